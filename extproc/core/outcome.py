@@ -1,0 +1,128 @@
+"""What a decision can be, and what comes back at a request's end.
+
+Owns the value types that cross the seams: `Route` and `Reject` go out of `decide`, `Outcome` comes
+in to `settle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+#: How many scores a reason's text names; the reason itself holds them all.
+REASON_SCORES_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reject:
+    """An answer without an upstream: status, machine-readable code, message, seconds to wait."""
+
+    status: int
+    code: str
+    message: str
+    retry_after_s: int | None = None
+
+
+class Named(Protocol):
+    """Whatever has an address: an endpoint, as a reason sees it."""
+
+    @property
+    def address(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why these endpoints, in this order.
+
+    `candidates[i]` scored `scores[i]`, lower is better, in the strategy's own unit; `best` are the
+    indexes of the chosen, in order. `removed` counts the pool's endpoints that were no candidates,
+    by cause; `degraded` says what was missing when the choice was made with less than it should.
+    """
+
+    strategy: str
+    candidates: Sequence[Named]
+    scores: Sequence[float]
+    best: Sequence[int]
+    removed: Mapping[str, int]
+    degraded: str = ""
+
+    def text(self) -> str:
+        """One line for people: strategy, the best few scores, what was left out and why."""
+        parts = [f"{self.strategy}:"]
+        shown = self.best[:REASON_SCORES_SHOWN]
+        parts += [f"{self.candidates[i].address}={self.scores[i]:.6g}" for i in shown]
+        if len(self.candidates) > len(shown):
+            parts.append(f"of {len(self.candidates)}")
+        parts += [f"-{count} {cause}" for cause, count in self.removed.items() if count]
+        if self.degraded:
+            parts.append(f"degraded: {self.degraded}")
+        return " ".join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """Work that a decision puts on an endpoint until the request ends.
+
+    `input_tokens` and `output_tokens` are predictions over all sequences; `permits` is how many of
+    the engine's request permits are taken.
+    """
+
+    id: str
+    tenant: str
+    model: str
+    pool: str
+    address: str
+    input_tokens: int
+    output_tokens: int
+    permits: int
+    prompt_bytes: int
+    stream: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer that the service itself knows (the model list, the gateway's health)."""
+
+    status: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routed:
+    """Go to `cluster`, trying `addresses` in order; `reservation` is what it costs."""
+
+    cluster: str
+    addresses: tuple[str, ...]
+    reservation: Reservation
+    reason: Reason
+
+
+class End(Enum):
+    """How a request ended, from most to least successful."""
+
+    OK = "ok"
+    REFUSED = "refused"  # 4xx of the engine: its answer, not a fault
+    ERROR = "error"  # 5xx, resets, timeouts
+    CLIENT_GONE = "client_gone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One access-log record, as the books need it. Times in nanoseconds, None where not seen.
+
+    `final` is false for the heartbeat of a request that still runs. `served_by` is the endpoint of
+    the last attempt, empty when none was reached.
+    """
+
+    reservation: Reservation
+    final: bool
+    status: int = 0
+    end: End = End.OK
+    served_by: str = ""
+    attempts: int = 0
+    duration_ns: int = 0
+    ttft_ns: int | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None

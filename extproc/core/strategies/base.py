@@ -1,0 +1,51 @@
+"""What a strategy is: candidates and work in, an order and its scores out."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Protocol
+
+from extproc.core.fleet import Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a request is predicted to cost, over all its sequences, in tokens."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """`scores[i]` of candidate i (lower is better, never NaN); `best` are indexes, best first."""
+
+    scores: Sequence[float]
+    best: Sequence[int]
+
+
+class Strategy(Protocol):
+    """A policy for choosing among endpoints that could all serve the request."""
+
+    name: str
+
+    def rank(self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random) -> Ranking:
+        """Rank the best `count` of at least one candidate."""
+        ...
+
+
+def lowest(candidates: Sequence[Endpoint], scores: Sequence[float], count: int) -> list[int]:
+    """Indexes of the `count` lowest scores; of equal ones the least recently picked comes first.
+
+    The tie rule matters: an idle fleet is all ties, and whatever breaks them by position sends
+    every request to the first endpoint.
+    """
+    if count == 1:
+        low = min(scores)
+        ties = [i for i, score in enumerate(scores) if score == low]
+        return [min(ties, key=lambda i: candidates[i].picked)] if len(ties) > 1 else ties
+    picks = [endpoint.picked for endpoint in candidates]
+    return [i for _, _, i in heapq.nsmallest(count, zip(scores, picks, range(len(picks)), strict=True))]

@@ -1,0 +1,1 @@
+"""What the service has seen: figures for people and machines. Decides nothing."""

@@ -1,0 +1,188 @@
+"""ext_proc messages: bytes to what a decision needs, and decisions to bytes.
+
+Owns the protobuf of the request path. Header values come as raw bytes; they are read as latin-1,
+which maps every byte to a character and so never fails.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from extproc._pb import ext_proc_pb2 as pb
+from extproc.core.contract import (
+    CLUSTER_HEADER,
+    DECISION_NAMESPACE,
+    LB_ENDPOINTS_KEY,
+    LB_NAMESPACE,
+    MODEL_HEADER,
+    POOL_KEY,
+    REASON_KEY,
+    TICKET_KEY,
+)
+from extproc.core.outcome import Answer, Reject, Routed
+from extproc.core.request import Dialect
+from extproc.wire import ticket
+from extproc.wire.dialect import error_body
+
+AUTHORIZATION = "authorization"
+API_KEY = "x-api-key"
+#: The headers that a decision reads; the rest is not even decoded.
+WANTED = frozenset(
+    {
+        ":method",
+        ":path",
+        AUTHORIZATION,
+        API_KEY,
+        "content-encoding",
+        "content-length",
+        MODEL_HEADER,
+        "x-request-id",
+    }
+)
+#: Of these a second copy is refused: which one counts would be anybody's guess.
+SINGLE = frozenset({AUTHORIZATION, API_KEY, MODEL_HEADER, "content-length", "content-encoding"})
+
+_OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """The request's headers: the wanted ones, lower-case; `repeated` names a forbidden second copy."""
+
+    values: dict[str, str]
+    end_of_stream: bool
+    repeated: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The request's whole body (BUFFERED mode delivers it in one message)."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """A phase that this service has no part in; `kind` is its field's name."""
+
+    kind: str
+
+
+Message = Headers | Body | Other
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What to send, and whether the exchange ends with it."""
+
+    data: bytes
+    end: bool
+    #: The reservation that the reply carries, so that a client's leaving can undo it.
+    reservation_id: str = field(default="")
+
+
+def read(data: bytes) -> Message:
+    """Decode one ProcessingRequest; raises google.protobuf.message.DecodeError on garbage."""
+    message = pb.ProcessingRequest.FromString(data)
+    kind = message.WhichOneof("request")
+    if kind == "request_body":
+        return Body(message.request_body.body)
+    if kind != "request_headers":
+        return Other(kind or "")
+    values: dict[str, str] = {}
+    repeated = ""
+    for header in message.request_headers.headers.headers:
+        key = header.key
+        if key in WANTED:
+            if key in values and key in SINGLE:
+                repeated = key
+            values[key] = header.raw_value.decode("latin-1") or header.value
+    return Headers(values, message.request_headers.end_of_stream, repeated)
+
+
+def _empty(kind: str) -> bytes:
+    response = pb.ProcessingResponse()
+    phase = getattr(response, kind)
+    # The oneof must be set, and its response too: a message without them is spurious to Envoy (500).
+    (phase.response if hasattr(phase, "response") else phase).SetInParent()
+    return response.SerializeToString()
+
+
+#: Go on, nothing changed: by phase.
+CONTINUE = {
+    kind: _empty(kind)
+    for kind in (
+        "request_headers",
+        "request_body",
+        "request_trailers",
+        "response_headers",
+        "response_body",
+        "response_trailers",
+    )
+}
+
+
+def routed(decision: Routed, phase: str) -> bytes:
+    """The decision as the answer to a phase (request_headers or request_body)."""
+    return _route(
+        phase,
+        decision.cluster,
+        ",".join(decision.addresses),
+        {
+            TICKET_KEY: ticket.write(decision.reservation),
+            POOL_KEY: decision.reservation.pool,
+            REASON_KEY: decision.reason.text(),
+        },
+    )
+
+
+def to_cluster(cluster: str, phase: str) -> bytes:
+    """Last resort: a cluster without endpoints or ticket; Envoy's own balancer chooses."""
+    return _route(phase, cluster, "", {POOL_KEY: cluster, REASON_KEY: "degraded: no decision"})
+
+
+def _route(phase: str, cluster: str, endpoints: str, about: dict[str, str]) -> bytes:
+    response = pb.ProcessingResponse()
+    common = getattr(response, phase).response
+    common.clear_route_cache = True
+    mutation = common.header_mutation
+    option = mutation.set_headers.add()
+    option.header.key = CLUSTER_HEADER
+    option.header.raw_value = cluster.encode()
+    option.append_action = _OVERWRITE
+    # The key opened our door; the engine has no use for it, and its logs no right to it.
+    mutation.remove_headers.extend((AUTHORIZATION, API_KEY))
+    metadata = response.dynamic_metadata.fields
+    if endpoints:
+        metadata[LB_NAMESPACE].struct_value.fields[LB_ENDPOINTS_KEY].string_value = endpoints
+    fields = metadata[DECISION_NAMESPACE].struct_value.fields
+    for key, value in about.items():
+        fields[key].string_value = value
+    return response.SerializeToString()
+
+
+def immediate(answer: Answer | Reject, dialect: Dialect) -> bytes:
+    """An answer that no upstream sees."""
+    response = pb.ProcessingResponse()
+    out = response.immediate_response
+    out.status.code = answer.status
+    _set(out.headers, "content-type", "application/json")
+    if isinstance(answer, Answer):
+        out.body = answer.body
+        out.details = "steersman_answered"
+    else:
+        out.body = error_body(answer, dialect)
+        # %RESPONSE_CODE_DETAILS% must hold no blanks.
+        out.details = f"steersman_{answer.code}"
+        if answer.retry_after_s is not None:
+            _set(out.headers, "retry-after", str(answer.retry_after_s))
+        if answer.status == 401:
+            _set(out.headers, "www-authenticate", "Bearer")
+    return response.SerializeToString()
+
+
+def _set(mutation: pb.HeaderMutation, key: str, value: str) -> None:
+    option = mutation.set_headers.add()
+    option.header.key = key
+    option.header.raw_value = value.encode()
+    option.append_action = _OVERWRITE

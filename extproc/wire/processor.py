@@ -1,0 +1,281 @@
+"""One ext_proc stream as a state machine: bytes of a message in, bytes of a message out.
+
+Owns the order of the phases and what becomes of an exception: a degraded decision, counted, never a
+500. No I/O: any transport that carries messages may drive it.
+
+    await headers ── no body follows ──▶ done        (decided, answered or refused)
+          └─ body follows ──▶ await body ──▶ done    (decided or refused)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from enum import Enum, auto
+
+import msgspec
+
+from extproc.core.contract import MODEL_HEADER
+from extproc.core.decide import MODEL_SHOWN_MAX
+from extproc.core.desk import Desk
+from extproc.core.outcome import Answer, Reject
+from extproc.core.request import Dialect, Kind, Request, Route, bad_request, find_route, parse
+from extproc.core.tenant import ANONYMOUS, Directory, Tenant
+from extproc.observe.tally import Tally
+from extproc.wire import codec
+from extproc.wire.codec import Reply
+
+log = logging.getLogger(__name__)
+
+#: Nanoseconds between two log lines about the same failing decision path.
+FAILURE_LOG_EVERY_NS = 1_000_000_000
+
+
+class Processor:
+    """What all streams share."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        directory: Directory,
+        tally: Tally,
+        *,
+        decisions_concurrent_max: int,
+        body_bytes_max: int,
+        clock: Callable[[], int],
+    ) -> None:
+        self.desk = desk
+        self.directory = directory
+        self.tally = tally
+        self.decisions_concurrent_max = decisions_concurrent_max
+        self.body_bytes_max = body_bytes_max
+        self.clock = clock
+        self.open_exchanges = 0
+        self._logged_ns = -FAILURE_LOG_EVERY_NS
+
+    def open(self) -> Exchange:
+        """A new stream; `close` it when it ends, however it ends."""
+        self.open_exchanges += 1
+        return Exchange(self)
+
+    def failed(self, error: Exception, what: str) -> None:
+        """Count an exception of ours, and log it now and then with its traceback."""
+        self.desk.counts[f"exception.{what}"] += 1
+        now_ns = self.clock()
+        if now_ns - self._logged_ns >= FAILURE_LOG_EVERY_NS:
+            self._logged_ns = now_ns
+            log.error("%s failed; going on without", what, exc_info=error)
+
+
+class _State(Enum):
+    AWAIT_HEADERS = auto()
+    AWAIT_BODY = auto()
+    DONE = auto()
+
+
+class Exchange:
+    """One request's stream."""
+
+    __slots__ = ("_dialect", "_model", "_processor", "_reservation_id", "_route", "_state", "_tenant")
+
+    def __init__(self, processor: Processor) -> None:
+        self._processor = processor
+        self._state = _State.AWAIT_HEADERS
+        self._dialect = Dialect.OPENAI
+        self._route: Route | None = None
+        self._tenant: Tenant = ANONYMOUS
+        self._model: str | None = None
+        self._reservation_id = ""
+
+    def receive(self, data: bytes) -> Reply:
+        """Answer one message. Raises only on bytes that are no ProcessingRequest."""
+        message = codec.read(data)
+        if isinstance(message, codec.Headers) and self._state is _State.AWAIT_HEADERS:
+            return self._on_headers(message)
+        if isinstance(message, codec.Body) and self._state is _State.AWAIT_BODY:
+            return self._on_body(message.data, "request_body")
+        # A phase we did not ask for: somebody else's Envoy configuration. Let it pass.
+        self._processor.desk.counts["phase.unexpected"] += 1
+        kind = message.kind if isinstance(message, codec.Other) else _phase_of(message)
+        return Reply(codec.CONTINUE.get(kind, codec.CONTINUE["request_headers"]), end=False)
+
+    def delivered(self) -> None:
+        """The final reply went out whole: from here on the access log settles."""
+        self._reservation_id = ""
+
+    def close(self) -> None:
+        """The stream is over; a decision that was not delivered is undone."""
+        self._processor.open_exchanges -= 1
+        self._state = _State.DONE
+        self._undo()
+
+    def _on_headers(self, headers: codec.Headers) -> Reply:
+        try:
+            answer = self._screen(headers)
+        except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
+            # Who asks is unknown, and a stranger is not let in by a fault of ours.
+            self._processor.failed(error, "screening")
+            answer = Reject(
+                status=503,
+                code="internal",
+                message="the gateway could not read this request",
+                retry_after_s=1,
+            )
+        if isinstance(answer, Reject):
+            self._processor.desk.counts[f"rejected.{answer.code}"] += 1
+        if answer is not None:
+            return self._answer(answer)
+        if headers.end_of_stream:
+            return self._on_body(b"", "request_headers")
+        self._state = _State.AWAIT_BODY
+        return Reply(codec.CONTINUE["request_headers"], end=False)
+
+    def _screen(self, headers: codec.Headers) -> Answer | Reject | None:
+        """Everything that can be said before the body comes; None lets it come."""
+        processor, values = self._processor, headers.values
+        method, path = values.get(":method", ""), values.get(":path", "")
+        route, self._dialect = find_route(method, path)
+        if headers.repeated:
+            return bad_request(f"the header '{headers.repeated}' was sent twice; send it once")
+        if route is not None and route.kind is Kind.HEALTH:
+            return self._health()
+        identity = processor.directory.identify(values.get(codec.AUTHORIZATION), values.get(codec.API_KEY))
+        if isinstance(identity, Reject):
+            return identity
+        self._tenant = identity
+        if route is None:
+            bare = path.partition("?")[0]
+            return Reject(status=404, code="not_found", message=f"no route {method} {bare}")
+        if route.kind is Kind.MODELS:
+            return self._models()
+        self._route, self._model = route, values.get(MODEL_HEADER)
+        if processor.open_exchanges > processor.decisions_concurrent_max:
+            processor.desk.counts["bound.decisions_concurrent_max"] += 1
+            return Reject(
+                status=429,
+                code="overloaded",
+                message="the gateway decides as many requests as it may",
+                retry_after_s=1,
+            )
+        encoding = values.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            return Reject(
+                status=415,
+                code="unsupported_encoding",
+                message=f"the body is {encoding[:32]}-encoded; send it plain",
+            )
+        if _exceeds(values.get("content-length", ""), processor.body_bytes_max):
+            return _too_large(processor.body_bytes_max)
+        return None
+
+    def _on_body(self, body: bytes, phase: str) -> Reply:
+        """Decide; should that fail, decide with less; should that fail, leave it to Envoy."""
+        processor, route = self._processor, self._route
+        assert route is not None
+        self._state = _State.DONE
+        # A body without a length was not measured by its headers.
+        refused = _too_large(processor.body_bytes_max) if len(body) > processor.body_bytes_max else None
+        try:
+            request = refused or parse(route, body)
+            if isinstance(request, Reject):
+                processor.desk.counts[f"rejected.{request.code}"] += 1
+                return self._answer(request)
+            return self._decide(request, phase)
+        except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
+            self._undo()
+            processor.failed(error, "decision")
+        try:
+            return self._decide(_bare_request(route, body), phase, degraded="internal error")
+        except Exception as error:  # noqa: BLE001 (the same law, once more)
+            self._undo()
+            processor.failed(error, "degraded decision")
+        return self._last_resort(body, phase)
+
+    def _decide(self, request: Request, phase: str, *, degraded: str = "") -> Reply:
+        processor = self._processor
+        decision = processor.desk.admit(
+            self._with_model(request), self._tenant, now_ns=processor.clock(), degraded=degraded
+        )
+        if isinstance(decision, Reject):
+            return self._answer(decision)
+        self._reservation_id = decision.reservation.id
+        reply = Reply(codec.routed(decision, phase), end=True, reservation_id=decision.reservation.id)
+        processor.tally.decided(self._tenant.name, decision)
+        return reply
+
+    def _undo(self) -> None:
+        """Release what this exchange reserved and did not deliver."""
+        if self._reservation_id:
+            self._processor.desk.cancel(self._reservation_id)
+            self._reservation_id = ""
+
+    def _with_model(self, request: Request) -> Request:
+        """The model header counts where the body names none."""
+        if request.model is None and self._model:
+            return replace(request, model=self._model)
+        return request
+
+    def _last_resort(self, body: bytes, phase: str) -> Reply:
+        """Neither way could decide: Envoy's own balancer over the model's pool takes it."""
+        desk = self._processor.desk
+        model = _model_of(body) or self._model or self._tenant.default_model or desk.default_model
+        pool = desk.fleet.pool_of(model)
+        allowed = self._tenant.models is None or model in self._tenant.models
+        if pool is None or not allowed:
+            message = f"no model {model[:MODEL_SHOWN_MAX]!r} here"
+            return self._answer(Reject(status=404, code="model_not_found", message=message))
+        desk.counts["routed.last_resort"] += 1
+        return Reply(codec.to_cluster(pool.cluster, phase), end=True)
+
+    def _answer(self, answer: Answer | Reject) -> Reply:
+        self._state = _State.DONE
+        if isinstance(answer, Reject) and answer.status != 401:
+            self._processor.tally.rejected(self._tenant.name)
+        return Reply(codec.immediate(answer, self._dialect), end=True)
+
+    def _health(self) -> Answer | Reject:
+        ready = sum(endpoint.ready for endpoint in self._processor.desk.fleet.endpoints)
+        if ready:
+            return Answer(status=200, body=b'{"status":"ok","ready_endpoints":%d}' % ready)
+        return Reject(status=503, code="no_ready_endpoint", message="no replica is ready", retry_after_s=5)
+
+    def _models(self) -> Answer:
+        allowed = self._tenant.models
+        names = [n for n in self._processor.desk.fleet.models if allowed is None or n in allowed]
+        listed = [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in names]
+        return Answer(status=200, body=msgspec.json.encode({"object": "list", "data": listed}))
+
+
+def _exceeds(length: str, bound: int) -> bool:
+    """Whether a Content-Length says more than a bound; what is no number says nothing."""
+    digits = length.lstrip("0")
+    if not (digits.isascii() and digits.isdigit()):
+        return False
+    # By the number of digits first: Python refuses to read an integer of 4,301.
+    return len(digits) > len(str(bound)) or int(digits) > bound
+
+
+def _too_large(bound: int) -> Reject:
+    return Reject(status=413, code="body_too_large", message=f"the body is too large; at most {bound} bytes")
+
+
+class _Named(msgspec.Struct):
+    model: str | None = None
+
+
+def _model_of(body: bytes) -> str | None:
+    """The model that a body names, read with as little as can go wrong."""
+    try:
+        return msgspec.json.decode(body, type=_Named).model
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _bare_request(route: Route, body: bytes) -> Request:
+    """What is left of a request when reading it failed: its model and its size."""
+    return Request(kind=route.kind, dialect=route.dialect, model=_model_of(body), prompt_bytes=len(body))
+
+
+def _phase_of(message: codec.Headers | codec.Body) -> str:
+    return "request_headers" if isinstance(message, codec.Headers) else "request_body"

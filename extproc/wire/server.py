@@ -1,0 +1,201 @@
+"""The gRPC server: carries messages between Envoy and the processor, and nothing else.
+
+Owns grpc.aio, the addresses, the health service and the drain. Handlers take and give raw bytes, so
+another transport can stand here without touching what decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from extproc._pb import health_pb2
+from extproc.core.outcome import Outcome
+from extproc.wire import accesslog
+from extproc.wire.processor import Processor
+
+log = logging.getLogger(__name__)
+
+EXT_PROC = "envoy.service.ext_proc.v3.ExternalProcessor"
+ACCESS_LOG = "envoy.service.accesslog.v3.AccessLogService"
+HEALTH = "grpc.health.v1.Health"
+STATUS = "steersman.status.v1.Status"
+
+#: The health service answers for these names; the empty one is the server as a whole.
+HEALTH_NAMES = frozenset({"", EXT_PROC})
+#: How long no exchange may be open before a drain is over: Envoy's health check must notice first.
+DRAIN_QUIET_S = 1.0
+#: A gRPC message may be larger than the body it carries by this much (headers, framing).
+MESSAGE_SLACK_BYTES = 1024 * 1024
+
+#: How long a unix socket may take to accept before it counts as somebody's.
+PROBE_S = 0.5
+
+_SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING).SerializeToString()
+_NOT_SERVING = health_pb2.HealthCheckResponse(
+    status=health_pb2.HealthCheckResponse.NOT_SERVING
+).SerializeToString()
+_UNKNOWN = health_pb2.HealthCheckResponse(
+    status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+).SerializeToString()
+
+
+class BindError(OSError):
+    """An address cannot be listened on; the message names it and the mend."""
+
+
+class Server:
+    """ext_proc, access log, health and status on one grpc.aio server."""
+
+    def __init__(
+        self,
+        processor: Processor,
+        *,
+        settle: Callable[[Outcome], None],
+        status: Callable[[], bytes],
+        message_bytes_max: int,
+    ) -> None:
+        self.processor = processor
+        self._settle = settle
+        self._status = status
+        self._draining = asyncio.Event()
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", message_bytes_max + MESSAGE_SLACK_BYTES),
+                # Two services on one port would share its connections by chance.
+                ("grpc.so_reuseport", 0),
+                # Envoy keeps one connection for long; its keepalive pings are no attack.
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            ]
+        )
+        self._server.add_generic_rpc_handlers(
+            (
+                _service(EXT_PROC, Process=grpc.stream_stream_rpc_method_handler(self._process)),
+                _service(ACCESS_LOG, StreamAccessLogs=grpc.stream_unary_rpc_method_handler(self._access_log)),
+                _service(
+                    HEALTH,
+                    Check=grpc.unary_unary_rpc_method_handler(self._health_check),
+                    Watch=grpc.unary_stream_rpc_method_handler(self._health_watch),
+                ),
+                _service(STATUS, Get=grpc.unary_unary_rpc_method_handler(self._get_status)),
+            )
+        )
+
+    async def start(self, addresses: Sequence[str]) -> list[str]:
+        """Listen; returns the addresses with the real ports. Raises BindError."""
+        try:
+            bound = [self._bind(address) for address in addresses]
+        except BindError:
+            await self._server.stop(None)  # lets go of the addresses bound before
+            raise
+        await self._server.start()
+        return bound
+
+    def _bind(self, address: str) -> str:
+        if address.startswith("unix:"):
+            path = Path(address.removeprefix("unix:"))
+            if not path.parent.is_dir():
+                raise BindError(f"cannot listen on {address}: {path.parent} is not a folder; make it first")
+            # grpc replaces any socket it finds: right for one left by a killed predecessor, but a living
+            # one would go on without its clients and know nothing of it.
+            if path.is_socket() and _answers(path):
+                raise BindError(_taken(address))
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise BindError(_taken(address)) from error
+        return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+    async def drain(self, timeout_s: float) -> None:
+        """Say NOT_SERVING, serve what still comes, stop when it has been quiet or time is up."""
+        self._draining.set()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        quiet_since = loop.time()
+        while loop.time() < deadline and loop.time() - quiet_since < DRAIN_QUIET_S:
+            if self.processor.open_exchanges:
+                quiet_since = loop.time()
+            await asyncio.sleep(0.02)
+        # What remains are Envoy's standing streams (access log, health watch): nothing is cut.
+        await self._server.stop(grace=0.2)
+
+    async def _process(self, _: AsyncIterator[bytes], context: Any) -> None:
+        exchange = self.processor.open()
+        try:
+            while True:
+                data = await context.read()
+                if data is grpc.aio.EOF:
+                    return
+                try:
+                    reply = exchange.receive(data)
+                except DecodeError:
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a ProcessingRequest")
+                await context.write(reply.data)
+                if reply.end:
+                    # Ending the stream here is what lets every token stream outlive this process.
+                    exchange.delivered()
+                    return
+        finally:
+            exchange.close()
+
+    async def _access_log(self, messages: AsyncIterator[bytes], _: Any) -> bytes:
+        async for data in messages:
+            try:
+                for outcome in accesslog.read(data):
+                    self._settle_one(outcome)
+            except Exception as error:  # noqa: BLE001 (a bad message must not end the stream of good ones)
+                self.processor.failed(error, "access log")
+        return b""
+
+    def _settle_one(self, outcome: Outcome) -> None:
+        try:
+            self._settle(outcome)
+        except Exception as error:  # noqa: BLE001 (nor must a bad record lose the others of its message)
+            self.processor.failed(error, "settling")
+
+    def _health(self, request: bytes) -> bytes:
+        if health_pb2.HealthCheckRequest.FromString(request).service not in HEALTH_NAMES:
+            return _UNKNOWN
+        return _NOT_SERVING if self._draining.is_set() else _SERVING
+
+    async def _health_check(self, request: bytes, context: Any) -> bytes:
+        answer = self._health(request)
+        if answer is _UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+        return answer
+
+    async def _health_watch(self, request: bytes, _: Any) -> AsyncIterator[bytes]:
+        yield self._health(request)
+        await self._draining.wait()
+        yield self._health(request)
+
+    async def _get_status(self, _: bytes, __: Any) -> bytes:
+        return self._status()
+
+
+def _taken(address: str) -> str:
+    return f"cannot listen on {address}: it is taken or not this machine's; free it or change service.listen"
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens on a unix socket; its file alone says nothing."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(PROBE_S)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True  # no answer in time, or no right to ask: not ours to remove
+    return True
+
+
+def _service(name: str, **methods: Any) -> Any:
+    return grpc.method_handlers_generic_handler(name, methods)

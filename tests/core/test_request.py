@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from extproc.core.outcome import Reject
+from extproc.core.request import ROUTES, SEQUENCES_MAX, Dialect, Kind, Request, Route, find_route, parse
+
+CHAT, COMPLETION, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
+SAY = [{"role": "user", "content": "hi"}]
+
+
+def route_of(path: str, method: str = "POST") -> Route:
+    route, _ = find_route(method, path)
+    assert route is not None
+    return route
+
+
+def read(path: str, body: Any) -> Request | Reject:
+    return parse(route_of(path), body if isinstance(body, bytes) else json.dumps(body).encode())
+
+
+def good(path: str, body: Any) -> Request:
+    request = read(path, body)
+    assert isinstance(request, Request), request
+    return request
+
+
+def bad(path: str, body: Any) -> str:
+    reject = read(path, body)
+    assert isinstance(reject, Reject), reject
+    assert (reject.status, reject.code) == (400, "invalid_request")
+    return reject.message
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "kind", "dialect"),
+    [
+        ("POST", "/v1/chat/completions", Kind.CHAT, Dialect.OPENAI),
+        ("POST", "/v1/completions", Kind.COMPLETION, Dialect.OPENAI),
+        ("GET", "/v1/models", Kind.MODELS, Dialect.OPENAI),
+        ("POST", "/generate", Kind.GENERATE, Dialect.TGI),
+        ("POST", "/generate_stream", Kind.GENERATE_STREAM, Dialect.TGI),
+        ("POST", "/", Kind.COMPAT, Dialect.TGI),
+        ("GET", "/", Kind.HEALTH, Dialect.TGI),
+        ("POST", "/tokenize", Kind.TOKENIZE, Dialect.TGI),
+        ("POST", "/chat_tokenize", Kind.TOKENIZE, Dialect.TGI),
+        ("GET", "/info", Kind.INFO, Dialect.TGI),
+        ("GET", "/health", Kind.HEALTH, Dialect.TGI),
+    ],
+)
+def test_every_route(method: str, path: str, kind: Kind, dialect: Dialect) -> None:
+    """Each path and method has its kind and dialect, with or without a query."""
+    for spelled in (path, f"{path}?", f"{path}?a=/v1/models"):
+        assert find_route(method, spelled) == (Route(method, kind, dialect), dialect)
+
+
+def test_the_route_table_is_covered() -> None:
+    """A route added to the table must be added to the test above."""
+    assert sum(map(len, ROUTES.values())) == 11
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "dialect"),
+    [
+        ("HEAD", "/health", Dialect.TGI),
+        ("OPTIONS", "/v1/chat/completions", Dialect.OPENAI),
+        ("GET", "/v1/chat/completions", Dialect.OPENAI),
+        ("POST", "/v1/embeddings", Dialect.OPENAI),
+        ("POST", "/v1/chat/completions/", Dialect.OPENAI),
+        ("POST", "/v1/chat%2Fcompletions", Dialect.OPENAI),
+        ("POST", "//generate", Dialect.TGI),
+        ("POST", "/GENERATE", Dialect.TGI),
+        ("post", "/generate", Dialect.TGI),
+        ("CONNECT", "", Dialect.TGI),
+    ],
+)
+def test_no_route(method: str, path: str, dialect: Dialect) -> None:
+    """What is not in the table has no route, but a dialect to be told so in."""
+    assert find_route(method, path) == (None, dialect)
+
+
+def test_chat() -> None:
+    """A chat request yields model, stream, limit, sequences and the length of its text."""
+    body = {"model": "m", "messages": SAY, "stream": True, "max_tokens": 9, "n": 3, "temperature": 0.5}
+    assert good(CHAT, body) == Request(
+        kind=Kind.CHAT,
+        dialect=Dialect.OPENAI,
+        model="m",
+        stream=True,
+        max_new_tokens=9,
+        sequences=3,
+        prompt_bytes=2,
+        segments=("hi",),
+    )
+
+
+def test_max_completion_tokens_wins() -> None:
+    """The newer limit counts before the older, also when it is 0."""
+    assert good(CHAT, {"messages": SAY, "max_tokens": 9, "max_completion_tokens": 0}).max_new_tokens == 0
+
+
+def test_chat_parts() -> None:
+    """Text parts are the prompt, image parts are counted, and other parts pass."""
+    parts = [
+        {"type": "text", "text": "what is "},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 1000}},
+        {"type": "input_audio", "input_audio": {"data": "AAAA"}},
+        {"type": "text", "text": "this?"},
+    ]
+    request = good(CHAT, {"messages": [{"role": "system", "content": "Be kind."}, {"content": parts}]})
+    assert request.segments == ("Be kind.", "what is ", "this?")
+    assert (request.images, request.prompt_bytes) == (1, 21)
+
+
+def test_chat_messages_without_content() -> None:
+    """An assistant's tool calls carry no content; neither do nulls."""
+    messages = [{"role": "assistant", "tool_calls": [{"id": "1"}]}, {"content": None}, *SAY]
+    assert good(CHAT, {"messages": messages}).segments == ("hi",)
+
+
+def test_nulls_mean_absent() -> None:
+    """Client libraries send null for what the user left out."""
+    names = ("model", "stream", "max_tokens", "max_completion_tokens", "n")
+    assert good(CHAT, {"messages": SAY, **dict.fromkeys(names)}) == good(CHAT, {"messages": SAY})
+    names = ("model", "stream", "max_tokens", "n", "best_of")
+    assert good(COMPLETION, {"prompt": "a", **dict.fromkeys(names)}) == good(COMPLETION, {"prompt": "a"})
+    body = {"inputs": "a", "parameters": {"max_new_tokens": None, "best_of": None}, "stream": None}
+    assert good(GENERATE, body) == good(GENERATE, {"inputs": "a"})
+    assert good(GENERATE, {"inputs": "a", "parameters": None}) == good(GENERATE, {"inputs": "a"})
+
+
+def test_an_empty_model_is_none() -> None:
+    """`"model": ""` names nothing."""
+    assert good(CHAT, {"messages": SAY, "model": ""}).model is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "sequences", "tokens", "size"),
+    [
+        ("abc", {}, 1, None, 3),
+        ("", {}, 1, None, 0),
+        ("abc", {"n": 2}, 2, None, 3),
+        ("abc", {"n": 2, "best_of": 5}, 5, None, 3),
+        (["ab", "cde"], {}, 2, None, 5),
+        (["ab", "cde"], {"n": 3}, 6, None, 5),
+        ([1, 2, 3], {}, 1, 3, 0),
+        ([10**25], {}, 1, 1, 0),
+        ([[1, 2], [3]], {"n": 2}, 4, 3, 0),
+        ([[]], {}, 1, 0, 0),
+        ("é", {}, 1, None, 2),
+        ("🙂", {}, 1, None, 4),
+    ],
+)
+def test_completion_prompts(
+    prompt: Any, options: dict[str, int], sequences: int, tokens: int | None, size: int
+) -> None:
+    """Texts count bytes and token arrays tokens; sequences are prompts times the larger of n, best_of."""
+    request = good(COMPLETION, {"prompt": prompt, **options})
+    assert (request.sequences, request.prompt_tokens, request.prompt_bytes) == (sequences, tokens, size)
+
+
+@pytest.mark.parametrize("prompt", [[1, "a"], ["a", 1], [True], [1.5], [None], [{}], [[1], "a"]])
+def test_completion_prompt_of_mixed_kinds(prompt: Any) -> None:
+    """A list is of one kind."""
+    assert bad(COMPLETION, {"prompt": prompt}) == (
+        "'prompt' is not text, a list of texts, token ids or lists of token ids"
+    )
+
+
+def test_generate() -> None:
+    """TGI's own route: inputs and parameters; `stream` is the path's, not the body's."""
+    body = {"inputs": "été", "parameters": {"max_new_tokens": 7, "best_of": 2, "seed": 1}, "stream": True}
+    request = good(GENERATE, body)
+    assert request == Request(
+        kind=Kind.GENERATE,
+        dialect=Dialect.TGI,
+        max_new_tokens=7,
+        sequences=2,
+        prompt_bytes=5,
+        segments=("été",),
+    )
+    assert good("/generate_stream", body).stream
+    assert good("/", body).stream
+    assert not good("/", {"inputs": "a"}).stream
+    assert not good("/", {"inputs": "a", "stream": False}).stream
+
+
+def test_tokenize() -> None:
+    """Tokenizing takes text or messages and generates nothing."""
+    assert good("/tokenize", {"inputs": "abc"}).max_new_tokens == 0
+    assert good("/chat_tokenize", {"messages": SAY}).segments == ("hi",)
+    assert bad("/tokenize", {}) == "'inputs' is missing"
+
+
+def test_info_reads_no_body() -> None:
+    """A GET's body is nobody's business."""
+    request = parse(route_of("/info", "GET"), b"\xff not json")
+    assert isinstance(request, Request)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (CHAT, {}, "'messages' is missing or empty"),
+        (CHAT, {"messages": []}, "'messages' is missing or empty"),
+        (CHAT, {"messages": None}, "'messages' is missing or empty"),
+        (COMPLETION, {}, "'prompt' is missing"),
+        (COMPLETION, {"prompt": []}, "'prompt' is missing"),
+        (GENERATE, {}, "'inputs' is missing"),
+        (GENERATE, {"inputs": None}, "'inputs' is missing"),
+        (CHAT, {"messages": SAY, "max_tokens": -1}, "'max_tokens' cannot be negative"),
+        (
+            GENERATE,
+            {"inputs": "", "parameters": {"max_new_tokens": -1}},
+            "'max_new_tokens' cannot be negative",
+        ),
+        (CHAT, {"messages": SAY, "n": 0}, f"'n' must be within 1 to {SEQUENCES_MAX}"),
+        (CHAT, {"messages": SAY, "n": 10**30}, f"'n' must be within 1 to {SEQUENCES_MAX}"),
+        (COMPLETION, {"prompt": "", "n": -1}, f"'n' must be within 1 to {SEQUENCES_MAX}"),
+        (COMPLETION, {"prompt": "", "best_of": -3}, f"'best_of' must be within 1 to {SEQUENCES_MAX}"),
+        (COMPLETION, {"prompt": ["a"] * 600, "n": 2}, f"'n × prompts' must be within 1 to {SEQUENCES_MAX}"),
+        (
+            GENERATE,
+            {"inputs": "", "parameters": {"best_of": 0}},
+            f"'best_of' must be within 1 to {SEQUENCES_MAX}",
+        ),
+    ],
+)
+def test_missing_and_out_of_range(path: str, body: Any, message: str) -> None:
+    """What is missing or out of range is said by name."""
+    assert bad(path, body) == message
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "where"),
+    [
+        (CHAT, {"messages": "x"}, "$.messages`"),
+        (CHAT, {"messages": [None]}, "$.messages[0]`"),
+        (CHAT, {"messages": [*SAY, {"content": 5}]}, "$.messages[1].content`"),
+        (CHAT, {"messages": [{"content": ["s"]}]}, "$.messages[0].content[0]`"),
+        (CHAT, {"messages": [{"content": [{"text": 5}]}]}, "$.messages[0].content[0].text`"),
+        (CHAT, {"messages": SAY, "max_tokens": "9"}, "$.max_tokens`"),
+        (CHAT, {"messages": SAY, "max_tokens": 1.5}, "$.max_tokens`"),
+        (CHAT, {"messages": SAY, "n": True}, "$.n`"),
+        (CHAT, {"messages": SAY, "stream": "yes"}, "$.stream`"),
+        (CHAT, {"messages": SAY, "stream": 1}, "$.stream`"),
+        (CHAT, {"messages": SAY, "model": ["m"]}, "$.model`"),
+        (COMPLETION, {"prompt": {}}, "$.prompt`"),
+        (GENERATE, {"inputs": ["x"]}, "$.inputs`"),
+        (GENERATE, {"inputs": "x", "parameters": []}, "$.parameters`"),
+        (GENERATE, {"inputs": "x", "parameters": {"best_of": "2"}}, "$.parameters.best_of`"),
+        ("/tokenize", {"inputs": 1}, "$.inputs`"),
+        (CHAT, [1], "got `array`"),
+        (CHAT, b"null", "got `null`"),
+    ],
+)
+def test_wrong_types_are_said_with_their_path(path: str, body: Any, where: str) -> None:
+    """A field that is read and has the wrong type is the client's mistake, said with its path."""
+    message = bad(path, body)
+    assert message.startswith("the body does not fit: ")
+    assert message.endswith(where)
+
+
+@pytest.mark.parametrize(
+    "body", [b"{", b"\xff{}", b"{} x", b"'a'", b"\xef\xbb\xbf{}", b'{"messages":[{"content":"\\ud800"}]}']
+)
+def test_malformed_json(body: bytes) -> None:
+    """What is no JSON is said to be none."""
+    assert bad(CHAT, body).startswith("the body is not valid JSON: ")
+
+
+def test_an_empty_body() -> None:
+    """An empty body is named as such in every route that reads one."""
+    for path in (CHAT, COMPLETION, GENERATE, "/generate_stream", "/", "/tokenize", "/chat_tokenize"):
+        assert bad(path, b"") == "the body is empty"
+
+
+def test_invalid_utf8() -> None:
+    """Text that is read must be UTF-8; what is not read is the engine's business."""
+    assert bad(CHAT, b'{"messages":[{"content":"\xff"}]}').startswith("the body is not UTF-8: ")
+    assert good(CHAT, b'{"x":"\xff","messages":[{"content":"a"}]}').prompt_bytes == 1
+
+
+def test_deep_nesting() -> None:
+    """Nesting as deep as a body allows is refused, not crashed on."""
+    assert bad(CHAT, b'{"x":' + b"[" * 500_000 + b"]" * 500_000 + b"}") == "the body is nested too deeply"
+    assert bad(COMPLETION, b'{"prompt":' + b"[" * 500_000) == "the body is nested too deeply"
+
+
+def test_huge_numbers() -> None:
+    """A limit of any size is a limit, and a number too long to print is still answered with 400."""
+    assert good(CHAT, {"messages": SAY, "max_tokens": 10**30}).max_new_tokens == 10**30
+    long = b"9" * 5_000
+    for body in (b'"n":' + long, b'"n":-' + long, b'"max_tokens":-' + long, b'"n":1e400'):
+        assert bad(CHAT, b'{"messages":[{"content":"a"}],' + body + b"}")
+
+
+def test_the_last_of_repeated_keys_counts() -> None:
+    """As in most JSON readers."""
+    assert good(CHAT, b'{"model":"a","model":"b","messages":[{"content":"a"}]}').model == "b"
+
+
+def test_a_long_prompt() -> None:
+    """400 KB of text keep their length, in ASCII and beyond it."""
+    assert good(CHAT, {"messages": [{"content": "a" * 400_000}]}).prompt_bytes == 400_000
+    body = json.dumps({"prompt": "é" * 200_000}, ensure_ascii=False).encode()
+    assert good(COMPLETION, body).prompt_bytes == 400_000

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import contextlib
+import json
+from random import Random
+
+import msgspec
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extproc._pb import access_log_pb2
+from extproc._pb import ext_proc_pb2 as pb
+from extproc.core import contract
+from extproc.core.desk import Desk, DeskLimits
+from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.outcome import Outcome, Reject, Reservation
+from extproc.core.request import ROUTES, Dialect, Request, parse
+from extproc.core.tenant import Directory, Tenant, hash_key
+from extproc.observe.tally import Tally
+from extproc.wire import accesslog, codec, ticket
+from extproc.wire.dialect import error_body
+from extproc.wire.processor import Processor
+
+counts = st.integers(0, 2**63 - 1)
+reservations = st.builds(
+    Reservation,
+    id=st.text(),
+    tenant=st.text(),
+    model=st.text(),
+    pool=st.text(),
+    address=st.text(),
+    input_tokens=counts,
+    output_tokens=counts,
+    permits=counts,
+    prompt_bytes=counts,
+    stream=st.booleans(),
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+field_names = st.sampled_from(
+    [
+        "messages",
+        "prompt",
+        "inputs",
+        "parameters",
+        "content",
+        "type",
+        "text",
+        "n",
+        "best_of",
+        "model",
+        "stream",
+    ]
+)
+bodies = st.binary() | st.builds(
+    lambda value: json.dumps(value).encode(),
+    json_values | st.dictionaries(field_names, json_values | st.dictionaries(field_names, json_values)),
+)
+#: Anything a header can be: wanted names and others, with any bytes.
+header_lists = st.lists(st.tuples(st.sampled_from(sorted(codec.WANTED)) | st.text(max_size=20), st.binary()))
+methods = st.sampled_from([b"GET", b"POST", b"HEAD", b"\xff"])
+paths = st.sampled_from([path.encode() for path in ROUTES]) | st.binary()
+
+
+@given(reservations)
+def test_a_ticket_round_trips(reservation: Reservation) -> None:
+    """Any reservation comes back as it was."""
+    assert ticket.read(ticket.write(reservation)) == reservation
+
+
+@given(st.text() | st.builds(json.dumps, json_values))
+def test_no_text_breaks_the_ticket(text: str) -> None:
+    """What is no ticket of ours is None."""
+    assert ticket.read(text) is None
+
+
+@given(st.sampled_from([route for routes in ROUTES.values() for route in routes]), bodies)
+@settings(max_examples=300)
+def test_any_body_is_a_request_or_a_400(route: object, body: bytes) -> None:
+    """Parsing raises nothing, and what it accepts is within its bounds."""
+    parsed = parse(route, body)  # type: ignore[arg-type]
+    if isinstance(parsed, Reject):
+        assert parsed.status == 400
+        error_body(parsed, Dialect.OPENAI)
+        return
+    assert isinstance(parsed, Request)
+    assert parsed.sequences >= 1
+    assert parsed.prompt_bytes >= 0
+    assert parsed.max_new_tokens is None or parsed.max_new_tokens >= 0
+
+
+def headers_message(headers: list[tuple[str, bytes]], *, end: bool) -> bytes:
+    message = pb.ProcessingRequest()
+    message.request_headers.end_of_stream = end
+    for key, value in headers:
+        header = message.request_headers.headers.headers.add()
+        header.key, header.raw_value = key, value
+    return message.SerializeToString()
+
+
+@given(header_lists)
+def test_any_header_bytes_are_read(headers: list[tuple[str, bytes]]) -> None:
+    """Every wanted header is a text, whatever its bytes."""
+    message = codec.read(headers_message(headers, end=True))
+    assert isinstance(message, codec.Headers)
+    assert set(message.values) == {key for key, _ in headers} & codec.WANTED
+
+
+def processor_of(*, required: bool) -> Processor:
+    fleet = Fleet(
+        [PoolSpec(name="p", models=("m",), strategy="least_work", endpoints=(("10.0.0.1:80", "", 1_000),))]
+    )
+    desk = Desk(fleet, instance="i", default_model="m", limits=DeskLimits(), rng=Random(1))
+    return Processor(
+        desk,
+        Directory([(Tenant(name="t"), [hash_key("key")])], required=required),
+        Tally(),
+        decisions_concurrent_max=5,
+        body_bytes_max=10_000,
+        clock=lambda: 0,
+    )
+
+
+@given(methods, paths, header_lists, bodies, st.booleans(), st.booleans())
+@settings(max_examples=300)
+def test_any_exchange_is_answered_and_leaks_nothing(
+    method: bytes,
+    path: bytes,
+    headers: list[tuple[str, bytes]],
+    body: bytes,
+    bodyless: bool,
+    required: bool,
+) -> None:
+    """Whatever a client sends, each message has a well-formed answer and no exception was met."""
+    processor = processor_of(required=required)
+    exchange = processor.open()
+    everything = [*headers, (":method", method), (":path", path)]
+    reply = exchange.receive(headers_message(everything, end=bodyless))
+    assert pb.ProcessingResponse.FromString(reply.data).WhichOneof("response")
+    if not reply.end:
+        message = pb.ProcessingRequest()
+        message.request_body.body = body
+        reply = exchange.receive(message.SerializeToString())
+        assert pb.ProcessingResponse.FromString(reply.data).WhichOneof("response")
+        assert reply.end
+    exchange.close()
+    assert processor.open_exchanges == 0
+    assert len(processor.desk.ledger) == 0
+    assert not [name for name in processor.desk.counts if name.startswith("exception")]
+
+
+@given(st.binary())
+def test_garbage_is_a_decode_error(data: bytes) -> None:
+    """Bytes are a message or a DecodeError, in both protocols; nothing else is raised."""
+    for read in (codec.read, lambda data: list(accesslog.read(data))):
+        with contextlib.suppress(DecodeError):
+            read(data)
+
+
+values = st.one_of(
+    st.floats(), st.text(), st.booleans(), st.none(), st.sampled_from(["inf", "nan", "-1", "1e400", "12"])
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            [
+                contract.FIRST_CHUNK_KEY,
+                contract.INDEX_KEY,
+                contract.PROMPT_TOKENS_KEY,
+                contract.COMPLETION_TOKENS_KEY,
+            ]
+        ),
+        values,
+    ),
+    st.text(),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(list(range(12))),
+)
+def test_any_record_with_a_ticket_is_an_outcome(
+    seen: dict[str, object], header: str, status: int, kind: int
+) -> None:
+    """Whatever the filters observed, counts are natural numbers or unknown."""
+    reservation = Reservation(
+        id="i-1",
+        tenant="t",
+        model="m",
+        pool="p",
+        address="10.0.0.1:80",
+        input_tokens=1,
+        output_tokens=1,
+        permits=1,
+        prompt_bytes=1,
+        stream=True,
+    )
+    message = access_log_pb2.StreamAccessLogsMessage()
+    entry = message.http_logs.log_entry.add()
+    metadata = entry.common_properties.metadata.filter_metadata
+    metadata[contract.DECISION_NAMESPACE].update({contract.TICKET_KEY: ticket.write(reservation)})
+    metadata[contract.OBSERVED_NAMESPACE].update(seen)
+    entry.common_properties.access_log_type = kind  # type: ignore[assignment]
+    entry.response.response_code.value = status
+    entry.response.response_headers[contract.GENERATED_TOKENS_HEADER] = header
+    (outcome,) = accesslog.read(message.SerializeToString())
+    assert isinstance(outcome, Outcome)
+    for count in (outcome.prompt_tokens, outcome.output_tokens):
+        assert count is None or 0 <= count <= accesslog.TOKENS_MAX
+    assert outcome.ttft_ns is None or outcome.ttft_ns > 0
+
+
+@given(st.text(), st.sampled_from([400, 401, 403, 404, 413, 415, 429, 503]), st.sampled_from(Dialect))
+def test_error_bodies_are_json(message: str, status: int, dialect: Dialect) -> None:
+    """In both dialects, with the message in them."""
+    body = msgspec.json.decode(error_body(Reject(status=status, code="c", message=message), dialect))
+    assert message == (body["error"]["message"] if dialect is Dialect.OPENAI else body["error"])
+
+
+def test_a_ticket_of_a_later_version_is_read() -> None:
+    """Fields at the end that this version does not know pass; a ticket cut short does not."""
+    assert ticket.read('["i","t","m","p","a",1,2,3,4,true,{"new":1}]') is not None
+    assert ticket.read('["i","t","m","p","a",1,2,3,4]') is None
+    assert ticket.read('["i","t","m","p","a",1,2,3,4,true,' + "[" * 100_000) is None
+
+
+@pytest.mark.parametrize("field", ["input_tokens", "output_tokens", "permits", "prompt_bytes"])
+def test_a_ticket_never_brings_a_negative(field: str) -> None:
+    """The ledger could go below zero by it."""
+    order = ["input_tokens", "output_tokens", "permits", "prompt_bytes"]
+    numbers = [-5 if name == field else 1 for name in order]
+    read = ticket.read(json.dumps(["i", "t", "m", "p", "a", *numbers, True]))
+    assert read is not None
+    assert getattr(read, field) == 0

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import envoy_messages as envoy
+import pytest
+from google.protobuf.message import DecodeError
+
+from extproc._pb import access_log_pb2 as pb
+from extproc.core.contract import DECISION_NAMESPACE, OBSERVED_NAMESPACE
+from extproc.core.outcome import End, Outcome, Reservation
+from extproc.wire import accesslog, ticket
+
+RESERVATION = Reservation(
+    id="i-1",
+    tenant="acme",
+    model="m",
+    pool="p",
+    address="10.0.0.1:80",
+    input_tokens=10,
+    output_tokens=20,
+    permits=1,
+    prompt_bytes=40,
+    stream=True,
+)
+START_NS = 1_700_000_000_000_000_000
+
+
+def record(
+    *,
+    seen: dict[str, Any] | None = None,
+    headers: dict[str, str] | None = None,
+    flags: tuple[str, ...] = (),
+    status: int = 200,
+    kind: int = pb.DOWNSTREAM_END,
+    stream: bool = True,
+    upstream: tuple[str, int] | None = ("10.0.0.2", 80),
+) -> bytes:
+    message, entry = envoy.record()
+    common = entry.common_properties
+    reservation = replace(RESERVATION, stream=stream)
+    common.metadata.filter_metadata[DECISION_NAMESPACE].update({"ticket": ticket.write(reservation)})
+    if seen is not None:
+        common.metadata.filter_metadata[OBSERVED_NAMESPACE].update(seen)
+    for flag in flags:
+        setattr(common.response_flags, flag, True)
+    if upstream:
+        address = common.upstream_remote_address.socket_address
+        address.address, address.port_value = upstream
+    common.access_log_type = kind
+    common.upstream_request_attempt_count = 2
+    common.start_time.FromNanoseconds(START_NS)
+    common.duration.FromNanoseconds(1_500_000_000)
+    entry.response.response_code.value = status
+    entry.response.response_headers.update(headers or {})
+    data: bytes = message.SerializeToString()
+    return data
+
+
+def read(data: bytes) -> Outcome:
+    (outcome,) = accesslog.read(data)
+    return outcome
+
+
+def test_a_whole_record() -> None:
+    """Everything the books need, in their units."""
+    seen = {"first_chunk_us": str((START_NS + 250_000_000) // 1_000), "index": 12, "prompt_tokens": 9}
+    assert read(record(seen=seen)) == Outcome(
+        reservation=RESERVATION,
+        final=True,
+        status=200,
+        end=End.OK,
+        served_by="10.0.0.2:80",
+        attempts=2,
+        duration_ns=1_500_000_000,
+        ttft_ns=250_000_000,
+        prompt_tokens=9,
+        output_tokens=12,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "final"),
+    [
+        (pb.NOT_SET, True),
+        (pb.DOWNSTREAM_END, True),
+        (pb.DOWNSTREAM_START, False),
+        (pb.DOWNSTREAM_PERIODIC, False),
+        (8, False),  # UpstreamPeriodic
+        (9, False),  # UpstreamEnd: a retry may follow
+        (99, False),
+    ],
+)
+def test_what_ends_a_request(kind: int, final: bool) -> None:
+    """Only the record of the downstream's end, or of an Envoy that says no type."""
+    assert read(record(kind=kind)).final is final
+
+
+@pytest.mark.parametrize(
+    ("status", "flags", "end"),
+    [
+        (200, (), End.OK),
+        (204, (), End.OK),
+        (400, (), End.REFUSED),
+        (429, (), End.REFUSED),
+        (500, (), End.ERROR),
+        (503, ("upstream_overflow",), End.ERROR),
+        (0, (), End.ERROR),
+        (0, ("downstream_connection_termination",), End.CLIENT_GONE),
+        (200, ("downstream_remote_reset",), End.CLIENT_GONE),
+        (503, ("downstream_connection_termination", "upstream_overflow"), End.CLIENT_GONE),
+        (200, ("upstream_connection_termination",), End.ERROR),
+        (200, ("stream_idle_timeout",), End.ERROR),
+        (404, ("no_route_found",), End.ERROR),
+    ],
+)
+def test_how_it_ended(status: int, flags: tuple[str, ...], end: End) -> None:
+    """The client's leaving first, then faults (also within a 200), then the status."""
+    assert read(record(status=status, flags=flags)).end is end
+
+
+def test_every_flag_is_somebodys() -> None:
+    """A flag in the message is read, as the client's or as a fault."""
+    flags = {field.name for field in pb.ResponseFlags.DESCRIPTOR.fields}
+    assert flags == {*accesslog._ENDED_BY_CLIENT, *accesslog._ENDED_BY_FAULT}
+
+
+@pytest.mark.parametrize(
+    ("seen", "headers", "output"),
+    [
+        (None, {}, None),
+        ({}, {}, None),
+        ({"index": 5}, {}, 5),
+        ({"index": 5}, {"x-generated-tokens": "7"}, 7),
+        ({"index": 5, "completion_tokens": 9}, {"x-generated-tokens": "7"}, 9),
+        ({"completion_tokens": "9"}, {}, 9),
+        ({"completion_tokens": 0, "index": 5}, {}, 0),
+        ({"completion_tokens": None, "index": 5}, {}, 5),
+        ({"completion_tokens": True}, {"x-generated-tokens": "7"}, 7),
+        ({"completion_tokens": "many"}, {"x-generated-tokens": "7"}, 7),
+        ({"completion_tokens": -1}, {}, None),
+        ({"completion_tokens": 1e12}, {}, None),
+        ({"completion_tokens": "inf"}, {}, None),
+        ({"completion_tokens": "nan"}, {}, None),
+        ({"completion_tokens": {"a": 1}}, {}, None),
+        ({}, {"x-generated-tokens": "²"}, None),
+        ({}, {"x-generated-tokens": "-1"}, None),
+        ({}, {"x-generated-tokens": "9" * 5_000}, None),
+    ],
+)
+def test_whose_count_of_output_tokens(
+    seen: dict[str, Any] | None, headers: dict[str, str], output: int | None
+) -> None:
+    """The body's usage, then TGI's header, then the last index; what is no count is unknown."""
+    assert read(record(seen=seen, headers=headers)).output_tokens == output
+
+
+def test_whose_count_of_prompt_tokens() -> None:
+    """The body's usage, then TGI's header."""
+    header = {"x-prompt-tokens": "7"}
+    assert read(record(seen={"prompt_tokens": 9.0}, headers=header)).prompt_tokens == 9
+    assert read(record(headers=header)).prompt_tokens == 7
+    assert read(record()).prompt_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("first_us", "ttft_ns"),
+    [
+        (START_NS / 1_000 + 1_000, 1_000_000),
+        (str(START_NS // 1_000 + 1_000), 1_000_000),
+        (str(START_NS // 1_000 - 1), None),
+        ("soon", None),
+        ("inf", None),
+        ("nan", None),
+        (None, None),
+    ],
+)
+def test_time_to_first_token(first_us: Any, ttft_ns: int | None) -> None:
+    """From the request's start to the first chunk; None where the clocks disagree or nothing was seen."""
+    assert read(record(seen={"first_chunk_us": first_us})).ttft_ns == ttft_ns
+
+
+def test_no_time_to_first_token() -> None:
+    """Neither for an answer that came whole, nor for an error."""
+    seen = {"first_chunk_us": str(START_NS // 1_000 + 1_000)}
+    assert read(record(seen=seen, stream=False)).ttft_ns is None
+    assert read(record(seen=seen, status=500)).ttft_ns is None
+
+
+@pytest.mark.parametrize(
+    ("upstream", "served_by"),
+    [(("10.0.0.2", 80), "10.0.0.2:80"), (("fd00::1", 8000), "[fd00::1]:8000"), (None, "")],
+)
+def test_who_served(upstream: tuple[str, int] | None, served_by: str) -> None:
+    """Spelled as the configuration's canonical addresses are."""
+    assert read(record(upstream=upstream)).served_by == served_by
+
+
+def test_records_without_a_ticket_of_ours_pass() -> None:
+    """No metadata, another's metadata, a ticket that is none: nothing to settle; the next one is read."""
+    message, entry = envoy.record()
+    message.http_logs.log_entry.add().common_properties.metadata.filter_metadata["other"].update({"a": 1})
+    for wrong in ("", "garbage", "[]", 5, None):
+        entry = message.http_logs.log_entry.add()
+        entry.common_properties.metadata.filter_metadata[DECISION_NAMESPACE].update({"ticket": wrong})
+    message.http_logs.log_entry.add().common_properties.metadata.filter_metadata[DECISION_NAMESPACE].update(
+        {}
+    )
+    good = pb.StreamAccessLogsMessage.FromString(record())
+    message.http_logs.log_entry.append(good.http_logs.log_entry[0])
+    assert [outcome.reservation.id for outcome in accesslog.read(message.SerializeToString())] == ["i-1"]
+
+
+def test_garbage() -> None:
+    """What is no message is a DecodeError; an empty one holds nothing."""
+    with pytest.raises(DecodeError):
+        list(accesslog.read(b"\xff\xff"))
+    assert list(accesslog.read(b"")) == []

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import envoy_messages as envoy
+import pytest
+
+from extproc._pb import ext_proc_pb2 as pb
+from extproc.core.outcome import Answer, Reject
+from extproc.core.request import Dialect
+from extproc.wire import codec
+
+
+def test_headers_are_read_from_raw_bytes() -> None:
+    """Or from the text, where an older Envoy sends that; unwanted ones are left out."""
+    message = pb.ProcessingRequest()
+    fields = message.request_headers.headers.headers
+    fields.add(key=":path", raw_value=b"/\xe9")
+    fields.add(key="x-model", value="m")
+    fields.add(key="cookie", raw_value=b"secret")
+    read = codec.read(message.SerializeToString())
+    assert read == codec.Headers({":path": "/é", "x-model": "m"}, end_of_stream=False)
+
+
+@pytest.mark.parametrize("kind", sorted(codec.CONTINUE))
+def test_going_on_sets_the_phase(kind: str) -> None:
+    """Envoy takes an answer without its oneof, or without the response in it, as spurious."""
+    answer = envoy.response(codec.CONTINUE[kind])
+    assert answer.WhichOneof("response") == kind
+    if not kind.endswith("trailers"):
+        assert getattr(answer, kind).HasField("response")
+
+
+@pytest.mark.parametrize(
+    "kind", ["response_headers", "response_body", "request_trailers", "response_trailers", ""]
+)
+def test_other_phases(kind: str) -> None:
+    """Named, and not looked into; a message without any has an empty name."""
+    assert codec.read(envoy.phase(kind) if kind else b"") == codec.Other(kind)
+
+
+def test_a_refusal() -> None:
+    """Status, wait, challenge; the details hold no blank, for Envoy's access log."""
+    answer = envoy.response(
+        codec.immediate(
+            Reject(status=401, code="invalid_api_key", message="é", retry_after_s=3), Dialect.OPENAI
+        )
+    ).immediate_response
+    assert envoy.mutated(answer.headers) == {
+        "content-type": "application/json",
+        "retry-after": "3",
+        "www-authenticate": "Bearer",
+    }
+    assert (answer.status.code, answer.details) == (401, "steersman_invalid_api_key")
+    assert "é".encode() in answer.body
+
+
+def test_an_answer() -> None:
+    """What the service itself knows, as it is."""
+    answer = envoy.response(codec.immediate(Answer(status=200, body=b"{}"), Dialect.TGI)).immediate_response
+    assert (answer.status.code, answer.body, answer.details) == (200, b"{}", "steersman_answered")
+    assert envoy.mutated(answer.headers) == {"content-type": "application/json"}

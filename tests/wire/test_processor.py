@@ -1,0 +1,374 @@
+from __future__ import annotations
+
+import json
+import logging
+from random import Random
+from typing import Any
+
+import envoy_messages as envoy
+import pytest
+from google.protobuf.message import DecodeError
+
+from extproc.core.contract import DECISION_NAMESPACE, LB_NAMESPACE
+from extproc.core.desk import Desk, DeskLimits
+from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.strategies import STRATEGIES
+from extproc.core.tenant import Directory, Tenant, hash_key
+from extproc.observe.tally import Tally
+from extproc.wire import codec, ticket
+from extproc.wire.processor import Exchange, Processor
+
+KEY = ("authorization", "Bearer key")
+CHAT = json.dumps({"model": "m", "messages": [{"content": "hello"}], "max_tokens": 5}).encode()
+A, B = "10.0.0.1:80", "10.0.0.2:80"
+
+
+class Broken:
+    """A policy that fails."""
+
+    name = "broken"
+
+    def rank(self, *_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("a fault of ours")
+
+
+def processor_of(*, strategy: str = "least_work", concurrent: int = 8, required: bool = True) -> Processor:
+    pools = [
+        PoolSpec(name="p", models=("m",), strategy=strategy, endpoints=((A, "", 4), (B, "", 4))),
+        PoolSpec(name="q", models=("other",), strategy="least_work", endpoints=(("10.0.0.3:80", "", 4),)),
+    ]
+    desk = Desk(Fleet(pools), instance="i", default_model="m", limits=DeskLimits(), rng=Random(1))
+    tenants = [
+        (Tenant(name="acme"), [hash_key("key")]),
+        (Tenant(name="small", models=frozenset({"other"})), [hash_key("small-key")]),
+    ]
+    return Processor(
+        desk,
+        Directory(tenants, required=required),
+        Tally(),
+        decisions_concurrent_max=concurrent,
+        body_bytes_max=10_000,
+        clock=lambda: 5_000_000_000,
+    )
+
+
+def ask(
+    exchange: Exchange,
+    *extra: tuple[str, str],
+    data: bytes = CHAT,
+    path: str = "/v1/chat/completions",
+) -> Any:
+    """Headers and a body; the answer to the body."""
+    first = exchange.receive(envoy.headers("POST", path, *(extra or (KEY,))))
+    assert not first.end
+    assert envoy.response(first.data).request_headers.HasField("response")
+    last = exchange.receive(envoy.body(data))
+    assert last.end
+    return envoy.response(last.data)
+
+
+def refused(reply: codec.Reply) -> tuple[int, Any, dict[str, str], str]:
+    """Status, body, headers, details of an immediate response."""
+    assert reply.end
+    out = envoy.response(reply.data).immediate_response
+    return out.status.code, json.loads(out.body), envoy.mutated(out.headers), out.details
+
+
+def test_a_decision() -> None:
+    """Headers pass; the body's answer carries cluster, endpoints and ticket, and takes the key away."""
+    processor = processor_of()
+    answer = ask(processor.open())
+    common = answer.request_body.response
+    assert common.clear_route_cache
+    assert envoy.mutated(common.header_mutation) == {"x-steersman-cluster": "pool.p"}
+    assert list(common.header_mutation.remove_headers) == ["authorization", "x-api-key"]
+    assert envoy.metadata(answer, LB_NAMESPACE) == {"x-gateway-destination-endpoint": f"{A},{B}"}
+    about = envoy.metadata(answer, DECISION_NAMESPACE)
+    assert (about["pool"], about["reason"]) == ("p", f"least_work: {A}=0 {B}=0")
+    reservation = ticket.read(about["ticket"])
+    assert reservation is not None
+    assert (reservation.id, reservation.tenant, reservation.output_tokens) == ("i-1", "acme", 5)
+    assert reservation.id in processor.desk.ledger
+
+
+def test_no_body_follows() -> None:
+    """A GET is decided on its headers; a POST without a body is the client's mistake."""
+    processor = processor_of()
+    reply = processor.open().receive(envoy.headers("GET", "/info", KEY, end=True))
+    answer = envoy.response(reply.data)
+    assert reply.end
+    assert envoy.mutated(answer.request_headers.response.header_mutation)["x-steersman-cluster"] == "pool.p"
+    status, body, _, details = refused(
+        processor.open().receive(envoy.headers("POST", "/v1/chat/completions", KEY, end=True))
+    )
+    assert (status, body["error"]["message"], details) == (
+        400,
+        "the body is empty",
+        "steersman_invalid_request",
+    )
+
+
+def test_health() -> None:
+    """Without a key; 503 when nothing is ready; also while too much is being decided."""
+    processor = processor_of(concurrent=1)
+    open_one = processor.open()
+    for path in ("/health", "/", "/health?x=1"):
+        status, body, *_ = refused(processor.open().receive(envoy.headers("GET", path, end=True)))
+        assert (status, body) == (200, {"status": "ok", "ready_endpoints": 3})
+    for endpoint in processor.desk.fleet.endpoints:
+        endpoint.ready = False
+    status, body, headers, _ = refused(processor.open().receive(envoy.headers("GET", "/health", end=True)))
+    assert (status, body["error_type"], headers["retry-after"]) == (503, "no_ready_endpoint", "5")
+    open_one.close()
+
+
+def test_models() -> None:
+    """The models that the tenant may use, in OpenAI's form."""
+    processor = processor_of()
+    for key, names in (("key", ["m", "other"]), ("small-key", ["other"])):
+        status, body, headers, _ = refused(
+            processor.open().receive(envoy.headers("GET", "/v1/models", ("x-api-key", key), end=True))
+        )
+        assert (status, headers["content-type"]) == (200, "application/json")
+        assert [entry["id"] for entry in body["data"]] == names
+    assert refused(processor.open().receive(envoy.headers("GET", "/v1/models", end=True)))[0] == 401
+
+
+def test_who_asks_comes_first() -> None:
+    """An unknown client learns nothing of the routes; a known one gets 404 in the path's dialect."""
+    processor = processor_of()
+    for path in ("/v1/embeddings", "/v1/chat/completions"):
+        status, body, headers, _ = refused(processor.open().receive(envoy.headers("POST", path)))
+        assert (status, body["error"]["type"]) == (401, "authentication_error")
+        assert headers["www-authenticate"] == "Bearer"
+    status, body, *_ = refused(processor.open().receive(envoy.headers("POST", "/v1/embeddings?a=b", KEY)))
+    assert (status, body["error"]["message"]) == (404, "no route POST /v1/embeddings")
+    status, body, *_ = refused(processor.open().receive(envoy.headers("HEAD", "/nowhere", KEY, end=True)))
+    assert (status, body) == (404, {"error": "no route HEAD /nowhere", "error_type": "not_found"})
+    assert processor.desk.counts["rejected.invalid_api_key"] == 2
+    assert processor.tally.tenants["acme"].rejected == 2
+    assert "anonymous" not in processor.tally.tenants
+
+
+@pytest.mark.parametrize(
+    "name", ["authorization", "x-api-key", "x-model", "content-length", "content-encoding"]
+)
+def test_a_second_copy_of_a_header_that_counts(name: str) -> None:
+    """Refused before anything else: which one would count is anybody's guess."""
+    copies = [(name, "1"), (name, "1")]
+    status, body, *_ = refused(
+        processor_of().open().receive(envoy.headers("POST", "/generate", KEY, *copies))
+    )
+    assert (status, body["error"]) == (400, f"the header '{name}' was sent twice; send it once")
+
+
+def test_a_second_copy_of_any_other_header() -> None:
+    """Not ours to judge."""
+    ask(processor_of().open(), KEY, ("accept", "a"), ("accept", "b"))
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "gzip, identity", "GZIP"])
+def test_an_encoded_body(encoding: str) -> None:
+    """415: what cannot be read cannot be decided on."""
+    reply = (
+        processor_of().open().receive(envoy.headers("POST", "/generate", KEY, ("content-encoding", encoding)))
+    )
+    assert refused(reply)[0] == 415
+
+
+@pytest.mark.parametrize("encoding", ["identity", "Identity", ""])
+def test_a_plain_body(encoding: str) -> None:
+    """`identity` is no encoding."""
+    ask(processor_of().open(), KEY, ("content-encoding", encoding))
+
+
+@pytest.mark.parametrize("length", ["10001", "0010001", "9" * 5_000])
+def test_a_body_announced_too_large(length: str) -> None:
+    """413 before a byte of it is buffered."""
+    reply = processor_of().open().receive(envoy.headers("POST", "/generate", KEY, ("content-length", length)))
+    status, body, *_ = refused(reply)
+    assert (status, body["error"]) == (413, "the body is too large; at most 10000 bytes")
+
+
+@pytest.mark.parametrize("length", ["10000", "0", "", "²", "-1", "1e9", "x"])
+def test_a_length_within_the_bound_or_none(length: str) -> None:
+    """What is no length is Envoy's business."""
+    ask(processor_of().open(), KEY, ("content-length", length))
+
+
+def test_a_body_of_unannounced_size() -> None:
+    """Chunked bodies meet the bound when they are here."""
+    exchange = processor_of().open()
+    exchange.receive(envoy.headers("POST", "/v1/completions", KEY))
+    assert refused(exchange.receive(envoy.body(b'{"prompt":"' + b"a" * 10_000 + b'"}')))[0] == 413
+
+
+def test_the_bound_on_concurrent_decisions() -> None:
+    """Above it 429 with a wait; below it again, decisions again."""
+    processor = processor_of(concurrent=2)
+    first, second, third = processor.open(), processor.open(), processor.open()
+    status, body, headers, _ = refused(third.receive(envoy.headers("POST", "/generate", KEY)))
+    assert (status, body["error_type"], headers["retry-after"]) == (429, "overloaded", "1")
+    assert processor.desk.counts["bound.decisions_concurrent_max"] == 1
+    third.close()
+    ask(second)
+    for exchange in (first, second):
+        exchange.close()
+    assert processor.open_exchanges == 0
+
+
+@pytest.mark.parametrize(
+    ("named", "header", "pool"),
+    [("other", "m", "q"), (None, "other", "q"), ("", "other", "q"), (None, "", "p")],
+)
+def test_the_model_header(named: str | None, header: str, pool: str) -> None:
+    """It counts where the body names no model."""
+    data = json.dumps({"inputs": "hi", "model": named}).encode()
+    answer = ask(processor_of().open(), KEY, ("x-model", header), data=data, path="/generate")
+    assert envoy.metadata(answer, DECISION_NAMESPACE)["pool"] == pool
+
+
+@pytest.mark.parametrize(
+    ("data", "key", "status", "code"),
+    [
+        (b"{", "key", 400, "invalid_request"),
+        (CHAT.replace(b'"m"', b'"x"'), "key", 404, "model_not_found"),
+        (CHAT, "small-key", 403, "model_not_allowed"),
+        (CHAT.replace(b'"max_tokens": 5', b'"n": 9'), "key", 400, "invalid_request"),
+    ],
+)
+def test_refusals_on_the_body(data: bytes, key: str, status: int, code: str) -> None:
+    """An immediate answer in the route's dialect, counted, with nothing reserved."""
+    processor = processor_of()
+    out = ask(processor.open(), ("x-api-key", key), data=data).immediate_response
+    assert (out.status.code, json.loads(out.body)["error"]["code"]) == (status, code)
+    assert out.details == f"steersman_{code}"
+    assert processor.desk.counts[f"rejected.{code}"] == 1
+    assert len(processor.desk.ledger) == 0
+
+
+PHASES = ["response_headers", "response_body", "request_trailers", "response_trailers", "request_body"]
+
+
+@pytest.mark.parametrize("kind", PHASES)
+def test_an_unexpected_phase_passes(kind: str) -> None:
+    """Before the headers, between headers and body, and after the decision: answered in kind, unchanged."""
+    processor = processor_of()
+    exchange = processor.open()
+    stages = [envoy.headers("POST", "/generate", KEY), envoy.body(b'{"inputs":"a"}'), None]
+    for stage in stages:
+        if not (kind == "request_body" and exchange._state.name == "AWAIT_BODY"):
+            reply = exchange.receive(envoy.phase(kind))
+            assert (reply.data, reply.end) == (codec.CONTINUE[kind], False)
+            assert envoy.response(reply.data).WhichOneof("response") == kind
+        if stage is not None:
+            exchange.receive(stage)
+    assert processor.desk.counts["phase.unexpected"] == (2 if kind == "request_body" else 3)
+    assert processor.desk.counts["routed"] == 1
+
+
+def test_headers_twice() -> None:
+    """The second pass as unexpected; the body is still decided on."""
+    exchange = processor_of().open()
+    exchange.receive(envoy.headers("POST", "/v1/chat/completions", KEY))
+    reply = exchange.receive(envoy.headers("GET", "/health"))
+    assert (reply.data, reply.end) == (codec.CONTINUE["request_headers"], False)
+    assert envoy.response(exchange.receive(envoy.body(CHAT)).data).HasField("request_body")
+
+
+def test_garbage() -> None:
+    """What is no message is an error of who sent it."""
+    with pytest.raises(DecodeError):
+        processor_of().open().receive(b"\xff\xff\xff")
+
+
+def test_a_failing_strategy(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The decision is made by least in flight, says so, and is counted; the log is not flooded."""
+    monkeypatch.setitem(STRATEGIES, "random", Broken())
+    processor = processor_of(strategy="random")
+    processor.desk.fleet.endpoints[0].requests = 1
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            answer = ask(processor.open())
+            about = envoy.metadata(answer, DECISION_NAMESPACE)
+            assert about["reason"].endswith("degraded: internal error")
+            assert envoy.metadata(answer, LB_NAMESPACE)["x-gateway-destination-endpoint"]
+    assert processor.desk.counts["routed.degraded"] == processor.desk.counts["exception.decision"] == 3
+    assert len(processor.desk.ledger) == 3
+    assert len(caplog.records) == 1
+
+
+def broken_twice(monkeypatch: pytest.MonkeyPatch) -> Processor:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr("extproc.core.desk.decide", broken)
+    return processor_of()
+
+
+def test_failing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last resort: the model's cluster, Envoy's own balancer, no ticket and no reservation."""
+    processor = broken_twice(monkeypatch)
+    answer = ask(processor.open())
+    assert envoy.mutated(answer.request_body.response.header_mutation) == {"x-steersman-cluster": "pool.p"}
+    assert envoy.metadata(answer, LB_NAMESPACE) == {}
+    assert envoy.metadata(answer, DECISION_NAMESPACE) == {"pool": "pool.p", "reason": "degraded: no decision"}
+    assert processor.desk.counts["routed.last_resort"] == 1
+    assert len(processor.desk.ledger) == 0
+
+
+def test_the_last_resort_lets_nobody_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of ours opens no model that the tenant may not use."""
+    processor = broken_twice(monkeypatch)
+    assert ask(processor.open(), ("x-api-key", "small-key")).immediate_response.status.code == 404
+    assert ask(processor.open(), data=CHAT.replace(b'"m"', b'"x"')).immediate_response.status.code == 404
+
+
+@pytest.mark.parametrize("where", ["extproc.wire.codec.routed", "extproc.observe.tally.Tally.decided"])
+def test_a_failure_after_the_reservation(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was reserved for a decision that could not be told is released."""
+
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr(where, broken)
+    processor = processor_of()
+    answer = ask(processor.open())
+    assert envoy.mutated(answer.request_body.response.header_mutation) == {"x-steersman-cluster": "pool.p"}
+    assert processor.desk.counts["routed.last_resort"] == 1
+    assert len(processor.desk.ledger) == 0
+
+
+def test_a_failure_on_the_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks is unknown then, so nobody is let in: 503."""
+    processor = processor_of()
+    monkeypatch.setattr(processor, "directory", None)
+    status, _, headers, details = refused(processor.open().receive(envoy.headers("POST", "/generate", KEY)))
+    assert (status, headers["retry-after"], details) == (503, "1", "steersman_internal")
+    assert processor.desk.counts["exception.screening"] == 1
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+def test_a_stream_that_ends_around_the_delivery(delivered: bool) -> None:
+    """Before it the reservation is undone; after it the access log settles."""
+    processor = processor_of()
+    exchange = processor.open()
+    ask(exchange)
+    if delivered:
+        exchange.delivered()
+    exchange.close()
+    assert len(processor.desk.ledger) == (1 if delivered else 0)
+    assert processor.desk.counts["cancelled"] == (0 if delivered else 1)
+    assert processor.open_exchanges == 0
+
+
+@pytest.mark.parametrize("messages", [0, 1])
+def test_a_stream_that_ends_early(messages: int) -> None:
+    """Before or after the headers: nothing was reserved, nothing is left."""
+    processor = processor_of()
+    exchange = processor.open()
+    for data in [envoy.headers("POST", "/generate", KEY)][:messages]:
+        exchange.receive(data)
+    exchange.close()
+    assert (processor.open_exchanges, len(processor.desk.ledger)) == (0, 0)
+    assert processor.desk.counts["cancelled"] == 0

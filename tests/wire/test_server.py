@@ -1,0 +1,374 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import envoy_messages as envoy
+import grpc
+import pytest
+
+from extproc._pb import health_pb2
+from extproc.core.contract import DECISION_NAMESPACE
+from extproc.core.desk import Desk, DeskLimits
+from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.outcome import Outcome
+from extproc.core.tenant import Directory
+from extproc.observe.tally import Tally
+from extproc.wire import server as server_module
+from extproc.wire.processor import Processor
+from extproc.wire.server import BindError, Server
+
+BODY = json.dumps({"prompt": "hello", "max_tokens": 5}).encode()
+HEADERS = envoy.headers("POST", "/v1/completions")
+TIMEOUT_S = 10.0
+
+
+class Running:
+    """A server and a channel to it."""
+
+    def __init__(self, server: Server, processor: Processor, settled: list[Outcome]) -> None:
+        self.server, self.processor, self.settled = server, processor, settled
+        self.address = ""
+        self.channel: Any = None
+
+    def exchange(self) -> Any:
+        return self.channel.stream_stream(f"/{server_module.EXT_PROC}/Process")(timeout=TIMEOUT_S)
+
+    async def decide(self) -> Any:
+        call = self.exchange()
+        await call.write(HEADERS)
+        await call.read()
+        await call.write(envoy.body(BODY))
+        answer = envoy.response(await call.read())
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() is grpc.StatusCode.OK
+        return answer
+
+    async def log(self, *messages: bytes) -> None:
+        call = self.channel.stream_unary(f"/{server_module.ACCESS_LOG}/StreamAccessLogs")(timeout=TIMEOUT_S)
+        for message in messages:
+            await call.write(message)
+        await call.done_writing()
+        assert await call == b""
+
+    def check(self, service: str = "") -> Awaitable[bytes]:
+        request = health_pb2.HealthCheckRequest(service=service).SerializeToString()
+        return self.channel.unary_unary(f"/{server_module.HEALTH}/Check")(request, timeout=TIMEOUT_S)  # type: ignore[no-any-return]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(TIMEOUT_S):
+            while not condition():  # noqa: ASYNC110 (the processor knows of no event loop)
+                await asyncio.sleep(0.005)
+
+
+def build(settle: Callable[[Outcome], None] | None = None) -> tuple[Server, Processor, list[Outcome]]:
+    endpoints = (("10.0.0.1:80", "", 64), ("10.0.0.2:80", "", 64))
+    pool = PoolSpec(name="p", models=("m",), strategy="least_work", endpoints=endpoints)
+    desk = Desk(Fleet([pool]), instance="i", default_model="m", limits=DeskLimits(), rng=Random(1))
+    processor = Processor(
+        desk,
+        Directory([], required=False),
+        Tally(),
+        decisions_concurrent_max=64,
+        body_bytes_max=100_000,
+        clock=lambda: 0,
+    )
+    settled: list[Outcome] = []
+
+    def take(outcome: Outcome) -> None:
+        if settle is not None:
+            settle(outcome)
+        if desk.settle(outcome, now_ns=0):
+            settled.append(outcome)
+
+    server = Server(processor, settle=take, status=lambda: b'{"fine":true}', message_bytes_max=100_000)
+    return server, processor, settled
+
+
+@asynccontextmanager
+async def running(
+    address: str = "127.0.0.1:0", settle: Callable[[Outcome], None] | None = None
+) -> AsyncIterator[Running]:
+    server, processor, settled = build(settle)
+    it = Running(server, processor, settled)
+    (it.address,) = await server.start([address])
+    async with grpc.aio.insecure_channel(it.address) as channel:
+        it.channel = channel
+        yield it
+    await server.drain(0)
+
+
+def ended(answer: Any) -> bytes:
+    """The record of a decision's end."""
+    message, entry = envoy.record()
+    metadata = entry.common_properties.metadata.filter_metadata
+    metadata[DECISION_NAMESPACE].update({"ticket": envoy.metadata(answer, DECISION_NAMESPACE)["ticket"]})
+    entry.response.response_code.value = 200
+    data: bytes = message.SerializeToString()
+    return data
+
+
+def status_of(data: bytes) -> str:
+    return health_pb2.HealthCheckResponse.ServingStatus.Name(
+        health_pb2.HealthCheckResponse.FromString(data).status
+    )
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return "127.0.0.1:0" if request.param == "tcp" else f"unix:{tmp_path}/s.sock"
+
+
+def test_a_decision_and_its_end(address: str) -> None:
+    """Over either transport: decide, be ended by the server, settle from the access log, read the status."""
+
+    async def play() -> None:
+        async with running(address) as it:
+            answers = await asyncio.gather(*(it.decide() for _ in range(10)))
+            assert it.processor.open_exchanges == 0
+            assert len(it.processor.desk.ledger) == 10
+            assert it.processor.desk.counts["cancelled"] == 0
+            await it.log(*(ended(answer) for answer in answers), ended(answers[0]))
+            assert len(it.settled) == 10
+            assert len(it.processor.desk.ledger) == 0
+            get = it.channel.unary_unary(f"/{server_module.STATUS}/Get")
+            assert json.loads(await get(b"", timeout=TIMEOUT_S)) == {"fine": True}
+
+    asyncio.run(play())
+
+
+def test_garbage_ends_its_own_stream_alone() -> None:
+    """The sender gets INVALID_ARGUMENT; a stream that was open goes on, as does the server."""
+
+    async def play() -> None:
+        async with running() as it:
+            good, bad = it.exchange(), it.exchange()
+            await good.write(HEADERS)
+            await good.read()
+            await bad.write(b"\xff\xff\xff")
+            assert await bad.code() is grpc.StatusCode.INVALID_ARGUMENT
+            await good.write(envoy.body(BODY))
+            assert envoy.response(await good.read()).HasField("request_body")
+            await it.until(lambda: it.processor.open_exchanges == 0)
+            assert len(it.processor.desk.ledger) == 1
+
+    asyncio.run(play())
+
+
+def test_a_bad_record_loses_no_good_one(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither garbage nor a record that cannot be settled ends the log's stream or its neighbours."""
+    first = []
+
+    def settle(outcome: Outcome) -> None:
+        if not first:
+            first.append(outcome)
+            raise ZeroDivisionError("a fault of ours")
+
+    async def play() -> None:
+        async with running(settle=settle) as it:
+            answers = [await it.decide() for _ in range(3)]
+            with caplog.at_level(logging.CRITICAL):
+                # One message with two records: the settling of the first fails.
+                await it.log(b"\xff\xff", ended(answers[0]) + ended(answers[1]), ended(answers[2]))
+            assert len(it.settled) == 2
+            counts = it.processor.desk.counts
+            assert (counts["exception.access log"], counts["exception.settling"]) == (1, 1)
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("messages", [0, 1, 2])
+def test_a_client_that_leaves(messages: int) -> None:
+    """Wherever its stream is cancelled, nothing stays open, and what stays reserved was delivered."""
+
+    async def play() -> None:
+        async with running() as it:
+            for _ in range(20):
+                call = it.exchange()
+                for data in [HEADERS, envoy.body(BODY)][:messages]:
+                    await call.write(data)
+                call.cancel()
+            await it.decide()
+            await it.until(lambda: it.processor.open_exchanges == 0)
+            counts = it.processor.desk.counts
+            assert len(it.processor.desk.ledger) == counts["routed"] - counts["cancelled"]
+            if messages < 2:
+                assert counts["routed"] == 1
+
+    asyncio.run(play())
+
+
+def test_a_half_closed_stream() -> None:
+    """A peer that says it has no more to say gets its stream ended, not hung."""
+
+    async def play() -> None:
+        async with running() as it:
+            call = it.exchange()
+            await call.write(HEADERS)
+            await call.read()
+            await call.done_writing()
+            assert await call.read() is grpc.aio.EOF
+            await it.until(lambda: it.processor.open_exchanges == 0)
+
+    asyncio.run(play())
+
+
+def test_health() -> None:
+    """SERVING for the server and for ext_proc; NOT_FOUND (or SERVICE_UNKNOWN when watched) for others."""
+
+    async def play() -> None:
+        async with running() as it:
+            for service in ("", server_module.EXT_PROC):
+                assert status_of(await it.check(service)) == "SERVING"
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await it.check("other")
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+            watch = it.channel.unary_stream(f"/{server_module.HEALTH}/Watch")
+            call = watch(health_pb2.HealthCheckRequest(service="other").SerializeToString())
+            assert status_of(await call.read()) == "SERVICE_UNKNOWN"
+            call.cancel()
+
+    asyncio.run(play())
+
+
+def test_a_drain_cuts_no_open_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks and watches turn NOT_SERVING at once; what is open is decided, and so is what still comes."""
+    monkeypatch.setattr(server_module, "DRAIN_QUIET_S", 0.05)
+
+    async def play() -> None:
+        async with running() as it:
+            watch = it.channel.unary_stream(f"/{server_module.HEALTH}/Watch")(b"", timeout=TIMEOUT_S)
+            assert status_of(await watch.read()) == "SERVING"
+            call = it.exchange()
+            await call.write(HEADERS)
+            await call.read()
+            drain = asyncio.create_task(it.server.drain(TIMEOUT_S))
+            assert status_of(await watch.read()) == "NOT_SERVING"
+            assert status_of(await it.check()) == "NOT_SERVING"
+            assert (await it.decide()).HasField("request_body")
+            await asyncio.sleep(0.1)
+            assert not drain.done(), "an exchange is open"
+            await call.write(envoy.body(BODY))
+            assert envoy.response(await call.read()).HasField("request_body")
+            await drain
+            assert it.processor.open_exchanges == 0
+            assert it.processor.desk.counts["cancelled"] == 0
+
+    asyncio.run(play())
+
+
+def test_a_drain_ends_when_its_time_is_up() -> None:
+    """An exchange that never ends does not hold the process."""
+
+    async def play() -> None:
+        async with running() as it:
+            call = it.exchange()
+            await call.write(HEADERS)
+            await call.read()
+            await it.server.drain(0.05)
+            assert await call.code() is not grpc.StatusCode.OK
+            await it.until(lambda: it.processor.open_exchanges == 0)
+
+    asyncio.run(play())
+
+
+def test_a_message_above_the_bound() -> None:
+    """Refused by the transport, without an effect on the next."""
+
+    async def play() -> None:
+        async with running() as it:
+            call = it.exchange()
+            await call.write(HEADERS)
+            await call.read()
+            await call.write(envoy.body(b"a" * 2_000_000))
+            assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            await it.decide()
+            await it.until(lambda: it.processor.open_exchanges == 0)
+
+    asyncio.run(play())
+
+
+def test_several_addresses(tmp_path: Path) -> None:
+    """TCP and a unix socket at once; the bound addresses come back with their ports."""
+
+    async def play() -> None:
+        server, *_ = build()
+        bound = await server.start(["127.0.0.1:0", f"unix:{tmp_path}/s.sock"])
+        assert bound[1] == f"unix:{tmp_path}/s.sock"
+        assert int(bound[0].rpartition(":")[2]) > 0
+        await server.drain(0)
+
+    asyncio.run(play())
+
+
+async def refused(address: str) -> str:
+    server, *_ = build()
+    with pytest.raises(BindError) as caught:
+        await server.start([address])
+    return str(caught.value)
+
+
+def test_a_port_that_is_taken() -> None:
+    """Said with the address and the mend."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        message = asyncio.run(refused(address))
+    assert message == (
+        f"cannot listen on {address}: it is taken or not this machine's; free it or change service.listen"
+    )
+
+
+def test_a_socket_without_its_folder(tmp_path: Path) -> None:
+    """Said as such."""
+    address = f"unix:{tmp_path}/no/s.sock"
+    assert asyncio.run(refused(address)) == (
+        f"cannot listen on {address}: {tmp_path}/no is not a folder; make it first"
+    )
+
+
+def test_a_socket_of_a_living_process(tmp_path: Path) -> None:
+    """Never taken over: the other would go on without its clients and know nothing of it."""
+    path = tmp_path / "s.sock"
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(str(path))
+        taken.listen()
+        assert "it is taken" in asyncio.run(refused(f"unix:{path}"))
+        assert path.is_socket()
+
+
+def test_a_file_in_the_sockets_place(tmp_path: Path) -> None:
+    """Not ours to remove."""
+    path = tmp_path / "s.sock"
+    path.write_text("precious")
+    assert "cannot listen" in asyncio.run(refused(f"unix:{path}"))
+    assert path.read_text() == "precious"
+
+
+def test_the_socket_of_a_killed_process(tmp_path: Path) -> None:
+    """Replaced: kill -9 leaves the file, and a restart must not need a hand."""
+    path = tmp_path / "s.sock"
+    script = (
+        "import os, signal, socket, sys\n"
+        "s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert killed.returncode == -9
+    assert path.is_socket()
+
+    async def play() -> None:
+        async with running(f"unix:{path}") as it:
+            await it.decide()
+
+    asyncio.run(play())
