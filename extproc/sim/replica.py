@@ -1,0 +1,469 @@
+"""TGI v3's router and scheduler as a pure state machine over published step times.
+
+Owns the permits, the FIFO queue, KV reservation, chunked prefill, the running batch and the prefix
+cache of one replica. Knows no asyncio, no clock (time is `now_ns` handed in, whole nanoseconds of
+simulated time), no I/O and no chance but the injected `Random`: equal calls with equal seeds give equal
+events, so the HTTP server and the discrete-event simulation run the very same replica.
+
+The rules, after TGI v3.3 (facts in the contract this project keeps):
+
+- a permit per request, taken before anything else; none free means overloaded;
+- the queue is FIFO and stops at the first entry that does not fit (head-of-line blocking);
+- an entry reserves `prompt + min(max_new, slice) − 1 − cached` KV tokens when admitted, nothing later;
+- prefill is chunked: a step has `max_batch_prefill_tokens − running` tokens of room for prompts, those
+  part-way through first, and the running sequences make a token in the same step;
+- a loop is an optional prefill, then a decode step, which admits nobody;
+- prompts enter the prefix cache only when their request leaves; generated tokens do not;
+- a generation longer than a slice (1024) gives its KV back and re-enters the queue at its end;
+- cancelling is noticed at the sequence's next token; while queued, when the entry reaches the head
+  (its permit is free at once).
+
+A step costs O(log B) plus what joins and leaves: a running sequence stores the step at which it will
+end, and its tokens so far follow from the step counter.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heappop, heappush
+from random import Random
+
+from extproc.sim.events import (
+    Accepted,
+    Cancelled,
+    Event,
+    Finished,
+    FirstToken,
+    Overloaded,
+    RequestId,
+    Requeued,
+    Resumed,
+    SimRequest,
+    Stepped,
+)
+from extproc.sim.prefix_cache import PrefixCache
+from extproc.sim.slots import ReplicaLimits, Slot, State
+from extproc.sim.timing import Hardware
+
+__all__ = ["Replica", "ReplicaLimits"]
+
+
+class Replica:
+    """One simulated replica. Calls must come with non-decreasing `now_ns` ≥ 0.
+
+    `noise` is the standard deviation of a step's relative length (0 to 0.3), drawn from `rng`;
+    `step_events` adds a `Stepped` per engine step, which a token-streaming shell needs and a
+    discrete-event simulation does not.
+    """
+
+    def __init__(
+        self,
+        hardware: Hardware,
+        limits: ReplicaLimits,
+        *,
+        rng: Random,
+        noise: float = 0.0,
+        slowdown: float = 1.0,
+        step_events: bool = False,
+    ) -> None:
+        if not 0.0 <= noise <= 0.3:
+            raise ValueError(f"noise must lie in 0..0.3, not {noise}")
+        if slowdown <= 0:
+            raise ValueError(f"slowdown must be positive, not {slowdown}")
+        self.hardware = hardware
+        self.limits = limits
+        self.cache = PrefixCache(block_tokens=limits.block_tokens)
+        self._rng = rng
+        self._noise = noise
+        self._slowdown = slowdown
+        self._refuse = False
+        self._hung_left_ns = -1  # what was left of the step when the hang began; −1: not hung
+        self._hung = False
+        self._step_events = step_events
+        # Work.
+        self._sequences: dict[RequestId, Slot] = {}
+        self._queue: deque[Slot] = deque()
+        self._prefilling: list[Slot] = []
+        self._decoding = 0
+        self._ends: list[tuple[int, int, Slot]] = []  # (step that makes the last token, serial, …)
+        self._dropping: list[Slot] = []
+        # Books.
+        self._queued_live = 0
+        self._reserved = 0
+        self._context = 0  # KV tokens the running sequences attend to
+        self._permits = 0
+        self._tokens_total = 0
+        self._free_version = 0
+        self._blocked: tuple[Slot, int] | None = None
+        # The step under way.
+        self._steps = 0
+        self._serial = 0
+        self._chunks: list[tuple[Slot, int]] = []
+        self._admitted = 0
+        self._owes_decode = False
+        self._now = 0
+        self._step_began = 0
+        self._step_ends: int | None = None
+        self._pending: list[Event] = []
+
+    # Gauges.
+
+    @property
+    def waiting(self) -> int:
+        """Queued requests, those whose client left excluded."""
+        return self._queued_live
+
+    @property
+    def running(self) -> int:
+        """Sequences in the batch: prefilling and decoding."""
+        return self._decoding + len(self._prefilling)
+
+    @property
+    def permits_in_use(self) -> int:
+        """Requests accepted and not yet over."""
+        return self._permits
+
+    @property
+    def kv_used_tokens(self) -> int:
+        """KV tokens reserved by the batch plus those in the prefix cache; never above the capacity."""
+        return self._reserved + self.cache.used_tokens
+
+    @property
+    def batch_current_max_tokens(self) -> int:
+        """KV tokens reserved by the running batch (TGI's gauge of that name), cached prefixes excluded."""
+        return self._reserved
+
+    @property
+    def steps(self) -> int:
+        """Engine steps completed."""
+        return self._steps
+
+    @property
+    def tokens_total(self) -> int:
+        """Tokens made since the start, for cancelled requests too."""
+        return self._tokens_total
+
+    @property
+    def slowdown(self) -> float:
+        """Factor on every step's length."""
+        return self._slowdown
+
+    @property
+    def hung(self) -> bool:
+        """Whether a hang fault is on."""
+        return self._hung
+
+    def tokens_made(self, request_id: RequestId) -> int:
+        """Tokens made so far for a live request; `KeyError` for an unknown or finished one."""
+        return self._made(self._sequences[request_id])
+
+    # Inputs.
+
+    def submit(self, request: SimRequest, *, now_ns: int) -> Accepted | Overloaded:
+        """Take a permit and queue the request; an idle replica starts it at once.
+
+        `ValueError` where the request could never run (it would block the queue for ever) or its id
+        is live: both are the caller's to prevent, as TGI's validation does.
+        """
+        self._run_to(now_ns)
+        need = request.prompt_tokens + request.max_new_tokens - 1
+        if request.prompt_tokens < 1 or not 1 <= request.output_tokens <= request.max_new_tokens:
+            raise ValueError(f"impossible token counts in {request!r}")
+        if len(request.blocks) * self.limits.block_tokens > request.prompt_tokens:
+            raise ValueError("more blocks than the prompt has tokens for")
+        if need > self.limits.kv_capacity_tokens:
+            raise ValueError(f"needs {need} KV tokens, the replica has {self.limits.kv_capacity_tokens}")
+        if request.request_id in self._sequences:
+            raise ValueError(f"request id {request.request_id!r} is live")
+        if self._refuse or self._permits >= self.limits.max_concurrent_requests:
+            return Overloaded(self._permits)
+        sequence = Slot(request, now_ns)
+        self._sequences[request.request_id] = sequence
+        self._permits += 1
+        self._enqueue(sequence)
+        waiting = self._queued_live
+        if self._step_ends is None and not self._hung:
+            self._start_step(now_ns)
+        return Accepted(waiting)
+
+    def cancel(self, request_id: RequestId, *, now_ns: int) -> bool:
+        """Note that the client left; False where the request is unknown or already over."""
+        self._run_to(now_ns)
+        sequence = self._sequences.get(request_id)
+        if sequence is None or sequence.cancelled:
+            return False
+        sequence.cancelled = True
+        if sequence.state is State.QUEUED:
+            self._queued_live -= 1
+            self._leave(sequence)
+            self._pending.append(Cancelled(request_id, now_ns, sequence.base))
+            if len(self._queue) > 2 * self._queued_live + 64:  # a bound on entries of the departed
+                self._queue = deque(entry for entry in self._queue if not entry.cancelled)
+        else:
+            self._dropping.append(sequence)
+        return True
+
+    def set_fault(
+        self,
+        *,
+        now_ns: int,
+        slowdown: float | None = None,
+        hang: bool | None = None,
+        refuse: bool | None = None,
+    ) -> None:
+        """Script a fault; None leaves a setting as it is.
+
+        `slowdown` (> 0) counts from the next step; `hang` freezes the step under way and all after it,
+        submissions still queue; `refuse` answers every submission with `Overloaded`.
+        """
+        self._run_to(now_ns)
+        if slowdown is not None:
+            if slowdown <= 0:
+                raise ValueError(f"slowdown must be positive, not {slowdown}")
+            self._slowdown = slowdown
+        if refuse is not None:
+            self._refuse = refuse
+        if hang is None or hang == self._hung:
+            return
+        self._hung = hang
+        if hang:
+            self._hung_left_ns = -1 if self._step_ends is None else self._step_ends - now_ns
+            self._step_ends = None
+        elif self._hung_left_ns >= 0:
+            self._step_ends = now_ns + self._hung_left_ns
+        else:
+            self._start_step(now_ns)
+
+    # Time.
+
+    def next_event_ns(self) -> int | None:
+        """When to call `advance` next; None while nothing will happen by itself."""
+        if self._pending:
+            return self._now
+        return self._step_ends
+
+    def advance(self, now_ns: int) -> list[Event]:
+        """Run every step that ends by `now_ns`; the events in order, those pending from other calls first."""
+        self._run_to(now_ns)
+        events, self._pending = self._pending, []
+        return events
+
+    def _run_to(self, now_ns: int) -> None:
+        if now_ns < self._now:
+            raise ValueError(f"time ran backwards: {now_ns} after {self._now}")
+        ends = self._step_ends
+        while ends is not None and ends <= now_ns:
+            self._finish_step(ends)
+            self._start_step(ends)
+            ends = self._step_ends
+        self._now = now_ns
+
+    def _start_step(self, now_ns: int) -> None:
+        """Choose what the next step computes and for how long; idle where there is nothing."""
+        room = self.limits.max_batch_prefill_tokens - self._decoding
+        chunks: list[tuple[Slot, int]] = []
+        for sequence in self._prefilling:
+            if room <= 0:
+                break
+            n = min(room, sequence.left)
+            chunks.append((sequence, n))
+            room -= n
+        admitted = 0
+        had_batch = self._decoding > 0 or bool(chunks)
+        if self._queue and room > 0 and not (self._owes_decode and had_batch):
+            admitted = self._admit(now_ns, room, chunks)
+            self._owes_decode = had_batch and admitted > 0
+        else:
+            self._owes_decode = False
+        if not chunks and not self._decoding:
+            self._step_ends = None
+            return
+        if chunks:
+            tokens = squares = 0
+            for sequence, n in chunks:
+                done = sequence.input_tokens - sequence.left
+                tokens += n
+                squares += n * (2 * done + n)  # (done + n)² − done²
+            ms = self.hardware.mixed_ms(tokens, squares, self._decoding, self._context)
+        else:
+            ms = self.hardware.decode_ms(self._decoding, self._context)
+        factor = self._slowdown
+        if self._noise:
+            factor *= max(0.1, self._rng.gauss(1.0, self._noise))
+        self._chunks = chunks
+        self._admitted = admitted
+        self._step_began = now_ns
+        self._step_ends = now_ns + max(1, round(ms * factor * 1e6))
+
+    def _admit(self, now_ns: int, room: int, chunks: list[tuple[Slot, int]]) -> int:
+        """Move entries from the queue's head into the batch until one does not fit; how many."""
+        admitted = 0
+        queue = self._queue
+        while queue and room > 0:
+            sequence = queue[0]
+            if sequence.cancelled:
+                queue.popleft()
+                continue
+            if self._blocked == (sequence, self._free_version) or not self._allocate(sequence):
+                self._blocked = (sequence, self._free_version)
+                break
+            queue.popleft()
+            self._queued_live -= 1
+            sequence.state = State.PREFILLING
+            if sequence.admitted_ns < 0:
+                sequence.admitted_ns = now_ns
+            n = min(room, sequence.left)
+            chunks.append((sequence, n))
+            room -= n
+            self._prefilling.append(sequence)
+            admitted += 1
+        return admitted
+
+    def _allocate(self, sequence: Slot) -> bool:
+        """Reserve KV for one slice, pinning its cached prefix and evicting others where needed."""
+        request = sequence.request
+        cache = self.cache
+        lease = cache.acquire(sequence.blocks) if self.limits.prefix_caching else None
+        cached = 0 if lease is None else lease.blocks * cache.block_tokens
+        this_slice = request.max_new_tokens - sequence.base
+        if request.sliced:
+            this_slice = min(this_slice, self.limits.slice_tokens)
+        need = sequence.input_tokens - cached + this_slice - 1
+        lacking = need - (self.limits.kv_capacity_tokens - self._reserved - cache.used_tokens)
+        if lacking > 0:
+            blocks = -(-lacking // cache.block_tokens)
+            if cache.evict(blocks) < blocks:
+                if lease is not None:
+                    cache.release(lease)
+                return False
+        self._reserved += need
+        sequence.lease = lease
+        sequence.reserved = need
+        sequence.slice = min(request.output_tokens - sequence.base, this_slice)
+        # The forward pass needs at least one token, even where the whole prompt is cached.
+        sequence.left = max(sequence.input_tokens - cached, 1)
+        if sequence.cached < 0:
+            sequence.cached = sequence.input_tokens - sequence.left
+        return True
+
+    def _finish_step(self, at_ns: int) -> None:
+        """Apply the step that ends at `at_ns`."""
+        self._steps = step = self._steps + 1
+        batch = self._decoding
+        self._context += batch
+        out = self._pending
+        if self._dropping:
+            self._drop(at_ns)
+        ends = self._ends
+        while ends and ends[0][0] <= step:
+            sequence = heappop(ends)[2]
+            if sequence.state is State.DECODING:
+                self._decoding -= 1
+                self._context -= sequence.input_tokens + sequence.slice
+                self._end_slice(sequence, at_ns)
+        chunks = self._chunks
+        joined = [sequence for sequence, n in chunks if sequence.left == n] if chunks else chunks
+        self._tokens_total += batch + len(joined)
+        if self._step_events:
+            tokens = sum(n for _, n in chunks)
+            out.append(Stepped(at_ns, at_ns - self._step_began, tokens, batch + len(joined), self._admitted))
+        if chunks:
+            for sequence, n in chunks:
+                sequence.left -= n
+                if not sequence.left:
+                    self._join(sequence, at_ns)
+            self._prefilling = [sequence for sequence in self._prefilling if sequence.left]
+
+    def _join(self, sequence: Slot, at_ns: int) -> None:
+        """Prefill is done and its token made: start decoding, unless that was all."""
+        sequence.state = State.DECODING
+        sequence.joined_step = self._steps
+        if sequence.cancelled:  # noticed only now: chunks without a token tell nobody
+            self._free(sequence)
+            self._leave(sequence)
+            self._pending.append(Cancelled(sequence.request.request_id, at_ns, sequence.base + 1))
+            return
+        if sequence.first_ns < 0:
+            sequence.first_ns = at_ns
+            self._pending.append(FirstToken(sequence.request.request_id, at_ns))
+        else:
+            self._pending.append(Resumed(sequence.request.request_id, at_ns, sequence.base + 1))
+        if sequence.slice == 1:
+            self._end_slice(sequence, at_ns)
+            return
+        self._decoding += 1
+        self._context += sequence.input_tokens + 1
+        self._serial += 1
+        heappush(self._ends, (self._steps + sequence.slice - 1, self._serial, sequence))
+
+    def _end_slice(self, sequence: Slot, at_ns: int) -> None:
+        """The slice's last token was made: finish, or give the KV back and queue again."""
+        request = sequence.request
+        self._free(sequence)
+        made = sequence.base + sequence.slice
+        if made < request.output_tokens:
+            sequence.base = made
+            sequence.input_tokens += sequence.slice
+            # What was generated becomes prompt: nobody else's blocks, and cacheable at the next end.
+            full = sequence.input_tokens // self.limits.block_tokens
+            known = len(sequence.blocks)
+            sequence.blocks = (
+                *sequence.blocks,
+                *((request.request_id, "generated", index) for index in range(known, full)),
+            )
+            self._pending.append(Requeued(request.request_id, at_ns, made))
+            self._enqueue(sequence)
+            return
+        self._leave(sequence)
+        self._pending.append(
+            Finished(
+                request_id=request.request_id,
+                at_ns=at_ns,
+                prompt_tokens=request.prompt_tokens,
+                cached_tokens=sequence.cached,
+                output_tokens=made,
+                submitted_ns=sequence.submitted_ns,
+                admitted_ns=sequence.admitted_ns,
+                first_token_ns=sequence.first_ns,
+            )
+        )
+
+    def _drop(self, at_ns: int) -> None:
+        """Let go of cancelled sequences whose token was just made; those still prefilling stay."""
+        later: list[Slot] = []
+        for sequence in self._dropping:
+            if sequence.state is State.DECODING:
+                made = self._made(sequence)
+                self._decoding -= 1
+                self._context -= sequence.input_tokens + made - sequence.base
+                self._free(sequence)
+                self._leave(sequence)
+                self._pending.append(Cancelled(sequence.request.request_id, at_ns, made))
+            elif sequence.state is State.PREFILLING:
+                later.append(sequence)
+        self._dropping = later
+
+    def _enqueue(self, sequence: Slot) -> None:
+        sequence.state = State.QUEUED
+        self._queue.append(sequence)
+        self._queued_live += 1
+
+    def _free(self, sequence: Slot) -> None:
+        """Give back the reservation; the prompt's blocks stay behind in the cache."""
+        self._reserved -= sequence.reserved
+        sequence.reserved = 0
+        self._free_version += 1
+        if sequence.lease is not None:
+            self.cache.insert(sequence.blocks)
+            self.cache.release(sequence.lease)
+            sequence.lease = None
+
+    def _leave(self, sequence: Slot) -> None:
+        sequence.state = State.GONE
+        self._permits -= 1
+        del self._sequences[sequence.request.request_id]
+
+    def _made(self, sequence: Slot) -> int:
+        if sequence.state is not State.DECODING:
+            return sequence.base
+        return sequence.base + self._steps - sequence.joined_step + 1
