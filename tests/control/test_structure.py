@@ -1,0 +1,208 @@
+"""What the rendered configuration must say, whatever else changes in it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from extproc.config.load import loads
+from extproc.control import filters, replies, routes
+from extproc.control.bootstrap import render_bootstrap, to_json
+from extproc.control.resources import load_assignment, pool_clusters
+from extproc.core import contract
+
+POOLS = """
+pools:
+  - name: chat
+    models: [m]
+    endpoints:
+      - {address: 127.0.0.1:8001, zone: a}
+      - {address: 127.0.0.1:8002, zone: b}
+      - {address: "[::1]:8003", zone: a}
+    circuit_breakers: {max_requests: 7}
+"""
+
+
+def tree(gateway: str = "", service: str = "{}") -> dict[str, Any]:
+    """What a gateway section (flow style, without its braces) is rendered to."""
+    text = f"gateway: {{auth: none, {gateway}}}\nservice: {service}\n{POOLS}"
+    rendered: dict[str, Any] = json.loads(to_json(render_bootstrap(loads(text))))
+    return rendered
+
+
+def manager(rendered: dict[str, Any]) -> Any:
+    chain = rendered["static_resources"]["listeners"][0]["filter_chains"][0]
+    return chain["filters"][0]["typed_config"]
+
+
+def cluster(rendered: dict[str, Any], name: str) -> Any:
+    return next(each for each in rendered["static_resources"]["clusters"] if each["name"] == name)
+
+
+def test_every_header_of_the_contract_is_stripped_first() -> None:
+    """Law 7: nothing that a client sends is trusted for identity or routing."""
+    (extension,) = manager(tree())["early_header_mutation_extensions"]
+    removed = {mutation.get("remove") for mutation in extension["typed_config"]["mutations"]}
+    assert {*contract.STRIPPED_HEADERS, "x-request-id"} <= removed
+
+
+def test_filters_stand_in_the_order_that_the_response_needs() -> None:
+    """A response meets them backwards: the first chunk is timed before a JSON body is held back."""
+    names = [each["name"].rpartition(".")[2] for each in manager(tree())["http_filters"]]
+    assert names == ["buffer", "ext_proc", "json_to_metadata", "sse_to_metadata", "lua", "router"]
+
+
+def test_no_response_byte_goes_to_the_service() -> None:
+    """Law 2: decide, then leave."""
+    decision = manager(tree())["http_filters"][1]["typed_config"]
+    mode = decision["processing_mode"]
+    assert mode["request_header_mode"] == "SEND"
+    assert mode["request_body_mode"] == "BUFFERED"
+    assert mode["response_header_mode"] == "SKIP"
+    assert "response_body_mode" not in mode, "NONE is the default and is left out"
+    assert decision["metadata_options"]["receiving_namespaces"]["untyped"] == ["envoy.lb", "steersman"]
+
+
+def test_the_endpoint_is_taken_from_metadata_alone() -> None:
+    """A header source would let a client choose its host."""
+    (policy,) = cluster(tree(), "pool.chat")["load_balancing_policy"]["policies"]
+    sources = policy["typed_extension_config"]["typed_config"]["override_host_sources"]
+    assert sources == [
+        {"metadata": {"key": contract.LB_NAMESPACE, "path": [{"key": contract.LB_ENDPOINTS_KEY}]}}
+    ]
+
+
+def test_what_ads_tells_is_not_in_the_bootstrap() -> None:
+    """The rest is the same: one listener, the services, the collector."""
+    config = loads(f"gateway: {{auth: none, tracing: {{otlp_grpc: '10.0.0.9:4317'}}}}\n{POOLS}")
+    static, dynamic = (json.loads(to_json(render_bootstrap(config, mode))) for mode in ("static", "ads"))
+    resources = dynamic.pop("dynamic_resources")
+    source = resources["ads_config"]
+    assert source["set_node_on_first_message_only"] is True
+    assert source["transport_api_version"] == "V3"
+    (service,) = source["grpc_services"]
+    assert service["envoy_grpc"]["cluster_name"] == "steersman"
+    back_off = service["envoy_grpc"]["retry_policy"]["retry_back_off"]
+    assert back_off == {"base_interval": "0.100s", "max_interval": "1s"}, "Envoy's own would be 30 s"
+    assert resources["cds_config"]["initial_fetch_timeout"] == "5s"
+    pools = [each for each in static["static_resources"]["clusters"] if each["name"].startswith("pool.")]
+    for pool in pools:
+        static["static_resources"]["clusters"].remove(pool)
+    assert pools
+    assert static == dynamic
+
+
+def test_endpoints_are_grouped_by_zone() -> None:
+    """Zones in the order in which the file names them."""
+    (pool,) = loads("gateway: {auth: none}\n" + POOLS).pools
+    groups = load_assignment(pool).endpoints
+    assert [(group.locality.zone, len(group.lb_endpoints)) for group in groups if group.locality] == [
+        ("a", 2),
+        ("b", 1),
+    ]
+
+
+def test_clusters_carry_the_names_of_the_contract() -> None:
+    """The decision names a cluster; a name that Envoy does not know would be 503."""
+    config = loads("gateway: {auth: none}\n" + POOLS)
+    assert [each.name for each in pool_clusters(config)] == [contract.cluster_name("chat")]
+
+
+def test_circuit_breakers_are_the_pools() -> None:
+    """What the file bounds is what Envoy bounds."""
+    (threshold,) = cluster(tree(), "pool.chat")["circuit_breakers"]["thresholds"]
+    assert threshold["max_requests"] == 7
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("unix:/run/s.sock", {"pipe": {"path": "/run/s.sock"}}),
+        ("10.0.0.1:50051", {"socket_address": {"address": "10.0.0.1", "port_value": 50051}}),
+        ('"[::1]:50051"', {"socket_address": {"address": "::1", "port_value": 50051}}),
+    ],
+)
+def test_the_service_is_found_where_it_listens(address: str, expected: dict[str, Any]) -> None:
+    """Both kinds of address, and IPv6 without its brackets."""
+    service = cluster(tree(service=f"{{listen: [{address}]}}"), "steersman")
+    (group,) = service["load_assignment"]["endpoints"]
+    assert group["lb_endpoints"][0]["endpoint"]["address"] == expected
+
+
+def test_a_dead_service_is_left_within_a_second() -> None:
+    """Envoy's own defaults would ask a service without traffic once a minute."""
+    (check,) = cluster(tree(), "steersman")["health_checks"]
+    assert check["no_traffic_interval"] == check["interval"] == check["unhealthy_interval"] == "0.500s"
+
+
+def test_failure_mode_decides_what_an_undecided_request_gets() -> None:
+    """Closed: 503. Open: the default model's pool."""
+    closed, opened = tree(), tree("failure_mode: open")
+    last = manager(closed)["route_config"]["virtual_hosts"][0]["routes"][-1]
+    assert last["direct_response"]["status"] == 503
+    last = manager(opened)["route_config"]["virtual_hosts"][0]["routes"][-1]
+    assert last["route"]["cluster"] == "pool.chat"
+    assert manager(opened)["http_filters"][1]["typed_config"]["failure_mode_allow"] is True
+
+
+@pytest.mark.parametrize(
+    ("first_ms", "idle_ms", "timer", "route_s"),
+    [
+        # 3 tries × (first byte + 1 s margin), or the silence allowed when that is longer.
+        (1000, 5000, "per_try_timeout", 6),
+        (1000, 60000, "per_try_timeout", 60),
+        (9000, 5000, "per_try_idle_timeout", 30),
+        (5000, 5000, "per_try_idle_timeout", 18),
+    ],
+)
+def test_one_timer_bounds_a_try(first_ms: int, idle_ms: int, timer: str, route_s: int) -> None:
+    """Envoy's two do not work together, and a try must time out before the stream does."""
+    rendered = tree(f"first_byte_timeout_ms: {first_ms}, stream_idle_timeout_ms: {idle_ms}, retries: 2")
+    action = manager(rendered)["route_config"]["virtual_hosts"][0]["routes"][0]["route"]
+    timers = {key: value for key, value in action["retry_policy"].items() if key.startswith("per_try")}
+    assert timers == {timer: f"{first_ms // 1000}s"}
+    assert action["idle_timeout"] == f"{route_s}s"
+    assert action["timeout"] == "0s"
+
+
+def test_the_body_bound_is_the_buffer_filters() -> None:
+    """The other limits are larger: they also bound answers."""
+    rendered = tree("body_bytes_max: 123456")
+    assert manager(rendered)["http_filters"][0]["typed_config"]["max_request_bytes"] == 123456
+    (listener,) = rendered["static_resources"]["listeners"]
+    assert listener["per_connection_buffer_limit_bytes"] == routes.JSON_ANSWER_BYTES_MAX
+
+
+def test_debug_headers_only_when_asked() -> None:
+    """They tell a client which endpoints there are."""
+    for asked, count in ((False, 0), (True, 4)):
+        route = manager(tree(f"debug_headers: {str(asked).lower()}"))["route_config"]["virtual_hosts"][0]
+        assert len(route["routes"][0].get("response_headers_to_add", [])) == count
+
+
+def test_tracing_brings_its_cluster() -> None:
+    """And neither is there without it."""
+    assert "tracing" not in manager(tree())
+    traced = tree("tracing: {otlp_grpc: '10.0.0.9:4317', sample_percent: 5}")
+    assert manager(traced)["tracing"]["random_sampling"] == {"value": 5.0}
+    assert cluster(traced, "otlp")["load_assignment"]["cluster_name"] == "otlp"
+
+
+def test_every_reply_has_both_dialects() -> None:
+    """Two mappers a row, and the last row fits every status."""
+    mappers = manager(tree())["local_reply_config"]["mappers"]
+    table = replies.replies(1)
+    assert len(mappers) == 2 * len(table)
+    assert table[-1].status is None
+
+
+def test_lua_comes_with_the_package() -> None:
+    """The text is package data, its names the contract's."""
+    source = filters.first_chunk().default_source_code
+    assert source is not None
+    assert source.inline_string is not None
+    assert contract.OBSERVED_NAMESPACE in source.inline_string
+    assert contract.FIRST_CHUNK_KEY in source.inline_string
+    assert "@" not in source.inline_string
