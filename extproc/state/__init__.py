@@ -1,0 +1,1 @@
+"""What several services hold in common, and what happens when they cannot."""

@@ -1,0 +1,168 @@
+"""A real redis-server of one's own, and services that share through it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from extproc.state.redis_share import RedisShare
+from extproc.state.share import PeerLoads
+
+START_S_MAX = 10.0
+#: A turn of the event loop that comes this much too late would be felt by a decision.
+LATE_S = 0.05
+
+
+class RedisServer:
+    """A child process on a free port; keeps nothing on disk."""
+
+    def __init__(self, binary: str, directory: Path) -> None:
+        self.binary, self.directory = binary, directory
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self, *options: str) -> None:
+        self.process = subprocess.Popen(
+            [
+                self.binary,
+                *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)),
+                *("--save", "", "--appendonly", "no", "--daemonize", "no"),
+                *options,
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + START_S_MAX
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 0.2):
+                return
+            assert time.monotonic() < deadline, "redis-server did not start"
+            time.sleep(0.02)
+
+    def command(self, *arguments: Any) -> Any:
+        with redis.Redis(port=self.port, socket_timeout=2, protocol=2) as client:
+            return client.execute_command(*arguments)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(5)
+            self.process = None
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    binary = shutil.which("redis-server")
+    if binary is None:
+        reason = "no redis-server on PATH; apt-get install redis-server"
+        # A CI that skipped these would prove nothing.
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    server = RedisServer(binary, tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+class Service:
+    """One service: its own loads to change, and what it has heard."""
+
+    def __init__(self, url: str, name: str, *, interval_ms: int = 100) -> None:
+        self.loads: dict[tuple[str, str], tuple[int, int, int]] = {}
+        self.reports: list[tuple[str, bytes]] = []
+        self.changed: set[tuple[str, str]] = set()
+        self.share = RedisShare(
+            url,
+            service_id=name,
+            interval_ms=interval_ms,
+            loads=lambda: self.loads,
+            on_peers=self._on_peers,
+            on_report=lambda node, data: self.reports.append((node, data)),
+        )
+
+    def _on_peers(self, peers: PeerLoads) -> None:
+        self.changed |= peers.changed
+
+    def sees(self, pool: str, address: str) -> tuple[int, int, int]:
+        return self.share.peers.load(pool, address)
+
+    async def die(self) -> None:
+        """End without a goodbye."""
+        for task in self.share._tasks:
+            task.cancel()
+        await asyncio.gather(*self.share._tasks, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def services(url: str, *names: str) -> AsyncIterator[list[Service]]:
+    """Services that have found each other."""
+    started = [Service(url, name) for name in names]
+    for service in started:
+        await service.share.start()
+    try:
+        await until(lambda: all(s.share.peers.deciders == len(names) for s in started))
+        yield started
+    finally:
+        await asyncio.gather(*(service.share.close() for service in started))
+
+
+async def until(condition: Callable[[], bool], *, within_s: float = 5.0) -> float:
+    """Wait for a condition; returns the seconds it took."""
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun < within_s, "it did not happen in time"
+        await asyncio.sleep(0.005)
+    return time.monotonic() - begun
+
+
+class Lag:
+    """How late the event loop was, in seconds.
+
+    `blocked` leaves out one turn (unless it was half a second late): on a machine that others use as
+    well, the scheduler may take that one.
+    """
+
+    def __init__(self) -> None:
+        self.worst_s = 0.0
+        self.late = 0
+
+    @property
+    def blocked(self) -> bool:
+        return self.late > 1 or self.worst_s > 0.5
+
+    async def __aenter__(self) -> Lag:
+        self._task = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _watch(self) -> None:
+        while True:
+            begun = time.monotonic()
+            await asyncio.sleep(0.005)
+            late_s = time.monotonic() - begun - 0.005
+            self.worst_s = max(self.worst_s, late_s)
+            self.late += late_s >= LATE_S
