@@ -1,0 +1,292 @@
+"""The shape of `agent.yaml`, and reading it: a checked `AgentConfig`, or every mistake at once.
+
+Owns names, defaults, ranges and the wording of mistakes (`file: path: message`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+#: A configuration file above this is refused unread.
+CONFIG_BYTES_MAX = 1024 * 1024
+REPLICAS_MAX, SERVICES_MAX = 64, 16
+#: Prompts more often than this are no light load any more.
+PROBE_MS_MIN = 500
+
+EngineName = Literal["tgi", "vllm", "sglang", "llamacpp"]
+
+
+def _ip_port(value: str) -> str:
+    """Canonical `ip:port`: the service and Envoy know a replica by this very string."""
+    host, colon, port = value.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
+        raise ValueError(f"{value!r} is not ip:port; write it such as 10.0.0.5:8080")
+    try:
+        address = ipaddress.ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+    except ValueError:
+        raise ValueError(
+            f"{host!r} is not an IP address; write the one that Envoy connects to, such as 10.0.0.5:{port}"
+        ) from None
+    return f"[{address}]:{int(port)}" if address.version == 6 else f"{address}:{int(port)}"
+
+
+def _service(value: str) -> str:
+    if value.startswith("unix:"):
+        if len(value) == len("unix:"):
+            raise ValueError("'unix:' has no path; write unix:/run/steersman/telemetry.sock")
+        return value
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdigit() or not 1 <= int(port) <= 65535 or "/" in value:
+        raise ValueError(f"{value!r} is not host:port; write it such as steersman.internal:9003")
+    return value
+
+
+def _url(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"https?://[^\s/?#]+", value.rstrip("/")):
+        raise ValueError(f"{value!r} is not a base URL; write it such as http://127.0.0.1:8080")
+    return value.rstrip("/") if value is not None else None
+
+
+def _nvml(value: str) -> str:
+    if value in ("auto", "off") or (value.startswith("fake:") and len(value) > len("fake:")):
+        return value
+    raise ValueError(f"{value!r} is not one of 'auto', 'off' or 'fake:PATH'")
+
+
+class Section(BaseModel):
+    """A section of the file: unknown keys are mistakes, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+Place = Annotated[str, Field(max_length=63)]
+IpPort = Annotated[str, AfterValidator(_ip_port)]
+
+
+class TlsSettings(Section):
+    """Mutual TLS: the service reads the node's name from the certificate's SAN."""
+
+    ca: Path = Field(strict=False)
+    cert: Path | None = Field(default=None, strict=False)
+    key: Path | None = Field(default=None, strict=False)
+    #: The name to expect in the service's certificate, where it is not the address.
+    server_name: str | None = None
+
+
+class ReplicaSettings(Section):
+    """One engine replica on this node."""
+
+    address: IpPort
+    #: Where the agent reaches it; http://ADDRESS when left out.
+    url: Annotated[str | None, AfterValidator(_url)] = None
+    pool: Name
+    engine: EngineName
+    #: The ids that the engine must answer for, as the engine names them; empty: any.
+    models: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(
+        default=(), max_length=64, strict=False
+    )
+    #: Where given, they go before what the engine says.
+    kv_capacity_tokens: int | None = Field(default=None, ge=1)
+    max_concurrent: int | None = Field(default=None, ge=1, le=2**32 - 1)
+    #: GPU indices or UUIDs; empty: found by the process that listens on the port.
+    gpus: tuple[int | str, ...] = Field(default=(), max_length=64, strict=False)
+    zone: Place | None = None
+    #: Silence that counts as one timeout (two make it hung); the engine's own default when left out.
+    timeout_ms: int | None = Field(default=None, ge=50, le=60_000)
+
+    @property
+    def base_url(self) -> str:
+        """Where the agent reaches it."""
+        return self.url or f"http://{self.address}"
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return int(self.address.rpartition(":")[2])
+
+
+class AgentConfig(Section):
+    """All of agent.yaml; durations in milliseconds."""
+
+    node: Name = Field(default_factory=socket.gethostname)
+    zone: Place = ""
+    region: Place = ""
+    services: tuple[Annotated[str, AfterValidator(_service)], ...] = Field(
+        default=(), max_length=SERVICES_MAX, strict=False
+    )
+    #: `each`: a stream to every service; `any`: to one at a time, the next when it fails.
+    mode: Literal["each", "any"] = "each"
+    token_file: Path | None = Field(default=None, strict=False)
+    token_env: str | None = Field(default=None, min_length=1)
+    tls: TlsSettings | None = None
+    nvml: Annotated[str, AfterValidator(_nvml)] = "auto"
+    #: Metrics while there is work, and while there is none; health; GPUs.
+    poll_ms: int = Field(default=100, ge=20, le=60_000)
+    poll_idle_ms: int = Field(default=1000, ge=20, le=60_000)
+    health_ms: int = Field(default=1000, ge=50, le=60_000)
+    nvml_ms: int = Field(default=1000, ge=50, le=60_000)
+    #: A one-token prompt after so long without traffic; 0 sends none.
+    probe_ms: int = Field(default=10_000, ge=0, le=3_600_000)
+    #: The least time between two reports, and the most.
+    spacing_ms: int = Field(default=50, ge=10, le=10_000)
+    heartbeat_ms: int = Field(default=1000, ge=100, le=60_000)
+    replicas: tuple[ReplicaSettings, ...] = Field(default=(), max_length=REPLICAS_MAX, strict=False)
+    #: Addresses of replicas to report as draining; re-read while running, like `replicas`.
+    drain: tuple[IpPort, ...] = Field(default=(), max_length=REPLICAS_MAX, strict=False)
+
+
+class AgentConfigError(Exception):
+    """The configuration cannot be used; `problems` are lines ready to print."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def load(path: Path, *, needs_services: bool = True) -> AgentConfig:
+    """Read and check a file; `AgentConfigError` with every mistake."""
+    try:
+        if path.stat().st_size > CONFIG_BYTES_MAX:
+            raise AgentConfigError(
+                [f"{path}: is larger than {CONFIG_BYTES_MAX} bytes; is it the right file?"]
+            )
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise AgentConfigError(
+            [f"{path}: cannot be read: {error.strerror}; give the configuration with -f FILE"]
+        ) from error
+    except UnicodeDecodeError as error:
+        raise AgentConfigError([f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8"]) from error
+    return loads(text, name=str(path), needs_services=needs_services)
+
+
+def loads(text: str, *, name: str = "<string>", needs_services: bool = True) -> AgentConfig:
+    """Check a configuration given as text; `AgentConfigError` with every mistake."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" (line {mark.line + 1})" if mark is not None else ""
+        what = getattr(error, "problem", None) or error
+        raise AgentConfigError([f"{name}: is not YAML: {what}{line}"]) from error
+    except (ValueError, RecursionError) as error:
+        raise AgentConfigError([f"{name}: is not YAML: {error}"]) from error
+    if not isinstance(data, dict):
+        raise AgentConfigError([f"{name}: holds no mapping; begin with 'services:' and 'replicas:'"])
+    try:
+        config = AgentConfig.model_validate(data)
+    except ValidationError as error:
+        lines = [(_dotted(entry["loc"]), _wording(entry)) for entry in error.errors()]
+    else:
+        lines = list(_cross_checks(config, needs_services=needs_services))
+    if lines:
+        raise AgentConfigError([f"{name}: {path}: {message}" for path, message in lines])
+    return config
+
+
+def _cross_checks(config: AgentConfig, *, needs_services: bool) -> Iterator[tuple[str, str]]:
+    """What a single value cannot tell."""
+    if needs_services and not config.services:
+        yield "services", "is empty; list at least one address to report to, such as 10.0.0.2:9003"
+    for place, name in enumerate(config.services):
+        if name in config.services[:place]:
+            yield f"services[{place}]", f"{name} stands here a second time; keep one of them"
+    if config.poll_idle_ms < config.poll_ms:
+        yield "poll_idle_ms", f"is below poll_ms ({config.poll_ms}); write at least as much"
+    if config.heartbeat_ms < config.spacing_ms:
+        yield "heartbeat_ms", f"is below spacing_ms ({config.spacing_ms}); write at least as much"
+    if 0 < config.probe_ms < PROBE_MS_MIN:
+        yield "probe_ms", f"would keep the engines busy; write {PROBE_MS_MIN} or more, or 0 for no prompts"
+    if config.token_file is not None and config.token_env is not None:
+        yield "token_env", "goes with no token_file; keep one of them"
+    if config.token_file is not None and not config.token_file.is_file():
+        yield "token_file", f"{config.token_file} is no file; put the token there"
+    if config.token_env is not None and not os.environ.get(config.token_env):
+        yield "token_env", f"the environment has no {config.token_env}; set it to the token"
+    yield from _tls_checks(config.tls)
+    seen: dict[str, int] = {}
+    for place, replica in enumerate(config.replicas):
+        first = seen.setdefault(replica.address, place)
+        if first != place:
+            yield (
+                f"replicas[{place}].address",
+                f"{replica.address} is replicas[{first}] already; give each replica its own",
+            )
+        for at, gpu in enumerate(replica.gpus):
+            if (isinstance(gpu, int) and gpu < 0) or gpu == "":
+                yield f"replicas[{place}].gpus[{at}]", f"{gpu!r} is no GPU; write its index or its UUID"
+    for place, address in enumerate(config.drain):
+        if address not in seen:
+            yield f"drain[{place}]", f"{address} is none of the replicas; write a replica's address"
+
+
+def _tls_checks(tls: TlsSettings | None) -> Iterator[tuple[str, str]]:
+    if tls is None:
+        return
+    if (tls.cert is None) != (tls.key is None):
+        yield f"tls.{'key' if tls.key is None else 'cert'}", "is missing; cert and key go together"
+    for name in ("ca", "cert", "key"):
+        file = getattr(tls, name)
+        if file is not None and not file.is_file():
+            yield f"tls.{name}", f"{file} is no file; write the path of a PEM file"
+
+
+#: Pydantic's kinds of error as what should stand there instead.
+_WANTED = {
+    "model_type": "a section with settings of its own, 'name: value'",
+    "tuple_type": "a list; begin each entry with '- '",
+    "string_type": "text; put it in quotes",
+    "string_pattern_mismatch": "a name of letters, digits, '.', '_', '-' and '/'",
+    "int_type": "a whole number",
+    "bool_type": "true or false",
+    "greater_than_equal": "{ge} or more",
+    "less_than_equal": "{le} or less",
+    "string_too_short": "at least {min_length} characters long",
+    "string_too_long": "at most {max_length} characters long",
+    "too_long": "at most {max_length} entries long",
+    "path_type": "the path of a file",
+}
+
+
+def _wording(entry: Any) -> str:
+    """Pydantic's error as a sentence with the fix."""
+    kind, context = entry["type"], entry.get("ctx", {})
+    if kind == "missing":
+        return "is missing; add it"
+    if kind == "extra_forbidden":
+        return f"is not a setting here; this section knows {', '.join(_known_keys(entry['loc'][:-1]))}"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "literal_error":
+        return f"{entry['input']!r} is not one of {context['expected']}"
+    wanted = _WANTED.get(kind, "").format(**context)
+    seen = repr(entry["input"])
+    seen = seen if len(seen) <= 60 else seen[:57] + "..."
+    return f"must be {wanted} (it is {seen})" if wanted else f"{entry['msg']} (it is {seen})"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    sections: dict[str, type[Section]] = {"tls": TlsSettings, "replicas": ReplicaSettings}
+    name = location[0] if location else ""
+    return list(sections.get(str(name), AgentConfig).model_fields)
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    """`replicas[0].engine`; a union's branches are pydantic's business, not the reader's."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part not in ("int", "str"):
+            path += f".{part}" if path else part
+    return path

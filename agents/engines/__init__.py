@@ -1,0 +1,22 @@
+"""Engine adapters: what each engine's pages mean, in the normal form. One small file an engine.
+
+An adapter is pure: bytes in, figures out. It knows which pages to ask for, not how to fetch them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from agents.engines.base import Engine
+from agents.engines.llamacpp import LlamaCpp
+from agents.engines.sglang import SGLang
+from agents.engines.tgi import Tgi
+from agents.engines.vllm import Vllm
+
+__all__ = ["ENGINES", "Engine"]
+
+#: Engine name in agent.yaml → adapter.
+ENGINES: Final[Mapping[str, Engine]] = {
+    engine.name: engine for engine in (Tgi(), Vllm(), SGLang(), LlamaCpp())
+}

@@ -1,0 +1,56 @@
+"""What every adapter offers, and what most engines have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from agents.engines.exposition import names
+from agents.figures import About, Scrape
+from agents.state import Signal
+
+
+class Engine:
+    """An engine's pages and their meaning. `about_paths` are asked in order; a page may be missing."""
+
+    name: ClassVar[str]
+    about_paths: ClassVar[tuple[str, ...]] = ("/v1/models",)
+    #: Silence above this many milliseconds counts as a timeout, unless configured otherwise.
+    timeout_ms: ClassVar[int] = 500
+
+    def scrape(self, page: bytes) -> Scrape:
+        """Read `/metrics`; `ValueError` where it is not Prometheus text."""
+        raise NotImplementedError
+
+    def about(self, pages: Mapping[str, Any]) -> About:
+        """Read the decoded JSON of those of `about_paths` that were answered."""
+        return About(models=served_models(pages.get("/v1/models")))
+
+    def health(self, status: int) -> Signal:
+        """What an answer of `/health` says."""
+        return Signal.ANSWERED if 200 <= status < 300 else Signal.UNWELL
+
+    def prompt(self, model: str | None) -> tuple[str, dict[str, Any]]:
+        """Path and JSON body of the lightest real request: one token.
+
+        Plain completion, because a base model has no chat template and would refuse a chat.
+        """
+        body: dict[str, Any] = {"prompt": "Hi", "max_tokens": 1, "temperature": 0}
+        if model is not None:
+            body["model"] = model
+        return "/v1/completions", body
+
+
+def served_models(page: Any) -> tuple[str, ...]:
+    """The ids in OpenAI's model list; a LoRA adapter (vLLM gives it a parent) counts as a model too."""
+    return names(mapping(entry).get("id") for entry in listed(mapping(page).get("data")))
+
+
+def mapping(page: Any) -> Mapping[str, Any]:
+    """A JSON object as it is; empty for anything else."""
+    return page if isinstance(page, dict) else {}
+
+
+def listed(page: Any) -> list[Any]:
+    """A JSON array as it is; empty for anything else."""
+    return page if isinstance(page, list) else []

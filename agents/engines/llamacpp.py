@@ -1,0 +1,64 @@
+"""llama.cpp's server (started with `--metrics`): `llamacpp:` metrics and `/props`.
+
+It answers 503 while it loads. `/metrics` goes through the same queue as decoding, so a long prompt on a
+CPU makes it late: its timeout is longer than the others'. Newer servers say nothing of KV use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from agents.engines.base import Engine, mapping, served_models
+from agents.engines.exposition import Wanted, count, known, names, tokens
+from agents.figures import About, Scrape
+from agents.state import Signal
+
+_WANTED: Final = Wanted(
+    "llamacpp:requests_processing",
+    "llamacpp:requests_deferred",
+    "llamacpp:kv_cache_tokens",
+    "llamacpp:prompt_tokens_total",
+    "llamacpp:tokens_predicted_total",
+    "llamacpp:n_decode_total",
+)
+
+
+class LlamaCpp(Engine):
+    """See the module."""
+
+    name = "llamacpp"
+    about_paths = ("/v1/models", "/props")
+    timeout_ms = 3000
+
+    def scrape(self, page: bytes) -> Scrape:
+        """Read the page."""
+        found = _WANTED.read(page)
+        running = found.total("llamacpp:requests_processing")
+        prompt, output = (
+            found.total("llamacpp:prompt_tokens_total"),
+            found.total("llamacpp:tokens_predicted_total"),
+        )
+        return Scrape(
+            waiting=count(found.total("llamacpp:requests_deferred")),
+            running=count(running),
+            kv_used_tokens=tokens(found.total("llamacpp:kv_cache_tokens")),
+            prompt_tokens=prompt,
+            output_tokens=output,
+            progress=known(prompt, output, found.total("llamacpp:n_decode_total"), running),
+        )
+
+    def about(self, pages: Mapping[str, Any]) -> About:
+        """Slots are what it runs at once; a slot's context times the slots is the KV cache."""
+        props = mapping(pages.get("/props"))
+        slots = count(props.get("total_slots"))
+        context = count(mapping(props.get("default_generation_settings")).get("n_ctx"))
+        return About(
+            models=served_models(pages.get("/v1/models")) or names([props.get("model_path")]),
+            max_concurrent=slots,
+            kv_capacity_tokens=slots * context if slots and context else None,
+        )
+
+    def health(self, status: int) -> Signal:
+        """503 is "Loading model"."""
+        return Signal.LOADING if status == 503 else super().health(status)

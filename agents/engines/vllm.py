@@ -1,0 +1,80 @@
+"""vLLM: `vllm:` metrics; `kv_cache_usage_perc` is a fraction despite its name.
+
+With data parallelism every engine core has series of its own (label `engine`): they are summed, and
+each core's fraction is taken of its own blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from agents.engines.base import Engine
+from agents.engines.exposition import Samples, Wanted, count, known, names, tokens
+from agents.figures import Scrape
+
+_USAGE: Final = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+_WANTED: Final = Wanted(
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    *_USAGE,
+    "vllm:cache_config_info",
+    "vllm:lora_requests_info",
+    "vllm:prompt_tokens_total",
+    "vllm:generation_tokens_total",
+    "vllm:iteration_tokens_total_count",
+)
+
+
+class Vllm(Engine):
+    """See the module."""
+
+    name = "vllm"
+
+    def scrape(self, page: bytes) -> Scrape:
+        """Read the page."""
+        found = _WANTED.read(page)
+        used, capacity = _kv_tokens(found)
+        running = found.total("vllm:num_requests_running")
+        prompt, output = found.total("vllm:prompt_tokens_total"), found.total("vllm:generation_tokens_total")
+        iterations = found.total("vllm:iteration_tokens_total_count")
+        return Scrape(
+            waiting=count(found.total("vllm:num_requests_waiting")),
+            running=count(running),
+            kv_used_tokens=tokens(used),
+            kv_capacity_tokens=tokens(capacity),
+            adapters=_adapters(found),
+            prompt_tokens=prompt,
+            output_tokens=output,
+            progress=known(prompt, output, iterations, running, found.total(*_USAGE)),
+        )
+
+
+def _kv_tokens(found: Samples) -> tuple[float | None, float | None]:
+    """KV in use and capacity, tokens, over all engine cores; None for what cannot be told."""
+    capacity: dict[str, float] = {}
+    for labels, _ in found.of("vllm:cache_config_info"):
+        try:
+            blocks = int(labels["num_gpu_blocks"]) * int(labels["block_size"])
+        except (KeyError, ValueError):
+            return None, None  # "None" until the blocks are counted
+        capacity[labels.get("engine", "")] = blocks
+    if not capacity:
+        return None, None
+    total = sum(capacity.values())
+    usage = found.of(_USAGE[0]) or found.of(_USAGE[1])
+    if not usage:
+        return None, total
+    # Older versions label the configuration differently from the gauge: then the cores are alike.
+    share = total / len(usage)
+    used = sum(fraction * capacity.get(labels.get("engine", ""), share) for labels, fraction in usage)
+    return used, total
+
+
+def _adapters(found: Samples) -> tuple[str, ...] | None:
+    """The LoRA adapters at work: the series with the newest time (its value) tells, older ones linger."""
+    series = found.of("vllm:lora_requests_info")
+    if not series:
+        return None
+    labels, _ = max(series, key=lambda entry: entry[1])
+    listed = f"{labels.get('running_lora_adapters', '')},{labels.get('waiting_lora_adapters', '')}"
+    return names(part.strip() for part in listed.split(","))

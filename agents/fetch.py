@@ -1,0 +1,66 @@
+"""Asks a replica over HTTP: bounded in time and in size, and every way to fail has a name.
+
+Owns the client session and what a failure is evidence of. Knows no engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import aiohttp
+
+from agents.reply import Answer, Failure, Reply
+from agents.state import Signal
+
+#: An answer above this is cut off and counts as unwell: no page of an engine is that long.
+RESPONSE_BYTES_MAX: Final = 4 * 1024 * 1024
+#: Connections kept to one replica: metrics, health and a probe at once.
+CONNECTIONS_PER_REPLICA: Final = 4
+
+
+class Fetcher:
+    """One client session for all replicas. Use inside its event loop; `close` when done."""
+
+    def __init__(self) -> None:
+        connector = aiohttp.TCPConnector(
+            limit=0, limit_per_host=CONNECTIONS_PER_REPLICA, keepalive_timeout=60.0, use_dns_cache=True
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True, trust_env=False
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+    async def ask(self, url: str, *, timeout_s: float, body: Mapping[str, Any] | None = None) -> Reply:
+        """GET a URL, or POST a JSON body to it; never raises for what a replica does."""
+        began_s = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout_s):
+                request = self._session.get(url) if body is None else self._session.post(url, json=body)
+                async with request as response:
+                    page = await _read_bounded(response.content)
+        except TimeoutError:
+            return Failure(Signal.TIMED_OUT, f"no answer within {timeout_s * 1000:.0f} ms")
+        except aiohttp.ClientConnectorError as error:
+            return Failure(Signal.REFUSED, f"cannot connect: {error.os_error.strerror or error.os_error}")
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return Failure(Signal.UNWELL, f"broken answer: {error or type(error).__name__}")
+        if page is None:
+            return Failure(Signal.UNWELL, f"an answer above {RESPONSE_BYTES_MAX} bytes")
+        return Answer(response.status, page, time.monotonic() - began_s)
+
+
+async def _read_bounded(content: aiohttp.StreamReader) -> bytes | None:
+    """The whole body; None where it is above the bound."""
+    parts, size = [], 0
+    async for part in content.iter_any():
+        size += len(part)
+        if size > RESPONSE_BYTES_MAX:
+            return None
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -1,0 +1,7 @@
+"""`steersman agent`: the node agent. Owns nothing but the way in; everything is `agents`'."""
+
+from __future__ import annotations
+
+from agents.command import command
+
+__all__ = ["command"]

@@ -1,0 +1,307 @@
+"""The agent as a whole over simulated TGI replicas: real sockets, real time, short waits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from agents.agent import Agent, collect_once
+from agents.config import AgentConfig, ReplicaSettings, load
+from agents.figures import ReplicaView
+from agents.nvml_fake import write_script
+from agents.state import State
+from extproc.sim.fleet import ReplicaSpec, RunningReplicas, start_replicas
+
+MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"
+
+
+def settings(address: str, **changes: Any) -> ReplicaSettings:
+    return ReplicaSettings(address=address, pool="llama", engine="tgi", **changes)
+
+
+class Stage:
+    """A replica, an agent that watches it, and ways to hurt the one and ask the other."""
+
+    def __init__(self, running: RunningReplicas, agent: Agent, session: aiohttp.ClientSession) -> None:
+        self.running = running
+        self.agent = agent
+        self.session = session
+
+    @property
+    def replica(self) -> ReplicaView:
+        return self.agent.view().replicas[0]
+
+    async def until(self, reached: Callable[[ReplicaView], bool], *, within_s: float = 5.0) -> float:
+        """Seconds until the view is so."""
+        began_s = time.monotonic()
+        try:
+            async with asyncio.timeout(within_s):
+                while not reached(self.replica):  # noqa: ASYNC110 (the limit is for failures only)
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            pytest.fail(f"not reached within {within_s} s: {self.replica}")
+        return time.monotonic() - began_s
+
+    async def fault(self, **fault: Any) -> None:
+        url = f"http://{self.running.addresses[0]}/sim/fault"
+        async with self.session.post(url, json=fault) as response:
+            assert response.status == 200
+
+    async def generate(self, tokens: int) -> int:
+        url = f"http://{self.running.addresses[0]}/generate"
+        body = {"inputs": f"Go. [[sim:out={tokens}]]", "parameters": {"max_new_tokens": tokens}}
+        async with self.session.post(url, json=body) as response:
+            await response.read()
+            return response.status
+
+
+def scene(play: Callable[[Stage], Awaitable[None]], **config: Any) -> None:
+    """Run a scene against one replica."""
+
+    async def run() -> None:
+        models = config.pop("models", ())
+        async with (
+            await start_replicas([ReplicaSpec(name="one")]) as running,
+            aiohttp.ClientSession() as session,
+        ):
+            replica = settings(running.addresses[0], models=models, kv_capacity_tokens=400_000)
+            agent = Agent(AgentConfig(**{"nvml": "off", "node": "n", "replicas": (replica,)} | config))
+            stop = asyncio.Event()
+            task = asyncio.create_task(agent.run(stop))
+            await asyncio.sleep(0)  # it has begun
+            try:
+                await play(Stage(running, agent, session))
+            finally:
+                stop.set()
+                async with asyncio.timeout(5):
+                    await task
+
+    asyncio.run(run())
+
+
+def test_an_idle_replica_is_ready_and_its_figures_are_known() -> None:
+    """What TGI says, plus the capacity that it does not."""
+
+    async def play(stage: Stage) -> None:
+        await stage.until(lambda view: view.state is State.READY and view.probe_ttft_ms is not None)
+        await stage.until(lambda view: view.running == 0)
+        view = stage.replica
+        assert (view.waiting, view.kv_capacity_tokens, view.max_concurrent) == (0, 400_000, 128)
+        assert view.models == (MODEL,)
+        assert view.scraped_s is not None
+        assert stage.running.servers[0].engine.served == 1  # the prompt, and no second one
+
+    scene(play, models=(MODEL,))
+
+
+def test_work_is_seen_within_two_polls_and_measured() -> None:
+    """Running, KV and the rate follow the traffic; prompts stay away while it lasts."""
+
+    async def play(stage: Stage) -> None:
+        await stage.until(lambda view: view.probe_ttft_ms is not None)
+        before_s = stage.replica.probed_s
+        jobs = [asyncio.create_task(stage.generate(60)) for _ in range(8)]
+        await stage.until(lambda view: view.running == 8, within_s=2)
+        assert (stage.replica.kv_used_tokens or 0) > 8 * 60
+        await asyncio.gather(*jobs)
+        await stage.until(lambda view: view.running == 0)
+        assert (stage.replica.decode_tokens_per_s or 0) > 0
+        assert stage.replica.probed_s == before_s
+
+    scene(play)
+
+
+def test_a_replica_that_hangs_under_work_is_hung_within_a_second_and_a_half() -> None:
+    """Its pages go on answering; its counters stand still. Released, it is ready again."""
+
+    async def play(stage: Stage) -> None:
+        await stage.until(lambda view: view.state is State.READY and view.probe_ttft_ms is not None)
+        job = asyncio.create_task(stage.generate(500))
+        await stage.until(lambda view: view.running == 1)
+        await stage.fault(hang=True)
+        took_s = await stage.until(lambda view: view.state is State.HUNG)
+        assert took_s < 1.5
+        assert "no counter moved" in stage.replica.detail
+        await stage.fault(clear=True)
+        await stage.until(lambda view: view.state is State.READY)
+        job.cancel()
+        await asyncio.gather(job, return_exceptions=True)
+
+    scene(play)
+
+
+def test_an_idle_replica_that_hangs_is_found_by_its_prompt() -> None:
+    """At the next prompt, here each half second."""
+
+    async def play(stage: Stage) -> None:
+        await stage.until(lambda view: view.state is State.READY and view.probe_ttft_ms is not None)
+        await stage.fault(hang=True)
+        await stage.until(lambda view: view.state is State.HUNG)
+        assert stage.replica.probe_failures >= 1
+        await stage.fault(clear=True)
+        await stage.until(lambda view: view.state is State.READY, within_s=8)
+
+    scene(play, probe_ms=500)
+
+
+def test_refused_is_loading_before_it_was_ready_and_gone_after() -> None:
+    """Two successes bring it back; figures of the dead process are forgotten."""
+
+    async def play(stage: Stage) -> None:
+        await stage.until(lambda view: view.state is State.READY)
+        await stage.running.kill("one")
+        await stage.until(lambda view: view.state is State.GONE)
+        assert stage.replica.running is None
+        assert "cannot connect" in stage.replica.detail
+        await stage.running.revive("one")
+        await stage.until(lambda view: view.state is State.READY)
+
+        stage.agent.apply(
+            stage.agent.config.model_copy(update={"replicas": (settings("127.0.0.1:1"),), "drain": ()})
+        )
+        await stage.until(lambda view: view.state is State.LOADING)
+        assert stage.replica.address == "127.0.0.1:1"
+
+    scene(play)
+
+
+def test_a_model_that_was_not_asked_for_is_wrong() -> None:
+    """Never shown as ready on the way there."""
+    seen: set[State] = set()
+
+    async def play(stage: Stage) -> None:
+        def reached(view: ReplicaView) -> bool:
+            seen.add(view.state)
+            return view.state is State.WRONG_MODEL
+
+        await stage.until(reached)
+        assert State.READY not in seen
+        assert stage.replica.detail == (
+            f"model: it serves {MODEL}, and is configured for mistralai/Mistral-7B"
+        )
+
+    scene(play, models=("mistralai/Mistral-7B",))
+
+
+def test_unhealthy_and_failing_replicas_are_degraded() -> None:
+    """By their own word, or by their answers to prompts."""
+
+    async def play(stage: Stage) -> None:
+        await stage.until(lambda view: view.state is State.READY and view.probe_ttft_ms is not None)
+        await stage.fault(healthy=False)
+        await stage.until(lambda view: view.state is State.DEGRADED)
+        assert stage.replica.detail == "health: answered with status 503"
+        await stage.fault(clear=True)
+        await stage.until(lambda view: view.state is State.READY)
+        await stage.fault(refuse_share=1.0)
+        await stage.until(lambda view: view.state is State.DEGRADED)
+        assert "a prompt was answered with status 503" in stage.replica.detail
+        await stage.fault(clear=True)
+        await stage.until(lambda view: view.state is State.READY)
+
+    scene(play, probe_ms=500, health_ms=200)
+
+
+def test_a_process_that_is_stopped_is_hung() -> None:
+    """It accepts connections, as a SIGSTOPped one does, and says nothing."""
+
+    async def run() -> None:
+        silent: list[asyncio.StreamWriter] = []
+        server = await asyncio.start_server(lambda _reader, writer: silent.append(writer), "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        view, _ = await collect_once(AgentConfig(nvml="off", replicas=(settings(f"{host}:{port}"),)))
+        assert view.replicas[0].state is State.HUNG
+        assert view.replicas[0].running is None
+        for writer in silent:
+            writer.close()
+        server.close()
+
+    asyncio.run(run())
+
+
+def test_the_drain_list_is_followed_while_running(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Draining begins and ends with the file; a broken file changes nothing."""
+    monkeypatch.setattr("agents.agent.CONFIG_LOOK_S", 0.05)
+
+    async def run() -> None:
+        async with await start_replicas([ReplicaSpec(name="one")]) as running:
+            address = running.addresses[0]
+            text = (
+                f"services: ['127.0.0.1:1']\nnvml: 'off'\n"
+                f"replicas: [{{address: '{address}', pool: p, engine: tgi}}]\n"
+            )
+            file = tmp_path / "agent.yaml"
+            file.write_text(text)
+            agent = Agent(load(file), config_file=file)
+            stop = asyncio.Event()
+            task = asyncio.create_task(agent.run(stop))
+            await asyncio.sleep(0)  # it has begun
+
+            async def until(state: State) -> None:
+                async with asyncio.timeout(5):
+                    while agent.view().replicas[0].state is not state:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+
+            await until(State.READY)
+            file.write_text(text + f"drain: ['{address}']\n")
+            await until(State.DRAINING)
+            file.write_text(text + "drain: [nonsense]\n")
+            async with asyncio.timeout(5):
+                while "stays as it was" not in caplog.text:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert agent.view().replicas[0].state is State.DRAINING
+            file.write_text(text)
+            await until(State.READY)
+            stop.set()
+            await task
+
+    asyncio.run(run())
+
+
+def test_a_replica_is_mapped_to_its_gpu_by_index_and_by_process(tmp_path: Path) -> None:
+    """The simulator listens in this very process, which the fake puts on GPU 1."""
+    script = tmp_path / "gpus.json"
+    write_script(
+        script,
+        {"gpus": [{"uuid": "GPU-a"}, {"uuid": "GPU-b", "processes": [{"pid": os.getpid()}]}]},
+    )
+
+    async def run() -> None:
+        async with await start_replicas([ReplicaSpec(name="one"), ReplicaSpec(name="two")]) as running:
+            one, two = running.addresses
+            config = AgentConfig(nvml=f"fake:{script}", replicas=(settings(one), settings(two, gpus=(0,))))
+            view, why = await collect_once(config)
+            assert why == ""
+            assert [replica.gpu_uuids for replica in view.replicas] == [("GPU-b",), ("GPU-a",)]
+            assert [replica.state for replica in view.replicas] == [State.READY, State.READY]
+
+    asyncio.run(run())
+
+
+def test_gpu_trouble_is_seen_while_running(tmp_path: Path) -> None:
+    """An XID is in the view long before the next reading would be."""
+    script = tmp_path / "gpus.json"
+    write_script(script, {"gpus": [{}]})
+
+    async def play(stage: Stage) -> None:
+        async with asyncio.timeout(5):
+            while not stage.agent.view().gpus:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)  # the event set is registered
+            write_script(script, {"gpus": [{"xids": [48], "throttle": ["hw_slowdown"]}]})
+            began_s = time.monotonic()
+            while not stage.agent.view().gpus[0].xids:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert time.monotonic() - began_s < 0.5
+        assert stage.agent.view().gpus[0].throttle_reasons == 0x8
+
+    scene(play, nvml=f"fake:{script}", nvml_ms=5000)
