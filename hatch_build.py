@@ -28,7 +28,13 @@ def compile_protos(root: Path = ROOT) -> list[Path]:
     well_known = str(Path(grpc_tools.__file__).parent / "_proto")
     # Each file compiles on its own: a cross-import would need rewriting, since protoc emits
     # absolute imports that ignore the package the modules live in.
-    arguments = ["protoc", f"-I{root / 'protos'}", f"-I{well_known}", f"--python_out={out}", f"--pyi_out={out}"]
+    arguments = [
+        "protoc",
+        f"-I{root / 'protos'}",
+        f"-I{well_known}",
+        f"--python_out={out}",
+        f"--pyi_out={out}",
+    ]
     code = protoc.main([*arguments, *(source.name for source in sources)])
     if code:
         raise SystemExit(f"protoc failed with {code}")

@@ -20,6 +20,7 @@ COMMANDS = {
     "check": ("check", "Check a configuration; report every mistake at once."),
     "envoy-config": ("envoy_config", "Print Envoy's bootstrap for a configuration."),
     "status": ("status", "Show tenants, endpoints and decisions of a running service."),
+    "agent": ("agent", "Watch this node's GPUs and engines, and report them to the services."),
     "tenant": ("tenant", "Make tenants' keys."),
     "sim-replica": ("sim_replica", "Run simulated TGI replicas."),
 }

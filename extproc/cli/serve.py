@@ -32,8 +32,11 @@ def command(file: Path, verbose: bool) -> None:
 
     async def serve() -> None:
         app = App(config)
+        app.handle_signals(file)
         for address in await app.start():
             log.info("listening on %s", address)
+        for address in app.telemetry_addresses:
+            log.info("listening for agents on %s", address)
         await app.run(config_file=file)
 
     try:

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from extproc.config.model import Config, Loc, cross_checks, dotted
+from extproc.config.checks import Loc, cross_checks, dotted
+from extproc.config.model import Config
 
 #: A configuration file above this is refused unread.
 CONFIG_BYTES_MAX = 16 * 1024 * 1024

@@ -7,72 +7,13 @@ because `steersman check` prints it as it stands.
 
 from __future__ import annotations
 
-import ipaddress
-import re
-from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
-SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
+from extproc.config.types import IpPort, Listen, ModelName, Name, Network, RedisUrl, Sha256
 
 StrategyName = Literal["round_robin", "random", "least_request", "power_of_two", "least_work"]
-
-
-def _name(value: str) -> str:
-    if not NAME_PATTERN.fullmatch(value):
-        raise ValueError(
-            f"{value!r} is not a name; write 1 to 63 of a-z, 0-9, '.', '_' and '-', "
-            "beginning and ending with a letter or a digit"
-        )
-    return value
-
-
-def _ip_port(value: str) -> str:
-    """Canonical `ip:port`: Envoy's override_host compares strings, so one address has one spelling."""
-    host, colon, port = value.rpartition(":")
-    if not colon or not (port.isascii() and port.isdigit()):
-        raise ValueError(f"{value!r} has no port; write ip:port, such as 127.0.0.1:8080")
-    if len(port) > 5 or not 1 <= int(port) <= 65535:
-        raise ValueError(f"port {port} is not within 1 to 65535")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    try:
-        address = ipaddress.ip_address(bare)
-    except ValueError:
-        hint = "127.0.0.1" if host == "localhost" else "its address"
-        raise ValueError(
-            f"{host!r} is not an IP address; Envoy picks endpoints by ip:port, so write {hint}:{port}"
-        ) from None
-    return f"[{address}]:{int(port)}" if address.version == 6 else f"{address}:{int(port)}"
-
-
-def _listen(value: str) -> str:
-    if value.startswith("unix:"):
-        path = value.removeprefix("unix:")
-        if not path:
-            raise ValueError("'unix:' has no path; write unix:/run/steersman/extproc.sock")
-        # sun_path holds 108 bytes with its terminator; a longer one fails at bind with a riddle.
-        if len(path.encode()) > 107:
-            raise ValueError(f"the socket's path has {len(path.encode())} bytes; the system allows 107")
-        return value
-    return _ip_port(value)
-
-
-def _sha256(value: str) -> str:
-    lowered = value.lower().removeprefix("sha256:")
-    if not SHA256_PATTERN.fullmatch(lowered):
-        raise ValueError(
-            "not a SHA-256 in hex (64 digits); make a key and its hash with 'steersman tenant key new'"
-        )
-    return lowered
-
-
-Name = Annotated[str, AfterValidator(_name)]
-IpPort = Annotated[str, AfterValidator(_ip_port)]
-Listen = Annotated[str, AfterValidator(_listen)]
-Sha256 = Annotated[str, AfterValidator(_sha256)]
-ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class Section(BaseModel):
@@ -88,6 +29,8 @@ class Endpoint(Section):
     """Where it listens, as ip:port."""
     zone: str = ""
     """Its availability zone; empty when there is one only."""
+    region: str = Field(default="", max_length=63)
+    """Its region; tenants with `regions` are served there alone."""
     max_concurrent: int = Field(default=128, ge=1, le=65_536)
     """Requests it takes at once (TGI's max_concurrent_requests); above it TGI refuses inside a 200."""
 
@@ -116,6 +59,28 @@ class OutlierDetection(Section):
     """The share of a pool that may be ejected at once."""
 
 
+class DnsName(Section):
+    """A name whose addresses are replicas."""
+
+    name: str = Field(min_length=1, max_length=253)
+    """The host name; every A and AAAA record of it is a replica."""
+    port: int = Field(ge=1, le=65535)
+    """The port of each."""
+    interval_s: float = Field(default=5.0, ge=1.0, le=3600.0)
+    """How often it is resolved."""
+
+
+class Discovery(Section):
+    """Where replicas come from besides the list."""
+
+    dns: list[DnsName] = Field(default=[], max_length=64)
+    """Names to resolve."""
+    file: str | None = None
+    """A YAML or JSON file with `endpoints:`, watched; a bad one changes nothing."""
+    agents: bool = True
+    """Whether node agents may register replicas for this pool."""
+
+
 class Pool(Section):
     """Endpoints that serve the same model."""
 
@@ -127,8 +92,13 @@ class Pool(Section):
     """What the replicas run."""
     strategy: StrategyName = "least_work"
     """How a replica is chosen."""
-    endpoints: list[Endpoint] = Field(min_length=1)
-    """The replicas."""
+    endpoints: list[Endpoint] = []
+    """The replicas that are known beforehand."""
+    discovery: Discovery = Discovery()
+    """Where further replicas come from."""
+    zone_penalty_tokens: int = Field(default=2_000, ge=0, le=10_000_000)
+    """A replica in another zone than the service's counts as if this much more work waited on it: the
+    same zone is preferred while it is not worse by that."""
     bytes_per_token: float = Field(default=4.0, gt=0.25, lt=64.0)
     """Prompt bytes per token before any counts have come back; calibrated from then on."""
     output_tokens: int = Field(default=256, ge=1, le=1_000_000)
@@ -160,6 +130,8 @@ class Tenant(Section):
     """Models it may ask for; all when left out."""
     default_model: ModelName | None = None
     """The model of a request that names none (TGI's native routes); the gateway's when left out."""
+    regions: list[Annotated[str, Field(min_length=1, max_length=63)]] | None = None
+    """Regions that its requests may be served in; any when left out. Strict: none left means 403."""
 
 
 class Tracing(Section):
@@ -215,8 +187,59 @@ class Service(Section):
 
     listen: list[Listen] = Field(default=["127.0.0.1:50051"], min_length=1)
     """Where it serves gRPC: ip:port or unix:/path, several allowed."""
+    zone: str = Field(default="", max_length=63)
+    """The zone it runs in; replicas of the same one are preferred."""
     drain_s: float = Field(default=10.0, ge=0.0, le=600.0)
     """How long open streams may take to end after SIGTERM."""
+
+
+class TelemetryNode(Section):
+    """A node whose agent may push."""
+
+    name: Name
+    """Its name, as its agent says it; with mutual TLS also a SAN of its certificate."""
+    token_sha256: Sha256 | None = None
+    """SHA-256 of its token in hex ('steersman tenant key new' makes one); not needed with mutual TLS."""
+    networks: list[Network] = []
+    """Networks (10.0.0.0/24) in which its replicas' addresses must lie; any when left out."""
+
+
+class TelemetryTls(Section):
+    """Mutual TLS with the agents."""
+
+    certificate: str = Field(min_length=1)
+    """The service's certificate, a PEM file."""
+    key: str = Field(min_length=1)
+    """Its key, a PEM file."""
+    client_ca: str = Field(min_length=1)
+    """The authority that signed the agents' certificates, a PEM file."""
+
+
+class Telemetry(Section):
+    """What node agents push to."""
+
+    listen: list[Listen] = Field(default=["127.0.0.1:50052"], min_length=1)
+    """Where agents connect, ip:port or unix:/path."""
+    auth: Literal["token", "none"] = "token"
+    """'token' asks each node for its token or, with tls, its certificate; 'none' believes any agent that
+    can connect, for one machine."""
+    nodes: list[TelemetryNode] = []
+    """The nodes that may push."""
+    tls: TelemetryTls | None = None
+    """Mutual TLS; none when left out."""
+    forget_s: int = Field(default=60, ge=3, le=86_400)
+    """A replica that agents registered is forgotten when it was not spoken of for this long."""
+
+
+class Sharing(Section):
+    """What several services tell each other through Redis: telemetry, and work in flight."""
+
+    redis: RedisUrl
+    """Redis's address, such as redis://10.0.0.5:6379/0."""
+    prefix: str = Field(default="steersman", min_length=1, max_length=63, pattern=r"^[A-Za-z0-9:._-]+$")
+    """What its keys and channels begin with; services that share have the same."""
+    interval_ms: int = Field(default=100, ge=20, le=5_000)
+    """How often a change of the work in flight is told at the most."""
 
 
 class Limits(Section):
@@ -243,6 +266,10 @@ class Config(Section):
     """The process that decides."""
     limits: Limits = Limits()
     """Bounds on what is held in memory, and for how long."""
+    telemetry: Telemetry | None = None
+    """What node agents push to; no telemetry when left out."""
+    sharing: Sharing | None = None
+    """Redis between several services; each knows its own work alone when left out."""
     pools: list[Pool] = Field(min_length=1)
     """The replicas, grouped by the model they serve."""
     tenants: list[Tenant] = []
@@ -261,88 +288,3 @@ class Config(Section):
     def pool_of(self, model: str) -> Pool | None:
         """The pool that serves a model name, or None."""
         return next((pool for pool in self.pools if model in pool.models), None)
-
-
-Loc = tuple[str | int, ...]
-
-
-def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
-    """Yield (location, message) for each mistake that only shows between sections."""
-    yield from _repeats((("pools", i, "name"), pool.name) for i, pool in enumerate(config.pools))
-    yield from _repeats((("tenants", i, "name"), tenant.name) for i, tenant in enumerate(config.tenants))
-    yield from _repeats(
-        (("pools", i, "models", j), model)
-        for i, pool in enumerate(config.pools)
-        for j, model in enumerate(pool.models)
-    )
-    yield from _repeats(
-        (("pools", i, "endpoints", j, "address"), endpoint.address)
-        for i, pool in enumerate(config.pools)
-        for j, endpoint in enumerate(pool.endpoints)
-    )
-    yield from _repeats(
-        (("tenants", i, "keys", j, "sha256"), key.sha256)
-        for i, tenant in enumerate(config.tenants)
-        for j, key in enumerate(tenant.keys)
-    )
-    served = sorted({model for pool in config.pools for model in pool.models})
-    for location, model in _named_models(config):
-        if model not in served:
-            yield location, f"no pool serves {model!r}; pools serve {', '.join(served)}"
-    for i, tenant in enumerate(config.tenants):
-        if tenant.models is not None and tenant.default_model and tenant.default_model not in tenant.models:
-            yield (
-                ("tenants", i, "default_model"),
-                (f"{tenant.default_model!r} is not among the tenant's models; add it to tenants[{i}].models"),
-            )
-        if config.gateway.auth == "api_key" and not tenant.keys:
-            yield (
-                ("tenants", i, "keys"),
-                ("the tenant has no key and can never be let in; make one with 'steersman tenant key new'"),
-            )
-    if config.gateway.auth == "api_key" and not config.tenants:
-        yield (
-            ("tenants",),
-            (
-                "gateway.auth is 'api_key' but no tenant is listed, so every request would get 401; "
-                "list a tenant with a key, or set gateway.auth: none"
-            ),
-        )
-    if config.limits.reservation_ttl_s < 3 * config.gateway.heartbeat_s:
-        yield (
-            ("limits", "reservation_ttl_s"),
-            (
-                f"{config.limits.reservation_ttl_s} s is less than three heartbeats; running requests would "
-                f"expire. Write {3 * config.gateway.heartbeat_s} or more, or lower gateway.heartbeat_s"
-            ),
-        )
-    yield from _repeats((("service", "listen", i), where) for i, where in enumerate(config.service.listen))
-    if config.gateway.listen == config.gateway.envoy_admin:
-        yield ("gateway", "envoy_admin"), f"{config.gateway.listen} is gateway.listen's too; use another port"
-
-
-def _repeats(items: Iterator[tuple[Loc, str]]) -> Iterator[tuple[Loc, str]]:
-    seen: dict[str, Loc] = {}
-    for location, value in items:
-        if value in seen:
-            yield location, f"{value!r} is already at {dotted(seen[value])}; each must be the only one"
-        else:
-            seen[value] = location
-
-
-def _named_models(config: Config) -> Iterator[tuple[Loc, str]]:
-    if config.gateway.default_model:
-        yield ("gateway", "default_model"), config.gateway.default_model
-    for i, tenant in enumerate(config.tenants):
-        if tenant.default_model:
-            yield ("tenants", i, "default_model"), tenant.default_model
-        for j, model in enumerate(tenant.models or []):
-            yield ("tenants", i, "models", j), model
-
-
-def dotted(location: Loc) -> str:
-    """`("pools", 0, "name")` as `pools[0].name`."""
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text

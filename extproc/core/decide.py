@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from extproc.core.fleet import Endpoint, Fleet, Pool
+from extproc.core.endpoint import Endpoint
+from extproc.core.fleet import Fleet, Pool
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import Reason, Reject, Reservation, Routed
 from extproc.core.request import IMAGE_TOKENS, Kind, Request
@@ -36,11 +37,13 @@ def decide(
     reservations_max: int,
     now_ns: int,
     rng: Random,
+    zone: str = "",
     degraded: str = "",
 ) -> Routed | Reject:
     """Choose the upstream cluster and the ordered endpoints of one request.
 
-    `degraded`, when set, makes the choice by least in flight and is said in the reason.
+    `zone` is where we are: endpoints elsewhere carry their pool's handicap. `degraded`, when set, makes
+    the choice by least in flight and is said in the reason; so does telemetry that is stale everywhere.
     """
     model = request.model or tenant.default_model or default_model
     pool = fleet.pool_of(model)
@@ -58,10 +61,19 @@ def decide(
         return overloaded("the gateway follows as many requests as it may")
     free = request.kind in FREE_KINDS
     permits = 0 if free else request.sequences
-    work = predict(request, pool)
-    candidates, suspects, removed = eligible(pool.endpoints, permits, now_ns)
+    work = predict(request, pool, zone=zone)
+    endpoints: Sequence[Endpoint] = pool.endpoints
+    if tenant.regions is not None:
+        endpoints = [endpoint for endpoint in endpoints if endpoint.region in tenant.regions]
+        if not endpoints and pool.endpoints:
+            return _no_region(tenant, pool)
+    candidates, suspects, removed = eligible(endpoints, permits, now_ns)
+    if len(endpoints) < len(pool.endpoints):
+        removed["in other regions"] = len(pool.endpoints) - len(endpoints)
     if not candidates and not suspects:
-        return _none_left(pool, permits)
+        return _none_left(pool, endpoints, permits)
+    if pool.blind and not degraded:
+        degraded = "all telemetry is stale"
     strategy = FALLBACK if degraded else STRATEGIES[pool.strategy]
     reason = _choose(strategy, candidates, suspects, work, removed, rng, degraded)
     addresses = tuple(reason.candidates[i].address for i in reason.best)
@@ -85,7 +97,7 @@ def decide(
     )
 
 
-def predict(request: Request, pool: Pool) -> Work:
+def predict(request: Request, pool: Pool, *, zone: str = "") -> Work:
     """Tokens that a request will cost on a pool, over all its sequences."""
     calibration = pool.calibration
     text = request.prompt_tokens
@@ -94,6 +106,8 @@ def predict(request: Request, pool: Pool) -> Work:
     return Work(
         input_tokens=text + IMAGE_TOKENS * request.images,
         output_tokens=calibration.predict_output(request.max_new_tokens) * request.sequences,
+        zone=zone,
+        zone_penalty_tokens=pool.zone_penalty_tokens,
     )
 
 
@@ -107,7 +121,7 @@ def eligible(
     """
     ready = [endpoint for endpoint in endpoints if endpoint.ready]
     # A request that takes no permit fits anywhere, also where a reload has lowered the limit.
-    free = [e for e in ready if e.permits + permits <= e.max_concurrent] if permits else ready
+    free = [e for e in ready if e.load_permits + permits <= e.max_concurrent] if permits else ready
     candidates = [endpoint for endpoint in free if endpoint.suspect_until_ns <= now_ns]
     suspects: list[Endpoint] = []
     if len(candidates) < len(free):
@@ -139,8 +153,17 @@ def _choose(
     return Reason(strategy.name, considered, scores, best, removed, degraded)
 
 
-def _none_left(pool: Pool, permits: int) -> Reject:
-    ready = [endpoint for endpoint in pool.endpoints if endpoint.ready]
+def _no_region(tenant: Tenant, pool: Pool) -> Reject:
+    allowed = ", ".join(sorted(tenant.regions or ())) or "none"
+    return Reject(
+        status=403,
+        code="region_not_allowed",
+        message=f"no replica of pool {pool.name!r} is in a region that this tenant may use ({allowed})",
+    )
+
+
+def _none_left(pool: Pool, endpoints: Sequence[Endpoint], permits: int) -> Reject:
+    ready = [endpoint for endpoint in endpoints if endpoint.ready]
     if not ready:
         return Reject(
             status=503,

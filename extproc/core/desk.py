@@ -35,12 +35,23 @@ class Desk:
     """
 
     def __init__(
-        self, fleet: Fleet, *, instance: str, default_model: str, limits: DeskLimits, rng: Random
+        self,
+        fleet: Fleet,
+        *,
+        instance: str,
+        default_model: str,
+        limits: DeskLimits,
+        rng: Random,
+        zone: str = "",
     ) -> None:
         self.fleet = fleet
         self.ledger = Ledger(ttl_ns=limits.reservation_ttl_ns, remembered_max=limits.settled_remembered_max)
         self.instance = instance
         self.default_model = default_model
+        #: Where we are; endpoints elsewhere carry their pool's handicap.
+        self.zone = zone
+        #: Instances whose in-flight work is known by sharing, and so is not adopted from heartbeats.
+        self.peers: frozenset[str] = frozenset()
         self.limits = limits
         self.counts: Counter[str] = Counter()
         self._rng = rng
@@ -59,6 +70,7 @@ class Desk:
             reservations_max=self.limits.reservations_max,
             now_ns=now_ns,
             rng=self._rng,
+            zone=self.zone,
             degraded=degraded,
         )
         if isinstance(decision, Reject):
@@ -67,7 +79,10 @@ class Desk:
         reservation = decision.reservation
         endpoint = self.fleet.endpoint(reservation.pool, reservation.address)
         assert endpoint is not None, reservation.address
+        pool = self.fleet.pools[reservation.pool]
         endpoint.picked = self._number
+        pool.turn = max(pool.turn, endpoint.turn)
+        endpoint.turn = pool.turn + 1.0 / endpoint.weight
         self.ledger.enter(reservation, endpoint, now_ns=now_ns)
         self.counts["routed.degraded" if degraded else "routed"] += 1
         return decision
@@ -114,6 +129,7 @@ class Desk:
         elif (
             serving is not None
             and not self.ledger.ended(reservation.id)
+            and reservation.id.partition("-")[0] not in self.peers
             and len(self.ledger) < self.limits.reservations_max
         ):
             self.ledger.enter(reservation, serving, now_ns=now_ns)
@@ -126,10 +142,12 @@ class Desk:
         first = self.fleet.endpoint(pool, chosen)
         if served is not None and outcome.end in (End.OK, End.REFUSED):
             served.succeeded()
+            self.fleet.answered(served, outcome, now_ns=now_ns, failed=False)
         retried_elsewhere = outcome.attempts > 1 and outcome.served_by != chosen
         failed_here = outcome.end is End.ERROR and outcome.served_by in ("", chosen)
         if first is not None and (retried_elsewhere or failed_here):
             first.failed(now_ns)
+            self.fleet.answered(first, outcome, now_ns=now_ns, failed=True)
 
     def _learn(self, outcome: Outcome) -> None:
         """Only whole answers teach: a cut stream's length says nothing of what it would have been."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from extproc.core.fleet import Endpoint
+from extproc.core.endpoint import Endpoint
 from extproc.core.outcome import Reservation
 
 

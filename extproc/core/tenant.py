@@ -18,11 +18,12 @@ KEY_BYTES_MAX = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """A billing and isolation unit; `models` None means all."""
+    """A billing and isolation unit; `models` and `regions` None mean all."""
 
     name: str
     models: frozenset[str] | None = None
     default_model: str | None = None
+    regions: frozenset[str] | None = None
 
 
 ANONYMOUS = Tenant(name="anonymous")

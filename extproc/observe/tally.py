@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from extproc.core.fleet import Fleet
-from extproc.core.outcome import End, Outcome, Routed
+from extproc.core.outcome import End, Outcome, Reservation, Routed
+from extproc.observe.endpoints import view
 
 #: Times to first token kept per tenant and per endpoint.
 TTFT_KEPT = 512
@@ -63,6 +64,7 @@ class Line:
     failed: int = 0
     client_gone: int = 0
     rejected: int = 0
+    expired: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
     ttft_ns: deque[int] = field(default_factory=lambda: deque(maxlen=TTFT_KEPT))
@@ -95,6 +97,7 @@ class Line:
             "failed": self.failed,
             "client_gone": self.client_gone,
             "rejected": self.rejected,
+            "expired": self.expired,
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
             "tokens_per_s": round(self.tokens.per_second(now_ns=now_ns), 1),
@@ -143,6 +146,10 @@ class Tally:
         """A tenant's request was refused by us."""
         self.tenant(tenant).rejected += 1
 
+    def expired(self, reservation: Reservation) -> None:
+        """A request's end never came."""
+        self.tenant(reservation.tenant).expired += 1
+
     def ended(self, outcome: Outcome, *, now_ns: int) -> None:
         """A request ended."""
         self.tenant(outcome.reservation.tenant).ended(outcome, now_ns=now_ns)
@@ -161,14 +168,7 @@ class Tally:
             "tenants": {name: line.figures(now_ns=now_ns) for name, line in self.tenants.items()},
             "endpoints": [
                 {
-                    "address": endpoint.address,
-                    "pool": endpoint.pool,
-                    "zone": endpoint.zone,
-                    "ready": endpoint.ready,
-                    "suspect": endpoint.suspect_until_ns > now_ns,
-                    "in_flight": endpoint.requests,
-                    "in_flight_tokens": endpoint.tokens,
-                    "max_concurrent": endpoint.max_concurrent,
+                    **view(endpoint, now_ns=now_ns),
                     **self.endpoints.get(endpoint.address, empty).figures(now_ns=now_ns),
                 }
                 for endpoint in fleet.endpoints

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,11 @@ class BindError(OSError):
 
 
 class Server:
-    """ext_proc, access log, health and status on one grpc.aio server."""
+    """ext_proc, access log, health and status on one grpc.aio server.
+
+    `handlers` are further generic RPC handlers (ADS); `commands` are operators' orders, served beside the
+    status as unary methods of bytes.
+    """
 
     def __init__(
         self,
@@ -61,6 +65,8 @@ class Server:
         settle: Callable[[Outcome], None],
         status: Callable[[], bytes],
         message_bytes_max: int,
+        handlers: Sequence[Any] = (),
+        commands: Mapping[str, Callable[[bytes], bytes]] | None = None,
     ) -> None:
         self.processor = processor
         self._settle = settle
@@ -73,6 +79,9 @@ class Server:
                 ("grpc.so_reuseport", 0),
                 # Envoy keeps one connection for long; its keepalive pings are no attack.
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                # An Envoy that hangs is let go, and with it what decisions wait for it to accept.
+                ("grpc.keepalive_time_ms", 10_000),
+                ("grpc.keepalive_timeout_ms", 5_000),
             ]
         )
         self._server.add_generic_rpc_handlers(
@@ -84,7 +93,12 @@ class Server:
                     Check=grpc.unary_unary_rpc_method_handler(self._health_check),
                     Watch=grpc.unary_stream_rpc_method_handler(self._health_watch),
                 ),
-                _service(STATUS, Get=grpc.unary_unary_rpc_method_handler(self._get_status)),
+                _service(
+                    STATUS,
+                    Get=grpc.unary_unary_rpc_method_handler(self._get_status),
+                    **{name: _command(name, call) for name, call in (commands or {}).items()},
+                ),
+                *handlers,
             )
         )
 
@@ -195,6 +209,19 @@ def _answers(path: Path) -> bool:
         except OSError:
             return True  # no answer in time, or no right to ask: not ours to remove
     return True
+
+
+def _command(name: str, call: Callable[[bytes], bytes]) -> Any:
+    """An operator's order as a unary method; what it cannot read is the caller's mistake."""
+
+    async def serve(request: bytes, context: Any) -> bytes:
+        try:
+            return call(request)
+        except ValueError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{name}: {error}")
+            raise AssertionError("abort raises") from error
+
+    return grpc.unary_unary_rpc_method_handler(serve)
 
 
 def _service(name: str, **methods: Any) -> Any:

@@ -68,8 +68,8 @@ def test_a_route() -> None:
         prompt_bytes=400,
         stream=False,
     )
-    assert list(decision.reason.scores) == [40, 10, 30, 20]
-    assert decision.reason.text() == "least_work: 10.0.0.1:80=10 10.0.0.3:80=20 10.0.0.2:80=30 of 4"
+    assert list(decision.reason.scores) == [190, 160, 180, 170]  # what waits, and its own 150
+    assert decision.reason.text() == "least_work: 10.0.0.1:80=160 10.0.0.3:80=170 10.0.0.2:80=180 of 4"
 
 
 def test_deciding_changes_nothing() -> None:
@@ -194,7 +194,7 @@ def test_removed_are_counted_by_cause() -> None:
     fleet.endpoints[1].permits = fleet.endpoints[2].permits = 4
     decision = routed(fleet)
     assert decision.reason.removed == {"not ready": 1, "full": 2}
-    assert decision.reason.text() == "least_work: 10.0.0.3:80=0 10.0.0.4:80=0 -1 not ready -2 full"
+    assert decision.reason.text() == "least_work: 10.0.0.3:80=150 10.0.0.4:80=150 -1 not ready -2 full"
 
 
 def test_degraded() -> None:
@@ -203,7 +203,7 @@ def test_degraded() -> None:
     fleet.endpoints[0].requests = 3
     decision = routed(fleet, degraded="internal error")
     assert decision.addresses[0] == "10.0.0.1:80"
-    assert decision.reason.text() == ("least_request: 10.0.0.1:80=0 10.0.0.0:80=3 degraded: internal error")
+    assert decision.reason.text() == ("least_request: 10.0.0.1:80=1 10.0.0.0:80=4 degraded: internal error")
 
 
 def test_no_more_than_three_are_named() -> None:

@@ -102,7 +102,7 @@ def test_least_request_counts_requests() -> None:
     for endpoint, requests, tokens in zip(endpoints, (2, 1, 3), (0, 10_000, 0), strict=True):
         endpoint.requests, endpoint.tokens = requests, tokens
     ranking = STRATEGIES["least_request"].rank(endpoints, WORK, count=3, rng=Random(1))
-    assert (list(ranking.scores), list(ranking.best)) == ([2, 1, 3], [1, 0, 2])
+    assert (list(ranking.scores), list(ranking.best)) == ([3, 2, 4], [1, 0, 2])  # its own is one more
 
 
 def test_least_work_counts_tokens() -> None:
@@ -111,7 +111,7 @@ def test_least_work_counts_tokens() -> None:
     for endpoint, requests, tokens in zip(endpoints, (1, 9, 0), (10_000, 90, 100), strict=True):
         endpoint.requests, endpoint.tokens = requests, tokens
     ranking = STRATEGIES["least_work"].rank(endpoints, WORK, count=2, rng=Random(1))
-    assert (list(ranking.scores), list(ranking.best)) == ([10_000, 90, 100], [1, 2])
+    assert (list(ranking.scores), list(ranking.best)) == ([10_110, 200, 210], [1, 2])  # its own 110
 
 
 def test_random_has_equal_chances() -> None:

@@ -84,7 +84,7 @@ def test_a_decision() -> None:
     assert list(common.header_mutation.remove_headers) == ["authorization", "x-api-key"]
     assert envoy.metadata(answer, LB_NAMESPACE) == {"x-gateway-destination-endpoint": f"{A},{B}"}
     about = envoy.metadata(answer, DECISION_NAMESPACE)
-    assert (about["pool"], about["reason"]) == ("p", f"least_work: {A}=0 {B}=0")
+    assert (about["pool"], about["reason"]) == ("p", f"least_work: {A}=6 {B}=6")
     reservation = ticket.read(about["ticket"])
     assert reservation is not None
     assert (reservation.id, reservation.tenant, reservation.output_tokens) == ("i-1", "acme", 5)

@@ -8,15 +8,26 @@ from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
-from extproc.core.fleet import Endpoint
+from extproc.core.endpoint import Endpoint
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a request is predicted to cost, over all its sequences, in tokens."""
+    """What a request is predicted to cost, over all its sequences, in tokens.
+
+    An endpoint outside `zone` counts as if `zone_penalty_tokens` more were waiting on it; no zone, no
+    penalty.
+    """
 
     input_tokens: int
     output_tokens: int
+    zone: str = ""
+    zone_penalty_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """All of it, at least 1."""
+        return max(1, self.input_tokens + self.output_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +46,14 @@ class Strategy(Protocol):
     def rank(self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random) -> Ranking:
         """Rank the best `count` of at least one candidate."""
         ...
+
+
+def handicaps(candidates: Sequence[Endpoint], work: Work) -> Sequence[int] | None:
+    """Tokens to add to each candidate for its zone; None when none gets any."""
+    zone, penalty = work.zone, work.zone_penalty_tokens
+    if not zone or not penalty:
+        return None
+    return [0 if endpoint.zone == zone else penalty for endpoint in candidates]
 
 
 def lowest(candidates: Sequence[Endpoint], scores: Sequence[float], count: int) -> list[int]:

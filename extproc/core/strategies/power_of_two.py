@@ -1,7 +1,8 @@
-"""power_of_two: two endpoints at random, the one with fewer requests in flight.
+"""power_of_two: two endpoints at random, the one with fewer requests in flight for its weight.
 
 Mitzenmacher's two choices: close to least_request with no herd among deciders that do not share
-their books. The unsampled score infinity; retries go to the other of the pair, then at random.
+their books. Score: (requests in flight + 1) ÷ weight; the unsampled score infinity. Retries go to the
+other of the pair, then at random. Blind to zones.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 from collections.abc import Sequence
 from random import Random
 
-from extproc.core.fleet import Endpoint
+from extproc.core.endpoint import Endpoint
 from extproc.core.strategies.base import Ranking, Work
 
 
@@ -22,8 +23,8 @@ class PowerOfTwo:
     def rank(self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random) -> Ranking:  # noqa: ARG002 (the protocol's)
         """The sampled pair by requests in flight, then others in random order."""
         drawn = rng.sample(range(len(candidates)), min(max(count, 2), len(candidates)))
-        pair = sorted(drawn[:2], key=lambda i: (candidates[i].requests, candidates[i].picked))
         scores = [math.inf] * len(candidates)
-        for i in pair:
-            scores[i] = float(candidates[i].requests)
+        for i in drawn[:2]:
+            scores[i] = (candidates[i].load_requests + 1) / candidates[i].weight
+        pair = sorted(drawn[:2], key=lambda i: (scores[i], candidates[i].picked))
         return Ranking(scores, (pair + drawn[2:])[:count])

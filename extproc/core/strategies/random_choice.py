@@ -1,20 +1,25 @@
-"""random: every endpoint with equal chance. A baseline; its scores are the draws themselves."""
+"""random: every endpoint with a chance in proportion to its weight. A baseline.
+
+Score: −ln(1 − u) ÷ weight for a uniform draw u; the lowest of such exponentials falls on an endpoint
+with probability weight ÷ sum of weights (Efraimidis and Spirakis). Blind to load and zones.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from random import Random
 
-from extproc.core.fleet import Endpoint
+from extproc.core.endpoint import Endpoint
 from extproc.core.strategies.base import Ranking, Work, lowest
 
 
 class RandomChoice:
-    """Equal chances."""
+    """Chances by weight."""
 
     name = "random"
 
     def rank(self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random) -> Ranking:  # noqa: ARG002 (the protocol's)
-        """Lowest draw first; scores in [0, 1)."""
-        scores = [rng.random() for _ in candidates]
+        """Lowest draw first."""
+        scores = [-math.log(1.0 - rng.random()) / endpoint.weight for endpoint in candidates]
         return Ranking(scores, lowest(candidates, scores, count))

@@ -1,8 +1,8 @@
 """round_robin: each endpoint in turn.
 
-Score: the number of the decision that last chose the endpoint, so the longest unchosen is next. With
-a fixed set of candidates that is the plain rotation; an endpoint that was away takes up its turn
-without a burst. Inputs: none of the fleet's telemetry.
+Score: the endpoint's turn, which moves on by 1 ÷ weight each time it is chosen (stride scheduling), so
+that one of weight 0.5 comes half as often. With whole weights that is the plain rotation; an endpoint
+that was away takes up its turn without a burst. Inputs: health. Blind to load and zones.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from extproc.core.fleet import Endpoint
+from extproc.core.endpoint import Endpoint
 from extproc.core.strategies.base import Ranking, Work, lowest
 
 
@@ -20,6 +20,6 @@ class RoundRobin:
     name = "round_robin"
 
     def rank(self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random) -> Ranking:  # noqa: ARG002 (the protocol's)
-        """Least recently chosen first."""
-        scores = [float(endpoint.picked) for endpoint in candidates]
+        """The earliest turn first."""
+        scores = [endpoint.turn for endpoint in candidates]
         return Ranking(scores, lowest(candidates, scores, count))

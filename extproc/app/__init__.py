@@ -18,86 +18,24 @@ from random import Random
 
 import msgspec
 
+from extproc.app.agents import Agents
+from extproc.app.build import RELOADABLE_OF_POOL, desk_limits, directory_of, pool_specs, restart_needed
+from extproc.app.roster import Roster
 from extproc.config.load import ConfigError, load
 from extproc.config.model import Config
-from extproc.core.desk import Desk, DeskLimits
-from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.desk import Desk
+from extproc.core.fleet import Fleet
 from extproc.core.outcome import Outcome
-from extproc.core.tenant import Directory, Tenant
 from extproc.observe.tally import Tally
 from extproc.wire.processor import Processor
-from extproc.wire.server import Server
+from extproc.wire.server import BindError, Server
+
+__all__ = ["RELOADABLE_OF_POOL", "App", "directory_of", "pool_specs", "restart_needed"]
 
 log = logging.getLogger(__name__)
 
-#: What a reload may change of a pool: Envoy knows nothing of these.
-RELOADABLE_OF_POOL = frozenset({"models", "strategy", "bytes_per_token", "output_tokens"})
-#: How often expired reservations are looked for.
-TICK_S = 0.5
-
-
-def pool_specs(config: Config) -> list[PoolSpec]:
-    """The configuration's pools as the core knows them."""
-    return [
-        PoolSpec(
-            name=pool.name,
-            models=tuple(pool.models),
-            strategy=pool.strategy,
-            endpoints=tuple((e.address, e.zone, e.max_concurrent) for e in pool.endpoints),
-            bytes_per_token=pool.bytes_per_token,
-            output_tokens=pool.output_tokens,
-        )
-        for pool in config.pools
-    ]
-
-
-def directory_of(config: Config) -> Directory:
-    """The configuration's tenants by the hashes of their keys."""
-    return Directory(
-        (
-            (
-                Tenant(
-                    name=tenant.name,
-                    models=None if tenant.models is None else frozenset(tenant.models),
-                    default_model=tenant.default_model,
-                ),
-                [key.sha256 for key in tenant.keys],
-            )
-            for tenant in config.tenants
-        ),
-        required=config.gateway.auth == "api_key",
-    )
-
-
-def restart_needed(old: Config, new: Config) -> list[str]:
-    """Settings that differ and are Envoy's or the sockets', so that a reload cannot apply them."""
-    changed = [
-        f"gateway.{name}"
-        for name in type(old.gateway).model_fields
-        if name not in ("auth", "default_model") and getattr(old.gateway, name) != getattr(new.gateway, name)
-    ]
-    if new.gateway.failure_mode == "open" and _default_pool(old) != _default_pool(new):
-        changed.append("gateway.default_model (its pool is where Envoy fails open to)")
-    changed += [
-        f"service.{name}"
-        for name in type(old.service).model_fields
-        if getattr(old.service, name) != getattr(new.service, name)
-    ]
-    if [pool.name for pool in old.pools] != [pool.name for pool in new.pools]:
-        return [*changed, "pools (their names and order)"]
-    changed += [
-        f"pools[{i}].{name}"
-        for i, (before, after) in enumerate(zip(old.pools, new.pools, strict=True))
-        for name in type(before).model_fields
-        if name not in RELOADABLE_OF_POOL and getattr(before, name) != getattr(after, name)
-    ]
-    return changed
-
-
-def _default_pool(config: Config) -> str:
-    pool = config.pool_of(config.default_model)
-    assert pool is not None, config.default_model  # the configuration's own checks
-    return pool.name
+#: How often time passes for the fleet: health follows, reservations expire, Envoys are told.
+TICK_S = 0.25
 
 
 class App:
@@ -111,9 +49,12 @@ class App:
             Fleet(pool_specs(config)),
             instance=instance,
             default_model=config.default_model,
-            limits=_desk_limits(config),
+            limits=desk_limits(config),
             rng=Random(instance),
+            zone=config.service.zone,
         )
+        self.roster = Roster(config, self.desk.fleet)
+        self.agents = Agents(config, self.desk, self.roster, clock=clock)
         self.tally = Tally()
         self.processor = Processor(
             self.desk,
@@ -125,7 +66,9 @@ class App:
         )
         self.started_ns = clock()
         self.server: Server | None = None
+        self._stop = asyncio.Event()
         self.addresses: list[str] = []
+        self.telemetry_addresses: list[str] = []
 
     async def start(self) -> list[str]:
         """Listen; returns the addresses. Raises wire.server.BindError."""
@@ -134,23 +77,36 @@ class App:
             settle=self.settle,
             status=self.status_json,
             message_bytes_max=self.config.gateway.body_bytes_max,
+            handlers=[self.roster.publisher.handler()],
+            commands={"Drain": self._drain, "ClearFaults": self._clear_faults},
         )
         self.addresses = await self.server.start(self.config.service.listen)
+        try:
+            self.telemetry_addresses = await self.agents.start()
+        except OSError as error:
+            await self.server.drain(0.0)
+            raise BindError(str(error)) from error
+        self.roster.start()
         return self.addresses
+
+    def handle_signals(self, config_file: Path | None = None) -> None:
+        """SIGTERM and SIGINT end `run`, SIGHUP reloads; before `start`, so that none comes too early."""
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._stop.set)
+        if config_file is not None:
+            loop.add_signal_handler(signal.SIGHUP, self.reload, config_file)
 
     async def run(self, *, config_file: Path | None = None) -> None:
         """Serve until SIGTERM or SIGINT, then drain; SIGHUP reloads. `start` comes first."""
         assert self.server is not None
-        loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, stop.set)
-        if config_file is not None:
-            loop.add_signal_handler(signal.SIGHUP, self.reload, config_file)
+        self.handle_signals(config_file)
         ticking = asyncio.create_task(self._tick())
         try:
-            await stop.wait()
+            await self._stop.wait()
             log.info("draining for at most %.1f s", self.config.service.drain_s)
+            await self.roster.stop()
+            await self.agents.stop()
             await self.server.drain(self.config.service.drain_s)
         finally:
             ticking.cancel()
@@ -172,16 +128,16 @@ class App:
                 log.error("reload refused, the last good configuration stays: %s", problem)
             self.desk.counts["reload.refused"] += 1
             return False
-        if changed := restart_needed(self.config, new):
+        if changed := restart_needed(self.config, new, live=self.roster.live):
             log.error(
                 "reload refused, the last good configuration stays: needs a restart: %s", ", ".join(changed)
             )
             self.desk.counts["reload.refused"] += 1
             return False
         self.config = new
-        self.desk.fleet.apply(pool_specs(new))
+        self.roster.apply(new)
         self.desk.default_model = new.default_model
-        self.desk.limits = _desk_limits(new)
+        self.desk.limits = desk_limits(new)
         self.desk.ledger.ttl_ns = self.desk.limits.reservation_ttl_ns
         self.desk.ledger.remembered_max = self.desk.limits.settled_remembered_max
         self.processor.directory = directory_of(new)
@@ -209,6 +165,12 @@ class App:
                 }
                 for pool in self.desk.fleet.pools.values()
             },
+            "roster": {
+                "counts": dict(sorted(self.roster.counts.items())),
+                "ads": self.roster.publisher.counts,
+                "versions": self.roster.publisher.versions,
+            },
+            **self.agents.status(),
             **self.tally.snapshot(self.desk.fleet, now_ns=now_ns),
         }
 
@@ -219,21 +181,43 @@ class App:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            try:
-                self._expire()
-            except Exception as error:  # noqa: BLE001 (without this task no reservation would expire again)
-                self.processor.failed(error, "expiry")
+            for what, work in (("expiry", self._expire), ("stepping the fleet", self._step)):
+                try:
+                    work()
+                except Exception as error:  # noqa: BLE001 (without this task nothing would expire again)
+                    self.processor.failed(error, what)
+            await self.roster.refresh()
+
+    def _step(self) -> None:
+        now_ns = self.clock()
+        self.roster.forget(now_ns=now_ns)
+        self.desk.fleet.step(now_ns=now_ns)
+        self.roster.publish()
+
+    def _drain(self, body: bytes) -> bytes:
+        """`{"address": "ip:port", "draining": true}`; answers `{"found": true}`."""
+        order = msgspec.json.decode(body, type=_DrainOrder)
+        found = self.desk.fleet.drain(order.address, draining=order.draining)
+        self.roster.publish()
+        return msgspec.json.encode({"found": found})
+
+    def _clear_faults(self, body: bytes) -> bytes:
+        """`{"address": "ip:port"}`; answers `{"found": true, "cleared": ["gpu …"]}`."""
+        cleared = self.desk.fleet.clear_faults(msgspec.json.decode(body, type=_ClearOrder).address)
+        return msgspec.json.encode({"found": cleared is not None, "cleared": cleared or []})
 
     def _expire(self) -> None:
         for reservation in self.desk.expire(now_ns=self.clock()):
+            self.tally.expired(reservation)
             log.warning(
                 "reservation %s on %s expired: its end never came", reservation.id, reservation.address
             )
 
 
-def _desk_limits(config: Config) -> DeskLimits:
-    return DeskLimits(
-        reservation_ttl_ns=config.limits.reservation_ttl_s * 1_000_000_000,
-        reservations_max=config.limits.reservations_max,
-        settled_remembered_max=config.limits.settled_remembered_max,
-    )
+class _DrainOrder(msgspec.Struct):
+    address: str
+    draining: bool = True
+
+
+class _ClearOrder(msgspec.Struct):
+    address: str

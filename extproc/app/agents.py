@@ -1,0 +1,137 @@
+"""The agents' side of the service: telemetry over gRPC, shared between services through Redis.
+
+Owns how reports reach the roster, and how peers' work in flight reaches the endpoints.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from extproc.app.roster import Roster
+from extproc.config.model import Config, Telemetry
+from extproc.core.desk import Desk
+from extproc.core.reports import ReplicaReport
+from extproc.state.redis_share import RedisShare
+from extproc.state.share import PeerLoads
+from extproc.telemetry.ingest import Ingest, Node
+from extproc.telemetry.server import TelemetryServer, Tls
+
+
+class Agents:
+    """Telemetry and sharing of one service; both are optional."""
+
+    def __init__(self, config: Config, desk: Desk, roster: Roster, *, clock: Callable[[], int]) -> None:
+        self._desk = desk
+        self._roster = roster
+        self._clock = clock
+        self._peered: set[tuple[str, str]] = set()
+        self.server: TelemetryServer | None = None
+        self.ingest: Ingest | None = None
+        self.share: RedisShare | None = None
+        self._listen: list[str] = []
+        if config.telemetry is not None:
+            self._listen = config.telemetry.listen
+            self.ingest = self._ingest(config.telemetry)
+            self.server = _server(self.ingest, config.telemetry, clock)
+        if config.sharing is not None:
+            self.share = RedisShare(
+                config.sharing.redis,
+                service_id=desk.instance,
+                prefix=config.sharing.prefix,
+                interval_ms=config.sharing.interval_ms,
+                loads=self._loads,
+                on_peers=self._on_peers,
+                on_report=self._on_relayed,
+                clock=clock,
+            )
+
+    async def start(self) -> list[str]:
+        """Listen for agents and begin to share; returns the telemetry addresses. OSError when taken."""
+        bound = await self.server.start(self._listen) if self.server is not None else []
+        if self.share is not None:
+            await self.share.start()
+        return bound
+
+    async def stop(self) -> None:
+        """Say good-bye to peers and agents."""
+        if self.share is not None:
+            await self.share.close()
+        if self.server is not None:
+            await self.server.stop()
+
+    def status(self) -> dict[str, object]:
+        """Figures of both."""
+        return {
+            "telemetry": {
+                "streams": self.server.streams if self.server is not None else 0,
+                "counts": dict(sorted(self.ingest.counts.items())) if self.ingest is not None else {},
+            },
+            "sharing": {
+                "connected": self.share.connected if self.share is not None else False,
+                "deciders": self.share.peers.deciders if self.share is not None else 1,
+                "counts": dict(sorted(self.share.counts.items())) if self.share is not None else {},
+            },
+        }
+
+    def _ingest(self, telemetry: Telemetry) -> Ingest:
+        nodes = [
+            Node(name=node.name, networks=tuple(ipaddress.ip_network(each) for each in node.networks))
+            for node in telemetry.nodes
+        ]
+        return Ingest(
+            nodes,
+            anyone=telemetry.auth == "none",
+            on_reports=self._on_reports,
+            on_leaving=self._on_leaving,
+            on_taken=self._on_taken,
+        )
+
+    def _on_reports(self, _: str, reports: list[ReplicaReport], now_ns: int) -> None:
+        self._roster.heard(reports, now_ns=now_ns)
+
+    def _on_leaving(self, node: str, _: int) -> None:
+        for endpoint in self._desk.fleet.endpoints:
+            if endpoint.report is not None and endpoint.report.node == node:
+                self._desk.fleet.silenced(endpoint.address)
+
+    def _on_taken(self, node: str, data: bytes) -> None:
+        if self.share is not None:
+            self.share.publish_report(node, data)
+
+    def _on_relayed(self, node: str, data: bytes) -> None:
+        """A report that a peer took: authenticated there, checked again here."""
+        if self.ingest is not None:
+            now_ns, now_unix_ms = self._clock(), int(time.time() * 1000)
+            self.ingest.take(data, node, now_ns=now_ns, now_unix_ms=now_unix_ms, relayed=True)
+
+    def _loads(self) -> Mapping[tuple[str, str], tuple[int, int, int]]:
+        return {
+            (endpoint.pool, endpoint.address): (endpoint.requests, endpoint.permits, endpoint.tokens)
+            for endpoint in self._desk.fleet.endpoints
+            if endpoint.requests
+        }
+
+    def _on_peers(self, peers: PeerLoads) -> None:
+        self._desk.peers = frozenset(name.partition("-")[0] for name in peers.names)
+        now_loaded = set(peers.sums)
+        for key in self._peered | now_loaded:
+            endpoint = self._desk.fleet.endpoint(*key)
+            if endpoint is not None:
+                load = peers.load(*key)
+                endpoint.peer_requests, endpoint.peer_permits, endpoint.peer_tokens = load
+        self._peered = now_loaded
+
+
+def _server(ingest: Ingest, telemetry: Telemetry, clock: Callable[[], int]) -> TelemetryServer:
+    tls = telemetry.tls
+    return TelemetryServer(
+        ingest,
+        tokens={node.token_sha256: node.name for node in telemetry.nodes if node.token_sha256},
+        tls=None
+        if tls is None
+        else Tls(certificate=Path(tls.certificate), key=Path(tls.key), client_ca=Path(tls.client_ca)),
+        clock=clock,
+    )

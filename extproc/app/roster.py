@@ -1,0 +1,238 @@
+"""The roster: who is in the fleet, from every source, and that Envoy knows it before a decision names it.
+
+Owns the sources' lifetimes, the agents' registrations and the publishing over ADS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+
+from extproc.app.build import pool_specs
+from extproc.config.model import Config, Pool
+from extproc.control.ads_server import AdsPublisher
+from extproc.control.snapshot import EndpointState, SnapshotBuilder
+from extproc.core.fleet import Fleet, Member
+from extproc.core.reports import ReplicaReport
+from extproc.discovery import member as discovered
+from extproc.discovery.dns import DnsName, DnsSource
+from extproc.discovery.file import FileSource
+from extproc.discovery.merge import Membership
+
+log = logging.getLogger(__name__)
+
+#: What an endpoint may take at once where no source says: TGI's default.
+MAX_CONCURRENT = 128
+#: The least health above nought that Envoy is told.
+HEALTH_TOLD_MIN = 0.01
+#: Replicas that agents may register for one pool.
+REGISTERED_MAX = 4096
+
+
+class Roster:
+    """Keeps the fleet's members and Envoy's endpoints one."""
+
+    def __init__(self, config: Config, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.publisher = AdsPublisher()
+        self.counts: Counter[str] = Counter()
+        self._config = config
+        self._membership = Membership(pool.name for pool in config.pools)
+        self._registered: dict[str, dict[str, tuple[discovered.Member, int]]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._builder: SnapshotBuilder | None = None
+        self._published = -1
+        self._outdated = False
+        self._list_static()
+
+    def start(self) -> None:
+        """Follow the sources, and tell Envoys as soon as the clusters are rendered."""
+        self._follow()
+        self._tasks.append(asyncio.create_task(self._rebuild()))
+
+    async def stop(self) -> None:
+        """Stop following; Envoys keep what they have."""
+        self.publisher.close()
+        await self._unfollow()
+
+    def apply(self, config: Config) -> None:
+        """A new configuration's pools and lists, at once; `refresh` lets sources and Envoys follow."""
+        said = self._membership.said
+        self._config = config
+        self._membership = Membership(pool.name for pool in config.pools)
+        self._registered = {
+            pool: each for pool, each in self._registered.items() if pool in self._membership.members
+        }
+        for pool in config.pools:
+            for source, members in said.get(pool.name, {}).items():
+                if source != "static":
+                    self._membership.update(pool.name, source, members)
+            self._membership.update(pool.name, "static", _static(pool))
+        merged = self._merged()
+        self.fleet.apply(replace(spec, endpoints=tuple(merged[spec.name])) for spec in pool_specs(config))
+        self._announce()
+        self._outdated = True
+
+    async def refresh(self) -> None:
+        """After `apply`: follow the new sources, render the new clusters. Nothing to do otherwise."""
+        if self._outdated:
+            self._outdated = False
+            await self._unfollow()
+            self._follow()
+            await self._rebuild()
+
+    def heard(self, reports: Iterable[ReplicaReport], *, now_ns: int) -> None:
+        """Take an agent's reports; a replica that nobody listed is registered where its pool allows."""
+        for report in reports:
+            if not report.pool:
+                report = replace(report, pool=self.fleet.owner(report.address) or "")
+            registered = self._registered.get(report.pool, {})
+            known = registered.get(report.address)
+            if known is not None:
+                registered[report.address] = (known[0], now_ns)
+            elif self.fleet.owner(report.address) is None:
+                self._register(report, now_ns)
+            if not self.fleet.heard(report, now_ns=now_ns):
+                self.counts["reports.no_member"] += 1
+
+    def forget(self, *, now_ns: int) -> None:
+        """Let go of registered replicas that no agent has spoken of for `telemetry.forget_s`."""
+        telemetry = self._config.telemetry
+        if telemetry is None:
+            return
+        for pool, registered in self._registered.items():
+            silent = [
+                address
+                for address, (_, heard_ns) in registered.items()
+                if now_ns - heard_ns > telemetry.forget_s * 1_000_000_000
+            ]
+            for address in silent:
+                del registered[address]
+                log.info("pool %s: %s is forgotten: no agent spoke of it", pool, address)
+            if silent:
+                self._list_registered(pool)
+
+    def publish(self) -> None:
+        """Tell Envoys what changed, and let decisions name what every Envoy has accepted."""
+        if self._builder is not None and self._published != self.fleet.version:
+            self._published = self.fleet.version
+            self.publisher.publish(
+                self._builder.build(
+                    {
+                        name: [
+                            EndpointState(
+                                address=endpoint.address,
+                                zone=endpoint.zone,
+                                region=endpoint.region,
+                                # Envoy takes 0 for dead; what is merely faint is not.
+                                health=endpoint.health.value
+                                and max(HEALTH_TOLD_MIN, round(endpoint.health.value, 2)),
+                                draining=endpoint.draining,
+                            )
+                            for endpoint in pool.endpoints
+                        ]
+                        for name, pool in self.fleet.pools.items()
+                    }
+                )
+            )
+        self._announce()
+
+    @property
+    def live(self) -> bool:
+        """Whether an Envoy takes its endpoints from us."""
+        return self.publisher.counts["streams"] > 0
+
+    def _register(self, report: ReplicaReport, now_ns: int) -> None:
+        pool = next((pool for pool in self._config.pools if pool.name == report.pool), None)
+        if pool is None or not pool.discovery.agents:
+            self.counts["registrations.refused"] += 1
+            return
+        registered = self._registered.setdefault(report.pool, {})
+        if len(registered) >= REGISTERED_MAX:
+            self.counts["registrations.too_many"] += 1
+            return
+        member = discovered.Member(
+            report.address, zone=report.zone, region=report.region, max_concurrent=report.max_concurrent
+        )
+        registered[report.address] = (member, now_ns)
+        self.counts["registrations"] += 1
+        log.info("pool %s: %s registered by node %s", report.pool, report.address, report.node)
+        self._list_registered(report.pool)
+
+    def _list_registered(self, pool: str) -> None:
+        self._on_members(pool, "agent", tuple(member for member, _ in self._registered[pool].values()))
+
+    def _list_static(self) -> None:
+        for pool in self._config.pools:
+            self._membership.update(pool.name, "static", _static(pool))
+        self._settle()
+
+    def _on_members(self, pool: str, source: str, members: tuple[discovered.Member, ...]) -> None:
+        before = self._membership.conflicts
+        if self._membership.update(pool, source, members):
+            self._settle()
+        for conflict in set(self._membership.conflicts) - set(before):
+            log.warning(
+                "pool %s: %s says %s is its own, but it is pool %s's; it stays there",
+                conflict.pool,
+                conflict.source,
+                conflict.address,
+                conflict.owner,
+            )
+
+    def _merged(self) -> dict[str, list[Member]]:
+        return {
+            pool: [
+                Member(each.address, each.zone, each.max_concurrent or MAX_CONCURRENT, each.region)
+                for each in members
+            ]
+            for pool, members in self._membership.members.items()
+        }
+
+    def _settle(self) -> None:
+        self.fleet.set_members(self._merged())
+        self._announce()
+        self.publish()
+
+    def _announce(self) -> None:
+        """Let decisions name what every Envoy has accepted, and nothing before."""
+        acked = self.publisher.acked_addresses()
+        for endpoint in self.fleet.endpoints:
+            # What drains is not in Envoy's list, and no decision names it anyway.
+            known = acked is None or endpoint.draining or (endpoint.pool, endpoint.address) in acked
+            if known != endpoint.announced:
+                endpoint.announced = known
+                endpoint.refresh()
+
+    def _follow(self) -> None:
+        for pool in self._config.pools:
+            found = pool.discovery
+            if found.dns:
+                names = [DnsName(each.name, each.port, each.interval_s) for each in found.dns]
+                self._tasks.append(asyncio.create_task(DnsSource(pool.name, names, self._on_members).run()))
+            if found.file:
+                self._tasks.append(
+                    asyncio.create_task(FileSource(pool.name, found.file, self._on_members).run())
+                )
+
+    async def _unfollow(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
+    async def _rebuild(self) -> None:
+        # In a thread: envoy-data-plane takes over a second to import, and decisions go on meanwhile.
+        self._builder = await asyncio.to_thread(SnapshotBuilder, self._config)
+        self._published = -1
+        self.publish()
+
+
+def _static(pool: Pool) -> list[discovered.Member]:
+    return [
+        discovered.Member(e.address, zone=e.zone, region=e.region, max_concurrent=e.max_concurrent)
+        for e in pool.endpoints
+    ]

@@ -1,0 +1,85 @@
+"""`steersman status`: what a running service says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from typing import Any
+
+import click
+
+#: The service's default; another one is at its `service.listen`.
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+#: A terminal's height when there is none: room for every decision shown.
+LINES_ENOUGH = 100
+
+
+@click.command("status")
+@click.option(
+    "--address",
+    default=DEFAULT_ADDRESS,
+    show_default=True,
+    envvar="STEERSMAN_ADDRESS",
+    help="The service's service.listen: ip:port or unix:/path.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option("--watch", is_flag=True, help="Keep showing it until Ctrl-C.")
+def command(address: str, as_json: bool, watch: bool) -> None:
+    """Show tenants, endpoints and the last decisions of a running service.
+
+    Exits 1 when no service answers.
+    """
+    from extproc.supervise.asking import ServiceSilentError
+
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(_status(address, as_json=as_json, watch=watch))
+    except ServiceSilentError as error:
+        click.echo(f"{error}; is it running? Give its service.listen with --address", err=True)
+        sys.exit(1)
+
+
+async def _status(address: str, *, as_json: bool, watch: bool) -> None:
+    from rich.console import Console
+
+    from extproc.demo.live import PICTURE_EVERY_S, Events, show_picture
+    from extproc.demo.table import clock, screen, status_view
+    from extproc.supervise.asking import ServiceLink
+
+    link = ServiceLink(address)
+    console = Console()
+    events = Events()
+
+    def draw(status: dict[str, Any], width: int, height: int) -> Any:
+        return screen(
+            status_view(status, width=width, height=height),
+            title=f"[bold]steersman[/]  service at {address}",
+            right=f"up {clock(status['uptime_s'])}   in flight {status['in_flight']}",
+            notes=[_pools(status)],
+            events=list(events.lines),
+        )
+
+    try:
+        found = await link.status()
+        if watch and as_json:
+            while True:
+                click.echo(json.dumps({"at": time.time(), **found}))
+                await asyncio.sleep(2 * PICTURE_EVERY_S)
+                found = await link.status()
+        elif watch:
+            await show_picture(console, link.status, draw, events)
+        elif as_json:
+            click.echo(json.dumps(found, indent=2))
+        else:
+            console.print(draw(found, console.width, LINES_ENOUGH))
+    finally:
+        await link.close()
+
+
+def _pools(status: dict[str, Any]) -> str:
+    """Pools and how each chooses."""
+    pools = [f"{name}: {pool['strategy']}" for name, pool in status["pools"].items()]
+    return "[dim]" + "   ".join(pools) + "[/]"

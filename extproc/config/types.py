@@ -1,0 +1,83 @@
+"""The configuration's own value types: names, addresses, hashes; each says what to write instead."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
+
+
+def _name(value: str) -> str:
+    if not NAME_PATTERN.fullmatch(value):
+        raise ValueError(
+            f"{value!r} is not a name; write 1 to 63 of a-z, 0-9, '.', '_' and '-', "
+            "beginning and ending with a letter or a digit"
+        )
+    return value
+
+
+def _ip_port(value: str) -> str:
+    """Canonical `ip:port`: Envoy's override_host compares strings, so one address has one spelling."""
+    host, colon, port = value.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit()):
+        raise ValueError(f"{value!r} has no port; write ip:port, such as 127.0.0.1:8080")
+    if len(port) > 5 or not 1 <= int(port) <= 65535:
+        raise ValueError(f"port {port} is not within 1 to 65535")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        address = ipaddress.ip_address(bare)
+    except ValueError:
+        hint = "127.0.0.1" if host == "localhost" else "its address"
+        raise ValueError(
+            f"{host!r} is not an IP address; Envoy picks endpoints by ip:port, so write {hint}:{port}"
+        ) from None
+    return f"[{address}]:{int(port)}" if address.version == 6 else f"{address}:{int(port)}"
+
+
+def _listen(value: str) -> str:
+    if value.startswith("unix:"):
+        path = value.removeprefix("unix:")
+        if not path:
+            raise ValueError("'unix:' has no path; write unix:/run/steersman/extproc.sock")
+        # sun_path holds 108 bytes with its terminator; a longer one fails at bind with a riddle.
+        if len(path.encode()) > 107:
+            raise ValueError(f"the socket's path has {len(path.encode())} bytes; the system allows 107")
+        return value
+    return _ip_port(value)
+
+
+def _sha256(value: str) -> str:
+    lowered = value.lower().removeprefix("sha256:")
+    if not SHA256_PATTERN.fullmatch(lowered):
+        raise ValueError(
+            "not a SHA-256 in hex (64 digits); make a key and its hash with 'steersman tenant key new'"
+        )
+    return lowered
+
+
+def _network(value: str) -> str:
+    try:
+        return str(ipaddress.ip_network(value))
+    except ValueError:
+        raise ValueError(f"{value!r} is not a network; write it like 10.0.0.0/24") from None
+
+
+def _redis(value: str) -> str:
+    # Not repeated in the message: a password may stand in it.
+    if not re.match(r"(redis|rediss|unix)://.", value):
+        raise ValueError("is not a Redis address; write redis://HOST:6379/0 (rediss:// with TLS)")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+IpPort = Annotated[str, AfterValidator(_ip_port)]
+Listen = Annotated[str, AfterValidator(_listen)]
+Sha256 = Annotated[str, AfterValidator(_sha256)]
+ModelName = Annotated[str, Field(min_length=1, max_length=256)]
+Network = Annotated[str, AfterValidator(_network)]
+RedisUrl = Annotated[str, AfterValidator(_redis)]

@@ -1,0 +1,176 @@
+"""One replica and everything the decider knows of it.
+
+Owns identity, load and readiness. An `Endpoint` is one object for as long as its address is in the
+fleet, in whichever pool: what still runs on a replica runs there whatever the pool around it is called
+now, so its permits must go along (law 10).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from extproc.core.health import Health
+from extproc.core.reports import ReplicaReport
+
+#: The first and the longest time that an endpoint stays last in order after a failed attempt.
+SUSPECT_FIRST_NS, SUSPECT_MAX_NS = 1_000_000_000, 30_000_000_000
+#: What a request of somebody else's weighs, in tokens: all that is known is that it is there.
+FOREIGN_REQUEST_TOKENS = 512
+#: Reports over which the smallest surplus counts as foreign: a request that has just ended here may
+#: still be in the engine's figures.
+FOREIGN_SAMPLES = 3
+#: No weight is below this while an endpoint is ready, so that scores stay finite.
+WEIGHT_MIN = 0.01
+
+
+class Member(NamedTuple):
+    """A replica as a source of endpoints lists it."""
+
+    address: str
+    zone: str = ""
+    max_concurrent: int = 128
+    region: str = ""
+
+
+class Endpoint:
+    """One replica and our books about it.
+
+    `requests`, `permits`, `tokens` are in flight by our own ledger, `peer_…` by the ledgers of services
+    beside us, `foreign` are requests that the engine has and no ledger knows. `weight` is 0 to 1, from
+    health. `report` is the agent's last word, None while it has said nothing (never seen is not idle).
+    """
+
+    __slots__ = (
+        "_surplus",
+        "address",
+        "announced",
+        "configured_max_concurrent",
+        "draining",
+        "failures",
+        "foreign",
+        "health",
+        "max_concurrent",
+        "peer_permits",
+        "peer_requests",
+        "peer_tokens",
+        "permits",
+        "picked",
+        "pool",
+        "ready",
+        "region",
+        "report",
+        "reported_ns",
+        "requests",
+        "stale",
+        "suspect_until_ns",
+        "tokens",
+        "turn",
+        "weight",
+        "zone",
+    )
+
+    def __init__(
+        self, *, address: str, pool: str, zone: str = "", max_concurrent: int = 128, region: str = ""
+    ) -> None:
+        self.address = address
+        self.pool = pool
+        self.zone = zone
+        self.region = region
+        self.configured_max_concurrent = max_concurrent
+        self.max_concurrent = max_concurrent
+        self.ready = True
+        self.draining = False
+        #: Every Envoy knows it: a decision may name it.
+        self.announced = True
+        self.health = Health()
+        self.weight = 1.0
+        self.report: ReplicaReport | None = None
+        self.reported_ns: int | None = None
+        #: Its telemetry is too old to go by (diagnosis.py).
+        self.stale = False
+        self.requests = 0
+        self.permits = 0
+        self.tokens = 0
+        self.peer_requests = 0
+        self.peer_permits = 0
+        self.peer_tokens = 0
+        self.foreign = 0
+        self._surplus: list[int] = []
+        #: The number of the decision that last chose it: the least recent wins a tie.
+        self.picked = 0
+        #: Its place in the weighted rotation (round_robin).
+        self.turn = 0.0
+        self.failures = 0
+        self.suspect_until_ns = 0
+
+    def listed(self, member: Member, pool: str) -> None:
+        """Take over what a source says of it."""
+        self.pool, self.zone, self.region = pool, member.zone, member.region
+        self.configured_max_concurrent = member.max_concurrent
+        self._bound()
+
+    def heard(self, report: ReplicaReport, *, now_ns: int) -> None:
+        """Take an agent's report.
+
+        A claim only ever adds to what our ledgers know: an agent that says "idle" attracts nothing.
+        """
+        self.report, self.reported_ns, self.stale = report, now_ns, False
+        self._bound()
+        if report.running is None and report.waiting is None:
+            self.forget_foreign()
+            return
+        seen = (report.running or 0) + (report.waiting or 0)
+        # An engine counts sequences, as permits do: a request for four is four there.
+        surplus = max(0, seen - self.permits - self.peer_permits)
+        self._surplus = [*self._surplus[1 - FOREIGN_SAMPLES :], surplus]
+        self.foreign = min(self._surplus) if len(self._surplus) == FOREIGN_SAMPLES else 0
+
+    def forget_foreign(self) -> None:
+        """Nobody says any more what else the engine has: our ledgers carry on alone."""
+        self.foreign = 0
+        self._surplus = []
+
+    def refresh(self) -> None:
+        """Derive readiness and weight from health and drain."""
+        self.ready = self.announced and not self.draining and self.health.value > 0.0
+        self.weight = max(self.health.value, WEIGHT_MIN)
+
+    @property
+    def load_requests(self) -> int:
+        """Requests on it by everybody's account."""
+        return self.requests + self.peer_requests + self.foreign
+
+    @property
+    def load_permits(self) -> int:
+        """Permits taken by everybody's account."""
+        return self.permits + self.peer_permits + self.foreign
+
+    @property
+    def load_tokens(self) -> int:
+        """Outstanding tokens by everybody's account."""
+        return self.tokens + self.peer_tokens + self.foreign * FOREIGN_REQUEST_TOKENS
+
+    def failed(self, now_ns: int) -> None:
+        """An attempt on it failed: last in order for a while, twice as long each time.
+
+        Failures while it is suspect are the same trouble seen by many requests and count once.
+        """
+        if now_ns < self.suspect_until_ns:
+            return
+        self.failures += 1
+        pause = min(SUSPECT_FIRST_NS << min(self.failures - 1, 16), SUSPECT_MAX_NS)
+        self.suspect_until_ns = now_ns + pause
+
+    def succeeded(self) -> None:
+        """It answered: trusted again."""
+        self.failures = 0
+        self.suspect_until_ns = 0
+
+    def _bound(self) -> None:
+        """The engine's own limit counts where it is the lower: a claim cannot raise the configured one."""
+        said = self.report.max_concurrent if self.report else None
+        limit = self.configured_max_concurrent
+        self.max_concurrent = limit if said is None else max(1, min(limit, said))
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.address}, requests={self.requests}, tokens={self.tokens})"

@@ -1,0 +1,80 @@
+"""What a node agent says of a replica and its GPUs, as checked values.
+
+Owns the shapes only; where they come from is telemetry's, what follows from them health.py's and
+fleet.py's. None means that the engine or the driver does not say, which is not zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class State(Enum):
+    """What a replica is up to, as its agent sees it."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DEGRADED = "degraded"
+    DRAINING = "draining"
+    GONE = "gone"
+    HUNG = "hung"
+    WRONG_MODEL = "wrong model"
+
+
+#: States in which a replica takes new work.
+SERVING = frozenset({State.READY, State.DEGRADED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One card. Clocks in MHz; `xids` are (code, unix milliseconds), newest last."""
+
+    uuid: str
+    name: str = ""
+    utilization_percent: int | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    temperature_c: int | None = None
+    sm_clock_mhz: int | None = None
+    sm_clock_max_mhz: int | None = None
+    throttle_reasons: int | None = None
+    ecc_corrected: int | None = None
+    ecc_uncorrected: int | None = None
+    retirement_pending: bool | None = None
+    remap_pending: bool | None = None
+    remap_failed: bool | None = None
+    nvlink_errors: int | None = None
+    lost: bool = False
+    xids: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaReport:
+    """One replica in one report. Rates in tokens per second, times in milliseconds."""
+
+    address: str
+    pool: str
+    node: str = ""
+    boot_id: int = 0
+    #: The node's clock when it spoke: its XIDs' times are by the same one. 0 where it does not say.
+    sent_unix_ms: int = 0
+    zone: str = ""
+    region: str = ""
+    engine: str = ""
+    state: State = State.READY
+    detail: str = ""
+    models: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+    waiting: int | None = None
+    running: int | None = None
+    kv_used_tokens: int | None = None
+    kv_capacity_tokens: int | None = None
+    max_concurrent: int | None = None
+    prefill_tokens_per_s: float | None = None
+    decode_tokens_per_s: float | None = None
+    probe_ttft_ms: float | None = None
+    probe_failures: int = 0
+    gpus: tuple[Gpu, ...] = ()

@@ -1,0 +1,268 @@
+"""The demo from start to end: replicas, gateway, traffic, picture.
+
+Owns their order and what is said to the person who started it. The same supervisor as `up` runs the
+parts; the traffic runs in this process, where its clients measure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from extproc.config.load import load
+from extproc.demo import table
+from extproc.demo.clients import Clients
+from extproc.demo.fleet import CAPTION, TENANTS, DemoFleet, curl_line, lay_out
+from extproc.demo.live import Events, going_on, show_picture
+from extproc.demo.traffic import Figures, Traffic, percentile_ms
+from extproc.demo.workload import Workload
+from extproc.supervise.child import Child, ChildFailedError, ChildSpec
+from extproc.supervise.gateway import Gateway, GatewayFailedError, GatewayOptions, steersman_argv
+from extproc.supervise.output import Output
+from extproc.supervise.ports import free_ports
+from extproc.supervise.signals import Signals, first_of
+
+#: Envoy's, the service's and the replicas' ports.
+PORTS_NEEDED = 7
+REPLICAS_READY_S_MAX = 20.0
+LINE_EVERY_S = 3.0
+#: How long the service's books may lag behind the clients at a smoke test's end.
+SETTLE_S_MAX = 5.0
+SMOKE_S_MAX = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """How to run it."""
+
+    envoy: str
+    run_dir: Path
+    speed: float
+    seed: int
+    pictured: bool
+    for_s: float | None = None
+
+
+class Demo:
+    """One run of it."""
+
+    def __init__(self, options: DemoOptions, work: Workload) -> None:
+        self.options = options
+        self.work = work
+        self.events = Events()
+        self.console = Console()
+        self.fleet: DemoFleet = lay_out(
+            options.run_dir, free_ports(PORTS_NEEDED), speed=options.speed, seed=options.seed
+        )
+
+    async def run(self) -> None:
+        """Until Ctrl-C, or for as long as was asked."""
+        await self._with_everything(self._forever)
+
+    async def smoke(self) -> dict[str, Any] | None:
+        """200 requests; the summary, or None when stopped before."""
+        return await self._with_everything(self._smoke)
+
+    async def _with_everything(self, body: Any) -> dict[str, Any] | None:
+        options = self.options
+        gateway = Gateway(
+            load(self.fleet.config),
+            self.fleet.config,
+            options=GatewayOptions(envoy=options.envoy, run_dir=options.run_dir, concurrency=1),
+            report=self.events,
+        )
+        replicas = self._replicas()
+
+        def force() -> None:
+            replicas.kill()
+            gateway.kill()
+
+        signals = Signals(force=force)
+        clients: dict[str, Clients] = {}
+        with signals:
+            try:
+                self._greet(gateway)
+                await signals.unless_stopped(self._start(gateway, replicas))
+                if signals.stop.is_set():
+                    return None
+                models = [model for _, model in TENANTS]
+                for tenant, key in self.fleet.keys.items():
+                    clients[tenant] = Clients(gateway.url, key=key, models=models)
+                traffic = Traffic({name: its.send for name, its in clients.items()}, seed=options.seed)
+                return await self._until_stopped(signals, gateway, replicas, body(gateway, traffic))
+            finally:
+                await asyncio.gather(*(its.close() for its in clients.values()), return_exceptions=True)
+                await gateway.stop()
+                await replicas.stop()
+                self.events("stopped all of it")
+
+    async def _start(self, gateway: Gateway, replicas: Child) -> None:
+        replicas.begin()
+        starting = asyncio.create_task(gateway.start())
+        try:
+            await replicas.ready()
+            await starting
+        except ChildFailedError as error:
+            raise GatewayFailedError(str(error)) from None
+        finally:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+
+    async def _until_stopped(
+        self, signals: Signals, gateway: Gateway, replicas: Child, body: Coroutine[Any, Any, Any]
+    ) -> dict[str, Any] | None:
+        """The body's result; None when a stop came first; GatewayFailedError when a part gave up."""
+        failed = asyncio.create_task(gateway.failed())
+        replicas_failed = asyncio.create_task(replicas.failed())
+        working = asyncio.create_task(body)
+        try:
+            await first_of(failed, replicas_failed, working, signals.stop.wait())
+            if signals.stop.is_set():
+                return None
+            if working.done():
+                result: dict[str, Any] | None = working.result()
+                return result
+            if failed.done():
+                raise GatewayFailedError(failed.result())
+            raise GatewayFailedError(str(replicas_failed.exception()))
+        finally:
+            for task in (failed, replicas_failed, working):
+                task.cancel()
+            await asyncio.gather(failed, replicas_failed, working, return_exceptions=True)
+
+    async def _forever(self, gateway: Gateway, traffic: Traffic) -> None:
+        figures = traffic.figures
+        began_s = time.monotonic()
+        notes = [note.replace("SIMULATED", "[yellow]SIMULATED[/]") for note in self._notes()]
+        notes.append("[dim]tenants' failures and TTFT: as their clients see them[/]")
+
+        def draw(status: dict[str, Any], width: int, height: int) -> RenderableType:
+            return table.screen(
+                table.status_view(
+                    status,
+                    width=width,
+                    height=height - len(notes),
+                    seen=_times(figures),
+                    hardware=self.fleet.hardware,
+                ),
+                title=f"[bold]steersman demo[/]  {gateway.url}",
+                right=f"{table.clock(time.monotonic() - began_s)}   Ctrl-C stops all of it",
+                notes=notes,
+                events=[*list(self.events.lines)[-2:], *_errors(figures)[-1:]],
+            )
+
+        watching = (
+            going_on(show_picture(self.console, gateway.status, draw, self.events), self.events)
+            if self.options.pictured
+            else self._lines(figures, began_s)
+        )
+        ending = asyncio.sleep(self.options.for_s) if self.options.for_s else asyncio.Event().wait()
+        try:
+            await first_of(traffic.replay(self.work, speed=self.options.speed), watching, ending)
+        finally:
+            self._say(_line(figures, time.monotonic() - began_s))
+
+    async def _smoke(self, gateway: Gateway, traffic: Traffic) -> dict[str, Any]:
+        began_s = time.monotonic()
+        lines = asyncio.create_task(self._lines(traffic.figures, began_s))
+        try:
+            async with asyncio.timeout(SMOKE_S_MAX):
+                await traffic.smoke(self.work)
+        finally:
+            lines.cancel()
+            await asyncio.gather(lines, return_exceptions=True)
+        for error in _errors(traffic.figures):
+            print(error, file=sys.stderr)
+        used = await self._endpoints_used(gateway, traffic.figures)
+        ways = ", ".join(sorted({f"{way.client} {way.route}" for way in traffic.figures.ways}))
+        self._say(f"{time.monotonic() - began_s:.1f} s through {ways}; streamed and not")
+        return traffic.figures.summary(endpoints_used=used)
+
+    async def _endpoints_used(self, gateway: Gateway, figures: Figures) -> int:
+        """Endpoints that served a request, once the access log's records are all in."""
+        answered = sum(tenant.ok for tenant in figures.tenants.values())
+        deadline_s = time.monotonic() + SETTLE_S_MAX
+        while True:
+            endpoints = (await gateway.status())["endpoints"]
+            # A client that closes at `[DONE]` may be gone before the stream's end: it was served.
+            served = [one["ok"] + one["client_gone"] for one in endpoints]
+            if sum(served) >= answered or time.monotonic() > deadline_s:
+                return sum(count > 0 for count in served)
+            await asyncio.sleep(0.1)
+
+    async def _lines(self, figures: Figures, began_s: float) -> None:
+        while True:
+            await asyncio.sleep(LINE_EVERY_S)
+            self._say(_line(figures, time.monotonic() - began_s))
+
+    def _greet(self, gateway: Gateway) -> None:
+        if not self.options.pictured:
+            for note in self._notes():
+                self._say(note)
+        self._say(f"serving at {gateway.url} once it is up. Try it:")
+        self._say(curl_line(gateway.url, self.fleet.keys[TENANTS[0][0]]))
+
+    def _notes(self) -> list[str]:
+        count, speed = len(self.fleet.replicas), self.options.speed
+        return [
+            f"{count} SIMULATED replicas ({CAPTION}), {speed:g}× as fast as life",
+            f"workload: {self.work.source}",
+        ]
+
+    def _say(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # a terminal that was closed must not keep the rest from ending
+            self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    def _replicas(self) -> Child:
+        return Child(
+            ChildSpec(
+                name="replicas",
+                argv=steersman_argv("sim-replica", "-f", str(self.fleet.fleet_file)),
+                ready=self.fleet.replicas_listen,
+                ready_s_max=REPLICAS_READY_S_MAX,
+                stop_s_max=2.0,
+            ),
+            output=Output("replicas", file=self.options.run_dir / "replicas.log"),
+            report=self.events,
+            rng=Random(os.urandom(8)),
+        )
+
+
+def _errors(figures: Figures) -> list[str]:
+    """The kinds of failures that clients saw, the most frequent last."""
+    return [f"failed {count}×: {error}" for error, count in reversed(figures.errors.most_common())]
+
+
+def _line(figures: Figures, ran_s: float) -> str:
+    """What the clients saw so far, in one line."""
+    parts = [table.clock(ran_s)]
+    for name, times in _times(figures).items():
+        tenant = figures.tenants[name]
+        parts.append(
+            f"{name}: sent {tenant.sent}, ok {tenant.ok}, failed {tenant.failed}, "
+            f"TTFT p50 {table.ms(times['ttft_p50_ms'])} p99 {table.ms(times['ttft_p99_ms'])} ms"
+        )
+    return " · ".join(parts)
+
+
+def _times(figures: Figures) -> dict[str, dict[str, Any]]:
+    """Failures and times to first token as the clients saw them."""
+    result = {}
+    for name, tenant in figures.tenants.items():
+        times = sorted(tenant.ttft_s)
+        result[name] = {
+            "failed": tenant.failed,
+            "ttft_p50_ms": percentile_ms(times, 0.50),
+            "ttft_p99_ms": percentile_ms(times, 0.99),
+        }
+    return result

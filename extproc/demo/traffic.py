@@ -1,0 +1,178 @@
+"""Sends the workload through real clients and keeps what they saw.
+
+Owns the pace, the bound on requests in flight and the clients' own figures. Whose request goes which
+way is drawn from a seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from random import Random
+from typing import Any, Final
+
+from extproc.demo.clients import WAYS, Call, Seen, Send, Way
+from extproc.demo.fleet import TENANTS
+from extproc.demo.workload import BATCH, CHAT, Arrival, Workload, gaps
+
+#: Requests under way at once; above it arrivals wait, as behind a client's connection pool.
+IN_FLIGHT_MAX: Final = 48
+#: Smoke: requests, how many at once, and lengths that two slow cores get through.
+SMOKE_REQUESTS, SMOKE_AT_ONCE = 200, 12
+SMOKE_INPUT_TOKENS_MAX, SMOKE_OUTPUT_TOKENS_MAX = 1_500, 40
+#: The simulated model takes 8,191 tokens; a chat's template takes some.
+INPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX = 6_000, 1_000
+BYTES_PER_TOKEN: Final = 4
+#: Times to first token kept per tenant, and errors shown.
+TTFT_KEPT, ERRORS_KEPT = 4_096, 5
+#: The share of a tenant's requests that asks for the other pool's model.
+CROSSING: Final = 0.2
+
+#: How each tenant usually calls: interactive streams here, batches there.
+USUAL: Final[Mapping[str, Sequence[Way]]] = {
+    CHAT: [way for way in WAYS if way.route.startswith("/v1/") and (way.stream or way.client == "openai")],
+    BATCH: [way for way in WAYS if not way.route.startswith("/v1/")],
+}
+
+_MODELS: Final = tuple(model for _, model in TENANTS)
+_WORDS: Final = ("harbour", "tide", "keel", "rudder", "beacon", "chart", "fathom", "mast", "anchor", "swell")
+
+
+@dataclass(slots=True)
+class TenantFigures:
+    """What one tenant's clients saw."""
+
+    sent: int = 0
+    ok: int = 0
+    failed: int = 0
+    in_flight: int = 0
+    tokens: int = 0
+    ttft_s: deque[float] = field(default_factory=lambda: deque(maxlen=TTFT_KEPT))
+
+
+class Figures:
+    """What all clients saw."""
+
+    def __init__(self) -> None:
+        self.tenants = {tenant: TenantFigures() for tenant, _ in TENANTS}
+        self.errors: Counter[str] = Counter()
+        self.ways: set[Way] = set()
+
+    @property
+    def failed(self) -> int:
+        """Requests that a client saw fail."""
+        return sum(tenant.failed for tenant in self.tenants.values())
+
+    def failure(self, call: Call, error: BaseException) -> None:
+        """Keep an error in a few words; the kinds kept are bounded."""
+        text = f"{call.way.client} {call.way.route}: {type(error).__name__}: {str(error)[:160]}"
+        if text in self.errors or len(self.errors) < ERRORS_KEPT:
+            self.errors[text] += 1
+
+    def summary(self, *, endpoints_used: int) -> dict[str, Any]:
+        """The smoke test's last line."""
+        times = sorted(time for tenant in self.tenants.values() for time in tenant.ttft_s)
+        return {
+            "sent": sum(tenant.sent for tenant in self.tenants.values()),
+            "ok": sum(tenant.ok for tenant in self.tenants.values()),
+            "failed": self.failed,
+            "tenants": sum(tenant.sent > 0 for tenant in self.tenants.values()),
+            "endpoints_used": endpoints_used,
+            "ttft_p50_ms": percentile_ms(times, 0.50),
+            "ttft_p99_ms": percentile_ms(times, 0.99),
+        }
+
+
+def percentile_ms(times_s: Sequence[float], share: float) -> float | None:
+    """The nearest-rank percentile of sorted seconds, in milliseconds."""
+    if not times_s:
+        return None
+    return round(times_s[min(len(times_s) - 1, int(share * len(times_s)))] * 1000, 1)
+
+
+class Traffic:
+    """The tenants at work. `send` maps a tenant to its clients."""
+
+    def __init__(self, send: Mapping[str, Send], *, seed: int) -> None:
+        self.figures = Figures()
+        self._send = send
+        self._rng = Random(seed)
+        self._text = " ".join(self._rng.choice(_WORDS) for _ in range(12_000))
+        self._room = asyncio.Semaphore(IN_FLIGHT_MAX)
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def replay(self, work: Workload, *, speed: float) -> None:
+        """Send arrivals when they are due, span after span, until cancelled."""
+        loop = asyncio.get_running_loop()
+        try:
+            for gap_s, arrival in cycle(gaps(work)):
+                due_s = loop.time() + gap_s / speed
+                await self._room.acquire()
+                await asyncio.sleep(max(0.0, due_s - loop.time()))
+                way = self._rng.choice(USUAL[arrival.tenant])
+                self._begin(self.call(arrival, way), self._room)
+        finally:
+            await self._cancel_running()
+
+    async def smoke(self, work: Workload, *, requests: int = SMOKE_REQUESTS) -> None:
+        """Send so many requests of both tenants through every way, a few at once, and wait for all."""
+        pairs = cycle([(tenant, way) for way in WAYS for tenant, _ in TENANTS])
+        limit = asyncio.Semaphore(SMOKE_AT_ONCE)
+        try:
+            for (tenant, way), arrival in islice(zip(pairs, cycle(work.arrivals), strict=False), requests):
+                short = Arrival(
+                    arrival.at_s,
+                    tenant,
+                    min(arrival.input_tokens, SMOKE_INPUT_TOKENS_MAX),
+                    min(arrival.output_tokens, SMOKE_OUTPUT_TOKENS_MAX),
+                )
+                await limit.acquire()
+                self._begin(self.call(short, way), limit)
+            await asyncio.gather(*self._running)
+        finally:
+            await self._cancel_running()
+
+    def call(self, arrival: Arrival, way: Way) -> Call:
+        """A request of those lengths: words, and the marker that fixes the simulated answer's length."""
+        models = dict(TENANTS)
+        model = models[arrival.tenant]
+        if self._rng.random() < CROSSING:
+            model = next(other for other in _MODELS if other != model)
+        output_tokens = min(arrival.output_tokens, OUTPUT_TOKENS_MAX)
+        marker = f" [[sim:out={output_tokens}]]"
+        size = min(arrival.input_tokens, INPUT_TOKENS_MAX) * BYTES_PER_TOKEN - len(marker)
+        start = self._rng.randrange(len(self._text) - INPUT_TOKENS_MAX * BYTES_PER_TOKEN)
+        prompt = self._text[start : start + max(size, 1)] + marker
+        return Call(tenant=arrival.tenant, way=way, model=model, prompt=prompt, output_tokens=output_tokens)
+
+    def _begin(self, call: Call, room: asyncio.Semaphore) -> None:
+        task = asyncio.create_task(self._one(call))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        task.add_done_callback(lambda _: room.release())
+
+    async def _one(self, call: Call) -> None:
+        figures = self.figures.tenants[call.tenant]
+        seen = Seen()
+        figures.sent += 1
+        figures.in_flight += 1
+        self.figures.ways.add(call.way)
+        try:
+            await self._send[call.tenant](call, seen)
+            figures.ok += 1
+        except Exception as error:  # noqa: BLE001 (three clients' own exceptions: each is a failed request)
+            figures.failed += 1
+            self.figures.failure(call, error)
+        finally:
+            figures.in_flight -= 1
+            figures.tokens += seen.tokens
+            if seen.ttft_s is not None:
+                figures.ttft_s.append(seen.ttft_s)
+
+    async def _cancel_running(self) -> None:
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)

@@ -1,0 +1,67 @@
+"""An endpoint as people and their tools see it: plain values, None where nobody has said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from extproc.core.endpoint import Endpoint
+from extproc.core.reports import Gpu
+
+
+def view(endpoint: Endpoint, *, now_ns: int) -> dict[str, Any]:
+    """Everything known of an endpoint; ages in milliseconds, health and weight 0 to 1."""
+    report = endpoint.report
+    return {
+        "address": endpoint.address,
+        "pool": endpoint.pool,
+        "zone": endpoint.zone,
+        "region": endpoint.region,
+        "ready": endpoint.ready,
+        "draining": endpoint.draining,
+        "announced": endpoint.announced,
+        "suspect": endpoint.suspect_until_ns > now_ns,
+        "health": round(endpoint.health.value, 3),
+        "health_target": round(endpoint.health.target, 3),
+        "causes": {
+            name: {"kind": cause.kind.value, "factor": round(cause.factor, 3), "detail": cause.detail}
+            for name, cause in endpoint.health.causes.items()
+        },
+        "in_flight": endpoint.requests,
+        "in_flight_tokens": endpoint.tokens,
+        "peers_in_flight": endpoint.peer_requests,
+        "foreign": endpoint.foreign,
+        "max_concurrent": endpoint.max_concurrent,
+        "node": report.node if report else None,
+        "state": report.state.value if report else None,
+        "detail": report.detail if report else "",
+        "age_ms": None
+        if endpoint.reported_ns is None
+        else max(0, (now_ns - endpoint.reported_ns) // 1_000_000),
+        "stale": endpoint.stale,
+        "engine": report.engine if report else None,
+        "models": list(report.models) if report else [],
+        "waiting": report.waiting if report else None,
+        "running": report.running if report else None,
+        "kv_used_tokens": report.kv_used_tokens if report else None,
+        "kv_capacity_tokens": report.kv_capacity_tokens if report else None,
+        "probe_ttft_ms": report.probe_ttft_ms if report else None,
+        "gpus": [_gpu(gpu) for gpu in report.gpus] if report else [],
+    }
+
+
+def _gpu(gpu: Gpu) -> dict[str, Any]:
+    return {
+        "uuid": gpu.uuid,
+        "name": gpu.name,
+        "utilization_percent": gpu.utilization_percent,
+        "memory_used_bytes": gpu.memory_used_bytes,
+        "memory_total_bytes": gpu.memory_total_bytes,
+        "power_w": gpu.power_w,
+        "temperature_c": gpu.temperature_c,
+        "sm_clock_mhz": gpu.sm_clock_mhz,
+        "sm_clock_max_mhz": gpu.sm_clock_max_mhz,
+        "throttle_reasons": gpu.throttle_reasons,
+        "ecc_uncorrected": gpu.ecc_uncorrected,
+        "lost": gpu.lost,
+        "xids": [list(xid) for xid in gpu.xids],
+    }

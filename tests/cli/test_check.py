@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from extproc.cli import group
+
+BAD = Path(__file__).parent.parent / "config" / "bad"
+GOOD = """
+gateway: {auth: none}
+pools:
+  - {name: chat, models: [m], endpoints: [{address: 127.0.0.1:8000}]}
+"""
+
+
+def test_a_good_file(tmp_path: Path) -> None:
+    """Exit 0 and one line."""
+    path = tmp_path / "a.yaml"
+    path.write_text(GOOD, encoding="utf-8")
+    result = CliRunner().invoke(group, ["check", "-f", str(path)])
+    assert (result.exit_code, result.stdout) == (0, f"{path}: 1 pools, 1 endpoints, 0 tenants: good\n")
+    assert result.stderr == ""
+
+
+def test_a_bad_file() -> None:
+    """Exit 2, every mistake on stderr, nothing on stdout."""
+    path = BAD / "everything.yaml"
+    result = CliRunner().invoke(group, ["check", "-f", str(path)])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == path.with_suffix(".txt").read_text(encoding="utf-8").replace("FILE", str(path))
+
+
+def test_the_default_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """steersman.yaml here, or what STEERSMAN_CONFIG names; a missing one is exit 2."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(group, ["check"])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "steersman.yaml: cannot be read: No such file or directory; give the configuration with -f FILE\n"
+    )
+    (tmp_path / "steersman.yaml").write_text(GOOD, encoding="utf-8")
+    assert CliRunner().invoke(group, ["check"]).exit_code == 0
+    monkeypatch.setenv("STEERSMAN_CONFIG", str(BAD / "empty.yaml"))
+    assert CliRunner().invoke(group, ["check"]).exit_code == 2
+
+
+def test_as_a_program(tmp_path: Path) -> None:
+    """The console script's exit code is the process's."""
+    script = "from extproc.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "check", "-f", str(BAD / "version.yaml")],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"{BAD}/version.yaml:1: version: 2 is not one of 1\n"

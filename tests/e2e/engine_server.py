@@ -1,0 +1,33 @@
+"""A real engine: llama.cpp's own HTTP server from xllamacpp, one thread, with the weights given.
+
+Run as a process of its own: `python engine_server.py WEIGHTS PORT`; serves until killed.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import xllamacpp
+
+
+def main() -> None:
+    """Load the weights and serve."""
+    weights, port = sys.argv[1], int(sys.argv[2])
+    params = xllamacpp.CommonParams()
+    params.model.path = weights
+    params.model_alias = {"smollm2"}
+    params.hostnames = ["127.0.0.1"]
+    params.port = port
+    params.n_ctx = 4096
+    params.n_parallel = 2
+    params.endpoint_metrics = True
+    params.cpuparams.n_threads = 1
+    params.cpuparams_batch.n_threads = 1
+    server = xllamacpp.Server(params)
+    print(server.listening_address, flush=True)
+    signal.pause()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Real clients through the real Envoy: every route, streamed and not."""
+
+from __future__ import annotations
+
+import pytest
+from gateway import KEYS, Gateway, wait_for
+from huggingface_hub import InferenceClient
+from openai import AuthenticationError, NotFoundError, OpenAI
+from replicas import Replicas
+from text_generation import Client
+
+pytestmark = pytest.mark.envoy
+
+MESSAGES = [{"role": "user", "content": "Which way to the harbour? [[sim:out=12]]"}]
+
+
+@pytest.fixture
+def openai_client(fleet: tuple[Gateway, Replicas]) -> OpenAI:
+    return OpenAI(base_url=f"{fleet[0].url}/v1", api_key=KEYS["acme"], max_retries=0)
+
+
+def test_openai_chat_answers_with_its_tokens(openai_client: OpenAI) -> None:
+    """A chat answers whole, with the engine's own counts."""
+    answer = openai_client.chat.completions.create(model="tiny-chat", messages=MESSAGES, max_tokens=50)
+    assert answer.choices[0].message.content
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 12
+
+
+def test_openai_chat_streams(openai_client: OpenAI) -> None:
+    """A streamed chat comes in as many pieces as it has tokens."""
+    stream = openai_client.chat.completions.create(
+        model="tiny-code", messages=MESSAGES, max_tokens=50, stream=True
+    )
+    pieces = [chunk.choices[0].delta.content for chunk in stream if chunk.choices]
+    assert len([piece for piece in pieces if piece]) == 12
+
+
+def test_openai_completion_both_ways(openai_client: OpenAI) -> None:
+    """/v1/completions works streamed and not."""
+    whole = openai_client.completions.create(model="tiny-chat", prompt="[[sim:out=7]]", max_tokens=20)
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 7
+    stream = openai_client.completions.create(
+        model="tiny-chat", prompt="[[sim:out=7]]", max_tokens=20, stream=True
+    )
+    assert sum(bool(chunk.choices and chunk.choices[0].text) for chunk in stream) == 7
+
+
+def test_openai_lists_models(openai_client: OpenAI) -> None:
+    """The models of all pools are listed."""
+    assert [model.id for model in openai_client.models.list()] == ["tiny-chat", "tiny-code"]
+
+
+def test_openai_errors_are_its_own_exceptions(fleet: tuple[Gateway, Replicas], openai_client: OpenAI) -> None:
+    """A wrong key and a wrong model raise what the client library has for them."""
+    with pytest.raises(NotFoundError):
+        openai_client.chat.completions.create(model="nope", messages=MESSAGES)
+    stranger = OpenAI(base_url=f"{fleet[0].url}/v1", api_key="sk-wrong", max_retries=0)
+    with pytest.raises(AuthenticationError):
+        stranger.chat.completions.create(model="tiny-chat", messages=MESSAGES)
+
+
+def test_huggingface_text_generation_both_ways(fleet: tuple[Gateway, Replicas]) -> None:
+    """InferenceClient speaks TGI's native route at /."""
+    client = InferenceClient(base_url=fleet[0].url, token=KEYS["globex"])
+    whole = client.text_generation("[[sim:out=9]]", max_new_tokens=30, details=True)
+    assert whole.details is not None
+    assert whole.details.generated_tokens == 9
+    stream = client.text_generation("[[sim:out=9]]", max_new_tokens=30, stream=True, details=True)
+    assert len(list(stream)) == 9
+
+
+def test_huggingface_chat_both_ways(fleet: tuple[Gateway, Replicas]) -> None:
+    """InferenceClient speaks the chat route too."""
+    client = InferenceClient(base_url=fleet[0].url, token=KEYS["globex"])
+    whole = client.chat_completion(MESSAGES, model="tiny-chat", max_tokens=30)
+    assert whole.usage.completion_tokens == 12
+    stream = client.chat_completion(MESSAGES, model="tiny-chat", max_tokens=30, stream=True)
+    assert sum(bool(chunk.choices and chunk.choices[0].delta.content) for chunk in stream) == 12
+
+
+def test_text_generation_both_ways(fleet: tuple[Gateway, Replicas]) -> None:
+    """TGI's own Python client works streamed and not."""
+    client = Client(fleet[0].url, headers={"Authorization": f"Bearer {KEYS['acme']}"})
+    assert client.generate("[[sim:out=5]]", max_new_tokens=20).details.generated_tokens == 5
+    assert len(list(client.generate_stream("[[sim:out=5]]", max_new_tokens=20))) == 5
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/tokenize", "/info"])
+def test_native_routes_answer(fleet: tuple[Gateway, Replicas], path: str) -> None:
+    """TGI's native routes reach a replica of the model that the header names."""
+    gateway, _ = fleet
+    method = "GET" if path == "/info" else "POST"
+    body = None if path == "/info" else {"inputs": "[[sim:out=3]]", "parameters": {"max_new_tokens": 9}}
+    status, headers, _ = gateway.call(path, body, method=method, headers={"x-model": "tiny-code"})
+    assert status == 200
+    assert headers["x-steersman-pool"] == "code"
+
+
+def test_tokens_and_ttft_of_every_kind_are_counted(fleet: tuple[Gateway, Replicas]) -> None:
+    """What the tenants used is known from the access log alone, streamed or not, on each dialect."""
+    gateway, _ = fleet
+    wait_for("quiet", gateway.quiet)
+    sent = [
+        ("/v1/chat/completions", {"model": "tiny-chat", "messages": MESSAGES, "max_tokens": 50}),
+        (
+            "/v1/chat/completions",
+            {
+                "model": "tiny-chat",
+                "messages": MESSAGES,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            },
+        ),
+        ("/v1/completions", {"model": "tiny-chat", "prompt": "[[sim:out=12]]", "stream": True}),
+        ("/generate", {"inputs": "[[sim:out=12]]", "parameters": {"max_new_tokens": 50}}),
+        ("/generate_stream", {"inputs": "[[sim:out=12]]", "parameters": {"max_new_tokens": 50}}),
+        ("/", {"inputs": "[[sim:out=12]]", "parameters": {"max_new_tokens": 50}, "stream": True}),
+    ]
+    for path, body in sent:
+        before = gateway.status()["tenants"]["acme"]
+        assert gateway.call(path, body)[0] == 200
+        wait_for(f"the record of {path}", gateway.quiet)
+        after = gateway.status()["tenants"]["acme"]
+        assert after["output_tokens"] - before["output_tokens"] == 12, (path, body)
+        assert after["ok"] - before["ok"] == 1
+    assert gateway.status()["tenants"]["acme"]["ttft_p50_ms"] > 0

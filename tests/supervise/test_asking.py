@@ -1,0 +1,56 @@
+"""asking.py: what is no Steersman, what is gone, and where something that listens everywhere is reached."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+
+from extproc.supervise.asking import EnvoyAdmin, ServiceLink, ServiceSilentError, reachable
+from extproc.supervise.ports import free_ports
+
+
+@pytest.mark.parametrize(
+    ("address", "where"),
+    [
+        ("0.0.0.0:1", "127.0.0.1:1"),
+        ("[::]:1", "[::1]:1"),
+        ("10.0.0.1:1", "10.0.0.1:1"),
+        ("unix:/x", "unix:/x"),
+    ],
+)
+def test_every_interface_is_reached_at_loopback(address: str, where: str) -> None:
+    """An address to listen on is not always one to connect to."""
+    assert reachable(address) == where
+
+
+def test_nobody_there_is_said_with_the_address() -> None:
+    """Neither a hang nor a gRPC error."""
+
+    async def main() -> None:
+        address = f"127.0.0.1:{free_ports(1)[0]}"
+        link = ServiceLink(address)
+        with pytest.raises(ServiceSilentError, match=f"no Steersman answers at {address}"):
+            await link.status()
+        await link.close()
+        with pytest.raises(OSError):  # noqa: PT011 (refused or reset, as the system has it)
+            await EnvoyAdmin(address).ready()
+
+    asyncio.run(main())
+
+
+def test_another_grpc_server_is_told_from_a_steersman() -> None:
+    """A wrong port is a likelier mistake than a broken service."""
+
+    async def main() -> None:
+        server = grpc.aio.server()
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        link = ServiceLink(f"127.0.0.1:{port}")
+        with pytest.raises(ServiceSilentError, match="is no Steersman"):
+            await link.status()
+        await link.close()
+        await server.stop(0)
+
+    asyncio.run(main())
