@@ -1,0 +1,45 @@
+"""`make bench`: every figure that the README quotes, in one run.
+
+Ratios within the run mean more than milliseconds on a shared machine; CPU per request holds best.
+`python tests/bench [NAME …]` runs some; `--json FILE` writes the figures as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "e2e")]
+
+import bench_decide
+import bench_gateway
+import bench_replica
+from rows import Row
+
+BENCHES = {"decide": bench_decide.run, "gateway": bench_gateway.run, "replica": bench_replica.run}
+
+
+def main() -> None:
+    """Run the chosen benches and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*BENCHES, []], help="which benches; all when left out")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    arguments = parser.parse_args()
+    rows: list[Row] = []
+    for name in arguments.names or BENCHES:
+        print(f"# {name}", flush=True)
+        for row in BENCHES[name]():
+            print(row, flush=True)
+            rows.append(row)
+    print(f"# {platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores")
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps([row.__dict__ for row in rows], indent=2) + "\n")
+
+
+main()

@@ -1,0 +1,119 @@
+"""The decision alone: no gRPC, no Envoy. Parse and decide apart, and the whole exchange of bytes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from random import Random
+
+from rows import Row, best_us
+
+from extproc._pb import ext_proc_pb2 as pb
+from extproc.core.decide import decide
+from extproc.core.desk import Desk, DeskLimits
+from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.outcome import Outcome, Reject
+from extproc.core.request import find_route, parse
+from extproc.core.tenant import ANONYMOUS, Directory
+from extproc.observe.tally import Tally
+from extproc.wire.processor import Processor
+
+AIMS_US = {10: 30.0, 100: 100.0, 1000: 600.0}
+PROMPTS = {"1 KB": 1_000, "400 KB": 400_000}
+
+
+def _desk(endpoints: int, strategy: str = "least_work") -> Desk:
+    pool = PoolSpec(
+        name="chat",
+        models=("m",),
+        strategy=strategy,
+        endpoints=tuple((f"10.0.{i // 250}.{i % 250 + 1}:80", "", 1000) for i in range(endpoints)),
+    )
+    desk = Desk(Fleet([pool]), instance="bench", default_model="m", limits=DeskLimits(), rng=Random(1))
+    rng = Random(2)
+    for endpoint in desk.fleet.endpoints:
+        endpoint.tokens, endpoint.requests = rng.randrange(10_000), rng.randrange(20)
+    return desk
+
+
+def _body(size: int) -> bytes:
+    text = ("The quick brown fox jumps over the lazy dog. " * (size // 45 + 1))[:size]
+    return json.dumps(
+        {"model": "m", "messages": [{"role": "user", "content": text}], "stream": True}
+    ).encode()
+
+
+def run() -> Iterator[Row]:
+    """Yield microseconds per call."""
+    route, _ = find_route("POST", "/v1/chat/completions")
+    assert route is not None
+    rng = Random(3)
+    for size_name, size in PROMPTS.items():
+        body = _body(size)
+        yield Row(f"parse, {size_name} prompt", best_us(lambda body=body: parse(route, body)), "µs")
+        request = parse(route, body)
+        assert not isinstance(request, Reject)
+        for endpoints, aim in AIMS_US.items():
+            desk = _desk(endpoints)
+            yield Row(
+                f"decide, least_work, {endpoints} endpoints, {size_name} prompt",
+                best_us(
+                    lambda desk=desk, request=request: decide(
+                        request,
+                        ANONYMOUS,
+                        desk.fleet,
+                        desk.ledger,
+                        id="bench-1",
+                        default_model="m",
+                        reservations_max=1000,
+                        now_ns=1,
+                        rng=rng,
+                    )
+                ),
+                "µs",
+                aim,
+            )
+    for size_name, size in PROMPTS.items():
+        yield Row(f"exchange of bytes with settle, 10 endpoints, {size_name}", _exchange_us(size), "µs")
+
+
+def _exchange_us(size: int) -> float:
+    """Headers and body in, both answers out, then the settlement: all that is ours but the transport."""
+    desk = _desk(10)
+    processor = Processor(
+        desk,
+        Directory([], required=False),
+        Tally(),
+        decisions_concurrent_max=100,
+        body_bytes_max=1 << 30,
+        clock=time.monotonic_ns,
+    )
+    head = pb.ProcessingRequest()
+    for key, value in {
+        ":method": "POST",
+        ":path": "/v1/chat/completions",
+        ":authority": "gateway",
+        ":scheme": "http",
+        "user-agent": "bench",
+        "content-type": "application/json",
+        "authorization": "Bearer sk-bench",
+        "x-request-id": "0b5ee4f6-4ee1-4a84-9b6b-5b2ab5ba2f6a",
+        "x-forwarded-for": "10.1.2.3",
+    }.items():
+        head.request_headers.headers.headers.add(key=key, raw_value=value.encode())
+    head_bytes = head.SerializeToString()
+    body_message = pb.ProcessingRequest()
+    body_message.request_body.body = _body(size)
+    body_bytes = body_message.SerializeToString()
+
+    def once() -> None:
+        exchange = processor.open()
+        exchange.receive(head_bytes)
+        exchange.receive(body_bytes)
+        exchange.delivered()
+        exchange.close()
+        reservation = processor.tally.decisions[-1][1].reservation
+        desk.settle(Outcome(reservation=reservation, final=True, status=200), now_ns=1)
+
+    return best_us(once)
