@@ -117,7 +117,8 @@ class App:
         """Take one access-log outcome into books and figures."""
         now_ns = self.clock()
         if self.desk.settle(outcome, now_ns=now_ns):
-            self.tally.ended(outcome, now_ns=now_ns)
+            elsewhere = not outcome.reservation.id.startswith(f"{self.desk.instance}-")
+            self.tally.ended(outcome, now_ns=now_ns, decided_elsewhere=elsewhere)
 
     def reload(self, path: Path) -> bool:
         """Read the configuration again; a bad or unappliable one changes nothing. True when applied."""

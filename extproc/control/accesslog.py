@@ -17,8 +17,9 @@ from envoy_data_plane.envoy.type.matcher.v3 import (
     ValueMatcher,
 )
 
+from extproc.config.model import Config
 from extproc.control.pack import ms, packed
-from extproc.control.services import SERVICE_CLUSTER, grpc_service
+from extproc.control.services import grpc_service, log_clusters
 from extproc.core import contract
 
 #: One byte is always exceeded: each record leaves at once, and a quota is settled within a millisecond.
@@ -38,12 +39,20 @@ RESPONSE_HEADERS = (
 )
 
 
-def access_log() -> AccessLog:
-    """Records to the service, over gRPC."""
+def access_logs(config: Config) -> list[AccessLog]:
+    """Records to every service, over gRPC: whoever decided, all of them settle and learn.
+
+    Through one balanced cluster a record would reach one service only, mostly not the one that decided,
+    whose books would then stand open until they expire.
+    """
+    return [_access_log(cluster) for cluster in log_clusters(config)]
+
+
+def _access_log(cluster: str) -> AccessLog:
     log = HttpGrpcAccessLogConfig(
         common_config=CommonGrpcAccessLogConfig(
             log_name=contract.ACCESS_LOG_NAME,
-            grpc_service=grpc_service(SERVICE_CLUSTER),
+            grpc_service=grpc_service(cluster),
             transport_api_version=ApiVersion.V3,
             buffer_size_bytes=BUFFER_BYTES,
             buffer_flush_interval=ms(FLUSH_MS),

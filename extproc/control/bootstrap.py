@@ -31,7 +31,12 @@ from extproc.config.model import Config
 from extproc.control.listener import listener
 from extproc.control.pack import address, ms, packed
 from extproc.control.resources import Mode, from_ads, pool_clusters
-from extproc.control.services import ads_source, service_cluster, tracing_cluster
+from extproc.control.services import (
+    ads_source,
+    service_cluster,
+    service_log_clusters,
+    tracing_cluster,
+)
 
 DOWNSTREAM_CONNECTIONS_MAX = 20_000
 #: Heap beside buffered bodies.
@@ -52,7 +57,7 @@ def render_bootstrap(config: Config, mode: Mode = "static") -> Bootstrap:
     `static` has nothing fetched at run time. In `ads` the pools and their endpoints are the service's to
     tell; without it Envoy goes on with what it was told last.
     """
-    clusters = [service_cluster(config)]
+    clusters = [service_cluster(config), *service_log_clusters(config)]
     if mode == "static":
         clusters += pool_clusters(config)
     if config.gateway.tracing:

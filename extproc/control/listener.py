@@ -34,7 +34,7 @@ from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.envoy.type.v3 import Percent
 
 from extproc.config.model import Config, Tracing
-from extproc.control.accesslog import access_log
+from extproc.control.accesslog import access_logs
 from extproc.control.filters import HOLD_MS_MAX, http_filters
 from extproc.control.pack import address, extension, ms, packed
 from extproc.control.replies import local_reply_config
@@ -117,7 +117,7 @@ def connection_manager(config: Config) -> HttpConnectionManager:
         http_filters=http_filters(config),
         route_config=route_configuration(config),
         local_reply_config=local_reply_config(config),
-        access_log=[access_log()],
+        access_log=access_logs(config),
         # Running requests report themselves: each report renews a reservation.
         access_log_options=HttpConnectionManagerHcmAccessLogOptions(
             access_log_flush_interval=timedelta(seconds=gateway.heartbeat_s)

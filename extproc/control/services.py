@@ -91,6 +91,25 @@ def service_cluster(config: Config) -> Cluster:
     return cluster
 
 
+def log_clusters(config: Config) -> list[str]:
+    """The clusters that records go to, one for each service; the deciding one itself where it is alone."""
+    addresses = config.service_addresses
+    if len(addresses) == 1:
+        return [SERVICE_CLUSTER]
+    return [f"{SERVICE_CLUSTER}.log.{i}" for i in range(len(addresses))]
+
+
+def service_log_clusters(config: Config) -> list[Cluster]:
+    """One cluster a service for its copy of the records; none where there is one service.
+
+    No health checks: a log stream that breaks is opened again, and a drained service still settles.
+    """
+    addresses = config.service_addresses
+    if len(addresses) == 1:
+        return []
+    return [_grpc_cluster(name, [where]) for name, where in zip(log_clusters(config), addresses, strict=True)]
+
+
 def tracing_cluster(tracing: Tracing) -> Cluster:
     """The collector; it has no health checks, since losing spans is all that its absence costs."""
     return _grpc_cluster(TRACING_CLUSTER, [tracing.otlp_grpc])

@@ -150,8 +150,11 @@ class Tally:
         """A request's end never came."""
         self.tenant(reservation.tenant).expired += 1
 
-    def ended(self, outcome: Outcome, *, now_ns: int) -> None:
-        """A request ended."""
+    def ended(self, outcome: Outcome, *, now_ns: int, decided_elsewhere: bool = False) -> None:
+        """A request ended; one that another service decided is counted as decided with its end."""
+        if decided_elsewhere:
+            self.tenant(outcome.reservation.tenant).decided += 1
+            self.endpoint(outcome.reservation.address).decided += 1
         self.tenant(outcome.reservation.tenant).ended(outcome, now_ns=now_ns)
         self.endpoint(outcome.served_by or outcome.reservation.address).ended(outcome, now_ns=now_ns)
 

@@ -123,7 +123,7 @@ class Gateway:
             for problem in error.problems:
                 self.report(f"reload refused, the last good configuration stays: {problem}")
             return False
-        if changed := restart_needed(self.config, new):
+        if changed := restart_needed(self.config, new, live=True):
             self.report(
                 f"reload refused, the last good configuration stays: needs a restart: {', '.join(changed)}"
             )
@@ -156,7 +156,7 @@ class Gateway:
 
     async def _render(self) -> None:
         """In a process of its own: beside the service's start, and envoy-data-plane stays out of here."""
-        argv = steersman_argv("envoy-config", "-f", str(self._kept), "--format", "json")
+        argv = steersman_argv("envoy-config", "-f", str(self._kept), "--format", "json", "--mode", "ads")
         try:
             code, said = await run_once([*argv, "-o", str(self._bootstrap)], s_max=RENDER_S_MAX)
         except TimeoutError:

@@ -16,12 +16,18 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "e2e")]
 
+import bench_agent
 import bench_decide
 import bench_gateway
 import bench_replica
 from rows import Row
 
-BENCHES = {"decide": bench_decide.run, "gateway": bench_gateway.run, "replica": bench_replica.run}
+BENCHES = {
+    "decide": bench_decide.run,
+    "gateway": bench_gateway.run,
+    "replica": bench_replica.run,
+    "agent": bench_agent.run,
+}
 
 
 def main() -> None:

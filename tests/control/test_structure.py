@@ -206,3 +206,20 @@ def test_lua_comes_with_the_package() -> None:
     assert contract.OBSERVED_NAMESPACE in source.inline_string
     assert contract.FIRST_CHUNK_KEY in source.inline_string
     assert "@" not in source.inline_string
+
+
+def test_every_service_gets_every_record() -> None:
+    """With several services each has a log stream of its own: whoever decided, all of them settle."""
+    from extproc.control.accesslog import access_logs
+    from extproc.control.services import log_clusters, service_log_clusters
+
+    text = "gateway: {auth: none, services: [10.0.0.1:1, 10.0.0.2:1]}\n"
+    config = loads(text + "pools: [{name: a, models: [m], endpoints: [{address: 10.0.0.3:1}]}]")
+    assert log_clusters(config) == ["steersman.log.0", "steersman.log.1"]
+    clusters = service_log_clusters(config)
+    assert [cluster.name for cluster in clusters] == log_clusters(config)
+    assert [
+        cluster.load_assignment.endpoints[0].lb_endpoints[0].endpoint.address.socket_address.address
+        for cluster in clusters
+    ] == ["10.0.0.1", "10.0.0.2"]
+    assert len(access_logs(config)) == 2

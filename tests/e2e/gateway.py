@@ -108,8 +108,10 @@ class Gateway:
         *,
         gateway: dict[str, Any] | None = None,
         unix: bool = False,
+        mode: str = "static",
         **sections: Any,
     ) -> None:
+        self.mode = mode
         self.folder = Path(tempfile.mkdtemp(prefix="steersman-e2e-"))
         self.port, self.admin_port, service_port = free_ports(3)
         service = f"unix:{self.folder}/extproc.sock" if unix else f"127.0.0.1:{service_port}"
@@ -173,7 +175,7 @@ class Gateway:
         from extproc.config.load import load
         from extproc.control.bootstrap import render_bootstrap, to_yaml
 
-        bootstrap = to_yaml(render_bootstrap(load(self.config_file)))
+        bootstrap = to_yaml(render_bootstrap(load(self.config_file), mode=self.mode))
         (self.folder / "envoy.yaml").write_text(bootstrap)
         try:
             self.start_service()
