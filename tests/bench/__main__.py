@@ -20,6 +20,7 @@ import bench_agent
 import bench_decide
 import bench_gateway
 import bench_replica
+import bench_telemetry
 from rows import Row
 
 BENCHES = {
@@ -27,6 +28,7 @@ BENCHES = {
     "gateway": bench_gateway.run,
     "replica": bench_replica.run,
     "agent": bench_agent.run,
+    "telemetry": bench_telemetry.run,
 }
 
 
