@@ -6,8 +6,9 @@ fleet.py's. None means that the engine or the driver does not say, which is not 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 
 class State(Enum):
@@ -26,8 +27,7 @@ class State(Enum):
 SERVING = frozenset({State.READY, State.DEGRADED})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
+class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     """One card. Clocks in MHz; `xids` are (code, unix milliseconds), newest last."""
 
     uuid: str
@@ -51,8 +51,7 @@ class Gpu:
     xids: tuple[tuple[int, int], ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicaReport:
+class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     """One replica in one report. Rates in tokens per second, times in milliseconds."""
 
     address: str
