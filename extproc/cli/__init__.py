@@ -16,10 +16,12 @@ from extproc import __version__
 COMMANDS = {
     "up": ("up", "Start Envoy and the service for your backends, and supervise both."),
     "demo": ("demo", "Run the whole thing on simulated replicas, with two tenants' traffic."),
+    "demo-fault": ("demo_fault", "Break something in a running demo, or mend it."),
     "serve": ("serve", "Run the service alone (for an Envoy that runs elsewhere)."),
     "check": ("check", "Check a configuration; report every mistake at once."),
     "envoy-config": ("envoy_config", "Print Envoy's bootstrap for a configuration."),
     "status": ("status", "Show tenants, endpoints and decisions of a running service."),
+    "fleet": ("fleet", "Show endpoints, their health and GPUs; drain one, clear its faults."),
     "agent": ("agent", "Watch this node's GPUs and engines, and report them to the services."),
     "tenant": ("tenant", "Make tenants' keys."),
     "sim-replica": ("sim_replica", "Run simulated TGI replicas."),

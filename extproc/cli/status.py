@@ -11,23 +11,23 @@ from typing import Any
 
 import click
 
-#: The service's default; another one is at its `service.listen`.
-DEFAULT_ADDRESS = "127.0.0.1:50051"
 #: A terminal's height when there is none: room for every decision shown.
 LINES_ENOUGH = 100
 
 
-@click.command("status")
-@click.option(
+address_option = click.option(
     "--address",
-    default=DEFAULT_ADDRESS,
-    show_default=True,
     envvar="STEERSMAN_ADDRESS",
-    help="The service's service.listen: ip:port or unix:/path.",
+    help="The service's service.listen: ip:port or unix:/path.  [default: 127.0.0.1:50051, else a running "
+    "demo's]",
 )
+
+
+@click.command("status")
+@address_option
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--watch", is_flag=True, help="Keep showing it until Ctrl-C.")
-def command(address: str, as_json: bool, watch: bool) -> None:
+def command(address: str | None, as_json: bool, watch: bool) -> None:
     """Show tenants, endpoints and the last decisions of a running service.
 
     Exits 1 when no service answers.
@@ -42,21 +42,21 @@ def command(address: str, as_json: bool, watch: bool) -> None:
         sys.exit(1)
 
 
-async def _status(address: str, *, as_json: bool, watch: bool) -> None:
+async def _status(address: str | None, *, as_json: bool, watch: bool) -> None:
     from rich.console import Console
 
     from extproc.demo.live import PICTURE_EVERY_S, Events, show_picture
+    from extproc.demo.running import link_to
     from extproc.demo.table import clock, screen, status_view
-    from extproc.supervise.asking import ServiceLink
 
-    link = ServiceLink(address)
+    link = await link_to(address)
     console = Console()
     events = Events()
 
     def draw(status: dict[str, Any], width: int, height: int) -> Any:
         return screen(
             status_view(status, width=width, height=height),
-            title=f"[bold]steersman[/]  service at {address}",
+            title=f"[bold]steersman[/]  service at {link.address}",
             right=f"up {clock(status['uptime_s'])}   in flight {status['in_flight']}",
             notes=[_pools(status)],
             events=list(events.lines),

@@ -41,6 +41,8 @@ ANSWERS_HALF_SURE = 4.0
 ANSWERS_FORGOTTEN = 0.01
 #: A mean time to first token above this multiple of the pool's median is suspect, in proportion.
 SLOW_RATIO = 3.0
+#: Of two there is no majority to say what is usual, and one may simply be the faster hardware.
+SLOW_RATIO_OF_TWO = 5.0
 SLOW_SAMPLES_MIN = 5.0
 TTFT_WEIGHT = 0.2
 #: GPU events remembered of an endpoint, as many again that are over: whole nodes have fewer.
@@ -168,13 +170,13 @@ class Diagnosis:
         if age_ns > STATE_BELIEVED_NS and state is not None and state.kind is Kind.HARD:
             health.set("state", _suspect(STALE_FACTOR, f"{state.detail} when last heard"))
 
-    def compare(self, pool_ttft_ns: float | None) -> None:
+    def compare(self, pool_ttft_ns: float | None, *, ratio_max: float = SLOW_RATIO) -> None:
         """Judge its pace against its pool's."""
         own = self.mean_ttft_ns
         ratio = own / pool_ttft_ns if own and pool_ttft_ns else 1.0
-        if ratio > SLOW_RATIO:
+        if ratio > ratio_max:
             detail = f"{ratio:.1f} × the pool's time to first token"
-            self.endpoint.health.set("latency", _suspect(SLOW_RATIO / ratio, detail))
+            self.endpoint.health.set("latency", _suspect(ratio_max / ratio, detail))
         else:
             self.endpoint.health.set("latency", None)
 
@@ -262,9 +264,10 @@ def step_pool(diagnoses: Sequence[Diagnosis], *, now_ns: int) -> bool:
     fresh = bool(reported) and now_ns - max(reported) <= STALE_NS
     means = [mean for d in diagnoses if (mean := d.mean_ttft_ns) is not None]
     pool_ttft_ns = median_low(means) if len(means) > 1 else None
+    ratio_max = SLOW_RATIO if len(means) > 2 else SLOW_RATIO_OF_TWO
     for diagnosis in diagnoses:
         diagnosis.age(now_ns=now_ns, neighbours_report=fresh)
-        diagnosis.compare(pool_ttft_ns)
+        diagnosis.compare(pool_ttft_ns, ratio_max=ratio_max)
     follow_pool([d.endpoint.health for d in diagnoses], now_ns=now_ns)
     for diagnosis in diagnoses:
         diagnosis.endpoint.refresh()

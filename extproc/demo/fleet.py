@@ -1,6 +1,7 @@
-"""What the demo runs on: four simulated replicas of two kinds in two pools, and its configuration.
+"""What the demo runs on: four simulated replicas in two pools on two nodes, and its configuration.
 
-Owns names, hardware, tenants and keys of the demo; renders the two files that its parts read.
+Owns names, hardware, zones, tenants and keys of the demo; renders the files that its parts read. The last
+replica is in no list: its node's agent registers it.
 """
 
 from __future__ import annotations
@@ -9,98 +10,231 @@ import asyncio
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
 from extproc.core.tenant import hash_key
 from extproc.demo.workload import BATCH, CHAT
-from extproc.sim.timing import TIMING_LABEL
+from extproc.sim.timing import TIMING_LABEL, hardware_named
 
 CHAT_MODEL, CODE_MODEL = "tiny-chat", "tiny-code"
-#: Pool, its model, and the hardware of its two replicas.
+#: Pool and its model; each has a replica on each node.
 POOLS: Final = (("chat", CHAT_MODEL), ("code", CODE_MODEL))
-HARDWARE: Final = (("A100", "a100-80g/llama-3-8b"), ("H100", "h100-80g/llama-3-8b"))
 #: Tenant and the model of its requests that name none.
 TENANTS: Final = ((CHAT, CHAT_MODEL), (BATCH, CODE_MODEL))
+#: Envoy's two ports, the service's two, and the replicas'.
+PORTS_NEEDED: Final = 4 + 4
+#: An agent takes a replica for hung when it was silent twice as long.
+SILENCE_MS: Final = 700
 
 CAPTION: Final = TIMING_LABEL.removeprefix("simulated; ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """The GPUs of a node: NVML's name and top clock, the short name and its timing model."""
+
+    label: str
+    name: str
+    clock_mhz: int
+    limit_w: float
+    hardware: str
+
+
+A100: Final = Card(
+    label="A100",
+    name="NVIDIA A100-SXM4-80GB",
+    clock_mhz=1410,
+    limit_w=400.0,
+    hardware="a100-80g/llama-3-8b",
+)
+H100: Final = Card(
+    label="H100",
+    name="NVIDIA H100 80GB HBM3",
+    clock_mhz=1980,
+    limit_w=700.0,
+    hardware="h100-80g/llama-3-8b",
+)
+#: Node, its zone and its cards; two replicas each, one card a replica.
+NODES: Final = (("node-a", "zone-a", A100), ("node-h", "zone-h", H100))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """One simulated replica; `number` is what people call it by, `gpu` its card's index on the node."""
+
+    number: int
+    name: str
+    address: str
+    pool: str
+    model: str
+    node: str
+    gpu: int
+    card: Card
+    #: Not in the configuration: its agent registers it.
+    registered: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A simulated host: its agent's configuration, and what its cards show (see cards.py)."""
+
+    name: str
+    zone: str
+    card: Card
+    agent: Path
+    cards: Path
+    faults: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DemoFleet:
-    """Addresses, keys and hardware of one run."""
+    """Addresses, keys and files of one run."""
 
     listen: str
-    replicas: tuple[tuple[str, str, str], ...]
+    service: str
+    replicas: tuple[Replica, ...]
+    nodes: tuple[Node, ...]
     keys: dict[str, str]
     config: Path
-    fleet_file: Path
+    speed: float
+    seed: int
 
     @property
-    def hardware(self) -> dict[str, str]:
-        """Endpoint address → what it pretends to be."""
-        return {address: hardware for address, _, hardware in self.replicas}
+    def labels(self) -> dict[str, str]:
+        """Endpoint address → its number and name."""
+        return {replica.address: f"{replica.number} {replica.name}" for replica in self.replicas}
 
-    async def replicas_listen(self) -> bool:
-        """Whether every replica takes connections."""
-        for address, _, _ in self.replicas:
-            host, _, port = address.rpartition(":")
-            _, writer = await asyncio.open_connection(host, int(port))
-            writer.close()
-        return True
+    def replica_options(self, replica: Replica) -> list[str]:
+        """`steersman sim-replica`'s options for one."""
+        options = {
+            "name": replica.name,
+            "port": replica.address.rpartition(":")[2],
+            "model": replica.model,
+            "hardware": replica.card.hardware,
+            "time-scale": str(self.speed),
+            "noise": "0.03",
+            "seed": str(self.seed + replica.number),
+        }
+        return [part for name, value in options.items() for part in (f"--{name}", value)]
+
+
+async def listens(replica: Replica) -> bool:
+    """Whether a replica takes connections; OSError is a no."""
+    host, _, port = replica.address.rpartition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.close()
+    return True
 
 
 def lay_out(folder: Path, ports: list[int], *, speed: float, seed: int) -> DemoFleet:
-    """Write `demo.yaml` and `replicas.yaml` into a folder; `ports` are seven free ones."""
-    listen, admin, service, *rest = (f"127.0.0.1:{port}" for port in ports)
-    places = [(pool, model, kind) for pool, model in POOLS for kind in HARDWARE]
+    """Write `demo.yaml` and the agents' files into a folder; `ports` are PORTS_NEEDED free ones."""
+    listen, admin, service, telemetry, *rest = (f"127.0.0.1:{port}" for port in ports)
+    places = [(pool, model, index, place) for index, (pool, model) in enumerate(POOLS) for place in NODES]
     replicas = tuple(
-        (address, pool, label) for address, (pool, _, (label, _)) in zip(rest, places, strict=True)
+        Replica(
+            number=number,
+            name=f"{pool}-{card.label.lower()}",
+            address=address,
+            pool=pool,
+            model=model,
+            node=node,
+            gpu=index,
+            card=card,
+            registered=number == len(places),
+        )
+        for number, (address, (pool, model, index, (node, _, card))) in enumerate(
+            zip(rest, places, strict=True), start=1
+        )
+    )
+    nodes = tuple(
+        Node(
+            name=name,
+            zone=zone,
+            card=card,
+            agent=folder / f"{name}.yaml",
+            cards=folder / f"{name}.gpus.json",
+            faults=folder / f"{name}.faults.json",
+        )
+        for name, zone, card in NODES
     )
     keys = {tenant: "sk-steer-demo-" + secrets.token_urlsafe(18) for tenant, _ in TENANTS}
-    config = {
+    tokens = {node.name: secrets.token_urlsafe(32) for node in nodes}
+    made = DemoFleet(
+        listen=listen,
+        service=service,
+        replicas=replicas,
+        nodes=nodes,
+        keys=keys,
+        config=folder / "demo.yaml",
+        speed=speed,
+        seed=seed,
+    )
+    config = _config(made, admin=admin, telemetry=telemetry, tokens=tokens)
+    made.config.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    for node in nodes:
+        token = folder / f"{node.name}.token"
+        token.touch(mode=0o600)
+        token.write_text(tokens[node.name], encoding="utf-8")
+        agent = _agent(node, made, telemetry=telemetry, token=token)
+        node.agent.write_text(yaml.safe_dump(agent, sort_keys=False), encoding="utf-8")
+    return made
+
+
+def _config(fleet: DemoFleet, *, admin: str, telemetry: str, tokens: dict[str, str]) -> dict[str, Any]:
+    zones = {node.name: node.zone for node in fleet.nodes}
+    return {
         "version": 1,
-        "gateway": {"listen": listen, "envoy_admin": admin, "heartbeat_s": 1, "debug_headers": True},
-        "service": {"listen": [service], "drain_s": 0.0},
+        "gateway": {"listen": fleet.listen, "envoy_admin": admin, "heartbeat_s": 1, "debug_headers": True},
+        "service": {"listen": [fleet.service], "drain_s": 0.0},
+        "telemetry": {
+            "listen": [telemetry],
+            "nodes": [{"name": name, "token_sha256": hash_key(token)} for name, token in tokens.items()],
+        },
         "pools": [
             {
                 "name": pool,
                 "models": [model],
-                "endpoints": [{"address": address} for address, its, _ in replicas if its == pool],
+                "endpoints": [
+                    {"address": replica.address, "zone": zones[replica.node]}
+                    for replica in fleet.replicas
+                    if replica.pool == pool and not replica.registered
+                ],
             }
             for pool, model in POOLS
         ],
         "tenants": [
-            {"name": tenant, "default_model": model, "keys": [{"sha256": hash_key(keys[tenant])}]}
+            {"name": tenant, "default_model": model, "keys": [{"sha256": hash_key(fleet.keys[tenant])}]}
             for tenant, model in TENANTS
         ],
     }
-    fleet = {
-        "defaults": {"time_scale": speed, "noise": 0.03},
+
+
+def _agent(node: Node, fleet: DemoFleet, *, telemetry: str, token: Path) -> dict[str, Any]:
+    return {
+        "node": node.name,
+        "zone": node.zone,
+        "services": [telemetry],
+        "token_file": str(token),
+        "nvml": f"fake:{node.cards}",
+        "nvml_ms": 500,
+        "probe_ms": 1000,
         "replicas": [
             {
-                "name": f"{pool}-{label.lower()}",
-                "port": int(address.rpartition(":")[2]),
-                "model_id": model,
-                "hardware": hardware,
-                "seed": seed + index,
+                "address": replica.address,
+                "pool": replica.pool,
+                "engine": "tgi",
+                "models": [replica.model],
+                "gpus": [replica.gpu],
+                "timeout_ms": SILENCE_MS,
+                # TGI does not tell its capacity: whoever sets the engine up knows it.
+                "kv_capacity_tokens": hardware_named(replica.card.hardware).kv_capacity_tokens,
             }
-            for index, (address, (pool, model, (label, hardware))) in enumerate(
-                zip(rest, places, strict=True)
-            )
+            for replica in fleet.replicas
+            if replica.node == node.name
         ],
     }
-    made = DemoFleet(
-        listen=listen,
-        replicas=replicas,
-        keys=keys,
-        config=folder / "demo.yaml",
-        fleet_file=folder / "replicas.yaml",
-    )
-    made.config.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    made.fleet_file.write_text(yaml.safe_dump(fleet, sort_keys=False), encoding="utf-8")
-    return made
 
 
 def curl_line(url: str, key: str) -> str:

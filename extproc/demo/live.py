@@ -10,11 +10,13 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType, RenderHook
 from rich.live import Live
+from rich.segment import ControlType, Segment
 
 from extproc.demo import table
 from extproc.supervise.asking import ServiceSilentError
@@ -44,13 +46,40 @@ class Events:
             log.info("%s", line)
 
 
+@contextmanager
+def _at_once(console: Console) -> Iterator[None]:
+    console.push_render_hook(_AtOnce())
+    try:
+        yield
+    finally:
+        console.pop_render_hook()
+
+
+class _Escape:
+    """An escape sequence, written as it is."""
+
+    def __init__(self, sequence: str) -> None:
+        self._sequence = sequence
+
+    def __rich_console__(self, _: Console, __: ConsoleOptions) -> Iterator[Segment]:
+        yield Segment(self._sequence, None, [(ControlType.CARRIAGE_RETURN,)])
+
+
+class _AtOnce(RenderHook):
+    """Asks the terminal to show each picture whole (synchronized output); one that cannot takes no notice."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        """Between a beginning and an end."""
+        return [_Escape("\x1b[?2026h"), *renderables, _Escape("\x1b[?2026l")]
+
+
 async def show_picture(console: Console, status: Status, draw: Draw, events: Events) -> None:
     """Draw `draw(status, width, height)` again and again, until cancelled."""
     last: dict[str, Any] | None = None
     away = False
     events.pictured = True
     try:
-        with Live(console=console, auto_refresh=False, transient=False) as live:
+        with Live(console=console, auto_refresh=False, transient=False) as live, _at_once(console):
             while True:
                 try:
                     last, away = await status(), False

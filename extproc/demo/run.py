@@ -8,34 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from rich.console import Console, RenderableType
 
 from extproc.config.load import load
-from extproc.demo import table
+from extproc.demo import running, table
+from extproc.demo.cards import Cards
 from extproc.demo.clients import Clients
-from extproc.demo.fleet import CAPTION, TENANTS, DemoFleet, curl_line, lay_out
+from extproc.demo.fleet import CAPTION, PORTS_NEEDED, TENANTS, DemoFleet, curl_line, lay_out
 from extproc.demo.live import Events, going_on, show_picture
+from extproc.demo.parts import RESTARTS, Parts
 from extproc.demo.traffic import Figures, Traffic, percentile_ms
 from extproc.demo.workload import Workload
-from extproc.supervise.child import Child, ChildFailedError, ChildSpec
-from extproc.supervise.gateway import Gateway, GatewayFailedError, GatewayOptions, steersman_argv
-from extproc.supervise.output import Output
+from extproc.supervise.asking import ServiceSilentError
+from extproc.supervise.child import ChildFailedError
+from extproc.supervise.gateway import Gateway, GatewayFailedError, GatewayOptions
 from extproc.supervise.ports import free_ports
 from extproc.supervise.signals import Signals, first_of
 
-#: Envoy's, the service's and the replicas' ports.
-PORTS_NEEDED = 7
-REPLICAS_READY_S_MAX = 20.0
 LINE_EVERY_S = 3.0
+#: How long the agents may take to be heard of and their replicas to be told to Envoy.
+HEARD_S_MAX = 20.0
+#: How often the file that `demo-fault` reads follows the processes, and its notes are looked for.
+ANNOUNCE_S = 0.2
 #: How long the service's books may lag behind the clients at a smoke test's end.
 SETTLE_S_MAX = 5.0
 SMOKE_S_MAX = 300.0
@@ -64,6 +65,7 @@ class Demo:
         self.fleet: DemoFleet = lay_out(
             options.run_dir, free_ports(PORTS_NEEDED), speed=options.speed, seed=options.seed
         )
+        self.cards = Cards(self.fleet)
 
     async def run(self) -> None:
         """Until Ctrl-C, or for as long as was asked."""
@@ -78,73 +80,120 @@ class Demo:
         gateway = Gateway(
             load(self.fleet.config),
             self.fleet.config,
-            options=GatewayOptions(envoy=options.envoy, run_dir=options.run_dir, concurrency=1),
+            options=GatewayOptions(
+                envoy=options.envoy, run_dir=options.run_dir, concurrency=1, policy=RESTARTS
+            ),
             report=self.events,
         )
-        replicas = self._replicas()
+        parts = Parts(self.fleet, run_dir=options.run_dir, report=self.events)
 
         def force() -> None:
-            replicas.kill()
+            parts.kill()
             gateway.kill()
 
         signals = Signals(force=force)
         clients: dict[str, Clients] = {}
-        with signals:
+        with signals, running.announced() as file:
+            beside = [
+                asyncio.create_task(self.cards.run()),
+                asyncio.create_task(self._announce(file, gateway, parts)),
+            ]
             try:
                 self._greet(gateway)
-                await signals.unless_stopped(self._start(gateway, replicas))
+                await signals.unless_stopped(self._start(gateway, parts))
                 if signals.stop.is_set():
                     return None
                 models = [model for _, model in TENANTS]
                 for tenant, key in self.fleet.keys.items():
                     clients[tenant] = Clients(gateway.url, key=key, models=models)
                 traffic = Traffic({name: its.send for name, its in clients.items()}, seed=options.seed)
-                return await self._until_stopped(signals, gateway, replicas, body(gateway, traffic))
+                return await self._until_stopped(signals, gateway, parts, body(gateway, traffic))
             finally:
+                for task in beside:
+                    task.cancel()
+                await asyncio.gather(*beside, return_exceptions=True)
                 await asyncio.gather(*(its.close() for its in clients.values()), return_exceptions=True)
                 await gateway.stop()
-                await replicas.stop()
+                await parts.stop()
                 self.events("stopped all of it")
 
-    async def _start(self, gateway: Gateway, replicas: Child) -> None:
-        replicas.begin()
+    async def _start(self, gateway: Gateway, parts: Parts) -> None:
+        self.cards.write()
+        parts.begin()
         starting = asyncio.create_task(gateway.start())
         try:
-            await replicas.ready()
+            await parts.ready()
             await starting
         except ChildFailedError as error:
             raise GatewayFailedError(str(error)) from None
         finally:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
+        await self._heard(gateway)
+
+    async def _heard(self, gateway: Gateway) -> None:
+        """Until every agent was heard, and Envoy knows the replica that one of them registered."""
+        deadline_s = time.monotonic() + HEARD_S_MAX
+        wanted = {replica.address for replica in self.fleet.replicas}
+        while True:
+            with contextlib.suppress(ServiceSilentError):
+                endpoints = (await gateway.status())["endpoints"]
+                if wanted == {
+                    one["address"] for one in endpoints if one["ready"] and one["state"] == "ready"
+                }:
+                    break
+            if time.monotonic() > deadline_s:
+                raise GatewayFailedError(
+                    f"the agents' reports did not arrive within {HEARD_S_MAX:g} s; "
+                    f"see agent-*.log and service.log in {self.options.run_dir}"
+                )
+            await asyncio.sleep(0.05)
+        for replica in self.fleet.replicas:
+            if replica.registered:
+                self.events(f"{replica.number} {replica.name} was in no list: {replica.node} registered it")
 
     async def _until_stopped(
-        self, signals: Signals, gateway: Gateway, replicas: Child, body: Coroutine[Any, Any, Any]
+        self, signals: Signals, gateway: Gateway, parts: Parts, body: Coroutine[Any, Any, Any]
     ) -> dict[str, Any] | None:
         """The body's result; None when a stop came first; GatewayFailedError when a part gave up."""
         failed = asyncio.create_task(gateway.failed())
-        replicas_failed = asyncio.create_task(replicas.failed())
+        parts_failed = asyncio.create_task(parts.failed())
         working = asyncio.create_task(body)
         try:
-            await first_of(failed, replicas_failed, working, signals.stop.wait())
+            await first_of(failed, parts_failed, working, signals.stop.wait())
             if signals.stop.is_set():
                 return None
             if working.done():
                 result: dict[str, Any] | None = working.result()
                 return result
-            if failed.done():
-                raise GatewayFailedError(failed.result())
-            raise GatewayFailedError(str(replicas_failed.exception()))
+            raise GatewayFailedError(failed.result() if failed.done() else parts_failed.result())
         finally:
-            for task in (failed, replicas_failed, working):
+            for task in (failed, parts_failed, working):
                 task.cancel()
-            await asyncio.gather(failed, replicas_failed, working, return_exceptions=True)
+            await asyncio.gather(failed, parts_failed, working, return_exceptions=True)
+
+    async def _announce(self, file: Path, gateway: Gateway, parts: Parts) -> None:
+        """Keep what `demo-fault` reads true, and pass on what it noted."""
+        said: running.RunningDemo | None = None
+        notes = running.Notes(self.options.run_dir)
+        while True:
+            now = running.described(self.fleet, gateway, parts, run_dir=self.options.run_dir)
+            # A full disk costs the faults, not the demo.
+            with contextlib.suppress(OSError):
+                if now != said:
+                    running.announce(file, now)
+                    said = now
+            for line in notes.new():
+                self.events(line)
+            await asyncio.sleep(ANNOUNCE_S)
 
     async def _forever(self, gateway: Gateway, traffic: Traffic) -> None:
         figures = traffic.figures
         began_s = time.monotonic()
         notes = [note.replace("SIMULATED", "[yellow]SIMULATED[/]") for note in self._notes()]
-        notes.append("[dim]tenants' failures and TTFT: as their clients see them[/]")
+        notes.append(
+            "[dim]failures and TTFT: as clients see them   break something: [/]steersman demo-fault --list"
+        )
 
         def draw(status: dict[str, Any], width: int, height: int) -> RenderableType:
             return table.screen(
@@ -153,7 +202,7 @@ class Demo:
                     width=width,
                     height=height - len(notes),
                     seen=_times(figures),
-                    hardware=self.fleet.hardware,
+                    labels=self.fleet.labels,
                 ),
                 title=f"[bold]steersman demo[/]  {gateway.url}",
                 right=f"{table.clock(time.monotonic() - began_s)}   Ctrl-C stops all of it",
@@ -222,20 +271,6 @@ class Demo:
     def _say(self, line: str) -> None:
         with contextlib.suppress(OSError):  # a terminal that was closed must not keep the rest from ending
             self.console.print(line, soft_wrap=True, markup=False, highlight=False)
-
-    def _replicas(self) -> Child:
-        return Child(
-            ChildSpec(
-                name="replicas",
-                argv=steersman_argv("sim-replica", "-f", str(self.fleet.fleet_file)),
-                ready=self.fleet.replicas_listen,
-                ready_s_max=REPLICAS_READY_S_MAX,
-                stop_s_max=2.0,
-            ),
-            output=Output("replicas", file=self.options.run_dir / "replicas.log"),
-            report=self.events,
-            rng=Random(os.urandom(8)),
-        )
 
 
 def _errors(figures: Figures) -> list[str]:

@@ -14,9 +14,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-ACCENT, BAD, QUIET = "cyan", "bold red", "dim"
-#: A narrower terminal gets fewer columns.
-WIDE: Final = 104
+ACCENT, BAD, ODD, QUIET = "cyan", "bold red", "yellow", "dim"
+#: A narrower terminal gets fewer columns, a wider one all of them.
+WIDE, WIDEST = 104, 128
+#: Health above this is shown as whole.
+WHOLE: Final = 0.995
 #: Rows of the tables that grow; the rest is summed up in a line.
 TENANTS_SHOWN, ENDPOINTS_SHOWN, EVENTS_SHOWN = 8, 12, 3
 DECISIONS_SHOWN: Final = 6
@@ -45,22 +47,28 @@ def ms(value: float | None) -> str:
     return "–" if value is None else whole(value)
 
 
-def bar(value: float, most: float) -> str:
-    """A bar of BAR_CELLS cells, in eighths of a cell."""
-    eighths = round(BAR_CELLS * 8 * min(1.0, value / most)) if most > 0 else 0
+def count(value: float | None) -> str:
+    """`1,234`, or a dash where nobody says."""
+    return "–" if value is None else whole(value)
+
+
+def bar(value: float, most: float, *, cells: int = BAR_CELLS) -> str:
+    """A bar of so many cells, in eighths of a cell."""
+    eighths = round(cells * 8 * min(1.0, value / most)) if most > 0 else 0
     full, part = divmod(eighths, 8)
-    return (_EIGHTHS[8] * full + (_EIGHTHS[part] if part else "")).ljust(BAR_CELLS)
+    return (_EIGHTHS[8] * full + (_EIGHTHS[part] if part else "")).ljust(cells)
 
 
-def _table(title: str, columns: Iterable[tuple[str, str]], *, grow: bool = False) -> Table:
-    """Columns are (head, kind): `name`, `text` or `number`."""
+def plain_table(title: str, columns: Iterable[tuple[str, str]], *, grow: bool = False) -> Table:
+    """Columns are (head, kind): `name`, `text`, `number` or `quiet`; one that `gives` way says so too."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=QUIET, expand=grow, pad_edge=False)
     for index, (head, kind) in enumerate(columns):
         table.add_column(
             Text(title, style="bold") if index == 0 else head,
             justify="right" if kind == "number" else "left",
-            style=ACCENT if kind == "name" else QUIET if kind == "quiet" else "",
-            no_wrap=True,
+            style=ACCENT if kind.startswith("name") else QUIET if kind == "quiet" else "",
+            # What may wrap is what shrinks; its cells are texts that are cut instead.
+            no_wrap="gives" not in kind,
             overflow="ellipsis",
             ratio=1 if grow and kind == "quiet" else None,
         )
@@ -80,7 +88,7 @@ def tenants_table(status: Figures, *, width: int, seen: Mapping[str, Figures] | 
     columns += [("rejected", "number")]
     columns += [("left early", "number"), ("running", "number")] if wide else []
     columns += [("tokens/s", "number"), ("TTFT p50", "number"), ("p99 ms", "number")]
-    table = _table("Tenants", columns)
+    table = plain_table("Tenants", columns)
     for name, line in list(tenants.items())[:TENANTS_SHOWN]:
         ended = line["ok"] + line["failed"] + line["refused"] + line["client_gone"]
         ended += line["expired"]
@@ -96,47 +104,73 @@ def tenants_table(status: Figures, *, width: int, seen: Mapping[str, Figures] | 
         cells += [whole(line["client_gone"]), whole(max(0, line["decided"] - ended))] if wide else []
         cells += [whole(line["tokens_per_s"]), ms(times["ttft_p50_ms"]), ms(times["ttft_p99_ms"])]
         table.add_row(*cells)
-    _more(table, len(tenants) - TENANTS_SHOWN)
+    more(table, len(tenants) - TENANTS_SHOWN)
     return table
 
 
-def endpoints_table(status: Figures, *, width: int, hardware: Mapping[str, str] | None = None) -> Table:
-    """Endpoints, with a bar of the work in flight against the busiest."""
+def endpoints_table(status: Figures, *, width: int, labels: Mapping[str, str] | None = None) -> Table:
+    """Endpoints, with a bar of the work in flight against the busiest; `labels` name them for people."""
     endpoints: Sequence[Figures] = status["endpoints"]
-    wide = width >= WIDE
-    columns = [("", "name"), ("pool", "text")]
-    columns += [("gpu", "text")] if hardware else []
-    columns += [("in flight", "number")]
-    columns += [("tokens", "number"), ("", "text")] if wide else []
+    wide, widest = width >= WIDE, width >= WIDEST
+    columns = [] if labels and not wide else [("", "name")]
+    columns += [("", "name" if not columns else "text")] if labels else [("pool", "text")]
+    columns += [("health", "number"), ("in flight", "number")]
+    columns += [("tokens", "number")] if wide else []
+    columns += [("", "text")] if widest else []
     columns += [("ok", "number"), ("failed", "number"), ("tokens/s", "number"), ("TTFT p50", "number")]
     columns += [("p99 ms", "number")] if wide else []
-    columns += [("", "text")]
-    table = _table("Endpoints", columns)
+    columns += [("", "text gives")]
+    table = plain_table("Endpoints", columns)
     most = max((endpoint["in_flight_tokens"] for endpoint in endpoints), default=0)
     for endpoint in endpoints[:ENDPOINTS_SHOWN]:
-        cells: list[RenderableType] = [endpoint["address"], escape(endpoint["pool"])]
-        cells += [(hardware or {}).get(endpoint["address"], "")] if hardware else []
-        cells += [whole(endpoint["in_flight"])]
+        cells: list[RenderableType] = [] if labels and not wide else [endpoint["address"]]
+        cells += [(labels or {}).get(endpoint["address"], "")] if labels else [escape(endpoint["pool"])]
+        cells += [health(endpoint), whole(endpoint["in_flight"])]
         tokens = endpoint["in_flight_tokens"]
-        cells += [whole(tokens), Text(bar(tokens, most), style=ACCENT)] if wide else []
+        cells += [whole(tokens)] if wide else []
+        cells += [Text(bar(tokens, most), style=ACCENT)] if widest else []
         cells += [whole(endpoint["ok"]), _alarm(endpoint["failed"]), whole(endpoint["tokens_per_s"])]
         cells += [ms(endpoint["ttft_p50_ms"])]
         cells += [ms(endpoint["ttft_p99_ms"])] if wide else []
-        table.add_row(*cells, _state(endpoint))
-    _more(table, len(endpoints) - ENDPOINTS_SHOWN)
+        table.add_row(*cells, state(endpoint))
+    more(table, len(endpoints) - ENDPOINTS_SHOWN)
     return table
 
 
-def _state(endpoint: Figures) -> Text:
+def health(endpoint: Figures) -> Text:
+    """`1.00`, coloured from quiet to red."""
+    value = endpoint["health"]
+    return Text(f"{value:.2f}", style=_style(endpoint))
+
+
+def state(endpoint: Figures) -> Text:
+    """What is to be said of an endpoint in a few words; nothing where all is well."""
+    words = [] if endpoint["announced"] else ["not yet Envoy's"]
+    words += ["draining"] if endpoint["draining"] else []
+    words += [brief(name, cause) for name, cause in endpoint["causes"].items()]
+    words += ["suspect"] if endpoint["suspect"] else []
+    if not words and not endpoint["ready"]:
+        words = ["not ready"]
+    return Text(", ".join(words), style=_style(endpoint), no_wrap=True, overflow="ellipsis")
+
+
+def brief(name: str, cause: Figures) -> str:
+    """A cause in a few words: a GPU's by its name, the others by what was seen."""
+    return name.removeprefix("gpu ") if name.startswith("gpu ") else str(cause["detail"] or name)
+
+
+def _style(endpoint: Figures) -> str:
+    if endpoint["draining"]:
+        return ODD
     if not endpoint["ready"]:
-        return Text("not ready", style=BAD)
-    return Text("suspect", style="yellow") if endpoint["suspect"] else Text("")
+        return BAD
+    return ODD if endpoint["health"] < WHOLE or endpoint["causes"] or endpoint["suspect"] else QUIET
 
 
 def decisions_table(status: Figures, *, rows: int) -> Table:
     """The last decisions, newest first, with their reasons."""
     columns = [("", "name"), ("endpoint", "text"), ("in", "number"), ("out", "number"), ("reason", "quiet")]
-    table = _table("Decisions", columns, grow=True)
+    table = plain_table("Decisions", columns, grow=True)
     for decision in status["decisions"][:rows]:
         table.add_row(
             escape(decision["tenant"]),
@@ -148,9 +182,10 @@ def decisions_table(status: Figures, *, rows: int) -> Table:
     return table
 
 
-def _more(table: Table, count: int) -> None:
-    if count > 0:
-        table.add_row(Text(f"and {count} more", style=QUIET))
+def more(table: Table, left: int) -> None:
+    """Say how many rows are left out."""
+    if left > 0:
+        table.add_row(Text(f"and {left} more", style=QUIET))
 
 
 def status_view(
@@ -159,7 +194,7 @@ def status_view(
     width: int,
     height: int,
     seen: Mapping[str, Figures] | None = None,
-    hardware: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> RenderableType:
     """The three tables; decisions take what room is left of `height` lines."""
     taken = min(len(status["tenants"]), TENANTS_SHOWN + 1) + min(
@@ -169,7 +204,7 @@ def status_view(
     return Group(
         tenants_table(status, width=width, seen=seen),
         "",
-        endpoints_table(status, width=width, hardware=hardware),
+        endpoints_table(status, width=width, labels=labels),
         "",
         decisions_table(status, rows=rows),
     )

@@ -1,6 +1,6 @@
 """Asks the running parts how they are: Envoy's admin port and the service's health and status RPCs.
 
-Owns the clients' side of both; nothing here changes state but the drain, which is asked for.
+Owns the clients' side of both; nothing here changes state but what is asked for: drains, cleared faults.
 """
 
 from __future__ import annotations
@@ -107,6 +107,8 @@ class ServiceLink:
         )
         self._check = self._channel.unary_unary("/grpc.health.v1.Health/Check")
         self._get = self._channel.unary_unary("/steersman.status.v1.Status/Get")
+        self._drain = self._channel.unary_unary("/steersman.status.v1.Status/Drain")
+        self._clear = self._channel.unary_unary("/steersman.status.v1.Status/ClearFaults")
 
     async def serving(self) -> bool:
         """Whether it takes decisions (a draining one does not say so)."""
@@ -116,8 +118,27 @@ class ServiceLink:
 
     async def status(self) -> dict[str, Any]:
         """The service's own figures. Raises ServiceSilentError."""
+        return await self._ask(self._get, b"")
+
+    async def drain(self, address: str, *, draining: bool) -> bool:
+        """Order an endpoint's drain or its end; false for an address that is not in the fleet.
+
+        Raises ServiceSilentError.
+        """
+        body = msgspec.json.encode({"address": address, "draining": draining})
+        return bool((await self._ask(self._drain, body))["found"])
+
+    async def clear_faults(self, address: str) -> list[str] | None:
+        """Say that an endpoint's GPU was seen to; the faults that ended, None for an unknown address.
+
+        Raises ServiceSilentError.
+        """
+        answer = await self._ask(self._clear, msgspec.json.encode({"address": address}))
+        return list(answer["cleared"]) if answer["found"] else None
+
+    async def _ask(self, call: Any, body: bytes) -> dict[str, Any]:
         try:
-            answer = await self._get(b"", timeout=STATUS_S_MAX)
+            answer = await call(body, timeout=STATUS_S_MAX)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 raise ServiceSilentError(f"what listens at {self.address} is no Steersman") from None

@@ -170,6 +170,7 @@ class Child:
             with contextlib.suppress(Exception):  # a drain that fails only makes the stop less gentle
                 await asyncio.wait_for(self.spec.drain(), self.spec.drain_s_max)
             process.terminate()
+            process.send_signal(signal.SIGCONT)  # one that was halted would never hear of it
             if not await _gone(process, self.spec.stop_s_max):
                 self._report(
                     f"{self.spec.name}: still there {self.spec.stop_s_max:g} s after SIGTERM; killed"

@@ -26,6 +26,8 @@ def addresses_of(config: Config) -> Iterator[tuple[str, str]]:
     yield "gateway.envoy_admin", config.gateway.envoy_admin
     for index, address in enumerate(config.service.listen):
         yield f"service.listen[{index}]", address
+    for index, address in enumerate(config.telemetry.listen if config.telemetry is not None else ()):
+        yield f"telemetry.listen[{index}]", address
 
 
 def problems(config: Config) -> list[str]:

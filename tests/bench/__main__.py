@@ -18,6 +18,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "e2e")]
 
 import bench_agent
 import bench_decide
+import bench_fleet
 import bench_gateway
 import bench_replica
 import bench_telemetry
@@ -26,6 +27,7 @@ from rows import Row
 BENCHES = {
     "decide": bench_decide.run,
     "gateway": bench_gateway.run,
+    "fleet": bench_fleet.run,
     "replica": bench_replica.run,
     "agent": bench_agent.run,
     "telemetry": bench_telemetry.run,

@@ -37,6 +37,10 @@ def status(*, tenants: int = 2, endpoints: int = 2, decisions: int = 3) -> dict[
                 "zone": "",
                 "ready": n != 1,
                 "suspect": n == 0,
+                "announced": True,
+                "draining": False,
+                "health": 1.0 if n == 0 else 0.4,
+                "causes": {},
                 "in_flight": n,
                 "in_flight_tokens": 100 * n,
                 "max_concurrent": 128,
@@ -67,8 +71,8 @@ def drawn(what: dict[str, Any], *, width: int = 120, height: int = 40, **more: A
 
 def test_the_tables_say_what_the_service_says() -> None:
     """Tenants, endpoints and decisions with reasons, markup in names shown as it is."""
-    text = drawn(status(), hardware={"127.0.0.1:8000": "A100"})
-    for part in ("tenant-1", "1,240", "127.0.0.1:8000", "A100", "suspect", "not ready", "1,002"):
+    text = drawn(status(), labels={"127.0.0.1:8000": "1 chat-a100"})
+    for part in ("tenant-1", "1,240", "127.0.0.1:8000", "1 chat-a100", "suspect", "not ready", "1,002"):
         assert part in text
     assert "least_work: 127.0.0.1:8000=12 [not markup]" in text
 
@@ -81,10 +85,10 @@ def test_what_clients_saw_goes_before_the_services_own_count() -> None:
     assert "1,240" not in text
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [80, 104, 120, 128, 160])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     """A narrow terminal gets fewer columns, not broken lines."""
-    text = drawn(status(), width=width, hardware={"127.0.0.1:8000": "A100"})
+    text = drawn(status(), width=width, labels={"127.0.0.1:8000": "1 chat-a100"})
     assert max(len(row) for row in text.splitlines()) <= width
     assert "tokens/s" in text
 
@@ -95,6 +99,31 @@ def test_much_is_summed_up_within_the_height() -> None:
     assert "and 988 more" in text
     assert "and 42 more" in text
     assert len(text.splitlines()) <= 40
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, "suspect"),
+        ({"suspect": False}, ""),
+        ({"suspect": False, "ready": False}, "not ready"),
+        ({"draining": True}, "draining, suspect"),
+        ({"announced": False}, "not yet Envoy's, suspect"),
+        (
+            {
+                "causes": {
+                    "gpu xid 79": {"kind": "hard", "factor": 0.0, "detail": "fell off the bus on GPU-1"},
+                    "state": {"kind": "hard", "factor": 0.0, "detail": "hung"},
+                    "errors": {"kind": "suspicion", "factor": 0.9, "detail": ""},
+                }
+            },
+            "xid 79, hung, errors, suspect",
+        ),
+    ],
+)
+def test_an_endpoints_state_is_what_a_person_asks_for(changed: dict[str, Any], said: str) -> None:
+    """Nothing where all is well; GPU faults by their names, the rest as it was seen."""
+    assert table.state({**status()["endpoints"][0], **changed}).plain == said
 
 
 def test_nothing_yet_is_no_error() -> None:

@@ -69,6 +69,7 @@ def test_smoke_serves_every_client_and_says_so_in_json(tmp_path: Path) -> None:
     assert "SIMULATED" in out
     assert "workload: generated" in out
     assert "curl " in out
+    assert "4 code-h100 was in no list: node-h registered it" in err
     for part in ("openai /v1/chat/completions", "huggingface_hub /", "text-generation /generate_stream"):
         assert part in out
     assert "Traceback" not in err
@@ -121,6 +122,8 @@ def test_a_closed_terminal_ends_all_of_it(tmp_path: Path) -> None:
     finally:
         running.kill()
     assert b"SIMULATED" in drawn
+    assert b"health" in drawn
+    assert b"4 code-h100" in drawn
     assert left_of(tmp_path) == []
 
 

@@ -106,8 +106,8 @@ class Up:
         lines = [line for line in self.said().splitlines() if f"{child}: ready" in line]
         return int(lines[-1].partition("(pid ")[2].rstrip(")"))
 
-    async def ask(self, session: aiohttp.ClientSession, *, tokens: int = 3) -> int:
-        headers = {"Authorization": f"Bearer {KEY}"}
+    async def ask(self, session: aiohttp.ClientSession, *, tokens: int = 3, model: str | None = None) -> int:
+        headers = {"Authorization": f"Bearer {KEY}"} | ({"x-model": model} if model else {})
         body = {"inputs": f"ahoy [[sim:out={tokens}]]", "parameters": {"max_new_tokens": tokens}}
         try:
             async with session.post(self.url + "/generate", json=body, headers=headers) as answer:
@@ -212,6 +212,45 @@ def test_a_bad_reload_changes_nothing_and_a_crash_still_has_the_last_good_one(tm
             assert gateway.times_said(f"reloaded {gateway.file}") == 1
             gateway.process.send_signal(signal.SIGINT)
             assert await gateway.wait() == 0
+
+    asyncio.run(main())
+
+
+def test_a_reload_adds_an_endpoint_and_a_pool_that_take_traffic_and_nothing_restarts(tmp_path: Path) -> None:
+    """SIGHUP alone: no process is replaced, a running stream goes on, both are served through Envoy."""
+
+    async def main() -> None:
+        async with (
+            await start_replicas([ReplicaSpec(name=f"new{i}", time_scale=5.0) for i in range(2)]) as more,
+            up(tmp_path) as (gateway, config),
+            aiohttp.ClientSession() as session,
+        ):
+            assert await gateway.ask(session) == 200
+            pids = [gateway.pid_of(child) for child in ("service", "envoy")]
+            running = asyncio.create_task(gateway.ask(session, tokens=1500))
+            second, third = more.addresses
+            config["pools"][0]["endpoints"].append({"address": second})
+            config["pools"].append({"name": "code", "models": ["code"], "endpoints": [{"address": third}]})
+            gateway.write(config)
+            gateway.process.send_signal(signal.SIGHUP)
+            link = ServiceLink(config["service"]["listen"][0])
+            served: dict[str, int] = {}
+            deadline_s = time.monotonic() + 10
+            while not (served.get(second) and served.get(third)):
+                assert time.monotonic() < deadline_s, f"{served}\n{gateway.said()}"
+                statuses = await asyncio.gather(
+                    *(gateway.ask(session, tokens=20) for _ in range(4)),
+                    gateway.ask(session, model="code"),
+                )
+                assert set(statuses[:4]) == {200}
+                # Nobody knows the new model at first, and then Envoy does not know its endpoint yet.
+                assert statuses[4] in (200, 404, 503)
+                served = {each["address"]: each["ok"] for each in (await link.status())["endpoints"]}
+            await link.close()
+            assert await running == 200
+            assert [gateway.pid_of(child) for child in ("service", "envoy")] == pids
+            assert "restart 1" not in gateway.said()
+            assert "needs a restart" not in gateway.said()
 
     asyncio.run(main())
 

@@ -264,3 +264,21 @@ def test_children_die_with_a_parent_that_was_killed_with_nine(tmp_path: Path) ->
     while alive(pid):
         assert time.monotonic() < deadline, "the child outlived its parent"
         time.sleep(0.02)
+
+
+def test_a_halted_process_is_woken_to_stop_in_order(tmp_path: Path) -> None:
+    """SIGTERM alone would wait for ever in a process that somebody has halted."""
+
+    async def main() -> None:
+        made, lines = child(SLEEPER, tmp_path / "m", stop_s_max=5.0)
+        made.begin()
+        await made.ready()
+        assert made.pid is not None
+        os.kill(made.pid, signal.SIGSTOP)
+        began = time.monotonic()
+        await made.stop()
+        assert time.monotonic() - began < 2
+        assert made.pid is None
+        assert not any("killed" in line for line in lines)
+
+    asyncio.run(main())

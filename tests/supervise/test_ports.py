@@ -71,3 +71,19 @@ def test_a_stale_unix_socket_is_removed_a_living_one_and_a_file_are_not(tmp_path
     assert "is a file and no socket" in problems(config(listen, admin, f"unix:{path}"))[0]
     (missing,) = problems(config(listen, admin, f"unix:{tmp_path}/no/s.sock"))
     assert missing.endswith(f"s.sock cannot be made: {tmp_path}/no is not a folder; make it first")
+
+
+def test_a_taken_telemetry_port_is_named() -> None:
+    """Agents would find somebody else there."""
+    listen, admin, service = free()
+    with listening(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        found = loads(
+            f"gateway: {{auth: none, listen: '{listen}', envoy_admin: '{admin}'}}\n"
+            f"service: {{listen: ['{service}']}}\n"
+            f"telemetry: {{listen: ['{address}'], auth: none}}\n"
+            "pools: [{name: m, models: [m], endpoints: [{address: '127.0.0.1:9'}]}]\n"
+        )
+        assert problems(found) == [
+            f"telemetry.listen[0]: {address} is taken by another process; stop that one or set another port"
+        ]

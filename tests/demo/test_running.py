@@ -1,0 +1,87 @@
+"""running.py: a demo is found while it lives, by its own user alone, and a stranger is never signalled."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from extproc.demo import running
+from extproc.demo.running import NoDemoError, Notes, RunningDemo, announce, announced, began, find
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    return tmp_path / "steersman-demo"
+
+
+def demo(pid: int, run_dir: Path, *, its: int | None = None) -> RunningDemo:
+    return RunningDemo(
+        pid=pid,
+        began=began(pid) if its is None else its,
+        url="http://127.0.0.1:1",
+        service="127.0.0.1:2",
+        service_pid=None,
+        run_dir=str(run_dir),
+        replicas=(),
+        nodes=(),
+    )
+
+
+def test_a_running_demo_is_found_and_gone_afterwards(place: Path, tmp_path: Path) -> None:
+    """The file is this user's alone, in a folder that is too."""
+    with announced() as file:
+        announce(file, demo(os.getpid(), tmp_path))
+        assert find() == find(os.getpid()) == demo(os.getpid(), tmp_path)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    assert not file.exists()
+    with pytest.raises(NoDemoError, match="no demo of this user runs"):
+        find()
+
+
+def test_the_file_of_a_dead_demo_is_no_demo(place: Path, tmp_path: Path) -> None:
+    """Neither when its pid is free nor when another process has it by now; the file goes."""
+    place.mkdir(0o700)
+    mine = os.getpid()
+    for name, dead in (("1", demo(2**22 - 1, tmp_path)), ("2", demo(mine, tmp_path, its=12345))):
+        announce(place / f"{name}.json", dead)
+    (place / "3.json").write_text("{", encoding="utf-8")
+    with pytest.raises(NoDemoError):
+        find()
+    assert [path.name for path in place.iterdir()] == ["3.json"]
+
+
+def test_a_folder_that_others_may_enter_is_not_used(place: Path) -> None:
+    """What lies there could make us signal anything."""
+    place.mkdir(0o755)
+    with pytest.raises(NoDemoError, match="is not this user's own private folder"):
+        find()
+
+
+def test_only_children_are_owned(tmp_path: Path) -> None:
+    """A pid that is another process's by now is nobody's part."""
+    me = demo(os.getpid(), tmp_path)
+    with subprocess.Popen(["sleep", "30"]) as child:
+        assert me.owns(child.pid)
+        child.kill()
+    assert not me.owns(child.pid)
+    assert not me.owns(os.getppid())
+    assert not me.owns(None)
+
+
+def test_notes_come_once(tmp_path: Path) -> None:
+    """What was noted before is not news."""
+    me = demo(os.getpid(), tmp_path)
+    me.note("old")
+    notes = Notes(tmp_path)
+    assert notes.new() == []
+    me.note("one")
+    me.note("two")
+    assert notes.new() == ["one", "two"]
+    assert notes.new() == []
+    assert (tmp_path / running.NOTES).exists()
