@@ -7,6 +7,7 @@ In-process use: `await Agent(config).run(stop_event)`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 #: GPU figures older than this (a driver that blocks) are not figures any more: only who the cards are.
 GPUS_STALE_S: Final = 5.0
+#: So long a replica is not spoken of before it was looked at in full: what is unknown counts as trouble.
+FIRST_LOOK_S: Final = 1.0
 #: How often the configuration file is looked at.
 CONFIG_LOOK_S: Final = 1.0
 
@@ -50,6 +53,7 @@ class Agent:
         self._fetcher: Fetcher | None = None
         self._watches: dict[str, tuple[ReplicaBook, asyncio.Task[None]]] = {}
         self._views: dict[str, ReplicaView] = {}
+        self._watched_s: dict[str, float] = {}
         self._gpus = GpuSnapshot()
         self._learnt = asyncio.Event()
         self._pacer = Pacer(spacing_s=config.spacing_ms / 1000, heartbeat_s=config.heartbeat_ms / 1000)
@@ -106,7 +110,7 @@ class Agent:
         for address, (book, task) in list(self._watches.items()):
             if wanted.get(address) != book.settings:
                 task.cancel()
-                del self._watches[address]
+                del self._watches[address], self._watched_s[address]
                 self._views.pop(address, None)
         for settings in config.replicas:
             if settings.address not in self._watches:
@@ -122,6 +126,7 @@ class Agent:
         task = asyncio.create_task(watch.run())
         task.add_done_callback(lambda ended: self._watch_ended(book, ended))
         self._watches[settings.address] = (book, task)
+        self._watched_s[settings.address] = time.monotonic()
         self._learn(book)
 
     def _watch_ended(self, book: ReplicaBook, task: asyncio.Task[None]) -> None:
@@ -147,9 +152,11 @@ class Agent:
 
     async def _publish(self) -> None:
         """Hand the view to the pushers when it changed, and at each heartbeat."""
+        await self._first_look()
         while True:
             self._learnt.clear()
-            view, now_s = self.view(), time.monotonic()
+            now_s = time.monotonic()
+            view = self._looked_at(now_s)
             due_s = self._pacer.due_s(view, now_s)
             if due_s <= now_s:
                 self._pacer.sent(view, now_s)
@@ -161,6 +168,24 @@ class Agent:
                     await self._learnt.wait()
             except TimeoutError:
                 continue
+
+    def _looked_at(self, now_s: float) -> NodeView:
+        """The view less the replicas whose first look is still under way."""
+        view = self.view()
+        told = tuple(
+            replica
+            for replica in view.replicas
+            if replica.state is not State.UNKNOWN or now_s - self._watched_s[replica.address] >= FIRST_LOOK_S
+        )
+        return view if len(told) == len(view.replicas) else replace(view, replicas=told)
+
+    async def _first_look(self) -> None:
+        """Until the first report can tell of every replica: it counts as all that the node has."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_LOOK_S):
+                while any(view.state is State.UNKNOWN for view in self._views.values()):
+                    self._learnt.clear()
+                    await self._learnt.wait()
 
     def _start_gpus(self) -> GpuWatch | None:
         if self.config.nvml == "off":

@@ -26,8 +26,9 @@ from extproc._pb import telemetry_pb2 as pb
 log = logging.getLogger(__name__)
 
 METHOD: Final = "/steersman.telemetry.v1.Telemetry/Push"
-#: Full jitter: before attempt n, a random pause up to min(cap, first · 2ⁿ).
-BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 10.0
+#: Full jitter: before attempt n, a random pause up to min(cap, first · 2ⁿ). The cap is below the time for
+#: which a service that has come back waits for its agents, before Envoys lose what nobody else lists.
+BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 2.0
 #: Reports on their way without an acknowledgement; at the bound the sender waits.
 UNACKED_MAX: Final = 4
 #: A stream without the acknowledgement of a report for so long is given up.

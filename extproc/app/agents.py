@@ -89,8 +89,9 @@ class Agents:
             on_taken=self._on_taken,
         )
 
-    def _on_reports(self, _: str, reports: list[ReplicaReport], now_ns: int) -> None:
+    def _on_reports(self, node: str, reports: list[ReplicaReport], now_ns: int) -> None:
         self._roster.heard(reports, now_ns=now_ns)
+        self._roster.spoke("node", node)
 
     def _on_leaving(self, node: str, _: int) -> None:
         for endpoint in self._desk.fleet.endpoints:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+
+import msgspec
 
 from extproc.app.build import pool_specs
 from extproc.config.model import Config, Pool
@@ -30,6 +32,11 @@ MAX_CONCURRENT = 128
 HEALTH_TOLD_MIN = 0.01
 #: Replicas that agents may register for one pool.
 REGISTERED_MAX = 4096
+#: How long a start waits for the sources before it tells Envoys who is there. Less than a starting Envoy
+#: waits for us (resources.FETCH_TIMEOUT_MS).
+GRACE_S = 3.0
+#: How often a watched file is looked at; it is read when two looks have seen the same.
+FILE_POLL_S = 0.5
 
 
 class Roster:
@@ -46,22 +53,40 @@ class Roster:
         self._builder: SnapshotBuilder | None = None
         self._published = -1
         self._outdated = False
+        #: Who has not spoken since the start, as (source, pool or node). While there is one and the grace
+        #: lasts, no Envoy is told: one that knew our predecessor would lose the members still to come.
+        self._awaited = set(_sources(config))
+        self._grace: asyncio.TimerHandle | None = None
         self._list_static()
 
     def start(self) -> None:
-        """Follow the sources, and tell Envoys as soon as the clusters are rendered."""
+        """Follow the sources; tell Envoys when the clusters are rendered and every source has spoken.
+
+        For those that do not speak nobody waits longer than GRACE_S. Decisions go on meanwhile.
+        """
         self._follow()
         self._tasks.append(asyncio.create_task(self._rebuild()))
+        self._grace = asyncio.get_running_loop().call_later(GRACE_S, self._end_grace)
 
     async def stop(self) -> None:
         """Stop following; Envoys keep what they have."""
         self.publisher.close()
+        if self._grace is not None:
+            self._grace.cancel()
         await self._unfollow()
+
+    def spoke(self, source: str, name: str) -> None:
+        """A source has told all that it knows of a pool, or a node's agent of its replicas."""
+        if (source, name) in self._awaited:
+            self._awaited.discard((source, name))
+            self.publish()
 
     def apply(self, config: Config) -> None:
         """A new configuration's pools and lists, at once; `refresh` lets sources and Envoys follow."""
         said = self._membership.said
         self._config = config
+        # It renders the old pools' clusters and knows no new ones; until `refresh` Envoys are told nothing.
+        self._builder = None
         self._membership = Membership(pool.name for pool in config.pools)
         self._registered = {
             pool: each for pool, each in self._registered.items() if pool in self._membership.members
@@ -88,7 +113,7 @@ class Roster:
         """Take an agent's reports; a replica that nobody listed is registered where its pool allows."""
         for report in reports:
             if not report.pool:
-                report = replace(report, pool=self.fleet.owner(report.address) or "")
+                report = msgspec.structs.replace(report, pool=self.fleet.owner(report.address) or "")
             registered = self._registered.get(report.pool, {})
             known = registered.get(report.address)
             if known is not None:
@@ -117,7 +142,7 @@ class Roster:
 
     def publish(self) -> None:
         """Tell Envoys what changed, and let decisions name what every Envoy has accepted."""
-        if self._builder is not None and self._published != self.fleet.version:
+        if self._builder is not None and not self._awaited and self._published != self.fleet.version:
             self._published = self.fleet.version
             self.publisher.publish(
                 self._builder.build(
@@ -174,6 +199,7 @@ class Roster:
         before = self._membership.conflicts
         if self._membership.update(pool, source, members):
             self._settle()
+        self.spoke(source, pool)
         for conflict in set(self._membership.conflicts) - set(before):
             log.warning(
                 "pool %s: %s says %s is its own, but it is pool %s's; it stays there",
@@ -215,7 +241,9 @@ class Roster:
                 self._tasks.append(asyncio.create_task(DnsSource(pool.name, names, self._on_members).run()))
             if found.file:
                 self._tasks.append(
-                    asyncio.create_task(FileSource(pool.name, found.file, self._on_members).run())
+                    asyncio.create_task(
+                        FileSource(pool.name, found.file, self._on_members, poll_s=FILE_POLL_S).run()
+                    )
                 )
 
     async def _unfollow(self) -> None:
@@ -224,11 +252,30 @@ class Roster:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
 
+    def _end_grace(self) -> None:
+        if self._awaited:
+            silent = ", ".join(f"{source} {name}" for source, name in sorted(self._awaited)[:8])
+            log.warning("telling Envoys without %d sources that are silent: %s", len(self._awaited), silent)
+            self._awaited.clear()
+            self.publish()
+
     async def _rebuild(self) -> None:
         # In a thread: envoy-data-plane takes over a second to import, and decisions go on meanwhile.
         self._builder = await asyncio.to_thread(SnapshotBuilder, self._config)
         self._published = -1
         self.publish()
+
+
+def _sources(config: Config) -> Iterator[tuple[str, str]]:
+    """Every source that is to be heard of: names and files by their pool, listed nodes by their name."""
+    for pool in config.pools:
+        if pool.discovery.dns:
+            yield "dns", pool.name
+        if pool.discovery.file:
+            yield "file", pool.name
+    if config.telemetry is not None and any(pool.discovery.agents for pool in config.pools):
+        for node in config.telemetry.nodes:
+            yield "node", node.name
 
 
 def _static(pool: Pool) -> list[discovered.Member]:

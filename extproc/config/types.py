@@ -29,6 +29,8 @@ def _ip_port(value: str) -> str:
     if len(port) > 5 or not 1 <= int(port) <= 65535:
         raise ValueError(f"port {port} is not within 1 to 65535")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if "%" in bare:
+        raise ValueError(f"{host!r} has a zone id, which Envoy does not take; write the address without it")
     try:
         address = ipaddress.ip_address(bare)
     except ValueError:

@@ -14,7 +14,7 @@ import pytest
 
 from agents.agent import Agent, collect_once
 from agents.config import AgentConfig, ReplicaSettings, load
-from agents.figures import ReplicaView
+from agents.figures import NodeView, ReplicaView
 from agents.nvml_fake import write_script
 from agents.state import State
 from extproc.sim.fleet import ReplicaSpec, RunningReplicas, start_replicas
@@ -305,3 +305,44 @@ def test_gpu_trouble_is_seen_while_running(tmp_path: Path) -> None:
         assert stage.agent.view().gpus[0].throttle_reasons == 0x8
 
     scene(play, nvml=f"fake:{script}", nvml_ms=5000)
+
+
+class Told:
+    """A pusher that keeps the states it was offered, by address."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, State]] = []
+        self._left = asyncio.Event()
+
+    def offer(self, view: NodeView) -> None:
+        self.states.append({replica.address: replica.state for replica in view.replicas})
+
+    def leave(self) -> None:
+        self._left.set()
+
+    async def run(self) -> None:
+        await self._left.wait()
+
+
+def test_a_replica_is_told_of_when_it_was_looked_at() -> None:
+    """At the start and when it joins later: what is unknown would count as trouble."""
+
+    async def run() -> None:
+        async with await start_replicas([ReplicaSpec(name="one"), ReplicaSpec(name="two")]) as running:
+            one, two = (settings(address) for address in running.addresses)
+            agent, told = Agent(AgentConfig(nvml="off", replicas=(one,))), Told()
+            agent.pushers = [told]  # type: ignore[list-item]
+            stop = asyncio.Event()
+            task = asyncio.create_task(agent.run(stop))
+            async with asyncio.timeout(5):
+                while not told.states:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                agent.apply(AgentConfig(nvml="off", replicas=(one, two)))
+                while two.address not in told.states[-1]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            stop.set()
+            await task
+            assert told.states[0] == {one.address: State.READY}
+            assert {state for states in told.states for state in states.values()} == {State.READY}
+
+    asyncio.run(run())

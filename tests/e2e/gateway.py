@@ -42,13 +42,28 @@ def envoy_binary() -> str:
     return found
 
 
+#: Ports that were given out: the system may name one again before its listener is up.
+_GIVEN: set[int] = set()
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
+    """Ports that were free a moment ago, all different, and from those of every earlier call."""
+    ports: list[int] = []
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
+        while len(ports) < count:
+            each = stack.enter_context(socket.socket())
             each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+            port = each.getsockname()[1]
+            if port not in _GIVEN:
+                _GIVEN.add(port)
+                ports.append(port)
+    return ports
+
+
+def listens(port: int) -> bool:
+    """Somebody does."""
+    with socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
 
 
 def wait_for(what: str, condition: Callable[[], Any], *, timeout_s: float = 20.0) -> Any:
@@ -87,16 +102,40 @@ class Child:
         self.process.kill()
         self.process.wait(10)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
     def stop(self, timeout_s: float = 15.0) -> int:
         """SIGTERM, then -9 when that is not enough; returns the exit code."""
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signal.SIGCONT)  # a stopped one would not hear it
             try:
                 self.process.wait(timeout_s)
             except subprocess.TimeoutExpired:
                 self.kill()
         return self.process.returncode
+
+
+def show_logs(children: Sequence[Child], *, characters: int = 8000) -> None:
+    """Print the ends of their logs, less what Envoy says of work in progress at each start."""
+    for child in children:
+        if child.log.exists():
+            lines = child.log.read_text(errors="replace").splitlines()
+            text = "\n".join(line for line in lines if "work-in-progress" not in line)
+            print(f"--- {child.name}\n{text[-characters:]}")
+
+
+def logs_of_failed(request: pytest.FixtureRequest, *owners: Any) -> Iterator[None]:
+    """The body of an autouse fixture: when its test fails, what is shared by many tells its logs."""
+    failed = request.session.testsfailed
+    yield
+    if request.session.testsfailed > failed:
+        for owner in owners:
+            owner.show_logs()
 
 
 class Gateway:
@@ -109,22 +148,28 @@ class Gateway:
         gateway: dict[str, Any] | None = None,
         unix: bool = False,
         mode: str = "static",
+        services: int = 1,
+        service_script: Path | None = None,
         **sections: Any,
     ) -> None:
+        """`services` of them decide side by side; `service_script` runs in `steersman serve`'s place."""
         self.mode = mode
         self.folder = Path(tempfile.mkdtemp(prefix="steersman-e2e-"))
-        self.port, self.admin_port, service_port = free_ports(3)
-        service = f"unix:{self.folder}/extproc.sock" if unix else f"127.0.0.1:{service_port}"
-        self.service_address = service
+        self.port, self.admin_port, *service_ports = free_ports(2 + services)
+        self.service_addresses = [f"127.0.0.1:{port}" for port in service_ports]
+        if unix:
+            self.service_addresses[0] = f"unix:{self.folder}/extproc.sock"
+        self.service_address = self.service_addresses[0]
         self.config = {
             "gateway": {
                 "listen": f"127.0.0.1:{self.port}",
                 "envoy_admin": f"127.0.0.1:{self.admin_port}",
                 "debug_headers": True,
                 "heartbeat_s": 1,
+                **({"services": self.service_addresses} if services > 1 else {}),
                 **(gateway or {}),
             },
-            "service": {"listen": [service], "drain_s": 3},
+            "service": {"listen": [self.service_address], "drain_s": 3},
             "limits": {"reservation_ttl_s": 5},
             "pools": [
                 {
@@ -141,12 +186,17 @@ class Gateway:
             **sections,
         }
         self.config_file = self.folder / "steersman.yaml"
+        self.config_files = [
+            self.config_file,
+            *(self.folder / f"beside-{i}.yaml" for i in range(1, services)),
+        ]
         self.write_config()
-        self.service = Child(
-            "service",
-            [sys.executable, "-m", "extproc.cli", "serve", "-f", str(self.config_file)],
-            self.folder,
-        )
+        serve = [str(service_script)] if service_script else ["-m", "extproc.cli", "serve", "-f"]
+        self.services = [
+            Child(f"service{i or ''}", [sys.executable, *serve, str(file)], self.folder)
+            for i, file in enumerate(self.config_files)
+        ]
+        self.service = self.services[0]
         self.envoy = Child(
             "envoy",
             [
@@ -168,8 +218,10 @@ class Gateway:
         return f"http://127.0.0.1:{self.port}"
 
     def write_config(self) -> None:
-        """Write the configuration as it stands."""
-        self.config_file.write_text(yaml.safe_dump(self.config))
+        """Write the configuration as it stands; services differ in where they listen."""
+        for file, address in zip(self.config_files, self.service_addresses, strict=True):
+            service = {**self.config["service"], "listen": [address]}
+            file.write_text(yaml.safe_dump({**self.config, "service": service}))
 
     def __enter__(self) -> Gateway:
         from extproc.config.load import load
@@ -178,7 +230,10 @@ class Gateway:
         bootstrap = to_yaml(render_bootstrap(load(self.config_file), mode=self.mode))
         (self.folder / "envoy.yaml").write_text(bootstrap)
         try:
-            self.start_service()
+            for service in self.services:
+                service.start()
+            for i in range(len(self.services)):
+                wait_for("the service", lambda i=i: self.status(i))
             self.envoy.start()
             wait_for("Envoy", self.ready)
         except BaseException:
@@ -187,19 +242,23 @@ class Gateway:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        for child in (self.envoy, self.service):
-            if child.process is not None:
-                child.stop()
+        children = [child for child in (self.envoy, *self.services) if child.process is not None]
+        for child in children:
+            child.signal(signal.SIGTERM)  # each drains while the others do
+        for child in children:
+            child.stop()
         if kind is not None:
-            for child in (self.service, self.envoy):
-                if child.log.exists():
-                    print(f"--- {child.name}\n{child.log.read_text(errors='replace')[-8000:]}")
+            self.show_logs()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def start_service(self) -> None:
-        """Start (again) the service and wait until it answers."""
-        self.service.start()
-        wait_for("the service", self.status)
+    def show_logs(self) -> None:
+        """Print the ends of the logs, for a test that has failed."""
+        show_logs((*self.services, self.envoy))
+
+    def start_service(self, index: int = 0) -> None:
+        """Start (again) a service and wait until it answers."""
+        self.services[index].start()
+        wait_for("the service", lambda: self.status(index))
 
     def ready(self) -> bool:
         """Envoy lets a request through to the service."""
@@ -207,10 +266,22 @@ class Gateway:
             return bool(urllib.request.urlopen(f"{self.url}/health", timeout=2).status == 200)
         return False
 
-    def status(self) -> dict[str, Any]:
-        """The service's own figures."""
-        with grpc.insecure_channel(self.service_address) as channel:
+    def status(self, index: int = 0) -> dict[str, Any]:
+        """A service's own figures."""
+        with grpc.insecure_channel(self.service_addresses[index]) as channel:
             answer: dict[str, Any] = json.loads(channel.unary_unary(STATUS_METHOD)(b"", timeout=2))
+            return answer
+
+    def endpoint(self, address: str) -> dict[str, Any]:
+        """What the service says of one endpoint; empty when it does not know it."""
+        found = [each for each in self.status()["endpoints"] if each["address"] == address]
+        return found[0] if found else {}
+
+    def order(self, name: str, **order: Any) -> dict[str, Any]:
+        """An operator's order (Drain, ClearFaults)."""
+        with grpc.insecure_channel(self.service_address) as channel:
+            call = channel.unary_unary(STATUS_METHOD.replace("/Get", f"/{name}"))
+            answer: dict[str, Any] = json.loads(call(json.dumps(order).encode(), timeout=5))
             return answer
 
     def quiet(self) -> bool:

@@ -1,0 +1,44 @@
+"""`steersman serve`, but SIGUSR1 makes it tell Envoy of a cluster that Envoy refuses.
+
+Our configuration's checks let none through, so it is put into the publisher by hand.
+Run as a process of its own: `python poison_service.py CONFIG`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from extproc.app import App
+from extproc.cli.options import log_to_stderr
+from extproc.config.load import load
+from extproc.control.snapshot import Resource, Resources, Snapshot
+
+
+def poison(app: App) -> None:
+    """A connect timeout of 0, which the protocol's own rules forbid."""
+    from extproc.control.resources import pool_cluster
+
+    clusters = [pool_cluster(app.config, pool, mode="ads") for pool in app.config.pools]
+    clusters[0].connect_timeout = timedelta(0)
+    publisher = app.roster.publisher
+    assert publisher._snapshot is not None
+    bad = Resources.of(Resource(cluster.name, bytes(cluster)) for cluster in clusters)
+    publisher.publish(Snapshot(bad, publisher._snapshot.endpoints))
+
+
+async def main(file: Path) -> None:
+    """Serve until SIGTERM."""
+    app = App(load(file))
+    app.handle_signals(file)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, poison, app)
+    await app.start()
+    await app.run(config_file=file)
+
+
+if __name__ == "__main__":
+    log_to_stderr(verbose=False)
+    asyncio.run(main(Path(sys.argv[1])))

@@ -1,0 +1,233 @@
+"""What agents tell moves traffic: hung replicas, faults, slow cards, silence; what lies does not."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+from agents_harness import Agent, Load, Processes, RawAgent, report, telemetry, token
+from gateway import Gateway, free_ports, logs_of_failed, wait_for
+
+pytestmark = pytest.mark.envoy
+
+POOLS = ("hang", "xid", "slow", "silence", "poison")
+NODES = ("node-hang", "node-xid", "node-slow", "node-silence-1", "node-silence-2", "node-poison")
+#: A replica that hangs has no new work after this.
+HUNG_S = 2.0
+#: least_work keeps (work there + the request's own) ÷ weight equal. With some 36 requests in flight over
+#: 3½ replicas' worth of weight a card at half speed keeps a tenth less than its plain proportion; counting
+#: some hundred requests adds as much again.
+SHARE_TOLERANCE = 0.25
+
+
+class Fleet:
+    """A gateway with a pool of four for each test."""
+
+    def __init__(self) -> None:
+        self.ports = {name: free_ports(4) for name in POOLS}
+        self.pools = {name: [f"127.0.0.1:{port}" for port in each] for name, each in self.ports.items()}
+        pools = {
+            name: {"models": [name], "addresses": each, "discovery": {"agents": False}}
+            for name, each in self.pools.items()
+        }
+        self.gateway = Gateway(pools, mode="ads", telemetry=telemetry(NODES))
+        self.processes = Processes()
+        self.agents: dict[str, Agent] = {}
+
+    def start(self) -> None:
+        """Replicas and agents; the gateway need not be there yet. One replica has its own process."""
+        alone = self.ports["hang"][3]
+        rest = [port for each in self.ports.values() for port in each if port != alone]
+        self.processes.replicas("sim", rest, time_scale=0.2)
+        self.stopped = self.processes.replicas("stopped", [alone], time_scale=0.2)
+        for node in NODES:
+            pool, _, half = node.removeprefix("node-").partition("-")
+            addresses = self.pools[pool]
+            if half:
+                addresses = addresses[:2] if half == "1" else addresses[2:]
+            if pool != "poison":
+                self.agents[node] = self.processes.agent(self.gateway, node, pool, addresses)
+
+    def agent(self, node: str) -> Agent:
+        """A node's agent, all of whose replicas are well."""
+        agent = self.agents[node]
+        wait_for(f"the agent of {node}", lambda: agent.reported(self.gateway))
+        return agent
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Fleet]:
+    """Started once: each test has a pool of its own to hurt."""
+    fleet = Fleet()
+    with fleet.processes:
+        fleet.start()
+        with fleet.gateway:
+            yield fleet
+
+
+@pytest.fixture(autouse=True)
+def logs(fleet: Fleet, request: pytest.FixtureRequest) -> Iterator[None]:
+    """On failure only."""
+    yield from logs_of_failed(request, fleet.gateway, fleet.processes)
+
+
+def causes(fleet: Fleet, address: str) -> dict[str, dict[str, object]]:
+    found: dict[str, dict[str, object]] = fleet.gateway.endpoint(address)["causes"]
+    return found
+
+
+def test_a_stopped_replica_loses_its_traffic_within_2_s_and_comes_back_slowly(fleet: Fleet) -> None:
+    """SIGSTOP: what was sent to it waits, no other stream fails. SIGCONT: that ends whole; slow start."""
+    gateway, pool = fleet.gateway, fleet.pools["hang"]
+    stopped = pool[3]
+    fleet.agent("node-hang")
+    with Load(gateway, "hang") as load:
+        time.sleep(0.5)
+        fleet.stopped.signal(signal.SIGSTOP)
+        stopped_s = time.monotonic()
+        time.sleep(HUNG_S)
+        assert gateway.endpoint(stopped)["state"] == "hung"
+        late_s = time.monotonic()
+        time.sleep(1.3)
+        before = load.between(late_s, late_s + 0.8)
+        assert all(each.ok and each.endpoint != stopped for each in before)
+        waiting = [each for each in load.between(0, late_s) if not each.ended_s]
+        assert 0 < len(waiting) < 20
+        assert max(each.began_s for each in waiting) < stopped_s + HUNG_S
+        fleet.stopped.signal(signal.SIGCONT)
+        began = wait_for("health to rise", lambda: gateway.endpoint(stopped)["health"])
+        rising_s = time.monotonic()
+        assert began < 0.3
+        time.sleep(1.5)
+        between = gateway.endpoint(stopped)["health"]
+        assert began < between < 1.0
+        assert 0.0 < load.shares(rising_s)[stopped] < 0.2
+    assert not load.failed
+    assert all(each.endpoint == stopped and each.whole for each in waiting)
+
+
+def test_a_fatal_xid_drains_noise_does_not_and_an_operator_clears_it(fleet: Fleet) -> None:
+    """13 and 31 are the application's own; 79 silences the replica until its GPU was seen to."""
+    gateway, pool = fleet.gateway, fleet.pools["xid"]
+    agent = fleet.agent("node-xid")
+
+    def told(*codes: int) -> Callable[[], bool]:
+        return lambda: [code for code, _ in gateway.endpoint(pool[1])["gpus"][0]["xids"]] == list(codes)
+
+    with Load(gateway, "xid") as load:
+        time.sleep(0.5)
+        agent.gpus[1]["xids"] = [13, 31]
+        agent.touch()
+        wait_for("the noise", told(13, 31))
+        noise_s = time.monotonic()
+        time.sleep(1.0)
+        assert gateway.endpoint(pool[1])["health"] == 1.0
+        assert load.shares(noise_s)[pool[1]] == pytest.approx(0.25, rel=0.3)
+        agent.gpus[1]["xids"].append(79)
+        agent.touch()
+        xid_s = time.monotonic()
+        wait_for("the XID", told(13, 31, 79))
+        known_s = time.monotonic()
+        assert known_s - xid_s < 2.0
+        time.sleep(1.0)
+        assert gateway.endpoint(pool[1])["health"] == 0.0
+        assert causes(fleet, pool[1])["gpu xid 79"]["kind"] == "hard"
+        assert pool[1] not in load.shares(known_s + 0.1)
+        cleared = gateway.order("ClearFaults", address=pool[1])
+        assert cleared == {"found": True, "cleared": ["xid 79 on GPU-node-xid-1"]}
+        cleared_s = time.monotonic()
+        wait_for("its traffic", lambda: pool[1] in load.shares(cleared_s), timeout_s=5)
+        assert not causes(fleet, pool[1])
+    assert not load.failed
+    assert gateway.order("ClearFaults", address="127.0.0.1:1") == {"found": False, "cleared": []}
+
+
+def test_a_throttled_card_gets_less_in_proportion(fleet: Fleet) -> None:
+    """At half the clock half of a neighbour's share; whole again when it cools."""
+    gateway, pool = fleet.gateway, fleet.pools["slow"]
+    agent = fleet.agent("node-slow")
+    agent.gpus[2] |= {"throttle": ["hw_thermal_slowdown"], "sm_clock_mhz": 990}
+    agent.touch()
+    wait_for("half", lambda: gateway.endpoint(pool[2])["health"] == 0.5, timeout_s=4)
+    with Load(gateway, "slow", rate=60, tokens=10) as load:
+        time.sleep(1.0)
+        settled_s = time.monotonic()
+        time.sleep(2.5)
+        shares = load.shares(settled_s)
+    assert not load.failed
+    assert shares[pool[2]] == pytest.approx(0.5 / 3.5, rel=SHARE_TOLERANCE), shares
+    agent.gpus[2] = {"uuid": agent.gpus[2]["uuid"]}
+    agent.touch()
+    wait_for("rising", lambda: gateway.endpoint(pool[2])["health"] > 0.5, timeout_s=6)
+    assert not causes(fleet, pool[2])
+
+
+def test_silent_agents_cost_confidence_and_then_least_in_flight_decides(fleet: Fleet) -> None:
+    """One silent: its replicas get less. All silent: decided by our own books, and said so."""
+    gateway, pool = fleet.gateway, fleet.pools["silence"]
+    one, other = fleet.agent("node-silence-1"), fleet.agent("node-silence-2")
+    with Load(gateway, "silence") as load:
+        one.child.signal(signal.SIGSTOP)
+        wait_for("doubt", lambda: gateway.endpoint(pool[0])["health"] < 0.9, timeout_s=6)
+        assert causes(fleet, pool[0])["telemetry"]["kind"] == "suspicion"
+        assert gateway.endpoint(pool[2])["health"] == 1.0
+        assert load.seen[-10].reason.startswith("least_work:")
+        other.child.signal(signal.SIGSTOP)
+        wait_for("blindness", lambda: "degraded: all telemetry is stale" in load.seen[-10].reason)
+        blind_s = time.monotonic()
+        assert load.seen[-10].reason.startswith("least_request:")
+        time.sleep(1.0)
+        assert set(load.shares(blind_s)) == set(pool)
+        one.child.signal(signal.SIGCONT)
+        other.child.signal(signal.SIGCONT)
+        wait_for("sight", lambda: load.seen[-10].reason.startswith("least_work:"), timeout_s=5)
+        wait_for("trust", lambda: not causes(fleet, pool[0]) and not causes(fleet, pool[2]), timeout_s=5)
+    assert not load.failed
+
+
+def test_poison_is_refused_counted_and_moves_nothing(fleet: Fleet) -> None:
+    """Numbers that cannot be, strangers, replays and noise; a wrong token is not even read."""
+    gateway, pool = fleet.gateway, fleet.pools["poison"]
+
+    def good(sequence: int, **wrong: object) -> bytes:
+        return report("node-poison", sequence, pool, "poison", **wrong).SerializeToString()
+
+    before = gateway.status()["telemetry"]["counts"]
+    nan = float("nan")
+    refused = [
+        (good(10, prefill_tokens_per_s=nan), "prefill_tokens_per_s_out_of_range"),
+        (good(12, decode_tokens_per_s=1e308), "decode_tokens_per_s_out_of_range"),
+        (good(14, probe_ttft_ms=-1.0), "probe_ttft_ms_out_of_range"),
+        (good(16, waiting=4_000_000_000), "waiting_out_of_range"),
+        (good(18, kv_used_tokens=9, kv_capacity_tokens=1), "kv_over_capacity"),
+        (good(1), "out_of_order"),
+        (report("node-hang", 15, pool, "poison").SerializeToString(), "not_this_node"),
+        (report("stranger", 16, pool, "poison").SerializeToString(), "unknown_node"),
+        (b"\xff\xff\xff", "garbage"),
+    ]
+    with Load(gateway, "poison") as load:
+        agent = RawAgent(gateway, token("node-poison"))
+        assert agent.push(good(1)) == ""
+        began_s = time.monotonic()
+        for number, (data, why) in enumerate(refused):
+            assert agent.push(data) == why
+            assert agent.push(good(11 + 2 * number)) == ""
+            time.sleep(0.1)
+        agent.close()
+        for secret in ("wrong", "", token("node-poison") + "x"):
+            stranger = RawAgent(gateway, secret)
+            with pytest.raises(grpc.RpcError) as caught:
+                stranger.push(good(500))
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            stranger.close()
+        assert {gateway.endpoint(address)["health"] for address in pool} == {1.0}
+        shares = load.shares(began_s)
+    assert not load.failed
+    assert all(shares[address] == pytest.approx(0.25, rel=0.3) for address in pool), shares
+    after = gateway.status()["telemetry"]["counts"]
+    for _, why in refused:
+        assert after[f"rejected.{why}"] - before.get(f"rejected.{why}", 0) == 1
+    assert after["rejected.unauthenticated"] - before.get("rejected.unauthenticated", 0) == 3
