@@ -1,0 +1,39 @@
+"""Quotas: what a tenant, a model of it and a key may use, reserved at the decision and settled at the end.
+
+`values` are the words, `books` the exact ones of one process, `share` what a service may do alone, `adjust`
+moves limits with their history. The Redis side of the same port is `extproc/state/quota_redis.py`.
+"""
+
+from extproc.core.quota.books import Books, QuotaBooks, QuotaLimits
+from extproc.core.quota.values import (
+    ASK,
+    NOTHING,
+    Account,
+    Amounts,
+    Ask,
+    Bucket,
+    Granted,
+    Limits,
+    LimitUsage,
+    RateFigures,
+    Refused,
+    limits,
+)
+
+__all__ = [
+    "ASK",
+    "NOTHING",
+    "Account",
+    "Amounts",
+    "Ask",
+    "Books",
+    "Bucket",
+    "Granted",
+    "LimitUsage",
+    "Limits",
+    "QuotaBooks",
+    "QuotaLimits",
+    "RateFigures",
+    "Refused",
+    "limits",
+]

@@ -1,0 +1,267 @@
+"""The words of quotas: limits, amounts, accounts, and what an attempt to reserve comes to.
+
+Owns the units. A limit over a window is a bucket in *time*: a unit costs window/limit nanoseconds, and
+what may be used at once is `burst` windows' worth of them (GCRA). Amounts become integers before anything
+is reckoned, always rounded up: GPU time in microseconds, money in billionths of the currency.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+MINUTE_NS, HOUR_NS = 60 * 1_000_000_000, 3600 * 1_000_000_000
+DAY_NS, MONTH_NS = 24 * HOUR_NS, 30 * 24 * HOUR_NS
+
+#: Indexes into an amount's units.
+REQUESTS, INPUT, OUTPUT, GPU_US, MONEY = range(5)
+GPU_US_PER_S, MONEY_PER_CURRENCY = 1_000_000, 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A sort of limit: its name in the file, what it counts, over how long, in units of what."""
+
+    name: str
+    unit: int
+    window_ns: int
+    scale: int = 1
+    #: Money is never lent: idle replicas do not make a budget larger.
+    lent: bool = True
+
+
+KINDS = (
+    Kind("requests_per_minute", REQUESTS, MINUTE_NS),
+    Kind("input_tokens_per_minute", INPUT, MINUTE_NS),
+    Kind("output_tokens_per_minute", OUTPUT, MINUTE_NS),
+    Kind("input_tokens_per_hour", INPUT, HOUR_NS),
+    Kind("output_tokens_per_hour", OUTPUT, HOUR_NS),
+    Kind("gpu_seconds_per_hour", GPU_US, HOUR_NS, GPU_US_PER_S),
+    Kind("budget_per_day", MONEY, DAY_NS, MONEY_PER_CURRENCY, lent=False),
+    Kind("budget_per_month", MONEY, MONTH_NS, MONEY_PER_CURRENCY, lent=False),
+)
+CONCURRENT = "concurrent_requests"
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """What one request uses. Negative and non-finite figures count as nothing."""
+
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    gpu_ms: float
+    cost: float
+
+    def units(self) -> tuple[int, int, int, int, int]:
+        """Whole units by REQUESTS … MONEY, rounded up."""
+        return (
+            max(self.requests, 0),
+            max(self.input_tokens, 0),
+            max(self.output_tokens, 0),
+            _whole(self.gpu_ms, GPU_US_PER_S // 1000),
+            _whole(self.cost, MONEY_PER_CURRENCY),
+        )
+
+
+NOTHING = Amounts(0, 0, 0, 0.0, 0.0)
+
+
+def _whole(amount: float, scale: int) -> int:
+    if not 0.0 < amount < math.inf:
+        return 0
+    # A hair of floating point above a whole number is no further unit.
+    return math.ceil(amount * scale - 1e-6)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """One limit over a window. `limit` is in the kind's smallest units, `burst_ns` in time."""
+
+    kind: int
+    unit: int
+    limit: int
+    window_ns: int
+    burst_ns: int
+    #: What idle capacity adds to the limit; a bucket of its own, so that it can be gone at once.
+    extra: int
+
+    @property
+    def name(self) -> str:
+        """The limit's name in the file."""
+        return KINDS[self.kind].name
+
+    def cost_ns(self, units: int) -> int:
+        """What so many units cost in time, rounded up."""
+        return -(-units * self.window_ns // self.limit)
+
+    def extra_cost_ns(self, units: int) -> int:
+        """The same in the bucket of what is borrowed."""
+        return -(-units * self.window_ns // self.extra)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of one scope, those alone that are set; `concurrent` None means any number."""
+
+    buckets: tuple[Bucket, ...] = ()
+    concurrent: int | None = None
+    #: Requests in flight at once while capacity is idle.
+    concurrent_lent: int | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.buckets) or self.concurrent is not None
+
+    def scaled(self, factor: float) -> Limits:
+        """The same limits times a factor, none below one unit (dynamic adjustment; budgets stay)."""
+        assert factor > 0.0, factor
+        return Limits(
+            tuple(
+                replace(
+                    bucket,
+                    limit=max(1, round(bucket.limit * factor)),
+                    extra=round(bucket.extra * factor),
+                )
+                if KINDS[bucket.kind].lent
+                else bucket
+                for bucket in self.buckets
+            ),
+            None if self.concurrent is None else max(1, round(self.concurrent * factor)),
+            None if self.concurrent_lent is None else max(1, round(self.concurrent_lent * factor)),
+        )
+
+
+def limits(
+    *,
+    requests_per_minute: int | None = None,
+    input_tokens_per_minute: int | None = None,
+    output_tokens_per_minute: int | None = None,
+    input_tokens_per_hour: int | None = None,
+    output_tokens_per_hour: int | None = None,
+    gpu_seconds_per_hour: float | None = None,
+    concurrent_requests: int | None = None,
+    budget_per_day: float | None = None,
+    budget_per_month: float | None = None,
+    burst: float = 1.0,
+    borrow: float = 1.0,
+) -> Limits:
+    """Limits from a quota's plain values; the names are the file's (config: tenants.quota)."""
+    given = (
+        requests_per_minute,
+        input_tokens_per_minute,
+        output_tokens_per_minute,
+        input_tokens_per_hour,
+        output_tokens_per_hour,
+        gpu_seconds_per_hour,
+        budget_per_day,
+        budget_per_month,
+    )
+    buckets = []
+    for number, (kind, value) in enumerate(zip(KINDS, given, strict=True)):
+        if value is not None:
+            limit = max(1, round(value * kind.scale))
+            buckets.append(
+                Bucket(
+                    kind=number,
+                    unit=kind.unit,
+                    limit=limit,
+                    window_ns=kind.window_ns,
+                    burst_ns=round(kind.window_ns * burst),
+                    extra=math.floor(limit * (borrow - 1.0)) if kind.lent else 0,
+                )
+            )
+    lent = None if concurrent_requests is None else math.floor(concurrent_requests * borrow)
+    return Limits(tuple(buckets), concurrent_requests, lent)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Who pays: the scopes that a request is counted in, each with its limits.
+
+    Scope names are unique within a tenant ("tenant", "model:NAME", "key:NAME"); the same name is the
+    same bucket. Build one per (tenant, key, model) at configuration and keep it.
+    """
+
+    tenant: str
+    key: str
+    model: str
+    scopes: tuple[tuple[str, Limits], ...]
+    #: The scopes' names in the books, which are the tenant's and the scope's.
+    names: tuple[tuple[str, str], ...] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple((self.tenant, name) for name, _ in self.scopes))
+
+
+@dataclass(frozen=True, slots=True)
+class RateFigures:
+    """The tightest scope's figures for `x-ratelimit-*`; limits are None where there is none.
+
+    `remaining` is what may be used now, `reset_s` the seconds until nothing of it is used.
+    """
+
+    limit_requests: int | None = None
+    remaining_requests: int = 0
+    reset_requests_s: float = 0.0
+    limit_tokens: int | None = None
+    remaining_tokens: int = 0
+    reset_tokens_s: float = 0.0
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """The response headers, as names and values."""
+        found: tuple[tuple[str, str], ...] = ()
+        if self.limit_requests is not None:
+            found += (
+                ("x-ratelimit-limit-requests", str(self.limit_requests)),
+                ("x-ratelimit-remaining-requests", str(self.remaining_requests)),
+                ("x-ratelimit-reset-requests", f"{self.reset_requests_s:.3f}s"),
+            )
+        if self.limit_tokens is not None:
+            found += (
+                ("x-ratelimit-limit-tokens", str(self.limit_tokens)),
+                ("x-ratelimit-remaining-tokens", str(self.remaining_tokens)),
+                ("x-ratelimit-reset-tokens", f"{self.reset_tokens_s:.3f}s"),
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Not now: the scope and limit that is longest in the way, and when the same would be granted.
+
+    `retry_after_s` is exact where nobody else comes; for concurrent requests it is a second, because
+    nobody knows when one ends.
+    """
+
+    scope: str
+    limit: str
+    retry_after_s: float
+    figures: RateFigures
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """Reserved in every scope; `borrowed` when idle capacity had to be lent for it."""
+
+    figures: RateFigures
+    borrowed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """The local lease does not suffice: await `ask`."""
+
+
+ASK = Ask()
+
+
+@dataclass(frozen=True, slots=True)
+class LimitUsage:
+    """One limit of one scope as it stands, in the file's units; counts are since the books began."""
+
+    scope: str
+    limit: str
+    allowed: float
+    used: float
+    borrowed: int
+    throttled: int

@@ -1,0 +1,272 @@
+"""One contract over both implementations of the quota port: memory, and real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from extproc.core.quota import (
+    Account,
+    Amounts,
+    Ask,
+    Books,
+    Granted,
+    Limits,
+    QuotaBooks,
+    QuotaLimits,
+    Refused,
+    limits,
+)
+from extproc.state.quota_redis import RedisQuota
+from tests.state.conftest import RedisServer, until
+
+ONE = Amounts(1, 0, 0, 0.0, 0.0)
+#: A loaded machine may take longer than the 5 ms; the budget has its own tests.
+BUDGET_S = 0.5
+TTL_NS = 1_000_000_000
+
+Scenario = Callable[[QuotaBooks], Coroutine[Any, Any, None]]
+Run = Callable[[Scenario], None]
+
+
+@pytest.fixture(params=["memory", "redis"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """Run a scenario on fresh books."""
+    bounds = QuotaLimits(reservation_ttl_ns=TTL_NS)
+    if request.param == "memory":
+        return lambda scenario: asyncio.run(scenario(Books(bounds)))
+    server: RedisServer = request.getfixturevalue("redis_server")
+
+    async def on_redis(scenario: Scenario) -> None:
+        books = RedisQuota(server.url, service_id="one", limits=bounds)
+        await books.start()
+        await until(lambda: books.connected)
+        await scenario(books)
+        assert books.connected
+        await books.close()
+        assert books.counts["script_failed"] == 0
+
+    return lambda scenario: asyncio.run(on_redis(scenario))
+
+
+def account(tenant: Limits, *, model: Limits | None = None, name: str = "t") -> Account:
+    scopes = (("tenant", tenant),) if model is None else (("tenant", tenant), ("model:m", model))
+    return Account(name, "k", "m", scopes)
+
+
+async def reserve(
+    books: QuotaBooks, who: Account, name: str, what: Amounts = ONE, *, idle: bool = False
+) -> Granted | Refused:
+    answer = books.reserve(who, name, what, now_ns=time.monotonic_ns(), idle_capacity=idle)
+    if isinstance(answer, Ask):
+        answer = await books.ask(who, name, what, budget_s=BUDGET_S, idle_capacity=idle)
+    return answer
+
+
+def settle(books: QuotaBooks, name: str, what: Amounts = ONE, **more: Any) -> bool:
+    return books.settle(name, what, now_ns=time.monotonic_ns(), **more)
+
+
+async def heard(books: QuotaBooks) -> None:
+    """What was said has reached the shared books."""
+    if isinstance(books, RedisQuota):
+        await until(lambda: books.squared)
+
+
+async def drain(
+    books: QuotaBooks, who: Account, what: Amounts = ONE, *, idle: bool = False
+) -> tuple[int, Refused]:
+    """Reserve until refused."""
+    for number in itertools.count():
+        answer = await reserve(books, who, f"d{time.monotonic_ns()}", what, idle=idle)
+        if isinstance(answer, Refused):
+            return number, answer
+    raise AssertionError
+
+
+def test_burst_then_retry_after(run: Run) -> None:
+    """The burst is granted, the next refused, and Retry-After is when it is granted."""
+
+    async def scenario(books: QuotaBooks) -> None:
+        who = account(limits(requests_per_minute=120, burst=0.1))
+        granted, refused = await drain(books, who)
+        assert granted == 12
+        assert (refused.scope, refused.limit) == ("tenant", "requests_per_minute")
+        assert 0.3 < refused.retry_after_s <= 0.5
+        assert refused.figures.limit_requests == 120
+        assert refused.figures.remaining_requests == 0
+        await asyncio.sleep(refused.retry_after_s * 0.7)
+        assert isinstance(await reserve(books, who, "early"), Refused)
+        await asyncio.sleep(refused.retry_after_s * 0.3 + 0.002)
+        assert isinstance(await reserve(books, who, "then"), Granted)
+
+    run(scenario)
+
+
+def test_all_or_none(run: Run) -> None:
+    """What one scope refuses is charged in no other."""
+
+    async def scenario(books: QuotaBooks) -> None:
+        who = account(limits(budget_per_month=5.0), model=limits(budget_per_day=1.0))
+        costs = Amounts(1, 0, 0, 0.0, 1.0)
+        assert isinstance(await reserve(books, who, "a", costs), Granted)
+        refused = await reserve(books, who, "b", costs)
+        assert isinstance(refused, Refused)
+        assert (refused.scope, refused.limit) == ("model:m", "budget_per_day")
+        await heard(books)
+        used = {row.limit: row.used for row in books.usage(who, now_ns=time.monotonic_ns())}
+        assert used["budget_per_month"] == pytest.approx(1.0, abs=1e-3)
+
+    run(scenario)
+
+
+def test_settling_refunds_and_charges_once(run: Run) -> None:
+    """The difference goes back or is taken; a second record changes nothing."""
+
+    async def scenario(books: QuotaBooks) -> None:
+        who = account(limits(output_tokens_per_hour=1000))
+        assert isinstance(await reserve(books, who, "a", Amounts(1, 0, 900, 0.0, 0.0)), Granted)
+        assert settle(books, "a", Amounts(1, 0, 100, 0.0, 0.0))
+        assert not settle(books, "a", Amounts(1, 0, 0, 0.0, 0.0))
+        await heard(books)
+        assert isinstance(await reserve(books, who, "b", Amounts(1, 0, 850, 0.0, 0.0)), Granted)
+        assert settle(books, "b", Amounts(1, 0, 950, 0.0, 0.0))
+        await heard(books)
+        refused = await reserve(books, who, "c", Amounts(1, 0, 1, 0.0, 0.0))
+        assert isinstance(refused, Refused)
+        assert refused.retry_after_s == pytest.approx(51 * 3.6, abs=2)
+
+    run(scenario)
+
+
+def test_reserving_again_is_free_and_cancelling_gives_back(run: Run) -> None:
+    """The id is what counts; a cancelled one may be reserved anew."""
+
+    async def scenario(books: QuotaBooks) -> None:
+        who = account(limits(input_tokens_per_hour=100, concurrent_requests=2))
+        full = Amounts(1, 100, 0, 0.0, 0.0)
+        for _ in range(3):
+            assert isinstance(await reserve(books, who, "a", full), Granted)
+        assert isinstance(await reserve(books, who, "b", full), Refused)
+        for _ in range(2):
+            books.cancel("a", now_ns=time.monotonic_ns())
+        await heard(books)
+        assert isinstance(await reserve(books, who, "a", full), Granted)
+        assert settle(books, "a", full)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("most", [2, 40])
+def test_places_in_flight(run: Run, most: int) -> None:
+    """As many as the limit, and one more for each that ends; expiry frees what nobody ended."""
+
+    async def scenario(books: QuotaBooks) -> None:
+        who = account(limits(concurrent_requests=most))
+        for number in range(most):
+            assert isinstance(await reserve(books, who, f"a{number}"), Granted)
+        refused = await reserve(books, who, "b")
+        assert isinstance(refused, Refused)
+        assert refused.limit == "concurrent_requests"
+        settle(books, "a0")
+        await heard(books)
+        assert isinstance(await reserve(books, who, "b"), Granted)
+        assert isinstance(await reserve(books, who, "c"), Refused)
+        await asyncio.sleep(TTL_NS / 1e9 + 0.05)
+        assert len(books.expire(now_ns=time.monotonic_ns())) == most
+        assert isinstance(await reserve(books, who, "c"), Granted)
+
+    run(scenario)
+
+
+def test_renewed_ones_stay(run: Run) -> None:
+    """A heartbeat keeps the place in flight past the time to live."""
+
+    async def scenario(books: QuotaBooks) -> None:
+        who = account(limits(concurrent_requests=1))
+        assert isinstance(await reserve(books, who, "a"), Granted)
+        for _ in range(3):
+            await asyncio.sleep(0.4)
+            assert books.renew("a", now_ns=time.monotonic_ns())
+        assert books.expire(now_ns=time.monotonic_ns()) == []
+        assert isinstance(await reserve(books, who, "b"), Refused)
+
+    run(scenario)
+
+
+def test_late_records_correct_an_expiry_once(run: Run) -> None:
+    """Expired: charged as reserved; then the record comes, twice."""
+
+    async def scenario(books: QuotaBooks) -> None:
+        who = account(limits(input_tokens_per_hour=100))
+        await reserve(books, who, "a", Amounts(1, 100, 0, 0.0, 0.0))
+        await asyncio.sleep(TTL_NS / 1e9 + 0.05)
+        assert books.expire(now_ns=time.monotonic_ns()) == ["a"]
+        assert isinstance(await reserve(books, who, "b", Amounts(1, 40, 0, 0.0, 0.0)), Refused)
+        assert settle(books, "a", Amounts(1, 50, 0, 0.0, 0.0))
+        assert not settle(books, "a", Amounts(1, 0, 0, 0.0, 0.0))
+        await heard(books)
+        assert isinstance(await reserve(books, who, "b", Amounts(1, 40, 0, 0.0, 0.0)), Granted)
+        assert isinstance(await reserve(books, who, "c", Amounts(1, 40, 0, 0.0, 0.0)), Refused)
+
+    run(scenario)
+
+
+def test_unknown_records_are_charged_once(run: Run) -> None:
+    """Another service decided, and its reservation is nowhere: the account pays the real counts."""
+
+    async def scenario(books: QuotaBooks) -> None:
+        who = account(limits(input_tokens_per_hour=100))
+        assert settle(books, "x", Amounts(1, 70, 0, 0.0, 0.0), account=who)
+        assert not settle(books, "x", Amounts(1, 70, 0, 0.0, 0.0), account=who)
+        await heard(books)
+        assert isinstance(await reserve(books, who, "a", Amounts(1, 40, 0, 0.0, 0.0)), Refused)
+        assert isinstance(await reserve(books, who, "b", Amounts(1, 25, 0, 0.0, 0.0)), Granted)
+
+    run(scenario)
+
+
+def test_borrowed_is_gone_at_once(run: Run) -> None:
+    """While idle to the factor; then the tenant has its own quota and no debt of what it borrowed."""
+
+    async def scenario(books: QuotaBooks) -> None:
+        who = account(limits(requests_per_minute=120, burst=0.1, borrow=3.0))
+        granted, _ = await drain(books, who, idle=True)
+        assert 36 <= granted <= 37
+        refused = await reserve(books, who, "b")
+        assert isinstance(refused, Refused)
+        assert refused.retry_after_s <= 0.5
+        await asyncio.sleep(refused.retry_after_s + 0.002)
+        assert isinstance(await reserve(books, who, "c"), Granted)
+        assert isinstance(await reserve(books, who, "d"), Refused)
+
+    run(scenario)
+
+
+def test_tenants_do_not_share(run: Run) -> None:
+    """One tenant's spent quota is not another's, whatever their names look like."""
+
+    async def scenario(books: QuotaBooks) -> None:
+        quota = limits(requests_per_minute=1)
+        for name in ("a", "b", "a}{b", "ä b"):
+            who = account(quota, name=name)
+            assert isinstance(await reserve(books, who, f"{name}-1"), Granted)
+            assert isinstance(await reserve(books, who, f"{name}-2"), Refused)
+
+    run(scenario)
+
+
+def test_no_limits_no_questions(run: Run) -> None:
+    """A tenant without quotas is granted without a word to anybody."""
+
+    async def scenario(books: QuotaBooks) -> None:
+        who = account(Limits())
+        assert isinstance(books.reserve(who, "a", ONE, now_ns=time.monotonic_ns()), Granted)
+        assert settle(books, "a")
+
+    run(scenario)

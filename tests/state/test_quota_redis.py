@@ -1,0 +1,429 @@
+"""Quotas of several services over a real redis-server, and everything that it does to them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from extproc.core.quota import Account, Amounts, Ask, Granted, QuotaLimits, Refused, limits
+from extproc.state import quota_journal
+from extproc.state.quota_journal import Journal, Op
+from extproc.state.quota_redis import RedisQuota
+from extproc.state.quota_wallet import LEASE_PART
+from tests.state.conftest import Lag, RedisServer, until
+
+ONE = Amounts(1, 10, 10, 1.0, 0.0)
+FAST = limits(requests_per_minute=600_000, concurrent_requests=10_000)
+WHO = Account("t", "k", "m", (("tenant", FAST),))
+TIGHT = Account("t", "k", "m", (("tenant", limits(requests_per_minute=1_200, burst=0.1)),))
+BOOKS = "{steersman:quota:t}"
+
+numbers = itertools.count()
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name.startswith("extproc.state")]
+
+
+@contextlib.asynccontextmanager
+async def quotas(
+    server: RedisServer, count: int, *, ttl_ns: int = 60_000_000_000, prefix: str = "steersman"
+) -> AsyncIterator[list[RedisQuota]]:
+    """Services that know of each other."""
+    books = [
+        RedisQuota(
+            server.url,
+            service_id=f"s{number}",
+            prefix=prefix,
+            services=count,
+            limits=QuotaLimits(reservation_ttl_ns=ttl_ns),
+        )
+        for number in range(count)
+    ]
+    for one in books:
+        await one.start()
+    await until(lambda: all(one.connected for one in books))
+    try:
+        yield books
+    finally:
+        await asyncio.gather(*(one.close() for one in books))
+        assert not any(one.counts["script_failed"] for one in books)
+
+
+async def decide(
+    books: RedisQuota, who: Account, name: str = "", *, budget_s: float = 0.5, what: Amounts = ONE
+) -> Granted | Refused:
+    name = name or f"n{next(numbers)}"
+    answer = books.reserve(who, name, what, now_ns=time.monotonic_ns())
+    if isinstance(answer, Ask):
+        answer = await books.ask(who, name, what, budget_s=budget_s)
+    return answer
+
+
+def totals(server: RedisServer) -> dict[str, int]:
+    found = server.command("HGETALL", f"{BOOKS}:b").items()
+    return {key[2:].decode(): int(value) for key, value in found if key.startswith(b"t:")}
+
+
+def in_flight(server: RedisServer) -> int:
+    return int(server.command("HGET", f"{BOOKS}:b", "c:tenant") or 0)
+
+
+async def squared(server: RedisServer, *books: RedisQuota) -> dict[str, int]:
+    """At rest: nothing to tell, nothing in flight, and every reservation has ended."""
+    await until(lambda: all(one.squared for one in books))
+    await until(lambda: in_flight(server) == 0 and server.command("HLEN", f"{BOOKS}:r") == 0)
+    found = totals(server)
+    ended = found.get("settled", 0) + found.get("expired", 0) + found.get("cancelled", 0)
+    assert found.get("reserved", 0) == ended, found
+    return found
+
+
+def test_the_usual_decision_waits_for_nothing(redis_server: RedisServer) -> None:
+    """After the first questions the leases suffice, and are filled up before they are spent."""
+
+    async def scenario() -> None:
+        async with quotas(redis_server, 1) as (one,):
+            for number in range(600):
+                assert isinstance(await decide(one, WHO, f"r{number}"), Granted)
+                one.settle(f"r{number}", ONE, now_ns=time.monotonic_ns())
+                if number % 2:
+                    await asyncio.sleep(0.001)
+            assert one.counts["reserved.asked"] <= 30
+            found = await squared(redis_server, one)
+            assert found["reserved"] == 600
+
+    asyncio.run(scenario())
+
+
+@settings(
+    max_examples=6,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    rate=st.sampled_from([600, 3_000, 60_000]),
+    burst=st.sampled_from([0.01, 0.05]),
+    concurrent=st.sampled_from([None, 3, 60]),
+)
+def test_three_services_admit_no_more_than_the_bound(
+    redis_server: RedisServer, rate: int, burst: float, concurrent: int | None
+) -> None:
+    """Hammering together: admitted ≤ rate · t + burst + services × lease, and so for those in flight."""
+
+    async def scenario() -> None:
+        prefix = f"p{next(numbers)}"
+        quota = limits(requests_per_minute=rate, burst=burst, concurrent_requests=concurrent)
+        who = Account("t", "k", "m", (("tenant", quota),))
+        async with quotas(redis_server, 3, prefix=prefix) as books:
+            flying = most = admitted = 0
+            begun = time.monotonic()
+
+            async def hammer(one: RedisQuota) -> None:
+                nonlocal flying, most, admitted
+                while time.monotonic() - begun < 0.6:
+                    name = f"n{next(numbers)}"
+                    if isinstance(await decide(one, who, name), Granted):
+                        admitted += 1
+                        flying += 1
+                        most = max(most, flying)
+                        await asyncio.sleep(0.002)
+                        flying -= 1
+                        one.settle(name, ONE, now_ns=time.monotonic_ns())
+                    else:
+                        await asyncio.sleep(0.001)
+
+            await asyncio.gather(*(hammer(one) for one in books for _ in range(4)))
+            took_s = time.monotonic() - begun
+            lease = rate * burst / LEASE_PART
+            assert not any(one.counts["reserved.alone"] for one in books)
+            assert admitted <= rate / 60 * took_s + rate * burst + 3 * lease + 1
+            if concurrent is not None:
+                assert most <= concurrent + 3 * (concurrent // LEASE_PART)
+            elif rate < 60_000:
+                # Nor are leases a way to lose much of it.
+                assert admitted >= rate * burst - 3 * lease - 1
+
+    asyncio.run(scenario())
+
+
+def test_another_services_record_settles_once(redis_server: RedisServer) -> None:
+    """Whoever gets the record, and both at once: the difference is charged once and the place is free."""
+
+    async def scenario() -> None:
+        async with quotas(redis_server, 2) as (one, two):
+            who = Account(
+                "t", "k", "m", (("tenant", limits(input_tokens_per_hour=1_000, concurrent_requests=5)),)
+            )
+            assert isinstance(await decide(one, who, "a", what=Amounts(1, 900, 0, 0.0, 0.0)), Granted)
+            now_ns = time.monotonic_ns()
+            small = Amounts(1, 100, 0, 0.0, 0.0)
+            assert two.settle("a", small, now_ns=now_ns, account=who)
+            assert one.settle("a", small, now_ns=now_ns)
+            await squared(redis_server, one, two)
+            assert isinstance(await decide(one, who, "b", what=Amounts(1, 850, 0, 0.0, 0.0)), Granted)
+            assert isinstance(await decide(two, who, "c", what=Amounts(1, 100, 0, 0.0, 0.0)), Refused)
+
+    asyncio.run(scenario())
+
+
+def test_a_record_that_overtakes_its_reservation_costs_once(redis_server: RedisServer) -> None:
+    """Settled elsewhere before a leased reservation was entered: what the lease paid comes back."""
+
+    async def scenario() -> None:
+        async with quotas(redis_server, 2) as (one, two):
+            day = limits(budget_per_day=1_000.0)
+            who = Account("t", "k", "m", (("tenant", day),))
+            ten = Amounts(1, 0, 0, 0.0, 10.0)
+            await decide(one, who, "first", what=ten)
+            held: list[Op] = []
+            one.journal.put = held.append  # type: ignore[method-assign]
+            assert isinstance(one.reserve(who, "a", ten, now_ns=time.monotonic_ns()), Granted)
+            two.settle("a", ten, now_ns=time.monotonic_ns(), account=who)
+            await until(lambda: two.squared)
+            await asyncio.sleep(0.05)
+            del one.journal.put
+            for _ in range(2):
+                one.journal.put(held[0])
+                one._work.set()
+                await until(lambda: one.squared)
+                await asyncio.sleep(0.03)
+            await one._give_back(one._asker, all_of_it=True)
+            used = one.usage(who, now_ns=time.monotonic_ns())[0].used
+            assert used == pytest.approx(20.0, abs=0.1)
+
+    asyncio.run(scenario())
+
+
+def test_unspent_leases_go_back(redis_server: RedisServer) -> None:
+    """Two seconds after the last use the shared bucket is whole again, and the other can have all of it."""
+
+    async def scenario() -> None:
+        async with quotas(redis_server, 2) as (one, two):
+            who = Account(
+                "t", "k", "m", (("tenant", limits(budget_per_month=100.0, concurrent_requests=20)),)
+            )
+            assert isinstance(await decide(one, who, "a", what=Amounts(1, 0, 0, 0.0, 1.0)), Granted)
+            one.settle("a", Amounts(1, 0, 0, 0.0, 0.0), now_ns=time.monotonic_ns())
+            assert isinstance(await decide(two, who, "b", what=Amounts(1, 0, 0, 0.0, 99.0)), Refused)
+            await asyncio.sleep(2.3)
+            assert not one._leasing
+            assert isinstance(await decide(two, who, "b", what=Amounts(1, 0, 0, 0.0, 99.9)), Granted)
+
+    asyncio.run(scenario())
+
+
+def test_down_at_start(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Decisions come at once from the share; what was admitted is charged when Redis is there."""
+    caplog.set_level(logging.INFO)
+    redis_server.kill()
+
+    async def scenario() -> None:
+        one = RedisQuota(redis_server.url, service_id="one", services=3)
+        await one.start()
+        await asyncio.sleep(0.3)
+        answers = [one.reserve(TIGHT, f"a{n}", ONE, now_ns=time.monotonic_ns()) for n in range(60)]
+        # 1,200 a minute, a tenth at once, shared by three.
+        assert sum(isinstance(answer, Granted) for answer in answers) in (40, 41)
+        redis_server.start()
+        await until(lambda: one.connected)
+        await until(lambda: in_flight(redis_server) in (40, 41))
+        await one.close()
+
+    asyncio.run(scenario())
+    assert sum(" lost (" in line for line in lines(caplog)) == 1
+    assert sum("is back" in line for line in lines(caplog)) == 1
+
+
+def test_hung(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Stopped for two seconds: each decision keeps its budget, and the books are squared afterwards."""
+    caplog.set_level(logging.INFO)
+
+    async def scenario() -> None:
+        async with quotas(redis_server, 2) as (one, two):
+            await decide(one, TIGHT, "warm")
+            async with Lag() as lag:
+                redis_server.signal(signal.SIGSTOP)
+                begun, names, slow = time.monotonic(), [], 0
+                while time.monotonic() - begun < 2:
+                    asked = time.monotonic()
+                    name = f"h{len(names)}"
+                    if isinstance(await decide(one, TIGHT, name, budget_s=0.005), Granted):
+                        names.append(name)
+                    slow += time.monotonic() - asked > 0.02
+                    await asyncio.sleep(0.005)
+                redis_server.signal(signal.SIGCONT)
+            assert slow <= 3
+            assert not lag.blocked, lag.worst_s
+            # Half of the burst and of the rate for this one of two, and what was leased.
+            assert 60 <= len(names) <= 60 + 2.1 * 10 + 12 + 1
+            await until(lambda: one.connected and two.connected)
+            for name in [*names, "warm"]:
+                assert one.settle(name, ONE, now_ns=time.monotonic_ns())
+            found = await squared(redis_server, one, two)
+            assert found["settled"] == len(names) + 1
+            assert one.counts["lost"] == one.counts["back"] == 1
+            assert len(one._asks) == 0
+
+    asyncio.run(scenario())
+    assert sum(" lost (" in line for line in lines(caplog)) == 2
+    assert sum("is back" in line for line in lines(caplog)) == 2
+
+
+def test_read_only(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """A server that has become a replica is no server: the share decides until it is a master again."""
+    caplog.set_level(logging.INFO)
+
+    async def scenario() -> None:
+        async with quotas(redis_server, 1) as (one,):
+            await decide(one, TIGHT, "a")
+            redis_server.command("REPLICAOF", "127.0.0.1", "1")
+            await until(lambda: not one.connected)
+            assert isinstance(one.reserve(TIGHT, "b", ONE, now_ns=time.monotonic_ns()), Granted)
+            redis_server.command("REPLICAOF", "NO", "ONE")
+            await until(lambda: one.connected)
+            for name in "ab":
+                one.settle(name, ONE, now_ns=time.monotonic_ns())
+            assert (await squared(redis_server, one))["settled"] == 2
+
+    asyncio.run(scenario())
+    assert sum(" lost (" in line for line in lines(caplog)) == 1
+
+
+@pytest.mark.parametrize("how", ["FLUSHALL", "kill -9"])
+def test_everything_forgotten(redis_server: RedisServer, how: str) -> None:
+    """Leases of before are void, what is in flight is entered again, and ends as it should."""
+
+    async def scenario() -> None:
+        async with quotas(redis_server, 2) as (one, two):
+            for number in range(20):
+                assert isinstance(await decide(one, WHO, f"a{number}"), Granted)
+                assert isinstance(await decide(two, WHO, f"b{number}"), Granted)
+            await until(lambda: in_flight(redis_server) == 40)
+            if how == "FLUSHALL":
+                redis_server.command("FLUSHALL")
+            else:
+                redis_server.kill()
+                await until(lambda: not one.connected and not two.connected)
+                for number in range(20, 30):
+                    assert isinstance(await decide(one, WHO, f"a{number}"), Granted)
+                redis_server.start()
+                await until(lambda: one.connected and two.connected)
+            await decide(one, WHO, "a-after")
+            await decide(two, WHO, "b-after")
+            count = 42 if how == "FLUSHALL" else 52
+            await until(lambda: in_flight(redis_server) == count)
+            for name in [*one._held]:
+                assert one.settle(name, ONE, now_ns=time.monotonic_ns())
+            for name in [*two._held]:
+                # Their records come to the other service.
+                assert one.settle(name, ONE, now_ns=time.monotonic_ns(), account=WHO)
+            assert (await squared(redis_server, one, two))["settled"] == count
+
+    asyncio.run(scenario())
+
+
+def test_scripts_forgotten(redis_server: RedisServer) -> None:
+    """SCRIPT FLUSH in the middle: questions and the journal load them again, nothing is lost."""
+
+    async def scenario() -> None:
+        async with quotas(redis_server, 1) as (one,):
+            for number in range(10):
+                redis_server.command("SCRIPT", "FLUSH")
+                assert isinstance(await decide(one, WHO, f"a{number}"), Granted)
+                redis_server.command("SCRIPT", "FLUSH")
+                one.settle(f"a{number}", ONE, now_ns=time.monotonic_ns())
+                await asyncio.sleep(0.02)
+            assert (await squared(redis_server, one))["settled"] == 10
+            assert one.counts["script_reloaded"] > 0
+            assert one.counts["lost"] == 0
+
+    asyncio.run(scenario())
+
+
+CLIENT = """
+import asyncio, sys, time
+from extproc.core.quota import *
+from extproc.state.quota_redis import RedisQuota
+async def main():
+    quota = limits(requests_per_minute=600_000, concurrent_requests=10_000)
+    who = Account("t", "k", "m", (("tenant", quota),))
+    one = RedisQuota(sys.argv[1], service_id="victim", limits=QuotaLimits(reservation_ttl_ns=10**9))
+    await one.start()
+    n = 0
+    while True:
+        n += 1
+        answer = one.reserve(who, f"v{n}", Amounts(1, 10, 10, 1.0, 0.0), now_ns=time.monotonic_ns())
+        if isinstance(answer, Ask):
+            await one.ask(who, f"v{n}", Amounts(1, 10, 10, 1.0, 0.0))
+        if n % 2:
+            one.settle(f"v{n}", Amounts(1, 5, 5, 1.0, 0.0), now_ns=time.monotonic_ns())
+        if n == 100:
+            print("going", flush=True)
+        await asyncio.sleep(0.001)
+asyncio.run(main())
+"""
+
+
+def test_a_service_killed_in_the_middle(redis_server: RedisServer) -> None:
+    """What it had reserved expires by itself: reserved = settled + expired, and nothing is in flight."""
+    root = str(Path(__file__).resolve().parents[2])
+    victim = subprocess.Popen(
+        [sys.executable, "-c", CLIENT, redis_server.url],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": root},
+        cwd=root,
+    )
+    assert victim.stdout is not None
+    with victim.stdout:
+        assert victim.stdout.readline() == b"going\n"
+    victim.kill()
+    victim.wait(5)
+
+    async def scenario() -> None:
+        async with quotas(redis_server, 1, ttl_ns=1_000_000_000) as (one,):
+            assert in_flight(redis_server) > 0
+            await asyncio.sleep(2.1)
+            for number in range(40):
+                await decide(one, TIGHT, f"a{number}")
+                one.settle(f"a{number}", ONE, now_ns=time.monotonic_ns())
+                await asyncio.sleep(0.01)
+            found = await squared(redis_server, one)
+            assert found["expired"] > 10
+            assert found["settled"] > 40
+
+    asyncio.run(scenario())
+
+
+def test_the_journal_is_bounded_and_says_each_thing_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settled before it was entered is one operation; what comes back yields to what came later."""
+    monkeypatch.setattr(quota_journal, "JOURNAL_MAX", 3)
+    one = RedisQuota("redis://127.0.0.1:1", service_id="x")
+    journal = Journal(one.counts)
+    for name in "abc":
+        one.reserve(WHO, name, ONE, now_ns=1)
+        journal.put(Op("enter", name, WHO, one._held[name]))
+    journal.put(Op("settle", "a", WHO, one._held["a"]))
+    journal.put(Op("renew", "b", WHO, one._held["b"]))
+    taken = journal.take(2)
+    assert [(op.how, op.id) for op in taken] == [("settle", "a"), ("enter", "b")]
+    journal.put(Op("cancel", "b", WHO, one._held["b"]))
+    journal.put_back(taken)
+    assert [(op.how, op.id) for op in journal.take(9)] == [("settle", "a"), ("enter", "c"), ("cancel", "b")]
+    for number in range(5):
+        journal.put(Op("settle", f"z{number}", WHO, None))
+    assert len(journal) == 3
+    assert one.counts["journal_dropped"] == 2
