@@ -1,0 +1,237 @@
+"""The fair queue: requests wait here while no replica would start them at once.
+
+Across service classes strict order, softened by ageing; inside a class virtual token counters over the
+tenants (level.py); inside a tenant a policy (order.py). Owns who is held and why somebody is not. Asks
+its caller where a request would fit and knows nothing of replicas; the caller brings the time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from extproc.core.fairness.crowd import Crowd
+from extproc.core.fairness.held import Bounds, Cost, Held, Shed, Work
+from extproc.core.fairness.lane import Entry
+from extproc.core.fairness.line import Line
+from extproc.core.fairness.order import EarliestDeadline, Order
+from extproc.core.fairness.timers import Timers
+
+T = TypeVar("T")
+
+#: Requests offered beyond the first, when the first fits nowhere.
+TRIES_MAX = 6
+
+
+@dataclass(slots=True)
+class Waits:
+    """How one class's requests left: how many, and how long the dispatched had waited."""
+
+    dispatched: int = 0
+    shed: int = 0
+    removed: int = 0
+    aged: int = 0
+    waited_ns: int = 0
+    waited_max_ns: int = 0
+
+
+class FairQueue:
+    """Held requests of all pools; not thread-safe (one event loop owns it).
+
+    `fits` callbacks must not call the queue. `bounds` may be replaced while requests are held, with as
+    many classes as before: what is over a lower bound is shed at the next push.
+    """
+
+    def __init__(self, bounds: Bounds, *, order: Order | None = None, cost: Cost | None = None) -> None:
+        self.bounds = bounds
+        self.order: Order = order or EarliestDeadline()
+        self.cost = cost or Cost()
+        classes = len(bounds.class_held_max)
+        self.by_tenant: Counter[str] = Counter()
+        self.waits = [Waits() for _ in range(classes)]
+        self._crowds = [Crowd() for _ in range(classes)]
+        self._lines: dict[str, Line] = {}
+        self._entries: dict[str, Entry] = {}
+        self._last = Timers()
+        self._ageing = Timers()
+        self._number = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, id: str) -> bool:  # noqa: A002 (a request's own word)
+        return id in self._entries
+
+    def push(self, held: Held, *, now_ns: int) -> list[Shed]:
+        """Hold a request; whom the bounds turn away for it, perhaps itself.
+
+        Over its tenant's bound the tenant's own newest goes, over a class's the newest of the tenant that
+        holds most of it for its weight, over the total that of the lowest class that is held.
+        """
+        assert held.id not in self._entries, held.id
+        assert held.weight > 0, held.weight
+        self._number += 1
+        order = self.order
+        entry = Entry(
+            held,
+            number=self._number,
+            key=order.key(held),
+            lost_ns=order.lost_ns(held),
+            last_ns=order.last_ns(held),
+        )
+        self._line(held.pool).enter(entry, self.bounds, now_ns=now_ns)
+        self._entries[held.id] = entry
+        self._crowds[held.klass].add(entry)
+        self.by_tenant[held.tenant] += 1
+        self._last.set(entry, entry.last_ns)
+        if held.klass:
+            self._ageing.set(entry, held.arrived_ns + self.bounds.ageing_ns)
+        return self._keep_bounds(held, now_ns)
+
+    def remove(self, id: str) -> Held | None:  # noqa: A002
+        """Its client has left: the request, None when it is not held (any more)."""
+        entry = self._entries.get(id)
+        if entry is None:
+            return None
+        self._line(entry.held.pool).leave(entry)
+        self._forget(entry)
+        self.waits[entry.held.klass].removed += 1
+        return entry.held
+
+    def take(
+        self, pool: str, fits: Callable[[Held], T | None], *, now_ns: int, tries_max: int = TRIES_MAX
+    ) -> tuple[Held, T] | None:
+        """The next request of a pool for which `fits` finds a place, with that place; charged and gone.
+
+        `fits` is called at most 1 + tries_max times. None means that none of those fitted.
+        """
+        line = self._lines.get(pool)
+        if line is None or not line:
+            return None
+        self._age(now_ns)
+        return self._dispatch(line, line.first_fit(fits, now_ns=now_ns, tries_max=tries_max), now_ns)
+
+    def take_kin(
+        self, after: Held, fits: Callable[[Held], T | None], *, now_ns: int
+    ) -> tuple[Held, T] | None:
+        """One more of the kin of a request just taken, for the same place, within the fairness slack.
+
+        `fits` tries that place alone. The caller enters each in its books before it asks for the next.
+        """
+        line = self._lines.get(after.pool)
+        if line is None or not line:
+            return None
+        return self._dispatch(line, line.kin_fit(after, fits, self.bounds, now_ns=now_ns), now_ns)
+
+    def expire(self, *, now_ns: int) -> list[Shed]:
+        """Shed what has waited as long as its class allows, or past the policy's hope."""
+        due: list[Held] = []
+        while (timer := self._last.pop_due(now_ns)) is not None:
+            due.append(self._shed(timer[1]))
+        return [self._turned_away(held, now_ns) for held in due]
+
+    def close(self, pool: str, *, now_ns: int) -> list[Shed]:
+        """The pool is no more: shed who waits for it and forget its counters."""
+        due = [self._shed(entry) for entry in list(self._entries.values()) if entry.held.pool == pool]
+        sheds = [self._turned_away(held, now_ns) for held in due]
+        self._lines.pop(pool, None)
+        return sheds
+
+    def charge(self, tenant: str, *, pool: str, klass: int, weight: float, work: Work) -> None:
+        """Charge a request that was dispatched without being held: a replica was free."""
+        self._line(pool).levels[klass].charge(
+            tenant, self.cost.of(work), weight=weight, counters_max=self.bounds.counters_max
+        )
+
+    def settled(
+        self, tenant: str, *, pool: str, klass: int, weight: float, predicted: Work, actual: Work
+    ) -> None:
+        """A dispatched request has ended: correct its tenant's counter by what the prediction missed."""
+        tokens = self.cost.of(actual) - self.cost.of(predicted)
+        line = self._lines.get(pool)
+        if tokens and line is not None:
+            line.levels[klass].correct(tenant, tokens, weight=weight, counters_max=self.bounds.counters_max)
+
+    def next_event_ns(self) -> int | None:
+        """When `expire` next has somebody to shed; None when nobody is held."""
+        return self._last.next_ns()
+
+    @property
+    def by_class(self) -> list[int]:
+        """Held requests by service class."""
+        return [crowd.size for crowd in self._crowds]
+
+    @property
+    def by_pool(self) -> dict[str, int]:
+        """Held requests by pool."""
+        return {pool: len(line) for pool, line in self._lines.items()}
+
+    def counters(self, pool: str, klass: int = 0) -> dict[str, float]:
+        """The virtual token counters of a pool and level, by tenant: tokens over weight."""
+        line = self._lines.get(pool)
+        return {} if line is None else {t: lane.counter for t, lane in line.levels[klass].lanes.items()}
+
+    def _line(self, pool: str) -> Line:
+        line = self._lines.get(pool)
+        if line is None:
+            line = self._lines[pool] = Line(len(self._crowds))
+        return line
+
+    def _dispatch(self, line: Line, found: tuple[Entry, T] | None, now_ns: int) -> tuple[Held, T] | None:
+        if found is None:
+            return None
+        entry, place = found
+        held = entry.held
+        line.dispatch(entry, self.cost.of(held.work), self.bounds, now_ns=now_ns)
+        self._forget(entry)
+        waits, waited_ns = self.waits[held.klass], max(0, now_ns - held.arrived_ns)
+        waits.dispatched += 1
+        waits.waited_ns += waited_ns
+        waits.waited_max_ns = max(waits.waited_max_ns, waited_ns)
+        return held, place
+
+    def _keep_bounds(self, pushed: Held, now_ns: int) -> list[Shed]:
+        bounds, sheds = self.bounds, []
+        tenant_max = bounds.of_tenant(pushed.tenant)
+        while self.by_tenant[pushed.tenant] > tenant_max:
+            newest = (crowd.newest_of(pushed.tenant) for crowd in reversed(self._crowds))
+            sheds.append(self._shed(next(entry for entry in newest if entry is not None)))
+        for crowd, most in zip(self._crowds, bounds.class_held_max, strict=True):
+            while crowd.size > most:
+                sheds.append(self._shed(crowd.newest_of_fullest()))
+        while len(self._entries) > bounds.held_max:
+            lowest = next(crowd for crowd in reversed(self._crowds) if crowd.size)
+            sheds.append(self._shed(lowest.newest_of_fullest()))
+        return [self._turned_away(held, now_ns) for held in sheds]
+
+    def _shed(self, entry: Entry) -> Held:
+        self._line(entry.held.pool).leave(entry)
+        self._forget(entry)
+        self.waits[entry.held.klass].shed += 1
+        return entry.held
+
+    def _turned_away(self, held: Held, now_ns: int) -> Shed:
+        last_ns = self.order.last_ns(held)
+        return Shed(held, self._line(held.pool).retry_after_s(held, last_ns=last_ns, now_ns=now_ns))
+
+    def _forget(self, entry: Entry) -> None:
+        held = entry.held
+        del self._entries[held.id]
+        self._crowds[held.klass].drop(entry)
+        left = self.by_tenant[held.tenant] - 1
+        if left:
+            self.by_tenant[held.tenant] = left
+        else:
+            del self.by_tenant[held.tenant]
+        self._last.trim(len(self._entries))
+        self._ageing.trim(len(self._entries))
+
+    def _age(self, now_ns: int) -> None:
+        while (timer := self._ageing.pop_due(now_ns)) is not None:
+            due_ns, entry = timer
+            self._line(entry.held.pool).age(entry, self.bounds)
+            self.waits[entry.held.klass].aged += 1
+            if entry.level:
+                self._ageing.set(entry, due_ns + self.bounds.ageing_ns)

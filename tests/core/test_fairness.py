@@ -1,0 +1,553 @@
+"""The fair queue: order across classes, tenants and inside a tenant; bounds; what is said to the shed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import permutations
+from random import Random
+from typing import Any
+
+import pytest
+
+from extproc.core.fairness import Bounds, EarliestDeadline, FairQueue, FirstCome, Held, Shed
+from extproc.core.fairness.crowd import Crowd
+from extproc.core.fairness.lane import Entry
+from extproc.core.strategies import Work
+
+S = 1_000_000_000
+BOUNDS = Bounds(held_max=1_000, class_held_max=(1_000, 1_000, 1_000), tenant_held_max=500, ageing_ns=10 * S)
+
+
+def held(name: str, tenant: str = "a", **fields: Any) -> Held:
+    """A request of 100 + 2·50 = 200 tokens' cost that arrives at 0, is shed at 60 s and due at 5 s."""
+    given: dict[str, Any] = {
+        "weight": 1.0,
+        "klass": 0,
+        "pool": "p",
+        "work": Work(100, 50),
+        "arrived_ns": 0,
+        "shed_at_ns": 60 * S,
+        "ttft_deadline_ns": 5 * S,
+    }
+    return Held(id=name, tenant=tenant, **(given | fields))
+
+
+def anywhere(_: Held) -> str:
+    return "place"
+
+
+def only(*ids: str) -> Callable[[Held], str | None]:
+    """Fits the named alone, and notes whom it was asked about in `asked`."""
+
+    def fits(each: Held) -> str | None:
+        asked.append(each.id)
+        return "place" if each.id in ids else None
+
+    asked: list[str] = []
+    fits.asked = asked  # type: ignore[attr-defined]
+    return fits
+
+
+def filled(*requests: Held, bounds: Bounds = BOUNDS, **options: Any) -> FairQueue:
+    queue = FairQueue(bounds, **options)
+    for each in requests:
+        assert queue.push(each, now_ns=each.arrived_ns) == []
+    return queue
+
+
+def drain(queue: FairQueue, *, now_ns: int = 0, most: int = 10_000, pool: str = "p") -> list[str]:
+    """Ids in the order in which they go."""
+    ids: list[str] = []
+    while len(ids) < most and (taken := queue.take(pool, anywhere, now_ns=now_ns)) is not None:
+        ids.append(taken[0].id)
+    return ids
+
+
+def shed_ids(sheds: list[Shed]) -> list[str]:
+    return [shed.held.id for shed in sheds]
+
+
+def test_an_empty_queue_gives_nothing() -> None:
+    """Neither a pool that was never heard of nor an empty one."""
+    queue = FairQueue(BOUNDS)
+    assert queue.take("p", anywhere, now_ns=0) is None
+    assert queue.take_kin(held("1", kin=1), anywhere, now_ns=0) is None
+    assert queue.expire(now_ns=0) == []
+    assert queue.next_event_ns() is None
+    assert queue.remove("1") is None
+
+
+def test_what_fits_comes_with_its_place() -> None:
+    """The request, and whatever `fits` returned."""
+    request = held("1", payload="the stream")
+    assert filled(request).take("p", lambda _: ("10.0.0.1:80", 7), now_ns=0) == (
+        request,
+        ("10.0.0.1:80", 7),
+    )
+
+
+class TestTenants:
+    def test_the_least_served_goes_next(self) -> None:
+        """Costs 200 each, so a's five and b's five alternate."""
+        queue = filled(*(held(f"{t}{i}", t, arrived_ns=i) for t in "ab" for i in range(3)))
+        assert drain(queue) == ["a0", "b0", "a1", "b1", "a2", "b2"]
+
+    def test_a_weight_of_two_gets_twice(self) -> None:
+        """a is charged 200 / 2."""
+        a = [held(f"a{i}", "a", weight=2.0, arrived_ns=i) for i in range(8)]
+        queue = filled(*a, *(held(f"b{i}", "b", arrived_ns=i) for i in range(8)))
+        assert sum(each.startswith("a") for each in drain(queue, most=9)) == 6
+
+    def test_costs_are_tokens(self) -> None:
+        """One of b's costs five of a's."""
+        large = Work(900, 50)
+        queue = filled(
+            *(held(f"b{i}", "b", work=large, arrived_ns=i) for i in range(2)),
+            *(held(f"a{i}", "a", arrived_ns=i) for i in range(7)),
+        )
+        assert drain(queue) == ["b0", "a0", "a1", "a2", "a3", "a4", "b1", "a5", "a6"]
+
+    def test_who_was_idle_is_lifted(self) -> None:
+        """It has not saved up while others were served, and does not go first for long."""
+        queue = filled(*(held(f"a{i}", "a", arrived_ns=i) for i in range(10)))
+        drain(queue, most=5)
+        for i in range(5):
+            queue.push(held(f"b{i}", "b", arrived_ns=i), now_ns=0)
+        assert queue.counters("p") == {"a": 1000.0, "b": 1000.0}
+        assert drain(queue, most=4) == ["a5", "b0", "a6", "b1"]
+
+    def test_with_nobody_waiting_the_last_served_is_the_measure(self) -> None:
+        """What a tenant had of a free replica is no debt to those who come later."""
+        queue = FairQueue(BOUNDS)
+        for _ in range(100):
+            queue.charge("a", pool="p", klass=0, weight=1.0, work=Work(100, 50))
+        queue.push(held("b0", "b"), now_ns=0)
+        queue.push(held("a0", "a"), now_ns=0)
+        assert queue.counters("p") == {"a": 20_000.0, "b": 20_000.0}
+
+    def test_what_is_never_held_is_charged(self) -> None:
+        """A tenant whose small requests always find a place pays for them."""
+        queue = filled(held("a0"), held("b0", "b"))
+        queue.charge("a", pool="p", klass=0, weight=1.0, work=Work(1, 0))
+        assert drain(queue) == ["b0", "a0"]
+
+    def test_pools_are_apart(self) -> None:
+        """Much of one model is nothing of another's."""
+        queue = filled(held("a0"), held("b0", "b"))
+        queue.charge("a", pool="q", klass=0, weight=1.0, work=Work(10_000, 0))
+        assert drain(queue) == ["a0", "b0"]
+        assert drain(queue, pool="q") == []
+
+    def test_the_end_corrects_the_prediction(self) -> None:
+        """50 output tokens were expected, 90 came: 2 · 40 more; over the weight."""
+        queue = filled(held("a0", weight=2.0), held("a1", weight=2.0))
+        drain(queue, most=1)
+        settle = {"pool": "p", "klass": 0, "weight": 2.0, "predicted": Work(100, 50)}
+        queue.settled("a", actual=Work(100, 90), **settle)
+        assert queue.counters("p") == {"a": 140.0}
+        queue.settled("a", actual=Work(90, 50), **settle)
+        assert queue.counters("p") == {"a": 135.0}
+        queue.settled("nobody", actual=Work(90, 50), **settle)
+        assert queue.counters("p") == {"a": 135.0}
+        queue.settled("a", actual=Work(90, 50), **(settle | {"pool": "unknown"}))
+
+    def test_a_refund_does_not_undo_a_lift(self) -> None:
+        """An overestimate, an absence and a return are no way to the front."""
+        queue = filled(held("a0", work=Work(0, 500)), *(held(f"b{i}", "b") for i in range(20)))
+        drain(queue, most=19)
+        queue.push(held("a1"), now_ns=0)
+        lifted = queue.counters("p")["b"]
+        assert queue.counters("p")["a"] == lifted == 18 * 200
+        queue.settled("a", pool="p", klass=0, weight=1.0, predicted=Work(0, 500), actual=Work(0, 1))
+        assert queue.counters("p")["a"] == lifted
+
+    def test_counters_of_the_idle_are_bounded(self) -> None:
+        """A thousand passers-by leave ten counters."""
+        queue = FairQueue(replace(BOUNDS, counters_max=10))
+        for i in range(1_000):
+            queue.charge(f"t{i}", pool="p", klass=0, weight=1.0, work=Work(i % 7, 0))
+        assert len(queue.counters("p")) == 10
+
+    def test_to_be_forgotten_is_no_advantage(self) -> None:
+        """Whoever owes most is remembered longest, and who is unknown begins where the forgotten were."""
+        queue = filled(held("b0", "b"), bounds=replace(BOUNDS, counters_max=3))
+        for tenant, tokens in (("debtor", 900), ("small", 100), ("x", 50), ("y", 70)):
+            queue.charge(tenant, pool="p", klass=0, weight=1.0, work=Work(tokens, 0))
+        assert queue.counters("p").keys() == {"b", "debtor", "y"}
+        queue.push(held("s", "small"), now_ns=0)
+        # Forgotten were x at 50, small at 100, and now y at 120 (it began at 50) for small itself.
+        assert queue.counters("p")["small"] >= 100.0
+        assert queue.counters("p")["debtor"] == 900.0
+
+
+class TestClasses:
+    def test_the_better_class_goes_first(self) -> None:
+        """Whatever the counters are."""
+        queue = filled(held("low", klass=2), held("mid", klass=1), held("top", "b", klass=0))
+        queue.charge("b", pool="p", klass=0, weight=1.0, work=Work(100_000, 0))
+        assert drain(queue) == ["top", "mid", "low"]
+
+    def test_ageing_lifts_a_class_at_a_time(self) -> None:
+        """After 10 s class 2 competes in class 1, after 20 s in class 0, and no further."""
+        queue = filled(held("low", "l", klass=2))
+        for second, level in ((9, 2), (10, 1), (19, 1), (20, 0), (59, 0)):
+            assert queue.take("p", lambda _: None, now_ns=second * S) is None
+            backlogged = [i for i in range(3) if "l" in queue.counters("p", i)]
+            assert min(backlogged) == level
+        assert queue.waits[2].aged == 2
+        assert queue.by_class == [0, 0, 1]
+
+    def test_a_late_look_ages_as_much(self) -> None:
+        """Nothing is lost when nobody took for a while; a guest comes after its equals, once each."""
+        queue = filled(held("low", "l", klass=2), held("top0", "t"), held("top1", "t", arrived_ns=1))
+        assert drain(queue, now_ns=25 * S) == ["top0", "low", "top1"]
+
+    def test_what_was_had_as_a_guest_counts_at_home(self) -> None:
+        """Charged in the level it was served at, and in its own class."""
+        queue = filled(held("low", "l", klass=1))
+        assert drain(queue, now_ns=10 * S) == ["low"]
+        assert queue.counters("p", 0) == queue.counters("p", 1) == {"l": 200.0}
+
+    def test_no_flood_of_a_better_class_starves_an_aged_one(self) -> None:
+        """Once it competes there it waits for no more than a request of each tenant."""
+        queue = filled(held("low", "l", klass=1))
+        queue.charge("l", pool="p", klass=1, weight=1.0, work=Work(1_000_000, 0))
+        for i in range(50):
+            queue.push(held(f"a{i}"), now_ns=0)
+            queue.push(held(f"b{i}", "b"), now_ns=0)
+        assert "low" not in drain(queue, now_ns=9 * S, most=20)
+        assert "low" in drain(queue, now_ns=10 * S, most=3)
+
+
+class TestInside:
+    def test_the_earliest_deadline_goes_first(self) -> None:
+        """Not who came first."""
+        queue = filled(
+            held("late", ttft_deadline_ns=9 * S), held("soon", arrived_ns=1, ttft_deadline_ns=3 * S)
+        )
+        assert drain(queue, now_ns=2) == ["soon", "late"]
+
+    def test_the_lost_go_last_by_arrival(self) -> None:
+        """Started at 3 s with 2.5 s of prefill neither x nor y makes its 5 s."""
+        queue = filled(
+            held("x", arrived_ns=1, prefill_ns=5 * S // 2),
+            held("y", arrived_ns=0, prefill_ns=5 * S // 2),
+            held("just", arrived_ns=2, prefill_ns=2 * S),
+            held("long", arrived_ns=3, ttft_deadline_ns=50 * S),
+        )
+        assert drain(queue, now_ns=3 * S) == ["just", "long", "y", "x"]
+
+    def test_first_come(self) -> None:
+        """The comparison: nothing but arrival."""
+        queue = filled(
+            held("1", arrived_ns=1, ttft_deadline_ns=9 * S),
+            held("2", arrived_ns=2, ttft_deadline_ns=3 * S),
+            order=FirstCome(),
+        )
+        assert drain(queue, now_ns=8 * S) == ["1", "2"]
+
+    @pytest.mark.parametrize("order", list(permutations(range(4))))
+    def test_the_order_of_pushing_does_not_matter(self, order: tuple[int, ...]) -> None:
+        """Where counters, deadlines and arrivals differ, they alone decide."""
+        queue = filled(held("a0"), held("b0", "b"))
+        queue.charge("a", pool="p", klass=0, weight=1.0, work=Work(70, 0))
+        requests = [
+            held("a1", "a", arrived_ns=1, ttft_deadline_ns=6 * S),
+            held("a2", "a", arrived_ns=0, ttft_deadline_ns=7 * S),
+            held("b1", "b", arrived_ns=3, ttft_deadline_ns=8 * S),
+            held("b2", "b", arrived_ns=2, ttft_deadline_ns=9 * S),
+        ]
+        for i in order:
+            queue.push(requests[i], now_ns=0)
+        assert drain(queue, now_ns=3) == ["b0", "a0", "b1", "a1", "b2", "a2"]
+
+
+class TestFitting:
+    def test_the_next_is_tried_when_the_first_fits_nowhere(self) -> None:
+        """By fair order: another tenant's first before the second of the same."""
+        queue = filled(held("a0"), held("a1", arrived_ns=1), held("b0", "b"))
+        fits = only("a1")
+        taken = queue.take("p", fits, now_ns=0)
+        assert taken is not None
+        assert taken[0].id == "a1"
+        assert fits.asked == ["a0", "b0", "a1"]  # type: ignore[attr-defined]
+        assert drain(queue) == ["b0", "a0"]
+
+    def test_tries_are_bounded(self) -> None:
+        """1 + tries_max calls, each for another request."""
+        queue = filled(*(held(f"{t}{i}", f"t{t}") for t in range(20) for i in range(5)))
+        for tries_max in (0, 1, 6, 30):
+            fits = only()
+            assert queue.take("p", fits, now_ns=0, tries_max=tries_max) is None
+            asked = fits.asked  # type: ignore[attr-defined]
+            assert len(asked) == len(set(asked)) == 1 + tries_max
+
+    def test_seven_or_fewer_are_all_tried(self) -> None:
+        """So something is taken whenever something fits."""
+        for last in range(7):
+            queue = filled(*(held(str(i), f"t{i % 3}", klass=i % 2) for i in range(7)))
+            taken = queue.take("p", only(str(last)), now_ns=0)
+            assert taken is not None
+
+    def test_the_front_does_not_block_the_rest_for_long(self) -> None:
+        """Of 100 held the one that fits is found in 50 takes, wherever it stands."""
+        queue = filled(*(held(str(i), f"t{i}") for i in range(100)))
+        takes = 1
+        while queue.take("p", only("77"), now_ns=0) is None:
+            takes += 1
+        assert takes <= 50
+
+    def test_a_failing_fits_breaks_nothing(self) -> None:
+        """Its error goes through; the queue is as before."""
+        queue = filled(held("a0"), held("a1", arrived_ns=1), held("b0", "b"))
+
+        def breaks(each: Held) -> str | None:
+            if each.id == "a1":
+                raise RuntimeError(each.id)
+            return None
+
+        with pytest.raises(RuntimeError):
+            queue.take("p", breaks, now_ns=0)
+        assert drain(queue) == ["a0", "b0", "a1"]
+
+
+class TestKin:
+    def test_kin_go_together(self) -> None:
+        """Before their turn, of any tenant, one at a time."""
+        queue = filled(
+            held("a0", kin=7),
+            held("a1", arrived_ns=1, kin=8),
+            held("b0", "b"),
+            held("b1", "b", arrived_ns=1, kin=7, ttft_deadline_ns=9 * S),
+            held("c0", "c", kin=b"7"),
+        )
+        first = queue.take("p", anywhere, now_ns=2)
+        assert first is not None
+        assert first[0].id == "a0"
+        second = queue.take_kin(first[0], anywhere, now_ns=2)
+        assert second is not None
+        assert second[0].id == "b1"
+        assert queue.take_kin(first[0], anywhere, now_ns=2) is None
+        assert queue.counters("p") == {"a": 200.0, "b": 200.0, "c": 0.0}
+
+    def test_not_beyond_the_slack(self) -> None:
+        """b is 200 ahead of c."""
+        for slack, goes in ((199.0, False), (200.0, True)):
+            queue = filled(
+                held("a0", kin=7),
+                held("b0", "b", ttft_deadline_ns=1 * S),
+                held("b1", "b", kin=7),
+                held("c0", "c"),
+                bounds=replace(BOUNDS, slack_tokens=slack),
+            )
+            assert drain(queue, most=2) == ["a0", "b0"]
+            assert (queue.take_kin(held("a0", kin=7), anywhere, now_ns=0) is not None) is goes
+
+    def test_neither_before_a_better_class_nor_when_lost(self) -> None:
+        """Nor to a place that does not take it."""
+        first = held("x", kin=7)
+        queue = filled(held("low", klass=1, kin=7), held("top", "t"))
+        assert queue.take_kin(first, anywhere, now_ns=0) is None
+        queue.remove("top")
+        assert queue.take_kin(first, only(), now_ns=0) is None
+        assert queue.take_kin(first, anywhere, now_ns=6 * S) is None
+        assert queue.take_kin(first, anywhere, now_ns=0) is not None
+
+
+class TestBounds:
+    def test_a_tenant_over_its_bound_loses_its_newest(self) -> None:
+        """Nobody else does; a tenant may have a bound of its own, and 0 is none at all."""
+        bounds = replace(BOUNDS, tenant_held_max=2, tenants_held_max={"big": 3, "none": 0})
+        queue = filled(
+            held("a0"), held("a1", pool="q"), *(held(f"B{i}", "big") for i in range(3)), bounds=bounds
+        )
+        assert shed_ids(queue.push(held("a2"), now_ns=0)) == ["a2"]
+        assert shed_ids(queue.push(held("B3", "big"), now_ns=0)) == ["B3"]
+        assert shed_ids(queue.push(held("n", "none"), now_ns=0)) == ["n"]
+        assert queue.by_tenant == {"a": 2, "big": 3}
+
+    def test_a_tenants_lowest_class_goes_first(self) -> None:
+        """Its better request pushes out its newest of a lower class."""
+        queue = filled(held("l0", klass=1), held("l1", klass=1), bounds=replace(BOUNDS, tenant_held_max=2))
+        assert shed_ids(queue.push(held("top"), now_ns=0)) == ["l1"]
+
+    def test_a_full_class_turns_away_who_fills_it(self) -> None:
+        """The newest of the tenant with most for its weight, not the good tenant's first."""
+        bounds = replace(BOUNDS, class_held_max=(4, 10, 10))
+        noisy = [held(f"n{i}", "noisy") for i in range(4)]
+        queue = filled(*noisy, bounds=bounds)
+        assert shed_ids(queue.push(held("g0", "good"), now_ns=0)) == ["n3"]
+        assert shed_ids(queue.push(held("n4", "noisy"), now_ns=0)) == ["n4"]
+        assert shed_ids(queue.push(held("g1", "good"), now_ns=0)) == ["n2"]
+        # Two each: the newcomer's own goes rather than one that has waited.
+        assert shed_ids(queue.push(held("g2", "good"), now_ns=0)) == ["g2"]
+        assert shed_ids(queue.push(held("h0", "heavy", weight=9.0), now_ns=0)) == ["g1"]
+
+    def test_a_full_queue_sheds_the_lowest_class_first(self) -> None:
+        """Of the lowest that is held, and the pushed one itself if that is it."""
+        queue = filled(
+            held("t0", "t"),
+            held("m0", "m", klass=1),
+            held("l0", "l", klass=2),
+            bounds=replace(BOUNDS, held_max=3),
+        )
+        assert shed_ids(queue.push(held("l1", "k", klass=2), now_ns=0)) == ["l1"]
+        assert shed_ids(queue.push(held("t1", "t"), now_ns=0)) == ["l0"]
+        assert shed_ids(queue.push(held("t2", "t"), now_ns=0)) == ["m0"]
+        assert shed_ids(queue.push(held("m1", "m", klass=1), now_ns=0)) == ["m1"]
+        assert shed_ids(queue.push(held("t3", "t"), now_ns=0)) == ["t3"]
+        assert queue.by_class == [3, 0, 0]
+
+    def test_lower_bounds_hold_from_the_next_push(self) -> None:
+        """A reload that lowers them sheds all that is over."""
+        queue = filled(*(held(f"{i}", f"t{i}") for i in range(9)))
+        queue.bounds = replace(BOUNDS, held_max=4)
+        assert len(queue.push(held("9", "t9"), now_ns=0)) == 6
+        assert len(queue) == 4
+
+
+class TestLeaving:
+    def test_a_client_that_leaves_is_gone_at_once(self) -> None:
+        """Uncharged, and not offered any more."""
+        queue = filled(held("a0"), held("a1", arrived_ns=1))
+        removed = queue.remove("a0")
+        assert removed is not None
+        assert removed.id == "a0"
+        assert queue.remove("a0") is None
+        assert "a0" not in queue
+        assert queue.counters("p") == {"a": 0.0}
+        assert drain(queue) == ["a1"]
+        assert len(queue) == 0
+        assert queue.by_pool == {"p": 0}
+        assert not queue.by_tenant
+
+    def test_expiry(self) -> None:
+        """At its own time and not before; the next event says when."""
+        queue = filled(held("a0", shed_at_ns=5), held("a1", shed_at_ns=9), held("a2", shed_at_ns=7))
+        assert queue.next_event_ns() == 5
+        assert queue.expire(now_ns=4) == []
+        assert shed_ids(queue.expire(now_ns=7)) == ["a0", "a2"]
+        assert queue.next_event_ns() == 9
+        queue.remove("a1")
+        assert queue.next_event_ns() is None
+
+    def test_past_hope(self) -> None:
+        """With a hope of 1 s a request is shed that long after it was lost, at 5 − 2 s."""
+        queue = filled(held("a0", prefill_ns=2 * S), order=EarliestDeadline(hope_ns=S))
+        assert queue.expire(now_ns=4 * S) == []
+        assert shed_ids(queue.expire(now_ns=4 * S + 1)) == ["a0"]
+
+    def test_a_closed_pool_sheds_its_own(self) -> None:
+        """And nobody else's."""
+        queue = filled(held("a0"), held("b0", pool="q"))
+        assert shed_ids(queue.close("p", now_ns=0)) == ["a0"]
+        assert queue.by_pool == {"q": 1}
+        assert drain(queue, pool="q") == ["b0"]
+
+    def test_figures(self) -> None:
+        """How they left, by class."""
+        queue = filled(
+            held("a0", klass=1), held("a1", klass=1, arrived_ns=1), held("a2"), held("a3", shed_at_ns=3)
+        )
+        queue.expire(now_ns=3)
+        queue.remove("a2")
+        assert queue.take("p", anywhere, now_ns=10) is not None
+        assert queue.take("p", anywhere, now_ns=21) is not None
+        assert (queue.waits[0].shed, queue.waits[0].removed) == (1, 1)
+        assert (queue.waits[1].dispatched, queue.waits[1].waited_ns, queue.waits[1].waited_max_ns) == (
+            2,
+            30,
+            20,
+        )
+
+
+class TestRetryAfter:
+    def paced(self, *, every_ns: int, count: int, bounds: Bounds) -> FairQueue:
+        """A queue that lets one go in so many nanoseconds, empty at the end."""
+        queue = FairQueue(bounds)
+        for i in range(count):
+            queue.push(held(f"w{i}", "w", arrived_ns=i), now_ns=0)
+        for i in range(1, count + 1):
+            queue.take("p", anywhere, now_ns=i * every_ns)
+        return queue
+
+    def test_it_is_when_the_queue_will_have_moved_on(self) -> None:
+        """10 a second and 40 of its own ahead of it: 5 s at the 41st, rounded up."""
+        queue = self.paced(every_ns=S // 10, count=20, bounds=replace(BOUNDS, tenant_held_max=40))
+        now = 2 * S
+        for i in range(40):
+            queue.push(held(f"a{i}", shed_at_ns=90 * S), now_ns=now)
+        (shed,) = queue.push(held("a40"), now_ns=now)
+        assert shed.retry_after_s == 5
+
+    def test_it_counts_what_fairness_puts_ahead(self) -> None:
+        """Its first goes after one of each tenant, though 300 wait; a lower class waits for all."""
+        queue = self.paced(every_ns=S // 10, count=20, bounds=replace(BOUNDS, tenants_held_max={"z": 0}))
+        now = 2 * S
+        for i in range(300):
+            queue.push(held(f"a{i}", f"t{i % 3}"), now_ns=now)
+        # 1 + 4 tenants' one each.
+        assert queue.push(held("z0", "z"), now_ns=now)[0].retry_after_s == 1
+        assert queue.push(held("z1", "z", klass=1), now_ns=now)[0].retry_after_s in (30, 31)
+
+    def test_a_stall_lengthens_it(self) -> None:
+        """Nothing has gone for 20 s."""
+        queue = self.paced(every_ns=S // 10, count=20, bounds=replace(BOUNDS, tenants_held_max={"z": 0}))
+        queue.push(held("a0"), now_ns=2 * S)
+        assert queue.push(held("z0", "z"), now_ns=22 * S)[0].retry_after_s > 2
+
+    def test_unknown_pace_is_the_hold_time(self) -> None:
+        """And never more than a minute nor less than a second."""
+        queue = FairQueue(replace(BOUNDS, tenant_held_max=0))
+        assert queue.push(held("a", shed_at_ns=8 * S), now_ns=0)[0].retry_after_s == 8
+        assert queue.push(held("b", shed_at_ns=0), now_ns=0)[0].retry_after_s == 1
+        assert queue.push(held("c", shed_at_ns=900 * S), now_ns=0)[0].retry_after_s == 60
+
+
+class TestMemory:
+    def test_who_has_left_leaves_nothing(self) -> None:
+        """Ten thousand that come and go beside one that stays: no heap grows with them."""
+        queue = filled(held("stays"), held("low", klass=2), held("charged", "z"))
+        for i in range(10_000):
+            queue.push(held(f"{i}", f"t{i % 50}", klass=i % 3, kin=i), now_ns=0)
+            if i % 2:
+                queue.remove(f"{i}")
+            else:
+                assert queue.take("p", only(f"{i}"), now_ns=0) is not None
+        for _ in range(10_000):
+            queue.charge("z", pool="p", klass=0, weight=1.0, work=Work(1, 0))
+        line = queue._lines["p"]
+        heaps = [queue._last._heap, queue._ageing._heap, *(crowd._fullest for crowd in queue._crowds)]
+        heaps += [heap for level in line.levels for heap in (level._ranked, level._idle)]
+        heaps += [lane._feasible for level in line.levels for lane in level.lanes.values()]
+        assert max(map(len, heaps)) <= 100
+        assert len(line._kin) == 0
+        assert len(line._rotation) == len(queue) == 3
+
+    def test_who_is_fullest_is_known_after_any_history(self) -> None:
+        """As counting them all would say, also after records were dropped."""
+        rng = Random(1)
+        crowd = Crowd()
+        entries: dict[int, Entry] = {}
+        for number in range(1, 6_000):
+            grows = rng.random() < (0.7 if number % 1_000 < 500 else 0.3)
+            if grows or not entries:
+                tenant = f"t{rng.randrange(12)}"
+                request = held(str(number), tenant, weight=1.0 + len(tenant) % 2)
+                entries[number] = Entry(request, number=number, key=0, lost_ns=0, last_ns=0)
+                crowd.add(entries[number])
+            else:
+                crowd.drop(entries.pop(rng.choice(list(entries))))
+            if number % 37 == 0 and entries:
+                fullness = Counter[str]()
+                for entry in entries.values():
+                    fullness[entry.held.tenant] += 1
+                found = crowd.newest_of_fullest()
+                weight = found.held.weight
+                most = max(fullness[e.held.tenant] / e.held.weight for e in entries.values())
+                assert fullness[found.held.tenant] / weight == most
+                assert found.number == max(
+                    n for n, e in entries.items() if e.held.tenant == found.held.tenant
+                )
