@@ -15,7 +15,7 @@ from extproc.app import App, restart_needed
 from extproc.config.load import loads
 from extproc.core.outcome import Outcome, Reject, Reservation, Routed
 from extproc.core.request import Dialect, Kind, Request
-from extproc.core.tenant import hash_key
+from extproc.core.tenant import Evidence, hash_key
 from extproc.wire import server as server_module
 
 S = 1_000_000_000
@@ -54,9 +54,9 @@ def app_of(text: str = BASE) -> tuple[App, Clock]:
 
 
 def admitted(app: App) -> Reservation:
-    tenant = app.processor.directory.identify("Bearer a-key", None)
-    assert not isinstance(tenant, Reject)
-    decision = app.desk.admit(CHAT, tenant, now_ns=app.clock())
+    identity = app.processor.directory.identify(Evidence(authorization="Bearer a-key"), now_s=0)
+    assert not isinstance(identity, Reject)
+    decision = app.desk.admit(CHAT, identity.tenant, now_ns=app.clock())
     assert isinstance(decision, Routed)
     return decision.reservation
 
@@ -175,10 +175,13 @@ def test_what_applies_live(path: Path) -> None:
     )
     changed += f"  - name: globex\n    keys: [{{sha256: {hash_key('g-key')}}}]\n"
     assert reload(app, path, changed)
-    identify = app.processor.directory.identify
-    assert isinstance(identify("Bearer a-key", None), Reject), "a removed key opens nothing"
-    assert not isinstance(identify("Bearer b-key", None), Reject)
-    assert not isinstance(identify("Bearer g-key", None), Reject)
+
+    def identify(key: str) -> object:
+        return app.processor.directory.identify(Evidence(api_key=key), now_s=0)
+
+    assert isinstance(identify("a-key"), Reject), "a removed key opens nothing"
+    assert not isinstance(identify("b-key"), Reject)
+    assert not isinstance(identify("g-key"), Reject)
     pool = app.desk.fleet.pool_of("alias")
     assert pool is not None
     assert (pool.strategy, pool.calibration) == ("random", calibration)
@@ -195,7 +198,7 @@ def test_auth_can_be_switched_live(path: Path) -> None:
     """It is the service's alone."""
     app, _ = app_of()
     assert reload(app, path, BASE.replace("auth: api_key", "auth: none"))
-    assert not isinstance(app.processor.directory.identify(None, None), Reject)
+    assert not isinstance(app.processor.directory.identify(Evidence(), now_s=0), Reject)
 
 
 def test_a_running_service(

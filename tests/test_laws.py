@@ -24,6 +24,8 @@ PURE = {
     "functools",
     "hashlib",
     "heapq",
+    "hmac",
+    "ipaddress",
     "itertools",
     "math",
     "msgspec",

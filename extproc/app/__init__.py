@@ -7,26 +7,44 @@ to know nothing of the rest.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import msgspec
 
+from extproc.app.adjusting import Adjusting
 from extproc.app.agents import Agents
-from extproc.app.build import RELOADABLE_OF_POOL, desk_limits, directory_of, pool_specs, restart_needed
+from extproc.app.build import (
+    RELOADABLE_OF_POOL,
+    attempts_of,
+    desk_limits,
+    directory_of,
+    policy_of,
+    pool_specs,
+    quota_limits,
+    restart_needed,
+)
+from extproc.app.operators import Operators
 from extproc.app.roster import Roster
 from extproc.config.load import ConfigError, load
 from extproc.config.model import Config
 from extproc.core.desk import Desk
 from extproc.core.fleet import Fleet
 from extproc.core.outcome import Outcome
+from extproc.core.quota import Books
+from extproc.core.tenant import Tenant
+from extproc.history.changes import changes
+from extproc.history.follow import Follow
+from extproc.observe.audit import AuditLog
 from extproc.observe.tally import Tally
+from extproc.observe.tenants import tenants_view
+from extproc.state.quota_redis import RedisQuota
 from extproc.wire.processor import Processor
 from extproc.wire.server import BindError, Server
 
@@ -36,6 +54,8 @@ log = logging.getLogger(__name__)
 
 #: How often time passes for the fleet: health follows, reservations expire, Envoys are told.
 TICK_S = 0.25
+#: Mistakes of a refused configuration that the audit log repeats.
+PROBLEMS_NOTED = 10
 
 
 class App:
@@ -45,6 +65,18 @@ class App:
         self.config = config
         self.clock = clock
         instance = os.urandom(6).hex()
+        self.quotas: Books | RedisQuota = (
+            Books(quota_limits(config))
+            if config.sharing is None
+            else RedisQuota(
+                config.sharing.redis,
+                service_id=instance,
+                prefix=config.sharing.prefix,
+                services=len(config.service_addresses),
+                limits=quota_limits(config),
+                clock=clock,
+            )
+        )
         self.desk = Desk(
             Fleet(pool_specs(config)),
             instance=instance,
@@ -52,10 +84,13 @@ class App:
             limits=desk_limits(config),
             rng=Random(instance),
             zone=config.service.zone,
+            policy=policy_of(config),
+            quotas=self.quotas,
         )
         self.roster = Roster(config, self.desk.fleet)
         self.agents = Agents(config, self.desk, self.roster, clock=clock)
         self.tally = Tally()
+        self.adjusting = Adjusting(config, self.desk, self.tally)
         self.processor = Processor(
             self.desk,
             directory_of(config),
@@ -63,7 +98,16 @@ class App:
             decisions_concurrent_max=config.limits.decisions_concurrent_max,
             body_bytes_max=config.gateway.body_bytes_max,
             clock=clock,
+            attempts=attempts_of(config),
         )
+        self.audit = self.processor.audit = AuditLog(config.audit)
+        self.operators = Operators(
+            self.desk,
+            self.processor.recent,
+            tenants=self._tenants,
+            clock=clock,
+        )
+        self.follow: Follow | None = None
         self.started_ns = clock()
         self.server: Server | None = None
         self._stop = asyncio.Event()
@@ -78,7 +122,12 @@ class App:
             status=self.status_json,
             message_bytes_max=self.config.gateway.body_bytes_max,
             handlers=[self.roster.publisher.handler()],
-            commands={"Drain": self._drain, "ClearFaults": self._clear_faults},
+            commands={
+                "Drain": self._drain,
+                "ClearFaults": self._clear_faults,
+                "Tenant": self.operators.tenant,
+                "Shadow": self.operators.shadow,
+            },
         )
         self.addresses = await self.server.start(self.config.service.listen)
         try:
@@ -86,32 +135,45 @@ class App:
         except OSError as error:
             await self.server.drain(0.0)
             raise BindError(str(error)) from error
+        if isinstance(self.quotas, RedisQuota):
+            await self.quotas.start()
         self.roster.start()
         return self.addresses
 
-    def handle_signals(self, config_file: Path | None = None) -> None:
-        """SIGTERM and SIGINT end `run`, SIGHUP reloads; before `start`, so that none comes too early."""
+    def handle_signals(self, config_file: Path | None = None, *, watch: bool = True) -> None:
+        """SIGTERM and SIGINT end `run`, SIGHUP reloads; before `start`, so that none comes too early.
+
+        `watch`: whether `run` also takes the file when it has changed.
+        """
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stop.set)
         if config_file is not None:
-            loop.add_signal_handler(signal.SIGHUP, self.reload, config_file)
+            self.follow = Follow(config_file, partial(self.reload, config_file)) if watch else None
+            hung_up = self.follow.now if self.follow is not None else partial(self.reload, config_file)
+            loop.add_signal_handler(signal.SIGHUP, hung_up)
 
-    async def run(self, *, config_file: Path | None = None) -> None:
-        """Serve until SIGTERM or SIGINT, then drain; SIGHUP reloads. `start` comes first."""
+    async def run(self, *, config_file: Path | None = None, watch: bool = True) -> None:
+        """Serve until SIGTERM or SIGINT, then drain; SIGHUP or a changed file reloads. After `start`."""
         assert self.server is not None
-        self.handle_signals(config_file)
-        ticking = asyncio.create_task(self._tick())
+        self.handle_signals(config_file, watch=watch)
+        tasks = [asyncio.create_task(self._tick()), asyncio.create_task(self._keep_audit())]
+        if self.follow is not None:
+            tasks.append(asyncio.create_task(self.follow.run()))
         try:
             await self._stop.wait()
             log.info("draining for at most %.1f s", self.config.service.drain_s)
             await self.roster.stop()
-            await self.agents.stop()
+            # What still runs is settled meanwhile: the books stay open until nothing comes any more.
             await self.server.drain(self.config.service.drain_s)
+            await self.agents.stop()
+            if isinstance(self.quotas, RedisQuota):
+                await self.quotas.close()
         finally:
-            ticking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await ticking
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.to_thread(self.audit.flush, last=True)
 
     def settle(self, outcome: Outcome) -> None:
         """Take one access-log outcome into books and figures."""
@@ -119,34 +181,48 @@ class App:
         if self.desk.settle(outcome, now_ns=now_ns):
             elsewhere = not outcome.reservation.id.startswith(f"{self.desk.instance}-")
             self.tally.ended(outcome, now_ns=now_ns, decided_elsewhere=elsewhere)
+            self.processor.recent.ended(outcome, now_ns=now_ns)
 
     def reload(self, path: Path) -> bool:
         """Read the configuration again; a bad or unappliable one changes nothing. True when applied."""
         try:
             new = load(path)
+            directory = directory_of(new)
         except ConfigError as error:
-            for problem in error.problems:
-                log.error("reload refused, the last good configuration stays: %s", problem)
-            self.desk.counts["reload.refused"] += 1
-            return False
+            return self._refuse([str(problem) for problem in error.problems])
         if changed := restart_needed(self.config, new, live=self.roster.live):
-            log.error(
-                "reload refused, the last good configuration stays: needs a restart: %s", ", ".join(changed)
-            )
-            self.desk.counts["reload.refused"] += 1
-            return False
+            return self._refuse([f"needs a restart: {', '.join(changed)}"])
+        if new.identity.failed_attempts != self.config.identity.failed_attempts:
+            self.processor.attempts = attempts_of(new)
+        self.audit.settings = new.audit
+        for name, facts in changes(self.config, new):
+            self.audit.event(name, stage="applied", **facts)
+        self.audit.event("config_reloaded", file=str(path))
         self.config = new
         self.roster.apply(new)
+        self.desk.apply(policy_of(new), now_ns=self.clock())
+        self.adjusting.apply(new)
         self.desk.default_model = new.default_model
         self.desk.limits = desk_limits(new)
         self.desk.ledger.ttl_ns = self.desk.limits.reservation_ttl_ns
         self.desk.ledger.remembered_max = self.desk.limits.settled_remembered_max
-        self.processor.directory = directory_of(new)
+        self.processor.directory = directory
         self.processor.decisions_concurrent_max = new.limits.decisions_concurrent_max
         self.tally.forget_endpoints(self.desk.fleet)
         self.desk.counts["reload.applied"] += 1
         log.info("configuration reloaded from %s", path)
         return True
+
+    def _refuse(self, problems: list[str]) -> bool:
+        for problem in problems:
+            log.error("reload refused, the last good configuration stays: %s", problem)
+        self.desk.counts["reload.refused"] += 1
+        self.audit.event("config_refused", problems=problems[:PROBLEMS_NOTED], count=len(problems))
+        return False
+
+    def _tenants(self) -> Mapping[str, Tenant]:
+        directory = self.processor.directory
+        return directory.tenants if directory.required else {directory.anonymous.name: directory.anonymous}
 
     def status(self) -> dict[str, object]:
         """Everything `steersman status` shows."""
@@ -172,12 +248,26 @@ class App:
                 "versions": self.roster.publisher.versions,
             },
             **self.agents.status(),
+            "quotas": {
+                "shared": isinstance(self.quotas, RedisQuota),
+                "connected": isinstance(self.quotas, RedisQuota) and self.quotas.connected,
+                "squared": not isinstance(self.quotas, RedisQuota) or self.quotas.squared,
+                "counts": dict(sorted(self.quotas.counts.items())),
+            },
+            "held": len(self.desk.queue),
             **self.tally.snapshot(self.desk.fleet, now_ns=now_ns),
+            "use": tenants_view(self.desk, self._tenants().values(), now_ns=now_ns),
         }
 
     def status_json(self) -> bytes:
         """`status` as the status RPC sends it."""
         return msgspec.json.encode(self.status())
+
+    async def _keep_audit(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            if self.audit.waiting:
+                await asyncio.to_thread(self.audit.flush)
 
     async def _tick(self) -> None:
         while True:
@@ -194,6 +284,8 @@ class App:
         self.roster.forget(now_ns=now_ns)
         self.desk.fleet.step(now_ns=now_ns)
         self.roster.publish()
+        self.desk.pump_all(now_ns=now_ns)
+        self.adjusting.step(now_ns=now_ns)
 
     def _drain(self, body: bytes) -> bytes:
         """`{"address": "ip:port", "draining": true}`; answers `{"found": true}`."""

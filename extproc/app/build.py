@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from extproc.config.model import Config
-from extproc.core.desk import DeskLimits
-from extproc.core.fleet import Member, PoolSpec
-from extproc.core.tenant import Directory, Tenant
+from dataclasses import replace
+from ipaddress import ip_network
 
+from extproc.config.away import away_routes, fallback
+from extproc.config.model import Config, Quota, ServiceClass
+from extproc.config.model import Key as KeySection
+from extproc.config.model import Tenant as TenantSection
+from extproc.config.secret import key_secret
+from extproc.core.accounts import Accounts, Price
+from extproc.core.attempts import AttemptLimiter
+from extproc.core.desk import ClassSpec, DeskLimits, Policy
+from extproc.core.fairness import Bounds
+from extproc.core.fleet import Member, PoolSpec
+from extproc.core.quota import Limits, QuotaLimits, limits
+from extproc.core.tenant import ANONYMOUS, Directory, Key, ProxyTrust, Tenant
+
+MS = 1_000_000
 #: What a reload may change of a pool: Envoy knows nothing of these.
 RELOADABLE_OF_POOL = frozenset(
-    {"models", "strategy", "bytes_per_token", "output_tokens", "zone_penalty_tokens"}
+    {"models", "strategy", "bytes_per_token", "output_tokens", "zone_penalty_tokens", "price"}
 )
 
 
@@ -30,22 +42,99 @@ def pool_specs(config: Config) -> list[PoolSpec]:
 
 
 def directory_of(config: Config) -> Directory:
-    """The configuration's tenants by the hashes of their keys."""
+    """The configuration's tenants by what proves them. Raises ConfigError when the secret cannot be read."""
+    gateway = config.gateway
+    trusted = gateway.trusted_proxy
     return Directory(
-        (
-            (
-                Tenant(
-                    name=tenant.name,
-                    models=None if tenant.models is None else frozenset(tenant.models),
-                    default_model=tenant.default_model,
-                    regions=None if tenant.regions is None else frozenset(tenant.regions),
-                ),
-                [key.sha256 for key in tenant.keys],
-            )
-            for tenant in config.tenants
-        ),
-        required=config.gateway.auth == "api_key",
+        ((_tenant(tenant), [_key(key) for key in tenant.keys]) for tenant in config.tenants),
+        required=gateway.auth == "api_key",
+        anonymous=replace(ANONYMOUS, service_class=config.default_class),
+        secret=key_secret(config.identity),
+        claim=gateway.jwt.claim if gateway.jwt is not None else None,
+        proxy=ProxyTrust(trusted.header, tuple(ip_network(each) for each in trusted.networks))
+        if trusted is not None
+        else None,
     )
+
+
+def _tenant(tenant: TenantSection) -> Tenant:
+    return Tenant(
+        name=tenant.name,
+        service_class=tenant.service_class,
+        models=None if tenant.models is None else frozenset(tenant.models),
+        default_model=tenant.default_model,
+        regions=None if tenant.regions is None else frozenset(tenant.regions),
+        jwt_subject=tenant.jwt_subject,
+        certificate_sans=frozenset(tenant.certificate_sans),
+    )
+
+
+def _key(key: KeySection) -> Key:
+    return Key(
+        # Its length tells nothing of the kind; the lookup tries both.
+        hash=key.sha256 or key.hmac_sha256 or "",
+        name=key.name,
+        not_before=key.not_before.timestamp() if key.not_before is not None else None,
+        expires=key.expires.timestamp() if key.expires is not None else None,
+        revoked=key.revoked,
+    )
+
+
+def attempts_of(config: Config) -> AttemptLimiter:
+    """The bound on failed attempts."""
+    limits = config.identity.failed_attempts
+    return AttemptLimiter(per_minute=limits.per_minute, burst=limits.burst, sources_max=limits.sources_max)
+
+
+def policy_of(config: Config) -> Policy:
+    """Classes, quotas, weights and prices."""
+    return Policy(
+        classes=tuple(
+            ClassSpec(name=each.name, hold_ns=each.hold_ms * MS, ttft_ns=each.ttft_ms * MS)
+            for each in config.classes
+        ),
+        bounds=Bounds(
+            held_max=config.limits.held_max,
+            class_held_max=tuple(each.held_max for each in config.classes),
+            tenants_held_max={tenant.name: tenant.held_max for tenant in config.tenants},
+            ageing_ns=config.limits.ageing_ms * MS,
+        ),
+        accounts=Accounts(
+            tenants={tenant.name: limits_of(tenant.quota) for tenant in config.tenants},
+            models={
+                (tenant.name, model): limits_of(quota)
+                for tenant in config.tenants
+                for model, quota in tenant.model_quotas.items()
+            },
+            keys={
+                (tenant.name, _key(key).id): limits_of(key.quota)
+                for tenant in config.tenants
+                for key in tenant.keys
+                if key.quota is not None
+            },
+        ),
+        weights={tenant.name: tenant.weight for tenant in config.tenants},
+        prices={
+            pool.name: Price(
+                input_per_million=pool.price.input_per_million,
+                output_per_million=pool.price.output_per_million,
+            )
+            for pool in config.pools
+        },
+    )
+
+
+def quota_limits(config: Config) -> QuotaLimits:
+    """The quota books' bounds."""
+    return QuotaLimits(
+        reservation_ttl_ns=config.limits.reservation_ttl_s * 1_000_000_000,
+        ended_remembered_max=config.limits.settled_remembered_max,
+    )
+
+
+def limits_of(quota: Quota) -> Limits:
+    """A quota's limits as the books keep them."""
+    return limits(**quota.model_dump())
 
 
 def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]:
@@ -58,8 +147,14 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
         for name in type(old.gateway).model_fields
         if name not in ("auth", "default_model") and getattr(old.gateway, name) != getattr(new.gateway, name)
     ]
-    if new.gateway.failure_mode == "open" and _default_pool(old) != _default_pool(new):
-        changed.append("gateway.default_model (its pool is where Envoy fails open to)")
+    if fallback(old) != fallback(new):
+        changed.append(
+            "gateway.default_model, or the classes' failure_mode or floor (where Envoy fails open to)"
+        )
+    if away_routes(old) != away_routes(new):
+        changed.append("what Envoy does with tenants that it knows by itself (classes, tenants)")
+    if _routes(old) != _routes(new):
+        changed.append("classes (the retries and timeouts of Envoy's routes)")
     changed += [
         f"service.{name}"
         for name in type(old.service).model_fields
@@ -70,6 +165,8 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
     ]
     if live:
         return changed
+    if [_cluster(each) for each in old.classes] != [_cluster(each) for each in new.classes]:
+        changed.append("classes (their names, order and shares are Envoy's clusters)")
     if [pool.name for pool in old.pools] != [pool.name for pool in new.pools]:
         return [*changed, "pools (their names and order)"]
     changed += [
@@ -81,10 +178,18 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
     return changed
 
 
-def _default_pool(config: Config) -> str:
-    pool = config.pool_of(config.default_model)
-    assert pool is not None, config.default_model  # the configuration's own checks
-    return pool.name
+def _routes(config: Config) -> list[tuple[object, ...]]:
+    """What Envoy's routes hold of the classes: those that have a route of their own."""
+    own = (
+        (each.name, each.retries, each.first_byte_timeout_ms, each.stream_idle_timeout_ms)
+        for each in config.classes
+    )
+    return [each for each in own if each[1:] != (None, None, None)]
+
+
+def _cluster(each: ServiceClass) -> tuple[object, ...]:
+    """What Envoy's clusters hold of a class."""
+    return each.name, each.share_of_breakers, each.outlier_detection
 
 
 def desk_limits(config: Config) -> DeskLimits:

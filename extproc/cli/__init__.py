@@ -23,7 +23,9 @@ COMMANDS = {
     "status": ("status", "Show tenants, endpoints and decisions of a running service."),
     "fleet": ("fleet", "Show endpoints, their health and GPUs; drain one, clear its faults."),
     "agent": ("agent", "Watch this node's GPUs and engines, and report them to the services."),
-    "tenant": ("tenant", "Make tenants' keys."),
+    "tenants": ("tenants", "Show what tenants use of their quotas."),
+    "tenant": ("tenant", "Show or change a tenant: quotas, class, keys."),
+    "config": ("config_cmd", "The configuration's history: who changed what, and rollback."),
     "sim-replica": ("sim_replica", "Run simulated TGI replicas."),
 }
 

@@ -11,20 +11,25 @@ from typing import Any
 
 import click
 
-from extproc.cli.options import config_option, load_or_exit, log_to_stderr
+from extproc.cli.options import EXIT_CONFIG, config_option, load_or_exit, log_to_stderr
 
 log = logging.getLogger(__name__)
 
 
 @click.command("serve")
 @config_option
+@click.option(
+    "--kept", is_flag=True, hidden=True, help="The file is a supervisor's copy: read it at SIGHUP alone."
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
-def command(file: Path, verbose: bool) -> None:
+def command(file: Path, kept: bool, verbose: bool) -> None:
     """Run the service alone: ext_proc, access log and health over gRPC.
 
-    SIGHUP reloads the configuration (a bad one changes nothing), SIGTERM drains.
+    A changed configuration is taken within two seconds, or at SIGHUP (a bad one changes nothing); SIGTERM
+    drains.
     """
     from extproc.app import App
+    from extproc.config.load import ConfigError
     from extproc.wire.server import BindError
 
     log_to_stderr(verbose=verbose)
@@ -32,15 +37,19 @@ def command(file: Path, verbose: bool) -> None:
 
     async def serve() -> None:
         app = App(config)
-        app.handle_signals(file)
+        app.handle_signals(file, watch=not kept)
         for address in await app.start():
             log.info("listening on %s", address)
         for address in app.telemetry_addresses:
             log.info("listening for agents on %s", address)
-        await app.run(config_file=file)
+        await app.run(config_file=file, watch=not kept)
 
     try:
         run_async(serve)
+    except ConfigError as error:
+        for problem in error.problems:
+            click.echo(str(problem), err=True)
+        sys.exit(EXIT_CONFIG)
     except BindError as error:
         click.echo(str(error), err=True)
         sys.exit(1)

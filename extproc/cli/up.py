@@ -56,9 +56,9 @@ def command(
 ) -> None:
     """Start Envoy and the service for your backends, and supervise both.
 
-    Restarts what dies, with backoff. Ctrl-C or SIGTERM drains and stops (twice: at once), SIGHUP
-    reloads the configuration. Exits 0 after a stop, 1 when something cannot be kept running, 2 on a
-    wrong configuration.
+    Restarts what dies, with backoff. Ctrl-C or SIGTERM drains and stops (twice: at once). A changed
+    configuration is taken within two seconds, or at SIGHUP. Exits 0 after a
+    stop, 1 when something cannot be kept running, 2 on a wrong configuration.
     """
     from extproc.supervise.envoy import EnvoyMissingError, find_envoy
     from extproc.supervise.gateway import GatewayFailedError, GatewayOptions
@@ -96,11 +96,13 @@ async def _up(config: Config, file: Path, options: Any, *, pictured: bool) -> No
 
     from extproc.demo.live import Events, going_on, show_lines, show_picture
     from extproc.demo.table import clock, screen, status_view
+    from extproc.history.follow import Follow
     from extproc.supervise.gateway import Gateway, GatewayFailedError
     from extproc.supervise.signals import Signals, first_of
 
     events = Events()
     gateway = Gateway(config, file, options=options, report=events)
+    follow = Follow(file, gateway.reload)
 
     def draw(status: dict[str, Any], width: int, height: int) -> Any:
         return screen(
@@ -115,7 +117,7 @@ async def _up(config: Config, file: Path, options: Any, *, pictured: bool) -> No
         if pictured and not sys.stdout.isatty():
             signals.stop.set()
         else:
-            gateway.reload()
+            follow.now()
 
     signals = Signals(force=gateway.kill, reload=hung_up)
     with signals:
@@ -124,6 +126,7 @@ async def _up(config: Config, file: Path, options: Any, *, pictured: bool) -> No
             if not signals.stop.is_set():
                 events(f"serving at {gateway.url} ; logs in {options.run_dir}")
                 failed = asyncio.create_task(gateway.failed())
+                following = asyncio.create_task(follow.run())
                 shown = (
                     show_picture(Console(), gateway.status, draw, events)
                     if pictured
@@ -135,7 +138,8 @@ async def _up(config: Config, file: Path, options: Any, *, pictured: bool) -> No
                         raise GatewayFailedError(failed.result())
                 finally:
                     failed.cancel()
-                    await asyncio.gather(failed, return_exceptions=True)
+                    following.cancel()
+                    await asyncio.gather(failed, following, return_exceptions=True)
         finally:
             if signals.stop.is_set():
                 events("stopping: Envoy drains, then the service (again to force)")

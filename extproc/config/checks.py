@@ -7,29 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from extproc.config.check_tenants import class_checks, identity_checks
+from extproc.config.locations import Loc, dotted, repeats
 from extproc.config.model import Config
 
-Loc = tuple[str | int, ...]
+__all__ = ["Loc", "cross_checks", "dotted"]
 
 
 def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
     """Yield (location, message) for each mistake that only shows between sections."""
-    yield from _repeats((("pools", i, "name"), pool.name) for i, pool in enumerate(config.pools))
-    yield from _repeats((("tenants", i, "name"), tenant.name) for i, tenant in enumerate(config.tenants))
-    yield from _repeats(
+    yield from repeats((("pools", i, "name"), pool.name) for i, pool in enumerate(config.pools))
+    yield from repeats((("tenants", i, "name"), tenant.name) for i, tenant in enumerate(config.tenants))
+    yield from repeats(
         (("pools", i, "models", j), model)
         for i, pool in enumerate(config.pools)
         for j, model in enumerate(pool.models)
     )
-    yield from _repeats(
+    yield from repeats(
         (("pools", i, "endpoints", j, "address"), endpoint.address)
         for i, pool in enumerate(config.pools)
         for j, endpoint in enumerate(pool.endpoints)
-    )
-    yield from _repeats(
-        (("tenants", i, "keys", j, "sha256"), key.sha256)
-        for i, tenant in enumerate(config.tenants)
-        for j, key in enumerate(tenant.keys)
     )
     served = sorted({model for pool in config.pools for model in pool.models})
     for location, model in _named_models(config):
@@ -41,11 +38,12 @@ def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
                 ("tenants", i, "default_model"),
                 (f"{tenant.default_model!r} is not among the tenant's models; add it to tenants[{i}].models"),
             )
-        if config.gateway.auth == "api_key" and not tenant.keys:
-            yield (
-                ("tenants", i, "keys"),
-                ("the tenant has no key and can never be let in; make one with 'steersman tenant key new'"),
-            )
+        for model in tenant.model_quotas:
+            if tenant.models is not None and model not in tenant.models:
+                yield (
+                    ("tenants", i, "model_quotas", model),
+                    f"is not among the tenant's models; add it to tenants[{i}].models, or remove the quota",
+                )
     if config.gateway.auth == "api_key" and not config.tenants:
         yield (
             ("tenants",),
@@ -54,6 +52,8 @@ def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
                 "list a tenant with a key, or set gateway.auth: none"
             ),
         )
+    yield from identity_checks(config)
+    yield from class_checks(config)
     yield from _sources(config)
     if config.limits.reservation_ttl_s < 3 * config.gateway.heartbeat_s:
         yield (
@@ -63,7 +63,7 @@ def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
                 f"expire. Write {3 * config.gateway.heartbeat_s} or more, or lower gateway.heartbeat_s"
             ),
         )
-    yield from _repeats((("service", "listen", i), where) for i, where in enumerate(config.service.listen))
+    yield from repeats((("service", "listen", i), where) for i, where in enumerate(config.service.listen))
     if config.gateway.listen == config.gateway.envoy_admin:
         yield ("gateway", "envoy_admin"), f"{config.gateway.listen} is gateway.listen's too; use another port"
 
@@ -84,10 +84,10 @@ def _sources(config: Config) -> Iterator[tuple[Loc, str]]:
             )
     if telemetry is None:
         return
-    yield from _repeats(
+    yield from repeats(
         (("telemetry", "nodes", i, "name"), node.name) for i, node in enumerate(telemetry.nodes)
     )
-    yield from _repeats(
+    yield from repeats(
         (("telemetry", "nodes", i, "token_sha256"), node.token_sha256)
         for i, node in enumerate(telemetry.nodes)
         if node.token_sha256
@@ -107,15 +107,6 @@ def _sources(config: Config) -> Iterator[tuple[Loc, str]]:
             )
 
 
-def _repeats(items: Iterator[tuple[Loc, str]]) -> Iterator[tuple[Loc, str]]:
-    seen: dict[str, Loc] = {}
-    for location, value in items:
-        if value in seen:
-            yield location, f"{value!r} is already at {dotted(seen[value])}; each must be the only one"
-        else:
-            seen[value] = location
-
-
 def _named_models(config: Config) -> Iterator[tuple[Loc, str]]:
     if config.gateway.default_model:
         yield ("gateway", "default_model"), config.gateway.default_model
@@ -124,11 +115,5 @@ def _named_models(config: Config) -> Iterator[tuple[Loc, str]]:
             yield ("tenants", i, "default_model"), tenant.default_model
         for j, model in enumerate(tenant.models or []):
             yield ("tenants", i, "models", j), model
-
-
-def dotted(location: Loc) -> str:
-    """`("pools", 0, "name")` as `pools[0].name`."""
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
+        for model in tenant.model_quotas:
+            yield ("tenants", i, "model_quotas", model), model

@@ -113,6 +113,8 @@ _WANTED = {
     "greater_than_equal": "{ge} or more",
     "less_than": "below {lt}",
     "less_than_equal": "{le} or less",
+    "string_pattern_mismatch": "text like {pattern}",
+    "timezone_aware": "a time with its zone, such as 2026-12-01T00:00:00Z",
     "string_too_short": "at least {min_length} long",
     "string_too_long": "at most {max_length} characters long",
     "invalid_key": "text, as every setting's name is",

@@ -9,17 +9,55 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from extproc.config.types import IpPort, Listen, ModelName, Name, Network, RedisUrl, Sha256
+from extproc.config.section import CircuitBreakers, OutlierDetection, Section
+from extproc.config.tenancy import Adjust, Key, Quota, ServiceClass, Tenant
+from extproc.config.types import (
+    EnvoyFile,
+    HeaderName,
+    IpPort,
+    Listen,
+    ModelName,
+    Name,
+    Network,
+    RedisUrl,
+    Sha256,
+)
+
+__all__ = [
+    "Adjust",
+    "Audit",
+    "CircuitBreakers",
+    "Config",
+    "Discovery",
+    "DnsName",
+    "Endpoint",
+    "FailedAttempts",
+    "Gateway",
+    "GatewayTls",
+    "IdentitySection",
+    "Jwt",
+    "Key",
+    "Limits",
+    "OutlierDetection",
+    "Pool",
+    "Price",
+    "Quota",
+    "Section",
+    "Service",
+    "ServiceClass",
+    "Sharing",
+    "StrategyName",
+    "Telemetry",
+    "TelemetryNode",
+    "TelemetryTls",
+    "Tenant",
+    "Tracing",
+    "TrustedProxy",
+]
 
 StrategyName = Literal["round_robin", "random", "least_request", "power_of_two", "least_work"]
-
-
-class Section(BaseModel):
-    """A section of the file: unknown keys are mistakes, values do not change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Endpoint(Section):
@@ -33,30 +71,6 @@ class Endpoint(Section):
     """Its region; tenants with `regions` are served there alone."""
     max_concurrent: int = Field(default=128, ge=1, le=65_536)
     """Requests it takes at once (TGI's max_concurrent_requests); above it TGI refuses inside a 200."""
-
-
-class CircuitBreakers(Section):
-    """Envoy's limits for one upstream cluster."""
-
-    max_connections: int = Field(default=4096, ge=1, le=1_000_000)
-    """Connections open at once."""
-    max_pending_requests: int = Field(default=1024, ge=1, le=1_000_000)
-    """Requests that wait for a connection."""
-    max_requests: int = Field(default=4096, ge=1, le=1_000_000)
-    """Requests in flight at once."""
-    max_retries: int = Field(default=64, ge=0, le=1_000_000)
-    """Retries in flight at once."""
-
-
-class OutlierDetection(Section):
-    """When Envoy itself sets an endpoint aside."""
-
-    consecutive_5xx: int = Field(default=5, ge=1, le=1000)
-    """Server errors in a row before an endpoint is ejected."""
-    base_ejection_ms: int = Field(default=5_000, ge=100, le=3_600_000)
-    """How long the first ejection lasts; later ones grow by the same."""
-    max_ejection_percent: int = Field(default=50, ge=0, le=100)
-    """The share of a pool that may be ejected at once."""
 
 
 class DnsName(Section):
@@ -81,6 +95,15 @@ class Discovery(Section):
     """Whether node agents may register replicas for this pool."""
 
 
+class Price(Section):
+    """What a pool's work costs, in the currency of the budgets."""
+
+    input_per_million: float = Field(default=0.0, ge=0.0, le=1e6)
+    """A million prompt tokens."""
+    output_per_million: float = Field(default=0.0, ge=0.0, le=1e6)
+    """A million generated tokens."""
+
+
 class Pool(Section):
     """Endpoints that serve the same model."""
 
@@ -99,6 +122,8 @@ class Pool(Section):
     zone_penalty_tokens: int = Field(default=2_000, ge=0, le=10_000_000)
     """A replica in another zone than the service's counts as if this much more work waited on it: the
     same zone is preferred while it is not worse by that."""
+    price: Price = Price()
+    """What its work costs; nothing when left out."""
     bytes_per_token: float = Field(default=4.0, gt=0.25, lt=64.0)
     """Prompt bytes per token before any counts have come back; calibrated from then on."""
     output_tokens: int = Field(default=256, ge=1, le=1_000_000)
@@ -107,31 +132,6 @@ class Pool(Section):
     """Envoy's limits for this pool."""
     outlier_detection: OutlierDetection = OutlierDetection()
     """When Envoy sets one of these endpoints aside."""
-
-
-class Key(Section):
-    """An API key, known by its hash alone."""
-
-    sha256: Sha256
-    """SHA-256 of the key in hex. Keys from 'steersman tenant key new' carry 256 bits of chance, so a
-    plain hash is enough to keep them."""
-    name: str = Field(default="", max_length=63)
-    """What the key is called in reports."""
-
-
-class Tenant(Section):
-    """A billing and isolation unit."""
-
-    name: Name
-    """Its name in reports and headers."""
-    keys: list[Key] = []
-    """Keys that prove a request is this tenant's."""
-    models: list[ModelName] | None = None
-    """Models it may ask for; all when left out."""
-    default_model: ModelName | None = None
-    """The model of a request that names none (TGI's native routes); the gateway's when left out."""
-    regions: list[Annotated[str, Field(min_length=1, max_length=63)]] | None = None
-    """Regions that its requests may be served in; any when left out. Strict: none left means 403."""
 
 
 class Tracing(Section):
@@ -145,6 +145,44 @@ class Tracing(Section):
     """The share of requests that is traced."""
 
 
+class Jwt(Section):
+    """Tokens that Envoy verifies (RS, PS, ES and EdDSA algorithms, as the keys say)."""
+
+    issuer: str = Field(min_length=1, max_length=1024)
+    """What the token's `iss` must be."""
+    audiences: list[Annotated[str, Field(min_length=1, max_length=1024)]] = []
+    """One of these must be in the token's `aud`; not looked at when empty."""
+    jwks_file: EnvoyFile | None = None
+    """The issuer's keys, a JSON file that Envoy reads at its start; an absolute path."""
+    jwks_inline: str | None = Field(default=None, min_length=2, max_length=262_144)
+    """The issuer's keys themselves, as JSON. Either this or jwks_file."""
+    claim: str = Field(default="sub", min_length=1, max_length=256)
+    """The claim whose value is a tenant's jwt_subject; a text at the token's top level."""
+
+
+class GatewayTls(Section):
+    """TLS with clients. The files are Envoy's to read, so their paths are absolute."""
+
+    certificate: EnvoyFile
+    """The gateway's certificate chain, a PEM file."""
+    key: EnvoyFile
+    """Its key, a PEM file."""
+    client_ca: EnvoyFile | None = None
+    """The authority of client certificates, a PEM file; a certificate of another one is refused."""
+    require_client_certificate: bool = False
+    """Whether a client without a certificate is refused."""
+
+
+class TrustedProxy(Section):
+    """A proxy in front that has proven its clients' identity and names the tenant in a header."""
+
+    networks: list[Network] = Field(min_length=1, max_length=64)
+    """Where it connects from (10.0.0.0/24), seen as the connection's own address. From anywhere else the
+    header is removed."""
+    header: HeaderName = "x-forwarded-tenant"
+    """The header; its value is a tenant's name."""
+
+
 class Gateway(Section):
     """What clients connect to: Envoy."""
 
@@ -155,7 +193,14 @@ class Gateway(Section):
     services: list[Listen] = []
     """Where Envoy finds this service; service.listen's first when left out."""
     auth: Literal["api_key", "none"] = "api_key"
-    """'api_key' asks every request for a tenant's key; 'none' makes all of them tenant 'anonymous'."""
+    """'api_key' asks every request for proof of its tenant: a key, or what jwt, tls and trusted_proxy add;
+    'none' makes all of them tenant 'anonymous'."""
+    jwt: Jwt | None = None
+    """Tokens prove tenants too; none when left out."""
+    tls: GatewayTls | None = None
+    """TLS with clients, and with client_ca certificates prove tenants too; in the clear when left out."""
+    trusted_proxy: TrustedProxy | None = None
+    """A proxy whose word on the tenant is taken; none when left out."""
     default_model: ModelName | None = None
     """The model of a request that names none; the first pool's first model when left out."""
     failure_mode: Literal["closed", "open"] = "closed"
@@ -180,6 +225,28 @@ class Gateway(Section):
     """Tell clients the pool, the endpoint, the attempts and the reason in x-steersman-* response headers."""
     tracing: Tracing | None = None
     """Traces go here; none when left out."""
+
+
+class FailedAttempts(Section):
+    """How often one client address may fail to prove who it is before it is refused for a while (429)."""
+
+    per_minute: int = Field(default=60, ge=1, le=60_000)
+    """Wrong keys and tokens a minute; one without any is not counted."""
+    burst: int = Field(default=60, ge=1, le=60_000)
+    """How many of them at once."""
+    sources_max: int = Field(default=10_000, ge=1, le=1_000_000)
+    """Addresses remembered (an IPv6 /64 is one); the one that failed longest ago is forgotten first."""
+
+
+class IdentitySection(Section):
+    """What the service itself does about identity."""
+
+    key_secret_file: str | None = Field(default=None, min_length=1)
+    """A file with the secret of the keys' hmac_sha256, 16 bytes or more; blanks at its end do not count."""
+    key_secret_env: str | None = Field(default=None, min_length=1, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """The environment variable with that secret. Either this or key_secret_file."""
+    failed_attempts: FailedAttempts = FailedAttempts()
+    """How often an address may fail. Connections of a trusted proxy are not counted: many share them."""
 
 
 class Service(Section):
@@ -242,6 +309,16 @@ class Sharing(Section):
     """How often a change of the work in flight is told at the most."""
 
 
+class Audit(Section):
+    """A log of who could not prove who they are, and of every change of quotas and keys."""
+
+    file: str | None = Field(default=None, pattern=r"^/")
+    """Where it is written, JSON lines of events without any key or prompt text; an absolute path, since
+    commands write there too. None when left out."""
+    bytes_max: int = Field(default=64 * 1024 * 1024, ge=64 * 1024, le=1024**4)
+    """Above this the file is put aside as FILE.1 (up to four are kept) and begun anew."""
+
+
 class Limits(Section):
     """Named bounds: what is held in memory, and for how long."""
 
@@ -251,6 +328,10 @@ class Limits(Section):
     """A reservation whose request is not heard of for this long expires; each heartbeat renews it."""
     reservations_max: int = Field(default=100_000, ge=1, le=10_000_000)
     """Requests in flight that the ledger follows; above it 429."""
+    held_max: int = Field(default=10_000, ge=0, le=1_000_000)
+    """Requests held at once, over all classes; above it the newest of the lowest class are shed."""
+    ageing_ms: int = Field(default=2_000, ge=10, le=600_000)
+    """After each such wait a held request is served as if one class better, so that nothing starves."""
     settled_remembered_max: int = Field(default=65_536, ge=1024, le=10_000_000)
     """Settled request ids kept, so that a record that comes twice counts once."""
 
@@ -264,12 +345,18 @@ class Config(Section):
     """What clients connect to: Envoy."""
     service: Service = Service()
     """The process that decides."""
+    identity: IdentitySection = IdentitySection()
+    """What the service itself does about identity."""
+    audit: Audit = Audit()
+    """The audit log."""
     limits: Limits = Limits()
     """Bounds on what is held in memory, and for how long."""
     telemetry: Telemetry | None = None
     """What node agents push to; no telemetry when left out."""
     sharing: Sharing | None = None
     """Redis between several services; each knows its own work alone when left out."""
+    classes: list[ServiceClass] = Field(default=[ServiceClass(name="standard")], min_length=1, max_length=8)
+    """Service classes, the first served first."""
     pools: list[Pool] = Field(min_length=1)
     """The replicas, grouped by the model they serve."""
     tenants: list[Tenant] = []
@@ -279,6 +366,12 @@ class Config(Section):
     def default_model(self) -> str:
         """The model of a request that names none and whose tenant has no default."""
         return self.gateway.default_model or self.pools[0].models[0]
+
+    @property
+    def default_class(self) -> str:
+        """The class of requests that have no tenant: 'standard' where there is one, else the first."""
+        names = [each.name for each in self.classes]
+        return "standard" if "standard" in names else names[0]
 
     @property
     def service_addresses(self) -> list[str]:

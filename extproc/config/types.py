@@ -9,6 +9,8 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+#: Envoy refuses names with underscores.
+HEADER_PATTERN = re.compile(r"x-[a-z0-9]([a-z0-9-]{0,59}[a-z0-9])?")
 SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
 
 
@@ -62,6 +64,22 @@ def _sha256(value: str) -> str:
     return lowered
 
 
+def _header(value: str) -> str:
+    lowered = value.lower()
+    if not HEADER_PATTERN.fullmatch(lowered):
+        raise ValueError(
+            f"{value!r} is not a header's name here; write 'x-' and a to z, 0 to 9 and '-', such as "
+            "x-forwarded-tenant"
+        )
+    return lowered
+
+
+def _absolute(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError(f"{value!r} is not an absolute path; Envoy reads the file, from a folder of its own")
+    return value
+
+
 def _network(value: str) -> str:
     try:
         return str(ipaddress.ip_network(value))
@@ -80,6 +98,8 @@ Name = Annotated[str, AfterValidator(_name)]
 IpPort = Annotated[str, AfterValidator(_ip_port)]
 Listen = Annotated[str, AfterValidator(_listen)]
 Sha256 = Annotated[str, AfterValidator(_sha256)]
+HeaderName = Annotated[str, AfterValidator(_header)]
+EnvoyFile = Annotated[str, AfterValidator(_absolute)]
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 Network = Annotated[str, AfterValidator(_network)]
 RedisUrl = Annotated[str, AfterValidator(_redis)]

@@ -11,6 +11,7 @@ from importlib import resources
 from betterproto2 import Message
 from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutationRules
 from envoy_data_plane.envoy.config.core.v3 import DataSource
+from envoy_data_plane.envoy.config.route.v3 import RouteMatch
 from envoy_data_plane.envoy.extensions.content_parsers.json.v3 import (
     JsonContentParser,
     JsonContentParserRuleConfig,
@@ -32,6 +33,15 @@ from envoy_data_plane.envoy.extensions.filters.http.json_to_metadata.v3 import (
     JsonToMetadataSelector,
     JsonToMetadataValueType,
 )
+from envoy_data_plane.envoy.extensions.filters.http.jwt_authn.v3 import (
+    JwtAuthentication,
+    JwtHeader,
+    JwtProvider,
+    JwtRequirement,
+    JwtRequirementOrList,
+    RequirementRule,
+)
+from envoy_data_plane.envoy.extensions.filters.http.local_ratelimit.v3 import LocalRateLimit
 from envoy_data_plane.envoy.extensions.filters.http.lua.v3 import Lua
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
 from envoy_data_plane.envoy.extensions.filters.http.sse_to_metadata.v3 import (
@@ -41,11 +51,16 @@ from envoy_data_plane.envoy.extensions.filters.http.sse_to_metadata.v3 import (
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import HttpFilter
 from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher
 from envoy_data_plane.envoy.type.v3 import HttpStatus, StatusCode
+from envoy_data_plane.google.protobuf import Empty
 
-from extproc.config.model import Config
+from extproc.config.away import away_routes, fallback
+from extproc.config.model import Config, Jwt
 from extproc.control.pack import extension, ms, packed
+from extproc.control.routes import FLOOR_FILTER, has_floor
 from extproc.control.services import decision_service
 from extproc.core import contract
+
+JWT_PROVIDER = "tenants"
 
 #: The longest that the service may ask Envoy to wait for a held request.
 HOLD_MS_MAX = 5 * 60 * 1000
@@ -68,11 +83,16 @@ COUNTS = (
 
 def http_filters(config: Config) -> list[HttpFilter]:
     """The whole chain."""
+    jwt, floors = config.gateway.jwt, has_floor(config)
     return [
+        # Before the body is waited for: its metadata is for the service, and for routes without it.
+        *([_filter("envoy.filters.http.jwt_authn", tokens(jwt, config))] if jwt else []),
         # The bound on bodies. The service is called when a body is whole, so that a slow sender holds
         # no place there; and bodies without a length get one, which some engines insist on.
         _filter("envoy.filters.http.buffer", Buffer(max_request_bytes=config.gateway.body_bytes_max)),
         _filter("envoy.filters.http.ext_proc", decision(config)),
+        # Does nothing but on the routes of requests without a decision.
+        *([_filter(FLOOR_FILTER, LocalRateLimit(stat_prefix="floor"))] if floors else []),
         # On the way back the first chunk is seen before json_to_metadata holds a JSON body back.
         _filter("envoy.filters.http.json_to_metadata", json_counts()),
         _filter("envoy.filters.http.sse_to_metadata", sse_counts()),
@@ -85,9 +105,14 @@ def http_filters(config: Config) -> list[HttpFilter]:
 def decision(config: Config) -> ExternalProcessor:
     """Headers and buffered body go to the service; nothing of the response does (law 2)."""
     gateway = config.gateway
+    attributes = [contract.SOURCE_ATTRIBUTE]
+    if gateway.tls is not None and gateway.tls.client_ca is not None:
+        attributes += contract.SAN_ATTRIBUTES
     return ExternalProcessor(
         grpc_service=decision_service(),
-        failure_mode_allow=gateway.failure_mode == "open",
+        # Who may go on without a decision is the routes' to say.
+        failure_mode_allow=goes_on_without(config),
+        request_attributes=attributes,
         status_on_error=HttpStatus(code=StatusCode(503)),
         message_timeout=ms(gateway.decision_timeout_ms),
         max_message_timeout=ms(max(HOLD_MS_MAX, gateway.decision_timeout_ms)),
@@ -104,12 +129,62 @@ def decision(config: Config) -> ExternalProcessor:
         metadata_options=MetadataOptions(
             receiving_namespaces=MetadataOptionsMetadataNamespaces(
                 untyped=[contract.LB_NAMESPACE, contract.DECISION_NAMESPACE]
-            )
+            ),
+            forwarding_namespaces=MetadataOptionsMetadataNamespaces(untyped=[contract.JWT_NAMESPACE])
+            if gateway.jwt
+            else None,
         ),
         # Cluster header, identity headers and the key's removal are allowed; host, method, path and
         # Envoy's own headers are not the decision's to change.
         mutation_rules=HeaderMutationRules(allow_all_routing=False, allow_envoy=False),
         stat_prefix="decision",
+    )
+
+
+def goes_on_without(config: Config) -> bool:
+    """Whether any request is served while the service is away."""
+    return any(away.pool is not None for away in (fallback(config), *(r.away for r in away_routes(config))))
+
+
+def tokens(jwt: Jwt, config: Config) -> JwtAuthentication:
+    """Verifies a bearer token and says what is in it, or what is wrong with it; refuses nothing itself.
+
+    The same header carries API keys, which are no tokens, and the service counts failed attempts: so it
+    has the last word on either. The header stays, so that it sees a second one, and removes it itself.
+    """
+    source = (
+        DataSource(filename=jwt.jwks_file)
+        if jwt.jwks_file is not None
+        else DataSource(inline_string=jwt.jwks_inline)
+    )
+    by_token = any(route.proof == "jwt" for route in away_routes(config))
+    provider = JwtProvider(
+        issuer=jwt.issuer,
+        audiences=list(jwt.audiences),
+        local_jwks=source,
+        forward=True,
+        require_expiration=True,
+        # Named, since Envoy's default also takes a token from the query, which logs keep.
+        from_headers=[JwtHeader(name="Authorization", value_prefix="Bearer ")],
+        payload_in_metadata=contract.JWT_PAYLOAD_KEY,
+        failed_status_in_metadata=contract.JWT_FAILURE_KEY,
+        clear_route_cache=by_token,
+    )
+    return JwtAuthentication(
+        providers={JWT_PROVIDER: provider},
+        rules=[
+            RequirementRule(
+                match=RouteMatch(prefix="/"),
+                requires=JwtRequirement(
+                    requires_any=JwtRequirementOrList(
+                        requirements=[
+                            JwtRequirement(provider_name=JWT_PROVIDER),
+                            JwtRequirement(allow_missing_or_failed=Empty()),
+                        ]
+                    )
+                ),
+            )
+        ],
     )
 
 

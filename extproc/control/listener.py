@@ -12,11 +12,17 @@ from envoy_data_plane.envoy.config.common.mutation_rules.v3 import (
     HeaderMutationRemoveOnMatch,
 )
 from envoy_data_plane.envoy.config.core.v3 import (
+    CidrRange,
+    DataSource,
+    HeaderValue,
+    HeaderValueOption,
+    HeaderValueOptionHeaderAppendAction,
     Http2ProtocolOptions,
     HttpProtocolOptions,
     HttpProtocolOptionsHeadersWithUnderscoresAction,
+    TransportSocket,
 )
-from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain, Listener
+from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain, FilterChainMatch, Listener
 from envoy_data_plane.envoy.config.trace.v3 import OpenTelemetryConfig, TracingHttp
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
     HttpConnectionManager,
@@ -30,15 +36,23 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
 from envoy_data_plane.envoy.extensions.http.early_header_mutation.header_mutation.v3 import (
     HeaderMutation as EarlyHeaderMutation,
 )
+from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
+    CertificateValidationContext,
+    CommonTlsContext,
+    DownstreamTlsContext,
+    TlsCertificate,
+    TlsParameters,
+    TlsParametersTlsProtocol,
+)
 from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.envoy.type.v3 import Percent
 
-from extproc.config.model import Config, Tracing
+from extproc.config.model import Config, GatewayTls, Tracing
 from extproc.control.accesslog import access_logs
 from extproc.control.filters import HOLD_MS_MAX, http_filters
 from extproc.control.pack import address, extension, ms, packed
 from extproc.control.replies import local_reply_config
-from extproc.control.routes import buffer_limit_bytes, route_configuration
+from extproc.control.routes import buffer_limit_bytes, peer_headers, route_configuration
 from extproc.control.services import TRACING_CLUSTER, grpc_service
 from extproc.core import contract
 
@@ -57,27 +71,70 @@ HTTP2_CONNECTION_WINDOW_BYTES = 1024 * 1024
 STRIPPED_PREFIXES = ("x-envoy-", "x-gateway-destination-endpoint")
 #: A client that chose its request id could make two requests look like one.
 REQUEST_ID_HEADER = "x-request-id"
+#: The names in a verified client certificate, for the routes of requests without a decision.
+PEER_HEADERS = (
+    (contract.PEER_URI_HEADER, "%DOWNSTREAM_PEER_URI_SAN%"),
+    (contract.PEER_DNS_HEADER, "%DOWNSTREAM_PEER_DNS_SAN%"),
+)
+TRUSTED_CHAIN = "trusted-proxy"
 
 
 def listener(config: Config) -> Listener:
-    """What clients connect to."""
-    manager = connection_manager(config)
+    """What clients connect to. A trusted proxy's connections have a chain in which its header stays."""
+    trusted = config.gateway.trusted_proxy
+    chains = [_chain(config, trusted=False)]
+    if trusted is not None:
+        first = _chain(config, trusted=True)
+        first.name = TRUSTED_CHAIN
+        # The connection's own address, whatever a PROXY protocol or a header may say.
+        first.filter_chain_match = FilterChainMatch(
+            direct_source_prefix_ranges=[_range(network) for network in trusted.networks]
+        )
+        chains.insert(0, first)
     return Listener(
         name="gateway",
         address=address(config.gateway.listen),
-        filter_chains=[
-            FilterChain(
-                filters=[
-                    Filter(name="envoy.filters.network.http_connection_manager", typed_config=packed(manager))
-                ]
-            )
-        ],
+        filter_chains=chains,
         per_connection_buffer_limit_bytes=buffer_limit_bytes(config),
     )
 
 
-def connection_manager(config: Config) -> HttpConnectionManager:
-    """HTTP/1.1 and HTTP/2 in the clear, told apart by the first bytes; no upgrades."""
+def _chain(config: Config, *, trusted: bool) -> FilterChain:
+    manager = connection_manager(config, trusted=trusted)
+    return FilterChain(
+        filters=[Filter(name="envoy.filters.network.http_connection_manager", typed_config=packed(manager))],
+        transport_socket=_tls(config.gateway.tls) if config.gateway.tls is not None else None,
+    )
+
+
+def _range(network: str) -> CidrRange:
+    prefix, _, bits = network.partition("/")
+    return CidrRange(address_prefix=prefix, prefix_len=int(bits))
+
+
+def _tls(tls: GatewayTls) -> TransportSocket:
+    context = CommonTlsContext(
+        tls_params=TlsParameters(tls_minimum_protocol_version=TlsParametersTlsProtocol.TLSv1_2),
+        tls_certificates=[
+            TlsCertificate(
+                certificate_chain=DataSource(filename=tls.certificate),
+                private_key=DataSource(filename=tls.key),
+            )
+        ],
+        alpn_protocols=["h2", "http/1.1"],
+    )
+    if tls.client_ca is not None:
+        context.validation_context = CertificateValidationContext(
+            trusted_ca=DataSource(filename=tls.client_ca)
+        )
+    downstream = DownstreamTlsContext(
+        common_tls_context=context, require_client_certificate=tls.require_client_certificate
+    )
+    return TransportSocket(name="envoy.transport_sockets.tls", typed_config=packed(downstream))
+
+
+def connection_manager(config: Config, *, trusted: bool = False) -> HttpConnectionManager:
+    """HTTP/1.1 and HTTP/2, told apart by the first bytes (or by TLS); no upgrades."""
     gateway = config.gateway
     return HttpConnectionManager(
         stat_prefix="gateway",
@@ -88,7 +145,7 @@ def connection_manager(config: Config) -> HttpConnectionManager:
         use_remote_address=True,
         internal_address_config=HttpConnectionManagerInternalAddressConfig(),
         early_header_mutation_extensions=[
-            extension("envoy.http.early_header_mutation.header_mutation", _stripped())
+            extension("envoy.http.early_header_mutation.header_mutation", _stripped(config, trusted=trusted))
         ],
         generate_request_id=True,
         always_set_request_id_in_response=True,
@@ -126,13 +183,26 @@ def connection_manager(config: Config) -> HttpConnectionManager:
     )
 
 
-def _stripped() -> EarlyHeaderMutation:
+def _stripped(config: Config, *, trusted: bool) -> EarlyHeaderMutation:
+    """Before anything looks at a request, its route included: what only we may say is removed, then said."""
     families = [
         HeaderMutation(remove_on_match=HeaderMutationRemoveOnMatch(key_matcher=StringMatcher(prefix=prefix)))
         for prefix in STRIPPED_PREFIXES
     ]
-    named = [HeaderMutation(remove=name) for name in (*contract.STRIPPED_HEADERS, REQUEST_ID_HEADER)]
-    return EarlyHeaderMutation(mutations=families + named)
+    names = [*contract.STRIPPED_HEADERS, REQUEST_ID_HEADER]
+    if config.gateway.trusted_proxy is not None and not trusted:
+        names.append(config.gateway.trusted_proxy.header)
+    said = [_peer(name, value) for name, value in PEER_HEADERS] if peer_headers(config) else []
+    return EarlyHeaderMutation(mutations=[*families, *(HeaderMutation(remove=name) for name in names), *said])
+
+
+def _peer(name: str, value: str) -> HeaderMutation:
+    return HeaderMutation(
+        append=HeaderValueOption(
+            header=HeaderValue(key=name, value=value),
+            append_action=HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD,
+        )
+    )
 
 
 def _tracing(tracing: Tracing) -> HttpConnectionManagerTracing:

@@ -86,6 +86,7 @@ def replies(body_bytes_max: int) -> list[Reply]:
         Reply(413, "body_too_large", f"the body is too large; at most {body_bytes_max} bytes"),
         Reply(431, "headers_too_large", "the headers are too large"),
         Reply(408, "request_timeout", "the request took too long to arrive"),
+        Reply(429, "overloaded", "too many requests from this address"),
         Reply(503, "no_ready_endpoint", "no replica is ready", flags=("UH", "NC")),
         Reply(503, "overloaded", "too many requests are in flight", flags=("UO",)),
         Reply(503, "endpoint_unreachable", "no replica could be reached", flags=("UF", "URX", "UC", "UR")),
@@ -118,7 +119,7 @@ def _mapper(reply: Reply, body: Mapping[str, object], *, openai_route: bool) -> 
         filters.append(_status_is(reply.status))
     if reply.flags:
         filters.append(AccessLogFilter(response_flag_filter=ResponseFlagFilter(flags=list(reply.flags))))
-    headers = [_retry_after()] if reply.status == 503 else []
+    headers = [_retry_after()] if reply.status in (429, 503) else []
     return ResponseMapper(
         filter=filters[0] if len(filters) == 1 else AccessLogFilter(and_filter=AndFilter(filters=filters)),
         body_format_override=SubstitutionFormatString(

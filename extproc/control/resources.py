@@ -50,7 +50,8 @@ from envoy_data_plane.envoy.extensions.upstreams.http.v3 import HttpProtocolOpti
 from envoy_data_plane.envoy.type.metadata.v3 import MetadataKey, MetadataKeyPathSegment
 from envoy_data_plane.envoy.type.v3 import Percent
 
-from extproc.config.model import Config, Pool
+from extproc.config.model import Config, Pool, ServiceClass
+from extproc.config.model import OutlierDetection as OutlierLimits
 from extproc.control.pack import address, extension, ms, packed
 from extproc.core import contract
 
@@ -78,27 +79,36 @@ PROTOCOL_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
 def pool_clusters(config: Config) -> list[Cluster]:
-    """One static cluster a pool, in the order of the file."""
-    return [pool_cluster(config, pool) for pool in config.pools]
+    """One static cluster a pool and class, in the order of the file."""
+    return [pool_cluster(config, pool, each) for pool in config.pools for each in config.classes]
 
 
-def pool_cluster(config: Config, pool: Pool, *, mode: Mode = "static") -> Cluster:
-    """A pool as a cluster whose endpoint the decision picks, by metadata, with least request behind it."""
+def pool_cluster(
+    config: Config, pool: Pool, service_class: ServiceClass, *, mode: Mode = "static"
+) -> Cluster:
+    """A pool as one class sees it: the endpoint is the decision's, by metadata, with least request behind it.
+
+    Breakers, ejections and connections are the cluster's own, so that a class that fills or breaks its
+    own takes nothing from another; the endpoints are the same.
+    """
     cluster = Cluster(
-        name=contract.cluster_name(pool.name),
+        name=contract.cluster_name(pool.name, service_class.name),
         connect_timeout=ms(config.gateway.connect_timeout_ms),
         load_balancing_policy=_chosen_by_the_decision(),
-        circuit_breakers=_circuit_breakers(pool),
-        outlier_detection=_outlier_detection(pool),
+        circuit_breakers=_circuit_breakers(pool, service_class.share_of_breakers),
+        outlier_detection=_outlier_detection(service_class.outlier_detection or pool.outlier_detection),
         typed_extension_protocol_options={PROTOCOL_OPTIONS: packed(_http1())},
         upstream_connection_options=tcp_keepalive(),
     )
     if mode == "static":
         cluster.type = ClusterDiscoveryType.STATIC
-        cluster.load_assignment = load_assignment(pool)
+        cluster.load_assignment = load_assignment(pool, cluster.name)
         return cluster
     cluster.type = ClusterDiscoveryType.EDS
-    cluster.eds_cluster_config = ClusterEdsClusterConfig(eds_config=from_ads())
+    # The service's name, not the cluster's: Envoy asks once for all classes, and is sent them once.
+    cluster.eds_cluster_config = ClusterEdsClusterConfig(
+        eds_config=from_ads(), service_name=contract.assignment_name(pool.name)
+    )
     # With panic, Envoy's own balancer would send new work to endpoints that drain or cannot serve.
     cluster.common_lb_config = ClusterCommonLbConfig(healthy_panic_threshold=Percent(value=0.0))
     return cluster
@@ -113,13 +123,13 @@ def from_ads() -> ConfigSource:
     )
 
 
-def load_assignment(pool: Pool) -> ClusterLoadAssignment:
+def load_assignment(pool: Pool, name: str) -> ClusterLoadAssignment:
     """A pool's endpoints by zone, zones in the order in which the file first names them."""
     zones: dict[str, list[LbEndpoint]] = {}
     for replica in pool.endpoints:
         zones.setdefault(replica.zone, []).append(lb_endpoint(replica.address))
     return ClusterLoadAssignment(
-        cluster_name=contract.cluster_name(pool.name),
+        cluster_name=name,
         endpoints=[
             LocalityLbEndpoints(locality=Locality(zone=zone) if zone else None, lb_endpoints=endpoints)
             for zone, endpoints in zones.items()
@@ -168,24 +178,28 @@ def _chosen_by_the_decision() -> LoadBalancingPolicy:
     )
 
 
-def _circuit_breakers(pool: Pool) -> CircuitBreakers:
+def _circuit_breakers(pool: Pool, share: float) -> CircuitBreakers:
     limits = pool.circuit_breakers
+
+    def shared(limit: int) -> int:
+        # A limit of nought is meant; a share of a small one still lets one through.
+        return max(1, int(limit * share)) if limit else 0
+
     # No retry budget: Envoy ignores max_retries beside one, and that is what the file bounds.
     return CircuitBreakers(
         thresholds=[
             CircuitBreakersThresholds(
-                max_connections=limits.max_connections,
-                max_pending_requests=limits.max_pending_requests,
-                max_requests=limits.max_requests,
-                max_retries=limits.max_retries,
+                max_connections=shared(limits.max_connections),
+                max_pending_requests=shared(limits.max_pending_requests),
+                max_requests=shared(limits.max_requests),
+                max_retries=shared(limits.max_retries),
                 track_remaining=True,
             )
         ]
     )
 
 
-def _outlier_detection(pool: Pool) -> OutlierDetection:
-    limits = pool.outlier_detection
+def _outlier_detection(limits: OutlierLimits) -> OutlierDetection:
     return OutlierDetection(
         interval=timedelta(seconds=OUTLIER_INTERVAL_S),
         base_ejection_time=ms(limits.base_ejection_ms),

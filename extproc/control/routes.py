@@ -1,11 +1,15 @@
 """Routes: with a decision to its cluster, without one to the failure mode.
 
+A class with retries or timeouts of its own has a route of its own. While the service is away, tenants that
+Envoy knows by itself go by their class's failure mode, everybody else by the gateway's (config/away.py).
+
 Owns retries and the timeouts of a stream. `clear_route_cache` in the decision makes Envoy choose
 again here, now with the cluster header set.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 
 from envoy_data_plane.envoy.config.core.v3 import (
@@ -13,10 +17,14 @@ from envoy_data_plane.envoy.config.core.v3 import (
     HeaderValue,
     HeaderValueOption,
     HeaderValueOptionHeaderAppendAction,
+    RuntimeFractionalPercent,
 )
 from envoy_data_plane.envoy.config.route.v3 import (
     DirectResponseAction,
     HeaderMatcher,
+    RateLimit,
+    RateLimitAction,
+    RateLimitActionRemoteAddress,
     RetryPolicy,
     RetryPolicyRetryBackOff,
     RetryPolicyRetryHostPredicate,
@@ -26,9 +34,22 @@ from envoy_data_plane.envoy.config.route.v3 import (
     RouteMatch,
     VirtualHost,
 )
+from envoy_data_plane.envoy.extensions.common.ratelimit.v3 import (
+    LocalRateLimitDescriptor,
+    RateLimitDescriptorEntry,
+)
+from envoy_data_plane.envoy.extensions.filters.http.local_ratelimit.v3 import LocalRateLimit
 from envoy_data_plane.envoy.extensions.retry.host.previous_hosts.v3 import PreviousHostsPredicate
+from envoy_data_plane.envoy.type.matcher.v3 import (
+    MetadataMatcher,
+    MetadataMatcherPathSegment,
+    StringMatcher,
+    ValueMatcher,
+)
+from envoy_data_plane.envoy.type.v3 import FractionalPercent, TokenBucket
 
-from extproc.config.model import Config, Gateway
+from extproc.config.away import Away, AwayRoute, away_routes, fallback
+from extproc.config.model import Config, Gateway, ServiceClass
 from extproc.control.pack import ms, packed
 from extproc.core import contract
 
@@ -48,6 +69,10 @@ IDLE_MARGIN_MS = 1_000
 #: Streams are not held back, and requests have their own, smaller bound (the buffer filter's).
 JSON_ANSWER_BYTES_MAX = 64 * 1024 * 1024
 
+#: Client addresses whose floors are kept apart.
+FLOOR_SOURCES_MAX = 10_000
+FLOOR_FILTER = "envoy.filters.http.local_ratelimit"
+
 DECIDED_ROUTE = "decided"
 UNDECIDED_ROUTE = "undecided"
 
@@ -57,7 +82,7 @@ def route_configuration(config: Config) -> RouteConfiguration:
     host = VirtualHost(
         name="steersman",
         domains=["*"],
-        routes=[_decided(config), _undecided(config)],
+        routes=[*_decided(config), *_known(config), _undecided(config)],
         request_body_buffer_limit=buffer_limit_bytes(config),
     )
     # The cluster header names a cluster at run time, so there is nothing to validate at load time.
@@ -73,37 +98,158 @@ def buffer_limit_bytes(config: Config) -> int:
     return max(JSON_ANSWER_BYTES_MAX, config.gateway.body_bytes_max)
 
 
-def _decided(config: Config) -> Route:
+def _decided(config: Config) -> list[Route]:
+    """One for each class with settings of its own, then one for the rest."""
+    own = [
+        each
+        for each in config.classes
+        if (each.retries, each.first_byte_timeout_ms, each.stream_idle_timeout_ms) != (None, None, None)
+    ]
+    present = HeaderMatcher(name=contract.CLUSTER_HEADER, present_match=True)
+    routes = [
+        _decided_route(
+            config, f"{DECIDED_ROUTE}.{each.name}", _of_class(each), Timing.of(config.gateway, each)
+        )
+        for each in own
+    ]
+    return [*routes, _decided_route(config, DECIDED_ROUTE, present, Timing.of(config.gateway))]
+
+
+def _of_class(service_class: ServiceClass) -> HeaderMatcher:
+    suffix = contract.CLASS_SEPARATOR + service_class.name
+    return HeaderMatcher(name=contract.CLUSTER_HEADER, string_match=StringMatcher(suffix=suffix))
+
+
+def _decided_route(config: Config, name: str, match: HeaderMatcher, timing: Timing) -> Route:
     return Route(
-        name=DECIDED_ROUTE,
-        match=RouteMatch(
-            prefix="/", headers=[HeaderMatcher(name=contract.CLUSTER_HEADER, present_match=True)]
-        ),
-        route=_action(config.gateway, RouteAction(cluster_header=contract.CLUSTER_HEADER)),
-        request_headers_to_remove=[contract.CLUSTER_HEADER, "x-envoy-internal"],
-        response_headers_to_add=_debug_headers() if config.gateway.debug_headers else [],
+        name=name,
+        match=RouteMatch(prefix="/", headers=[match]),
+        route=_action(timing, RouteAction(cluster_header=contract.CLUSTER_HEADER)),
+        request_headers_to_remove=_ours(config),
+        response_headers_to_add=_decided_headers(config),
     )
 
 
+def _ours(config: Config) -> list[str]:
+    """What no engine is to see."""
+    names = [contract.CLUSTER_HEADER, "x-envoy-internal"]
+    if config.gateway.trusted_proxy is not None:
+        names.append(config.gateway.trusted_proxy.header)
+    if peer_headers(config):
+        names += [contract.PEER_URI_HEADER, contract.PEER_DNS_HEADER]
+    return names
+
+
+def peer_headers(config: Config) -> bool:
+    """Whether routes are chosen by the names in client certificates."""
+    return any(route.proof in ("uri", "dns") for route in away_routes(config))
+
+
+def _known(config: Config) -> list[Route]:
+    """The tenants that Envoy itself knows, where the service's absence means something else for them."""
+    return [
+        _away(config, f"away.{each.tenant}.{each.proof}", _proven(config, each), each.away)
+        for each in away_routes(config)
+    ]
+
+
 def _undecided(config: Config) -> Route:
-    route = Route(name=UNDECIDED_ROUTE, match=RouteMatch(prefix="/"))
-    pool = config.pool_of(config.default_model)
-    if config.gateway.failure_mode == "open" and pool is not None:
-        route.route = _action(config.gateway, RouteAction(cluster=contract.cluster_name(pool.name)))
-    else:
+    return _away(config, UNDECIDED_ROUTE, RouteMatch(prefix="/"), fallback(config))
+
+
+def _proven(config: Config, known: AwayRoute) -> RouteMatch:
+    gateway = config.gateway
+    if known.proof == "jwt":
+        assert gateway.jwt is not None
+        # The filter writes it after the signature was verified, and has the route chosen anew.
+        path = [contract.JWT_PAYLOAD_KEY, gateway.jwt.claim]
+        matcher = MetadataMatcher(
+            filter=contract.JWT_NAMESPACE,
+            path=[MetadataMatcherPathSegment(key=key) for key in path],
+            value=ValueMatcher(string_match=StringMatcher(exact=known.value)),
+        )
+        return RouteMatch(prefix="/", dynamic_metadata=[matcher])
+    names = {"uri": contract.PEER_URI_HEADER, "dns": contract.PEER_DNS_HEADER}
+    if known.proof == "proxy":
+        assert gateway.trusted_proxy is not None
+        names["proxy"] = gateway.trusted_proxy.header
+    header = HeaderMatcher(name=names[known.proof], string_match=StringMatcher(exact=known.value))
+    return RouteMatch(prefix="/", headers=[header])
+
+
+def _away(config: Config, name: str, match: RouteMatch, away: Away) -> Route:
+    route = Route(name=name, match=match)
+    if away.pool is None:
         route.direct_response = DirectResponseAction(status=503, body=DataSource(inline_string="no decision"))
+        return route
+    service_class = next(each for each in config.classes if each.name == away.service_class)
+    cluster = contract.cluster_name(away.pool, away.service_class)
+    route.route = _action(Timing.of(config.gateway, service_class), RouteAction(cluster=cluster))
+    # As with a decision: what proves a tenant to us is not the engine's to see.
+    route.request_headers_to_remove = [*_ours(config), "authorization", "x-api-key"]
+    if away.floor is not None:
+        route.typed_per_filter_config = {FLOOR_FILTER: packed(floor(away.floor))}
     return route
 
 
-def _action(gateway: Gateway, action: RouteAction) -> RouteAction:
+def floor(per_second: int) -> LocalRateLimit:
+    """So many requests a second for each client address, and that many at once.
+
+    Counted for all of Envoy's threads together. Addresses above FLOOR_SOURCES_MAX push out the one that
+    was quiet for longest.
+    """
+    bucket = TokenBucket(
+        max_tokens=per_second, tokens_per_fill=per_second, fill_interval=timedelta(seconds=1)
+    )
+    everything = RuntimeFractionalPercent(default_value=FractionalPercent(numerator=100))
+    return LocalRateLimit(
+        stat_prefix="floor",
+        # The bucket of requests without an address; there are none, but Envoy wants one.
+        token_bucket=bucket,
+        filter_enabled=everything,
+        filter_enforced=everything,
+        rate_limits=[RateLimit(actions=[RateLimitAction(remote_address=RateLimitActionRemoteAddress())])],
+        # An entry without a value stands for each one that comes.
+        descriptors=[
+            LocalRateLimitDescriptor(
+                entries=[RateLimitDescriptorEntry(key="remote_address")], token_bucket=bucket
+            )
+        ],
+        max_dynamic_descriptors=FLOOR_SOURCES_MAX,
+        always_consume_default_token_bucket=False,
+    )
+
+
+def has_floor(config: Config) -> bool:
+    """Whether any route has one."""
+    return any(away.floor is not None for away in (fallback(config), *(r.away for r in away_routes(config))))
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How often and how long a request's tries last: the class's own, else the gateway's."""
+
+    retries: int
+    first_byte_timeout_ms: int
+    stream_idle_timeout_ms: int
+
+    @classmethod
+    def of(cls, gateway: Gateway, own: ServiceClass | None = None) -> Timing:
+        """The class's settings over the gateway's."""
+        names = ("retries", "first_byte_timeout_ms", "stream_idle_timeout_ms")
+        told = {name: getattr(own, name, None) for name in names}
+        return cls(**{n: getattr(gateway, n) if value is None else value for n, value in told.items()})
+
+
+def _action(timing: Timing, action: RouteAction) -> RouteAction:
     # No bound on the whole: a stream may run for hours, as long as it is not silent.
     action.timeout = timedelta(0)
-    action.idle_timeout = ms(_idle_ms(gateway))
-    action.retry_policy = _retry_policy(gateway)
+    action.idle_timeout = ms(_idle_ms(timing))
+    action.retry_policy = _retry_policy(timing)
     return action
 
 
-def _tries_by_idling(gateway: Gateway) -> bool:
+def _tries_by_idling(timing: Timing) -> bool:
     """Whether one idle timer bounds both the first byte and a stream's silence.
 
     Envoy has two timers for a try. The plain one counts to the response headers; the idle one counts
@@ -113,22 +259,22 @@ def _tries_by_idling(gateway: Gateway) -> bool:
     allowed is then the first byte's. Otherwise the plain one bounds a try, and the route's idle
     timeout the silence.
     """
-    return gateway.first_byte_timeout_ms >= gateway.stream_idle_timeout_ms
+    return timing.first_byte_timeout_ms >= timing.stream_idle_timeout_ms
 
 
-def _idle_ms(gateway: Gateway) -> int:
+def _idle_ms(timing: Timing) -> int:
     """The route's idle timeout; it runs on across tries, so that it must outlast all of them."""
-    tries_ms = (gateway.retries + 1) * (gateway.first_byte_timeout_ms + IDLE_MARGIN_MS)
-    return max(gateway.stream_idle_timeout_ms, tries_ms)
+    tries_ms = (timing.retries + 1) * (timing.first_byte_timeout_ms + IDLE_MARGIN_MS)
+    return max(timing.stream_idle_timeout_ms, tries_ms)
 
 
-def _retry_policy(gateway: Gateway) -> RetryPolicy:
-    first_byte = ms(gateway.first_byte_timeout_ms)
-    idling = _tries_by_idling(gateway)
+def _retry_policy(timing: Timing) -> RetryPolicy:
+    first_byte = ms(timing.first_byte_timeout_ms)
+    idling = _tries_by_idling(timing)
     return RetryPolicy(
         retry_on=RETRY_ON,
         retriable_status_codes=list(RETRIABLE_STATUS_CODES),
-        num_retries=gateway.retries,
+        num_retries=timing.retries,
         per_try_timeout=None if idling else first_byte,
         per_try_idle_timeout=first_byte if idling else None,
         retry_host_predicate=[
@@ -144,16 +290,20 @@ def _retry_policy(gateway: Gateway) -> RetryPolicy:
     )
 
 
-def _debug_headers() -> list[HeaderValueOption]:
+def _decided_headers(config: Config) -> list[HeaderValueOption]:
+    """What clients are told of the decision; a header without a value is left out by Envoy."""
+
     def decided(key: str) -> str:
         return f"%DYNAMIC_METADATA({contract.DECISION_NAMESPACE}:{key})%"
 
-    values = {
-        "x-steersman-pool": decided(contract.POOL_KEY),
-        "x-steersman-reason": decided(contract.REASON_KEY),
-        "x-steersman-endpoint": "%UPSTREAM_REMOTE_ADDRESS%",
-        "x-steersman-attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
-    }
+    values = {name: decided(name) for name in contract.RATE_LIMIT_HEADERS}
+    if config.gateway.debug_headers:
+        values |= {
+            "x-steersman-pool": decided(contract.POOL_KEY),
+            "x-steersman-reason": decided(contract.REASON_KEY),
+            "x-steersman-endpoint": "%UPSTREAM_REMOTE_ADDRESS%",
+            "x-steersman-attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+        }
     return [
         HeaderValueOption(
             header=HeaderValue(key=key, value=value),

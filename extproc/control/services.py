@@ -58,13 +58,14 @@ HOST_PICKS_MAX = 16
 #: A lost ADS stream is opened again after this, doubling up to the second; Envoy's own would be 30 s.
 ADS_BACK_OFF_MS = 100
 ADS_BACK_OFF_MS_MAX = 1_000
-#: Room above limits.decisions_concurrent_max: the service answers 429 itself, Envoy must not first.
+#: Room above what decides and what is held: the service answers 429 itself, Envoy must not first.
 SERVICE_REQUESTS_MARGIN = 1024
 
 
 def service_cluster(config: Config) -> Cluster:
     """The deciding service(s): decisions and access logs go here."""
-    requests_max = 2 * config.limits.decisions_concurrent_max + SERVICE_REQUESTS_MARGIN
+    limits = config.limits
+    requests_max = 2 * limits.decisions_concurrent_max + limits.held_max + SERVICE_REQUESTS_MARGIN
     cluster = _grpc_cluster(SERVICE_CLUSTER, config.service_addresses)
     cluster.health_checks = [
         HealthCheck(

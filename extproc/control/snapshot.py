@@ -81,7 +81,7 @@ class Snapshot:
 
 
 class SnapshotBuilder:
-    """Builds snapshots for one configuration.
+    """Builds snapshots for one configuration: a cluster a pool and class, a pool's endpoints once.
 
     Draining endpoints are left out: Envoy 1.40's override_host goes to a host whatever its health status
     says, so that only one that is not there is skipped, and what runs on it is not cut by its leaving.
@@ -98,8 +98,12 @@ class SnapshotBuilder:
         self._mark_draining = mark_draining
         self._pools = tuple(pool.name for pool in config.pools)
         self._clusters = Resources.of(
-            Resource(contract.cluster_name(pool.name), bytes(pool_cluster(config, pool, mode="ads")))
+            Resource(
+                contract.cluster_name(pool.name, each.name),
+                bytes(pool_cluster(config, pool, each, mode="ads")),
+            )
             for pool in config.pools
+            for each in config.classes
         )
         self._built: dict[str, tuple[tuple[EndpointState, ...], Resource]] = {}
         self._pieces: dict[EndpointState, bytes] = {}
@@ -138,7 +142,7 @@ class SnapshotBuilder:
                 piece = lb_endpoint(state)
             pieces[state] = piece
             localities.setdefault((state.region, state.zone), []).append((state.address, piece))
-        message = pb.ClusterLoadAssignment(cluster_name=contract.cluster_name(pool))
+        message = pb.ClusterLoadAssignment(cluster_name=contract.assignment_name(pool))
         # Sorted, so that the order of discovery is no change of content.
         for (region, zone), endpoints in sorted(localities.items()):
             group = pb.LocalityLbEndpoints(lb_endpoints=[piece for _, piece in sorted(endpoints)])

@@ -18,14 +18,23 @@ PRIOR_REQUESTS, MEMORY_REQUESTS = 8.0, 512.0
 OUTPUT_TOKENS_MAX = 131_072
 
 
+#: Milliseconds of a replica's time that a token is taken for before anything was measured (an 8B model
+#: on one A100 decodes a batch of 16 in about 12 ms: facts/replica-models.md), and its memory in tokens.
+GPU_MS_PER_TOKEN, MEMORY_TOKENS = 0.75, 1_000_000.0
+#: A prompt token weighs this much of a generated one: prefill works on many at once.
+INPUT_WEIGHT = 0.1
+
+
 class Calibration:
     """Running estimates of one pool."""
 
-    __slots__ = ("_bytes", "_outputs", "_requests", "_tokens")
+    __slots__ = ("_bytes", "_gpu_ms", "_gpu_tokens", "_outputs", "_requests", "_tokens")
 
     def __init__(self, *, bytes_per_token: float, output_tokens: float) -> None:
         self._bytes = PRIOR_BYTES
         self._tokens = PRIOR_BYTES / bytes_per_token
+        self._gpu_tokens = 1_000.0
+        self._gpu_ms = self._gpu_tokens * GPU_MS_PER_TOKEN
         self._requests = PRIOR_REQUESTS
         self._outputs = PRIOR_REQUESTS * output_tokens
 
@@ -61,6 +70,23 @@ class Calibration:
             keep = MEMORY_REQUESTS / self._requests
             self._requests *= keep
             self._outputs *= keep
+
+    def saw_gpu(self, gpu_ms: float, input_tokens: int, output_tokens: int) -> None:
+        """A request took so much of a replica's time."""
+        tokens = INPUT_WEIGHT * input_tokens + output_tokens
+        if tokens <= 0 or not 0.0 <= gpu_ms < 1e9:
+            return
+        self._gpu_ms += gpu_ms
+        self._gpu_tokens += tokens
+        if self._gpu_tokens > MEMORY_TOKENS:
+            keep = MEMORY_TOKENS / self._gpu_tokens
+            self._gpu_ms *= keep
+            self._gpu_tokens *= keep
+
+    def predict_gpu_ms(self, input_tokens: int, output_tokens: int) -> float:
+        """Milliseconds of a replica's time expected of a request: its share, not its duration."""
+        tokens = INPUT_WEIGHT * input_tokens + output_tokens
+        return tokens * self._gpu_ms / self._gpu_tokens
 
     def predict_input(self, prompt_bytes: int) -> int:
         """Prompt tokens expected of a text, at least 1."""

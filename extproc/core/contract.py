@@ -20,6 +20,13 @@ TICKET_KEY = "ticket"
 POOL_KEY = "pool"
 REASON_KEY = "reason"
 
+#: Response headers with the rate limits' figures; the decision's metadata holds each under its own name.
+RATE_LIMIT_HEADERS = tuple(
+    f"x-ratelimit-{figure}-{of}"
+    for of in ("requests", "tokens")
+    for figure in ("limit", "remaining", "reset")
+)
+
 #: What Envoy's own filters saw of the response.
 OBSERVED_NAMESPACE = "steersman.observed"
 #: Unix time of the first response body chunk, in microseconds, as a number or its decimal string.
@@ -37,6 +44,22 @@ GENERATED_TOKENS_HEADER = "x-generated-tokens"
 #: A client may choose a model here when the route's body has no field for one.
 MODEL_HEADER = "x-model"
 
+#: What Envoy says of who asks, beside the headers. Nothing of it can come from a client: the JWT filter's
+#: metadata, and connection attributes.
+JWT_NAMESPACE = "envoy.filters.http.jwt_authn"
+JWT_PAYLOAD_KEY = "payload"
+JWT_FAILURE_KEY = "failure"
+#: ext_proc's attributes come under this name.
+ATTRIBUTES_NAMESPACE = "envoy.filters.http.ext_proc"
+#: "ip:port" of the connection's other end.
+SOURCE_ATTRIBUTE = "source.address"
+#: The first name of either kind in a client certificate that Envoy verified.
+SAN_ATTRIBUTES = ("connection.uri_san_peer_certificate", "connection.dns_san_peer_certificate")
+
+#: Set by Envoy itself, for its own routes, where it must tell tenants apart without the service.
+PEER_URI_HEADER = "x-steersman-peer-uri"
+PEER_DNS_HEADER = "x-steersman-peer-dns"
+
 #: Headers that a client must not set: Envoy strips them before any filter runs (law 7).
 STRIPPED_HEADERS = (
     CLUSTER_HEADER,
@@ -48,6 +71,8 @@ STRIPPED_HEADERS = (
     "x-steersman-pool",
     "x-steersman-endpoint",
     "x-steersman-reason",
+    PEER_URI_HEADER,
+    PEER_DNS_HEADER,
     "x-envoy-retry-on",
     "x-envoy-max-retries",
     "x-envoy-retriable-status-codes",
@@ -64,6 +89,15 @@ STRIPPED_HEADERS = (
 ACCESS_LOG_NAME = "steersman"
 
 
-def cluster_name(pool: str) -> str:
-    """The upstream cluster (Envoy's) that serves a pool."""
+#: Parts a cluster's name; no pool and no class has it in its own, so that no two clusters share a name.
+CLASS_SEPARATOR = "/"
+
+
+def cluster_name(pool: str, service_class: str) -> str:
+    """The upstream cluster (Envoy's): a pool as seen by one service class."""
+    return f"pool.{pool}{CLASS_SEPARATOR}{service_class}"
+
+
+def assignment_name(pool: str) -> str:
+    """What a pool's endpoints are called over EDS: all its clusters take the same."""
     return f"pool.{pool}"

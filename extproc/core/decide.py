@@ -1,11 +1,13 @@
-"""The decision: request, tenant, fleet and books in; a route or a refusal out.
+"""The decision in two halves: what a request is and may have (resolve), and where it goes (place).
 
-Pure: reads the fleet, changes nothing. Who calls it enters the reservation (desk.py).
+Pure: reads the fleet, changes nothing. Who calls it enters the reservation (desk.py). The halves are
+apart because a request that no replica would start now waits between them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
 
 from extproc.core.endpoint import Endpoint
@@ -22,8 +24,48 @@ ENDPOINTS_NAMED_MAX = 3
 RETRY_AFTER_FULL_S, RETRY_AFTER_NONE_READY_S = 1, 5
 #: How much of an unknown model's name a message repeats.
 MODEL_SHOWN_MAX = 128
+#: The beginning by which prompts are kin: a system prompt's worth, not a question's.
+KIN_CHARACTERS = 256
 #: Kinds that an engine answers without a permit, and without work worth counting.
 FREE_KINDS = frozenset({Kind.TOKENIZE, Kind.INFO})
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A request that may be served: whose, by which pool, and what it is predicted to be.
+
+    `input_tokens` and `output_tokens` are over all sequences; both 0 for what costs nothing.
+    """
+
+    id: str
+    tenant: Tenant
+    key: str
+    model: str
+    pool: str
+    work: Work
+    permits: int
+    prompt_bytes: int
+    stream: bool
+    free: bool
+    #: Requests that begin alike share a prefix that an engine may have cached; equal only in this process.
+    kin: int | None = None
+
+    @property
+    def input_tokens(self) -> int:
+        """Prompt tokens that are charged."""
+        return 0 if self.free else self.work.input_tokens
+
+    @property
+    def output_tokens(self) -> int:
+        """Output tokens that are reserved."""
+        return 0 if self.free else self.work.output_tokens
+
+
+class Full:
+    """Every replica that could serve it is at its limit: it may wait."""
+
+
+FULL = Full()
 
 
 def decide(
@@ -38,12 +80,42 @@ def decide(
     now_ns: int,
     rng: Random,
     zone: str = "",
+    key: str = "",
     degraded: str = "",
 ) -> Routed | Reject:
-    """Choose the upstream cluster and the ordered endpoints of one request.
+    """Both halves at once, for who cannot wait: full is a 429."""
+    case = resolve(
+        request,
+        tenant,
+        fleet,
+        books,
+        id=id,
+        default_model=default_model,
+        reservations_max=reservations_max,
+        zone=zone,
+        key=key,
+    )
+    if isinstance(case, Reject):
+        return case
+    placed = place(case, fleet, now_ns=now_ns, rng=rng, degraded=degraded)
+    return full(case) if isinstance(placed, Full) else placed
 
-    `zone` is where we are: endpoints elsewhere carry their pool's handicap. `degraded`, when set, makes
-    the choice by least in flight and is said in the reason; so does telemetry that is stale everywhere.
+
+def resolve(
+    request: Request,
+    tenant: Tenant,
+    fleet: Fleet,
+    books: Ledger,
+    *,
+    id: str,  # noqa: A002 (the reservation's own word)
+    default_model: str,
+    reservations_max: int,
+    zone: str = "",
+    key: str = "",
+) -> Case | Reject:
+    """What a request is: its pool and its work; Reject when the tenant may not have it.
+
+    `zone` is where we are: endpoints elsewhere carry their pool's handicap. `key` names the API key.
     """
     model = request.model or tenant.default_model or default_model
     pool = fleet.pool_of(model)
@@ -60,39 +132,66 @@ def decide(
     if len(books) >= reservations_max:
         return overloaded("the gateway follows as many requests as it may")
     free = request.kind in FREE_KINDS
-    permits = 0 if free else request.sequences
-    work = predict(request, pool, zone=zone)
-    endpoints: Sequence[Endpoint] = pool.endpoints
+    return Case(
+        id=id,
+        tenant=tenant,
+        key=key,
+        model=model,
+        pool=pool.name,
+        work=predict(request, pool, zone=zone),
+        permits=0 if free else request.sequences,
+        # Images are in the engine's token count but not in the text: such a pair teaches nothing.
+        prompt_bytes=0 if request.images else request.prompt_bytes,
+        stream=request.stream,
+        free=free,
+        kin=hash(request.segments[0][:KIN_CHARACTERS]) if request.segments else None,
+    )
+
+
+def place(
+    case: Case, fleet: Fleet, *, now_ns: int, rng: Random, degraded: str = "", only: Endpoint | None = None
+) -> Routed | Reject | Full:
+    """Where a case goes now: the ordered endpoints, a refusal that waiting would not mend, or FULL.
+
+    `degraded`, when set, makes the choice by least in flight and is said in the reason; so does
+    telemetry that is stale everywhere. `only` asks of one endpoint alone.
+    """
+    pool = fleet.pools.get(case.pool)
+    if pool is None:
+        return Reject(status=404, code="model_not_found", message=f"pool {case.pool!r} is no more")
+    tenant = case.tenant
+    endpoints: Sequence[Endpoint] = pool.endpoints if only is None else [only]
     if tenant.regions is not None:
         endpoints = [endpoint for endpoint in endpoints if endpoint.region in tenant.regions]
         if not endpoints and pool.endpoints:
-            return _no_region(tenant, pool)
-    candidates, suspects, removed = eligible(endpoints, permits, now_ns)
-    if len(endpoints) < len(pool.endpoints):
+            return FULL if only is not None else _no_region(tenant, pool)
+    candidates, suspects, removed = eligible(endpoints, case.permits, now_ns)
+    if tenant.regions is not None and len(endpoints) < len(pool.endpoints):
         removed["in other regions"] = len(pool.endpoints) - len(endpoints)
     if not candidates and not suspects:
-        return _none_left(pool, endpoints, permits)
+        return FULL if only is not None else _none_left(pool, endpoints, case.permits)
     if pool.blind and not degraded:
         degraded = "all telemetry is stale"
     strategy = FALLBACK if degraded else STRATEGIES[pool.strategy]
-    reason = _choose(strategy, candidates, suspects, work, removed, rng, degraded)
+    reason = _choose(strategy, candidates, suspects, case.work, removed, rng, degraded)
     addresses = tuple(reason.candidates[i].address for i in reason.best)
     return Routed(
-        cluster=pool.cluster,
+        cluster=pool.cluster_for(tenant.service_class),
         addresses=addresses,
         reason=reason,
         reservation=Reservation(
-            id=id,
+            id=case.id,
             tenant=tenant.name,
-            model=model,
+            model=case.model,
             pool=pool.name,
             address=addresses[0],
-            input_tokens=0 if free else work.input_tokens,
-            output_tokens=0 if free else work.output_tokens,
-            permits=permits,
-            # Images are in the engine's token count but not in the text: such a pair teaches nothing.
-            prompt_bytes=0 if request.images else request.prompt_bytes,
-            stream=request.stream,
+            input_tokens=case.input_tokens,
+            output_tokens=case.output_tokens,
+            permits=case.permits,
+            prompt_bytes=case.prompt_bytes,
+            stream=case.stream,
+            key=case.key,
+            service_class=tenant.service_class,
         ),
     )
 
@@ -162,7 +261,7 @@ def _no_region(tenant: Tenant, pool: Pool) -> Reject:
     )
 
 
-def _none_left(pool: Pool, endpoints: Sequence[Endpoint], permits: int) -> Reject:
+def _none_left(pool: Pool, endpoints: Sequence[Endpoint], permits: int) -> Reject | Full:
     ready = [endpoint for endpoint in endpoints if endpoint.ready]
     if not ready:
         return Reject(
@@ -178,9 +277,14 @@ def _none_left(pool: Pool, endpoints: Sequence[Endpoint], permits: int) -> Rejec
             code="invalid_request",
             message=f"{permits} sequences are asked for; a replica takes at most {most} at once",
         )
-    return overloaded(f"every replica of pool {pool.name!r} is full")
+    return FULL
 
 
-def overloaded(message: str) -> Reject:
+def full(case: Case) -> Reject:
+    """A case that cannot wait, and no replica has room."""
+    return overloaded(f"every replica of pool {case.pool!r} is full")
+
+
+def overloaded(message: str, retry_after_s: int = RETRY_AFTER_FULL_S) -> Reject:
     """A 429 for want of room, as against one for want of quota."""
-    return Reject(status=429, code="overloaded", message=message, retry_after_s=RETRY_AFTER_FULL_S)
+    return Reject(status=429, code="overloaded", message=message, retry_after_s=retry_after_s)

@@ -41,7 +41,6 @@ class Pool:
     __slots__ = (
         "blind",
         "calibration",
-        "cluster",
         "endpoints",
         "models",
         "name",
@@ -55,7 +54,6 @@ class Pool:
         self.name = spec.name
         self.models = spec.models
         self.strategy = spec.strategy
-        self.cluster = cluster_name(spec.name)
         #: What the calibration began with; a pool configured with another one begins again.
         self.prior = (spec.bytes_per_token, spec.output_tokens)
         self.zone_penalty_tokens = spec.zone_penalty_tokens
@@ -65,6 +63,10 @@ class Pool:
         self.blind = False
         #: How far the weighted rotation has come (round_robin).
         self.turn = 0.0
+
+    def cluster_for(self, service_class: str) -> str:
+        """The upstream cluster in which a service class sees this pool."""
+        return cluster_name(self.name, service_class)
 
 
 class Fleet:

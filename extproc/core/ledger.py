@@ -7,7 +7,7 @@ take a sum below zero or leave one above it.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
 from extproc.core.endpoint import Endpoint
@@ -27,6 +27,8 @@ class Ledger:
     def __init__(self, *, ttl_ns: int, remembered_max: int) -> None:
         self.ttl_ns = ttl_ns
         self.remembered_max = remembered_max
+        #: Requests in flight by tenant.
+        self.by_tenant: Counter[str] = Counter()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._ended: OrderedDict[str, None] = OrderedDict()
 
@@ -40,9 +42,7 @@ class Ledger:
         """Put a reservation on an endpoint; its id must be new."""
         assert reservation.id not in self._entries, reservation.id
         self._entries[reservation.id] = _Entry(reservation, endpoint, now_ns)
-        endpoint.requests += 1
-        endpoint.permits += reservation.permits
-        endpoint.tokens += reservation.input_tokens + reservation.output_tokens
+        self._carry(reservation, endpoint)
 
     def renew(self, reservation_id: str, *, now_ns: int) -> bool:
         """The request still runs; false when it is not in the ledger."""
@@ -58,9 +58,7 @@ class Ledger:
         entry = self._entries[reservation_id]
         self._release(entry)
         entry.endpoint = endpoint
-        endpoint.requests += 1
-        endpoint.permits += entry.reservation.permits
-        endpoint.tokens += entry.reservation.input_tokens + entry.reservation.output_tokens
+        self._carry(entry.reservation, endpoint)
 
     def endpoint_of(self, reservation_id: str) -> Endpoint | None:
         """The endpoint that carries a reservation now."""
@@ -108,8 +106,19 @@ class Ledger:
             expired.append(entry.reservation)
         return expired
 
+    def _carry(self, reservation: Reservation, endpoint: Endpoint) -> None:
+        self.by_tenant[reservation.tenant] += 1
+        endpoint.requests += 1
+        endpoint.permits += reservation.permits
+        endpoint.tokens += reservation.input_tokens + reservation.output_tokens
+
     def _release(self, entry: _Entry) -> None:
         endpoint, reservation = entry.endpoint, entry.reservation
+        left = self.by_tenant[reservation.tenant] - 1
+        if left:
+            self.by_tenant[reservation.tenant] = left
+        else:
+            del self.by_tenant[reservation.tenant]
         endpoint.requests -= 1
         endpoint.permits -= reservation.permits
         endpoint.tokens -= reservation.input_tokens + reservation.output_tokens

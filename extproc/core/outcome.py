@@ -23,6 +23,8 @@ class Reject:
     code: str
     message: str
     retry_after_s: int | None = None
+    #: Further response headers: the rate limits' figures.
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 class Named(Protocol):
@@ -79,6 +81,8 @@ class Reservation:
     permits: int
     prompt_bytes: int
     stream: bool
+    key: str = ""
+    service_class: str = "standard"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +101,19 @@ class Routed:
     addresses: tuple[str, ...]
     reservation: Reservation
     reason: Reason
+    #: For the client: the rate limits' figures.
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """Wait here: a replica will be free. Whoever decided says later what became of it, by the id.
+
+    `until_ns` is when it is shed at the latest.
+    """
+
+    id: str
+    until_ns: int
 
 
 class End(Enum):

@@ -1,14 +1,25 @@
 """Who is asking: tenants, and identity from what can be trusted.
 
-Owns the lookup of API keys. Only hashes are held; the lookup is by the digest of what the client
-sent, so neither its time nor its outcome says anything about the key that would have fitted.
+Owns the proofs and their order. A request may carry several: an API key, a JWT that Envoy verified, a
+client certificate that Envoy verified, a name from a trusted proxy. The laws:
+
+- A credential that is wrong (an unknown key, a token that Envoy refused or that names no tenant, a proxy's
+  name that no tenant has) refuses the request, whatever else it proves.
+- A certificate that names no tenant says nothing: a mesh gives one to everybody.
+- All that is proven must be one tenant. Two are 401: which one counts would be anybody's guess.
+
+Only hashes of keys are held. The lookup is by the digest of what the client sent, in a table whose own
+hashing is seeded by the process, and what it finds is compared in constant time: neither its time nor its
+outcome says anything about the key that would have fitted.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from extproc.core.outcome import Reject
 
@@ -21,50 +32,221 @@ class Tenant:
     """A billing and isolation unit; `models` and `regions` None mean all."""
 
     name: str
+    service_class: str = "standard"
     models: frozenset[str] | None = None
     default_model: str | None = None
     regions: frozenset[str] | None = None
+    jwt_subject: str | None = None
+    certificate_sans: frozenset[str] = frozenset()
 
 
 ANONYMOUS = Tenant(name="anonymous")
 
 
-def hash_key(key: str) -> str:
-    """The form in which a key is kept: SHA-256 in hex. Keys are 256 random bits, so no salt is due."""
-    return hashlib.sha256(key.encode()).hexdigest()
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An API key by its hash, valid from `not_before` until before `expires` (unix seconds)."""
+
+    hash: str
+    name: str = ""
+    not_before: float | None = None
+    expires: float | None = None
+    revoked: bool = False
+
+    @property
+    def id(self) -> str:
+        """What it is called in quotas and records: its name, or the beginning of its hash."""
+        return self.name or self.hash[:12]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What a request says of who sent it.
+
+    `authorization` and `api_key` are the client's own words. The rest only Envoy can have said: `jwt` is
+    the claim of the token in `authorization`, verified ("" when it has no such claim), `jwt_failure` why one
+    was refused,
+    `sans` the names in a verified client certificate, `proxy_tenant` a trusted proxy's header, which is
+    believed after a look at `source`, the address (no port) of the connection.
+    """
+
+    authorization: str | None = None
+    api_key: str | None = None
+    jwt: str | None = None
+    jwt_failure: str = ""
+    sans: tuple[str, ...] = ()
+    proxy_tenant: str | None = None
+    source: str = ""
+
+    @property
+    def guesses(self) -> bool:
+        """Whether it carries what a client may have guessed, so that a refusal counts against its source."""
+        return bool((self.authorization and self.jwt is None) or self.api_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who asks, how that was proven ("key", "jwt", "certificate", "proxy"), and with which key."""
+
+    tenant: Tenant
+    methods: tuple[str, ...] = ()
+    key: Key | None = None
+
+
+def hash_key(key: str, secret: bytes | None = None) -> str:
+    """The form in which a key is kept, in hex: SHA-256, or HMAC-SHA-256 under the service's secret.
+
+    The plain hash is for keys of 256 random bits, which nobody can guess; under the secret a leaked
+    configuration does not even allow to try weaker ones.
+    """
+    if secret is None:
+        return hashlib.sha256(key.encode()).hexdigest()
+    return hmac.new(secret, key.encode(), hashlib.sha256).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyTrust:
+    """The networks whose connections may name a tenant, and the header in which they do (lower-case)."""
+
+    header: str
+    networks: tuple[IPv4Network | IPv6Network, ...]
+
+    def covers(self, source: str) -> bool:
+        """Whether an address lies in one of the networks; what is no address does not."""
+        try:
+            address = ip_address(source)
+        except ValueError:
+            return False
+        return any(address in network for network in self.networks)
+
+
+@dataclass(slots=True)
+class _Tables:
+    keys: dict[str, tuple[Tenant, Key]] = field(default_factory=dict)
+    subjects: dict[str, Tenant] = field(default_factory=dict)
+    sans: dict[str, Tenant] = field(default_factory=dict)
 
 
 class Directory:
-    """Tenants by the hash of their keys; with `required` false everybody is anonymous."""
+    """Tenants by what proves them; with `required` false everybody is `anonymous`.
 
-    def __init__(self, tenants: Iterable[tuple[Tenant, Iterable[str]]], *, required: bool) -> None:
+    A key is a `Key`, or the hash of one that is always valid. `claim` is the name of the JWT's claim, for
+    messages and for who reads the token; None where no JWT is believed.
+    """
+
+    def __init__(
+        self,
+        tenants: Iterable[tuple[Tenant, Iterable[Key | str]]],
+        *,
+        required: bool,
+        anonymous: Tenant = ANONYMOUS,
+        secret: bytes | None = None,
+        claim: str | None = None,
+        proxy: ProxyTrust | None = None,
+    ) -> None:
         self.required = required
-        self._by_hash: dict[str, Tenant] = {}
+        self.anonymous = anonymous
+        self.claim = claim
+        self.proxy = proxy
         self.tenants: dict[str, Tenant] = {}
-        for tenant, hashes in tenants:
+        self._secret = secret
+        self._known = _Tables()
+        for tenant, keys in tenants:
             self.tenants[tenant.name] = tenant
-            for digest in hashes:
-                self._by_hash[digest] = tenant
+            for each in keys:
+                key = Key(each) if isinstance(each, str) else each
+                self._known.keys[key.hash] = (tenant, key)
+            if tenant.jwt_subject is not None:
+                self._known.subjects[tenant.jwt_subject] = tenant
+            self._known.sans.update(dict.fromkeys(tenant.certificate_sans, tenant))
 
-    def identify(self, authorization: str | None, api_key: str | None) -> Tenant | Reject:
-        """The tenant of an `Authorization: Bearer` or `x-api-key` header; Reject is 401."""
+    def identify(self, evidence: Evidence, *, now_s: float) -> Identity | Reject:
+        """Who sent a request, by all it carries; Reject is 401. `now_s`: unix time, for keys' validity."""
         if not self.required:
-            return ANONYMOUS
-        key = api_key or None
-        if authorization is not None:
-            scheme, _, credentials = authorization.partition(" ")
+            return Identity(self.anonymous)
+        proven: dict[str, Tenant] = {}
+        for method, found in (
+            ("proxy", self._by_proxy(evidence)),
+            ("certificate", self._by_certificate(evidence)),
+            ("jwt", self._by_jwt(evidence)),
+        ):
+            if isinstance(found, Reject):
+                return found
+            if found is not None:
+                proven[method] = found
+        key: Key | None = None
+        if evidence.jwt is not None and self.claim is not None:
+            evidence = replace(evidence, authorization=None)
+        if evidence.authorization is not None or evidence.api_key or not proven:
+            answer = self._by_key(evidence, now_s)
+            if isinstance(answer, Reject):
+                return answer
+            proven["key"], key = answer
+        tenant, *others = proven.values()
+        if any(other is not tenant for other in others):
+            return unauthorized(
+                f"{' and '.join(proven)} prove different tenants; send one", "identity_conflict"
+            )
+        return Identity(tenant, tuple(proven), key)
+
+    def _by_proxy(self, evidence: Evidence) -> Tenant | Reject | None:
+        name = evidence.proxy_tenant
+        # Envoy strips the header of others; this holds too where its configuration is not ours.
+        if name is None or self.proxy is None or not self.proxy.covers(evidence.source):
+            return None
+        return self.tenants.get(name) or unauthorized("the proxy names an unknown tenant")
+
+    def _by_certificate(self, evidence: Evidence) -> Tenant | Reject | None:
+        tenants = [self._known.sans[san] for san in evidence.sans if san in self._known.sans]
+        if any(tenant is not tenants[0] for tenant in tenants):
+            return unauthorized("the client certificate's names are different tenants'", "identity_conflict")
+        return tenants[0] if tenants else None
+
+    def _by_jwt(self, evidence: Evidence) -> Tenant | Reject | None:
+        if evidence.jwt is None or self.claim is None:
+            return None
+        return self._known.subjects.get(evidence.jwt) or unauthorized(
+            f"the token's claim {self.claim!r} is no tenant's"
+        )
+
+    def _by_key(self, evidence: Evidence, now_s: float) -> tuple[Tenant, Key] | Reject:
+        sent = evidence.api_key or None
+        if evidence.authorization is not None:
+            scheme, _, credentials = evidence.authorization.partition(" ")
             if scheme.lower() != "bearer" or not credentials.strip():
                 return unauthorized("the Authorization header is not 'Bearer KEY'")
             bearer = credentials.strip()
-            if key is not None and key != bearer:
+            if sent is not None and sent != bearer:
                 return unauthorized("Authorization and x-api-key carry different keys; send one")
-            key = bearer
-        if not key:
+            sent = bearer
+        if not sent:
             return unauthorized("no API key; send 'Authorization: Bearer KEY'")
-        tenant = self._by_hash.get(hash_key(key)) if len(key) <= KEY_BYTES_MAX else None
-        return tenant or unauthorized("unknown API key")
+        found = self._lookup(sent) if len(sent) <= KEY_BYTES_MAX else None
+        if found is None:
+            # What looks like a token (three parts) was meant as one: Envoy says what is wrong with it.
+            if self.claim is not None and evidence.jwt_failure and sent.count(".") == 2:
+                return unauthorized(f"the token is not valid: {evidence.jwt_failure}")
+            return unauthorized("unknown API key")
+        key = found[1]
+        if key.revoked:
+            return unauthorized("this API key is revoked")
+        if key.not_before is not None and now_s < key.not_before:
+            return unauthorized("this API key is not valid yet")
+        if key.expires is not None and now_s >= key.expires:
+            return unauthorized("this API key has expired")
+        return found
+
+    def _lookup(self, sent: str) -> tuple[Tenant, Key] | None:
+        digests = [hash_key(sent)]
+        if self._secret is not None:
+            digests.append(hash_key(sent, self._secret))
+        for digest in digests:
+            found = self._known.keys.get(digest)
+            if found is not None and hmac.compare_digest(found[1].hash, digest):
+                return found
+        return None
 
 
-def unauthorized(message: str) -> Reject:
+def unauthorized(message: str, code: str = "invalid_api_key") -> Reject:
     """A 401."""
-    return Reject(status=401, code="invalid_api_key", message=message)
+    return Reject(status=401, code=code, message=message)

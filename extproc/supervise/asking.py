@@ -19,6 +19,7 @@ ADMIN_S_MAX = 1.0
 ADMIN_ANSWER_BYTES_MAX = 64 * 1024
 HEALTH_S_MAX = 1.0
 STATUS_S_MAX = 3.0
+ORDER_S_MAX = 30.0
 STATUS_BYTES_MAX = 64 * 1024 * 1024
 #: How often a drain looks whether requests are left.
 DRAIN_LOOK_S = 0.1
@@ -148,6 +149,17 @@ class ServiceLink:
         except msgspec.DecodeError:
             raise ServiceSilentError(f"what listens at {self.address} is no Steersman") from None
         return found
+
+    async def order(self, method: str, body: object) -> dict[str, Any]:
+        """An operator's command. Raises ServiceSilentError, and ValueError with what it says against it."""
+        call = self._channel.unary_unary(f"/steersman.status.v1.Status/{method}")
+        try:
+            answer = await call(msgspec.json.encode(body), timeout=ORDER_S_MAX)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                raise ValueError((error.details() or "").removeprefix(f"{method}: ")) from None
+            raise ServiceSilentError(f"no Steersman that knows {method} answers at {self.address}") from None
+        return msgspec.json.decode(answer, type=dict[str, Any])
 
     async def close(self) -> None:
         """Let go of the connection."""

@@ -170,7 +170,7 @@ class Gateway:
         verbose = ["--verbose"] if self.options.verbose else []
         return ChildSpec(
             name="service",
-            argv=steersman_argv("serve", "-f", str(self._kept), *verbose),
+            argv=steersman_argv("serve", "--kept", "-f", str(self._kept), *verbose),
             ready=self.link.serving,
             ready_s_max=READY_S_MAX,
             stop_s_max=self.config.service.drain_s + STOP_S_MAX,

@@ -10,17 +10,25 @@ from dataclasses import dataclass, field
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.core.contract import (
+    ATTRIBUTES_NAMESPACE,
     CLUSTER_HEADER,
     DECISION_NAMESPACE,
+    JWT_FAILURE_KEY,
+    JWT_NAMESPACE,
+    JWT_PAYLOAD_KEY,
     LB_ENDPOINTS_KEY,
     LB_NAMESPACE,
     MODEL_HEADER,
     POOL_KEY,
     REASON_KEY,
+    SAN_ATTRIBUTES,
+    SOURCE_ATTRIBUTE,
     TICKET_KEY,
 )
+from extproc.core.desk import AskQuota
 from extproc.core.outcome import Answer, Reject, Routed
 from extproc.core.request import Dialect
+from extproc.core.tenant import Evidence
 from extproc.wire import ticket
 from extproc.wire.dialect import error_body
 
@@ -52,6 +60,7 @@ class Headers:
     values: dict[str, str]
     end_of_stream: bool
     repeated: str = ""
+    evidence: Evidence = field(default_factory=Evidence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +88,17 @@ class Reply:
     end: bool
     #: The reservation that the reply carries, so that a client's leaving can undo it.
     reservation_id: str = field(default="")
+    #: The real answer comes later: `Exchange.when_ready` says when.
+    wait: bool = field(default=False)
+    #: Nothing to send yet: the quota's shared store must be asked, and `Exchange.answered` told.
+    ask: AskQuota | None = field(default=None)
 
 
-def read(data: bytes) -> Message:
-    """Decode one ProcessingRequest; raises google.protobuf.message.DecodeError on garbage."""
+def read(data: bytes, *, claim: str | None = None, proxy_header: str | None = None) -> Message:
+    """Decode one ProcessingRequest; raises google.protobuf.message.DecodeError on garbage.
+
+    `claim` is the JWT's that names tenants, `proxy_header` the header in which a trusted proxy does.
+    """
     message = pb.ProcessingRequest.FromString(data)
     kind = message.WhichOneof("request")
     if kind == "request_body":
@@ -93,11 +109,48 @@ def read(data: bytes) -> Message:
     repeated = ""
     for header in message.request_headers.headers.headers:
         key = header.key
-        if key in WANTED:
-            if key in values and key in SINGLE:
+        if key in WANTED or key == proxy_header:
+            if key in values and (key in SINGLE or key == proxy_header):
                 repeated = key
             values[key] = header.raw_value.decode("latin-1") or header.value
-    return Headers(values, message.request_headers.end_of_stream, repeated)
+    # Envoy joins this one's copies itself; no credentials hold a comma.
+    if "," in values.get(AUTHORIZATION, ""):
+        repeated = AUTHORIZATION
+    proxy_tenant = values.get(proxy_header) if proxy_header is not None else None
+    evidence = _evidence(message, values, claim, proxy_tenant)
+    return Headers(values, message.request_headers.end_of_stream, repeated, evidence)
+
+
+def _evidence(
+    message: pb.ProcessingRequest, values: dict[str, str], claim: str | None, proxy_tenant: str | None
+) -> Evidence:
+    """Headers for what a client claims; metadata and attributes, which no client can set, for the rest."""
+    jwt: str | None = None
+    failure = source = ""
+    sans: tuple[str, ...] = ()
+    if claim is not None and JWT_NAMESPACE in message.metadata_context.filter_metadata:
+        said = message.metadata_context.filter_metadata[JWT_NAMESPACE].fields
+        if JWT_PAYLOAD_KEY in said:
+            payload = said[JWT_PAYLOAD_KEY].struct_value.fields
+            jwt = payload[claim].string_value if claim in payload else ""
+        if JWT_FAILURE_KEY in said:
+            failure = said[JWT_FAILURE_KEY].struct_value.fields["message"].string_value
+    if ATTRIBUTES_NAMESPACE in message.attributes:
+        attributes = message.attributes[ATTRIBUTES_NAMESPACE].fields
+        if SOURCE_ATTRIBUTE in attributes:
+            source = attributes[SOURCE_ATTRIBUTE].string_value.rpartition(":")[0].strip("[]")
+        sans = tuple(
+            name for key in SAN_ATTRIBUTES if key in attributes and (name := attributes[key].string_value)
+        )
+    return Evidence(
+        authorization=values.get(AUTHORIZATION),
+        api_key=values.get(API_KEY),
+        jwt=jwt,
+        jwt_failure=failure,
+        sans=sans,
+        proxy_tenant=proxy_tenant,
+        source=source,
+    )
 
 
 def _empty(kind: str) -> bytes:
@@ -132,8 +185,16 @@ def routed(decision: Routed, phase: str) -> bytes:
             TICKET_KEY: ticket.write(decision.reservation),
             POOL_KEY: decision.reservation.pool,
             REASON_KEY: decision.reason.text(),
+            **dict(decision.headers),
         },
     )
+
+
+def hold(timeout_ms: int) -> bytes:
+    """Nothing yet: Envoy shall wait so long for the answer (at most its max_message_timeout)."""
+    response = pb.ProcessingResponse()
+    response.override_message_timeout.FromMilliseconds(max(1, timeout_ms))
+    return response.SerializeToString()
 
 
 def to_cluster(cluster: str, phase: str) -> bytes:
@@ -176,6 +237,8 @@ def immediate(answer: Answer | Reject, dialect: Dialect) -> bytes:
         out.details = f"steersman_{answer.code}"
         if answer.retry_after_s is not None:
             _set(out.headers, "retry-after", str(answer.retry_after_s))
+        for name, value in answer.headers:
+            _set(out.headers, name, value)
         if answer.status == 401:
             _set(out.headers, "www-authenticate", "Bearer")
     return response.SerializeToString()

@@ -10,18 +10,23 @@ Owns the order of the phases and what becomes of an exception: a degraded decisi
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum, auto
 
 import msgspec
 
+from extproc.core.attempts import AttemptLimiter
 from extproc.core.contract import MODEL_HEADER
 from extproc.core.decide import MODEL_SHOWN_MAX
-from extproc.core.desk import Desk
-from extproc.core.outcome import Answer, Reject
+from extproc.core.desk import QUOTA_EXCEEDED, AskQuota, Desk
+from extproc.core.outcome import Answer, Hold, Reject, Routed
+from extproc.core.quota import Granted, Refused
 from extproc.core.request import Dialect, Kind, Request, Route, bad_request, find_route, parse
-from extproc.core.tenant import ANONYMOUS, Directory, Tenant
+from extproc.core.tenant import ANONYMOUS, Directory, Evidence, Identity, Tenant
+from extproc.observe.audit import AuditLog, offered
+from extproc.observe.shadow import Recent
 from extproc.observe.tally import Tally
 from extproc.wire import codec
 from extproc.wire.codec import Reply
@@ -30,6 +35,8 @@ log = logging.getLogger(__name__)
 
 #: Nanoseconds between two log lines about the same failing decision path.
 FAILURE_LOG_EVERY_NS = 1_000_000_000
+#: Envoy waits this much longer than a hold can last, so that the service's own 429 comes first.
+HOLD_MARGIN_MS = 2_000
 
 
 class Processor:
@@ -44,6 +51,8 @@ class Processor:
         decisions_concurrent_max: int,
         body_bytes_max: int,
         clock: Callable[[], int],
+        attempts: AttemptLimiter | None = None,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.desk = desk
         self.directory = directory
@@ -51,13 +60,84 @@ class Processor:
         self.decisions_concurrent_max = decisions_concurrent_max
         self.body_bytes_max = body_bytes_max
         self.clock = clock
+        #: Unix time: keys are valid by the calendar.
+        self.wall_clock = wall_clock
+        self.attempts = attempts
+        #: Who failed to prove who they are is noted here.
+        self.audit: AuditLog | None = None
+        #: The last requests, for dry runs of quotas.
+        self.recent = Recent()
         self.open_exchanges = 0
+        #: Exchanges whose requests are held, by reservation id.
+        self._held: dict[str, Exchange] = {}
+        desk.on_release = self._released
         self._logged_ns = -FAILURE_LOG_EVERY_NS
 
     def open(self) -> Exchange:
         """A new stream; `close` it when it ends, however it ends."""
         self.open_exchanges += 1
         return Exchange(self)
+
+    @property
+    def deciding(self) -> int:
+        """Exchanges open and not held: what the bound on concurrent decisions counts."""
+        return self.open_exchanges - len(self._held)
+
+    def _released(self, reservation_id: str, decision: Routed | Reject) -> None:
+        """The desk has decided on a held request."""
+        exchange = self._held.pop(reservation_id, None)
+        if exchange is None:
+            # Its client left in the same moment.
+            if isinstance(decision, Routed):
+                self.desk.cancel(reservation_id, now_ns=self.clock())
+            return
+        exchange.release(decision)
+
+    def hold(self, reservation_id: str, exchange: Exchange) -> None:
+        """An exchange waits for the desk."""
+        self._held[reservation_id] = exchange
+
+    def gave_up(self, reservation_id: str) -> None:
+        """A held request's client has left."""
+        self._held.pop(reservation_id, None)
+        self.desk.leave(reservation_id, now_ns=self.clock())
+
+    def identify(self, evidence: Evidence) -> Identity | Reject:
+        """Who asks. A source that has failed too often is not even looked up for a while."""
+        directory, attempts, source = self.directory, self.attempts, evidence.source
+        # Behind a trusted proxy are many clients; one of them must not lock the others out.
+        counted = attempts is not None and source != "" and evidence.guesses and directory.required
+        if counted and directory.proxy is not None and directory.proxy.covers(source):
+            counted = False
+        if counted and attempts is not None and (wait_s := attempts.blocked_s(source, now_ns=self.clock())):
+            self.desk.counts["identity.limited"] += 1
+            message = "too many failed attempts from this address"
+            return Reject(status=429, code="too_many_attempts", message=message, retry_after_s=wait_s)
+        identity = directory.identify(evidence, now_s=self.wall_clock())
+        if isinstance(identity, Reject):
+            self.desk.counts["identity.failed"] += 1
+            blocked = counted and attempts is not None and attempts.failed(source, now_ns=self.clock())
+            if blocked:
+                self.desk.counts["identity.blocked"] += 1
+                log.warning(
+                    "audit: %s failed too often to prove who it is and is refused for a while", source
+                )
+            if self.audit is not None:
+                self.audit.identity_failed(
+                    source=source,
+                    code=identity.code,
+                    reason=identity.message,
+                    methods=offered(evidence),
+                    blocked=blocked,
+                )
+        return identity
+
+    def spent(self, request: Request, tenant: Tenant, key: str) -> None:
+        """A quota refused a request: dry runs of another quota must know of it."""
+        model = request.model or tenant.default_model or self.desk.default_model
+        pool = self.desk.fleet.pool_of(model)
+        if pool is not None:
+            self.recent.refused(request, tenant.name, key, model, pool, now_ns=self.clock())
 
     def failed(self, error: Exception, what: str) -> None:
         """Count an exception of ours, and log it now and then with its traceback."""
@@ -77,7 +157,22 @@ class _State(Enum):
 class Exchange:
     """One request's stream."""
 
-    __slots__ = ("_dialect", "_model", "_processor", "_reservation_id", "_route", "_state", "_tenant")
+    __slots__ = (
+        "_asked_for",
+        "_asked_id",
+        "_dialect",
+        "_held_id",
+        "_key",
+        "_model",
+        "_on_ready",
+        "_phase",
+        "_processor",
+        "_ready",
+        "_reservation_id",
+        "_route",
+        "_state",
+        "_tenant",
+    )
 
     def __init__(self, processor: Processor) -> None:
         self._processor = processor
@@ -87,10 +182,19 @@ class Exchange:
         self._tenant: Tenant = ANONYMOUS
         self._model: str | None = None
         self._reservation_id = ""
+        self._held_id = ""
+        self._asked_id = ""
+        self._asked_for: Request | None = None
+        self._key = ""
+        self._phase = ""
+        self._ready: Reply | None = None
+        self._on_ready: Callable[[Reply], None] | None = None
 
     def receive(self, data: bytes) -> Reply:
         """Answer one message. Raises only on bytes that are no ProcessingRequest."""
-        message = codec.read(data)
+        directory = self._processor.directory
+        proxy_header = directory.proxy.header if directory.proxy is not None else None
+        message = codec.read(data, claim=directory.claim, proxy_header=proxy_header)
         if isinstance(message, codec.Headers) and self._state is _State.AWAIT_HEADERS:
             return self._on_headers(message)
         if isinstance(message, codec.Body) and self._state is _State.AWAIT_BODY:
@@ -104,9 +208,34 @@ class Exchange:
         """The final reply went out whole: from here on the access log settles."""
         self._reservation_id = ""
 
+    def when_ready(self, call: Callable[[Reply], None]) -> None:
+        """After a reply that waits: call with the real one, at once if it is there already."""
+        if self._ready is not None:
+            call(self._ready)
+        else:
+            self._on_ready = call
+
+    def release(self, decision: Routed | Reject) -> None:
+        """The desk has decided on this held request."""
+        self._held_id = ""
+        try:
+            reply = self._answer(decision) if isinstance(decision, Reject) else self._routed(decision)
+        except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
+            self._undo()
+            self._processor.failed(error, "release")
+            message = "the gateway could not release this request"
+            reply = self._answer(Reject(status=503, code="internal", message=message, retry_after_s=1))
+        self._ready = reply
+        if self._on_ready is not None:
+            self._on_ready(reply)
+
     def close(self) -> None:
-        """The stream is over; a decision that was not delivered is undone."""
+        """The stream is over; a decision that was not delivered is undone, a wait given up."""
         self._processor.open_exchanges -= 1
+        if self._asked_id:
+            # Reserved or not by now: a cancelled reservation is refunded, an unknown one is nothing.
+            self._processor.desk.quotas.cancel(self._asked_id, now_ns=self._processor.clock())
+            self._asked_id = ""
         self._state = _State.DONE
         self._undo()
 
@@ -140,17 +269,18 @@ class Exchange:
             return bad_request(f"the header '{headers.repeated}' was sent twice; send it once")
         if route is not None and route.kind is Kind.HEALTH:
             return self._health()
-        identity = processor.directory.identify(values.get(codec.AUTHORIZATION), values.get(codec.API_KEY))
+        identity = processor.identify(headers.evidence)
         if isinstance(identity, Reject):
             return identity
-        self._tenant = identity
+        self._tenant = identity.tenant
+        self._key = identity.key.id if identity.key is not None else ""
         if route is None:
             bare = path.partition("?")[0]
             return Reject(status=404, code="not_found", message=f"no route {method} {bare}")
         if route.kind is Kind.MODELS:
             return self._models()
         self._route, self._model = route, values.get(MODEL_HEADER)
-        if processor.open_exchanges > processor.decisions_concurrent_max:
+        if processor.deciding > processor.decisions_concurrent_max:
             processor.desk.counts["bound.decisions_concurrent_max"] += 1
             return Reject(
                 status=429,
@@ -192,22 +322,62 @@ class Exchange:
             processor.failed(error, "degraded decision")
         return self._last_resort(body, phase)
 
-    def _decide(self, request: Request, phase: str, *, degraded: str = "") -> Reply:
+    def answered(self, asked: AskQuota, answer: Granted | Refused) -> Reply:
+        """The shared store has answered `Reply.ask`: the decision goes on."""
+        self._asked_id = ""
         processor = self._processor
+        if isinstance(answer, Refused) and self._asked_for is not None:
+            processor.spent(self._asked_for, self._tenant, self._key)
+        try:
+            return self._decided(processor.desk.answered(asked, answer, now_ns=processor.clock()))
+        except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
+            self._undo()
+            processor.failed(error, "decision after the quota")
+            message = "the gateway could not decide on this request"
+            return self._answer(Reject(status=503, code="internal", message=message, retry_after_s=1))
+
+    def _decide(self, request: Request, phase: str, *, degraded: str = "") -> Reply:
+        self._phase = phase
+        processor = self._processor
+        request = self._with_model(request)
         decision = processor.desk.admit(
-            self._with_model(request), self._tenant, now_ns=processor.clock(), degraded=degraded
+            request, self._tenant, key=self._key, now_ns=processor.clock(), degraded=degraded
         )
+        if isinstance(decision, AskQuota):
+            self._asked_for = request
+        elif isinstance(decision, Reject) and decision.code == QUOTA_EXCEEDED:
+            processor.spent(request, self._tenant, self._key)
+        return self._decided(decision)
+
+    def _decided(self, decision: Routed | Reject | Hold | AskQuota) -> Reply:
+        processor = self._processor
         if isinstance(decision, Reject):
             return self._answer(decision)
+        if isinstance(decision, AskQuota):
+            self._asked_id = decision.case.id
+            return Reply(b"", end=False, ask=decision)
+        if isinstance(decision, Hold):
+            self._held_id = decision.id
+            processor.hold(decision.id, self)
+            left_ms = (decision.until_ns - processor.clock()) // 1_000_000
+            return Reply(codec.hold(left_ms + HOLD_MARGIN_MS), end=False, wait=True)
+        return self._routed(decision)
+
+    def _routed(self, decision: Routed) -> Reply:
         self._reservation_id = decision.reservation.id
-        reply = Reply(codec.routed(decision, phase), end=True, reservation_id=decision.reservation.id)
-        processor.tally.decided(self._tenant.name, decision)
+        reply = Reply(codec.routed(decision, self._phase), end=True, reservation_id=decision.reservation.id)
+        self._processor.tally.decided(self._tenant.name, decision)
+        self._processor.recent.routed(decision.reservation, now_ns=self._processor.clock())
         return reply
 
     def _undo(self) -> None:
-        """Release what this exchange reserved and did not deliver."""
+        """Release what this exchange reserved and did not deliver; give up a wait."""
+        if self._held_id:
+            self._processor.gave_up(self._held_id)
+            self._held_id = ""
         if self._reservation_id:
-            self._processor.desk.cancel(self._reservation_id)
+            self._processor.desk.cancel(self._reservation_id, now_ns=self._processor.clock())
+            self._processor.recent.cancelled(self._reservation_id)
             self._reservation_id = ""
 
     def _with_model(self, request: Request) -> Request:
@@ -226,7 +396,7 @@ class Exchange:
             message = f"no model {model[:MODEL_SHOWN_MAX]!r} here"
             return self._answer(Reject(status=404, code="model_not_found", message=message))
         desk.counts["routed.last_resort"] += 1
-        return Reply(codec.to_cluster(pool.cluster, phase), end=True)
+        return Reply(codec.to_cluster(pool.cluster_for(self._tenant.service_class), phase), end=True)
 
     def _answer(self, answer: Answer | Reject) -> Reply:
         self._state = _State.DONE

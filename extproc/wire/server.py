@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from extproc._pb import health_pb2
+from extproc.core.desk import AskQuota
 from extproc.core.outcome import Outcome
+from extproc.core.quota import Granted, Refused
 from extproc.wire import accesslog
-from extproc.wire.processor import Processor
+from extproc.wire.codec import Reply
+from extproc.wire.processor import Exchange, Processor
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,9 @@ HEALTH_NAMES = frozenset({"", EXT_PROC})
 DRAIN_QUIET_S = 1.0
 #: A gRPC message may be larger than the body it carries by this much (headers, framing).
 MESSAGE_SLACK_BYTES = 1024 * 1024
+
+#: An operator's order: bytes in, bytes out; what takes longer is awaited.
+Command = Callable[[bytes], bytes | Awaitable[bytes]]
 
 #: How long a unix socket may take to accept before it counts as somebody's.
 PROBE_S = 0.5
@@ -66,7 +72,7 @@ class Server:
         status: Callable[[], bytes],
         message_bytes_max: int,
         handlers: Sequence[Any] = (),
-        commands: Mapping[str, Callable[[bytes], bytes]] | None = None,
+        commands: Mapping[str, Command] | None = None,
     ) -> None:
         self.processor = processor
         self._settle = settle
@@ -151,13 +157,29 @@ class Server:
                     reply = exchange.receive(data)
                 except DecodeError:
                     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a ProcessingRequest")
+                if reply.ask is not None:
+                    reply = exchange.answered(reply.ask, await self._ask(reply.ask))
                 await context.write(reply.data)
+                if reply.wait:
+                    # A client that leaves meanwhile cancels this call, and `close` gives the wait up.
+                    reply = await self._ready(exchange)
+                    await context.write(reply.data)
                 if reply.end:
                     # Ending the stream here is what lets every token stream outlive this process.
                     exchange.delivered()
                     return
         finally:
             exchange.close()
+
+    async def _ask(self, asked: AskQuota) -> Granted | Refused:
+        return await self.processor.desk.quotas.ask(
+            asked.account, asked.case.id, asked.amounts, idle_capacity=asked.idle
+        )
+
+    async def _ready(self, exchange: Exchange) -> Reply:
+        ready: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        exchange.when_ready(lambda reply: None if ready.done() else ready.set_result(reply))
+        return await ready
 
     async def _access_log(self, messages: AsyncIterator[bytes], _: Any) -> bytes:
         async for data in messages:
@@ -211,12 +233,13 @@ def _answers(path: Path) -> bool:
     return True
 
 
-def _command(name: str, call: Callable[[bytes], bytes]) -> Any:
+def _command(name: str, call: Command) -> Any:
     """An operator's order as a unary method; what it cannot read is the caller's mistake."""
 
     async def serve(request: bytes, context: Any) -> bytes:
         try:
-            return call(request)
+            answer = call(request)
+            return answer if isinstance(answer, bytes) else await answer
         except ValueError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{name}: {error}")
             raise AssertionError("abort raises") from error

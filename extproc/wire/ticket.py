@@ -24,6 +24,8 @@ class _Ticket(msgspec.Struct, array_like=True, frozen=True):
     permits: int
     prompt_bytes: int
     stream: bool
+    key: str = ""
+    service_class: str = "standard"
 
 
 _encoder = msgspec.json.Encoder()
@@ -45,6 +47,8 @@ def write(reservation: Reservation) -> str:
             r.permits,
             r.prompt_bytes,
             r.stream,
+            r.key,
+            r.service_class,
         )
     ).decode()
 
@@ -66,4 +70,6 @@ def read(text: str) -> Reservation | None:
         permits=max(0, t.permits),
         prompt_bytes=max(0, t.prompt_bytes),
         stream=t.stream,
+        key=t.key,
+        service_class=t.service_class,
     )

@@ -18,10 +18,13 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "e2e")]
 
 import bench_agent
 import bench_decide
+import bench_fairness
 import bench_fleet
 import bench_gateway
+import bench_quota
 import bench_replica
 import bench_telemetry
+import bench_tenants
 from rows import Row
 
 BENCHES = {
@@ -31,6 +34,9 @@ BENCHES = {
     "replica": bench_replica.run,
     "agent": bench_agent.run,
     "telemetry": bench_telemetry.run,
+    "quota": bench_quota.run,
+    "fairness": bench_fairness.run,
+    "tenants": bench_tenants.run,
 }
 
 

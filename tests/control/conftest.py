@@ -436,7 +436,7 @@ def running_gateway(
     addresses = {name: f"127.0.0.1:{upstream.port}" for name, upstream in upstreams.items()}
     addresses["refused"] = f"127.0.0.1:{free_port()}"
     addresses["stranger"] = "127.0.0.1:1"
-    running = [Service(addresses, contract.cluster_name("chat")) for _ in range(services)]
+    running = [Service(addresses, contract.cluster_name("chat", "standard")) for _ in range(services)]
     for service in running:
         service.publisher = AdsPublisher() if ads else None
         if start_services:

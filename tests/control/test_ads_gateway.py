@@ -107,7 +107,7 @@ def members(gateway: Gateway) -> set[str]:
     with contextlib.closing(connection):
         connection.request("GET", "/clusters?format=json")
         clusters = json.load(connection.getresponse())["cluster_statuses"]
-    found = next(each for each in clusters if each["name"] == "pool.chat").get("host_statuses", [])
+    found = next(each for each in clusters if each["name"] == "pool.chat/standard").get("host_statuses", [])
     wheres = [host["address"]["socket_address"] for host in found]
     return {f"{where['address']}:{where['port_value']}" for where in wheres}
 
@@ -183,10 +183,10 @@ def test_marked_as_draining_it_is_obeyed_too(gateway: Gateway) -> None:
 def changed(gateway: Gateway, *names: str, **fields: Any) -> Snapshot:
     """A snapshot whose cluster differs."""
     config = loads(POOL % "circuit_breakers: {max_requests: 77}")
-    cluster = pool_cluster(config, config.pools[0], mode="ads")
+    cluster = pool_cluster(config, config.pools[0], config.classes[0], mode="ads")
     for name, value in fields.items():
         setattr(cluster, name, value)
-    clusters = Resources.of([Resource("pool.chat", bytes(cluster))])
+    clusters = Resources.of([Resource("pool.chat/standard", bytes(cluster))])
     return Snapshot(clusters, gateway.snapshot(*names).endpoints)
 
 

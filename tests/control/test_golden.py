@@ -29,7 +29,7 @@ def golden_of(example: Path, mode: Mode) -> Path:
 
 def test_there_are_examples() -> None:
     """A moved folder would make every test below vanish in silence."""
-    assert {path.stem for path in EXAMPLES} == {"minimal", "full", "fail-open"}
+    assert {path.stem for path in EXAMPLES} == {"minimal", "full", "fail-open", "tenants"}
 
 
 @each_mode

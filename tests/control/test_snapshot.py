@@ -52,8 +52,8 @@ def endpoints(assignment: ClusterLoadAssignment) -> dict[str, tuple[HealthStatus
 def test_clusters_are_told_by_ads() -> None:
     """One a pool, of type EDS over the same stream, with nothing of the static endpoints left in it."""
     snapshot = builder().build({})
-    assert set(snapshot.clusters.by_name) == {"pool.chat", "pool.code"}
-    cluster = Cluster.parse(snapshot.clusters.by_name["pool.chat"].data)
+    assert set(snapshot.clusters.by_name) == {"pool.chat/standard", "pool.code/standard"}
+    cluster = Cluster.parse(snapshot.clusters.by_name["pool.chat/standard"].data)
     assert cluster.type == ClusterDiscoveryType.EDS
     assert cluster.load_assignment is None
     assert cluster.eds_cluster_config is not None

@@ -10,7 +10,7 @@ import pytest
 from extproc.config.load import loads
 from extproc.control import filters, replies, routes
 from extproc.control.bootstrap import render_bootstrap, to_json
-from extproc.control.resources import load_assignment, pool_clusters
+from extproc.control.resources import load_assignment, pool_cluster, pool_clusters
 from extproc.core import contract
 
 POOLS = """
@@ -67,7 +67,7 @@ def test_no_response_byte_goes_to_the_service() -> None:
 
 def test_the_endpoint_is_taken_from_metadata_alone() -> None:
     """A header source would let a client choose its host."""
-    (policy,) = cluster(tree(), "pool.chat")["load_balancing_policy"]["policies"]
+    (policy,) = cluster(tree(), "pool.chat/standard")["load_balancing_policy"]["policies"]
     sources = policy["typed_extension_config"]["typed_config"]["override_host_sources"]
     assert sources == [
         {"metadata": {"key": contract.LB_NAMESPACE, "path": [{"key": contract.LB_ENDPOINTS_KEY}]}}
@@ -97,7 +97,7 @@ def test_what_ads_tells_is_not_in_the_bootstrap() -> None:
 def test_endpoints_are_grouped_by_zone() -> None:
     """Zones in the order in which the file names them."""
     (pool,) = loads("gateway: {auth: none}\n" + POOLS).pools
-    groups = load_assignment(pool).endpoints
+    groups = load_assignment(pool, "x").endpoints
     assert [(group.locality.zone, len(group.lb_endpoints)) for group in groups if group.locality] == [
         ("a", 2),
         ("b", 1),
@@ -107,12 +107,12 @@ def test_endpoints_are_grouped_by_zone() -> None:
 def test_clusters_carry_the_names_of_the_contract() -> None:
     """The decision names a cluster; a name that Envoy does not know would be 503."""
     config = loads("gateway: {auth: none}\n" + POOLS)
-    assert [each.name for each in pool_clusters(config)] == [contract.cluster_name("chat")]
+    assert [each.name for each in pool_clusters(config)] == [contract.cluster_name("chat", "standard")]
 
 
 def test_circuit_breakers_are_the_pools() -> None:
     """What the file bounds is what Envoy bounds."""
-    (threshold,) = cluster(tree(), "pool.chat")["circuit_breakers"]["thresholds"]
+    (threshold,) = cluster(tree(), "pool.chat/standard")["circuit_breakers"]["thresholds"]
     assert threshold["max_requests"] == 7
 
 
@@ -143,7 +143,7 @@ def test_failure_mode_decides_what_an_undecided_request_gets() -> None:
     last = manager(closed)["route_config"]["virtual_hosts"][0]["routes"][-1]
     assert last["direct_response"]["status"] == 503
     last = manager(opened)["route_config"]["virtual_hosts"][0]["routes"][-1]
-    assert last["route"]["cluster"] == "pool.chat"
+    assert last["route"]["cluster"] == "pool.chat/standard"
     assert manager(opened)["http_filters"][1]["typed_config"]["failure_mode_allow"] is True
 
 
@@ -179,7 +179,9 @@ def test_debug_headers_only_when_asked() -> None:
     """They tell a client which endpoints there are."""
     for asked, count in ((False, 0), (True, 4)):
         route = manager(tree(f"debug_headers: {str(asked).lower()}"))["route_config"]["virtual_hosts"][0]
-        assert len(route["routes"][0].get("response_headers_to_add", [])) == count
+        added = [each["header"]["key"] for each in route["routes"][0]["response_headers_to_add"]]
+        assert sum(key.startswith("x-steersman-") for key in added) == count
+        assert [key for key in added if key.startswith("x-ratelimit-")] == list(contract.RATE_LIMIT_HEADERS)
 
 
 def test_tracing_brings_its_cluster() -> None:
@@ -223,3 +225,99 @@ def test_every_service_gets_every_record() -> None:
         for cluster in clusters
     ] == ["10.0.0.1", "10.0.0.2"]
     assert len(access_logs(config)) == 2
+
+
+TENANTS = """
+classes:
+  - {name: premium, failure_mode: open, requests_per_second_floor: 9}
+  - {name: batch, share_of_breakers: 0.1, retries: 0, outlier_detection: {consecutive_5xx: 9}}
+tenants:
+  - {name: a, class: premium, jwt_subject: s, certificate_sans: ["spiffe://x/a", a.x]}
+  - {name: b, class: batch}
+  - {name: c, class: premium, regions: [eu]}
+"""
+
+
+def tenants_tree(gateway: str = "", mode: Any = "static") -> dict[str, Any]:
+    """Every proof at once."""
+    proofs = (
+        "jwt: {issuer: i, jwks_file: /jwks.json}, tls: {certificate: /c, key: /k, client_ca: /ca}, "
+        "trusted_proxy: {networks: [10.0.0.0/8]}"
+    )
+    text = f"gateway: {{{proofs}, {gateway}}}\n{POOLS}{TENANTS}"
+    rendered: dict[str, Any] = json.loads(to_json(render_bootstrap(loads(text), mode)))
+    return rendered
+
+
+def test_a_class_is_a_cluster_of_its_own() -> None:
+    """Its share of the breakers, its ejections, over the same endpoints."""
+    rendered = tenants_tree()
+    premium, batch = (cluster(rendered, f"pool.chat/{name}") for name in ("premium", "batch"))
+    for each, connections, requests, failures in ((premium, 4096, 7, 5), (batch, 409, 1, 9)):
+        (threshold,) = each["circuit_breakers"]["thresholds"]
+        assert (threshold["max_connections"], threshold["max_requests"]) == (connections, requests)
+        assert each["outlier_detection"]["consecutive_5xx"] == failures
+    endpoints = [each["load_assignment"]["endpoints"] for each in (premium, batch)]
+    assert endpoints[0] == endpoints[1]
+
+
+def test_classes_share_one_assignment() -> None:
+    """Endpoints are sent once a pool, however many classes see it."""
+    config = loads(f"gateway: {{auth: none}}\n{POOLS}\nclasses: [{{name: premium}}, {{name: batch}}]")
+    (pool,) = config.pools
+    clusters = [pool_cluster(config, pool, each, mode="ads") for each in config.classes]
+    names = {each.eds_cluster_config.service_name for each in clusters if each.eds_cluster_config}
+    assert names == {contract.assignment_name("chat")}
+    assert len({each.name for each in clusters}) == 2
+
+
+def test_what_envoy_does_without_the_service() -> None:
+    """Tenants that it knows by itself go by their class; regions that it could not keep are closed."""
+    table = manager(tenants_tree())["route_config"]["virtual_hosts"][0]["routes"]
+    served = {route["name"]: route["route"].get("cluster") for route in table if "route" in route}
+    assert served == {
+        "decided.batch": None,
+        "decided": None,
+        "away.a.proxy": "pool.chat/premium",
+        "away.a.uri": "pool.chat/premium",
+        "away.a.dns": "pool.chat/premium",
+        "away.a.jwt": "pool.chat/premium",
+    }
+    assert table[0]["route"]["retry_policy"]["num_retries"] == 0
+    assert table[-1]["direct_response"]["status"] == 503
+    assert all("typed_per_filter_config" in route for route in table if route["name"].startswith("away."))
+    opened = manager(tenants_tree("failure_mode: open"))["route_config"]["virtual_hosts"][0]["routes"]
+    assert [each["name"] for each in opened if "direct_response" in each] == ["away.c.proxy"]
+    assert opened[-1]["route"]["cluster"] == "pool.chat/premium"
+
+
+def test_a_proxys_header_stays_in_its_own_chain() -> None:
+    """Everybody else's is removed before the route is chosen, as our own headers are."""
+    (listener,) = tenants_tree()["static_resources"]["listeners"]
+    trusted, other = listener["filter_chains"]
+    assert trusted["filter_chain_match"] == {
+        "direct_source_prefix_ranges": [{"address_prefix": "10.0.0.0", "prefix_len": 8}]
+    }
+    assert "filter_chain_match" not in other
+    for chain, stripped in ((trusted, False), (other, True)):
+        early = chain["filters"][0]["typed_config"]["early_header_mutation_extensions"][0]
+        mutations = early["typed_config"]["mutations"]
+        assert ({"remove": "x-forwarded-tenant"} in mutations) is stripped
+        # What only Envoy may say is removed before it says it.
+        said = [next(i for i, m in enumerate(mutations) if "append" in m)]
+        assert {"remove": contract.PEER_URI_HEADER} in mutations[: said[0]]
+        assert chain["transport_socket"]["name"] == "envoy.transport_sockets.tls"
+
+
+def test_a_token_is_verified_but_refused_by_the_service_alone() -> None:
+    """So that API keys share its header and failed attempts are counted."""
+    names = [each["name"].rpartition(".")[2] for each in manager(tenants_tree())["http_filters"]]
+    assert names[:4] == ["jwt_authn", "buffer", "ext_proc", "local_ratelimit"]
+    tokens = manager(tenants_tree())["http_filters"][0]["typed_config"]
+    (provider,) = tokens["providers"].values()
+    assert provider["from_headers"] == [{"name": "Authorization", "value_prefix": "Bearer "}]
+    (rule,) = tokens["rules"]
+    assert rule["requires"]["requires_any"]["requirements"][1] == {"allow_missing_or_failed": {}}
+    decision = manager(tenants_tree())["http_filters"][2]["typed_config"]
+    assert decision["request_attributes"] == [contract.SOURCE_ATTRIBUTE, *contract.SAN_ATTRIBUTES]
+    assert decision["metadata_options"]["forwarding_namespaces"]["untyped"] == [contract.JWT_NAMESPACE]

@@ -54,7 +54,7 @@ def test_a_route() -> None:
     for endpoint, tokens in zip(fleet.endpoints, (40, 10, 30, 20), strict=True):
         endpoint.tokens = tokens
     decision = routed(fleet)
-    assert decision.cluster == "pool.p"
+    assert decision.cluster == "pool.p/standard"
     assert decision.addresses == ("10.0.0.1:80", "10.0.0.3:80", "10.0.0.2:80")
     assert decision.reservation == Reservation(
         id="i-1",

@@ -166,8 +166,8 @@ def test_a_cancelled_decision_is_undone() -> None:
     """Before delivery, and once."""
     desk = desk_of()
     reservation = admitted(desk)
-    desk.cancel(reservation.id)
-    desk.cancel(reservation.id)
+    desk.cancel(reservation.id, now_ns=0)
+    desk.cancel(reservation.id, now_ns=0)
     assert (loads(desk), desk.counts["cancelled"]) == (NOTHING, 1)
 
 

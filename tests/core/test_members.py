@@ -118,14 +118,14 @@ def test_a_move_takes_up_the_other_pools_turn() -> None:
     for _ in range(100):
         reservation = admitted(here)
         assert reservation is not None
-        here.cancel(reservation.id)
+        here.cancel(reservation.id, now_ns=0)
     here.fleet.set_members({"p": [], "q": members("1:1", "2:2", "3:3")})
     chosen = []
     for _ in range(9):
         reservation = admitted(here, "q")
         assert reservation is not None
         chosen.append(reservation.address)
-        here.cancel(reservation.id)
+        here.cancel(reservation.id, now_ns=0)
     assert Counter(chosen) == {"1:1": 3, "2:2": 3, "3:3": 3}
 
 

@@ -39,7 +39,7 @@ def served(desk: Desk, requests: int, *, finish: bool = True) -> list[str]:
         assert isinstance(decision, Routed)
         chosen.append(decision.addresses[0])
         if finish:
-            desk.cancel(decision.reservation.id)
+            desk.cancel(decision.reservation.id, now_ns=0)
     return chosen
 
 

@@ -115,7 +115,7 @@ def test_shares_follow_weights(strategy: str, piling: bool) -> None:
         assert isinstance(decision, Routed)
         taken[decision.addresses[0]] += 1
         if not piling:
-            here.cancel(decision.reservation.id)
+            here.cancel(decision.reservation.id, now_ns=0)
     for endpoint, weight in zip(here.fleet.endpoints, WEIGHTS, strict=True):
         assert taken[endpoint.address] / 7000 == pytest.approx(weight / sum(WEIGHTS), rel=0.1)
 

@@ -153,7 +153,7 @@ class DeskMachine(RuleBasedStateMachine):
 
     @rule(reservation=consumes(reservations))
     def cancel(self, reservation: Reservation) -> None:
-        self.desk.cancel(reservation.id)
+        self.desk.cancel(reservation.id, now_ns=0)
         assert reservation.id not in self.desk.ledger
 
     @rule(seconds=st.integers(0, 70))

@@ -58,3 +58,40 @@ def test_an_answer() -> None:
     answer = envoy.response(codec.immediate(Answer(status=200, body=b"{}"), Dialect.TGI)).immediate_response
     assert (answer.status.code, answer.body, answer.details) == (200, b"{}", "steersman_answered")
     assert envoy.mutated(answer.headers) == {"content-type": "application/json"}
+
+
+def test_what_envoy_says_of_the_sender() -> None:
+    """Metadata and attributes become evidence; a header of the same name does not."""
+    from extproc._pb import ext_proc_pb2 as pb
+    from extproc.core.contract import ATTRIBUTES_NAMESPACE, JWT_NAMESPACE
+    from extproc.core.tenant import Evidence
+
+    message = pb.ProcessingRequest()
+    for key, value in (("x-fwd", "acme"), ("source.address", "1.2.3.4:5"), ("x-api-key", "k")):
+        header = message.request_headers.headers.headers.add()
+        header.key, header.raw_value = key, value.encode()
+    bare = codec.read(message.SerializeToString(), claim="sub")
+    assert isinstance(bare, codec.Headers)
+    assert bare.evidence == Evidence(api_key="k")
+    message.metadata_context.filter_metadata[JWT_NAMESPACE].update(
+        {"payload": {"sub": "s", "aud": ["x"]}, "failure": {"code": 3, "message": "expired"}}
+    )
+    message.attributes[ATTRIBUTES_NAMESPACE].update(
+        {"source.address": "[fd00::1]:99", "connection.dns_san_peer_certificate": "a.x"}
+    )
+    full = codec.read(message.SerializeToString(), claim="sub", proxy_header="x-fwd")
+    assert isinstance(full, codec.Headers)
+    assert full.evidence == Evidence(
+        api_key="k", jwt="s", jwt_failure="expired", sans=("a.x",), proxy_tenant="acme", source="fd00::1"
+    )
+    for claim, jwt in (("none", ""), ("aud", ""), (None, None)):
+        answer = codec.read(message.SerializeToString(), claim=claim)
+        assert isinstance(answer, codec.Headers)
+        assert answer.evidence.jwt == jwt
+
+
+def test_joined_credentials_are_two() -> None:
+    """Envoy joins the copies of Authorization itself."""
+    answer = codec.read(envoy.headers("POST", "/", ("authorization", "Bearer a,Bearer b")))
+    assert isinstance(answer, codec.Headers)
+    assert answer.repeated == "authorization"

@@ -18,6 +18,8 @@ from extproc.observe.tally import Tally
 from extproc.wire import codec, ticket
 from extproc.wire.processor import Exchange, Processor
 
+CLUSTER = "pool.p/standard"
+
 KEY = ("authorization", "Bearer key")
 CHAT = json.dumps({"model": "m", "messages": [{"content": "hello"}], "max_tokens": 5}).encode()
 A, B = "10.0.0.1:80", "10.0.0.2:80"
@@ -80,7 +82,7 @@ def test_a_decision() -> None:
     answer = ask(processor.open())
     common = answer.request_body.response
     assert common.clear_route_cache
-    assert envoy.mutated(common.header_mutation) == {"x-steersman-cluster": "pool.p"}
+    assert envoy.mutated(common.header_mutation) == {"x-steersman-cluster": CLUSTER}
     assert list(common.header_mutation.remove_headers) == ["authorization", "x-api-key"]
     assert envoy.metadata(answer, LB_NAMESPACE) == {"x-gateway-destination-endpoint": f"{A},{B}"}
     about = envoy.metadata(answer, DECISION_NAMESPACE)
@@ -97,7 +99,7 @@ def test_no_body_follows() -> None:
     reply = processor.open().receive(envoy.headers("GET", "/info", KEY, end=True))
     answer = envoy.response(reply.data)
     assert reply.end
-    assert envoy.mutated(answer.request_headers.response.header_mutation)["x-steersman-cluster"] == "pool.p"
+    assert envoy.mutated(answer.request_headers.response.header_mutation)["x-steersman-cluster"] == CLUSTER
     status, body, _, details = refused(
         processor.open().receive(envoy.headers("POST", "/v1/chat/completions", KEY, end=True))
     )
@@ -302,7 +304,7 @@ def broken_twice(monkeypatch: pytest.MonkeyPatch) -> Processor:
     def broken(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("a fault of ours")
 
-    monkeypatch.setattr("extproc.core.desk.decide", broken)
+    monkeypatch.setattr("extproc.core.desk.resolve", broken)
     return processor_of()
 
 
@@ -310,9 +312,9 @@ def test_failing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last resort: the model's cluster, Envoy's own balancer, no ticket and no reservation."""
     processor = broken_twice(monkeypatch)
     answer = ask(processor.open())
-    assert envoy.mutated(answer.request_body.response.header_mutation) == {"x-steersman-cluster": "pool.p"}
+    assert envoy.mutated(answer.request_body.response.header_mutation) == {"x-steersman-cluster": CLUSTER}
     assert envoy.metadata(answer, LB_NAMESPACE) == {}
-    assert envoy.metadata(answer, DECISION_NAMESPACE) == {"pool": "pool.p", "reason": "degraded: no decision"}
+    assert envoy.metadata(answer, DECISION_NAMESPACE) == {"pool": CLUSTER, "reason": "degraded: no decision"}
     assert processor.desk.counts["routed.last_resort"] == 1
     assert len(processor.desk.ledger) == 0
 
@@ -334,7 +336,7 @@ def test_a_failure_after_the_reservation(where: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(where, broken)
     processor = processor_of()
     answer = ask(processor.open())
-    assert envoy.mutated(answer.request_body.response.header_mutation) == {"x-steersman-cluster": "pool.p"}
+    assert envoy.mutated(answer.request_body.response.header_mutation) == {"x-steersman-cluster": CLUSTER}
     assert processor.desk.counts["routed.last_resort"] == 1
     assert len(processor.desk.ledger) == 0
 
@@ -342,7 +344,7 @@ def test_a_failure_after_the_reservation(where: str, monkeypatch: pytest.MonkeyP
 def test_a_failure_on_the_headers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks is unknown then, so nobody is let in: 503."""
     processor = processor_of()
-    monkeypatch.setattr(processor, "directory", None)
+    monkeypatch.setattr(processor.directory, "identify", None)
     status, _, headers, details = refused(processor.open().receive(envoy.headers("POST", "/generate", KEY)))
     assert (status, headers["retry-after"], details) == (503, "1", "steersman_internal")
     assert processor.desk.counts["exception.screening"] == 1

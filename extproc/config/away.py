@@ -1,0 +1,90 @@
+"""What Envoy does with a request while the service is away: the classes' failure modes as routes.
+
+Owns what can truly be told without the service. Envoy verifies tokens and certificates and knows its
+trusted proxy, so it knows those tenants; whose an API key is only the service knows. Pure, and of the
+configuration alone, so that the checks, the rendering and a reload see the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from extproc.config.model import Config, ServiceClass, Tenant
+
+Proof = Literal["proxy", "uri", "dns", "jwt"]
+
+
+@dataclass(frozen=True, slots=True)
+class Away:
+    """Where a request goes: `pool` None is a 503, `floor` requests a second for each client address."""
+
+    pool: str | None = None
+    service_class: str = ""
+    floor: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AwayRoute:
+    """A tenant that Envoy knows by itself: the proof, its value, and where its requests go."""
+
+    tenant: str
+    proof: Proof
+    value: str
+    away: Away
+
+
+CLOSED = Away()
+
+
+def mode_of(config: Config, service_class: ServiceClass) -> str:
+    """A class's failure mode."""
+    return service_class.failure_mode or config.gateway.failure_mode
+
+
+def fallback(config: Config) -> Away:
+    """Where requests of unknown tenants go."""
+    modes = {mode_of(config, each) for each in config.classes}
+    mode = modes.pop() if len(modes) == 1 else config.gateway.failure_mode
+    pool = config.pool_of(config.default_model)
+    if mode == "closed" or pool is None:
+        return CLOSED
+    floors = [each.requests_per_second_floor for each in config.classes if each.requests_per_second_floor]
+    return Away(pool.name, config.default_class, min(floors, default=None))
+
+
+def away_routes(config: Config) -> list[AwayRoute]:
+    """The tenants that Envoy knows by itself and treats otherwise than the rest."""
+    rest = fallback(config)
+    return [
+        AwayRoute(tenant.name, proof, value, away)
+        for tenant in config.tenants
+        if (away := _away(config, tenant)) != rest
+        for proof, value in known_by(config, tenant)
+    ]
+
+
+def known_by(config: Config, tenant: Tenant) -> list[tuple[Proof, str]]:
+    """How Envoy alone can know a tenant."""
+    gateway = config.gateway
+    found: list[tuple[Proof, str]] = []
+    if gateway.auth == "none":
+        return found
+    if gateway.trusted_proxy is not None:
+        found.append(("proxy", tenant.name))
+    if gateway.tls is not None and gateway.tls.client_ca is not None:
+        found += [("uri" if ":" in san else "dns", san) for san in tenant.certificate_sans]
+    if gateway.jwt is not None and tenant.jwt_subject is not None:
+        found.append(("jwt", tenant.jwt_subject))
+    return found
+
+
+def _away(config: Config, tenant: Tenant) -> Away:
+    service_class = next((each for each in config.classes if each.name == tenant.service_class), None)
+    if service_class is None or mode_of(config, service_class) == "closed" or tenant.regions is not None:
+        return CLOSED
+    model = tenant.default_model or config.default_model
+    pool = config.pool_of(model)
+    if pool is None or (tenant.models is not None and model not in tenant.models):
+        return CLOSED
+    return Away(pool.name, service_class.name, service_class.requests_per_second_floor)

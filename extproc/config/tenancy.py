@@ -1,0 +1,134 @@
+"""Tenants in the file: their keys, quotas and service classes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field
+
+from extproc.config.section import OutlierDetection, Section
+from extproc.config.types import ModelName, Name, Sha256
+
+
+class Quota(Section):
+    """What may be used. Each limit stands alone; what is left out is not limited.
+
+    Over a window a limit is a rate with a burst (GCRA): 60 requests a minute with burst 0.5 is one a
+    second, and up to 30 at once.
+    """
+
+    requests_per_minute: int | None = Field(default=None, ge=1, le=10_000_000)
+    """Requests a minute."""
+    input_tokens_per_minute: int | None = Field(default=None, ge=1, le=10_000_000_000)
+    """Prompt tokens a minute."""
+    output_tokens_per_minute: int | None = Field(default=None, ge=1, le=10_000_000_000)
+    """Generated tokens a minute."""
+    input_tokens_per_hour: int | None = Field(default=None, ge=1, le=100_000_000_000)
+    """Prompt tokens an hour."""
+    output_tokens_per_hour: int | None = Field(default=None, ge=1, le=100_000_000_000)
+    """Generated tokens an hour."""
+    gpu_seconds_per_hour: float | None = Field(default=None, gt=0.0, le=100_000_000.0)
+    """Seconds of a replica's time an hour: predicted at the decision, measured at the end."""
+    concurrent_requests: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Requests in flight at once, held ones included."""
+    budget_per_day: float | None = Field(default=None, gt=0.0, le=1e12)
+    """Currency a day (24 h sliding), by the pools' prices."""
+    budget_per_month: float | None = Field(default=None, gt=0.0, le=1e12)
+    """Currency a month (30 days sliding), by the pools' prices."""
+    burst: float = Field(default=1.0, ge=0.01, le=10.0)
+    """How much of a window's worth may be used at once."""
+    borrow: float = Field(default=1.0, ge=1.0, le=100.0)
+    """Idle capacity may lift the rates to this multiple; given back at once under contention."""
+
+
+class Adjust(Section):
+    """How far a tenant's limits may follow its history (budgets never do)."""
+
+    least: float = Field(default=0.5, gt=0.0, le=1.0)
+    """They shrink to no less than this multiple, while most of them stays unused."""
+    most: float = Field(default=2.0, ge=1.0, le=100.0)
+    """They grow to no more than this multiple, while requests are refused."""
+
+
+class ServiceClass(Section):
+    """A service class: how long its requests may wait, and how Envoy isolates it."""
+
+    name: Name
+    """Its name; tenants choose one. The order of the list is the order of service."""
+    hold_ms: int = Field(default=5_000, ge=0, le=240_000)
+    """How long a request may be held for a replica before it is shed with 429."""
+    held_max: int = Field(default=1_000, ge=0, le=1_000_000)
+    """Requests of the class held at once; above it the newest are shed."""
+    ttft_ms: int = Field(default=1_000, ge=10, le=600_000)
+    """The time to first token it aims at: held requests that can still meet it go first."""
+    failure_mode: Literal["closed", "open"] | None = None
+    """When the service is away; the gateway's when left out. Envoy alone knows a tenant by its JWT,
+    certificate or trusted proxy, not by an API key: such requests get the gateway's mode, unless all
+    classes have the same. An open class's tenants go to their default model's pool, but not those whose
+    `regions` or `models` Envoy could not keep."""
+    share_of_breakers: float = Field(default=1.0, gt=0.0, le=1.0)
+    """The share of a pool's circuit breakers (retries in flight included) that its upstream cluster gets."""
+    outlier_detection: OutlierDetection | None = None
+    """When Envoy sets an endpoint aside for this class; the pool's when left out."""
+    retries: int | None = Field(default=None, ge=0, le=8)
+    """Further endpoints tried; the gateway's when left out."""
+    first_byte_timeout_ms: int | None = Field(default=None, ge=100, le=3_600_000)
+    """How long an endpoint may take to send response headers; the gateway's when left out."""
+    stream_idle_timeout_ms: int | None = Field(default=None, ge=1_000, le=3_600_000)
+    """How long a stream may be silent before it is cut; the gateway's when left out."""
+    requests_per_second_floor: int | None = Field(default=None, ge=1, le=1_000_000)
+    """What Envoy itself lets each client address through a second while the service is away and requests
+    go on without it; not limited when left out. Where Envoy cannot tell the class, the least of all."""
+
+
+class Key(Section):
+    """An API key, known by its hash alone."""
+
+    sha256: Sha256 | None = None
+    """SHA-256 of the key in hex. Keys from 'steersman tenant key new' carry 256 bits of chance, so a
+    plain hash is enough to keep them."""
+    hmac_sha256: Sha256 | None = None
+    """HMAC-SHA-256 of the key in hex, under the secret of `identity`: a leaked file does not allow to
+    guess even weak keys. Either this or sha256."""
+    name: str = Field(default="", max_length=63)
+    """What the key is called in reports."""
+    not_before: AwareDatetime | None = None
+    """Not valid before this time (2026-12-01T00:00:00Z), so that keys rotate with an overlap."""
+    expires: AwareDatetime | None = None
+    """Not valid from this time on."""
+    revoked: bool = False
+    """No longer valid, whatever the times say."""
+    quota: Quota | None = None
+    """What this key alone may use, within the tenant's."""
+
+
+class Tenant(Section):
+    """A billing and isolation unit."""
+
+    name: Name
+    """Its name in reports and headers."""
+    keys: list[Key] = []
+    """Keys that prove a request is this tenant's."""
+    models: list[ModelName] | None = None
+    """Models it may ask for; all when left out."""
+    default_model: ModelName | None = None
+    """The model of a request that names none (TGI's native routes); the gateway's when left out."""
+    service_class: Name = Field(default="standard", alias="class")
+    """Its service class."""
+    weight: float = Field(default=1.0, ge=0.01, le=1000.0)
+    """Its share of full replicas against other tenants of its class."""
+    held_max: int = Field(default=200, ge=0, le=100_000)
+    """Its requests held at once; above it 429."""
+    quota: Quota = Quota()
+    """What it may use."""
+    adjust: Adjust | None = None
+    """Lets the limits follow history within these bounds; fixed when left out."""
+    model_quotas: dict[ModelName, Quota] = {}
+    """What it may use of single models, within the above."""
+    jwt_subject: str | None = Field(default=None, min_length=1, max_length=256)
+    """The value of the gateway's JWT claim (gateway.jwt) that is this tenant's."""
+    certificate_sans: list[Annotated[str, Field(min_length=1, max_length=256)]] = []
+    """Names in client certificates (gateway.tls with client_ca) that are this tenant's: the first URI or
+    the first DNS name of a certificate."""
+    regions: list[Annotated[str, Field(min_length=1, max_length=63)]] | None = None
+    """Regions that its requests may be served in; any when left out. Strict: none left means 403."""

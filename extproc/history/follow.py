@@ -1,0 +1,92 @@
+"""Takes a configuration file live: watched, read when it has been still, and recorded when it was taken.
+
+Owns when the file is looked at. What a bad one does is the caller's `apply`, the same for a signal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from extproc.config.load import CONFIG_BYTES_MAX
+from extproc.history.versions import History, HistoryError, digest, locked, read_text
+
+log = logging.getLogger(__name__)
+
+#: How often the file is looked at.
+POLL_S = 1.0
+#: A changed file is read once nothing has changed for this long: a writer may be half way through.
+STILL_S = 0.3
+
+
+class Follow:
+    """One file and what applies it. `apply` answers whether the file was taken."""
+
+    def __init__(self, file: Path, apply: Callable[[], bool]) -> None:
+        self.file = file
+        self._apply = apply
+        self._stamp = self._look()
+        self._digest = self._content()
+        self._record = False
+        self._silent = True
+
+    def now(self) -> bool:
+        """Read it at once, as a signal asks."""
+        self._stamp = self._look()
+        self._digest = self._content()
+        taken = self._apply()
+        self._record = self._record or taken
+        return taken
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        # What was written while nobody watched.
+        self._record = self._record or History(self.file).exists
+        while True:
+            if self._record:
+                self._record = False
+                await asyncio.to_thread(self._note)
+            await asyncio.sleep(POLL_S)
+            stamp = self._look()
+            while stamp is not None and stamp != self._stamp:
+                self._stamp = stamp
+                await asyncio.sleep(STILL_S)
+                stamp = self._look()
+                if stamp == self._stamp and self._content() != self._digest:
+                    log.info("%s has changed", self.file)
+                    self.now()
+
+    def _look(self) -> tuple[int, int, int] | None:
+        """What tells one state of the file from another; None while there is none."""
+        try:
+            found = self.file.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino, found.st_size
+
+    def _content(self) -> str:
+        """The text's hash; what is too large to be read is its stamp."""
+        with contextlib.suppress(OSError):
+            if self.file.stat().st_size <= CONFIG_BYTES_MAX:
+                return hashlib.sha256(self.file.read_bytes()).hexdigest()
+        return repr(self._stamp)
+
+    def _note(self) -> None:
+        """Record what was taken. A command that writes just now records it itself."""
+        try:
+            with locked(self.file, wait=False):
+                text = read_text(self.file)
+                if digest(text) == self._digest:
+                    History(self.file).note(text)
+        except BlockingIOError:
+            return
+        except (HistoryError, OSError, UnicodeDecodeError) as error:
+            if self._silent:
+                log.warning("changes of %s are not recorded: %s", self.file, error)
+            self._silent = False
+        else:
+            self._silent = True

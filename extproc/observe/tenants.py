@@ -1,0 +1,73 @@
+"""What tenants use of what they may, as plain values for `steersman tenants` and `tenant show`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from extproc.core.accounts import Accounts
+from extproc.core.desk import Desk
+from extproc.core.quota import Account, Limits
+from extproc.core.tenant import Tenant
+
+#: Tenants in one answer; those with most in flight and held come first, the rest is counted.
+TENANTS_MAX = 1_000
+#: Scopes (models, keys) shown of one tenant.
+SCOPES_MAX = 200
+
+
+def tenants_view(desk: Desk, tenants: Iterable[Tenant], *, now_ns: int) -> dict[str, Any]:
+    """`{"tenants": {name: …}, "left_out": n}`."""
+    busy, waiting = desk.ledger.by_tenant, desk.queue.by_tenant
+    everyone = sorted(tenants, key=lambda each: (-busy[each.name] - waiting[each.name], each.name))
+    shown = everyone[:TENANTS_MAX]
+    models, keys = _of_tenants(desk.policy.accounts)
+    return {
+        "tenants": {
+            each.name: _view(desk, each, models.get(each.name, []), keys.get(each.name, []), now_ns)
+            for each in sorted(shown, key=lambda each: each.name)
+        },
+        "left_out": len(everyone) - len(shown),
+    }
+
+
+def tenant_view(desk: Desk, tenant: Tenant, *, now_ns: int) -> dict[str, Any]:
+    """One tenant."""
+    models, keys = _of_tenants(desk.policy.accounts)
+    return _view(desk, tenant, models.get(tenant.name, []), keys.get(tenant.name, []), now_ns)
+
+
+Scopes = list[tuple[str, Limits]]
+
+
+def _of_tenants(accounts: Accounts) -> tuple[dict[str, Scopes], dict[str, Scopes]]:
+    found: tuple[dict[str, Scopes], dict[str, Scopes]] = ({}, {})
+    for kind, table, by_tenant in (("model", accounts.models, found[0]), ("key", accounts.keys, found[1])):
+        for (tenant, name), limits in table.items():
+            by_tenant.setdefault(tenant, []).append((f"{kind}:{name}", limits))
+    return found
+
+
+def _view(desk: Desk, tenant: Tenant, models: Scopes, keys: Scopes, now_ns: int) -> dict[str, Any]:
+    name = tenant.name
+    own = desk.policy.accounts.tenants.get(name)
+    scopes = ([("tenant", own)] if own else []) + [each for each in (*models, *keys) if each[1]]
+    account = Account(name, "", "", tuple(scopes[:SCOPES_MAX]))
+    return {
+        "class": tenant.service_class,
+        "weight": desk.policy.weights.get(name, 1.0),
+        "in_flight": desk.ledger.by_tenant[name],
+        "held": desk.queue.by_tenant[name],
+        "limits": [
+            {
+                "scope": each.scope,
+                "limit": each.limit,
+                "allowed": each.allowed,
+                "used": round(each.used, 3),
+                "borrowed": each.borrowed,
+                "throttled": each.throttled,
+            }
+            for each in desk.quotas.usage(account, now_ns=now_ns)
+        ],
+        "scopes_left_out": max(0, len(scopes) - SCOPES_MAX),
+    }

@@ -1,0 +1,143 @@
+"""Quotas and the fair queue through the real Envoy."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from gateway import KEYS, Gateway, wait_for
+from replicas import Replicas, specs
+
+from extproc.core.tenant import hash_key
+
+pytestmark = pytest.mark.envoy
+
+GENERATE = {"inputs": "[[sim:out=3]]", "parameters": {"max_new_tokens": 9}}
+
+
+def pool(addresses: list[str], **endpoint: int) -> dict[str, dict[str, object]]:
+    listed = [{"address": address, **endpoint} for address in addresses]
+    return {"chat": {"models": ["tiny-chat"], "addresses": listed}}
+
+
+def tenants(**quotas: dict[str, object]) -> list[dict[str, object]]:
+    return [
+        {"name": name, "keys": [{"sha256": hash_key(key)}], **quotas.get(name, {})}
+        for name, key in KEYS.items()
+    ]
+
+
+def test_a_spent_quota_is_429_with_a_true_retry_after() -> None:
+    """Requests a minute: the figures on success, then 429 until just the time that it says."""
+    quota = {"quota": {"requests_per_minute": 60, "burst": 0.05}}  # three at once, then one a second
+    with (
+        Replicas(specs(1)) as replicas,
+        Gateway(pool(replicas.addresses), tenants=tenants(acme=quota)) as gateway,
+    ):
+        answers = [gateway.call("/generate", GENERATE) for _ in range(4)]
+        assert [status for status, _, _ in answers] == [200, 200, 200, 429]
+        assert [headers["x-ratelimit-remaining-requests"] for _, headers, _ in answers] == [
+            "2",
+            "1",
+            "0",
+            "0",
+        ]
+        assert answers[0][1]["x-ratelimit-limit-requests"] == "60"
+        _, headers, body = answers[3]
+        assert body["error_type"] == "quota_exceeded"
+        assert "requests_per_minute" in body["error"]
+        assert gateway.call("/generate", GENERATE, key=KEYS["globex"])[0] == 200, "the neighbour is not hit"
+        time.sleep(int(headers["retry-after"]))
+        assert gateway.call("/generate", GENERATE)[0] == 200
+
+
+def test_output_tokens_are_charged_as_they_came() -> None:
+    """What was predicted and not produced is refunded; what was produced counts."""
+    quota = {"quota": {"output_tokens_per_minute": 1_000}}
+    body = {"inputs": "[[sim:out=100]]", "parameters": {"max_new_tokens": 900}}
+    with (
+        Replicas(specs(1)) as replicas,
+        Gateway(pool(replicas.addresses), tenants=tenants(acme=quota)) as gateway,
+    ):
+        for _ in range(3):
+            status, _, answer = gateway.call("/generate", body)
+            assert status == 200, answer
+            wait_for("the record", gateway.quiet)
+        _, headers, _ = gateway.call("/generate", {"inputs": "x", "parameters": {"max_new_tokens": 1}})
+        assert 680 <= int(headers["x-ratelimit-remaining-tokens"]) <= 760  # 16 a second come back
+
+
+def test_a_full_fleet_holds_and_releases_in_turn() -> None:
+    """With one permit five requests come: none fails, they go one after the other."""
+    with (
+        Replicas(specs(1, max_concurrent_requests=1)) as replicas,
+        Gateway(pool(replicas.addresses, max_concurrent=1)) as gateway,
+    ):
+        results: list[int] = []
+        body = {"inputs": "[[sim:out=40]]", "parameters": {"max_new_tokens": 40}}
+        threads = [
+            threading.Thread(target=lambda: results.append(gateway.call("/generate", body)[0]))
+            for _ in range(5)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert results == [200] * 5
+        wait_for("quiet", gateway.quiet)
+        counts = gateway.status()["counts"]
+        assert counts["held"] >= 3
+        assert counts["released"] == counts["held"]
+
+
+def test_a_hold_ends_in_429_and_a_leaving_client_frees_its_place() -> None:
+    """Past the class's hold it is shed with Retry-After; who leaves while held is gone at once."""
+    classes = [{"name": "standard", "hold_ms": 1_000}]
+    with (
+        Replicas(specs(1, max_concurrent_requests=1)) as replicas,
+        Gateway(pool(replicas.addresses, max_concurrent=1), classes=classes) as gateway,
+    ):
+        replicas.fault(0, hang=True)
+        first = threading.Thread(target=gateway.call, args=("/generate", GENERATE))
+        first.start()
+        wait_for("the first in flight", lambda: gateway.status()["in_flight"] == 1)
+        began = time.monotonic()
+        status, headers, body = gateway.call("/v1/completions", {"prompt": "x", "model": "tiny-chat"})
+        waited_s = time.monotonic() - began
+        assert (status, body["error"]["code"]) == (429, "overloaded")
+        assert 0.9 < waited_s < 2.0
+        assert int(headers["retry-after"]) >= 1
+        with pytest.raises(OSError):  # noqa: PT011 (a time-out of the client, whatever its class)
+            gateway.call("/generate", GENERATE, timeout_s=0.3)
+        wait_for("its leaving", lambda: gateway.status()["counts"].get("held.left") == 1)
+        replicas.fault(0, clear=True)
+        first.join(20)
+        wait_for("quiet", gateway.quiet)
+
+
+def test_a_noisy_neighbour_waits_for_itself() -> None:
+    """A tenant that floods a full replica waits in its own line; the other's requests pass it by."""
+    with (
+        Replicas(specs(1, max_concurrent_requests=2)) as replicas,
+        Gateway(
+            pool(replicas.addresses, max_concurrent=2), classes=[{"name": "standard", "hold_ms": 30_000}]
+        ) as g,
+    ):
+        body = {"inputs": "[[sim:out=30]]", "parameters": {"max_new_tokens": 30}}
+        took: dict[str, list[float]] = {"acme": [], "globex": []}
+
+        def send(tenant: str) -> None:
+            began = time.monotonic()
+            assert g.call("/generate", body, key=KEYS[tenant], timeout_s=60)[0] == 200
+            took[tenant].append(time.monotonic() - began)
+
+        flood = [threading.Thread(target=send, args=("acme",)) for _ in range(30)]
+        for thread in flood:
+            thread.start()
+        wait_for("the flood", lambda: g.status()["counts"].get("held", 0) >= 20)
+        for _ in range(3):
+            send("globex")
+        for thread in flood:
+            thread.join(60)
+        assert max(took["globex"]) < max(took["acme"]) / 2, took

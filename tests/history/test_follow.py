@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from extproc.history import follow as module
+from extproc.history.follow import Follow
+from extproc.history.versions import History
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POLL_S", 0.01)
+    monkeypatch.setattr(module, "STILL_S", 0.03)
+
+
+class Taker:
+    """Takes what is no 'bad'."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.read: list[str] = []
+
+    def write(self, text: str) -> None:
+        self.file.write_text(text)
+
+    def __call__(self) -> bool:
+        text = self.file.read_text() if self.file.exists() else "bad"
+        self.read.append(text)
+        return text != "bad"
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 (a file's state: no event tells it)
+            await asyncio.sleep(0.005)
+
+
+def following(tmp_path: Path, drive: Callable[[Follow, Taker, Path], object]) -> Taker:
+    file = tmp_path / "a.yaml"
+    file.write_text("one")
+    taker = Taker(file)
+
+    async def main() -> None:
+        follow = Follow(file, taker)
+        task = asyncio.create_task(follow.run())
+        try:
+            found = drive(follow, taker, file)
+            assert asyncio.iscoroutine(found)
+            await found
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    asyncio.run(main())
+    return taker
+
+
+def test_a_change_is_taken_once_and_recorded(tmp_path: Path) -> None:
+    """A touch without a change is none; a bad file is told of once and not recorded."""
+
+    async def drive(follow: Follow, taker: Taker, file: Path) -> None:
+        taker.write("two")
+        await until(lambda: History(file).latest())
+        taker.file.touch()
+        await asyncio.sleep(0.1)
+        taker.write("bad")
+        await until(lambda: len(taker.read) == 2)
+        taker.file.unlink()
+        await asyncio.sleep(0.05)
+        taker.write("three")
+        await until(lambda: len(History(file).read().entries) == 2)
+
+    taker = following(tmp_path, drive)
+    assert taker.read == ["two", "bad", "three"]
+    entries = History(taker.file).read().entries
+    assert [(each.command, each.text) for each in entries] == [("found", "two"), ("changed outside", "three")]
+
+
+def test_a_file_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
+    """Until it has been still for a moment."""
+
+    async def drive(follow: Follow, taker: Taker, file: Path) -> None:
+        for i in range(20):
+            taker.write("x" * (i + 2))
+            await asyncio.sleep(0.01)
+        await until(lambda: taker.read)
+
+    assert following(tmp_path, drive).read[-1] == "x" * 21
+
+
+def test_a_signal_reads_at_once(tmp_path: Path) -> None:
+    """And the watch does not read the same again."""
+
+    async def drive(follow: Follow, taker: Taker, file: Path) -> None:
+        taker.write("two")
+        assert follow.now()
+        await asyncio.sleep(0.1)
+
+    assert following(tmp_path, drive).read == ["two"]
+
+
+def test_a_history_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line says so."""
+
+    async def drive(follow: Follow, taker: Taker, file: Path) -> None:
+        History(file).path.mkdir()
+        for text in ("two", "three"):
+            taker.write(text)
+            await until(lambda text=text: taker.read[-1:] == [text])
+            await asyncio.sleep(0.05)
+
+    following(tmp_path, drive)
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "are not recorded" in warnings[0].message

@@ -1,0 +1,332 @@
+"""Any order of what can happen to a desk that holds: nobody is lost, nothing is kept, no room lies idle."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from extproc.core.accounts import Accounts, Price
+from extproc.core.decide import Full, place
+from extproc.core.desk import ClassSpec, Desk, DeskLimits, Policy
+from extproc.core.fairness import Bounds
+from extproc.core.fleet import Fleet, Member, PoolSpec
+from extproc.core.outcome import End, Hold, Outcome, Reject, Reservation, Routed
+from extproc.core.quota import Books, QuotaLimits, limits
+from extproc.core.request import Dialect, Kind, Request
+from extproc.core.tenant import Tenant
+
+S = 1_000_000_000
+TTL_NS = 60 * S
+ADDRESSES = [f"10.0.0.{i}:80" for i in range(4)]
+POOLS = ("p", "q")
+CLASSES = ("gold", "standard", "batch")
+TENANTS = [
+    Tenant(name=f"t{i}", service_class=klass, regions=regions)
+    for i, (klass, regions) in enumerate(
+        [("gold", None), ("standard", None), ("batch", None), ("standard", frozenset({"eu"}))]
+    )
+]
+#: Requests held at once that one pump looks at whole (the queue's tries): so far nobody is passed over.
+HELD_MAX = 7
+
+ends = st.sampled_from(list(End))
+members = st.lists(
+    st.tuples(st.sampled_from(["p", "p", "q"]), st.integers(1, 4), st.sampled_from(["eu", "us"])),
+    min_size=len(ADDRESSES),
+    max_size=len(ADDRESSES),
+)
+policies = st.builds(
+    lambda names, hold_s, held_max, tenant_max, concurrent, minute: Policy(
+        classes=tuple(ClassSpec(name=name, hold_ns=hold_s * S) for name in names),
+        bounds=Bounds(
+            held_max=held_max,
+            class_held_max=(held_max,) * len(names),
+            tenant_held_max=tenant_max,
+            ageing_ns=2 * S,
+            slack_tokens=500.0,
+        ),
+        accounts=Accounts(
+            tenants={
+                "t0": limits(concurrent_requests=concurrent, borrow=2.0),
+                "t1": limits(requests_per_minute=minute, output_tokens_per_minute=2_000),
+                "t2": limits(budget_per_day=3.0, input_tokens_per_minute=5_000),
+            }
+        ),
+        weights={"t0": 2.0, "t2": 0.5},
+        prices={"p": Price(input_per_million=100.0, output_per_million=200.0)},
+    ),
+    st.sampled_from([CLASSES, CLASSES, CLASSES[:2], ("standard",)]),
+    st.sampled_from([0, 5, 30, 200, 200]),
+    st.sampled_from([1, 4, HELD_MAX, HELD_MAX]),
+    st.sampled_from([1, 3, HELD_MAX]),
+    st.integers(1, 20),
+    st.integers(1, 200),
+)
+
+requests = st.tuples(
+    st.sampled_from(TENANTS),
+    st.sampled_from(["p", "p", "p", "q"]),
+    st.sampled_from([1, 1, 1, 2, 3, 5]),
+    st.integers(0, 8_000),
+    st.sampled_from([Kind.CHAT, Kind.CHAT, Kind.CHAT, Kind.GENERATE, Kind.TOKENIZE]),
+    st.sampled_from(["", "a", "b"]),
+    st.sampled_from(["", "", "", "", "", "", "internal error"]),
+)
+
+
+def specs(layout: list[tuple[str, int, str]], kept: int) -> list[PoolSpec]:
+    """Pools of the first `kept` addresses: each one's pool, permits and region."""
+    placed = list(zip(ADDRESSES, layout, strict=True))[:kept]
+    return [
+        PoolSpec(
+            name=name,
+            models=(f"model-{name}",),
+            strategy="least_work",
+            endpoints=tuple(
+                Member(address, max_concurrent=most, region=region)
+                for address, (pool, most, region) in placed
+                if pool == name
+            ),
+        )
+        for name in POOLS
+    ]
+
+
+class HoldMachine(RuleBasedStateMachine):
+    """A desk with quotas and a queue, and everybody who may say something to it."""
+
+    @initialize(layout=members, policy=policies, seed=st.integers(0, 99))
+    def begin(self, layout: list[tuple[str, int, str]], policy: Policy, seed: int) -> None:
+        self.now_ns = 0
+        self.quotas = Books(QuotaLimits(reservation_ttl_ns=TTL_NS))
+        self.desk = Desk(
+            Fleet(specs(layout, len(ADDRESSES))),
+            instance="i",
+            default_model="model-p",
+            limits=DeskLimits(reservation_ttl_ns=TTL_NS),
+            rng=Random(seed),
+            policy=policy,
+            quotas=self.quotas,
+        )
+        self.desk.on_release = self.released
+        #: Who waits, by our own account; who runs; who has ended.
+        self.waiting: dict[str, str] = {}
+        self.running: dict[str, Reservation] = {}
+        self.ended: dict[str, Reservation] = {}
+        self.releases = 0
+
+    def took(self, decision: Routed) -> None:
+        """Law 10: within the permits of the endpoint that it names first, itself counted."""
+        reservation = decision.reservation
+        assert reservation.id not in self.running
+        endpoint = self.desk.fleet.endpoint(reservation.pool, reservation.address)
+        assert endpoint is not None
+        assert endpoint.ready
+        assert reservation.permits == 0 or endpoint.permits <= endpoint.max_concurrent
+        self.running[reservation.id] = reservation
+
+    def released(self, id: str, decision: Routed | Reject) -> None:  # noqa: A002
+        assert self.waiting.pop(id, None) is not None, f"{id} does not wait (any more)"
+        self.releases += 1
+        if isinstance(decision, Routed):
+            assert decision.reservation.id == id
+            self.took(decision)
+
+    def nothing_idle(self) -> None:
+        """Work conservation: nobody waits who could start now."""
+        for entry in list(self.desk.queue._entries.values()):
+            case = entry.held.payload[0]
+            placed = place(case, self.desk.fleet, now_ns=self.now_ns, rng=Random(1))
+            assert isinstance(placed, Full), (case, placed)
+
+    @rule(crowd=st.lists(requests, min_size=1, max_size=8))
+    def arrivals(self, crowd: list[tuple[Tenant, str, int, int, Kind, str, str]]) -> None:
+        for each in crowd:
+            self.admit(*each)
+
+    def admit(
+        self, tenant: Tenant, pool: str, sequences: int, size: int, kind: Kind, kin: str, degraded: str
+    ) -> None:
+        request = Request(
+            kind=kind,
+            dialect=Dialect.OPENAI,
+            model=f"model-{pool}",
+            prompt_bytes=size,
+            sequences=sequences,
+            max_new_tokens=40,
+            segments=(kin,) if kin else (),
+        )
+        decision = self.desk.admit(request, tenant, now_ns=self.now_ns, degraded=degraded)
+        if isinstance(decision, Hold):
+            assert kind is not Kind.TOKENIZE
+            assert decision.id in self.desk.queue
+            self.waiting[decision.id] = pool
+            if not degraded:
+                self.nothing_idle_in(pool)
+        elif isinstance(decision, Routed):
+            self.took(decision)
+
+    def nothing_idle_in(self, pool: str) -> None:
+        for entry in list(self.desk.queue._entries.values()):
+            if entry.held.pool == pool:
+                placed = place(entry.held.payload[0], self.desk.fleet, now_ns=self.now_ns, rng=Random(1))
+                assert isinstance(placed, Full), placed
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), end=ends, tokens=st.none() | st.integers(0, 10_000), twice=st.booleans())
+    def settle(self, data: st.DataObject, end: End, tokens: int | None, twice: bool) -> None:
+        id_ = data.draw(st.sampled_from(sorted(self.running)))
+        reservation = self.ended[id_] = self.running.pop(id_)
+        outcome = Outcome(
+            reservation=reservation,
+            final=True,
+            end=end,
+            served_by=reservation.address,
+            attempts=1,
+            duration_ns=S,
+            prompt_tokens=tokens,
+            output_tokens=tokens,
+        )
+        assert self.desk.settle(outcome, now_ns=self.now_ns)
+        self.nothing_idle_in(reservation.pool)
+        if twice:
+            assert not self.desk.settle(outcome, now_ns=self.now_ns)
+
+    @precondition(lambda self: self.ended)
+    @rule(data=st.data(), final=st.booleans())
+    def late_record(self, data: st.DataObject, final: bool) -> None:
+        """A duplicate, or a heartbeat that came after the end."""
+        reservation = self.ended[data.draw(st.sampled_from(sorted(self.ended)))]
+        outcome = Outcome(reservation=reservation, final=final, served_by=reservation.address)
+        assert not self.desk.settle(outcome, now_ns=self.now_ns)
+        assert reservation.id not in self.desk.ledger
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), address=st.sampled_from([*ADDRESSES, ""]))
+    def heartbeat(self, data: st.DataObject, address: str) -> None:
+        reservation = self.running[data.draw(st.sampled_from(sorted(self.running)))]
+        self.desk.settle(Outcome(reservation=reservation, final=False, served_by=address), now_ns=self.now_ns)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        """The decision reached nobody."""
+        id_ = data.draw(st.sampled_from(sorted(self.running)))
+        reservation = self.running.pop(id_)
+        known = id_ in self.desk.ledger
+        self.desk.cancel(id_, now_ns=self.now_ns)
+        self.desk.cancel(id_, now_ns=self.now_ns)
+        assert id_ not in self.desk.ledger
+        if known:
+            self.nothing_idle_in(reservation.pool)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        id_ = data.draw(st.sampled_from(sorted(self.waiting)))
+        del self.waiting[id_]
+        self.desk.leave(id_, now_ns=self.now_ns)
+        self.desk.leave(id_, now_ns=self.now_ns)
+        assert id_ not in self.desk.queue
+        assert id_ not in self.quotas._held
+
+    @rule(seconds=st.sampled_from([0, 1, 2, 4, 10, 61]))
+    def tick(self, seconds: int) -> None:
+        """What the application does every so often."""
+        self.now_ns += seconds * S
+        reserved = set(self.waiting) & set(self.quotas._held)
+        for reservation in self.desk.expire(now_ns=self.now_ns):
+            self.running.pop(reservation.id)
+            self.nothing_idle_in(reservation.pool)
+        self.desk.pump_all(now_ns=self.now_ns)
+        self.nothing_idle()
+        assert reserved & set(self.waiting) <= set(self.quotas._held), "a wait keeps its quota"
+        assert all(entry.held.shed_at_ns > self.now_ns for entry in self.desk.queue._entries.values())
+
+    @rule(policy=policies)
+    def apply(self, policy: Policy) -> None:
+        before = set(self.waiting)
+        same = [each.name for each in policy.classes] == [each.name for each in self.desk.policy.classes]
+        self.desk.apply(policy, now_ns=self.now_ns)
+        assert set(self.waiting) == (before if same else set())
+
+    @rule(layout=members, kept=st.sampled_from([0, 1, 2, 3, 4, 4]))
+    def fleet(self, layout: list[tuple[str, int, str]], kept: int) -> None:
+        self.desk.fleet.apply(specs(layout, kept))
+        self.desk.pump_all(now_ns=self.now_ns)
+        self.nothing_idle()
+
+    @rule(which=st.integers(0, 3), ready=st.sampled_from([True, True, False]))
+    def readiness(self, which: int, ready: bool) -> None:
+        for endpoint in self.desk.fleet.endpoints[which : which + 1]:
+            endpoint.ready = ready
+        self.desk.pump_all(now_ns=self.now_ns)
+        self.nothing_idle()
+
+    @invariant()
+    def the_waiting_are_the_held(self) -> None:
+        if hasattr(self, "desk"):
+            assert set(self.desk.queue._entries) == set(self.waiting)
+            assert len(self.desk._waiting) == len(self.waiting)
+
+    @invariant()
+    def the_running_are_the_entered(self) -> None:
+        if hasattr(self, "desk"):
+            assert set(self.desk.ledger._entries) == set(self.running)
+            everyone = [*self.desk.fleet.endpoints, *self.desk.fleet.leaving.values()]
+            assert all(min(e.requests, e.permits, e.tokens) >= 0 for e in everyone)
+
+    @invariant()
+    def quotas_are_reserved_for_who_waits_or_runs(self) -> None:
+        if hasattr(self, "desk"):
+            assert set(self.quotas._held) <= set(self.waiting) | set(self.running)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "desk"):
+            return
+        for id_ in sorted(self.running)[::2]:
+            self.desk.cancel(id_, now_ns=self.now_ns)
+            self.running.pop(id_)
+        self.now_ns += 300 * S  # beyond every hold and every time to live
+        for _ in range(3):
+            for reservation in self.desk.expire(now_ns=self.now_ns):
+                self.running.pop(reservation.id)
+            self.desk.pump_all(now_ns=self.now_ns)
+            self.now_ns += 300 * S
+        assert not self.waiting, "everybody was told, once"
+        assert not self.running
+        assert (len(self.desk.queue), len(self.desk.ledger)) == (0, 0)
+        assert self.quotas.outstanding_ns() == len(self.quotas) == 0
+        for endpoint in [*self.desk.fleet.endpoints, *self.desk.fleet.leaving.values()]:
+            assert (endpoint.requests, endpoint.permits, endpoint.tokens) == (0, 0, 0), "zero at rest"
+        counts = self.desk.counts
+        assert counts["exception.release"] == 0
+        totals = self.quotas.totals
+        assert totals["reserved"] + totals["added"] == (
+            totals["settled"] + totals["refunded"] + totals["expired"]
+        )
+
+
+HoldMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestHold = HoldMachine.TestCase
+
+
+def test_the_machine_can_fail() -> None:
+    """A desk that forgot to pump would be noticed: work conservation is not vacuous."""
+    machine = HoldMachine()
+    policy = Policy(
+        classes=(ClassSpec(hold_ns=5 * S),), bounds=Bounds(class_held_max=(HELD_MAX,)), accounts=Accounts()
+    )
+    machine.begin([("p", 1, "eu")] * len(ADDRESSES), policy, 1)
+    for _ in range(len(ADDRESSES) + 1):
+        machine.admit(TENANTS[1], "p", 1, 40, Kind.CHAT, "", "")
+    assert len(machine.waiting) == 1
+    machine.desk.pump = lambda *_, **__: None  # type: ignore[method-assign]
+    reservation = next(iter(machine.running.values()))
+    machine.desk.settle(Outcome(reservation=reservation, final=True), now_ns=0)
+    with pytest.raises(AssertionError):
+        machine.nothing_idle()

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from extproc.app import App
+from extproc.config.load import loads
+from extproc.core.outcome import Routed
+from extproc.core.request import Dialect, Kind, Request
+from extproc.core.tenant import Tenant
+
+TEXT = """
+pools: [{name: p, models: [m], endpoints: [{address: 127.0.0.1:1, max_concurrent: 60000}]}]
+tenants:
+  - name: t
+    keys: [{sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08}]
+    quota: {requests_per_minute: 10}
+    adjust: {least: 0.5, most: 1.5}
+"""
+CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=4)
+MINUTE_NS = 60_000_000_000
+
+
+def spent(app: App, requests: int, now_ns: int) -> int:
+    """How many of so many requests are let in."""
+    decisions = [app.desk.admit(CHAT, Tenant(name="t"), now_ns=now_ns) for _ in range(requests)]
+    for decision in decisions:
+        if isinstance(decision, Routed):
+            app.tally.decided("t", decision)
+    return sum(isinstance(decision, Routed) for decision in decisions)
+
+
+def test_limits_grow_under_refusals_and_shrink_when_idle_within_the_bounds() -> None:
+    """A tenant that is refused gets more, up to the bound; one that rests gets less, down to it."""
+    app = App(loads(TEXT))
+    now_ns = MINUTE_NS
+    assert spent(app, 20, now_ns) == 10
+    for _ in range(30):
+        app.adjusting.step(now_ns=now_ns)
+        now_ns += MINUTE_NS
+        spent(app, 30, now_ns)
+    assert app.adjusting.factors == {"t": 1.5}
+    for _ in range(200):
+        now_ns += MINUTE_NS
+        app.adjusting.step(now_ns=now_ns)
+    assert app.adjusting.factors == {"t": 0.5}
+    assert spent(app, 20, now_ns + MINUTE_NS) == 5
