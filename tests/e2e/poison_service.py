@@ -22,7 +22,10 @@ def poison(app: App) -> None:
     """A connect timeout of 0, which the protocol's own rules forbid."""
     from extproc.control.resources import pool_cluster
 
-    clusters = [pool_cluster(app.config, pool, mode="ads") for pool in app.config.pools]
+    config = app.config
+    clusters = [
+        pool_cluster(config, pool, each, mode="ads") for pool in config.pools for each in config.classes
+    ]
     clusters[0].connect_timeout = timedelta(0)
     publisher = app.roster.publisher
     assert publisher._snapshot is not None

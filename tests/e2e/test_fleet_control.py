@@ -43,7 +43,9 @@ class Fleet:
         url = f"http://127.0.0.1:{self.gateway.admin_port}/clusters?format=json"
         with urllib.request.urlopen(url, timeout=5) as answer:
             clusters = json.load(answer)["cluster_statuses"]
-        found = next(each for each in clusters if each["name"] == "pool.chat").get("host_statuses", [])
+        found = next(each for each in clusters if each["name"] == "pool.chat/standard").get(
+            "host_statuses", []
+        )
         wheres = [host["address"]["socket_address"] for host in found]
         return {f"{where['address']}:{where['port_value']}" for where in wheres}
 

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.envoy, pytest.mark.slow]
 TENANTS = 10
 SERVICES = 3
 #: Longer with `make soak`.
-SECONDS = float(os.environ.get("STEERSMAN_HAMMER_S", "20"))
+SECONDS = float(os.environ.get("STEERSMAN_HAMMER_S", "12"))
 RATE_PER_S = 2.0
 BURST = 6
 #: Each service may hold a lease of a bucket: at most the larger of a tenth of the burst and a quarter of a
