@@ -114,8 +114,7 @@ class RedisQuota:
         self._attempt = 0
         self._away_until_ns = 0
         self._hello_ns = 0
-        self._lost_logged = False
-        self._ever_connected = False
+        self._transitions = redis_client.Transitions(url, self.counts, log)
         self._closing = False
         self._work = asyncio.Event()
         self._closed = asyncio.Event()
@@ -628,24 +627,13 @@ class RedisQuota:
 
     def _lost(self, why: str) -> None:
         self.connected = False
-        self.counts["failed_sessions"] += 1
-        if not self._lost_logged and not self._closing:
-            self._lost_logged = True
-            self.counts["lost"] += 1
-            where = redis_client.place(self._url)
-            log.warning("redis %s lost (%s): quotas are this service's share alone", where, why)
+        self._transitions.lost(why, "quotas are this service's share alone", closing=self._closing)
 
     def _back(self) -> None:
         self.connected = True
         self._away_until_ns = 0
-        where = redis_client.place(self._url)
-        if self._lost_logged:
-            self.counts["back"] += 1
-            log.info("redis %s is back: quotas are shared again and the books squared", where)
-        elif not self._ever_connected:
-            log.info("sharing quotas through redis %s as %s", where, self.id)
-        self._ever_connected = True
-        self._lost_logged = False
+        again = "quotas are shared again and the books squared"
+        self._transitions.back(again, sharing="quotas", name=self.id)
 
 
 def _name(account: Account) -> tuple[str, str, str]:

@@ -7,6 +7,8 @@ made here fails at once, because whoever waits for it may have a better answer o
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import Counter
 from random import Random
 from urllib.parse import urlsplit
 
@@ -53,6 +55,36 @@ def reason(error: BaseException) -> str:
     if isinstance(error, asyncio.TimeoutError) and not str(error):
         return "timeout"
     return " ".join(str(error).split())[:_REASON_CHARACTERS_MAX] or type(error).__name__
+
+
+class Transitions:
+    """Redis's goings and comings, each said and counted once. The words are the caller's.
+
+    Each `lost` and `back` is for every session that ends or begins; only a change is logged.
+    """
+
+    def __init__(self, url: str, counts: Counter[str], log: logging.Logger) -> None:
+        self._where, self._counts, self._log = place(url), counts, log
+        self._lost_logged = False
+        self._ever_connected = False
+
+    def lost(self, why: str, then: str, *, closing: bool) -> None:
+        """A session failed: `then` says what holds without Redis."""
+        self._counts["failed_sessions"] += 1
+        if not self._lost_logged and not closing:
+            self._lost_logged = True
+            self._counts["lost"] += 1
+            self._log.warning("redis %s lost (%s): %s", self._where, why, then)
+
+    def back(self, again: str, *, sharing: str, name: str) -> None:
+        """A session stands: `again` says what holds once more, `sharing` what is shared at the first."""
+        if self._lost_logged:
+            self._counts["back"] += 1
+            self._log.info("redis %s is back: %s", self._where, again)
+        elif not self._ever_connected:
+            self._log.info("sharing %s through redis %s as %s", sharing, self._where, name)
+        self._ever_connected = True
+        self._lost_logged = False
 
 
 class Backoff:

@@ -86,8 +86,7 @@ class RedisShare:
         # The braces keep all of a prefix in one slot of a cluster.
         self._channel = f"{{{prefix}}}:share:v{VERSION}"
         self._index = f"{{{prefix}}}:services:v{VERSION}"
-        self._ever_connected = False
-        self._lost_logged = False
+        self._transitions = redis_client.Transitions(url, self.counts, log)
         self._hello_ns = -HELLO_EVERY_NS
         self._telling = False
         self._closing = False
@@ -340,20 +339,9 @@ class RedisShare:
 
     def _lost(self, why: str) -> None:
         self.connected = False
-        self.counts["failed_sessions"] += 1
-        if not self._lost_logged and not self._closing:
-            self._lost_logged = True
-            self.counts["lost"] += 1
-            where = redis_client.place(self._url)
-            log.warning("redis %s lost (%s): deciding on what this service alone knows", where, why)
+        self._transitions.lost(why, "deciding on what this service alone knows", closing=self._closing)
 
     def _back(self) -> None:
         self.connected = True
-        where = redis_client.place(self._url)
-        if self._lost_logged:
-            self.counts["back"] += 1
-            log.info("redis %s is back: load and reports are shared again", where)
-        elif not self._ever_connected:
-            log.info("sharing load and reports through redis %s as %s", where, self.id)
-        self._ever_connected = True
-        self._lost_logged = False
+        again = "load and reports are shared again"
+        self._transitions.back(again, sharing="load and reports", name=self.id)
