@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 WEIGHTS := .weights/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test check unit bench soak lock weights clean help setup
+.PHONY: demo test check unit bench sim soak lock weights clean help setup
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -44,11 +44,14 @@ unit: $(STAMP) $(WEIGHTS)
 bench: $(STAMP)  ## measure: what the service adds, CPU per decision, decide alone
 	$(BIN)/python tests/bench
 
+sim: $(STAMP)  ## compare all strategies on simulated replicas; QUICK=1 plays the targets' cells, TRACES=folder
+	$(if $(TRACES),TRACES=$(TRACES)) $(BIN)/python -m extproc.sim.campaign $(if $(QUICK),--quick) $(if $(BUDGET_S),--budget-s $(BUDGET_S))
+
 soak: $(STAMP)  ## hammer quotas over three services and Redis for a minute, with kills
 	STEERSMAN_HAMMER_S=60 $(BIN)/pytest tests/e2e/test_quota_shared.py --timeout 300
 
 lock:  ## remake requirements/dev.lock from pyproject.toml (needs uv)
-	uv pip compile --universal --generate-hashes -p 3.11 --no-header -q pyproject.toml --extra demo --extra engine --extra redis --group dev -o requirements/dev.lock
+	uv pip compile --universal --generate-hashes -p 3.11 --no-header -q pyproject.toml --extra demo --extra engine --extra redis --extra tune --group dev -o requirements/dev.lock
 
 clean:  ## remove what was built
 	rm -rf $(VENV) .weights build dist out extproc/_pb .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -17,6 +17,7 @@ CORE = sorted((ROOT / "extproc" / "core").rglob("*.py"))
 #: What the core may import beside itself and msgspec (law 1: no I/O, no clock, no chance of its own).
 PURE = {
     "__future__",
+    "array",
     "bisect",
     "collections",
     "dataclasses",
@@ -28,11 +29,15 @@ PURE = {
     "ipaddress",
     "itertools",
     "math",
+    "struct",
+    "xxhash",
     "msgspec",
     "operator",
     "re",
     "statistics",
+    "types",
     "typing",
+    "weakref",
 }
 #: Builtins that reach the world.
 IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "__import__"}

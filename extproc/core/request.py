@@ -2,24 +2,41 @@
 
 Owns the routes, their dialects and the tolerant decoding of their bodies. Unknown fields are the
 engine's business and pass unread; a field that is read and has the wrong type is the client's
-mistake, said with its path.
+mistake, said with its path. Hints (roles, tools, the user) are only peeked at: of a wrong type they
+are as good as absent.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import struct
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
+from xxhash import xxh3_64_hexdigest
 
 from extproc.core.outcome import Reject
+from extproc.core.prefix import (
+    BLOCK_TOKENS,
+    BLOCKS_MAX,
+    CALLS_MARK,
+    IMAGE_MARK,
+    MESSAGE_MARK,
+    TOOLS_MARK,
+    chain,
+    chain_ids,
+)
+
+T = TypeVar("T")
 
 #: Tokens that one image part counts as, when the engine's own count is not known yet (a ViT-L/14 at
 #: 336 pixels makes 576 patches).
 IMAGE_TOKENS = 576
 #: Sequences one request may ask for (n, best_of or a batch of prompts); above it 400.
 SEQUENCES_MAX = 1024
+#: Characters of a user's or session's name; a longer one names nobody.
+USER_CHARACTERS_MAX = 1024
 
 
 class Dialect(Enum):
@@ -72,6 +89,12 @@ class Request:
 
     `prompt_bytes` is the UTF-8 length of the prompt's text; `prompt_tokens` is set only where the
     client sent token ids. `max_new_tokens` is per sequence, None when the client set no limit.
+    `marks[i]` says what stands before `segments[i]`: roles, images, tool calls and tools (see
+    `prefix.chain`). `prompt_ids` are the first prompt's token ids, 4 bytes each, as far as hashed.
+
+    `prefix` is for callers that bring ready hashes (see `prefix_of`); `prefix_block_tokens` says how
+    many tokens one stands for, None for BLOCK_BYTES of text. `messages` counts a chat's messages,
+    `tools` the tools it offers; `user` is the `session_id`, else the `user`, that the client named.
     """
 
     kind: Kind
@@ -84,18 +107,41 @@ class Request:
     prompt_tokens: int | None = None
     images: int = 0
     segments: tuple[str, ...] = ()
+    marks: tuple[bytes, ...] = ()
+    prompt_ids: bytes = field(default=b"", repr=False)
+    prefix: tuple[int, ...] = ()
+    prefix_block_tokens: float | None = None
+    messages: int = 0
+    tools: int = 0
+    user: str | None = None
+    json_output: bool = False
+
+
+# Passes whatever stands there, undecoded; empty when absent.
+_RAW = msgspec.Raw()
+_NULL = msgspec.Raw(b"null")
 
 
 class _Part(msgspec.Struct):
     type: str = "text"
     text: str | None = None
+    image_url: msgspec.Raw = _RAW
 
 
 class _Message(msgspec.Struct):
     content: str | list[_Part] | None = None
+    role: msgspec.Raw = _RAW
+    tool_calls: msgspec.Raw = _RAW
 
 
-class _Chat(msgspec.Struct):
+class _Hints(msgspec.Struct):
+    tools: msgspec.Raw = _RAW
+    user: msgspec.Raw = _RAW
+    session_id: msgspec.Raw = _RAW
+    response_format: msgspec.Raw = _RAW
+
+
+class _Chat(_Hints):
     messages: list[_Message] | None = None
     model: str | None = None
     stream: bool | None = None
@@ -104,7 +150,7 @@ class _Chat(msgspec.Struct):
     n: int | None = None
 
 
-class _Completion(msgspec.Struct):
+class _Completion(_Hints):
     prompt: str | list[Any] | None = None
     model: str | None = None
     stream: bool | None = None
@@ -116,9 +162,10 @@ class _Completion(msgspec.Struct):
 class _Parameters(msgspec.Struct):
     max_new_tokens: int | None = None
     best_of: int | None = None
+    grammar: msgspec.Raw = _RAW
 
 
-class _Generate(msgspec.Struct):
+class _Generate(_Hints):
     inputs: str | None = None
     parameters: _Parameters | None = None
     stream: bool | None = None
@@ -131,10 +178,17 @@ class _Tokenize(msgspec.Struct):
     model: str | None = None
 
 
+class _Format(msgspec.Struct):
+    type: Any = None
+
+
 _chat = msgspec.json.Decoder(_Chat)
 _completion = msgspec.json.Decoder(_Completion)
 _generate = msgspec.json.Decoder(_Generate)
 _tokenize = msgspec.json.Decoder(_Tokenize)
+_list = msgspec.json.Decoder(list[msgspec.Raw])
+_text = msgspec.json.Decoder(str)
+_format = msgspec.json.Decoder(_Format)
 
 
 def find_route(method: str, path: str) -> tuple[Route | None, Dialect]:
@@ -176,13 +230,24 @@ def bad_request(message: str) -> Reject:
     return Reject(status=400, code="invalid_request", message=message)
 
 
+def prefix_of(request: Request) -> tuple[int, ...]:
+    """The chained hashes of the (first) prompt's blocks: those that came with it, else our own."""
+    if request.prefix:
+        return request.prefix
+    if request.prompt_ids:
+        return chain_ids(request.prompt_ids)
+    # A completion's segments are prompts of their own.
+    segments = request.segments[:1] if request.kind is Kind.COMPLETION else request.segments
+    return chain(segments, request.marks)
+
+
 def _read_chat(route: Route, body: _Chat) -> Request | Reject:
     if not body.messages:
         return bad_request("'messages' is missing or empty")
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     if rejected := _check(limit, "max_tokens", body.n, "n"):
         return rejected
-    segments, images = _flatten(body.messages)
+    segments, marks, images = _flatten(body.messages, body.tools)
     return Request(
         kind=route.kind,
         dialect=route.dialect,
@@ -193,23 +258,90 @@ def _read_chat(route: Route, body: _Chat) -> Request | Reject:
         prompt_bytes=_bytes_of(segments),
         images=images,
         segments=segments,
+        marks=marks,
+        messages=len(body.messages),
+        tools=_count_of(body.tools),
+        user=_user_of(body),
+        json_output=_wants_json(body.response_format),
     )
 
 
-def _flatten(messages: list[_Message]) -> tuple[tuple[str, ...], int]:
+def _flatten(
+    messages: list[_Message], tools: msgspec.Raw = _RAW
+) -> tuple[tuple[str, ...], tuple[bytes, ...], int]:
+    """The texts of messages, what stands before each, and the number of images.
+
+    What is not text (images, tool calls, the tools, which templates put first) is marked by its hash:
+    it distinguishes what comes after it.
+    """
     segments: list[str] = []
+    marks: list[bytes] = []
     images = 0
+    pending: list[bytes] = [TOOLS_MARK, _digest(tools)] if _given(tools) else []
     for message in messages:
+        pending.append(MESSAGE_MARK + message.role)
         content = message.content
         if isinstance(content, str):
             segments.append(content)
+            marks.append(b"".join(pending))
+            pending.clear()
         elif content is not None:
             for part in content:
                 if part.text is not None:
                     segments.append(part.text)
+                    marks.append(b"".join(pending))
+                    pending.clear()
                 elif part.type == "image_url":
                     images += 1
-    return tuple(segments), images
+                    pending += (IMAGE_MARK, _digest(part.image_url))
+        if _given(message.tool_calls):
+            pending += (CALLS_MARK, _digest(message.tool_calls))
+    return tuple(segments), tuple(marks), images
+
+
+def _given(raw: msgspec.Raw) -> bool:
+    return raw not in (_RAW, _NULL)
+
+
+def _digest(raw: msgspec.Raw) -> bytes:
+    return xxh3_64_hexdigest(raw).encode()
+
+
+def _peek(decoder: msgspec.json.Decoder[T], raw: msgspec.Raw) -> T | None:
+    """What a hint says, None where it says nothing that we understand."""
+    if not raw:
+        return None
+    try:
+        return decoder.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _count_of(raw: msgspec.Raw) -> int:
+    items = _peek(_list, raw)
+    return len(items) if items else 0
+
+
+def _user_of(hints: _Hints) -> str | None:
+    for raw in (hints.session_id, hints.user):
+        name = _peek(_text, raw)
+        if name and len(name) <= USER_CHARACTERS_MAX:
+            return name
+    return None
+
+
+def _wants_json(raw: msgspec.Raw) -> bool:
+    wanted = _peek(_format, raw)
+    return wanted is not None and isinstance(wanted.type, str) and wanted.type != "text"
+
+
+def _ids_of(prompt: list[Any]) -> bytes:
+    """Token ids as 4 bytes each; none where one of them cannot be a token's."""
+    hashed = prompt[: BLOCKS_MAX * BLOCK_TOKENS]
+    try:
+        return struct.pack(f"<{len(hashed)}I", *hashed)
+    except struct.error:
+        return b""
 
 
 def _read_completion(route: Route, body: _Completion) -> Request | Reject:
@@ -218,6 +350,7 @@ def _read_completion(route: Route, body: _Completion) -> Request | Reject:
         return bad_request("'prompt' is missing")
     segments: tuple[str, ...] = ()
     tokens: int | None = None
+    ids = b""
     prompts = 1
     if isinstance(prompt, str):
         segments = (prompt,)
@@ -225,11 +358,11 @@ def _read_completion(route: Route, body: _Completion) -> Request | Reject:
         # By type and in C: a body of the largest size can hold two million token ids.
         kinds = set(map(type, prompt))
         if kinds == {int}:
-            tokens = len(prompt)
+            tokens, ids = len(prompt), _ids_of(prompt)
         elif kinds == {str}:
             segments, prompts = tuple(prompt), len(prompt)
         elif kinds == {list}:
-            tokens, prompts = sum(map(len, prompt)), len(prompt)
+            tokens, prompts, ids = sum(map(len, prompt)), len(prompt), _ids_of(prompt[0])
         else:
             return bad_request("'prompt' is not text, a list of texts, token ids or lists of token ids")
     if rejected := _check(body.max_tokens, "max_tokens", body.n, "n"):
@@ -249,6 +382,11 @@ def _read_completion(route: Route, body: _Completion) -> Request | Reject:
         prompt_bytes=_bytes_of(segments),
         prompt_tokens=tokens,
         segments=segments,
+        prompt_ids=ids,
+        prefix_block_tokens=None if tokens is None else BLOCK_TOKENS,
+        tools=_count_of(body.tools),
+        user=_user_of(body),
+        json_output=_wants_json(body.response_format),
     )
 
 
@@ -268,15 +406,18 @@ def _read_generate(route: Route, body: _Generate) -> Request | Reject:
         sequences=parameters.best_of or 1,
         prompt_bytes=_bytes_of((body.inputs,)),
         segments=(body.inputs,),
+        tools=_count_of(body.tools),
+        user=_user_of(body),
+        json_output=_given(parameters.grammar) or _wants_json(body.response_format),
     )
 
 
 def _read_tokenize(route: Route, body: _Tokenize) -> Request | Reject:
     if body.inputs is None and not body.messages:
         return bad_request("'inputs' is missing")
-    segments, images = _flatten(body.messages or [])
+    segments, marks, images = _flatten(body.messages or [])
     if body.inputs is not None:
-        segments = (body.inputs, *segments)
+        segments, marks = (body.inputs, *segments), (b"", *marks)
     return Request(
         kind=route.kind,
         dialect=route.dialect,
@@ -285,6 +426,8 @@ def _read_tokenize(route: Route, body: _Tokenize) -> Request | Reject:
         prompt_bytes=_bytes_of(segments),
         images=images,
         segments=segments,
+        marks=marks,
+        messages=len(body.messages or ()),
     )
 
 
