@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of answers and noise.")
 @click.option("--max-concurrent-requests", type=int, default=128, show_default=True, help="Permits.")
 @click.option("--max-batch-prefill-tokens", type=int, default=4096, show_default=True, help="Tokens a step.")
+@click.option("--max-batch-size", type=int, help="Sequences running at once; as many as fit where not given.")
 @click.option("--max-input-tokens", type=int, default=8191, show_default=True, help="Longest prompt.")
 @click.option("--max-total-tokens", type=int, default=8192, show_default=True, help="Prompt plus output.")
 @click.option("--kv-capacity-tokens", type=int, help="KV cache; the hardware's own where not given.")

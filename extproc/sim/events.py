@@ -45,10 +45,11 @@ class Overloaded:
 
 @dataclass(frozen=True, slots=True)
 class FirstToken:
-    """The prompt's prefill ended and the first token exists."""
+    """The prompt's prefill ended and the first token exists; `cached_tokens` the prefix cache spared."""
 
     request_id: RequestId
     at_ns: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

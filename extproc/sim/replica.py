@@ -1,33 +1,35 @@
 """TGI v3's router and scheduler as a pure state machine over published step times.
 
-Owns the permits, the FIFO queue, KV reservation, chunked prefill, the running batch and the prefix
-cache of one replica. Knows no asyncio, no clock (time is `now_ns` handed in, whole nanoseconds of
-simulated time), no I/O and no chance but the injected `Random`: equal calls with equal seeds give equal
-events, so the HTTP server and the discrete-event simulation run the very same replica.
+Owns the permits, admission from the queue, chunked prefill and the choice of each step; who decodes and
+how far is `batch.py`'s, the queue `fifo.py`'s, KV memory `memory.py`'s. Knows no asyncio, no clock (time
+is `now_ns` handed in, whole nanoseconds of simulated time), no I/O and no chance but the injected
+`Random`: equal calls with equal seeds give equal events, so the HTTP server and the discrete-event
+simulation run the very same replica.
 
 The rules, after TGI v3.3 (facts in the contract this project keeps):
 
 - a permit per request, taken before anything else; none free means overloaded;
 - the queue is FIFO and stops at the first entry that does not fit (head-of-line blocking);
-- an entry reserves `prompt + min(max_new, slice) − 1 − cached` KV tokens when admitted, nothing later;
+- the queue also waits while the batch holds `max_batch_size` sequences, where that is set;
 - prefill is chunked: a step has `max_batch_prefill_tokens − running` tokens of room for prompts, those
   part-way through first, and the running sequences make a token in the same step;
 - a loop is an optional prefill, then a decode step, which admits nobody;
-- prompts enter the prefix cache only when their request leaves; generated tokens do not;
 - a generation longer than a slice (1024) gives its KV back and re-enters the queue at its end;
 - cancelling is noticed at the sequence's next token; while queued, when the entry reaches the head
   (its permit is free at once).
 
-A step costs O(log B) plus what joins and leaves: a running sequence stores the step at which it will
-end, and its tokens so far follow from the step counter.
+Unless every step is to be shown (`step_events`), decode steps that change nothing but the step counter
+are taken in one leap, up to the next sequence's end; a call from outside that could change them cuts the
+leap at the end of the step under way. Events and times are those of single steps, to the nanosecond.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from heapq import heappop, heappush
+from math import sqrt
 from random import Random
+from sys import maxsize
 
+from extproc.sim.batch import Batch
 from extproc.sim.events import (
     Accepted,
     Cancelled,
@@ -41,7 +43,8 @@ from extproc.sim.events import (
     SimRequest,
     Stepped,
 )
-from extproc.sim.prefix_cache import PrefixCache
+from extproc.sim.fifo import Fifo
+from extproc.sim.memory import Memory
 from extproc.sim.slots import ReplicaLimits, Slot, State
 from extproc.sim.timing import Hardware
 
@@ -51,9 +54,11 @@ __all__ = ["Replica", "ReplicaLimits"]
 class Replica:
     """One simulated replica. Calls must come with non-decreasing `now_ns` ≥ 0.
 
-    `noise` is the standard deviation of a step's relative length (0 to 0.3), drawn from `rng`;
+    `noise` is the standard deviation of a step's relative length (0 to 0.3), drawn from `rng`. A leap
+    over n steps draws once, with noise/√n: its length has about the mean and variance of n single draws,
+    but the steps inside share one factor, and a leap cut after k < n of them has the spread k/√n for √k.
     `step_events` adds a `Stepped` per engine step, which a token-streaming shell needs and a
-    discrete-event simulation does not.
+    discrete-event simulation does not; with it there are no leaps.
     """
 
     def __init__(
@@ -72,7 +77,10 @@ class Replica:
             raise ValueError(f"slowdown must be positive, not {slowdown}")
         self.hardware = hardware
         self.limits = limits
-        self.cache = PrefixCache(block_tokens=limits.block_tokens)
+        self.memory = Memory(limits)
+        self.cache = self.memory.cache
+        self._batch = Batch(hardware)
+        self._batch_max = maxsize if limits.max_batch_size is None else limits.max_batch_size
         self._rng = rng
         self._noise = noise
         self._slowdown = slowdown
@@ -82,22 +90,12 @@ class Replica:
         self._step_events = step_events
         # Work.
         self._sequences: dict[RequestId, Slot] = {}
-        self._queue: deque[Slot] = deque()
+        self._queue = Fifo()
         self._prefilling: list[Slot] = []
-        self._decoding = 0
-        self._ends: list[tuple[int, int, Slot]] = []  # (step that makes the last token, serial, …)
         self._dropping: list[Slot] = []
-        # Books.
-        self._queued_live = 0
-        self._reserved = 0
-        self._context = 0  # KV tokens the running sequences attend to
         self._permits = 0
-        self._tokens_total = 0
-        self._free_version = 0
         self._blocked: tuple[Slot, int] | None = None
-        # The step under way.
-        self._steps = 0
-        self._serial = 0
+        # The step under way, or the leap.
         self._chunks: list[tuple[Slot, int]] = []
         self._admitted = 0
         self._owes_decode = False
@@ -111,12 +109,12 @@ class Replica:
     @property
     def waiting(self) -> int:
         """Queued requests, those whose client left excluded."""
-        return self._queued_live
+        return self._queue.live
 
     @property
     def running(self) -> int:
         """Sequences in the batch: prefilling and decoding."""
-        return self._decoding + len(self._prefilling)
+        return self._batch.size + len(self._prefilling)
 
     @property
     def permits_in_use(self) -> int:
@@ -126,22 +124,22 @@ class Replica:
     @property
     def kv_used_tokens(self) -> int:
         """KV tokens reserved by the batch plus those in the prefix cache; never above the capacity."""
-        return self._reserved + self.cache.used_tokens
+        return self.memory.used_tokens
 
     @property
     def batch_current_max_tokens(self) -> int:
         """KV tokens reserved by the running batch (TGI's gauge of that name), cached prefixes excluded."""
-        return self._reserved
+        return self.memory.reserved_tokens
 
     @property
     def steps(self) -> int:
         """Engine steps completed."""
-        return self._steps
+        return self._batch.steps
 
     @property
     def tokens_total(self) -> int:
         """Tokens made since the start, for cancelled requests too."""
-        return self._tokens_total
+        return self._batch.tokens_total
 
     @property
     def slowdown(self) -> float:
@@ -180,8 +178,10 @@ class Replica:
         sequence = Slot(request, now_ns)
         self._sequences[request.request_id] = sequence
         self._permits += 1
-        self._enqueue(sequence)
-        waiting = self._queued_live
+        if not self._queue and self.running < self._batch_max:
+            self._cut()  # it may be admitted; behind others, or while the batch is full, it is not
+        self._queue.push(sequence)
+        waiting = self._queue.live
         if self._step_ends is None and not self._hung:
             self._start_step(now_ns)
         return Accepted(waiting)
@@ -192,13 +192,12 @@ class Replica:
         sequence = self._sequences.get(request_id)
         if sequence is None or sequence.cancelled:
             return False
+        self._cut()
         sequence.cancelled = True
         if sequence.state is State.QUEUED:
-            self._queued_live -= 1
+            self._queue.forsake()
             self._leave(sequence)
             self._pending.append(Cancelled(request_id, now_ns, sequence.base))
-            if len(self._queue) > 2 * self._queued_live + 64:  # a bound on entries of the departed
-                self._queue = deque(entry for entry in self._queue if not entry.cancelled)
         else:
             self._dropping.append(sequence)
         return True
@@ -220,12 +219,16 @@ class Replica:
         if slowdown is not None:
             if slowdown <= 0:
                 raise ValueError(f"slowdown must be positive, not {slowdown}")
-            self._slowdown = slowdown
+            if slowdown != self._slowdown:
+                self._cut()
+                self._slowdown = slowdown
         if refuse is not None:
             self._refuse = refuse
         if hang is None or hang == self._hung:
             return
         self._hung = hang
+        self._cut()
+        self._batch.break_run()
         if hang:
             self._hung_left_ns = -1 if self._step_ends is None else self._step_ends - now_ns
             self._step_ends = None
@@ -257,10 +260,18 @@ class Replica:
             self._start_step(ends)
             ends = self._step_ends
         self._now = now_ns
+        if self._batch.leap > 1 and now_ns > self._step_began:
+            self._batch.book(now_ns)
+
+    def _cut(self) -> None:
+        """Let a leap end with the step under way."""
+        if self._batch.leap > 1:
+            self._step_ends = self._batch.cut()
 
     def _start_step(self, now_ns: int) -> None:
         """Choose what the next step computes and for how long; idle where there is nothing."""
-        room = self.limits.max_batch_prefill_tokens - self._decoding
+        batch = self._batch
+        room = self.limits.max_batch_prefill_tokens - batch.size
         chunks: list[tuple[Slot, int]] = []
         for sequence in self._prefilling:
             if room <= 0:
@@ -269,46 +280,51 @@ class Replica:
             chunks.append((sequence, n))
             room -= n
         admitted = 0
-        had_batch = self._decoding > 0 or bool(chunks)
-        if self._queue and room > 0 and not (self._owes_decode and had_batch):
-            admitted = self._admit(now_ns, room, chunks)
-            self._owes_decode = had_batch and admitted > 0
+        single = self._step_events
+        if self._queue and room > 0:
+            had_batch = batch.size > 0 or bool(chunks)
+            if self._owes_decode and had_batch:
+                self._owes_decode = False
+                single = True  # the step after it may admit
+            else:
+                admitted = self._admit(now_ns, room, chunks)
+                self._owes_decode = had_batch and admitted > 0
         else:
             self._owes_decode = False
-        if not chunks and not self._decoding:
-            self._step_ends = None
-            return
+        self._chunks = chunks
+        self._admitted = admitted
+        self._step_began = now_ns
         if chunks:
+            batch.break_run()
             tokens = squares = 0
             for sequence, n in chunks:
                 done = sequence.input_tokens - sequence.left
                 tokens += n
                 squares += n * (2 * done + n)  # (done + n)² − done²
-            ms = self.hardware.mixed_ms(tokens, squares, self._decoding, self._context)
+            ms = self.hardware.mixed_ms(tokens, squares, batch.size, batch.kv_tokens)
+            self._step_ends = now_ns + max(1, round(ms * self._factor(1) * 1e6))
+        elif batch.size:
+            self._step_ends = batch.start(now_ns, self._factor(batch.plan(single=single)))
         else:
-            ms = self.hardware.decode_ms(self._decoding, self._context)
-        factor = self._slowdown
-        if self._noise:
-            factor *= max(0.1, self._rng.gauss(1.0, self._noise))
-        self._chunks = chunks
-        self._admitted = admitted
-        self._step_began = now_ns
-        self._step_ends = now_ns + max(1, round(ms * factor * 1e6))
+            self._step_ends = None
+
+    def _factor(self, steps: int) -> float:
+        """What stretches the next `steps` steps together."""
+        if not self._noise:
+            return self._slowdown
+        return self._slowdown * max(0.1, self._rng.gauss(1.0, self._noise / sqrt(steps)))
 
     def _admit(self, now_ns: int, room: int, chunks: list[tuple[Slot, int]]) -> int:
         """Move entries from the queue's head into the batch until one does not fit; how many."""
         admitted = 0
         queue = self._queue
-        while queue and room > 0:
-            sequence = queue[0]
-            if sequence.cancelled:
-                queue.popleft()
-                continue
-            if self._blocked == (sequence, self._free_version) or not self._allocate(sequence):
-                self._blocked = (sequence, self._free_version)
+        memory = self.memory
+        places = self._batch_max - self.running
+        while room > 0 and admitted < places and (sequence := queue.head()) is not None:
+            if self._blocked == (sequence, memory.frees) or not memory.allocate(sequence):
+                self._blocked = (sequence, memory.frees)
                 break
-            queue.popleft()
-            self._queued_live -= 1
+            queue.pop()
             sequence.state = State.PREFILLING
             if sequence.admitted_ns < 0:
                 sequence.admitted_ns = now_ns
@@ -319,54 +335,22 @@ class Replica:
             admitted += 1
         return admitted
 
-    def _allocate(self, sequence: Slot) -> bool:
-        """Reserve KV for one slice, pinning its cached prefix and evicting others where needed."""
-        request = sequence.request
-        cache = self.cache
-        lease = cache.acquire(sequence.blocks) if self.limits.prefix_caching else None
-        cached = 0 if lease is None else lease.blocks * cache.block_tokens
-        this_slice = request.max_new_tokens - sequence.base
-        if request.sliced:
-            this_slice = min(this_slice, self.limits.slice_tokens)
-        need = sequence.input_tokens - cached + this_slice - 1
-        lacking = need - (self.limits.kv_capacity_tokens - self._reserved - cache.used_tokens)
-        if lacking > 0:
-            blocks = -(-lacking // cache.block_tokens)
-            if cache.evict(blocks) < blocks:
-                if lease is not None:
-                    cache.release(lease)
-                return False
-        self._reserved += need
-        sequence.lease = lease
-        sequence.reserved = need
-        sequence.slice = min(request.output_tokens - sequence.base, this_slice)
-        # The forward pass needs at least one token, even where the whole prompt is cached.
-        sequence.left = max(sequence.input_tokens - cached, 1)
-        if sequence.cached < 0:
-            sequence.cached = sequence.input_tokens - sequence.left
-        return True
-
     def _finish_step(self, at_ns: int) -> None:
-        """Apply the step that ends at `at_ns`."""
-        self._steps = step = self._steps + 1
-        batch = self._decoding
-        self._context += batch
-        out = self._pending
+        """Apply the step, or what is left of the leap, that ends at `at_ns`."""
+        batch = self._batch
+        decoded = batch.size
+        batch.finish()
         if self._dropping:
             self._drop(at_ns)
-        ends = self._ends
-        while ends and ends[0][0] <= step:
-            sequence = heappop(ends)[2]
-            if sequence.state is State.DECODING:
-                self._decoding -= 1
-                self._context -= sequence.input_tokens + sequence.slice
-                self._end_slice(sequence, at_ns)
+        while (ended := batch.ended()) is not None:
+            self._end_slice(ended, at_ns)
         chunks = self._chunks
         joined = [sequence for sequence, n in chunks if sequence.left == n] if chunks else chunks
-        self._tokens_total += batch + len(joined)
+        batch.tokens_total += len(joined)
         if self._step_events:
             tokens = sum(n for _, n in chunks)
-            out.append(Stepped(at_ns, at_ns - self._step_began, tokens, batch + len(joined), self._admitted))
+            made = decoded + len(joined)
+            self._pending.append(Stepped(at_ns, at_ns - self._step_began, tokens, made, self._admitted))
         if chunks:
             for sequence, n in chunks:
                 sequence.left -= n
@@ -376,30 +360,25 @@ class Replica:
 
     def _join(self, sequence: Slot, at_ns: int) -> None:
         """Prefill is done and its token made: start decoding, unless that was all."""
-        sequence.state = State.DECODING
-        sequence.joined_step = self._steps
         if sequence.cancelled:  # noticed only now: chunks without a token tell nobody
-            self._free(sequence)
+            self.memory.free(sequence)
             self._leave(sequence)
             self._pending.append(Cancelled(sequence.request.request_id, at_ns, sequence.base + 1))
             return
         if sequence.first_ns < 0:
             sequence.first_ns = at_ns
-            self._pending.append(FirstToken(sequence.request.request_id, at_ns))
+            self._pending.append(FirstToken(sequence.request.request_id, at_ns, sequence.cached))
         else:
             self._pending.append(Resumed(sequence.request.request_id, at_ns, sequence.base + 1))
         if sequence.slice == 1:
             self._end_slice(sequence, at_ns)
-            return
-        self._decoding += 1
-        self._context += sequence.input_tokens + 1
-        self._serial += 1
-        heappush(self._ends, (self._steps + sequence.slice - 1, self._serial, sequence))
+        else:
+            self._batch.join(sequence)
 
     def _end_slice(self, sequence: Slot, at_ns: int) -> None:
         """The slice's last token was made: finish, or give the KV back and queue again."""
         request = sequence.request
-        self._free(sequence)
+        self.memory.free(sequence)
         made = sequence.base + sequence.slice
         if made < request.output_tokens:
             sequence.base = made
@@ -412,7 +391,7 @@ class Replica:
                 *((request.request_id, "generated", index) for index in range(known, full)),
             )
             self._pending.append(Requeued(request.request_id, at_ns, made))
-            self._enqueue(sequence)
+            self._queue.push(sequence)
             return
         self._leave(sequence)
         self._pending.append(
@@ -434,29 +413,13 @@ class Replica:
         for sequence in self._dropping:
             if sequence.state is State.DECODING:
                 made = self._made(sequence)
-                self._decoding -= 1
-                self._context -= sequence.input_tokens + made - sequence.base
-                self._free(sequence)
+                self._batch.leave(sequence)
+                self.memory.free(sequence)
                 self._leave(sequence)
                 self._pending.append(Cancelled(sequence.request.request_id, at_ns, made))
             elif sequence.state is State.PREFILLING:
                 later.append(sequence)
         self._dropping = later
-
-    def _enqueue(self, sequence: Slot) -> None:
-        sequence.state = State.QUEUED
-        self._queue.append(sequence)
-        self._queued_live += 1
-
-    def _free(self, sequence: Slot) -> None:
-        """Give back the reservation; the prompt's blocks stay behind in the cache."""
-        self._reserved -= sequence.reserved
-        sequence.reserved = 0
-        self._free_version += 1
-        if sequence.lease is not None:
-            self.cache.insert(sequence.blocks)
-            self.cache.release(sequence.lease)
-            sequence.lease = None
 
     def _leave(self, sequence: Slot) -> None:
         sequence.state = State.GONE
@@ -466,4 +429,4 @@ class Replica:
     def _made(self, sequence: Slot) -> int:
         if sequence.state is not State.DECODING:
             return sequence.base
-        return sequence.base + self._steps - sequence.joined_step + 1
+        return sequence.base + self._batch.made(sequence)

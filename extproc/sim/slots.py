@@ -15,11 +15,14 @@ from extproc.sim.prefix_cache import Lease
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaLimits:
-    """TGI's launcher limits; tokens, except the permits (requests). `slice_tokens` is TGI's 1024."""
+    """TGI's launcher limits; tokens, except the permits (requests) and `max_batch_size` (sequences
+    running at once; None no limit). `slice_tokens` is TGI's 1024.
+    """
 
     kv_capacity_tokens: int
     max_concurrent_requests: int = 128
     max_batch_prefill_tokens: int = 4096
+    max_batch_size: int | None = None
     slice_tokens: int = 1024
     block_tokens: int = 16
     prefix_caching: bool = True
@@ -29,11 +32,13 @@ class ReplicaLimits:
             "kv_capacity_tokens",
             "max_concurrent_requests",
             "max_batch_prefill_tokens",
+            "max_batch_size",
             "slice_tokens",
             "block_tokens",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
 
 
 class State(Enum):

@@ -16,11 +16,12 @@ class ReplicaSpec:
     """One replica to start. `ValueError` at construction lists every problem at once.
 
     Tokens, except: `max_concurrent_requests` and `max_client_batch_size` (requests),
-    `payload_limit_bytes`, `bytes_per_token`, `noise` (relative standard deviation of a step, 0..0.3),
-    `slowdown` (factor on every step: 3.0 is a straggler) and `time_scale` (10 runs ten times faster
-    than life; every duration that a client or `/metrics` sees shrinks with it). `port` 0 takes a free
-    one. `kv_capacity_tokens` None takes the hardware's. A prompt that does not force its output length
-    gets one from a log-normal with this median (`output_median_tokens`) and shape (`output_sigma`).
+    `max_batch_size` (sequences running at once; None no limit), `payload_limit_bytes`, `bytes_per_token`,
+    `noise` (relative standard deviation of a step, 0..0.3), `slowdown` (factor on every step: 3.0 is a
+    straggler) and `time_scale` (10 runs ten times faster than life; every duration that a client or
+    `/metrics` sees shrinks with it). `port` 0 takes a free one. `kv_capacity_tokens` None takes the
+    hardware's. A prompt that does not force its output length gets one from a log-normal with this median
+    (`output_median_tokens`) and shape (`output_sigma`).
     `seed` fixes the answers, alike on all replicas that share it, and with the name the noise.
     `slice_explicit_limits` re-queues long generations every 1,024 tokens also where the request named
     its limit (our contract's reading of TGI 3.3; its validation code of early 2025 slices only
@@ -34,6 +35,7 @@ class ReplicaSpec:
     hardware: str = "a100-80g/llama-3-8b"
     max_concurrent_requests: int = 128
     max_batch_prefill_tokens: int = 4096
+    max_batch_size: int | None = None
     max_input_tokens: int = 8191
     max_total_tokens: int = 8192
     kv_capacity_tokens: int | None = None
@@ -70,6 +72,7 @@ class ReplicaSpec:
         positive = (
             "max_concurrent_requests",
             "max_batch_prefill_tokens",
+            "max_batch_size",
             "max_input_tokens",
             "max_client_batch_size",
             "max_best_of",
@@ -81,7 +84,7 @@ class ReplicaSpec:
         found += [
             f"{field} must be at least 1, not {value}"
             for field in positive
-            if (value := getattr(self, field)) < 1
+            if (value := getattr(self, field)) is not None and value < 1
         ]
         found += [
             f"{field} must be above 0, not {value}"
@@ -122,6 +125,7 @@ class ReplicaSpec:
             kv_capacity_tokens=self.kv_tokens,
             max_concurrent_requests=self.max_concurrent_requests,
             max_batch_prefill_tokens=self.max_batch_prefill_tokens,
+            max_batch_size=self.max_batch_size,
             block_tokens=self.block_tokens,
             prefix_caching=self.prefix_caching,
         )
