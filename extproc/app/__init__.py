@@ -25,16 +25,22 @@ from extproc.app.build import (
     attempts_of,
     desk_limits,
     directory_of,
+    families_of,
     policy_of,
     pool_specs,
     quota_limits,
     restart_needed,
 )
+from extproc.app.experimenting import Experimenting
+from extproc.app.explaining import Explaining
 from extproc.app.operators import Operators
 from extproc.app.roster import Roster
+from extproc.app.tuned import Tuned
 from extproc.config.load import ConfigError, load
 from extproc.config.model import Config
+from extproc.control.services import event_cluster
 from extproc.core.desk import Desk
+from extproc.core.experiment import Experiments
 from extproc.core.fleet import Fleet
 from extproc.core.outcome import Outcome
 from extproc.core.quota import Books
@@ -42,6 +48,7 @@ from extproc.core.tenant import Tenant
 from extproc.history.changes import changes
 from extproc.history.follow import Follow
 from extproc.observe.audit import AuditLog
+from extproc.observe.record import Recorder
 from extproc.observe.tally import Tally
 from extproc.observe.tenants import tenants_view
 from extproc.state.quota_redis import RedisQuota
@@ -54,6 +61,8 @@ log = logging.getLogger(__name__)
 
 #: How often time passes for the fleet: health follows, reservations expire, Envoys are told.
 TICK_S = 0.25
+#: How often who is held is tried again without an event, and overdue first tokens are counted as come.
+PUMP_S = 0.02
 #: Mistakes of a refused configuration that the audit log repeats.
 PROBLEMS_NOTED = 10
 
@@ -86,7 +95,10 @@ class App:
             zone=config.service.zone,
             policy=policy_of(config),
             quotas=self.quotas,
+            # A shadow's chance is its own: it must not move the decisions'.
+            experiments=Experiments(rng=Random(f"{instance} shadows")),
         )
+        self.desk.families = families_of(config)
         self.roster = Roster(config, self.desk.fleet)
         self.agents = Agents(config, self.desk, self.roster, clock=clock)
         self.tally = Tally()
@@ -99,14 +111,25 @@ class App:
             body_bytes_max=config.gateway.body_bytes_max,
             clock=clock,
             attempts=attempts_of(config),
+            event_cluster=event_cluster(config),
         )
+        if not self.processor.event_cluster:
+            log.warning(
+                "none of gateway.services is an address of service.listen: "
+                "Envoy cannot tell this service of first tokens"
+            )
         self.audit = self.processor.audit = AuditLog(config.audit)
+        self.record = Recorder(config.record, instance=instance, clock=clock)
+        self.tuned = Tuned(config, self.desk, self.audit)
+        self._observe()
+        self.experimenting = Experimenting(config, self.desk, self.audit, clock=clock)
         self.operators = Operators(
             self.desk,
             self.processor.recent,
             tenants=self._tenants,
             clock=clock,
         )
+        self.explaining = Explaining(self.desk, tenants=self._tenants, clock=clock)
         self.follow: Follow | None = None
         self.started_ns = clock()
         self.server: Server | None = None
@@ -127,7 +150,10 @@ class App:
                 "ClearFaults": self._clear_faults,
                 "Tenant": self.operators.tenant,
                 "Shadow": self.operators.shadow,
+                "Explain": self.explaining.explain,
+                "Experiment": self.experimenting.order,
             },
+            first_token=self.first_token,
         )
         self.addresses = await self.server.start(self.config.service.listen)
         try:
@@ -145,6 +171,7 @@ class App:
 
         `watch`: whether `run` also takes the file when it has changed.
         """
+        self.experimenting.file = config_file if watch else None
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stop.set)
@@ -156,8 +183,13 @@ class App:
     async def run(self, *, config_file: Path | None = None, watch: bool = True) -> None:
         """Serve until SIGTERM or SIGINT, then drain; SIGHUP or a changed file reloads. After `start`."""
         assert self.server is not None
+        self.tuned.file = config_file
         self.handle_signals(config_file, watch=watch)
-        tasks = [asyncio.create_task(self._tick()), asyncio.create_task(self._keep_audit())]
+        tasks = [
+            asyncio.create_task(self._tick()),
+            asyncio.create_task(self._pump()),
+            asyncio.create_task(self._keep_audit()),
+        ]
         if self.follow is not None:
             tasks.append(asyncio.create_task(self.follow.run()))
         try:
@@ -173,7 +205,9 @@ class App:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self.record.watch(self.desk, now_ns=self.clock(), last=True)
             await asyncio.to_thread(self.audit.flush, last=True)
+            await asyncio.to_thread(self.record.flush, last=True)
 
     def settle(self, outcome: Outcome) -> None:
         """Take one access-log outcome into books and figures."""
@@ -182,12 +216,21 @@ class App:
             elsewhere = not outcome.reservation.id.startswith(f"{self.desk.instance}-")
             self.tally.ended(outcome, now_ns=now_ns, decided_elsewhere=elsewhere)
             self.processor.recent.ended(outcome, now_ns=now_ns)
+            if self.record.on:
+                self.record.ended(outcome, now_ns=now_ns)
+            if self.tuned.on:
+                self.tuned.ended(outcome, now_ns=now_ns)
+
+    def first_token(self, reservation_id: str, refused: bool) -> bool:
+        """A stream's first chunk has come, by Envoy's event; whether the request was known."""
+        return self.desk.first_token(reservation_id, now_ns=self.clock(), refused=refused)
 
     def reload(self, path: Path) -> bool:
         """Read the configuration again; a bad or unappliable one changes nothing. True when applied."""
         try:
             new = load(path)
             directory = directory_of(new)
+            families = families_of(new)
         except ConfigError as error:
             return self._refuse([str(problem) for problem in error.problems])
         if changed := restart_needed(self.config, new, live=self.roster.live):
@@ -195,6 +238,8 @@ class App:
         if new.identity.failed_attempts != self.config.identity.failed_attempts:
             self.processor.attempts = attempts_of(new)
         self.audit.settings = new.audit
+        self.record.apply(new.record)
+        new = self.tuned.overlaid(new)
         for name, facts in changes(self.config, new):
             self.audit.event(name, stage="applied", **facts)
         self.audit.event("config_reloaded", file=str(path))
@@ -202,16 +247,24 @@ class App:
         self.roster.apply(new)
         self.desk.apply(policy_of(new), now_ns=self.clock())
         self.adjusting.apply(new)
+        self.experimenting.apply(new)
         self.desk.default_model = new.default_model
+        self.desk.families = families
         self.desk.limits = desk_limits(new)
         self.desk.ledger.ttl_ns = self.desk.limits.reservation_ttl_ns
         self.desk.ledger.remembered_max = self.desk.limits.settled_remembered_max
         self.processor.directory = directory
         self.processor.decisions_concurrent_max = new.limits.decisions_concurrent_max
         self.tally.forget_endpoints(self.desk.fleet)
+        self._observe()
         self.desk.counts["reload.applied"] += 1
         log.info("configuration reloaded from %s", path)
         return True
+
+    def _observe(self) -> None:
+        """The desk tells of its decisions whoever the configuration wants told."""
+        tuned = (self.tuned,) if self.config.tuning.enabled else ()
+        self.desk.observers = (self.record, *tuned) if self.record.on else tuned
 
     def _refuse(self, problems: list[str]) -> bool:
         for problem in problems:
@@ -242,6 +295,12 @@ class App:
                 }
                 for pool in self.desk.fleet.pools.values()
             },
+            # Medians of |predicted − observed| / observed over the last requests; None before the first.
+            "predictions": {
+                "ttft_error_median": self.desk.lessons.ttft.median,
+                "completion_error_median": self.desk.lessons.completion.median,
+                "count": self.desk.lessons.ttft.count,
+            },
             "roster": {
                 "counts": dict(sorted(self.roster.counts.items())),
                 "ads": self.roster.publisher.counts,
@@ -255,6 +314,9 @@ class App:
                 "counts": dict(sorted(self.quotas.counts.items())),
             },
             "held": len(self.desk.queue),
+            "record": {"on": self.record.on, **self.record.counts},
+            "tuning": self.tuned.status(),
+            "experiments": self.experimenting.status(),
             **self.tally.snapshot(self.desk.fleet, now_ns=now_ns),
             "use": tenants_view(self.desk, self._tenants().values(), now_ns=now_ns),
         }
@@ -268,6 +330,10 @@ class App:
             await asyncio.sleep(TICK_S)
             if self.audit.waiting:
                 await asyncio.to_thread(self.audit.flush)
+            if self.record.waiting:
+                await asyncio.to_thread(self.record.flush)
+            if self.experimenting.waiting:
+                await asyncio.to_thread(self.experimenting.write)
 
     async def _tick(self) -> None:
         while True:
@@ -278,6 +344,28 @@ class App:
                 except Exception as error:  # noqa: BLE001 (without this task nothing would expire again)
                     self.processor.failed(error, what)
             await self.roster.refresh()
+            try:
+                await self._tune()
+            except Exception as error:  # noqa: BLE001 (without this task nothing would expire again)
+                self.processor.failed(error, "tuning")
+
+    async def _tune(self) -> None:
+        move = self.tuned.step(now_ns=self.clock())
+        if move is None:
+            return
+        recorded = await asyncio.to_thread(self.tuned.record, move)
+        new = self.tuned.done(move, self.config, recorded=recorded)
+        if new is not None:
+            self.config = new
+            self.roster.apply(new)
+
+    async def _pump(self) -> None:
+        while True:
+            await asyncio.sleep(PUMP_S)
+            try:
+                self.desk.tick(now_ns=self.clock())
+            except Exception as error:  # noqa: BLE001 (without this task late binding would stall)
+                self.processor.failed(error, "pumping")
 
     def _step(self) -> None:
         now_ns = self.clock()
@@ -286,6 +374,8 @@ class App:
         self.roster.publish()
         self.desk.pump_all(now_ns=now_ns)
         self.adjusting.step(now_ns=now_ns)
+        self.record.watch(self.desk, now_ns=now_ns)
+        self.experimenting.step()
 
     def _drain(self, body: bytes) -> bytes:
         """`{"address": "ip:port", "draining": true}`; answers `{"found": true}`."""
@@ -302,6 +392,8 @@ class App:
     def _expire(self) -> None:
         for reservation in self.desk.expire(now_ns=self.clock()):
             self.tally.expired(reservation)
+            if self.record.on:
+                self.record.expired(reservation, now_ns=self.clock())
             log.warning(
                 "reservation %s on %s expired: its end never came", reservation.id, reservation.address
             )

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_network
 
+from extproc.app.experimenting import experiments_of
 from extproc.config.away import away_routes, fallback
-from extproc.config.model import Config, Quota, ServiceClass
+from extproc.config.model import Config, Endpoint, Pool, Quota, ServiceClass
 from extproc.config.model import Key as KeySection
 from extproc.config.model import Tenant as TenantSection
 from extproc.config.secret import key_secret
+from extproc.config.weights import family_weights
 from extproc.core.accounts import Accounts, Price
 from extproc.core.attempts import AttemptLimiter
 from extproc.core.desk import ClassSpec, DeskLimits, Policy
+from extproc.core.experiment import arm_parameters
 from extproc.core.fairness import Bounds
+from extproc.core.families import Family, thresholds_for
 from extproc.core.fleet import Member, PoolSpec
 from extproc.core.quota import Limits, QuotaLimits, limits
 from extproc.core.tenant import ANONYMOUS, Directory, Key, ProxyTrust, Tenant
@@ -21,7 +25,20 @@ from extproc.core.tenant import ANONYMOUS, Directory, Key, ProxyTrust, Tenant
 MS = 1_000_000
 #: What a reload may change of a pool: Envoy knows nothing of these.
 RELOADABLE_OF_POOL = frozenset(
-    {"models", "strategy", "bytes_per_token", "output_tokens", "zone_penalty_tokens", "price"}
+    {
+        "models",
+        "strategy",
+        "strategy_parameters",
+        "bytes_per_token",
+        "output_tokens",
+        "zone_penalty_tokens",
+        "price",
+        "price_per_hour",
+        "hardware",
+        "gpus",
+        "kv_capacity_tokens",
+        "prefill_budget_tokens",
+    }
 )
 
 
@@ -32,13 +49,40 @@ def pool_specs(config: Config) -> list[PoolSpec]:
             name=pool.name,
             models=tuple(pool.models),
             strategy=pool.strategy,
-            endpoints=tuple(Member(e.address, e.zone, e.max_concurrent, e.region) for e in pool.endpoints),
+            endpoints=tuple(member_of(pool, endpoint) for endpoint in pool.endpoints),
             bytes_per_token=pool.bytes_per_token,
             output_tokens=pool.output_tokens,
             zone_penalty_tokens=pool.zone_penalty_tokens,
+            engine=pool.engine,
+            parameters=parameters_of(config, pool),
+            kv_capacity_tokens=pool.kv_capacity_tokens,
+            prefill_budget_tokens=pool.prefill_budget_tokens,
         )
         for pool in config.pools
     ]
+
+
+def member_of(pool: Pool, endpoint: Endpoint) -> Member:
+    """A configured replica, with its pool's settings where it has none."""
+    return Member(
+        endpoint.address,
+        endpoint.zone,
+        endpoint.max_concurrent,
+        endpoint.region,
+        endpoint.hardware or pool.hardware,
+        endpoint.gpus or pool.gpus,
+        pool.kv_capacity_tokens if endpoint.kv_capacity_tokens is None else endpoint.kv_capacity_tokens,
+        pool.price_per_hour if endpoint.price_per_hour is None else endpoint.price_per_hour,
+        endpoint.spot,
+    )
+
+
+def parameters_of(config: Config, pool: Pool) -> dict[str, dict[str, float | int | bool | str]]:
+    """The pool's parameters by strategy; with one service class nobody is premium for `cost`."""
+    given = {name: dict(each) for name, each in pool.strategy_parameters.items()}
+    if len(config.classes) == 1:
+        given.setdefault("cost", {}).setdefault("premium_ranks", 0)
+    return given | arm_parameters(experiments_of(config), pool.name, given)
 
 
 def directory_of(config: Config) -> Directory:
@@ -64,8 +108,11 @@ def _tenant(tenant: TenantSection) -> Tenant:
         models=None if tenant.models is None else frozenset(tenant.models),
         default_model=tenant.default_model,
         regions=None if tenant.regions is None else frozenset(tenant.regions),
+        strategy=tenant.strategy,
         jwt_subject=tenant.jwt_subject,
         certificate_sans=frozenset(tenant.certificate_sans),
+        quality_floor=tenant.quality_floor,
+        explain=tenant.explain,
     )
 
 
@@ -80,6 +127,22 @@ def _key(key: KeySection) -> Key:
     )
 
 
+def families_of(config: Config) -> dict[str, Family]:
+    """The configuration's families by name. Raises ConfigError when a file of weights cannot be read."""
+    return {
+        family.name: Family(
+            name=family.name,
+            models=tuple(family.models),
+            thresholds=thresholds_for(len(family.models))
+            if family.thresholds is None
+            else tuple(family.thresholds),
+            weights=family_weights(family),
+            wait_ms=family.shift_down.wait_ms if family.shift_down is not None else None,
+        )
+        for family in config.families
+    }
+
+
 def attempts_of(config: Config) -> AttemptLimiter:
     """The bound on failed attempts."""
     limits = config.identity.failed_attempts
@@ -90,7 +153,15 @@ def policy_of(config: Config) -> Policy:
     """Classes, quotas, weights and prices."""
     return Policy(
         classes=tuple(
-            ClassSpec(name=each.name, hold_ns=each.hold_ms * MS, ttft_ns=each.ttft_ms * MS)
+            ClassSpec(
+                name=each.name,
+                hold_ns=each.hold_ms * MS,
+                ttft_ns=each.ttft_ms * MS,
+                tpot_ns=each.tpot_ms * MS,
+                long_prompt_tokens=each.long_prompt_tokens,
+                long_ttft_ns=each.long_ttft_ms * MS,
+                long_hold_ns=each.long_hold_ms * MS,
+            )
             for each in config.classes
         ),
         bounds=Bounds(

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import msgspec
 
-from extproc.app.build import pool_specs
-from extproc.config.model import Config, Pool
+from extproc.app.build import member_of, pool_specs
+from extproc.config.model import Config, Endpoint, Pool
 from extproc.control.ads_server import AdsPublisher
 from extproc.control.snapshot import EndpointState, SnapshotBuilder
 from extproc.core.fleet import Fleet, Member
@@ -210,13 +210,12 @@ class Roster:
             )
 
     def _merged(self) -> dict[str, list[Member]]:
-        return {
-            pool: [
-                Member(each.address, each.zone, each.max_concurrent or MAX_CONCURRENT, each.region)
-                for each in members
-            ]
-            for pool, members in self._membership.members.items()
-        }
+        merged: dict[str, list[Member]] = {}
+        pools = {pool.name: pool for pool in self._config.pools}
+        for name, members in self._membership.members.items():
+            known = {endpoint.address: endpoint for endpoint in pools[name].endpoints}
+            merged[name] = [_member(pools[name], known.get(each.address), each) for each in members]
+        return merged
 
     def _settle(self) -> None:
         self.fleet.set_members(self._merged())
@@ -276,6 +275,13 @@ def _sources(config: Config) -> Iterator[tuple[str, str]]:
     if config.telemetry is not None and any(pool.discovery.agents for pool in config.pools):
         for node in config.telemetry.nodes:
             yield "node", node.name
+
+
+def _member(pool: Pool, known: Endpoint | None, said: discovered.Member) -> Member:
+    """One endpoint: place and permits as its sources say, what it runs on as the configuration says."""
+    listed = member_of(pool, known or Endpoint(address=said.address))
+    limit = said.max_concurrent or MAX_CONCURRENT
+    return listed._replace(zone=said.zone, max_concurrent=limit, region=said.region)
 
 
 def _static(pool: Pool) -> list[discovered.Member]:

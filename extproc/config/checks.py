@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from extproc.config.check_tenants import class_checks, identity_checks
+from extproc.config.experiments import experiment_checks
+from extproc.config.families import family_checks
 from extproc.config.locations import Loc, dotted, repeats
 from extproc.config.model import Config
+from extproc.core.strategies import build
 
 __all__ = ["Loc", "cross_checks", "dotted"]
 
@@ -52,6 +55,10 @@ def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
                 "list a tenant with a key, or set gateway.auth: none"
             ),
         )
+    yield from _strategies(config)
+    yield from _tuning(config)
+    yield from experiment_checks(config)
+    yield from family_checks(config)
     yield from identity_checks(config)
     yield from class_checks(config)
     yield from _sources(config)
@@ -66,6 +73,23 @@ def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
     yield from repeats((("service", "listen", i), where) for i, where in enumerate(config.service.listen))
     if config.gateway.listen == config.gateway.envoy_admin:
         yield ("gateway", "envoy_admin"), f"{config.gateway.listen} is gateway.listen's too; use another port"
+
+
+def _strategies(config: Config) -> Iterator[tuple[Loc, str]]:
+    """Parameters that their strategy does not have, or not in that range."""
+    for i, pool in enumerate(config.pools):
+        for name, given in pool.strategy_parameters.items():
+            try:
+                build(name, given)
+            except ValueError as error:
+                yield ("pools", i, "strategy_parameters", name), str(error)
+
+
+def _tuning(config: Config) -> Iterator[tuple[Loc, str]]:
+    """A pool to tune that is not there."""
+    names = [pool.name for pool in config.pools]
+    if config.tuning.pool is not None and config.tuning.pool not in names:
+        yield ("tuning", "pool"), f"there is no pool {config.tuning.pool!r}; there are {', '.join(names)}"
 
 
 def _sources(config: Config) -> Iterator[tuple[Loc, str]]:

@@ -11,6 +11,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from extproc.config.experiments import EXPERIMENTS_MAX, Experiment
+from extproc.config.families import Family, ShiftDown
+from extproc.config.recording import Record, Tuning
 from extproc.config.section import CircuitBreakers, OutlierDetection, Section
 from extproc.config.tenancy import Adjust, Key, Quota, ServiceClass, Tenant
 from extproc.config.types import (
@@ -23,6 +26,7 @@ from extproc.config.types import (
     Network,
     RedisUrl,
     Sha256,
+    StrategyName,
 )
 
 __all__ = [
@@ -34,6 +38,7 @@ __all__ = [
     "DnsName",
     "Endpoint",
     "FailedAttempts",
+    "Family",
     "Gateway",
     "GatewayTls",
     "IdentitySection",
@@ -44,10 +49,12 @@ __all__ = [
     "Pool",
     "Price",
     "Quota",
+    "Record",
     "Section",
     "Service",
     "ServiceClass",
     "Sharing",
+    "ShiftDown",
     "StrategyName",
     "Telemetry",
     "TelemetryNode",
@@ -55,9 +62,8 @@ __all__ = [
     "Tenant",
     "Tracing",
     "TrustedProxy",
+    "Tuning",
 ]
-
-StrategyName = Literal["round_robin", "random", "least_request", "power_of_two", "least_work"]
 
 
 class Endpoint(Section):
@@ -71,6 +77,17 @@ class Endpoint(Section):
     """Its region; tenants with `regions` are served there alone."""
     max_concurrent: int = Field(default=128, ge=1, le=65_536)
     """Requests it takes at once (TGI's max_concurrent_requests); above it TGI refuses inside a 200."""
+    hardware: str = Field(default="", max_length=96)
+    """The card's name as NVML says it ("NVIDIA L4"); the pool's, or what its agent says, when left out.
+    What is expected of it before any traffic follows from that."""
+    gpus: int | None = Field(default=None, ge=1, le=64)
+    """How many of them serve the model together; the pool's when left out."""
+    kv_capacity_tokens: int | None = Field(default=None, ge=0, le=1_000_000_000)
+    """KV tokens that it holds (TGI does not say); the pool's, or what its agent says, when left out."""
+    price_per_hour: float | None = Field(default=None, ge=0.0, le=1e6)
+    """What an hour of it costs; the pool's when left out."""
+    spot: bool = False
+    """Whether it is capacity that may vanish (strategy `cost`)."""
 
 
 class DnsName(Section):
@@ -113,8 +130,20 @@ class Pool(Section):
     """The model names that clients ask for; the first is the one told to engines' native routes."""
     engine: Literal["tgi", "vllm", "sglang", "llamacpp"] = "tgi"
     """What the replicas run."""
-    strategy: StrategyName = "least_work"
+    strategy: StrategyName = "steer"
     """How a replica is chosen."""
+    strategy_parameters: dict[StrategyName, dict[str, float | int | bool | str]] = {}
+    """Parameters by strategy: of the pool's, and of those that tenants and experiments use here."""
+    hardware: str = Field(default="", max_length=96)
+    """The card of its replicas as NVML names it; what their agents say when left out."""
+    gpus: int = Field(default=1, ge=1, le=64)
+    """Cards of one replica."""
+    kv_capacity_tokens: int = Field(default=0, ge=0, le=1_000_000_000)
+    """KV tokens that a replica holds; 0 when not known: then what agents say, else no bound by memory."""
+    prefill_budget_tokens: int = Field(default=4096, ge=1, le=10_000_000)
+    """Prompt tokens that a replica computes in one step (TGI's max_batch_prefill_tokens)."""
+    price_per_hour: float = Field(default=0.0, ge=0.0, le=1e6)
+    """What an hour of a replica costs (strategy `cost`); 0 when not known."""
     endpoints: list[Endpoint] = []
     """The replicas that are known beforehand."""
     discovery: Discovery = Discovery()
@@ -349,6 +378,10 @@ class Config(Section):
     """What the service itself does about identity."""
     audit: Audit = Audit()
     """The audit log."""
+    record: Record = Record()
+    """A log of requests to replay; none when left out."""
+    tuning: Tuning = Tuning()
+    """Tuning of a strategy while the service runs; off when left out."""
     limits: Limits = Limits()
     """Bounds on what is held in memory, and for how long."""
     telemetry: Telemetry | None = None
@@ -359,6 +392,10 @@ class Config(Section):
     """Service classes, the first served first."""
     pools: list[Pool] = Field(min_length=1)
     """The replicas, grouped by the model they serve."""
+    families: list[Family] = Field(default=[], max_length=64)
+    """Names that stand for several models, of which each request gets the one that it needs."""
+    experiments: dict[Name, Experiment] = Field(default={}, max_length=EXPERIMENTS_MAX)
+    """Strategies compared on live traffic, by the experiments' names."""
     tenants: list[Tenant] = []
     """Who may ask; needed unless gateway.auth is 'none'."""
 

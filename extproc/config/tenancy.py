@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field
 
 from extproc.config.section import OutlierDetection, Section
-from extproc.config.types import ModelName, Name, Sha256
+from extproc.config.types import Floor, ModelName, Name, Sha256, StrategyName
 
 
 class Quota(Section):
@@ -61,6 +61,15 @@ class ServiceClass(Section):
     """Requests of the class held at once; above it the newest are shed."""
     ttft_ms: int = Field(default=1_000, ge=10, le=600_000)
     """The time to first token it aims at: held requests that can still meet it go first."""
+    tpot_ms: int = Field(default=100, ge=1, le=60_000)
+    """The time for each further token that it aims at: no request is placed where it would spoil this for
+    streams that run there (strategy `steer`)."""
+    long_prompt_tokens: int = Field(default=4_000, ge=1, le=100_000_000)
+    """Prompts above this many tokens have a target and a hold of their own."""
+    long_ttft_ms: int = Field(default=5_000, ge=10, le=600_000)
+    """The time to first token that a long prompt aims at, where that is above ttft_ms."""
+    long_hold_ms: int = Field(default=9_000, ge=0, le=240_000)
+    """How long one may be held, where that is above hold_ms and the class holds at all."""
     failure_mode: Literal["closed", "open"] | None = None
     """When the service is away; the gateway's when left out. Envoy alone knows a tenant by its JWT,
     certificate or trusted proxy, not by an API key: such requests get the gateway's mode, unless all
@@ -119,6 +128,14 @@ class Tenant(Section):
     """Its share of full replicas against other tenants of its class."""
     held_max: int = Field(default=200, ge=0, le=100_000)
     """Its requests held at once; above it 429."""
+    strategy: StrategyName | None = None
+    """How its replicas are chosen; the pool's way when left out."""
+    quality_floor: Floor | None = None
+    """The smallest model that its requests for a family get: a model's name (holds for families that have
+    it), or a rank, 1 the smallest. None when left out."""
+    explain: bool = False
+    """Whether its clients are told a decision's reason (x-steersman-reason) when they ask for it with the
+    header 'x-steersman-explain: reason'."""
     quota: Quota = Quota()
     """What it may use."""
     adjust: Adjust | None = None

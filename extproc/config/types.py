@@ -6,7 +6,9 @@ import ipaddress
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from extproc.core.strategies import STRATEGIES
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 #: Envoy refuses names with underscores.
@@ -103,3 +105,25 @@ EnvoyFile = Annotated[str, AfterValidator(_absolute)]
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 Network = Annotated[str, AfterValidator(_network)]
 RedisUrl = Annotated[str, AfterValidator(_redis)]
+
+
+def _strategy(value: str) -> str:
+    if value not in STRATEGIES:
+        known = ", ".join(STRATEGIES)
+        raise ValueError(f"{value!r} is not a strategy; there are {known}")
+    return value
+
+
+StrategyName = Annotated[str, AfterValidator(_strategy)]
+
+
+def _floor(value: object) -> object:
+    named = isinstance(value, str) and 0 < len(value) <= 256
+    ranked = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if not named and not ranked:
+        raise ValueError(f"{value!r} is no floor; write a model's name, or a rank from 1, the smallest")
+    return value
+
+
+#: A model of a family, or its rank in it.
+Floor = Annotated[str | int, BeforeValidator(_floor)]

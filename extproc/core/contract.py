@@ -19,6 +19,9 @@ TICKET_KEY = "ticket"
 #: For people: what the debug response headers show.
 POOL_KEY = "pool"
 REASON_KEY = "reason"
+#: For the first-token event: which request it is of, and Envoy's cluster of the service that decided.
+RESERVATION_KEY = "reservation"
+EVENT_CLUSTER_KEY = "event_cluster"
 
 #: Response headers with the rate limits' figures; the decision's metadata holds each under its own name.
 RATE_LIMIT_HEADERS = tuple(
@@ -27,15 +30,35 @@ RATE_LIMIT_HEADERS = tuple(
     for figure in ("limit", "remaining", "reset")
 )
 
+#: Response headers of a request for a family: the model that it got, and why not the one it should have.
+ANSWERED_MODEL_HEADER = "x-steersman-model"
+SHIFTED_HEADER = "x-steersman-model-shifted"
+FAMILY_HEADERS = (ANSWERED_MODEL_HEADER, SHIFTED_HEADER)
+
+#: A client asks for the decision's reason (`reason`), and is told where its tenant may know.
+EXPLAIN_HEADER = "x-steersman-explain"
+REASON_HEADER = "x-steersman-reason"
+#: The reason once more, where it was asked for and may be told.
+EXPLAINED_KEY = "explained"
+
 #: What Envoy's own filters saw of the response.
 OBSERVED_NAMESPACE = "steersman.observed"
 #: Unix time of the first response body chunk, in microseconds, as a number or its decimal string.
 FIRST_CHUNK_KEY = "first_chunk_us"
+#: True when a stream's first chunk said that the engine was overloaded: a refusal inside a 200.
+REFUSED_KEY = "refused"
 #: The last `index` of a TGI stream: tokens generated so far.
 INDEX_KEY = "index"
 #: OpenAI `usage`, and TGI's `details`, as they were in the body.
 PROMPT_TOKENS_KEY = "prompt_tokens"
 COMPLETION_TOKENS_KEY = "completion_tokens"
+
+#: The first-token event: a gRPC unary call of Envoy's Lua filter to the service, without a message.
+EVENT_SERVICE = "steersman.event.v1.Events"
+EVENT_METHOD = "FirstToken"
+#: Headers of that call: the reservation's id; and "1" with a refusal, else absent.
+RESERVATION_HEADER = "x-steersman-reservation"
+REFUSED_HEADER = "x-steersman-refused"
 
 #: Response headers that TGI sends with a non-streamed answer; logged by the access log.
 PROMPT_TOKENS_HEADER = "x-prompt-tokens"
@@ -70,7 +93,7 @@ STRIPPED_HEADERS = (
     "x-steersman-class",
     "x-steersman-pool",
     "x-steersman-endpoint",
-    "x-steersman-reason",
+    REASON_HEADER,
     PEER_URI_HEADER,
     PEER_DNS_HEADER,
     "x-envoy-retry-on",

@@ -6,20 +6,29 @@ apart because a request that no replica would start now waits between them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from random import Random
 
+from xxhash import xxh3_64_intdigest
+
+from extproc.core.aims import ClassSpec
 from extproc.core.endpoint import Endpoint
+from extproc.core.expect import FREE, plan
+from extproc.core.families import NONE, Choice, Family, pick
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import Reason, Reject, Reservation, Routed
-from extproc.core.request import IMAGE_TOKENS, Kind, Request
-from extproc.core.strategies import FALLBACK, STRATEGIES, Ranking, Strategy, Work
+from extproc.core.prefix import BLOCK_BYTES
+from extproc.core.request import IMAGE_TOKENS, Kind, Request, prefix_of
+from extproc.core.strategies import FALLBACK, Moment, Ranking, Strategy, Work
+from extproc.core.strategies.base import LATER_MS, NOTHING, NOW, lowest
 from extproc.core.tenant import Tenant
 
 #: Endpoints named in a decision: the choice and its retries.
 ENDPOINTS_NAMED_MAX = 3
+#: Endpoints that are drawn to find retries for a choice among a few.
+ALTERNATES_DRAWN = 8
 #: Seconds a client is told to wait when every permit is taken, and when no endpoint is ready.
 RETRY_AFTER_FULL_S, RETRY_AFTER_NONE_READY_S = 1, 5
 #: How much of an unknown model's name a message repeats.
@@ -47,8 +56,17 @@ class Case:
     prompt_bytes: int
     stream: bool
     free: bool
+    #: How its replica is chosen where that is not its pool's way, and for which arm of an experiment.
+    strategy: str = ""
+    arm: str = ""
+    #: The tenant or session that was drawn for the arm; 0 where requests are.
+    unit: int = 0
+    #: When it came.
+    arrived_ns: int = 0
     #: Requests that begin alike share a prefix that an engine may have cached; equal only in this process.
     kin: int | None = None
+    #: Where a family was asked for: how `model` was chosen.
+    choice: Choice | None = None
 
     @property
     def input_tokens(self) -> int:
@@ -61,11 +79,20 @@ class Case:
         return 0 if self.free else self.work.output_tokens
 
 
+STANDARD = ClassSpec()
+
+
 class Full:
     """Every replica that could serve it is at its limit: it may wait."""
 
 
 FULL = Full()
+#: The same, but only for now: a replica that would serve it better is about to be free.
+WAITS = Full()
+
+
+def _nobody_waits(_pool: str) -> int:
+    return 0
 
 
 def decide(
@@ -94,6 +121,7 @@ def decide(
         reservations_max=reservations_max,
         zone=zone,
         key=key,
+        now_ns=now_ns,
     )
     if isinstance(case, Reject):
         return case
@@ -112,12 +140,25 @@ def resolve(
     reservations_max: int,
     zone: str = "",
     key: str = "",
+    rank: int = 0,
+    spec: ClassSpec = STANDARD,
+    now_ns: int = 0,
+    families: Mapping[str, Family] = NONE,
+    waiting: Callable[[str], int] = _nobody_waits,
 ) -> Case | Reject:
     """What a request is: its pool and its work; Reject when the tenant may not have it.
 
     `zone` is where we are: endpoints elsewhere carry their pool's handicap. `key` names the API key.
+    `spec` is what the tenant's class aims at, `rank` its place among the classes. A family's name stands
+    for one of its models; `waiting` says how many requests wait for a pool.
     """
     model = request.model or tenant.default_model or default_model
+    choice: Choice | None = None
+    if (family := families.get(model)) is not None:
+        picked = pick(request, tenant, fleet, family, waiting=waiting)
+        if isinstance(picked, Reject):
+            return picked
+        choice, model = picked, picked.model
     pool = fleet.pool_of(model)
     if pool is None:
         return Reject(
@@ -138,47 +179,73 @@ def resolve(
         key=key,
         model=model,
         pool=pool.name,
-        work=predict(request, pool, zone=zone),
+        work=predict(request, pool, tenant.name, model, zone=zone, rank=rank, spec=spec, now_ns=now_ns),
         permits=0 if free else request.sequences,
         # Images are in the engine's token count but not in the text: such a pair teaches nothing.
         prompt_bytes=0 if request.images else request.prompt_bytes,
         stream=request.stream,
         free=free,
+        strategy=tenant.strategy or "",
+        arrived_ns=now_ns,
         kin=hash(request.segments[0][:KIN_CHARACTERS]) if request.segments else None,
+        choice=choice,
     )
 
 
 def place(
-    case: Case, fleet: Fleet, *, now_ns: int, rng: Random, degraded: str = "", only: Endpoint | None = None
+    case: Case,
+    fleet: Fleet,
+    *,
+    now_ns: int,
+    rng: Random,
+    degraded: str = "",
+    among: Sequence[Endpoint] | None = None,
+    patient: bool = False,
+    waits: bool = True,
+    deciders: int = 1,
 ) -> Routed | Reject | Full:
     """Where a case goes now: the ordered endpoints, a refusal that waiting would not mend, or FULL.
 
     `degraded`, when set, makes the choice by least in flight and is said in the reason; so does
-    telemetry that is stale everywhere. `only` asks of one endpoint alone.
+    telemetry that is stale everywhere. `among` asks of these endpoints alone. What cannot wait (`waits`
+    false) goes where it will be served soonest, though late binding would hold it. `patient` and `deciders`
+    as in `strategies.Moment`.
     """
     pool = fleet.pools.get(case.pool)
     if pool is None:
         return Reject(status=404, code="model_not_found", message=f"pool {case.pool!r} is no more")
     tenant = case.tenant
-    endpoints: Sequence[Endpoint] = pool.endpoints if only is None else [only]
+    endpoints: Sequence[Endpoint] = pool.endpoints if among is None else among
     if tenant.regions is not None:
         endpoints = [endpoint for endpoint in endpoints if endpoint.region in tenant.regions]
         if not endpoints and pool.endpoints:
-            return FULL if only is not None else _no_region(tenant, pool)
+            return FULL if among is not None else _no_region(tenant, pool)
     candidates, suspects, removed = eligible(endpoints, case.permits, now_ns)
     if tenant.regions is not None and len(endpoints) < len(pool.endpoints):
         removed["in other regions"] = len(pool.endpoints) - len(endpoints)
     if not candidates and not suspects:
-        return FULL if only is not None else _none_left(pool, endpoints, case.permits)
+        return FULL if among is not None else _none_left(pool, endpoints, case.permits)
     if pool.blind and not degraded:
         degraded = "all telemetry is stale"
-    strategy = FALLBACK if degraded else STRATEGIES[pool.strategy]
-    reason = _choose(strategy, candidates, suspects, case.work, removed, rng, degraded)
-    addresses = tuple(reason.candidates[i].address for i in reason.best)
+    strategy = FALLBACK if degraded or case.free else pool.strategy_named(case.strategy or pool.strategy)
+    at = Moment(now_ns, cached_tokens(case.work, pool), patient, deciders)
+    considered = [*candidates, *suspects] if suspects else candidates
+    reason = choose(strategy, candidates, suspects, case.work, removed, rng, degraded, at)
+    if not reason.best and not waits:
+        best = lowest(considered[: len(reason.scores)], reason.scores, ENDPOINTS_NAMED_MAX)
+        reason = replace(reason, best=best)
+    if not reason.best:
+        return WAITS if patient and min(reason.scores) < LATER_MS else FULL
+    chosen = [considered[i] for i in reason.best]
+    addresses = tuple(endpoint.address for endpoint in chosen)
+    if among is not None:
+        addresses += _alternates(case, pool, addresses, now_ns, rng)
+    expected = FREE if case.free else plan(case.work, chosen[0], cached=at.cached)
     return Routed(
         cluster=pool.cluster_for(tenant.service_class),
         addresses=addresses,
         reason=reason,
+        plan=expected,
         reservation=Reservation(
             id=case.id,
             tenant=tenant.name,
@@ -192,21 +259,60 @@ def place(
             stream=case.stream,
             key=case.key,
             service_class=tenant.service_class,
+            max_new_tokens=case.work.max_new_tokens,
+            cached_tokens=expected.cached_tokens,
+            ttft_ms=round(expected.ttft_ms, 3),
+            tpot_ms=round(expected.tpot_ms, 3),
+            strategy=reason.strategy,
+            arm=case.arm,
+            unit=case.unit,
+            held_ms=round(max(0, now_ns - case.arrived_ns) / 1e6, 3),
         ),
     )
 
 
-def predict(request: Request, pool: Pool, *, zone: str = "") -> Work:
-    """Tokens that a request will cost on a pool, over all its sequences."""
-    calibration = pool.calibration
+def cached_tokens(work: Work, pool: Pool) -> Mapping[str, int]:
+    """The prompt's tokens that each endpoint of a pool is believed to hold, by address."""
+    if not work.prefix:
+        return NOTHING
+    each = work.block_tokens
+    return {address: int(blocks * each) for address, blocks in pool.prefixes.match(work.prefix).items()}
+
+
+def predict(
+    request: Request,
+    pool: Pool,
+    tenant: str,
+    model: str,
+    *,
+    zone: str = "",
+    rank: int = 0,
+    spec: ClassSpec = STANDARD,
+    now_ns: int = 0,
+) -> Work:
+    """What a request will cost on a pool, over all its sequences, and what its class asks for."""
+    calibration, limit = pool.calibration, request.max_new_tokens
     text = request.prompt_tokens
     if text is None:
         text = calibration.predict_input(request.prompt_bytes)
+    tokens = text + IMAGE_TOKENS * request.images
+    expected = pool.lengths.expected(tenant, model, limit)
+    ttft_ns = spec.target_ns(tokens)
     return Work(
-        input_tokens=text + IMAGE_TOKENS * request.images,
-        output_tokens=calibration.predict_output(request.max_new_tokens) * request.sequences,
+        input_tokens=tokens,
+        output_tokens=round(expected * request.sequences) if limit != 0 else 0,
         zone=zone,
         zone_penalty_tokens=pool.zone_penalty_tokens,
+        max_new_tokens=limit,
+        sequences=request.sequences,
+        prefix=prefix_of(request),
+        block_tokens=request.prefix_block_tokens or BLOCK_BYTES / calibration.bytes_per_token,
+        session=xxh3_64_intdigest(request.user.encode()) if request.user else 0,
+        rank=rank,
+        ttft_ms=ttft_ns / 1e6,
+        tpot_ms=spec.tpot_ns / 1e6,
+        deadline_ns=now_ns + ttft_ns,
+        residuals=pool.lengths.residuals(tenant, model, limit),
     )
 
 
@@ -228,7 +334,7 @@ def eligible(
     return candidates, suspects, {"not ready": len(endpoints) - len(ready), "full": len(ready) - len(free)}
 
 
-def _choose(
+def choose(
     strategy: Strategy,
     candidates: list[Endpoint],
     suspects: list[Endpoint],
@@ -236,6 +342,7 @@ def _choose(
     removed: dict[str, int],
     rng: Random,
     degraded: str,
+    at: Moment = NOW,
 ) -> Reason:
     considered: list[Endpoint] = []
     best: list[int] = []
@@ -243,13 +350,35 @@ def _choose(
     for group in (candidates, suspects):
         wanted = min(ENDPOINTS_NAMED_MAX - len(best), len(group))
         if wanted > 0:
-            ranking: Ranking = strategy.rank(group, work, count=wanted, rng=rng)
+            ranking: Ranking = strategy.rank(group, work, count=wanted, rng=rng, at=at)
             best.extend(len(considered) + i for i in ranking.best)
             scores.extend(ranking.scores)
             considered.extend(group)
+            if not ranking.best:
+                # Those that are trusted will take it later: suspects are for when there are none.
+                break
     if suspects:
         removed = {**removed, "suspect": len(suspects)}
     return Reason(strategy.name, considered, scores, best, removed, degraded)
+
+
+def _alternates(case: Case, pool: Pool, named: tuple[str, ...], now_ns: int, rng: Random) -> tuple[str, ...]:
+    """Retries for a choice that was made among a few: of a handful drawn, the least in flight."""
+    wanted = ENDPOINTS_NAMED_MAX - len(named)
+    if wanted <= 0 or len(pool.endpoints) <= len(named):
+        return ()
+    drawn = rng.sample(pool.endpoints, min(ALTERNATES_DRAWN, len(pool.endpoints)))
+    regions = case.tenant.regions
+    fit = [
+        e
+        for e in drawn
+        if e.ready
+        and e.address not in named
+        and e.suspect_until_ns <= now_ns
+        and e.load_permits + case.permits <= e.max_concurrent
+        and (regions is None or e.region in regions)
+    ]
+    return tuple(e.address for e in sorted(fit, key=lambda e: e.load_requests)[:wanted])
 
 
 def _no_region(tenant: Tenant, pool: Pool) -> Reject:

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
 from extproc.core.accounts import Price, borrows, reserved, used
-from extproc.core.decide import Case, Full, full, overloaded, place, resolve
+from extproc.core.decide import WAITS, Case, Full, full, overloaded, place, resolve
 from extproc.core.endpoint import Endpoint
+from extproc.core.expect import fastest_prefill_ms
+from extproc.core.experiment import Experiments
+from extproc.core.explain import Decisions, Explanation, explain, explain_held, explain_kept, refused
 from extproc.core.fairness import FairQueue, Held, Shed
-from extproc.core.fleet import Fleet
+from extproc.core.families import NONE, Family
+from extproc.core.fleet import Fleet, Pool
 from extproc.core.ledger import Ledger
+from extproc.core.lessons import MS_NS, Lessons
+from extproc.core.observer import Observer
 from extproc.core.outcome import End, Hold, Outcome, Reject, Reservation, Routed
 from extproc.core.policy import ClassSpec, DeskLimits, Policy
 from extproc.core.quota import Account, Amounts, Ask, Books, Granted, QuotaBooks, Refused
 from extproc.core.request import Request
-from extproc.core.strategies import Work
+from extproc.core.strategies import Moment, Work
 from extproc.core.tenant import Tenant
 
 __all__ = ["AskQuota", "ClassSpec", "Desk", "DeskLimits", "Policy"]
@@ -33,6 +39,10 @@ IDLE_BELOW = 0.5
 QUOTA_EXCEEDED = "quota_exceeded"
 #: Requests released to a freed replica in one go; the rest at the next event.
 RELEASES_MAX = 64
+#: In pools of up to so many endpoints a request may wait for the one that holds more of its prefix.
+AFFINITY_ENDPOINTS_MAX = 64
+#: Pools of up to so many endpoints are looked through whole at each event.
+SCANNED_WHOLE_MAX = 16
 #: How often in a reservation's time to live the quotas of held requests are renewed.
 RENEWALS = 4
 
@@ -71,6 +81,7 @@ class Desk:
         zone: str = "",
         policy: Policy | None = None,
         quotas: QuotaBooks | None = None,
+        experiments: Experiments | None = None,
     ) -> None:
         self.fleet = fleet
         self.ledger = Ledger(ttl_ns=limits.reservation_ttl_ns, remembered_max=limits.settled_remembered_max)
@@ -81,16 +92,25 @@ class Desk:
         #: Instances whose in-flight work is known by sharing, and so is not adopted from heartbeats.
         self.peers: frozenset[str] = frozenset()
         self.limits = limits
+        #: What has ended, and first tokens, teach.
+        self.lessons = Lessons(fleet)
         # Without a policy nobody waits: full is a refusal.
         self.policy = policy or Policy(classes=(ClassSpec(hold_ns=0),))
+        #: By name, what clients may ask for instead of a model.
+        self.families: Mapping[str, Family] = NONE
+        #: The last decisions, for who asks why.
+        self.decisions = Decisions()
         self.quotas: QuotaBooks = quotas if quotas is not None else Books()
         self.queue = FairQueue(self.policy.bounds)
+        self.experiments = experiments or Experiments(rng=rng)
         self.counts: Counter[str] = Counter()
         self.on_release: Callable[[str, Routed | Reject], None] = _nobody
+        #: Who else hears of placements and refusals.
+        self.observers: tuple[Observer, ...] = ()
         self._rng = rng
         self._number = 0
         #: Held requests, whose quota must outlive their wait; when it was last renewed.
-        self._waiting: set[str] = set()
+        self._waiting: dict[str, Held] = {}
         self._renewed_ns = 0
 
     def admit(
@@ -98,19 +118,10 @@ class Desk:
     ) -> Routed | Reject | Hold | AskQuota:
         """Decide and enter the reservation; or hold the request until a replica would start it."""
         self._number += 1
-        case = resolve(
-            request,
-            tenant,
-            self.fleet,
-            self.ledger,
-            id=f"{self.instance}-{self._number}",
-            default_model=self.default_model,
-            reservations_max=self.limits.reservations_max,
-            zone=self.zone,
-            key=key,
-        )
+        case = self.resolve(request, tenant, f"{self.instance}-{self._number}", key=key, now_ns=now_ns)
         if isinstance(case, Reject):
             return self._refused(case)
+        case = self.experiments.assign(case, request)
         account = self.policy.accounts.of(tenant.name, key, case.model)
         if not account.scopes:
             return self._go_on(case, None, now_ns=now_ns, degraded=degraded)
@@ -121,24 +132,102 @@ class Desk:
             return AskQuota(case, account, amounts, idle, degraded)
         return self._go_on(case, answer, now_ns=now_ns, degraded=degraded)
 
+    def resolve(
+        self, request: Request, tenant: Tenant, reservation_id: str, *, key: str = "", now_ns: int
+    ) -> Case | Reject:
+        """What a request is here and now (`decide.resolve`); changes nothing."""
+        rank = self.policy.rank(tenant.service_class)
+        return resolve(
+            request,
+            tenant,
+            self.fleet,
+            self.ledger,
+            id=reservation_id,
+            default_model=self.default_model,
+            reservations_max=self.limits.reservations_max,
+            zone=self.zone,
+            key=key,
+            rank=rank,
+            spec=self.policy.classes[rank],
+            now_ns=now_ns,
+            families=self.families,
+            waiting=self.queue.by_pool_count,
+        )
+
+    def explain(self, request: Request, tenant: Tenant, *, now_ns: int, key: str = "") -> Explanation:
+        """What would be done with a request now, endpoint by endpoint; changes nothing, asks no quota."""
+        case = self.resolve(request, tenant, "", key=key, now_ns=now_ns)
+        if isinstance(case, Reject):
+            return Explanation(id="", tenant=tenant.name, outcome=refused(case), scores_of="now")
+        return explain(
+            case,
+            self.fleet,
+            now_ns=now_ns,
+            rng=self._rng,
+            deciders=self._deciders,
+            waiting=self.queue.by_pool_count(case.pool),
+        )
+
+    def explained(self, name: str, *, now_ns: int) -> Explanation | None:
+        """What was done with a request, or keeps it waiting, by its reservation's id or a name noted for it.
+
+        None when it is neither held nor among the last decisions.
+        """
+        reservation_id = self.decisions.reservation_of(name)
+        held = self._waiting.get(reservation_id)
+        if held is not None:
+            everyone, rng = self._waiting.values(), self._rng
+            return explain_held(held, everyone, self.fleet, now_ns=now_ns, rng=rng, deciders=self._deciders)
+        kept = self.decisions.get(reservation_id)
+        if kept is None:
+            return None
+        state = "in flight" if reservation_id in self.ledger else "no longer in flight"
+        return explain_kept(kept, self.fleet, now_ns=now_ns, deciders=self._deciders, state=state)
+
     def answered(self, asked: AskQuota, answer: Granted | Refused, *, now_ns: int) -> Routed | Reject | Hold:
         """The shared store has answered: the case goes on, or is refused."""
         return self._go_on(asked.case, answer, now_ns=now_ns, degraded=asked.degraded)
 
     def cancel(self, reservation_id: str, *, now_ns: int) -> None:
         """The client left before the decision reached Envoy."""
-        reservation = self.ledger.cancel(reservation_id)
+        reservation = self.ledger.cancel(reservation_id, now_ns=now_ns)
         self.quotas.cancel(reservation_id, now_ns=now_ns)
         if reservation is not None:
             self.counts["cancelled"] += 1
+            for observer in self.observers:
+                observer.left(reservation_id, None, now_ns=now_ns)
             self.pump(reservation.pool, now_ns=now_ns)
 
     def leave(self, reservation_id: str, *, now_ns: int) -> None:
         """The client of a held request has left."""
-        if self.queue.remove(reservation_id) is not None:
+        held = self.queue.remove(reservation_id)
+        if held is not None:
             self.counts["held.left"] += 1
-        self._waiting.discard(reservation_id)
+            self.experiments.turned_away(held.payload[0], now_ns=now_ns, left=True)
+            for observer in self.observers:
+                observer.left(reservation_id, held.payload[0], now_ns=now_ns)
+        self._waiting.pop(reservation_id, None)
         self.quotas.cancel(reservation_id, now_ns=now_ns)
+
+    def first_token(self, reservation_id: str, *, now_ns: int, refused: bool = False) -> bool:
+        """The first chunk of a stream was seen; true when the request is one that we placed.
+
+        `refused`: it says inside a 200 that the engine is overloaded. Its place is no better known than
+        before, but the endpoint is suspect, and the request's end will come in its record.
+        """
+        entry = self.ledger.get(reservation_id)
+        if entry is None:
+            return False
+        if refused:
+            self.counts["refused_in_stream"] += 1
+            entry.endpoint.failed(now_ns)
+            return True
+        if self.ledger.first_token(reservation_id, now_ns=now_ns) is not None:
+            self.counts["first_token"] += 1
+            entry.heard_first = True
+            self.lessons.first_token(entry, now_ns=now_ns)
+            self.pump(entry.reservation.pool, now_ns=now_ns, at=entry.endpoint)
+        return True
 
     def settle(self, outcome: Outcome, *, now_ns: int) -> bool:
         """Take a record into the books; true when it ended a request for the first time.
@@ -152,15 +241,26 @@ class Desk:
             self.quotas.renew(reservation.id, now_ns=now_ns)
             return False
         neighbours = self._neighbours(outcome)
-        if not self.ledger.first_end(reservation.id):
+        ended = self.ledger.first_end(reservation.id, now_ns=now_ns)
+        if ended is None:
             self.counts["settled.duplicate"] += 1
             return False
         self.counts[f"settled.{outcome.end.value}"] += 1
-        self._judge(outcome, now_ns)
+        self.lessons.judge(outcome, now_ns=now_ns)
         self._charge(outcome, neighbours, now_ns)
-        self._learn(outcome)
-        self.pump(reservation.pool, now_ns=now_ns)
+        self.lessons.ended(outcome, ended, now_ns=now_ns)
+        if reservation.arm:
+            spec = self.policy.classes[self.policy.rank(reservation.service_class)]
+            self.experiments.ended(outcome, spec, now_ns=now_ns)
+        self.pump(reservation.pool, now_ns=now_ns, at=ended.entry.endpoint if ended.entry else None)
         return True
+
+    def tick(self, *, now_ns: int) -> None:
+        """Some milliseconds have passed: overdue first tokens count as come, and who waits is tried again."""
+        freed = self.ledger.overdue(now_ns=now_ns)
+        self.counts["first_token.overdue"] += len(freed)
+        if len(self.queue):
+            self.pump_all(now_ns=now_ns)
 
     def expire(self, *, now_ns: int) -> list[Reservation]:
         """Release what nobody has heard of for the reservation's time to live; shed who waited too long."""
@@ -172,12 +272,18 @@ class Desk:
         # The room that this made first: nobody is shed for want of it.
         for pool in {reservation.pool for reservation in expired}:
             self.pump(pool, now_ns=now_ns)
-        self._shed(self.queue.expire(now_ns=now_ns), now_ns)
+        self.shed(now_ns=now_ns)
         return expired
 
-    def pump(self, pool: str, *, now_ns: int) -> None:
-        """Release held requests of a pool to whatever has room now."""
-        for reservation_id, decision in self._pump(pool, now_ns):
+    def shed(self, *, now_ns: int) -> None:
+        """Turn away who has waited as long as its class allows."""
+        self._shed(self.queue.expire(now_ns=now_ns), now_ns)
+
+    def pump(self, pool: str, *, now_ns: int, at: Endpoint | None = None) -> None:
+        """Release held requests of a pool to whatever has room now; `at`: only there anything changed."""
+        if not self.queue.by_pool_count(pool):
+            return
+        for reservation_id, decision in self._pump(pool, now_ns, at=at):
             self.on_release(reservation_id, decision)
 
     def pump_all(self, *, now_ns: int) -> None:
@@ -214,14 +320,24 @@ class Desk:
     ) -> Routed | Reject | Hold:
         headers = answer.figures.headers() if answer is not None else ()
         if isinstance(answer, Refused):
-            return self._refused(_spent(answer, headers))
+            return self._refused(_spent(answer, headers), case, now_ns)
         if isinstance(answer, Granted) and answer.borrowed:
             self.counts["borrowed"] += 1
+        if case.choice is not None:
+            headers += case.choice.headers()
         # Nobody goes past those who wait for the same pool, unless what it asks for costs no place.
-        if case.permits and self.queue.by_pool.get(case.pool) and not degraded:
+        if case.permits and not degraded and self.queue.by_pool_count(case.pool):
             return self._hold(case, headers, now_ns)
         try:
-            placed = place(case, self.fleet, now_ns=now_ns, rng=self._rng, degraded=degraded)
+            placed = place(
+                case,
+                self.fleet,
+                now_ns=now_ns,
+                rng=self._rng,
+                degraded=degraded,
+                waits=self.policy.classes[case.work.rank].wait_ns(case.work.input_tokens) > 0,
+                deciders=self._deciders,
+            )
         except Exception:
             # Decided again with less, or not at all: under another id in either case.
             self.quotas.cancel(case.id, now_ns=now_ns)
@@ -230,7 +346,7 @@ class Desk:
             return self._hold(case, headers, now_ns)
         if isinstance(placed, Reject):
             self.quotas.cancel(case.id, now_ns=now_ns)
-            return self._refused(placed)
+            return self._refused(placed, case, now_ns)
         if case.permits:
             self.queue.charge(
                 case.tenant.name,
@@ -239,7 +355,7 @@ class Desk:
                 weight=self._weight(case.tenant.name),
                 work=case.work,
             )
-        self._enter(placed, now_ns)
+        self._enter(placed, case, now_ns)
         self.counts["routed.degraded" if degraded else "routed"] += 1
         return replace(placed, headers=headers) if headers else placed
 
@@ -247,24 +363,28 @@ class Desk:
         spec = self.policy.classes[self.policy.rank(case.tenant.service_class)]
         if spec.hold_ns <= 0 or not case.permits:
             self.quotas.cancel(case.id, now_ns=now_ns)
-            return self._refused(full(case))
-        until_ns = now_ns + spec.hold_ns
+            return self._refused(full(case), case, now_ns)
+        pool = self.fleet.pools[case.pool]
+        work = case.work
+        until_ns = now_ns + spec.wait_ns(work.input_tokens)
         held = Held(
             id=case.id,
             tenant=case.tenant.name,
             weight=self._weight(case.tenant.name),
-            klass=self.policy.rank(case.tenant.service_class),
+            klass=work.rank,
             pool=case.pool,
-            work=case.work,
+            work=work,
             arrived_ns=now_ns,
             shed_at_ns=until_ns,
-            ttft_deadline_ns=now_ns + spec.ttft_ns,
+            ttft_deadline_ns=work.deadline_ns or now_ns + spec.ttft_ns,
+            prefill_ns=int(fastest_prefill_ms(work, pool.endpoints) * MS_NS),
             permits=case.permits,
             kin=case.kin,
+            order=getattr(pool.strategy_named(case.strategy or pool.strategy), "order", None),
             payload=(case, headers),
         )
         self.counts["held"] += 1
-        self._waiting.add(case.id)
+        self._waiting[case.id] = held
         own: Routed | Reject | None = None
         for shed in self.queue.push(held, now_ns=now_ns):
             turned_away = self._turned_away(shed, now_ns)
@@ -279,24 +399,56 @@ class Desk:
                 self.on_release(reservation_id, decision)
         return own if own is not None else Hold(id=case.id, until_ns=until_ns)
 
-    def _pump(self, pool: str, now_ns: int) -> list[tuple[str, Routed | Reject]]:
-        """Take who goes next, while anybody fits."""
+    def _pump(
+        self, pool_name: str, now_ns: int, *, at: Endpoint | None = None
+    ) -> list[tuple[str, Routed | Reject]]:
+        """Take who goes next, while anybody fits.
+
+        First with patience: who would gain from a replica that is about to be free lets the next go
+        first. Whoever is then left over is placed wherever there is room: nobody waits for nothing.
+        """
         released: list[tuple[str, Routed | Reject]] = []
+        pool = self.fleet.pools.get(pool_name)
+        # Of a pool that is no more everybody is told so.
+        moment = Moment(now_ns=now_ns, deciders=self._deciders)
+        shortlist = None if pool is None else _Shortlist(pool, at, moment)
+        patient = self.queue.by_pool_count(pool_name) > 1
+        waited = False
 
         def fits(held: Held) -> Routed | Reject | None:
+            nonlocal waited
             case: Case = held.payload[0]
-            placed = self._placed(case, now_ns)
+            among = None
+            if shortlist is not None:
+                among = shortlist.of(case)
+                if not shortlist.may(case, among):
+                    return None
+                if patient and case.work.prefix and len(shortlist) <= AFFINITY_ENDPOINTS_MAX:
+                    # A replica that cannot take it now may be the one worth waiting for.
+                    among = None
+            placed = self._placed(case, now_ns, among=among, patient=patient)
+            if placed is WAITS:
+                waited = True
             return None if isinstance(placed, Full) else placed
 
-        while len(released) < RELEASES_MAX:
-            taken: tuple[Held, Routed | Reject] | None = self.queue.take(pool, fits, now_ns=now_ns)
+        while len(released) < RELEASES_MAX and (shortlist is None or shortlist.open):
+            taken: tuple[Held, Routed | Reject] | None = self.queue.take(pool_name, fits, now_ns=now_ns)
             if taken is None:
-                break
+                if not (patient and waited):
+                    break
+                patient = waited = False
+                continue
             held, placed = taken
             released.append((held.id, self._release(held, placed, now_ns)))
+            if shortlist is not None:
+                shortlist.changed()
             if isinstance(placed, Routed) and held.kin is not None:
                 released += self._pump_kin(held, placed, RELEASES_MAX - len(released), now_ns)
         return released
+
+    @property
+    def _deciders(self) -> int:
+        return len(self.peers) + 1
 
     def _pump_kin(
         self, held: Held, placed: Routed, most: int, now_ns: int
@@ -307,7 +459,7 @@ class Desk:
 
         def fits(other: Held) -> Routed | None:
             case: Case = other.payload[0]
-            there = self._placed(case, now_ns, only=endpoint)
+            there = self._placed(case, now_ns, among=[endpoint] if endpoint is not None else None)
             return there if isinstance(there, Routed) else None
 
         while endpoint is not None and len(released) < most:
@@ -318,11 +470,22 @@ class Desk:
             released.append((taken[0].id, self._release(taken[0], taken[1], now_ns)))
         return released
 
-    def _placed(self, case: Case, now_ns: int, *, only: Endpoint | None = None) -> Routed | Reject | Full:
+    def _placed(
+        self, case: Case, now_ns: int, *, among: Sequence[Endpoint] | None = None, patient: bool = False
+    ) -> Routed | Reject | Full:
         """Where a held case goes; a fault must lose neither it nor the others of the same event."""
         for degraded in ("", "internal error"):
             try:
-                return place(case, self.fleet, now_ns=now_ns, rng=self._rng, degraded=degraded, only=only)
+                return place(
+                    case,
+                    self.fleet,
+                    now_ns=now_ns,
+                    rng=self._rng,
+                    degraded=degraded,
+                    among=among,
+                    patient=patient,
+                    deciders=self._deciders,
+                )
             except Exception:  # noqa: BLE001 (law: every exception becomes a decision)
                 self.counts["exception.release"] += 1
         message = "the gateway could not release this request"
@@ -336,11 +499,12 @@ class Desk:
                 self.quotas.renew(reservation_id, now_ns=now_ns)
 
     def _release(self, held: Held, placed: Routed | Reject, now_ns: int) -> Routed | Reject:
-        self._waiting.discard(held.id)
+        self._waiting.pop(held.id, None)
         if isinstance(placed, Reject):
             self.quotas.cancel(held.id, now_ns=now_ns)
-            return self._refused(placed)
-        self._enter(placed, now_ns)
+            return self._refused(placed, held.payload[0], now_ns)
+        case: Case = held.payload[0]
+        self._enter(placed, case, now_ns)
         self.counts["routed"] += 1
         self.counts["released"] += 1
         headers: tuple[tuple[str, str], ...] = held.payload[1]
@@ -352,24 +516,40 @@ class Desk:
 
     def _turned_away(self, shed: Shed, now_ns: int) -> Reject:
         self.counts["shed"] += 1
-        self._waiting.discard(shed.held.id)
+        self._waiting.pop(shed.held.id, None)
         self.quotas.cancel(shed.held.id, now_ns=now_ns)
         waited_s = (now_ns - shed.held.arrived_ns) / 1e9
         message = f"no replica of pool {shed.held.pool!r} had room within {waited_s:.1f} s"
-        return self._refused(overloaded(message, max(1, shed.retry_after_s)))
+        return self._refused(overloaded(message, max(1, shed.retry_after_s)), shed.held.payload[0], now_ns)
 
-    def _enter(self, decision: Routed, now_ns: int) -> None:
-        reservation = decision.reservation
+    def _enter(self, placed: Routed, case: Case, now_ns: int) -> None:
+        reservation = placed.reservation
         endpoint = self.fleet.endpoint(reservation.pool, reservation.address)
         assert endpoint is not None, reservation.address
         pool = self.fleet.pools[reservation.pool]
+        self.experiments.placed(case, placed, pool, endpoint, now_ns=now_ns, deciders=self._deciders)
         endpoint.picked = self._number
         pool.turn = max(pool.turn, endpoint.turn)
         endpoint.turn = pool.turn + 1.0 / endpoint.weight
-        self.ledger.enter(reservation, endpoint, now_ns=now_ns)
+        # An arm's own instance hears of its own picks; what took its place, by the plain name.
+        own = "#" in case.strategy and case.strategy.startswith(f"{reservation.strategy}#")
+        strategy = pool.strategy_named(case.strategy if own else reservation.strategy)
+        picked = getattr(strategy, "picked", None)
+        if picked is not None:
+            picked(pool.endpoints, endpoint, case.work, at=Moment(now_ns=now_ns, deciders=self._deciders))
+        self.ledger.enter(reservation, endpoint, now_ns=now_ns, plan=placed.plan)
+        self.decisions.note(case, placed, now_ns=now_ns)
+        for observer in self.observers:
+            observer.placed(case, placed, now_ns=now_ns)
 
-    def _refused(self, reject: Reject) -> Reject:
+    def _refused(self, reject: Reject, case: Case | None = None, now_ns: int = 0) -> Reject:
         self.counts[f"rejected.{reject.code}"] += 1
+        if case is not None:
+            # A spent quota is not the arm's doing, and neither is what only the request is to blame for.
+            if case.arm and reject.status in (429, 503) and reject.code != QUOTA_EXCEEDED:
+                self.experiments.turned_away(case, now_ns=now_ns)
+            for observer in self.observers:
+                observer.refused(case, reject, now_ns=now_ns)
         return reject
 
     def _weight(self, tenant: str) -> float:
@@ -414,7 +594,7 @@ class Desk:
             # Between two attempts nobody serves it: the load stays where it was.
             moved = outcome.served_by and self.ledger.endpoint_of(reservation.id) is not serving
             if serving is not None and moved:
-                self.ledger.move(reservation.id, serving)
+                self.ledger.move(reservation.id, serving, now_ns=now_ns)
                 self.counts["moved"] += 1
         elif (
             serving is not None
@@ -425,33 +605,62 @@ class Desk:
             self.ledger.enter(reservation, serving, now_ns=now_ns)
             self.counts["adopted"] += 1
 
-    def _judge(self, outcome: Outcome, now_ns: int) -> None:
-        """Passive health: who answered is trusted, who made Envoy go elsewhere is suspect."""
-        pool, chosen = outcome.reservation.pool, outcome.reservation.address
-        served = self.fleet.endpoint(pool, outcome.served_by)
-        first = self.fleet.endpoint(pool, chosen)
-        if served is not None and outcome.end in (End.OK, End.REFUSED):
-            served.succeeded()
-            self.fleet.answered(served, outcome, now_ns=now_ns, failed=False)
-        retried_elsewhere = outcome.attempts > 1 and outcome.served_by != chosen
-        failed_here = outcome.end is End.ERROR and outcome.served_by in ("", chosen)
-        if first is not None and (retried_elsewhere or failed_here):
-            first.failed(now_ns)
-            self.fleet.answered(first, outcome, now_ns=now_ns, failed=True)
-
-    def _learn(self, outcome: Outcome) -> None:
-        """Only whole answers teach: a cut stream's length says nothing of what it would have been."""
-        reservation = outcome.reservation
-        pool = self.fleet.pools.get(reservation.pool)
-        if pool is None or outcome.end is not End.OK or reservation.permits == 0:
-            return
-        if outcome.prompt_tokens is not None:
-            pool.calibration.saw_prompt(reservation.prompt_bytes, outcome.prompt_tokens)
-        if outcome.output_tokens is not None:
-            pool.calibration.saw_output(outcome.output_tokens // max(1, reservation.permits))
-
 
 FREE = Price()
+
+
+class _Shortlist:
+    """Which endpoints of a pool could take anything at all now, by the strategy of a request.
+
+    `open` is false when none could take anything, so that an event costs no more than this look. Where
+    one endpoint alone has changed, a large pool is not gone through for it.
+    """
+
+    __slots__ = ("_among", "_at", "_known", "_moment", "_pool", "open")
+
+    def __init__(self, pool: Pool, at: Endpoint | None, moment: Moment) -> None:
+        self._pool, self._at, self._moment = pool, at, moment
+        self._known: dict[str, Sequence[Endpoint] | None] = {}
+        self.open = True
+        self.changed()
+
+    def __len__(self) -> int:
+        return len(self._pool.endpoints)
+
+    def changed(self) -> None:
+        """A request was placed: look again."""
+        self._known.clear()
+        among = self._look(self._pool.strategy)
+        self.open = among is None or bool(among) or not self._pool.plain
+
+    def of(self, case: Case) -> Sequence[Endpoint] | None:
+        """The endpoints to ask for a case; None asks all of the pool."""
+        strategy = case.strategy or self._pool.strategy
+        if strategy not in self._known:
+            self._look(strategy)
+        return self._known[strategy]
+
+    def may(self, case: Case, among: Sequence[Endpoint] | None) -> bool:
+        """Whether asking them could be worth it."""
+        if among is not None and not among:
+            return False
+        may = getattr(self._pool.strategy_named(case.strategy or self._pool.strategy), "may", None)
+        if may is None or not self._pool.ready:
+            return True
+        return bool(may(case.work, self._pool.endpoints if among is None else among, at=self._moment))
+
+    def _look(self, strategy: str) -> Sequence[Endpoint] | None:
+        endpoints: Sequence[Endpoint] = self._pool.endpoints
+        if self._at is not None and len(endpoints) > SCANNED_WHOLE_MAX:
+            endpoints = [self._at] if self._at.pool == self._pool.name else []
+        opens = getattr(self._pool.strategy_named(strategy), "opens", None)
+        among = opens(endpoints, at=self._moment) if opens is not None else endpoints
+        if not among and not self._pool.ready:
+            # Who waits for a pool without a ready replica is told so.
+            among = self._pool.endpoints
+        whole = len(among) == len(self._pool.endpoints)
+        self._known[strategy] = None if whole else among
+        return self._known[strategy]
 
 
 def _spent(answer: Refused, headers: tuple[tuple[str, str], ...]) -> Reject:

@@ -10,6 +10,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from extproc.core.health import Health
+from extproc.core.latency import Latency
+from extproc.core.load import Load
+from extproc.core.predict.prior import prior
+from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.reports import ReplicaReport
 
 #: The first and the longest time that an endpoint stays last in order after a failed attempt.
@@ -19,6 +23,8 @@ FOREIGN_REQUEST_TOKENS = 512
 #: Reports over which the smallest surplus counts as foreign: a request that has just ended here may
 #: still be in the engine's figures.
 FOREIGN_SAMPLES = 3
+#: Prompt tokens that an engine computes in one step (TGI's max_batch_prefill_tokens).
+PREFILL_BUDGET_TOKENS = 4096
 #: No weight is below this while an endpoint is ready, so that scores stay finite.
 WEIGHT_MIN = 0.01
 
@@ -30,6 +36,14 @@ class Member(NamedTuple):
     zone: str = ""
     max_concurrent: int = 128
     region: str = ""
+    #: What it runs on, by NVML's name of the card ("" unknown: agents may say), and how many of them.
+    hardware: str = ""
+    gpus: int = 1
+    #: KV tokens that it holds; 0 unknown.
+    kv_capacity_tokens: int = 0
+    #: What an hour of it costs; 0 unknown. Spot capacity is cheap and may vanish.
+    price_per_hour: float = 0.0
+    spot: bool = False
 
 
 class Endpoint:
@@ -48,7 +62,12 @@ class Endpoint:
         "draining",
         "failures",
         "foreign",
+        "gpus",
+        "hardware",
         "health",
+        "kv_capacity_tokens",
+        "latency",
+        "load",
         "max_concurrent",
         "peer_permits",
         "peer_requests",
@@ -56,11 +75,16 @@ class Endpoint:
         "permits",
         "picked",
         "pool",
+        "prefill_budget_tokens",
+        "price_per_hour",
         "ready",
         "region",
         "report",
         "reported_ns",
         "requests",
+        "smooth",
+        "speed",
+        "spot",
         "stale",
         "suspect_until_ns",
         "tokens",
@@ -102,11 +126,30 @@ class Endpoint:
         self.turn = 0.0
         self.failures = 0
         self.suspect_until_ns = 0
+        self.hardware = ""
+        self.gpus = 1
+        self.kv_capacity_tokens = 0
+        self.price_per_hour = 0.0
+        self.spot = False
+        self.prefill_budget_tokens = PREFILL_BUDGET_TOKENS
+        #: What our own ledger has on it, as prefill, decode and memory.
+        self.load = Load()
+        #: How fast it is; its fleet gives endpoints of a pool and hardware one model between them.
+        self.speed = Speed(SpeedModel(prior()))
+        #: How long its answers took of late (latency).
+        self.latency = Latency()
+        #: Its place in the smooth rotation (weighted_round_robin).
+        self.smooth = 0.0
 
     def listed(self, member: Member, pool: str) -> None:
         """Take over what a source says of it."""
         self.pool, self.zone, self.region = pool, member.zone, member.region
         self.configured_max_concurrent = member.max_concurrent
+        if member.hardware:
+            self.hardware = member.hardware
+        self.gpus = member.gpus
+        self.kv_capacity_tokens = member.kv_capacity_tokens
+        self.price_per_hour, self.spot = member.price_per_hour, member.spot
         self._bound()
 
     def heard(self, report: ReplicaReport, *, now_ns: int) -> None:
@@ -134,6 +177,12 @@ class Endpoint:
         """Derive readiness and weight from health and drain."""
         self.ready = self.announced and not self.draining and self.health.value > 0.0
         self.weight = max(self.health.value, WEIGHT_MIN)
+
+    @property
+    def kv_tokens(self) -> int:
+        """KV tokens that it holds: as configured, else as its agent says, else 0 for unknown."""
+        said = self.report.kv_capacity_tokens if self.report is not None else None
+        return self.kv_capacity_tokens or said or 0
 
     @property
     def load_requests(self) -> int:

@@ -7,17 +7,25 @@ promise its permits twice. What leaves stays known until its last request has en
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from extproc.core.calibrate import Calibration
 from extproc.core.contract import cluster_name
 from extproc.core.diagnosis import STALE_NS, Diagnosis, step_pool
-from extproc.core.endpoint import Endpoint, Member
+from extproc.core.endpoint import PREFILL_BUDGET_TOKENS, Endpoint, Member
 from extproc.core.outcome import Outcome
+from extproc.core.predict.lengths import OutputLengths
+from extproc.core.predict.prior import prior
+from extproc.core.predict.speed import Speed, SpeedModel
+from extproc.core.prefix import PrefixIndex
 from extproc.core.reports import ReplicaReport
+from extproc.core.strategies import Strategy, build
 
 __all__ = ["Endpoint", "Fleet", "Member", "Pool", "PoolSpec"]
 
+#: Kinds of hardware that a pool tells apart; a further one is taken for the first.
+HARDWARE_MAX = 64
 #: A zone's worth when none is configured: about what a request of the usual kind costs.
 ZONE_PENALTY_TOKENS = 2_000
 
@@ -33,18 +41,33 @@ class PoolSpec:
     bytes_per_token: float = 4.0
     output_tokens: int = 256
     zone_penalty_tokens: int = ZONE_PENALTY_TOKENS
+    engine: str = "tgi"
+    #: Parameters by strategy: of `strategy`, and of those that tenants have instead.
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: KV tokens of a replica that says nothing of its own; 0 unknown.
+    kv_capacity_tokens: int = 0
+    #: Prompt tokens that a replica computes in one step.
+    prefill_budget_tokens: int = PREFILL_BUDGET_TOKENS
 
 
 class Pool:
     """Endpoints that serve one model, the order they are tried in and what they have taught."""
 
     __slots__ = (
+        "_strategies",
         "blind",
         "calibration",
         "endpoints",
+        "engine",
+        "kv_capacity_tokens",
+        "lengths",
         "models",
         "name",
+        "parameters",
+        "prefill_budget_tokens",
+        "prefixes",
         "prior",
+        "speeds",
         "strategy",
         "turn",
         "zone_penalty_tokens",
@@ -54,6 +77,17 @@ class Pool:
         self.name = spec.name
         self.models = spec.models
         self.strategy = spec.strategy
+        self.engine = spec.engine
+        self.parameters = spec.parameters
+        self.kv_capacity_tokens = spec.kv_capacity_tokens
+        self.prefill_budget_tokens = spec.prefill_budget_tokens
+        #: What its replicas are believed to hold in their prefix caches.
+        self.prefixes = PrefixIndex()
+        #: How long its answers are.
+        self.lengths = OutputLengths(float(spec.output_tokens))
+        #: How fast its kinds of hardware are.
+        self.speeds: dict[tuple[str, int], SpeedModel] = {}
+        self._strategies: dict[str, Strategy] = {}
         #: What the calibration began with; a pool configured with another one begins again.
         self.prior = (spec.bytes_per_token, spec.output_tokens)
         self.zone_penalty_tokens = spec.zone_penalty_tokens
@@ -63,6 +97,53 @@ class Pool:
         self.blind = False
         #: How far the weighted rotation has come (round_robin).
         self.turn = 0.0
+
+    def learnt(self, before: Pool) -> None:
+        """Go on with what a pool of the same name has learnt; strategies keep their state where they stay."""
+        self.blind, self.turn = before.blind, before.turn
+        self.prefixes, self.speeds = before.prefixes, before.speeds
+        if self.prior == before.prior:
+            self.lengths = before.lengths
+        self._strategies = {
+            name: strategy
+            for name, strategy in before._strategies.items()
+            if self.parameters.get(name) == before.parameters.get(name)
+        }
+
+    def forget(self, address: str) -> None:
+        """An endpoint left: should it come back, its cache is cold."""
+        self.prefixes.forget(address)
+        for strategy in self._strategies.values():
+            forget = getattr(strategy, "forget", None)
+            if forget is not None:
+                forget(address)
+
+    @property
+    def ready(self) -> bool:
+        """Whether any of its endpoints is."""
+        return any(endpoint.ready for endpoint in self.endpoints)
+
+    @property
+    def plain(self) -> bool:
+        """Whether all requests are placed by the pool's own strategy."""
+        return len(self._strategies) <= 1
+
+    def strategy_named(self, name: str) -> Strategy:
+        """The pool's own instance of a strategy; an arm of an experiment has its own, `strategy#name/arm`."""
+        found = self._strategies.get(name)
+        if found is None:
+            found = build(name.partition("#")[0], self.parameters.get(name, {}))
+            self._strategies[name] = found
+        return found
+
+    def speed_of(self, hardware: str, gpus: int) -> SpeedModel:
+        """What is known of a kind of hardware here; a prior in the beginning."""
+        found = self.speeds.get((hardware, gpus))
+        if found is None:
+            if len(self.speeds) >= HARDWARE_MAX:
+                return next(iter(self.speeds.values()))
+            found = self.speeds[hardware, gpus] = SpeedModel(prior(hardware, self.models[0], gpus=gpus))
+        return found
 
     def cluster_for(self, service_class: str) -> str:
         """The upstream cluster in which a service class sees this pool."""
@@ -102,7 +183,7 @@ class Fleet:
             )
             pool = Pool(spec, known.endpoints if known is not None else [], calibration)
             if known is not None:
-                pool.blind, pool.turn = known.blind, known.turn
+                pool.learnt(known)
             pools[spec.name] = pool
             for model in spec.models:
                 by_model[model] = pool
@@ -149,12 +230,37 @@ class Fleet:
             return False
         before = (endpoint.draining, endpoint.health.hard)
         self._diagnoses[report.address].heard(report, now_ns=now_ns)
+        self._recognise(endpoint, report)
         if (endpoint.draining, endpoint.health.hard) != before:
             # What silences acts at once, not at the next step; alone, since an agent may say it often.
             endpoint.health.silence(now_ns=now_ns)
             endpoint.refresh()
             self.version += 1
         return True
+
+    def _recognise(self, endpoint: Endpoint, report: ReplicaReport) -> None:
+        """A report names the cards: what is known of such ones counts from now on."""
+        if not report.gpus:
+            return
+        name, count = report.gpus[0].name, len(report.gpus)
+        if name and not endpoint.hardware:
+            endpoint.hardware, endpoint.gpus = name, count
+            self._equip(endpoint, self.pools[endpoint.pool])
+        endpoint.speed.model.saw_rates(
+            prefill_tokens_per_s=report.prefill_tokens_per_s,
+            decode_tokens_per_s=report.decode_tokens_per_s,
+            batch=float(report.running or 0),
+        )
+
+    def _equip(self, endpoint: Endpoint, pool: Pool) -> None:
+        """Give an endpoint its pool's knowledge of its hardware; its own factor stays."""
+        model = pool.speed_of(endpoint.hardware, endpoint.gpus)
+        if endpoint.speed.model is not model:
+            factor, endpoint.speed = endpoint.speed.factor, Speed(model)
+            endpoint.speed.factor = factor
+        endpoint.prefill_budget_tokens = pool.prefill_budget_tokens
+        if not endpoint.kv_capacity_tokens:
+            endpoint.kv_capacity_tokens = pool.kv_capacity_tokens
 
     def silenced(self, address: str) -> None:
         """Its agent has said good-bye: what it said is stale from now on.
@@ -217,6 +323,7 @@ class Fleet:
                     # Each pool has a rotation of its own.
                     endpoint.turn = pool.turn
                 endpoint.listed(member, name)
+                self._equip(endpoint, pool)
                 pool.endpoints.append(endpoint)
                 by_address[member.address] = endpoint
                 self.leaving.pop(member.address, None)
@@ -229,6 +336,9 @@ class Fleet:
                     self.leaving[address] = endpoint
                 else:
                     self._diagnoses.pop(address, None)
+                before = self.pools.get(endpoint.pool)
+                if before is not None:
+                    before.forget(address)
         self._by_address = by_address
         self.version += 1
 
@@ -238,4 +348,14 @@ def _rounded(seen: Iterable[tuple[bool, float]]) -> list[tuple[bool, float]]:
 
 
 def _member(endpoint: Endpoint) -> Member:
-    return Member(endpoint.address, endpoint.zone, endpoint.configured_max_concurrent, endpoint.region)
+    return Member(
+        endpoint.address,
+        endpoint.zone,
+        endpoint.configured_max_concurrent,
+        endpoint.region,
+        endpoint.hardware,
+        endpoint.gpus,
+        endpoint.kv_capacity_tokens,
+        endpoint.price_per_hour,
+        endpoint.spot,
+    )

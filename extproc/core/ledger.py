@@ -2,23 +2,49 @@
 
 Owns the reservations and the sums on their endpoints. What was entered is what is released (the
 reservation is captured with its endpoint), so no order of settle, duplicate, expiry or reload can
-take a sum below zero or leave one above it.
+take a sum below zero or leave one above it. Each request is in prefill until its first token is heard
+of, or is overdue; then in decode.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 from extproc.core.endpoint import Endpoint
+from extproc.core.load import Decoded, Job, Plan, unheard_ns
 from extproc.core.outcome import Reservation
+
+#: Timers of requests that are gone may outnumber those that are in flight by so many.
+DEAD_TIMERS_MAX = 256
 
 
 @dataclass(slots=True)
-class _Entry:
+class Entry:
+    """A request in flight: where, since when, and what it was expected to be."""
+
     reservation: Reservation
     endpoint: Endpoint
     heard_ns: int
+    job: Job
+    #: A retry took it elsewhere: its times say nothing of an endpoint.
+    moved: bool = False
+    #: It was in flight before this process was.
+    adopted: bool = False
+    #: Its first token was heard of, not only taken for come.
+    heard_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A request that has ended: its entry, None where this ledger had none, and how its decode went."""
+
+    entry: Entry | None
+    decoded: Decoded | None
+
+
+NOT_HELD = Ended(None, None)
 
 
 class Ledger:
@@ -29,8 +55,10 @@ class Ledger:
         self.remembered_max = remembered_max
         #: Requests in flight by tenant.
         self.by_tenant: Counter[str] = Counter()
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._ended: OrderedDict[str, None] = OrderedDict()
+        #: (when a request counts as running though no first token was heard of, its id).
+        self._unheard: list[tuple[int, str]] = []
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -38,11 +66,24 @@ class Ledger:
     def __contains__(self, reservation_id: str) -> bool:
         return reservation_id in self._entries
 
-    def enter(self, reservation: Reservation, endpoint: Endpoint, *, now_ns: int) -> None:
-        """Put a reservation on an endpoint; its id must be new."""
+    def get(self, reservation_id: str) -> Entry | None:
+        """The entry of a request in flight."""
+        return self._entries.get(reservation_id)
+
+    def enter(
+        self, reservation: Reservation, endpoint: Endpoint, *, now_ns: int, plan: Plan | None = None
+    ) -> None:
+        """Put a reservation on an endpoint; its id must be new. Without a plan it was adopted: it runs."""
         assert reservation.id not in self._entries, reservation.id
-        self._entries[reservation.id] = _Entry(reservation, endpoint, now_ns)
-        self._carry(reservation, endpoint)
+        adopted = plan is None
+        if plan is None:
+            plan = _unplanned(reservation)
+        job = self._carry(reservation, endpoint, plan, now_ns)
+        self._entries[reservation.id] = Entry(reservation, endpoint, now_ns, job, adopted=adopted)
+        if adopted or not reservation.permits:
+            endpoint.load.first(reservation.id, job, now_ns=now_ns)
+        else:
+            self._await_first(reservation, plan, now_ns)
 
     def renew(self, reservation_id: str, *, now_ns: int) -> bool:
         """The request still runs; false when it is not in the ledger."""
@@ -53,42 +94,70 @@ class Ledger:
         self._entries.move_to_end(reservation_id)
         return True
 
-    def move(self, reservation_id: str, endpoint: Endpoint) -> None:
-        """A retry took the request to another endpoint: its load goes along."""
+    def first_token(self, reservation_id: str, *, now_ns: int) -> Entry | None:
+        """Its first token came; the entry when that was news: in flight, and in prefill until now."""
+        entry = self._entries.get(reservation_id)
+        if entry is None or not entry.job.queued:
+            return None
+        entry.endpoint.load.first(reservation_id, entry.job, now_ns=now_ns)
+        return entry
+
+    def overdue(self, *, now_ns: int) -> set[Endpoint]:
+        """Count as running whose first token should long have come; the endpoints that this has freed."""
+        freed: set[Endpoint] = set()
+        while self._unheard and self._unheard[0][0] <= now_ns:
+            _, reservation_id = heappop(self._unheard)
+            entry = self.first_token(reservation_id, now_ns=now_ns)
+            if entry is not None:
+                freed.add(entry.endpoint)
+        return freed
+
+    def next_overdue_ns(self) -> int | None:
+        """When `overdue` next has something to do, or had, were it not over."""
+        return self._unheard[0][0] if self._unheard else None
+
+    def move(self, reservation_id: str, endpoint: Endpoint, *, now_ns: int) -> None:
+        """A retry took the request to another endpoint: its load goes along, and its prefill begins anew."""
         entry = self._entries[reservation_id]
-        self._release(entry)
+        self._release(reservation_id, entry, now_ns)
         entry.endpoint = endpoint
-        self._carry(entry.reservation, endpoint)
+        entry.moved = True
+        running = not entry.job.queued
+        entry.job = self._carry(entry.reservation, endpoint, entry.job.plan, now_ns)
+        if running:
+            endpoint.load.first(reservation_id, entry.job, now_ns=now_ns)
+        else:
+            self._await_first(entry.reservation, entry.job.plan, now_ns)
 
     def endpoint_of(self, reservation_id: str) -> Endpoint | None:
         """The endpoint that carries a reservation now."""
         entry = self._entries.get(reservation_id)
         return entry.endpoint if entry else None
 
-    def first_end(self, reservation_id: str) -> bool:
-        """Whether this is the first time that the id is said to have ended; releases what is held.
+    def first_end(self, reservation_id: str, *, now_ns: int) -> Ended | None:
+        """The first time that the id is said to have ended: releases what is held; None ever after.
 
-        True exactly once for an id (within the memory of `remembered_max` ids), whether or not this
-        process made the reservation: another's record is counted once as well.
+        Exactly once for an id (within the memory of `remembered_max` ids), whether or not this process
+        made the reservation: another's record is counted once as well.
         """
         if reservation_id in self._ended:
-            return False
+            return None
         self._remember(reservation_id)
         entry = self._entries.pop(reservation_id, None)
-        if entry is not None:
-            self._release(entry)
-        return True
+        if entry is None:
+            return NOT_HELD
+        return Ended(entry, self._release(reservation_id, entry, now_ns))
 
     def ended(self, reservation_id: str) -> bool:
         """Whether the id is remembered as ended."""
         return reservation_id in self._ended
 
-    def cancel(self, reservation_id: str) -> Reservation | None:
+    def cancel(self, reservation_id: str, *, now_ns: int) -> Reservation | None:
         """Release a reservation whose decision never reached Envoy; None when it is not held."""
         entry = self._entries.pop(reservation_id, None)
         if entry is None:
             return None
-        self._release(entry)
+        self._release(reservation_id, entry, now_ns)
         return entry.reservation
 
     def expire(self, *, now_ns: int) -> list[Reservation]:
@@ -102,17 +171,18 @@ class Ledger:
             if now_ns - entry.heard_ns < self.ttl_ns:
                 break
             del self._entries[reservation_id]
-            self._release(entry)
+            self._release(reservation_id, entry, now_ns)
             expired.append(entry.reservation)
         return expired
 
-    def _carry(self, reservation: Reservation, endpoint: Endpoint) -> None:
+    def _carry(self, reservation: Reservation, endpoint: Endpoint, plan: Plan, now_ns: int) -> Job:
         self.by_tenant[reservation.tenant] += 1
         endpoint.requests += 1
         endpoint.permits += reservation.permits
         endpoint.tokens += reservation.input_tokens + reservation.output_tokens
+        return endpoint.load.enter(plan, reservation.permits, now_ns=now_ns)
 
-    def _release(self, entry: _Entry) -> None:
+    def _release(self, reservation_id: str, entry: Entry, now_ns: int) -> Decoded | None:
         endpoint, reservation = entry.endpoint, entry.reservation
         left = self.by_tenant[reservation.tenant] - 1
         if left:
@@ -125,9 +195,30 @@ class Ledger:
         assert endpoint.requests >= 0, endpoint
         assert endpoint.permits >= 0, endpoint
         assert endpoint.tokens >= 0, endpoint
+        return endpoint.load.leave(reservation_id, entry.job, now_ns=now_ns)
+
+    def _await_first(self, reservation: Reservation, plan: Plan, now_ns: int) -> None:
+        due_ns = now_ns + unheard_ns(plan, stream=reservation.stream)
+        heappush(self._unheard, (due_ns, reservation.id))
+        if len(self._unheard) > 2 * len(self._entries) + DEAD_TIMERS_MAX:
+            queued = {name for name, entry in self._entries.items() if entry.job.queued}
+            self._unheard = [timer for timer in self._unheard if timer[1] in queued]
+            heapify(self._unheard)
 
     def _remember(self, reservation_id: str) -> None:
         self._ended[reservation_id] = None
         # More than one at a time only after a reload has lowered the bound.
         while len(self._ended) > self.remembered_max:
             self._ended.popitem(last=False)
+
+
+def _unplanned(reservation: Reservation) -> Plan:
+    """What is known of a request that another process placed: the ticket's tokens."""
+    cached = min(reservation.cached_tokens, reservation.input_tokens)
+    return Plan(
+        uncached_tokens=reservation.input_tokens - cached,
+        cached_tokens=cached,
+        prefill_ms=0.0,
+        kv_tokens=reservation.input_tokens + reservation.output_tokens,
+        output_tokens=reservation.output_tokens / max(1, reservation.permits),
+    )

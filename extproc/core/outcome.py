@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from extproc.core.load import Plan
+
 #: How many scores a reason's text names; the reason itself holds them all.
 REASON_SCORES_SHOWN = 3
 
@@ -83,6 +85,20 @@ class Reservation:
     stream: bool
     key: str = ""
     service_class: str = "standard"
+    #: One sequence's limit; None where the client set none.
+    max_new_tokens: int | None = None
+    #: Prompt tokens that the endpoint was believed to hold.
+    cached_tokens: int = 0
+    #: Predicted from dispatch: the first token, and each further one.
+    ttft_ms: float = 0.0
+    tpot_ms: float = 0.0
+    #: Whose choice it was; the arm of an experiment, "" outside of any.
+    strategy: str = ""
+    arm: str = ""
+    #: How long it was held before.
+    held_ms: float = 0.0
+    #: The tenant or session that was drawn for the arm; 0 where requests are.
+    unit: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +117,8 @@ class Routed:
     addresses: tuple[str, ...]
     reservation: Reservation
     reason: Reason
+    #: What it expects of the endpoint.
+    plan: Plan | None = None
     #: For the client: the rate limits' figures.
     headers: tuple[tuple[str, str], ...] = ()
 
@@ -130,7 +148,8 @@ class Outcome:
     """One access-log record, as the books need it. Times in nanoseconds, None where not seen.
 
     `final` is false for the heartbeat of a request that still runs. `served_by` is the endpoint of
-    the last attempt, empty when none was reached.
+    the last attempt, empty when none was reached. `refused`: the engine said inside a 200 stream that
+    it was overloaded.
     """
 
     reservation: Reservation
@@ -143,3 +162,4 @@ class Outcome:
     ttft_ns: int | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
+    refused: bool = False

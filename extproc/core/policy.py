@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from extproc.core.accounts import Accounts, Price
+from extproc.core.aims import ClassSpec
 from extproc.core.fairness import Bounds
+
+__all__ = ["ClassSpec", "DeskLimits", "Policy"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,15 +19,6 @@ class DeskLimits:
     reservation_ttl_ns: int = 60 * 1_000_000_000
     reservations_max: int = 100_000
     settled_remembered_max: int = 65_536
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassSpec:
-    """A service class: how long its requests may wait, and the first token they aim at."""
-
-    name: str = "standard"
-    hold_ns: int = 5_000_000_000
-    ttft_ns: int = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

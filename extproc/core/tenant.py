@@ -38,6 +38,12 @@ class Tenant:
     regions: frozenset[str] | None = None
     jwt_subject: str | None = None
     certificate_sans: frozenset[str] = frozenset()
+    #: How its replicas are chosen, in whichever pool; the pool's own way where None.
+    strategy: str | None = None
+    #: The smallest model of a family that its requests get: a model, or a rank (1 the smallest).
+    quality_floor: str | int | None = None
+    #: Whether its clients may be told a decision's reason.
+    explain: bool = False
 
 
 ANONYMOUS = Tenant(name="anonymous")

@@ -79,7 +79,7 @@ class Recent:
         """A quota refused a request for a model of a pool."""
         tokens_in = tokens_out = 0
         if request.kind not in FREE_KINDS:
-            work = predict(request, pool)
+            work = predict(request, pool, tenant, model)
             tokens_in, tokens_out = work.input_tokens, work.output_tokens
         self._add(tenant, (now_ns, "", key, model, pool.name, tokens_in, tokens_out, 1), now_ns)
 

@@ -52,7 +52,7 @@ def test_a_good_file(tmp_path: Path) -> None:
     assert config.service_addresses == ["127.0.0.1:50051"]
     pool = config.pool_of("alias")
     assert pool is not None
-    assert (pool.strategy, pool.endpoints[0].max_concurrent, pool.bytes_per_token) == ("least_work", 128, 4.0)
+    assert (pool.strategy, pool.endpoints[0].max_concurrent, pool.bytes_per_token) == ("steer", 128, 4.0)
     assert config.pool_of("x") is None
 
 

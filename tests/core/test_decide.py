@@ -67,7 +67,14 @@ def test_a_route() -> None:
         permits=1,
         prompt_bytes=400,
         stream=False,
+        max_new_tokens=50,
+        ttft_ms=decision.reservation.ttft_ms,
+        tpot_ms=decision.reservation.tpot_ms,
+        strategy="least_work",
     )
+    # Of an idle A100 with an 8B model, the prior: 8 + 100·.07 ms of prefill, then 12 ms a token.
+    assert decision.reservation.ttft_ms == pytest.approx(14.8, abs=0.5)
+    assert decision.reservation.tpot_ms == pytest.approx(11.9, abs=0.5)
     assert list(decision.reason.scores) == [190, 160, 180, 170]  # what waits, and its own 150
     assert decision.reason.text() == "least_work: 10.0.0.1:80=160 10.0.0.3:80=170 10.0.0.2:80=180 of 4"
 

@@ -30,7 +30,13 @@ class Fleet:
         self.ports = {name: free_ports(4) for name in POOLS}
         self.pools = {name: [f"127.0.0.1:{port}" for port in each] for name, each in self.ports.items()}
         pools = {
-            name: {"models": [name], "addresses": each, "discovery": {"agents": False}}
+            # These tests are of health; the strategy's own learning would answer some of it first.
+            name: {
+                "models": [name],
+                "addresses": each,
+                "discovery": {"agents": False},
+                "strategy": "least_work",
+            }
             for name, each in self.pools.items()
         }
         self.gateway = Gateway(pools, mode="ads", telemetry=telemetry(NODES))

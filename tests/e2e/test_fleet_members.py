@@ -41,13 +41,15 @@ class Fleet:
         self.file = folder / "endpoints.yaml"
         self.write_file(4)
         pools: dict[str, dict[str, Any]] = {
-            name: {"models": [name], "addresses": each[:4]} for name, each in self.pools.items()
+            name: {"models": [name], "addresses": each[:4], "strategy": "least_work"}
+            for name, each in self.pools.items()
         }
         pools["file"] |= {"addresses": [], "discovery": {"file": str(self.file)}}
         places = [("near", "eu"), ("near", "us"), ("far", "eu"), ("far", "us")]
         pools["zones"] = {
             "models": ["zones"],
             "zone_penalty_tokens": 100,
+            "strategy": "least_work",
             "addresses": [
                 {"address": address, "zone": zone, "region": region}
                 for address, (zone, region) in zip(self.zones, places, strict=True)

@@ -161,7 +161,8 @@ def test_keys_rotate_with_an_overlap_and_are_revoked_live(tmp_path: Path) -> Non
         {"sha256": hash_key("sk-past"), "expires": at(-1)},
         {"hmac_sha256": hash_key("weak", SECRET.encode())},
     ]
-    identity = {"key_secret_file": str(secret)}
+    # The wait for the later key guesses some sixty times.
+    identity = {"key_secret_file": str(secret), "failed_attempts": {"burst": 1_000}}
     with gateway_of(tenants=tenants(acme={"keys": keys}), identity=identity) as gateway:
         assert [who(gateway, bearer(key)) for key in ("sk-old", "sk-new", "weak")] == ["acme"] * 3
         assert who(gateway, bearer("sk-later")) == (401, "this API key is not valid yet")

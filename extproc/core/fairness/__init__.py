@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from extproc.core.fairness.held import NEVER_NS, Bounds, Cost, Held, Shed, Work
-from extproc.core.fairness.order import EarliestDeadline, FirstCome, Order
+from extproc.core.fairness.order import EarliestDeadline, FeasibleFirst, FirstCome, Order
 from extproc.core.fairness.queue import TRIES_MAX, FairQueue, Waits
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Cost",
     "EarliestDeadline",
     "FairQueue",
+    "FeasibleFirst",
     "FirstCome",
     "Held",
     "Order",

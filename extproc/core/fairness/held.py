@@ -41,6 +41,8 @@ class Held:
     prefill_ns: int = 0
     kin: bytes | int | None = None
     permits: int = 1
+    #: Its strategy's own order; the queue's where None. One tenant's requests for a pool have the same.
+    order: Any = None
     payload: Any = None
 
 

@@ -55,6 +55,30 @@ class EarliestDeadline:
 
 
 @dataclass(frozen=True, slots=True)
+class FeasibleFirst:
+    """Those that can still meet their first token, shortest prefill first; then the lost, by arrival.
+
+    facts/steer.md: key prefill − `patience`·waited, which as time passes keeps the order of the static
+    prefill + `patience`·arrival; lost from arrival + `deadline_share`·(target) − prefill on. There .2 and
+    .9; with ours long prompts are shed less often for a few tenths of a point (simulated).
+    """
+
+    patience: float = 0.3
+    deadline_share: float = 0.85
+    name: str = "feasible_first"
+
+    def key(self, held: Held) -> float:
+        return held.prefill_ns + self.patience * held.arrived_ns
+
+    def lost_ns(self, held: Held) -> int:
+        within_ns = int(self.deadline_share * (held.ttft_deadline_ns - held.arrived_ns))
+        return held.arrived_ns + within_ns - held.prefill_ns + 1
+
+    def last_ns(self, held: Held) -> int:
+        return held.shed_at_ns
+
+
+@dataclass(frozen=True, slots=True)
 class FirstCome:
     """By arrival, nobody is ever lost. For comparison: in a central queue worse than no queue."""
 

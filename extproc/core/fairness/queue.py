@@ -73,7 +73,7 @@ class FairQueue:
         assert held.id not in self._entries, held.id
         assert held.weight > 0, held.weight
         self._number += 1
-        order = self.order
+        order = self._order_of(held)
         entry = Entry(
             held,
             number=self._number,
@@ -168,10 +168,19 @@ class FairQueue:
         """Held requests by pool."""
         return {pool: len(line) for pool, line in self._lines.items()}
 
+    def by_pool_count(self, pool: str) -> int:
+        """Held requests of one pool."""
+        line = self._lines.get(pool)
+        return len(line) if line is not None else 0
+
     def counters(self, pool: str, klass: int = 0) -> dict[str, float]:
         """The virtual token counters of a pool and level, by tenant: tokens over weight."""
         line = self._lines.get(pool)
         return {} if line is None else {t: lane.counter for t, lane in line.levels[klass].lanes.items()}
+
+    def _order_of(self, held: Held) -> Order:
+        order: Order = held.order or self.order
+        return order
 
     def _line(self, pool: str) -> Line:
         line = self._lines.get(pool)
@@ -213,7 +222,7 @@ class FairQueue:
         return entry.held
 
     def _turned_away(self, held: Held, now_ns: int) -> Shed:
-        last_ns = self.order.last_ns(held)
+        last_ns = self._order_of(held).last_ns(held)
         return Shed(held, self._line(held.pool).retry_after_s(held, last_ns=last_ns, now_ns=now_ns))
 
     def _forget(self, entry: Entry) -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from random import Random
+from types import MappingProxyType
 from typing import Protocol
 
 from extproc.core.endpoint import Endpoint
+
+NOTHING: Mapping[str, int] = MappingProxyType({})
+#: What late binding adds to the score of an endpoint that does not take the request now.
+LATER_MS = 1_000_000.0
+#: What is aimed at when nobody says (the class `standard` of the configuration).
+TTFT_MS, TPOT_MS = 1_000.0, 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,13 +23,27 @@ class Work:
     """What a request is predicted to cost, over all its sequences, in tokens.
 
     An endpoint outside `zone` counts as if `zone_penalty_tokens` more were waiting on it; no zone, no
-    penalty.
+    penalty. `max_new_tokens` is one sequence's limit, None when the client set none. `prefix` are its
+    chained block hashes (prefix.py), `block_tokens` tokens each. `rank` is its service class's place,
+    0 first; `ttft_ms` and `tpot_ms` are what its class aims at, `deadline_ns` when its first token is due
+    (0: nobody waits for it). `residuals` as in `load.Plan`. `session` groups requests of one
+    conversation or user; 0 is none.
     """
 
     input_tokens: int
     output_tokens: int
     zone: str = ""
     zone_penalty_tokens: int = 0
+    max_new_tokens: int | None = None
+    sequences: int = 1
+    prefix: Sequence[int] = ()
+    block_tokens: float = 64.0
+    session: int = 0
+    rank: int = 0
+    ttft_ms: float = TTFT_MS
+    tpot_ms: float = TPOT_MS
+    deadline_ns: int = 0
+    residuals: Sequence[float] = ()
 
     @property
     def tokens(self) -> int:
@@ -31,19 +52,47 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """The moment of a choice.
+
+    `cached` are the prompt's tokens that an endpoint is believed to hold, by address. `patient` says that
+    the request may be passed over for now, because others wait as well. `deciders` is how many services
+    place requests on these endpoints.
+    """
+
+    now_ns: int = 0
+    cached: Mapping[str, int] = field(default_factory=lambda: NOTHING)
+    patient: bool = False
+    deciders: int = 1
+
+
+NOW = Moment()
+
+
+@dataclass(frozen=True, slots=True)
 class Ranking:
-    """`scores[i]` of candidate i (lower is better, never NaN); `best` are indexes, best first."""
+    """`scores[i]` of candidate i (lower is better, never NaN); `best` are indexes, best first.
+
+    An empty `best` says that none of them should be given this request now: it waits.
+    """
 
     scores: Sequence[float]
     best: Sequence[int]
 
 
 class Strategy(Protocol):
-    """A policy for choosing among endpoints that could all serve the request."""
+    """A policy for choosing among endpoints that could all serve the request.
 
-    name: str
+    Its fields are its parameters, with their defaults. Ours keep nothing but those (the endpoints' books
+    do); a peer's may keep an index of its own, so each pool builds its own instance.
+    """
 
-    def rank(self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random) -> Ranking:
+    @property
+    def name(self) -> str: ...
+
+    def rank(
+        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+    ) -> Ranking:
         """Rank the best `count` of at least one candidate."""
         ...
 

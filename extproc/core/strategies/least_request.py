@@ -8,18 +8,23 @@ falls from 99.7 to 49.4 % attainment), plus what peers and telemetry know beyond
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
+from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import Ranking, Work, handicaps, lowest
+from extproc.core.strategies.base import NOW, Moment, Ranking, Work, handicaps, lowest
 
 
+@dataclass(frozen=True, slots=True)
 class LeastRequest:
     """Fewest requests in flight."""
 
-    name = "least_request"
+    name: ClassVar[str] = "least_request"
 
-    def rank(self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random) -> Ranking:  # noqa: ARG002 (the protocol's)
+    def rank(
+        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+    ) -> Ranking:
         """Fewest in flight first; scores in requests."""
         scores = [(e.requests + e.peer_requests + e.foreign + 1) / e.weight for e in candidates]
         added = handicaps(candidates, work)
@@ -27,3 +32,14 @@ class LeastRequest:
             each = work.tokens
             scores = [s + a / each / e.weight for s, a, e in zip(scores, added, candidates, strict=True)]
         return Ranking(scores, lowest(candidates, scores, count))
+
+    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+        """The terms of one endpoint's score."""
+        added = handicaps([endpoint], work)
+        return {
+            "requests": endpoint.requests,
+            "peer_requests": endpoint.peer_requests,
+            "foreign": endpoint.foreign,
+            "zone_requests": added[0] / work.tokens if added is not None else 0.0,
+            "weight": endpoint.weight,
+        }

@@ -1,4 +1,4 @@
-"""least_work: fewest predicted outstanding tokens. The default for now.
+"""least_work: fewest predicted outstanding tokens.
 
 Score: (tokens outstanding on the endpoint + this request's + the zone's handicap) ÷ weight. A request
 of ten tokens and one of ten thousand weigh what they are, which least_request cannot see; a throttled
@@ -9,26 +9,48 @@ requests by telemetry (a floor, never a discount), health.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
+from typing import ClassVar
 
 from extproc.core.endpoint import FOREIGN_REQUEST_TOKENS, Endpoint
-from extproc.core.strategies.base import Ranking, Work, handicaps, lowest
+from extproc.core.strategies.base import NOW, Moment, Ranking, Work, handicaps, lowest
 
 
+@dataclass(frozen=True, slots=True)
 class LeastWork:
     """Fewest outstanding tokens."""
 
-    name = "least_work"
+    name: ClassVar[str] = "least_work"
 
-    def rank(self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random) -> Ranking:  # noqa: ARG002 (the protocol's)
+    def rank(
+        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+    ) -> Ranking:
         """Fewest outstanding tokens first; scores in tokens."""
-        own = work.tokens
-        # Spelt out rather than through `load_tokens`: a property costs as much as the sum, 1,000 times.
-        scores = [
-            (e.tokens + e.peer_tokens + e.foreign * FOREIGN_REQUEST_TOKENS + own) / e.weight
-            for e in candidates
-        ]
-        added = handicaps(candidates, work)
-        if added is not None:
-            scores = [s + a / e.weight for s, a, e in zip(scores, added, candidates, strict=True)]
+        scores = outstanding(candidates, work)
         return Ranking(scores, lowest(candidates, scores, count))
+
+    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+        """The terms of one endpoint's score."""
+        added = handicaps([endpoint], work)
+        return {
+            "tokens": endpoint.tokens,
+            "peer_tokens": endpoint.peer_tokens,
+            "foreign_tokens": endpoint.foreign * FOREIGN_REQUEST_TOKENS,
+            "own_tokens": work.tokens,
+            "zone_tokens": added[0] if added is not None else 0.0,
+            "weight": endpoint.weight,
+        }
+
+
+def outstanding(candidates: Sequence[Endpoint], work: Work) -> list[float]:
+    """Tokens that each candidate would have to do with this request, over its weight."""
+    own = work.tokens
+    # Spelt out rather than through `load_tokens`: a property costs as much as the sum, 1,000 times.
+    scores = [
+        (e.tokens + e.peer_tokens + e.foreign * FOREIGN_REQUEST_TOKENS + own) / e.weight for e in candidates
+    ]
+    added = handicaps(candidates, work)
+    if added is None:
+        return scores
+    return [s + a / e.weight for s, a, e in zip(scores, added, candidates, strict=True)]

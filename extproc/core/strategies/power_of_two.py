@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
+from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import Ranking, Work
+from extproc.core.strategies.base import NOW, Moment, Ranking, Work
 
 
+@dataclass(frozen=True, slots=True)
 class PowerOfTwo:
     """The better of two at random."""
 
-    name = "power_of_two"
+    name: ClassVar[str] = "power_of_two"
 
-    def rank(self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random) -> Ranking:  # noqa: ARG002 (the protocol's)
+    def rank(
+        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+    ) -> Ranking:
         """The sampled pair by requests in flight, then others in random order."""
         drawn = rng.sample(range(len(candidates)), min(max(count, 2), len(candidates)))
         scores = [math.inf] * len(candidates)
@@ -28,3 +33,7 @@ class PowerOfTwo:
             scores[i] = (candidates[i].load_requests + 1) / candidates[i].weight
         pair = sorted(drawn[:2], key=lambda i: (scores[i], candidates[i].picked))
         return Ranking(scores, (pair + drawn[2:])[:count])
+
+    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+        """The terms of one endpoint's score, were it sampled."""
+        return {"requests": endpoint.load_requests, "weight": endpoint.weight}

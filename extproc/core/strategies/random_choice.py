@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
+from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import Ranking, Work, lowest
+from extproc.core.strategies.base import NOW, Moment, Ranking, Work, lowest
 
 
+@dataclass(frozen=True, slots=True)
 class RandomChoice:
     """Chances by weight."""
 
-    name = "random"
+    name: ClassVar[str] = "random"
 
-    def rank(self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random) -> Ranking:  # noqa: ARG002 (the protocol's)
+    def rank(
+        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+    ) -> Ranking:
         """Lowest draw first."""
         scores = [-math.log(1.0 - rng.random()) / endpoint.weight for endpoint in candidates]
         return Ranking(scores, lowest(candidates, scores, count))
+
+    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+        """The terms of one endpoint's score, but for the draw."""
+        return {"weight": endpoint.weight}

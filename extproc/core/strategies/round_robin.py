@@ -8,18 +8,27 @@ that was away takes up its turn without a burst. Inputs: health. Blind to load a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
+from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import Ranking, Work, lowest
+from extproc.core.strategies.base import NOW, Moment, Ranking, Work, lowest
 
 
+@dataclass(frozen=True, slots=True)
 class RoundRobin:
     """Each endpoint in turn."""
 
-    name = "round_robin"
+    name: ClassVar[str] = "round_robin"
 
-    def rank(self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random) -> Ranking:  # noqa: ARG002 (the protocol's)
+    def rank(
+        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+    ) -> Ranking:
         """The earliest turn first."""
         scores = [endpoint.turn for endpoint in candidates]
         return Ranking(scores, lowest(candidates, scores, count))
+
+    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+        """The terms of one endpoint's score."""
+        return {"turn": endpoint.turn, "weight": endpoint.weight}

@@ -1,0 +1,99 @@
+"""Families in the file: models of one kind, of which each request gets the one that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from extproc.config.locations import Loc, repeats
+from extproc.config.section import Section
+from extproc.config.types import ModelName
+from extproc.core.families import WAIT_MS, floor_of
+
+if TYPE_CHECKING:
+    from extproc.config.model import Config
+
+#: A family's models.
+MODELS_MAX = 8
+
+Threshold = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class ShiftDown(Section):
+    """When a family's requests get a smaller model than they should."""
+
+    wait_ms: float = Field(default=WAIT_MS, ge=0.0, le=600_000.0)
+    """When requests are held for the model's pool, or none of its replicas would begin within this."""
+
+
+class Family(Section):
+    """A name that clients may ask for instead of a model's."""
+
+    name: ModelName
+    """The name; no pool may serve a model of the same."""
+    models: list[ModelName] = Field(min_length=2, max_length=MODELS_MAX)
+    """Its models, smallest first."""
+    thresholds: list[Threshold] | None = None
+    """Scores (0 to 1) from which on the next larger model is taken, one less than models; equal parts when
+    left out."""
+    weights: str | None = Field(default=None, min_length=1)
+    """A file with the classifier's weights, from 'steersman families train'; our own when left out."""
+    shift_down: ShiftDown | None = ShiftDown()
+    """One model smaller under load, never below a tenant's quality_floor; null never does."""
+
+
+def family_checks(config: Config) -> Iterator[tuple[Loc, str]]:
+    """Families that nobody could use as they are meant."""
+    families = config.families
+    served = sorted({model for pool in config.pools for model in pool.models})
+    yield from repeats((("families", i, "name"), family.name) for i, family in enumerate(families))
+    for i, family in enumerate(families):
+        if family.name in served:
+            message = f"{family.name!r} is a model's name; clients could not tell them apart, so rename it"
+            yield ("families", i, "name"), message
+        yield from repeats((("families", i, "models", j), model) for j, model in enumerate(family.models))
+        for j, model in enumerate(family.models):
+            if model not in served:
+                message = f"no pool serves {model!r}; pools serve {', '.join(served)}"
+                yield ("families", i, "models", j), message
+        thresholds = family.thresholds
+        if thresholds is None:
+            continue
+        if len(thresholds) != len(family.models) - 1:
+            message = f"has {len(thresholds)}; write {len(family.models) - 1}, one between each two models"
+            yield ("families", i, "thresholds"), message
+        if any(first >= second for first, second in pairwise(thresholds)):
+            yield ("families", i, "thresholds"), "do not rise; the first is the smallest model's end"
+    yield from _floors(config)
+
+
+def _floors(config: Config) -> Iterator[tuple[Loc, str]]:
+    families = config.families
+    for i, tenant in enumerate(config.tenants):
+        floor = tenant.quality_floor
+        if floor is None:
+            continue
+        location: Loc = ("tenants", i, "quality_floor")
+        if not families:
+            yield location, "does nothing without 'families'; list one, or remove it"
+        elif isinstance(floor, str) and not any(floor in family.models for family in families):
+            known = ", ".join(dict.fromkeys(model for family in families for model in family.models))
+            yield location, f"{floor!r} is in no family; there are {known}"
+        elif isinstance(floor, int) and floor > max(len(family.models) for family in families):
+            most = max(len(family.models) for family in families)
+            yield location, f"is {floor}; the largest family has {most} models"
+        elif tenant.models is not None:
+            for family in families:
+                left = family.models[floor_of(tuple(family.models), floor) :]
+                allowed = [model for model in family.models if model in tenant.models]
+                if allowed and not set(left) & set(allowed):
+                    yield (
+                        location,
+                        (
+                            f"leaves the tenant no model of the family {family.name!r}: "
+                            f"tenants[{i}].models has {', '.join(allowed)} of it; lower it, or add a model"
+                        ),
+                    )

@@ -1,0 +1,248 @@
+"""What one replica has to do: who waits for a first token there, who streams, what memory is promised.
+
+Owns the sums of one endpoint in prefill work, decode work and KV memory, entered and left request by
+request: nothing is touched per token. Knows no strategy and no clock. Names of the sums in facts/steer.md:
+Q `queued`, PN `queued_tokens`, PS `queued_ms`, B `streaming`, K `context_tokens`, V `reserved_tokens`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MS_NS = 1_000_000
+#: A running stream's expected length is looked up again after this.
+LENGTH_REFRESH_NS = 250_000_000
+#: TGI reserves KV memory for at most so many output tokens at once (its slice), whatever the limit says.
+SLICE_TOKENS = 1024
+#: A bin of the residual lengths (predict/lengths.py).
+RESIDUAL_BIN_TOKENS = 16
+#: The share of a running stream's time to spare that the guard counts on: lengths and steps are guesses.
+#: Simulated at .4 to .7: below, more is shed; above, more short answers miss their TPOT.
+SPARE_SHARE = 0.5
+#: No first token heard of: after so many times its prediction a stream counts as running all the same.
+UNHEARD_STREAM, UNHEARD_OTHER = 3.0, 1.0
+#: The least that is waited for a first token before that.
+UNHEARD_MIN_NS = 100_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a placement expects of its endpoint. Of this process alone: it does not ride in the ticket.
+
+    Tokens are over all sequences, but `output_tokens`, which is one sequence's. `prefill_ms` is its own
+    prefill, `ttft_ms` from dispatch to first token, everything ahead of it included; `tpot_ms` one step
+    with it there. `tpot_target_ms` is its class's. `residuals[i]` is the mean of what is left of an
+    output after 16·i tokens.
+    """
+
+    uncached_tokens: int
+    cached_tokens: int
+    prefill_ms: float
+    kv_tokens: int
+    output_tokens: float
+    ttft_ms: float = 0.0
+    tpot_ms: float = 0.0
+    tpot_target_ms: float = 100.0
+    residuals: Sequence[float] = ()
+    prefix: Sequence[int] = ()
+    block_tokens: float = 64.0
+    #: Nothing else was to be prefilled, or ran, when it was placed: its first token times its prefill.
+    alone: bool = False
+
+
+class Job:
+    """One request on one replica."""
+
+    __slots__ = (
+        "batch_mark",
+        "context_mark",
+        "context_tokens",
+        "first_ns",
+        "interference_mark",
+        "length",
+        "length_ns",
+        "permits",
+        "placed_ns",
+        "plan",
+        "queued",
+    )
+
+    def __init__(self, plan: Plan, permits: int, now_ns: int) -> None:
+        self.plan = plan
+        self.permits = permits
+        self.placed_ns = now_ns
+        self.queued = True
+        self.first_ns = 0
+        #: What it is counted with in `Load.context_tokens`: its prompt and half of what it may write.
+        self.context_tokens = 0
+        #: Expected tokens in all, as of `length_ns`.
+        self.length = plan.output_tokens
+        self.length_ns = 0
+        #: What had been prefilled, and the integrals, when its first token came.
+        self.interference_mark = 0.0
+        self.batch_mark = 0
+        self.context_mark = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """How one stream's decode went: what the predictor learns from.
+
+    Means over its life: `batch` sequences and `context_tokens` beside it, itself included;
+    `interference_ms` is the prefill of others that came between its tokens.
+    """
+
+    elapsed_ms: float
+    batch: float
+    context_tokens: float
+    interference_ms: float
+
+
+class Load:
+    """The sums of one endpoint."""
+
+    __slots__ = (
+        "_batch_ns",
+        "_context_ns",
+        "_integrated_ns",
+        "_streams",
+        "_tight_step_ms",
+        "_tight_until_ns",
+        "_tightest_ms",
+        "context_tokens",
+        "prefilled_ms",
+        "queued",
+        "queued_ms",
+        "queued_since_ns",
+        "queued_tokens",
+        "reserved_tokens",
+        "streaming",
+    )
+
+    def __init__(self) -> None:
+        self.queued = 0
+        self.queued_tokens = 0
+        self.queued_ms = 0.0
+        #: When the prefill now under way began, as far as we can tell: the last first token, or the first
+        #: arrival in an empty queue.
+        self.queued_since_ns = 0
+        self.streaming = 0
+        self.context_tokens = 0
+        self.reserved_tokens = 0
+        #: Prefill done here, ever, in predicted milliseconds.
+        self.prefilled_ms = 0.0
+        self._streams: dict[str, Job] = {}
+        self._batch_ns = self._context_ns = 0
+        self._integrated_ns = 0
+        self._tightest_ms = math.inf
+        self._tight_until_ns = -1
+        self._tight_step_ms = 0.0
+
+    def enter(self, plan: Plan, permits: int, *, now_ns: int) -> Job:
+        """A request is placed here: its prefill is still to do."""
+        job = Job(plan, permits, now_ns)
+        self.reserved_tokens += plan.kv_tokens
+        if not self.queued:
+            self.queued_since_ns = now_ns
+        self.queued += 1
+        self.queued_tokens += plan.uncached_tokens
+        self.queued_ms += plan.prefill_ms
+        self._tight_until_ns = -1
+        return job
+
+    def first(self, id: str, job: Job, *, now_ns: int) -> None:  # noqa: A002 (the reservation's own word)
+        """Its first token came: from prefill to decode."""
+        if not job.queued:
+            return
+        self._integrate(now_ns)
+        self._leave_queue(job)
+        self.queued_since_ns = now_ns
+        self.prefilled_ms += job.plan.prefill_ms
+        job.queued = False
+        job.first_ns = job.length_ns = now_ns
+        job.interference_mark = self.prefilled_ms
+        job.batch_mark, job.context_mark = self._batch_ns, self._context_ns
+        plan = job.plan
+        job.context_tokens = plan.uncached_tokens + plan.cached_tokens + int(plan.output_tokens / 2)
+        self.streaming += job.permits
+        self.context_tokens += job.context_tokens
+        self._streams[id] = job
+        self._tight_until_ns = -1
+
+    def leave(self, id: str, job: Job, *, now_ns: int) -> Decoded | None:  # noqa: A002
+        """It is over, or moved; how its decode went, None where it had no first token."""
+        self.reserved_tokens -= job.plan.kv_tokens
+        self._tight_until_ns = -1
+        if job.queued:
+            self._leave_queue(job)
+            return None
+        self._integrate(now_ns)
+        del self._streams[id]
+        self.streaming -= job.permits
+        self.context_tokens -= job.context_tokens
+        elapsed_ns = now_ns - job.first_ns
+        if elapsed_ns <= 0:
+            return None
+        return Decoded(
+            elapsed_ns / MS_NS,
+            (self._batch_ns - job.batch_mark) / elapsed_ns,
+            (self._context_ns - job.context_mark) / elapsed_ns,
+            max(0.0, self.prefilled_ms - job.interference_mark),
+        )
+
+    def tightest_ms(self, step_ms: float, *, now_ns: int) -> float:
+        """The least time that the prefill of another may take without a running stream missing its TPOT.
+
+        Over streams that can still meet theirs: slack_j = .5·(S_j − step)·(made_j + left_j) − prefill of
+        others since its first token − prefill still queued here. (facts/steer.md has (.7·S_j − step) for
+        .5·(S_j − step), which leaves nothing to a 70B model, whose step alone takes half of its target:
+        96.6 against 97.6 % attainment, simulated.) Infinite where nothing streams. O(B) after a change,
+        else kept for a quarter of a second.
+        """
+        if now_ns < self._tight_until_ns and abs(step_ms - self._tight_step_ms) <= 0.02 * step_ms:
+            return self._tightest_ms
+        least = math.inf
+        done_ms = self.prefilled_ms + self.queued_ms
+        for job in self._streams.values():
+            if now_ns - job.length_ns > LENGTH_REFRESH_NS:
+                _expect(job, self.prefilled_ms, step_ms, now_ns)
+            slack_ms = SPARE_SHARE * (job.plan.tpot_target_ms - step_ms) * job.length
+            slack_ms -= done_ms - job.interference_mark
+            if 0.0 <= slack_ms < least:
+                least = slack_ms
+        self._tightest_ms = least
+        self._tight_step_ms = step_ms
+        self._tight_until_ns = now_ns + LENGTH_REFRESH_NS
+        return least
+
+    def _leave_queue(self, job: Job) -> None:
+        self.queued -= 1
+        self.queued_tokens -= job.plan.uncached_tokens
+        # From nothing again whenever it is empty, so that rounding does not add up.
+        self.queued_ms = self.queued_ms - job.plan.prefill_ms if self.queued else 0.0
+
+    def _integrate(self, now_ns: int) -> None:
+        passed_ns = now_ns - self._integrated_ns
+        if passed_ns > 0:
+            self._batch_ns += self.streaming * passed_ns
+            self._context_ns += self.context_tokens * passed_ns
+            self._integrated_ns = now_ns
+
+
+def _expect(job: Job, prefilled_ms: float, step_ms: float, now_ns: int) -> None:
+    """Look a running stream's length up again: what it has made, and the mean of what is left then."""
+    job.length_ns = now_ns
+    residuals = job.plan.residuals
+    if not residuals:
+        return
+    decoding_ms = (now_ns - job.first_ns) / MS_NS - (prefilled_ms - job.interference_mark)
+    made = max(0, int(decoding_ms / step_ms)) if step_ms > 0 else 0
+    job.length = made + residuals[min(made // RESIDUAL_BIN_TOKENS, len(residuals) - 1)]
+
+
+def unheard_ns(plan: Plan, *, stream: bool) -> int:
+    """How long after its placing a request counts as prefilling while no first token is heard of."""
+    times = UNHEARD_STREAM if stream else UNHEARD_OTHER
+    return max(UNHEARD_MIN_NS, int(times * plan.ttft_ms * MS_NS))

@@ -1,0 +1,69 @@
+"""dynamo-kv: NVIDIA Dynamo's KV-aware router.
+
+    cost = prefill_scale · max(0, prefill blocks − overlap credit) + active decode blocks
+           + request_weight · requests
+
+Score: the cost, in blocks; the lowest wins, ties at random (its softmax sampling has temperature 0 by
+default and is left out). Prefill blocks: what is being prefilled there by the router's own count, plus this
+prompt; overlap: blocks of it that the endpoint holds, all in the tier of credit 1.0; decode blocks: the
+context of what streams there. Theirs hears the engines' KV events, which TGI does not send: an index filled
+at the pick stands in, as large as the endpoint's KV memory (its hardware's prior where unknown).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import ClassVar
+
+from extproc.core.endpoint import Endpoint
+from extproc.core.prefix import PrefixIndex
+from extproc.core.strategies.base import NOW, Moment, Ranking, Work
+from extproc.core.strategies.parameter import bounded
+from extproc.core.strategies.peers.matched import drawn
+
+
+@dataclass(frozen=True, slots=True)
+class DynamoKv:
+    """Fewest blocks to prefill and to decode."""
+
+    name: ClassVar[str] = "dynamo-kv"
+
+    prefill_scale: float = bounded(1.0, 0.0, 100.0)
+    request_weight: float = bounded(0.0, 0.0, 1e6)
+    index: PrefixIndex = field(default_factory=PrefixIndex, init=False, repr=False, compare=False)
+
+    def rank(
+        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+    ) -> Ranking:
+        """The lowest cost first; scores in blocks."""
+        found = self.index.match(work.prefix) if work.prefix else {}
+        each, own, scale = max(1.0, work.block_tokens), max(1, work.input_tokens), self.prefill_scale
+        scores = [
+            scale * max(0.0, (e.load.queued_tokens + own) / each - found.get(e.address, 0))
+            + e.load.context_tokens / each
+            + self.request_weight * e.requests
+            for e in candidates
+        ]
+        return Ranking(scores, drawn(scores, count, rng))
+
+    def picked(self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: Moment) -> None:
+        """The prompt's blocks are taken for cached where it went."""
+        tokens = endpoint.kv_tokens or endpoint.speed.model.prior.kv_capacity_tokens
+        blocks = max(1, int(tokens / max(1.0, work.block_tokens)))
+        self.index.insert(endpoint.address, work.prefix, capacity_blocks=blocks)
+
+    def forget(self, address: str) -> None:
+        """An endpoint left, or lost its cache."""
+        self.index.forget(address)
+
+    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+        """The terms of one endpoint's score, in blocks."""
+        each = max(1.0, work.block_tokens)
+        return {
+            "prefill_blocks": (endpoint.load.queued_tokens + max(1, work.input_tokens)) / each,
+            "overlap_blocks": self.index.match(work.prefix).get(endpoint.address, 0),
+            "decode_blocks": endpoint.load.context_tokens / each,
+            "requests": endpoint.requests,
+        }

@@ -1,0 +1,82 @@
+"""llmd-token-load: llm-d's newer profile, prefix affinity and then the fewest tokens to prefill.
+
+1. sticky = endpoints that hold ≥ 80 % of the prompt; they alone stay, unless there is none, or the least
+   TTFT among them exceeds the others' by > 18,000 ms, with TTFT = tokens in flight ÷ 15,928 · 1,000.
+2. T = uncached tokens in flight + this request's; the lowest min(T, 4,194,304) ÷ 4,194,304 wins.
+
+Score: that quotient, 0 to 1; those that step 1 sets aside score 1 more. Tokens in flight are the router's
+own count, given back at the first chunk: our `load.queued_tokens`, whose uncached part is by our index, not
+by its own (they differ where the pool's index has learnt from usage). Ties at random. Its index as
+llmd-default's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import ClassVar
+
+from extproc.core.endpoint import Endpoint
+from extproc.core.prefix import PrefixIndex
+from extproc.core.strategies.base import NOW, Moment, Ranking, Work
+from extproc.core.strategies.parameter import bounded
+from extproc.core.strategies.peers.matched import CAPACITY_BLOCKS, drawn, match_rates
+
+TOKENS_MAX = 4_194_304
+
+
+@dataclass(frozen=True, slots=True)
+class LlmdTokenLoad:
+    """Affinity filter, then token load."""
+
+    name: ClassVar[str] = "llmd-token-load"
+
+    affinity_min: float = bounded(0.8, 0.0, 1.0)
+    penalty_max_ms: float = bounded(18_000.0, 0.0, 1e9)
+    prefill_tokens_per_s: float = bounded(15_928.0, 1.0, 1e9)
+    index: PrefixIndex = field(default_factory=PrefixIndex, init=False, repr=False, compare=False)
+
+    def rank(
+        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+    ) -> Ranking:
+        """The sticky ones by tokens to prefill, then the others."""
+        rates = match_rates(self.index, candidates, work.prefix)
+        sticky = [rate >= self.affinity_min for rate in rates]
+        if self._breaks(candidates, sticky):
+            sticky = [True] * len(candidates)
+        own = max(1, work.input_tokens)
+        scores = [
+            min(e.load.queued_tokens + own * (1.0 - rate), TOKENS_MAX) / TOKENS_MAX + (0.0 if kept else 1.0)
+            for e, rate, kept in zip(candidates, rates, sticky, strict=True)
+        ]
+        return Ranking(scores, drawn(scores, count, rng))
+
+    def _breaks(self, candidates: Sequence[Endpoint], sticky: Sequence[bool]) -> bool:
+        """Whether affinity does not hold: nobody is sticky, or it would cost too much."""
+        mine = [e.load.queued_tokens for e, kept in zip(candidates, sticky, strict=True) if kept]
+        rest = [e.load.queued_tokens for e, kept in zip(candidates, sticky, strict=True) if not kept]
+        if not mine:
+            return True
+        return bool(rest) and self._ttft_ms(min(mine)) - self._ttft_ms(min(rest)) > self.penalty_max_ms
+
+    def _ttft_ms(self, tokens: float) -> float:
+        return tokens / self.prefill_tokens_per_s * 1_000.0
+
+    def picked(self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: Moment) -> None:
+        """The prompt's blocks are taken for cached where it went."""
+        self.index.insert(endpoint.address, work.prefix, capacity_blocks=CAPACITY_BLOCKS)
+
+    def forget(self, address: str) -> None:
+        """An endpoint left, or lost its cache."""
+        self.index.forget(address)
+
+    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+        """The terms of one endpoint's score."""
+        rate = match_rates(self.index, [endpoint], work.prefix)[0]
+        return {
+            "matched": rate,
+            "in_flight_tokens": endpoint.load.queued_tokens,
+            "uncached_tokens": max(1, work.input_tokens) * (1.0 - rate),
+            "ttft_ms": self._ttft_ms(endpoint.load.queued_tokens),
+        }

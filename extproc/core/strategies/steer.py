@@ -1,0 +1,236 @@
+"""steer: bind late, where the first token comes soonest and no running stream is spoiled. The default.
+
+After facts/steer.md's W. Score of an endpoint: the predicted time to the first token there, in ms,
+
+    TTFT = (step/2 if it decodes) + prefill queued there + own prefill + m·(a chunk's base + step)
+    own prefill = f·(pa + pb·u + pc·((off + u)² − off²)),   step = f·(a + b·B + c·K)
+    m = ceil((queued tokens + u) ÷ (prefill budget − B))  chunks, the first included
+
+over its health weight, plus its zone's handicap; what is within 2 % and 1 ms of the least counts as that.
+u uncached and off cached prompt tokens there, f its learned factor. An endpoint *takes* the request now
+when
+
+    its own queue is shallow:   nobody waits for a first token there, or queued tokens + u ≤ θ ÷ deciders
+    memory:                     reserved + u + min(limit, 1024) − 1 ≤ .98 · KV capacity, or it is empty
+    the guard:                  no running stream that can still meet its TPOT has less slack than the prefill
+
+If none takes it the request waits (an empty `best`), in the fair queue, which is ordered feasible first
+(fairness/order.py). With others waiting it also waits for a replica that holds more of its prefix, if that
+is cheaper by `affinity_ms` and still meets its deadline.
+
+Inputs: our own ledger (peers' and foreign requests count as running streams), the predictor, the prefix
+index. Unknown KV capacity: no bound by memory. Unknown hardware: a prior, corrected by the learned factor.
+No first tokens heard of: they are taken for come after three times their prediction (ledger.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from heapq import nlargest
+from math import ceil, inf
+from random import Random
+from typing import ClassVar
+
+from extproc.core.endpoint import Endpoint
+from extproc.core.fairness.order import FeasibleFirst, Order
+from extproc.core.load import SLICE_TOKENS
+from extproc.core.strategies.base import LATER_MS, NOW, Moment, Ranking, Work, lowest
+
+#: Predictions that differ by no more than this are alike, and the least recently picked goes first: or all
+#: of a quiet pool's work would go to what seems faster by a hair, and nothing be learnt of the others.
+ALIKE_SHARE, ALIKE_MS = 0.02, 1.0
+#: So many candidates are all looked at; of more, a sample, and so many that hold most of the prompt.
+#: The best of 64 drawn from 1,000 is among the best 5 % with a probability of .96.
+SCANNED_MAX, SAMPLE, HOLDERS = 128, 64, 8
+#: An endpoint that has answered fewer first tokens counts as good as the best while nobody waits there: a
+#: prior that is too gloomy would never be found out.
+TRIALS = 3
+#: Context that a request of somebody else's is taken to hold.
+FOREIGN_CONTEXT_TOKENS = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class Steer:
+    """Late binding by predicted time to first token.
+
+    `queue_tokens` is θ; `kv_share` the share of KV memory that is promised at most; `guard` whether
+    running streams' TPOT is protected; `affinity_ms` what a cached prefix must save to be waited for
+    (0 never waits).
+    """
+
+    name: ClassVar[str] = "steer"
+    order: ClassVar[Order | None] = FeasibleFirst()
+
+    queue_tokens: int = 1024
+    kv_share: float = 0.98
+    guard: bool = True
+    affinity_ms: float = 20.0
+
+    def opens(self, endpoints: Sequence[Endpoint], *, at: Moment = NOW) -> list[Endpoint]:
+        """Those that may take anything at all now: ready, with a permit, a shallow queue and slack for the
+        shortest of prefills."""
+        depth = self.queue_tokens // at.deciders
+        return [
+            e
+            for e in endpoints
+            if (not e.load.queued or e.load.queued_tokens < depth)
+            and e.ready
+            and e.permits + e.peer_permits + e.foreign < e.max_concurrent
+            and not (self.guard and e.load.streaming and _tight(e, at.now_ns))
+        ]
+
+    def may(self, work: Work, among: Sequence[Endpoint], *, at: Moment = NOW) -> bool:
+        """Whether any of these that are open could take this request: a look that costs less than a ranking.
+
+        What a replica has cached may make a prompt short, so only one without a prefix is turned down here.
+        """
+        if work.prefix:
+            return bool(among)
+        room = self.queue_tokens // at.deciders - work.input_tokens
+        return any(not e.load.queued or e.load.queued_tokens <= room for e in among)
+
+    def rank(
+        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+    ) -> Ranking:
+        """Those that take it now by predicted time to first token, then the others; none takes it: hold.
+
+        Of more than SCANNED_MAX candidates a sample is looked at, and those that hold most of the prompt;
+        all of them only where none of the sample takes it.
+        """
+        if len(candidates) > SCANNED_MAX:
+            drawn = _drawn(candidates, at.cached, rng)
+            some = self._rank([candidates[i] for i in drawn], work, count=count, at=at)
+            if some.best:
+                scores = [inf] * len(candidates)
+                for i, score in zip(drawn, some.scores, strict=True):
+                    scores[i] = score
+                return Ranking(scores, [drawn[i] for i in some.best])
+        return self._rank(candidates, work, count=count, at=at)
+
+    def _rank(self, candidates: Sequence[Endpoint], work: Work, *, count: int, at: Moment) -> Ranking:
+        tokens = max(1, work.input_tokens)
+        limit = SLICE_TOKENS if work.max_new_tokens is None else min(work.max_new_tokens, SLICE_TOKENS)
+        growth = max(0, limit - 1) * work.sequences
+        zone, penalty = work.zone, work.zone_penalty_tokens
+        depth = self.queue_tokens // at.deciders
+        cached_of, now_ns, guard, share = at.cached, at.now_ns, self.guard, self.kv_share
+        scores: list[float] = []
+        takers = 0
+        for e in candidates:
+            load, factor, timing = e.load, e.speed.factor, e.speed.model.timing
+            cached = min(cached_of.get(e.address, 0), tokens - 1) if cached_of else 0
+            u = tokens - cached
+            others = e.peer_permits + e.foreign
+            streaming = load.streaming + others
+            step = factor * (
+                timing.decode_base_ms
+                + timing.decode_per_sequence_ms * streaming
+                + timing.decode_per_context_token_ms * (load.context_tokens + others * FOREIGN_CONTEXT_TOKENS)
+            )
+            own = factor * (
+                timing.prefill_base_ms
+                + timing.prefill_per_token_ms * u
+                + timing.prefill_per_square_ms * (tokens * tokens - cached * cached)
+            )
+            ttft = load.queued_ms + own
+            if streaming:
+                chunks = ceil((load.queued_tokens + u) / max(1, e.prefill_budget_tokens - streaming)) - 1
+                ttft += 0.5 * step + chunks * (factor * timing.prefill_base_ms + step)
+            if penalty and zone and e.zone != zone:
+                ttft += penalty * factor * timing.prefill_per_token_ms
+            ttft /= e.weight
+            kv = e.kv_tokens
+            if (
+                (load.queued and load.queued_tokens + u > depth)
+                or (
+                    kv
+                    and e.requests
+                    and load.reserved_tokens + others * FOREIGN_CONTEXT_TOKENS + u + growth > share * kv
+                )
+                or (guard and load.streaming and load.tightest_ms(step, now_ns=now_ns) < own)
+            ):
+                ttft += LATER_MS
+            else:
+                takers += 1
+            scores.append(ttft)
+        if not takers:
+            return Ranking(scores, ())
+        low = min(scores)
+        # Not for prompts that somebody has begun to cache: that is worth more than a trial.
+        trials = not cached_of
+        alike = low * (1.0 + ALIKE_SHARE) + ALIKE_MS
+        scores = [
+            low if score <= alike or (trials and score < LATER_MS and _untried(e, zone)) else score
+            for score, e in zip(scores, candidates, strict=True)
+        ]
+        best = lowest(candidates, scores, count)
+        wishes = at.patient and cached_of and self.affinity_ms
+        if wishes and self._waits(candidates, work, scores, best[0], at):
+            return Ranking(scores, ())
+        return Ranking(scores, best)
+
+    def _waits(
+        self, candidates: Sequence[Endpoint], work: Work, scores: list[float], chosen: int, at: Moment
+    ) -> bool:
+        """Whether a replica that cannot take it now, but holds more of its prefix, is worth the wait."""
+        tokens = max(1, work.input_tokens)
+        taker = candidates[chosen]
+        held = at.cached.get(taker.address, 0)
+        own = taker.speed.prefill_ms(tokens - min(held, tokens - 1), held)
+        left_ms = (work.deadline_ns - at.now_ns) / 1e6 if work.deadline_ns else 0.0
+        for i, e in enumerate(candidates):
+            there = at.cached.get(e.address, 0)
+            if there <= held or scores[i] < LATER_MS:
+                continue
+            cheaper = e.speed.prefill_ms(max(1, tokens - there), there)
+            if own - cheaper > self.affinity_ms and scores[i] - LATER_MS < left_ms:
+                return True
+        return False
+
+    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+        """The terms of one endpoint's score."""
+        load, tokens = endpoint.load, max(1, work.input_tokens)
+        cached = min(at.cached.get(endpoint.address, 0), tokens - 1)
+        streaming = load.streaming + endpoint.peer_permits + endpoint.foreign
+        step = endpoint.speed.step_ms(streaming, load.context_tokens)
+        own = endpoint.speed.prefill_ms(tokens - cached, cached)
+        kv = endpoint.kv_tokens
+        slack = load.tightest_ms(step, now_ns=at.now_ns)
+        return {
+            "queued": load.queued,
+            "queued_tokens": load.queued_tokens,
+            "queued_ms": load.queued_ms,
+            "streaming": streaming,
+            "step_ms": step,
+            "cached_tokens": cached,
+            "prefill_ms": own,
+            "slack_ms": slack if slack < LATER_MS else -1.0,
+            "kv_share": load.reserved_tokens / kv if kv else 0.0,
+            "factor": endpoint.speed.factor,
+            "weight": endpoint.weight,
+        }
+
+
+def _drawn(candidates: Sequence[Endpoint], cached: Mapping[str, int], rng: Random) -> list[int]:
+    """Indexes of a sample, and of the endpoints that hold most of the prompt."""
+    drawn = set(rng.sample(range(len(candidates)), SAMPLE))
+    if cached:
+        most = set(nlargest(HOLDERS, cached, key=cached.__getitem__))
+        drawn.update(i for i, endpoint in enumerate(candidates) if endpoint.address in most)
+    return sorted(drawn)
+
+
+def _untried(endpoint: Endpoint, zone: str) -> bool:
+    """Whether nothing is known of an endpoint here but its prior, and nobody waits there: worth a trial."""
+    near = not zone or endpoint.zone == zone
+    return near and endpoint.speed.observations < TRIALS and not endpoint.load.queued
+
+
+def _tight(endpoint: Endpoint, now_ns: int) -> bool:
+    """Whether even a prefill of one token would spoil a running stream."""
+    load = endpoint.load
+    others = endpoint.peer_permits + endpoint.foreign
+    context = load.context_tokens + others * FOREIGN_CONTEXT_TOKENS
+    step = endpoint.speed.step_ms(load.streaming + others, context)
+    return load.tightest_ms(step, now_ns=now_ns) < endpoint.speed.prefill_ms(1)

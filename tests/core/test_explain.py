@@ -1,0 +1,250 @@
+"""What explanations say, and that asking for one changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import pytest
+
+from extproc.core.desk import Desk, DeskLimits, Policy
+from extproc.core.explain import (
+    DECISIONS_KEPT_MAX,
+    NAMES_KEPT_MAX,
+    VALUES_KEPT_MAX,
+    Decisions,
+    Explanation,
+    Row,
+    conditions,
+)
+from extproc.core.families import Family
+from extproc.core.fleet import Fleet, Member, PoolSpec
+from extproc.core.health import Cause
+from extproc.core.health import Kind as CauseKind
+from extproc.core.outcome import Hold, Routed
+from extproc.core.policy import ClassSpec
+from extproc.core.request import Dialect, Kind, Request
+from extproc.core.strategies import STRATEGIES, Moment, Work, build
+from extproc.core.strategies.base import LATER_MS
+from extproc.core.tenant import ANONYMOUS, Tenant
+
+S = 1_000_000_000
+CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
+
+
+def desk_of(
+    count: int = 3, *, strategy: str = "least_work", permits: int = 4, hold_ns: int = 0, **pool: Any
+) -> Desk:
+    members = tuple(
+        Member(f"10.0.0.{i}:80", max_concurrent=permits, region="eu" if i else "us") for i in range(count)
+    )
+    spec = PoolSpec(name="p", models=("m",), strategy=strategy, endpoints=members, **pool)
+    policy = Policy(classes=(ClassSpec(hold_ns=hold_ns),))
+    limits = DeskLimits()
+    return Desk(Fleet([spec]), instance="i", default_model="m", limits=limits, rng=Random(7), policy=policy)
+
+
+def rows(found: Explanation | None) -> dict[str, Row]:
+    assert found is not None
+    return {row.address: row for row in found.rows}
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_it_foretells_the_next_decision(strategy: str) -> None:
+    """For every strategy the chosen are those of the decision that follows; a twin desk that was never asked
+    decides the same, chance included."""
+    desk, twin = desk_of(5, strategy=strategy), desk_of(5, strategy=strategy)
+    for number in range(12):
+        request = replace(CHAT, prompt_bytes=400 * (number % 4 + 1))
+        found = desk.explain(request, ANONYMOUS, now_ns=number * S)
+        again = desk.explain(request, ANONYMOUS, now_ns=number * S)
+        assert found == again
+        routed, unasked = (each.admit(request, ANONYMOUS, now_ns=number * S) for each in (desk, twin))
+        if not isinstance(routed, Routed):
+            assert found.outcome == "would wait: no replica takes it now"
+            assert routed == unasked
+            continue
+        chosen = [row for row in found.rows if row.verdict.startswith("chosen")]
+        assert [row.verdict for row in chosen] == [f"chosen #{i + 1}" for i in range(len(chosen))]
+        assert tuple(row.address for row in chosen) == routed.addresses
+        assert all(row.terms for row in found.rows if row.verdict != "removed")
+        assert found.reason == routed.reason.text()
+        assert isinstance(unasked, Routed)
+        assert unasked.addresses == routed.addresses
+    assert len(desk.decisions) == desk.counts["routed"] > 4
+
+
+def test_what_removes_an_endpoint() -> None:
+    """Drain, health's causes, permits, another region, and suspicion, each in its words."""
+    desk = desk_of(6)
+    us, draining, hung, full, suspect, fine = desk.fleet.pools["p"].endpoints
+    draining.draining = True
+    hung.health.set("hung", Cause(CauseKind.HARD, 0.0, "12 s without a token"))
+    hung.health.silence(now_ns=0)
+    for endpoint in (draining, hung):
+        endpoint.refresh()
+    full.permits = 4
+    suspect.failed(0)
+    tenant = Tenant(name="t", regions=frozenset({"eu"}))
+    found = rows(desk.explain(CHAT, tenant, now_ns=1))
+    assert {address: (row.verdict, *row.why) for address, row in found.items()} == {
+        us.address: ("removed", "other region: us"),
+        draining.address: ("removed", "draining"),
+        hung.address: ("removed", "not ready: hung (12 s without a token)"),
+        full.address: ("removed", "permits full: 4 of 4"),
+        suspect.address: ("chosen #2", "an attempt failed: last for 1000 ms"),
+        fine.address: ("chosen #1",),
+    }
+    assert found[us.address].score is None
+    assert found[us.address].terms == {}
+
+
+def test_requests_that_would_not_be_served() -> None:
+    """A refusal is the outcome; where it is for want of room, every row says why."""
+    desk = desk_of(2, permits=1)
+    unknown = desk.explain(replace(CHAT, model="x"), ANONYMOUS, now_ns=0)
+    assert unknown.outcome.startswith("would be refused: 404 model_not_found")
+    assert unknown.rows == ()
+    many = desk.explain(replace(CHAT, sequences=9), ANONYMOUS, now_ns=0)
+    assert many.outcome.startswith("would be refused: 400")
+    assert {row.why for row in many.rows} == {("permits full: 0 + 9 of 1",)}
+    for endpoint in desk.fleet.endpoints:
+        endpoint.permits = 1
+    full = desk.explain(CHAT, ANONYMOUS, now_ns=0)
+    assert full.outcome == "would wait: no replica takes it now"
+
+
+def test_late_binding_says_what_it_waits_for() -> None:
+    """Queue, memory and guard, by the strategy's own rules."""
+    desk = desk_of(1, strategy="steer", kv_capacity_tokens=2_000)
+    (endpoint,) = desk.fleet.endpoints
+    long = replace(CHAT, prompt_bytes=8_000, max_new_tokens=100)
+    assert isinstance(desk.admit(long, ANONYMOUS, now_ns=0), Routed)
+    (row,) = desk.explain(long, ANONYMOUS, now_ns=1).rows
+    assert row.verdict == "waits"
+    assert row.score is not None
+    assert row.score >= LATER_MS
+    queue, memory = row.why
+    assert queue.startswith("queue: 2000 + 2000 tokens above 1024")
+    assert memory.startswith("memory: ")
+    desk.first_token("i-1", now_ns=2)
+    (row,) = desk.explain(replace(CHAT, max_new_tokens=1), ANONYMOUS, now_ns=3).rows
+    assert [why.partition(":")[0] for why in row.why] in ([], ["memory"], ["guard"], ["memory", "guard"])
+    endpoint.load.streaming = 1
+    with_guard = conditions(build("steer"), endpoint, Work(100_000, 10), at=Moment(now_ns=4))
+    assert any(why.startswith("guard: a stream has ") for why in with_guard)
+
+
+@pytest.mark.parametrize("strategy", ["steer", "queue"])
+def test_a_row_waits_exactly_when_a_condition_says_so(strategy: str) -> None:
+    """Over random loads: the words and the score never differ."""
+    rng, seen = Random(5), set()
+    for trial in range(60):
+        desk = desk_of(4, strategy=strategy, permits=16, kv_capacity_tokens=rng.choice((0, 3_000, 50_000)))
+        for number in range(rng.randrange(14)):
+            length = rng.choice((40, 2_000, 12_000))
+            decision = desk.admit(replace(CHAT, prompt_bytes=length), ANONYMOUS, now_ns=number)
+            if isinstance(decision, Routed) and rng.random() < 0.6:
+                desk.first_token(decision.reservation.id, now_ns=number)
+        request = replace(CHAT, prompt_bytes=rng.choice((40, 2_000, 30_000)))
+        found = desk.explain(request, ANONYMOUS, now_ns=trial + 100)
+        for row in found.rows:
+            assert row.score is not None
+            assert (row.score >= LATER_MS) == bool(row.why)
+            assert (row.verdict == "candidate") <= (not row.why)
+            seen.update(why.partition(":")[0] for why in row.why)
+    assert "queue" in seen
+
+
+def test_a_request_of_then() -> None:
+    """Scores are of the decision, though loads have changed; what has left or joined since is said."""
+    desk = desk_of(2)
+    routed = desk.admit(CHAT, ANONYMOUS, now_ns=0)
+    assert isinstance(routed, Routed)
+    first = routed.addresses[0]
+    then = [routed.reason.scores[i] for i in routed.reason.best]
+    for now in range(1, 5):
+        desk.admit(CHAT, ANONYMOUS, now_ns=now)
+    desk.fleet.set_members({"p": [Member(first), Member("10.0.0.9:80")]})
+    found = desk.explained("i-1", now_ns=3 * S)
+    assert found is not None
+    assert found.outcome == f"went to {first}, on retries {routed.addresses[1]}; in flight"
+    assert (found.scores_of, found.terms_of, found.age_ms) == ("then", "now", 3_000.0)
+    assert [row.score for row in found.rows[:2]] == then
+    table = rows(found)
+    assert table[routed.addresses[1]].why == ("now: gone from the pool",)
+    assert table["10.0.0.9:80"].verdict == "not considered"
+    desk.cancel("i-1", now_ns=4 * S)
+    ended = desk.explained("i-1", now_ns=5 * S)
+    assert ended is not None
+    assert ended.outcome.endswith("no longer in flight")
+    assert desk.explained("i-999", now_ns=0) is None
+
+
+def test_a_request_that_waits() -> None:
+    """Its place and deadlines, and what keeps each endpoint from it; then, once released, the decision."""
+    desk = desk_of(1, permits=1, hold_ns=10 * S)
+    first = desk.admit(CHAT, ANONYMOUS, now_ns=0)
+    assert isinstance(first, Routed)
+    for now in (1, 2):
+        assert isinstance(desk.admit(CHAT, ANONYMOUS, now_ns=now * S), Hold)
+    desk.decisions.named("envoy-id", "i-3")
+    found = desk.explained("envoy-id", now_ns=3 * S)
+    assert found is not None
+    assert (found.id, found.outcome) == ("i-3", "waits in the fair queue")
+    wait = found.wait
+    assert wait is not None
+    assert (wait.waiting, wait.before, wait.waited_ms, wait.shed_in_ms) == (2, 1, 1_000.0, 9_000.0)
+    assert found.rows[0].why == ("permits full: 1 of 1",)
+    new = desk.explain(CHAT, ANONYMOUS, now_ns=3 * S)
+    assert new.outcome == "would wait: no replica takes it now"
+    desk.cancel("i-1", now_ns=4 * S)
+    released = desk.explained("i-2", now_ns=5 * S)
+    assert released is not None
+    assert released.outcome.startswith("went to 10.0.0.0:80")
+    desk.leave("i-3", now_ns=5 * S)
+    assert desk.explained("envoy-id", now_ns=5 * S) is None
+
+
+def test_a_family_is_told() -> None:
+    """The score, the features and the model that it would be."""
+    desk = desk_of()
+    desk.families = {"auto": Family(name="auto", models=("m", "n"), thresholds=(0.5,))}
+    found = desk.explain(replace(CHAT, model="auto"), ANONYMOUS, now_ns=0)
+    plain = found.plain()
+    assert (plain["model"], plain["family"]["family"], plain["family"]["model"]) == ("m", "auto", "m")
+    assert set(plain["family"]["features"]) >= {"length", "code"}
+
+
+def test_plain_values_are_json() -> None:
+    """Infinities, which some strategies score with, are none there."""
+    found = desk_of(5, strategy="power_of_two").explain(CHAT, ANONYMOUS, now_ns=0)
+    scores = [each["score"] for each in found.plain()["endpoints"]]
+    assert None in scores
+    assert float("inf") in [row.score for row in found.rows]
+
+
+def test_memory_is_bounded() -> None:
+    """By decisions, by the values that they hold, and by names; the oldest go first."""
+    desk = desk_of(2, permits=10_000)
+    for number in range(DECISIONS_KEPT_MAX + 5):
+        desk.admit(CHAT, ANONYMOUS, now_ns=number)
+    assert len(desk.decisions) == DECISIONS_KEPT_MAX
+    assert desk.explained("i-5", now_ns=0) is None
+    assert desk.explained("i-6", now_ns=0) is not None
+
+    kept = desk.decisions.get("i-6")
+    assert kept is not None
+    big = replace(kept.case, work=replace(kept.case.work, prefix=tuple(range(VALUES_KEPT_MAX // 4))))
+    decisions = Decisions()
+    for number in range(6):
+        decisions.note(replace(big, id=f"x-{number}"), kept.routed, now_ns=0)
+    assert len(decisions) == 3
+    assert decisions.get("x-5") is not None
+    for number in range(NAMES_KEPT_MAX + 1):
+        decisions.named(f"name-{number}", "x-5")
+    assert decisions.reservation_of("name-0") == "name-0"
+    assert decisions.reservation_of("name-1") == "x-5"
+    decisions.named("n" * 129, "x-5")
+    assert decisions.reservation_of("n" * 129) == "n" * 129
