@@ -1,7 +1,7 @@
 """The HTTP filters, in the order in which a request meets them (a response meets them backwards).
 
 Owns the decision's call and what Envoy itself observes of responses: token counts and the time of
-the first chunk. The service never sees a response.
+the first chunk. The service never sees a response; it is told once that the first chunk came.
 """
 
 from __future__ import annotations
@@ -67,6 +67,12 @@ HOLD_MS_MAX = 5 * 60 * 1000
 #: An SSE event above this is not looked into (it passes unharmed). Envoy's default of 8 KiB would
 #: lose the last event of a TGI stream, which repeats the whole text.
 SSE_EVENT_BYTES_MAX = 1024 * 1024
+
+#: So much of a stream's first chunk is looked into for a refusal.
+HEAD_BYTES = 256
+#: A first-token event that a hung service does not take is given up after this, and only then is its
+#: place among the cluster's requests free again.
+EVENT_TIMEOUT_MS = 250
 
 #: Envoy compares its own list with the whole header; engines add a charset to it.
 JSON_CONTENT_TYPE = r"application/json(\s*;.*)?"
@@ -212,10 +218,22 @@ def json_counts() -> JsonToMetadata:
 
 
 def first_chunk() -> Lua:
-    """When the first body chunk came."""
+    """When the first body chunk came; of a stream it is told to the service that decided."""
     source = resources.files("extproc.control").joinpath("lua/first_chunk.lua").read_text(encoding="utf-8")
-    source = source.replace("@NAMESPACE@", contract.OBSERVED_NAMESPACE)
-    source = source.replace("@KEY@", contract.FIRST_CHUNK_KEY)
+    for name, value in (
+        ("HEAD_BYTES", HEAD_BYTES),
+        ("EVENT_TIMEOUT_MS", EVENT_TIMEOUT_MS),
+        ("OBSERVED_NAMESPACE", contract.OBSERVED_NAMESPACE),
+        ("FIRST_CHUNK_KEY", contract.FIRST_CHUNK_KEY),
+        ("REFUSED_KEY", contract.REFUSED_KEY),
+        ("DECISION_NAMESPACE", contract.DECISION_NAMESPACE),
+        ("RESERVATION_KEY", contract.RESERVATION_KEY),
+        ("EVENT_CLUSTER_KEY", contract.EVENT_CLUSTER_KEY),
+        ("EVENT_PATH", f"/{contract.EVENT_SERVICE}/{contract.EVENT_METHOD}"),
+        ("RESERVATION_HEADER", contract.RESERVATION_HEADER),
+        ("REFUSED_HEADER", contract.REFUSED_HEADER),
+    ):
+        source = source.replace(f"@{name}@", str(value))
     return Lua(default_source_code=DataSource(inline_string=source), stat_prefix="first_chunk")
 
 

@@ -132,7 +132,7 @@ def _decided_route(config: Config, name: str, match: HeaderMatcher, timing: Timi
 
 def _ours(config: Config) -> list[str]:
     """What no engine is to see."""
-    names = [contract.CLUSTER_HEADER, "x-envoy-internal"]
+    names = [contract.CLUSTER_HEADER, contract.EXPLAIN_HEADER, "x-envoy-internal"]
     if config.gateway.trusted_proxy is not None:
         names.append(config.gateway.trusted_proxy.header)
     if peer_headers(config):
@@ -296,11 +296,12 @@ def _decided_headers(config: Config) -> list[HeaderValueOption]:
     def decided(key: str) -> str:
         return f"%DYNAMIC_METADATA({contract.DECISION_NAMESPACE}:{key})%"
 
-    values = {name: decided(name) for name in contract.RATE_LIMIT_HEADERS}
+    values = {name: decided(name) for name in (*contract.RATE_LIMIT_HEADERS, *contract.FAMILY_HEADERS)}
+    values[contract.REASON_HEADER] = decided(contract.EXPLAINED_KEY)
     if config.gateway.debug_headers:
         values |= {
             "x-steersman-pool": decided(contract.POOL_KEY),
-            "x-steersman-reason": decided(contract.REASON_KEY),
+            contract.REASON_HEADER: decided(contract.REASON_KEY),
             "x-steersman-endpoint": "%UPSTREAM_REMOTE_ADDRESS%",
             "x-steersman-attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
         }

@@ -20,6 +20,7 @@ from extproc.core.contract import (
     OBSERVED_NAMESPACE,
     PROMPT_TOKENS_HEADER,
     PROMPT_TOKENS_KEY,
+    REFUSED_KEY,
     TICKET_KEY,
 )
 from extproc.core.outcome import End, Outcome
@@ -83,22 +84,27 @@ def _outcome(entry: pb.HttpAccessLogEntry) -> Outcome | None:
     prompt = _count(seen, PROMPT_TOKENS_KEY)
     if prompt is None:
         prompt = _header_count(headers, PROMPT_TOKENS_HEADER)
+    refused = REFUSED_KEY in seen and seen[REFUSED_KEY].bool_value
     return Outcome(
         reservation=reservation,
         final=common.access_log_type in _FINAL_TYPES,
         status=status,
-        end=_end(common.response_flags, status),
+        end=_end(common.response_flags, status, refused=refused),
         served_by=_ip_port(upstream) if upstream.address else "",
         attempts=common.upstream_request_attempt_count,
         duration_ns=common.duration.ToNanoseconds(),
-        # A non-streamed answer's first byte is its last as well: no time to first token.
-        ttft_ns=_ttft_ns(common, seen) if reservation.stream and status == 200 else None,
+        # A non-streamed answer's first byte is its last as well, and a refusal's is no token.
+        ttft_ns=_ttft_ns(common, seen) if reservation.stream and status == 200 and not refused else None,
         prompt_tokens=prompt,
         output_tokens=output,
+        refused=refused,
     )
 
 
-def _end(flags: pb.ResponseFlags, status: int) -> End:
+def _end(flags: pb.ResponseFlags, status: int, *, refused: bool) -> End:
+    if refused:
+        # Whatever came after: a client mostly hangs up on it, and shall not pay for its prompt.
+        return End.REFUSED
     if any(getattr(flags, name) for name in _ENDED_BY_CLIENT):
         return End.CLIENT_GONE
     if status >= 500 or status == 0 or any(getattr(flags, name) for name in _ENDED_BY_FAULT):

@@ -13,6 +13,9 @@ from extproc.core.contract import (
     ATTRIBUTES_NAMESPACE,
     CLUSTER_HEADER,
     DECISION_NAMESPACE,
+    EVENT_CLUSTER_KEY,
+    EXPLAIN_HEADER,
+    EXPLAINED_KEY,
     JWT_FAILURE_KEY,
     JWT_NAMESPACE,
     JWT_PAYLOAD_KEY,
@@ -21,6 +24,7 @@ from extproc.core.contract import (
     MODEL_HEADER,
     POOL_KEY,
     REASON_KEY,
+    RESERVATION_KEY,
     SAN_ATTRIBUTES,
     SOURCE_ATTRIBUTE,
     TICKET_KEY,
@@ -43,6 +47,7 @@ WANTED = frozenset(
         API_KEY,
         "content-encoding",
         "content-length",
+        EXPLAIN_HEADER,
         MODEL_HEADER,
         "x-request-id",
     }
@@ -175,19 +180,31 @@ CONTINUE = {
 }
 
 
-def routed(decision: Routed, phase: str) -> bytes:
-    """The decision as the answer to a phase (request_headers or request_body)."""
-    return _route(
-        phase,
-        decision.cluster,
-        ",".join(decision.addresses),
-        {
-            TICKET_KEY: ticket.write(decision.reservation),
-            POOL_KEY: decision.reservation.pool,
-            REASON_KEY: decision.reason.text(),
-            **dict(decision.headers),
-        },
-    )
+def routed(
+    decision: Routed,
+    phase: str,
+    *,
+    event_cluster: str = "",
+    explained: bool = False,
+    body: bytes | None = None,
+) -> bytes:
+    """The decision as the answer to a phase (request_headers or request_body).
+
+    `event_cluster` is the cluster that Envoy tells of the first token; none when empty. `explained`: the
+    client is told the reason. `body` goes on in place of the client's.
+    """
+    about = {
+        TICKET_KEY: ticket.write(decision.reservation),
+        RESERVATION_KEY: decision.reservation.id,
+        POOL_KEY: decision.reservation.pool,
+        REASON_KEY: decision.reason.text(),
+        **dict(decision.headers),
+    }
+    if event_cluster:
+        about[EVENT_CLUSTER_KEY] = event_cluster
+    if explained:
+        about[EXPLAINED_KEY] = about[REASON_KEY]
+    return _route(phase, decision.cluster, ",".join(decision.addresses), about, body)
 
 
 def hold(timeout_ms: int) -> bytes:
@@ -197,12 +214,14 @@ def hold(timeout_ms: int) -> bytes:
     return response.SerializeToString()
 
 
-def to_cluster(cluster: str, phase: str) -> bytes:
+def to_cluster(cluster: str, phase: str, *, body: bytes | None = None) -> bytes:
     """Last resort: a cluster without endpoints or ticket; Envoy's own balancer chooses."""
-    return _route(phase, cluster, "", {POOL_KEY: cluster, REASON_KEY: "degraded: no decision"})
+    return _route(phase, cluster, "", {POOL_KEY: cluster, REASON_KEY: "degraded: no decision"}, body)
 
 
-def _route(phase: str, cluster: str, endpoints: str, about: dict[str, str]) -> bytes:
+def _route(
+    phase: str, cluster: str, endpoints: str, about: dict[str, str], body: bytes | None = None
+) -> bytes:
     response = pb.ProcessingResponse()
     common = getattr(response, phase).response
     common.clear_route_cache = True
@@ -213,6 +232,10 @@ def _route(phase: str, cluster: str, endpoints: str, about: dict[str, str]) -> b
     option.append_action = _OVERWRITE
     # The key opened our door; the engine has no use for it, and its logs no right to it.
     mutation.remove_headers.extend((AUTHORIZATION, API_KEY))
+    if body is not None:
+        common.body_mutation.body = body
+        # Envoy answers 500 itself where its own length and the new body's differ.
+        _set(mutation, "content-length", str(len(body)))
     metadata = response.dynamic_metadata.fields
     if endpoints:
         metadata[LB_NAMESPACE].struct_value.fields[LB_ENDPOINTS_KEY].string_value = endpoints

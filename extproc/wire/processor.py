@@ -18,9 +18,10 @@ from enum import Enum, auto
 import msgspec
 
 from extproc.core.attempts import AttemptLimiter
-from extproc.core.contract import MODEL_HEADER
+from extproc.core.contract import EXPLAIN_HEADER, MODEL_HEADER
 from extproc.core.decide import MODEL_SHOWN_MAX
 from extproc.core.desk import QUOTA_EXCEEDED, AskQuota, Desk
+from extproc.core.families import members
 from extproc.core.outcome import Answer, Hold, Reject, Routed
 from extproc.core.quota import Granted, Refused
 from extproc.core.request import Dialect, Kind, Request, Route, bad_request, find_route, parse
@@ -30,6 +31,7 @@ from extproc.observe.shadow import Recent
 from extproc.observe.tally import Tally
 from extproc.wire import codec
 from extproc.wire.codec import Reply
+from extproc.wire.rename import renamed
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,10 @@ log = logging.getLogger(__name__)
 FAILURE_LOG_EVERY_NS = 1_000_000_000
 #: Envoy waits this much longer than a hold can last, so that the service's own 429 comes first.
 HOLD_MARGIN_MS = 2_000
+#: Bodies kept while their requests are held (those that ask for a family get another model's name).
+BODIES_BYTES_MAX = 256 * 1024 * 1024
+#: The value of the header with which a client asks for the reason.
+EXPLAIN_REASON = "reason"
 
 
 class Processor:
@@ -53,6 +59,7 @@ class Processor:
         clock: Callable[[], int],
         attempts: AttemptLimiter | None = None,
         wall_clock: Callable[[], float] = time.time,
+        event_cluster: str = "",
     ) -> None:
         self.desk = desk
         self.directory = directory
@@ -60,6 +67,8 @@ class Processor:
         self.decisions_concurrent_max = decisions_concurrent_max
         self.body_bytes_max = body_bytes_max
         self.clock = clock
+        #: Envoy's cluster of this service alone, for first-token events; none when empty.
+        self.event_cluster = event_cluster
         #: Unix time: keys are valid by the calendar.
         self.wall_clock = wall_clock
         self.attempts = attempts
@@ -70,6 +79,8 @@ class Processor:
         self.open_exchanges = 0
         #: Exchanges whose requests are held, by reservation id.
         self._held: dict[str, Exchange] = {}
+        #: The size of their bodies, as far as they are kept.
+        self.bodies_bytes = 0
         desk.on_release = self._released
         self._logged_ns = -FAILURE_LOG_EVERY_NS
 
@@ -91,15 +102,19 @@ class Processor:
             if isinstance(decision, Routed):
                 self.desk.cancel(reservation_id, now_ns=self.clock())
             return
+        self.bodies_bytes -= exchange.body_bytes
         exchange.release(decision)
 
     def hold(self, reservation_id: str, exchange: Exchange) -> None:
         """An exchange waits for the desk."""
         self._held[reservation_id] = exchange
+        self.bodies_bytes += exchange.body_bytes
 
     def gave_up(self, reservation_id: str) -> None:
         """A held request's client has left."""
-        self._held.pop(reservation_id, None)
+        exchange = self._held.pop(reservation_id, None)
+        if exchange is not None:
+            self.bodies_bytes -= exchange.body_bytes
         self.desk.leave(reservation_id, now_ns=self.clock())
 
     def identify(self, evidence: Evidence) -> Identity | Reject:
@@ -135,6 +150,9 @@ class Processor:
     def spent(self, request: Request, tenant: Tenant, key: str) -> None:
         """A quota refused a request: dry runs of another quota must know of it."""
         model = request.model or tenant.default_model or self.desk.default_model
+        if model in self.desk.families:
+            case = self.desk.resolve(request, tenant, "", key=key, now_ns=self.clock())
+            model = model if isinstance(case, Reject) else case.model
         pool = self.desk.fleet.pool_of(model)
         if pool is not None:
             self.recent.refused(request, tenant.name, key, model, pool, now_ns=self.clock())
@@ -160,7 +178,9 @@ class Exchange:
     __slots__ = (
         "_asked_for",
         "_asked_id",
+        "_body",
         "_dialect",
+        "_explain",
         "_held_id",
         "_key",
         "_model",
@@ -168,6 +188,7 @@ class Exchange:
         "_phase",
         "_processor",
         "_ready",
+        "_request_id",
         "_reservation_id",
         "_route",
         "_state",
@@ -186,9 +207,18 @@ class Exchange:
         self._asked_id = ""
         self._asked_for: Request | None = None
         self._key = ""
+        #: Kept where it names a family.
+        self._body = b""
+        self._explain = False
+        self._request_id = ""
         self._phase = ""
         self._ready: Reply | None = None
         self._on_ready: Callable[[Reply], None] | None = None
+
+    @property
+    def body_bytes(self) -> int:
+        """The size of the body that is kept."""
+        return len(self._body)
 
     def receive(self, data: bytes) -> Reply:
         """Answer one message. Raises only on bytes that are no ProcessingRequest."""
@@ -280,6 +310,10 @@ class Exchange:
         if route.kind is Kind.MODELS:
             return self._models()
         self._route, self._model = route, values.get(MODEL_HEADER)
+        self._request_id = values.get("x-request-id", "")
+        self._explain = (
+            self._tenant.explain and values.get(EXPLAIN_HEADER, "").strip().lower() == EXPLAIN_REASON
+        )
         if processor.deciding > processor.decisions_concurrent_max:
             processor.desk.counts["bound.decisions_concurrent_max"] += 1
             return Reject(
@@ -311,6 +345,8 @@ class Exchange:
             if isinstance(request, Reject):
                 processor.desk.counts[f"rejected.{request.code}"] += 1
                 return self._answer(request)
+            if request.model in processor.desk.families:
+                self._body = body
             return self._decide(request, phase)
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
             self._undo()
@@ -357,6 +393,12 @@ class Exchange:
             self._asked_id = decision.case.id
             return Reply(b"", end=False, ask=decision)
         if isinstance(decision, Hold):
+            processor.desk.decisions.named(self._request_id, decision.id)
+            if self._body and processor.bodies_bytes + len(self._body) > BODIES_BYTES_MAX:
+                processor.desk.counts["bound.bodies_bytes_max"] += 1
+                processor.desk.leave(decision.id, now_ns=processor.clock())
+                message = "the gateway holds as much of requests' bodies as it may"
+                return self._answer(Reject(status=429, code="overloaded", message=message, retry_after_s=1))
             self._held_id = decision.id
             processor.hold(decision.id, self)
             left_ms = (decision.until_ns - processor.clock()) // 1_000_000
@@ -365,7 +407,17 @@ class Exchange:
 
     def _routed(self, decision: Routed) -> Reply:
         self._reservation_id = decision.reservation.id
-        reply = Reply(codec.routed(decision, self._phase), end=True, reservation_id=decision.reservation.id)
+        self._processor.desk.decisions.named(self._request_id, decision.reservation.id)
+        # Engines refuse names that they do not know: a family's is none of theirs.
+        body = renamed(self._body, decision.reservation.model) if self._body else None
+        data = codec.routed(
+            decision,
+            self._phase,
+            event_cluster=self._processor.event_cluster,
+            explained=self._explain,
+            body=body,
+        )
+        reply = Reply(data, end=True, reservation_id=decision.reservation.id)
         self._processor.tally.decided(self._tenant.name, decision)
         self._processor.recent.routed(decision.reservation, now_ns=self._processor.clock())
         return reply
@@ -390,13 +442,18 @@ class Exchange:
         """Neither way could decide: Envoy's own balancer over the model's pool takes it."""
         desk = self._processor.desk
         model = _model_of(body) or self._model or self._tenant.default_model or desk.default_model
+        family, new_body = desk.families.get(model), None
+        if family is not None and (may := members(family, self._tenant, desk.fleet.pool_of)):
+            model = family.models[may[0]]
+            new_body = renamed(self._body, model) if self._body else None
         pool = desk.fleet.pool_of(model)
         allowed = self._tenant.models is None or model in self._tenant.models
         if pool is None or not allowed:
             message = f"no model {model[:MODEL_SHOWN_MAX]!r} here"
             return self._answer(Reject(status=404, code="model_not_found", message=message))
         desk.counts["routed.last_resort"] += 1
-        return Reply(codec.to_cluster(pool.cluster_for(self._tenant.service_class), phase), end=True)
+        cluster = pool.cluster_for(self._tenant.service_class)
+        return Reply(codec.to_cluster(cluster, phase, body=new_body), end=True)
 
     def _answer(self, answer: Answer | Reject) -> Reply:
         self._state = _State.DONE
@@ -411,8 +468,9 @@ class Exchange:
         return Reject(status=503, code="no_ready_endpoint", message="no replica is ready", retry_after_s=5)
 
     def _models(self) -> Answer:
-        allowed = self._tenant.models
-        names = [n for n in self._processor.desk.fleet.models if allowed is None or n in allowed]
+        allowed, desk = self._tenant.models, self._processor.desk
+        names = [n for n in desk.fleet.models if allowed is None or n in allowed]
+        names += [n for n, f in desk.families.items() if members(f, self._tenant, desk.fleet.pool_of)]
         listed = [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in names]
         return Answer(status=200, body=msgspec.json.encode({"object": "list", "data": listed}))
 

@@ -17,11 +17,13 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from extproc._pb import health_pb2
+from extproc.core.contract import EVENT_METHOD, EVENT_SERVICE
 from extproc.core.desk import AskQuota
 from extproc.core.outcome import Outcome
 from extproc.core.quota import Granted, Refused
 from extproc.wire import accesslog
 from extproc.wire.codec import Reply
+from extproc.wire.firsttoken import FirstToken, FirstTokens
 from extproc.wire.processor import Exchange, Processor
 
 log = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ class BindError(OSError):
 
 
 class Server:
-    """ext_proc, access log, health and status on one grpc.aio server.
+    """ext_proc, access log, first-token events, health and status on one grpc.aio server.
 
     `handlers` are further generic RPC handlers (ADS); `commands` are operators' orders, served beside the
     status as unary methods of bytes.
@@ -73,6 +75,7 @@ class Server:
         message_bytes_max: int,
         handlers: Sequence[Any] = (),
         commands: Mapping[str, Command] | None = None,
+        first_token: FirstToken | None = None,
     ) -> None:
         self.processor = processor
         self._settle = settle
@@ -90,10 +93,14 @@ class Server:
                 ("grpc.keepalive_timeout_ms", 5_000),
             ]
         )
+        events = FirstTokens(processor, first_token)
         self._server.add_generic_rpc_handlers(
             (
                 _service(EXT_PROC, Process=grpc.stream_stream_rpc_method_handler(self._process)),
                 _service(ACCESS_LOG, StreamAccessLogs=grpc.stream_unary_rpc_method_handler(self._access_log)),
+                _service(
+                    EVENT_SERVICE, **{EVENT_METHOD: grpc.unary_unary_rpc_method_handler(events.receive)}
+                ),
                 _service(
                     HEALTH,
                     Check=grpc.unary_unary_rpc_method_handler(self._health_check),

@@ -26,6 +26,14 @@ class _Ticket(msgspec.Struct, array_like=True, frozen=True):
     stream: bool
     key: str = ""
     service_class: str = "standard"
+    max_new_tokens: int | None = None
+    cached_tokens: int = 0
+    ttft_ms: float = 0.0
+    tpot_ms: float = 0.0
+    strategy: str = ""
+    arm: str = ""
+    held_ms: float = 0.0
+    unit: int = 0
 
 
 _encoder = msgspec.json.Encoder()
@@ -49,6 +57,14 @@ def write(reservation: Reservation) -> str:
             r.stream,
             r.key,
             r.service_class,
+            r.max_new_tokens,
+            r.cached_tokens,
+            r.ttft_ms,
+            r.tpot_ms,
+            r.strategy,
+            r.arm,
+            r.held_ms,
+            r.unit,
         )
     ).decode()
 
@@ -72,4 +88,12 @@ def read(text: str) -> Reservation | None:
         stream=t.stream,
         key=t.key,
         service_class=t.service_class,
+        max_new_tokens=None if t.max_new_tokens is None else max(0, t.max_new_tokens),
+        cached_tokens=max(0, t.cached_tokens),
+        ttft_ms=max(0.0, t.ttft_ms),
+        tpot_ms=max(0.0, t.tpot_ms),
+        strategy=t.strategy,
+        arm=t.arm,
+        held_ms=max(0.0, t.held_ms),
+        unit=t.unit,
     )

@@ -11,6 +11,9 @@ each of them shall do for a request is in the request's own headers, so tests sh
 - `x-test-stuck-a`        upstream a does not answer
 - `x-test-comment`        a stream begins with an SSE comment
 - `x-test-pad`            bytes of padding in a whole answer, or in a stream's last event
+- `x-test-say: TEXT`      what a stream begins with, written as it is; "\\n" stands for a line's end
+- `x-test-stream-status`  a stream's status
+- `x-test-event: CLUSTER` whom the decision wants to be told of the first token; none when "-"
 - `x-test-first-ms`, `x-test-gap-ms`, `x-test-tokens`  how an upstream streams
 """
 
@@ -129,7 +132,7 @@ class Seen:
 
 @dataclass
 class Service:
-    """ext_proc, access log and health, on one port."""
+    """ext_proc, access log, first-token events and health, on one port."""
 
     addresses: dict[str, str]
     cluster: str
@@ -137,6 +140,8 @@ class Service:
     publisher: AdsPublisher | None = None
     records: list[Seen] = field(default_factory=list)
     decided: list[dict[str, str]] = field(default_factory=list)
+    #: The headers of each first-token event, and its message.
+    events: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     server: Any = None
 
     async def start(self) -> None:
@@ -166,6 +171,10 @@ class Service:
                 ),
             )
         )
+        event = grpc.unary_unary_rpc_method_handler(self.event)
+        self.server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(contract.EVENT_SERVICE, {contract.EVENT_METHOD: event}),)
+        )
         if self.publisher is not None:
             self.server.add_generic_rpc_handlers((ads_handler(self.publisher),))
         self.port = self.server.add_insecure_port(f"127.0.0.1:{self.port}")
@@ -176,6 +185,10 @@ class Service:
 
     async def health(self, request: Any, context: Any) -> Any:
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+    async def event(self, message: bytes, context: Any) -> bytes:
+        self.events.append((dict(context.invocation_metadata()), message))
+        return b""
 
     async def log(self, messages: AsyncIterator[Any], context: Any) -> bytes:
         async for message in messages:
@@ -219,6 +232,7 @@ class Service:
         option.append_action = ext_proc_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
         part.response.header_mutation.remove_headers.append("authorization")
         names = headers.get("x-test-endpoints", "a,b").split(",")
+        told = headers.get("x-test-event", "steersman")
         answer.dynamic_metadata.update(
             {
                 contract.LB_NAMESPACE: {
@@ -228,6 +242,8 @@ class Service:
                     contract.TICKET_KEY: f"ticket-of-{headers['x-request-id']}",
                     contract.POOL_KEY: "chat",
                     contract.REASON_KEY: "because",
+                    contract.RESERVATION_KEY: headers["x-request-id"],
+                    **({contract.EVENT_CLUSTER_KEY: told} if told != "-" else {}),
                 },
             }
         )
@@ -296,11 +312,15 @@ class Upstream:
         return web.json_response(answer, headers={"x-prompt-tokens": "9", "x-generated-tokens": "5"})
 
     async def stream(self, request: web.Request, *, openai: bool) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        status = int(request.headers.get("x-test-stream-status", "200"))
+        kind = {"content-type": "text/event-stream; charset=utf-8"}
+        response = web.StreamResponse(headers=kind, status=status)
         await response.prepare(request)
         if "x-test-comment" in request.headers:
             await response.write(b":\n\n")
         await asyncio.sleep(int(request.headers.get("x-test-first-ms", "0")) / 1000)
+        if said := request.headers.get("x-test-say"):
+            await response.write(said.replace("\\n", "\n").encode())
         tokens = int(request.headers.get("x-test-tokens", "4"))
         for index in range(1, tokens + 1):
             event: dict[str, Any] = {"choices": [{"delta": {"content": "x"}}]}

@@ -235,7 +235,8 @@ def test_a_restarted_service_is_followed_again(gateway: Gateway) -> None:
     gateway.publish("a", "b")
     with stream(gateway, "b"):
         gateway.loop.run(gateway.service.stop())
-        assert {served_by(gateway) for _ in range(10)} == {"a", "b"}
+        # Envoy draws two with replacement: the busy one is drawn twice once in four.
+        assert {served_by(gateway) for _ in range(40)} == {"a", "b"}
     publisher = gateway.service.publisher = AdsPublisher()
     gateway.loop.call(publisher.publish, gateway.snapshot("c"))
     gateway.loop.run(gateway.service.start())

@@ -176,11 +176,15 @@ def test_the_body_bound_is_the_buffer_filters() -> None:
 
 
 def test_debug_headers_only_when_asked() -> None:
-    """They tell a client which endpoints there are."""
-    for asked, count in ((False, 0), (True, 4)):
+    """They tell which endpoints there are; without them a reason is told where the decision says so."""
+    debug = {"x-steersman-pool", "x-steersman-endpoint", "x-steersman-attempts"}
+    always = {contract.REASON_HEADER, *contract.FAMILY_HEADERS}
+    for asked, headers, key in ((False, always, "explained"), (True, always | debug, "reason")):
         route = manager(tree(f"debug_headers: {str(asked).lower()}"))["route_config"]["virtual_hosts"][0]
         added = [each["header"]["key"] for each in route["routes"][0]["response_headers_to_add"]]
-        assert sum(key.startswith("x-steersman-") for key in added) == count
+        assert {name for name in added if name.startswith("x-steersman-")} == headers
+        reason = route["routes"][0]["response_headers_to_add"][added.index(contract.REASON_HEADER)]
+        assert reason["header"]["value"] == f"%DYNAMIC_METADATA(steersman:{key})%"
         assert [key for key in added if key.startswith("x-ratelimit-")] == list(contract.RATE_LIMIT_HEADERS)
 
 

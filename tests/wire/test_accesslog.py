@@ -8,8 +8,10 @@ import pytest
 from google.protobuf.message import DecodeError
 
 from extproc._pb import access_log_pb2 as pb
+from extproc.core.accounts import Price, used
 from extproc.core.contract import DECISION_NAMESPACE, OBSERVED_NAMESPACE
 from extproc.core.outcome import End, Outcome, Reservation
+from extproc.core.quota import Amounts
 from extproc.wire import accesslog, ticket
 
 RESERVATION = Reservation(
@@ -179,6 +181,24 @@ def test_whose_count_of_prompt_tokens() -> None:
 def test_time_to_first_token(first_us: Any, ttft_ns: int | None) -> None:
     """From the request's start to the first chunk; None where the clocks disagree or nothing was seen."""
     assert read(record(seen={"first_chunk_us": first_us})).ttft_ns == ttft_ns
+
+
+@pytest.mark.parametrize("flags", [(), ("downstream_remote_reset",), ("upstream_remote_reset",)])
+def test_a_refusal_inside_a_200(flags: tuple[str, ...]) -> None:
+    """It is the engine's refusal however the stream ended then, and its first chunk was no token."""
+    seen = {"first_chunk_us": str((START_NS + 250_000_000) // 1_000), "refused": True}
+    outcome = read(record(seen=seen, flags=flags))
+    assert (outcome.refused, outcome.end, outcome.ttft_ns) == (True, End.REFUSED, None)
+    amounts = used(outcome, None, Price(input_per_million=1.0, output_per_million=1.0), gpu_ms=10.0)
+    only_the_request = Amounts(requests=1, input_tokens=0, output_tokens=0, gpu_ms=0.0, cost=0.0)
+    assert amounts == only_the_request
+
+
+@pytest.mark.parametrize("value", [False, None, "1", 1])
+def test_what_is_no_refusal(value: Any) -> None:
+    """Our script writes true or nothing."""
+    outcome = read(record(seen={"refused": value}))
+    assert (outcome.refused, outcome.end) == (False, End.OK)
 
 
 def test_no_time_to_first_token() -> None:

@@ -4,7 +4,8 @@ import envoy_messages as envoy
 import pytest
 
 from extproc._pb import ext_proc_pb2 as pb
-from extproc.core.outcome import Answer, Reject
+from extproc.core.contract import DECISION_NAMESPACE, EVENT_CLUSTER_KEY, RESERVATION_KEY
+from extproc.core.outcome import Answer, Reason, Reject, Reservation, Routed
 from extproc.core.request import Dialect
 from extproc.wire import codec
 
@@ -88,6 +89,33 @@ def test_what_envoy_says_of_the_sender() -> None:
         answer = codec.read(message.SerializeToString(), claim=claim)
         assert isinstance(answer, codec.Headers)
         assert answer.evidence.jwt == jwt
+
+
+def test_whom_envoy_tells_of_the_first_token() -> None:
+    """The decision carries its id and this service's cluster; without a cluster nobody is told."""
+    reservation = Reservation(
+        id="i-1",
+        tenant="t",
+        model="m",
+        pool="p",
+        address="10.0.0.1:80",
+        input_tokens=1,
+        output_tokens=1,
+        permits=1,
+        prompt_bytes=1,
+        stream=True,
+    )
+    decision = Routed(
+        cluster="pool.p/standard",
+        addresses=("10.0.0.1:80",),
+        reservation=reservation,
+        reason=Reason("s", [], [], [], {}),
+    )
+    for cluster in ("steersman.log.1", ""):
+        answer = envoy.response(codec.routed(decision, "request_body", event_cluster=cluster))
+        about = envoy.metadata(answer, DECISION_NAMESPACE)
+        assert about[RESERVATION_KEY] == "i-1"
+        assert about.get(EVENT_CLUSTER_KEY, "") == cluster
 
 
 def test_joined_credentials_are_two() -> None:

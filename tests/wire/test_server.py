@@ -17,13 +17,20 @@ import grpc
 import pytest
 
 from extproc._pb import health_pb2
-from extproc.core.contract import DECISION_NAMESPACE
+from extproc.core.contract import (
+    DECISION_NAMESPACE,
+    EVENT_METHOD,
+    EVENT_SERVICE,
+    REFUSED_HEADER,
+    RESERVATION_HEADER,
+)
 from extproc.core.desk import Desk, DeskLimits
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Outcome
 from extproc.core.tenant import Directory
 from extproc.observe.tally import Tally
 from extproc.wire import server as server_module
+from extproc.wire.firsttoken import FirstToken
 from extproc.wire.processor import Processor
 from extproc.wire.server import BindError, Server
 
@@ -60,6 +67,11 @@ class Running:
         await call.done_writing()
         assert await call == b""
 
+    async def event(self, *headers: tuple[str, str]) -> bytes:
+        call = self.channel.unary_unary(f"/{EVENT_SERVICE}/{EVENT_METHOD}")
+        answer: bytes = await call(b"", metadata=headers, timeout=TIMEOUT_S)
+        return answer
+
     def check(self, service: str = "") -> Awaitable[bytes]:
         request = health_pb2.HealthCheckRequest(service=service).SerializeToString()
         return self.channel.unary_unary(f"/{server_module.HEALTH}/Check")(request, timeout=TIMEOUT_S)  # type: ignore[no-any-return]
@@ -70,7 +82,9 @@ class Running:
                 await asyncio.sleep(0.005)
 
 
-def build(settle: Callable[[Outcome], None] | None = None) -> tuple[Server, Processor, list[Outcome]]:
+def build(
+    settle: Callable[[Outcome], None] | None = None, first_token: FirstToken | None = None
+) -> tuple[Server, Processor, list[Outcome]]:
     endpoints = (("10.0.0.1:80", "", 64), ("10.0.0.2:80", "", 64))
     pool = PoolSpec(name="p", models=("m",), strategy="least_work", endpoints=endpoints)
     desk = Desk(Fleet([pool]), instance="i", default_model="m", limits=DeskLimits(), rng=Random(1))
@@ -90,15 +104,23 @@ def build(settle: Callable[[Outcome], None] | None = None) -> tuple[Server, Proc
         if desk.settle(outcome, now_ns=0):
             settled.append(outcome)
 
-    server = Server(processor, settle=take, status=lambda: b'{"fine":true}', message_bytes_max=100_000)
+    server = Server(
+        processor,
+        settle=take,
+        status=lambda: b'{"fine":true}',
+        message_bytes_max=100_000,
+        first_token=first_token,
+    )
     return server, processor, settled
 
 
 @asynccontextmanager
 async def running(
-    address: str = "127.0.0.1:0", settle: Callable[[Outcome], None] | None = None
+    address: str = "127.0.0.1:0",
+    settle: Callable[[Outcome], None] | None = None,
+    first_token: FirstToken | None = None,
 ) -> AsyncIterator[Running]:
-    server, processor, settled = build(settle)
+    server, processor, settled = build(settle, first_token)
     it = Running(server, processor, settled)
     (it.address,) = await server.start([address])
     async with grpc.aio.insecure_channel(it.address) as channel:
@@ -218,6 +240,46 @@ def test_a_half_closed_stream() -> None:
             await call.done_writing()
             assert await call.read() is grpc.aio.EOF
             await it.until(lambda: it.processor.open_exchanges == 0)
+
+    asyncio.run(play())
+
+
+def test_first_tokens() -> None:
+    """The id and whether it was a refusal; unknown ones are counted, and every answer is empty."""
+    seen: list[tuple[str, bool]] = []
+
+    def first_token(reservation_id: str, refused: bool) -> bool:
+        seen.append((reservation_id, refused))
+        return reservation_id.startswith("i-")
+
+    async def play() -> None:
+        async with running(first_token=first_token) as it:
+            assert await it.event((RESERVATION_HEADER, "i-1")) == b""
+            assert await it.event((RESERVATION_HEADER, "i-2"), (REFUSED_HEADER, "1")) == b""
+            assert await it.event((RESERVATION_HEADER, "other")) == b""
+            assert await it.event() == b""
+            assert seen == [("i-1", False), ("i-2", True), ("other", False), ("", False)]
+            assert it.processor.desk.counts["events.first_token"] == 4
+            assert it.processor.desk.counts["events.refused"] == 1
+            assert it.processor.desk.counts["events.unknown"] == 2
+
+    asyncio.run(play())
+
+
+def test_a_first_token_that_cannot_be_taken(caplog: pytest.LogCaptureFixture) -> None:
+    """A fault of ours is counted and answered like any other; so is an event that nobody wants."""
+
+    def broken(_: str, __: bool) -> bool:
+        raise ZeroDivisionError("a fault of ours")
+
+    async def play() -> None:
+        with caplog.at_level(logging.CRITICAL):
+            async with running(first_token=broken) as it:
+                assert await it.event((RESERVATION_HEADER, "i-1")) == b""
+                assert it.processor.desk.counts["exception.first token"] == 1
+        async with running() as it:
+            assert await it.event((RESERVATION_HEADER, "i-1")) == b""
+            assert it.processor.desk.counts["events.unknown"] == 1
 
     asyncio.run(play())
 

@@ -1,0 +1,47 @@
+"""First-token events: Envoy tells the service that a stream's first chunk has come.
+
+Owns the call's reading and its counts. What a first token means is the desk's; and whether the call is
+Envoy's is the network's to see to, as with decisions: clients reach the listener alone, which has no
+way here, and the id in the call comes from the decision's own metadata.
+
+The event only speeds up what the access log says later, so that one which is lost, late, of an unknown
+request or sent twice does no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from extproc.core.contract import REFUSED_HEADER, RESERVATION_HEADER
+from extproc.wire.processor import Processor
+
+#: Takes a reservation's id and whether the engine refused; says whether it knew the request.
+FirstToken = Callable[[str, bool], bool]
+
+
+class FirstTokens:
+    """The handler of the unary method; `first_token` None takes the events and does nothing with them."""
+
+    def __init__(self, processor: Processor, first_token: FirstToken | None) -> None:
+        self._processor = processor
+        self._first_token = first_token
+
+    async def receive(self, _: bytes, context: Any) -> bytes:
+        """Take one event; answers empty, whatever becomes of it."""
+        reservation_id, refused = "", False
+        for name, value in context.invocation_metadata():
+            if name == RESERVATION_HEADER:
+                reservation_id = value
+            elif name == REFUSED_HEADER:
+                refused = True
+        counts = self._processor.desk.counts
+        counts["events.first_token"] += 1
+        if refused:
+            counts["events.refused"] += 1
+        try:
+            if self._first_token is None or not self._first_token(reservation_id, refused):
+                counts["events.unknown"] += 1
+        except Exception as error:  # noqa: BLE001 (an event is a hint: a fault of ours must not reach Envoy)
+            self._processor.failed(error, "first token")
+        return b""

@@ -1,0 +1,131 @@
+"""A real Envoy notes the first chunk of a response, and tells of a stream's to the service that decided."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from extproc.config.load import loads
+from extproc.control.services import event_cluster
+from extproc.core import contract
+
+if TYPE_CHECKING:  # a conftest is not importable under importlib mode
+    Gateway = Any
+
+OVERLOADED = 'data: {"error":"Model is overloaded","error_type":"overloaded"}\\n\\n'
+OVERLOADED_OPENAI = 'data:{"error": {"message":"Model is overloaded","http_status_code":422}}\\n\\n'
+#: Longer than an event takes; each test waits for it once.
+SETTLED_S = 0.3
+
+
+def events_of(gateway: Gateway, request_id: str, *, service: int = 0) -> list[tuple[dict[str, str], bytes]]:
+    """The events of a request, once the wait for a second one is over."""
+    deadline = time.monotonic() + SETTLED_S
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
+    events = gateway.services[service].events
+    return [each for each in events if each[0][contract.RESERVATION_HEADER] == request_id]
+
+
+@pytest.mark.envoy
+@pytest.mark.parametrize(
+    ("headers", "count", "refused"),
+    [
+        ({"x-test-gap-ms": "20"}, 1, False),
+        ({"x-test-comment": "1", "x-test-first-ms": "30"}, 1, False),
+        ({"x-test-say": OVERLOADED, "x-test-tokens": "0"}, 1, True),
+        ({"x-test-say": OVERLOADED_OPENAI, "x-test-tokens": "0"}, 1, True),
+        ({"x-test-say": ":keep-alive\\n\\n" + OVERLOADED, "x-test-tokens": "0"}, 1, True),
+        # The engine's own words, quoted in an answer, and another error of the engine's.
+        ({"x-test-say": 'data: {"text":"data: {\\"error\\": overloaded"}\\n\\n'}, 1, False),
+        (
+            {"x-test-say": 'data: {"error":"Input is too long","error_type":"validation"}\\n\\n'},
+            1,
+            False,
+        ),
+        ({"x-test-stream-status": "424"}, 0, False),
+        ({"x-test-tokens": "0"}, 0, False),
+        ({"x-test-event": "-"}, 0, False),
+        # A cluster that this Envoy does not have costs the event alone.
+        ({"x-test-event": "steersman.log.7"}, 0, False),
+    ],
+)
+def test_a_streams_first_chunk_is_told_once(
+    gateway: Gateway, headers: dict[str, str], count: int, refused: bool
+) -> None:
+    """An empty gRPC message with the reservation's id and the refusal, which the record says as well."""
+    answer = gateway.call("/generate_stream", headers=headers)
+    assert answer.status == int(headers.get("x-test-stream-status", "200"))
+    tokens = int(headers.get("x-test-tokens", "4"))
+    assert answer.body.count(b'"index"') == tokens, "the stream comes whole"
+    events = events_of(gateway, answer.request_id)
+    assert len(events) == count
+    for seen, message in events:
+        assert message == b""
+        assert seen.get(contract.REFUSED_HEADER) == ("1" if refused else None)
+        assert "x-forwarded-for" not in seen
+    observed = gateway.record(answer.request_id).observed
+    assert observed.get(contract.REFUSED_KEY) == (True if refused else None)
+    assert (contract.FIRST_CHUNK_KEY in observed) is bool(answer.body.strip(b":\n"))
+
+
+@pytest.mark.envoy
+def test_a_whole_answer_is_not_told(gateway: Gateway) -> None:
+    """Its first chunk is its last; the record says as much."""
+    answer = gateway.call()
+    assert events_of(gateway, answer.request_id) == []
+    assert contract.FIRST_CHUNK_KEY in gateway.record(answer.request_id).observed
+
+
+@pytest.mark.envoy
+def test_a_client_cannot_tell(gateway: Gateway) -> None:
+    """Law 7: the event's path is a path like any other, and its headers are nobody's but the script's."""
+    forged = {contract.RESERVATION_HEADER: "forged", contract.REFUSED_HEADER: "1", "te": "trailers"}
+    for extra in ({"content-type": "application/grpc"}, {contract.CLUSTER_HEADER: "steersman"}):
+        path = f"/{contract.EVENT_SERVICE}/{contract.EVENT_METHOD}"
+        answer = gateway.call(path, b"\0\0\0\0\0", headers={**forged, **extra})
+        assert events_of(gateway, "forged") == []
+        assert gateway.upstreams["a"].requests[-1]["x-request-id"] == answer.request_id
+    answer = gateway.call("/generate_stream", headers=forged)
+    ((seen, _),) = events_of(gateway, answer.request_id)
+    assert contract.REFUSED_HEADER not in seen
+
+
+@pytest.mark.envoy
+def test_the_named_service_alone_is_told(
+    start_gateway: Callable[..., Any], envoy: str, tmp_path: Path
+) -> None:
+    """With two services each has a cluster of its own, and only the decision's is called."""
+    with start_gateway(envoy, tmp_path, services=2) as gateway:
+        for i in range(2):
+            headers = {"x-test-event": f"steersman.log.{i}"}
+            request_id = gateway.call("/generate_stream", headers=headers).request_id
+            assert [len(events_of(gateway, request_id, service=each)) for each in (i, 1 - i)] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("services", "listen", "cluster"),
+    [
+        ("", "10.0.0.1:1", "steersman"),
+        ("10.0.0.1:1", "0.0.0.0:9", "steersman"),
+        ("10.0.0.1:1, 10.0.0.2:1", "10.0.0.2:1", "steersman.log.1"),
+        ("'unix:/run/a', 'unix:/run/b'", "'unix:/run/a'", "steersman.log.0"),
+        ("127.0.0.1:1, 127.0.0.1:2", "127.0.0.1:9, '127.0.0.1:2'", "steersman.log.1"),
+        # Every address of this host; 192.0.2.x is nobody's.
+        ("192.0.2.1:1, 127.0.0.1:1", "0.0.0.0:1", "steersman.log.1"),
+        ("192.0.2.1:1, 127.0.0.1:2", "0.0.0.0:1", ""),
+        ("127.0.0.1:1, 127.0.0.2:1", "0.0.0.0:1", ""),
+        ("192.0.2.1:1, 'unix:/run/a'", "127.0.0.1:1", ""),
+    ],
+)
+def test_a_service_knows_its_own_cluster(services: str, listen: str, cluster: str) -> None:
+    """By where it listens; where that leaves a doubt, by none."""
+    config = loads(
+        f"gateway: {{auth: none, services: [{services}]}}\nservice: {{listen: [{listen}]}}\n"
+        "pools: [{name: a, models: [m], endpoints: [{address: 10.0.0.3:1}]}]"
+    )
+    assert event_cluster(config) == cluster

@@ -1,0 +1,170 @@
+"""First-token events: they come at once, of streams alone, and no stream ever waits for them."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from gateway import KEYS, Gateway, wait_for
+from replicas import Replicas, specs
+
+from extproc.core.tenant import hash_key
+
+pytestmark = pytest.mark.envoy
+
+STREAMS = 40
+TOKENS = 60
+#: From the client's first chunk to the event's counting.
+EVENT_MS_MAX = 20.0
+
+
+@dataclass
+class Stream:
+    """What a client saw: when each event came (monotonic seconds), and what they said."""
+
+    at_s: list[float] = field(default_factory=list)
+    events: list[Any] = field(default_factory=list)
+
+    @property
+    def whole(self) -> bool:
+        return bool(self.events) and bool(self.events[-1].get("generated_text"))
+
+    @property
+    def gap_ms_max(self) -> float:
+        """The longest wait between two events; the first is the one that an event could delay."""
+        return max((b - a) * 1e3 for a, b in zip(self.at_s, self.at_s[1:], strict=False))
+
+
+def pool(addresses: list[str]) -> dict[str, dict[str, object]]:
+    return {"chat": {"models": ["tiny-chat"], "addresses": addresses}}
+
+
+def stream(gateway: Gateway, tokens: int = TOKENS, *, on_first: Callable[[], None] = lambda: None) -> Stream:
+    """Read one stream to its end."""
+    seen = Stream()
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
+    body = json.dumps({"inputs": f"[[sim:out={tokens}]]", "parameters": {"max_new_tokens": tokens}})
+    headers = {"content-type": "application/json", "authorization": f"Bearer {KEYS['acme']}"}
+    try:
+        connection.request("POST", "/generate_stream", body, headers)
+        answer = connection.getresponse()
+        while line := answer.readline():
+            if line.startswith(b"data:"):
+                seen.at_s.append(time.monotonic())
+                seen.events.append(json.loads(line.removeprefix(b"data:")))
+                if len(seen.events) == 1:
+                    on_first()
+    except (OSError, http.client.HTTPException, ValueError):
+        seen.events.append({})  # broken: not whole
+    finally:
+        connection.close()
+    return seen
+
+
+def events(gateway: Gateway, kind: str = "first_token", service: int = 0) -> int:
+    count: int = gateway.status(service)["counts"].get(f"events.{kind}", 0)
+    return count
+
+
+def test_the_event_comes_with_the_first_chunk() -> None:
+    """The service has counted it before 20 ms after the client's first chunk; whole answers have none."""
+    with Replicas(specs(1, time_scale=1.0)) as replicas, Gateway(pool(replicas.addresses)) as gateway:
+        took_ms: list[float] = []
+
+        def measure() -> None:
+            before, began = len(took_ms), time.monotonic()
+            while events(gateway) <= before:
+                assert time.monotonic() - began < 5.0, "the event did not come"
+            took_ms.append((time.monotonic() - began) * 1e3)
+
+        for _ in range(9):
+            assert stream(gateway, 30, on_first=measure).whole
+        # The polling is in the figure, and a busy machine's delays in its tail.
+        assert statistics.median(took_ms) < EVENT_MS_MAX, took_ms
+        for path in ("/generate", "/v1/chat/completions"):
+            body = {"inputs": "[[sim:out=2]]", "messages": [{"role": "user", "content": "[[sim:out=2]]"}]}
+            assert gateway.call(path, {**body, "model": "tiny-chat", "max_tokens": 2})[0] == 200
+        counts = gateway.status()["counts"]
+        assert counts["events.first_token"] == 9
+        assert "events.unknown" not in counts
+        assert "events.refused" not in counts
+        assert not [name for name in counts if name.startswith("exception.")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_streams_do_not_notice_a_service_that_is_gone(number: signal.Signals) -> None:
+    """Decided, then the service is killed or hangs, then the first tokens come: all streams come whole."""
+    with Replicas(specs(2, time_scale=0.5)) as replicas, Gateway(pool(replicas.addresses)) as gateway:
+        for i in range(2):
+            replicas.fault(i, hang=True)
+        with ThreadPoolExecutor(STREAMS) as threads:
+            running = [threads.submit(stream, gateway) for _ in range(STREAMS)]
+            wait_for("all in flight", lambda: gateway.status()["in_flight"] == STREAMS)
+            assert events(gateway) == 0
+            gateway.service.signal(number)
+            for i in range(2):
+                replicas.fault(i, hang=False)
+            seen = [each.result(60) for each in running]
+        assert [len(each.events) for each in seen] == [TOKENS] * STREAMS
+        assert all(each.whole for each in seen)
+        # An event's own timeout is 250 ms: a stream that had waited for it would show that.
+        assert statistics.median(each.gap_ms_max for each in seen) < 200
+        if number is signal.SIGKILL:
+            gateway.service.kill()
+            gateway.start_service()
+        else:
+            gateway.service.signal(signal.SIGCONT)
+        wait_for("quiet", gateway.quiet)
+        wait_for("decisions again", lambda: stream(gateway, 5).whole)
+        wait_for("events again", lambda: events(gateway) > 0)
+
+
+def test_a_refusal_inside_a_200_is_told() -> None:
+    """Neither retried nor charged: the event says it at once, the record at the end."""
+    tenant = {
+        "name": "acme",
+        "keys": [{"sha256": hash_key(KEYS["acme"])}],
+        "quota": {"input_tokens_per_hour": 36_000, "output_tokens_per_hour": 36_000},
+    }
+    with (
+        Replicas(specs(1)) as replicas,
+        Gateway(pool(replicas.addresses), tenants=[tenant]) as gateway,
+    ):
+        replicas.fault(0, refuse=True)
+        refused = stream(gateway, 20)
+        assert refused.events[0]["error_type"] == "overloaded"
+        wait_for("the event", lambda: events(gateway, "refused") == 1)
+        wait_for("quiet", gateway.quiet)
+        ended = gateway.status()["tenants"]["acme"]
+        assert (ended["refused"], ended["ok"], ended["output_tokens"]) == (1, 0, 0)
+        assert ended["ttft_p50_ms"] is None
+        used = gateway.status()["use"]["tenants"]["acme"]["limits"]
+        assert [each["used"] for each in used] == [0.0, 0.0], used
+        replicas.fault(0, refuse=False)
+        assert stream(gateway, 5).whole
+        wait_for("the good one's event", lambda: events(gateway) == 2)
+        assert events(gateway, "refused") == 1
+
+
+def test_only_the_service_that_decided_is_told() -> None:
+    """Two services decide side by side; each gets the events of its own requests, and knows them all."""
+    with (
+        Replicas(specs(2, time_scale=1.0)) as replicas,
+        Gateway(pool(replicas.addresses), services=2) as gateway,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        streams = [threads.submit(stream, gateway, 30) for _ in range(STREAMS)]
+        assert all(each.result(60).whole for each in streams)
+        wait_for("all events", lambda: sum(events(gateway, service=i) for i in range(2)) == STREAMS)
+        for i in range(2):
+            counts = gateway.status(i)["counts"]
+            assert counts["events.first_token"] == counts["routed"] > 0
+            assert "events.unknown" not in counts

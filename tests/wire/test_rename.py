@@ -1,0 +1,146 @@
+"""Bodies of requests for a family: renamed at the decision, kept within a bound while it waits."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+from typing import Any
+
+import envoy_messages as envoy
+import msgspec
+import pytest
+
+from extproc.core.contract import DECISION_NAMESPACE
+from extproc.core.desk import Desk, DeskLimits, Policy
+from extproc.core.families import Family
+from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.policy import ClassSpec
+from extproc.core.strategies import STRATEGIES
+from extproc.core.tenant import Directory, Tenant, hash_key
+from extproc.observe.tally import Tally
+from extproc.wire import processor as processor_module
+from extproc.wire.processor import Exchange, Processor
+from extproc.wire.rename import renamed
+
+AUTO = json.dumps({"model": "auto", "messages": [{"content": "hello"}], "max_tokens": 5}).encode()
+KEY = ("authorization", "Bearer key")
+
+
+class Broken:
+    """A policy that fails."""
+
+    name = "broken"
+
+    def rank(self, *_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("a fault of ours")
+
+
+def processor_of(
+    *, permits: int = 4, hold_ns: int = 0, strategy: str = "least_work", **tenant: Any
+) -> Processor:
+    pools = [
+        PoolSpec(name=name, models=(name,), strategy=strategy, endpoints=((f"10.0.0.{i}:80", "", permits),))
+        for i, name in enumerate(("small", "large"))
+    ]
+    desk = Desk(
+        Fleet(pools),
+        instance="i",
+        default_model="small",
+        limits=DeskLimits(),
+        rng=Random(1),
+        policy=Policy(classes=(ClassSpec(hold_ns=hold_ns),)),
+    )
+    desk.families = {"auto": Family(name="auto", models=("small", "large"), thresholds=(0.5,), wait_ms=None)}
+    tenants = [(Tenant(name="acme", **tenant), [hash_key("key")])]
+    return Processor(
+        desk,
+        Directory(tenants, required=True),
+        Tally(),
+        decisions_concurrent_max=8,
+        body_bytes_max=10_000,
+        clock=lambda: 5_000_000_000,
+    )
+
+
+def ask(exchange: Exchange, *extra: tuple[str, str], data: bytes = AUTO) -> Any:
+    exchange.receive(envoy.headers("POST", "/v1/chat/completions", KEY, *extra))
+    return exchange.receive(envoy.body(data))
+
+
+def test_values_stay_to_the_letter() -> None:
+    """Whatever they are; a name written twice counts as its last, as for who reads the body."""
+    numbers, again = b'"big":123456789012345678901234567890, "s": "\\u00e9"', b'"mod\\u0065l": "auto"'
+    body = b'{ "a" : 1.50, "model":"auto", ' + numbers + b", " + again + b" }"
+    assert renamed(body, 'm"x') == (
+        b'{"a":1.50,"model":"m\\"x","big":123456789012345678901234567890,"s":"\\u00e9"}'
+    )
+    with pytest.raises(msgspec.DecodeError):
+        renamed(b"[1]", "m")
+
+
+def test_a_decision_carries_the_new_body_and_its_length() -> None:
+    """And the headers for the client; a named model carries neither."""
+    processor = processor_of()
+    answer = envoy.response(ask(processor.open()).data)
+    common = answer.request_body.response
+    assert json.loads(common.body_mutation.body)["model"] == "small"
+    assert envoy.mutated(common.header_mutation)["content-length"] == str(len(common.body_mutation.body))
+    assert envoy.metadata(answer, DECISION_NAMESPACE)["x-steersman-model"] == "small"
+    plain = envoy.response(ask(processor.open(), data=AUTO.replace(b"auto", b"small")).data)
+    assert not plain.request_body.response.HasField("body_mutation")
+    assert "content-length" not in envoy.mutated(plain.request_body.response.header_mutation)
+    assert "x-steersman-model" not in envoy.metadata(plain, DECISION_NAMESPACE)
+
+
+def test_a_family_in_the_header_needs_no_new_body() -> None:
+    """The body names no model, so there is nothing to replace; the choice is made all the same."""
+    processor = processor_of()
+    unnamed = json.dumps({"messages": [{"content": "hello"}]}).encode()
+    answer = envoy.response(ask(processor.open(), ("x-model", "auto"), data=unnamed).data)
+    assert not answer.request_body.response.HasField("body_mutation")
+    assert envoy.metadata(answer, DECISION_NAMESPACE)["x-steersman-model"] == "small"
+
+
+def test_bodies_of_held_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They count while they wait; above the bound 429, and the wait is given up; all is given back."""
+    processor = processor_of(permits=1, hold_ns=10**10)
+    first = processor.open()
+    assert ask(first).end
+    held = processor.open()
+    assert ask(held).wait
+    assert processor.bodies_bytes == len(AUTO)
+    monkeypatch.setattr(processor_module, "BODIES_BYTES_MAX", len(AUTO) + 1)
+    refused = envoy.response(ask(processor.open()).data).immediate_response
+    assert refused.status.code == 429
+    assert processor.desk.counts["bound.bodies_bytes_max"] == 1
+    assert len(processor.desk.queue) == 1
+    replies: list[Any] = []
+    held.when_ready(replies.append)
+    first.close()
+    (released,) = replies
+    body = envoy.response(released.data).request_body.response.body_mutation.body
+    assert json.loads(body)["model"] == "small"
+    assert processor.bodies_bytes == 0
+    gone = processor.open()
+    assert ask(gone).wait
+    gone.close()
+    assert processor.bodies_bytes == 0
+
+
+def test_the_last_resort_renames_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When no decision can be made the family's smallest allowed model takes it, under its own name."""
+    monkeypatch.setitem(STRATEGIES, "broken", Broken())
+    monkeypatch.setattr("extproc.core.decide.FALLBACK", Broken())
+    processor = processor_of(strategy="broken", quality_floor="large")
+    answer = envoy.response(ask(processor.open()).data).request_body.response
+    assert envoy.mutated(answer.header_mutation)["x-steersman-cluster"] == "pool.large/standard"
+    assert json.loads(answer.body_mutation.body)["model"] == "large"
+
+
+def test_the_reason_is_told_who_may_ask() -> None:
+    """Under a key of its own in the metadata: of an allowed tenant, when asked for."""
+    asks = ("x-steersman-explain", " Reason ")
+    for allowed, extra, told in ((True, (asks,), True), (True, (), False), (False, (asks,), False)):
+        answer = envoy.response(ask(processor_of(explain=allowed).open(), *extra).data)
+        about = envoy.metadata(answer, DECISION_NAMESPACE)
+        assert (about.get("explained") == about["reason"]) == told
