@@ -25,8 +25,14 @@ COMMANDS = {
     "agent": ("agent", "Watch this node's GPUs and engines, and report them to the services."),
     "tenants": ("tenants", "Show what tenants use of their quotas."),
     "tenant": ("tenant", "Show or change a tenant: quotas, class, keys."),
+    "experiment": ("experiment", "Compare strategies on live traffic: start, status, stop."),
     "config": ("config_cmd", "The configuration's history: who changed what, and rollback."),
+    "explain": ("explain", "Show why a request went where it went, endpoint by endpoint."),
+    "families": ("families", "Train the classifier that chooses a family's model."),
     "sim-replica": ("sim_replica", "Run simulated TGI replicas."),
+    "replay": ("replay", "Replay recorded traffic under other choices, simulated."),
+    "tune": ("tune", "Search a strategy's parameters over recorded traffic, simulated."),
+    "simulate": ("simulate", "Compare strategies on simulated replicas, on a virtual clock."),
 }
 
 

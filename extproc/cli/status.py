@@ -58,7 +58,7 @@ async def _status(address: str | None, *, as_json: bool, watch: bool) -> None:
             status_view(status, width=width, height=height),
             title=f"[bold]steersman[/]  service at {link.address}",
             right=f"up {clock(status['uptime_s'])}   in flight {status['in_flight']}",
-            notes=[_pools(status)],
+            notes=[_pools(status), *_experiments(status)],
             events=list(events.lines),
         )
 
@@ -83,3 +83,15 @@ def _pools(status: dict[str, Any]) -> str:
     """Pools and how each chooses."""
     pools = [f"{name}: {pool['strategy']}" for name, pool in status["pools"].items()]
     return "[dim]" + "   ".join(pools) + "[/]"
+
+
+def _experiments(status: dict[str, Any]) -> list[str]:
+    """A line for each experiment: its arms, and that the guardrail has stopped one."""
+    lines = []
+    for each in status.get("experiments", []):
+        arms = [
+            f"{arm['name']} {arm['share']:.0%}{' stopped' * bool(arm['stopped'])}" for arm in each["arms"]
+        ]
+        shadow = [f"shadow {each['shadow']['strategy']}"] if each["shadow"] else []
+        lines.append(f"[dim]experiment {each['name']} ({each['state']}): {', '.join(arms + shadow)}[/]")
+    return lines

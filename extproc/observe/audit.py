@@ -1,18 +1,12 @@
 """The audit log: who could not prove who they are, and every change of quotas and keys, as JSON lines.
 
-Owns the events, their bounds and the file. An event holds names, ids, hashes' beginnings, numbers and
-addresses, never a key, a token, or anything of a request's content. Events wait in memory (a quarter of a
-second in the service) until `flush`, which may run in a thread, so that a slow disk delays no decision; a
-killed process loses those. A file that cannot be written is said once in the ordinary log, and again when
-it can.
+Owns the events and their bounds; how they come into the file is spool.py's. An event holds names, ids,
+hashes' beginnings, numbers and addresses, never a key, a token, or anything of a request's content. Events
+wait in memory (a quarter of a second in the service) until `flush`; a killed process loses those.
 """
 
 from __future__ import annotations
 
-import fcntl
-import logging
-import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -22,15 +16,14 @@ from typing import Any
 import msgspec
 
 from extproc.config.model import Audit
+from extproc.observe.spool import FILES_KEPT, Spool, append, aside
 
-log = logging.getLogger(__name__)
+__all__ = ["FILES_KEPT", "AuditLog", "append", "aside", "offered"]
 
 #: Failures to prove an identity that are written one by one in a second; the rest is counted.
 IDENTITY_LINES_PER_S = 20
 #: Events that wait for the disk; the newest are dropped above it, and counted.
 PENDING_MAX = 2_000
-#: Files kept beside the current one.
-FILES_KEPT = 4
 #: What is repeated of a text that others chose.
 TEXT_CHARS_MAX = 200
 
@@ -42,18 +35,15 @@ class AuditLog:
         self.settings = settings
         self.counts: Counter[str] = Counter()
         self._clock = wall_clock
-        self._pending: list[dict[str, Any]] = []
-        self._dropped = 0
+        self._spool: Spool[dict[str, Any]] = Spool("audit log", waiting_max=PENDING_MAX)
         self._second = 0
         self._lines = 0
         self._more: Counter[str] = Counter()
-        self._writing = threading.Lock()
-        self._silent = True
 
     @property
     def waiting(self) -> bool:
         """Whether `flush` has something to do."""
-        return bool(self._pending or self._more or self._dropped)
+        return bool(self._spool or self._more or self._spool.dropped)
 
     def identity_failed(
         self, *, source: str, code: str, reason: str, methods: Iterable[str], blocked: bool = False
@@ -83,27 +73,21 @@ class AuditLog:
         """Note an event; `flush` writes it."""
         if self.settings.file is None:
             return
-        if len(self._pending) >= PENDING_MAX:
-            self._dropped += 1
+        if not self._spool.add({"time": _time(self._clock()), "event": name, **facts}):
             self.counts["audit.dropped"] += 1
-            return
-        self._pending.append({"time": _time(self._clock()), "event": name, **facts})
 
     def flush(self, *, last: bool = False) -> None:
         """Write what waits; never raises. One at a time: a second caller waits only at the `last`."""
-        if not self._writing.acquire(blocking=last):
-            return
-        try:
+        with self._spool.writing(wait=last) as mine:
+            if not mine:
+                return
             if last or int(self._clock()) != self._second:
                 self._sum_up()
-            events, self._pending = self._pending, []
-            dropped, self._dropped = self._dropped, 0
+            events, dropped = self._spool.take()
             if dropped:
                 events.append({"time": _time(self._clock()), "event": "dropped", "count": dropped})
             if events and self.settings.file is not None:
                 self._write(Path(self.settings.file), events)
-        finally:
-            self._writing.release()
 
     def _sum_up(self) -> None:
         more, self._more = self._more, Counter()
@@ -112,44 +96,8 @@ class AuditLog:
 
     def _write(self, path: Path, events: list[dict[str, Any]]) -> None:
         data = b"".join(msgspec.json.encode(event) + b"\n" for event in events)
-        try:
-            append(path, data, bytes_max=self.settings.bytes_max)
-        except OSError as error:
+        if not self._spool.write(path, data, lines=len(events), bytes_max=self.settings.bytes_max):
             self.counts["audit.lost"] += len(events)
-            if self._silent:
-                log.error("the audit log %s cannot be written: %s; going on without", path, error.strerror)
-            self._silent = False
-        else:
-            if not self._silent:
-                log.warning("the audit log %s can be written again", path)
-            self._silent = True
-
-
-def append(path: Path, data: bytes, *, bytes_max: int) -> None:
-    """Add lines to a file that other processes add to as well; put it aside when it has grown too large."""
-    while True:
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            here = os.fstat(fd)
-            if not _is(path, here):
-                continue  # somebody has just put it aside
-            if here.st_size and here.st_size + len(data) > bytes_max:
-                for number in range(FILES_KEPT, 0, -1):
-                    older = aside(path, number - 1) if number > 1 else path
-                    if older.exists():
-                        older.replace(aside(path, number))
-                continue
-            while data:
-                data = data[os.write(fd, data) :]
-        finally:
-            os.close(fd)
-        return
-
-
-def aside(path: Path, number: int) -> Path:
-    """Where a file that was put aside is; 1 is the newest."""
-    return path.with_name(f"{path.name}.{number}")
 
 
 def offered(evidence: Any) -> list[str]:
@@ -161,14 +109,6 @@ def offered(evidence: Any) -> list[str]:
         "proxy": evidence.proxy_tenant,
     }
     return [method for method, sent in tried.items() if sent]
-
-
-def _is(path: Path, here: os.stat_result) -> bool:
-    try:
-        there = path.stat()
-    except FileNotFoundError:
-        return False
-    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
 
 def _time(unix_s: float) -> str:

@@ -1,0 +1,23 @@
+"""Studies: many cells, kept as they end, and the report that judges them."""
+
+from __future__ import annotations
+
+from extproc.sim.campaign.case import Case, CaseError, Played, load_values, seed_values
+from extproc.sim.campaign.plan import full_plan, quick_plan
+from extproc.sim.campaign.play import play, play_all
+from extproc.sim.campaign.streams import SYNTHETIC, TRACES, known_streams
+
+__all__ = [
+    "SYNTHETIC",
+    "TRACES",
+    "Case",
+    "CaseError",
+    "Played",
+    "full_plan",
+    "known_streams",
+    "load_values",
+    "play",
+    "play_all",
+    "quick_plan",
+    "seed_values",
+]

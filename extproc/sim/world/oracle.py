@@ -1,0 +1,100 @@
+"""The oracle: steer's policy with nothing left to guess. The bound to measure a strategy against.
+
+It knows each output's length when the request is placed, each replica's true timing (step noise apart)
+and what each replica's cache holds. It is no proof of a best: a bound for policies of this shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from extproc.core.desk import Desk
+from extproc.core.fleet import Pool
+from extproc.core.predict.lengths import OutputLengths
+from extproc.core.predict.prior import Prior
+from extproc.core.predict.speed import Speed, SpeedModel
+from extproc.core.predict.timing import Timing
+from extproc.core.prefix import PrefixIndex
+from extproc.sim.replica import Replica
+from extproc.sim.timing import Hardware
+
+#: The strategy's name in reports and on command lines.
+ORACLE = "oracle"
+
+
+class KnownLengths(OutputLengths):
+    """Tells the length of the request that is being placed."""
+
+    def __init__(self, asked: Callable[[], int]) -> None:
+        super().__init__()
+        self._asked = asked
+
+    def expected(self, tenant: str, model: str, limit: int | None) -> float:  # noqa: ARG002 (its base's)
+        return float(self._asked())
+
+    def residuals(self, tenant: str, model: str, limit: int | None) -> Sequence[float]:  # noqa: ARG002
+        return ()
+
+    def saw(self, tenant: str, model: str, limit: int | None, tokens: int) -> None:
+        """There is nothing to learn."""
+
+
+class KnownPrefixes(PrefixIndex):
+    """Reads the replicas' own caches."""
+
+    def __init__(self, replicas: Mapping[str, Replica]) -> None:
+        super().__init__()
+        self._replicas = replicas
+
+    def match(self, prefix: Sequence[int]) -> dict[str, int]:
+        found = {address: replica.cache.match(prefix) for address, replica in self._replicas.items()}
+        return {address: blocks for address, blocks in found.items() if blocks}
+
+
+class KnownSpeed(Speed):
+    """One replica's true timing; it learns nothing."""
+
+    def saw_first_token(self, predicted_ms: float, observed_ms: float) -> None:
+        """There is nothing to learn."""
+
+    def saw_prefill(self, tokens: float, cached: float, observed_ms: float) -> None:
+        """There is nothing to learn."""
+
+    def saw_decode(self, batch: float, context_tokens: float, observed_step_ms: float) -> None:
+        """There is nothing to learn."""
+
+
+def true_timing(hardware: Hardware, slowdown: float) -> Timing:
+    """A timing model as the predictor writes one; a prefill table is read at 256 and 2,048 tokens."""
+    low, high = 256, 2048
+    per_token = (hardware.prefill_ms(high) - hardware.prefill_ms(low)) / (high - low)
+    base = max(0.0, hardware.prefill_ms(low) - per_token * low)
+    square = hardware.prefill_per_square_ms
+    if not hardware.prefill_table:
+        per_token, base = hardware.prefill_per_token_ms, hardware.prefill_base_ms + hardware.overhead_ms
+    return Timing(
+        slowdown * (hardware.decode_base_ms + hardware.overhead_ms),
+        slowdown * hardware.decode_per_sequence_ms,
+        slowdown * hardware.decode_per_kv_token_ms,
+        slowdown * base,
+        slowdown * per_token,
+        slowdown * square,
+    )
+
+
+def enlighten(
+    desk: Desk,
+    pool: Pool,
+    replicas: Mapping[str, Replica],
+    *,
+    asked: Callable[[], int],
+    prefix_caching: bool,
+) -> None:
+    """Give a desk the truth instead of what it would learn."""
+    pool.lengths = KnownLengths(asked)
+    if prefix_caching:
+        pool.prefixes = KnownPrefixes(replicas)
+    for endpoint in desk.fleet.endpoints:
+        replica = replicas[endpoint.address]
+        timing = true_timing(replica.hardware, replica.slowdown)
+        endpoint.speed = KnownSpeed(SpeedModel(Prior(timing, endpoint.kv_tokens, known=True)))

@@ -1,0 +1,149 @@
+"""A run: a strategy, a workload, a fleet and a seed to what became of each request.
+
+Owns how a desk is set up for a strategy: ours hold what nobody would start, the peers of
+facts/baselines.md do not, and know nothing of an engine's permits. Pure but for `time_s` (how long the
+simulation itself took), which its caller measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from extproc.core.desk import Desk
+from extproc.core.fairness import Bounds
+from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.policy import ClassSpec, DeskLimits, Policy
+from extproc.core.tenant import Tenant
+from extproc.sim.replica import Replica
+from extproc.sim.report.served import SLO_8B, Served, Slo
+from extproc.sim.workload.arrival import Workload
+from extproc.sim.world.fleets import SimFleet
+from extproc.sim.world.oracle import ORACLE, enlighten
+from extproc.sim.world.world import Delays, Fault, World
+
+POOL, MODEL = "sim", "sim"
+#: What a gateway that knows of no permits believes.
+UNBOUNDED_PERMITS = 1_000_000
+#: Requests held at once: deep enough that a simulation sheds by time and not by number.
+HELD_MAX = 1_000_000
+#: What other proxies do without any model of a replica, by the names of their reports: our strategies of that
+#: kind, run as a peer is.
+CLASSICS = {
+    "envoy-least-request": "least_request",
+    "power-of-two": "power_of_two",
+    "round-robin": "round_robin",
+    "envoy-random": "random",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """Everything of a run but its workload and its fleet.
+
+    `step_noise` is the standard deviation of a step's length, `model_error` that of a replica's true speed
+    about its kind's. `peer` strategies hold nothing and see no permits. `weights` are tenants' in the fair
+    queue.
+    """
+
+    strategy: str
+    seed: int = 1
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    slo: Slo = SLO_8B
+    step_noise: float = 0.05
+    model_error: float = 0.10
+    delays: Delays = field(default_factory=Delays)
+    faults: Sequence[Fault] = ()
+    tenants: Mapping[str, Tenant] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    prefix_caching: bool = True
+    hold_ms: float = 5_000.0
+    hold_long_ms: float = 9_000.0
+
+    @property
+    def peer(self) -> bool:
+        """Whether it is another project's policy, as that project would run it."""
+        return "-" in self.strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of each request, the desk as it was at the end, and how long each replica had work."""
+
+    served: Sequence[Served]
+    desk: Desk
+    busy_ns: Mapping[str, int]
+
+
+def run(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
+    """Play a workload on a fleet under a strategy."""
+    oracle = setting.strategy == ORACLE
+    strategy = "steer" if oracle else CLASSICS.get(setting.strategy, setting.strategy)
+    slo = setting.slo
+    hold_ns = 0 if setting.peer else int(setting.hold_ms * 1e6)
+    spec = PoolSpec(
+        name=POOL,
+        models=(MODEL,),
+        strategy=strategy,
+        parameters={strategy: setting.parameters},
+        endpoints=tuple(fleet.members(permits=UNBOUNDED_PERMITS if setting.peer else None)),
+    )
+    policy = Policy(
+        classes=(
+            ClassSpec(
+                hold_ns=hold_ns,
+                ttft_ns=int(slo.ttft_ms * 1e6),
+                tpot_ns=int(slo.tpot_ms * 1e6),
+                long_prompt_tokens=slo.long_prompt_tokens,
+                long_ttft_ns=int(slo.ttft_long_ms * 1e6),
+                long_hold_ns=int(setting.hold_long_ms * 1e6),
+            ),
+        ),
+        bounds=Bounds(
+            held_max=HELD_MAX,
+            class_held_max=(HELD_MAX,),
+            tenant_held_max=HELD_MAX,
+        ),
+        weights=setting.weights,
+    )
+    desk = Desk(
+        Fleet([spec]),
+        instance="sim",
+        default_model=MODEL,
+        limits=DeskLimits(reservation_ttl_ns=600_000_000_000, reservations_max=10_000_000),
+        rng=Random(f"{setting.seed}/desk"),
+        policy=policy,
+    )
+    errors = fleet.model_error(Random(f"{setting.seed}/error"), setting.model_error)
+    replicas = {
+        address: Replica(
+            group.timing,
+            group.limits(block_tokens=workload.block_tokens),
+            rng=Random(f"{setting.seed}/{address}"),
+            noise=setting.step_noise,
+            slowdown=group.slowdown * errors[address],
+        )
+        for address, group in fleet.replicas
+    }
+    world = World(
+        desk,
+        replicas,
+        workload,
+        model=MODEL,
+        pool=POOL,
+        delays=setting.delays,
+        rng=Random(f"{setting.seed}/world"),
+        faults=setting.faults,
+        tenants=setting.tenants,
+    )
+    if oracle:
+        enlighten(
+            desk,
+            desk.fleet.pools[POOL],
+            replicas,
+            asked=lambda: world.asked_output,
+            prefix_caching=setting.prefix_caching,
+        )
+    return Result(world.run(), desk, world.busy_ns)

@@ -1,0 +1,335 @@
+"""One simulated world: arrivals, the desk, the replicas, and the delays between them.
+
+Owns the virtual clock and its events. Decides nothing: `extproc.core.desk.Desk` does, the very one that
+the service runs. Draws chance only from seeded generators, so equal settings give equal worlds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from random import Random
+from typing import Any
+
+from extproc.core.desk import AskQuota, Desk
+from extproc.core.outcome import End, Hold, Outcome, Reject, Reservation, Routed
+from extproc.core.reports import ReplicaReport
+from extproc.core.request import Dialect, Kind, Request
+from extproc.core.tenant import Tenant
+from extproc.sim.events import Accepted, Cancelled, Finished, FirstToken, SimRequest
+from extproc.sim.replica import Replica
+from extproc.sim.report.served import Served
+from extproc.sim.workload.arrival import Arrival, Workload
+
+MS_NS = 1_000_000
+TICK_NS = 20 * MS_NS
+#: How often the fleet's health and the expiries are stepped.
+STEP_NS = 250 * MS_NS
+#: Limit of a request whose client set none, at the replica.
+UNLIMITED_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delays:
+    """One-way times and losses. `hop_ms` is decision to replica, `event_ms` replica to service;
+    reports are made each `report_interval_ms` (0: none) and arrive `report_delay_ms` later. Losses are
+    shares, 0 to 1."""
+
+    hop_ms: float = 0.5
+    event_ms: float = 1.0
+    report_interval_ms: float = 100.0
+    report_delay_ms: float = 50.0
+    event_loss: float = 0.0
+    report_loss: float = 0.0
+    record_loss: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Something that happens to a replica at a time: its `slowdown` changes, it hangs, or it refuses."""
+
+    at_s: float
+    replica: int
+    slowdown: float | None = None
+    hang: bool | None = None
+    refuse: bool | None = None
+
+
+class _Flight:
+    """A request between its decision and its end."""
+
+    __slots__ = ("arrival", "cached", "decided_ns", "first_ns", "index", "reservation")
+
+    def __init__(self, index: int, arrival: Arrival) -> None:
+        self.index = index
+        self.arrival = arrival
+        self.reservation: Reservation | None = None
+        self.decided_ns = self.first_ns = -1
+        self.cached = 0
+
+
+class World:
+    """Runs one workload to its end; `run` gives what became of each request, in order of arrival."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        replicas: Mapping[str, Replica],
+        workload: Workload,
+        *,
+        model: str,
+        pool: str,
+        delays: Delays,
+        rng: Random,
+        faults: Sequence[Fault] = (),
+        tenants: Mapping[str, Tenant] | None = None,
+        grace_s: float = 600.0,
+    ) -> None:
+        self.desk = desk
+        self.replicas = replicas
+        self.workload = workload
+        self.delays = delays
+        self.asked_output = 0
+        self._model, self._pool = model, pool
+        self._rng = rng
+        self._tenants = dict(tenants or {})
+        self._names = list(replicas)
+        self._served: list[Served | None] = [None] * len(workload.arrivals)
+        self._events: list[tuple[int, int, Any, Any]] = []
+        self._serial = 0
+        self._held: dict[str, _Flight] = {}
+        self._flights: dict[str, _Flight] = {}
+        self._wake: dict[str, int] = {}
+        self._left = len(workload.arrivals)
+        self._ticking = False
+        self._grace_ns = int(grace_s * 1e9)
+        self.now_ns = 0
+        #: Time with a step under way, by address, of what has ended.
+        self.busy_ns = dict.fromkeys(replicas, 0)
+        self._busy_since: dict[str, int] = {}
+        desk.on_release = self._released
+        for fault in faults:
+            self._at(int(fault.at_s * 1e9), self._fault, fault)
+
+    def run(self) -> list[Served]:
+        """Play everything. What has not ended `grace_s` after the last arrival counts as failed."""
+        arrivals = self.workload.arrivals
+        if self.delays.report_interval_ms:
+            self._at(0, self._report, None)
+        self._at(STEP_NS, self._step, None)
+        last_ns = arrivals[-1].at_ns + self._grace_ns if arrivals else 0
+        events, i, count = self._events, 0, len(arrivals)
+        while self._left:
+            if i < count and (not events or arrivals[i].at_ns <= events[0][0]):
+                self.now_ns = arrivals[i].at_ns
+                self._arrive(i, arrivals[i])
+                i += 1
+                continue
+            at_ns, _, call, what = heappop(events)
+            if at_ns > last_ns:
+                break
+            self.now_ns = at_ns
+            call(what)
+        for flight in [*self._flights.values(), *self._held.values()]:
+            self._end(flight, "failed", "")
+        for address, since_ns in self._busy_since.items():
+            self.busy_ns[address] += self.now_ns - since_ns
+        return [served for served in self._served if served is not None]
+
+    def _at(self, at_ns: int, call: Any, what: Any) -> None:
+        self._serial += 1
+        heappush(self._events, (at_ns, self._serial, call, what))
+
+    def _arrive(self, index: int, arrival: Arrival) -> None:
+        flight = _Flight(index, arrival)
+        self.asked_output = arrival.output_tokens
+        request = Request(
+            kind=Kind.CHAT,
+            dialect=Dialect.OPENAI,
+            model=self._model,
+            stream=True,
+            max_new_tokens=arrival.max_new_tokens,
+            prompt_tokens=arrival.prompt_tokens,
+            prefix=arrival.blocks,
+            prefix_block_tokens=float(self.workload.block_tokens),
+            user=arrival.session or None,
+        )
+        tenant = self._tenants.get(arrival.tenant)
+        if tenant is None:
+            tenant = self._tenants[arrival.tenant] = Tenant(name=arrival.tenant)
+        decision = self.desk.admit(request, tenant, now_ns=self.now_ns)
+        assert not isinstance(decision, AskQuota), "a simulation keeps its quotas in memory"
+        if isinstance(decision, Hold):
+            self._held[decision.id] = flight
+            self._tick_soon()
+        elif isinstance(decision, Reject):
+            self._end(flight, "shed", "")
+        else:
+            self._go(flight, decision)
+
+    def _released(self, reservation_id: str, decision: Routed | Reject) -> None:
+        flight = self._held.pop(reservation_id)
+        if isinstance(decision, Reject):
+            self._end(flight, "shed", "")
+        else:
+            self._go(flight, decision)
+
+    def _go(self, flight: _Flight, decision: Routed) -> None:
+        flight.reservation = decision.reservation
+        flight.decided_ns = self.now_ns
+        self._flights[decision.reservation.id] = flight
+        self._at(self.now_ns + int(self.delays.hop_ms * MS_NS), self._submit, decision.reservation)
+
+    def _submit(self, reservation: Reservation) -> None:
+        flight = self._flights[reservation.id]
+        arrival, replica = flight.arrival, self.replicas[reservation.address]
+        limit = max(arrival.output_tokens, arrival.max_new_tokens or UNLIMITED_TOKENS)
+        room = replica.limits.kv_capacity_tokens - arrival.prompt_tokens + 1
+        answer = replica.submit(
+            SimRequest(
+                request_id=reservation.id,
+                prompt_tokens=arrival.prompt_tokens,
+                output_tokens=min(arrival.output_tokens, room),
+                max_new_tokens=min(limit, room),
+                blocks=arrival.blocks,
+            ),
+            now_ns=self.now_ns,
+        )
+        if not isinstance(answer, Accepted):
+            # TGI says so inside a 200 stream.
+            self._at(self.now_ns + self._event_ns(), self._refused, reservation)
+            return
+        self._watch(reservation.address)
+
+    def _refused(self, reservation: Reservation) -> None:
+        flight = self._flights.pop(reservation.id)
+        self.desk.first_token(reservation.id, now_ns=self.now_ns, refused=True)
+        self._record(flight, reservation, End.REFUSED, 0, refused=True)
+        self._end(flight, "refused", reservation.address)
+
+    def _watch(self, address: str) -> None:
+        at_ns = self.replicas[address].next_event_ns()
+        if at_ns is None:
+            since_ns = self._busy_since.pop(address, None)
+            if since_ns is not None:
+                self.busy_ns[address] += self.now_ns - since_ns
+        elif self._wake.get(address) != at_ns:
+            self._busy_since.setdefault(address, self.now_ns)
+            self._wake[address] = at_ns
+            self._at(at_ns, self._advance, address)
+
+    def _advance(self, address: str) -> None:
+        replica = self.replicas[address]
+        if self._wake.get(address) == self.now_ns:
+            del self._wake[address]
+        delay_ns = self._event_ns()
+        for event in replica.advance(self.now_ns):
+            if isinstance(event, FirstToken):
+                flight = self._flights.get(str(event.request_id))
+                if flight is not None:
+                    flight.first_ns = event.at_ns
+                    flight.cached = event.cached_tokens
+                    if not self._lost(self.delays.event_loss):
+                        self._at(event.at_ns + delay_ns, self._first_token, event.request_id)
+            elif isinstance(event, Finished):
+                self._at(event.at_ns + delay_ns, self._finished, event)
+            elif isinstance(event, Cancelled):
+                continue
+        self._watch(address)
+
+    def _first_token(self, reservation_id: str) -> None:
+        self.desk.first_token(reservation_id, now_ns=self.now_ns)
+
+    def _finished(self, event: Finished) -> None:
+        flight = self._flights.pop(str(event.request_id), None)
+        if flight is None or flight.reservation is None:
+            return
+        self._end(flight, "ok", flight.reservation.address, at_ns=event.at_ns)
+        if not self._lost(self.delays.record_loss):
+            self._record(flight, flight.reservation, End.OK, event.output_tokens)
+
+    def _record(
+        self, flight: _Flight, reservation: Reservation, end: End, output: int, *, refused: bool = False
+    ) -> None:
+        first_ns = flight.first_ns - flight.arrival.at_ns if flight.first_ns >= 0 else None
+        outcome = Outcome(
+            reservation=reservation,
+            final=True,
+            status=200,
+            end=end,
+            served_by=reservation.address,
+            attempts=1,
+            duration_ns=self.now_ns - flight.arrival.at_ns,
+            ttft_ns=first_ns,
+            prompt_tokens=None if refused else flight.arrival.prompt_tokens,
+            output_tokens=None if refused else output,
+            refused=refused,
+        )
+        self.desk.settle(outcome, now_ns=self.now_ns)
+
+    def _end(self, flight: _Flight, outcome: str, endpoint: str, *, at_ns: int | None = None) -> None:
+        tenant = self._tenants.get(flight.arrival.tenant)
+        self._served[flight.index] = Served(
+            flight.arrival,
+            outcome,
+            endpoint,
+            flight.decided_ns,
+            flight.first_ns,
+            self.now_ns if at_ns is None else at_ns,
+            max(0, flight.cached),
+            tenant.service_class if tenant is not None else "standard",
+        )
+        self._left -= 1
+
+    def _tick_soon(self) -> None:
+        if not self._ticking:
+            self._ticking = True
+            self._at(self.now_ns + TICK_NS, self._tick, None)
+
+    def _tick(self, _: None) -> None:
+        self._ticking = False
+        self.desk.tick(now_ns=self.now_ns)
+        self.desk.shed(now_ns=self.now_ns)
+        if self._held:
+            self._tick_soon()
+
+    def _step(self, _: None) -> None:
+        self.desk.expire(now_ns=self.now_ns)
+        self.desk.fleet.step(now_ns=self.now_ns)
+        self.desk.tick(now_ns=self.now_ns)
+        self._at(self.now_ns + STEP_NS, self._step, None)
+
+    def _report(self, _: None) -> None:
+        """Every replica's figures leave now and arrive later."""
+        delays = self.delays
+        for address, replica in self.replicas.items():
+            if self._lost(delays.report_loss):
+                continue
+            report = ReplicaReport(
+                address=address,
+                pool=self._pool,
+                waiting=replica.waiting,
+                running=replica.running,
+                kv_used_tokens=replica.kv_used_tokens,
+                kv_capacity_tokens=replica.limits.kv_capacity_tokens,
+            )
+            self._at(self.now_ns + int(delays.report_delay_ms * MS_NS), self._heard, report)
+        self._at(self.now_ns + int(delays.report_interval_ms * MS_NS), self._report, None)
+
+    def _heard(self, report: ReplicaReport) -> None:
+        self.desk.fleet.heard(report, now_ns=self.now_ns)
+
+    def _fault(self, fault: Fault) -> None:
+        address = self._names[fault.replica % len(self._names)]
+        self.replicas[address].set_fault(
+            now_ns=self.now_ns, slowdown=fault.slowdown, hang=fault.hang, refuse=fault.refuse
+        )
+        self._wake.pop(address, None)
+        self._watch(address)
+
+    def _event_ns(self) -> int:
+        return int(self.delays.event_ms * MS_NS)
+
+    def _lost(self, share: float) -> bool:
+        return share > 0.0 and self._rng.random() < share

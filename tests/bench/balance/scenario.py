@@ -1,0 +1,99 @@
+"""The balancing scenario of facts/baselines.md: who asks what and when. Pure, drawn from a seed.
+
+Owns the constants. 48 tenants, Zipf; each has a long prefix of its own (a system prompt) that all its
+requests begin with, and a tail that no other request has. Tokens are the simulator's: 4 bytes each.
+
+The constants that the facts do not tell (prefix and tail lengths, output lengths, cache, rate) were chosen
+so that Envoy's LEAST_REQUEST over the replicas gives about the facts' row for it: hit .46, TTFT p99 273 ms
+uniform and 949 ms with a straggler, 148 of 887 failed with a flaky replica.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from itertools import accumulate
+from random import Random
+
+BYTES_PER_TOKEN = 4
+BLOCK_TOKENS = 16
+
+REPLICAS = 4
+SLOTS = 8
+TENANTS = 48
+REQUESTS = 887
+HARDWARE = "a100-80g/llama-3-8b"
+KV_TOKENS = 18_000
+RATE_PER_S = 18.0
+ZIPF = 1.0
+PREFIX_TOKENS = (1_000, 1_600)
+TAIL_TOKENS = (16, 128)
+OUTPUT_MEDIAN, OUTPUT_SIGMA, OUTPUT_MAX = 32, 0.5, 128
+
+#: What may differ from one run to the next, and how.
+SHAPES = ("uniform", "hetero", "flaky", "burst", "longtail")
+STRAGGLER = 3.0
+FLAKY_SHARE = 0.5
+#: "burst": the rate is so many times the mean for the first part of each period, and less in the rest.
+BURST_PERIOD_S, BURST_PART, BURST_TIMES = 5.0, 0.2, 2.5
+#: "longtail": outputs with this sigma, and tenants that are nearly alike.
+LONGTAIL_SIGMA, LONGTAIL_ZIPF, LONGTAIL_MAX = 1.1, 0.6, 512
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request: when it comes (seconds from the start), whose it is, and what it costs (tokens)."""
+
+    at_s: float
+    tenant: int
+    serial: int
+    prefix_tokens: int
+    tail_tokens: int
+    output_tokens: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Its whole prompt."""
+        return self.prefix_tokens + self.tail_tokens
+
+    def prompt(self, seed: int) -> str:
+        """Its text, ASCII: exactly `BYTES_PER_TOKEN` bytes a token."""
+        return text(f"{seed}/tenant/{self.tenant}", self.prefix_tokens) + text(
+            f"{seed}/request/{self.serial}", self.tail_tokens
+        )
+
+
+def text(key: str, tokens: int) -> str:
+    """Words that no other key has: three letters and a blank a token."""
+    rng = Random(key)
+    letters = rng.choices("abcdefghijklmnopqrstuvwxyz", k=3 * tokens)
+    return "".join("".join(letters[at : at + 3]) + " " for at in range(0, 3 * tokens, 3))
+
+
+def asks(
+    *, seed: int, shape: str = "uniform", requests: int = REQUESTS, rate_per_s: float = RATE_PER_S
+) -> list[Ask]:
+    """The requests of a run, in order of arrival."""
+    rng = Random(f"{seed}/asks")
+    zipf = LONGTAIL_ZIPF if shape == "longtail" else ZIPF
+    sigma, most = (LONGTAIL_SIGMA, LONGTAIL_MAX) if shape == "longtail" else (OUTPUT_SIGMA, OUTPUT_MAX)
+    shares = list(accumulate(1.0 / (k + 1) ** zipf for k in range(TENANTS)))
+    prefixes = [rng.randint(*PREFIX_TOKENS) for _ in range(TENANTS)]
+    at_s, found = 0.0, []
+    for serial in range(requests):
+        at_s += rng.expovariate(rate_per_s * (_burst(at_s) if shape == "burst" else 1.0))
+        tenant = bisect_left(shares, rng.random() * shares[-1])
+        output = min(most, max(1, round(OUTPUT_MEDIAN * rng.lognormvariate(0.0, sigma))))
+        found.append(Ask(at_s, tenant, serial, prefixes[tenant], rng.randint(*TAIL_TOKENS), output))
+    return found
+
+
+def _burst(at_s: float) -> float:
+    """The rate at a time, in means."""
+    inside = at_s % BURST_PERIOD_S < BURST_PART * BURST_PERIOD_S
+    return BURST_TIMES if inside else (1.0 - BURST_PART * BURST_TIMES) / (1.0 - BURST_PART)
+
+
+def most_output(shape: str) -> int:
+    """The limit that clients state."""
+    return LONGTAIL_MAX if shape == "longtail" else OUTPUT_MAX
