@@ -1,4 +1,4 @@
-"""Documents that are made from the code: `STEERSMAN_UPDATE_DOCS=1 .venv/bin/pytest tests/test_docs.py` writes them."""
+"""Documents that are made from the code; with STEERSMAN_UPDATE_DOCS=1 this writes them."""
 
 from __future__ import annotations
 

@@ -17,10 +17,13 @@ from extproc.replay.play import play
 from extproc.replay.rebuild import Machine, Scene
 from extproc.sim.report.served import Served, tpot_ms, ttft_ms
 
-#: Requests that are fitted to, the least of them that say something, and how often they are played.
-FIT_REQUESTS, FIT_MIN, FIT_ROUNDS = 2_000, 30, 3
-#: One round moves a factor by at most this, either way; in all by no more than its cube.
-FIT_STEP_MAX: Final = 1.5
+#: Requests that are fitted to, the least of them that say something, and how often they are played at most.
+FIT_REQUESTS, FIT_MIN, FIT_ROUNDS = 2_000, 30, 6
+#: One round moves a factor by at most this, either way; good enough is within this of the measured.
+FIT_STEP_MAX, FIT_ENOUGH = 1.5, 0.02
+#: The part of the way that a round goes: prefill and decode stand in each other's way, so that whole steps of
+#: both overshoot.
+FIT_GAIN: Final = 0.6
 
 
 def fitted(scene: Scene, *, seed: int = 1) -> Scene:
@@ -46,8 +49,11 @@ def fitted(scene: Scene, *, seed: int = 1) -> Scene:
         answered = [served[i] for i in usable if served[i].outcome == "ok"]
         if not answered:
             break
-        prefill *= _ratio(first, median(map(ttft_ms, answered)))
-        decode *= _ratio(each, _tpot_median(answered))
+        ratios = (_ratio(first, median(map(ttft_ms, answered))), _ratio(each, _tpot_median(answered)))
+        if max(abs(ratio - 1.0) for ratio in ratios) < FIT_ENOUGH:
+            break
+        prefill *= ratios[0] ** FIT_GAIN
+        decode *= ratios[1] ** FIT_GAIN
     note = (
         f"timings are fitted to the first {len(usable)} streamed requests: "
         f"prefill ×{prefill:.2f}, decode ×{decode:.2f} of what was learned"

@@ -114,6 +114,9 @@ def play(
     peer = "-" in strategy
     desk = _desk(scene, registered, given, {**scene.weights, **choice.weights}, peer=peer, seed=seed)
     chance = Random(f"{seed}/error")
+    errors = [chance.gauss(0.0, speed_error) for _ in scene.machines]
+    # The fleet's speed as a whole is what was measured: only the replicas' are off, some this way, some that.
+    common = sum(errors) / len(errors)
     replicas = {
         machine.member.address: Replica(
             machine.hardware,
@@ -125,9 +128,9 @@ def play(
             ),
             rng=Random(f"{seed}/{machine.member.address}"),
             noise=STEP_NOISE,
-            slowdown=machine.factor * max(0.5, chance.gauss(1.0, speed_error)),
+            slowdown=machine.factor * max(0.5, 1.0 + error - common),
         )
-        for machine in scene.machines
+        for machine, error in zip(scene.machines, errors, strict=True)
     }
     world = World(
         desk,

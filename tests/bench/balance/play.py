@@ -30,7 +30,7 @@ from stand import Replicas, plain, steersman
 
 PLAIN = "envoy LEAST_REQUEST"
 T = TypeVar("T")
-#: The replica that is slow, or fails.
+#: The replica that is slow, or fails; where both, the one before it fails.
 ODD = REPLICAS - 1
 
 
@@ -45,6 +45,8 @@ class Case:
     requests: int = REQUESTS
     kv_tokens: int = KV_TOKENS
     hardware: str = HARDWARE
+    #: 2 runs twice as fast as life, arrivals too; what clients see shrinks with it.
+    time_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +71,14 @@ def replicas_of(case: Case) -> Replicas:
     """The case's replicas, not yet started."""
     spec = {
         "hardware": case.hardware,
+        "time_scale": case.time_scale,
         "max_batch_size": SLOTS,
         "kv_capacity_tokens": case.kv_tokens,
         "block_tokens": BLOCK_TOKENS,
         "bytes_per_token": BYTES_PER_TOKEN,
     }
     specs: list[dict[str, Any]] = [{**spec, "seed": i} for i in range(REPLICAS)]
-    if case.shape == "hetero":
+    if case.shape in ("hetero", "hard"):
         specs[ODD]["slowdown"] = STRAGGLER
     return Replicas(specs)
 
@@ -85,7 +88,7 @@ def requests_of(case: Case, wanted: list[Ask]) -> list[tuple[float, bytes]]:
     limit = most_output(case.shape)
     return [
         (
-            ask.at_s,
+            ask.at_s / case.time_scale,
             generate_bytes(
                 json.dumps(
                     {
@@ -106,8 +109,8 @@ def play(case: Case) -> Played:
     wanted = asks(seed=case.seed, shape=case.shape, requests=case.requests, rate_per_s=case.rate_per_s)
     requests = requests_of(case, wanted)
     with replicas_of(case) as replicas:
-        if case.shape == "flaky":
-            replicas.fault(ODD, refuse_share=FLAKY_SHARE, status=503)
+        if case.shape in ("flaky", "hard"):
+            replicas.fault(ODD if case.shape == "flaky" else ODD - 1, refuse_share=FLAKY_SHARE, status=503)
         if case.balancer == PLAIN:
             with plain(replicas.addresses) as port:
                 seen = on_loop(lambda: _load(port, requests))
