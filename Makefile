@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 WEIGHTS := .weights/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test check unit bench sim soak lock weights clean help setup
+.PHONY: demo test check unit bench bench-balance bench-realtime sim soak lock weights clean help setup
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -43,6 +43,12 @@ unit: $(STAMP) $(WEIGHTS)
 
 bench: $(STAMP)  ## measure: what the service adds, CPU per decision, decide alone
 	$(BIN)/python tests/bench
+
+bench-balance: $(STAMP)  ## beside other routers in real time; ARGS="--seed 2 --rate 12 --shape burst"
+	$(BIN)/python tests/bench/balance $(ARGS)
+
+bench-realtime: $(STAMP)  ## the simulation against the same minute in real time; TRACES=folder, ARGS="--load .8"
+	$(if $(TRACES),TRACES=$(TRACES)) $(BIN)/python tests/bench/bench_realtime.py $(ARGS)
 
 sim: $(STAMP)  ## compare all strategies on simulated replicas; QUICK=1 plays the targets' cells, TRACES=folder
 	$(if $(TRACES),TRACES=$(TRACES)) $(BIN)/python -m extproc.sim.campaign $(if $(QUICK),--quick) $(if $(BUDGET_S),--budget-s $(BUDGET_S))

@@ -7,7 +7,7 @@ apart because a request that no replica would start now waits between them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 
 from xxhash import xxh3_64_intdigest
@@ -61,8 +61,9 @@ class Case:
     arm: str = ""
     #: The tenant or session that was drawn for the arm; 0 where requests are.
     unit: int = 0
-    #: When it came.
+    #: When it came, and whether its class may wait.
     arrived_ns: int = 0
+    waits: bool = True
     #: Requests that begin alike share a prefix that an engine may have cached; equal only in this process.
     kin: int | None = None
     #: Where a family was asked for: how `model` was chosen.
@@ -173,13 +174,14 @@ def resolve(
     if len(books) >= reservations_max:
         return overloaded("the gateway follows as many requests as it may")
     free = request.kind in FREE_KINDS
+    work = predict(request, pool, tenant.name, model, zone=zone, rank=rank, spec=spec, now_ns=now_ns)
     return Case(
         id=id,
         tenant=tenant,
         key=key,
         model=model,
         pool=pool.name,
-        work=predict(request, pool, tenant.name, model, zone=zone, rank=rank, spec=spec, now_ns=now_ns),
+        work=work,
         permits=0 if free else request.sequences,
         # Images are in the engine's token count but not in the text: such a pair teaches nothing.
         prompt_bytes=0 if request.images else request.prompt_bytes,
@@ -187,6 +189,7 @@ def resolve(
         free=free,
         strategy=tenant.strategy or "",
         arrived_ns=now_ns,
+        waits=spec.wait_ns(work.input_tokens) > 0,
         kin=hash(request.segments[0][:KIN_CHARACTERS]) if request.segments else None,
         choice=choice,
     )
@@ -201,15 +204,13 @@ def place(
     degraded: str = "",
     among: Sequence[Endpoint] | None = None,
     patient: bool = False,
-    waits: bool = True,
     deciders: int = 1,
 ) -> Routed | Reject | Full:
     """Where a case goes now: the ordered endpoints, a refusal that waiting would not mend, or FULL.
 
     `degraded`, when set, makes the choice by least in flight and is said in the reason; so does
-    telemetry that is stale everywhere. `among` asks of these endpoints alone. What cannot wait (`waits`
-    false) goes where it will be served soonest, though late binding would hold it. `patient` and `deciders`
-    as in `strategies.Moment`.
+    telemetry that is stale everywhere. `among` asks of these endpoints alone. `patient` and `deciders` as
+    in `strategies.Moment`.
     """
     pool = fleet.pools.get(case.pool)
     if pool is None:
@@ -228,12 +229,9 @@ def place(
     if pool.blind and not degraded:
         degraded = "all telemetry is stale"
     strategy = FALLBACK if degraded or case.free else pool.strategy_named(case.strategy or pool.strategy)
-    at = Moment(now_ns, cached_tokens(case.work, pool), patient, deciders)
+    at = moment(case.work, pool, now_ns=now_ns, patient=patient, deciders=deciders)
     considered = [*candidates, *suspects] if suspects else candidates
-    reason = choose(strategy, candidates, suspects, case.work, removed, rng, degraded, at)
-    if not reason.best and not waits:
-        best = lowest(considered[: len(reason.scores)], reason.scores, ENDPOINTS_NAMED_MAX)
-        reason = replace(reason, best=best)
+    reason = choose(strategy, candidates, suspects, case.work, removed, rng, degraded, at, waits=case.waits)
     if not reason.best:
         return WAITS if patient and min(reason.scores) < LATER_MS else FULL
     chosen = [considered[i] for i in reason.best]
@@ -269,6 +267,15 @@ def place(
             held_ms=round(max(0, now_ns - case.arrived_ns) / 1e6, 3),
         ),
     )
+
+
+def moment(work: Work, pool: Pool, *, now_ns: int, patient: bool = False, deciders: int = 1) -> Moment:
+    """The moment of a choice in a pool."""
+    if not work.prefix:
+        return Moment(now_ns, NOTHING, patient, deciders)
+    each = work.block_tokens
+    coming = {where: int(blocks * each) for where, blocks in pool.coming.match(work.prefix).items()}
+    return Moment(now_ns, cached_tokens(work, pool), patient, deciders, coming)
 
 
 def cached_tokens(work: Work, pool: Pool) -> Mapping[str, int]:
@@ -343,7 +350,13 @@ def choose(
     rng: Random,
     degraded: str,
     at: Moment = NOW,
+    *,
+    waits: bool = True,
 ) -> Reason:
+    """Rank those that are trusted, then the suspects, until there are enough to name.
+
+    What cannot wait (`waits` false) goes where it will be served soonest, though late binding would hold it.
+    """
     considered: list[Endpoint] = []
     best: list[int] = []
     scores: list[float] = []
@@ -357,6 +370,8 @@ def choose(
             if not ranking.best:
                 # Those that are trusted will take it later: suspects are for when there are none.
                 break
+    if not best and not waits:
+        best = lowest(considered, scores, ENDPOINTS_NAMED_MAX)
     if suspects:
         removed = {**removed, "suspect": len(suspects)}
     return Reason(strategy.name, considered, scores, best, removed, degraded)

@@ -22,7 +22,7 @@ from extproc.core.fairness import FairQueue, Held, Shed
 from extproc.core.families import NONE, Family
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.ledger import Ledger
-from extproc.core.lessons import MS_NS, Lessons
+from extproc.core.lessons import MS_NS, Lessons, coming
 from extproc.core.observer import Observer
 from extproc.core.outcome import End, Hold, Outcome, Reject, Reservation, Routed
 from extproc.core.policy import ClassSpec, DeskLimits, Policy
@@ -335,7 +335,6 @@ class Desk:
                 now_ns=now_ns,
                 rng=self._rng,
                 degraded=degraded,
-                waits=self.policy.classes[case.work.rank].wait_ns(case.work.input_tokens) > 0,
                 deciders=self._deciders,
             )
         except Exception:
@@ -537,6 +536,8 @@ class Desk:
         picked = getattr(strategy, "picked", None)
         if picked is not None:
             picked(pool.endpoints, endpoint, case.work, at=Moment(now_ns=now_ns, deciders=self._deciders))
+        if placed.plan is not None:
+            coming(pool, endpoint, placed.plan)
         self.ledger.enter(reservation, endpoint, now_ns=now_ns, plan=placed.plan)
         self.decisions.note(case, placed, now_ns=now_ns)
         for observer in self.observers:

@@ -29,9 +29,13 @@ def plan(work: Work, endpoint: Endpoint, *, cached: Mapping[str, int] = NOTHING)
     streaming = load.streaming + others
     step_ms = speed.step_ms(streaming, load.context_tokens)
     prefill_ms = speed.prefill_ms(uncached, held)
+    budget = max(1, endpoint.prefill_budget_tokens - streaming)
+    chunks = ceil((load.queued_tokens + uncached) / budget)
+    if load.queued and chunks == 1:
+        # It goes along in one step with those that wait there, whose base it shares.
+        prefill_ms -= speed.prefill_ms(0)
     ttft_ms = load.queued_ms + prefill_ms
     if streaming:
-        chunks = ceil((load.queued_tokens + uncached) / max(1, endpoint.prefill_budget_tokens - streaming))
         ttft_ms += 0.5 * step_ms + (chunks - 1) * (speed.prefill_ms(0) + step_ms)
     output = work.output_tokens / work.sequences
     limit = SLICE_TOKENS if work.max_new_tokens is None else min(work.max_new_tokens, SLICE_TOKENS)

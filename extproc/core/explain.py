@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from extproc.core.decide import Case, Full, cached_tokens, choose, eligible, place
+from extproc.core.decide import Case, Full, choose, eligible, moment, place
 from extproc.core.endpoint import Endpoint
 from extproc.core.fairness import Held
 from extproc.core.families import Choice
@@ -185,7 +185,7 @@ def explain(
         if pool is not None:
             # The same once more, with what `place` does not tell of a request that waits.
             rng.setstate(chance)
-            at = Moment(now_ns, cached_tokens(case.work, pool), False, deciders)
+            at = moment(case.work, pool, now_ns=now_ns, deciders=deciders)
             rows = _rows(case, pool, strategy, degraded, at, rng)
     finally:
         rng.setstate(chance)
@@ -230,7 +230,7 @@ def explain_kept(kept: Kept, fleet: Fleet, *, now_ns: int, deciders: int = 1, st
     rows: list[Row] = []
     if pool is not None:
         strategy = pool.strategy_named(reason.strategy)
-        at = Moment(now_ns, cached_tokens(case.work, pool), False, deciders)
+        at = moment(case.work, pool, now_ns=now_ns, deciders=deciders)
         present = {endpoint.address: endpoint for endpoint in pool.endpoints}
         for i, candidate in enumerate(reason.candidates):
             endpoint = present.pop(candidate.address, None)
@@ -302,7 +302,9 @@ def _rows(
     candidates, suspects, removed = eligible(here, case.permits, at.now_ns)
     scored: dict[str, tuple[float, str]] = {}
     if candidates or suspects:
-        reason = choose(strategy, candidates, suspects, case.work, removed, rng, degraded, at)
+        reason = choose(
+            strategy, candidates, suspects, case.work, removed, rng, degraded, at, waits=case.waits
+        )
         scored = {
             endpoint.address: (reason.scores[i], _place_of(i, reason))
             for i, endpoint in enumerate([*candidates, *suspects])

@@ -57,6 +57,7 @@ class Pool:
         "_strategies",
         "blind",
         "calibration",
+        "coming",
         "endpoints",
         "engine",
         "kv_capacity_tokens",
@@ -83,6 +84,8 @@ class Pool:
         self.prefill_budget_tokens = spec.prefill_budget_tokens
         #: What its replicas are believed to hold in their prefix caches.
         self.prefixes = PrefixIndex()
+        #: The same, with what runs there and will be cached when it ends.
+        self.coming = PrefixIndex()
         #: How long its answers are.
         self.lengths = OutputLengths(float(spec.output_tokens))
         #: How fast its kinds of hardware are.
@@ -101,7 +104,7 @@ class Pool:
     def learnt(self, before: Pool) -> None:
         """Go on with what a pool of the same name has learnt; strategies keep their state where they stay."""
         self.blind, self.turn = before.blind, before.turn
-        self.prefixes, self.speeds = before.prefixes, before.speeds
+        self.prefixes, self.coming, self.speeds = before.prefixes, before.coming, before.speeds
         if self.prior == before.prior:
             self.lengths = before.lengths
         self._strategies = {
@@ -113,6 +116,7 @@ class Pool:
     def forget(self, address: str) -> None:
         """An endpoint left: should it come back, its cache is cold."""
         self.prefixes.forget(address)
+        self.coming.forget(address)
         for strategy in self._strategies.values():
             forget = getattr(strategy, "forget", None)
             if forget is not None:

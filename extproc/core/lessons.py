@@ -6,8 +6,10 @@ Only whole answers teach lengths: a cut stream's length says nothing of what it 
 
 from __future__ import annotations
 
+from extproc.core.endpoint import Endpoint
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.ledger import Ended, Entry
+from extproc.core.load import Plan
 from extproc.core.outcome import End, Outcome
 from extproc.core.predict.errors import Errors
 
@@ -16,6 +18,11 @@ MS_NS = 1_000_000
 CACHE_AT_PREFILL = frozenset({"vllm", "sglang", "llamacpp"})
 #: KV tokens that an endpoint is taken to hold where nobody says.
 KV_TOKENS_ASSUMED = 200_000
+#: A first token tells of the cache where so many tokens should have been cached, and their prefill would have
+#: taken this share of what was predicted.
+CACHE_JUDGED_MIN, SPARED_SHARE_MIN = 128, 0.3
+#: How fast a cache is taken for smaller, and for larger again.
+CACHE_SHRINK, CACHE_GROW = 0.1, 0.01
 #: A decode of fewer tokens says more of its first than of a step.
 DECODE_TOKENS_MIN = 8
 #: A step that others' prefill shared is taken to be this much of the time between tokens at most.
@@ -29,6 +36,8 @@ class Lessons:
         self.fleet = fleet
         self.ttft = Errors()
         self.completion = Errors()
+        #: First tokens that came as late as if nothing had been cached, though something should have been.
+        self.misses = 0
 
     def first_token(self, entry: Entry, *, now_ns: int) -> None:
         """The first token of a request in flight was seen now."""
@@ -88,10 +97,38 @@ class Lessons:
         if plan.ttft_ms <= 0.0:
             return
         self.ttft.saw(plan.ttft_ms, observed_ms)
+        if plan.cached_tokens >= CACHE_JUDGED_MIN and self._missed(entry, observed_ms):
+            # Its time says that the cache did not hold what we thought, and so nothing of the speed.
+            return
         if plan.alone:
             endpoint.speed.saw_prefill(plan.uncached_tokens, plan.cached_tokens, observed_ms)
         else:
             endpoint.speed.saw_first_token(plan.ttft_ms, observed_ms)
+
+    def _missed(self, entry: Entry, observed_ms: float) -> bool:
+        """Whether a first token took as long as if nothing had been cached; what is held is taken for less.
+
+        No engine says what its cache holds, and TGI not even how much: where prompts that should have been
+        cached come late, the index keeps a tenth less of that endpoint's than it has, and a hundredth more
+        with each that comes in time.
+        """
+        endpoint, plan = entry.endpoint, entry.job.plan
+        pool = self.fleet.pools.get(entry.reservation.pool)
+        spared_ms = endpoint.speed.prefill_ms(plan.uncached_tokens + plan.cached_tokens) - plan.prefill_ms
+        if pool is None or spared_ms <= SPARED_SHARE_MIN * plan.ttft_ms:
+            return False
+        missed = observed_ms > plan.ttft_ms + spared_ms / 2.0
+        each = plan.block_tokens
+        capacity = float(cache_tokens(endpoint))
+        if missed:
+            capacity = min(capacity, pool.prefixes.blocks(endpoint.address) * each) * (1.0 - CACHE_SHRINK)
+            self.misses += 1
+        else:
+            capacity = min(float(endpoint.kv_tokens or KV_TOKENS_ASSUMED), capacity * (1.0 + CACHE_GROW))
+        endpoint.cache_tokens = max(1, int(capacity))
+        if missed:
+            pool.prefixes.shrink(endpoint.address, capacity_blocks=int(endpoint.cache_tokens / each))
+        return missed
 
     def _decode(self, outcome: Outcome, ended: Ended, now_ns: int) -> None:
         entry, decoded, tokens = ended.entry, ended.decoded, outcome.output_tokens
@@ -110,5 +147,18 @@ def _cached(pool: Pool, entry: Entry) -> None:
     """The endpoint holds this prompt from now on."""
     prefix, each = entry.job.plan.prefix, entry.job.plan.block_tokens
     if prefix:
-        kv = entry.endpoint.kv_tokens or KV_TOKENS_ASSUMED
-        pool.prefixes.insert(entry.endpoint.address, prefix, capacity_blocks=max(1, int(kv / each)))
+        capacity = max(1, int(cache_tokens(entry.endpoint) / each))
+        pool.prefixes.insert(entry.endpoint.address, prefix, capacity_blocks=capacity)
+
+
+def cache_tokens(endpoint: Endpoint) -> int:
+    """Tokens that an endpoint's prefix cache is taken to hold."""
+    return endpoint.cache_tokens or endpoint.kv_tokens or KV_TOKENS_ASSUMED
+
+
+def coming(pool: Pool, endpoint: Endpoint, plan: Plan) -> None:
+    """An endpoint was given this prompt, and will hold it in the end."""
+    if plan.prefix:
+        # Not the learnt capacity: where a prompt went last it is likeliest to be cached again.
+        capacity = max(1, int((endpoint.kv_tokens or KV_TOKENS_ASSUMED) / plan.block_tokens))
+        pool.coming.insert(endpoint.address, plan.prefix, capacity_blocks=capacity)

@@ -115,7 +115,6 @@ class Load:
         "prefilled_ms",
         "queued",
         "queued_ms",
-        "queued_since_ns",
         "queued_tokens",
         "reserved_tokens",
         "streaming",
@@ -125,9 +124,6 @@ class Load:
         self.queued = 0
         self.queued_tokens = 0
         self.queued_ms = 0.0
-        #: When the prefill now under way began, as far as we can tell: the last first token, or the first
-        #: arrival in an empty queue.
-        self.queued_since_ns = 0
         self.streaming = 0
         self.context_tokens = 0
         self.reserved_tokens = 0
@@ -144,8 +140,6 @@ class Load:
         """A request is placed here: its prefill is still to do."""
         job = Job(plan, permits, now_ns)
         self.reserved_tokens += plan.kv_tokens
-        if not self.queued:
-            self.queued_since_ns = now_ns
         self.queued += 1
         self.queued_tokens += plan.uncached_tokens
         self.queued_ms += plan.prefill_ms
@@ -158,7 +152,6 @@ class Load:
             return
         self._integrate(now_ns)
         self._leave_queue(job)
-        self.queued_since_ns = now_ns
         self.prefilled_ms += job.plan.prefill_ms
         job.queued = False
         job.first_ns = job.length_ns = now_ns

@@ -164,6 +164,13 @@ class PrefixIndex:
             changed = True
         self.version += changed
 
+    def shrink(self, address: str, *, capacity_blocks: int) -> None:
+        """An endpoint holds no more than so many blocks: its least recently used ones go."""
+        held = self._held.get(address)
+        if held is not None and len(held) > capacity_blocks:
+            self._shrink(held, self._bits[self._slots[address]], max(capacity_blocks, 0))
+            self.version += 1
+
     def forget(self, address: str) -> None:
         """An endpoint left or lost its cache: it holds nothing."""
         held = self._held.pop(address, None)

@@ -27,7 +27,7 @@ from scenario import BYTES_PER_TOKEN, text  # noqa: E402
 from stand import Replicas, steersman  # noqa: E402
 
 from extproc.sim.timing import hardware_named  # noqa: E402
-from extproc.sim.workload import Workload, capacity, load, synthetic  # noqa: E402
+from extproc.sim.workload import Workload, capacity, load, poisson  # noqa: E402
 from extproc.sim.workload.arrival import NS_PER_S  # noqa: E402
 from extproc.sim.world import Setting, parse_fleet, run  # noqa: E402
 from extproc.sim.world.world import Delays  # noqa: E402
@@ -55,7 +55,7 @@ def workload(share: float, *, seed: int, folder: Path) -> tuple[str, Workload]:
         found = load(path, seed=seed, start_s=START_S, duration_s=20 * SECONDS, max_total_tokens=8_000)
     else:
         name = "synthetic"
-        found = synthetic(seed=seed, requests=4_000, requests_per_s=10.0)
+        found = poisson(10.0, seed=seed, duration_s=5 * SECONDS, max_total_tokens=8_000)
     arrivals = tuple(
         replace(
             each,
@@ -130,7 +130,7 @@ def main() -> None:
         requests = requests_of(minute, seed=asked.seed)
         with Replicas([{**spec, "seed": i} for i in range(REPLICAS)]) as replicas:
             with steersman(replicas.addresses, hardware=CARD, kv_capacity_tokens=KV_TOKENS) as gateway:
-                alone, seen = on_loop(lambda port=gateway.port, all=requests: _play(port, all))
+                alone, seen = on_loop(lambda port=gateway.port, sent=requests: _play(port, sent))
                 status = gateway.status()
         fixed_ms = percentile([(each.first_s or 0.0) * 1e3 for each in alone], 0.5) - engine_ms
         found = [each.first_s * 1e3 - fixed_ms for each in seen if each.ok and each.first_s is not None]
@@ -138,8 +138,8 @@ def main() -> None:
         late_ms = percentile([each.late_s * 1e3 for each in seen], 0.9)
         print(
             f"# {name}, load {share:g}: {len(requests)} requests in {SECONDS:g} s, "
-            f"{REPLICAS} × {HARDWARE}, path {fixed_ms:.1f} ms, client late p90 {late_ms:.1f} ms, not answered: "
-            f"{failed} of {len(seen)} here, {len(minute.arrivals) - len(expected)} in the simulation, "
+            f"{REPLICAS} × {HARDWARE}, path {fixed_ms:.1f} ms, client late p90 {late_ms:.1f} ms, "
+            f"not answered: {failed} of {len(seen)} here, {len(minute.arrivals) - len(expected)} there, "
             f"load average {os.getloadavg()[0]:.1f}"
         )
         for quantile in (0.5, 0.9):
@@ -159,7 +159,9 @@ def _predictions(said: dict[str, float | None]) -> None:
         error = said[f"{what}_error_median"]
         if error is None:
             continue
-        judged = ("met" if error <= most else "MISSED") if (said["count"] or 0) >= PREDICTED_MIN else "too few"
+        judged = (
+            ("met" if error <= most else "MISSED") if (said["count"] or 0) >= PREDICTED_MIN else "too few"
+        )
         print(f"median error of the predicted {what}: {error:.1%}  (at most {most:.0%}: {judged})")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from random import Random
 from typing import Any
 
-from extproc.core.decide import Case, cached_tokens
+from extproc.core.decide import Case, moment
 from extproc.core.endpoint import Endpoint
 from extproc.core.experiment.spec import Shadowing
 from extproc.core.fleet import Pool
@@ -92,7 +92,7 @@ class Shadow:
             # Released to the one replica that had just become free: there was nothing to choose.
             self.alone += 1
             return
-        at = Moment(now_ns, cached_tokens(case.work, pool), deciders=deciders)
+        at = moment(case.work, pool, now_ns=now_ns, deciders=deciders)
         ranking = strategy.rank(candidates, case.work, count=1, rng=self._rng, at=at)
         self.asked += 1
         if not ranking.best:

@@ -64,6 +64,8 @@ class Moment:
     cached: Mapping[str, int] = field(default_factory=lambda: NOTHING)
     patient: bool = False
     deciders: int = 1
+    #: The prompt's tokens that an endpoint will hold once what was placed there has ended, by address.
+    coming: Mapping[str, int] = field(default_factory=lambda: NOTHING)
 
 
 NOW = Moment()

@@ -6,9 +6,10 @@ After facts/steer.md's W. Score of an endpoint: the predicted time to the first 
     own prefill = f·(pa + pb·u + pc·((off + u)² − off²)),   step = f·(a + b·B + c·K)
     m = ceil((queued tokens + u) ÷ (prefill budget − B))  chunks, the first included
 
-over its health weight, plus its zone's handicap; what is within 2 % and 1 ms of the least counts as that.
-u uncached and off cached prompt tokens there, f its learned factor. An endpoint *takes* the request now
-when
+plus `work_weight` times the own prefill as it will be once what runs there has been cached (so that a
+prefix is not computed, and kept, in many places), over its health weight, plus its zone's handicap; what
+is within 2 % and 1 ms of the least counts as that. u uncached and off cached prompt tokens there, f its
+learned factor. An endpoint *takes* the request now when
 
     its own queue is shallow:   nobody waits for a first token there, or queued tokens + u ≤ θ ÷ deciders
     memory:                     reserved + u + min(limit, 1024) − 1 ≤ .98 · KV capacity, or it is empty
@@ -56,7 +57,7 @@ class Steer:
 
     `queue_tokens` is θ; `kv_share` the share of KV memory that is promised at most; `guard` whether
     running streams' TPOT is protected; `affinity_ms` what a cached prefix must save to be waited for
-    (0 never waits).
+    (0 never waits); `work_weight` how much the time counts that the prefill takes from others there.
     """
 
     name: ClassVar[str] = "steer"
@@ -66,6 +67,7 @@ class Steer:
     kv_share: float = 0.98
     guard: bool = True
     affinity_ms: float = 20.0
+    work_weight: float = 2.0
 
     def opens(self, endpoints: Sequence[Endpoint], *, at: Moment = NOW) -> list[Endpoint]:
         """Those that may take anything at all now: ready, with a permit, a shallow queue and slack for the
@@ -114,7 +116,8 @@ class Steer:
         growth = max(0, limit - 1) * work.sequences
         zone, penalty = work.zone, work.zone_penalty_tokens
         depth = self.queue_tokens // at.deciders
-        cached_of, now_ns, guard, share = at.cached, at.now_ns, self.guard, self.kv_share
+        cached_of, coming_of, now_ns = at.cached, at.coming, at.now_ns
+        guard, share = self.guard, self.kv_share
         scores: list[float] = []
         takers = 0
         for e in candidates:
@@ -133,16 +136,26 @@ class Steer:
                 + timing.prefill_per_token_ms * u
                 + timing.prefill_per_square_ms * (tokens * tokens - cached * cached)
             )
+            base = factor * timing.prefill_base_ms
+            lasting = own
+            if coming_of:
+                kept = min(coming_of.get(e.address, 0), tokens - 1)
+                if kept > cached:
+                    lasting = e.speed.prefill_ms(tokens - kept, kept)
+            queued = load.queued
+            chunks = ceil((load.queued_tokens + u) / max(1, e.prefill_budget_tokens - streaming)) - 1
+            if queued and not chunks:
+                own -= base
             ttft = load.queued_ms + own
             if streaming:
-                chunks = ceil((load.queued_tokens + u) / max(1, e.prefill_budget_tokens - streaming)) - 1
-                ttft += 0.5 * step + chunks * (factor * timing.prefill_base_ms + step)
+                ttft += 0.5 * step + chunks * (base + step)
+            ttft += self.work_weight * lasting
             if penalty and zone and e.zone != zone:
                 ttft += penalty * factor * timing.prefill_per_token_ms
             ttft /= e.weight
             kv = e.kv_tokens
             if (
-                (load.queued and load.queued_tokens + u > depth)
+                (queued and load.queued_tokens + u > depth)
                 or (
                     kv
                     and e.requests

@@ -51,8 +51,11 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Played:
-    """What came of a run. Milliseconds; `hit` is prompt tokens found in caches of all served; `at` requests by
-    replica; `late_ms` how late the client was at p99; `errors` medians of the service's predictions."""
+    """What came of a run, times in milliseconds.
+
+    `hit` is the share of prompt tokens found in caches; `at` are requests by replica, `late_ms` how late the
+    client was at p99, `errors` the medians of the service's own predictions and its counts.
+    """
 
     case: Case
     hit: float
