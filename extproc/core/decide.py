@@ -275,7 +275,8 @@ def moment(work: Work, pool: Pool, *, now_ns: int, patient: bool = False, decide
         return Moment(now_ns, NOTHING, patient, deciders)
     each = work.block_tokens
     coming = {where: int(blocks * each) for where, blocks in pool.coming.match(work.prefix).items()}
-    return Moment(now_ns, cached_tokens(work, pool), patient, deciders, coming)
+    given = NOTHING if coming else {e.address: pool.coming.blocks(e.address) for e in pool.endpoints}
+    return Moment(now_ns, cached_tokens(work, pool), patient, deciders, coming, given)
 
 
 def cached_tokens(work: Work, pool: Pool) -> Mapping[str, int]:

@@ -117,7 +117,7 @@ def test_requests_that_would_not_be_served() -> None:
 
 def test_late_binding_says_what_it_waits_for() -> None:
     """Queue, memory and guard, by the strategy's own rules."""
-    desk = desk_of(1, strategy="steer", kv_capacity_tokens=2_000)
+    desk = desk_of(1, strategy="steer", hold_ns=5_000_000_000, kv_capacity_tokens=2_000)
     (endpoint,) = desk.fleet.endpoints
     long = replace(CHAT, prompt_bytes=8_000, max_new_tokens=100)
     assert isinstance(desk.admit(long, ANONYMOUS, now_ns=0), Routed)

@@ -202,7 +202,8 @@ def test_who_would_gain_from_a_cache_lets_the_next_go_first() -> None:
     scene.now_ns = S
     scene.ends(warm)
     cold = "10.0.0.2:80" if warm.address == "10.0.0.1:80" else "10.0.0.1:80"
-    busy = [scene.routed(3000, prefix=(7,), prefix_block_tokens=64.0) for _ in range(2)]
+    # 10,000 tokens take 0.9 s: more than joining that queue is worth, and still within the second.
+    busy = [scene.routed(10_000, prefix=(7 + i,), prefix_block_tokens=64.0) for i in range(2)]
     mine = scene.ask(3000, prefix=prefix, prefix_block_tokens=64.0)
     other = scene.ask(3500, tenant=GLOBEX)
     assert isinstance(mine, Hold)
@@ -211,6 +212,30 @@ def test_who_would_gain_from_a_cache_lets_the_next_go_first() -> None:
     scene.now_ns += 100 * MS
     scene.desk.first_token(freed.id, now_ns=scene.now_ns)
     assert [name for name, _ in scene.released] == [other.id]
+
+
+def test_a_prompt_joins_a_deeper_queue_where_it_is_cached() -> None:
+    """The wait there is shorter than computing, and keeping, its prefix a second time."""
+    scene = Scene(2)
+    prefix = tuple(range(1, 47))
+    warm = scene.routed(3000, prefix=prefix, prefix_block_tokens=64.0)
+    scene.now_ns = S
+    scene.ends(warm)
+    for i in range(2):
+        scene.routed(3000, prefix=(7 + i,), prefix_block_tokens=64.0)
+    assert scene.routed(3000, prefix=prefix, prefix_block_tokens=64.0).address == warm.address
+
+
+def test_new_prefixes_find_homes_apart() -> None:
+    """Prompts that begin differently go to replicas that were given fewest prefixes so far."""
+    scene = Scene(4)
+    homes = []
+    for i in range(8):
+        first = scene.routed(1000, prefix=(i * 100 + 1, i * 100 + 2), prefix_block_tokens=500.0)
+        scene.now_ns += S
+        scene.ends(first)
+        homes.append(first.address)
+    assert sorted(homes.count(address) for address in set(homes)) == [2, 2, 2, 2]
 
 
 def test_speed_is_learnt_from_first_tokens() -> None:

@@ -66,6 +66,8 @@ class Moment:
     deciders: int = 1
     #: The prompt's tokens that an endpoint will hold once what was placed there has ended, by address.
     coming: Mapping[str, int] = field(default_factory=lambda: NOTHING)
+    #: For a prompt whose beginning nobody was given yet: prefix blocks given to each endpoint, by address.
+    given: Mapping[str, int] = field(default_factory=lambda: NOTHING)
 
 
 NOW = Moment()

@@ -6,8 +6,9 @@ After facts/steer.md's W. Score of an endpoint: the predicted time to the first 
     own prefill = f·(pa + pb·u + pc·((off + u)² − off²)),   step = f·(a + b·B + c·K)
     m = ceil((queued tokens + u) ÷ (prefill budget − B))  chunks, the first included
 
-plus `work_weight` times the own prefill as it will be once what runs there has been cached (so that a
-prefix is not computed, and kept, in many places), over its health weight, plus its zone's handicap; what
+plus `copy_price` prefills of what of its prefix would be computed, and kept, away from home (where most of it
+went last; before it has one, a part of it for each block given to an endpoint, so that homes spread),
+over its health weight, plus its zone's handicap; what
 is within 2 % and 1 ms of the least counts as that. u uncached and off cached prompt tokens there, f its
 learned factor. An endpoint *takes* the request now when
 
@@ -44,6 +45,9 @@ ALIKE_SHARE, ALIKE_MS = 0.02, 1.0
 #: So many candidates are all looked at; of more, a sample, and so many that hold most of the prompt.
 #: The best of 64 drawn from 1,000 is among the best 5 % with a probability of .96.
 SCANNED_MAX, SAMPLE, HOLDERS = 128, 64, 8
+#: A prompt joins a deeper queue where more than half of it is cached, if its first token still comes within
+#: this share of its target.
+JOINS_SHARE = 0.5
 #: An endpoint that has answered fewer first tokens counts as good as the best while nobody waits there: a
 #: prior that is too gloomy would never be found out.
 TRIALS = 3
@@ -57,7 +61,7 @@ class Steer:
 
     `queue_tokens` is θ; `kv_share` the share of KV memory that is promised at most; `guard` whether
     running streams' TPOT is protected; `affinity_ms` what a cached prefix must save to be waited for
-    (0 never waits); `work_weight` how much the time counts that the prefill takes from others there.
+    (0 never waits); `copy_price` what a copy of a prefix away from its home costs, in prefills of it.
     """
 
     name: ClassVar[str] = "steer"
@@ -67,7 +71,7 @@ class Steer:
     kv_share: float = 0.98
     guard: bool = True
     affinity_ms: float = 20.0
-    work_weight: float = 2.0
+    copy_price: float = 3.0
 
     def opens(self, endpoints: Sequence[Endpoint], *, at: Moment = NOW) -> list[Endpoint]:
         """Those that may take anything at all now: ready, with a permit, a shallow queue and slack for the
@@ -118,6 +122,14 @@ class Steer:
         depth = self.queue_tokens // at.deciders
         cached_of, coming_of, now_ns = at.cached, at.coming, at.now_ns
         guard, share = self.guard, self.kv_share
+        given_of = at.given
+        home = max(coming_of.values()) if coming_of else 0
+        most_given = max(given_of.values()) if given_of else 0
+        token_ms = 0.0
+        if home or most_given:
+            token_ms = min(e.speed.factor * e.speed.model.timing.prefill_per_token_ms for e in candidates)
+        price = self.copy_price * token_ms
+        soon_ms = JOINS_SHARE * work.ttft_ms
         scores: list[float] = []
         takers = 0
         for e in candidates:
@@ -137,11 +149,6 @@ class Steer:
                 + timing.prefill_per_square_ms * (tokens * tokens - cached * cached)
             )
             base = factor * timing.prefill_base_ms
-            lasting = own
-            if coming_of:
-                kept = min(coming_of.get(e.address, 0), tokens - 1)
-                if kept > cached:
-                    lasting = e.speed.prefill_ms(tokens - kept, kept)
             queued = load.queued
             chunks = ceil((load.queued_tokens + u) / max(1, e.prefill_budget_tokens - streaming)) - 1
             if queued and not chunks:
@@ -149,13 +156,21 @@ class Steer:
             ttft = load.queued_ms + own
             if streaming:
                 ttft += 0.5 * step + chunks * (base + step)
-            ttft += self.work_weight * lasting
+            alone = ttft
+            if coming_of:
+                ttft += price * (home - coming_of.get(e.address, 0))
+            elif most_given:
+                ttft += token_ms * tokens * given_of.get(e.address, 0) / most_given
             if penalty and zone and e.zone != zone:
                 ttft += penalty * factor * timing.prefill_per_token_ms
             ttft /= e.weight
             kv = e.kv_tokens
             if (
-                (queued and load.queued_tokens + u > depth)
+                (
+                    queued
+                    and load.queued_tokens + u > depth
+                    and not (2 * cached > tokens and load.queued_ms <= price * cached and alone <= soon_ms)
+                )
                 or (
                     kv
                     and e.requests
