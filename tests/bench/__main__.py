@@ -18,20 +18,26 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "e2e")]
 
 import bench_agent
 import bench_decide
+import bench_first_token
 import bench_fairness
 import bench_fleet
 import bench_gateway
+import bench_prefix
 import bench_quota
 import bench_replica
+import bench_sim
 import bench_telemetry
 import bench_tenants
 from rows import Row
 
 BENCHES = {
     "decide": bench_decide.run,
+    "prefix": bench_prefix.run,
     "gateway": bench_gateway.run,
+    "first_token": bench_first_token.run,
     "fleet": bench_fleet.run,
     "replica": bench_replica.run,
+    "sim": bench_sim.run,
     "agent": bench_agent.run,
     "telemetry": bench_telemetry.run,
     "quota": bench_quota.run,

@@ -13,17 +13,19 @@ from extproc._pb import ext_proc_pb2 as pb
 from extproc.core.decide import decide
 from extproc.core.desk import Desk, DeskLimits
 from extproc.core.fleet import Fleet, PoolSpec
-from extproc.core.outcome import Outcome, Reject
-from extproc.core.request import find_route, parse
+from extproc.core.outcome import Outcome, Reject, Routed
+from extproc.core.request import Dialect, Kind, Request, find_route, parse
 from extproc.core.tenant import ANONYMOUS, Directory
 from extproc.observe.tally import Tally
 from extproc.wire.processor import Processor
 
-AIMS_US = {10: 30.0, 100: 100.0, 1000: 600.0}
+AIMS_US = {10: 60.0, 100: 250.0, 1000: 2000.0}
+#: Streams on each endpoint.
+STREAMS = 20
 PROMPTS = {"1 KB": 1_000, "400 KB": 400_000}
 
 
-def _desk(endpoints: int, strategy: str = "least_work") -> Desk:
+def _desk(endpoints: int, strategy: str = "steer") -> Desk:
     pool = PoolSpec(
         name="chat",
         models=("m",),
@@ -32,8 +34,12 @@ def _desk(endpoints: int, strategy: str = "least_work") -> Desk:
     )
     desk = Desk(Fleet([pool]), instance="bench", default_model="m", limits=DeskLimits(), rng=Random(1))
     rng = Random(2)
-    for endpoint in desk.fleet.endpoints:
-        endpoint.tokens, endpoint.requests = rng.randrange(10_000), rng.randrange(20)
+    for number in range(endpoints * STREAMS):
+        tokens = rng.randrange(10, 500)
+        request = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, stream=True, prompt_tokens=tokens)
+        decision = desk.admit(request, ANONYMOUS, now_ns=number * 10_000_000)
+        if isinstance(decision, Routed):
+            desk.first_token(decision.reservation.id, now_ns=number * 10_000_000 + 1_000)
     return desk
 
 
@@ -57,7 +63,7 @@ def run() -> Iterator[Row]:
         for endpoints, aim in AIMS_US.items():
             desk = _desk(endpoints)
             yield Row(
-                f"decide, least_work, {endpoints} endpoints, {size_name} prompt",
+                f"decide, steer, {endpoints} endpoints, {size_name} prompt",
                 best_us(
                     lambda desk=desk, request=request: decide(
                         request,
@@ -66,8 +72,8 @@ def run() -> Iterator[Row]:
                         desk.ledger,
                         id="bench-1",
                         default_model="m",
-                        reservations_max=1000,
-                        now_ns=1,
+                        reservations_max=10_000_000,
+                        now_ns=1 << 50,
                         rng=rng,
                     )
                 ),
