@@ -51,7 +51,9 @@ def spread(load: Load, pool: list[str], seconds: float) -> float:
 
 def gateway_of(pool: list[str], services: int, redis: Redis | None) -> Gateway:
     sharing = {} if redis is None else {"sharing": {"redis": redis.url}}
-    return Gateway({"chat": {"models": ["m"], "addresses": pool}}, mode="ads", services=services, **sharing)
+    # How evenly load is spread is least_work's to show; steer goes by first tokens.
+    chat = {"models": ["m"], "addresses": pool, "strategy": "least_work"}
+    return Gateway({"chat": chat}, mode="ads", services=services, **sharing)
 
 
 def connected(gateway: Gateway) -> bool:
