@@ -9,7 +9,7 @@ After facts/steer.md's W. Score of an endpoint: the predicted time to the first 
 plus `copy_price` prefills of what of its prefix would be computed, and kept, away from home (where most of it
 went last; before it has one, a part of it for each block given to an endpoint, so that homes spread),
 over its health weight, plus its zone's handicap; what
-is within 2 % and 1 ms of the least counts as that. u uncached and off cached prompt tokens there, f its
+is within 4 % and 4 ms of the least counts as that. u uncached and off cached prompt tokens there, f its
 learned factor. An endpoint *takes* the request now when
 
     its own queue is shallow:   nobody waits for a first token there, or queued tokens + u ≤ θ ÷ deciders
@@ -41,7 +41,7 @@ from extproc.core.strategies.base import LATER_MS, NOW, Moment, Ranking, Work, l
 
 #: Predictions that differ by no more than this are alike, and the least recently picked goes first: or all
 #: of a quiet pool's work would go to what seems faster by a hair, and nothing be learnt of the others.
-ALIKE_SHARE, ALIKE_MS = 0.02, 1.0
+ALIKE_SHARE, ALIKE_MS = 0.04, 4.0
 #: So many candidates are all looked at; of more, a sample, and so many that hold most of the prompt.
 #: The best of 64 drawn from 1,000 is among the best 5 % with a probability of .96.
 SCANNED_MAX, SAMPLE, HOLDERS = 128, 64, 8
