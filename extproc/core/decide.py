@@ -19,7 +19,7 @@ from extproc.core.families import NONE, Choice, Family, pick
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import Reason, Reject, Reservation, Routed
-from extproc.core.prefix import BLOCK_BYTES
+from extproc.core.prefix import BLOCK_BYTES, PrefixIndex
 from extproc.core.request import IMAGE_TOKENS, Kind, Request, prefix_of
 from extproc.core.strategies import FALLBACK, Moment, Ranking, Strategy, Work
 from extproc.core.strategies.base import LATER_MS, NOTHING, NOW, lowest
@@ -273,18 +273,15 @@ def moment(work: Work, pool: Pool, *, now_ns: int, patient: bool = False, decide
     """The moment of a choice in a pool."""
     if not work.prefix:
         return Moment(now_ns, NOTHING, patient, deciders)
-    each = work.block_tokens
-    coming = {where: int(blocks * each) for where, blocks in pool.coming.match(work.prefix).items()}
+    coming = _held(pool.coming, work)
     given = NOTHING if coming else {e.address: pool.coming.blocks(e.address) for e in pool.endpoints}
-    return Moment(now_ns, cached_tokens(work, pool), patient, deciders, coming, given)
+    return Moment(now_ns, _held(pool.prefixes, work), patient, deciders, coming, given)
 
 
-def cached_tokens(work: Work, pool: Pool) -> Mapping[str, int]:
-    """The prompt's tokens that each endpoint of a pool is believed to hold, by address."""
-    if not work.prefix:
-        return NOTHING
+def _held(index: PrefixIndex, work: Work) -> Mapping[str, int]:
+    """The prompt's tokens that each endpoint holds by an index, by address."""
     each = work.block_tokens
-    return {address: int(blocks * each) for address, blocks in pool.prefixes.match(work.prefix).items()}
+    return {address: int(blocks * each) for address, blocks in index.match(work.prefix).items()}
 
 
 def predict(
@@ -365,14 +362,15 @@ def choose(
         wanted = min(ENDPOINTS_NAMED_MAX - len(best), len(group))
         if wanted > 0:
             ranking: Ranking = strategy.rank(group, work, count=wanted, rng=rng, at=at)
-            best.extend(len(considered) + i for i in ranking.best)
+            chosen = ranking.best
+            if not chosen and not waits:
+                chosen = lowest(group, ranking.scores, wanted)
+            best.extend(len(considered) + i for i in chosen)
             scores.extend(ranking.scores)
             considered.extend(group)
-            if not ranking.best:
+            if not chosen:
                 # Those that are trusted will take it later: suspects are for when there are none.
                 break
-    if not best and not waits:
-        best = lowest(considered, scores, ENDPOINTS_NAMED_MAX)
     if suspects:
         removed = {**removed, "suspect": len(suspects)}
     return Reason(strategy.name, considered, scores, best, removed, degraded)

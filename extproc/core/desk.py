@@ -20,7 +20,7 @@ from extproc.core.experiment import Experiments
 from extproc.core.explain import Decisions, Explanation, explain, explain_held, explain_kept, refused
 from extproc.core.fairness import FairQueue, Held, Shed
 from extproc.core.families import NONE, Family
-from extproc.core.fleet import Fleet, Pool
+from extproc.core.fleet import Fleet
 from extproc.core.ledger import Ledger
 from extproc.core.lessons import MS_NS, Lessons, coming
 from extproc.core.observer import Observer
@@ -28,6 +28,7 @@ from extproc.core.outcome import End, Hold, Outcome, Reject, Reservation, Routed
 from extproc.core.policy import ClassSpec, DeskLimits, Policy
 from extproc.core.quota import Account, Amounts, Ask, Books, Granted, QuotaBooks, Refused
 from extproc.core.request import Request
+from extproc.core.shortlist import Shortlist
 from extproc.core.strategies import Moment, Work
 from extproc.core.tenant import Tenant
 
@@ -41,8 +42,6 @@ QUOTA_EXCEEDED = "quota_exceeded"
 RELEASES_MAX = 64
 #: In pools of up to so many endpoints a request may wait for the one that holds more of its prefix.
 AFFINITY_ENDPOINTS_MAX = 64
-#: Pools of up to so many endpoints are looked through whole at each event.
-SCANNED_WHOLE_MAX = 16
 #: How often in a reservation's time to live the quotas of held requests are renewed.
 RENEWALS = 4
 
@@ -410,7 +409,7 @@ class Desk:
         pool = self.fleet.pools.get(pool_name)
         # Of a pool that is no more everybody is told so.
         moment = Moment(now_ns=now_ns, deciders=self._deciders)
-        shortlist = None if pool is None else _Shortlist(pool, at, moment)
+        shortlist = None if pool is None else Shortlist(pool, at, moment)
         patient = self.queue.by_pool_count(pool_name) > 1
         waited = False
 
@@ -608,60 +607,6 @@ class Desk:
 
 
 FREE = Price()
-
-
-class _Shortlist:
-    """Which endpoints of a pool could take anything at all now, by the strategy of a request.
-
-    `open` is false when none could take anything, so that an event costs no more than this look. Where
-    one endpoint alone has changed, a large pool is not gone through for it.
-    """
-
-    __slots__ = ("_among", "_at", "_known", "_moment", "_pool", "open")
-
-    def __init__(self, pool: Pool, at: Endpoint | None, moment: Moment) -> None:
-        self._pool, self._at, self._moment = pool, at, moment
-        self._known: dict[str, Sequence[Endpoint] | None] = {}
-        self.open = True
-        self.changed()
-
-    def __len__(self) -> int:
-        return len(self._pool.endpoints)
-
-    def changed(self) -> None:
-        """A request was placed: look again."""
-        self._known.clear()
-        among = self._look(self._pool.strategy)
-        self.open = among is None or bool(among) or not self._pool.plain
-
-    def of(self, case: Case) -> Sequence[Endpoint] | None:
-        """The endpoints to ask for a case; None asks all of the pool."""
-        strategy = case.strategy or self._pool.strategy
-        if strategy not in self._known:
-            self._look(strategy)
-        return self._known[strategy]
-
-    def may(self, case: Case, among: Sequence[Endpoint] | None) -> bool:
-        """Whether asking them could be worth it."""
-        if among is not None and not among:
-            return False
-        may = getattr(self._pool.strategy_named(case.strategy or self._pool.strategy), "may", None)
-        if may is None or not self._pool.ready:
-            return True
-        return bool(may(case.work, self._pool.endpoints if among is None else among, at=self._moment))
-
-    def _look(self, strategy: str) -> Sequence[Endpoint] | None:
-        endpoints: Sequence[Endpoint] = self._pool.endpoints
-        if self._at is not None and len(endpoints) > SCANNED_WHOLE_MAX:
-            endpoints = [self._at] if self._at.pool == self._pool.name else []
-        opens = getattr(self._pool.strategy_named(strategy), "opens", None)
-        among = opens(endpoints, at=self._moment) if opens is not None else endpoints
-        if not among and not self._pool.ready:
-            # Who waits for a pool without a ready replica is told so.
-            among = self._pool.endpoints
-        whole = len(among) == len(self._pool.endpoints)
-        self._known[strategy] = None if whole else among
-        return self._known[strategy]
 
 
 def _spent(answer: Refused, headers: tuple[tuple[str, str], ...]) -> Reject:

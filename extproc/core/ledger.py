@@ -112,10 +112,6 @@ class Ledger:
                 freed.add(entry.endpoint)
         return freed
 
-    def next_overdue_ns(self) -> int | None:
-        """When `overdue` next has something to do, or had, were it not over."""
-        return self._unheard[0][0] if self._unheard else None
-
     def move(self, reservation_id: str, endpoint: Endpoint, *, now_ns: int) -> None:
         """A retry took the request to another endpoint: its load goes along, and its prefill begins anew."""
         entry = self._entries[reservation_id]
