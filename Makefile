@@ -57,7 +57,7 @@ soak: $(STAMP)  ## hammer quotas over three services and Redis for a minute, wit
 	STEERSMAN_HAMMER_S=60 $(BIN)/pytest tests/e2e/test_quota_shared.py --timeout 300
 
 lock:  ## remake requirements/dev.lock from pyproject.toml (needs uv)
-	uv pip compile --universal --generate-hashes -p 3.11 --no-header -q pyproject.toml --extra demo --extra engine --extra redis --extra tune --group dev -o requirements/dev.lock
+	uv pip compile --universal --generate-hashes -p 3.11 --no-header -q pyproject.toml --extra demo --extra engine --extra otel --extra redis --extra tune --group dev -o requirements/dev.lock
 
 clean:  ## remove what was built
 	rm -rf $(VENV) .weights build dist out extproc/_pb .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

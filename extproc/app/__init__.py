@@ -33,6 +33,7 @@ from extproc.app.build import (
 )
 from extproc.app.experimenting import Experimenting
 from extproc.app.explaining import Explaining
+from extproc.app.operating import Operating, Part
 from extproc.app.operators import Operators
 from extproc.app.roster import Roster
 from extproc.app.tuned import Tuned
@@ -121,7 +122,6 @@ class App:
         self.audit = self.processor.audit = AuditLog(config.audit)
         self.record = Recorder(config.record, instance=instance, clock=clock)
         self.tuned = Tuned(config, self.desk, self.audit)
-        self._observe()
         self.experimenting = Experimenting(config, self.desk, self.audit, clock=clock)
         self.operators = Operators(
             self.desk,
@@ -130,6 +130,8 @@ class App:
             clock=clock,
         )
         self.explaining = Explaining(self.desk, tenants=self._tenants, clock=clock)
+        self.operating = Operating(self._parts(), failed=self.processor.failed)
+        self._observe()
         self.follow: Follow | None = None
         self.started_ns = clock()
         self.server: Server | None = None
@@ -161,10 +163,20 @@ class App:
         except OSError as error:
             await self.server.drain(0.0)
             raise BindError(str(error)) from error
+        try:
+            await self.operating.start()
+        except OSError:
+            await self.agents.stop()
+            await self.server.drain(0.0)
+            raise
         if isinstance(self.quotas, RedisQuota):
             await self.quotas.start()
         self.roster.start()
         return self.addresses
+
+    def _parts(self) -> list[Part]:
+        """What shows and watches this service."""
+        return []
 
     def handle_signals(self, config_file: Path | None = None, *, watch: bool = True) -> None:
         """SIGTERM and SIGINT end `run`, SIGHUP reloads; before `start`, so that none comes too early.
@@ -199,6 +211,7 @@ class App:
             # What still runs is settled meanwhile: the books stay open until nothing comes any more.
             await self.server.drain(self.config.service.drain_s)
             await self.agents.stop()
+            await self.operating.stop()
             if isinstance(self.quotas, RedisQuota):
                 await self.quotas.close()
         finally:
@@ -216,14 +229,17 @@ class App:
             elsewhere = not outcome.reservation.id.startswith(f"{self.desk.instance}-")
             self.tally.ended(outcome, now_ns=now_ns, decided_elsewhere=elsewhere)
             self.processor.recent.ended(outcome, now_ns=now_ns)
-            if self.record.on:
-                self.record.ended(outcome, now_ns=now_ns)
-            if self.tuned.on:
-                self.tuned.ended(outcome, now_ns=now_ns)
+            for observer in self.desk.observers:
+                observer.ended(outcome, now_ns=now_ns, here=not elsewhere)
 
     def first_token(self, reservation_id: str, refused: bool) -> bool:
         """A stream's first chunk has come, by Envoy's event; whether the request was known."""
-        return self.desk.first_token(reservation_id, now_ns=self.clock(), refused=refused)
+        now_ns = self.clock()
+        known = self.desk.first_token(reservation_id, now_ns=now_ns, refused=refused)
+        if known:
+            for observer in self.desk.observers:
+                observer.first_token(reservation_id, refused=refused, now_ns=now_ns)
+        return known
 
     def reload(self, path: Path) -> bool:
         """Read the configuration again; a bad or unappliable one changes nothing. True when applied."""
@@ -256,6 +272,7 @@ class App:
         self.processor.directory = directory
         self.processor.decisions_concurrent_max = new.limits.decisions_concurrent_max
         self.tally.forget_endpoints(self.desk.fleet)
+        self.operating.apply(new)
         self._observe()
         self.desk.counts["reload.applied"] += 1
         log.info("configuration reloaded from %s", path)
@@ -263,8 +280,9 @@ class App:
 
     def _observe(self) -> None:
         """The desk tells of its decisions whoever the configuration wants told."""
+        recorded = (self.record,) if self.record.on else ()
         tuned = (self.tuned,) if self.config.tuning.enabled else ()
-        self.desk.observers = (self.record, *tuned) if self.record.on else tuned
+        self.desk.observers = (*recorded, *tuned, *self.operating.observers)
 
     def _refuse(self, problems: list[str]) -> bool:
         for problem in problems:
@@ -317,6 +335,7 @@ class App:
             "record": {"on": self.record.on, **self.record.counts},
             "tuning": self.tuned.status(),
             "experiments": self.experimenting.status(),
+            **self.operating.status(),
             **self.tally.snapshot(self.desk.fleet, now_ns=now_ns),
             "use": tenants_view(self.desk, self._tenants().values(), now_ns=now_ns),
         }
@@ -376,6 +395,7 @@ class App:
         self.adjusting.step(now_ns=now_ns)
         self.record.watch(self.desk, now_ns=now_ns)
         self.experimenting.step()
+        self.operating.step(now_ns=now_ns)
 
     def _drain(self, body: bytes) -> bytes:
         """`{"address": "ip:port", "draining": true}`; answers `{"found": true}`."""
@@ -392,8 +412,8 @@ class App:
     def _expire(self) -> None:
         for reservation in self.desk.expire(now_ns=self.clock()):
             self.tally.expired(reservation)
-            if self.record.on:
-                self.record.expired(reservation, now_ns=self.clock())
+            for observer in self.desk.observers:
+                observer.expired(reservation, now_ns=self.clock())
             log.warning(
                 "reservation %s on %s expired: its end never came", reservation.id, reservation.address
             )

@@ -20,6 +20,7 @@ from extproc.config.model import Config, Pool, Tuning
 from extproc.core.aims import ClassSpec
 from extproc.core.decide import Case
 from extproc.core.desk import Desk
+from extproc.core.observer import Observer
 from extproc.core.outcome import End, Outcome, Reject, Routed
 from extproc.history.change import change
 from extproc.history.surgery import EditError, Put, edited
@@ -55,7 +56,7 @@ class _Count:
         return Window(requests=self.requests, attained=self.attained, failed=self.failed, ttft_p99_ms=p99)
 
 
-class Tuned:
+class Tuned(Observer):
     """Tunes one strategy of one pool; an `Observer` of the desk's for what it turns away."""
 
     def __init__(self, config: Config, desk: Desk, audit: AuditLog) -> None:
@@ -126,7 +127,7 @@ class Tuned:
         if case.pool == self._pool and reject.code == "overloaded":
             self._count.requests += 1
 
-    def ended(self, outcome: Outcome, *, now_ns: int) -> None:
+    def ended(self, outcome: Outcome, *, now_ns: int, here: bool = True) -> None:  # noqa: ARG002 (the interface's)
         """A request has ended; one that came before the window is not of it."""
         count, reservation = self._count, outcome.reservation
         if reservation.pool != self._pool or now_ns - outcome.duration_ns < count.begun_ns:

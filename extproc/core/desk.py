@@ -119,7 +119,8 @@ class Desk:
         self._number += 1
         case = self.resolve(request, tenant, f"{self.instance}-{self._number}", key=key, now_ns=now_ns)
         if isinstance(case, Reject):
-            return self._refused(case)
+            self.turned_away(tenant.name, case, now_ns=now_ns)
+            return case
         case = self.experiments.assign(case, request)
         account = self.policy.accounts.of(tenant.name, key, case.model)
         if not account.scopes:
@@ -186,6 +187,12 @@ class Desk:
     def answered(self, asked: AskQuota, answer: Granted | Refused, *, now_ns: int) -> Routed | Reject | Hold:
         """The shared store has answered: the case goes on, or is refused."""
         return self._go_on(asked.case, answer, now_ns=now_ns, degraded=asked.degraded)
+
+    def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
+        """A request was refused before it was a case; `tenant` is empty where nobody knows whose it is."""
+        self.counts[f"rejected.{reject.code}"] += 1
+        for observer in self.observers:
+            observer.turned_away(tenant, reject, now_ns=now_ns)
 
     def cancel(self, reservation_id: str, *, now_ns: int) -> None:
         """The client left before the decision reached Envoy."""
@@ -385,11 +392,11 @@ class Desk:
         self._waiting[case.id] = held
         own: Routed | Reject | None = None
         for shed in self.queue.push(held, now_ns=now_ns):
-            turned_away = self._turned_away(shed, now_ns)
+            refusal = self._shed_one(shed, now_ns)
             if shed.held.id == case.id:
-                own = turned_away
+                own = refusal
             else:
-                self.on_release(shed.held.id, turned_away)
+                self.on_release(shed.held.id, refusal)
         for reservation_id, decision in self._pump(case.pool, now_ns):
             if reservation_id == case.id:
                 own = decision
@@ -510,9 +517,9 @@ class Desk:
 
     def _shed(self, sheds: list[Shed], now_ns: int) -> None:
         for shed in sheds:
-            self.on_release(shed.held.id, self._turned_away(shed, now_ns))
+            self.on_release(shed.held.id, self._shed_one(shed, now_ns))
 
-    def _turned_away(self, shed: Shed, now_ns: int) -> Reject:
+    def _shed_one(self, shed: Shed, now_ns: int) -> Reject:
         self.counts["shed"] += 1
         self._waiting.pop(shed.held.id, None)
         self.quotas.cancel(shed.held.id, now_ns=now_ns)
@@ -542,14 +549,13 @@ class Desk:
         for observer in self.observers:
             observer.placed(case, placed, now_ns=now_ns)
 
-    def _refused(self, reject: Reject, case: Case | None = None, now_ns: int = 0) -> Reject:
+    def _refused(self, reject: Reject, case: Case, now_ns: int) -> Reject:
         self.counts[f"rejected.{reject.code}"] += 1
-        if case is not None:
-            # A spent quota is not the arm's doing, and neither is what only the request is to blame for.
-            if case.arm and reject.status in (429, 503) and reject.code != QUOTA_EXCEEDED:
-                self.experiments.turned_away(case, now_ns=now_ns)
-            for observer in self.observers:
-                observer.refused(case, reject, now_ns=now_ns)
+        # A spent quota is not the arm's doing, and neither is what only the request is to blame for.
+        if case.arm and reject.status in (429, 503) and reject.code != QUOTA_EXCEEDED:
+            self.experiments.turned_away(case, now_ns=now_ns)
+        for observer in self.observers:
+            observer.refused(case, reject, now_ns=now_ns)
         return reject
 
     def _weight(self, tenant: str) -> float:

@@ -36,6 +36,7 @@ from extproc.core.decide import Case
 from extproc.core.desk import Desk
 from extproc.core.endpoint import Endpoint
 from extproc.core.fleet import Pool
+from extproc.core.observer import Observer
 from extproc.core.outcome import End, Outcome, Reject, Reservation, Routed
 from extproc.observe.spool import Spool
 
@@ -76,7 +77,7 @@ ENCODED_AT_ONCE, PAUSE_S = 64, 0.001
 _Open = tuple[int, Sequence[int], float]
 
 
-class Recorder:
+class Recorder(Observer):
     """One process's way into the record; an `Observer` of the desk's. Nothing is kept without a file."""
 
     def __init__(
@@ -141,7 +142,7 @@ class Recorder:
         if case is not None:
             self._turned(case, "left", "", 0, now_ns)
 
-    def ended(self, outcome: Outcome, *, now_ns: int) -> None:
+    def ended(self, outcome: Outcome, *, now_ns: int, here: bool = True) -> None:  # noqa: ARG002 (the interface's)
         """A request's record has come, for the first time."""
         self._spool.add((outcome, self._open.pop(outcome.reservation.id, None), now_ns))
 

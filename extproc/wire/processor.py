@@ -89,6 +89,12 @@ class Processor:
         self.open_exchanges += 1
         return Exchange(self)
 
+    def took(self, since_ns: int) -> None:
+        """A decision was made that was begun at `since_ns`."""
+        now_ns = self.clock()
+        for observer in self.desk.observers:
+            observer.decided(now_ns - since_ns, now_ns=now_ns)
+
     @property
     def deciding(self) -> int:
         """Exchanges open and not held: what the bound on concurrent decisions counts."""
@@ -282,7 +288,8 @@ class Exchange:
                 retry_after_s=1,
             )
         if isinstance(answer, Reject):
-            self._processor.desk.counts[f"rejected.{answer.code}"] += 1
+            whose = "" if answer.status == 401 else self._tenant.name
+            self._processor.desk.turned_away(whose, answer, now_ns=self._processor.clock())
         if answer is not None:
             return self._answer(answer)
         if headers.end_of_stream:
@@ -334,6 +341,13 @@ class Exchange:
         return None
 
     def _on_body(self, body: bytes, phase: str) -> Reply:
+        """Decide, and say how long it took."""
+        begun_ns = self._processor.clock()
+        reply = self._decide_on(body, phase)
+        self._processor.took(begun_ns)
+        return reply
+
+    def _decide_on(self, body: bytes, phase: str) -> Reply:
         """Decide; should that fail, decide with less; should that fail, leave it to Envoy."""
         processor, route = self._processor, self._route
         assert route is not None
@@ -343,7 +357,7 @@ class Exchange:
         try:
             request = refused or parse(route, body)
             if isinstance(request, Reject):
-                processor.desk.counts[f"rejected.{request.code}"] += 1
+                processor.desk.turned_away(self._tenant.name, request, now_ns=processor.clock())
                 return self._answer(request)
             if request.model in processor.desk.families:
                 self._body = body
