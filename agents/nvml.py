@@ -122,7 +122,7 @@ class GpuReader:
     def _fast_facts(self, card: _Card) -> Gpu:
         lib, ask, handle = self._lib, self._ask, card.handle
         utilization = ask("nvmlDeviceGetUtilizationRates", handle)
-        memory = ask("nvmlDeviceGetMemoryInfo", handle)
+        memory = self._memory(handle)
         throttle = ask("nvmlDeviceGetCurrentClocksEventReasons", handle)
         if throttle is None:  # drivers before 535
             throttle = ask("nvmlDeviceGetCurrentClocksThrottleReasons", handle)
@@ -200,9 +200,14 @@ class GpuReader:
             if slice_handle is not None:
                 yield slice_handle
 
+    def _memory(self, handle: Any) -> Any:
+        """What the driver keeps for itself (0.5 GB of an H100) is not used; version 1 counts it in."""
+        memory = self._ask("nvmlDeviceGetMemoryInfo", handle, self._lib.nvmlMemory_v2)
+        return self._ask("nvmlDeviceGetMemoryInfo", handle) if memory is None else memory
+
     def _mig_devices(self, handle: Any) -> Iterator[MigDevice]:
         for slice_handle in self._mig_handles(handle):
-            memory = self._ask("nvmlDeviceGetMemoryInfo", slice_handle)
+            memory = self._memory(slice_handle)
             yield MigDevice(
                 uuid=_text(self._ask("nvmlDeviceGetUUID", slice_handle)),
                 memory_used_bytes=_u64(getattr(memory, "used", None)),

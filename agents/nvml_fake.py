@@ -11,6 +11,7 @@ The script is `{"driver": true, "gpus": [GPU, …]}`; a GPU is an object of thes
     throttle                  a bitmask, or names: ["hw_thermal_slowdown", "sw_power_cap", …] (THROTTLE)
     sm_clock_mhz, sm_clock_max_mhz, utilization_percent, temperature_c, power_w, power_limit_w
     memory_used_bytes, memory_total_bytes
+    memory_reserved_bytes     used, by the first version of the call; `memory_v2: false` has no other
     ecc_corrected, ecc_uncorrected, nvlink_errors
     retired_pages, retirement_pending
     remapped_rows             [corrected, uncorrected, pending, failed]
@@ -61,6 +62,8 @@ HEALTHY: Final[Mapping[str, Any]] = {
     "power_limit_w": 700.0,
     "memory_used_bytes": 0,
     "memory_total_bytes": 85_520_809_984,
+    "memory_reserved_bytes": 0,
+    "memory_v2": True,
     "ecc_corrected": 0,
     "ecc_uncorrected": 0,
     "nvlink_errors": 0,
@@ -175,12 +178,17 @@ class FakeNvml:
     def nvmlDeviceGetUtilizationRates(self, handle: tuple[int, ...]) -> Any:  # noqa: N802
         return SimpleNamespace(gpu=self._get(handle, "utilization_percent"), memory=0)
 
-    def nvmlDeviceGetMemoryInfo(self, handle: tuple[int, ...]) -> Any:  # noqa: N802
+    def nvmlDeviceGetMemoryInfo(self, handle: tuple[int, ...], version: int | None = None) -> Any:  # noqa: N802
         if len(handle) == 2:
             part = self._get(handle, "mig")[handle[1]]
             used, total = part.get("memory_used_bytes", 0), part.get("memory_total_bytes", 10 * 2**30)
         else:
             used, total = self._get(handle, "memory_used_bytes"), self._get(handle, "memory_total_bytes")
+        reserved = self._get(handle, "memory_reserved_bytes")
+        if version is None:
+            used += reserved
+        elif not self._get(handle, "memory_v2"):
+            raise self._real.NVMLError(self._real.NVML_ERROR_FUNCTION_NOT_FOUND)
         return SimpleNamespace(used=used, total=total, free=total - used)
 
     def nvmlDeviceGetPowerUsage(self, handle: tuple[int, ...]) -> int:  # noqa: N802

@@ -195,6 +195,13 @@ def test_a_card_that_left_the_count_is_still_told_as_lost() -> None:
     assert (gpu.uuid, gpu.lost) == ("GPU-b", True)
 
 
+def test_what_the_driver_reserves_is_not_used() -> None:
+    """The call's second version says it apart; a driver that has only the first counts it in."""
+    card = {"memory_used_bytes": 7, "memory_reserved_bytes": 5}
+    assert only(fake(card)[0]).memory_used_bytes == 7
+    assert only(fake({**card, "memory_v2": False})[0]).memory_used_bytes == 12
+
+
 def test_mig_slices_are_told() -> None:
     """Each with its memory."""
     gpu = only(fake({"mig": [{"uuid": "MIG-1", "memory_used_bytes": 5, "memory_total_bytes": 10}, {}]})[0])
