@@ -178,25 +178,25 @@ class App:
         """What shows and watches this service."""
         return []
 
-    def handle_signals(self, config_file: Path | None = None, *, watch: bool = True) -> None:
+    def handle_signals(self, config_file: Path | None = None, *, kept_of: Path | None = None) -> None:
         """SIGTERM and SIGINT end `run`, SIGHUP reloads; before `start`, so that none comes too early.
 
-        `watch`: whether `run` also takes the file when it has changed.
+        `run` also takes the file when it has changed, unless it is a supervisor's copy of `kept_of`: then
+        the supervisor says when, and what is written goes into the original.
         """
-        self.experimenting.file = config_file if watch else None
+        self.experimenting.file = self.tuned.file = kept_of or config_file
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stop.set)
         if config_file is not None:
-            self.follow = Follow(config_file, partial(self.reload, config_file)) if watch else None
+            self.follow = None if kept_of else Follow(config_file, partial(self.reload, config_file))
             hung_up = self.follow.now if self.follow is not None else partial(self.reload, config_file)
             loop.add_signal_handler(signal.SIGHUP, hung_up)
 
-    async def run(self, *, config_file: Path | None = None, watch: bool = True) -> None:
+    async def run(self, *, config_file: Path | None = None, kept_of: Path | None = None) -> None:
         """Serve until SIGTERM or SIGINT, then drain; SIGHUP or a changed file reloads. After `start`."""
         assert self.server is not None
-        self.tuned.file = config_file
-        self.handle_signals(config_file, watch=watch)
+        self.handle_signals(config_file, kept_of=kept_of)
         tasks = [
             asyncio.create_task(self._tick()),
             asyncio.create_task(self._pump()),

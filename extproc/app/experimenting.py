@@ -3,7 +3,7 @@
 Owns the clock's part. An experiment lives in the configuration, so that it survives a reload and a restart,
 its start and stop are versions in the history, and every service that reads the file runs the same. What the
 guardrail stops is written there as well (in a thread, a version like any other). Where the file cannot be
-written, or is a supervisor's copy, the stop holds until this process ends. Results are in memory alone: a
+written the stop holds until this process ends. Results are in memory alone: a
 restarted service counts anew, which costs it power and no validity.
 """
 

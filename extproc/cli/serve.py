@@ -19,10 +19,13 @@ log = logging.getLogger(__name__)
 @click.command("serve")
 @config_option
 @click.option(
-    "--kept", is_flag=True, hidden=True, help="The file is a supervisor's copy: read it at SIGHUP alone."
+    "--kept-of",
+    hidden=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file is a supervisor's copy of this one: read it at SIGHUP alone, write into this one.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
-def command(file: Path, kept: bool, verbose: bool) -> None:
+def command(file: Path, kept_of: Path | None, verbose: bool) -> None:
     """Run the service alone: ext_proc, access log and health over gRPC.
 
     A changed configuration is taken within two seconds, or at SIGHUP (a bad one changes nothing); SIGTERM
@@ -37,12 +40,12 @@ def command(file: Path, kept: bool, verbose: bool) -> None:
 
     async def serve() -> None:
         app = App(config)
-        app.handle_signals(file, watch=not kept)
+        app.handle_signals(file, kept_of=kept_of)
         for address in await app.start():
             log.info("listening on %s", address)
         for address in app.telemetry_addresses:
             log.info("listening for agents on %s", address)
-        await app.run(config_file=file, watch=not kept)
+        await app.run(config_file=file, kept_of=kept_of)
 
     try:
         run_async(serve)

@@ -26,6 +26,7 @@ from extproc.supervise.asking import EnvoyAdmin, ServiceLink, reachable
 from extproc.supervise.child import Child, ChildFailedError, ChildSpec, run_once
 from extproc.supervise.envoy import envoy_argv
 from extproc.supervise.output import Echo, Output
+from extproc.supervise.page import OpenedPage, page_url
 from extproc.supervise.restarts import RestartPolicy
 
 #: Rendering Envoy's bootstrap: imports of two seconds on a slow core, then thousands of endpoints.
@@ -51,6 +52,8 @@ class GatewayOptions:
     verbose: bool = False
     echo: Echo | None = None
     policy: RestartPolicy | None = None
+    #: The admin port where the configuration has none; no port then when left out.
+    page: OpenedPage | None = None
 
 
 def steersman_argv(*arguments: str) -> list[str]:
@@ -64,9 +67,9 @@ class Gateway:
     def __init__(
         self, config: Config, file: Path, *, options: GatewayOptions, report: Callable[[str], None]
     ) -> None:
-        self.config = config
-        self.file = file
         self.options = options
+        self.config = self._with_page(config)
+        self.file = file
         self.report = report
         self.url = f"http://{reachable(config.gateway.listen)}"
         self.link = ServiceLink(config.service.listen[0])
@@ -118,7 +121,7 @@ class Gateway:
         from extproc.app import restart_needed
 
         try:
-            new = load(self.file)
+            new = self._with_page(load(self.file))
         except ConfigError as error:
             for problem in error.problems:
                 self.report(f"reload refused, the last good configuration stays: {problem}")
@@ -137,6 +140,14 @@ class Gateway:
     async def status(self) -> dict[str, Any]:
         """The service's figures. Raises ServiceSilentError."""
         return await self.link.status()
+
+    @property
+    def page_url(self) -> str:
+        """Where a person finds the page; "" where there is none. The token of this run may stand in it."""
+        return page_url(self.config, self.options.page)
+
+    def _with_page(self, config: Config) -> Config:
+        return self.options.page.given(config) if self.options.page is not None else config
 
     @property
     def _kept(self) -> Path:
@@ -170,7 +181,9 @@ class Gateway:
         verbose = ["--verbose"] if self.options.verbose else []
         return ChildSpec(
             name="service",
-            argv=steersman_argv("serve", "--kept", "-f", str(self._kept), *verbose),
+            argv=steersman_argv(
+                "serve", "--kept-of", str(self.file.absolute()), "-f", str(self._kept), *verbose
+            ),
             ready=self.link.serving,
             ready_s_max=READY_S_MAX,
             stop_s_max=self.config.service.drain_s + STOP_S_MAX,
