@@ -331,7 +331,10 @@ def eligible(
     """
     ready = [endpoint for endpoint in endpoints if endpoint.ready]
     # A request that takes no permit fits anywhere, also where a reload has lowered the limit.
-    free = [e for e in ready if e.load_permits + permits <= e.max_concurrent] if permits else ready
+    free = ready
+    if permits:
+        # `load_permits` in full: a call saved for each endpoint.
+        free = [e for e in ready if e.permits + e.peer_permits + e.foreign + permits <= e.max_concurrent]
     candidates = [endpoint for endpoint in free if endpoint.suspect_until_ns <= now_ns]
     suspects: list[Endpoint] = []
     if len(candidates) < len(free):

@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
-from math import ceil, inf
+from math import inf
 from random import Random
 from typing import ClassVar
 
@@ -150,7 +150,8 @@ class Steer:
             )
             base = factor * timing.prefill_base_ms
             queued = load.queued
-            chunks = ceil((load.queued_tokens + u) / max(1, e.prefill_budget_tokens - streaming)) - 1
+            budget = e.prefill_budget_tokens - streaming
+            chunks = (load.queued_tokens + u - 1) // budget if budget > 0 else load.queued_tokens + u - 1
             if queued and not chunks:
                 own -= base
             ttft = load.queued_ms + own
@@ -164,7 +165,7 @@ class Steer:
             if penalty and zone and e.zone != zone:
                 ttft += penalty * factor * timing.prefill_per_token_ms
             ttft /= e.weight
-            kv = e.kv_tokens
+            kv = e.kv_capacity_tokens or e.kv_tokens
             if (
                 (
                     queued
