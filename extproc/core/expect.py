@@ -52,6 +52,7 @@ def plan(work: Work, endpoint: Endpoint, *, cached: Mapping[str, int] = NOTHING)
         prefix=work.prefix,
         block_tokens=work.block_tokens,
         alone=not load.queued and not streaming,
+        next=not load.queued and chunks == 1,
     )
 
 

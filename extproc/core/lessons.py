@@ -104,6 +104,11 @@ class Lessons:
             endpoint.speed.saw_prefill(plan.uncached_tokens, plan.cached_tokens, observed_ms)
         else:
             endpoint.speed.saw_first_token(plan.ttft_ms, observed_ms)
+            if plan.next:
+                beside_ms = plan.ttft_ms - plan.prefill_ms
+                endpoint.speed.saw_prefill_among(
+                    plan.uncached_tokens, plan.cached_tokens, observed_ms, beside_ms=beside_ms
+                )
 
     def _missed(self, entry: Entry, observed_ms: float) -> bool:
         """Whether a first token took as long as if nothing had been cached; what is held is taken for less.

@@ -50,6 +50,9 @@ class Plan:
     block_tokens: float = 64.0
     #: Nothing else was to be prefilled, or ran, when it was placed: its first token times its prefill.
     alone: bool = False
+    #: Nobody waited for a first token, and it is prefilled in one go: of its time to first token all but half
+    #: a step is its own prefill.
+    next: bool = False
 
 
 class Job:

@@ -139,6 +139,38 @@ def test_a_newcomer_inherits_the_pool() -> None:
     assert 0.0 < newcomer.confidence < speeds[0].confidence
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_prefill_and_step_are_told_apart_where_nothing_is_prefilled_alone(seed: int) -> None:
+    """A model in which the step has swallowed the prefill is set right by first tokens among streams."""
+    model, (speed,) = pool(1)
+    for learner, by in ((model._prefill, 0.1), (model._decode, 6.0)):
+        learner.scale(by)
+    model._publish_prefill()
+    model._publish_decode()
+    rng = Random(seed)
+    for tokens, batch, context in work(rng, 400):
+        step, predicted_step = TRUTH.decode_ms(batch, context), speed.step_ms(batch, context)
+        beside = 0.5 * predicted_step
+        noisy = rng.gauss(1.0, 0.05) * (TRUTH.prefill_ms(tokens) + rng.random() * step)
+        speed.saw_first_token(speed.prefill_ms(tokens) + beside, noisy)
+        speed.saw_prefill_among(tokens, 0, noisy, beside_ms=beside)
+        # Between two tokens comes a tenth of somebody's prefill, taken off as it is predicted.
+        others = 0.1 * (TRUTH.prefill_ms(1_000) - speed.prefill_ms(1_000))
+        speed.saw_decode(batch, context, max(1.0, step + others) * rng.gauss(1.0, 0.05))
+    fresh = list(work(rng, 300))
+    prefill = median(abs(speed.prefill_ms(u) / TRUTH.prefill_ms(u) - 1.0) for u, _, _ in fresh)
+    step = median(abs(speed.step_ms(b, k) / TRUTH.decode_ms(b, k) - 1.0) for _, b, k in fresh)
+    assert prefill < 0.25
+    assert step < 0.35
+
+
+def test_a_short_prefill_among_streams_teaches_nothing() -> None:
+    """Its first token's time is the step's, whatever was learnt of either."""
+    model, (speed,) = pool(1)
+    speed.saw_prefill_among(16, 0, 500.0, beside_ms=8.0)
+    assert model.samples == 0
+
+
 def test_endpoints_that_leave_are_let_go() -> None:
     """The model does not keep endpoints alive, nor count the gone ones as typical."""
     model, speeds = pool(5)
