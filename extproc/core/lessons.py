@@ -102,12 +102,17 @@ class Lessons:
             return
         if plan.alone:
             endpoint.speed.saw_prefill(plan.uncached_tokens, plan.cached_tokens, observed_ms)
-        else:
+        elif endpoint.load.entered == entry.job.entered:
+            # Who comes after it may be prefilled in the same step: then its time says nothing of the speed.
             endpoint.speed.saw_first_token(plan.ttft_ms, observed_ms)
             if plan.next:
-                beside_ms = plan.ttft_ms - plan.prefill_ms
                 endpoint.speed.saw_prefill_among(
-                    plan.uncached_tokens, plan.cached_tokens, observed_ms, beside_ms=beside_ms
+                    plan.uncached_tokens,
+                    plan.cached_tokens,
+                    observed_ms,
+                    beside_ms=plan.ttft_ms - plan.prefill_ms,
+                    batch=endpoint.load.streaming,
+                    context_tokens=endpoint.load.context_tokens,
                 )
 
     def _missed(self, entry: Entry, observed_ms: float) -> bool:

@@ -62,6 +62,7 @@ class Job:
         "batch_mark",
         "context_mark",
         "context_tokens",
+        "entered",
         "first_ns",
         "interference_mark",
         "length",
@@ -74,6 +75,8 @@ class Job:
 
     def __init__(self, plan: Plan, permits: int, now_ns: int) -> None:
         self.plan = plan
+        #: The how-many-th it is that was placed there.
+        self.entered = 0
         self.permits = permits
         self.placed_ns = now_ns
         self.queued = True
@@ -115,6 +118,7 @@ class Load:
         "_tight_until_ns",
         "_tightest_ms",
         "context_tokens",
+        "entered",
         "prefilled_ms",
         "queued",
         "queued_ms",
@@ -124,6 +128,8 @@ class Load:
     )
 
     def __init__(self) -> None:
+        #: Requests that were ever placed here.
+        self.entered = 0
         self.queued = 0
         self.queued_tokens = 0
         self.queued_ms = 0.0
@@ -142,6 +148,8 @@ class Load:
     def enter(self, plan: Plan, permits: int, *, now_ns: int) -> Job:
         """A request is placed here: its prefill is still to do."""
         job = Job(plan, permits, now_ns)
+        self.entered += 1
+        job.entered = self.entered
         self.reserved_tokens += plan.kv_tokens
         self.queued += 1
         self.queued_tokens += plan.uncached_tokens

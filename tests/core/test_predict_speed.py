@@ -153,7 +153,7 @@ def test_prefill_and_step_are_told_apart_where_nothing_is_prefilled_alone(seed: 
         beside = 0.5 * predicted_step
         noisy = rng.gauss(1.0, 0.05) * (TRUTH.prefill_ms(tokens) + rng.random() * step)
         speed.saw_first_token(speed.prefill_ms(tokens) + beside, noisy)
-        speed.saw_prefill_among(tokens, 0, noisy, beside_ms=beside)
+        speed.saw_prefill_among(tokens, 0, noisy, beside_ms=beside, batch=batch, context_tokens=context)
         # Between two tokens comes a tenth of somebody's prefill, taken off as it is predicted.
         others = 0.1 * (TRUTH.prefill_ms(1_000) - speed.prefill_ms(1_000))
         speed.saw_decode(batch, context, max(1.0, step + others) * rng.gauss(1.0, 0.05))
@@ -167,7 +167,7 @@ def test_prefill_and_step_are_told_apart_where_nothing_is_prefilled_alone(seed: 
 def test_a_short_prefill_among_streams_teaches_nothing() -> None:
     """Its first token's time is the step's, whatever was learnt of either."""
     model, (speed,) = pool(1)
-    speed.saw_prefill_among(16, 0, 500.0, beside_ms=8.0)
+    speed.saw_prefill_among(16, 0, 500.0, beside_ms=8.0, batch=8, context_tokens=8_000)
     assert model.samples == 0
 
 
