@@ -63,6 +63,9 @@ def class_checks(config: Config) -> Iterator[tuple[Loc, str]]:
         if tenant.service_class not in names:
             wish = f"no class {tenant.service_class!r}; classes has {', '.join(names)}"
             yield ("tenants", i, "class"), wish
+    for objective, name in config.picker.objectives.items():
+        if name not in names:
+            yield ("picker", "objectives", objective), f"no class {name!r}; classes has {', '.join(names)}"
     modes = {mode_of(config, each) for each in config.classes}
     for i, each in enumerate(config.classes):
         members = [tenant for tenant in config.tenants if tenant.service_class == each.name]

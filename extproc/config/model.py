@@ -11,11 +11,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from extproc.config.admin import Admin
+from extproc.config.alerts import Alerts
+from extproc.config.analytics import Analytics
 from extproc.config.experiments import EXPERIMENTS_MAX, Experiment
 from extproc.config.families import Family, ShiftDown
+from extproc.config.metrics import Metrics
+from extproc.config.picker import Picker
 from extproc.config.recording import Record, Tuning
 from extproc.config.section import CircuitBreakers, OutlierDetection, Section
 from extproc.config.tenancy import Adjust, Key, Quota, ServiceClass, Tenant
+from extproc.config.tracing import OpenTelemetry
 from extproc.config.types import (
     EnvoyFile,
     HeaderName,
@@ -31,6 +37,9 @@ from extproc.config.types import (
 
 __all__ = [
     "Adjust",
+    "Admin",
+    "Alerts",
+    "Analytics",
     "Audit",
     "CircuitBreakers",
     "Config",
@@ -45,7 +54,10 @@ __all__ = [
     "Jwt",
     "Key",
     "Limits",
+    "Metrics",
+    "OpenTelemetry",
     "OutlierDetection",
+    "Picker",
     "Pool",
     "Price",
     "Quota",
@@ -382,6 +394,19 @@ class Config(Section):
     """A log of requests to replay; none when left out."""
     tuning: Tuning = Tuning()
     """Tuning of a strategy while the service runs; off when left out."""
+    metrics: Metrics = Metrics()
+    """Bounds of Prometheus' metrics."""
+    picker: Picker = Picker()
+    """This service as the endpoint picker of other gateways; off when left out."""
+    admin: Admin | None = None
+    """The page, the API behind it and /metrics; no such port when left out ('steersman up' and 'demo' open
+    one on loopback then)."""
+    analytics: Analytics = Analytics()
+    """Figures of the past, for reports."""
+    alerts: Alerts = Alerts()
+    """Rules of when somebody is told, and who; the built-in rules when left out."""
+    otel: OpenTelemetry | None = None
+    """Spans and GenAI metrics by OpenTelemetry's protocol; none when left out."""
     limits: Limits = Limits()
     """Bounds on what is held in memory, and for how long."""
     telemetry: Telemetry | None = None

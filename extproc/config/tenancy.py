@@ -136,6 +136,8 @@ class Tenant(Section):
     explain: bool = False
     """Whether its clients are told a decision's reason (x-steersman-reason) when they ask for it with the
     header 'x-steersman-explain: reason'."""
+    trace_prompts: bool = False
+    """Whether the text of its prompts stands in its spans (otel), up to otel.prompt_characters_max."""
     quota: Quota = Quota()
     """What it may use."""
     adjust: Adjust | None = None

@@ -25,7 +25,7 @@ def _name(value: str) -> str:
     return value
 
 
-def _ip_port(value: str) -> str:
+def ip_port(value: str) -> str:
     """Canonical `ip:port`: Envoy's override_host compares strings, so one address has one spelling."""
     host, colon, port = value.rpartition(":")
     if not colon or not (port.isascii() and port.isdigit()):
@@ -54,7 +54,7 @@ def _listen(value: str) -> str:
         if len(path.encode()) > 107:
             raise ValueError(f"the socket's path has {len(path.encode())} bytes; the system allows 107")
         return value
-    return _ip_port(value)
+    return ip_port(value)
 
 
 def _sha256(value: str) -> str:
@@ -97,7 +97,7 @@ def _redis(value: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_name)]
-IpPort = Annotated[str, AfterValidator(_ip_port)]
+IpPort = Annotated[str, AfterValidator(ip_port)]
 Listen = Annotated[str, AfterValidator(_listen)]
 Sha256 = Annotated[str, AfterValidator(_sha256)]
 HeaderName = Annotated[str, AfterValidator(_header)]
