@@ -1,0 +1,239 @@
+"""From a snapshot to samples, metric by metric, in the order of the table. Pure; runs in a thread.
+
+Samples come one by one, so that whoever renders them may rest between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
+
+from extproc import __version__
+from extproc.core.reports import Gpu
+from extproc.observe.metrics.counting import CLIENT_GONE, COST, ERROR, GPU_S, INPUT, OK, OUTPUT, REFUSED
+from extproc.observe.metrics.histogram import Counted
+from extproc.observe.metrics.labels import OTHER
+from extproc.observe.metrics.snapshot import Snapshot
+from extproc.observe.metrics.table import TABLE, Spec
+
+#: What is appended to the metric's name, label values in the labels' order (and a bucket's bound), the value.
+Sample = tuple[str, tuple[str, ...], float]
+
+#: Cards of one endpoint that have series of their own.
+GPUS_MAX = 16
+OUTCOMES = (("ok", OK), ("refused", REFUSED), ("error", ERROR), ("client_gone", CLIENT_GONE))
+YES, NO = "yes", "no"
+
+
+def families(snapshot: Snapshot) -> Iterator[tuple[Spec, Iterator[Sample]]]:
+    """Each metric with its samples; one that has none comes too."""
+    for spec in TABLE:
+        yield spec, _MAKE[spec.name](snapshot, spec)
+
+
+def _requests(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+    for key, figures in snapshot.traffic:
+        for outcome, at in OUTCOMES:
+            yield "", (*key, outcome), figures[at]
+
+
+def _refusals(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+    for key, count in snapshot.refusals.items():
+        yield "", key, count
+
+
+def _by_pool(snapshot: Snapshot, place: int) -> dict[tuple[str, str], float]:
+    """A figure by tenant and pool, summed over classes; in values that no garbage collector follows."""
+    found: dict[tuple[str, str], float] = {}
+    for (tenant, pool, _), figures in snapshot.traffic:
+        key = (tenant, pool)
+        found[key] = found.get(key, 0.0) + figures[place]
+    return found
+
+
+def _tokens(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+    for direction, place in (("input", INPUT), ("output", OUTPUT)):
+        for key, tokens in _by_pool(snapshot, place).items():
+            yield "", (*key, direction), tokens
+
+
+def _cost(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+    for key, cost in _by_pool(snapshot, COST).items():
+        yield "", key, cost
+
+
+def _gpu_seconds(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+    for key, seconds in _by_pool(snapshot, GPU_S).items():
+        yield "", key, seconds
+
+
+def _slo(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+    for key, (met, missed) in snapshot.slo:
+        yield "", (*key, YES), met
+        yield "", (*key, NO), missed
+
+
+def _histogram(key: tuple[str, ...], counted: Counted, spec: Spec) -> Iterator[Sample]:
+    counts, total = counted
+    bounds = [*(repr(bound) for bound in spec.buckets), "+Inf"]
+    below = list(accumulate(counts))
+    for bound, count in zip(bounds, below, strict=True):
+        yield "_bucket", (*key, bound), count
+    yield "_count", key, below[-1]
+    yield "_sum", key, total
+
+
+def _times(snapshot: Snapshot, spec: Spec) -> Iterator[Sample]:
+    for key, histograms in snapshot.times:
+        yield from _histogram(key, histograms[spec.name], spec)
+
+
+def _decision(snapshot: Snapshot, spec: Spec) -> Iterator[Sample]:
+    yield from _histogram((), snapshot.decision, spec)
+
+
+def _lag(snapshot: Snapshot, spec: Spec) -> Iterator[Sample]:
+    yield from _histogram((), snapshot.lag, spec)
+
+
+def _decisions(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+    for (pool, strategy, degraded), count in snapshot.decisions.items():
+        yield "", (pool, strategy, YES if degraded else NO), count
+
+
+def _plain(read: Callable[[Snapshot], Mapping[str, int]]) -> Callable[[Snapshot, Spec], Iterator[Sample]]:
+    def samples(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+        for name, count in read(snapshot).items():
+            yield "", (name,), count
+
+    return samples
+
+
+def _held(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+    for key, count in snapshot.held.items():
+        yield "", key, count
+
+
+def _quotas(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+    places = zip(snapshot.quota_tenants, snapshot.quota_limits, snapshot.quota_ratios, strict=True)
+    for tenant, limit, ratio in places:
+        yield "", (tenant, limit), ratio
+
+
+def _by_tenant(
+    read: Callable[[Snapshot], Mapping[str, int]],
+) -> Callable[[Snapshot, Spec], Iterator[Sample]]:
+    """The named ones' counts, and the sum of all others where there are any."""
+
+    def samples(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+        counts = read(snapshot)
+        others = sum(counts.values())
+        for name in snapshot.tenants:
+            count = counts.get(name, 0)
+            others -= count
+            yield "", (name,), count
+        if others:
+            yield "", (OTHER,), others
+
+    return samples
+
+
+def _pool_endpoints(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+    for pool in snapshot.in_flight:
+        yield "", (pool, YES), snapshot.endpoints[pool, True]
+        yield "", (pool, NO), snapshot.endpoints[pool, False]
+
+
+def _endpoints(snapshot: Snapshot, spec: Spec) -> Iterator[Sample]:
+    what = spec.name.removeprefix("endpoint_")
+    for each in snapshot.seen:
+        report = each.report
+        value: float | None
+        match what:
+            case "ready":
+                value = each.ready
+            case "health":
+                value = each.health
+            case "in_flight":
+                value = each.in_flight
+            case "stale":
+                value = each.stale
+            case "waiting":
+                value = report.waiting if report is not None else None
+            case "running":
+                value = report.running if report is not None else None
+            case _:
+                used = report.kv_used_tokens if report is not None else None
+                value = used / each.kv_tokens if used is not None and each.kv_tokens else None
+        if value is not None:
+            yield "", (each.pool, each.address), float(value)
+
+
+def _gpus(read: Callable[[Gpu], float | None]) -> Callable[[Snapshot, Spec], Iterator[Sample]]:
+    def samples(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+        for each in snapshot.seen:
+            for gpu in each.report.gpus[:GPUS_MAX] if each.report is not None else ():
+                value = read(gpu)
+                if value is not None:
+                    yield "", (each.address, gpu.uuid), float(value)
+
+    return samples
+
+
+def _utilization(gpu: Gpu) -> float | None:
+    return None if gpu.utilization_percent is None else gpu.utilization_percent / 100.0
+
+
+def _errors(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+    for what, error in snapshot.errors.items():
+        if error is not None:
+            yield "", (what,), error
+
+
+def _firing(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+    for rule, fires in snapshot.firing.items():
+        yield "", (rule,), float(fires)
+
+
+def _build(_snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+    yield "", (__version__,), 1.0
+
+
+_MAKE: Mapping[str, Callable[[Snapshot, Spec], Iterator[Sample]]] = {
+    "requests_total": _requests,
+    "refusals_total": _refusals,
+    "tokens_total": _tokens,
+    "cost_total": _cost,
+    "gpu_seconds_total": _gpu_seconds,
+    "slo_requests_total": _slo,
+    "ttft_seconds": _times,
+    "tpot_seconds": _times,
+    "request_seconds": _times,
+    "hold_seconds": _times,
+    "decision_seconds": _decision,
+    "decisions_total": _decisions,
+    "held": _held,
+    "in_flight": _plain(lambda snapshot: snapshot.in_flight),
+    "tenant_in_flight": _by_tenant(lambda snapshot: snapshot.in_flight_of),
+    "tenant_held": _by_tenant(lambda snapshot: snapshot.held_of),
+    "quota_used_ratio": _quotas,
+    "pool_endpoints": _pool_endpoints,
+    "endpoint_ready": _endpoints,
+    "endpoint_health": _endpoints,
+    "endpoint_in_flight": _endpoints,
+    "endpoint_waiting": _endpoints,
+    "endpoint_running": _endpoints,
+    "endpoint_kv_utilization": _endpoints,
+    "endpoint_stale": _endpoints,
+    "gpu_utilization_ratio": _gpus(_utilization),
+    "gpu_memory_used_bytes": _gpus(lambda gpu: gpu.memory_used_bytes),
+    "gpu_memory_total_bytes": _gpus(lambda gpu: gpu.memory_total_bytes),
+    "gpu_temperature_celsius": _gpus(lambda gpu: gpu.temperature_c),
+    "gpu_power_watts": _gpus(lambda gpu: gpu.power_w),
+    "gpu_lost": _gpus(lambda gpu: gpu.lost),
+    "prediction_error_ratio": _errors,
+    "events_total": _plain(lambda snapshot: snapshot.events),
+    "event_loop_lag_seconds": _lag,
+    "alerts_firing": _firing,
+    "build_info": _build,
+}

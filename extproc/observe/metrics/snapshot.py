@@ -1,0 +1,163 @@
+"""All figures of one moment, taken from the running desk in slices that never keep a decision waiting.
+
+The counters are copied in one go, so that they agree with one another; endpoints and quotas follow in slices
+between which the event loop runs. What is taken is plain or immutable: the rest is done in a thread. It is
+taken into few large containers, since many small ones that live through a scrape call for a full garbage
+collection, which stops everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from extproc.core.desk import Desk
+from extproc.core.reports import ReplicaReport
+from extproc.observe.metrics.counting import Counting
+from extproc.observe.metrics.histogram import Counted
+from extproc.observe.metrics.rows import Read
+
+#: Endpoints, and tenants with quotas, that are read before the event loop runs again: about a millisecond.
+ENDPOINTS_A_SLICE, QUOTAS_A_SLICE = 200, 50
+#: Alert rules shown.
+RULES_MAX = 256
+
+
+class SeenEndpoint(NamedTuple):
+    """An endpoint as it was; `report` is None where its agent is silent or stale."""
+
+    pool: str
+    address: str
+    ready: bool
+    health: float
+    in_flight: int
+    #: None where no agent has ever spoken.
+    stale: bool | None
+    report: ReplicaReport | None
+    kv_tokens: int
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """Label values and figures, by metric."""
+
+    traffic: Read
+    slo: Read
+    times: list[tuple[tuple[str, str], dict[str, Counted]]]
+    refusals: Mapping[tuple[str, str], int]
+    decisions: Mapping[tuple[str, str, bool], int]
+    events: Mapping[str, int]
+    decision: Counted
+    lag: Counted
+    held: Mapping[tuple[str, str], int]
+    #: Those that have a name.
+    tenants: list[str]
+    #: By tenant, with or without a name.
+    in_flight_of: Mapping[str, int]
+    held_of: Mapping[str, int]
+    errors: Mapping[str, float | None]
+    firing: Mapping[str, bool]
+    in_flight: Counter[str] = field(default_factory=Counter)
+    #: By pool and readiness.
+    endpoints: Counter[tuple[str, bool]] = field(default_factory=Counter)
+    seen: list[SeenEndpoint] = field(default_factory=list)
+    #: Used over allowed, and whose and which limit it is, side by side.
+    quota_ratios: array[float] = field(default_factory=lambda: array("d"))
+    quota_tenants: list[str] = field(default_factory=list)
+    quota_limits: list[str] = field(default_factory=list)
+    #: What other parts show: prometheus_client's metrics.
+    extra: list[Any] = field(default_factory=list)
+
+
+async def take(
+    counting: Counting,
+    desk: Desk,
+    *,
+    endpoints_max: int,
+    clock: Callable[[], int],
+    firing: Callable[[], Mapping[str, bool]],
+    extra: Iterable[Callable[[], Iterable[Any]]] = (),
+) -> Snapshot:
+    """Take everything; on the event loop that owns the desk."""
+    found = _counted(counting, desk, firing())
+    for more in extra:
+        found.extra += more()
+    await asyncio.sleep(0)
+    await _endpoints(found, counting, desk, endpoints_max)
+    await _quotas(found, desk, clock)
+    return found
+
+
+def _counted(counting: Counting, desk: Desk, firing: Mapping[str, bool]) -> Snapshot:
+    lessons, classes = desk.lessons, desk.policy.classes
+    held: Counter[tuple[str, str]] = Counter()
+    for (pool, klass), count in Counter((each.pool, each.klass) for each in desk.waiting).items():
+        name = classes[min(klass, len(classes) - 1)].name
+        held[counting.pools.of(pool), counting.classes.of(name)] += count
+    times = counting.times()
+    for key, _ in times:
+        # Where somebody may wait, nobody waiting is said too.
+        held.setdefault(key, 0)
+    return Snapshot(
+        traffic=counting.traffic.read(),
+        slo=counting.slo.read(),
+        times=times,
+        refusals=counting.refusals(),
+        decisions=counting.decisions(),
+        events=counting.events(),
+        decision=counting.decision(),
+        lag=counting.lag(),
+        held=held,
+        tenants=list(counting.tenants.named),
+        in_flight_of=dict(desk.ledger.by_tenant),
+        held_of=dict(desk.queue.by_tenant),
+        errors={"ttft": lessons.ttft.median, "completion": lessons.completion.median},
+        firing=dict(list(firing.items())[:RULES_MAX]),
+    )
+
+
+async def _endpoints(found: Snapshot, counting: Counting, desk: Desk, most: int) -> None:
+    fleet = desk.fleet
+    for name in fleet.pools:
+        found.in_flight[counting.pools.of(name)] += 0
+    everyone = [*fleet.endpoints, *fleet.leaving.values()]
+    members = len(everyone) - len(fleet.leaving)
+    for begin in range(0, len(everyone), ENDPOINTS_A_SLICE):
+        for number, endpoint in enumerate(everyone[begin : begin + ENDPOINTS_A_SLICE], begin):
+            pool = counting.pools.of(endpoint.pool)
+            found.in_flight[pool] += endpoint.requests
+            if number >= members:
+                continue
+            found.endpoints[pool, endpoint.ready] += 1
+            if number < most:
+                spoke = endpoint.report is not None
+                found.seen.append(
+                    SeenEndpoint(
+                        pool,
+                        endpoint.address,
+                        endpoint.ready,
+                        endpoint.health.value,
+                        endpoint.requests,
+                        endpoint.stale if spoke else None,
+                        None if endpoint.stale else endpoint.report,
+                        endpoint.kv_tokens,
+                    )
+                )
+        await asyncio.sleep(0)
+
+
+async def _quotas(found: Snapshot, desk: Desk, clock: Callable[[], int]) -> None:
+    for begin in range(0, len(found.tenants), QUOTAS_A_SLICE):
+        accounts, now_ns = desk.policy.accounts, clock()
+        for name in found.tenants[begin : begin + QUOTAS_A_SLICE]:
+            # Of no key and no model: what is limited is the tenant as a whole.
+            account = accounts.of(name, "", "")
+            for each in desk.quotas.usage(account, now_ns=now_ns) if account.scopes else ():
+                found.quota_ratios.append(each.used / each.allowed if each.allowed else 0.0)
+                found.quota_tenants.append(name)
+                found.quota_limits.append(each.limit)
+        await asyncio.sleep(0)

@@ -1,0 +1,211 @@
+"""Every metric of the service: its name, kind, labels and meaning, in one table.
+
+What is exported (samples.py) and what is documented (docs/metrics.md) both follow it; a test holds them
+together. Knows nothing of how a figure comes about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+#: What every name begins with.
+PREFIX = "steersman_"
+
+#: Upper bounds of the histograms' buckets, in seconds; each has one more, without a bound.
+TTFT_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0)
+TPOT_S = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
+REQUEST_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0)
+HOLD_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0)
+DECISION_S = (50e-6, 1e-4, 2e-4, 3e-4, 5e-4, 75e-5, 1e-3, 15e-4, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.05, 0.1)
+LAG_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One metric. `name` is without the prefix and, of a counter, with its `_total`."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...]
+    meaning: str
+    group: str
+    buckets: tuple[float, ...] = ()
+
+
+def _table() -> tuple[Spec, ...]:
+    traffic, load, fleet, gpus, own = "Traffic", "Tenants and queues", "Endpoints", "GPUs", "The service"
+    at_pool, at_gpu = ("pool", "endpoint"), ("endpoint", "gpu")
+    return (
+        Spec(
+            "requests_total",
+            "counter",
+            ("tenant", "pool", "class", "outcome"),
+            "Requests that reached an endpoint and have ended: ok, refused (the engine's 4xx), error, or "
+            "client_gone; also client_gone where the client left while it was held.",
+            traffic,
+        ),
+        Spec(
+            "refusals_total",
+            "counter",
+            ("tenant", "code"),
+            "Requests that the gateway itself turned away, by the error's code; tenant is (none) where "
+            "nobody proved who asks.",
+            traffic,
+        ),
+        Spec(
+            "tokens_total",
+            "counter",
+            ("tenant", "pool", "direction"),
+            "Tokens charged at requests' ends, input or output: the engine's counts, predictions where it "
+            "gives none.",
+            traffic,
+        ),
+        Spec(
+            "cost_total",
+            "counter",
+            ("tenant", "pool"),
+            "What those tokens cost by the pool's price, in the price's currency.",
+            traffic,
+        ),
+        Spec(
+            "gpu_seconds_total",
+            "counter",
+            ("tenant", "pool"),
+            "Replica time charged: a request's duration over the requests that shared its replica.",
+            traffic,
+        ),
+        Spec(
+            "slo_requests_total",
+            "counter",
+            ("tenant", "class", "met"),
+            "Requests that were within their class's targets of first and further tokens (yes) or not (no); "
+            "shed, refused and failed ones are no, spent quotas, clients' mistakes and clients that left "
+            "are neither.",
+            traffic,
+        ),
+        Spec(
+            "ttft_seconds",
+            "histogram",
+            ("pool", "class"),
+            "Request start to first token, the hold included, of streams as Envoy saw them.",
+            traffic,
+            TTFT_S,
+        ),
+        Spec(
+            "tpot_seconds",
+            "histogram",
+            ("pool", "class"),
+            "Time between further tokens, (end - first) / (n - 1), of streams that ended well and whose "
+            "tokens were counted (OpenAI clients ask for it: stream_options.include_usage).",
+            traffic,
+            TPOT_S,
+        ),
+        Spec(
+            "request_seconds",
+            "histogram",
+            ("pool", "class"),
+            "Request start to end, of requests that ended well.",
+            traffic,
+            REQUEST_S,
+        ),
+        Spec(
+            "hold_seconds",
+            "histogram",
+            ("pool", "class"),
+            "Time in the gateway's queue until a request was placed or shed, or its client left; about 0 for "
+            "one that did not wait.",
+            traffic,
+            HOLD_S,
+        ),
+        Spec(
+            "decisions_total",
+            "counter",
+            ("pool", "strategy", "degraded"),
+            "Requests sent to an endpoint; degraded is yes where the choice had less to go by than it "
+            "should.",
+            traffic,
+        ),
+        Spec("held", "gauge", ("pool", "class"), "Requests that wait in the gateway's queue.", load),
+        Spec("in_flight", "gauge", ("pool",), "Requests at the pool's endpoints by this service.", load),
+        Spec("tenant_in_flight", "gauge", ("tenant",), "The tenant's requests at endpoints.", load),
+        Spec("tenant_held", "gauge", ("tenant",), "The tenant's requests that wait in the queue.", load),
+        Spec(
+            "quota_used_ratio",
+            "gauge",
+            ("tenant", "limit"),
+            "Used over allowed of the tenant's own limits; above 1 where capacity was lent, or more was used "
+            "than predicted.",
+            load,
+        ),
+        Spec(
+            "pool_endpoints",
+            "gauge",
+            ("pool", "ready"),
+            "The pool's endpoints, ready (yes) or not (no); those without series of their own included.",
+            fleet,
+        ),
+        Spec("endpoint_ready", "gauge", at_pool, "1 where the endpoint takes requests, else 0.", fleet),
+        Spec("endpoint_health", "gauge", at_pool, "Health, 0 to 1; traffic follows it.", fleet),
+        Spec("endpoint_in_flight", "gauge", at_pool, "Requests on it by this service.", fleet),
+        Spec("endpoint_waiting", "gauge", at_pool, "Requests in the engine's queue, by its agent.", fleet),
+        Spec("endpoint_running", "gauge", at_pool, "Requests that the engine runs, by its agent.", fleet),
+        Spec(
+            "endpoint_kv_utilization",
+            "gauge",
+            at_pool,
+            "Used share of its KV memory, 0 to 1, by its agent.",
+            fleet,
+        ),
+        Spec(
+            "endpoint_stale",
+            "gauge",
+            at_pool,
+            "1 where its agent has been silent for too long, else 0; what the agent said is left out then.",
+            fleet,
+        ),
+        Spec("gpu_utilization_ratio", "gauge", at_gpu, "Busy share of time, 0 to 1.", gpus),
+        Spec("gpu_memory_used_bytes", "gauge", at_gpu, "Memory in use.", gpus),
+        Spec("gpu_memory_total_bytes", "gauge", at_gpu, "Memory of the card.", gpus),
+        Spec("gpu_temperature_celsius", "gauge", at_gpu, "Temperature.", gpus),
+        Spec("gpu_power_watts", "gauge", at_gpu, "Power draw.", gpus),
+        Spec("gpu_lost", "gauge", at_gpu, "1 where the driver has lost the card, else 0.", gpus),
+        Spec(
+            "decision_seconds",
+            "histogram",
+            (),
+            "What a decision took in this service, waiting apart.",
+            own,
+            DECISION_S,
+        ),
+        Spec(
+            "prediction_error_ratio",
+            "gauge",
+            ("what",),
+            "Median of |predicted - observed| / observed over the last 64 first tokens (ttft) or ends "
+            "(completion).",
+            own,
+        ),
+        Spec(
+            "events_total",
+            "counter",
+            ("event",),
+            "What has happened at the desk, as `steersman status` counts it.",
+            own,
+        ),
+        Spec(
+            "event_loop_lag_seconds",
+            "histogram",
+            (),
+            "How much later than asked for the service's event loop woke, twenty times a second.",
+            own,
+            LAG_S,
+        ),
+        Spec("alerts_firing", "gauge", ("rule",), "1 where the alert rule fires, else 0.", own),
+        Spec("build_info", "gauge", ("version",), "Always 1.", own),
+    )
+
+
+TABLE = _table()
+BY_NAME: Mapping[str, Spec] = {spec.name: spec for spec in TABLE}
