@@ -1,0 +1,90 @@
+"""What a request's end adds to the figures of its key.
+
+Owns which of a request's facts count as what. Pure; runs in the analytics' thread, not on the request's path.
+"""
+
+from __future__ import annotations
+
+from extproc.core.experiment.results import sample_of, tokens_each
+from extproc.core.outcome import End, Outcome, Reservation
+from extproc.core.policy import Policy
+from extproc.core.quota import Amounts
+from extproc.core.quota.values import GPU_US, MONEY
+from extproc.observe.analytics.row import Key, Row, count_in
+
+#: The refusals that are no fault of the class's targets: whose cause is the request or its tenant's quota.
+SPENT = "quota_exceeded"
+#: What is refused with these, and not for a spent quota, has missed its targets: there was no room for it.
+NO_ROOM = (429, 503)
+
+
+def key_of(reservation: Reservation) -> Key:
+    """Where a placed request is counted."""
+    r = reservation
+    return Key(r.tenant, r.pool, r.model, r.strategy, r.arm)
+
+
+def ended(row: Row, outcome: Outcome, policy: Policy, charged: Amounts) -> None:
+    """A request's record came; `charged` is what it was charged at, `policy` names its class's targets."""
+    reservation = outcome.reservation
+    match outcome.end:
+        case End.OK:
+            row.ok += 1
+        case End.REFUSED:
+            row.refused += 1
+        case End.ERROR:
+            row.error += 1
+        case End.CLIENT_GONE:
+            row.client_gone += 1
+    units = charged.units()
+    row.input_tokens += charged.input_tokens
+    row.output_tokens += charged.output_tokens
+    row.gpu_us += units[GPU_US]
+    row.cost_nano += units[MONEY]
+    if not reservation.permits:
+        # Costs no place on a replica (tokenize and the like): its times would say nothing of the others'.
+        return
+    row.cached_tokens += min(reservation.cached_tokens, charged.input_tokens)
+    attained = sample_of(outcome, policy.classes[policy.rank(reservation.service_class)]).attained
+    row.slo_met += attained is True
+    row.slo_missed += attained is False
+    row.held_ms.add(reservation.held_ms)
+    if charged.input_tokens:
+        row.prompt_tokens.add(charged.input_tokens)
+    if outcome.ttft_ns is not None and not outcome.refused:
+        row.ttft_ms.add(outcome.ttft_ns / 1e6)
+    if outcome.end is not End.OK or outcome.refused:
+        return
+    row.answer_tokens.add(charged.output_tokens)
+    row.total_ms.add(outcome.duration_ns / 1e6)
+    further = tokens_each(outcome) - 1
+    if outcome.ttft_ns is not None and outcome.output_tokens is not None and further > 0:
+        # (end − first)/(n − 1), of one sequence.
+        row.tpot_ms.add(max(0, outcome.duration_ns - outcome.ttft_ns) / 1e6 / further)
+
+
+def expired(row: Row) -> None:
+    """A request's end never came."""
+    row.expired += 1
+
+
+def rejected(row: Row, code: str, status: int, waited_ms: float | None) -> None:
+    """A request was refused by us; `waited_ms` None where it was never held and never could be."""
+    row.rejected += 1
+    count_in(row.codes, code, 1)
+    if waited_ms is None or status not in NO_ROOM or code == SPENT:
+        return
+    row.slo_missed += 1
+    row.held_ms.add(waited_ms)
+
+
+def left(row: Row, waited_ms: float | None) -> None:
+    """A client left before its request was sent anywhere."""
+    row.left += 1
+    if waited_ms is not None:
+        row.held_ms.add(waited_ms)
+
+
+def asked(row: Row, family: str) -> None:
+    """A request that this model serves had asked for a family."""
+    count_in(row.families, family, 1)

@@ -1,0 +1,151 @@
+"""Hears of requests for the analytics: notes what has happened, and leaves the reckoning to a thread.
+
+Owns the waiting line and its bound, and whose requests this service counts. Called on the request's path:
+each method appends a tuple.
+
+Every service of several hears of every end, and each counts those that it has decided on. An end of a service
+that is no more (it was restarted) belongs to nobody: where this service is the only one it counts it at once;
+otherwise it waits until this service surely knows its peers, and goes to the first that claims it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from extproc.core.decide import Case
+from extproc.core.desk import Desk
+from extproc.core.observer import Observer
+from extproc.core.outcome import Outcome, Reject, Reservation, Routed
+from extproc.observe.analytics import fold
+from extproc.observe.analytics.row import UNKNOWN, Key
+
+#: What waits for the thread; the newest are dropped above it, and counted.
+WAITING_MAX = 50_000
+#: Ends of unknown services that wait, and for how long: longer than it takes to hear of a peer.
+ORPHANS_MAX, ORPHAN_WAIT_NS = 10_000, 5_000_000_000
+
+#: (when in unix seconds, whose, how it counts, and with what).
+Event = tuple[int, Key, Callable[..., None], tuple[Any, ...]]
+
+
+class Listener(Observer):
+    """One service's ears.
+
+    `alone`: no other service decides. `connected`: whether peers are known at the moment.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        *,
+        alone: bool,
+        clock: Callable[[], int],
+        connected: Callable[[], bool] = lambda: False,
+        wall_ns: Callable[[], int] = time.time_ns,
+        waiting_max: int = WAITING_MAX,
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self.waiting_max = waiting_max
+        self._desk, self._alone, self._connected = desk, alone, connected
+        self._clock, self._wall_ns = clock, wall_ns
+        self._offset_ns = wall_ns() - clock()
+        self._waiting: list[Event] = []
+        #: By reservation, since when.
+        self._orphans: dict[str, tuple[int, Event]] = {}
+        self._own = f"{desk.instance}-"
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def take(self) -> list[Event]:
+        """All that waits. On the event loop, like everything here."""
+        # The wall clock may have been set since.
+        self._offset_ns = self._wall_ns() - self._clock()
+        events, self._waiting = self._waiting, []
+        return events
+
+    def take_orphans(self, *, now_ns: int) -> dict[str, Event]:
+        """Ends that belong to no service that is known, by reservation, each to be claimed first."""
+        found: dict[str, Event] = {}
+        while self._orphans:
+            name, (since_ns, event) = next(iter(self._orphans.items()))
+            if now_ns - since_ns < ORPHAN_WAIT_NS:
+                break
+            del self._orphans[name]
+            # Without sharing every peer looks like nobody: then nothing is claimed.
+            if self._connected() and _instance(name) not in self._desk.peers:
+                found[name] = event
+        return found
+
+    def placed(self, case: Case, routed: Routed, *, now_ns: int) -> None:
+        """A request was sent to an endpoint."""
+        if case.choice is not None:
+            key = fold.key_of(routed.reservation)
+            self._add((self._at_s(now_ns), key, fold.asked, (case.choice.family,)))
+
+    def refused(self, case: Case, reject: Reject, *, now_ns: int) -> None:
+        """A request was turned away."""
+        waited_ms = max(0, now_ns - case.arrived_ns) / 1e6
+        what = (reject.code, reject.status, waited_ms)
+        self._add((self._at_s(now_ns), self._key(case), fold.rejected, what))
+
+    def left(self, reservation_id: str, case: Case | None, *, now_ns: int) -> None:  # noqa: ARG002 (the interface's)
+        """A client left before its request was under way."""
+        if case is None:
+            self._add((self._at_s(now_ns), Key(UNKNOWN), fold.left, (None,)))
+        else:
+            waited_ms = max(0, now_ns - case.arrived_ns) / 1e6
+            self._add((self._at_s(now_ns), self._key(case), fold.left, (waited_ms,)))
+
+    def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
+        """Refused before it was a case."""
+        what = (reject.code, reject.status, None)
+        self._add((self._at_s(now_ns), Key(tenant or UNKNOWN), fold.rejected, what))
+
+    def ended(self, outcome: Outcome, *, now_ns: int, here: bool) -> None:
+        """A request's record came."""
+        reservation = outcome.reservation
+        what = (outcome, self._desk.policy, self._desk.charged)
+        event = (self._at_s(now_ns), fold.key_of(reservation), fold.ended, what)
+        if here or self._alone:
+            self._add(event)
+        else:
+            self._orphan(reservation.id, event, now_ns)
+
+    def expired(self, reservation: Reservation, *, now_ns: int) -> None:
+        """A request's end never came."""
+        event = (self._at_s(now_ns), fold.key_of(reservation), fold.expired, ())
+        if self._alone or reservation.id.startswith(self._own):
+            self._add(event)
+        else:
+            self._orphan(reservation.id, event, now_ns)
+
+    def _orphan(self, reservation_id: str, event: Event, now_ns: int) -> None:
+        if _instance(reservation_id) in self._desk.peers:
+            return
+        if len(self._orphans) >= ORPHANS_MAX:
+            self.counts["orphans_dropped"] += 1
+            return
+        self._orphans[reservation_id] = (now_ns, event)
+
+    def _add(self, event: Event) -> None:
+        if len(self._waiting) >= self.waiting_max:
+            self.counts["dropped"] += 1
+            return
+        self._waiting.append(event)
+
+    def _at_s(self, now_ns: int) -> int:
+        return (now_ns + self._offset_ns) // 1_000_000_000
+
+    def _key(self, case: Case) -> Key:
+        strategy = case.strategy.partition("#")[0]
+        if not strategy and (pool := self._desk.fleet.pools.get(case.pool)) is not None:
+            strategy = pool.strategy
+        return Key(case.tenant.name, case.pool, case.model, strategy, case.arm)
+
+
+def _instance(reservation_id: str) -> str:
+    return reservation_id.partition("-")[0]

@@ -1,0 +1,29 @@
+"""What the tests of the analytics share: a desk with one pool, ended requests, real stores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from extproc.observe.analytics import MemoryStore, Store
+from extproc.observe.analytics.redis_store import RedisStore
+from extproc.observe.analytics.sqlite_store import SqliteStore
+from tests.state.conftest import redis_server
+
+__all__ = ["redis_server"]
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """Each kind of store, empty."""
+    made: Store
+    if request.param == "memory":
+        made = MemoryStore()
+    elif request.param == "sqlite":
+        made = SqliteStore(tmp_path / "analytics", bytes_max=1 << 30)
+    else:
+        made = RedisStore(request.getfixturevalue("redis_server").url, prefix="t", where="here")
+    yield made
+    made.close()
