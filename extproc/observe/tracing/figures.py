@@ -1,0 +1,68 @@
+"""The GenAI metrics: what is measured of a request at its end. Runs in the pipeline's thread.
+
+Only the service that decided measures, so that several add up. Label values are bounded by the
+configuration's models, six operations and providers, and the errors that a status can name; endpoints are
+no labels (Prometheus' figures have them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from extproc.core.outcome import End
+from extproc.observe.tracing import carry, semconv
+from extproc.observe.tracing.journey import Ended
+from extproc.observe.tracing.semconv import Metric, Names
+from extproc.observe.tracing.spans import error_of, inference
+
+#: Records one value of a metric with its attributes.
+Record = Callable[[Metric, float, dict[str, str]], None]
+
+
+class Figures:
+    """Measures requests; `engines` names the engine of each pool."""
+
+    def __init__(self, names: Names, record: Record, *, engines: Mapping[str, str]) -> None:
+        self.names = names
+        self.engines = engines
+        self._record = record
+
+    def measure(self, note: Ended) -> None:
+        """Record a request that has ended."""
+        if not note.here:
+            return
+        outcome = note.outcome
+        reservation = outcome.reservation
+        origin = note.journey if note.journey is not None else carry.read(outcome.trace)
+        operation = inference(origin.route_kind) if origin is not None else None
+        if origin is None or operation is None:
+            return
+        about = {
+            semconv.OPERATION: operation,
+            self.names.provider: self.engines.get(reservation.pool, semconv.OURSELVES),
+            semconv.REQUEST_MODEL: origin.asked or reservation.model,
+            semconv.RESPONSE_MODEL: reservation.model,
+        }
+        error = error_of(outcome)
+        failed = {**about, semconv.ERROR_TYPE: error} if error else about
+        duration_s = outcome.duration_ns / 1e9
+        output = outcome.output_tokens
+        ttft_s = outcome.ttft_ns / 1e9 if outcome.ttft_ns is not None and outcome.end is End.OK else None
+        for metric in self.names.metrics:
+            match metric.of:
+                case "duration":
+                    self._record(metric, duration_s, failed)
+                case "ttft" if ttft_s is not None:
+                    self._record(metric, ttft_s, about)
+                case "tpot" if ttft_s is not None and output is not None and output > 1:
+                    self._record(metric, max(0.0, duration_s - ttft_s) / (output - 1), about)
+                case "tokens":
+                    for which, count in (("input", outcome.prompt_tokens), ("output", output)):
+                        if count is not None:
+                            self._record(metric, count, {**about, semconv.WHICH_TOKENS: which})
+                case "input" | "output":
+                    count = outcome.prompt_tokens if metric.of == "input" else output
+                    # Engines do not say of which kind tokens are; and no count is a zero, by the conventions.
+                    self._record(metric, count or 0, {**about, semconv.MODALITY: "unknown"})
+                case _:
+                    pass

@@ -1,0 +1,221 @@
+"""What tracing costs a request on its path, in CPU time; and what its threads do beside.
+
+The call's metadata is a real one's, read by grpc itself from a call of this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from random import Random
+from typing import Any
+
+import grpc
+from bench_decide import exchange_messages
+from rows import Row
+
+from extproc._pb import access_log_pb2
+from extproc._pb import ext_proc_pb2 as pb
+from extproc.config.tracing import OpenTelemetry
+from extproc.core.outcome import Outcome, Reject
+from extproc.core.request import find_route, parse
+from extproc.core.tenant import ANONYMOUS
+from extproc.observe.tracing.journey import Decided, Ended, Journeys, Note
+from extproc.observe.tracing.pipeline import SPANS_AT_ONCE, Pipeline
+from extproc.observe.tracing.semconv import RELEASES
+from extproc.observe.tracing.spans import Span, Spans
+from extproc.wire import accesslog, codec, ticket
+from extproc.wire.processor import Processor
+
+AIM_US = 20.0
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+METADATA = (("user-agent", "envoy"), ("traceparent", PARENT), ("x-request-id", "0b5ee4f6"))
+
+
+def cpu_us(call: Callable[[], object], *, rounds: int = 15, count: int = 400) -> float:
+    """CPU microseconds per call of this thread: the least of several rounds."""
+    for _ in range(count):
+        call()
+    figures = []
+    for _ in range(rounds):
+        began = time.thread_time_ns()
+        for _ in range(count):
+            call()
+        figures.append((time.thread_time_ns() - began) / count / 1e3)
+    return min(figures)
+
+
+def run() -> Iterator[Row]:
+    """Yield CPU microseconds per request.
+
+    What is added is measured by itself, part by part: it is a thirtieth of a whole exchange, whose own
+    figure moves by more than that from run to run.
+    """
+    metadata_us = _metadata_us()
+    yield Row("tracing: reading the call's metadata (grpc)", metadata_us, "µs")
+    for name, flags in (("sampled", "01"), ("not sampled", "00")):
+        notes_us, rides_us = _noting_us(flags)
+        yield Row(f"tracing: noting a request's way and end, {name}", notes_us, "µs")
+        if rides_us:
+            yield Row("tracing: what rides with the request, written and read", rides_us, "µs")
+        yield Row(f"tracing: added to a request, {name}", metadata_us + notes_us + rides_us, "µs", AIM_US)
+    yield from _threads()
+
+
+def _noting_us(flags: str) -> tuple[float, float]:
+    """Everything that the wire calls of a journey; and the trace's text in both of Envoy's messages."""
+    processor, head, body = exchange_messages(1_000)
+    notes: list[Note] = []
+    journeys = _journeys(processor, notes)
+    exchange = processor.open()
+    exchange.receive(head)
+    exchange.receive(body)
+    routed = processor.tally.decisions[-1][1]
+    route, _ = find_route("POST", "/v1/chat/completions")
+    assert route is not None
+    request = parse(route, pb.ProcessingRequest.FromString(body).request_body.body)
+    assert not isinstance(request, Reject)
+    metadata = tuple((k, v[:-2] + flags if k == "traceparent" else v) for k, v in METADATA)
+    clock = processor.clock
+    outcome = Outcome(reservation=routed.reservation, final=True, status=200, duration_ns=10**9)
+    carried = ""
+
+    def noted() -> None:
+        nonlocal carried
+        journey = journeys.begin(lambda: metadata)
+        journey.headers(route.kind, {})
+        journey.tenant = ANONYMOUS
+        journey.read(request, clock())
+        carried = journey.placed(routed)
+        journey.body_ns, journey.decided_ns = clock(), clock()
+        journey.delivered(clock())
+        journey.closed(clock())
+        journeys.ended(outcome, now_ns=clock(), here=True)
+        notes.clear()
+
+    notes_us = cpu_us(noted)
+    if not carried:
+        return notes_us, 0.0
+
+    def message(trace: str) -> bytes:
+        return codec.routed(routed, "request_body", carried=trace)
+
+    def record(trace: str) -> bytes:
+        log = access_log_pb2.StreamAccessLogsMessage()
+        fields = log.http_logs.log_entry.add().common_properties.metadata.filter_metadata["steersman"]
+        fields.update({"ticket": ticket.write(routed.reservation), **({"trace": trace} if trace else {})})
+        return log.SerializeToString()
+
+    bare, full = record(""), record(carried)
+    return notes_us, (
+        max(0.0, cpu_us(lambda: message(carried)) - cpu_us(lambda: message("")))
+        + max(0.0, cpu_us(lambda: list(accesslog.read(full))) - cpu_us(lambda: list(accesslog.read(bare))))
+    )
+
+
+def _journeys(processor: Processor, notes: list[Note]) -> Journeys:
+    return Journeys(
+        OpenTelemetry(endpoint="http://127.0.0.1:4317"),
+        clock=processor.clock,
+        wall_ns=time.time_ns,
+        rng=Random(1),
+        offer=notes.append,
+        heir=lambda _: True,
+    )
+
+
+def _metadata_us() -> float:
+    """What `invocation_metadata` takes on a call like Envoy's."""
+
+    async def measure() -> float:
+        figures: list[float] = []
+
+        async def serve(_: bytes, context: Any) -> bytes:
+            figures.append(cpu_us(context.invocation_metadata))
+            return b""
+
+        server = grpc.aio.server()
+        methods = {"Call": grpc.unary_unary_rpc_method_handler(serve)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Metadata", methods),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            await channel.unary_unary("/bench.Metadata/Call")(b"", metadata=METADATA[1:])
+        await server.stop(0)
+        return figures[0]
+
+    return asyncio.run(measure())
+
+
+def _threads() -> Iterator[Row]:
+    """The threads' own work for a request, and what 300 requests/s of it do to an event loop beside it."""
+    processor, head, body = exchange_messages(1_000)
+    notes: list[Note] = []
+    processor.journeys = _journeys(processor, notes)
+    exchange = processor.open()
+    exchange.journey = processor.journeys.begin(lambda: METADATA)
+    exchange.receive(head)
+    reply = exchange.receive(body)
+    exchange.delivered()
+    entry = processor.desk.ledger.get(reply.reservation_id)
+    assert entry is not None
+    processor.journeys.ended(
+        Outcome(reservation=entry.reservation, final=True, status=200, duration_ns=10**9), now_ns=1, here=True
+    )
+    decided, ended = notes
+    assert isinstance(decided, Decided)
+    assert isinstance(ended, Ended)
+    routed = exchange.journey.routed
+    spans = Spans(RELEASES["0.1/dup"], engines={}, rng=Random(2))
+
+    def build(note: Note) -> list[Span]:
+        if isinstance(note, Decided):
+            note.journey.routed = routed
+        return spans.of(note)
+
+    yield Row("tracing thread: spans of a request", cpu_us(lambda: (build(decided), build(ended))), "µs")
+    from extproc.observe.tracing.otlp import Otlp
+
+    otlp = Otlp(
+        OpenTelemetry(endpoint="http://127.0.0.1:1", metrics=False),
+        RELEASES["0.1/dup"],
+        headers={},
+        instance="bench",
+    )
+    from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+
+    def encode(batch: Sequence[Span]) -> bool:
+        return bool(encode_spans([otlp.readable(span) for span in batch]).SerializeToString())
+
+    batch = [*build(decided), *build(ended)] * (SPANS_AT_ONCE // 2)
+    encode_us = cpu_us(lambda: encode(batch), count=20) / len(batch)
+    yield Row(f"tracing thread: OTLP message, a span of {len(batch)}", encode_us, "µs")
+    otlp.close(0.1)
+    for name, offered in (("without tracing", None), ("while 300 requests/s are traced", (decided, ended))):
+        yield Row(f"event loop's lag p99, {name}", _lag_ms(offered, build, encode), "ms")
+
+
+def _lag_ms(offered: tuple[Note, Note] | None, build: Any, encode: Any) -> float:
+    """How late a loop that sleeps 1 ms wakes, at the 99th percentile, over 2 s."""
+    line = Pipeline(queue_max=10_000, interval_s=0.2)
+    line.start(build=build, send=encode, measure=None)
+
+    async def watch() -> list[float]:
+        late_ms: list[float] = []
+        until = time.perf_counter() + 2.0
+        owed = 0.0
+        while (began := time.perf_counter()) < until:
+            await asyncio.sleep(0.001)
+            took = time.perf_counter() - began
+            late_ms.append((took - 0.001) * 1e3)
+            owed += took * 300
+            while owed >= 1 and offered is not None:
+                owed -= 1
+                for note in offered:
+                    line.offer(note)
+        return late_ms
+
+    late_ms = sorted(asyncio.run(watch()))
+    line.stop(2.0)
+    return late_ms[int(len(late_ms) * 0.99)]
