@@ -11,6 +11,19 @@ CLUSTER_HEADER = "x-steersman-cluster"
 #: Dynamic metadata that the `override_host` balancer reads: "ip:port,ip:port", tried in order.
 LB_NAMESPACE = "envoy.lb"
 LB_ENDPOINTS_KEY = "x-gateway-destination-endpoint"
+#: Who served, as a gateway says with the response.
+LB_SERVED_KEY = "x-gateway-destination-endpoint-served"
+#: Filter metadata in which a gateway says which endpoints a picker may choose from.
+SUBSET_NAMESPACE = "envoy.lb.subset_hint"
+SUBSET_KEY = "x-gateway-destination-endpoint-subset"
+
+#: Request headers of llm-d's gateways: who shares fairly, the service class, targets in milliseconds.
+FAIRNESS_HEADER = "x-llm-d-inference-fairness-id"
+OBJECTIVE_HEADER = "x-llm-d-inference-objective"
+SLO_TTFT_HEADER = "x-llm-d-slo-ttft-ms"
+SLO_TPOT_HEADER = "x-llm-d-slo-tpot-ms"
+#: Response header of a request that a picker dropped: why.
+DROPPED_HEADER = "x-llm-d-request-dropped-reason"
 
 #: Dynamic metadata of the decision; it rides with the request and comes back in the access log.
 DECISION_NAMESPACE = "steersman"
@@ -21,6 +34,8 @@ POOL_KEY = "pool"
 REASON_KEY = "reason"
 #: For the first-token event: which request it is of, and Envoy's cluster of the service that decided.
 RESERVATION_KEY = "reservation"
+#: Whose trace the request is of, where it is followed (observe/tracing/carry.py).
+TRACE_KEY = "trace"
 EVENT_CLUSTER_KEY = "event_cluster"
 
 #: Response headers with the rate limits' figures; the decision's metadata holds each under its own name.
@@ -76,6 +91,8 @@ JWT_FAILURE_KEY = "failure"
 ATTRIBUTES_NAMESPACE = "envoy.filters.http.ext_proc"
 #: "ip:port" of the connection's other end.
 SOURCE_ATTRIBUTE = "source.address"
+#: "ip:port" of who serves the request, where Envoy is asked for it with the response.
+UPSTREAM_ATTRIBUTE = "upstream.address"
 #: The first name of either kind in a client certificate that Envoy verified.
 SAN_ATTRIBUTES = ("connection.uri_san_peer_certificate", "connection.dns_san_peer_certificate")
 
@@ -87,8 +104,8 @@ PEER_DNS_HEADER = "x-steersman-peer-dns"
 STRIPPED_HEADERS = (
     CLUSTER_HEADER,
     LB_ENDPOINTS_KEY,
-    "x-gateway-destination-endpoint-subset",
-    "x-gateway-destination-endpoint-served",
+    SUBSET_KEY,
+    LB_SERVED_KEY,
     "x-steersman-tenant",
     "x-steersman-class",
     "x-steersman-pool",

@@ -35,6 +35,7 @@ RETRY_AFTER_FULL_S, RETRY_AFTER_NONE_READY_S = 1, 5
 MODEL_SHOWN_MAX = 128
 #: The beginning by which prompts are kin: a system prompt's worth, not a question's.
 KIN_CHARACTERS = 256
+MS_NS = 1_000_000
 #: Kinds that an engine answers without a permit, and without work worth counting.
 FREE_KINDS = frozenset({Kind.TOKENIZE, Kind.INFO})
 
@@ -68,6 +69,8 @@ class Case:
     kin: int | None = None
     #: Where a family was asked for: how `model` was chosen.
     choice: Choice | None = None
+    #: The addresses that it may go to; None where any will do.
+    only: frozenset[str] | None = None
 
     @property
     def input_tokens(self) -> int:
@@ -171,6 +174,10 @@ def resolve(
         return Reject(
             status=403, code="model_not_allowed", message=f"this key may not use the model {model!r}"
         )
+    only = request.only
+    if only is not None and not any(each.ready and each.address in only for each in pool.endpoints):
+        # Now, whoever waits for the same pool: no place that may become free would do.
+        return _no_subset(pool)
     if len(books) >= reservations_max:
         return overloaded("the gateway follows as many requests as it may")
     free = request.kind in FREE_KINDS
@@ -192,6 +199,7 @@ def resolve(
         waits=spec.wait_ns(work.input_tokens) > 0,
         kin=hash(request.segments[0][:KIN_CHARACTERS]) if request.segments else None,
         choice=choice,
+        only=request.only,
     )
 
 
@@ -215,15 +223,23 @@ def place(
     pool = fleet.pools.get(case.pool)
     if pool is None:
         return Reject(status=404, code="model_not_found", message=f"pool {case.pool!r} is no more")
-    tenant = case.tenant
+    tenant, outside = case.tenant, 0
     endpoints: Sequence[Endpoint] = pool.endpoints if among is None else among
     if tenant.regions is not None:
         endpoints = [endpoint for endpoint in endpoints if endpoint.region in tenant.regions]
         if not endpoints and pool.endpoints:
             return FULL if among is not None else _no_region(tenant, pool)
+    if case.only is not None:
+        allowed = len(endpoints)
+        endpoints = [endpoint for endpoint in endpoints if endpoint.address in case.only]
+        outside = allowed - len(endpoints)
+        if not endpoints:
+            return FULL if among is not None else _no_subset(pool)
     candidates, suspects, removed = eligible(endpoints, case.permits, now_ns)
-    if tenant.regions is not None and len(endpoints) < len(pool.endpoints):
-        removed["in other regions"] = len(pool.endpoints) - len(endpoints)
+    if tenant.regions is not None and len(endpoints) + outside < len(pool.endpoints):
+        removed["in other regions"] = len(pool.endpoints) - len(endpoints) - outside
+    if outside:
+        removed["outside the subset"] = outside
     if not candidates and not suspects:
         return FULL if among is not None else _none_left(pool, endpoints, case.permits)
     if pool.blind and not degraded:
@@ -302,7 +318,7 @@ def predict(
         text = calibration.predict_input(request.prompt_bytes)
     tokens = text + IMAGE_TOKENS * request.images
     expected = pool.lengths.expected(tenant, model, limit)
-    ttft_ns = spec.target_ns(tokens)
+    ttft_ns = request.ttft_ms * MS_NS or spec.target_ns(tokens)
     return Work(
         input_tokens=tokens,
         output_tokens=round(expected * request.sequences) if limit != 0 else 0,
@@ -315,7 +331,7 @@ def predict(
         session=xxh3_64_intdigest(request.user.encode()) if request.user else 0,
         rank=rank,
         ttft_ms=ttft_ns / 1e6,
-        tpot_ms=spec.tpot_ns / 1e6,
+        tpot_ms=request.tpot_ms or spec.tpot_ns / MS_NS,
         deadline_ns=now_ns + ttft_ns,
         residuals=pool.lengths.residuals(tenant, model, limit),
     )
@@ -394,6 +410,7 @@ def _alternates(case: Case, pool: Pool, named: tuple[str, ...], now_ns: int, rng
         and e.suspect_until_ns <= now_ns
         and e.load_permits + case.permits <= e.max_concurrent
         and (regions is None or e.region in regions)
+        and (case.only is None or e.address in case.only)
     ]
     return tuple(e.address for e in sorted(fit, key=lambda e: e.load_requests)[:wanted])
 
@@ -404,6 +421,15 @@ def _no_region(tenant: Tenant, pool: Pool) -> Reject:
         status=403,
         code="region_not_allowed",
         message=f"no replica of pool {pool.name!r} is in a region that this tenant may use ({allowed})",
+    )
+
+
+def _no_subset(pool: Pool) -> Reject:
+    return Reject(
+        status=503,
+        code="no_ready_endpoint",
+        message=f"no replica of pool {pool.name!r} is among the endpoints that the gateway named",
+        retry_after_s=RETRY_AFTER_NONE_READY_S,
     )
 
 

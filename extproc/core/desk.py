@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -26,7 +26,7 @@ from extproc.core.lessons import MS_NS, Lessons, coming
 from extproc.core.observer import Observer
 from extproc.core.outcome import End, Hold, Outcome, Reject, Reservation, Routed
 from extproc.core.policy import ClassSpec, DeskLimits, Policy
-from extproc.core.quota import Account, Amounts, Ask, Books, Granted, QuotaBooks, Refused
+from extproc.core.quota import NOTHING, Account, Amounts, Ask, Books, Granted, QuotaBooks, Refused
 from extproc.core.request import Request
 from extproc.core.shortlist import Shortlist
 from extproc.core.strategies import Moment, Work
@@ -103,6 +103,8 @@ class Desk:
         self.queue = FairQueue(self.policy.bounds)
         self.experiments = experiments or Experiments(rng=rng)
         self.counts: Counter[str] = Counter()
+        #: What the last request that ended was charged: observers of its end may read it.
+        self.charged: Amounts = NOTHING
         self.on_release: Callable[[str, Routed | Reject], None] = _nobody
         #: Who else hears of placements and refusals.
         self.observers: tuple[Observer, ...] = ()
@@ -284,6 +286,11 @@ class Desk:
     def shed(self, *, now_ns: int) -> None:
         """Turn away who has waited as long as its class allows."""
         self._shed(self.queue.expire(now_ns=now_ns), now_ns)
+
+    @property
+    def waiting(self) -> Collection[Held]:
+        """Who is held now."""
+        return self._waiting.values()
 
     def pump(self, pool: str, *, now_ns: int, at: Endpoint | None = None) -> None:
         """Release held requests of a pool to whatever has room now; `at`: only there anything changed."""
@@ -573,7 +580,7 @@ class Desk:
         reservation = outcome.reservation
         pool = self.fleet.pools.get(reservation.pool)
         gpu_ms = outcome.duration_ns / 1e6 / neighbours if outcome.duration_ns else None
-        amounts = used(outcome, pool, self._price(reservation.pool), gpu_ms=gpu_ms)
+        amounts = self.charged = used(outcome, pool, self._price(reservation.pool), gpu_ms=gpu_ms)
         account = self.policy.accounts.of(reservation.tenant, reservation.key, reservation.model)
         if account.scopes:
             self.quotas.settle(reservation.id, amounts, now_ns=now_ns, account=account)

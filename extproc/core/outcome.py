@@ -163,3 +163,6 @@ class Outcome:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     refused: bool = False
+    #: When Envoy took it, in unix time; 0 where not said. And what of its trace rode with it.
+    start_unix_ns: int = 0
+    trace: str = ""

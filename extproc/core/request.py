@@ -115,6 +115,11 @@ class Request:
     tools: int = 0
     user: str | None = None
     json_output: bool = False
+    #: Not of the body but of the gateway that asks: the addresses it may go to (None any), and targets of
+    #: its own instead of its class's (0 none).
+    only: frozenset[str] | None = None
+    ttft_ms: int = 0
+    tpot_ms: int = 0
 
 
 # Passes whatever stands there, undecoded; empty when absent.

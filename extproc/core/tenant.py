@@ -44,6 +44,8 @@ class Tenant:
     quality_floor: str | int | None = None
     #: Whether its clients may be told a decision's reason.
     explain: bool = False
+    #: Whether its prompts may stand in traces.
+    trace_prompts: bool = False
 
 
 ANONYMOUS = Tenant(name="anonymous")

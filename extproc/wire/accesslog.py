@@ -22,6 +22,7 @@ from extproc.core.contract import (
     PROMPT_TOKENS_KEY,
     REFUSED_KEY,
     TICKET_KEY,
+    TRACE_KEY,
 )
 from extproc.core.outcome import End, Outcome
 from extproc.wire import ticket
@@ -98,6 +99,8 @@ def _outcome(entry: pb.HttpAccessLogEntry) -> Outcome | None:
         prompt_tokens=prompt,
         output_tokens=output,
         refused=refused,
+        start_unix_ns=common.start_time.ToNanoseconds(),
+        trace=fields[TRACE_KEY].string_value if TRACE_KEY in fields else "",
     )
 
 

@@ -28,6 +28,7 @@ from extproc.core.contract import (
     SAN_ATTRIBUTES,
     SOURCE_ATTRIBUTE,
     TICKET_KEY,
+    TRACE_KEY,
 )
 from extproc.core.desk import AskQuota
 from extproc.core.outcome import Answer, Reject, Routed
@@ -49,6 +50,8 @@ WANTED = frozenset(
         "content-length",
         EXPLAIN_HEADER,
         MODEL_HEADER,
+        "traceparent",
+        "tracestate",
         "x-request-id",
     }
 )
@@ -95,6 +98,8 @@ class Reply:
     reservation_id: str = field(default="")
     #: The real answer comes later: `Exchange.when_ready` says when.
     wait: bool = field(default=False)
+    #: What goes out right after it, in order.
+    more: tuple[bytes, ...] = field(default=())
     #: Nothing to send yet: the quota's shared store must be asked, and `Exchange.answered` told.
     ask: AskQuota | None = field(default=None)
 
@@ -110,12 +115,23 @@ def read(data: bytes, *, claim: str | None = None, proxy_header: str | None = No
         return Body(message.request_body.body)
     if kind != "request_headers":
         return Other(kind or "")
+    return read_headers(message, claim=claim, proxy_header=proxy_header)
+
+
+def read_headers(
+    message: pb.ProcessingRequest,
+    *,
+    claim: str | None = None,
+    proxy_header: str | None = None,
+    trusted: frozenset[str] = frozenset(),
+) -> Headers:
+    """The headers of a message that holds them; `trusted` are read as well, and refused when repeated."""
     values: dict[str, str] = {}
     repeated = ""
     for header in message.request_headers.headers.headers:
         key = header.key
-        if key in WANTED or key == proxy_header:
-            if key in values and (key in SINGLE or key == proxy_header):
+        if key in WANTED or key == proxy_header or key in trusted:
+            if key in values and (key in SINGLE or key == proxy_header or key in trusted):
                 repeated = key
             values[key] = header.raw_value.decode("latin-1") or header.value
     # Envoy joins this one's copies itself; no credentials hold a comma.
@@ -186,13 +202,23 @@ def routed(
     *,
     event_cluster: str = "",
     explained: bool = False,
+    carried: str = "",
     body: bytes | None = None,
 ) -> bytes:
     """The decision as the answer to a phase (request_headers or request_body).
 
     `event_cluster` is the cluster that Envoy tells of the first token; none when empty. `explained`: the
-    client is told the reason. `body` goes on in place of the client's.
+    client is told the reason. `carried` is what of its trace rides along. `body` goes on in place of the
+    client's.
     """
+    about = told(decision, event_cluster=event_cluster, explained=explained, carried=carried)
+    return _route(phase, decision.cluster, ",".join(decision.addresses), about, body)
+
+
+def told(
+    decision: Routed, *, event_cluster: str = "", explained: bool = False, carried: str = ""
+) -> dict[str, str]:
+    """What rides with the request as dynamic metadata."""
     about = {
         TICKET_KEY: ticket.write(decision.reservation),
         RESERVATION_KEY: decision.reservation.id,
@@ -202,9 +228,11 @@ def routed(
     }
     if event_cluster:
         about[EVENT_CLUSTER_KEY] = event_cluster
+    if carried:
+        about[TRACE_KEY] = carried
     if explained:
         about[EXPLAINED_KEY] = about[REASON_KEY]
-    return _route(phase, decision.cluster, ",".join(decision.addresses), about, body)
+    return about
 
 
 def hold(timeout_ms: int) -> bytes:
@@ -226,31 +254,35 @@ def _route(
     common = getattr(response, phase).response
     common.clear_route_cache = True
     mutation = common.header_mutation
-    option = mutation.set_headers.add()
-    option.header.key = CLUSTER_HEADER
-    option.header.raw_value = cluster.encode()
-    option.append_action = _OVERWRITE
+    set_header(mutation, CLUSTER_HEADER, cluster)
     # The key opened our door; the engine has no use for it, and its logs no right to it.
     mutation.remove_headers.extend((AUTHORIZATION, API_KEY))
     if body is not None:
         common.body_mutation.body = body
         # Envoy answers 500 itself where its own length and the new body's differ.
-        _set(mutation, "content-length", str(len(body)))
+        set_header(mutation, "content-length", str(len(body)))
+    tell(response, endpoints, about)
+    return response.SerializeToString()
+
+
+def tell(response: pb.ProcessingResponse, endpoints: str, about: dict[str, str]) -> None:
+    """Dynamic metadata: the endpoints for the balancer, and what rides with the request."""
     metadata = response.dynamic_metadata.fields
     if endpoints:
         metadata[LB_NAMESPACE].struct_value.fields[LB_ENDPOINTS_KEY].string_value = endpoints
     fields = metadata[DECISION_NAMESPACE].struct_value.fields
     for key, value in about.items():
         fields[key].string_value = value
-    return response.SerializeToString()
 
 
-def immediate(answer: Answer | Reject, dialect: Dialect) -> bytes:
-    """An answer that no upstream sees."""
+def immediate(
+    answer: Answer | Reject, dialect: Dialect, *, headers: tuple[tuple[str, str], ...] = ()
+) -> bytes:
+    """An answer that no upstream sees; `headers` on top of its own."""
     response = pb.ProcessingResponse()
     out = response.immediate_response
     out.status.code = answer.status
-    _set(out.headers, "content-type", "application/json")
+    set_header(out.headers, "content-type", "application/json")
     if isinstance(answer, Answer):
         out.body = answer.body
         out.details = "steersman_answered"
@@ -259,15 +291,18 @@ def immediate(answer: Answer | Reject, dialect: Dialect) -> bytes:
         # %RESPONSE_CODE_DETAILS% must hold no blanks.
         out.details = f"steersman_{answer.code}"
         if answer.retry_after_s is not None:
-            _set(out.headers, "retry-after", str(answer.retry_after_s))
+            set_header(out.headers, "retry-after", str(answer.retry_after_s))
         for name, value in answer.headers:
-            _set(out.headers, name, value)
+            set_header(out.headers, name, value)
         if answer.status == 401:
-            _set(out.headers, "www-authenticate", "Bearer")
+            set_header(out.headers, "www-authenticate", "Bearer")
+    for name, value in headers:
+        set_header(out.headers, name, value)
     return response.SerializeToString()
 
 
-def _set(mutation: pb.HeaderMutation, key: str, value: str) -> None:
+def set_header(mutation: pb.HeaderMutation, key: str, value: str) -> None:
+    """Set a header, whatever it was."""
     option = mutation.set_headers.add()
     option.header.key = key
     option.header.raw_value = value.encode()

@@ -19,7 +19,7 @@ import msgspec
 
 from extproc.core.attempts import AttemptLimiter
 from extproc.core.contract import EXPLAIN_HEADER, MODEL_HEADER
-from extproc.core.decide import MODEL_SHOWN_MAX
+from extproc.core.decide import MODEL_SHOWN_MAX, overloaded
 from extproc.core.desk import QUOTA_EXCEEDED, AskQuota, Desk
 from extproc.core.families import members
 from extproc.core.outcome import Answer, Hold, Reject, Routed
@@ -29,6 +29,7 @@ from extproc.core.tenant import ANONYMOUS, Directory, Evidence, Identity, Tenant
 from extproc.observe.audit import AuditLog, offered
 from extproc.observe.shadow import Recent
 from extproc.observe.tally import Tally
+from extproc.observe.tracing.journey import Journey, Journeys
 from extproc.wire import codec
 from extproc.wire.codec import Reply
 from extproc.wire.rename import renamed
@@ -74,9 +75,13 @@ class Processor:
         self.attempts = attempts
         #: Who failed to prove who they are is noted here.
         self.audit: AuditLog | None = None
+        #: Who notes each request's way, for its spans; nobody when None.
+        self.journeys: Journeys | None = None
         #: The last requests, for dry runs of quotas.
         self.recent = Recent()
         self.open_exchanges = 0
+        #: Those of them that have been decided, whose responses pass through here (the picker protocol).
+        self.following = 0
         #: Exchanges whose requests are held, by reservation id.
         self._held: dict[str, Exchange] = {}
         #: The size of their bodies, as far as they are kept.
@@ -89,16 +94,17 @@ class Processor:
         self.open_exchanges += 1
         return Exchange(self)
 
-    def took(self, since_ns: int) -> None:
-        """A decision was made that was begun at `since_ns`."""
+    def took(self, since_ns: int) -> int:
+        """A decision was made that was begun at `since_ns`; returns the time."""
         now_ns = self.clock()
         for observer in self.desk.observers:
             observer.decided(now_ns - since_ns, now_ns=now_ns)
+        return now_ns
 
     @property
     def deciding(self) -> int:
-        """Exchanges open and not held: what the bound on concurrent decisions counts."""
-        return self.open_exchanges - len(self._held)
+        """Exchanges open, not held and not decided: what the bound on concurrent decisions counts."""
+        return self.open_exchanges - len(self._held) - self.following
 
     def _released(self, reservation_id: str, decision: Routed | Reject) -> None:
         """The desk has decided on a held request."""
@@ -172,7 +178,9 @@ class Processor:
             log.error("%s failed; going on without", what, exc_info=error)
 
 
-class _State(Enum):
+class State(Enum):
+    """How far a stream is."""
+
     AWAIT_HEADERS = auto()
     AWAIT_BODY = auto()
     DONE = auto()
@@ -185,6 +193,7 @@ class Exchange:
         "_asked_for",
         "_asked_id",
         "_body",
+        "_carried",
         "_dialect",
         "_explain",
         "_held_id",
@@ -199,11 +208,16 @@ class Exchange:
         "_route",
         "_state",
         "_tenant",
+        "journey",
     )
 
     def __init__(self, processor: Processor) -> None:
+        #: What is noted of its way; set by whoever has the call's metadata.
+        self.journey: Journey | None = None
+        #: What of its trace rides with the request.
+        self._carried = ""
         self._processor = processor
-        self._state = _State.AWAIT_HEADERS
+        self._state = State.AWAIT_HEADERS
         self._dialect = Dialect.OPENAI
         self._route: Route | None = None
         self._tenant: Tenant = ANONYMOUS
@@ -226,14 +240,19 @@ class Exchange:
         """The size of the body that is kept."""
         return len(self._body)
 
+    @property
+    def deadline_s(self) -> float | None:
+        """How long it may take to a decision; None where Envoy itself sees to that."""
+        return None
+
     def receive(self, data: bytes) -> Reply:
         """Answer one message. Raises only on bytes that are no ProcessingRequest."""
         directory = self._processor.directory
         proxy_header = directory.proxy.header if directory.proxy is not None else None
         message = codec.read(data, claim=directory.claim, proxy_header=proxy_header)
-        if isinstance(message, codec.Headers) and self._state is _State.AWAIT_HEADERS:
+        if isinstance(message, codec.Headers) and self._state is State.AWAIT_HEADERS:
             return self._on_headers(message)
-        if isinstance(message, codec.Body) and self._state is _State.AWAIT_BODY:
+        if isinstance(message, codec.Body) and self._state is State.AWAIT_BODY:
             return self._on_body(message.data, "request_body")
         # A phase we did not ask for: somebody else's Envoy configuration. Let it pass.
         self._processor.desk.counts["phase.unexpected"] += 1
@@ -243,6 +262,11 @@ class Exchange:
     def delivered(self) -> None:
         """The final reply went out whole: from here on the access log settles."""
         self._reservation_id = ""
+        if self.journey is not None:
+            self.journey.delivered(self._processor.clock())
+
+    def sent_all(self) -> None:
+        """Envoy has closed its side: nothing more comes. Whoever leaves instead cancels the call."""
 
     def when_ready(self, call: Callable[[Reply], None]) -> None:
         """After a reply that waits: call with the real one, at once if it is there already."""
@@ -254,6 +278,8 @@ class Exchange:
     def release(self, decision: Routed | Reject) -> None:
         """The desk has decided on this held request."""
         self._held_id = ""
+        if self.journey is not None:
+            self.journey.released_ns = self._processor.clock()
         try:
             reply = self._answer(decision) if isinstance(decision, Reject) else self._routed(decision)
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
@@ -272,10 +298,34 @@ class Exchange:
             # Reserved or not by now: a cancelled reservation is refunded, an unknown one is nothing.
             self._processor.desk.quotas.cancel(self._asked_id, now_ns=self._processor.clock())
             self._asked_id = ""
-        self._state = _State.DONE
+        self._state = State.DONE
         self._undo()
+        if self.journey is not None:
+            self.journey.closed(self._processor.clock())
+
+    def overdue(self) -> Reply:
+        """Its deadline has passed: the body is not here yet, or no replica had room."""
+        if self._state is State.DONE:
+            refused = overloaded("no replica had room before the gateway's deadline")
+        else:
+            message = "the request did not arrive in time"
+            refused = Reject(status=408, code="request_timeout", message=message)
+        self._undo()
+        self._processor.desk.turned_away(self._tenant.name, refused, now_ns=self._processor.clock())
+        return self._answer(refused)
 
     def _on_headers(self, headers: codec.Headers) -> Reply:
+        answer = self._begin(headers)
+        if answer is not None:
+            return answer
+        if headers.end_of_stream:
+            return self._on_body(b"", "request_headers")
+        self._state = State.AWAIT_BODY
+        return Reply(codec.CONTINUE["request_headers"], end=False)
+
+    def _begin(self, headers: codec.Headers) -> Reply | None:
+        """Look at a request's headers: the answer where they are enough for one, else None."""
+        answer: Answer | Reject | None
         try:
             answer = self._screen(headers)
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
@@ -290,18 +340,15 @@ class Exchange:
         if isinstance(answer, Reject):
             whose = "" if answer.status == 401 else self._tenant.name
             self._processor.desk.turned_away(whose, answer, now_ns=self._processor.clock())
-        if answer is not None:
-            return self._answer(answer)
-        if headers.end_of_stream:
-            return self._on_body(b"", "request_headers")
-        self._state = _State.AWAIT_BODY
-        return Reply(codec.CONTINUE["request_headers"], end=False)
+        return None if answer is None else self._answer(answer)
 
     def _screen(self, headers: codec.Headers) -> Answer | Reject | None:
         """Everything that can be said before the body comes; None lets it come."""
         processor, values = self._processor, headers.values
         method, path = values.get(":method", ""), values.get(":path", "")
         route, self._dialect = find_route(method, path)
+        if self.journey is not None:
+            self.journey.headers(route.kind if route is not None else None, values)
         if headers.repeated:
             return bad_request(f"the header '{headers.repeated}' was sent twice; send it once")
         if route is not None and route.kind is Kind.HEALTH:
@@ -309,7 +356,9 @@ class Exchange:
         identity = processor.identify(headers.evidence)
         if isinstance(identity, Reject):
             return identity
-        self._tenant = identity.tenant
+        self._tenant = self._tenant_of(identity.tenant, values)
+        if self.journey is not None:
+            self.journey.tenant = self._tenant
         self._key = identity.key.id if identity.key is not None else ""
         if route is None:
             bare = path.partition("?")[0]
@@ -337,23 +386,29 @@ class Exchange:
                 message=f"the body is {encoding[:32]}-encoded; send it plain",
             )
         if _exceeds(values.get("content-length", ""), processor.body_bytes_max):
-            return _too_large(processor.body_bytes_max)
+            return too_large(processor.body_bytes_max)
         return None
+
+    def _tenant_of(self, proven: Tenant, _values: dict[str, str], /) -> Tenant:
+        """Whose request it is, by what was proven."""
+        return proven
 
     def _on_body(self, body: bytes, phase: str) -> Reply:
         """Decide, and say how long it took."""
         begun_ns = self._processor.clock()
         reply = self._decide_on(body, phase)
-        self._processor.took(begun_ns)
+        now_ns = self._processor.took(begun_ns)
+        if self.journey is not None:
+            self.journey.body_ns, self.journey.decided_ns = begun_ns, now_ns
         return reply
 
     def _decide_on(self, body: bytes, phase: str) -> Reply:
         """Decide; should that fail, decide with less; should that fail, leave it to Envoy."""
         processor, route = self._processor, self._route
         assert route is not None
-        self._state = _State.DONE
+        self._state = State.DONE
         # A body without a length was not measured by its headers.
-        refused = _too_large(processor.body_bytes_max) if len(body) > processor.body_bytes_max else None
+        refused = too_large(processor.body_bytes_max) if len(body) > processor.body_bytes_max else None
         try:
             request = refused or parse(route, body)
             if isinstance(request, Reject):
@@ -376,6 +431,8 @@ class Exchange:
         """The shared store has answered `Reply.ask`: the decision goes on."""
         self._asked_id = ""
         processor = self._processor
+        if self.journey is not None:
+            self.journey.answered(processor.clock(), granted=isinstance(answer, Granted))
         if isinstance(answer, Refused) and self._asked_for is not None:
             processor.spent(self._asked_for, self._tenant, self._key)
         try:
@@ -389,7 +446,9 @@ class Exchange:
     def _decide(self, request: Request, phase: str, *, degraded: str = "") -> Reply:
         self._phase = phase
         processor = self._processor
-        request = self._with_model(request)
+        request = self._complete(request)
+        if self.journey is not None:
+            self.journey.read(request, processor.clock())
         decision = processor.desk.admit(
             request, self._tenant, key=self._key, now_ns=processor.clock(), degraded=degraded
         )
@@ -405,6 +464,8 @@ class Exchange:
             return self._answer(decision)
         if isinstance(decision, AskQuota):
             self._asked_id = decision.case.id
+            if self.journey is not None:
+                self.journey.asked_ns = processor.clock()
             return Reply(b"", end=False, ask=decision)
         if isinstance(decision, Hold):
             processor.desk.decisions.named(self._request_id, decision.id)
@@ -415,8 +476,9 @@ class Exchange:
                 return self._answer(Reject(status=429, code="overloaded", message=message, retry_after_s=1))
             self._held_id = decision.id
             processor.hold(decision.id, self)
-            left_ms = (decision.until_ns - processor.clock()) // 1_000_000
-            return Reply(codec.hold(left_ms + HOLD_MARGIN_MS), end=False, wait=True)
+            if self.journey is not None:
+                self.journey.held_ns = processor.clock()
+            return self._waits(decision)
         return self._routed(decision)
 
     def _routed(self, decision: Routed) -> Reply:
@@ -424,17 +486,33 @@ class Exchange:
         self._processor.desk.decisions.named(self._request_id, decision.reservation.id)
         # Engines refuse names that they do not know: a family's is none of theirs.
         body = renamed(self._body, decision.reservation.model) if self._body else None
+        if self.journey is not None:
+            self._carried = self.journey.placed(decision)
+        reply = self._goes(decision, body)
+        self._processor.tally.decided(self._tenant.name, decision)
+        self._processor.recent.routed(decision.reservation, now_ns=self._processor.clock())
+        return reply
+
+    def _waits(self, hold: Hold, /) -> Reply:
+        """Tell Envoy to wait."""
+        left_ms = (hold.until_ns - self._processor.clock()) // 1_000_000
+        return Reply(codec.hold(left_ms + HOLD_MARGIN_MS), end=False, wait=True)
+
+    def _goes(self, decision: Routed, body: bytes | None) -> Reply:
+        """Tell Envoy where it goes, and with which body in place of its own."""
         data = codec.routed(
             decision,
             self._phase,
             event_cluster=self._processor.event_cluster,
             explained=self._explain,
+            carried=self._carried,
             body=body,
         )
-        reply = Reply(data, end=True, reservation_id=decision.reservation.id)
-        self._processor.tally.decided(self._tenant.name, decision)
-        self._processor.recent.routed(decision.reservation, now_ns=self._processor.clock())
-        return reply
+        return Reply(data, end=True, reservation_id=decision.reservation.id)
+
+    def _refuses(self, answer: Answer | Reject) -> bytes:
+        """Tell Envoy to answer itself."""
+        return codec.immediate(answer, self._dialect)
 
     def _undo(self) -> None:
         """Release what this exchange reserved and did not deliver; give up a wait."""
@@ -446,8 +524,8 @@ class Exchange:
             self._processor.recent.cancelled(self._reservation_id)
             self._reservation_id = ""
 
-    def _with_model(self, request: Request) -> Request:
-        """The model header counts where the body names none."""
+    def _complete(self, request: Request) -> Request:
+        """What is not in the body: the model header counts where the body names none."""
         if request.model is None and self._model:
             return replace(request, model=self._model)
         return request
@@ -467,13 +545,17 @@ class Exchange:
             return self._answer(Reject(status=404, code="model_not_found", message=message))
         desk.counts["routed.last_resort"] += 1
         cluster = pool.cluster_for(self._tenant.service_class)
+        if self.journey is not None:
+            self.journey.resort(cluster)
         return Reply(codec.to_cluster(cluster, phase, body=new_body), end=True)
 
     def _answer(self, answer: Answer | Reject) -> Reply:
-        self._state = _State.DONE
+        self._state = State.DONE
         if isinstance(answer, Reject) and answer.status != 401:
             self._processor.tally.rejected(self._tenant.name)
-        return Reply(codec.immediate(answer, self._dialect), end=True)
+        if self.journey is not None:
+            self.journey.answer(answer)
+        return Reply(self._refuses(answer), end=True)
 
     def _health(self) -> Answer | Reject:
         ready = sum(endpoint.ready for endpoint in self._processor.desk.fleet.endpoints)
@@ -498,7 +580,8 @@ def _exceeds(length: str, bound: int) -> bool:
     return len(digits) > len(str(bound)) or int(digits) > bound
 
 
-def _too_large(bound: int) -> Reject:
+def too_large(bound: int) -> Reject:
+    """A 413."""
     return Reject(status=413, code="body_too_large", message=f"the body is too large; at most {bound} bytes")
 
 

@@ -7,6 +7,7 @@ another transport can stand here without touching what decides.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from extproc.core.quota import Granted, Refused
 from extproc.wire import accesslog
 from extproc.wire.codec import Reply
 from extproc.wire.firsttoken import FirstToken, FirstTokens
+from extproc.wire.picker import Picker
 from extproc.wire.processor import Exchange, Processor
 
 log = logging.getLogger(__name__)
@@ -33,8 +35,12 @@ ACCESS_LOG = "envoy.service.accesslog.v3.AccessLogService"
 HEALTH = "grpc.health.v1.Health"
 STATUS = "steersman.status.v1.Status"
 
+#: The picker protocol's health names: the process answers; it knows its endpoints and does not drain.
+LIVENESS, READINESS = "liveness", "readiness"
 #: The health service answers for these names; the empty one is the server as a whole.
-HEALTH_NAMES = frozenset({"", EXT_PROC})
+HEALTH_NAMES = frozenset({"", EXT_PROC, LIVENESS, READINESS})
+#: How often a watched readiness is looked at.
+WATCH_S = 0.25
 #: How long no exchange may be open before a drain is over: Envoy's health check must notice first.
 DRAIN_QUIET_S = 1.0
 #: A gRPC message may be larger than the body it carries by this much (headers, framing).
@@ -63,7 +69,8 @@ class Server:
     """ext_proc, access log, first-token events, health and status on one grpc.aio server.
 
     `handlers` are further generic RPC handlers (ADS); `commands` are operators' orders, served beside the
-    status as unary methods of bytes.
+    status as unary methods of bytes. `picker` serves the endpoint-picker protocol on the same port; `ready`
+    says whether whoever is told of endpoints has told all, for the health name of that protocol.
     """
 
     def __init__(
@@ -76,8 +83,12 @@ class Server:
         handlers: Sequence[Any] = (),
         commands: Mapping[str, Command] | None = None,
         first_token: FirstToken | None = None,
+        picker: Picker | None = None,
+        ready: Callable[[], bool] = lambda: True,
     ) -> None:
         self.processor = processor
+        self._picker = picker
+        self._ready_to_serve = ready
         self._settle = settle
         self._status = status
         self._draining = asyncio.Event()
@@ -154,29 +165,50 @@ class Server:
         await self._server.stop(grace=0.2)
 
     async def _process(self, _: AsyncIterator[bytes], context: Any) -> None:
-        exchange = self.processor.open()
+        data = await context.read()
+        if data is grpc.aio.EOF:
+            return
         try:
-            while True:
-                data = await context.read()
-                if data is grpc.aio.EOF:
-                    return
-                try:
-                    reply = exchange.receive(data)
-                except DecodeError:
-                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a ProcessingRequest")
-                if reply.ask is not None:
-                    reply = exchange.answered(reply.ask, await self._ask(reply.ask))
-                await context.write(reply.data)
-                if reply.wait:
-                    # A client that leaves meanwhile cancels this call, and `close` gives the wait up.
-                    reply = await self._ready(exchange)
-                    await context.write(reply.data)
-                if reply.end:
-                    # Ending the stream here is what lets every token stream outlive this process.
-                    exchange.delivered()
-                    return
+            exchange = self._open(data)
+        except DecodeError:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a ProcessingRequest")
+        if self.processor.journeys is not None:
+            exchange.journey = self.processor.journeys.begin(context.invocation_metadata)
+        try:
+            async with asyncio.timeout(exchange.deadline_s) as limit:
+                await self._converse(exchange, context, data, limit)
+        except TimeoutError:
+            # Envoy waits for as long as the client does: somebody must say that it is too long.
+            await _send(exchange.overdue(), exchange, context)
         finally:
             exchange.close()
+
+    def _open(self, first: bytes) -> Exchange:
+        """The machine for a stream that begins with this message."""
+        if self._picker is not None and self._picker.speaks(first):
+            return self._picker.open()
+        return self.processor.open()
+
+    async def _converse(self, exchange: Exchange, context: Any, data: Any, limit: asyncio.Timeout) -> None:
+        while data is not grpc.aio.EOF:
+            try:
+                reply = exchange.receive(data)
+            except DecodeError:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a ProcessingRequest")
+            if reply.ask is not None:
+                reply = exchange.answered(reply.ask, await self._ask(reply.ask))
+            await _send(reply, exchange, context)
+            if reply.wait:
+                # A client that leaves meanwhile cancels this call, and `close` gives the wait up.
+                reply = await self._ready(exchange)
+                await _send(reply, exchange, context)
+            if reply.end:
+                # Ending the stream here is what lets every token stream outlive this process.
+                return
+            if reply.reservation_id:
+                limit.reschedule(None)
+            data = await context.read()
+        exchange.sent_all()
 
     async def _ask(self, asked: AskQuota) -> Granted | Refused:
         return await self.processor.desk.quotas.ask(
@@ -204,9 +236,13 @@ class Server:
             self.processor.failed(error, "settling")
 
     def _health(self, request: bytes) -> bytes:
-        if health_pb2.HealthCheckRequest.FromString(request).service not in HEALTH_NAMES:
+        name = health_pb2.HealthCheckRequest.FromString(request).service
+        if name not in HEALTH_NAMES:
             return _UNKNOWN
-        return _NOT_SERVING if self._draining.is_set() else _SERVING
+        if name == LIVENESS:
+            return _SERVING
+        serves = not self._draining.is_set() and (name != READINESS or self._ready_to_serve())
+        return _SERVING if serves else _NOT_SERVING
 
     async def _health_check(self, request: bytes, context: Any) -> bytes:
         answer = self._health(request)
@@ -215,12 +251,28 @@ class Server:
         return answer
 
     async def _health_watch(self, request: bytes, _: Any) -> AsyncIterator[bytes]:
-        yield self._health(request)
-        await self._draining.wait()
-        yield self._health(request)
+        told = self._health(request)
+        yield told
+        while not self._draining.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_S if told is _NOT_SERVING else None):
+                    await self._draining.wait()
+            if (now := self._health(request)) is not told:
+                told = now
+                yield told
 
     async def _get_status(self, _: bytes, __: Any) -> bytes:
         return self._status()
+
+
+async def _send(reply: Reply, exchange: Exchange, context: Any) -> None:
+    """Send a reply whole, and tell the exchange when it held the decision."""
+    if reply.data:
+        await context.write(reply.data)
+    for data in reply.more:
+        await context.write(data)
+    if reply.end or reply.reservation_id:
+        exchange.delivered()
 
 
 def _taken(address: str) -> str:

@@ -23,7 +23,7 @@ def test_a_member_leaves_when_no_source_lists_it() -> None:
 
 
 def test_the_strongest_source_has_the_word() -> None:
-    """Static before file before DNS before agent, in whichever order they speak."""
+    """Static before file before DNS before agent before picker, in whichever order they speak."""
     for order in (PRECEDENCE, PRECEDENCE[::-1]):
         pools = Membership(["chat"])
         for source in order:
@@ -31,7 +31,7 @@ def test_the_strongest_source_has_the_word() -> None:
         for i, source in enumerate(PRECEDENCE):
             assert pools.members["chat"] == (Member(A, zone=source, max_concurrent=len(source)),)
             pools.update("chat", source, [])
-            assert bool(pools.members["chat"]) == (i < 3)
+            assert bool(pools.members["chat"]) == (i < len(PRECEDENCE) - 1)
 
 
 def test_a_weaker_source_fills_what_a_stronger_one_does_not_say() -> None:

@@ -73,6 +73,7 @@ def test_a_whole_record() -> None:
         final=True,
         status=200,
         end=End.OK,
+        start_unix_ns=START_NS,
         served_by="10.0.0.2:80",
         attempts=2,
         duration_ns=1_500_000_000,

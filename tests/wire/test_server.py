@@ -16,7 +16,9 @@ import envoy_messages as envoy
 import grpc
 import pytest
 
+from extproc._pb import ext_proc_pb2 as pb
 from extproc._pb import health_pb2
+from extproc.config.picker import Picker as PickerSettings
 from extproc.core.contract import (
     DECISION_NAMESPACE,
     EVENT_METHOD,
@@ -31,6 +33,7 @@ from extproc.core.tenant import Directory
 from extproc.observe.tally import Tally
 from extproc.wire import server as server_module
 from extproc.wire.firsttoken import FirstToken
+from extproc.wire.picker import Picker
 from extproc.wire.processor import Processor
 from extproc.wire.server import BindError, Server
 
@@ -83,7 +86,10 @@ class Running:
 
 
 def build(
-    settle: Callable[[Outcome], None] | None = None, first_token: FirstToken | None = None
+    settle: Callable[[Outcome], None] | None = None,
+    first_token: FirstToken | None = None,
+    picker: PickerSettings | None = None,
+    ready: Callable[[], bool] = lambda: True,
 ) -> tuple[Server, Processor, list[Outcome]]:
     endpoints = (("10.0.0.1:80", "", 64), ("10.0.0.2:80", "", 64))
     pool = PoolSpec(name="p", models=("m",), strategy="least_work", endpoints=endpoints)
@@ -110,6 +116,8 @@ def build(
         status=lambda: b'{"fine":true}',
         message_bytes_max=100_000,
         first_token=first_token,
+        picker=Picker(processor, picker, settle=take, first_token=lambda *_: None) if picker else None,
+        ready=ready,
     )
     return server, processor, settled
 
@@ -119,8 +127,10 @@ async def running(
     address: str = "127.0.0.1:0",
     settle: Callable[[Outcome], None] | None = None,
     first_token: FirstToken | None = None,
+    picker: PickerSettings | None = None,
+    ready: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[Running]:
-    server, processor, settled = build(settle, first_token)
+    server, processor, settled = build(settle, first_token, picker, ready)
     it = Running(server, processor, settled)
     (it.address,) = await server.start([address])
     async with grpc.aio.insecure_channel(it.address) as channel:
@@ -432,5 +442,106 @@ def test_the_socket_of_a_killed_process(tmp_path: Path) -> None:
     async def play() -> None:
         async with running(f"unix:{path}") as it:
             await it.decide()
+
+    asyncio.run(play())
+
+
+def duplex(data: bytes) -> bytes:
+    """A stream's first message with the picker protocol's mode in it."""
+    message = pb.ProcessingRequest.FromString(data)
+    message.protocol_config.request_body_mode = pb.ProtocolConfiguration.FULL_DUPLEX_STREAMED
+    message.protocol_config.response_body_mode = pb.ProtocolConfiguration.FULL_DUPLEX_STREAMED
+    return bytes(message.SerializeToString())
+
+
+def response_end() -> bytes:
+    message = pb.ProcessingRequest()
+    message.response_headers.end_of_stream = True
+    header = message.response_headers.headers.headers.add()
+    header.key, header.raw_value = ":status", b"200"
+    return message.SerializeToString()
+
+
+def test_both_protocols_on_one_port() -> None:
+    """Each stream by its first message; the picker's goes on to the response's end and settles there."""
+
+    async def play() -> None:
+        async with running(picker=PickerSettings(enabled=True)) as it:
+            await it.decide()
+            call = it.exchange()
+            await call.write(duplex(HEADERS))
+            await call.write(envoy.body(BODY))
+            first = envoy.response(await call.read())
+            assert first.HasField("request_headers")
+            body = envoy.response(await call.read()).request_body.response.body_mutation
+            assert (body.streamed_response.body, body.streamed_response.end_of_stream) == (BODY, True)
+            await it.until(lambda: it.processor.following == 1)
+            assert it.settled == []
+            await call.write(response_end())
+            assert envoy.response(await call.read()).HasField("response_headers")
+            assert await call.read() is grpc.aio.EOF
+            assert [outcome.status for outcome in it.settled] == [200]
+            assert (it.processor.open_exchanges, it.processor.following) == (0, 0)
+
+    asyncio.run(play())
+
+
+def test_a_gateway_that_waits_too_long_is_answered() -> None:
+    """The picker's deadline holds until the decision, and not after it."""
+
+    async def play() -> None:
+        async with running(picker=PickerSettings(enabled=True, deadline_ms=100)) as it:
+            slow = it.exchange()
+            await slow.write(duplex(HEADERS))
+            assert envoy.response(await slow.read()).immediate_response.status.code == 408
+            assert await slow.read() is grpc.aio.EOF
+            call = it.exchange()
+            await call.write(duplex(HEADERS))
+            await call.write(envoy.body(BODY))
+            await call.read()
+            await call.read()
+            await asyncio.sleep(0.3)
+            await call.write(response_end())
+            assert envoy.response(await call.read()).HasField("response_headers")
+
+    asyncio.run(play())
+
+
+def test_a_client_that_left_is_settled() -> None:
+    """A picker's stream that is cancelled after its decision."""
+
+    async def play() -> None:
+        async with running(picker=PickerSettings(enabled=True)) as it:
+            call = it.exchange()
+            await call.write(duplex(HEADERS))
+            await call.write(envoy.body(BODY))
+            await call.read()
+            await it.until(lambda: it.processor.following == 1)
+            call.cancel()
+            await it.until(lambda: len(it.settled) == 1)
+            assert it.settled[0].end.value == "client_gone"
+            assert len(it.processor.desk.ledger) == 0
+
+    asyncio.run(play())
+
+
+def test_health_names_of_the_picker_protocol() -> None:
+    """Liveness is the process; readiness also asks whether the endpoints are known, and follows."""
+
+    async def play() -> None:
+        known = False
+        async with running(ready=lambda: known) as it:
+            assert status_of(await it.check("liveness")) == "SERVING"
+            assert status_of(await it.check("readiness")) == "NOT_SERVING"
+            assert status_of(await it.check(server_module.EXT_PROC)) == "SERVING"
+            request = health_pb2.HealthCheckRequest(service="readiness").SerializeToString()
+            watch = it.channel.unary_stream(f"/{server_module.HEALTH}/Watch")(request, timeout=TIMEOUT_S)
+            assert status_of(await watch.read()) == "NOT_SERVING"
+            known = True
+            assert status_of(await watch.read()) == "SERVING"
+            assert status_of(await it.check("readiness")) == "SERVING"
+            draining = asyncio.create_task(it.server.drain(0.2))
+            assert status_of(await watch.read()) == "NOT_SERVING"
+            await draining
 
     asyncio.run(play())

@@ -1,0 +1,153 @@
+"""The picker protocol's messages: what they add to ext_proc's, and how bodies go back in pieces.
+
+Owns the protobuf of FULL_DUPLEX_STREAMED streams. What the pieces mean is picker.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from extproc._pb import ext_proc_pb2 as pb
+from extproc.config.types import ip_port
+from extproc.core.contract import (
+    ATTRIBUTES_NAMESPACE,
+    FAIRNESS_HEADER,
+    LB_ENDPOINTS_KEY,
+    LB_NAMESPACE,
+    LB_SERVED_KEY,
+    OBJECTIVE_HEADER,
+    SLO_TPOT_HEADER,
+    SLO_TTFT_HEADER,
+    SUBSET_KEY,
+    SUBSET_NAMESPACE,
+    UPSTREAM_ATTRIBUTE,
+)
+from extproc.wire.codec import API_KEY, AUTHORIZATION, set_header, tell
+
+#: A body's pieces are no longer: the protocol's implementations keep to it, gRPC's windows like it.
+CHUNK_BYTES_MAX = 62_000
+#: Endpoints of a subset that are read; what is beyond is not chosen.
+SUBSET_MAX = 10_000
+#: Spellings of addresses whose reading is kept: each request names a pool's endpoints anew.
+ADDRESSES_KEPT = 4 * SUBSET_MAX
+#: What a gateway that is trusted says of a request.
+TRUSTED = frozenset({FAIRNESS_HEADER, OBJECTIVE_HEADER, SLO_TTFT_HEADER, SLO_TPOT_HEADER})
+
+#: Body modes, as a stream's first message says them; None where it does not.
+FULL_DUPLEX = pb.ProtocolConfiguration.FULL_DUPLEX_STREAMED
+NO_BODY = pb.ProtocolConfiguration.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Modes:
+    """How a stream's bodies come."""
+
+    request: int
+    response: int
+
+
+def modes(data: bytes) -> Modes | None:
+    """What a stream's first message says of its modes; None when it says nothing.
+
+    Raises google.protobuf.message.DecodeError on garbage.
+    """
+    message = pb.ProcessingRequest.FromString(data)
+    if not message.HasField("protocol_config"):
+        return None
+    said = message.protocol_config
+    return Modes(said.request_body_mode, said.response_body_mode)
+
+
+def subset(message: pb.ProcessingRequest) -> tuple[str, ...] | None:
+    """The endpoints that a gateway allows, as `ip:port` or a bare `ip`; None where it does not say.
+
+    A list, or one comma-separated string. What is no address cannot be chosen and is left out.
+    """
+    filters = message.metadata_context.filter_metadata
+    if SUBSET_NAMESPACE not in filters or SUBSET_KEY not in filters[SUBSET_NAMESPACE].fields:
+        return None
+    value = filters[SUBSET_NAMESPACE].fields[SUBSET_KEY]
+    if value.WhichOneof("kind") == "list_value":
+        names = [each.string_value for each in value.list_value.values[:SUBSET_MAX]]
+    else:
+        names = value.string_value.split(",", SUBSET_MAX)[:SUBSET_MAX]
+    found = (address_of(name.strip()) for name in names)
+    return tuple(dict.fromkeys(address for address in found if address))
+
+
+@lru_cache(maxsize=ADDRESSES_KEPT)
+def address_of(name: str) -> str:
+    """An address in its one spelling: `ip:port`, or the `ip` alone; "" for what is neither."""
+    try:
+        return ip_port(name)
+    except ValueError:
+        pass
+    try:
+        # Pickers compare pods by their IP, and some gateways name no port.
+        return ip_port(f"[{name}]:1" if ":" in name else f"{name}:1").rpartition(":")[0]
+    except ValueError:
+        return ""
+
+
+def served_by(message: pb.ProcessingRequest) -> str:
+    """Who served, by the gateway's metadata or Envoy's own attribute; "" where neither says."""
+    filters = message.metadata_context.filter_metadata
+    if LB_NAMESPACE in filters and LB_SERVED_KEY in filters[LB_NAMESPACE].fields:
+        said = filters[LB_NAMESPACE].fields[LB_SERVED_KEY].string_value
+        # A gateway that tries several may say them all: the last one it was.
+        if served := address_of(said.rpartition(",")[2].strip()):
+            return served
+    if ATTRIBUTES_NAMESPACE in message.attributes:
+        fields = message.attributes[ATTRIBUTES_NAMESPACE].fields
+        if UPSTREAM_ATTRIBUTE in fields:
+            return address_of(fields[UPSTREAM_ATTRIBUTE].string_value)
+    return ""
+
+
+def goes(
+    endpoints: str,
+    about: dict[str, str],
+    *,
+    length: int | None,
+    without_keys: bool,
+    clear_route_cache: bool,
+) -> bytes:
+    """The decision as the answer to the request's headers.
+
+    `length` is the body's that goes on, None where none does or where trailers follow it (then it has
+    none). `without_keys` takes our API keys away.
+    """
+    response = pb.ProcessingResponse()
+    common = response.request_headers.response
+    common.clear_route_cache = clear_route_cache
+    mutation = common.header_mutation
+    set_header(mutation, LB_ENDPOINTS_KEY, endpoints)
+    # What a client says there is no gateway's word.
+    mutation.remove_headers.extend((SUBSET_KEY, LB_SERVED_KEY))
+    if without_keys:
+        mutation.remove_headers.extend((AUTHORIZATION, API_KEY))
+    if length is not None:
+        set_header(mutation, "content-length", str(length))
+    tell(response, endpoints, about)
+    return response.SerializeToString()
+
+
+def pieces(phase: str, body: bytes, *, end: bool) -> Iterator[bytes]:
+    """A body as the answers to a phase (request_body or response_body), each with at most CHUNK_BYTES_MAX.
+
+    `end` marks the last piece as the message's; an empty body that ends is one empty piece.
+    """
+    for at in range(0, len(body) or 1, CHUNK_BYTES_MAX):
+        piece = body[at : at + CHUNK_BYTES_MAX]
+        last = at + CHUNK_BYTES_MAX >= len(body)
+        if not piece and not end:
+            return
+        response = pb.ProcessingResponse()
+        streamed = getattr(response, phase).response.body_mutation.streamed_response
+        streamed.body = piece
+        streamed.end_of_stream = end and last
+        # A piece that is empty and does not end is as good as unset: the oneof must be set all the same.
+        streamed.SetInParent()
+        yield response.SerializeToString()

@@ -1,0 +1,192 @@
+"""A response as a picker sees it pass: when it began, what it counts, how it ended.
+
+Owns the reading of headers and of a body's pieces; keeps no more of a body than its last bytes. What it
+finds is an `Outcome`, as the access log's records are.
+"""
+
+from __future__ import annotations
+
+import re
+
+from extproc._pb import ext_proc_pb2 as pb
+from extproc.core.contract import GENERATED_TOKENS_HEADER, PROMPT_TOKENS_HEADER
+from extproc.core.outcome import End, Outcome, Reservation
+from extproc.wire.accesslog import TOKENS_MAX
+
+#: So much of a body's end is looked through for counts: an OpenAI usage object, TGI's details.
+TAIL_BYTES = 16 * 1024
+#: So much of a stream's beginning is looked into for a refusal.
+HEAD_BYTES = 256
+
+# In generated text quotes are escaped, so that no text can look like these.
+_PROMPT = re.compile(rb'"(?:prompt_tokens|input_length)"\s*:\s*(\d{1,9})\b')
+_OUTPUT = re.compile(rb'"(?:completion_tokens|generated_tokens)"\s*:\s*(\d{1,9})\b')
+#: TGI's events begin with their token's number.
+_INDEX = re.compile(rb'^data:\s*\{"index":\s*(\d{1,9})\b', re.MULTILINE)
+_WANTED = frozenset(
+    {":status", "content-type", "content-length", GENERATED_TOKENS_HEADER, PROMPT_TOKENS_HEADER}
+)
+#: The last event of OpenAI's streams: clients hang up on it.
+_DONE = b"data: [DONE]"
+_REFUSES = re.compile(rb'data:\s*\{\s*"error"\s*:')
+
+
+class Followed:
+    """One request's response, from its headers to its end.
+
+    `begun_ns` is when the request came, `start_unix_ns` the same in unix time, `trace` what rides with it.
+    Whoever feeds it says what time it is.
+    """
+
+    __slots__ = (
+        "_begun_ns",
+        "_bytes",
+        "_headers",
+        "_index",
+        "_reservation",
+        "_start_unix_ns",
+        "_tail",
+        "_trace",
+        "first_ns",
+        "refused",
+        "served_by",
+        "status",
+        "streams",
+    )
+
+    def __init__(
+        self, reservation: Reservation, *, begun_ns: int, start_unix_ns: int = 0, trace: str = ""
+    ) -> None:
+        self._reservation = reservation
+        self._start_unix_ns, self._trace = start_unix_ns, trace
+        self._begun_ns = begun_ns
+        self._headers: dict[str, str] = {}
+        self._tail = b""
+        self._bytes = 0
+        self._index: int | None = None
+        #: 0 until the headers came.
+        self.status = 0
+        #: Whether it is a stream of events, answered well.
+        self.streams = False
+        #: When its first output came; None before.
+        self.first_ns: int | None = None
+        #: The engine said inside a 200 that it was overloaded.
+        self.refused = False
+        self.served_by = ""
+
+    @property
+    def reservation_id(self) -> str:
+        """Whose response it is."""
+        return self._reservation.id
+
+    def headers(self, message: pb.HttpHeaders, *, served_by: str) -> None:
+        """The response's headers."""
+        self.served_by = served_by
+        for header in message.headers.headers:
+            if header.key in _WANTED:
+                self._headers[header.key] = header.raw_value.decode("latin-1") or header.value
+        status = self._headers.get(":status", "")
+        self.status = int(status) if status.isascii() and status.isdigit() and len(status) == 3 else 0
+        kind = self._headers.get("content-type", "").lower()
+        self.streams = self.status == 200 and kind.startswith("text/event-stream")
+
+    def body(self, piece: bytes, *, now_ns: int) -> bool:
+        """A piece of the body; true when it holds a stream's first output.
+
+        Lines that begin with ":" keep a connection alive and are no output.
+        """
+        first = self.first_ns is None and piece != b"" and (piece[:1] != b":" or b"\ndata:" in piece)
+        if first:
+            self.first_ns = now_ns
+            head = piece[:HEAD_BYTES]
+            self.refused = (
+                self.streams
+                and (at := _REFUSES.search(head)) is not None
+                and b"overloaded" in head[at.start() :]
+            )
+        self._bytes += len(piece)
+        self._tail = (self._tail + piece)[-TAIL_BYTES:] if len(piece) < TAIL_BYTES else piece[-TAIL_BYTES:]
+        if self.streams:
+            found = _last(_INDEX, piece)
+            self._index = self._index if found is None else found
+        return first and self.streams
+
+    def outcome(self, *, now_ns: int, complete: bool) -> Outcome:
+        """How the request ended; `complete` is false where the response was cut.
+
+        Who cut it does not show here: a client that left is by far the commonest.
+        """
+        streams = self._reservation.stream and self.status == 200 and not self.refused
+        seen = self.first_ns is not None and streams
+        output = _last(_OUTPUT, self._tail)
+        if output is None:
+            output = self._counted(GENERATED_TOKENS_HEADER)
+        if output is None:
+            output = self._index
+        prompt = _last(_PROMPT, self._tail)
+        if prompt is None:
+            prompt = self._counted(PROMPT_TOKENS_HEADER)
+        return Outcome(
+            reservation=self._reservation,
+            final=True,
+            status=self.status,
+            end=self._end(complete=complete),
+            # Without a word on it nobody can say that it was another than the first that was named.
+            served_by=self.served_by or (self._reservation.address if self.status else ""),
+            attempts=self._attempts,
+            duration_ns=now_ns - self._begun_ns,
+            ttft_ns=self.first_ns - self._begun_ns if seen and self.first_ns is not None else None,
+            prompt_tokens=_bounded(prompt),
+            output_tokens=_bounded(output),
+            refused=self.refused,
+            start_unix_ns=self._start_unix_ns,
+            trace=self._trace,
+        )
+
+    def heartbeat(self, *, now_ns: int) -> Outcome:
+        """It still runs."""
+        return Outcome(
+            reservation=self._reservation,
+            final=False,
+            status=self.status,
+            served_by=self.served_by,
+            attempts=self._attempts,
+            duration_ns=now_ns - self._begun_ns,
+        )
+
+    @property
+    def _whole(self) -> bool:
+        """Whether all of it went by, though its end did not: a client that has all may close at once."""
+        length = self._counted("content-length")
+        if length is not None:
+            return self._bytes >= length
+        return self.streams and self._tail.rstrip().endswith(_DONE)
+
+    @property
+    def _attempts(self) -> int:
+        """At least so many: another than the first that was named serves after that one failed."""
+        return 1 if self.served_by in ("", self._reservation.address) else 2
+
+    def _end(self, *, complete: bool) -> End:
+        if self.refused:
+            return End.REFUSED
+        if not complete and not self._whole:
+            return End.CLIENT_GONE
+        if self.status >= 500 or self.status == 0:
+            return End.ERROR
+        return End.REFUSED if self.status >= 400 else End.OK
+
+    def _counted(self, name: str) -> int | None:
+        text = self._headers.get(name, "")
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+
+
+def _last(pattern: re.Pattern[bytes], data: bytes) -> int | None:
+    found = None
+    for found in pattern.finditer(data):  # noqa: B007 (the last one counts)
+        pass
+    return None if found is None else int(found.group(1))
+
+
+def _bounded(count: int | None) -> int | None:
+    return count if count is not None and count <= TOKENS_MAX else None

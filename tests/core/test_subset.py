@@ -1,0 +1,121 @@
+"""Requests that may go to some endpoints only, and those with targets of their own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+from extproc.core.decide import decide
+from extproc.core.desk import ClassSpec, Desk, DeskLimits, Policy
+from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.ledger import Ledger
+from extproc.core.outcome import End, Hold, Outcome, Reject, Routed
+from extproc.core.request import Dialect, Kind, Request
+from extproc.core.tenant import ANONYMOUS
+
+A, B, C = "10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"
+MS = 1_000_000
+ASK = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, segments=("x" * 400,))
+
+
+def fleet_of(limit: int = 4, strategy: str = "least_work") -> Fleet:
+    endpoints = tuple((address, "", limit) for address in (A, B, C))
+    return Fleet([PoolSpec(name="p", models=("m",), strategy=strategy, endpoints=endpoints)])
+
+
+def decided(fleet: Fleet, only: frozenset[str] | None, *, rng: int = 1) -> Routed | Reject:
+    return decide(
+        replace(ASK, only=only),
+        ANONYMOUS,
+        fleet,
+        Ledger(ttl_ns=1, remembered_max=8),
+        id="i-1",
+        default_model="m",
+        reservations_max=8,
+        now_ns=0,
+        rng=Random(rng),
+    )
+
+
+def test_the_choice_and_its_retries_are_of_the_subset() -> None:
+    """Whatever the strategy; the reason says how many were outside."""
+    for strategy in ("least_work", "steer", "random", "round_robin"):
+        for rng in range(5):
+            answer = decided(fleet_of(strategy=strategy), frozenset({B, C, "9.9.9.9:1"}), rng=rng)
+            assert isinstance(answer, Routed)
+            assert set(answer.addresses) <= {B, C}
+            assert answer.reason.removed["outside the subset"] == 1
+    everyone = decided(fleet_of(), None)
+    assert isinstance(everyone, Routed)
+    assert set(everyone.addresses) == {A, B, C}
+
+
+def test_a_subset_that_allows_nobody_is_503() -> None:
+    """Empty, of strangers, or of endpoints that are not ready."""
+    drained = fleet_of()
+    drained.drain(B, draining=True)
+    for fleet, only in (
+        (fleet_of(), frozenset[str]()),
+        (fleet_of(), frozenset({"9.9.9.9:1"})),
+        (drained, frozenset({B})),
+    ):
+        answer = decided(fleet, only)
+        assert isinstance(answer, Reject)
+        assert (answer.status, answer.code) == (503, "no_ready_endpoint")
+
+
+def test_a_held_request_waits_for_its_subset_alone() -> None:
+    """A place elsewhere does not release it, one among its own does."""
+    fleet = fleet_of(limit=1)
+    desk = Desk(
+        fleet,
+        instance="i",
+        default_model="m",
+        limits=DeskLimits(),
+        rng=Random(1),
+        policy=Policy(classes=(ClassSpec(hold_ns=1_000 * MS),)),
+    )
+    released: dict[str, Routed | Reject] = {}
+    desk.on_release = lambda id, decision: released.update({id: decision})  # noqa: A006 (the desk's own word)
+    running = {}
+    for address in (A, B):
+        answer = desk.admit(replace(ASK, only=frozenset({address})), ANONYMOUS, now_ns=0)
+        assert isinstance(answer, Routed)
+        assert answer.addresses == (address,)
+        running[address] = answer.reservation
+    held = desk.admit(replace(ASK, only=frozenset({B})), ANONYMOUS, now_ns=0)
+    assert isinstance(held, Hold)
+    desk.settle(Outcome(reservation=running[A], final=True, status=200, end=End.OK), now_ns=10 * MS)
+    assert not released, "C is free, and now A"
+    desk.settle(Outcome(reservation=running[B], final=True, status=200, end=End.OK), now_ns=20 * MS)
+    (decision,) = released.values()
+    assert isinstance(decision, Routed)
+    assert decision.addresses == (B,)
+
+
+def test_a_subset_that_allows_nobody_is_told_at_once_even_where_others_wait() -> None:
+    """It is not put into the line of its pool."""
+    fleet = fleet_of(limit=1)
+    desk = Desk(fleet, instance="i", default_model="m", limits=DeskLimits(), rng=Random(1), policy=Policy())
+    for _ in range(3):
+        assert isinstance(desk.admit(ASK, ANONYMOUS, now_ns=0), Routed)
+    assert isinstance(desk.admit(ASK, ANONYMOUS, now_ns=0), Hold)
+    answer = desk.admit(replace(ASK, only=frozenset()), ANONYMOUS, now_ns=0)
+    assert isinstance(answer, Reject)
+    assert answer.status == 503
+
+
+def test_targets_of_its_own() -> None:
+    """They stand in place of the class's, each by itself."""
+    desk = Desk(
+        fleet_of(), instance="i", default_model="m", limits=DeskLimits(), rng=Random(1), policy=Policy()
+    )
+    plain = desk.resolve(ASK, ANONYMOUS, "i-1", now_ns=0)
+    own = desk.resolve(replace(ASK, ttft_ms=250), ANONYMOUS, "i-2", now_ns=0)
+    both = desk.resolve(replace(ASK, ttft_ms=250, tpot_ms=7), ANONYMOUS, "i-3", now_ns=0)
+    assert not isinstance(plain, Reject)
+    assert not isinstance(own, Reject)
+    assert not isinstance(both, Reject)
+    assert (plain.work.ttft_ms, plain.work.tpot_ms) == (1_000, 100)
+    assert (own.work.ttft_ms, own.work.tpot_ms, own.work.deadline_ns) == (250, 100, 250 * MS)
+    assert (both.work.ttft_ms, both.work.tpot_ms) == (250, 7)
