@@ -116,17 +116,19 @@ class Gateway:
         self.envoy.kill()
         self.service.kill()
 
-    def reload(self) -> bool:
-        """Read the user's file again and hand it to the service; a bad one changes nothing."""
-        from extproc.app import restart_needed
+    def reload(self, *, checked: bool = True) -> bool:
+        """Read the user's file again and hand it to the service; a bad one changes nothing.
 
+        `checked`: say here what needs a restart, which takes an import of seconds on a busy machine; the
+        service refuses it in any case.
+        """
         try:
             new = self._with_page(load(self.file))
         except ConfigError as error:
             for problem in error.problems:
                 self.report(f"reload refused, the last good configuration stays: {problem}")
             return False
-        if changed := restart_needed(self.config, new, live=True):
+        if checked and (changed := self._restart_needed(new)):
             self.report(
                 f"reload refused, the last good configuration stays: needs a restart: {', '.join(changed)}"
             )
@@ -136,6 +138,11 @@ class Gateway:
         self.service.signal(signal.SIGHUP)
         self.report(f"reloaded {self.file}")
         return True
+
+    def _restart_needed(self, new: Config) -> list[str]:
+        from extproc.app import restart_needed
+
+        return restart_needed(self.config, new, live=True)
 
     async def status(self) -> dict[str, Any]:
         """The service's figures. Raises ServiceSilentError."""

@@ -28,19 +28,22 @@ def addresses_of(config: Config) -> Iterator[tuple[str, str]]:
         yield f"service.listen[{index}]", address
     for index, address in enumerate(config.telemetry.listen if config.telemetry is not None else ()):
         yield f"telemetry.listen[{index}]", address
+    if config.admin is not None:
+        yield "admin.listen", config.admin.listen
 
 
 def problems(config: Config) -> list[str]:
     """What keeps the configured addresses from being listened on; removes stale unix sockets."""
     found = []
     for setting, address in addresses_of(config):
-        wrong = _unix_problem(address) if address.startswith("unix:") else _tcp_problem(address)
+        wrong = _unix_problem(address) if address.startswith("unix:") else tcp_problem(address)
         if wrong:
             found.append(f"{setting}: {address} {wrong}")
     return found
 
 
-def _tcp_problem(address: str) -> str:
+def tcp_problem(address: str) -> str:
+    """What keeps an ip:port from being listened on; "" where nothing does."""
     host, _, port = address.rpartition(":")
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
     with socket.socket(family) as probe:
@@ -89,7 +92,7 @@ def free_ports(count: int) -> list[int]:
     for port in SystemRandom().sample(FREE_PORTS, len(FREE_PORTS)):
         if len(found) == count:
             break
-        if not _tcp_problem(f"127.0.0.1:{port}"):
+        if not tcp_problem(f"127.0.0.1:{port}"):
             found.append(port)
     if len(found) < count:
         raise OSError(f"no {count} free ports between {FREE_PORTS.start} and {FREE_PORTS.stop - 1}")

@@ -1,0 +1,59 @@
+"""What the admin port is handed of the service: figures to show, and orders to pass on.
+
+Owns the interface alone. Each callable that may be absent is None until the part behind it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from extproc.admin.pulse import Pulse
+from extproc.core.desk import Desk
+from extproc.core.tenant import Tenant
+from extproc.observe.tally import Tally
+
+#: An operator's order as the service takes it: JSON in, JSON out; ValueError is the caller's mistake.
+Order = Callable[[bytes], bytes | Awaitable[bytes]]
+
+
+class RefusedError(Exception):
+    """An order that cannot be carried out as things are; the message says why."""
+
+    def __init__(self, message: str, *, status: int = 409, problems: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.status, self.problems = status, problems
+
+
+class MissingError(RefusedError):
+    """What was asked for is not switched on in this service."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=404)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Everything the admin port knows of its service. Clocks in nanoseconds, `wall_clock` in unix seconds."""
+
+    version: str
+    desk: Desk
+    tally: Tally
+    pulse: Pulse
+    tenants: Callable[[], Mapping[str, Tenant]]
+    #: The service's status without what grows with tenants and endpoints.
+    brief: Callable[[], dict[str, Any]]
+    clock: Callable[[], int]
+    wall_clock: Callable[[], float]
+    serving: Callable[[], bool]
+    #: Drain, ClearFaults, Explain and Experiment, as operators' commands have them.
+    orders: Mapping[str, Order]
+    start_experiment: Callable[[str, dict[str, Any], str], Awaitable[dict[str, Any]]]
+    stop_experiment: Callable[[str, dict[str, Any], str], Awaitable[dict[str, Any]]]
+    #: These raise MissingError where no part is there for them.
+    report: Callable[[dict[str, str]], Awaitable[dict[str, Any]]]
+    alerts: Callable[[], Awaitable[dict[str, Any]]]
+    exposition: Callable[[str], Awaitable[tuple[bytes, str]]]
+    #: Notes an event for the audit log.
+    note: Callable[..., None]
