@@ -23,7 +23,13 @@ EXIT_CONFIG = 2
 log = logging.getLogger(__name__)
 
 
-@click.command("agent")
+@click.command(
+    "agent",
+    epilog="\b\nExamples:\n"
+    "  steersman agent -f agent.yaml\n"
+    "  steersman agent -f agent.yaml --check\n"
+    "  steersman agent --once --json | jq .gpus           # this machine's cards; needs no service",
+)
 @click.option(
     "-f",
     "--file",

@@ -12,8 +12,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from prometheus_client.parser import text_string_to_metric_families
-
 #: A page with more wanted lines than this is not one of ours: the rest is left unread.
 LINES_MAX: Final = 4096
 #: Names (models, adapters) from an engine: so many, so long.
@@ -53,6 +51,9 @@ class Wanted:
 
     def read(self, page: bytes) -> Samples:
         """Parse a page; `ValueError` where it is not Prometheus text."""
+        # Late: who only asks an engine what it is (`steersman init`) needs no prometheus_client.
+        from prometheus_client.parser import text_string_to_metric_families
+
         found: defaultdict[str, list[tuple[dict[str, str], float]]] = defaultdict(list)
         lines = self._pattern.findall(page)[:LINES_MAX]
         if lines:

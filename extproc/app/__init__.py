@@ -19,7 +19,10 @@ from random import Random
 import msgspec
 
 from extproc.app.adjusting import Adjusting
+from extproc.app.administering import Administering
 from extproc.app.agents import Agents
+from extproc.app.alerting import Alerting
+from extproc.app.analysing import Analysing
 from extproc.app.build import (
     RELOADABLE_OF_POOL,
     attempts_of,
@@ -33,9 +36,12 @@ from extproc.app.build import (
 )
 from extproc.app.experimenting import Experimenting
 from extproc.app.explaining import Explaining
+from extproc.app.measuring import Measuring
 from extproc.app.operating import Operating, Part
 from extproc.app.operators import Operators
+from extproc.app.picking import Picking
 from extproc.app.roster import Roster
+from extproc.app.tracing import Tracing
 from extproc.app.tuned import Tuned
 from extproc.config.load import ConfigError, load
 from extproc.config.model import Config
@@ -130,6 +136,37 @@ class App:
             clock=clock,
         )
         self.explaining = Explaining(self.desk, tenants=self._tenants, clock=clock)
+        self.measuring = Measuring(config, self.desk, tenants=self._tenants, clock=clock)
+        self.picking = Picking(
+            config,
+            self.processor,
+            self.roster,
+            settle=self.settle,
+            first_token=self.first_token,
+            clock=clock,
+        )
+        self.analysing = Analysing(config, self.desk, clock=clock, connected=lambda: self.agents.sharing)
+        self.alerting = Alerting(config, self.desk, clock=clock)
+        self.measuring.firing = self.alerting.firing
+        self.administering = Administering(
+            config,
+            self.desk,
+            self.tally,
+            tenants=self._tenants,
+            brief=self._brief,
+            orders={
+                "Drain": self._drain,
+                "ClearFaults": self._clear_faults,
+                "Explain": self.explaining.explain,
+                "Experiment": self.experimenting.order,
+            },
+            parts=lambda: self.operating.parts,
+            serving=lambda: not self._stop.is_set(),
+            file=lambda: self.experimenting.file,
+            note=self.audit.event,
+            failed=self.processor.failed,
+            clock=clock,
+        )
         self.operating = Operating(self._parts(), failed=self.processor.failed)
         self._observe()
         self.follow: Follow | None = None
@@ -154,8 +191,12 @@ class App:
                 "Shadow": self.operators.shadow,
                 "Explain": self.explaining.explain,
                 "Experiment": self.experimenting.order,
+                "Report": self.analysing.order,
+                "Alerts": self.alerting.order,
             },
             first_token=self.first_token,
+            picker=self.picking.picker,
+            ready=lambda: self.roster.complete,
         )
         self.addresses = await self.server.start(self.config.service.listen)
         try:
@@ -176,7 +217,8 @@ class App:
 
     def _parts(self) -> list[Part]:
         """What shows and watches this service."""
-        return []
+        tracing = Tracing(self.config, self.desk, self.processor, clock=self.clock)
+        return [self.measuring, self.picking, self.analysing, self.alerting, self.administering, tracing]
 
     def handle_signals(self, config_file: Path | None = None, *, kept_of: Path | None = None) -> None:
         """SIGTERM and SIGINT end `run`, SIGHUP reloads; before `start`, so that none comes too early.
@@ -293,14 +335,29 @@ class App:
 
     def _tenants(self) -> Mapping[str, Tenant]:
         directory = self.processor.directory
-        return directory.tenants if directory.required else {directory.anonymous.name: directory.anonymous}
+        if directory.required:
+            return directory.tenants
+        # A gateway that is trusted names the others.
+        named = directory.tenants if self.config.picker.trust_headers else {}
+        return {directory.anonymous.name: directory.anonymous, **named}
 
     def status(self) -> dict[str, object]:
         """Everything `steersman status` shows."""
         now_ns = self.clock()
         return {
+            **self._brief(),
+            **self.tally.snapshot(self.desk.fleet, now_ns=now_ns),
+            "use": tenants_view(self.desk, self._tenants().values(), now_ns=now_ns),
+        }
+
+    def _brief(self) -> dict[str, object]:
+        """The status without what grows with tenants and endpoints."""
+        now_ns = self.clock()
+        return {
             "instance": self.desk.instance,
             "uptime_s": round((now_ns - self.started_ns) / 1e9, 1),
+            # For who compares clocks (`steersman doctor`).
+            "unix_ms": time.time_ns() // 1_000_000,
             "open_exchanges": self.processor.open_exchanges,
             "in_flight": len(self.desk.ledger),
             "counts": dict(sorted(self.desk.counts.items())),
@@ -336,8 +393,6 @@ class App:
             "tuning": self.tuned.status(),
             "experiments": self.experimenting.status(),
             **self.operating.status(),
-            **self.tally.snapshot(self.desk.fleet, now_ns=now_ns),
-            "use": tenants_view(self.desk, self._tenants().values(), now_ns=now_ns),
         }
 
     def status_json(self) -> bytes:

@@ -48,6 +48,11 @@ class Agents:
                 clock=clock,
             )
 
+    @property
+    def sharing(self) -> bool:
+        """Whether the peers' work is known at the moment."""
+        return self.share is not None and self.share.connected
+
     async def start(self) -> list[str]:
         """Listen for agents and begin to share; returns the telemetry addresses. OSError when taken."""
         bound = await self.server.start(self._listen) if self.server is not None else []

@@ -113,6 +113,7 @@ def _tenant(tenant: TenantSection) -> Tenant:
         certificate_sans=frozenset(tenant.certificate_sans),
         quality_floor=tenant.quality_floor,
         explain=tenant.explain,
+        trace_prompts=tenant.trace_prompts,
     )
 
 
@@ -232,8 +233,15 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
         if getattr(old.service, name) != getattr(new.service, name)
     ]
     changed += [
+        f"analytics.{name}"
+        for name in ("dir", "bytes_max")
+        if getattr(old.analytics, name) != getattr(new.analytics, name)
+    ]
+    changed += [
         section for section in ("telemetry", "sharing") if getattr(old, section) != getattr(new, section)
     ]
+    if _admin_port(old) != _admin_port(new):
+        changed.append("admin.listen or admin.tls")
     if live:
         return changed
     if [_cluster(each) for each in old.classes] != [_cluster(each) for each in new.classes]:
@@ -256,6 +264,11 @@ def _routes(config: Config) -> list[tuple[object, ...]]:
         for each in config.classes
     )
     return [each for each in own if each[1:] != (None, None, None)]
+
+
+def _admin_port(config: Config) -> tuple[object, ...]:
+    """What the admin port's listener holds."""
+    return () if config.admin is None else (config.admin.listen, config.admin.tls)
 
 
 def _cluster(each: ServiceClass) -> tuple[object, ...]:

@@ -123,6 +123,10 @@ class Roster:
             if not self.fleet.heard(report, now_ns=now_ns):
                 self.counts["reports.no_member"] += 1
 
+    def told(self, pool: str, source: str, members: tuple[discovered.Member, ...]) -> None:
+        """All members of a pool that a source knows of."""
+        self._on_members(pool, source, members)
+
     def forget(self, *, now_ns: int) -> None:
         """Let go of registered replicas that no agent has spoken of for `telemetry.forget_s`."""
         telemetry = self._config.telemetry
@@ -164,6 +168,11 @@ class Roster:
                 )
             )
         self._announce()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every source has told of its members, or had its time to."""
+        return not self._awaited
 
     @property
     def live(self) -> bool:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from extproc.demo.live import Events, going_on, show_picture
 from extproc.demo.parts import RESTARTS, Parts
 from extproc.demo.traffic import Figures, Traffic, percentile_ms
 from extproc.demo.workload import Workload
+from extproc.history.follow import Follow
 from extproc.supervise.asking import ServiceSilentError
 from extproc.supervise.child import ChildFailedError
 from extproc.supervise.gateway import Gateway, GatewayFailedError, GatewayOptions
+from extproc.supervise.page import opened_page
 from extproc.supervise.ports import free_ports
 from extproc.supervise.signals import Signals, first_of
 
@@ -81,7 +84,11 @@ class Demo:
             load(self.fleet.config),
             self.fleet.config,
             options=GatewayOptions(
-                envoy=options.envoy, run_dir=options.run_dir, concurrency=1, policy=RESTARTS
+                envoy=options.envoy,
+                run_dir=options.run_dir,
+                concurrency=1,
+                policy=RESTARTS,
+                page=opened_page(),
             ),
             report=self.events,
         )
@@ -97,6 +104,8 @@ class Demo:
             beside = [
                 asyncio.create_task(self.cards.run()),
                 asyncio.create_task(self._announce(file, gateway, parts)),
+                # An experiment that is started from the page is written into the demo's file.
+                asyncio.create_task(Follow(self.fleet.config, partial(gateway.reload, checked=False)).run()),
             ]
             try:
                 self._greet(gateway)
@@ -191,6 +200,8 @@ class Demo:
         figures = traffic.figures
         began_s = time.monotonic()
         notes = [note.replace("SIMULATED", "[yellow]SIMULATED[/]") for note in self._notes()]
+        if gateway.page_url:
+            notes.append(f"[dim]page to look at: [/]{gateway.page_url}")
         notes.append(
             "[dim]failures and TTFT: as clients see them   break something: [/]steersman demo-fault --list"
         )
@@ -260,6 +271,8 @@ class Demo:
                 self._say(note)
         self._say(f"serving at {gateway.url} once it is up. Try it:")
         self._say(curl_line(gateway.url, self.fleet.keys[TENANTS[0][0]]))
+        if gateway.page_url:
+            self._say(f"page to look at: {gateway.page_url}")
 
     def _notes(self) -> list[str]:
         count, speed = len(self.fleet.replicas), self.options.speed

@@ -58,6 +58,8 @@ class RunningDemo(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     began: int
     url: str
+    #: The page, with its token; "" where there is none.
+    page: str = ""
     service: str
     service_pid: int | None
     run_dir: str
@@ -148,6 +150,7 @@ def described(fleet: DemoFleet, gateway: Gateway, parts: Parts, *, run_dir: Path
         pid=os.getpid(),
         began=began(os.getpid()),
         url=gateway.url,
+        page=gateway.page_url,
         service=fleet.service,
         service_pid=gateway.service.pid,
         run_dir=str(run_dir),
