@@ -6,33 +6,51 @@ envoy-data-plane alone takes 1.6 s to import; `steersman --help` and `check` sho
 from __future__ import annotations
 
 import importlib
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from extproc import __version__
 
-#: Command name → (module under extproc.cli, one line of help).
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+#: Command name → (module under extproc.cli, one line of help). In the order of GROUPS.
 COMMANDS = {
-    "up": ("up", "Start Envoy and the service for your backends, and supervise both."),
-    "demo": ("demo", "Run the whole thing on simulated replicas, with two tenants' traffic."),
-    "demo-fault": ("demo_fault", "Break something in a running demo, or mend it."),
+    "init": ("init", "Write a first configuration by asking backends what they are."),
+    "up": ("up", "Start Envoy and the service for your backends."),
     "serve": ("serve", "Run the service alone (for an Envoy that runs elsewhere)."),
-    "check": ("check", "Check a configuration; report every mistake at once."),
-    "envoy-config": ("envoy_config", "Print Envoy's bootstrap for a configuration."),
-    "status": ("status", "Show tenants, endpoints and decisions of a running service."),
-    "fleet": ("fleet", "Show endpoints, their health and GPUs; drain one, clear its faults."),
-    "agent": ("agent", "Watch this node's GPUs and engines, and report them to the services."),
-    "tenants": ("tenants", "Show what tenants use of their quotas."),
-    "tenant": ("tenant", "Show or change a tenant: quotas, class, keys."),
-    "experiment": ("experiment", "Compare strategies on live traffic: start, status, stop."),
-    "config": ("config_cmd", "The configuration's history: who changed what, and rollback."),
-    "explain": ("explain", "Show why a request went where it went, endpoint by endpoint."),
-    "families": ("families", "Train the classifier that chooses a family's model."),
+    "agent": ("agent", "Watch this node's GPUs and engines, and tell the services."),
+    "demo": ("demo", "Run it all on simulated replicas, with two tenants' traffic."),
+    "demo-fault": ("demo_fault", "Break something in a running demo, or mend it."),
     "sim-replica": ("sim_replica", "Run simulated TGI replicas."),
-    "replay": ("replay", "Replay recorded traffic under other choices, simulated."),
-    "tune": ("tune", "Search a strategy's parameters over recorded traffic, simulated."),
+    "top": ("top", "Watch a running service live, in the terminal."),
+    "status": ("status", "Show tenants, endpoints and decisions of a running service."),
+    "fleet": ("fleet", "Show endpoints, health and GPUs; drain one, clear faults."),
+    "tenants": ("tenants", "Show what tenants use of their quotas."),
+    "report": ("report", "Show latencies, use and cost of the past; export charges."),
+    "alerts": ("alerts", "Show alerts; export the rules to Prometheus; test webhooks."),
+    "explain": ("explain", "Show why a request went where it went, endpoint by endpoint."),
+    "doctor": ("doctor", "Check a running deployment, and say what to mend."),
+    "check": ("check", "Check a configuration; report every mistake at once."),
+    "tenant": ("tenant", "Show or change a tenant: quotas, class, keys."),
+    "config": ("config_cmd", "The configuration's history: who changed what, and rollback."),
+    "experiment": ("experiment", "Compare strategies on live traffic: start, status, stop."),
+    "envoy-config": ("envoy_config", "Print Envoy's bootstrap for a configuration."),
+    "families": ("families", "Train the classifier that chooses a family's model."),
+    "completion": ("completion", "Print the completion script of bash, zsh or fish."),
     "simulate": ("simulate", "Compare strategies on simulated replicas, on a virtual clock."),
+    "replay": ("replay", "Replay recorded traffic under other choices, simulated."),
+    "tune": ("tune", "Search a strategy's parameters over recorded traffic."),
+}
+
+#: Headings of `steersman --help` → their commands; one that stands nowhere comes last, under "Other".
+GROUPS = {
+    "Run": ("init", "up", "serve", "agent", "demo", "demo-fault", "sim-replica"),
+    "Look": ("top", "status", "fleet", "tenants", "report", "alerts", "explain", "doctor"),
+    "Change": ("check", "tenant", "config", "experiment", "envoy-config", "families", "completion"),
+    "Try out, simulated": ("simulate", "replay", "tune"),
 }
 
 
@@ -53,16 +71,50 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 (click's)
         """List the commands from the table, so that help imports none of them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+        grouped = {name for names in GROUPS.values() for name in names}
+        sections = {**GROUPS, "Other": tuple(name for name in COMMANDS if name not in grouped)}
+        width = max(map(len, COMMANDS))
+        for title, names in sections.items():
+            rows = [(name.ljust(width), COMMANDS[name][1]) for name in names if name in COMMANDS]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """From the table too: click's own would import every command to read its help."""
+        from click.shell_completion import CompletionItem
+
+        found = [
+            CompletionItem(name, help=text)
+            for name, (_, text) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return found or click.Command.shell_complete(self, ctx, incomplete)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+EPILOG = """\b
+Begin:
+  steersman demo                     see it run, on simulated replicas
+  steersman init 10.0.0.1:8080 …     write a configuration for your own
+  steersman up                       start it, and then: steersman doctor
+
+\b
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+Answers go to standard output, all else to standard error; --json prints JSON;
+NO_COLOR and a pipe mean no colour. STEERSMAN_CONFIG and STEERSMAN_ADDRESS stand
+in for -f and --address. `steersman COMMAND --help` has examples.
+"""
+
+
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="steersman")
-def group() -> None:
+@click.pass_context
+def group(context: click.Context) -> None:
     """Balance multi-tenant LLM inference over GPU replicas, beside Envoy."""
+    if os.environ.get("NO_COLOR"):
+        context.color = False
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """The console script. Exit codes: 0 done, 1 failed, 2 bad usage or configuration."""
-    return group(args=arguments, prog_name="steersman")
+    """The console script. Exit codes: 0 done, 1 failed, 2 bad usage or configuration (options.EXIT_CODES)."""
+    return group(args=arguments, prog_name="steersman", complete_var="_STEERSMAN_COMPLETE")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from extproc.cli.options import EXIT_CONFIG
+from extproc.cli.options import EXIT_CONFIG, print_json
 from extproc.config.load import ConfigError
 from extproc.config.model import Config
 from extproc.history.change import Change, change
@@ -65,6 +65,19 @@ def told(work: Callable[[], Change | None], file: Path, *, who: str, why: str) -
     if done is not None:
         _audit(done, who=who or user(), why=why)
     return done
+
+
+def tell(
+    done: Change | None, file: Path, *, as_json: bool, nothing: str = "it is so already", **facts: Any
+) -> None:
+    """Say which version was written, or that there was nothing to change."""
+    if as_json:
+        version = done.entry.version if done is not None else None
+        print_json({"changed": done is not None, "file": str(file), "version": version, **facts})
+    elif done is None:
+        click.echo(f"nothing to change: {nothing}")
+    else:
+        click.echo(f"{file}: version {done.entry.version} written; a running service takes it within 2 s")
 
 
 def tenant_index(config: Config, name: str) -> int:

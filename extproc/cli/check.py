@@ -6,19 +6,39 @@ from pathlib import Path
 
 import click
 
-from extproc.cli.options import config_option, load_or_exit
+from extproc.cli.options import config_option, examples, json_option, load_or_exit, print_json
 
 
-@click.command("check")
+@click.command(
+    "check",
+    epilog=examples(
+        "steersman check",
+        "steersman check -f /etc/steersman/steersman.yaml",
+        "steersman check --json | jq '.problems[].message'",
+    ),
+)
 @config_option
-def command(file: Path) -> None:
+@json_option
+def command(file: Path, as_json: bool) -> None:
     """Check a configuration.
 
     Prints every mistake at once as FILE:LINE: PATH: what to write instead, and exits 2; exits 0 with
-    one line when there is none.
+    one line when there is none. Nobody is asked: what runs is `steersman doctor`'s to check.
     """
-    config = load_or_exit(file)
+    config = load_or_exit(file, as_json=as_json)
     endpoints = sum(len(pool.endpoints) for pool in config.pools)
+    if as_json:
+        print_json(
+            {
+                "good": True,
+                "file": str(file),
+                "problems": [],
+                "pools": len(config.pools),
+                "endpoints": endpoints,
+                "tenants": len(config.tenants),
+            }
+        )
+        return
     click.echo(
         f"{file}: {len(config.pools)} pools, {endpoints} endpoints, {len(config.tenants)} tenants: good"
     )

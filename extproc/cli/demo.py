@@ -10,10 +10,18 @@ from pathlib import Path
 
 import click
 
-from extproc.cli.options import log_to_stderr
+from extproc.cli.options import examples, log_to_stderr
 
 
-@click.command("demo")
+@click.command(
+    "demo",
+    epilog=examples(
+        "steersman demo",
+        "steersman demo --smoke                         # 200 requests through every client, JSON, end",
+        "steersman demo --trace azure.csv.gz --speed 5 --for 120",
+        "steersman demo-fault hang 2                    # in another terminal: break something",
+    ),
+)
 @click.option(
     "--smoke",
     is_flag=True,
@@ -33,7 +41,13 @@ from extproc.cli.options import log_to_stderr
 )
 @click.option("--for", "for_s", type=click.FloatRange(min=1.0), help="End after so many seconds.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the simulated and generated.")
-@click.option("--envoy", "envoy_path", type=click.Path(path_type=Path), envvar="STEERSMAN_ENVOY")
+@click.option(
+    "--envoy",
+    "envoy_path",
+    type=click.Path(path_type=Path),
+    envvar="STEERSMAN_ENVOY",
+    help="Envoy's binary; the one beside this Python, then PATH's.",
+)
 @click.option(
     "--run-dir",
     type=click.Path(file_okay=False, path_type=Path),

@@ -7,13 +7,24 @@ import sys
 
 import click
 
+from extproc.cli.options import examples, json_option, print_json
 
-@click.command("demo-fault")
+
+@click.command(
+    "demo-fault",
+    epilog=examples(
+        "steersman demo-fault --list",
+        "steersman demo-fault xid=79 2                  # replica 2's card falls off the bus",
+        "steersman demo-fault slow=6 chat-a100",
+        "steersman demo-fault clear                     # mend everything",
+    ),
+)
 @click.argument("kind", required=False, metavar="KIND[=VALUE]")
 @click.argument("target", required=False)
 @click.option("--list", "listed", is_flag=True, help="List the kinds, and the parts of the running demo.")
 @click.option("--demo", "pid", type=int, help="The demo's pid, where several run; the youngest if left out.")
-def command(kind: str | None, target: str | None, listed: bool, pid: int | None) -> None:
+@json_option
+def command(kind: str | None, target: str | None, listed: bool, pid: int | None, as_json: bool) -> None:
     """Break something in a running `steersman demo`, and say what to watch.
 
     \b
@@ -32,7 +43,7 @@ def command(kind: str | None, target: str | None, listed: bool, pid: int | None)
     from extproc.supervise.asking import ServiceSilentError
 
     if listed:
-        _list(pid)
+        _list(pid, as_json=as_json)
         return
     if kind is None:
         raise click.UsageError("say what to break, such as: steersman demo-fault xid 2 (--list shows all)")
@@ -48,14 +59,25 @@ def command(kind: str | None, target: str | None, listed: bool, pid: int | None)
     except ServiceSilentError as error:
         click.echo(f"{error}; it may be restarting: try again in a moment", err=True)
         sys.exit(1)
+    if as_json:
+        print_json({"did": done.did, "watch": done.watch})
+        return
     click.echo(f"did:   {done.did}")
     click.echo(f"watch: {done.watch}")
 
 
-def _list(pid: int | None) -> None:
+def _list(pid: int | None, *, as_json: bool) -> None:
     from extproc.demo.faults import DEFAULT_NODE, DEFAULT_REPLICA, KINDS
     from extproc.demo.running import NoDemoError, find
 
+    if as_json:
+        print_json(
+            {
+                name: {"value": kind.value, "strikes": kind.strikes, "help": kind.help}
+                for name, kind in KINDS.items()
+            }
+        )
+        return
     for name, kind in KINDS.items():
         shown = name if kind.value is None else f"{name}[={kind.value}]"
         click.echo(f"{shown:<16} {kind.strikes:<11} {kind.help}")

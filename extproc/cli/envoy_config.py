@@ -11,19 +11,18 @@ from typing import Literal
 
 import click
 
-from extproc.config.load import ConfigError, load
+from extproc.cli.options import config_option, examples, load_or_exit
 
 
-@click.command("envoy-config")
-@click.option(
-    "-f",
-    "--file",
-    "file",
-    default="steersman.yaml",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="The configuration to render.",
+@click.command(
+    "envoy-config",
+    epilog=examples(
+        "steersman envoy-config -o envoy.yaml && envoy -c envoy.yaml",
+        "steersman envoy-config --mode ads -o envoy.yaml    # pools and endpoints come from the service",
+        "steersman envoy-config --format json | jq .static_resources.listeners",
+    ),
 )
+@config_option
 @click.option(
     "--mode",
     default="static",
@@ -31,7 +30,14 @@ from extproc.config.load import ConfigError, load
     type=click.Choice(["static", "ads"]),
     help="static: the pools are in the bootstrap. ads: the service tells Envoy its pools while it runs.",
 )
-@click.option("--format", "form", default="yaml", show_default=True, type=click.Choice(["yaml", "json"]))
+@click.option(
+    "--format",
+    "form",
+    default="yaml",
+    show_default=True,
+    type=click.Choice(["yaml", "json"]),
+    help="What Envoy reads; both say the same.",
+)
 @click.option(
     "-o",
     "--output",
@@ -44,12 +50,7 @@ def command(file: Path, mode: Literal["static", "ads"], form: str, output: Path 
     Run it with `envoy -c FILE`. Exits with 2 when the configuration is wrong, every problem on
     standard error.
     """
-    try:
-        config = load(file)
-    except ConfigError as error:
-        for problem in error.problems:
-            click.echo(str(problem), err=True)
-        sys.exit(2)
+    config = load_or_exit(file)
 
     # Late: envoy-data-plane takes over a second to import.
     from extproc.control.bootstrap import render_bootstrap, to_json, to_yaml

@@ -6,7 +6,6 @@ by the services that read the file. The figures are a running service's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 
 import click
 
-from extproc.cli.changing import asked_why, make, who_option, why_option
-from extproc.cli.options import config_option
+from extproc.cli.changing import asked_why, make, tell, who_option, why_option
+from extproc.cli.completion import complete_experiments, complete_pools
+from extproc.cli.options import config_option, examples, json_option, print_json
 from extproc.cli.status import address_option
 from extproc.cli.tenants import asked
 from extproc.config.model import Config
@@ -25,14 +25,35 @@ from extproc.history.surgery import Edit, Put, Remove
 NONE = "none"
 
 
-@click.group("experiment")
+@click.group(
+    "experiment",
+    epilog=examples(
+        'steersman experiment start deeper --arm control=steer --arm b=steer:queue_tokens=2048 --why "…"',
+        "steersman experiment status deeper",
+        'steersman experiment stop deeper --keep b --why "b attains more"',
+    ),
+)
 def command() -> None:
     """Compare strategies on live traffic: start, status, stop."""
 
 
-@command.command("start")
+@command.command(
+    "start",
+    epilog=examples(
+        "steersman experiment start deeper --arm control=steer --arm b=steer:queue_tokens=2048 --share "
+        "b=0.1 \\",
+        '    --why "longer prompts since Monday"',
+        'steersman experiment start watch --shadow prefix --hours 24 --why "is it worth it?"',
+    ),
+)
 @click.argument("name")
-@click.option("--pool", "pools", multiple=True, help="Where; the only pool when left out. Repeatable.")
+@click.option(
+    "--pool",
+    "pools",
+    multiple=True,
+    shell_complete=complete_pools,
+    help="Where; the only pool when left out. Repeatable.",
+)
 @click.option(
     "--arm",
     "arms",
@@ -65,6 +86,7 @@ def command() -> None:
 @config_option
 @why_option
 @who_option
+@json_option
 def start(
     name: str,
     pools: tuple[str, ...],
@@ -80,14 +102,11 @@ def start(
     file: Path,
     why: str,
     who: str,
+    as_json: bool,
 ) -> None:
     """Start an experiment: write it into the file, which a running service takes live.
 
     Exits 2 with every mistake when it could not run, and changes nothing then.
-
-    \b
-    steersman experiment start bigger-queue --arm control=steer --arm b=steer:queue_tokens=2048 \\
-        --share b=0.1 --why "longer prompts since Monday"
     """
     section: dict[str, Any] = {}
     if arms:
@@ -129,17 +148,26 @@ def start(
 
     done = make(file, edits, why=asked_why(why), who=who, command=f"experiment start {name}")
     assert done is not None, "a section that was not there is a change"
-    click.echo(f"{file}: version {done.entry.version} written; a running service takes it within 2 s")
+    tell(done, file, as_json=as_json)
+    if as_json:
+        return
     click.echo(f"see it with: steersman experiment status {name}")
 
 
-@command.command("stop")
-@click.argument("name")
+@command.command(
+    "stop",
+    epilog=examples(
+        'steersman experiment stop deeper --why "no difference"',
+        'steersman experiment stop deeper --keep b --why "b attains more"',
+    ),
+)
+@click.argument("name", shell_complete=complete_experiments)
 @click.option("--keep", metavar="ARM", help="Make this arm's strategy the pools' own.")
 @config_option
 @why_option
 @who_option
-def stop(name: str, keep: str | None, file: Path, why: str, who: str) -> None:
+@json_option
+def stop(name: str, keep: str | None, file: Path, why: str, who: str, as_json: bool) -> None:
     """End an experiment: all traffic goes the pools' own way again, or the way of the arm that is kept."""
 
     def edits(config: Config) -> Sequence[Edit]:
@@ -168,14 +196,22 @@ def stop(name: str, keep: str | None, file: Path, why: str, who: str) -> None:
 
     done = make(file, edits, why=asked_why(why), who=who, command=f"experiment stop {name}")
     assert done is not None, "a section that was there is a change"
-    click.echo(f"{file}: version {done.entry.version} written; a running service takes it within 2 s")
+    tell(done, file, as_json=as_json)
+    if as_json:
+        return
     click.echo(f"its last figures stay, until the service ends: steersman experiment status {name}")
 
 
-@command.command("status")
-@click.argument("name", required=False)
+@command.command(
+    "status",
+    epilog=examples(
+        "steersman experiment status",
+        "steersman experiment status deeper --json | jq '.experiments[0].verdict'",
+    ),
+)
+@click.argument("name", required=False, shell_complete=complete_experiments)
 @address_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def status(name: str | None, address: str | None, as_json: bool) -> None:
     """Show each arm's figures, with intervals that hold however often they are looked at, and a verdict.
 
@@ -187,7 +223,7 @@ def status(name: str | None, address: str | None, as_json: bool) -> None:
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        print_json(found)
         return
     if not found["experiments"]:
         past = f"; stopped since its start: {', '.join(found['past'])}" if found["past"] else ""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from extproc.cli.completion import complete_models, complete_tenants
+from extproc.cli.options import examples, json_option, print_json
 from extproc.cli.status import address_option
 from extproc.cli.tenants import asked
 
@@ -29,16 +31,32 @@ _TIMES = (("waits for", "waited_ms"), ("first token due in", "due_in_ms"), ("429
 _file = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 
 
-@click.command("explain")
+@click.command(
+    "explain",
+    epilog=examples(
+        "steersman explain 7ad60cad03d8-46",
+        "steersman explain --tenant acme --model llama --prompt-file prompt.txt --max-tokens 300",
+        "echo 'Why is the sky blue?' | steersman explain --tenant acme --prompt-file -",
+        "steersman explain --body request.json --path /v1/completions --json",
+    ),
+)
 @click.argument("request_id", metavar="[ID]", required=False)
 @address_option
-@click.option("--tenant", help="Whose request it is; may be left out where there is one tenant only.")
-@click.option("--model", help="The model or family; also given as x-model where the body names none.")
+@click.option(
+    "--tenant",
+    shell_complete=complete_tenants,
+    help="Whose request it is; may be left out where there is one tenant only.",
+)
+@click.option(
+    "--model",
+    shell_complete=complete_models,
+    help="The model or family; also given as x-model where the body names none.",
+)
 @click.option("--prompt-file", type=_file, help="A prompt to ask about, as one user message; - reads stdin.")
 @click.option("--body", "body_file", type=_file, help="A request's JSON body to ask about; - reads stdin.")
 @click.option("--max-tokens", type=click.IntRange(min=0), help="With --prompt-file: the output asked for.")
 @click.option("--path", default="/v1/chat/completions", show_default=True, help="With --body: its route.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def command(
     request_id: str | None,
     address: str | None,
@@ -80,7 +98,7 @@ def command(
         click.echo(str(error), err=True)
         sys.exit(1)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        print_json(found)
         return
     from rich.console import Console
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from extproc.cli.options import examples, json_option, print_json
+
 #: Lines of a file that are read.
 EXAMPLES_MAX = 100_000
 #: Mistakes of a file that are shown.
@@ -18,12 +20,19 @@ MISTAKES_SHOWN = 5
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group("families")
+@click.group("families", epilog=examples("steersman families train labelled.jsonl --out weights.json"))
 def command() -> None:
     """Train the classifier that chooses the model of a request for a family."""
 
 
-@command.command("train")
+@command.command(
+    "train",
+    epilog=examples(
+        """echo '{"label": "simple", "prompt": "What is 2 + 2?"}' >> labelled.jsonl""",
+        "steersman families train labelled.jsonl --out weights.json",
+        "steersman families train labelled.jsonl --out weights.json --held-out 0.3 --json",
+    ),
+)
 @click.argument("labelled", type=_file)
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The weights' file."
@@ -32,7 +41,8 @@ def command() -> None:
 @click.option(
     "--held-out", default=0.25, show_default=True, type=click.FloatRange(0.0, 0.9), help="Share judged on."
 )
-def train_command(labelled: Path, out: Path, seed: int, held_out: float) -> None:
+@json_option
+def train_command(labelled: Path, out: Path, seed: int, held_out: float, as_json: bool) -> None:
     """Fit weights to LABELLED, JSON lines, and report how often they are right on lines held out.
 
     A line is {"label": L, "prompt": text} or {"label": L, "body": a chat request}; L is simple, medium,
@@ -61,6 +71,9 @@ def train_command(labelled: Path, out: Path, seed: int, held_out: float) -> None
         "accuracy_held_out": None if report.accuracy_held_out is None else round(report.accuracy_held_out, 4),
     }
     out.write_bytes(write(report.weights, about))
+    if as_json:
+        print_json({**about, "out": str(out)})
+        return
     click.echo(f"trained on {report.trained} lines: {report.accuracy_trained:.0%} of the levels right")
     if report.accuracy_held_out is not None:
         click.echo(f"held out {report.held_out} lines: {report.accuracy_held_out:.0%} right")

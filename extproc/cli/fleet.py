@@ -12,61 +12,85 @@ from typing import Any
 
 import click
 
+from extproc.cli.completion import complete_endpoints
+from extproc.cli.options import examples, json_option, print_json
 from extproc.cli.status import LINES_ENOUGH, address_option
 
 UNKNOWN_ADDRESS = "{address} is not in the fleet; `steersman fleet` lists what is"
 
 
-@click.group("fleet", invoke_without_command=True)
+@click.group(
+    "fleet",
+    invoke_without_command=True,
+    epilog=examples(
+        "steersman fleet",
+        "steersman fleet --json | jq '.endpoints[] | select(.ready | not)'",
+        "steersman fleet drain 10.0.0.1:8080            # before work on it",
+        "steersman fleet --address 10.0.0.7:50051 --watch",
+    ),
+)
 @address_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: everything known of each endpoint.")
+@json_option
 @click.option("--watch", is_flag=True, help="Keep showing it until Ctrl-C.")
 @click.pass_context
 def command(context: click.Context, address: str | None, as_json: bool, watch: bool) -> None:
     """Show endpoints, their health with its causes, their load and GPUs.
 
-    A dash is what nobody has said. Exits 1 when no service answers.
+    A dash is what nobody has said; JSON has everything known of each endpoint. Exits 1 when no service
+    answers.
     """
     context.obj = address
     if context.invoked_subcommand is None:
         _run(address, lambda link: _show(link, as_json=as_json, watch=watch))
 
 
-@command.command("drain")
-@click.argument("endpoint", metavar="ADDRESS")
+@command.command("drain", epilog=examples("steersman fleet drain 10.0.0.1:8080"))
+@click.argument("endpoint", metavar="ADDRESS", shell_complete=complete_endpoints)
+@json_option
 @click.pass_obj
-def drain(address: str | None, endpoint: str) -> None:
+def drain(address: str | None, endpoint: str, as_json: bool) -> None:
     """Send an endpoint nothing new; what runs on it ends there. Holds until `undrain`, or a restart."""
 
     async def order(link: Any) -> None:
         _known(await link.drain(endpoint, draining=True), endpoint)
+        if as_json:
+            print_json({"address": endpoint, "draining": True})
+            return
         click.echo(f"{endpoint} drains; undo it with: steersman fleet undrain {endpoint}")
 
     _run(address, order)
 
 
-@command.command("undrain")
-@click.argument("endpoint", metavar="ADDRESS")
+@command.command("undrain", epilog=examples("steersman fleet undrain 10.0.0.1:8080"))
+@click.argument("endpoint", metavar="ADDRESS", shell_complete=complete_endpoints)
+@json_option
 @click.pass_obj
-def undrain(address: str | None, endpoint: str) -> None:
+def undrain(address: str | None, endpoint: str, as_json: bool) -> None:
     """Take back an operator's drain; one that the endpoint's agent reports stays."""
 
     async def order(link: Any) -> None:
         _known(await link.drain(endpoint, draining=False), endpoint)
+        if as_json:
+            print_json({"address": endpoint, "draining": False})
+            return
         click.echo(f"{endpoint} takes requests again, unless its agent says otherwise")
 
     _run(address, order)
 
 
-@command.command("clear-faults")
-@click.argument("endpoint", metavar="ADDRESS")
+@command.command("clear-faults", epilog=examples("steersman fleet clear-faults 10.0.0.1:8080"))
+@click.argument("endpoint", metavar="ADDRESS", shell_complete=complete_endpoints)
+@json_option
 @click.pass_obj
-def clear_faults(address: str | None, endpoint: str) -> None:
+def clear_faults(address: str | None, endpoint: str, as_json: bool) -> None:
     """Say that an endpoint's GPU was seen to: the faults that it has reported so far are over."""
 
     async def order(link: Any) -> None:
         cleared = await link.clear_faults(endpoint)
         _known(cleared is not None, endpoint)
+        if as_json:
+            print_json({"address": endpoint, "cleared": cleared})
+            return
         click.echo(
             f"{endpoint}: " + (", ".join(cleared) + " cleared" if cleared else "there was no fault to clear")
         )

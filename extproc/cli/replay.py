@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from extproc.cli.completion import complete_pools, complete_strategies
+from extproc.cli.options import examples, json_option
+from extproc.cli.progress import steps
+
 if TYPE_CHECKING:
     from extproc.core.strategies.parameter import Value
     from extproc.replay.compare import Comparison
@@ -20,10 +24,22 @@ if TYPE_CHECKING:
     from extproc.sim.report.cells import Interval
 
 
-@click.command("replay")
+@click.command(
+    "replay",
+    epilog=examples(
+        "steersman replay record.jsonl                  # does the replay agree with what was measured?",
+        "steersman replay record.jsonl --strategy least_work,steer --seed 1..5",
+        "steersman replay record.jsonl --replicas -2 --weight acme=3 --json",
+        "steersman replay record.jsonl --from +0 --to +600 --param steer.queue_tokens=2048 --out out/",
+    ),
+)
 @click.argument("log", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
-    "--strategy", "strategies", default="", help="a,b,c: what to try; the recorded one when left out."
+    "--strategy",
+    "strategies",
+    default="",
+    shell_complete=complete_strategies,
+    help="a,b,c: what to try; the recorded one when left out.",
 )
 @click.option(
     "--param",
@@ -34,7 +50,12 @@ if TYPE_CHECKING:
 )
 @click.option("--weight", "weights", multiple=True, metavar="TENANT=WEIGHT", help="A tenant's weight.")
 @click.option("--replicas", type=int, default=0, metavar="N", help="So many fewer or more: -2, +1.")
-@click.option("--pool", default="", help="The pool; the one with most requests when left out.")
+@click.option(
+    "--pool",
+    default="",
+    shell_complete=complete_pools,
+    help="The pool; the one with most requests when left out.",
+)
 @click.option("--seed", default="1..5", show_default=True, help="1, 1,2 or 1..5; intervals are over seeds.")
 @click.option(
     "--from", "begin", default="", metavar="TIME", help="2026-01-31T12:00:00Z, or +90 (s from the first)."
@@ -44,7 +65,7 @@ if TYPE_CHECKING:
 @click.option(
     "--fit/--no-fit", default=True, show_default=True, help="Fit the timings to the times on record."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@json_option
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Writes replay.json and replay.txt there."
 )
@@ -82,7 +103,10 @@ def command(
             there.replicas(replicas)
         if fit:
             there = fitted(there, seed=seeds[0])
-        comparison = compare(there, choices, seeds=seeds)
+        with steps("replaying", len(seeds) * (1 + len(choices))) as step:
+            comparison = compare(
+                there, choices, seeds=seeds, told=lambda choice, seed: step(f"{choice}, seed {seed}")
+            )
     except LogError as error:
         raise click.ClickException(str(error)) from error
     plain = plain_of(comparison, read)

@@ -13,11 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from extproc.cli.options import examples
+
 if TYPE_CHECKING:
     from extproc.sim.spec import ReplicaSpec
 
 
-@click.command("sim-replica")
+@click.command(
+    "sim-replica",
+    epilog=examples(
+        "steersman sim-replica --count 2 --port 8080",
+        "steersman sim-replica --hardware h100-80g/llama-3-8b --slowdown 3     # a straggler",
+        "steersman sim-replica --hardware list",
+        'curl -s 127.0.0.1:8080/generate -d \'{"inputs": "Hi [[sim:out=5]]"}\' -H \'content-type: '
+        "application/json'",
+    ),
+)
 @click.option(
     "-f",
     "--file",

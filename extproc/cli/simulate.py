@@ -11,12 +11,25 @@ from typing import TYPE_CHECKING
 
 import click
 
+from extproc.cli.completion import complete_strategies
+from extproc.cli.options import examples, json_option
+from extproc.cli.progress import steps
+
 if TYPE_CHECKING:
     from extproc.core.strategies.parameter import Value
     from extproc.sim.campaign import Case
+    from extproc.sim.campaign.case import Played
 
 
-@click.command("simulate")
+@click.command(
+    "simulate",
+    epilog=examples(
+        "steersman simulate --fleet list                # what fleets, traces and strategies there are",
+        "steersman simulate --fleet 8b-straggler --strategy steer,least_work,oracle --load .5..1.1",
+        "steersman simulate --trace azure-code --limit 2000 --seed 1..3 --json",
+        "steersman simulate --param steer.queue_tokens=2048 --out out/",
+    ),
+)
 @click.option(
     "--trace",
     "streams",
@@ -36,6 +49,7 @@ if TYPE_CHECKING:
     "strategies",
     default="steer,envoy-least-request,oracle",
     show_default=True,
+    shell_complete=complete_strategies,
     help="a,b,c or `all`; `list` shows the names.",
 )
 @click.option("--load", default="0.5..1.1:0.2", show_default=True, help=".9, .5,.9 or 0.5..1.2:0.1 (step).")
@@ -55,7 +69,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Writes cells.json and plots there."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+@json_option
 @click.option("--workers", type=click.IntRange(1), help="Processes; one a core, at most one a cell.")
 @click.option(
     "--traces",
@@ -127,9 +141,18 @@ def command(
         if (made := stood_in(stream, folder)) is not None:
             click.echo(f"no trace {stream} in {folder}: {made} stands in (set TRACES)", err=True)
     try:
-        results, left = play_all(
-            cases, folder, workers=workers, budget_s=budget_s, progress=teller() if len(cases) > 1 else None
-        )
+        with steps("simulating", len(cases)) as step:
+
+            def told(played: Played, done: int, of: int, stored: bool) -> None:
+                if sys.stderr.isatty():
+                    step(f"{played.cell.workload} {played.cell.load:g} {played.cell.strategy}")
+                else:
+                    say(played, done, of, stored)
+
+            say = teller()
+            results, left = play_all(
+                cases, folder, workers=workers, budget_s=budget_s, progress=told if len(cases) > 1 else None
+            )
     except WorkloadError as error:
         raise click.UsageError(f"--trace: {error}") from error
     except FleetError as error:

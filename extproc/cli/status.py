@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from extproc.cli.options import examples, json_option
+
 #: A terminal's height when there is none: room for every decision shown.
 LINES_ENOUGH = 100
 
@@ -18,14 +20,23 @@ LINES_ENOUGH = 100
 address_option = click.option(
     "--address",
     envvar="STEERSMAN_ADDRESS",
+    show_envvar=True,
     help="The service's service.listen: ip:port or unix:/path.  [default: 127.0.0.1:50051, else a running "
     "demo's]",
 )
 
 
-@click.command("status")
+@click.command(
+    "status",
+    epilog=examples(
+        "steersman status",
+        "steersman status --address unix:/run/steersman/extproc.sock",
+        "steersman status --json | jq .counts",
+        "steersman status --json --watch                # a line of JSON a second",
+    ),
+)
 @address_option
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@json_option
 @click.option("--watch", is_flag=True, help="Keep showing it until Ctrl-C.")
 def command(address: str | None, as_json: bool, watch: bool) -> None:
     """Show tenants, endpoints and the last decisions of a running service.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from extproc.cli.changing import asked_why, make, tenant_index, who_option, why_option
-from extproc.cli.options import config_option, load_or_exit
+from extproc.cli.changing import asked_why, make, tell, tenant_index, who_option, why_option
+from extproc.cli.completion import complete_classes, complete_models, complete_tenants
+from extproc.cli.options import config_option, examples, json_option, load_or_exit, print_json
 from extproc.cli.status import address_option
 from extproc.cli.tenant_key import key_group, key_index
 from extproc.cli.tenants import asked, print_tenants
@@ -25,7 +25,14 @@ NONE = "none"
 MINUTES_MAX = 60
 
 
-@click.group("tenant")
+@click.group(
+    "tenant",
+    epilog=examples(
+        "steersman tenant show acme",
+        'steersman tenant set acme --requests-per-minute 600 --why "they pay for it"',
+        'steersman tenant key new acme --expires 90d --why "rotation"',
+    ),
+)
 def command() -> None:
     """Show or change a tenant: quotas, class, keys."""
 
@@ -33,10 +40,12 @@ def command() -> None:
 command.add_command(key_group)
 
 
-@command.command("show")
-@click.argument("name")
+@command.command(
+    "show", epilog=examples("steersman tenant show acme", "steersman tenant show acme --json | jq .limits")
+)
+@click.argument("name", shell_complete=complete_tenants)
 @address_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def show(name: str, address: str | None, as_json: bool) -> None:
     """Show what a tenant uses of what it may, from a running service."""
     try:
@@ -44,7 +53,7 @@ def show(name: str, address: str | None, as_json: bool) -> None:
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        print_json(found)
     else:
         print_tenants({name: found})
 
@@ -71,12 +80,20 @@ def quota_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@command.command("set")
-@click.argument("name")
+@command.command(
+    "set",
+    epilog=examples(
+        'steersman tenant set acme --output-tokens-per-minute 200000 --burst 0.5 --why "they pay for it"',
+        'steersman tenant set acme --requests-per-minute none --why "tokens are enough of a limit"',
+        "steersman tenant set acme --requests-per-minute 60 --shadow      # what would it have refused?",
+        'steersman tenant set acme --class premium --weight 2 --why "contract of June"',
+    ),
+)
+@click.argument("name", shell_complete=complete_tenants)
 @quota_options
-@click.option("--model", help="Its quota of one model instead.")
+@click.option("--model", shell_complete=complete_models, help="Its quota of one model instead.")
 @click.option("--key", help="The quota of one of its keys (by name or hash) instead.")
-@click.option("--class", "service_class", help="Its service class.")
+@click.option("--class", "service_class", shell_complete=complete_classes, help="Its service class.")
 @click.option("--weight", type=float, help="Its share against other tenants of its class.")
 @click.option("--held-max", type=int, help="Its requests held at once.")
 @click.option("--shadow", is_flag=True, help="Change nothing: count what the quota had refused lately.")
@@ -87,7 +104,7 @@ def quota_options(function: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="How far --shadow looks back.",
 )
-@click.option("--json", "as_json", is_flag=True, help="With --shadow, print JSON.")
+@json_option
 @address_option
 @config_option
 @why_option
@@ -137,10 +154,7 @@ def set_(
         _shadow(file, edits, name, model, key, address=address, minutes=minutes, as_json=as_json)
         return
     done = make(file, edits, why=asked_why(why), who=who, command=f"tenant set {name}")
-    if done is None:
-        click.echo("nothing to change: it is so already")
-    else:
-        click.echo(f"{file}: version {done.entry.version} written; a running service takes it within 2 s")
+    tell(done, file, as_json=as_json)
 
 
 def _place(
@@ -193,7 +207,7 @@ def _shadow(
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        print_json(found)
         return
     click.echo(
         f"{found['requests']} requests of {name} in the last {found['minutes']:g} minutes, "

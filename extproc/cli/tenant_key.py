@@ -12,8 +12,9 @@ from typing import Any
 
 import click
 
-from extproc.cli.changing import asked_why, make, tenant_index, who_option, why_option
-from extproc.cli.options import config_option, load_or_exit
+from extproc.cli.changing import asked_why, make, tell, tenant_index, who_option, why_option
+from extproc.cli.completion import complete_tenants
+from extproc.cli.options import config_option, examples, json_option, load_or_exit, print_json
 from extproc.config.load import ConfigError
 from extproc.config.model import Config, Key, Tenant
 from extproc.config.secret import key_secret
@@ -35,19 +36,32 @@ def new_key() -> str:
     return KEY_PREFIX + secrets.token_urlsafe(32)
 
 
-@click.group("key")
+@click.group(
+    "key",
+    epilog=examples(
+        'steersman tenant key new acme --name ci --expires 90d --why "for the pipeline"',
+        "steersman tenant key list acme",
+        'steersman tenant key revoke acme ci --why "it was in a log"',
+    ),
+)
 def key_group() -> None:
     """API keys, which the service knows by their hash alone."""
 
 
-@key_group.command("new")
-@click.argument("tenant", required=False)
+@key_group.command(
+    "new",
+    epilog=examples(
+        'steersman tenant key new acme --name ci --expires 90d --why "for the pipeline"',
+        "steersman tenant key new                       # a key and its hash, to paste; nothing is written",
+    ),
+)
+@click.argument("tenant", required=False, shell_complete=complete_tenants)
 @click.option("--name", default="", help="What the key is called in reports and quotas.")
 @click.option("--expires", default="", help="When it ends: a span (90d, 12h, 4w, 1y) or a time (2027-01-31).")
 @config_option
 @why_option
 @who_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def key_new(
     tenant: str | None, name: str, expires: str, file: Path, why: str, who: str, as_json: bool
 ) -> None:
@@ -82,10 +96,12 @@ def key_new(
     _say({"key": key, **found, "id": name or next(iter(found.values()))[:12]}, as_json=as_json)
 
 
-@key_group.command("list")
-@click.argument("tenant")
+@key_group.command(
+    "list", epilog=examples("steersman tenant key list acme", "steersman tenant key list acme --json")
+)
+@click.argument("tenant", shell_complete=complete_tenants)
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def key_list(tenant: str, file: Path, as_json: bool) -> None:
     """List a tenant's keys: what each is called, until when it is valid, its hash's beginning."""
     config = load_or_exit(file)
@@ -101,20 +117,21 @@ def key_list(tenant: str, file: Path, as_json: bool) -> None:
         for key in config.tenants[tenant_index(config, tenant)].keys
     ]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     for row in rows:
         until = f"until {row['expires']}" if row["expires"] else "for good"
         click.echo(f"{row['id']:<24} {row['state']:<14} {until:<32} {row['hash']}")
 
 
-@key_group.command("revoke")
-@click.argument("tenant")
+@key_group.command("revoke", epilog=examples('steersman tenant key revoke acme ci --why "it was in a log"'))
+@click.argument("tenant", shell_complete=complete_tenants)
 @click.argument("key")
 @config_option
 @why_option
 @who_option
-def key_revoke(tenant: str, key: str, file: Path, why: str, who: str) -> None:
+@json_option
+def key_revoke(tenant: str, key: str, file: Path, why: str, who: str, as_json: bool) -> None:
     """Revoke a key, by its name or its hash's first digits. It stays in the file, marked."""
 
     def edits(config: Config) -> Sequence[Edit]:
@@ -122,10 +139,7 @@ def key_revoke(tenant: str, key: str, file: Path, why: str, who: str) -> None:
         return [Put(("tenants", at, "keys", key_index(config.tenants[at], key), "revoked"), True)]
 
     done = make(file, edits, why=asked_why(why), who=who, command=f"tenant key revoke {tenant} {key}")
-    if done is None:
-        click.echo("nothing to change: it is revoked already")
-    else:
-        click.echo(f"{file}: version {done.entry.version} written; a running service takes it within 2 s")
+    tell(done, file, as_json=as_json, nothing="it is revoked already")
 
 
 def key_index(tenant: Tenant, key: str) -> int:

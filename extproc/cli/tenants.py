@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from extproc.cli.options import examples, json_option
 from extproc.cli.status import address_option
 
 WATCH_EVERY_S = 1.0
@@ -21,9 +22,16 @@ NEARLY = 0.8
 T = TypeVar("T")
 
 
-@click.command("tenants")
+@click.command(
+    "tenants",
+    epilog=examples(
+        "steersman tenants",
+        "steersman tenants --watch",
+        "steersman tenants --json | jq '.tenants | map_values(.in_flight)'",
+    ),
+)
 @address_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.option("--watch", is_flag=True, help="Keep showing it until Ctrl-C.")
 def command(address: str | None, as_json: bool, watch: bool) -> None:
     """Show each tenant's use of its quotas, in flight and held requests, what was borrowed and throttled.

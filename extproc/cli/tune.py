@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from extproc.cli.completion import complete_pools, complete_strategies
+from extproc.cli.options import examples, json_option
+from extproc.cli.progress import steps
 from extproc.cli.replay import number, open_log
 
 if TYPE_CHECKING:
@@ -21,9 +24,21 @@ if TYPE_CHECKING:
 UNITS = {"attainment": "share of requests", "ttft_p99": "ms", "goodput": "requests/s"}
 
 
-@click.command("tune")
+@click.command(
+    "tune",
+    epilog=examples(
+        "steersman tune record.jsonl --trials 60",
+        "steersman tune record.jsonl --strategy steer --objective ttft_p99 --out tuned.yaml",
+        "steersman tune record.jsonl --limit 5000 --json | jq .gain",
+    ),
+)
 @click.argument("log", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--strategy", default="", help="Whose parameters; the recorded strategy's when left out.")
+@click.option(
+    "--strategy",
+    default="",
+    shell_complete=complete_strategies,
+    help="Whose parameters; the recorded strategy's when left out.",
+)
 @click.option(
     "--trials",
     type=click.IntRange(2, 100_000),
@@ -38,7 +53,12 @@ UNITS = {"attainment": "share of requests", "ttft_p99": "ms", "goodput": "reques
     show_default=True,
     help="What is to become better.",
 )
-@click.option("--pool", default="", help="The pool; the one with most requests when left out.")
+@click.option(
+    "--pool",
+    default="",
+    shell_complete=complete_pools,
+    help="The pool; the one with most requests when left out.",
+)
 @click.option(
     "--seed", type=click.IntRange(0), default=1, show_default=True, help="The same seed finds the same."
 )
@@ -50,7 +70,7 @@ UNITS = {"attainment": "share of requests", "ttft_p99": "ms", "goodput": "reques
 )
 @click.option("--to", "end", default="", metavar="TIME", help="The same; itself left out.")
 @click.option("--limit", type=click.IntRange(1), help="The first so many requests alone.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="Writes the settings to paste there."
 )
@@ -78,23 +98,23 @@ def command(
     from extproc.replay.rebuild import scene
     from extproc.tuning.search import MissingExtraError, tune
 
-    def told(trial: Trial) -> None:
-        click.echo(
-            f"trial {trial.number + 1} of {trials}: {number(abs(trial.value))} {_plain(trial.parameters)}",
-            err=True,
-        )
-
     try:
         there = fitted(scene(open_log(log, begin, end), pool=pool, limit=limit or 0), seed=seed or 1)
-        found = tune(
-            there,
-            strategy=strategy,
-            trials=trials,
-            objective=objective,
-            seed=seed,
-            seeds_held_out=seeds,
-            told=None if as_json else told,
-        )
+        with steps("searching", trials, lines=not as_json) as step:
+
+            def told(trial: Trial) -> None:
+                value = number(abs(trial.value))
+                step(f"trial {trial.number + 1} of {trials}: {value} {_plain(trial.parameters)}")
+
+            found = tune(
+                there,
+                strategy=strategy,
+                trials=trials,
+                objective=objective,
+                seed=seed,
+                seeds_held_out=seeds,
+                told=told,
+            )
     except (LogError, MissingExtraError) as error:
         raise click.ClickException(str(error)) from error
     except ValueError as error:

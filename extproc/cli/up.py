@@ -12,11 +12,18 @@ from typing import Any
 
 import click
 
-from extproc.cli.options import config_option, load_or_exit, log_to_stderr
+from extproc.cli.options import config_option, examples, load_or_exit, log_to_stderr
 from extproc.config.model import Config
 
 
-@click.command("up")
+@click.command(
+    "up",
+    epilog=examples(
+        "steersman up",
+        "steersman up -f steersman.yaml --no-table --run-dir /var/log/steersman",
+        "steersman doctor                               # in another terminal: does it all work?",
+    ),
+)
 @config_option
 @click.option(
     "--envoy",
@@ -37,6 +44,7 @@ from extproc.config.model import Config
     type=click.Choice(["trace", "debug", "info", "warning", "error", "critical", "off"]),
     default="warning",
     show_default=True,
+    help="How much Envoy logs.",
 )
 @click.option(
     "--run-dir",
@@ -57,11 +65,13 @@ def command(
     """Start Envoy and the service for your backends, and supervise both.
 
     Restarts what dies, with backoff. Ctrl-C or SIGTERM drains and stops (twice: at once). A changed
-    configuration is taken within two seconds, or at SIGHUP. Exits 0 after a
-    stop, 1 when something cannot be kept running, 2 on a wrong configuration.
+    configuration is taken within two seconds, or at SIGHUP. The page to look at is on loopback, at an
+    address that is printed, unless the configuration's `admin` says where. Exits 0 after a stop, 1 when
+    something cannot be kept running, 2 on a wrong configuration.
     """
     from extproc.supervise.envoy import EnvoyMissingError, find_envoy
     from extproc.supervise.gateway import GatewayFailedError, GatewayOptions
+    from extproc.supervise.page import opened_page
     from extproc.supervise.rundir import run_directory
 
     log_to_stderr(verbose=verbose)
@@ -77,6 +87,7 @@ def command(
                 envoy_log_level=envoy_log_level,
                 verbose=verbose,
                 echo=None if pictured else _echo,
+                page=opened_page() if config.admin is None else None,
             )
             asyncio.run(_up(config, file, options, pictured=pictured))
     except (EnvoyMissingError, GatewayFailedError) as error:
@@ -98,6 +109,7 @@ async def _up(config: Config, file: Path, options: Any, *, pictured: bool) -> No
     from extproc.demo.table import clock, screen, status_view
     from extproc.history.follow import Follow
     from extproc.supervise.gateway import Gateway, GatewayFailedError
+    from extproc.supervise.page import HINT
     from extproc.supervise.signals import Signals, first_of
 
     events = Events()
@@ -109,6 +121,7 @@ async def _up(config: Config, file: Path, options: Any, *, pictured: bool) -> No
             status_view(status, width=width, height=height),
             title=f"[bold]steersman[/]  {gateway.url}",
             right=f"up {clock(status['uptime_s'])}   Ctrl-C drains and stops",
+            notes=[f"[dim]page: [/]{gateway.page_url}"] if gateway.page_url else [],
             events=list(events.lines),
         )
 
@@ -124,7 +137,8 @@ async def _up(config: Config, file: Path, options: Any, *, pictured: bool) -> No
         try:
             await signals.unless_stopped(gateway.start())
             if not signals.stop.is_set():
-                events(f"serving at {gateway.url} ; logs in {options.run_dir}")
+                page = f"page at {gateway.page_url}" if gateway.page_url else HINT
+                events(f"serving at {gateway.url} ; {page} ; logs in {options.run_dir}")
                 failed = asyncio.create_task(gateway.failed())
                 following = asyncio.create_task(follow.run())
                 shown = (

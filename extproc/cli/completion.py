@@ -1,0 +1,116 @@
+"""`steersman completion`, and what a Tab is offered: names from the configuration file, read as plain YAML.
+
+Owns the scripts' command, and the names of tenants, pools, models, classes, strategies, experiments and
+endpoints. A Tab must not wait and never fails: a file that cannot be read offers nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from extproc.cli.options import examples, fail
+
+#: The environment variable by which a shell asks this program for completions (click's way).
+VARIABLE = "_STEERSMAN_COMPLETE"
+#: A file above this is not read for a Tab.
+FILE_BYTES_MAX = 2 * 1024 * 1024
+
+Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+def _configuration(ctx: click.Context) -> Mapping[str, Any]:
+    """The file that the command line names, else the environment's, else the one in this folder."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    file = Path(ctx.params.get("file") or os.environ.get("STEERSMAN_CONFIG") or "steersman.yaml")
+    try:
+        if file.stat().st_size > FILE_BYTES_MAX:
+            return {}
+        found = yaml.load(file.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 (both are safe loaders)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _entries(section: Any) -> Iterator[Mapping[str, Any]]:
+    yield from (each for each in section if isinstance(each, dict)) if isinstance(section, list) else ()
+
+
+def _names(section: Any) -> list[str]:
+    return [str(each["name"]) for each in _entries(section) if "name" in each]
+
+
+def _of(names: Callable[[Mapping[str, Any]], list[str]]) -> Complete:
+    """A completion of names in the file."""
+
+    def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        found = names(_configuration(ctx))
+        return [CompletionItem(name) for name in dict.fromkeys(found) if name.startswith(incomplete)]
+
+    return complete
+
+
+def _experiments(config: Mapping[str, Any]) -> list[str]:
+    found = config.get("experiments")
+    return [str(name) for name in found] if isinstance(found, dict) else []
+
+
+complete_tenants = _of(lambda config: _names(config.get("tenants")))
+complete_pools = _of(lambda config: _names(config.get("pools")))
+complete_classes = _of(lambda config: _names(config.get("classes")))
+complete_experiments = _of(_experiments)
+complete_models = _of(
+    lambda config: (
+        [str(name) for pool in _entries(config.get("pools")) for name in pool.get("models") or []]
+        + _names(config.get("families"))
+    )
+)
+complete_endpoints = _of(
+    lambda config: [
+        str(each["address"])
+        for pool in _entries(config.get("pools"))
+        for each in _entries(pool.get("endpoints"))
+        if "address" in each
+    ]
+)
+
+
+def complete_strategies(_ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The strategies there are; in a list a,b,c the last one is completed."""
+    from extproc.core.strategies import STRATEGIES
+
+    before, comma, last = incomplete.rpartition(",")
+    return [CompletionItem(f"{before}{comma}{name}") for name in STRATEGIES if name.startswith(last)]
+
+
+@click.command(
+    "completion",
+    epilog=examples(
+        'eval "$(steersman completion bash)"                                # for this shell',
+        "steersman completion bash > ~/.local/share/bash-completion/completions/steersman",
+        'steersman completion zsh > "${fpath[1]}/_steersman"',
+        "steersman completion fish > ~/.config/fish/completions/steersman.fish",
+    ),
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def command(shell: str) -> None:
+    """Print a shell's completion script.
+
+    It completes commands and options, and the names of tenants, pools, models, classes, experiments and
+    endpoints from the configuration that the command line names (else steersman.yaml in this folder).
+    """
+    from click.shell_completion import get_completion_class
+
+    from extproc.cli import group
+
+    found = get_completion_class(shell)
+    if found is None:
+        fail(f"click knows no completion for {shell}")
+    click.echo(found(group, {}, "steersman", VARIABLE).source(), nl=False)

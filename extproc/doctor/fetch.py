@@ -1,0 +1,77 @@
+"""One HTTP request, bounded in time and size; every way to fail is a `Failed` with its reason.
+
+Of the standard library, so that `doctor` and `init` need no extra. It blocks: run it in a thread.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
+from typing import Any
+
+from extproc.doctor.evidence import Failed
+
+#: An Envoy with a thousand endpoints dumps some megabytes.
+ANSWER_BYTES_MAX = 64 * 1024 * 1024
+
+#: No proxy: what is asked is in this network, whatever the environment says.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer, whatever its status."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+    def json(self) -> Any:
+        """The decoded body; None where it is no JSON."""
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            return None
+
+    @property
+    def date_ms(self) -> int | None:
+        """The other side's clock in whole seconds, from its Date header."""
+        try:
+            return int(parsedate_to_datetime(self.headers.get("date", "")).timestamp() * 1000)
+        except ValueError:
+            return None
+
+
+def fetch(
+    url: str, *, timeout_s: float, body: Any = None, headers: Mapping[str, str] | None = None
+) -> Answer | Failed:
+    """GET a URL, or POST a JSON body to it."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, headers=dict(headers or {}))  # noqa: S310 (http or https: the caller's)
+    if data is not None:
+        request.add_header("content-type", "application/json")
+    try:
+        try:
+            with _OPENER.open(request, timeout=timeout_s) as answer:
+                return Answer(answer.status, answer.read(ANSWER_BYTES_MAX), _lower(answer.headers))
+        except urllib.error.HTTPError as refused:
+            with refused:
+                return Answer(refused.code, refused.read(ANSWER_BYTES_MAX), _lower(refused.headers))
+    except TimeoutError:
+        return Failed(f"no answer within {timeout_s:g} s")
+    except urllib.error.URLError as error:
+        reason = error.reason
+        if isinstance(reason, TimeoutError):
+            return Failed(f"no answer within {timeout_s:g} s")
+        return Failed(getattr(reason, "strerror", None) or str(reason))
+    except (OSError, HTTPException, ValueError) as error:
+        return Failed(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+
+
+def _lower(headers: Any) -> dict[str, str]:
+    return {str(name).lower(): str(value) for name, value in headers.items()}
