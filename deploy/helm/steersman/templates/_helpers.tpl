@@ -1,0 +1,170 @@
+{{/* Names. */}}
+{{- define "steersman.fullname" -}}
+{{- if .Values.fullnameOverride -}}{{ .Values.fullnameOverride | trunc 45 | trimSuffix "-" }}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}{{ .Release.Name | trunc 45 | trimSuffix "-" }}
+{{- else -}}{{ printf "%s-%s" .Release.Name $name | trunc 45 | trimSuffix "-" }}{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "steersman.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{ include "steersman.selector" . }}
+{{- end }}
+
+{{- define "steersman.selector" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{/* An image: a digest goes before a tag. */}}
+{{- define "steersman.image" -}}
+{{- if .digest -}}{{ .repository }}@{{ .digest }}{{- else -}}{{ .repository }}:{{ .tag }}{{- end -}}
+{{- end }}
+
+{{/* Whether the chart runs Envoy. */}}
+{{- define "steersman.hasGateway" -}}
+{{- if or (eq .Values.mode "sidecar") (and (eq .Values.mode "shared") .Values.gateway.enabled) -}}yes{{- end -}}
+{{- end }}
+
+{{/* What the pod security standard `restricted` asks for. */}}
+{{- define "steersman.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "steersman.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{/* The configuration that every mode begins with. */}}
+{{- define "steersman.configBase" -}}
+{{- $over := dict "version" 1 -}}
+{{- if eq .Values.mode "picker" -}}
+{{- $_ := set $over "picker" (dict "enabled" true) -}}
+{{- end -}}
+{{- if ne .Values.mode "picker" -}}
+{{- $_ := set $over "gateway" (dict "listen" "0.0.0.0:8080" "envoy_admin" "127.0.0.1:9901") -}}
+{{- end -}}
+{{- if .Values.metrics.enabled -}}
+{{- $token := dict "name" "prometheus" "sha256" .Values.metrics.tokenSha256 "scope" "read" -}}
+{{- $own := (.Values.config.admin | default dict) -}}
+{{- $_ := set $over "admin" (dict "listen" (printf "0.0.0.0:%v" .Values.metrics.port) "auth" "token" "tokens" (append ($own.tokens | default list) $token)) -}}
+{{- end -}}
+{{- if .Values.agents.enabled -}}
+{{- $telemetry := dict "listen" (list "0.0.0.0:50052") "auth" .Values.agents.auth -}}
+{{- if .Values.agents.nodes -}}{{- $_ := set $telemetry "nodes" .Values.agents.nodes -}}{{- end -}}
+{{- $_ := set $over "telemetry" $telemetry -}}
+{{- end -}}
+{{- if .Values.keySecret.name -}}
+{{- $_ := set $over "identity" (dict "key_secret_file" "/etc/steersman/secrets/key-secret") -}}
+{{- end -}}
+{{ mergeOverwrite (deepCopy .Values.config) $over | toYaml }}
+{{- end }}
+
+{{/* Changes whenever what a pod reads at its start does. */}}
+{{- define "steersman.configAnnotation" -}}
+{{- if .Values.restartOnChange -}}
+checksum/config: {{ include (print .Template.BasePath "/config.yaml") . | sha256sum }}
+{{- end -}}
+{{- end }}
+
+{{/* service.drain_s, rounded up. */}}
+{{- define "steersman.serviceDrain" -}}
+{{- $service := .Values.config.service | default dict -}}
+{{- if hasKey $service "drain_s" -}}{{ ceil $service.drain_s | int }}{{- else -}}10{{- end -}}
+{{- end }}
+
+{{/* Envoy's memory limit: its own heap bound (extproc/control/bootstrap.py) and a quarter of a GiB. */}}
+{{- define "steersman.gatewayMemory" -}}
+{{- $limits := .Values.config.limits | default dict -}}
+{{- $gateway := .Values.config.gateway | default dict -}}
+{{- $decisions := int64 ($limits.decisions_concurrent_max | default 512) -}}
+{{- $body := int64 ($gateway.body_bytes_max | default 4194304) -}}
+{{- printf "%dMi" (add 1024 256 (div (add (mul 2 $decisions $body) 1048575) 1048576)) -}}
+{{- end }}
+
+{{- define "steersman.probeArgs" -}}
+{{- $gateway := .Values.config.gateway | default dict -}}
+- python
+- /opt/steersman/ask.py
+{{- with .Values.probe.model }}
+- --model
+- {{ . | quote }}
+{{- end }}
+{{- if $gateway.tls }}
+- --unverified
+- https://127.0.0.1:8080
+{{- else }}
+- http://127.0.0.1:8080
+{{- end }}
+{{- end }}
+
+{{/* Names that a shared Envoy knows its services by: a Service for each, whose address outlives the pod. */}}
+{{- define "steersman.serviceNames" -}}
+{{- $full := include "steersman.fullname" . -}}
+{{- $names := list -}}
+{{- range $i := until (int .Values.service.replicasMax) -}}
+{{- $names = append $names (printf "%s-service-%d" $full $i) -}}
+{{- end -}}
+{{ join "," $names }}
+{{- end }}
+
+{{/* Where agents push. */}}
+{{- define "steersman.agentTargets" -}}
+{{- $full := include "steersman.fullname" . -}}
+{{- $targets := list -}}
+{{- if eq .Values.mode "shared" -}}
+{{- range $i := until (int .Values.service.replicasMax) -}}
+{{- $targets = append $targets (printf "%s-service-%d.%s.svc:50052" $full $i $.Release.Namespace) -}}
+{{- end -}}
+{{- else -}}
+{{- $targets = append $targets (printf "%s-telemetry.%s.svc:50052" $full .Release.Namespace) -}}
+{{- end -}}
+{{ toYaml $targets }}
+{{- end }}
+
+{{/* Mistakes that a schema cannot tell. */}}
+{{- define "steersman.checks" -}}
+{{- if and (eq .Values.mode "sidecar") (not .Values.gateway.enabled) -}}
+{{- fail "gateway.enabled false goes with mode shared: a sidecar has nothing to sit beside" -}}
+{{- end -}}
+{{- $sharing := .Values.config.sharing | default dict -}}
+{{- $several := or (gt (int (ternary .Values.gateway.replicas .Values.service.replicas (eq .Values.mode "sidecar"))) 1) (and (eq .Values.mode "sidecar") .Values.gateway.autoscaling.enabled) (and (ne .Values.mode "sidecar") .Values.service.autoscaling.enabled) -}}
+{{- if and $several (not $sharing.redis) (not .Values.allowUnshared) -}}
+{{- fail "several services without config.sharing.redis: each would hold every quota alone. Name a Redis there, run one replica, or say allowUnshared: true" -}}
+{{- end -}}
+{{- if and (eq .Values.mode "shared") (gt (int .Values.service.replicas) (int .Values.service.replicasMax)) -}}
+{{- fail "service.replicas is above service.replicasMax; Envoy knows only so many services" -}}
+{{- end -}}
+{{- if and .Values.metrics.enabled (not .Values.metrics.tokenSha256) -}}
+{{- fail "metrics.tokenSha256 is missing: the admin port is never open beyond the pod without a token. Make one with `steersman tenant key new`, or say metrics.enabled: false" -}}
+{{- end -}}
+{{- $gateway := .Values.config.gateway | default dict -}}
+{{- if and .Values.probe.model (not .Values.probe.keySecret.name) (ne ($gateway.auth | default "api_key") "none") (ne .Values.mode "picker") -}}
+{{- fail "probe.model needs probe.keySecret: /v1/models answers to tenants alone" -}}
+{{- end -}}
+{{- if and .Values.metrics.serviceMonitor.enabled (not .Values.metrics.tokenSecret.name) -}}
+{{- fail "metrics.serviceMonitor needs metrics.tokenSecret: the Secret with the token whose hash is metrics.tokenSha256" -}}
+{{- end -}}
+{{- if and .Values.agents.enabled (eq .Values.agents.auth "token") (or (not .Values.agents.tokenSecret) (not .Values.agents.nodes)) -}}
+{{- fail "agents.auth token needs agents.tokenSecret and agents.nodes" -}}
+{{- end -}}
+{{- if and .Values.agents.enabled (eq .Values.agents.auth "none") (not .Values.networkPolicy.enabled) -}}
+{{- fail "agents.auth none is guarded by the NetworkPolicy alone; enable it, or use tokens" -}}
+{{- end -}}
+{{- if and (not (include "steersman.hasGateway" .)) .Values.networkPolicy.enabled (not .Values.networkPolicy.clients) -}}
+{{- fail "networkPolicy.clients is missing: the gateways that ask the service. Its port takes operators' orders too, so that it is never open to everybody" -}}
+{{- end -}}
+{{- if and (eq .Values.mode "picker") .Values.picker.inferencePool.create (not .Values.picker.inferencePool.matchLabels) -}}
+{{- fail "picker.inferencePool.matchLabels is missing: the labels of the replicas' pods" -}}
+{{- end -}}
+{{- end }}
