@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+WORKERS ?= 2
 WEIGHTS := .weights/SmolLM2-135M-Instruct.Q4_1.gguf
 
 .PHONY: demo test check unit bench bench-balance bench-realtime sim soak lock weights clean help setup
@@ -38,8 +39,9 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
 
+# Two at once, a file's tests together: most end-to-end tests wait more than they work.
 unit: $(STAMP) $(WEIGHTS)
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 bench: $(STAMP)  ## measure: what the service adds, CPU per decision, decide alone
 	$(BIN)/python tests/bench

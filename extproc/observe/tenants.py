@@ -15,13 +15,16 @@ TENANTS_MAX = 1_000
 #: Scopes (models, keys) shown of one tenant.
 SCOPES_MAX = 200
 
+#: Names of scopes with their limits.
+Scopes = list[tuple[str, Limits]]
+
 
 def tenants_view(desk: Desk, tenants: Iterable[Tenant], *, now_ns: int) -> dict[str, Any]:
     """`{"tenants": {name: …}, "left_out": n}`."""
     busy, waiting = desk.ledger.by_tenant, desk.queue.by_tenant
     everyone = sorted(tenants, key=lambda each: (-busy[each.name] - waiting[each.name], each.name))
     shown = everyone[:TENANTS_MAX]
-    models, keys = _of_tenants(desk.policy.accounts)
+    models, keys = scopes_of(desk.policy.accounts)
     return {
         "tenants": {
             each.name: _view(desk, each, models.get(each.name, []), keys.get(each.name, []), now_ns)
@@ -31,16 +34,20 @@ def tenants_view(desk: Desk, tenants: Iterable[Tenant], *, now_ns: int) -> dict[
     }
 
 
-def tenant_view(desk: Desk, tenant: Tenant, *, now_ns: int) -> dict[str, Any]:
-    """One tenant."""
-    models, keys = _of_tenants(desk.policy.accounts)
+def tenant_view(
+    desk: Desk,
+    tenant: Tenant,
+    *,
+    now_ns: int,
+    scopes: tuple[dict[str, Scopes], dict[str, Scopes]] | None = None,
+) -> dict[str, Any]:
+    """One tenant; `scopes` is what `scopes_of` found before, for whoever asks for many."""
+    models, keys = scopes if scopes is not None else scopes_of(desk.policy.accounts)
     return _view(desk, tenant, models.get(tenant.name, []), keys.get(tenant.name, []), now_ns)
 
 
-Scopes = list[tuple[str, Limits]]
-
-
-def _of_tenants(accounts: Accounts) -> tuple[dict[str, Scopes], dict[str, Scopes]]:
+def scopes_of(accounts: Accounts) -> tuple[dict[str, Scopes], dict[str, Scopes]]:
+    """The limits of models and of keys, by tenant."""
     found: tuple[dict[str, Scopes], dict[str, Scopes]] = ({}, {})
     for kind, table, by_tenant in (("model", accounts.models, found[0]), ("key", accounts.keys, found[1])):
         for (tenant, name), limits in table.items():

@@ -17,17 +17,23 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "e2e")]
 
 import bench_agent
+import bench_alerts
+import bench_anomalies
+import bench_analytics
 import bench_decide
 import bench_first_token
 import bench_fairness
 import bench_fleet
 import bench_gateway
+import bench_metrics
+import bench_picker
 import bench_prefix
 import bench_quota
 import bench_replica
 import bench_sim
 import bench_telemetry
 import bench_tenants
+import bench_tracing
 from rows import Row
 
 BENCHES = {
@@ -43,6 +49,12 @@ BENCHES = {
     "quota": bench_quota.run,
     "fairness": bench_fairness.run,
     "tenants": bench_tenants.run,
+    "picker": bench_picker.run,
+    "tracing": bench_tracing.run,
+    "analytics": bench_analytics.run,
+    "metrics": bench_metrics.run,
+    "alerts": bench_alerts.run,
+    "anomalies": bench_anomalies.run,
 }
 
 

@@ -28,6 +28,8 @@ import yaml
 from extproc.core.tenant import hash_key
 
 KEYS = {"acme": "sk-test-acme", "globex": "sk-test-globex"}
+#: How long a process may take to start, on a machine that does much else.
+START_S = 60.0
 STATUS_METHOD = "/steersman.status.v1.Status/Get"
 
 
@@ -223,19 +225,22 @@ class Gateway:
             service = {**self.config["service"], "listen": [address]}
             file.write_text(yaml.safe_dump({**self.config, "service": service}))
 
-    def __enter__(self) -> Gateway:
+    def bootstrap(self) -> str:
+        """Envoy's configuration."""
         from extproc.config.load import load
         from extproc.control.bootstrap import render_bootstrap, to_yaml
 
-        bootstrap = to_yaml(render_bootstrap(load(self.config_file), mode=self.mode))
-        (self.folder / "envoy.yaml").write_text(bootstrap)
+        return to_yaml(render_bootstrap(load(self.config_file), mode=self.mode))
+
+    def __enter__(self) -> Gateway:
+        (self.folder / "envoy.yaml").write_text(self.bootstrap())
         try:
             for service in self.services:
                 service.start()
             for i in range(len(self.services)):
-                wait_for("the service", lambda i=i: self.status(i))
+                wait_for("the service", lambda i=i: self.status(i), timeout_s=START_S)
             self.envoy.start()
-            wait_for("Envoy", self.ready)
+            wait_for("Envoy", self.ready, timeout_s=START_S)
         except BaseException:
             self.__exit__(*sys.exc_info())
             raise

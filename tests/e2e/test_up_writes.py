@@ -40,7 +40,7 @@ async def traffic(here: Stand, *, seconds: float, enough: Any) -> list[int]:
 
 
 def test_an_arm_that_the_guardrail_stops_is_written_into_the_users_file(tmp_path: Path) -> None:
-    """An arm that sends two thirds of its requests to slow replicas loses; the file and its history say so."""
+    """An arm that sends two thirds of its requests to slow replicas loses; file and history say so."""
     arms = {"control": {"strategy": "least_work"}, "blind": {"strategy": "round_robin"}}
     experiments = {"trial": {"pools": ["chat"], "arms": arms, "guardrail": {"worse_by": 0.05}}}
     settings = {
