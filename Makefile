@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-WORKERS ?= 2
+WORKERS ?= 3
+HAMMER_S ?= 60
 WEIGHTS := .weights/SmolLM2-135M-Instruct.Q4_1.gguf
 
 .PHONY: demo test check unit bench bench-balance bench-realtime sim soak lock weights clean help setup
@@ -55,8 +56,8 @@ bench-realtime: $(STAMP)  ## the simulation against the same minute in real time
 sim: $(STAMP)  ## compare all strategies on simulated replicas; QUICK=1 plays the targets' cells, TRACES=folder
 	$(if $(TRACES),TRACES=$(TRACES)) $(BIN)/python -m extproc.sim.campaign $(if $(QUICK),--quick) $(if $(BUDGET_S),--budget-s $(BUDGET_S))
 
-soak: $(STAMP)  ## hammer quotas over three services and Redis for a minute, with kills
-	STEERSMAN_HAMMER_S=60 $(BIN)/pytest tests/e2e/test_quota_shared.py --timeout 300
+soak: $(STAMP)  ## the long tests: kills, incidents, campaigns; quotas hammered for HAMMER_S seconds
+	STEERSMAN_HAMMER_S=$(HAMMER_S) $(BIN)/pytest -m soak --timeout 300
 
 lock:  ## remake requirements/dev.lock from pyproject.toml (needs uv)
 	uv pip compile --universal --generate-hashes -p 3.11 --no-header -q pyproject.toml --extra demo --extra engine --extra otel --extra redis --extra tune --group dev -o requirements/dev.lock

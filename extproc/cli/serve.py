@@ -38,6 +38,8 @@ def command(file: Path, kept_of: Path | None, verbose: bool) -> None:
     A changed configuration is taken within two seconds, or at SIGHUP (a bad one changes nothing); SIGTERM
     drains.
     """
+    # Nothing that is imported is garbage: a seventh of the time to start.
+    gc.disable()
     from extproc.app import App
     from extproc.config.load import ConfigError
     from extproc.wire.server import BindError
@@ -51,8 +53,8 @@ def command(file: Path, kept_of: Path | None, verbose: bool) -> None:
         addresses = await app.start()
         # What was imported lives as long as the process: a full collection (0.3 s on a busy core) need not
         # look at it, while decisions wait.
-        gc.collect()
         gc.freeze()
+        gc.enable()
         for address in addresses:
             log.info("listening on %s", address)
         for address in app.telemetry_addresses:

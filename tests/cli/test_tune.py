@@ -27,6 +27,7 @@ def run(*arguments: object, code: int = 0) -> Result:
     return result
 
 
+@pytest.mark.soak
 def test_a_gain_is_told_with_its_interval_and_its_settings(log: Path, tmp_path: Path) -> None:
     """What to paste is a configuration's; the same seed finds the same."""
     out = tmp_path / "tuned.yaml"
@@ -50,6 +51,7 @@ def test_a_gain_is_told_with_its_interval_and_its_settings(log: Path, tmp_path: 
     assert plain[0]["before"]["kv_share"] == 0.02
 
 
+@pytest.mark.soak
 def test_no_gain_keeps_what_there_is(log: Path, tmp_path: Path) -> None:
     """Other parameters are not recommended on the strength of the part that was searched on."""
     out = tmp_path / "tuned.yaml"

@@ -247,6 +247,7 @@ def _chat(port: int, key: str) -> int:
             return error.code
 
 
+@pytest.mark.soak
 @pytest.mark.envoy
 @pytest.mark.slow
 @pytest.mark.timeout(300)
@@ -279,6 +280,7 @@ def test_sidecar(stand_ins: tuple[str, str], tmp_path: Path) -> None:
         assert envoy.stop() == 0
 
 
+@pytest.mark.soak
 @pytest.mark.envoy
 @pytest.mark.slow
 @pytest.mark.timeout(300)
@@ -313,6 +315,7 @@ def test_shared(stand_ins: tuple[str, str], tmp_path: Path) -> None:
         wait_for("Envoy and a service", lambda: _chat(ports[8080], "sk-steer-nobody") == 401)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_picker(stand_ins: tuple[str, str], tmp_path: Path) -> None:
@@ -342,6 +345,7 @@ class _Api(BaseHTTPRequestHandler):
         """Silent."""
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_agent(stand_ins: tuple[str, str], tmp_path: Path) -> None:

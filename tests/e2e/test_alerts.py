@@ -128,6 +128,7 @@ def place(tmp_path: Path) -> Iterator[tuple[Gateway, Replicas, Receiver]]:
             yield gateway, replicas, receiver
 
 
+@pytest.mark.soak
 def test_an_incident_fires_once_and_a_blip_does_not(place: tuple[Gateway, Replicas, Receiver]) -> None:
     """Latency alone tells nobody; latency with errors tells within 30 s, once, and again when it is over."""
     gateway, replicas, receiver = place

@@ -228,6 +228,7 @@ def test_gpu_faults_move_health_and_no_client_notices(live: LiveDemo) -> None:
     )
 
 
+@pytest.mark.soak
 def test_silent_agents_and_stragglers_are_suspects_and_no_client_notices(live: LiveDemo) -> None:
     """A halted agent's figures go stale and its replicas serve on; a killed one is back; slow is seen."""
     before = live.fleet()

@@ -99,6 +99,7 @@ def test_the_event_comes_with_the_first_chunk() -> None:
         assert not [name for name in counts if name.startswith("exception.")]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_streams_do_not_notice_a_service_that_is_gone(number: signal.Signals) -> None:
     """Decided, then the service is killed or hangs, then the first tokens come: all streams come whole."""

@@ -68,6 +68,7 @@ async def hammer(gateway: Gateway, seconds: float) -> tuple[Counter[str], Counte
     return served, statuses
 
 
+@pytest.mark.soak
 def test_quotas_hold_over_three_services_through_kills(redis: Redis) -> None:
     """Ten tenants at twice their quota, a service and Redis killed: admitted stays within the bound."""
     tenants = [

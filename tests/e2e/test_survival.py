@@ -39,6 +39,7 @@ def stream(gateway: Gateway, tokens: int, counts: list[int], index: int) -> None
         connection.close()
 
 
+@pytest.mark.soak
 def test_kill_9_of_the_service_cuts_no_stream_and_the_books_come_right() -> None:
     """100 streams run, the service is killed, 100 come whole; the new one adopts and ends at zero."""
     with Replicas(specs(4, time_scale=0.3)) as replicas, Gateway(pool(replicas.addresses)) as gateway:

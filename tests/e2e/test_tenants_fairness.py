@@ -99,6 +99,7 @@ def load(noise: int) -> dict[str, int]:
     return {tenant: CLIENTS * (noise if tenant == "noisy" else 1) for tenant in TENANTS}
 
 
+@pytest.mark.soak
 def test_a_noisy_neighbour_costs_the_others_nothing() -> None:
     """Even service, the others' p99 within a fifth of a full replica's, and first come's throughput."""
     tenants = [

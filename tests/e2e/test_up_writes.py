@@ -39,6 +39,7 @@ async def traffic(here: Stand, *, seconds: float, enough: Any) -> list[int]:
     return statuses
 
 
+@pytest.mark.soak
 def test_an_arm_that_the_guardrail_stops_is_written_into_the_users_file(tmp_path: Path) -> None:
     """An arm that sends two thirds of its requests to slow replicas loses; file and history say so."""
     arms = {"control": {"strategy": "least_work"}, "blind": {"strategy": "round_robin"}}
@@ -67,6 +68,7 @@ def test_an_arm_that_the_guardrail_stops_is_written_into_the_users_file(tmp_path
     asyncio.run(main())
 
 
+@pytest.mark.soak
 def test_online_tuning_records_its_tries_beside_the_users_file(tmp_path: Path) -> None:
     """With tuning on, a change is tried within its bounds, is a version in the history, fails nothing."""
     settings = {"tuning": {"enabled": True, "window_s": 10, "every_s": 10, "requests_min": 20}}

@@ -285,6 +285,7 @@ def test_the_search_ends_around_the_crossing(crossing: float) -> None:
     assert len(points) < 10
 
 
+@pytest.mark.soak
 def test_a_small_campaign_from_start_to_report(tmp_path: Path) -> None:
     """Without traces: stand-ins, a report with verdicts and pictures; the rerun makes the same bytes."""
 
