@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from random import Random
 from typing import Any
 
-from extproc.core.decide import Case, moment
+from extproc.core.decide import Case
 from extproc.core.endpoint import Endpoint
 from extproc.core.experiment.spec import Shadowing
 from extproc.core.fleet import Pool
@@ -21,6 +21,7 @@ from extproc.core.outcome import Routed
 from extproc.core.strategies import PEERS, Moment, Strategy, build
 from extproc.core.strategies.base import LATER_MS
 from extproc.core.strategies.parameter import Value
+from extproc.core.work import moment
 
 #: Disagreements kept for people.
 KEPT = 16
