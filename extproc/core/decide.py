@@ -16,10 +16,10 @@ from extproc.core.expect import FREE, plan
 from extproc.core.families import NONE, Choice, Family, pick
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.ledger import Ledger
-from extproc.core.outcome import Reason, Reject, Reservation, Routed
+from extproc.core.outcome import LATER_MS, Reason, Reject, Reservation, Routed
 from extproc.core.request import Kind, Request
 from extproc.core.strategies import FALLBACK, Moment, Ranking, Strategy, Work
-from extproc.core.strategies.base import LATER_MS, NOW, lowest
+from extproc.core.strategies.base import NOW, lowest
 from extproc.core.tenant import Tenant
 from extproc.core.work import STANDARD, moment, predict
 

@@ -20,9 +20,8 @@ from extproc.core.fairness import Held
 from extproc.core.families import Choice
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.load import SLICE_TOKENS
-from extproc.core.outcome import Reason, Reject, Routed
+from extproc.core.outcome import LATER_MS, Reason, Reject, Routed
 from extproc.core.strategies import FALLBACK, Moment, Strategy, Work
-from extproc.core.strategies.base import LATER_MS
 from extproc.core.strategies.queue import LeastStart
 from extproc.core.strategies.steer import Steer
 from extproc.core.strategies.terms import FOREIGN_CONTEXT_TOKENS
