@@ -10,20 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from xxhash import xxh3_64_intdigest
-
 from extproc.core.aims import ClassSpec
 from extproc.core.endpoint import Endpoint
 from extproc.core.expect import FREE, plan
 from extproc.core.families import NONE, Choice, Family, pick
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.ledger import Ledger
-from extproc.core.outcome import Reason, Reject, Reservation, Routed
-from extproc.core.prefix import BLOCK_BYTES, PrefixIndex
-from extproc.core.request import IMAGE_TOKENS, Kind, Request, prefix_of
+from extproc.core.outcome import LATER_MS, Reason, Reject, Reservation, Routed
+from extproc.core.request import Kind, Request
 from extproc.core.strategies import FALLBACK, Moment, Ranking, Strategy, Work
-from extproc.core.strategies.base import LATER_MS, NOTHING, NOW, lowest
+from extproc.core.strategies.base import NOW, lowest
 from extproc.core.tenant import Tenant
+from extproc.core.work import STANDARD, moment, predict
 
 #: Endpoints named in a decision: the choice and its retries.
 ENDPOINTS_NAMED_MAX = 3
@@ -35,7 +33,6 @@ RETRY_AFTER_FULL_S, RETRY_AFTER_NONE_READY_S = 1, 5
 MODEL_SHOWN_MAX = 128
 #: The beginning by which prompts are kin: a system prompt's worth, not a question's.
 KIN_CHARACTERS = 256
-MS_NS = 1_000_000
 #: Kinds that an engine answers without a permit, and without work worth counting.
 FREE_KINDS = frozenset({Kind.TOKENIZE, Kind.INFO})
 
@@ -81,9 +78,6 @@ class Case:
     def output_tokens(self) -> int:
         """Output tokens that are reserved."""
         return 0 if self.free else self.work.output_tokens
-
-
-STANDARD = ClassSpec()
 
 
 class Full:
@@ -282,58 +276,6 @@ def place(
             unit=case.unit,
             held_ms=round(max(0, now_ns - case.arrived_ns) / 1e6, 3),
         ),
-    )
-
-
-def moment(work: Work, pool: Pool, *, now_ns: int, patient: bool = False, deciders: int = 1) -> Moment:
-    """The moment of a choice in a pool."""
-    if not work.prefix:
-        return Moment(now_ns, NOTHING, patient, deciders)
-    coming = _held(pool.coming, work)
-    given = NOTHING if coming else {e.address: pool.coming.blocks(e.address) for e in pool.endpoints}
-    return Moment(now_ns, _held(pool.prefixes, work), patient, deciders, coming, given)
-
-
-def _held(index: PrefixIndex, work: Work) -> Mapping[str, int]:
-    """The prompt's tokens that each endpoint holds by an index, by address."""
-    each = work.block_tokens
-    return {address: int(blocks * each) for address, blocks in index.match(work.prefix).items()}
-
-
-def predict(
-    request: Request,
-    pool: Pool,
-    tenant: str,
-    model: str,
-    *,
-    zone: str = "",
-    rank: int = 0,
-    spec: ClassSpec = STANDARD,
-    now_ns: int = 0,
-) -> Work:
-    """What a request will cost on a pool, over all its sequences, and what its class asks for."""
-    calibration, limit = pool.calibration, request.max_new_tokens
-    text = request.prompt_tokens
-    if text is None:
-        text = calibration.predict_input(request.prompt_bytes)
-    tokens = text + IMAGE_TOKENS * request.images
-    expected = pool.lengths.expected(tenant, model, limit)
-    ttft_ns = request.ttft_ms * MS_NS or spec.target_ns(tokens)
-    return Work(
-        input_tokens=tokens,
-        output_tokens=round(expected * request.sequences) if limit != 0 else 0,
-        zone=zone,
-        zone_penalty_tokens=pool.zone_penalty_tokens,
-        max_new_tokens=limit,
-        sequences=request.sequences,
-        prefix=prefix_of(request),
-        block_tokens=request.prefix_block_tokens or BLOCK_BYTES / calibration.bytes_per_token,
-        session=xxh3_64_intdigest(request.user.encode()) if request.user else 0,
-        rank=rank,
-        ttft_ms=ttft_ns / 1e6,
-        tpot_ms=request.tpot_ms or spec.tpot_ns / MS_NS,
-        deadline_ns=now_ns + ttft_ns,
-        residuals=pool.lengths.residuals(tenant, model, limit),
     )
 
 

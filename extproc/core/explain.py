@@ -14,18 +14,18 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from extproc.core.decide import Case, Full, choose, eligible, moment, place
+from extproc.core.decide import Case, Full, choose, eligible, place
 from extproc.core.endpoint import Endpoint
 from extproc.core.fairness import Held
 from extproc.core.families import Choice
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.load import SLICE_TOKENS
-from extproc.core.outcome import Reason, Reject, Routed
+from extproc.core.outcome import LATER_MS, Reason, Reject, Routed
 from extproc.core.strategies import FALLBACK, Moment, Strategy, Work
-from extproc.core.strategies.base import LATER_MS
 from extproc.core.strategies.queue import LeastStart
 from extproc.core.strategies.steer import Steer
 from extproc.core.strategies.terms import FOREIGN_CONTEXT_TOKENS
+from extproc.core.work import moment
 
 #: Decisions remembered, and the scores and prefix blocks of all of them together.
 DECISIONS_KEPT_MAX, VALUES_KEPT_MAX = 1_000, 200_000

@@ -13,6 +13,10 @@ from typing import Protocol
 
 from extproc.core.load import Plan
 
+#: What late binding adds to the score of an endpoint that does not take the request now.
+LATER_MS = 1_000_000.0
+#: The strategies that add it; to others a million is a score like any other.
+LATE_BINDING = frozenset({"latency", "queue", "steer"})
 #: How many scores a reason's text names; the reason itself holds them all.
 REASON_SCORES_SHOWN = 3
 
@@ -56,7 +60,10 @@ class Reason:
         """One line for people: strategy, the best few scores, what was left out and why."""
         parts = [f"{self.strategy}:"]
         shown = self.best[:REASON_SCORES_SHOWN]
-        parts += [f"{self.candidates[i].address}={self.scores[i]:.6g}" for i in shown]
+        first = self.scores[shown[0]] if shown else 0.0
+        for i in shown:
+            later = first < LATER_MS <= self.scores[i] and self.strategy in LATE_BINDING
+            parts.append(f"{self.candidates[i].address}={'later' if later else f'{self.scores[i]:.6g}'}")
         if len(self.candidates) > len(shown):
             parts.append(f"of {len(self.candidates)}")
         parts += [f"-{count} {cause}" for cause, count in self.removed.items() if count]

@@ -14,11 +14,12 @@ from heapq import heappop, heappush
 from typing import Any
 
 from extproc.core.accounts import Accounts, Price, borrows, used
-from extproc.core.decide import FREE_KINDS, predict
+from extproc.core.decide import FREE_KINDS
 from extproc.core.fleet import Pool
 from extproc.core.outcome import End, Outcome, Reservation
 from extproc.core.quota import Amounts, Books, QuotaLimits, Refused
 from extproc.core.request import Request
+from extproc.core.work import predict
 
 #: Requests remembered of one tenant, of all, and for how long.
 RECENT_PER_TENANT_MAX, RECENT_MAX = 10_000, 100_000

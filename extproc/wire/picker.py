@@ -34,8 +34,9 @@ from extproc.core.request import Request
 from extproc.core.tenant import Tenant
 from extproc.wire import codec, picker_codec
 from extproc.wire.codec import Reply
+from extproc.wire.exchange import Exchange, State, too_large
 from extproc.wire.picker_response import Followed
-from extproc.wire.processor import Exchange, Processor, State, too_large
+from extproc.wire.processor import Processor
 
 log = logging.getLogger(__name__)
 

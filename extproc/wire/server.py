@@ -24,9 +24,10 @@ from extproc.core.outcome import Outcome
 from extproc.core.quota import Granted, Refused
 from extproc.wire import accesslog
 from extproc.wire.codec import Reply
+from extproc.wire.exchange import Exchange
 from extproc.wire.firsttoken import FirstToken, FirstTokens
 from extproc.wire.picker import Picker
-from extproc.wire.processor import Exchange, Processor
+from extproc.wire.processor import Processor
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,8 @@ from extproc.core.strategies import STRATEGIES
 from extproc.core.tenant import Directory, Tenant
 from extproc.observe.tally import Tally
 from extproc.wire.codec import Reply
-from extproc.wire.processor import Exchange, Processor
+from extproc.wire.exchange import Exchange
+from extproc.wire.processor import Processor
 
 S = 1_000_000_000
 A, B = "10.0.0.1:80", "10.0.0.2:80"

@@ -22,11 +22,10 @@ from extproc.core.families import Family
 from extproc.core.fleet import Fleet, Member, PoolSpec
 from extproc.core.health import Cause
 from extproc.core.health import Kind as CauseKind
-from extproc.core.outcome import Hold, Routed
+from extproc.core.outcome import LATER_MS, Hold, Routed
 from extproc.core.policy import ClassSpec
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.strategies import STRATEGIES, Moment, Work, build
-from extproc.core.strategies.base import LATER_MS
 from extproc.core.tenant import ANONYMOUS, Tenant
 
 S = 1_000_000_000

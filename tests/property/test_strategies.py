@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.core.endpoint import Endpoint
+from extproc.core.outcome import LATER_MS
 from extproc.core.predict.prior import Prior, prior
 from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.predict.timing import Timing
 from extproc.core.reports import Gpu, ReplicaReport
 from extproc.core.strategies import NOW, STRATEGIES, Moment, Work, build
-from extproc.core.strategies.base import LATER_MS
 
 #: Those that may answer that it waits.
 HOLDING = {"steer", "queue"}

@@ -16,7 +16,8 @@ from extproc.core.strategies import STRATEGIES
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.observe.tally import Tally
 from extproc.wire import codec, ticket
-from extproc.wire.processor import Exchange, Processor
+from extproc.wire.exchange import Exchange
+from extproc.wire.processor import Processor
 
 CLUSTER = "pool.p/standard"
 

@@ -18,8 +18,9 @@ from extproc.core.policy import ClassSpec
 from extproc.core.strategies import STRATEGIES
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.observe.tally import Tally
-from extproc.wire import processor as processor_module
-from extproc.wire.processor import Exchange, Processor
+from extproc.wire import exchange as exchange_module
+from extproc.wire.exchange import Exchange
+from extproc.wire.processor import Processor
 from extproc.wire.rename import renamed
 
 AUTO = json.dumps({"model": "auto", "messages": [{"content": "hello"}], "max_tokens": 5}).encode()
@@ -109,7 +110,7 @@ def test_bodies_of_held_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
     held = processor.open()
     assert ask(held).wait
     assert processor.bodies_bytes == len(AUTO)
-    monkeypatch.setattr(processor_module, "BODIES_BYTES_MAX", len(AUTO) + 1)
+    monkeypatch.setattr(exchange_module, "BODIES_BYTES_MAX", len(AUTO) + 1)
     refused = envoy.response(ask(processor.open()).data).immediate_response
     assert refused.status.code == 429
     assert processor.desk.counts["bound.bodies_bytes_max"] == 1

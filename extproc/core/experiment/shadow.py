@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from random import Random
 from typing import Any
 
-from extproc.core.decide import Case, moment
+from extproc.core.decide import Case
 from extproc.core.endpoint import Endpoint
 from extproc.core.experiment.spec import Shadowing
 from extproc.core.fleet import Pool
-from extproc.core.outcome import Routed
+from extproc.core.outcome import LATER_MS, Routed
 from extproc.core.strategies import PEERS, Moment, Strategy, build
-from extproc.core.strategies.base import LATER_MS
 from extproc.core.strategies.parameter import Value
+from extproc.core.work import moment
 
 #: Disagreements kept for people.
 KEPT = 16

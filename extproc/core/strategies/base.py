@@ -12,8 +12,6 @@ from typing import Protocol
 from extproc.core.endpoint import Endpoint
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
-#: What late binding adds to the score of an endpoint that does not take the request now.
-LATER_MS = 1_000_000.0
 #: What is aimed at when nobody says (the class `standard` of the configuration).
 TTFT_MS, TPOT_MS = 1_000.0, 100.0
 

@@ -23,7 +23,8 @@ from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.fairness.order import EarliestDeadline, Order
-from extproc.core.strategies.base import LATER_MS, NOW, Moment, Ranking, Work, lowest
+from extproc.core.outcome import LATER_MS
+from extproc.core.strategies.base import NOW, Moment, Ranking, Work, lowest
 from extproc.core.strategies.parameter import bounded
 from extproc.core.strategies.terms import start_ms, streaming, zone_ms
 

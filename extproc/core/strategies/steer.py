@@ -37,7 +37,8 @@ from typing import ClassVar
 from extproc.core.endpoint import Endpoint
 from extproc.core.fairness.order import FeasibleFirst, Order
 from extproc.core.load import SLICE_TOKENS
-from extproc.core.strategies.base import LATER_MS, NOW, Moment, Ranking, Work, lowest
+from extproc.core.outcome import LATER_MS
+from extproc.core.strategies.base import NOW, Moment, Ranking, Work, lowest
 
 #: Predictions that differ by no more than this are alike, and the least recently picked goes first: or all
 #: of a quiet pool's work would go to what seems faster by a hair, and nothing be learnt of the others.

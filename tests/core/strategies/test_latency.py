@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from extproc.core.endpoint import Endpoint
+from extproc.core.outcome import LATER_MS
 from extproc.core.strategies import Moment, Work
-from extproc.core.strategies.base import LATER_MS
 from extproc.core.strategies.latency import LeastLatency
 
 Fleet = Callable[..., list[Endpoint]]

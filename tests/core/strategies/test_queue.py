@@ -7,8 +7,8 @@ import pytest
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.fairness import EarliestDeadline
+from extproc.core.outcome import LATER_MS
 from extproc.core.strategies import Moment, Work
-from extproc.core.strategies.base import LATER_MS
 from extproc.core.strategies.queue import LeastStart
 
 Fleet = Callable[..., list[Endpoint]]

@@ -100,7 +100,8 @@ def test_a_collector_that_is_gone(notes: list[Note], caplog: pytest.LogCaptureFi
         time.sleep(0.06)
     line.stop(5.0)
     assert line.counts["spans_lost"] == 5
-    assert len([each for each in caplog.records if "tracing" in each.message]) == 1
+    # Another test's hung pipeline may end meanwhile, and say what it lost.
+    assert len([each for each in caplog.records if "could not be sent" in each.message]) == 1
 
 
 def test_a_note_that_cannot_be_used(notes: list[Note]) -> None:

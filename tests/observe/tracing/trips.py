@@ -17,7 +17,8 @@ from extproc.observe.tracing.journey import Journeys, Note
 from extproc.observe.tracing.semconv import RELEASES
 from extproc.observe.tracing.spans import Span, Spans
 from extproc.wire import codec
-from extproc.wire.processor import Exchange, Processor
+from extproc.wire.exchange import Exchange
+from extproc.wire.processor import Processor
 
 MS_NS = 1_000_000
 #: The wall clock is this much ahead of the monotonic one.

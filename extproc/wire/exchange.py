@@ -1,0 +1,468 @@
+"""One ext_proc stream as a state machine: bytes of a message in, bytes of a message out.
+
+Owns the order of the phases and what becomes of an exception: a degraded decision, counted, never a
+500. No I/O: any transport that carries messages may drive it.
+
+    await headers ── no body follows ──▶ done        (decided, answered or refused)
+          └─ body follows ──▶ await body ──▶ done    (decided or refused)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from extproc.core.contract import EXPLAIN_HEADER, MODEL_HEADER
+from extproc.core.decide import MODEL_SHOWN_MAX, overloaded
+from extproc.core.desk import QUOTA_EXCEEDED, AskQuota
+from extproc.core.families import members
+from extproc.core.outcome import Answer, Hold, Reject, Routed
+from extproc.core.quota import Granted, Refused
+from extproc.core.request import Dialect, Kind, Request, Route, bad_request, find_route, parse
+from extproc.core.tenant import ANONYMOUS, Tenant
+from extproc.observe.tracing.journey import Journey
+from extproc.wire import codec
+from extproc.wire.codec import Reply
+from extproc.wire.rename import renamed
+
+if TYPE_CHECKING:
+    from extproc.wire.processor import Processor
+
+#: Envoy waits this much longer than a hold can last, so that the service's own 429 comes first.
+HOLD_MARGIN_MS = 2_000
+#: Bodies kept while their requests are held (those that ask for a family get another model's name).
+BODIES_BYTES_MAX = 256 * 1024 * 1024
+#: The value of the header with which a client asks for the reason.
+EXPLAIN_REASON = "reason"
+
+
+class State(Enum):
+    """How far a stream is."""
+
+    AWAIT_HEADERS = auto()
+    AWAIT_BODY = auto()
+    DONE = auto()
+
+
+class Exchange:
+    """One request's stream."""
+
+    __slots__ = (
+        "_asked_for",
+        "_asked_id",
+        "_body",
+        "_carried",
+        "_dialect",
+        "_explain",
+        "_held_id",
+        "_key",
+        "_model",
+        "_on_ready",
+        "_phase",
+        "_processor",
+        "_ready",
+        "_request_id",
+        "_reservation_id",
+        "_route",
+        "_state",
+        "_tenant",
+        "journey",
+    )
+
+    def __init__(self, processor: Processor) -> None:
+        #: What is noted of its way; set by whoever has the call's metadata.
+        self.journey: Journey | None = None
+        #: What of its trace rides with the request.
+        self._carried = ""
+        self._processor = processor
+        self._state = State.AWAIT_HEADERS
+        self._dialect = Dialect.OPENAI
+        self._route: Route | None = None
+        self._tenant: Tenant = ANONYMOUS
+        self._model: str | None = None
+        self._reservation_id = ""
+        self._held_id = ""
+        self._asked_id = ""
+        self._asked_for: Request | None = None
+        self._key = ""
+        #: Kept where it names a family.
+        self._body = b""
+        self._explain = False
+        self._request_id = ""
+        self._phase = ""
+        self._ready: Reply | None = None
+        self._on_ready: Callable[[Reply], None] | None = None
+
+    @property
+    def body_bytes(self) -> int:
+        """The size of the body that is kept."""
+        return len(self._body)
+
+    @property
+    def deadline_s(self) -> float | None:
+        """How long it may take to a decision; None where Envoy itself sees to that."""
+        return None
+
+    def receive(self, data: bytes) -> Reply:
+        """Answer one message. Raises only on bytes that are no ProcessingRequest."""
+        directory = self._processor.directory
+        proxy_header = directory.proxy.header if directory.proxy is not None else None
+        message = codec.read(data, claim=directory.claim, proxy_header=proxy_header)
+        if isinstance(message, codec.Headers) and self._state is State.AWAIT_HEADERS:
+            return self._on_headers(message)
+        if isinstance(message, codec.Body) and self._state is State.AWAIT_BODY:
+            return self._on_body(message.data, "request_body")
+        # A phase we did not ask for: somebody else's Envoy configuration. Let it pass.
+        self._processor.desk.counts["phase.unexpected"] += 1
+        kind = message.kind if isinstance(message, codec.Other) else _phase_of(message)
+        return Reply(codec.CONTINUE.get(kind, codec.CONTINUE["request_headers"]), end=False)
+
+    def delivered(self) -> None:
+        """The final reply went out whole: from here on the access log settles."""
+        self._reservation_id = ""
+        if self.journey is not None:
+            self.journey.delivered(self._processor.clock())
+
+    def sent_all(self) -> None:
+        """Envoy has closed its side: nothing more comes. Whoever leaves instead cancels the call."""
+
+    def when_ready(self, call: Callable[[Reply], None]) -> None:
+        """After a reply that waits: call with the real one, at once if it is there already."""
+        if self._ready is not None:
+            call(self._ready)
+        else:
+            self._on_ready = call
+
+    def release(self, decision: Routed | Reject) -> None:
+        """The desk has decided on this held request."""
+        self._held_id = ""
+        if self.journey is not None:
+            self.journey.released_ns = self._processor.clock()
+        try:
+            reply = self._answer(decision) if isinstance(decision, Reject) else self._routed(decision)
+        except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
+            self._undo()
+            self._processor.failed(error, "release")
+            message = "the gateway could not release this request"
+            reply = self._answer(Reject(status=503, code="internal", message=message, retry_after_s=1))
+        self._ready = reply
+        if self._on_ready is not None:
+            self._on_ready(reply)
+
+    def close(self) -> None:
+        """The stream is over; a decision that was not delivered is undone, a wait given up."""
+        self._processor.open_exchanges -= 1
+        if self._asked_id:
+            # Reserved or not by now: a cancelled reservation is refunded, an unknown one is nothing.
+            self._processor.desk.quotas.cancel(self._asked_id, now_ns=self._processor.clock())
+            self._asked_id = ""
+        self._state = State.DONE
+        self._undo()
+        if self.journey is not None:
+            self.journey.closed(self._processor.clock())
+
+    def overdue(self) -> Reply:
+        """Its deadline has passed: the body is not here yet, or no replica had room."""
+        if self._state is State.DONE:
+            refused = overloaded("no replica had room before the gateway's deadline")
+        else:
+            message = "the request did not arrive in time"
+            refused = Reject(status=408, code="request_timeout", message=message)
+        self._undo()
+        self._processor.desk.turned_away(self._tenant.name, refused, now_ns=self._processor.clock())
+        return self._answer(refused)
+
+    def _on_headers(self, headers: codec.Headers) -> Reply:
+        answer = self._begin(headers)
+        if answer is not None:
+            return answer
+        if headers.end_of_stream:
+            return self._on_body(b"", "request_headers")
+        self._state = State.AWAIT_BODY
+        return Reply(codec.CONTINUE["request_headers"], end=False)
+
+    def _begin(self, headers: codec.Headers) -> Reply | None:
+        """Look at a request's headers: the answer where they are enough for one, else None."""
+        answer: Answer | Reject | None
+        try:
+            answer = self._screen(headers)
+        except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
+            # Who asks is unknown, and a stranger is not let in by a fault of ours.
+            self._processor.failed(error, "screening")
+            answer = Reject(
+                status=503,
+                code="internal",
+                message="the gateway could not read this request",
+                retry_after_s=1,
+            )
+        if isinstance(answer, Reject):
+            whose = "" if answer.status == 401 else self._tenant.name
+            self._processor.desk.turned_away(whose, answer, now_ns=self._processor.clock())
+        return None if answer is None else self._answer(answer)
+
+    def _screen(self, headers: codec.Headers) -> Answer | Reject | None:
+        """Everything that can be said before the body comes; None lets it come."""
+        processor, values = self._processor, headers.values
+        method, path = values.get(":method", ""), values.get(":path", "")
+        route, self._dialect = find_route(method, path)
+        if self.journey is not None:
+            self.journey.headers(route.kind if route is not None else None, values)
+        if headers.repeated:
+            return bad_request(f"the header '{headers.repeated}' was sent twice; send it once")
+        if route is not None and route.kind is Kind.HEALTH:
+            return self._health()
+        identity = processor.identify(headers.evidence)
+        if isinstance(identity, Reject):
+            return identity
+        self._tenant = self._tenant_of(identity.tenant, values)
+        if self.journey is not None:
+            self.journey.tenant = self._tenant
+        self._key = identity.key.id if identity.key is not None else ""
+        if route is None:
+            bare = path.partition("?")[0]
+            return Reject(status=404, code="not_found", message=f"no route {method} {bare}")
+        if route.kind is Kind.MODELS:
+            return self._models()
+        self._route, self._model = route, values.get(MODEL_HEADER)
+        self._request_id = values.get("x-request-id", "")
+        self._explain = (
+            self._tenant.explain and values.get(EXPLAIN_HEADER, "").strip().lower() == EXPLAIN_REASON
+        )
+        if processor.deciding > processor.decisions_concurrent_max:
+            processor.desk.counts["bound.decisions_concurrent_max"] += 1
+            return Reject(
+                status=429,
+                code="overloaded",
+                message="the gateway decides as many requests as it may",
+                retry_after_s=1,
+            )
+        encoding = values.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            return Reject(
+                status=415,
+                code="unsupported_encoding",
+                message=f"the body is {encoding[:32]}-encoded; send it plain",
+            )
+        if _exceeds(values.get("content-length", ""), processor.body_bytes_max):
+            return too_large(processor.body_bytes_max)
+        return None
+
+    def _tenant_of(self, proven: Tenant, _values: dict[str, str], /) -> Tenant:
+        """Whose request it is, by what was proven."""
+        return proven
+
+    def _on_body(self, body: bytes, phase: str) -> Reply:
+        """Decide, and say how long it took."""
+        begun_ns = self._processor.clock()
+        reply = self._decide_on(body, phase)
+        now_ns = self._processor.took(begun_ns)
+        if self.journey is not None:
+            self.journey.body_ns, self.journey.decided_ns = begun_ns, now_ns
+        return reply
+
+    def _decide_on(self, body: bytes, phase: str) -> Reply:
+        """Decide; should that fail, decide with less; should that fail, leave it to Envoy."""
+        processor, route = self._processor, self._route
+        assert route is not None
+        self._state = State.DONE
+        # A body without a length was not measured by its headers.
+        refused = too_large(processor.body_bytes_max) if len(body) > processor.body_bytes_max else None
+        try:
+            request = refused or parse(route, body)
+            if isinstance(request, Reject):
+                processor.desk.turned_away(self._tenant.name, request, now_ns=processor.clock())
+                return self._answer(request)
+            if request.model in processor.desk.families:
+                self._body = body
+            return self._decide(request, phase)
+        except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
+            self._undo()
+            processor.failed(error, "decision")
+        try:
+            return self._decide(_bare_request(route, body), phase, degraded="internal error")
+        except Exception as error:  # noqa: BLE001 (the same law, once more)
+            self._undo()
+            processor.failed(error, "degraded decision")
+        return self._last_resort(body, phase)
+
+    def answered(self, asked: AskQuota, answer: Granted | Refused) -> Reply:
+        """The shared store has answered `Reply.ask`: the decision goes on."""
+        self._asked_id = ""
+        processor = self._processor
+        if self.journey is not None:
+            self.journey.answered(processor.clock(), granted=isinstance(answer, Granted))
+        if isinstance(answer, Refused) and self._asked_for is not None:
+            processor.spent(self._asked_for, self._tenant, self._key)
+        try:
+            return self._decided(processor.desk.answered(asked, answer, now_ns=processor.clock()))
+        except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
+            self._undo()
+            processor.failed(error, "decision after the quota")
+            message = "the gateway could not decide on this request"
+            return self._answer(Reject(status=503, code="internal", message=message, retry_after_s=1))
+
+    def _decide(self, request: Request, phase: str, *, degraded: str = "") -> Reply:
+        self._phase = phase
+        processor = self._processor
+        request = self._complete(request)
+        if self.journey is not None:
+            self.journey.read(request, processor.clock())
+        decision = processor.desk.admit(
+            request, self._tenant, key=self._key, now_ns=processor.clock(), degraded=degraded
+        )
+        if isinstance(decision, AskQuota):
+            self._asked_for = request
+        elif isinstance(decision, Reject) and decision.code == QUOTA_EXCEEDED:
+            processor.spent(request, self._tenant, self._key)
+        return self._decided(decision)
+
+    def _decided(self, decision: Routed | Reject | Hold | AskQuota) -> Reply:
+        processor = self._processor
+        if isinstance(decision, Reject):
+            return self._answer(decision)
+        if isinstance(decision, AskQuota):
+            self._asked_id = decision.case.id
+            if self.journey is not None:
+                self.journey.asked_ns = processor.clock()
+            return Reply(b"", end=False, ask=decision)
+        if isinstance(decision, Hold):
+            processor.desk.decisions.named(self._request_id, decision.id)
+            if self._body and processor.bodies_bytes + len(self._body) > BODIES_BYTES_MAX:
+                processor.desk.counts["bound.bodies_bytes_max"] += 1
+                processor.desk.leave(decision.id, now_ns=processor.clock())
+                message = "the gateway holds as much of requests' bodies as it may"
+                return self._answer(Reject(status=429, code="overloaded", message=message, retry_after_s=1))
+            self._held_id = decision.id
+            processor.hold(decision.id, self)
+            if self.journey is not None:
+                self.journey.held_ns = processor.clock()
+            return self._waits(decision)
+        return self._routed(decision)
+
+    def _routed(self, decision: Routed) -> Reply:
+        self._reservation_id = decision.reservation.id
+        self._processor.desk.decisions.named(self._request_id, decision.reservation.id)
+        # Engines refuse names that they do not know: a family's is none of theirs.
+        body = renamed(self._body, decision.reservation.model) if self._body else None
+        if self.journey is not None:
+            self._carried = self.journey.placed(decision)
+        reply = self._goes(decision, body)
+        self._processor.tally.decided(self._tenant.name, decision)
+        self._processor.recent.routed(decision.reservation, now_ns=self._processor.clock())
+        return reply
+
+    def _waits(self, hold: Hold, /) -> Reply:
+        """Tell Envoy to wait."""
+        left_ms = (hold.until_ns - self._processor.clock()) // 1_000_000
+        return Reply(codec.hold(left_ms + HOLD_MARGIN_MS), end=False, wait=True)
+
+    def _goes(self, decision: Routed, body: bytes | None) -> Reply:
+        """Tell Envoy where it goes, and with which body in place of its own."""
+        data = codec.routed(
+            decision,
+            self._phase,
+            event_cluster=self._processor.event_cluster,
+            explained=self._explain,
+            carried=self._carried,
+            body=body,
+        )
+        return Reply(data, end=True, reservation_id=decision.reservation.id)
+
+    def _refuses(self, answer: Answer | Reject) -> bytes:
+        """Tell Envoy to answer itself."""
+        return codec.immediate(answer, self._dialect)
+
+    def _undo(self) -> None:
+        """Release what this exchange reserved and did not deliver; give up a wait."""
+        if self._held_id:
+            self._processor.gave_up(self._held_id)
+            self._held_id = ""
+        if self._reservation_id:
+            self._processor.desk.cancel(self._reservation_id, now_ns=self._processor.clock())
+            self._processor.recent.cancelled(self._reservation_id)
+            self._reservation_id = ""
+
+    def _complete(self, request: Request) -> Request:
+        """What is not in the body: the model header counts where the body names none."""
+        if request.model is None and self._model:
+            return replace(request, model=self._model)
+        return request
+
+    def _last_resort(self, body: bytes, phase: str) -> Reply:
+        """Neither way could decide: Envoy's own balancer over the model's pool takes it."""
+        desk = self._processor.desk
+        model = _model_of(body) or self._model or self._tenant.default_model or desk.default_model
+        family, new_body = desk.families.get(model), None
+        if family is not None and (may := members(family, self._tenant, desk.fleet.pool_of)):
+            model = family.models[may[0]]
+            new_body = renamed(self._body, model) if self._body else None
+        pool = desk.fleet.pool_of(model)
+        allowed = self._tenant.models is None or model in self._tenant.models
+        if pool is None or not allowed:
+            message = f"no model {model[:MODEL_SHOWN_MAX]!r} here"
+            return self._answer(Reject(status=404, code="model_not_found", message=message))
+        desk.counts["routed.last_resort"] += 1
+        cluster = pool.cluster_for(self._tenant.service_class)
+        if self.journey is not None:
+            self.journey.resort(cluster)
+        return Reply(codec.to_cluster(cluster, phase, body=new_body), end=True)
+
+    def _answer(self, answer: Answer | Reject) -> Reply:
+        self._state = State.DONE
+        if isinstance(answer, Reject) and answer.status != 401:
+            self._processor.tally.rejected(self._tenant.name)
+        if self.journey is not None:
+            self.journey.answer(answer)
+        return Reply(self._refuses(answer), end=True)
+
+    def _health(self) -> Answer | Reject:
+        ready = sum(endpoint.ready for endpoint in self._processor.desk.fleet.endpoints)
+        if ready:
+            return Answer(status=200, body=b'{"status":"ok","ready_endpoints":%d}' % ready)
+        return Reject(status=503, code="no_ready_endpoint", message="no replica is ready", retry_after_s=5)
+
+    def _models(self) -> Answer:
+        allowed, desk = self._tenant.models, self._processor.desk
+        names = [n for n in desk.fleet.models if allowed is None or n in allowed]
+        names += [n for n, f in desk.families.items() if members(f, self._tenant, desk.fleet.pool_of)]
+        listed = [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in names]
+        return Answer(status=200, body=msgspec.json.encode({"object": "list", "data": listed}))
+
+
+def _exceeds(length: str, bound: int) -> bool:
+    """Whether a Content-Length says more than a bound; what is no number says nothing."""
+    digits = length.lstrip("0")
+    if not (digits.isascii() and digits.isdigit()):
+        return False
+    # By the number of digits first: Python refuses to read an integer of 4,301.
+    return len(digits) > len(str(bound)) or int(digits) > bound
+
+
+def too_large(bound: int) -> Reject:
+    """A 413."""
+    return Reject(status=413, code="body_too_large", message=f"the body is too large; at most {bound} bytes")
+
+
+class _Named(msgspec.Struct):
+    model: str | None = None
+
+
+def _model_of(body: bytes) -> str | None:
+    """The model that a body names, read with as little as can go wrong."""
+    try:
+        return msgspec.json.decode(body, type=_Named).model
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _bare_request(route: Route, body: bytes) -> Request:
+    """What is left of a request when reading it failed: its model and its size."""
+    return Request(kind=route.kind, dialect=route.dialect, model=_model_of(body), prompt_bytes=len(body))
+
+
+def _phase_of(message: codec.Headers | codec.Body) -> str:
+    return "request_headers" if isinstance(message, codec.Headers) else "request_body"
