@@ -80,3 +80,24 @@ def test_every_command_is_in_the_readme(name: str) -> None:
     assert re.search(rf"`steersman {re.escape(name)}\b", text), (
         f"README.md says nothing of 'steersman {name}'"
     )
+
+
+PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "agents" / "README.md"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_every_command_that_a_page_names_is_there(page: Path) -> None:
+    """A newcomer who types what stands there is not told that there is no such command."""
+    code = re.findall(r"```[a-z]*\n(.*?)```|`([^`\n]+)`", page.read_text(encoding="utf-8"), re.DOTALL)
+    said = "\n".join(block or inline for block, inline in code)
+    named = re.findall(r"(?:^|bin/|\| )steersman ([a-z][a-z-]*)", said, re.MULTILINE)
+    assert set(named) <= set(COMMANDS), page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
+    """Files that are linked exist."""
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text)
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert not missing, f"{page.name} links to {missing}"
