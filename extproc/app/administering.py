@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from extproc import __version__
 from extproc.admin.pulse import Pulse
 from extproc.admin.sources import MissingError, Order, RefusedError, Sources
-from extproc.app.experiment_orders import start_edits, stop_edits, written
 from extproc.app.operating import Part
 from extproc.config.load import ConfigError
 from extproc.config.model import Config
 from extproc.core.desk import Desk
 from extproc.core.observer import Observer
 from extproc.core.tenant import Tenant
+from extproc.history.experiments import start_edits, stop_edits, written
 from extproc.history.surgery import EditError
 from extproc.history.versions import HistoryError
 from extproc.observe.tally import Tally

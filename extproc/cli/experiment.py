@@ -19,7 +19,8 @@ from extproc.cli.options import config_option, examples, json_option, print_json
 from extproc.cli.status import address_option
 from extproc.cli.tenants import asked
 from extproc.config.model import Config
-from extproc.history.surgery import Edit, Put, Remove
+from extproc.history.experiments import stop_edits
+from extproc.history.surgery import Edit, Put
 
 #: What switches the guardrail off.
 NONE = "none"
@@ -171,28 +172,10 @@ def stop(name: str, keep: str | None, file: Path, why: str, who: str, as_json: b
     """End an experiment: all traffic goes the pools' own way again, or the way of the arm that is kept."""
 
     def edits(config: Config) -> Sequence[Edit]:
-        found = config.experiments.get(name)
-        if found is None:
-            names = ", ".join(config.experiments) or "none"
-            raise click.UsageError(f"no experiment {name!r} in {file}; there are {names}")
-        changes: list[Edit] = [Remove(("experiments", name))]
-        if keep is None:
-            return changes
-        arm = found.arms.get(keep)
-        if arm is None:
-            raise click.UsageError(f"no arm {keep!r}; there are {', '.join(found.arms) or 'none'}")
-        for i, pool in enumerate(config.pools):
-            if pool.name not in found.pools:
-                continue
-            if pool.strategy != arm.strategy:
-                changes.append(Put(("pools", i, "strategy"), arm.strategy))
-            known = pool.strategy_parameters.get(arm.strategy, {})
-            changes += [
-                Put(("pools", i, "strategy_parameters", arm.strategy, parameter), value)
-                for parameter, value in arm.parameters.items()
-                if known.get(parameter) != value
-            ]
-        return changes
+        try:
+            return stop_edits(config, name, keep)
+        except ValueError as error:
+            raise click.UsageError(f"{file}: {error}") from error
 
     done = make(file, edits, why=asked_why(why), who=who, command=f"experiment stop {name}")
     assert done is not None, "a section that was there is a change"

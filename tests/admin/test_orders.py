@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from extproc.app import App
-from extproc.app.experiment_orders import start_edits, stop_edits
 from extproc.config.load import load, loads
+from extproc.history.experiments import start_edits, stop_edits
 
 Stand = Callable[..., None]
 WRITER = "writer-token-0123456789"

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from extproc.app import App
 from extproc.cli import group
-from extproc.config.load import loads
 from extproc.supervise.ports import free_ports
 
 ADDRESS = "10.9.9.1:8000"
-CONFIG = """
-gateway: {{auth: none}}
-service: {{listen: ['127.0.0.1:{port}'], drain_s: 0}}
-pools: [{{name: chat, models: [m], endpoints: [{{address: '{address}', zone: z}}]}}]
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -29,32 +19,6 @@ def _no_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever demo runs on this machine is not these tests'."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.delenv("STEERSMAN_ADDRESS", raising=False)
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[str]:
-    """A service on a loop of its own."""
-    port = free_ports(1)[0]
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    async def start() -> App:
-        app = App(loads(CONFIG.format(port=port, address=ADDRESS)))
-        await app.start()
-        return app
-
-    async def stop(app: App) -> None:
-        assert app.server is not None
-        await app.roster.stop()
-        await app.server.drain(0.0)
-
-    app = asyncio.run_coroutine_threadsafe(start(), loop).result(20)
-    yield f"127.0.0.1:{port}"
-    asyncio.run_coroutine_threadsafe(stop(app), loop).result(20)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
 
 
 def fleet(service: str, *arguments: str) -> tuple[int, str, str]:
