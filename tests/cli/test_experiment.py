@@ -240,6 +240,7 @@ def serving(app: App) -> Iterator[str]:
     finally:
         assert app.server is not None
         asyncio.run_coroutine_threadsafe(app.roster.stop(), loop).result(20)
+        asyncio.run_coroutine_threadsafe(app.operating.stop(), loop).result(20)
         asyncio.run_coroutine_threadsafe(app.server.drain(0.0), loop).result(20)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
