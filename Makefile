@@ -40,9 +40,12 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
 
-# Two at once, a file's tests together: most end-to-end tests wait more than they work.
+# What works, in as many processes as there are cores; then what mostly waits, and watches the clock while it does.
 unit: $(STAMP) $(WEIGHTS)
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile
+	@status=0; \
+	$(BIN)/pytest -n 2 --ignore tests/e2e --ignore tests/state || status=$$?; \
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile tests/e2e tests/state || status=$$?; \
+	exit $$status
 
 bench: $(STAMP)  ## measure: what the service adds, CPU per decision, decide alone
 	$(BIN)/python tests/bench

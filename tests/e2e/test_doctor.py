@@ -379,6 +379,10 @@ def test_a_dead_service_is_found(deployment: Gateway) -> None:
     deployment.service.kill()
     try:
         wait_for("Envoy to notice", lambda: not deployment.ready())
+        wait_for(
+            "its health check to tell",
+            lambda: any(each["id"] == "envoy.health" for each in diagnose(deployment)[1]["findings"]),
+        )
         finds(deployment, "service.reachable", seen="no service at 127.0.0.1:", mend="steersman serve")
         finds(deployment, "envoy.health", seen="no healthy service", mend="start the service")
         finds(deployment, "service.gateway", seen="gives 503", mend="does not reach the service")
