@@ -277,6 +277,7 @@ def test_a_hung_and_a_crashed_replica_lose_at_most_what_ran_there(live: LiveDemo
     live.sees(lambda now: now[CHAT_H]["ready"] and now[CODE_A]["ready"], what="back", s_max=8)
 
 
+@pytest.mark.soak
 def test_a_killed_service_comes_back_and_knows_the_fleet_again(live: LiveDemo) -> None:
     """Also the replica that was registered; and after `clear` everything is whole."""
     live.fault("service")

@@ -16,6 +16,9 @@ from extproc.state.outbox import REPORTS_MAX
 from extproc.state.redis_share import RedisShare
 from tests.state.conftest import Lag, RedisServer, Service, services, until
 
+# Each asserts times in real time, to tenths of a second: not beside two other processes of tests.
+pytestmark = pytest.mark.soak
+
 A, B = ("p", "10.0.0.1:80"), ("p", "10.0.0.2:80")
 CHANNEL = "{steersman}:share:v1"
 
