@@ -24,7 +24,7 @@ from extproc.core.fleet import Fleet
 from extproc.core.ledger import Ledger
 from extproc.core.lessons import MS_NS, Lessons, coming
 from extproc.core.observer import Observer
-from extproc.core.outcome import End, Hold, Outcome, Reject, Reservation, Routed
+from extproc.core.outcome import QUOTA_EXCEEDED, End, Hold, Outcome, Reject, Reservation, Routed, wanted_room
 from extproc.core.policy import ClassSpec, DeskLimits, Policy
 from extproc.core.quota import NOTHING, Account, Amounts, Ask, Books, Granted, QuotaBooks, Refused
 from extproc.core.request import Request
@@ -36,8 +36,6 @@ __all__ = ["AskQuota", "ClassSpec", "Desk", "DeskLimits", "Policy"]
 
 #: A pool is idle, and its capacity may be lent, while no more than this share of its permits is taken.
 IDLE_BELOW = 0.5
-#: The code of a 429 for want of quota.
-QUOTA_EXCEEDED = "quota_exceeded"
 #: Requests released to a freed replica in one go; the rest at the next event.
 RELEASES_MAX = 64
 #: In pools of up to so many endpoints a request may wait for the one that holds more of its prefix.
@@ -558,8 +556,7 @@ class Desk:
 
     def _refused(self, reject: Reject, case: Case, now_ns: int) -> Reject:
         self.counts[f"rejected.{reject.code}"] += 1
-        # A spent quota is not the arm's doing, and neither is what only the request is to blame for.
-        if case.arm and reject.status in (429, 503) and reject.code != QUOTA_EXCEEDED:
+        if case.arm and wanted_room(reject.status, reject.code):
             self.experiments.turned_away(case, now_ns=now_ns)
         for observer in self.observers:
             observer.refused(case, reject, now_ns=now_ns)

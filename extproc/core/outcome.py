@@ -21,6 +21,10 @@ LATE_BINDING = frozenset({"latency", "queue", "steer"})
 REASON_SCORES_SHOWN = 3
 
 
+#: The code of a 429 for want of quota.
+QUOTA_EXCEEDED = "quota_exceeded"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
     """An answer without an upstream: status, machine-readable code, message, seconds to wait."""
@@ -31,6 +35,14 @@ class Reject:
     retry_after_s: int | None = None
     #: Further response headers: the rate limits' figures.
     headers: tuple[tuple[str, str], ...] = ()
+
+
+def wanted_room(status: int, code: str) -> bool:
+    """Whether a refusal was for want of room: such a request missed its targets.
+
+    A spent quota is not the fleet's doing, and neither is what only the request is to blame for.
+    """
+    return status in (429, 503) and code != QUOTA_EXCEEDED
 
 
 class Named(Protocol):

@@ -18,9 +18,9 @@ import msgspec
 
 from extproc.core.contract import EXPLAIN_HEADER, MODEL_HEADER
 from extproc.core.decide import MODEL_SHOWN_MAX, overloaded
-from extproc.core.desk import QUOTA_EXCEEDED, AskQuota
+from extproc.core.desk import AskQuota
 from extproc.core.families import members
-from extproc.core.outcome import Answer, Hold, Reject, Routed
+from extproc.core.outcome import QUOTA_EXCEEDED, Answer, Hold, Reject, Routed
 from extproc.core.quota import Granted, Refused
 from extproc.core.request import Dialect, Kind, Request, Route, bad_request, find_route, parse
 from extproc.core.tenant import ANONYMOUS, Tenant

@@ -28,8 +28,7 @@ from extproc.core.contract import (
     SLO_TTFT_HEADER,
 )
 from extproc.core.decide import overloaded
-from extproc.core.desk import QUOTA_EXCEEDED
-from extproc.core.outcome import Answer, Hold, Outcome, Reject, Reservation, Routed
+from extproc.core.outcome import QUOTA_EXCEEDED, Answer, Hold, Outcome, Reject, Reservation, Routed
 from extproc.core.request import Request
 from extproc.core.tenant import Tenant
 from extproc.wire import codec, picker_codec

@@ -6,16 +6,11 @@ Owns which of a request's facts count as what. Pure; runs in the analytics' thre
 from __future__ import annotations
 
 from extproc.core.experiment.results import sample_of, tokens_each
-from extproc.core.outcome import End, Outcome, Reservation
+from extproc.core.outcome import End, Outcome, Reservation, wanted_room
 from extproc.core.policy import Policy
 from extproc.core.quota import Amounts
 from extproc.core.quota.values import GPU_US, MONEY
 from extproc.observe.analytics.row import Key, Row, count_in
-
-#: The refusals that are no fault of the class's targets: whose cause is the request or its tenant's quota.
-SPENT = "quota_exceeded"
-#: What is refused with these, and not for a spent quota, has missed its targets: there was no room for it.
-NO_ROOM = (429, 503)
 
 
 def key_of(reservation: Reservation) -> Key:
@@ -72,7 +67,7 @@ def rejected(row: Row, code: str, status: int, waited_ms: float | None) -> None:
     """A request was refused by us; `waited_ms` None where it was never held and never could be."""
     row.rejected += 1
     count_in(row.codes, code, 1)
-    if waited_ms is None or status not in NO_ROOM or code == SPENT:
+    if waited_ms is None or not wanted_room(status, code):
         return
     row.slo_missed += 1
     row.held_ms.add(waited_ms)

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 
 from extproc.core.aims import ClassSpec
 from extproc.core.decide import Case
-from extproc.core.desk import QUOTA_EXCEEDED, Desk
+from extproc.core.desk import Desk
 from extproc.core.experiment.results import sample_of, tokens_each
 from extproc.core.observer import Observer
-from extproc.core.outcome import End, Outcome, Reject, Routed
+from extproc.core.outcome import End, Outcome, Reject, Routed, wanted_room
 from extproc.core.tenant import Tenant
 from extproc.observe.metrics.histogram import Counted, Histogram
 from extproc.observe.metrics.labels import OTHER, Labels, Tenants
@@ -110,7 +110,7 @@ class Counting(Observer):
     def refused(self, case: Case, reject: Reject, *, now_ns: int) -> None:
         """It was shed, or its quota is spent."""
         tenant = self._refuse(case.tenant.name, reject.code)
-        if reject.code == QUOTA_EXCEEDED or reject.status not in (429, 503) or not case.permits:
+        if not wanted_room(reject.status, reject.code) or not case.permits:
             return
         self._of(case.pool, case.tenant.service_class).hold.saw((now_ns - case.arrived_ns) / 1e9)
         self._missed(tenant, case.tenant.service_class)
@@ -118,7 +118,7 @@ class Counting(Observer):
     def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:  # noqa: ARG002
         """Refused before it was a case; for want of room it is a request that missed its targets."""
         label = self._refuse(tenant, reject.code)
-        known = self._tenants_of().get(tenant) if reject.status in (429, 503) else None
+        known = self._tenants_of().get(tenant) if wanted_room(reject.status, reject.code) else None
         if known is not None:
             self._missed(label, known.service_class)
 
