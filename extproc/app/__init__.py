@@ -60,7 +60,7 @@ from extproc.observe.tally import Tally
 from extproc.observe.tenants import tenants_view
 from extproc.state.quota_redis import RedisQuota
 from extproc.wire.processor import Processor
-from extproc.wire.server import BindError, Server
+from extproc.wire.server import BindError, Command, Server
 
 __all__ = ["RELOADABLE_OF_POOL", "App", "directory_of", "pool_specs", "restart_needed"]
 
@@ -148,18 +148,24 @@ class App:
         self.analysing = Analysing(config, self.desk, clock=clock, connected=lambda: self.agents.sharing)
         self.alerting = Alerting(config, self.desk, clock=clock)
         self.measuring.firing = self.alerting.firing
+        #: What operators may ask and order, over gRPC and, as far as it takes them, at the admin port.
+        self.orders: dict[str, Command] = {
+            "Drain": self._drain,
+            "ClearFaults": self._clear_faults,
+            "Tenant": self.operators.tenant,
+            "Shadow": self.operators.shadow,
+            "Explain": self.explaining.explain,
+            "Experiment": self.experimenting.order,
+            "Report": self.analysing.order,
+            "Alerts": self.alerting.order,
+        }
         self.administering = Administering(
             config,
             self.desk,
             self.tally,
             tenants=self._tenants,
             brief=self._brief,
-            orders={
-                "Drain": self._drain,
-                "ClearFaults": self._clear_faults,
-                "Explain": self.explaining.explain,
-                "Experiment": self.experimenting.order,
-            },
+            orders=self.orders,
             parts=lambda: self.operating.parts,
             serving=lambda: not self._stop.is_set(),
             file=lambda: self.experimenting.file,
@@ -184,16 +190,7 @@ class App:
             status=self.status_json,
             message_bytes_max=self.config.gateway.body_bytes_max,
             handlers=[self.roster.publisher.handler()],
-            commands={
-                "Drain": self._drain,
-                "ClearFaults": self._clear_faults,
-                "Tenant": self.operators.tenant,
-                "Shadow": self.operators.shadow,
-                "Explain": self.explaining.explain,
-                "Experiment": self.experimenting.order,
-                "Report": self.analysing.order,
-                "Alerts": self.alerting.order,
-            },
+            commands=self.orders,
             first_token=self.first_token,
             picker=self.picking.picker,
             ready=lambda: self.roster.complete,

@@ -12,12 +12,12 @@ from xxhash import xxh3_64_intdigest
 
 from extproc.core.aims import ClassSpec
 from extproc.core.fleet import Pool
+from extproc.core.load import MS_NS
 from extproc.core.prefix import BLOCK_BYTES, PrefixIndex
 from extproc.core.request import IMAGE_TOKENS, Request, prefix_of
 from extproc.core.strategies import Moment, Work
 from extproc.core.strategies.base import NOTHING
 
-MS_NS = 1_000_000
 #: What a class aims at that says nothing of it.
 STANDARD = ClassSpec()
 
