@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from agents.command import command
+from steersman_agent.command import command
 
 __all__ = ["command"]

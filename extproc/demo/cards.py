@@ -1,7 +1,7 @@
 """What the nodes' simulated GPUs show: figures that follow the replicas' work, and the faults laid on them.
 
-Owns the fake NVML's scripts (agents/nvml_fake.py). Faults come from a file beside each script, one object
-of NVML's keys a card, which `steersman demo-fault` replaces whole; nobody else writes either file.
+Owns the scripts of the fake NVML (agents/steersman_agent/nvml_fake.py). Faults come from a file beside each,
+one object of NVML's keys a card, which `steersman demo-fault` replaces whole; nobody else writes either file.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import aiohttp
 
-from agents.nvml_fake import write_script
 from extproc.demo.fleet import DemoFleet, Node, Replica
+from steersman_agent.nvml_fake import write_script
 
 #: How often faults are looked for, and how often figures move.
 LOOK_S, MOVE_S = 0.1, 0.5

@@ -54,7 +54,7 @@ class Parts:
             node.name: child(
                 ChildSpec(
                     name=f"agent {node.name}",
-                    argv=[sys.executable, "-P", "-m", "agents", "-f", str(node.agent)],
+                    argv=[sys.executable, "-P", "-m", "steersman_agent", "-f", str(node.agent)],
                     # Nobody can ask an agent; what it says is seen at the service.
                     ready=_lives,
                     stop_s_max=STOP_S_MAX,

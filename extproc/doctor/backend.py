@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from agents.engines import ENGINES
 from extproc.doctor.evidence import Backend, Failed
 from extproc.doctor.fetch import Answer, fetch
+from steersman_agent.engines import ENGINES
 
 #: Pages asked of a server that nobody has named. vLLM is the one with `/version`; SGLang has it not.
 PAGES: Final = ("/info", "/get_server_info", "/get_model_info", "/props", "/version", "/v1/models")

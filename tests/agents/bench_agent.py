@@ -23,9 +23,9 @@ import aiohttp
 import grpc
 import grpc.aio
 
-from agents.nvml_fake import write_script
-from agents.push import METHOD
 from extproc._pb import telemetry_pb2 as pb
+from steersman_agent.nvml_fake import write_script
+from steersman_agent.push import METHOD
 
 REPLICAS = GPUS = 8
 SETTLE_S = 4.0
@@ -84,7 +84,7 @@ async def main(seconds: float) -> dict[str, Any]:
         }
         await asyncio.to_thread(file.write_text, json.dumps(config))  # JSON is YAML
         agent = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "agents", "-f", str(file)), stderr=asyncio.subprocess.DEVNULL
+            *(sys.executable, "-m", "steersman_agent", "-f", str(file)), stderr=asyncio.subprocess.DEVNULL
         )
 
         async def measure() -> dict[str, float]:

@@ -12,12 +12,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from agents.agent import Agent, collect_once
-from agents.config import AgentConfig, ReplicaSettings, load
-from agents.figures import NodeView, ReplicaView
-from agents.nvml_fake import write_script
-from agents.state import State
 from extproc.sim.fleet import ReplicaSpec, RunningReplicas, start_replicas
+from steersman_agent.agent import Agent, collect_once
+from steersman_agent.config import AgentConfig, ReplicaSettings, load
+from steersman_agent.figures import NodeView, ReplicaView
+from steersman_agent.nvml_fake import write_script
+from steersman_agent.state import State
 
 MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"
 
@@ -230,7 +230,7 @@ def test_the_drain_list_is_followed_while_running(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Draining begins and ends with the file; a broken file changes nothing."""
-    monkeypatch.setattr("agents.agent.CONFIG_LOOK_S", 0.05)
+    monkeypatch.setattr("steersman_agent.agent.CONFIG_LOOK_S", 0.05)
 
     async def run() -> None:
         async with await start_replicas([ReplicaSpec(name="one")]) as running:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from agents.config import AgentConfig, ReplicaSettings
-from agents.nvml_fake import HEALTHY, write_script
+from steersman_agent.config import AgentConfig, ReplicaSettings
+from steersman_agent.nvml_fake import HEALTHY, write_script
 
-AGENT = [sys.executable, "-m", "agents"]
+AGENT = [sys.executable, "-m", "steersman_agent"]
 
 
 def agent(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -87,7 +87,7 @@ def test_sigterm_ends_it_in_order(tmp_path: Path) -> None:
 
 def test_the_fakes_keys_are_all_documented() -> None:
     """Whoever writes a script reads the module's head."""
-    import agents.nvml_fake as module
+    import steersman_agent.nvml_fake as module
 
     for key in HEALTHY:
         assert re.search(rf"\b{key}\b", module.__doc__ or ""), key
@@ -95,8 +95,8 @@ def test_the_fakes_keys_are_all_documented() -> None:
 
 def test_steersman_agent_is_the_same_command() -> None:
     """`extproc.cli.agent` adds nothing."""
-    from agents.command import command
     from extproc.cli import agent as module
+    from steersman_agent.command import command
 
     assert module.command is command
     assert set(AgentConfig.model_fields) >= {"node", "services", "replicas", "drain"}

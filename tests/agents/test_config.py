@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.config import AgentConfig, AgentConfigError, load, loads
+from steersman_agent.config import AgentConfig, AgentConfigError, load, loads
 
 GOOD = """\
 node: gpu-7

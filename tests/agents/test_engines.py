@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from agents.engines import ENGINES
-from agents.engines.exposition import LINES_MAX, Wanted, count
-from agents.figures import About, Scrape
-from agents.state import Signal
+from steersman_agent.engines import ENGINES
+from steersman_agent.engines.exposition import LINES_MAX, Wanted, count
+from steersman_agent.figures import About, Scrape
+from steersman_agent.state import Signal
 
 
 def _pages() -> ModuleType:

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from agents.figures import Gpu
-from agents.gpus import DRIVER_RETRY_S, XIDS_MAX, GpuSnapshot, GpuWatch, read_once
-from agents.nvml import DriverGoneError, GpuReader
-from agents.nvml_fake import FakeNvml, write_script
-from agents.nvml_real import NoDriverError, open_nvml
+from steersman_agent.figures import Gpu
+from steersman_agent.gpus import DRIVER_RETRY_S, XIDS_MAX, GpuSnapshot, GpuWatch, read_once
+from steersman_agent.nvml import DriverGoneError, GpuReader
+from steersman_agent.nvml_fake import FakeNvml, write_script
+from steersman_agent.nvml_real import NoDriverError, open_nvml
 
 
 @pytest.fixture(params=["fake", "real"])
@@ -110,7 +110,7 @@ def only(opened: FakeNvml) -> Gpu:
 
 def test_the_fake_has_every_call_that_the_reader_makes_and_none_of_pynvmls_beside() -> None:
     """A call missing from the fake would be unknown for ever, in silence."""
-    folder = Path(importlib.import_module("agents").__file__ or "").parent
+    folder = Path(importlib.import_module("steersman_agent").__file__ or "").parent
     source = (folder / "nvml.py").read_text() + (folder / "gpus.py").read_text()
     real = importlib.import_module("pynvml")
     opened, _ = fake({})

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from agents.probe import RETRY_MAX_S, Baseline, Prober
-from agents.rates import Rate
-from agents.reply import Answer, Failure, Reply
-from agents.state import Signal, State
+from steersman_agent.probe import RETRY_MAX_S, Baseline, Prober
+from steersman_agent.rates import Rate
+from steersman_agent.reply import Answer, Failure, Reply
+from steersman_agent.state import Signal, State
 
 TIMED_OUT = Failure(Signal.TIMED_OUT, "no answer within 500 ms")
 

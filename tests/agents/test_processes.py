@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from agents.figures import Gpu, ProcessUse
-from agents.gpus import map_ports
-from agents.processes import gpus_of, listeners, listening_inodes, parents
+from steersman_agent.figures import Gpu, ProcessUse
+from steersman_agent.gpus import map_ports
+from steersman_agent.processes import gpus_of, listeners, listening_inodes, parents
 
 TABLE = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode

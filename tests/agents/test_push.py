@@ -12,10 +12,11 @@ import grpc
 import grpc.aio
 import pytest
 
-from agents.agent import Agent
-from agents.config import AgentConfig, TlsSettings
-from agents.figures import NodeView
-from agents.push import (
+from extproc._pb import telemetry_pb2 as pb
+from steersman_agent.agent import Agent
+from steersman_agent.config import AgentConfig, TlsSettings
+from steersman_agent.figures import NodeView
+from steersman_agent.push import (
     BACKOFF_MAX_S,
     METHOD,
     TOKEN_BYTES_MAX,
@@ -26,7 +27,6 @@ from agents.push import (
     pushers_for,
     read_token,
 )
-from extproc._pb import telemetry_pb2 as pb
 
 Handler = Callable[[AsyncIterator[pb.Report], Any], AsyncIterator[pb.Ack]]
 
@@ -152,7 +152,7 @@ def test_a_deaf_service_costs_freshness_and_nothing_else() -> None:
 
 def test_a_service_that_never_acknowledges_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stream is given up and begun anew."""
-    monkeypatch.setattr("agents.push.ACK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("steersman_agent.push.ACK_TIMEOUT_S", 0.1)
 
     async def play(service: Service, pusher: Pusher) -> None:
         service.reading.clear()
@@ -200,7 +200,7 @@ def test_a_refusal_is_said_once_and_does_not_stop_the_reports(caplog: pytest.Log
 
     caplog.set_level("INFO")
     scene(play)
-    said = [record.getMessage() for record in caplog.records if record.name == "agents.push"]
+    said = [record.getMessage() for record in caplog.records if record.name == "steersman_agent.push"]
     assert [line.split(": ", 1)[-1] for line in said if "refused" in line] == [
         "the report was refused: unknown_node"
     ]

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from agents.figures import Gpu, MigDevice, NodeView, ProcessUse, ReplicaView, XidEvent
-from agents.report import Pacer, changed, describe, encode, resolve_gpus
-from agents.state import State
+from steersman_agent.figures import Gpu, MigDevice, NodeView, ProcessUse, ReplicaView, XidEvent
+from steersman_agent.report import Pacer, changed, describe, encode, resolve_gpus
+from steersman_agent.state import State
 
 REPLICA = ReplicaView(
     address="10.0.0.5:8080",

@@ -4,8 +4,8 @@ from itertools import product
 
 import pytest
 
-from agents.state import TABLE, Channel, Signal, State, shown, worst
 from extproc._pb import telemetry_pb2 as pb
+from steersman_agent.state import TABLE, Channel, Signal, State, shown, worst
 
 A, M, S, U = Signal.ANSWERED, Signal.MOVED, Signal.SLOW, Signal.UNWELL
 L, T, R, W = Signal.LOADING, Signal.TIMED_OUT, Signal.REFUSED, Signal.WRONG_MODEL

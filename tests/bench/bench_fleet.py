@@ -141,4 +141,4 @@ def _agent(folder: Path, service: str, addresses: list[str]) -> Child:
     replicas = [{"address": address, "pool": "chat", "engine": "tgi"} for address in addresses]
     config = {"node": "bench", "services": [service], "token_file": str(secret), "nvml": "off", "probe_ms": 0}
     file.write_text(yaml.safe_dump({**config, "replicas": replicas}))
-    return Child("agent", [sys.executable, "-m", "agents", "-f", str(file)], folder)
+    return Child("agent", [sys.executable, "-m", "steersman_agent", "-f", str(file)], folder)

@@ -282,7 +282,7 @@ def test_pods_become_replicas() -> None:
 
 def test_an_agents_file_is_replaced_only_when_it_changes(tmp_path: Path) -> None:
     """What pods.py writes is a file that the agent takes, and stays untouched while nothing changes."""
-    from agents.config import load
+    from steersman_agent.config import load
 
     pods = script(f"{BIN}/pods.py")
     found, leaving = pods.replicas(

@@ -26,8 +26,8 @@ import grpc
 import yaml
 from gateway import KEYS, Child, Gateway, free_ports, listens, show_logs, wait_for
 
-from agents.nvml_fake import write_script
 from extproc._pb import telemetry_pb2 as pb
+from steersman_agent.nvml_fake import write_script
 
 PUSH = "/steersman.telemetry.v1.Telemetry/Push"
 
@@ -97,7 +97,7 @@ class Processes:
 
 
 class Agent:
-    """`python -m agents` of one node, with a GPU of a fake NVML for each replica."""
+    """`python -m steersman_agent` of one node, with a GPU of a fake NVML for each replica."""
 
     def __init__(
         self, processes: Processes, node: str, pool: str, addresses: Sequence[str], **settings: Any
@@ -120,7 +120,7 @@ class Agent:
         }
         self._file = processes.folder / f"{node}.yaml"
         self.write()
-        self.child = processes.start(f"agent-{node}", "-m", "agents", "-f", str(self._file))
+        self.child = processes.start(f"agent-{node}", "-m", "steersman_agent", "-f", str(self._file))
 
     def write(self) -> None:
         """Write the configuration as it stands; the agent looks at it each second."""

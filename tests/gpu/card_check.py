@@ -81,8 +81,8 @@ def smi() -> str:
 def reading_costs() -> dict[str, float]:
     """Milliseconds of one look at the cards: with everything, and the short one."""
     sys.path.insert(0, str(ROOT))
-    from agents.nvml import GpuReader
-    from agents.nvml_real import open_nvml
+    from steersman_agent.nvml import GpuReader
+    from steersman_agent.nvml_real import open_nvml
 
     lib = open_nvml("auto")
     reader = GpuReader(lib)
@@ -109,7 +109,7 @@ def endpoint_of(status: Any) -> dict[str, Any]:
 
 def main() -> None:
     """Idle, loaded, mapped by process, an XID, and the load gone."""
-    found: dict[str, Any] = {"smi_idle": smi(), "once_idle": ask("-m", "agents", "--once", "--json")}
+    found: dict[str, Any] = {"smi_idle": smi(), "once_idle": ask("-m", "steersman_agent", "--once", "--json")}
     found["reading"] = reading_costs()
     folder = Path(tempfile.mkdtemp())
     replica, service, pushed = free_port(), free_port(), free_port()

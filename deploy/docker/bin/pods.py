@@ -26,7 +26,7 @@ import yaml
 EVERY_S = 2.0
 ANSWER_BYTES_MAX = 16 * 1024 * 1024
 TIMEOUT_S = 10.0
-#: The agent's own bound (agents/config.py).
+#: The agent's own bound (agents/steersman_agent/config.py).
 REPLICAS_MAX = 64
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 PREFIX = "steersman/"

@@ -9,13 +9,13 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from agents.config import AgentConfig, ReplicaSettings
-from agents.engines import ENGINES, Engine
-from agents.figures import About, ReplicaView, Scrape
-from agents.probe import Prober
-from agents.rates import Rate
-from agents.reply import Answer, Reply
-from agents.state import Channel, Signal, State, shown, worst
+from steersman_agent.config import AgentConfig, ReplicaSettings
+from steersman_agent.engines import ENGINES, Engine
+from steersman_agent.figures import About, ReplicaView, Scrape
+from steersman_agent.probe import Prober
+from steersman_agent.rates import Rate
+from steersman_agent.reply import Answer, Reply
+from steersman_agent.state import Channel, Signal, State, shown, worst
 
 #: How often an engine is asked what it serves while nothing suggests that it changed.
 ABOUT_S: Final = 30.0

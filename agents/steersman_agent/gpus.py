@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from agents import processes
-from agents.figures import Gpu, XidEvent
-from agents.nvml import DriverGoneError, GpuReader
-from agents.nvml_real import NoDriverError, open_nvml
+from steersman_agent import processes
+from steersman_agent.figures import Gpu, XidEvent
+from steersman_agent.nvml import DriverGoneError, GpuReader
+from steersman_agent.nvml_real import NoDriverError, open_nvml
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import aiohttp
 
-from agents.reply import Answer, Failure, Reply
-from agents.state import Signal
+from steersman_agent.reply import Answer, Failure, Reply
+from steersman_agent.state import Signal
 
 #: An answer above this is cut off and counts as unwell: no page of an engine is that long.
 RESPONSE_BYTES_MAX: Final = 4 * 1024 * 1024

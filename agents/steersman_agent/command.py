@@ -1,4 +1,4 @@
-"""The command line: `steersman agent` and `python -m agents`. Owns options, output and exit codes."""
+"""The command line: `steersman agent`, and `python -m steersman_agent`. Owns options, output, exit codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from agents.config import AgentConfig
+    from steersman_agent.config import AgentConfig
 
 #: Exit code for a configuration that cannot be used.
 EXIT_CONFIG = 2
@@ -69,7 +69,7 @@ def command(file: Path | None, once: bool, as_json: bool, check_only: bool, verb
 
 def _load_or_exit(file: Path | None, *, needs_services: bool) -> AgentConfig:
     try:
-        from agents.config import AgentConfig, AgentConfigError, load
+        from steersman_agent.config import AgentConfig, AgentConfigError, load
     except ModuleNotFoundError as error:
         raise click.UsageError(f"{error}; install the extra: pip install 'steersman[agent]'") from error
     if file is None:
@@ -83,8 +83,8 @@ def _load_or_exit(file: Path | None, *, needs_services: bool) -> AgentConfig:
 
 
 def _look_once(config: AgentConfig, *, as_json: bool) -> None:
-    from agents.agent import collect_once
-    from agents.report import describe
+    from steersman_agent.agent import collect_once
+    from steersman_agent.report import describe
 
     view, why = asyncio.run(collect_once(config))
     if why:
@@ -107,7 +107,7 @@ def _said(value: object) -> str:
 
 
 async def _run(config: AgentConfig, file: Path | None) -> None:
-    from agents.agent import Agent
+    from steersman_agent.agent import Agent
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from agents.engines.base import Engine, mapping, served_models
-from agents.engines.exposition import Samples, Wanted, count, known, names, tokens
-from agents.figures import About, Scrape
+from steersman_agent.engines.base import Engine, mapping, served_models
+from steersman_agent.engines.exposition import Samples, Wanted, count, known, names, tokens
+from steersman_agent.figures import About, Scrape
 
 _WANTED: Final = Wanted(
     "sglang:num_running_reqs",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from agents.figures import Gpu, MigDevice, ProcessUse
+from steersman_agent.figures import Gpu, MigDevice, ProcessUse
 
 #: Bounds: what a broken driver may make us hold.
 GPUS_MAX, LINKS_MAX, MIG_DEVICES_MAX, PROCESSES_MAX = 64, 36, 16, 256

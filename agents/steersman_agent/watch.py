@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from random import Random
 
-from agents.fetch import Fetcher
-from agents.replica import ReplicaBook
-from agents.reply import Answer
+from steersman_agent.fetch import Fetcher
+from steersman_agent.replica import ReplicaBook
+from steersman_agent.reply import Answer
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agents.state import Signal
+from steersman_agent.state import Signal
 
 
 @dataclass(frozen=True, slots=True)

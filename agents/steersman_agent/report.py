@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, Final
 
-from agents.figures import Gpu, NodeView, ReplicaView
 from extproc._pb import telemetry_pb2 as pb
+from steersman_agent.figures import Gpu, NodeView, ReplicaView
 
 #: By how much running must move to be told before the heartbeat: a part of max_concurrent, at least 1.
 #: From or to 0 always; and any change of waiting, which is what a choice of replica turns on.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from agents.engines.exposition import names
-from agents.figures import About, Scrape
-from agents.state import Signal
+from steersman_agent.engines.exposition import names
+from steersman_agent.figures import About, Scrape
+from steersman_agent.state import Signal
 
 
 class Engine:

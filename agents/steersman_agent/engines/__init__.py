@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from agents.engines.base import Engine
-from agents.engines.llamacpp import LlamaCpp
-from agents.engines.sglang import SGLang
-from agents.engines.tgi import Tgi
-from agents.engines.vllm import Vllm
+from steersman_agent.engines.base import Engine
+from steersman_agent.engines.llamacpp import LlamaCpp
+from steersman_agent.engines.sglang import SGLang
+from steersman_agent.engines.tgi import Tgi
+from steersman_agent.engines.vllm import Vllm
 
 __all__ = ["ENGINES", "Engine"]
 

@@ -17,16 +17,16 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from agents.config import AgentConfig, AgentConfigError, ReplicaSettings, load
-from agents.fetch import Fetcher
-from agents.figures import Gpu, NodeView, ReplicaView
-from agents.gpus import GpuSnapshot, GpuWatch, read_once
-from agents.nvml_real import NoDriverError
-from agents.push import LEAVE_S, Numbers, pushers_for
-from agents.replica import ReplicaBook
-from agents.report import Pacer, resolve_gpus
-from agents.state import State
-from agents.watch import Watch
+from steersman_agent.config import AgentConfig, AgentConfigError, ReplicaSettings, load
+from steersman_agent.fetch import Fetcher
+from steersman_agent.figures import Gpu, NodeView, ReplicaView
+from steersman_agent.gpus import GpuSnapshot, GpuWatch, read_once
+from steersman_agent.nvml_real import NoDriverError
+from steersman_agent.push import LEAVE_S, Numbers, pushers_for
+from steersman_agent.replica import ReplicaBook
+from steersman_agent.report import Pacer, resolve_gpus
+from steersman_agent.state import State
+from steersman_agent.watch import Watch
 
 log = logging.getLogger(__name__)
 

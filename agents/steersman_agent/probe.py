@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from agents.reply import Answer, Reply
-from agents.state import Channel, Signal, State
+from steersman_agent.reply import Answer, Reply
+from steersman_agent.state import Channel, Signal, State
 
 #: A prompt is slow above this many times the replica's custom, and this much above it at least.
 SLOW_FACTOR, SLOW_MARGIN_MS = 3.0, 100.0

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from agents.engines.base import Engine, mapping
-from agents.engines.exposition import Wanted, count, known, names, tokens
-from agents.figures import About, Scrape
+from steersman_agent.engines.base import Engine, mapping
+from steersman_agent.engines.exposition import Wanted, count, known, names, tokens
+from steersman_agent.figures import About, Scrape
 
 _WANTED: Final = Wanted(
     "tgi_queue_size",

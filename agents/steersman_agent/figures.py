@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agents.state import State
+from steersman_agent.state import State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from agents.nvml_fake import FakeNvml
+from steersman_agent.nvml_fake import FakeNvml
 
 
 class NoDriverError(Exception):

@@ -18,10 +18,10 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
-from agents.config import AgentConfig
-from agents.figures import NodeView
-from agents.report import encode
 from extproc._pb import telemetry_pb2 as pb
+from steersman_agent.config import AgentConfig
+from steersman_agent.figures import NodeView
+from steersman_agent.report import encode
 
 log = logging.getLogger(__name__)
 

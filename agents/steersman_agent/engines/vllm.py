@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from agents.engines.base import Engine
-from agents.engines.exposition import Samples, Wanted, count, known, names, tokens
-from agents.figures import Scrape
+from steersman_agent.engines.base import Engine
+from steersman_agent.engines.exposition import Samples, Wanted, count, known, names, tokens
+from steersman_agent.figures import Scrape
 
 _USAGE: Final = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 _WANTED: Final = Wanted(

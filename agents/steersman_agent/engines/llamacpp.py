@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from agents.engines.base import Engine, mapping, served_models
-from agents.engines.exposition import Wanted, count, known, names, tokens
-from agents.figures import About, Scrape
-from agents.state import Signal
+from steersman_agent.engines.base import Engine, mapping, served_models
+from steersman_agent.engines.exposition import Wanted, count, known, names, tokens
+from steersman_agent.figures import About, Scrape
+from steersman_agent.state import Signal
 
 _WANTED: Final = Wanted(
     "llamacpp:requests_processing",
