@@ -50,7 +50,7 @@ class Explaining:
             return msgspec.json.encode(found.plain())
         tenant = self._tenant(order.tenant)
         method = "POST" if order.body else "GET"
-        route, _ = find_route(method, order.path)
+        route = find_route(method, order.path)
         if route is None or route.kind in ANSWERED_HERE:
             raise ValueError(f"nothing is decided for {method} {order.path[:ID_SHOWN_MAX]}")
         request = parse(route, order.body.encode())

@@ -87,7 +87,7 @@ def examples_of(path: Path) -> tuple[list[tuple[tuple[float, ...], float]], list
     from extproc.core.outcome import Reject
     from extproc.core.request import find_route, parse
 
-    route, _ = find_route("POST", "/v1/chat/completions")
+    route = find_route("POST", "/v1/chat/completions")
     assert route is not None
     examples: list[tuple[tuple[float, ...], float]] = []
     mistakes: list[str] = []

@@ -153,7 +153,7 @@ def connection_manager(config: Config, *, trusted: bool = False) -> HttpConnecti
         normalize_path=True,
         merge_slashes=True,
         path_with_escaped_slashes_action=HttpConnectionManagerPathWithEscapedSlashesAction.REJECT_REQUEST,
-        strip_any_host_port=True,
+        # The host's port stays: no route is chosen by it, and errors tell clients their own base address.
         # Limits.
         max_request_headers_kb=HEADERS_KB_MAX,
         common_http_protocol_options=HttpProtocolOptions(

@@ -196,14 +196,12 @@ _text = msgspec.json.Decoder(str)
 _format = msgspec.json.Decoder(_Format)
 
 
-def find_route(method: str, path: str) -> tuple[Route | None, Dialect]:
-    """The route of a method and path (query ignored), and the dialect to answer in either way."""
-    bare = path.partition("?")[0]
-    dialect = Dialect.OPENAI if bare.startswith("/v1/") else Dialect.TGI
-    for route in ROUTES.get(bare, ()):
+def find_route(method: str, path: str) -> Route | None:
+    """The route of a method and path (query ignored); what to say without one is in misrouted.py."""
+    for route in ROUTES.get(path.partition("?")[0], ()):
         if route.method == method:
-            return route, route.dialect
-    return None, dialect
+            return route
+    return None
 
 
 def parse(route: Route, body: bytes) -> Request | Reject:

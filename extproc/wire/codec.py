@@ -42,8 +42,10 @@ API_KEY = "x-api-key"
 #: The headers that a decision reads; the rest is not even decoded.
 WANTED = frozenset(
     {
+        ":authority",
         ":method",
         ":path",
+        ":scheme",
         AUTHORIZATION,
         API_KEY,
         "content-encoding",

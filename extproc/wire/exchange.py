@@ -20,6 +20,7 @@ from extproc.core.contract import EXPLAIN_HEADER, MODEL_HEADER
 from extproc.core.decide import MODEL_SHOWN_MAX, overloaded
 from extproc.core.desk import AskQuota
 from extproc.core.families import members
+from extproc.core.misrouted import advice, dialect_of
 from extproc.core.outcome import QUOTA_EXCEEDED, Answer, Hold, Reject, Routed
 from extproc.core.quota import Granted, Refused
 from extproc.core.request import Dialect, Kind, Request, Route, bad_request, find_route, parse
@@ -208,7 +209,8 @@ class Exchange:
         """Everything that can be said before the body comes; None lets it come."""
         processor, values = self._processor, headers.values
         method, path = values.get(":method", ""), values.get(":path", "")
-        route, self._dialect = find_route(method, path)
+        route, bare = find_route(method, path), path.partition("?")[0]
+        self._dialect = route.dialect if route is not None else dialect_of(bare)
         if self.journey is not None:
             self.journey.headers(route.kind if route is not None else None, values)
         if headers.repeated:
@@ -223,8 +225,10 @@ class Exchange:
             self.journey.tenant = self._tenant
         self._key = identity.key.id if identity.key is not None else ""
         if route is None:
-            bare = path.partition("?")[0]
-            return Reject(status=404, code="not_found", message=f"no route {method} {bare}")
+            message = advice(
+                method, bare, scheme=values.get(":scheme", ""), host=values.get(":authority", "")
+            )
+            return Reject(status=404, code="not_found", message=message)
         if route.kind is Kind.MODELS:
             return self._models()
         self._route, self._model = route, values.get(MODEL_HEADER)

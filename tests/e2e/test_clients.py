@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 import pytest
 from gateway import KEYS, Gateway, wait_for
 from huggingface_hub import InferenceClient
 from openai import AuthenticationError, NotFoundError, OpenAI
 from replicas import Replicas
 from text_generation import Client
+from text_generation.errors import NotFoundError as TgiNotFoundError
 
 pytestmark = pytest.mark.envoy
 
@@ -59,6 +63,74 @@ def test_openai_errors_are_its_own_exceptions(fleet: tuple[Gateway, Replicas], o
     stranger = OpenAI(base_url=f"{fleet[0].url}/v1", api_key="sk-wrong", max_retries=0)
     with pytest.raises(AuthenticationError):
         stranger.chat.completions.create(model="tiny-chat", messages=MESSAGES)
+
+
+def test_openai_without_v1_is_told_the_base_address(fleet: tuple[Gateway, Replicas]) -> None:
+    """Every call of a client whose base address lacks /v1 raises NotFoundError with the address to use."""
+    url = fleet[0].url
+    client = OpenAI(base_url=url, api_key=KEYS["acme"], max_retries=0)
+    calls: list[Callable[[], object]] = [
+        lambda: client.chat.completions.create(model="tiny-chat", messages=MESSAGES),
+        lambda: client.chat.completions.create(model="tiny-chat", messages=MESSAGES, stream=True),
+        lambda: client.completions.create(model="tiny-chat", prompt="Ahoy!"),
+        client.models.list,
+        lambda: client.models.retrieve("tiny-chat"),
+        lambda: client.embeddings.create(model="tiny-chat", input="Ahoy!"),
+    ]
+    for call in calls:
+        with pytest.raises(NotFoundError, match=f"use the base address {re.escape(url)}/v1") as caught:
+            call()
+        assert caught.value.code == "not_found"
+        assert caught.value.type == "not_found_error"
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("/v1/v1", "use the base address {url}/v1"),
+        ("/openai/v1", "use the base address {url}/v1"),
+        ("/v1/chat/completions", "use the base address {url}/v1"),
+    ],
+)
+def test_openai_with_too_much_of_a_base(fleet: tuple[Gateway, Replicas], base: str, said: str) -> None:
+    """A base address with more than /v1 is told the right one too."""
+    url = fleet[0].url
+    client = OpenAI(base_url=url + base, api_key=KEYS["acme"], max_retries=0)
+    with pytest.raises(NotFoundError, match=re.escape(said.format(url=url))):
+        client.chat.completions.create(model="tiny-chat", messages=MESSAGES)
+
+
+def test_tgi_clients_with_v1_are_told_the_base_address(fleet: tuple[Gateway, Replicas]) -> None:
+    """TGI's client at /v1 gets TGI's error pair, with the address to use."""
+    client = Client(f"{fleet[0].url}/v1", headers={"Authorization": f"Bearer {KEYS['acme']}"})
+    with pytest.raises(TgiNotFoundError, match=f"use the base address {re.escape(fleet[0].url)}"):
+        client.generate("Ahoy!")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "said"),
+    [
+        ("POST", "/v1/generate", 404, "no route POST /v1/generate: use the base address {url}"),
+        ("POST", "/generate/", 404, "no route POST /generate/: write /generate"),
+        ("GET", "/v1/models/", 404, "no route GET /v1/models/: write /v1/models"),
+        ("GET", "/models", 404, "no route GET /models: use the base address {url}/v1"),
+        ("GET", "/v1/chat/completions", 404, "no route GET /v1/chat/completions: it takes POST"),
+        ("POST", "//v1//chat/completions", 200, None),
+        ("GET", "/v1//models", 200, None),
+    ],
+)
+def test_near_misses(
+    fleet: tuple[Gateway, Replicas], method: str, path: str, status: int, said: str | None
+) -> None:
+    """A path that is almost a route is told which one; doubled slashes are Envoy's to merge."""
+    gateway, _ = fleet
+    body = {"model": "tiny-chat", "messages": MESSAGES} if method == "POST" else None
+    came, _, text = gateway.call(path, body, method=method)
+    assert came == status, text
+    if said is not None:
+        error = text["error"]
+        message = error["message"] if isinstance(error, dict) else error
+        assert message == said.format(url=gateway.url)
 
 
 def test_huggingface_text_generation_both_ways(fleet: tuple[Gateway, Replicas]) -> None:

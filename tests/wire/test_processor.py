@@ -153,6 +153,21 @@ def test_who_asks_comes_first() -> None:
     assert "anonymous" not in processor.tally.tenants
 
 
+def test_a_wrong_base_address_is_told_the_right_one() -> None:
+    """404 in OpenAI's error object, with the host that the client used; a stranger's 401 is in it too."""
+    processor = processor_of()
+    came = ((":authority", "llm.example:8443"), (":scheme", "https"))
+    status, body, *_ = refused(
+        processor.open().receive(envoy.headers("POST", "/chat/completions", KEY, *came))
+    )
+    assert (status, body["error"]["type"], body["error"]["code"]) == (404, "not_found_error", "not_found")
+    assert body["error"]["message"] == (
+        "no route POST /chat/completions: use the base address https://llm.example:8443/v1"
+    )
+    status, body, *_ = refused(processor.open().receive(envoy.headers("POST", "/chat/completions", *came)))
+    assert (status, body["error"]["type"]) == (401, "authentication_error")
+
+
 @pytest.mark.parametrize(
     "name", ["authorization", "x-api-key", "x-model", "content-length", "content-encoding"]
 )

@@ -137,7 +137,7 @@ def test_the_conversation(users: str, said: str) -> None:
 
 
 def messages(body: bytes, characters_max: int, path: str = "/v1/chat/completions") -> list[tuple[str, str]]:
-    route, _ = find_route("POST", path)
+    route = find_route("POST", path)
     assert route is not None
     request = parse(route, body)
     assert not isinstance(request, Reject)

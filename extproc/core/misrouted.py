@@ -1,0 +1,114 @@
+"""What to say to a request that no route takes: which base address, method or path its client meant.
+
+Owns the one table of the paths that clients add to a base address, and so the dialect in which each client
+reads an error. Only a path's last parts are looked at, so that a long one costs no more than a short one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from extproc.core.request import ROUTES, Dialect
+
+#: The base addresses, after `http://HOST`: what OpenAI's clients are given, and what TGI's are.
+BASES: Final = {Dialect.OPENAI: "/v1", Dialect.TGI: ""}
+#: What clients add to their base address, and whose clients do. Those of them that are no routes here are
+#: listed too: a client that looks for `/embeddings` has the wrong base address as much as one for a chat.
+ADDED: Final[dict[str, Dialect]] = {
+    "chat/completions": Dialect.OPENAI,
+    "completions": Dialect.OPENAI,
+    "models": Dialect.OPENAI,
+    "embeddings": Dialect.OPENAI,
+    "responses": Dialect.OPENAI,
+    "generate": Dialect.TGI,
+    "generate_stream": Dialect.TGI,
+    "tokenize": Dialect.TGI,
+    "chat_tokenize": Dialect.TGI,
+    "info": Dialect.TGI,
+    "health": Dialect.TGI,
+}
+#: What engines serve besides, and the route here that does the same.
+INSTEAD: Final = {
+    "/completion": "/v1/completions",
+    "/detokenize": "",
+    "/api/chat": "/v1/chat/completions",
+    "/api/generate": "/v1/completions",
+    "/v1/messages": "/v1/chat/completions",
+    "/v1/rerank": "",
+}
+#: `models/NAME` has one part after it.
+NAMED: Final = "models"
+#: The last parts of a path that are looked at, and how much of it is said again.
+PARTS_MAX: Final = 3
+PATH_SAID_MAX: Final = 200
+_HOST: Final = re.compile(r"[A-Za-z0-9._:\[\]-]{1,253}")
+
+
+@dataclass(frozen=True, slots=True)
+class Meant:
+    """The path that a client's library added, whose library, and what stood before it as a base."""
+
+    added: str
+    dialect: Dialect
+    base: str
+
+
+def dialect_of(path: str) -> Dialect:
+    """In whose dialect an error about this path (without its query) is read."""
+    meant = _meant(_tidy(path))
+    if meant is not None:
+        return meant.dialect
+    return Dialect.OPENAI if path.startswith("/v1/") and _tidy(path) != "/v1" else Dialect.TGI
+
+
+def advice(method: str, path: str, *, scheme: str = "http", host: str = "") -> str:
+    """`no route GET /models: use the base address …`; `path` without its query, `host` the client's."""
+    if not _HOST.fullmatch(host):
+        host = "HOST"
+    root = f"{scheme if scheme in ('http', 'https') else 'http'}://{host}"
+    said = path if len(path) <= PATH_SAID_MAX else path[:PATH_SAID_MAX] + "…"
+    what = _advice(path, root)
+    return f"no route {method[:16]} {said}" + (f": {what}" if what else "")
+
+
+def _advice(path: str, root: str) -> str:
+    if path in ROUTES:
+        return "it takes " + " or ".join(dict.fromkeys(route.method for route in ROUTES[path]))
+    tidy = _tidy(path)
+    if tidy == "/v1":
+        return (
+            f"this is the base address of OpenAI's clients, which add /chat/completions to it; "
+            f"for TGI's clients use the base address {root}"
+        )
+    if tidy in ROUTES:
+        return f"write {tidy}"
+    if tidy in INSTEAD:
+        other = INSTEAD[tidy]
+        return f"not served here; {other} is" if other else "not served here"
+    meant = _meant(tidy)
+    if meant is None or meant.base == BASES[meant.dialect]:
+        return ""
+    right = BASES[meant.dialect]
+    served = f"{right}/{meant.added}" in ROUTES
+    return f"use the base address {root}{right}" + (
+        "" if served else f" (/{meant.added} is not served there)"
+    )
+
+
+def _tidy(path: str) -> str:
+    """Without doubled slashes and slashes at the end, of a path's end alone where it is long."""
+    parts = [part for part in path[-4 * PATH_SAID_MAX :].split("/") if part]
+    return "/" + "/".join(parts)
+
+
+def _meant(tidy: str) -> Meant | None:
+    parts = tidy[1:].split("/")
+    for count in range(min(PARTS_MAX, len(parts)), 0, -1):
+        added, base = "/".join(parts[-count:]), "".join(f"/{part}" for part in parts[:-count])
+        if added in ADDED:
+            return Meant(added, ADDED[added], base)
+        if count == 2 and parts[-2] == NAMED:
+            return Meant(added, ADDED[NAMED], base)
+    return None
