@@ -104,7 +104,7 @@ def text(pools: Sequence[FirstPool], *, places: Places, tenant: str, key_sha256:
         "gateway:",
         f"  listen: {written(places.listen)}    # where clients connect: http://{places.listen}/v1/chat/completions",
         f"  envoy_admin: {written(places.envoy_admin)}    # Envoy's own port; keep it on loopback",
-        "  debug_headers: true    # answers say which replica and why; false tells clients nothing",
+        "  # debug_headers: true    # tells clients which replica served them, and why",
         "",
         "service:",
         f"  listen: [{written(places.service)}]    # where Envoy asks for decisions",

@@ -118,7 +118,9 @@ def test_each_engine_is_known_by_what_it_says(
     file = tmp_path / "steersman.yaml"
     result = init(file, address)
     assert (result.exit_code, result.stderr) == (0, "")
-    pool = load(file).pools[0]
+    config = load(file)
+    assert not config.gateway.debug_headers, "which replica served is not every client's to know"
+    pool = config.pools[0]
     assert (pool.engine, pool.models) == (engine, models)
     endpoint = pool.endpoints[0]
     assert (endpoint.address, endpoint.max_concurrent) == (address, max_concurrent)

@@ -6,7 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +83,76 @@ def test_from_two_replicas_to_an_answer(tmp_path: Path) -> None:
             report = json.loads(steersman("doctor", "-f", str(file), "--key", told["key"], "--json"))
             assert report["well"]
             assert "service.probe" in report["passed"]
+
+
+#: What each engine says of itself, as far as init asks.
+PAGES: dict[str, dict[str, Any]] = {
+    "vllm": {"/version": {"version": "0.11.0"}, "/v1/models": {"data": [{"id": "tiny-chat"}]}},
+    "sglang": {
+        "/get_model_info": {"model_path": "/weights/tiny"},
+        "/get_server_info": {"max_total_num_tokens": 200_000, "max_running_requests": 48},
+        "/v1/models": {"data": [{"id": "tiny-chat"}]},
+    },
+    "llamacpp": {
+        "/props": {"total_slots": 2, "default_generation_settings": {"n_ctx": 2048}},
+        "/v1/models": {"data": [{"id": "tiny-chat"}]},
+    },
+}
+
+
+@contextmanager
+def disguised(address: str, pages: dict[str, Any]) -> Iterator[str]:
+    """A simulated replica behind another engine's pages; its ip:port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.path in pages or self.path == "/health"
+            self._answer(200 if known else 404, json.dumps(pages.get(self.path)).encode())
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            asked = urllib.request.Request(
+                f"http://{address}{self.path}", body, {"content-type": "application/json"}
+            )
+            with urllib.request.urlopen(asked, timeout=30) as told:
+                self._answer(told.status, told.read())
+
+        def _answer(self, status: int, data: bytes) -> None:
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize("engine", PAGES)
+def test_from_each_kind_of_engine_to_an_answer(tmp_path: Path, engine: str) -> None:
+    """init knows the engine by its pages; check, up and a first answer, without a header of ours."""
+    with Replicas(specs(1)) as replicas, disguised(replicas.addresses[0], PAGES[engine]) as address:
+        file, told = begun(tmp_path, address)
+        assert [pool["engine"] for pool in told["pools"]] == [engine]
+        steersman("check", "-f", str(file))
+        for _ in served(tmp_path, file):
+            client = OpenAI(base_url=f"{told['url']}/v1", api_key=told["key"], max_retries=2, timeout=60)
+            messages: Any = [{"role": "user", "content": "Say hello."}]
+            raw = client.chat.completions.with_raw_response.create(
+                model="tiny-chat", messages=messages, max_tokens=8
+            )
+            assert raw.status_code == 200
+            assert [name for name in raw.headers if name.startswith("x-steersman-")] == []
 
 
 @pytest.mark.engine
