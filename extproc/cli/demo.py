@@ -1,4 +1,4 @@
-"""`steersman demo`: the whole thing on simulated replicas, with two tenants' traffic."""
+"""`steersman demo`: the whole thing on simulated replicas, with three tenants' traffic."""
 
 from __future__ import annotations
 
@@ -54,6 +54,12 @@ from extproc.cli.options import examples, log_to_stderr
     help="Keep configuration and logs here; a private temporary folder when left out.",
 )
 @click.option("--table/--no-table", default=None, help="Show the live table; as is fit for the terminal.")
+@click.option(
+    "--faults/--no-faults",
+    default=True,
+    envvar="STEERSMAN_DEMO_FAULTS",
+    help="Slow a replica down every now and then, and say so; never with --smoke.  [default: faults]",
+)
 def command(
     smoke: bool,
     trace: Path | None,
@@ -63,11 +69,14 @@ def command(
     envoy_path: Path | None,
     run_dir: Path | None,
     table: bool | None,
+    faults: bool,
 ) -> None:
-    """Run the whole thing on simulated replicas, with two tenants' traffic.
+    """Run the whole thing on simulated replicas, with three tenants' traffic.
 
-    Starts four simulated replicas of two kinds, the service and Envoy on free local ports, and sends
-    them two tenants' requests through openai, huggingface_hub and text-generation. Ctrl-C stops all.
+    Starts four simulated replicas in a cheap and a strong pool, the service and Envoy on free local ports,
+    and sends them requests of three tenants, each of another class, through openai, huggingface_hub and
+    text-generation. One tenant asks for more than its quota, and every minute a replica is slowed down for
+    20 s (--no-faults: never). Ctrl-C stops all.
     """
     log_to_stderr()
     for noisy in ("httpx", "httpx2", "openai"):
@@ -96,6 +105,7 @@ def command(
                     run_dir=folder,
                     speed=speed or (4.0 if smoke else 2.0),
                     seed=seed,
+                    faults=faults,
                     for_s=for_s,
                     pictured=not smoke and (sys.stdout.isatty() if table is None else table),
                 ),

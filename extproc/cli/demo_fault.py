@@ -15,7 +15,7 @@ from extproc.cli.options import examples, json_option, print_json
     epilog=examples(
         "steersman demo-fault --list",
         "steersman demo-fault xid=79 2                  # replica 2's card falls off the bus",
-        "steersman demo-fault slow=6 chat-a100",
+        "steersman demo-fault slow=6 cheap-a100",
         "steersman demo-fault clear                     # mend everything",
     ),
 )

@@ -236,8 +236,10 @@ _WORK: Final[dict[str, Callable[[Order], Awaitable[Done]]]] = {
 }
 
 
-async def strike(demo: RunningDemo, kind: str, *, value: str | None, target: str | None) -> Done:
-    """Do it. Raises FaultError, ServiceSilentError."""
+async def strike(
+    demo: RunningDemo, kind: str, *, value: str | None, target: str | None, noted: bool = True
+) -> Done:
+    """Do it, and note in the demo that somebody did. Raises FaultError, ServiceSilentError."""
     known = KINDS.get(kind)
     if known is None:
         raise WrongOrderError(f"{kind!r} is no kind of fault; write one of {', '.join(KINDS)}")
@@ -246,8 +248,16 @@ async def strike(demo: RunningDemo, kind: str, *, value: str | None, target: str
     if known.strikes == "service" and target is not None:
         raise WrongOrderError(f"{kind} strikes the one service; leave {target!r} out")
     done = await _WORK[kind](resolve(demo, known.strikes, value=value, target=target))
-    demo.note(f"demo-fault: {done.did}")
+    if noted:
+        demo.note(f"demo-fault: {done.did}")
     return done
+
+
+async def mend(demo: RunningDemo, target: str) -> None:
+    """End what is wrong with a replica's card and its pace, and nothing else of it. Raises FaultError."""
+    for replica in resolve(demo, "replica", value=None, target=target).replicas:
+        _lay(demo, replica, None)
+        await _set(replica, {"clear": True})
 
 
 def resolve(demo: RunningDemo, strikes: str, *, value: str | None, target: str | None) -> Order:

@@ -1,7 +1,7 @@
 """What the demo runs on: four simulated replicas in two pools on two nodes, and its configuration.
 
-Owns names, hardware, zones, tenants and keys of the demo; renders the files that its parts read. The last
-replica is in no list: its node's agent registers it.
+Owns names, hardware, zones and keys of the demo; renders the files that its parts read. Each pool has a
+replica on each node. The last replica is in no list: its node's agent registers it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ from typing import Any, Final
 import yaml
 
 from extproc.core.tenant import hash_key
-from extproc.demo.workload import BATCH, CHAT
+from extproc.demo.tenancy import (
+    ALERTS,
+    BY_NAME,
+    CHEAP_MODEL,
+    CLASSES,
+    EXPERIMENTS,
+    FAMILY,
+    POOLS,
+    TENANTS,
+    Serving,
+)
 from extproc.sim.timing import TIMING_LABEL, hardware_named
 
-CHAT_MODEL, CODE_MODEL = "tiny-chat", "tiny-code"
-#: Pool and its model; each has a replica on each node.
-POOLS: Final = (("chat", CHAT_MODEL), ("code", CODE_MODEL))
-#: Tenant and the model of its requests that name none.
-TENANTS: Final = ((CHAT, CHAT_MODEL), (BATCH, CODE_MODEL))
 #: Envoy's two ports, the service's two, and the replicas'.
 PORTS_NEEDED: Final = 4 + 4
 #: An agent takes a replica for hung when it was silent twice as long.
@@ -67,13 +72,22 @@ class Replica:
     number: int
     name: str
     address: str
-    pool: str
-    model: str
+    serving: Serving
     node: str
     gpu: int
     card: Card
     #: Not in the configuration: its agent registers it.
     registered: bool
+
+    @property
+    def pool(self) -> str:
+        """Its pool's name."""
+        return self.serving.pool
+
+    @property
+    def model(self) -> str:
+        """The model that it serves."""
+        return self.serving.model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,20 +145,19 @@ async def listens(replica: Replica) -> bool:
 def lay_out(folder: Path, ports: list[int], *, speed: float, seed: int) -> DemoFleet:
     """Write `demo.yaml` and the agents' files into a folder; `ports` are PORTS_NEEDED free ones."""
     listen, admin, service, telemetry, *rest = (f"127.0.0.1:{port}" for port in ports)
-    places = [(pool, model, index, place) for index, (pool, model) in enumerate(POOLS) for place in NODES]
+    places = [(serving, index, place) for index, serving in enumerate(POOLS) for place in NODES]
     replicas = tuple(
         Replica(
             number=number,
-            name=f"{pool}-{card.label.lower()}",
+            name=f"{serving.pool}-{card.label.lower()}",
             address=address,
-            pool=pool,
-            model=model,
+            serving=serving,
             node=node,
             gpu=index,
             card=card,
             registered=number == len(places),
         )
-        for number, (address, (pool, model, index, (node, _, card))) in enumerate(
+        for number, (address, (serving, index, (node, _, card))) in enumerate(
             zip(rest, places, strict=True), start=1
         )
     )
@@ -159,7 +172,7 @@ def lay_out(folder: Path, ports: list[int], *, speed: float, seed: int) -> DemoF
         )
         for name, zone, card in NODES
     )
-    keys = {tenant: "sk-steer-demo-" + secrets.token_urlsafe(18) for tenant, _ in TENANTS}
+    keys = {tenant: "sk-steer-demo-" + secrets.token_urlsafe(18) for tenant in BY_NAME}
     tokens = {node.name: secrets.token_urlsafe(32) for node in nodes}
     made = DemoFleet(
         listen=listen,
@@ -192,21 +205,37 @@ def _config(fleet: DemoFleet, *, admin: str, telemetry: str, tokens: dict[str, s
             "listen": [telemetry],
             "nodes": [{"name": name, "token_sha256": hash_key(token)} for name, token in tokens.items()],
         },
+        "classes": CLASSES,
         "pools": [
             {
-                "name": pool,
-                "models": [model],
+                "name": serving.pool,
+                "models": [serving.model],
+                "price": dict(serving.price),
                 "endpoints": [
-                    {"address": replica.address, "zone": zones[replica.node]}
+                    {
+                        "address": replica.address,
+                        "zone": zones[replica.node],
+                        "max_concurrent": serving.max_concurrent,
+                    }
                     for replica in fleet.replicas
-                    if replica.pool == pool and not replica.registered
+                    if replica.pool == serving.pool and not replica.registered
                 ],
             }
-            for pool, model in POOLS
+            for serving in POOLS
         ],
+        "families": [{"name": FAMILY, "models": [serving.model for serving in POOLS]}],
+        "experiments": EXPERIMENTS,
+        "alerts": ALERTS,
         "tenants": [
-            {"name": tenant, "default_model": model, "keys": [{"sha256": hash_key(fleet.keys[tenant])}]}
-            for tenant, model in TENANTS
+            {
+                "name": tenant.name,
+                "class": tenant.service_class,
+                "weight": tenant.weight,
+                "default_model": tenant.model,
+                "quota": dict(tenant.quota),
+                "keys": [{"sha256": hash_key(fleet.keys[tenant.name])}],
+            }
+            for tenant in TENANTS
         ],
     }
 
@@ -228,6 +257,7 @@ def _agent(node: Node, fleet: DemoFleet, *, telemetry: str, token: Path) -> dict
                 "models": [replica.model],
                 "gpus": [replica.gpu],
                 "timeout_ms": SILENCE_MS,
+                "max_concurrent": replica.serving.max_concurrent,
                 # TGI does not tell its capacity: whoever sets the engine up knows it.
                 "kv_capacity_tokens": hardware_named(replica.card.hardware).kv_capacity_tokens,
             }
@@ -239,7 +269,7 @@ def _agent(node: Node, fleet: DemoFleet, *, telemetry: str, token: Path) -> dict
 
 def curl_line(url: str, key: str) -> str:
     """A request to try by hand."""
-    body = f'{{"model":"{CHAT_MODEL}","stream":true,"messages":[{{"role":"user","content":"Ahoy!"}}]}}'
+    body = f'{{"model":"{CHEAP_MODEL}","stream":true,"messages":[{{"role":"user","content":"Ahoy!"}}]}}'
     return (
         f"curl -N {url}/v1/chat/completions -H 'authorization: Bearer {key}' "
         f"-H 'content-type: application/json' -d '{body}'"

@@ -22,10 +22,12 @@ from extproc.config.load import load
 from extproc.demo import running, table
 from extproc.demo.cards import Cards
 from extproc.demo.clients import Clients
-from extproc.demo.fleet import CAPTION, PORTS_NEEDED, TENANTS, DemoFleet, curl_line, lay_out
+from extproc.demo.fleet import CAPTION, PORTS_NEEDED, DemoFleet, curl_line, lay_out
 from extproc.demo.live import Events, going_on, show_picture
 from extproc.demo.parts import RESTARTS, Parts
+from extproc.demo.tenancy import BY_NAME, FAMILY, POOLS, TENANTS
 from extproc.demo.traffic import Figures, Traffic, percentile_ms
+from extproc.demo.trouble import EVERY_S, OFF, Trouble
 from extproc.demo.workload import Workload
 from extproc.history.follow import Follow
 from extproc.supervise.asking import ServiceSilentError
@@ -37,7 +39,7 @@ from extproc.supervise.signals import Signals, first_of
 
 LINE_EVERY_S = 3.0
 #: How long the agents may take to be heard of and their replicas to be told to Envoy.
-HEARD_S_MAX = 20.0
+HEARD_S_MAX = 60.0
 #: How often the file that `demo-fault` reads follows the processes, and its notes are looked for.
 ANNOUNCE_S = 0.2
 #: How long the service's books may lag behind the clients at a smoke test's end.
@@ -54,6 +56,8 @@ class DemoOptions:
     speed: float
     seed: int
     pictured: bool
+    #: Whether a fault is laid on every now and then.
+    faults: bool = True
     for_s: float | None = None
 
 
@@ -72,13 +76,13 @@ class Demo:
 
     async def run(self) -> None:
         """Until Ctrl-C, or for as long as was asked."""
-        await self._with_everything(self._forever)
+        await self._with_everything(self._forever, faults=self.options.faults)
 
     async def smoke(self) -> dict[str, Any] | None:
         """200 requests; the summary, or None when stopped before."""
         return await self._with_everything(self._smoke)
 
-    async def _with_everything(self, body: Any) -> dict[str, Any] | None:
+    async def _with_everything(self, body: Any, *, faults: bool = False) -> dict[str, Any] | None:
         options = self.options
         gateway = Gateway(
             load(self.fleet.config),
@@ -108,13 +112,20 @@ class Demo:
                 asyncio.create_task(Follow(self.fleet.config, partial(gateway.reload, checked=False)).run()),
             ]
             try:
-                self._greet(gateway)
+                self._greet(gateway, faults=faults)
                 await signals.unless_stopped(self._start(gateway, parts))
                 if signals.stop.is_set():
                     return None
-                models = [model for _, model in TENANTS]
+                models = [*(serving.model for serving in POOLS), FAMILY]
                 for tenant, key in self.fleet.keys.items():
                     clients[tenant] = Clients(gateway.url, key=key, models=models)
+                if faults:
+                    trouble = Trouble(
+                        demo=partial(running.described, self.fleet, gateway, parts, run_dir=options.run_dir),
+                        notes=running.Notes(options.run_dir),
+                        say=self.events,
+                    )
+                    beside.append(asyncio.create_task(trouble.run()))
                 traffic = Traffic({name: its.send for name, its in clients.items()}, seed=options.seed)
                 return await self._until_stopped(signals, gateway, parts, body(gateway, traffic))
             finally:
@@ -199,14 +210,19 @@ class Demo:
     async def _forever(self, gateway: Gateway, traffic: Traffic) -> None:
         figures = traffic.figures
         began_s = time.monotonic()
-        notes = [note.replace("SIMULATED", "[yellow]SIMULATED[/]") for note in self._notes()]
+        notes = [
+            note.replace("SIMULATED", "[yellow]SIMULATED[/]")
+            for note in self._notes(faults=self.options.faults)
+        ]
         if gateway.page_url:
             notes.append(f"[dim]page to look at: [/]{gateway.page_url}")
         notes.append(
             "[dim]failures and TTFT: as clients see them   break something: [/]steersman demo-fault --list"
         )
+        bitten = len(notes)
 
         def draw(status: dict[str, Any], width: int, height: int) -> RenderableType:
+            notes[bitten:] = [f"[yellow]{line}[/]" for line in _meant(figures)]
             return table.screen(
                 table.status_view(
                     status,
@@ -246,6 +262,8 @@ class Demo:
         used = await self._endpoints_used(gateway, traffic.figures)
         ways = ", ".join(sorted({f"{way.client} {way.route}" for way in traffic.figures.ways}))
         self._say(f"{time.monotonic() - began_s:.1f} s through {ways}; streamed and not")
+        for line in _meant(traffic.figures):
+            self._say(line)
         return traffic.figures.summary(endpoints_used=used)
 
     async def _endpoints_used(self, gateway: Gateway, figures: Figures) -> int:
@@ -265,20 +283,21 @@ class Demo:
             await asyncio.sleep(LINE_EVERY_S)
             self._say(_line(figures, time.monotonic() - began_s))
 
-    def _greet(self, gateway: Gateway) -> None:
+    def _greet(self, gateway: Gateway, *, faults: bool) -> None:
         if not self.options.pictured:
-            for note in self._notes():
+            for note in self._notes(faults=faults):
                 self._say(note)
         self._say(f"serving at {gateway.url} once it is up. Try it:")
-        self._say(curl_line(gateway.url, self.fleet.keys[TENANTS[0][0]]))
+        self._say(curl_line(gateway.url, self.fleet.keys[TENANTS[0].name]))
         if gateway.page_url:
             self._say(f"page to look at: {gateway.page_url}")
 
-    def _notes(self) -> list[str]:
+    def _notes(self, *, faults: bool) -> list[str]:
         count, speed = len(self.fleet.replicas), self.options.speed
         return [
             f"{count} SIMULATED replicas ({CAPTION}), {speed:g}× as fast as life",
             f"workload: {self.work.source}",
+            *([f"a fault every {EVERY_S:g} s, said when it comes; {OFF} turns this off"] if faults else []),
         ]
 
     def _say(self, line: str) -> None:
@@ -291,13 +310,24 @@ def _errors(figures: Figures) -> list[str]:
     return [f"failed {count}×: {error}" for error, count in reversed(figures.errors.most_common())]
 
 
+def _meant(figures: Figures) -> list[str]:
+    """Who was refused as it is meant to be, by what, and the last wait that it was told."""
+    lines = []
+    for name, tenant in figures.tenants.items():
+        if tenant.refused:
+            told = f", told to wait {tenant.retry_after_s:g} s" if tenant.retry_after_s is not None else ""
+            lines.append(f"{name}: {tenant.refused} refused (429) by its quota, {BY_NAME[name].bites}{told}")
+    return lines
+
+
 def _line(figures: Figures, ran_s: float) -> str:
     """What the clients saw so far, in one line."""
     parts = [table.clock(ran_s)]
     for name, times in _times(figures).items():
         tenant = figures.tenants[name]
+        refused = f"refused by its quota {tenant.refused}, " if tenant.refused else ""
         parts.append(
-            f"{name}: sent {tenant.sent}, ok {tenant.ok}, failed {tenant.failed}, "
+            f"{name}: sent {tenant.sent}, ok {tenant.ok}, {refused}failed {tenant.failed}, "
             f"TTFT p50 {table.ms(times['ttft_p50_ms'])} p99 {table.ms(times['ttft_p99_ms'])} ms"
         )
     return " · ".join(parts)
@@ -310,6 +340,7 @@ def _times(figures: Figures) -> dict[str, dict[str, Any]]:
         times = sorted(tenant.ttft_s)
         result[name] = {
             "failed": tenant.failed,
+            "meant": bool(BY_NAME[name].bites),
             "ttft_p50_ms": percentile_ms(times, 0.50),
             "ttft_p99_ms": percentile_ms(times, 0.99),
         }

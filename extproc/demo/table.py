@@ -75,17 +75,24 @@ def plain_table(title: str, columns: Iterable[tuple[str, str]], *, grow: bool = 
     return table
 
 
-def _alarm(count: int) -> Text:
+def _alarm(count: int, *, style: str = BAD) -> Text:
     """A count that should be nought."""
-    return Text(whole(count), style=BAD if count else QUIET)
+    return Text(whole(count), style=style if count else QUIET)
 
 
 def tenants_table(status: Figures, *, width: int, seen: Mapping[str, Figures] | None = None) -> Table:
-    """Tenants as the service counts them; with `seen`, failures and TTFT are what the clients saw."""
+    """Tenants as the service counts them; with `seen`, failures and TTFT are what the clients saw.
+
+    Who is `meant` to be refused, by what was seen, is no alarm.
+    """
     tenants: Mapping[str, Figures] = status["tenants"]
+    use: Mapping[str, Figures] = status.get("use", {}).get("tenants", {})
     wide = width >= WIDE
-    columns = [("", "name"), ("requests", "number"), ("ok", "number"), ("failed", "number")]
-    columns += [("rejected", "number")]
+    columns = [("", "name")]
+    columns += [("class", "text")] if wide else []
+    columns += [("requests", "number")]
+    columns += [("ok", "number")] if wide else []
+    columns += [("failed", "number"), ("rejected", "number"), ("held", "number")]
     columns += [("left early", "number"), ("running", "number")] if wide else []
     columns += [("tokens/s", "number"), ("TTFT p50", "number"), ("p99 ms", "number")]
     table = plain_table("Tenants", columns)
@@ -93,14 +100,14 @@ def tenants_table(status: Figures, *, width: int, seen: Mapping[str, Figures] | 
         ended = line["ok"] + line["failed"] + line["refused"] + line["client_gone"]
         ended += line["expired"]
         times = (seen or {}).get(name, line)
-        cells: list[RenderableType] = [
-            escape(name),
-            whole(line["decided"] + line["rejected"]),
-            whole(line["ok"]),
-        ]
+        cells: list[RenderableType] = [escape(name)]
+        cells += [escape(use.get(name, {}).get("class", ""))] if wide else []
+        cells += [whole(line["decided"] + line["rejected"])]
+        cells += [whole(line["ok"])] if wide else []
         # A client also sees what fails while the service is away, and never hears of retries that helped.
         failed = times["failed"] if seen else line["failed"] + line["refused"]
-        cells += [_alarm(failed), _alarm(line["rejected"])]
+        cells += [_alarm(failed), _alarm(line["rejected"], style=ODD if times.get("meant") else BAD)]
+        cells += [_alarm(use.get(name, {}).get("held", 0), style=ODD)]
         cells += [whole(line["client_gone"]), whole(max(0, line["decided"] - ended))] if wide else []
         cells += [whole(line["tokens_per_s"]), ms(times["ttft_p50_ms"]), ms(times["ttft_p99_ms"])]
         table.add_row(*cells)

@@ -15,8 +15,9 @@ from random import Random
 from typing import Any, Final
 
 from extproc.demo.clients import WAYS, Call, Seen, Send, Way
-from extproc.demo.fleet import TENANTS
-from extproc.demo.workload import BATCH, CHAT, Arrival, Workload, gaps
+from extproc.demo.refusals import Refusal, refusal
+from extproc.demo.tenancy import BY_NAME, FAMILY, POOLS, TENANTS
+from extproc.demo.workload import BATCH, CHAT, TRIAL, Arrival, Workload, gaps
 
 #: Requests under way at once; above it arrivals wait, as behind a client's connection pool.
 IN_FLIGHT_MAX: Final = 48
@@ -28,25 +29,33 @@ INPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX = 6_000, 1_000
 BYTES_PER_TOKEN: Final = 4
 #: Times to first token kept per tenant, and errors shown.
 TTFT_KEPT, ERRORS_KEPT = 4_096, 5
-#: The share of a tenant's requests that asks for the other pool's model.
-CROSSING: Final = 0.2
+#: What a prompt for the family begins with, so that its models differ: an easy question, and a hard one.
+EASY: Final = "Translate these words into French: "
+HARD: Final = (
+    "Prove step by step that this order of stops is the shortest, derive the bound by induction, compare it "
+    "with the alternatives, and explain why it holds: "
+)
 
 #: How each tenant usually calls: interactive streams here, batches there.
 USUAL: Final[Mapping[str, Sequence[Way]]] = {
     CHAT: [way for way in WAYS if way.route.startswith("/v1/") and (way.stream or way.client == "openai")],
+    TRIAL: [way for way in WAYS if way.client == "openai"],
     BATCH: [way for way in WAYS if not way.route.startswith("/v1/")],
 }
 
-_MODELS: Final = tuple(model for _, model in TENANTS)
+_MODELS: Final = tuple(serving.model for serving in POOLS)
 _WORDS: Final = ("harbour", "tide", "keel", "rudder", "beacon", "chart", "fathom", "mast", "anchor", "swell")
 
 
 @dataclass(slots=True)
 class TenantFigures:
-    """What one tenant's clients saw."""
+    """What one tenant's clients saw. `refused` is what is meant to be: by a quota that is there to bite."""
 
     sent: int = 0
     ok: int = 0
+    refused: int = 0
+    #: What the last of them was told to wait.
+    retry_after_s: float | None = None
     failed: int = 0
     in_flight: int = 0
     tokens: int = 0
@@ -57,7 +66,7 @@ class Figures:
     """What all clients saw."""
 
     def __init__(self) -> None:
-        self.tenants = {tenant: TenantFigures() for tenant, _ in TENANTS}
+        self.tenants = {name: TenantFigures() for name in BY_NAME}
         self.errors: Counter[str] = Counter()
         self.ways: set[Way] = set()
 
@@ -65,6 +74,22 @@ class Figures:
     def failed(self) -> int:
         """Requests that a client saw fail."""
         return sum(tenant.failed for tenant in self.tenants.values())
+
+    def ended(self, call: Call, error: BaseException) -> None:
+        """Count a request that was not answered: refused as it is meant to be, or failed."""
+        figures = self.tenants[call.tenant]
+        told = refusal(error)
+        if told is not None and told.by_quota and BY_NAME[call.tenant].bites:
+            figures.refused += 1
+            self._told(figures, told)
+        else:
+            figures.failed += 1
+            self.failure(call, error)
+
+    @staticmethod
+    def _told(figures: TenantFigures, told: Refusal) -> None:
+        if told.retry_after_s is not None:
+            figures.retry_after_s = told.retry_after_s
 
     def failure(self, call: Call, error: BaseException) -> None:
         """Keep an error in a few words; the kinds kept are bounded."""
@@ -79,6 +104,11 @@ class Figures:
             "sent": sum(tenant.sent for tenant in self.tenants.values()),
             "ok": sum(tenant.ok for tenant in self.tenants.values()),
             "failed": self.failed,
+            "refused": {
+                name: {"by": f"quota of {BY_NAME[name].bites}", "count": tenant.refused}
+                for name, tenant in self.tenants.items()
+                if tenant.refused
+            },
             "tenants": sum(tenant.sent > 0 for tenant in self.tenants.values()),
             "endpoints_used": endpoints_used,
             "ttft_p50_ms": percentile_ms(times, 0.50),
@@ -119,7 +149,7 @@ class Traffic:
 
     async def smoke(self, work: Workload, *, requests: int = SMOKE_REQUESTS) -> None:
         """Send so many requests of both tenants through every way, a few at once, and wait for all."""
-        pairs = cycle([(tenant, way) for way in WAYS for tenant, _ in TENANTS])
+        pairs = cycle([(tenant.name, way) for way in WAYS for tenant in TENANTS])
         limit = asyncio.Semaphore(SMOKE_AT_ONCE)
         try:
             for (tenant, way), arrival in islice(zip(pairs, cycle(work.arrivals), strict=False), requests):
@@ -137,16 +167,23 @@ class Traffic:
 
     def call(self, arrival: Arrival, way: Way) -> Call:
         """A request of those lengths: words, and the marker that fixes the simulated answer's length."""
-        models = dict(TENANTS)
-        model = models[arrival.tenant]
-        if self._rng.random() < CROSSING:
-            model = next(other for other in _MODELS if other != model)
+        model, opening = self._asked(arrival.tenant, way)
         output_tokens = min(arrival.output_tokens, OUTPUT_TOKENS_MAX)
         marker = f" [[sim:out={output_tokens}]]"
-        size = min(arrival.input_tokens, INPUT_TOKENS_MAX) * BYTES_PER_TOKEN - len(marker)
+        size = min(arrival.input_tokens, INPUT_TOKENS_MAX) * BYTES_PER_TOKEN - len(marker) - len(opening)
         start = self._rng.randrange(len(self._text) - INPUT_TOKENS_MAX * BYTES_PER_TOKEN)
-        prompt = self._text[start : start + max(size, 1)] + marker
+        prompt = opening + self._text[start : start + max(size, 1)] + marker
         return Call(tenant=arrival.tenant, way=way, model=model, prompt=prompt, output_tokens=output_tokens)
+
+    def _asked(self, name: str, way: Way) -> tuple[str, str]:
+        """The model that a tenant asks for, or the family, and what its prompt begins with."""
+        tenant = BY_NAME[name]
+        draw = self._rng.random()
+        if draw < tenant.crossing:
+            return next(other for other in _MODELS if other != tenant.model), ""
+        if draw < tenant.crossing + tenant.family and way.route.startswith("/v1/"):
+            return FAMILY, self._rng.choice((EASY, HARD))
+        return tenant.model, ""
 
     def _begin(self, call: Call, room: asyncio.Semaphore) -> None:
         task = asyncio.create_task(self._one(call))
@@ -164,8 +201,7 @@ class Traffic:
             await self._send[call.tenant](call, seen)
             figures.ok += 1
         except Exception as error:  # noqa: BLE001 (three clients' own exceptions: each is a failed request)
-            figures.failed += 1
-            self.figures.failure(call, error)
+            self.figures.ended(call, error)
         finally:
             figures.in_flight -= 1
             figures.tokens += seen.tokens

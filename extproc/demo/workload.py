@@ -27,7 +27,9 @@ TOKENS_MAX: Final = 10_000_000
 #: Longer prompts of a trace are the batch tenant's.
 LONG_PROMPT_TOKENS: Final = 1_024
 
-CHAT, BATCH = "chat-app", "batch-jobs"
+CHAT, TRIAL, BATCH = "chat-app", "free-trial", "batch-jobs"
+#: Every so many rows of a trace are the trial's, where they are short.
+TRIAL_EVERY: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ def _rows(path: Path) -> Iterator[Arrival]:
             for line, row in enumerate(reader, start=2):
                 if not row:
                     continue
-                arrival = _arrival(f"{path}:{line}", row, places)
+                arrival = _arrival(path, line, row, places)
                 if arrival.at_s < last_s:
                     raise TraceError(
                         f"{path}:{line}: arrival_s {arrival.at_s:g} is before the line above ({last_s:g}); "
@@ -112,7 +114,8 @@ def _text(path: Path) -> io.TextIOWrapper:
     return path.open(encoding="utf-8", newline="")
 
 
-def _arrival(where: str, row: list[str], places: list[int]) -> Arrival:
+def _arrival(path: Path, line: int, row: list[str], places: list[int]) -> Arrival:
+    where = f"{path}:{line}"
     if len(row) <= max(places):
         raise TraceError(f"{where}: has {len(row)} columns, too few")
     at, prompt, output = (row[place] for place in places)
@@ -127,21 +130,26 @@ def _arrival(where: str, row: list[str], places: list[int]) -> Arrival:
         if not (text.strip().isdecimal() and 1 <= int(text) <= TOKENS_MAX):
             raise TraceError(f"{where}: {name} {text!r} is no number from 1 to {TOKENS_MAX}")
         counts.append(int(text))
-    tenant = BATCH if counts[0] > LONG_PROMPT_TOKENS else CHAT
-    return Arrival(at_s, tenant, *counts)
+    return Arrival(at_s, _whose(counts[0], line), *counts)
+
+
+def _whose(input_tokens: int, line: int) -> str:
+    if input_tokens > LONG_PROMPT_TOKENS:
+        return BATCH
+    return TRIAL if line % TRIAL_EVERY == 0 else CHAT
 
 
 def generated(*, seed: int, span_s: float = 120.0) -> Workload:
-    """Chat: steady, short prompts. Batch: a burst of long prompts every ten seconds. Seeded."""
+    """Chat and trial: steady, short prompts. Batch: a burst of long ones every ten seconds. Seeded."""
     rng = Random(seed)
     arrivals = []
-    at_s = 0.0
-    while (at_s := at_s + rng.expovariate(3.0)) < span_s:
-        arrivals.append(
-            Arrival(at_s, CHAT, _length(rng, median=220, most=1_000), _length(rng, median=90, most=400))
-        )
+    for tenant, per_s in ((CHAT, 2.4), (TRIAL, 0.9)):
+        at_s = 0.0
+        while (at_s := at_s + rng.expovariate(per_s)) < span_s:
+            prompt, output = _length(rng, median=220, most=1_000), _length(rng, median=90, most=400)
+            arrivals.append(Arrival(at_s, tenant, prompt, output))
     for burst_s in range(2, int(span_s), 10):
-        for _ in range(rng.randint(6, 14)):
+        for _ in range(rng.randint(14, 24)):
             prompt, output = _length(rng, median=1_800, most=4_000), _length(rng, median=60, most=300)
             arrivals.append(Arrival(burst_s + rng.random(), BATCH, prompt, output))
     arrivals.sort(key=lambda arrival: arrival.at_s)

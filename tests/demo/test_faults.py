@@ -75,10 +75,10 @@ def test_faults_are_laid_on_a_card_and_seen_by_nvml(
     cards = Cards(fleet)
 
     async def main() -> None:
-        await strike(demo, "xid", value="48", target="code-a100")
+        await strike(demo, "xid", value="48", target="strong-a100")
         await strike(demo, "xid", value="94", target="3")
         done = await strike(demo, "ecc", value=None, target=fleet.replicas[2].address)
-        assert done.did == "2 uncorrected ECC errors on the card of 3 code-a100"
+        assert done.did == "2 uncorrected ECC errors on the card of 3 strong-a100"
 
     asyncio.run(main())
     cards.write()
@@ -89,7 +89,7 @@ def test_faults_are_laid_on_a_card_and_seen_by_nvml(
     assert lib.nvmlDeviceGetCount() == 2
     assert [lib.nvmlDeviceGetTotalEccErrors((n,), 1, 0) for n in (0, 1)] == [0, 2]
     assert lib.nvmlDeviceGetName((0,)) == "NVIDIA A100-SXM4-80GB"
-    assert "XID 48 (double-bit ECC error) on 3 code-a100" in (tmp_path / "notes.log").read_text()
+    assert "XID 48 (double-bit ECC error) on 3 strong-a100" in (tmp_path / "notes.log").read_text()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", '{"a": 1}'])
@@ -111,7 +111,7 @@ def test_a_broken_file_of_faults_is_no_fault(tmp_path: Path, text: str) -> None:
         ("hang", "3", None, "hang takes no value; write hang, and a target after it"),
         ("agent", "sleep", None, "agent=sleep: write agent=stop"),
         ("service", None, "1", "service strikes the one service; leave '1' out"),
-        ("xid", None, "9", "'9' is no part of this demo; write one of 1 (chat-a100), 2 (chat-h100)"),
+        ("xid", None, "9", "'9' is no part of this demo; write one of 1 (cheap-a100), 2 (cheap-h100)"),
     ],
 )
 def test_a_wrong_order_says_what_to_write(
@@ -124,7 +124,7 @@ def test_a_wrong_order_says_what_to_write(
     assert not Path(demo.run_dir, "notes.log").exists()
 
 
-@pytest.mark.parametrize(("kind", "what"), [("crash", "2 chat-h100"), ("agent", "the agent of node-a")])
+@pytest.mark.parametrize(("kind", "what"), [("crash", "2 cheap-h100"), ("agent", "the agent of node-a")])
 def test_what_is_no_child_of_the_demo_is_not_signalled(demo: RunningDemo, kind: str, what: str) -> None:
     """Here the pids are another process's, or none."""
     with pytest.raises(FaultError, match=f"{what} does not run just now"):
@@ -136,7 +136,7 @@ def test_what_is_no_child_of_the_demo_is_not_signalled(demo: RunningDemo, kind: 
     [
         (None, [2], ["node-a"]),
         ("4", [4], ["node-h"]),
-        ("code-a100", [3], ["node-a"]),
+        ("strong-a100", [3], ["node-a"]),
         ("node-h", [2, 4], ["node-h"]),
     ],
 )

@@ -71,10 +71,19 @@ def drawn(what: dict[str, Any], *, width: int = 120, height: int = 40, **more: A
 
 def test_the_tables_say_what_the_service_says() -> None:
     """Tenants, endpoints and decisions with reasons, markup in names shown as it is."""
-    text = drawn(status(), labels={"127.0.0.1:8000": "1 chat-a100"})
-    for part in ("tenant-1", "1,240", "127.0.0.1:8000", "1 chat-a100", "suspect", "not ready", "1,002"):
+    text = drawn(status(), labels={"127.0.0.1:8000": "1 cheap-a100"})
+    for part in ("tenant-1", "1,240", "127.0.0.1:8000", "1 cheap-a100", "suspect", "not ready", "1,002"):
         assert part in text
     assert "least_work: 127.0.0.1:8000=12 [not markup]" in text
+
+
+def test_what_waits_and_whose_class_it_is_is_shown() -> None:
+    """Held requests always, the class where there is room."""
+    use = {"tenants": {"tenant-0": {"held": 41, "class": "premium"}}}
+    assert "premium" in drawn({**status(), "use": use}, width=120)
+    narrow = drawn({**status(), "use": use}, width=80)
+    assert "held" in narrow
+    assert "41" in narrow
 
 
 def test_what_clients_saw_goes_before_the_services_own_count() -> None:
@@ -88,7 +97,7 @@ def test_what_clients_saw_goes_before_the_services_own_count() -> None:
 @pytest.mark.parametrize("width", [80, 104, 120, 128, 160])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     """A narrow terminal gets fewer columns, not broken lines."""
-    text = drawn(status(), width=width, labels={"127.0.0.1:8000": "1 chat-a100"})
+    text = drawn(status(), width=width, labels={"127.0.0.1:8000": "1 cheap-a100"})
     assert max(len(row) for row in text.splitlines()) <= width
     assert "tokens/s" in text
 

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import ClassVar
 
 import pytest
 
+from extproc.core.families.difficulty import features
+from extproc.core.families.score import DEFAULT
+from extproc.core.request import Request, find_route, parse
 from extproc.demo import traffic
 from extproc.demo.clients import WAYS, Call, Seen
-from extproc.demo.traffic import ERRORS_KEPT, IN_FLIGHT_MAX, Traffic
-from extproc.demo.workload import BATCH, CHAT, Arrival, Workload, generated
+from extproc.demo.tenancy import BY_NAME, FAMILY, TRIAL_PER_MINUTE
+from extproc.demo.traffic import EASY, ERRORS_KEPT, HARD, IN_FLIGHT_MAX, Traffic
+from extproc.demo.workload import CHAT, TRIAL, Arrival, Workload, generated
 from extproc.sim.text import count_tokens, forced_output_tokens
 
 
-def test_smoke_sends_every_way_for_both_tenants_and_counts() -> None:
+class QuotaError(Exception):
+    """A refusal by quota, as openai's client shows one."""
+
+    status_code = 429
+    code = "quota_exceeded"
+    headers: ClassVar = {"retry-after": "3"}
+
+
+def test_smoke_sends_every_way_for_every_tenant_and_counts() -> None:
     """200 requests; one client's failures are counted and kept in words, the others go on."""
 
     async def send(call: Call, seen: Seen) -> None:
@@ -26,25 +39,64 @@ def test_smoke_sends_every_way_for_both_tenants_and_counts() -> None:
             seen.ttft_s = 0.005
 
     async def main() -> None:
-        working = Traffic({CHAT: send, BATCH: send}, seed=1)
+        working = Traffic(dict.fromkeys(BY_NAME, send), seed=1)
         await working.smoke(generated(seed=1))
         figures = working.figures
         summary = json.loads(json.dumps(figures.summary(endpoints_used=4)))
-        # 11 ways × 2 tenants in turn: of 200, the ninth pair's way comes 18 times.
+        # 11 ways × 3 tenants in turn: of 200, /generate comes 18 times.
         assert summary == {
             "sent": 200,
             "ok": 182,
             "failed": 18,
-            "tenants": 2,
+            "refused": {},
+            "tenants": 3,
             "endpoints_used": 4,
             "ttft_p50_ms": 5.0,
             "ttft_p99_ms": 5.0,
         }
         assert figures.ways == set(WAYS)
-        assert len(figures.errors) == 2
+        assert len(figures.errors) == 3
         assert sum(tenant.in_flight for tenant in figures.tenants.values()) == 0
 
     asyncio.run(main())
+
+
+def test_only_the_refusal_that_is_meant_is_no_failure() -> None:
+    """The trial's quota is there to bite, and named; the same of another tenant is a failure."""
+
+    async def send(call: Call, seen: Seen) -> None:
+        raise QuotaError
+
+    async def main() -> None:
+        working = Traffic(dict.fromkeys(BY_NAME, send), seed=1)
+        await working.smoke(generated(seed=1), requests=30)
+        summary = working.figures.summary(endpoints_used=0)
+        assert (summary["ok"], summary["failed"]) == (0, 20)
+        assert summary["refused"] == {
+            TRIAL: {"by": f"quota of {TRIAL_PER_MINUTE} requests a minute", "count": 10}
+        }
+        assert working.figures.tenants[TRIAL].retry_after_s == 3.0
+
+    asyncio.run(main())
+
+
+def test_the_family_is_asked_easy_and_hard_questions_on_its_own_routes_alone() -> None:
+    """Half of its prompts are to get the cheap model, half the strong one; TGI's routes know no family."""
+    working = Traffic({}, seed=1)
+    arrival = Arrival(0.0, CHAT, 200, 50)
+    openings = {EASY: 0, HARD: 0}
+    for way in list(WAYS) * 40:
+        call = working.call(arrival, way)
+        if call.model == FAMILY:
+            assert way.route.startswith("/v1/")
+            openings[EASY if call.prompt.startswith(EASY) else HARD] += 1
+            body = json.dumps(
+                {"messages": [{"role": "user", "content": call.prompt}], "max_tokens": call.output_tokens}
+            )
+            request = parse(find_route("POST", "/v1/chat/completions"), body.encode())  # type: ignore[arg-type]
+            assert isinstance(request, Request)
+            assert (DEFAULT.score(features(request)) > 0.5) is call.prompt.startswith(HARD)
+    assert min(openings.values()) > 20
 
 
 def test_errors_kept_are_bounded() -> None:
@@ -54,7 +106,7 @@ def test_errors_kept_are_bounded() -> None:
         raise RuntimeError(call.prompt[:40])
 
     async def main() -> None:
-        working = Traffic({CHAT: send, BATCH: send}, seed=1)
+        working = Traffic(dict.fromkeys(BY_NAME, send), seed=1)
         await working.smoke(generated(seed=1), requests=300)
         assert working.figures.failed == 300
         assert len(working.figures.errors) == ERRORS_KEPT
@@ -70,7 +122,7 @@ def test_a_replay_keeps_within_its_bound_and_leaves_nothing_running() -> None:
 
     async def main() -> None:
         work = Workload("all at once", tuple(Arrival(0.0, CHAT, 10, 5) for _ in range(500)), 1.0)
-        working = Traffic({CHAT: send, BATCH: send}, seed=1)
+        working = Traffic(dict.fromkeys(BY_NAME, send), seed=1)
         replaying = asyncio.create_task(working.replay(work, speed=1.0))
         for _ in range(2000):
             await asyncio.sleep(0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from extproc.demo.workload import BATCH, CHAT, TraceError, generated, read_trace, workload
+from extproc.demo.workload import BATCH, CHAT, TRIAL, TraceError, generated, read_trace, workload
 
 HEAD = "arrival_s,input_tokens,output_tokens\n"
 
@@ -53,6 +53,13 @@ def test_a_bad_trace_is_named_by_file_and_line(tmp_path: Path, text: str, messag
     assert f"{path}{message}" in str(raised.value)
 
 
+def test_every_fourth_short_row_of_a_trace_is_the_trials(tmp_path: Path) -> None:
+    """By its line, so that the same trace is always the same tenants'; long prompts stay the batch's."""
+    rows = "".join(f"{n},{5_000 if n == 2 else 10},1\n" for n in range(8))
+    tenants = [arrival.tenant for arrival in read_trace(trace(tmp_path, HEAD + rows)).arrivals]
+    assert tenants == [CHAT, CHAT, BATCH, CHAT, CHAT, CHAT, TRIAL, CHAT]
+
+
 def test_what_is_no_text_or_no_gzip_or_not_there_is_said_so(tmp_path: Path) -> None:
     """The three ways in which a file is the wrong one."""
     binary = tmp_path / "b.csv"
@@ -79,7 +86,7 @@ def test_without_a_trace_one_is_generated_and_said_to_be(
     assert work.source.startswith("generated")
     assert work == generated(seed=3)
     assert work != generated(seed=4)
-    assert {arrival.tenant for arrival in work.arrivals} == {CHAT, BATCH}
+    assert {arrival.tenant for arrival in work.arrivals} == {CHAT, TRIAL, BATCH}
     assert list(work.arrivals) == sorted(work.arrivals, key=lambda a: a.at_s)
 
 

@@ -29,6 +29,13 @@ CHROMIUM = "/usr/bin/chromium"
 START_S_MAX = 90.0
 #: What the issue asks for: the page follows a fault within two seconds.
 FOLLOWS_MS = 2_000
+#: What the demo has to show in each pane: classes, a quota that bites, an experiment, prices apart.
+PANES = {
+    "#pools": "tiny-pro",
+    "#tenants-table": "premium",
+    "#experiments-body": "least_work",
+    "#decisions-list": "batch-jobs",
+}
 WIDE, NARROW, PHONE = (1440, 900), (390, 844), (360, 740)
 #: Text against its ground, by WCAG 2.2's formula, for every visible text of the page.
 CONTRAST = """() => {
@@ -64,7 +71,10 @@ class LiveDemo:
         self.environment.pop("STEERSMAN_ADDRESS", None)
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "extproc.cli", "demo", "--no-table", "--run-dir", str(self.run_dir)],
+            [
+                *(sys.executable, "-m", "extproc.cli", "demo", "--no-table", "--no-faults"),
+                *("--run-dir", self.run_dir),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -206,7 +216,10 @@ def test_it_is_whole_and_quiet(live: LiveDemo, seen: Any, size: tuple[int, int],
     page.wait_for_selector(".plot .main-svg")
     assert page.locator(".plot .main-svg").count() >= 4
     assert page.locator(".tile").count() == 4
-    assert page.locator("#tenants-table tbody tr").count() == 2
+    assert page.locator("#tenants-table tbody tr").count() == 3
+    page.wait_for_selector("#alerts-body:has-text('TrialOverItsQuota')", timeout=90_000)
+    for pane, shown in PANES.items():
+        assert shown in page.locator(pane).inner_text(), pane
     assert "token" not in page.url
     assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
     assert page.evaluate(CONTRAST) == []

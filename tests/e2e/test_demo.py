@@ -56,20 +56,26 @@ def demo(folder: Path, *options: str, **environment: str) -> subprocess.Popen[st
 
 
 def test_smoke_serves_every_client_and_says_so_in_json(tmp_path: Path) -> None:
-    """SMOKE=1: 200 requests of both tenants over all routes, none failed, JSON last, nothing left behind."""
+    """SMOKE=1: 200 requests of all tenants over all routes, none failed, JSON last, nothing left behind."""
     running = demo(tmp_path, SMOKE="1")
     out, err = running.communicate(timeout=90)
     assert running.returncode == 0, out + err
     summary = json.loads(out.splitlines()[-1])
-    assert summary["sent"] == summary["ok"] == 200
+    # What the trial's quota refuses is meant to be, and named; nothing else may fail.
+    (refused,) = summary["refused"].items()
+    assert refused[0] == "free-trial"
+    assert refused[1]["by"] == "quota of 30 requests a minute"
+    assert summary["sent"] == 200 == summary["ok"] + refused[1]["count"]
     assert summary["failed"] == 0
-    assert summary["tenants"] == 2
+    assert summary["tenants"] == 3
     assert summary["endpoints_used"] == 4
     assert 0 < summary["ttft_p50_ms"] <= summary["ttft_p99_ms"]
+    assert f"free-trial: {refused[1]['count']} refused (429) by its quota" in out
+    assert "fault" not in out, "a smoke test is not disturbed"
     assert "SIMULATED" in out
     assert "workload: generated" in out
     assert "curl " in out
-    assert "4 code-h100 was in no list: node-h registered it" in err
+    assert "4 strong-h100 was in no list: node-h registered it" in err
     for part in ("openai /v1/chat/completions", "huggingface_hub /", "text-generation /generate_stream"):
         assert part in out
     assert "Traceback" not in err
@@ -123,7 +129,7 @@ def test_a_closed_terminal_ends_all_of_it(tmp_path: Path) -> None:
         running.kill()
     assert b"SIMULATED" in drawn
     assert b"health" in drawn
-    assert b"4 code-h100" in drawn
+    assert b"4 strong-h100" in drawn
     assert left_of(tmp_path) == []
 
 

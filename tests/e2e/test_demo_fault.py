@@ -48,7 +48,10 @@ class LiveDemo:
         self.lines: list[str] = []
         self._watching: subprocess.Popen[str] | None = None
         self.process = subprocess.Popen(
-            [*(sys.executable, "-m", "extproc.cli", "demo"), *("--run-dir", str(folder / "run"))],
+            [
+                *(sys.executable, "-m", "extproc.cli", "demo", "--no-faults"),
+                *("--run-dir", str(folder / "run")),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -184,7 +187,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDemo]:
 
 def test_a_replica_in_no_list_is_registered_by_its_agent_and_served(live: LiveDemo) -> None:
     """The fourth; all are healthy, told of within the heartbeat, with their cards."""
-    assert any("4 code-h100 was in no list: node-h registered it" in line for line in live.lines)
+    assert any("4 strong-h100 was in no list: node-h registered it" in line for line in live.lines)
     fleet = live.fleet()
     assert all(each["announced"] and each["state"] == "ready" and each["age_ms"] < 1500 for each in fleet)
     assert [each["node"] for each in fleet] == ["node-a", "node-h", "node-a", "node-h"]
@@ -195,7 +198,7 @@ def test_a_replica_in_no_list_is_registered_by_its_agent_and_served(live: LiveDe
 
 def test_gpu_faults_move_health_and_no_client_notices(live: LiveDemo) -> None:
     """XID 79 silences, ECC errors halve, heat leaves the clock's share; a drain is a drain."""
-    live.fault("xid=79", "chat-a100")
+    live.fault("xid=79", "cheap-a100")
     live.fault("throttle=0.3", "3")
     live.sees(
         lambda now: (
@@ -232,7 +235,7 @@ def test_gpu_faults_move_health_and_no_client_notices(live: LiveDemo) -> None:
 def test_silent_agents_and_stragglers_are_suspects_and_no_client_notices(live: LiveDemo) -> None:
     """A halted agent's figures go stale and its replicas serve on; a killed one is back; slow is seen."""
     before = live.fleet()
-    live.fault("slow", "chat-a100")
+    live.fault("slow", "cheap-a100")
     live.fault("agent=stop", "node-h")
     live.sees(
         lambda now: "telemetry" in now[CHAT_H]["causes"] and now[CHAT_H]["ready"] and now[CODE_H]["ready"],
