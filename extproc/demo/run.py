@@ -104,7 +104,7 @@ class Demo:
 
         signals = Signals(force=force)
         clients: dict[str, Clients] = {}
-        with signals, running.announced() as file:
+        with signals, running.announced(options.run_dir, self.events) as file:
             beside = [
                 asyncio.create_task(self.cards.run()),
                 asyncio.create_task(self._announce(file, gateway, parts)),
@@ -216,9 +216,7 @@ class Demo:
         ]
         if gateway.page_url:
             notes.append(f"[dim]page to look at: [/]{gateway.page_url}")
-        notes.append(
-            "[dim]failures and TTFT: as clients see them   break something: [/]steersman demo-fault --list"
-        )
+        notes.append("[dim]figures: as clients see them   break something: [/]steersman demo-fault --list")
         bitten = len(notes)
 
         def draw(status: dict[str, Any], width: int, height: int) -> RenderableType:
@@ -315,8 +313,8 @@ def _meant(figures: Figures) -> list[str]:
     lines = []
     for name, tenant in figures.tenants.items():
         if tenant.refused:
-            told = f", told to wait {tenant.retry_after_s:g} s" if tenant.retry_after_s is not None else ""
-            lines.append(f"{name}: {tenant.refused} refused (429) by its quota, {BY_NAME[name].bites}{told}")
+            told = f", Retry-After {tenant.retry_after_s:g} s" if tenant.retry_after_s is not None else ""
+            lines.append(f"{name}: {tenant.refused} refused (429), quota of {BY_NAME[name].bites}{told}")
     return lines
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,17 +106,27 @@ class NoDemoError(Exception):
 
 
 def folder() -> Path:
-    """The user's own folder; made 0700. OSError where somebody else holds its name."""
+    """The user's own folder; made 0700. OSError where none can be made, or somebody else holds its name."""
+    wrong: OSError | None = None
+    for found in _places():
+        try:
+            found.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            wrong = error
+            continue
+        stat = found.lstat()
+        if found.is_symlink() or stat.st_uid != os.getuid() or stat.st_mode & 0o077:
+            raise OSError(0, "is not this user's own private folder; remove it", str(found))
+        return found
+    raise wrong or OSError(0, "name a folder that this user may write to", "TMPDIR")
+
+
+def _places() -> Iterator[Path]:
     base = os.environ.get("XDG_RUNTIME_DIR")
     if base and Path(base).is_dir():
-        found = Path(base) / "steersman-demo"
-    else:
-        found = Path(tempfile.gettempdir()) / f"steersman-demo-{os.getuid()}"
-    found.mkdir(mode=0o700, exist_ok=True)
-    stat = found.lstat()
-    if found.is_symlink() or stat.st_uid != os.getuid() or stat.st_mode & 0o077:
-        raise OSError(0, "is not this user's own private folder; remove it", str(found))
-    return found
+        yield Path(base) / "steersman-demo"
+    with contextlib.suppress(FileNotFoundError):  # there is no folder for temporary files
+        yield Path(tempfile.gettempdir()) / f"steersman-demo-{os.getuid()}"
 
 
 def began(pid: int) -> int:
@@ -135,9 +145,14 @@ def _stat(pid: int) -> tuple[int, int]:
 
 
 @contextmanager
-def announced() -> Iterator[Path]:
-    """The file of this process's demo; gone at the end."""
-    path = folder() / f"{os.getpid()}.json"
+def announced(run_dir: Path, report: Callable[[str], None]) -> Iterator[Path]:
+    """The file of this process's demo; gone at the end. In `run_dir`, and said, where no other is."""
+    try:
+        place = folder()
+    except OSError as error:
+        report(f"demo-fault will not find this demo: {error.filename}: {error.strerror}")
+        place = run_dir
+    path = place / f"{os.getpid()}.json"
     try:
         yield path
     finally:

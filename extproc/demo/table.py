@@ -203,17 +203,16 @@ def status_view(
     seen: Mapping[str, Figures] | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> RenderableType:
-    """The three tables; decisions take what room is left of `height` lines."""
+    """The three tables; decisions take what is left of `height` lines, if anything is."""
     taken = min(len(status["tenants"]), TENANTS_SHOWN + 1) + min(
         len(status["endpoints"]), ENDPOINTS_SHOWN + 1
     )
-    rows = max(1, min(DECISIONS_SHOWN, height - FRAME_LINES - taken))
+    rows = min(DECISIONS_SHOWN, height - FRAME_LINES - taken)
     return Group(
         tenants_table(status, width=width, seen=seen),
         "",
         endpoints_table(status, width=width, labels=labels),
-        "",
-        decisions_table(status, rows=rows),
+        *(("", decisions_table(status, rows=rows)) if rows > 0 else ()),
     )
 
 

@@ -16,7 +16,11 @@ def run_directory(kept: Path | None) -> Iterator[Path]:
         kept.mkdir(mode=0o700, parents=True, exist_ok=True)
         yield kept.resolve()
         return
-    made = Path(tempfile.mkdtemp(prefix="steersman-"))
+    try:
+        made = Path(tempfile.mkdtemp(prefix="steersman-"))
+    except FileNotFoundError as error:
+        # Python tells all the places that it tried, and no way out.
+        raise OSError(0, f"{error.strerror}; name one that this user may write to", "--run-dir") from None
     try:
         yield made
     finally:

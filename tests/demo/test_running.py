@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,10 @@ from extproc.demo.running import NoDemoError, Notes, RunningDemo, announce, anno
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     return tmp_path / "steersman-demo"
+
+
+def fail(line: str) -> None:
+    pytest.fail(line)
 
 
 def demo(pid: int, run_dir: Path, *, its: int | None = None) -> RunningDemo:
@@ -34,7 +39,7 @@ def demo(pid: int, run_dir: Path, *, its: int | None = None) -> RunningDemo:
 
 def test_a_running_demo_is_found_and_gone_afterwards(place: Path, tmp_path: Path) -> None:
     """The file is this user's alone, in a folder that is too."""
-    with announced() as file:
+    with announced(tmp_path, fail) as file:
         announce(file, demo(os.getpid(), tmp_path))
         assert find() == find(os.getpid()) == demo(os.getpid(), tmp_path)
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -60,6 +65,31 @@ def test_a_folder_that_others_may_enter_is_not_used(place: Path) -> None:
     """What lies there could make us signal anything."""
     place.mkdir(0o755)
     with pytest.raises(NoDemoError, match="is not this user's own private folder"):
+        find()
+
+
+def test_a_runtime_folder_that_is_read_only_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """XDG_RUNTIME_DIR may be another user's, as after su: the temporary folder serves."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/proc")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with announced(tmp_path, fail) as file:
+        assert file.parent == tmp_path / f"steersman-demo-{os.getuid()}"
+
+
+def test_where_nothing_can_be_written_the_demo_runs_unfound(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is said once, the file lies in the run's own folder, and nobody finds what is not there."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/proc")
+    monkeypatch.setattr(tempfile, "tempdir", "/proc")
+    said: list[str] = []
+    with announced(tmp_path, said.append) as file:
+        assert file.parent == tmp_path
+    (line,) = said
+    assert line.startswith("demo-fault will not find this demo: /proc/steersman-demo")
+    with pytest.raises(NoDemoError, match="/proc/steersman-demo"):
         find()
 
 

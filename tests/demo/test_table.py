@@ -102,6 +102,21 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     assert "tokens/s" in text
 
 
+def test_the_demo_fits_a_terminal_of_80_by_24() -> None:
+    """Three tenants, four replicas, all notes and events: decisions give way."""
+    notes = ["SIMULATED", "workload", "faults", "page", "hint", "free-trial: 3 refused (429) by its quota"]
+    events = ["fault laid on", "watch", "failed 1×"]
+    height = 23  # one line less than there are, as live.py draws
+    body = table.status_view(status(tenants=3, endpoints=4), width=80, height=height - len(notes))
+    console = Console(width=80, height=24, no_color=True, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table.screen(body, title="steersman demo", right="0:42", notes=notes, events=events))
+    lines = capture.get().splitlines()
+    assert len(lines) <= height
+    for part in (*notes, *events, "tenant-2", "127.0.0.1:8003"):
+        assert any(part in line for line in lines), part
+
+
 def test_much_is_summed_up_within_the_height() -> None:
     """A thousand endpoints and tenants fit a terminal."""
     text = drawn(status(tenants=50, endpoints=1000, decisions=32), height=40)

@@ -70,7 +70,7 @@ def test_smoke_serves_every_client_and_says_so_in_json(tmp_path: Path) -> None:
     assert summary["tenants"] == 3
     assert summary["endpoints_used"] == 4
     assert 0 < summary["ttft_p50_ms"] <= summary["ttft_p99_ms"]
-    assert f"free-trial: {refused[1]['count']} refused (429) by its quota" in out
+    assert f"free-trial: {refused[1]['count']} refused (429), quota of 30 requests a minute" in out
     assert "fault" not in out, "a smoke test is not disturbed"
     assert "SIMULATED" in out
     assert "workload: generated" in out
