@@ -93,7 +93,9 @@ def test_the_family_is_asked_easy_and_hard_questions_on_its_own_routes_alone() -
             body = json.dumps(
                 {"messages": [{"role": "user", "content": call.prompt}], "max_tokens": call.output_tokens}
             )
-            request = parse(find_route("POST", "/v1/chat/completions"), body.encode())  # type: ignore[arg-type]
+            route = find_route("POST", "/v1/chat/completions")
+            assert route is not None
+            request = parse(route, body.encode())
             assert isinstance(request, Request)
             assert (DEFAULT.score(features(request)) > 0.5) is call.prompt.startswith(HARD)
     assert min(openings.values()) > 20

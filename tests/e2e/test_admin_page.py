@@ -26,7 +26,7 @@ from extproc.supervise.envoy import EnvoyMissingError, find_envoy
 
 pytestmark = [pytest.mark.envoy, pytest.mark.slow, pytest.mark.timeout(300)]
 CHROMIUM = "/usr/bin/chromium"
-START_S_MAX = 90.0
+START_S_MAX = 200.0
 #: What the issue asks for: the page follows a fault within two seconds.
 FOLLOWS_MS = 2_000
 #: What the demo has to show in each pane: classes, a quota that bites, an experiment, prices apart.

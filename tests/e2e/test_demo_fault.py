@@ -60,7 +60,7 @@ class LiveDemo:
         )
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
-        self.until(lambda: any("was in no list" in line for line in self.lines), s_max=40, what="traffic")
+        self.until(lambda: any("was in no list" in line for line in self.lines), s_max=200, what="traffic")
         self.addresses = re.findall(
             r"^  \d  \S+ +(\S+)  node", self.command("demo-fault", "--list"), re.MULTILINE
         )
