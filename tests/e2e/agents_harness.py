@@ -11,7 +11,6 @@ import hashlib
 import json
 import queue
 import shutil
-import signal
 import sys
 import tempfile
 import threading
@@ -24,7 +23,8 @@ from typing import Any
 
 import grpc
 import yaml
-from gateway import KEYS, Child, Gateway, free_ports, listens, show_logs, wait_for
+from gateway import KEYS, Gateway, free_ports, listens, wait_for
+from processes import Child, show_logs, stop_all
 
 from extproc._pb import telemetry_pb2 as pb
 from steersman_agent.nvml_fake import write_script
@@ -58,10 +58,7 @@ class Processes:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        for child in self.children:
-            child.signal(signal.SIGTERM)
-        for child in self.children:
-            child.stop()
+        stop_all(self.children)
         if kind is not None:
             self.show_logs()
         shutil.rmtree(self.folder, ignore_errors=True)
