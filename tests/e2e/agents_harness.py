@@ -194,6 +194,16 @@ class Load:
         """Requests that ended without their whole answer."""
         return [each for each in self.seen if each.ended_s and not each.ok]
 
+    def more(self, count: int) -> float:
+        """Wait until so many more requests have an answer or an end; when the wait began."""
+        since_s = time.monotonic()
+
+        def come() -> bool:
+            return sum(bool(each.endpoint or each.ended_s) for each in self.between(since_s)) >= count
+
+        wait_for(f"{count} more answers", come)
+        return since_s
+
     def between(self, since_s: float, until_s: float = float("inf")) -> list[Seen]:
         """Requests that began within a time."""
         return [each for each in self.seen if since_s <= each.began_s < until_s]

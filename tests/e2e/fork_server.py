@@ -8,7 +8,8 @@ Whatever becomes of the tests, nothing is left running: the server ends when its
 closes), and the kernel kills its children when it ends.
 
 Speaks JSON lines over the socket whose descriptor is its argument, one answer to each: `{"pid"}` to
-`{"arguments", "log", "cwd", "environment"}`, and `{"code"}` to `{"wait": pid}`, once that one has ended.
+`{"arguments", "out", "errors", "cwd", "environment"}`, the outputs being files' paths, and `{"code"}` to
+`{"wait": pid}`, once that one has ended.
 """
 
 from __future__ import annotations
@@ -63,9 +64,10 @@ def become(order: dict[str, Any]) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(order["cwd"])
-    log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    for descriptor in (1, 2):
-        os.dup2(log, descriptor)
+    for descriptor, path in ((1, order["out"]), (2, order["errors"])):
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.dup2(file, descriptor)
+        os.close(file)
     command = order["arguments"]
     if command[0] != sys.executable:
         os.execvpe(command[0], command, order["environment"])  # noqa: S606 (an argument list of our own)

@@ -67,7 +67,7 @@ def listens(port: int) -> bool:
         return True
 
 
-def wait_for(what: str, condition: Callable[[], Any], *, timeout_s: float = 20.0) -> Any:
+def wait_for(what: str, condition: Callable[[], Any], *, timeout_s: float = 60.0) -> Any:
     """Poll until the condition gives something true; raises with what was waited for."""
     deadline = time.monotonic() + timeout_s
     while True:

@@ -12,13 +12,19 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 #: How long a process may take to end after it was asked to; then it is killed.
 STOP_S = 15.0
+#: How long a command may take that comes to an end by itself.
+RUN_S = 90.0
+#: The command as a fork of what has its imports; and as it is installed, for the tests of just that.
+STEERSMAN = (sys.executable, "-m", "extproc.cli")
+INSTALLED = str(Path(sys.executable).with_name("steersman"))
 SERVER = Path(__file__).with_name("fork_server.py")
 
 
@@ -66,13 +72,24 @@ class Process:
     """A running child; what of subprocess.Popen the tests use."""
 
     def __init__(
-        self, arguments: Sequence[str], log: Path, environment: dict[str, str] | None = None
+        self,
+        arguments: Sequence[str],
+        out: Path,
+        *,
+        errors: Path | None = None,
+        cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        """Its output is added to `out`, standard error too unless that has a file of its own."""
         self.args = list(arguments)
         self.returncode: int | None = None
-        environment = dict(os.environ) if environment is None else environment
-        order = {"arguments": self.args, "log": str(log), "cwd": str(Path.cwd()), "environment": environment}
-        self.pid: int = fork_server().ask(**order)["pid"]
+        self.pid: int = fork_server().ask(
+            arguments=self.args,
+            out=str(out),
+            errors=str(errors or out),
+            cwd=str(cwd or Path.cwd()),
+            environment=dict(os.environ if environment is None else environment),
+        )["pid"]
         #: Becomes readable when the process ends; the number stays this process's until we ask for its code.
         self._descriptor = os.pidfd_open(self.pid)
         self._lock = threading.Lock()
@@ -113,6 +130,27 @@ class Process:
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError, OSError):
             os.close(self._descriptor)
+
+
+def run(
+    *arguments: str, environment: Mapping[str, str] | None = None, timeout_s: float = RUN_S
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, as subprocess.run does."""
+    with tempfile.TemporaryDirectory(prefix="steersman-run-") as folder:
+        out, errors = Path(folder, "out"), Path(folder, "errors")
+        process = Process(arguments, out, errors=errors, environment=environment)
+        try:
+            code = process.wait(timeout_s)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(process.args, code, out.read_text(), errors.read_text())
+
+
+def steersman(*arguments: str, code: int = 0, environment: Mapping[str, str] | None = None) -> str:
+    """The command's standard output; it must end with this code."""
+    done = run(*STEERSMAN, *arguments, environment=environment)
+    assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
 class Child:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from gateway import free_ports, listens, wait_for
+from processes import Process
 
 
 class Redis:
@@ -24,7 +24,7 @@ class Redis:
             *(binary, "--port", str(self._port), "--bind", "127.0.0.1", "--dir", str(folder)),
             *("--save", "", "--appendonly", "no", "--daemonize", "no"),
         ]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
 
     @property
     def url(self) -> str:
@@ -33,7 +33,7 @@ class Redis:
 
     def start(self) -> None:
         """Start (again)."""
-        self._process = subprocess.Popen(self._arguments, stdout=subprocess.DEVNULL)
+        self._process = Process(self._arguments, Path(os.devnull))
         wait_for("redis", lambda: listens(self._port))
 
     def kill(self) -> None:

@@ -101,6 +101,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
+@pytest.mark.soak
 def test_a_closed_terminal_ends_all_of_it(tmp_path: Path) -> None:
     """On a terminal it draws the table; when the terminal goes, so does everything."""
     ours, its = os.openpty()

@@ -22,8 +22,6 @@ pytestmark = pytest.mark.envoy
 
 STREAMS = 40
 TOKENS = 60
-#: From the client's first chunk to the event's counting.
-EVENT_MS_MAX = 20.0
 
 
 @dataclass
@@ -75,25 +73,24 @@ def events(gateway: Gateway, kind: str = "first_token", service: int = 0) -> int
 
 
 def test_the_event_comes_with_the_first_chunk() -> None:
-    """The service has counted it before 20 ms after the client's first chunk; whole answers have none."""
-    with Replicas(specs(1, time_scale=1.0)) as replicas, Gateway(pool(replicas.addresses)) as gateway:
-        took_ms: list[float] = []
+    """It is counted while the stream still runs, and not by its record; whole answers have none."""
+    with Replicas(specs(1, time_scale=3.0)) as replicas, Gateway(pool(replicas.addresses)) as gateway:
+        seen = 0
 
-        def measure() -> None:
-            before, began = len(took_ms), time.monotonic()
-            while events(gateway) <= before:
-                assert time.monotonic() - began < 5.0, "the event did not come"
-            took_ms.append((time.monotonic() - began) * 1e3)
+        def counted() -> None:
+            nonlocal seen
+            seen += 1
+            wait_for("the event", lambda: events(gateway) == seen)
+            assert gateway.status()["in_flight"] == 1
 
-        for _ in range(9):
-            assert stream(gateway, 30, on_first=measure).whole
-        # The polling is in the figure, and a busy machine's delays in its tail.
-        assert statistics.median(took_ms) < EVENT_MS_MAX, took_ms
+        for _ in range(3):
+            assert stream(gateway, 300, on_first=counted).whole
+            wait_for("quiet", gateway.quiet)
         for path in ("/generate", "/v1/chat/completions"):
             body = {"inputs": "[[sim:out=2]]", "messages": [{"role": "user", "content": "[[sim:out=2]]"}]}
             assert gateway.call(path, {**body, "model": "tiny-chat", "max_tokens": 2})[0] == 200
         counts = gateway.status()["counts"]
-        assert counts["events.first_token"] == 9
+        assert counts["events.first_token"] == 3
         assert "events.unknown" not in counts
         assert "events.refused" not in counts
         assert not [name for name in counts if name.startswith("exception.")]

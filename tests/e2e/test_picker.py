@@ -339,10 +339,10 @@ def test_streams_are_followed_to_their_end() -> None:
         assert gateway.status()["picker"]["following"] == 1
         leaver.leave()
         left = time.monotonic()
-        wait_for("release", gateway.quiet, timeout_s=5)
+        wait_for("release", gateway.quiet)
         assert time.monotonic() - left < 2
         assert gateway.status()["tenants"]["acme"]["client_gone"] == 1
-        wait_for("the engine", lambda: sum(replicas.state(i)["running"] for i in (0, 1)) == 0, timeout_s=5)
+        wait_for("the engine", lambda: sum(replicas.state(i)["running"] for i in (0, 1)) == 0)
 
 
 def test_retries_go_down_the_list_and_the_picker_hears_who_served() -> None:

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -16,11 +15,12 @@ from typing import Any
 
 import pytest
 import redis
+from processes import Process
 
 from extproc.state.redis_share import RedisShare
 from extproc.state.share import PeerLoads
 
-START_S_MAX = 10.0
+START_S_MAX = 60.0
 #: A turn of the event loop that comes this much too late would be felt by a decision.
 LATE_S = 0.05
 
@@ -33,21 +33,20 @@ class RedisServer:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
 
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self, *options: str) -> None:
-        self.process = subprocess.Popen(
+        self.process = Process(
             [
-                self.binary,
-                *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)),
+                *(self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)),
                 *("--save", "", "--appendonly", "no", "--daemonize", "no"),
                 *options,
             ],
-            stdout=subprocess.DEVNULL,
+            Path(os.devnull),
         )
         deadline = time.monotonic() + START_S_MAX
         while True:
@@ -126,7 +125,7 @@ async def services(url: str, *names: str) -> AsyncIterator[list[Service]]:
         await asyncio.gather(*(service.share.close() for service in started))
 
 
-async def until(condition: Callable[[], bool], *, within_s: float = 5.0) -> float:
+async def until(condition: Callable[[], bool], *, within_s: float = 30.0) -> float:
     """Wait for a condition; returns the seconds it took."""
     begun = time.monotonic()
     while not condition():
