@@ -14,6 +14,7 @@ each of them shall do for a request is in the request's own headers, so tests sh
 - `x-test-say: TEXT`      what a stream begins with, written as it is; "\\n" stands for a line's end
 - `x-test-stream-status`  a stream's status
 - `x-test-event: CLUSTER` whom the decision wants to be told of the first token; none when "-"
+- `x-test-gate`           a stream's last event waits until the upstream's `gate` is open
 - `x-test-first-ms`, `x-test-gap-ms`, `x-test-tokens`  how an upstream streams
 """
 
@@ -273,6 +274,7 @@ class Upstream:
         self.requests: list[dict[str, str]] = []
         self.runner: web.AppRunner | None = None
         self.port = 0
+        self.gate = asyncio.Event()
 
     async def start(self) -> None:
         app = web.Application(client_max_size=64 * 1024 * 1024)
@@ -323,6 +325,8 @@ class Upstream:
             await response.write(said.replace("\\n", "\n").encode())
         tokens = int(request.headers.get("x-test-tokens", "4"))
         for index in range(1, tokens + 1):
+            if index == tokens and "x-test-gate" in request.headers:
+                await self.gate.wait()
             event: dict[str, Any] = {"choices": [{"delta": {"content": "x"}}]}
             if not openai:
                 last = index == tokens
@@ -378,6 +382,16 @@ class Gateway:
     def publish(self, *names: str, **states: EndpointState) -> None:
         """Publish and wait until Envoy has accepted it."""
         self.push(self.snapshot(*names, **states))
+
+    @contextlib.contextmanager
+    def gate(self, name: str) -> Iterator[None]:
+        """Within it no stream of the upstream that asked for it ends."""
+        gate = self.upstreams[name].gate
+        self.loop.call(gate.clear)
+        try:
+            yield
+        finally:
+            self.loop.call(gate.set)
 
     def push(self, snapshot: Snapshot) -> None:
         publisher = self.service.publisher
