@@ -7,8 +7,8 @@ redis-server) are forked here too and then executed.
 Whatever becomes of the tests, nothing is left running: the server ends when its client does (its socket
 closes), and the kernel kills its children when it ends.
 
-Speaks JSON lines over the socket whose descriptor is its argument, one answer to each: `{"pid"}` to
-`{"arguments", "out", "errors", "cwd", "environment"}`, the outputs being files' paths, and `{"code"}` to
+Run as `fork_server.py DESCRIPTOR MODULE...`: speaks JSON lines over the socket, one answer to each: `{"pid"}`
+to `{"arguments", "out", "errors", "cwd", "environment"}`, the outputs being files' paths, and `{"code"}` to
 `{"wait": pid}`, once that one has ended.
 """
 
@@ -26,19 +26,12 @@ import sys
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
-#: What children import, with what they import where they use it.
-PRELOADED = (
-    *("extproc.app", "extproc.cli.serve", "extproc.cli.sim_replica", "extproc.cli.options"),
-    *("extproc.control.bootstrap", "extproc.control.resources", "extproc.control.snapshot"),
-    *("extproc.sim.fleet", "extproc.sim.server", "extproc.state.redis_share", "extproc.state.quota_redis"),
-    *("steersman_agent.command", "uvloop", "aiohttp.web", "yaml"),
-)
 
 
-def main(link: socket.socket) -> None:
+def main(link: socket.socket, preloaded: list[str]) -> None:
     """Serve until the client is gone; in a child, be what was asked for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in PRELOADED:
+    for name in preloaded:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # the children share these pages: no collection may write into them
@@ -83,4 +76,4 @@ def become(order: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])

@@ -119,7 +119,7 @@ class Gateway:
                 **({"services": self.service_addresses} if services > 1 else {}),
                 **(gateway or {}),
             },
-            "service": {"listen": [self.service_address], "drain_s": 3, "drain_quiet_s": 0},
+            "service": {"listen": [self.service_address], "drain_s": 30, "drain_quiet_s": 0},
             "limits": {"reservation_ttl_s": 5},
             "pools": [
                 {

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 #: How long a process may take to end after it was asked to; then it is killed.
-STOP_S = 15.0
+STOP_S = 45.0
 #: How long a command may take that comes to an end by itself.
 RUN_S = 90.0
 #: The command as a fork of what has its imports; and as it is installed, for the tests of just that.
@@ -28,14 +28,23 @@ INSTALLED = str(Path(sys.executable).with_name("steersman"))
 SERVER = Path(__file__).with_name("fork_server.py")
 
 
-class ForkServer:
-    """The client of fork_server.py; one a test process, started with the first child."""
+#: What children import, with what they import where they use it.
+PRELOADED = (
+    *("extproc.app", "extproc.cli.serve", "extproc.cli.sim_replica", "extproc.cli.options"),
+    *("extproc.control.bootstrap", "extproc.control.resources", "extproc.control.snapshot"),
+    *("extproc.sim.fleet", "extproc.sim.server", "extproc.state.redis_share", "extproc.state.quota_redis"),
+    *("steersman_agent.command", "uvloop", "aiohttp.web", "yaml"),
+)
 
-    def __init__(self) -> None:
+
+class ForkServer:
+    """The client of fork_server.py, which imports the given modules first."""
+
+    def __init__(self, preloaded: Sequence[str] = PRELOADED) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, str(SERVER), str(theirs.fileno())],
+                [sys.executable, str(SERVER), str(theirs.fileno()), *preloaded],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 # A Ctrl-C is for pytest, which ends the children in their order.
@@ -64,7 +73,7 @@ class ForkServer:
 
 @functools.cache
 def fork_server() -> ForkServer:
-    """This process's server."""
+    """This process's server, started with its first child."""
     return ForkServer()
 
 

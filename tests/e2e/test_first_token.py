@@ -74,18 +74,17 @@ def events(gateway: Gateway, kind: str = "first_token", service: int = 0) -> int
 
 def test_the_event_comes_with_the_first_chunk() -> None:
     """It is counted while the stream still runs, and not by its record; whole answers have none."""
-    with Replicas(specs(1, time_scale=3.0)) as replicas, Gateway(pool(replicas.addresses)) as gateway:
-        seen = 0
+    with Replicas(specs(1, time_scale=1.0)) as replicas, Gateway(pool(replicas.addresses)) as gateway:
 
         def counted() -> None:
-            nonlocal seen
-            seen += 1
-            wait_for("the event", lambda: events(gateway) == seen)
+            replicas.fault(0, hang=True)  # it cannot end before we have looked
+            wait_for("the event", lambda: events(gateway) == 1)
             assert gateway.status()["in_flight"] == 1
+            replicas.fault(0, clear=True)
 
-        for _ in range(3):
-            assert stream(gateway, 300, on_first=counted).whole
-            wait_for("quiet", gateway.quiet)
+        assert stream(gateway, 300, on_first=counted).whole
+        assert all(stream(gateway, 5).whole for _ in range(2))
+        wait_for("all events", lambda: events(gateway) == 3)
         for path in ("/generate", "/v1/chat/completions"):
             body = {"inputs": "[[sim:out=2]]", "messages": [{"role": "user", "content": "[[sim:out=2]]"}]}
             assert gateway.call(path, {**body, "model": "tiny-chat", "max_tokens": 2})[0] == 200
