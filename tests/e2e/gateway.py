@@ -29,6 +29,8 @@ from extproc.core.tenant import hash_key
 KEYS = {"acme": "sk-test-acme", "globex": "sk-test-globex"}
 #: How long a process may take to start, on a machine that does much else.
 START_S = 60.0
+#: How long Envoy waits for the service's health.
+HEALTH_TIMEOUT = "10s"
 STATUS_METHOD = "/steersman.status.v1.Status/Get"
 
 
@@ -116,6 +118,7 @@ class Gateway:
                 "envoy_admin": f"127.0.0.1:{self.admin_port}",
                 "debug_headers": True,
                 "heartbeat_s": 1,
+                "decision_timeout_ms": 30_000,
                 **({"services": self.service_addresses} if services > 1 else {}),
                 **(gateway or {}),
             },
@@ -178,7 +181,12 @@ class Gateway:
         from extproc.config.load import load
         from extproc.control.bootstrap import render_bootstrap, to_json
 
-        return to_json(render_bootstrap(load(self.config_file), mode=self.mode))
+        bootstrap = json.loads(to_json(render_bootstrap(load(self.config_file), mode=self.mode)))
+        # A service that is there and has no core just now is well; a dead one refuses at once.
+        for cluster in bootstrap["static_resources"]["clusters"]:
+            for check in cluster.get("health_checks", []):
+                check["timeout"] = HEALTH_TIMEOUT
+        return json.dumps(bootstrap)
 
     def __enter__(self) -> Gateway:
         (self.folder / "envoy.yaml").write_text(self.bootstrap())
@@ -218,7 +226,7 @@ class Gateway:
     def status(self, index: int = 0) -> dict[str, Any]:
         """A service's own figures."""
         with grpc.insecure_channel(self.service_addresses[index]) as channel:
-            answer: dict[str, Any] = json.loads(channel.unary_unary(STATUS_METHOD)(b"", timeout=2))
+            answer: dict[str, Any] = json.loads(channel.unary_unary(STATUS_METHOD)(b"", timeout=20))
             return answer
 
     def endpoint(self, address: str) -> dict[str, Any]:

@@ -24,6 +24,8 @@ import pytest
 
 from extproc.supervise.envoy import EnvoyMissingError, find_envoy
 
+#: By conftest.py: also where the order of tests is random.
+IN_ORDER = True
 pytestmark = [pytest.mark.envoy, pytest.mark.slow, pytest.mark.timeout(300)]
 CHROMIUM = "/usr/bin/chromium"
 START_S_MAX = 90.0

@@ -20,6 +20,8 @@ import pytest
 
 from extproc.supervise.envoy import EnvoyMissingError, find_envoy
 
+#: By conftest.py: also where the order of tests is random.
+IN_ORDER = True
 pytestmark = [pytest.mark.envoy, pytest.mark.slow]
 FOLLOWS_S = 3.0
 #: A straggler shows by the answers that it ends: those take as long as they take.

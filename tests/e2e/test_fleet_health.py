@@ -53,7 +53,10 @@ class Fleet:
             if half:
                 addresses = addresses[:2] if half == "1" else addresses[2:]
             if pool != "poison":
-                self.agents[node] = self.processes.agent(self.gateway, node, pool, addresses)
+                timeout_ms = 1_000 if pool == "hang" else 5_000
+                self.agents[node] = self.processes.agent(
+                    self.gateway, node, pool, addresses, timeout_ms=timeout_ms
+                )
 
     def agent(self, node: str) -> Agent:
         """A node's agent, all of whose replicas are well."""
