@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from extproc.supervise import leash
+
 #: How long a process may take to end after it was asked to; then it is killed.
 STOP_S = 45.0
 #: How long a command may take that comes to an end by itself.
@@ -25,6 +27,7 @@ RUN_S = 90.0
 #: The command as a fork of what has its imports; and as it is installed, for the tests of just that.
 STEERSMAN = (sys.executable, "-m", "extproc.cli")
 INSTALLED = str(Path(sys.executable).with_name("steersman"))
+LEASH = str(Path(leash.__file__))
 SERVER = Path(__file__).with_name("fork_server.py")
 
 
@@ -139,6 +142,13 @@ class Process:
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError, OSError):
             os.close(self._descriptor)
+
+
+def leashed(command: Sequence[str], **more: Any) -> subprocess.Popen[str]:
+    """subprocess.Popen, for who reads along; the process ends with this one even if that is killed."""
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", LEASH, str(os.getpid()), *command], text=True, **more
+    )
 
 
 def run(
