@@ -53,7 +53,7 @@ class Fleet:
             if half:
                 addresses = addresses[:2] if half == "1" else addresses[2:]
             if pool != "poison":
-                timeout_ms = 1_000 if pool == "hang" else 5_000
+                timeout_ms = 2_000 if pool == "hang" else 5_000
                 self.agents[node] = self.processes.agent(
                     self.gateway, node, pool, addresses, timeout_ms=timeout_ms
                 )

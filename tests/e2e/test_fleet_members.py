@@ -105,7 +105,7 @@ def joining(fleet: Fleet, pool: str) -> Iterator[None]:
         load.more(20)
         assert fifth not in load.shares(0)
         yield
-        wait_for("the fifth to be known", lambda: gateway.endpoint(fifth))
+        wait_for("the fifth to have work", lambda: fifth in load.shares(0))
         load.more(SHARED // 2)
         settled_s = load.more(SHARED // 2)
         state = gateway.endpoint(fifth)
