@@ -14,9 +14,10 @@ from processes import Child, run, steersman
 
 #: A test process that starts children, says their numbers, and has its fork server import nothing.
 STARTS = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 import processes
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in its background ignores it
 server = processes.ForkServer(preloaded=[])
 processes.fork_server = lambda: server
 folder = Path(sys.argv[1])
