@@ -26,7 +26,6 @@ import http.client
 import json
 import os
 import shutil
-import socket
 import sys
 import threading
 import time
@@ -38,6 +37,7 @@ from typing import Any
 import grpc
 import pytest
 from aiohttp import web
+from gateway import free_ports
 from processes import Process
 
 from extproc._pb import access_log_pb2, ext_proc_pb2, health_pb2
@@ -72,9 +72,7 @@ def envoy() -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
 
 
 class Loop:

@@ -4,84 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
-import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import redis
-from processes import Process
+from redis_harness import Redis as RedisServer
 
 from extproc.state.redis_share import RedisShare
 from extproc.state.share import PeerLoads
 
-START_S_MAX = 60.0
 #: A turn of the event loop that comes this much too late was held by us: a call that waits for Redis takes a
 #: second. What others on the machine take is less.
 LATE_S = 0.5
 
 
-class RedisServer:
-    """A child process on a free port; keeps nothing on disk."""
-
-    def __init__(self, binary: str, directory: Path) -> None:
-        self.binary, self.directory = binary, directory
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        self.process: Process | None = None
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self, *options: str) -> None:
-        self.process = Process(
-            [
-                *(self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)),
-                *("--save", "", "--appendonly", "no", "--daemonize", "no"),
-                *options,
-            ],
-            Path(os.devnull),
-        )
-        deadline = time.monotonic() + START_S_MAX
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 0.2):
-                return
-            assert time.monotonic() < deadline, "redis-server did not start"
-            time.sleep(0.02)
-
-    def command(self, *arguments: Any) -> Any:
-        with redis.Redis(port=self.port, socket_timeout=2, protocol=2) as client:
-            return client.execute_command(*arguments)
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self.process is not None
-        self.process.send_signal(number)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait(5)
-            self.process = None
-
-
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    binary = shutil.which("redis-server")
-    if binary is None:
-        reason = "no redis-server on PATH; apt-get install redis-server"
-        # A CI that skipped these would prove nothing.
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    server = RedisServer(binary, tmp_path)
-    server.start()
-    yield server
-    server.kill()
+    """One that a test may kill, halt and start again."""
+    with RedisServer(tmp_path) as server:
+        yield server
 
 
 class Service:
