@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import steersman
 
 from extproc.supervise.envoy import EnvoyMissingError, find_envoy
 
 #: By conftest.py: also where the order of tests is random.
 IN_ORDER = True
-pytestmark = [pytest.mark.envoy, pytest.mark.slow]
+pytestmark = [pytest.mark.envoy, pytest.mark.slow, pytest.mark.timeout(400)]
 #: How long the fleet may take to show a fault, or its end, on a machine that does much else.
+START_S = 200.0
 FOLLOWS_S = SLOW_FOLLOWS_S = HEALS_S = 60.0
 ABSENT: dict[str, Any] = {
     **dict.fromkeys(("announced", "ready", "draining"), False),
@@ -57,7 +59,16 @@ class LiveDemo:
         )
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
-        self.until(lambda: any("was in no list" in line for line in self.lines), s_max=90, what="traffic")
+        try:
+            self._begin()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _begin(self) -> None:
+        self.until(
+            lambda: any("was in no list" in line for line in self.lines), s_max=START_S, what="traffic"
+        )
         self.addresses = re.findall(
             r"^  \d  \S+ +(\S+)  node", self.command("demo-fault", "--list"), re.MULTILINE
         )
@@ -70,16 +81,7 @@ class LiveDemo:
 
     def command(self, *arguments: str) -> str:
         """A command's output; it must succeed."""
-        done = subprocess.run(
-            [sys.executable, "-m", "extproc.cli", *arguments],
-            check=False,
-            capture_output=True,
-            text=True,
-            env=self.environment,
-            timeout=90,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return steersman(*arguments, environment=self.environment)
 
     def fault(self, *arguments: str) -> None:
         said = self.command("demo-fault", *arguments)
