@@ -206,9 +206,8 @@ def test_a_running_service(
 ) -> None:
     """Serves, expires what is not heard of, outlives a failing tick, reloads on SIGHUP, drains on SIGTERM."""
     monkeypatch.setattr(module, "TICK_S", 0.01)
-    monkeypatch.setattr(server_module, "DRAIN_QUIET_S", 0.01)
     caplog.set_level(logging.CRITICAL)
-    text = BASE.replace('"127.0.0.1:50051"', f'"unix:{path.parent}/s.sock"')
+    text = BASE.replace('["127.0.0.1:50051"]', f'["unix:{path.parent}/s.sock"], drain_quiet_s: 0.01')
     app, clock = app_of(text)
 
     async def until(count: str) -> None:

@@ -245,10 +245,11 @@ class App:
             tasks.append(asyncio.create_task(self.follow.run()))
         try:
             await self._stop.wait()
-            log.info("draining for at most %.1f s", self.config.service.drain_s)
+            service = self.config.service
+            log.info("draining for at most %.1f s", service.drain_s)
             await self.roster.stop()
             # What still runs is settled meanwhile: the books stay open until nothing comes any more.
-            await self.server.drain(self.config.service.drain_s)
+            await self.server.drain(service.drain_s, quiet_s=service.drain_quiet_s)
             await self.agents.stop()
             await self.operating.stop()
             if isinstance(self.quotas, RedisQuota):

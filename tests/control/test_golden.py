@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,13 @@ each_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: pat
 each_mode = pytest.mark.parametrize("mode", ["static", "ads"])
 
 
+@cache
+def rendered(example: Path, mode: Mode) -> tuple[str, str]:
+    """As YAML and as JSON."""
+    bootstrap = render_bootstrap(load(example), mode)
+    return to_yaml(bootstrap), to_json(bootstrap)
+
+
 def golden_of(example: Path, mode: Mode) -> Path:
     name = example.name if mode == "static" else f"{example.stem}.{mode}.yaml"
     return ENVOY_FOLDER / "golden" / name
@@ -37,7 +45,7 @@ def test_there_are_examples() -> None:
 def test_rendering_is_as_the_golden_file_says(example: Path, mode: Mode) -> None:
     """A change of Envoy's configuration shows in review as a change of these files."""
     golden = golden_of(example, mode)
-    text = to_yaml(render_bootstrap(load(example), mode))
+    text, _ = rendered(example, mode)
     if UPDATE:
         golden.write_text(text, encoding="utf-8")
     assert golden.exists(), f"{golden} is missing; run with STEERSMAN_UPDATE_GOLDEN=1 to write it"
@@ -51,9 +59,9 @@ def test_rendering_is_as_the_golden_file_says(example: Path, mode: Mode) -> None
 @each_example
 def test_yaml_and_json_say_the_same(example: Path, mode: Mode) -> None:
     """Both formats come from one tree."""
-    bootstrap = render_bootstrap(load(example), mode)
+    as_yaml, as_json = rendered(example, mode)
     # libyaml's loader, which is the faster one.
-    assert yaml.load(to_yaml(bootstrap), Loader=yaml.CSafeLoader) == json.loads(to_json(bootstrap))
+    assert yaml.load(as_yaml, Loader=yaml.CSafeLoader) == json.loads(as_json)
 
 
 @pytest.mark.envoy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from extproc.config.load import loads
 from extproc.control import filters, replies, routes
 from extproc.control.bootstrap import render_bootstrap, to_json
-from extproc.control.resources import load_assignment, pool_cluster, pool_clusters
+from extproc.control.resources import Mode, load_assignment, pool_cluster, pool_clusters
 from extproc.core import contract
 
 POOLS = """
@@ -28,8 +29,18 @@ pools:
 def tree(gateway: str = "", service: str = "{}") -> dict[str, Any]:
     """What a gateway section (flow style, without its braces) is rendered to."""
     text = f"gateway: {{auth: none, {gateway}}}\nservice: {service}\n{POOLS}"
-    rendered: dict[str, Any] = json.loads(to_json(render_bootstrap(loads(text))))
-    return rendered
+    return rendering(text, "static")
+
+
+def rendering(text: str, mode: Mode) -> dict[str, Any]:
+    """A tree of one's own of what is rendered once."""
+    tree: dict[str, Any] = json.loads(_rendered(text, mode))
+    return tree
+
+
+@cache
+def _rendered(text: str, mode: Mode) -> str:
+    return to_json(render_bootstrap(loads(text), mode))
 
 
 def manager(rendered: dict[str, Any]) -> Any:
@@ -249,8 +260,7 @@ def tenants_tree(gateway: str = "", mode: Any = "static") -> dict[str, Any]:
         "trusted_proxy: {networks: [10.0.0.0/8]}"
     )
     text = f"gateway: {{{proofs}, {gateway}}}\n{POOLS}{TENANTS}"
-    rendered: dict[str, Any] = json.loads(to_json(render_bootstrap(loads(text), mode)))
-    return rendered
+    return rendering(text, mode)
 
 
 def test_a_class_is_a_cluster_of_its_own() -> None:

@@ -193,6 +193,7 @@ def _eventually(condition: Any, *, timeout_s: float = 30.0) -> bool:
 
 
 @pytest.mark.envoy
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 class TestStack:

@@ -12,7 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 from deploy_harness import KUBERNETES, custom_resource_problems, envoy_validates, script
-from gateway import Child, envoy_binary, free_ports, show_logs, wait_for
+from gateway import envoy_binary, free_ports, wait_for
+from processes import STEERSMAN, Child, show_logs
 from replicas import Replicas
 
 from extproc.config.load import load
@@ -186,7 +187,7 @@ def test_requests_go_through_istios_patches(root: Path, tmp_path: Path) -> None:
         envoy_file = tmp_path / "envoy.yaml"
         envoy_file.write_text(yaml.safe_dump(_patched(_istio_bootstrap(port, admin), _envoy_filter(made))))
         beside = Path(envoy_binary())
-        service = Child("service", [str(beside.parent / "steersman"), "serve", "-f", str(file)], tmp_path)
+        service = Child("service", [*STEERSMAN, "serve", "-f", str(file)], tmp_path)
         envoy = Child(
             "envoy",
             [str(beside), "-c", str(envoy_file), "--disable-hot-restart", "--log-level", "warning"],

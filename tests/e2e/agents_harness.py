@@ -11,7 +11,6 @@ import hashlib
 import json
 import queue
 import shutil
-import signal
 import sys
 import tempfile
 import threading
@@ -24,7 +23,8 @@ from typing import Any
 
 import grpc
 import yaml
-from gateway import KEYS, Child, Gateway, free_ports, listens, show_logs, wait_for
+from gateway import KEYS, Gateway, free_ports, listens, wait_for
+from processes import Child, show_logs, stop_all
 
 from extproc._pb import telemetry_pb2 as pb
 from steersman_agent.nvml_fake import write_script
@@ -58,10 +58,7 @@ class Processes:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        for child in self.children:
-            child.signal(signal.SIGTERM)
-        for child in self.children:
-            child.stop()
+        stop_all(self.children)
         if kind is not None:
             self.show_logs()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -100,7 +97,14 @@ class Agent:
     """`python -m steersman_agent` of one node, with a GPU of a fake NVML for each replica."""
 
     def __init__(
-        self, processes: Processes, node: str, pool: str, addresses: Sequence[str], **settings: Any
+        self,
+        processes: Processes,
+        node: str,
+        pool: str,
+        addresses: Sequence[str],
+        *,
+        timeout_ms: int = 5_000,
+        **settings: Any,
     ) -> None:
         self.node = node
         self._script = processes.folder / f"{node}-gpus.json"
@@ -113,7 +117,8 @@ class Agent:
             "token_file": str(secret),
             "nvml": f"fake:{self._script}",
             "replicas": [
-                {"address": address, "pool": pool, "engine": "tgi", "gpus": [i]}
+                # Two silences make it hung; a replica of these tests answers late where the machine is busy.
+                {"address": address, "pool": pool, "engine": "tgi", "gpus": [i], "timeout_ms": timeout_ms}
                 for i, address in enumerate(addresses)
             ],
             **settings,
@@ -160,9 +165,10 @@ class Seen:
 
 
 class Load:
-    """Streams that begin at a steady rate, whatever becomes of the others, until the `with` ends.
+    """Streams that begin at a steady rate until the `with` ends.
 
-    `seen` has every request that has begun. On leaving, what still runs may end for `patience_s`.
+    With `at_once_max` under way the next waits: a machine that does much else is not flooded. `seen` has
+    every request that has begun. On leaving, what still runs may end for `patience_s`.
     """
 
     def __init__(
@@ -173,13 +179,14 @@ class Load:
         rate: float = 30.0,
         tokens: int | Callable[[], int] = 5,
         key: str = KEYS["acme"],
-        patience_s: float = 20.0,
+        patience_s: float = 60.0,
+        at_once_max: int = 40,
     ) -> None:
         self.seen: list[Seen] = []
         #: Requests that each endpoint is answering now.
         self.running: Counter[str] = Counter()
         self._port, self._model, self._key = gateway.port, model, key
-        self._rate, self._patience_s = rate, patience_s
+        self._rate, self._patience_s, self._at_once_max = rate, patience_s, at_once_max
         self._tokens = tokens if callable(tokens) else lambda: tokens
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="load")
@@ -196,6 +203,16 @@ class Load:
     def failed(self) -> list[Seen]:
         """Requests that ended without their whole answer."""
         return [each for each in self.seen if each.ended_s and not each.ok]
+
+    def more(self, count: int) -> float:
+        """Wait until so many more requests have an answer or an end; when the wait began."""
+        since_s = time.monotonic()
+
+        def come() -> bool:
+            return sum(bool(each.endpoint or each.ended_s) for each in self.between(since_s)) >= count
+
+        wait_for(f"{count} more answers", come)
+        return since_s
 
     def between(self, since_s: float, until_s: float = float("inf")) -> list[Seen]:
         """Requests that began within a time."""
@@ -218,7 +235,11 @@ class Load:
         next_s = time.monotonic()
         while not self._stop.is_set():
             await asyncio.sleep(max(0.0, next_s - time.monotonic()))
-            next_s += 1 / self._rate
+            if len(tasks) >= self._at_once_max:
+                next_s = time.monotonic() + 1 / self._rate
+                continue
+            # No more at once than the rate says, also when it was late.
+            next_s = max(next_s, time.monotonic() - 1 / self._rate) + 1 / self._rate
             task = asyncio.create_task(self._one())
             tasks.add(task)
             task.add_done_callback(tasks.discard)

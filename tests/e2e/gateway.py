@@ -9,27 +9,28 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 import yaml
+from processes import Child, show_logs, stop_all
 
 from extproc.core.tenant import hash_key
 
 KEYS = {"acme": "sk-test-acme", "globex": "sk-test-globex"}
 #: How long a process may take to start, on a machine that does much else.
 START_S = 60.0
+#: How long Envoy waits for the service's health.
+HEALTH_TIMEOUT = "10s"
 STATUS_METHOD = "/steersman.status.v1.Status/Get"
 
 
@@ -68,7 +69,7 @@ def listens(port: int) -> bool:
         return True
 
 
-def wait_for(what: str, condition: Callable[[], Any], *, timeout_s: float = 20.0) -> Any:
+def wait_for(what: str, condition: Callable[[], Any], *, timeout_s: float = 60.0) -> Any:
     """Poll until the condition gives something true; raises with what was waited for."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -78,57 +79,6 @@ def wait_for(what: str, condition: Callable[[], Any], *, timeout_s: float = 20.0
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what} did not come within {timeout_s} s")
         time.sleep(0.02)
-
-
-class Child:
-    """A process with its output in a file."""
-
-    def __init__(self, name: str, arguments: Sequence[str], folder: Path) -> None:
-        self.name = name
-        self.arguments = list(arguments)
-        self.log = folder / f"{name}.log"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self.log.open("ab") as out:
-            self.process = subprocess.Popen(self.arguments, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
-
-    @property
-    def pid(self) -> int:
-        assert self.process is not None
-        return self.process.pid
-
-    def kill(self) -> None:
-        """kill -9, and wait for it."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait(10)
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal."""
-        assert self.process is not None
-        self.process.send_signal(number)
-
-    def stop(self, timeout_s: float = 15.0) -> int:
-        """SIGTERM, then -9 when that is not enough; returns the exit code."""
-        assert self.process is not None
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.send_signal(signal.SIGCONT)  # a stopped one would not hear it
-            try:
-                self.process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                self.kill()
-        return self.process.returncode
-
-
-def show_logs(children: Sequence[Child], *, characters: int = 8000) -> None:
-    """Print the ends of their logs, less what Envoy says of work in progress at each start."""
-    for child in children:
-        if child.log.exists():
-            lines = child.log.read_text(errors="replace").splitlines()
-            text = "\n".join(line for line in lines if "work-in-progress" not in line)
-            print(f"--- {child.name}\n{text[-characters:]}")
 
 
 def logs_of_failed(request: pytest.FixtureRequest, *owners: Any) -> Iterator[None]:
@@ -168,10 +118,11 @@ class Gateway:
                 "envoy_admin": f"127.0.0.1:{self.admin_port}",
                 "debug_headers": True,
                 "heartbeat_s": 1,
+                "decision_timeout_ms": 30_000,
                 **({"services": self.service_addresses} if services > 1 else {}),
                 **(gateway or {}),
             },
-            "service": {"listen": [self.service_address], "drain_s": 3},
+            "service": {"listen": [self.service_address], "drain_s": 30, "drain_quiet_s": 0},
             "limits": {"reservation_ttl_s": 5},
             "pools": [
                 {
@@ -228,9 +179,14 @@ class Gateway:
     def bootstrap(self) -> str:
         """Envoy's configuration."""
         from extproc.config.load import load
-        from extproc.control.bootstrap import render_bootstrap, to_yaml
+        from extproc.control.bootstrap import render_bootstrap, to_json
 
-        return to_yaml(render_bootstrap(load(self.config_file), mode=self.mode))
+        bootstrap = json.loads(to_json(render_bootstrap(load(self.config_file), mode=self.mode)))
+        # A service that is there and has no core just now is well; a dead one refuses at once.
+        for cluster in bootstrap["static_resources"]["clusters"]:
+            for check in cluster.get("health_checks", []):
+                check["timeout"] = HEALTH_TIMEOUT
+        return json.dumps(bootstrap)
 
     def __enter__(self) -> Gateway:
         (self.folder / "envoy.yaml").write_text(self.bootstrap())
@@ -247,11 +203,7 @@ class Gateway:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        children = [child for child in (self.envoy, *self.services) if child.process is not None]
-        for child in children:
-            child.signal(signal.SIGTERM)  # each drains while the others do
-        for child in children:
-            child.stop()
+        stop_all((self.envoy, *self.services))
         if kind is not None:
             self.show_logs()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -274,7 +226,7 @@ class Gateway:
     def status(self, index: int = 0) -> dict[str, Any]:
         """A service's own figures."""
         with grpc.insecure_channel(self.service_addresses[index]) as channel:
-            answer: dict[str, Any] = json.loads(channel.unary_unary(STATUS_METHOD)(b"", timeout=2))
+            answer: dict[str, Any] = json.loads(channel.unary_unary(STATUS_METHOD)(b"", timeout=20))
             return answer
 
     def endpoint(self, address: str) -> dict[str, Any]:

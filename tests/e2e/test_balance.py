@@ -15,7 +15,7 @@ sys.path += [str(BENCH), str(BENCH / "balance")]
 
 from play import ODD, PLAIN, Case, play  # noqa: E402 (the bench's folders come onto sys.path first)
 
-pytestmark = pytest.mark.envoy
+pytestmark = [pytest.mark.envoy, pytest.mark.soak]
 
 #: Three times as fast as life: three seconds each.
 SHORT = {"shape": "hard", "requests": 150, "rate_per_s": 18.0, "time_scale": 3.0, "kv_tokens": 24_000}

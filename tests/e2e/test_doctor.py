@@ -55,9 +55,30 @@ def deployment(redis: Redis, processes: Processes) -> Iterator[Gateway]:
             sharing={"redis": redis.url},
         ) as gateway,
     ):
-        agent = processes.agent(gateway, "node-a", "chat", replicas.addresses)
-        wait_for("the agent", lambda: agent.reported(gateway))
+        processes.agent(gateway, "node-a", "chat", replicas.addresses)
+        complete(gateway)
         yield gateway
+
+
+def complete(gateway: Gateway) -> None:
+    """The agent has told of its replicas, Redis and Envoy are reached."""
+
+    def told() -> bool:
+        status = gateway.status()
+        agents = {each["node"] for each in status["endpoints"] if each["health"] == 1.0}
+        return agents == {"node-a"} and bool(status["sharing"]["connected"])
+
+    wait_for("the agent and Redis", told)
+    wait_for("Envoy", gateway.ready)
+
+
+@pytest.fixture
+def fresh(deployment: Gateway) -> Gateway:
+    """With a service that has refused nobody yet."""
+    deployment.service.kill()
+    deployment.start_service()
+    complete(deployment)
+    return deployment
 
 
 @pytest.fixture(autouse=True)
@@ -73,15 +94,25 @@ def diagnose(gateway: Gateway, *arguments: str) -> tuple[int, dict[str, Any]]:
 
 
 def finds(gateway: Gateway, id_: str, *, seen: str, mend: str, severity: str = "error") -> None:
-    """One look finds this, and says what to do; with an error the exit code is 1."""
-    code, report = diagnose(gateway)
-    found = [each for each in report["findings"] if each["id"] == id_]
-    assert found, report["findings"]
-    assert any(
-        seen in each["seen"] and mend in each["mend"] and each["severity"] == severity for each in found
-    ), found
-    if severity == "error":
-        assert (code, report["well"]) == (1, False)
+    """A look finds this, and says what to do; with an error the exit code is 1.
+
+    It looks again until then: what doctor sees is of the moment, and on a busy machine an agent that tries
+    again within two seconds takes three.
+    """
+    last: list[dict[str, Any]] = []
+
+    def found() -> bool:
+        code, report = diagnose(gateway)
+        last[:] = [each for each in report["findings"] if each["id"] == id_]
+        said = any(
+            seen in each["seen"] and mend in each["mend"] and each["severity"] == severity for each in last
+        )
+        return said and (severity != "error" or (code, report["well"]) == (1, False))
+
+    try:
+        wait_for("the finding", found)
+    except TimeoutError:
+        raise AssertionError(f"{id_}: {last}") from None
 
 
 @contextlib.contextmanager
@@ -146,21 +177,30 @@ def ext_proc(bootstrap: dict[str, Any]) -> dict[str, Any]:
     return next(each["typed_config"] for each in filters if each["name"].endswith("ext_proc"))
 
 
-def test_a_well_deployment_has_no_error_and_a_prompt_passes(deployment: Gateway) -> None:
+def test_a_well_deployment_has_no_error_and_a_prompt_passes(fresh: Gateway) -> None:
     """Exit 0; the probe is answered, settled, and its first token told; nothing asked was left out."""
-    code, report = diagnose(deployment, "--key", KEYS["acme"])
-    errors = [each for each in report["findings"] if each["severity"] != "note"]
-    assert (code, report["well"], errors) == (0, True, [])
-    assert {"service.probe", "redis.eviction", "agents.refused", "envoy.filter-order"} <= set(
-        report["passed"]
-    )
-    assert set(report["left_out"]) == {"machine.disks"}
+    last: dict[str, Any] = {}
+
+    def well() -> bool:
+        # On a busy machine an agent may call a replica hung for a moment, and doctor says so.
+        code, report = diagnose(fresh, "--key", KEYS["acme"])
+        last.update(report)
+        errors = [each for each in report["findings"] if each["severity"] != "note"]
+        return (code, report["well"], errors) == (0, True, [])
+
+    try:
+        wait_for("a well deployment", well)
+    except TimeoutError:
+        raise AssertionError(last["findings"]) from None
+    assert {"service.probe", "redis.eviction", "agents.refused", "envoy.filter-order"} <= set(last["passed"])
+    assert set(last["left_out"]) == {"machine.disks"}
 
 
-def test_the_text_names_what_is_well_and_ends_with_a_count(deployment: Gateway) -> None:
+def test_the_text_names_what_is_well_and_ends_with_a_count(fresh: Gateway) -> None:
     """No colour where nobody looks; -v lists every check."""
-    result = CliRunner().invoke(group, ["doctor", "-f", str(deployment.config_file), "-v"])
-    assert result.exit_code == 0, result.output
+    look = lambda: CliRunner().invoke(group, ["doctor", "-f", str(fresh.config_file), "-v"])  # noqa: E731
+    wait_for("a well deployment", lambda: look().exit_code == 0)
+    result = look()
     assert "✓ envoy.filter-order\n" in result.stdout
     assert "checks passed, " in result.stdout.splitlines()[-1]
     assert "\x1b" not in result.stdout
@@ -379,10 +419,6 @@ def test_a_dead_service_is_found(deployment: Gateway) -> None:
     deployment.service.kill()
     try:
         wait_for("Envoy to notice", lambda: not deployment.ready())
-        wait_for(
-            "its health check to tell",
-            lambda: any(each["id"] == "envoy.health" for each in diagnose(deployment)[1]["findings"]),
-        )
         finds(deployment, "service.reachable", seen="no service at 127.0.0.1:", mend="steersman serve")
         finds(deployment, "envoy.health", seen="no healthy service", mend="start the service")
         finds(deployment, "service.gateway", seen="gives 503", mend="does not reach the service")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from gateway import Gateway, wait_for
+from processes import steersman
 from replicas import Replicas, specs
 
 from extproc.history.versions import History
@@ -31,21 +30,9 @@ def gateway() -> Iterator[Gateway]:
         yield found
 
 
-def steersman(*arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "extproc.cli", "experiment", *arguments],
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def status(gateway: Gateway, service: int = 0, name: str = "") -> list[dict[str, Any]]:
     arguments = ["status", *([name] if name else []), "--json"]
-    found = json.loads(steersman(*arguments, "--address", gateway.service_addresses[service]))
+    found = json.loads(steersman("experiment", *arguments, "--address", gateway.service_addresses[service]))
     experiments: list[dict[str, Any]] = found["experiments"]
     return experiments
 
@@ -65,7 +52,7 @@ def test_an_experiment_from_start_to_stop(gateway: Gateway) -> None:
     """Both arms get requests, both services count the same ends; after it the kept arm's way is taken."""
     start = ["start", "ab", "--arm", "control=steer", "--arm", "b=least_request", "--shadow", "random"]
     for file in gateway.config_files:
-        steersman(*start, "--shadow-share", "1", "--why", "e2e", "-f", str(file))
+        steersman("experiment", *start, "--shadow-share", "1", "--why", "e2e", "-f", str(file))
     for service in range(2):
         wait_for("the experiment", lambda i=service: gateway.status(i)["experiments"], timeout_s=TAKEN_S_MAX)
     with ThreadPoolExecutor(8) as pool:
@@ -89,12 +76,12 @@ def test_an_experiment_from_start_to_stop(gateway: Gateway) -> None:
     asked = here["shadow"]["asked"] + there["shadow"]["asked"]
     failed = here["shadow"]["failed"] + there["shadow"]["failed"]
     assert (asked, failed) == (REQUESTS, 0)
-    shown = steersman("status", "--address", gateway.service_address)
+    shown = steersman("experiment", "status", "--address", gateway.service_address)
     assert "control" in shown
     assert "told apart" in shown
 
     file = gateway.config_files[0]
-    steersman("stop", "ab", "--keep", "b", "--why", "seen", "-f", str(file))
+    steersman("experiment", "stop", "ab", "--keep", "b", "--why", "seen", "-f", str(file))
     wait_for("the stop", lambda: not gateway.status()["experiments"], timeout_s=TAKEN_S_MAX)
     assert gateway.status()["pools"]["chat"]["strategy"] == "least_request"
     assert status(gateway, 0, "ab")[0]["state"] == "stopped"

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.envoy
 
 STREAMS = 40
 TOKENS = 60
-#: From the client's first chunk to the event's counting.
-EVENT_MS_MAX = 20.0
+#: Enough that two services have some each.
+REQUESTS = 24
 
 
 @dataclass
@@ -75,25 +75,23 @@ def events(gateway: Gateway, kind: str = "first_token", service: int = 0) -> int
 
 
 def test_the_event_comes_with_the_first_chunk() -> None:
-    """The service has counted it before 20 ms after the client's first chunk; whole answers have none."""
+    """It is counted while the stream still runs, and not by its record; whole answers have none."""
     with Replicas(specs(1, time_scale=1.0)) as replicas, Gateway(pool(replicas.addresses)) as gateway:
-        took_ms: list[float] = []
 
-        def measure() -> None:
-            before, began = len(took_ms), time.monotonic()
-            while events(gateway) <= before:
-                assert time.monotonic() - began < 5.0, "the event did not come"
-            took_ms.append((time.monotonic() - began) * 1e3)
+        def counted() -> None:
+            replicas.fault(0, hang=True)  # it cannot end before we have looked
+            wait_for("the event", lambda: events(gateway) == 1)
+            assert gateway.status()["in_flight"] == 1
+            replicas.fault(0, clear=True)
 
-        for _ in range(9):
-            assert stream(gateway, 30, on_first=measure).whole
-        # The polling is in the figure, and a busy machine's delays in its tail.
-        assert statistics.median(took_ms) < EVENT_MS_MAX, took_ms
+        assert stream(gateway, 300, on_first=counted).whole
+        assert all(stream(gateway, 5).whole for _ in range(2))
+        wait_for("all events", lambda: events(gateway) == 3)
         for path in ("/generate", "/v1/chat/completions"):
             body = {"inputs": "[[sim:out=2]]", "messages": [{"role": "user", "content": "[[sim:out=2]]"}]}
             assert gateway.call(path, {**body, "model": "tiny-chat", "max_tokens": 2})[0] == 200
         counts = gateway.status()["counts"]
-        assert counts["events.first_token"] == 9
+        assert counts["events.first_token"] == 3
         assert "events.unknown" not in counts
         assert "events.refused" not in counts
         assert not [name for name in counts if name.startswith("exception.")]
@@ -158,13 +156,13 @@ def test_a_refusal_inside_a_200_is_told() -> None:
 def test_only_the_service_that_decided_is_told() -> None:
     """Two services decide side by side; each gets the events of its own requests, and knows them all."""
     with (
-        Replicas(specs(2, time_scale=1.0)) as replicas,
+        Replicas(specs(2)) as replicas,
         Gateway(pool(replicas.addresses), services=2) as gateway,
         ThreadPoolExecutor(8) as threads,
     ):
-        streams = [threads.submit(stream, gateway, 30) for _ in range(STREAMS)]
+        streams = [threads.submit(stream, gateway, 5) for _ in range(REQUESTS)]
         assert all(each.result(60).whole for each in streams)
-        wait_for("all events", lambda: sum(events(gateway, service=i) for i in range(2)) == STREAMS)
+        wait_for("all events", lambda: sum(events(gateway, service=i) for i in range(2)) == REQUESTS)
         for i in range(2):
             counts = gateway.status(i)["counts"]
             assert counts["events.first_token"] == counts["routed"] > 0

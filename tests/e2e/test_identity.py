@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import ssl
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -168,15 +169,17 @@ def test_keys_rotate_with_an_overlap_and_are_revoked_live(tmp_path: Path) -> Non
         assert who(gateway, bearer("sk-later")) == (401, "this API key is not valid yet")
         assert who(gateway, bearer("sk-past")) == (401, "this API key has expired")
         keys[0]["revoked"] = True
-        keys[1]["expires"] = at(1.5)
-        keys[2]["not_before"] = at(1.5)
+        turn = time.time() + 1.5
+        keys[1]["expires"] = keys[2]["not_before"] = datetime.fromtimestamp(turn, UTC).isoformat()
         gateway.write_config()
         assert gateway.service.process is not None
         gateway.service.process.send_signal(signal.SIGHUP)
         wait_for("the reload", lambda: gateway.status()["counts"].get("reload.applied") == 1)
         assert who(gateway, bearer("sk-old")) == (401, "this API key is revoked")
-        assert who(gateway, bearer("sk-new")) == "acme"
-        wait_for("the later key", lambda: who(gateway, bearer("sk-later")) == "acme", timeout_s=5)
+        now = [who(gateway, bearer(key)) for key in ("sk-new", "sk-later")]
+        # On a busy machine their time may have come already.
+        assert time.time() > turn or now == ["acme", (401, "this API key is not valid yet")]
+        wait_for("the later key", lambda: who(gateway, bearer("sk-later")) == "acme")
         assert who(gateway, bearer("sk-new")) == (401, "this API key has expired")
         # Without the secret nothing changes.
         secret.unlink()
@@ -188,17 +191,18 @@ def test_keys_rotate_with_an_overlap_and_are_revoked_live(tmp_path: Path) -> Non
 
 def test_failed_attempts_of_a_source_are_limited_and_recover() -> None:
     """429 after the burst, for right keys too; other sources go on; one audit line."""
-    limits = {"failed_attempts": {"per_minute": 60, "burst": 5}}
+    limits = {"failed_attempts": {"per_minute": 20, "burst": 5}}
     with gateway_of(identity=limits) as gateway:
         # Not a guess, so not counted.
         assert [ask(gateway)[0] for _ in range(10)] == [401] * 10
         assert [ask(gateway, bearer(f"sk-guess-{i}"))[0] for i in range(5)] == [401] * 5
         status, body, headers = ask(gateway, bearer("sk-acme"))
-        assert (status, body["error"]["code"], headers["retry-after"]) == (429, "too_many_attempts", "1")
+        assert (status, body["error"]["code"]) == (429, "too_many_attempts")
+        assert 1 <= int(headers["retry-after"]) <= 3
         assert who(gateway, bearer("sk-acme"), source="127.0.0.2") == "acme"
         # What it says of its address changes nothing.
         assert ask(gateway, bearer("sk-acme"), ("x-forwarded-for", "127.0.0.2"))[0] == 429
-        wait_for("recovery", lambda: who(gateway, bearer("sk-acme")) == "acme", timeout_s=5)
+        wait_for("recovery", lambda: who(gateway, bearer("sk-acme")) == "acme")
         assert gateway.status()["counts"]["identity.blocked"] == 1
         assert gateway.service.log.read_text().count("audit: 127.0.0.1 failed too often") == 1
 

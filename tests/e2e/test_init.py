@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import threading
 import urllib.request
@@ -16,22 +15,15 @@ from typing import Any
 
 import pytest
 import yaml
-from gateway import Child, free_ports, wait_for
+from gateway import free_ports, wait_for
 from openai import OpenAI
+from processes import STEERSMAN, Child, steersman
 from replicas import Replicas, specs
 
 pytestmark = pytest.mark.envoy
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / ".weights" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def steersman(*arguments: str) -> str:
-    """The command's standard output; it must succeed."""
-    base = [sys.executable, "-m", "extproc.cli"]
-    done = subprocess.run([*base, *arguments], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 def begun(folder: Path, *backends: str) -> tuple[Path, dict[str, Any]]:
@@ -51,11 +43,7 @@ def begun(folder: Path, *backends: str) -> tuple[Path, dict[str, Any]]:
 
 def served(folder: Path, file: Path) -> Iterator[Child]:
     """`steersman up` of a file, until the test is over."""
-    up = Child(
-        "up",
-        [sys.executable, "-m", "extproc.cli", "up", "-f", str(file), "--no-table", "--concurrency", "1"],
-        folder,
-    )
+    up = Child("up", [*STEERSMAN, "up", "-f", str(file), "--no-table", "--concurrency", "1"], folder)
     up.start()
     try:
         wait_for("up", lambda: "serving at" in up.log.read_text(errors="replace"), timeout_s=60)
@@ -155,6 +143,7 @@ def test_from_each_kind_of_engine_to_an_answer(tmp_path: Path, engine: str) -> N
             assert [name for name in raw.headers if name.startswith("x-steersman-")] == []
 
 
+@pytest.mark.soak
 @pytest.mark.engine
 def test_from_a_real_engine_to_an_answer(tmp_path: Path) -> None:
     """llama.cpp's own server: its slots are the permits, its alias the model."""

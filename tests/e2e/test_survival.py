@@ -6,7 +6,6 @@ import http.client
 import json
 import signal
 import threading
-import time
 
 import pytest
 from gateway import KEYS, Gateway, wait_for
@@ -60,9 +59,8 @@ def test_kill_9_of_the_service_cuts_no_stream_and_the_books_come_right() -> None
 
 
 def test_a_client_that_leaves_frees_its_entry_and_the_engine() -> None:
-    """The ledger entry is gone within 100 ms of the client's leaving, and the engine stops."""
+    """The ledger entry goes with the client, neither at its expiry nor the answer's end; the engine stops."""
     with Replicas(specs(1, time_scale=0.5)) as replicas, Gateway(pool(replicas.addresses)) as gateway:
-        took_ms = []
         for _ in range(3):
             connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
             connection.request(
@@ -77,13 +75,11 @@ def test_a_client_that_leaves_frees_its_entry_and_the_engine() -> None:
             # Both, since the response holds the socket open as well.
             answer.close()
             connection.close()
-            left = time.monotonic()
             wait_for("release", gateway.quiet)
-            took_ms.append((time.monotonic() - left) * 1e3)
-            wait_for("the engine", lambda: replicas.state(0)["running"] == 0, timeout_s=5)
-        # The best of three: a busy machine adds its own delays to the polling above.
-        assert min(took_ms) < 100, took_ms
-        assert gateway.status()["tenants"]["acme"]["client_gone"] == 3
+            wait_for("the engine", lambda: replicas.state(0)["running"] == 0)
+        status = gateway.status()
+        assert status["tenants"]["acme"]["client_gone"] == 3
+        assert status["counts"].get("expired", 0) == 0
 
 
 def test_sigterm_drains_without_cutting_a_stream() -> None:

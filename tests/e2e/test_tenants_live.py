@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +11,8 @@ from typing import Any
 import grpc
 import pytest
 import yaml
-from gateway import KEYS, STATUS_METHOD, Child, free_ports, wait_for
+from gateway import KEYS, STATUS_METHOD, free_ports, wait_for
+from processes import STEERSMAN, Child, steersman
 
 from extproc._pb import ext_proc_pb2 as ext_proc
 from extproc.core.tenant import hash_key
@@ -36,7 +35,7 @@ class Service:
             "tenants": [{"name": name, "keys": [{"sha256": hash_key(key)}]} for name, key in KEYS.items()],
         }
         self.file.write_text("# ours\n" + yaml.safe_dump(config, sort_keys=False))
-        arguments = [sys.executable, "-m", "extproc.cli", "serve", "-f", str(self.file)]
+        arguments = [*STEERSMAN, "serve", "-f", str(self.file)]
         self.child = Child("service", arguments, folder)
         self.channel = grpc.insecure_channel(self.address)
 
@@ -59,17 +58,6 @@ class Service:
             if answer.HasField("immediate_response"):
                 return int(answer.immediate_response.status.code)
         return 200
-
-    def steersman(self, *arguments: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "extproc.cli", *arguments],
-            capture_output=True,
-            check=False,
-            text=True,
-            timeout=60,
-        )
-        assert done.returncode == code, done.stderr
-        return done.stdout
 
     def limits(self, tenant: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.status()["use"]["tenants"][tenant]["limits"]
@@ -97,9 +85,7 @@ def taken(condition: Callable[[], Any], what: str) -> None:
 
 def test_a_command_and_an_editor_are_taken_live(service: Service) -> None:
     """Without a signal; a bad file changes nothing; the history has every version once."""
-    service.steersman(
-        "tenant", "set", "acme", "--requests-per-minute", "2", "--why", "x", "-f", str(service.file)
-    )
+    steersman("tenant", "set", "acme", "--requests-per-minute", "2", "--why", "x", "-f", str(service.file))
     taken(lambda: service.limits("acme"), "the quota")
     assert [service.ask(KEYS["acme"]) for _ in range(3)] == [200, 200, 429]
     [limit] = service.limits("acme")
@@ -114,12 +100,12 @@ def test_a_command_and_an_editor_are_taken_live(service: Service) -> None:
     reading = History(service.file).read()
     assert [each.command for each in reading.entries] == ["found", "tenant set acme", "changed outside"]
     assert reading.problems == []
-    shown = json.loads(service.steersman("tenants", "--json", "--address", service.address))
+    shown = json.loads(steersman("tenants", "--json", "--address", service.address))
     assert shown["tenants"]["acme"]["rejected"] == 1
-    one = json.loads(service.steersman("tenant", "show", "acme", "--json", "--address", service.address))
+    one = json.loads(steersman("tenant", "show", "acme", "--json", "--address", service.address))
     assert one["limits"][0]["allowed"] == 4.0
-    assert "requests_per_minute" in service.steersman("tenants", "--address", service.address)
-    service.steersman("tenant", "show", "nobody", "--address", service.address, code=1)
+    assert "requests_per_minute" in steersman("tenants", "--address", service.address)
+    steersman("tenant", "show", "nobody", "--address", service.address, code=1)
 
 
 def test_a_dry_run_counts_and_changes_nothing(service: Service) -> None:
@@ -129,11 +115,11 @@ def test_a_dry_run_counts_and_changes_nothing(service: Service) -> None:
         assert service.ask(KEYS["globex"]) == 200
     arguments = ["tenant", "set", "globex", "--requests-per-minute", "4", "--shadow"]
     where = ["--address", service.address, "-f", str(service.file)]
-    found = json.loads(service.steersman(*arguments, "--json", *where))
+    found = json.loads(steersman(*arguments, "--json", *where))
     assert (found["requests"], found["refused_then"]) == (10, 0)
     assert found["as_it_is"]["never_idle"]["refused"] == 0
     assert found["proposed"]["never_idle"] == {"refused": 6, "by_limit": {"requests_per_minute (tenant)": 6}}
-    assert "proposed: 6 would be refused" in service.steersman(*arguments, *where)
+    assert "proposed: 6 would be refused" in steersman(*arguments, *where)
     assert service.file.read_text() == before
     assert not History(service.file).exists
     assert service.limits("globex") == []
@@ -143,7 +129,7 @@ def test_who_is_refused_is_audited_without_the_key(service: Service) -> None:
     """Source, reason and means; no key and no prompt anywhere."""
     assert service.ask("sk-wrong-key") == 401
     taken(service.audit.exists, "the audit log")
-    service.steersman("tenant", "set", "acme", "--weight", "2", "--why", "x", "-f", str(service.file))
+    steersman("tenant", "set", "acme", "--weight", "2", "--why", "x", "-f", str(service.file))
     taken(lambda: "config_reloaded" in service.events(), "the reload's event")
     assert service.events()[0] == "identity_failed"
     event = json.loads(service.audit.read_text().splitlines()[0])

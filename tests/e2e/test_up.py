@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
+import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 import yaml
+from gateway import wait_for
+from processes import INSTALLED, Process
+from replicas import Replicas
 
 from extproc.demo.stand import stand, stand_config
 from extproc.sim.fleet import start_replicas
@@ -26,7 +29,7 @@ from extproc.supervise.envoy import EnvoyMissingError, find_envoy
 
 pytestmark = pytest.mark.envoy
 KEY = "sk-test"
-START_S_MAX = 60.0
+WAIT_S_MAX = 60.0
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,12 +62,10 @@ def running_with(text: str) -> list[int]:
     return found
 
 
-async def until(
-    condition: Callable[[], Any], *, s_max: float, what: str, said: Callable[[], str] = str
-) -> None:
-    deadline = time.monotonic() + s_max
+async def until(condition: Callable[[], Any], *, what: str, said: Callable[[], str] = str) -> None:
+    deadline = time.monotonic() + WAIT_S_MAX
     while not condition():
-        assert time.monotonic() < deadline, f"not within {s_max} s: {what}\n{said()}"
+        assert time.monotonic() < deadline, f"not within {WAIT_S_MAX} s: {what}\n{said()}"
         await asyncio.sleep(0.05)
 
 
@@ -82,15 +83,9 @@ class Up:
             for address in (config["gateway"]["listen"], config["gateway"]["envoy_admin"])
         ]
         self.log = folder / "up.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "extproc.cli", "up", "-f", str(self.file)),
-                    *("--run-dir", str(self.run_dir), "--concurrency", "1", "--no-table"),
-                ],
-                stdout=log,
-                stderr=log,
-            )
+        self.log.unlink(missing_ok=True)
+        arguments = ["up", "-f", str(self.file), "--run-dir", str(self.run_dir), "--concurrency", "1"]
+        self.process = Process([INSTALLED, *arguments, "--no-table"], self.log)
 
     def write(self, config: dict[str, Any]) -> None:
         self.file.write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -120,122 +115,129 @@ class Up:
         self, session: aiohttp.ClientSession, *, other_than: tuple[int, ...] = (0, 503)
     ) -> int:
         """503 until Envoy's health check (every 0.5 s) has noticed that the service is back."""
-        for _ in range(200):
+        deadline = time.monotonic() + WAIT_S_MAX
+        while True:
             if (status := await self.ask(session)) not in other_than:
                 return status
+            if time.monotonic() > deadline:
+                return status
             await asyncio.sleep(0.05)
-        return status
 
-    async def wait(self, s_max: float = 15.0) -> int:
-        await until(lambda: self.process.poll() is not None, s_max=s_max, what="an end", said=self.said)
-        return int(self.process.returncode)
+    async def kill_service(self) -> int:
+        """kill -9 of the service, and wait for its successor; the old process's number."""
+        old, times = self.pid_of("service"), self.times_said("service: ready")
+        os.kill(old, signal.SIGKILL)
+        await until(
+            lambda: self.times_said("service: ready") > times and self.pid_of("service") != old,
+            what="a restart",
+            said=self.said,
+        )
+        return old
+
+    async def wait(self) -> int:
+        await until(lambda: self.process.poll() is not None, what="an end", said=self.said)
+        assert self.process.returncode is not None
+        return self.process.returncode
 
 
-@asynccontextmanager
-async def up(
-    folder: Path, settings: dict[str, Any] | None = None
-) -> AsyncIterator[tuple[Up, dict[str, Any]]]:
+@contextmanager
+def up(folder: Path, settings: dict[str, Any] | None = None) -> Iterator[tuple[Up, dict[str, Any]]]:
     """Two replicas and a `steersman up` that serves."""
-    async with await start_replicas(specs()) as replicas:
+    with Replicas(specs()) as replicas:
         config = stand_config({"chat": replicas.addresses}, keys={"acme": KEY}, settings=settings)
         running = Up(folder, config)
         try:
-            await until(
-                lambda: "serving at" in running.said() or running.process.poll() is not None,
-                s_max=START_S_MAX,
-                what="a start",
-                said=running.said,
-            )
+            wait_for("a start", lambda: "serving at" in running.said() or running.process.poll() is not None)
             assert running.process.poll() is None, running.said()
             yield running, config
         finally:
-            if running.process.poll() is None:
-                running.process.kill()
-                running.process.wait()
+            running.process.kill()
+            running.process.wait()
 
 
-def test_a_killed_service_comes_back_and_traffic_goes_on(tmp_path: Path) -> None:
-    """kill -9 of the service: it is restarted, requests are served again; SIGTERM ends with 0, ports free."""
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Up, dict[str, Any]]]:
+    """One for what does not end it: each test leaves it as it was. Ctrl-C ends it with 0; nothing is left."""
+    with up(tmp_path_factory.mktemp("up")) as (gateway, config):
+        yield gateway, config
+        gateway.process.send_signal(signal.SIGINT)
+        assert asyncio.run(gateway.wait()) == 0, gateway.said()
+        assert "Traceback" not in gateway.said()
+        assert running_with(str(gateway.run_dir)) == []
+
+
+def test_a_killed_service_comes_back_and_traffic_goes_on(shared: tuple[Up, dict[str, Any]]) -> None:
+    """kill -9 of the service: it is restarted, and requests are served again."""
+    gateway, _ = shared
 
     async def main() -> None:
-        async with up(tmp_path) as (gateway, _), aiohttp.ClientSession() as session:
-            assert await gateway.ask(session) == 200
-            old = gateway.pid_of("service")
-            os.kill(old, signal.SIGKILL)
-            await until(
-                lambda: gateway.times_said("service: ready") == 2,
-                s_max=15,
-                what=f"a restart\n{gateway.said()}",
-            )
-            assert "service: was killed by SIGKILL; restart 1 of 5" in gateway.said()
+        async with aiohttp.ClientSession() as session:
+            assert await gateway.ask_until_decided(session) == 200
+            old = await gateway.kill_service()
+            assert re.search(r"service: was killed by SIGKILL; restart \d of 5", gateway.said())
             assert gateway.pid_of("service") != old
             assert await gateway.ask_until_decided(session) == 200
-            # A request that runs when the stop begins is served to its end.
-            late = asyncio.create_task(gateway.ask(session, tokens=200))
-            await asyncio.sleep(0.15)
-            gateway.process.send_signal(signal.SIGTERM)
-            assert await late == 200
-            assert await gateway.wait() == 0, gateway.said()
-            for port in gateway.ports:
-                with socket.socket() as probe:
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    probe.bind(("127.0.0.1", port))
-            assert running_with(str(gateway.run_dir)) == []
 
     asyncio.run(main())
 
 
-def test_a_bad_reload_changes_nothing_and_a_crash_still_has_the_last_good_one(tmp_path: Path) -> None:
+def test_a_bad_reload_changes_nothing_and_a_crash_still_has_the_last_good_one(
+    shared: tuple[Up, dict[str, Any]],
+) -> None:
     """SIGHUP with a broken file keeps serving, even through a crash of the service; a good one applies."""
+    gateway, config = shared
 
     async def main() -> None:
-        async with up(tmp_path) as (gateway, config), aiohttp.ClientSession() as session:
+        async with aiohttp.ClientSession() as session:
+            assert await gateway.ask_until_decided(session) == 200
+            refused, reloaded = (
+                "reload refused, the last good configuration stays",
+                f"reloaded {gateway.file}",
+            )
+            refusals, reloads = gateway.times_said(refused), gateway.times_said(reloaded)
             gateway.file.write_text("pools: []\nwhat: 1\n", encoding="utf-8")
             gateway.process.send_signal(signal.SIGHUP)
-            refused = "reload refused, the last good configuration stays"
             await until(
-                lambda: gateway.times_said(refused) >= 2, s_max=15, what="refusals", said=gateway.said
+                lambda: gateway.times_said(refused) >= refusals + 2, what="refusals", said=gateway.said
             )
             assert await gateway.ask(session) == 200
-            os.kill(gateway.pid_of("service"), signal.SIGKILL)
-            await until(
-                lambda: gateway.times_said("service: ready") == 2,
-                s_max=20,
-                what="a restart",
-                said=gateway.said,
-            )
-            config["tenants"] = [{"name": "other", "keys": [{"sha256": "0" * 64}]}]
-            gateway.write(config)
+            await gateway.kill_service()
+            gateway.write({**config, "tenants": [{"name": "other", "keys": [{"sha256": "0" * 64}]}]})
             gateway.process.send_signal(signal.SIGHUP)
             # Until the service has taken it, the old key is good.
             assert await gateway.ask_until_decided(session, other_than=(0, 200, 503)) == 401
-            assert gateway.times_said(f"reloaded {gateway.file}") == 1
-            gateway.process.send_signal(signal.SIGINT)
-            assert await gateway.wait() == 0
+            assert gateway.times_said(reloaded) == reloads + 1
+            gateway.write(config)
+            gateway.process.send_signal(signal.SIGHUP)
+            assert await gateway.ask_until_decided(session, other_than=(0, 401, 503)) == 200
 
     asyncio.run(main())
 
 
-def test_a_reload_adds_an_endpoint_and_a_pool_that_take_traffic_and_nothing_restarts(tmp_path: Path) -> None:
+def test_a_reload_adds_an_endpoint_and_a_pool_that_take_traffic_and_nothing_restarts(
+    shared: tuple[Up, dict[str, Any]],
+) -> None:
     """SIGHUP alone: no process is replaced, a running stream goes on, both are served through Envoy."""
+    gateway, config = shared
 
     async def main() -> None:
         async with (
             await start_replicas([ReplicaSpec(name=f"new{i}", time_scale=5.0) for i in range(2)]) as more,
-            up(tmp_path) as (gateway, config),
             aiohttp.ClientSession() as session,
         ):
-            assert await gateway.ask(session) == 200
+            assert await gateway.ask_until_decided(session) == 200
             pids = [gateway.pid_of(child) for child in ("service", "envoy")]
+            restarts, unappliable = (gateway.times_said(text) for text in ("; restart ", "needs a restart"))
             running = asyncio.create_task(gateway.ask(session, tokens=1500))
             second, third = more.addresses
-            config["pools"][0]["endpoints"].append({"address": second})
-            config["pools"].append({"name": "code", "models": ["code"], "endpoints": [{"address": third}]})
-            gateway.write(config)
+            larger = copy.deepcopy(config)
+            larger["pools"][0]["endpoints"].append({"address": second})
+            larger["pools"].append({"name": "code", "models": ["code"], "endpoints": [{"address": third}]})
+            gateway.write(larger)
             gateway.process.send_signal(signal.SIGHUP)
             link = ServiceLink(config["service"]["listen"][0])
             served: dict[str, int] = {}
-            deadline_s = time.monotonic() + 10
+            deadline_s = time.monotonic() + WAIT_S_MAX
             while not (served.get(second) and served.get(third)):
                 assert time.monotonic() < deadline_s, f"{served}\n{gateway.said()}"
                 statuses = await asyncio.gather(
@@ -249,33 +251,61 @@ def test_a_reload_adds_an_endpoint_and_a_pool_that_take_traffic_and_nothing_rest
             await link.close()
             assert await running == 200
             assert [gateway.pid_of(child) for child in ("service", "envoy")] == pids
-            assert "restart 1" not in gateway.said()
-            assert "needs a restart" not in gateway.said()
+            assert gateway.times_said("; restart ") == restarts
+            assert gateway.times_said("needs a restart") == unappliable
+            gateway.write(config)
+            gateway.process.send_signal(signal.SIGHUP)
+            while await gateway.ask(session, model="code") != 404:
+                assert time.monotonic() < deadline_s, gateway.said()
 
     asyncio.run(main())
 
 
-def test_kill_nine_of_up_leaves_nothing_behind(tmp_path: Path) -> None:
-    """The children die with their parent even when it cannot say so; over a unix socket, and again."""
+def test_kill_nine_of_up_leaves_nothing_behind_and_sigterm_cuts_nothing(tmp_path: Path) -> None:
+    """Killed, its children die with it, and a second start takes its stale socket over; SIGTERM lets what
+    runs end, exits with 0, frees the ports."""
     path = tmp_path / "s.sock"
     settings = {"service": {"listen": [f"unix:{path}"]}}
 
-    async def main() -> None:
-        for _ in range(2):  # the second start finds the first one's stale socket
-            async with up(tmp_path, settings) as (gateway, _), aiohttp.ClientSession() as session:
-                assert await gateway.ask(session) == 200
-                link = ServiceLink(f"unix:{path}")
-                assert (await link.status())["tenants"]["acme"]["decided"] == 1
-                assert len(running_with(str(gateway.run_dir))) == 3
-                gateway.process.kill()
-                gateway.process.wait()
-                await until(lambda: not running_with(str(tmp_path / "run")), s_max=3, what="an end of all")
-                with pytest.raises(ServiceSilentError):
-                    await link.status()
-                await link.close()
-            assert path.exists()
+    async def served(gateway: Up, session: aiohttp.ClientSession) -> None:
+        assert await gateway.ask(session) == 200
+        link = ServiceLink(f"unix:{path}")
+        assert (await link.status())["tenants"]["acme"]["decided"] == 1
+        await link.close()
+        assert len(running_with(str(gateway.run_dir))) == 3
 
-    asyncio.run(main())
+    async def killed(gateway: Up) -> None:
+        async with aiohttp.ClientSession() as session:
+            await served(gateway, session)
+            gateway.process.kill()
+            gateway.process.wait()
+            await until(lambda: not running_with(str(gateway.run_dir)), what="an end of all")
+            link = ServiceLink(f"unix:{path}")
+            with pytest.raises(ServiceSilentError):
+                await link.status()
+            await link.close()
+        assert path.exists()
+
+    async def ended(gateway: Up) -> None:
+        async with aiohttp.ClientSession() as session:
+            await served(gateway, session)
+            link = ServiceLink(f"unix:{path}")
+            late = asyncio.create_task(gateway.ask(session, tokens=200))
+            while (await link.status())["in_flight"] == 0:
+                assert not late.done()
+            await link.close()
+            gateway.process.send_signal(signal.SIGTERM)
+            assert await late == 200
+            assert await gateway.wait() == 0, gateway.said()
+        for port in gateway.ports:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+        assert running_with(str(gateway.run_dir)) == []
+
+    for then in (killed, ended):
+        with up(tmp_path, settings) as (gateway, _):
+            asyncio.run(then(gateway))
 
 
 def test_a_taken_port_is_named_with_its_setting(tmp_path: Path) -> None:

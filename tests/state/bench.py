@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import multiprocessing
-import shutil
 import sys
 import tempfile
 import time
@@ -104,7 +103,8 @@ def measure(options: argparse.Namespace, url: str, services: int, *, share: bool
 
 def main() -> None:
     """Print both figures."""
-    from tests.state.conftest import RedisServer
+    sys.path.append(str(Path(__file__).parents[1] / "e2e"))
+    from redis_harness import Redis
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peers", type=int, default=3)
@@ -115,16 +115,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--uvloop", action="store_true")
     options = parser.parse_args()
-    binary = shutil.which("redis-server")
-    assert binary, "no redis-server on PATH"
     with tempfile.TemporaryDirectory() as directory:
-        server = RedisServer(binary, Path(directory))
-        server.start()
-        try:
+        with Redis(Path(directory)) as server:
             alone = measure(options, server.url, 1, share=False)
             shared = measure(options, server.url, options.peers + 1, share=True)
-        finally:
-            server.kill()
     for name, result in (("without sharing", alone), ("sharing", shared)):
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in result.items()))
 

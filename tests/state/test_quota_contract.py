@@ -45,10 +45,13 @@ def run(request: pytest.FixtureRequest) -> Run:
     async def on_redis(scenario: Scenario) -> None:
         books = RedisQuota(server.url, service_id="one", limits=bounds)
         await books.start()
-        await until(lambda: books.connected)
-        await scenario(books)
-        assert books.connected
-        await books.close()
+        try:
+            await until(lambda: books.connected)
+            await scenario(books)
+            assert books.connected
+        finally:
+            # What a failed test left open would fail another one.
+            await books.close()
         assert books.counts["script_failed"] == 0
 
     return lambda scenario: asyncio.run(on_redis(scenario))
@@ -94,15 +97,18 @@ def test_burst_then_retry_after(run: Run) -> None:
 
     async def scenario(books: QuotaBooks) -> None:
         who = account(limits(requests_per_minute=120, burst=0.1))
+        begun_s = time.monotonic()
         granted, refused = await drain(books, who)
-        assert granted == 12
+        # Two a second come back meanwhile.
+        assert 12 <= granted <= 12 + 2 * (time.monotonic() - begun_s)
         assert (refused.scope, refused.limit) == ("tenant", "requests_per_minute")
-        assert 0.3 < refused.retry_after_s <= 0.5
+        assert 0.0 < refused.retry_after_s <= 0.5
         assert refused.figures.limit_requests == 120
         assert refused.figures.remaining_requests == 0
-        await asyncio.sleep(refused.retry_after_s * 0.7)
-        assert isinstance(await reserve(books, who, "early"), Refused)
-        await asyncio.sleep(refused.retry_after_s * 0.3 + 0.002)
+        refused_s = time.monotonic()
+        early = await reserve(books, who, "early")
+        assert isinstance(early, Refused) or time.monotonic() - refused_s > refused.retry_after_s
+        await asyncio.sleep(refused.retry_after_s + 0.002)
         assert isinstance(await reserve(books, who, "then"), Granted)
 
     run(scenario)
@@ -236,14 +242,17 @@ def test_borrowed_is_gone_at_once(run: Run) -> None:
 
     async def scenario(books: QuotaBooks) -> None:
         who = account(limits(requests_per_minute=120, burst=0.1, borrow=3.0))
+        begun_s = time.monotonic()
         granted, _ = await drain(books, who, idle=True)
-        assert 36 <= granted <= 37
-        refused = await reserve(books, who, "b")
-        assert isinstance(refused, Refused)
+        # Six a second come back meanwhile.
+        assert 36 <= granted <= 37 + 6 * (time.monotonic() - begun_s)
+        # Its own two a second, not six.
+        begun_s = time.monotonic()
+        own, refused = await drain(books, who)
+        assert own <= 1 + 2 * (time.monotonic() - begun_s)
         assert refused.retry_after_s <= 0.5
         await asyncio.sleep(refused.retry_after_s + 0.002)
         assert isinstance(await reserve(books, who, "c"), Granted)
-        assert isinstance(await reserve(books, who, "d"), Refused)
 
     run(scenario)
 

@@ -23,7 +23,7 @@ from extproc.state import quota_journal
 from extproc.state.quota_journal import Journal, Op
 from extproc.state.quota_redis import RedisQuota
 from extproc.state.quota_wallet import LEASE_PART
-from tests.state.conftest import Lag, RedisServer, until
+from tests.state.conftest import LATE_S, Lag, RedisServer, until
 
 ONE = Amounts(1, 10, 10, 1.0, 0.0)
 FAST = limits(requests_per_minute=600_000, concurrent_requests=10_000)
@@ -55,8 +55,8 @@ async def quotas(
     ]
     for one in books:
         await one.start()
-    await until(lambda: all(one.connected for one in books))
     try:
+        await until(lambda: all(one.connected for one in books))
         yield books
     finally:
         await asyncio.gather(*(one.close() for one in books))
@@ -235,13 +235,17 @@ def test_down_at_start(redis_server: RedisServer, caplog: pytest.LogCaptureFixtu
         one = RedisQuota(redis_server.url, service_id="one", services=3)
         await one.start()
         await asyncio.sleep(0.3)
+        begun = time.monotonic()
         answers = [one.reserve(TIGHT, f"a{n}", ONE, now_ns=time.monotonic_ns()) for n in range(60)]
-        # 1,200 a minute, a tenth at once, shared by three.
-        assert sum(isinstance(answer, Granted) for answer in answers) in (40, 41)
-        redis_server.start()
-        await until(lambda: one.connected)
-        await until(lambda: in_flight(redis_server) in (40, 41))
-        await one.close()
+        granted = sum(isinstance(answer, Granted) for answer in answers)
+        try:
+            # 1,200 a minute, a tenth at once, shared by three.
+            assert 40 <= granted <= 41 + (time.monotonic() - begun) * 20 / 3
+            redis_server.start()
+            await until(lambda: one.connected)
+            await until(lambda: in_flight(redis_server) == granted)
+        finally:
+            await one.close()
 
     asyncio.run(scenario())
     assert sum(" lost (" in line for line in lines(caplog)) == 1
@@ -257,19 +261,21 @@ def test_hung(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> No
             await decide(one, TIGHT, "warm")
             async with Lag() as lag:
                 redis_server.signal(signal.SIGSTOP)
-                begun, names, slow = time.monotonic(), [], 0
+                begun, names, slow, tried = time.monotonic(), [], 0, 0
                 while time.monotonic() - begun < 2:
                     asked = time.monotonic()
                     name = f"h{len(names)}"
+                    tried += 1
                     if isinstance(await decide(one, TIGHT, name, budget_s=0.005), Granted):
                         names.append(name)
-                    slow += time.monotonic() - asked > 0.02
+                    slow += time.monotonic() - asked > LATE_S
                     await asyncio.sleep(0.005)
+                took_s = time.monotonic() - begun
                 redis_server.signal(signal.SIGCONT)
-            assert slow <= 3
+            assert slow <= 1
             assert not lag.blocked, lag.worst_s
             # Half of the burst and of the rate for this one of two, and what was leased.
-            assert 60 <= len(names) <= 60 + 2.1 * 10 + 12 + 1
+            assert min(60, tried) <= len(names) <= 60 + took_s * 10 + 12 + 1
             await until(lambda: one.connected and two.connected)
             for name in [*names, "warm"]:
                 assert one.settle(name, ONE, now_ns=time.monotonic_ns())
@@ -388,10 +394,12 @@ def test_a_service_killed_in_the_middle(redis_server: RedisServer) -> None:
         cwd=root,
     )
     assert victim.stdout is not None
-    with victim.stdout:
-        assert victim.stdout.readline() == b"going\n"
-    victim.kill()
-    victim.wait(5)
+    try:
+        with victim.stdout:
+            assert victim.stdout.readline() == b"going\n"
+    finally:
+        victim.kill()
+        victim.wait(30)
 
     async def scenario() -> None:
         async with quotas(redis_server, 1, ttl_ns=1_000_000_000) as (one,):

@@ -312,9 +312,8 @@ def test_health() -> None:
     asyncio.run(play())
 
 
-def test_a_drain_cuts_no_open_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drain_cuts_no_open_exchange() -> None:
     """Checks and watches turn NOT_SERVING at once; what is open is decided, and so is what still comes."""
-    monkeypatch.setattr(server_module, "DRAIN_QUIET_S", 0.05)
 
     async def play() -> None:
         async with running() as it:
@@ -323,7 +322,7 @@ def test_a_drain_cuts_no_open_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
             call = it.exchange()
             await call.write(HEADERS)
             await call.read()
-            drain = asyncio.create_task(it.server.drain(TIMEOUT_S))
+            drain = asyncio.create_task(it.server.drain(TIMEOUT_S, quiet_s=0.05))
             assert status_of(await watch.read()) == "NOT_SERVING"
             assert status_of(await it.check()) == "NOT_SERVING"
             assert (await it.decide()).HasField("request_body")
@@ -540,7 +539,7 @@ def test_health_names_of_the_picker_protocol() -> None:
             known = True
             assert status_of(await watch.read()) == "SERVING"
             assert status_of(await it.check("readiness")) == "SERVING"
-            draining = asyncio.create_task(it.server.drain(0.2))
+            draining = asyncio.create_task(it.server.drain(0.2, quiet_s=1.0))
             assert status_of(await watch.read()) == "NOT_SERVING"
             await draining
 

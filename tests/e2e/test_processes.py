@@ -1,0 +1,82 @@
+"""The tests' own child processes: what they are told to be, and gone when the tests are."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gateway import wait_for
+from processes import Child, run, steersman
+
+#: A test process that starts children, says their numbers, and has its fork server import nothing.
+STARTS = """
+import signal, sys, time
+from pathlib import Path
+import processes
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in its background ignores it
+server = processes.ForkServer(preloaded=[])
+processes.fork_server = lambda: server
+folder = Path(sys.argv[1])
+script = folder / "sleeps.py"
+script.write_text("import time; print('up', flush=True); time.sleep(600)")
+ours = processes.Process([sys.executable, str(script)], folder / "ours")
+another = processes.Process(["sleep", "600"], folder / "another")
+print(ours.pid, another.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def alive(pid: int) -> bool:
+    """It runs: neither gone nor a zombie."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_children_end_with_the_tests(tmp_path: Path, number: signal.Signals) -> None:
+    """Whether they are interrupted or killed, in which case no code of theirs runs any more."""
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTS, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=Path(__file__).parent,
+        text=True,
+    ) as tests:
+        assert tests.stdout is not None
+        pids = [int(word) for word in tests.stdout.readline().split()]
+        assert len(pids) == 2
+        assert all(alive(pid) for pid in pids)
+        tests.send_signal(number)
+    wait_for("their end", lambda: not any(alive(pid) for pid in pids))
+
+
+def test_a_command_is_run_as_it_would_be(tmp_path: Path) -> None:
+    """Its code, both outputs, its environment; a program that is no Python as well."""
+    assert steersman("--version").startswith("steersman")
+    refused = run(sys.executable, "-m", "extproc.cli", "check", "-f", str(tmp_path / "none.yaml"))
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert "none.yaml" in refused.stderr
+    told = run("sh", "-c", "echo $TOLD; exit 3", environment={**os.environ, "TOLD": "so"})
+    assert (told.returncode, told.stdout) == (3, "so\n")
+
+
+def test_a_child_is_stopped_killed_and_started_again(tmp_path: Path) -> None:
+    """A signal's end is a negative code; what ignores SIGTERM is killed; a halted one hears it."""
+    deaf = Child("deaf", ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done"], tmp_path)
+    deaf.start()
+    wait_for("its start", lambda: "up" in deaf.log.read_text())
+    assert deaf.process is not None
+    assert deaf.process.poll() is None
+    assert deaf.stop(timeout_s=0.2) == -signal.SIGKILL
+    sleeper = Child("sleeper", ["sleep", "600"], tmp_path)
+    for _ in range(2):
+        sleeper.start()
+        sleeper.signal(signal.SIGSTOP)
+        assert sleeper.stop() == -signal.SIGTERM
