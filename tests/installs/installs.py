@@ -23,12 +23,13 @@ import tempfile
 import threading
 import time
 import tomllib
+import urllib.error
 import urllib.request
 import venv
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,7 +164,6 @@ class Tools:
 
     folder: Path
     uv: str | None = None
-    steps: list[str] = field(default_factory=list)
 
     @classmethod
     def found(cls, folder: Path, *, plain: bool) -> Tools:
@@ -191,12 +191,12 @@ class Tools:
 
     def install(self, python: Path, *what: str) -> None:
         """Into an environment."""
-        how = (
-            [self.uv, "pip", "install", "-q", "-p", python]
-            if self.uv
-            else [python, "-m", "pip", "install", "-q"]
+        pip: list[str | Path] = [python, "-m", "pip", "install", "-q"]
+        run(
+            *(pip if self.uv is None else [self.uv, "pip", "install", "-q", "-p", python]),
+            *what,
+            cwd=self.folder,
         )
-        run(*how, *what, cwd=self.folder)
 
     def build(self) -> Path:
         """The wheel, out of the source distribution: so that has all that it needs."""

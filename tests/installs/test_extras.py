@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -124,42 +125,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: str(folder / f"{name}.yaml") for name in texts}
 
 
-@pytest.mark.timeout(CHILD_S_MAX + 30)
-def test_every_module_imports_from_the_base_or_names_its_extra() -> None:
-    """Those that need an extra are few, listed, and say which; nothing imports what nobody declares."""
-    failed = {name: why for name, why in only("", imports=modules())["imports"].items() if why is not None}
-    assert {name: why for name, why in failed.items() if why[2] is None} == {}
-    assert {name: re.search(r"extra '(\w+)'", why[2])[1] for name, why in failed.items()} == BEHIND  # type: ignore[index]
-
-
-@pytest.mark.parametrize("extra", sorted(set(BEHIND.values())))
-@pytest.mark.timeout(CHILD_S_MAX + 30)
-def test_with_its_extra_alone_it_imports(extra: str) -> None:
-    """A module behind an extra needs no other."""
-    behind = [name for name, behind in BEHIND.items() if behind == extra]
-    assert only(extra, imports=behind)["imports"] == dict.fromkeys(behind)
-
-
-@pytest.mark.timeout(CHILD_S_MAX + 30)
-def test_the_base_alone(files: dict[str, str]) -> None:
-    """Help, the version, every command's help, and what looks at files; no extra, no traceback."""
-    good = [
-        ["--help"],
-        ["--version"],
-        *([name, "--help"] for name in COMMANDS),
-        *(["check", "-f", files[name]] for name in ("base", "sharing", "otel")),
-        ["envoy-config", "-f", files["sharing"], "--format", "json"],
-        ["agent", "-f", files["agent"], "--check"],
-        ["sim-replica", "--hardware", "list"],
-        ["simulate", "--fleet", "list"],
-        ["tenant", "key", "new"],
-        ["completion", "bash"],
-    ]
-    done = only("", commands=good)["commands"]
-    assert [(argv, each) for argv, each in zip(good, done, strict=True) if each["code"] != 0] == []
-    assert all("Traceback" not in each["said"] for each in done)
-
-
+#: What has to work without extras.
+GOOD = [
+    ["--help"],
+    ["--version"],
+    *([name, "--help"] for name in COMMANDS),
+    *(["check", "-f", f"{{{name}}}"] for name in ("base", "sharing", "otel")),
+    ["envoy-config", "-f", "{sharing}", "--format", "json"],
+    ["agent", "-f", "{agent}", "--check"],
+    ["sim-replica", "--hardware", "list"],
+    ["simulate", "--fleet", "list"],
+    ["tenant", "key", "new"],
+    ["completion", "bash"],
+]
 #: What is run without extras → the extra that it names.
 LACKING = {
     ("serve", "-f", "{sharing}"): "redis",
@@ -168,24 +146,67 @@ LACKING = {
     ("demo", "--smoke"): "demo",
     ("agent", "--once"): "agent",
     ("agent", "-f", "{agent}"): "agent",
-    ("tune", "{record}"): "lab",
+    ("tune", "{base}"): "lab",
     ("simulate", "--out", "{folder}"): "lab",
     ("simulate", "--campaign", "--quick", "--out", "{folder}"): "lab",
 }
 
 
+@dataclass(frozen=True)
+class Bare:
+    """What happened in one process without any extra."""
+
+    imports: dict[str, list[str | None] | None]
+    commands: dict[tuple[str, ...], dict[str, Any]]
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def bare(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Bare:
+    """Every module is imported and every command run, once for all tests here."""
+    folder = tmp_path_factory.mktemp("bare") / "out"
+    every = [*map(tuple, GOOD), *LACKING]
+    commands = [[word.format(**files, folder=folder) for word in words] for words in every]
+    found = only("", imports=modules(), commands=commands)
+    return Bare(found["imports"], dict(zip(every, found["commands"], strict=True)), folder)
+
+
 @pytest.mark.timeout(CHILD_S_MAX + 30)
-def test_a_missing_extra_is_one_line_and_exit_code_2(files: dict[str, str], tmp_path: Path) -> None:
-    """Whatever command meets it; the line says what to install, and where."""
-    given = {**files, "record": files["base"], "folder": str(tmp_path / "out")}
-    commands = [[word.format(**given) for word in words] for words in LACKING]
-    for words, done in zip(LACKING, only("", commands=commands)["commands"], strict=True):
-        lines = done["said"].splitlines()
-        assert done["code"] == 2, (words, done)
-        assert f"pip install 'steersman[{LACKING[words]}]' (in {sys.prefix})" in lines[-1], words
-        assert len([line for line in lines if "extra" in line]) == 1, lines
-        assert "Traceback" not in done["said"], words
-    assert not (tmp_path / "out").exists(), "nothing is begun that cannot be ended"
+def test_every_module_imports_from_the_base_or_names_its_extra(bare: Bare) -> None:
+    """Those that need an extra are few, listed, and say which; nothing imports what nobody declares."""
+    failed = {name: why for name, why in bare.imports.items() if why is not None}
+    named = {name: re.search(r"the extra '(\w+)'", why[2] or "") for name, why in failed.items()}
+    assert {name: failed[name] for name, extra in named.items() if extra is None} == {}
+    assert {name: extra and extra[1] for name, extra in named.items()} == BEHIND
+
+
+@pytest.mark.timeout(CHILD_S_MAX + 30)
+def test_the_base_alone_has_help_checks_and_renders(bare: Bare) -> None:
+    """The version, every command's help, and what looks at files: no extra, no traceback."""
+    done = {tuple(argv): bare.commands[tuple(argv)] for argv in GOOD}
+    assert {argv: each for argv, each in done.items() if each["code"] != 0} == {}
+    assert "Traceback" not in "".join(each["said"] for each in done.values())
+
+
+@pytest.mark.parametrize("words", LACKING, ids=" ".join)
+@pytest.mark.timeout(CHILD_S_MAX + 30)
+def test_a_missing_extra_is_one_line_and_exit_code_2(bare: Bare, words: tuple[str, ...]) -> None:
+    """Whatever command meets it; the line says what to install, and where; nothing is begun before."""
+    done = bare.commands[words]
+    lines = done["said"].splitlines()
+    assert done["code"] == 2, done
+    assert f"pip install 'steersman[{LACKING[words]}]' (in {sys.prefix})" in lines[-1]
+    assert len([line for line in lines if "extra" in line]) == 1, lines
+    assert "Traceback" not in done["said"]
+    assert not bare.folder.exists()
+
+
+@pytest.mark.parametrize("extra", sorted(set(BEHIND.values())))
+@pytest.mark.timeout(CHILD_S_MAX + 30)
+def test_with_its_extra_alone_it_imports(extra: str) -> None:
+    """A module behind an extra needs no other."""
+    behind = [name for name, behind in BEHIND.items() if behind == extra]
+    assert only(extra, imports=behind)["imports"] == dict.fromkeys(behind)
 
 
 def test_the_table_is_pyprojects() -> None:
