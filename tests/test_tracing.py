@@ -18,7 +18,6 @@ from extproc.config.model import Config
 from extproc.config.tracing import OpenTelemetry
 from extproc.core.outcome import Outcome, Reservation
 from extproc.observe.tracing import carry
-from extproc.observe.tracing import otlp as otlp_module
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples" / "traces"))
 
@@ -222,7 +221,7 @@ def test_headers_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_without_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """The service does not start, and says what to install; without the section it does."""
-    monkeypatch.setattr(otlp_module, "MODULES", ("no_such_package.at_all",))
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk", None)
     with pytest.raises(ConfigError, match=r"pip install 'steersman\[otel\]'"):
         App(config("http://127.0.0.1:4317"))
     assert part_of(App(config())).status() == {"on": False}

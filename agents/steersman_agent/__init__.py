@@ -1,1 +1,4 @@
-"""Node agents: beside the GPUs, pushing what NVML and the engines say. Import only the generated protos."""
+"""Node agents: beside the GPUs, pushing what NVML and the engines say.
+
+Of the rest they import the generated protos, and `extproc.extras`, which knows nothing of it.
+"""

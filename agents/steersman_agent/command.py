@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from extproc.extras import need
+
 if TYPE_CHECKING:
     from steersman_agent.config import AgentConfig
 
@@ -59,6 +61,8 @@ def command(file: Path | None, once: bool, as_json: bool, check_only: bool, verb
     )
     logging.getLogger("grpc").setLevel(logging.INFO)  # its debug lines bury ours
     config = _load_or_exit(file, needs_services=not once)
+    if not check_only and config.nvml != "off":
+        need("agent", by="looking at GPUs", instead="set nvml: off")
     if check_only:
         click.echo(f"{file}: good: {len(config.replicas)} replicas, {len(config.services)} services")
     elif once:
@@ -68,10 +72,8 @@ def command(file: Path | None, once: bool, as_json: bool, check_only: bool, verb
 
 
 def _load_or_exit(file: Path | None, *, needs_services: bool) -> AgentConfig:
-    try:
-        from steersman_agent.config import AgentConfig, AgentConfigError, load
-    except ModuleNotFoundError as error:
-        raise click.UsageError(f"{error}; install the extra: pip install 'steersman[agent]'") from error
+    from steersman_agent.config import AgentConfig, AgentConfigError, load
+
     if file is None:
         return AgentConfig()
     try:

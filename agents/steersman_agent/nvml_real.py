@@ -15,10 +15,7 @@ class NoDriverError(Exception):
 
 def _pynvml() -> Any:
     """The package has no types: by name, so that it is `Any` whatever the type checker is told of it."""
-    try:
-        return importlib.import_module("pynvml")
-    except ImportError as error:
-        raise NoDriverError(f"{error}; install the extra: pip install 'steersman[agent]'") from error
+    return importlib.import_module("pynvml")
 
 
 def open_nvml(choice: str) -> Any:

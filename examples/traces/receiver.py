@@ -2,7 +2,7 @@
 
     python examples/traces/receiver.py            # gRPC on 4317, HTTP on 4318; Ctrl-C ends it
 
-Needs `pip install 'steersman[otel]'` (for OTLP's messages). It is a toy to see spans with, and what the
+Needs the extra `otel` (for OTLP's messages). It is a toy to see spans with, and what the
 tests receive with; a real collector is https://opentelemetry.io/docs/collector/.
 """
 

@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from extproc.app.adjusting import Adjusting
 from extproc.app.administering import Administering
-from extproc.app.agents import Agents
+from extproc.app.agents import Agents, shared_quotas
 from extproc.app.alerting import Alerting
 from extproc.app.analysing import Analysing
 from extproc.app.build import (
@@ -58,9 +59,11 @@ from extproc.observe.audit import AuditLog
 from extproc.observe.record import Recorder
 from extproc.observe.tally import Tally
 from extproc.observe.tenants import tenants_view
-from extproc.state.quota_redis import RedisQuota
 from extproc.wire.processor import Processor
 from extproc.wire.server import BindError, Command, Server
+
+if TYPE_CHECKING:
+    from extproc.state.quota_redis import RedisQuota
 
 __all__ = ["RELOADABLE_OF_POOL", "App", "directory_of", "pool_specs", "restart_needed"]
 
@@ -81,17 +84,10 @@ class App:
         self.config = config
         self.clock = clock
         instance = os.urandom(6).hex()
+        # None where no other service shares them.
+        self._shared = shared_quotas(config, instance, clock=clock)
         self.quotas: Books | RedisQuota = (
-            Books(quota_limits(config))
-            if config.sharing is None
-            else RedisQuota(
-                config.sharing.redis,
-                service_id=instance,
-                prefix=config.sharing.prefix,
-                services=len(config.service_addresses),
-                limits=quota_limits(config),
-                clock=clock,
-            )
+            Books(quota_limits(config)) if self._shared is None else self._shared
         )
         self.desk = Desk(
             Fleet(pool_specs(config)),
@@ -207,8 +203,8 @@ class App:
             await self.agents.stop()
             await self.server.drain(0.0)
             raise
-        if isinstance(self.quotas, RedisQuota):
-            await self.quotas.start()
+        if self._shared is not None:
+            await self._shared.start()
         self.roster.start()
         return self.addresses
 
@@ -252,8 +248,8 @@ class App:
             await self.server.drain(service.drain_s, quiet_s=service.drain_quiet_s)
             await self.agents.stop()
             await self.operating.stop()
-            if isinstance(self.quotas, RedisQuota):
-                await self.quotas.close()
+            if self._shared is not None:
+                await self._shared.close()
         finally:
             for task in tasks:
                 task.cancel()
@@ -381,9 +377,9 @@ class App:
             },
             **self.agents.status(),
             "quotas": {
-                "shared": isinstance(self.quotas, RedisQuota),
-                "connected": isinstance(self.quotas, RedisQuota) and self.quotas.connected,
-                "squared": not isinstance(self.quotas, RedisQuota) or self.quotas.squared,
+                "shared": self._shared is not None,
+                "connected": self._shared is not None and self._shared.connected,
+                "squared": self._shared is None or self._shared.squared,
                 "counts": dict(sorted(self.quotas.counts.items())),
             },
             "held": len(self.desk.queue),

@@ -101,12 +101,8 @@ class Administering(Part):
         settings = self._config.admin
         if settings is None:
             return
-        try:
-            from extproc.admin.server import AdminServer
-        except ModuleNotFoundError as error:
-            raise BindError(
-                f"admin: {error}; install what the admin port needs: pip install 'steersman[admin]'"
-            ) from None
+        from extproc.admin.server import AdminServer
+
         server = AdminServer(settings, self._sources, failed=self._failed)
         try:
             self.url = await server.start()

@@ -9,15 +9,22 @@ import ipaddress
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from extproc import extras
+from extproc.app.build import quota_limits
 from extproc.app.roster import Roster
+from extproc.config.load import ConfigError, Problem
 from extproc.config.model import Config, Telemetry
 from extproc.core.desk import Desk
 from extproc.core.reports import ReplicaReport
-from extproc.state.redis_share import RedisShare
 from extproc.state.share import PeerLoads
 from extproc.telemetry.ingest import Ingest, Node
 from extproc.telemetry.server import TelemetryServer, Tls
+
+if TYPE_CHECKING:
+    from extproc.state.quota_redis import RedisQuota
+    from extproc.state.redis_share import RedisShare
 
 
 class Agents:
@@ -37,6 +44,8 @@ class Agents:
             self.ingest = self._ingest(config.telemetry)
             self.server = _server(self.ingest, config.telemetry, clock)
         if config.sharing is not None:
+            from extproc.state.redis_share import RedisShare
+
             self.share = RedisShare(
                 config.sharing.redis,
                 service_id=desk.instance,
@@ -129,6 +138,27 @@ class Agents:
                 load = peers.load(*key)
                 endpoint.peer_requests, endpoint.peer_permits, endpoint.peer_tokens = load
         self._peered = now_loaded
+
+
+def shared_quotas(config: Config, instance: str, *, clock: Callable[[], int]) -> RedisQuota | None:
+    """The quotas that several services hold together; None without a `sharing` section.
+
+    Raises ConfigError where the extra is missing that everything of this section needs.
+    """
+    if config.sharing is None:
+        return None
+    if extras.missing("redis"):
+        raise ConfigError([Problem("", None, "sharing", extras.needed("redis", by="it"))])
+    from extproc.state.quota_redis import RedisQuota
+
+    return RedisQuota(
+        config.sharing.redis,
+        service_id=instance,
+        prefix=config.sharing.prefix,
+        services=len(config.service_addresses),
+        limits=quota_limits(config),
+        clock=clock,
+    )
 
 
 def _server(ingest: Ingest, telemetry: Telemetry, clock: Callable[[], int]) -> TelemetryServer:

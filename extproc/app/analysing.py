@@ -20,14 +20,12 @@ import msgspec
 
 from extproc.app.operating import Part
 from extproc.config.analytics import Analytics
-from extproc.config.load import ConfigError, Problem
 from extproc.config.model import Config
 from extproc.core.desk import Desk
 from extproc.core.observer import Observer
-from extproc.state.redis_client import place
 
 if TYPE_CHECKING:
-    from extproc.observe.analytics import Answer, Books, Listener, Query, Retention, Store
+    from extproc.observe.analytics import Answer, Books, Query, Retention, Store
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +35,6 @@ PRUNE_EVERY_S = 60.0
 STOP_S = 5.0
 #: Reports that wait for the thread; a further one is refused.
 REPORTS_MAX = 8
-#: What a report says where the library is missing.
-NEEDED = "analytics needs ddsketch; install it with: pip install 'steersman[admin]'"
 
 
 class Analysing(Part):
@@ -55,23 +51,16 @@ class Analysing(Part):
         connected: Callable[[], bool] = lambda: False,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
-        """Raises ConfigError where the configuration asks for it and the library is missing."""
+        from extproc.observe.analytics import Listener
+
         self._clock, self._wall_s = clock, wall_s
         self._settings = config.analytics
-        self.listener: Listener | None = None
-        self._worker: _Worker | None = None
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="analytics")
         self._working: Future[None] | None = None
         self._reports = 0
         self._flushed_ns = clock()
         self._running = False
-        try:
-            from extproc.observe import analytics
-        except ImportError:
-            if "analytics" in config.model_fields_set and config.analytics.enabled:
-                raise ConfigError([Problem("the configuration", None, "analytics", NEEDED)]) from None
-            return
-        self.listener = analytics.Listener(
+        self.listener = Listener(
             desk,
             alone=config.sharing is None and len(config.service_addresses) == 1,
             clock=clock,
@@ -83,7 +72,7 @@ class Analysing(Part):
     @property
     def observers(self) -> tuple[Observer, ...]:
         """The ears, where it is on."""
-        return (self.listener,) if self.listener is not None and self._settings.enabled else ()
+        return (self.listener,) if self._settings.enabled else ()
 
     async def start(self) -> None:
         """Begin to take in what is heard."""
@@ -92,7 +81,7 @@ class Analysing(Part):
     async def stop(self) -> None:
         """Write what is left; waits for it for STOP_S at the most."""
         self._running = False
-        if self.listener is not None and self._worker is not None and self._settings.enabled:
+        if self._settings.enabled:
             loop = asyncio.get_running_loop()
             last = loop.run_in_executor(self._executor, self._worker.work, self.listener.take(), {}, True)
             done, _ = await asyncio.wait([last], timeout=STOP_S)
@@ -106,7 +95,7 @@ class Analysing(Part):
     def step(self, *, now_ns: int) -> None:
         """Hand what was heard to the thread, unless it is still busy; every flush_s it also writes."""
         listener, worker = self.listener, self._worker
-        if listener is None or worker is None or not self._running or not self._settings.enabled:
+        if not self._running or not self._settings.enabled:
             return
         if self._working is not None:
             if not self._working.done():
@@ -124,13 +113,10 @@ class Analysing(Part):
     def apply(self, config: Config) -> None:
         """Other bounds, retention and times hold from now on."""
         self._settings = config.analytics
-        if self._worker is not None:
-            self._worker.settings = config.analytics
+        self._worker.settings = config.analytics
 
     def status(self) -> dict[str, object]:
         """Whether it is on, where figures are kept, whether that works, and what was lost."""
-        if self.listener is None or self._worker is None:
-            return {"on": False, "why": NEEDED}
         worker = self._worker
         return {
             "on": self._settings.enabled,
@@ -148,8 +134,6 @@ class Analysing(Part):
         Everything that has ended before the call is in it. Raises ValueError for a query that makes no sense,
         and where nothing is kept. Takes the thread's time, not the loop's.
         """
-        if self.listener is None or self._worker is None:
-            raise ValueError(NEEDED)
         if not self._settings.enabled:
             raise ValueError("analytics is off here; switch it on: analytics: {enabled: true}")
         from extproc.observe.analytics.query import query_of
@@ -178,6 +162,7 @@ def _store(config: Config) -> Store:
 
     if config.sharing is not None:
         from extproc.observe.analytics.redis_store import RedisStore
+        from extproc.state.redis_client import place
 
         url = config.sharing.redis
         return RedisStore(url, prefix=config.sharing.prefix, where=place(url))

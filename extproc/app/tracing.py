@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from xxhash import xxh3_64_intdigest
 
+from extproc import extras
 from extproc.app.operating import Part
 from extproc.config.load import ConfigError, Problem
 from extproc.config.model import Config
@@ -228,12 +229,9 @@ def export_headers(settings: OpenTelemetry) -> dict[str, str]:
 
     Also where the packages are missing that OTLP needs: nothing of this section works without them.
     """
-    from extproc.observe.tracing.otlp import INSTALL, missing
-
     problems: list[Problem] = []
-    if missing():
-        message = f"needs OpenTelemetry's packages; install them with: {INSTALL}"
-        problems.append(Problem("", None, "otel", message))
+    if extras.missing("otel"):
+        problems.append(Problem("", None, "otel", extras.needed("otel", by="it")))
     headers = dict(settings.headers)
     if settings.headers_file is not None:
         name = "otel.headers_file"

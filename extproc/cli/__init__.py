@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from extproc import __version__
+from extproc.extras import one_line
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -68,6 +69,11 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"extproc.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = module.command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an extra that it lacks is said in one line."""
+        with one_line():
+            return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 (click's)
         """List the commands from the table, so that help imports none of them."""

@@ -81,13 +81,9 @@ def command(
     log_to_stderr()
     for noisy in ("httpx", "httpx2", "openai"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    try:
-        from extproc.demo.run import Demo, DemoOptions
-    except ModuleNotFoundError as error:
-        click.echo(f"{error}; install the demo's parts: pip install 'steersman[demo]'", err=True)
-        sys.exit(1)
+    from extproc.demo.run import Demo, DemoOptions
     from extproc.demo.workload import TraceError, workload
-    from extproc.supervise.envoy import EnvoyMissingError, find_envoy
+    from extproc.supervise.envoy import find_envoy
     from extproc.supervise.gateway import GatewayFailedError
     from extproc.supervise.rundir import run_directory
 
@@ -112,7 +108,7 @@ def command(
                 work,
             )
             result = asyncio.run(demo.smoke() if smoke else demo.run())
-    except (EnvoyMissingError, GatewayFailedError) as error:
+    except GatewayFailedError as error:
         click.echo(str(error), err=True)
         sys.exit(1)
     except OSError as error:

@@ -34,11 +34,7 @@ def command(kind: str | None, target: str | None, listed: bool, pid: int | None,
     TARGET is a replica's number, name or address, or a node's name (all of its replicas). Exits 1 when no
     demo runs or the part cannot be struck, 2 on wrong usage.
     """
-    try:
-        from extproc.demo.faults import FaultError, WrongOrderError, strike
-    except ModuleNotFoundError as error:
-        click.echo(f"{error}; install the demo's parts: pip install 'steersman[demo]'", err=True)
-        sys.exit(1)
+    from extproc.demo.faults import FaultError, WrongOrderError, strike
     from extproc.demo.running import NoDemoError, find
     from extproc.supervise.asking import ServiceSilentError
 

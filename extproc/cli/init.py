@@ -293,7 +293,7 @@ def _next(file: Path, places: Places, pools: Sequence[FirstPool], *, tenant: str
         f"{file} is written",
         f"key of tenant {tenant}, shown once: {click.style(key, bold=True)}",
         "",
-        f"  steersman up{flag}        # pip install 'steersman[envoy]' brings Envoy",
+        f"  steersman up{flag}",
         f"  curl http://{places.listen}/v1/chat/completions -H 'Authorization: Bearer {key}' \\",
         f"    -H 'Content-Type: application/json' -d '{body}'",
         f"  steersman doctor{flag}",

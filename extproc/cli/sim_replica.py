@@ -87,10 +87,7 @@ def command(context: click.Context, /, fleet_file: Path | None, count: int, **se
         if fleet_file is None
         else _from_file(fleet_file, _given(context) - {"fleet_file"})
     )
-    try:
-        from extproc.sim.fleet import start_replicas
-    except ModuleNotFoundError as error:
-        raise click.UsageError(f"{error}; install the extra: pip install 'steersman[sim]'") from error
+    from extproc.sim.fleet import start_replicas
 
     async def run() -> None:
         running = await start_replicas(specs)

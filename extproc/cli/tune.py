@@ -15,6 +15,7 @@ from extproc.cli.completion import complete_pools, complete_strategies
 from extproc.cli.options import examples, json_option
 from extproc.cli.progress import steps
 from extproc.cli.replay import number, open_log
+from extproc.extras import need
 
 if TYPE_CHECKING:
     from extproc.replay.rebuild import Scene
@@ -91,12 +92,13 @@ def command(
     """Search a strategy's parameters over recorded traffic, and judge them on a part that was held out.
 
     Every figure is simulated: the record is replayed on replicas with the timings that the service learned.
-    Needs the extra 'tune' (Optuna).
+    Needs the extra 'lab' (Optuna).
     """
+    need("lab", by="tuning")
     from extproc.replay.fit import fitted
     from extproc.replay.log import LogError
     from extproc.replay.rebuild import scene
-    from extproc.tuning.search import MissingExtraError, tune
+    from extproc.tuning.search import tune
 
     try:
         there = fitted(scene(open_log(log, begin, end), pool=pool, limit=limit or 0), seed=seed or 1)
@@ -115,7 +117,7 @@ def command(
                 seeds_held_out=seeds,
                 told=told,
             )
-    except (LogError, MissingExtraError) as error:
+    except LogError as error:
         raise click.ClickException(str(error)) from error
     except ValueError as error:
         raise click.UsageError(f"--strategy: {error}") from error

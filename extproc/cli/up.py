@@ -69,7 +69,7 @@ def command(
     address that is printed, unless the configuration's `admin` says where. Exits 0 after a stop, 1 when
     something cannot be kept running, 2 on a wrong configuration.
     """
-    from extproc.supervise.envoy import EnvoyMissingError, find_envoy
+    from extproc.supervise.envoy import find_envoy
     from extproc.supervise.gateway import GatewayFailedError, GatewayOptions
     from extproc.supervise.page import opened_page
     from extproc.supervise.rundir import run_directory
@@ -90,7 +90,7 @@ def command(
                 page=opened_page() if config.admin is None else None,
             )
             asyncio.run(_up(config, file, options, pictured=pictured))
-    except (EnvoyMissingError, GatewayFailedError) as error:
+    except GatewayFailedError as error:
         click.echo(str(error), err=True)
         sys.exit(1)
     except OSError as error:
@@ -109,7 +109,6 @@ async def _up(config: Config, file: Path, options: Any, *, pictured: bool) -> No
     from extproc.demo.table import clock, screen, status_view
     from extproc.history.follow import Follow
     from extproc.supervise.gateway import Gateway, GatewayFailedError
-    from extproc.supervise.page import HINT
     from extproc.supervise.signals import Signals, first_of
 
     events = Events()
@@ -137,8 +136,7 @@ async def _up(config: Config, file: Path, options: Any, *, pictured: bool) -> No
         try:
             await signals.unless_stopped(gateway.start())
             if not signals.stop.is_set():
-                page = f"page at {gateway.page_url}" if gateway.page_url else HINT
-                events(f"serving at {gateway.url} ; {page} ; logs in {options.run_dir}")
+                events(f"serving at {gateway.url} ; page at {gateway.page_url} ; logs in {options.run_dir}")
                 failed = asyncio.create_task(gateway.failed())
                 following = asyncio.create_task(follow.run())
                 shown = (

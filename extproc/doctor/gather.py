@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from extproc import extras
 from extproc.config.model import Config
 from extproc.doctor.backend import backend
 from extproc.doctor.evidence import (
@@ -226,11 +227,11 @@ def _settled(status: Mapping[str, Any]) -> int:
 async def _redis(config: Config) -> RedisSeen | Failed:
     if config.sharing is None:
         return Failed("the configuration has no 'sharing' section")
-    try:
-        from extproc.state.redis_client import connect, place, reason
-    except ModuleNotFoundError as error:
-        return Failed(f"{error}; pip install 'steersman[redis]'")
+    if extras.missing("redis"):
+        return Failed(extras.needed("redis"))
     from redis.exceptions import RedisError
+
+    from extproc.state.redis_client import connect, place, reason
 
     url = config.sharing.redis
     client = connect(url)

@@ -7,13 +7,14 @@ import shutil
 import sys
 from pathlib import Path
 
+from extproc.extras import MissingExtraError, needed
 from extproc.supervise.asking import DRAIN_TIME_S
 
 #: Envoy warns at every start that sse_to_metadata is young; that is known (facts/envoy.md).
 QUIET_COMPONENTS = "misc:error"
 
 
-class EnvoyMissingError(Exception):
+class EnvoyMissingError(MissingExtraError):
     """No Envoy to run; the message says how to get one."""
 
 
@@ -25,9 +26,8 @@ def find_envoy(given: Path | None = None) -> str:
         return str(given.resolve())
     found = shutil.which("envoy", path=str(Path(sys.executable).parent)) or shutil.which("envoy")
     if found is None:
-        raise EnvoyMissingError(
-            "no envoy beside this Python or on PATH; pip install 'steersman[envoy]', or give one with --envoy"
-        )
+        by = "no envoy beside this Python or on PATH: to bring one"
+        raise EnvoyMissingError(needed("envoy", by=by, instead="give one with --envoy"))
     return found
 
 

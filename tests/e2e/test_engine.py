@@ -31,7 +31,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         import xllamacpp  # noqa: F401  (whether it is there)
     except ImportError:
-        _missing("xllamacpp is not installed: pip install 'steersman[engine]'")
+        _missing("xllamacpp is not installed: make setup")
     port = free_ports(1)[0]
     script = Path(__file__).parent / "engine_server.py"
     child = Child(

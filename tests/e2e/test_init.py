@@ -152,7 +152,7 @@ def test_from_a_real_engine_to_an_answer(tmp_path: Path) -> None:
 
         missing = "" if WEIGHTS.exists() else f"no weights at {WEIGHTS}: make weights"
     except ImportError:
-        missing = "xllamacpp is not installed: pip install 'steersman[engine]'"
+        missing = "xllamacpp is not installed: make setup"
     if missing:
         pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
     port = free_ports(1)[0]

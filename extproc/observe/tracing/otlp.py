@@ -1,12 +1,11 @@
 """OTLP: spans and figures to a collector, with OpenTelemetry's SDK and exporters (the extra `otel`).
 
-Owns every import of `opentelemetry`; whoever imports this module asks `missing` first. Everything here
+Owns every import of `opentelemetry`; whoever imports this module asks `extras.missing` first. Everything here
 runs in threads of its own and may block for as long as an export may take.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import socket
@@ -25,13 +24,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import SpanExporter
 
-#: What a configuration with an `otel` section needs, and how to get it.
-MODULES = (
-    "opentelemetry.sdk",
-    "opentelemetry.exporter.otlp.proto.grpc",
-    "opentelemetry.exporter.otlp.proto.http",
-)
-INSTALL = "pip install 'steersman[otel]'"
 SCOPE = "steersman"
 #: The exporters log each failed attempt; one line in so long is enough.
 LOG_EVERY_S = 30.0
@@ -41,14 +33,6 @@ _LOGGERS = (
     "opentelemetry.exporter.otlp.proto.http.metric_exporter",
     "opentelemetry.sdk.metrics._internal.export",
 )
-
-
-def missing() -> bool:
-    """Whether a package is not installed that OTLP needs."""
-    try:
-        return any(importlib.util.find_spec(name) is None for name in MODULES)
-    except ModuleNotFoundError:
-        return True
 
 
 class _Seldom(logging.Filter):

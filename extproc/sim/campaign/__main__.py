@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from time import monotonic
 
+from extproc.extras import need, one_line
 from extproc.sim.campaign.account import write_report
 from extproc.sim.campaign.case import CaseError, Played, check_strategy, seed_values
 from extproc.sim.campaign.plan import SEEDS, STRATEGIES, full_plan, quick_plan
@@ -31,6 +32,7 @@ def campaign(
     limit: int = 0,
 ) -> Path:
     """Plays what is not in `out/cells` yet, in time `budget_s` (0: no bound), and writes `out/report.md`."""
+    need("lab", by="the campaign's report")
     folder = traces_folder(traces)
     stand_ins = [f"{name} by {made}" for name in TRACES if (made := stood_in(name, folder))]
     said = f"{folder} lacks some, made-up stand-ins: {', '.join(stand_ins)}" if stand_ins else "public"
@@ -106,4 +108,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line():
+        sys.exit(main())

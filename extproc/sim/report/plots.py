@@ -49,12 +49,10 @@ def plots(
 
     `ttft_ms` is each strategy's first-token times for the distribution (not drawn without), with its
     bound `ttft_slo_ms`. `emphasis` names the strategy drawn boldest; one named "oracle" is dashed.
-    `RuntimeError` without matplotlib, `ValueError` without cells.
+    `ValueError` without cells.
     """
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        raise RuntimeError("plots need matplotlib; install steersman[sim]") from None
+    import matplotlib as mpl
+
     held = rows(cells)
     if not held:
         raise ValueError("no cells: there is nothing to plot")

@@ -22,9 +22,8 @@ DOC = Path(__file__).resolve().parents[3] / "docs" / "metrics.md"
 SETTINGS = Metrics()
 HEAD = f"""# Metrics
 
-Prometheus reads them at the admin port (`GET /metrics`), as plain text or OpenMetrics, whatever it asks for;
-the admin port needs `pip install 'steersman[admin]'`. Besides these there are the client library's own
-`process_*` (memory, CPU, files).
+Prometheus reads them at the admin port (`GET /metrics`), as plain text or OpenMetrics, whatever it asks for.
+Besides these there are the client library's own `process_*` (memory, CPU, files).
 
 **Which requests count.** Each service counts those that it has decided on itself, since it started: the
 figures of several services can be added up. A request whose record never comes is in

@@ -12,6 +12,8 @@ const CHARTS = [
 const KEPT = 900;
 const EVERY_MS = 1000;
 const SPAN_MIN_S = 60;
+/** Where the extra is not installed, the service has no library to send. */
+const MISSING = "No charts: the service needs the extra 'charts' for them, or its library could not be loaded.";
 
 let points = [];
 let spanS = 300;
@@ -69,7 +71,7 @@ function load() {
     plotly = window.Plotly;
     draw(true);
   }, () => {
-    for (const { plot } of figures) plot.replaceChildren(h("p", { class: "empty bad", text: "The charts' library could not be loaded." }));
+    for (const { plot } of figures) plot.replaceChildren(h("p", { class: "empty bad", text: MISSING }));
   });
 }
 
