@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from extproc.config.checks import Loc, cross_checks, dotted
 from extproc.config.model import Config
 from extproc.config.wording import wording
-from extproc.config.yamltext import YamlMistakeError, read
+from extproc.config.yamltext import YamlMistakeError, read, read_json
 
 #: A configuration file above this is refused unread.
 CONFIG_BYTES_MAX = 16 * 1024 * 1024
@@ -77,8 +78,9 @@ def file_text(path: str | Path) -> str:
 
 def loads(text: str, *, name: str = "<string>") -> Config:
     """Check a configuration given as text; raises ConfigError with every mistake."""
+    document = read_json(text)
     try:
-        document = read(text)
+        document = document or read(text)
     except YamlMistakeError as error:
         raise ConfigError([Problem(name, error.line, "", str(error))]) from None
     tree, data = document.tree, document.data
@@ -86,10 +88,22 @@ def loads(text: str, *, name: str = "<string>") -> Config:
         what = "is empty" if data is None else f"holds {_KINDS.get(type(data), 'one value')}, not a mapping"
         raise ConfigError([Problem(name, None, "", f"{what}; {BEGIN}")])
 
+    if tree is None:
+        # JSON has no lines; whoever wants to know of a mistake wants them.
+        try:
+            return checked(data, None, [], name=name)
+        except ConfigError:
+            document = read(text)
+    return checked(document.data, document.tree, document.repeated, name=name)
+
+
+def checked(data: Any, tree: yaml.Node | None, again: list[tuple[Loc, str]], *, name: str) -> Config:
+    """A configuration of a document's data; raises ConfigError with every mistake."""
+
     def problem(location: Loc, message: str) -> Problem:
         return Problem(name, _line(tree, location), dotted(location), message)
 
-    repeated = [problem(location, message) for location, message in document.repeated]
+    repeated = [problem(location, message) for location, message in again]
     try:
         config = Config.model_validate(data)
     except ValidationError as error:

@@ -7,6 +7,7 @@ are the pure parser's, since libyaml's binding recurses without a bound.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -85,6 +86,24 @@ def read(text: str) -> Document:
         raise YamlMistakeError("is not YAML: it is nested too deeply; is it the right file?") from None
     finally:
         loader.dispose()
+
+
+def read_json(text: str) -> Document | None:
+    """A text that is a JSON object, without nodes: some fifty times as fast. None for any other text."""
+    if not text.startswith("{"):
+        return None
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a key stands there twice")
+        return found
+
+    try:
+        data = json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError):
+        return None
+    return Document(None, data, [])
 
 
 def _without_control(text: str) -> str:
