@@ -34,7 +34,7 @@ _DEFAULT_SHOWN_MAX = 60
 def page() -> str:
     """The whole document, in Markdown."""
     parts = [HEAD]
-    for section, paths in _sections().items():
+    for section, paths in sections().items():
         path, *others = sorted(paths, key=lambda path: path.count("."))
         title = f"`{path}`" if path else "The file"
         also = f" The same under {', '.join(f'`{each}`' for each in others)}." if others else ""
@@ -50,14 +50,14 @@ def page() -> str:
 
 def settings() -> Iterator[tuple[str, str]]:
     """Every setting's path (`pools[].endpoints[].address`) and what it is."""
-    for section, paths in _sections().items():
+    for section, paths in sections().items():
         for path in paths:
             texts = described(section)
             for name, field in section.model_fields.items():
                 yield _below(path, field.alias or name), texts.get(name, "")
 
 
-def _sections() -> dict[type[BaseModel], list[str]]:
+def sections() -> dict[type[BaseModel], list[str]]:
     """Every section and where it stands, depth first in the file's order."""
     found: dict[type[BaseModel], list[str]] = {}
 

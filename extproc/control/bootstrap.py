@@ -95,14 +95,14 @@ def _tree(bootstrap: Bootstrap) -> dict[str, object]:
     return tree
 
 
-class _Dumper(_FAST_DUMPER):  # type: ignore[misc, valid-type]  # which of two, is known when it runs
+class _Dumper(_FAST_DUMPER):  # type: ignore[misc]  # which of two, is known when it runs
     """Block style for texts of several lines, and no anchors."""
 
     def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002  (PyYAML's signature)
         return True
 
 
-def _text(dumper: Any, text: str) -> yaml.ScalarNode:
+def _text(dumper: Any, text: str) -> Any:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
