@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from extproc.config.docstrings import described
 from extproc.config.model import Config, Section
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,7 +73,7 @@ def test_no_module_of_the_core_keeps_state(path: Path) -> None:
 def settings(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting of the file with its dotted path."""
     for name, field in section.model_fields.items():
-        yield f"{path}{name}", field
+        yield f"{path}{name}", described(section).get(name)
         for inner in sections_in(field.annotation):
             yield from settings(inner, f"{path}{name}.")
 
@@ -89,7 +90,7 @@ SETTINGS = dict(settings(Config))
 @pytest.mark.parametrize("path", SETTINGS)
 def test_every_setting_says_what_it_is(path: str) -> None:
     """A setting without a description fails here; so does one that is no sentence."""
-    description = SETTINGS[path].description
+    description = SETTINGS[path]
     assert description, "write a docstring under it"
     assert description.rstrip().endswith(".")
 

@@ -25,7 +25,6 @@ from extproc.app.agents import Agents, shared_quotas
 from extproc.app.alerting import Alerting
 from extproc.app.analysing import Analysing
 from extproc.app.build import (
-    RELOADABLE_OF_POOL,
     attempts_of,
     desk_limits,
     directory_of,
@@ -33,7 +32,6 @@ from extproc.app.build import (
     policy_of,
     pool_specs,
     quota_limits,
-    restart_needed,
 )
 from extproc.app.experimenting import Experimenting
 from extproc.app.explaining import Explaining
@@ -41,19 +39,19 @@ from extproc.app.measuring import Measuring
 from extproc.app.operating import Operating, Part
 from extproc.app.operators import Operators
 from extproc.app.picking import Picking
+from extproc.app.reread import Reread, read_again, uncollected
 from extproc.app.roster import Roster
 from extproc.app.tracing import Tracing
 from extproc.app.tuned import Tuned
-from extproc.config.load import ConfigError, load
 from extproc.config.model import Config
-from extproc.control.services import event_cluster
+from extproc.config.restart import RELOADABLE_OF_POOL, restart_needed
+from extproc.control.names import event_cluster
 from extproc.core.desk import Desk
 from extproc.core.experiment import Experiments
 from extproc.core.fleet import Fleet
 from extproc.core.outcome import Outcome
 from extproc.core.quota import Books
 from extproc.core.tenant import Tenant
-from extproc.history.changes import changes
 from extproc.history.follow import Follow
 from extproc.observe.audit import AuditLog
 from extproc.observe.record import Recorder
@@ -224,9 +222,10 @@ class App:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stop.set)
         if config_file is not None:
-            self.follow = None if kept_of else Follow(config_file, partial(self.reload, config_file))
-            hung_up = self.follow.now if self.follow is not None else partial(self.reload, config_file)
-            loop.add_signal_handler(signal.SIGHUP, hung_up)
+            self.follow = Follow(
+                config_file, partial(self.reload_live, config_file), supervised=kept_of is not None
+            )
+            loop.add_signal_handler(signal.SIGHUP, self.follow.now)
 
     async def run(self, *, config_file: Path | None = None, kept_of: Path | None = None) -> None:
         """Serve until SIGTERM or SIGINT, then drain; SIGHUP or a changed file reloads. After `start`."""
@@ -279,25 +278,29 @@ class App:
 
     def reload(self, path: Path) -> bool:
         """Read the configuration again; a bad or unappliable one changes nothing. True when applied."""
-        try:
-            new = load(path)
-            directory = directory_of(new)
-            families = families_of(new)
-        except ConfigError as error:
-            return self._refuse([str(problem) for problem in error.problems])
-        if changed := restart_needed(self.config, new, live=self.roster.live):
-            return self._refuse([f"needs a restart: {', '.join(changed)}"])
+        return self._take(path, read_again(path, self.config, live=self.roster.live))
+
+    async def reload_live(self, path: Path) -> bool:
+        """`reload`, with all that takes long in a thread: decisions go on meanwhile."""
+        with uncollected():
+            read = await asyncio.to_thread(read_again, path, self.config, live=self.roster.live)
+        return self._take(path, read)
+
+    def _take(self, path: Path, read: Reread | list[str]) -> bool:
+        if isinstance(read, list):
+            return self._refuse(read)
+        new, directory, families = read.config, read.directory, read.families
         if new.identity.failed_attempts != self.config.identity.failed_attempts:
             self.processor.attempts = attempts_of(new)
         self.audit.settings = new.audit
         self.record.apply(new.record)
         new = self.tuned.overlaid(new)
-        for name, facts in changes(self.config, new):
+        for name, facts in read.events:
             self.audit.event(name, stage="applied", **facts)
         self.audit.event("config_reloaded", file=str(path))
         self.config = new
         self.roster.apply(new)
-        self.desk.apply(policy_of(new), now_ns=self.clock())
+        self.desk.apply(read.policy, now_ns=self.clock())
         self.adjusting.apply(new)
         self.experimenting.apply(new)
         self.desk.default_model = new.default_model

@@ -2,20 +2,20 @@
 
 Owns the measuring, and the configuration's overlay: the file's parameters with what was tuned on top. A
 reload keeps the overlay for as long as the file says of these parameters what it said when tuning began.
-Every move is in the configuration's history before it is applied (a move back is applied in any case), and in
-the audit log. Off unless the configuration says otherwise.
+Every move is in the audit log. What is kept is written into the file, and so into its history, where that is
+wanted; a trial is no version of the file: nobody could roll back to what never stood there. Off unless the
+configuration says otherwise.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil, floor
 from pathlib import Path
 from typing import Any
 
-from extproc.config.load import ConfigError, loads
+from extproc.config.load import ConfigError
 from extproc.config.model import Config, Pool, Tuning
 from extproc.core.aims import ClassSpec
 from extproc.core.decide import Case
@@ -24,7 +24,7 @@ from extproc.core.observer import Observer
 from extproc.core.outcome import End, Outcome, Reject, Routed
 from extproc.history.change import change
 from extproc.history.surgery import EditError, Put, edited
-from extproc.history.versions import History, HistoryError, locked, read_text
+from extproc.history.versions import HistoryError
 from extproc.observe.audit import AuditLog
 from extproc.tuning.online import Guard, Knob, Move, Tuner, Window
 from extproc.tuning.space import space
@@ -163,8 +163,13 @@ class Tuned(Observer):
         return move
 
     def record(self, move: Move) -> bool:
-        """Write a move into the history; may run in a thread. False when that failed."""
+        """Write what is kept into the file, where that is wanted; in a thread too. False when that failed.
+
+        Trials are no versions of the file: the audit log has them.
+        """
         assert self.file is not None
+        if move.kind != "keep" or not self._section.write:
+            return True
         why = f"{move.name} {move.before:.6g} → {move.after:.6g}: {move.why}"
         command = f"tuning {move.kind}"
         values = self._tuner.values if self._tuner is not None else {}
@@ -179,29 +184,20 @@ class Tuned(Observer):
             return edited(text, [Put((*path, name), value) for name, value in changed.items()])
 
         try:
-            if move.kind == "keep" and self._section.write:
-                self._written = dict(values)
-                change(self.file, rewrite, why=why, command=command, who=WHO)
-            else:
-                _append(self.file, rewrite, why=why, command=command)
+            self._written = dict(values)
+            change(self.file, rewrite, why=why, command=command, who=WHO)
         except (ConfigError, EditError, HistoryError, OSError, StopIteration) as error:
             if self._silent:
-                log.warning("tuning cannot be recorded in the history, so nothing is tried: %s", error)
+                log.warning("what tuning has kept cannot be written into the file: %s", error)
             self._silent = False
             return False
         self._silent = True
         return True
 
     def done(self, move: Move, config: Config, *, recorded: bool) -> Config | None:
-        """After `record`: the configuration to apply, None where nothing changes.
-
-        What could not be recorded is not tried.
-        """
+        """After `record`: the configuration to apply, None where nothing changes."""
         tuner = self._tuner
         if tuner is None:
-            return None
-        if move.kind == "try" and not recorded:
-            tuner.forget()
             return None
         self._audit.event(
             "tuning",
@@ -277,17 +273,6 @@ def _with(config: Config, pool: str, strategy: str, values: dict[str, float]) ->
 
     pools = [changed(each) if each.name == pool else each for each in config.pools]
     return config.model_copy(update={"pools": pools})
-
-
-def _append(file: Path, rewrite: Callable[[str, Config], str], *, why: str, command: str) -> None:
-    """Record a version that is in force and not in the file."""
-    with locked(file):
-        text = read_text(file)
-        history = History(file)
-        latest = history.latest()
-        if latest is None or latest.who != WHO:
-            history.note(text)
-        history.append(rewrite(text, loads(text, name=str(file))), who=WHO, why=why, command=command)
 
 
 def _met(outcome: Outcome, spec: ClassSpec) -> bool:

@@ -19,12 +19,18 @@ from extproc.cli.options import config_option, examples, json_option, load_or_ex
 )
 @config_option
 @json_option
-def command(file: Path, as_json: bool) -> None:
+@click.option("--schema", is_flag=True, help="Print the file's JSON Schema, for editors, and check nothing.")
+def command(file: Path, as_json: bool, schema: bool) -> None:
     """Check a configuration.
 
     Prints every mistake at once as FILE:LINE: PATH: what to write instead, and exits 2; exits 0 with
     one line when there is none. Nobody is asked: what runs is `steersman doctor`'s to check.
     """
+    if schema:
+        from extproc.config.schema import schema as made
+
+        print_json(made())
+        return
     config = load_or_exit(file, as_json=as_json)
     endpoints = sum(len(pool.endpoints) for pool in config.pools)
     if as_json:

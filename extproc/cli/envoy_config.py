@@ -52,7 +52,10 @@ def command(file: Path, mode: Literal["static", "ads"], form: str, output: Path 
     """
     config = load_or_exit(file)
 
-    # Late: envoy-data-plane takes over a second to import.
+    # Late: other commands need none of it. Light: a thousand pydantic validators take a second.
+    from extproc.control import light
+
+    light.install()
     from extproc.control.bootstrap import render_bootstrap, to_json, to_yaml
 
     bootstrap = render_bootstrap(config, mode)

@@ -14,6 +14,7 @@ from extproc.cli.options import config_option, examples, json_option, load_or_ex
 from extproc.cli.status import address_option
 from extproc.cli.tenant_key import key_group, key_index
 from extproc.cli.tenants import asked, print_tenants
+from extproc.config.docstrings import described
 from extproc.config.load import ConfigError, loads
 from extproc.config.model import Config, Quota
 from extproc.history.surgery import Edit, EditError, Put, Remove, edited
@@ -73,9 +74,10 @@ def _number(value: str | None, name: str) -> float | int | str | None:
 
 def quota_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """An option for each limit that a quota has."""
-    for name, field in reversed(Quota.model_fields.items()):
+    texts = described(Quota)
+    for name in reversed(Quota.model_fields):
         option = f"--{name.replace('_', '-')}"
-        about = (field.description or "").partition(".")[0]
+        about = texts[name].partition(".")[0]
         function = click.option(option, name, metavar=f"N|{NONE}", help=f"{about}.")(function)
     return function
 

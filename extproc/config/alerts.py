@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from extproc.config.meant import meant
 from extproc.config.section import Section
 from extproc.config.signals import CODES, LONG_WINDOW_S_MAX, SIGNALS, WINDOW_S_MAX, Scope
 from extproc.config.types import Name
@@ -22,13 +23,13 @@ OBJECTIVE_MIN = 0.94
 
 def _signal(value: str) -> str:
     if value not in SIGNALS:
-        raise ValueError(f"{value!r} is not a signal; there are {', '.join(SIGNALS)}")
+        raise ValueError(f"{value!r} is not a signal; there are {', '.join(SIGNALS)}{meant(value, SIGNALS)}")
     return value
 
 
 def _code(value: str) -> str:
     if value not in CODES:
-        raise ValueError(f"{value!r} is not told apart; write one of {', '.join(CODES)}")
+        raise ValueError(f"{value!r} is not told apart; write one of {', '.join(CODES)}{meant(value, CODES)}")
     return value
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from extproc.config.away import known_by, mode_of
 from extproc.config.locations import Loc, repeats
+from extproc.config.meant import meant
 from extproc.config.model import Config, Key
 
 #: Headers that the service reads itself.
@@ -61,11 +62,16 @@ def class_checks(config: Config) -> Iterator[tuple[Loc, str]]:
     yield from repeats((("classes", i, "name"), name) for i, name in enumerate(names))
     for i, tenant in enumerate(config.tenants):
         if tenant.service_class not in names:
-            wish = f"no class {tenant.service_class!r}; classes has {', '.join(names)}"
+            near = meant(tenant.service_class, names)
+            wish = f"no class {tenant.service_class!r}; classes has {', '.join(names)}{near}"
             yield ("tenants", i, "class"), wish
     for objective, name in config.picker.objectives.items():
         if name not in names:
-            yield ("picker", "objectives", objective), f"no class {name!r}; classes has {', '.join(names)}"
+            near = meant(name, names)
+            yield (
+                ("picker", "objectives", objective),
+                f"no class {name!r}; classes has {', '.join(names)}{near}",
+            )
     modes = {mode_of(config, each) for each in config.classes}
     for i, each in enumerate(config.classes):
         members = [tenant for tenant in config.tenants if tenant.service_class == each.name]

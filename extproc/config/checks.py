@@ -11,6 +11,7 @@ from extproc.config.check_tenants import class_checks, identity_checks
 from extproc.config.experiments import experiment_checks
 from extproc.config.families import family_checks
 from extproc.config.locations import Loc, dotted, repeats
+from extproc.config.meant import meant
 from extproc.config.model import Config
 from extproc.core.strategies import build
 
@@ -34,7 +35,7 @@ def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
     served = sorted({model for pool in config.pools for model in pool.models})
     for location, model in _named_models(config):
         if model not in served:
-            yield location, f"no pool serves {model!r}; pools serve {', '.join(served)}"
+            yield location, f"no pool serves {model!r}; pools serve {', '.join(served)}{meant(model, served)}"
     for i, tenant in enumerate(config.tenants):
         if tenant.models is not None and tenant.default_model and tenant.default_model not in tenant.models:
             yield (
@@ -89,7 +90,11 @@ def _tuning(config: Config) -> Iterator[tuple[Loc, str]]:
     """A pool to tune that is not there."""
     names = [pool.name for pool in config.pools]
     if config.tuning.pool is not None and config.tuning.pool not in names:
-        yield ("tuning", "pool"), f"there is no pool {config.tuning.pool!r}; there are {', '.join(names)}"
+        near = meant(config.tuning.pool, names)
+        yield (
+            ("tuning", "pool"),
+            f"there is no pool {config.tuning.pool!r}; there are {', '.join(names)}{near}",
+        )
 
 
 def _sources(config: Config) -> Iterator[tuple[Loc, str]]:

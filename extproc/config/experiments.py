@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AwareDatetime, Field
 
 from extproc.config.locations import Loc
+from extproc.config.meant import meant
 from extproc.config.section import Section
 from extproc.config.types import Name, StrategyName
 from extproc.core.experiment import shares_of
@@ -100,7 +101,8 @@ def experiment_checks(config: Config) -> Iterator[tuple[Loc, str]]:
         here: Loc = ("experiments", name)
         for j, pool in enumerate(experiment.pools):
             if pool not in pools:
-                yield (*here, "pools", j), f"there is no pool {pool!r}; there are {', '.join(pools)}"
+                near = meant(pool, pools)
+                yield (*here, "pools", j), f"there is no pool {pool!r}; there are {', '.join(pools)}{near}"
             elif pool in taken:
                 message = (
                     f"pool {pool!r} is in experiment {taken[pool]!r} too; it can be in one, so stop the other"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from extproc.config.locations import Loc, repeats
+from extproc.config.meant import meant
 from extproc.config.section import Section
 from extproc.config.types import ModelName
 from extproc.core.families import WAIT_MS, floor_of
@@ -57,7 +58,7 @@ def family_checks(config: Config) -> Iterator[tuple[Loc, str]]:
         yield from repeats((("families", i, "models", j), model) for j, model in enumerate(family.models))
         for j, model in enumerate(family.models):
             if model not in served:
-                message = f"no pool serves {model!r}; pools serve {', '.join(served)}"
+                message = f"no pool serves {model!r}; pools serve {', '.join(served)}{meant(model, served)}"
                 yield ("families", i, "models", j), message
         thresholds = family.thresholds
         if thresholds is None:

@@ -23,6 +23,7 @@ from extproc.config.section import CircuitBreakers, OutlierDetection, Section
 from extproc.config.tenancy import Adjust, Key, Quota, ServiceClass, Tenant
 from extproc.config.tracing import OpenTelemetry
 from extproc.config.types import (
+    EndpointAddress,
     EnvoyFile,
     HeaderName,
     IpPort,
@@ -81,7 +82,7 @@ __all__ = [
 class Endpoint(Section):
     """One model-server replica."""
 
-    address: IpPort
+    address: EndpointAddress
     """Where it listens, as ip:port."""
     zone: str = ""
     """Its availability zone; empty when there is one only."""

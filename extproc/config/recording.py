@@ -55,7 +55,8 @@ class Tuning(Section):
     error_rise_max: float = Field(default=0.005, ge=0.0, le=1.0)
     """A change after which the share of failed requests is higher by more than this is taken back at once."""
     write: bool = False
-    """Whether what is kept is written into this file too; otherwise it is in its history alone."""
+    """Whether what is kept is written into this file too, and so is in its history; the audit log has every
+    move in any case."""
 
     @model_validator(mode="after")
     def _numbers(self) -> Self:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from extproc.config.docstrings import described
 from extproc.config.model import Config
 
 HEAD = """# Configuration reference
@@ -33,26 +34,30 @@ _DEFAULT_SHOWN_MAX = 60
 def page() -> str:
     """The whole document, in Markdown."""
     parts = [HEAD]
-    for section, paths in _sections().items():
+    for section, paths in sections().items():
         path, *others = sorted(paths, key=lambda path: path.count("."))
         title = f"`{path}`" if path else "The file"
         also = f" The same under {', '.join(f'`{each}`' for each in others)}." if others else ""
         about = " ".join((section.__doc__ or "").split())
-        rows = [_row(name, field) for name, field in section.model_fields.items()]
+        rows = [
+            _row(field.alias or name, field, described(section).get(name, ""))
+            for name, field in section.model_fields.items()
+        ]
         table = "\n".join(["| setting | type | default | |", "|---|---|---|---|", *rows])
         parts.append(f"## {title}\n\n{about}{also}\n\n{table}\n")
     return "\n".join(parts)
 
 
-def settings() -> Iterator[tuple[str, FieldInfo]]:
-    """Every setting's path (`pools[].endpoints[].address`) and its field."""
-    for section, paths in _sections().items():
+def settings() -> Iterator[tuple[str, str]]:
+    """Every setting's path (`pools[].endpoints[].address`) and what it is."""
+    for section, paths in sections().items():
         for path in paths:
+            texts = described(section)
             for name, field in section.model_fields.items():
-                yield _below(path, name), field
+                yield _below(path, field.alias or name), texts.get(name, "")
 
 
-def _sections() -> dict[type[BaseModel], list[str]]:
+def sections() -> dict[type[BaseModel], list[str]]:
     """Every section and where it stands, depth first in the file's order."""
     found: dict[type[BaseModel], list[str]] = {}
 
@@ -60,7 +65,7 @@ def _sections() -> dict[type[BaseModel], list[str]]:
         found.setdefault(section, []).append(path)
         for name, field in section.model_fields.items():
             for inner, mark in _inner(field.annotation):
-                visit(inner, _below(path, name) + mark)
+                visit(inner, _below(path, field.alias or name) + mark)
 
     visit(Config, "")
     return found
@@ -88,9 +93,9 @@ def _inner(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
             yield from _inner(each)
 
 
-def _row(name: str, field: FieldInfo) -> str:
+def _row(name: str, field: FieldInfo, text: str) -> str:
     shown = f"**`{name}`**" if any(_inner(field.annotation)) else f"`{name}`"
-    about = " ".join((field.description or "").split()).replace("|", "\\|")
+    about = " ".join(text.split()).replace("|", "\\|")
     return f"| {shown} | {_type(field)} | {_default(field)} | {about} |"
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
+# Pydantic looks for plugins in every distribution that is installed, at each start; nobody has one for us.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
     """A section of the file: unknown keys are mistakes, values do not change after loading."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, serialize_by_alias=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
 
 
 class CircuitBreakers(Section):

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from extproc.config.meant import meant
 from extproc.core.strategies import STRATEGIES
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
@@ -27,22 +28,63 @@ def _name(value: str) -> str:
 
 def ip_port(value: str) -> str:
     """Canonical `ip:port`: Envoy's override_host compares strings, so one address has one spelling."""
+    host, port = _host_and_port(value)
+    try:
+        return _canonical(host, port)
+    except ValueError:
+        hint = "127.0.0.1" if host == "localhost" else "0.0.0.0"
+        raise ValueError(
+            f"{host!r} is a host name, and only addresses are listened on; write {hint}:{port}"
+        ) from None
+
+
+def _endpoint(value: str) -> str:
+    host, port = _host_and_port(value.removeprefix("http://").partition("/")[0] if _names(value) else value)
+    try:
+        return _canonical(host, port)
+    except ValueError:
+        if host == "localhost":
+            hint = f"write 127.0.0.1:{port}"
+        else:
+            name = f"{{name: {host}, port: {port}}}"
+            hint = f"write its ip:{port}, or under the pool 'discovery: {{dns: [{name}]}}'"
+        raise ValueError(f"{host!r} is a host name, and Envoy picks endpoints by ip:port; {hint}") from None
+
+
+def _names(url: str) -> bool:
+    """Whether it is a plain HTTP URL with a port whose host is a name: then the name is what to speak of."""
+    found = re.match(r"http://([^/:\s]+):\d+(/|$)", url)
+    return found is not None and re.fullmatch(r"[0-9.]+", found[1]) is None
+
+
+def _host_and_port(value: str) -> tuple[str, int]:
+    """The two parts of an address; ValueError with what to write for anything else, URLs first."""
+    scheme, mark, rest = value.partition("://")
+    if mark:
+        bare = rest.partition("/")[0]
+        if scheme == "https":
+            raise ValueError(
+                f"{value!r} is a URL; replicas are reached in the clear, as ip:port of the engine"
+            )
+        shown = bare if re.search(r":\d+$", bare) else f"{bare}:80"
+        raise ValueError(f"{value!r} is a URL; write {shown or 'ip:port'}, without {scheme!r} and path")
     host, colon, port = value.rpartition(":")
+    if "%" in host:
+        raise ValueError(f"{host!r} has a zone id, which Envoy does not take; write the address without it")
     if not colon or not (port.isascii() and port.isdigit()):
+        if "/" in value:
+            raise ValueError(f"{value!r} has a path; write ip:port, such as 127.0.0.1:8080")
         raise ValueError(f"{value!r} has no port; write ip:port, such as 127.0.0.1:8080")
     if len(port) > 5 or not 1 <= int(port) <= 65535:
         raise ValueError(f"port {port} is not within 1 to 65535")
+    return host, int(port)
+
+
+def _canonical(host: str, port: int) -> str:
+    """One spelling of an address; ValueError where the host is a name."""
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if "%" in bare:
-        raise ValueError(f"{host!r} has a zone id, which Envoy does not take; write the address without it")
-    try:
-        address = ipaddress.ip_address(bare)
-    except ValueError:
-        hint = "127.0.0.1" if host == "localhost" else "its address"
-        raise ValueError(
-            f"{host!r} is not an IP address; Envoy picks endpoints by ip:port, so write {hint}:{port}"
-        ) from None
-    return f"[{address}]:{int(port)}" if address.version == 6 else f"{address}:{int(port)}"
+    address = ipaddress.ip_address(bare)
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
 def _listen(value: str) -> str:
@@ -98,6 +140,7 @@ def _redis(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(_name)]
 IpPort = Annotated[str, AfterValidator(ip_port)]
+EndpointAddress = Annotated[str, AfterValidator(_endpoint)]
 Listen = Annotated[str, AfterValidator(_listen)]
 Sha256 = Annotated[str, AfterValidator(_sha256)]
 HeaderName = Annotated[str, AfterValidator(_header)]
@@ -110,7 +153,7 @@ RedisUrl = Annotated[str, AfterValidator(_redis)]
 def _strategy(value: str) -> str:
     if value not in STRATEGIES:
         known = ", ".join(STRATEGIES)
-        raise ValueError(f"{value!r} is not a strategy; there are {known}")
+        raise ValueError(f"{value!r} is not a strategy; there are {known}{meant(value, STRATEGIES)}")
     return value
 
 

@@ -18,8 +18,9 @@ from envoy_data_plane.envoy.type.matcher.v3 import (
 )
 
 from extproc.config.model import Config
+from extproc.control.names import log_clusters
 from extproc.control.pack import ms, packed
-from extproc.control.services import grpc_service, log_clusters
+from extproc.control.services import grpc_service
 from extproc.core import contract
 
 #: One byte is always exceeded: each record leaves at once, and a quota is settled within a millisecond.

@@ -6,6 +6,7 @@ Owns the bootstrap's frame: node, admin, overload. Output is deterministic, for 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import yaml
 from envoy_data_plane.envoy.config.bootstrap.v3 import (
@@ -47,6 +48,9 @@ BODY_COPIES = 2
 HEAP_SHRINK_AT = 0.90
 HEAP_REFUSE_AT = 0.97
 HEAP_MONITOR = "envoy.resource_monitors.fixed_heap"
+
+#: libyaml where PyYAML was built with it: five times as fast.
+_FAST_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 HEADER = "# Rendered by `steersman envoy-config`. Do not edit: change steersman.yaml and render again.\n"
 
@@ -91,14 +95,14 @@ def _tree(bootstrap: Bootstrap) -> dict[str, object]:
     return tree
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(_FAST_DUMPER):  # type: ignore[misc]  # which of two, is known when it runs
     """Block style for texts of several lines, and no anchors."""
 
     def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002  (PyYAML's signature)
         return True
 
 
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+def _text(dumper: Any, text: str) -> Any:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 

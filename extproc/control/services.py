@@ -6,9 +6,7 @@ by which cluster it finds one service among several.
 
 from __future__ import annotations
 
-import socket
 from datetime import timedelta
-from ipaddress import ip_address
 
 from envoy_data_plane.envoy.config.cluster.v3 import (
     CircuitBreakers,
@@ -40,10 +38,10 @@ from envoy_data_plane.envoy.extensions.upstreams.http.v3 import HttpProtocolOpti
 from envoy_data_plane.envoy.type.v3 import Percent
 
 from extproc.config.model import Config, Tracing
+from extproc.control.names import SERVICE_CLUSTER, log_clusters
 from extproc.control.pack import ms, packed
 from extproc.control.resources import PROTOCOL_OPTIONS, lb_endpoint, least_request, tcp_keepalive
 
-SERVICE_CLUSTER = "steersman"
 TRACING_CLUSTER = "otlp"
 
 CONNECT_TIMEOUT_MS = 250
@@ -93,50 +91,6 @@ def service_cluster(config: Config) -> Cluster:
         ]
     )
     return cluster
-
-
-def log_clusters(config: Config) -> list[str]:
-    """The clusters that records go to, one for each service; the deciding one itself where it is alone."""
-    addresses = config.service_addresses
-    if len(addresses) == 1:
-        return [SERVICE_CLUSTER]
-    return [f"{SERVICE_CLUSTER}.log.{i}" for i in range(len(addresses))]
-
-
-def event_cluster(config: Config) -> str:
-    """The cluster whose one service is this one, for its first-token events; empty when none is known to be.
-
-    Among several a service knows itself by an address that it listens on; one that listens on every
-    address of its host by the port and an address of that host.
-    """
-    addresses = config.service_addresses
-    if len(addresses) == 1:
-        return SERVICE_CLUSTER
-    listens = config.service.listen
-    found = [i for i, where in enumerate(addresses) if where in listens]
-    if not found:
-        found = [i for i, where in enumerate(addresses) if any(_covers(each, where) for each in listens)]
-    return log_clusters(config)[found[0]] if len(found) == 1 else ""
-
-
-def _covers(listen: str, where: str) -> bool:
-    """Whether a service that listens on every address of this host is reached at `where`."""
-    if listen.startswith("unix:") or where.startswith("unix:"):
-        return False
-    everywhere, _, port = listen.rpartition(":")
-    host, _, its_port = where.rpartition(":")
-    return port == its_port and ip_address(everywhere.strip("[]")).is_unspecified and _is_here(host)
-
-
-def _is_here(host: str) -> bool:
-    """Whether an IP is this host's: only such a one can be bound."""
-    ip = ip_address(host.strip("[]"))
-    with socket.socket(socket.AF_INET6 if ip.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((str(ip), 0))
-        except OSError:
-            return False
-    return True
 
 
 def service_log_clusters(config: Config) -> list[Cluster]:

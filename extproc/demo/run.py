@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +108,7 @@ class Demo:
                 asyncio.create_task(self.cards.run()),
                 asyncio.create_task(self._announce(file, gateway, parts)),
                 # An experiment that is started from the page is written into the demo's file.
-                asyncio.create_task(Follow(self.fleet.config, partial(gateway.reload, checked=False)).run()),
+                asyncio.create_task(Follow(self.fleet.config, gateway.reload).run()),
             ]
             try:
                 self._greet(gateway, faults=faults)

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from extproc.config.load import CONFIG_BYTES_MAX
@@ -18,47 +18,70 @@ from extproc.history.versions import History, HistoryError, digest, locked, read
 log = logging.getLogger(__name__)
 
 #: How often the file is looked at.
-POLL_S = 1.0
+POLL_S = 0.5
 #: A changed file is read once nothing has changed for this long: a writer may be half way through.
 STILL_S = 0.3
 
 
 class Follow:
-    """One file and what applies it. `apply` answers whether the file was taken."""
+    """One file and what applies it. `apply` answers whether the file was taken.
 
-    def __init__(self, file: Path, apply: Callable[[], bool]) -> None:
+    `supervised`: the file is a supervisor's copy, which says when it has changed (`now`) and records it.
+    """
+
+    def __init__(self, file: Path, apply: Callable[[], Awaitable[bool]], *, supervised: bool = False) -> None:
         self.file = file
         self._apply = apply
+        self._supervised = supervised
         self._stamp = self._look()
         self._digest = self._content()
-        self._record = False
+        # What the service starts with is a version too: the first edit can be undone by it.
+        self._record = not supervised
+        self._asked = asyncio.Event()
         self._silent = True
 
-    def now(self) -> bool:
-        """Read it at once, as a signal asks."""
-        self._stamp = self._look()
-        self._digest = self._content()
-        taken = self._apply()
-        self._record = self._record or taken
-        return taken
+    def now(self) -> None:
+        """Read it soon, as a signal asks; however many come while it is read, it is read once more."""
+        self._asked.set()
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        # What was written while nobody watched.
-        self._record = self._record or History(self.file).exists
         while True:
             if self._record:
                 self._record = False
                 await asyncio.to_thread(self._note)
-            await asyncio.sleep(POLL_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if self._supervised else POLL_S):
+                    await self._asked.wait()
+            if self._asked.is_set():
+                self._asked.clear()
+                self._stamp = self._look()
+                self._digest = await asyncio.to_thread(self._content)
+                await self._take()
+            elif not self._supervised:
+                await self._watch()
+
+    async def _watch(self) -> None:
+        """Take the file once it has changed and is still."""
+        stamp = self._look()
+        while stamp is not None and stamp != self._stamp and not self._asked.is_set():
+            self._stamp = stamp
+            await asyncio.sleep(STILL_S)
             stamp = self._look()
-            while stamp is not None and stamp != self._stamp:
-                self._stamp = stamp
-                await asyncio.sleep(STILL_S)
-                stamp = self._look()
-                if stamp == self._stamp and self._content() != self._digest:
+            if stamp == self._stamp:
+                content = await asyncio.to_thread(self._content)
+                if content != self._digest:
                     log.info("%s has changed", self.file)
-                    self.now()
+                    self._digest = content
+                    await self._take()
+
+    async def _take(self) -> None:
+        try:
+            self._record = await self._apply() or self._record
+        except Exception:
+            # Without this task no change would ever be taken again.
+            log.exception("%s could not be taken; the last good configuration stays", self.file)
+        self._record = self._record and not self._supervised
 
     def _look(self) -> tuple[int, int, int] | None:
         """What tells one state of the file from another; None while there is none."""

@@ -8,6 +8,7 @@ and a crash at the same time do not add up to an outage.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -17,10 +18,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import yaml
-
 from extproc.config.load import ConfigError, load
 from extproc.config.model import Config
+from extproc.config.restart import restart_needed
 from extproc.supervise import ports
 from extproc.supervise.asking import EnvoyAdmin, ServiceLink, reachable
 from extproc.supervise.child import Child, ChildFailedError, ChildSpec, run_once
@@ -117,33 +117,24 @@ class Gateway:
         self.envoy.kill()
         self.service.kill()
 
-    def reload(self, *, checked: bool = True) -> bool:
-        """Read the user's file again and hand it to the service; a bad one changes nothing.
-
-        `checked`: say here what needs a restart, which takes an import of seconds on a busy machine; the
-        service refuses it in any case.
-        """
+    async def reload(self) -> bool:
+        """Read the user's file again and hand it to the service; a bad one changes nothing."""
         try:
-            new = self._with_page(load(self.file))
+            new = self._with_page(await asyncio.to_thread(load, self.file))
         except ConfigError as error:
             for problem in error.problems:
                 self.report(f"reload refused, the last good configuration stays: {problem}")
             return False
-        if checked and (changed := self._restart_needed(new)):
+        if changed := restart_needed(self.config, new, live=True):
             self.report(
                 f"reload refused, the last good configuration stays: needs a restart: {', '.join(changed)}"
             )
             return False
         self.config = new
-        self._keep_config()
+        await asyncio.to_thread(self._keep_config)
         self.service.signal(signal.SIGHUP)
         self.report(f"reloaded {self.file}")
         return True
-
-    def _restart_needed(self, new: Config) -> list[str]:
-        from extproc.app import restart_needed
-
-        return restart_needed(self.config, new, live=True)
 
     async def status(self) -> dict[str, Any]:
         """The service's figures. Raises ServiceSilentError."""
@@ -166,11 +157,14 @@ class Gateway:
         return self.options.run_dir / "envoy.json"
 
     def _keep_config(self) -> None:
-        """Write the checked configuration where the children read it, whole or not at all."""
-        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """Write the checked configuration where the children read it, whole or not at all.
+
+        As JSON, which is read fifty times as fast: what the user wrote, without comments and defaults.
+        """
+        text = json.dumps(self.config.model_dump(mode="json", exclude_unset=True), indent=1)
         new = self._kept.with_suffix(".new")
         new.touch(mode=0o600)
-        new.write_text(f"# The last good state of {self.file}. Do not edit.\n{text}", encoding="utf-8")
+        new.write_text(text, encoding="utf-8")
         new.replace(self._kept)
 
     async def _render(self) -> None:

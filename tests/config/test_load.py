@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
+from extproc.config import yamltext
 from extproc.config.load import CONFIG_BYTES_MAX, ConfigError, load, loads
+from extproc.config.meant import nearest
 
 BAD = sorted((Path(__file__).parent / "bad").glob("*.yaml"))
 GOOD = """
@@ -76,13 +79,54 @@ pools:
     assert [(pool.name, pool.strategy) for pool in config.pools] == [("a", "random"), ("b", "random")]
 
 
-def test_a_bomb_of_aliases_is_read_once() -> None:
-    """Aliases within aliases do not multiply the work of looking for repeated keys."""
-    lines = ["x0: &x0 {a: 1}"]
-    lines += [f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]" for i in range(1, 30)]
+@pytest.mark.parametrize("path", BAD, ids=[path.stem for path in BAD])
+def test_without_libyaml_the_same_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One wording: not the parser's own, which differ."""
+    monkeypatch.setattr(yamltext, "_FAST", yaml.SafeLoader)
+    test_a_mistake_and_its_message(path)
+
+
+def test_aliases_that_multiply_are_taken_while_they_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they stand for is counted, not what is written."""
+    text = "gateway: {auth: none}\npools: [{name: c, models: [m], endpoints: [{address: '127.0.0.1:1'}]}]\n"
+    text += "tenants: [{name: a, regions: &r [x, y]}, {name: b, regions: *r}]\n"
+    monkeypatch.setattr(yamltext, "VALUES_MAX", 50)
+    assert loads(text).tenants[1].regions == ["x", "y"]
+    monkeypatch.setattr(yamltext, "VALUES_MAX", 20)
+    with pytest.raises(ConfigError, match="more than 20 values"):
+        loads(text)
+
+
+def test_brackets_in_texts_are_no_depth() -> None:
+    """They only cost the fast parser."""
+    config = loads(GOOD.replace("models: [m, alias]", f"models: ['{'[' * 100}']"))
+    assert config.pools[0].models == ["[" * 100]
+
+
+@pytest.mark.parametrize("deep", ["[" * 50_000, "- " * 50_000, "{a: " * 50_000, "? " * 50_000])
+def test_what_is_nested_without_end_is_said(deep: str) -> None:
+    """It neither kills the process nor is it looked at for long."""
     with pytest.raises(ConfigError) as caught:
-        loads("\n".join(lines))
-    assert len(caught.value.problems) == 31, "30 unknown settings, and no pools"
+        loads(f"pools: {deep}" if deep[0] in "[{" else deep)
+    assert "nested too deeply" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "said"),
+    [
+        ("endpionts", ["endpoint", "endpoints"], "endpoints"),
+        ("vLLM", ["tgi", "vllm"], "vllm"),
+        ("least-work", ["least_request", "least_work"], "least_work"),
+        ("llmd-defalt", ["llmd-default", "random"], "llmd-default"),
+        ("triton", ["tgi", "vllm", "sglang", "llamacpp"], None),
+        ("", ["tgi"], None),
+        (5, ["tgi"], None),
+        ("x" * 1_000_000, ["x" * 1_000_000], None),
+    ],
+)
+def test_what_was_meant(word: object, known: list[str], said: str | None) -> None:
+    """The nearest name, whatever the capitals and dashes; none where none is near, or it would take long."""
+    assert nearest(word, known) == said
 
 
 @pytest.mark.parametrize(
@@ -124,8 +168,12 @@ def test_not_utf8(tmp_path: Path) -> None:
 def test_control_characters(tmp_path: Path) -> None:
     """YAML has none."""
     path = tmp_path / "a.yaml"
-    path.write_bytes(b"pools: \x00")
-    assert said_of(path) == ": is not YAML: special characters are not allowed"
+    path.write_bytes(b"version: 1\npools: \x1b")
+    assert said_of(path) == (
+        ":2: is not YAML: a control character (code 27) stands in it; is it the right file?"
+    )
+    path.write_bytes(b"\x7fELF\x02\x00")
+    assert said_of(path) == ": is not text (byte 5 is 0); is it the right file?"
 
 
 def test_unreadable(tmp_path: Path) -> None:
@@ -138,5 +186,6 @@ def test_unreadable(tmp_path: Path) -> None:
     with large.open("wb") as file:
         file.truncate(CONFIG_BYTES_MAX + 1)
     assert (
-        said_of(large) == f": the file has {CONFIG_BYTES_MAX + 1} bytes; at most {CONFIG_BYTES_MAX} are read"
+        said_of(large)
+        == f": has {CONFIG_BYTES_MAX + 1} bytes; at most {CONFIG_BYTES_MAX} are read, is it the right file?"
     )

@@ -25,7 +25,7 @@ def test_the_reference_is_what_the_models_say() -> None:
 @pytest.mark.parametrize("path", sorted(SETTINGS))
 def test_every_setting_says_what_it_is(path: str) -> None:
     """In a sentence, not in a word."""
-    about = SETTINGS[path].description or ""
+    about = SETTINGS[path]
     assert len(about.split()) >= 2, path
     assert about.rstrip().endswith((".", ":")), about
 

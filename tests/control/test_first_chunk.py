@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from extproc.config.load import loads
-from extproc.control.services import event_cluster
+from extproc.control.names import event_cluster
 from extproc.core import contract
 
 if TYPE_CHECKING:  # a conftest is not importable under importlib mode

@@ -228,7 +228,8 @@ def test_lua_comes_with_the_package() -> None:
 def test_every_service_gets_every_record() -> None:
     """With several services each has a log stream of its own: whoever decided, all of them settle."""
     from extproc.control.accesslog import access_logs
-    from extproc.control.services import log_clusters, service_log_clusters
+    from extproc.control.names import log_clusters
+    from extproc.control.services import service_log_clusters
 
     text = "gateway: {auth: none, services: [10.0.0.1:1, 10.0.0.2:1]}\n"
     config = loads(text + "pools: [{name: a, models: [m], endpoints: [{address: 10.0.0.3:1}]}]")

@@ -262,7 +262,7 @@ def test_a_shared_service_knows_itself(chart: Chart) -> None:
     mode, documents = chart
     if mode != "shared":
         return
-    from extproc.control.services import event_cluster
+    from extproc.control.names import event_cluster
 
     configs = _configs(documents)
     names = sorted(name for name in configs if "-service-" in name)

@@ -25,11 +25,14 @@ class Taker:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.read: list[str] = []
+        self.fails = False
 
     def write(self, text: str) -> None:
         self.file.write_text(text)
 
-    def __call__(self) -> bool:
+    async def __call__(self) -> bool:
+        if self.fails:
+            raise RuntimeError("not foreseen")
         text = self.file.read_text() if self.file.exists() else "bad"
         self.read.append(text)
         return text != "bad"
@@ -66,8 +69,9 @@ def test_a_change_is_taken_once_and_recorded(tmp_path: Path) -> None:
     """A touch without a change is none; a bad file is told of once and not recorded."""
 
     async def drive(follow: Follow, taker: Taker, file: Path) -> None:
-        taker.write("two")
         await until(lambda: History(file).latest())
+        taker.write("two")
+        await until(lambda: len(History(file).read().entries) == 2)
         taker.file.touch()
         await asyncio.sleep(0.1)
         taker.write("bad")
@@ -75,12 +79,16 @@ def test_a_change_is_taken_once_and_recorded(tmp_path: Path) -> None:
         taker.file.unlink()
         await asyncio.sleep(0.05)
         taker.write("three")
-        await until(lambda: len(History(file).read().entries) == 2)
+        await until(lambda: len(History(file).read().entries) == 3)
 
     taker = following(tmp_path, drive)
     assert taker.read == ["two", "bad", "three"]
     entries = History(taker.file).read().entries
-    assert [(each.command, each.text) for each in entries] == [("found", "two"), ("changed outside", "three")]
+    assert [(each.command, each.text) for each in entries] == [
+        ("found", "one"),
+        ("changed outside", "two"),
+        ("changed outside", "three"),
+    ]
 
 
 def test_a_file_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
@@ -100,10 +108,61 @@ def test_a_signal_reads_at_once(tmp_path: Path) -> None:
 
     async def drive(follow: Follow, taker: Taker, file: Path) -> None:
         taker.write("two")
-        assert follow.now()
+        follow.now()
+        await until(lambda: taker.read)
         await asyncio.sleep(0.1)
 
     assert following(tmp_path, drive).read == ["two"]
+
+
+def test_a_storm_of_signals_is_one_reload_after_another(tmp_path: Path) -> None:
+    """While one is read, however many come ask for one more; what was written last is what is read last."""
+
+    async def drive(follow: Follow, taker: Taker, file: Path) -> None:
+        for i in range(1_000):
+            if i == 500:
+                taker.write("two")
+            follow.now()
+            if i % 100 == 0:
+                await asyncio.sleep(0)
+        await until(lambda: taker.read[-1:] == ["two"])
+        await asyncio.sleep(0.1)
+
+    assert len(following(tmp_path, drive).read) <= 12
+
+
+def test_an_error_ends_no_watch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What `apply` did not foresee is logged, and the next change is taken."""
+
+    async def drive(follow: Follow, taker: Taker, file: Path) -> None:
+        taker.fails = True
+        follow.now()
+        await until(lambda: "could not be taken" in caplog.text)
+        taker.fails = False
+        taker.write("two")
+        await until(lambda: taker.read == ["two"])
+
+    following(tmp_path, drive)
+
+
+def test_a_supervisors_copy_is_read_when_it_says_and_not_recorded(tmp_path: Path) -> None:
+    """The supervisor watches the original."""
+    file = tmp_path / "a.yaml"
+    file.write_text("one")
+    taker = Taker(file)
+
+    async def main() -> None:
+        follow = Follow(file, taker, supervised=True)
+        task = asyncio.create_task(follow.run())
+        taker.write("two")
+        await asyncio.sleep(0.1)
+        assert taker.read == []
+        follow.now()
+        await until(lambda: taker.read == ["two"])
+        task.cancel()
+
+    asyncio.run(main())
+    assert not History(file).exists
 
 
 def test_a_history_that_cannot_be_written_stops_nothing(

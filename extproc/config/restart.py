@@ -1,0 +1,94 @@
+"""What of a changed configuration a running service cannot take: what is Envoy's, or a socket's. Pure.
+
+Beside the models and not in the service, so that a supervisor can tell it without importing one.
+"""
+
+from __future__ import annotations
+
+from extproc.config.away import away_routes, fallback
+from extproc.config.model import Config, ServiceClass
+
+#: What a reload may change of a pool: Envoy knows nothing of these.
+RELOADABLE_OF_POOL = frozenset(
+    {
+        "models",
+        "strategy",
+        "strategy_parameters",
+        "bytes_per_token",
+        "output_tokens",
+        "zone_penalty_tokens",
+        "price",
+        "price_per_hour",
+        "hardware",
+        "gpus",
+        "kv_capacity_tokens",
+        "prefill_budget_tokens",
+    }
+)
+
+
+def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]:
+    """Settings that differ and are Envoy's or the sockets', so that a reload cannot apply them.
+
+    `live`: an Envoy takes its clusters and endpoints from us (ADS), so pools may change as well.
+    """
+    changed = [
+        f"gateway.{name}"
+        for name in type(old.gateway).model_fields
+        if name not in ("auth", "default_model") and getattr(old.gateway, name) != getattr(new.gateway, name)
+    ]
+    if fallback(old) != fallback(new):
+        changed.append(
+            "gateway.default_model, or the classes' failure_mode or floor (where Envoy fails open to)"
+        )
+    if away_routes(old) != away_routes(new):
+        changed.append("what Envoy does with tenants that it knows by itself (classes, tenants)")
+    if _routes(old) != _routes(new):
+        changed.append("classes (the retries and timeouts of Envoy's routes)")
+    changed += [
+        f"service.{name}"
+        for name in type(old.service).model_fields
+        if getattr(old.service, name) != getattr(new.service, name)
+    ]
+    changed += [
+        f"analytics.{name}"
+        for name in ("dir", "bytes_max")
+        if getattr(old.analytics, name) != getattr(new.analytics, name)
+    ]
+    changed += [
+        section for section in ("telemetry", "sharing") if getattr(old, section) != getattr(new, section)
+    ]
+    if _admin_port(old) != _admin_port(new):
+        changed.append("admin.listen or admin.tls")
+    if live:
+        return changed
+    if [_cluster(each) for each in old.classes] != [_cluster(each) for each in new.classes]:
+        changed.append("classes (their names, order and shares are Envoy's clusters)")
+    if [pool.name for pool in old.pools] != [pool.name for pool in new.pools]:
+        return [*changed, "pools (their names and order)"]
+    changed += [
+        f"pools[{i}].{name}"
+        for i, (before, after) in enumerate(zip(old.pools, new.pools, strict=True))
+        for name in type(before).model_fields
+        if name not in RELOADABLE_OF_POOL and getattr(before, name) != getattr(after, name)
+    ]
+    return changed
+
+
+def _routes(config: Config) -> list[tuple[object, ...]]:
+    """What Envoy's routes hold of the classes: those that have a route of their own."""
+    own = (
+        (each.name, each.retries, each.first_byte_timeout_ms, each.stream_idle_timeout_ms)
+        for each in config.classes
+    )
+    return [each for each in own if each[1:] != (None, None, None)]
+
+
+def _admin_port(config: Config) -> tuple[object, ...]:
+    """What the admin port's listener holds."""
+    return () if config.admin is None else (config.admin.listen, config.admin.tls)
+
+
+def _cluster(each: ServiceClass) -> tuple[object, ...]:
+    """What Envoy's clusters hold of a class."""
+    return each.name, each.share_of_breakers, each.outlier_detection
