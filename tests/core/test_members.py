@@ -4,7 +4,6 @@ from collections import Counter
 from random import Random
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -15,6 +14,7 @@ from extproc.core.outcome import Outcome, Reservation, Routed
 from extproc.core.reports import Gpu, ReplicaReport, State
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import ANONYMOUS
+from tests.stand.examples import examples
 
 S = 1_000_000_000
 POOLS = ("p", "q")
@@ -282,5 +282,5 @@ class MembersMachine(RuleBasedStateMachine):
             assert self.desk.fleet.leaving == {}
 
 
-MembersMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+MembersMachine.TestCase.settings = examples(100, steps=40)
 TestMembers = MembersMachine.TestCase

@@ -5,7 +5,6 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -18,6 +17,7 @@ from extproc.core.outcome import End, Hold, Outcome, Reject, Reservation, Routed
 from extproc.core.quota import Books, QuotaLimits, limits
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import Tenant
+from tests.stand.examples import examples
 
 S = 1_000_000_000
 TTL_NS = 60 * S
@@ -311,7 +311,7 @@ class HoldMachine(RuleBasedStateMachine):
         )
 
 
-HoldMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+HoldMachine.TestCase.settings = examples(120, steps=40)
 TestHold = HoldMachine.TestCase
 
 

@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import replace
 from random import Random
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
@@ -18,6 +17,7 @@ from extproc.core.outcome import End, Outcome, Reservation, Routed
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.strategies import STRATEGIES
 from extproc.core.tenant import ANONYMOUS
+from tests.stand.examples import examples
 
 S = 1_000_000_000
 TTL_NS = 60 * S
@@ -206,7 +206,7 @@ class DeskMachine(RuleBasedStateMachine):
             assert (endpoint.requests, endpoint.permits, endpoint.tokens) == (0, 0, 0), "zero at rest"
 
 
-DeskMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+DeskMachine.TestCase.settings = examples(150, steps=40)
 TestDesk = DeskMachine.TestCase
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc._pb import ext_proc_pb2 as pb
@@ -24,6 +24,8 @@ from extproc.wire.processor import Processor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
 import envoy_messages as envoy
+
+from tests.stand.examples import examples
 
 texts = st.text(max_size=200)
 bodies = st.one_of(
@@ -99,7 +101,7 @@ def joined(answers: list[Any], phase: str) -> tuple[bytes, bool]:
     return b"".join(each.body for each in found), bool(found) and found[-1].end_of_stream
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(body=bodies, cuts=st.lists(st.integers(0, 300), max_size=40), trailers=st.booleans())
 def test_every_split_of_a_body_gives_the_same_answer(body: bytes, cuts: list[int], trailers: bool) -> None:
     """The decision or refusal of a body does not depend on how it came; what goes on is the body."""
@@ -124,7 +126,7 @@ def test_every_split_of_a_body_gives_the_same_answer(body: bytes, cuts: list[int
     assert (again.bodies_bytes, again.processor.open_exchanges, again.processor.following) == (0, 0, 0)
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(
     body=st.binary(max_size=200_000),
     cuts=st.lists(st.integers(0, 200_000), max_size=20),

@@ -7,7 +7,7 @@ from random import Random
 import msgspec
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc._pb import access_log_pb2
@@ -22,6 +22,7 @@ from extproc.observe.tally import Tally
 from extproc.wire import accesslog, codec, ticket
 from extproc.wire.dialect import error_body
 from extproc.wire.processor import Processor
+from tests.stand.examples import examples
 
 counts = st.integers(0, 2**63 - 1)
 reservations = st.builds(
@@ -80,7 +81,7 @@ def test_no_text_breaks_the_ticket(text: str) -> None:
 
 
 @given(st.sampled_from([route for routes in ROUTES.values() for route in routes]), bodies)
-@settings(max_examples=300)
+@examples(300)
 def test_any_body_is_a_request_or_a_400(route: object, body: bytes) -> None:
     """Parsing raises nothing, and what it accepts is within its bounds."""
     parsed = parse(route, body)  # type: ignore[arg-type]
@@ -127,7 +128,7 @@ def processor_of(*, required: bool) -> Processor:
 
 
 @given(methods, paths, header_lists, bodies, st.booleans(), st.booleans())
-@settings(max_examples=300)
+@examples(300)
 def test_any_exchange_is_answered_and_leaks_nothing(
     method: bytes,
     path: bytes,
