@@ -36,10 +36,11 @@ from extproc.wire.firsttoken import FirstToken
 from extproc.wire.picker import Picker
 from extproc.wire.processor import Processor
 from extproc.wire.server import BindError, Server
+from tests.stand.waits import PATIENCE_S, until
 
 BODY = json.dumps({"prompt": "hello", "max_tokens": 5}).encode()
 HEADERS = envoy.headers("POST", "/v1/completions")
-TIMEOUT_S = 10.0
+TIMEOUT_S = PATIENCE_S / 2
 
 
 class Running:
@@ -78,11 +79,6 @@ class Running:
     def check(self, service: str = "") -> Awaitable[bytes]:
         request = health_pb2.HealthCheckRequest(service=service).SerializeToString()
         return self.channel.unary_unary(f"/{server_module.HEALTH}/Check")(request, timeout=TIMEOUT_S)  # type: ignore[no-any-return]
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(TIMEOUT_S):
-            while not condition():  # noqa: ASYNC110 (the processor knows of no event loop)
-                await asyncio.sleep(0.005)
 
 
 def build(
@@ -190,7 +186,7 @@ def test_garbage_ends_its_own_stream_alone() -> None:
             assert await bad.code() is grpc.StatusCode.INVALID_ARGUMENT
             await good.write(envoy.body(BODY))
             assert envoy.response(await good.read()).HasField("request_body")
-            await it.until(lambda: it.processor.open_exchanges == 0)
+            await until(lambda: it.processor.open_exchanges == 0)
             assert len(it.processor.desk.ledger) == 1
 
     asyncio.run(play())
@@ -230,7 +226,7 @@ def test_a_client_that_leaves(messages: int) -> None:
                     await call.write(data)
                 call.cancel()
             await it.decide()
-            await it.until(lambda: it.processor.open_exchanges == 0)
+            await until(lambda: it.processor.open_exchanges == 0)
             counts = it.processor.desk.counts
             assert len(it.processor.desk.ledger) == counts["routed"] - counts["cancelled"]
             if messages < 2:
@@ -249,7 +245,7 @@ def test_a_half_closed_stream() -> None:
             await call.read()
             await call.done_writing()
             assert await call.read() is grpc.aio.EOF
-            await it.until(lambda: it.processor.open_exchanges == 0)
+            await until(lambda: it.processor.open_exchanges == 0)
 
     asyncio.run(play())
 
@@ -348,7 +344,7 @@ def test_a_drain_ends_when_its_time_is_up() -> None:
             await call.read()
             await it.server.drain(0.05)
             assert await call.code() is not grpc.StatusCode.OK
-            await it.until(lambda: it.processor.open_exchanges == 0)
+            await until(lambda: it.processor.open_exchanges == 0)
 
     asyncio.run(play())
 
@@ -364,7 +360,7 @@ def test_a_message_above_the_bound() -> None:
             await call.write(envoy.body(b"a" * 2_000_000))
             assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             await it.decide()
-            await it.until(lambda: it.processor.open_exchanges == 0)
+            await until(lambda: it.processor.open_exchanges == 0)
 
     asyncio.run(play())
 
@@ -475,7 +471,7 @@ def test_both_protocols_on_one_port() -> None:
             assert first.HasField("request_headers")
             body = envoy.response(await call.read()).request_body.response.body_mutation
             assert (body.streamed_response.body, body.streamed_response.end_of_stream) == (BODY, True)
-            await it.until(lambda: it.processor.following == 1)
+            await until(lambda: it.processor.following == 1)
             assert it.settled == []
             await call.write(response_end())
             assert envoy.response(await call.read()).HasField("response_headers")
@@ -495,12 +491,13 @@ def test_a_gateway_that_waits_too_long_is_answered() -> None:
             await slow.write(duplex(HEADERS))
             assert envoy.response(await slow.read()).immediate_response.status.code == 408
             assert await slow.read() is grpc.aio.EOF
+        async with running(picker=PickerSettings(enabled=True, deadline_ms=1_500)) as it:
             call = it.exchange()
             await call.write(duplex(HEADERS))
             await call.write(envoy.body(BODY))
             await call.read()
             await call.read()
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(1.7)
             await call.write(response_end())
             assert envoy.response(await call.read()).HasField("response_headers")
 
@@ -516,9 +513,9 @@ def test_a_client_that_left_is_settled() -> None:
             await call.write(duplex(HEADERS))
             await call.write(envoy.body(BODY))
             await call.read()
-            await it.until(lambda: it.processor.following == 1)
+            await until(lambda: it.processor.following == 1)
             call.cancel()
-            await it.until(lambda: len(it.settled) == 1)
+            await until(lambda: len(it.settled) == 1)
             assert it.settled[0].end.value == "client_gone"
             assert len(it.processor.desk.ledger) == 0
 
