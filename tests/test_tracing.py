@@ -15,7 +15,7 @@ from extproc.app.tracing import Tracing, export_headers
 from extproc.config.load import ConfigError, loads
 from extproc.config.model import Config
 from extproc.config.tracing import OpenTelemetry
-from extproc.core.outcome import Outcome, Reservation
+from extproc.core.outcome import Outcome
 from extproc.observe.tracing import carry
 from extproc.observe.tracing import otlp as otlp_module
 
@@ -23,6 +23,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "examples" / "trace
 
 from receiver import Receiver
 
+from tests.stand.desks import make_reservation
 from tests.stand.waits import PATIENCE_S
 
 BASE = """
@@ -33,15 +34,12 @@ pools:
     engine: vllm
     endpoints: [{address: "10.0.0.1:80"}]
 """
-RESERVATION = Reservation(
+RESERVATION = make_reservation(
     id="gone-1",
     tenant="anonymous",
-    model="m",
     pool="chat",
-    address="10.0.0.1:80",
     input_tokens=1,
     output_tokens=1,
-    permits=1,
     prompt_bytes=1,
     stream=False,
 )

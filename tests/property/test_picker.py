@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from hypothesis import given
@@ -13,18 +12,15 @@ from hypothesis import strategies as st
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.config.picker import Picker as Settings
-from extproc.core.desk import Desk, DeskLimits
-from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.fleet import PoolSpec
 from extproc.core.outcome import Outcome
-from extproc.core.tenant import Directory
-from extproc.observe.tally import Tally
 from extproc.wire.picker import Picker, PickerExchange
 from extproc.wire.picker_codec import CHUNK_BYTES_MAX, FULL_DUPLEX, address_of, pieces
-from extproc.wire.processor import Processor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
 import envoy_messages as envoy
 
+from tests.stand.desks import make_desk, make_processor
 from tests.stand.examples import examples
 
 texts = st.text(max_size=200)
@@ -44,15 +40,9 @@ bodies = st.one_of(
 def picker_of() -> tuple[Picker, list[Outcome]]:
     endpoints = (("10.0.0.1:80", "", 64), ("10.0.0.2:80", "", 64))
     pool = PoolSpec(name="p", models=("m",), strategy="least_work", endpoints=endpoints)
-    desk = Desk(Fleet([pool]), instance="i", default_model="m", limits=DeskLimits(), rng=Random(1))
-    processor = Processor(
-        desk,
-        Directory([], required=False),
-        Tally(),
-        decisions_concurrent_max=64,
-        body_bytes_max=1_000_000,
-        clock=lambda: 0,
-        wall_clock=lambda: 0.0,
+    desk = make_desk(pool)
+    processor = make_processor(
+        desk, decisions_concurrent_max=64, body_bytes_max=1_000_000, wall_clock=lambda: 0.0
     )
     outcomes: list[Outcome] = []
     picker = Picker(processor, Settings(enabled=True), settle=outcomes.append, first_token=lambda *_: None)

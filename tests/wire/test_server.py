@@ -9,7 +9,6 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import envoy_messages as envoy
@@ -26,16 +25,14 @@ from extproc.core.contract import (
     REFUSED_HEADER,
     RESERVATION_HEADER,
 )
-from extproc.core.desk import Desk, DeskLimits
-from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.fleet import PoolSpec
 from extproc.core.outcome import Outcome
-from extproc.core.tenant import Directory
-from extproc.observe.tally import Tally
 from extproc.wire import server as server_module
 from extproc.wire.firsttoken import FirstToken
 from extproc.wire.picker import Picker
 from extproc.wire.processor import Processor
 from extproc.wire.server import BindError, Server
+from tests.stand.desks import make_desk, make_processor
 from tests.stand.waits import PATIENCE_S, until
 
 BODY = json.dumps({"prompt": "hello", "max_tokens": 5}).encode()
@@ -89,15 +86,8 @@ def build(
 ) -> tuple[Server, Processor, list[Outcome]]:
     endpoints = (("10.0.0.1:80", "", 64), ("10.0.0.2:80", "", 64))
     pool = PoolSpec(name="p", models=("m",), strategy="least_work", endpoints=endpoints)
-    desk = Desk(Fleet([pool]), instance="i", default_model="m", limits=DeskLimits(), rng=Random(1))
-    processor = Processor(
-        desk,
-        Directory([], required=False),
-        Tally(),
-        decisions_concurrent_max=64,
-        body_bytes_max=100_000,
-        clock=lambda: 0,
-    )
+    desk = make_desk(pool)
+    processor = make_processor(desk, decisions_concurrent_max=64, body_bytes_max=100_000)
     settled: list[Outcome] = []
 
     def take(outcome: Outcome) -> None:
