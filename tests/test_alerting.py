@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import msgspec
@@ -14,12 +13,12 @@ from extproc.app.alerting import Alerting
 from extproc.config.load import ConfigError
 from extproc.config.model import Config
 from extproc.core.accounts import Accounts
-from extproc.core.desk import Desk, DeskLimits, Policy
-from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.desk import Policy
 from extproc.core.health import Cause, Kind
-from extproc.core.outcome import End, Outcome, Reservation
+from extproc.core.outcome import End, Outcome
 from extproc.core.quota import NOTHING, Account, Books, limits
 from extproc.observe.alerts.engine import State
+from tests.stand.desks import make_desk, make_pool, make_reservation
 
 S = 1_000_000_000
 A, B = "10.0.0.1:80", "10.0.0.2:80"
@@ -35,16 +34,10 @@ class World:
     """A desk with a pool of two, and the part over it; time is the test's."""
 
     def __init__(self, **alerts: Any) -> None:
-        spec = PoolSpec(name="chat", models=("m",), strategy="steer", endpoints=((A, "", 8), (B, "", 8)))
+        spec = make_pool(A, B, permits=8, name="chat", strategy="steer")
         quota = limits(concurrent_requests=2)
-        self.desk = Desk(
-            Fleet([spec]),
-            instance="here",
-            default_model="m",
-            limits=DeskLimits(),
-            rng=Random(1),
-            policy=Policy(accounts=Accounts(tenants={"acme": quota})),
-            quotas=Books(),
+        self.desk = make_desk(
+            spec, instance="here", policy=Policy(accounts=Accounts(tenants={"acme": quota})), quotas=Books()
         )
         self.now_ns = BEGIN
         self.part = Alerting(
@@ -56,17 +49,8 @@ class World:
 
     def ended(self, *, tenant: str = "acme", prompt: int = 100, end: End = End.OK) -> None:
         """A request ends now."""
-        reservation = Reservation(
-            id=f"here-{self.now_ns}",
-            tenant=tenant,
-            model="m",
-            pool="chat",
-            address=A,
-            input_tokens=100,
-            output_tokens=10,
-            permits=1,
-            prompt_bytes=400,
-            stream=True,
+        reservation = make_reservation(
+            id=f"here-{self.now_ns}", tenant=tenant, pool="chat", address=A, stream=True
         )
         outcome = Outcome(
             reservation=reservation,

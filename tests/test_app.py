@@ -17,6 +17,7 @@ from extproc.core.outcome import Outcome, Reject, Reservation, Routed
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import Evidence, hash_key
 from extproc.wire import server as server_module
+from tests.stand.waits import PATIENCE_S, until
 
 S = 1_000_000_000
 CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
@@ -210,11 +211,6 @@ def test_a_running_service(
     text = BASE.replace('["127.0.0.1:50051"]', f'["unix:{path.parent}/s.sock"], drain_quiet_s: 0.01')
     app, clock = app_of(text)
 
-    async def until(count: str) -> None:
-        async with asyncio.timeout(10):
-            while not app.desk.counts[count]:  # noqa: ASYNC110 (the books know of no event loop)
-                await asyncio.sleep(0.005)
-
     path.write_text(text.replace("least_work", "random"), encoding="utf-8")
 
     async def play() -> None:
@@ -222,22 +218,22 @@ def test_a_running_service(
         running = asyncio.create_task(app.run(config_file=path))
         async with grpc.aio.insecure_channel(address) as channel:
             get = channel.unary_unary(f"/{server_module.STATUS}/Get")
-            assert json.loads(await get(b"", timeout=10))["instance"] == app.desk.instance
+            assert json.loads(await get(b"", timeout=PATIENCE_S))["instance"] == app.desk.instance
 
             def broken(**_: int) -> list[Reservation]:
                 raise ZeroDivisionError("a fault of ours")
 
             with monkeypatch.context() as patch:
                 patch.setattr(app.desk, "expire", broken)
-                await until("exception.expiry")
+                await until(lambda: app.desk.counts["exception.expiry"])
             admitted(app)
             clock.now_ns += 61 * S
-            await until("expired")
+            await until(lambda: app.desk.counts["expired"])
             assert len(app.desk.ledger) == 0
 
             os.kill(os.getpid(), signal.SIGHUP)
-            await until("reload.applied")
+            await until(lambda: app.desk.counts["reload.applied"])
             os.kill(os.getpid(), signal.SIGTERM)
-            await asyncio.wait_for(running, 10)
+            await asyncio.wait_for(running, PATIENCE_S)
 
     asyncio.run(play())

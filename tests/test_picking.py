@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from random import Random
-
 from extproc.app.build import pool_specs
 from extproc.app.picking import Picking
 from extproc.app.roster import REGISTERED_MAX, Roster
 from extproc.config.load import loads
 from extproc.config.model import Config
-from extproc.core.desk import Desk, DeskLimits
 from extproc.core.fleet import Fleet
-from extproc.core.tenant import Directory
-from extproc.observe.tally import Tally
-from extproc.wire.processor import Processor
+from tests.stand.desks import make_desk, make_processor
 
 CONFIG = """
 gateway: {auth: none}
@@ -32,15 +27,8 @@ class World:
         self.now_ns = 0
         self.fleet = Fleet(pool_specs(config))
         self.roster = Roster(config, self.fleet)
-        desk = Desk(self.fleet, instance="i", default_model="m", limits=DeskLimits(), rng=Random(1))
-        processor = Processor(
-            desk,
-            Directory([], required=False),
-            Tally(),
-            decisions_concurrent_max=8,
-            body_bytes_max=1_000,
-            clock=lambda: self.now_ns,
-        )
+        desk = make_desk(self.fleet)
+        processor = make_processor(desk, body_bytes_max=1_000, clock=lambda: self.now_ns)
         self.part = Picking(
             config,
             processor,

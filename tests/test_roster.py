@@ -14,6 +14,7 @@ from extproc.app.roster import Roster
 from extproc.config.load import loads
 from extproc.core.fleet import Fleet
 from extproc.core.reports import ReplicaReport, State
+from tests.stand.waits import until
 
 POOLS = """
 gateway: {auth: none}
@@ -39,10 +40,8 @@ def play(text: str, scene: Callable[[Roster], Awaitable[None]]) -> None:
         config = loads(text)
         roster = Roster(config, Fleet(pool_specs(config)))
         roster.start()
-        async with asyncio.timeout(30):
-            while roster._builder is None:  # noqa: ASYNC110 (it is built in a thread)
-                await asyncio.sleep(0.01)
-            await scene(roster)
+        await until(lambda: roster._builder is not None, "it is built in a thread")
+        await scene(roster)
         await roster.stop()
 
     asyncio.run(run())
@@ -80,8 +79,7 @@ def test_every_source_has_spoken_before_envoys_are_told(tmp_path: Path) -> None:
             assert not roster.publisher.versions
             roster.heard([report(node, f"10.0.1.{ord(node)}:80")], now_ns=1)
             roster.spoke("node", node)
-        while not roster.publisher.versions:  # noqa: ASYNC110 (the file is looked at in a thread)
-            await asyncio.sleep(0.01)
+        await until(lambda: roster.publisher.versions, "the file is looked at in a thread")
         (resource,) = roster.publisher._snapshot.endpoints.by_name.values()  # type: ignore[union-attr]
         assert {address for _, address in resource.members} == {
             "10.0.0.1:80",
@@ -103,8 +101,7 @@ def test_the_silent_are_not_waited_for_longer_than_the_grace(
         roster.spoke("node", "a")
         roster.apply(loads(NODES.replace("[m]", "[m, n]")))
         await roster.refresh()
-        while not roster.publisher.versions:  # noqa: ASYNC110 (a timer ends it)
-            await asyncio.sleep(0.01)
+        await until(lambda: roster.publisher.versions, "a timer ends it")
 
     play(NODES, scene)
     assert "node b" in caplog.text

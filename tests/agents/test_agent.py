@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import aiohttp
@@ -18,12 +18,17 @@ from steersman_agent.config import AgentConfig, ReplicaSettings, load
 from steersman_agent.figures import NodeView, ReplicaView
 from steersman_agent.nvml_fake import write_script
 from steersman_agent.state import State
+from tests.stand.waits import PATIENCE_S, until
 
 MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"
 
 
 def settings(address: str, **changes: Any) -> ReplicaSettings:
     return ReplicaSettings(address=address, pool="llama", engine="tgi", **changes)
+
+
+#: The longest pause between two readings that the settings allow.
+NVML_MS = 60_000
 
 
 class Stage:
@@ -38,16 +43,9 @@ class Stage:
     def replica(self) -> ReplicaView:
         return self.agent.view().replicas[0]
 
-    async def until(self, reached: Callable[[ReplicaView], bool], *, within_s: float = 5.0) -> float:
-        """Seconds until the view is so."""
-        began_s = time.monotonic()
-        try:
-            async with asyncio.timeout(within_s):
-                while not reached(self.replica):  # noqa: ASYNC110 (the limit is for failures only)
-                    await asyncio.sleep(0.01)
-        except TimeoutError:
-            pytest.fail(f"not reached within {within_s} s: {self.replica}")
-        return time.monotonic() - began_s
+    async def until(self, reached: Callable[[ReplicaView], bool]) -> None:
+        """Until the view is so."""
+        await until(lambda: reached(self.replica), lambda: self.replica)
 
     async def fault(self, **fault: Any) -> None:
         url = f"http://{self.running.addresses[0]}/sim/fault"
@@ -80,8 +78,7 @@ def scene(play: Callable[[Stage], Awaitable[None]], **config: Any) -> None:
                 await play(Stage(running, agent, session))
             finally:
                 stop.set()
-                async with asyncio.timeout(5):
-                    await task
+                await asyncio.wait_for(task, PATIENCE_S)
 
     asyncio.run(run())
 
@@ -101,15 +98,17 @@ def test_an_idle_replica_is_ready_and_its_figures_are_known() -> None:
     scene(play, models=(MODEL,))
 
 
-def test_work_is_seen_within_two_polls_and_measured() -> None:
+def test_work_is_seen_and_measured() -> None:
     """Running, KV and the rate follow the traffic; prompts stay away while it lasts."""
 
     async def play(stage: Stage) -> None:
         await stage.until(lambda view: view.probe_ttft_ms is not None)
         before_s = stage.replica.probed_s
+        await stage.fault(slowdown=20)  # they run until they were seen
         jobs = [asyncio.create_task(stage.generate(60)) for _ in range(8)]
-        await stage.until(lambda view: view.running == 8, within_s=2)
+        await stage.until(lambda view: view.running == 8)
         assert (stage.replica.kv_used_tokens or 0) > 8 * 60
+        await stage.fault(clear=True)
         await asyncio.gather(*jobs)
         await stage.until(lambda view: view.running == 0)
         assert (stage.replica.decode_tokens_per_s or 0) > 0
@@ -118,7 +117,7 @@ def test_work_is_seen_within_two_polls_and_measured() -> None:
     scene(play)
 
 
-def test_a_replica_that_hangs_under_work_is_hung_within_a_second_and_a_half() -> None:
+def test_a_replica_that_hangs_under_work_is_hung() -> None:
     """Its pages go on answering; its counters stand still. Released, it is ready again."""
 
     async def play(stage: Stage) -> None:
@@ -126,8 +125,7 @@ def test_a_replica_that_hangs_under_work_is_hung_within_a_second_and_a_half() ->
         job = asyncio.create_task(stage.generate(500))
         await stage.until(lambda view: view.running == 1)
         await stage.fault(hang=True)
-        took_s = await stage.until(lambda view: view.state is State.HUNG)
-        assert took_s < 1.5
+        await stage.until(lambda view: view.state is State.HUNG)
         assert "no counter moved" in stage.replica.detail
         await stage.fault(clear=True)
         await stage.until(lambda view: view.state is State.READY)
@@ -146,7 +144,7 @@ def test_an_idle_replica_that_hangs_is_found_by_its_prompt() -> None:
         await stage.until(lambda view: view.state is State.HUNG)
         assert stage.replica.probe_failures >= 1
         await stage.fault(clear=True)
-        await stage.until(lambda view: view.state is State.READY, within_s=8)
+        await stage.until(lambda view: view.state is State.READY)
 
     scene(play, probe_ms=500)
 
@@ -246,21 +244,17 @@ def test_the_drain_list_is_followed_while_running(
             task = asyncio.create_task(agent.run(stop))
             await asyncio.sleep(0)  # it has begun
 
-            async def until(state: State) -> None:
-                async with asyncio.timeout(5):
-                    while agent.view().replicas[0].state is not state:  # noqa: ASYNC110
-                        await asyncio.sleep(0.01)
+            def state() -> State:
+                return agent.view().replicas[0].state
 
-            await until(State.READY)
+            await until(lambda: state() is State.READY)
             file.write_text(text + f"drain: ['{address}']\n")
-            await until(State.DRAINING)
+            await until(lambda: state() is State.DRAINING)
             file.write_text(text + "drain: [nonsense]\n")
-            async with asyncio.timeout(5):
-                while "stays as it was" not in caplog.text:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
-            assert agent.view().replicas[0].state is State.DRAINING
+            await until(lambda: "stays as it was" in caplog.text)
+            assert state() is State.DRAINING
             file.write_text(text)
-            await until(State.READY)
+            await until(lambda: state() is State.READY)
             stop.set()
             await task
 
@@ -287,24 +281,18 @@ def test_a_replica_is_mapped_to_its_gpu_by_index_and_by_process(tmp_path: Path) 
     asyncio.run(run())
 
 
-def test_gpu_trouble_is_seen_while_running(tmp_path: Path) -> None:
-    """An XID is in the view long before the next reading would be."""
+def test_gpu_trouble_is_seen_while_running(tmp_path: Path, xids_watched: Event) -> None:
+    """An XID is in the view although the next reading is a minute away."""
     script = tmp_path / "gpus.json"
     write_script(script, {"gpus": [{}]})
 
     async def play(stage: Stage) -> None:
-        async with asyncio.timeout(5):
-            while not stage.agent.view().gpus:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.2)  # the event set is registered
-            write_script(script, {"gpus": [{"xids": [48], "throttle": ["hw_slowdown"]}]})
-            began_s = time.monotonic()
-            while not stage.agent.view().gpus[0].xids:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-        assert time.monotonic() - began_s < 0.5
+        await until(lambda: stage.agent.view().gpus and xids_watched.is_set())
+        write_script(script, {"gpus": [{"xids": [48], "throttle": ["hw_slowdown"]}]})
+        await until(lambda: stage.agent.view().gpus[0].xids)
         assert stage.agent.view().gpus[0].throttle_reasons == 0x8
 
-    scene(play, nvml=f"fake:{script}", nvml_ms=5000)
+    scene(play, nvml=f"fake:{script}", nvml_ms=NVML_MS)
 
 
 class Told:
@@ -334,12 +322,9 @@ def test_a_replica_is_told_of_when_it_was_looked_at() -> None:
             agent.pushers = [told]  # type: ignore[list-item]
             stop = asyncio.Event()
             task = asyncio.create_task(agent.run(stop))
-            async with asyncio.timeout(5):
-                while not told.states:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
-                agent.apply(AgentConfig(nvml="off", replicas=(one, two)))
-                while two.address not in told.states[-1]:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+            await until(lambda: told.states)
+            agent.apply(AgentConfig(nvml="off", replicas=(one, two)))
+            await until(lambda: two.address in told.states[-1])
             stop.set()
             await task
             assert told.states[0] == {one.address: State.READY}

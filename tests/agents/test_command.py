@@ -11,12 +11,15 @@ import pytest
 
 from steersman_agent.config import AgentConfig, ReplicaSettings
 from steersman_agent.nvml_fake import HEALTHY, write_script
+from tests.stand.waits import PATIENCE_S
 
 AGENT = [sys.executable, "-m", "steersman_agent"]
 
 
 def agent(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*AGENT, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(
+        [*AGENT, *arguments], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
 
 
 def test_once_without_a_configuration_shows_this_machines_gpus() -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from steersman_agent.gpus import DRIVER_RETRY_S, XIDS_MAX, GpuSnapshot, GpuWatch
 from steersman_agent.nvml import DriverGoneError, GpuReader
 from steersman_agent.nvml_fake import FakeNvml, write_script
 from steersman_agent.nvml_real import NoDriverError, open_nvml
+from tests.stand.waits import PATIENCE_S, wait_until
 
 
 @pytest.fixture(params=["fake", "real"])
@@ -244,35 +244,26 @@ def test_a_half_written_script_leaves_the_last_good_one(tmp_path: Path) -> None:
 # The watch's threads.
 
 
-def until(reached: Callable[[], bool], *, within_s: float = 5.0) -> None:
-    """Wait for threads; the limit is for failures only."""
-    end_s = time.monotonic() + within_s
-    while not reached():
-        assert time.monotonic() < end_s, "not reached"
-        time.sleep(0.01)
-
-
 def watched(choice: str, snapshots: list[GpuSnapshot], *, interval_s: float = 0.05) -> GpuWatch:
     watch = GpuWatch(choice, interval_s=interval_s, ports=tuple, publish=snapshots.append)
     watch.start()
     return watch
 
 
-def test_xids_are_told_at_once_and_the_newest_are_kept(tmp_path: Path) -> None:
+def test_xids_are_told_at_once_and_the_newest_are_kept(tmp_path: Path, xids_watched: Event) -> None:
     """An event wakes the reading thread, whatever its interval."""
     script, snapshots = tmp_path / "gpus.json", list[GpuSnapshot]()
     write_script(script, {"gpus": [{}, {}]})
     watch = watched(f"fake:{script}", snapshots, interval_s=60.0)
     try:
-        until(lambda: bool(snapshots))
-        until(lambda: any(thread.name == "nvml-xid" for thread in threading.enumerate()))
-        time.sleep(0.1)  # the event set is registered
+        wait_until(lambda: bool(snapshots))
+        assert xids_watched.wait(PATIENCE_S)
         write_script(script, {"gpus": [{}, {"xids": [79], "lost": True}]})
-        until(lambda: bool(snapshots[-1].gpus[1].xids))
+        wait_until(lambda: bool(snapshots[-1].gpus[1].xids))
         assert [xid.code for xid in snapshots[-1].gpus[1].xids] == [79]
         assert snapshots[-1].gpus[1].lost
         write_script(script, {"gpus": [{}, {"xids": [79, *range(100, 150)]}]})
-        until(lambda: snapshots[-1].gpus[1].xids[-1].code == 149)
+        wait_until(lambda: snapshots[-1].gpus[1].xids[-1].code == 149)
         assert len(snapshots[-1].gpus[1].xids) == XIDS_MAX
         assert snapshots[-1].gpus[0].xids == ()
     finally:
@@ -284,7 +275,7 @@ def test_a_missing_driver_is_said_once(tmp_path: Path, caplog: pytest.LogCapture
     script, snapshots = tmp_path / "gpus.json", list[GpuSnapshot]()
     write_script(script, {"driver": False})
     watch = watched(f"fake:{script}", snapshots)
-    until(lambda: bool(snapshots))
+    wait_until(lambda: bool(snapshots))
     watch.stop()
     assert snapshots[0].gpus == ()
     assert [record.levelname for record in caplog.records] == ["WARNING"]

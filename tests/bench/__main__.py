@@ -26,6 +26,7 @@ import bench_fairness
 import bench_fleet
 import bench_gateway
 import bench_metrics
+import bench_notice
 import bench_picker
 import bench_prefix
 import bench_quota
@@ -45,6 +46,7 @@ BENCHES = {
     "replica": bench_replica.run,
     "sim": bench_sim.run,
     "agent": bench_agent.run,
+    "notice": bench_notice.run,
     "telemetry": bench_telemetry.run,
     "quota": bench_quota.run,
     "fairness": bench_fairness.run,

@@ -11,6 +11,7 @@ import pytest
 from extproc.app import App
 from extproc.config.load import loads
 from extproc.supervise.ports import free_ports
+from tests.stand.waits import PATIENCE_S
 
 ADDRESS = "10.9.9.1:8000"
 CONFIG = """
@@ -39,9 +40,9 @@ def service() -> Iterator[str]:
         await app.operating.stop()
         await app.server.drain(0.0)
 
-    app = asyncio.run_coroutine_threadsafe(start(), loop).result(20)
+    app = asyncio.run_coroutine_threadsafe(start(), loop).result(PATIENCE_S)
     yield f"127.0.0.1:{port}"
-    asyncio.run_coroutine_threadsafe(stop(app), loop).result(20)
+    asyncio.run_coroutine_threadsafe(stop(app), loop).result(PATIENCE_S)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()

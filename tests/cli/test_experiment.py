@@ -20,6 +20,7 @@ from extproc.core.outcome import End, Outcome, Routed
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import ANONYMOUS
 from extproc.history.versions import History
+from tests.stand.waits import PATIENCE_S
 
 TEXT = """\
 # Ours.
@@ -235,15 +236,15 @@ def serving(app: App) -> Iterator[str]:
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:
-        [address] = asyncio.run_coroutine_threadsafe(app.start(), loop).result(20)
+        [address] = asyncio.run_coroutine_threadsafe(app.start(), loop).result(PATIENCE_S)
         yield address
     finally:
         assert app.server is not None
-        asyncio.run_coroutine_threadsafe(app.roster.stop(), loop).result(20)
-        asyncio.run_coroutine_threadsafe(app.operating.stop(), loop).result(20)
-        asyncio.run_coroutine_threadsafe(app.server.drain(0.0), loop).result(20)
+        asyncio.run_coroutine_threadsafe(app.roster.stop(), loop).result(PATIENCE_S)
+        asyncio.run_coroutine_threadsafe(app.operating.stop(), loop).result(PATIENCE_S)
+        asyncio.run_coroutine_threadsafe(app.server.drain(0.0), loop).result(PATIENCE_S)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join(PATIENCE_S)
         loop.close()
 
 

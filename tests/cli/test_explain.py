@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
@@ -15,12 +14,13 @@ from rich.console import Console
 from extproc.app.explaining import Explaining
 from extproc.cli import group
 from extproc.cli.explain import ROWS_MAX, show
-from extproc.core.desk import Desk, DeskLimits
+from extproc.core.desk import Desk
 from extproc.core.families import Family
-from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.fleet import PoolSpec
 from extproc.core.outcome import Routed
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import Tenant
+from tests.stand.desks import make_desk
 
 CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=40, max_new_tokens=5)
 BODY = json.dumps({"messages": [{"content": "hello"}], "max_tokens": 5})
@@ -29,7 +29,7 @@ BODY = json.dumps({"messages": [{"content": "hello"}], "max_tokens": 5})
 def desk_of(count: int = 2) -> Desk:
     endpoints = tuple((f"10.0.{i // 256}.{i % 256}:80", "", 4) for i in range(count))
     pool = PoolSpec(name="p", models=("m", "n"), strategy="steer", endpoints=endpoints)
-    desk = Desk(Fleet([pool]), instance="i", default_model="m", limits=DeskLimits(), rng=Random(1))
+    desk = make_desk(pool)
     desk.families = {"auto": Family(name="auto", models=("m", "n"), thresholds=(0.5,))}
     return desk
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 import click
@@ -41,7 +40,7 @@ ALL = [pytest.param(names, command, id=" ".join(names)) for names, command in co
 LEAVES = [each for each in ALL if not isinstance(each.values[1], click.Group) or each.values[0] == ("fleet",)]
 
 
-def test_help_imports_nothing_heavy_and_is_fast() -> None:
+def test_help_imports_nothing_heavy() -> None:
     """`steersman --help` is a moment's matter: none of the commands' modules is loaded."""
     script = (
         "import sys\n"
@@ -50,17 +49,11 @@ def test_help_imports_nothing_heavy_and_is_fast() -> None:
         "except SystemExit: pass\n"
         "print(*sys.modules, file=sys.stderr)\n"
     )
-    best_s = 60.0
-    for _ in range(3):
-        began_s = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
-        best_s = min(best_s, time.perf_counter() - began_s)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
     loaded = set(done.stderr.split())
     assert not loaded & set(HEAVY)
     assert not {each for each in loaded if each.startswith("extproc.") and not each.startswith("extproc.cli")}
     assert "Run:" in done.stdout
-    # 0.1 s on an idle core; the bound leaves room for a busy one.
-    assert best_s < 1.5
 
 
 def test_every_command_stands_under_one_heading() -> None:

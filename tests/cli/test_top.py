@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.cli.top import KEYS, decoded
 from extproc.cli.top_panes import PANES
 from extproc.cli.top_view import Rates, Shown, State, frame, sparkline
+from tests.stand.examples import examples
 
 ADDRESS = "127.0.0.1:50051"
 
@@ -182,7 +183,7 @@ def test_a_terminal_that_is_too_small_is_told_so() -> None:
     assert lines(State(), status(), width=30, height=5)[0].startswith("the terminal is too small")
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(st.lists(st.sampled_from([*{*KEYS.values()}, *"1234srpjkgG/x "]), max_size=40), st.integers(0, 30))
 def test_any_keys_leave_a_whole_frame(keys: list[str], endpoints: int) -> None:
     """Whatever is pressed, in whatever order."""

@@ -6,13 +6,13 @@ import logging
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from extproc._pb import discovery_pb2 as pb
 from extproc.control.ads import NAMES_MAX, AdsStream, RemoteProtocolError
 from extproc.control.snapshot import CLUSTER_TYPE, ENDPOINT_TYPE, TYPES, Resource, Resources, Snapshot
+from tests.stand.examples import examples
 
 
 def resources(contents: dict[str, str], *, members: bool = False) -> Resources:
@@ -407,5 +407,5 @@ class Convergence(RuleBasedStateMachine):
         self.settle()
 
 
-Convergence.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+Convergence.TestCase.settings = examples(60, steps=25)
 TestConvergence = Convergence.TestCase

@@ -9,11 +9,12 @@ import pytest
 from envoy_data_plane.envoy.config.cluster.v3 import Cluster, ClusterDiscoveryType
 from envoy_data_plane.envoy.config.core.v3 import HealthStatus, Locality
 from envoy_data_plane.envoy.config.endpoint.v3 import ClusterLoadAssignment
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.config.load import loads
 from extproc.control.snapshot import EndpointState, Snapshot, SnapshotBuilder
+from tests.stand.examples import examples
 
 CONFIG = """
 gateway: {auth: none}
@@ -138,7 +139,7 @@ states = st.builds(
 pools = st.lists(states, max_size=12, unique_by=lambda state: state.address)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.lists(pools, min_size=1, max_size=6))
 def test_the_cache_never_shows(sequence: list[list[EndpointState]]) -> None:
     """After any history a snapshot is what a new builder makes."""

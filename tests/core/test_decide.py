@@ -9,10 +9,11 @@ import pytest
 from extproc.core.decide import ENDPOINTS_NAMED_MAX, decide
 from extproc.core.fleet import Endpoint, Fleet, PoolSpec
 from extproc.core.ledger import Ledger
-from extproc.core.outcome import Reject, Reservation, Routed
+from extproc.core.outcome import Reject, Routed
 from extproc.core.request import IMAGE_TOKENS, Dialect, Kind, Request
 from extproc.core.strategies import STRATEGIES
 from extproc.core.tenant import ANONYMOUS, Tenant
+from tests.stand.desks import make_reservation
 
 S = 1_000_000_000
 CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
@@ -56,16 +57,9 @@ def test_a_route() -> None:
     decision = routed(fleet)
     assert decision.cluster == "pool.p/standard"
     assert decision.addresses == ("10.0.0.1:80", "10.0.0.3:80", "10.0.0.2:80")
-    assert decision.reservation == Reservation(
-        id="i-1",
+    assert decision.reservation == make_reservation(
         tenant="anonymous",
-        model="m",
-        pool="p",
-        address="10.0.0.1:80",
-        input_tokens=100,  # 400 bytes at the prior of 4 a token
         output_tokens=50,
-        permits=1,
-        prompt_bytes=400,
         stream=False,
         max_new_tokens=50,
         ttft_ms=decision.reservation.ttft_ms,

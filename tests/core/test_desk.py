@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from random import Random
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ from extproc.core.fleet import Endpoint, Fleet, PoolSpec
 from extproc.core.outcome import End, Outcome, Reject, Reservation, Routed
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import ANONYMOUS
+from tests.stand.desks import make_desk, make_pool
 
 S = 1_000_000_000
 A, B, C = "10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"
@@ -17,18 +17,13 @@ CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new
 
 
 def spec(*addresses: str, permits: int = 4) -> PoolSpec:
-    return PoolSpec(
-        name="p",
-        models=("m",),
-        strategy="least_work",
-        endpoints=tuple((address, "", permits) for address in addresses),
-    )
+    return make_pool(*addresses, permits=permits)
 
 
 def desk_of(*addresses: str, instance: str = "i", permits: int = 4, **limits: int) -> Desk:
     limited = DeskLimits(**{"reservation_ttl_ns": 60 * S, **limits})
     fleet = Fleet([spec(*(addresses or (A, B, C)), permits=permits)])
-    return Desk(fleet, instance=instance, default_model="m", limits=limited, rng=Random(1))
+    return make_desk(fleet, instance=instance, limits=limited)
 
 
 def admitted(desk: Desk, now_ns: int = 0) -> Reservation:

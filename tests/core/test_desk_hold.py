@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from random import Random
 from typing import Any
 
 import pytest
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.core.accounts import Accounts
-from extproc.core.desk import ClassSpec, Desk, DeskLimits, Policy
+from extproc.core.desk import ClassSpec, Policy
 from extproc.core.fairness import Bounds
-from extproc.core.fleet import Fleet, Member, PoolSpec
+from extproc.core.fleet import Member, PoolSpec
 from extproc.core.outcome import Hold, Outcome, Reject, Reservation, Routed
 from extproc.core.quota import Books, limits
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.strategies import STRATEGIES
 from extproc.core.tenant import Directory, Tenant
-from extproc.observe.tally import Tally
 from extproc.wire.codec import Reply
 from extproc.wire.exchange import Exchange
-from extproc.wire.processor import Processor
+from tests.stand.desks import make_desk, make_pool, make_processor
 
 S = 1_000_000_000
 A, B = "10.0.0.1:80", "10.0.0.2:80"
@@ -45,22 +43,9 @@ class Scene:
     """A desk, and what became of those it held."""
 
     def __init__(self, given: Policy | None = None, *, permits: int = 1, addresses: tuple[str, ...] = (A,)):
-        spec = PoolSpec(
-            name="p",
-            models=("m",),
-            strategy="least_work",
-            endpoints=tuple(Member(address, max_concurrent=permits) for address in addresses),
-        )
+        spec = make_pool(*addresses, permits=permits)
         self.quotas = Books()
-        self.desk = Desk(
-            Fleet([spec]),
-            instance="i",
-            default_model="m",
-            limits=DeskLimits(),
-            rng=Random(1),
-            policy=given or policy(),
-            quotas=self.quotas,
-        )
+        self.desk = make_desk(spec, policy=given or policy(), quotas=self.quotas)
         self.released: list[tuple[str, Routed | Reject]] = []
         self.desk.on_release = lambda id, decision: self.released.append((id, decision))  # noqa: A006
 
@@ -404,14 +389,7 @@ class Talk:
 
     def __init__(self, given: Policy | None = None) -> None:
         self.scene = Scene(given)
-        self.processor = Processor(
-            self.scene.desk,
-            Directory([], required=False, anonymous=ACME),
-            Tally(),
-            decisions_concurrent_max=8,
-            body_bytes_max=10_000,
-            clock=lambda: 0,
-        )
+        self.processor = make_processor(self.scene.desk, Directory([], required=False, anonymous=ACME))
 
     def ask(self) -> tuple[Exchange, Reply]:
         """Headers and a body; the exchange and the answer to the body."""

@@ -16,8 +16,9 @@ from extproc.core.diagnosis import (
 )
 from extproc.core.endpoint import Endpoint
 from extproc.core.health import RISE_FROM
-from extproc.core.outcome import End, Outcome, Reservation
+from extproc.core.outcome import End, Outcome
 from extproc.core.reports import Gpu, ReplicaReport, State
+from tests.stand.desks import make_reservation
 
 S = 1_000_000_000
 T0 = 1_000 * S
@@ -58,17 +59,8 @@ class Pool:
 
 
 def answer(*, ttft_ms: int | None = 100, end: End = End.OK) -> Outcome:
-    reservation = Reservation(
-        id="i-1",
-        tenant="t",
-        model="m",
-        pool="p",
-        address="1:0",
-        input_tokens=1,
-        output_tokens=1,
-        permits=1,
-        prompt_bytes=4,
-        stream=True,
+    reservation = make_reservation(
+        address="1:0", input_tokens=1, output_tokens=1, prompt_bytes=4, stream=True
     )
     return Outcome(
         reservation=reservation,

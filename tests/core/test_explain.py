@@ -19,7 +19,7 @@ from extproc.core.explain import (
     conditions,
 )
 from extproc.core.families import Family
-from extproc.core.fleet import Fleet, Member, PoolSpec
+from extproc.core.fleet import Member, PoolSpec
 from extproc.core.health import Cause
 from extproc.core.health import Kind as CauseKind
 from extproc.core.outcome import LATER_MS, Hold, Routed
@@ -27,6 +27,7 @@ from extproc.core.policy import ClassSpec
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.strategies import STRATEGIES, Moment, Work, build
 from extproc.core.tenant import ANONYMOUS, Tenant
+from tests.stand.desks import make_desk
 
 S = 1_000_000_000
 CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
@@ -41,7 +42,7 @@ def desk_of(
     spec = PoolSpec(name="p", models=("m",), strategy=strategy, endpoints=members, **pool)
     policy = Policy(classes=(ClassSpec(hold_ns=hold_ns),))
     limits = DeskLimits()
-    return Desk(Fleet([spec]), instance="i", default_model="m", limits=limits, rng=Random(7), policy=policy)
+    return make_desk(spec, limits=limits, rng=Random(7), policy=policy)
 
 
 def rows(found: Explanation | None) -> dict[str, Row]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from random import Random
 from typing import Any
 
 import pytest
 
-from extproc.core.desk import ClassSpec, Desk, DeskLimits, Policy
-from extproc.core.fleet import Fleet, Member, PoolSpec
+from extproc.core.desk import ClassSpec, Policy
+from extproc.core.fleet import Member, PoolSpec
 from extproc.core.outcome import End, Hold, Outcome, Reject, Reservation, Routed
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import Tenant
+from tests.stand.desks import make_desk
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -29,14 +29,7 @@ class Scene:
             engine=engine,
             endpoints=tuple(Member(f"10.0.0.{i + 1}:80", **member) for i in range(replicas)),
         )
-        self.desk = Desk(
-            Fleet([spec]),
-            instance="i",
-            default_model="m",
-            limits=DeskLimits(),
-            rng=Random(1),
-            policy=Policy(classes=(ClassSpec(),)),
-        )
+        self.desk = make_desk(spec, policy=Policy(classes=(ClassSpec(),)))
         self.released: list[tuple[str, Routed | Reject]] = []
         self.desk.on_release = lambda name, decision: self.released.append((name, decision))
         self.now_ns = 0

@@ -3,10 +3,11 @@ from __future__ import annotations
 from math import exp, inf, nan
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.core.latency import OBSERVED_MS_MAX, Latency, PeakAverage
+from tests.stand.examples import examples
 
 S = 1_000_000_000
 
@@ -46,7 +47,7 @@ def test_what_is_no_time_is_passed_over(observed: float) -> None:
 
 
 @given(st.lists(st.tuples(st.floats(allow_nan=True), st.integers(0, 1_000 * S)), max_size=30))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_an_average_is_bounded(seen: list[tuple[float, int]]) -> None:
     """Whatever is observed, in whatever order of time: from 0 to the bound, and no more than the worst."""
     average = PeakAverage()

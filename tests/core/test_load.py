@@ -3,10 +3,11 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.core.load import MS_NS, UNHEARD_MIN_NS, Job, Load, Plan, unheard_ns
+from tests.stand.examples import examples
 
 S = 1_000_000_000
 
@@ -118,7 +119,7 @@ def test_how_long_a_first_token_is_waited_for(ttft_ms: float, stream: bool, expe
         max_size=60,
     )
 )
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_the_sums_are_those_of_the_jobs(acts: list[tuple[str, int, int, int]]) -> None:
     """In whatever order requests come, speak and go, the sums are what is there, and never negative."""
     load, jobs, now_ns = Load(), dict[str, Job](), 0

@@ -1,20 +1,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from random import Random
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from extproc.core.desk import Desk, DeskLimits
+from extproc.core.desk import Desk
 from extproc.core.endpoint import Endpoint
-from extproc.core.fleet import Fleet, Member, PoolSpec
+from extproc.core.fleet import Fleet, Member
 from extproc.core.outcome import Outcome, Reservation, Routed
 from extproc.core.reports import Gpu, ReplicaReport, State
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import ANONYMOUS
+from tests.stand.desks import make_desk, make_pool
+from tests.stand.examples import examples
 
 S = 1_000_000_000
 POOLS = ("p", "q")
@@ -23,18 +23,15 @@ ADDRESSES = tuple(f"10.0.0.{i}:80" for i in range(5))
 
 def fleet(**members: tuple[str, ...]) -> Fleet:
     return Fleet(
-        PoolSpec(
-            name=pool,
-            models=(f"model-{pool}",),
-            strategy="round_robin",
-            endpoints=tuple(Member(address, max_concurrent=6) for address in members.get(pool, ())),
+        make_pool(
+            *members.get(pool, ()), permits=6, name=pool, models=(f"model-{pool}",), strategy="round_robin"
         )
         for pool in POOLS
     )
 
 
 def desk(known: Fleet) -> Desk:
-    return Desk(known, instance="i", default_model="model-p", limits=DeskLimits(), rng=Random(1))
+    return make_desk(known, default_model="model-p")
 
 
 def admitted(desk: Desk, pool: str = "p", sequences: int = 1) -> Reservation | None:
@@ -282,5 +279,5 @@ class MembersMachine(RuleBasedStateMachine):
             assert self.desk.fleet.leaving == {}
 
 
-MembersMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+MembersMachine.TestCase.settings = examples(100, steps=40)
 TestMembers = MembersMachine.TestCase

@@ -6,12 +6,13 @@ from dataclasses import replace
 from random import Random
 
 from extproc.core.decide import decide
-from extproc.core.desk import ClassSpec, Desk, DeskLimits, Policy
+from extproc.core.desk import ClassSpec, Policy
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import End, Hold, Outcome, Reject, Routed
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import ANONYMOUS
+from tests.stand.desks import make_desk
 
 A, B, C = "10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"
 MS = 1_000_000
@@ -67,14 +68,7 @@ def test_a_subset_that_allows_nobody_is_503() -> None:
 def test_a_held_request_waits_for_its_subset_alone() -> None:
     """A place elsewhere does not release it, one among its own does."""
     fleet = fleet_of(limit=1)
-    desk = Desk(
-        fleet,
-        instance="i",
-        default_model="m",
-        limits=DeskLimits(),
-        rng=Random(1),
-        policy=Policy(classes=(ClassSpec(hold_ns=1_000 * MS),)),
-    )
+    desk = make_desk(fleet, policy=Policy(classes=(ClassSpec(hold_ns=1_000 * MS),)))
     released: dict[str, Routed | Reject] = {}
     desk.on_release = lambda id, decision: released.update({id: decision})  # noqa: A006 (the desk's own word)
     running = {}
@@ -96,7 +90,7 @@ def test_a_held_request_waits_for_its_subset_alone() -> None:
 def test_a_subset_that_allows_nobody_is_told_at_once_even_where_others_wait() -> None:
     """It is not put into the line of its pool."""
     fleet = fleet_of(limit=1)
-    desk = Desk(fleet, instance="i", default_model="m", limits=DeskLimits(), rng=Random(1), policy=Policy())
+    desk = make_desk(fleet, policy=Policy())
     for _ in range(3):
         assert isinstance(desk.admit(ASK, ANONYMOUS, now_ns=0), Routed)
     assert isinstance(desk.admit(ASK, ANONYMOUS, now_ns=0), Hold)
@@ -107,9 +101,7 @@ def test_a_subset_that_allows_nobody_is_told_at_once_even_where_others_wait() ->
 
 def test_targets_of_its_own() -> None:
     """They stand in place of the class's, each by itself."""
-    desk = Desk(
-        fleet_of(), instance="i", default_model="m", limits=DeskLimits(), rng=Random(1), policy=Policy()
-    )
+    desk = make_desk(fleet_of(), policy=Policy())
     plain = desk.resolve(ASK, ANONYMOUS, "i-1", now_ns=0)
     own = desk.resolve(replace(ASK, ttft_ms=250), ANONYMOUS, "i-2", now_ns=0)
     both = desk.resolve(replace(ASK, ttft_ms=250, tpot_ms=7), ANONYMOUS, "i-3", now_ns=0)

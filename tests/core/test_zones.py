@@ -2,15 +2,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from random import Random
 
 import pytest
 
-from extproc.core.desk import Desk, DeskLimits
-from extproc.core.fleet import Fleet, Member, PoolSpec
+from extproc.core.desk import Desk
+from extproc.core.fleet import Member, PoolSpec
 from extproc.core.outcome import Reject, Routed
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import ANONYMOUS
+from tests.stand.desks import make_desk
 
 CHAT = Request(
     kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, prompt_tokens=100, max_new_tokens=100
@@ -31,7 +31,7 @@ def desk(strategy: str = "least_work", *, zone: str = "a", penalty: int = 10 * E
         output_tokens=100,
         zone_penalty_tokens=penalty,
     )
-    return Desk(Fleet([spec]), instance="i", default_model="m", limits=DeskLimits(), rng=Random(1), zone=zone)
+    return make_desk(spec, zone=zone)
 
 
 def placed(desk: Desk, count: int) -> Counter[str]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from extproc.demo import live
 from extproc.demo.live import Events, going_on, show_lines, show_picture
 from extproc.supervise.asking import ServiceSilentError
+from tests.stand.waits import PATIENCE_S
 
 STATUS = {"uptime_s": 1.0, "in_flight": 0, "tenants": {}}
 
@@ -81,7 +82,7 @@ def test_a_fault_while_ending_does_not_hide_the_end() -> None:
         await asyncio.sleep(0.01)
         going.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(going, 1.0)
+            await asyncio.wait_for(going, PATIENCE_S)
 
     asyncio.run(main())
 

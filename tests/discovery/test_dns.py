@@ -13,6 +13,7 @@ import pytest
 from extproc.discovery import dns
 from extproc.discovery.dns import DnsName, DnsNames, DnsSource
 from extproc.discovery.member import Member
+from tests.stand.waits import PATIENCE_S
 
 ONE = DnsName("one.test", 80, zone="a", region="eu")
 TWO = DnsName("two.test", 81)
@@ -95,7 +96,7 @@ def follow(
                 enough.set()
 
         running = asyncio.create_task(DnsSource("chat", names, on_members, resolve=resolve).run())
-        await asyncio.wait_for(enough.wait(), 5)
+        await asyncio.wait_for(enough.wait(), PATIENCE_S)
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await running

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from extproc.discovery.file import FILE_BYTES_MAX, EndpointsError, FileSource, parse
 from extproc.discovery.member import Member
+from tests.stand.waits import PATIENCE_S
 
 GOOD = """
 endpoints:
@@ -198,7 +199,7 @@ def test_it_is_looked_at_until_cancelled(path: Path) -> None:
         source = FileSource("chat", path, lambda pool, name, members: seen.put_nowait(members), poll_s=0.005)
         running = asyncio.create_task(source.run())
         await asyncio.to_thread(path.write_text, GOOD)
-        assert await asyncio.wait_for(seen.get(), 5) == MEMBERS
+        assert await asyncio.wait_for(seen.get(), PATIENCE_S) == MEMBERS
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await running

@@ -11,6 +11,7 @@ import pytest
 from extproc.history import follow as module
 from extproc.history.follow import Follow
 from extproc.history.versions import History
+from tests.stand.waits import until
 
 
 @pytest.fixture(autouse=True)
@@ -36,12 +37,6 @@ class Taker:
         text = self.file.read_text() if self.file.exists() else "bad"
         self.read.append(text)
         return text != "bad"
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 (a file's state: no event tells it)
-            await asyncio.sleep(0.005)
 
 
 def following(tmp_path: Path, drive: Callable[[Follow, Taker, Path], object]) -> Taker:
@@ -98,9 +93,10 @@ def test_a_file_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
         for i in range(20):
             taker.write("x" * (i + 2))
             await asyncio.sleep(0.01)
-        await until(lambda: taker.read)
+        await until(lambda: taker.read[-1:] == ["x" * 21])
 
-    assert following(tmp_path, drive).read[-1] == "x" * 21
+    # On a busy machine a pause of the writer may be as long as the moment; never is every state read.
+    assert len(following(tmp_path, drive).read) < 20
 
 
 def test_a_signal_reads_at_once(tmp_path: Path) -> None:

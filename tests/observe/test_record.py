@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
@@ -12,15 +11,15 @@ from hypothesis import strategies as st
 
 from extproc.config.model import Record
 from extproc.core.desk import Desk
-from extproc.core.fleet import Fleet, PoolSpec
-from extproc.core.outcome import End, Outcome, Reject, Reservation, Routed
-from extproc.core.policy import ClassSpec, DeskLimits, Policy
+from extproc.core.outcome import End, Outcome, Reject, Routed
+from extproc.core.policy import ClassSpec, Policy
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import Tenant
 from extproc.observe import record
 from extproc.observe.record import FIELDS, MARK, PREFIX_BLOCKS_MAX, Recorder, tenant_hash
 from extproc.observe.spool import aside
 from extproc.replay.log import Row, read
+from tests.stand.desks import make_desk, make_pool, make_reservation
 
 MS = 1_000_000
 UNIX_NS = 1_790_000_000_000_000_000
@@ -33,21 +32,9 @@ def recorder(path: Path, **settings: Any) -> Recorder:
 
 
 def desk(*, hold_ns: int = 0, permits: int = 1) -> Desk:
-    return Desk(
-        Fleet(
-            [
-                PoolSpec(
-                    name="chat",
-                    models=("m",),
-                    strategy="least_request",
-                    endpoints=(("10.0.0.1:80", "", permits),),
-                )
-            ]
-        ),
+    return make_desk(
+        make_pool("10.0.0.1:80", permits=permits, name="chat", strategy="least_request"),
         instance="one",
-        default_model="m",
-        limits=DeskLimits(),
-        rng=Random(1),
         policy=Policy(classes=(ClassSpec(hold_ns=hold_ns, long_hold_ns=hold_ns),)),
     )
 
@@ -320,15 +307,13 @@ def test_what_is_written_is_read(
     """Whatever names, counts and times a request has, they come back as they were."""
     path = tmp_path_factory.mktemp("record") / "record.jsonl"
     log = recorder(path)
-    reservation = Reservation(
+    reservation = make_reservation(
         id="one-1",
         tenant=tenant,
         model=model,
         pool="chat",
-        address="10.0.0.1:80",
         input_tokens=7,
         output_tokens=9,
-        permits=1,
         prompt_bytes=3,
         stream=stream,
         max_new_tokens=limit,

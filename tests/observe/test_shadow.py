@@ -7,6 +7,7 @@ from extproc.core.quota import Limits, limits
 from extproc.core.request import Dialect, Kind, Request
 from extproc.observe import shadow as module
 from extproc.observe.shadow import RECENT_NS_MAX, RECENT_PER_TENANT_MAX, Recent, Verdict, World, replay
+from tests.stand.desks import make_reservation
 
 S = 1_000_000_000
 NOW = 10_000 * S
@@ -14,19 +15,7 @@ WORLD = World(gpu_ms=lambda _, i, o: float(i + o), price=lambda _: Price(), runn
 
 
 def reservation(number: int, tenant: str = "acme", key: str = "") -> Reservation:
-    return Reservation(
-        id=f"i-{number}",
-        tenant=tenant,
-        model="m",
-        pool="p",
-        address="10.0.0.1:80",
-        input_tokens=100,
-        output_tokens=50,
-        permits=1,
-        prompt_bytes=400,
-        stream=True,
-        key=key,
-    )
+    return make_reservation(id=f"i-{number}", tenant=tenant, output_tokens=50, stream=True, key=key)
 
 
 def end(number: int, **facts: int) -> Outcome:

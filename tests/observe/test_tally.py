@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-from random import Random
-
 import pytest
 
-from extproc.core.desk import Desk, DeskLimits
 from extproc.core.fleet import Fleet, PoolSpec
-from extproc.core.outcome import End, Outcome, Reservation, Routed
+from extproc.core.outcome import End, Outcome, Routed
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import ANONYMOUS
 from extproc.observe import tally as module
 from extproc.observe.tally import OTHER, RATE_SECONDS, TTFT_KEPT, Line, Rate, Tally, percentile_ms
+from tests.stand.desks import make_desk, make_reservation
 
 S = 1_000_000_000
 A, B = "10.0.0.1:80", "10.0.0.2:80"
@@ -22,17 +20,8 @@ def fleet_of(*addresses: str) -> Fleet:
 
 
 def outcome(tenant: str = "t", served_by: str = A, **facts: object) -> Outcome:
-    reservation = Reservation(
-        id="i-1",
-        tenant=tenant,
-        model="m",
-        pool="p",
-        address=A,
-        input_tokens=1,
-        output_tokens=1,
-        permits=1,
-        prompt_bytes=1,
-        stream=True,
+    reservation = make_reservation(
+        tenant=tenant, address=A, input_tokens=1, output_tokens=1, prompt_bytes=1, stream=True
     )
     return Outcome(reservation=reservation, final=True, served_by=served_by, **facts)  # type: ignore[arg-type]
 
@@ -126,7 +115,7 @@ def test_an_end_counts_where_it_was_served() -> None:
 def test_snapshot() -> None:
     """Tenants, every endpoint of the fleet whether used or not, and the last decisions, newest first."""
     fleet = fleet_of(A, B)
-    desk = Desk(fleet, instance="i", default_model="m", limits=DeskLimits(), rng=Random(1))
+    desk = make_desk(fleet)
     tally = Tally()
     for _ in range(module.DECISIONS_KEPT + 3):
         request = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=40, max_new_tokens=5)

@@ -5,19 +5,20 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from extproc.core.accounts import Accounts, Price
 from extproc.core.decide import Full, place
-from extproc.core.desk import ClassSpec, Desk, DeskLimits, Policy
+from extproc.core.desk import ClassSpec, DeskLimits, Policy
 from extproc.core.fairness import Bounds
-from extproc.core.fleet import Fleet, Member, PoolSpec
+from extproc.core.fleet import Member, PoolSpec
 from extproc.core.outcome import End, Hold, Outcome, Reject, Reservation, Routed
 from extproc.core.quota import Books, QuotaLimits, limits
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import Tenant
+from tests.stand.desks import make_desk
+from tests.stand.examples import examples
 
 S = 1_000_000_000
 TTL_NS = 60 * S
@@ -103,9 +104,8 @@ class HoldMachine(RuleBasedStateMachine):
     def begin(self, layout: list[tuple[str, int, str]], policy: Policy, seed: int) -> None:
         self.now_ns = 0
         self.quotas = Books(QuotaLimits(reservation_ttl_ns=TTL_NS))
-        self.desk = Desk(
-            Fleet(specs(layout, len(ADDRESSES))),
-            instance="i",
+        self.desk = make_desk(
+            *specs(layout, len(ADDRESSES)),
             default_model="model-p",
             limits=DeskLimits(reservation_ttl_ns=TTL_NS),
             rng=Random(seed),
@@ -311,7 +311,7 @@ class HoldMachine(RuleBasedStateMachine):
         )
 
 
-HoldMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+HoldMachine.TestCase.settings = examples(120, steps=40)
 TestHold = HoldMachine.TestCase
 
 

@@ -7,17 +7,18 @@ from collections import Counter
 from dataclasses import replace
 from random import Random
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from extproc.core.decide import ENDPOINTS_NAMED_MAX
-from extproc.core.desk import Desk, DeskLimits
-from extproc.core.fleet import Endpoint, Fleet, PoolSpec
+from extproc.core.desk import DeskLimits
+from extproc.core.fleet import Endpoint, PoolSpec
 from extproc.core.outcome import End, Outcome, Reservation, Routed
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.strategies import STRATEGIES
 from extproc.core.tenant import ANONYMOUS
+from tests.stand.desks import make_desk, make_reservation
+from tests.stand.examples import examples
 
 S = 1_000_000_000
 TTL_NS = 60 * S
@@ -54,9 +55,8 @@ class DeskMachine(RuleBasedStateMachine):
     def begin(self, layout: list[tuple[str, int]], strategy: str, seed: int) -> None:
         self.now_ns = 0
         self.number = 0
-        self.desk = Desk(
-            Fleet(specs(layout, strategy, len(ADDRESSES))),
-            instance="i",
+        self.desk = make_desk(
+            *specs(layout, strategy, len(ADDRESSES)),
             default_model="model-p",
             limits=DeskLimits(reservation_ttl_ns=TTL_NS, reservations_max=12, settled_remembered_max=1024),
             rng=Random(seed),
@@ -103,9 +103,8 @@ class DeskMachine(RuleBasedStateMachine):
     def made(self, address: str) -> Reservation:
         """A reservation that another process made."""
         self.number += 1
-        return Reservation(
+        return make_reservation(
             id=f"other-{self.number}",
-            tenant="t",
             model="model-p",
             pool=POOLS[self.number % 2],
             address=address,
@@ -206,7 +205,7 @@ class DeskMachine(RuleBasedStateMachine):
             assert (endpoint.requests, endpoint.permits, endpoint.tokens) == (0, 0, 0), "zero at rest"
 
 
-DeskMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+DeskMachine.TestCase.settings = examples(150, steps=40)
 TestDesk = DeskMachine.TestCase
 
 

@@ -10,15 +10,14 @@ from hypothesis import strategies as st
 from extproc.core.decide import Case, resolve
 from extproc.core.experiment import Arm, Experiment, Experiments, shares_of
 from extproc.core.experiment.sequence import Mean
-from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.fleet import Fleet
 from extproc.core.ledger import Ledger
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import ANONYMOUS
+from tests.stand.desks import make_pool
 
 CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
-FLEET = Fleet(
-    [PoolSpec(name="p", models=("m",), strategy="least_request", endpoints=(("10.0.0.1:80", "", 4),))]
-)
+FLEET = Fleet([make_pool("10.0.0.1:80", strategy="least_request")])
 
 weights = st.lists(st.floats(0.05, 1.0), min_size=2, max_size=6)
 names = st.text("abcdefghij-", min_size=1, max_size=12)

@@ -6,12 +6,13 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from extproc.core.fairness import Bounds, Cost, EarliestDeadline, FairQueue, FirstCome, Held, Order, Shed
 from extproc.core.strategies import Work
+from tests.stand.examples import examples
 
 MS = 1_000_000
 TENANTS = ("a", "b", "c", "d")
@@ -255,7 +256,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert len(self.queue) == 0
 
 
-QueueMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+QueueMachine.TestCase.settings = examples(120, steps=40)
 TestQueueMachine = QueueMachine.TestCase
 
 
@@ -274,7 +275,6 @@ def held(number: int, tenant: str, work: Work, **fields: Any) -> Held:
     )
 
 
-@settings(deadline=None)
 @given(
     requests=st.lists(st.tuples(st.sampled_from(TENANTS), works), min_size=10, max_size=80),
     misses=st.lists(st.integers(-1_000, 1_000), min_size=80, max_size=80),
@@ -327,7 +327,6 @@ def test_the_service_gap_is_bounded(
     assert abs(gained["a"] - gained["b"]) <= 2 * (most_charged + sum(errors.values())) + 1e-6
 
 
-@settings(deadline=None)
 @given(
     low=works,
     flood=st.lists(st.tuples(st.sampled_from(["a", "b"]), works), min_size=1, max_size=60),
@@ -355,7 +354,6 @@ def test_nothing_starves(low: Work, flood: list[tuple[str, Work]], debt: int) ->
     raise AssertionError("it was passed over")
 
 
-@settings(deadline=None)
 @given(
     requests=st.lists(
         st.tuples(works, st.integers(0, 90), st.integers(0, 40)),

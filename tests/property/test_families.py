@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from extproc.core.families import NAMES, Choice, Family, Weights, features, members, pick, thresholds_for
 from extproc.core.families.choice import LOAD, UNAVAILABLE
-from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.fleet import Fleet
 from extproc.core.outcome import Reject
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import Tenant
 from extproc.wire.rename import renamed
+from tests.stand.desks import make_pool
 
 MODELS = ("a", "b", "c", "d")
 
@@ -86,7 +87,7 @@ def test_the_choice(
     """Always served, allowed and at or above the floor; unshifted exactly when it is the wished model; a
     shift for load goes down."""
     fleet = Fleet(
-        PoolSpec(name=model, models=(model,), strategy="random", endpoints=((f"10.0.0.{i}:1", "", 4),))
+        make_pool(f"10.0.0.{i}:1", name=model, models=(model,), strategy="random")
         for i, model in enumerate(sorted(served))
     )
     for model in served:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.core.health import (
@@ -18,6 +18,7 @@ from extproc.core.health import (
     Kind,
     follow_pool,
 )
+from tests.stand.examples import examples
 
 NAMES = st.sampled_from(["state", "probe", "errors", "latency", "telemetry", "gpu throttle"])
 factors = st.floats(0.0, 1.0)
@@ -31,7 +32,7 @@ events = st.lists(
 
 
 @given(events)
-@settings(max_examples=300)
+@examples(300)
 def test_the_number_keeps_its_rules(happened: list[tuple[int, int, str, Cause | None]]) -> None:
     """Within [0, 1]; a hard cause zeroes at once; no fall is faster nor rise quicker than the rule says."""
     healths = [Health() for _ in range(4)]

@@ -5,25 +5,23 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from random import Random
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.config.picker import Picker as Settings
-from extproc.core.desk import Desk, DeskLimits
-from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.fleet import PoolSpec
 from extproc.core.outcome import Outcome
-from extproc.core.tenant import Directory
-from extproc.observe.tally import Tally
 from extproc.wire.picker import Picker, PickerExchange
 from extproc.wire.picker_codec import CHUNK_BYTES_MAX, FULL_DUPLEX, address_of, pieces
-from extproc.wire.processor import Processor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
 import envoy_messages as envoy
+
+from tests.stand.desks import make_desk, make_processor
+from tests.stand.examples import examples
 
 texts = st.text(max_size=200)
 bodies = st.one_of(
@@ -42,15 +40,9 @@ bodies = st.one_of(
 def picker_of() -> tuple[Picker, list[Outcome]]:
     endpoints = (("10.0.0.1:80", "", 64), ("10.0.0.2:80", "", 64))
     pool = PoolSpec(name="p", models=("m",), strategy="least_work", endpoints=endpoints)
-    desk = Desk(Fleet([pool]), instance="i", default_model="m", limits=DeskLimits(), rng=Random(1))
-    processor = Processor(
-        desk,
-        Directory([], required=False),
-        Tally(),
-        decisions_concurrent_max=64,
-        body_bytes_max=1_000_000,
-        clock=lambda: 0,
-        wall_clock=lambda: 0.0,
+    desk = make_desk(pool)
+    processor = make_processor(
+        desk, decisions_concurrent_max=64, body_bytes_max=1_000_000, wall_clock=lambda: 0.0
     )
     outcomes: list[Outcome] = []
     picker = Picker(processor, Settings(enabled=True), settle=outcomes.append, first_token=lambda *_: None)
@@ -99,7 +91,7 @@ def joined(answers: list[Any], phase: str) -> tuple[bytes, bool]:
     return b"".join(each.body for each in found), bool(found) and found[-1].end_of_stream
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(body=bodies, cuts=st.lists(st.integers(0, 300), max_size=40), trailers=st.booleans())
 def test_every_split_of_a_body_gives_the_same_answer(body: bytes, cuts: list[int], trailers: bool) -> None:
     """The decision or refusal of a body does not depend on how it came; what goes on is the body."""
@@ -124,7 +116,7 @@ def test_every_split_of_a_body_gives_the_same_answer(body: bytes, cuts: list[int
     assert (again.bodies_bytes, again.processor.open_exchanges, again.processor.following) == (0, 0, 0)
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(
     body=st.binary(max_size=200_000),
     cuts=st.lists(st.integers(0, 200_000), max_size=20),

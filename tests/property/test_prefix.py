@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from extproc.core.prefix import BLOCK_BYTES, PrefixIndex, chain
+from tests.stand.examples import examples
 
 ENDPOINTS = [f"10.0.0.{i}:80" for i in range(70)]
 
@@ -91,7 +92,7 @@ class IndexMachine(RuleBasedStateMachine):
 
 
 TestIndex = IndexMachine.TestCase
-TestIndex.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestIndex.settings = examples(60, steps=25)
 
 texts = st.text(alphabet="ab\xfe\xff\udcff🙂", max_size=6)
 messages = st.lists(st.tuples(st.sampled_from([b"", b'\xff"user"', b'\xff"tool"']), texts), max_size=5)

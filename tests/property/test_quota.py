@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from extproc.core.quota import Account, Amounts, Books, Granted, QuotaLimits, Refused, limits
+from tests.stand.examples import examples
 
 S = 1_000_000_000
 NOW = 10**15
@@ -94,11 +95,11 @@ class QuotaMachine(RuleBasedStateMachine):
                 assert row.used >= 0
 
 
-QuotaMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+QuotaMachine.TestCase.settings = examples(60, steps=30)
 TestQuotaMachine = QuotaMachine.TestCase
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(quota=quotas, amount=amounts, idle=st.booleans())
 def test_retry_after_is_true(quota, amount: Amounts, idle: bool) -> None:  # type: ignore[no-untyped-def]
     """Who retries exactly then is granted when nobody else came, and a nanosecond earlier is refused."""
@@ -122,7 +123,7 @@ def test_retry_after_is_true(quota, amount: Amounts, idle: bool) -> None:  # typ
     assert isinstance(then, Granted)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     limit=st.integers(1, 600),
     burst=st.floats(0.05, 2.0),

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.core.endpoint import Endpoint
@@ -19,6 +19,7 @@ from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.predict.timing import Timing
 from extproc.core.reports import Gpu, ReplicaReport
 from extproc.core.strategies import NOW, STRATEGIES, Moment, Work, build
+from tests.stand.examples import examples
 
 #: Those that may answer that it waits.
 HOLDING = {"steer", "queue"}
@@ -144,7 +145,7 @@ def taught(name: str, candidates: list[Endpoint], work: Work, params: dict[str, 
 
 @names
 @given(candidates=fleets, work=works, at=moments, wanted=st.integers(1, 3), seed=st.integers(0, 999))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_a_ranking_is_well_formed(
     name: str, candidates: list[Endpoint], work: Work, at: Moment, wanted: int, seed: int
 ) -> None:
@@ -169,7 +170,7 @@ def test_a_ranking_is_well_formed(
 
 @pytest.mark.parametrize("name", ["llmd-default", "llmd-token-load"])
 @given(candidates=fleets, work=works)
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_the_scorers_of_llmd_are_bounded(name: str, candidates: list[Endpoint], work: Work) -> None:
     """Sums of scores from 0 to 1 each."""
     ranking = taught(name, candidates, work).rank(candidates, work, count=1, rng=Random(1))
@@ -178,7 +179,7 @@ def test_the_scorers_of_llmd_are_bounded(name: str, candidates: list[Endpoint], 
 
 @pytest.mark.parametrize("name", sorted((set(STRATEGIES) - DRAWING) | {"latency"}))
 @given(candidates=fleets, work=works, at=moments, wanted=st.integers(1, 3), data=st.data())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_the_order_of_candidates_does_not_matter(
     name: str, candidates: list[Endpoint], work: Work, at: Moment, wanted: int, data: st.DataObject
 ) -> None:
@@ -194,7 +195,7 @@ def test_the_order_of_candidates_does_not_matter(
 
 @pytest.mark.parametrize("name", sorted(set(STRATEGIES) & DRAWING))
 @given(candidates=fleets, work=works, data=st.data())
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_scores_do_not_depend_on_the_order_of_candidates(
     name: str, candidates: list[Endpoint], work: Work, data: st.DataObject
 ) -> None:
@@ -241,7 +242,7 @@ LOADS: list[Callable[[Endpoint], None]] = [_request, _tokens, _queue, _stream, _
 
 @pytest.mark.parametrize("name", sorted(set(STRATEGIES) - BLIND - PAIRED))
 @given(candidates=fleets, work=works, at=moments, which=st.integers(0, 11), more=st.sampled_from(LOADS))
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_more_load_never_makes_an_endpoint_better(
     name: str,
     more: Callable[[Endpoint], None],
@@ -272,7 +273,7 @@ def _close(one: float, other: float) -> bool:
 
 @names
 @given(work=works, size=st.integers(1, 5), seed=st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_nothing_known_is_no_fault(name: str, work: Work, size: int, seed: int) -> None:
     """No reports, no prices, no speeds, no memory, no prefix: somebody is still chosen, and explained."""
     candidates = [Endpoint(address=f"10.0.0.{i}:80", pool="p") for i in range(size)]
@@ -287,7 +288,7 @@ def test_nothing_known_is_no_fault(name: str, work: Work, size: int, seed: int) 
 
 @names
 @given(candidates=fleets, work=works, at=moments)
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_every_term_is_a_number(name: str, candidates: list[Endpoint], work: Work, at: Moment) -> None:
     """What explains a score can be printed, whatever the endpoint."""
     strategy = taught(name, candidates, work)
@@ -299,7 +300,7 @@ def test_every_term_is_a_number(name: str, candidates: list[Endpoint], work: Wor
 
 @names
 @given(candidates=fleets, work=works, at=moments)
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_ranking_changes_nothing(name: str, candidates: list[Endpoint], work: Work, at: Moment) -> None:
     """Asked twice with the same chance it answers the same: only `picked` moves anything."""
     strategy = taught(name, candidates, work)

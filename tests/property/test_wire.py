@@ -2,26 +2,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-from random import Random
 
 import msgspec
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc._pb import access_log_pb2
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.core import contract
-from extproc.core.desk import Desk, DeskLimits
-from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.fleet import Fleet
 from extproc.core.outcome import Outcome, Reject, Reservation
 from extproc.core.request import ROUTES, Dialect, Request, parse
 from extproc.core.tenant import Directory, Tenant, hash_key
-from extproc.observe.tally import Tally
 from extproc.wire import accesslog, codec, ticket
 from extproc.wire.dialect import error_body
 from extproc.wire.processor import Processor
+from tests.stand.desks import make_desk, make_pool, make_processor, make_reservation
+from tests.stand.examples import examples
 
 counts = st.integers(0, 2**63 - 1)
 reservations = st.builds(
@@ -80,7 +79,7 @@ def test_no_text_breaks_the_ticket(text: str) -> None:
 
 
 @given(st.sampled_from([route for routes in ROUTES.values() for route in routes]), bodies)
-@settings(max_examples=300)
+@examples(300)
 def test_any_body_is_a_request_or_a_400(route: object, body: bytes) -> None:
     """Parsing raises nothing, and what it accepts is within its bounds."""
     parsed = parse(route, body)  # type: ignore[arg-type]
@@ -112,22 +111,17 @@ def test_any_header_bytes_are_read(headers: list[tuple[str, bytes]]) -> None:
 
 
 def processor_of(*, required: bool) -> Processor:
-    fleet = Fleet(
-        [PoolSpec(name="p", models=("m",), strategy="least_work", endpoints=(("10.0.0.1:80", "", 1_000),))]
-    )
-    desk = Desk(fleet, instance="i", default_model="m", limits=DeskLimits(), rng=Random(1))
-    return Processor(
+    fleet = Fleet([make_pool("10.0.0.1:80", permits=1_000)])
+    desk = make_desk(fleet)
+    return make_processor(
         desk,
         Directory([(Tenant(name="t"), [hash_key("key")])], required=required),
-        Tally(),
         decisions_concurrent_max=5,
-        body_bytes_max=10_000,
-        clock=lambda: 0,
     )
 
 
 @given(methods, paths, header_lists, bodies, st.booleans(), st.booleans())
-@settings(max_examples=300)
+@examples(300)
 def test_any_exchange_is_answered_and_leaks_nothing(
     method: bytes,
     path: bytes,
@@ -187,18 +181,7 @@ def test_any_record_with_a_ticket_is_an_outcome(
     seen: dict[str, object], header: str, status: int, kind: int
 ) -> None:
     """Whatever the filters observed, counts are natural numbers or unknown."""
-    reservation = Reservation(
-        id="i-1",
-        tenant="t",
-        model="m",
-        pool="p",
-        address="10.0.0.1:80",
-        input_tokens=1,
-        output_tokens=1,
-        permits=1,
-        prompt_bytes=1,
-        stream=True,
-    )
+    reservation = make_reservation(input_tokens=1, output_tokens=1, prompt_bytes=1, stream=True)
     message = access_log_pb2.StreamAccessLogsMessage()
     entry = message.http_logs.log_entry.add()
     metadata = entry.common_properties.metadata.filter_metadata

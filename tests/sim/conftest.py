@@ -15,6 +15,7 @@ from extproc.sim.events import Event
 from extproc.sim.fleet import ReplicaSpec, RunningReplicas, start_replicas
 from extproc.sim.replica import Replica, ReplicaLimits
 from extproc.sim.timing import Hardware
+from tests.stand.waits import PATIENCE_S
 
 MS = 1_000_000
 
@@ -72,5 +73,5 @@ def serving(*specs: ReplicaSpec) -> Iterator[RunningReplicas]:
         yield box["running"]
     finally:
         box["loop"].call_soon_threadsafe(box["stop"].set)
-        thread.join(10)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()

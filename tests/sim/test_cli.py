@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from extproc.cli.sim_replica import command
 from extproc.sim.fleetfile import FleetFileError, load_fleet
+from tests.stand.waits import PATIENCE_S
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -28,7 +29,7 @@ def test_runs_until_interrupted_and_exits_0(number: signal.Signals) -> None:
         assert lines[0].startswith("pair-0  http://127.0.0.1:")
         assert lines[2].startswith("simulated; timings from splitwise-sim / vidur")
         for line in lines[:2]:
-            with urllib.request.urlopen(line.split()[1] + "/health", timeout=5) as answer:
+            with urllib.request.urlopen(line.split()[1] + "/health", timeout=PATIENCE_S) as answer:
                 assert answer.status == 200
         process.send_signal(number)
         assert process.wait(10) == 0

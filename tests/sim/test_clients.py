@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import urllib.request
 import warnings
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import pytest
 
 from extproc.sim.fleet import ReplicaSpec
 from tests.sim.conftest import serving
+from tests.stand.waits import PATIENCE_S, wait_until
 
 pytestmark = [
     # text-generation is written against pydantic 1's names, and keeps its session's socket open.
@@ -34,7 +34,7 @@ def fault(address: str, body: dict[str, object]) -> None:
     request = urllib.request.Request(
         f"{address}/sim/fault", json.dumps(body).encode(), {"content-type": "application/json"}
     )
-    urllib.request.urlopen(request, timeout=5).close()
+    urllib.request.urlopen(request, timeout=PATIENCE_S).close()
 
 
 def test_text_generation_generates_streams_and_raises(address: str) -> None:
@@ -42,7 +42,7 @@ def test_text_generation_generates_streams_and_raises(address: str) -> None:
     text_generation = pytest.importorskip("text_generation")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        client = text_generation.Client(address, timeout=10)
+        client = text_generation.Client(address, timeout=PATIENCE_S)
         answer = client.generate("Ahoy [[sim:out=6]]", max_new_tokens=20)
         assert answer.details.generated_tokens == 6
         assert answer.details.finish_reason.value == "eos_token"
@@ -58,7 +58,7 @@ def test_text_generation_generates_streams_and_raises(address: str) -> None:
 def test_hugging_face_inference_client(address: str) -> None:
     """text_generation with details, its stream, and chat."""
     huggingface_hub = pytest.importorskip("huggingface_hub")
-    client = huggingface_hub.InferenceClient(model=address, timeout=10)
+    client = huggingface_hub.InferenceClient(model=address, timeout=PATIENCE_S)
     answer = client.text_generation("Ahoy [[sim:out=5]]", details=True, max_new_tokens=30)
     assert answer.details.generated_tokens == 5
     words = list(client.text_generation("Ahoy [[sim:out=5]]", stream=True, max_new_tokens=30))
@@ -75,7 +75,7 @@ def test_hugging_face_inference_client(address: str) -> None:
 def test_openai_client(address: str) -> None:
     """Chat, streamed chat with usage, completions, models, and its exception for a 422."""
     openai = pytest.importorskip("openai")
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=10) as client:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S) as client:
         messages = [{"role": "user", "content": "Ahoy [[sim:out=4]]"}]
         chat = client.chat.completions.create(model="any", messages=messages)
         assert chat.choices[0].finish_reason == "stop"
@@ -101,7 +101,7 @@ def test_openai_client(address: str) -> None:
 def test_openai_client_sees_an_error_inside_a_200_stream(address: str) -> None:
     """The trap as a user meets it: no HTTP error, an exception while reading."""
     openai = pytest.importorskip("openai")
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=10) as client:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S) as client:
         messages = [{"role": "user", "content": "Ahoy"}]
         stream = client.chat.completions.create(model="any", messages=messages, max_tokens=5000, stream=True)
         assert stream.response.status_code == 200
@@ -113,17 +113,17 @@ def test_a_client_that_closes_its_stream_frees_the_permit(address: str) -> None:
     """As a user's Ctrl-C does."""
     openai = pytest.importorskip("openai")
     fault(address, {"slowdown": 50})
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=10) as client:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S) as client:
         messages = [{"role": "user", "content": "Ahoy [[sim:out=900]]"}]
         stream = client.chat.completions.create(model="any", messages=messages, stream=True)
         next(iter(stream))
         stream.close()
-    patience_s = time.monotonic() + 5
-    while time.monotonic() < patience_s:
-        with urllib.request.urlopen(f"{address}/sim/state", timeout=5) as answer:
-            state = json.load(answer)
-        if not state["permits_in_use"]:
-            break
+
+    def state() -> dict[str, object]:
+        with urllib.request.urlopen(f"{address}/sim/state", timeout=PATIENCE_S) as answer:
+            found: dict[str, object] = json.load(answer)
+        return found
+
+    wait_until(lambda: not state()["permits_in_use"], state)
     fault(address, {"clear": True})
-    assert state["permits_in_use"] == 0
-    assert state["cancelled"] == 1
+    assert state()["cancelled"] == 1

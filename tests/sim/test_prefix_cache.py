@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.sim.prefix_cache import PrefixCache
+from tests.stand.examples import examples
 
 
 def test_a_prefix_of_what_was_inserted_matches() -> None:
@@ -65,7 +66,7 @@ def test_a_hot_prefix_does_not_grow_the_eviction_heap() -> None:
 _WORDS = st.text(alphabet="ab", max_size=8)
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(st.lists(st.tuples(st.sampled_from(["insert", "acquire", "release", "evict"]), _WORDS), max_size=40))
 def test_the_trie_agrees_with_a_set_of_prefixes(steps: list[tuple[str, str]]) -> None:
     """Against a plain set: same contents size, prefix closed, pinned prefixes survive every eviction."""

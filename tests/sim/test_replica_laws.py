@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.sim.events import (
@@ -23,6 +23,7 @@ from extproc.sim.events import (
 from extproc.sim.replica import Replica, ReplicaLimits
 from extproc.sim.timing import Hardware
 from tests.sim.conftest import MS, TOY
+from tests.stand.examples import examples
 
 # Every term of the timing counts, so that each step of a run takes longer than the one before.
 UNEVEN = Hardware(
@@ -168,7 +169,7 @@ def play(
     return played
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(ACTIONS, LIMITS, st.booleans())
 def test_the_books_balance_whatever_happens(
     actions: Actions, limits: ReplicaLimits, step_events: bool
@@ -188,7 +189,7 @@ def test_the_books_balance_whatever_happens(
     assert times == sorted(times)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(ACTIONS, LIMITS, st.booleans())
 def test_equal_inputs_give_equal_events_however_time_is_cut(
     actions: Actions, limits: ReplicaLimits, step_events: bool
@@ -202,7 +203,7 @@ def test_equal_inputs_give_equal_events_however_time_is_cut(
     assert runs[0].gauges == runs[1].gauges
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(ACTIONS, LIMITS, st.sampled_from([UNEVEN, TOY]))
 def test_leaps_show_what_single_steps_show(
     actions: Actions, limits: ReplicaLimits, hardware: Hardware
@@ -215,7 +216,7 @@ def test_leaps_show_what_single_steps_show(
     assert leaping.replica.steps == stepping.replica.steps
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(ACTIONS, LIMITS)
 def test_a_shell_that_counts_steps_knows_every_token(actions: Actions, limits: ReplicaLimits) -> None:
     """The order within a step lets a reader derive each sequence's tokens without asking."""

@@ -9,7 +9,7 @@ from itertools import pairwise
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.sim.timing import Hardware, hardware_named
@@ -31,6 +31,7 @@ from extproc.sim.workload import (
     sessions,
 )
 from extproc.sim.workload.fit import Draw, assemble
+from tests.stand.examples import examples
 
 S = 1_000_000_000
 
@@ -156,7 +157,7 @@ def test_what_does_not_fit_is_dropped_or_clipped_and_counted() -> None:
     prompts=st.integers(1, 6000),
     outputs=st.integers(1, 6000),
 )
-@settings(max_examples=60)
+@examples(60)
 def test_clipped_requests_fit_with_their_limits(
     seed: int, max_total_tokens: int, prompts: int, outputs: int
 ) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.core.strategies import PEERS, STRATEGIES
@@ -15,6 +15,7 @@ from extproc.sim.workload import Workload, capacity, poisson, sessions
 from extproc.sim.world import ORACLE, Fault, Result, Setting, parse_fleet, run
 from extproc.sim.world.run import CLASSICS
 from extproc.sim.world.world import Delays
+from tests.stand.examples import examples
 
 FLEET = parse_fleet("2*a100-80g/llama-3-8b")
 S = 1_000_000_000
@@ -86,7 +87,7 @@ def test_peers_meet_the_permits_of_the_engine_alone() -> None:
     assert Counter(row.outcome for row in ours.served)["refused"] == 0
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(
     event_loss=st.floats(0, 1),
     report_loss=st.floats(0, 1),

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from extproc.core.quota import Account, Amounts, Ask, Granted, QuotaLimits, Refused, limits
@@ -23,6 +23,7 @@ from extproc.state import quota_journal
 from extproc.state.quota_journal import Journal, Op
 from extproc.state.quota_redis import RedisQuota
 from extproc.state.quota_wallet import LEASE_PART
+from tests.stand.examples import examples
 from tests.state.conftest import LATE_S, Lag, RedisServer, until
 
 ONE = Amounts(1, 10, 10, 1.0, 0.0)
@@ -109,11 +110,7 @@ def test_the_usual_decision_waits_for_nothing(redis_server: RedisServer) -> None
     asyncio.run(scenario())
 
 
-@settings(
-    max_examples=6,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@examples(6, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     rate=st.sampled_from([600, 3_000, 60_000]),
     burst=st.sampled_from([0.01, 0.05]),

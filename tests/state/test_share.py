@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.state import messages, share
 from extproc.state.messages import Bye, Delta, Full, Hello, Load, Reports, decode, encode
 from extproc.state.share import ENDPOINTS_MAX, PEER_SILENT_NS, PEERS_MAX, REFRESH_NS, OwnLoad, PeerLoads
+from tests.stand.examples import examples
 
 MS = 1_000_000
 A, B = ("p", "10.0.0.1:80"), ("p", "10.0.0.2:80")
@@ -278,7 +279,7 @@ def added(states: Sequence[dict[tuple[str, str], Load]]) -> dict[tuple[str, str]
     return {key: (r, p, t) for key, (r, p, t) in total.items() if (r, p, t) != (0, 0, 0)}
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.lists(steps, max_size=60))
 def test_the_sums_are_what_the_live_peers_said_last(script: list[tuple[object, ...]]) -> None:
     """Whatever is lost, doubled, late or expired; and one full round makes them what is really so."""
@@ -343,7 +344,7 @@ def test_the_sums_are_what_the_live_peers_said_last(script: list[tuple[object, .
     assert peers._entries == 0
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.binary(max_size=200), st.integers(0, 60), st.integers(0, 255))
 def test_garbage_and_damage_never_raise_and_never_break_the_sums(junk: bytes, place: int, byte: int) -> None:
     """A damaged frame is taken as what it says or not at all; sums stay the peers' sums."""

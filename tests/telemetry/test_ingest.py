@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc._pb import telemetry_pb2 as pb
@@ -14,6 +14,7 @@ from extproc.core.fleet import Fleet, Member, PoolSpec
 from extproc.core.reports import ReplicaReport
 from extproc.telemetry import ingest as module
 from extproc.telemetry.ingest import Ingest, Node
+from tests.stand.examples import examples
 
 
 def test_a_report_is_taken_and_acknowledged(listening: Any) -> None:
@@ -255,14 +256,14 @@ def tried(sent: list[Any]) -> Ingest:
 
 
 @given(st.lists(st.binary(max_size=200) | reports(wild=True), max_size=8))
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@examples(200)
 def test_nothing_that_is_sent_breaks_it(sent: list[Any]) -> None:
     """Arbitrary bytes and arbitrary messages are answered."""
     tried(sent)
 
 
 @given(st.lists(reports(wild=False), min_size=1, max_size=8))
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@examples(200)
 def test_what_is_taken_never_lowers_a_load(sent: list[Any]) -> None:
     """Plausible reports, of which the first at least is taken."""
     assert tried(sent).counts["taken"] >= 1

@@ -17,8 +17,9 @@ import pytest
 
 from extproc._pb import telemetry_pb2 as pb
 from extproc.telemetry.server import REPORT_BYTES_MAX, SPACING_S, TELEMETRY, TelemetryServer, Tls
+from tests.stand.waits import PATIENCE_S, until
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = PATIENCE_S / 2
 TOKEN = "wonderful-token"
 
 
@@ -73,14 +74,6 @@ async def served(
             yield Served(listening, server, address, open_channel)
     finally:
         await server.stop()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what must come."""
-    ends = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < ends, "it never came"
-        await asyncio.sleep(0.005)
 
 
 def test_the_right_token_is_its_node(listening: Any) -> None:

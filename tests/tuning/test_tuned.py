@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
@@ -13,13 +12,11 @@ from extproc.app.build import policy_of, pool_specs
 from extproc.app.tuned import Tuned
 from extproc.config.load import load, loads
 from extproc.config.model import Config
-from extproc.core.desk import Desk
-from extproc.core.fleet import Fleet
-from extproc.core.outcome import End, Outcome, Reservation
-from extproc.core.policy import DeskLimits
+from extproc.core.outcome import End, Outcome
 from extproc.history.versions import History
 from extproc.observe.audit import AuditLog
 from extproc.tuning.online import Move
+from tests.stand.desks import make_desk, make_reservation
 
 S = 1_000_000_000
 TEXT = """\
@@ -39,14 +36,7 @@ class Service:
         self.file = folder / "steersman.yaml"
         self.file.write_text(text.replace("AUDIT", str(folder / "audit.jsonl")))
         self.config = load(self.file)
-        self.desk = Desk(
-            Fleet(pool_specs(self.config)),
-            instance="one",
-            default_model="m",
-            limits=DeskLimits(),
-            rng=Random(1),
-            policy=policy_of(self.config),
-        )
+        self.desk = make_desk(*pool_specs(self.config), instance="one", policy=policy_of(self.config))
         self.audit = AuditLog(self.config.audit)
         self.tuned = Tuned(self.config, self.desk, self.audit)
         self.tuned.file = self.file
@@ -79,15 +69,13 @@ def queue_tokens(config: Config) -> Any:
 
 def outcome(*, good: bool, failed: bool = False, pool: str = "chat", duration_ms: int = 10) -> Outcome:
     return Outcome(
-        reservation=Reservation(
+        reservation=make_reservation(
             id="one-1",
             tenant="a",
-            model="m",
             pool=pool,
             address="127.0.0.1:8000",
             input_tokens=10,
             output_tokens=2,
-            permits=1,
             prompt_bytes=9,
             stream=True,
         ),

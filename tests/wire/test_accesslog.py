@@ -10,22 +10,12 @@ from google.protobuf.message import DecodeError
 from extproc._pb import access_log_pb2 as pb
 from extproc.core.accounts import Price, used
 from extproc.core.contract import DECISION_NAMESPACE, OBSERVED_NAMESPACE
-from extproc.core.outcome import End, Outcome, Reservation
+from extproc.core.outcome import End, Outcome
 from extproc.core.quota import Amounts
 from extproc.wire import accesslog, ticket
+from tests.stand.desks import make_reservation
 
-RESERVATION = Reservation(
-    id="i-1",
-    tenant="acme",
-    model="m",
-    pool="p",
-    address="10.0.0.1:80",
-    input_tokens=10,
-    output_tokens=20,
-    permits=1,
-    prompt_bytes=40,
-    stream=True,
-)
+RESERVATION = make_reservation(tenant="acme", input_tokens=10, output_tokens=20, prompt_bytes=40, stream=True)
 START_NS = 1_700_000_000_000_000_000
 
 

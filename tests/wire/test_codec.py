@@ -5,9 +5,10 @@ import pytest
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.core.contract import DECISION_NAMESPACE, EVENT_CLUSTER_KEY, RESERVATION_KEY
-from extproc.core.outcome import Answer, Reason, Reject, Reservation, Routed
+from extproc.core.outcome import Answer, Reason, Reject, Routed
 from extproc.core.request import Dialect
 from extproc.wire import codec
+from tests.stand.desks import make_reservation
 
 
 def test_headers_are_read_from_raw_bytes() -> None:
@@ -93,18 +94,7 @@ def test_what_envoy_says_of_the_sender() -> None:
 
 def test_whom_envoy_tells_of_the_first_token() -> None:
     """The decision carries its id and this service's cluster; without a cluster nobody is told."""
-    reservation = Reservation(
-        id="i-1",
-        tenant="t",
-        model="m",
-        pool="p",
-        address="10.0.0.1:80",
-        input_tokens=1,
-        output_tokens=1,
-        permits=1,
-        prompt_bytes=1,
-        stream=True,
-    )
+    reservation = make_reservation(input_tokens=1, output_tokens=1, prompt_bytes=1, stream=True)
     decision = Routed(
         cluster="pool.p/standard",
         addresses=("10.0.0.1:80",),

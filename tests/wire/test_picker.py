@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from random import Random
 from typing import Any
 
 import envoy_messages as envoy
@@ -11,18 +10,16 @@ from google.protobuf.message import DecodeError
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.config.picker import Picker as Settings
 from extproc.core.contract import DECISION_NAMESPACE, LB_ENDPOINTS_KEY, LB_NAMESPACE
-from extproc.core.desk import ClassSpec, Desk, DeskLimits, Policy
+from extproc.core.desk import ClassSpec, Policy
 from extproc.core.fairness import Bounds
 from extproc.core.families import Family
-from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import End, Outcome
 from extproc.core.tenant import Directory, Tenant, hash_key
-from extproc.observe.tally import Tally
 from extproc.wire import ticket
 from extproc.wire.codec import Reply
 from extproc.wire.picker import SLO_MS_MAX, Picker, PickerExchange
 from extproc.wire.picker_codec import CHUNK_BYTES_MAX, FULL_DUPLEX, NO_BODY, address_of
-from extproc.wire.processor import Processor
+from tests.stand.desks import make_desk, make_pool, make_processor
 
 KEY = ("authorization", "Bearer key")
 PATH = "/v1/chat/completions"
@@ -40,27 +37,19 @@ class World:
     ) -> None:
         self.now_ns = 5 * SECOND
         pools = [
-            PoolSpec(
-                name="p", models=("m", "big"), strategy=strategy, endpoints=((A, "", limit), (B, "", limit))
-            ),
-            PoolSpec(name="q", models=("other",), strategy="least_work", endpoints=((OTHER, "", 4),)),
+            make_pool(A, B, permits=limit, models=("m", "big"), strategy=strategy),
+            make_pool(OTHER, name="q", models=("other",)),
         ]
-        self.desk = Desk(
-            Fleet(pools),
-            instance="i",
-            default_model="m",
-            limits=DeskLimits(),
-            rng=Random(1),
+        self.desk = make_desk(
+            *pools,
             policy=Policy(
                 classes=(ClassSpec(name="premium"), ClassSpec(name="standard")),
                 bounds=Bounds(class_held_max=(100, 100)),
             ),
         )
-        self.processor = Processor(
+        self.processor = make_processor(
             self.desk,
             Directory([(Tenant(name="acme"), [hash_key("key")])], required=required),
-            Tally(),
-            decisions_concurrent_max=8,
             body_bytes_max=BODY_BYTES_MAX,
             clock=lambda: self.now_ns,
         )

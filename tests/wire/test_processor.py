@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import logging
-from random import Random
 from typing import Any
 
 import envoy_messages as envoy
@@ -10,14 +9,12 @@ import pytest
 from google.protobuf.message import DecodeError
 
 from extproc.core.contract import DECISION_NAMESPACE, LB_NAMESPACE
-from extproc.core.desk import Desk, DeskLimits
-from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.strategies import STRATEGIES
 from extproc.core.tenant import Directory, Tenant, hash_key
-from extproc.observe.tally import Tally
 from extproc.wire import codec, ticket
 from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
+from tests.stand.desks import make_desk, make_pool, make_processor
 
 CLUSTER = "pool.p/standard"
 
@@ -37,20 +34,18 @@ class Broken:
 
 def processor_of(*, strategy: str = "least_work", concurrent: int = 8, required: bool = True) -> Processor:
     pools = [
-        PoolSpec(name="p", models=("m",), strategy=strategy, endpoints=((A, "", 4), (B, "", 4))),
-        PoolSpec(name="q", models=("other",), strategy="least_work", endpoints=(("10.0.0.3:80", "", 4),)),
+        make_pool(A, B, strategy=strategy),
+        make_pool("10.0.0.3:80", name="q", models=("other",)),
     ]
-    desk = Desk(Fleet(pools), instance="i", default_model="m", limits=DeskLimits(), rng=Random(1))
+    desk = make_desk(*pools)
     tenants = [
         (Tenant(name="acme"), [hash_key("key")]),
         (Tenant(name="small", models=frozenset({"other"})), [hash_key("small-key")]),
     ]
-    return Processor(
+    return make_processor(
         desk,
         Directory(tenants, required=required),
-        Tally(),
         decisions_concurrent_max=concurrent,
-        body_bytes_max=10_000,
         clock=lambda: 5_000_000_000,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from random import Random
 from typing import Any
 
 import envoy_messages as envoy
@@ -11,17 +10,16 @@ import msgspec
 import pytest
 
 from extproc.core.contract import DECISION_NAMESPACE
-from extproc.core.desk import Desk, DeskLimits, Policy
+from extproc.core.desk import Policy
 from extproc.core.families import Family
-from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.policy import ClassSpec
 from extproc.core.strategies import STRATEGIES
 from extproc.core.tenant import Directory, Tenant, hash_key
-from extproc.observe.tally import Tally
 from extproc.wire import exchange as exchange_module
 from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
 from extproc.wire.rename import renamed
+from tests.stand.desks import make_desk, make_pool, make_processor
 
 AUTO = json.dumps({"model": "auto", "messages": [{"content": "hello"}], "max_tokens": 5}).encode()
 KEY = ("authorization", "Bearer key")
@@ -40,27 +38,13 @@ def processor_of(
     *, permits: int = 4, hold_ns: int = 0, strategy: str = "least_work", **tenant: Any
 ) -> Processor:
     pools = [
-        PoolSpec(name=name, models=(name,), strategy=strategy, endpoints=((f"10.0.0.{i}:80", "", permits),))
+        make_pool(f"10.0.0.{i}:80", permits=permits, name=name, models=(name,), strategy=strategy)
         for i, name in enumerate(("small", "large"))
     ]
-    desk = Desk(
-        Fleet(pools),
-        instance="i",
-        default_model="small",
-        limits=DeskLimits(),
-        rng=Random(1),
-        policy=Policy(classes=(ClassSpec(hold_ns=hold_ns),)),
-    )
+    desk = make_desk(*pools, default_model="small", policy=Policy(classes=(ClassSpec(hold_ns=hold_ns),)))
     desk.families = {"auto": Family(name="auto", models=("small", "large"), thresholds=(0.5,), wait_ms=None)}
     tenants = [(Tenant(name="acme", **tenant), [hash_key("key")])]
-    return Processor(
-        desk,
-        Directory(tenants, required=True),
-        Tally(),
-        decisions_concurrent_max=8,
-        body_bytes_max=10_000,
-        clock=lambda: 5_000_000_000,
-    )
+    return make_processor(desk, Directory(tenants, required=True), clock=lambda: 5_000_000_000)
 
 
 def ask(exchange: Exchange, *extra: tuple[str, str], data: bytes = AUTO) -> Any:

@@ -9,7 +9,6 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import envoy_messages as envoy
@@ -26,20 +25,19 @@ from extproc.core.contract import (
     REFUSED_HEADER,
     RESERVATION_HEADER,
 )
-from extproc.core.desk import Desk, DeskLimits
-from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.fleet import PoolSpec
 from extproc.core.outcome import Outcome
-from extproc.core.tenant import Directory
-from extproc.observe.tally import Tally
 from extproc.wire import server as server_module
 from extproc.wire.firsttoken import FirstToken
 from extproc.wire.picker import Picker
 from extproc.wire.processor import Processor
 from extproc.wire.server import BindError, Server
+from tests.stand.desks import make_desk, make_processor
+from tests.stand.waits import PATIENCE_S, until
 
 BODY = json.dumps({"prompt": "hello", "max_tokens": 5}).encode()
 HEADERS = envoy.headers("POST", "/v1/completions")
-TIMEOUT_S = 10.0
+TIMEOUT_S = PATIENCE_S / 2
 
 
 class Running:
@@ -79,11 +77,6 @@ class Running:
         request = health_pb2.HealthCheckRequest(service=service).SerializeToString()
         return self.channel.unary_unary(f"/{server_module.HEALTH}/Check")(request, timeout=TIMEOUT_S)  # type: ignore[no-any-return]
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(TIMEOUT_S):
-            while not condition():  # noqa: ASYNC110 (the processor knows of no event loop)
-                await asyncio.sleep(0.005)
-
 
 def build(
     settle: Callable[[Outcome], None] | None = None,
@@ -93,15 +86,8 @@ def build(
 ) -> tuple[Server, Processor, list[Outcome]]:
     endpoints = (("10.0.0.1:80", "", 64), ("10.0.0.2:80", "", 64))
     pool = PoolSpec(name="p", models=("m",), strategy="least_work", endpoints=endpoints)
-    desk = Desk(Fleet([pool]), instance="i", default_model="m", limits=DeskLimits(), rng=Random(1))
-    processor = Processor(
-        desk,
-        Directory([], required=False),
-        Tally(),
-        decisions_concurrent_max=64,
-        body_bytes_max=100_000,
-        clock=lambda: 0,
-    )
+    desk = make_desk(pool)
+    processor = make_processor(desk, decisions_concurrent_max=64, body_bytes_max=100_000)
     settled: list[Outcome] = []
 
     def take(outcome: Outcome) -> None:
@@ -190,7 +176,7 @@ def test_garbage_ends_its_own_stream_alone() -> None:
             assert await bad.code() is grpc.StatusCode.INVALID_ARGUMENT
             await good.write(envoy.body(BODY))
             assert envoy.response(await good.read()).HasField("request_body")
-            await it.until(lambda: it.processor.open_exchanges == 0)
+            await until(lambda: it.processor.open_exchanges == 0)
             assert len(it.processor.desk.ledger) == 1
 
     asyncio.run(play())
@@ -230,7 +216,7 @@ def test_a_client_that_leaves(messages: int) -> None:
                     await call.write(data)
                 call.cancel()
             await it.decide()
-            await it.until(lambda: it.processor.open_exchanges == 0)
+            await until(lambda: it.processor.open_exchanges == 0)
             counts = it.processor.desk.counts
             assert len(it.processor.desk.ledger) == counts["routed"] - counts["cancelled"]
             if messages < 2:
@@ -249,7 +235,7 @@ def test_a_half_closed_stream() -> None:
             await call.read()
             await call.done_writing()
             assert await call.read() is grpc.aio.EOF
-            await it.until(lambda: it.processor.open_exchanges == 0)
+            await until(lambda: it.processor.open_exchanges == 0)
 
     asyncio.run(play())
 
@@ -347,7 +333,7 @@ def test_a_drain_ends_when_its_time_is_up() -> None:
             await call.read()
             await it.server.drain(0.05)
             assert await call.code() is not grpc.StatusCode.OK
-            await it.until(lambda: it.processor.open_exchanges == 0)
+            await until(lambda: it.processor.open_exchanges == 0)
 
     asyncio.run(play())
 
@@ -363,7 +349,7 @@ def test_a_message_above_the_bound() -> None:
             await call.write(envoy.body(b"a" * 2_000_000))
             assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             await it.decide()
-            await it.until(lambda: it.processor.open_exchanges == 0)
+            await until(lambda: it.processor.open_exchanges == 0)
 
     asyncio.run(play())
 
@@ -474,7 +460,7 @@ def test_both_protocols_on_one_port() -> None:
             assert first.HasField("request_headers")
             body = envoy.response(await call.read()).request_body.response.body_mutation
             assert (body.streamed_response.body, body.streamed_response.end_of_stream) == (BODY, True)
-            await it.until(lambda: it.processor.following == 1)
+            await until(lambda: it.processor.following == 1)
             assert it.settled == []
             await call.write(response_end())
             assert envoy.response(await call.read()).HasField("response_headers")
@@ -494,12 +480,13 @@ def test_a_gateway_that_waits_too_long_is_answered() -> None:
             await slow.write(duplex(HEADERS))
             assert envoy.response(await slow.read()).immediate_response.status.code == 408
             assert await slow.read() is grpc.aio.EOF
+        async with running(picker=PickerSettings(enabled=True, deadline_ms=1_500)) as it:
             call = it.exchange()
             await call.write(duplex(HEADERS))
             await call.write(envoy.body(BODY))
             await call.read()
             await call.read()
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(1.7)
             await call.write(response_end())
             assert envoy.response(await call.read()).HasField("response_headers")
 
@@ -515,9 +502,9 @@ def test_a_client_that_left_is_settled() -> None:
             await call.write(duplex(HEADERS))
             await call.write(envoy.body(BODY))
             await call.read()
-            await it.until(lambda: it.processor.following == 1)
+            await until(lambda: it.processor.following == 1)
             call.cancel()
-            await it.until(lambda: len(it.settled) == 1)
+            await until(lambda: len(it.settled) == 1)
             assert it.settled[0].end.value == "client_gone"
             assert len(it.processor.desk.ledger) == 0
 

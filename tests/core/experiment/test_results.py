@@ -8,7 +8,8 @@ import pytest
 from extproc.core.aims import ClassSpec
 from extproc.core.experiment.results import ArmResults, Sample, Times, sample_of
 from extproc.core.experiment.units import Units
-from extproc.core.outcome import End, Outcome, Reservation
+from extproc.core.outcome import End, Outcome
+from tests.stand.desks import make_reservation
 
 MS = 1_000_000
 #: 1 s to the first token, 100 ms for each further one.
@@ -16,16 +17,10 @@ CLASS = ClassSpec()
 
 
 def outcome(**facts: Any) -> Outcome:
-    reservation = Reservation(
-        id="i-1",
-        tenant="t",
-        model="m",
-        pool="p",
+    reservation = make_reservation(
         address="a",
-        input_tokens=100,
         output_tokens=50,
         permits=facts.pop("permits", 1),
-        prompt_bytes=400,
         stream=True,
         held_ms=facts.pop("held_ms", 0.0),
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from extproc.core.desk import Desk, DeskLimits
+from extproc.core.desk import Desk
 from extproc.core.experiment import (
     Arm,
     Experiment,
@@ -26,6 +26,7 @@ from extproc.core.request import Dialect, Kind, Request
 from extproc.core.strategies import STRATEGIES
 from extproc.core.strategies.steer import Steer
 from extproc.core.tenant import ANONYMOUS, Tenant
+from tests.stand.desks import make_desk, make_pool
 
 S, MS = 1_000_000_000, 1_000_000
 ADDRESSES = tuple(f"10.0.0.{i}:80" for i in range(1, 5))
@@ -43,22 +44,10 @@ AB = Experiment(
 def desk_of(
     *experiments: Experiment, seed: int = 1, policy: Policy | None = None, permits: int = 100
 ) -> Desk:
-    spec = PoolSpec(
-        name="p",
-        models=("m",),
-        strategy="least_request",
-        endpoints=tuple((address, "", permits) for address in ADDRESSES),
-        parameters=arm_parameters(experiments, "p", {}),
+    spec = make_pool(
+        *ADDRESSES, permits=permits, strategy="least_request", parameters=arm_parameters(experiments, "p", {})
     )
-    desk = Desk(
-        Fleet([spec]),
-        instance="i",
-        default_model="m",
-        limits=DeskLimits(),
-        rng=Random(seed),
-        policy=policy,
-        experiments=Experiments(rng=Random(99)),
-    )
+    desk = make_desk(spec, rng=Random(seed), policy=policy, experiments=Experiments(rng=Random(99)))
     desk.experiments.apply(experiments, now_ns=0)
     return desk
 

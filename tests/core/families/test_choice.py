@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from random import Random
 from typing import Any
 
 import pytest
 
-from extproc.core.desk import Desk, DeskLimits, Policy
+from extproc.core.desk import Desk, Policy
 from extproc.core.families import Choice, Family, Weights, floor_of, pick, thresholds_for
 from extproc.core.families.difficulty import NAMES
-from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.fleet import Fleet
 from extproc.core.outcome import Hold, Reject, Routed
 from extproc.core.policy import ClassSpec
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import Tenant
+from tests.stand.desks import make_desk, make_pool
 
 MODELS = ("small", "medium", "large")
 #: Scores by the tools that a request offers: 0 simple, 2 medium, 4 complex.
@@ -29,12 +29,7 @@ def request_of(tools: int, **more: Any) -> Request:
 
 def fleet_of(permits: int = 2, region: str = "") -> Fleet:
     return Fleet(
-        PoolSpec(
-            name=f"pool-{model}",
-            models=(model,),
-            strategy="least_work",
-            endpoints=((f"10.0.0.{i}:80", "", permits),),
-        )
+        make_pool(f"10.0.0.{i}:80", permits=permits, name=f"pool-{model}", models=(model,))
         for i, model in enumerate(MODELS)
     )
 
@@ -165,14 +160,7 @@ def test_floors() -> None:
 
 
 def desk_of(fleet: Fleet, hold_ns: int = 0) -> Desk:
-    desk = Desk(
-        fleet,
-        instance="i",
-        default_model="small",
-        limits=DeskLimits(),
-        rng=Random(1),
-        policy=Policy(classes=(ClassSpec(hold_ns=hold_ns),)),
-    )
+    desk = make_desk(fleet, default_model="small", policy=Policy(classes=(ClassSpec(hold_ns=hold_ns),)))
     desk.families = {"auto": FAMILY}
     return desk
 

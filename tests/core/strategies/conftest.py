@@ -7,15 +7,14 @@ from random import Random
 
 import pytest
 
-from extproc.core.desk import Desk, DeskLimits
 from extproc.core.endpoint import Endpoint
-from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Routed
 from extproc.core.predict.prior import Prior
 from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.predict.timing import Timing
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import ANONYMOUS
+from tests.stand.desks import make_desk, make_pool
 
 CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
 
@@ -44,13 +43,8 @@ class Counter:
     """A desk with one pool, and where it sends."""
 
     def __init__(self, count: int, strategy: str) -> None:
-        spec = PoolSpec(
-            name="p",
-            models=("m",),
-            strategy=strategy,
-            endpoints=tuple((f"10.0.0.{i}:80", "", 60_000) for i in range(count)),
-        )
-        self.desk = Desk(Fleet([spec]), instance="i", default_model="m", limits=DeskLimits(), rng=Random(7))
+        spec = make_pool(*(f"10.0.0.{i}:80" for i in range(count)), permits=60_000, strategy=strategy)
+        self.desk = make_desk(spec, rng=Random(7))
 
     @property
     def endpoints(self) -> Sequence[Endpoint]:

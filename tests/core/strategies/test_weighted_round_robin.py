@@ -6,13 +6,14 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.reports import Gpu, ReplicaReport
 from extproc.core.strategies import NOW, Work
 from extproc.core.strategies.weighted_round_robin import WeightedRoundRobin, memory_tokens, weights_of
+from tests.stand.examples import examples
 
 Fleet = Callable[..., list[Endpoint]]
 WORK = Work(input_tokens=100, output_tokens=10)
@@ -46,7 +47,7 @@ def test_a_cycle_is_spread_out() -> None:
 
 
 @given(tokens=st.lists(st.integers(1, 60), min_size=1, max_size=12), number=st.integers(1, 200))
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_shares_follow_the_weights(tokens: list[int], number: int) -> None:
     """After any number of picks each endpoint has had its share of them, within one."""
     counts = Counter(picks(of_memory(*(each * 1_000 for each in tokens)), number))

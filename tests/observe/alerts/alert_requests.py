@@ -8,6 +8,7 @@ from extproc.core.outcome import End, Outcome, Reason, Reject, Reservation, Rout
 from extproc.core.strategies import Work
 from extproc.core.tenant import Tenant
 from extproc.observe.alerts.watch import SECOND, Watch
+from tests.stand.desks import make_reservation
 
 SPEC = ClassSpec(name="standard", ttft_ns=500_000_000, tpot_ns=50_000_000)
 
@@ -21,19 +22,7 @@ def watch(*, tenants_max: int = 100) -> Watch:
 
 def reservation(number: int = 1, *, tenant: str = "acme", held_ms: float = 0.0) -> Reservation:
     """One request's."""
-    return Reservation(
-        id=f"i-{number}",
-        tenant=tenant,
-        model="m",
-        pool="chat",
-        address="10.0.0.1:80",
-        input_tokens=100,
-        output_tokens=10,
-        permits=1,
-        prompt_bytes=400,
-        stream=True,
-        held_ms=held_ms,
-    )
+    return make_reservation(id=f"i-{number}", tenant=tenant, pool="chat", stream=True, held_ms=held_ms)
 
 
 def case(number: int = 1, *, tenant: str = "acme", arrived_ns: int = 0) -> Case:

@@ -6,7 +6,7 @@ import sys
 from math import isfinite
 from random import Random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.observe.alerts.anomaly import HELD_BACK, KEPT, QUIET, Anomalies, Pattern, Settings, Verdict
@@ -120,7 +120,6 @@ def test_idle_time_need_not_be_told() -> None:
     assert left_out.seen <= KEPT
 
 
-@settings(deadline=None)
 @given(
     rows=st.lists(
         st.tuples(*[st.floats(0.0, 1e9) for _ in range(3)], st.floats(0.0, 1.0)), min_size=1, max_size=60

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.observe.alerts.engine import ACTIVE_MAX, RECENT_MAX, Alert, Engine, State
@@ -139,7 +139,6 @@ def test_alerts_are_bounded() -> None:
     assert engine.counts["fired"] == engine.counts["resolved"] == ACTIVE_MAX
 
 
-@settings(deadline=None)
 @given(
     held=st.lists(st.booleans(), min_size=1, max_size=300),
     for_s=st.integers(0, 15),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.observe.alerts.history import History
@@ -10,7 +10,6 @@ from extproc.observe.alerts.history import History
 TIERS = ((1, 20), (10, 10), (60, 10))
 
 
-@settings(deadline=None)
 @given(
     gaps=st.lists(st.integers(0, 15), min_size=1, max_size=150),
     over=st.integers(1, 200),
@@ -40,7 +39,6 @@ def test_a_window_is_never_short_and_exact_within_the_finest_tier(
         assert stamp is not None
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=500))
 def test_memory_is_bounded(gaps: list[int]) -> None:
     """However long it runs, each tier keeps its rows and no more."""

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.observe.alerts.outbox import Outbox, Patience
@@ -78,7 +78,6 @@ def test_it_gives_up_in_the_end() -> None:
     assert waiting.counts["given_up"] == 1
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["add", "due", "sent"]), st.sampled_from([200, 500, 404, None]))))
 def test_nothing_is_lost_uncounted_and_memory_is_bounded(does: list[tuple[str, Any]]) -> None:
     """Every message waits, was delivered, refused, given up or dropped."""

@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 from alert_requests import SPEC, ended, placed, refused, reservation, watch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.core.outcome import End, Reject
@@ -36,7 +36,6 @@ def test_a_rate_is_of_the_time_that_was_watched() -> None:
     assert heard.covered_s(FLEET, 105 - 3600, 105) == 6
 
 
-@settings(deadline=None)
 @given(
     times=st.lists(st.floats(1.5, 200_000.0), min_size=1, max_size=200),
     share=st.sampled_from([("ttft_p50_ms", 0.5), ("ttft_p90_ms", 0.9), ("ttft_p99_ms", 0.99)]),

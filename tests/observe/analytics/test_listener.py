@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from random import Random
 
 import pytest
 
 from extproc.core.aims import ClassSpec
-from extproc.core.desk import Desk, DeskLimits, Policy
+from extproc.core.desk import Policy
 from extproc.core.families import Choice
-from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import End, Outcome, Reject, Routed
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import Tenant
@@ -19,6 +17,7 @@ from extproc.observe.analytics.books import encoded
 from extproc.observe.analytics.listener import ORPHAN_WAIT_NS
 from extproc.observe.analytics.row import UNKNOWN, decoded
 from extproc.observe.analytics.spans import DAY
+from tests.stand.desks import make_desk, make_pool
 
 S = 1_000_000_000
 WALL = 1_795_792_230 * S
@@ -31,17 +30,8 @@ class Scene:
     """A desk that tells a listener, and a clock that stands."""
 
     def __init__(self, *, alone: bool = True, connected: bool = False, waiting_max: int = 100) -> None:
-        pool = PoolSpec(
-            name="chat", models=("m",), strategy="least_work", endpoints=(("10.0.0.1:80", "", 128),)
-        )
-        self.desk = Desk(
-            Fleet([pool]),
-            instance="here",
-            default_model="m",
-            limits=DeskLimits(),
-            rng=Random(1),
-            policy=Policy(classes=(ClassSpec(hold_ns=0),)),
-        )
+        pool = make_pool("10.0.0.1:80", permits=128, name="chat")
+        self.desk = make_desk(pool, instance="here", policy=Policy(classes=(ClassSpec(hold_ns=0),)))
         self.now_ns = 10**15
         self.listener = Listener(
             self.desk,

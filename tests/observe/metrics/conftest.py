@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from random import Random
 from typing import Any
 
 import pytest
 
 from extproc.core.accounts import Accounts, Price
 from extproc.core.aims import ClassSpec
-from extproc.core.desk import Desk, DeskLimits, Policy
+from extproc.core.desk import Policy
 from extproc.core.fairness import Bounds
-from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Hold, Outcome, Reject, Reservation, Routed
 from extproc.core.quota import limits
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import Tenant
 from extproc.observe.metrics import Counting, Snapshot, take
 from extproc.observe.metrics.samples import families
+from tests.stand.desks import make_desk, make_pool
 
 MS, S = 1_000_000, 1_000_000_000
 CHAT = Request(
@@ -57,20 +56,13 @@ class Scene:
             prices={"chat": Price(input_per_million=10.0, output_per_million=30.0)},
         )
         pools = [
-            PoolSpec(name=name, models=models, strategy="least_request", endpoints=((address, "", permits),))
+            make_pool(address, permits=permits, name=name, models=models, strategy="least_request")
             for name, models, address in (
                 ("chat", ("m",), "10.0.0.1:80"),
                 ("code", ("c",), "10.0.0.2:80"),
             )
         ]
-        self.desk = Desk(
-            Fleet(pools),
-            instance="one",
-            default_model="m",
-            limits=DeskLimits(),
-            rng=Random(1),
-            policy=policy,
-        )
+        self.desk = make_desk(*pools, instance="one", policy=policy)
         self.released: list[tuple[str, Routed | Reject]] = []
         self.desk.on_release = lambda name, decision: self.released.append((name, decision))
         self.counting = Counting(self.desk, tenants=lambda: self.tenants, tenants_max=tenants_max)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from prometheus_client.core import CollectorRegistry
 from prometheus_client.metrics_core import Metric
@@ -22,6 +22,7 @@ from extproc.core.reports import Gpu, ReplicaReport
 from extproc.observe.metrics import PREFIX, TABLE, exposition
 from extproc.observe.metrics.exposition import PLAIN, SAMPLES_A_PIECE, chosen, render
 from extproc.observe.metrics.samples import families
+from tests.stand.examples import examples
 
 Make = Callable[..., Any]
 OPEN = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -106,7 +107,7 @@ def test_the_text_is_what_the_client_library_writes(
 
 
 @given(values=st.lists(st.text(max_size=12), min_size=1, max_size=5, unique=True))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_label_value_is_escaped(scene: Make, values: list[str]) -> None:
     """Agents and rules may be called anything: the text stays one that can be read."""
     snapshot = scene().snapshot(firing=dict.fromkeys(values, True))

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from extproc.core.outcome import End, Hold, Reject, Routed
 from extproc.observe.metrics import TABLE
 from extproc.observe.metrics.samples import families
+from tests.stand.examples import examples
 
 NAMES = [f"t{i}" for i in range(12)] + ["prime", "other"]
 ENDS = {"ok": End.OK, "error": End.ERROR, "client_gone": End.CLIENT_GONE, "refused": End.REFUSED}
@@ -38,7 +39,7 @@ def counters(at: Any) -> dict[tuple[str, ...], float]:
 
 
 @given(steps=st.lists(STEPS, max_size=25), tenants_max=st.integers(1, 8))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@examples(40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_series_keep_their_promises(
     scene: Callable[..., Any], steps: list[tuple[Any, ...]], tenants_max: int
 ) -> None:

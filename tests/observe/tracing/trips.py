@@ -8,17 +8,15 @@ from typing import Any
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.config.tracing import OpenTelemetry
-from extproc.core.desk import ClassSpec, Desk, DeskLimits, Policy
-from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.desk import ClassSpec, Policy
 from extproc.core.outcome import End, Outcome, Reservation
 from extproc.core.tenant import Directory, Tenant, hash_key
-from extproc.observe.tally import Tally
 from extproc.observe.tracing.journey import Journeys, Note
 from extproc.observe.tracing.semconv import RELEASES
 from extproc.observe.tracing.spans import Span, Spans
 from extproc.wire import codec
 from extproc.wire.exchange import Exchange
-from extproc.wire.processor import Processor
+from tests.stand.desks import make_desk, make_pool, make_processor
 
 MS_NS = 1_000_000
 #: The wall clock is this much ahead of the monotonic one.
@@ -36,31 +34,14 @@ class Trips:
         self.now_ns = 10_000 * MS_NS
         self.notes: list[Note] = []
         self.lives = lives
-        pool = PoolSpec(
-            name="p",
-            models=("m",),
-            strategy="least_work",
-            endpoints=(("10.0.0.1:80", "", 1), ("10.0.0.2:80", "", 1)),
-        )
-        self.desk = Desk(
-            Fleet([pool]),
-            instance="i",
-            default_model="m",
-            limits=DeskLimits(),
-            rng=Random(1),
-            policy=Policy(classes=(ClassSpec(hold_ns=hold_ms * MS_NS),)),
-        )
+        pool = make_pool("10.0.0.1:80", "10.0.0.2:80", permits=1)
+        self.desk = make_desk(pool, policy=Policy(classes=(ClassSpec(hold_ns=hold_ms * MS_NS),)))
         tenants = [
             (Tenant(name="acme"), [hash_key("key")]),
             (Tenant(name="open", trace_prompts=True), [hash_key("open")]),
         ]
-        self.processor = Processor(
-            self.desk,
-            Directory(tenants, required=True),
-            Tally(),
-            decisions_concurrent_max=8,
-            body_bytes_max=10_000,
-            clock=lambda: self.now_ns,
+        self.processor = make_processor(
+            self.desk, Directory(tenants, required=True), clock=lambda: self.now_ns
         )
         self.journeys = self.processor.journeys = Journeys(
             OpenTelemetry(endpoint="http://localhost:4317", **settings),

@@ -1,0 +1,53 @@
+"""Desks of one pool, as most tests want them; what a test is about, it says itself."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from extproc.core.desk import Desk, DeskLimits
+from extproc.core.fleet import Fleet, Member, PoolSpec
+from extproc.core.outcome import Reservation
+from extproc.core.tenant import Directory
+from extproc.observe.tally import Tally
+from extproc.wire.processor import Processor
+
+
+def make_pool(*addresses: str, permits: int = 4, **facts: Any) -> PoolSpec:
+    """The pool `p` of the model `m`: addresses with so many permits each, placed by least work."""
+    members = tuple(Member(address, max_concurrent=permits) for address in addresses)
+    return PoolSpec(
+        **{"name": "p", "models": ("m",), "strategy": "least_work", "endpoints": members, **facts}
+    )
+
+
+def make_desk(*fleet: Fleet | PoolSpec, **facts: Any) -> Desk:
+    """A desk over a fleet, or over pools; its chance is the same in each test."""
+    if len(fleet) == 1 and isinstance(fleet[0], Fleet):
+        known = fleet[0]
+    else:
+        known = Fleet(pool for pool in fleet if isinstance(pool, PoolSpec))
+    usual = {"instance": "i", "default_model": "m", "limits": DeskLimits(), "rng": Random(1)}
+    return Desk(known, **{**usual, **facts})
+
+
+def make_processor(desk: Desk, tenants: Directory | None = None, **facts: Any) -> Processor:
+    """A processor before a desk that lets everybody in, at a clock that stands at 0."""
+    usual = {"decisions_concurrent_max": 8, "body_bytes_max": 10_000, "clock": lambda: 0}
+    return Processor(desk, tenants or Directory([], required=False), Tally(), **{**usual, **facts})
+
+
+def make_reservation(**facts: Any) -> Reservation:
+    """A request of one permit on its way to 10.0.0.1:80."""
+    usual = {
+        "id": "i-1",
+        "tenant": "t",
+        "model": "m",
+        "pool": "p",
+        "address": "10.0.0.1:80",
+        "input_tokens": 100,
+        "output_tokens": 10,
+        "permits": 1,
+        "prompt_bytes": 400,
+    }
+    return Reservation(**{**usual, **facts})

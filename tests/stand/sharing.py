@@ -1,0 +1,68 @@
+"""Which worker runs which file: whole files, those that wait beside those that work.
+
+pytest-xdist's own orders know nothing of what a test waits for: with all the gateways in one half of a run,
+the cores idle there and are fought over in the other. Here every second worker takes the waiting files
+first and the others the working ones; whoever has none left of its kind helps with the other. Within a kind
+the order is pytest-randomly's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from xdist.scheduler.loadfile import LoadFileScheduling
+
+#: Folders whose tests start processes and wait for them.
+WAITING = ("tests/e2e/", "tests/control/", "tests/state/", "tests/deploy/")
+
+
+class Sharing(LoadFileScheduling):
+    """One queue of files, taken from by kind."""
+
+    def __init__(self, config: Any, log: Any = None) -> None:
+        super().__init__(config, log)
+        # By number of tests says little of how long a file takes; keep the order of collection.
+        config.option.loadscopereorder = False
+        self.waits: dict[Any, bool] = {}
+
+    def add_node(self, node: Any) -> None:
+        """Every second worker waits; one that replaces a crashed one takes its place."""
+        super().add_node(node)
+        waiting = sum(self.waits.values())
+        self.waits[node] = waiting <= len(self.waits) - waiting
+
+    def remove_node(self, node: Any) -> str | None:
+        """What a crashed worker left undone is done by the others, but for the test that it crashed in."""
+        self.waits.pop(node, None)
+        work = self.assigned_work.pop(node)
+        left = {scope: {t: done for t, done in unit.items() if not done} for scope, unit in work.items()}
+        left = {scope: unit for scope, unit in left.items() if unit}
+        if not left:
+            return None
+        first = next(iter(left))
+        crashed = next(iter(left[first]))
+        left[first][crashed] = True
+        for scope, unit in left.items():
+            if not all(unit.values()):
+                self.workqueue[scope] = unit
+        for other in self.assigned_work:
+            self._reschedule(other)
+        return crashed
+
+    def _assign_work_unit(self, node: Any) -> None:
+        wanted = next((scope for scope in self.workqueue if self.waits[node] == waits(scope)), None)
+        if wanted is not None:
+            self.workqueue.move_to_end(wanted, last=False)
+        super()._assign_work_unit(node)
+
+
+def waits(scope: str) -> bool:
+    """Whether the file waits for processes more than it computes."""
+    return scope.startswith(WAITING)
+
+
+def long_first(items: Sequence[Any]) -> list[Any]:
+    """Files with a test marked slow come first, so that no worker is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    return sorted(items, key=lambda item: item.path not in slow)
