@@ -20,11 +20,12 @@ DOC = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 FORM: dict[str, Any] = {"terminal_width": 100, "max_content_width": 100, "color": False}
 HEAD = """# The command line
 
-There is one command, `steersman`. Every part of it has `--help` with examples, and this page is made from those.
+There is one command, `steersman`. Every part of it has `--help` with examples, and this page is made from
+those.
 
-Results go to standard output, everything else to standard error. `--json` prints JSON for programs. Colours and
-progress are shown only on a terminal; `NO_COLOR` turns colours off. `STEERSMAN_CONFIG` stands in for `-f`,
-`STEERSMAN_ADDRESS` for `--address`.
+Results go to standard output, everything else to standard error. `--json` prints JSON for programs. Colours
+and progress are shown only on a terminal; `NO_COLOR` turns colours off. `STEERSMAN_CONFIG` stands in for
+`-f`, `STEERSMAN_ADDRESS` for `--address`.
 
 (To make this page again: `STEERSMAN_UPDATE_DOCS=1 .venv/bin/pytest tests/cli/test_cli_docs.py`.)
 """

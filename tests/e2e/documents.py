@@ -87,7 +87,11 @@ def _paragraphs(text: str) -> Iterator[str]:
     lines: list[str] = []
     for line in [*_FENCE.sub("\n", text).splitlines(), ""]:
         # A page's list of its sections is no prose.
-        outside = not line.strip() or _CONTENTS.match(line) is not None or line.lstrip().startswith(("|", "#", "<", "!["))
+        outside = (
+            not line.strip()
+            or _CONTENTS.match(line) is not None
+            or line.lstrip().startswith(("|", "#", "<", "!["))
+        )
         if lines and (outside or _ITEM.match(line)):
             yield " ".join(lines)
             lines = []

@@ -1,4 +1,4 @@
-"""steer: late binding to the endpoint with the soonest first token that spoils no running stream. The default.
+"""steer: late binding to the soonest first token, where no running stream is spoiled. The default.
 
 Score of an endpoint: the predicted time to the first token there, in ms,
 

@@ -31,7 +31,7 @@ from scenario import (  # noqa: E402
 )
 
 BALANCERS = {"steer": "", "least_request": "least_request", "plain": PLAIN}
-#: Other routers on the same scenario, measured before on other replicas: hit, TTFT p99 ms uniform, hetero, failed flaky.
+#: Other routers, measured before on replicas of their own: hit, TTFT p99 ms uniform, hetero, failed flaky.
 FACTS = (
     ("vllm-router sticky_least_loaded", ".84", "209", "8,629", "–"),
     ("sglang cache_aware", ".84", "242", "792", "0"),

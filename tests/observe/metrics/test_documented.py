@@ -23,20 +23,21 @@ DOC = Path(__file__).resolve().parents[3] / "docs" / "metrics.md"
 SETTINGS = Metrics()
 HEAD = f"""# Metrics
 
-Prometheus reads them at the admin port (`GET /metrics`), as plain text or OpenMetrics. The admin port needs the extra
-`admin`. The client library adds its own `process_*` metrics (memory, CPU, files).
+Prometheus reads them at the admin port (`GET /metrics`), as plain text or OpenMetrics. The admin port needs
+the extra `admin`. The client library adds its own `process_*` metrics (memory, CPU, files).
 
-**Which requests count.** Each service counts the requests that it has decided on itself, since it started. So the
-figures of several services can be added up. A request whose end is never reported counts only in
+**Which requests count.** Each service counts the requests that it has decided on itself, since it started.
+So the figures of several services can be added up. A request whose end is never reported counts only in
 `events_total{{event="expired"}}`.
 
 **Counters begin at 0 with the service and never go back.** A series that was once there stays.
 
-**Label values are bounded.** Up to `metrics.tenants_max` ({SETTINGS.tenants_max}) tenants have series of their own.
-The others are summed as `other`. Requests without a known tenant are `(none)`. If there are more tenants than places,
-half of the places go to those who come first. The other half goes to those with most traffic: at least
-1/(2 · tenants_max) of what all unnamed tenants had lately. Such a tenant's series begin at 0; what it had before stays
-in `other`. Tenants keep their series until the service restarts. Sums over tenants are always exact.
+**Label values are bounded.** Up to `metrics.tenants_max` ({SETTINGS.tenants_max}) tenants have series of
+their own. The others are summed as `other`. Requests without a known tenant are `(none)`. If there are more
+tenants than places, half of the places go to those who come first. The other half goes to those with most
+traffic: at least 1/(2 · tenants_max) of what all unnamed tenants had lately. Such a tenant's series begin
+at 0; what it had before stays in `other`. Tenants keep their series until the service restarts. Sums over
+tenants are always exact.
 
 | label | values at most | beyond |
 |---|---|---|
@@ -50,7 +51,8 @@ in `other`. Tenants keep their series until the service restarts. Sums over tena
 
 **Nothing is made up.** Where an agent says nothing, or has been silent for too long, there is no sample.
 
-(To make this page again: `STEERSMAN_UPDATE_DOCS=1 .venv/bin/pytest tests/observe/metrics/test_documented.py`.)
+(To make this page again: `STEERSMAN_UPDATE_DOCS=1 .venv/bin/pytest
+tests/observe/metrics/test_documented.py`.)
 """
 TAIL = """
 ## Questions
