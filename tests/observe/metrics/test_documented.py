@@ -23,8 +23,8 @@ DOC = Path(__file__).resolve().parents[3] / "docs" / "metrics.md"
 SETTINGS = Metrics()
 HEAD = f"""# Metrics
 
-Prometheus reads them at the admin port (`GET /metrics`), as plain text or OpenMetrics. The admin port needs
-the extra `admin`. The client library adds its own `process_*` metrics (memory, CPU, files).
+Prometheus reads them at the admin port (`GET /metrics`), as plain text or OpenMetrics. The client library
+adds its own `process_*` metrics (memory, CPU, files).
 
 **Which requests count.** Each service counts the requests that it has decided on itself, since it started.
 So the figures of several services can be added up. A request whose end is never reported counts only in
