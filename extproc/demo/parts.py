@@ -19,7 +19,7 @@ from extproc.supervise.gateway import steersman_argv
 from extproc.supervise.output import Output
 from extproc.supervise.restarts import RestartPolicy
 
-READY_S_MAX = 20.0
+READY_S_MAX = 120.0
 STOP_S_MAX = 2.0
 #: A replica that was killed loads its model again for so long.
 LOAD_S = 4.0

@@ -31,8 +31,8 @@ from extproc.supervise.restarts import RestartPolicy
 
 #: Rendering Envoy's bootstrap: imports of two seconds on a slow core, then thousands of endpoints.
 RENDER_S_MAX = 60.0
-#: How long each part may take to be ready the first time.
-READY_S_MAX = 30.0
+#: How long each part may take to be ready the first time. On a busy machine that was more than 30 s.
+READY_S_MAX = 120.0
 #: How long a part may take to end beyond its drain before it is killed.
 STOP_S_MAX = 3.0
 

@@ -70,7 +70,7 @@ def through(folder: Path, path: str, blocks: list[str]) -> list[str]:
                 before, _, up = text.rpartition("steersman up")
                 key = re.search(r"sk-steer-[\w-]+", terminal.run(before))[0]  # type: ignore[index]  # printed
                 terminal.type(f"steersman up{up}")
-                wait_for("up", lambda t=terminal: "serving at" in t.output(), timeout_s=120)
+                wait_for("up", lambda t=terminal: "serving at" in t.output(), timeout_s=240)
                 # Another service of this machine may have the port at which commands look for one.
                 file = folder / ("engine.yaml" if "engine.yaml" in text else "steersman.yaml")
                 (address,) = yaml.safe_load(file.read_text(encoding="utf-8"))["service"]["listen"]
