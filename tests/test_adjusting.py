@@ -10,7 +10,7 @@ TEXT = """
 pools: [{name: p, models: [m], endpoints: [{address: 127.0.0.1:1, max_concurrent: 60000}]}]
 tenants:
   - name: t
-    keys: [{sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08}]
+    keys: [{sha256: b8cec3233078f4557e6656104cbcb2283ee9e4ae8eee28c1d7cc81f977c25497}]
     quota: {requests_per_minute: 10}
     adjust: {least: 0.5, most: 1.5}
 """

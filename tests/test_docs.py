@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from documents import PAGES, name_of, with_contents
 
 from extproc.cli import COMMANDS
 from extproc.core.strategies import OWN, PEERS, STRATEGIES, Strategy, parameters
@@ -16,19 +17,37 @@ ROOT = Path(__file__).resolve().parent.parent
 DOC = ROOT / "docs" / "strategies.md"
 HEAD = """# Strategies
 
-How a replica is chosen. A pool names one (`pools[].strategy`, default `steer`), a tenant may have another
-(`tenants[].strategy`), an experiment a third; parameters stand under `pools[].strategy_parameters.NAME`.
-Whatever the strategy, filters come first: endpoints that are not ready, whose permits are taken, or that are
-outside a tenant's regions are no candidates, and one that has just failed comes last. The score is
-lower-is-better; `steersman explain` shows each endpoint's score with its terms, and what removed it.
+How a replica is chosen. A pool names a strategy (`pools[].strategy`, default `steer`). A tenant may have
+another (`tenants[].strategy`), and so may an arm of an [experiment](experiments.md). Parameters stand under
+`pools[].strategy_parameters.NAME`.
 
-When a choice has to be made with less than it should (every report of a pool is stale, or a fault of ours)
-it is made by `least_request`, and the reason says so. `steer` and `queue` bind late: what no replica should
-take now waits in the gateway's fair queue, while no replica would start it.
+| strategy | what it goes by |
+|---|---|
+| `steer` (default) | the predicted time to first token, with late binding; it protects running streams, KV memory and cached prefixes |
+| `queue` | the predicted start, with late binding; keeps some places free for the first class |
+| `prefix` | the longest cached prefix, unless that replica is overloaded; sessions stay where they began |
+| `cost` | the cheapest replica that still meets the targets; the first class keeps the fast ones |
+| `latency` | the predicted time, corrected by recent latencies; the better of two drawn at random |
+| `weighted_round_robin` | in turn, weighted by memory, speed, health and load |
+| `least_work`, `least_request`, `power_of_two` | tokens or requests in flight |
+| `round_robin`, `random` | neither |
+| `llmd-default`, `llmd-token-load`, `sglang-cache-aware`, `aibrix-prefix`, `dynamo-kv`, `sticky-least-loaded` | other projects' policies, rebuilt to compare with |
 
-How they compare, simulated on production traces: [simulator.md](simulator.md). This page is made from the
-modules' own words (`STEERSMAN_UPDATE_DOCS=1 .venv/bin/pytest tests/test_docs.py`).
-"""
+With every strategy, filters come first. A replica is no candidate when it is not ready, when its permits
+are taken, or when it is outside the tenant's regions. One that has just failed comes last. The replica with
+the lowest score is chosen. `steersman explain` shows each replica's score with its terms, and what removed
+it.
+
+With late binding (`steer` and `queue`) a request waits in the gateway's fair queue while no replica would
+start it.
+
+Sometimes a choice has to be made with too little: all telemetry of a pool is old, or there was a fault in
+the gateway. Then `least_request` chooses, and the reason says "degraded".
+
+How the strategies compare, simulated on production traces, is in [simulator.md](simulator.md).
+
+(To make this page again from the modules: `STEERSMAN_UPDATE_DOCS=1 .venv/bin/pytest tests/test_docs.py`.)
+"""  # noqa: E501 (a table's rows)
 
 
 def section(strategy: Strategy) -> str:
@@ -55,7 +74,7 @@ def page() -> str:
     about = (
         "# Other projects' policies, to compare with\n\nRebuilt from what is published; they never hold.\n"
     )
-    return "\n".join([HEAD, *ours, about, *peers]).rstrip() + "\n"
+    return with_contents("\n".join([HEAD, *ours, about, *peers]).rstrip() + "\n")
 
 
 def test_the_strategies_page_is_what_the_modules_say() -> None:
@@ -74,18 +93,16 @@ def test_every_strategy_says_what_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_command_is_in_the_readme(name: str) -> None:
-    """A command that nobody can read of is none."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert re.search(rf"`steersman {re.escape(name)}\b", text), (
-        f"README.md says nothing of 'steersman {name}'"
-    )
+def test_every_command_is_documented(name: str) -> None:
+    """In the table of docs/cli.md, to which README leads, and on a page that says what it is good for."""
+    table = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert f"| [`steersman {name}`](#steersman-{name}) | " in table
+    assert "(docs/cli.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+    by_hand = [page.read_text(encoding="utf-8") for page in PAGES if page.name != "cli.md"]
+    assert any(re.search(rf"\bsteersman {re.escape(name)}\b", text) for text in by_hand), name
 
 
-PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "agents" / "README.md"})
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_command_that_a_page_names_is_there(page: Path) -> None:
     """A newcomer who types what stands there is not told that there is no such command."""
     code = re.findall(r"```[a-z]*\n(.*?)```|`([^`\n]+)`", page.read_text(encoding="utf-8"), re.DOTALL)
@@ -94,7 +111,7 @@ def test_every_command_that_a_page_names_is_there(page: Path) -> None:
     assert set(named) <= set(COMMANDS), page
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
     """Files that are linked exist."""
     text = page.read_text(encoding="utf-8")

@@ -18,11 +18,13 @@ from extproc.config.model import Config
 
 HEAD = """# Configuration reference
 
-Every setting of `steersman.yaml`, made from the models that read it (`STEERSMAN_UPDATE_DOCS=1
-.venv/bin/pytest tests/config/test_reference.py`). `steersman check -f FILE` reports every mistake at once
-with its line and its mend; a key that is not here is one. Durations and sizes carry their unit at the end of
-their name. What is in **bold** has settings of its own, under its heading; `[]` after a name means a list,
-`.NAME` a mapping by names that you choose.
+Every setting of `steersman.yaml`. `steersman check -f FILE` reports every mistake in a file at once, with
+its line and with what to write instead. A setting that is not on this page is a mistake. Names of durations
+and sizes end with their unit. Settings in **bold** are sections with a heading of their own. `[]` after a
+name means a list, `.NAME` a mapping by names that you choose.
+
+(To make this page again from the models: `STEERSMAN_UPDATE_DOCS=1 .venv/bin/pytest
+tests/config/test_reference.py`.)
 """
 
 #: How Python's types read in a configuration file.

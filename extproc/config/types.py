@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from typing import Annotated
@@ -15,6 +16,20 @@ NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 #: Envoy refuses names with underscores.
 HEADER_PATTERN = re.compile(r"x-[a-z0-9]([a-z0-9-]{0,59}[a-z0-9])?")
 SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
+#: What stands in examples where a hash belongs.
+HASH_PLACEHOLDER = "PASTE-THE-HASH-HERE"
+#: What people type where a secret is asked for; whoever guesses keys begins with these.
+WEAK_KEYS = (
+    "", " ", "0", "1", "123", "1234", "12345", "123456", "12345678", "123456789", "abc", "abc123",
+    "acme", "admin", "api-key", "api_key", "apikey", "bar", "changeit", "changeme", "default", "demo",
+    "dummy", "empty", "EMPTY", "example", "foo", "foobar", "guest", "hello", "key", "letmein", "llama",
+    "my-key", "mykey", "none", "password", "password1", "qwerty", "root", "sample", "secret", "sk-test",
+    "sk-1234", "steersman", "test", "test123", "token", "user", "x",
+)  # fmt: skip
+#: Of what is common an `echo KEY | sha256sum` hashes the line's end as well.
+_WEAK_HASHES = frozenset(
+    hashlib.sha256(f"{word}{end}".encode()).hexdigest() for word in WEAK_KEYS for end in ("", "\n")
+)
 
 
 def _name(value: str) -> str:
@@ -101,6 +116,17 @@ def _listen(value: str) -> str:
 
 def _sha256(value: str) -> str:
     lowered = value.lower().removeprefix("sha256:")
+    if HASH_PLACEHOLDER.lower() in lowered or "…" in lowered:
+        raise ValueError(
+            "still holds the example's placeholder; run 'steersman tenant key new', keep the key that it "
+            "prints and write its sha256 here"
+        )
+    if lowered in _WEAK_HASHES:
+        # Which one it is stays unsaid: messages end up in logs.
+        raise ValueError(
+            "is the hash of a well-known word, which anybody can guess; make a key with "
+            "'steersman tenant key new'"
+        )
     if not SHA256_PATTERN.fullmatch(lowered):
         raise ValueError(
             "not a SHA-256 in hex (64 digits); make a key and its hash with 'steersman tenant key new'"

@@ -19,7 +19,7 @@ OUTPUT_TOKENS_MAX = 131_072
 
 
 #: Milliseconds of a replica's time that a token is taken for before anything was measured (an 8B model
-#: on one A100 decodes a batch of 16 in about 12 ms: facts/replica-models.md), and its memory in tokens.
+#: on one A100 decodes a batch of 16 in about 12 ms, by published step times), and its memory in tokens.
 GPU_MS_PER_TOKEN, MEMORY_TOKENS = 0.75, 1_000_000.0
 #: A prompt token weighs this much of a generated one: prefill works on many at once.
 INPUT_WEIGHT = 0.1

@@ -1,7 +1,7 @@
 """What one replica has to do: who waits for a first token there, who streams, what memory is promised.
 
 Owns the sums of one endpoint in prefill work, decode work and KV memory, entered and left request by
-request: nothing is touched per token. Knows no strategy and no clock. Names of the sums in facts/steer.md:
+request: nothing is touched per token. Knows no strategy and no clock. Names of the sums in formulas:
 Q `queued`, PN `queued_tokens`, PS `queued_ms`, B `streaming`, K `context_tokens`, V `reserved_tokens`.
 """
 
@@ -200,8 +200,8 @@ class Load:
         """The least time that the prefill of another may take without a running stream missing its TPOT.
 
         Over streams that can still meet theirs: slack_j = .5·(S_j − step)·(made_j + left_j) − prefill of
-        others since its first token − prefill still queued here. (facts/steer.md has (.7·S_j − step) for
-        .5·(S_j − step), which leaves nothing to a 70B model, whose step alone takes half of its target:
+        others since its first token − prefill still queued here. (With (.7·S_j − step) in place of
+        .5·(S_j − step) nothing is left to a 70B model, whose step alone takes half of its target:
         96.6 against 97.6 % attainment, simulated.) Infinite where nothing streams. O(B) after a change,
         else kept for a quarter of a second.
         """

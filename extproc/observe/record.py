@@ -49,7 +49,7 @@ FIELDS: Final = (
     *("expected_input_tokens", "expected_output_tokens", "cached_tokens", "expected_ttft_ms"),
     *("held_ms", "ttft_ms", "duration_ms", "input_tokens", "output_tokens", "block_tokens", "prefix"),
 )
-#: Of a replica in a fleet line, and of a timing (milliseconds; facts/steer.md's a, b, c and pa, pb, pc).
+#: Of a replica in a fleet line, and of a timing (milliseconds; predict/timing.py's a, b, c, pa, pb, pc).
 MEMBER_FIELDS: Final = (
     *("address", "zone", "max_concurrent", "hardware", "gpus", "kv_tokens", "price_per_hour", "spot"),
     *("ready", "factor"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from extproc.extras import MissingExtraError, needed
 from extproc.supervise.asking import DRAIN_TIME_S
 
-#: Envoy warns at every start that sse_to_metadata is young; that is known (facts/envoy.md).
+#: Envoy warns at every start that sse_to_metadata is young; that is known.
 QUIET_COMPONENTS = "misc:error"
 
 

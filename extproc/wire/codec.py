@@ -39,6 +39,7 @@ from extproc.wire.dialect import error_body
 
 AUTHORIZATION = "authorization"
 API_KEY = "x-api-key"
+JSON = "application/json"
 #: The headers that a decision reads; the rest is not even decoded.
 WANTED = frozenset(
     {
@@ -50,8 +51,10 @@ WANTED = frozenset(
         API_KEY,
         "content-encoding",
         "content-length",
+        "content-type",
         EXPLAIN_HEADER,
         MODEL_HEADER,
+        "origin",
         "traceparent",
         "tracestate",
         "x-request-id",
@@ -206,15 +209,16 @@ def routed(
     explained: bool = False,
     carried: str = "",
     body: bytes | None = None,
+    as_json: bool = False,
 ) -> bytes:
     """The decision as the answer to a phase (request_headers or request_body).
 
     `event_cluster` is the cluster that Envoy tells of the first token; none when empty. `explained`: the
     client is told the reason. `carried` is what of its trace rides along. `body` goes on in place of the
-    client's.
+    client's. `as_json` has it declared as what it was read as.
     """
     about = told(decision, event_cluster=event_cluster, explained=explained, carried=carried)
-    return _route(phase, decision.cluster, ",".join(decision.addresses), about, body)
+    return _route(phase, decision.cluster, ",".join(decision.addresses), about, body, as_json=as_json)
 
 
 def told(
@@ -250,7 +254,13 @@ def to_cluster(cluster: str, phase: str, *, body: bytes | None = None) -> bytes:
 
 
 def _route(
-    phase: str, cluster: str, endpoints: str, about: dict[str, str], body: bytes | None = None
+    phase: str,
+    cluster: str,
+    endpoints: str,
+    about: dict[str, str],
+    body: bytes | None = None,
+    *,
+    as_json: bool = False,
 ) -> bytes:
     response = pb.ProcessingResponse()
     common = getattr(response, phase).response
@@ -263,8 +273,16 @@ def _route(
         common.body_mutation.body = body
         # Envoy answers 500 itself where its own length and the new body's differ.
         set_header(mutation, "content-length", str(len(body)))
+    if as_json:
+        set_header(mutation, "content-type", JSON)
     tell(response, endpoints, about)
     return response.SerializeToString()
+
+
+def declares_json(content_type: str) -> bool:
+    """Whether engines take a body that is declared so: application/json, or a kind of it (+json)."""
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == JSON or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 def tell(response: pb.ProcessingResponse, endpoints: str, about: dict[str, str]) -> None:
@@ -284,7 +302,7 @@ def immediate(
     response = pb.ProcessingResponse()
     out = response.immediate_response
     out.status.code = answer.status
-    set_header(out.headers, "content-type", "application/json")
+    set_header(out.headers, "content-type", JSON)
     if isinstance(answer, Answer):
         out.body = answer.body
         out.details = "steersman_answered"

@@ -53,6 +53,7 @@ class Exchange:
     """One request's stream."""
 
     __slots__ = (
+        "_as_json",
         "_asked_for",
         "_asked_id",
         "_body",
@@ -93,6 +94,8 @@ class Exchange:
         #: Kept where it names a family.
         self._body = b""
         self._explain = False
+        #: Declared as something else, a body that was read as JSON goes on as JSON.
+        self._as_json = False
         self._request_id = ""
         self._phase = ""
         self._ready: Reply | None = None
@@ -251,6 +254,10 @@ class Exchange:
                 code="unsupported_encoding",
                 message=f"the body is {encoding[:32]}-encoded; send it plain",
             )
+        # curl and urllib say "form" where they are told nothing, and engines refuse that: TGI with 415, vLLM
+        # with 400. A page in a browser says its origin; it may send a form's type to anywhere unasked, but
+        # not JSON's, and we are not who lifts that.
+        self._as_json = "origin" not in values and not codec.declares_json(values.get("content-type", ""))
         if _exceeds(values.get("content-length", ""), processor.body_bytes_max):
             return too_large(processor.body_bytes_max)
         return None
@@ -373,6 +380,7 @@ class Exchange:
             explained=self._explain,
             carried=self._carried,
             body=body,
+            as_json=self._as_json and self._phase == "request_body",
         )
         return Reply(data, end=True, reservation_id=decision.reservation.id)
 

@@ -314,6 +314,7 @@ class PickerExchange(Exchange):
             length=None if head or self._trailers else len(onward),
             without_keys=self._processor.directory.required,
             clear_route_cache=settings.clear_route_cache,
+            as_json=self._as_json and not head,
         )
         more: list[bytes] = []
         if not head:

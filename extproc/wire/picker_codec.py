@@ -24,7 +24,7 @@ from extproc.core.contract import (
     SUBSET_NAMESPACE,
     UPSTREAM_ATTRIBUTE,
 )
-from extproc.wire.codec import API_KEY, AUTHORIZATION, set_header, tell
+from extproc.wire.codec import API_KEY, AUTHORIZATION, JSON, set_header, tell
 
 #: A body's pieces are no longer: the protocol's implementations keep to it, gRPC's windows like it.
 CHUNK_BYTES_MAX = 62_000
@@ -113,11 +113,13 @@ def goes(
     length: int | None,
     without_keys: bool,
     clear_route_cache: bool,
+    as_json: bool,
 ) -> bytes:
     """The decision as the answer to the request's headers.
 
     `length` is the body's that goes on, None where none does or where trailers follow it (then it has
-    none). `without_keys` takes our API keys away.
+    none). `without_keys` takes our API keys away. `as_json` has the body declared as what it was
+    read as.
     """
     response = pb.ProcessingResponse()
     common = response.request_headers.response
@@ -130,6 +132,8 @@ def goes(
         mutation.remove_headers.extend((AUTHORIZATION, API_KEY))
     if length is not None:
         set_header(mutation, "content-length", str(length))
+    if as_json:
+        set_header(mutation, "content-type", JSON)
     tell(response, endpoints, about)
     return response.SerializeToString()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from documents import with_contents
 
 from extproc.cli import COMMANDS, GROUPS, group
 from extproc.cli.options import EXIT_CODES
@@ -19,13 +20,14 @@ DOC = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 FORM: dict[str, Any] = {"terminal_width": 100, "max_content_width": 100, "color": False}
 HEAD = """# The command line
 
-One command, `steersman`. Every part of it has `--help` with examples, and this page is made from those
-(`STEERSMAN_UPDATE_DOCS=1 .venv/bin/pytest tests/cli/test_cli_docs.py`).
+There is one command, `steersman`. Every part of it has `--help` with examples, and this page is made from
+those.
 
-What was found out goes to standard output, everything else to standard error. `--json` prints JSON wherever a
-program may want to read it. Colours come only on a terminal, and not with `NO_COLOR`; long work shows its
-progress on standard error, only on a terminal. `STEERSMAN_CONFIG` stands in for `-f`, `STEERSMAN_ADDRESS` for
-`--address`.
+Results go to standard output, everything else to standard error. `--json` prints JSON for programs. Colours
+and progress are shown only on a terminal; `NO_COLOR` turns colours off. `STEERSMAN_CONFIG` stands in for
+`-f`, `STEERSMAN_ADDRESS` for `--address`.
+
+(To make this page again: `STEERSMAN_UPDATE_DOCS=1 .venv/bin/pytest tests/cli/test_cli_docs.py`.)
 """
 COMPLETION = """## Completion
 
@@ -53,14 +55,14 @@ TOP = """## Keys of `steersman top`
 
 def page() -> str:
     """The whole document."""
-    parts = [HEAD, _exit_codes()]
+    parts = [HEAD, _overview(), _exit_codes()]
     root = click.Context(group, info_name="steersman", **{**FORM, **group.context_settings})
     for title, names in GROUPS.items():
         parts.append(f"## {title}\n")
         for name in names:
             parts += _sections(group, name, root)
     parts += [COMPLETION, TOP, _checks()]
-    return "\n".join(parts).rstrip() + "\n"
+    return with_contents("\n".join(parts).rstrip() + "\n")
 
 
 def _sections(parent: click.Group, name: str, above: click.Context) -> Iterator[str]:
@@ -76,6 +78,24 @@ def _sections(parent: click.Group, name: str, above: click.Context) -> Iterator[
     if isinstance(command, click.Group):
         for sub in command.list_commands(context):
             yield from _sections(command, sub, context)
+
+
+def _overview() -> str:
+    """Every command in a sentence, with a link to what it takes."""
+    rows = [
+        f"| [`steersman {name}`](#steersman-{name}) | {_sentence(name)} |"
+        for names in GROUPS.values()
+        for name in names
+    ]
+    return "\n".join(["## All commands", "", "| command | what it does |", "|---|---|", *rows, ""])
+
+
+def _sentence(name: str) -> str:
+    """The first sentence of a command's help."""
+    command = group.get_command(click.Context(group), name)
+    assert command is not None
+    paragraph = (command.help or "").partition("\n\n")[0]
+    return " ".join(paragraph.split())
 
 
 def _exit_codes() -> str:
@@ -103,3 +123,4 @@ def test_the_page_has_every_command() -> None:
     text = DOC.read_text(encoding="utf-8")
     for name in COMMANDS:
         assert f"### `steersman {name}`" in text
+        assert f"| [`steersman {name}`](#steersman-{name}) | " in text

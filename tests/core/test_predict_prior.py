@@ -12,7 +12,7 @@ from extproc.sim.timing import HARDWARE
 
 A100, H100 = "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3"
 LLAMA_70B = "meta-llama/Llama-2-70B-chat-hf"
-#: Rows of facts/replica-models.md: name, GPU, model, GPUs, host overhead that the row leaves out.
+#: Published step times (splitwise-sim, vidur): name, GPU, model, GPUs, host overhead that the row leaves out.
 ROWS = [
     ("a100-80g/llama-3-8b", A100, "llama-3-8b", 1, HOST_MS),
     ("h100-80g/llama-3-8b", H100, "llama-3-8b", 1, HOST_MS),

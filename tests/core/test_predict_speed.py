@@ -1,6 +1,6 @@
 """Calibration: a model a pool, a factor an endpoint, learned without fighting each other.
 
-The truths are the rows of facts/replica-models.md with 5 % noise: simulated, never measured.
+The truths are published step times (splitwise-sim, vidur) with 5 % noise: simulated, never measured.
 """
 
 from __future__ import annotations

@@ -11,12 +11,12 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from deploy_harness import KUBERNETES, custom_resource_problems, envoy_validates, script
+from deploy_harness import KUBERNETES, custom_resource_problems, envoy_validates, example, script
 from gateway import envoy_binary, free_ports, wait_for
 from processes import STEERSMAN, Child, show_logs
 from replicas import Replicas
 
-from extproc.config.load import load
+from extproc.config.load import ConfigError, load, loads
 from extproc.control.bootstrap import render_bootstrap, to_yaml
 from extproc.core.contract import STRIPPED_HEADERS
 from extproc.core.tenant import hash_key
@@ -126,7 +126,7 @@ def test_istios_manifests_are_fresh(root: Path) -> None:
     render = script("istio/render.py")
     made = render.to_yaml(
         render.manifests(
-            load(root / "deploy/istio/steersman.yaml"), services=SERVICES, host="llm.example.com"
+            loads(example(root / "deploy/istio/steersman.yaml")), services=SERVICES, host="llm.example.com"
         )
     )
     assert (root / "deploy/istio/envoyfilter.yaml").read_text(encoding="utf-8") == made
@@ -175,7 +175,7 @@ def test_requests_go_through_istios_patches(root: Path, tmp_path: Path) -> None:
     port, admin, decides, nobody = free_ports(4)
     with Replicas([ReplicaSpec(name="sim", port=0, model_id="llama-3-8b", time_scale=20.0)]) as replicas:
         host, _, engine = replicas.addresses[0].rpartition(":")
-        text = (root / "deploy/istio/steersman.yaml").read_text(encoding="utf-8")
+        text = example(root / "deploy/istio/steersman.yaml")
         text = text.replace("llama-headless.llm.svc.cluster.local, port: 8000", f"{host}, port: {engine}")
         text = re.sub("[0-9a-f]{64}", hash_key(KEY), text).replace("engine: vllm", "engine: tgi")
         file = tmp_path / "steersman.yaml"
@@ -254,7 +254,7 @@ def test_envoy_gateway_takes_no_clients_word(root: Path) -> None:
         assert header.startswith(prefixes), header
     (process,) = documents["EnvoyExtensionPolicy"]["spec"]["extProc"]
     assert process["processingMode"]["request"]["body"] == "FullDuplexStreamed"
-    config = load(root / "deploy/envoy-gateway/steersman.yaml")
+    config = loads(example(root / "deploy/envoy-gateway/steersman.yaml"))
     assert config.picker.enabled
     assert config.service.listen == [f"0.0.0.0:{process['backendRefs'][0]['port']}"]
 
@@ -264,7 +264,7 @@ def test_envoy_gateway_takes_no_clients_word(root: Path) -> None:
 @pytest.mark.parametrize("mode", ["static", "ads"])
 def test_envoy_takes_the_bootstraps(root: Path, tmp_path: Path, name: str, mode: Any) -> None:
     """The examples' bootstraps, static and over ADS, are ones that the real Envoy accepts."""
-    assert envoy_validates(to_yaml(render_bootstrap(load(root / name), mode)), tmp_path) == ""
+    assert envoy_validates(to_yaml(render_bootstrap(loads(example(root / name)), mode)), tmp_path) == ""
 
 
 @pytest.mark.envoy
@@ -279,9 +279,16 @@ def test_envoy_takes_the_charts_bootstraps(chart: tuple[str, list[dict[str, Any]
     assert envoy_validates(to_yaml(render_bootstrap(config, "ads")), tmp_path) == "", mode
 
 
+@pytest.mark.parametrize("name", ["envoy", "envoy-gateway", "istio"])
+def test_an_example_cannot_be_served_before_it_has_a_key(root: Path, name: str) -> None:
+    """Nothing listens for a key that is printed in this repository."""
+    with pytest.raises(ConfigError, match=r"keys\[0\].sha256: still holds the example's placeholder"):
+        load(root / "deploy" / name / "steersman.yaml")
+
+
 def test_units_start_what_there_is(root: Path) -> None:
     """The unit files run our commands on the configuration beside them, not as root, and outlive a drain."""
-    drain_s = load(root / "deploy/envoy/steersman.yaml").service.drain_s
+    drain_s = loads(example(root / "deploy/envoy/steersman.yaml")).service.drain_s
     for name in ("steersman.service", "steersman-envoy.service"):
         text = (root / "deploy/envoy" / name).read_text(encoding="utf-8")
         assert "User=steersman" in text

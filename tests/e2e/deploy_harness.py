@@ -14,6 +14,9 @@ from typing import Any
 import jsonschema
 from gateway import envoy_binary
 
+from extproc.config.types import HASH_PLACEHOLDER
+from extproc.core.tenant import hash_key
+
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy" / "helm" / "steersman"
 GOLDEN = ROOT / "tests" / "deploy" / "golden"
@@ -21,6 +24,11 @@ SCHEMAS = ROOT / "tests" / "deploy" / "schemas"
 MODES = ("sidecar", "shared", "picker")
 #: The Kubernetes release that the chart is rendered and checked for.
 KUBERNETES = "1.33.0"
+
+
+def example(path: Path) -> str:
+    """A configuration that we ship, with a key's hash where its reader must put one."""
+    return path.read_text(encoding="utf-8").replace(HASH_PLACEHOLDER, hash_key("sk-example"))
 
 
 def script(name: str) -> ModuleType:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import urllib.error
+import urllib.request
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from gateway import KEYS, Gateway, wait_for
@@ -168,6 +172,39 @@ def test_native_routes_answer(fleet: tuple[Gateway, Replicas], path: str) -> Non
     status, headers, _ = gateway.call(path, body, method=method, headers={"x-model": "tiny-code"})
     assert status == 200
     assert headers["x-steersman-pool"] == "code"
+
+
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"model": "tiny-chat", "messages": MESSAGES}),
+        ("/v1/completions", {"model": "tiny-chat", "prompt": "[[sim:out=12]]", "stream": True}),
+        ("/generate", {"inputs": "[[sim:out=12]]"}),
+    ],
+)
+def test_what_curl_declares_by_default_is_served(
+    fleet: tuple[Gateway, Replicas], path: str, body: dict[str, Any]
+) -> None:
+    """`curl -d` says it sends a form, which TGI answers 415: what was read as JSON goes on as JSON."""
+    gateway, replicas = fleet
+    direct = urllib.request.Request(f"http://{replicas.addresses[0]}{path}", json.dumps(body).encode())
+    with pytest.raises(urllib.error.HTTPError, match="415"):
+        urllib.request.urlopen(direct, timeout=30)
+    assert gateway.call(path, body, headers={"content-type": FORM})[0] == 200
+
+
+def test_a_browsers_page_that_declares_a_form_is_told_what_to_declare(
+    fleet: tuple[Gateway, Replicas],
+) -> None:
+    """A page may send a form's type to anywhere unasked: the engine's own 415 stands."""
+    headers = {"content-type": FORM, "origin": "https://elsewhere.example"}
+    body = {"model": "tiny-chat", "messages": MESSAGES}
+    status, _, answer = fleet[0].call("/v1/chat/completions", body, headers=headers)
+    assert status == 415
+    assert b"Content-Type: application/json" in answer
 
 
 def test_tokens_and_ttft_of_every_kind_are_counted(fleet: tuple[Gateway, Replicas]) -> None:

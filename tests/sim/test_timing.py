@@ -30,7 +30,7 @@ def test_steps_take_longer_with_more_work(name: str) -> None:
     ],
 )
 def test_prefill_follows_the_published_numbers(name: str, n: int, ms: float) -> None:
-    """Figures worked out by hand from facts/replica-models.md."""
+    """Figures worked out by hand from the published step times."""
     assert hardware_named(name).prefill_ms(n) == pytest.approx(ms)
 
 

@@ -170,7 +170,7 @@ def test_which_streams_speak_it() -> None:
 def test_a_decision() -> None:
     """Headers, then the body: the same list in header and metadata, the ticket, the keys taken away."""
     world = World()
-    exchange, (first, *rest) = world.decide()
+    exchange, (first, *rest) = world.decide(KEY, ("content-type", "application/json"))
     common = first.request_headers.response
     assert envoy.mutated(common.header_mutation) == {
         LB_ENDPOINTS_KEY: f"{A},{B}",
@@ -191,6 +191,15 @@ def test_a_decision() -> None:
     assert rest[-1].request_body.response.body_mutation.streamed_response.end_of_stream
     assert (world.picker.bodies_bytes, world.processor.deciding) == (0, 0)
     exchange.close()
+
+
+def test_a_body_of_json_that_declares_no_type_goes_on_as_json() -> None:
+    """As through our own Envoy; a request without a body declares nothing."""
+    world = World()
+    _, (first, *_) = world.decide(KEY, ("content-type", "application/x-www-form-urlencoded"))
+    assert envoy.mutated(first.request_headers.response.header_mutation)["content-type"] == "application/json"
+    (bare,) = said(world.picker.open().receive(head(KEY, method="GET", path="/info", end=True)))
+    assert "content-type" not in envoy.mutated(bare.request_headers.response.header_mutation)
 
 
 def test_nothing_is_said_before_the_body_is_whole() -> None:

@@ -75,7 +75,7 @@ def refused(reply: codec.Reply) -> tuple[int, Any, dict[str, str], str]:
 def test_a_decision() -> None:
     """Headers pass; the body's answer carries cluster, endpoints and ticket, and takes the key away."""
     processor = processor_of()
-    answer = ask(processor.open())
+    answer = ask(processor.open(), KEY, ("content-type", "application/json"))
     common = answer.request_body.response
     assert common.clear_route_cache
     assert envoy.mutated(common.header_mutation) == {"x-steersman-cluster": CLUSTER}
@@ -193,6 +193,47 @@ def test_an_encoded_body(encoding: str) -> None:
 def test_a_plain_body(encoding: str) -> None:
     """`identity` is no encoding."""
     ask(processor_of().open(), KEY, ("content-encoding", encoding))
+
+
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize("declared", [FORM, "text/plain;charset=UTF-8", "application/jsonp", None])
+def test_a_body_of_json_declared_as_something_else_goes_on_as_json(declared: str | None) -> None:
+    """What `curl -d` says where it is told nothing: TGI answers it 415, vLLM 400, and we have read it."""
+    extra = [("content-type", declared)] if declared is not None else []
+    sent = envoy.mutated(ask(processor_of().open(), KEY, *extra).request_body.response.header_mutation)
+    assert sent["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    "declared", ["application/json", "Application/JSON; charset=utf-8", "application/a+json"]
+)
+def test_a_body_declared_as_json_keeps_what_its_client_said(declared: str) -> None:
+    """Nothing is written over."""
+    answer = ask(processor_of().open(), KEY, ("content-type", declared))
+    assert "content-type" not in envoy.mutated(answer.request_body.response.header_mutation)
+
+
+def test_a_browsers_page_must_declare_json_itself() -> None:
+    """A page may send a form's type to anywhere without asking first; JSON's it may not."""
+    page = ("origin", "https://elsewhere.example")
+    answer = ask(processor_of().open(), KEY, ("content-type", FORM), page)
+    assert "content-type" not in envoy.mutated(answer.request_body.response.header_mutation)
+
+
+def test_a_request_without_a_body_gets_no_content_type() -> None:
+    """There is nothing to declare."""
+    reply = processor_of().open().receive(envoy.headers("GET", "/info", KEY, end=True))
+    sent = envoy.mutated(envoy.response(reply.data).request_headers.response.header_mutation)
+    assert "content-type" not in sent
+
+
+def test_a_form_is_no_json() -> None:
+    """What does not parse is refused as ever, before any replica."""
+    exchange = processor_of().open()
+    exchange.receive(envoy.headers("POST", "/generate", KEY, ("content-type", FORM)))
+    assert refused(exchange.receive(envoy.body(b"inputs=hello")))[0] == 400
 
 
 @pytest.mark.parametrize("length", ["10001", "0010001", "9" * 5_000])

@@ -58,9 +58,9 @@ class EarliestDeadline:
 class FeasibleFirst:
     """Those that can still meet their first token, shortest prefill first; then the lost, by arrival.
 
-    facts/steer.md: key prefill − `patience`·waited, which as time passes keeps the order of the static
-    prefill + `patience`·arrival; lost from arrival + `deadline_share`·(target) − prefill on. There .2 and
-    .9; with ours long prompts are shed less often for a few tenths of a point (simulated).
+    Key: prefill − `patience`·waited, which as time passes keeps the order of the static
+    prefill + `patience`·arrival; lost from arrival + `deadline_share`·(target) − prefill on. Tried first:
+    .2 and .9; with ours long prompts are shed less often for a few tenths of a point (simulated).
     """
 
     patience: float = 0.3

@@ -1,6 +1,6 @@
 """What an engine's timing should be before it has served anything: a roofline from names.
 
-Owns the roofline and its efficiencies, fitted by hand to the published rows of facts/replica-models.md.
+Owns the roofline and its efficiencies, fitted by hand to the published step times of splitwise-sim and vidur.
 Knows no measurement: what was seen is `speed`'s.
 """
 

@@ -13,7 +13,7 @@ class Timing:
     """Coefficients of one engine, in milliseconds and tokens; none is negative.
 
     Mutable on purpose: a learner changes the numbers in place, and whoever holds the object sees them.
-    The form is that of facts/steer.md: `a + b·B + c·K` a decode step, `pa + pb·u + pc·((off+u)² − off²)`
+    The form: `a + b·B + c·K` a decode step, `pa + pb·u + pc·((off+u)² − off²)`
     a prefill.
     """
 

@@ -1,8 +1,8 @@
 """least_request: fewest requests in flight.
 
 Score: (requests in flight + 1 + the zone's handicap in requests of this one's size) ÷ weight. In flight
-by our own ledger, which is exact where telemetry is late (facts: the same policy on 500 ms old telemetry
-falls from 99.7 to 49.4 % attainment), plus what peers and telemetry know beyond it.
+by our own ledger, which is exact where telemetry is late (simulated: by telemetry 500 ms old alone the same
+policy falls from 99.7 to 49.4 % attainment), plus what peers and telemetry know beyond it.
 """
 
 from __future__ import annotations

@@ -1,16 +1,21 @@
-"""steer: bind late, where the first token comes soonest and no running stream is spoiled. The default.
+"""steer: late binding to the soonest first token, where no running stream is spoiled. The default.
 
-After facts/steer.md's W. Score of an endpoint: the predicted time to the first token there, in ms,
+Score of an endpoint: the predicted time to the first token there, in ms,
 
     TTFT = (step/2 if it decodes) + prefill queued there + own prefill + m·(a chunk's base + step)
     own prefill = f·(pa + pb·u + pc·((off + u)² − off²)),   step = f·(a + b·B + c·K)
     m = ceil((queued tokens + u) ÷ (prefill budget − B))  chunks, the first included
 
-plus `copy_price` prefills of what of its prefix would be computed, and kept, away from home (where most of it
-went last; before it has one, a part of it for each block given to an endpoint, so that homes spread),
-over its health weight, plus its zone's handicap; what
-is within 4 % and 4 ms of the least counts as that. u uncached and off cached prompt tokens there, f its
-learned factor. An endpoint *takes* the request now when
+where u are the prompt's uncached and off its cached tokens there, B the streams and K their context tokens,
+f the endpoint's learned factor, and a, b, c, pa, pb, pc its speed (predict/timing.py). To that is added:
+
+    copies   `copy_price` prefills of the part of the prefix that would be computed, and kept, away from home.
+             Home is where most of the prefix went last. A prefix without a home pays a part of that for each
+             block given to an endpoint, so that homes spread.
+    health   the sum is divided by the endpoint's health weight
+    zone     the zone's handicap
+
+Scores within 4 % and 4 ms of the least count as equal. An endpoint *takes* the request now when
 
     its own queue is shallow:   nobody waits for a first token there, or queued tokens + u ≤ θ ÷ deciders
     memory:                     reserved + u + min(limit, 1024) − 1 ≤ .98 · KV capacity, or it is empty

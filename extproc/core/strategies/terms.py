@@ -1,6 +1,6 @@
 """What several strategies' scores are made of: one endpoint's predicted times, in milliseconds.
 
-Owns arithmetic alone: no order, no choice. The formulas are those of facts/steer.md, as in steer.py.
+Owns arithmetic alone: no order, no choice. The formulas are those of steer.py.
 """
 
 from __future__ import annotations

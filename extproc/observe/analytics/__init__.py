@@ -1,8 +1,7 @@
 """Figures of a fleet's past: by tenant, pool, model and strategy, by minute, hour and day (UTC), with a set
 retention; mergeable, so that services' figures add up.
 
-Needs `ddsketch` (extra `admin`) to be imported. Knows nothing of the loop and of threads: the running
-service's side is `extproc.app.analysing`.
+Knows nothing of the loop and of threads: the running service's side is `extproc.app.analysing`.
 """
 
 from __future__ import annotations

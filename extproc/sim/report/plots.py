@@ -1,6 +1,6 @@
 """A study's results as pictures: attainment against load, TTFT's distribution, all cells at once.
 
-Owns the looks. Needs matplotlib (the extra `sim`), imported when a plot is made. SVG bytes depend on the
+Owns the looks. Needs matplotlib (the extra `lab`), imported when a plot is made. SVG bytes depend on the
 data and on matplotlib's version alone: ids are salted, dates left out.
 """
 

@@ -1,7 +1,7 @@
 """A run: a strategy, a workload, a fleet and a seed to what became of each request.
 
-Owns how a desk is set up for a strategy: ours hold what nobody would start, the peers of
-facts/baselines.md do not, and know nothing of an engine's permits. Pure but for `time_s` (how long the
+Owns how a desk is set up for a strategy: ours hold what nobody would start, the peers
+do not, and know nothing of an engine's permits. Pure but for `time_s` (how long the
 simulation itself took), which its caller measures.
 """
 

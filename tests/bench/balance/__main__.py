@@ -1,4 +1,4 @@
-"""`make bench-balance`: Steersman against the routers measured in facts/baselines.md, in real time.
+"""`make bench-balance`: Steersman against other routers' figures, in real time.
 
 Four simulated replicas (timings from splitwise-sim / vidur, never TGI measured) with 8 slots and an LRU
 prefix cache, through the real Envoy and `steersman serve` with one default configuration. Beside it in the
@@ -31,7 +31,7 @@ from scenario import (  # noqa: E402
 )
 
 BALANCERS = {"steer": "", "least_request": "least_request", "plain": PLAIN}
-#: facts/baselines.md, measured there on other replicas: hit, TTFT p99 ms uniform, hetero, failed flaky.
+#: Other routers, measured before on replicas of their own: hit, TTFT p99 ms uniform, hetero, failed flaky.
 FACTS = (
     ("vllm-router sticky_least_loaded", ".84", "209", "8,629", "–"),
     ("sglang cache_aware", ".84", "242", "792", "0"),
@@ -79,7 +79,7 @@ def main() -> None:
             row = play(case)
             rows.append(row)
             print(_line(f"steersman {name}" if name != "plain" else PLAIN, row), flush=True)
-    print("# measured in facts/baselines.md (hit, p99 uniform, p99 hetero, failed flaky of 887):")
+    print("# other routers, measured before (hit, p99 uniform, p99 hetero, failed flaky of 887):")
     for row in FACTS:
         print(f"# {row[0]:<34}{row[1]:>5}{row[2]:>9}{row[3]:>9}{row[4]:>6}")
     print(f"# {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}; all simulated")

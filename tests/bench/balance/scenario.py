@@ -1,4 +1,4 @@
-"""The balancing scenario of facts/baselines.md: who asks what and when. Pure, drawn from a seed.
+"""The balancing scenario: who asks what and when. Pure, drawn from a seed.
 
 Owns the constants. 48 tenants, Zipf; each has a long prefix of its own (a system prompt) that all its
 requests begin with, and a tail that no other request has. Tokens are the simulator's: 4 bytes each.

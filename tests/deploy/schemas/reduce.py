@@ -9,7 +9,9 @@ or of the wrong kind, is found. Rules in CEL, which only an API server runs, are
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +61,21 @@ def merged(values: list[Any]) -> Any:
     return values[0] if values else None
 
 
+def manifests() -> Iterator[dict[str, Any]]:
+    """What stands in files, and on the documentation's pages."""
+    texts = [path.read_text("utf-8") for pattern in MANIFESTS for path in sorted(ROOT.glob(pattern))]
+    for page in sorted(ROOT.glob("docs/*.md")):
+        found = re.findall(r"^( *)```yaml\n(.*?)^\1```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+        texts += [text for _, text in found if "apiVersion: " in text]
+    for text in texts:
+        yield from (document for document in yaml.safe_load_all(text) if document)
+
+
 def main(folder: Path) -> None:
     """Writes crds.json beside this."""
     used: dict[tuple[str, str], list[Any]] = {}
-    for pattern in MANIFESTS:
-        for path in sorted(ROOT.glob(pattern)):
-            for document in yaml.safe_load_all(path.read_text(encoding="utf-8")):
-                if document:
-                    used.setdefault((document["apiVersion"], document["kind"]), []).append(document)
+    for document in manifests():
+        used.setdefault((document["apiVersion"], document["kind"]), []).append(document)
     made: dict[str, Any] = {}
     for path in sorted(folder.glob("*.yaml")):
         for crd in yaml.safe_load_all(path.read_text(encoding="utf-8")):

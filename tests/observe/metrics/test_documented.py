@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from documents import with_contents
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from extproc.config.metrics import Metrics
@@ -22,21 +23,21 @@ DOC = Path(__file__).resolve().parents[3] / "docs" / "metrics.md"
 SETTINGS = Metrics()
 HEAD = f"""# Metrics
 
-Prometheus reads them at the admin port (`GET /metrics`), as plain text or OpenMetrics, whatever it asks for.
-Besides these there are the client library's own `process_*` (memory, CPU, files).
+Prometheus reads them at the admin port (`GET /metrics`), as plain text or OpenMetrics. The client library
+adds its own `process_*` metrics (memory, CPU, files).
 
-**Which requests count.** Each service counts those that it has decided on itself, since it started: the
-figures of several services can be added up. A request whose record never comes is in
-`events_total{{event="expired"}}` alone, until its record does come.
+**Which requests count.** Each service counts the requests that it has decided on itself, since it started.
+So the figures of several services can be added up. A request whose end is never reported counts only in
+`events_total{{event="expired"}}`.
 
 **Counters begin at 0 with the service and never go back.** A series that was once there stays.
 
 **Label values are bounded.** Up to `metrics.tenants_max` ({SETTINGS.tenants_max}) tenants have series of
-their own. The others are summed as `other` (so is a tenant of that name); requests of nobody are `(none)`.
-With no more tenants than places each has one. With more, half of the places go to those who come first and
-half to those who turn out to weigh most: a tenant whose requests and tokens are at least 1/(2 · tenants_max)
-of what all unnamed tenants had lately. It begins at 0 then; what it had before stays in `other`. Tenants keep
-their names until the service restarts. Sums over tenants are exact either way.
+their own. The others are summed as `other`. Requests without a known tenant are `(none)`. If there are more
+tenants than places, half of the places go to those who come first. The other half goes to those with most
+traffic: at least 1/(2 · tenants_max) of what all unnamed tenants had lately. Such a tenant's series begin
+at 0; what it had before stays in `other`. Tenants keep their series until the service restarts. Sums over
+tenants are always exact.
 
 | label | values at most | beyond |
 |---|---|---|
@@ -50,8 +51,8 @@ their names until the service restarts. Sums over tenants are exact either way.
 
 **Nothing is made up.** Where an agent says nothing, or has been silent for too long, there is no sample.
 
-This page is made from the code's table
-(`STEERSMAN_UPDATE_DOCS=1 .venv/bin/pytest tests/observe/metrics/test_documented.py`).
+(To make this page again: `STEERSMAN_UPDATE_DOCS=1 .venv/bin/pytest
+tests/observe/metrics/test_documented.py`.)
 """
 TAIL = """
 ## Questions
@@ -95,7 +96,7 @@ def page() -> str:
         for spec in TABLE
         if spec.buckets
     ]
-    return "\n".join(lines) + "\n" + inspect.cleandoc(TAIL).strip() + "\n"
+    return with_contents("\n".join(lines) + "\n\n" + inspect.cleandoc(TAIL).strip() + "\n")
 
 
 def test_the_page_is_what_the_table_says() -> None:
@@ -136,5 +137,4 @@ def test_whatever_names_a_metric_names_one_that_there_is() -> None:
                 for name in re.findall(r"\bsteersman_[a-z0-9_]+", file.read_text(encoding="utf-8")):
                     asked.setdefault(re.sub(r"_(bucket|count|sum)$", "", name), str(file.relative_to(root)))
     assert len(asked) >= len(names)
-    asked.pop("steersman_agent", None)  # the node agent's package
     assert not {name: file for name, file in asked.items() if name not in names}

@@ -1,4 +1,4 @@
-"""What the strongest peers do, rebuilt as strategies to compare with (facts/baselines.md).
+"""What the strongest peers do, rebuilt as strategies to compare with.
 
 Not recommendations, and not their code: each is what is published of the policy, with its own inputs (old
 telemetry where it polls, its own count where it counts) and its own index of prefixes, filled when it picks.

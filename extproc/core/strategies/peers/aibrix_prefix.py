@@ -5,7 +5,7 @@ endpoints with running ≤ mean + 1 standard deviation, of equal matches the few
 
 Score: balanced, (1 − match) + a ten-thousandth for what runs; those above the deviation, and everybody when
 out of balance, 1 + running. Running is the gateway's own count in flight. Its blocks are smaller than ours,
-and the facts name no bound of its table: llm-d's stands in.
+and what is published names no bound of its table: llm-d's stands in.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from random import Random
 from extproc.core.endpoint import Endpoint
 from extproc.core.prefix import PrefixIndex
 
-#: llm-d's LRU for each endpoint; also of those whose bound the facts do not name.
+#: llm-d's LRU for each endpoint; also of those whose bound is not published.
 CAPACITY_BLOCKS = 31_250
 
 
