@@ -152,15 +152,16 @@ def test_a_refusal_inside_a_200_is_told() -> None:
 def test_only_the_service_that_decided_is_told() -> None:
     """Two services decide side by side; each gets the events of its own requests, and knows them all."""
     with (
-        Replicas(specs(2)) as replicas,
+        Replicas(specs(2, time_scale=1.0)) as replicas,
         Gateway(chat_pool(replicas.addresses), services=2) as gateway,
         ThreadPoolExecutor(8) as threads,
     ):
-        streams = [threads.submit(stream, gateway, 5) for _ in range(REQUESTS)]
+        streams = [threads.submit(stream, gateway, 30) for _ in range(REQUESTS)]
         assert all(each.result(60).whole for each in streams)
         for i in range(2):
             # A busy machine may lose one: nobody waits for an event longer than 250 ms.
             wait_for("events", lambda i=i: events(gateway, service=i))
             counts = gateway.status(i)["counts"]
             assert 0 < counts["events.first_token"] <= counts["routed"]
-            assert "events.unknown" not in counts
+            # One that is later than its stream's end is not known any more; another's would be half of them.
+            assert counts.get("events.unknown", 0) < counts["events.first_token"] / 2
