@@ -214,6 +214,11 @@ class Load:
         wait_for(f"{count} more answers", come)
         return since_s
 
+    @property
+    def reason(self) -> str:
+        """Why the newest request that has an answer went where it went."""
+        return next((each.reason for each in reversed(self.seen) if each.reason), "")
+
     def between(self, since_s: float, until_s: float = float("inf")) -> list[Seen]:
         """Requests that began within a time."""
         return [each for each in self.seen if since_s <= each.began_s < until_s]

@@ -62,7 +62,8 @@ def become(order: dict[str, Any]) -> None:
         os.dup2(file, descriptor)
         os.close(file)
     command = order["arguments"]
-    if command[0] != sys.executable:
+    ours = command[0] == sys.executable and (command[1] == "-m" or not command[1].startswith("-"))
+    if not ours:
         os.execvpe(command[0], command, order["environment"])  # noqa: S606 (an argument list of our own)
     os.environ.clear()
     os.environ.update(order["environment"])
@@ -71,6 +72,7 @@ def become(order: dict[str, Any]) -> None:
         sys.argv = command[2:]
         runpy.run_module(command[2], run_name="__main__", alter_sys=True)
     else:
+        sys.path.insert(0, os.path.dirname(os.path.abspath(command[1])))  # noqa: PTH100, PTH120 (as Python does)
         sys.argv = command[1:]
         runpy.run_path(command[1], run_name="__main__")
 

@@ -15,7 +15,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,22 @@ def logs_of_failed(request: pytest.FixtureRequest, *owners: Any) -> Iterator[Non
             owner.show_logs()
 
 
+def chat_pool(
+    addresses: Sequence[Any], *, endpoint: Mapping[str, Any] | None = None, **pool: Any
+) -> dict[str, dict[str, Any]]:
+    """One pool, of the simulated replicas' usual model; `endpoint` is said of each address."""
+    listed = [{"address": each, **endpoint} if endpoint else each for each in addresses]
+    return {"chat": {"models": ["tiny-chat"], "addresses": listed, **pool}}
+
+
+def tenants(**more: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tenants of KEYS, each with what is given for it."""
+    return [
+        {"name": name, "keys": [{"sha256": hash_key(key)}], **more.get(name, {})}
+        for name, key in KEYS.items()
+    ]
+
+
 class Gateway:
     """Pools of addresses behind Envoy and the service."""
 
@@ -135,7 +151,7 @@ class Gateway:
                 }
                 for name, pool in pools.items()
             ],
-            "tenants": [{"name": name, "keys": [{"sha256": hash_key(key)}]} for name, key in KEYS.items()],
+            "tenants": tenants(),
             **sections,
         }
         self.config_file = self.folder / "steersman.yaml"

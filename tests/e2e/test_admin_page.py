@@ -94,6 +94,7 @@ class LiveDemo:
         deadline = time.monotonic() + START_S_MAX
         while not any("was in no list" in line for line in self.lines):
             assert time.monotonic() < deadline, "no demo\n" + "".join(self.lines)
+            assert self.process.poll() is None, "the demo has ended\n" + "".join(self.lines)
             time.sleep(0.1)
         said = "".join(self.lines)
         self.url = re.findall(r"page to look at: (\S+)", said)[0]

@@ -84,6 +84,7 @@ def test_smoke_serves_every_client_and_says_so_in_json(tmp_path: Path) -> None:
     assert left_of(tmp_path) == []
 
 
+@pytest.mark.soak
 def test_ctrl_c_stops_all_of_it(tmp_path: Path) -> None:
     """SIGINT while traffic runs: exit 0, no stack trace, no process left."""
     running = demo(tmp_path, "--no-table", "--speed", "2")

@@ -26,7 +26,9 @@ class Fleet:
         self.pool = [f"127.0.0.1:{port}" for port in self.ports]
         file = folder / "endpoints.yaml"
         file.write_text(yaml.safe_dump({"endpoints": [{"address": self.pool[2]}]}))
-        pool = {"models": ["m"], "addresses": self.pool[:2], "discovery": {"file": str(file)}}
+        # Each has its turn, however little is asked.
+        pool = {"models": ["m"], "addresses": self.pool[:2], "strategy": "round_robin"}
+        pool["discovery"] = {"file": str(file)}
         self.gateway = Gateway(
             {"chat": pool},
             mode="ads",

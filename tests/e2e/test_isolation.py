@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway import KEYS, Gateway, wait_for
+from gateway import KEYS, Gateway, chat_pool, tenants, wait_for
 from identity import AUDIENCE, ISSUER, Authority, TokenIssuer, ask, bearer
 from replicas import Replicas, specs
 from test_identity import PROXY, TlsGateway, client
-
-from extproc.core.tenant import hash_key
 
 pytestmark = pytest.mark.envoy
 
@@ -30,17 +28,6 @@ def replicas() -> Iterator[Replicas]:
         yield running
 
 
-def tenants(**more: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"name": name, "keys": [{"sha256": hash_key(key)}], **more.get(name, {})}
-        for name, key in KEYS.items()
-    ]
-
-
-def pool(replicas: Replicas, **more: Any) -> dict[str, dict[str, Any]]:
-    return {"chat": {"models": ["tiny-chat"], "addresses": replicas.addresses, **more}}
-
-
 def generate(gateway: Gateway, *headers: tuple[str, str], **how: Any) -> int:
     return ask(gateway, JSON, *headers, path="/generate", body=GENERATE, **how)[0]
 
@@ -49,7 +36,10 @@ def generate(gateway: Gateway, *headers: tuple[str, str], **how: Any) -> int:
 def test_a_class_whose_breaker_is_full_leaves_the_others_alone(replicas: Replicas, mode: str) -> None:
     """Over the same endpoints: batch overflows at its share (503), premium is served."""
     gateway = Gateway(
-        pool(replicas, circuit_breakers={"max_connections": 8, "max_pending_requests": 8, "max_requests": 8}),
+        chat_pool(
+            replicas.addresses,
+            circuit_breakers={"max_connections": 8, "max_pending_requests": 8, "max_requests": 8},
+        ),
         mode=mode,
         classes=[{"name": "premium"}, {"name": "batch", "share_of_breakers": 0.25}],
         tenants=tenants(acme={"class": "premium"}, globex={"class": "batch"}),
@@ -97,7 +87,7 @@ def _overflowed(gateway: Gateway, name: str) -> int:
 
 def test_a_class_is_added_live(replicas: Replicas) -> None:
     """Over ADS: its cluster takes the endpoints that its pool's others have; the last ones stay served."""
-    gateway = Gateway(pool(replicas), mode="ads")
+    gateway = Gateway(chat_pool(replicas.addresses), mode="ads")
     with gateway:
         wait_for("a decision", lambda: generate(gateway, bearer(KEYS["acme"])) == 200)
         gateway.config["classes"] = [{"name": "standard"}, {"name": "batch"}]
@@ -114,7 +104,7 @@ def test_a_class_is_added_live(replicas: Replicas) -> None:
 def test_a_class_has_its_own_retries_and_ejections(replicas: Replicas) -> None:
     """Batch is not retried; what it meets ejects an endpoint for batch alone."""
     gateway = Gateway(
-        pool(replicas, strategy="round_robin"),
+        chat_pool(replicas.addresses, strategy="round_robin"),
         gateway={"retries": 2},
         classes=[
             {"name": "premium"},
@@ -143,7 +133,7 @@ def test_without_the_service_a_class_goes_by_its_own_failure_mode(replicas: Repl
     issuer = TokenIssuer(tmp_path)
     jwt = {"issuer": ISSUER, "audiences": [AUDIENCE], "jwks_inline": issuer.jwks}
     gateway = Gateway(
-        pool(replicas),
+        chat_pool(replicas.addresses),
         gateway={"jwt": jwt, "trusted_proxy": {"networks": [f"{PROXY}/32"]}},
         classes=[{"name": "premium", "failure_mode": "open"}, {"name": "batch"}],
         tenants=tenants(
@@ -171,7 +161,7 @@ def test_an_open_gateway_with_a_closed_class_and_a_floor(replicas: Replicas, tmp
     dns = client(authority, authority.issue("globex", "DNS:globex.test"))
     tls = {"certificate": str(certificate), "key": str(key), "client_ca": str(authority.certificate)}
     gateway = TlsGateway(
-        pool(replicas),
+        chat_pool(replicas.addresses),
         gateway={"tls": tls, "failure_mode": "open"},
         classes=[
             {"name": "premium", "failure_mode": "closed"},

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from gateway import KEYS, Gateway, logs_of_failed, wait_for
+from gateway import KEYS, Gateway, chat_pool, logs_of_failed, wait_for
 from picker_gateway import PickerGateway, asks, connections, models_cluster
 from replicas import Replicas, specs
 
@@ -35,10 +35,6 @@ function envoy_on_request(handle)
   end
 end
 """
-
-
-def pool(addresses: list[Any]) -> dict[str, dict[str, Any]]:
-    return {"chat": {"models": ["tiny-chat"], "addresses": addresses}}
 
 
 def hints(gateway: PickerGateway, config: dict[str, Any]) -> None:
@@ -126,7 +122,7 @@ def echo() -> Iterator[Echo]:
 @pytest.fixture(scope="module")
 def gateway(echo: Echo) -> Iterator[PickerGateway]:
     """Two endpoints, a third that Envoy knows and the service does not."""
-    with PickerGateway(pool(echo.addresses), change=hints) as gateway:
+    with PickerGateway(chat_pool(echo.addresses), change=hints) as gateway:
         yield gateway
 
 
@@ -267,7 +263,9 @@ def set_subset(gateway: PickerGateway, config: dict[str, Any]) -> None:
 
 def test_by_metadata_alone(echo: Echo) -> None:
     """A balancer that reads nothing but the metadata."""
-    with PickerGateway(pool(echo.addresses[:1]), upstreams=echo.addresses, change=only_metadata) as gateway:
+    with PickerGateway(
+        chat_pool(echo.addresses[:1]), upstreams=echo.addresses, change=only_metadata
+    ) as gateway:
         for _ in range(6):
             assert gateway.call("/v1/completions", prompt())[0] == 200
             assert echo.last()[0] == echo.addresses[0]
@@ -276,7 +274,7 @@ def test_by_metadata_alone(echo: Echo) -> None:
 def test_by_header_alone_and_a_stranger_of_the_subset_joins(echo: Echo) -> None:
     """With `discover` the endpoint that the gateway names is served; nobody else is then chosen."""
     with PickerGateway(
-        pool(echo.addresses[:1]), upstreams=echo.addresses, change=set_subset, picker={"discover": True}
+        chat_pool(echo.addresses[:1]), upstreams=echo.addresses, change=set_subset, picker={"discover": True}
     ) as gateway:
         for _ in range(3):
             assert gateway.call("/v1/completions", prompt())[0] == 200
@@ -323,7 +321,10 @@ class Reading:
 
 def test_streams_are_followed_to_their_end() -> None:
     """First token, TTFT, who served, tokens; a client that leaves frees its entry and is charged."""
-    with Replicas(specs(2, time_scale=1.0)) as replicas, PickerGateway(pool(replicas.addresses)) as gateway:
+    with (
+        Replicas(specs(2, time_scale=1.0)) as replicas,
+        PickerGateway(chat_pool(replicas.addresses)) as gateway,
+    ):
         readers = [Reading(gateway, 40) for _ in range(4)]
         assert [reader.end() for reader in readers] == [40] * 4
         wait_for("the ends", gateway.quiet)
@@ -347,7 +348,10 @@ def test_streams_are_followed_to_their_end() -> None:
 
 def test_retries_go_down_the_list_and_the_picker_hears_who_served() -> None:
     """A replica that refuses: the next one answers, the load goes along, the first becomes suspect."""
-    with Replicas(specs(2, time_scale=2.0)) as replicas, PickerGateway(pool(replicas.addresses)) as gateway:
+    with (
+        Replicas(specs(2, time_scale=2.0)) as replicas,
+        PickerGateway(chat_pool(replicas.addresses)) as gateway,
+    ):
         replicas.fault(0, refuse_share=1.0, status=503)
         for _ in range(10):
             status, headers, _ = gateway.call("/generate", {"inputs": "[[sim:out=5]]"})
@@ -365,7 +369,7 @@ def test_full_and_gone() -> None:
     with Replicas(specs(1, time_scale=0.2)) as replicas:
         endpoint = {"address": replicas.addresses[0], "max_concurrent": 1}
         classes = [{"name": "standard", "hold_ms": 400}]
-        with PickerGateway(pool([endpoint]), classes=classes, picker={"deadline_ms": 60_000}) as gateway:
+        with PickerGateway(chat_pool([endpoint]), classes=classes, picker={"deadline_ms": 60_000}) as gateway:
             running = Reading(gateway, 400)
             assert running.began.wait(60)
             status, headers, answer = gateway.call("/generate", {"inputs": "[[sim:out=5]]"})
@@ -384,7 +388,7 @@ def test_a_slow_body_and_a_long_hold_meet_the_deadline() -> None:
     """Envoy's message_timeout never fires in this mode; the picker's own does."""
     with Replicas(specs(1, time_scale=0.2)) as replicas:
         endpoint = {"address": replicas.addresses[0], "max_concurrent": 1}
-        with PickerGateway(pool([endpoint]), picker={"deadline_ms": 500}) as gateway:
+        with PickerGateway(chat_pool([endpoint]), picker={"deadline_ms": 500}) as gateway:
             began = time.monotonic()
             assert raw(gateway, chunked(prompt(), 5)[:-20]).startswith(b"HTTP/1.1 408")
             assert 0.4 < time.monotonic() - began < 5
@@ -426,7 +430,7 @@ def decides_only(gateway: PickerGateway, config: dict[str, Any]) -> None:
 def test_stream_and_access_log_settle_once() -> None:
     """Whichever comes second is a duplicate."""
     with Replicas(specs(2, time_scale=2.0)) as replicas:
-        with PickerGateway(pool(replicas.addresses), change=logs_too) as gateway:
+        with PickerGateway(chat_pool(replicas.addresses), change=logs_too) as gateway:
             for _ in range(5):
                 assert gateway.call("/generate", {"inputs": "[[sim:out=5]]"})[0] == 200
             wait_for("both", lambda: gateway.counts.get("settled.duplicate", 0) == 5)
@@ -439,7 +443,7 @@ def test_with_the_access_log_streams_outlive_the_picker() -> None:
     """`settle: access_log` without response phases ends streams with the decision: kill -9 cuts nothing."""
     with Replicas(specs(2, time_scale=0.5)) as replicas:
         with PickerGateway(
-            pool(replicas.addresses), picker={"settle": "access_log"}, change=decides_only
+            chat_pool(replicas.addresses), picker={"settle": "access_log"}, change=decides_only
         ) as gateway:
             readers = [Reading(gateway, 60) for _ in range(6)]
             assert all(reader.began.wait(60) for reader in readers)
@@ -455,7 +459,10 @@ def test_with_the_access_log_streams_outlive_the_picker() -> None:
 
 def test_what_a_followed_stream_costs_when_the_picker_dies() -> None:
     """`settle: stream` carries responses: kill -9 cuts them, SIGTERM waits for them."""
-    with Replicas(specs(2, time_scale=0.5)) as replicas, PickerGateway(pool(replicas.addresses)) as gateway:
+    with (
+        Replicas(specs(2, time_scale=0.5)) as replicas,
+        PickerGateway(chat_pool(replicas.addresses)) as gateway,
+    ):
         readers = [Reading(gateway, 40) for _ in range(3)]
         assert all(reader.began.wait(60) for reader in readers)
         assert gateway.service.stop() == 0
@@ -472,7 +479,7 @@ def test_what_a_followed_stream_costs_when_the_picker_dies() -> None:
 
 def test_our_own_envoy_is_served_beside_it(echo: Echo) -> None:
     """BUFFERED streams on the same service, unchanged by the section."""
-    with Gateway(pool(echo.addresses), picker={"enabled": True, "assume": True}) as gateway:
+    with Gateway(chat_pool(echo.addresses), picker={"enabled": True, "assume": True}) as gateway:
         assert gateway.call("/v1/completions", prompt(200_000))[0] == 200
         assert echo.last()[2] == prompt(200_000)
         wait_for("the record", lambda: gateway.status()["counts"].get("settled.ok", 0) == 1)

@@ -63,6 +63,11 @@ def test_a_command_is_run_as_it_would_be(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert refused.stdout == ""
     assert "none.yaml" in refused.stderr
+    script = tmp_path / "says.py"
+    script.write_text("import beside, sys; print(beside.WORD, *sys.argv[1:], __name__)")
+    (tmp_path / "beside.py").write_text("WORD = 'so'")
+    assert run(sys.executable, str(script), "x").stdout == "so x __main__\n"
+    assert run(sys.executable, "-c", "print('plain')").stdout == "plain\n"
     told = run("sh", "-c", "echo $TOLD; exit 3", environment={**os.environ, "TOLD": "so"})
     assert (told.returncode, told.stdout) == (3, "so\n")
 

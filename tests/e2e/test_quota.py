@@ -7,26 +7,12 @@ import threading
 import time
 
 import pytest
-from gateway import KEYS, Gateway, wait_for
+from gateway import KEYS, Gateway, chat_pool, tenants, wait_for
 from replicas import Replicas, specs
-
-from extproc.core.tenant import hash_key
 
 pytestmark = pytest.mark.envoy
 
 GENERATE = {"inputs": "[[sim:out=3]]", "parameters": {"max_new_tokens": 9}}
-
-
-def pool(addresses: list[str], **endpoint: int) -> dict[str, dict[str, object]]:
-    listed = [{"address": address, **endpoint} for address in addresses]
-    return {"chat": {"models": ["tiny-chat"], "addresses": listed}}
-
-
-def tenants(**quotas: dict[str, object]) -> list[dict[str, object]]:
-    return [
-        {"name": name, "keys": [{"sha256": hash_key(key)}], **quotas.get(name, {})}
-        for name, key in KEYS.items()
-    ]
 
 
 def test_a_spent_quota_is_429_with_a_true_retry_after() -> None:
@@ -34,7 +20,7 @@ def test_a_spent_quota_is_429_with_a_true_retry_after() -> None:
     quota = {"quota": {"requests_per_minute": 30, "burst": 0.1}}  # three at once, then one in two seconds
     with (
         Replicas(specs(1)) as replicas,
-        Gateway(pool(replicas.addresses), tenants=tenants(acme=quota)) as gateway,
+        Gateway(chat_pool(replicas.addresses), tenants=tenants(acme=quota)) as gateway,
     ):
         answers = [gateway.call("/generate", GENERATE)]
         while answers[-1][0] == 200:
@@ -59,7 +45,7 @@ def test_output_tokens_are_charged_as_they_came() -> None:
     body = {"inputs": "[[sim:out=100]]", "parameters": {"max_new_tokens": 900}}
     with (
         Replicas(specs(1)) as replicas,
-        Gateway(pool(replicas.addresses), tenants=tenants(acme=quota)) as gateway,
+        Gateway(chat_pool(replicas.addresses), tenants=tenants(acme=quota)) as gateway,
     ):
         began_s = time.monotonic()
         for _ in range(3):
@@ -75,7 +61,7 @@ def test_a_full_fleet_holds_and_releases_in_turn() -> None:
     """With one permit five requests come: none fails, they go one after the other."""
     with (
         Replicas(specs(1, max_concurrent_requests=1)) as replicas,
-        Gateway(pool(replicas.addresses, max_concurrent=1)) as gateway,
+        Gateway(chat_pool(replicas.addresses, endpoint={"max_concurrent": 1})) as gateway,
     ):
         results: list[int] = []
         body = {"inputs": "[[sim:out=40]]", "parameters": {"max_new_tokens": 40}}
@@ -99,7 +85,7 @@ def test_a_hold_ends_in_429_and_a_leaving_client_frees_its_place() -> None:
     classes = [{"name": "standard", "hold_ms": 1_000}]
     with (
         Replicas(specs(1, max_concurrent_requests=1)) as replicas,
-        Gateway(pool(replicas.addresses, max_concurrent=1), classes=classes) as gateway,
+        Gateway(chat_pool(replicas.addresses, endpoint={"max_concurrent": 1}), classes=classes) as gateway,
     ):
         replicas.fault(0, hang=True)
         first = threading.Thread(target=gateway.call, args=("/generate", GENERATE))
@@ -129,7 +115,8 @@ def test_a_noisy_neighbour_waits_for_itself() -> None:
     with (
         Replicas(specs(1, max_concurrent_requests=2)) as replicas,
         Gateway(
-            pool(replicas.addresses, max_concurrent=2), classes=[{"name": "standard", "hold_ms": 30_000}]
+            chat_pool(replicas.addresses, endpoint={"max_concurrent": 2}),
+            classes=[{"name": "standard", "hold_ms": 30_000}],
         ) as g,
     ):
         body = {"inputs": "[[sim:out=30]]", "parameters": {"max_new_tokens": 30}}

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from gateway import KEYS, Gateway, free_ports, wait_for
+from gateway import KEYS, Gateway, chat_pool, free_ports, wait_for
 from replicas import Replicas, specs
 
 pytestmark = pytest.mark.envoy
 
 GENERATE = {"inputs": "[[sim:out=3]]", "parameters": {"max_new_tokens": 9}}
-
-
-def pool(addresses: list[str], **more: object) -> dict[str, dict[str, object]]:
-    return {"chat": {"models": ["tiny-chat"], "addresses": addresses, **more}}
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -25,7 +21,7 @@ def test_a_failing_first_endpoint_is_one_success_for_the_client(fault: str | int
             addresses[0] = f"127.0.0.1:{free_ports(1)[0]}"
         else:
             replicas.fault(0, refuse_share=1.0, status=fault)
-        with Gateway(pool(addresses, strategy="round_robin")) as gateway:
+        with Gateway(chat_pool(addresses, strategy="round_robin")) as gateway:
             path = "/generate_stream" if stream else "/generate"
 
             def retried() -> bool:
@@ -88,7 +84,7 @@ def test_oversized_body_is_413_and_a_3_mb_prompt_passes_when_configured() -> Non
     )
     prompt = "[[sim:out=2]] " + "word " * 600_000
     with Replicas(roomy) as replicas:
-        with Gateway(pool(replicas.addresses), gateway={"body_bytes_max": 4_000_000}) as gateway:
+        with Gateway(chat_pool(replicas.addresses), gateway={"body_bytes_max": 4_000_000}) as gateway:
             status, _, body = gateway.call("/generate", {"inputs": prompt})
             assert status == 200, body
             status, _, body = gateway.call("/generate", {"inputs": prompt + prompt})
@@ -99,7 +95,7 @@ def test_oversized_body_is_413_and_a_3_mb_prompt_passes_when_configured() -> Non
 
 def test_the_unix_socket_serves_as_well() -> None:
     """Envoy reaches the service over a Unix socket."""
-    with Replicas(specs(1)) as replicas, Gateway(pool(replicas.addresses), unix=True) as gateway:
+    with Replicas(specs(1)) as replicas, Gateway(chat_pool(replicas.addresses), unix=True) as gateway:
         assert gateway.call("/generate", GENERATE)[0] == 200
 
 

@@ -8,17 +8,13 @@ import signal
 import threading
 
 import pytest
-from gateway import KEYS, Gateway, wait_for
+from gateway import KEYS, Gateway, chat_pool, wait_for
 from replicas import Replicas, specs
 
 pytestmark = pytest.mark.envoy
 
 STREAMS = 100
 TOKENS = 150
-
-
-def pool(addresses: list[str]) -> dict[str, dict[str, object]]:
-    return {"chat": {"models": ["tiny-chat"], "addresses": addresses}}
 
 
 def stream(gateway: Gateway, tokens: int, counts: list[int], index: int) -> None:
@@ -41,7 +37,7 @@ def stream(gateway: Gateway, tokens: int, counts: list[int], index: int) -> None
 @pytest.mark.soak
 def test_kill_9_of_the_service_cuts_no_stream_and_the_books_come_right() -> None:
     """100 streams run, the service is killed, 100 come whole; the new one adopts and ends at zero."""
-    with Replicas(specs(4, time_scale=0.3)) as replicas, Gateway(pool(replicas.addresses)) as gateway:
+    with Replicas(specs(4, time_scale=0.3)) as replicas, Gateway(chat_pool(replicas.addresses)) as gateway:
         counts = [0] * STREAMS
         threads = [threading.Thread(target=stream, args=(gateway, TOKENS, counts, i)) for i in range(STREAMS)]
         for thread in threads:
@@ -60,7 +56,7 @@ def test_kill_9_of_the_service_cuts_no_stream_and_the_books_come_right() -> None
 
 def test_a_client_that_leaves_frees_its_entry_and_the_engine() -> None:
     """The ledger entry goes with the client, neither at its expiry nor the answer's end; the engine stops."""
-    with Replicas(specs(1, time_scale=0.5)) as replicas, Gateway(pool(replicas.addresses)) as gateway:
+    with Replicas(specs(1, time_scale=0.5)) as replicas, Gateway(chat_pool(replicas.addresses)) as gateway:
         for _ in range(3):
             connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
             connection.request(
@@ -84,7 +80,7 @@ def test_a_client_that_leaves_frees_its_entry_and_the_engine() -> None:
 
 def test_sigterm_drains_without_cutting_a_stream() -> None:
     """SIGTERM while streams run: the service exits 0, the streams come whole."""
-    with Replicas(specs(2, time_scale=0.5)) as replicas, Gateway(pool(replicas.addresses)) as gateway:
+    with Replicas(specs(2, time_scale=0.5)) as replicas, Gateway(chat_pool(replicas.addresses)) as gateway:
         counts = [0] * 10
         threads = [threading.Thread(target=stream, args=(gateway, 60, counts, i)) for i in range(10)]
         for thread in threads:
@@ -101,7 +97,7 @@ def test_service_away_is_503_when_closed_and_served_when_open() -> None:
     body = {"inputs": "[[sim:out=2]]"}
     with Replicas(specs(2)) as replicas:
         for mode, expected in (("closed", 503), ("open", 200)):
-            with Gateway(pool(replicas.addresses), gateway={"failure_mode": mode}) as gateway:
+            with Gateway(chat_pool(replicas.addresses), gateway={"failure_mode": mode}) as gateway:
                 gateway.service.kill()
                 assert gateway.call("/generate", body)[0] == expected
                 gateway.start_service()
@@ -118,7 +114,7 @@ def test_a_bad_reload_keeps_the_last_good_configuration() -> None:
     from extproc.core.tenant import hash_key
 
     body = {"inputs": "[[sim:out=2]]"}
-    with Replicas(specs(1)) as replicas, Gateway(pool(replicas.addresses)) as gateway:
+    with Replicas(specs(1)) as replicas, Gateway(chat_pool(replicas.addresses)) as gateway:
         good = gateway.config_file.read_text()
         gateway.config_file.write_text("pools: []\n")
         gateway.service.process.send_signal(signal.SIGHUP)  # type: ignore[union-attr]

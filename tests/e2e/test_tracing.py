@@ -17,11 +17,13 @@ from replicas import Replicas, specs
 
 from extproc.core.tenant import hash_key
 
+#: By conftest.py: the metrics are of the traffic before them.
+IN_ORDER = True
 pytestmark = pytest.mark.envoy
 
 CLIENT = 3
 #: Envoy's own tracer sends every few seconds.
-ENVOY_FLUSH_S = 20.0
+ENVOY_FLUSH_S = 60.0
 
 
 class Upstream:

@@ -321,6 +321,7 @@ def test_a_taken_port_is_named_with_its_setting(tmp_path: Path) -> None:
     assert "Traceback" not in gateway.said()
 
 
+@pytest.mark.soak
 def test_a_stand_serves_and_tells_its_status(tmp_path: Path) -> None:
     """The context manager that other end-to-end tests use: replicas, service and Envoy in one."""
 
