@@ -52,7 +52,7 @@ def _body(size: int) -> bytes:
 
 def run() -> Iterator[Row]:
     """Yield microseconds per call."""
-    route, _ = find_route("POST", "/v1/chat/completions")
+    route = find_route("POST", "/v1/chat/completions")
     assert route is not None
     rng = Random(3)
     for size_name, size in PROMPTS.items():

@@ -72,7 +72,7 @@ def _noting_us(flags: str) -> tuple[float, float]:
     exchange.receive(head)
     exchange.receive(body)
     routed = processor.tally.decisions[-1][1]
-    route, _ = find_route("POST", "/v1/chat/completions")
+    route = find_route("POST", "/v1/chat/completions")
     assert route is not None
     request = parse(route, pb.ProcessingRequest.FromString(body).request_body.body)
     assert not isinstance(request, Reject)

@@ -27,7 +27,7 @@ def named(request: Request) -> dict[str, float]:
 
 def labelled() -> list[Example]:
     """The hand-made set: 135 requests of three labels, by their features."""
-    route, _ = find_route("POST", "/v1/chat/completions")
+    route = find_route("POST", "/v1/chat/completions")
     assert route is not None
     examples = []
     for line in LABELLED.read_text(encoding="utf-8").splitlines():

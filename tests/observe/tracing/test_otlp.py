@@ -10,7 +10,7 @@ from receiver import Receiver, attributes
 from trips import MS_NS, SAMPLED, Trips
 
 from extproc.config.tracing import OpenTelemetry
-from extproc.observe.tracing.otlp import Otlp, missing
+from extproc.observe.tracing.otlp import Otlp
 from extproc.observe.tracing.semconv import RELEASES
 
 
@@ -46,7 +46,6 @@ def streamed() -> Trips:
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_spans_arrive_whole(receiver: Receiver, protocol: str) -> None:
     """Ids, parents, times, kinds, attributes, events, state, and the resource; with the headers."""
-    assert not missing()
     exporter = otlp(receiver, protocol, service_name="lb", resource={"deployment.environment.name": "test"})
     trips = streamed()
     spans = trips.spans()
