@@ -263,7 +263,7 @@ class App:
 
     def settle(self, outcome: Outcome) -> None:
         """Take one access-log outcome into books and figures."""
-        now_ns = self.clock()
+        now_ns, outcome = self.clock(), self.desk.metered(outcome)
         if self.desk.settle(outcome, now_ns=now_ns):
             elsewhere = not outcome.reservation.id.startswith(f"{self.desk.instance}-")
             self.tally.ended(outcome, now_ns=now_ns, decided_elsewhere=elsewhere)

@@ -62,11 +62,17 @@ OBSERVED_NAMESPACE = "steersman.observed"
 FIRST_CHUNK_KEY = "first_chunk_us"
 #: True when a stream's first chunk said that the engine was overloaded: a refusal inside a 200.
 REFUSED_KEY = "refused"
+#: What the engine said of an error inside a 200, from its name on, cut.
+ERROR_KEY = "error"
+#: Events of a stream that held a token, so far; and true once its end was seen (OpenAI's [DONE]).
+EVENTS_KEY = "events"
+DONE_KEY = "done"
 #: The last `index` of a TGI stream: tokens generated so far.
 INDEX_KEY = "index"
-#: OpenAI `usage`, and TGI's `details`, as they were in the body.
+#: OpenAI `usage`, and TGI's `details`, as they were in the body. TGI counts the best sequence alone.
 PROMPT_TOKENS_KEY = "prompt_tokens"
 COMPLETION_TOKENS_KEY = "completion_tokens"
+GENERATED_TOKENS_KEY = "generated_tokens"
 
 #: The first-token event: a gRPC unary call of Envoy's Lua filter to the service, without a message.
 EVENT_SERVICE = "steersman.event.v1.Events"

@@ -68,6 +68,8 @@ class Case:
     choice: Choice | None = None
     #: The addresses that it may go to; None where any will do.
     only: frozenset[str] | None = None
+    #: What was called (`request.Kind`).
+    route: str = ""
 
     @property
     def input_tokens(self) -> int:
@@ -194,6 +196,7 @@ def resolve(
         kin=hash(request.segments[0][:KIN_CHARACTERS]) if request.segments else None,
         choice=choice,
         only=request.only,
+        route=request.kind.value,
     )
 
 
@@ -274,6 +277,7 @@ def place(
             strategy=reason.strategy,
             arm=case.arm,
             unit=case.unit,
+            route=case.route,
             held_ms=round(max(0, now_ns - case.arrived_ns) / 1e6, 3),
         ),
     )

@@ -238,14 +238,19 @@ class RedisQuota:
             self._tell(Op("settle", reservation_id, account, entry, units))
         return True
 
-    def renew(self, reservation_id: str, *, now_ns: int) -> bool:
-        """Begin the time to live anew, here and in Redis."""
+    def renew(self, reservation_id: str, *, now_ns: int, so_far: Amounts | None = None) -> bool:
+        """Begin the time to live anew, here and in Redis; charge what was used beyond the reservation."""
         entry = self._held.get(reservation_id)
         if entry is None:
             return False
+        units = (0, 0, 0, 0, 0) if so_far is None else so_far.units()
+        if so_far is not None:
+            before = list(entry.taken.costs)
+            if share.grow(entry.taken, units, now_ns=now_ns) and entry.began is None:
+                entry.began = before
         entry.heard_ns = now_ns
         self._held.move_to_end(reservation_id)
-        self._tell(Op("renew", reservation_id, entry.taken.account, entry))
+        self._tell(Op("renew", reservation_id, entry.taken.account, entry, units))
         return True
 
     def cancel(self, reservation_id: str, *, now_ns: int) -> None:
@@ -561,7 +566,7 @@ class RedisQuota:
         assert entry is not None, op
         taken = entry.taken
         # Alone, costs were counted for a share; Redis is charged for what they are.
-        costs = None if taken.share > 1 or taken.borrowed else taken.costs
+        costs = None if taken.share > 1 or taken.borrowed else entry.costs
         wallets = tuple(wallet for wallet in taken.scopes if isinstance(wallet, Wallet))
         words = quota_wallet.words(
             "lease" if entry.paid else "force", op.account, wallets, units=entry.units, costs=costs

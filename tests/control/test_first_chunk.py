@@ -40,11 +40,11 @@ def events_of(gateway: Gateway, request_id: str, *, service: int = 0) -> list[tu
         ({"x-test-say": OVERLOADED, "x-test-tokens": "0"}, 1, True),
         ({"x-test-say": OVERLOADED_OPENAI, "x-test-tokens": "0"}, 1, True),
         ({"x-test-say": ":keep-alive\\n\\n" + OVERLOADED, "x-test-tokens": "0"}, 1, True),
-        # The engine's own words, quoted in an answer, and another error of the engine's.
+        # The engine's own words, quoted in an answer; another error of the engine's is no first token.
         ({"x-test-say": 'data: {"text":"data: {\\"error\\": overloaded"}\\n\\n'}, 1, False),
         (
             {"x-test-say": 'data: {"error":"Input is too long","error_type":"validation"}\\n\\n'},
-            1,
+            0,
             False,
         ),
         ({"x-test-stream-status": "424"}, 0, False),

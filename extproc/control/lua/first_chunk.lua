@@ -1,12 +1,15 @@
--- When the first body chunk of a response came, and what it says: Envoy's response headers are not
--- the first token, because an engine may send them long before it begins to generate.
+-- What passes of a response, without holding any of it back: when its first output came, how many events
+-- a stream has had, and what it says of an error. Envoy's response headers are not the first token,
+-- because an engine may send them long before it begins to generate.
 --
--- One call per response. The loop is left at the first chunk, so that every later one passes by
--- without entering Lua; nothing is buffered. Lines that begin with ":" are SSE comments, which
--- engines send to keep a waiting connection alive, and are not output.
+-- A whole answer costs one call: the loop is left at its first chunk. Of a stream every chunk is looked
+-- through for the beginnings of lines, and no more: the events are counted, not read. Lines that begin
+-- with ":" are SSE comments, which engines send to keep a waiting connection alive, and are no output.
+--
+-- In generated text quotes and line ends are escaped, so that no text can look like what is looked for.
 
--- An engine that refuses inside a 200 says so in its first event; what follows is not looked into.
-local HEAD_BYTES = @HEAD_BYTES@
+-- So much of what an engine says of an error is noted.
+local ERROR_BYTES = @ERROR_BYTES@
 
 local EVENT_OPTIONS = {
   -- Nobody waits for the answer: the chunk passes on at once, whatever becomes of the service.
@@ -16,16 +19,67 @@ local EVENT_OPTIONS = {
   ["trace_sampled"] = false,
 }
 
-local function streams(handle)
+local function answers_well(handle)
   local headers = handle:headers()
   local type = headers:get("content-type") or ""
-  return headers:get(":status") == "200" and type:sub(1, 17):lower() == "text/event-stream"
+  return headers:get(":status") == "200", type:sub(1, 17):lower() == "text/event-stream"
 end
 
--- A quote inside generated text is escaped, so that no text can look like this object's beginning.
-local function refuses(head)
-  local at = head:find('data:%s*{%s*"error"%s*:')
-  return at ~= nil and head:find("overloaded", at, true) ~= nil
+-- Where an engine says that it failed, and how: an object or text named "error", or an object that is one.
+-- llama.cpp wrote lines of their own for it.
+local function error_in(text)
+  if text:sub(1, 7) == "error: " then
+    return text:sub(1, ERROR_BYTES)
+  end
+  local at = text:find('"error"', 1, true)
+  while at do
+    if text:find('^%s*:%s*[{"]', at + 7) then
+      return text:sub(at, at + ERROR_BYTES - 1)
+    end
+    local before = text:sub(math.max(1, at - 16), at - 1)
+    if before:find('"object"%s*:%s*$') then
+      return text:sub(at - #before, at - #before + ERROR_BYTES - 1)
+    end
+    at = text:find('"error"', at + 7, true)
+  end
+  at = text:find("\nerror:", 1, true)
+  return at and text:sub(at, at + ERROR_BYTES - 1)
+end
+
+-- An event that holds no token: usage, an error, the end, or what opens a choice before its first token.
+local function is_bare(event)
+  if event:find("^data:%s*%[DONE%]") or event:find('"choices"%s*:%s*%[%s*%]') or error_in(event) then
+    return true
+  end
+  return event:find('"role"%s*:%s*"') ~= nil
+    and (event:find('"content"%s*:%s*""') or event:find('"content"%s*:%s*null')) ~= nil
+    and not event:find('"finish_reason"%s*:%s*"')
+    and not event:find('"reasoning[%a_]*"%s*:%s*"[^"]')
+    and not event:find('"arguments"%s*:%s*"[^"]')
+end
+
+-- Usage comes in an event of its own, after the last token.
+local function holds_usage(text)
+  return text:find('"choices":[]', 1, true) or text:find('"choices": []', 1, true)
+end
+
+-- Where the next event begins, at `from` or later.
+local function next_event(text, from)
+  local at = text:find("\ndata:", from, true)
+  return at and at + 1
+end
+
+-- Events that hold a token, until one does: from then on each that begins is taken to.
+local function first_outputs(text, at)
+  local count = 0
+  while at do
+    local next_at = next_event(text, at)
+    if count > 0 or not is_bare(text:sub(at, next_at and next_at - 1)) then
+      count = count + 1
+    end
+    at = next_at
+  end
+  return count
 end
 
 -- Tells the service that decided: a gRPC unary call whose message is empty.
@@ -48,24 +102,71 @@ local function tell(handle, refused)
 end
 
 function envoy_on_response(handle)
+  local well, stream = answers_well(handle)
+  local function note(key, value)
+    -- Asked for each time: Envoy takes the object away whenever the loop waits.
+    handle:streamInfo():dynamicMetadata():set("@OBSERVED_NAMESPACE@", key, value)
+  end
+  local begun, failed, ended = false, false, false
+  local count = 0
+  -- The last bytes of a line that goes on in the next chunk.
+  local rest = "\n"
   for chunk in handle:bodyChunks() do
     local length = chunk:length()
-    local head = length > 0 and chunk:getBytes(0, math.min(length, HEAD_BYTES)) or ":"
-    if head:sub(1, 1) ~= ":" or head:find("\ndata:", 1, true) then
-      local seen = handle:streamInfo():dynamicMetadata()
-      seen:set(
-        "@OBSERVED_NAMESPACE@",
-        "@FIRST_CHUNK_KEY@",
-        handle:timestampString(EnvoyTimestampResolution.MICROSECOND)
-      )
-      if streams(handle) then
-        local refused = refuses(head)
-        if refused then
-          seen:set("@OBSERVED_NAMESPACE@", "@REFUSED_KEY@", true)
+    if length > 0 then
+      local text = chunk:getBytes(0, length)
+      local whole = rest == "\n" and text or rest .. text
+      local at = rest == "\n" and whole:sub(1, 5) == "data:" and 1 or next_event(whole, 1)
+      if not begun and (at or whole:sub(1, 1) ~= ":") then
+        begun = true
+        note("@FIRST_CHUNK_KEY@", handle:timestampString(EnvoyTimestampResolution.MICROSECOND))
+        if not (well and stream) then
+          local err = well and error_in(text)
+          if err then
+            note("@ERROR_KEY@", err)
+          end
+          break
         end
-        tell(handle, refused)
+        local err = error_in(whole)
+        local refused = err and err:find("overloaded", 1, true) ~= nil
+        if refused then
+          note("@REFUSED_KEY@", true)
+        end
+        -- Another error is no first token, and its record follows at once.
+        if refused or not err then
+          tell(handle, refused)
+        end
       end
-      break
+      if begun then
+        if not failed then
+          local err = error_in(whole)
+          failed = err ~= nil and err ~= false
+          if failed then
+            note("@ERROR_KEY@", err)
+          end
+        end
+        if count == 0 then
+          count = first_outputs(whole, at)
+        else
+          while at do
+            count = count + 1
+            at = next_event(whole, at)
+          end
+          if holds_usage(whole) then
+            count = count - 1
+          end
+        end
+        if not ended and whole:find("data: [DONE]", math.max(1, #whole - 15), true) then
+          ended = true
+          count = math.max(0, count - (count > 0 and 1 or 0))
+          note("@DONE_KEY@", true)
+        end
+        -- Each time: a client that leaves takes the loop with it.
+        if count > 0 then
+          note("@EVENTS_KEY@", count)
+        end
+      end
+      rest = whole:sub(-1) == "\n" and "\n" or whole:sub(-5)
     end
   end
 end

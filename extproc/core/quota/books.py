@@ -66,8 +66,12 @@ class QuotaBooks(Protocol):
         """
         ...
 
-    def renew(self, reservation_id: str, *, now_ns: int) -> bool:
-        """The request still runs; false when it is not known here."""
+    def renew(self, reservation_id: str, *, now_ns: int, so_far: Amounts | None = None) -> bool:
+        """The request still runs; false when it is not known here.
+
+        `so_far` is what it has used: what that is more than was reserved is charged now, and stays so if its
+        end is never heard of.
+        """
         ...
 
     def cancel(self, reservation_id: str, *, now_ns: int) -> None:
@@ -181,11 +185,13 @@ class Books:
         self.counts["settled.unknown"] += 1
         return True
 
-    def renew(self, reservation_id: str, *, now_ns: int) -> bool:
-        """Begin the time to live anew."""
+    def renew(self, reservation_id: str, *, now_ns: int, so_far: Amounts | None = None) -> bool:
+        """Begin the time to live anew, and charge what was used beyond the reservation."""
         held = self._held.get(reservation_id)
         if held is None:
             return False
+        if so_far is not None:
+            self.totals["reserved"] += share.grow(held.taken, so_far.units(), now_ns=now_ns)
         held.heard_ns = now_ns
         self._held.move_to_end(reservation_id)
         return True
