@@ -1,0 +1,165 @@
+"""What a request is charged, through the real Envoy: streams that are left, errors inside a 200, and lies."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from gateway import Gateway, logs_of_failed, wait_for
+from shaped_engine import ShapedEngine
+
+from extproc.core.tenant import hash_key
+
+pytestmark = pytest.mark.envoy
+
+SHAPES = ("vllm", "sglang", "llamacpp", "tgi")
+#: Tokens that may be under way between the engine and Envoy when a client leaves.
+UNDER_WAY = 4
+GAP_MS = 4
+TOKENS = 300
+#: After so many tokens a client leaves; None: it stays.
+LEAVES = (20, 150, None)
+
+
+def name_of(*parts: object) -> str:
+    return "-".join(str(part).lower() for part in parts)
+
+
+CASES = [(shape, left, asks) for shape in SHAPES for left in LEAVES for asks in (True, False)]
+TENANTS = [name_of(*case) for case in CASES] + [
+    "eights",
+    "beats",
+    *(f"error-{n}" for n in range(8)),
+    "gzip",
+    "best-of",
+    "liar",
+    "credit",
+]
+#: Next to nothing of it comes back while a test runs (one token in 26 s).
+MONTH = 100_000
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[ShapedEngine]:
+    with ShapedEngine() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def gateway(engine: ShapedEngine) -> Iterator[Gateway]:
+    """One engine; a tenant for each case, which pays one for an output token and nothing for its prompt."""
+    tenants = [
+        {"name": name, "keys": [{"sha256": hash_key(name)}], "quota": {"budget_per_month": MONTH}}
+        for name in TENANTS
+    ]
+    pool = {"models": ["m"], "engine": "vllm", "price": {"output_per_million": 1_000_000}}
+    endpoints = [{"address": engine.address, "max_concurrent": 256}]
+    pools = {"chat": {**pool, "addresses": endpoints}}
+    with Gateway(pools, tenants=tenants) as gateway:
+        yield gateway
+
+
+@pytest.fixture(autouse=True)
+def _logs(request: pytest.FixtureRequest, gateway: Gateway) -> Iterator[None]:
+    yield from logs_of_failed(request, gateway)
+
+
+def charged(gateway: Gateway, tenant: str) -> float:
+    """Output tokens that a tenant has paid."""
+    limits = gateway.status()["use"]["tenants"][tenant]["limits"]
+    return float(next(each["used"] for each in limits if each["limit"] == "budget_per_month"))
+
+
+def ask(
+    gateway: Gateway,
+    tenant: str,
+    body: dict[str, Any],
+    *,
+    path: str = "/v1/chat/completions",
+    leave_after: int | None = None,
+    **told: object,
+) -> list[bytes]:
+    """One request; the stream's lines until its end, or until so many tokens were seen."""
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
+    headers = {f"x-{key.replace('_', '-')}": str(value) for key, value in told.items()}
+    headers |= {"content-type": "application/json", "authorization": f"Bearer {tenant}", "x-name": tenant}
+    if encoding := headers.pop("x-accept-encoding", None):
+        headers["accept-encoding"] = encoding
+    connection.request("POST", path, json.dumps({"model": "m", **body}), headers)
+    answer = connection.getresponse()
+    lines: list[bytes] = []
+    seen = 0
+    while line := answer.readline():
+        lines.append(line)
+        seen += line.count(b" word")
+        if leave_after is not None and seen >= leave_after:
+            break
+    answer.close()
+    connection.close()
+    return lines
+
+
+def stream(**more: Any) -> dict[str, Any]:
+    """A chat that streams."""
+    return {"stream": True, "max_tokens": 2_000, "messages": [{"role": "user", "content": "a story"}], **more}
+
+
+def together(calls: list[tuple[Any, ...]], call: Any) -> dict[tuple[Any, ...], Any]:
+    """All at once, each in a thread of its own."""
+    found: dict[tuple[Any, ...], Any] = {}
+    threads = [threading.Thread(target=lambda c=c: found.__setitem__(c, call(*c))) for c in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    return found
+
+
+@pytest.fixture(scope="module")
+def streams(gateway: Gateway, engine: ShapedEngine) -> dict[tuple[Any, ...], list[bytes]]:
+    """Every shape, left early, late and not at all, with usage asked for and without."""
+
+    def call(shape: str, left: int | None, asks: bool) -> list[bytes]:
+        options = {"stream_options": {"include_usage": True}} if asks else {}
+        name = name_of(shape, left, asks)
+        told = {"shape": shape, "tokens": TOKENS, "gap_ms": GAP_MS}
+        return ask(gateway, name, stream(**options), leave_after=left, **told)
+
+    found = together(CASES, call)
+    wait_for("quiet", gateway.quiet)
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=[name_of(*case) for case in CASES])
+def test_a_stream_is_charged_what_was_produced(
+    gateway: Gateway,
+    engine: ShapedEngine,
+    streams: dict[tuple[Any, ...], list[bytes]],
+    case: tuple[str, int | None, bool],
+) -> None:
+    """Within 5 % of it, in every shape, wherever the client leaves, with usage asked for or not."""
+    name = name_of(*case)
+    produced = engine.written[name]
+    assert produced == TOKENS if case[1] is None else produced < TOKENS
+    apart = 0.05 * produced + (UNDER_WAY if case[1] else 0)
+    assert charged(gateway, name) == pytest.approx(produced, abs=apart)
+    said = [line for line in streams[case] if b'"completion_tokens"' in line]
+    assert bool(said) is (case[1] is None and case[2]), "usage is told to who asked for it alone"
+
+
+def test_a_long_stream_is_charged_while_it_runs(gateway: Gateway, engine: ShapedEngine) -> None:
+    """Heartbeats hold what is produced: a tenant cannot have several long streams on one reservation."""
+    before = charged(gateway, "beats")
+    told = {"tokens": 1_500, "gap_ms": 4}
+    thread = threading.Thread(target=ask, args=(gateway, "beats", stream()), kwargs=told)
+    thread.start()
+    wait_for("800 tokens", lambda: engine.written.get("beats", 0) >= 800)
+    assert wait_for("the charge", lambda: charged(gateway, "beats") - before >= 700, timeout_s=5)
+    assert thread.is_alive(), "it still runs"
+    thread.join(60)
+    wait_for("quiet", gateway.quiet)
+    assert charged(gateway, "beats") - before == pytest.approx(1_500, rel=0.05)
