@@ -17,7 +17,7 @@ from extproc.core.families import NONE, Choice, Family, pick
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import LATER_MS, Reason, Reject, Reservation, Routed
-from extproc.core.request import Kind, Request
+from extproc.core.request import Kind, Request, limited
 from extproc.core.strategies import FALLBACK, Moment, Ranking, Strategy, Work
 from extproc.core.strategies.base import NOW, lowest
 from extproc.core.tenant import Tenant
@@ -177,6 +177,7 @@ def resolve(
     if len(books) >= reservations_max:
         return overloaded("the gateway follows as many requests as it may")
     free = request.kind in FREE_KINDS
+    request = limited(request, pool.engine)
     work = predict(request, pool, tenant.name, model, zone=zone, rank=rank, spec=spec, now_ns=now_ns)
     return Case(
         id=id,

@@ -9,7 +9,7 @@ are as good as absent.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -118,6 +118,8 @@ class Request:
     #: Not of the body but of the gateway that asks: the addresses it may go to (None any), and targets of
     #: its own instead of its class's (0 none).
     only: frozenset[str] | None = None
+    #: A chat's max_tokens and max_completion_tokens, where it has both and they differ (`limited`).
+    limits: tuple[int, int] | None = None
     ttft_ms: int = 0
     tpot_ms: int = 0
 
@@ -230,6 +232,24 @@ def parse(route: Route, body: bytes) -> Request | Reject:
         return bad_request("the body is nested too deeply")
 
 
+def limited(request: Request, engine: str) -> Request:
+    """The request with the limit that an engine obeys of two.
+
+    vLLM goes by max_completion_tokens and SGLang by max_tokens, each by the other where it is 0; where it
+    differs by version, or the engine refuses both together, the larger bounds it.
+    """
+    if request.limits is None:
+        return request
+    tokens, completion = request.limits
+    if engine == "vllm":
+        limit = completion or tokens
+    elif engine == "sglang":
+        limit = tokens or completion
+    else:
+        limit = max(tokens, completion)
+    return replace(request, max_new_tokens=limit, limits=None)
+
+
 def bad_request(message: str) -> Reject:
     """A 400 for a body or header that cannot be served."""
     return Reject(status=400, code="invalid_request", message=message)
@@ -249,9 +269,11 @@ def prefix_of(request: Request) -> tuple[int, ...]:
 def _read_chat(route: Route, body: _Chat) -> Request | Reject:
     if not body.messages:
         return bad_request("'messages' is missing or empty")
-    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    if rejected := _check(limit, "max_tokens", body.n, "n"):
+    tokens, completion = body.max_tokens, body.max_completion_tokens
+    limit = completion if completion is not None else tokens
+    if rejected := _check(limit, "max_tokens", body.n, "n") or _check(tokens, "max_tokens", None, ""):
         return rejected
+    both = tokens is not None and completion is not None and tokens != completion
     segments, marks, images = _flatten(body.messages, body.tools)
     return Request(
         kind=route.kind,
@@ -268,6 +290,7 @@ def _read_chat(route: Route, body: _Chat) -> Request | Reject:
         tools=_count_of(body.tools),
         user=_user_of(body),
         json_output=_wants_json(body.response_format),
+        limits=(tokens or 0, completion or 0) if both else None,
     )
 
 
