@@ -70,6 +70,9 @@ SSE_EVENT_BYTES_MAX = 1024 * 1024
 
 #: So much of what an engine says of an error inside a 200 rides to the service.
 ERROR_BYTES = 512
+#: Of a stream whose usage was asked for in the client's name, an event up to this is held back until it is
+#: whole.
+HELD_BYTES = 64 * 1024
 #: A first-token event that a hung service does not take is given up after this, and only then is its
 #: place among the cluster's requests free again.
 EVENT_TIMEOUT_MS = 250
@@ -223,6 +226,7 @@ def first_chunk() -> Lua:
     source = resources.files("extproc.control").joinpath("lua/first_chunk.lua").read_text(encoding="utf-8")
     for name, value in (
         ("ERROR_BYTES", ERROR_BYTES),
+        ("HELD_BYTES", HELD_BYTES),
         ("EVENT_TIMEOUT_MS", EVENT_TIMEOUT_MS),
         ("OBSERVED_NAMESPACE", contract.OBSERVED_NAMESPACE),
         ("FIRST_CHUNK_KEY", contract.FIRST_CHUNK_KEY),
@@ -230,6 +234,7 @@ def first_chunk() -> Lua:
         ("ERROR_KEY", contract.ERROR_KEY),
         ("EVENTS_KEY", contract.EVENTS_KEY),
         ("DONE_KEY", contract.DONE_KEY),
+        ("USAGE_KEY", contract.USAGE_KEY),
         ("DECISION_NAMESPACE", contract.DECISION_NAMESPACE),
         ("RESERVATION_KEY", contract.RESERVATION_KEY),
         ("EVENT_CLUSTER_KEY", contract.EVENT_CLUSTER_KEY),

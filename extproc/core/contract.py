@@ -37,6 +37,9 @@ RESERVATION_KEY = "reservation"
 #: Whose trace the request is of, where it is followed (observe/tracing/carry.py).
 TRACE_KEY = "trace"
 EVENT_CLUSTER_KEY = "event_cluster"
+#: Usage that was asked for in the client's name, and is taken out of the stream again: "last" the event that
+#: holds it alone, "every" that of events with a choice; both with a blank between.
+USAGE_KEY = "usage"
 
 #: Response headers with the rate limits' figures; the decision's metadata holds each under its own name.
 RATE_LIMIT_HEADERS = tuple(

@@ -35,6 +35,12 @@ FULL_TOKENS: Final = 256.0
 #: The prior weighs as much as this part of an answer; old answers fade by this at each new one.
 PRIOR_WEIGHT: Final = 0.02
 FADE: Final = 0.99
+#: From so many answers on, and while their tokens were told within this on the mean, an estimate is sure.
+SURE_ANSWERS: Final = 4.0
+SURE_ERROR: Final = 0.02
+#: Answers of fewer tokens say little of the error, whose mean moves by this at each other.
+JUDGED_TOKENS: Final = 32
+ERROR_RATE: Final = 0.1
 #: No estimate has fewer tokens than this share of the events.
 EVENT_SHARE_MIN: Final = 0.5
 
@@ -42,18 +48,28 @@ EVENT_SHARE_MIN: Final = 0.5
 class Meter:
     """Tokens by events and bytes, for answers of one kind."""
 
-    __slots__ = ("_prior_a", "_prior_b", "_sx", "_sxx", "_sxy", "_sy", "_syy", "seen")
+    __slots__ = ("_prior_a", "_prior_b", "_sx", "_sxx", "_sxy", "_sy", "_syy", "error", "seen")
 
     def __init__(self, *, per_event: float, per_byte: float) -> None:
         self._prior_a, self._prior_b = per_event, per_byte
         self._sxx = self._sxy = self._syy = self._sx = self._sy = 0.0
         #: Answers that taught, faded.
         self.seen = 0.0
+        #: Mean relative error of what would have been estimated.
+        self.error = 0.0
+
+    @property
+    def sure(self) -> bool:
+        """Whether an estimate is worth as much as a count."""
+        return self.seen >= SURE_ANSWERS and self.error <= SURE_ERROR
 
     def saw(self, events: int, size: int, tokens: int) -> None:
         """An answer of so many events and bytes had so many tokens."""
         if events <= 0 or size <= 0 or tokens <= 0:
             return
+        if tokens >= JUDGED_TOKENS:
+            error = min(1.0, abs(self.tokens(events, size) / tokens - 1.0))
+            self.error += (ERROR_RATE if self.seen else 1.0) * (error - self.error)
         weight = min(1.0, tokens / FULL_TOKENS)
         x, y = events / tokens, size / tokens
         self._sxx = self._sxx * FADE + weight * x * x
@@ -96,7 +112,7 @@ class Meters:
             return
         if reservation.stream:
             if outcome.events is not None:
-                self._streamed(reservation.route).saw(outcome.events, outcome.response_bytes, tokens)
+                self.streamed(reservation.route).saw(outcome.events, outcome.response_bytes, tokens)
             self._bytes_alone(reservation.route).saw(1, outcome.response_bytes, tokens)
         else:
             self._whole(reservation.route).saw(1, outcome.response_bytes, tokens)
@@ -107,10 +123,11 @@ class Meters:
         if not outcome.reservation.stream:
             return self._whole(route).tokens(0, size) if size > 0 else None
         if outcome.events is not None:
-            return self._streamed(route).tokens(outcome.events, size)
+            return self.streamed(route).tokens(outcome.events, size)
         return self._bytes_alone(route).tokens(0, size) if size > 0 else None
 
-    def _streamed(self, route: str) -> Meter:
+    def streamed(self, route: str) -> Meter:
+        """The meter of a route's streams, whose events were counted."""
         return self._of((route, True), per_event=1.0, per_byte=0.0)
 
     def _whole(self, route: str) -> Meter:

@@ -60,6 +60,15 @@ class Kind(Enum):
     HEALTH = "health"
 
 
+class UsageAsked(Enum):
+    """What an OpenAI stream's client asked to be told of its usage."""
+
+    NO_STREAM = "no stream"  # nor one of another dialect
+    NONE = "none"
+    LAST = "last"  # stream_options.include_usage
+    EACH = "each"  # vLLM's continuous_usage_stats
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """A path the gateway serves."""
@@ -120,6 +129,7 @@ class Request:
     only: frozenset[str] | None = None
     #: A chat's max_tokens and max_completion_tokens, where it has both and they differ (`limited`).
     limits: tuple[int, int] | None = None
+    usage: UsageAsked = UsageAsked.NO_STREAM
     ttft_ms: int = 0
     tpot_ms: int = 0
 
@@ -148,12 +158,18 @@ class _Hints(msgspec.Struct):
     response_format: msgspec.Raw = _RAW
 
 
+class _StreamOptions(msgspec.Struct):
+    include_usage: Any = None
+    continuous_usage_stats: Any = None
+
+
 class _Chat(_Hints):
     messages: list[_Message] | None = None
     model: str | None = None
     stream: bool | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    stream_options: msgspec.Raw = _RAW
     n: int | None = None
 
 
@@ -161,6 +177,7 @@ class _Completion(_Hints):
     prompt: str | list[Any] | None = None
     model: str | None = None
     stream: bool | None = None
+    stream_options: msgspec.Raw = _RAW
     max_tokens: int | None = None
     n: int | None = None
     best_of: int | None = None
@@ -196,6 +213,7 @@ _tokenize = msgspec.json.Decoder(_Tokenize)
 _list = msgspec.json.Decoder(list[msgspec.Raw])
 _text = msgspec.json.Decoder(str)
 _format = msgspec.json.Decoder(_Format)
+_stream_options = msgspec.json.Decoder(_StreamOptions)
 
 
 def find_route(method: str, path: str) -> tuple[Route | None, Dialect]:
@@ -291,6 +309,7 @@ def _read_chat(route: Route, body: _Chat) -> Request | Reject:
         user=_user_of(body),
         json_output=_wants_json(body.response_format),
         limits=(tokens or 0, completion or 0) if both else None,
+        usage=_usage_of(body.stream_options) if body.stream else UsageAsked.NO_STREAM,
     )
 
 
@@ -358,6 +377,13 @@ def _user_of(hints: _Hints) -> str | None:
     return None
 
 
+def _usage_of(raw: msgspec.Raw) -> UsageAsked:
+    options = _peek(_stream_options, raw)
+    if options is None or options.include_usage is not True:
+        return UsageAsked.NONE
+    return UsageAsked.EACH if options.continuous_usage_stats is True else UsageAsked.LAST
+
+
 def _wants_json(raw: msgspec.Raw) -> bool:
     wanted = _peek(_format, raw)
     return wanted is not None and isinstance(wanted.type, str) and wanted.type != "text"
@@ -412,6 +438,7 @@ def _read_completion(route: Route, body: _Completion) -> Request | Reject:
         segments=segments,
         prompt_ids=ids,
         prefix_block_tokens=None if tokens is None else BLOCK_TOKENS,
+        usage=_usage_of(body.stream_options) if body.stream else UsageAsked.NO_STREAM,
         tools=_count_of(body.tools),
         user=_user_of(body),
         json_output=_wants_json(body.response_format),

@@ -29,6 +29,7 @@ from extproc.core.contract import (
     SOURCE_ATTRIBUTE,
     TICKET_KEY,
     TRACE_KEY,
+    USAGE_KEY,
 )
 from extproc.core.desk import AskQuota
 from extproc.core.outcome import Answer, Reject, Routed
@@ -204,14 +205,17 @@ def routed(
     explained: bool = False,
     carried: str = "",
     body: bytes | None = None,
+    usage: str = "",
 ) -> bytes:
     """The decision as the answer to a phase (request_headers or request_body).
 
     `event_cluster` is the cluster that Envoy tells of the first token; none when empty. `explained`: the
     client is told the reason. `carried` is what of its trace rides along. `body` goes on in place of the
-    client's.
+    client's. `usage` was asked for in its name.
     """
     about = told(decision, event_cluster=event_cluster, explained=explained, carried=carried)
+    if usage:
+        about[USAGE_KEY] = usage
     return _route(phase, decision.cluster, ",".join(decision.addresses), about, body)
 
 

@@ -324,6 +324,9 @@ class PickerExchange(Exchange):
         self._forget_body()
         return Reply(data, end=not self._stays, reservation_id=decision.reservation.id, more=tuple(more))
 
+    def _rewrites(self, body: bytes, /) -> bool:  # noqa: ARG002 (nobody would take it out of the answer again)
+        return False
+
     def _follow(self, reservation: Reservation, *, request_bytes: int) -> None:
         """Whether the stream stays for the response, and is read.
 

@@ -125,7 +125,8 @@ def goes(
     mutation = common.header_mutation
     set_header(mutation, LB_ENDPOINTS_KEY, endpoints)
     # What a client says there is no gateway's word.
-    mutation.remove_headers.extend((SUBSET_KEY, LB_SERVED_KEY))
+    # A packed answer says nothing to who reads its counts.
+    mutation.remove_headers.extend((SUBSET_KEY, LB_SERVED_KEY, "accept-encoding"))
     if without_keys:
         mutation.remove_headers.extend((AUTHORIZATION, API_KEY))
     if length is not None:

@@ -24,7 +24,10 @@ PROMPT_TOKENS = 11
 class ShapedEngine:
     """Context manager; `written` are the tokens sent for each request, by its `x-name`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, fails: bool = False) -> None:
+        """`fails`: it answers everything at once with an error inside a 200."""
+        self._fails = fails
+        self.requests = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self.written: dict[str, int] = {}
@@ -74,6 +77,9 @@ class ShapedEngine:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
+        self.requests += 1
+        if self._fails:
+            headers["x-say"], headers["x-tokens"] = json.dumps([DEAD]), "0"
         streams = bool(body.get("stream")) or path == "/generate_stream"
         kind = b"text/event-stream" if streams else b"application/json"
         packed = b"content-encoding: gzip\r\n" if "gzip" in headers.get("accept-encoding", "") else b""
@@ -127,6 +133,8 @@ class ShapedEngine:
                 _event(writer, {**chunk(shape, {}), "choices": [], "usage": usage(tokens)})
         _chunk(writer, b"data: [DONE]\n\n")
 
+
+DEAD = {"error": {"message": "EngineCore is dead", "type": "InternalServerError", "code": 500}}
 
 #: What opens a choice, what carries a token ("\0" is its text), and what closes it without one.
 OPENING: dict[str, list[Any]] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from gateway import Gateway, logs_of_failed, wait_for
-from shaped_engine import ShapedEngine
+from shaped_engine import DEAD, ShapedEngine
 
 from extproc.core.tenant import hash_key
 
@@ -33,11 +33,11 @@ CASES = [(shape, left, asks) for shape in SHAPES for left in LEAVES for asks in 
 TENANTS = [name_of(*case) for case in CASES] + [
     "eights",
     "beats",
-    *(f"error-{n}" for n in range(8)),
+    *(f"error-{n}" for n in range(7)),
     "gzip",
     "best-of",
     "liar",
-    "credit",
+    "pair",
 ]
 #: Next to nothing of it comes back while a test runs (one token in 26 s).
 MONTH = 100_000
@@ -50,15 +50,26 @@ def engine() -> Iterator[ShapedEngine]:
 
 
 @pytest.fixture(scope="module")
-def gateway(engine: ShapedEngine) -> Iterator[Gateway]:
-    """One engine; a tenant for each case, which pays one for an output token and nothing for its prompt."""
+def failing() -> Iterator[ShapedEngine]:
+    with ShapedEngine(fails=True) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def gateway(engine: ShapedEngine, failing: ShapedEngine) -> Iterator[Gateway]:
+    """A tenant for each case, which pays one for an output token and nothing for its prompt."""
     tenants = [
         {"name": name, "keys": [{"sha256": hash_key(name)}], "quota": {"budget_per_month": MONTH}}
         for name in TENANTS
     ]
     pool = {"models": ["m"], "engine": "vllm", "price": {"output_per_million": 1_000_000}}
     endpoints = [{"address": engine.address, "max_concurrent": 256}]
-    pools = {"chat": {**pool, "addresses": endpoints}}
+    pools = {
+        "chat": {**pool, "addresses": endpoints},
+        "eights": {**pool, "models": ["eights"], "addresses": endpoints},
+        "tgi": {**pool, "models": ["tgi"], "engine": "tgi", "addresses": endpoints},
+        "pair": {**pool, "models": ["pair"], "addresses": [engine.address, failing.address]},
+    }
     with Gateway(pools, tenants=tenants) as gateway:
         yield gateway
 
@@ -163,3 +174,101 @@ def test_a_long_stream_is_charged_while_it_runs(gateway: Gateway, engine: Shaped
     thread.join(60)
     wait_for("quiet", gateway.quiet)
     assert charged(gateway, "beats") - before == pytest.approx(1_500, rel=0.05)
+
+
+def test_events_of_several_tokens_are_learned(gateway: Gateway, engine: ShapedEngine) -> None:
+    """Usage is asked of the engine in the client's name, so that a stream that is left is exact as well."""
+    told = {"tokens": 400, "gap_ms": 4, "per_event": 8}
+    lines = ask(gateway, "eights", stream(model="eights"), **told)
+    wait_for("quiet", gateway.quiet)
+    assert charged(gateway, "eights") == pytest.approx(400, rel=0.05)
+    assert not [line for line in lines if b"usage" in line], "the client did not ask for it"
+    assert lines[-2:] == [b"data: [DONE]\n", b"\n"]
+    before = charged(gateway, "eights")
+    ask(gateway, "eights", stream(model="eights"), leave_after=160, **told)
+    wait_for("quiet", gateway.quiet)
+    assert charged(gateway, "eights") - before == pytest.approx(engine.written["eights"], abs=8 + 8)
+
+
+SAID: list[tuple[str, dict[str, Any], Any, int, str]] = [
+    ("/v1/chat/completions", stream(), [DEAD], 0, "error"),
+    ("/v1/chat/completions", stream(), [DEAD], 40, "error"),
+    ("/v1/chat/completions", stream(), [{"choices": [], **DEAD}], 0, "error"),
+    ("/v1/chat/completions", {**stream(), "stream": False}, {"object": "error", "code": 500}, 0, "error"),
+    (
+        "/generate_stream",
+        {"inputs": "a", "model": "tgi"},
+        [{"error": "Request failed during generation: x", "error_type": "generation"}],
+        0,
+        "error",
+    ),
+    (
+        "/v1/chat/completions",
+        stream(model="tgi"),
+        [{"error": {"message": "Input validation error: too long", "http_status_code": 422}}],
+        0,
+        "refused",
+    ),
+    (
+        "/v1/chat/completions",
+        {**stream(), "stream": False},
+        {"error": {"message": "no such image", "type": "BadRequestError", "code": 400}},
+        0,
+        "refused",
+    ),
+]
+
+
+@pytest.mark.parametrize("number", range(len(SAID)))
+def test_an_error_inside_a_200_is_an_error(gateway: Gateway, number: int) -> None:
+    """It ends as an error, or a refusal where the request is to blame; only what came before it is paid."""
+    path, body, said, before, end = SAID[number]
+    settled = gateway.status()["counts"].get(f"settled.{end}", 0)
+    ask(gateway, f"error-{number}", body, path=path, say=json.dumps(said), tokens=before, shape="tgi")
+    wait_for("its end", lambda: gateway.status()["counts"].get(f"settled.{end}", 0) == settled + 1)
+    assert charged(gateway, f"error-{number}") == pytest.approx(before, abs=1)
+
+
+def test_a_replica_that_fails_inside_a_200_loses_its_traffic(
+    gateway: Gateway, engine: ShapedEngine, failing: ShapedEngine
+) -> None:
+    """After a few errors it is suspect, as with 500s: it answers fast, and yet gets a small share."""
+    began = engine.requests
+
+    def call(number: int) -> None:
+        for each in range(10):
+            messages = [{"role": "user", "content": f"{number}-{each} " * 100}]
+            ask(gateway, "pair", stream(model="pair", messages=messages), tokens=20, gap_ms=10)
+
+    together([(number,) for number in range(4)], call)
+    assert failing.requests < 0.3 * (engine.requests - began + failing.requests)
+    assert failing.requests >= 1, "it was tried"
+
+
+def test_no_engine_is_asked_to_pack_its_answer(gateway: Gateway, engine: ShapedEngine) -> None:
+    """A packed answer would hide its usage: the client's accept-encoding does not reach the engine."""
+    body = {**stream(), "stream": False}
+    lines = ask(gateway, "gzip", body, tokens=77, accept_encoding="gzip, deflate, br")
+    assert json.loads(b"".join(lines))["usage"]["completion_tokens"] == 77
+    assert "accept-encoding" not in engine.asked["gzip"][0]
+    wait_for("quiet", gateway.quiet)
+    assert charged(gateway, "gzip") == pytest.approx(77, abs=1)
+
+
+def test_best_of_pays_every_sequence(gateway: Gateway) -> None:
+    """TGI says the best sequence's tokens alone; all were produced."""
+    body = {"model": "tgi", "inputs": "a", "parameters": {"best_of": 4, "max_new_tokens": 500}}
+    said = json.dumps({"generated_text": "x"})
+    headers = json.dumps({"x-prompt-tokens": 9, "x-generated-tokens": 50})
+    ask(gateway, "best-of", body, path="/generate", say=said, answer_headers=headers)
+    wait_for("quiet", gateway.quiet)
+    assert charged(gateway, "best-of") == pytest.approx(200, abs=1)
+
+
+def test_a_charge_is_bounded_by_what_was_asked(gateway: Gateway) -> None:
+    """An engine that says a hundred million tokens is not believed, counted and suspected."""
+    impossible = gateway.status()["counts"].get("metered.impossible", 0)
+    ask(gateway, "liar", {**stream(max_tokens=100), "stream": False}, tokens=30, claims=100_000_000)
+    wait_for("quiet", gateway.quiet)
+    assert charged(gateway, "liar") <= 100
+    assert gateway.status()["counts"]["metered.impossible"] == impossible + 1

@@ -1,4 +1,4 @@
--- What passes of a response, without holding any of it back: when its first output came, how many events
+-- What passes of a response: when its first output came, how many events
 -- a stream has had, and what it says of an error. Envoy's response headers are not the first token,
 -- because an engine may send them long before it begins to generate.
 --
@@ -10,6 +10,9 @@
 
 -- So much of what an engine says of an error is noted.
 local ERROR_BYTES = @ERROR_BYTES@
+
+-- An event longer than this is not held back until it is whole, and from then on nothing is taken out.
+local HELD_BYTES = @HELD_BYTES@
 
 local EVENT_OPTIONS = {
   -- Nobody waits for the answer: the chunk passes on at once, whatever becomes of the service.
@@ -101,8 +104,45 @@ local function tell(handle, refused)
   }, "\0\0\0\0\0", EVENT_OPTIONS)
 end
 
+-- Without the usage that was asked for in the client's name: the event that holds it alone, or the field of
+-- an event with a choice. `text` is whole events.
+local function without_usage(text, asked)
+  if not text:find('"usage"', 1, true) then
+    return text
+  end
+  local kept = {}
+  local at = 1
+  while at <= #text do
+    local next_at = next_event(text, at) or #text + 1
+    local event = text:sub(at, next_at - 1)
+    if event:find('"usage"%s*:%s*{') then
+      if event:find('"choices"%s*:%s*%[%s*%]') then
+        event = asked:find("last", 1, true) and "" or event
+      elseif asked:find("every", 1, true) then
+        event = event:gsub(',%s*"usage"%s*:%s*%b{}', "", 1)
+      end
+    end
+    kept[#kept + 1] = event
+    at = next_at
+  end
+  return table.concat(kept)
+end
+
+-- What the service asked for in the client's name, where this is a stream that may hold it.
+local function usage_asked(handle, streams)
+  local decision = streams and handle:streamInfo():dynamicMetadata():get("@DECISION_NAMESPACE@")
+  local asked = decision and decision["@USAGE_KEY@"]
+  if asked then
+    handle:headers():remove("content-length")
+  end
+  return asked
+end
+
 function envoy_on_response(handle)
   local well, stream = answers_well(handle)
+  local asked = usage_asked(handle, well and stream)
+  -- What has come of an event whose end has not, where something may have to be taken out of it.
+  local held = ""
   local function note(key, value)
     -- Asked for each time: Envoy takes the object away whenever the loop waits.
     handle:streamInfo():dynamicMetadata():set("@OBSERVED_NAMESPACE@", key, value)
@@ -113,8 +153,23 @@ function envoy_on_response(handle)
   local rest = "\n"
   for chunk in handle:bodyChunks() do
     local length = chunk:length()
+    local text = length > 0 and chunk:getBytes(0, length) or ""
+    if asked and length > 0 then
+      text = held .. text
+      local last = text:sub(-2) == "\n\n" and #text or (text:match(".*\n\n()") or 1) - 1
+      held = text:sub(last + 1)
+      text = text:sub(1, last)
+      if #held > HELD_BYTES then
+        text, held, asked = text .. held, "", nil
+      end
+      chunk:setBytes(asked and without_usage(text, asked) or text)
+    elseif held ~= "" then
+      -- The end came without the event's: it goes on as it is.
+      text, held = held, ""
+      chunk:setBytes(text)
+    end
+    length = #text
     if length > 0 then
-      local text = chunk:getBytes(0, length)
       local whole = rest == "\n" and text or rest .. text
       local at = rest == "\n" and whole:sub(1, 5) == "data:" and 1 or next_event(whole, 1)
       if not begun and (at or whole:sub(1, 1) ~= ":") then
