@@ -19,6 +19,7 @@ from typing import Any
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\ntransfer-encoding: chunked\r\n%s\r\n"
 PROMPT_TOKENS = 11
+PORTS = 4
 
 
 class ShapedEngine:
@@ -32,14 +33,17 @@ class ShapedEngine:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self.written: dict[str, int] = {}
         self.asked: dict[str, tuple[dict[str, str], dict[str, Any]]] = {}
-        self.address = ""
+        #: It listens on several ports, as replicas of several pools.
+        self.addresses: list[str] = []
 
     def __enter__(self) -> ShapedEngine:
         self._thread.start()
-        start = asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result(10)
-        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
         return self
+
+    async def _start(self) -> None:
+        self._servers = [await asyncio.start_server(self._serve, "127.0.0.1", 0) for _ in range(PORTS)]
+        self.addresses = [f"127.0.0.1:{s.sockets[0].getsockname()[1]}" for s in self._servers]
 
     def __exit__(self, *_: object) -> None:
         asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
@@ -48,7 +52,8 @@ class ShapedEngine:
         self._loop.close()
 
     async def _stop(self) -> None:
-        self._server.close()
+        for server in self._servers:
+            server.close()
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
             task.cancel()
