@@ -134,6 +134,8 @@ class App:
             self.processor.recent,
             tenants=self._tenants,
             clock=clock,
+            note=self.audit.event,
+            audited=lambda: self.audit.settings.file is not None,
         )
         self.explaining = Explaining(self.desk, tenants=self._tenants, clock=clock)
         self.measuring = Measuring(config, self.desk, tenants=self._tenants, clock=clock)
@@ -154,6 +156,7 @@ class App:
             "ClearFaults": self._clear_faults,
             "Tenant": self.operators.tenant,
             "Shadow": self.operators.shadow,
+            "Credit": self.operators.credit,
             "Explain": self.explaining.explain,
             "Experiment": self.experimenting.order,
             "Report": self.analysing.order,

@@ -275,6 +275,19 @@ class RedisQuota:
             expired.append(reservation_id)
         return expired
 
+    def credit(self, account: Account, amounts: Amounts, *, credit_id: str, now_ns: int) -> None:
+        """Give back what was used: here at once, and in Redis as the end of a request that used less than none."""
+        if credit_id in self._ended:
+            return
+        self._end(credit_id, None)
+        units = amounts.units()
+        share.credit(account, self._wallets.of(account, now_ns=now_ns), units, now_ns=now_ns)
+        requests, tokens_in, tokens_out, gpu_us, money = units
+        self._tell(
+            Op("settle", credit_id, account, None, (-requests, -tokens_in, -tokens_out, -gpu_us, -money))
+        )
+        self.counts["credited"] += 1
+
     def usage(self, account: Account, *, now_ns: int) -> tuple[LimitUsage, ...]:
         """Every limit as last heard, with what this service has added since."""
         return share.usage(account, self._wallets.known(account), now_ns=now_ns)

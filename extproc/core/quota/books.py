@@ -82,6 +82,10 @@ class QuotaBooks(Protocol):
         """End what was not heard of: its reserved amounts stay charged, its place in flight is free."""
         ...
 
+    def credit(self, account: Account, amounts: Amounts, *, credit_id: str, now_ns: int) -> None:
+        """Forgive what was used, at most all of it, once for an id: an operator's word."""
+        ...
+
     def usage(self, account: Account, *, now_ns: int) -> tuple[LimitUsage, ...]:
         """Every limit of the account as it stands."""
         ...
@@ -218,6 +222,14 @@ class Books:
             self._end(reservation_id, held.taken)
             expired.append(reservation_id)
         return expired
+
+    def credit(self, account: Account, amounts: Amounts, *, credit_id: str, now_ns: int) -> None:
+        """Give back what was used."""
+        if credit_id in self._ended:
+            return
+        self._end(credit_id, None)
+        share.credit(account, self._scopes.of(account, now_ns=now_ns), amounts.units(), now_ns=now_ns)
+        self.counts["credited"] += 1
 
     def usage(self, account: Account, *, now_ns: int) -> tuple[LimitUsage, ...]:
         """Every limit of the account as it stands; changes nothing."""

@@ -159,6 +159,13 @@ def force(account: Account, scopes: tuple[Scope, ...], units: Sequence[int], *, 
     return costs
 
 
+def credit(account: Account, scopes: tuple[Scope, ...], units: Sequence[int], *, now_ns: int) -> None:
+    """Give back what was used, at most all of it."""
+    for (_, limits), scope in zip(account.scopes, scopes, strict=True):
+        for bucket in limits.buckets:
+            charge(scope.tats, bucket.kind, -bucket.cost_ns(units[bucket.unit]), now_ns)
+
+
 def settle(taken: Taken, units: Sequence[int], *, now_ns: int) -> list[int]:
     """Charge or refund the difference to the real counts; returns what it came to in the end."""
     real = []
