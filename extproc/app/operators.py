@@ -28,7 +28,7 @@ MINUTES_MAX = 60
 CREDIT_MAX = 1_000_000_000_000
 WHY_MAX = 500
 #: More than anybody can have used.
-EVERYTHING = Amounts(CREDIT_MAX, CREDIT_MAX, CREDIT_MAX, CREDIT_MAX * 1e3, 1e6)
+EVERYTHING = Amounts(CREDIT_MAX, CREDIT_MAX, CREDIT_MAX, CREDIT_MAX * 1e3, 1e9)
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +74,7 @@ class Operators:
         scopes += [*models.get(tenant, []), *keys.get(tenant, [])]
         chosen = tuple(each for each in scopes if order.scope in ("", each[0]))
         if not chosen:
-            raise ValueError(
-                f"tenant {tenant} has no quota {order.scope!r}" if order.scope else "no quota to credit"
-            )
+            raise ValueError(f"tenant {tenant} has no such quota {order.scope!r}")
         amounts = EVERYTHING if order.everything else order.amounts.plain()
         account = Account(tenant, "", "", chosen)
         credit_id = f"credit-{uuid.uuid4().hex}"

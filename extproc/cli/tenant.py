@@ -17,7 +17,7 @@ from extproc.cli.tenants import asked, print_tenants
 from extproc.config.load import ConfigError, loads
 from extproc.config.model import Config, Quota
 from extproc.history.surgery import Edit, EditError, Put, Remove, edited
-from extproc.history.versions import read_text
+from extproc.history.versions import read_text, user
 
 #: What takes a limit away again.
 NONE = "none"
@@ -169,9 +169,7 @@ def set_(
 @click.option("--input-tokens", type=click.IntRange(min=0), default=0, help="Input tokens to give back.")
 @click.option("--output-tokens", type=click.IntRange(min=0), default=0, help="Output tokens to give back.")
 @click.option("--gpu-seconds", type=click.FloatRange(min=0), default=0.0, help="GPU seconds to give back.")
-@click.option(
-    "--cost", type=click.FloatRange(min=0), default=0.0, help="Of its budgets, in the price's currency."
-)
+@click.option("--cost", type=click.FloatRange(min=0), default=0.0, help="Of its budgets, in their currency.")
 @click.option("--everything", is_flag=True, help="All that it has used of every limit.")
 @click.option("--scope", default="", help="tenant, model:NAME or key:ID; all of its quotas when left out.")
 @json_option
@@ -198,7 +196,7 @@ def credit(
         "amounts": amounts,
         "everything": everything,
         "why": asked_why(why),
-        "who": who,
+        "who": who or user(),
     }
     try:
         found = asked(address, lambda link: link.order("Credit", order))

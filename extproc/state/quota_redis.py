@@ -276,7 +276,7 @@ class RedisQuota:
         return expired
 
     def credit(self, account: Account, amounts: Amounts, *, credit_id: str, now_ns: int) -> None:
-        """Give back what was used: here at once, and in Redis as the end of a request that used less than none."""
+        """Give back what was used: here at once, in Redis as the end of a request of less than none."""
         if credit_id in self._ended:
             return
         self._end(credit_id, None)

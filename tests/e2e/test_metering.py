@@ -19,10 +19,10 @@ pytestmark = pytest.mark.envoy
 SHAPES = ("vllm", "sglang", "llamacpp", "tgi")
 #: What a charge may be apart from what was produced.
 APART = 0.05
-GAP_MS = 4
-TOKENS = 300
+GAP_MS = 15
+TOKENS = 160
 #: After so many tokens a client leaves; None: it stays.
-LEAVES = (20, 150, None)
+LEAVES = (20, 100, None)
 
 
 def name_of(*parts: object) -> str:
