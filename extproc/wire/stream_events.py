@@ -10,15 +10,16 @@ import re
 
 #: So much of what an engine says of an error is kept.
 ERROR_BYTES = 512
+#: Of a line that is longer only its head is kept until it is whole.
+LINE_BYTES, LINE_HEAD_BYTES = 4096, 512
 
 # In generated text quotes and line ends are escaped, so that no text can look like these.
-_ERROR = re.compile(rb'"error"\s*:\s*[{"]|"object"\s*:\s*"error"|(?:^|\n)error: ')
-_USAGE = re.compile(rb'"choices": ?\[\]')
-_BARE = re.compile(rb'^data:\s*\[DONE\]|"choices"\s*:\s*\[\s*\]')
+_ERROR = re.compile(rb'"error"\s*:\s*[{"]|"object"\s*:\s*"error"|^error: ')
+_NO_CHOICE = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _ROLE = re.compile(rb'"role"\s*:\s*"')
 _EMPTY = re.compile(rb'"content"\s*:\s*(?:""|null)')
 _OUTPUT = re.compile(rb'"finish_reason"\s*:\s*"|"reasoning[A-Za-z_]*"\s*:\s*"[^"]|"arguments"\s*:\s*"[^"]')
-_DONE = b"data: [DONE]"
+_DONE = re.compile(rb"data:\s*\[DONE\]")
 
 
 def error_in(text: bytes) -> str:
@@ -38,48 +39,32 @@ class StreamEvents:
         self.count = 0
         self.error = ""
         self.done = False
-        #: The last bytes of a line that goes on in the next piece; a line's end where none does.
-        self._rest = b"\n"
+        #: What has come of a line that is not whole.
+        self._rest = b""
 
     def saw(self, piece: bytes) -> None:
         """The next piece of the body."""
         if not piece:
             return
-        whole = piece if self._rest == b"\n" else self._rest + piece
-        at = 0 if self._rest == b"\n" and whole.startswith(b"data:") else _next(whole, 0)
-        if not self.error:
-            self.error = error_in(whole)
-        if self.count == 0:
-            self.count = _first(whole, at)
-        else:
-            while at >= 0:
-                self.count += 1
-                at = _next(whole, at)
-            if _USAGE.search(whole):
-                self.count -= 1
-        if not self.done and _DONE in whole[-16:]:
-            self.done = True
-            self.count = max(0, self.count - 1)
-        self._rest = b"\n" if whole.endswith(b"\n") else whole[-5:]
-
-
-def _next(text: bytes, start: int) -> int:
-    at = text.find(b"\ndata:", start)
-    return at + 1 if at >= 0 else -1
-
-
-def _first(text: bytes, at: int) -> int:
-    """Events that hold a token, until one does: from then on each that begins is taken to."""
-    count = 0
-    while at >= 0:
-        following = _next(text, at)
-        if count or not _is_bare(text[at : following if following >= 0 else len(text)]):
-            count += 1
-        at = following
-    return count
+        *lines, rest = (self._rest + piece).split(b"\n")
+        self._rest = rest[:LINE_HEAD_BYTES] if len(rest) > LINE_BYTES else rest
+        for line in lines:
+            if line.startswith(b"data:"):
+                if not (_is_bare if self.count == 0 else _is_bare_later)(line):
+                    self.count += 1
+                elif _DONE.match(line):
+                    self.done = True
+            if not self.error:
+                self.error = error_in(line)
 
 
 def _is_bare(event: bytes) -> bool:
-    if _BARE.search(event) or error_in(event):
+    """An event that holds no token: usage, an error, the end, or what opens a choice."""
+    if _DONE.match(event) or _NO_CHOICE.search(event) or error_in(event):
         return True
     return bool(_ROLE.search(event) and _EMPTY.search(event)) and not _OUTPUT.search(event)
+
+
+def _is_bare_later(event: bytes) -> bool:
+    """The same once tokens have come: no choice opens without one."""
+    return bool(_DONE.match(event) or _NO_CHOICE.search(event))

@@ -12,6 +12,7 @@ import pytest
 from extproc.config.load import loads
 from extproc.control.services import event_cluster
 from extproc.core import contract
+from extproc.wire.stream_events import StreamEvents
 
 if TYPE_CHECKING:  # a conftest is not importable under importlib mode
     Gateway = Any
@@ -71,6 +72,39 @@ def test_a_streams_first_chunk_is_told_once(
     observed = gateway.record(answer.request_id).observed
     assert observed.get(contract.REFUSED_KEY) == (True if refused else None)
     assert (contract.FIRST_CHUNK_KEY in observed) is bool(answer.body.strip(b":\n"))
+
+
+ROLE = 'data: {"choices":[{"delta":{"role":"assistant","content":""},"finish_reason":null}]}\\n\\n'
+TOKEN = 'data: {"choices":[{"delta":{"content":"data: \\\\"error\\\\": {"}}]}\\n\\n'
+DEAD = 'data: {"choices":[],"error":{"message":"dead","code":500}}\\n\\n'
+
+
+@pytest.mark.envoy
+@pytest.mark.parametrize(
+    "said",
+    [
+        ROLE,
+        ROLE + TOKEN * 3,
+        TOKEN + ROLE + ":keep-alive\\n\\n" + TOKEN,
+        ROLE + TOKEN + DEAD,
+        DEAD,
+        TOKEN + 'error: {"code":500}\\n\\n',
+        TOKEN.replace("data: {", "data:{") * 2 + "data: [DONE]\\n\\n",
+        TOKEN + "data: " + "x" * 6_000 + "\\n\\n" + TOKEN,
+    ],
+)
+@pytest.mark.parametrize("tokens", [0, 4])
+def test_envoy_counts_as_the_picker_does(gateway: Gateway, said: str, tokens: int) -> None:
+    """The script and wire/stream_events.py find the same events, error and end in a stream."""
+    headers = {"x-test-say": said, "x-test-tokens": str(tokens)}
+    answer = gateway.call("/v1/chat/completions", b'{"stream": true}', headers=headers)
+    found = StreamEvents()
+    for chunk in (answer.body[at : at + 100] for at in range(0, len(answer.body), 100)):
+        found.saw(chunk)
+    observed = gateway.record(answer.request_id).observed
+    assert observed.get(contract.EVENTS_KEY, 0) == found.count
+    assert observed.get(contract.ERROR_KEY, "") == found.error
+    assert observed.get(contract.DONE_KEY, False) is found.done is True
 
 
 @pytest.mark.envoy

@@ -2,15 +2,17 @@
 -- a stream has had, and what it says of an error. Envoy's response headers are not the first token,
 -- because an engine may send them long before it begins to generate.
 --
--- A whole answer costs one call: the loop is left at its first chunk. Of a stream every chunk is looked
--- through for the beginnings of lines, and no more: the events are counted, not read. Lines that begin
--- with ":" are SSE comments, which engines send to keep a waiting connection alive, and are no output.
+-- A whole answer costs one call: the loop is left at its first chunk. Of a stream the lines are looked
+-- through, and no more: the events are counted, not read. Lines that begin with ":" are SSE comments, which
+-- engines send to keep a waiting connection alive, and are no output.
 --
 -- In generated text quotes and line ends are escaped, so that no text can look like what is looked for.
 
 -- So much of what an engine says of an error is noted.
 local ERROR_BYTES = @ERROR_BYTES@
 
+-- Of a line that is longer than this only its head is kept until it is whole.
+local LINE_BYTES, LINE_HEAD_BYTES = 4096, 512
 -- An event longer than this is not held back until it is whole, and from then on nothing is taken out.
 local HELD_BYTES = @HELD_BYTES@
 
@@ -61,28 +63,43 @@ local function is_bare(event)
     and not event:find('"arguments"%s*:%s*"[^"]')
 end
 
--- Usage comes in an event of its own, after the last token.
-local function holds_usage(text)
-  return text:find('"choices":[]', 1, true) or text:find('"choices": []', 1, true)
-end
-
 -- Where the next event begins, at `from` or later.
 local function next_event(text, from)
   local at = text:find("\ndata:", from, true)
   return at and at + 1
 end
 
--- Events that hold a token, until one does: from then on each that begins is taken to.
-local function first_outputs(text, at)
-  local count = 0
-  while at do
-    local next_at = next_event(text, at)
-    if count > 0 or not is_bare(text:sub(at, next_at and next_at - 1)) then
-      count = count + 1
+-- Once tokens have come, no choice opens without one.
+local function is_bare_later(event)
+  return event:find("^data:%s*%[DONE%]") or event:find('"choices":[]', 1, true) or event:find('"choices": []', 1, true)
+end
+
+-- Looks through the lines that are whole; answers what has come of one that is not. `found` is the stream's:
+-- its events that held a token, its error and its end.
+local function look_through(found, text)
+  local at = 1
+  while true do
+    local line_end = text:find("\n", at, true)
+    if not line_end then
+      break
     end
-    at = next_at
+    if line_end > at + 5 then
+      local line = text:sub(at, line_end - 1)
+      if line:sub(1, 5) == "data:" then
+        if not (found.count == 0 and is_bare or is_bare_later)(line) then
+          found.count = found.count + 1
+        elseif line:find("^data:%s*%[DONE%]") then
+          found.done = true
+        end
+      end
+      if not found.failure then
+        found.failure = error_in(line)
+      end
+    end
+    at = line_end + 1
   end
-  return count
+  local rest = at > 1 and text:sub(at) or text
+  return #rest > LINE_BYTES and rest:sub(1, LINE_HEAD_BYTES) or rest
 end
 
 -- Tells the service that decided: a gRPC unary call whose message is empty.
@@ -147,10 +164,8 @@ function envoy_on_response(handle)
     -- Asked for each time: Envoy takes the object away whenever the loop waits.
     handle:streamInfo():dynamicMetadata():set("@OBSERVED_NAMESPACE@", key, value)
   end
-  local begun, failed, ended = false, false, false
-  local count = 0
-  -- The last bytes of a line that goes on in the next chunk.
-  local rest = "\n"
+  local begun, rest = false, ""
+  local found = { count = 0, failure = nil, done = false }
   for chunk in handle:bodyChunks() do
     local length = chunk:length()
     local text = length > 0 and chunk:getBytes(0, length) or ""
@@ -168,60 +183,40 @@ function envoy_on_response(handle)
       text, held = held, ""
       chunk:setBytes(text)
     end
-    length = #text
-    if length > 0 then
-      local whole = rest == "\n" and text or rest .. text
-      local at = rest == "\n" and whole:sub(1, 5) == "data:" and 1 or next_event(whole, 1)
-      if not begun and (at or whole:sub(1, 1) ~= ":") then
+    if text ~= "" then
+      if not begun and (text:sub(1, 1) ~= ":" or text:find("\ndata:", 1, true)) then
         begun = true
         note("@FIRST_CHUNK_KEY@", handle:timestampString(EnvoyTimestampResolution.MICROSECOND))
+        local failure = well and error_in(text)
         if not (well and stream) then
-          local err = well and error_in(text)
-          if err then
-            note("@ERROR_KEY@", err)
+          if failure then
+            note("@ERROR_KEY@", failure)
           end
           break
         end
-        local err = error_in(whole)
-        local refused = err and err:find("overloaded", 1, true) ~= nil
+        local refused = failure and failure:find("overloaded", 1, true) ~= nil
         if refused then
           note("@REFUSED_KEY@", true)
         end
         -- Another error is no first token, and its record follows at once.
-        if refused or not err then
+        if refused or not failure then
           tell(handle, refused)
         end
       end
-      if begun then
-        if not failed then
-          local err = error_in(whole)
-          failed = err ~= nil and err ~= false
-          if failed then
-            note("@ERROR_KEY@", err)
-          end
+      if well and stream then
+        local count, failed, done = found.count, found.failure, found.done
+        rest = look_through(found, rest == "" and text or rest .. text)
+        -- Each time: a client that leaves takes the loop with it.
+        if found.count > count then
+          note("@EVENTS_KEY@", found.count)
         end
-        if count == 0 then
-          count = first_outputs(whole, at)
-        else
-          while at do
-            count = count + 1
-            at = next_event(whole, at)
-          end
-          if holds_usage(whole) then
-            count = count - 1
-          end
+        if found.failure and not failed then
+          note("@ERROR_KEY@", found.failure)
         end
-        if not ended and whole:find("data: [DONE]", math.max(1, #whole - 15), true) then
-          ended = true
-          count = math.max(0, count - (count > 0 and 1 or 0))
+        if found.done and not done then
           note("@DONE_KEY@", true)
         end
-        -- Each time: a client that leaves takes the loop with it.
-        if count > 0 then
-          note("@EVENTS_KEY@", count)
-        end
       end
-      rest = whole:sub(-1) == "\n" and "\n" or whole:sub(-5)
     end
   end
 end
