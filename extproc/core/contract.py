@@ -88,6 +88,9 @@ REFUSED_HEADER = "x-steersman-refused"
 PROMPT_TOKENS_HEADER = "x-prompt-tokens"
 GENERATED_TOKENS_HEADER = "x-generated-tokens"
 
+#: What an engine must not see: it might pack its answer, and nobody here could read its counts and events.
+ENCODING_HEADER = "accept-encoding"
+
 #: A client may choose a model here when the route's body has no field for one.
 MODEL_HEADER = "x-model"
 

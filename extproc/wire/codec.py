@@ -13,6 +13,7 @@ from extproc.core.contract import (
     ATTRIBUTES_NAMESPACE,
     CLUSTER_HEADER,
     DECISION_NAMESPACE,
+    ENCODING_HEADER,
     EVENT_CLUSTER_KEY,
     EXPLAIN_HEADER,
     EXPLAINED_KEY,
@@ -260,7 +261,7 @@ def _route(
     mutation = common.header_mutation
     set_header(mutation, CLUSTER_HEADER, cluster)
     # The key opened our door; the engine has no use for it, and its logs no right to it.
-    mutation.remove_headers.extend((AUTHORIZATION, API_KEY))
+    mutation.remove_headers.extend((AUTHORIZATION, API_KEY, ENCODING_HEADER))
     if body is not None:
         common.body_mutation.body = body
         # Envoy answers 500 itself where its own length and the new body's differ.

@@ -49,18 +49,18 @@ class StreamEvents:
         *lines, rest = (self._rest + piece).split(b"\n")
         self._rest = rest[:LINE_HEAD_BYTES] if len(rest) > LINE_BYTES else rest
         for line in lines:
-            if line.startswith(b"data:"):
+            if not self.error and (said := error_in(line)):
+                self.error = said
+            elif line.startswith(b"data:"):
                 if not (_is_bare if self.count == 0 else _is_bare_later)(line):
                     self.count += 1
                 elif _DONE.match(line):
                     self.done = True
-            if not self.error:
-                self.error = error_in(line)
 
 
 def _is_bare(event: bytes) -> bool:
-    """An event that holds no token: usage, an error, the end, or what opens a choice."""
-    if _DONE.match(event) or _NO_CHOICE.search(event) or error_in(event):
+    """An event that holds no token: usage, the end, or what opens a choice."""
+    if _DONE.match(event) or _NO_CHOICE.search(event):
         return True
     return bool(_ROLE.search(event) and _EMPTY.search(event)) and not _OUTPUT.search(event)
 

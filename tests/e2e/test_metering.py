@@ -231,7 +231,7 @@ def test_an_error_inside_a_200_is_an_error(gateway: Gateway, number: int) -> Non
     settled = gateway.status()["counts"].get(f"settled.{end}", 0)
     ask(gateway, f"error-{number}", body, path=path, say=json.dumps(said), tokens=before, shape="tgi")
     wait_for("its end", lambda: gateway.status()["counts"].get(f"settled.{end}", 0) == settled + 1)
-    assert charged(gateway, f"error-{number}") == pytest.approx(before, abs=1)
+    assert charged(gateway, f"error-{number}") == pytest.approx(before, abs=0.5)
 
 
 def test_a_replica_that_fails_inside_a_200_loses_its_traffic(

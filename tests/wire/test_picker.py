@@ -190,6 +190,7 @@ def test_a_decision() -> None:
     assert list(common.header_mutation.remove_headers) == [
         "x-gateway-destination-endpoint-subset",
         "x-gateway-destination-endpoint-served",
+        "accept-encoding",
         "authorization",
         "x-api-key",
     ]

@@ -51,9 +51,9 @@ local function error_in(text)
   return at and text:sub(at, at + ERROR_BYTES - 1)
 end
 
--- An event that holds no token: usage, an error, the end, or what opens a choice before its first token.
+-- An event that holds no token: usage, the end, or what opens a choice before its first token.
 local function is_bare(event)
-  if event:find("^data:%s*%[DONE%]") or event:find('"choices"%s*:%s*%[%s*%]') or error_in(event) then
+  if event:find("^data:%s*%[DONE%]") or event:find('"choices"%s*:%s*%[%s*%]') then
     return true
   end
   return event:find('"role"%s*:%s*"') ~= nil
@@ -85,15 +85,15 @@ local function look_through(found, text)
     end
     if line_end > at + 5 then
       local line = text:sub(at, line_end - 1)
-      if line:sub(1, 5) == "data:" then
+      local failure = not found.failure and error_in(line)
+      if failure then
+        found.failure = failure
+      elseif line:sub(1, 5) == "data:" then
         if not (found.count == 0 and is_bare or is_bare_later)(line) then
           found.count = found.count + 1
         elseif line:find("^data:%s*%[DONE%]") then
           found.done = true
         end
-      end
-      if not found.failure then
-        found.failure = error_in(line)
       end
     end
     at = line_end + 1
