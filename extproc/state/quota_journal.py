@@ -56,6 +56,11 @@ class Journal:
         if len(self._ops) > JOURNAL_MAX:
             self._drop()
 
+    def waits(self, op: Op) -> bool:
+        """Whether more of the same attempt than that it runs has yet to be said."""
+        pending = self._ops.get(op.key)
+        return pending is not None and pending.how != "renew"
+
     def _drop(self) -> None:
         _, op = self._ops.popitem(last=False)
         self.counts["journal_dropped"] += 1

@@ -243,14 +243,16 @@ class RedisQuota:
         entry = self._held.get(reservation_id)
         if entry is None:
             return False
-        units = (0, 0, 0, 0, 0) if so_far is None else so_far.units()
-        if so_far is not None:
+        op = Op("renew", reservation_id, entry.taken.account, entry)
+        # Of what Redis has not heard yet it is told first; the next time that it runs is soon enough.
+        if so_far is not None and not self.journal.waits(op):
+            op.units = so_far.units()
             before = list(entry.taken.costs)
-            if share.grow(entry.taken, units, now_ns=now_ns) and entry.began is None:
+            if share.grow(entry.taken, op.units, now_ns=now_ns) and entry.began is None:
                 entry.began = before
         entry.heard_ns = now_ns
         self._held.move_to_end(reservation_id)
-        self._tell(Op("renew", reservation_id, entry.taken.account, entry, units))
+        self._tell(op)
         return True
 
     def cancel(self, reservation_id: str, *, now_ns: int) -> None:
