@@ -20,7 +20,7 @@ from extproc.core.outcome import Counted, End, Outcome, Reservation
 #: The longest answer of one sequence, where a client set no limit: the longest context served today.
 OUTPUT_TOKENS_MAX: Final = 131_072
 #: A prompt has at most so many tokens beside one for each byte of its request: templates, and images by name.
-PROMPT_TOKENS_BESIDE: Final = 8_192
+PROMPT_TOKENS_BESIDE: Final = 32_768
 #: And so many times what was predicted: images again.
 PROMPT_TIMES: Final = 32
 #: Engines may count the end's own token on top of the limit.

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,6 +41,7 @@ TENANTS = [name_of(*case) for case in CASES] + [
     "best-of",
     "liar",
     "pair",
+    "credit",
 ]
 #: Next to nothing of it comes back while a test runs (one token in 26 s).
 MONTH = 100_000
@@ -56,7 +60,9 @@ def failing() -> Iterator[ShapedEngine]:
 
 
 @pytest.fixture(scope="module")
-def gateway(engine: ShapedEngine, failing: ShapedEngine) -> Iterator[Gateway]:
+def gateway(
+    engine: ShapedEngine, failing: ShapedEngine, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Gateway]:
     """A tenant for each case, which pays one for an output token and nothing for its prompt."""
     tenants = [
         {"name": name, "keys": [{"sha256": hash_key(name)}], "quota": {"budget_per_month": MONTH}}
@@ -70,7 +76,8 @@ def gateway(engine: ShapedEngine, failing: ShapedEngine) -> Iterator[Gateway]:
         "tgi": {**pool, "models": ["tgi"], "engine": "tgi", "addresses": [tgi]},
         "pair": {**pool, "models": ["pair"], "addresses": [pair, failing.addresses[0]]},
     }
-    with Gateway(pools, tenants=tenants) as gateway:
+    audit = {"file": str(tmp_path_factory.mktemp("audit") / "audit.jsonl")}
+    with Gateway(pools, tenants=tenants, audit=audit) as gateway:
         yield gateway
 
 
@@ -277,3 +284,29 @@ def test_a_charge_is_bounded_by_what_was_asked(gateway: Gateway) -> None:
     wait_for("quiet", gateway.quiet)
     assert charged(gateway, "liar") <= 100
     assert gateway.status()["counts"]["metered.impossible"] == impossible + 1
+
+
+def test_operators_forgive_on_record(gateway: Gateway) -> None:
+    """`steersman tenant credit` gives back what was used, at once; the audit log says who and why."""
+    ask(gateway, "credit", {**stream(max_tokens=100), "stream": False}, tokens=60)
+    wait_for("quiet", gateway.quiet)
+    assert charged(gateway, "credit") == pytest.approx(60, abs=1)
+    command = [sys.executable, "-m", "extproc.cli", "tenant", "credit", "credit", "--cost", "40"]
+    done = subprocess.run(
+        [*command, "--why", "an incident", "--who", "ann", "--address", gateway.service_address],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert charged(gateway, "credit") == pytest.approx(20, abs=1)
+    log = Path(gateway.config["audit"]["file"])
+    lines = wait_for("the record", lambda: [x for x in log.read_text().splitlines() if "tenant_credit" in x])
+    noted = json.loads(lines[0])
+    assert (noted["tenant"], noted["amounts"]["cost"], noted["why"], noted["who"]) == (
+        "credit",
+        40,
+        "an incident",
+        "ann",
+    )
