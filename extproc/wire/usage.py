@@ -13,7 +13,7 @@ from extproc.core.fleet import Pool
 from extproc.core.request import Kind, UsageAsked
 
 #: A body above this goes on as it came: its stream is estimated.
-BODY_BYTES_MAX: Final = 256 * 1024
+BODY_BYTES_MAX: Final = 64 * 1024
 #: Engines that can say their usage with every chunk (vLLM; SGLang took the option over).
 _EACH: Final = frozenset({"vllm", "sglang"})
 #: What is taken out again: the event that holds usage alone, and the usage of those that hold a choice.
