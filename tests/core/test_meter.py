@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.core.desk import Desk, DeskLimits
+from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.meter import SURE_ERROR, Meter, Meters, metered, output_bound, prompt_bound
 from extproc.core.outcome import Counted, End, Outcome, Reservation
 
@@ -144,3 +146,22 @@ def test_estimates_teach_nothing() -> None:
     meters.saw(metered(outcome(events=50, response_bytes=50 * FRAME), meters))
     meters.saw(outcome(end=End.CLIENT_GONE, events=50, response_bytes=50 * FRAME, output_tokens=49))
     assert meters.streamed("chat").seen == 0.0
+
+
+def test_lengths_learn_from_streams_that_said_no_usage() -> None:
+    """A whole one teaches by its events; one that was left does not."""
+    pool = PoolSpec(
+        name="p", models=("m",), strategy="steer", endpoints=(("10.0.0.1:80", "", 8),), engine="vllm"
+    )
+    desk = Desk(Fleet([pool]), instance="s", default_model="m", limits=DeskLimits(), rng=Random(1))
+    lengths = desk.fleet.pools["p"].lengths
+    before = lengths.expected("acme", "m", None)
+    for number in range(30):
+        for end, events in ((End.OK, 40), (End.CLIENT_GONE, 700)):
+            reservation = replace(RESERVATION, id=f"o-{end.value}-{number}")
+            desk.settle(
+                outcome(reservation=reservation, end=end, events=events, response_bytes=events * FRAME),
+                now_ns=1,
+            )
+    assert before > 200
+    assert lengths.expected("acme", "m", 1_000) == 40
