@@ -128,6 +128,8 @@ class App:
             self.processor.recent,
             tenants=self._tenants,
             clock=clock,
+            note=self.audit.event,
+            audited=lambda: self.audit.settings.file is not None,
         )
         self.explaining = Explaining(self.desk, tenants=self._tenants, clock=clock)
         self.measuring = Measuring(config, self.desk, tenants=self._tenants, clock=clock)
@@ -148,6 +150,7 @@ class App:
             "ClearFaults": self._clear_faults,
             "Tenant": self.operators.tenant,
             "Shadow": self.operators.shadow,
+            "Credit": self.operators.credit,
             "Explain": self.explaining.explain,
             "Experiment": self.experimenting.order,
             "Report": self.analysing.order,
@@ -259,7 +262,7 @@ class App:
 
     def settle(self, outcome: Outcome) -> None:
         """Take one access-log outcome into books and figures."""
-        now_ns = self.clock()
+        now_ns, outcome = self.clock(), self.desk.metered(outcome)
         if self.desk.settle(outcome, now_ns=now_ns):
             elsewhere = not outcome.reservation.id.startswith(f"{self.desk.instance}-")
             self.tally.ended(outcome, now_ns=now_ns, decided_elsewhere=elsewhere)

@@ -36,6 +36,7 @@ def pool_specs(config: Config) -> list[PoolSpec]:
             output_tokens=pool.output_tokens,
             zone_penalty_tokens=pool.zone_penalty_tokens,
             engine=pool.engine,
+            ask_usage=pool.ask_usage,
             parameters=parameters_of(config, pool),
             kv_capacity_tokens=pool.kv_capacity_tokens,
             prefill_budget_tokens=pool.prefill_budget_tokens,

@@ -1,11 +1,13 @@
-"""Operators' questions about tenants: one tenant's use, and what another quota would have done.
+"""Operators' commands about tenants: one tenant's use, what another quota would have done, and forgiving.
 
-Owns the two commands' messages. Nothing here changes anything.
+Owns the commands' messages. A credit alone changes something, and is on record.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,13 +17,24 @@ from extproc.app.build import limits_of
 from extproc.config.model import Quota
 from extproc.core.accounts import Accounts, Price
 from extproc.core.desk import Desk
-from extproc.core.quota import Limits
+from extproc.core.quota import Account, Amounts, Limits
 from extproc.core.tenant import Tenant
 from extproc.observe.shadow import REPLAY_STEP, Recent, Seen, Verdict, World, replay
-from extproc.observe.tenants import tenant_view
+from extproc.observe.tenants import scopes_of, tenant_view
 
 #: How far a dry run looks back at the most.
 MINUTES_MAX = 60
+#: The most of anything that one credit gives back, and characters of why and who.
+CREDIT_MAX = 1_000_000_000_000
+WHY_MAX = 500
+#: More than anybody can have used.
+EVERYTHING = Amounts(CREDIT_MAX, CREDIT_MAX, CREDIT_MAX, CREDIT_MAX * 1e3, 1e9)
+
+log = logging.getLogger(__name__)
+
+
+def _nobody_notes(_event: str, **_facts: object) -> None:
+    """There is no audit log."""
 
 
 class Operators:
@@ -34,8 +47,12 @@ class Operators:
         *,
         tenants: Callable[[], Mapping[str, Tenant]],
         clock: Callable[[], int],
+        note: Callable[..., None] = _nobody_notes,
+        audited: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`note` takes an event for the audit log; `audited` says whether there is one."""
         self.desk, self.recent = desk, recent
+        self._note, self._audited = note, audited
         self._tenants, self._clock = tenants, clock
 
     def tenant(self, body: bytes) -> bytes:
@@ -43,6 +60,37 @@ class Operators:
         name = msgspec.json.decode(body, type=_TenantOrder).name
         view = tenant_view(self.desk, self._named(name), now_ns=self._clock())
         return msgspec.json.encode({"name": name, **view})
+
+    def credit(self, body: bytes) -> bytes:
+        """`{"tenant", "scope", "amounts" | "everything", "why", "who"}`: forgive what was used.
+
+        `scope` is tenant, model:NAME, key:ID or "" for all that the tenant has. Answers its use since.
+        """
+        order = msgspec.json.decode(body, type=_CreditOrder)
+        tenant = self._named(order.tenant).name
+        models, keys = scopes_of(self.desk.policy.accounts)
+        own = self.desk.policy.accounts.tenants.get(tenant)
+        scopes = [("tenant", own)] if own else []
+        scopes += [*models.get(tenant, []), *keys.get(tenant, [])]
+        chosen = tuple(each for each in scopes if order.scope in ("", each[0]))
+        if not chosen:
+            raise ValueError(f"tenant {tenant} has no such quota {order.scope!r}")
+        amounts = EVERYTHING if order.everything else order.amounts.plain()
+        account = Account(tenant, "", "", chosen)
+        credit_id = f"credit-{uuid.uuid4().hex}"
+        self.desk.quotas.credit(account, amounts, credit_id=credit_id, now_ns=self._clock())
+        about = {
+            "tenant": tenant,
+            "scope": order.scope or "all",
+            "amounts": "everything" if order.everything else msgspec.to_builtins(order.amounts),
+            "why": order.why,
+            "who": order.who,
+        }
+        self._note("tenant_credit", credit=credit_id, **about)
+        log.info("credit %s: %s", credit_id, about)
+        self.desk.counts["credits"] += 1
+        view = tenant_view(self.desk, self._named(tenant), now_ns=self._clock())
+        return msgspec.json.encode({"name": tenant, "credit": credit_id, "audited": self._audited(), **view})
 
     async def shadow(self, body: bytes) -> bytes:
         """`{"tenant", "scope", "quota", "minutes"}`; answers how many of the last requests it had refused.
@@ -118,6 +166,39 @@ def with_limits(accounts: Accounts, tenant: str, scope: str, limits: Limits) -> 
 
 class _TenantOrder(msgspec.Struct):
     name: str
+
+
+class _Credit(msgspec.Struct):
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    gpu_seconds: float = 0.0
+    cost: float = 0.0
+
+    def __post_init__(self) -> None:
+        figures = (self.requests, self.input_tokens, self.output_tokens, self.gpu_seconds, self.cost)
+        if not all(0 <= each <= CREDIT_MAX for each in figures):
+            raise ValueError(f"a credit is at least 0 and at most {CREDIT_MAX:g} of each")
+
+    def plain(self) -> Amounts:
+        return Amounts(
+            self.requests, self.input_tokens, self.output_tokens, self.gpu_seconds * 1e3, self.cost
+        )
+
+
+class _CreditOrder(msgspec.Struct):
+    tenant: str
+    why: str
+    who: str = ""
+    scope: str = ""
+    amounts: _Credit = msgspec.field(default_factory=_Credit)
+    everything: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.why.strip() or max(len(self.why), len(self.who)) > WHY_MAX:
+            raise ValueError(f"say why, in 1 to {WHY_MAX} characters; it is on record")
+        if not self.everything and self.amounts == _Credit():
+            raise ValueError("nothing to credit; give amounts, or everything")
 
 
 class _ShadowOrder(msgspec.Struct):

@@ -18,7 +18,7 @@ from extproc.config.docstrings import described
 from extproc.config.load import ConfigError, loads
 from extproc.config.model import Config, Quota
 from extproc.history.surgery import Edit, EditError, Put, Remove, edited
-from extproc.history.versions import read_text
+from extproc.history.versions import read_text, user
 
 #: What takes a limit away again.
 NONE = "none"
@@ -157,6 +157,59 @@ def set_(
         return
     done = make(file, edits, why=asked_why(why), who=who, command=f"tenant set {name}")
     tell(done, file, as_json=as_json)
+
+
+@command.command(
+    "credit",
+    epilog=examples(
+        'steersman tenant credit acme --output-tokens 20000 --why "incident of June 3rd"',
+        'steersman tenant credit acme --everything --why "an engine miscounted"',
+    ),
+)
+@click.argument("name", shell_complete=complete_tenants)
+@click.option("--requests", type=click.IntRange(min=0), default=0, help="Requests to give back.")
+@click.option("--input-tokens", type=click.IntRange(min=0), default=0, help="Input tokens to give back.")
+@click.option("--output-tokens", type=click.IntRange(min=0), default=0, help="Output tokens to give back.")
+@click.option("--gpu-seconds", type=click.FloatRange(min=0), default=0.0, help="GPU seconds to give back.")
+@click.option("--cost", type=click.FloatRange(min=0), default=0.0, help="Of its budgets, in their currency.")
+@click.option("--everything", is_flag=True, help="All that it has used of every limit.")
+@click.option("--scope", default="", help="tenant, model:NAME or key:ID; all of its quotas when left out.")
+@json_option
+@address_option
+@why_option
+@who_option
+def credit(
+    name: str,
+    scope: str,
+    everything: bool,
+    as_json: bool,
+    address: str | None,
+    why: str,
+    who: str,
+    **amounts: float,
+) -> None:
+    """Forgive a tenant what it has used, in a running service; the audit log says so.
+
+    Limits stay as they are: what is given back may be used again, at most all that was used.
+    """
+    order = {
+        "tenant": name,
+        "scope": scope,
+        "amounts": amounts,
+        "everything": everything,
+        "why": asked_why(why),
+        "who": who or user(),
+    }
+    try:
+        found = asked(address, lambda link: link.order("Credit", order))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        print_json(found)
+        return
+    if not found["audited"]:
+        click.echo("no audit log is configured: this is on record in the service's own log alone", err=True)
+    print_tenants({name: found})
 
 
 def _place(

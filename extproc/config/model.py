@@ -143,6 +143,9 @@ class Pool(Section):
     """The model names that clients ask for; the first is the one told to engines' native routes."""
     engine: Literal["tgi", "vllm", "sglang", "llamacpp"] = "tgi"
     """What the replicas run."""
+    ask_usage: bool = True
+    """Ask the engine for the token counts of streams whose client did not, and take them out of the answer
+    again; without it such streams are charged by an estimate (docs/metering.md)."""
     strategy: StrategyName = "steer"
     """How a replica is chosen."""
     strategy_parameters: dict[StrategyName, dict[str, float | int | bool | str]] = {}

@@ -68,8 +68,11 @@ HOLD_MS_MAX = 5 * 60 * 1000
 #: lose the last event of a TGI stream, which repeats the whole text.
 SSE_EVENT_BYTES_MAX = 1024 * 1024
 
-#: So much of a stream's first chunk is looked into for a refusal.
-HEAD_BYTES = 256
+#: So much of what an engine says of an error inside a 200 rides to the service.
+ERROR_BYTES = 512
+#: Of a stream whose usage was asked for in the client's name, an event up to this is held back until it is
+#: whole.
+HELD_BYTES = 64 * 1024
 #: A first-token event that a hung service does not take is given up after this, and only then is its
 #: place among the cluster's requests free again.
 EVENT_TIMEOUT_MS = 250
@@ -83,7 +86,7 @@ COUNTS = (
     (("usage", "prompt_tokens"), contract.PROMPT_TOKENS_KEY),
     (("usage", "completion_tokens"), contract.COMPLETION_TOKENS_KEY),
     (("details", "input_length"), contract.PROMPT_TOKENS_KEY),
-    (("details", "generated_tokens"), contract.COMPLETION_TOKENS_KEY),
+    (("details", "generated_tokens"), contract.GENERATED_TOKENS_KEY),
 )
 
 
@@ -99,10 +102,11 @@ def http_filters(config: Config) -> list[HttpFilter]:
         _filter("envoy.filters.http.ext_proc", decision(config)),
         # Does nothing but on the routes of requests without a decision.
         *([_filter(FLOOR_FILTER, LocalRateLimit(stat_prefix="floor"))] if floors else []),
-        # On the way back the first chunk is seen before json_to_metadata holds a JSON body back.
+        # On the way back the first chunk is seen before json_to_metadata holds a JSON body back, and usage
+        # is read before the script takes it out of a stream.
         _filter("envoy.filters.http.json_to_metadata", json_counts()),
-        _filter("envoy.filters.http.sse_to_metadata", sse_counts()),
         _filter("envoy.filters.http.lua", first_chunk()),
+        _filter("envoy.filters.http.sse_to_metadata", sse_counts()),
         # Attempts and upstream timings are for the access log, not for clients and engines.
         _filter("envoy.filters.http.router", Router(suppress_envoy_headers=True)),
     ]
@@ -218,14 +222,19 @@ def json_counts() -> JsonToMetadata:
 
 
 def first_chunk() -> Lua:
-    """When the first body chunk came; of a stream it is told to the service that decided."""
+    """When a response began, how many events a stream has had, what it says of an error."""
     source = resources.files("extproc.control").joinpath("lua/first_chunk.lua").read_text(encoding="utf-8")
     for name, value in (
-        ("HEAD_BYTES", HEAD_BYTES),
+        ("ERROR_BYTES", ERROR_BYTES),
+        ("HELD_BYTES", HELD_BYTES),
         ("EVENT_TIMEOUT_MS", EVENT_TIMEOUT_MS),
         ("OBSERVED_NAMESPACE", contract.OBSERVED_NAMESPACE),
         ("FIRST_CHUNK_KEY", contract.FIRST_CHUNK_KEY),
         ("REFUSED_KEY", contract.REFUSED_KEY),
+        ("ERROR_KEY", contract.ERROR_KEY),
+        ("EVENTS_KEY", contract.EVENTS_KEY),
+        ("DONE_KEY", contract.DONE_KEY),
+        ("USAGE_KEY", contract.USAGE_KEY),
         ("DECISION_NAMESPACE", contract.DECISION_NAMESPACE),
         ("RESERVATION_KEY", contract.RESERVATION_KEY),
         ("EVENT_CLUSTER_KEY", contract.EVENT_CLUSTER_KEY),

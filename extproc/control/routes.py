@@ -132,7 +132,7 @@ def _decided_route(config: Config, name: str, match: HeaderMatcher, timing: Timi
 
 def _ours(config: Config) -> list[str]:
     """What no engine is to see."""
-    names = [contract.CLUSTER_HEADER, contract.EXPLAIN_HEADER, "x-envoy-internal"]
+    names = [contract.CLUSTER_HEADER, contract.EXPLAIN_HEADER, "x-envoy-internal", contract.ENCODING_HEADER]
     if config.gateway.trusted_proxy is not None:
         names.append(config.gateway.trusted_proxy.header)
     if peer_headers(config):

@@ -6,6 +6,8 @@ Owns two running ratios with forgetting. A better predictor (quantiles by tenant
 
 from __future__ import annotations
 
+from extproc.core.meter import Meters
+
 #: Prompt bytes that the configured prior weighs: a dozen short prompts outvote it.
 PRIOR_BYTES = 8_192.0
 #: Past this many bytes old evidence fades, so that a change of model or language shows.
@@ -28,13 +30,15 @@ INPUT_WEIGHT = 0.1
 class Calibration:
     """Running estimates of one pool."""
 
-    __slots__ = ("_bytes", "_gpu_ms", "_gpu_tokens", "_outputs", "_requests", "_tokens")
+    __slots__ = ("_bytes", "_gpu_ms", "_gpu_tokens", "_outputs", "_requests", "_tokens", "meters")
 
     def __init__(self, *, bytes_per_token: float, output_tokens: float) -> None:
         self._bytes = PRIOR_BYTES
         self._tokens = PRIOR_BYTES / bytes_per_token
         self._gpu_tokens = 1_000.0
         self._gpu_ms = self._gpu_tokens * GPU_MS_PER_TOKEN
+        #: What answers had that nobody counted.
+        self.meters = Meters()
         self._requests = PRIOR_REQUESTS
         self._outputs = PRIOR_REQUESTS * output_tokens
 

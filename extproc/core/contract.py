@@ -37,6 +37,9 @@ RESERVATION_KEY = "reservation"
 #: Whose trace the request is of, where it is followed (observe/tracing/carry.py).
 TRACE_KEY = "trace"
 EVENT_CLUSTER_KEY = "event_cluster"
+#: Usage that was asked for in the client's name, and is taken out of the stream again: "last" the event that
+#: holds it alone, "every" that of events with a choice; both with a blank between.
+USAGE_KEY = "usage"
 
 #: Response headers with the rate limits' figures; the decision's metadata holds each under its own name.
 RATE_LIMIT_HEADERS = tuple(
@@ -62,11 +65,17 @@ OBSERVED_NAMESPACE = "steersman.observed"
 FIRST_CHUNK_KEY = "first_chunk_us"
 #: True when a stream's first chunk said that the engine was overloaded: a refusal inside a 200.
 REFUSED_KEY = "refused"
+#: What the engine said of an error inside a 200, from its name on, cut.
+ERROR_KEY = "error"
+#: Events of a stream that held a token, so far; and true once its end was seen (OpenAI's [DONE]).
+EVENTS_KEY = "events"
+DONE_KEY = "done"
 #: The last `index` of a TGI stream: tokens generated so far.
 INDEX_KEY = "index"
-#: OpenAI `usage`, and TGI's `details`, as they were in the body.
+#: OpenAI `usage`, and TGI's `details`, as they were in the body. TGI counts the best sequence alone.
 PROMPT_TOKENS_KEY = "prompt_tokens"
 COMPLETION_TOKENS_KEY = "completion_tokens"
+GENERATED_TOKENS_KEY = "generated_tokens"
 
 #: The first-token event: a gRPC unary call of Envoy's Lua filter to the service, without a message.
 EVENT_SERVICE = "steersman.event.v1.Events"
@@ -78,6 +87,9 @@ REFUSED_HEADER = "x-steersman-refused"
 #: Response headers that TGI sends with a non-streamed answer; logged by the access log.
 PROMPT_TOKENS_HEADER = "x-prompt-tokens"
 GENERATED_TOKENS_HEADER = "x-generated-tokens"
+
+#: What an engine must not see: it might pack its answer, and nobody here could read its counts and events.
+ENCODING_HEADER = "accept-encoding"
 
 #: A client may choose a model here when the route's body has no field for one.
 MODEL_HEADER = "x-model"

@@ -17,7 +17,7 @@ from extproc.core.families import NONE, Choice, Family, pick
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import LATER_MS, Reason, Reject, Reservation, Routed
-from extproc.core.request import Kind, Request
+from extproc.core.request import Kind, Request, limited
 from extproc.core.strategies import FALLBACK, Moment, Ranking, Strategy, Work
 from extproc.core.strategies.base import NOW, lowest
 from extproc.core.tenant import Tenant
@@ -68,6 +68,8 @@ class Case:
     choice: Choice | None = None
     #: The addresses that it may go to; None where any will do.
     only: frozenset[str] | None = None
+    #: What was called (`request.Kind`).
+    route: str = ""
 
     @property
     def input_tokens(self) -> int:
@@ -175,6 +177,7 @@ def resolve(
     if len(books) >= reservations_max:
         return overloaded("the gateway follows as many requests as it may")
     free = request.kind in FREE_KINDS
+    request = limited(request, pool.engine)
     work = predict(request, pool, tenant.name, model, zone=zone, rank=rank, spec=spec, now_ns=now_ns)
     return Case(
         id=id,
@@ -194,6 +197,7 @@ def resolve(
         kin=hash(request.segments[0][:KIN_CHARACTERS]) if request.segments else None,
         choice=choice,
         only=request.only,
+        route=request.kind.value,
     )
 
 
@@ -274,6 +278,7 @@ def place(
             strategy=reason.strategy,
             arm=case.arm,
             unit=case.unit,
+            route=case.route,
             held_ms=round(max(0, now_ns - case.arrived_ns) / 1e6, 3),
         ),
     )

@@ -23,8 +23,18 @@ from extproc.core.families import NONE, Family
 from extproc.core.fleet import Fleet
 from extproc.core.ledger import Ledger
 from extproc.core.lessons import MS_NS, Lessons, coming
+from extproc.core.meter import metered
 from extproc.core.observer import Observer
-from extproc.core.outcome import QUOTA_EXCEEDED, End, Hold, Outcome, Reject, Reservation, Routed, wanted_room
+from extproc.core.outcome import (
+    QUOTA_EXCEEDED,
+    End,
+    Hold,
+    Outcome,
+    Reject,
+    Reservation,
+    Routed,
+    wanted_room,
+)
 from extproc.core.policy import ClassSpec, DeskLimits, Policy
 from extproc.core.quota import NOTHING, Account, Amounts, Ask, Books, Granted, QuotaBooks, Refused
 from extproc.core.request import Request
@@ -235,16 +245,22 @@ class Desk:
             self.pump(entry.reservation.pool, now_ns=now_ns, at=entry.endpoint)
         return True
 
+    def metered(self, outcome: Outcome) -> Outcome:
+        """A record with its counts judged and completed, as the books take it; the same again when it was."""
+        pool = self.fleet.pools.get(outcome.reservation.pool)
+        return metered(outcome, pool.calibration.meters if pool is not None else None)
+
     def settle(self, outcome: Outcome, *, now_ns: int) -> bool:
         """Take a record into the books; true when it ended a request for the first time.
 
         A heartbeat renews the reservation, or adopts one that another process made: after a restart
         the ledger knows of the streams that outlived its predecessor.
         """
+        outcome = self.metered(outcome)
         reservation = outcome.reservation
         if not outcome.final:
             self._heartbeat(outcome, now_ns)
-            self.quotas.renew(reservation.id, now_ns=now_ns)
+            self.quotas.renew(reservation.id, now_ns=now_ns, so_far=self._so_far(outcome))
             return False
         neighbours = self._neighbours(outcome)
         ended = self.ledger.first_end(reservation.id, now_ns=now_ns)
@@ -252,6 +268,7 @@ class Desk:
             self.counts["settled.duplicate"] += 1
             return False
         self.counts[f"settled.{outcome.end.value}"] += 1
+        self._count_metered(outcome)
         self.lessons.judge(outcome, now_ns=now_ns)
         self._charge(outcome, neighbours, now_ns)
         self.lessons.ended(outcome, ended, now_ns=now_ns)
@@ -596,6 +613,21 @@ class Desk:
             predicted=Work(reservation.input_tokens, reservation.output_tokens),
             actual=Work(amounts.input_tokens, amounts.output_tokens),
         )
+
+    def _count_metered(self, outcome: Outcome) -> None:
+        if outcome.impossible:
+            self.counts["metered.impossible"] += 1
+        if outcome.output_tokens is None or not outcome.reservation.permits:
+            return
+        self.counts[f"metered.{outcome.counted.value}"] += 1
+
+    def _so_far(self, outcome: Outcome) -> Amounts | None:
+        """What a running request has used; None where nothing of it was seen."""
+        if not outcome.output_tokens:
+            return None
+        reservation = outcome.reservation
+        pool, price = self.fleet.pools.get(reservation.pool), self._price(reservation.pool)
+        return used(outcome, pool, price, gpu_ms=None)
 
     def _heartbeat(self, outcome: Outcome, now_ns: int) -> None:
         reservation = outcome.reservation

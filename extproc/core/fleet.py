@@ -42,6 +42,8 @@ class PoolSpec:
     output_tokens: int = 256
     zone_penalty_tokens: int = ZONE_PENALTY_TOKENS
     engine: str = "tgi"
+    #: Whether the engine is asked for a stream's usage that the client did not ask for.
+    ask_usage: bool = True
     #: Parameters by strategy: of `strategy`, and of those that tenants have instead.
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     #: KV tokens of a replica that says nothing of its own; 0 unknown.
@@ -55,6 +57,7 @@ class Pool:
 
     __slots__ = (
         "_strategies",
+        "ask_usage",
         "blind",
         "calibration",
         "coming",
@@ -79,6 +82,7 @@ class Pool:
         self.models = spec.models
         self.strategy = spec.strategy
         self.engine = spec.engine
+        self.ask_usage = spec.ask_usage
         self.parameters = spec.parameters
         self.kv_capacity_tokens = spec.kv_capacity_tokens
         self.prefill_budget_tokens = spec.prefill_budget_tokens

@@ -53,6 +53,7 @@ class Lessons:
         pool = self.fleet.pools.get(reservation.pool)
         if pool is None or outcome.end is not End.OK or not reservation.permits:
             return
+        pool.calibration.meters.saw(outcome)
         if outcome.prompt_tokens is not None:
             pool.calibration.saw_prompt(reservation.prompt_bytes, outcome.prompt_tokens)
         if outcome.output_tokens is not None:
@@ -80,11 +81,16 @@ class Lessons:
         fleet, pool, chosen = self.fleet, outcome.reservation.pool, outcome.reservation.address
         served = fleet.endpoint(pool, outcome.served_by)
         first = fleet.endpoint(pool, chosen)
-        if served is not None and outcome.end in (End.OK, End.REFUSED) and not outcome.refused:
+        well = outcome.end in (End.OK, End.REFUSED) and not outcome.refused and not outcome.impossible
+        if served is not None and well:
             served.succeeded()
             fleet.answered(served, outcome, now_ns=now_ns, failed=False)
         retried_elsewhere = outcome.attempts > 1 and outcome.served_by != chosen
-        failed_here = outcome.end is End.ERROR and outcome.served_by in ("", chosen)
+        failed = outcome.end is End.ERROR or outcome.impossible
+        failed_here = failed and outcome.served_by in ("", chosen)
+        if failed and served is not None and served is not first:
+            served.failed(now_ns)
+            fleet.answered(served, outcome, now_ns=now_ns, failed=True)
         if first is not None and (retried_elsewhere or failed_here):
             first.failed(now_ns)
             fleet.answered(first, outcome, now_ns=now_ns, failed=True)

@@ -118,6 +118,8 @@ class Reservation:
     held_ms: float = 0.0
     #: The tenant or session that was drawn for the arm; 0 where requests are.
     unit: int = 0
+    #: What was called, as `request.Kind` has it; "" where that is not known.
+    route: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +156,7 @@ class Hold:
 
 
 class End(Enum):
-    """How a request ended, from most to least successful."""
+    """How a request ended, from most to least successful. What an engine says inside a 200 counts as well."""
 
     OK = "ok"
     REFUSED = "refused"  # 4xx of the engine: its answer, not a fault
@@ -162,13 +164,21 @@ class End(Enum):
     CLIENT_GONE = "client_gone"
 
 
+class Counted(Enum):
+    """Who counted an answer's tokens."""
+
+    ENGINE = "engine"
+    ESTIMATED = "estimated"  # we, by events and bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """One access-log record, as the books need it. Times in nanoseconds, None where not seen.
 
     `final` is false for the heartbeat of a request that still runs. `served_by` is the endpoint of
-    the last attempt, empty when none was reached. `refused`: the engine said inside a 200 stream that
-    it was overloaded.
+    the last attempt, empty when none was reached. `refused`: the engine said inside a 200 that it was
+    overloaded. `events` are a stream's that held a token, None where nobody counted them.
+    Counts are the engine's, over all sequences, until `meter.metered` has judged and completed them.
     """
 
     reservation: Reservation
@@ -182,6 +192,13 @@ class Outcome:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     refused: bool = False
+    events: int | None = None
+    request_bytes: int = 0
+    response_bytes: int = 0
+    #: Whose count `output_tokens` is.
+    counted: Counted = Counted.ENGINE
+    #: The engine's count cannot be: more than was asked for.
+    impossible: bool = False
     #: When Envoy took it, in unix time; 0 where not said. And what of its trace rode with it.
     start_unix_ns: int = 0
     trace: str = ""

@@ -9,7 +9,7 @@ are as good as absent.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -58,6 +58,15 @@ class Kind(Enum):
     MODELS = "models"
     INFO = "info"
     HEALTH = "health"
+
+
+class UsageAsked(Enum):
+    """What an OpenAI stream's client asked to be told of its usage."""
+
+    NO_STREAM = "no stream"  # nor one of another dialect
+    NONE = "none"
+    LAST = "last"  # stream_options.include_usage
+    EACH = "each"  # vLLM's continuous_usage_stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +127,9 @@ class Request:
     #: Not of the body but of the gateway that asks: the addresses it may go to (None any), and targets of
     #: its own instead of its class's (0 none).
     only: frozenset[str] | None = None
+    #: A chat's max_tokens and max_completion_tokens, where it has both and they differ (`limited`).
+    limits: tuple[int, int] | None = None
+    usage: UsageAsked = UsageAsked.NO_STREAM
     ttft_ms: int = 0
     tpot_ms: int = 0
 
@@ -146,12 +158,18 @@ class _Hints(msgspec.Struct):
     response_format: msgspec.Raw = _RAW
 
 
+class _StreamOptions(msgspec.Struct):
+    include_usage: Any = None
+    continuous_usage_stats: Any = None
+
+
 class _Chat(_Hints):
     messages: list[_Message] | None = None
     model: str | None = None
     stream: bool | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    stream_options: msgspec.Raw = _RAW
     n: int | None = None
 
 
@@ -159,6 +177,7 @@ class _Completion(_Hints):
     prompt: str | list[Any] | None = None
     model: str | None = None
     stream: bool | None = None
+    stream_options: msgspec.Raw = _RAW
     max_tokens: int | None = None
     n: int | None = None
     best_of: int | None = None
@@ -194,6 +213,7 @@ _tokenize = msgspec.json.Decoder(_Tokenize)
 _list = msgspec.json.Decoder(list[msgspec.Raw])
 _text = msgspec.json.Decoder(str)
 _format = msgspec.json.Decoder(_Format)
+_stream_options = msgspec.json.Decoder(_StreamOptions)
 
 
 def find_route(method: str, path: str) -> Route | None:
@@ -228,6 +248,24 @@ def parse(route: Route, body: bytes) -> Request | Reject:
         return bad_request("the body is nested too deeply")
 
 
+def limited(request: Request, engine: str) -> Request:
+    """The request with the limit that an engine obeys of two.
+
+    vLLM goes by max_completion_tokens and SGLang by max_tokens, each by the other where it is 0; where it
+    differs by version, or the engine refuses both together, the larger bounds it.
+    """
+    if request.limits is None:
+        return request
+    tokens, completion = request.limits
+    if engine == "vllm":
+        limit = completion or tokens
+    elif engine == "sglang":
+        limit = tokens or completion
+    else:
+        limit = max(tokens, completion)
+    return replace(request, max_new_tokens=limit, limits=None)
+
+
 def bad_request(message: str) -> Reject:
     """A 400 for a body or header that cannot be served."""
     return Reject(status=400, code="invalid_request", message=message)
@@ -247,9 +285,11 @@ def prefix_of(request: Request) -> tuple[int, ...]:
 def _read_chat(route: Route, body: _Chat) -> Request | Reject:
     if not body.messages:
         return bad_request("'messages' is missing or empty")
-    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    if rejected := _check(limit, "max_tokens", body.n, "n"):
+    tokens, completion = body.max_tokens, body.max_completion_tokens
+    limit = completion if completion is not None else tokens
+    if rejected := _check(limit, "max_tokens", body.n, "n") or _check(tokens, "max_tokens", None, ""):
         return rejected
+    both = tokens is not None and completion is not None and tokens != completion
     segments, marks, images = _flatten(body.messages, body.tools)
     return Request(
         kind=route.kind,
@@ -266,6 +306,8 @@ def _read_chat(route: Route, body: _Chat) -> Request | Reject:
         tools=_count_of(body.tools),
         user=_user_of(body),
         json_output=_wants_json(body.response_format),
+        limits=(tokens or 0, completion or 0) if both else None,
+        usage=_usage_of(body.stream_options) if body.stream else UsageAsked.NO_STREAM,
     )
 
 
@@ -333,6 +375,13 @@ def _user_of(hints: _Hints) -> str | None:
     return None
 
 
+def _usage_of(raw: msgspec.Raw) -> UsageAsked:
+    options = _peek(_stream_options, raw)
+    if options is None or options.include_usage is not True:
+        return UsageAsked.NONE
+    return UsageAsked.EACH if options.continuous_usage_stats is True else UsageAsked.LAST
+
+
 def _wants_json(raw: msgspec.Raw) -> bool:
     wanted = _peek(_format, raw)
     return wanted is not None and isinstance(wanted.type, str) and wanted.type != "text"
@@ -387,6 +436,7 @@ def _read_completion(route: Route, body: _Completion) -> Request | Reject:
         segments=segments,
         prompt_ids=ids,
         prefix_block_tokens=None if tokens is None else BLOCK_TOKENS,
+        usage=_usage_of(body.stream_options) if body.stream else UsageAsked.NO_STREAM,
         tools=_count_of(body.tools),
         user=_user_of(body),
         json_output=_wants_json(body.response_format),

@@ -84,7 +84,8 @@ class Answers:
         slowest = max(ends, key=lambda end: end.at_ns)
         timing = engine.timing(slowest, validation_s=validation_s)
         total_s = time.monotonic() - began_s
-        generated = sum(plan.output_tokens for plan in plans)
+        # TGI's headers tell of the best sequence alone.
+        generated = sum(plan.output_tokens for plan in (plans[:1] if best_of else plans))
         if best_of:
             self._completed(total_s, timing, plans[0].output_tokens)
         else:

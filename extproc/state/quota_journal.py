@@ -49,10 +49,17 @@ class Journal:
         """Add; what is settled or cancelled need not be entered first."""
         pending = self._ops.get(op.key)
         if pending is not None and op.how in ("renew", "enter"):
+            if pending.how == "renew" == op.how:
+                pending.units = op.units
             return
         self._ops[op.key] = op
         if len(self._ops) > JOURNAL_MAX:
             self._drop()
+
+    def waits(self, op: Op) -> bool:
+        """Whether more of the same attempt than that it runs has yet to be said."""
+        pending = self._ops.get(op.key)
+        return pending is not None and pending.how != "renew"
 
     def _drop(self) -> None:
         _, op = self._ops.popitem(last=False)
@@ -85,7 +92,7 @@ def ending(op: Op) -> dict[str, Any]:
             field, unit_cost = f"{name}/{bucket.name}", bucket.window_ns / bucket.limit
             if taken is not None and taken.borrowed >> at & 1:
                 field, unit_cost = field + "~", bucket.window_ns / bucket.extra
-            paid = taken.costs[at] if taken is not None and entry is not None and entry.paid else 0
+            paid = entry.costs[at] if entry is not None and entry.paid else 0
             buckets.append([field, paid, bucket.unit, unit_cost])
             at += 1
     return {

@@ -238,14 +238,21 @@ class RedisQuota:
             self._tell(Op("settle", reservation_id, account, entry, units))
         return True
 
-    def renew(self, reservation_id: str, *, now_ns: int) -> bool:
-        """Begin the time to live anew, here and in Redis."""
+    def renew(self, reservation_id: str, *, now_ns: int, so_far: Amounts | None = None) -> bool:
+        """Begin the time to live anew, here and in Redis; charge what was used beyond the reservation."""
         entry = self._held.get(reservation_id)
         if entry is None:
             return False
+        op = Op("renew", reservation_id, entry.taken.account, entry)
+        # Of what Redis has not heard yet it is told first; the next time that it runs is soon enough.
+        if so_far is not None and not self.journal.waits(op):
+            op.units = so_far.units()
+            before = list(entry.taken.costs)
+            if share.grow(entry.taken, op.units, now_ns=now_ns) and entry.began is None:
+                entry.began = before
         entry.heard_ns = now_ns
         self._held.move_to_end(reservation_id)
-        self._tell(Op("renew", reservation_id, entry.taken.account, entry))
+        self._tell(op)
         return True
 
     def cancel(self, reservation_id: str, *, now_ns: int) -> None:
@@ -269,6 +276,19 @@ class RedisQuota:
             self._end(reservation_id, entry)
             expired.append(reservation_id)
         return expired
+
+    def credit(self, account: Account, amounts: Amounts, *, credit_id: str, now_ns: int) -> None:
+        """Give back what was used: here at once, in Redis as the end of a request of less than none."""
+        if credit_id in self._ended:
+            return
+        self._end(credit_id, None)
+        units = amounts.units()
+        share.credit(account, self._wallets.of(account, now_ns=now_ns), units, now_ns=now_ns)
+        requests, tokens_in, tokens_out, gpu_us, money = units
+        self._tell(
+            Op("settle", credit_id, account, None, (-requests, -tokens_in, -tokens_out, -gpu_us, -money))
+        )
+        self.counts["credited"] += 1
 
     def usage(self, account: Account, *, now_ns: int) -> tuple[LimitUsage, ...]:
         """Every limit as last heard, with what this service has added since."""
@@ -561,7 +581,7 @@ class RedisQuota:
         assert entry is not None, op
         taken = entry.taken
         # Alone, costs were counted for a share; Redis is charged for what they are.
-        costs = None if taken.share > 1 or taken.borrowed else taken.costs
+        costs = None if taken.share > 1 or taken.borrowed else entry.costs
         wallets = tuple(wallet for wallet in taken.scopes if isinstance(wallet, Wallet))
         words = quota_wallet.words(
             "lease" if entry.paid else "force", op.account, wallets, units=entry.units, costs=costs

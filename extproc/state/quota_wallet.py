@@ -80,6 +80,13 @@ class Entry:
     heard_ns: int
     #: Counted in its wallets' `unheard`.
     unheard: bool = False
+    #: What it cost when it was taken, where a running request has grown since.
+    began: list[int] | None = None
+
+    @property
+    def costs(self) -> list[int]:
+        """What it cost when it was taken: what a lease, or Redis, was charged for it."""
+        return self.taken.costs if self.began is None else self.began
 
 
 def told(entry: Entry) -> None:

@@ -14,8 +14,12 @@ from extproc._pb import access_log_pb2 as pb
 from extproc.core.contract import (
     COMPLETION_TOKENS_KEY,
     DECISION_NAMESPACE,
+    DONE_KEY,
+    ERROR_KEY,
+    EVENTS_KEY,
     FIRST_CHUNK_KEY,
     GENERATED_TOKENS_HEADER,
+    GENERATED_TOKENS_KEY,
     INDEX_KEY,
     OBSERVED_NAMESPACE,
     PROMPT_TOKENS_HEADER,
@@ -26,8 +30,9 @@ from extproc.core.contract import (
 )
 from extproc.core.outcome import End, Outcome
 from extproc.wire import ticket
+from extproc.wire.ended import Fault, end_of, fault_of
 
-#: A count above this is a lie or a fault; it is read as unknown.
+#: A count above this is read as this: a lie or a fault in any case.
 TOKENS_MAX = 100_000_000
 
 #: Older Envoys say no type. An upstream's end is no request's end: a retry may follow.
@@ -79,40 +84,50 @@ def _outcome(entry: pb.HttpAccessLogEntry) -> Outcome | None:
     upstream = common.upstream_remote_address.socket_address
     output = _count(seen, COMPLETION_TOKENS_KEY)
     if output is None:
-        output = _header_count(headers, GENERATED_TOKENS_HEADER)
+        output = _best_of(seen, headers, reservation.permits)
     if output is None:
         output = _count(seen, INDEX_KEY)
     prompt = _count(seen, PROMPT_TOKENS_KEY)
     if prompt is None:
         prompt = _header_count(headers, PROMPT_TOKENS_HEADER)
-    refused = REFUSED_KEY in seen and seen[REFUSED_KEY].bool_value
+    events = _count(seen, EVENTS_KEY)
+    if events is None and FIRST_CHUNK_KEY in seen and _streams(headers):
+        events = 0  # counted, and there were none
+    fault = Fault.FULL if _true(seen, REFUSED_KEY) else fault_of(_text(seen, ERROR_KEY))
+    output_seen = status == 200 and (fault is Fault.NONE or bool(events))
     return Outcome(
         reservation=reservation,
         final=common.access_log_type in _FINAL_TYPES,
         status=status,
-        end=_end(common.response_flags, status, refused=refused),
+        end=_end(common.response_flags, status, fault, done=_true(seen, DONE_KEY)),
         served_by=_ip_port(upstream) if upstream.address else "",
         attempts=common.upstream_request_attempt_count,
         duration_ns=common.duration.ToNanoseconds(),
-        # A non-streamed answer's first byte is its last as well, and a refusal's is no token.
-        ttft_ns=_ttft_ns(common, seen) if reservation.stream and status == 200 and not refused else None,
+        # A non-streamed answer's first byte is its last as well, and an error's is no token.
+        ttft_ns=_ttft_ns(common, seen) if reservation.stream and output_seen else None,
         prompt_tokens=prompt,
         output_tokens=output,
-        refused=refused,
+        refused=fault is Fault.FULL,
+        events=events,
+        request_bytes=entry.request.request_body_bytes,
+        response_bytes=entry.response.response_body_bytes if status == 200 else 0,
         start_unix_ns=common.start_time.ToNanoseconds(),
         trace=fields[TRACE_KEY].string_value if TRACE_KEY in fields else "",
     )
 
 
-def _end(flags: pb.ResponseFlags, status: int, *, refused: bool) -> End:
-    if refused:
-        # Whatever came after: a client mostly hangs up on it, and shall not pay for its prompt.
-        return End.REFUSED
-    if any(getattr(flags, name) for name in _ENDED_BY_CLIENT):
-        return End.CLIENT_GONE
-    if status >= 500 or status == 0 or any(getattr(flags, name) for name in _ENDED_BY_FAULT):
-        return End.ERROR
-    return End.REFUSED if status >= 400 else End.OK
+def _end(flags: pb.ResponseFlags, status: int, fault: Fault, *, done: bool) -> End:
+    # Who has seen a stream's last event may close at once, and has left nothing.
+    gone = not done and any(getattr(flags, name) for name in _ENDED_BY_CLIENT)
+    return end_of(status, fault, gone=gone, broke=any(getattr(flags, name) for name in _ENDED_BY_FAULT))
+
+
+def _best_of(seen: Mapping[str, Any], headers: Mapping[str, str], sequences: int) -> int | None:
+    """TGI's own counts are of the best sequence alone; the others are taken to be as long."""
+    best = _count(seen, GENERATED_TOKENS_KEY)
+    if best is None:
+        best = _header_count(headers, GENERATED_TOKENS_HEADER)
+    return None if best is None else best * max(1, sequences)
 
 
 def _ip_port(address: pb.SocketAddress) -> str:
@@ -144,6 +159,18 @@ def _number(seen: Mapping[str, Any], key: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _streams(headers: Mapping[str, str]) -> bool:
+    return headers.get("content-type", "").lower().startswith("text/event-stream")
+
+
+def _text(seen: Mapping[str, Any], key: str) -> str:
+    return str(seen[key].string_value) if key in seen else ""
+
+
+def _true(seen: Mapping[str, Any], key: str) -> bool:
+    return key in seen and bool(seen[key].bool_value)
+
+
 def _count(seen: Mapping[str, Any], key: str) -> int | None:
     return _bounded(_number(seen, key))
 
@@ -154,4 +181,5 @@ def _header_count(headers: Mapping[str, str], name: str) -> int | None:
 
 
 def _bounded(number: float | None) -> int | None:
-    return int(number) if number is not None and 0 <= number <= TOKENS_MAX else None
+    """None for what is no count; one that is too large is for the meter to judge."""
+    return int(min(number, TOKENS_MAX)) if number is not None and number >= 0 else None

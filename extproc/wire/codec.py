@@ -13,6 +13,7 @@ from extproc.core.contract import (
     ATTRIBUTES_NAMESPACE,
     CLUSTER_HEADER,
     DECISION_NAMESPACE,
+    ENCODING_HEADER,
     EVENT_CLUSTER_KEY,
     EXPLAIN_HEADER,
     EXPLAINED_KEY,
@@ -29,6 +30,7 @@ from extproc.core.contract import (
     SOURCE_ATTRIBUTE,
     TICKET_KEY,
     TRACE_KEY,
+    USAGE_KEY,
 )
 from extproc.core.desk import AskQuota
 from extproc.core.outcome import Answer, Reject, Routed
@@ -210,14 +212,17 @@ def routed(
     carried: str = "",
     body: bytes | None = None,
     as_json: bool = False,
+    usage: str = "",
 ) -> bytes:
     """The decision as the answer to a phase (request_headers or request_body).
 
     `event_cluster` is the cluster that Envoy tells of the first token; none when empty. `explained`: the
     client is told the reason. `carried` is what of its trace rides along. `body` goes on in place of the
-    client's. `as_json` has it declared as what it was read as.
+    client's. `as_json` has it declared as what it was read as. `usage` was asked for in its name.
     """
     about = told(decision, event_cluster=event_cluster, explained=explained, carried=carried)
+    if usage:
+        about[USAGE_KEY] = usage
     return _route(phase, decision.cluster, ",".join(decision.addresses), about, body, as_json=as_json)
 
 
@@ -268,7 +273,7 @@ def _route(
     mutation = common.header_mutation
     set_header(mutation, CLUSTER_HEADER, cluster)
     # The key opened our door; the engine has no use for it, and its logs no right to it.
-    mutation.remove_headers.extend((AUTHORIZATION, API_KEY))
+    mutation.remove_headers.extend((AUTHORIZATION, API_KEY, ENCODING_HEADER))
     if body is not None:
         common.body_mutation.body = body
         # Envoy answers 500 itself where its own length and the new body's differ.

@@ -23,10 +23,19 @@ from extproc.core.families import members
 from extproc.core.misrouted import advice, dialect_of
 from extproc.core.outcome import QUOTA_EXCEEDED, Answer, Hold, Reject, Routed
 from extproc.core.quota import Granted, Refused
-from extproc.core.request import Dialect, Kind, Request, Route, bad_request, find_route, parse
+from extproc.core.request import (
+    Dialect,
+    Kind,
+    Request,
+    Route,
+    UsageAsked,
+    bad_request,
+    find_route,
+    parse,
+)
 from extproc.core.tenant import ANONYMOUS, Tenant
 from extproc.observe.tracing.journey import Journey
-from extproc.wire import codec
+from extproc.wire import codec, usage
 from extproc.wire.codec import Reply
 from extproc.wire.rename import renamed
 
@@ -60,6 +69,7 @@ class Exchange:
         "_carried",
         "_dialect",
         "_explain",
+        "_family",
         "_held_id",
         "_key",
         "_model",
@@ -72,6 +82,7 @@ class Exchange:
         "_route",
         "_state",
         "_tenant",
+        "_usage",
         "journey",
     )
 
@@ -91,8 +102,10 @@ class Exchange:
         self._asked_id = ""
         self._asked_for: Request | None = None
         self._key = ""
-        #: Kept where it names a family.
+        #: Kept where it names a family, or where usage may be asked for in its name.
         self._body = b""
+        self._family = False
+        self._usage = UsageAsked.NO_STREAM
         self._explain = False
         #: Declared as something else, a body that was read as JSON goes on as JSON.
         self._as_json = False
@@ -287,7 +300,8 @@ class Exchange:
             if isinstance(request, Reject):
                 processor.desk.turned_away(self._tenant.name, request, now_ns=processor.clock())
                 return self._answer(request)
-            if request.model in processor.desk.families:
+            self._family, self._usage = request.model in processor.desk.families, request.usage
+            if self._family or self._rewrites(body):
                 self._body = body
             return self._decide(request, phase)
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
@@ -342,6 +356,8 @@ class Exchange:
             return Reply(b"", end=False, ask=decision)
         if isinstance(decision, Hold):
             processor.desk.decisions.named(self._request_id, decision.id)
+            if not self._family and processor.bodies_bytes + len(self._body) > BODIES_BYTES_MAX:
+                self._body = b""  # it goes on as it came
             if self._body and processor.bodies_bytes + len(self._body) > BODIES_BYTES_MAX:
                 processor.desk.counts["bound.bodies_bytes_max"] += 1
                 processor.desk.leave(decision.id, now_ns=processor.clock())
@@ -358,7 +374,7 @@ class Exchange:
         self._reservation_id = decision.reservation.id
         self._processor.desk.decisions.named(self._request_id, decision.reservation.id)
         # Engines refuse names that they do not know: a family's is none of theirs.
-        body = renamed(self._body, decision.reservation.model) if self._body else None
+        body = renamed(self._body, decision.reservation.model) if self._family and self._body else None
         if self.journey is not None:
             self._carried = self.journey.placed(decision)
         reply = self._goes(decision, body)
@@ -373,6 +389,7 @@ class Exchange:
 
     def _goes(self, decision: Routed, body: bytes | None) -> Reply:
         """Tell Envoy where it goes, and with which body in place of its own."""
+        asked, body = self._with_usage(decision, body)
         data = codec.routed(
             decision,
             self._phase,
@@ -381,8 +398,26 @@ class Exchange:
             carried=self._carried,
             body=body,
             as_json=self._as_json and self._phase == "request_body",
+            usage=asked,
         )
         return Reply(data, end=True, reservation_id=decision.reservation.id)
+
+    def _rewrites(self, body: bytes) -> bool:
+        """Whether usage may be asked for in a body."""
+        return self._usage is not UsageAsked.NO_STREAM and len(body) <= usage.BODY_BYTES_MAX
+
+    def _with_usage(self, decision: Routed, body: bytes | None) -> tuple[str, bytes | None]:
+        """What is asked for in the client's name, and the body that asks for it."""
+        pool = self._processor.desk.fleet.pools.get(decision.reservation.pool)
+        if not self._body or pool is None or self._route is None or not self._rewrites(self._body):
+            return "", body
+        asked = usage.wanted(pool, self._route.kind, self._usage)
+        if not asked:
+            return "", body
+        try:
+            return asked, usage.with_usage(body or self._body, every=usage.EVERY in asked)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return "", body  # what we cannot write goes on as it came
 
     def _refuses(self, answer: Answer | Reject) -> bytes:
         """Tell Envoy to answer itself."""
@@ -411,7 +446,7 @@ class Exchange:
         family, new_body = desk.families.get(model), None
         if family is not None and (may := members(family, self._tenant, desk.fleet.pool_of)):
             model = family.models[may[0]]
-            new_body = renamed(self._body, model) if self._body else None
+            new_body = renamed(self._body, model) if self._family and self._body else None
         pool = desk.fleet.pool_of(model)
         allowed = self._tenant.models is None or model in self._tenant.models
         if pool is None or not allowed:

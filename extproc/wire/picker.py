@@ -321,11 +321,14 @@ class PickerExchange(Exchange):
             more.extend(picker_codec.pieces("request_body", onward, end=not self._trailers))
         if self._trailers:
             more.append(codec.CONTINUE["request_trailers"])
+        self._follow(decision.reservation, request_bytes=len(self._onward))
         self._forget_body()
-        self._follow(decision.reservation)
         return Reply(data, end=not self._stays, reservation_id=decision.reservation.id, more=tuple(more))
 
-    def _follow(self, reservation: Reservation) -> None:
+    def _rewrites(self, body: bytes, /) -> bool:  # noqa: ARG002 (nobody would take it out of the answer again)
+        return False
+
+    def _follow(self, reservation: Reservation, *, request_bytes: int) -> None:
         """Whether the stream stays for the response, and is read.
 
         Where response bodies come, a piece may be under way to us when we end the stream, and Envoy would
@@ -339,6 +342,7 @@ class PickerExchange(Exchange):
                 begun_ns=self._begun_ns,
                 start_unix_ns=self._start_unix_ns,
                 trace=self._carried,
+                request_bytes=request_bytes,
             )
         elif self._stays:
             self._picker.passed_on()

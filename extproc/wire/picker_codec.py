@@ -13,6 +13,7 @@ from extproc._pb import ext_proc_pb2 as pb
 from extproc.config.types import ip_port
 from extproc.core.contract import (
     ATTRIBUTES_NAMESPACE,
+    ENCODING_HEADER,
     FAIRNESS_HEADER,
     LB_ENDPOINTS_KEY,
     LB_NAMESPACE,
@@ -127,7 +128,8 @@ def goes(
     mutation = common.header_mutation
     set_header(mutation, LB_ENDPOINTS_KEY, endpoints)
     # What a client says there is no gateway's word.
-    mutation.remove_headers.extend((SUBSET_KEY, LB_SERVED_KEY))
+    # A packed answer says nothing to who reads its counts.
+    mutation.remove_headers.extend((SUBSET_KEY, LB_SERVED_KEY, ENCODING_HEADER))
     if without_keys:
         mutation.remove_headers.extend((AUTHORIZATION, API_KEY))
     if length is not None:

@@ -12,15 +12,19 @@ from extproc._pb import ext_proc_pb2 as pb
 from extproc.core.contract import GENERATED_TOKENS_HEADER, PROMPT_TOKENS_HEADER
 from extproc.core.outcome import End, Outcome, Reservation
 from extproc.wire.accesslog import TOKENS_MAX
+from extproc.wire.ended import Fault, end_of, fault_of
+from extproc.wire.stream_events import StreamEvents, error_in
 
 #: So much of a body's end is looked through for counts: an OpenAI usage object, TGI's details.
 TAIL_BYTES = 16 * 1024
-#: So much of a stream's beginning is looked into for a refusal.
-HEAD_BYTES = 256
+#: So much of a whole answer's beginning is looked into for an error.
+HEAD_BYTES = 4 * 1024
 
 # In generated text quotes are escaped, so that no text can look like these.
 _PROMPT = re.compile(rb'"(?:prompt_tokens|input_length)"\s*:\s*(\d{1,9})\b')
-_OUTPUT = re.compile(rb'"(?:completion_tokens|generated_tokens)"\s*:\s*(\d{1,9})\b')
+_OUTPUT = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,9})\b')
+#: TGI's own count, which is of the best sequence alone.
+_BEST = re.compile(rb'"generated_tokens"\s*:\s*(\d{1,9})\b')
 #: TGI's events begin with their token's number.
 _INDEX = re.compile(rb'^data:\s*\{"index":\s*(\d{1,9})\b', re.MULTILINE)
 _WANTED = frozenset(
@@ -28,7 +32,6 @@ _WANTED = frozenset(
 )
 #: The last event of OpenAI's streams: clients hang up on it.
 _DONE = b"data: [DONE]"
-_REFUSES = re.compile(rb'data:\s*\{\s*"error"\s*:')
 
 
 class Followed:
@@ -41,28 +44,38 @@ class Followed:
     __slots__ = (
         "_begun_ns",
         "_bytes",
+        "_events",
+        "_fault",
         "_headers",
         "_index",
+        "_request_bytes",
         "_reservation",
         "_start_unix_ns",
         "_tail",
         "_trace",
         "first_ns",
-        "refused",
         "served_by",
         "status",
         "streams",
     )
 
     def __init__(
-        self, reservation: Reservation, *, begun_ns: int, start_unix_ns: int = 0, trace: str = ""
+        self,
+        reservation: Reservation,
+        *,
+        begun_ns: int,
+        start_unix_ns: int = 0,
+        trace: str = "",
+        request_bytes: int = 0,
     ) -> None:
         self._reservation = reservation
         self._start_unix_ns, self._trace = start_unix_ns, trace
         self._begun_ns = begun_ns
         self._headers: dict[str, str] = {}
         self._tail = b""
-        self._bytes = 0
+        self._bytes, self._request_bytes = 0, request_bytes
+        self._events = StreamEvents()
+        self._fault = Fault.NONE
         self._index: int | None = None
         #: 0 until the headers came.
         self.status = 0
@@ -70,9 +83,12 @@ class Followed:
         self.streams = False
         #: When its first output came; None before.
         self.first_ns: int | None = None
-        #: The engine said inside a 200 that it was overloaded.
-        self.refused = False
         self.served_by = ""
+
+    @property
+    def refused(self) -> bool:
+        """The engine said inside a 200 that it was overloaded."""
+        return self._fault is Fault.FULL
 
     @property
     def reservation_id(self) -> str:
@@ -91,36 +107,41 @@ class Followed:
         self.streams = self.status == 200 and kind.startswith("text/event-stream")
 
     def body(self, piece: bytes, *, now_ns: int) -> bool:
-        """A piece of the body; true when it holds a stream's first output.
+        """A piece of the body; true when it holds a stream's first output, or a refusal.
 
         Lines that begin with ":" keep a connection alive and are no output.
         """
         first = self.first_ns is None and piece != b"" and (piece[:1] != b":" or b"\ndata:" in piece)
         if first:
             self.first_ns = now_ns
-            head = piece[:HEAD_BYTES]
-            self.refused = (
-                self.streams
-                and (at := _REFUSES.search(head)) is not None
-                and b"overloaded" in head[at.start() :]
-            )
+        self._judge(piece, first=first)
         self._bytes += len(piece)
         self._tail = (self._tail + piece)[-TAIL_BYTES:] if len(piece) < TAIL_BYTES else piece[-TAIL_BYTES:]
         if self.streams:
             found = _last(_INDEX, piece)
             self._index = self._index if found is None else found
-        return first and self.streams
+        return first and self.streams and (self.refused or self._fault is Fault.NONE)
+
+    def _judge(self, piece: bytes, *, first: bool) -> None:
+        """What it says of an error inside a 200."""
+        if self.streams:
+            self._events.saw(piece)
+        if self._fault is Fault.NONE and self.status == 200:
+            said = self._events.error if self.streams else error_in(piece[:HEAD_BYTES]) if first else ""
+            self._fault = fault_of(said)
 
     def outcome(self, *, now_ns: int, complete: bool) -> Outcome:
         """How the request ended; `complete` is false where the response was cut.
 
         Who cut it does not show here: a client that left is by far the commonest.
         """
-        streams = self._reservation.stream and self.status == 200 and not self.refused
-        seen = self.first_ns is not None and streams
+        made = self._fault is Fault.NONE or self._events.count > 0
+        seen = self.first_ns is not None and self._reservation.stream and self.status == 200 and made
         output = _last(_OUTPUT, self._tail)
         if output is None:
-            output = self._counted(GENERATED_TOKENS_HEADER)
+            best = _last(_BEST, self._tail)
+            best = self._counted(GENERATED_TOKENS_HEADER) if best is None else best
+            output = None if best is None else best * max(1, self._reservation.permits)
         if output is None:
             output = self._index
         prompt = _last(_PROMPT, self._tail)
@@ -139,6 +160,9 @@ class Followed:
             prompt_tokens=_bounded(prompt),
             output_tokens=_bounded(output),
             refused=self.refused,
+            events=self._events.count if self.streams else None,
+            request_bytes=self._request_bytes,
+            response_bytes=self._bytes if self.status == 200 else 0,
             start_unix_ns=self._start_unix_ns,
             trace=self._trace,
         )
@@ -152,6 +176,10 @@ class Followed:
             served_by=self.served_by,
             attempts=self._attempts,
             duration_ns=now_ns - self._begun_ns,
+            output_tokens=self._index,
+            events=self._events.count if self.streams else None,
+            request_bytes=self._request_bytes,
+            response_bytes=self._bytes if self.status == 200 else 0,
         )
 
     @property
@@ -168,13 +196,8 @@ class Followed:
         return 1 if self.served_by in ("", self._reservation.address) else 2
 
     def _end(self, *, complete: bool) -> End:
-        if self.refused:
-            return End.REFUSED
-        if not complete and not self._whole:
-            return End.CLIENT_GONE
-        if self.status >= 500 or self.status == 0:
-            return End.ERROR
-        return End.REFUSED if self.status >= 400 else End.OK
+        gone = not complete and not self._whole
+        return end_of(self.status, self._fault, gone=gone, broke=False)
 
     def _counted(self, name: str) -> int | None:
         text = self._headers.get(name, "")

@@ -34,6 +34,7 @@ class _Ticket(msgspec.Struct, array_like=True, frozen=True):
     arm: str = ""
     held_ms: float = 0.0
     unit: int = 0
+    route: str = ""
 
 
 _encoder = msgspec.json.Encoder()
@@ -65,6 +66,7 @@ def write(reservation: Reservation) -> str:
             r.arm,
             r.held_ms,
             r.unit,
+            r.route,
         )
     ).decode()
 
@@ -96,4 +98,5 @@ def read(text: str) -> Reservation | None:
         arm=t.arm,
         held_ms=max(0.0, t.held_ms),
         unit=t.unit,
+        route=t.route,
     )

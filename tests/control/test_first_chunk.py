@@ -12,6 +12,7 @@ import pytest
 from extproc.config.load import loads
 from extproc.control.names import event_cluster
 from extproc.core import contract
+from extproc.wire.stream_events import StreamEvents
 
 if TYPE_CHECKING:  # a conftest is not importable under importlib mode
     Gateway = Any
@@ -41,11 +42,11 @@ def events_of(
         ({"x-test-say": OVERLOADED, "x-test-tokens": "0"}, 1, True),
         ({"x-test-say": OVERLOADED_OPENAI, "x-test-tokens": "0"}, 1, True),
         ({"x-test-say": ":keep-alive\\n\\n" + OVERLOADED, "x-test-tokens": "0"}, 1, True),
-        # The engine's own words, quoted in an answer, and another error of the engine's.
+        # The engine's own words, quoted in an answer; another error of the engine's is no first token.
         ({"x-test-say": 'data: {"text":"data: {\\"error\\": overloaded"}\\n\\n'}, 1, False),
         (
             {"x-test-say": 'data: {"error":"Input is too long","error_type":"validation"}\\n\\n'},
-            1,
+            0,
             False,
         ),
         ({"x-test-stream-status": "424"}, 0, False),
@@ -72,6 +73,39 @@ def test_a_streams_first_chunk_is_told_once(
     observed = gateway.record(answer.request_id).observed
     assert observed.get(contract.REFUSED_KEY) == (True if refused else None)
     assert (contract.FIRST_CHUNK_KEY in observed) is bool(answer.body.strip(b":\n"))
+
+
+ROLE = 'data: {"choices":[{"delta":{"role":"assistant","content":""},"finish_reason":null}]}\\n\\n'
+TOKEN = 'data: {"choices":[{"delta":{"content":"data: \\\\"error\\\\": {"}}]}\\n\\n'
+DEAD = 'data: {"choices":[],"error":{"message":"dead","code":500}}\\n\\n'
+
+
+@pytest.mark.envoy
+@pytest.mark.parametrize(
+    "said",
+    [
+        ROLE,
+        ROLE + TOKEN * 3,
+        TOKEN + ROLE + ":keep-alive\\n\\n" + TOKEN,
+        ROLE + TOKEN + DEAD,
+        DEAD,
+        TOKEN + 'error: {"code":500}\\n\\n',
+        TOKEN.replace("data: {", "data:{") * 2 + "data: [DONE]\\n\\n",
+        TOKEN + "data: " + "x" * 6_000 + "\\n\\n" + TOKEN,
+    ],
+)
+@pytest.mark.parametrize("tokens", [0, 4])
+def test_envoy_counts_as_the_picker_does(gateway: Gateway, said: str, tokens: int) -> None:
+    """The script and wire/stream_events.py find the same events, error and end in a stream."""
+    headers = {"x-test-say": said, "x-test-tokens": str(tokens)}
+    answer = gateway.call("/v1/chat/completions", b'{"stream": true}', headers=headers)
+    found = StreamEvents()
+    for chunk in (answer.body[at : at + 100] for at in range(0, len(answer.body), 100)):
+        found.saw(chunk)
+    observed = gateway.record(answer.request_id).observed
+    assert observed.get(contract.EVENTS_KEY, 0) == found.count
+    assert observed.get(contract.ERROR_KEY, "") == found.error
+    assert observed.get(contract.DONE_KEY, False) is found.done is True
 
 
 @pytest.mark.envoy

@@ -65,6 +65,7 @@ def test_a_route() -> None:
         ttft_ms=decision.reservation.ttft_ms,
         tpot_ms=decision.reservation.tpot_ms,
         strategy="least_work",
+        route="chat",
     )
     # Of an idle A100 with an 8B model, the prior: 8 + 100·.07 ms of prefill, then 12 ms a token.
     assert decision.reservation.ttft_ms == pytest.approx(14.8, abs=0.5)

@@ -15,7 +15,9 @@ from extproc.core.request import (
     Kind,
     Request,
     Route,
+    UsageAsked,
     find_route,
+    limited,
     parse,
     prefix_of,
 )
@@ -94,6 +96,47 @@ def test_no_route(method: str, path: str) -> None:
     assert find_route(method, path) is None
 
 
+@pytest.mark.parametrize(
+    ("tokens", "completion", "engine", "limit"),
+    [
+        (2_000, 0, "vllm", 2_000),
+        (2_000, 5, "vllm", 5),
+        (2_000, 5, "sglang", 2_000),
+        (0, 5, "sglang", 5),
+        (5, 2_000, "llamacpp", 2_000),
+        (2_000, 5, "tgi", 2_000),
+        (7, 7, "vllm", 7),
+        (None, 5, "sglang", 5),
+        (9, None, "vllm", 9),
+    ],
+)
+def test_of_two_limits_the_one_that_the_engine_obeys(
+    tokens: int | None, completion: int | None, engine: str, limit: int
+) -> None:
+    """A client cannot reserve little by the one that its engine does not look at."""
+    body = {"messages": SAY, "max_tokens": tokens, "max_completion_tokens": completion}
+    assert limited(good(CHAT, body), engine).max_new_tokens == limit
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        (None, UsageAsked.NONE),
+        ({}, UsageAsked.NONE),
+        ([1], UsageAsked.NONE),
+        ({"include_usage": False}, UsageAsked.NONE),
+        ({"include_usage": True}, UsageAsked.LAST),
+        ({"include_usage": True, "continuous_usage_stats": True}, UsageAsked.EACH),
+        ({"continuous_usage_stats": True}, UsageAsked.NONE),
+    ],
+)
+def test_what_a_stream_asks_of_usage(options: Any, asked: UsageAsked) -> None:
+    """As vLLM reads it: without include_usage the other says nothing."""
+    body = {"messages": SAY, "stream": True, "stream_options": options}
+    assert good(CHAT, body).usage is asked
+    assert good(CHAT, {**body, "stream": False}).usage is UsageAsked.NO_STREAM
+
+
 def test_chat() -> None:
     """A chat request yields model, stream, limit, sequences and the length of its text."""
     body = {"model": "m", "messages": SAY, "stream": True, "max_tokens": 9, "n": 3, "temperature": 0.5}
@@ -108,6 +151,7 @@ def test_chat() -> None:
         segments=("hi",),
         marks=(b'\xff"user"',),
         messages=1,
+        usage=UsageAsked.NONE,
     )
 
 

@@ -205,6 +205,61 @@ def test_renewed_ones_stay(run: Run) -> None:
     run(scenario)
 
 
+def tokens(count: int) -> Amounts:
+    return Amounts(1, 0, count, 0.0, 0.0)
+
+
+async def used_of(books: QuotaBooks, who: Account) -> float:
+    """What a fresh look says of the limit; with Redis, what Redis says."""
+    await heard(books)
+    # The shared debt comes with an answer.
+    await reserve(books, who, f"look{time.monotonic_ns()}", tokens(0))
+    await heard(books)
+    return books.usage(who, now_ns=time.monotonic_ns())[0].used
+
+
+def test_what_a_running_request_used_beyond_its_reservation_is_charged(run: Run) -> None:
+    """At once and once however often it is said, never less than was reserved; its end has the last word."""
+
+    async def scenario(books: QuotaBooks) -> None:
+        who = account(limits(output_tokens_per_hour=1_000))
+        assert isinstance(await reserve(books, who, "a", tokens(100)), Granted)
+        await heard(books)
+        for so_far in (50, 400, 400, 300):
+            assert books.renew("a", now_ns=time.monotonic_ns(), so_far=tokens(so_far))
+            await heard(books)
+        assert await used_of(books, who) == pytest.approx(400, abs=4)
+        assert settle(books, "a", tokens(600))
+        assert await used_of(books, who) == pytest.approx(600, abs=4)
+        assert isinstance(await reserve(books, who, "b", tokens(100)), Granted)
+        for _ in range(2):
+            assert books.renew("b", now_ns=time.monotonic_ns(), so_far=tokens(300))
+            await heard(books)
+        assert await used_of(books, who) == pytest.approx(900, abs=4)
+        books.cancel("b", now_ns=time.monotonic_ns())
+        assert await used_of(books, who) == pytest.approx(600, abs=4)
+
+    run(scenario)
+
+
+def test_a_credit_gives_back_what_was_used_and_no_more(run: Run) -> None:
+    """Once for an id; and then there is room again."""
+
+    async def scenario(books: QuotaBooks) -> None:
+        who = account(limits(output_tokens_per_hour=1_000))
+        assert isinstance(await reserve(books, who, "a", tokens(900)), Granted)
+        assert settle(books, "a", tokens(900))
+        assert await used_of(books, who) == pytest.approx(900, abs=4)
+        for _ in range(2):
+            books.credit(who, tokens(300), credit_id="credit-1", now_ns=time.monotonic_ns())
+        assert await used_of(books, who) == pytest.approx(600, abs=4)
+        books.credit(who, tokens(10**12), credit_id="credit-2", now_ns=time.monotonic_ns())
+        assert await used_of(books, who) == pytest.approx(0, abs=4)
+        assert isinstance(await reserve(books, who, "b", tokens(950)), Granted)
+
+    run(scenario)
+
+
 def test_late_records_correct_an_expiry_once(run: Run) -> None:
     """Expired: charged as reserved; then the record comes, twice."""
 

@@ -13,7 +13,7 @@ from extproc.core.contract import DECISION_NAMESPACE, LB_ENDPOINTS_KEY, LB_NAMES
 from extproc.core.desk import ClassSpec, Policy
 from extproc.core.fairness import Bounds
 from extproc.core.families import Family
-from extproc.core.outcome import End, Outcome
+from extproc.core.outcome import Counted, End, Outcome
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire import ticket
 from extproc.wire.codec import Reply
@@ -179,6 +179,7 @@ def test_a_decision() -> None:
     assert list(common.header_mutation.remove_headers) == [
         "x-gateway-destination-endpoint-subset",
         "x-gateway-destination-endpoint-served",
+        "accept-encoding",
         "authorization",
         "x-api-key",
     ]
@@ -629,6 +630,43 @@ def test_a_response_that_is_cut_is_a_client_that_left() -> None:
     silent.close()
     assert world.outcomes[-1].end is End.CLIENT_GONE
     assert (len(world.desk.ledger), world.processor.following) == (0, 0)
+
+
+TOKEN = b'data: {"choices":[{"delta":{"content":" word"},"finish_reason":null}]}\n\n'
+LONG = json.dumps({"messages": [{"role": "user", "content": "x"}], "stream": True, "max_tokens": 99}).encode()
+DEAD = b'data: {"error":{"message":"EngineCore is dead","code":500}}\n\n'
+
+
+def test_an_openai_stream_that_is_left_is_charged_its_events() -> None:
+    """Counted as the pieces pass; said while it runs as well."""
+    world = World()
+    exchange, _ = world.decide(data=LONG)
+    exchange.receive(response_head(*STREAM))
+    for _ in range(9):
+        exchange.receive(piece(TOKEN[:30], phase="response_body"))
+        exchange.receive(piece(TOKEN[30:] + TOKEN, phase="response_body"))
+    world.picker.step(now_ns=world.now_ns + SECOND)
+    exchange.close()
+    *_, running, last = (world.desk.metered(outcome) for outcome in world.outcomes)
+    assert (running.final, running.output_tokens) == (False, 18)
+    assert (last.end, last.output_tokens, last.counted) == (End.CLIENT_GONE, 18, Counted.ESTIMATED)
+
+
+@pytest.mark.parametrize(("tokens", "charged"), [(0, None), (7, 7)])
+def test_an_error_inside_a_200_is_an_error(tokens: int, charged: int | None) -> None:
+    """Of the engine; it is no first token, and what came before it was produced."""
+    world = World()
+    exchange, _ = world.decide(data=LONG)
+    exchange.receive(response_head(*STREAM))
+    for each in (*[TOKEN] * tokens, DEAD):
+        exchange.receive(piece(each, phase="response_body"))
+    exchange.receive(piece(b"data: [DONE]\n\n", end=True, phase="response_body"))
+    outcome = world.desk.metered(world.outcomes[-1])
+    assert (outcome.end, outcome.refused, outcome.output_tokens) == (End.ERROR, False, charged)
+    assert world.first_tokens == ([("i-1", False)] if tokens else [])
+    engine = world.desk.fleet.endpoint("p", A)
+    assert engine is not None
+    assert engine.suspect_until_ns > world.now_ns
 
 
 def test_a_client_that_has_all_may_close_before_the_end_is_said() -> None:

@@ -79,7 +79,8 @@ def test_a_decision() -> None:
     common = answer.request_body.response
     assert common.clear_route_cache
     assert envoy.mutated(common.header_mutation) == {"x-steersman-cluster": CLUSTER}
-    assert list(common.header_mutation.remove_headers) == ["authorization", "x-api-key"]
+    removed = ["authorization", "x-api-key", "accept-encoding"]
+    assert list(common.header_mutation.remove_headers) == removed
     assert envoy.metadata(answer, LB_NAMESPACE) == {"x-gateway-destination-endpoint": f"{A},{B}"}
     about = envoy.metadata(answer, DECISION_NAMESPACE)
     assert (about["pool"], about["reason"]) == ("p", f"least_work: {A}=6 {B}=6")

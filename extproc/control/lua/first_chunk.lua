@@ -1,12 +1,20 @@
--- When the first body chunk of a response came, and what it says: Envoy's response headers are not
--- the first token, because an engine may send them long before it begins to generate.
+-- What passes of a response: when its first output came, how many events
+-- a stream has had, and what it says of an error. Envoy's response headers are not the first token,
+-- because an engine may send them long before it begins to generate.
 --
--- One call per response. The loop is left at the first chunk, so that every later one passes by
--- without entering Lua; nothing is buffered. Lines that begin with ":" are SSE comments, which
--- engines send to keep a waiting connection alive, and are not output.
+-- A whole answer costs one call: the loop is left at its first chunk. Of a stream the lines are looked
+-- through, and no more: the events are counted, not read. Lines that begin with ":" are SSE comments, which
+-- engines send to keep a waiting connection alive, and are no output.
+--
+-- In generated text quotes and line ends are escaped, so that no text can look like what is looked for.
 
--- An engine that refuses inside a 200 says so in its first event; what follows is not looked into.
-local HEAD_BYTES = @HEAD_BYTES@
+-- So much of what an engine says of an error is noted.
+local ERROR_BYTES = @ERROR_BYTES@
+
+-- Of a line that is longer than this only its head is kept until it is whole.
+local LINE_BYTES, LINE_HEAD_BYTES = 4096, 512
+-- An event longer than this is not held back until it is whole, and from then on nothing is taken out.
+local HELD_BYTES = @HELD_BYTES@
 
 local EVENT_OPTIONS = {
   -- Nobody waits for the answer: the chunk passes on at once, whatever becomes of the service.
@@ -16,16 +24,82 @@ local EVENT_OPTIONS = {
   ["trace_sampled"] = false,
 }
 
-local function streams(handle)
+local function answers_well(handle)
   local headers = handle:headers()
   local type = headers:get("content-type") or ""
-  return headers:get(":status") == "200" and type:sub(1, 17):lower() == "text/event-stream"
+  return headers:get(":status") == "200", type:sub(1, 17):lower() == "text/event-stream"
 end
 
--- A quote inside generated text is escaped, so that no text can look like this object's beginning.
-local function refuses(head)
-  local at = head:find('data:%s*{%s*"error"%s*:')
-  return at ~= nil and head:find("overloaded", at, true) ~= nil
+-- Where an engine says that it failed, and how: an object or text named "error", or an object that is one.
+-- llama.cpp wrote lines of their own for it.
+local function error_in(text)
+  if text:sub(1, 7) == "error: " then
+    return text:sub(1, ERROR_BYTES)
+  end
+  local at = text:find('"error"', 1, true)
+  while at do
+    if text:find('^%s*:%s*[{"]', at + 7) then
+      return text:sub(at, at + ERROR_BYTES - 1)
+    end
+    local before = text:sub(math.max(1, at - 16), at - 1)
+    if before:find('"object"%s*:%s*$') then
+      return text:sub(at - #before, at - #before + ERROR_BYTES - 1)
+    end
+    at = text:find('"error"', at + 7, true)
+  end
+  at = text:find("\nerror:", 1, true)
+  return at and text:sub(at, at + ERROR_BYTES - 1)
+end
+
+-- An event that holds no token: usage, the end, or what opens a choice before its first token.
+local function is_bare(event)
+  if event:find("^data:%s*%[DONE%]") or event:find('"choices"%s*:%s*%[%s*%]') then
+    return true
+  end
+  return event:find('"role"%s*:%s*"') ~= nil
+    and (event:find('"content"%s*:%s*""') or event:find('"content"%s*:%s*null')) ~= nil
+    and not event:find('"finish_reason"%s*:%s*"')
+    and not event:find('"reasoning[%a_]*"%s*:%s*"[^"]')
+    and not event:find('"arguments"%s*:%s*"[^"]')
+end
+
+-- Where the next event begins, at `from` or later.
+local function next_event(text, from)
+  local at = text:find("\ndata:", from, true)
+  return at and at + 1
+end
+
+-- Once tokens have come, no choice opens without one.
+local function is_bare_later(event)
+  return event:find("^data:%s*%[DONE%]") or event:find('"choices":[]', 1, true) or event:find('"choices": []', 1, true)
+end
+
+-- Looks through the lines that are whole; answers what has come of one that is not. `found` is the stream's:
+-- its events that held a token, its error and its end.
+local function look_through(found, text)
+  local at = 1
+  while true do
+    local line_end = text:find("\n", at, true)
+    if not line_end then
+      break
+    end
+    if line_end > at + 5 then
+      local line = text:sub(at, line_end - 1)
+      local failure = not found.failure and error_in(line)
+      if failure then
+        found.failure = failure
+      elseif line:sub(1, 5) == "data:" then
+        if not (found.count == 0 and is_bare or is_bare_later)(line) then
+          found.count = found.count + 1
+        elseif line:find("^data:%s*%[DONE%]") then
+          found.done = true
+        end
+      end
+    end
+    at = line_end + 1
+  end
+  local rest = at > 1 and text:sub(at) or text
+  return #rest > LINE_BYTES and rest:sub(1, LINE_HEAD_BYTES) or rest
 end
 
 -- Tells the service that decided: a gRPC unary call whose message is empty.
@@ -47,25 +121,102 @@ local function tell(handle, refused)
   }, "\0\0\0\0\0", EVENT_OPTIONS)
 end
 
+-- Without the usage that was asked for in the client's name: the event that holds it alone, or the field of
+-- an event with a choice. `text` is whole events.
+local function without_usage(text, asked)
+  if not text:find('"usage"', 1, true) then
+    return text
+  end
+  local kept = {}
+  local at = 1
+  while at <= #text do
+    local next_at = next_event(text, at) or #text + 1
+    local event = text:sub(at, next_at - 1)
+    if event:find('"usage"%s*:%s*{') then
+      if event:find('"choices"%s*:%s*%[%s*%]') then
+        event = asked:find("last", 1, true) and "" or event
+      elseif asked:find("every", 1, true) then
+        event = event:gsub(',%s*"usage"%s*:%s*%b{}', "", 1)
+      end
+    end
+    kept[#kept + 1] = event
+    at = next_at
+  end
+  return table.concat(kept)
+end
+
+-- What the service asked for in the client's name, where this is a stream that may hold it.
+local function usage_asked(handle, streams)
+  local decision = streams and handle:streamInfo():dynamicMetadata():get("@DECISION_NAMESPACE@")
+  local asked = decision and decision["@USAGE_KEY@"]
+  if asked then
+    handle:headers():remove("content-length")
+  end
+  return asked
+end
+
 function envoy_on_response(handle)
+  local well, stream = answers_well(handle)
+  local asked = usage_asked(handle, well and stream)
+  -- What has come of an event whose end has not, where something may have to be taken out of it.
+  local held = ""
+  local function note(key, value)
+    -- Asked for each time: Envoy takes the object away whenever the loop waits.
+    handle:streamInfo():dynamicMetadata():set("@OBSERVED_NAMESPACE@", key, value)
+  end
+  local begun, rest = false, ""
+  local found = { count = 0, failure = nil, done = false }
   for chunk in handle:bodyChunks() do
     local length = chunk:length()
-    local head = length > 0 and chunk:getBytes(0, math.min(length, HEAD_BYTES)) or ":"
-    if head:sub(1, 1) ~= ":" or head:find("\ndata:", 1, true) then
-      local seen = handle:streamInfo():dynamicMetadata()
-      seen:set(
-        "@OBSERVED_NAMESPACE@",
-        "@FIRST_CHUNK_KEY@",
-        handle:timestampString(EnvoyTimestampResolution.MICROSECOND)
-      )
-      if streams(handle) then
-        local refused = refuses(head)
-        if refused then
-          seen:set("@OBSERVED_NAMESPACE@", "@REFUSED_KEY@", true)
-        end
-        tell(handle, refused)
+    local text = length > 0 and chunk:getBytes(0, length) or ""
+    if asked and length > 0 then
+      text = held .. text
+      local last = text:sub(-2) == "\n\n" and #text or (text:match(".*\n\n()") or 1) - 1
+      held = text:sub(last + 1)
+      text = text:sub(1, last)
+      if #held > HELD_BYTES then
+        text, held, asked = text .. held, "", nil
       end
-      break
+      chunk:setBytes(asked and without_usage(text, asked) or text)
+    elseif held ~= "" then
+      -- The end came without the event's: it goes on as it is.
+      text, held = held, ""
+      chunk:setBytes(text)
+    end
+    if text ~= "" then
+      if not begun and (text:sub(1, 1) ~= ":" or text:find("\ndata:", 1, true)) then
+        begun = true
+        note("@FIRST_CHUNK_KEY@", handle:timestampString(EnvoyTimestampResolution.MICROSECOND))
+        local failure = well and error_in(text)
+        if not (well and stream) then
+          if failure then
+            note("@ERROR_KEY@", failure)
+          end
+          break
+        end
+        local refused = failure and failure:find("overloaded", 1, true) ~= nil
+        if refused then
+          note("@REFUSED_KEY@", true)
+        end
+        -- Another error is no first token, and its record follows at once.
+        if refused or not failure then
+          tell(handle, refused)
+        end
+      end
+      if well and stream then
+        local count, failed, done = found.count, found.failure, found.done
+        rest = look_through(found, rest == "" and text or rest .. text)
+        -- Each time: a client that leaves takes the loop with it.
+        if found.count > count then
+          note("@EVENTS_KEY@", found.count)
+        end
+        if found.failure and not failed then
+          note("@ERROR_KEY@", found.failure)
+        end
+        if found.done and not done then
+          note("@DONE_KEY@", true)
+        end
+      end
     end
   end
 end

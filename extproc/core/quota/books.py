@@ -66,8 +66,12 @@ class QuotaBooks(Protocol):
         """
         ...
 
-    def renew(self, reservation_id: str, *, now_ns: int) -> bool:
-        """The request still runs; false when it is not known here."""
+    def renew(self, reservation_id: str, *, now_ns: int, so_far: Amounts | None = None) -> bool:
+        """The request still runs; false when it is not known here.
+
+        `so_far` is what it has used: what that is more than was reserved is charged now, and stays so if its
+        end is never heard of.
+        """
         ...
 
     def cancel(self, reservation_id: str, *, now_ns: int) -> None:
@@ -76,6 +80,10 @@ class QuotaBooks(Protocol):
 
     def expire(self, *, now_ns: int) -> list[str]:
         """End what was not heard of: its reserved amounts stay charged, its place in flight is free."""
+        ...
+
+    def credit(self, account: Account, amounts: Amounts, *, credit_id: str, now_ns: int) -> None:
+        """Forgive what was used, at most all of it, once for an id: an operator's word."""
         ...
 
     def usage(self, account: Account, *, now_ns: int) -> tuple[LimitUsage, ...]:
@@ -181,11 +189,13 @@ class Books:
         self.counts["settled.unknown"] += 1
         return True
 
-    def renew(self, reservation_id: str, *, now_ns: int) -> bool:
-        """Begin the time to live anew."""
+    def renew(self, reservation_id: str, *, now_ns: int, so_far: Amounts | None = None) -> bool:
+        """Begin the time to live anew, and charge what was used beyond the reservation."""
         held = self._held.get(reservation_id)
         if held is None:
             return False
+        if so_far is not None:
+            self.totals["reserved"] += share.grow(held.taken, so_far.units(), now_ns=now_ns)
         held.heard_ns = now_ns
         self._held.move_to_end(reservation_id)
         return True
@@ -212,6 +222,14 @@ class Books:
             self._end(reservation_id, held.taken)
             expired.append(reservation_id)
         return expired
+
+    def credit(self, account: Account, amounts: Amounts, *, credit_id: str, now_ns: int) -> None:
+        """Give back what was used."""
+        if credit_id in self._ended:
+            return
+        self._end(credit_id, None)
+        share.credit(account, self._scopes.of(account, now_ns=now_ns), amounts.units(), now_ns=now_ns)
+        self.counts["credited"] += 1
 
     def usage(self, account: Account, *, now_ns: int) -> tuple[LimitUsage, ...]:
         """Every limit of the account as it stands; changes nothing."""

@@ -159,6 +159,13 @@ def force(account: Account, scopes: tuple[Scope, ...], units: Sequence[int], *, 
     return costs
 
 
+def credit(account: Account, scopes: tuple[Scope, ...], units: Sequence[int], *, now_ns: int) -> None:
+    """Give back what was used, at most all of it."""
+    for (_, limits), scope in zip(account.scopes, scopes, strict=True):
+        for bucket in limits.buckets:
+            charge(scope.tats, bucket.kind, -bucket.cost_ns(units[bucket.unit]), now_ns)
+
+
 def settle(taken: Taken, units: Sequence[int], *, now_ns: int) -> list[int]:
     """Charge or refund the difference to the real counts; returns what it came to in the end."""
     real = []
@@ -176,6 +183,22 @@ def settle(taken: Taken, units: Sequence[int], *, now_ns: int) -> list[int]:
             at += 1
     land(taken)
     return real
+
+
+def grow(taken: Taken, units: Sequence[int], *, now_ns: int) -> int:
+    """Charge where a running request has used more than it took; returns by how much, over all buckets."""
+    grown = at = 0
+    for (_, limits), scope in zip(taken.account.scopes, taken.scopes, strict=True):
+        for bucket in limits.buckets:
+            many = units[bucket.unit] * taken.share
+            borrowed = taken.borrowed >> at & 1
+            cost = bucket.extra_cost_ns(many) if borrowed else bucket.cost_ns(many)
+            if (more := cost - taken.costs[at]) > 0:
+                charge(extras(scope) if borrowed else scope.tats, bucket.kind, more, now_ns)
+                taken.costs[at] = cost
+                grown += more
+            at += 1
+    return grown
 
 
 def land(taken: Taken) -> None:

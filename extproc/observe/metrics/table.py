@@ -58,7 +58,7 @@ def _table() -> tuple[Spec, ...]:
             "tokens_total",
             "counter",
             ("tenant", "pool", "direction"),
-            "Tokens charged at requests' ends, input or output: the engine's counts, predictions where it "
+            "Tokens charged at requests' ends, input or output: the engine's counts, estimates where it "
             "gives none.",
             traffic,
         ),

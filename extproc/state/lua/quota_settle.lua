@@ -24,6 +24,17 @@ end
 
 if op.how == 'renew' then
   if entry then
+    -- What a running request has used beyond its reservation is charged now.
+    local grown = false
+    for _, b in ipairs(entry.b) do
+      local real = math.ceil(op.a[b[3] + 1] * b[4] - 1e-6)
+      if real > b[2] then
+        add_debt(b[1], real - b[2])
+        b[2] = real
+        grown = true
+      end
+    end
+    if grown then redis.call('HSET', R, op.id, cmsgpack.pack(entry)) end
     redis.call('ZADD', X, now_ms + op.ttl, op.id)
     done = 1
   end

@@ -55,6 +55,12 @@ tenants are always exact.
 tests/observe/metrics/test_documented.py`.)
 """
 TAIL = """
+## Metering
+
+Of `steersman_events_total`: `metered.engine` and `metered.estimated` are ends whose output tokens the engine
+counted, or we; `metered.impossible` ends whose engine said more than was asked for (its replica is suspect);
+`credits` what operators forgave. See [metering](metering.md).
+
 ## Questions
 
 ```promql

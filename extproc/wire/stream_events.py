@@ -1,0 +1,70 @@
+"""What passes of a stream's body, piece by piece: events that hold a token, an error, the end.
+
+The same as Envoy's script does (control/lua/first_chunk.lua), for responses that pass through a picker: a
+test holds the two equal. Keeps no more of a body than a piece's last bytes.
+"""
+
+from __future__ import annotations
+
+import re
+
+#: So much of what an engine says of an error is kept.
+ERROR_BYTES = 512
+#: Of a line that is longer only its head is kept until it is whole.
+LINE_BYTES, LINE_HEAD_BYTES = 4096, 512
+
+# In generated text quotes and line ends are escaped, so that no text can look like these.
+_ERROR = re.compile(rb'"error"\s*:\s*[{"]|"object"\s*:\s*"error"|^error: ')
+_NO_CHOICE = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+_ROLE = re.compile(rb'"role"\s*:\s*"')
+_EMPTY = re.compile(rb'"content"\s*:\s*(?:""|null)')
+_OUTPUT = re.compile(rb'"finish_reason"\s*:\s*"|"reasoning[A-Za-z_]*"\s*:\s*"[^"]|"arguments"\s*:\s*"[^"]')
+_DONE = re.compile(rb"data:\s*\[DONE\]")
+
+
+def error_in(text: bytes) -> str:
+    """What an engine says of an error, from its name on; empty where it says nothing."""
+    found = _ERROR.search(text)
+    return (
+        "" if found is None else text[found.start() : found.start() + ERROR_BYTES].decode("utf-8", "replace")
+    )
+
+
+class StreamEvents:
+    """Counts one stream's events."""
+
+    __slots__ = ("_rest", "count", "done", "error")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.error = ""
+        self.done = False
+        #: What has come of a line that is not whole.
+        self._rest = b""
+
+    def saw(self, piece: bytes) -> None:
+        """The next piece of the body."""
+        if not piece:
+            return
+        *lines, rest = (self._rest + piece).split(b"\n")
+        self._rest = rest[:LINE_HEAD_BYTES] if len(rest) > LINE_BYTES else rest
+        for line in lines:
+            if not self.error and (said := error_in(line)):
+                self.error = said
+            elif line.startswith(b"data:"):
+                if not (_is_bare if self.count == 0 else _is_bare_later)(line):
+                    self.count += 1
+                elif _DONE.match(line):
+                    self.done = True
+
+
+def _is_bare(event: bytes) -> bool:
+    """An event that holds no token: usage, the end, or what opens a choice."""
+    if _DONE.match(event) or _NO_CHOICE.search(event):
+        return True
+    return bool(_ROLE.search(event) and _EMPTY.search(event)) and not _OUTPUT.search(event)
+
+
+def _is_bare_later(event: bytes) -> bool:
+    """The same once tokens have come: no choice opens without one."""
+    return bool(_DONE.match(event) or _NO_CHOICE.search(event))

@@ -1,0 +1,81 @@
+"""Whose fault an error inside a 200 is, by the engines' own words; and what ends how."""
+
+from __future__ import annotations
+
+import pytest
+
+from extproc.core.outcome import End
+from extproc.wire.ended import Fault, end_of, fault_of
+from extproc.wire.stream_events import StreamEvents, error_in
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ("", Fault.NONE),
+        ('"error":"Model is overloaded","error_type":"overloaded"', Fault.FULL),
+        ('"error":{"message":"Model is overloaded","http_status_code":422}', Fault.FULL),
+        ('"error":{"message":"busy","code":429}', Fault.FULL),
+        ('"error":"Input validation error: `inputs` too long","error_type":"validation"', Fault.REQUEST),
+        ('"error":{"message":"Input validation error: too long","http_status_code":422}', Fault.REQUEST),
+        ('"error":{"message":"no such image","type":"BadRequestError","code":400}', Fault.REQUEST),
+        (
+            '"error": {"code": 400, "message": "prompt too long", "type": "exceed_context_size_error"}',
+            Fault.REQUEST,
+        ),
+        ('"error":"Request failed during generation: x","error_type":"generation"', Fault.ENGINE),
+        ('"error":{"message":"Request failed during generation: x","http_status_code":422}', Fault.ENGINE),
+        ('"error":"Incomplete generation","error_type":"incomplete_generation"', Fault.ENGINE),
+        ('"error":{"message":"EngineCore is dead","type":"InternalServerError","code":500}', Fault.ENGINE),
+        ('"object":"error","message":"out of memory","type":"InternalServerError","code":500}', Fault.ENGINE),
+        ('error: {"code":500,"message":"slot failed"}', Fault.ENGINE),
+    ],
+)
+def test_whose_fault(said: str, fault: Fault) -> None:
+    """TGI says 422 of everything on its OpenAI routes: there its words count."""
+    assert fault_of(said) is fault
+
+
+@pytest.mark.parametrize(
+    ("status", "fault", "gone", "broke", "end"),
+    [
+        (200, Fault.NONE, False, False, End.OK),
+        (200, Fault.ENGINE, False, False, End.ERROR),
+        (200, Fault.ENGINE, True, False, End.ERROR),
+        (200, Fault.REQUEST, True, False, End.REFUSED),
+        (200, Fault.NONE, True, True, End.CLIENT_GONE),
+        (200, Fault.NONE, False, True, End.ERROR),
+        (404, Fault.NONE, False, False, End.REFUSED),
+        (500, Fault.NONE, False, False, End.ERROR),
+        (0, Fault.NONE, False, False, End.ERROR),
+    ],
+)
+def test_how_it_ended(status: int, fault: Fault, gone: bool, broke: bool, end: End) -> None:
+    """What the engine said counts before whatever came after."""
+    assert end_of(status, fault, gone=gone, broke=broke) is end
+
+
+ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
+TOKEN = b'data: {"choices":[{"delta":{"content":"data: \\"error\\": {"},"finish_reason":null}]}\n\n'
+USAGE = b'data: {"choices":[],"usage":{"completion_tokens":3}}\n\n'
+DONE = b"data: [DONE]\n\n"
+STREAM = b":\n\n" + ROLE + TOKEN * 3 + USAGE + DONE
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 64, 4096])
+def test_events_are_counted_however_they_are_cut(step: int) -> None:
+    """Comments, roles, usage and the end hold no token; what a text says of errors is a text."""
+    events = StreamEvents()
+    for at in range(0, len(STREAM), step):
+        events.saw(STREAM[at : at + step])
+    assert events.count == 3
+    assert (events.error, events.done) == ("", True)
+
+
+def test_an_error_after_tokens_is_seen() -> None:
+    """Wherever it comes in the stream."""
+    events = StreamEvents()
+    for piece in (ROLE, TOKEN, b'data: {"error": {"message": "dead", "code": 500}}\n\n', DONE):
+        events.saw(piece)
+    assert fault_of(events.error) is Fault.ENGINE
+    assert error_in(b'{"choices":[{"message":{"content":"error"}}],"error":null}') == ""
