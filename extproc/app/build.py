@@ -14,6 +14,7 @@ from extproc.config.secret import key_secret
 from extproc.config.weights import family_weights
 from extproc.core.accounts import Accounts, Price
 from extproc.core.attempts import AttemptLimiter
+from extproc.core.bodies import BodyBounds
 from extproc.core.desk import ClassSpec, DeskLimits, Policy
 from extproc.core.experiment import arm_parameters
 from extproc.core.fairness import Bounds
@@ -29,6 +30,7 @@ RELOADABLE_OF_POOL = frozenset(
         "models",
         "strategy",
         "strategy_parameters",
+        "tenants",
         "bytes_per_token",
         "output_tokens",
         "zone_penalty_tokens",
@@ -57,6 +59,7 @@ def pool_specs(config: Config) -> list[PoolSpec]:
             parameters=parameters_of(config, pool),
             kv_capacity_tokens=pool.kv_capacity_tokens,
             prefill_budget_tokens=pool.prefill_budget_tokens,
+            tenants=None if pool.tenants is None else frozenset(pool.tenants),
         )
         for pool in config.pools
     ]
@@ -162,6 +165,7 @@ def policy_of(config: Config) -> Policy:
                 long_prompt_tokens=each.long_prompt_tokens,
                 long_ttft_ns=each.long_ttft_ms * MS,
                 long_hold_ns=each.long_hold_ms * MS,
+                retries=config.gateway.retries if each.retries is None else each.retries,
             )
             for each in config.classes
         ),
@@ -274,6 +278,12 @@ def _admin_port(config: Config) -> tuple[object, ...]:
 def _cluster(each: ServiceClass) -> tuple[object, ...]:
     """What Envoy's clusters hold of a class."""
     return each.name, each.share_of_breakers, each.outlier_detection
+
+
+def body_bounds(config: Config) -> BodyBounds:
+    """What a body may hold."""
+    limits = config.limits
+    return BodyBounds(pieces_max=limits.body_pieces_max, messages_max=limits.body_messages_max)
 
 
 def desk_limits(config: Config) -> DeskLimits:

@@ -93,17 +93,12 @@ class SnapshotBuilder:
 
     def __init__(self, config: Config, *, mark_draining: bool = False) -> None:
         # Late: envoy-data-plane takes over a second to import, and the ADS protocol needs none of it.
-        from extproc.control.resources import pool_cluster
+        from extproc.control.resources import pool_clusters
 
         self._mark_draining = mark_draining
         self._pools = tuple(pool.name for pool in config.pools)
         self._clusters = Resources.of(
-            Resource(
-                contract.cluster_name(pool.name, each.name),
-                bytes(pool_cluster(config, pool, each, mode="ads")),
-            )
-            for pool in config.pools
-            for each in config.classes
+            Resource(cluster.name, bytes(cluster)) for cluster in pool_clusters(config, mode="ads")
         )
         self._built: dict[str, tuple[tuple[EndpointState, ...], Resource]] = {}
         self._pieces: dict[EndpointState, bytes] = {}

@@ -25,6 +25,7 @@ from extproc.core.contract import (
     POOL_KEY,
     REASON_KEY,
     RESERVATION_KEY,
+    RETRIES_HEADER,
     SAN_ATTRIBUTES,
     SOURCE_ATTRIBUTE,
     TICKET_KEY,
@@ -212,7 +213,7 @@ def routed(
     client's.
     """
     about = told(decision, event_cluster=event_cluster, explained=explained, carried=carried)
-    return _route(phase, decision.cluster, ",".join(decision.addresses), about, body)
+    return _route(phase, decision, about, body)
 
 
 def told(
@@ -242,26 +243,21 @@ def hold(timeout_ms: int) -> bytes:
     return response.SerializeToString()
 
 
-def to_cluster(cluster: str, phase: str, *, body: bytes | None = None) -> bytes:
-    """Last resort: a cluster without endpoints or ticket; Envoy's own balancer chooses."""
-    return _route(phase, cluster, "", {POOL_KEY: cluster, REASON_KEY: "degraded: no decision"}, body)
-
-
-def _route(
-    phase: str, cluster: str, endpoints: str, about: dict[str, str], body: bytes | None = None
-) -> bytes:
+def _route(phase: str, decision: Routed, about: dict[str, str], body: bytes | None) -> bytes:
     response = pb.ProcessingResponse()
     common = getattr(response, phase).response
     common.clear_route_cache = True
     mutation = common.header_mutation
-    set_header(mutation, CLUSTER_HEADER, cluster)
+    set_header(mutation, CLUSTER_HEADER, decision.cluster)
+    # Envoy tries as often as the list has endpoints: the last one's own answer is what the client gets.
+    set_header(mutation, RETRIES_HEADER, str(decision.retries))
     # The key opened our door; the engine has no use for it, and its logs no right to it.
     mutation.remove_headers.extend((AUTHORIZATION, API_KEY))
     if body is not None:
         common.body_mutation.body = body
         # Envoy answers 500 itself where its own length and the new body's differ.
         set_header(mutation, "content-length", str(len(body)))
-    tell(response, endpoints, about)
+    tell(response, ",".join(decision.addresses), about)
     return response.SerializeToString()
 
 
