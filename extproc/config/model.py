@@ -276,7 +276,8 @@ class Gateway(Section):
 
 
 class FailedAttempts(Section):
-    """How often one client address may fail to prove who it is before it is refused for a while (429)."""
+    """How often one client address may fail to prove who it is before further failures of it are told to wait
+    (429). Who proves who they are is served all the same: many share an address."""
 
     per_minute: int = Field(default=60, ge=1, le=60_000)
     """Wrong keys and tokens a minute; one without any is not counted."""

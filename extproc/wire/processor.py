@@ -119,18 +119,25 @@ class Processor:
         self.desk.leave(reservation_id, now_ns=self.clock())
 
     def identify(self, evidence: Evidence) -> Identity | Reject:
-        """Who asks. A source that has failed too often is not even looked up for a while."""
+        """Who asks. Failures of a source that has failed too often are told to wait; a proof is never.
+
+        Many share an address (NAT, balancers): one's wrong keys must keep nobody else out.
+        """
         directory, attempts, source = self.directory, self.attempts, evidence.source
         # Behind a trusted proxy are many clients; one of them must not lock the others out.
         counted = attempts is not None and source != "" and evidence.guesses and directory.required
         if counted and directory.proxy is not None and directory.proxy.covers(source):
             counted = False
-        if counted and attempts is not None and (wait_s := attempts.blocked_s(source, now_ns=self.clock())):
-            self.desk.counts["identity.limited"] += 1
-            message = "too many failed attempts from this address"
-            return Reject(status=429, code="too_many_attempts", message=message, retry_after_s=wait_s)
         identity = directory.identify(evidence, now_s=self.wall_clock())
         if isinstance(identity, Reject):
+            if (
+                counted
+                and attempts is not None
+                and (wait_s := attempts.blocked_s(source, now_ns=self.clock()))
+            ):
+                self.desk.counts["identity.limited"] += 1
+                message = "too many failed attempts from this address"
+                return Reject(status=429, code="too_many_attempts", message=message, retry_after_s=wait_s)
             self.desk.counts["identity.failed"] += 1
             blocked = counted and attempts is not None and attempts.failed(source, now_ns=self.clock())
             if blocked:
