@@ -75,7 +75,7 @@ def path(tmp_path: Path) -> Path:
 def test_built_from_the_configuration() -> None:
     """Pools, tenants and limits are where they work."""
     app, _ = app_of()
-    assert app.desk.fleet.models == ["c", "m"]
+    assert app.desk.fleet.models_for("a") == ["c", "m"]
     assert app.desk.default_model == "m"
     assert list(app.processor.directory.tenants) == ["acme"]
     assert app.desk.ledger.ttl_ns == 60 * S
@@ -183,7 +183,7 @@ def test_what_applies_live(path: Path) -> None:
     assert isinstance(identify("a-key"), Reject), "a removed key opens nothing"
     assert not isinstance(identify("b-key"), Reject)
     assert not isinstance(identify("g-key"), Reject)
-    pool = app.desk.fleet.pool_of("alias")
+    pool = app.desk.fleet.pool_for("alias", "a")
     assert pool is not None
     assert (pool.strategy, pool.calibration) == ("random", calibration)
     assert app.desk.default_model == "alias"

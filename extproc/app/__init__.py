@@ -26,6 +26,7 @@ from extproc.app.alerting import Alerting
 from extproc.app.analysing import Analysing
 from extproc.app.build import (
     attempts_of,
+    body_bounds,
     desk_limits,
     directory_of,
     families_of,
@@ -113,6 +114,8 @@ class App:
             clock=clock,
             attempts=attempts_of(config),
             event_cluster=event_cluster(config),
+            body_bounds=body_bounds(config),
+            refused_bytes_per_minute=config.limits.refused_bytes_per_minute,
         )
         if not self.processor.event_cluster:
             log.warning(
@@ -295,6 +298,8 @@ class App:
         new, directory, families = read.config, read.directory, read.families
         if new.identity.failed_attempts != self.config.identity.failed_attempts:
             self.processor.attempts = attempts_of(new)
+        self.processor.body_bounds = body_bounds(new)
+        self.processor.refusals.bytes_per_minute = new.limits.refused_bytes_per_minute
         self.audit.settings = new.audit
         self.record.apply(new.record)
         new = self.tuned.overlaid(new)

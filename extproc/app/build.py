@@ -13,6 +13,7 @@ from extproc.config.secret import key_secret
 from extproc.config.weights import family_weights
 from extproc.core.accounts import Accounts, Price
 from extproc.core.attempts import AttemptLimiter
+from extproc.core.bodies import BodyBounds
 from extproc.core.desk import ClassSpec, DeskLimits, Policy
 from extproc.core.experiment import arm_parameters
 from extproc.core.fairness import Bounds
@@ -40,6 +41,7 @@ def pool_specs(config: Config) -> list[PoolSpec]:
             parameters=parameters_of(config, pool),
             kv_capacity_tokens=pool.kv_capacity_tokens,
             prefill_budget_tokens=pool.prefill_budget_tokens,
+            tenants=None if pool.tenants is None else frozenset(pool.tenants),
         )
         for pool in config.pools
     ]
@@ -145,6 +147,7 @@ def policy_of(config: Config) -> Policy:
                 long_prompt_tokens=each.long_prompt_tokens,
                 long_ttft_ns=each.long_ttft_ms * MS,
                 long_hold_ns=each.long_hold_ms * MS,
+                retries=config.gateway.retries if each.retries is None else each.retries,
             )
             for each in config.classes
         ),
@@ -190,6 +193,12 @@ def quota_limits(config: Config) -> QuotaLimits:
 def limits_of(quota: Quota) -> Limits:
     """A quota's limits as the books keep them."""
     return limits(**quota.model_dump())
+
+
+def body_bounds(config: Config) -> BodyBounds:
+    """What a body may hold."""
+    limits = config.limits
+    return BodyBounds(pieces_max=limits.body_pieces_max, messages_max=limits.body_messages_max)
 
 
 def desk_limits(config: Config) -> DeskLimits:

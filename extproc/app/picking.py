@@ -79,9 +79,10 @@ class Picking(Part):
             "joined": {pool: sorted(joined) for pool, joined in self._joined.items() if joined},
         }
 
-    def _join(self, model: str, addresses: tuple[str, ...]) -> None:
-        pool = self._fleet.pool_of(model)
-        if pool is None:
+    def _join(self, model: str, tenant: str, addresses: tuple[str, ...]) -> None:
+        pool = self._fleet.pool_for(model, tenant)
+        if pool is None or pool.tenants is not None:
+            # What a gateway offers to everybody is nobody's own: a reserved pool takes none of it.
             return
         now_ns = self._clock()
         joined = self._joined.setdefault(pool.name, {})

@@ -1,8 +1,10 @@
 """What Envoy does with a request while the service is away: the classes' failure modes as routes.
 
 Owns what can truly be told without the service. Envoy verifies tokens and certificates and knows its
-trusted proxy, so it knows those tenants; whose an API key is only the service knows. Pure, and of the
-configuration alone, so that the checks, the rendering and a reload see the same.
+trusted proxy, so it knows those tenants; whose an API key is only the service knows. What a tenant was
+promised (its regions, a pool of its own) holds without the service too: where Envoy cannot keep it, the
+request is not served. Pure, and of the configuration alone, so that the checks, the rendering and a reload
+see the same.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from extproc.config.model import Config, ServiceClass, Tenant
+from extproc.config.model import Config, Pool, ServiceClass, Tenant
 
 Proof = Literal["proxy", "uri", "dns", "jwt"]
 
@@ -47,10 +49,35 @@ def fallback(config: Config) -> Away:
     modes = {mode_of(config, each) for each in config.classes}
     mode = modes.pop() if len(modes) == 1 else config.gateway.failure_mode
     pool = config.pool_of(config.default_model)
-    if mode == "closed" or pool is None:
+    if mode == "closed" or pool is None or pool.tenants is not None or outside(config, pool):
         return CLOSED
     floors = [each.requests_per_second_floor for each in config.classes if each.requests_per_second_floor]
     return Away(pool.name, config.default_class, min(floors, default=None))
+
+
+def outside(config: Config, pool: Pool) -> list[str]:
+    """The tenants whose requests could leave their regions if a pool took everybody's.
+
+    None where the file says that they may, and none where the pool's replicas are all listed and lie where
+    each of them may be served.
+    """
+    if config.gateway.auth == "none" or config.gateway.failure_open_outside_regions:
+        return []
+    found = pool.discovery
+    listed = not (found.dns or found.file or config.picker.discover)
+    listed = listed and not (found.agents and config.telemetry is not None)
+    regions = {endpoint.region for endpoint in pool.endpoints}
+    return [
+        tenant.name
+        for tenant in config.tenants
+        if tenant.regions is not None and not (listed and regions <= set(tenant.regions))
+    ]
+
+
+def away_targets(config: Config) -> set[tuple[str, str]]:
+    """The (pool, class) pairs that requests without a decision may go to."""
+    everywhere = (fallback(config), *(route.away for route in away_routes(config)))
+    return {(away.pool, away.service_class) for away in everywhere if away.pool is not None}
 
 
 def away_routes(config: Config) -> list[AwayRoute]:
@@ -84,7 +111,7 @@ def _away(config: Config, tenant: Tenant) -> Away:
     if service_class is None or mode_of(config, service_class) == "closed" or tenant.regions is not None:
         return CLOSED
     model = tenant.default_model or config.default_model
-    pool = config.pool_of(model)
+    pool = config.pool_for(model, tenant.name)
     if pool is None or (tenant.models is not None and model not in tenant.models):
         return CLOSED
     return Away(pool.name, service_class.name, service_class.requests_per_second_floor)

@@ -22,11 +22,8 @@ def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
     """Yield (location, message) for each mistake that only shows between sections."""
     yield from repeats((("pools", i, "name"), pool.name) for i, pool in enumerate(config.pools))
     yield from repeats((("tenants", i, "name"), tenant.name) for i, tenant in enumerate(config.tenants))
-    yield from repeats(
-        (("pools", i, "models", j), model)
-        for i, pool in enumerate(config.pools)
-        for j, model in enumerate(pool.models)
-    )
+    yield from _shared_models(config)
+    yield from _reserved(config)
     yield from repeats(
         (("pools", i, "endpoints", j, "address"), endpoint.address)
         for i, pool in enumerate(config.pools)
@@ -74,6 +71,35 @@ def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
     yield from repeats((("service", "listen", i), where) for i, where in enumerate(config.service.listen))
     if config.gateway.listen == config.gateway.envoy_admin:
         yield ("gateway", "envoy_admin"), f"{config.gateway.listen} is gateway.listen's too; use another port"
+
+
+def _shared_models(config: Config) -> Iterator[tuple[Loc, str]]:
+    """Models that a tenant would find in two pools; one of everybody's and one of its own are told apart."""
+    yield from repeats(
+        (("pools", i, "models", j), model)
+        for i, pool in enumerate(config.pools)
+        for j, model in enumerate(pool.models)
+        if pool.tenants is None or pool.models.index(model) != j
+    )
+    found: dict[tuple[str, str], str] = {}
+    for i, pool in enumerate(config.pools):
+        for j, model in enumerate(pool.models):
+            for tenant in pool.tenants or ():
+                other = found.setdefault((model, tenant), pool.name)
+                if other != pool.name:
+                    message = f"{model!r} is reserved for {tenant!r} in pool {other!r} too; keep it in one"
+                    yield ("pools", i, "models", j), message
+
+
+def _reserved(config: Config) -> Iterator[tuple[Loc, str]]:
+    """Pools that are reserved for nobody who exists."""
+    names = {tenant.name for tenant in config.tenants}
+    for i, pool in enumerate(config.pools):
+        yield from repeats((("pools", i, "tenants", j), name) for j, name in enumerate(pool.tenants or ()))
+        for j, name in enumerate(pool.tenants or ()):
+            if name not in names:
+                known = ", ".join(sorted(names)) or "none"
+                yield ("pools", i, "tenants", j), f"no tenant {name!r}; there are {known}"
 
 
 def _strategies(config: Config) -> Iterator[tuple[Loc, str]]:

@@ -164,6 +164,9 @@ class Pool(Section):
     """The replicas that are known beforehand."""
     discovery: Discovery = Discovery()
     """Where further replicas come from."""
+    tenants: list[Name] | None = Field(default=None, min_length=1, max_length=10_000)
+    """The tenants that it is reserved for: to all others its models are not there, and neither its replicas
+    nor their prefix caches are shared with them. Everybody's when left out."""
     zone_penalty_tokens: int = Field(default=2_000, ge=0, le=10_000_000)
     """A replica in another zone than the service's counts as if this much more work waited on it: the
     same zone is preferred while it is not worse by that."""
@@ -250,7 +253,11 @@ class Gateway(Section):
     """The model of a request that names none; the first pool's first model when left out."""
     failure_mode: Literal["closed", "open"] = "closed"
     """When the service is away: 'closed' answers 503; 'open' sends requests, unauthenticated and
-    unaccounted, to the default model's pool by Envoy's least-request balancer."""
+    unaccounted, to the default model's pool by Envoy's least-request balancer. Where that pool is reserved
+    (`tenants`), or some tenant's `regions` could be left by it, requests get 503 all the same: by an API key
+    Envoy cannot tell whose they are."""
+    failure_open_outside_regions: bool = False
+    """Whether 'open' holds although requests of tenants with `regions` may then be served outside of them."""
     body_bytes_max: int = Field(default=4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
     """The largest request body; above it 413."""
     retries: int = Field(default=2, ge=0, le=8)
@@ -273,7 +280,8 @@ class Gateway(Section):
 
 
 class FailedAttempts(Section):
-    """How often one client address may fail to prove who it is before it is refused for a while (429)."""
+    """How often one client address may fail to prove who it is before further failures of it are told to wait
+    (429). Who proves who they are is served all the same: many share an address."""
 
     per_minute: int = Field(default=60, ge=1, le=60_000)
     """Wrong keys and tokens a minute; one without any is not counted."""
@@ -379,6 +387,13 @@ class Limits(Section):
     """Requests held at once, over all classes; above it the newest of the lowest class are shed."""
     ageing_ms: int = Field(default=2_000, ge=10, le=600_000)
     """After each such wait a held request is served as if one class better, so that nothing starves."""
+    body_pieces_max: int = Field(default=32_768, ge=1_024, le=10_000_000)
+    """Objects, lists and fields in a body; above it 413. Each costs far more to read than to send."""
+    body_messages_max: int = Field(default=8_192, ge=16, le=1_000_000)
+    """Messages of a chat, and parts of them, in all; above it 413."""
+    refused_bytes_per_minute: int = Field(default=64 * 1024 * 1024, ge=64 * 1024, le=1024**4)
+    """Bytes of bodies that were refused for what is in them (400, 413), for each tenant; above it 429 on the
+    headers, so that no more bodies of its are read. Without gateway.auth for each client address."""
     settled_remembered_max: int = Field(default=65_536, ge=1024, le=10_000_000)
     """Settled request ids kept, so that a record that comes twice counts once."""
 
@@ -447,5 +462,12 @@ class Config(Section):
         return self.gateway.services or self.service.listen[:1]
 
     def pool_of(self, model: str) -> Pool | None:
-        """The pool that serves a model name, or None."""
-        return next((pool for pool in self.pools if model in pool.models), None)
+        """The pool that serves a model name to everybody; else one that is reserved; or None."""
+        serving = [pool for pool in self.pools if model in pool.models]
+        return min(serving, key=lambda pool: pool.tenants is not None, default=None)
+
+    def pool_for(self, model: str, tenant: str) -> Pool | None:
+        """The pool in which a tenant's requests for a model are served, or None."""
+        serving = [pool for pool in self.pools if model in pool.models]
+        may = [pool for pool in serving if pool.tenants is None or tenant in pool.tenants]
+        return min(may, key=lambda pool: pool.tenants is None, default=None)

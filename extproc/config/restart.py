@@ -14,6 +14,7 @@ RELOADABLE_OF_POOL = frozenset(
         "models",
         "strategy",
         "strategy_parameters",
+        "tenants",
         "bytes_per_token",
         "output_tokens",
         "zone_penalty_tokens",

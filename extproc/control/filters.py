@@ -145,8 +145,12 @@ def decision(config: Config) -> ExternalProcessor:
             else None,
         ),
         # Cluster header, identity headers and the key's removal are allowed; host, method, path and
-        # Envoy's own headers are not the decision's to change.
-        mutation_rules=HeaderMutationRules(allow_all_routing=False, allow_envoy=False),
+        # Envoy's own headers are not the decision's to change, but for how many endpoints its list holds.
+        mutation_rules=HeaderMutationRules(
+            allow_all_routing=False,
+            allow_envoy=False,
+            allow_expression=RegexMatcher(regex=contract.RETRIES_HEADER),
+        ),
         stat_prefix="decision",
     )
 

@@ -43,6 +43,10 @@ from envoy_data_plane.envoy.extensions.load_balancing_policies.override_host.v3 
     OverrideHost,
     OverrideHostOverrideHostSource,
 )
+from envoy_data_plane.envoy.extensions.load_balancing_policies.subset.v3 import (
+    Subset,
+    SubsetLbSubsetFallbackPolicy,
+)
 from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
     HttpProtocolOptions as UpstreamProtocolOptions,
 )
@@ -50,6 +54,7 @@ from envoy_data_plane.envoy.extensions.upstreams.http.v3 import HttpProtocolOpti
 from envoy_data_plane.envoy.type.metadata.v3 import MetadataKey, MetadataKeyPathSegment
 from envoy_data_plane.envoy.type.v3 import Percent
 
+from extproc.config.away import away_targets
 from extproc.config.model import Config, Pool, ServiceClass
 from extproc.config.model import OutlierDetection as OutlierLimits
 from extproc.control.pack import address, extension, ms, packed
@@ -78,15 +83,37 @@ Mode = Literal["static", "ads"]
 PROTOCOL_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
-def pool_clusters(config: Config) -> list[Cluster]:
-    """One static cluster a pool and class, in the order of the file."""
-    return [pool_cluster(config, pool, each) for pool in config.pools for each in config.classes]
+def pool_clusters(config: Config, *, mode: Mode = "static") -> list[Cluster]:
+    """One cluster a pool and class, in the order of the file; then those for requests without a decision."""
+    decided = [
+        pool_cluster(config, pool, each, mode=mode) for pool in config.pools for each in config.classes
+    ]
+    return [*decided, *away_clusters(config, mode=mode)]
+
+
+def away_clusters(config: Config, *, mode: Mode = "static") -> list[Cluster]:
+    """Where requests go while the service is away, where any do: the only clusters that Envoy chooses in.
+
+    They stand apart from those that decisions name, so that no decided request can ever be balanced here.
+    """
+    wanted = away_targets(config)
+    clusters = []
+    for pool in config.pools:
+        for each in config.classes:
+            if (pool.name, each.name) in wanted:
+                cluster = pool_cluster(config, pool, each, mode=mode)
+                cluster.name = contract.away_cluster_name(pool.name, each.name)
+                cluster.load_balancing_policy = least_request()
+                if cluster.load_assignment is not None:
+                    cluster.load_assignment.cluster_name = cluster.name
+                clusters.append(cluster)
+    return clusters
 
 
 def pool_cluster(
     config: Config, pool: Pool, service_class: ServiceClass, *, mode: Mode = "static"
 ) -> Cluster:
-    """A pool as one class sees it: the endpoint is the decision's, by metadata, with least request behind it.
+    """A pool as one class sees it: the endpoint is the decision's, by metadata, and nobody else's.
 
     Breakers, ejections and connections are the cluster's own, so that a class that fills or breaks its
     own takes nothing from another; the endpoints are the same.
@@ -150,7 +177,7 @@ def policy(name: str, message: Message) -> LoadBalancingPolicy:
 
 
 def least_request() -> LoadBalancingPolicy:
-    """Envoy's own balancer: for requests without a decision, and for retries past its list."""
+    """Envoy's own balancer: for requests without a decision."""
     return policy("envoy.load_balancing_policies.least_request", LeastRequest(choice_count=2))
 
 
@@ -174,7 +201,23 @@ def _chosen_by_the_decision() -> LoadBalancingPolicy:
     )
     return policy(
         "envoy.load_balancing_policies.override_host",
-        OverrideHost(override_host_sources=[chosen], fallback_policy=least_request()),
+        OverrideHost(override_host_sources=[chosen], fallback_policy=_nobody()),
+    )
+
+
+def _nobody() -> LoadBalancingPolicy:
+    """Chooses no endpoint (503): what comes when a decision's list is used up, or names strangers alone.
+
+    The list is a bound. Regions, permits and another gateway's subset hang on it, and override_host asks its
+    fallback for any endpoint of the cluster. A subset balancer without subsets and without a fallback of its
+    own has none to give.
+    """
+    return policy(
+        "envoy.load_balancing_policies.subset",
+        Subset(
+            fallback_policy=SubsetLbSubsetFallbackPolicy.NO_FALLBACK,
+            subset_lb_policy=least_request(),
+        ),
     )
 
 

@@ -183,7 +183,7 @@ def _away(config: Config, name: str, match: RouteMatch, away: Away) -> Route:
         route.direct_response = DirectResponseAction(status=503, body=DataSource(inline_string="no decision"))
         return route
     service_class = next(each for each in config.classes if each.name == away.service_class)
-    cluster = contract.cluster_name(away.pool, away.service_class)
+    cluster = contract.away_cluster_name(away.pool, away.service_class)
     route.route = _action(Timing.of(config.gateway, service_class), RouteAction(cluster=cluster))
     # As with a decision: what proves a tenant to us is not the engine's to see.
     route.request_headers_to_remove = [*_ours(config), "authorization", "x-api-key"]

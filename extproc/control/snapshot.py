@@ -96,17 +96,12 @@ class SnapshotBuilder:
         from extproc.control import light
 
         light.install()
-        from extproc.control.resources import pool_cluster
+        from extproc.control.resources import pool_clusters
 
         self._mark_draining = mark_draining
         self._pools = tuple(pool.name for pool in config.pools)
         self._clusters = Resources.of(
-            Resource(
-                contract.cluster_name(pool.name, each.name),
-                bytes(pool_cluster(config, pool, each, mode="ads")),
-            )
-            for pool in config.pools
-            for each in config.classes
+            Resource(cluster.name, bytes(cluster)) for cluster in pool_clusters(config, mode="ads")
         )
         self._built: dict[str, tuple[tuple[EndpointState, ...], Resource]] = {}
         self._pieces: dict[EndpointState, bytes] = {}

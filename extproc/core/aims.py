@@ -19,6 +19,8 @@ class ClassSpec:
     long_prompt_tokens: int = 4_000
     long_ttft_ns: int = 5_000_000_000
     long_hold_ns: int = 9_000_000_000
+    #: Further endpoints that are tried, at the most: so many more does a decision name.
+    retries: int = 2
 
     def target_ns(self, input_tokens: int) -> int:
         """The time to first token that a prompt of so many tokens aims at."""

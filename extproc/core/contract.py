@@ -13,6 +13,8 @@ LB_NAMESPACE = "envoy.lb"
 LB_ENDPOINTS_KEY = "x-gateway-destination-endpoint"
 #: Who served, as a gateway says with the response.
 LB_SERVED_KEY = "x-gateway-destination-endpoint-served"
+#: How many further endpoints Envoy tries: a decision says no more than its list holds.
+RETRIES_HEADER = "x-envoy-max-retries"
 #: Filter metadata in which a gateway says which endpoints a picker may choose from.
 SUBSET_NAMESPACE = "envoy.lb.subset_hint"
 SUBSET_KEY = "x-gateway-destination-endpoint-subset"
@@ -126,7 +128,7 @@ STRIPPED_HEADERS = (
     PEER_URI_HEADER,
     PEER_DNS_HEADER,
     "x-envoy-retry-on",
-    "x-envoy-max-retries",
+    RETRIES_HEADER,
     "x-envoy-retriable-status-codes",
     "x-envoy-retriable-header-names",
     "x-envoy-upstream-rq-timeout-ms",
@@ -148,6 +150,11 @@ CLASS_SEPARATOR = "/"
 def cluster_name(pool: str, service_class: str) -> str:
     """The upstream cluster (Envoy's): a pool as seen by one service class."""
     return f"pool.{pool}{CLASS_SEPARATOR}{service_class}"
+
+
+def away_cluster_name(pool: str, service_class: str) -> str:
+    """The same for requests without a decision: Envoy's own balancer chooses there, and there alone."""
+    return f"away.{pool}{CLASS_SEPARATOR}{service_class}"
 
 
 def assignment_name(pool: str) -> str:

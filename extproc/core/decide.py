@@ -23,8 +23,8 @@ from extproc.core.strategies.base import NOW, lowest
 from extproc.core.tenant import Tenant
 from extproc.core.work import STANDARD, moment, predict
 
-#: Endpoints named in a decision: the choice and its retries.
-ENDPOINTS_NAMED_MAX = 3
+#: Endpoints named in a decision where nothing is said of retries: the choice and two more.
+ENDPOINTS_NAMED = 3
 #: Endpoints that are drawn to find retries for a choice among a few.
 ALTERNATES_DRAWN = 8
 #: Seconds a client is told to wait when every permit is taken, and when no endpoint is ready.
@@ -70,6 +70,8 @@ class Case:
     only: frozenset[str] | None = None
     #: What was called (`request.Kind`).
     route: str = ""
+    #: How many endpoints it may be tried on, the first included.
+    tries: int = ENDPOINTS_NAMED
 
     @property
     def input_tokens(self) -> int:
@@ -159,8 +161,9 @@ def resolve(
         if isinstance(picked, Reject):
             return picked
         choice, model = picked, picked.model
-    pool = fleet.pool_of(model)
+    pool = fleet.pool_for(model, tenant.name)
     if pool is None:
+        # A pool that is reserved for others is to this tenant as if it were not there.
         return Reject(
             status=404,
             code="model_not_found",
@@ -198,6 +201,7 @@ def resolve(
         choice=choice,
         only=request.only,
         route=request.kind.value,
+        tries=spec.retries + 1,
     )
 
 
@@ -245,14 +249,25 @@ def place(
     strategy = FALLBACK if degraded or case.free else pool.strategy_named(case.strategy or pool.strategy)
     at = moment(case.work, pool, now_ns=now_ns, patient=patient, deciders=deciders)
     considered = [*candidates, *suspects] if suspects else candidates
-    reason = choose(strategy, candidates, suspects, case.work, removed, rng, degraded, at, waits=case.waits)
+    reason = choose(
+        strategy,
+        candidates,
+        suspects,
+        case.work,
+        removed,
+        rng,
+        degraded,
+        at,
+        waits=case.waits,
+        named=case.tries,
+    )
     if not reason.best:
         return WAITS if patient and min(reason.scores) < LATER_MS else FULL
     chosen = [considered[i] for i in reason.best]
-    addresses = tuple(endpoint.address for endpoint in chosen)
     if among is not None:
-        addresses += _alternates(case, pool, addresses, now_ns, rng)
-    expected = FREE if case.free else plan(case.work, chosen[0], cached=at.cached)
+        chosen += _alternates(case, pool, tuple(chosen), now_ns, rng)
+    first, addresses = chosen[0], tuple(endpoint.address for endpoint in standing(chosen, case.permits))
+    expected = FREE if case.free else plan(case.work, first, cached=at.cached)
     return Routed(
         cluster=pool.cluster_for(tenant.service_class),
         addresses=addresses,
@@ -289,15 +304,19 @@ def eligible(
 ) -> tuple[list[Endpoint], list[Endpoint], dict[str, int]]:
     """Split into candidates, suspects (last in order) and counts of the removed by cause.
 
-    An endpoint is removed when it is not ready or when the request's permits would pass its limit:
-    TGI refuses what is above inside a 200 answer, where no retry can help (law 10).
+    An endpoint is removed when it is not ready or when the request's permits would pass its limit, what it
+    keeps for retries included: TGI refuses what is above inside a 200 answer, where no retry can help.
     """
     ready = [endpoint for endpoint in endpoints if endpoint.ready]
     # A request that takes no permit fits anywhere, also where a reload has lowered the limit.
     free = ready
     if permits:
         # `load_permits` in full: a call saved for each endpoint.
-        free = [e for e in ready if e.permits + e.peer_permits + e.foreign + permits <= e.max_concurrent]
+        free = [
+            e
+            for e in ready
+            if e.permits + e.peer_permits + e.foreign + e.standby + permits <= e.max_concurrent
+        ]
     candidates = [endpoint for endpoint in free if endpoint.suspect_until_ns <= now_ns]
     suspects: list[Endpoint] = []
     if len(candidates) < len(free):
@@ -316,8 +335,9 @@ def choose(
     at: Moment = NOW,
     *,
     waits: bool = True,
+    named: int = ENDPOINTS_NAMED,
 ) -> Reason:
-    """Rank those that are trusted, then the suspects, until there are enough to name.
+    """Rank those that are trusted, then the suspects, until there are `named` of them.
 
     What cannot wait (`waits` false) goes where it will be served soonest, though late binding would hold it.
     """
@@ -325,7 +345,7 @@ def choose(
     best: list[int] = []
     scores: list[float] = []
     for group in (candidates, suspects):
-        wanted = min(ENDPOINTS_NAMED_MAX - len(best), len(group))
+        wanted = min(named - len(best), len(group))
         if wanted > 0:
             ranking: Ranking = strategy.rank(group, work, count=wanted, rng=rng, at=at)
             chosen = ranking.best
@@ -342,24 +362,35 @@ def choose(
     return Reason(strategy.name, considered, scores, best, removed, degraded)
 
 
-def _alternates(case: Case, pool: Pool, named: tuple[str, ...], now_ns: int, rng: Random) -> tuple[str, ...]:
+def standing(chosen: Sequence[Endpoint], permits: int) -> list[Endpoint]:
+    """The choice and those of its alternates that may be named.
+
+    A retry is bound by permits as a first try is: who cannot keep them for it is no alternate.
+    """
+    first, *others = chosen
+    return [first, *(each for each in others if not permits or each.may_stand_by(first.address, permits))]
+
+
+def _alternates(
+    case: Case, pool: Pool, named: tuple[Endpoint, ...], now_ns: int, rng: Random
+) -> list[Endpoint]:
     """Retries for a choice that was made among a few: of a handful drawn, the least in flight."""
-    wanted = ENDPOINTS_NAMED_MAX - len(named)
+    wanted = case.tries - len(named)
     if wanted <= 0 or len(pool.endpoints) <= len(named):
-        return ()
+        return []
     drawn = rng.sample(pool.endpoints, min(ALTERNATES_DRAWN, len(pool.endpoints)))
     regions = case.tenant.regions
     fit = [
         e
         for e in drawn
         if e.ready
-        and e.address not in named
+        and e not in named
         and e.suspect_until_ns <= now_ns
         and e.load_permits + case.permits <= e.max_concurrent
         and (regions is None or e.region in regions)
         and (case.only is None or e.address in case.only)
     ]
-    return tuple(e.address for e in sorted(fit, key=lambda e: e.load_requests)[:wanted])
+    return sorted(fit, key=lambda e: e.load_requests)[:wanted]
 
 
 def _no_region(tenant: Tenant, pool: Pool) -> Reject:

@@ -238,6 +238,7 @@ class Desk:
             self.counts["refused_in_stream"] += 1
             entry.endpoint.failed(now_ns)
             return True
+        self.ledger.answering(reservation_id)
         if self.ledger.first_token(reservation_id, now_ns=now_ns) is not None:
             self.counts["first_token"] += 1
             entry.heard_first = True
@@ -354,7 +355,7 @@ class Desk:
         if case.choice is not None:
             headers += case.choice.headers()
         # Nobody goes past those who wait for the same pool, unless what it asks for costs no place.
-        if case.permits and not degraded and self.queue.by_pool_count(case.pool):
+        if case.permits and self.queue.by_pool_count(case.pool):
             return self._hold(case, headers, now_ns)
         try:
             placed = place(
@@ -566,7 +567,14 @@ class Desk:
             picked(pool.endpoints, endpoint, case.work, at=Moment(now_ns=now_ns, deciders=self._deciders))
         if placed.plan is not None:
             coming(pool, endpoint, placed.plan)
-        self.ledger.enter(reservation, endpoint, now_ns=now_ns, plan=placed.plan)
+        standby = [self.fleet.endpoint(reservation.pool, each) for each in placed.addresses[1:]]
+        self.ledger.enter(
+            reservation,
+            endpoint,
+            now_ns=now_ns,
+            plan=placed.plan,
+            standby=[each for each in standby if each is not None],
+        )
         self.decisions.note(case, placed, now_ns=now_ns)
         for observer in self.observers:
             observer.placed(case, placed, now_ns=now_ns)

@@ -7,6 +7,7 @@ now, so its permits must go along (law 10).
 
 from __future__ import annotations
 
+from math import ceil
 from typing import NamedTuple
 
 from extproc.core.health import Health
@@ -25,6 +26,9 @@ FOREIGN_REQUEST_TOKENS = 512
 FOREIGN_SAMPLES = 3
 #: Prompt tokens that an engine computes in one step (TGI's max_batch_prefill_tokens).
 PREFILL_BUDGET_TOKENS = 4096
+#: Retries may be promised no more of an endpoint's permits than leaves this share (one permit at the least)
+#: to those that come anew: what is kept for a failure must not keep an idle replica idle.
+STANDBY_FREE_SHARE = 0.25
 #: No weight is below this while an endpoint is ready, so that scores stay finite.
 WEIGHT_MIN = 0.01
 
@@ -55,6 +59,7 @@ class Endpoint:
     """
 
     __slots__ = (
+        "_promised",
         "_surplus",
         "address",
         "announced",
@@ -87,6 +92,7 @@ class Endpoint:
         "speed",
         "spot",
         "stale",
+        "standby",
         "suspect_until_ns",
         "tokens",
         "turn",
@@ -120,6 +126,9 @@ class Endpoint:
         self.peer_permits = 0
         self.peer_tokens = 0
         self.foreign = 0
+        #: Permits kept for retries: what the worst loss of one other endpoint would send here.
+        self.standby = 0
+        self._promised: dict[str, int] = {}
         self._surplus: list[int] = []
         #: The number of the decision that last chose it: the least recent wins a tie.
         self.picked = 0
@@ -201,6 +210,30 @@ class Endpoint:
     def load_tokens(self) -> int:
         """Outstanding tokens by everybody's account."""
         return self.tokens + self.peer_tokens + self.foreign * FOREIGN_REQUEST_TOKENS
+
+    def may_stand_by(self, first: str, permits: int) -> bool:
+        """Whether it may be named for retries of a request that goes to `first`."""
+        standby = max(self.standby, self._promised.get(first, 0) + permits)
+        kept = ceil(self.max_concurrent * STANDBY_FREE_SHARE)
+        return self.load_permits + standby <= self.max_concurrent - kept
+
+    def stand_by(self, first: str, permits: int) -> None:
+        """A request that goes to `first` may be tried here next.
+
+        Its permits count here from now on, so that no retry finds it overfilled. One endpoint is lost at a
+        time: of what is promised for different ones the largest sum is kept, not all of them.
+        """
+        promised = self._promised[first] = self._promised.get(first, 0) + permits
+        self.standby = max(self.standby, promised)
+
+    def stand_down(self, first: str, permits: int) -> None:
+        """That request will not be tried here any more."""
+        before = self._promised.pop(first)
+        assert before >= permits, self
+        if before > permits:
+            self._promised[first] = before - permits
+        if before == self.standby:
+            self.standby = max(self._promised.values(), default=0)
 
     def failed(self, now_ns: int) -> None:
         """An attempt on it failed: last in order for a while, twice as long each time.

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from extproc.core.decide import Case, Full, choose, eligible, place
+from extproc.core.decide import Case, Full, choose, eligible, place, standing
 from extproc.core.endpoint import Endpoint
 from extproc.core.fairness import Held
 from extproc.core.families import Choice
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.load import SLICE_TOKENS
-from extproc.core.outcome import LATER_MS, Reason, Reject, Routed
+from extproc.core.outcome import LATER_MS, Reject, Routed
 from extproc.core.strategies import FALLBACK, Moment, Strategy, Work
 from extproc.core.strategies.queue import LeastStart
 from extproc.core.strategies.steer import Steer
@@ -237,7 +237,7 @@ def explain_kept(kept: Kept, fleet: Fleet, *, now_ns: int, deciders: int = 1, st
             rows.append(
                 Row(
                     address=candidate.address,
-                    verdict=_place_of(i, reason),
+                    verdict=_place_of(candidate.address, routed.addresses),
                     why=() if endpoint is not None else ("now: gone from the pool",),
                     score=reason.scores[i] if i < len(reason.scores) else None,
                     terms=_terms(strategy, endpoint, case.work, at) if endpoint is not None else {},
@@ -303,11 +303,23 @@ def _rows(
     scored: dict[str, tuple[float, str]] = {}
     if candidates or suspects:
         reason = choose(
-            strategy, candidates, suspects, case.work, removed, rng, degraded, at, waits=case.waits
+            strategy,
+            candidates,
+            suspects,
+            case.work,
+            removed,
+            rng,
+            degraded,
+            at,
+            waits=case.waits,
+            named=case.tries,
         )
+        considered = [*candidates, *suspects]
+        best = [considered[i] for i in reason.best]
+        chosen = [each.address for each in standing(best, case.permits)] if best else []
         scored = {
-            endpoint.address: (reason.scores[i], _place_of(i, reason))
-            for i, endpoint in enumerate([*candidates, *suspects])
+            endpoint.address: (reason.scores[i], _place_of(endpoint.address, chosen))
+            for i, endpoint in enumerate(considered)
             if i < len(reason.scores)
         }
     rows = []
@@ -329,7 +341,7 @@ def _rows(
 
 def _standing(endpoint: Endpoint, case: Case, now_ns: int) -> tuple[str, tuple[str, ...]]:
     """Whether it may be considered at all, and why not."""
-    regions, taken = case.tenant.regions, endpoint.load_permits
+    regions, taken = case.tenant.regions, endpoint.load_permits + endpoint.standby
     if regions is not None and endpoint.region not in regions:
         return "removed", (f"other region: {endpoint.region or 'none said'}",)
     if not endpoint.ready:
@@ -345,7 +357,8 @@ def _standing(endpoint: Endpoint, case: Case, now_ns: int) -> tuple[str, tuple[s
         return "removed", tuple(why) or ("not ready",)
     if case.permits and taken + case.permits > endpoint.max_concurrent:
         asked = f" + {case.permits}" if case.permits > 1 else ""
-        return "removed", (f"permits full: {taken}{asked} of {endpoint.max_concurrent}",)
+        kept = f" ({endpoint.standby} of them kept for retries)" if endpoint.standby else ""
+        return "removed", (f"permits full: {taken}{asked} of {endpoint.max_concurrent}{kept}",)
     if endpoint.suspect_until_ns > now_ns:
         return "suspect", (f"an attempt failed: last for {_ms(endpoint.suspect_until_ns - now_ns):.0f} ms",)
     return "candidate", ()
@@ -391,9 +404,8 @@ def conditions(strategy: Strategy, endpoint: Endpoint, work: Work, *, at: Moment
     return tuple(found)
 
 
-def _place_of(index: int, reason: Reason) -> str:
-    best = list(reason.best)
-    return f"chosen #{best.index(index) + 1}" if index in best else "candidate"
+def _place_of(address: str, chosen: Sequence[str]) -> str:
+    return f"chosen #{chosen.index(address) + 1}" if address in chosen else "candidate"
 
 
 def _terms(strategy: Strategy, endpoint: Endpoint, work: Work, at: Moment) -> Mapping[str, float]:

@@ -50,6 +50,8 @@ class PoolSpec:
     kv_capacity_tokens: int = 0
     #: Prompt tokens that a replica computes in one step.
     prefill_budget_tokens: int = PREFILL_BUDGET_TOKENS
+    #: The tenants that it is reserved for; None for everybody.
+    tenants: frozenset[str] | None = None
 
 
 class Pool:
@@ -73,6 +75,7 @@ class Pool:
         "prior",
         "speeds",
         "strategy",
+        "tenants",
         "turn",
         "zone_penalty_tokens",
     )
@@ -81,6 +84,7 @@ class Pool:
         self.name = spec.name
         self.models = spec.models
         self.strategy = spec.strategy
+        self.tenants = spec.tenants
         self.engine = spec.engine
         self.ask_usage = spec.ask_usage
         self.parameters = spec.parameters
@@ -126,6 +130,10 @@ class Pool:
             if forget is not None:
                 forget(address)
 
+    def serves(self, tenant: str) -> bool:
+        """Whether a tenant's requests may be served here."""
+        return self.tenants is None or tenant in self.tenants
+
     @property
     def ready(self) -> bool:
         """Whether any of its endpoints is."""
@@ -163,7 +171,8 @@ class Fleet:
 
     def __init__(self, specs: Iterable[PoolSpec]) -> None:
         self.pools: dict[str, Pool] = {}
-        self._by_model: dict[str, Pool] = {}
+        #: Pools by model, those that are reserved first.
+        self._by_model: dict[str, list[Pool]] = {}
         self._by_address: dict[str, Endpoint] = {}
         self._diagnoses: dict[str, Diagnosis] = {}
         #: Endpoints that left while requests were running on them.
@@ -181,7 +190,7 @@ class Fleet:
         members = {spec.name: [Member(*each) for each in spec.endpoints] for spec in specs}
         self._check(members)
         pools: dict[str, Pool] = {}
-        by_model: dict[str, Pool] = {}
+        by_model: dict[str, list[Pool]] = {}
         for spec in specs:
             known = self.pools.get(spec.name)
             calibration = (
@@ -194,7 +203,9 @@ class Fleet:
                 pool.learnt(known)
             pools[spec.name] = pool
             for model in spec.models:
-                by_model[model] = pool
+                by_model.setdefault(model, []).append(pool)
+        for serving in by_model.values():
+            serving.sort(key=lambda pool: pool.tenants is None)
         self.pools, self._by_model = pools, by_model
         self._settle_members(members)
 
@@ -207,9 +218,16 @@ class Fleet:
         self._check(everyone)
         self._settle_members(everyone)
 
-    def pool_of(self, model: str) -> Pool | None:
-        """The pool that serves a model name."""
-        return self._by_model.get(model)
+    def pool_for(self, model: str, tenant: str) -> Pool | None:
+        """The pool in which a tenant's requests for a model are served.
+
+        One that is reserved for it before everybody's; one that is reserved for others never.
+        """
+        return next((pool for pool in self._by_model.get(model, ()) if pool.serves(tenant)), None)
+
+    def models_for(self, tenant: str) -> list[str]:
+        """Every model name that is served to a tenant, sorted."""
+        return sorted(model for model in self._by_model if self.pool_for(model, tenant) is not None)
 
     def endpoint(self, pool: str, address: str) -> Endpoint | None:
         """The endpoint of a pool at an address, one that is leaving included."""

@@ -9,6 +9,7 @@ of, or is overdue; then in decode.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
@@ -34,6 +35,8 @@ class Entry:
     adopted: bool = False
     #: Its first token was heard of, not only taken for come.
     heard_first: bool = False
+    #: Where it may be tried next, its permits kept there; nowhere once it is answered.
+    standby: Sequence[Endpoint] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +74,26 @@ class Ledger:
         return self._entries.get(reservation_id)
 
     def enter(
-        self, reservation: Reservation, endpoint: Endpoint, *, now_ns: int, plan: Plan | None = None
+        self,
+        reservation: Reservation,
+        endpoint: Endpoint,
+        *,
+        now_ns: int,
+        plan: Plan | None = None,
+        standby: Sequence[Endpoint] = (),
     ) -> None:
-        """Put a reservation on an endpoint; its id must be new. Without a plan it was adopted: it runs."""
+        """Put a reservation on an endpoint; its id must be new. Without a plan it was adopted: it runs.
+
+        `standby` are the endpoints that it may be tried on next.
+        """
         assert reservation.id not in self._entries, reservation.id
         adopted = plan is None
         if plan is None:
             plan = _unplanned(reservation)
         job = self._carry(reservation, endpoint, plan, now_ns)
-        self._entries[reservation.id] = Entry(reservation, endpoint, now_ns, job, adopted=adopted)
+        entry = Entry(reservation, endpoint, now_ns, job, adopted=adopted)
+        self._entries[reservation.id] = entry
+        _stand_by(entry, standby)
         if adopted or not reservation.permits:
             endpoint.load.first(reservation.id, job, now_ns=now_ns)
         else:
@@ -93,6 +107,12 @@ class Ledger:
         entry.heard_ns = now_ns
         self._entries.move_to_end(reservation_id)
         return True
+
+    def answering(self, reservation_id: str) -> None:
+        """Its answer has begun: it will be tried nowhere else."""
+        entry = self._entries.get(reservation_id)
+        if entry is not None:
+            _stand_down(entry)
 
     def first_token(self, reservation_id: str, *, now_ns: int) -> Entry | None:
         """Its first token came; the entry when that was news: in flight, and in prefill until now."""
@@ -115,9 +135,11 @@ class Ledger:
     def move(self, reservation_id: str, endpoint: Endpoint, *, now_ns: int) -> None:
         """A retry took the request to another endpoint: its load goes along, and its prefill begins anew."""
         entry = self._entries[reservation_id]
+        left = [each for each in entry.standby if each is not endpoint]
         self._release(reservation_id, entry, now_ns)
         entry.endpoint = endpoint
         entry.moved = True
+        _stand_by(entry, left)
         running = not entry.job.queued
         entry.job = self._carry(entry.reservation, endpoint, entry.job.plan, now_ns)
         if running:
@@ -180,6 +202,7 @@ class Ledger:
 
     def _release(self, reservation_id: str, entry: Entry, now_ns: int) -> Decoded | None:
         endpoint, reservation = entry.endpoint, entry.reservation
+        _stand_down(entry)
         left = self.by_tenant[reservation.tenant] - 1
         if left:
             self.by_tenant[reservation.tenant] = left
@@ -206,6 +229,20 @@ class Ledger:
         # More than one at a time only after a reload has lowered the bound.
         while len(self._ended) > self.remembered_max:
             self._ended.popitem(last=False)
+
+
+def _stand_by(entry: Entry, endpoints: Sequence[Endpoint]) -> None:
+    if not entry.reservation.permits:
+        return
+    entry.standby = tuple(endpoints)
+    for endpoint in entry.standby:
+        endpoint.stand_by(entry.endpoint.address, entry.reservation.permits)
+
+
+def _stand_down(entry: Entry) -> None:
+    for endpoint in entry.standby:
+        endpoint.stand_down(entry.endpoint.address, entry.reservation.permits)
+    entry.standby = ()
 
 
 def _unplanned(reservation: Reservation) -> Plan:

@@ -132,7 +132,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routed:
-    """Go to `cluster`, trying `addresses` in order; `reservation` is what it costs."""
+    """Go to `cluster`, trying `addresses` in order and nothing else; `reservation` is what it costs."""
 
     cluster: str
     addresses: tuple[str, ...]
@@ -142,6 +142,11 @@ class Routed:
     plan: Plan | None = None
     #: For the client: the rate limits' figures.
     headers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def retries(self) -> int:
+        """How many further endpoints may be tried."""
+        return len(self.addresses) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

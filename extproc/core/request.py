@@ -8,7 +8,6 @@ are as good as absent.
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, TypeVar
@@ -16,10 +15,10 @@ from typing import Any, TypeVar
 import msgspec
 from xxhash import xxh3_64_hexdigest
 
+from extproc.core.bodies import BOUNDS, BodyBounds, refused_unread, too_many
 from extproc.core.outcome import Reject
 from extproc.core.prefix import (
     BLOCK_TOKENS,
-    BLOCKS_MAX,
     CALLS_MARK,
     IMAGE_MARK,
     MESSAGE_MARK,
@@ -27,14 +26,16 @@ from extproc.core.prefix import (
     chain,
     chain_ids,
 )
+from extproc.core.prompts import SEQUENCES_MAX, TooManyError, elements, read_prompts
 
 T = TypeVar("T")
 
 #: Tokens that one image part counts as, when the engine's own count is not known yet (a ViT-L/14 at
 #: 336 pixels makes 576 patches).
 IMAGE_TOKENS = 576
-#: Sequences one request may ask for (n, best_of or a batch of prompts); above it 400.
-SEQUENCES_MAX = 1024
+#: A client that allows more new tokens than this allows any number: no engine produces them, and sums and
+#: floats must hold it.
+NEW_TOKENS_MAX = 2**31 - 1
 #: Characters of a user's or session's name; a longer one names nobody.
 USER_CHARACTERS_MAX = 1024
 
@@ -174,7 +175,7 @@ class _Chat(_Hints):
 
 
 class _Completion(_Hints):
-    prompt: str | list[Any] | None = None
+    prompt: msgspec.Raw = _RAW
     model: str | None = None
     stream: bool | None = None
     stream_options: msgspec.Raw = _RAW
@@ -202,6 +203,18 @@ class _Tokenize(msgspec.Struct):
     model: str | None = None
 
 
+class _Bare(msgspec.Struct):
+    model: msgspec.Raw = _RAW
+    stream: msgspec.Raw = _RAW
+    n: msgspec.Raw = _RAW
+    best_of: msgspec.Raw = _RAW
+    max_tokens: msgspec.Raw = _RAW
+    max_completion_tokens: msgspec.Raw = _RAW
+    max_new_tokens: msgspec.Raw = _RAW
+    prompt: msgspec.Raw = _RAW
+    parameters: msgspec.Raw = _RAW
+
+
 class _Format(msgspec.Struct):
     type: Any = None
 
@@ -210,8 +223,9 @@ _chat = msgspec.json.Decoder(_Chat)
 _completion = msgspec.json.Decoder(_Completion)
 _generate = msgspec.json.Decoder(_Generate)
 _tokenize = msgspec.json.Decoder(_Tokenize)
-_list = msgspec.json.Decoder(list[msgspec.Raw])
 _text = msgspec.json.Decoder(str)
+_whole = msgspec.json.Decoder(int)
+_bare = msgspec.json.Decoder(_Bare)
 _format = msgspec.json.Decoder(_Format)
 _stream_options = msgspec.json.Decoder(_StreamOptions)
 
@@ -224,18 +238,20 @@ def find_route(method: str, path: str) -> Route | None:
     return None
 
 
-def parse(route: Route, body: bytes) -> Request | Reject:
-    """Decode a body; Reject (400) says what is wrong with it and where."""
+def parse(route: Route, body: bytes, bounds: BodyBounds = BOUNDS) -> Request | Reject:
+    """Decode a body; Reject says what is wrong with it and where (400), or that it holds too much (413)."""
     try:
+        if route.method == "POST" and (refused := refused_unread(body, bounds)):
+            return refused
         match route.kind:
             case Kind.CHAT:
-                return _read_chat(route, _chat.decode(body))
+                return _read_chat(route, _chat.decode(body), bounds)
             case Kind.COMPLETION:
                 return _read_completion(route, _completion.decode(body))
             case Kind.GENERATE | Kind.GENERATE_STREAM | Kind.COMPAT:
                 return _read_generate(route, _generate.decode(body))
             case Kind.TOKENIZE:
-                return _read_tokenize(route, _tokenize.decode(body))
+                return _read_tokenize(route, _tokenize.decode(body), bounds)
             case _:
                 return Request(kind=route.kind, dialect=route.dialect)
     except msgspec.ValidationError as error:
@@ -266,6 +282,35 @@ def limited(request: Request, engine: str) -> Request:
     return replace(request, max_new_tokens=limit, limits=None)
 
 
+def bare(route: Route, body: bytes) -> Request:
+    """What is left of a request when reading it failed: its model and size, and all that it asks for.
+
+    Each field by itself, with as little as can go wrong; what cannot be read is as good as absent, and what
+    is out of range is the most that may be asked for.
+    """
+    fields = _peek(_bare, msgspec.Raw(body)) or _Bare()
+    parameters = _peek(_bare, fields.parameters) or _Bare()
+    counts = [_peek(_whole, each) for each in (fields.n, fields.best_of, parameters.best_of)]
+    each = max((count for count in counts if count), default=1)
+    try:
+        # A list of token ids is one prompt, however long.
+        head = bytes(fields.prompt)[:64].translate(None, b" \t\r\n")
+        prompts = elements(fields.prompt) if head[:2] in (b'["', b"[[") else 1
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        prompts = 1
+    limits = (fields.max_completion_tokens, fields.max_tokens, parameters.max_new_tokens)
+    limit = next((found for raw in limits if (found := _peek(_whole, raw)) is not None), None)
+    return Request(
+        kind=route.kind,
+        dialect=route.dialect,
+        model=_peek(_text, fields.model) or None,
+        stream=route.kind is Kind.GENERATE_STREAM or fields.stream == b"true",
+        max_new_tokens=None if limit is None else _bounded(max(0, limit)),
+        sequences=max(1, min(each * max(1, prompts), SEQUENCES_MAX)),
+        prompt_bytes=len(body),
+    )
+
+
 def bad_request(message: str) -> Reject:
     """A 400 for a body or header that cannot be served."""
     return Reject(status=400, code="invalid_request", message=message)
@@ -282,9 +327,11 @@ def prefix_of(request: Request) -> tuple[int, ...]:
     return chain(segments, request.marks)
 
 
-def _read_chat(route: Route, body: _Chat) -> Request | Reject:
+def _read_chat(route: Route, body: _Chat, bounds: BodyBounds) -> Request | Reject:
     if not body.messages:
         return bad_request("'messages' is missing or empty")
+    if rejected := _too_long(body.messages, bounds):
+        return rejected
     tokens, completion = body.max_tokens, body.max_completion_tokens
     limit = completion if completion is not None else tokens
     if rejected := _check(limit, "max_tokens", body.n, "n") or _check(tokens, "max_tokens", None, ""):
@@ -296,7 +343,7 @@ def _read_chat(route: Route, body: _Chat) -> Request | Reject:
         dialect=route.dialect,
         model=body.model or None,
         stream=bool(body.stream),
-        max_new_tokens=limit,
+        max_new_tokens=_bounded(limit),
         sequences=body.n or 1,
         prompt_bytes=_bytes_of(segments),
         images=images,
@@ -344,6 +391,17 @@ def _flatten(
     return tuple(segments), tuple(marks), images
 
 
+def _too_long(messages: list[_Message], bounds: BodyBounds) -> Reject | None:
+    parts = sum(len(m.content) for m in messages if isinstance(m.content, list))
+    if len(messages) + parts <= bounds.messages_max:
+        return None
+    return too_many("messages and parts of them", bounds.messages_max)
+
+
+def _bounded(limit: int | None) -> int | None:
+    return None if limit is None else min(limit, NEW_TOKENS_MAX)
+
+
 def _given(raw: msgspec.Raw) -> bool:
     return raw not in (_RAW, _NULL)
 
@@ -363,8 +421,10 @@ def _peek(decoder: msgspec.json.Decoder[T], raw: msgspec.Raw) -> T | None:
 
 
 def _count_of(raw: msgspec.Raw) -> int:
-    items = _peek(_list, raw)
-    return len(items) if items else 0
+    try:
+        return elements(raw) if raw else 0
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return 0
 
 
 def _user_of(hints: _Hints) -> str | None:
@@ -387,41 +447,22 @@ def _wants_json(raw: msgspec.Raw) -> bool:
     return wanted is not None and isinstance(wanted.type, str) and wanted.type != "text"
 
 
-def _ids_of(prompt: list[Any]) -> bytes:
-    """Token ids as 4 bytes each; none where one of them cannot be a token's."""
-    hashed = prompt[: BLOCKS_MAX * BLOCK_TOKENS]
-    try:
-        return struct.pack(f"<{len(hashed)}I", *hashed)
-    except struct.error:
-        return b""
-
-
 def _read_completion(route: Route, body: _Completion) -> Request | Reject:
-    prompt = body.prompt
-    if prompt is None or prompt == []:
-        return bad_request("'prompt' is missing")
-    segments: tuple[str, ...] = ()
-    tokens: int | None = None
-    ids = b""
-    prompts = 1
-    if isinstance(prompt, str):
-        segments = (prompt,)
-    else:
-        # By type and in C: a body of the largest size can hold two million token ids.
-        kinds = set(map(type, prompt))
-        if kinds == {int}:
-            tokens, ids = len(prompt), _ids_of(prompt)
-        elif kinds == {str}:
-            segments, prompts = tuple(prompt), len(prompt)
-        elif kinds == {list}:
-            tokens, prompts, ids = sum(map(len, prompt)), len(prompt), _ids_of(prompt[0])
-        else:
-            return bad_request("'prompt' is not text, a list of texts, token ids or lists of token ids")
+    try:
+        prompts = read_prompts(body.prompt) if _given(body.prompt) else None
+    except TooManyError:
+        return bad_request(f"'prompt' holds too many prompts; at most {SEQUENCES_MAX}")
+    if prompts is None:
+        if not _given(body.prompt) or bytes(body.prompt).translate(None, b" \t\r\n") == b"[]":
+            return bad_request("'prompt' is missing")
+        if bytes(body.prompt)[:1] != b"[":
+            return bad_request("the body does not fit: Expected `str | array | null` - at `$.prompt`")
+        return bad_request("'prompt' is not text, a list of texts, token ids or lists of token ids")
     if rejected := _check(body.max_tokens, "max_tokens", body.n, "n"):
         return rejected
     each = max(body.n or 1, body.best_of or 1)
     if rejected := _check(None, "", body.best_of, "best_of") or _check(
-        None, "", prompts * each, "n × prompts"
+        None, "", prompts.count * each, "n × prompts"
     ):
         return rejected
     return Request(
@@ -429,13 +470,13 @@ def _read_completion(route: Route, body: _Completion) -> Request | Reject:
         dialect=route.dialect,
         model=body.model or None,
         stream=bool(body.stream),
-        max_new_tokens=body.max_tokens,
-        sequences=prompts * each,
-        prompt_bytes=_bytes_of(segments),
-        prompt_tokens=tokens,
-        segments=segments,
-        prompt_ids=ids,
-        prefix_block_tokens=None if tokens is None else BLOCK_TOKENS,
+        max_new_tokens=_bounded(body.max_tokens),
+        sequences=prompts.count * each,
+        prompt_bytes=_bytes_of(prompts.texts),
+        prompt_tokens=prompts.tokens,
+        segments=prompts.texts,
+        prompt_ids=prompts.ids,
+        prefix_block_tokens=None if prompts.tokens is None else BLOCK_TOKENS,
         usage=_usage_of(body.stream_options) if body.stream else UsageAsked.NO_STREAM,
         tools=_count_of(body.tools),
         user=_user_of(body),
@@ -455,7 +496,7 @@ def _read_generate(route: Route, body: _Generate) -> Request | Reject:
         dialect=route.dialect,
         model=body.model or None,
         stream=stream,
-        max_new_tokens=parameters.max_new_tokens,
+        max_new_tokens=_bounded(parameters.max_new_tokens),
         sequences=parameters.best_of or 1,
         prompt_bytes=_bytes_of((body.inputs,)),
         segments=(body.inputs,),
@@ -465,9 +506,11 @@ def _read_generate(route: Route, body: _Generate) -> Request | Reject:
     )
 
 
-def _read_tokenize(route: Route, body: _Tokenize) -> Request | Reject:
+def _read_tokenize(route: Route, body: _Tokenize, bounds: BodyBounds) -> Request | Reject:
     if body.inputs is None and not body.messages:
         return bad_request("'inputs' is missing")
+    if rejected := _too_long(body.messages or [], bounds):
+        return rejected
     segments, marks, images = _flatten(body.messages or [])
     if body.inputs is not None:
         segments, marks = (body.inputs, *segments), (b"", *marks)

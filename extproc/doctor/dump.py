@@ -24,6 +24,7 @@ HCM: Final = "http_connection_manager.v3.HttpConnectionManager"
 GRPC_LOG: Final = "access_loggers.grpc.v3.HttpGrpcAccessLogConfig"
 HEADER_MUTATION: Final = "early_header_mutation.header_mutation.v3.HeaderMutation"
 OVERRIDE_HOST: Final = "override_host.v3.OverrideHost"
+SUBSET: Final = "subset.v3.Subset"
 PREVIOUS_HOSTS: Final = "previous_hosts.v3.PreviousHostsPredicate"
 
 #: The filters in the order in which a request must meet them; those that are there.
@@ -237,6 +238,13 @@ def has_lb_policy(cluster: Json, kind: str) -> Json | None:
             found: Json = typed
             return found
     return None
+
+
+def has_nobody_to_give(override: Json) -> bool:
+    """Whether what stands behind an override_host's list has no endpoint either."""
+    found = has_lb_policy({"load_balancing_policy": override.get("fallback_policy", {})}, SUBSET)
+    fallback = None if found is None else found.get("fallback_policy", "NO_FALLBACK")
+    return found is not None and fallback == "NO_FALLBACK" and not found.get("subset_selectors")
 
 
 def seconds(duration: Any) -> float:

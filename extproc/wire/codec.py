@@ -26,6 +26,7 @@ from extproc.core.contract import (
     POOL_KEY,
     REASON_KEY,
     RESERVATION_KEY,
+    RETRIES_HEADER,
     SAN_ATTRIBUTES,
     SOURCE_ATTRIBUTE,
     TICKET_KEY,
@@ -223,7 +224,7 @@ def routed(
     about = told(decision, event_cluster=event_cluster, explained=explained, carried=carried)
     if usage:
         about[USAGE_KEY] = usage
-    return _route(phase, decision.cluster, ",".join(decision.addresses), about, body, as_json=as_json)
+    return _route(phase, decision, about, body, as_json=as_json)
 
 
 def told(
@@ -253,25 +254,16 @@ def hold(timeout_ms: int) -> bytes:
     return response.SerializeToString()
 
 
-def to_cluster(cluster: str, phase: str, *, body: bytes | None = None) -> bytes:
-    """Last resort: a cluster without endpoints or ticket; Envoy's own balancer chooses."""
-    return _route(phase, cluster, "", {POOL_KEY: cluster, REASON_KEY: "degraded: no decision"}, body)
-
-
 def _route(
-    phase: str,
-    cluster: str,
-    endpoints: str,
-    about: dict[str, str],
-    body: bytes | None = None,
-    *,
-    as_json: bool = False,
+    phase: str, decision: Routed, about: dict[str, str], body: bytes | None, *, as_json: bool = False
 ) -> bytes:
     response = pb.ProcessingResponse()
     common = getattr(response, phase).response
     common.clear_route_cache = True
     mutation = common.header_mutation
-    set_header(mutation, CLUSTER_HEADER, cluster)
+    set_header(mutation, CLUSTER_HEADER, decision.cluster)
+    # Envoy tries as often as the list has endpoints: the last one's own answer is what the client gets.
+    set_header(mutation, RETRIES_HEADER, str(decision.retries))
     # The key opened our door; the engine has no use for it, and its logs no right to it.
     mutation.remove_headers.extend((AUTHORIZATION, API_KEY, ENCODING_HEADER))
     if body is not None:
@@ -280,7 +272,7 @@ def _route(
         set_header(mutation, "content-length", str(len(body)))
     if as_json:
         set_header(mutation, "content-type", JSON)
-    tell(response, endpoints, about)
+    tell(response, ",".join(decision.addresses), about)
     return response.SerializeToString()
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from extproc.core.contract import EXPLAIN_HEADER, MODEL_HEADER
-from extproc.core.decide import MODEL_SHOWN_MAX, overloaded
+from extproc.core.decide import overloaded
 from extproc.core.desk import AskQuota
 from extproc.core.families import members
 from extproc.core.misrouted import advice, dialect_of
@@ -30,6 +30,7 @@ from extproc.core.request import (
     Route,
     UsageAsked,
     bad_request,
+    bare,
     find_route,
     parse,
 )
@@ -80,6 +81,7 @@ class Exchange:
         "_request_id",
         "_reservation_id",
         "_route",
+        "_source",
         "_state",
         "_tenant",
         "_usage",
@@ -109,6 +111,8 @@ class Exchange:
         self._explain = False
         #: Declared as something else, a body that was read as JSON goes on as JSON.
         self._as_json = False
+        #: The address that it came from.
+        self._source = ""
         self._request_id = ""
         self._phase = ""
         self._ready: Reply | None = None
@@ -129,6 +133,9 @@ class Exchange:
         directory = self._processor.directory
         proxy_header = directory.proxy.header if directory.proxy is not None else None
         message = codec.read(data, claim=directory.claim, proxy_header=proxy_header)
+        return self._whatever_comes(lambda: self._received(message))
+
+    def _received(self, message: codec.Message) -> Reply:
         if isinstance(message, codec.Headers) and self._state is State.AWAIT_HEADERS:
             return self._on_headers(message)
         if isinstance(message, codec.Body) and self._state is State.AWAIT_BODY:
@@ -137,6 +144,24 @@ class Exchange:
         self._processor.desk.counts["phase.unexpected"] += 1
         kind = message.kind if isinstance(message, codec.Other) else _phase_of(message)
         return Reply(codec.CONTINUE.get(kind, codec.CONTINUE["request_headers"]), end=False)
+
+    def _whatever_comes(self, answer: Callable[[], Reply]) -> Reply:
+        """The last step: what nothing else has caught is a refusal too.
+
+        An exception here would end the stream, and Envoy would take that for a service that is away: with
+        `failure_mode: open` a request's content could let it past every quota.
+        """
+        try:
+            return answer()
+        except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
+            self._processor.failed(error, "exchange")
+        self._state = State.DONE
+        try:
+            self._undo()
+        except Exception as error:  # noqa: BLE001 (what is not undone expires)
+            self._processor.failed(error, "undoing")
+        refused = _internal("the gateway could not decide on this request")
+        return Reply(codec.immediate(refused, self._dialect), end=True)
 
     def delivered(self) -> None:
         """The final reply went out whole: from here on the access log settles."""
@@ -164,8 +189,7 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
             self._undo()
             self._processor.failed(error, "release")
-            message = "the gateway could not release this request"
-            reply = self._answer(Reject(status=503, code="internal", message=message, retry_after_s=1))
+            reply = self._answer(_internal("the gateway could not release this request"))
         self._ready = reply
         if self._on_ready is not None:
             self._on_ready(reply)
@@ -210,12 +234,7 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
             # Who asks is unknown, and a stranger is not let in by a fault of ours.
             self._processor.failed(error, "screening")
-            answer = Reject(
-                status=503,
-                code="internal",
-                message="the gateway could not read this request",
-                retry_after_s=1,
-            )
+            answer = _internal("the gateway could not read this request")
         if isinstance(answer, Reject):
             whose = "" if answer.status == 401 else self._tenant.name
             self._processor.desk.turned_away(whose, answer, now_ns=self._processor.clock())
@@ -240,6 +259,14 @@ class Exchange:
         if self.journey is not None:
             self.journey.tenant = self._tenant
         self._key = identity.key.id if identity.key is not None else ""
+        self._source = headers.evidence.source
+        if wait_s := processor.refused_too_much(self._tenant.name, self._source):
+            return Reject(
+                status=429,
+                code="too_many_refused",
+                message="too many of this tenant's requests were refused for what was in them",
+                retry_after_s=wait_s,
+            )
         if route is None:
             message = advice(
                 method, bare, scheme=values.get(":scheme", ""), host=values.get(":authority", "")
@@ -289,30 +316,48 @@ class Exchange:
         return reply
 
     def _decide_on(self, body: bytes, phase: str) -> Reply:
-        """Decide; should that fail, decide with less; should that fail, leave it to Envoy."""
+        """Decide; should that fail, decide with less; should that fail, refuse."""
         processor, route = self._processor, self._route
         assert route is not None
         self._state = State.DONE
         # A body without a length was not measured by its headers.
         refused = too_large(processor.body_bytes_max) if len(body) > processor.body_bytes_max else None
+        request: Request | Reject | None = None
         try:
-            request = refused or parse(route, body)
+            request = refused or parse(route, body, processor.body_bounds)
             if isinstance(request, Reject):
-                processor.desk.turned_away(self._tenant.name, request, now_ns=processor.clock())
-                return self._answer(request)
+                return self._refused_read(request, body)
             self._family, self._usage = request.model in processor.desk.families, request.usage
+            if self._family and (refused := _not_utf8(body)):
+                # It goes on with another name in it, which wants every field's own name to be one.
+                return self._refused_read(refused, body)
             if self._family or self._rewrites(body):
                 self._body = body
             return self._decide(request, phase)
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
             self._undo()
             processor.failed(error, "decision")
+        if isinstance(request, Reject):
+            return self._answer(request)
         try:
-            return self._decide(_bare_request(route, body), phase, degraded="internal error")
+            # What it asks for counts against quota and permits now as well; only what it says is left out.
+            plain = bare(route, body) if request is None else _without_text(request)
+            return self._decide(plain, phase, degraded="internal error")
         except Exception as error:  # noqa: BLE001 (the same law, once more)
             self._undo()
             processor.failed(error, "degraded decision")
-        return self._last_resort(body, phase)
+        return self._undecided()
+
+    def _refused_read(self, refused: Reject, body: bytes) -> Reply:
+        """Refused for what is in its body: it cost what a served one costs to carry and to read."""
+        self._processor.refused(self._tenant.name, self._source, len(body))
+        self._processor.desk.turned_away(self._tenant.name, refused, now_ns=self._processor.clock())
+        return self._answer(refused)
+
+    def unanswered(self, error: Exception) -> Reply:
+        """The shared store could not be asked at all: nobody said that the quota allows it."""
+        self._processor.failed(error, "asking the quota")
+        return self._whatever_comes(self._undecided)
 
     def answered(self, asked: AskQuota, answer: Granted | Refused) -> Reply:
         """The shared store has answered `Reply.ask`: the decision goes on."""
@@ -327,8 +372,7 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
             self._undo()
             processor.failed(error, "decision after the quota")
-            message = "the gateway could not decide on this request"
-            return self._answer(Reject(status=503, code="internal", message=message, retry_after_s=1))
+            return self._undecided()
 
     def _decide(self, request: Request, phase: str, *, degraded: str = "") -> Reply:
         self._phase = phase
@@ -439,24 +483,9 @@ class Exchange:
             return replace(request, model=self._model)
         return request
 
-    def _last_resort(self, body: bytes, phase: str) -> Reply:
-        """Neither way could decide: Envoy's own balancer over the model's pool takes it."""
-        desk = self._processor.desk
-        model = _model_of(body) or self._model or self._tenant.default_model or desk.default_model
-        family, new_body = desk.families.get(model), None
-        if family is not None and (may := members(family, self._tenant, desk.fleet.pool_of)):
-            model = family.models[may[0]]
-            new_body = renamed(self._body, model) if self._family and self._body else None
-        pool = desk.fleet.pool_of(model)
-        allowed = self._tenant.models is None or model in self._tenant.models
-        if pool is None or not allowed:
-            message = f"no model {model[:MODEL_SHOWN_MAX]!r} here"
-            return self._answer(Reject(status=404, code="model_not_found", message=message))
-        desk.counts["routed.last_resort"] += 1
-        cluster = pool.cluster_for(self._tenant.service_class)
-        if self.journey is not None:
-            self.journey.resort(cluster)
-        return Reply(codec.to_cluster(cluster, phase, body=new_body), end=True)
+    def _undecided(self) -> Reply:
+        """Neither way could decide. Nobody else may: quota, queue and regions hang on a decision."""
+        return self._answer(_internal("the gateway could not decide on this request"))
 
     def _answer(self, answer: Answer | Reject) -> Reply:
         self._state = State.DONE
@@ -474,8 +503,9 @@ class Exchange:
 
     def _models(self) -> Answer:
         allowed, desk = self._tenant.models, self._processor.desk
-        names = [n for n in desk.fleet.models if allowed is None or n in allowed]
-        names += [n for n, f in desk.families.items() if members(f, self._tenant, desk.fleet.pool_of)]
+        served = desk.fleet.models_for(self._tenant.name)
+        names = [n for n in served if allowed is None or n in allowed]
+        names += [n for n, f in desk.families.items() if members(f, self._tenant, desk.fleet)]
         listed = [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in names]
         return Answer(status=200, body=msgspec.json.encode({"object": "list", "data": listed}))
 
@@ -494,21 +524,23 @@ def too_large(bound: int) -> Reject:
     return Reject(status=413, code="body_too_large", message=f"the body is too large; at most {bound} bytes")
 
 
-class _Named(msgspec.Struct):
-    model: str | None = None
+def _internal(message: str) -> Reject:
+    return Reject(status=503, code="internal", message=message, retry_after_s=1)
 
 
-def _model_of(body: bytes) -> str | None:
-    """The model that a body names, read with as little as can go wrong."""
-    try:
-        return msgspec.json.decode(body, type=_Named).model
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+def _not_utf8(body: bytes) -> Reject | None:
+    if body.isascii():
         return None
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return bad_request(f"the body is not UTF-8: {error.reason}")
+    return None
 
 
-def _bare_request(route: Route, body: bytes) -> Request:
-    """What is left of a request when reading it failed: its model and its size."""
-    return Request(kind=route.kind, dialect=route.dialect, model=_model_of(body), prompt_bytes=len(body))
+def _without_text(request: Request) -> Request:
+    """A request without what it says: prefixes, families' scores and sessions do without."""
+    return replace(request, segments=(), marks=(), prompt_ids=b"", prefix=(), tools=0, user=None)
 
 
 def _phase_of(message: codec.Headers | codec.Body) -> str:

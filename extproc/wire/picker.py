@@ -53,7 +53,7 @@ SATURATED, EXPIRED, QUOTA, NO_ENDPOINT = (
 )
 
 
-def _nobody_joins(_model: str, _addresses: tuple[str, ...]) -> None:
+def _nobody_joins(_model: str, _tenant: str, _addresses: tuple[str, ...]) -> None:
     """Endpoints that are in no pool stay out."""
 
 
@@ -61,7 +61,7 @@ class Picker:
     """What all streams of the protocol share.
 
     `settle` takes outcomes as the access log's, `first_token` a reservation's id and whether the engine
-    refused. `join(model, addresses)` hears of endpoints that a gateway named and no pool has.
+    refused. `join(model, tenant, addresses)` hears of endpoints that a gateway named and no pool has.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Picker:
         *,
         settle: Callable[[Outcome], object],
         first_token: Callable[[str, bool], object],
-        join: Callable[[str, tuple[str, ...]], object] = _nobody_joins,
+        join: Callable[[str, str, tuple[str, ...]], object] = _nobody_joins,
     ) -> None:
         self.processor = processor
         self.settings = settings
@@ -180,6 +180,9 @@ class PickerExchange(Exchange):
         kind = message.WhichOneof("request")
         if kind is None:
             raise DecodeError("a ProcessingRequest without a phase")
+        return self._whatever_comes(lambda: self._taken(kind, message))
+
+    def _taken(self, kind: str, message: pb.ProcessingRequest) -> Reply:
         if kind.startswith("response"):
             return self._on_response(kind, message)
         if kind == "request_headers" and self._state is State.AWAIT_HEADERS:
@@ -288,7 +291,7 @@ class PickerExchange(Exchange):
         fleet = self._processor.desk.fleet
         if self._picker.settings.discover:
             model = request.model or self._tenant.default_model or self._processor.desk.default_model
-            self._picker.join(model, tuple(each for each in named if _has_port(each)))
+            self._picker.join(model, self._tenant.name, tuple(each for each in named if _has_port(each)))
         bare = {each for each in named if not _has_port(each)}
         only = set(named) - bare
         if bare:
@@ -304,7 +307,7 @@ class PickerExchange(Exchange):
         onward = self._onward if body is None else body
         head = self._phase == "request_headers"
         data = picker_codec.goes(
-            ",".join(decision.addresses),
+            decision.addresses,
             codec.told(
                 decision,
                 event_cluster=self._processor.event_cluster,
@@ -351,11 +354,6 @@ class PickerExchange(Exchange):
         self._forget_body()
         why = "" if isinstance(answer, Answer) else _why(answer, held=self._was_held)
         return codec.immediate(answer, self._dialect, headers=((DROPPED_HEADER, why),) if why else ())
-
-    def _last_resort(self, _body: bytes, _phase: str) -> Reply:
-        """Neither way could decide. A gateway without an endpoint would answer an error of its own."""
-        message = "the gateway could not decide on this request"
-        return self._answer(Reject(status=503, code="internal", message=message, retry_after_s=1))
 
     def _on_response(self, kind: str, message: pb.ProcessingRequest) -> Reply:
         """Send back what came, whatever becomes of reading it."""

@@ -19,6 +19,7 @@ from extproc.core.contract import (
     LB_NAMESPACE,
     LB_SERVED_KEY,
     OBJECTIVE_HEADER,
+    RETRIES_HEADER,
     SLO_TPOT_HEADER,
     SLO_TTFT_HEADER,
     SUBSET_KEY,
@@ -108,7 +109,7 @@ def served_by(message: pb.ProcessingRequest) -> str:
 
 
 def goes(
-    endpoints: str,
+    addresses: tuple[str, ...],
     about: dict[str, str],
     *,
     length: int | None,
@@ -126,7 +127,10 @@ def goes(
     common = response.request_headers.response
     common.clear_route_cache = clear_route_cache
     mutation = common.header_mutation
+    endpoints = ",".join(addresses)
     set_header(mutation, LB_ENDPOINTS_KEY, endpoints)
+    # Where the gateway's rules allow it, it tries as often as the list has endpoints.
+    set_header(mutation, RETRIES_HEADER, str(len(addresses) - 1))
     # What a client says there is no gateway's word.
     # A packed answer says nothing to who reads its counts.
     mutation.remove_headers.extend((SUBSET_KEY, LB_SERVED_KEY, ENCODING_HEADER))

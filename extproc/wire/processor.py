@@ -9,9 +9,11 @@ import logging
 import time
 from collections.abc import Callable
 
-from extproc.core.attempts import AttemptLimiter
+from extproc.core.attempts import AttemptLimiter, network_of
+from extproc.core.bodies import BOUNDS, BodyBounds
 from extproc.core.desk import Desk
 from extproc.core.outcome import Reject, Routed
+from extproc.core.refusals import RefusalBudget
 from extproc.core.request import Request
 from extproc.core.tenant import Directory, Evidence, Identity, Tenant
 from extproc.observe.audit import AuditLog, offered
@@ -22,6 +24,8 @@ from extproc.wire.exchange import Exchange
 
 log = logging.getLogger(__name__)
 
+#: Bytes of refused bodies a minute for each tenant, where nothing is said.
+REFUSED_BYTES_PER_MINUTE = 64 * 1024 * 1024
 #: Nanoseconds between two log lines about the same failing decision path.
 FAILURE_LOG_EVERY_NS = 1_000_000_000
 
@@ -41,12 +45,17 @@ class Processor:
         attempts: AttemptLimiter | None = None,
         wall_clock: Callable[[], float] = time.time,
         event_cluster: str = "",
+        body_bounds: BodyBounds = BOUNDS,
+        refused_bytes_per_minute: int = REFUSED_BYTES_PER_MINUTE,
     ) -> None:
         self.desk = desk
         self.directory = directory
         self.tally = tally
         self.decisions_concurrent_max = decisions_concurrent_max
         self.body_bytes_max = body_bytes_max
+        self.body_bounds = body_bounds
+        #: What bodies that are refused may cost, by tenant.
+        self.refusals = RefusalBudget(refused_bytes_per_minute)
         self.clock = clock
         #: Envoy's cluster of this service alone, for first-token events; none when empty.
         self.event_cluster = event_cluster
@@ -110,18 +119,25 @@ class Processor:
         self.desk.leave(reservation_id, now_ns=self.clock())
 
     def identify(self, evidence: Evidence) -> Identity | Reject:
-        """Who asks. A source that has failed too often is not even looked up for a while."""
+        """Who asks. Failures of a source that has failed too often are told to wait; a proof is never.
+
+        Many share an address (NAT, balancers): one's wrong keys must keep nobody else out.
+        """
         directory, attempts, source = self.directory, self.attempts, evidence.source
         # Behind a trusted proxy are many clients; one of them must not lock the others out.
         counted = attempts is not None and source != "" and evidence.guesses and directory.required
         if counted and directory.proxy is not None and directory.proxy.covers(source):
             counted = False
-        if counted and attempts is not None and (wait_s := attempts.blocked_s(source, now_ns=self.clock())):
-            self.desk.counts["identity.limited"] += 1
-            message = "too many failed attempts from this address"
-            return Reject(status=429, code="too_many_attempts", message=message, retry_after_s=wait_s)
         identity = directory.identify(evidence, now_s=self.wall_clock())
         if isinstance(identity, Reject):
+            if (
+                counted
+                and attempts is not None
+                and (wait_s := attempts.blocked_s(source, now_ns=self.clock()))
+            ):
+                self.desk.counts["identity.limited"] += 1
+                message = "too many failed attempts from this address"
+                return Reject(status=429, code="too_many_attempts", message=message, retry_after_s=wait_s)
             self.desk.counts["identity.failed"] += 1
             blocked = counted and attempts is not None and attempts.failed(source, now_ns=self.clock())
             if blocked:
@@ -139,13 +155,28 @@ class Processor:
                 )
         return identity
 
+    def refused(self, tenant: str, source: str, body_bytes: int) -> None:
+        """A body of a tenant was refused for what was in it."""
+        self.refusals.charge(self._sender(tenant, source), body_bytes, now_ns=self.clock())
+
+    def refused_too_much(self, tenant: str, source: str) -> int:
+        """Seconds until a tenant's bodies are read again; 0 when they are now."""
+        wait_s = self.refusals.spent_s(self._sender(tenant, source), now_ns=self.clock())
+        if wait_s:
+            self.desk.counts["bound.refused_bytes_per_minute"] += 1
+        return wait_s
+
+    def _sender(self, tenant: str, source: str) -> str:
+        # Where nobody is asked who they are all are one tenant: addresses are told apart instead.
+        return tenant if self.directory.required else f"{tenant} {network_of(source)}"
+
     def spent(self, request: Request, tenant: Tenant, key: str) -> None:
         """A quota refused a request: dry runs of another quota must know of it."""
         model = request.model or tenant.default_model or self.desk.default_model
         if model in self.desk.families:
             case = self.desk.resolve(request, tenant, "", key=key, now_ns=self.clock())
             model = model if isinstance(case, Reject) else case.model
-        pool = self.desk.fleet.pool_of(model)
+        pool = self.desk.fleet.pool_for(model, tenant.name)
         if pool is not None:
             self.recent.refused(request, tenant.name, key, model, pool, now_ns=self.clock())
 

@@ -21,7 +21,6 @@ from extproc._pb import health_pb2
 from extproc.core.contract import EVENT_METHOD, EVENT_SERVICE
 from extproc.core.desk import AskQuota
 from extproc.core.outcome import Outcome
-from extproc.core.quota import Granted, Refused
 from extproc.wire import accesslog
 from extproc.wire.codec import Reply
 from extproc.wire.exchange import Exchange
@@ -197,7 +196,7 @@ class Server:
             except DecodeError:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a ProcessingRequest")
             if reply.ask is not None:
-                reply = exchange.answered(reply.ask, await self._ask(reply.ask))
+                reply = await self._asked(exchange, reply.ask)
             await _send(reply, exchange, context)
             if reply.wait:
                 # A client that leaves meanwhile cancels this call, and `close` gives the wait up.
@@ -211,10 +210,14 @@ class Server:
             data = await context.read()
         exchange.sent_all()
 
-    async def _ask(self, asked: AskQuota) -> Granted | Refused:
-        return await self.processor.desk.quotas.ask(
-            asked.account, asked.case.id, asked.amounts, idle_capacity=asked.idle
-        )
+    async def _asked(self, exchange: Exchange, asked: AskQuota) -> Reply:
+        try:
+            answer = await self.processor.desk.quotas.ask(
+                asked.account, asked.case.id, asked.amounts, idle_capacity=asked.idle
+            )
+        except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
+            return exchange.unanswered(error)
+        return exchange.answered(asked, answer)
 
     async def _ready(self, exchange: Exchange) -> Reply:
         ready: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()

@@ -19,6 +19,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "e2e")]
 import bench_agent
 import bench_alerts
 import bench_anomalies
+import bench_bodies
 import bench_analytics
 import bench_decide
 import bench_first_token
@@ -40,6 +41,7 @@ from rows import Row
 BENCHES = {
     "decide": bench_decide.run,
     "prefix": bench_prefix.run,
+    "bodies": bench_bodies.run,
     "gateway": bench_gateway.run,
     "first_token": bench_first_token.run,
     "fleet": bench_fleet.run,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from extproc.core.decide import ENDPOINTS_NAMED_MAX, decide
+from extproc.core.decide import ENDPOINTS_NAMED, decide
 from extproc.core.fleet import Endpoint, Fleet, PoolSpec
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import Reject, Routed
@@ -210,7 +210,7 @@ def test_degraded() -> None:
 
 def test_no_more_than_three_are_named() -> None:
     """Retries beyond two further endpoints are not worth naming."""
-    assert len(routed(fleet_of(*[8] * 9)).addresses) == ENDPOINTS_NAMED_MAX == 3
+    assert len(routed(fleet_of(*[8] * 9)).addresses) == ENDPOINTS_NAMED == 3
 
 
 def test_failures_in_a_burst_count_once() -> None:

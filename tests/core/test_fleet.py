@@ -18,9 +18,9 @@ def spec(name: str, *addresses: str, models: tuple[str, ...] = ("m",), **changes
 def test_lookups() -> None:
     """Pools by model and alias, endpoints by pool and address, models sorted."""
     fleet = Fleet([spec("p", "1:1", "2:2", models=("m", "alias")), spec("q", "3:3", models=("b",))])
-    assert fleet.models == ["alias", "b", "m"]
-    assert fleet.pool_of("m") is fleet.pool_of("alias") is fleet.pools["p"]
-    assert fleet.pool_of("M") is None
+    assert fleet.models_for("t") == ["alias", "b", "m"]
+    assert fleet.pool_for("m", "t") is fleet.pool_for("alias", "t") is fleet.pools["p"]
+    assert fleet.pool_for("M", "t") is None
     assert [endpoint.address for endpoint in fleet.endpoints] == ["1:1", "2:2", "3:3"]
     found = fleet.endpoint("q", "3:3")
     assert found is not None
@@ -38,7 +38,7 @@ def test_a_reload_keeps_books_and_lessons() -> None:
     assert fleet.endpoints[0] is stays
     assert leaves not in fleet.endpoints
     assert fleet.pools["p"].calibration is lessons
-    assert fleet.models == ["new"]
+    assert fleet.models_for("t") == ["new"]
 
 
 def test_an_endpoint_keeps_its_books_when_its_pool_changes() -> None:
@@ -68,4 +68,4 @@ def test_an_address_stands_once() -> None:
         with pytest.raises(AssertionError, match="twice"):
             fleet.apply(wrong)
     assert list(fleet.pools) == ["p"]
-    assert fleet.pool_of("m") is fleet.pools["p"]
+    assert fleet.pool_for("m", "t") is fleet.pools["p"]

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from extproc.core.outcome import Reject
-from extproc.core.prefix import BLOCK_BYTES, BLOCK_TOKENS, BLOCKS_MAX, chain
+from extproc.core.prefix import BLOCK_BYTES, BLOCK_TOKENS, chain
+from extproc.core.prompts import IDS_READ_MAX
 from extproc.core.request import (
+    NEW_TOKENS_MAX,
     ROUTES,
     SEQUENCES_MAX,
     USER_CHARACTERS_MAX,
@@ -344,13 +346,18 @@ def test_invalid_utf8() -> None:
 
 def test_deep_nesting() -> None:
     """Nesting as deep as a body allows is refused, not crashed on."""
-    assert bad(CHAT, b'{"x":' + b"[" * 500_000 + b"]" * 500_000 + b"}") == "the body is nested too deeply"
-    assert bad(COMPLETION, b'{"prompt":' + b"[" * 500_000) == "the body is nested too deeply"
+    assert bad(CHAT, b'{"x":' + b"[" * 9_000 + b"]" * 9_000 + b"}") == "the body is nested too deeply"
+    assert bad(COMPLETION, b'{"prompt":' + b"[" * 9_000) == "the body is nested too deeply"
+    for path, body in ((CHAT, b'{"x":' + b"[" * 500_000), (COMPLETION, b'{"prompt":' + b"[" * 500_000)):
+        refused = read(path, body)
+        assert isinstance(refused, Reject)
+        assert refused.status == 413
 
 
 def test_huge_numbers() -> None:
     """A limit of any size is a limit, and a number too long to print is still answered with 400."""
-    assert good(CHAT, {"messages": SAY, "max_tokens": 10**30}).max_new_tokens == 10**30
+    for huge in (10**30, 10**400):
+        assert good(CHAT, {"messages": SAY, "max_tokens": huge}).max_new_tokens == NEW_TOKENS_MAX
     long = b"9" * 5_000
     for body in (b'"n":' + long, b'"n":-' + long, b'"max_tokens":-' + long, b'"n":1e400'):
         assert bad(CHAT, b'{"messages":[{"content":"a"}],' + body + b"}")
@@ -461,9 +468,9 @@ def test_prefixes_of_token_ids() -> None:
     assert request.prefix_block_tokens == BLOCK_TOKENS
     assert prefix(COMPLETION, {"prompt": [ids, [1]]}) == prefix_of(request)
     assert shared(prefix_of(request), prefix(COMPLETION, {"prompt": ids[: 2 * BLOCK_TOKENS]})) == 2
-    many = good(COMPLETION, {"prompt": [7] * (BLOCKS_MAX * BLOCK_TOKENS + 5)})
-    assert len(prefix_of(many)) == BLOCKS_MAX
-    assert many.prompt_tokens == BLOCKS_MAX * BLOCK_TOKENS + 5
+    many = good(COMPLETION, {"prompt": [7] * (IDS_READ_MAX + 5)})
+    assert len(prefix_of(many)) == IDS_READ_MAX // BLOCK_TOKENS
+    assert many.prompt_tokens == IDS_READ_MAX + 5
 
 
 @pytest.mark.parametrize("odd", [-1, 2**32, 10**25])

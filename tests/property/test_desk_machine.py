@@ -10,7 +10,7 @@ from random import Random
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from extproc.core.decide import ENDPOINTS_NAMED_MAX
+from extproc.core.decide import ENDPOINTS_NAMED
 from extproc.core.desk import DeskLimits
 from extproc.core.fleet import Endpoint, PoolSpec
 from extproc.core.outcome import End, Outcome, Reservation, Routed
@@ -92,7 +92,7 @@ class DeskMachine(RuleBasedStateMachine):
             return self.made("nowhere:1")
         named = decision.addresses
         assert set(named) <= room
-        assert len(named) == len(set(named)) == min(ENDPOINTS_NAMED_MAX, len(room))
+        assert len(named) == len(set(named)) == min(ENDPOINTS_NAMED, len(room))
         reason = decision.reason
         assert len(reason.scores) == len(reason.candidates)
         assert all(score >= 0 and not math.isnan(score) for score in reason.scores)

@@ -97,7 +97,7 @@ def test_the_choice(
         name="f", models=MODELS, thresholds=thresholds_for(4), weights=given_weights, wait_ms=wait_ms
     )
     tenant = Tenant(name="t", models=allowed, quality_floor=floor)
-    may = [MODELS[i] for i in members(family, tenant, fleet.pool_of)]
+    may = [MODELS[i] for i in members(family, tenant, fleet)]
     choice = pick(request, tenant, fleet, family, waiting=lambda pool: waiting[pool])
     if not may:
         assert isinstance(choice, Reject)

@@ -175,6 +175,7 @@ def test_a_decision() -> None:
     assert envoy.mutated(common.header_mutation) == {
         LB_ENDPOINTS_KEY: f"{A},{B}",
         "content-length": str(len(CHAT)),
+        "x-envoy-max-retries": "1",
     }
     assert list(common.header_mutation.remove_headers) == [
         "x-gateway-destination-endpoint-subset",
@@ -324,10 +325,10 @@ def test_a_clients_own_hint_is_none() -> None:
 
 
 def test_strangers_of_the_subset_join_only_where_they_may() -> None:
-    """They are told with the request's model, and only what names a port."""
+    """They are told with the request's model and tenant, and only what names a port."""
     world = World(discover=True)
     world.decide(subset=[B, "9.9.9.9:1", "10.0.0.2"])
-    assert world.joined == [("m", (B, "9.9.9.9:1"))]
+    assert world.joined == [("m", "acme", (B, "9.9.9.9:1"))]
     closed = World()
     closed.decide(subset=[B, "9.9.9.9:1"])
     assert closed.joined == []

@@ -78,7 +78,11 @@ def test_a_decision() -> None:
     answer = ask(processor.open(), KEY, ("content-type", "application/json"))
     common = answer.request_body.response
     assert common.clear_route_cache
-    assert envoy.mutated(common.header_mutation) == {"x-steersman-cluster": CLUSTER}
+    # Envoy tries as often as the list is long.
+    assert envoy.mutated(common.header_mutation) == {
+        "x-steersman-cluster": CLUSTER,
+        "x-envoy-max-retries": "1",
+    }
     removed = ["authorization", "x-api-key", "accept-encoding"]
     assert list(common.header_mutation.remove_headers) == removed
     assert envoy.metadata(answer, LB_NAMESPACE) == {"x-gateway-destination-endpoint": f"{A},{B}"}
@@ -362,21 +366,12 @@ def broken_twice(monkeypatch: pytest.MonkeyPatch) -> Processor:
 
 
 def test_failing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last resort: the model's cluster, Envoy's own balancer, no ticket and no reservation."""
+    """A refusal: quota, queue and regions hang on a decision, so nobody else may make one."""
     processor = broken_twice(monkeypatch)
-    answer = ask(processor.open())
-    assert envoy.mutated(answer.request_body.response.header_mutation) == {"x-steersman-cluster": CLUSTER}
-    assert envoy.metadata(answer, LB_NAMESPACE) == {}
-    assert envoy.metadata(answer, DECISION_NAMESPACE) == {"pool": CLUSTER, "reason": "degraded: no decision"}
-    assert processor.desk.counts["routed.last_resort"] == 1
+    answer = ask(processor.open()).immediate_response
+    assert (answer.status.code, answer.details) == (503, "steersman_internal")
+    assert processor.desk.counts["exception.degraded decision"] == 1
     assert len(processor.desk.ledger) == 0
-
-
-def test_the_last_resort_lets_nobody_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault of ours opens no model that the tenant may not use."""
-    processor = broken_twice(monkeypatch)
-    assert ask(processor.open(), ("x-api-key", "small-key")).immediate_response.status.code == 404
-    assert ask(processor.open(), data=CHAT.replace(b'"m"', b'"x"')).immediate_response.status.code == 404
 
 
 @pytest.mark.parametrize("where", ["extproc.wire.codec.routed", "extproc.observe.tally.Tally.decided"])
@@ -388,10 +383,40 @@ def test_a_failure_after_the_reservation(where: str, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(where, broken)
     processor = processor_of()
-    answer = ask(processor.open())
-    assert envoy.mutated(answer.request_body.response.header_mutation) == {"x-steersman-cluster": CLUSTER}
-    assert processor.desk.counts["routed.last_resort"] == 1
+    assert ask(processor.open()).immediate_response.status.code == 503
     assert len(processor.desk.ledger) == 0
+
+
+@pytest.mark.parametrize("where", ["identify", "desk.turned_away", "took"])
+def test_whatever_fails_is_answered(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception that left the stream would open failure_mode: 503 instead, and nothing is kept."""
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("a fault of ours")
+
+    processor = processor_of()
+    owner = processor.desk if where.startswith("desk.") else processor
+    monkeypatch.setattr(owner, where.removeprefix("desk."), broken)
+    for data in (CHAT, b"{"):
+        exchange = processor.open()
+        reply = exchange.receive(envoy.headers("POST", "/v1/chat/completions", KEY))
+        if not reply.end:
+            reply = exchange.receive(envoy.body(data))
+        assert reply.end
+        if where != "desk.turned_away" or data != CHAT:
+            assert envoy.response(reply.data).immediate_response.status.code in (400, 503)
+        exchange.close()
+    assert processor.open_exchanges == 0
+    assert sum(n for name, n in processor.desk.counts.items() if name.startswith("exception.")) >= 1
+
+
+def test_a_store_that_cannot_be_asked_refuses() -> None:
+    """Nobody said that the quota allows the request."""
+    processor = processor_of()
+    exchange = processor.open()
+    exchange.receive(envoy.headers("POST", "/v1/chat/completions", KEY))
+    reply = exchange.unanswered(ConnectionError("gone"))
+    assert (reply.end, envoy.response(reply.data).immediate_response.status.code) == (True, 503)
 
 
 def test_a_failure_on_the_headers(monkeypatch: pytest.MonkeyPatch) -> None:

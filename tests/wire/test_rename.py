@@ -13,7 +13,6 @@ from extproc.core.contract import DECISION_NAMESPACE
 from extproc.core.desk import Policy
 from extproc.core.families import Family
 from extproc.core.policy import ClassSpec
-from extproc.core.strategies import STRATEGIES
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire import exchange as exchange_module
 from extproc.wire.exchange import Exchange
@@ -112,14 +111,15 @@ def test_bodies_of_held_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
     assert processor.bodies_bytes == 0
 
 
-def test_the_last_resort_renames_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When no decision can be made the family's smallest allowed model takes it, under its own name."""
-    monkeypatch.setitem(STRATEGIES, "broken", Broken())
-    monkeypatch.setattr("extproc.core.decide.FALLBACK", Broken())
-    processor = processor_of(strategy="broken", quality_floor="large")
-    answer = envoy.response(ask(processor.open()).data).request_body.response
-    assert envoy.mutated(answer.header_mutation)["x-steersman-cluster"] == "pool.large/standard"
-    assert json.loads(answer.body_mutation.body)["model"] == "large"
+def test_a_field_whose_name_is_no_text_is_refused() -> None:
+    """It could not go on under another model's name: 400, nothing reserved, no exception."""
+    processor = processor_of()
+    evil = AUTO.replace(b"{", b'{"i\xf1puts":1,', 1)
+    refused = envoy.response(ask(processor.open(), data=evil).data).immediate_response
+    assert refused.status.code == 400
+    assert not any(name.startswith("exception.") for name in processor.desk.counts)
+    assert len(processor.desk.ledger) == 0
+    assert ask(processor.open(), data=evil.replace(b"auto", b"small")).reservation_id
 
 
 def test_the_reason_is_told_who_may_ask() -> None:

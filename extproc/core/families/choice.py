@@ -101,13 +101,15 @@ def floor_of(models: tuple[str, ...], floor: str | int | None) -> int:
     return models.index(floor) if floor in models else 0
 
 
-def members(family: Family, tenant: Tenant, served: Callable[[str], object]) -> list[int]:
+def members(family: Family, tenant: Tenant, fleet: Fleet) -> list[int]:
     """Indexes of the models that a tenant's requests may get, smallest first."""
     first = floor_of(family.models, tenant.quality_floor)
     return [
         i
         for i, model in enumerate(family.models)
-        if i >= first and (tenant.models is None or model in tenant.models) and served(model) is not None
+        if i >= first
+        and (tenant.models is None or model in tenant.models)
+        and fleet.pool_for(model, tenant.name) is not None
     ]
 
 
@@ -118,7 +120,7 @@ def pick(
 
     `waiting` says how many requests wait for a pool.
     """
-    may = members(family, tenant, fleet.pool_of)
+    may = members(family, tenant, fleet)
     if not may:
         return Reject(
             status=403,
@@ -153,11 +155,11 @@ def _with_room(
     """Where to go from the wished model, and why elsewhere."""
 
     def room(model: str) -> bool:
-        pool = fleet.pool_of(model)
+        pool = fleet.pool_for(model, tenant.name)
         return pool is not None and not waiting(pool.name) and _begins(pool, tenant, permits, family.wait_ms)
 
     def ready(model: str) -> bool:
-        pool = fleet.pool_of(model)
+        pool = fleet.pool_for(model, tenant.name)
         return pool is not None and _begins(pool, tenant, 0, None)
 
     gone = not ready(models[at])

@@ -92,6 +92,12 @@ def pools(evidence: Evidence) -> Iterator[Said]:
                     "give it load_balancing_policy envoy.load_balancing_policies.override_host: " + RENDER,
                 )
                 continue
+            if not dump.has_nobody_to_give(policy):
+                yield error(
+                    f"cluster {name} goes on to any endpoint when a list is used up: out of tenants' "
+                    "regions, above permits",
+                    f"give override_host the subset balancer as its fallback: {RENDER}",
+                )
             sources = policy.get("override_host_sources", [])
             if any("header" in source for source in sources):
                 yield error(

@@ -79,7 +79,7 @@ def test_none_is_a_403() -> None:
 
 def fill(fleet: Fleet, model: str) -> None:
     """Take every permit of a model's pool."""
-    pool = fleet.pool_of(model)
+    pool = fleet.pool_for(model, "t")
     assert pool is not None
     for endpoint in pool.endpoints:
         endpoint.permits = endpoint.max_concurrent
@@ -139,7 +139,7 @@ def test_regions_count() -> None:
     """A pool with no replica where the tenant may be served is as good as lost."""
     fleet = fleet_of()
     for model, region in zip(MODELS, ("eu", "eu", "us"), strict=True):
-        pool = fleet.pool_of(model)
+        pool = fleet.pool_for(model, "t")
         assert pool is not None
         pool.endpoints[0].region = region
     choice = picked(COMPLEX, fleet, regions=frozenset({"eu"}))

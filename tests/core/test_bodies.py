@@ -1,0 +1,156 @@
+"""Bodies are looked at before anything is built of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.core.bodies import BOUNDS, BodyBounds, refused_unread
+from extproc.core.outcome import Reject
+from extproc.core.request import ROUTES, Request, parse, prefix_of
+
+MEBI = 1024 * 1024
+BODY_BYTES = 4 * MEBI - 64
+CHAT, COMPLETION, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
+
+
+def filled(before: bytes, unit: bytes, after: bytes) -> bytes:
+    """A body of the allowed size, of as many units as go into it."""
+    count = (BODY_BYTES - len(before) - len(after)) // (len(unit) + 1)
+    return before + b",".join([unit] * count) + after
+
+
+#: One of each kind that took 0.1 to 0.8 s: the path, and how a body of it is filled.
+WORST: dict[str, tuple[str, tuple[bytes, bytes, bytes]]] = {
+    "messages": (CHAT, (b'{"messages":[', b"{}", b"]}")),
+    "messages with text": (CHAT, (b'{"messages":[', b'{"content":""}', b"]}")),
+    "parts": (CHAT, (b'{"messages":[{"content":[', b"{}", b"]}]}")),
+    "images": (CHAT, (b'{"messages":[{"content":[', b'{"type":"image_url"}', b"]}]}")),
+    "tools": (CHAT, (b'{"messages":[{"content":"x"}],"tools":[', b"{}", b"]}")),
+    "tools of numbers": (CHAT, (b'{"messages":[{"content":"x"}],"tools":[', b"1", b"]}")),
+    "ids": (COMPLETION, (b'{"prompt":[', b"1", b"]}")),
+    "long ids": (COMPLETION, (b'{"prompt":[', b"1" * 4000, b"]}")),
+    "lists": (COMPLETION, (b'{"prompt":[', b"[]", b"]}")),
+    "lists of ids": (COMPLETION, (b'{"prompt":[[', b"1", b"]]}")),
+    "texts": (COMPLETION, (b'{"prompt":[', b'""', b"]}")),
+    "objects": (COMPLETION, (b'{"prompt":[', b"{}", b"]}")),
+    "floats": (COMPLETION, (b'{"prompt":[', b"1e9", b"]}")),
+    "fields": (GENERATE, (b'{"inputs":"x",', b'"a":1', b"}")),
+    "deep": (GENERATE, (b'{"inputs":"x","a":[', b"[" * 400 + b"]" * 400, b"]}")),
+    "escaped quotes": (GENERATE, (b'{"inputs":"{', b'\\"[', b'"}')),
+}
+
+
+def cpu_ms(path: str, body: bytes) -> float:
+    """What reading a body costs its thread, the best of five."""
+    best = float("inf")
+    for _ in range(5):
+        began = time.thread_time()
+        request = parse(ROUTES[path][0], body)
+        if isinstance(request, Request):
+            prefix_of(request)
+        best = min(best, time.thread_time() - began)
+    return best * 1e3
+
+
+@pytest.mark.parametrize("name", WORST)
+def test_the_worst_body_costs_no_more_than_a_few_passes_over_it(name: str) -> None:
+    """Against the decoder's own pass over a body of the same size that builds nothing: before it was up to 80
+    times that."""
+    path, shape = WORST[name]
+    skipped = filled(b'{"a":[', b"[]", b"]}")
+    nothing = msgspec.json.Decoder(msgspec.defstruct("Nothing", []))
+    best = float("inf")
+    for _ in range(5):
+        began = time.thread_time()
+        nothing.decode(skipped)
+        best = min(best, time.thread_time() - began)
+    assert cpu_ms(path, filled(*shape)) < 6 * best * 1e3
+
+
+@pytest.mark.parametrize("name", WORST)
+def test_the_worst_body_is_refused_or_read(name: str) -> None:
+    """Never an exception; what is refused says 400 or 413."""
+    path, shape = WORST[name]
+    answer = parse(ROUTES[path][0], filled(*shape))
+    if isinstance(answer, Reject):
+        assert answer.status in (400, 413)
+        assert (answer.status == 413) == (answer.code == "body_too_large")
+
+
+def test_a_text_full_of_brackets_is_read() -> None:
+    """What stands in a string is no piece: code and JSON are prompts as any other."""
+    text = json.dumps({"a": [[{"b": ":"}]] * 10, "c": 'say "{[:" \\'}) * 5_000
+    body = json.dumps({"messages": [{"role": "user", "content": text}]}).encode()
+    assert sum(body.count(each) for each in (b"{", b"[", b":")) > 4 * BOUNDS.pieces_max
+    request = parse(ROUTES[CHAT][0], body)
+    assert isinstance(request, Request)
+    assert request.prompt_bytes == len(text)
+
+
+def test_messages_and_parts_are_bounded_together() -> None:
+    """At the bound they are read, above it refused with the bound in the message."""
+    bounds = BodyBounds(pieces_max=1_000_000, messages_max=10)
+
+    def answer(messages: list[Any]) -> Request | Reject:
+        return parse(ROUTES[CHAT][0], json.dumps({"messages": messages}).encode(), bounds)
+
+    part = {"type": "text", "text": "x"}
+    assert isinstance(answer([{"content": "x"}] * 10), Request)
+    assert isinstance(answer([{"content": [part] * 9}]), Request)
+    for messages in ([{"content": "x"}] * 11, [{"content": [part] * 10}]):
+        refused = answer(messages)
+        assert isinstance(refused, Reject)
+        assert (refused.status, "at most 10" in refused.message) == (413, True)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=8), inner, max_size=5),
+    max_leaves=40,
+)
+
+
+def pieces_of(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + len(value) + sum(map(pieces_of, value.values()))
+    return 1 + sum(map(pieces_of, value)) if isinstance(value, list) else 0
+
+
+@given(JSON, st.booleans())
+def test_pieces_are_counted_exactly(value: Any, ascii_only: bool) -> None:
+    """At its own number of pieces a body passes, at one less it does not."""
+    body = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    pieces = pieces_of(value)
+    assert refused_unread(body, BodyBounds(pieces_max=pieces)) is None
+    if pieces:
+        assert refused_unread(body, BodyBounds(pieces_max=pieces - 1)) is not None
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_counted(body: bytes) -> None:
+    """What is no JSON is the decoder's to refuse; counting it raises nothing."""
+    refused_unread(body, BodyBounds(pieces_max=1))
+
+
+def test_ids_are_counted_without_being_built() -> None:
+    """Flat and nested, empty lists and blanks included: the same counts as of the lists themselves."""
+    chance = Random(3)
+    for _ in range(50):
+        flat = [chance.randrange(200_000) for _ in range(chance.randrange(1, 40))]
+        nested = [flat[: chance.randrange(len(flat) + 1)] for _ in range(chance.randrange(1, 6))]
+        for prompt, indent in ((flat, None), (flat, 1), (nested, None), (nested, 1)):
+            body = json.dumps({"prompt": prompt}, indent=indent).encode()
+            request = parse(ROUTES[COMPLETION][0], body)
+            assert isinstance(request, Request)
+            lists = prompt if isinstance(prompt[0], list) else [prompt]
+            assert request.prompt_tokens == sum(map(len, lists))
+            assert request.sequences == len(lists)
+            assert len(request.prompt_ids) == 4 * len(lists[0])

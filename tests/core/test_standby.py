@@ -1,0 +1,127 @@
+"""Retries are bound by permits as first tries are."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.core.desk import ClassSpec, Desk, DeskLimits, Policy
+from extproc.core.endpoint import Endpoint
+from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.outcome import Hold, Outcome, Reject, Routed
+from extproc.core.request import Dialect, Kind, Request
+from extproc.core.tenant import ANONYMOUS
+
+ASK = Request(kind=Kind.GENERATE, dialect=Dialect.TGI, prompt_bytes=40, max_new_tokens=5)
+
+
+def desk_of(*limits: int, retries: int = 2) -> Desk:
+    members = tuple((f"10.0.0.{i}:80", "", limit) for i, limit in enumerate(limits))
+    spec = PoolSpec(name="p", models=("m",), strategy="least_request", endpoints=members)
+    policy = Policy(classes=(ClassSpec(hold_ns=0, retries=retries),))
+    return Desk(
+        Fleet([spec]), instance="i", default_model="m", limits=DeskLimits(), rng=Random(1), policy=policy
+    )
+
+
+def test_the_largest_promise_for_one_endpoint_is_kept() -> None:
+    """One endpoint is lost at a time: sums for different ones do not add up."""
+    endpoint = Endpoint(address="x", pool="p", max_concurrent=8)
+    for first, permits in (("a", 2), ("b", 1), ("b", 2), ("c", 1)):
+        endpoint.stand_by(first, permits)
+    assert endpoint.standby == 3
+    endpoint.stand_down("b", 2)
+    assert endpoint.standby == 2
+    endpoint.stand_down("a", 2)
+    endpoint.stand_down("b", 1)
+    assert endpoint.standby == 1
+    endpoint.stand_down("c", 1)
+    assert endpoint.standby == 0
+
+
+@pytest.mark.parametrize(("limit", "most"), [(1, 0), (2, 1), (4, 3), (128, 96)])
+def test_a_quarter_is_kept_for_what_comes_anew(limit: int, most: int) -> None:
+    """A replica of one permit is nobody's second choice: an idle one must not wait for a failure."""
+    endpoint = Endpoint(address="x", pool="p", max_concurrent=limit)
+    taken = 0
+    while endpoint.may_stand_by("a", 1):
+        endpoint.stand_by("a", 1)
+        taken += 1
+    assert taken == most
+
+
+def test_the_list_is_as_long_as_the_class_has_retries() -> None:
+    """And Envoy is told no more than the list holds."""
+    for retries in (0, 1, 2, 5):
+        routed = desk_of(*[128] * 8, retries=retries).admit(ASK, ANONYMOUS, now_ns=0)
+        assert isinstance(routed, Routed)
+        assert (len(routed.addresses), routed.retries) == (retries + 1, retries)
+    alone = desk_of(128, retries=5).admit(ASK, ANONYMOUS, now_ns=0)
+    assert isinstance(alone, Routed)
+    assert alone.retries == 0
+
+
+def test_whoever_is_lost_no_other_is_overfilled() -> None:
+    """However many come at once: the requests of any one endpoint go over to their next without passing a
+    limit."""
+    desk = desk_of(2, 2, 4, 8)
+    placed = [each for _ in range(30) if isinstance(each := desk.admit(ASK, ANONYMOUS, now_ns=0), Routed)]
+    assert len(placed) > 8
+    for lost in desk.fleet.pools["p"].endpoints:
+        after = {e.address: e.permits for e in desk.fleet.pools["p"].endpoints}
+        for each in placed:
+            if each.addresses[0] == lost.address and each.retries:
+                after[each.addresses[1]] += 1
+        for endpoint in desk.fleet.pools["p"].endpoints:
+            if endpoint is not lost:
+                assert after[endpoint.address] <= endpoint.max_concurrent
+
+
+@given(
+    st.lists(st.sampled_from(["admit", "first", "settle", "cancel", "expire"]), max_size=60), st.integers()
+)
+def test_every_promise_is_given_back(steps: list[str], seed: int) -> None:
+    """Whatever becomes of the requests, an empty desk keeps nothing for retries."""
+    desk, chance, now_ns = desk_of(3, 5, 9), Random(seed), 0
+    flying: list[Routed] = []
+    for step in steps:
+        now_ns += 1_000_000
+        if step == "admit":
+            answer = desk.admit(ASK, ANONYMOUS, now_ns=now_ns)
+            assert isinstance(answer, Routed | Reject | Hold)
+            if isinstance(answer, Routed):
+                flying.append(answer)
+        elif step == "expire":
+            now_ns += 10**12
+            desk.expire(now_ns=now_ns)
+            flying.clear()
+        elif flying:
+            each = flying.pop(chance.randrange(len(flying)))
+            if step == "first":
+                desk.first_token(each.reservation.id, now_ns=now_ns)
+                flying.append(each)
+            elif step == "cancel":
+                desk.cancel(each.reservation.id, now_ns=now_ns)
+            else:
+                served = chance.choice(each.addresses)
+                beat = Outcome(reservation=each.reservation, final=False, served_by=served, attempts=2)
+                desk.settle(beat, now_ns=now_ns)
+                desk.settle(Outcome(reservation=each.reservation, final=True, status=200), now_ns=now_ns)
+    for each in flying:
+        desk.cancel(each.reservation.id, now_ns=now_ns)
+    assert all(e.standby == 0 and e.permits == 0 for e in desk.fleet.pools["p"].endpoints)
+
+
+def test_once_it_answers_a_request_is_tried_nowhere_else() -> None:
+    """Its first token gives back what was kept for it."""
+    desk = desk_of(8, 8)
+    routed = desk.admit(ASK, ANONYMOUS, now_ns=0)
+    assert isinstance(routed, Routed)
+    second = desk.fleet.endpoint("p", routed.addresses[1])
+    assert second is not None
+    assert second.standby == 1
+    desk.first_token(routed.reservation.id, now_ns=1)
+    assert second.standby == 0
