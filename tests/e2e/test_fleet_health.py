@@ -198,23 +198,24 @@ def test_poison_is_refused_counted_and_moves_nothing(fleet: Fleet) -> None:
 
     before = gateway.status()["telemetry"]["counts"]
     nan = float("nan")
-    refused = [
-        (good(10, prefill_tokens_per_s=nan), "prefill_tokens_per_s_out_of_range"),
-        (good(12, decode_tokens_per_s=1e308), "decode_tokens_per_s_out_of_range"),
-        (good(14, probe_ttft_ms=-1.0), "probe_ttft_ms_out_of_range"),
-        (good(16, waiting=4_000_000_000), "waiting_out_of_range"),
-        (good(18, kv_used_tokens=9, kv_capacity_tokens=1), "kv_over_capacity"),
-        (good(1), "out_of_order"),
-        (report("node-hang", 15, pool, "poison").SerializeToString(), "not_this_node"),
-        (report("stranger", 16, pool, "poison").SerializeToString(), "unknown_node"),
-        (b"\xff\xff\xff", "garbage"),
+    # Made when they are sent: an older one is late before it is anything else.
+    refused: list[tuple[Callable[[], bytes], str]] = [
+        (lambda: good(10, prefill_tokens_per_s=nan), "prefill_tokens_per_s_out_of_range"),
+        (lambda: good(12, decode_tokens_per_s=1e308), "decode_tokens_per_s_out_of_range"),
+        (lambda: good(14, probe_ttft_ms=-1.0), "probe_ttft_ms_out_of_range"),
+        (lambda: good(16, waiting=4_000_000_000), "waiting_out_of_range"),
+        (lambda: good(18, kv_used_tokens=9, kv_capacity_tokens=1), "kv_over_capacity"),
+        (lambda: good(1), "out_of_order"),
+        (lambda: report("node-hang", 15, pool, "poison").SerializeToString(), "not_this_node"),
+        (lambda: report("stranger", 16, pool, "poison").SerializeToString(), "unknown_node"),
+        (lambda: b"\xff\xff\xff", "garbage"),
     ]
     with Load(gateway, "poison") as load:
         agent = RawAgent(gateway, token("node-poison"))
         assert agent.push(good(1)) == ""
         began_s = time.monotonic()
-        for number, (data, why) in enumerate(refused):
-            assert agent.push(data) == why
+        for number, (made, why) in enumerate(refused):
+            assert agent.push(made()) == why
             assert agent.push(good(11 + 2 * number)) == ""
             load.more(3)
         agent.close()

@@ -106,12 +106,16 @@ def joining(fleet: Fleet, pool: str) -> Iterator[None]:
         assert fifth not in load.shares(0)
         yield
         wait_for("the fifth to have work", lambda: fifth in load.shares(0))
-        load.more(SHARED // 2)
-        settled_s = load.more(SHARED // 2)
-        state = gateway.endpoint(fifth)
-        shares = load.shares(settled_s)
-    assert not load.failed
-    assert shares.get(fifth) == pytest.approx(0.2, rel=0.25), (shares, state)
+        shares: dict[str, float] = {}
+
+        def shared() -> bool:
+            """A fifth of the last requests; a busy machine may hold a replica back for a while."""
+            nonlocal shares
+            shares = load.shares(load.more(SHARED // 2))
+            return bool(shares.get(fifth, 0.0) == pytest.approx(0.2, rel=0.25))
+
+        wait_for("the fifth's share", shared, timeout_s=90)
+    assert not load.failed, shares
     assert gateway.status()["uptime_s"] > restarts
 
 

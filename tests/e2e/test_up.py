@@ -28,7 +28,7 @@ from extproc.supervise.asking import ServiceLink, ServiceSilentError
 from extproc.supervise.envoy import EnvoyMissingError, find_envoy
 
 pytestmark = pytest.mark.envoy
-KEY = "sk-test"
+KEY = "sk-steer-of-this-test"
 WAIT_S_MAX = 60.0
 
 
