@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,10 +23,15 @@ from extproc.cli.options import examples, fail, json_option, print_json
 
 if TYPE_CHECKING:
     from extproc.cli.first_config import FirstPool, Places, Replica
+    from extproc.doctor.evidence import Backend, Failed
 
 ENGINES = ("tgi", "vllm", "sglang", "llamacpp")
 ASK_S_MAX = 5.0
 ASKED_AT_ONCE = 32
+#: What engines answer while they load their weights, and how long that is waited for.
+LOADING = 503
+LOADING_S_MAX = 300.0
+LOADING_LOOK_S = 1.0
 BACKENDS_MAX = 1_000
 #: Ports tried for the gateway, Envoy's admin port and the service, the first that is free.
 LISTEN_PORTS = (8080, 8081, 8088, 8888, 10080)
@@ -199,12 +205,11 @@ def _parsed(given: str) -> tuple[str, int]:
 def _ask(targets: Sequence[Target], *, engine: str | None, models: tuple[str, ...]) -> list[Replica]:
     """What each is; exits 1 with every one that cannot be told."""
     from extproc.cli.first_config import Replica
-    from extproc.doctor.backend import backend
     from extproc.doctor.evidence import Backend, Failed
 
     with ThreadPoolExecutor(min(ASKED_AT_ONCE, len(targets))) as pool:
         urls = [(f"http://{each.address}", each.address) for each in targets]
-        answers = list(pool.map(lambda one: backend(one[0], timeout_s=ASK_S_MAX, address=one[1]), urls))
+        answers = list(pool.map(lambda one: _look(*one), urls))
     replicas, problems = [], []
     for target, seen in zip(targets, answers, strict=True):
         where = f"{target.host} ({target.address})" if target.host else target.address
@@ -227,6 +232,24 @@ def _ask(targets: Sequence[Target], *, engine: str | None, models: tuple[str, ..
             "nothing was written; start what does not answer, or say what it is with --engine and --model",
         )
     return replicas
+
+
+def _look(url: str, address: str) -> Backend | Failed:
+    """What one is; while it answers 503, as engines do while they load their weights, it is waited for."""
+    from extproc.doctor.backend import backend
+    from extproc.doctor.evidence import Failed
+
+    deadline_s = time.monotonic() + LOADING_S_MAX
+    told = False
+    while True:
+        seen = backend(url, timeout_s=ASK_S_MAX, address=address)
+        loads_yet = not isinstance(seen, Failed) and seen.engine is None and seen.health == LOADING
+        if not loads_yet or time.monotonic() > deadline_s:
+            return seen
+        if not told:
+            told = True
+            click.echo(f"{address} answers 503, as while it loads its model: waiting for it", err=True)
+        time.sleep(LOADING_LOOK_S)
 
 
 def _places(listen: str | None, targets: Sequence[Target]) -> Places:
@@ -297,4 +320,9 @@ def _next(file: Path, places: Places, pools: Sequence[FirstPool], *, tenant: str
         f"  curl http://{places.listen}/v1/chat/completions -H 'Authorization: Bearer {key}' \\",
         f"    -H 'Content-Type: application/json' -d '{body}'",
         f"  steersman doctor{flag}",
+        *(
+            []
+            if places.service.endswith(f":{SERVICE_PORTS[0]}")
+            else ["", f"its port is not the usual one: export STEERSMAN_ADDRESS={places.service}"]
+        ),
     ]

@@ -18,7 +18,7 @@ from extproc._pb import health_pb2
 ADMIN_S_MAX = 1.0
 ADMIN_ANSWER_BYTES_MAX = 64 * 1024
 HEALTH_S_MAX = 1.0
-STATUS_S_MAX = 3.0
+STATUS_S_MAX = 10.0
 ORDER_S_MAX = 30.0
 STATUS_BYTES_MAX = 64 * 1024 * 1024
 #: How often a drain looks whether requests are left.

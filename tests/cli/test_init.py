@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import socket
 import threading
@@ -60,10 +61,10 @@ def serving(pages: Pages) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             page = pages.get(self.path)
-            data = (
-                b"" if page is None else page.encode() if isinstance(page, str) else json.dumps(page).encode()
-            )
-            self.send_response(404 if page is None else 200)
+            status = page if isinstance(page, int) else 404 if page is None else 200
+            text = "" if page is None or isinstance(page, int) else page
+            data = (text if isinstance(text, str) else json.dumps(text)).encode()
+            self.send_response(status)
             self.send_header("content-length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -179,6 +180,20 @@ def test_everything_that_does_not_answer_is_named(servers: ExitStack, tmp_path: 
         f"{strange} answers, but is no TGI, vLLM, SGLang or llama.cpp server that says so",
         "nothing was written; start what does not answer, or say what it is with --engine and --model",
     ]
+
+
+def test_an_engine_that_loads_its_model_is_waited_for(
+    servers: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers 503 until then; the file is of what it says afterwards."""
+    pages: Pages = {"/health": 503}
+    address = servers.enter_context(serving(pages))
+    module = importlib.import_module("extproc.cli.init")
+    monkeypatch.setattr(module.time, "sleep", lambda _: pages.update(LLAMACPP))
+    result = init(tmp_path / "steersman.yaml", address)
+    assert result.exit_code == 0, result.output
+    assert "waiting for it" in result.stderr
+    assert load(tmp_path / "steersman.yaml").pools[0].engine == "llamacpp"
 
 
 def test_what_cannot_be_asked_is_said_by_hand(servers: ExitStack, tmp_path: Path) -> None:
