@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from extproc.core.quota import (
     ASK,
@@ -394,10 +394,19 @@ class RedisQuota:
             answer = quota_wallet.reply(await self._call(client, self._reserve_script, account.tenant, data))
             self._hear(answer, account, wallets, lend, asked_ns)
             return answer
-        except BaseException:
+        except BaseException as error:
             if lend:
-                _end_loan(wallets)
+                self._end_unread(account, wallets, words, error)
             raise
+
+    def _end_unread(
+        self, account: Account, wallets: tuple[Wallet, ...], words: dict[str, Any], error: BaseException
+    ) -> None:
+        """The loan came to nothing that we know of; what an error shows to be unread is still owed."""
+        _end_loan(wallets)
+        if isinstance(error, ResponseError) and not _poison(error):
+            quota_wallet.not_given_back(account, wallets, words)
+            self._leasing[_name(account)] = account
 
     def _asked(self, task: asyncio.Task[Reply]) -> None:
         self._asks.discard(task)
@@ -423,7 +432,7 @@ class RedisQuota:
         self.counts["forgotten_by_redis"] += 1
         for account in [found for found in self._leasing.values() if found.tenant == tenant]:
             for wallet in self._wallets.of(account, now_ns=self._clock()):
-                wallet.empty()
+                wallet.void()
         for reservation_id, entry in self._held.items():
             if entry.taken.account.tenant == tenant and entry.epoch != epoch:
                 self._tell(Op("enter", reservation_id, entry.taken.account, entry))
@@ -578,22 +587,18 @@ class RedisQuota:
         """Return leases that have come to their end (or all); never twice, so a lost answer loses them."""
         now_ns = self._clock()
         over = [
-            (name, account)
-            for name, account in self._leasing.items()
+            account
+            for account in self._leasing.values()
             if all_of_it
             or all(wallet is None or wallet.ends_ns <= now_ns for wallet in self._wallets.known(account))
         ]
-        for name, _ in over:
-            del self._leasing[name]
         for start in range(0, len(over), BATCH_MAX):
-            await self._loans(
-                client, [account for _, account in over[start : start + BATCH_MAX]], give_back=True
-            )
+            await self._loans(client, over[start : start + BATCH_MAX], give_back=True)
 
     async def _loans(self, client: Redis, accounts: list[Account], *, give_back: bool) -> None:
         asked_ns = self._clock()
         pipeline = client.pipeline(transaction=False)
-        sent: list[tuple[Account, tuple[Wallet, ...]]] = []
+        sent: list[tuple[Account, tuple[Wallet, ...], dict[str, Any]]] = []
         for account in accounts:
             wallets = self._wallets.of(account, now_ns=asked_ns)
             if not quota_wallet.begin_loan(wallets):
@@ -602,17 +607,19 @@ class RedisQuota:
             epoch = self._epochs.get(account.tenant, "")
             data = self._reserve_words(words, "", ("", epoch))
             pipeline.execute_command(*self._command(self._reserve_script, account.tenant, data))
-            sent.append((account, wallets))
+            sent.append((account, wallets, words))
+            if give_back:
+                self._leasing.pop(_name(account), None)
         if not sent:
             return
         try:
             async with asyncio.timeout(redis_client.OPERATION_TIMEOUT_S):
                 results = await pipeline.execute(raise_on_error=False)
         except BaseException:
-            for _, wallets in sent:
+            for _, wallets, _ in sent:
                 _end_loan(wallets)
             raise
-        for (account, wallets), result in zip(sent, results, strict=True):
+        for (account, wallets, words), result in zip(sent, results, strict=True):
             if isinstance(result, bytes):
                 answer = quota_wallet.reply(result)
                 self._hear(answer, account, wallets, True, asked_ns)
@@ -620,7 +627,7 @@ class RedisQuota:
                     for wallet in wallets:
                         wallet.ends_ns = 0
             else:
-                _end_loan(wallets)
+                self._end_unread(account, wallets, words, result)
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, NoScriptError):
                 raise result
