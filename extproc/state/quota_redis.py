@@ -62,6 +62,8 @@ ASK_PAUSE_NS = 100_000_000
 HUNGRY_MAX = 10_000
 #: A session that lasted this long was a good one.
 GOOD_SESSION_NS = 5_000_000_000
+#: What a script is told whose user may not run a command of it.
+NO_RIGHTS = "The user executing the script"
 
 Script = tuple[str, str]
 
@@ -121,6 +123,7 @@ class RedisQuota:
         self._task: asyncio.Task[None] | None = None
         self._asks: set[asyncio.Task[Reply]] = set()
         self._asker = redis_client.connect(url)
+        self._refused_by_server: ResponseError | None = None
 
     @property
     def squared(self) -> bool:
@@ -410,7 +413,10 @@ class RedisQuota:
 
     def _asked(self, task: asyncio.Task[Reply]) -> None:
         self._asks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if isinstance(error, ResponseError) and not _poison(error):
+                # Who answers is no server for us (any more): a master that was demoted keeps its connections.
+                self._refused_by_server = error
             self._work.set()
 
     def _hear(
@@ -464,6 +470,7 @@ class RedisQuota:
             begun_ns = self._clock()
             client = redis_client.connect(self._url)
             try:
+                await self._renew_asker()
                 await self._session(client)
             except Exception as error:  # noqa: BLE001 - whatever ends a session must not end the books
                 self._lost(redis_client.reason(error))
@@ -475,6 +482,14 @@ class RedisQuota:
                 backoff.reset()
             if not self._closing:
                 await self._pause(self._closed, backoff.next_s())
+
+    async def _renew_asker(self) -> None:
+        """New connections for questions too: an address may have come to mean another server."""
+        before, self._asker = self._asker, redis_client.connect(self._url)
+        self._refused_by_server = None
+        with suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(redis_client.OPERATION_TIMEOUT_S):
+                await before.aclose()
 
     async def _session(self, client: Redis) -> None:
         """Square the books, then share, until something breaks or we close."""
@@ -489,6 +504,8 @@ class RedisQuota:
         while not self._closing:
             await self._pause(self._work, LOOK_EVERY_S)
             self._work.clear()
+            if self._refused_by_server is not None:
+                raise self._refused_by_server
             if self._clock() - self._hello_ns >= HELLO_EVERY_NS:
                 await self._hello(client)
             while len(self.journal):
@@ -662,6 +679,15 @@ def _figures(account: Account, wallets: tuple[Wallet, ...], now_ns: int) -> Rate
     return share.figures(account, wallets, now_ns=now_ns)
 
 
-def _poison(error: Exception) -> bool:
-    """A fault of the script itself: the same words would fail again."""
-    return "user_script" in str(error) and not str(error).startswith("READONLY")
+def _poison(error: BaseException) -> bool:
+    """A fault of the script or of what it found: the same words would fail again.
+
+    What the server itself refuses (READONLY, OOM, NOPERM, NOREPLICAS, MISCONF) is read by a class of its own
+    or by the code before the text: redis-py cuts off the codes that it knows. Redis 7 has no code for a user
+    with too few rights.
+    """
+    text = str(error)
+    if type(error) is not ResponseError or "user_script" not in text or text.startswith(NO_RIGHTS):
+        return False
+    code = text.partition(" ")[0]
+    return not code.isupper() or code in ("ERR", "WRONGTYPE")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import ReadOnlyError, RedisError
 from redis.retry import Retry
 
 from extproc.observe.analytics.spans import HOUR, LENGTHS, Retention, Span, Stretch
@@ -121,6 +121,9 @@ class RedisStore:
         try:
             return what()
         except (RedisError, OSError) as error:
+            if isinstance(error, ReadOnlyError):
+                # A master that was demoted keeps its connections: the address may mean another one by now.
+                self._redis.connection_pool.disconnect()
             raise StoreError(
                 f"{self.name}: {' '.join(str(error).split()) or type(error).__name__}"
             ) from error
