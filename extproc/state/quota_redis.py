@@ -528,7 +528,7 @@ class RedisQuota:
         """Say that we are there, and count who else is. Writes: a read-only server fails here."""
         key = f"{{{self._prefix}:quota}}:services"
         async with asyncio.timeout(redis_client.OPERATION_TIMEOUT_S):
-            seconds, _ = await client.time()
+            seconds = await redis_client.server_time_s(client, key)
             pipeline = client.pipeline(transaction=False)
             pipeline.zadd(key, {self.id: seconds})
             pipeline.zremrangebyscore(key, "-inf", seconds - SERVICE_SILENT_S)
