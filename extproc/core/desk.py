@@ -595,6 +595,7 @@ class Desk:
             weight=self._weight(reservation.tenant),
             predicted=Work(reservation.input_tokens, reservation.output_tokens),
             actual=Work(amounts.input_tokens, amounts.output_tokens),
+            id=reservation.id,
         )
 
     def _heartbeat(self, outcome: Outcome, now_ns: int) -> None:
