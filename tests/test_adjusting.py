@@ -27,8 +27,8 @@ def spent(app: App, requests: int, now_ns: int) -> int:
     return sum(isinstance(decision, Routed) for decision in decisions)
 
 
-def test_limits_grow_under_refusals_and_shrink_when_idle_within_the_bounds() -> None:
-    """A tenant that is refused gets more, up to the bound; one that rests gets less, down to it."""
+def test_limits_grow_under_refusals_and_what_was_added_goes_when_idle() -> None:
+    """A tenant that is refused gets more, up to the bound; one that rests has in the end what it bought."""
     app = App(loads(TEXT))
     now_ns = MINUTE_NS
     assert spent(app, 20, now_ns) == 10
@@ -40,5 +40,27 @@ def test_limits_grow_under_refusals_and_shrink_when_idle_within_the_bounds() -> 
     for _ in range(200):
         now_ns += MINUTE_NS
         app.adjusting.step(now_ns=now_ns)
+    assert app.adjusting.factors == {"t": 1.0}
+    assert spent(app, 20, now_ns + MINUTE_NS) == 10
+
+
+def test_below_what_was_bought_only_after_a_quiet_week() -> None:
+    """Where the file says `least: 0.5`: not within days; then a tenth a day; back at the first refusals."""
+    app = App(loads(TEXT))
+    now_ns, hour_ns = MINUTE_NS, 60 * MINUTE_NS
+
+    def rest(days: int) -> None:
+        nonlocal now_ns
+        for _ in range(24 * days):
+            app.adjusting.step(now_ns=now_ns, interval_ns=hour_ns)
+            now_ns += hour_ns
+
+    rest(6)
+    assert set(app.adjusting.factors.values()) <= {1.0}
+    rest(3)
+    assert 0.75 <= app.adjusting.factors["t"] < 1.0
+    rest(20)
     assert app.adjusting.factors == {"t": 0.5}
-    assert spent(app, 20, now_ns + MINUTE_NS) == 5
+    assert spent(app, 20, now_ns) == 5
+    app.adjusting.step(now_ns=now_ns, interval_ns=hour_ns)
+    assert app.adjusting.factors["t"] >= 1.0

@@ -357,7 +357,10 @@ class Sharing(Section):
     """What several services tell each other through Redis: telemetry, and work in flight."""
 
     redis: RedisUrl
-    """Redis's address, such as redis://10.0.0.5:6379/0."""
+    """Redis's address, such as redis://USER:PASSWORD@10.0.0.5:6379/0 (rediss:// with TLS),
+    redis+sentinel://HOST:26379,HOST:26379/NAME/0 for the master that sentinels call NAME, or
+    redis+cluster://HOST:6379,HOST:6379 for a cluster (rediss+… with TLS). In the query:
+    sentinel_username, sentinel_password, ssl_ca_certs, ssl_certfile, ssl_keyfile."""
     prefix: str = Field(default="steersman", min_length=1, max_length=63, pattern=r"^[A-Za-z0-9:._-]+$")
     """What its keys and channels begin with; services that share have the same."""
     interval_ms: int = Field(default=100, ge=20, le=5_000)

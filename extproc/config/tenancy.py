@@ -44,10 +44,12 @@ class Quota(Section):
 class Adjust(Section):
     """How far a tenant's limits may follow its history (budgets never do)."""
 
-    least: float = Field(default=0.5, gt=0.0, le=1.0)
-    """They shrink to no less than this multiple, while most of them stays unused."""
+    least: float = Field(default=1.0, gt=0.0, le=1.0)
+    """They shrink to no less than this multiple. Below 1, which is what was bought, only after seven whole
+    days that each stayed below three tenths of it, a tenth a day; all is back with the first refusals."""
     most: float = Field(default=2.0, ge=1.0, le=100.0)
-    """They grow to no more than this multiple, while requests are refused."""
+    """They grow to no more than this multiple, while requests are refused; what was added goes again while
+    most of it stays unused, and with the service's end."""
 
 
 class ServiceClass(Section):

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from extproc.config import redis_url
 from extproc.config.meant import meant
 from extproc.core.strategies import STRATEGIES
 
@@ -159,7 +160,7 @@ def _network(value: str) -> str:
 
 def _redis(value: str) -> str:
     # Not repeated in the message: a password may stand in it.
-    if not re.match(r"(redis|rediss|unix)://.", value):
+    if redis_url.several(value) is None and not re.match(r"(redis|rediss|unix)://.", value):
         raise ValueError("is not a Redis address; write redis://HOST:6379/0 (rediss:// with TLS)")
     return value
 

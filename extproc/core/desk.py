@@ -620,6 +620,7 @@ class Desk:
             weight=self._weight(reservation.tenant),
             predicted=Work(reservation.input_tokens, reservation.output_tokens),
             actual=Work(amounts.input_tokens, amounts.output_tokens),
+            id=reservation.id,
         )
 
     def _count_metered(self, outcome: Outcome) -> None:

@@ -229,13 +229,14 @@ async def _redis(config: Config) -> RedisSeen | Failed:
         return Failed("the configuration has no 'sharing' section")
     if extras.missing("redis"):
         return Failed(extras.needed("redis"))
-    from redis.exceptions import RedisError
+    from redis.exceptions import RedisClusterException, RedisError
 
-    from extproc.state.redis_client import connect, place, reason
+    from extproc.state.redis_client import at, connect, place, reason
 
-    url = config.sharing.redis
-    client = connect(url)
+    url, key = config.sharing.redis, f"{config.sharing.prefix}:doctor"
+    whole = client = connect(url)
     try:
+        client = await at(whole, key)
         latencies = []
         for _ in range(5):
             began_s = time.monotonic()
@@ -247,7 +248,7 @@ async def _redis(config: Config) -> RedisSeen | Failed:
         info = await client.info()
         write_failed = ""
         try:
-            await client.set(f"{config.sharing.prefix}:doctor", "1", px=1000)
+            await client.set(key, "1", px=1000)
         except RedisError as error:
             write_failed = reason(error)
         return RedisSeen(
@@ -260,10 +261,12 @@ async def _redis(config: Config) -> RedisSeen | Failed:
             eviction=info.get("maxmemory_policy"),
             write_failed=write_failed,
         )
-    except (RedisError, OSError, TimeoutError) as error:
+    except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
         return Failed(f"{place(url)}: {reason(error)}")
     finally:
         await client.aclose()
+        if whole is not client:
+            await whole.aclose()
 
 
 def _machine(config: Config) -> MachineSeen:

@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from extproc.core.quota import (
     ASK,
@@ -62,6 +62,8 @@ ASK_PAUSE_NS = 100_000_000
 HUNGRY_MAX = 10_000
 #: A session that lasted this long was a good one.
 GOOD_SESSION_NS = 5_000_000_000
+#: What a script is told whose user may not run a command of it.
+NO_RIGHTS = "The user executing the script"
 
 Script = tuple[str, str]
 
@@ -121,6 +123,7 @@ class RedisQuota:
         self._task: asyncio.Task[None] | None = None
         self._asks: set[asyncio.Task[Reply]] = set()
         self._asker = redis_client.connect(url)
+        self._refused_by_server: ResponseError | None = None
 
     @property
     def squared(self) -> bool:
@@ -414,14 +417,26 @@ class RedisQuota:
             answer = quota_wallet.reply(await self._call(client, self._reserve_script, account.tenant, data))
             self._hear(answer, account, wallets, lend, asked_ns)
             return answer
-        except BaseException:
+        except BaseException as error:
             if lend:
-                _end_loan(wallets)
+                self._end_unread(account, wallets, words, error)
             raise
+
+    def _end_unread(
+        self, account: Account, wallets: tuple[Wallet, ...], words: dict[str, Any], error: BaseException
+    ) -> None:
+        """The loan came to nothing that we know of; what an error shows to be unread is still owed."""
+        _end_loan(wallets)
+        if isinstance(error, ResponseError) and not _poison(error):
+            quota_wallet.not_given_back(account, wallets, words)
+            self._leasing[_name(account)] = account
 
     def _asked(self, task: asyncio.Task[Reply]) -> None:
         self._asks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if isinstance(error, ResponseError) and not _poison(error):
+                # Who answers is no server for us (any more): a master that was demoted keeps its connections.
+                self._refused_by_server = error
             self._work.set()
 
     def _hear(
@@ -443,7 +458,7 @@ class RedisQuota:
         self.counts["forgotten_by_redis"] += 1
         for account in [found for found in self._leasing.values() if found.tenant == tenant]:
             for wallet in self._wallets.of(account, now_ns=self._clock()):
-                wallet.empty()
+                wallet.void()
         for reservation_id, entry in self._held.items():
             if entry.taken.account.tenant == tenant and entry.epoch != epoch:
                 self._tell(Op("enter", reservation_id, entry.taken.account, entry))
@@ -475,6 +490,7 @@ class RedisQuota:
             begun_ns = self._clock()
             client = redis_client.connect(self._url)
             try:
+                await self._renew_asker()
                 await self._session(client)
             except Exception as error:  # noqa: BLE001 - whatever ends a session must not end the books
                 self._lost(redis_client.reason(error))
@@ -486,6 +502,14 @@ class RedisQuota:
                 backoff.reset()
             if not self._closing:
                 await self._pause(self._closed, backoff.next_s())
+
+    async def _renew_asker(self) -> None:
+        """New connections for questions too: an address may have come to mean another server."""
+        before, self._asker = self._asker, redis_client.connect(self._url)
+        self._refused_by_server = None
+        with suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(redis_client.OPERATION_TIMEOUT_S):
+                await before.aclose()
 
     async def _session(self, client: Redis) -> None:
         """Square the books, then share, until something breaks or we close."""
@@ -500,6 +524,8 @@ class RedisQuota:
         while not self._closing:
             await self._pause(self._work, LOOK_EVERY_S)
             self._work.clear()
+            if self._refused_by_server is not None:
+                raise self._refused_by_server
             if self._clock() - self._hello_ns >= HELLO_EVERY_NS:
                 await self._hello(client)
             while len(self.journal):
@@ -522,7 +548,7 @@ class RedisQuota:
         """Say that we are there, and count who else is. Writes: a read-only server fails here."""
         key = f"{{{self._prefix}:quota}}:services"
         async with asyncio.timeout(redis_client.OPERATION_TIMEOUT_S):
-            seconds, _ = await client.time()
+            seconds = await redis_client.server_time_s(client, key)
             pipeline = client.pipeline(transaction=False)
             pipeline.zadd(key, {self.id: seconds})
             pipeline.zremrangebyscore(key, "-inf", seconds - SERVICE_SILENT_S)
@@ -598,22 +624,18 @@ class RedisQuota:
         """Return leases that have come to their end (or all); never twice, so a lost answer loses them."""
         now_ns = self._clock()
         over = [
-            (name, account)
-            for name, account in self._leasing.items()
+            account
+            for account in self._leasing.values()
             if all_of_it
             or all(wallet is None or wallet.ends_ns <= now_ns for wallet in self._wallets.known(account))
         ]
-        for name, _ in over:
-            del self._leasing[name]
         for start in range(0, len(over), BATCH_MAX):
-            await self._loans(
-                client, [account for _, account in over[start : start + BATCH_MAX]], give_back=True
-            )
+            await self._loans(client, over[start : start + BATCH_MAX], give_back=True)
 
     async def _loans(self, client: Redis, accounts: list[Account], *, give_back: bool) -> None:
         asked_ns = self._clock()
         pipeline = client.pipeline(transaction=False)
-        sent: list[tuple[Account, tuple[Wallet, ...]]] = []
+        sent: list[tuple[Account, tuple[Wallet, ...], dict[str, Any]]] = []
         for account in accounts:
             wallets = self._wallets.of(account, now_ns=asked_ns)
             if not quota_wallet.begin_loan(wallets):
@@ -622,17 +644,19 @@ class RedisQuota:
             epoch = self._epochs.get(account.tenant, "")
             data = self._reserve_words(words, "", ("", epoch))
             pipeline.execute_command(*self._command(self._reserve_script, account.tenant, data))
-            sent.append((account, wallets))
+            sent.append((account, wallets, words))
+            if give_back:
+                self._leasing.pop(_name(account), None)
         if not sent:
             return
         try:
             async with asyncio.timeout(redis_client.OPERATION_TIMEOUT_S):
                 results = await pipeline.execute(raise_on_error=False)
         except BaseException:
-            for _, wallets in sent:
+            for _, wallets, _ in sent:
                 _end_loan(wallets)
             raise
-        for (account, wallets), result in zip(sent, results, strict=True):
+        for (account, wallets, words), result in zip(sent, results, strict=True):
             if isinstance(result, bytes):
                 answer = quota_wallet.reply(result)
                 self._hear(answer, account, wallets, True, asked_ns)
@@ -640,7 +664,7 @@ class RedisQuota:
                     for wallet in wallets:
                         wallet.ends_ns = 0
             else:
-                _end_loan(wallets)
+                self._end_unread(account, wallets, words, result)
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, NoScriptError):
                 raise result
@@ -675,6 +699,15 @@ def _figures(account: Account, wallets: tuple[Wallet, ...], now_ns: int) -> Rate
     return share.figures(account, wallets, now_ns=now_ns)
 
 
-def _poison(error: Exception) -> bool:
-    """A fault of the script itself: the same words would fail again."""
-    return "user_script" in str(error) and not str(error).startswith("READONLY")
+def _poison(error: BaseException) -> bool:
+    """A fault of the script or of what it found: the same words would fail again.
+
+    What the server itself refuses (READONLY, OOM, NOPERM, NOREPLICAS, MISCONF) is read by a class of its own
+    or by the code before the text: redis-py cuts off the codes that it knows. Redis 7 has no code for a user
+    with too few rights.
+    """
+    text = str(error)
+    if type(error) is not ResponseError or "user_script" not in text or text.startswith(NO_RIGHTS):
+        return False
+    code = text.partition(" ")[0]
+    return not code.isupper() or code in ("ERR", "WRONGTYPE")

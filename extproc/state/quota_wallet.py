@@ -39,7 +39,18 @@ class Wallet(Scope):
     back. `credit` is that lease in nanoseconds of bucket by kind, `slots` places in flight to give away.
     """
 
-    __slots__ = ("credit", "ends_ns", "flying", "leased", "lending", "slots", "unheard", "unsure", "used")
+    __slots__ = (
+        "credit",
+        "ends_ns",
+        "flying",
+        "leased",
+        "lending",
+        "owed",
+        "slots",
+        "unheard",
+        "unsure",
+        "used",
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,6 +58,8 @@ class Wallet(Scope):
         #: The size of the last lease, and what was used since it came.
         self.leased = [0] * len(KINDS)
         self.used = [0] * len(KINDS)
+        #: Left of leases that we spend no more of: charged there, so it goes back with the next words.
+        self.owed = [0] * len(KINDS)
         self.slots = 0
         #: Reservations taken from the lease that Redis has not been told of: still part of the lease there.
         self.unheard = 0
@@ -60,11 +73,21 @@ class Wallet(Scope):
 
     def idle(self, now_ns: int) -> bool:
         """Nothing is lost with it."""
-        return not self.lending and not self.ends_ns and not self.unheard and super().idle(now_ns)
+        if self.lending or self.ends_ns or self.unheard or any(self.owed):
+            return False
+        return super().idle(now_ns)
 
     def empty(self) -> None:
-        """Spend no more of the lease."""
-        self.credit = [0] * len(KINDS)
+        """Spend no more of the lease: Redis gets it back when it is next spoken to."""
+        if self.ends_ns:
+            self.owed = [owed + credit for owed, credit in zip(self.owed, self.credit, strict=True)]
+            self.credit = [0] * len(KINDS)
+            self.unsure = self.unsure or self.slots > 0
+            self.slots = self.ends_ns = 0
+
+    def void(self) -> None:
+        """Redis has forgotten the lease: nobody paid for it."""
+        self.credit, self.owed = [0] * len(KINDS), [0] * len(KINDS)
         self.slots = self.ends_ns = 0
 
 
@@ -154,7 +177,9 @@ def words(
 ) -> dict[str, Any]:
     """The buckets and scopes of an operation for quota_reserve.lua; what is given back is gone here.
 
-    `give_back` returns all that is left of the lease, `lend` alone asks for more beside it.
+    `give_back` returns all that is left of the lease, `lend` alone asks for more beside it. With `ask` the
+    loan is made only if the reservation is granted: what a refusal leaves in the bucket is for the next one
+    to ask, whichever service that is.
     """
     buckets: list[list[Any]] = []
     scopes: list[list[Any]] = []
@@ -167,6 +192,8 @@ def words(
             back, want = 0, 0
             if give_back:
                 back, wallet.credit[kind] = wallet.credit[kind], 0
+            if lend or give_back:
+                back, wallet.owed[kind] = back + wallet.owed[kind], 0
             if lend:
                 most = bucket.burst_ns // LEASE_PART
                 wallet.used[kind] += cost
@@ -249,7 +276,7 @@ def hear(
             if lent:
                 wallet.credit[kind] += lease
                 wallet.leased[kind] = max(wallet.credit[kind], 0)
-            wallet.tats[kind] = now_ns + answer.debts[at] - wallet.credit[kind]
+            wallet.tats[kind] = now_ns + answer.debts[at] - wallet.credit[kind] - wallet.owed[kind]
             at += 1
         wallet.flying = answer.flying[number]
         if lent:
@@ -258,10 +285,19 @@ def hear(
             wallet.ends_ns = asked_ns + LEASE_NS
 
 
+def not_given_back(account: Account, wallets: tuple[Wallet, ...], words: dict[str, Any]) -> None:
+    """Redis refused these words unread: what they gave back is still owed."""
+    at = 0
+    for (_, limits), wallet in zip(account.scopes, wallets, strict=True):
+        for bucket in limits.buckets:
+            wallet.owed[bucket.kind] += words["b"][at][5]
+            at += 1
+
+
 def alone(
     account: Account, wallets: tuple[Wallet, ...], units: Units, *, now_ns: int, services: int
 ) -> Taken | Refused:
-    """Decide on this service's share of the limits; what is left of the leases is part of it."""
+    """Decide on this service's share of the limits; what is left of the leases goes back."""
     for wallet in wallets:
         wallet.empty()
     return share.take(account, wallets, units, now_ns=now_ns, idle_capacity=False, share=max(services, 1))

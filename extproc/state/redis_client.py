@@ -10,11 +10,16 @@ import asyncio
 import logging
 from collections import Counter
 from random import Random
+from typing import Any, cast
 from urllib.parse import urlsplit
 
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster, Sentinel, SSLConnection
+from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ClusterDownError
+
+from extproc.config.redis_url import several
 
 #: To connect, and one round trip, in the background.
 CONNECT_TIMEOUT_S = 1.0
@@ -23,29 +28,89 @@ OPERATION_TIMEOUT_S = 1.0
 BACKOFF_FIRST_S, BACKOFF_LONGEST_S = 0.1, 1.0
 
 _REASON_CHARACTERS_MAX = 200
+#: What a connection to one node takes over from its cluster's client.
+_OF_A_CONNECTION = frozenset(
+    {
+        *("host", "port", "username", "password", "protocol", "decode_responses"),
+        *("socket_timeout", "socket_connect_timeout", "socket_keepalive"),
+        *("ssl_ca_certs", "ssl_ca_data", "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile"),
+        *("ssl_check_hostname", "ssl_min_version", "ssl_ciphers"),
+    }
+)
 
 
 def connect(url: str, *, operation_timeout_s: float = OPERATION_TIMEOUT_S) -> Redis:
     """A client that connects when first used; raises ValueError for a URL that names no Redis.
 
-    RESP2, and no name: every server and proxy speaks it, a user with few rights may not set one. Options
-    in the URL override these, so a caller that must not wait longer holds its own `asyncio.timeout` too.
+    Behind sentinels it is a client of whoever is master when a connection is made; of a cluster it is a
+    `RedisCluster`, of which we use what `Redis` has too (and nothing over several slots at once). RESP2, and
+    no name: every server and proxy speaks it, a user with few rights may not set one. Options in the URL
+    override these, so a caller that must not wait longer holds its own `asyncio.timeout` too.
     """
-    client: Redis = Redis.from_url(
-        url,
-        protocol=2,
-        retry=Retry(NoBackoff(), 0),
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
-        socket_timeout=operation_timeout_s,
-        decode_responses=False,
+    common: dict[str, Any] = {
+        "protocol": 2,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "socket_timeout": operation_timeout_s,
+        "decode_responses": False,
+    }
+    retry = Retry(NoBackoff(), 0)
+    where = several(url)
+    if where is None:
+        client: Redis = Redis.from_url(url, retry=retry, **common)
+        return client
+    if not where.master:
+        nodes = [ClusterNode(host, port) for host, port in where.nodes]
+        return cast("Redis", RedisCluster(startup_nodes=nodes, retry=retry, **{**common, **where.servers}))
+    asked = {**common, **where.sentinels, "retry": retry}
+    sentinels = Sentinel(where.nodes, sentinel_kwargs=asked)  # type: ignore[no-untyped-call]
+    found: Redis = sentinels.master_for(
+        where.master, redis_class=_BehindSentinels, retry=retry, db=where.db, **{**common, **where.servers}
     )
-    return client
+    return found
+
+
+class _BehindSentinels(Redis):
+    """A master's client that lets go of the sentinels too."""
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        pool: Any = self.connection_pool
+        await super().aclose(close_connection_pool)
+        for sentinel in pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
+
+
+async def at(client: Redis, key: str) -> Redis:
+    """A client of the one server that holds a key: the same one, or of a cluster that node's.
+
+    For a subscription, and for what belongs to one slot for a session; the caller closes both.
+    """
+    cluster: Any = client
+    if not isinstance(cluster, RedisCluster):
+        return client
+    await cluster.initialize()
+    node = cluster.get_node_from_key(key)
+    if node is None:
+        raise ClusterDownError("no node holds our slot")
+    settings = {name: value for name, value in node.connection_kwargs.items() if name in _OF_A_CONNECTION}
+    tls = issubclass(node.connection_class, SSLConnection)
+    return Redis(retry=Retry(NoBackoff(), 0), ssl=tls, **settings)
+
+
+async def server_time_s(client: Redis, key: str) -> int:
+    """Whole seconds of the clock of the server that holds a key."""
+    cluster: Any = client
+    if isinstance(cluster, RedisCluster):
+        await cluster.initialize()
+        answer: Any = await cluster.execute_command("TIME", target_nodes=cluster.get_node_from_key(key))
+        return int((next(iter(answer.values())) if isinstance(answer, dict) else answer)[0])
+    return int((await client.time())[0])
 
 
 def place(url: str) -> str:
     """Where a URL points, without what is secret in it."""
     parts = urlsplit(url)
-    return parts.netloc.rpartition("@")[2] or parts.path
+    where = parts.netloc.rpartition("@")[2]
+    return where + parts.path if "+sentinel" in parts.scheme else where or parts.path
 
 
 def reason(error: BaseException) -> str:

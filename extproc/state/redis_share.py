@@ -25,7 +25,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import MovedError, ReadOnlyError, RedisError, ResponseError
 
 from extproc.state import messages, redis_client
 from extproc.state.messages import MESSAGE_BYTES_MAX, VERSION, Hello, Key, Load, Reports
@@ -147,10 +147,13 @@ class RedisShare:
 
     async def _session(self) -> None:
         """Subscribe, learn, then publish and receive until something breaks or we close."""
-        client = redis_client.connect(self._url)
-        pubsub = client.pubsub()
+        whole = redis_client.connect(self._url)
+        client, pubsub = whole, None
         try:
             async with asyncio.timeout(2 * redis_client.OPERATION_TIMEOUT_S):
+                # All of ours is in one slot, so one node of a cluster is enough for a session.
+                client = await redis_client.at(whole, self._channel)
+                pubsub = client.pubsub()
                 await pubsub.subscribe(self._channel)
                 if await pubsub.get_message(timeout=redis_client.OPERATION_TIMEOUT_S) is None:
                     raise SilentError("no answer to SUBSCRIBE")
@@ -162,8 +165,11 @@ class RedisShare:
         finally:
             with suppress(RedisError, OSError, TimeoutError):
                 async with asyncio.timeout(redis_client.OPERATION_TIMEOUT_S):
-                    await pubsub.aclose()  # type: ignore[no-untyped-call]
+                    if pubsub is not None:
+                        await pubsub.aclose()  # type: ignore[no-untyped-call]
                     await client.aclose()
+                    if whole is not client:
+                        await whole.aclose()
 
     def _key(self, service_id: str) -> str:
         return f"{self._index}:{service_id}"
@@ -277,7 +283,7 @@ class RedisShare:
         for number, result in enumerate(results):
             if not isinstance(result, Exception):
                 continue
-            if number < len(essential) or isinstance(result, ReadOnlyError):
+            if number < len(essential) or isinstance(result, ReadOnlyError | MovedError):
                 raise result
             self.counts["store_refused"] += 1
 

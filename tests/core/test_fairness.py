@@ -210,6 +210,78 @@ class TestClasses:
         assert drain(queue, now_ns=10 * S) == ["low"]
         assert queue.counters("p", 0) == queue.counters("p", 1) == {"l": 200.0}
 
+    def test_what_a_guest_has_not_used_is_refunded_where_it_was_charged(self) -> None:
+        """In both levels, and what it used above its prediction is charged in both."""
+        for actual in (Work(100, 0), Work(100, 500)):
+            queue = filled(held("low", "l", klass=1))
+            assert drain(queue, now_ns=10 * S) == ["low"]
+            what = {"pool": "p", "klass": 1, "weight": 1.0, "predicted": Work(100, 50), "actual": actual}
+            for _ in range(2):
+                queue.settled("l", id="low", **what)  # type: ignore[arg-type]
+                what["actual"] = what["predicted"]
+            cost = 100.0 + 2 * actual.output_tokens
+            assert queue.counters("p", 0) == queue.counters("p", 1) == {"l": cost}
+
+    @pytest.mark.parametrize(("predicted", "actual"), [(7, 7), (256, 7), (7, 256), (2_000, 7)])
+    def test_an_aged_guest_predicted_too_long_is_served_like_one_predicted_well(
+        self, predicted: int, actual: int
+    ) -> None:
+        """A flood of the better class and one of the other at a time: each waits for ageing and a turn."""
+        queue = FairQueue(replace(BOUNDS, ageing_ns=2 * S))
+        now_ns, number, waits = 0, 0, []
+
+        def push(tenant: str, klass: int) -> None:
+            nonlocal number
+            number += 1
+            work = Work(10, predicted)
+            far = now_ns + 3_600 * S
+            queue.push(
+                held(
+                    f"{tenant}{number}",
+                    tenant,
+                    klass=klass,
+                    work=work,
+                    arrived_ns=now_ns,
+                    shed_at_ns=far,
+                    ttft_deadline_ns=far,
+                ),
+                now_ns=now_ns,
+            )
+
+        for _ in range(12):
+            push("a", 0)
+        push("b", 1)
+        for _ in range(400):
+            taken = queue.take("p", anywhere, now_ns=now_ns)
+            assert taken is not None
+            each = taken[0]
+            if each.tenant == "b":
+                waits.append(now_ns - each.arrived_ns)
+            now_ns += 2 * S // 5
+            queue.settled(
+                each.tenant,
+                pool="p",
+                klass=each.klass,
+                weight=1.0,
+                predicted=each.work,
+                actual=Work(10, actual),
+                id=each.id,
+            )
+            push(each.tenant, each.klass)
+        # Ageing takes two seconds, five turns of the replica; then it goes next or after one other.
+        assert len(waits) >= 55, len(waits)
+        assert max(waits) <= 4 * S
+
+    def test_guests_are_known_to_a_bound(self) -> None:
+        """The oldest is forgotten: it is corrected in its own class alone."""
+        bounds = replace(BOUNDS, guests_max=1)
+        queue = filled(held("one", "l", klass=1), held("two", "m", klass=1), bounds=bounds)
+        assert drain(queue, now_ns=10 * S) == ["one", "two"]
+        for name, tenant in (("one", "l"), ("two", "m")):
+            what: dict[str, Any] = {"predicted": Work(100, 50), "actual": Work(100, 0)}
+            queue.settled(tenant, pool="p", klass=1, weight=1.0, id=name, **what)
+        assert queue.counters("p", 0)["m"] < queue.counters("p", 0)["l"]
+
     def test_no_flood_of_a_better_class_starves_an_aged_one(self) -> None:
         """Once it competes there it waits for no more than a request of each tenant."""
         queue = filled(held("low", "l", klass=1))

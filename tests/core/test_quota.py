@@ -255,8 +255,22 @@ def test_scopes_and_ids_are_bounded() -> None:
     assert books.counts["settled.unknown"] == 1
 
 
+@pytest.mark.parametrize(("busy_day", "falls"), [(2, False), (None, True)])
+def test_one_busy_hour_a_week_keeps_what_was_bought(busy_day: int | None, falls: bool) -> None:
+    """Nights, weekends and the six other days are no disuse; weeks without any such hour are."""
+    bounds, history = Bounds(least=0.5), History()
+    for hour in range(24 * 7 * 8):
+        day, of_day = divmod(hour, 24)
+        used = 0.9 if day % 7 == busy_day and of_day == 10 else 0.01
+        history = adjust(
+            observe(history, used=used, refused=0.0, elapsed_s=3_600, bounds=bounds), bounds=bounds
+        )
+        assert falls or history.factor == 1.0
+    assert (history.factor < 1.0) == falls
+
+
 def test_limits_follow_their_history_within_bounds() -> None:
-    """Refusals lift the factor to its most, disuse lowers it to its least, neither moves it."""
+    """Refusals lift it to its most, disuse lowers it to what was bought, quiet weeks to its least."""
     bounds = Bounds(least=0.5, most=2.0, half_life_s=1.0)
     history = History()
     for _ in range(50):
@@ -267,6 +281,10 @@ def test_limits_follow_their_history_within_bounds() -> None:
     assert adjust(history, bounds=bounds) == history
     for _ in range(50):
         history = observe(history, used=0.0, refused=math.nan, elapsed_s=10, bounds=bounds)
+        history = adjust(history, bounds=bounds)
+    assert history.factor == 1.0
+    for _ in range(24 * 20):
+        history = observe(history, used=0.0, refused=0.0, elapsed_s=3_600, bounds=bounds)
         history = adjust(history, bounds=bounds)
     assert history.factor == 0.5
     assert adjust(History(1.0, 1.0), bounds=Bounds()).factor == 1.0

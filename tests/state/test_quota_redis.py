@@ -133,7 +133,7 @@ def test_three_services_admit_no_more_than_the_bound(
                 nonlocal flying, most, admitted
                 while time.monotonic() - begun < 0.6:
                     name = f"n{next(numbers)}"
-                    if isinstance(await decide(one, who, name), Granted):
+                    if isinstance(await decide(one, who, name, budget_s=10), Granted):
                         admitted += 1
                         flying += 1
                         most = max(most, flying)
@@ -153,6 +153,66 @@ def test_three_services_admit_no_more_than_the_bound(
             elif rate < 60_000:
                 # Nor are leases a way to lose much of it.
                 assert admitted >= rate * burst - 3 * lease - 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["in time", "answers late"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_whoever_asks_above_the_quota_gets_what_is_due(
+    redis_server: RedisServer, count: int, late: bool
+) -> None:
+    """At 97 % of rate · t + burst at least, also where every third answer comes too late; not above it."""
+
+    async def scenario() -> None:
+        # Twelve seconds' worth of burst: no stall of the machine makes the bucket run over.
+        who = Account("t", "k", "m", (("tenant", limits(requests_per_minute=1_200, burst=0.2)),))
+        async with quotas(redis_server, count) as books:
+            admitted = 0
+            begun = time.monotonic()
+
+            async def ask(one: RedisQuota, budget_s: float) -> bool:
+                nonlocal admitted
+                granted = isinstance(await decide(one, who, budget_s=budget_s), Granted)
+                admitted += granted
+                return granted
+
+            for number in itertools.count():
+                await ask(books[number % count], 0.0 if late and number % 3 == 0 else 10)
+                if time.monotonic() - begun > 5:
+                    break
+                if number > 240:
+                    await asyncio.sleep(0.01)
+            # What is left of leases goes back; then all that is due is asked for.
+            for one in books:
+                await until(lambda one=one: not one._leasing and not one._asks and one.squared)  # type: ignore[misc]
+            while any([await ask(one, 10) for one in books]):
+                pass
+            due = 240 + 20 * (time.monotonic() - begun)
+            assert admitted >= 0.97 * due - 1, (admitted, due)
+            if not late:
+                assert admitted <= due + 1, (admitted, due)
+
+    asyncio.run(scenario())
+
+
+def test_what_was_leased_before_an_outage_goes_back_after_it(redis_server: RedisServer) -> None:
+    """A service on its own share gives its lease back to Redis: nobody loses what nobody spent."""
+
+    async def scenario() -> None:
+        who = Account("t", "k", "m", (("tenant", limits(budget_per_month=100.0, concurrent_requests=20)),))
+        one_unit = Amounts(1, 0, 0, 0.0, 1.0)
+        async with quotas(redis_server, 2) as (one, two):
+            assert isinstance(await decide(one, who, "a", what=one_unit), Granted)
+            await until(lambda: one.squared)
+            assert sum(one._wallets.of(who, now_ns=time.monotonic_ns())[0].credit) > 0
+            # Its answer comes too late: for a moment the share decides.
+            one._away_until_ns = time.monotonic_ns() + 50_000_000
+            assert isinstance(await decide(one, who, "b", what=one_unit), Granted)
+            for name in "ab":
+                one.settle(name, one_unit, now_ns=time.monotonic_ns())
+            await until(lambda: one.squared and not one._leasing)
+            assert isinstance(await decide(two, who, "c", what=Amounts(1, 0, 0, 0.0, 97.9)), Granted)
 
     asyncio.run(scenario())
 

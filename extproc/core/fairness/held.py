@@ -62,6 +62,8 @@ class Bounds:
     bound is not `tenant_held_max`. Counters are kept for at most `counters_max` idle tenants a pool and
     level. `slack_tokens` is how far (in counter units, tokens over weight) a tenant may be ahead of the
     least served and still be released early with its kin; `kin_tried_max` how many kin are looked at.
+    `guests_max` is how many that were served above their class are known until they end; of one that was
+    forgotten only its own class's counter is corrected.
     """
 
     held_max: int = 10_000
@@ -72,6 +74,7 @@ class Bounds:
     counters_max: int = 10_000
     slack_tokens: float = 8_192.0
     kin_tried_max: int = 8
+    guests_max: int = 100_000
 
     def __post_init__(self) -> None:
         assert self.ageing_ns > 0, "no ageing is a long ageing, not none"

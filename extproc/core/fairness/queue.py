@@ -7,7 +7,7 @@ its caller where a request would fit and knows nothing of replicas; the caller b
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -57,6 +57,8 @@ class FairQueue:
         self._last = Timers()
         self._ageing = Timers()
         self._number = 0
+        #: At which level those were served that were served as guests, until they end.
+        self._guests: OrderedDict[str, int] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -146,13 +148,27 @@ class FairQueue:
         )
 
     def settled(
-        self, tenant: str, *, pool: str, klass: int, weight: float, predicted: Work, actual: Work
+        self,
+        tenant: str,
+        *,
+        pool: str,
+        klass: int,
+        weight: float,
+        predicted: Work,
+        actual: Work,
+        id: str = "",  # noqa: A002 (a request's own word)
     ) -> None:
-        """A dispatched request has ended: correct its tenant's counter by what the prediction missed."""
+        """A dispatched request has ended: correct its tenant's counters by what the prediction missed.
+
+        Wherever it was charged: in its own class and, if it was served as a guest (its id tells), there too.
+        """
         tokens = self.cost.of(actual) - self.cost.of(predicted)
+        charged = {klass, self._guests.pop(id, klass)}
         line = self._lines.get(pool)
-        if tokens and line is not None:
-            line.levels[klass].correct(tenant, tokens, weight=weight, counters_max=self.bounds.counters_max)
+        if not tokens or line is None:
+            return
+        for level in sorted(charged):
+            line.levels[level].correct(tenant, tokens, weight=weight, counters_max=self.bounds.counters_max)
 
     def next_event_ns(self) -> int | None:
         """When `expire` next has somebody to shed; None when nobody is held."""
@@ -195,6 +211,10 @@ class FairQueue:
         held = entry.held
         line.dispatch(entry, self.cost.of(held.work), self.bounds, now_ns=now_ns)
         self._forget(entry)
+        if entry.level != held.klass:
+            self._guests[held.id] = entry.level
+            if len(self._guests) > self.bounds.guests_max:
+                self._guests.popitem(last=False)
         waits, waited_ns = self.waits[held.klass], max(0, now_ns - held.arrived_ns)
         waits.dispatched += 1
         waits.waited_ns += waited_ns

@@ -1,12 +1,18 @@
 """Limits that follow their history, within set bounds. Off unless a caller asks for it.
 
 Pure: a history goes in, a factor comes out (`Limits.scaled` applies it). A tenant that is refused while
-it uses what it has gets more, one that leaves most of it unused for long gets less.
+it uses what it has gets more; what it got on top goes back while most of it is unused. Below what was bought
+it falls only where `least` says so, and only by days: a step a day, once `DAYS` whole days have each stayed
+below the share of use at their highest. A quiet night, a weekend and a service's first minutes say nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+#: So many days without much use, all weekdays among them, and the limits may fall below what was bought.
+DAYS = 7
+DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,31 +36,55 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Moving averages, both 0–1, and the factor that holds."""
+    """Moving averages, both 0–1, and the factor that holds.
+
+    `peak` is the highest share used in the `day_s` seconds of the day under way, `peaks` those of the days
+    before it; `quiet` says that a day has just ended, and that all of them were quiet.
+    """
 
     used: float = 0.0
     refused: float = 0.0
     factor: float = 1.0
+    peak: float = 0.0
+    day_s: float = 0.0
+    peaks: tuple[float, ...] = ()
+    quiet: bool = False
 
 
 def observe(history: History, *, used: float, refused: float, elapsed_s: float, bounds: Bounds) -> History:
     """Fold in what a span of time showed: the share of the limit used, of the requests refused."""
     keep = 0.5 ** (max(elapsed_s, 0.0) / bounds.half_life_s)
+    # Of what was bought, however much of it holds at the moment.
+    peak = max(history.peak, _share(used * min(history.factor, 1.0)))
+    day_s, peaks, quiet = history.day_s + max(elapsed_s, 0.0), history.peaks, False
+    if day_s >= DAY_S:
+        peaks = (*peaks, peak)[-DAYS:]
+        quiet = len(peaks) == DAYS and max(peaks) < bounds.used_below
+        peak, day_s = 0.0, 0.0
     return History(
         history.used * keep + _share(used) * (1.0 - keep),
         history.refused * keep + _share(refused) * (1.0 - keep),
         history.factor,
+        peak,
+        day_s,
+        peaks,
+        quiet,
     )
 
 
 def adjust(history: History, *, bounds: Bounds) -> History:
-    """The next factor: a step up, a step down or the same, never outside the bounds."""
+    """The next factor: a step up, a step down or the same, never outside the bounds.
+
+    Who is refused below what was bought has all of it again at once.
+    """
     factor = history.factor
     if history.refused > bounds.refused_above:
-        factor *= bounds.step
-    elif history.used < bounds.used_below:
+        factor = max(factor * bounds.step, 1.0)
+    elif factor > 1.0 and history.used < bounds.used_below:
+        factor = max(factor / bounds.step, 1.0)
+    elif factor <= 1.0 and history.quiet:
         factor /= bounds.step
-    return History(history.used, history.refused, min(max(factor, bounds.least), bounds.most))
+    return replace(history, factor=min(max(factor, bounds.least), bounds.most), quiet=False)
 
 
 def _share(value: float) -> float:

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from redis import Redis
+from redis import Redis, RedisCluster, Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.cluster import ClusterNode
+from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError
 from redis.retry import Retry
 
+from extproc.config.redis_url import several
 from extproc.observe.analytics.spans import HOUR, LENGTHS, Retention, Span, Stretch
 from extproc.observe.analytics.store import Entry, StoreError
 
@@ -41,14 +43,14 @@ class RedisStore:
         self.name = f"redis {where}"
         self.early = 0
         self._root = f"{{{prefix}}}:analytics:v1"
-        self._redis: Redis = Redis.from_url(
-            url,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            socket_timeout=OPERATION_TIMEOUT_S,
-            decode_responses=False,
-        )
+        self._url, self._connected = url, None if several(url) else _connect(url)
+
+    @property
+    def _redis(self) -> Redis:
+        """Made when first needed: a cluster's client connects as it is made."""
+        if self._connected is None:
+            self._connected = _connect(self._url)
+        return self._connected
 
     def write(self, entries: Sequence[Entry], retention: Retention) -> None:
         """Keep rows; what is written before a failure is written again by the next call."""
@@ -115,12 +117,42 @@ class RedisStore:
 
     def close(self) -> None:
         """Let go of the connections."""
-        self._redis.close()
+        if self._connected is not None:
+            self._connected.close()
+            self._connected = None
 
     def _tried(self, what: Callable[[], T]) -> T:
         try:
             return what()
-        except (RedisError, OSError) as error:
+        except (RedisError, RedisClusterException, OSError) as error:
+            if isinstance(error, ReadOnlyError):
+                # A master that was demoted keeps its connections: the address may mean another one by now.
+                self.close()
             raise StoreError(
                 f"{self.name}: {' '.join(str(error).split()) or type(error).__name__}"
             ) from error
+
+
+def _connect(url: str) -> Redis:
+    """A client of one server, of Sentinel's master or of a cluster: all of ours is in one slot."""
+    common: dict[str, Any] = {
+        "protocol": 2,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "socket_timeout": OPERATION_TIMEOUT_S,
+        "decode_responses": False,
+    }
+    retry = Retry(NoBackoff(), 0)
+    where = several(url)
+    if where is None:
+        client: Redis = Redis.from_url(url, retry=retry, **common)
+        return client
+    settings = {**common, **where.servers}
+    if where.master:
+        asked = {**common, **where.sentinels, "retry": retry}
+        sentinels = Sentinel(where.nodes, sentinel_kwargs=asked)  # type: ignore[no-untyped-call]
+        found: Redis = sentinels.master_for(  # type: ignore[no-untyped-call]
+            where.master, retry=retry, db=where.db, **settings
+        )
+        return found
+    nodes = [ClusterNode(host, port) for host, port in where.nodes]  # type: ignore[no-untyped-call]
+    return cast("Redis", RedisCluster(startup_nodes=nodes, retry=retry, **settings))

@@ -97,11 +97,13 @@ elseif (how == 'lease' or how == 'force') and not known and not over then
   enter(how == 'force' or not same_epoch)
 end
 
--- Lend at most half of what is left, so that one service's thrift is not another's want.
+-- Lend at most half of what is left, so that one service's thrift is not another's want; nothing after a
+-- refusal, so that what comes back to the bucket adds up until it suffices for somebody.
+local lend = op.lend and ok == 1
 local leases, lent, flying = {}, {}, {}
 for i, b in ipairs(op.b) do
   local lease = 0
-  if op.lend and b[5] > 0 then
+  if lend and b[5] > 0 then
     lease = math.max(0, math.min(b[5], math.floor((b[3] - debts[i]) / 2)))
     if lease > 0 then
       debts[i] = debts[i] + lease
@@ -113,7 +115,7 @@ end
 for i, c in ipairs(op.c) do
   flying[i] = in_flight(c[1])
   lent[i] = 0
-  if c[2] >= 0 and op.lend then
+  if c[2] >= 0 and lend then
     local left = c[2] - flying[i] - places_lent(c[1])
     lent[i] = math.max(0, math.min(c[3], math.floor(left / 2)))
     lend_places(op.service, c[1], lent[i])
