@@ -81,6 +81,7 @@ def _identity(view: ReplicaView) -> tuple[object, ...]:
         view.max_concurrent,
         view.gpu_uuids,
         view.probe_failures > 0,
+        view.engine_starts,
     )
 
 
@@ -149,6 +150,7 @@ def _replica(view: ReplicaView, now_s: float) -> pb.Replica:
         probe_age_ms=age_ms(view.probed_s, now_s),
         probe_failures=view.probe_failures,
         gpu_uuids=view.gpu_uuids,
+        engine_starts=view.engine_starts,
     )
 
 

@@ -245,7 +245,9 @@ class Roster:
         for pool in self._config.pools:
             found = pool.discovery
             if found.dns:
-                names = [DnsName(each.name, each.port, each.interval_s) for each in found.dns]
+                names = [
+                    DnsName(each.name, each.port, each.interval_s, each.gone_after_s) for each in found.dns
+                ]
                 self._tasks.append(asyncio.create_task(DnsSource(pool.name, names, self._on_members).run()))
             if found.file:
                 self._tasks.append(

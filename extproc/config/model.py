@@ -111,6 +111,9 @@ class DnsName(Section):
     """The port of each."""
     interval_s: float = Field(default=5.0, ge=1.0, le=3600.0)
     """How often it is resolved."""
+    gone_after_s: float = Field(default=60.0, ge=0.0, le=86_400.0)
+    """When the name has had no address for so long ("no such name": a service scaled to none), its replicas
+    leave. A resolver that fails says nothing of the name: then they stay."""
 
 
 class Discovery(Section):

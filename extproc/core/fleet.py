@@ -19,7 +19,7 @@ from extproc.core.predict.lengths import OutputLengths
 from extproc.core.predict.prior import prior
 from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.prefix import PrefixIndex
-from extproc.core.reports import ReplicaReport
+from extproc.core.reports import ReplicaReport, began_anew
 from extproc.core.strategies import Strategy, build
 
 __all__ = ["Endpoint", "Fleet", "Member", "Pool", "PoolSpec"]
@@ -232,8 +232,10 @@ class Fleet:
         endpoint = self._by_address.get(report.address)
         if endpoint is None or endpoint.pool != report.pool:
             return False
-        before = (endpoint.draining, endpoint.health.hard)
+        before, said = (endpoint.draining, endpoint.health.hard), endpoint.report
         self._diagnoses[report.address].heard(report, now_ns=now_ns)
+        if said is not None and began_anew(said, report):
+            self.pools[endpoint.pool].forget(report.address)
         self._recognise(endpoint, report)
         if (endpoint.draining, endpoint.health.hard) != before:
             # What silences acts at once, not at the next step; alone, since an agent may say it often.

@@ -92,6 +92,7 @@ def _replica(replica: pb.Replica, gpus: dict[str, Gpu], report: pb.Report) -> Re
         decode_tokens_per_s=_real(replica, "decode_tokens_per_s", RATE_MAX),
         probe_ttft_ms=_real(replica, "probe_ttft_ms", MILLISECONDS_MAX),
         probe_failures=min(replica.probe_failures, REQUESTS_MAX),
+        engine_starts=_count(replica, "engine_starts", REQUESTS_MAX),
         gpus=tuple(gpus[uuid] for uuid in dict.fromkeys(replica.gpu_uuids) if uuid in gpus),
     )
 
