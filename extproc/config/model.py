@@ -60,6 +60,7 @@ __all__ = [
     "Picker",
     "Pool",
     "Price",
+    "Probes",
     "Quota",
     "Record",
     "Section",
@@ -344,6 +345,19 @@ class Telemetry(Section):
     """A replica that agents registered is forgotten when it was not spoken of for this long."""
 
 
+class Probes(Section):
+    """The service's own looks at the health page (/health) of replicas of which no agent speaks."""
+
+    enabled: bool = True
+    """Whether it looks. Off, a dead replica is known by failed requests alone."""
+    interval_s: float = Field(default=2.0, ge=0.25, le=300.0)
+    """How often each is looked at; at once after a request on it failed."""
+    timeout_s: float = Field(default=2.0, ge=0.05, le=60.0)
+    """A replica that has not answered by then was silent; three looks in a row take it out."""
+    per_second_max: int = Field(default=100, ge=1, le=10_000)
+    """Looks a second over all replicas; with more of them each is looked at less often."""
+
+
 class Sharing(Section):
     """What several services tell each other through Redis: telemetry, and work in flight."""
 
@@ -416,6 +430,8 @@ class Config(Section):
     """Bounds on what is held in memory, and for how long."""
     telemetry: Telemetry | None = None
     """What node agents push to; no telemetry when left out."""
+    probes: Probes = Probes()
+    """The service's own looks at replicas of which no agent speaks."""
     sharing: Sharing | None = None
     """Redis between several services; each knows its own work alone when left out."""
     classes: list[ServiceClass] = Field(default=[ServiceClass(name="standard")], min_length=1, max_length=8)

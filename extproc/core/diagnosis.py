@@ -14,6 +14,7 @@ from extproc.core.endpoint import Endpoint
 from extproc.core.faults import Fault, Finding, Recovery, findings
 from extproc.core.health import Cause, Kind, follow_pool
 from extproc.core.outcome import End, Outcome
+from extproc.core.reach import Look, Reach
 from extproc.core.reports import ReplicaReport, State
 
 #: How often a healthy agent reports at the least.
@@ -39,6 +40,8 @@ ANSWERS_HALF_LIFE_NS = 10_000_000_000
 ANSWERS_HALF_SURE = 4.0
 #: Fewer answers than this teach nothing any more.
 ANSWERS_FORGOTTEN = 0.01
+#: Fewer failures than this are over: one alone is after one half-life.
+FAILURES_HELD = 0.5
 #: A mean time to first token above this multiple of the pool's median is suspect, in proportion.
 SLOW_RATIO = 3.0
 #: Of two there is no majority to say what is usual, and one may simply be the faster hardware.
@@ -87,6 +90,7 @@ class Diagnosis:
         "_ttft_ns",
         "endpoint",
         "ordered_drain",
+        "reach",
     )
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -101,6 +105,25 @@ class Diagnosis:
         self._ttft_ns: float | None = None
         #: An operator asked for it; holds whatever the agent says.
         self.ordered_drain = False
+        #: What our own looks say, where no agent does.
+        self.reach = Reach()
+
+    @property
+    def unspoken(self) -> bool:
+        """Whether no agent speaks of it, so that we look ourselves."""
+        return self.endpoint.reported_ns is None or self.endpoint.stale
+
+    def looked(self, found: Look, *, now_ns: int, neighbours_reached: bool) -> bool:
+        """We have looked at its health page; whether it is back from having been down."""
+        health, was_down = self.endpoint.health, self.reach.down
+        cause = self.reach.look(found, now_ns=now_ns, neighbours_reached=neighbours_reached)
+        if not self.unspoken:
+            return False
+        health.set("reach", cause)
+        back = was_down and not self.reach.down
+        if back:
+            health.begin(now_ns=now_ns)
+        return back
 
     def refresh_drain(self) -> None:
         """Draining is what the operator or the agent says, either."""
@@ -115,6 +138,7 @@ class Diagnosis:
         endpoint.heard(report, now_ns=now_ns)
         self.refresh_drain()
         health.set("state", STATE_CAUSES.get(report.state))
+        health.set("reach", None)
         failures = report.probe_failures
         detail = f"{failures} probes failed"
         health.set("probe", Cause(Kind.SUSPICION, PROBE_FACTOR**failures, detail) if failures else None)
@@ -127,6 +151,8 @@ class Diagnosis:
         self._fade(now_ns)
         self._answers += 1.0
         self._failures += failed
+        if not failed:
+            self.reach.served(now_ns=now_ns)
         if outcome.ttft_ns is not None and outcome.end is End.OK and not failed:
             before = self._ttft_ns
             seen = float(outcome.ttft_ns)
@@ -181,7 +207,7 @@ class Diagnosis:
             self.endpoint.health.set("latency", None)
 
     def _errors(self) -> None:
-        if self._failures <= 0.0:
+        if self._failures < FAILURES_HELD:
             self.endpoint.health.set("errors", None)
             return
         rate = self._failures / self._answers

@@ -19,6 +19,7 @@ from extproc.core.predict.lengths import OutputLengths
 from extproc.core.predict.prior import prior
 from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.prefix import PrefixIndex
+from extproc.core.reach import Look
 from extproc.core.reports import ReplicaReport, began_anew
 from extproc.core.strategies import Strategy, build
 
@@ -282,6 +283,38 @@ class Fleet:
         diagnosis = self._diagnoses.get(endpoint.address)
         if diagnosis is not None:
             diagnosis.answered(outcome, now_ns=now_ns, failed=failed)
+
+    def looks(self) -> list[tuple[str, int | None, int]]:
+        """Whom we must look at ourselves: (address, when last, failed attempts since it answered)."""
+        return [
+            (endpoint.address, diagnosis.reach.looked_ns, endpoint.failures)
+            for endpoint in self.endpoints
+            if (diagnosis := self._diagnoses[endpoint.address]).unspoken
+        ]
+
+    def looked(self, address: str, found: Look, *, now_ns: int) -> tuple[Look | None, Look | None]:
+        """We have looked at an endpoint's health page; gives what was found before, and now.
+
+        What has left meanwhile is nobody's.
+        """
+        endpoint = self._by_address.get(address)
+        if endpoint is None:
+            return None, None
+        pool = self.pools[endpoint.pool]
+        reached = found is Look.SILENT and any(
+            self._diagnoses[each.address].reach.reached for each in pool.endpoints
+        )
+        diagnosis, hard = self._diagnoses[address], endpoint.health.hard
+        before = diagnosis.reach.last
+        back = diagnosis.looked(found, now_ns=now_ns, neighbours_reached=reached)
+        if back and before in (Look.REFUSED, Look.LOADING):
+            # Another process: what the one before had cached is gone.
+            pool.forget(address)
+        if endpoint.health.hard != hard:
+            endpoint.health.silence(now_ns=now_ns)
+            endpoint.refresh()
+            self.version += 1
+        return before, found
 
     def drain(self, address: str, *, draining: bool) -> bool:
         """An operator's drain; false for an address that is not here."""
