@@ -115,9 +115,9 @@ def test_nobody_is_looked_at_where_it_is_off() -> None:
     ("status", "engine", "look"),
     [
         (200, "vllm", Look.ANSWERED),
-        (401, "vllm", Look.ANSWERED),
-        (404, "tgi", Look.ANSWERED),
-        (501, "vllm", Look.ANSWERED),
+        (401, "vllm", Look.ALIVE),
+        (404, "tgi", Look.ALIVE),
+        (501, "vllm", Look.ALIVE),
         (500, "vllm", Look.UNWELL),
         (503, "tgi", Look.UNWELL),
         (503, "llamacpp", Look.LOADING),

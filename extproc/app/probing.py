@@ -13,7 +13,7 @@ from functools import partial
 from extproc.app.operating import Part
 from extproc.config.model import Config
 from extproc.core.fleet import Fleet
-from extproc.core.reach import Look
+from extproc.core.reach import ALIVE, Look
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,9 @@ def found(status: int | None, engine: str) -> Look:
         return Look.SILENT
     if status == 503 and engine in ("llamacpp", "sglang"):
         return Look.LOADING
-    return Look.UNWELL if status >= 500 and status != 501 else Look.ANSWERED
+    if status >= 500 and status != 501:
+        return Look.UNWELL
+    return Look.ANSWERED if 200 <= status < 300 else Look.ALIVE
 
 
 class Probing(Part):
@@ -82,9 +84,8 @@ class Probing(Part):
 
     def step(self, *, now_ns: int) -> None:
         """Begin the looks that are due."""
-        if not self._settings.enabled:
-            return
-        unspoken = self._fleet.looks()
+        # Newcomers are looked at wherever agents may bring some.
+        unspoken = self._fleet.looks(newcomers=not self._settings.enabled)
         interval_s = max(self._settings.interval_s, len(unspoken) / self._settings.per_second_max)
         due = []
         for address, looked_ns, failures in unspoken:
@@ -127,7 +128,7 @@ class Probing(Part):
         before, after = self._fleet.looked(address, look, now_ns=self._clock())
         if before != after:
             log.log(
-                logging.INFO if after in (None, Look.ANSWERED) else logging.WARNING,
+                logging.INFO if after is None or after in ALIVE else logging.WARNING,
                 "%s %s%s",
                 address,
                 look.value,

@@ -124,8 +124,9 @@ class Discovery(Section):
     """Names to resolve."""
     file: str | None = None
     """A YAML or JSON file with `endpoints:`, watched; a bad one changes nothing."""
-    agents: bool = True
-    """Whether node agents may register replicas for this pool."""
+    agents: bool = False
+    """Whether node agents may register replicas for this pool: each within the `networks` of its node, and
+    served from when the service's own look was answered. What agents say of listed replicas counts anyway."""
 
 
 class Price(Section):
@@ -315,7 +316,9 @@ class TelemetryNode(Section):
     token_sha256: Sha256 | None = None
     """SHA-256 of its token in hex ('steersman tenant key new' makes one); not needed with mutual TLS."""
     networks: list[Network] = []
-    """Networks (10.0.0.0/24) in which its replicas' addresses must lie; any when left out."""
+    """Networks (10.0.0.0/24) in which its replicas' addresses must lie. Without any it registers and drains
+    none, and its word that a replica is gone, hung or loading is only a suspicion until the service's own
+    look says the same."""
 
 
 class TelemetryTls(Section):
@@ -341,6 +344,10 @@ class Telemetry(Section):
     """The nodes that may push."""
     tls: TelemetryTls | None = None
     """Mutual TLS; none when left out."""
+    registrations_per_node_max: int = Field(default=64, ge=1, le=4_096)
+    """Replicas that one node's agent may have registered at once."""
+    registrations_per_pool_max: int = Field(default=1_024, ge=1, le=4_096)
+    """Registered replicas of one pool."""
     forget_s: int = Field(default=60, ge=3, le=86_400)
     """A replica that agents registered is forgotten when it was not spoken of for this long."""
 

@@ -15,7 +15,7 @@ from extproc.core.faults import Fault, Finding, Recovery, findings
 from extproc.core.health import Cause, Kind, follow_pool
 from extproc.core.outcome import End, Outcome
 from extproc.core.reach import Look, Reach
-from extproc.core.reports import ReplicaReport, State
+from extproc.core.reports import SERVING, ReplicaReport, State
 
 #: How often a healthy agent reports at the least.
 HEARTBEAT_NS = 1_000_000_000
@@ -89,6 +89,7 @@ class Diagnosis:
         "_failures",
         "_ttft_ns",
         "endpoint",
+        "newcomer",
         "ordered_drain",
         "reach",
     )
@@ -107,11 +108,21 @@ class Diagnosis:
         self.ordered_drain = False
         #: What our own looks say, where no agent does.
         self.reach = Reach()
+        #: Registered by an agent, and not yet seen to answer us.
+        self.newcomer = False
 
     @property
     def unspoken(self) -> bool:
-        """Whether no agent speaks of it, so that we look ourselves."""
-        return self.endpoint.reported_ns is None or self.endpoint.stale
+        """Whether no agent speaks of it whose word is enough, so that we look ourselves."""
+        endpoint = self.endpoint
+        if self.newcomer or endpoint.reported_ns is None or endpoint.stale or endpoint.report is None:
+            return True
+        return not endpoint.report.own and endpoint.report.state not in SERVING
+
+    def registered(self) -> None:
+        """An agent has brought it: no traffic before it has answered us."""
+        self.newcomer = True
+        self.endpoint.health.set("newcomer", Cause(Kind.HARD, 0.0, "registered, not yet seen to answer"))
 
     def looked(self, found: Look, *, now_ns: int, neighbours_reached: bool) -> bool:
         """We have looked at its health page; whether it is back from having been down."""
@@ -120,6 +131,10 @@ class Diagnosis:
         if not self.unspoken:
             return False
         health.set("reach", cause)
+        if self.newcomer and found is Look.ANSWERED:
+            self.newcomer = False
+            health.set("newcomer", None)
+            health.begin(now_ns=now_ns)
         back = was_down and not self.reach.down
         if back:
             health.begin(now_ns=now_ns)
@@ -128,7 +143,7 @@ class Diagnosis:
     def refresh_drain(self) -> None:
         """Draining is what the operator or the agent says, either."""
         report = self.endpoint.report
-        said = report is not None and report.state is State.DRAINING
+        said = report is not None and report.own and report.state is State.DRAINING
         self.endpoint.draining = self.ordered_drain or said
 
     def heard(self, report: ReplicaReport, *, now_ns: int) -> None:
@@ -137,8 +152,12 @@ class Diagnosis:
         before = endpoint.report.state if endpoint.report is not None else None
         endpoint.heard(report, now_ns=now_ns)
         self.refresh_drain()
-        health.set("state", STATE_CAUSES.get(report.state))
-        health.set("reach", None)
+        cause = STATE_CAUSES.get(report.state)
+        if cause is not None and cause.kind is Kind.HARD and not report.own:
+            cause = _suspect(STALE_FACTOR, f"{cause.detail}, says node {report.node} that has no networks")
+        health.set("state", cause)
+        if not self.unspoken:
+            health.set("reach", None)
         failures = report.probe_failures
         detail = f"{failures} probes failed"
         health.set("probe", Cause(Kind.SUSPICION, PROBE_FACTOR**failures, detail) if failures else None)
@@ -259,7 +278,10 @@ class Diagnosis:
             if name.removeprefix("gpu ") not in worst:
                 health.set(name, None)
         for key, (fault, uuid) in worst.items():
+            said = self.endpoint.report
             kind = Kind.HARD if fault.factor <= 0.0 else Kind.EVIDENCE
+            if said is not None and not said.own:
+                kind = Kind.SUSPICION
             detail = f"{fault.name} on {uuid} ({fault.recovery.value})"
             health.set(f"gpu {key}", Cause(kind, fault.factor, detail))
 

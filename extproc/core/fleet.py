@@ -284,12 +284,25 @@ class Fleet:
         if diagnosis is not None:
             diagnosis.answered(outcome, now_ns=now_ns, failed=failed)
 
-    def looks(self) -> list[tuple[str, int | None, int]]:
-        """Whom we must look at ourselves: (address, when last, failed attempts since it answered)."""
+    def newcomer(self, address: str, *, now_ns: int) -> None:
+        """An agent has registered an endpoint: it gets no traffic before it has answered us."""
+        endpoint = self._by_address.get(address)
+        if endpoint is not None:
+            self._diagnoses[address].registered()
+            endpoint.health.silence(now_ns=now_ns)
+            endpoint.refresh()
+            self.version += 1
+
+    def looks(self, *, newcomers: bool = False) -> list[tuple[str, int | None, int]]:
+        """Whom we must look at ourselves: (address, when last, failed attempts since it answered).
+
+        `newcomers` gives those alone that agents brought.
+        """
         return [
             (endpoint.address, diagnosis.reach.looked_ns, endpoint.failures)
             for endpoint in self.endpoints
             if (diagnosis := self._diagnoses[endpoint.address]).unspoken
+            and (diagnosis.newcomer or not newcomers)
         ]
 
     def looked(self, address: str, found: Look, *, now_ns: int) -> tuple[Look | None, Look | None]:

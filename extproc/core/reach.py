@@ -26,11 +26,17 @@ class Look(Enum):
     """What one look found."""
 
     ANSWERED = "answers"
+    #: Somebody answers, and has no such page or wants a key: no proof of an engine.
+    ALIVE = "answers, with no health page"
     #: It answers, and says that it cannot serve.
     UNWELL = "says that it is unwell"
     LOADING = "loads its model"
     SILENT = "does not answer"
     REFUSED = "refuses connections"
+
+
+#: What shows that somebody is there.
+ALIVE = frozenset({Look.ANSWERED, Look.ALIVE})
 
 
 class Reach:
@@ -61,7 +67,7 @@ class Reach:
     def look(self, found: Look, *, now_ns: int, neighbours_reached: bool) -> Cause | None:
         """Take a look; gives the cause that follows for its health."""
         first, self.last, self.looked_ns = self._bad == 0, found, now_ns
-        if found is Look.ANSWERED:
+        if found in ALIVE:
             self.reached, self.down, self._misled, self._bad = True, False, False, 0
             return None
         if first:

@@ -79,6 +79,8 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[Gpu, ...] = ()
     #: How often its agent saw the engine begin anew.
     engine_starts: int | None = None
+    #: The address lies in the networks of the node that speaks: it may silence it by its word alone.
+    own: bool = True
 
 
 #: States in which the process that was there is not, or not yet.
