@@ -103,6 +103,9 @@ def _faults(gpu: Gpu) -> tuple[object, ...]:
         gpu.remapped_rows_uncorrected,
         gpu.remap_pending,
         gpu.remap_failed,
+        # To the tenth: told before the heartbeat when somebody comes or goes.
+        (gpu.utilization_others_percent or 0) // 10,
+        bool(gpu.memory_others_bytes),
     )
 
 

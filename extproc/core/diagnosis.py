@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median_low
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.faults import Fault, Finding, Recovery, findings
+from extproc.core.faults import Fault, Finding, Recovery, findings, others
 from extproc.core.health import Cause, Kind, follow_pool
 from extproc.core.outcome import End, Outcome
 from extproc.core.reach import Look, Reach
@@ -162,6 +162,9 @@ class Diagnosis:
         detail = f"{failures} probes failed"
         health.set("probe", Cause(Kind.SUSPICION, PROBE_FACTOR**failures, detail) if failures else None)
         self._faults(report, now_ns)
+        # A replica is as slow as the slowest card that it spans.
+        left, why = min((others(gpu) for gpu in report.gpus), default=(1.0, ""))
+        health.set("others", Cause(Kind.EVIDENCE if report.own else Kind.SUSPICION, left, why))
         if before is State.LOADING and report.state is State.READY:
             health.begin(now_ns=now_ns)
 

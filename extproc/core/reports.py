@@ -49,6 +49,9 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     nvlink_errors: int | None = None
     lost: bool = False
     xids: tuple[tuple[int, int], ...] = ()
+    #: What processes that are no replica's hold and compute; None where it is not known.
+    memory_others_bytes: int | None = None
+    utilization_others_percent: int | None = None
 
 
 class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -125,6 +125,8 @@ def _gpu(gpu: pb.Gpu) -> Gpu:
         remap_failed=gpu.remap_failed if gpu.HasField("remap_failed") else None,
         nvlink_errors=_count(gpu, "nvlink_errors", (1 << 64) - 1),
         lost=gpu.lost,
+        memory_others_bytes=_count(gpu, "memory_others_bytes", 1 << 50),
+        utilization_others_percent=_count(gpu, "utilization_others_percent", 100),
         xids=tuple((xid.code, xid.unix_ms) for xid in gpu.xids),
     )
 
