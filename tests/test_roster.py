@@ -234,3 +234,16 @@ def test_only_ones_own_is_silenced_by_a_word(refusing: Roster, state: State, own
     if not own:
         refusing.fleet.looked("10.0.0.1:80", Look.REFUSED, now_ns=3)
         assert endpoint.health.hard
+
+
+def test_a_pool_that_asks_no_more_loses_what_was_registered(refusing: Roster) -> None:
+    """Switching `discovery.agents` off is how a poisoned pool is cleaned."""
+    refusing.heard([report("a", "10.0.1.7:80")], now_ns=1)
+    config = refusing._config
+    shut = config.pools[0].model_copy(
+        update={"discovery": config.pools[0].discovery.model_copy(update={"agents": False})}
+    )
+    refusing.apply(config.model_copy(update={"pools": [shut, *config.pools[1:]]}))
+    assert refusing.fleet.owner("10.0.1.7:80") is None
+    refusing.heard([report("a", "10.0.1.7:80")], now_ns=2)
+    assert refusing.fleet.owner("10.0.1.7:80") is None

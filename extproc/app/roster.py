@@ -94,12 +94,12 @@ class Roster:
         # It renders the old pools' clusters and knows no new ones; until `refresh` Envoys are told nothing.
         self._builder = None
         self._membership = Membership(pool.name for pool in config.pools)
-        self._registered = {
-            pool: each for pool, each in self._registered.items() if pool in self._membership.members
-        }
+        asking = {pool.name for pool in config.pools if pool.discovery.agents}
+        self._registered = {pool: each for pool, each in self._registered.items() if pool in asking}
         for pool in config.pools:
             for source, members in said.get(pool.name, {}).items():
-                if source != "static":
+                # A pool that asks no more has no registered replicas any more.
+                if source != "static" and (source != "agent" or pool.name in asking):
                     self._membership.update(pool.name, source, members)
             self._membership.update(pool.name, "static", _static(pool))
         merged = self._merged()

@@ -88,7 +88,7 @@ def test_who_works_on_a_card() -> None:
 
 def test_own_processes_are_known_when_every_replicas_are() -> None:
     """One that is not found might be the stranger."""
-    assert own_pids_of({1: frozenset({7}), 2: frozenset({8, 9})}, (1, 2)) == {7, 8, 9}
+    assert own_pids_of({1: frozenset({7}), 2: frozenset({8, 9})}, (1, 2)) == frozenset({7, 8, 9})
     assert own_pids_of({1: frozenset({7})}, (1, 2)) is None
     assert own_pids_of({1: frozenset({7}), 2: frozenset()}, (1, 2)) is None
     assert own_pids_of({}, ()) is None
