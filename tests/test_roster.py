@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from extproc.app import roster as module
@@ -13,6 +14,7 @@ from extproc.app.build import pool_specs
 from extproc.app.roster import Roster
 from extproc.config.load import loads
 from extproc.core.fleet import Fleet
+from extproc.core.reach import Look
 from extproc.core.reports import ReplicaReport, State
 from tests.stand.waits import until
 
@@ -21,10 +23,14 @@ gateway: {auth: none}
 pools:
   - name: chat
     models: [m]
+    discovery: {agents: true}
     endpoints: [{address: "10.0.0.1:80"}]
 """
 NODES = f"""{POOLS}
-telemetry: {{nodes: [{{name: a, token_sha256: {"a" * 64}}}, {{name: b, token_sha256: {"b" * 64}}}]}}
+telemetry:
+  nodes:
+    - {{name: a, token_sha256: {"a" * 64}, networks: [10.0.0.0/16]}}
+    - {{name: b, token_sha256: {"b" * 64}, networks: [10.0.0.0/16]}}
 """
 
 
@@ -66,7 +72,7 @@ def test_no_agent_is_waited_for_where_none_may_register() -> None:
     async def scene(roster: Roster) -> None:
         assert roster.publisher.versions
 
-    play(NODES.replace("models: [m]", "models: [m]\n    discovery: {agents: false}"), scene)
+    play(NODES.replace("agents: true", "agents: false"), scene)
 
 
 def test_every_source_has_spoken_before_envoys_are_told(tmp_path: Path) -> None:
@@ -88,7 +94,7 @@ def test_every_source_has_spoken_before_envoys_are_told(tmp_path: Path) -> None:
             "10.0.1.98:80",
         }
 
-    play(NODES.replace("models: [m]", f"models: [m]\n    discovery: {{file: {file}}}"), scene)
+    play(NODES.replace("{agents: true}", f"{{agents: true, file: {file}}}"), scene)
 
 
 def test_the_silent_are_not_waited_for_longer_than_the_grace(
@@ -121,3 +127,120 @@ def test_a_reload_that_adds_a_pool_tells_of_it_when_its_cluster_is_rendered() ->
         assert roster.publisher.versions["cds"] != before["cds"]
 
     play(POOLS, scene)
+
+
+REFUSING = """
+gateway: {auth: none, listen: "0.0.0.0:8080", envoy_admin: "10.0.1.5:9901"}
+service: {listen: ["10.0.1.5:50051"]}
+admin: {listen: "10.0.1.5:9090", tokens: [{name: t, sha256: HASH_C}]}
+pools:
+  - {name: chat, models: [m], discovery: {agents: true}, endpoints: [{address: "10.0.0.1:80"}]}
+  - {name: shut, models: [n], endpoints: [{address: "10.0.0.2:80"}]}
+telemetry:
+  listen: ["10.0.1.5:50052"]
+  registrations_per_node_max: 2
+  registrations_per_pool_max: 3
+  nodes:
+    - {name: a, token_sha256: HASH_A, networks: [0.0.0.0/0, "::/0"]}
+    - {name: b, token_sha256: HASH_B, networks: [10.0.2.0/24]}
+    - {name: c, token_sha256: HASH_C}
+"""
+
+
+@pytest.fixture
+def refusing() -> Roster:
+    text = REFUSING
+    for node in "abc":
+        text = text.replace(f"HASH_{node.upper()}", node * 64)
+    config = loads(text)
+    return Roster(config, Fleet(pool_specs(config)))
+
+
+@pytest.mark.parametrize(
+    ("node", "address", "why"),
+    [
+        ("a", "10.0.1.7:80", ""),
+        ("a", "[fd00::7]:80", ""),
+        ("a", "169.254.169.254:80", "not_a_host"),
+        ("a", "[fe80::1]:80", "not_a_host"),
+        ("a", "[::ffff:169.254.169.254]:80", "not_a_host"),
+        ("a", "224.0.0.1:80", "not_a_host"),
+        ("a", "0.0.0.0:80", "not_a_host"),
+        ("a", "127.0.0.1:80", "loopback"),
+        ("a", "[::1]:80", "loopback"),
+        ("a", "10.0.1.5:9901", "own_listener"),
+        ("a", "10.0.1.5:9090", "own_listener"),
+        ("a", "10.0.1.5:50051", "own_listener"),
+        ("a", "10.0.1.5:50052", "own_listener"),
+        ("b", "10.0.2.7:80", ""),
+        ("b", "10.0.1.7:80", "outside_networks"),
+        ("c", "10.0.2.7:80", "no_networks"),
+    ],
+)
+def test_what_an_agent_may_register(refusing: Roster, node: str, address: str, why: str) -> None:
+    """Replicas within its networks; never loopback, link-local, or where the gateway itself listens."""
+    refusing.heard([report(node, address)], now_ns=1)
+    assert (refusing.fleet.owner(address) == "chat") is not bool(why)
+    assert refusing.counts.get(f"registrations.{why}", 0) == (1 if why else 0)
+
+
+def test_a_pool_that_does_not_ask_takes_no_registration(refusing: Roster) -> None:
+    """It is off unless the pool says so."""
+    refusing.heard([msgspec.structs.replace(report("a", "10.0.1.7:80"), pool="shut")], now_ns=1)
+    assert refusing.fleet.owner("10.0.1.7:80") is None
+    assert refusing.counts["registrations.refused"] == 1
+
+
+def test_registrations_are_bounded_by_node_and_by_pool(refusing: Roster) -> None:
+    """A node has two here, the pool three; a place is free again when one was forgotten."""
+    for i in range(4):
+        refusing.heard([report("a", f"10.0.1.{10 + i}:80")], now_ns=1)
+        refusing.heard([report("b", f"10.0.2.{10 + i}:80")], now_ns=1)
+    assert len(refusing.fleet.pools["chat"].endpoints) == 1 + 3
+    assert refusing.counts["registrations.too_many"] == 5
+    refusing.forget(now_ns=61_000_000_000)
+    refusing.heard([report("a", "10.0.1.20:80")], now_ns=62_000_000_000)
+    assert refusing.fleet.owner("10.0.1.20:80") == "chat"
+
+
+def test_a_newcomer_gets_no_traffic_before_it_has_answered_us(refusing: Roster) -> None:
+    """Whatever its agent says of it; then it starts slowly. Somebody without a health page is no engine."""
+    refusing.heard([report("a", "10.0.1.7:80")], now_ns=1)
+    endpoint = refusing.fleet.endpoint("chat", "10.0.1.7:80")
+    assert endpoint is not None
+    for at, look in enumerate((Look.SILENT, Look.ALIVE), 2):
+        refusing.fleet.looked(endpoint.address, look, now_ns=at)
+        refusing.heard([report("a", "10.0.1.7:80")], now_ns=at)
+        assert (endpoint.health.value, endpoint.health.hard) == (0.0, True)
+        assert endpoint.address in [each for each, _, _ in refusing.fleet.looks(newcomers=True)]
+    refusing.fleet.looked(endpoint.address, Look.ANSWERED, now_ns=5)
+    refusing.fleet.step(now_ns=5)
+    assert endpoint.health.value == pytest.approx(0.05)
+    assert not refusing.fleet.looks(newcomers=True)
+
+
+@pytest.mark.parametrize("state", [State.GONE, State.HUNG, State.LOADING, State.DRAINING])
+@pytest.mark.parametrize("own", [True, False])
+def test_only_ones_own_is_silenced_by_a_word(refusing: Roster, state: State, own: bool) -> None:
+    """What lies in no network of the node that speaks is suspected, until our own look says the same."""
+    said = msgspec.structs.replace(report("c", "10.0.0.1:80"), state=state, own=own)
+    refusing.fleet.looked("10.0.0.1:80", Look.ANSWERED, now_ns=1)
+    refusing.heard([said], now_ns=2)
+    (endpoint,) = refusing.fleet.pools["chat"].endpoints
+    assert (endpoint.health.hard or endpoint.draining) is own
+    if not own:
+        refusing.fleet.looked("10.0.0.1:80", Look.REFUSED, now_ns=3)
+        assert endpoint.health.hard
+
+
+def test_a_pool_that_asks_no_more_loses_what_was_registered(refusing: Roster) -> None:
+    """Switching `discovery.agents` off is how a poisoned pool is cleaned."""
+    refusing.heard([report("a", "10.0.1.7:80")], now_ns=1)
+    config = refusing._config
+    shut = config.pools[0].model_copy(
+        update={"discovery": config.pools[0].discovery.model_copy(update={"agents": False})}
+    )
+    refusing.apply(config.model_copy(update={"pools": [shut, *config.pools[1:]]}))
+    assert refusing.fleet.owner("10.0.1.7:80") is None
+    refusing.heard([report("a", "10.0.1.7:80")], now_ns=2)
+    assert refusing.fleet.owner("10.0.1.7:80") is None

@@ -22,6 +22,7 @@ from steersman_agent.fetch import Fetcher
 from steersman_agent.figures import Gpu, NodeView, ReplicaView
 from steersman_agent.gpus import GpuSnapshot, GpuWatch, read_once
 from steersman_agent.nvml_real import NoDriverError
+from steersman_agent.others import Others, working
 from steersman_agent.push import LEAVE_S, Numbers, pushers_for
 from steersman_agent.replica import ReplicaBook
 from steersman_agent.report import Pacer, resolve_gpus
@@ -55,6 +56,7 @@ class Agent:
         self._views: dict[str, ReplicaView] = {}
         self._watched_s: dict[str, float] = {}
         self._gpus = GpuSnapshot()
+        self._others = Others()
         self._learnt = asyncio.Event()
         self._pacer = Pacer(spacing_s=config.spacing_ms / 1000, heartbeat_s=config.heartbeat_ms / 1000)
 
@@ -201,14 +203,15 @@ class Agent:
         watch = GpuWatch(
             self.config.nvml,
             interval_s=self.config.nvml_ms / 1000,
-            ports=lambda: [one.port for one in self.config.replicas if not one.gpus],
+            ports=lambda: [one.port for one in self.config.replicas],
             publish=publish,
         )
         watch.start()
         return watch
 
     def _take_gpus(self, snapshot: GpuSnapshot) -> None:
-        self._gpus = snapshot
+        gpus = self._others.look(snapshot.gpus, snapshot.own_pids, working(self._views.values()))
+        self._gpus = snapshot = replace(snapshot, gpus=gpus)
         for book, _ in self._watches.values():
             if book.gpu_uuids != gpus_of(book.settings, snapshot):
                 self._learn(book)

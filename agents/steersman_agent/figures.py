@@ -69,6 +69,7 @@ class ReplicaView:
     probed_s: float | None = None
     probe_failures: int = 0
     gpu_uuids: tuple[str, ...] = ()
+    engine_starts: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +127,8 @@ class Gpu:
     processes: tuple[ProcessUse, ...] = ()
     mig_devices: tuple[MigDevice, ...] = ()
     lost: bool = False
+    memory_others_bytes: int | None = None
+    utilization_others_percent: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,21 +41,50 @@ class GpuSnapshot:
     gpus: tuple[Gpu, ...] = ()
     uuids_by_port: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     read_s: float = 0.0
+    #: The replicas' processes on the cards; None where those of one are not seen (another namespace).
+    own_pids: frozenset[int] | None = None
 
 
 def map_ports(gpus: Iterable[Gpu], ports: Iterable[int]) -> dict[int, tuple[str, ...]]:
     """Port → UUIDs of the GPUs that its listener's processes use, by /proc."""
-    gpus_by_pid: defaultdict[int, list[str]] = defaultdict(list)
+    gpus = tuple(gpus)
+    return _uuids(gpus, map_pids(gpus, ports))
+
+
+def _uuids(gpus: Iterable[Gpu], pids: Mapping[int, frozenset[int]]) -> dict[int, tuple[str, ...]]:
+    by_pid = _gpus_by_pid(gpus)
+    return {
+        port: tuple(sorted({uuid for pid in each for uuid in by_pid.get(pid, ())}))
+        for port, each in pids.items()
+    }
+
+
+def own_pids_of(pids: Mapping[int, frozenset[int]], ports: Iterable[int]) -> frozenset[int] | None:
+    """All replicas' processes on the cards; None where a port's are not known."""
+    wanted = tuple(ports)
+    if not wanted or not all(pids.get(port) for port in wanted):
+        return None
+    return frozenset().union(*(pids[port] for port in wanted))
+
+
+def _gpus_by_pid(gpus: Iterable[Gpu]) -> dict[int, list[str]]:
+    found: defaultdict[int, list[str]] = defaultdict(list)
     for gpu in gpus:
         for process in gpu.processes:
-            gpus_by_pid[process.pid].append(gpu.uuid)
+            found[process.pid].append(gpu.uuid)
+    return found
+
+
+def map_pids(gpus: Iterable[Gpu], ports: Iterable[int]) -> dict[int, frozenset[int]]:
+    """Port → its listener's processes that use GPUs, by /proc."""
+    gpus_by_pid = _gpus_by_pid(gpus)
     if not gpus_by_pid:
         return {}
     pids = processes.listeners(ports)
     parent_of = processes.parents()
     others = {*pids.values(), os.getpid()}
     return {
-        port: processes.gpus_of(pid, parent_of=parent_of, gpus_by_pid=gpus_by_pid, others=others - {pid})
+        port: processes.pids_of(pid, parent_of=parent_of, gpus_by_pid=gpus_by_pid, others=others - {pid})
         for port, pid in pids.items()
     }
 
@@ -69,7 +98,14 @@ def read_once(choice: str, ports: Iterable[int] = ()) -> GpuSnapshot:
         raise NoDriverError("NVML: the driver went away") from error
     finally:
         _shut(lib)
-    return GpuSnapshot(gpus=gpus, uuids_by_port=map_ports(gpus, ports), read_s=time.monotonic())
+    wanted = tuple(ports)
+    pids = map_pids(gpus, wanted)
+    return GpuSnapshot(
+        gpus=gpus,
+        uuids_by_port=_uuids(gpus, pids),
+        read_s=time.monotonic(),
+        own_pids=own_pids_of(pids, wanted),
+    )
 
 
 class GpuWatch:
@@ -92,7 +128,7 @@ class GpuWatch:
         self._xids: defaultdict[int, deque[XidEvent]] = defaultdict(lambda: deque(maxlen=XIDS_MAX))
         self._xid_count = 0
         self._said: set[str] = set()
-        self._mapped: tuple[float, object, dict[int, tuple[str, ...]]] | None = None
+        self._mapped: tuple[float, object, dict[int, frozenset[int]]] | None = None
         # Daemons: a thread that the driver holds must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="nvml", daemon=True)
 
@@ -148,7 +184,15 @@ class GpuWatch:
                     for gpu in reader.read(fully=fully)
                 )
                 now_s = time.monotonic()
-                self._publish(GpuSnapshot(gpus=gpus, uuids_by_port=self._map(gpus, now_s), read_s=now_s))
+                pids = self._map(gpus, now_s)
+                self._publish(
+                    GpuSnapshot(
+                        gpus=gpus,
+                        uuids_by_port=_uuids(gpus, pids),
+                        read_s=now_s,
+                        own_pids=own_pids_of(pids, self._ports()),
+                    )
+                )
                 readings += 1
                 if events is None:
                     events = threading.Thread(
@@ -161,12 +205,12 @@ class GpuWatch:
             if events is not None:
                 events.join(2 * EVENT_WAIT_MS / 1000)
 
-    def _map(self, gpus: tuple[Gpu, ...], now_s: float) -> dict[int, tuple[str, ...]]:
-        """The map of ports to GPUs, made anew when the GPUs' processes change and now and then."""
+    def _map(self, gpus: tuple[Gpu, ...], now_s: float) -> dict[int, frozenset[int]]:
+        """Ports to processes on GPUs, looked up anew when those processes change and now and then."""
         ports = tuple(self._ports())
         key = (ports, tuple((gpu.uuid, tuple(use.pid for use in gpu.processes)) for gpu in gpus))
         if self._mapped is None or self._mapped[1] != key or now_s - self._mapped[0] >= MAP_S:
-            self._mapped = (now_s, key, map_ports(gpus, ports) if ports else {})
+            self._mapped = (now_s, key, map_pids(gpus, ports) if ports else {})
         return self._mapped[2]
 
     def _wait_for_xids(self, lib: Any, reader: GpuReader, over: threading.Event) -> None:

@@ -89,7 +89,19 @@ def gpus_of(
     gpus_by_pid: Mapping[int, Iterable[str]],
     others: Iterable[int] = (),
 ) -> tuple[str, ...]:
-    """UUIDs of the GPUs used by a listener and its descendants; else by its parent's family.
+    """UUIDs of the GPUs used by a listener's processes (`pids_of`), sorted."""
+    pids = pids_of(listener, parent_of=parent_of, gpus_by_pid=gpus_by_pid, others=others)
+    return tuple(sorted({uuid for pid in pids for uuid in gpus_by_pid[pid]}))
+
+
+def pids_of(
+    listener: int,
+    *,
+    parent_of: Mapping[int, int],
+    gpus_by_pid: Mapping[int, Iterable[str]],
+    others: Iterable[int] = (),
+) -> frozenset[int]:
+    """The processes on GPUs among a listener and its descendants; else in its parent's family.
 
     TGI's launcher starts the router, which listens, and the shards, which hold the GPUs, side by side:
     hence the parent's. Not when that family has another replica's listener (or us) in it: then the
@@ -108,12 +120,12 @@ def gpus_of(
                     open_ends.append(child)
         return seen
 
-    def used(pids: set[int]) -> tuple[str, ...]:
-        return tuple(sorted({uuid for pid in pids for uuid in gpus_by_pid.get(pid, ())}))
+    def used(pids: set[int]) -> frozenset[int]:
+        return frozenset(pid for pid in pids if pid in gpus_by_pid)
 
     own = used(family(listener))
     parent = parent_of.get(listener, 0)
     if own or parent <= 1:
         return own
     wider = family(parent)
-    return () if wider & set(others) else used(wider)
+    return frozenset() if wider & set(others) else used(wider)

@@ -52,6 +52,8 @@ class ReplicaBook:
         self._about_s = float("-inf")
         self._prefill, self._decode = Rate(), Rate()
         self._poll_s = self._fast_s
+        #: Processes seen behind the address, less the first.
+        self._starts = 0
 
     # Evidence.
 
@@ -80,6 +82,11 @@ class ReplicaBook:
             self._metrics.feed(Signal.UNWELL, now_s, f"not Prometheus text: {error}")
             self._set_pace(busy=False)
             return
+        if _began_anew(self._scrape, scrape):
+            # Too quick to be met while nobody listened: what it serves is asked again at the next look.
+            self._starts += 1
+            self._about_s = float("-inf")
+            self._prefill, self._decode = Rate(), Rate()
         changed = self._scrape is not None and (
             (scrape.running, scrape.waiting) != (self._scrape.running, self._scrape.waiting)
         )
@@ -120,6 +127,7 @@ class ReplicaBook:
 
     def _forget(self, now_s: float) -> None:
         """Nobody listens: whatever comes next is another process, with a model yet to be seen."""
+        self._starts += self._scrape is not None
         self._scrape, self._scraped_s = None, None
         self._about, self._about_s = About(), float("-inf")
         self._model.reset(now_s)
@@ -209,7 +217,17 @@ class ReplicaBook:
             probed_s=self.prober.answered_s,
             probe_failures=self.prober.failures,
             gpu_uuids=self.gpu_uuids,
+            engine_starts=self._starts,
         )
+
+
+def _began_anew(before: Scrape | None, now: Scrape) -> bool:
+    """Whether a counter of tokens fell: they only grow as long as an engine lives."""
+    if before is None:
+        return False
+    pairs = ((before.prompt_tokens, now.prompt_tokens), (before.output_tokens, now.output_tokens))
+    # Gone altogether, as TGI's before its first request, is fallen too.
+    return any(was and (is_now is None or is_now < was) for was, is_now in pairs)
 
 
 def _some(names: tuple[str, ...] | list[str]) -> str:

@@ -81,6 +81,7 @@ def _identity(view: ReplicaView) -> tuple[object, ...]:
         view.max_concurrent,
         view.gpu_uuids,
         view.probe_failures > 0,
+        view.engine_starts,
     )
 
 
@@ -102,6 +103,9 @@ def _faults(gpu: Gpu) -> tuple[object, ...]:
         gpu.remapped_rows_uncorrected,
         gpu.remap_pending,
         gpu.remap_failed,
+        # To the tenth: told before the heartbeat when somebody comes or goes.
+        (gpu.utilization_others_percent or 0) // 10,
+        bool(gpu.memory_others_bytes),
     )
 
 
@@ -149,6 +153,7 @@ def _replica(view: ReplicaView, now_s: float) -> pb.Replica:
         probe_age_ms=age_ms(view.probed_s, now_s),
         probe_failures=view.probe_failures,
         gpu_uuids=view.gpu_uuids,
+        engine_starts=view.engine_starts,
     )
 
 

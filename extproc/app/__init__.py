@@ -40,6 +40,7 @@ from extproc.app.measuring import Measuring
 from extproc.app.operating import Operating, Part
 from extproc.app.operators import Operators
 from extproc.app.picking import Picking
+from extproc.app.probing import Probing
 from extproc.app.reread import Reread, read_again, uncollected
 from extproc.app.roster import Roster
 from extproc.app.tracing import Tracing
@@ -215,7 +216,16 @@ class App:
     def _parts(self) -> list[Part]:
         """What shows and watches this service."""
         tracing = Tracing(self.config, self.desk, self.processor, clock=self.clock)
-        return [self.measuring, self.picking, self.analysing, self.alerting, self.administering, tracing]
+        probing = Probing(self.config, self.desk.fleet, clock=self.clock)
+        return [
+            probing,
+            self.measuring,
+            self.picking,
+            self.analysing,
+            self.alerting,
+            self.administering,
+            tracing,
+        ]
 
     def handle_signals(self, config_file: Path | None = None, *, kept_of: Path | None = None) -> None:
         """SIGTERM and SIGINT end `run`, SIGHUP reloads; before `start`, so that none comes too early.

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import msgspec
 
+from extproc.app.admission import refusal
 from extproc.app.build import member_of, pool_specs
 from extproc.config.model import Config, Endpoint, Pool
 from extproc.control.ads_server import AdsPublisher
@@ -30,8 +31,10 @@ log = logging.getLogger(__name__)
 MAX_CONCURRENT = 128
 #: The least health above nought that Envoy is told.
 HEALTH_TOLD_MIN = 0.01
-#: Replicas that agents may register for one pool.
+#: Endpoints that other gateways may name for one pool (picker).
 REGISTERED_MAX = 4096
+#: Refused registrations, by node and reason, that the log tells of.
+REFUSALS_TOLD_MAX = 1_000
 #: How long a start waits for the sources before it tells Envoys who is there. Less than a starting Envoy
 #: waits for us (resources.FETCH_TIMEOUT_MS).
 GRACE_S = 3.0
@@ -49,6 +52,9 @@ class Roster:
         self._config = config
         self._membership = Membership(pool.name for pool in config.pools)
         self._registered: dict[str, dict[str, tuple[discovered.Member, int]]] = {}
+        #: Who registered an address, and what was refused to whom (told once each).
+        self._registrar: dict[str, str] = {}
+        self._refused: set[tuple[str, str]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._builder: SnapshotBuilder | None = None
         self._published = -1
@@ -88,12 +94,12 @@ class Roster:
         # It renders the old pools' clusters and knows no new ones; until `refresh` Envoys are told nothing.
         self._builder = None
         self._membership = Membership(pool.name for pool in config.pools)
-        self._registered = {
-            pool: each for pool, each in self._registered.items() if pool in self._membership.members
-        }
+        asking = {pool.name for pool in config.pools if pool.discovery.agents}
+        self._registered = {pool: each for pool, each in self._registered.items() if pool in asking}
         for pool in config.pools:
             for source, members in said.get(pool.name, {}).items():
-                if source != "static":
+                # A pool that asks no more has no registered replicas any more.
+                if source != "static" and (source != "agent" or pool.name in asking):
                     self._membership.update(pool.name, source, members)
             self._membership.update(pool.name, "static", _static(pool))
         merged = self._merged()
@@ -140,6 +146,7 @@ class Roster:
             ]
             for address in silent:
                 del registered[address]
+                self._registrar.pop(address, None)
                 log.info("pool %s: %s is forgotten: no agent spoke of it", pool, address)
             if silent:
                 self._list_registered(pool)
@@ -184,17 +191,46 @@ class Roster:
         if pool is None or not pool.discovery.agents:
             self.counts["registrations.refused"] += 1
             return
+        telemetry = self._config.telemetry
+        if telemetry is not None and (why := refusal(self._config, report.node, report.address)):
+            self._refuse(report, why)
+            return
         registered = self._registered.setdefault(report.pool, {})
-        if len(registered) >= REGISTERED_MAX:
-            self.counts["registrations.too_many"] += 1
+        of_node = sum(
+            node == report.node for each in self._registered.values() for node in self._nodes_of(each)
+        )
+        if telemetry is not None and (
+            len(registered) >= telemetry.registrations_per_pool_max
+            or of_node >= telemetry.registrations_per_node_max
+        ):
+            self._refuse(report, "too_many")
             return
         member = discovered.Member(
             report.address, zone=report.zone, region=report.region, max_concurrent=report.max_concurrent
         )
         registered[report.address] = (member, now_ns)
+        self._registrar[report.address] = report.node
         self.counts["registrations"] += 1
-        log.info("pool %s: %s registered by node %s", report.pool, report.address, report.node)
+        log.info(
+            "pool %s: %s registered by node %s; it is looked at before it gets any traffic",
+            report.pool,
+            report.address,
+            report.node,
+        )
         self._list_registered(report.pool)
+        self.fleet.newcomer(report.address, now_ns=now_ns)
+
+    def _nodes_of(self, registered: Iterable[str]) -> Iterator[str]:
+        return (self._registrar.get(address, "") for address in registered)
+
+    def _refuse(self, report: ReplicaReport, why: str) -> None:
+        self.counts[f"registrations.{why}"] += 1
+        told = (report.node, why)
+        if told not in self._refused and len(self._refused) < REFUSALS_TOLD_MAX:
+            self._refused.add(told)
+            log.warning(
+                "pool %s: node %s may not register %s: %s", report.pool, report.node, report.address, why
+            )
 
     def _list_registered(self, pool: str) -> None:
         self._on_members(pool, "agent", tuple(member for member, _ in self._registered[pool].values()))
@@ -245,7 +281,9 @@ class Roster:
         for pool in self._config.pools:
             found = pool.discovery
             if found.dns:
-                names = [DnsName(each.name, each.port, each.interval_s) for each in found.dns]
+                names = [
+                    DnsName(each.name, each.port, each.interval_s, each.gone_after_s) for each in found.dns
+                ]
                 self._tasks.append(asyncio.create_task(DnsSource(pool.name, names, self._on_members).run()))
             if found.file:
                 self._tasks.append(

@@ -133,8 +133,8 @@ def _sources(config: Config) -> Iterator[tuple[Loc, str]]:
             yield (
                 ("pools", i, "endpoints"),
                 (
-                    "is empty; list at least one, name a source under discovery (dns, file), or add a "
-                    "'telemetry' section so that agents can register replicas"
+                    "is empty; list at least one, name a source under discovery (dns, file), or set "
+                    "discovery.agents: true beside a 'telemetry' section so that agents can register replicas"
                 ),
             )
     if telemetry is None:
@@ -147,8 +147,17 @@ def _sources(config: Config) -> Iterator[tuple[Loc, str]]:
         for i, node in enumerate(telemetry.nodes)
         if node.token_sha256
     )
+    asked = [pool.name for pool in config.pools if pool.discovery.agents]
     if telemetry.auth == "none":
         return
+    if asked and telemetry.nodes and not any(node.networks for node in telemetry.nodes):
+        yield (
+            ("telemetry", "nodes", 0, "networks"),
+            (
+                f"no node has any, so no agent could register a replica for pool {asked[0]!r}; write "
+                "in which networks each node's replicas are"
+            ),
+        )
     if not telemetry.nodes:
         yield (
             ("telemetry", "nodes"),

@@ -61,6 +61,7 @@ __all__ = [
     "Picker",
     "Pool",
     "Price",
+    "Probes",
     "Quota",
     "Record",
     "Section",
@@ -112,6 +113,9 @@ class DnsName(Section):
     """The port of each."""
     interval_s: float = Field(default=5.0, ge=1.0, le=3600.0)
     """How often it is resolved."""
+    gone_after_s: float = Field(default=60.0, ge=0.0, le=86_400.0)
+    """When the name has had no address for so long ("no such name": a service scaled to none), its replicas
+    leave. A resolver that fails says nothing of the name: then they stay."""
 
 
 class Discovery(Section):
@@ -121,8 +125,9 @@ class Discovery(Section):
     """Names to resolve."""
     file: str | None = None
     """A YAML or JSON file with `endpoints:`, watched; a bad one changes nothing."""
-    agents: bool = True
-    """Whether node agents may register replicas for this pool."""
+    agents: bool = False
+    """Whether node agents may register replicas for this pool: each within the `networks` of its node, and
+    served from when the service's own look was answered. What agents say of listed replicas counts anyway."""
 
 
 class Price(Section):
@@ -323,7 +328,9 @@ class TelemetryNode(Section):
     token_sha256: Sha256 | None = None
     """SHA-256 of its token in hex ('steersman tenant key new' makes one); not needed with mutual TLS."""
     networks: list[Network] = []
-    """Networks (10.0.0.0/24) in which its replicas' addresses must lie; any when left out."""
+    """Networks (10.0.0.0/24) in which its replicas' addresses must lie. Without any it registers and drains
+    none, and its word that a replica is gone, hung or loading is only a suspicion until the service's own
+    look says the same."""
 
 
 class TelemetryTls(Section):
@@ -349,8 +356,25 @@ class Telemetry(Section):
     """The nodes that may push."""
     tls: TelemetryTls | None = None
     """Mutual TLS; none when left out."""
+    registrations_per_node_max: int = Field(default=64, ge=1, le=4_096)
+    """Replicas that one node's agent may have registered at once."""
+    registrations_per_pool_max: int = Field(default=1_024, ge=1, le=4_096)
+    """Registered replicas of one pool."""
     forget_s: int = Field(default=60, ge=3, le=86_400)
     """A replica that agents registered is forgotten when it was not spoken of for this long."""
+
+
+class Probes(Section):
+    """The service's own looks at the health page (/health) of replicas of which no agent speaks."""
+
+    enabled: bool = True
+    """Whether it looks. Off, a dead replica is known by failed requests alone."""
+    interval_s: float = Field(default=2.0, ge=0.25, le=300.0)
+    """How often each is looked at; at once after a request on it failed."""
+    timeout_s: float = Field(default=2.0, ge=0.05, le=60.0)
+    """A replica that has not answered by then was silent; three looks in a row take it out."""
+    per_second_max: int = Field(default=100, ge=1, le=10_000)
+    """Looks a second over all replicas; with more of them each is looked at less often."""
 
 
 class Sharing(Section):
@@ -435,6 +459,8 @@ class Config(Section):
     """Bounds on what is held in memory, and for how long."""
     telemetry: Telemetry | None = None
     """What node agents push to; no telemetry when left out."""
+    probes: Probes = Probes()
+    """The service's own looks at replicas of which no agent speaks."""
     sharing: Sharing | None = None
     """Redis between several services; each knows its own work alone when left out."""
     classes: list[ServiceClass] = Field(default=[ServiceClass(name="standard")], min_length=1, max_length=8)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from statistics import median_low
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.faults import Fault, Finding, Recovery, findings
+from extproc.core.faults import Fault, Finding, Recovery, findings, others
 from extproc.core.health import Cause, Kind, follow_pool
 from extproc.core.outcome import End, Outcome
-from extproc.core.reports import ReplicaReport, State
+from extproc.core.reach import Look, Reach
+from extproc.core.reports import SERVING, ReplicaReport, State
 
 #: How often a healthy agent reports at the least.
 HEARTBEAT_NS = 1_000_000_000
@@ -39,6 +40,8 @@ ANSWERS_HALF_LIFE_NS = 10_000_000_000
 ANSWERS_HALF_SURE = 4.0
 #: Fewer answers than this teach nothing any more.
 ANSWERS_FORGOTTEN = 0.01
+#: Fewer failures than this are over: one alone is after one half-life.
+FAILURES_HELD = 0.5
 #: A mean time to first token above this multiple of the pool's median is suspect, in proportion.
 SLOW_RATIO = 3.0
 #: Of two there is no majority to say what is usual, and one may simply be the faster hardware.
@@ -86,7 +89,9 @@ class Diagnosis:
         "_failures",
         "_ttft_ns",
         "endpoint",
+        "newcomer",
         "ordered_drain",
+        "reach",
     )
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -101,11 +106,44 @@ class Diagnosis:
         self._ttft_ns: float | None = None
         #: An operator asked for it; holds whatever the agent says.
         self.ordered_drain = False
+        #: What our own looks say, where no agent does.
+        self.reach = Reach()
+        #: Registered by an agent, and not yet seen to answer us.
+        self.newcomer = False
+
+    @property
+    def unspoken(self) -> bool:
+        """Whether no agent speaks of it whose word is enough, so that we look ourselves."""
+        endpoint = self.endpoint
+        if self.newcomer or endpoint.reported_ns is None or endpoint.stale or endpoint.report is None:
+            return True
+        return not endpoint.report.own and endpoint.report.state not in SERVING
+
+    def registered(self) -> None:
+        """An agent has brought it: no traffic before it has answered us."""
+        self.newcomer = True
+        self.endpoint.health.set("newcomer", Cause(Kind.HARD, 0.0, "registered, not yet seen to answer"))
+
+    def looked(self, found: Look, *, now_ns: int, neighbours_reached: bool) -> bool:
+        """We have looked at its health page; whether it is back from having been down."""
+        health, was_down = self.endpoint.health, self.reach.down
+        cause = self.reach.look(found, now_ns=now_ns, neighbours_reached=neighbours_reached)
+        if not self.unspoken:
+            return False
+        health.set("reach", cause)
+        if self.newcomer and found is Look.ANSWERED:
+            self.newcomer = False
+            health.set("newcomer", None)
+            health.begin(now_ns=now_ns)
+        back = was_down and not self.reach.down
+        if back:
+            health.begin(now_ns=now_ns)
+        return back
 
     def refresh_drain(self) -> None:
         """Draining is what the operator or the agent says, either."""
         report = self.endpoint.report
-        said = report is not None and report.state is State.DRAINING
+        said = report is not None and report.own and report.state is State.DRAINING
         self.endpoint.draining = self.ordered_drain or said
 
     def heard(self, report: ReplicaReport, *, now_ns: int) -> None:
@@ -114,11 +152,19 @@ class Diagnosis:
         before = endpoint.report.state if endpoint.report is not None else None
         endpoint.heard(report, now_ns=now_ns)
         self.refresh_drain()
-        health.set("state", STATE_CAUSES.get(report.state))
+        cause = STATE_CAUSES.get(report.state)
+        if cause is not None and cause.kind is Kind.HARD and not report.own:
+            cause = _suspect(STALE_FACTOR, f"{cause.detail}, says node {report.node} that has no networks")
+        health.set("state", cause)
+        if not self.unspoken:
+            health.set("reach", None)
         failures = report.probe_failures
         detail = f"{failures} probes failed"
         health.set("probe", Cause(Kind.SUSPICION, PROBE_FACTOR**failures, detail) if failures else None)
         self._faults(report, now_ns)
+        # A replica is as slow as the slowest card that it spans.
+        left, why = min((others(gpu) for gpu in report.gpus), default=(1.0, ""))
+        health.set("others", Cause(Kind.EVIDENCE if report.own else Kind.SUSPICION, left, why))
         if before is State.LOADING and report.state is State.READY:
             health.begin(now_ns=now_ns)
 
@@ -127,6 +173,8 @@ class Diagnosis:
         self._fade(now_ns)
         self._answers += 1.0
         self._failures += failed
+        if not failed:
+            self.reach.served(now_ns=now_ns)
         if outcome.ttft_ns is not None and outcome.end is End.OK and not failed:
             before = self._ttft_ns
             seen = float(outcome.ttft_ns)
@@ -181,7 +229,7 @@ class Diagnosis:
             self.endpoint.health.set("latency", None)
 
     def _errors(self) -> None:
-        if self._failures <= 0.0:
+        if self._failures < FAILURES_HELD:
             self.endpoint.health.set("errors", None)
             return
         rate = self._failures / self._answers
@@ -233,7 +281,10 @@ class Diagnosis:
             if name.removeprefix("gpu ") not in worst:
                 health.set(name, None)
         for key, (fault, uuid) in worst.items():
+            said = self.endpoint.report
             kind = Kind.HARD if fault.factor <= 0.0 else Kind.EVIDENCE
+            if said is not None and not said.own:
+                kind = Kind.SUSPICION
             detail = f"{fault.name} on {uuid} ({fault.recovery.value})"
             health.set(f"gpu {key}", Cause(kind, fault.factor, detail))
 

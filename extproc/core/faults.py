@@ -161,3 +161,28 @@ def throttle(gpu: Gpu) -> Fault | None:
         return None
     factor = THROTTLE_FACTOR_IDLE if idle else gpu.sm_clock_mhz / gpu.sm_clock_max_mhz
     return Fault(", ".join(named), min(1.0, max(THROTTLE_FACTOR_MIN, factor)), Recovery.SHOWN)
+
+
+#: Others' computing below this is noise (a desktop, a monitor).
+OTHERS_PERCENT_MIN = 10
+#: A card is full from this share of its memory on; others' part of it counts from this share.
+FULL_SHARE, OTHERS_SHARE_MIN = 0.97, 0.05
+#: What a full card leaves when others hold a part of it: an engine can allocate nothing any more.
+FULL_FACTOR = 0.8
+
+
+def others(gpu: Gpu) -> tuple[float, str]:
+    """What others on the card leave of its traffic (1 all of it), and why.
+
+    A card is shared by time: beside somebody who would use a share u of it alone, an engine gets 1 / (1 + u).
+    """
+    factor, why = 1.0, []
+    percent = gpu.utilization_others_percent or 0
+    if percent >= OTHERS_PERCENT_MIN:
+        factor /= 1.0 + percent / 100.0
+        why.append(f"others compute {percent} % of it")
+    held, used, total = gpu.memory_others_bytes or 0, gpu.memory_used_bytes, gpu.memory_total_bytes
+    if used and total and used >= FULL_SHARE * total and held >= OTHERS_SHARE_MIN * total:
+        factor *= FULL_FACTOR
+        why.append(f"others hold {held / 2**30:.1f} of {total / 2**30:.1f} GiB, and it is full")
+    return factor, f"{gpu.uuid}: {', '.join(why)}" if why else ""

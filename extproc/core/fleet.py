@@ -19,7 +19,8 @@ from extproc.core.predict.lengths import OutputLengths
 from extproc.core.predict.prior import prior
 from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.prefix import PrefixIndex
-from extproc.core.reports import ReplicaReport
+from extproc.core.reach import Look
+from extproc.core.reports import ReplicaReport, began_anew
 from extproc.core.strategies import Strategy, build
 
 __all__ = ["Endpoint", "Fleet", "Member", "Pool", "PoolSpec"]
@@ -254,8 +255,10 @@ class Fleet:
         endpoint = self._by_address.get(report.address)
         if endpoint is None or endpoint.pool != report.pool:
             return False
-        before = (endpoint.draining, endpoint.health.hard)
+        before, said = (endpoint.draining, endpoint.health.hard), endpoint.report
         self._diagnoses[report.address].heard(report, now_ns=now_ns)
+        if said is not None and began_anew(said, report):
+            self.pools[endpoint.pool].forget(report.address)
         self._recognise(endpoint, report)
         if (endpoint.draining, endpoint.health.hard) != before:
             # What silences acts at once, not at the next step; alone, since an agent may say it often.
@@ -302,6 +305,51 @@ class Fleet:
         diagnosis = self._diagnoses.get(endpoint.address)
         if diagnosis is not None:
             diagnosis.answered(outcome, now_ns=now_ns, failed=failed)
+
+    def newcomer(self, address: str, *, now_ns: int) -> None:
+        """An agent has registered an endpoint: it gets no traffic before it has answered us."""
+        endpoint = self._by_address.get(address)
+        if endpoint is not None:
+            self._diagnoses[address].registered()
+            endpoint.health.silence(now_ns=now_ns)
+            endpoint.refresh()
+            self.version += 1
+
+    def looks(self, *, newcomers: bool = False) -> list[tuple[str, int | None, int]]:
+        """Whom we must look at ourselves: (address, when last, failed attempts since it answered).
+
+        `newcomers` gives those alone that agents brought.
+        """
+        return [
+            (endpoint.address, diagnosis.reach.looked_ns, endpoint.failures)
+            for endpoint in self.endpoints
+            if (diagnosis := self._diagnoses[endpoint.address]).unspoken
+            and (diagnosis.newcomer or not newcomers)
+        ]
+
+    def looked(self, address: str, found: Look, *, now_ns: int) -> tuple[Look | None, Look | None]:
+        """We have looked at an endpoint's health page; gives what was found before, and now.
+
+        What has left meanwhile is nobody's.
+        """
+        endpoint = self._by_address.get(address)
+        if endpoint is None:
+            return None, None
+        pool = self.pools[endpoint.pool]
+        reached = found is Look.SILENT and any(
+            self._diagnoses[each.address].reach.reached for each in pool.endpoints
+        )
+        diagnosis, hard = self._diagnoses[address], endpoint.health.hard
+        before = diagnosis.reach.last
+        back = diagnosis.looked(found, now_ns=now_ns, neighbours_reached=reached)
+        if back and before in (Look.REFUSED, Look.LOADING):
+            # Another process: what the one before had cached is gone.
+            pool.forget(address)
+        if endpoint.health.hard != hard:
+            endpoint.health.silence(now_ns=now_ns)
+            endpoint.refresh()
+            self.version += 1
+        return before, found
 
     def drain(self, address: str, *, draining: bool) -> bool:
         """An operator's drain; false for an address that is not here."""

@@ -6,6 +6,7 @@ Only whole answers teach lengths: a cut stream's length says nothing of what it 
 
 from __future__ import annotations
 
+from extproc.core.blame import Blame, own_error
 from extproc.core.endpoint import Endpoint
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.ledger import Ended, Entry
@@ -38,6 +39,7 @@ class Lessons:
         self.completion = Errors()
         #: First tokens that came as late as if nothing had been cached, though something should have been.
         self.misses = 0
+        self.blame = Blame()
 
     def first_token(self, entry: Entry, *, now_ns: int) -> None:
         """The first token of a request in flight was seen now."""
@@ -84,6 +86,7 @@ class Lessons:
         well = outcome.end in (End.OK, End.REFUSED) and not outcome.refused and not outcome.impossible
         if served is not None and well:
             served.succeeded()
+            self.blame.answered(served.address)
             fleet.answered(served, outcome, now_ns=now_ns, failed=False)
         retried_elsewhere = outcome.attempts > 1 and outcome.served_by != chosen
         failed = outcome.end is End.ERROR or outcome.impossible
@@ -92,6 +95,9 @@ class Lessons:
             served.failed(now_ns)
             fleet.answered(served, outcome, now_ns=now_ns, failed=True)
         if first is not None and (retried_elsewhere or failed_here):
+            tenant = outcome.reservation.tenant
+            if own_error(outcome) and not self.blame.failed(pool, chosen, tenant, now_ns=now_ns):
+                return
             first.failed(now_ns)
             fleet.answered(first, outcome, now_ns=now_ns, failed=True)
 

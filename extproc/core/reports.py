@@ -49,6 +49,9 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     nvlink_errors: int | None = None
     lost: bool = False
     xids: tuple[tuple[int, int], ...] = ()
+    #: What processes that are no replica's hold and compute; None where it is not known.
+    memory_others_bytes: int | None = None
+    utilization_others_percent: int | None = None
 
 
 class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,3 +80,20 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     probe_ttft_ms: float | None = None
     probe_failures: int = 0
     gpus: tuple[Gpu, ...] = ()
+    #: How often its agent saw the engine begin anew.
+    engine_starts: int | None = None
+    #: The address lies in the networks of the node that speaks: it may silence it by its word alone.
+    own: bool = True
+
+
+#: States in which the process that was there is not, or not yet.
+_WITHOUT = frozenset({State.LOADING, State.GONE})
+
+
+def began_anew(before: ReplicaReport, now: ReplicaReport) -> bool:
+    """Whether another process of the engine answers: what the one before had cached is gone."""
+    if before.state in _WITHOUT and now.state in SERVING:
+        return True
+    if before.boot_id != now.boot_id or before.engine_starts is None or now.engine_starts is None:
+        return False
+    return before.engine_starts < now.engine_starts

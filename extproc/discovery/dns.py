@@ -1,6 +1,8 @@
 """A pool's members by name: all A and AAAA records, looked up again and again.
 
-Owns when a name is looked up and what a failure means: nothing, the last good answer stands. A resolver
+Owns when a name is looked up and what a failure means. A resolver that fails (no server, a timeout) says
+nothing of the name: the last good answer stands. "No such name" and "no address" are answers: the name's
+members leave when nothing else was said for `gone_after_s` (a service scaled to none, or renamed). A resolver
 tells no TTL here, so the interval is the configuration's, and never below INTERVAL_S_MIN.
 """
 
@@ -22,6 +24,8 @@ SOURCE = "dns"
 INTERVAL_S_MIN = 1.0
 #: A lookup that takes longer is told of; the next one waits for its end.
 LOOKUP_S_MAX = 5.0
+#: What a resolver says of a name that does not exist, or has no address.
+NO_SUCH_NAME = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
 #: Names of one pool. Each may keep one of the loop's resolver threads busy.
 NAMES_MAX = 16
 #: Addresses of one name; the lowest are taken.
@@ -35,6 +39,8 @@ class DnsName:
     name: str
     port: int
     interval_s: float = 10.0
+    #: How long a name must have had no address before its members leave.
+    gone_after_s: float = 60.0
     zone: str = ""
     region: str = ""
 
@@ -49,6 +55,8 @@ class _Known:
     members: tuple[Member, ...] = ()
     tried: bool = False
     failing: bool = False
+    #: When it was first answered that there is no address, since it had one.
+    gone_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -70,6 +78,7 @@ class DnsNames:
         addresses = sorted({ipaddress.ip_address(host.partition("%")[0]) for host in hosts}, key=_order)
         if not addresses:
             return self.failed(name, "it has no address")
+        known.gone_s = None
         if known.failing:
             log.info("dns: %s is answered again: %d addresses", name.name, len(addresses))
         if len(addresses) > ADDRESSES_MAX:
@@ -83,15 +92,37 @@ class DnsNames:
         )
         return self._changed()
 
-    def failed(self, name: DnsName, reason: str) -> tuple[Member, ...] | None:
-        """A lookup failed, or takes too long: the name's last good answer stands."""
+    def gone(self, name: DnsName, reason: str, *, now_s: float) -> tuple[Member, ...] | None:
+        """A lookup was answered, with no address; the members leave when it stays so for `gone_after_s`."""
+        known = self._known[name]
+        if known.gone_s is None:
+            known.gone_s = now_s
+        if known.members and now_s - known.gone_s >= name.gone_after_s:
+            log.error(
+                "dns: %s has had no address for %.0f s (%s); its %d members leave",
+                name.name,
+                now_s - known.gone_s,
+                reason,
+                len(known.members),
+            )
+            known.members = ()
+            known.tried = known.failing = True
+            return self._changed()
+        return self.failed(name, reason, gone=True)
+
+    def failed(self, name: DnsName, reason: str, *, gone: bool = False) -> tuple[Member, ...] | None:
+        """A lookup failed, or takes too long: the name's last good answer stands.
+
+        `gone`: the answer was that there is none. Between two such a failure says nothing else.
+        """
         known = self._known[name]
         if not known.failing:
             log.error(
-                "dns: %s cannot be looked up: %s; its last %d members stay",
+                "dns: %s cannot be looked up: %s; its last %d members stay%s",
                 name.name,
                 reason,
                 len(known.members),
+                f" for {name.gone_after_s:g} s" if gone else "",
             )
         known.tried = known.failing = True
         return self._changed()
@@ -158,7 +189,18 @@ class DnsSource:
             if not done:
                 self._tell(self._names.failed(name, f"no answer within {LOOKUP_S_MAX:g} s"))
             # A resolver thread cannot be stopped: a second lookup beside it would only take another.
-            self._tell(self._names.answered(name, await lookup))
+            hosts = list(await lookup)
+            now_s = asyncio.get_running_loop().time()
+            if hosts:
+                self._tell(self._names.answered(name, hosts))
+            else:
+                self._tell(self._names.gone(name, "it has no address", now_s=now_s))
+        except socket.gaierror as error:
+            if error.errno in NO_SUCH_NAME:
+                now_s = asyncio.get_running_loop().time()
+                self._tell(self._names.gone(name, str(error), now_s=now_s))
+            else:
+                self._tell(self._names.failed(name, str(error)))
         except (OSError, UnicodeError) as error:
             self._tell(self._names.failed(name, str(error)))
         finally:

@@ -62,6 +62,8 @@ def _gpu(gpu: Gpu) -> dict[str, Any]:
         "utilization_percent": gpu.utilization_percent,
         "memory_used_bytes": gpu.memory_used_bytes,
         "memory_total_bytes": gpu.memory_total_bytes,
+        "memory_others_bytes": gpu.memory_others_bytes,
+        "utilization_others_percent": gpu.utilization_others_percent,
         "power_w": gpu.power_w,
         "temperature_c": gpu.temperature_c,
         "sm_clock_mhz": gpu.sm_clock_mhz,

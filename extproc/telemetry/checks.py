@@ -92,6 +92,7 @@ def _replica(replica: pb.Replica, gpus: dict[str, Gpu], report: pb.Report) -> Re
         decode_tokens_per_s=_real(replica, "decode_tokens_per_s", RATE_MAX),
         probe_ttft_ms=_real(replica, "probe_ttft_ms", MILLISECONDS_MAX),
         probe_failures=min(replica.probe_failures, REQUESTS_MAX),
+        engine_starts=_count(replica, "engine_starts", REQUESTS_MAX),
         gpus=tuple(gpus[uuid] for uuid in dict.fromkeys(replica.gpu_uuids) if uuid in gpus),
     )
 
@@ -124,6 +125,8 @@ def _gpu(gpu: pb.Gpu) -> Gpu:
         remap_failed=gpu.remap_failed if gpu.HasField("remap_failed") else None,
         nvlink_errors=_count(gpu, "nvlink_errors", (1 << 64) - 1),
         lost=gpu.lost,
+        memory_others_bytes=_count(gpu, "memory_others_bytes", 1 << 50),
+        utilization_others_percent=_count(gpu, "utilization_others_percent", 100),
         xids=tuple((xid.code, xid.unix_ms) for xid in gpu.xids),
     )
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import msgspec
 from google.protobuf.message import DecodeError
 
 from extproc._pb import telemetry_pb2 as pb
@@ -109,6 +110,9 @@ class Ingest:
             heard = self._admit(report, identity, offset_ms, now_ns)
             checked = replicas(report)
             self._check_owners(report.node, checked, now_ns)
+            if not self.anyone and not self.nodes[report.node].networks:
+                # It may speak of anything, and so nothing is its own.
+                checked = [msgspec.structs.replace(each, own=False) for each in checked]
         except DecodeError:
             return self._reject(report, "garbage")
         except ImplausibleError as error:

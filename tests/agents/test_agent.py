@@ -295,6 +295,29 @@ def test_gpu_trouble_is_seen_while_running(tmp_path: Path, xids_watched: Event) 
     scene(play, nvml=f"fake:{script}", nvml_ms=NVML_MS)
 
 
+def test_a_stranger_on_the_card_is_told_apart_from_the_engine(tmp_path: Path) -> None:
+    """The engine is this very process and idle; the stranger computes all the while."""
+    script = tmp_path / "gpus.json"
+    gib = 2**30
+    strangers = [{"pid": os.getpid(), "memory_bytes": 20 * gib}, {"pid": 2**22, "memory_bytes": 59 * gib}]
+    busy = {"utilization_percent": 100, "memory_used_bytes": 79 * gib, "memory_total_bytes": 80 * gib}
+    write_script(script, {"gpus": [busy | {"processes": strangers}]})
+
+    async def play(stage: Stage) -> None:
+        assert await stage.generate(2) == 200  # TGI says nothing of its batch before its first request
+        async with asyncio.timeout(30):
+            while not ((gpus := stage.agent.view().gpus) and gpus[0].utilization_others_percent):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert (gpus[0].memory_others_bytes, gpus[0].utilization_others_percent) == (59 * gib, 100)
+        write_script(script, {"gpus": [busy | {"processes": strangers[:1]}]})
+        async with asyncio.timeout(30):
+            while stage.agent.view().gpus[0].utilization_others_percent:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert stage.agent.view().gpus[0].memory_others_bytes == 0
+
+    scene(play, nvml=f"fake:{script}", nvml_ms=50)
+
+
 class Told:
     """A pusher that keeps the states it was offered, by address."""
 

@@ -91,6 +91,24 @@ def test_sglang_counts_each_tensor_parallel_group_once() -> None:
     assert 7400.0 in scrape.progress
 
 
+@pytest.mark.parametrize(
+    "capacity",
+    [
+        "\n".join(
+            f'sglang:cache_config_info{{dp_rank="{rank}",num_pages="100",page_size="10"}} 1'
+            for rank in (0, 1)
+        ),
+        'sglang:max_total_num_tokens{dp_rank="0"} 1000\nsglang:max_total_num_tokens{dp_rank="1"} 1000\n',
+        'sglang:max_total_num_tokens{model_name="q"} 1000\n',
+    ],
+)
+def test_sglang_sums_the_caches_of_data_parallel_ranks(capacity: str) -> None:
+    """Each rank's fraction is of its own cache: 0.5 and 0.2 of 1,000 tokens each are 700 of 2,000."""
+    usage = 'sglang:token_usage{dp_rank="0"} 0.5\nsglang:token_usage{dp_rank="1"} 0.2\n'
+    scrape = ENGINES["sglang"].scrape((usage + capacity).encode())
+    assert (scrape.kv_used_tokens, scrape.kv_capacity_tokens) == (700, 2000)
+
+
 def test_llamacpp_says_nothing_of_kv_use() -> None:
     """Newer servers dropped the gauge: unknown, not zero."""
     scrape = ENGINES["llamacpp"].scrape(PAGES.LLAMACPP.encode())
@@ -132,12 +150,54 @@ def test_junk_is_nothing_or_a_value_error(name: str, junk: bytes) -> None:
             About(models=("Qwen/Q",), max_concurrent=48, kv_capacity_tokens=256_000),
         ),
         (
+            "sglang",
+            {
+                "/get_model_info": {"model_path": "Qwen/Q"},
+                "/get_server_info": {"dp_size": 4, "max_running_requests": 64, "max_total_num_tokens": 1000},
+            },
+            About(models=("Qwen/Q",), max_concurrent=64, kv_capacity_tokens=4000),
+        ),
+        (
+            "sglang",
+            {
+                "/get_model_info": {"model_path": "Qwen/Q"},
+                "/get_server_info": {
+                    "dp_size": 2,
+                    "max_running_requests": 64,
+                    "max_total_num_tokens": 1000,
+                    "internal_states": [
+                        {
+                            "memory_usage": {"token_capacity": 1000},
+                            "effective_max_running_requests_per_dp": 20,
+                        },
+                        {
+                            "memory_usage": {"token_capacity": 900},
+                            "effective_max_running_requests_per_dp": 20,
+                        },
+                    ],
+                },
+            },
+            About(models=("Qwen/Q",), max_concurrent=40, kv_capacity_tokens=1900),
+        ),
+        (
+            "llamacpp",
+            {
+                "/props": {
+                    "total_slots": 4,
+                    "default_generation_settings": {"n_ctx": 512},
+                    "kv_unified": False,
+                    "model_path": "/m.gguf",
+                },
+            },
+            About(models=("/m.gguf",), max_concurrent=4, kv_capacity_tokens=2048),
+        ),
+        (
             "llamacpp",
             {
                 "/v1/models": {"data": [{"id": "smol"}]},
                 "/props": {"total_slots": 4, "default_generation_settings": {"n_ctx": 2048}},
             },
-            About(models=("smol",), max_concurrent=4, kv_capacity_tokens=8192),
+            About(models=("smol",), max_concurrent=4, kv_capacity_tokens=2048),
         ),
     ],
 )

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from extproc.core.faults import XIDS, Recovery, findings, throttle
-from extproc.core.reports import Gpu
+from extproc.core.faults import XIDS, Recovery, findings, others, throttle
+from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.reports import Gpu, ReplicaReport
 
 
 def card(**fields: object) -> Gpu:
@@ -102,3 +105,58 @@ def test_throttling_is_in_proportion(reasons: int | None, clock: int | None, fac
     """The share of its clock that a slowed card still has."""
     fault = throttle(card(throttle_reasons=reasons, sm_clock_mhz=clock, sm_clock_max_mhz=1980))
     assert (fault.factor if fault else None) == (pytest.approx(factor) if factor else None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "left"),
+    [
+        ({}, 1.0),
+        ({"utilization_percent": 100, "memory_used_bytes": 80, "memory_total_bytes": 80}, 1.0),
+        ({"utilization_others_percent": 9}, 1.0),
+        ({"utilization_others_percent": 100}, 0.5),
+        ({"utilization_others_percent": 25}, 0.8),
+        ({"memory_others_bytes": 59, "memory_used_bytes": 79, "memory_total_bytes": 80}, 0.8),
+        ({"memory_others_bytes": 59, "memory_used_bytes": 70, "memory_total_bytes": 80}, 1.0),
+        ({"memory_others_bytes": 1, "memory_used_bytes": 80, "memory_total_bytes": 80}, 1.0),
+        (
+            {
+                "utilization_others_percent": 100,
+                "memory_others_bytes": 59,
+                "memory_used_bytes": 79,
+                "memory_total_bytes": 80,
+            },
+            0.4,
+        ),
+    ],
+)
+def test_what_others_use_of_a_card_leaves(fields: dict[str, Any], left: float) -> None:
+    """The engine's own use, however much, takes nothing; a stranger's full use half, a full card a fifth."""
+    factor, why = others(card(**fields))
+    assert factor == pytest.approx(left)
+    assert bool(why) is (left < 1.0)
+
+
+def test_a_foreign_process_takes_weight_and_is_named() -> None:
+    """A stranger at 100 % with 79 of 79.6 GiB taken: less of the traffic, and a cause that says why."""
+    fleet = Fleet([PoolSpec(name="p", models=("m",), strategy="steer", endpoints=(("10.0.0.1:80", "", 8),))])
+    (endpoint,) = fleet.endpoints
+    gib = 2**30
+    shared = card(
+        utilization_percent=100,
+        memory_used_bytes=79 * gib,
+        memory_total_bytes=int(79.6 * gib),
+        memory_others_bytes=59 * gib,
+        utilization_others_percent=100,
+    )
+    for quarter in range(40):
+        now_ns = quarter * 250_000_000
+        fleet.heard(ReplicaReport(address="10.0.0.1:80", pool="p", gpus=(shared,)), now_ns=now_ns)
+        fleet.step(now_ns=now_ns)
+    assert endpoint.weight == pytest.approx(0.4)
+    detail = endpoint.health.causes["others"].detail
+    assert detail == "GPU-1: others compute 100 % of it, others hold 59.0 of 79.6 GiB, and it is full"
+    for quarter in range(40, 80):
+        now_ns = quarter * 250_000_000
+        fleet.heard(ReplicaReport(address="10.0.0.1:80", pool="p", gpus=(card(),)), now_ns=now_ns)
+        fleet.step(now_ns=now_ns)
+    assert (endpoint.weight, endpoint.health.causes) == (1.0, {})

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.reports import ReplicaReport, State
 
 
 def spec(name: str, *addresses: str, models: tuple[str, ...] = ("m",), **changes: float) -> PoolSpec:
@@ -69,3 +72,29 @@ def test_an_address_stands_once() -> None:
             fleet.apply(wrong)
     assert list(fleet.pools) == ["p"]
     assert fleet.pool_for("m", "t") is fleet.pools["p"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "cold"),
+    [
+        ({"engine_starts": 1}, {"engine_starts": 2}, True),
+        ({"engine_starts": 1}, {"engine_starts": 1}, False),
+        # The agent began anew, and counts from nought.
+        ({"engine_starts": 3, "boot_id": 1}, {"engine_starts": 0, "boot_id": 2}, False),
+        ({"engine_starts": 3, "boot_id": 1}, {"engine_starts": 4, "boot_id": 2}, False),
+        ({"state": State.GONE}, {"state": State.READY}, True),
+        ({"state": State.LOADING}, {"state": State.DEGRADED}, True),
+        ({"state": State.HUNG}, {"state": State.READY}, False),
+        ({}, {}, False),
+    ],
+)
+def test_an_engine_that_began_anew_has_nothing_cached(
+    before: dict[str, Any], after: dict[str, Any], cold: bool
+) -> None:
+    """What was believed of the process before says nothing of the one after it."""
+    fleet = Fleet([spec("p", "10.0.0.1:80")])
+    pool = fleet.pools["p"]
+    pool.prefixes.insert("10.0.0.1:80", (1, 2, 3), capacity_blocks=10)
+    for at, said in enumerate((before, after)):
+        fleet.heard(ReplicaReport(address="10.0.0.1:80", pool="p", **said), now_ns=at)
+    assert pool.prefixes.blocks("10.0.0.1:80") == (0 if cold else 3)

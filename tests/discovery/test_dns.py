@@ -57,6 +57,46 @@ def test_no_answer_at_all_is_no_knowledge() -> None:
     assert names.failed(ONE, "no such name") is None
 
 
+def test_a_name_that_is_gone_leaves_after_its_bound() -> None:
+    """ "No such name" is an answer; a resolver that fails says nothing of the name, and ends no count."""
+    name = DnsName("gone.test", 80, gone_after_s=10.0)
+    names = DnsNames([name])
+    names.answered(name, ["10.0.0.1"])
+    assert names.gone(name, "no such name", now_s=100.0) is None
+    assert names.failed(name, "no answer within 5 s") is None
+    assert names.gone(name, "no such name", now_s=109.0) is None
+    assert names.gone(name, "no such name", now_s=110.0) == ()
+    assert names.answered(name, ["10.0.0.1"]) == (Member("10.0.0.1:80"),)
+    assert names.gone(name, "no such name", now_s=111.0) is None, "it counts anew"
+
+
+@pytest.mark.parametrize(
+    ("code", "leaves"), [(socket.EAI_NONAME, True), (socket.EAI_AGAIN, False), (None, True)]
+)
+def test_what_a_resolver_says_decides_who_leaves(code: int | None, leaves: bool) -> None:
+    """No such name and no address (None) are answers; a resolver out of reach is none."""
+    found: list[list[str] | None] = [["10.0.0.1"]]
+
+    async def resolve(_name: str, _port: int) -> list[str]:
+        if found[0] is not None:
+            return found[0]
+        if code is None:
+            return []
+        raise socket.gaierror(code, "as the system says")
+
+    async def scene() -> list[tuple[Member, ...]]:
+        name = DnsName("x.test", 80, gone_after_s=0.0)
+        told: list[tuple[Member, ...]] = []
+        source = DnsSource("p", [name], lambda _pool, _source, members: told.append(members), resolve=resolve)
+        await source._look_up(name)
+        found[0] = None
+        await source._look_up(name)
+        return told
+
+    told = asyncio.run(scene())
+    assert told[1:] == ([()] if leaves else [])
+
+
 def test_two_names_for_one_address_make_one_member() -> None:
     """The first name's."""
     same = DnsName("same.test", 80)

@@ -42,7 +42,10 @@ def telemetry(nodes: Sequence[str], **settings: Any) -> dict[str, Any]:
     hashes = {node: hashlib.sha256(token(node).encode()).hexdigest() for node in nodes}
     return {
         "listen": [f"127.0.0.1:{free_ports(1)[0]}"],
-        "nodes": [{"name": node, "token_sha256": digest} for node, digest in hashes.items()],
+        "nodes": [
+            {"name": node, "token_sha256": digest, "networks": ["127.0.0.0/8"]}
+            for node, digest in hashes.items()
+        ],
         **settings,
     }
 

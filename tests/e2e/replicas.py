@@ -38,6 +38,16 @@ class Replicas:
     def _await(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
 
+    def kill(self, index: int) -> None:
+        """Let one die; its port refuses from then on."""
+        assert self._running is not None
+        self._await(self._running.kill(self._specs[index].name))
+
+    def revive(self, index: int) -> None:
+        """Start a killed one afresh on its port."""
+        assert self._running is not None
+        self._await(self._running.revive(self._specs[index].name))
+
     def state(self, index: int) -> dict[str, Any]:
         """A replica's gauges."""
         with urllib.request.urlopen(f"http://{self.addresses[index]}/sim/state", timeout=5) as answer:

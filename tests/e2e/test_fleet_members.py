@@ -44,6 +44,8 @@ class Fleet:
             name: {"models": [name], "addresses": each[:4], "strategy": "least_work"}
             for name, each in self.pools.items()
         }
+        for name in ("agent", "drain"):
+            pools[name]["discovery"] = {"agents": True}
         pools["file"] |= {"addresses": [], "discovery": {"file": str(self.file)}}
         places = [("near", "eu"), ("near", "us"), ("far", "eu"), ("far", "us")]
         pools["zones"] = {

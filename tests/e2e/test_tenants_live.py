@@ -32,6 +32,7 @@ class Service:
             "service": {"listen": [self.address], "drain_s": 0},
             "audit": {"file": str(self.audit)},
             "pools": [{"name": "chat", "models": ["m"], "endpoints": [{"address": "127.0.0.1:9"}]}],
+            "probes": {"enabled": False},  # nobody is there, and decisions are all that is asked for
             "tenants": [{"name": name, "keys": [{"sha256": hash_key(key)}]} for name, key in KEYS.items()],
         }
         self.file.write_text("# ours\n" + yaml.safe_dump(config, sort_keys=False))

@@ -2,6 +2,10 @@
 
 It answers 503 while it loads. `/metrics` goes through the same queue as decoding, so a long prompt on a
 CPU makes it late: its timeout is longer than the others'. Newer servers say nothing of KV use.
+
+`/props` tells each slot's context. Started without `-np` (since the end of 2025), a server has four slots
+that share one KV of `-c` tokens, and each slot's context is the whole of it; with `-np` each has a part of
+its own. The page does not say which: only one slot's context surely is there.
 """
 
 from __future__ import annotations
@@ -49,14 +53,19 @@ class LlamaCpp(Engine):
         )
 
     def about(self, pages: Mapping[str, Any]) -> About:
-        """Slots are what it runs at once; a slot's context times the slots is the KV cache."""
+        """Slots are what it runs at once; a slot's context is the KV cache, unless it says that each has one.
+
+        A cache of several times that is told by `kv_capacity_tokens` in agent.yaml.
+        """
         props = mapping(pages.get("/props"))
         slots = count(props.get("total_slots"))
-        context = count(mapping(props.get("default_generation_settings")).get("n_ctx"))
+        settings = mapping(props.get("default_generation_settings"))
+        context = count(settings.get("n_ctx"))
+        apart = False in (props.get("kv_unified"), settings.get("kv_unified"))
         return About(
             models=served_models(pages.get("/v1/models")) or names([props.get("model_path")]),
             max_concurrent=slots,
-            kv_capacity_tokens=slots * context if slots and context else None,
+            kv_capacity_tokens=context * (slots or 1) if context and apart else context or None,
         )
 
     def health(self, status: int) -> Signal:

@@ -2,6 +2,7 @@
 
 Its gauges move every few dozen decode steps; the histograms' counts move with each token, so they are
 what tells work from standstill. Tensor-parallel ranks may repeat the gauges: one rank speaks for all.
+Data-parallel ranks have a cache and a limit each: what one says is its own, and the replica's is the sum.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from steersman_agent.engines.base import Engine, mapping, served_models
+from steersman_agent.engines.base import Engine, listed, mapping, served_models
 from steersman_agent.engines.exposition import Samples, Wanted, count, known, names, tokens
 from steersman_agent.figures import About, Scrape
 
@@ -37,10 +38,7 @@ class SGLang(Engine):
         """Read the page."""
         found = _WANTED.read(page)
         running = _once(found, "sglang:num_running_reqs")
-        used, usage = _once(found, "sglang:num_used_tokens"), _once(found, "sglang:token_usage")
-        capacity = _capacity(found)
-        if used is None and usage is not None and capacity is not None:
-            used = usage * capacity
+        used, capacity = _kv_tokens(found)
         prompt, output = (
             found.total("sglang:prompt_tokens_total"),
             found.total("sglang:generation_tokens_total"),
@@ -65,29 +63,60 @@ class SGLang(Engine):
     def about(self, pages: Mapping[str, Any]) -> About:
         """The served name where it is told, the path of the weights otherwise."""
         model, server = mapping(pages.get("/get_model_info")), mapping(pages.get("/get_server_info"))
-        capacity = server.get("max_total_num_tokens")
+        ranks = max(1, count(server.get("dp_size")) or 1)
+        each = tokens(server.get("max_total_num_tokens"))
+        states = [mapping(state) for state in listed(server.get("internal_states"))]
+        parts = [tokens(mapping(state.get("memory_usage")).get("token_capacity")) for state in states]
+        told = [part for part in parts if part]
+        # The page's own figure is the first rank's; each rank's state has its own.
+        capacity = sum(told) if len(told) == ranks else each * ranks if each else None
+        limits = [count(state.get("effective_max_running_requests_per_dp")) for state in states]
+        known_limits = [limit for limit in limits if limit]
         return About(
             models=served_models(pages.get("/v1/models")) or names([model.get("model_path")]),
-            max_concurrent=count(server.get("max_running_requests")),
-            kv_capacity_tokens=tokens(capacity) or None,
+            max_concurrent=sum(known_limits)
+            if len(known_limits) == ranks
+            else count(server.get("max_running_requests")),
+            kv_capacity_tokens=capacity,
         )
 
 
-def _once(found: Samples, name: str) -> float | None:
-    """A gauge summed over data-parallel ranks, each tensor-parallel group counted once."""
-    groups: dict[str, float] = {}
+def _by_rank(found: Samples, name: str) -> dict[str, float]:
+    """A gauge by data-parallel rank, each tensor-parallel group counted once."""
+    ranks: dict[str, float] = {}
     for labels, value in found.of(name):
-        groups.setdefault(labels.get("dp_rank", ""), value)
-    return sum(groups.values()) if groups else None
+        ranks.setdefault(labels.get("dp_rank", ""), value)
+    return ranks
 
 
-def _capacity(found: Samples) -> float | None:
-    capacity = _once(found, "sglang:max_total_num_tokens")
-    if capacity is not None:
-        return capacity
+def _once(found: Samples, name: str) -> float | None:
+    """A gauge summed over data-parallel ranks."""
+    ranks = _by_rank(found, name)
+    return sum(ranks.values()) if ranks else None
+
+
+def _kv_tokens(found: Samples) -> tuple[float | None, float | None]:
+    """KV in use and capacity, tokens, over all ranks; None for what cannot be told."""
+    capacities = _by_rank(found, "sglang:max_total_num_tokens") or _configured(found)
+    capacity = sum(capacities.values()) if capacities else None
+    used, usage = _once(found, "sglang:num_used_tokens"), _by_rank(found, "sglang:token_usage")
+    if used is None and usage and capacity is not None:
+        # Each rank's fraction is of its own cache; where these are not told apart, they are alike.
+        share = capacity / len(usage)
+        if len(capacities) == 1 and len(usage) > 1:
+            share, capacity = capacity, capacity * len(usage)
+            capacities = {}
+        used = sum(fraction * capacities.get(rank, share) for rank, fraction in usage.items())
+    return used, capacity
+
+
+def _configured(found: Samples) -> dict[str, float]:
+    """Each rank's cache by its configuration."""
+    ranks: dict[str, float] = {}
     for labels, _ in found.of("sglang:cache_config_info"):
         try:
-            return float(int(labels["page_size"]) * int(labels["num_pages"]))
+            size = float(int(labels["page_size"]) * int(labels["num_pages"]))
         except (KeyError, ValueError):
-            return None
-    return None
+            return {}
+        ranks.setdefault(labels.get("dp_rank", ""), size)
+    return ranks

@@ -51,9 +51,10 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         name="ReplicasDown",
         each="pool",
-        when=((Condition("ready_share", below=0.5),),),
+        # One of two is half.
+        when=((Condition("ready_share", below=0.501),),),
         for_ns=60 * S,
-        summary="Less than half of the pool's replicas take work.",
+        summary="Half of the pool's replicas or more take no work.",
     ),
     Rule(
         name="GpuFault",

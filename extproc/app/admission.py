@@ -1,0 +1,86 @@
+"""Which addresses a node's agent may register as replicas. A registration is a claim: it names where other
+tenants' prompts are to go.
+
+Owns the rules, not the bounds (roster.py). What passes here is looked at by the service itself before it gets
+any traffic.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Iterator
+from functools import lru_cache
+
+from extproc.config.model import Config
+
+#: Local addresses remembered.
+HOSTS_MAX = 4096
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def refusal(config: Config, node: str, address: str) -> str:
+    """Why a node may not register an address, as a code; "" where it may.
+
+    Raises ValueError where it is no ip:port.
+    """
+    telemetry = config.telemetry
+    if telemetry is None:
+        return "off"
+    host, _, port = address.rpartition(":")
+    ip = ipaddress.ip_address(host.strip("[]"))
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    if ip.is_link_local or ip.is_multicast or ip.is_unspecified or str(ip) == "255.255.255.255":
+        return "not_a_host"
+    if ip.is_loopback and not _on_loopback(config):
+        return "loopback"
+    if any(_meets(ip, int(port), each) for each in _listeners(config)):
+        return "own_listener"
+    networks = next((each.networks for each in telemetry.nodes if each.name == node), [])
+    if networks:
+        return "" if any(ip in ipaddress.ip_network(each) for each in networks) else "outside_networks"
+    # Without any proof of who speaks only this machine's own: that is what `auth: none` is for.
+    return "" if telemetry.auth == "none" and ip.is_loopback else "no_networks"
+
+
+def _on_loopback(config: Config) -> bool:
+    """Whether the service, and where agents reach it, are on loopback alone."""
+    told = [*config.service.listen, *(config.telemetry.listen if config.telemetry is not None else ())]
+    return all(each.startswith("unix:") or _host(each).is_loopback for each in told)
+
+
+def _listeners(config: Config) -> Iterator[str]:
+    yield config.gateway.listen
+    yield config.gateway.envoy_admin
+    yield from config.service.listen
+    yield from config.gateway.services
+    if config.telemetry is not None:
+        yield from config.telemetry.listen
+    if config.admin is not None:
+        yield config.admin.listen
+
+
+def _meets(ip: Address, port: int, listener: str) -> bool:
+    """Whether a connection to an address would end at one of our listeners."""
+    if listener.startswith("unix:") or int(listener.rpartition(":")[2]) != port:
+        return False
+    host = _host(listener)
+    return ip == host or (host.is_unspecified and local(str(ip)))
+
+
+def _host(listener: str) -> Address:
+    return ipaddress.ip_address(listener.rpartition(":")[0].strip("[]"))
+
+
+@lru_cache(HOSTS_MAX)
+def local(host: str) -> bool:
+    """Whether an IP address is this machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((host, 0))
+    except OSError as error:
+        return error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+    return True
