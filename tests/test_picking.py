@@ -45,13 +45,13 @@ class World:
 def test_a_stranger_joins_the_pool_of_the_model() -> None:
     """With the pool's settings, ready at once; one of another pool stays where it is."""
     world = World(loads(CONFIG))
-    world.part.picker.join("m", ("10.0.0.1:80", "10.0.0.2:80", "10.0.0.9:80"))
+    world.part.picker.join("m", "t", ("10.0.0.1:80", "10.0.0.2:80", "10.0.0.9:80"))
     assert world.addresses() == ["10.0.0.1:80", "10.0.0.2:80"]
     assert world.addresses("code") == ["10.0.0.9:80"]
     endpoint = world.fleet.endpoint("chat", "10.0.0.2:80")
     assert endpoint is not None
     assert endpoint.ready
-    world.part.picker.join("unknown", ("10.0.0.3:80",))
+    world.part.picker.join("unknown", "t", ("10.0.0.3:80",))
     assert world.fleet.owner("10.0.0.3:80") is None
     assert world.part.status()["joined"] == {"chat": ["10.0.0.2:80"]}
 
@@ -59,20 +59,20 @@ def test_a_stranger_joins_the_pool_of_the_model() -> None:
 def test_who_is_named_no_more_is_forgotten() -> None:
     """After forget_s; each request that names it counts."""
     world = World(loads(CONFIG))
-    world.part.picker.join("m", ("10.0.0.2:80", "10.0.0.3:80"))
+    world.part.picker.join("m", "t", ("10.0.0.2:80", "10.0.0.3:80"))
     for _ in range(11):
         world.now_ns += SECOND
-        world.part.picker.join("m", ("10.0.0.3:80",))
+        world.part.picker.join("m", "t", ("10.0.0.3:80",))
         world.part.step(now_ns=world.now_ns)
     assert world.addresses() == ["10.0.0.1:80", "10.0.0.3:80"]
-    world.part.picker.join("m", ("10.0.0.2:80",))
+    world.part.picker.join("m", "t", ("10.0.0.2:80",))
     assert "10.0.0.2:80" in world.addresses()
 
 
 def test_joined_endpoints_outlive_a_reload() -> None:
     """Of the pools that stay."""
     world = World(loads(CONFIG))
-    world.part.picker.join("m", ("10.0.0.2:80",))
+    world.part.picker.join("m", "t", ("10.0.0.2:80",))
     new = loads(CONFIG.replace("discover: true", "discover: false"))
     world.roster.apply(new)
     world.part.apply(new)
@@ -84,7 +84,7 @@ def test_joined_endpoints_are_bounded() -> None:
     """A gateway that names half the internet fills one bounded table."""
     world = World(loads(CONFIG))
     many = tuple(f"10.1.{i // 250}.{i % 250}:80" for i in range(REGISTERED_MAX + 50))
-    world.part.picker.join("m", many)
+    world.part.picker.join("m", "t", many)
     joined = world.part.status()["joined"]
     assert isinstance(joined, dict)
     assert len(joined["chat"]) == REGISTERED_MAX

@@ -281,6 +281,7 @@ class Desk:
 
     def tick(self, *, now_ns: int) -> None:
         """Some milliseconds have passed: overdue first tokens count as come, and who waits is tried again."""
+        self.ledger.past_retries(now_ns=now_ns)
         freed = self.ledger.overdue(now_ns=now_ns)
         self.counts["first_token.overdue"] += len(freed)
         if len(self.queue):

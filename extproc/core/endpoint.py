@@ -28,7 +28,7 @@ FOREIGN_SAMPLES = 3
 PREFILL_BUDGET_TOKENS = 4096
 #: Retries may be promised no more of an endpoint's permits than leaves this share (one permit at the least)
 #: to those that come anew: what is kept for a failure must not keep an idle replica idle.
-STANDBY_FREE_SHARE = 0.25
+STANDBY_FREE_SHARE = 0.5
 #: No weight is below this while an endpoint is ready, so that scores stay finite.
 WEIGHT_MIN = 0.01
 

@@ -8,7 +8,7 @@ of, or is overdue; then in decode.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
@@ -19,6 +19,9 @@ from extproc.core.outcome import Reservation
 
 #: Timers of requests that are gone may outnumber those that are in flight by so many.
 DEAD_TIMERS_MAX = 256
+#: How long a request's permits are kept free where it may be tried next: a replica that is dead, refuses or is full
+#: says so at once. A long answer that is not streamed must not hold the permits of two replicas to its end.
+STANDBY_NS = 2_000_000_000
 
 
 @dataclass(slots=True)
@@ -62,6 +65,8 @@ class Ledger:
         self._ended: OrderedDict[str, None] = OrderedDict()
         #: (when a request counts as running though no first token was heard of, its id).
         self._unheard: list[tuple[int, str]] = []
+        #: (when what is kept for its retries is given back, a request's id), earliest first.
+        self._standing: deque[tuple[int, str]] = deque()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -93,7 +98,7 @@ class Ledger:
         job = self._carry(reservation, endpoint, plan, now_ns)
         entry = Entry(reservation, endpoint, now_ns, job, adopted=adopted)
         self._entries[reservation.id] = entry
-        _stand_by(entry, standby)
+        self._keep(entry, standby, now_ns)
         if adopted or not reservation.permits:
             endpoint.load.first(reservation.id, job, now_ns=now_ns)
         else:
@@ -122,6 +127,13 @@ class Ledger:
         entry.endpoint.load.first(reservation_id, entry.job, now_ns=now_ns)
         return entry
 
+    def past_retries(self, *, now_ns: int) -> None:
+        """Give back what is kept for retries that are not to be expected any more."""
+        while self._standing and self._standing[0][0] <= now_ns:
+            entry = self._entries.get(self._standing.popleft()[1])
+            if entry is not None:
+                _stand_down(entry)
+
     def overdue(self, *, now_ns: int) -> set[Endpoint]:
         """Count as running whose first token should long have come; the endpoints that this has freed."""
         freed: set[Endpoint] = set()
@@ -139,7 +151,7 @@ class Ledger:
         self._release(reservation_id, entry, now_ns)
         entry.endpoint = endpoint
         entry.moved = True
-        _stand_by(entry, left)
+        self._keep(entry, left, now_ns)
         running = not entry.job.queued
         entry.job = self._carry(entry.reservation, endpoint, entry.job.plan, now_ns)
         if running:
@@ -223,6 +235,12 @@ class Ledger:
             queued = {name for name, entry in self._entries.items() if entry.job.queued}
             self._unheard = [timer for timer in self._unheard if timer[1] in queued]
             heapify(self._unheard)
+
+    def _keep(self, entry: Entry, standby: Sequence[Endpoint], now_ns: int) -> None:
+        """Keep its permits free where it may be tried next, for a while."""
+        _stand_by(entry, standby)
+        if entry.standby:
+            self._standing.append((now_ns + STANDBY_NS, entry.reservation.id))
 
     def _remember(self, reservation_id: str) -> None:
         self._ended[reservation_id] = None

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from extproc.core.desk import ClassSpec, Desk, DeskLimits, Policy
 from extproc.core.endpoint import Endpoint
 from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.ledger import STANDBY_NS
 from extproc.core.outcome import Hold, Outcome, Reject, Routed
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import ANONYMOUS
@@ -42,8 +43,8 @@ def test_the_largest_promise_for_one_endpoint_is_kept() -> None:
     assert endpoint.standby == 0
 
 
-@pytest.mark.parametrize(("limit", "most"), [(1, 0), (2, 1), (4, 3), (128, 96)])
-def test_a_quarter_is_kept_for_what_comes_anew(limit: int, most: int) -> None:
+@pytest.mark.parametrize(("limit", "most"), [(1, 0), (2, 1), (4, 2), (128, 64)])
+def test_half_is_left_to_what_comes_anew(limit: int, most: int) -> None:
     """A replica of one permit is nobody's second choice: an idle one must not wait for a failure."""
     endpoint = Endpoint(address="x", pool="p", max_concurrent=limit)
     taken = 0
@@ -125,3 +126,15 @@ def test_once_it_answers_a_request_is_tried_nowhere_else() -> None:
     assert second.standby == 1
     desk.first_token(routed.reservation.id, now_ns=1)
     assert second.standby == 0
+
+
+def test_what_is_kept_is_given_back_after_a_while() -> None:
+    """An answer that is long in coming holds the permits of one replica, not of two."""
+    desk = desk_of(8, 8)
+    assert isinstance(desk.admit(ASK, ANONYMOUS, now_ns=0), Routed)
+    endpoints = desk.fleet.pools["p"].endpoints
+    assert sum(each.standby for each in endpoints) == 1
+    desk.tick(now_ns=STANDBY_NS - 1)
+    assert sum(each.standby for each in endpoints) == 1
+    desk.tick(now_ns=STANDBY_NS)
+    assert [(each.permits, each.standby) for each in endpoints] in ([(1, 0), (0, 0)], [(0, 0), (1, 0)])

@@ -83,7 +83,17 @@ class DeskMachine(RuleBasedStateMachine):
         room = {
             e.address
             for e in self.desk.fleet.pools[pool].endpoints
-            if e.ready and (kind is Kind.TOKENIZE or e.permits + sequences <= e.max_concurrent)
+            if e.ready and (kind is Kind.TOKENIZE or e.permits + e.standby + sequences <= e.max_concurrent)
+        }
+        permits = 0 if kind is Kind.TOKENIZE else sequences
+        # Where a retry may go, by which endpoint comes first.
+        beside = {
+            first: {
+                e.address
+                for e in self.desk.fleet.pools[pool].endpoints
+                if e.address in room - {first} and (not permits or e.may_stand_by(first, permits))
+            }
+            for first in room
         }
         full = len(self.desk.ledger) >= self.desk.limits.reservations_max
         decision = self.desk.admit(request, ANONYMOUS, now_ns=self.now_ns, degraded=degraded)
@@ -92,11 +102,12 @@ class DeskMachine(RuleBasedStateMachine):
             return self.made("nowhere:1")
         named = decision.addresses
         assert set(named) <= room
-        assert len(named) == len(set(named)) == min(ENDPOINTS_NAMED, len(room))
         reason = decision.reason
+        first, *others = (reason.candidates[i].address for i in reason.best)
+        assert len({first, *others}) == 1 + len(others) == min(ENDPOINTS_NAMED, len(room))
+        assert list(named) == [first, *(each for each in others if each in beside[first])]
         assert len(reason.scores) == len(reason.candidates)
         assert all(score >= 0 and not math.isnan(score) for score in reason.scores)
-        assert [reason.candidates[i].address for i in reason.best] == list(named)
         assert reason.text()
         return decision.reservation
 
