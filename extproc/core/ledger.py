@@ -19,8 +19,8 @@ from extproc.core.outcome import Reservation
 
 #: Timers of requests that are gone may outnumber those that are in flight by so many.
 DEAD_TIMERS_MAX = 256
-#: How long a request's permits are kept free where it may be tried next: a replica that is dead, refuses or is
-#: full says so at once. A long answer that is not streamed must not hold the permits of two replicas to its end.
+#: How long a request's permits are kept free where it may be tried next: a replica that is dead, refuses or
+#: is full says so at once. An answer that is not streamed must not hold two replicas' permits to its end.
 STANDBY_NS = 2_000_000_000
 
 
