@@ -30,6 +30,7 @@ import bench_notice
 import bench_picker
 import bench_prefix
 import bench_quota
+import bench_reload
 import bench_replica
 import bench_sim
 import bench_telemetry
@@ -43,6 +44,7 @@ BENCHES = {
     "gateway": bench_gateway.run,
     "first_token": bench_first_token.run,
     "fleet": bench_fleet.run,
+    "reload": bench_reload.run,
     "replica": bench_replica.run,
     "sim": bench_sim.run,
     "agent": bench_agent.run,

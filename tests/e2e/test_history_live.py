@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway import KEYS, wait_for
-from lone_service import serving
+from lone_service import ACME, serving
 from processes import steersman
 
 
@@ -22,9 +22,7 @@ def test_an_editors_first_change_is_undone_by_rollback(tmp_path: Path) -> None:
     with serving(tmp_path) as service:
         wait_for("the first version", service.history.exists)
         before = service.file.read_text()
-        old = "- name: acme\n"
-        assert old in before
-        service.file.write_text(before.replace(old, f"{old}  quota: {{requests_per_minute: 1}}\n"))
+        service.edit(ACME, f"{ACME}  quota: {{requests_per_minute: 1}}\n")
         wait_for("the editor's quota", lambda: service.limits("acme"))
         wait_for("its version", lambda: len(versions(service.file)) == 2)
         assert [service.ask(KEYS["acme"]) for _ in range(2)] == [200, 429]
