@@ -164,7 +164,10 @@ def _redis(value: str) -> str:
     return value
 
 
-Name = Annotated[str, AfterValidator(_name)]
+# The schema says of these what editors can complete or underline; the wording is the validators'.
+Name = Annotated[
+    str, AfterValidator(_name), Field(json_schema_extra={"pattern": f"^{NAME_PATTERN.pattern}$"})
+]
 IpPort = Annotated[str, AfterValidator(ip_port)]
 EndpointAddress = Annotated[str, AfterValidator(_endpoint)]
 Listen = Annotated[str, AfterValidator(_listen)]
@@ -183,7 +186,7 @@ def _strategy(value: str) -> str:
     return value
 
 
-StrategyName = Annotated[str, AfterValidator(_strategy)]
+StrategyName = Annotated[str, AfterValidator(_strategy), Field(json_schema_extra={"enum": list(STRATEGIES)})]
 
 
 def _floor(value: object) -> object:
