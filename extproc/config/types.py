@@ -9,8 +9,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from extproc.config.meant import meant
 from extproc.core.strategies import STRATEGIES
+from extproc.meant import meant
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 #: Envoy refuses names with underscores.
