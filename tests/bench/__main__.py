@@ -20,6 +20,7 @@ import bench_agent
 import bench_alerts
 import bench_anomalies
 import bench_analytics
+import bench_commands
 import bench_decide
 import bench_first_token
 import bench_fairness
@@ -45,6 +46,7 @@ BENCHES = {
     "first_token": bench_first_token.run,
     "fleet": bench_fleet.run,
     "reload": bench_reload.run,
+    "commands": bench_commands.run,
     "replica": bench_replica.run,
     "sim": bench_sim.run,
     "agent": bench_agent.run,
