@@ -29,7 +29,8 @@ def install() -> None:
         sys.meta_path.insert(0, _Finder())
         # Asked for with every message that is written, and worked out anew each time: a third of a second.
         message: Any = Message
-        message._type_hints = classmethod(cache(message._type_hints.__func__))  # noqa: SLF001 (betterproto's)
+        once: Any = cache(message._type_hints.__func__)  # noqa: SLF001 (betterproto's own)
+        message._type_hints = classmethod(once)  # noqa: SLF001 (betterproto's)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
