@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from extproc.meant import meant
+from extproc.yamltext import YamlMistakeError, read
 
 #: A configuration file above this is refused unread.
 CONFIG_BYTES_MAX = 1024 * 1024
@@ -173,16 +175,15 @@ def load(path: Path, *, needs_services: bool = True) -> AgentConfig:
 def loads(text: str, *, name: str = "<string>", needs_services: bool = True) -> AgentConfig:
     """Check a configuration given as text; `AgentConfigError` with every mistake."""
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" (line {mark.line + 1})" if mark is not None else ""
-        what = getattr(error, "problem", None) or error
-        raise AgentConfigError([f"{name}: is not YAML: {what}{line}"]) from error
-    except (ValueError, RecursionError) as error:
-        raise AgentConfigError([f"{name}: is not YAML: {error}"]) from error
+        document = read(text)
+    except YamlMistakeError as error:
+        line = f" (line {error.line})" if error.line is not None else ""
+        raise AgentConfigError([f"{name}: {error}{line}"]) from None
+    data = document.data
     if not isinstance(data, dict):
         raise AgentConfigError([f"{name}: holds no mapping; begin with 'services:' and 'replicas:'"])
+    if document.repeated:
+        raise AgentConfigError([f"{name}: {_dotted(where)}: {what}" for where, what in document.repeated])
     try:
         config = AgentConfig.model_validate(data)
     except ValidationError as error:
@@ -264,11 +265,14 @@ def _wording(entry: Any) -> str:
     if kind == "missing":
         return "is missing; add it"
     if kind == "extra_forbidden":
-        return f"is not a setting here; this section knows {', '.join(_known_keys(entry['loc'][:-1]))}"
+        known = _known_keys(entry["loc"][:-1])
+        near = meant(entry["loc"][-1], known)
+        return f"is not a setting here{near or ';'} this section knows {', '.join(known)}"
     if kind == "value_error":
         return str(context["error"])
     if kind == "literal_error":
-        return f"{entry['input']!r} is not one of {context['expected']}"
+        words = re.findall(r"'([^']*)'", context["expected"])
+        return f"{entry['input']!r} is not one of {context['expected']}{meant(entry['input'], words)}"
     wanted = _WANTED.get(kind, "").format(**context)
     seen = repr(entry["input"])
     seen = seen if len(seen) <= 60 else seen[:57] + "..."

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from extproc.app.build import policy_of
+from extproc.app.build import classes_of
 from extproc.app.operating import Part
 from extproc.app.signals import Values
 from extproc.config.alerts import Alerts, Webhook
@@ -111,7 +111,7 @@ class Alerting(Part):
         self.settings = settings = config.alerts
         self.anomalies.settings = _anomaly_settings(settings)
         self.watch.tenants_max = settings.tenants_max
-        self.watch.apply(policy_of(config).classes, pools=[pool.name for pool in config.pools])
+        self.watch.apply(classes_of(config), pools=[pool.name for pool in config.pools])
         self.watch.budgets = {each.name: 1.0 - settings.slo.of(each.name) for each in config.classes}
         boxes = {}
         for webhook in settings.webhooks:

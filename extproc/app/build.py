@@ -135,22 +135,27 @@ def attempts_of(config: Config) -> AttemptLimiter:
     return AttemptLimiter(per_minute=limits.per_minute, burst=limits.burst, sources_max=limits.sources_max)
 
 
+def classes_of(config: Config) -> tuple[ClassSpec, ...]:
+    """The service classes, in order."""
+    return tuple(
+        ClassSpec(
+            name=each.name,
+            hold_ns=each.hold_ms * MS,
+            ttft_ns=each.ttft_ms * MS,
+            tpot_ns=each.tpot_ms * MS,
+            long_prompt_tokens=each.long_prompt_tokens,
+            long_ttft_ns=each.long_ttft_ms * MS,
+            long_hold_ns=each.long_hold_ms * MS,
+            retries=config.gateway.retries if each.retries is None else each.retries,
+        )
+        for each in config.classes
+    )
+
+
 def policy_of(config: Config) -> Policy:
-    """Classes, quotas, weights and prices."""
+    """Classes, quotas, weights and prices. Grows with the tenants: a reload makes it off the loop."""
     return Policy(
-        classes=tuple(
-            ClassSpec(
-                name=each.name,
-                hold_ns=each.hold_ms * MS,
-                ttft_ns=each.ttft_ms * MS,
-                tpot_ns=each.tpot_ms * MS,
-                long_prompt_tokens=each.long_prompt_tokens,
-                long_ttft_ns=each.long_ttft_ms * MS,
-                long_hold_ns=each.long_hold_ms * MS,
-                retries=config.gateway.retries if each.retries is None else each.retries,
-            )
-            for each in config.classes
-        ),
+        classes=classes_of(config),
         bounds=Bounds(
             held_max=config.limits.held_max,
             class_held_max=tuple(each.held_max for each in config.classes),

@@ -91,9 +91,12 @@ def _name(model: str, taken: set[str]) -> str:
     return name
 
 
-def text(pools: Sequence[FirstPool], *, places: Places, tenant: str, key_sha256: str) -> str:
-    """The file."""
+def text(
+    pools: Sequence[FirstPool], *, places: Places, tenant: str, key_sha256: str, schema: str = ""
+) -> str:
+    """The file; `schema` is the JSON Schema's, from which editors complete, where one lies beside it."""
     lines = [
+        *([f"# yaml-language-server: $schema={schema}"] if schema else []),
         "# Written by `steersman init`, which asked the backends what they are. Yours to edit: every",
         "# setting and its default is in docs/configuration.md; `steersman check` names every mistake.",
         "#",

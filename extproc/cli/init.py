@@ -5,6 +5,7 @@ Owns the options, the addresses as people write them, and what is said when a ba
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -94,12 +95,15 @@ def command(
 
     BACKEND is ip:port, host:port or a URL of a TGI, vLLM, SGLang or llama.cpp server. Replicas of the same
     model become a pool; a tenant is made with a new key, which is shown once and kept nowhere. A file that is
-    there is never written over without --force. Exits 1 when a backend does not answer or is none of these,
+    there is never written over without --force. Beside it lies FILE.schema.json, from which editors complete
+    (YAML's language server reads the first line); 'steersman check --schema' prints a newer one.
+    Exits 1 when a backend does not answer or is none of these,
     unless --engine and --model say what it is.
     """
     from extproc.cli.first_config import GroupingError, grouped, plain, text
     from extproc.cli.tenant_key import new_key
     from extproc.config.load import ConfigError, loads
+    from extproc.config.schema import schema
     from extproc.core.tenant import hash_key
 
     printed = str(file) == "-"
@@ -118,7 +122,14 @@ def command(
         fail(str(error))
     key = new_key()
     places = _places(listen, targets)
-    written = text(pools, places=places, tenant=tenant, key_sha256=hash_key(key))
+    schema_file = file.with_suffix(".schema.json")
+    written = text(
+        pools,
+        places=places,
+        tenant=tenant,
+        key_sha256=hash_key(key),
+        schema="" if printed else schema_file.name,
+    )
     try:
         loads(written, name=str(file))
     except ConfigError as error:
@@ -133,6 +144,7 @@ def command(
         click.echo(f"key of tenant {tenant}, shown once: {key}", err=True)
         return
     try:
+        _write(schema_file, json.dumps(schema(), indent=2) + "\n")
         _write(file, written)
     except OSError as error:
         fail(f"{file}: cannot be written: {error.strerror}")

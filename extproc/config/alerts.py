@@ -10,10 +10,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from extproc.config.meant import meant
 from extproc.config.section import Section
 from extproc.config.signals import CODES, LONG_WINDOW_S_MAX, SIGNALS, WINDOW_S_MAX, Scope
 from extproc.config.types import Name
+from extproc.meant import meant
 
 RULES_MAX, WEBHOOKS_MAX, CONDITIONS_MAX = 200, 16, 8
 Severity = Literal["info", "warning", "critical"]

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from extproc.config.away import known_by, mode_of
 from extproc.config.locations import Loc, repeats
-from extproc.config.meant import meant
 from extproc.config.model import Config, Key
+from extproc.meant import meant
 
 #: Headers that the service reads itself.
 TAKEN_HEADERS = ("x-api-key", "x-model", "x-request-id")

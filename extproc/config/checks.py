@@ -11,9 +11,9 @@ from extproc.config.check_tenants import class_checks, identity_checks
 from extproc.config.experiments import experiment_checks
 from extproc.config.families import family_checks
 from extproc.config.locations import Loc, dotted, repeats
-from extproc.config.meant import meant
 from extproc.config.model import Config
 from extproc.core.strategies import build
+from extproc.meant import meant
 
 __all__ = ["Loc", "cross_checks", "dotted"]
 

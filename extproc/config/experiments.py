@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AwareDatetime, Field
 
 from extproc.config.locations import Loc
-from extproc.config.meant import meant
 from extproc.config.section import Section
 from extproc.config.types import Name, StrategyName
 from extproc.core.experiment import shares_of
 from extproc.core.strategies import build
+from extproc.meant import meant
 
 if TYPE_CHECKING:
     from extproc.config.model import Config

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from extproc.config.locations import Loc, repeats
-from extproc.config.meant import meant
 from extproc.config.section import Section
 from extproc.config.types import ModelName
 from extproc.core.families import WAIT_MS, floor_of
+from extproc.meant import meant
 
 if TYPE_CHECKING:
     from extproc.config.model import Config

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from extproc.config.checks import Loc, cross_checks, dotted
 from extproc.config.model import Config
 from extproc.config.wording import wording
-from extproc.config.yamltext import YamlMistakeError, read, read_json
+from extproc.yamltext import YamlMistakeError, read, read_json
 
 #: A configuration file above this is refused unread.
 CONFIG_BYTES_MAX = 16 * 1024 * 1024

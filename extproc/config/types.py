@@ -10,8 +10,8 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from extproc.config import redis_url
-from extproc.config.meant import meant
 from extproc.core.strategies import STRATEGIES
+from extproc.meant import meant
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 #: Envoy refuses names with underscores.
@@ -165,7 +165,10 @@ def _redis(value: str) -> str:
     return value
 
 
-Name = Annotated[str, AfterValidator(_name)]
+# The schema says of these what editors can complete or underline; the wording is the validators'.
+Name = Annotated[
+    str, AfterValidator(_name), Field(json_schema_extra={"pattern": f"^{NAME_PATTERN.pattern}$"})
+]
 IpPort = Annotated[str, AfterValidator(ip_port)]
 EndpointAddress = Annotated[str, AfterValidator(_endpoint)]
 Listen = Annotated[str, AfterValidator(_listen)]
@@ -184,7 +187,7 @@ def _strategy(value: str) -> str:
     return value
 
 
-StrategyName = Annotated[str, AfterValidator(_strategy)]
+StrategyName = Annotated[str, AfterValidator(_strategy), Field(json_schema_extra={"enum": list(STRATEGIES)})]
 
 
 def _floor(value: object) -> object:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from extproc.config.meant import meant, nearest
+from extproc.meant import meant, nearest
 
 #: Pydantic's kinds of error as what should stand there instead.
 _WANTED = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 POLL_S = 0.5
 #: A changed file is read once nothing has changed for this long: a writer may be half way through.
 STILL_S = 0.3
+#: What a folder that is not ours to write answers.
+READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 class Follow:
@@ -38,7 +41,8 @@ class Follow:
         # What the service starts with is a version too: the first edit can be undone by it.
         self._record = not supervised
         self._asked = asyncio.Event()
-        self._silent = True
+        #: Whether it was said that nothing is recorded; once until something was.
+        self._said = False
 
     def now(self) -> None:
         """Read it soon, as a signal asks; however many come while it is read, it is read once more."""
@@ -108,8 +112,19 @@ class Follow:
         except BlockingIOError:
             return
         except (HistoryError, OSError, UnicodeDecodeError) as error:
-            if self._silent:
-                log.warning("changes of %s are not recorded: %s", self.file, error)
-            self._silent = False
+            if not self._said:
+                self._say(error)
+            self._said = True
         else:
-            self._silent = True
+            self._said = False
+
+    def _say(self, error: Exception) -> None:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, OSError) and cause.errno in READ_ONLY:
+            # A mounted configuration is: nothing is wrong with it, and its versions are kept elsewhere.
+            log.info(
+                "no history of %s is kept: its folder cannot be written; undo a change where it comes from",
+                self.file,
+            )
+        else:
+            log.warning("changes of %s are not recorded: %s", self.file, error)

@@ -118,3 +118,16 @@ def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
 def test_services_may_be_missing_for_one_look() -> None:
     """`--once` talks to none."""
     assert loads("zone: a\n", needs_services=False).services == ()
+
+
+def test_what_was_meant_is_said() -> None:
+    """As in steersman.yaml: the nearest key and word, and the same words for what is no YAML."""
+    for text, said in [
+        ("replica: []", "replica: is not a setting here; did you mean 'replicas'? this section knows"),
+        ("mode: eech", "mode: 'eech' is not one of 'each' or 'any'; did you mean 'each'?"),
+        ("services: [", "is not YAML: a bracket or a brace is not closed, or a value is missing (line 1)"),
+        ("node: a\nnode: b", "node: stands here a second time; keep one of them"),
+    ]:
+        with pytest.raises(AgentConfigError) as caught:
+            loads(text)
+        assert said in caught.value.problems[0]

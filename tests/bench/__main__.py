@@ -21,6 +21,7 @@ import bench_alerts
 import bench_anomalies
 import bench_bodies
 import bench_analytics
+import bench_commands
 import bench_decide
 import bench_first_token
 import bench_fairness
@@ -31,6 +32,7 @@ import bench_notice
 import bench_picker
 import bench_prefix
 import bench_quota
+import bench_reload
 import bench_replica
 import bench_sim
 import bench_telemetry
@@ -45,6 +47,8 @@ BENCHES = {
     "gateway": bench_gateway.run,
     "first_token": bench_first_token.run,
     "fleet": bench_fleet.run,
+    "reload": bench_reload.run,
+    "commands": bench_commands.run,
     "replica": bench_replica.run,
     "sim": bench_sim.run,
     "agent": bench_agent.run,

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
+from jsonschema import Draft202012Validator
 
 from extproc.cli import group
 from extproc.config.load import load
@@ -278,3 +280,16 @@ def test_a_bad_tenant_is_exit_2(servers: ExitStack, tmp_path: Path) -> None:
     result = init(file, servers.enter_context(serving(TGI)), "--tenant", "Not A Name")
     assert (result.exit_code, file.exists()) == (2, False)
     assert "is not a name" in result.stderr
+
+
+def test_editors_complete_from_the_schema_beside_the_file(servers: ExitStack, tmp_path: Path) -> None:
+    """The first line names a file that is there, and by which the written configuration is good."""
+    file = tmp_path / "mine.yaml"
+    result = init(file, servers.enter_context(serving(TGI)))
+    assert result.exit_code == 0, result.output
+    first, _, rest = file.read_text(encoding="utf-8").partition("\n")
+    named = first.removeprefix("# yaml-language-server: $schema=")
+    assert named == "mine.schema.json"
+    validator = Draft202012Validator(json.loads((tmp_path / named).read_text(encoding="utf-8")))
+    assert list(validator.iter_errors(yaml.safe_load(rest))) == []
+    assert list(validator.iter_errors(yaml.safe_load(rest.replace("endpoints:", "endpionts:"))))

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from extproc.config import yamltext
+from extproc import yamltext
 from extproc.config.load import CONFIG_BYTES_MAX, ConfigError, load, loads
-from extproc.config.meant import nearest
+from extproc.meant import nearest
 
 BAD = sorted((Path(__file__).parent / "bad").glob("*.yaml"))
 GOOD = """

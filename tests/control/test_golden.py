@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -81,3 +82,22 @@ def test_the_real_envoy_accepts_it(example: Path, mode: Mode, envoy: str) -> Non
     # Work in progress upstream, and used on purpose; a deprecation would be news.
     news = [line for line in done.stderr.splitlines() if "deprecat" in line.lower()]
     assert not news, "\n".join(news)
+
+
+def test_light_messages_render_the_same() -> None:
+    """What `envoy-config` and the service render with (control/light.py) equals every golden file."""
+    script = """
+import json, sys
+from extproc.control import light
+light.install()
+from extproc.config.load import load
+from extproc.control.bootstrap import render_bootstrap, to_yaml
+print(json.dumps([to_yaml(render_bootstrap(load(path), mode)) for path, mode in json.loads(sys.argv[1])]))
+"""
+    asked = [(example, mode) for example in EXAMPLES for mode in ("static", "ads")]
+    argument = json.dumps([(str(example), mode) for example, mode in asked])
+    done = subprocess.run(
+        [sys.executable, "-c", script, argument], capture_output=True, text=True, check=True, timeout=300
+    )
+    for (example, mode), text in zip(asked, json.loads(done.stdout), strict=True):
+        assert text == golden_of(example, mode).read_text(encoding="utf-8"), (example.stem, mode)

@@ -8,76 +8,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
-import yaml
-from gateway import KEYS, STATUS_METHOD, free_ports, wait_for
-from processes import STEERSMAN, Child, steersman
+from gateway import KEYS, wait_for
+from lone_service import Service, serving
+from processes import steersman
 
-from extproc._pb import ext_proc_pb2 as ext_proc
-from extproc.core.tenant import hash_key
 from extproc.history.versions import History
 
-PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 TAKEN_S_MAX = 10.0
-
-
-class Service:
-    """`steersman serve` on a file of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file, self.audit = folder / "steersman.yaml", folder / "audit.jsonl"
-        self.address = f"127.0.0.1:{free_ports(1)[0]}"
-        config = {
-            "service": {"listen": [self.address], "drain_s": 0},
-            "audit": {"file": str(self.audit)},
-            "pools": [{"name": "chat", "models": ["m"], "endpoints": [{"address": "127.0.0.1:9"}]}],
-            "probes": {"enabled": False},  # nobody is there, and decisions are all that is asked for
-            "tenants": [{"name": name, "keys": [{"sha256": hash_key(key)}]} for name, key in KEYS.items()],
-        }
-        self.file.write_text("# ours\n" + yaml.safe_dump(config, sort_keys=False))
-        arguments = [*STEERSMAN, "serve", "-f", str(self.file)]
-        self.child = Child("service", arguments, folder)
-        self.channel = grpc.insecure_channel(self.address)
-
-    def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.channel.unary_unary(STATUS_METHOD)(b"", timeout=3))
-        return found
-
-    def ask(self, key: str) -> int:
-        """One decision; 200 where it was routed."""
-        headers = {":method": "POST", ":path": "/v1/completions", "authorization": f"Bearer {key}"}
-        first = ext_proc.ProcessingRequest()
-        for name, value in headers.items():
-            first.request_headers.headers.headers.add(key=name, raw_value=value.encode())
-        body = ext_proc.ProcessingRequest()
-        body.request_body.body = b'{"model": "m", "prompt": "a secret prompt", "max_tokens": 5}'
-        body.request_body.end_of_stream = True
-        messages = [first.SerializeToString(), body.SerializeToString()]
-        for data in self.channel.stream_stream(PROCESS)(iter(messages), timeout=5):
-            answer = ext_proc.ProcessingResponse.FromString(data)
-            if answer.HasField("immediate_response"):
-                return int(answer.immediate_response.status.code)
-        return 200
-
-    def limits(self, tenant: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.status()["use"]["tenants"][tenant]["limits"]
-        return found
-
-    def events(self) -> list[str]:
-        return [json.loads(line)["event"] for line in self.audit.read_text().splitlines()]
 
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    found = Service(tmp_path)
-    found.child.start()
-    try:
-        wait_for("the service", found.status)
+    with serving(tmp_path) as found:
         yield found
-    finally:
-        found.child.stop()
-        found.channel.close()
 
 
 def taken(condition: Callable[[], Any], what: str) -> None:
@@ -122,7 +66,8 @@ def test_a_dry_run_counts_and_changes_nothing(service: Service) -> None:
     assert found["proposed"]["never_idle"] == {"refused": 6, "by_limit": {"requests_per_minute (tenant)": 6}}
     assert "proposed: 6 would be refused" in steersman(*arguments, *where)
     assert service.file.read_text() == before
-    assert len(History(service.file).read().entries) == 1  # the one that the service started with
+    # That of the start.
+    taken(lambda: [each.command for each in History(service.file).read().entries] == ["found"], "one version")
     assert service.limits("globex") == []
 
 

@@ -3,7 +3,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,9 @@ from extproc.history import follow as module
 from extproc.history.follow import Follow
 from extproc.history.versions import History
 from tests.stand.waits import until
+
+#: Any account's number but root's.
+NOBODY = 65534
 
 
 @pytest.fixture(autouse=True)
@@ -177,3 +183,43 @@ def test_a_history_that_cannot_be_written_stops_nothing(
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert "are not recorded" in warnings[0].message
+
+
+@pytest.fixture
+def read_only() -> Iterator[Path]:
+    """A folder that cannot be written, for root neither: it is another user's, and root becomes a third."""
+    folder = Path(tempfile.mkdtemp())
+    (folder / "a.yaml").write_text("one")
+    (folder / "a.yaml").chmod(0o666)
+    folder.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(NOBODY)
+    try:
+        yield folder
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+def test_a_folder_that_cannot_be_written_is_said_once_and_is_no_fault(
+    read_only: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a pod with a mounted configuration: no warning at each start; changes are taken all the same."""
+    caplog.set_level(logging.INFO)
+
+    async def drive(follow: Follow, taker: Taker, file: Path) -> None:
+        await until(lambda: "no history" in caplog.text)
+        for text in ("two", "three"):
+            taker.write(text)
+            await until(lambda text=text: taker.read[-1:] == [text])
+            await asyncio.sleep(0.05)
+
+    following(read_only, drive)
+    said = [record for record in caplog.records if "history" in record.message]
+    told = f"no history of {read_only}/a.yaml is kept: its folder cannot be written; "
+    told += "undo a change where it comes from"
+    assert [(record.levelno, record.message) for record in said] == [(logging.INFO, told)]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

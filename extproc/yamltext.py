@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from extproc.config.locations import Loc
-
+#: Where something stands: names and places in lists.
+Loc = tuple[int | str, ...]
 #: The pure parser reads what may be nested deeper than this, and gives up in order (RecursionError).
 DEPTH_FAST_MAX = 64
 #: Values that a text may stand for once its aliases are written out. 50,000 tenants are about a million.
@@ -156,7 +156,8 @@ def _mistake(error: yaml.YAMLError, text: str) -> YamlMistakeError:
     raw = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
     if line is not None:
         lines = text.split("\n")
-        stands = lines[min(line, len(lines)) - 1]
+        line = min(line, len(lines))  # a text without a last line's end is read as if it had one
+        stands = lines[line - 1]
         if _TAB.match(stands):
             return YamlMistakeError("is not YAML: a tab stands in the indentation; write blanks", line)
         if line > 1 and not stands.strip():
@@ -169,7 +170,7 @@ def _mistake(error: yaml.YAMLError, text: str) -> YamlMistakeError:
 
 def _last_written(lines: list[str], line: int) -> int:
     """The last line that holds something, where a mistake shows at the text's end."""
-    while line > 1 and not lines[min(line, len(lines)) - 1].strip():
+    while line > 1 and not lines[line - 1].strip():
         line -= 1
     return line
 
