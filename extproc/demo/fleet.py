@@ -203,7 +203,11 @@ def _config(fleet: DemoFleet, *, admin: str, telemetry: str, tokens: dict[str, s
         "service": {"listen": [fleet.service], "drain_s": 0.0},
         "telemetry": {
             "listen": [telemetry],
-            "nodes": [{"name": name, "token_sha256": hash_key(token)} for name, token in tokens.items()],
+            # An agent may register replicas of its own machine, and no others.
+            "nodes": [
+                {"name": name, "token_sha256": hash_key(token), "networks": ["127.0.0.0/8"]}
+                for name, token in tokens.items()
+            ],
         },
         "classes": CLASSES,
         "pools": [
@@ -211,6 +215,7 @@ def _config(fleet: DemoFleet, *, admin: str, telemetry: str, tokens: dict[str, s
                 "name": serving.pool,
                 "models": [serving.model],
                 "price": dict(serving.price),
+                "discovery": {"agents": True},
                 "endpoints": [
                     {
                         "address": replica.address,

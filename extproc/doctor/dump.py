@@ -28,7 +28,7 @@ SUBSET: Final = "subset.v3.Subset"
 PREVIOUS_HOSTS: Final = "previous_hosts.v3.PreviousHostsPredicate"
 
 #: The filters in the order in which a request must meet them; those that are there.
-ORDER: Final = (JWT, BUFFER, EXT_PROC, JSON_COUNTS, SSE_COUNTS, LUA, ROUTER)
+ORDER: Final = (JWT, BUFFER, EXT_PROC, JSON_COUNTS, LUA, SSE_COUNTS, ROUTER)
 
 Json = Mapping[str, Any]
 

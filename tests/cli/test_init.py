@@ -103,7 +103,7 @@ def init(file: Path, *arguments: str) -> Result:
         (TGI, "tgi", ["meta-llama/Llama-3.1-8B-Instruct"], 64, None),
         (VLLM, "vllm", ["Qwen/Qwen2.5-7B", "sql-lora"], 128, None),
         (SGLANG, "sglang", ["mistral"], 48, 200_000),
-        (LLAMACPP, "llamacpp", ["smollm2"], 2, 4096),
+        (LLAMACPP, "llamacpp", ["smollm2"], 2, 2048),
     ],
     ids=["tgi", "vllm", "sglang", "llamacpp"],
 )

@@ -90,7 +90,7 @@ def test_a_stream_is_accounted_without_python_seeing_it(gateway: Gateway) -> Non
     observed = record.observed
     assert observed[contract.INDEX_KEY] == 6
     assert observed[contract.PROMPT_TOKENS_KEY] == 9
-    assert observed[contract.COMPLETION_TOKENS_KEY] == 6
+    assert observed[contract.GENERATED_TOKENS_KEY] == 6
     assert isinstance(observed[contract.FIRST_CHUNK_KEY], str), "microseconds do not fit a float's mantissa"
     # The comment that comes 150 ms earlier is not the first token.
     assert -5_000 < first_at * 1e6 - int(observed[contract.FIRST_CHUNK_KEY]) < 100_000
@@ -100,7 +100,7 @@ def test_a_stream_is_accounted_without_python_seeing_it(gateway: Gateway) -> Non
 def test_a_streams_last_event_may_be_large(gateway: Gateway) -> None:
     """TGI repeats the whole text there; Envoy's default would skip an event of 8 KiB."""
     answer = gateway.call("/generate_stream", headers={"x-test-pad": "200000"})
-    assert gateway.record(answer.request_id).observed[contract.COMPLETION_TOKENS_KEY] == 4
+    assert gateway.record(answer.request_id).observed[contract.GENERATED_TOKENS_KEY] == 4
 
 
 def test_an_openai_stream_is_accounted_by_its_usage(gateway: Gateway) -> None:
@@ -116,7 +116,7 @@ def test_a_whole_answer_is_accounted(gateway: Gateway) -> None:
     observed = gateway.record(answer.request_id).observed
     assert (observed[contract.PROMPT_TOKENS_KEY], observed[contract.COMPLETION_TOKENS_KEY]) == (11, 7)
     record = gateway.record(gateway.call().request_id)
-    assert record.observed[contract.COMPLETION_TOKENS_KEY] == 5
+    assert record.observed[contract.GENERATED_TOKENS_KEY] == 5
     headers = record.entry.response.response_headers
     assert headers[contract.PROMPT_TOKENS_HEADER] == "9"
     assert headers[contract.GENERATED_TOKENS_HEADER] == "5"

@@ -28,7 +28,7 @@ class Fleet:
         file.write_text(yaml.safe_dump({"endpoints": [{"address": self.pool[2]}]}))
         # Each has its turn, however little is asked.
         pool = {"models": ["m"], "addresses": self.pool[:2], "strategy": "round_robin"}
-        pool["discovery"] = {"file": str(file)}
+        pool["discovery"] = {"file": str(file), "agents": True}
         self.gateway = Gateway(
             {"chat": pool},
             mode="ads",

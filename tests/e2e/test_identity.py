@@ -38,6 +38,7 @@ def tenants(**more: dict[str, Any]) -> list[dict[str, Any]]:
 def gateway_of(gateway: dict[str, Any] | None = None, **sections: Any) -> Gateway:
     address = f"127.0.0.1:{free_ports(1)[0]}"
     sections.setdefault("tenants", tenants())
+    sections.setdefault("probes", {"enabled": False})  # nobody is at the address: only who asks is looked at
     return Gateway({"p": {"models": list(TENANTS), "addresses": [address]}}, gateway=gateway, **sections)
 
 
