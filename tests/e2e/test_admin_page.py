@@ -328,8 +328,9 @@ def test_a_wrong_token_is_said_and_forgotten(live: LiveDemo, seen: Any) -> None:
 #: Notes when the first tile says that something is wrong, in unix milliseconds, to the frame.
 SHOWN = """() => {
   const look = () => {
-    const bad = document.querySelector('.tile[data-state=down], .tile[data-state=degraded]');
-    if (bad) window.shownAt = performance.timeOrigin + performance.now();
+    // A busy machine may degrade another tile for a while: this fault's own words are waited for.
+    const all = [...document.querySelectorAll('.tile[data-state=down], .tile[data-state=degraded]')];
+    if (all.some(tile => /lost/i.test(tile.innerText))) window.shownAt = performance.timeOrigin + performance.now();
     else requestAnimationFrame(look);
   };
   look();
@@ -349,8 +350,7 @@ def test_a_fault_shows(live: LiveDemo, seen: Any) -> None:
     assert broken_ms > 1000 * before_s
     took_ms = page.evaluate("window.shownAt") - broken_ms
     print(f"shown {took_ms:.0f} ms after the fault")
-    tile = page.locator(".tile[data-state=down], .tile[data-state=degraded]").first
-    assert "lost" in tile.inner_text().lower()
+    tile = page.locator(".tile[data-state=down], .tile[data-state=degraded]").filter(has_text="lost").first
     assert "because" in (tile.get_attribute("aria-label") or "")
     assert took_ms > 0
 

@@ -265,7 +265,7 @@ def bodiless(bootstrap: dict[str, Any]) -> None:
             "envoy.filter-order",
             "error",
             "lua → json_to_metadata",
-            "json_to_metadata → sse_to_metadata → lua",
+            "json_to_metadata → lua → sse_to_metadata",
         ),
         (unlogged, "envoy.access-log", "error", "no gRPC access log", "envoy.access_loggers.http_grpc"),
         (

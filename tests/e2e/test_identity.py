@@ -249,7 +249,10 @@ def test_a_client_certificate_proves_its_tenant(tmp_path: Path) -> None:
     )
     address = f"127.0.0.1:{free_ports(1)[0]}"
     gateway = TlsGateway(
-        {"p": {"models": list(TENANTS), "addresses": [address]}}, gateway={"tls": tls}, tenants=known
+        {"p": {"models": list(TENANTS), "addresses": [address]}},
+        gateway={"tls": tls},
+        tenants=known,
+        probes={"enabled": False},
     )
     gateway.context = nobody
     with gateway:
