@@ -330,7 +330,8 @@ SHOWN = """() => {
   const look = () => {
     // A busy machine may degrade another tile for a while: this fault's own words are waited for.
     const all = [...document.querySelectorAll('.tile[data-state=down], .tile[data-state=degraded]')];
-    if (all.some(tile => /lost/i.test(tile.innerText))) window.shownAt = performance.timeOrigin + performance.now();
+    const shown = all.some(tile => /lost/i.test(tile.innerText));
+    if (shown) window.shownAt = performance.timeOrigin + performance.now();
     else requestAnimationFrame(look);
   };
   look();
