@@ -15,6 +15,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,10 @@ class Gateway:
         with grpc.insecure_channel(self.service_addresses[index]) as channel:
             answer: dict[str, Any] = json.loads(channel.unary_unary(STATUS_METHOD)(b"", timeout=20))
             return answer
+
+    def tenant(self, name: str) -> Counter[str]:
+        """What the service counted of a tenant; 0 of whatever it has not counted yet."""
+        return Counter(self.status()["tenants"].get(name, {}))
 
     def endpoint(self, address: str) -> dict[str, Any]:
         """What the service says of one endpoint; empty when it does not know it."""

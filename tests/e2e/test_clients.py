@@ -228,10 +228,10 @@ def test_tokens_and_ttft_of_every_kind_are_counted(fleet: tuple[Gateway, Replica
         ("/", {"inputs": "[[sim:out=12]]", "parameters": {"max_new_tokens": 50}, "stream": True}),
     ]
     for path, body in sent:
-        before = gateway.status()["tenants"]["acme"]
+        before = gateway.tenant("acme")
         assert gateway.call(path, body)[0] == 200
         wait_for(f"the record of {path}", gateway.quiet)
-        after = gateway.status()["tenants"]["acme"]
+        after = gateway.tenant("acme")
         assert after["output_tokens"] - before["output_tokens"] == 12, (path, body)
         assert after["ok"] - before["ok"] == 1
     assert gateway.status()["tenants"]["acme"]["ttft_p50_ms"] > 0

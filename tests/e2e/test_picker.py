@@ -216,11 +216,11 @@ def test_a_subset_is_kept_to(gateway: PickerGateway, echo: Echo) -> None:
 
 def test_usage_comes_from_the_stream(gateway: PickerGateway, echo: Echo) -> None:
     """Tokens, status and the end, without any access log."""
-    before = gateway.status()["tenants"]["acme"]
+    before = gateway.tenant("acme")
     assert gateway.call("/v1/completions", prompt())[0] == 200
     echo.last()
     wait_for("the end", gateway.quiet)
-    after = gateway.status()["tenants"]["acme"]
+    after = gateway.tenant("acme")
     assert after["prompt_tokens"] - before["prompt_tokens"] == 11
     assert after["output_tokens"] - before["output_tokens"] == 3
     assert after["ok"] - before["ok"] == 1

@@ -6,6 +6,7 @@ import http.client
 import json
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -366,6 +367,18 @@ def test_the_service_killed_in_a_stream(traced: Traced) -> None:
     traced.gateway.service.kill()
     traced.gateway.service.start()
     wait_for("the service", traced.gateway.status, timeout_s=90.0)
+
+    def heard() -> bool:
+        """Envoy's log reaches the new process: what it has while there is none is lost."""
+        status, its_trace, _, _ = traced.ask("/v1/chat/completions", chat("tiny-chat", 1))
+        until_s = time.monotonic() + 3
+        while status == 200 and time.monotonic() < until_s:
+            if any(span.name == "chat tiny-chat" for span in traced.receiver.of(its_trace)):
+                return True
+            time.sleep(0.05)
+        return False
+
+    wait_for("a record at the new process", heard, timeout_s=90.0)
     traced.replicas.fault(2, clear=True)
     assert b"[DONE]" in answer.read()
     connection.close()
