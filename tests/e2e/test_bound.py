@@ -50,6 +50,10 @@ class Engine:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
+#: By conftest.py: one gateway serves all of them, and what one test has ejected another must not miss.
+IN_ORDER = True
+
+
 @pytest.fixture(scope="module")
 def engines() -> Iterator[dict[str, Engine]]:
     running = {name: Engine() for name in ("lost us", "busy eu", "busy us", "slots", "own", "all", "shared")}

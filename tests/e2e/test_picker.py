@@ -331,7 +331,7 @@ def test_streams_are_followed_to_their_end() -> None:
         status = gateway.status()
         counts = status["counts"]
         # On a slow machine some count as come before they do.
-        assert counts["first_token"] + counts["first_token.overdue"] >= 4
+        assert counts.get("first_token", 0) + counts.get("first_token.overdue", 0) >= 4
         assert counts["settled.ok"] == 4
         assert status["tenants"]["acme"]["output_tokens"] == 160
         assert status["tenants"]["acme"]["ttft_p50_ms"] > 0
