@@ -200,10 +200,7 @@ def credit(
         "why": asked_why(why),
         "who": who or user(),
     }
-    try:
-        found = asked(address, lambda link: link.order("Credit", order))
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
+    found = _ordered(address, "Credit", order)
     if as_json:
         print_json(found)
         return
@@ -257,10 +254,7 @@ def _shadow(
         scope = f"key:{key_id(after.tenants[at].keys[int(where[1])])}"
     plain = (quota or Quota()).model_dump(exclude_none=True)
     order = {"tenant": name, "scope": scope, "quota": plain, "minutes": minutes}
-    try:
-        found = asked(address, lambda link: link.order("Shadow", order))
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
+    found = _ordered(address, "Shadow", order)
     if as_json:
         print_json(found)
         return
@@ -281,3 +275,12 @@ def _verdict(verdict: dict[str, Any]) -> str:
     if never["by_limit"]:
         text += ": " + ", ".join(f"{count} by {limit}" for limit, count in never["by_limit"].items())
     return text
+
+
+def _ordered(address: str | None, kind: str, order: dict[str, Any]) -> dict[str, Any]:
+    """What a running service answers to an order; what it refuses is the command's own error."""
+    try:
+        found: dict[str, Any] = asked(address, lambda link: link.order(kind, order))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    return found
