@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -154,14 +155,20 @@ def test_the_cache_never_shows(sequence: list[list[EndpointState]]) -> None:
 
 
 def test_one_change_among_a_thousand_costs_little() -> None:
-    """5 ms is the aim; with envoy-data-plane's messages alone it would be 400."""
+    """A tenth of what all of them cost (2.5 ms; with envoy-data-plane's messages alone it would be 400)."""
     fleet = [EndpointState(f"10.0.{i // 250}.{i % 250}:80", zone="abc"[i % 3]) for i in range(1000)]
     build = builder().build
     build({"chat": fleet})
-    took = []
+
+    def cost_s(build: Callable[..., object]) -> float:
+        began = time.thread_time()
+        build({"chat": fleet})
+        return time.thread_time() - began
+
+    one, every = [], []
     for i in range(10):
         fleet[i] = EndpointState(fleet[i].address, fleet[i].zone, health=0.5)
-        began = time.perf_counter()
-        build({"chat": fleet})
-        took.append(time.perf_counter() - began)
-    assert min(took) < 0.005
+        one.append(cost_s(build))
+        every.append(cost_s(builder().build))
+    # In one run on one machine; a third is far from both.
+    assert min(one) < min(every) / 3

@@ -85,6 +85,18 @@ def shown(argv: Sequence[str | Path]) -> str:
     return " ".join([Path(argv[0]).name, *map(str, argv[1:])])
 
 
+#: Process groups of their own, which a signal to this one does not reach.
+_ALIVE: set[int] = set()
+
+
+def end_all(*_: object) -> None:
+    """At SIGTERM: nothing that was started stays."""
+    for pid in list(_ALIVE):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+    os._exit(128 + signal.SIGTERM)
+
+
 @contextlib.contextmanager
 def running(*argv: str | Path, cwd: Path, env: dict[str, str]) -> Iterator[Callable[[], str]]:
     """A program meanwhile, ended by SIGINT. Yields its output so far; that raises WrongError if it ended."""
@@ -93,6 +105,7 @@ def running(*argv: str | Path, cwd: Path, env: dict[str, str]) -> Iterator[Calla
         child = subprocess.Popen(
             list(map(str, argv)), cwd=cwd, env=env, stdout=out, stderr=out, start_new_session=True
         )
+    _ALIVE.add(child.pid)
 
     def said() -> str:
         text = log.read_text(errors="replace")
@@ -113,6 +126,7 @@ def running(*argv: str | Path, cwd: Path, env: dict[str, str]) -> Iterator[Calla
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
+        _ALIVE.discard(child.pid)
 
 
 def until(what: str, found: Callable[[], object], *, alive: Callable[[], str]) -> None:
@@ -304,7 +318,9 @@ class Stranger:
             body = {"model": "meta-llama/Meta-Llama-3-8B-Instruct", "max_tokens": 5}
             body |= {"messages": [{"role": "user", "content": "Hello"}]}
             url = f"http://127.0.0.1:{listen}/v1/chat/completions"
-            with running(self.steersman, "up", "--no-table", cwd=self.folder, env=self.env) as said:
+            # As the pages say: on the default ports, which are one machine's.
+            up = running(self.steersman, "up", "--no-table", cwd=self.folder, env=self.env)
+            with DEFAULT_PORTS, up as said:
                 until("up: a first 200", lambda: fetch(url, key=key, body=body)[0] == 200, alive=said)
 
     def agents(self) -> None:
@@ -339,6 +355,8 @@ class Stranger:
         self.does("tune", "good.yaml", code=1)
 
 
+#: `up` keeps to the ports of the documentation: one at a time.
+DEFAULT_PORTS = threading.Lock()
 STEPS = ("looks", "serves", "ups", "agents", "demos", "tries")
 
 
@@ -402,6 +420,7 @@ def main() -> int:
     )
     parser.add_argument("--workers", type=int, default=2, help="environments at a time (default 2)")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, end_all)
     sets = SETS if given.sets is None else [tuple(filter(None, each.split(","))) for each in given.sets]
     with tempfile.TemporaryDirectory(prefix="installs-") as name:
         tools = Tools.found(Path(name), plain=given.pip)

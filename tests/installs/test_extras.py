@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -95,19 +96,23 @@ def only(extra: str, **wanted: Any) -> Any:
     there = tops(closure([*own(""), *(own(extra) if extra else [])]))
     absent = sorted(tops(every) - there)
     env = {name: value for name, value in os.environ.items() if not name.startswith("COV_")}
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("only.py"))],
-        input=json.dumps({"absent": absent, **wanted}),
-        capture_output=True,
-        text=True,
-        timeout=CHILD_S_MAX,
-        check=False,
-        cwd=ROOT,
-        # An Envoy on PATH would be found, and it is not the extra's.
-        env={**env, "PATH": "/nowhere"},
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    # A file holds what a pipe once lost: 160 kB that a child writes at its end.
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("only.py"))],
+            input=json.dumps({"absent": absent, **wanted}),
+            stdout=said,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=CHILD_S_MAX,
+            check=False,
+            cwd=ROOT,
+            # An Envoy on PATH would be found, and it is not the extra's.
+            env={**env, "PATH": "/nowhere"},
+        )
+        assert done.returncode == 0, done.stderr
+        said.seek(0)
+        return json.loads(said.read().splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
