@@ -13,6 +13,7 @@ parsing.install()
 examples.register()
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Sharing | None:
     """Ours in place of xdist's own `load`; another one asked for by name is left alone."""
     return Sharing(config, log) if config.getoption("dist") in ("load", "loadfile") else None
