@@ -16,6 +16,9 @@ from xdist.scheduler.loadfile import LoadFileScheduling
 #: Folders whose tests start processes and wait for them.
 WAITING = ("tests/e2e/", "tests/control/", "tests/state/", "tests/deploy/")
 
+#: Its files share one running demo (a fixture of the session, which is the worker's).
+TOGETHER = "tests/e2e/live/"
+
 
 class Sharing(LoadFileScheduling):
     """One queue of files, taken from by kind."""
@@ -25,6 +28,10 @@ class Sharing(LoadFileScheduling):
         # By number of tests says little of how long a file takes; keep the order of collection.
         config.option.loadscopereorder = False
         self.waits: dict[Any, bool] = {}
+
+    def _split_scope(self, nodeid: str) -> str:
+        """The file; or its folder where that shares what is dear to start."""
+        return TOGETHER if nodeid.startswith(TOGETHER) else super()._split_scope(nodeid)
 
     def add_node(self, node: Any) -> None:
         """Every second worker waits; one that replaces a crashed one takes its place."""

@@ -1,7 +1,6 @@
 """The page in a real browser, over a real demo: live, with the keyboard alone, on a phone, in the dark.
 
-One demo for all of it, in the order of the file: starting one costs more than looking at it. Screenshots go
-to the folder that STEERSMAN_SCREENSHOTS names.
+In the order of the file. Screenshots go to the folder that STEERSMAN_SCREENSHOTS names.
 """
 
 from __future__ import annotations
@@ -11,25 +10,18 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import steersman
-
-from extproc.supervise.envoy import EnvoyMissingError, find_envoy
+from live.live_demo import LiveDemo
 
 #: By conftest.py: also where the order of tests is random.
 IN_ORDER = True
 pytestmark = [pytest.mark.envoy, pytest.mark.slow, pytest.mark.timeout(400)]
 CHROMIUM = "/usr/bin/chromium"
-START_S_MAX = 200.0
 #: What the demo has to show in each pane: classes, a quota that bites, an experiment, prices apart.
 PANES = {
     "#pools": "tiny-pro",
@@ -59,83 +51,6 @@ CONTRAST = """() => {
 
 def needed(reason: str) -> None:
     pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-
-
-class LiveDemo:
-    """A running demo without a terminal."""
-
-    def __init__(self, folder: Path) -> None:
-        self.run_dir = folder / "run"
-        here = folder / "here"
-        here.mkdir()
-        self.environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder)}
-        self.environment.pop("STEERSMAN_ADDRESS", None)
-        self.lines: list[str] = []
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "extproc.cli", "demo", "--no-table", "--no-faults"),
-                *("--run-dir", self.run_dir),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=here,
-            env=self.environment,
-        )
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-        try:
-            self._begin()
-        except BaseException:
-            self.stop()
-            raise
-
-    def _begin(self) -> None:
-        deadline = time.monotonic() + START_S_MAX
-        while not any("was in no list" in line for line in self.lines):
-            assert time.monotonic() < deadline, "no demo\n" + "".join(self.lines)
-            assert self.process.poll() is None, "the demo has ended\n" + "".join(self.lines)
-            time.sleep(0.1)
-        said = "".join(self.lines)
-        self.url = re.findall(r"page to look at: (\S+)", said)[0]
-        self.token = self.url.partition("#token=")[2]
-        self.api = self.url.partition("#")[0] + "api/v1/"
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        self.lines.extend(iter(self.process.stdout.readline, ""))
-
-    def fault(self, *arguments: str) -> None:
-        """Break something, as a person would."""
-        steersman("demo-fault", *arguments, environment=self.environment)
-
-    def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.api + path, timeout=10) as answer:
-            return json.load(answer)
-
-    def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self._reader.join()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDemo]:
-    try:
-        find_envoy()
-    except EnvoyMissingError as error:
-        needed(str(error))
-    demo = LiveDemo(tmp_path_factory.mktemp("page"))
-    try:
-        yield demo
-    finally:
-        demo.stop()
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +106,13 @@ class Seen:
         self.page.wait_for_selector(".tile")
         return self.page
 
+    def look(self, size: tuple[int, int] = WIDE, scheme: str = "light") -> Any:
+        """The page on a screen of this size and scheme."""
+        self.page.set_viewport_size({"width": size[0], "height": size[1]})
+        self.page.emulate_media(color_scheme=scheme)
+        self.page.keyboard.press("Escape")
+        return self.page
+
     def shoot(self, name: str) -> None:
         if folder := os.environ.get("STEERSMAN_SCREENSHOTS"):
             self.page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
@@ -211,12 +133,37 @@ def seen(browser: Any) -> Iterator[Any]:
     assert [wrong for each in pages for wrong in each.wrong] == []
 
 
+@pytest.fixture(scope="module")
+def opened(live: LiveDemo, browser: Any) -> Iterator[Seen]:
+    """A page that stays open: opening one costs seconds, most of them the charts' library."""
+    looking = Seen(browser)
+    looking.open(live.url)
+    yield looking
+    looking.context.close()
+
+
+@pytest.fixture
+def looking(opened: Seen) -> Iterator[Seen]:
+    """It again, wide and light, no dialog open; nothing may be wrong with it here either."""
+    opened.look()
+    yield opened
+    assert opened.wrong == []
+
+
+@pytest.fixture(scope="module")
+def stranger(live: LiveDemo, browser: Any) -> Iterator[Seen]:
+    """A page of somebody without a token."""
+    nobody = Seen(browser)
+    nobody.open(live.url.partition("#")[0])
+    yield nobody
+    nobody.context.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW, PHONE], ids=["wide", "narrow", "phone"])
-def test_it_is_whole_and_quiet(live: LiveDemo, seen: Any, size: tuple[int, int], scheme: str) -> None:
+def test_it_is_whole_and_quiet(live: LiveDemo, looking: Seen, size: tuple[int, int], scheme: str) -> None:
     """All its parts; no error, no failed request, no stranger, no sideways scroll, no pale text."""
-    looking = seen(size, scheme)
-    page = looking.open(live.url)
+    page = looking.look(size, scheme)
     page.wait_for_selector("#decisions-list li")
     page.locator("#charts").scroll_into_view_if_needed()
     page.wait_for_selector(".plot .main-svg")
@@ -234,9 +181,9 @@ def test_it_is_whole_and_quiet(live: LiveDemo, seen: Any, size: tuple[int, int],
     looking.shoot(f"{size[0]}-{scheme}")
 
 
-def test_numbers_move(live: LiveDemo, seen: Any) -> None:
+def test_numbers_move(looking: Seen) -> None:
     """The stream goes on: other decisions a moment later."""
-    page = seen().open(live.url)
+    page = looking.page
     first = page.locator("#decisions-list li").first.inner_text()
     page.wait_for_function(
         "first => document.querySelector('#decisions-list li').innerText !== first", arg=first
@@ -281,37 +228,42 @@ def test_the_keyboard_is_enough(live: LiveDemo, seen: Any) -> None:
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
-def test_why_a_request_went_there(live: LiveDemo, seen: Any) -> None:
+def test_why_a_request_went_there(looking: Seen) -> None:
     """A decision's endpoints with scores and terms."""
-    page = seen().open(live.url)
+    page = looking.page
     page.locator("#decisions-pause").click()
     page.locator("#decisions-list button").first.click()
     page.wait_for_selector("dialog[open] table")
     assert "chosen #1" in page.locator("dialog").inner_text()
+    page.keyboard.press("Escape")
+    page.locator("#decisions-pause").click()
 
 
-def test_an_order_is_asked_about_and_shows(live: LiveDemo, seen: Any) -> None:
-    """Drain and back, each confirmed; without a token there are no such buttons."""
-    looking = seen()
-    page = looking.open(live.url)
+def test_an_order_is_asked_about_and_shows(looking: Seen) -> None:
+    """Drain and back, each confirmed."""
+    page = looking.page
     for word, state in (("Drain", "draining"), ("Undrain", "ready")):
         page.locator(".tile").first.click()
         page.get_by_role("button", name=f"{word}…").click()
         assert page.locator(".tile").first.get_attribute("data-state") != state
         page.get_by_role("button", name=word, exact=True).click()
         page.wait_for_selector(f"#pools li:first-child .tile[data-state={state}]", timeout=60_000)
-    nobody = seen()
-    page = nobody.open(live.url.partition("#")[0])
+
+
+def test_orders_need_a_token(stranger: Seen) -> None:
+    """Without one there are no such buttons."""
+    page = stranger.page
     page.locator(".tile").first.click()
     page.wait_for_selector("dialog[open]")
     assert page.get_by_role("button", name="Drain…").count() == 0
     assert "need a token" in page.locator("dialog").inner_text()
+    page.keyboard.press("Escape")
+    assert stranger.wrong == []
 
 
-def test_a_wrong_token_is_said_and_forgotten(live: LiveDemo, seen: Any) -> None:
+def test_a_wrong_token_is_said_and_forgotten(live: LiveDemo, stranger: Seen) -> None:
     """The page goes on without it, and takes the right one."""
-    looking = seen()
-    page = looking.open(live.url.partition("#")[0])
+    page = stranger.page
     page.locator("#access").click()
     page.fill("dialog input", "wrong")
     page.get_by_role("button", name="Use this token").click()
@@ -321,8 +273,7 @@ def test_a_wrong_token_is_said_and_forgotten(live: LiveDemo, seen: Any) -> None:
     page.get_by_role("button", name="Use this token").click()
     page.wait_for_function("() => document.getElementById('access').innerText === 'Access: write'")
     # The browser itself notes the refused request; nothing else.
-    assert all("401" in wrong for wrong in looking.wrong), looking.wrong
-    looking.wrong.clear()
+    assert all("401" in wrong for wrong in stranger.wrong), stranger.wrong
 
 
 #: Notes when the first tile says that something is wrong, in unix milliseconds, to the frame.
@@ -338,9 +289,9 @@ SHOWN = """() => {
 }"""
 
 
-def test_a_fault_shows(live: LiveDemo, seen: Any) -> None:
+def test_a_fault_shows(live: LiveDemo, looking: Seen) -> None:
     """A card falls off the bus (XID 79): from the moment that its driver shows it to the tile's words."""
-    page = seen().open(live.url)
+    page = looking.page
     page.wait_for_function("() => !document.querySelector('.tile:not([data-state=ready])')")
     page.evaluate(SHOWN)
     files = [live.run_dir / "node-a.faults.json", live.run_dir / "node-h.faults.json"]
@@ -386,10 +337,9 @@ def test_a_hostile_name_is_text(live: LiveDemo, seen: Any) -> None:
     looking.shoot("hostile")
 
 
-def test_a_lost_connection_is_said_with_its_age(live: LiveDemo, seen: Any) -> None:
+def test_a_lost_connection_is_said_with_its_age(live: LiveDemo, looking: Seen) -> None:
     """A service that hangs: how old the figures are; when it goes on, the page is live again by itself."""
-    looking = seen()
-    page = looking.open(live.url)
+    page = looking.page
     page.wait_for_selector(".plot .main-svg")
     (announced,) = (live.run_dir.parent / "steersman-demo").glob("*.json")
     service = json.loads(announced.read_text(encoding="utf-8"))["service_pid"]
