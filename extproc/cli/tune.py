@@ -98,9 +98,11 @@ def command(
     from extproc.replay.fit import fitted
     from extproc.replay.log import LogError
     from extproc.replay.rebuild import scene
-    from extproc.tuning.search import tune
+    from extproc.tuning.search import axes_of, tune
 
     try:
+        if strategy:
+            axes_of(strategy)  # before the record is read and fitted, which takes seconds
         there = fitted(scene(open_log(log, begin, end), pool=pool, limit=limit or 0), seed=seed or 1)
         with steps("searching", trials, lines=not as_json) as step:
 

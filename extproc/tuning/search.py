@@ -76,6 +76,14 @@ class Found:
     held_out: int
 
 
+def axes_of(strategy: str) -> Sequence[Axis]:
+    """What there is to vary. Raises ValueError where there is nothing, or no such strategy."""
+    axes = space(strategy)
+    if not axes:
+        raise ValueError(f"strategy {strategy!r} has no parameter to tune")
+    return axes
+
+
 def tune(
     scene: Scene,
     *,
@@ -89,9 +97,7 @@ def tune(
     """Search. Raises LogError (too little traffic), ValueError (nothing to vary)."""
     optuna = _optuna()
     strategy = strategy or scene.strategy
-    axes = space(strategy)
-    if not axes:
-        raise ValueError(f"strategy {strategy!r} has no parameter to tune")
+    axes = axes_of(strategy)
     count = len(scene.rows)
     at = int(count * TRAIN_SHARE)
     if count - at < HELD_OUT_MIN:

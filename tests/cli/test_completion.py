@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import STEERSMAN, run, steersman
 
 CONFIG = """
 gateway: {auth: none}
@@ -19,7 +20,6 @@ pools:
 tenants: [{name: acme}, {name: globex}]
 experiments: {deeper: {pools: [chat]}}
 """
-MAIN = [sys.executable, "-c", "from extproc.cli import main; main()"]
 
 
 @pytest.fixture
@@ -33,16 +33,8 @@ def tab(folder: Path, line: str, **environment: str) -> list[str]:
     words = line.split(" ")
     told = {"_STEERSMAN_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
     clean = {name: value for name, value in os.environ.items() if not name.startswith("STEERSMAN")}
-    done = subprocess.run(
-        MAIN,
-        cwd=folder,
-        env={**clean, **told, **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    assert done.stderr == ""
+    done = run(*STEERSMAN, cwd=folder, environment={**clean, **told, **environment})
+    assert (done.returncode, done.stderr) == (0, "")
     return [each.partition(",")[2] for each in done.stdout.splitlines() if each]
 
 
@@ -88,14 +80,12 @@ def test_a_file_that_cannot_be_read_offers_nothing(tmp_path: Path, text: str) ->
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_script_is_one_that_its_shell_takes(shell: str) -> None:
     """Printed by the command; read by the shell where it is here."""
-    done = subprocess.run(
-        [*MAIN, "completion", shell], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert "_STEERSMAN_COMPLETE" in done.stdout
+    script = steersman("completion", shell)
+    assert "_STEERSMAN_COMPLETE" in script
     binary = shutil.which(shell)
     if binary is not None:
         checked = subprocess.run(
-            [binary, "-n"], input=done.stdout, capture_output=True, text=True, timeout=60, check=False
+            [binary, "-n"], input=script, capture_output=True, text=True, timeout=60, check=False
         )
         assert (checked.returncode, checked.stderr) == (0, "")
 
@@ -104,13 +94,10 @@ def test_bash_completes_by_the_script(folder: Path) -> None:
     """The function that it defines fills COMPREPLY."""
     bash = shutil.which("bash")
     assert bash is not None, "every machine of ours has bash"
-    script = subprocess.run(
-        [*MAIN, "completion", "bash"], capture_output=True, text=True, check=True, timeout=60
-    )
     program = folder / "steersman"
     program.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'from extproc.cli import main; main()' \"$@\"\n")
     program.chmod(0o755)
-    text = script.stdout + (
+    text = steersman("completion", "bash") + (
         "\nCOMP_WORDS=(steersman tenant show a); COMP_CWORD=3\n"
         f"_steersman_completion {program}\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"\n"
     )

@@ -19,6 +19,7 @@ from extproc.config.load import ConfigError, load
 from extproc.config.types import HASH_PLACEHOLDER
 from extproc.core.tenant import hash_key
 from steersman_agent import config as agent_config
+from tests.stand import schemas
 
 BLOCKS = [
     (page, block)
@@ -97,8 +98,10 @@ def test_a_yaml_block_is_taken(page: Path, block: Block, tmp_path: Path) -> None
             agent_config.loads(block.text.replace("/etc/steersman/token", str(token)))
         else:
             file = tmp_path / "steersman.yaml"
-            file.write_text(yaml.safe_dump(completed(block.text), sort_keys=False), encoding="utf-8")
+            whole = completed(block.text)
+            file.write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
             load(file)
+            assert schemas.mistakes(whole) == [], "an editor would mark what `check` takes"
 
 
 def test_every_block_is_seen() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from extproc.config.schema import schema
+from tests.stand import schemas
 
 ROOT = Path(__file__).parents[2]
 GOOD = [*sorted((ROOT / "envoy" / "examples").glob("*.yaml")), ROOT / "deploy" / "compose" / "steersman.yaml"]
@@ -100,10 +99,7 @@ ALL = {path.stem for path in BAD.glob("*.yaml")}
 
 
 def mistakes(path: Path) -> list[Any]:
-    validator = Draft202012Validator(schema())
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    # Times are text to JSON, and to editors.
-    return list(validator.iter_errors(json.loads(json.dumps(data, default=datetime.isoformat))))
+    return schemas.mistakes(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 def test_it_is_a_schema() -> None:

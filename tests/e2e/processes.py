@@ -152,12 +152,15 @@ def leashed(command: Sequence[str], **more: Any) -> subprocess.Popen[str]:
 
 
 def run(
-    *arguments: str, environment: Mapping[str, str] | None = None, timeout_s: float = RUN_S
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout_s: float = RUN_S,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, as subprocess.run does."""
     with tempfile.TemporaryDirectory(prefix="steersman-run-") as folder:
         out, errors = Path(folder, "out"), Path(folder, "errors")
-        process = Process(arguments, out, errors=errors, environment=environment)
+        process = Process(arguments, out, errors=errors, cwd=cwd, environment=environment)
         try:
             code = process.wait(timeout_s)
         finally:

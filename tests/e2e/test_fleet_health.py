@@ -143,6 +143,7 @@ def test_a_fatal_xid_drains_noise_does_not_and_an_operator_clears_it(fleet: Flee
     assert gateway.order("ClearFaults", address="127.0.0.1:1") == {"found": False, "cleared": []}
 
 
+@pytest.mark.soak
 def test_a_throttled_card_gets_less_in_proportion(fleet: Fleet) -> None:
     """At half the clock half of a neighbour's share; whole again when it cools."""
     gateway, pool = fleet.gateway, fleet.pools["slow"]

@@ -126,7 +126,11 @@ def disguised(address: str, pages: dict[str, Any]) -> Iterator[str]:
         server.server_close()
 
 
-@pytest.mark.parametrize("engine", PAGES)
+#: The first in `make test`; what `init` makes of the others' pages is tests/cli/test_init.py's.
+EACH = [each if at == 0 else pytest.param(each, marks=pytest.mark.soak) for at, each in enumerate(PAGES)]
+
+
+@pytest.mark.parametrize("engine", EACH)
 def test_from_each_kind_of_engine_to_an_answer(tmp_path: Path, engine: str) -> None:
     """init knows the engine by its pages; check, up and a first answer, without a header of ours."""
     with Replicas(specs(1)) as replicas, disguised(replicas.addresses[0], PAGES[engine]) as address:

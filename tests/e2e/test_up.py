@@ -264,6 +264,7 @@ def test_a_reload_adds_an_endpoint_and_a_pool_that_take_traffic_and_nothing_rest
     asyncio.run(main())
 
 
+@pytest.mark.soak
 def test_kill_nine_of_up_leaves_nothing_behind_and_sigterm_cuts_nothing(tmp_path: Path) -> None:
     """Killed, its children die with it, and a second start takes its stale socket over; SIGTERM lets what
     runs end, exits with 0, frees the ports."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
@@ -22,6 +22,7 @@ from extproc.core.request import ROUTES
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.observe.tally import Tally
 from extproc.wire.processor import Processor
+from tests.stand.examples import examples
 
 KEY = ("authorization", "Bearer key")
 PATHS = sorted(path for path, routes in ROUTES.items() if any(r.method == "POST" for r in routes))
@@ -121,7 +122,7 @@ def decided(path: str, data: bytes) -> Processor:
 @example("/v1/chat/completions", {**GOOD, "model": "auto", "max_tokens": 10**400}, True)
 @example("/v1/chat/completions", {**GOOD, "n": 64, "max_tokens": 10**400}, True)
 @example("/generate", {**GOOD, "parameters": {"max_new_tokens": 10**400, "best_of": 3}}, True)
-@settings(max_examples=300)
+@examples(300)
 def test_any_values(path: str, body: dict[str, Any], ascii_only: bool) -> None:
     """Numbers of any size, NaN and infinities, lone surrogates, wrong types: a decision, and no exception."""
     decided(path, json.dumps(body, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass"))
@@ -129,7 +130,7 @@ def test_any_values(path: str, body: dict[str, Any], ascii_only: bool) -> None:
 
 @given(st.sampled_from(PATHS), BODIES, st.data())
 @example("/v1/chat/completions", {**GOOD, "model": "auto"}, None)
-@settings(max_examples=300)
+@examples(300)
 def test_any_bytes_in_between(path: str, body: dict[str, Any], data: st.DataObject | None) -> None:
     """Bytes that are no text, repeated fields, and halves of bodies; for a family's name too."""
     raw = json.dumps(body).encode()
@@ -146,7 +147,7 @@ def test_any_bytes_in_between(path: str, body: dict[str, Any], data: st.DataObje
 
 
 @given(st.sampled_from(PATHS), st.binary(max_size=64))
-@settings(max_examples=200)
+@examples(200)
 def test_any_bytes_at_all(path: str, data: bytes) -> None:
     """No JSON at all is the client's mistake."""
     decided(path, data)

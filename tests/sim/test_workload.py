@@ -187,10 +187,10 @@ def test_the_same_seed_makes_the_same_workload(make: object) -> None:
 
 @pytest.mark.parametrize("make", [poisson, bursts, noisy_neighbour, long_prompt_mix, sessions])
 def test_the_long_runs_rate_is_the_asked_one(make: object) -> None:
-    """Over 40 minutes and three seeds the mean rate is within a tenth."""
+    """Over 40 minutes and two seeds the mean rate is within a tenth."""
     assert callable(make)
-    runs = [make(8, seed=seed, duration_s=2400).stats.requests_per_s for seed in range(3)]
-    assert sum(runs) / 3 == pytest.approx(8, rel=0.1)
+    runs = [make(8, seed=seed, duration_s=2400).stats.requests_per_s for seed in range(2)]
+    assert sum(runs) / 2 == pytest.approx(8, rel=0.1)
 
 
 def test_bursts_are_burstier_than_poisson() -> None:
@@ -248,7 +248,7 @@ def test_a_conversation_stays_within_the_replica() -> None:
 
 def test_tenants_follow_zipf() -> None:
     """With 48 tenants the first asks about twice as often as the second."""
-    counts = Counter(a.tenant for a in sessions(100, seed=1, turns_mean=1, think_s=0).arrivals)
+    counts = Counter(a.tenant for a in sessions(50, seed=1, turns_mean=1, think_s=0).arrivals)
     assert counts["tenant-00"] / counts["tenant-01"] == pytest.approx(2, rel=0.1)
     assert len(counts) == 48
 

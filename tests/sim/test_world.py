@@ -171,7 +171,7 @@ def test_a_slowdown_moves_work_away() -> None:
 
 def test_the_oracle_bounds_the_default() -> None:
     """With nothing to guess the same policy is not worse by more than a point."""
-    workload = made(1.1, requests=1_500)
+    workload = made(1.1, requests=500)
     ours, oracle = (attained(run(workload, FLEET, Setting(strategy=name))) for name in ("steer", ORACLE))
     assert oracle >= ours - 1.0
 
