@@ -79,6 +79,7 @@ def command(
     20 s (--no-faults: never). Ctrl-C stops all.
     """
     log_to_stderr()
+    click.echo("starting: simulated replicas, agents, the service and Envoy", err=True)
     for noisy in ("httpx", "httpx2", "openai"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     from extproc.demo.run import Demo, DemoOptions

@@ -307,6 +307,30 @@ def test_a_fault_shows(live: LiveDemo, looking: Seen) -> None:
     assert took_ms > 0
 
 
+#: The colours of the banner and of the first card where alerts of these severities fire.
+LOUD = """async (given) => {
+  const alerts = await import(new URL('static/js/alerts.js', location.href));
+  const colours = {};
+  for (const severities of given) {
+    const firing = severities.map((severity) => ({ labels: { alertname: 'A', severity }, annotations: {}, startsAt: '2026-01-01T00:00:00Z' }));
+    alerts.take({ firing, recent: [] });
+    const card = document.querySelector('#alerts-body .card');
+    colours[severities.join()] = [document.getElementById('banner'), card].map((each) => getComputedStyle(each).backgroundColor);
+  }
+  return colours;
+}"""  # noqa: E501 (a program of another language)
+
+
+def test_an_alert_is_as_loud_as_it_is_grave(looking: Seen) -> None:
+    """What is for information alone alarms nobody; a severity of the operator's own is grave."""
+    given = [["info"], ["warning"], ["critical"], ["info", "warning"], ["warning", "page-me"]]
+    colours = looking.page.evaluate(LOUD, given)
+    assert len({colours[each][0] for each in ("info", "warning", "critical")}) == 3
+    assert len({colours[each][1] for each in ("info", "warning", "critical")}) == 3
+    assert colours["info,warning"][0] == colours["warning"][0]
+    assert colours["warning,page-me"][0] == colours["critical"][0]
+
+
 def test_a_hostile_name_is_text(live: LiveDemo, seen: Any) -> None:
     """Whatever a name, a reason or a cause holds is shown as it is written, and runs nothing."""
     hostile = '<img src=x onerror="window.broken=1"><script>window.broken=1</script>&amp;'

@@ -10,6 +10,13 @@ const text = (alert) => [alert.annotations.summary, alert.annotations.descriptio
 const about = (alert) => [alert.labels.severity, ...Object.entries(alert.labels).filter(([label]) => !SAID.includes(label)).map(([label, value]) => `${label} ${value}`)].filter(Boolean).join(" · ");
 const when = (alert) => Date.parse(alert.startsAt) / 1000;
 
+// Names other than these are an operator's own: as grave as can be.
+const MILD = ["info", "warning"];
+const worst = (alerts) => alerts.map((alert) => alert.labels.severity).reduce((one, other) => {
+  const [a, b] = [MILD.indexOf(one), MILD.indexOf(other)];
+  return a < 0 || b < 0 ? "critical" : MILD[Math.max(a, b)];
+}, "info");
+
 export function take(view) {
   const body = $("alerts-body");
   const banner = $("banner");
@@ -22,6 +29,7 @@ export function take(view) {
   const { firing = [], pending = [], recent = [] } = view;
   say($("alerts-note"), firing.length ? `${firing.length} firing` : "");
   banner.hidden = !firing.length;
+  banner.dataset.severity = worst(firing);
   if (firing.length) say(banner, `${plural(firing.length, "alert")}: ${firing.map((alert) => [name(alert), text(alert)].filter(Boolean).join(", ")).join("; ")}`);
   const part = (title, alerts) => (alerts.length ? [h("details", {}, h("summary", { text: `${alerts.length} ${title}` }), alerts.map((alert) => card(alert, false)))] : []);
   const open = [...body.querySelectorAll("details[open] > summary")].map((summary) => summary.textContent.replace(/^\d+ /, ""));
@@ -40,7 +48,8 @@ function time(alert) {
 }
 
 function card(alert, fires) {
-  return h("article", { class: fires ? "card firing" : "card" },
-    h("div", { class: "head" }, h("h3", { class: fires ? "bad" : null, text: name(alert) }), h("p", { class: "note", text: [about(alert), time(alert)].filter(Boolean).join(" · ") })),
+  const grave = fires ? worst([alert]) : null;
+  return h("article", { class: fires ? "card firing" : "card", "data-severity": grave },
+    h("div", { class: "head" }, h("h3", { class: grave === "critical" ? "bad" : null, text: name(alert) }), h("p", { class: "note", text: [about(alert), time(alert)].filter(Boolean).join(" · ") })),
     text(alert) ? h("p", { text: text(alert) }) : null);
 }
