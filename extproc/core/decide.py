@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from random import Random
 
 from extproc.core.aims import ClassSpec
-from extproc.core.endpoint import Endpoint
+from extproc.core.endpoint import Endpoint, places
 from extproc.core.expect import FREE, plan
 from extproc.core.families import NONE, Choice, Family, pick
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import LATER_MS, Reason, Reject, Reservation, Routed
-from extproc.core.request import Kind, Request, limited
+from extproc.core.request import Kind, Request, limited, unfit
 from extproc.core.strategies import FALLBACK, Moment, Ranking, Strategy, Work
 from extproc.core.strategies.base import NOW, lowest
 from extproc.core.tenant import Tenant
@@ -237,7 +237,10 @@ def place(
         outside = allowed - len(endpoints)
         if not endpoints:
             return FULL if among is not None else _no_subset(pool)
-    candidates, suspects, removed = eligible(endpoints, case.permits, now_ns)
+    permits = case.permits
+    if permits > 1 and pool.engine != "tgi":
+        permits = places(permits, [e for e in pool.endpoints if _allowed(case, e)])
+    candidates, suspects, removed = eligible(endpoints, permits, now_ns)
     if tenant.regions is not None and len(endpoints) + outside < len(pool.endpoints):
         removed["in other regions"] = len(pool.endpoints) - len(endpoints) - outside
     if outside:
@@ -379,7 +382,6 @@ def _alternates(
     if wanted <= 0 or len(pool.endpoints) <= len(named):
         return []
     drawn = rng.sample(pool.endpoints, min(ALTERNATES_DRAWN, len(pool.endpoints)))
-    regions = case.tenant.regions
     fit = [
         e
         for e in drawn
@@ -387,10 +389,16 @@ def _alternates(
         and e not in named
         and e.suspect_until_ns <= now_ns
         and e.load_permits + case.permits <= e.max_concurrent
-        and (regions is None or e.region in regions)
-        and (case.only is None or e.address in case.only)
+        and _allowed(case, e)
     ]
     return sorted(fit, key=lambda e: e.load_requests)[:wanted]
+
+
+def _allowed(case: Case, endpoint: Endpoint) -> bool:
+    regions = case.tenant.regions
+    return (regions is None or endpoint.region in regions) and (
+        case.only is None or endpoint.address in case.only
+    )
 
 
 def _no_region(tenant: Tenant, pool: Pool) -> Reject:
@@ -421,12 +429,8 @@ def _none_left(pool: Pool, endpoints: Sequence[Endpoint], permits: int) -> Rejec
             retry_after_s=RETRY_AFTER_NONE_READY_S,
         )
     most = max(endpoint.max_concurrent for endpoint in ready)
-    if permits > most:
-        return Reject(
-            status=400,
-            code="invalid_request",
-            message=f"{permits} sequences are asked for; a replica takes at most {most} at once",
-        )
+    if permits > most and pool.engine == "tgi":
+        return unfit(f"{permits} sequences are asked for; a replica takes at most {most} at once")
     return FULL
 
 

@@ -7,6 +7,7 @@ now, so its permits must go along (law 10).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import ceil
 from typing import NamedTuple
 
@@ -259,3 +260,11 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"Endpoint({self.address}, requests={self.requests}, tokens={self.tokens})"
+
+
+def places(permits: int, endpoints: Iterable[Endpoint]) -> int:
+    """The free permits that a request wants of a replica whose engine queues what is above its limit.
+
+    All engines but TGI do: a batch that none takes at once wants the largest one to itself.
+    """
+    return min(permits, max((e.max_concurrent for e in endpoints if e.ready), default=permits))

@@ -23,16 +23,17 @@ from extproc.core.families import members
 from extproc.core.misrouted import advice, dialect_of
 from extproc.core.outcome import QUOTA_EXCEEDED, Answer, Hold, Reject, Routed
 from extproc.core.quota import Granted, Refused
+from extproc.core.reading import BYTE_ORDER_MARK, bare, parse
 from extproc.core.request import (
+    UNFIT,
     Dialect,
     Kind,
     Request,
     Route,
     UsageAsked,
+    as_engine_says,
     bad_request,
-    bare,
     find_route,
-    parse,
 )
 from extproc.core.tenant import ANONYMOUS, Tenant
 from extproc.observe.tracing.journey import Journey
@@ -320,6 +321,7 @@ class Exchange:
         processor, route = self._processor, self._route
         assert route is not None
         self._state = State.DONE
+        body = body.removeprefix(BYTE_ORDER_MARK)  # of no use to whoever writes it anew
         # A body without a length was not measured by its headers.
         refused = too_large(processor.body_bytes_max) if len(body) > processor.body_bytes_max else None
         request: Request | Reject | None = None
@@ -350,6 +352,9 @@ class Exchange:
 
     def _refused_read(self, refused: Reject, body: bytes) -> Reply:
         """Refused for what is in its body: it cost what a served one costs to carry and to read."""
+        if refused.status == UNFIT and self._route is not None:
+            model = bare(self._route, body).model or self._model
+            refused = as_engine_says(refused, self._dialect, self._processor.engine_for(model, self._tenant))
         self._processor.refused(self._tenant.name, self._source, len(body))
         self._processor.desk.turned_away(self._tenant.name, refused, now_ns=self._processor.clock())
         return self._answer(refused)

@@ -180,6 +180,11 @@ class Processor:
         if pool is not None:
             self.recent.refused(request, tenant.name, key, model, pool, now_ns=self.clock())
 
+    def engine_for(self, model: str | None, tenant: Tenant) -> str:
+        """What the replicas run that would serve a model; "" where none does."""
+        pool = self.desk.fleet.pool_for(model or tenant.default_model or self.desk.default_model, tenant.name)
+        return pool.engine if pool is not None else ""
+
     def failed(self, error: Exception, what: str) -> None:
         """Count an exception of ours, and log it now and then with its traceback."""
         self.desk.counts[f"exception.{what}"] += 1

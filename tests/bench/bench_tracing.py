@@ -19,7 +19,8 @@ from extproc._pb import access_log_pb2
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.config.tracing import OpenTelemetry
 from extproc.core.outcome import Outcome, Reject
-from extproc.core.request import find_route, parse
+from extproc.core.reading import parse
+from extproc.core.request import find_route
 from extproc.core.tenant import ANONYMOUS
 from extproc.observe.tracing.journey import Decided, Ended, Journeys, Note
 from extproc.observe.tracing.pipeline import SPANS_AT_ONCE, Pipeline

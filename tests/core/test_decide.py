@@ -19,10 +19,12 @@ S = 1_000_000_000
 CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
 
 
-def fleet_of(*permits: int, strategy: str = "least_work") -> Fleet:
+def fleet_of(*permits: int, strategy: str = "least_work", engine: str = "tgi") -> Fleet:
     """One pool `p` of model `m`, with an endpoint for each number of permits."""
     endpoints = tuple((f"10.0.0.{i}:80", "", most) for i, most in enumerate(permits))
-    return Fleet([PoolSpec(name="p", models=("m", "alias"), strategy=strategy, endpoints=endpoints)])
+    return Fleet(
+        [PoolSpec(name="p", models=("m", "alias"), strategy=strategy, endpoints=endpoints, engine=engine)]
+    )
 
 
 def ask(fleet: Fleet, request: Request = CHAT, tenant: Tenant = ANONYMOUS, **changes: Any) -> Routed | Reject:
@@ -117,12 +119,27 @@ def test_full() -> None:
 
 
 def test_more_sequences_than_any_endpoint_takes() -> None:
-    """What can never fit is the client's mistake, not a matter of waiting."""
+    """What TGI can never take is the client's mistake, in TGI's own status, and no matter of waiting."""
     answer = rejected(fleet_of(4, 2), replace(CHAT, sequences=5))
     assert (answer.status, answer.message) == (
-        400,
+        422,
         "5 sequences are asked for; a replica takes at most 4 at once",
     )
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "llamacpp"])
+def test_a_batch_larger_than_any_endpoint(engine: str) -> None:
+    """Engines that queue what is above their slots are given it, the largest replica to itself."""
+    fleet = fleet_of(4, 2, engine=engine)
+    decision = routed(fleet, replace(CHAT, sequences=5))
+    assert decision.addresses == ("10.0.0.0:80",)
+    # All of them are in the books: what it may be charged goes by them.
+    assert decision.reservation.permits == 5
+    fleet.endpoints[0].permits = 1
+    answer = rejected(fleet, replace(CHAT, sequences=5))
+    assert (answer.status, answer.code) == (429, "overloaded")
+    fleet.endpoints[0].ready = False
+    assert routed(fleet, replace(CHAT, sequences=5)).addresses == ("10.0.0.1:80",)
 
 
 def test_none_ready() -> None:

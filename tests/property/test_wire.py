@@ -14,7 +14,8 @@ from extproc._pb import ext_proc_pb2 as pb
 from extproc.core import contract
 from extproc.core.fleet import Fleet
 from extproc.core.outcome import Outcome, Reject, Reservation
-from extproc.core.request import ROUTES, Dialect, Request, parse
+from extproc.core.reading import parse
+from extproc.core.request import ROUTES, Dialect, Request
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire import accesslog, codec, ticket
 from extproc.wire.dialect import error_body

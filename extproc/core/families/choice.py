@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from extproc.core.contract import ANSWERED_MODEL_HEADER, SHIFTED_HEADER
+from extproc.core.endpoint import places
 from extproc.core.families.difficulty import NAMES, features
 from extproc.core.families.score import DEFAULT, Weights
 from extproc.core.fleet import Fleet, Pool
@@ -179,10 +180,11 @@ def _with_room(
 def _begins(pool: Pool, tenant: Tenant, permits: int, wait_ms: float | None) -> bool:
     """Whether any replica would begin within a time; any time where it is None."""
     regions = tenant.regions
+    may = [e for e in pool.endpoints if e.ready and (regions is None or e.region in regions)]
+    if permits > 1 and pool.engine != "tgi":
+        permits = places(permits, may)
     return any(
-        e.ready
-        and (regions is None or e.region in regions)
-        and (not permits or e.load_permits + permits <= e.max_concurrent)
+        (not permits or e.load_permits + permits <= e.max_concurrent)
         and (wait_ms is None or start_ms(e) <= wait_ms)
-        for e in pool.endpoints
+        for e in may
     )
