@@ -47,6 +47,7 @@ from extproc.app.tracing import Tracing
 from extproc.app.tuned import Tuned
 from extproc.config.model import Config
 from extproc.config.restart import RELOADABLE_OF_POOL, restart_needed
+from extproc.config.secret import engine_keys
 from extproc.control.names import event_cluster
 from extproc.core.desk import Desk
 from extproc.core.experiment import Experiments
@@ -117,6 +118,7 @@ class App:
             event_cluster=event_cluster(config),
             body_bounds=body_bounds(config),
             refused_bytes_per_minute=config.limits.refused_bytes_per_minute,
+            engine_keys=engine_keys(config),
         )
         if not self.processor.event_cluster:
             log.warning(
@@ -327,6 +329,7 @@ class App:
         self.desk.ledger.ttl_ns = self.desk.limits.reservation_ttl_ns
         self.desk.ledger.remembered_max = self.desk.limits.settled_remembered_max
         self.processor.directory = directory
+        self.processor.engine_keys = read.engine_keys
         self.processor.decisions_concurrent_max = new.limits.decisions_concurrent_max
         self.tally.forget_endpoints(self.desk.fleet)
         self.operating.apply(new)

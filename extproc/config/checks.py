@@ -45,6 +45,12 @@ def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
                     ("tenants", i, "model_quotas", model),
                     f"is not among the tenant's models; add it to tenants[{i}].models, or remove the quota",
                 )
+    for i, pool in enumerate(config.pools):
+        if pool.engine_key_file and pool.engine_key_env:
+            yield (
+                ("pools", i, "engine_key_env"),
+                f"stands beside pools[{i}].engine_key_file; keep one of them",
+            )
     if config.gateway.auth == "api_key" and not config.tenants:
         yield (
             ("tenants",),

@@ -148,6 +148,11 @@ class Pool(Section):
     """The model names that clients ask for; the first is the one told to engines' native routes."""
     engine: Literal["tgi", "vllm", "sglang", "llamacpp"] = "tgi"
     """What the replicas run."""
+    engine_key_file: str | None = Field(default=None, min_length=1)
+    """A file with the engine's own key (vLLM's --api-key), sent to it as 'Authorization: Bearer'. While the
+    service is away nobody sends it."""
+    engine_key_env: str | None = Field(default=None, min_length=1, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """The environment variable with that key. Either this or engine_key_file."""
     ask_usage: bool = True
     """Ask the engine for the token counts of streams whose client did not, and take them out of the answer
     again; without it such streams are charged by an estimate (docs/metering.md)."""

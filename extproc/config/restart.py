@@ -12,6 +12,8 @@ from extproc.config.model import Config, ServiceClass
 RELOADABLE_OF_POOL = frozenset(
     {
         "models",
+        "engine_key_file",
+        "engine_key_env",
         "strategy",
         "strategy_parameters",
         "tenants",

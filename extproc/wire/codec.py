@@ -214,17 +214,19 @@ def routed(
     body: bytes | None = None,
     as_json: bool = False,
     usage: str = "",
+    engine_key: str = "",
 ) -> bytes:
     """The decision as the answer to a phase (request_headers or request_body).
 
     `event_cluster` is the cluster that Envoy tells of the first token; none when empty. `explained`: the
     client is told the reason. `carried` is what of its trace rides along. `body` goes on in place of the
     client's. `as_json` has it declared as what it was read as. `usage` was asked for in its name.
+    `engine_key` opens the engine's door.
     """
     about = told(decision, event_cluster=event_cluster, explained=explained, carried=carried)
     if usage:
         about[USAGE_KEY] = usage
-    return _route(phase, decision, about, body, as_json=as_json)
+    return _route(phase, decision, about, body, as_json=as_json, engine_key=engine_key)
 
 
 def told(
@@ -255,7 +257,13 @@ def hold(timeout_ms: int) -> bytes:
 
 
 def _route(
-    phase: str, decision: Routed, about: dict[str, str], body: bytes | None, *, as_json: bool = False
+    phase: str,
+    decision: Routed,
+    about: dict[str, str],
+    body: bytes | None,
+    *,
+    as_json: bool = False,
+    engine_key: str = "",
 ) -> bytes:
     response = pb.ProcessingResponse()
     common = getattr(response, phase).response
@@ -265,7 +273,8 @@ def _route(
     # Envoy tries as often as the list has endpoints: the last one's own answer is what the client gets.
     set_header(mutation, RETRIES_HEADER, str(decision.retries))
     # The key opened our door; the engine has no use for it, and its logs no right to it.
-    mutation.remove_headers.extend((AUTHORIZATION, API_KEY, ENCODING_HEADER))
+    mutation.remove_headers.extend((API_KEY, ENCODING_HEADER))
+    give_key(mutation, engine_key)
     if body is not None:
         common.body_mutation.body = body
         # Envoy answers 500 itself where its own length and the new body's differ.
@@ -274,6 +283,14 @@ def _route(
         set_header(mutation, "content-type", JSON)
     tell(response, ",".join(decision.addresses), about)
     return response.SerializeToString()
+
+
+def give_key(mutation: pb.HeaderMutation, engine_key: str) -> None:
+    """The engine's own key in place of the client's."""
+    if engine_key:
+        set_header(mutation, AUTHORIZATION, f"Bearer {engine_key}")
+    else:
+        mutation.remove_headers.append(AUTHORIZATION)
 
 
 def declares_json(content_type: str) -> bool:

@@ -448,6 +448,7 @@ class Exchange:
             body=body,
             as_json=self._as_json and self._phase == "request_body",
             usage=asked,
+            engine_key=self._processor.engine_keys.get(decision.reservation.pool, ""),
         )
         return Reply(data, end=True, reservation_id=decision.reservation.id)
 

@@ -318,6 +318,7 @@ class PickerExchange(Exchange):
             without_keys=self._processor.directory.required,
             clear_route_cache=settings.clear_route_cache,
             as_json=self._as_json and not head,
+            engine_key=self._processor.engine_keys.get(decision.reservation.pool, ""),
         )
         more: list[bytes] = []
         if not head:

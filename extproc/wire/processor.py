@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from extproc.core.attempts import AttemptLimiter, network_of
 from extproc.core.bodies import BOUNDS, BodyBounds
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 #: Bytes of refused bodies a minute for each tenant, where nothing is said.
 REFUSED_BYTES_PER_MINUTE = 64 * 1024 * 1024
+#: No engine asks for a key.
+NO_KEYS: Mapping[str, str] = MappingProxyType({})
 #: Nanoseconds between two log lines about the same failing decision path.
 FAILURE_LOG_EVERY_NS = 1_000_000_000
 
@@ -47,6 +50,7 @@ class Processor:
         event_cluster: str = "",
         body_bounds: BodyBounds = BOUNDS,
         refused_bytes_per_minute: int = REFUSED_BYTES_PER_MINUTE,
+        engine_keys: Mapping[str, str] = NO_KEYS,
     ) -> None:
         self.desk = desk
         self.directory = directory
@@ -56,6 +60,8 @@ class Processor:
         self.body_bounds = body_bounds
         #: What bodies that are refused may cost, by tenant.
         self.refusals = RefusalBudget(refused_bytes_per_minute)
+        #: The engines' own keys, by pool.
+        self.engine_keys = engine_keys
         self.clock = clock
         #: Envoy's cluster of this service alone, for first-token events; none when empty.
         self.event_cluster = event_cluster
