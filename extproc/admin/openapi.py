@@ -24,7 +24,7 @@ _ERRORS = {
     "413": "The body is too large.",
     "421": "The port does not go by this name.",
     "422": "The configuration that would come of it has mistakes; `problems` lists them.",
-    "429": "Too many wrong tokens from this address.",
+    "429": "Too many wrong tokens from this address, or too many live events of one client.",
     "503": "Too many requests at once.",
 }
 _READ, _WRITE = [{"token": ["read"]}, {}], [{"token": ["write"]}]

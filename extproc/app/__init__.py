@@ -45,9 +45,9 @@ from extproc.app.reread import Reread, read_again, uncollected
 from extproc.app.roster import Roster
 from extproc.app.tracing import Tracing
 from extproc.app.tuned import Tuned
+from extproc.config.engine_keys import engine_keys
 from extproc.config.model import Config
 from extproc.config.restart import RELOADABLE_OF_POOL, restart_needed
-from extproc.config.secret import engine_keys
 from extproc.control.names import event_cluster
 from extproc.core.desk import Desk
 from extproc.core.experiment import Experiments

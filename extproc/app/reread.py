@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from extproc.app.build import directory_of, families_of, policy_of
+from extproc.config.engine_keys import engine_keys
 from extproc.config.load import ConfigError, load
 from extproc.config.model import Config
 from extproc.config.restart import restart_needed
-from extproc.config.secret import engine_keys
 from extproc.core.desk import Policy
 from extproc.core.families import Family
 from extproc.core.tenant import Directory

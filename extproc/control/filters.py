@@ -9,7 +9,11 @@ from __future__ import annotations
 from importlib import resources
 
 from betterproto2 import Message
-from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutationRules
+from envoy_data_plane.envoy.config.common.mutation_rules.v3 import (
+    HeaderMutation,
+    HeaderMutationRemoveOnMatch,
+    HeaderMutationRules,
+)
 from envoy_data_plane.envoy.config.core.v3 import DataSource
 from envoy_data_plane.envoy.config.route.v3 import RouteMatch
 from envoy_data_plane.envoy.extensions.content_parsers.json.v3 import (
@@ -25,6 +29,10 @@ from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
     ProcessingModeBodySendMode,
     ProcessingModeHeaderSendMode,
 )
+from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import (
+    HeaderMutation as HeaderMutationFilter,
+)
+from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import Mutations
 from envoy_data_plane.envoy.extensions.filters.http.json_to_metadata.v3 import (
     JsonToMetadata,
     JsonToMetadataKeyValuePair,
@@ -48,8 +56,9 @@ from envoy_data_plane.envoy.extensions.filters.http.sse_to_metadata.v3 import (
     SseToMetadata,
     SseToMetadataProcessingRules,
 )
+from envoy_data_plane.envoy.extensions.filters.http.upstream_codec.v3 import UpstreamCodec
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import HttpFilter
-from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher
+from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher, StringMatcher
 from envoy_data_plane.envoy.type.v3 import HttpStatus, StatusCode
 from envoy_data_plane.google.protobuf import Empty
 
@@ -108,8 +117,26 @@ def http_filters(config: Config) -> list[HttpFilter]:
         _filter("envoy.filters.http.lua", first_chunk()),
         _filter("envoy.filters.http.sse_to_metadata", sse_counts()),
         # Attempts and upstream timings are for the access log, not for clients and engines.
-        _filter("envoy.filters.http.router", Router(suppress_envoy_headers=True)),
+        _filter("envoy.filters.http.router", router()),
     ]
+
+
+def router() -> Router:
+    """Sends a request on; of the answer it takes what only we may say, before anything of ours is added."""
+    ours = HeaderMutation(
+        remove_on_match=HeaderMutationRemoveOnMatch(key_matcher=StringMatcher(prefix=contract.OUR_PREFIX))
+    )
+    dropped = HeaderMutationFilter(
+        mutations=Mutations(response_mutations=[ours], response_trailers_mutations=[ours])
+    )
+    return Router(
+        suppress_envoy_headers=True,
+        upstream_http_filters=[
+            _filter("envoy.filters.http.header_mutation", dropped),
+            # What sends a request on is the last of these.
+            _filter("envoy.filters.http.upstream_codec", UpstreamCodec()),
+        ],
+    )
 
 
 def decision(config: Config) -> ExternalProcessor:

@@ -5,6 +5,8 @@ Owns header and metadata names only. `control` renders them into Envoy; `wire` r
 
 from __future__ import annotations
 
+#: What only we say, to engines and to clients.
+OUR_PREFIX = "x-steersman-"
 #: The upstream cluster of the decision; Envoy's `cluster_header` route reads it.
 CLUSTER_HEADER = "x-steersman-cluster"
 

@@ -17,7 +17,7 @@ from extproc.core.families import NONE, Choice, Family, pick
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import LATER_MS, Reason, Reject, Reservation, Routed
-from extproc.core.request import Kind, Request, limited, unfit
+from extproc.core.request import Kind, Request, limited, no_model, unfit
 from extproc.core.strategies import FALLBACK, Moment, Ranking, Strategy, Work
 from extproc.core.strategies.base import NOW, lowest
 from extproc.core.tenant import Tenant
@@ -29,8 +29,6 @@ ENDPOINTS_NAMED = 3
 ALTERNATES_DRAWN = 8
 #: Seconds a client is told to wait when every permit is taken, and when no endpoint is ready.
 RETRY_AFTER_FULL_S, RETRY_AFTER_NONE_READY_S = 1, 5
-#: How much of an unknown model's name a message repeats.
-MODEL_SHOWN_MAX = 128
 #: The beginning by which prompts are kin: a system prompt's worth, not a question's.
 KIN_CHARACTERS = 256
 #: Kinds that an engine answers without a permit, and without work worth counting.
@@ -162,17 +160,9 @@ def resolve(
             return picked
         choice, model = picked, picked.model
     pool = fleet.pool_for(model, tenant.name)
-    if pool is None:
-        # A pool that is reserved for others is to this tenant as if it were not there.
-        return Reject(
-            status=404,
-            code="model_not_found",
-            message=f"no model {model[:MODEL_SHOWN_MAX]!r} here; GET /v1/models lists what there is",
-        )
-    if tenant.models is not None and model not in tenant.models:
-        return Reject(
-            status=403, code="model_not_allowed", message=f"this key may not use the model {model!r}"
-        )
+    if pool is None or not tenant.may(model):
+        # What a tenant may not use, or is reserved for others, is to it as if it were not there.
+        return no_model(request.model)
     only = request.only
     if only is not None and not any(each.ready and each.address in only for each in pool.endpoints):
         # Now, whoever waits for the same pool: no place that may become free would do.

@@ -19,6 +19,8 @@ IMAGE_TOKENS = 576
 #: A client that allows more new tokens than this allows any number: no engine produces them, and sums and
 #: floats must hold it.
 NEW_TOKENS_MAX = 2**31 - 1
+#: How much of an unknown model's name a message repeats.
+MODEL_SHOWN_MAX = 128
 #: TGI's status for JSON that is no request of its own.
 UNFIT = 422
 
@@ -169,6 +171,15 @@ def bounded(limit: int | None) -> int | None:
 def bad_request(message: str) -> Reject:
     """A 400 for a body or header that cannot be served."""
     return Reject(status=400, code="invalid_request", message=message)
+
+
+def no_model(name: str | None) -> Reject:
+    """A model that is not there for whoever asks: the same words whether it is nowhere or others'."""
+    what = "no model was named, and none is yours by default"
+    if name is not None:
+        what = f"no model {name[:MODEL_SHOWN_MAX]!r} here"
+    message = f"{what}; GET /v1/models lists what there is"
+    return Reject(status=404, code="model_not_found", message=message)
 
 
 def unfit(message: str) -> Reject:

@@ -47,6 +47,10 @@ class Tenant:
     #: Whether its prompts may stand in traces.
     trace_prompts: bool = False
 
+    def may(self, model: str) -> bool:
+        """Whether its requests may go to a model, where there is such a one."""
+        return self.models is None or model in self.models
+
 
 ANONYMOUS = Tenant(name="anonymous")
 

@@ -158,8 +158,13 @@ class History:
             size = os.fstat(fd).st_size
             if size and os.pread(fd, 1, size - 1) != b"\n":
                 line = b"\n" + line  # a line that was cut off stays alone
-            _write_all(fd, line)
-            os.fsync(fd)
+            try:
+                _write_all(fd, line)
+                os.fsync(fd)
+            except OSError:
+                # A full disk takes the beginning of a line: what it took is taken back.
+                os.ftruncate(fd, size)
+                raise
         finally:
             os.close(fd)
 

@@ -7,7 +7,7 @@ tokens there were and by whose count.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from extproc._pb import access_log_pb2 as pb
@@ -31,6 +31,7 @@ from extproc.core.contract import (
 from extproc.core.outcome import End, Outcome
 from extproc.wire import ticket
 from extproc.wire.ended import Fault, end_of, fault_of
+from extproc.wire.records import entries
 
 #: A count above this is read as this: a lie or a fault in any case.
 TOKENS_MAX = 100_000_000
@@ -56,13 +57,22 @@ _ENDED_BY_FAULT = (
 )
 
 
-def read(data: bytes) -> Iterator[Outcome]:
+def _ignored(_: Exception) -> None:
+    """Nobody is told."""
+
+
+def read(data: bytes, *, failed: Callable[[Exception], None] = _ignored) -> Iterator[Outcome]:
     """Outcomes of one StreamAccessLogsMessage; records without a ticket of ours are passed over.
 
-    Raises google.protobuf.message.DecodeError on garbage.
+    A record that cannot be read is lost alone, and `failed` is told why. Raises
+    google.protobuf.message.DecodeError on what holds no records at all.
     """
-    for entry in pb.StreamAccessLogsMessage.FromString(data).http_logs.log_entry:
-        outcome = _outcome(entry)
+    for entry in entries(data, failed):
+        try:
+            outcome = _outcome(entry)
+        except Exception as error:  # noqa: BLE001 (a bad record, such as a time of no calendar, is lost alone)
+            failed(error)
+            continue
         if outcome is not None:
             yield outcome
 

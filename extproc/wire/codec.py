@@ -273,8 +273,8 @@ def _route(
     # Envoy tries as often as the list has endpoints: the last one's own answer is what the client gets.
     set_header(mutation, RETRIES_HEADER, str(decision.retries))
     # The key opened our door; the engine has no use for it, and its logs no right to it.
-    mutation.remove_headers.extend((API_KEY, ENCODING_HEADER))
     give_key(mutation, engine_key)
+    mutation.remove_headers.extend((API_KEY, ENCODING_HEADER))
     if body is not None:
         common.body_mutation.body = body
         # Envoy answers 500 itself where its own length and the new body's differ.

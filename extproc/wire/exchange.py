@@ -502,15 +502,15 @@ class Exchange:
         return Reply(self._refuses(answer), end=True)
 
     def _health(self) -> Answer | Reject:
-        ready = sum(endpoint.ready for endpoint in self._processor.desk.fleet.endpoints)
-        if ready:
-            return Answer(status=200, body=b'{"status":"ok","ready_endpoints":%d}' % ready)
+        # Nobody is asked for a key here: whether it serves, and nothing else.
+        if any(endpoint.ready for endpoint in self._processor.desk.fleet.endpoints):
+            return Answer(status=200, body=b'{"status":"ok"}')
         return Reject(status=503, code="no_ready_endpoint", message="no replica is ready", retry_after_s=5)
 
     def _models(self) -> Answer:
-        allowed, desk = self._tenant.models, self._processor.desk
+        desk = self._processor.desk
         served = desk.fleet.models_for(self._tenant.name)
-        names = [n for n in served if allowed is None or n in allowed]
+        names = [n for n in served if self._tenant.may(n)]
         names += [n for n, f in desk.families.items() if members(f, self._tenant, desk.fleet)]
         listed = [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in names]
         return Answer(status=200, body=msgspec.json.encode({"object": "list", "data": listed}))

@@ -188,8 +188,10 @@ class Processor:
 
     def engine_for(self, model: str | None, tenant: Tenant) -> str:
         """What the replicas run that would serve a model; "" where none does."""
-        pool = self.desk.fleet.pool_for(model or tenant.default_model or self.desk.default_model, tenant.name)
-        return pool.engine if pool is not None else ""
+        name = model or tenant.default_model or self.desk.default_model
+        pool = self.desk.fleet.pool_for(name, tenant.name)
+        # Of a model that is not this tenant's nothing is told, the engine's way to refuse included.
+        return pool.engine if pool is not None and tenant.may(name) else ""
 
     def failed(self, error: Exception, what: str) -> None:
         """Count an exception of ours, and log it now and then with its traceback."""

@@ -227,11 +227,15 @@ class Server:
     async def _access_log(self, messages: AsyncIterator[bytes], _: Any) -> bytes:
         async for data in messages:
             try:
-                for outcome in accesslog.read(data):
+                for outcome in accesslog.read(data, failed=self._lost_record):
                     self._settle_one(outcome)
             except Exception as error:  # noqa: BLE001 (a bad message must not end the stream of good ones)
                 self.processor.failed(error, "access log")
         return b""
+
+    def _lost_record(self, error: Exception) -> None:
+        """A record of the access log that cannot be read; its reservation expires."""
+        self.processor.failed(error, "access log")
 
     def _settle_one(self, outcome: Outcome) -> None:
         try:

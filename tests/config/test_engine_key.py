@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from extproc.config.engine_keys import engine_keys
 from extproc.config.load import ConfigError, loads
 from extproc.config.model import Config
 from extproc.config.restart import restart_needed
-from extproc.config.secret import engine_keys
 
 POOL = "- {name: %s, models: [%s], engine: vllm%s, endpoints: [{address: '127.0.0.1:%d'}]}\n"
 

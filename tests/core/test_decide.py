@@ -101,12 +101,16 @@ def test_an_unknown_model() -> None:
 
 
 def test_a_model_not_allowed() -> None:
-    """403 for a model that is served, but not to this tenant; its alias is another name."""
+    """A model that is served, but not to this tenant, is as if it were nowhere; its alias is another name."""
     tenant = Tenant(name="t", models=frozenset({"alias"}))
     answer = rejected(fleet_of(8), replace(CHAT, model="m"), tenant)
-    assert (answer.status, answer.code) == (403, "model_not_allowed")
+    nowhere = rejected(fleet_of(8), replace(CHAT, model="x"), tenant)
+    assert (answer.status, answer.code) == (404, "model_not_found")
+    assert replace(answer, message=answer.message.replace("'m'", "'x'")) == nowhere
     assert routed(fleet_of(8), replace(CHAT, model="alias"), tenant).reservation.model == "alias"
-    assert rejected(fleet_of(8), replace(CHAT, model="m"), Tenant(name="t", models=frozenset())).status == 403
+    assert rejected(fleet_of(8), replace(CHAT, model="m"), Tenant(name="t", models=frozenset())).status == 404
+    unnamed = rejected(fleet_of(8), replace(CHAT, model=None), tenant, default_model="m")
+    assert "'m'" not in unnamed.message
 
 
 def test_full() -> None:

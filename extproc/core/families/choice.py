@@ -23,7 +23,7 @@ from extproc.core.families.difficulty import NAMES, features
 from extproc.core.families.score import DEFAULT, Weights
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.outcome import Reject
-from extproc.core.request import Request
+from extproc.core.request import Request, no_model
 from extproc.core.strategies.terms import start_ms
 from extproc.core.tenant import Tenant
 
@@ -108,9 +108,7 @@ def members(family: Family, tenant: Tenant, fleet: Fleet) -> list[int]:
     return [
         i
         for i, model in enumerate(family.models)
-        if i >= first
-        and (tenant.models is None or model in tenant.models)
-        and fleet.pool_for(model, tenant.name) is not None
+        if i >= first and tenant.may(model) and fleet.pool_for(model, tenant.name) is not None
     ]
 
 
@@ -123,11 +121,7 @@ def pick(
     """
     may = members(family, tenant, fleet)
     if not may:
-        return Reject(
-            status=403,
-            code="model_not_allowed",
-            message=f"this key may use no model of the family {family.name!r}",
-        )
+        return no_model(request.model)
     found = features(request)
     score = family.weights.score(found)
     level = family.level(score)
