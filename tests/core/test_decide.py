@@ -247,3 +247,17 @@ def test_failures_in_a_burst_count_once() -> None:
     assert endpoint.suspect_until_ns == (1_000 + 3_900 + 30) * S
     endpoint.succeeded()
     assert (endpoint.failures, endpoint.suspect_until_ns) == (0, 0)
+
+
+def test_nothing_is_predicted_to_cost_nothing() -> None:
+    """It would pass a quota that is spent: an answer has a token for each sequence, and a prompt has one."""
+    fleet = fleet_of(8)
+    for _ in range(200):
+        fleet.pools["p"].lengths.saw("t", "m", None, 0)
+    tenant = Tenant(name="t")
+    empty = replace(CHAT, prompt_bytes=0, max_new_tokens=None, segments=(), sequences=3)
+    reservation = routed(fleet, empty, tenant).reservation
+    assert (reservation.input_tokens, reservation.output_tokens) == (1, 3)
+    assert routed(fleet, replace(empty, max_new_tokens=0), tenant).reservation.output_tokens == 0
+    free = routed(fleet, replace(empty, kind=Kind.TOKENIZE), tenant).reservation
+    assert (free.input_tokens, free.output_tokens) == (0, 0)
