@@ -6,11 +6,18 @@
 from __future__ import annotations
 
 import argparse
+import re
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+if TYPE_CHECKING:
+    from tests.attack.report import Report
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "e2e"))
 
 
 def main() -> int:
@@ -29,6 +36,8 @@ def main() -> int:
     wanted = [
         each for each in ATTACKS if not given.names or any(each.name.startswith(name) for name in given.names)
     ]
+    # Attacks of single parts are tests of their own beside the quick part of these.
+    others = sorted(set(HERE.glob("test_*.py")) - {HERE / "test_attacks.py"})
     rows: list[tuple[str, Report]] = []
     with standing() as stand:
         for each in wanted:
@@ -40,9 +49,26 @@ def main() -> int:
                 report = Report(broken=[f"it could not be carried out: {error!r}"])
             report.notes.append(f"{time.monotonic() - began_s:.0f} s")
             rows.append((each.name, report))
+    for file in others if not given.names else ():
+        print(f"{file.stem}: see the file", flush=True)
+        rows.append((file.stem, tests(file)))
     print()
     print(table(rows))
     return int(not rows or any(report.broken for _, report in rows))
+
+
+def tests(file: Path) -> Report:
+    """What pytest says of a file of attacks."""
+    from tests.attack.report import Report
+
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.parents[1])
+    report = Report()
+    for count, outcome in re.findall(r"(\d+) (passed|failed|errors?|skipped)", done.stdout[-300:]):
+        report.tried += int(count)
+        report.answered[outcome] += int(count)
+    report.holds(done.returncode == 0, done.stdout[-2_000:])
+    return report
 
 
 if __name__ == "__main__":
