@@ -424,7 +424,7 @@ class Limits(Section):
     body_messages_max: int = Field(default=8_192, ge=16, le=1_000_000)
     """Messages of a chat, and parts of them, in all; above it 413."""
     refused_bytes_per_minute: int = Field(default=64 * 1024 * 1024, ge=64 * 1024, le=1024**4)
-    """Bytes of bodies that were refused for what is in them (400, 413, 422), for each tenant; above it 429 on the
+    """Bytes of bodies refused for what is in them (400, 413, 422), for each tenant; above it 429 on the
     headers, so that no more bodies of its are read. Without gateway.auth for each client address."""
     settled_remembered_max: int = Field(default=65_536, ge=1024, le=10_000_000)
     """Settled request ids kept, so that a record that comes twice counts once."""

@@ -19,6 +19,8 @@ _TRUE = frozenset({b"true", b"1", b"1.0", b'"true"', b'"1"', b'"t"', b'"y"', b'"
 
 def whole(raw: bytes | msgspec.Raw) -> int | None:
     """A value as a whole number, a fraction rounded up; None where it is none."""
+    if not raw:
+        return None
     data = bytes(raw)
     if data.isdigit() and len(data) < 19:
         return int(data)
@@ -42,6 +44,8 @@ def whole(raw: bytes | msgspec.Raw) -> int | None:
 
 def flag(raw: bytes | msgspec.Raw) -> bool:
     """Whether a value is a yes."""
+    if not raw:
+        return False
     word = bytes(raw)
     return word == b"true" or (len(word) <= 8 and word.lower() in _TRUE)
 

@@ -118,8 +118,8 @@ class _Format(msgspec.Struct):
 
 
 class _StreamOptions(msgspec.Struct):
-    include_usage: msgspec.Raw = _RAW
-    continuous_usage_stats: msgspec.Raw = _RAW
+    include_usage: Any = None
+    continuous_usage_stats: Any = None
 
 
 _chat = msgspec.json.Decoder(_Chat)
@@ -219,8 +219,9 @@ def _read_chat(route: Route, body: bytes, bounds: BodyBounds) -> Request | Rejec
     sequences = _sequences(hints.n)
     if isinstance(sequences, Reject):
         return sequences
-    limits = Limits(_limit(hints.max_tokens), _limit(hints.max_completion_tokens), _limit(hints.n_predict))
-    tokens, completion, predict = limits
+    tokens, completion = _limit(hints.max_tokens), _limit(hints.max_completion_tokens)
+    predict = _limit(hints.n_predict)
+    several = predict is not None or not (tokens is None or completion is None or tokens == completion)
     streams = flag(hints.stream)
     return Request(
         kind=route.kind,
@@ -237,9 +238,7 @@ def _read_chat(route: Route, body: bytes, bounds: BodyBounds) -> Request | Rejec
         tools=_count_of(hints.tools),
         user=_user_of(hints),
         json_output=_wants_json(hints.response_format),
-        limits=limits
-        if predict is not None or not (tokens is None or completion is None or tokens == completion)
-        else None,
+        limits=Limits(tokens, completion, predict) if several else None,
         usage=_usage_of(hints.stream_options) if streams else UsageAsked.NO_STREAM,
     )
 
@@ -291,7 +290,7 @@ def _too_long(messages: list[_Message], bounds: BodyBounds) -> Reject | None:
 
 
 def _given(raw: msgspec.Raw) -> bool:
-    return raw not in (_RAW, _NULL)
+    return bool(raw) and raw != _NULL
 
 
 def _digest(raw: msgspec.Raw) -> bytes:
@@ -310,15 +309,21 @@ def _peek(decoder: msgspec.json.Decoder[T], raw: msgspec.Raw) -> T | None:
 
 def _limit(raw: msgspec.Raw) -> int | None:
     """New tokens that are asked for: None where nothing is said, NO_LIMIT where it is no number of them."""
-    if not _given(raw):
+    if not raw:
         return None
     limit = whole(raw)
-    return NO_LIMIT if limit is None or limit < 0 else limit
+    if limit is None:
+        return None if raw == _NULL else NO_LIMIT
+    return NO_LIMIT if limit < 0 else limit
 
 
 def _sequences(*raw: msgspec.Raw, prompts: int = 1) -> int | Reject:
     """The sequences asked for: the most of those that are said, times the prompts."""
-    asked = prompts * max(1, *(whole(each) or 1 for each in raw))
+    most = 1
+    for each in raw:
+        if each:
+            most = max(most, whole(each) or 1)
+    asked = prompts * most
     if asked > SEQUENCES_MAX:
         return unfit(f"more than {SEQUENCES_MAX} sequences are asked for (n or best_of, times the prompts)")
     return asked
@@ -341,9 +346,18 @@ def _user_of(hints: _Hints) -> str | None:
 
 def _usage_of(raw: msgspec.Raw) -> UsageAsked:
     options = _peek(_stream_options, raw)
-    if options is None or not flag(options.include_usage):
+    if options is None or not _yes(options.include_usage):
         return UsageAsked.NONE
-    return UsageAsked.EACH if flag(options.continuous_usage_stats) else UsageAsked.LAST
+    return UsageAsked.EACH if _yes(options.continuous_usage_stats) else UsageAsked.LAST
+
+
+def _yes(value: Any) -> bool:
+    """A truth that was decoded already, as `flag` reads it."""
+    return (
+        value
+        if isinstance(value, bool)
+        else isinstance(value, str | int) and flag(msgspec.json.encode(value))
+    )
 
 
 def _wants_json(raw: msgspec.Raw) -> bool:
