@@ -64,17 +64,12 @@ def table(rows: list[tuple[str, Report]]) -> str:
     def told(counts: Counter[Any]) -> str:
         return ", ".join(f"{count} × {what}" for what, count in sorted(counts.items(), key=str)) or "-"
 
-    cells = [("attack", "tried", "answered", "the victim got", "promise")]
-    cells += [
-        (name, str(r.tried), told(r.answered), told(r.victim), "BROKEN" if r.broken else "held")
-        for name, r in rows
-    ]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
-    for name, report in rows:
-        lines += [f"{name}: {note}" for note in report.notes]
-        lines += [f"{name}: BROKEN: {each}" for each in report.broken]
+    lines = []
+    for name, r in rows:
+        lines.append(f"{name:<24}{r.tried:>6} tried, the promise is {'BROKEN' if r.broken else 'held'}")
+        lines.append(f"    answered: {told(r.answered)}")
+        if r.victim:
+            lines.append(f"    the victim got: {told(r.victim)}")
+        lines += [f"    {note}" for note in r.notes]
+        lines += [f"    BROKEN: {each}" for each in r.broken]
     return "\n".join(lines)

@@ -20,7 +20,7 @@ from extproc.core.tenant import hash_key
 
 CHAT = "/v1/chat/completions"
 #: Each tenant's key is its name.
-VICTIM, MALLORY, SPENT, DODGER, EU = "victim", "mallory", "spent", "dodger", "eu"
+VICTIM, MALLORY, CURIOUS, SPENT, DODGER, EU = "victim", "mallory", "curious", "spent", "dodger", "eu"
 #: What the dodger has bought of output tokens in an hour, and what a request of it may be above that.
 DODGER_TOKENS = 400
 #: What SPENT may ask in a minute.
@@ -57,11 +57,16 @@ class Stand:
         finally:
             connection.close()
 
-    def victim(self, requests: int = 20, *, apart_s: float = 0.02) -> Counter[Any]:
-        """What a tenant gets that minds its own business."""
+    def victim(
+        self, requests: int = 20, *, apart_s: float = 0.02, took_s: list[float] | None = None
+    ) -> Counter[Any]:
+        """What a tenant gets that minds its own business; and how long each answer took."""
         seen: Counter[Any] = Counter()
         for _ in range(requests):
+            began_s = time.monotonic()
             seen[self.ask(CHAT, say(), VICTIM)[0]] += 1
+            if took_s is not None:
+                took_s.append(time.monotonic() - began_s)
             time.sleep(apart_s)
         return seen
 
@@ -131,9 +136,9 @@ def standing() -> Iterator[Stand]:
                 "keys": [{"sha256": hash_key(name)}],
                 **({"quota": quotas[name]} if name in quotas else {}),
                 **({"regions": ["eu"]} if name == EU else {}),
-                **({"models": ["m"]} if name == MALLORY else {}),
+                **({"models": ["m"]} if name == CURIOUS else {}),
             }
-            for name in (VICTIM, MALLORY, SPENT, DODGER, EU)
+            for name in (VICTIM, MALLORY, CURIOUS, SPENT, DODGER, EU)
         ]
         with Gateway(
             pools,

@@ -14,7 +14,7 @@ from typing import Any
 from xdist.scheduler.loadfile import LoadFileScheduling
 
 #: Folders whose tests start processes and wait for them.
-WAITING = ("tests/e2e/", "tests/control/", "tests/state/", "tests/deploy/")
+WAITING = ("tests/e2e/", "tests/attack/", "tests/control/", "tests/state/", "tests/deploy/")
 
 
 class Sharing(LoadFileScheduling):
