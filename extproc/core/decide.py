@@ -227,10 +227,7 @@ def place(
         outside = allowed - len(endpoints)
         if not endpoints:
             return FULL if among is not None else _no_subset(pool)
-    permits = case.permits
-    if permits > 1 and pool.engine != "tgi":
-        permits = places(permits, [e for e in pool.endpoints if _allowed(case, e)])
-    candidates, suspects, removed = eligible(endpoints, permits, now_ns)
+    candidates, suspects, removed = eligible(endpoints, wanted(case, pool), now_ns)
     if tenant.regions is not None and len(endpoints) + outside < len(pool.endpoints):
         removed["in other regions"] = len(pool.endpoints) - len(endpoints) - outside
     if outside:
@@ -290,6 +287,13 @@ def place(
             held_ms=round(max(0, now_ns - case.arrived_ns) / 1e6, 3),
         ),
     )
+
+
+def wanted(case: Case, pool: Pool) -> int:
+    """The free permits that a case wants of a replica: all of its own, or the largest replica to itself."""
+    if case.permits <= 1 or pool.engine == "tgi":
+        return case.permits
+    return places(case.permits, [e for e in pool.endpoints if _allowed(case, e)])
 
 
 def eligible(
