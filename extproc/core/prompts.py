@@ -23,6 +23,8 @@ IDS_READ_MAX = min(65_536, BLOCKS_MAX * BLOCK_TOKENS)
 _ID_DIGITS_MAX = 10
 #: Characters of base64 that a token's embedding has, about: 4,096 dimensions of 2 bytes.
 EMBEDDING_CHARACTERS = 10_924
+#: So much of JSON that counts as the text that it is is hashed; the rest is counted alone.
+UNREAD_TEXT_BYTES = 16_384
 #: What a token counts as where prompts are counted in bytes and its own are not text.
 TOKEN_BYTES = 4
 _BLANKS = b" \t\r\n"
@@ -106,13 +108,19 @@ def read_prompts(raw: msgspec.Raw) -> Prompts | None:
         return _nested(data, lists)
     if data.count(b",") >= SEQUENCES_MAX and elements(data) >= SEQUENCES_MAX:
         if _BEGINS_WITH_NUMBER.match(data):
-            return Prompts((data.decode("utf-8", "replace"),))
+            text, beside = as_text(data)
+            return Prompts((text,), bytes_beside=beside)
         raise TooManyError
     prompts = [bytes(each) for each in _raws.decode(data)]
     if not _NUMBER_STARTS.isdisjoint(each[:1] for each in prompts):
         # Token ids and texts in one list are one prompt to llama.cpp; ids alone are to everybody.
         return _mixed(prompts)
     return _of(prompts)
+
+
+def as_text(data: bytes) -> tuple[str, int]:
+    """What is read of no further: its beginning as a text, and the size of the rest."""
+    return data[:UNREAD_TEXT_BYTES].decode("utf-8", "replace"), max(0, len(data) - UNREAD_TEXT_BYTES)
 
 
 def embedded(raw: msgspec.Raw) -> Prompts | None:

@@ -7,6 +7,7 @@ read is as good as absent, and its mistake is the engine's to say.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from extproc.core.bodies import BOUNDS, BodyBounds, refused_unread, too_many
 from extproc.core.hints import flag, whole
 from extproc.core.outcome import Reject
 from extproc.core.prefix import BLOCK_TOKENS, CALLS_MARK, IMAGE_MARK, MESSAGE_MARK, TOOLS_MARK
-from extproc.core.prompts import SEQUENCES_MAX, TooManyError, elements, embedded, read_prompts
+from extproc.core.prompts import SEQUENCES_MAX, TooManyError, as_text, elements, embedded, read_prompts
 from extproc.core.request import (
     NO_LIMIT,
     Kind,
@@ -34,6 +35,8 @@ T = TypeVar("T")
 
 #: Characters of a user's or session's name; a longer one names nobody.
 USER_CHARACTERS_MAX = 1024
+#: Quotes of a body whose messages may be lists of texts.
+QUOTES_MAX = 65_536
 #: What some clients write before their JSON, and readers of JSON pass over.
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -48,6 +51,13 @@ class _Part(msgspec.Struct):
 
 
 class _Message(msgspec.Struct):
+    content: str | list[_Part] | None = None
+    role: msgspec.Raw = _RAW
+    tool_calls: msgspec.Raw = _RAW
+
+
+class _WideMessage(msgspec.Struct):
+    # A list of texts is read where there are few: unlike objects they are not counted before.
     content: str | list[_Part | str] | None = None
     role: msgspec.Raw = _RAW
     tool_calls: msgspec.Raw = _RAW
@@ -69,6 +79,10 @@ class _Hints(msgspec.Struct):
 
 class _Chat(_Hints):
     messages: list[_Message] | None = None
+
+
+class _WideChat(_Hints):
+    messages: list[_WideMessage] | None = None
 
 
 class _OddChat(_Hints):
@@ -123,8 +137,10 @@ class _StreamOptions(msgspec.Struct):
 
 
 _chat = msgspec.json.Decoder(_Chat)
+_wide_chat = msgspec.json.Decoder(_WideChat)
 _odd_chat = msgspec.json.Decoder(_OddChat)
 _messages = msgspec.json.Decoder(list[_Message])
+_wide_messages = msgspec.json.Decoder(list[_WideMessage])
 _completion = msgspec.json.Decoder(_Completion)
 _generate = msgspec.json.Decoder(_Generate)
 _parameters = msgspec.json.Decoder(_Parameters)
@@ -137,12 +153,13 @@ _stream_options = msgspec.json.Decoder(_StreamOptions)
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """What messages say: texts, what stands before each, images and how many messages there are."""
+    """What messages say: texts, what stands before each, images, how many there are, and bytes unread."""
 
     segments: tuple[str, ...] = ()
     marks: tuple[bytes, ...] = ()
     images: int = 0
     count: int = 0
+    bytes_beside: int = 0
 
 
 def parse(route: Route, body: bytes, bounds: BodyBounds = BOUNDS) -> Request | Reject:
@@ -204,18 +221,22 @@ def bare(route: Route, body: bytes) -> Request:
 
 
 def _read_chat(route: Route, body: bytes, bounds: BodyBounds) -> Request | Reject:
-    hints: _Hints
+    chat: _Chat | _WideChat | None
     try:
-        hints = chat = _chat.decode(body)
-        if chat.messages is None:
-            return unfit("'messages' is missing")
-        if rejected := _too_long(chat.messages, bounds):
-            return rejected
-        said = _flatten(chat.messages, chat.tools)
+        chat = _chat.decode(body)
     except msgspec.ValidationError:
+        chat = _peek(_wide_chat, msgspec.Raw(body)) if body.count(b'"') <= QUOTES_MAX else None
+    hints: _Hints
+    if chat is None:
         # Messages of a shape that we do not know, or no chat at all: then this says so.
         hints = odd = _odd_chat.decode(body)
         said = _unread(odd.messages)
+    elif chat.messages is None:
+        return unfit("'messages' is missing")
+    elif rejected := _too_long(chat.messages, bounds):
+        return rejected
+    else:
+        hints, said = chat, _flatten(chat.messages, chat.tools)
     sequences = _sequences(hints.n)
     if isinstance(sequences, Reject):
         return sequences
@@ -230,7 +251,7 @@ def _read_chat(route: Route, body: bytes, bounds: BodyBounds) -> Request | Rejec
         stream=streams,
         max_new_tokens=bounded(tokens if completion is None else completion),
         sequences=sequences,
-        prompt_bytes=_bytes_of(said.segments),
+        prompt_bytes=_bytes_of(said.segments) + said.bytes_beside,
         images=said.images,
         segments=said.segments,
         marks=said.marks,
@@ -243,7 +264,7 @@ def _read_chat(route: Route, body: bytes, bounds: BodyBounds) -> Request | Rejec
     )
 
 
-def _flatten(messages: list[_Message], tools: msgspec.Raw = _RAW) -> _Said:
+def _flatten(messages: Sequence[_Message | _WideMessage], tools: msgspec.Raw = _RAW) -> _Said:
     """What messages say.
 
     What is not text (images, tool calls, the tools, which templates put first) is marked by its hash:
@@ -279,10 +300,13 @@ def _unread(messages: msgspec.Raw) -> _Said:
     """Messages of another shape than we know, as one text."""
     if not _given(messages):
         return _Said()
-    return _Said((bytes(messages).decode("utf-8", "replace"),), (b"",), 0, max(1, _count_of(messages)))
+    text, beside = as_text(bytes(messages))
+    # A second pass over what is long would cost more than its number is worth.
+    count = 1 if beside else max(1, _count_of(messages))
+    return _Said((text,), (b"",), 0, count, beside)
 
 
-def _too_long(messages: list[_Message], bounds: BodyBounds) -> Reject | None:
+def _too_long(messages: Sequence[_Message | _WideMessage], bounds: BodyBounds) -> Reject | None:
     parts = sum(len(m.content) for m in messages if isinstance(m.content, list))
     if len(messages) + parts <= bounds.messages_max:
         return None
@@ -428,7 +452,9 @@ def _read_tokenize(route: Route, body: _Tokenize, bounds: BodyBounds) -> Request
         return unfit("'inputs' is missing (vLLM and SGLang: 'prompt'; llama.cpp: 'content')")
     said = _Said()
     if _given(body.messages):
-        messages = _peek(_messages, body.messages)
+        messages: Sequence[_Message | _WideMessage] | None = _peek(_messages, body.messages)
+        if messages is None and bytes(body.messages).count(b'"') <= QUOTES_MAX:
+            messages = _peek(_wide_messages, body.messages)
         if messages is None:
             said = _unread(body.messages)
         elif rejected := _too_long(messages, bounds):
@@ -438,14 +464,14 @@ def _read_tokenize(route: Route, body: _Tokenize, bounds: BodyBounds) -> Request
     segments, marks = said.segments, said.marks
     if _given(raw):
         text = _peek(_text, raw)
-        segments = (bytes(raw).decode("utf-8", "replace") if text is None else text, *segments)
+        segments = (as_text(bytes(raw))[0] if text is None else text, *segments)
         marks = (b"", *marks)
     return Request(
         kind=route.kind,
         dialect=route.dialect,
         model=body.model or None,
         max_new_tokens=0,
-        prompt_bytes=_bytes_of(segments),
+        prompt_bytes=_bytes_of(segments) + said.bytes_beside,
         images=said.images,
         segments=segments,
         marks=marks,

@@ -352,7 +352,7 @@ class Exchange:
 
     def _refused_read(self, refused: Reject, body: bytes) -> Reply:
         """Refused for what is in its body: it cost what a served one costs to carry and to read."""
-        if refused.status == UNFIT and self._route is not None:
+        if refused.status == UNFIT and self._dialect is Dialect.OPENAI and self._route is not None:
             model = bare(self._route, body).model or self._model
             refused = as_engine_says(refused, self._dialect, self._processor.engine_for(model, self._tenant))
         self._processor.refused(self._tenant.name, self._source, len(body))
