@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 from typing import Any
 
 import pytest
@@ -9,6 +13,11 @@ import pytest
 from tests.stand import examples, parsing
 from tests.stand.sharing import Sharing, long_first
 
+if "STEERSMAN_TEST_RUN" not in os.environ:
+    # Services' sockets and keys: in no folder of this user's, gone afterwards. Workers have their parent's.
+    _folder = tempfile.mkdtemp(prefix="steersman-run-")
+    os.environ["STEERSMAN_TEST_RUN"] = os.environ["XDG_RUNTIME_DIR"] = _folder
+    atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 parsing.install()
 examples.register()
 

@@ -16,7 +16,7 @@ from extproc.config.load import loads
 from extproc.core.outcome import Outcome, Reject, Reservation, Routed
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import Evidence, hash_key
-from extproc.wire import server as server_module
+from extproc.wire.orders import STATUS
 from tests.stand.waits import PATIENCE_S, until
 
 S = 1_000_000_000
@@ -214,10 +214,10 @@ def test_a_running_service(
     path.write_text(text.replace("least_work", "random"), encoding="utf-8")
 
     async def play() -> None:
-        (address,) = await app.start()
+        await app.start()
         running = asyncio.create_task(app.run(config_file=path))
-        async with grpc.aio.insecure_channel(address) as channel:
-            get = channel.unary_unary(f"/{server_module.STATUS}/Get")
+        async with grpc.aio.insecure_channel(f"unix:{path.parent}/s.orders.sock") as channel:
+            get = channel.unary_unary(f"/{STATUS}/Get")
             assert json.loads(await get(b"", timeout=PATIENCE_S))["instance"] == app.desk.instance
 
             def broken(**_: int) -> list[Reservation]:

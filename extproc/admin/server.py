@@ -26,7 +26,7 @@ from extproc.admin.files import Files
 from extproc.admin.guard import READ, WRITE, Denied, Guard
 from extproc.admin.hub import Hub
 from extproc.admin.openapi import document
-from extproc.admin.orders import ACCESS, Orders
+from extproc.admin.orders import ACCESS, CHANGING, LOOKING, Orders
 from extproc.admin.reads import Reads
 from extproc.admin.sources import RefusedError, Sources
 from extproc.config.admin import Admin
@@ -73,6 +73,8 @@ ROUTES = (
     Route("GET", "/api/v1/experiments", "experiments", READ),
     Route("POST", "/api/v1/experiments/{name}/start", "start_experiment", WRITE),
     Route("POST", "/api/v1/experiments/{name}/stop", "stop_experiment", WRITE),
+    *(Route("POST", f"/api/v1/orders/{name}", f"order_{name}", READ) for name in LOOKING),
+    *(Route("POST", f"/api/v1/orders/{name}", f"order_{name}", WRITE) for name in CHANGING),
     Route("GET", "/api/v1/strategies", "strategies", READ),
     Route("GET", "/api/v1/history", "history", READ),
     Route("GET", "/api/v1/alerts", "alerts", READ),
@@ -200,6 +202,8 @@ class AdminServer:
         return serve
 
     def _handler(self, route: Route) -> Handler:
+        if route.name.startswith("order_"):
+            return self._orders.order
         for owner in (self._reads, self._orders, self):
             found: Handler | None = getattr(owner, route.name, None)
             if found is not None:

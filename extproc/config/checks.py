@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from extproc.config.check_service import service_checks
 from extproc.config.check_tenants import class_checks, identity_checks
 from extproc.config.experiments import experiment_checks
 from extproc.config.families import family_checks
@@ -58,6 +59,7 @@ def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
     yield from experiment_checks(config)
     yield from family_checks(config)
     yield from identity_checks(config)
+    yield from service_checks(config)
     yield from class_checks(config)
     yield from _sources(config)
     if config.limits.reservation_ttl_s < 3 * config.gateway.heartbeat_s:

@@ -14,6 +14,7 @@ from pydantic import Field
 from extproc.config.admin import Admin
 from extproc.config.alerts import Alerts
 from extproc.config.analytics import Analytics
+from extproc.config.decision_port import Service, ServiceClientTls, ServiceTls
 from extproc.config.experiments import EXPERIMENTS_MAX, Experiment
 from extproc.config.families import Family, ShiftDown
 from extproc.config.metrics import Metrics
@@ -67,6 +68,8 @@ __all__ = [
     "Section",
     "Service",
     "ServiceClass",
+    "ServiceClientTls",
+    "ServiceTls",
     "Sharing",
     "ShiftDown",
     "StrategyName",
@@ -245,6 +248,8 @@ class Gateway(Section):
     """Envoy's own admin port; keep it on loopback."""
     services: list[Listen] = []
     """Where Envoy finds this service; service.listen's first when left out."""
+    service_tls: ServiceClientTls | None = None
+    """TLS from Envoy to the service, where that has service.tls; in the clear when left out."""
     auth: Literal["api_key", "none"] = "api_key"
     """'api_key' asks every request for proof of its tenant: a key, or what jwt, tls and trusted_proxy add;
     'none' makes all of them tenant 'anonymous'."""
@@ -305,19 +310,6 @@ class IdentitySection(Section):
     """The environment variable with that secret. Either this or key_secret_file."""
     failed_attempts: FailedAttempts = FailedAttempts()
     """How often an address may fail. Connections of a trusted proxy are not counted: many share them."""
-
-
-class Service(Section):
-    """The process that decides."""
-
-    listen: list[Listen] = Field(default=["127.0.0.1:50051"], min_length=1)
-    """Where it serves gRPC: ip:port or unix:/path, several allowed."""
-    zone: str = Field(default="", max_length=63)
-    """The zone it runs in; replicas of the same one are preferred."""
-    drain_s: float = Field(default=10.0, ge=0.0, le=600.0)
-    """How long open streams may take to end after SIGTERM."""
-    drain_quiet_s: float = Field(default=1.0, ge=0.0, le=60.0)
-    """After SIGTERM it ends when nobody has asked for so long: Envoy's health check must notice first."""
 
 
 class TelemetryNode(Section):

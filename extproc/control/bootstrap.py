@@ -74,7 +74,7 @@ def render_bootstrap(config: Config, mode: Mode = "static") -> Bootstrap:
     )
     if mode == "ads":
         bootstrap.dynamic_resources = BootstrapDynamicResources(
-            ads_config=ads_source(), cds_config=from_ads()
+            ads_config=ads_source(config), cds_config=from_ads()
         )
     return bootstrap
 

@@ -119,7 +119,7 @@ def decision(config: Config) -> ExternalProcessor:
     if gateway.tls is not None and gateway.tls.client_ca is not None:
         attributes += contract.SAN_ATTRIBUTES
     return ExternalProcessor(
-        grpc_service=decision_service(),
+        grpc_service=decision_service(config),
         # Who may go on without a decision is the routes' to say.
         failure_mode_allow=goes_on_without(config),
         request_attributes=attributes,

@@ -31,6 +31,7 @@ from extproc.state import messages, redis_client
 from extproc.state.messages import MESSAGE_BYTES_MAX, VERSION, Hello, Key, Load, Reports
 from extproc.state.outbox import Outbox
 from extproc.state.share import PEER_SILENT_NS, PEERS_MAX, OwnLoad, PeerLoads
+from extproc.state.shared_key import SharedKey
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class RedisShare:
         on_peers: Callable[[PeerLoads], None],
         on_report: Callable[[str, bytes], None],
         clock: Callable[[], int] = time.monotonic_ns,
+        shared_key: SharedKey | None = None,
     ) -> None:
         """Raises ValueError for a URL that names no Redis.
 
@@ -80,6 +82,7 @@ class RedisShare:
         self.connected = False
         self._url = url
         self._loads, self._on_peers, self._on_report, self._clock = loads, on_peers, on_report, clock
+        self._shared_key = shared_key
         self._own = OwnLoad(self.id, interval_ns=interval_ms * 1_000_000)
         self._own_prefix = messages.prefix(self.id)
         self._outbox = Outbox(self.counts)
@@ -206,8 +209,12 @@ class RedisShare:
         """Tell our load and the reports as they come; raises what Redis says, and returns to close."""
         self._own.want_full()
         self.peers.wants_full = True
+        if self._shared_key is not None:
+            self._shared_key.forget()
         while not self._closing:
             now_ns = self._clock()
+            if self._shared_key is not None and not await self._shared_key.agree(client, now_ns=now_ns):
+                self.counts["store_refused"] += 1
             if now_ns >= self._own.due_ns:
                 await self._send_load(client, now_ns)
                 if not self.connected:

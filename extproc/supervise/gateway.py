@@ -20,6 +20,7 @@ from typing import Any
 
 from extproc.config.load import ConfigError, load
 from extproc.config.model import Config
+from extproc.config.places import address_of
 from extproc.config.restart import restart_needed
 from extproc.supervise import ports
 from extproc.supervise.asking import EnvoyAdmin, ServiceLink, reachable
@@ -73,7 +74,7 @@ class Gateway:
         self.file = file
         self.report = report
         self.url = f"http://{reachable(config.gateway.listen)}"
-        self.link = ServiceLink(config.service.listen[0])
+        self.link = ServiceLink(address_of(config.service.listen[0], config.service.run_dir))
         self.service = self._child(self._service_spec())
         self.envoy = self._child(self._envoy_spec())
 

@@ -39,6 +39,7 @@ from extproc.core.request import Dialect
 from extproc.core.tenant import Evidence
 from extproc.wire import ticket
 from extproc.wire.dialect import error_body
+from extproc.wire.seal import EVENT, Seal
 
 AUTHORIZATION = "authorization"
 API_KEY = "x-api-key"
@@ -208,6 +209,7 @@ def routed(
     decision: Routed,
     phase: str,
     *,
+    seal: Seal,
     event_cluster: str = "",
     explained: bool = False,
     carried: str = "",
@@ -221,19 +223,19 @@ def routed(
     client is told the reason. `carried` is what of its trace rides along. `body` goes on in place of the
     client's. `as_json` has it declared as what it was read as. `usage` was asked for in its name.
     """
-    about = told(decision, event_cluster=event_cluster, explained=explained, carried=carried)
+    about = told(decision, seal=seal, event_cluster=event_cluster, explained=explained, carried=carried)
     if usage:
         about[USAGE_KEY] = usage
     return _route(phase, decision, about, body, as_json=as_json)
 
 
 def told(
-    decision: Routed, *, event_cluster: str = "", explained: bool = False, carried: str = ""
+    decision: Routed, *, seal: Seal, event_cluster: str = "", explained: bool = False, carried: str = ""
 ) -> dict[str, str]:
     """What rides with the request as dynamic metadata."""
     about = {
-        TICKET_KEY: ticket.write(decision.reservation),
-        RESERVATION_KEY: decision.reservation.id,
+        TICKET_KEY: ticket.write(decision.reservation, seal),
+        RESERVATION_KEY: seal.sealed(decision.reservation.id, EVENT),
         POOL_KEY: decision.reservation.pool,
         REASON_KEY: decision.reason.text(),
         **dict(decision.headers),

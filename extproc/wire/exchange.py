@@ -437,6 +437,7 @@ class Exchange:
         data = codec.routed(
             decision,
             self._phase,
+            seal=self._processor.seal,
             event_cluster=self._processor.event_cluster,
             explained=self._explain,
             carried=self._carried,

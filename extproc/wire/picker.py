@@ -310,6 +310,7 @@ class PickerExchange(Exchange):
             decision.addresses,
             codec.told(
                 decision,
+                seal=self._processor.seal,
                 event_cluster=self._processor.event_cluster,
                 explained=self._explain,
                 carried=self._carried,

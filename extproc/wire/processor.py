@@ -21,6 +21,7 @@ from extproc.observe.shadow import Recent
 from extproc.observe.tally import Tally
 from extproc.observe.tracing.journey import Journeys
 from extproc.wire.exchange import Exchange
+from extproc.wire.seal import Seal
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Processor:
         event_cluster: str = "",
         body_bounds: BodyBounds = BOUNDS,
         refused_bytes_per_minute: int = REFUSED_BYTES_PER_MINUTE,
+        seal: Seal | None = None,
     ) -> None:
         self.desk = desk
         self.directory = directory
@@ -62,6 +64,8 @@ class Processor:
         #: Unix time: keys are valid by the calendar.
         self.wall_clock = wall_clock
         self.attempts = attempts
+        #: What rides with requests is sealed with it; one of this process's own when left out.
+        self.seal = seal if seal is not None else Seal()
         #: Who failed to prove who they are is noted here.
         self.audit: AuditLog | None = None
         #: Who notes each request's way, for its spans; nobody when None.
@@ -77,6 +81,7 @@ class Processor:
         self.bodies_bytes = 0
         desk.on_release = self._released
         self._logged_ns = -FAILURE_LOG_EVERY_NS
+        self._forged_ns = -FAILURE_LOG_EVERY_NS
 
     def open(self) -> Exchange:
         """A new stream; `close` it when it ends, however it ends."""
@@ -179,6 +184,17 @@ class Processor:
         pool = self.desk.fleet.pool_for(model, tenant.name)
         if pool is not None:
             self.recent.refused(request, tenant.name, key, model, pool, now_ns=self.clock())
+
+    def forged(self) -> None:
+        """Count a record or an event of no decision that is known here, and say it now and then."""
+        self.desk.counts["settled.forged"] += 1
+        now_ns = self.clock()
+        if now_ns - self._forged_ns >= FAILURE_LOG_EVERY_NS:
+            self._forged_ns = now_ns
+            log.warning(
+                "a record of no decision of ours was not taken: forged, or of a service that shares neither "
+                "service.token_file nor Redis with this one"
+            )
 
     def failed(self, error: Exception, what: str) -> None:
         """Count an exception of ours, and log it now and then with its traceback."""

@@ -14,6 +14,7 @@ from extproc.core.outcome import End, Outcome
 from extproc.core.quota import Amounts
 from extproc.wire import accesslog, ticket
 from tests.stand.desks import make_reservation
+from tests.stand.seals import SEAL
 
 RESERVATION = make_reservation(tenant="acme", input_tokens=10, output_tokens=20, prompt_bytes=40, stream=True)
 START_NS = 1_700_000_000_000_000_000
@@ -32,7 +33,7 @@ def record(
     message, entry = envoy.record()
     common = entry.common_properties
     reservation = replace(RESERVATION, stream=stream)
-    common.metadata.filter_metadata[DECISION_NAMESPACE].update({"ticket": ticket.write(reservation)})
+    common.metadata.filter_metadata[DECISION_NAMESPACE].update({"ticket": ticket.write(reservation, SEAL)})
     if seen is not None:
         common.metadata.filter_metadata[OBSERVED_NAMESPACE].update(seen)
     for flag in flags:
@@ -51,7 +52,7 @@ def record(
 
 
 def read(data: bytes) -> Outcome:
-    (outcome,) = accesslog.read(data)
+    (outcome,) = accesslog.read(data, SEAL)
     return outcome
 
 
@@ -220,11 +221,13 @@ def test_records_without_a_ticket_of_ours_pass() -> None:
     )
     good = pb.StreamAccessLogsMessage.FromString(record())
     message.http_logs.log_entry.append(good.http_logs.log_entry[0])
-    assert [outcome.reservation.id for outcome in accesslog.read(message.SerializeToString())] == ["i-1"]
+    assert [outcome.reservation.id for outcome in accesslog.read(message.SerializeToString(), SEAL)] == [
+        "i-1"
+    ]
 
 
 def test_garbage() -> None:
     """What is no message is a DecodeError; an empty one holds nothing."""
     with pytest.raises(DecodeError):
-        list(accesslog.read(b"\xff\xff"))
-    assert list(accesslog.read(b"")) == []
+        list(accesslog.read(b"\xff\xff", SEAL))
+    assert list(accesslog.read(b"", SEAL)) == []

@@ -8,7 +8,9 @@ from extproc.core.contract import DECISION_NAMESPACE, EVENT_CLUSTER_KEY, RESERVA
 from extproc.core.outcome import Answer, Reason, Reject, Routed
 from extproc.core.request import Dialect
 from extproc.wire import codec
+from extproc.wire.seal import EVENT
 from tests.stand.desks import make_reservation
+from tests.stand.seals import SEAL
 
 
 def test_headers_are_read_from_raw_bytes() -> None:
@@ -102,9 +104,9 @@ def test_whom_envoy_tells_of_the_first_token() -> None:
         reason=Reason("s", [], [], [], {}),
     )
     for cluster in ("steersman.log.1", ""):
-        answer = envoy.response(codec.routed(decision, "request_body", event_cluster=cluster))
+        answer = envoy.response(codec.routed(decision, "request_body", seal=SEAL, event_cluster=cluster))
         about = envoy.metadata(answer, DECISION_NAMESPACE)
-        assert about[RESERVATION_KEY] == "i-1"
+        assert SEAL.opened(about[RESERVATION_KEY], EVENT) == "i-1"
         assert about.get(EVENT_CLUSTER_KEY, "") == cluster
 
 

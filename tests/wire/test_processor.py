@@ -15,6 +15,7 @@ from extproc.wire import codec, ticket
 from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
 from tests.stand.desks import make_desk, make_pool, make_processor
+from tests.stand.seals import SEAL
 
 CLUSTER = "pool.p/standard"
 
@@ -88,7 +89,7 @@ def test_a_decision() -> None:
     assert envoy.metadata(answer, LB_NAMESPACE) == {"x-gateway-destination-endpoint": f"{A},{B}"}
     about = envoy.metadata(answer, DECISION_NAMESPACE)
     assert (about["pool"], about["reason"]) == ("p", f"least_work: {A}=6 {B}=6")
-    reservation = ticket.read(about["ticket"])
+    reservation = ticket.read(about["ticket"], SEAL)
     assert reservation is not None
     assert (reservation.id, reservation.tenant, reservation.output_tokens) == ("i-1", "acme", 5)
     assert reservation.id in processor.desk.ledger
