@@ -60,9 +60,13 @@ TRACING_CLUSTER = "otlp"
 CONNECT_TIMEOUT_MS = 250
 #: Health is asked this often, before the first request too (Envoy's own default for that is 60 s).
 HEALTH_INTERVAL_MS = 500
-#: An event loop that is busy for a moment is not dead; a refused connection answers at once anyway.
-HEALTH_TIMEOUT_MS = 1_000
+#: An event loop that is busy for a moment is not dead; a refused connection answers at once anyway. One that
+#: is late is left for another; where there is no other, decisions wait for it (decision_timeout_ms), since all
+#: that could be had in their place is a 503.
+HEALTH_TIMEOUT_MS, HEALTH_TIMEOUT_ALONE_MS = 1_000, 10_000
 HEALTH_FAILURES_MAX = 2
+#: A share below that of one service of hundreds.
+NONE_WELL_PERCENT = 0.1
 #: A failed check is repeated after this, so that a dead service is left within about 0.6 s.
 HEALTH_EDGE_MS = 100
 #: Attempts to open a decision stream on another service when one refuses the connection.
@@ -78,12 +82,12 @@ SERVICE_REQUESTS_MARGIN = 1024
 
 def service_cluster(config: Config) -> Cluster:
     """The deciding service(s): decisions and access logs go here."""
-    limits = config.limits
+    limits, alone = config.limits, len(config.service_addresses) == 1
     requests_max = 2 * limits.decisions_concurrent_max + limits.held_max + SERVICE_REQUESTS_MARGIN
     cluster = _service_cluster(config, SERVICE_CLUSTER, config.service_addresses)
     cluster.health_checks = [
         HealthCheck(
-            timeout=ms(HEALTH_TIMEOUT_MS),
+            timeout=ms(HEALTH_TIMEOUT_ALONE_MS if alone else HEALTH_TIMEOUT_MS),
             interval=ms(HEALTH_INTERVAL_MS),
             no_traffic_interval=ms(HEALTH_INTERVAL_MS),
             no_traffic_healthy_interval=ms(HEALTH_INTERVAL_MS),
@@ -94,8 +98,10 @@ def service_cluster(config: Config) -> Cluster:
             grpc_health_check=HealthCheckGrpcHealthCheck(),
         )
     ]
-    # With panic, Envoy would send decisions to services that it knows to be dead.
-    cluster.common_lb_config = ClusterCommonLbConfig(healthy_panic_threshold=Percent(value=0.0))
+    # Panic would send decisions to services that are known to be dead, while others live. Where none of several
+    # is well, whichever still answers is better than none: the dead ones refuse at once.
+    panic = 0.0 if alone else NONE_WELL_PERCENT
+    cluster.common_lb_config = ClusterCommonLbConfig(healthy_panic_threshold=Percent(value=panic))
     cluster.circuit_breakers = CircuitBreakers(
         thresholds=[
             CircuitBreakersThresholds(

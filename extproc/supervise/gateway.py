@@ -28,7 +28,7 @@ from extproc.supervise.child import Child, ChildFailedError, ChildSpec, run_once
 from extproc.supervise.envoy import envoy_argv
 from extproc.supervise.output import Echo, Output
 from extproc.supervise.page import OpenedPage, page_url
-from extproc.supervise.restarts import RestartPolicy
+from extproc.supervise.restarts import FOR_EVER, RestartPolicy
 
 #: Rendering Envoy's bootstrap: imports of two seconds on a slow core, then thousands of endpoints.
 RENDER_S_MAX = 60.0
@@ -53,7 +53,6 @@ class GatewayOptions:
     envoy_log_level: str = "warning"
     verbose: bool = False
     echo: Echo | None = None
-    policy: RestartPolicy | None = None
     #: The admin port where the configuration has none; no port then when left out.
     page: OpenedPage | None = None
 
@@ -75,7 +74,8 @@ class Gateway:
         self.report = report
         self.url = f"http://{reachable(config.gateway.listen)}"
         self.link = ServiceLink(address_of(config.service.listen[0], config.service.run_dir))
-        self.service = self._child(self._service_spec())
+        # While it is away Envoy does what `failure_mode` says, and running streams go on: it stays.
+        self.service = self._child(self._service_spec(), FOR_EVER)
         self.envoy = self._child(self._envoy_spec())
 
     async def start(self) -> None:
@@ -97,7 +97,7 @@ class Gateway:
             await asyncio.gather(rendering, return_exceptions=True)
 
     async def failed(self) -> str:
-        """Wait until one of them cannot be kept running; says why."""
+        """Wait until one of them cannot be kept running (Envoy: the service is tried for ever); says why."""
         watching = [asyncio.create_task(child.failed()) for child in (self.service, self.envoy)]
         try:
             done, _ = await asyncio.wait(watching, return_when=asyncio.FIRST_COMPLETED)
@@ -210,11 +210,11 @@ class Gateway:
             stop_s_max=STOP_S_MAX,
         )
 
-    def _child(self, spec: ChildSpec) -> Child:
+    def _child(self, spec: ChildSpec, policy: RestartPolicy | None = None) -> Child:
         return Child(
             spec,
             output=Output(spec.name, file=self.options.run_dir / f"{spec.name}.log", echo=self.options.echo),
             report=self.report,
             rng=Random(os.urandom(8)),
-            policy=self.options.policy,
+            policy=policy,
         )

@@ -139,6 +139,9 @@ class Service:
     publisher: AdsPublisher | None = None
     records: list[Seen] = field(default_factory=list)
     decided: list[dict[str, str]] = field(default_factory=list)
+    #: The next health answer, and all that are asked for meanwhile, come so late; since when they do.
+    late_s: float = 0.0
+    late_from_s: float = 0.0
     #: The headers of each first-token event, and its message.
     events: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     server: Any = None
@@ -183,6 +186,9 @@ class Service:
         await self.server.stop(0)
 
     async def health(self, request: Any, context: Any) -> Any:
+        if self.late_s and not self.late_from_s:
+            self.late_from_s = time.monotonic()
+        await asyncio.sleep(max(0.0, self.late_from_s + self.late_s - time.monotonic()))
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 
     async def event(self, message: bytes, context: Any) -> bytes:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # a conftest is not importable under importlib mode
 pytestmark = pytest.mark.envoy
 
 MEBI = 1024 * 1024
+#: How late a health answer comes: the two checks that Envoy's own patience would allow are over by then.
+LATE_S = 3.0
 BODY_BYTES_MAX = 4 * MEBI  # conftest's configuration
 
 
@@ -300,3 +302,17 @@ def test_open_means_on_without_a_decision(envoy: str, tmp_path: Path, start_gate
         assert {answer.status for answer in answers} == {200}
         assert {answer.json["from"] for answer in answers} == {"a", "b"}
         assert not gateway.service.records, "nothing to settle: no record"
+
+
+def test_a_late_health_answer_costs_no_request(gateway: Gateway) -> None:
+    """A service whose loop is busy for three seconds is late, not dead: nobody gets 503 for it."""
+    gateway.service.late_from_s, gateway.service.late_s = 0.0, LATE_S
+    answered: list[int] = []
+    until_s = time.monotonic() + 20.0
+    while time.monotonic() < until_s:
+        answered.append(gateway.call().status)
+        if gateway.service.late_from_s and time.monotonic() > gateway.service.late_from_s + LATE_S + 1.0:
+            break
+        time.sleep(0.02)
+    assert gateway.service.late_from_s, "nobody has asked"
+    assert set(answered) == {200}
