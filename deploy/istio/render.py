@@ -217,14 +217,18 @@ def main() -> int:
         return 2
     services = [_host_port(each) for each in given.services.split(",")]
     label, _, value = given.workload.partition("=")
-    documents = manifests(
-        config,
-        services=services,
-        host=given.host,
-        port=given.port,
-        namespace=given.namespace,
-        workload={label: value},
-    )
+    try:
+        documents = manifests(
+            config,
+            services=services,
+            host=given.host,
+            port=given.port,
+            namespace=given.namespace,
+            workload={label: value},
+        )
+    except ConfigError as error:  # a token that cannot be read
+        print(error, file=sys.stderr)
+        return 2
     given.output.write_text(to_yaml(documents), encoding="utf-8")
     return 0
 

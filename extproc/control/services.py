@@ -60,9 +60,9 @@ TRACING_CLUSTER = "otlp"
 CONNECT_TIMEOUT_MS = 250
 #: Health is asked this often, before the first request too (Envoy's own default for that is 60 s).
 HEALTH_INTERVAL_MS = 500
-#: An event loop that is busy for a moment is not dead; a refused connection answers at once anyway. One that
-#: is late is left for another; where there is no other, decisions wait for it (decision_timeout_ms), since all
-#: that could be had in their place is a 503.
+#: An event loop that is busy for a moment is not dead; a refused connection answers at once anyway. One
+#: that is late is left for another; where there is no other, decisions wait for it (decision_timeout_ms),
+#: since all that could be had in their place is a 503.
 HEALTH_TIMEOUT_MS, HEALTH_TIMEOUT_ALONE_MS = 1_000, 10_000
 HEALTH_FAILURES_MAX = 2
 #: A share below that of one service of hundreds.
@@ -98,8 +98,8 @@ def service_cluster(config: Config) -> Cluster:
             grpc_health_check=HealthCheckGrpcHealthCheck(),
         )
     ]
-    # Panic would send decisions to services that are known to be dead, while others live. Where none of several
-    # is well, whichever still answers is better than none: the dead ones refuse at once.
+    # Panic would send decisions to services that are known to be dead, while others live. Where none of
+    # several is well, whichever still answers is better than none: the dead ones refuse at once.
     panic = 0.0 if alone else NONE_WELL_PERCENT
     cluster.common_lb_config = ClusterCommonLbConfig(healthy_panic_threshold=Percent(value=panic))
     cluster.circuit_breakers = CircuitBreakers(
