@@ -27,7 +27,7 @@ class AdminToken(Section):
     sha256: Sha256
     """SHA-256 of the token in hex ('steersman tenant key new' makes a token and its hash)."""
     scope: Literal["read", "write"] = "read"
-    """'read' looks; 'write' also drains, clears faults, and starts and stops experiments."""
+    """'read' looks; 'write' also drains, clears faults, credits tenants, and starts and stops experiments."""
 
 
 class AdminTls(Section):

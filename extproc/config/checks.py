@@ -13,7 +13,7 @@ from extproc.config.experiments import experiment_checks
 from extproc.config.families import family_checks
 from extproc.config.locations import Loc, dotted, repeats
 from extproc.config.model import Config
-from extproc.core.strategies import build
+from extproc.config.parameters import wrong_with
 from extproc.meant import meant
 
 __all__ = ["Loc", "cross_checks", "dotted"]
@@ -108,10 +108,8 @@ def _strategies(config: Config) -> Iterator[tuple[Loc, str]]:
     """Parameters that their strategy does not have, or not in that range."""
     for i, pool in enumerate(config.pools):
         for name, given in pool.strategy_parameters.items():
-            try:
-                build(name, given)
-            except ValueError as error:
-                yield ("pools", i, "strategy_parameters", name), str(error)
+            if wrong := wrong_with(name, given):
+                yield ("pools", i, "strategy_parameters", name), wrong
 
 
 def _tuning(config: Config) -> Iterator[tuple[Loc, str]]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +61,14 @@ def test_as_a_program(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"{BAD}/version.yaml:1: version: 2 is not one of 1\n"
+
+
+def test_what_may_not_be_meant_is_a_warning(tmp_path: Path) -> None:
+    """Exit 0, on standard error and in JSON: a decision port that anybody reaches."""
+    path = tmp_path / "a.yaml"
+    path.write_text(GOOD + "service: {listen: ['0.0.0.0:50051']}\n", encoding="utf-8")
+    result = CliRunner().invoke(group, ["check", "-f", str(path)])
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"{path}: warning: service.listen: 0.0.0.0:50051 is not loopback")
+    told = json.loads(CliRunner().invoke(group, ["check", "-f", str(path), "--json"]).stdout)
+    assert (told["good"], len(told["warnings"])) == (True, 1)

@@ -17,6 +17,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from extproc.core.catalogue import WAIT_MS
 from extproc.core.contract import ANSWERED_MODEL_HEADER, SHIFTED_HEADER
 from extproc.core.families.difficulty import NAMES, features
 from extproc.core.families.score import DEFAULT, Weights
@@ -25,9 +26,6 @@ from extproc.core.outcome import Reject
 from extproc.core.request import Request
 from extproc.core.strategies.terms import start_ms
 from extproc.core.tenant import Tenant
-
-#: From this predicted wait on a pool counts as loaded.
-WAIT_MS = 500.0
 
 LOAD, UNAVAILABLE = "load", "unavailable"
 

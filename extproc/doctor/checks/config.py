@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Final
 
+from extproc.config.away import closed_by
 from extproc.config.cautions import port_is_open
 from extproc.config.model import Config, Key
 from extproc.config.places import loopback
@@ -128,7 +129,12 @@ def one_replica(evidence: Evidence) -> Iterator[Said]:
 
 def failing_open(evidence: Evidence) -> Iterator[Said]:
     """What happens to keys and quotas while the service is away."""
-    if evidence.config.gateway.failure_mode == "open" and evidence.config.gateway.auth == "api_key":
+    if (why := closed_by(evidence.config)) is not None:
+        yield warning(
+            f"failure_mode is open, and closed all the same to whoever has an API key: {why}",
+            "set gateway.failure_mode: closed, so that the file says what happens, or do as is said",
+        )
+    elif evidence.config.gateway.failure_mode == "open" and evidence.config.gateway.auth == "api_key":
         yield warning(
             "gateway.failure_mode is open: while the service is away requests need no key and no quota",
             "set gateway.failure_mode: closed, or requests_per_second_floor on the classes",
