@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -53,6 +53,8 @@ class GatewayOptions:
     envoy_log_level: str = "warning"
     verbose: bool = False
     echo: Echo | None = None
+    #: How fast both come back, and how often Envoy may die.
+    policy: RestartPolicy | None = None
     #: The admin port where the configuration has none; no port then when left out.
     page: OpenedPage | None = None
 
@@ -75,8 +77,11 @@ class Gateway:
         self.url = f"http://{reachable(config.gateway.listen)}"
         self.link = ServiceLink(address_of(config.service.listen[0], config.service.run_dir))
         # While it is away Envoy does what `failure_mode` says, and running streams go on: it stays.
-        self.service = self._child(self._service_spec(), FOR_EVER)
-        self.envoy = self._child(self._envoy_spec())
+        policy = options.policy
+        self.service = self._child(
+            self._service_spec(), FOR_EVER if policy is None else replace(policy, restarts_max=None)
+        )
+        self.envoy = self._child(self._envoy_spec(), policy)
 
     async def start(self) -> None:
         """Start both and wait until both are ready. Raises GatewayFailedError; `stop` is due in any case."""
@@ -210,7 +215,7 @@ class Gateway:
             stop_s_max=STOP_S_MAX,
         )
 
-    def _child(self, spec: ChildSpec, policy: RestartPolicy | None = None) -> Child:
+    def _child(self, spec: ChildSpec, policy: RestartPolicy | None) -> Child:
         return Child(
             spec,
             output=Output(spec.name, file=self.options.run_dir / f"{spec.name}.log", echo=self.options.echo),

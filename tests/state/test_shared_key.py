@@ -1,4 +1,4 @@
-"""shared_key.py with a real Redis: services agree on the key of their tickets, whatever becomes of it there."""
+"""shared_key.py with a real Redis: services agree on the key of their tickets."""
 
 from __future__ import annotations
 
