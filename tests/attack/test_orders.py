@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import stat
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,14 @@ tenants:
 """
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """With a short name: a socket's path has 107 bytes."""
+    made = Path(tempfile.mkdtemp(prefix="s-"))
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
 class At:
     """A running service and a stranger's channel to its decision port."""
 
@@ -76,11 +86,10 @@ class At:
         answer: bytes = await self.channel.unary_unary(method)(body, metadata=shown, timeout=PATIENCE_S)
         return answer
 
-    async def refusal(self, method: str, body: bytes = b"", *shown: tuple[str, str]) -> grpc.StatusCode:
-        """Of a call as a stream, which any kind of handler takes."""
+    async def refusal(self, method: str, *shown: tuple[str, str]) -> grpc.StatusCode:
+        """Of a call as a stream that says nothing, which any kind of handler takes."""
         call = self.channel.stream_stream(method)(metadata=shown, timeout=PATIENCE_S)
         with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
-            await call.write(body)
             await call.done_writing()
             async for _ in call:
                 pass
@@ -159,16 +168,18 @@ async def served(folder: Path, address: str, **more: str) -> AsyncIterator[At]:
         await asyncio.wait_for(running, PATIENCE_S)
 
 
-def test_no_order_is_taken_at_the_decision_port(tmp_path: Path) -> None:
+def test_no_order_is_taken_at_the_decision_port(folder: Path) -> None:
     """Nor are figures told there; both are at the operators' socket, which is its owner's alone."""
 
     def sockets() -> list[Path]:
-        return list(tmp_path.glob("*.sock"))
+        return list(folder.glob("*.sock"))
 
     async def play() -> None:
-        async with serving(tmp_path) as at:
+        async with serving(folder) as at:
             for order in ("Get", *ORDERS):
-                assert await at.refusal(f"/{STATUS}/{order}", b"{}") is grpc.StatusCode.UNIMPLEMENTED, order
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await at.unary(f"/{STATUS}/{order}", b"{}")
+                assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED, order
             assert (await at.link.status())["instance"] == at.app.desk.instance
             assert await at.link.drain(REPLICA, draining=True)
             assert at.app.desk.fleet.endpoints[0].draining
@@ -180,19 +191,19 @@ def test_no_order_is_taken_at_the_decision_port(tmp_path: Path) -> None:
 
 
 def test_a_command_finds_the_socket_by_the_listening_address(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a port in a private folder of the user's, of a unix socket beside it; each form that means it."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
 
     async def play() -> None:
         for address, asked in (
             (f"127.0.0.1:{(port := free_ports(1)[0])}", f"127.0.0.1:{port}"),
             (f"0.0.0.0:{port}", f"127.0.0.1:{port}"),
-            (f"unix:{tmp_path}/s.sock", f"unix:{tmp_path}/s.sock"),
-            (f"unix:{tmp_path}/s.sock", f"unix:{tmp_path}/s.orders.sock"),
+            (f"unix:{folder}/s.sock", f"unix:{folder}/s.sock"),
+            (f"unix:{folder}/s.sock", f"unix:{folder}/s.orders.sock"),
         ):
-            app = App(loads(text(tmp_path, address).replace(f"run_dir: {tmp_path}, ", "")))
+            app = App(loads(text(folder, address).replace(f"run_dir: {folder}, ", "")))
             await app.start()
             link = ServiceLink(asked)
             assert (await link.status())["instance"] == app.desk.instance
@@ -201,19 +212,19 @@ def test_a_command_finds_the_socket_by_the_listening_address(
             app.stop()
             await running
             assert orders_at(asked) is None
-        assert mode(tmp_path / "steersman") == 0o700
+        assert mode(folder / "steersman") == 0o700
 
     asyncio.run(play())
 
 
-def test_a_forged_record_charges_nobody(tmp_path: Path) -> None:
+def test_a_forged_record_charges_nobody(folder: Path) -> None:
     """Without a seal, with another key's, or with a true seal on other words: counted, and that is all."""
     forged = make_reservation(
         id="forged", tenant="acme", model="m", pool="chat", address=REPLICA, stream=False
     )
 
     async def play() -> None:
-        async with serving(tmp_path) as at:
+        async with serving(folder) as at:
             true = (await at.decide())["ticket"]
             before = await at.charged()
             mark, words = true[:32], true[32:]
@@ -240,11 +251,11 @@ def test_a_forged_record_charges_nobody(tmp_path: Path) -> None:
     asyncio.run(play())
 
 
-def test_a_forged_event_is_no_first_token(tmp_path: Path) -> None:
+def test_a_forged_event_is_no_first_token(folder: Path) -> None:
     """Neither by a request's id nor by its ticket: the decision's own word for it is needed."""
 
     async def play() -> None:
-        async with serving(tmp_path) as at:
+        async with serving(folder) as at:
             told = await at.decide()
             request_id = told[RESERVATION_KEY][32:]
             event = f"/{EVENT_SERVICE}/{EVENT_METHOD}"
@@ -257,12 +268,12 @@ def test_a_forged_event_is_no_first_token(tmp_path: Path) -> None:
     asyncio.run(play())
 
 
-def test_without_the_token_nothing_is_decided_logged_or_told(tmp_path: Path) -> None:
+def test_without_the_token_nothing_is_decided_logged_or_told(folder: Path) -> None:
     """Each service of the port asks for it, health and sealed events apart; an older token is taken too."""
-    (tmp_path / "token").write_text(f"{TOKEN}\n{OLD_TOKEN}\n")
+    (folder / "token").write_text(f"{TOKEN}\n{OLD_TOKEN}\n")
 
     async def play() -> None:
-        async with serving(tmp_path, service=f", token_file: {tmp_path}/token") as at:
+        async with serving(folder, service=f", token_file: {folder}/token") as at:
             calls = (
                 f"/{EXT_PROC}/Process",
                 f"/{ACCESS_LOG}/StreamAccessLogs",
@@ -277,11 +288,11 @@ def test_without_the_token_nothing_is_decided_logged_or_told(tmp_path: Path) -> 
                     f"Bearer {TOKEN}x",
                     TOKEN,
                 ):
-                    said = await at.refusal(method, b"", ("authorization", shown))
+                    said = await at.refusal(method, ("authorization", shown))
                     assert said is grpc.StatusCode.UNAUTHENTICATED, (method, shown)
                 assert await at.refusal(method) is grpc.StatusCode.UNAUTHENTICATED
                 for token in (TOKEN, OLD_TOKEN):
-                    said = await at.refusal(method, b"", ("authorization", f"Bearer {token}"))
+                    said = await at.refusal(method, ("authorization", f"Bearer {token}"))
                     assert said is not grpc.StatusCode.UNAUTHENTICATED, method
             assert at.counts["calls.unauthenticated"] == 7 * len(calls)
             healthy = health_pb2.HealthCheckResponse.FromString(await at.unary(f"/{HEALTH}/Check"))
@@ -290,36 +301,36 @@ def test_without_the_token_nothing_is_decided_logged_or_told(tmp_path: Path) -> 
     asyncio.run(play())
 
 
-def test_a_ticket_outlives_its_service(tmp_path: Path) -> None:
+def test_a_ticket_outlives_its_service(folder: Path) -> None:
     """The successor knows it, by the key that is kept; another service does not."""
     address = f"127.0.0.1:{free_ports(1)[0]}"
 
     async def play() -> None:
-        async with served(tmp_path, address) as at:
+        async with served(folder, address) as at:
             ticket = (await at.decide())["ticket"]
-        key = tmp_path / f"{address.replace(':', '_')}.key"
+        key = folder / f"{address.replace(':', '_')}.key"
         assert mode(key) == 0o600
-        async with serving(tmp_path) as other:
+        async with serving(folder) as other:
             await other.log(ticket, tokens=7)
             assert (other.counts["settled.ok"], other.counts["settled.forged"]) == (0, 1)
-        async with served(tmp_path, address) as at:
+        async with served(folder, address) as at:
             await at.log(ticket, tokens=7)
             assert (at.counts["settled.ok"], at.counts["settled.forged"]) == (1, 0)
         key.chmod(0o644)
-        async with served(tmp_path, address) as at:
+        async with served(folder, address) as at:
             await at.log(ticket, tokens=7)
             assert at.counts["settled.forged"] == 1, "a key that others could read is none"
 
     asyncio.run(play())
 
 
-def test_services_with_one_token_know_each_others_tickets(tmp_path: Path) -> None:
+def test_services_with_one_token_know_each_others_tickets(folder: Path) -> None:
     """Whoever decided, all of them settle and learn."""
-    (tmp_path / "token").write_text(TOKEN)
-    first, second = tmp_path / "a", tmp_path / "b"
+    (folder / "token").write_text(TOKEN)
+    first, second = folder / "a", folder / "b"
 
     async def play() -> None:
-        shared = f", token_file: {tmp_path}/token"
+        shared = f", token_file: {folder}/token"
         async with serving(first, service=shared) as one, serving(second, service=shared) as two:
             shown = (("authorization", f"Bearer {TOKEN}"),)
             assert one.app.processor.seal.key == two.app.processor.seal.key
@@ -333,7 +344,7 @@ def test_services_with_one_token_know_each_others_tickets(tmp_path: Path) -> Non
     asyncio.run(play())
 
 
-def test_orders_at_the_admin_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_orders_at_the_admin_port(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From elsewhere: the same answers as at the socket, by the token's scope and not without one."""
     monkeypatch.setenv("STEERSMAN_TOKEN", OPERATOR)
     port = free_ports(1)[0]
@@ -344,7 +355,7 @@ def test_orders_at_the_admin_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     admin = f'admin: {{listen: "127.0.0.1:{port}", auth: token, tokens: [{tokens}]}}'
 
     async def play() -> None:
-        async with serving(tmp_path, sections=admin) as at:
+        async with serving(folder, sections=admin) as at:
             link = AdminLink(f"http://127.0.0.1:{port}")
             assert (await link.status())["instance"] == at.app.desk.instance
             for order, body in (("Tenant", {"name": "acme"}), ("Alerts", {}), ("Experiment", {"name": ""})):
@@ -370,11 +381,11 @@ def test_orders_at_the_admin_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     asyncio.run(play())
 
 
-def test_what_the_status_says_of_a_forger(tmp_path: Path) -> None:
+def test_what_the_status_says_of_a_forger(folder: Path) -> None:
     """An operator sees that somebody tries: counts in the status."""
 
     async def play() -> None:
-        async with serving(tmp_path) as at:
+        async with serving(folder) as at:
             await at.log("forged")
             assert json.loads(at.app.status_json())["counts"]["settled.forged"] == 1
 
