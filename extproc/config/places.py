@@ -47,7 +47,8 @@ def run_folder(listen: str, given: str | None = None) -> Path:
         return folder
     if listen.startswith("unix:"):
         return Path(listen.removeprefix("unix:")).parent
-    return private_folder(FOLDER)
+    socket_bytes = len(os.fsencode(f"/{name_of(listen)}{ORDERS_SUFFIX}"))
+    return private_folder(FOLDER, bytes_max=SOCKET_PATH_BYTES_MAX - socket_bytes)
 
 
 def orders_socket(folder: Path, listen: str) -> Path:
@@ -95,10 +96,16 @@ def _looked_in(address: str) -> Iterator[Path]:
                     yield folder
 
 
-def private_folder(name: str) -> Path:
-    """The user's own folder; made 0700. OSError where none can be made, or somebody else holds its name."""
+def private_folder(name: str, *, bytes_max: int | None = None) -> Path:
+    """The user's own folder; made 0700. OSError where none can be made, or somebody else holds its name.
+
+    One whose path has more than `bytes_max` bytes is passed over.
+    """
     wrong: OSError | None = None
     for found in _places(name):
+        if bytes_max is not None and len(os.fsencode(found)) > bytes_max:
+            wrong = OSError(0, f"the path has more than {bytes_max} bytes", str(found))
+            continue
         try:
             found.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
