@@ -36,6 +36,7 @@ from extproc.app.build import (
 )
 from extproc.app.experimenting import Experimenting
 from extproc.app.explaining import Explaining
+from extproc.app.keeping import Keeping
 from extproc.app.measuring import Measuring
 from extproc.app.operating import Operating, Part
 from extproc.app.operators import Operators
@@ -124,6 +125,7 @@ class App:
                 "Envoy cannot tell this service of first tokens"
             )
         self.audit = self.processor.audit = AuditLog(config.audit)
+        self.keeping = Keeping(config, self.desk, self.adjusting, failed=self.processor.failed, clock=clock)
         self.record = Recorder(config.record, instance=instance, clock=clock)
         self.tuned = Tuned(config, self.desk, self.audit)
         self.experimenting = Experimenting(config, self.desk, self.audit, clock=clock)
@@ -185,6 +187,7 @@ class App:
 
     async def start(self) -> list[str]:
         """Listen; returns the addresses. Raises wire.server.BindError."""
+        await self.keeping.start()
         self.server = Server(
             self.processor,
             settle=self.settle,
@@ -251,6 +254,7 @@ class App:
             asyncio.create_task(self._tick()),
             asyncio.create_task(self._pump()),
             asyncio.create_task(self._keep_audit()),
+            asyncio.create_task(self.keeping.run()),
         ]
         if self.follow is not None:
             tasks.append(asyncio.create_task(self.follow.run()))
@@ -269,6 +273,7 @@ class App:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.keeping.stop()
             self.record.watch(self.desk, now_ns=self.clock(), last=True)
             await asyncio.to_thread(self.audit.flush, last=True)
             await asyncio.to_thread(self.record.flush, last=True)
@@ -402,6 +407,7 @@ class App:
                 "connected": self._shared is not None and self._shared.connected,
                 "squared": self._shared is None or self._shared.squared,
                 "counts": dict(sorted(self.quotas.counts.items())),
+                "journal": self.keeping.status(),
             },
             "held": len(self.desk.queue),
             "record": {"on": self.record.on, **self.record.counts},

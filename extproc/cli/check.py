@@ -24,7 +24,8 @@ def command(file: Path, as_json: bool, schema: bool) -> None:
     """Check a configuration.
 
     Prints every mistake at once as FILE:LINE: PATH: what to write instead, and exits 2; exits 0 with
-    one line when there is none. Nobody is asked: what runs is `steersman doctor`'s to check.
+    one line when there is none, and notes on standard error about what is right and may surprise. Nobody is
+    asked: what runs is `steersman doctor`'s to check.
     """
     if schema:
         from extproc.config.schema import schema as made
@@ -32,6 +33,10 @@ def command(file: Path, as_json: bool, schema: bool) -> None:
         print_json(made())
         return
     config = load_or_exit(file, as_json=as_json)
+    # Late, as the models are: help needs none of them.
+    from extproc.config.notes import notes_of
+
+    notes = notes_of(config)
     endpoints = sum(len(pool.endpoints) for pool in config.pools)
     if as_json:
         print_json(
@@ -39,6 +44,7 @@ def command(file: Path, as_json: bool, schema: bool) -> None:
                 "good": True,
                 "file": str(file),
                 "problems": [],
+                "notes": notes,
                 "pools": len(config.pools),
                 "endpoints": endpoints,
                 "tenants": len(config.tenants),
@@ -48,3 +54,5 @@ def command(file: Path, as_json: bool, schema: bool) -> None:
     click.echo(
         f"{file}: {len(config.pools)} pools, {endpoints} endpoints, {len(config.tenants)} tenants: good"
     )
+    for note in notes:
+        click.echo(f"{file}: note: {note}", err=True)

@@ -20,6 +20,7 @@ from extproc.config.metrics import Metrics
 from extproc.config.picker import Picker
 from extproc.config.recording import Record, Tuning
 from extproc.config.section import CircuitBreakers, OutlierDetection, Section
+from extproc.config.state import State
 from extproc.config.tenancy import Adjust, Key, Quota, ServiceClass, Tenant
 from extproc.config.tracing import OpenTelemetry
 from extproc.config.types import (
@@ -69,6 +70,7 @@ __all__ = [
     "ServiceClass",
     "Sharing",
     "ShiftDown",
+    "State",
     "StrategyName",
     "Telemetry",
     "TelemetryNode",
@@ -463,6 +465,8 @@ class Config(Section):
     """The service's own looks at replicas of which no agent speaks."""
     sharing: Sharing | None = None
     """Redis between several services; each knows its own work alone when left out."""
+    state: State = State()
+    """Quotas on the service's own disk, so that a restart forgets nothing."""
     classes: list[ServiceClass] = Field(default=[ServiceClass(name="standard")], min_length=1, max_length=8)
     """Service classes, the first served first."""
     pools: list[Pool] = Field(min_length=1)

@@ -57,7 +57,9 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
         if getattr(old.analytics, name) != getattr(new.analytics, name)
     ]
     changed += [
-        section for section in ("telemetry", "sharing") if getattr(old, section) != getattr(new, section)
+        section
+        for section in ("telemetry", "sharing", "state")
+        if getattr(old, section) != getattr(new, section)
     ]
     if _admin_port(old) != _admin_port(new):
         changed.append("admin.listen or admin.tls")

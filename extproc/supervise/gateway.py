@@ -55,6 +55,8 @@ class GatewayOptions:
     policy: RestartPolicy | None = None
     #: The admin port where the configuration has none; no port then when left out.
     page: OpenedPage | None = None
+    #: Where quotas are kept if the configuration does not say; nowhere when left out.
+    state_dir: Path | None = None
 
 
 def steersman_argv(*arguments: str) -> list[str]:
@@ -69,7 +71,7 @@ class Gateway:
         self, config: Config, file: Path, *, options: GatewayOptions, report: Callable[[str], None]
     ) -> None:
         self.options = options
-        self.config = self._with_page(config)
+        self.config = self._completed(config)
         self.file = file
         self.report = report
         self.url = f"http://{reachable(config.gateway.listen)}"
@@ -120,7 +122,7 @@ class Gateway:
     async def reload(self) -> bool:
         """Read the user's file again and hand it to the service; a bad one changes nothing."""
         try:
-            new = self._with_page(await asyncio.to_thread(load, self.file))
+            new = self._completed(await asyncio.to_thread(load, self.file))
         except ConfigError as error:
             for problem in error.problems:
                 self.report(f"reload refused, the last good configuration stays: {problem}")
@@ -145,8 +147,14 @@ class Gateway:
         """Where a person finds the page; "" where there is none. The token of this run may stand in it."""
         return page_url(self.config, self.options.page)
 
-    def _with_page(self, config: Config) -> Config:
-        return self.options.page.given(config) if self.options.page is not None else config
+    def _completed(self, config: Config) -> Config:
+        """With what this run brings where the file says nothing: the page, and where quotas are kept."""
+        if self.options.page is not None:
+            config = self.options.page.given(config)
+        if self.options.state_dir is not None and config.state.dir is None:
+            state = config.state.model_copy(update={"dir": str(self.options.state_dir)})
+            config = config.model_copy(update={"state": state})
+        return config
 
     @property
     def _kept(self) -> Path:
