@@ -161,6 +161,7 @@ def policy_of(config: Config) -> Policy:
             class_held_max=tuple(each.held_max for each in config.classes),
             tenants_held_max={tenant.name: tenant.held_max for tenant in config.tenants},
             ageing_ns=config.limits.ageing_ms * MS,
+            oldest_after_ns=config.limits.oldest_after_ms * MS,
         ),
         accounts=Accounts(
             tenants={tenant.name: limits_of(tenant.quota) for tenant in config.tenants},

@@ -416,6 +416,9 @@ class Limits(Section):
     """Requests held at once, over all classes; above it the newest of the lowest class are shed."""
     ageing_ms: int = Field(default=2_000, ge=10, le=600_000)
     """After each such wait a held request is served as if one class better, so that nothing starves."""
+    oldest_after_ms: int = Field(default=10_000, ge=100, le=600_000)
+    """Once a tenant's oldest held request has waited this long, every fourth turn of its tenant is its,
+    whatever the strategy's order (which serves first who can still meet its target)."""
     body_pieces_max: int = Field(default=32_768, ge=1_024, le=10_000_000)
     """Objects, lists and fields in a body; above it 413. Each costs far more to read than to send."""
     body_messages_max: int = Field(default=8_192, ge=16, le=1_000_000)

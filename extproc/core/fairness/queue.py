@@ -82,6 +82,7 @@ class FairQueue:
             key=order.key(held),
             lost_ns=order.lost_ns(held),
             last_ns=order.last_ns(held),
+            owed_ns=held.arrived_ns + self.bounds.oldest_after_ns,
         )
         self._line(held.pool).enter(entry, self.bounds, now_ns=now_ns)
         self._entries[held.id] = entry
