@@ -52,6 +52,7 @@ class Agents:
                 prefix=config.sharing.prefix,
                 interval_ms=config.sharing.interval_ms,
                 loads=self._loads,
+                needs=lambda: self._desk.needs(now_ns=self._clock()),
                 on_peers=self._on_peers,
                 on_report=self._on_relayed,
                 clock=clock,
@@ -131,6 +132,7 @@ class Agents:
 
     def _on_peers(self, peers: PeerLoads) -> None:
         self._desk.peers = frozenset(name.partition("-")[0] for name in peers.names)
+        self._desk.turns.hear(peers.needs)
         now_loaded = set(peers.sums)
         for key in self._peered | now_loaded:
             endpoint = self._desk.fleet.endpoint(*key)

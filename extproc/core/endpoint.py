@@ -180,6 +180,18 @@ class Endpoint:
         self._surplus = [*self._surplus[1 - FOREIGN_SAMPLES :], surplus]
         self.foreign = min(self._surplus) if len(self._surplus) == FOREIGN_SAMPLES else 0
 
+    def peer_ended(self, permits: int, tokens: int) -> None:
+        """A peer's request here is over, and the peer will not put another in its place."""
+        self.peer_requests = max(0, self.peer_requests - 1)
+        self.peer_permits = max(0, self.peer_permits - permits)
+        self.peer_tokens = max(0, self.peer_tokens - tokens)
+
+    def peer_begins(self, permits: int, tokens: int) -> None:
+        """A peer will put a request here before we hear of it."""
+        self.peer_requests += 1
+        self.peer_permits += permits
+        self.peer_tokens += tokens
+
     def forget_foreign(self) -> None:
         """Nobody says any more what else the engine has: our ledgers carry on alone."""
         self.foreign = 0

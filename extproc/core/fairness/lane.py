@@ -172,6 +172,13 @@ class Lane:
             self._put(entry)
         entry.recorded = False
 
+    @property
+    def oldest_ns(self) -> int:
+        """When the oldest of these came; they are some."""
+        oldest = self._first()
+        assert oldest is not None, self.tenant
+        return oldest.held.arrived_ns
+
     def _first(self) -> Entry | None:
         """The oldest by arrival."""
         heap = self._oldest
