@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gateway import Gateway, wait_for
@@ -26,7 +27,7 @@ CLIENTS = {"noisy": 24, "ada": 4}
 def measured(services: int, redis: Redis | None, *, seconds: float) -> Run:
     """What came of a while of that load."""
     tenants = [{"name": name, "keys": [{"sha256": hash_key(f"sk-{name}")}]} for name in CLIENTS]
-    sharing = {} if redis is None else {"sharing": {"redis": redis.url}}
+    sharing: dict[str, Any] = {} if redis is None else {"sharing": {"redis": redis.url}}
     with Replicas(specs(1, time_scale=2.0)) as replicas:
         address = {"address": replicas.addresses[0], "max_concurrent": SLOTS}
         with Gateway(
