@@ -48,6 +48,11 @@ class Adjusting:
         self._scale()
 
     @property
+    def on(self) -> bool:
+        """Whether any tenant's limits may move."""
+        return bool(self._bounds)
+
+    @property
     def factors(self) -> dict[str, float]:
         """By what each such tenant's limits are multiplied."""
         return {name: round(history.factor, 3) for name, history in self._histories.items()}

@@ -2,7 +2,7 @@
 
 Owns when: what has changed is taken from the books every `flush_ms`, on the loop, and written by a thread.
 What cannot be written is taken again, so that a full disk costs nothing once there is room. With `sharing`
-Redis has the quotas, and only what `adjust` has learnt is kept here.
+Redis has the quotas, and what `adjust` has learnt is kept there too.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ from extproc.core.quota.kept import Batch, Touched
 if TYPE_CHECKING:
     from extproc.state.kept_file import KeptFile
     from extproc.state.kept_lines import Found
+    from extproc.state.kept_redis import KeptHistories
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+#: Redis, when it did not answer, is asked again after this.
+AGAIN_NS = 5_000_000_000
 
 
 class Keeping:
@@ -43,11 +47,13 @@ class Keeping:
     ) -> None:
         """`failed` hears of exceptions, with what was being done."""
         self._failed = failed
-        self._settings = config.state
+        self._settings, self._sharing = config.state, config.sharing
         self._ended_max = config.limits.settled_remembered_max
         self._desk, self._adjusting, self._clock = desk, adjusting, clock
         self._books = desk.quotas if isinstance(desk.quotas, Books) else None
         self._file: KeptFile | None = None
+        self._remote: KeptHistories | None = None
+        self._loaded, self._again_ns = False, 0
         self._told: Mapping[str, list[float]] = {}
         self._executor: ThreadPoolExecutor | None = None
         self._compacting: asyncio.Future[None] | None = None
@@ -63,6 +69,12 @@ class Keeping:
     async def start(self) -> None:
         """Read what another process left, before anybody is let in."""
         settings = self._settings
+        if self._sharing is not None:
+            from extproc.state.kept_redis import KeptHistories
+
+            self._remote = KeptHistories(self._sharing.redis, prefix=self._sharing.prefix)
+            await self._share()
+            return
         if not settings.enabled or settings.dir is None:
             return
         from extproc.state.kept_file import KeptFile
@@ -108,8 +120,32 @@ class Keeping:
             except Exception as error:  # noqa: BLE001 (without this task nothing would be kept again)
                 self._failed(error, "keeping quotas")
 
+    async def _share(self) -> bool:
+        """What `adjust` has learnt: read from Redis once, then written there when it has changed."""
+        remote, histories, now_ns = self._remote, self._adjusting.histories, self._clock()
+        if remote is None or not self._adjusting.on or now_ns < self._again_ns:
+            return False
+        try:
+            if not self._loaded:
+                self._adjusting.restore(await remote.load())
+                self._loaded, histories = True, self._adjusting.histories
+                self._told = histories
+            if histories != self._told:
+                await remote.save(histories)
+                self._told = histories
+        except Exception as error:  # noqa: BLE001 - whatever Redis says must end nothing
+            self._again_ns = now_ns + AGAIN_NS
+            if not self.why:
+                self.why = f"redis {remote.place}: {' '.join(str(error).split()) or type(error).__name__}"
+                log.warning("what adjust has learnt is not kept: %s", self.why)
+            return False
+        self.why = ""
+        return True
+
     async def flush(self) -> bool:
         """Write what has changed until now; false where that was not possible, or nothing is kept."""
+        if self._remote is not None:
+            return await self._share()
         file = self._file
         if file is None:
             return False
@@ -129,6 +165,9 @@ class Keeping:
     async def stop(self) -> None:
         """Write what is left, and let another have the file."""
         await self.flush()
+        if self._remote is not None:
+            remote, self._remote = self._remote, None
+            await remote.close()
         file, self._file = self._file, None
         if file is None or self._executor is None:
             return
