@@ -134,7 +134,9 @@ class Agents:
         self._desk.peers = frozenset(name.partition("-")[0] for name in peers.names)
         self._desk.turns.hear(peers.needs)
         now_loaded = set(peers.sums)
-        for key in self._peered | now_loaded:
+        # What was reckoned between two messages is said now, also where it came to nothing.
+        reckoned, self._desk.reckoned = self._desk.reckoned, set()
+        for key in self._peered | now_loaded | reckoned:
             endpoint = self._desk.fleet.endpoint(*key)
             if endpoint is not None:
                 load = peers.load(*key)

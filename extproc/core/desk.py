@@ -101,6 +101,8 @@ class Desk:
         self.peers: frozenset[str] = frozenset()
         #: What peers hold: whose turn it is.
         self.turns = Turns(instance)
+        #: Endpoints (pool, address) whose peers' load was reckoned on; what peers say of it is true again.
+        self.reckoned: set[tuple[str, str]] = set()
         self.limits = limits
         #: What has ended, and first tokens, teach.
         self.lessons = Lessons(fleet)
@@ -517,6 +519,7 @@ class Desk:
         endpoint = at or self.fleet.endpoint(pool, outcome.served_by or reservation.address)
         tokens = reservation.input_tokens + reservation.output_tokens
         if endpoint is not None:
+            self.reckoned.add((endpoint.pool, endpoint.address))
             if peer and filled == self.instance:
                 endpoint.peer_ended(reservation.permits, tokens)
             elif not peer and filled != self.instance:

@@ -6,9 +6,14 @@ from collections.abc import Mapping
 
 import pytest
 
+from extproc.app import App
+from extproc.config.load import loads
+from extproc.core.outcome import Hold, Outcome, Routed
+from extproc.core.tenant import Tenant
 from extproc.core.turns import KEPT_NS, Row, Turns
 from extproc.state.messages import NEEDS_MAX, needs_by_pool
 from extproc.state.share import URGENT_NS, OwnLoad, PeerLoads
+from tests.test_keeping import CHAT, TEXT
 
 S = 1_000_000_000
 SAME: Mapping[str, float] = {}
@@ -120,3 +125,31 @@ def test_what_is_told_of_needs_is_bounded() -> None:
     told = needs_by_pool({"p": rows})["p"]
     assert len(told) == NEEDS_MAX
     assert min(held for figures in told.values() for _, held, _, _ in figures) == NEEDS_MAX + 1
+
+
+def test_a_place_that_a_peer_was_reckoned_to_take_is_free_again_when_it_did_not() -> None:
+    """What is reckoned between two messages ends with the next: no endpoint stays full of nobody."""
+    app = App(loads(f"{TEXT}\nsharing: {{redis: 'redis://127.0.0.1:1'}}"))
+    desk, other = app.desk, OwnLoad("0123abcd-1")
+    needs = {"p": [Row("u", 0, 1, 0, 500)]}
+    here = desk.admit(CHAT, Tenant(name="t"), now_ns=S)
+    assert isinstance(here, Routed)
+    peers = PeerLoads(f"{desk.instance}-1")
+
+    def hear(needs: dict[str, list[Row]], now_ns: int) -> None:
+        said = other.next({}, now_ns=now_ns, needs=needs)
+        assert said is not None
+        peers.take(said.frame, now_ns=now_ns)
+        app.agents._on_peers(peers)
+
+    hear(needs, S)
+    waits = desk.admit(CHAT, Tenant(name="t"), now_ns=S)
+    assert isinstance(waits, Hold), "the place is the other service's"
+    end = Outcome(reservation=here.reservation, final=True, status=200, served_by="127.0.0.1:1", attempts=1)
+    desk.settle(end, now_ns=2 * S)
+    endpoint = desk.fleet.endpoints[0]
+    assert (endpoint.permits, endpoint.peer_permits) == (0, 1)
+    hear({}, 3 * S)
+    assert endpoint.peer_permits == 0
+    desk.pump_all(now_ns=3 * S)
+    assert len(desk.queue) == 0
