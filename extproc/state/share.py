@@ -117,7 +117,7 @@ class _Peer:
         self.heard_ns = heard_ns
         self.sequence = 0
         self.loads: dict[Key, Load] = {}
-        self.needs: messages.Needs = {}
+        self.needs: dict[str, list[Row]] = {}
 
 
 class PeerLoads:
@@ -149,13 +149,7 @@ class PeerLoads:
     @property
     def needs(self) -> dict[str, dict[str, list[Row]]]:
         """What waits and runs at each live peer, by its service's id (without what its connection added)."""
-        return {
-            name.partition("-")[0]: {
-                pool: [Row(tenant, *figures) for tenant, rows in tenants.items() for figures in rows]
-                for pool, tenants in peer.needs.items()
-            }
-            for name, peer in self._peers.items()
-        }
+        return {name.partition("-")[0]: peer.needs for name, peer in self._peers.items()}
 
     @property
     def sums(self) -> Mapping[Key, Load]:
@@ -278,7 +272,10 @@ class PeerLoads:
 
     def _need(self, peer: _Peer, message: Full | Delta) -> None:
         if peer.needs or message.needs:
-            peer.needs = message.needs
+            peer.needs = {
+                pool: [Row(tenant, *figures) for tenant, rows in tenants.items() for figures in rows]
+                for pool, tenants in message.needs.items()
+            }
             self._membership_changed = True
 
     def _put(self, peer: _Peer, key: Key, load: Load) -> None:

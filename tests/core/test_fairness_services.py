@@ -9,7 +9,7 @@ from tests.stand.services import Client, Figures, Services
 FLOOD, CALM = "flood", "calm"
 #: Each wants half of eight places, or more.
 EVEN = [Client(FLOOD, 40), Client(CALM, 8)]
-SECONDS = 60.0
+SECONDS = 25.0
 
 
 @pytest.fixture(scope="module")

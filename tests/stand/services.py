@@ -102,7 +102,7 @@ class Services:
         for desk in self.desks:
             desk.on_release = self._decided
 
-    def run(self, seconds: float, *, warm_s: float = 20.0) -> Figures:
+    def run(self, seconds: float, *, warm_s: float = 10.0) -> Figures:
         """Play; the figures leave out the warm-up."""
         self._warm_ns = self.now_ns + int(warm_s * S)
         for client in self.clients:
