@@ -34,7 +34,7 @@ MODEL_SHOWN_MAX = 128
 #: The beginning by which prompts are kin: a system prompt's worth, not a question's.
 KIN_CHARACTERS = 256
 #: Kinds that an engine answers without a permit, and without work worth counting.
-FREE_KINDS = frozenset({Kind.TOKENIZE, Kind.INFO})
+FREE_KINDS = frozenset({Kind.TOKENIZE, Kind.INFO, Kind.METRICS})
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from extproc.core.prefix import (
     chain_ids,
 )
 from extproc.core.prompts import SEQUENCES_MAX, TooManyError, elements, read_prompts
+from extproc.core.wrapped import instances, wrapped_kind
 
 T = TypeVar("T")
 
@@ -59,6 +60,9 @@ class Kind(Enum):
     MODELS = "models"
     INFO = "info"
     HEALTH = "health"
+    METRICS = "metrics"  # the replica's own
+    INVOCATIONS = "invocations"  # SageMaker's: a body of any of the others
+    VERTEX = "vertex"  # Vertex AI's: a list of them
 
 
 class UsageAsked(Enum):
@@ -90,6 +94,13 @@ ROUTES: dict[str, tuple[Route, ...]] = {
     "/chat_tokenize": (Route("POST", Kind.TOKENIZE, Dialect.TGI),),
     "/info": (Route("GET", Kind.INFO, Dialect.TGI),),
     "/health": (Route("GET", Kind.HEALTH, Dialect.TGI),),
+}
+#: Served where `gateway.extra_routes` names them.
+EXTRA_ROUTES: dict[str, tuple[Route, ...]] = {
+    "/ping": (Route("GET", Kind.HEALTH, Dialect.TGI),),
+    "/metrics": (Route("GET", Kind.METRICS, Dialect.TGI),),
+    "/invocations": (Route("POST", Kind.INVOCATIONS, Dialect.TGI),),
+    "/vertex": (Route("POST", Kind.VERTEX, Dialect.TGI),),
 }
 
 
@@ -219,6 +230,9 @@ class _Format(msgspec.Struct):
     type: Any = None
 
 
+#: The routes that a wrapped body may be of.
+_WRAPPED = {"generate": Kind.COMPAT, "chat": Kind.CHAT, "completion": Kind.COMPLETION}
+
 _chat = msgspec.json.Decoder(_Chat)
 _completion = msgspec.json.Decoder(_Completion)
 _generate = msgspec.json.Decoder(_Generate)
@@ -230,12 +244,15 @@ _format = msgspec.json.Decoder(_Format)
 _stream_options = msgspec.json.Decoder(_StreamOptions)
 
 
-def find_route(method: str, path: str) -> Route | None:
-    """The route of a method and path (query ignored); what to say without one is in misrouted.py."""
-    for route in ROUTES.get(path.partition("?")[0], ()):
-        if route.method == method:
-            return route
-    return None
+def find_route(method: str, path: str, extra: frozenset[str] = frozenset()) -> Route | None:
+    """The route of a method and path (query ignored); what to say without one is in misrouted.py.
+
+    `extra` are the paths of EXTRA_ROUTES that are served. What answers GET answers HEAD.
+    """
+    bare = path.partition("?")[0]
+    routes = ROUTES.get(bare) or (EXTRA_ROUTES[bare] if bare in extra else ())
+    wanted = "GET" if method == "HEAD" else method
+    return next((route for route in routes if route.method == wanted), None)
 
 
 def parse(route: Route, body: bytes, bounds: BodyBounds = BOUNDS) -> Request | Reject:
@@ -252,6 +269,10 @@ def parse(route: Route, body: bytes, bounds: BodyBounds = BOUNDS) -> Request | R
                 return _read_generate(route, _generate.decode(body))
             case Kind.TOKENIZE:
                 return _read_tokenize(route, _tokenize.decode(body), bounds)
+            case Kind.INVOCATIONS:
+                return parse(_unwrapped(route, body), body, bounds)
+            case Kind.VERTEX:
+                return _read_vertex(route, body, bounds)
             case _:
                 return Request(kind=route.kind, dialect=route.dialect)
     except msgspec.ValidationError as error:
@@ -503,6 +524,39 @@ def _read_generate(route: Route, body: _Generate) -> Request | Reject:
         tools=_count_of(body.tools),
         user=_user_of(body),
         json_output=_given(parameters.grammar) or _wants_json(body.response_format),
+    )
+
+
+def _unwrapped(route: Route, body: bytes | msgspec.Raw) -> Route:
+    return replace(route, kind=_WRAPPED[wrapped_kind(body)])
+
+
+def _read_vertex(route: Route, body: bytes, bounds: BodyBounds) -> Request | Reject:
+    """All its instances as one request: as many sequences, one after another in one prompt's place."""
+    found = instances(body)
+    if not 1 <= len(found) <= SEQUENCES_MAX:
+        return bad_request(f"'instances' must hold 1 to {SEQUENCES_MAX} requests")
+    each: list[Request] = []
+    for raw in found:
+        request = parse(_unwrapped(route, raw), bytes(raw), bounds)
+        if isinstance(request, Reject):
+            return request
+        each.append(request)
+    sequences = sum(request.sequences for request in each)
+    if rejected := _check(None, "", sequences, "sequences"):
+        return rejected
+    limits = [request.max_new_tokens for request in each]
+    return replace(
+        each[0],
+        kind=route.kind,
+        stream=False,
+        usage=UsageAsked.NO_STREAM,
+        sequences=sequences,
+        max_new_tokens=None if None in limits else max(limit or 0 for limit in limits),
+        limits=None,
+        prompt_bytes=sum(request.prompt_bytes for request in each),
+        prompt_tokens=None,
+        images=sum(request.images for request in each),
     )
 
 

@@ -81,7 +81,7 @@ def test_the_route_table_is_covered() -> None:
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("HEAD", "/health"),
+        ("HEAD", "/generate"),
         ("OPTIONS", "/v1/chat/completions"),
         ("GET", "/v1/chat/completions"),
         ("POST", "/v1/embeddings"),
