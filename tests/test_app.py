@@ -167,10 +167,11 @@ def test_what_applies_live(path: Path) -> None:
     changed = (
         BASE.replace("[m]", "[m, alias]")
         .replace("strategy: least_work", "strategy: random")
-        .replace("auth: api_key", "auth: api_key, default_model: alias")
+        .replace("auth: api_key", "auth: api_key, default_model: alias, extra_routes: [/ping]")
         .replace(
             "reservation_ttl_s: 60",
-            "reservation_ttl_s: 30, settled_remembered_max: 2048, decisions_concurrent_max: 9",
+            "reservation_ttl_s: 30, settled_remembered_max: 2048, decisions_concurrent_max: 9, "
+            "large_bytes_per_second: 70_000",
         )
         .replace(hash_key("a-key"), hash_key("b-key"))
     )
@@ -188,6 +189,8 @@ def test_what_applies_live(path: Path) -> None:
     assert (pool.strategy, pool.calibration) == ("random", calibration)
     assert app.desk.default_model == "alias"
     assert app.processor.decisions_concurrent_max == 9
+    assert app.processor.extra_routes == {"/ping"}
+    assert app.processor.pace.bytes_per_second == 70_000
     assert (app.desk.ledger.ttl_ns, app.desk.ledger.remembered_max) == (30 * S, 2048)
     assert app.desk.fleet.endpoints[0].requests == 1
     app.settle(Outcome(reservation=reservation, final=True, status=200, served_by=reservation.address))

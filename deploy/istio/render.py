@@ -132,7 +132,10 @@ def manifests(
     meta = {"name": "steersman", "namespace": namespace}
     said = undecided.get("direct_response")
     if said is None:
-        raise SystemExit("gateway.failure_mode 'open' has no form in Istio here; write closed")
+        raise SystemExit(
+            "gateway.failure_mode 'open' and gateway.cors have no form in Istio here; write closed, and "
+            "corsPolicy in the VirtualService"
+        )
     return [
         {
             "apiVersion": "networking.istio.io/v1",

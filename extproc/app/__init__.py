@@ -117,6 +117,9 @@ class App:
             event_cluster=event_cluster(config),
             body_bounds=body_bounds(config),
             refused_bytes_per_minute=config.limits.refused_bytes_per_minute,
+            extra_routes=frozenset(config.gateway.extra_routes),
+            large_bytes_per_second=config.limits.large_bytes_per_second,
+            decision_timeout_ms=config.gateway.decision_timeout_ms,
         )
         if not self.processor.event_cluster:
             log.warning(
@@ -310,6 +313,8 @@ class App:
             self.processor.attempts = attempts_of(new)
         self.processor.body_bounds = body_bounds(new)
         self.processor.refusals.bytes_per_minute = new.limits.refused_bytes_per_minute
+        self.processor.extra_routes = frozenset(new.gateway.extra_routes)
+        self.processor.pace.bytes_per_second = new.limits.large_bytes_per_second
         self.audit.settings = new.audit
         self.record.apply(new.record)
         new = self.tuned.overlaid(new)

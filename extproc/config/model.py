@@ -14,6 +14,7 @@ from pydantic import Field
 from extproc.config.admin import Admin
 from extproc.config.alerts import Alerts
 from extproc.config.analytics import Analytics
+from extproc.config.edge import ClientAddress, Cors
 from extproc.config.experiments import EXPERIMENTS_MAX, Experiment
 from extproc.config.families import Family, ShiftDown
 from extproc.config.metrics import Metrics
@@ -43,7 +44,9 @@ __all__ = [
     "Analytics",
     "Audit",
     "CircuitBreakers",
+    "ClientAddress",
     "Config",
+    "Cors",
     "Discovery",
     "DnsName",
     "Endpoint",
@@ -254,6 +257,13 @@ class Gateway(Section):
     """TLS with clients, and with client_ca certificates prove tenants too; in the clear when left out."""
     trusted_proxy: TrustedProxy | None = None
     """A proxy whose word on the tenant is taken; none when left out."""
+    client_address: ClientAddress | None = None
+    """Proxies whose word on the client's address is taken; the connection's own address when left out."""
+    cors: Cors | None = None
+    """Web pages that may call the gateway; none when left out."""
+    extra_routes: list[Literal["/metrics", "/ping", "/invocations", "/vertex"]] = []
+    """Further routes of TGI's that are served. '/metrics' shows a replica's own figures to every tenant that
+    may use it, so they are all off unless named."""
     default_model: ModelName | None = None
     """The model of a request that names none; the first pool's first model when left out."""
     failure_mode: Literal["closed", "open"] = "closed"
@@ -265,12 +275,24 @@ class Gateway(Section):
     """Whether 'open' holds although requests of tenants with `regions` may then be served outside of them."""
     body_bytes_max: int = Field(default=4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
     """The largest request body; above it 413."""
+    upload_timeout_ms: int = Field(default=60_000, ge=100, le=3_600_000)
+    """How long a request may take to arrive, its body included; above it 408."""
+    body_bytes_unasked_max: int = Field(default=64 * 1024, ge=0, le=1024 * 1024)
+    """Who it is is asked on the headers, before the body is read, in a call of its own; but not where the
+    body says to be no larger than this and something that may prove a tenant is there."""
+    connections_max: int = Field(default=20_000, ge=1, le=1_000_000)
+    """Client connections at once; Envoy closes further ones unread."""
+    connection_idle_timeout_s: int = Field(default=300, ge=1, le=86_400)
+    """How long a connection may stay open without a request, a new one too. Longer than a balancer in front
+    keeps its own, so that none is closed under a request."""
     retries: int = Field(default=2, ge=0, le=8)
     """How many further endpoints Envoy tries when one refuses, answers 429, 502, 503 or 504, or resets."""
     connect_timeout_ms: int = Field(default=1_000, ge=10, le=60_000)
     """How long a connection to an endpoint may take."""
     first_byte_timeout_ms: int = Field(default=300_000, ge=100, le=3_600_000)
-    """How long an endpoint may take to send response headers (a non-streamed answer comes whole)."""
+    """How long an endpoint may take to send response headers. A stream is then tried elsewhere. An answer
+    that is not streamed comes whole: all its tries together may take this long, and a slow one is no reason
+    to generate it again elsewhere."""
     stream_idle_timeout_ms: int = Field(default=300_000, ge=1_000, le=3_600_000)
     """How long a stream may be silent before it is cut; never sooner than first_byte_timeout_ms where that
     is the larger, since Envoy's two timers of a try do not work together."""
@@ -304,7 +326,8 @@ class IdentitySection(Section):
     key_secret_env: str | None = Field(default=None, min_length=1, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """The environment variable with that secret. Either this or key_secret_file."""
     failed_attempts: FailedAttempts = FailedAttempts()
-    """How often an address may fail. Connections of a trusted proxy are not counted: many share them."""
+    """How often an address may fail. Connections of a trusted proxy are not counted, since many share them,
+    unless gateway.client_address tells which of them it is."""
 
 
 class Service(Section):
@@ -405,7 +428,7 @@ class Limits(Section):
     """Named bounds: what is held in memory, and for how long."""
 
     decisions_concurrent_max: int = Field(default=512, ge=1, le=100_000)
-    """Decisions under way at once (bodies being received included); above it 429."""
+    """Decisions under way at once; above it 429."""
     reservation_ttl_s: int = Field(default=60, ge=5, le=86_400)
     """A reservation whose request is not heard of for this long expires; each heartbeat renews it."""
     reservations_max: int = Field(default=100_000, ge=1, le=10_000_000)
@@ -421,6 +444,10 @@ class Limits(Section):
     refused_bytes_per_minute: int = Field(default=64 * 1024 * 1024, ge=64 * 1024, le=1024**4)
     """Bytes of bodies that were refused for what is in them (400, 413), for each tenant; above it 429 on the
     headers, so that no more bodies of its are read. Without gateway.auth for each client address."""
+    large_bytes_per_second: int = Field(default=32 * 1024 * 1024, ge=64 * 1024, le=1024**4)
+    """Bytes of large bodies (above gateway.body_bytes_unasked_max, or without a length) that are taken in a
+    second, for each tenant and service, and a second's worth at once. Above it they wait for up to a second
+    and half of gateway.decision_timeout_ms; then 429. Without gateway.auth for each client address."""
     settled_remembered_max: int = Field(default=65_536, ge=1024, le=10_000_000)
     """Settled request ids kept, so that a record that comes twice counts once."""
 

@@ -17,6 +17,7 @@ from envoy_data_plane.envoy.extensions.content_parsers.json.v3 import (
     JsonContentParserRuleConfig,
 )
 from envoy_data_plane.envoy.extensions.filters.http.buffer.v3 import Buffer
+from envoy_data_plane.envoy.extensions.filters.http.cors.v3 import Cors as CorsFilter
 from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
     ExternalProcessor,
     MetadataOptions,
@@ -55,6 +56,8 @@ from envoy_data_plane.google.protobuf import Empty
 
 from extproc.config.away import away_routes, fallback
 from extproc.config.model import Config, Jwt
+from extproc.control.cors import CORS_FILTER
+from extproc.control.identity import IDENTITY_FILTER, asks_first
 from extproc.control.pack import extension, ms, packed
 from extproc.control.routes import FLOOR_FILTER, has_floor
 from extproc.control.services import decision_service
@@ -93,13 +96,18 @@ COUNTS = (
 def http_filters(config: Config) -> list[HttpFilter]:
     """The whole chain."""
     jwt, floors = config.gateway.jwt, has_floor(config)
+    decides = decision(config)
     return [
+        # Preflights are answered here, and everything that comes back, refusals too, says who may read it.
+        *([_filter(CORS_FILTER, CorsFilter())] if config.gateway.cors else []),
         # Before the body is waited for: its metadata is for the service, and for routes without it.
         *([_filter("envoy.filters.http.jwt_authn", tokens(jwt, config))] if jwt else []),
-        # The bound on bodies. The service is called when a body is whole, so that a slow sender holds
-        # no place there; and bodies without a length get one, which some engines insist on.
+        # Strangers are answered before their bodies are read.
+        _filter(IDENTITY_FILTER, asks_first(config, decides)),
+        # The bound on bodies. The service is asked to decide when a body is whole, so that a slow sender
+        # holds no place there; and bodies without a length get one, which some engines insist on.
         _filter("envoy.filters.http.buffer", Buffer(max_request_bytes=config.gateway.body_bytes_max)),
-        _filter("envoy.filters.http.ext_proc", decision(config)),
+        _filter("envoy.filters.http.ext_proc", decides),
         # Does nothing but on the routes of requests without a decision.
         *([_filter(FLOOR_FILTER, LocalRateLimit(stat_prefix="floor"))] if floors else []),
         # On the way back the first chunk is seen before json_to_metadata holds a JSON body back, and usage
@@ -117,7 +125,7 @@ def decision(config: Config) -> ExternalProcessor:
     gateway = config.gateway
     attributes = [contract.SOURCE_ATTRIBUTE]
     if gateway.tls is not None and gateway.tls.client_ca is not None:
-        attributes += contract.SAN_ATTRIBUTES
+        attributes += [*contract.SAN_ATTRIBUTES, contract.SUBJECT_ATTRIBUTE]
     return ExternalProcessor(
         grpc_service=decision_service(),
         # Who may go on without a decision is the routes' to say.

@@ -109,10 +109,17 @@ SOURCE_ATTRIBUTE = "source.address"
 UPSTREAM_ATTRIBUTE = "upstream.address"
 #: The first name of either kind in a client certificate that Envoy verified.
 SAN_ATTRIBUTES = ("connection.uri_san_peer_certificate", "connection.dns_san_peer_certificate")
+#: Its subject, so that one without such names can be spoken of.
+SUBJECT_ATTRIBUTE = "connection.subject_peer_certificate"
 
 #: Set by Envoy itself, for its own routes, where it must tell tenants apart without the service.
 PEER_URI_HEADER = "x-steersman-peer-uri"
 PEER_DNS_HEADER = "x-steersman-peer-dns"
+#: The connection's own address, where a proxy says another one of the client: a proxy is known by its own.
+PEER_ADDRESS_HEADER = "x-steersman-peer-address"
+
+#: The decision says of an answer that it comes whole: Envoy does not try it again for being slow.
+WHOLE_HEADER = "x-steersman-whole"
 
 #: Headers that a client must not set: Envoy strips them before any filter runs (law 7).
 STRIPPED_HEADERS = (
@@ -127,6 +134,8 @@ STRIPPED_HEADERS = (
     REASON_HEADER,
     PEER_URI_HEADER,
     PEER_DNS_HEADER,
+    PEER_ADDRESS_HEADER,
+    WHOLE_HEADER,
     "x-envoy-retry-on",
     RETRIES_HEADER,
     "x-envoy-retriable-status-codes",

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 HOLD_MARGIN_MS = 2_000
 #: Bodies kept while their requests are held (those that ask for a family get another model's name).
 BODIES_BYTES_MAX = 256 * 1024 * 1024
+#: A Content-Length of more digits is larger than any bound.
+LENGTH_DIGITS_MAX = 18
 #: The value of the header with which a client asks for the reason.
 EXPLAIN_REASON = "reason"
 
@@ -131,8 +133,7 @@ class Exchange:
     def receive(self, data: bytes) -> Reply:
         """Answer one message. Raises only on bytes that are no ProcessingRequest."""
         directory = self._processor.directory
-        proxy_header = directory.proxy.header if directory.proxy is not None else None
-        message = codec.read(data, claim=directory.claim, proxy_header=proxy_header)
+        message = codec.read(data, claim=directory.claim, proxy=directory.proxy)
         return self._whatever_comes(lambda: self._received(message))
 
     def _received(self, message: codec.Message) -> Reply:
@@ -221,10 +222,26 @@ class Exchange:
         answer = self._begin(headers)
         if answer is not None:
             return answer
+        if headers.alone:
+            # Its body may come, and asks for the decision itself.
+            self.journey = None
+            return self._lets_come(headers.values.get("content-length", ""))
         if headers.end_of_stream:
             return self._on_body(b"", "request_headers")
         self._state = State.AWAIT_BODY
         return Reply(codec.CONTINUE["request_headers"], end=False)
+
+    def _lets_come(self, length: str) -> Reply:
+        """A large body of a known sender: now, in a moment, or not."""
+        processor = self._processor
+        # Without a length it may be as large as any.
+        expected = _declared(length, processor.body_bytes_max)
+        wait_s = processor.paced(self._tenant.name, self._source, expected)
+        if isinstance(wait_s, Reject):
+            processor.desk.turned_away(self._tenant.name, wait_s, now_ns=processor.clock())
+            return self._answer(wait_s)
+        self._state = State.DONE
+        return Reply(codec.CONTINUE["request_headers"], end=True, after_s=wait_s)
 
     def _begin(self, headers: codec.Headers) -> Reply | None:
         """Look at a request's headers: the answer where they are enough for one, else None."""
@@ -244,7 +261,7 @@ class Exchange:
         """Everything that can be said before the body comes; None lets it come."""
         processor, values = self._processor, headers.values
         method, path = values.get(":method", ""), values.get(":path", "")
-        route, bare = find_route(method, path), path.partition("?")[0]
+        route, bare = find_route(method, path, processor.extra_routes), path.partition("?")[0]
         self._dialect = route.dialect if route is not None else dialect_of(bare)
         if self.journey is not None:
             self.journey.headers(route.kind if route is not None else None, values)
@@ -512,11 +529,16 @@ class Exchange:
 
 def _exceeds(length: str, bound: int) -> bool:
     """Whether a Content-Length says more than a bound; what is no number says nothing."""
-    digits = length.lstrip("0")
-    if not (digits.isascii() and digits.isdigit()):
-        return False
+    return _declared(length, -1) > bound
+
+
+def _declared(length: str, otherwise: int) -> int:
+    """What a Content-Length says, as far as numbers go here; what is no number says `otherwise`."""
+    if not (length.isascii() and length.isdigit()):
+        return otherwise
+    digits = length.lstrip("0") or "0"
     # By the number of digits first: Python refuses to read an integer of 4,301.
-    return len(digits) > len(str(bound)) or int(digits) > bound
+    return int(digits) if len(digits) <= LENGTH_DIGITS_MAX else 10**LENGTH_DIGITS_MAX
 
 
 def too_large(bound: int) -> Reject:

@@ -229,7 +229,7 @@ class PickerExchange(Exchange):
         headers = codec.read_headers(
             message,
             claim=directory.claim,
-            proxy_header=directory.proxy.header if directory.proxy is not None else None,
+            proxy=directory.proxy,
             trusted=picker_codec.TRUSTED if self._picker.settings.trust_headers else frozenset(),
         )
         self._values, self._only = headers.values, picker_codec.subset(message)

@@ -13,6 +13,7 @@ from extproc.core.attempts import AttemptLimiter, network_of
 from extproc.core.bodies import BOUNDS, BodyBounds
 from extproc.core.desk import Desk
 from extproc.core.outcome import Reject, Routed
+from extproc.core.pace import Pace
 from extproc.core.refusals import RefusalBudget
 from extproc.core.request import Request
 from extproc.core.tenant import Directory, Evidence, Identity, Tenant
@@ -26,6 +27,12 @@ log = logging.getLogger(__name__)
 
 #: Bytes of refused bodies a minute for each tenant, where nothing is said.
 REFUSED_BYTES_PER_MINUTE = 64 * 1024 * 1024
+#: Bytes of large bodies a second for each tenant, where nothing is said.
+LARGE_BYTES_PER_SECOND = 32 * 1024 * 1024
+#: Envoy's patience, where nothing is said; and how long a large body may wait for its turn, of which the
+#: patience must leave as much again.
+DECISION_TIMEOUT_MS = 2_000
+PACE_WAIT_NS_MAX = 1_000_000_000
 #: Nanoseconds between two log lines about the same failing decision path.
 FAILURE_LOG_EVERY_NS = 1_000_000_000
 
@@ -47,6 +54,9 @@ class Processor:
         event_cluster: str = "",
         body_bounds: BodyBounds = BOUNDS,
         refused_bytes_per_minute: int = REFUSED_BYTES_PER_MINUTE,
+        extra_routes: frozenset[str] = frozenset(),
+        large_bytes_per_second: int = LARGE_BYTES_PER_SECOND,
+        decision_timeout_ms: int = DECISION_TIMEOUT_MS,
     ) -> None:
         self.desk = desk
         self.directory = directory
@@ -54,6 +64,11 @@ class Processor:
         self.decisions_concurrent_max = decisions_concurrent_max
         self.body_bytes_max = body_bytes_max
         self.body_bounds = body_bounds
+        #: How fast large bodies are taken, and how long one may wait: Envoy waits for our answer meanwhile.
+        self.pace = Pace(large_bytes_per_second)
+        self.pace_wait_ns = min(PACE_WAIT_NS_MAX, decision_timeout_ms * 1_000_000 // 2)
+        #: The paths that are served beside the usual ones.
+        self.extra_routes = extra_routes
         #: What bodies that are refused may cost, by tenant.
         self.refusals = RefusalBudget(refused_bytes_per_minute)
         self.clock = clock
@@ -124,7 +139,8 @@ class Processor:
         Many share an address (NAT, balancers): one's wrong keys must keep nobody else out.
         """
         directory, attempts, source = self.directory, self.attempts, evidence.source
-        # Behind a trusted proxy are many clients; one of them must not lock the others out.
+        # Behind a trusted proxy are many clients; one of them must not lock the others out. Where it says
+        # which of them it is, that one is counted.
         counted = attempts is not None and source != "" and evidence.guesses and directory.required
         if counted and directory.proxy is not None and directory.proxy.covers(source):
             counted = False
@@ -165,6 +181,18 @@ class Processor:
         if wait_s:
             self.desk.counts["bound.refused_bytes_per_minute"] += 1
         return wait_s
+
+    def paced(self, tenant: str, source: str, body_bytes: int) -> float | Reject:
+        """How many seconds a large body is to wait before Envoy reads it; a 429 where that is too long."""
+        now_ns = self.clock()
+        sender = self._sender(tenant, source)
+        wait_ns = self.pace.take(sender, body_bytes, most_ns=self.pace_wait_ns, now_ns=now_ns)
+        if wait_ns <= self.pace_wait_ns:
+            return wait_ns / 1e9
+        self.desk.counts["bound.large_bytes_per_second"] += 1
+        message = "this tenant sends large bodies faster than they are read"
+        retry_after_s = -(-wait_ns // 1_000_000_000)
+        return Reject(status=429, code="overloaded", message=message, retry_after_s=retry_after_s)
 
     def _sender(self, tenant: str, source: str) -> str:
         # Where nobody is asked who they are all are one tenant: addresses are told apart instead.

@@ -197,6 +197,8 @@ class Server:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a ProcessingRequest")
             if reply.ask is not None:
                 reply = await self._asked(exchange, reply.ask)
+            if reply.after_s:
+                await asyncio.sleep(reply.after_s)
             await _send(reply, exchange, context)
             if reply.wait:
                 # A client that leaves meanwhile cancels this call, and `close` gives the wait up.
