@@ -13,7 +13,7 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --max-worker-restart 20
 # Compiled code is kept, whatever the caller's environment says: each test that starts a command pays for it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint types unit busy coverage installs bench bench-balance bench-realtime sim soak lock weights clean help setup
+.PHONY: demo test attack check lint types unit busy coverage installs bench bench-balance bench-realtime sim soak lock weights clean help setup
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -57,6 +57,9 @@ types: $(STAMP)
 
 unit: $(STAMP) $(WEIGHTS)  ## the tests alone
 	$(PYTEST) $(ARGS)
+
+attack: $(STAMP)  ## attack a gateway at length, and say which promises held; ARGS="--quick" or names of attacks
+	$(BIN)/python -m tests.attack $(ARGS)
 
 busy: $(STAMP) $(WEIGHTS)  ## the tests five times beside two busy loops; ARGS="--runs 1 tests/core"
 	$(BIN)/python tests/busy.py --workers $(WORKERS) $(ARGS)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
+import os
+import shutil
+import tempfile
 from collections.abc import Generator
 from typing import Any
 
@@ -11,6 +15,11 @@ import pytest
 from tests.stand import examples, parsing
 from tests.stand.sharing import Sharing, long_first
 
+if "STEERSMAN_TEST_RUN" not in os.environ:
+    # Services' sockets and keys: in no folder of this user's, gone afterwards. Workers have their parent's.
+    _folder = tempfile.mkdtemp(prefix="steersman-run-")
+    os.environ["STEERSMAN_TEST_RUN"] = os.environ["XDG_RUNTIME_DIR"] = _folder
+    atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 parsing.install()
 examples.register()
 

@@ -16,7 +16,7 @@ from extproc.config.load import loads
 from extproc.core.outcome import Outcome, Reject, Reservation, Routed
 from extproc.core.request import Dialect, Kind, Request
 from extproc.core.tenant import Evidence, hash_key
-from extproc.wire import server as server_module
+from extproc.wire.orders import STATUS
 from tests.stand.waits import PATIENCE_S, until
 
 S = 1_000_000_000
@@ -167,10 +167,11 @@ def test_what_applies_live(path: Path) -> None:
     changed = (
         BASE.replace("[m]", "[m, alias]")
         .replace("strategy: least_work", "strategy: random")
-        .replace("auth: api_key", "auth: api_key, default_model: alias")
+        .replace("auth: api_key", "auth: api_key, default_model: alias, extra_routes: [/ping]")
         .replace(
             "reservation_ttl_s: 60",
-            "reservation_ttl_s: 30, settled_remembered_max: 2048, decisions_concurrent_max: 9",
+            "reservation_ttl_s: 30, settled_remembered_max: 2048, decisions_concurrent_max: 9, "
+            "large_bytes_per_second: 70_000",
         )
         .replace(hash_key("a-key"), hash_key("b-key"))
     )
@@ -188,6 +189,8 @@ def test_what_applies_live(path: Path) -> None:
     assert (pool.strategy, pool.calibration) == ("random", calibration)
     assert app.desk.default_model == "alias"
     assert app.processor.decisions_concurrent_max == 9
+    assert app.processor.extra_routes == {"/ping"}
+    assert app.processor.pace.bytes_per_second == 70_000
     assert (app.desk.ledger.ttl_ns, app.desk.ledger.remembered_max) == (30 * S, 2048)
     assert app.desk.fleet.endpoints[0].requests == 1
     app.settle(Outcome(reservation=reservation, final=True, status=200, served_by=reservation.address))
@@ -214,10 +217,10 @@ def test_a_running_service(
     path.write_text(text.replace("least_work", "random"), encoding="utf-8")
 
     async def play() -> None:
-        (address,) = await app.start()
+        await app.start()
         running = asyncio.create_task(app.run(config_file=path))
-        async with grpc.aio.insecure_channel(address) as channel:
-            get = channel.unary_unary(f"/{server_module.STATUS}/Get")
+        async with grpc.aio.insecure_channel(f"unix:{path.parent}/s.orders.sock") as channel:
+            get = channel.unary_unary(f"/{STATUS}/Get")
             assert json.loads(await get(b"", timeout=PATIENCE_S))["instance"] == app.desk.instance
 
             def broken(**_: int) -> list[Reservation]:

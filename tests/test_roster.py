@@ -46,8 +46,28 @@ def play(text: str, scene: Callable[[Roster], Awaitable[None]]) -> None:
         config = loads(text)
         roster = Roster(config, Fleet(pool_specs(config)))
         roster.start()
+        roster.publisher.wanted.set()
         await until(lambda: roster._builder is not None, "it is built in a thread")
         await scene(roster)
+        await roster.stop()
+
+    asyncio.run(run())
+
+
+def test_without_an_envoy_that_asks_nothing_is_rendered() -> None:
+    """Neither at the start nor at a reload; the first that asks is told all, by the newest configuration."""
+
+    async def run() -> None:
+        config = loads(POOLS)
+        roster = Roster(config, Fleet(pool_specs(config)))
+        roster.start()
+        roster.apply(loads(POOLS.replace("name: chat", "name: talk")))
+        await roster.refresh()
+        await asyncio.sleep(0)
+        assert roster._builder is None
+        assert not roster.publisher.versions
+        roster.publisher.wanted.set()
+        await until(lambda: roster.publisher.versions, "it is built in a thread")
         await roster.stop()
 
     asyncio.run(run())

@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 GPUS_STALE_S: Final = 5.0
 #: So long a replica is not spoken of before it was looked at in full: what is unknown counts as trouble.
 FIRST_LOOK_S: Final = 1.0
+#: A watch that failed begins anew after so long, twice as long each time, up to the most.
+WATCH_AGAIN_S: Final = 1.0
+WATCH_AGAIN_S_MAX: Final = 60.0
 #: How often the configuration file is looked at.
 CONFIG_LOOK_S: Final = 1.0
 
@@ -55,9 +58,12 @@ class Agent:
         self._watches: dict[str, tuple[ReplicaBook, asyncio.Task[None]]] = {}
         self._views: dict[str, ReplicaView] = {}
         self._watched_s: dict[str, float] = {}
+        #: How long the next failure of a watch is waited for, by address.
+        self._pauses_s: dict[str, float] = {}
         self._gpus = GpuSnapshot()
         self._others = Others()
         self._learnt = asyncio.Event()
+        self._stopping = False
         self._pacer = Pacer(spacing_s=config.spacing_ms / 1000, heartbeat_s=config.heartbeat_ms / 1000)
 
     def view(self) -> NodeView:
@@ -84,6 +90,7 @@ class Agent:
             for task in done:
                 task.result()
         finally:
+            self._stopping = True
             for pusher in self.pushers:
                 pusher.leave()
             await asyncio.wait(pushes, timeout=2 * LEAVE_S) if pushes else None
@@ -113,6 +120,7 @@ class Agent:
             if wanted.get(address) != book.settings:
                 task.cancel()
                 del self._watches[address], self._watched_s[address]
+                self._pauses_s.pop(address, None)
                 self._views.pop(address, None)
         for settings in config.replicas:
             if settings.address not in self._watches:
@@ -132,15 +140,31 @@ class Agent:
         self._learn(book)
 
     def _watch_ended(self, book: ReplicaBook, task: asyncio.Task[None]) -> None:
-        """A watch ends by cancellation alone; another end is our mistake, and its replica is unknown then."""
+        """A watch ends by cancellation alone. Another end is our mistake: its replica is unknown until the
+        watch, which begins anew, has looked at it in full."""
         if task.cancelled() or (error := task.exception()) is None:
             return
-        log.error("%s: watching it failed", book.settings.address, exc_info=error)
-        view = self._views.get(book.settings.address)
+        address = book.settings.address
+        pause_s = self._pauses_s.get(address, WATCH_AGAIN_S)
+        self._pauses_s[address] = min(2 * pause_s, WATCH_AGAIN_S_MAX)
+        log.error("%s: watching it failed; again in %.0f s", address, pause_s, exc_info=error)
+        view = self._views.get(address)
         if view is not None:
             detail = "the agent failed to watch it; see its log"
-            self._views[view.address] = replace(view, state=State.UNKNOWN, detail=detail)
+            self._views[address] = replace(view, state=State.UNKNOWN, detail=detail)
             self._learnt.set()
+        asyncio.get_running_loop().call_later(pause_s, self._watch_again, book, task)
+
+    def _watch_again(self, book: ReplicaBook, ended: asyncio.Task[None]) -> None:
+        """Unless it is watched by another by now, or no more."""
+        address = book.settings.address
+        if self._stopping or self._watches.get(address, (None, None))[1] is not ended:
+            return
+        since_s = self._watched_s[address]
+        self._watch(book.settings)
+        # It is no newcomer, whose first look would be waited for: what is not known of it is told.
+        self._watched_s[address] = since_s
+        self._watches[address][0].draining = book.draining
 
     def _learn(self, book: ReplicaBook) -> None:
         """A piece of evidence came in."""

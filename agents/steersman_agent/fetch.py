@@ -36,12 +36,18 @@ class Fetcher:
         """Close every connection."""
         await self._session.close()
 
-    async def ask(self, url: str, *, timeout_s: float, body: Mapping[str, Any] | None = None) -> Reply:
-        """GET a URL, or POST a JSON body to it; never raises for what a replica does."""
+    async def ask(
+        self, url: str, *, timeout_s: float, body: Mapping[str, Any] | None = None, key: str = ""
+    ) -> Reply:
+        """GET a URL, or POST a JSON body to it; never raises for what a replica does. `key` is its own."""
+        headers = {"authorization": f"Bearer {key}"} if key else None
         began_s = time.monotonic()
         try:
             async with asyncio.timeout(timeout_s):
-                request = self._session.get(url) if body is None else self._session.post(url, json=body)
+                if body is None:
+                    request = self._session.get(url, headers=headers)
+                else:
+                    request = self._session.post(url, json=body, headers=headers)
                 async with request as response:
                     page = await _read_bounded(response.content)
         except TimeoutError:

@@ -114,8 +114,8 @@ class ReplicaBook:
             if reply.good:
                 try:
                     pages[path] = json.loads(reply.body)
-                except ValueError:
-                    continue
+                except (ValueError, RecursionError):
+                    continue  # an engine's page may hold anything, nested as deeply as it fits
         self._about, self._about_s = self.engine.about(pages), now_s
         serves = {*self._about.models, *(self._about.adapters or ())}
         missing = [model for model in self.settings.models if model not in serves]

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
+from typing import Any
 
 from steersman_agent.fetch import Fetcher
 from steersman_agent.replica import ReplicaBook
-from steersman_agent.reply import Answer
+from steersman_agent.reply import Answer, Reply
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Watch:
         self._fetcher = fetcher
         self._changed = changed
         self._rng = rng
+        self._key = book.settings.engine_key()
         self._prompt: asyncio.Task[None] | None = None
         self._said_no_metrics = False
         self._said_unwanted = False
@@ -60,7 +62,7 @@ class Watch:
         """`/metrics`, and before its answer counts, what the engine serves where that is due."""
         book = self.book
         url = book.settings.base_url
-        reply = await self._fetcher.ask(f"{url}/metrics", timeout_s=book.timeout_s)
+        reply = await self._ask(f"{url}/metrics")
         if isinstance(reply, Answer) and book.about_due(time.monotonic()):
             await self._look_at_about()
         book.on_metrics(reply, time.monotonic())
@@ -72,7 +74,7 @@ class Watch:
     async def look_at_health(self) -> None:
         """`/health`."""
         book = self.book
-        reply = await self._fetcher.ask(f"{book.settings.base_url}/health", timeout_s=book.timeout_s)
+        reply = await self._ask(f"{book.settings.base_url}/health")
         book.on_health(reply, time.monotonic())
         self._changed(book)
 
@@ -81,7 +83,7 @@ class Watch:
         book = self.book
         path, body = book.prompt()
         book.prober.begin()
-        reply = await self._fetcher.ask(book.settings.base_url + path, timeout_s=book.timeout_s, body=body)
+        reply = await self._ask(book.settings.base_url + path, body)
         book.prober.finish(reply, time.monotonic())
         if book.prober.unwanted is not None and not self._said_unwanted:
             self._said_unwanted = True
@@ -93,6 +95,9 @@ class Watch:
             )
         self._changed(book)
 
+    async def _ask(self, url: str, body: Mapping[str, Any] | None = None) -> Reply:
+        return await self._fetcher.ask(url, timeout_s=self.book.timeout_s, body=body, key=self._key)
+
     async def _send_prompts(self) -> None:
         """A prompt, and more at once while its answer leaves a doubt."""
         while self.book.prompt_due(time.monotonic()):
@@ -100,11 +105,8 @@ class Watch:
 
     async def _look_at_about(self) -> None:
         book = self.book
-        url, timeout_s = book.settings.base_url, book.timeout_s
-        paths = book.engine.about_paths
-        replies = await asyncio.gather(
-            *(self._fetcher.ask(url + path, timeout_s=timeout_s) for path in paths)
-        )
+        url, paths = book.settings.base_url, book.engine.about_paths
+        replies = await asyncio.gather(*(self._ask(url + path) for path in paths))
         book.on_about(dict(zip(paths, replies, strict=True)), time.monotonic())
 
     async def _ask_metrics(self) -> None:

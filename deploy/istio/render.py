@@ -132,7 +132,10 @@ def manifests(
     meta = {"name": "steersman", "namespace": namespace}
     said = undecided.get("direct_response")
     if said is None:
-        raise SystemExit("gateway.failure_mode 'open' has no form in Istio here; write closed")
+        raise SystemExit(
+            "gateway.failure_mode 'open' and gateway.cors have no form in Istio here; write closed, and "
+            "corsPolicy in the VirtualService"
+        )
     return [
         {
             "apiVersion": "networking.istio.io/v1",
@@ -217,14 +220,18 @@ def main() -> int:
         return 2
     services = [_host_port(each) for each in given.services.split(",")]
     label, _, value = given.workload.partition("=")
-    documents = manifests(
-        config,
-        services=services,
-        host=given.host,
-        port=given.port,
-        namespace=given.namespace,
-        workload={label: value},
-    )
+    try:
+        documents = manifests(
+            config,
+            services=services,
+            host=given.host,
+            port=given.port,
+            namespace=given.namespace,
+            workload={label: value},
+        )
+    except ConfigError as error:  # a token that cannot be read
+        print(error, file=sys.stderr)
+        return 2
     given.output.write_text(to_yaml(documents), encoding="utf-8")
     return 0
 

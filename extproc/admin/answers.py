@@ -111,6 +111,8 @@ async def body_of(request: web.Request, shape: type[T]) -> T:
         return msgspec.json.decode(await request.read() or b"{}", type=shape)
     except msgspec.MsgspecError as error:
         raise BadRequestError(f"the body is not what is wanted: {error}") from None
+    except RecursionError:
+        raise BadRequestError("the body is nested too deeply") from None
 
 
 def whole(request: web.Request, name: str, *, default: int, low: int, high: int) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from extproc.admin.orders import CHANGING
 from extproc.admin.schemas import SCHEMAS
 
 ABOUT = """What the page at / shows, and what operators order through it.
@@ -24,7 +25,7 @@ _ERRORS = {
     "413": "The body is too large.",
     "421": "The port does not go by this name.",
     "422": "The configuration that would come of it has mistakes; `problems` lists them.",
-    "429": "Too many wrong tokens from this address.",
+    "429": "Too many wrong tokens from this address, or too many live events of one client.",
     "503": "Too many requests at once.",
 }
 _READ, _WRITE = [{"token": ["read"]}, {}], [{"token": ["write"]}]
@@ -157,6 +158,27 @@ def _paths() -> dict[str, Any]:
             status="202",
             errors=("409", "422"),
         ),
+        **{
+            f"/api/v1/orders/{name}": _post(
+                f"order_{name}",
+                f"{text} As `steersman --address` sends it; scope {'write' if name in CHANGING else 'read'}.",
+                "Any",
+                "Any",
+                parameters=[],
+                security=_WRITE if name in CHANGING else None,
+            )
+            for name, text in (
+                ("Tenant", "One tenant's use."),
+                ("Shadow", "What another quota would have done."),
+                ("Explain", "Why a request went, or would go, where it goes."),
+                ("Experiment", "Experiments with their figures."),
+                ("Report", "What the analytics say of a span."),
+                ("Alerts", "What is wrong, by the rules."),
+                ("Drain", "An endpoint's drain, or its end."),
+                ("ClearFaults", "An endpoint's GPU was seen to."),
+                ("Credit", "Forgive what a tenant used."),
+            )
+        },
         "/api/v1/strategies": _get("strategies", "Every strategy and its parameters.", "Strategies"),
         "/api/v1/history": _get("history", "The last 15 minutes, a point a second.", "History"),
         "/api/v1/alerts": _get("alerts", "What is wrong, by the rules.", "Alerts", errors=("404",)),
@@ -217,6 +239,7 @@ def _post(
     parameters: list[Any],
     status: str = "200",
     errors: tuple[str, ...] = (),
+    security: list[Any] | None = _WRITE,
 ) -> dict[str, Any]:
     known = {"400", "401", "403", "404", "413", "421", "429", "503", *errors}
     return {
@@ -224,7 +247,7 @@ def _post(
             "operationId": name,
             "summary": text,
             "tags": ["orders"],
-            "security": _WRITE,
+            **({"security": security} if security is not None else {}),
             "parameters": parameters,
             "requestBody": {"required": True, "content": _json(body)},
             "responses": {

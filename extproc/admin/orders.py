@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from extproc.admin.answers import body_of, error_answer, json_answer
+from extproc.admin.answers import body_of, encoded, error_answer, json_answer
 from extproc.admin.guard import Access
 from extproc.admin.reads import ordered
 from extproc.admin.sources import Sources
@@ -19,6 +19,9 @@ from extproc.config.types import NAME_PATTERN
 
 #: Who asks: the server sets it before each request.
 ACCESS: ContextVar[Access] = ContextVar("access")
+#: The orders of operators' commands: those that only look, and those that change something.
+LOOKING = ("Tenant", "Shadow", "Explain", "Experiment", "Report", "Alerts")
+CHANGING = ("Drain", "ClearFaults", "Credit")
 #: A reason for the history, in characters.
 WHY_MAX = 500
 
@@ -53,6 +56,16 @@ class Orders:
             return error_answer(404, "no_endpoint", f"no endpoint {address[:80]!r} in the fleet")
         self._note(request, what, address=address)
         return json_answer({"address": address, **facts, **answer})
+
+    async def order(self, request: web.Request) -> web.StreamResponse:
+        """An order as the operators' socket takes it, for `--address https://…`."""
+        name = request.path.rpartition("/")[2]
+        body = await body_of(request, dict[str, Any])
+        answer = await ordered(self._sources.orders[name], body)
+        if name in CHANGING:
+            facts = {key: body[key] for key in ("address", "draining", "tenant") if key in body}
+            self._note(request, name.lower(), **facts)
+        return encoded(answer)
 
     async def start_experiment(self, request: web.Request) -> web.StreamResponse:
         """Write an experiment into the configuration, which the service then takes."""

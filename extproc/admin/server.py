@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -26,10 +27,11 @@ from extproc.admin.files import Files
 from extproc.admin.guard import READ, WRITE, Denied, Guard
 from extproc.admin.hub import Hub
 from extproc.admin.openapi import document
-from extproc.admin.orders import ACCESS, Orders
+from extproc.admin.orders import ACCESS, CHANGING, LOOKING, Orders
 from extproc.admin.reads import Reads
 from extproc.admin.sources import RefusedError, Sources
 from extproc.config.admin import Admin
+from extproc.core.attempts import network_of
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -73,6 +75,8 @@ ROUTES = (
     Route("GET", "/api/v1/experiments", "experiments", READ),
     Route("POST", "/api/v1/experiments/{name}/start", "start_experiment", WRITE),
     Route("POST", "/api/v1/experiments/{name}/stop", "stop_experiment", WRITE),
+    *(Route("POST", f"/api/v1/orders/{name}", f"order_{name}", READ) for name in LOOKING),
+    *(Route("POST", f"/api/v1/orders/{name}", f"order_{name}", WRITE) for name in CHANGING),
     Route("GET", "/api/v1/strategies", "strategies", READ),
     Route("GET", "/api/v1/history", "history", READ),
     Route("GET", "/api/v1/alerts", "alerts", READ),
@@ -94,6 +98,8 @@ class AdminServer:
         self._reads, self._orders, self._files = Reads(sources), Orders(sources), Files()
         self._busy = 0
         self._following = 0
+        #: Those that each client has: a token, or an address.
+        self._followed: Counter[str] = Counter()
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> str:
@@ -200,6 +206,8 @@ class AdminServer:
         return serve
 
     def _handler(self, route: Route) -> Handler:
+        if route.name.startswith("order_"):
+            return self._orders.order
         for owner in (self._reads, self._orders, self):
             found: Handler | None = getattr(owner, route.name, None)
             if found is not None:
@@ -239,11 +247,20 @@ class AdminServer:
         """Live events until the page leaves, or does not keep up."""
         if self._following >= self.settings.events_clients_max:
             return error_answer(503, "busy", "too many pages follow", retry_after_s=5)
+        # Places are few: whoever takes many must leave some to others.
+        name = ACCESS.get().name
+        client = f"token {name}" if name else network_of(request.remote or "")
+        if self._followed[client] >= self.settings.events_per_client_max:
+            return error_answer(429, "busy", "too many pages of this client follow", retry_after_s=5)
         self._following += 1
+        self._followed[client] += 1
         try:
             return await self._follow(request)
         finally:
             self._following -= 1
+            self._followed[client] -= 1
+            if not self._followed[client]:
+                del self._followed[client]
 
     async def _follow(self, request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse(

@@ -36,6 +36,7 @@ from extproc.app.build import (
 )
 from extproc.app.experimenting import Experimenting
 from extproc.app.explaining import Explaining
+from extproc.app.keeping import Keeping
 from extproc.app.measuring import Measuring
 from extproc.app.operating import Operating, Part
 from extproc.app.operators import Operators
@@ -43,10 +44,14 @@ from extproc.app.picking import Picking
 from extproc.app.probing import Probing
 from extproc.app.reread import Reread, read_again, uncollected
 from extproc.app.roster import Roster
+from extproc.app.sealing import place_of, seal_of, tls_of
 from extproc.app.tracing import Tracing
 from extproc.app.tuned import Tuned
+from extproc.config.cautions import cautions
+from extproc.config.engine_keys import engine_keys
 from extproc.config.model import Config
 from extproc.config.restart import RELOADABLE_OF_POOL, restart_needed
+from extproc.config.secret import service_tokens
 from extproc.control.names import event_cluster
 from extproc.core.desk import Desk
 from extproc.core.experiment import Experiments
@@ -59,8 +64,10 @@ from extproc.observe.audit import AuditLog
 from extproc.observe.record import Recorder
 from extproc.observe.tally import Tally
 from extproc.observe.tenants import tenants_view
+from extproc.wire.health import Health
+from extproc.wire.orders import Command, OrdersServer
 from extproc.wire.processor import Processor
-from extproc.wire.server import BindError, Command, Server
+from extproc.wire.server import BindError, Server
 
 if TYPE_CHECKING:
     from extproc.state.quota_redis import RedisQuota
@@ -103,7 +110,15 @@ class App:
         )
         self.desk.families = families_of(config)
         self.roster = Roster(config, self.desk.fleet)
-        self.agents = Agents(config, self.desk, self.roster, clock=clock)
+        self._tokens = service_tokens(config.service)
+        self.agents = Agents(
+            config,
+            self.desk,
+            self.roster,
+            clock=clock,
+            # Who shares the token has the token's key.
+            seal=None if self._tokens else lambda: self.processor.seal,
+        )
         self.tally = Tally()
         self.adjusting = Adjusting(config, self.desk, self.tally)
         self.processor = Processor(
@@ -117,6 +132,10 @@ class App:
             event_cluster=event_cluster(config),
             body_bounds=body_bounds(config),
             refused_bytes_per_minute=config.limits.refused_bytes_per_minute,
+            engine_keys=engine_keys(config),
+            extra_routes=frozenset(config.gateway.extra_routes),
+            large_bytes_per_second=config.limits.large_bytes_per_second,
+            decision_timeout_ms=config.gateway.decision_timeout_ms,
         )
         if not self.processor.event_cluster:
             log.warning(
@@ -124,6 +143,7 @@ class App:
                 "Envoy cannot tell this service of first tokens"
             )
         self.audit = self.processor.audit = AuditLog(config.audit)
+        self.keeping = Keeping(config, self.desk, self.adjusting, failed=self.processor.failed, clock=clock)
         self.record = Recorder(config.record, instance=instance, clock=clock)
         self.tuned = Tuned(config, self.desk, self.audit)
         self.experimenting = Experimenting(config, self.desk, self.audit, clock=clock)
@@ -148,7 +168,7 @@ class App:
         self.analysing = Analysing(config, self.desk, clock=clock, connected=lambda: self.agents.sharing)
         self.alerting = Alerting(config, self.desk, clock=clock)
         self.measuring.firing = self.alerting.firing
-        #: What operators may ask and order, over gRPC and, as far as it takes them, at the admin port.
+        #: What operators may ask and order, at their socket and at the admin port.
         self.orders: dict[str, Command] = {
             "Drain": self._drain,
             "ClearFaults": self._clear_faults,
@@ -179,39 +199,58 @@ class App:
         self.follow: Follow | None = None
         self.started_ns = clock()
         self.server: Server | None = None
+        self.orders_server: OrdersServer | None = None
         self._stop = asyncio.Event()
         self.addresses: list[str] = []
         self.telemetry_addresses: list[str] = []
 
     async def start(self) -> list[str]:
         """Listen; returns the addresses. Raises wire.server.BindError."""
+        for caution in cautions(self.config):
+            log.warning("%s", caution)
+        place = place_of(self.config)
+        self.processor.seal = seal_of(self._tokens, place.key if place is not None else None)
+        await self.keeping.start()
         self.server = Server(
             self.processor,
             settle=self.settle,
-            status=self.status_json,
             message_bytes_max=self.config.gateway.body_bytes_max,
             handlers=[self.roster.publisher.handler()],
-            commands=self.orders,
             first_token=self.first_token,
             picker=self.picking.picker,
             ready=lambda: self.roster.complete,
+            tokens=[token.encode() for token in self._tokens],
+            credentials=tls_of(self.config),
         )
         self.addresses = await self.server.start(self.config.service.listen)
         try:
+            if place is not None:
+                await self._take_orders(place.orders, self.server.health)
             self.telemetry_addresses = await self.agents.start()
         except OSError as error:
-            await self.server.drain(0.0)
+            await self._unlisten()
             raise BindError(str(error)) from error
         try:
             await self.operating.start()
         except OSError:
             await self.agents.stop()
-            await self.server.drain(0.0)
+            await self._unlisten()
             raise
         if self._shared is not None:
             await self._shared.start()
         self.roster.start()
         return self.addresses
+
+    async def _unlisten(self) -> None:
+        assert self.server is not None
+        await self.server.drain(0.0)
+        if self.orders_server is not None:
+            await self.orders_server.stop()
+
+    async def _take_orders(self, socket: Path, health: Health) -> None:
+        """At the operators' socket. Raises BindError."""
+        self.orders_server = OrdersServer(status=self.status_json, commands=self.orders, health=health)
+        await self.orders_server.start(socket)
 
     def _parts(self) -> list[Part]:
         """What shows and watches this service."""
@@ -236,12 +275,16 @@ class App:
         self.experimenting.file = self.tuned.file = kept_of or config_file
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._stop.set)
+            loop.add_signal_handler(signum, self.stop)
         if config_file is not None:
             self.follow = Follow(
                 config_file, partial(self.reload_live, config_file), supervised=kept_of is not None
             )
             loop.add_signal_handler(signal.SIGHUP, self.follow.now)
+
+    def stop(self) -> None:
+        """Let `run` drain and return, as SIGTERM does."""
+        self._stop.set()
 
     async def run(self, *, config_file: Path | None = None, kept_of: Path | None = None) -> None:
         """Serve until SIGTERM or SIGINT, then drain; SIGHUP or a changed file reloads. After `start`."""
@@ -251,6 +294,7 @@ class App:
             asyncio.create_task(self._tick()),
             asyncio.create_task(self._pump()),
             asyncio.create_task(self._keep_audit()),
+            asyncio.create_task(self.keeping.run()),
         ]
         if self.follow is not None:
             tasks.append(asyncio.create_task(self.follow.run()))
@@ -265,10 +309,13 @@ class App:
             await self.operating.stop()
             if self._shared is not None:
                 await self._shared.close()
+            if self.orders_server is not None:
+                await self.orders_server.stop()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.keeping.stop()
             self.record.watch(self.desk, now_ns=self.clock(), last=True)
             await asyncio.to_thread(self.audit.flush, last=True)
             await asyncio.to_thread(self.record.flush, last=True)
@@ -310,6 +357,8 @@ class App:
             self.processor.attempts = attempts_of(new)
         self.processor.body_bounds = body_bounds(new)
         self.processor.refusals.bytes_per_minute = new.limits.refused_bytes_per_minute
+        self.processor.extra_routes = frozenset(new.gateway.extra_routes)
+        self.processor.pace.bytes_per_second = new.limits.large_bytes_per_second
         self.audit.settings = new.audit
         self.record.apply(new.record)
         new = self.tuned.overlaid(new)
@@ -327,6 +376,7 @@ class App:
         self.desk.ledger.ttl_ns = self.desk.limits.reservation_ttl_ns
         self.desk.ledger.remembered_max = self.desk.limits.settled_remembered_max
         self.processor.directory = directory
+        self.processor.engine_keys = read.engine_keys
         self.processor.decisions_concurrent_max = new.limits.decisions_concurrent_max
         self.tally.forget_endpoints(self.desk.fleet)
         self.operating.apply(new)
@@ -402,6 +452,7 @@ class App:
                 "connected": self._shared is not None and self._shared.connected,
                 "squared": self._shared is None or self._shared.squared,
                 "counts": dict(sorted(self.quotas.counts.items())),
+                "journal": self.keeping.status(),
             },
             "held": len(self.desk.queue),
             "record": {"on": self.record.on, **self.record.counts},

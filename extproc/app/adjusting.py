@@ -7,12 +7,13 @@ in, and its limits are those of the file times the factor that came out. Off whe
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from extproc.config.model import Config
 from extproc.core.accounts import Accounts
 from extproc.core.desk import Desk
-from extproc.core.quota.adjust import Bounds, History, adjust, observe
+from extproc.core.quota.adjust import Bounds, History, adjust, history_of, observe, within, words_of
 from extproc.observe.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ class Adjusting:
     def __init__(self, config: Config, desk: Desk, tally: Tally) -> None:
         self._desk, self._tally = desk, tally
         self._histories: dict[str, History] = {}
+        #: The histories as plain values, for who keeps them; made anew at each step.
+        self.histories: dict[str, list[float]] = {}
         self._seen: dict[str, tuple[int, int]] = {}
         self._due_ns = 0
         self._bounds: dict[str, Bounds] = {}
@@ -45,9 +48,22 @@ class Adjusting:
         self._scale()
 
     @property
+    def on(self) -> bool:
+        """Whether any tenant's limits may move."""
+        return bool(self._bounds)
+
+    @property
     def factors(self) -> dict[str, float]:
         """By what each such tenant's limits are multiplied."""
         return {name: round(history.factor, 3) for name, history in self._histories.items()}
+
+    def restore(self, histories: Mapping[str, Sequence[float]]) -> None:
+        """Go on with what was learnt before this service began, where the file lets limits move."""
+        for name, words in histories.items():
+            if name in self._bounds and (history := history_of(words)) is not None:
+                self._histories[name] = within(history, self._bounds[name])
+        self.histories = {name: words_of(history) for name, history in self._histories.items()}
+        self._scale()
 
     def step(self, *, now_ns: int, interval_ns: int = INTERVAL_NS) -> bool:
         """Fold in the last interval when it is over; true when a limit has moved."""
@@ -62,6 +78,7 @@ class Adjusting:
             history = self._histories.get(name, History())
             history = observe(history, used=used, refused=refused, elapsed_s=interval_ns / 1e9, bounds=bounds)
             self._histories[name] = adjust(history, bounds=bounds)
+        self.histories = {name: words_of(history) for name, history in self._histories.items()}
         if self.factors == before:
             return False
         for name, factor in self.factors.items():

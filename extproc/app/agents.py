@@ -21,6 +21,7 @@ from extproc.core.reports import ReplicaReport
 from extproc.state.share import PeerLoads
 from extproc.telemetry.ingest import Ingest, Node
 from extproc.telemetry.server import TelemetryServer, Tls
+from extproc.wire.seal import Seal
 
 if TYPE_CHECKING:
     from extproc.state.quota_redis import RedisQuota
@@ -30,7 +31,16 @@ if TYPE_CHECKING:
 class Agents:
     """Telemetry and sharing of one service; both are optional."""
 
-    def __init__(self, config: Config, desk: Desk, roster: Roster, *, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        desk: Desk,
+        roster: Roster,
+        *,
+        clock: Callable[[], int],
+        seal: Callable[[], Seal] | None = None,
+    ) -> None:
+        """`seal`: the one whose key services agree on through Redis; None where they do otherwise."""
         self._desk = desk
         self._roster = roster
         self._clock = clock
@@ -45,6 +55,7 @@ class Agents:
             self.server = _server(self.ingest, config.telemetry, clock)
         if config.sharing is not None:
             from extproc.state.redis_share import RedisShare
+            from extproc.state.shared_key import SharedKey
 
             self.share = RedisShare(
                 config.sharing.redis,
@@ -52,9 +63,17 @@ class Agents:
                 prefix=config.sharing.prefix,
                 interval_ms=config.sharing.interval_ms,
                 loads=self._loads,
+                needs=lambda: self._desk.needs(now_ns=self._clock()),
                 on_peers=self._on_peers,
                 on_report=self._on_relayed,
                 clock=clock,
+                shared_key=SharedKey(
+                    config.sharing.prefix,
+                    own=lambda: seal().key,
+                    learn=lambda key: seal().learn(key),
+                )
+                if seal is not None
+                else None,
             )
 
     @property
@@ -131,8 +150,11 @@ class Agents:
 
     def _on_peers(self, peers: PeerLoads) -> None:
         self._desk.peers = frozenset(name.partition("-")[0] for name in peers.names)
+        self._desk.turns.hear(peers.needs)
         now_loaded = set(peers.sums)
-        for key in self._peered | now_loaded:
+        # What was reckoned between two messages is said now, also where it came to nothing.
+        reckoned, self._desk.reckoned = self._desk.reckoned, set()
+        for key in self._peered | now_loaded | reckoned:
             endpoint = self._desk.fleet.endpoint(*key)
             if endpoint is not None:
                 load = peers.load(*key)

@@ -14,6 +14,7 @@ from extproc.config.weights import family_weights
 from extproc.core.accounts import Accounts, Price
 from extproc.core.attempts import AttemptLimiter
 from extproc.core.bodies import BodyBounds
+from extproc.core.contract import PEER_ADDRESS_HEADER
 from extproc.core.desk import ClassSpec, DeskLimits, Policy
 from extproc.core.experiment import arm_parameters
 from extproc.core.fairness import Bounds
@@ -80,7 +81,11 @@ def directory_of(config: Config) -> Directory:
         anonymous=replace(ANONYMOUS, service_class=config.default_class),
         secret=key_secret(config.identity),
         claim=gateway.jwt.claim if gateway.jwt is not None else None,
-        proxy=ProxyTrust(trusted.header, tuple(ip_network(each) for each in trusted.networks))
+        proxy=ProxyTrust(
+            trusted.header,
+            tuple(ip_network(each) for each in trusted.networks),
+            PEER_ADDRESS_HEADER if gateway.client_address is not None else None,
+        )
         if trusted is not None
         else None,
     )
@@ -161,6 +166,7 @@ def policy_of(config: Config) -> Policy:
             class_held_max=tuple(each.held_max for each in config.classes),
             tenants_held_max={tenant.name: tenant.held_max for tenant in config.tenants},
             ageing_ns=config.limits.ageing_ms * MS,
+            oldest_after_ns=config.limits.oldest_after_ms * MS,
         ),
         accounts=Accounts(
             tenants={tenant.name: limits_of(tenant.quota) for tenant in config.tenants},

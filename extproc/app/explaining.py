@@ -14,7 +14,8 @@ import msgspec
 from extproc.core.desk import Desk
 from extproc.core.explain import DECISIONS_KEPT_MAX
 from extproc.core.outcome import Reject
-from extproc.core.request import Kind, find_route, parse
+from extproc.core.reading import parse
+from extproc.core.request import Kind, find_route
 from extproc.core.tenant import Tenant
 
 #: What an unknown id's message repeats of it.

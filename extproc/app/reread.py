@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from extproc.app.build import directory_of, families_of, policy_of
+from extproc.config.engine_keys import engine_keys
 from extproc.config.load import ConfigError, load
 from extproc.config.model import Config
 from extproc.config.restart import restart_needed
@@ -30,6 +31,7 @@ class Reread:
     families: dict[str, Family]
     policy: Policy
     events: list[Event]
+    engine_keys: dict[str, str]
 
 
 def read_again(path: Path, old: Config, *, live: bool) -> Reread | list[str]:
@@ -38,11 +40,12 @@ def read_again(path: Path, old: Config, *, live: bool) -> Reread | list[str]:
         new = load(path)
         directory = directory_of(new)
         families = families_of(new)
+        keys = engine_keys(new)
     except ConfigError as error:
         return [str(problem) for problem in error.problems]
     if changed := restart_needed(old, new, live=live):
         return [f"needs a restart: {', '.join(changed)}"]
-    return Reread(new, directory, families, policy_of(new), changes(old, new))
+    return Reread(new, directory, families, policy_of(new), changes(old, new), keys)
 
 
 @contextlib.contextmanager

@@ -57,6 +57,7 @@ class Roster:
         self._refused: set[tuple[str, str]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._builder: SnapshotBuilder | None = None
+        self._rendering: asyncio.Task[None] | None = None
         self._published = -1
         self._outdated = False
         #: Who has not spoken since the start, as (source, pool or node). While there is one and the grace
@@ -66,12 +67,12 @@ class Roster:
         self._list_static()
 
     def start(self) -> None:
-        """Follow the sources; tell Envoys when the clusters are rendered and every source has spoken.
+        """Follow the sources; tell Envoys that ask, when clusters are rendered and every source has spoken.
 
         For those that do not speak nobody waits longer than GRACE_S. Decisions go on meanwhile.
         """
         self._follow()
-        self._tasks.append(asyncio.create_task(self._rebuild()))
+        self._rendering = asyncio.create_task(self._render())
         self._grace = asyncio.get_running_loop().call_later(GRACE_S, self._end_grace)
 
     async def stop(self) -> None:
@@ -79,6 +80,9 @@ class Roster:
         self.publisher.close()
         if self._grace is not None:
             self._grace.cancel()
+        if self._rendering is not None:
+            self._rendering.cancel()
+            await asyncio.gather(self._rendering, return_exceptions=True)
         await self._unfollow()
 
     def spoke(self, source: str, name: str) -> None:
@@ -113,7 +117,8 @@ class Roster:
             self._outdated = False
             await self._unfollow()
             self._follow()
-            await self._rebuild()
+            if self.publisher.wanted.is_set():
+                await self._rebuild()
 
     def heard(self, reports: Iterable[ReplicaReport], *, now_ns: int) -> None:
         """Take an agent's reports; a replica that nobody listed is registered where its pool allows."""
@@ -305,9 +310,18 @@ class Roster:
             self._awaited.clear()
             self.publish()
 
+    async def _render(self) -> None:
+        """Once an Envoy asks by ADS; one whose pools stand in its own file never does."""
+        await self.publisher.wanted.wait()
+        await self._rebuild()
+
     async def _rebuild(self) -> None:
-        # In a thread: envoy-data-plane takes over a second to import, and decisions go on meanwhile.
-        self._builder = await asyncio.to_thread(SnapshotBuilder, self._config)
+        # In a thread: envoy-data-plane takes long to import, and decisions go on meanwhile.
+        config = self._config
+        builder = await asyncio.to_thread(SnapshotBuilder, config)
+        if config is not self._config:
+            return  # `refresh` renders the newer one
+        self._builder = builder
         self._published = -1
         self.publish()
 

@@ -24,14 +24,18 @@ def command(file: Path, as_json: bool, schema: bool) -> None:
     """Check a configuration.
 
     Prints every mistake at once as FILE:LINE: PATH: what to write instead, and exits 2; exits 0 with
-    one line when there is none. Nobody is asked: what runs is `steersman doctor`'s to check.
+    one line when there is none. What is good and may not be meant is said on standard error as a warning.
+    Nobody is asked: what runs is `steersman doctor`'s to check.
     """
     if schema:
         from extproc.config.schema import schema as made
 
         print_json(made())
         return
+    from extproc.config.cautions import cautions
+
     config = load_or_exit(file, as_json=as_json)
+    warnings = list(cautions(config))
     endpoints = sum(len(pool.endpoints) for pool in config.pools)
     if as_json:
         print_json(
@@ -39,12 +43,15 @@ def command(file: Path, as_json: bool, schema: bool) -> None:
                 "good": True,
                 "file": str(file),
                 "problems": [],
+                "warnings": warnings,
                 "pools": len(config.pools),
                 "endpoints": endpoints,
                 "tenants": len(config.tenants),
             }
         )
         return
+    for warning in warnings:
+        click.echo(f"{file}: warning: {warning}", err=True)
     click.echo(
         f"{file}: {len(config.pools)} pools, {endpoints} endpoints, {len(config.tenants)} tenants: good"
     )

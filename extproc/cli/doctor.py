@@ -26,7 +26,7 @@ _MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "note": ("·", "c
     epilog=examples(
         "steersman doctor -f steersman.yaml",
         "steersman doctor --key sk-steer-…      # also sends a prompt of one token, all the way",
-        "steersman doctor --envoy-admin 10.0.0.7:9901 --address 10.0.0.7:50051 --json",
+        "steersman doctor --envoy-admin 10.0.0.7:9901 --address https://10.0.0.7:9090 --json",
         "steersman doctor --offline             # the file and this machine alone",
         "steersman doctor --list                # every check there is",
     ),

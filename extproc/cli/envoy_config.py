@@ -11,7 +11,7 @@ from typing import Literal
 
 import click
 
-from extproc.cli.options import config_option, examples, load_or_exit
+from extproc.cli.options import EXIT_CONFIG, config_option, examples, fail, load_or_exit
 
 
 @click.command(
@@ -53,17 +53,23 @@ def command(file: Path, mode: Literal["static", "ads"], form: str, output: Path 
     config = load_or_exit(file)
 
     # Late: other commands need none of it. Light: a thousand pydantic validators take a second.
+    from extproc.config.load import ConfigError
     from extproc.control import light
 
     light.install()
     from extproc.control.bootstrap import render_bootstrap, to_json, to_yaml
 
-    bootstrap = render_bootstrap(config, mode)
+    try:
+        bootstrap = render_bootstrap(config, mode)
+    except ConfigError as error:
+        fail(*map(str, error.problems), code=EXIT_CONFIG)
     text = to_json(bootstrap) if form == "json" else to_yaml(bootstrap)
     if output is None:
         click.echo(text, nl=False)
         return
     try:
+        if config.service.token_file or config.service.token_env:
+            output.touch(mode=0o600)  # the token stands in it; a file that is there keeps its rights
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         click.echo(f"{output}: cannot be written: {error.strerror}", err=True)

@@ -26,7 +26,7 @@ UNKNOWN_ADDRESS = "{address} is not in the fleet; `steersman fleet` lists what i
         "steersman fleet",
         "steersman fleet --json | jq '.endpoints[] | select(.ready | not)'",
         "steersman fleet drain 10.0.0.1:8080            # before work on it",
-        "steersman fleet --address 10.0.0.7:50051 --watch",
+        "steersman fleet --address https://10.0.0.7:9090 --watch",
     ),
 )
 @address_option
@@ -120,7 +120,7 @@ def _run(address: str | None, work: Callable[[Any], Awaitable[None]]) -> None:
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(main())
     except ServiceSilentError as error:
-        click.echo(f"{error}; is it running? Give its service.listen with --address", err=True)
+        click.echo(f"{error}; {error.advice}", err=True)
         sys.exit(1)
 
 

@@ -21,7 +21,8 @@ address_option = click.option(
     "--address",
     envvar="STEERSMAN_ADDRESS",
     show_envvar=True,
-    help="The service's service.listen: ip:port or unix:/path.  [default: 127.0.0.1:50051, else a running "
+    help="On this machine its service.listen (ip:port or unix:/path), from elsewhere its admin port "
+    "(https://host:9090, with a token in STEERSMAN_TOKEN).  [default: 127.0.0.1:50051, else a running "
     "demo's]",
 )
 
@@ -31,6 +32,7 @@ address_option = click.option(
     epilog=examples(
         "steersman status",
         "steersman status --address unix:/run/steersman/extproc.sock",
+        "STEERSMAN_TOKEN=… steersman status --address https://10.0.0.7:9090",
         "steersman status --json | jq .counts",
         "steersman status --json --watch                # a line of JSON a second",
     ),
@@ -49,7 +51,7 @@ def command(address: str | None, as_json: bool, watch: bool) -> None:
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(_status(address, as_json=as_json, watch=watch))
     except ServiceSilentError as error:
-        click.echo(f"{error}; is it running? Give its service.listen with --address", err=True)
+        click.echo(f"{error}; {error.advice}", err=True)
         sys.exit(1)
 
 

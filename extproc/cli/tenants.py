@@ -66,7 +66,7 @@ def asked(address: str | None, ask: Callable[[Any], Awaitable[T]]) -> T:
     try:
         return asyncio.run(run())
     except ServiceSilentError as error:
-        click.echo(f"{error}; is it running? Give its service.listen with --address", err=True)
+        click.echo(f"{error}; {error.advice}", err=True)
         sys.exit(1)
 
 

@@ -44,7 +44,7 @@ KEYS = {
     "top",
     epilog=examples(
         "steersman top",
-        "steersman top --address 10.0.0.7:50051 --pane tenants",
+        "steersman top --address https://10.0.0.7:9090 --pane tenants",
         "steersman top --once --pane decisions | cat        # one frame, for scripts",
         "COLUMNS=120 LINES=40 steersman top --once",
     ),
@@ -78,7 +78,7 @@ def command(address: str | None, pane: str, every_s: float, filter_: str, once: 
     try:
         asyncio.run(_once(address, state) if once else _live(address, state, Rates(), every_s=every_s))
     except ServiceSilentError as error:
-        fail(f"{error}; is it running? Give its service.listen with --address")
+        fail(f"{error}; {error.advice}")
     except KeyboardInterrupt:
         pass
 

@@ -88,6 +88,7 @@ def command(
                 verbose=verbose,
                 echo=None if pictured else _echo,
                 page=opened_page() if config.admin is None else None,
+                state_dir=_state_directory(config, file, run_dir),
             )
             asyncio.run(_up(config, file, options, pictured=pictured))
     except GatewayFailedError as error:
@@ -96,6 +97,22 @@ def command(
     except OSError as error:
         click.echo(f"{error.filename or '--run-dir'}: {error.strerror or error}", err=True)
         sys.exit(1)
+
+
+def _state_directory(config: Config, file: Path, run_dir: Path | None) -> Path | None:
+    """Where quotas outlive this run; None, and said, where that is nowhere."""
+    from extproc.supervise.rundir import state_directory
+
+    if not config.state.enabled or config.state.dir is not None or config.sharing is not None:
+        return None
+    folder = state_directory(file, run_dir)
+    if folder is None:
+        click.echo(
+            f"{file.absolute().parent} cannot be written: quotas begin anew when 'up' does; "
+            "set state.dir or --run-dir",
+            err=True,
+        )
+    return folder
 
 
 def _echo(name: str, line: str) -> None:

@@ -27,7 +27,7 @@ class AdminToken(Section):
     sha256: Sha256
     """SHA-256 of the token in hex ('steersman tenant key new' makes a token and its hash)."""
     scope: Literal["read", "write"] = "read"
-    """'read' looks; 'write' also drains, clears faults, and starts and stops experiments."""
+    """'read' looks; 'write' also drains, clears faults, credits tenants, and starts and stops experiments."""
 
 
 class AdminTls(Section):
@@ -59,6 +59,9 @@ class Admin(Section):
     """Whether /metrics needs no token: for a scraper in a network of its own. Tenants' names are in it."""
     events_clients_max: int = Field(default=32, ge=1, le=10_000)
     """Pages that follow the live events at once; above it 503."""
+    events_per_client_max: int = Field(default=8, ge=1, le=10_000)
+    """How many of them one token may take, or without one a client address (an IPv6 /64 is one); above it
+    429. Raise it where many look through one proxy."""
     requests_concurrent_max: int = Field(default=64, ge=1, le=10_000)
     """Requests answered at once, live events apart; above it 503."""
 

@@ -37,6 +37,8 @@ class AwayRoute:
 
 
 CLOSED = Away()
+#: Tenants that a sentence names.
+NAMED_MAX = 3
 
 
 def mode_of(config: Config, service_class: ServiceClass) -> str:
@@ -44,15 +46,36 @@ def mode_of(config: Config, service_class: ServiceClass) -> str:
     return service_class.failure_mode or config.gateway.failure_mode
 
 
+def _unknown_mode(config: Config) -> str:
+    """The failure mode of requests whose tenant is not known."""
+    modes = {mode_of(config, each) for each in config.classes}
+    return modes.pop() if len(modes) == 1 else config.gateway.failure_mode
+
+
 def fallback(config: Config) -> Away:
     """Where requests of unknown tenants go."""
-    modes = {mode_of(config, each) for each in config.classes}
-    mode = modes.pop() if len(modes) == 1 else config.gateway.failure_mode
     pool = config.pool_of(config.default_model)
-    if mode == "closed" or pool is None or pool.tenants is not None or outside(config, pool):
+    if _unknown_mode(config) == "closed" or pool is None or closed_by(config) is not None:
         return CLOSED
     floors = [each.requests_per_second_floor for each in config.classes if each.requests_per_second_floor]
     return Away(pool.name, config.default_class, min(floors, default=None))
+
+
+def closed_by(config: Config) -> str | None:
+    """Why requests of unknown tenants get 503 although the failure mode is open for them; None where they are
+    served, or are not meant to be."""
+    pool = config.pool_of(config.default_model)
+    if _unknown_mode(config) == "closed" or pool is None:
+        return None
+    if pool.tenants is not None:
+        return f"the default model's pool {pool.name} is reserved; set gateway.default_model to another's"
+    if names := outside(config, pool):
+        more = f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
+        return (
+            f"tenants {', '.join(names[:NAMED_MAX])}{more} have regions that pool {pool.name} could leave; "
+            "list its endpoints in these regions alone, or set gateway.failure_open_outside_regions: true"
+        )
+    return None
 
 
 def outside(config: Config, pool: Pool) -> list[str]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from extproc.config.check_service import service_checks
 from extproc.config.check_tenants import class_checks, identity_checks
 from extproc.config.experiments import experiment_checks
 from extproc.config.families import family_checks
 from extproc.config.locations import Loc, dotted, repeats
 from extproc.config.model import Config
-from extproc.core.strategies import build
+from extproc.config.parameters import wrong_with
 from extproc.meant import meant
 
 __all__ = ["Loc", "cross_checks", "dotted"]
@@ -45,6 +46,12 @@ def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
                     ("tenants", i, "model_quotas", model),
                     f"is not among the tenant's models; add it to tenants[{i}].models, or remove the quota",
                 )
+    for i, pool in enumerate(config.pools):
+        if pool.engine_key_file and pool.engine_key_env:
+            yield (
+                ("pools", i, "engine_key_env"),
+                f"stands beside pools[{i}].engine_key_file; keep one of them",
+            )
     if config.gateway.auth == "api_key" and not config.tenants:
         yield (
             ("tenants",),
@@ -58,6 +65,7 @@ def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
     yield from experiment_checks(config)
     yield from family_checks(config)
     yield from identity_checks(config)
+    yield from service_checks(config)
     yield from class_checks(config)
     yield from _sources(config)
     if config.limits.reservation_ttl_s < 3 * config.gateway.heartbeat_s:
@@ -106,10 +114,8 @@ def _strategies(config: Config) -> Iterator[tuple[Loc, str]]:
     """Parameters that their strategy does not have, or not in that range."""
     for i, pool in enumerate(config.pools):
         for name, given in pool.strategy_parameters.items():
-            try:
-                build(name, given)
-            except ValueError as error:
-                yield ("pools", i, "strategy_parameters", name), str(error)
+            if wrong := wrong_with(name, given):
+                yield ("pools", i, "strategy_parameters", name), wrong
 
 
 def _tuning(config: Config) -> Iterator[tuple[Loc, str]]:

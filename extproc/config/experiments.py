@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AwareDatetime, Field
 
 from extproc.config.locations import Loc
+from extproc.config.parameters import wrong_with
 from extproc.config.section import Section
 from extproc.config.types import Name, StrategyName
-from extproc.core.experiment import shares_of
-from extproc.core.strategies import build
 from extproc.meant import meant
 
 if TYPE_CHECKING:
@@ -90,6 +89,8 @@ class Experiment(Section):
     @property
     def shares(self) -> dict[str, float]:
         """Every arm's share. ValueError where they do not sum to 1."""
+        from extproc.core.experiment import shares_of  # late: most files have none
+
         return shares_of({name: arm.share for name, arm in self.arms.items()})
 
 
@@ -127,7 +128,5 @@ def experiment_checks(config: Config) -> Iterator[tuple[Loc, str]]:
         if experiment.shadow is not None:
             built.append(((*here, "shadow"), experiment.shadow))
         for path, each in built:
-            try:
-                build(each.strategy, each.parameters)
-            except ValueError as error:
-                yield (*path, "parameters"), str(error)
+            if wrong := wrong_with(each.strategy, each.parameters):
+                yield (*path, "parameters"), wrong

@@ -11,7 +11,7 @@ from pydantic import Field
 from extproc.config.locations import Loc, repeats
 from extproc.config.section import Section
 from extproc.config.types import ModelName
-from extproc.core.families import WAIT_MS, floor_of
+from extproc.core.catalogue import WAIT_MS
 from extproc.meant import meant
 
 if TYPE_CHECKING:
@@ -87,6 +87,9 @@ def _floors(config: Config) -> Iterator[tuple[Loc, str]]:
             most = max(len(family.models) for family in families)
             yield location, f"is {floor}; the largest family has {most} models"
         elif tenant.models is not None:
+            # Late, as elsewhere here: most files have no floors, and a check need not import what decides.
+            from extproc.core.families import floor_of
+
             for family in families:
                 left = family.models[floor_of(tuple(family.models), floor) :]
                 allowed = [model for model in family.models if model in tenant.models]

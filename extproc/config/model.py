@@ -14,12 +14,15 @@ from pydantic import Field
 from extproc.config.admin import Admin
 from extproc.config.alerts import Alerts
 from extproc.config.analytics import Analytics
+from extproc.config.decision_port import Service, ServiceClientTls, ServiceTls
+from extproc.config.edge import ClientAddress, Cors
 from extproc.config.experiments import EXPERIMENTS_MAX, Experiment
 from extproc.config.families import Family, ShiftDown
 from extproc.config.metrics import Metrics
 from extproc.config.picker import Picker
 from extproc.config.recording import Record, Tuning
 from extproc.config.section import CircuitBreakers, OutlierDetection, Section
+from extproc.config.state import State
 from extproc.config.tenancy import Adjust, Key, Quota, ServiceClass, Tenant
 from extproc.config.tracing import OpenTelemetry
 from extproc.config.types import (
@@ -43,7 +46,9 @@ __all__ = [
     "Analytics",
     "Audit",
     "CircuitBreakers",
+    "ClientAddress",
     "Config",
+    "Cors",
     "Discovery",
     "DnsName",
     "Endpoint",
@@ -67,8 +72,11 @@ __all__ = [
     "Section",
     "Service",
     "ServiceClass",
+    "ServiceClientTls",
+    "ServiceTls",
     "Sharing",
     "ShiftDown",
+    "State",
     "StrategyName",
     "Telemetry",
     "TelemetryNode",
@@ -148,6 +156,11 @@ class Pool(Section):
     """The model names that clients ask for; the first is the one told to engines' native routes."""
     engine: Literal["tgi", "vllm", "sglang", "llamacpp"] = "tgi"
     """What the replicas run."""
+    engine_key_file: str | None = Field(default=None, min_length=1)
+    """A file with the engine's own key (vLLM's --api-key), sent to it as 'Authorization: Bearer'. While the
+    service is away nobody sends it."""
+    engine_key_env: str | None = Field(default=None, min_length=1, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """The environment variable with that key. Either this or engine_key_file."""
     ask_usage: bool = True
     """Ask the engine for the token counts of streams whose client did not, and take them out of the answer
     again; without it such streams are charged by an estimate (docs/metering.md)."""
@@ -245,6 +258,8 @@ class Gateway(Section):
     """Envoy's own admin port; keep it on loopback."""
     services: list[Listen] = []
     """Where Envoy finds this service; service.listen's first when left out."""
+    service_tls: ServiceClientTls | None = None
+    """TLS from Envoy to the service, where that has service.tls; in the clear when left out."""
     auth: Literal["api_key", "none"] = "api_key"
     """'api_key' asks every request for proof of its tenant: a key, or what jwt, tls and trusted_proxy add;
     'none' makes all of them tenant 'anonymous'."""
@@ -254,6 +269,13 @@ class Gateway(Section):
     """TLS with clients, and with client_ca certificates prove tenants too; in the clear when left out."""
     trusted_proxy: TrustedProxy | None = None
     """A proxy whose word on the tenant is taken; none when left out."""
+    client_address: ClientAddress | None = None
+    """Proxies whose word on the client's address is taken; the connection's own address when left out."""
+    cors: Cors | None = None
+    """Web pages that may call the gateway; none when left out."""
+    extra_routes: list[Literal["/metrics", "/ping", "/invocations", "/vertex"]] = []
+    """Further routes of TGI's that are served. '/metrics' shows a replica's own figures to every tenant that
+    may use it, so they are all off unless named."""
     default_model: ModelName | None = None
     """The model of a request that names none; the first pool's first model when left out."""
     failure_mode: Literal["closed", "open"] = "closed"
@@ -265,12 +287,24 @@ class Gateway(Section):
     """Whether 'open' holds although requests of tenants with `regions` may then be served outside of them."""
     body_bytes_max: int = Field(default=4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
     """The largest request body; above it 413."""
+    upload_timeout_ms: int = Field(default=60_000, ge=100, le=3_600_000)
+    """How long a request may take to arrive, its body included; above it 408."""
+    body_bytes_unasked_max: int = Field(default=64 * 1024, ge=0, le=1024 * 1024)
+    """Who it is is asked on the headers, before the body is read, in a call of its own; but not where the
+    body says to be no larger than this and something that may prove a tenant is there."""
+    connections_max: int = Field(default=20_000, ge=1, le=1_000_000)
+    """Client connections at once; Envoy closes further ones unread."""
+    connection_idle_timeout_s: int = Field(default=300, ge=1, le=86_400)
+    """How long a connection may stay open without a request, a new one too. Longer than a balancer in front
+    keeps its own, so that none is closed under a request."""
     retries: int = Field(default=2, ge=0, le=8)
     """How many further endpoints Envoy tries when one refuses, answers 429, 502, 503 or 504, or resets."""
     connect_timeout_ms: int = Field(default=1_000, ge=10, le=60_000)
     """How long a connection to an endpoint may take."""
     first_byte_timeout_ms: int = Field(default=300_000, ge=100, le=3_600_000)
-    """How long an endpoint may take to send response headers (a non-streamed answer comes whole)."""
+    """How long an endpoint may take to send response headers. A stream is then tried elsewhere. An answer
+    that is not streamed comes whole: all its tries together may take this long, and a slow one is no reason
+    to generate it again elsewhere."""
     stream_idle_timeout_ms: int = Field(default=300_000, ge=1_000, le=3_600_000)
     """How long a stream may be silent before it is cut; never sooner than first_byte_timeout_ms where that
     is the larger, since Envoy's two timers of a try do not work together."""
@@ -304,20 +338,8 @@ class IdentitySection(Section):
     key_secret_env: str | None = Field(default=None, min_length=1, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """The environment variable with that secret. Either this or key_secret_file."""
     failed_attempts: FailedAttempts = FailedAttempts()
-    """How often an address may fail. Connections of a trusted proxy are not counted: many share them."""
-
-
-class Service(Section):
-    """The process that decides."""
-
-    listen: list[Listen] = Field(default=["127.0.0.1:50051"], min_length=1)
-    """Where it serves gRPC: ip:port or unix:/path, several allowed."""
-    zone: str = Field(default="", max_length=63)
-    """The zone it runs in; replicas of the same one are preferred."""
-    drain_s: float = Field(default=10.0, ge=0.0, le=600.0)
-    """How long open streams may take to end after SIGTERM."""
-    drain_quiet_s: float = Field(default=1.0, ge=0.0, le=60.0)
-    """After SIGTERM it ends when nobody has asked for so long: Envoy's health check must notice first."""
+    """How often an address may fail. Connections of a trusted proxy are not counted, since many share them,
+    unless gateway.client_address tells which of them it is."""
 
 
 class TelemetryNode(Section):
@@ -388,7 +410,8 @@ class Sharing(Section):
     prefix: str = Field(default="steersman", min_length=1, max_length=63, pattern=r"^[A-Za-z0-9:._-]+$")
     """What its keys and channels begin with; services that share have the same."""
     interval_ms: int = Field(default=100, ge=20, le=5_000)
-    """How often a change of the work in flight is told at the most."""
+    """How often a change of the work in flight is told at the most; each 25 ms while requests wait for a
+    replica."""
 
 
 class Audit(Section):
@@ -405,7 +428,7 @@ class Limits(Section):
     """Named bounds: what is held in memory, and for how long."""
 
     decisions_concurrent_max: int = Field(default=512, ge=1, le=100_000)
-    """Decisions under way at once (bodies being received included); above it 429."""
+    """Decisions under way at once; above it 429."""
     reservation_ttl_s: int = Field(default=60, ge=5, le=86_400)
     """A reservation whose request is not heard of for this long expires; each heartbeat renews it."""
     reservations_max: int = Field(default=100_000, ge=1, le=10_000_000)
@@ -414,13 +437,20 @@ class Limits(Section):
     """Requests held at once, over all classes; above it the newest of the lowest class are shed."""
     ageing_ms: int = Field(default=2_000, ge=10, le=600_000)
     """After each such wait a held request is served as if one class better, so that nothing starves."""
+    oldest_after_ms: int = Field(default=10_000, ge=100, le=600_000)
+    """Once a tenant's oldest held request has waited this long, every fourth turn of its tenant is its,
+    whatever the strategy's order (which serves first who can still meet its target)."""
     body_pieces_max: int = Field(default=32_768, ge=1_024, le=10_000_000)
     """Objects, lists and fields in a body; above it 413. Each costs far more to read than to send."""
     body_messages_max: int = Field(default=8_192, ge=16, le=1_000_000)
     """Messages of a chat, and parts of them, in all; above it 413."""
     refused_bytes_per_minute: int = Field(default=64 * 1024 * 1024, ge=64 * 1024, le=1024**4)
-    """Bytes of bodies that were refused for what is in them (400, 413), for each tenant; above it 429 on the
+    """Bytes of bodies refused for what is in them (400, 413, 422), for each tenant; above it 429 on the
     headers, so that no more bodies of its are read. Without gateway.auth for each client address."""
+    large_bytes_per_second: int = Field(default=32 * 1024 * 1024, ge=64 * 1024, le=1024**4)
+    """Bytes of large bodies (above gateway.body_bytes_unasked_max, or without a length) that are taken in a
+    second, for each tenant and service, and a second's worth at once. Above it they wait for up to a second
+    and half of gateway.decision_timeout_ms; then 429. Without gateway.auth for each client address."""
     settled_remembered_max: int = Field(default=65_536, ge=1024, le=10_000_000)
     """Settled request ids kept, so that a record that comes twice counts once."""
 
@@ -463,6 +493,8 @@ class Config(Section):
     """The service's own looks at replicas of which no agent speaks."""
     sharing: Sharing | None = None
     """Redis between several services; each knows its own work alone when left out."""
+    state: State = State()
+    """Quotas on the service's own disk, so that a restart forgets nothing."""
     classes: list[ServiceClass] = Field(default=[ServiceClass(name="standard")], min_length=1, max_length=8)
     """Service classes, the first served first."""
     pools: list[Pool] = Field(min_length=1)

@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from extproc.config.section import Section
 from extproc.config.types import Name, StrategyName
-from extproc.core.strategies import parameters
 
 
 class Record(Section):
@@ -60,6 +59,10 @@ class Tuning(Section):
 
     @model_validator(mode="after")
     def _numbers(self) -> Self:
+        if not self.parameters:
+            return self
+        from extproc.core.strategies import parameters  # late: most files name none
+
         known: dict[str, Any] = parameters(self.strategy)
         numbers = [name for name, (kind, _) in known.items() if kind in (int, float)]
         wrong = [name for name in self.parameters if name not in numbers]

@@ -1,6 +1,7 @@
 """How a Redis is named in one text: one server, Sentinel's master, or a cluster.
 
-Owns the grammar of `sharing.redis`; knows nothing of clients (state/redis_client.py).
+Owns the grammar of `sharing.redis`, and the one set of options that all clients of it are made with; the
+clients are state/redis_client.py's and observe/analytics/redis_store.py's.
 
     redis://[USER:PASSWORD@]HOST:PORT/DB            rediss:// with TLS; unix://PATH
     redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB    the master that these sentinels call NAME
@@ -19,6 +20,8 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 SENTINEL_PORT, PORT = 26379, 6379
+#: To connect.
+CONNECT_TIMEOUT_S = 1.0
 #: Hosts named in one address.
 HOSTS_MAX = 64
 
@@ -41,6 +44,33 @@ class Several:
     #: What connections to the servers, and to the sentinels, are made with; names and values are redis-py's.
     servers: dict[str, Any] = field(repr=False)
     sentinels: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """How a URL's clients are made, in redis-py's words, whichever of its two kinds: asyncio's or not.
+
+    `where` is None for one server. RESP2, and no name: every server and proxy speaks it, a user with few
+    rights may not set one. Options in the URL override these.
+    """
+
+    where: Several | None
+    servers: dict[str, Any] = field(repr=False)
+    sentinels: dict[str, Any] = field(repr=False)
+
+
+def clients(url: str, *, operation_timeout_s: float) -> Clients:
+    """What to make a client of; ValueError as `several`."""
+    common: dict[str, Any] = {
+        "protocol": 2,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "socket_timeout": operation_timeout_s,
+        "decode_responses": False,
+    }
+    where = several(url)
+    if where is None:
+        return Clients(None, common, {})
+    return Clients(where, {**common, **where.servers}, {**common, **where.sentinels})
 
 
 def several(url: str) -> Several | None:

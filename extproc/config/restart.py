@@ -8,10 +8,14 @@ from __future__ import annotations
 from extproc.config.away import away_routes, fallback
 from extproc.config.model import Config, ServiceClass
 
+#: What a reload may change of the gateway: the service's alone.
+RELOADABLE_OF_GATEWAY = frozenset({"auth", "default_model", "extra_routes"})
 #: What a reload may change of a pool: Envoy knows nothing of these.
 RELOADABLE_OF_POOL = frozenset(
     {
         "models",
+        "engine_key_file",
+        "engine_key_env",
         "strategy",
         "strategy_parameters",
         "tenants",
@@ -36,7 +40,7 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
     changed = [
         f"gateway.{name}"
         for name in type(old.gateway).model_fields
-        if name not in ("auth", "default_model") and getattr(old.gateway, name) != getattr(new.gateway, name)
+        if name not in RELOADABLE_OF_GATEWAY and getattr(old.gateway, name) != getattr(new.gateway, name)
     ]
     if fallback(old) != fallback(new):
         changed.append(
@@ -57,7 +61,9 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
         if getattr(old.analytics, name) != getattr(new.analytics, name)
     ]
     changed += [
-        section for section in ("telemetry", "sharing") if getattr(old, section) != getattr(new, section)
+        section
+        for section in ("telemetry", "sharing", "state")
+        if getattr(old, section) != getattr(new, section)
     ]
     if _admin_port(old) != _admin_port(new):
         changed.append("admin.listen or admin.tls")

@@ -1,36 +1,64 @@
-"""The secret of the keys' hashes, from a file or the environment.
+"""Secrets from files and the environment: that of the keys' hashes, and the token of the decision port.
 
-Owns the reading alone. It is read by the service at its start and at a reload, not by `steersman check`,
-which may run where the secret is not.
+Owns the reading alone. They are read by the service at its start and at a reload, and by who renders Envoy's
+configuration; not by `steersman check`, which may run where they are not.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
+from extproc.config.decision_port import TOKEN_CHARS_MIN, Service
 from extproc.config.load import ConfigError, Problem
 from extproc.config.model import IdentitySection
 
 SECRET_BYTES_MIN = 16
+#: What goes through an HTTP header and Envoy's own formats unchanged.
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")
 
 
 def key_secret(identity: IdentitySection) -> bytes | None:
     """The secret, without blanks around it; None where none is named. Raises ConfigError."""
-    if identity.key_secret_file is not None:
-        name = "identity.key_secret_file"
-        try:
-            secret = Path(identity.key_secret_file).read_bytes().strip()
-        except OSError as error:
-            message = f"cannot be read: {error.strerror}"
-            raise ConfigError([Problem(identity.key_secret_file, None, name, message)]) from error
-    elif identity.key_secret_env is not None:
-        name = "identity.key_secret_env"
-        secret = os.environ.get(identity.key_secret_env, "").encode().strip()
-    else:
+    found = _named("identity.key_secret", identity.key_secret_file, identity.key_secret_env)
+    if found is None:
         return None
+    secret, name, where = found
     if len(secret) < SECRET_BYTES_MIN:
-        where = identity.key_secret_file or f"${identity.key_secret_env}"
         message = f"has {len(secret)} bytes; write {SECRET_BYTES_MIN} or more, from 'openssl rand -hex 32'"
         raise ConfigError([Problem(where, None, name, message)])
     return secret
+
+
+def service_tokens(service: Service) -> list[str]:
+    """The tokens of the decision port, the one that Envoy shows first; none where none is named.
+
+    Raises ConfigError.
+    """
+    found = _named("service.token", service.token_file, service.token_env)
+    if found is None:
+        return []
+    secret, name, where = found
+    tokens = secret.decode("utf-8", "replace").split()
+    short = any(len(each) < TOKEN_CHARS_MIN for each in tokens)
+    if not tokens or short or not all(_TOKEN.fullmatch(each) for each in tokens):
+        message = (
+            f"has no token, or one of less than {TOKEN_CHARS_MIN} characters or other ones than "
+            "A-Z a-z 0-9 . _ ~ + / = -; write one a line, from 'openssl rand -hex 32'"
+        )
+        raise ConfigError([Problem(where, None, name, message)])
+    return tokens
+
+
+def _named(setting: str, file: str | None, env: str | None) -> tuple[bytes, str, str] | None:
+    """What a file or a variable holds, the setting's name, and where it was read."""
+    if file is not None:
+        name = f"{setting}_file"
+        try:
+            return Path(file).read_bytes().strip(), name, file
+        except OSError as error:
+            raise ConfigError([Problem(file, None, name, f"cannot be read: {error.strerror}")]) from error
+    if env is not None:
+        return os.environ.get(env, "").encode().strip(), f"{setting}_env", f"${env}"
+    return None

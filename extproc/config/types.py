@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from extproc.config import redis_url
-from extproc.core.strategies import STRATEGIES
+from extproc.core.catalogue import STRATEGY_NAMES
 from extproc.meant import meant
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
@@ -181,13 +181,15 @@ RedisUrl = Annotated[str, AfterValidator(_redis)]
 
 
 def _strategy(value: str) -> str:
-    if value not in STRATEGIES:
-        known = ", ".join(STRATEGIES)
-        raise ValueError(f"{value!r} is not a strategy; there are {known}{meant(value, STRATEGIES)}")
+    if value not in STRATEGY_NAMES:
+        known = ", ".join(STRATEGY_NAMES)
+        raise ValueError(f"{value!r} is not a strategy; there are {known}{meant(value, STRATEGY_NAMES)}")
     return value
 
 
-StrategyName = Annotated[str, AfterValidator(_strategy), Field(json_schema_extra={"enum": list(STRATEGIES)})]
+StrategyName = Annotated[
+    str, AfterValidator(_strategy), Field(json_schema_extra={"enum": list(STRATEGY_NAMES)})
+]
 
 
 def _floor(value: object) -> object:

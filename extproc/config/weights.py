@@ -7,10 +7,13 @@ which may run where the file is not.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from extproc.config.families import Family
 from extproc.config.load import ConfigError, Problem
-from extproc.core.families import DEFAULT, Weights, read
+
+if TYPE_CHECKING:
+    from extproc.core.families import Weights
 
 #: A larger file is refused unread.
 WEIGHTS_BYTES_MAX = 1024 * 1024
@@ -18,6 +21,8 @@ WEIGHTS_BYTES_MAX = 1024 * 1024
 
 def family_weights(family: Family) -> Weights:
     """A family's weights. Raises ConfigError."""
+    from extproc.core.families import DEFAULT, read
+
     if family.weights is None:
         return DEFAULT
     name = f"families.{family.name}.weights"

@@ -20,7 +20,7 @@ from envoy_data_plane.envoy.type.matcher.v3 import (
 from extproc.config.model import Config
 from extproc.control.names import log_clusters
 from extproc.control.pack import ms, packed
-from extproc.control.services import grpc_service
+from extproc.control.services import own_service
 from extproc.core import contract
 
 #: One byte is always exceeded: each record leaves at once, and a quota is settled within a millisecond.
@@ -46,14 +46,14 @@ def access_logs(config: Config) -> list[AccessLog]:
     Through one balanced cluster a record would reach one service only, mostly not the one that decided,
     whose books would then stand open until they expire.
     """
-    return [_access_log(cluster) for cluster in log_clusters(config)]
+    return [_access_log(config, cluster) for cluster in log_clusters(config)]
 
 
-def _access_log(cluster: str) -> AccessLog:
+def _access_log(config: Config, cluster: str) -> AccessLog:
     log = HttpGrpcAccessLogConfig(
         common_config=CommonGrpcAccessLogConfig(
             log_name=contract.ACCESS_LOG_NAME,
-            grpc_service=grpc_service(cluster),
+            grpc_service=own_service(config, cluster),
             transport_api_version=ApiVersion.V3,
             buffer_size_bytes=BUFFER_BYTES,
             buffer_flush_interval=ms(FLUSH_MS),

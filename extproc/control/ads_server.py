@@ -51,6 +51,8 @@ class AdsPublisher:
         self._acked: frozenset[tuple[str, str]] | None = None
         self._acked_stands = False
         self._closed = asyncio.Event()
+        #: Set once an Envoy has asked: until then nobody need build a snapshot.
+        self.wanted = asyncio.Event()
 
     def publish(self, snapshot: Snapshot) -> None:
         """Make a snapshot the newest; returns at once, Envoys are sent what changed for them."""
@@ -103,6 +105,7 @@ class AdsPublisher:
         if len(self._links) >= self._streams_max:
             self._counts["refused_streams"] += 1
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._streams_max} streams are open")
+        self.wanted.set()
         link = _Link(AdsStream(self._counts))
         if self._snapshot is not None:
             link.send(link.stream.publish(self._snapshot))

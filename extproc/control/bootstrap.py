@@ -39,7 +39,6 @@ from extproc.control.services import (
     tracing_cluster,
 )
 
-DOWNSTREAM_CONNECTIONS_MAX = 20_000
 #: Heap beside buffered bodies.
 HEAP_BASE_BYTES = 1024 * 1024 * 1024
 #: A body is held once for the decision and once for retries.
@@ -74,7 +73,7 @@ def render_bootstrap(config: Config, mode: Mode = "static") -> Bootstrap:
     )
     if mode == "ads":
         bootstrap.dynamic_resources = BootstrapDynamicResources(
-            ads_config=ads_source(), cds_config=from_ads()
+            ads_config=ads_source(config), cds_config=from_ads()
         )
     return bootstrap
 
@@ -117,7 +116,9 @@ def _overload_manager(config: Config) -> OverloadManager:
             ResourceMonitor(
                 name="envoy.resource_monitors.global_downstream_max_connections",
                 typed_config=packed(
-                    DownstreamConnectionsConfig(max_active_downstream_connections=DOWNSTREAM_CONNECTIONS_MAX)
+                    DownstreamConnectionsConfig(
+                        max_active_downstream_connections=config.gateway.connections_max
+                    )
                 ),
             ),
             ResourceMonitor(

@@ -9,7 +9,11 @@ from __future__ import annotations
 from importlib import resources
 
 from betterproto2 import Message
-from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutationRules
+from envoy_data_plane.envoy.config.common.mutation_rules.v3 import (
+    HeaderMutation,
+    HeaderMutationRemoveOnMatch,
+    HeaderMutationRules,
+)
 from envoy_data_plane.envoy.config.core.v3 import DataSource
 from envoy_data_plane.envoy.config.route.v3 import RouteMatch
 from envoy_data_plane.envoy.extensions.content_parsers.json.v3 import (
@@ -17,6 +21,7 @@ from envoy_data_plane.envoy.extensions.content_parsers.json.v3 import (
     JsonContentParserRuleConfig,
 )
 from envoy_data_plane.envoy.extensions.filters.http.buffer.v3 import Buffer
+from envoy_data_plane.envoy.extensions.filters.http.cors.v3 import Cors as CorsFilter
 from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
     ExternalProcessor,
     MetadataOptions,
@@ -25,6 +30,10 @@ from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
     ProcessingModeBodySendMode,
     ProcessingModeHeaderSendMode,
 )
+from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import (
+    HeaderMutation as HeaderMutationFilter,
+)
+from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import Mutations
 from envoy_data_plane.envoy.extensions.filters.http.json_to_metadata.v3 import (
     JsonToMetadata,
     JsonToMetadataKeyValuePair,
@@ -48,13 +57,16 @@ from envoy_data_plane.envoy.extensions.filters.http.sse_to_metadata.v3 import (
     SseToMetadata,
     SseToMetadataProcessingRules,
 )
+from envoy_data_plane.envoy.extensions.filters.http.upstream_codec.v3 import UpstreamCodec
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import HttpFilter
-from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher
+from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher, StringMatcher
 from envoy_data_plane.envoy.type.v3 import HttpStatus, StatusCode
 from envoy_data_plane.google.protobuf import Empty
 
 from extproc.config.away import away_routes, fallback
 from extproc.config.model import Config, Jwt
+from extproc.control.cors import CORS_FILTER
+from extproc.control.identity import IDENTITY_FILTER, asks_first
 from extproc.control.pack import extension, ms, packed
 from extproc.control.routes import FLOOR_FILTER, has_floor
 from extproc.control.services import decision_service
@@ -93,13 +105,18 @@ COUNTS = (
 def http_filters(config: Config) -> list[HttpFilter]:
     """The whole chain."""
     jwt, floors = config.gateway.jwt, has_floor(config)
+    decides = decision(config)
     return [
+        # Preflights are answered here, and everything that comes back, refusals too, says who may read it.
+        *([_filter(CORS_FILTER, CorsFilter())] if config.gateway.cors else []),
         # Before the body is waited for: its metadata is for the service, and for routes without it.
         *([_filter("envoy.filters.http.jwt_authn", tokens(jwt, config))] if jwt else []),
-        # The bound on bodies. The service is called when a body is whole, so that a slow sender holds
-        # no place there; and bodies without a length get one, which some engines insist on.
+        # Strangers are answered before their bodies are read.
+        _filter(IDENTITY_FILTER, asks_first(config, decides)),
+        # The bound on bodies. The service is asked to decide when a body is whole, so that a slow sender
+        # holds no place there; and bodies without a length get one, which some engines insist on.
         _filter("envoy.filters.http.buffer", Buffer(max_request_bytes=config.gateway.body_bytes_max)),
-        _filter("envoy.filters.http.ext_proc", decision(config)),
+        _filter("envoy.filters.http.ext_proc", decides),
         # Does nothing but on the routes of requests without a decision.
         *([_filter(FLOOR_FILTER, LocalRateLimit(stat_prefix="floor"))] if floors else []),
         # On the way back the first chunk is seen before json_to_metadata holds a JSON body back, and usage
@@ -108,8 +125,26 @@ def http_filters(config: Config) -> list[HttpFilter]:
         _filter("envoy.filters.http.lua", first_chunk()),
         _filter("envoy.filters.http.sse_to_metadata", sse_counts()),
         # Attempts and upstream timings are for the access log, not for clients and engines.
-        _filter("envoy.filters.http.router", Router(suppress_envoy_headers=True)),
+        _filter("envoy.filters.http.router", router()),
     ]
+
+
+def router() -> Router:
+    """Sends a request on; of the answer it takes what only we may say, before anything of ours is added."""
+    ours = HeaderMutation(
+        remove_on_match=HeaderMutationRemoveOnMatch(key_matcher=StringMatcher(prefix=contract.OUR_PREFIX))
+    )
+    dropped = HeaderMutationFilter(
+        mutations=Mutations(response_mutations=[ours], response_trailers_mutations=[ours])
+    )
+    return Router(
+        suppress_envoy_headers=True,
+        upstream_http_filters=[
+            _filter("envoy.filters.http.header_mutation", dropped),
+            # What sends a request on is the last of these.
+            _filter("envoy.filters.http.upstream_codec", UpstreamCodec()),
+        ],
+    )
 
 
 def decision(config: Config) -> ExternalProcessor:
@@ -117,9 +152,9 @@ def decision(config: Config) -> ExternalProcessor:
     gateway = config.gateway
     attributes = [contract.SOURCE_ATTRIBUTE]
     if gateway.tls is not None and gateway.tls.client_ca is not None:
-        attributes += contract.SAN_ATTRIBUTES
+        attributes += [*contract.SAN_ATTRIBUTES, contract.SUBJECT_ATTRIBUTE]
     return ExternalProcessor(
-        grpc_service=decision_service(),
+        grpc_service=decision_service(config),
         # Who may go on without a decision is the routes' to say.
         failure_mode_allow=goes_on_without(config),
         request_attributes=attributes,

@@ -5,7 +5,10 @@ Owns trust (which headers are stripped), normalisation, limits and timeouts befo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from ipaddress import ip_network
 
 from envoy_data_plane.envoy.config.common.mutation_rules.v3 import (
     HeaderMutation,
@@ -22,8 +25,15 @@ from envoy_data_plane.envoy.config.core.v3 import (
     HttpProtocolOptionsHeadersWithUnderscoresAction,
     TransportSocket,
 )
-from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain, FilterChainMatch, Listener
+from envoy_data_plane.envoy.config.listener.v3 import (
+    Filter,
+    FilterChain,
+    FilterChainMatch,
+    Listener,
+    ListenerFilter,
+)
 from envoy_data_plane.envoy.config.trace.v3 import OpenTelemetryConfig, TracingHttp
+from envoy_data_plane.envoy.extensions.filters.listener.proxy_protocol.v3 import ProxyProtocol
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
     HttpConnectionManager,
     HttpConnectionManagerCodecType,
@@ -52,15 +62,14 @@ from extproc.control.accesslog import access_logs
 from extproc.control.filters import HOLD_MS_MAX, http_filters
 from extproc.control.pack import address, extension, ms, packed
 from extproc.control.replies import local_reply_config
-from extproc.control.routes import buffer_limit_bytes, peer_headers, route_configuration
+from extproc.control.routes import peer_address_header, peer_headers, route_configuration
 from extproc.control.services import TRACING_CLUSTER, grpc_service
 from extproc.core import contract
 
 #: A client that opens a connection must have sent its headers within this.
 REQUEST_HEADERS_TIMEOUT_S = 15
-#: From the first byte until the decision is made: a hold, and a minute for a body on a slow line.
-REQUEST_TIMEOUT_MS = HOLD_MS_MAX + 60_000
-CONNECTION_IDLE_S = 300
+#: What is read of a connection while its request's headers are looked at, and kept for a slow reader.
+CONNECTION_BUFFER_BYTES = 64 * 1024
 DRAIN_S = 5
 HEADERS_COUNT_MAX = 100
 HEADERS_KB_MAX = 60
@@ -79,28 +88,81 @@ PEER_HEADERS = (
 TRUSTED_CHAIN = "trusted-proxy"
 
 
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """What is believed of who connects: a tenant's name in a header, and the client's address (`hops`)."""
+
+    trusted: bool = False
+    hops: int = 0
+
+
 def listener(config: Config) -> Listener:
-    """What clients connect to. A trusted proxy's connections have a chain in which its header stays."""
-    trusted = config.gateway.trusted_proxy
-    chains = [_chain(config, trusted=False)]
-    if trusted is not None:
-        first = _chain(config, trusted=True)
-        first.name = TRUSTED_CHAIN
+    """What clients connect to. Each kind of proxy has a chain in which what it may say stays."""
+    client = config.gateway.client_address
+    proxied = client is not None and client.source == "proxy_protocol"
+    chains = []
+    for peer, networks in peers(config).items():
+        chain = _chain(config, peer)
+        chain.name = _name(peer)
         # The connection's own address, whatever a PROXY protocol or a header may say.
-        first.filter_chain_match = FilterChainMatch(
-            direct_source_prefix_ranges=[_range(network) for network in trusted.networks]
+        chain.filter_chain_match = FilterChainMatch(
+            direct_source_prefix_ranges=[_range(network) for network in networks]
         )
-        chains.insert(0, first)
+        chains.append(chain)
+    if not proxied:
+        chains.append(_chain(config, Peer()))
     return Listener(
         name="gateway",
         address=address(config.gateway.listen),
+        listener_filters=[_proxy_protocol()] if proxied else [],
         filter_chains=chains,
-        per_connection_buffer_limit_bytes=buffer_limit_bytes(config),
+        per_connection_buffer_limit_bytes=CONNECTION_BUFFER_BYTES,
     )
 
 
-def _chain(config: Config, *, trusted: bool) -> FilterChain:
-    manager = connection_manager(config, trusted=trusted)
+def peers(config: Config) -> dict[Peer, list[str]]:
+    """The networks of which something is believed, by what.
+
+    Envoy takes the chain of the narrowest network that fits, so that one inside another keeps what is
+    believed of both. With the PROXY protocol only the networks that speak it may connect at all.
+    """
+    trusted, client = config.gateway.trusted_proxy, config.gateway.client_address
+    naming = trusted.networks if trusted is not None else []
+    telling = client.networks if client is not None else []
+    proxied = client is not None and client.source == "proxy_protocol"
+    hops = client.hops if client is not None and not proxied else 0
+    found: dict[Peer, list[str]] = {}
+    for network in dict.fromkeys([*naming, *telling]):
+        tells = _within(network, telling)
+        if tells or not proxied:
+            peer = Peer(_within(network, naming), hops if tells else 0)
+            found.setdefault(peer, []).append(network)
+    return found
+
+
+def _within(network: str, others: Sequence[str]) -> bool:
+    inner = ip_network(network)
+    outers = [ip_network(other) for other in others]
+    return any(
+        inner.version == outer.version
+        and outer.prefixlen <= inner.prefixlen
+        and inner.network_address in outer
+        for outer in outers
+    )
+
+
+def _name(peer: Peer) -> str:
+    if not peer.hops:
+        return TRUSTED_CHAIN if peer.trusted else "proxied"
+    return f"{TRUSTED_CHAIN}-forwarded" if peer.trusted else "forwarded"
+
+
+def _proxy_protocol() -> ListenerFilter:
+    return ListenerFilter(name="envoy.filters.listener.proxy_protocol", typed_config=packed(ProxyProtocol()))
+
+
+def _chain(config: Config, peer: Peer) -> FilterChain:
+    manager = connection_manager(config, peer)
     return FilterChain(
         filters=[Filter(name="envoy.filters.network.http_connection_manager", typed_config=packed(manager))],
         transport_socket=_tls(config.gateway.tls) if config.gateway.tls is not None else None,
@@ -133,7 +195,7 @@ def _tls(tls: GatewayTls) -> TransportSocket:
     return TransportSocket(name="envoy.transport_sockets.tls", typed_config=packed(downstream))
 
 
-def connection_manager(config: Config, *, trusted: bool = False) -> HttpConnectionManager:
+def connection_manager(config: Config, peer: Peer = Peer()) -> HttpConnectionManager:
     """HTTP/1.1 and HTTP/2, told apart by the first bytes (or by TLS); no upgrades."""
     gateway = config.gateway
     return HttpConnectionManager(
@@ -141,11 +203,12 @@ def connection_manager(config: Config, *, trusted: bool = False) -> HttpConnecti
         codec_type=HttpConnectionManagerCodecType.AUTO,
         server_name="steersman",
         server_header_transformation=HttpConnectionManagerServerHeaderTransformation.OVERWRITE,
-        # Trust: the peer is the client, whatever it says of itself.
+        # Trust: the peer is the client, whatever it says of itself, unless it is a proxy of ours.
         use_remote_address=True,
+        xff_num_trusted_hops=peer.hops,
         internal_address_config=HttpConnectionManagerInternalAddressConfig(),
         early_header_mutation_extensions=[
-            extension("envoy.http.early_header_mutation.header_mutation", _stripped(config, trusted=trusted))
+            extension("envoy.http.early_header_mutation.header_mutation", _stripped(config, peer))
         ],
         generate_request_id=True,
         always_set_request_id_in_response=True,
@@ -157,9 +220,10 @@ def connection_manager(config: Config, *, trusted: bool = False) -> HttpConnecti
         # Limits.
         max_request_headers_kb=HEADERS_KB_MAX,
         common_http_protocol_options=HttpProtocolOptions(
-            idle_timeout=timedelta(seconds=CONNECTION_IDLE_S),
+            idle_timeout=timedelta(seconds=gateway.connection_idle_timeout_s),
             max_headers_count=HEADERS_COUNT_MAX,
-            headers_with_underscores_action=HttpProtocolOptionsHeadersWithUnderscoresAction.REJECT_REQUEST,
+            # Some libraries read `x_tenant` as `x-tenant`. Clients send their own, which nobody needs here.
+            headers_with_underscores_action=HttpProtocolOptionsHeadersWithUnderscoresAction.DROP_HEADER,
         ),
         http2_protocol_options=Http2ProtocolOptions(
             max_concurrent_streams=HTTP2_STREAMS_MAX,
@@ -168,8 +232,9 @@ def connection_manager(config: Config, *, trusted: bool = False) -> HttpConnecti
         ),
         # Time. The route's own idle timeout takes over with the decision; until then a hold is no idling.
         request_headers_timeout=timedelta(seconds=REQUEST_HEADERS_TIMEOUT_S),
-        request_timeout=ms(REQUEST_TIMEOUT_MS),
-        stream_idle_timeout=ms(max(gateway.stream_idle_timeout_ms, REQUEST_TIMEOUT_MS)),
+        # Envoy stops this clock when the body is here, so that a hold does not count.
+        request_timeout=ms(gateway.upload_timeout_ms),
+        stream_idle_timeout=ms(max(gateway.stream_idle_timeout_ms, HOLD_MS_MAX + gateway.upload_timeout_ms)),
         drain_timeout=timedelta(seconds=DRAIN_S),
         http_filters=http_filters(config),
         route_config=route_configuration(config),
@@ -183,16 +248,18 @@ def connection_manager(config: Config, *, trusted: bool = False) -> HttpConnecti
     )
 
 
-def _stripped(config: Config, *, trusted: bool) -> EarlyHeaderMutation:
+def _stripped(config: Config, peer: Peer) -> EarlyHeaderMutation:
     """Before anything looks at a request, its route included: what only we may say is removed, then said."""
     families = [
         HeaderMutation(remove_on_match=HeaderMutationRemoveOnMatch(key_matcher=StringMatcher(prefix=prefix)))
         for prefix in STRIPPED_PREFIXES
     ]
     names = [*contract.STRIPPED_HEADERS, REQUEST_ID_HEADER]
-    if config.gateway.trusted_proxy is not None and not trusted:
+    if config.gateway.trusted_proxy is not None and not peer.trusted:
         names.append(config.gateway.trusted_proxy.header)
     said = [_peer(name, value) for name, value in PEER_HEADERS] if peer_headers(config) else []
+    if peer_address_header(config):
+        said.append(_peer(contract.PEER_ADDRESS_HEADER, "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"))
     return EarlyHeaderMutation(mutations=[*families, *(HeaderMutation(remove=name) for name in names), *said])
 
 

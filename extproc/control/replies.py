@@ -1,8 +1,8 @@
 """Envoy's own errors, in the dialect of the route that was called.
 
-Owns wording and shape of what Envoy says by itself: OpenAI's error object under /v1/, TGI's
-`{error, error_type}` elsewhere. The status stays what Envoy chose. Answers of the service pass
-through: they carry a content type, Envoy's own texts carry none before this.
+Owns wording and shape of what Envoy says by itself: OpenAI's error object where OpenAI's clients read it
+(core/misrouted.py), TGI's `{error, error_type}` elsewhere. The status stays what Envoy chose. Answers of the
+service pass through: they carry a content type, Envoy's own texts carry none before this.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from envoy_data_plane.envoy.config.accesslog.v3 import (
     ComparisonFilter,
     ComparisonFilterOp,
     ExtensionFilter,
-    HeaderFilter,
     ResponseFlagFilter,
     StatusCodeFilter,
 )
@@ -27,23 +26,29 @@ from envoy_data_plane.envoy.config.core.v3 import (
     RuntimeUInt32,
     SubstitutionFormatString,
 )
-from envoy_data_plane.envoy.config.route.v3 import HeaderMatcher
 from envoy_data_plane.envoy.extensions.access_loggers.filters.cel.v3 import ExpressionFilter
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
     LocalReplyConfig,
     ResponseMapper,
 )
-from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.google.protobuf import Struct
 
 from extproc.config.model import Config
 from extproc.control.pack import packed
+from extproc.core.misrouted import OPENAI_BEGINS, OPENAI_ENDS, TGI_ENDS
 
 #: What a client is told to wait when the gateway cannot serve it just now.
 RETRY_AFTER_S = 1
 
-OPENAI_PREFIX = "/v1/"
 NOT_THE_SERVICES = "!('content-type' in response.headers)"
+
+
+def _path(regex: str) -> str:
+    return f"request.url_path.matches('{regex}')"
+
+
+#: And on a path where OpenAI's clients read it.
+OPENAI = f"{NOT_THE_SERVICES} && ({_path(OPENAI_ENDS)} || ({_path(OPENAI_BEGINS)} && !{_path(TGI_ENDS)}))"
 
 
 #: OpenAI's `type` by status; what is not here is the server's fault. The service says the same.
@@ -91,7 +96,7 @@ def replies(body_bytes_max: int) -> list[Reply]:
         Reply(503, "overloaded", "too many requests are in flight", flags=("UO",)),
         Reply(503, "endpoint_unreachable", "no replica could be reached", flags=("UF", "URX", "UC", "UR")),
         Reply(503, "gateway_unavailable", "the gateway cannot decide just now"),
-        Reply(504, "endpoint_timeout", "the replica took too long to answer", flags=("UT",)),
+        Reply(504, "endpoint_timeout", "the replica took too long to answer", flags=("UT", "SI")),
         Reply(504, "gateway_timeout", "the gateway took too long to decide"),
         Reply(400, "invalid_request", "the request is malformed"),
         Reply(403, "not_allowed", "this is not allowed here"),
@@ -112,9 +117,7 @@ def local_reply_config(config: Config) -> LocalReplyConfig:
 
 
 def _mapper(reply: Reply, body: Mapping[str, object], *, openai_route: bool) -> ResponseMapper:
-    filters = [_not_the_services()]
-    if openai_route:
-        filters.append(_path_begins(OPENAI_PREFIX))
+    filters = [_which(OPENAI if openai_route else NOT_THE_SERVICES)]
     if reply.status is not None:
         filters.append(_status_is(reply.status))
     if reply.flags:
@@ -129,18 +132,13 @@ def _mapper(reply: Reply, body: Mapping[str, object], *, openai_route: bool) -> 
     )
 
 
-def _not_the_services() -> AccessLogFilter:
+def _which(expression: str) -> AccessLogFilter:
     return AccessLogFilter(
         extension_filter=ExtensionFilter(
             name="envoy.access_loggers.extension_filters.cel",
-            typed_config=packed(ExpressionFilter(expression=NOT_THE_SERVICES)),
+            typed_config=packed(ExpressionFilter(expression=expression)),
         )
     )
-
-
-def _path_begins(prefix: str) -> AccessLogFilter:
-    matcher = HeaderMatcher(name=":path", string_match=StringMatcher(prefix=prefix))
-    return AccessLogFilter(header_filter=HeaderFilter(header=matcher))
 
 
 def _status_is(status: int) -> AccessLogFilter:

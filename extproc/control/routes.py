@@ -50,6 +50,7 @@ from envoy_data_plane.envoy.type.v3 import FractionalPercent, TokenBucket
 
 from extproc.config.away import Away, AwayRoute, away_routes, fallback
 from extproc.config.model import Config, Gateway, ServiceClass
+from extproc.control.cors import CORS_FILTER, cors
 from extproc.control.pack import ms, packed
 from extproc.core import contract
 
@@ -74,7 +75,9 @@ FLOOR_SOURCES_MAX = 10_000
 FLOOR_FILTER = "envoy.filters.http.local_ratelimit"
 
 DECIDED_ROUTE = "decided"
+WHOLE_SUFFIX = ".whole"
 UNDECIDED_ROUTE = "undecided"
+NOWHERE = "nowhere"
 
 
 def route_configuration(config: Config) -> RouteConfiguration:
@@ -84,16 +87,19 @@ def route_configuration(config: Config) -> RouteConfiguration:
         domains=["*"],
         routes=[*_decided(config), *_known(config), _undecided(config)],
         request_body_buffer_limit=buffer_limit_bytes(config),
+        typed_per_filter_config={CORS_FILTER: packed(cors(config.gateway.cors))}
+        if config.gateway.cors
+        else {},
     )
     # The cluster header names a cluster at run time, so there is nothing to validate at load time.
     return RouteConfiguration(name="steersman", virtual_hosts=[host], validate_clusters=False)
 
 
 def buffer_limit_bytes(config: Config) -> int:
-    """What Envoy may buffer of a stream, either way.
+    """What Envoy may buffer of a stream, either way, once its request has gone on.
 
-    The listener's limit holds until a route is chosen, the virtual host's from then on (for the
-    response and for the body that is kept for retries), so both are told the same.
+    For a JSON answer and for the body that is kept for retries. A route only raises the limit; until the
+    router meets it the listener's holds, and from the buffer filter on that filter's own.
     """
     return max(JSON_ANSWER_BYTES_MAX, config.gateway.body_bytes_max)
 
@@ -106,13 +112,16 @@ def _decided(config: Config) -> list[Route]:
         if (each.retries, each.first_byte_timeout_ms, each.stream_idle_timeout_ms) != (None, None, None)
     ]
     present = HeaderMatcher(name=contract.CLUSTER_HEADER, present_match=True)
-    routes = [
-        _decided_route(
-            config, f"{DECIDED_ROUTE}.{each.name}", _of_class(each), Timing.of(config.gateway, each)
-        )
-        for each in own
+    kinds = [
+        *((f"{DECIDED_ROUTE}.{each.name}", _of_class(each), Timing.of(config.gateway, each)) for each in own),
+        (DECIDED_ROUTE, present, Timing.of(config.gateway)),
     ]
-    return [*routes, _decided_route(config, DECIDED_ROUTE, present, Timing.of(config.gateway))]
+    # What comes whole first, of each: the rest are streams.
+    return [
+        _decided_route(config, name + suffix, match, timing, whole=whole)
+        for name, match, timing in kinds
+        for suffix, whole in ((WHOLE_SUFFIX, True), ("", False))
+    ]
 
 
 def _of_class(service_class: ServiceClass) -> HeaderMatcher:
@@ -120,11 +129,13 @@ def _of_class(service_class: ServiceClass) -> HeaderMatcher:
     return HeaderMatcher(name=contract.CLUSTER_HEADER, string_match=StringMatcher(suffix=suffix))
 
 
-def _decided_route(config: Config, name: str, match: HeaderMatcher, timing: Timing) -> Route:
+def _decided_route(config: Config, name: str, match: HeaderMatcher, timing: Timing, *, whole: bool) -> Route:
+    action = RouteAction(cluster_header=contract.CLUSTER_HEADER)
+    marked = [HeaderMatcher(name=contract.WHOLE_HEADER, present_match=True)] if whole else []
     return Route(
         name=name,
-        match=RouteMatch(prefix="/", headers=[match]),
-        route=_action(timing, RouteAction(cluster_header=contract.CLUSTER_HEADER)),
+        match=RouteMatch(prefix="/", headers=[match, *marked]),
+        route=_whole(timing, action) if whole else _action(timing, action),
         request_headers_to_remove=_ours(config),
         response_headers_to_add=_decided_headers(config),
     )
@@ -133,11 +144,19 @@ def _decided_route(config: Config, name: str, match: HeaderMatcher, timing: Timi
 def _ours(config: Config) -> list[str]:
     """What no engine is to see."""
     names = [contract.CLUSTER_HEADER, contract.EXPLAIN_HEADER, "x-envoy-internal", contract.ENCODING_HEADER]
+    names.append(contract.WHOLE_HEADER)
+    if peer_address_header(config):
+        names.append(contract.PEER_ADDRESS_HEADER)
     if config.gateway.trusted_proxy is not None:
         names.append(config.gateway.trusted_proxy.header)
     if peer_headers(config):
         names += [contract.PEER_URI_HEADER, contract.PEER_DNS_HEADER]
     return names
+
+
+def peer_address_header(config: Config) -> bool:
+    """Whether a connection's own address must be said beside the client's."""
+    return config.gateway.trusted_proxy is not None and config.gateway.client_address is not None
 
 
 def peer_headers(config: Config) -> bool:
@@ -179,6 +198,10 @@ def _proven(config: Config, known: AwayRoute) -> RouteMatch:
 
 def _away(config: Config, name: str, match: RouteMatch, away: Away) -> Route:
     route = Route(name=name, match=match)
+    if away.pool is None and config.gateway.cors is not None:
+        # The same 503, by a cluster that is not there: the filter for web pages passes direct answers over.
+        route.route = RouteAction(cluster=NOWHERE)
+        return route
     if away.pool is None:
         route.direct_response = DirectResponseAction(status=503, body=DataSource(inline_string="no decision"))
         return route
@@ -246,6 +269,19 @@ def _action(timing: Timing, action: RouteAction) -> RouteAction:
     action.timeout = timedelta(0)
     action.idle_timeout = ms(_idle_ms(timing))
     action.retry_policy = _retry_policy(timing)
+    return action
+
+
+def _whole(timing: Timing, action: RouteAction) -> RouteAction:
+    """For an answer that comes whole: its first byte is its last, and to wait for it longer is to wait.
+
+    A try that times out would be tried again by `reset`, and generated once more on each endpoint. So no
+    timer of a try: the route's idle timeout ends them together (504).
+    """
+    action = _action(timing, action)
+    action.idle_timeout = ms(timing.first_byte_timeout_ms)
+    assert action.retry_policy is not None
+    action.retry_policy.per_try_timeout = action.retry_policy.per_try_idle_timeout = None
     return action
 
 

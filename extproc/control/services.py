@@ -20,24 +20,37 @@ from envoy_data_plane.envoy.config.core.v3 import (
     ApiConfigSourceApiType,
     ApiVersion,
     BackoffStrategy,
+    DataSource,
     GrpcService,
     GrpcServiceEnvoyGrpc,
+    HeaderValue,
     HealthCheck,
     HealthCheckGrpcHealthCheck,
     Http2ProtocolOptions,
     KeepaliveSettings,
     RetryPolicy,
     RetryPolicyRetryHostPredicate,
+    TransportSocket,
 )
 from envoy_data_plane.envoy.config.endpoint.v3 import ClusterLoadAssignment, LocalityLbEndpoints
 from envoy_data_plane.envoy.extensions.retry.host.previous_hosts.v3 import PreviousHostsPredicate
+from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
+    CertificateValidationContext,
+    CommonTlsContext,
+    SubjectAltNameMatcher,
+    SubjectAltNameMatcherSanType,
+    TlsCertificate,
+    UpstreamTlsContext,
+)
 from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
     HttpProtocolOptions as UpstreamProtocolOptions,
 )
 from envoy_data_plane.envoy.extensions.upstreams.http.v3 import HttpProtocolOptionsExplicitHttpConfig
+from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.envoy.type.v3 import Percent
 
-from extproc.config.model import Config, Tracing
+from extproc.config.model import Config, ServiceClientTls, Tracing
+from extproc.config.secret import service_tokens
 from extproc.control.names import SERVICE_CLUSTER, log_clusters
 from extproc.control.pack import ms, packed
 from extproc.control.resources import PROTOCOL_OPTIONS, lb_endpoint, least_request, tcp_keepalive
@@ -47,9 +60,13 @@ TRACING_CLUSTER = "otlp"
 CONNECT_TIMEOUT_MS = 250
 #: Health is asked this often, before the first request too (Envoy's own default for that is 60 s).
 HEALTH_INTERVAL_MS = 500
-#: An event loop that is busy for a moment is not dead; a refused connection answers at once anyway.
-HEALTH_TIMEOUT_MS = 1_000
+#: An event loop that is busy for a moment is not dead; a refused connection answers at once anyway. One
+#: that is late is left for another; where there is no other, decisions wait for it (decision_timeout_ms),
+#: since all that could be had in their place is a 503.
+HEALTH_TIMEOUT_MS, HEALTH_TIMEOUT_ALONE_MS = 1_000, 10_000
 HEALTH_FAILURES_MAX = 2
+#: A share below that of one service of hundreds.
+NONE_WELL_PERCENT = 0.1
 #: A failed check is repeated after this, so that a dead service is left within about 0.6 s.
 HEALTH_EDGE_MS = 100
 #: Attempts to open a decision stream on another service when one refuses the connection.
@@ -65,12 +82,12 @@ SERVICE_REQUESTS_MARGIN = 1024
 
 def service_cluster(config: Config) -> Cluster:
     """The deciding service(s): decisions and access logs go here."""
-    limits = config.limits
+    limits, alone = config.limits, len(config.service_addresses) == 1
     requests_max = 2 * limits.decisions_concurrent_max + limits.held_max + SERVICE_REQUESTS_MARGIN
-    cluster = _grpc_cluster(SERVICE_CLUSTER, config.service_addresses)
+    cluster = _service_cluster(config, SERVICE_CLUSTER, config.service_addresses)
     cluster.health_checks = [
         HealthCheck(
-            timeout=ms(HEALTH_TIMEOUT_MS),
+            timeout=ms(HEALTH_TIMEOUT_ALONE_MS if alone else HEALTH_TIMEOUT_MS),
             interval=ms(HEALTH_INTERVAL_MS),
             no_traffic_interval=ms(HEALTH_INTERVAL_MS),
             no_traffic_healthy_interval=ms(HEALTH_INTERVAL_MS),
@@ -81,8 +98,10 @@ def service_cluster(config: Config) -> Cluster:
             grpc_health_check=HealthCheckGrpcHealthCheck(),
         )
     ]
-    # With panic, Envoy would send decisions to services that it knows to be dead.
-    cluster.common_lb_config = ClusterCommonLbConfig(healthy_panic_threshold=Percent(value=0.0))
+    # Panic would send decisions to services that are known to be dead, while others live. Where none of
+    # several is well, whichever still answers is better than none: the dead ones refuse at once.
+    panic = 0.0 if alone else NONE_WELL_PERCENT
+    cluster.common_lb_config = ClusterCommonLbConfig(healthy_panic_threshold=Percent(value=panic))
     cluster.circuit_breakers = CircuitBreakers(
         thresholds=[
             CircuitBreakersThresholds(
@@ -101,7 +120,10 @@ def service_log_clusters(config: Config) -> list[Cluster]:
     addresses = config.service_addresses
     if len(addresses) == 1:
         return []
-    return [_grpc_cluster(name, [where]) for name, where in zip(log_clusters(config), addresses, strict=True)]
+    return [
+        _service_cluster(config, name, [where])
+        for name, where in zip(log_clusters(config), addresses, strict=True)
+    ]
 
 
 def tracing_cluster(tracing: Tracing) -> Cluster:
@@ -117,9 +139,18 @@ def grpc_service(cluster: str, *, timeout_ms: int | None = None) -> GrpcService:
     )
 
 
-def decision_service() -> GrpcService:
+def own_service(config: Config, cluster: str) -> GrpcService:
+    """The service behind a cluster, with the token that it asks for. Raises ConfigError where that is not
+    to be had."""
+    service = grpc_service(cluster)
+    if tokens := service_tokens(config.service):
+        service.initial_metadata = [HeaderValue(key="authorization", value=f"Bearer {tokens[0]}")]
+    return service
+
+
+def decision_service(config: Config) -> GrpcService:
     """The service as ext_proc calls it: a stream that could not be opened is tried elsewhere."""
-    service = grpc_service(SERVICE_CLUSTER)
+    service = own_service(config, SERVICE_CLUSTER)
     service.retry_policy = RetryPolicy(
         num_retries=CONNECT_RETRIES,
         retry_on="connect-failure,refused-stream,reset",
@@ -135,9 +166,9 @@ def decision_service() -> GrpcService:
     return service
 
 
-def ads_source() -> ApiConfigSource:
+def ads_source(config: Config) -> ApiConfigSource:
     """The service as ADS server: one stream for everything that changes while Envoy runs."""
-    service = grpc_service(SERVICE_CLUSTER)
+    service = own_service(config, SERVICE_CLUSTER)
     assert service.envoy_grpc is not None
     # Of a stream that lasts, this is how it is opened again; calls take the policy beside envoy_grpc.
     service.envoy_grpc.retry_policy = RetryPolicy(
@@ -150,6 +181,43 @@ def ads_source() -> ApiConfigSource:
         transport_api_version=ApiVersion.V3,
         grpc_services=[service],
         set_node_on_first_message_only=True,
+    )
+
+
+def _service_cluster(config: Config, name: str, addresses: list[str]) -> Cluster:
+    cluster = _grpc_cluster(name, addresses)
+    tls = config.gateway.service_tls
+    if tls is not None and not addresses[0].startswith("unix:"):
+        cluster.transport_socket = TransportSocket(
+            name="envoy.transport_sockets.tls", typed_config=packed(_tls(tls))
+        )
+    return cluster
+
+
+def _tls(tls: ServiceClientTls) -> UpstreamTlsContext:
+    own = []
+    if tls.certificate is not None and tls.key is not None:
+        own.append(
+            TlsCertificate(
+                certificate_chain=DataSource(filename=tls.certificate),
+                private_key=DataSource(filename=tls.key),
+            )
+        )
+    return UpstreamTlsContext(
+        sni=tls.server_name,
+        common_tls_context=CommonTlsContext(
+            alpn_protocols=["h2"],
+            tls_certificates=own,
+            validation_context=CertificateValidationContext(
+                trusted_ca=DataSource(filename=tls.ca),
+                match_typed_subject_alt_names=[
+                    SubjectAltNameMatcher(
+                        san_type=SubjectAltNameMatcherSanType.DNS,
+                        matcher=StringMatcher(exact=tls.server_name),
+                    )
+                ],
+            ),
+        ),
     )
 
 

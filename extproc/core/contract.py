@@ -5,6 +5,8 @@ Owns header and metadata names only. `control` renders them into Envoy; `wire` r
 
 from __future__ import annotations
 
+#: What only we say, to engines and to clients.
+OUR_PREFIX = "x-steersman-"
 #: The upstream cluster of the decision; Envoy's `cluster_header` route reads it.
 CLUSTER_HEADER = "x-steersman-cluster"
 
@@ -109,10 +111,17 @@ SOURCE_ATTRIBUTE = "source.address"
 UPSTREAM_ATTRIBUTE = "upstream.address"
 #: The first name of either kind in a client certificate that Envoy verified.
 SAN_ATTRIBUTES = ("connection.uri_san_peer_certificate", "connection.dns_san_peer_certificate")
+#: Its subject, so that one without such names can be spoken of.
+SUBJECT_ATTRIBUTE = "connection.subject_peer_certificate"
 
 #: Set by Envoy itself, for its own routes, where it must tell tenants apart without the service.
 PEER_URI_HEADER = "x-steersman-peer-uri"
 PEER_DNS_HEADER = "x-steersman-peer-dns"
+#: The connection's own address, where a proxy says another one of the client: a proxy is known by its own.
+PEER_ADDRESS_HEADER = "x-steersman-peer-address"
+
+#: The decision says of an answer that it comes whole: Envoy does not try it again for being slow.
+WHOLE_HEADER = "x-steersman-whole"
 
 #: Headers that a client must not set: Envoy strips them before any filter runs (law 7).
 STRIPPED_HEADERS = (
@@ -127,6 +136,8 @@ STRIPPED_HEADERS = (
     REASON_HEADER,
     PEER_URI_HEADER,
     PEER_DNS_HEADER,
+    PEER_ADDRESS_HEADER,
+    WHOLE_HEADER,
     "x-envoy-retry-on",
     RETRIES_HEADER,
     "x-envoy-retriable-status-codes",

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from random import Random
 
 from extproc.core.aims import ClassSpec
-from extproc.core.endpoint import Endpoint
+from extproc.core.endpoint import Endpoint, places
 from extproc.core.expect import FREE, plan
 from extproc.core.families import NONE, Choice, Family, pick
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import LATER_MS, Reason, Reject, Reservation, Routed
-from extproc.core.request import Kind, Request, limited
+from extproc.core.request import Kind, Request, limited, no_model, unfit
 from extproc.core.strategies import FALLBACK, Moment, Ranking, Strategy, Work
 from extproc.core.strategies.base import NOW, lowest
 from extproc.core.tenant import Tenant
@@ -29,12 +29,10 @@ ENDPOINTS_NAMED = 3
 ALTERNATES_DRAWN = 8
 #: Seconds a client is told to wait when every permit is taken, and when no endpoint is ready.
 RETRY_AFTER_FULL_S, RETRY_AFTER_NONE_READY_S = 1, 5
-#: How much of an unknown model's name a message repeats.
-MODEL_SHOWN_MAX = 128
 #: The beginning by which prompts are kin: a system prompt's worth, not a question's.
 KIN_CHARACTERS = 256
 #: Kinds that an engine answers without a permit, and without work worth counting.
-FREE_KINDS = frozenset({Kind.TOKENIZE, Kind.INFO})
+FREE_KINDS = frozenset({Kind.TOKENIZE, Kind.INFO, Kind.METRICS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,17 +160,9 @@ def resolve(
             return picked
         choice, model = picked, picked.model
     pool = fleet.pool_for(model, tenant.name)
-    if pool is None:
-        # A pool that is reserved for others is to this tenant as if it were not there.
-        return Reject(
-            status=404,
-            code="model_not_found",
-            message=f"no model {model[:MODEL_SHOWN_MAX]!r} here; GET /v1/models lists what there is",
-        )
-    if tenant.models is not None and model not in tenant.models:
-        return Reject(
-            status=403, code="model_not_allowed", message=f"this key may not use the model {model!r}"
-        )
+    if pool is None or not tenant.may(model):
+        # What a tenant may not use, or is reserved for others, is to it as if it were not there.
+        return no_model(request.model)
     only = request.only
     if only is not None and not any(each.ready and each.address in only for each in pool.endpoints):
         # Now, whoever waits for the same pool: no place that may become free would do.
@@ -237,7 +227,7 @@ def place(
         outside = allowed - len(endpoints)
         if not endpoints:
             return FULL if among is not None else _no_subset(pool)
-    candidates, suspects, removed = eligible(endpoints, case.permits, now_ns)
+    candidates, suspects, removed = eligible(endpoints, wanted(case, pool), now_ns)
     if tenant.regions is not None and len(endpoints) + outside < len(pool.endpoints):
         removed["in other regions"] = len(pool.endpoints) - len(endpoints) - outside
     if outside:
@@ -297,6 +287,13 @@ def place(
             held_ms=round(max(0, now_ns - case.arrived_ns) / 1e6, 3),
         ),
     )
+
+
+def wanted(case: Case, pool: Pool) -> int:
+    """The free permits that a case wants of a replica: all of its own, or the largest replica to itself."""
+    if case.permits <= 1 or pool.engine == "tgi":
+        return case.permits
+    return places(case.permits, [e for e in pool.endpoints if _allowed(case, e)])
 
 
 def eligible(
@@ -379,7 +376,6 @@ def _alternates(
     if wanted <= 0 or len(pool.endpoints) <= len(named):
         return []
     drawn = rng.sample(pool.endpoints, min(ALTERNATES_DRAWN, len(pool.endpoints)))
-    regions = case.tenant.regions
     fit = [
         e
         for e in drawn
@@ -387,10 +383,16 @@ def _alternates(
         and e not in named
         and e.suspect_until_ns <= now_ns
         and e.load_permits + case.permits <= e.max_concurrent
-        and (regions is None or e.region in regions)
-        and (case.only is None or e.address in case.only)
+        and _allowed(case, e)
     ]
     return sorted(fit, key=lambda e: e.load_requests)[:wanted]
+
+
+def _allowed(case: Case, endpoint: Endpoint) -> bool:
+    regions = case.tenant.regions
+    return (regions is None or endpoint.region in regions) and (
+        case.only is None or endpoint.address in case.only
+    )
 
 
 def _no_region(tenant: Tenant, pool: Pool) -> Reject:
@@ -421,12 +423,8 @@ def _none_left(pool: Pool, endpoints: Sequence[Endpoint], permits: int) -> Rejec
             retry_after_s=RETRY_AFTER_NONE_READY_S,
         )
     most = max(endpoint.max_concurrent for endpoint in ready)
-    if permits > most:
-        return Reject(
-            status=400,
-            code="invalid_request",
-            message=f"{permits} sequences are asked for; a replica takes at most {most} at once",
-        )
+    if permits > most and pool.engine == "tgi":
+        return unfit(f"{permits} sequences are asked for; a replica takes at most {most} at once")
     return FULL
 
 

@@ -41,6 +41,7 @@ from extproc.core.request import Request
 from extproc.core.shortlist import Shortlist
 from extproc.core.strategies import Moment, Work
 from extproc.core.tenant import Tenant
+from extproc.core.turns import Row, Turns
 
 __all__ = ["AskQuota", "ClassSpec", "Desk", "DeskLimits", "Policy"]
 
@@ -98,6 +99,10 @@ class Desk:
         self.zone = zone
         #: Instances whose in-flight work is known by sharing, and so is not adopted from heartbeats.
         self.peers: frozenset[str] = frozenset()
+        #: What peers hold: whose turn it is.
+        self.turns = Turns(instance)
+        #: Endpoints (pool, address) whose peers' load was reckoned on; what peers say of it is true again.
+        self.reckoned: set[tuple[str, str]] = set()
         self.limits = limits
         #: What has ended, and first tokens, teach.
         self.lessons = Lessons(fleet)
@@ -276,7 +281,7 @@ class Desk:
         if reservation.arm:
             spec = self.policy.classes[self.policy.rank(reservation.service_class)]
             self.experiments.ended(outcome, spec, now_ns=now_ns)
-        self.pump(reservation.pool, now_ns=now_ns, at=ended.entry.endpoint if ended.entry else None)
+        self._place_freed(outcome, ended.entry.endpoint if ended.entry else None, now_ns)
         return True
 
     def tick(self, *, now_ns: int) -> None:
@@ -356,7 +361,7 @@ class Desk:
         if case.choice is not None:
             headers += case.choice.headers()
         # Nobody goes past those who wait for the same pool, unless what it asks for costs no place.
-        if case.permits and self.queue.by_pool_count(case.pool):
+        if case.permits and (self.queue.by_pool_count(case.pool) or self.turns.contended(case.pool)):
             return self._hold(case, headers, now_ns)
         try:
             placed = place(
@@ -461,6 +466,8 @@ class Desk:
             return None if isinstance(placed, Full) else placed
 
         while len(released) < RELEASES_MAX and (shortlist is None or shortlist.open):
+            if pool is not None and not self._may(pool_name, now_ns):
+                break
             taken: tuple[Held, Routed | Reject] | None = self.queue.take(pool_name, fits, now_ns=now_ns)
             if taken is None:
                 if not (patient and waited):
@@ -474,6 +481,52 @@ class Desk:
             if isinstance(placed, Routed) and held.kin is not None:
                 released += self._pump_kin(held, placed, RELEASES_MAX - len(released), now_ns)
         return released
+
+    def needs(self, *, now_ns: int) -> dict[str, list[Row]]:
+        """What waits and runs here, for the pools that somebody waits for, here or elsewhere."""
+        pools = {pool for pool, waiting in self.queue.by_pool.items() if waiting} | self.turns.pools
+        found = {pool: self._rows(pool, now_ns) for pool in pools if pool in self.fleet.pools}
+        self.turns.tell(found)
+        return found
+
+    def _rows(self, pool: str, now_ns: int) -> list[Row]:
+        rows: dict[tuple[str, int], list[int]] = {}
+        for tenant, level, held, oldest_ns in self.queue.backlog(pool):
+            rows[tenant, level] = [held, 0, max(0, now_ns - oldest_ns) // MS_NS]
+        for (tenant, klass), running in self.ledger.by_pool.get(pool, {}).items():
+            rows.setdefault((tenant, self.policy.rank(klass)), [0, 0, 0])[1] += running
+        return [Row(*name, *figures) for name, figures in rows.items()]
+
+    def _may(self, pool: str, now_ns: int) -> bool:
+        """Whether one more may begin here now, for all that waits at other services."""
+        if not self.turns.contended(pool):
+            return True
+        return self.turns.mine(pool, self._rows(pool, now_ns), weights=self.policy.weights, now_ns=now_ns)
+
+    def _place_freed(self, outcome: Outcome, at: Endpoint | None, now_ns: int) -> None:
+        """A request of this or of another service has ended: who waits for its place has it."""
+        reservation = outcome.reservation
+        pool, owner = reservation.pool, reservation.id.partition("-")[0]
+        peer = owner in self.peers
+        if (
+            not reservation.permits
+            or pool not in self.fleet.pools
+            or not (peer or self.turns.contended(pool))
+        ):
+            self.pump(pool, now_ns=now_ns, at=at)
+            return
+        filled = self.turns.ended(owner, pool, reservation.tenant, weights=self.policy.weights)
+        endpoint = at or self.fleet.endpoint(pool, outcome.served_by or reservation.address)
+        tokens = reservation.input_tokens + reservation.output_tokens
+        if endpoint is not None:
+            self.reckoned.add((endpoint.pool, endpoint.address))
+            if peer and filled == self.instance:
+                endpoint.peer_ended(reservation.permits, tokens)
+            elif not peer and filled != self.instance:
+                endpoint.peer_begins(reservation.permits, tokens)
+        if filled == self.instance:
+            self.pump(pool, now_ns=now_ns, at=endpoint)
+            self.turns.spent(pool)
 
     @property
     def _deciders(self) -> int:
@@ -491,7 +544,7 @@ class Desk:
             there = self._placed(case, now_ns, among=[endpoint] if endpoint is not None else None)
             return there if isinstance(there, Routed) else None
 
-        while endpoint is not None and len(released) < most:
+        while endpoint is not None and len(released) < most and self._may(held.pool, now_ns):
             taken: tuple[Held, Routed] | None = self.queue.take_kin(held, fits, now_ns=now_ns)
             if taken is None:
                 break
@@ -612,7 +665,15 @@ class Desk:
         if pool is not None and gpu_ms is not None and outcome.end is End.OK:
             pool.calibration.saw_gpu(gpu_ms, amounts.input_tokens, amounts.output_tokens)
         if not reservation.id.startswith(f"{self.instance}-"):
-            # Charged in another service's queue: there is nothing to correct in ours.
+            # Charged in another service's queue: there is nothing to correct in ours, but its tenant had it.
+            if reservation.id.partition("-")[0] in self.peers and pool is not None:
+                self.queue.charge(
+                    reservation.tenant,
+                    pool=reservation.pool,
+                    klass=self.policy.rank(reservation.service_class),
+                    weight=self._weight(reservation.tenant),
+                    work=Work(amounts.input_tokens, amounts.output_tokens),
+                )
             return
         self.queue.settled(
             reservation.tenant,

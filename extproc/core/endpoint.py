@@ -7,6 +7,7 @@ now, so its permits must go along (law 10).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import ceil
 from typing import NamedTuple
 
@@ -180,6 +181,18 @@ class Endpoint:
         self._surplus = [*self._surplus[1 - FOREIGN_SAMPLES :], surplus]
         self.foreign = min(self._surplus) if len(self._surplus) == FOREIGN_SAMPLES else 0
 
+    def peer_ended(self, permits: int, tokens: int) -> None:
+        """A peer's request here is over, and the peer will not put another in its place."""
+        self.peer_requests = max(0, self.peer_requests - 1)
+        self.peer_permits = max(0, self.peer_permits - permits)
+        self.peer_tokens = max(0, self.peer_tokens - tokens)
+
+    def peer_begins(self, permits: int, tokens: int) -> None:
+        """A peer will put a request here before we hear of it."""
+        self.peer_requests += 1
+        self.peer_permits += permits
+        self.peer_tokens += tokens
+
     def forget_foreign(self) -> None:
         """Nobody says any more what else the engine has: our ledgers carry on alone."""
         self.foreign = 0
@@ -259,3 +272,11 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"Endpoint({self.address}, requests={self.requests}, tokens={self.tokens})"
+
+
+def places(permits: int, endpoints: Iterable[Endpoint]) -> int:
+    """The free permits that a request wants of a replica whose engine queues what is above its limit.
+
+    All engines but TGI do: a batch that none takes at once wants the largest one to itself.
+    """
+    return min(permits, max((e.max_concurrent for e in endpoints if e.ready), default=permits))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from extproc.core.decide import Case, Full, choose, eligible, place, standing
+from extproc.core.decide import Case, Full, choose, eligible, place, standing, wanted
 from extproc.core.endpoint import Endpoint
 from extproc.core.fairness import Held
 from extproc.core.families import Choice
@@ -244,7 +244,7 @@ def explain_kept(kept: Kept, fleet: Fleet, *, now_ns: int, deciders: int = 1, st
                 )
             )
         for address, endpoint in present.items():
-            verdict, why = _standing(endpoint, case, now_ns)
+            verdict, why = _standing(endpoint, case, case.permits, now_ns)
             now = ", ".join(why) or verdict
             rows.append(Row(address=address, verdict="not considered", why=(f"now: {now}",)))
     return replace(
@@ -299,7 +299,8 @@ def _rows(
 ) -> tuple[Row, ...]:
     regions = case.tenant.regions
     here = [e for e in pool.endpoints if regions is None or e.region in regions]
-    candidates, suspects, removed = eligible(here, case.permits, at.now_ns)
+    permits = wanted(case, pool)
+    candidates, suspects, removed = eligible(here, permits, at.now_ns)
     scored: dict[str, tuple[float, str]] = {}
     if candidates or suspects:
         reason = choose(
@@ -324,7 +325,7 @@ def _rows(
         }
     rows = []
     for endpoint in pool.endpoints:
-        verdict, why = _standing(endpoint, case, at.now_ns)
+        verdict, why = _standing(endpoint, case, permits, at.now_ns)
         score: float | None = None
         if endpoint.address in scored:
             score, placed = scored[endpoint.address]
@@ -339,7 +340,7 @@ def _rows(
     return _ordered(rows)
 
 
-def _standing(endpoint: Endpoint, case: Case, now_ns: int) -> tuple[str, tuple[str, ...]]:
+def _standing(endpoint: Endpoint, case: Case, permits: int, now_ns: int) -> tuple[str, tuple[str, ...]]:
     """Whether it may be considered at all, and why not."""
     regions, taken = case.tenant.regions, endpoint.load_permits + endpoint.standby
     if regions is not None and endpoint.region not in regions:
@@ -355,8 +356,8 @@ def _standing(endpoint: Endpoint, case: Case, now_ns: int) -> tuple[str, tuple[s
             )
             why.append(f"not ready: {causes or 'health 0'}")
         return "removed", tuple(why) or ("not ready",)
-    if case.permits and taken + case.permits > endpoint.max_concurrent:
-        asked = f" + {case.permits}" if case.permits > 1 else ""
+    if permits and taken + permits > endpoint.max_concurrent:
+        asked = f" + {permits}" if permits > 1 else ""
         kept = f" ({endpoint.standby} of them kept for retries)" if endpoint.standby else ""
         return "removed", (f"permits full: {taken}{asked} of {endpoint.max_concurrent}{kept}",)
     if endpoint.suspect_until_ns > now_ns:

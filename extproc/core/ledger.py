@@ -61,6 +61,8 @@ class Ledger:
         self.remembered_max = remembered_max
         #: Requests in flight by tenant.
         self.by_tenant: Counter[str] = Counter()
+        #: And by pool: (tenant, service class), those that take a place.
+        self.by_pool: dict[str, Counter[tuple[str, str]]] = {}
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._ended: OrderedDict[str, None] = OrderedDict()
         #: (when a request counts as running though no first token was heard of, its id).
@@ -207,6 +209,11 @@ class Ledger:
 
     def _carry(self, reservation: Reservation, endpoint: Endpoint, plan: Plan, now_ns: int) -> Job:
         self.by_tenant[reservation.tenant] += 1
+        if reservation.permits:
+            running = self.by_pool.get(reservation.pool)
+            if running is None:
+                running = self.by_pool[reservation.pool] = Counter()
+            running[reservation.tenant, reservation.service_class] += 1
         endpoint.requests += 1
         endpoint.permits += reservation.permits
         endpoint.tokens += reservation.input_tokens + reservation.output_tokens
@@ -215,6 +222,13 @@ class Ledger:
     def _release(self, reservation_id: str, entry: Entry, now_ns: int) -> Decoded | None:
         endpoint, reservation = entry.endpoint, entry.reservation
         _stand_down(entry)
+        if reservation.permits:
+            running, name = self.by_pool[reservation.pool], (reservation.tenant, reservation.service_class)
+            running[name] -= 1
+            if not running[name]:
+                del running[name]
+                if not running:
+                    del self.by_pool[reservation.pool]
         left = self.by_tenant[reservation.tenant] - 1
         if left:
             self.by_tenant[reservation.tenant] = left

@@ -40,6 +40,18 @@ INSTEAD: Final = {
 }
 #: `models/NAME` has one part after it.
 NAMED: Final = "models"
+
+
+def _ends_with(dialect: Dialect, *more: str) -> str:
+    names = [re.escape(name) for name in ADDED if ADDED[name] is dialect]
+    return f"/({'|'.join([*names, *more])})/*$"
+
+
+#: The same as `dialect_of` for whoever has regular expressions alone (Envoy): OpenAI's are the paths that the
+#: first finds, and those that the second finds and the third does not.
+OPENAI_ENDS: Final = _ends_with(Dialect.OPENAI, f"{NAMED}/+[^/]+")
+OPENAI_BEGINS: Final = "^/v1/+[^/]"
+TGI_ENDS: Final = _ends_with(Dialect.TGI)
 #: The last parts of a path that are looked at, and how much of it is said again.
 PARTS_MAX: Final = 3
 PATH_SAID_MAX: Final = 200

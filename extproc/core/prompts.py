@@ -1,4 +1,5 @@
-"""Prompts of completions as they are sent: a text, texts, token ids, or several lists of those.
+"""Prompts of completions as they are sent: a text, texts, token ids, several lists of those, or what a single
+engine takes (llama.cpp's mixed lists and objects, vLLM's embeddings).
 
 Owns the counting of token ids without building them: a body of the largest size holds two million, and all
 that a decision needs is how many there are and the first of them. Pure.
@@ -6,6 +7,7 @@ that a decision needs is how many there are and the first of them. Pure.
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -14,15 +16,26 @@ import msgspec
 
 from extproc.core.prefix import BLOCK_TOKENS, BLOCKS_MAX
 
-#: Sequences one request may ask for (n, best_of or a batch of prompts); above it 400.
+#: Sequences one request may ask for (n, best_of or a batch of prompts); above it it is refused.
 SEQUENCES_MAX = 1024
 #: Token ids that are read, for the prefix; what is beyond is counted alone. A longer id is no token's.
 IDS_READ_MAX = min(65_536, BLOCKS_MAX * BLOCK_TOKENS)
 _ID_DIGITS_MAX = 10
+#: Characters of base64 that a token's embedding has, about: 4,096 dimensions of 2 bytes.
+EMBEDDING_CHARACTERS = 10_924
+#: So much of JSON that counts as the text that it is is hashed; the rest is counted alone.
+UNREAD_TEXT_BYTES = 16_384
+#: What a token counts as where prompts are counted in bytes and its own are not text.
+TOKEN_BYTES = 4
 _BLANKS = b" \t\r\n"
 _NUMBERS = b"0123456789," + _BLANKS
 
-_any: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+_NUMBER_STARTS = frozenset({b"-", *(b"%d" % digit for digit in range(10))})
+#: A list whose first or second element is a number.
+_BEGINS_WITH_NUMBER = re.compile(rb'\[\s*(?:"(?:[^"\\]|\\.)*"\s*,\s*)?[-0-9]', re.DOTALL)
+
+_text = msgspec.json.Decoder(str)
+_raws = msgspec.json.Decoder(list[msgspec.Raw])
 _ids = msgspec.json.Decoder(list[int])
 # Fails at the first element beyond, unlike a list's bound, which is looked at when all are built.
 _few = msgspec.json.Decoder(
@@ -37,12 +50,25 @@ _few = msgspec.json.Decoder(
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """`texts`, or `tokens` in all with the first prompt's `ids` (4 bytes each); of `count` prompts."""
+    """`texts`, or `tokens` in all with the first prompt's `ids` (4 bytes each); of `count` prompts.
+
+    `bytes_beside` is what else counts as text would, `images` how many there are.
+    """
 
     texts: tuple[str, ...] = ()
     tokens: int | None = None
     ids: bytes = b""
     count: int = 1
+    bytes_beside: int = 0
+    images: int = 0
+
+
+class _Object(msgspec.Struct):
+    prompt_string: Any = None
+    multimodal_data: msgspec.Raw = msgspec.Raw()
+
+
+_object = msgspec.json.Decoder(_Object)
 
 
 class TooManyError(Exception):
@@ -65,14 +91,14 @@ def elements(raw: bytes | msgspec.Raw) -> int:
 
 
 def read_prompts(raw: msgspec.Raw) -> Prompts | None:
-    """The prompts of a field; None where it holds none, or is of no shape that we know.
+    """The prompts of a field; None where it holds none.
 
-    Raises TooManyError, and msgspec.MsgspecError on what is no JSON.
+    Of a shape that no engine takes it is one text, its JSON: the engine will say so. Raises TooManyError, and
+    msgspec.MsgspecError on what is no JSON.
     """
     data = bytes(raw)
     if data[:1] != b"[":
-        text = _any.decode(data)
-        return Prompts((text,)) if isinstance(text, str) else None
+        return _of([data]) if data[:1] == b"{" else Prompts((_text_of(data),))
     # What is left without numbers tells the shape: nothing but brackets is ids, or lists of them.
     shape = data.translate(None, _NUMBERS)
     if shape == b"[]":
@@ -81,16 +107,57 @@ def read_prompts(raw: msgspec.Raw) -> Prompts | None:
     if shape == b"[" + b"[]" * lists + b"]":
         return _nested(data, lists)
     if data.count(b",") >= SEQUENCES_MAX and elements(data) >= SEQUENCES_MAX:
+        if _BEGINS_WITH_NUMBER.match(data):
+            text, beside = as_text(data)
+            return Prompts((text,), bytes_beside=beside)
         raise TooManyError
-    prompts = _any.decode(data)
-    kinds = set(map(type, prompts))
-    if kinds == {str}:
-        return Prompts(tuple(prompts), count=len(prompts))
-    if kinds == {int}:
-        return Prompts(tokens=len(prompts), ids=_packed(prompts))
-    if kinds == {list}:
-        return Prompts(tokens=sum(map(len, prompts)), ids=_packed(prompts[0]), count=len(prompts))
-    return None
+    prompts = [bytes(each) for each in _raws.decode(data)]
+    if not _NUMBER_STARTS.isdisjoint(each[:1] for each in prompts):
+        # Token ids and texts in one list are one prompt to llama.cpp; ids alone are to everybody.
+        return _mixed(prompts)
+    return _of(prompts)
+
+
+def as_text(data: bytes) -> tuple[str, int]:
+    """What is read of no further: its beginning as a text, and the size of the rest."""
+    return data[:UNREAD_TEXT_BYTES].decode("utf-8", "replace"), max(0, len(data) - UNREAD_TEXT_BYTES)
+
+
+def embedded(raw: msgspec.Raw) -> Prompts | None:
+    """vLLM's prompts as embeddings: a base64 text or a list of such; None where there are none."""
+    data = bytes(raw)
+    if not data or data == b"null":
+        return None
+    count = elements(data) if data[:1] == b"[" else 1
+    if count >= SEQUENCES_MAX:
+        raise TooManyError
+    return Prompts(count=max(1, count), bytes_beside=TOKEN_BYTES * (len(data) // EMBEDDING_CHARACTERS + 1))
+
+
+def _of(prompts: list[bytes]) -> Prompts:
+    """Each a prompt of its own: texts, lists (of ids, or mixed), and llama.cpp's objects."""
+    texts: list[str] = []
+    images = 0
+    for each in prompts:
+        if each[:1] == b"{":
+            found = _object.decode(each)
+            images += elements(found.multimodal_data) if bytes(found.multimodal_data)[:1] == b"[" else 0
+            text = found.prompt_string
+            texts.append(text if isinstance(text, str) else each.decode("utf-8", "replace"))
+        else:
+            texts.append(_text_of(each))
+    return Prompts(tuple(texts), count=len(texts), images=images)
+
+
+def _mixed(parts: list[bytes]) -> Prompts:
+    """One prompt of texts and ids."""
+    texts = [_text_of(each) for each in parts if each[:1] == b'"']
+    return Prompts(("".join(texts),), bytes_beside=TOKEN_BYTES * (len(parts) - len(texts)))
+
+
+def _text_of(data: bytes) -> str:
+    """A JSON text's own, or the JSON of what is none."""
+    return str(_text.decode(data)) if data[:1] == b'"' else data.decode("utf-8", "replace")
 
 
 def _flat(data: bytes) -> Prompts | None:

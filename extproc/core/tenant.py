@@ -25,6 +25,8 @@ from extproc.core.outcome import Reject
 
 #: A longer key is refused unread.
 KEY_BYTES_MAX = 4096
+#: So much of a certificate's names is said again to who has shown it.
+NAMES_SAID_MAX = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,10 @@ class Tenant:
     explain: bool = False
     #: Whether its prompts may stand in traces.
     trace_prompts: bool = False
+
+    def may(self, model: str) -> bool:
+        """Whether its requests may go to a model, where there is such a one."""
+        return self.models is None or model in self.models
 
 
 ANONYMOUS = Tenant(name="anonymous")
@@ -75,7 +81,8 @@ class Evidence:
     the claim of the token in `authorization`, verified ("" when it has no such claim), `jwt_failure` why one
     was refused,
     `sans` the names in a verified client certificate, `proxy_tenant` a trusted proxy's header, which is
-    believed after a look at `source`, the address (no port) of the connection.
+    believed after a look at `peer`, the address (no port) of the connection; `source` is the client's, which
+    differs from it where a proxy's word on that is taken. `subject` is the certificate's.
     """
 
     authorization: str | None = None
@@ -85,6 +92,8 @@ class Evidence:
     sans: tuple[str, ...] = ()
     proxy_tenant: str | None = None
     source: str = ""
+    peer: str = ""
+    subject: str = ""
 
     @property
     def guesses(self) -> bool:
@@ -114,10 +123,15 @@ def hash_key(key: str, secret: bytes | None = None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ProxyTrust:
-    """The networks whose connections may name a tenant, and the header in which they do (lower-case)."""
+    """The networks whose connections may name a tenant, and the header in which they do (lower-case).
+
+    `peer_header` is where Envoy says the connection's own address, where the client's is another; None
+    where it is not.
+    """
 
     header: str
     networks: tuple[IPv4Network | IPv6Network, ...]
+    peer_header: str | None = None
 
     def covers(self, source: str) -> bool:
         """Whether an address lies in one of the networks; what is no address does not."""
@@ -200,7 +214,7 @@ class Directory:
     def _by_proxy(self, evidence: Evidence) -> Tenant | Reject | None:
         name = evidence.proxy_tenant
         # Envoy strips the header of others; this holds too where its configuration is not ours.
-        if name is None or self.proxy is None or not self.proxy.covers(evidence.source):
+        if name is None or self.proxy is None or not self.proxy.covers(evidence.peer or evidence.source):
             return None
         return self.tenants.get(name) or unauthorized("the proxy names an unknown tenant")
 
@@ -228,7 +242,7 @@ class Directory:
                 return unauthorized("Authorization and x-api-key carry different keys; send one")
             sent = bearer
         if not sent:
-            return unauthorized("no API key; send 'Authorization: Bearer KEY'")
+            return unauthorized(f"{_certificate(evidence)}no API key; send 'Authorization: Bearer KEY'")
         found = self._lookup(sent) if len(sent) <= KEY_BYTES_MAX else None
         if found is None:
             # What looks like a token (three parts) was meant as one: Envoy says what is wrong with it.
@@ -253,6 +267,15 @@ class Directory:
             if found is not None and hmac.compare_digest(found[1].hash, digest):
                 return found
         return None
+
+
+def _certificate(evidence: Evidence) -> str:
+    """What to say first to who has shown a certificate that names nobody here."""
+    names = ", ".join(evidence.sans) or evidence.subject
+    if not names:
+        return ""
+    said = names if len(names) <= NAMES_SAID_MAX else names[:NAMES_SAID_MAX] + "…"
+    return f"the client certificate ({said}) is in no tenant's certificate_sans, and there is "
 
 
 def unauthorized(message: str, code: str = "invalid_api_key") -> Reject:

@@ -53,12 +53,13 @@ def predict(
     text = request.prompt_tokens
     if text is None:
         text = calibration.predict_input(request.prompt_bytes)
-    tokens = text + IMAGE_TOKENS * request.images
+    # What is predicted to cost nothing would pass a quota that is spent.
+    tokens = max(1, text + IMAGE_TOKENS * request.images)
     expected = pool.lengths.expected(tenant, model, limit)
     ttft_ns = request.ttft_ms * MS_NS or spec.target_ns(tokens)
     return Work(
         input_tokens=tokens,
-        output_tokens=round(expected * request.sequences) if limit != 0 else 0,
+        output_tokens=max(request.sequences, round(expected * request.sequences)) if limit != 0 else 0,
         zone=zone,
         zone_penalty_tokens=pool.zone_penalty_tokens,
         max_new_tokens=limit,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from extproc.config.places import loopback, orders_at, private_folder
+from extproc.supervise.admin_link import AdminLink, Link
 from extproc.supervise.asking import ServiceLink, ServiceSilentError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from extproc.supervise.gateway import Gateway
 
 FILE_BYTES_MAX = 64 * 1024
-#: The service's default; another one is at its `service.listen`.
+#: The service's default; another one is found by its `service.listen`.
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 #: Lines that a demo shows of what was done to it.
 NOTES = "notes.log"
@@ -107,26 +108,7 @@ class NoDemoError(Exception):
 
 def folder() -> Path:
     """The user's own folder; made 0700. OSError where none can be made, or somebody else holds its name."""
-    wrong: OSError | None = None
-    for found in _places():
-        try:
-            found.mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            wrong = error
-            continue
-        stat = found.lstat()
-        if found.is_symlink() or stat.st_uid != os.getuid() or stat.st_mode & 0o077:
-            raise OSError(0, "is not this user's own private folder; remove it", str(found))
-        return found
-    raise wrong or OSError(0, "name a folder that this user may write to", "TMPDIR")
-
-
-def _places() -> Iterator[Path]:
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    if base and Path(base).is_dir():
-        yield Path(base) / "steersman-demo"
-    with contextlib.suppress(FileNotFoundError):  # there is no folder for temporary files
-        yield Path(tempfile.gettempdir()) / f"steersman-demo-{os.getuid()}"
+    return private_folder("steersman-demo")
 
 
 def began(pid: int) -> int:
@@ -212,10 +194,24 @@ def find(pid: int | None = None) -> RunningDemo:
     return max(found, key=lambda demo: demo.began)
 
 
-async def link_to(address: str | None) -> ServiceLink:
-    """A service: at the address given, else at the default one, else the running demo's."""
+def _loopback(address: str) -> bool:
+    try:
+        return loopback(address)
+    except ValueError:  # a name, say
+        return False
+
+
+async def link_to(address: str | None) -> Link:
+    """A service: at the address given, else at the default one, else the running demo's.
+
+    `http://…` and `https://…` are an admin port's, and so is an ip:port at which no service of this machine
+    takes orders.
+    """
     if address is not None:
-        return ServiceLink(address)
+        if address.startswith(("http://", "https://")):
+            return AdminLink(address)
+        here = address.startswith("unix:") or orders_at(address) is not None or _loopback(address)
+        return ServiceLink(address) if here else AdminLink(f"http://{address}")
     link = ServiceLink(DEFAULT_ADDRESS)
     try:
         await link.status()

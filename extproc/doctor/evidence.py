@@ -22,6 +22,11 @@ class Failed:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Elsewhere(Failed):
+    """A service that may well serve, and tells its figures on its own machine alone."""
+
+
 NOT_ASKED = Failed("not asked")
 NO_PROBE = Failed("no prompt was sent; give a key with --key (or --probe where none is needed)")
 

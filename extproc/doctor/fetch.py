@@ -32,10 +32,10 @@ class Answer:
     headers: Mapping[str, str]
 
     def json(self) -> Any:
-        """The decoded body; None where it is no JSON."""
+        """The decoded body; None where it is no JSON, or nested beyond reason."""
         try:
             return json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
     @property

@@ -21,9 +21,11 @@ from typing import Any, Final
 
 from extproc import extras
 from extproc.config.model import Config
+from extproc.config.places import address_of
 from extproc.doctor.backend import backend
 from extproc.doctor.evidence import (
     NO_PROBE,
+    Elsewhere,
     EnvoySeen,
     Evidence,
     Failed,
@@ -33,7 +35,8 @@ from extproc.doctor.evidence import (
     ServiceSeen,
 )
 from extproc.doctor.fetch import Answer, fetch
-from extproc.supervise.asking import ServiceLink, ServiceSilentError, reachable
+from extproc.supervise.admin_link import AdminLink, Link
+from extproc.supervise.asking import ServiceLink, ServiceRefusedError, ServiceSilentError, reachable
 
 #: Patience with one question.
 ASK_S_MAX: Final = 3.0
@@ -105,18 +108,25 @@ async def gather(config: Config, file: Path, wanted: Wanted) -> Evidence:
 
 async def _services(config: Config, wanted: Wanted) -> dict[str, ServiceSeen | Failed]:
     addresses = [wanted.service] if wanted.service else config.service_addresses
-    found = await asyncio.gather(*(_service(address) for address in addresses))
+    found = await asyncio.gather(*(_service(config, address) for address in addresses))
     return dict(zip(addresses, found, strict=True))
 
 
-async def _service(address: str) -> ServiceSeen | Failed:
-    link = ServiceLink(address)
+def _link(config: Config, address: str) -> Link:
+    """To a service, by the address by which Envoy finds it or by what was given."""
+    if address.startswith(("http://", "https://")):
+        return AdminLink(address)
+    if config.service.run_dir is not None and address in config.service.listen[:1]:
+        return ServiceLink(address_of(address, config.service.run_dir))
+    return ServiceLink(address)
+
+
+async def _service(config: Config, address: str) -> ServiceSeen | Failed:
+    link, serving = _link(config, address), False
     try:
-        try:
+        # gRPC's errors share no useful type, and the status tells more.
+        with contextlib.suppress(Exception):
             serving = await link.serving()
-        except Exception as error:  # noqa: BLE001 (grpc's errors share no useful type; the status tells more)
-            serving = False
-            del error
         before_ms = time.time() * 1000
         status = await link.status()
         after_ms = time.time() * 1000
@@ -124,7 +134,13 @@ async def _service(address: str) -> ServiceSeen | Failed:
         if _in_doubt(status):
             await asyncio.sleep(READINGS_APART_S)
             later = await link.status()
+    except ServiceRefusedError as error:
+        return Elsewhere(str(error))
     except ServiceSilentError as error:
+        if serving:
+            return Elsewhere("it serves, and tells its figures on its own machine alone")
+        if config.gateway.service_tls is not None and not address.startswith(("unix:", "http")):
+            return Elsewhere("it asks for TLS, and tells its figures on its own machine alone")
         return Failed(str(error))
     finally:
         await link.close()
@@ -181,7 +197,7 @@ async def _probe(config: Config, wanted: Wanted, url: str, pool: ThreadPoolExecu
     """One token through the gateway, streamed; then whether the service heard of its end."""
     if not (wanted.probe or wanted.key):
         return NO_PROBE
-    link = ServiceLink(wanted.service or config.service_addresses[0])
+    link = _link(config, wanted.service or config.service_addresses[0])
     try:
         with contextlib.suppress(ServiceSilentError):
             return await _probed(config, wanted, url, link, pool)
@@ -191,7 +207,7 @@ async def _probe(config: Config, wanted: Wanted, url: str, pool: ThreadPoolExecu
 
 
 async def _probed(
-    config: Config, wanted: Wanted, url: str, link: ServiceLink, pool: ThreadPoolExecutor
+    config: Config, wanted: Wanted, url: str, link: Link, pool: ThreadPoolExecutor
 ) -> ProbeSeen | Failed:
     before = await link.status()
     model = wanted.model or config.default_model

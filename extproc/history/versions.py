@@ -28,6 +28,9 @@ FILES_KEPT = 4
 #: What a person may write of a change.
 WHY_CHARS_MAX, WHO_CHARS_MAX = 1_000, 200
 
+#: What becomes of a line that is no entry, whatever stands in it.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 OUTSIDE, FOUND = "changed outside", "found"
 _KEY = re.compile(r"sk-steer-[A-Za-z0-9_-]{40,}")
 
@@ -87,7 +90,7 @@ class History:
         """The last entry that can be read."""
         for path in (self.path, *(self._aside(n) for n in range(1, FILES_KEPT + 1))):
             for line in _lines_from_the_end(path):
-                with contextlib.suppress(msgspec.DecodeError):
+                with contextlib.suppress(*UNREADABLE):
                     return msgspec.json.decode(line, type=Entry)
         return None
 
@@ -100,7 +103,7 @@ class History:
             for number, line in enumerate(_lines(path), start=1):
                 try:
                     entry = msgspec.json.decode(line, type=Entry)
-                except msgspec.DecodeError:
+                except UNREADABLE:
                     problems.append(f"{path}:{number}: is no entry; it was cut off or altered")
                     continue
                 intact = entry.hash == entry.sealed() and entry.sha256 == digest(entry.text)
@@ -158,8 +161,13 @@ class History:
             size = os.fstat(fd).st_size
             if size and os.pread(fd, 1, size - 1) != b"\n":
                 line = b"\n" + line  # a line that was cut off stays alone
-            _write_all(fd, line)
-            os.fsync(fd)
+            try:
+                _write_all(fd, line)
+                os.fsync(fd)
+            except OSError:
+                # A full disk takes the beginning of a line: what it took is taken back.
+                os.ftruncate(fd, size)
+                raise
         finally:
             os.close(fd)
 

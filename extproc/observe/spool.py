@@ -94,7 +94,7 @@ def append(path: Path, data: bytes, *, bytes_max: int, head: Callable[[], bytes]
     `head` is what a file begins with, asked for when one is begun.
     """
     while True:
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             here = os.fstat(fd)
@@ -108,11 +108,26 @@ def append(path: Path, data: bytes, *, bytes_max: int, head: Callable[[], bytes]
                 continue
             if not here.st_size and head is not None:
                 data = head() + data
-            while data:
-                data = data[os.write(fd, data) :]
+            if here.st_size and os.pread(fd, 1, here.st_size - 1) != b"\n":
+                log.warning("%s ended within a line, which is lost: the process or its disk gave out", path)
+                data = b"\n" + data
+            write_whole_lines(fd, data, size=here.st_size)
         finally:
             os.close(fd)
         return
+
+
+def write_whole_lines(fd: int, data: bytes, *, size: int) -> None:
+    """Append to a file of so many bytes that nobody else writes to now, all or nothing.
+
+    A disk that is full takes the beginning of a line and then refuses: what it took is taken back.
+    """
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    except OSError:
+        os.ftruncate(fd, size)
+        raise
 
 
 def aside(path: Path, number: int) -> Path:

@@ -135,7 +135,7 @@ def _read(path: Path, lines: Any, log: Log, seen: dict[str, int]) -> bool:
     for number, line in enumerate(_lines(lines), start=1):
         try:
             value = msgspec.json.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             log.torn += 1
             continue
         if isinstance(value, dict):

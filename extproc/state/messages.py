@@ -9,12 +9,14 @@ A change of format changes `VERSION`, which is part of the channel's name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, TypeAlias
 
 import msgspec
 
-VERSION = 1
+from extproc.core.turns import Row
+
+VERSION = 2
 
 #: A peer's endpoints; above it the peer is not believed, and our own further ones are not told.
 ENDPOINTS_MAX = 10_000
@@ -22,6 +24,8 @@ ENDPOINTS_MAX = 10_000
 MESSAGE_BYTES_MAX = 2 * 1024 * 1024
 #: What a service may say of one endpoint.
 REQUESTS_MAX, PERMITS_MAX, TOKENS_MAX = 1_000_000, 1_000_000, 1_000_000_000
+#: Service classes, from 0; (tenant, level) of all pools in one message.
+LEVELS_MAX, NEEDS_MAX, WAITED_MS_MAX = 15, 2_000, 86_400_000
 #: A pool's name, an endpoint's address.
 TEXT_CHARACTERS_MAX = 128
 #: An agent's report: what its server takes at most.
@@ -34,6 +38,7 @@ REPORTS_PER_FRAME_MAX = 64
 Key: TypeAlias = tuple[str, str]
 Load: TypeAlias = tuple[int, int, int]
 NO_LOAD: Load = (0, 0, 0)
+Needs: TypeAlias = dict[str, dict[str, list[tuple[int, int, int, int]]]]
 
 _SENDER = re.compile(r"[!-~]{1,128}")
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=TEXT_CHARACTERS_MAX)]
@@ -52,14 +57,36 @@ _Report = tuple[
     Annotated[str, msgspec.Meta(min_length=1, max_length=NODE_CHARACTERS_MAX)],
     Annotated[bytes, msgspec.Meta(max_length=REPORT_BYTES_MAX)],
 ]
+#: By pool and tenant: (level, held, running, milliseconds that the oldest has waited).
+_Needs = dict[
+    _Text,
+    dict[
+        _Text,
+        Annotated[
+            list[
+                tuple[
+                    Annotated[int, msgspec.Meta(ge=0, le=LEVELS_MAX)],
+                    Annotated[int, msgspec.Meta(ge=0, le=REQUESTS_MAX)],
+                    Annotated[int, msgspec.Meta(ge=0, le=REQUESTS_MAX)],
+                    Annotated[int, msgspec.Meta(ge=0, le=WAITED_MS_MAX)],
+                ]
+            ],
+            msgspec.Meta(max_length=LEVELS_MAX + 1),
+        ],
+    ],
+]
 _Sequence = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 
 
 class Full(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag="full"):
-    """All that a service has in flight, by pool and address; what is not named is nothing."""
+    """All that a service has in flight, by pool and address; what is not named is nothing.
+
+    `needs` is who waits and runs, in pools that somebody waits for. It is always whole.
+    """
 
     sequence: _Sequence
     loads: _Loads
+    needs: _Needs = {}
 
 
 class Delta(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag="delta"):
@@ -67,6 +94,7 @@ class Delta(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag="de
 
     sequence: _Sequence
     loads: _Loads
+    needs: _Needs = {}
 
 
 class Bye(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag="bye"):
@@ -125,7 +153,22 @@ def decode(frame: bytes) -> tuple[str, Message]:
         raise MalformedError("malformed") from error
     if isinstance(message, Full | Delta) and sum(map(len, message.loads.values())) > ENDPOINTS_MAX:
         raise MalformedError("too_many_endpoints")
+    if isinstance(message, Full | Delta) and sum(map(len, message.needs.values())) > NEEDS_MAX:
+        raise MalformedError("too_many_needs")
     return sender, message
+
+
+def needs_by_pool(needs: Mapping[str, Iterable[Row]]) -> Needs:
+    """Needs as they travel; above `NEEDS_MAX` those with most waiting and running."""
+    rows = [(pool, row) for pool, some in needs.items() for row in some]
+    if len(rows) > NEEDS_MAX:
+        rows = sorted(rows, key=lambda each: each[1].held + each[1].running)[-NEEDS_MAX:]
+    grouped: Needs = {}
+    for pool, row in rows:
+        held, running = min(row.held, REQUESTS_MAX), min(row.running, REQUESTS_MAX)
+        figures = (min(row.level, LEVELS_MAX), held, running, min(row.waited_ms, WAITED_MS_MAX))
+        grouped.setdefault(pool, {}).setdefault(row.tenant, []).append(figures)
+    return grouped
 
 
 def by_pool(loads: Iterable[tuple[Key, Load]]) -> dict[str, dict[str, Load]]:

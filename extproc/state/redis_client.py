@@ -19,10 +19,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ClusterDownError
 
-from extproc.config.redis_url import several
+from extproc.config.redis_url import clients
 
-#: To connect, and one round trip, in the background.
-CONNECT_TIMEOUT_S = 1.0
+#: One round trip, in the background.
 OPERATION_TIMEOUT_S = 1.0
 #: Between attempts: half of it fixed, half of it chance.
 BACKOFF_FIRST_S, BACKOFF_LONGEST_S = 0.1, 1.0
@@ -43,28 +42,21 @@ def connect(url: str, *, operation_timeout_s: float = OPERATION_TIMEOUT_S) -> Re
     """A client that connects when first used; raises ValueError for a URL that names no Redis.
 
     Behind sentinels it is a client of whoever is master when a connection is made; of a cluster it is a
-    `RedisCluster`, of which we use what `Redis` has too (and nothing over several slots at once). RESP2, and
-    no name: every server and proxy speaks it, a user with few rights may not set one. Options in the URL
-    override these, so a caller that must not wait longer holds its own `asyncio.timeout` too.
+    `RedisCluster`, of which we use what `Redis` has too (and nothing over several slots at once). Options in
+    the URL override ours, so a caller that must not wait longer holds its own `asyncio.timeout` too.
     """
-    common: dict[str, Any] = {
-        "protocol": 2,
-        "socket_connect_timeout": CONNECT_TIMEOUT_S,
-        "socket_timeout": operation_timeout_s,
-        "decode_responses": False,
-    }
-    retry = Retry(NoBackoff(), 0)
-    where = several(url)
+    made = clients(url, operation_timeout_s=operation_timeout_s)
+    where, retry = made.where, Retry(NoBackoff(), 0)
     if where is None:
-        client: Redis = Redis.from_url(url, retry=retry, **common)
+        client: Redis = Redis.from_url(url, retry=retry, **made.servers)
         return client
     if not where.master:
         nodes = [ClusterNode(host, port) for host, port in where.nodes]
-        return cast("Redis", RedisCluster(startup_nodes=nodes, retry=retry, **{**common, **where.servers}))
-    asked = {**common, **where.sentinels, "retry": retry}
+        return cast("Redis", RedisCluster(startup_nodes=nodes, retry=retry, **made.servers))
+    asked = {**made.sentinels, "retry": retry}
     sentinels = Sentinel(where.nodes, sentinel_kwargs=asked)  # type: ignore[no-untyped-call]
     found: Redis = sentinels.master_for(
-        where.master, redis_class=_BehindSentinels, retry=retry, db=where.db, **{**common, **where.servers}
+        where.master, redis_class=_BehindSentinels, retry=retry, db=where.db, **made.servers
     )
     return found
 

@@ -18,7 +18,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from random import Random
 from typing import Any
@@ -27,10 +27,12 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import MovedError, ReadOnlyError, RedisError, ResponseError
 
+from extproc.core.turns import Row
 from extproc.state import messages, redis_client
 from extproc.state.messages import MESSAGE_BYTES_MAX, VERSION, Hello, Key, Load, Reports
 from extproc.state.outbox import Outbox
 from extproc.state.share import PEER_SILENT_NS, PEERS_MAX, OwnLoad, PeerLoads
+from extproc.state.shared_key import SharedKey
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +66,17 @@ class RedisShare:
         prefix: str = "steersman",
         interval_ms: int = 100,
         loads: Callable[[], Mapping[Key, Load]],
+        needs: Callable[[], Mapping[str, Iterable[Row]]] = dict,
         on_peers: Callable[[PeerLoads], None],
         on_report: Callable[[str, bytes], None],
         clock: Callable[[], int] = time.monotonic_ns,
+        shared_key: SharedKey | None = None,
     ) -> None:
         """Raises ValueError for a URL that names no Redis.
 
-        `loads` is our own ledger's sums now. `on_peers` is called when sums or deciders are different,
-        at most once a turn of the loop; `peers.changed` names the endpoints during the call.
+        `loads` is our own ledger's sums now, `needs` who waits and runs where somebody waits. `on_peers` is
+        called when sums, needs or deciders are different, at most once a turn of the loop; `peers.changed`
+        names the endpoints during the call.
         """
         #: A restarted service is another one: its predecessor's load fades by itself.
         self.id = f"{service_id}-{secrets.token_hex(4)}"
@@ -79,7 +84,9 @@ class RedisShare:
         self.peers = PeerLoads(self.id, counts=self.counts)
         self.connected = False
         self._url = url
-        self._loads, self._on_peers, self._on_report, self._clock = loads, on_peers, on_report, clock
+        self._loads, self._needs = loads, needs
+        self._on_peers, self._on_report, self._clock = on_peers, on_report, clock
+        self._shared_key = shared_key
         self._own = OwnLoad(self.id, interval_ns=interval_ms * 1_000_000)
         self._own_prefix = messages.prefix(self.id)
         self._outbox = Outbox(self.counts)
@@ -206,8 +213,12 @@ class RedisShare:
         """Tell our load and the reports as they come; raises what Redis says, and returns to close."""
         self._own.want_full()
         self.peers.wants_full = True
+        if self._shared_key is not None:
+            self._shared_key.forget()
         while not self._closing:
             now_ns = self._clock()
+            if self._shared_key is not None and not await self._shared_key.agree(client, now_ns=now_ns):
+                self.counts["store_refused"] += 1
             if now_ns >= self._own.due_ns:
                 await self._send_load(client, now_ns)
                 if not self.connected:
@@ -239,7 +250,7 @@ class RedisShare:
             self.peers.wants_full = False
             self._hello_ns = now_ns
             essential.append(("PUBLISH", self._channel, self._own.hello()))
-        publication = self._own.next(self._loads(), now_ns=now_ns)
+        publication = self._own.next(self._loads(), now_ns=now_ns, needs=self._needs())
         if publication is not None:
             essential.append(("PUBLISH", self._channel, publication.frame))
             self.counts["published_full" if publication.full else "published_delta"] += 1

@@ -8,10 +8,11 @@ but not to be sane: what they say is bounded, and nothing that they say makes a 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from extproc.core.turns import Row
 from extproc.state import messages
 from extproc.state.messages import (
     ENDPOINTS_MAX,
@@ -28,6 +29,8 @@ from extproc.state.messages import (
 
 #: A full load is told at least this often: the heartbeat, and the cure of whatever was missed.
 REFRESH_NS = 1_000_000_000
+#: While somebody waits changes are told at least this often, whatever the interval: turns are given by them.
+URGENT_NS = 25_000_000
 #: A peer that has said nothing for this long is gone and its load with it.
 PEER_SILENT_NS = 3_000_000_000
 #: Peers beside us; further ones are counted and not heard.
@@ -56,6 +59,7 @@ class OwnLoad:
         self.due_ns = 0
         self._sequence = 0
         self._told: dict[Key, Load] = {}
+        self._needs_told: messages.Needs = {}
         self._full_wanted = True
         self._full_ns = 0
 
@@ -63,28 +67,32 @@ class OwnLoad:
         """Tell everything next time: a peer asked, or what we said last may not have arrived."""
         self._full_wanted = True
 
-    def next(self, loads: Mapping[Key, Load], *, now_ns: int) -> Publication | None:
+    def next(
+        self, loads: Mapping[Key, Load], *, now_ns: int, needs: Mapping[str, Iterable[Row]] | None = None
+    ) -> Publication | None:
         """What to publish now; None when it is too early or there is nothing new.
 
         At most one an `interval_ns`; a full one when it is wanted or `REFRESH_NS` have passed.
         """
         if now_ns < self.due_ns:
             return None
-        self.due_ns = now_ns + self.interval_ns
+        self.due_ns = now_ns + (min(self.interval_ns, URGENT_NS) if needs else self.interval_ns)
         now = {key: load for key, load in loads.items() if load != NO_LOAD}
         if len(now) > ENDPOINTS_MAX:
             now = dict(list(now.items())[:ENDPOINTS_MAX])
         told, self._told = self._told, now
         changed = [(key, load) for key, load in now.items() if told.get(key) != load]
         changed += [(key, NO_LOAD) for key in told.keys() - now.keys()]
+        asked = messages.needs_by_pool(needs or {})
+        needs_told, self._needs_told = self._needs_told, asked
         refresh = self._full_wanted or now_ns - self._full_ns >= REFRESH_NS
         if refresh or len(changed) > ENDPOINTS_MAX:
             self._full_wanted = False
             self._full_ns = now_ns
-            return self._publication(Full(self._next_sequence(), messages.by_pool(now.items())))
-        if not changed:
+            return self._publication(Full(self._next_sequence(), messages.by_pool(now.items()), asked))
+        if not changed and asked == needs_told:
             return None
-        return self._publication(Delta(self._next_sequence(), messages.by_pool(changed)))
+        return self._publication(Delta(self._next_sequence(), messages.by_pool(changed), asked))
 
     def hello(self) -> bytes:
         """The frame that asks the others for everything."""
@@ -103,12 +111,13 @@ class OwnLoad:
 
 
 class _Peer:
-    __slots__ = ("heard_ns", "loads", "sequence")
+    __slots__ = ("heard_ns", "loads", "needs", "sequence")
 
     def __init__(self, heard_ns: int) -> None:
         self.heard_ns = heard_ns
         self.sequence = 0
         self.loads: dict[Key, Load] = {}
+        self.needs: dict[str, list[Row]] = {}
 
 
 class PeerLoads:
@@ -136,6 +145,11 @@ class PeerLoads:
     def names(self) -> list[str]:
         """The live peers' ids, sorted."""
         return sorted(self._peers)
+
+    @property
+    def needs(self) -> dict[str, dict[str, list[Row]]]:
+        """What waits and runs at each live peer, by its service's id (without what its connection added)."""
+        return {name.partition("-")[0]: peer.needs for name, peer in self._peers.items()}
 
     @property
     def sums(self) -> Mapping[Key, Load]:
@@ -218,6 +232,7 @@ class PeerLoads:
             self._membership_changed = True
         peer.heard_ns = max(peer.heard_ns, heard_ns)
         peer.sequence = message.sequence
+        self._need(peer, message)
         for key in [key for key in peer.loads if key not in loads]:
             self._put(peer, key, NO_LOAD)
         for key, load in loads.items():
@@ -249,10 +264,19 @@ class PeerLoads:
             self.wants_full = True
         peer.heard_ns = now_ns
         peer.sequence = message.sequence
+        self._need(peer, message)
         for pool, inner in message.loads.items():
             for address, load in inner.items():
                 self._put(peer, (pool, address), load)
         self.counts["taken_delta"] += 1
+
+    def _need(self, peer: _Peer, message: Full | Delta) -> None:
+        if peer.needs or message.needs:
+            peer.needs = {
+                pool: [Row(tenant, *figures) for tenant, rows in tenants.items() for figures in rows]
+                for pool, tenants in message.needs.items()
+            }
+            self._membership_changed = True
 
     def _put(self, peer: _Peer, key: Key, load: Load) -> None:
         """Set one endpoint of one peer: the sum moves by the difference, so it is the peers' sum always."""

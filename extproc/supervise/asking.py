@@ -14,6 +14,7 @@ import grpc
 import msgspec
 
 from extproc._pb import health_pb2
+from extproc.config.places import orders_at
 
 ADMIN_S_MAX = 1.0
 ADMIN_ANSWER_BYTES_MAX = 64 * 1024
@@ -21,11 +22,20 @@ HEALTH_S_MAX = 1.0
 STATUS_S_MAX = 10.0
 ORDER_S_MAX = 30.0
 STATUS_BYTES_MAX = 64 * 1024 * 1024
+STATUS = "/steersman.status.v1.Status"
 #: How often a drain looks whether requests are left.
 DRAIN_LOOK_S = 0.1
 #: Envoy closes its listeners this long after a drain began; clients see `connection: close` meanwhile.
 DRAIN_TIME_S = 1
 
+_OPTIONS = [
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_receive_message_length", STATUS_BYTES_MAX),
+    # A service that comes back shall be found at once.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 _ACTIVE = re.compile(rb"^http\.gateway\.downstream_(?:cx|rq)_active: (\d+)", re.MULTILINE)
 
@@ -89,37 +99,48 @@ class EnvoyAdmin:
 class ServiceSilentError(Exception):
     """The service did not answer; the message says where it was looked for."""
 
+    #: What a command says behind it.
+    advice = "is it running? Give its service.listen with --address"
+
+
+class ServiceRefusedError(ServiceSilentError):
+    """The service answered, and does not do it for this caller."""
+
+    advice = "a token with enough scope is made by: steersman tenant key new"
+
 
 class ServiceLink:
-    """A running service's health and status at `ip:port` or `unix:/path`."""
+    """A running service on this machine, by the `service.listen` that it has or by its operators' socket.
+
+    Its figures and orders are at that socket (config/places.py); its health at either.
+    """
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._channel = grpc.aio.insecure_channel(
-            reachable(address),
-            options=[
-                ("grpc.enable_http_proxy", 0),
-                ("grpc.max_receive_message_length", STATUS_BYTES_MAX),
-                # A service that comes back shall be found at once.
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.min_reconnect_backoff_ms", 100),
-                ("grpc.max_reconnect_backoff_ms", 500),
-            ],
-        )
-        self._check = self._channel.unary_unary("/grpc.health.v1.Health/Check")
-        self._get = self._channel.unary_unary("/steersman.status.v1.Status/Get")
-        self._drain = self._channel.unary_unary("/steersman.status.v1.Status/Drain")
-        self._clear = self._channel.unary_unary("/steersman.status.v1.Status/ClearFaults")
+        self._target = ""
+        self._channel: Any = None
+
+    async def _reach(self, *, health: bool = False) -> Any:
+        """A channel to the socket as it is now: a service may come later, and elsewhere."""
+        found = orders_at(self.address)
+        if found is None and not health:
+            raise ServiceSilentError(f"no Steersman answers at {self.address}")
+        target = f"unix:{found}" if found is not None else reachable(self.address)
+        if target != self._target:
+            await self.close()
+            self._target, self._channel = target, grpc.aio.insecure_channel(target, options=_OPTIONS)
+        return self._channel
 
     async def serving(self) -> bool:
         """Whether it takes decisions (a draining one does not say so)."""
-        answer = await self._check(b"", timeout=HEALTH_S_MAX)
+        channel = await self._reach(health=True)
+        answer = await channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=HEALTH_S_MAX)
         status = health_pb2.HealthCheckResponse.FromString(answer).status
         return bool(status == health_pb2.HealthCheckResponse.SERVING)
 
     async def status(self) -> dict[str, Any]:
         """The service's own figures. Raises ServiceSilentError."""
-        return await self._ask(self._get, b"")
+        return await self._ask("Get", b"")
 
     async def drain(self, address: str, *, draining: bool) -> bool:
         """Order an endpoint's drain or its end; false for an address that is not in the fleet.
@@ -127,17 +148,18 @@ class ServiceLink:
         Raises ServiceSilentError.
         """
         body = msgspec.json.encode({"address": address, "draining": draining})
-        return bool((await self._ask(self._drain, body))["found"])
+        return bool((await self._ask("Drain", body))["found"])
 
     async def clear_faults(self, address: str) -> list[str] | None:
         """Say that an endpoint's GPU was seen to; the faults that ended, None for an unknown address.
 
         Raises ServiceSilentError.
         """
-        answer = await self._ask(self._clear, msgspec.json.encode({"address": address}))
+        answer = await self._ask("ClearFaults", msgspec.json.encode({"address": address}))
         return list(answer["cleared"]) if answer["found"] else None
 
-    async def _ask(self, call: Any, body: bytes) -> dict[str, Any]:
+    async def _ask(self, method: str, body: bytes) -> dict[str, Any]:
+        call = (await self._reach()).unary_unary(f"{STATUS}/{method}")
         try:
             answer = await call(body, timeout=STATUS_S_MAX)
         except grpc.aio.AioRpcError as error:
@@ -152,7 +174,7 @@ class ServiceLink:
 
     async def order(self, method: str, body: object) -> dict[str, Any]:
         """An operator's command. Raises ServiceSilentError, and ValueError with what it says against it."""
-        call = self._channel.unary_unary(f"/steersman.status.v1.Status/{method}")
+        call = (await self._reach()).unary_unary(f"{STATUS}/{method}")
         try:
             answer = await call(msgspec.json.encode(body), timeout=ORDER_S_MAX)
         except grpc.aio.AioRpcError as error:
@@ -163,4 +185,6 @@ class ServiceLink:
 
     async def close(self) -> None:
         """Let go of the connection."""
-        await self._channel.close()
+        channel, self._channel, self._target = self._channel, None, ""
+        if channel is not None:
+            await channel.close()

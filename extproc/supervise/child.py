@@ -203,10 +203,8 @@ class Child:
                     f"{policy.window_s:g} s, at most {policy.restarts_max} are borne"
                 )
             self.state = State.WAITING
-            self._report(
-                f"{self.spec.name}: {ending}; restart {self._restarts.count} of {policy.restarts_max} "
-                f"in {delay_s:.1f} s"
-            )
+            of = "" if policy.restarts_max is None else f" of {policy.restarts_max}"
+            self._report(f"{self.spec.name}: {ending}; restart {self._restarts.count}{of} in {delay_s:.1f} s")
             await asyncio.sleep(delay_s)
 
     async def _watch(self, process: subprocess.Popen[bytes]) -> str:

@@ -13,13 +13,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from extproc.config.load import ConfigError, load
 from extproc.config.model import Config
+from extproc.config.places import address_of
 from extproc.config.restart import restart_needed
 from extproc.supervise import ports
 from extproc.supervise.asking import EnvoyAdmin, ServiceLink, reachable
@@ -27,7 +28,7 @@ from extproc.supervise.child import Child, ChildFailedError, ChildSpec, run_once
 from extproc.supervise.envoy import envoy_argv
 from extproc.supervise.output import Echo, Output
 from extproc.supervise.page import OpenedPage, page_url
-from extproc.supervise.restarts import RestartPolicy
+from extproc.supervise.restarts import FOR_EVER, RestartPolicy
 
 #: Rendering Envoy's bootstrap: imports of two seconds on a slow core, then thousands of endpoints.
 RENDER_S_MAX = 60.0
@@ -52,9 +53,12 @@ class GatewayOptions:
     envoy_log_level: str = "warning"
     verbose: bool = False
     echo: Echo | None = None
+    #: How fast both come back, and how often Envoy may die.
     policy: RestartPolicy | None = None
     #: The admin port where the configuration has none; no port then when left out.
     page: OpenedPage | None = None
+    #: Where quotas are kept if the configuration does not say; nowhere when left out.
+    state_dir: Path | None = None
 
 
 def steersman_argv(*arguments: str) -> list[str]:
@@ -69,13 +73,17 @@ class Gateway:
         self, config: Config, file: Path, *, options: GatewayOptions, report: Callable[[str], None]
     ) -> None:
         self.options = options
-        self.config = self._with_page(config)
+        self.config = self._completed(config)
         self.file = file
         self.report = report
         self.url = f"http://{reachable(config.gateway.listen)}"
-        self.link = ServiceLink(config.service.listen[0])
-        self.service = self._child(self._service_spec())
-        self.envoy = self._child(self._envoy_spec())
+        self.link = ServiceLink(address_of(config.service.listen[0], config.service.run_dir))
+        # While it is away Envoy does what `failure_mode` says, and running streams go on: it stays.
+        policy = options.policy
+        self.service = self._child(
+            self._service_spec(), FOR_EVER if policy is None else replace(policy, restarts_max=None)
+        )
+        self.envoy = self._child(self._envoy_spec(), policy)
 
     async def start(self) -> None:
         """Start both and wait until both are ready. Raises GatewayFailedError; `stop` is due in any case."""
@@ -96,7 +104,7 @@ class Gateway:
             await asyncio.gather(rendering, return_exceptions=True)
 
     async def failed(self) -> str:
-        """Wait until one of them cannot be kept running; says why."""
+        """Wait until one of them cannot be kept running (Envoy: the service is tried for ever); says why."""
         watching = [asyncio.create_task(child.failed()) for child in (self.service, self.envoy)]
         try:
             done, _ = await asyncio.wait(watching, return_when=asyncio.FIRST_COMPLETED)
@@ -120,7 +128,7 @@ class Gateway:
     async def reload(self) -> bool:
         """Read the user's file again and hand it to the service; a bad one changes nothing."""
         try:
-            new = self._with_page(await asyncio.to_thread(load, self.file))
+            new = self._completed(await asyncio.to_thread(load, self.file))
         except ConfigError as error:
             for problem in error.problems:
                 self.report(f"reload refused, the last good configuration stays: {problem}")
@@ -145,8 +153,14 @@ class Gateway:
         """Where a person finds the page; "" where there is none. The token of this run may stand in it."""
         return page_url(self.config, self.options.page)
 
-    def _with_page(self, config: Config) -> Config:
-        return self.options.page.given(config) if self.options.page is not None else config
+    def _completed(self, config: Config) -> Config:
+        """With what this run brings where the file says nothing: the page, and where quotas are kept."""
+        if self.options.page is not None:
+            config = self.options.page.given(config)
+        if self.options.state_dir is not None and config.state.dir is None:
+            state = config.state.model_copy(update={"dir": str(self.options.state_dir)})
+            config = config.model_copy(update={"state": state})
+        return config
 
     @property
     def _kept(self) -> Path:
@@ -209,11 +223,11 @@ class Gateway:
             stop_s_max=STOP_S_MAX,
         )
 
-    def _child(self, spec: ChildSpec) -> Child:
+    def _child(self, spec: ChildSpec, policy: RestartPolicy | None) -> Child:
         return Child(
             spec,
             output=Output(spec.name, file=self.options.run_dir / f"{spec.name}.log", echo=self.options.echo),
             report=self.report,
             rng=Random(os.urandom(8)),
-            policy=self.options.policy,
+            policy=policy,
         )

@@ -1,7 +1,11 @@
-"""The folder of one run: what is rendered, sockets and logs. Private, and gone afterwards."""
+"""The folder of one run: what is rendered, sockets and logs. Private, and gone afterwards.
+
+And the folder of what outlives runs.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -25,3 +29,18 @@ def run_directory(kept: Path | None) -> Iterator[Path]:
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def state_directory(file: Path, kept: Path | None) -> Path | None:
+    """Where quotas outlive `up`: in the run folder that is kept, else beside the configuration (FILE.state).
+
+    None where nothing can be written there.
+    """
+    folder = (
+        kept.absolute() / "state" if kept is not None else file.absolute().with_name(f"{file.name}.state")
+    )
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None

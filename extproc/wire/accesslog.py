@@ -7,7 +7,7 @@ tokens there were and by whose count.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from extproc._pb import access_log_pb2 as pb
@@ -28,9 +28,11 @@ from extproc.core.contract import (
     TICKET_KEY,
     TRACE_KEY,
 )
-from extproc.core.outcome import End, Outcome
+from extproc.core.outcome import End, Outcome, Reservation
 from extproc.wire import ticket
 from extproc.wire.ended import Fault, end_of, fault_of
+from extproc.wire.records import entries
+from extproc.wire.seal import Seal
 
 #: A count above this is read as this: a lie or a fault in any case.
 TOKENS_MAX = 100_000_000
@@ -56,28 +58,49 @@ _ENDED_BY_FAULT = (
 )
 
 
-def read(data: bytes) -> Iterator[Outcome]:
+def _ignored(_: Exception) -> None:
+    """Nobody is told."""
+
+
+def read(
+    data: bytes,
+    seal: Seal,
+    *,
+    failed: Callable[[Exception], None] = _ignored,
+    forged: Callable[[], None] = lambda: None,
+) -> Iterator[Outcome]:
     """Outcomes of one StreamAccessLogsMessage; records without a ticket of ours are passed over.
 
-    Raises google.protobuf.message.DecodeError on garbage.
+    A record that cannot be read is lost alone, and `failed` is told why; `forged` hears of each whose ticket
+    nobody sealed that we know. Raises google.protobuf.message.DecodeError on what holds no records at all.
     """
-    for entry in pb.StreamAccessLogsMessage.FromString(data).http_logs.log_entry:
-        outcome = _outcome(entry)
-        if outcome is not None:
-            yield outcome
+    for entry in entries(data, failed):
+        try:
+            sealed = _ticket(entry)
+            if sealed is None:
+                continue
+            reservation = ticket.read(sealed, seal)
+            if reservation is None:
+                forged()
+                continue
+            outcome = _outcome(entry, reservation)
+        except Exception as error:  # noqa: BLE001 (a bad record, such as a time of no calendar, is lost alone)
+            failed(error)
+            continue
+        yield outcome
 
 
-def _outcome(entry: pb.HttpAccessLogEntry) -> Outcome | None:
+def _ticket(entry: pb.HttpAccessLogEntry) -> str | None:
+    metadata = entry.common_properties.metadata.filter_metadata
+    if DECISION_NAMESPACE not in metadata or TICKET_KEY not in metadata[DECISION_NAMESPACE].fields:
+        return None
+    return str(metadata[DECISION_NAMESPACE].fields[TICKET_KEY].string_value)
+
+
+def _outcome(entry: pb.HttpAccessLogEntry, reservation: Reservation) -> Outcome:
     common = entry.common_properties
     metadata = common.metadata.filter_metadata
-    if DECISION_NAMESPACE not in metadata:
-        return None
     fields = metadata[DECISION_NAMESPACE].fields
-    if TICKET_KEY not in fields:
-        return None
-    reservation = ticket.read(fields[TICKET_KEY].string_value)
-    if reservation is None:
-        return None
     seen: Mapping[str, Any] = metadata[OBSERVED_NAMESPACE].fields if OBSERVED_NAMESPACE in metadata else {}
     headers = entry.response.response_headers
     status = entry.response.response_code.value

@@ -6,7 +6,7 @@ which maps every byte to a character and so never fails.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.core.contract import (
@@ -29,16 +29,19 @@ from extproc.core.contract import (
     RETRIES_HEADER,
     SAN_ATTRIBUTES,
     SOURCE_ATTRIBUTE,
+    SUBJECT_ATTRIBUTE,
     TICKET_KEY,
     TRACE_KEY,
     USAGE_KEY,
+    WHOLE_HEADER,
 )
 from extproc.core.desk import AskQuota
 from extproc.core.outcome import Answer, Reject, Routed
 from extproc.core.request import Dialect
-from extproc.core.tenant import Evidence
+from extproc.core.tenant import Evidence, ProxyTrust
 from extproc.wire import ticket
 from extproc.wire.dialect import error_body
+from extproc.wire.seal import EVENT, Seal
 
 AUTHORIZATION = "authorization"
 API_KEY = "x-api-key"
@@ -66,6 +69,10 @@ WANTED = frozenset(
 #: Of these a second copy is refused: which one counts would be anybody's guess.
 SINGLE = frozenset({AUTHORIZATION, API_KEY, MODEL_HEADER, "content-length", "content-encoding"})
 
+#: Messages above this are mostly a body, of which each copy costs.
+LARGE_BYTES = 64 * 1024
+#: The beginnings of ProcessingRequest.request_body and of HttpBody.body: field number and wire type.
+_REQUEST_BODY_TAG, _BODY_TAG = (4 << 3) | 2, (1 << 3) | 2
 _OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
 
@@ -77,6 +84,8 @@ class Headers:
     end_of_stream: bool
     repeated: str = ""
     evidence: Evidence = field(default_factory=Evidence)
+    #: Nothing follows them here: who asks is all that is asked.
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,37 +117,77 @@ class Reply:
     wait: bool = field(default=False)
     #: What goes out right after it, in order.
     more: tuple[bytes, ...] = field(default=())
+    #: It is sent only so much later.
+    after_s: float = field(default=0.0)
     #: Nothing to send yet: the quota's shared store must be asked, and `Exchange.answered` told.
     ask: AskQuota | None = field(default=None)
 
 
-def read(data: bytes, *, claim: str | None = None, proxy_header: str | None = None) -> Message:
+def read(data: bytes, *, claim: str | None = None, proxy: ProxyTrust | None = None) -> Message:
     """Decode one ProcessingRequest; raises google.protobuf.message.DecodeError on garbage.
 
-    `claim` is the JWT's that names tenants, `proxy_header` the header in which a trusted proxy does.
+    `claim` is the JWT's that names tenants, `proxy` says in which header a trusted proxy does.
     """
+    if len(data) > LARGE_BYTES and (large := _large_body(data)) is not None:
+        return large
     message = pb.ProcessingRequest.FromString(data)
     kind = message.WhichOneof("request")
     if kind == "request_body":
         return Body(message.request_body.body)
     if kind != "request_headers":
         return Other(kind or "")
-    return read_headers(message, claim=claim, proxy_header=proxy_header)
+    return read_headers(message, claim=claim, proxy=proxy)
+
+
+def _large_body(data: bytes) -> Body | None:
+    """A body as Envoy writes it, copied once: first of the message's fields, and first in its own message.
+
+    None for any other shape, which protobuf reads.
+    """
+    if data[0] != _REQUEST_BODY_TAG:
+        return None
+    length, inner = _varint(data, 1)
+    outer_end = inner + length
+    if outer_end > len(data) or data[inner] != _BODY_TAG:
+        return None
+    length, start = _varint(data, inner + 1)
+    end = start + length
+    if end > outer_end:
+        return None
+    # What stands beside it may not be a body too: the last one would count.
+    rest = pb.HttpBody.FromString(data[end:outer_end])
+    others = pb.ProcessingRequest.FromString(data[outer_end:])
+    if rest.body or others.WhichOneof("request") is not None:
+        return None
+    return Body(data[start:end])
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A length and where it ends; one of more than five bytes is longer than any message."""
+    value = 0
+    for shift in range(0, 35, 7):
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    return 1 << 62, at
 
 
 def read_headers(
     message: pb.ProcessingRequest,
     *,
     claim: str | None = None,
-    proxy_header: str | None = None,
+    proxy: ProxyTrust | None = None,
     trusted: frozenset[str] = frozenset(),
 ) -> Headers:
     """The headers of a message that holds them; `trusted` are read as well, and refused when repeated."""
     values: dict[str, str] = {}
     repeated = ""
+    proxy_header, peer_header = (proxy.header, proxy.peer_header) if proxy is not None else (None, None)
     for header in message.request_headers.headers.headers:
         key = header.key
-        if key in WANTED or key == proxy_header or key in trusted:
+        if key in WANTED or key in (proxy_header, peer_header) or key in trusted:
             if key in values and (key in SINGLE or key == proxy_header or key in trusted):
                 repeated = key
             values[key] = header.raw_value.decode("latin-1") or header.value
@@ -147,7 +196,12 @@ def read_headers(
         repeated = AUTHORIZATION
     proxy_tenant = values.get(proxy_header) if proxy_header is not None else None
     evidence = _evidence(message, values, claim, proxy_tenant)
-    return Headers(values, message.request_headers.end_of_stream, repeated, evidence)
+    if peer_header:
+        evidence = replace(evidence, peer=values.get(peer_header, ""))
+    alone = message.HasField("protocol_config") and (
+        message.protocol_config.request_body_mode == pb.ProtocolConfiguration.NONE
+    )
+    return Headers(values, message.request_headers.end_of_stream, repeated, evidence, alone)
 
 
 def _evidence(
@@ -155,7 +209,7 @@ def _evidence(
 ) -> Evidence:
     """Headers for what a client claims; metadata and attributes, which no client can set, for the rest."""
     jwt: str | None = None
-    failure = source = ""
+    failure = source = subject = ""
     sans: tuple[str, ...] = ()
     if claim is not None and JWT_NAMESPACE in message.metadata_context.filter_metadata:
         said = message.metadata_context.filter_metadata[JWT_NAMESPACE].fields
@@ -171,6 +225,8 @@ def _evidence(
         sans = tuple(
             name for key in SAN_ATTRIBUTES if key in attributes and (name := attributes[key].string_value)
         )
+        if SUBJECT_ATTRIBUTE in attributes:
+            subject = attributes[SUBJECT_ATTRIBUTE].string_value
     return Evidence(
         authorization=values.get(AUTHORIZATION),
         api_key=values.get(API_KEY),
@@ -179,6 +235,7 @@ def _evidence(
         sans=sans,
         proxy_tenant=proxy_tenant,
         source=source,
+        subject=subject,
     )
 
 
@@ -208,32 +265,35 @@ def routed(
     decision: Routed,
     phase: str,
     *,
+    seal: Seal,
     event_cluster: str = "",
     explained: bool = False,
     carried: str = "",
     body: bytes | None = None,
     as_json: bool = False,
     usage: str = "",
+    engine_key: str = "",
 ) -> bytes:
     """The decision as the answer to a phase (request_headers or request_body).
 
     `event_cluster` is the cluster that Envoy tells of the first token; none when empty. `explained`: the
     client is told the reason. `carried` is what of its trace rides along. `body` goes on in place of the
     client's. `as_json` has it declared as what it was read as. `usage` was asked for in its name.
+    `engine_key` opens the engine's door.
     """
-    about = told(decision, event_cluster=event_cluster, explained=explained, carried=carried)
+    about = told(decision, seal=seal, event_cluster=event_cluster, explained=explained, carried=carried)
     if usage:
         about[USAGE_KEY] = usage
-    return _route(phase, decision, about, body, as_json=as_json)
+    return _route(phase, decision, about, body, as_json=as_json, engine_key=engine_key)
 
 
 def told(
-    decision: Routed, *, event_cluster: str = "", explained: bool = False, carried: str = ""
+    decision: Routed, *, seal: Seal, event_cluster: str = "", explained: bool = False, carried: str = ""
 ) -> dict[str, str]:
     """What rides with the request as dynamic metadata."""
     about = {
-        TICKET_KEY: ticket.write(decision.reservation),
-        RESERVATION_KEY: decision.reservation.id,
+        TICKET_KEY: ticket.write(decision.reservation, seal),
+        RESERVATION_KEY: seal.sealed(decision.reservation.id, EVENT),
         POOL_KEY: decision.reservation.pool,
         REASON_KEY: decision.reason.text(),
         **dict(decision.headers),
@@ -255,7 +315,13 @@ def hold(timeout_ms: int) -> bytes:
 
 
 def _route(
-    phase: str, decision: Routed, about: dict[str, str], body: bytes | None, *, as_json: bool = False
+    phase: str,
+    decision: Routed,
+    about: dict[str, str],
+    body: bytes | None,
+    *,
+    as_json: bool = False,
+    engine_key: str = "",
 ) -> bytes:
     response = pb.ProcessingResponse()
     common = getattr(response, phase).response
@@ -264,8 +330,11 @@ def _route(
     set_header(mutation, CLUSTER_HEADER, decision.cluster)
     # Envoy tries as often as the list has endpoints: the last one's own answer is what the client gets.
     set_header(mutation, RETRIES_HEADER, str(decision.retries))
+    if not decision.reservation.stream:
+        set_header(mutation, WHOLE_HEADER, "1")
     # The key opened our door; the engine has no use for it, and its logs no right to it.
-    mutation.remove_headers.extend((AUTHORIZATION, API_KEY, ENCODING_HEADER))
+    give_key(mutation, engine_key)
+    mutation.remove_headers.extend((API_KEY, ENCODING_HEADER))
     if body is not None:
         common.body_mutation.body = body
         # Envoy answers 500 itself where its own length and the new body's differ.
@@ -274,6 +343,14 @@ def _route(
         set_header(mutation, "content-type", JSON)
     tell(response, ",".join(decision.addresses), about)
     return response.SerializeToString()
+
+
+def give_key(mutation: pb.HeaderMutation, engine_key: str) -> None:
+    """The engine's own key in place of the client's."""
+    if engine_key:
+        set_header(mutation, AUTHORIZATION, f"Bearer {engine_key}")
+    else:
+        mutation.remove_headers.append(AUTHORIZATION)
 
 
 def declares_json(content_type: str) -> bool:

@@ -23,16 +23,17 @@ from extproc.core.families import members
 from extproc.core.misrouted import advice, dialect_of
 from extproc.core.outcome import QUOTA_EXCEEDED, Answer, Hold, Reject, Routed
 from extproc.core.quota import Granted, Refused
+from extproc.core.reading import BYTE_ORDER_MARK, bare, parse
 from extproc.core.request import (
+    UNFIT,
     Dialect,
     Kind,
     Request,
     Route,
     UsageAsked,
+    as_engine_says,
     bad_request,
-    bare,
     find_route,
-    parse,
 )
 from extproc.core.tenant import ANONYMOUS, Tenant
 from extproc.observe.tracing.journey import Journey
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 HOLD_MARGIN_MS = 2_000
 #: Bodies kept while their requests are held (those that ask for a family get another model's name).
 BODIES_BYTES_MAX = 256 * 1024 * 1024
+#: A Content-Length of more digits is larger than any bound.
+LENGTH_DIGITS_MAX = 18
 #: The value of the header with which a client asks for the reason.
 EXPLAIN_REASON = "reason"
 
@@ -131,8 +134,7 @@ class Exchange:
     def receive(self, data: bytes) -> Reply:
         """Answer one message. Raises only on bytes that are no ProcessingRequest."""
         directory = self._processor.directory
-        proxy_header = directory.proxy.header if directory.proxy is not None else None
-        message = codec.read(data, claim=directory.claim, proxy_header=proxy_header)
+        message = codec.read(data, claim=directory.claim, proxy=directory.proxy)
         return self._whatever_comes(lambda: self._received(message))
 
     def _received(self, message: codec.Message) -> Reply:
@@ -221,10 +223,26 @@ class Exchange:
         answer = self._begin(headers)
         if answer is not None:
             return answer
+        if headers.alone:
+            # Its body may come, and asks for the decision itself.
+            self.journey = None
+            return self._lets_come(headers.values.get("content-length", ""))
         if headers.end_of_stream:
             return self._on_body(b"", "request_headers")
         self._state = State.AWAIT_BODY
         return Reply(codec.CONTINUE["request_headers"], end=False)
+
+    def _lets_come(self, length: str) -> Reply:
+        """A large body of a known sender: now, in a moment, or not."""
+        processor = self._processor
+        # Without a length it may be as large as any.
+        expected = _declared(length, processor.body_bytes_max)
+        wait_s = processor.paced(self._tenant.name, self._source, expected)
+        if isinstance(wait_s, Reject):
+            processor.desk.turned_away(self._tenant.name, wait_s, now_ns=processor.clock())
+            return self._answer(wait_s)
+        self._state = State.DONE
+        return Reply(codec.CONTINUE["request_headers"], end=True, after_s=wait_s)
 
     def _begin(self, headers: codec.Headers) -> Reply | None:
         """Look at a request's headers: the answer where they are enough for one, else None."""
@@ -244,7 +262,7 @@ class Exchange:
         """Everything that can be said before the body comes; None lets it come."""
         processor, values = self._processor, headers.values
         method, path = values.get(":method", ""), values.get(":path", "")
-        route, bare = find_route(method, path), path.partition("?")[0]
+        route, bare = find_route(method, path, processor.extra_routes), path.partition("?")[0]
         self._dialect = route.dialect if route is not None else dialect_of(bare)
         if self.journey is not None:
             self.journey.headers(route.kind if route is not None else None, values)
@@ -320,6 +338,7 @@ class Exchange:
         processor, route = self._processor, self._route
         assert route is not None
         self._state = State.DONE
+        body = body.removeprefix(BYTE_ORDER_MARK)  # of no use to whoever writes it anew
         # A body without a length was not measured by its headers.
         refused = too_large(processor.body_bytes_max) if len(body) > processor.body_bytes_max else None
         request: Request | Reject | None = None
@@ -350,6 +369,9 @@ class Exchange:
 
     def _refused_read(self, refused: Reject, body: bytes) -> Reply:
         """Refused for what is in its body: it cost what a served one costs to carry and to read."""
+        if refused.status == UNFIT and self._dialect is Dialect.OPENAI and self._route is not None:
+            model = bare(self._route, body).model or self._model
+            refused = as_engine_says(refused, self._dialect, self._processor.engine_for(model, self._tenant))
         self._processor.refused(self._tenant.name, self._source, len(body))
         self._processor.desk.turned_away(self._tenant.name, refused, now_ns=self._processor.clock())
         return self._answer(refused)
@@ -437,12 +459,14 @@ class Exchange:
         data = codec.routed(
             decision,
             self._phase,
+            seal=self._processor.seal,
             event_cluster=self._processor.event_cluster,
             explained=self._explain,
             carried=self._carried,
             body=body,
             as_json=self._as_json and self._phase == "request_body",
             usage=asked,
+            engine_key=self._processor.engine_keys.get(decision.reservation.pool, ""),
         )
         return Reply(data, end=True, reservation_id=decision.reservation.id)
 
@@ -496,15 +520,15 @@ class Exchange:
         return Reply(self._refuses(answer), end=True)
 
     def _health(self) -> Answer | Reject:
-        ready = sum(endpoint.ready for endpoint in self._processor.desk.fleet.endpoints)
-        if ready:
-            return Answer(status=200, body=b'{"status":"ok","ready_endpoints":%d}' % ready)
+        # Nobody is asked for a key here: whether it serves, and nothing else.
+        if any(endpoint.ready for endpoint in self._processor.desk.fleet.endpoints):
+            return Answer(status=200, body=b'{"status":"ok"}')
         return Reject(status=503, code="no_ready_endpoint", message="no replica is ready", retry_after_s=5)
 
     def _models(self) -> Answer:
-        allowed, desk = self._tenant.models, self._processor.desk
+        desk = self._processor.desk
         served = desk.fleet.models_for(self._tenant.name)
-        names = [n for n in served if allowed is None or n in allowed]
+        names = [n for n in served if self._tenant.may(n)]
         names += [n for n, f in desk.families.items() if members(f, self._tenant, desk.fleet)]
         listed = [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in names]
         return Answer(status=200, body=msgspec.json.encode({"object": "list", "data": listed}))
@@ -512,11 +536,16 @@ class Exchange:
 
 def _exceeds(length: str, bound: int) -> bool:
     """Whether a Content-Length says more than a bound; what is no number says nothing."""
-    digits = length.lstrip("0")
-    if not (digits.isascii() and digits.isdigit()):
-        return False
+    return _declared(length, -1) > bound
+
+
+def _declared(length: str, otherwise: int) -> int:
+    """What a Content-Length says, as far as numbers go here; what is no number says `otherwise`."""
+    if not (length.isascii() and length.isdigit()):
+        return otherwise
+    digits = length.lstrip("0") or "0"
     # By the number of digits first: Python refuses to read an integer of 4,301.
-    return len(digits) > len(str(bound)) or int(digits) > bound
+    return int(digits) if len(digits) <= LENGTH_DIGITS_MAX else 10**LENGTH_DIGITS_MAX
 
 
 def too_large(bound: int) -> Reject:

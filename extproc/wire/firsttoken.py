@@ -1,8 +1,7 @@
 """First-token events: Envoy tells the service that a stream's first chunk has come.
 
-Owns the call's reading and its counts. What a first token means is the desk's; and whether the call is
-Envoy's is the network's to see to, as with decisions: clients reach the listener alone, which has no
-way here, and the id in the call comes from the decision's own metadata.
+Owns the call's reading and its counts. What a first token means is the desk's. The id in the call comes
+from the decision's own metadata, sealed there: nobody else can make an event of a request.
 
 The event only speeds up what the access log says later, so that one which is lost, late, of an unknown
 request or sent twice does no harm.
@@ -15,6 +14,7 @@ from typing import Any
 
 from extproc.core.contract import REFUSED_HEADER, RESERVATION_HEADER
 from extproc.wire.processor import Processor
+from extproc.wire.seal import EVENT
 
 #: Takes a reservation's id and whether the engine refused; says whether it knew the request.
 FirstToken = Callable[[str, bool], bool]
@@ -29,16 +29,20 @@ class FirstTokens:
 
     async def receive(self, _: bytes, context: Any) -> bytes:
         """Take one event; answers empty, whatever becomes of it."""
-        reservation_id, refused = "", False
+        sealed, refused = "", False
         for name, value in context.invocation_metadata():
             if name == RESERVATION_HEADER:
-                reservation_id = value
+                sealed = value
             elif name == REFUSED_HEADER:
                 refused = True
         counts = self._processor.desk.counts
         counts["events.first_token"] += 1
         if refused:
             counts["events.refused"] += 1
+        reservation_id = self._processor.seal.opened(sealed, EVENT)
+        if reservation_id is None:
+            counts["events.forged"] += 1
+            return b""
         try:
             if self._first_token is None or not self._first_token(reservation_id, refused):
                 counts["events.unknown"] += 1

@@ -229,7 +229,7 @@ class PickerExchange(Exchange):
         headers = codec.read_headers(
             message,
             claim=directory.claim,
-            proxy_header=directory.proxy.header if directory.proxy is not None else None,
+            proxy=directory.proxy,
             trusted=picker_codec.TRUSTED if self._picker.settings.trust_headers else frozenset(),
         )
         self._values, self._only = headers.values, picker_codec.subset(message)
@@ -310,6 +310,7 @@ class PickerExchange(Exchange):
             decision.addresses,
             codec.told(
                 decision,
+                seal=self._processor.seal,
                 event_cluster=self._processor.event_cluster,
                 explained=self._explain,
                 carried=self._carried,
@@ -318,6 +319,7 @@ class PickerExchange(Exchange):
             without_keys=self._processor.directory.required,
             clear_route_cache=settings.clear_route_cache,
             as_json=self._as_json and not head,
+            engine_key=self._processor.engine_keys.get(decision.reservation.pool, ""),
         )
         more: list[bytes] = []
         if not head:

@@ -116,6 +116,7 @@ def goes(
     without_keys: bool,
     clear_route_cache: bool,
     as_json: bool,
+    engine_key: str = "",
 ) -> bytes:
     """The decision as the answer to the request's headers.
 
@@ -136,6 +137,8 @@ def goes(
     mutation.remove_headers.extend((SUBSET_KEY, LB_SERVED_KEY, ENCODING_HEADER))
     if without_keys:
         mutation.remove_headers.extend((AUTHORIZATION, API_KEY))
+    if engine_key:
+        set_header(mutation, AUTHORIZATION, f"Bearer {engine_key}")
     if length is not None:
         set_header(mutation, "content-length", str(length))
     if as_json:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from extproc.core.attempts import AttemptLimiter, network_of
 from extproc.core.bodies import BOUNDS, BodyBounds
 from extproc.core.desk import Desk
 from extproc.core.outcome import Reject, Routed
+from extproc.core.pace import Pace
 from extproc.core.refusals import RefusalBudget
 from extproc.core.request import Request
 from extproc.core.tenant import Directory, Evidence, Identity, Tenant
@@ -21,11 +23,20 @@ from extproc.observe.shadow import Recent
 from extproc.observe.tally import Tally
 from extproc.observe.tracing.journey import Journeys
 from extproc.wire.exchange import Exchange
+from extproc.wire.seal import Seal
 
 log = logging.getLogger(__name__)
 
 #: Bytes of refused bodies a minute for each tenant, where nothing is said.
 REFUSED_BYTES_PER_MINUTE = 64 * 1024 * 1024
+#: No engine asks for a key.
+NO_KEYS: Mapping[str, str] = MappingProxyType({})
+#: Bytes of large bodies a second for each tenant, where nothing is said.
+LARGE_BYTES_PER_SECOND = 32 * 1024 * 1024
+#: Envoy's patience, where nothing is said; and how long a large body may wait for its turn, of which the
+#: patience must leave as much again.
+DECISION_TIMEOUT_MS = 2_000
+PACE_WAIT_NS_MAX = 1_000_000_000
 #: Nanoseconds between two log lines about the same failing decision path.
 FAILURE_LOG_EVERY_NS = 1_000_000_000
 
@@ -47,6 +58,11 @@ class Processor:
         event_cluster: str = "",
         body_bounds: BodyBounds = BOUNDS,
         refused_bytes_per_minute: int = REFUSED_BYTES_PER_MINUTE,
+        engine_keys: Mapping[str, str] = NO_KEYS,
+        seal: Seal | None = None,
+        extra_routes: frozenset[str] = frozenset(),
+        large_bytes_per_second: int = LARGE_BYTES_PER_SECOND,
+        decision_timeout_ms: int = DECISION_TIMEOUT_MS,
     ) -> None:
         self.desk = desk
         self.directory = directory
@@ -54,14 +70,23 @@ class Processor:
         self.decisions_concurrent_max = decisions_concurrent_max
         self.body_bytes_max = body_bytes_max
         self.body_bounds = body_bounds
+        #: How fast large bodies are taken, and how long one may wait: Envoy waits for our answer meanwhile.
+        self.pace = Pace(large_bytes_per_second)
+        self.pace_wait_ns = min(PACE_WAIT_NS_MAX, decision_timeout_ms * 1_000_000 // 2)
+        #: The paths that are served beside the usual ones.
+        self.extra_routes = extra_routes
         #: What bodies that are refused may cost, by tenant.
         self.refusals = RefusalBudget(refused_bytes_per_minute)
+        #: The engines' own keys, by pool.
+        self.engine_keys = engine_keys
         self.clock = clock
         #: Envoy's cluster of this service alone, for first-token events; none when empty.
         self.event_cluster = event_cluster
         #: Unix time: keys are valid by the calendar.
         self.wall_clock = wall_clock
         self.attempts = attempts
+        #: What rides with requests is sealed with it; one of this process's own when left out.
+        self.seal = seal if seal is not None else Seal()
         #: Who failed to prove who they are is noted here.
         self.audit: AuditLog | None = None
         #: Who notes each request's way, for its spans; nobody when None.
@@ -77,6 +102,7 @@ class Processor:
         self.bodies_bytes = 0
         desk.on_release = self._released
         self._logged_ns = -FAILURE_LOG_EVERY_NS
+        self._forged_ns = -FAILURE_LOG_EVERY_NS
 
     def open(self) -> Exchange:
         """A new stream; `close` it when it ends, however it ends."""
@@ -124,7 +150,8 @@ class Processor:
         Many share an address (NAT, balancers): one's wrong keys must keep nobody else out.
         """
         directory, attempts, source = self.directory, self.attempts, evidence.source
-        # Behind a trusted proxy are many clients; one of them must not lock the others out.
+        # Behind a trusted proxy are many clients; one of them must not lock the others out. Where it says
+        # which of them it is, that one is counted.
         counted = attempts is not None and source != "" and evidence.guesses and directory.required
         if counted and directory.proxy is not None and directory.proxy.covers(source):
             counted = False
@@ -166,6 +193,18 @@ class Processor:
             self.desk.counts["bound.refused_bytes_per_minute"] += 1
         return wait_s
 
+    def paced(self, tenant: str, source: str, body_bytes: int) -> float | Reject:
+        """How many seconds a large body is to wait before Envoy reads it; a 429 where that is too long."""
+        now_ns = self.clock()
+        sender = self._sender(tenant, source)
+        wait_ns = self.pace.take(sender, body_bytes, most_ns=self.pace_wait_ns, now_ns=now_ns)
+        if wait_ns <= self.pace_wait_ns:
+            return wait_ns / 1e9
+        self.desk.counts["bound.large_bytes_per_second"] += 1
+        message = "this tenant sends large bodies faster than they are read"
+        retry_after_s = -(-wait_ns // 1_000_000_000)
+        return Reject(status=429, code="overloaded", message=message, retry_after_s=retry_after_s)
+
     def _sender(self, tenant: str, source: str) -> str:
         # Where nobody is asked who they are all are one tenant: addresses are told apart instead.
         return tenant if self.directory.required else f"{tenant} {network_of(source)}"
@@ -179,6 +218,24 @@ class Processor:
         pool = self.desk.fleet.pool_for(model, tenant.name)
         if pool is not None:
             self.recent.refused(request, tenant.name, key, model, pool, now_ns=self.clock())
+
+    def engine_for(self, model: str | None, tenant: Tenant) -> str:
+        """What the replicas run that would serve a model; "" where none does."""
+        name = model or tenant.default_model or self.desk.default_model
+        pool = self.desk.fleet.pool_for(name, tenant.name)
+        # Of a model that is not this tenant's nothing is told, the engine's way to refuse included.
+        return pool.engine if pool is not None and tenant.may(name) else ""
+
+    def forged(self) -> None:
+        """Count a record or an event of no decision that is known here, and say it now and then."""
+        self.desk.counts["settled.forged"] += 1
+        now_ns = self.clock()
+        if now_ns - self._forged_ns >= FAILURE_LOG_EVERY_NS:
+            self._forged_ns = now_ns
+            log.warning(
+                "a record of no decision of ours was not taken: forged, or of a service that shares neither "
+                "service.token_file nor Redis with this one"
+            )
 
     def failed(self, error: Exception, what: str) -> None:
         """Count an exception of ours, and log it now and then with its traceback."""

@@ -7,68 +7,44 @@ another transport can stand here without touching what decides.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from extproc._pb import health_pb2
 from extproc.core.contract import EVENT_METHOD, EVENT_SERVICE
 from extproc.core.desk import AskQuota
 from extproc.core.outcome import Outcome
 from extproc.wire import accesslog
+from extproc.wire.bind import BindError, bind
 from extproc.wire.codec import Reply
 from extproc.wire.exchange import Exchange
 from extproc.wire.firsttoken import FirstToken, FirstTokens
+from extproc.wire.gate import TokenGate
+from extproc.wire.health import HEALTH, Health
 from extproc.wire.picker import Picker
 from extproc.wire.processor import Processor
+
+__all__ = ["ACCESS_LOG", "EXT_PROC", "HEALTH", "BindError", "Server"]
 
 log = logging.getLogger(__name__)
 
 EXT_PROC = "envoy.service.ext_proc.v3.ExternalProcessor"
 ACCESS_LOG = "envoy.service.accesslog.v3.AccessLogService"
-HEALTH = "grpc.health.v1.Health"
-STATUS = "steersman.status.v1.Status"
-
-#: The picker protocol's health names: the process answers; it knows its endpoints and does not drain.
-LIVENESS, READINESS = "liveness", "readiness"
-#: The health service answers for these names; the empty one is the server as a whole.
-HEALTH_NAMES = frozenset({"", EXT_PROC, LIVENESS, READINESS})
-#: How often a watched readiness is looked at.
-WATCH_S = 0.25
 #: A gRPC message may be larger than the body it carries by this much (headers, framing).
 MESSAGE_SLACK_BYTES = 1024 * 1024
-
-#: An operator's order: bytes in, bytes out; what takes longer is awaited.
-Command = Callable[[bytes], bytes | Awaitable[bytes]]
-
-#: How long a unix socket may take to accept before it counts as somebody's.
-PROBE_S = 0.5
-
-_SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING).SerializeToString()
-_NOT_SERVING = health_pb2.HealthCheckResponse(
-    status=health_pb2.HealthCheckResponse.NOT_SERVING
-).SerializeToString()
-_UNKNOWN = health_pb2.HealthCheckResponse(
-    status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-).SerializeToString()
-
-
-class BindError(OSError):
-    """An address cannot be listened on; the message names it and the mend."""
+#: What is called without a token: health tells nothing else, and events are sealed.
+OPEN_TO_ALL = (HEALTH, EVENT_SERVICE)
 
 
 class Server:
-    """ext_proc, access log, first-token events, health and status on one grpc.aio server.
+    """ext_proc, access log, first-token events and health on one grpc.aio server: what Envoy needs, no more.
 
-    `handlers` are further generic RPC handlers (ADS); `commands` are operators' orders, served beside the
-    status as unary methods of bytes. `picker` serves the endpoint-picker protocol on the same port; `ready`
-    says whether whoever is told of endpoints has told all, for the health name of that protocol.
+    `handlers` are further generic RPC handlers (ADS). `picker` serves the endpoint-picker protocol on the
+    same port; `ready` says whether whoever is told of endpoints has told all, for its health name.
+    `tokens`: one of them has to be shown, where there are any. `credentials` are TLS's.
     """
 
     def __init__(
@@ -76,21 +52,22 @@ class Server:
         processor: Processor,
         *,
         settle: Callable[[Outcome], None],
-        status: Callable[[], bytes],
         message_bytes_max: int,
         handlers: Sequence[Any] = (),
-        commands: Mapping[str, Command] | None = None,
         first_token: FirstToken | None = None,
         picker: Picker | None = None,
         ready: Callable[[], bool] = lambda: True,
+        tokens: Collection[bytes] = (),
+        credentials: Any = None,
     ) -> None:
         self.processor = processor
+        self.health = Health((EXT_PROC,), ready)
         self._picker = picker
-        self._ready_to_serve = ready
         self._settle = settle
-        self._status = status
-        self._draining = asyncio.Event()
+        self._credentials = credentials
+        gate = TokenGate(tokens, open_to_all=OPEN_TO_ALL, refused=self._refused)
         self._server = grpc.aio.server(
+            interceptors=[gate] if tokens else [],
             options=[
                 ("grpc.max_receive_message_length", message_bytes_max + MESSAGE_SLACK_BYTES),
                 # Two services on one port would share its connections by chance.
@@ -100,7 +77,7 @@ class Server:
                 # An Envoy that hangs is let go, and with it what decisions wait for it to accept.
                 ("grpc.keepalive_time_ms", 10_000),
                 ("grpc.keepalive_timeout_ms", 5_000),
-            ]
+            ],
         )
         events = FirstTokens(processor, first_token)
         self._server.add_generic_rpc_handlers(
@@ -110,16 +87,7 @@ class Server:
                 _service(
                     EVENT_SERVICE, **{EVENT_METHOD: grpc.unary_unary_rpc_method_handler(events.receive)}
                 ),
-                _service(
-                    HEALTH,
-                    Check=grpc.unary_unary_rpc_method_handler(self._health_check),
-                    Watch=grpc.unary_stream_rpc_method_handler(self._health_watch),
-                ),
-                _service(
-                    STATUS,
-                    Get=grpc.unary_unary_rpc_method_handler(self._get_status),
-                    **{name: _command(name, call) for name, call in (commands or {}).items()},
-                ),
+                self.health.handler(),
                 *handlers,
             )
         )
@@ -127,31 +95,16 @@ class Server:
     async def start(self, addresses: Sequence[str]) -> list[str]:
         """Listen; returns the addresses with the real ports. Raises BindError."""
         try:
-            bound = [self._bind(address) for address in addresses]
+            bound = [bind(self._server, each, credentials=self._credentials) for each in addresses]
         except BindError:
             await self._server.stop(None)  # lets go of the addresses bound before
             raise
         await self._server.start()
         return bound
 
-    def _bind(self, address: str) -> str:
-        if address.startswith("unix:"):
-            path = Path(address.removeprefix("unix:"))
-            if not path.parent.is_dir():
-                raise BindError(f"cannot listen on {address}: {path.parent} is not a folder; make it first")
-            # grpc replaces any socket it finds: right for one left by a killed predecessor, but a living
-            # one would go on without its clients and know nothing of it.
-            if path.is_socket() and _answers(path):
-                raise BindError(_taken(address))
-        try:
-            port = self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise BindError(_taken(address)) from error
-        return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
-
     async def drain(self, timeout_s: float, *, quiet_s: float = 0.0) -> None:
         """Say NOT_SERVING, serve what still comes, stop when it was quiet for so long or time is up."""
-        self._draining.set()
+        self.health.draining.set()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         quiet_since = loop.time()
@@ -197,6 +150,8 @@ class Server:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a ProcessingRequest")
             if reply.ask is not None:
                 reply = await self._asked(exchange, reply.ask)
+            if reply.after_s:
+                await asyncio.sleep(reply.after_s)
             await _send(reply, exchange, context)
             if reply.wait:
                 # A client that leaves meanwhile cancels this call, and `close` gives the wait up.
@@ -227,11 +182,17 @@ class Server:
     async def _access_log(self, messages: AsyncIterator[bytes], _: Any) -> bytes:
         async for data in messages:
             try:
-                for outcome in accesslog.read(data):
+                for outcome in accesslog.read(
+                    data, self.processor.seal, failed=self._lost_record, forged=self.processor.forged
+                ):
                     self._settle_one(outcome)
             except Exception as error:  # noqa: BLE001 (a bad message must not end the stream of good ones)
                 self.processor.failed(error, "access log")
         return b""
+
+    def _lost_record(self, error: Exception) -> None:
+        """A record of the access log that cannot be read; its reservation expires."""
+        self.processor.failed(error, "access log")
 
     def _settle_one(self, outcome: Outcome) -> None:
         try:
@@ -239,34 +200,8 @@ class Server:
         except Exception as error:  # noqa: BLE001 (nor must a bad record lose the others of its message)
             self.processor.failed(error, "settling")
 
-    def _health(self, request: bytes) -> bytes:
-        name = health_pb2.HealthCheckRequest.FromString(request).service
-        if name not in HEALTH_NAMES:
-            return _UNKNOWN
-        if name == LIVENESS:
-            return _SERVING
-        serves = not self._draining.is_set() and (name != READINESS or self._ready_to_serve())
-        return _SERVING if serves else _NOT_SERVING
-
-    async def _health_check(self, request: bytes, context: Any) -> bytes:
-        answer = self._health(request)
-        if answer is _UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
-        return answer
-
-    async def _health_watch(self, request: bytes, _: Any) -> AsyncIterator[bytes]:
-        told = self._health(request)
-        yield told
-        while not self._draining.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(WATCH_S if told is _NOT_SERVING else None):
-                    await self._draining.wait()
-            if (now := self._health(request)) is not told:
-                told = now
-                yield told
-
-    async def _get_status(self, _: bytes, __: Any) -> bytes:
-        return self._status()
+    def _refused(self) -> None:
+        self.processor.desk.counts["calls.unauthenticated"] += 1
 
 
 async def _send(reply: Reply, exchange: Exchange, context: Any) -> None:
@@ -277,37 +212,6 @@ async def _send(reply: Reply, exchange: Exchange, context: Any) -> None:
         await context.write(data)
     if reply.end or reply.reservation_id:
         exchange.delivered()
-
-
-def _taken(address: str) -> str:
-    return f"cannot listen on {address}: it is taken or not this machine's; free it or change service.listen"
-
-
-def _answers(path: Path) -> bool:
-    """Whether somebody listens on a unix socket; its file alone says nothing."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(PROBE_S)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:
-            return True  # no answer in time, or no right to ask: not ours to remove
-    return True
-
-
-def _command(name: str, call: Command) -> Any:
-    """An operator's order as a unary method; what it cannot read is the caller's mistake."""
-
-    async def serve(request: bytes, context: Any) -> bytes:
-        try:
-            answer = call(request)
-            return answer if isinstance(answer, bytes) else await answer
-        except ValueError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{name}: {error}")
-            raise AssertionError("abort raises") from error
-
-    return grpc.unary_unary_rpc_method_handler(serve)
 
 
 def _service(name: str, **methods: Any) -> Any:

@@ -1,7 +1,8 @@
 """The ticket: a reservation in one string that rides with the request as dynamic metadata.
 
 It comes back in the access log record, so that any process can settle the request from the record
-alone. Clients can neither read nor write dynamic metadata.
+alone. Clients can neither read nor write dynamic metadata; and since others may reach the port that takes
+records, a ticket is sealed (wire/seal.py).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from extproc.core.outcome import Reservation
+from extproc.wire.seal import TICKET, Seal
 
 
 class _Ticket(msgspec.Struct, array_like=True, frozen=True):
@@ -41,9 +43,12 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(_Ticket)
 
 
-def write(reservation: Reservation) -> str:
+def write(reservation: Reservation, seal: Seal) -> str:
     """A reservation as a ticket."""
-    r = reservation
+    return seal.sealed(_text(reservation), TICKET)
+
+
+def _text(r: Reservation) -> str:
     return _encoder.encode(
         (
             r.id,
@@ -71,8 +76,11 @@ def write(reservation: Reservation) -> str:
     ).decode()
 
 
-def read(text: str) -> Reservation | None:
+def read(sealed: str, seal: Seal) -> Reservation | None:
     """The reservation of a ticket; None when the text is no ticket of ours."""
+    text = seal.opened(sealed, TICKET)
+    if text is None:
+        return None
     try:
         t = _decoder.decode(text)
     except (msgspec.DecodeError, RecursionError):

@@ -9,6 +9,7 @@ from typing import Any
 from extproc.admin.hub import DECISIONS_PER_ROUND, QUEUE_MAX, Client
 
 Stand = Callable[..., None]
+READER, WRITER = "reader-token-0123456789", "writer-token-0123456789"
 
 
 async def until(events: Any, wanted: Callable[[str, Any], bool]) -> tuple[str, str, Any]:
@@ -82,6 +83,35 @@ def test_a_page_that_comes_back_gets_what_it_missed(stand: Stand) -> None:
                 assert (await anext(events))[1] == "snapshot"
 
     stand(body)
+
+
+def test_so_many_pages_of_one_client(stand: Stand, tokens: str) -> None:
+    """A token has its places, whoever shows it, and another token has its own."""
+
+    async def body(port: Any) -> None:
+        async with port.events(READER) as first:
+            await anext(first)
+            status, found = await port.get("api/v1/events", READER)
+            assert (status, found["error"]["code"]) == (429, "busy")
+            async with port.events(WRITER) as other:
+                assert (await anext(other))[1] == "snapshot"
+        while port.app.administering.server.pages:  # noqa: ASYNC110 (a connection's end is another's event)
+            await asyncio.sleep(0.05)
+        async with port.events(READER) as again:
+            assert (await anext(again))[1] == "snapshot"
+
+    stand(body, ", events_per_client_max: 1" + tokens)
+
+
+def test_so_many_pages_of_one_address(stand: Stand) -> None:
+    """Who shows no token is told apart by the address."""
+
+    async def body(port: Any) -> None:
+        async with port.events() as first:
+            await anext(first)
+            assert (await port.get("api/v1/events"))[0] == 429
+
+    stand(body, ", events_per_client_max: 1")
 
 
 def test_so_many_pages_and_no_more(stand: Stand) -> None:

@@ -57,12 +57,20 @@ def test_answers_are_as_described(stand: Stand) -> None:
         )
         port.app.administering._pulse.step(now_ns=port.app.clock() + 2_000_000_000)
         values = {"address": waiting.address, "name": "acme", "id": waiting.id}
+        bodies: dict[str, dict[str, Any]] = {
+            "order_Tenant": {"name": "acme"},
+            "order_Shadow": {"tenant": "acme", "quota": {"requests_per_minute": 1}},
+            "order_Explain": {"id": waiting.id},
+            "order_Drain": {"address": waiting.address, "draining": False},
+            "order_ClearFaults": {"address": waiting.address},
+            "order_Credit": {"tenant": "acme", "why": "a test", "everything": True},
+        }
         seen = set()
         for path, methods in paths.items():
             for method, about in methods.items():
                 if about["operationId"] in ("events", "start_experiment", "stop_experiment"):
                     continue
-                given = {} if method == "post" else None
+                given = bodies.get(about["operationId"], {}) if method == "post" else None
                 at = path.format(**values).removeprefix("/")
                 status, found = await port.ask(method.upper(), at, body=given)
                 answer = about["responses"][str(status)]

@@ -28,6 +28,21 @@ EXPERIMENT = {
 }
 
 
+def test_an_order_nested_without_end(stand: Stand, tokens: str) -> None:
+    """Its sender's mistake, with no traceback of ours."""
+
+    async def body(port: Any) -> None:
+        deep = b'{"experiment":' + b'{"a":' * 5_000
+        headers = {"Authorization": f"Bearer {WRITER}", "Content-Type": "application/json"}
+        url = port.url + "api/v1/experiments/x/start"
+        async with port.session.post(url, data=deep, headers=headers) as answer:
+            found = await answer.json()
+        assert (answer.status, found["error"]["code"]) == (400, "bad_request")
+        assert not port.app.desk.counts["exception.admin /api/v1/experiments/x/start"]
+
+    stand(body, tokens)
+
+
 def test_a_drain_there_and_back(stand: Stand, tokens: str, tmp_path: Path) -> None:
     """By a writer's token; the audit log has whose it was, and who was denied."""
     audit = tmp_path / "audit.jsonl"

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from rows import Row
 
-from extproc.core.request import ROUTES, Request, parse, prefix_of
+from extproc.core.reading import parse
+from extproc.core.request import ROUTES, Request, prefix_of
 
 BODY_BYTES = 4 * 1024 * 1024 - 64
 AIM_MS = 20.0

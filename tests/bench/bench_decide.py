@@ -14,7 +14,8 @@ from extproc.core.decide import decide
 from extproc.core.desk import Desk, DeskLimits
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Outcome, Reject, Routed
-from extproc.core.request import Dialect, Kind, Request, find_route, parse
+from extproc.core.reading import parse
+from extproc.core.request import Dialect, Kind, Request, find_route
 from extproc.core.tenant import ANONYMOUS, Directory
 from extproc.observe.tally import Tally
 from extproc.wire.processor import Processor

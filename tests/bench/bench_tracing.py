@@ -19,7 +19,8 @@ from extproc._pb import access_log_pb2
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.config.tracing import OpenTelemetry
 from extproc.core.outcome import Outcome, Reject
-from extproc.core.request import find_route, parse
+from extproc.core.reading import parse
+from extproc.core.request import find_route
 from extproc.core.tenant import ANONYMOUS
 from extproc.observe.tracing.journey import Decided, Ended, Journeys, Note
 from extproc.observe.tracing.pipeline import SPANS_AT_ONCE, Pipeline
@@ -27,9 +28,11 @@ from extproc.observe.tracing.semconv import RELEASES
 from extproc.observe.tracing.spans import Span, Spans
 from extproc.wire import accesslog, codec, ticket
 from extproc.wire.processor import Processor
+from extproc.wire.seal import Seal
 
 AIM_US = 20.0
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+SEAL = Seal()
 METADATA = (("user-agent", "envoy"), ("traceparent", PARENT), ("x-request-id", "0b5ee4f6"))
 
 
@@ -99,18 +102,22 @@ def _noting_us(flags: str) -> tuple[float, float]:
         return notes_us, 0.0
 
     def message(trace: str) -> bytes:
-        return codec.routed(routed, "request_body", carried=trace)
+        return codec.routed(routed, "request_body", seal=SEAL, carried=trace)
 
     def record(trace: str) -> bytes:
         log = access_log_pb2.StreamAccessLogsMessage()
         fields = log.http_logs.log_entry.add().common_properties.metadata.filter_metadata["steersman"]
-        fields.update({"ticket": ticket.write(routed.reservation), **({"trace": trace} if trace else {})})
+        sealed = ticket.write(routed.reservation, SEAL)
+        fields.update({"ticket": sealed, **({"trace": trace} if trace else {})})
         return log.SerializeToString()
+
+    def read(data: bytes) -> list[Outcome]:
+        return list(accesslog.read(data, SEAL))
 
     bare, full = record(""), record(carried)
     return notes_us, (
         max(0.0, cpu_us(lambda: message(carried)) - cpu_us(lambda: message("")))
-        + max(0.0, cpu_us(lambda: list(accesslog.read(full))) - cpu_us(lambda: list(accesslog.read(bare))))
+        + max(0.0, cpu_us(lambda: read(full)) - cpu_us(lambda: read(bare)))
     )
 
 

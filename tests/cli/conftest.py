@@ -10,38 +10,39 @@ import pytest
 
 from extproc.app import App
 from extproc.config.load import loads
-from extproc.supervise.ports import free_ports
 from tests.stand.waits import PATIENCE_S
 
 ADDRESS = "10.9.9.1:8000"
 CONFIG = """
 gateway: {{auth: none}}
-service: {{listen: ['127.0.0.1:{port}'], drain_s: 0}}
+service: {{listen: ['{listen}'], drain_s: 0}}
 pools: [{{name: chat, models: [m], endpoints: [{{address: '{address}', zone: z}}]}}]
 """
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[str]:
-    """A service's address."""
-    port = free_ports(1)[0]
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service's address: where commands find it whatever their environment says of folders."""
+    address = f"unix:{tmp_path_factory.mktemp('service')}/s.sock"
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
     async def start() -> App:
-        app = App(loads(CONFIG.format(port=port, address=ADDRESS)))
+        app = App(loads(CONFIG.format(listen=address, address=ADDRESS)))
         await app.start()
         return app
 
     async def stop(app: App) -> None:
         assert app.server is not None
+        assert app.orders_server is not None
         await app.roster.stop()
         await app.operating.stop()
         await app.server.drain(0.0)
+        await app.orders_server.stop()
 
     app = asyncio.run_coroutine_threadsafe(start(), loop).result(PATIENCE_S)
-    yield f"127.0.0.1:{port}"
+    yield address
     asyncio.run_coroutine_threadsafe(stop(app), loop).result(PATIENCE_S)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()

@@ -27,6 +27,12 @@ Results go to standard output, everything else to standard error. `--json` print
 and progress are shown only on a terminal; `NO_COLOR` turns colours off. `STEERSMAN_CONFIG` stands in for
 `-f`, `STEERSMAN_ADDRESS` for `--address`.
 
+A service of this machine is found by what it listens at (`service.listen`): its operators' socket is beside a
+unix socket, and for a port in a private folder of its user (`$XDG_RUNTIME_DIR/steersman`, else
+`/tmp/steersman-UID`). Only that user and root may open it. `--address unix:…orders.sock` names it itself.
+From another machine `--address https://host:9090` is the admin port; the token comes from `STEERSMAN_TOKEN`,
+further authorities from `SSL_CERT_FILE`.
+
 (To make this page again: `STEERSMAN_UPDATE_DOCS=1 .venv/bin/pytest tests/cli/test_cli_docs.py`.)
 """
 COMPLETION = """## Completion

@@ -165,7 +165,7 @@ def test_families_train_says_what_is_wrong(tmp_path: Path) -> None:
     labelled, out = tmp_path / "l.jsonl", tmp_path / "w.json"
     labelled.write_text(
         '{"label": "simple", "prompt": "x"}\n\n{"label": "odd", "prompt": "x"}\n{"label": 2, "prompt": "x"}\n'
-        '{"label": 0.5, "body": {"messages": []}}\n[1]\n'
+        '{"label": 0.5, "body": {"model": "m"}}\n[1]\n'
     )
     result = CliRunner().invoke(group, ["families", "train", str(labelled), "--out", str(out)])
     assert result.exit_code == 2

@@ -139,6 +139,10 @@ class Service:
     publisher: AdsPublisher | None = None
     records: list[Seen] = field(default_factory=list)
     decided: list[dict[str, str]] = field(default_factory=list)
+    #: The next health answer, and all that are asked for meanwhile, come so late; since when they do.
+    late_s: float = 0.0
+    late_from_s: float = 0.0
+    asked: list[dict[str, str]] = field(default_factory=list)
     #: The headers of each first-token event, and its message.
     events: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     server: Any = None
@@ -183,6 +187,9 @@ class Service:
         await self.server.stop(0)
 
     async def health(self, request: Any, context: Any) -> Any:
+        if self.late_s and not self.late_from_s:
+            self.late_from_s = time.monotonic()
+        await asyncio.sleep(max(0.0, self.late_from_s + self.late_s - time.monotonic()))
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 
     async def event(self, message: bytes, context: Any) -> bytes:
@@ -199,6 +206,12 @@ class Service:
         async for message in messages:
             if message.WhichOneof("request") == "request_headers":
                 headers = {h.key: h.raw_value.decode() for h in message.request_headers.headers.headers}
+                # Who asks is all that is asked: the body asks for the decision.
+                config = message.protocol_config
+                if message.HasField("protocol_config") and config.request_body_mode == config.NONE:
+                    self.asked.append(headers)
+                    yield _empty()
+                    return
                 if not message.request_headers.end_of_stream:
                     yield _empty()
                     continue
@@ -401,7 +414,7 @@ class Gateway:
             time.sleep(0.001)
 
     def call(
-        self, path: str = "/generate", body: bytes = b"{}", *, headers: dict[str, str] | None = None
+        self, path: str = "/generate", body: Any = b"{}", *, headers: dict[str, str] | None = None
     ) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         with contextlib.closing(connection):

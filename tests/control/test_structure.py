@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from extproc.config.load import loads
-from extproc.control import filters, replies, routes
+from extproc.control import filters, identity, replies, routes
 from extproc.control.bootstrap import render_bootstrap, to_json
 from extproc.control.resources import Mode, load_assignment, pool_cluster, pool_clusters
 from extproc.core import contract
@@ -48,6 +48,23 @@ def manager(rendered: dict[str, Any]) -> Any:
     return chain["filters"][0]["typed_config"]
 
 
+def http_filter(rendered: dict[str, Any], name: str) -> Any:
+    return next(each["typed_config"] for each in manager(rendered)["http_filters"] if each["name"] == name)
+
+
+def decides(rendered: dict[str, Any]) -> Any:
+    return http_filter(rendered, "envoy.filters.http.ext_proc")
+
+
+def asks(rendered: dict[str, Any]) -> Any:
+    return http_filter(rendered, identity.IDENTITY_FILTER)["extension_config"]["typed_config"]
+
+
+def route(rendered: dict[str, Any], name: str) -> Any:
+    routes_ = manager(rendered)["route_config"]["virtual_hosts"][0]["routes"]
+    return next(each for each in routes_ if each["name"] == name)
+
+
 def cluster(rendered: dict[str, Any], name: str) -> Any:
     return next(each for each in rendered["static_resources"]["clusters"] if each["name"] == name)
 
@@ -62,12 +79,12 @@ def test_every_header_of_the_contract_is_stripped_first() -> None:
 def test_filters_stand_in_the_order_that_the_response_needs() -> None:
     """Backwards: usage is read before it is taken out, and a JSON body is timed before it is held back."""
     names = [each["name"].rpartition(".")[2] for each in manager(tree())["http_filters"]]
-    assert names == ["buffer", "ext_proc", "json_to_metadata", "lua", "sse_to_metadata", "router"]
+    assert names == ["identity", "buffer", "ext_proc", "json_to_metadata", "lua", "sse_to_metadata", "router"]
 
 
 def test_no_response_byte_goes_to_the_service() -> None:
     """Law 2: decide, then leave."""
-    decision = manager(tree())["http_filters"][1]["typed_config"]
+    decision = decides(tree())
     mode = decision["processing_mode"]
     assert mode["request_header_mode"] == "SEND"
     assert mode["request_body_mode"] == "BUFFERED"
@@ -155,7 +172,8 @@ def test_failure_mode_decides_what_an_undecided_request_gets() -> None:
     assert last["direct_response"]["status"] == 503
     last = manager(opened)["route_config"]["virtual_hosts"][0]["routes"][-1]
     assert last["route"]["cluster"] == "away.chat/standard"
-    assert manager(opened)["http_filters"][1]["typed_config"]["failure_mode_allow"] is True
+    assert decides(opened)["failure_mode_allow"] is True
+    assert asks(opened)["failure_mode_allow"] is True
 
 
 @pytest.mark.parametrize(
@@ -171,7 +189,7 @@ def test_failure_mode_decides_what_an_undecided_request_gets() -> None:
 def test_one_timer_bounds_a_try(first_ms: int, idle_ms: int, timer: str, route_s: int) -> None:
     """Envoy's two do not work together, and a try must time out before the stream does."""
     rendered = tree(f"first_byte_timeout_ms: {first_ms}, stream_idle_timeout_ms: {idle_ms}, retries: 2")
-    action = manager(rendered)["route_config"]["virtual_hosts"][0]["routes"][0]["route"]
+    action = route(rendered, "decided")["route"]
     timers = {key: value for key, value in action["retry_policy"].items() if key.startswith("per_try")}
     assert timers == {timer: f"{first_ms // 1000}s"}
     assert action["idle_timeout"] == f"{route_s}s"
@@ -181,9 +199,12 @@ def test_one_timer_bounds_a_try(first_ms: int, idle_ms: int, timer: str, route_s
 def test_the_body_bound_is_the_buffer_filters() -> None:
     """The other limits are larger: they also bound answers."""
     rendered = tree("body_bytes_max: 123456")
-    assert manager(rendered)["http_filters"][0]["typed_config"]["max_request_bytes"] == 123456
+    assert http_filter(rendered, "envoy.filters.http.buffer")["max_request_bytes"] == 123456
+    host = manager(rendered)["route_config"]["virtual_hosts"][0]
+    assert int(host["request_body_buffer_limit"]) == routes.JSON_ANSWER_BYTES_MAX
+    # What a stranger can make Envoy hold while who it is is asked.
     (listener,) = rendered["static_resources"]["listeners"]
-    assert listener["per_connection_buffer_limit_bytes"] == routes.JSON_ANSWER_BYTES_MAX
+    assert listener["per_connection_buffer_limit_bytes"] == 64 * 1024
 
 
 def test_debug_headers_only_when_asked() -> None:
@@ -291,14 +312,17 @@ def test_what_envoy_does_without_the_service() -> None:
     table = manager(tenants_tree())["route_config"]["virtual_hosts"][0]["routes"]
     served = {route["name"]: route["route"].get("cluster") for route in table if "route" in route}
     assert served == {
+        "decided.batch.whole": None,
         "decided.batch": None,
+        "decided.whole": None,
         "decided": None,
         "away.a.proxy": "away.chat/premium",
         "away.a.uri": "away.chat/premium",
         "away.a.dns": "away.chat/premium",
         "away.a.jwt": "away.chat/premium",
     }
-    assert table[0]["route"]["retry_policy"]["num_retries"] == 0
+    batch = next(each for each in table if each["name"] == "decided.batch")
+    assert batch["route"]["retry_policy"]["num_retries"] == 0
     assert table[-1]["direct_response"]["status"] == 503
     assert all("typed_per_filter_config" in route for route in table if route["name"].startswith("away."))
 
@@ -335,12 +359,13 @@ def test_a_proxys_header_stays_in_its_own_chain() -> None:
 def test_a_token_is_verified_but_refused_by_the_service_alone() -> None:
     """So that API keys share its header and failed attempts are counted."""
     names = [each["name"].rpartition(".")[2] for each in manager(tenants_tree())["http_filters"]]
-    assert names[:4] == ["jwt_authn", "buffer", "ext_proc", "local_ratelimit"]
+    assert names[:5] == ["jwt_authn", "identity", "buffer", "ext_proc", "local_ratelimit"]
     tokens = manager(tenants_tree())["http_filters"][0]["typed_config"]
     (provider,) = tokens["providers"].values()
     assert provider["from_headers"] == [{"name": "Authorization", "value_prefix": "Bearer "}]
     (rule,) = tokens["rules"]
     assert rule["requires"]["requires_any"]["requirements"][1] == {"allow_missing_or_failed": {}}
-    decision = manager(tenants_tree())["http_filters"][2]["typed_config"]
-    assert decision["request_attributes"] == [contract.SOURCE_ATTRIBUTE, *contract.SAN_ATTRIBUTES]
-    assert decision["metadata_options"]["forwarding_namespaces"]["untyped"] == [contract.JWT_NAMESPACE]
+    attributes = [contract.SOURCE_ATTRIBUTE, *contract.SAN_ATTRIBUTES, contract.SUBJECT_ATTRIBUTE]
+    for each in (decides(tenants_tree()), asks(tenants_tree())):
+        assert each["request_attributes"] == attributes
+        assert each["metadata_options"]["forwarding_namespaces"]["untyped"] == [contract.JWT_NAMESPACE]

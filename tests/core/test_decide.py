@@ -19,10 +19,12 @@ S = 1_000_000_000
 CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
 
 
-def fleet_of(*permits: int, strategy: str = "least_work") -> Fleet:
+def fleet_of(*permits: int, strategy: str = "least_work", engine: str = "tgi") -> Fleet:
     """One pool `p` of model `m`, with an endpoint for each number of permits."""
     endpoints = tuple((f"10.0.0.{i}:80", "", most) for i, most in enumerate(permits))
-    return Fleet([PoolSpec(name="p", models=("m", "alias"), strategy=strategy, endpoints=endpoints)])
+    return Fleet(
+        [PoolSpec(name="p", models=("m", "alias"), strategy=strategy, endpoints=endpoints, engine=engine)]
+    )
 
 
 def ask(fleet: Fleet, request: Request = CHAT, tenant: Tenant = ANONYMOUS, **changes: Any) -> Routed | Reject:
@@ -99,12 +101,16 @@ def test_an_unknown_model() -> None:
 
 
 def test_a_model_not_allowed() -> None:
-    """403 for a model that is served, but not to this tenant; its alias is another name."""
+    """A model that is served, but not to this tenant, is as if it were nowhere; its alias is another name."""
     tenant = Tenant(name="t", models=frozenset({"alias"}))
     answer = rejected(fleet_of(8), replace(CHAT, model="m"), tenant)
-    assert (answer.status, answer.code) == (403, "model_not_allowed")
+    nowhere = rejected(fleet_of(8), replace(CHAT, model="x"), tenant)
+    assert (answer.status, answer.code) == (404, "model_not_found")
+    assert replace(answer, message=answer.message.replace("'m'", "'x'")) == nowhere
     assert routed(fleet_of(8), replace(CHAT, model="alias"), tenant).reservation.model == "alias"
-    assert rejected(fleet_of(8), replace(CHAT, model="m"), Tenant(name="t", models=frozenset())).status == 403
+    assert rejected(fleet_of(8), replace(CHAT, model="m"), Tenant(name="t", models=frozenset())).status == 404
+    unnamed = rejected(fleet_of(8), replace(CHAT, model=None), tenant, default_model="m")
+    assert "'m'" not in unnamed.message
 
 
 def test_full() -> None:
@@ -117,12 +123,27 @@ def test_full() -> None:
 
 
 def test_more_sequences_than_any_endpoint_takes() -> None:
-    """What can never fit is the client's mistake, not a matter of waiting."""
+    """What TGI can never take is the client's mistake, in TGI's own status, and no matter of waiting."""
     answer = rejected(fleet_of(4, 2), replace(CHAT, sequences=5))
     assert (answer.status, answer.message) == (
-        400,
+        422,
         "5 sequences are asked for; a replica takes at most 4 at once",
     )
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "llamacpp"])
+def test_a_batch_larger_than_any_endpoint(engine: str) -> None:
+    """Engines that queue what is above their slots are given it, the largest replica to itself."""
+    fleet = fleet_of(4, 2, engine=engine)
+    decision = routed(fleet, replace(CHAT, sequences=5))
+    assert decision.addresses == ("10.0.0.0:80",)
+    # All of them are in the books: what it may be charged goes by them.
+    assert decision.reservation.permits == 5
+    fleet.endpoints[0].permits = 1
+    answer = rejected(fleet, replace(CHAT, sequences=5))
+    assert (answer.status, answer.code) == (429, "overloaded")
+    fleet.endpoints[0].ready = False
+    assert routed(fleet, replace(CHAT, sequences=5)).addresses == ("10.0.0.1:80",)
 
 
 def test_none_ready() -> None:
@@ -226,3 +247,17 @@ def test_failures_in_a_burst_count_once() -> None:
     assert endpoint.suspect_until_ns == (1_000 + 3_900 + 30) * S
     endpoint.succeeded()
     assert (endpoint.failures, endpoint.suspect_until_ns) == (0, 0)
+
+
+def test_nothing_is_predicted_to_cost_nothing() -> None:
+    """It would pass a quota that is spent: an answer has a token for each sequence, and a prompt has one."""
+    fleet = fleet_of(8)
+    for _ in range(200):
+        fleet.pools["p"].lengths.saw("t", "m", None, 0)
+    tenant = Tenant(name="t")
+    empty = replace(CHAT, prompt_bytes=0, max_new_tokens=None, segments=(), sequences=3)
+    reservation = routed(fleet, empty, tenant).reservation
+    assert (reservation.input_tokens, reservation.output_tokens) == (1, 3)
+    assert routed(fleet, replace(empty, max_new_tokens=0), tenant).reservation.output_tokens == 0
+    free = routed(fleet, replace(empty, kind=Kind.TOKENIZE), tenant).reservation
+    assert (free.input_tokens, free.output_tokens) == (0, 0)

@@ -107,12 +107,29 @@ def test_requests_that_would_not_be_served() -> None:
     assert unknown.outcome.startswith("would be refused: 404 model_not_found")
     assert unknown.rows == ()
     many = desk.explain(replace(CHAT, sequences=9), ANONYMOUS, now_ns=0)
-    assert many.outcome.startswith("would be refused: 400")
+    assert many.outcome.startswith("would be refused: 422")
     assert {row.why for row in many.rows} == {("permits full: 0 + 9 of 1",)}
     for endpoint in desk.fleet.endpoints:
         endpoint.permits = 1
     full = desk.explain(CHAT, ANONYMOUS, now_ns=0)
     assert full.outcome == "would wait: no replica takes it now"
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_a_batch_above_the_slots_has_a_replica_to_itself(strategy: str) -> None:
+    """By every strategy: it goes to an idle replica whose engine queues it, and waits for one otherwise."""
+    desk = desk_of(2, strategy=strategy, permits=4, hold_ns=5 * S, engine="vllm")
+    batch = replace(CHAT, sequences=9)
+    assert desk.explain(batch, ANONYMOUS, now_ns=0).rows[0].verdict == "chosen #1"
+    placed = desk.admit(batch, ANONYMOUS, now_ns=0)
+    assert isinstance(placed, Routed)
+    (taken,) = [each for each in desk.fleet.endpoints if each.permits]
+    assert taken.permits == 9
+    (other,) = [each for each in desk.fleet.endpoints if not each.permits]
+    other.permits = 1
+    assert isinstance(desk.admit(batch, ANONYMOUS, now_ns=1), Hold)
+    why = {row.address: row.why for row in desk.explain(batch, ANONYMOUS, now_ns=2).rows}
+    assert why[other.address] == ("permits full: 1 + 4 of 4",)
 
 
 def test_late_binding_says_what_it_waits_for() -> None:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.core.misrouted import ADDED, BASES, INSTEAD, PATH_SAID_MAX, advice, dialect_of
+from extproc.core.misrouted import (
+    ADDED,
+    BASES,
+    INSTEAD,
+    OPENAI_BEGINS,
+    OPENAI_ENDS,
+    PATH_SAID_MAX,
+    TGI_ENDS,
+    advice,
+    dialect_of,
+)
 from extproc.core.request import ROUTES, Dialect, Kind
 
 OPENAI, TGI = Dialect.OPENAI, Dialect.TGI
@@ -79,6 +91,19 @@ def test_every_route_without_or_with_v1_leads_back_to_it() -> None:
             for wrong in {"", "/v1", "/v1/v1", "/x"} - {right}:
                 said = advice(route.method, wrong + added, host="h")
                 assert said.endswith(f": use the base address http://h{right}"), said
+
+
+@given(
+    st.lists(st.sampled_from([*ADDED, "v1", "models", "x", "", "openai", "chat", "completions"]), max_size=5),
+    st.sampled_from(["", "/", "//"]),
+)
+def test_expressions_say_the_same(parts: list[str], end: str) -> None:
+    """Envoy, which has these alone, answers in the dialect that the service would."""
+    path = "/" + "/".join(parts) + end
+    openai = bool(
+        re.search(OPENAI_ENDS, path) or (re.search(OPENAI_BEGINS, path) and not re.search(TGI_ENDS, path))
+    )
+    assert openai is (dialect_of(path) is OPENAI), path
 
 
 def test_what_is_served_instead_is_a_route() -> None:

@@ -143,6 +143,9 @@ def test_a_proxy_is_believed_by_its_address() -> None:
         assert refused(proxy_tenant="acme", source=source).startswith("no API key")
     for name in ("nobody", "", "acme,globex"):
         assert refused(proxy_tenant=name, source=INSIDE) == "the proxy names an unknown tenant"
+    # By its own address, whatever it says of its client's.
+    assert proven(proxy_tenant="acme", source="9.9.9.9", peer=INSIDE) == ("acme", ("proxy",))
+    assert refused(proxy_tenant="acme", source=INSIDE, peer="9.9.9.9").startswith("no API key")
     directory = Directory([(ACME, [])], required=True)
     assert isinstance(identify(directory=directory, proxy_tenant="acme", source=INSIDE), Reject)
     assert isinstance(identify(directory=directory, jwt="a"), Reject), "no claim is believed"

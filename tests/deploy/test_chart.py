@@ -20,6 +20,7 @@ import yaml
 from deploy_harness import GOLDEN, KUBERNETES, MODES, custom_resource_problems, render
 
 from extproc.config.load import loads
+from extproc.config.places import address_of
 from extproc.control.bootstrap import render_bootstrap
 
 Chart = tuple[str, list[dict[str, Any]]]
@@ -76,6 +77,8 @@ def test_helm_finds_nothing_to_say(helm: str, root: Path) -> None:
         ("sidecar", "metrics.tokenSha256=", "metrics.tokenSha256 is missing"),
         ("sidecar", "metrics.tokenSecret.name=", "metrics.serviceMonitor needs metrics.tokenSecret"),
         ("sidecar", "probe.keySecret.name=", "probe.model needs probe.keySecret"),
+        ("picker", "decisionToken.name=x", "decisionToken goes with Envoys of this chart"),
+        ("shared", "config.service.tls.certificate=x", "gRPC probes do not speak TLS"),
         ("sidecar", "agents.tokenSecret=", "agents.auth token needs agents.tokenSecret"),
         ("sidecar", "gateway.enabled=false", "gateway.enabled false goes with mode shared"),
         ("shared", "service.replicas=9", "above service.replicasMax"),
@@ -220,12 +223,14 @@ def test_readiness_asks_for_the_model(chart: Chart) -> None:
                 assert "grpc" in probe, name
 
 
-def test_envoy_refuses_before_it_is_killed(chart: Chart) -> None:
+def test_envoy_refuses_before_it_is_killed(chart: Chart, tmp_path: Path) -> None:
     """Envoy's heap bound, as its own bootstrap has it, lies below the container's memory limit."""
     mode, documents = chart
     if mode == "picker":
         return
-    config = loads(_configs(documents)["steersman.yaml" if mode == "sidecar" else "envoy.yaml"])
+    text = _configs(documents)["steersman.yaml" if mode == "sidecar" else "envoy.yaml"]
+    (tmp_path / "token").write_text("a-token-of-these-tests")
+    config = loads(text.replace("/etc/steersman-decision/token", str(tmp_path / "token")))
     manager = render_bootstrap(config, "ads").overload_manager
     assert manager is not None
     heap = next(m for m in manager.resource_monitors if "heap" in m.name).typed_config
@@ -311,8 +316,20 @@ def test_references_hold(chart: Chart) -> None:
 
 
 def test_orders_are_not_open(chart: Chart) -> None:
-    """The port that takes decisions and operators' orders is reached by named peers alone."""
+    """The port of decisions is reached by named peers alone; orders go to a folder of the service's own."""
     mode, documents = chart
+    for _, spec in _pods(documents):
+        containers = {c["name"]: c for c in (*spec.get("initContainers", []), *spec["containers"])}
+        near = {
+            name for name, c in containers.items() for m in c.get("volumeMounts", []) if m["name"] == "data"
+        }
+        assert near <= {"steersman"}, "no other container reaches the operators' socket"
+        if "steersman" in containers:
+            (address,) = [
+                e["value"] for e in containers["steersman"]["env"] if e["name"] == "STEERSMAN_ADDRESS"
+            ]
+            (config, *_) = [loads(t) for n, t in _configs(documents).items() if n != "envoy.yaml"]
+            assert address == address_of(config.service.listen[0], config.service.run_dir)
     for policy in _of(documents, "NetworkPolicy"):
         assert policy["spec"]["policyTypes"][0] == "Ingress"
         for rule in policy["spec"]["ingress"]:

@@ -54,6 +54,7 @@ class Cluster:
             "steersman-probe": {"key": PROBE_KEY},
             "steersman-node-tokens": {"gpu-1": NODE_TOKEN},
             "steersman-key-secret": {"key-secret": KEY_SECRET},
+            "steersman-decision-token": {"token": "a-token-of-this-chart"},
         }
         for each in self.documents:
             if each["kind"] == "Secret":
@@ -390,7 +391,7 @@ def test_agent(stand_ins: tuple[str, str], tmp_path: Path) -> None:
             pods.start()
             cluster.children.append(pods)
             agent.start("agent")
-            socket = f"unix:{service.volumes['run']}/extproc.sock"
+            socket = f"unix:{service.volumes['data']}/run/extproc.orders.sock"
 
             def seen() -> dict[str, Any]:
                 with grpc.insecure_channel(socket) as channel:

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from extproc.config.load import load
+from extproc.config.load import load, loads
 from extproc.control.bootstrap import render_bootstrap
 
 #: Our own images, by the target that makes them.
@@ -98,7 +98,9 @@ def test_nothing_is_open_beyond_this_machine(compose: dict[str, Any]) -> None:
 
 def test_envoy_refuses_before_it_is_killed(compose: dict[str, Any], root: Path) -> None:
     """Envoy's own heap bound lies below its container's memory."""
-    manager = render_bootstrap(load(root / "deploy/compose/steersman.yaml")).overload_manager
+    text = (root / "deploy/compose/steersman.yaml").read_text(encoding="utf-8")
+    text = text.replace("/run/secrets/decision_token", str(root / "deploy/compose/decision.token"))
+    manager = render_bootstrap(loads(text)).overload_manager
     assert manager is not None
     heap = next(m for m in manager.resource_monitors if "heap" in m.name).typed_config
     assert heap is not None

@@ -115,6 +115,12 @@ def _patched(bootstrap: dict[str, Any], patches: list[dict[str, Any]]) -> dict[s
     return bootstrap
 
 
+def _token(folder: Path) -> Path:
+    """A file like the one that is mounted: the token of the decision port."""
+    (folder / "token").write_text("a-token-of-these-tests")
+    return folder / "token"
+
+
 def _envoy_filter(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     (found,) = [d for d in documents if d["kind"] == "EnvoyFilter"]
     patches: list[dict[str, Any]] = found["spec"]["configPatches"]
@@ -147,8 +153,10 @@ def test_istios_gateway_has_our_way(root: Path) -> None:
     bootstrap = _patched(_istio_bootstrap(8080, 9901), patches)
     manager = bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     names = [each["name"].rpartition(".")[2] for each in manager["http_filters"]]
-    assert names == ["stand_in", "buffer", "ext_proc", "json_to_metadata", "lua", "sse_to_metadata", "router"]
+    ours = ["identity", "buffer", "ext_proc", "json_to_metadata", "lua", "sse_to_metadata"]
+    assert names == ["stand_in", *ours, "router"]
     assert [r["name"] for r in manager["route_config"]["virtual_hosts"][0]["routes"]] == [
+        "decided.whole",
         "decided",
         "undecided",
     ]
@@ -264,7 +272,8 @@ def test_envoy_gateway_takes_no_clients_word(root: Path) -> None:
 @pytest.mark.parametrize("mode", ["static", "ads"])
 def test_envoy_takes_the_bootstraps(root: Path, tmp_path: Path, name: str, mode: Any) -> None:
     """The examples' bootstraps, static and over ADS, are ones that the real Envoy accepts."""
-    assert envoy_validates(to_yaml(render_bootstrap(loads(example(root / name)), mode)), tmp_path) == ""
+    text = example(root / name).replace("/run/secrets/decision_token", str(_token(tmp_path)))
+    assert envoy_validates(to_yaml(render_bootstrap(loads(text), mode)), tmp_path) == ""
 
 
 @pytest.mark.envoy
@@ -274,6 +283,7 @@ def test_envoy_takes_the_charts_bootstraps(chart: tuple[str, list[dict[str, Any]
     (secret,) = [d for d in documents if d["kind"] == "Secret"]
     text = secret["stringData"].get("steersman.yaml") or secret["stringData"]["envoy.yaml"]
     file = tmp_path / "steersman.yaml"
+    text = text.replace("/etc/steersman-decision/token", str(_token(tmp_path)))
     file.write_text(text.replace("unix:/elsewhere/service-", "10.0.0.1:5005"), encoding="utf-8")
     config = load(file)
     assert envoy_validates(to_yaml(render_bootstrap(config, "ads")), tmp_path) == "", mode

@@ -13,6 +13,7 @@ from extproc.config.load import loads
 from extproc.doctor.checks import CHECKS
 from extproc.doctor.evidence import (
     Backend,
+    Elsewhere,
     EnvoySeen,
     Evidence,
     Failed,
@@ -201,6 +202,15 @@ def test_what_is_wrong_with_redis(facts: dict[str, Any], id_: str | None, severi
         if each.id.startswith("redis.")
     ]
     assert [(each.id, each.severity.value) for each in found] == ([(id_, severity)] if id_ else [])
+
+
+def test_a_service_that_tells_nothing_from_here_is_no_error() -> None:
+    """Figures are at its own machine's socket and its admin port; that it serves is seen all the same."""
+    (found,) = said(evidence(services={"10.0.0.7:1": Elsewhere("it serves")}), "service.reachable")
+    assert found.severity.value == "note"
+    assert "--address https://" in found.mend
+    (found,) = said(evidence(services={"10.0.0.7:1": Failed("nobody")}), "service.reachable")
+    assert found.severity.value == "error"
 
 
 @pytest.mark.parametrize(("ahead_ms", "found"), [(0, False), (1500, False), (5000, True), (-5000, True)])

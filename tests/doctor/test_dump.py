@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from extproc.config.load import load
+from extproc.control.filters import http_filters
+from extproc.control.routes import FLOOR_FILTER
 from extproc.doctor import dump
 
+ROOT = Path(__file__).parents[2]
 TYPES = "type.googleapis.com/envoy"
 
 
@@ -58,6 +63,14 @@ def dynamic(*filters: dict[str, Any], **fields: Any) -> dict[str, Any]:
             },
         ]
     }
+
+
+def test_the_order_of_filters_is_the_one_that_is_rendered() -> None:
+    """Every filter of a configuration that has them all; floors alone have no place."""
+    config = load(ROOT / "envoy/examples/tenants.yaml")
+    rendered = [each for each in http_filters(config) if each.name != FLOOR_FILTER]
+    kinds = [each.typed_config.type_url for each in rendered if each.typed_config is not None]
+    assert [kind.partition(".filters.http.")[2] for kind in kinds] == list(dump.ORDER)
 
 
 def test_a_told_listener_with_its_told_routes_is_read() -> None:

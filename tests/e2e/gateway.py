@@ -25,6 +25,7 @@ import pytest
 import yaml
 from processes import Child, show_logs, stop_all
 
+from extproc.config.places import orders_at
 from extproc.core.tenant import hash_key
 
 KEYS = {"acme": "sk-test-acme", "globex": "sk-test-globex"}
@@ -155,6 +156,10 @@ class Gateway:
             "tenants": tenants(),
             **sections,
         }
+        if services > 1 and "sharing" not in sections:
+            # Without Redis it is a token by which services know each other's decisions.
+            (self.folder / "token").write_text("a-token-of-these-tests-alone")
+            self.config["service"].setdefault("token_file", str(self.folder / "token"))
         self.config_file = self.folder / "steersman.yaml"
         self.config_files = [
             self.config_file,
@@ -240,9 +245,13 @@ class Gateway:
             return bool(urllib.request.urlopen(f"{self.url}/health", timeout=2).status == 200)
         return False
 
+    def orders_at(self, index: int = 0) -> str:
+        """A service's operators' socket; where there is none nobody answers."""
+        return f"unix:{orders_at(self.service_addresses[index]) or self.folder / 'nobody.sock'}"
+
     def status(self, index: int = 0) -> dict[str, Any]:
         """A service's own figures."""
-        with grpc.insecure_channel(self.service_addresses[index]) as channel:
+        with grpc.insecure_channel(self.orders_at(index)) as channel:
             answer: dict[str, Any] = json.loads(channel.unary_unary(STATUS_METHOD)(b"", timeout=20))
             return answer
 
@@ -257,7 +266,7 @@ class Gateway:
 
     def order(self, name: str, **order: Any) -> dict[str, Any]:
         """An operator's order (Drain, ClearFaults)."""
-        with grpc.insecure_channel(self.service_address) as channel:
+        with grpc.insecure_channel(self.orders_at()) as channel:
             call = channel.unary_unary(STATUS_METHOD.replace("/Get", f"/{name}"))
             answer: dict[str, Any] = json.loads(call(json.dumps(order).encode(), timeout=5))
             return answer

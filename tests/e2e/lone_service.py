@@ -17,6 +17,7 @@ from gateway import KEYS, STATUS_METHOD, free_ports, wait_for
 from processes import STEERSMAN, Child
 
 from extproc._pb import ext_proc_pb2 as ext_proc
+from extproc.config.places import orders_at
 from extproc.core.tenant import hash_key
 
 PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
@@ -53,7 +54,8 @@ class Service:
         self.channel = grpc.insecure_channel(self.address)
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.channel.unary_unary(STATUS_METHOD)(b"", timeout=3))
+        with grpc.insecure_channel(f"unix:{orders_at(self.address) or 'nobody.sock'}") as channel:
+            found: dict[str, Any] = json.loads(channel.unary_unary(STATUS_METHOD)(b"", timeout=3))
         return found
 
     def ask(self, key: str) -> int:

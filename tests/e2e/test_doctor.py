@@ -241,7 +241,7 @@ def disobedient(bootstrap: dict[str, Any]) -> None:
 
 def undecided(bootstrap: dict[str, Any]) -> None:
     host = manager(bootstrap)["route_config"]["virtual_hosts"][0]
-    host["routes"] = [each for each in host["routes"] if each["name"] != "decided"]
+    host["routes"] = [each for each in host["routes"] if not each["name"].startswith("decided")]
 
 
 def unretried(bootstrap: dict[str, Any]) -> None:

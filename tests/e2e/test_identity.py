@@ -262,7 +262,10 @@ def test_a_client_certificate_proves_its_tenant(tmp_path: Path) -> None:
         assert who(gateway, bearer("sk-globex"), context=uri) == (401, f"certificate and key {CONFLICT}")
         answer = who(gateway, context=both)
         assert answer == (401, "the client certificate's names are different tenants'")
-        assert who(gateway, context=mesh) == (401, "no API key; send 'Authorization: Bearer KEY'")
+        names_nobody = "the client certificate (spiffe://test/anybody) is in no tenant's certificate_sans"
+        refused = who(gateway, context=mesh)
+        assert refused == (401, f"{names_nobody}, and there is no API key; send 'Authorization: Bearer KEY'")
+        assert who(gateway, context=nobody) == (401, "no API key; send 'Authorization: Bearer KEY'")
         assert who(gateway, bearer("sk-initech"), context=mesh) == "initech"
         assert who(gateway, bearer("sk-initech"), context=nobody) == "initech"
         with pytest.raises((ssl.SSLError, ConnectionError)):

@@ -118,7 +118,7 @@ def test_a_bad_reload_keeps_the_last_good_configuration() -> None:
         good = gateway.config_file.read_text()
         gateway.config_file.write_text("pools: []\n")
         gateway.service.process.send_signal(signal.SIGHUP)  # type: ignore[union-attr]
-        wait_for("refusal", lambda: gateway.status()["counts"].get("reload.refused") == 1)
+        wait_for("refusal", lambda: gateway.status()["counts"].get("reload.refused", 0) >= 1)
         assert gateway.call("/generate", body)[0] == 200
         assert "pools" in gateway.service.log.read_text()
         gateway.config_file.write_text(good)
@@ -126,5 +126,5 @@ def test_a_bad_reload_keeps_the_last_good_configuration() -> None:
         gateway.write_config()
         assert gateway.call("/generate", body, key="sk-initech")[0] == 401
         gateway.service.process.send_signal(signal.SIGHUP)  # type: ignore[union-attr]
-        wait_for("the reload", lambda: gateway.status()["counts"].get("reload.applied") == 1)
+        wait_for("the reload", lambda: gateway.status()["counts"].get("reload.applied", 0) >= 1)
         assert gateway.call("/generate", body, key="sk-initech")[0] == 200

@@ -228,7 +228,7 @@ def test_a_stream(traced: Traced) -> None:
 @pytest.mark.parametrize(
     ("key", "model", "status", "error"),
     [
-        (KEYS["globex"], "plain", 403, "model_not_allowed"),
+        (KEYS["globex"], "plain", 404, "model_not_found"),
         (KEYS["acme"], "nobody", 404, "model_not_found"),
         ("sk-spent", "tiny-chat", 429, "quota_exceeded"),
     ],

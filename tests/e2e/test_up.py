@@ -21,15 +21,20 @@ from gateway import wait_for
 from processes import INSTALLED, Process, steersman
 from replicas import Replicas
 
+from extproc.core.tenant import hash_key
 from extproc.demo.stand import stand, stand_config
 from extproc.sim.fleet import start_replicas
 from extproc.sim.spec import ReplicaSpec
+from extproc.state.kept_file import NAME
+from extproc.state.kept_lines import read
 from extproc.supervise.asking import ServiceLink, ServiceSilentError
 from extproc.supervise.envoy import EnvoyMissingError, find_envoy
 
 pytestmark = pytest.mark.envoy
 KEY = "sk-test-up"
 WAIT_S_MAX = 60.0
+#: It comes back at a token in half a minute.
+BUDGET = 100_000.0
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -141,10 +146,13 @@ class Up:
 
 
 @contextmanager
-def up(folder: Path, settings: dict[str, Any] | None = None) -> Iterator[tuple[Up, dict[str, Any]]]:
+def up(
+    folder: Path, settings: dict[str, Any] | None = None, *, pool: dict[str, Any] | None = None
+) -> Iterator[tuple[Up, dict[str, Any]]]:
     """Two replicas and a `steersman up` that serves."""
     with Replicas(specs()) as replicas:
         config = stand_config({"chat": replicas.addresses}, keys={"acme": KEY}, settings=settings)
+        config["pools"][0] |= pool or {}
         running = Up(folder, config)
         try:
             wait_for("a start", lambda: "serving at" in running.said() or running.process.poll() is not None)
@@ -158,12 +166,54 @@ def up(folder: Path, settings: dict[str, Any] | None = None) -> Iterator[tuple[U
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Up, dict[str, Any]]]:
     """One for what does not end it: each test leaves it as it was. Ctrl-C ends it with 0; nothing is left."""
-    with up(tmp_path_factory.mktemp("up")) as (gateway, config):
+    acme = {"name": "acme", "keys": [{"sha256": hash_key(KEY)}], "quota": {"budget_per_month": BUDGET}}
+    price = {"price": {"output_per_million": 1_000_000.0}}
+    with up(tmp_path_factory.mktemp("up"), {"tenants": [acme]}, pool=price) as (gateway, config):
         yield gateway, config
         gateway.process.send_signal(signal.SIGINT)
         assert asyncio.run(gateway.wait()) == 0, gateway.said()
         assert "Traceback" not in gateway.said()
         assert running_with(str(gateway.run_dir)) == []
+
+
+def test_a_killed_service_forgets_no_quota_and_charges_what_ran_across_it_once(
+    shared: tuple[Up, dict[str, Any]],
+) -> None:
+    """kill -9 while an answer is made: the month's budget is what it was, and its end corrects it once."""
+    gateway, config = shared
+    running = gateway.run_dir / "state" / NAME
+
+    async def used(link: ServiceLink) -> float:
+        limits = (await link.status())["use"]["tenants"]["acme"]["limits"]
+        return float(next(each["used"] for each in limits if each["limit"] == "budget_per_month"))
+
+    async def becomes(link: ServiceLink, expected: float) -> None:
+        deadline_s = time.monotonic() + WAIT_S_MAX
+        while abs((found := await used(link)) - expected) > 2:
+            assert time.monotonic() < deadline_s, f"{found} is not {expected}\n{gateway.said()}"
+            await asyncio.sleep(0.05)
+
+    async def main() -> None:
+        link = ServiceLink(config["service"]["listen"][0])
+        async with aiohttp.ClientSession() as session:
+            assert await gateway.ask_until_decided(session) == 200
+            await until(lambda: not read(running).state.held, what="quiet", said=gateway.said)
+            before = await used(link)
+            assert await gateway.ask(session, tokens=400) == 200
+            await becomes(link, before + 400)
+            await until(lambda: not read(running).state.held, what="its end written", said=gateway.said)
+            across = asyncio.create_task(gateway.ask(session, tokens=3_000))
+            await until(lambda: read(running).state.held, what="its place in the journal", said=gateway.said)
+            await gateway.kill_service()
+            assert not across.done()
+            assert await used(link) >= before + 398
+            assert await across == 200
+            await becomes(link, before + 3_400)
+            # As the next tests find it.
+            assert await gateway.ask_until_decided(session) == 200
+        await link.close()
+
+    asyncio.run(main())
 
 
 def test_a_killed_service_comes_back_and_traffic_goes_on(shared: tuple[Up, dict[str, Any]]) -> None:
@@ -174,7 +224,7 @@ def test_a_killed_service_comes_back_and_traffic_goes_on(shared: tuple[Up, dict[
         async with aiohttp.ClientSession() as session:
             assert await gateway.ask_until_decided(session) == 200
             old = await gateway.kill_service()
-            assert re.search(r"service: was killed by SIGKILL; restart \d of 5", gateway.said())
+            assert re.search(r"service: was killed by SIGKILL; restart \d+ in", gateway.said())
             assert gateway.pid_of("service") != old
             assert await gateway.ask_until_decided(session) == 200
 

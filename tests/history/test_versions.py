@@ -71,6 +71,18 @@ def test_a_line_that_was_cut_off_is_named_and_survived(tmp_path: Path) -> None:
     assert "is no entry" in reading.problems[0]
 
 
+@pytest.mark.parametrize("line", [b"\xff\xfe", b'{"version":"\xff"}', b"[" * 50_000, b"\0" * 64])
+def test_a_line_of_garbage_is_named_and_survived(tmp_path: Path, line: bytes) -> None:
+    """Whatever a disk has put there: the versions before and after it count."""
+    books = history(tmp_path)
+    add(books, "one")
+    with books.path.open("ab") as file:
+        file.write(line)
+    assert add(books, "three") == 2
+    assert [each.text for each in books.read().entries] == ["one", "three"]
+    assert len(books.read().problems) == 1
+
+
 def test_what_was_taken_out_shows(tmp_path: Path) -> None:
     """A chain with a gap."""
     books = history(tmp_path)

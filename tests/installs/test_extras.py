@@ -35,6 +35,7 @@ BEHIND = {
     "extproc.state.quota_redis": "redis",
     "extproc.state.redis_client": "redis",
     "extproc.state.redis_share": "redis",
+    "extproc.state.shared_key": "redis",
 }
 #: Seconds for a child process on a busy machine; a quiet one takes about ten.
 CHILD_S_MAX = 240

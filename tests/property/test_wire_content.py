@@ -109,7 +109,7 @@ def decided(path: str, data: bytes) -> Processor:
         assert 0 <= entry.reservation.permits <= 4
         assert entry.reservation.output_tokens >= 0
     else:
-        assert answer.immediate_response.status.code in (400, 403, 404, 413, 429)
+        assert answer.immediate_response.status.code in (400, 403, 404, 413, 422, 429)
     exchange.close()
     assert (len(processor.desk.ledger), processor.open_exchanges, processor.bodies_bytes) == (0, 0, 0)
     assert all(e.permits == e.standby == e.tokens == 0 for e in processor.desk.fleet.endpoints)

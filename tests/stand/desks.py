@@ -11,6 +11,7 @@ from extproc.core.outcome import Reservation
 from extproc.core.tenant import Directory
 from extproc.observe.tally import Tally
 from extproc.wire.processor import Processor
+from tests.stand.seals import SEAL
 
 
 def make_pool(*addresses: str, permits: int = 4, **facts: Any) -> PoolSpec:
@@ -33,7 +34,7 @@ def make_desk(*fleet: Fleet | PoolSpec, **facts: Any) -> Desk:
 
 def make_processor(desk: Desk, tenants: Directory | None = None, **facts: Any) -> Processor:
     """A processor before a desk that lets everybody in, at a clock that stands at 0."""
-    usual = {"decisions_concurrent_max": 8, "body_bytes_max": 10_000, "clock": lambda: 0}
+    usual = {"decisions_concurrent_max": 8, "body_bytes_max": 10_000, "clock": lambda: 0, "seal": SEAL}
     return Processor(desk, tenants or Directory([], required=False), Tally(), **{**usual, **facts})
 
 

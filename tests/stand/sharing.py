@@ -14,7 +14,7 @@ from typing import Any
 from xdist.scheduler.loadfile import LoadFileScheduling
 
 #: Folders whose tests start processes and wait for them.
-WAITING = ("tests/e2e/", "tests/control/", "tests/state/", "tests/deploy/")
+WAITING = ("tests/e2e/", "tests/attack/", "tests/control/", "tests/state/", "tests/deploy/")
 
 #: Its files share one running demo (a fixture of the session, which is the worker's).
 TOGETHER = "tests/e2e/live/"

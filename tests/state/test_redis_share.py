@@ -20,7 +20,7 @@ from tests.state.conftest import Lag, RedisServer, Service, services, until
 pytestmark = pytest.mark.soak
 
 A, B = ("p", "10.0.0.1:80"), ("p", "10.0.0.2:80")
-CHANNEL = "{steersman}:share:v1"
+CHANNEL = "{steersman}:share:v2"
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:

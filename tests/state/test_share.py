@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.state import messages, share
-from extproc.state.messages import Bye, Delta, Full, Hello, Load, Reports, decode, encode
+from extproc.state.messages import NEEDS_MAX, Bye, Delta, Full, Hello, Load, Reports, decode, encode
 from extproc.state.share import ENDPOINTS_MAX, PEER_SILENT_NS, PEERS_MAX, REFRESH_NS, OwnLoad, PeerLoads
 from tests.stand.examples import examples
 
@@ -188,6 +188,17 @@ HOSTILE: dict[str, object] = {
     "huge report": ["reports", [["n", b"x" * (messages.REPORT_BYTES_MAX + 1)]]],
     "nameless report": ["reports", [["", b"x"]]],
     "too many reports": ["reports", [["n", b"x"]] * (messages.REPORTS_PER_FRAME_MAX + 1)],
+    "negative need": ["full", 2, {}, {"p": {"t": [[0, -1, 0, 0]]}}],
+    "no such level": ["delta", 2, {}, {"p": {"t": [[99, 1, 0, 0]]}}],
+    "an endless wait": ["full", 2, {}, {"p": {"t": [[0, 1, 0, 10**15]]}}],
+    "too many levels": ["full", 2, {}, {"p": {"t": [[0, 1, 0, 0]] * 99}}],
+    "too many needs": [
+        "full",
+        2,
+        {},
+        {"p": {f"t{i}": [[0, 1, 0, 0]] for i in range(NEEDS_MAX + 1)}},
+    ],
+    "unknown field after": ["full", 2, {}, {}, "more"],
     "too many endpoints": ["full", 2, {"p": {str(i): [1, 1, 1] for i in range(ENDPOINTS_MAX + 1)}}],
 }
 

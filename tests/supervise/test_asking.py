@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import grpc
 import pytest
@@ -40,14 +41,14 @@ def test_nobody_there_is_said_with_the_address() -> None:
     asyncio.run(main())
 
 
-def test_another_grpc_server_is_told_from_a_steersman() -> None:
-    """A wrong port is a likelier mistake than a broken service."""
+def test_another_grpc_server_is_told_from_a_steersman(tmp_path: Path) -> None:
+    """A wrong socket is a likelier mistake than a broken service."""
 
     async def main() -> None:
         server = grpc.aio.server()
-        port = server.add_insecure_port("127.0.0.1:0")
+        server.add_insecure_port(f"unix:{tmp_path}/other.orders.sock")
         await server.start()
-        link = ServiceLink(f"127.0.0.1:{port}")
+        link = ServiceLink(f"unix:{tmp_path}/other.orders.sock")
         with pytest.raises(ServiceSilentError, match="is no Steersman"):
             await link.status()
         await link.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from extproc.supervise.restarts import RestartPolicy, Restarts
+from extproc.supervise.restarts import FOR_EVER, RestartPolicy, Restarts
 
 CALM = RestartPolicy(first_s=1.0, factor=2.0, longest_s=5.0, jitter=0.0, restarts_max=4, window_s=100.0)
 
@@ -27,3 +27,16 @@ def test_jitter_stays_within_its_share() -> None:
     delays = [Restarts(policy, Random(seed)).died(now_s=0.0) for seed in range(50)]
     assert all(delay is not None and 0.75 <= delay <= 1.25 for delay in delays)
     assert len(set(delays)) == 50
+
+
+def test_what_is_tried_for_ever_is_tried_at_a_bounded_pace() -> None:
+    """A service that dies as soon as it stands: never given up, and soon no more than six times a minute."""
+    restarts, now_s, delays = Restarts(FOR_EVER, Random(1)), 0.0, []
+    for _ in range(200):
+        delay = restarts.died(now_s=now_s)
+        assert delay is not None
+        delays.append(delay)
+        now_s += delay
+    assert delays[0] < 0.3
+    assert all(7.5 <= delay <= 12.5 for delay in delays[6:])
+    assert restarts.count <= 20

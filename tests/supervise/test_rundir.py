@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from extproc.supervise.rundir import run_directory
+from extproc.supervise.rundir import run_directory, state_directory
 
 
 def test_a_temporary_one_is_private_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,3 +38,15 @@ def test_where_there_is_no_place_for_it_the_option_is_named(monkeypatch: pytest.
     with pytest.raises(OSError, match="name one that this user may write to") as caught, run_directory(None):
         pass
     assert caught.value.filename == "--run-dir"
+
+
+def test_quotas_outlive_runs_beside_the_configuration_or_in_the_run_folder_that_is_kept(
+    tmp_path: Path,
+) -> None:
+    """A private folder; none where nothing can be written."""
+    file = tmp_path / "steersman.yaml"
+    assert state_directory(file, None) == tmp_path / "steersman.yaml.state"
+    assert state_directory(file, tmp_path / "run") == tmp_path / "run" / "state"
+    assert stat.S_IMODE((tmp_path / "run" / "state").stat().st_mode) == 0o700
+    (tmp_path / "file").touch()
+    assert state_directory(tmp_path / "file" / "steersman.yaml", None) is None

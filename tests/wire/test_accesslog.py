@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
 import envoy_messages as envoy
 import pytest
 from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
 
 from extproc._pb import access_log_pb2 as pb
 from extproc.core.accounts import Price, used
@@ -14,6 +17,7 @@ from extproc.core.outcome import End, Outcome
 from extproc.core.quota import Amounts
 from extproc.wire import accesslog, ticket
 from tests.stand.desks import make_reservation
+from tests.stand.seals import SEAL
 
 RESERVATION = make_reservation(tenant="acme", input_tokens=10, output_tokens=20, prompt_bytes=40, stream=True)
 START_NS = 1_700_000_000_000_000_000
@@ -32,7 +36,7 @@ def record(
     message, entry = envoy.record()
     common = entry.common_properties
     reservation = replace(RESERVATION, stream=stream)
-    common.metadata.filter_metadata[DECISION_NAMESPACE].update({"ticket": ticket.write(reservation)})
+    common.metadata.filter_metadata[DECISION_NAMESPACE].update({"ticket": ticket.write(reservation, SEAL)})
     if seen is not None:
         common.metadata.filter_metadata[OBSERVED_NAMESPACE].update(seen)
     for flag in flags:
@@ -51,7 +55,7 @@ def record(
 
 
 def read(data: bytes) -> Outcome:
-    (outcome,) = accesslog.read(data)
+    (outcome,) = accesslog.read(data, SEAL)
     return outcome
 
 
@@ -220,11 +224,55 @@ def test_records_without_a_ticket_of_ours_pass() -> None:
     )
     good = pb.StreamAccessLogsMessage.FromString(record())
     message.http_logs.log_entry.append(good.http_logs.log_entry[0])
-    assert [outcome.reservation.id for outcome in accesslog.read(message.SerializeToString())] == ["i-1"]
+    assert [outcome.reservation.id for outcome in accesslog.read(message.SerializeToString(), SEAL)] == [
+        "i-1"
+    ]
 
 
 def test_garbage() -> None:
     """What is no message is a DecodeError; an empty one holds nothing."""
     with pytest.raises(DecodeError):
-        list(accesslog.read(b"\xff\xff"))
-    assert list(accesslog.read(b"")) == []
+        list(accesslog.read(b"\xff\xff", SEAL))
+    assert list(accesslog.read(b"", SEAL)) == []
+
+
+def joined(*records: bytes) -> bytes:
+    """One message of several."""
+    whole = pb.StreamAccessLogsMessage()
+    for each in records:
+        whole.MergeFrom(pb.StreamAccessLogsMessage.FromString(each))
+    data: bytes = whole.SerializeToString()
+    return data
+
+
+def test_a_record_that_no_clock_has_is_lost_alone() -> None:
+    """A time outside of every calendar: the records beside it are settled."""
+    bad = pb.StreamAccessLogsMessage.FromString(record())
+    bad.http_logs.log_entry[0].common_properties.start_time.seconds = 2**62
+    errors: list[Exception] = []
+    found = list(
+        accesslog.read(joined(record(), bad.SerializeToString(), record()), SEAL, failed=errors.append)
+    )
+    assert len(found) == 2
+    assert len(errors) == 1
+
+
+def test_a_record_that_is_no_text_is_lost_alone() -> None:
+    """A name that is not UTF-8 makes the message unreadable as one; the others are read one by one."""
+    bad = pb.StreamAccessLogsMessage.FromString(record())
+    bad.http_logs.log_entry[0].request.path = "/PATH"
+    data = joined(record(), bad.SerializeToString(), record()).replace(b"/PATH", b"/PA\xffH")
+    with pytest.raises(DecodeError):
+        pb.StreamAccessLogsMessage.FromString(data)
+    errors: list[Exception] = []
+    assert len(list(accesslog.read(data, SEAL, failed=errors.append))) == 2
+    assert len(errors) == 1
+
+
+@given(st.binary(max_size=200), st.integers(0, 200))
+def test_garbage_is_told_from_records(noise: bytes, cut: int) -> None:
+    """A message that is cut off or mixed with noise gives what records it has, or is no message."""
+    data = joined(record(), record())
+    for each in (noise, data[:cut] + noise, data + noise):
+        with contextlib.suppress(DecodeError):
+            assert len(list(accesslog.read(each, SEAL))) <= 3

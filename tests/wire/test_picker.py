@@ -20,6 +20,7 @@ from extproc.wire.codec import Reply
 from extproc.wire.picker import SLO_MS_MAX, Picker, PickerExchange
 from extproc.wire.picker_codec import CHUNK_BYTES_MAX, FULL_DUPLEX, NO_BODY, address_of
 from tests.stand.desks import make_desk, make_pool, make_processor
+from tests.stand.seals import SEAL
 
 KEY = ("authorization", "Bearer key")
 PATH = "/v1/chat/completions"
@@ -186,7 +187,7 @@ def test_a_decision() -> None:
     ]
     assert not common.clear_route_cache
     assert envoy.metadata(first, LB_NAMESPACE) == {LB_ENDPOINTS_KEY: f"{A},{B}"}
-    reservation = ticket.read(envoy.metadata(first, DECISION_NAMESPACE)["ticket"])
+    reservation = ticket.read(envoy.metadata(first, DECISION_NAMESPACE)["ticket"], SEAL)
     assert reservation is not None
     assert reservation.id in world.desk.ledger
     assert body_of(rest) == CHAT
@@ -351,7 +352,7 @@ def test_headers_of_a_trusted_gateway() -> None:
         ("x-llm-d-slo-tpot-ms", "99999999999999999999"),
     ]
     exchange, (first, *_) = world.decide(*about)
-    reservation = ticket.read(envoy.metadata(first, DECISION_NAMESPACE)["ticket"])
+    reservation = ticket.read(envoy.metadata(first, DECISION_NAMESPACE)["ticket"], SEAL)
     assert reservation is not None
     assert (reservation.tenant, reservation.service_class) == ("acme", "premium")
     entry = world.desk.ledger.get(reservation.id)
@@ -364,7 +365,7 @@ def test_headers_of_a_trusted_gateway() -> None:
         ("x-llm-d-slo-ttft-ms", "-1"),
         ("x-llm-d-slo-tpot-ms", str(SLO_MS_MAX + 1)),
     )
-    reservation = ticket.read(envoy.metadata(first, DECISION_NAMESPACE)["ticket"])
+    reservation = ticket.read(envoy.metadata(first, DECISION_NAMESPACE)["ticket"], SEAL)
     assert reservation is not None
     assert (reservation.tenant, reservation.service_class) == ("anonymous", "standard")
     entry = world.desk.ledger.get(reservation.id)
@@ -380,7 +381,7 @@ def test_headers_of_anybody_else_are_not_read() -> None:
         extra = (KEY,) if world.processor.directory.required else ()
         name = "acme" if extra else "anonymous"
         _, (first, *_) = world.decide(*extra, ("x-llm-d-inference-fairness-id", "globex"))
-        reservation = ticket.read(envoy.metadata(first, DECISION_NAMESPACE)["ticket"])
+        reservation = ticket.read(envoy.metadata(first, DECISION_NAMESPACE)["ticket"], SEAL)
         assert reservation is not None
         assert (reservation.tenant, reservation.service_class) == (name, "standard")
 
@@ -690,7 +691,7 @@ def test_the_access_log_and_the_stream_settle_once() -> None:
     """Whichever comes second changes nothing."""
     world = World()
     exchange, (first, *_) = world.decide()
-    reservation = ticket.read(envoy.metadata(first, DECISION_NAMESPACE)["ticket"])
+    reservation = ticket.read(envoy.metadata(first, DECISION_NAMESPACE)["ticket"], SEAL)
     assert reservation is not None
     assert world.desk.settle(Outcome(reservation=reservation, final=True, status=200), now_ns=world.now_ns)
     exchange.receive(response_head(end=True))

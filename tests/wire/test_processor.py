@@ -8,6 +8,7 @@ import envoy_messages as envoy
 import pytest
 from google.protobuf.message import DecodeError
 
+from extproc._pb import ext_proc_pb2 as pb
 from extproc.core.contract import DECISION_NAMESPACE, LB_NAMESPACE
 from extproc.core.strategies import STRATEGIES
 from extproc.core.tenant import Directory, Tenant, hash_key
@@ -15,6 +16,7 @@ from extproc.wire import codec, ticket
 from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
 from tests.stand.desks import make_desk, make_pool, make_processor
+from tests.stand.seals import SEAL
 
 CLUSTER = "pool.p/standard"
 
@@ -72,6 +74,58 @@ def refused(reply: codec.Reply) -> tuple[int, Any, dict[str, str], str]:
     return out.status.code, json.loads(out.body), envoy.mutated(out.headers), out.details
 
 
+def test_who_asks_may_be_all_that_is_asked() -> None:
+    """On the headers alone strangers are refused and the gateway's own answers given; else the body may come,
+    and nothing is decided, counted or kept."""
+    processor = processor_of()
+
+    def alone(*extra: tuple[str, str], path: str = "/generate", method: str = "POST") -> codec.Reply:
+        message = pb.ProcessingRequest.FromString(envoy.headers(method, path, *extra))
+        message.protocol_config.request_body_mode = pb.ProtocolConfiguration.NONE
+        exchange = processor.open()
+        reply = exchange.receive(message.SerializeToString())
+        exchange.delivered()
+        exchange.close()
+        assert reply.end
+        return reply
+
+    assert refused(alone())[0] == 401
+    assert refused(alone(("x-api-key", "wrong")))[0] == 401
+    assert refused(alone(KEY, path="/nowhere"))[0] == 404
+    assert refused(alone(KEY, ("content-length", "10001")))[0] == 413
+    models = envoy.response(alone(KEY, path="/v1/models", method="HEAD").data).immediate_response
+    assert models.status.code == 200
+    passed = envoy.response(alone(KEY, ("content-length", "9000")).data)
+    assert passed.request_headers.HasField("response")
+    assert not passed.request_headers.response.header_mutation.set_headers
+    assert processor.open_exchanges == 0
+    assert len(processor.desk.ledger) == 0
+
+
+def test_large_bodies_come_in_turn() -> None:
+    """One tenant's wait for a moment, then are refused with the time; another's come at once."""
+    processor = processor_of()
+    processor.body_bytes_max = 1_000_000
+    processor.pace.bytes_per_second = 1_000_000
+
+    def large(key: str = "key", length: str = "1000000") -> codec.Reply:
+        said = (("x-api-key", key), *([("content-length", length)] if length else []))
+        message = pb.ProcessingRequest.FromString(envoy.headers("POST", "/generate", *said))
+        message.protocol_config.request_body_mode = pb.ProtocolConfiguration.NONE
+        exchange = processor.open()
+        reply = exchange.receive(message.SerializeToString())
+        exchange.close()
+        return reply
+
+    assert [large().after_s for _ in range(3)] == [0.0, 0.0, 1.0]
+    status, body, headers, _ = refused(large())
+    assert (status, body["error_type"], headers["retry-after"]) == (429, "overloaded", "2")
+    assert processor.desk.counts["bound.large_bytes_per_second"] == 1
+    assert large("small-key", length="").after_s == 0.0
+    assert large("small-key").after_s == 0.0
+    assert large("small-key").after_s == 1.0, "one without a length counts as any"
+
+
 def test_a_decision() -> None:
     """Headers pass; the body's answer carries cluster, endpoints and ticket, and takes the key away."""
     processor = processor_of()
@@ -82,13 +136,15 @@ def test_a_decision() -> None:
     assert envoy.mutated(common.header_mutation) == {
         "x-steersman-cluster": CLUSTER,
         "x-envoy-max-retries": "1",
+        # It comes whole: Envoy does not try it again for being slow.
+        "x-steersman-whole": "1",
     }
     removed = ["authorization", "x-api-key", "accept-encoding"]
     assert list(common.header_mutation.remove_headers) == removed
     assert envoy.metadata(answer, LB_NAMESPACE) == {"x-gateway-destination-endpoint": f"{A},{B}"}
     about = envoy.metadata(answer, DECISION_NAMESPACE)
     assert (about["pool"], about["reason"]) == ("p", f"least_work: {A}=6 {B}=6")
-    reservation = ticket.read(about["ticket"])
+    reservation = ticket.read(about["ticket"], SEAL)
     assert reservation is not None
     assert (reservation.id, reservation.tenant, reservation.output_tokens) == ("i-1", "acme", 5)
     assert reservation.id in processor.desk.ledger
@@ -117,7 +173,7 @@ def test_health() -> None:
     open_one = processor.open()
     for path in ("/health", "/", "/health?x=1"):
         status, body, *_ = refused(processor.open().receive(envoy.headers("GET", path, end=True)))
-        assert (status, body) == (200, {"status": "ok", "ready_endpoints": 3})
+        assert (status, body) == (200, {"status": "ok"})
     for endpoint in processor.desk.fleet.endpoints:
         endpoint.ready = False
     status, body, headers, _ = refused(processor.open().receive(envoy.headers("GET", "/health", end=True)))
@@ -292,8 +348,8 @@ def test_the_model_header(named: str | None, header: str, pool: str) -> None:
     [
         (b"{", "key", 400, "invalid_request"),
         (CHAT.replace(b'"m"', b'"x"'), "key", 404, "model_not_found"),
-        (CHAT, "small-key", 403, "model_not_allowed"),
-        (CHAT.replace(b'"max_tokens": 5', b'"n": 9'), "key", 400, "invalid_request"),
+        (CHAT, "small-key", 404, "model_not_found"),
+        (CHAT.replace(b'"max_tokens": 5', b'"n": 9'), "key", 422, "invalid_request"),
     ],
 )
 def test_refusals_on_the_body(data: bytes, key: str, status: int, code: str) -> None:

@@ -31,8 +31,10 @@ from extproc.wire import server as server_module
 from extproc.wire.firsttoken import FirstToken
 from extproc.wire.picker import Picker
 from extproc.wire.processor import Processor
+from extproc.wire.seal import EVENT
 from extproc.wire.server import BindError, Server
 from tests.stand.desks import make_desk, make_processor
+from tests.stand.seals import SEAL
 from tests.stand.waits import PATIENCE_S, until
 
 BODY = json.dumps({"prompt": "hello", "max_tokens": 5}).encode()
@@ -99,7 +101,6 @@ def build(
     server = Server(
         processor,
         settle=take,
-        status=lambda: b'{"fine":true}',
         message_bytes_max=100_000,
         first_token=first_token,
         picker=Picker(processor, picker, settle=take, first_token=lambda *_: None) if picker else None,
@@ -147,7 +148,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_a_decision_and_its_end(address: str) -> None:
-    """Over either transport: decide, be ended by the server, settle from the access log, read the status."""
+    """Over either transport: decide, be ended by the server, settle from the access log."""
 
     async def play() -> None:
         async with running(address) as it:
@@ -158,8 +159,6 @@ def test_a_decision_and_its_end(address: str) -> None:
             await it.log(*(ended(answer) for answer in answers), ended(answers[0]))
             assert len(it.settled) == 10
             assert len(it.processor.desk.ledger) == 0
-            get = it.channel.unary_unary(f"/{server_module.STATUS}/Get")
-            assert json.loads(await get(b"", timeout=TIMEOUT_S)) == {"fine": True}
 
     asyncio.run(play())
 
@@ -250,14 +249,18 @@ def test_first_tokens() -> None:
 
     async def play() -> None:
         async with running(first_token=first_token) as it:
-            assert await it.event((RESERVATION_HEADER, "i-1")) == b""
-            assert await it.event((RESERVATION_HEADER, "i-2"), (REFUSED_HEADER, "1")) == b""
-            assert await it.event((RESERVATION_HEADER, "other")) == b""
+            assert await it.event((RESERVATION_HEADER, SEAL.sealed("i-1", EVENT))) == b""
+            assert (
+                await it.event((RESERVATION_HEADER, SEAL.sealed("i-2", EVENT)), (REFUSED_HEADER, "1")) == b""
+            )
+            assert await it.event((RESERVATION_HEADER, SEAL.sealed("other", EVENT))) == b""
             assert await it.event() == b""
-            assert seen == [("i-1", False), ("i-2", True), ("other", False), ("", False)]
-            assert it.processor.desk.counts["events.first_token"] == 4
+            assert await it.event((RESERVATION_HEADER, "i-3")) == b""
+            assert seen == [("i-1", False), ("i-2", True), ("other", False)]
+            assert it.processor.desk.counts["events.first_token"] == 5
             assert it.processor.desk.counts["events.refused"] == 1
-            assert it.processor.desk.counts["events.unknown"] == 2
+            assert it.processor.desk.counts["events.unknown"] == 1
+            assert it.processor.desk.counts["events.forged"] == 2
 
     asyncio.run(play())
 
@@ -271,10 +274,10 @@ def test_a_first_token_that_cannot_be_taken(caplog: pytest.LogCaptureFixture) ->
     async def play() -> None:
         with caplog.at_level(logging.CRITICAL):
             async with running(first_token=broken) as it:
-                assert await it.event((RESERVATION_HEADER, "i-1")) == b""
+                assert await it.event((RESERVATION_HEADER, SEAL.sealed("i-1", EVENT))) == b""
                 assert it.processor.desk.counts["exception.first token"] == 1
         async with running() as it:
-            assert await it.event((RESERVATION_HEADER, "i-1")) == b""
+            assert await it.event((RESERVATION_HEADER, SEAL.sealed("i-1", EVENT))) == b""
             assert it.processor.desk.counts["events.unknown"] == 1
 
     asyncio.run(play())

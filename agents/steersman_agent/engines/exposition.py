@@ -67,8 +67,9 @@ class Wanted:
 
 def count(value: object, *, at_most: int = _U32) -> int | None:
     """A figure as a whole number within a wire field; None for what is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
+    # Compared first: an integer that no float can hold is above every bound.
     return int(value) if 0 <= value <= at_most else None
 
 

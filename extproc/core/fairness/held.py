@@ -59,9 +59,11 @@ class Bounds:
     """The queue's named bounds.
 
     `class_held_max` has one number for each service class. `tenants_held_max` names the tenants whose
-    bound is not `tenant_held_max`. Counters are kept for at most `counters_max` idle tenants a pool and
-    level. `slack_tokens` is how far (in counter units, tokens over weight) a tenant may be ahead of the
-    least served and still be released early with its kin; `kin_tried_max` how many kin are looked at.
+    bound is not `tenant_held_max`. `oldest_after_ns` is how long a tenant's oldest request waits before
+    some of its turns are that one's, whatever the order. Counters are kept for at most `counters_max` idle
+    tenants a pool and level. `slack_tokens` is how far (in counter units, tokens over weight) a tenant may
+    be ahead of the least served and still be released early with its kin; `kin_tried_max` how many kin are
+    looked at.
     `guests_max` is how many that were served above their class are known until they end; of one that was
     forgotten only its own class's counter is corrected.
     """
@@ -71,6 +73,7 @@ class Bounds:
     tenant_held_max: int = 200
     tenants_held_max: Mapping[str, int] = field(default_factory=dict)
     ageing_ns: int = 2_000_000_000
+    oldest_after_ns: int = 10_000_000_000
     counters_max: int = 10_000
     slack_tokens: float = 8_192.0
     kin_tried_max: int = 8

@@ -14,12 +14,15 @@ from typing import TypeVar
 from extproc.core.fairness.held import Bounds, Held
 from extproc.core.fairness.lane import Entry, Lane
 from extproc.core.fairness.level import Level
-from extproc.core.fairness.pace import Pace, retry_after_s
+from extproc.core.fairness.pace import RETRY_AFTER_MAX_S, Pace, retry_after_s
 
 T = TypeVar("T")
 
 #: One in so many further tries goes to the rotation.
 ROTATION_SHARE = 3
+#: Those who were turned away are told to come back so many times as far apart as turns are: at just the pace
+#: of the turns they would queue up again.
+TURN_SLACK = 1.3
 
 
 class Line:
@@ -66,6 +69,8 @@ class Line:
 
     def dispatch(self, entry: Entry, tokens: float, bounds: Bounds, *, now_ns: int) -> None:
         """A request is sent: charged where it waited and, if that was as a guest, in its own class too."""
+        if entry.lane is not None:
+            entry.lane.served(entry)
         lane = self.leave(entry)
         self.levels[entry.level].serve(lane, tokens)
         held = entry.held
@@ -126,11 +131,15 @@ class Line:
         return None
 
     def retry_after_s(self, held: Held, *, last_ns: int, now_ns: int) -> int:
-        """When one more of its tenant would have been dispatched, had it stayed.
+        """When one more of its tenant would have been dispatched, had it stayed, and those before it that
+        were told to come back.
 
         Ahead of it are the better levels and, at its own, for each of its tenant's n + 1 what their
         weights give the others: (n + 1) · W / w, or all who wait there if they are fewer. Over the
         measured drain; the time a request is held at most while that is not known.
+
+        Who is turned away is told a time of its own: each of a tenant's one turn of it later than the one
+        before. Told the same, a burst of them would come back as one, and find room for the first alone.
         """
         level = self.levels[held.klass]
         lane = level.lanes.get(held.tenant)
@@ -138,8 +147,16 @@ class Line:
         weights = level.weight if own else level.weight + held.weight
         ahead = 1.0 + min(float(level.size), (own + 1) * weights / held.weight)
         ahead += sum(better.size for better in self.levels[: held.klass])
-        wait_s = self.pace.wait_s(ahead, now_ns=now_ns, held=bool(self._rotation))
-        return retry_after_s((last_ns - held.arrived_ns) / 1e9 if wait_s is None else wait_s)
+        waiting = bool(self._rotation)
+        wait_s = self.pace.wait_s(ahead, now_ns=now_ns, held=waiting)
+        turn_s = self.pace.wait_s(weights / held.weight, now_ns=now_ns, held=waiting)
+        if wait_s is None:
+            wait_s = (last_ns - held.arrived_ns) / 1e9
+        if lane is not None and turn_s is not None:
+            told_s = (lane.told_ns - now_ns) / 1e9
+            wait_s = min(max(wait_s, told_s + TURN_SLACK * turn_s), float(RETRY_AFTER_MAX_S))
+            lane.told_ns = now_ns + int(wait_s * 1e9)
+        return retry_after_s(wait_s)
 
     def _rotate(
         self, fits: Callable[[Held], T | None], offered: set[int], tries: int, now_ns: int

@@ -8,7 +8,7 @@ its caller where a request would fit and knows nothing of replicas; the caller b
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -82,6 +82,7 @@ class FairQueue:
             key=order.key(held),
             lost_ns=order.lost_ns(held),
             last_ns=order.last_ns(held),
+            owed_ns=held.arrived_ns + self.bounds.oldest_after_ns,
         )
         self._line(held.pool).enter(entry, self.bounds, now_ns=now_ns)
         self._entries[held.id] = entry
@@ -188,6 +189,16 @@ class FairQueue:
         """Held requests of one pool."""
         line = self._lines.get(pool)
         return len(line) if line is not None else 0
+
+    def backlog(self, pool: str) -> Iterator[tuple[str, int, int, int]]:
+        """Who waits for a pool: tenant, level, how many, and when the oldest of them came."""
+        line = self._lines.get(pool)
+        if line is not None:
+            for number, level in enumerate(line.levels):
+                if level.size:
+                    for tenant, lane in level.lanes.items():
+                        if lane.size:
+                            yield tenant, number, lane.size, lane.oldest_ns
 
     def counters(self, pool: str, klass: int = 0) -> dict[str, float]:
         """The virtual token counters of a pool and level, by tenant: tokens over weight."""

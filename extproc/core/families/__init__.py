@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from extproc.core.families.choice import WAIT_MS, Choice, Family, floor_of, members, pick, thresholds_for
+from extproc.core.catalogue import WAIT_MS
+from extproc.core.families.choice import Choice, Family, floor_of, members, pick, thresholds_for
 from extproc.core.families.difficulty import NAMES, features
 from extproc.core.families.score import DEFAULT, Weights, read, write
 

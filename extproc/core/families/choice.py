@@ -17,17 +17,16 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from extproc.core.catalogue import WAIT_MS
 from extproc.core.contract import ANSWERED_MODEL_HEADER, SHIFTED_HEADER
+from extproc.core.endpoint import places
 from extproc.core.families.difficulty import NAMES, features
 from extproc.core.families.score import DEFAULT, Weights
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.outcome import Reject
-from extproc.core.request import Request
+from extproc.core.request import Request, no_model
 from extproc.core.strategies.terms import start_ms
 from extproc.core.tenant import Tenant
-
-#: From this predicted wait on a pool counts as loaded.
-WAIT_MS = 500.0
 
 LOAD, UNAVAILABLE = "load", "unavailable"
 
@@ -107,9 +106,7 @@ def members(family: Family, tenant: Tenant, fleet: Fleet) -> list[int]:
     return [
         i
         for i, model in enumerate(family.models)
-        if i >= first
-        and (tenant.models is None or model in tenant.models)
-        and fleet.pool_for(model, tenant.name) is not None
+        if i >= first and tenant.may(model) and fleet.pool_for(model, tenant.name) is not None
     ]
 
 
@@ -122,11 +119,7 @@ def pick(
     """
     may = members(family, tenant, fleet)
     if not may:
-        return Reject(
-            status=403,
-            code="model_not_allowed",
-            message=f"this key may use no model of the family {family.name!r}",
-        )
+        return no_model(request.model)
     found = features(request)
     score = family.weights.score(found)
     level = family.level(score)
@@ -179,10 +172,11 @@ def _with_room(
 def _begins(pool: Pool, tenant: Tenant, permits: int, wait_ms: float | None) -> bool:
     """Whether any replica would begin within a time; any time where it is None."""
     regions = tenant.regions
+    may = [e for e in pool.endpoints if e.ready and (regions is None or e.region in regions)]
+    if permits > 1 and pool.engine != "tgi":
+        permits = places(permits, may)
     return any(
-        e.ready
-        and (regions is None or e.region in regions)
-        and (not permits or e.load_permits + permits <= e.max_concurrent)
+        (not permits or e.load_permits + permits <= e.max_concurrent)
         and (wait_ms is None or start_ms(e) <= wait_ms)
-        for e in pool.endpoints
+        for e in may
     )

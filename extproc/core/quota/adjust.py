@@ -8,7 +8,9 @@ below the share of use at their highest. A quiet night, a weekend and a service'
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 
 #: So many days without much use, all weekdays among them, and the limits may fall below what was bought.
 DAYS = 7
@@ -85,6 +87,26 @@ def adjust(history: History, *, bounds: Bounds) -> History:
     elif factor <= 1.0 and history.quiet:
         factor /= bounds.step
     return replace(history, factor=min(max(factor, bounds.least), bounds.most), quiet=False)
+
+
+def within(history: History, bounds: Bounds) -> History:
+    """The same history where other bounds hold now."""
+    return replace(history, factor=min(max(history.factor, bounds.least), bounds.most))
+
+
+def words_of(history: History) -> list[float]:
+    """A history as numbers, to be kept."""
+    return [history.used, history.refused, history.factor, history.peak, history.day_s, *history.peaks]
+
+
+def history_of(words: Sequence[float]) -> History | None:
+    """A history that was kept; None for what none is."""
+    if not 5 <= len(words) <= 5 + DAYS or not all(isfinite(each) and each >= 0.0 for each in words):
+        return None
+    used, refused, factor, peak, day_s, *peaks = words
+    if factor <= 0.0:
+        return None
+    return History(_share(used), _share(refused), factor, _share(peak), day_s, tuple(map(_share, peaks)))
 
 
 def _share(value: float) -> float:

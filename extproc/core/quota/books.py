@@ -11,6 +11,20 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from extproc.core.quota import share
+from extproc.core.quota.kept import (
+    EXPIRED,
+    RUNS,
+    WAITS,
+    Batch,
+    KeptHeld,
+    KeptScope,
+    State,
+    Touched,
+    account_of,
+    account_words,
+    tats_of,
+    tats_words,
+)
 from extproc.core.quota.scopes import Scopes
 from extproc.core.quota.share import Scope, Taken
 from extproc.core.quota.values import Account, Amounts, Ask, Granted, LimitUsage, Refused
@@ -91,6 +105,16 @@ class QuotaBooks(Protocol):
         ...
 
 
+class Waiting(Protocol):
+    """Whose requests no replica has been given yet."""
+
+    def __contains__(self, id: str, /) -> bool:  # noqa: A002 (a reservation's own word)
+        ...
+
+
+NOBODY: frozenset[str] = frozenset()
+
+
 @dataclass(slots=True)
 class Held:
     """A reservation that has not ended."""
@@ -111,6 +135,10 @@ class Books:
         self._held: OrderedDict[str, Held] = OrderedDict()
         #: Ended ids; what had expired may still be settled once.
         self._ended: OrderedDict[str, Taken | None] = OrderedDict()
+        #: What has changed since it was last asked for; None while nobody keeps it.
+        self._touched: Touched | None = None
+        #: Ids that were told as waiting: when they no longer do, that is a change.
+        self._waited: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -143,6 +171,8 @@ class Books:
             self.counts["refused"] += 1
             return taken
         self._held[reservation_id] = Held(taken, now_ns)
+        if self._touched is not None:
+            self._touched.add(reservation_id, account)
         self.counts["borrowed" if taken.borrowed else "reserved"] += 1
         self.totals["reserved"] += sum(taken.costs)
         return Granted(share.figures(account, scopes, now_ns=now_ns), borrowed=taken.borrowed != 0)
@@ -165,7 +195,7 @@ class Books:
         """Take the real counts, once for an id."""
         held = self._held.pop(reservation_id, None)
         if held is not None:
-            self._end(reservation_id, None)
+            self._end(reservation_id, None, held.taken.account)
             self._difference(held.taken, actual, now_ns)
             self.counts["settled"] += 1
             return True
@@ -175,11 +205,13 @@ class Books:
                 self.counts["settled.duplicate"] += 1
                 return False
             self._ended[reservation_id] = None
+            if self._touched is not None:
+                self._touched.add(reservation_id, late.account)
             self.totals["expired"] -= sum(late.costs)
             self._difference(late, actual, now_ns)
             self.counts["settled.late"] += 1
             return True
-        self._end(reservation_id, None)
+        self._end(reservation_id, None, account)
         if account is None:
             self.counts["settled.nobody"] += 1
             return True
@@ -195,7 +227,10 @@ class Books:
         if held is None:
             return False
         if so_far is not None:
-            self.totals["reserved"] += share.grow(held.taken, so_far.units(), now_ns=now_ns)
+            grown = share.grow(held.taken, so_far.units(), now_ns=now_ns)
+            self.totals["reserved"] += grown
+            if grown and self._touched is not None:
+                self._touched.add(reservation_id, held.taken.account)
         held.heard_ns = now_ns
         self._held.move_to_end(reservation_id)
         return True
@@ -207,6 +242,8 @@ class Books:
             share.settle(held.taken, (0, 0, 0, 0, 0), now_ns=now_ns)
             self.totals["refunded"] += sum(held.taken.costs)
             self.counts["cancelled"] += 1
+            if self._touched is not None:
+                self._touched.add(reservation_id, held.taken.account)
 
     def expire(self, *, now_ns: int) -> list[str]:
         """The ids that have now expired, oldest first."""
@@ -219,7 +256,7 @@ class Books:
             share.land(held.taken)
             self.totals["expired"] += sum(held.taken.costs)
             self.counts["expired"] += 1
-            self._end(reservation_id, held.taken)
+            self._end(reservation_id, held.taken, held.taken.account)
             expired.append(reservation_id)
         return expired
 
@@ -227,7 +264,7 @@ class Books:
         """Give back what was used."""
         if credit_id in self._ended:
             return
-        self._end(credit_id, None)
+        self._end(credit_id, None, account)
         share.credit(account, self._scopes.of(account, now_ns=now_ns), amounts.units(), now_ns=now_ns)
         self.counts["credited"] += 1
 
@@ -235,13 +272,111 @@ class Books:
         """Every limit of the account as it stands; changes nothing."""
         return share.usage(account, self._scopes.known(account), now_ns=now_ns)
 
+    # -- what outlives the process -----------------------------------------------------------------------
+
+    def keep(self) -> None:
+        """From now on `changes` tells what has changed."""
+        self._touched = Touched()
+
+    def changes(self, *, waiting: Waiting = NOBODY) -> tuple[Batch, Touched]:
+        """What has changed since this was last asked; `put_back` the second where it could not be written.
+
+        `waiting` are reservations whose requests no replica has been given yet: a process that ends takes
+        them with it, so that they cost nothing.
+        """
+        touched = self._touched
+        assert touched is not None, "nobody keeps these books"
+        self._touched = Touched(given_up=touched.given_up)
+        for placed in [each for each in self._waited if each not in waiting]:
+            self._waited.discard(placed)
+            touched.ids[placed] = None
+        batch = Batch([], [], [], [], [], {})
+        numbers: dict[int, int] = {}
+        for reservation_id in touched.ids:
+            held = self._held.get(reservation_id)
+            if held is not None:
+                doing, taken = RUNS, held.taken
+                if reservation_id in waiting:
+                    doing = WAITS
+                    self._waited.add(reservation_id)
+            elif reservation_id not in self._ended:
+                batch.gone.append(reservation_id)
+                continue
+            elif (late := self._ended[reservation_id]) is None:
+                batch.ended.append(reservation_id)
+                continue
+            else:
+                doing, taken = EXPIRED, late
+            account = taken.account
+            number = numbers.get(id(account))
+            if number is None:
+                number = numbers[id(account)] = len(batch.accounts)
+                batch.accounts.append(account_words(account))
+            # A copy: what runs may cost more by the time that this is written.
+            batch.held.append(KeptHeld(reservation_id, number, list(taken.costs), taken.borrowed, doing))
+        for name in touched.scopes:
+            scope = self._scopes.named(name)
+            tats, extra = (scope.tats, scope.extra) if scope is not None else (None, None)
+            batch.scopes.append(KeptScope(*name, tats_words(tats), tats_words(extra)))
+        return batch, touched
+
+    def put_back(self, touched: Touched) -> None:
+        """They were not written: they are told again."""
+        if self._touched is not None:
+            self._touched.again(list(touched.ids), list(touched.scopes))
+
+    @property
+    def given_up(self) -> int:
+        """Ids whose change was never written, because too many waited for it."""
+        return self._touched.given_up if self._touched is not None else 0
+
+    def restore(self, state: State, *, now_ns: int) -> None:
+        """Begin with what another process left, its times by this one's clock.
+
+        What was held lives a whole time to live again: its record may still come, with what it cost. What
+        waited for a place died with the process, and is given back.
+        """
+        for scope in state.scopes.values():
+            made = self._scopes.make((scope.tenant, scope.name), now_ns=now_ns)
+            made.tats = tats_of(scope.tats)
+            made.extra = tats_of(scope.extra) if scope.extra else None
+        for ended in state.ended:
+            self._ended[ended] = None
+        accounts: dict[int, Account] = {}
+        for words, kept in state.held.values():
+            account = accounts.get(id(words))
+            if account is None:
+                try:
+                    account = accounts[id(words)] = account_of(words)
+                except ValueError:
+                    self.counts["restore.unknown"] += 1
+                    continue
+            self._restore_held(account, kept, now_ns)
+        self.counts["restored"] += len(state.held)
+
+    def _restore_held(self, account: Account, kept: KeptHeld, now_ns: int) -> None:
+        scopes = self._scopes.of(account, now_ns=now_ns)
+        taken = Taken(account, scopes, list(kept.costs), kept.borrowed, flies=kept.doing != EXPIRED)
+        self.totals["reserved"] += sum(taken.costs)
+        if kept.doing == EXPIRED:
+            self.totals["expired"] += sum(taken.costs)
+            self._ended[kept.id] = taken
+            return
+        for scope in scopes:
+            scope.in_flight += 1
+        self._held[kept.id] = Held(taken, now_ns)
+        if kept.doing == WAITS:
+            self.cancel(kept.id, now_ns=now_ns)
+
     def _difference(self, taken: Taken, actual: Amounts, now_ns: int) -> None:
         real = share.settle(taken, actual.units(), now_ns=now_ns)
         for before, after in zip(taken.costs, real, strict=True):
             self.totals["settled"] += after
             self.totals["refunded" if after < before else "added"] += abs(after - before)
 
-    def _end(self, reservation_id: str, taken: Taken | None) -> None:
+    def _end(self, reservation_id: str, taken: Taken | None, account: Account | None) -> None:
         self._ended[reservation_id] = taken
+        if self._touched is not None and account is not None:
+            self._touched.add(reservation_id, account)
         while len(self._ended) > self.limits.ended_remembered_max:
             self._ended.popitem(last=False)

@@ -41,12 +41,19 @@ class Scopes(Generic[S]):
         states = self._states
         for name in account.names:
             state = states.get(name)
-            if state is None:
-                if len(states) >= self._most:
-                    self._forget(now_ns)
-                state = states[name] = self._make()
-            found.append(state)
+            found.append(state if state is not None else self.make(name, now_ns=now_ns))
         return tuple(found)
+
+    def named(self, name: tuple[str, str]) -> S | None:
+        """A scope by its tenant and name, as far as it is known."""
+        return self._states.get(name)
+
+    def make(self, name: tuple[str, str], *, now_ns: int) -> S:
+        """A scope that was not known; another may be forgotten for it."""
+        if len(self._states) >= self._most:
+            self._forget(now_ns)
+        state = self._states[name] = self._make()
+        return state
 
     def _forget(self, now_ns: int) -> None:
         """Make room: the first idle scope of those looked at; where none is, one that owes, and say so.

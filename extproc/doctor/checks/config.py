@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from ipaddress import ip_address
 from typing import Final
 
+from extproc.config.away import closed_by
+from extproc.config.cautions import port_is_open
 from extproc.config.model import Config, Key
+from extproc.config.places import loopback
 from extproc.doctor.evidence import Evidence
 from extproc.doctor.finding import Check, Said, error, note, warning
 
 #: A key that ends this soon is to be replaced now.
 EXPIRES_SOON: Final = timedelta(days=14)
 KEY_MEND: Final = 'make another: steersman tenant key new {tenant} --expires 90d --why "it ended"'
-
-
-def loopback(address: str) -> bool:
-    """Whether only this machine reaches an address."""
-    if address.startswith("unix:"):
-        return True
-    return ip_address(address.rpartition(":")[0].strip("[]")).is_loopback
 
 
 def admin_exposed(evidence: Evidence) -> Iterator[Said]:
@@ -34,14 +29,13 @@ def admin_exposed(evidence: Evidence) -> Iterator[Said]:
 
 
 def service_exposed(evidence: Evidence) -> Iterator[Said]:
-    """The service's port takes decisions and operators' commands without asking who."""
-    for where in evidence.config.service.listen:
-        if not loopback(where):
-            yield warning(
-                f"service.listen {where} is not loopback, and it takes drains and decisions from anyone",
-                "listen on 127.0.0.1 or a unix: socket beside Envoy, or let a network policy admit Envoys "
-                "only",
-            )
+    """The service's port gives decisions and endpoints without asking who."""
+    for where in port_is_open(evidence.config):
+        yield warning(
+            f"service.listen {where} is not loopback, and it gives decisions and endpoints to anyone",
+            "set service.token_file or token_env, or service.tls with client_ca; or listen on 127.0.0.1 or a "
+            "unix: socket beside Envoy",
+        )
 
 
 def telemetry_open(evidence: Evidence) -> Iterator[Said]:
@@ -135,7 +129,12 @@ def one_replica(evidence: Evidence) -> Iterator[Said]:
 
 def failing_open(evidence: Evidence) -> Iterator[Said]:
     """What happens to keys and quotas while the service is away."""
-    if evidence.config.gateway.failure_mode == "open" and evidence.config.gateway.auth == "api_key":
+    if (why := closed_by(evidence.config)) is not None:
+        yield warning(
+            f"failure_mode is open, and closed all the same to whoever has an API key: {why}",
+            "set gateway.failure_mode: closed, so that the file says what happens, or do as is said",
+        )
+    elif evidence.config.gateway.failure_mode == "open" and evidence.config.gateway.auth == "api_key":
         yield warning(
             "gateway.failure_mode is open: while the service is away requests need no key and no quota",
             "set gateway.failure_mode: closed, or requests_per_second_floor on the classes",

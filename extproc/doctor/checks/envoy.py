@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from extproc.config.places import loopback
 from extproc.core import contract
 from extproc.doctor import dump
-from extproc.doctor.checks.config import loopback
 from extproc.doctor.evidence import NOT_ASKED, EnvoySeen, Evidence, Failed
 from extproc.doctor.finding import Check, Said, error, note, warning
 

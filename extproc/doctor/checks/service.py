@@ -7,7 +7,7 @@ from typing import Final
 
 from extproc.doctor import dump
 from extproc.doctor.checks.envoy import without_envoy
-from extproc.doctor.evidence import EnvoySeen, Evidence, Failed, ProbeSeen, ServiceSeen
+from extproc.doctor.evidence import Elsewhere, EnvoySeen, Evidence, Failed, ProbeSeen, ServiceSeen
 from extproc.doctor.finding import Check, Said, error, note, warning
 
 #: Fewer requests than this say nothing of a share.
@@ -32,7 +32,13 @@ def service_of(evidence: Evidence) -> ServiceSeen:
 def reachable(evidence: Evidence) -> Iterator[Said]:
     """Each service answers, and takes decisions."""
     for address, seen in evidence.services.items():
-        if isinstance(seen, Failed):
+        if isinstance(seen, Elsewhere):
+            yield note(
+                f"the service at {address} could not be looked at: {seen.why}",
+                "run doctor there too, or give its admin port: --address https://HOST:PORT, with a token in "
+                "$STEERSMAN_TOKEN",
+            )
+        elif isinstance(seen, Failed):
             yield error(
                 f"no service at {address}: {seen.why}",
                 "start it (steersman serve -f FILE, or steersman up), or correct gateway.services and "

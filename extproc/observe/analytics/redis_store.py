@@ -22,11 +22,11 @@ from redis.cluster import ClusterNode
 from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError
 from redis.retry import Retry
 
-from extproc.config.redis_url import several
+from extproc.config.redis_url import clients, several
 from extproc.observe.analytics.spans import HOUR, LENGTHS, Retention, Span, Stretch
 from extproc.observe.analytics.store import Entry, StoreError
 
-CONNECT_TIMEOUT_S, OPERATION_TIMEOUT_S = 1.0, 2.0
+OPERATION_TIMEOUT_S = 2.0
 #: Rows written, and spans read, in one round trip.
 WRITTEN_AT_ONCE, READ_AT_ONCE = 1_000, 20
 #: Spans live so much longer than they are kept, so that no clock ends them early.
@@ -135,24 +135,17 @@ class RedisStore:
 
 def _connect(url: str) -> Redis:
     """A client of one server, of Sentinel's master or of a cluster: all of ours is in one slot."""
-    common: dict[str, Any] = {
-        "protocol": 2,
-        "socket_connect_timeout": CONNECT_TIMEOUT_S,
-        "socket_timeout": OPERATION_TIMEOUT_S,
-        "decode_responses": False,
-    }
-    retry = Retry(NoBackoff(), 0)
-    where = several(url)
+    made = clients(url, operation_timeout_s=OPERATION_TIMEOUT_S)
+    where, retry = made.where, Retry(NoBackoff(), 0)
     if where is None:
-        client: Redis = Redis.from_url(url, retry=retry, **common)
+        client: Redis = Redis.from_url(url, retry=retry, **made.servers)
         return client
-    settings = {**common, **where.servers}
     if where.master:
-        asked = {**common, **where.sentinels, "retry": retry}
+        asked = {**made.sentinels, "retry": retry}
         sentinels = Sentinel(where.nodes, sentinel_kwargs=asked)  # type: ignore[no-untyped-call]
         found: Redis = sentinels.master_for(  # type: ignore[no-untyped-call]
-            where.master, retry=retry, db=where.db, **settings
+            where.master, retry=retry, db=where.db, **made.servers
         )
         return found
     nodes = [ClusterNode(host, port) for host, port in where.nodes]  # type: ignore[no-untyped-call]
-    return cast("Redis", RedisCluster(startup_nodes=nodes, retry=retry, **settings))
+    return cast("Redis", RedisCluster(startup_nodes=nodes, retry=retry, **made.servers))

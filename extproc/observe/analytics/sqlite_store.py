@@ -56,7 +56,7 @@ class SqliteStore:
                     connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?)", entries)
                 return
             except sqlite3.Error as error:
-                if not _full(error) or not left or not self._give_up():
+                if not _full(error) or not left or not self._gave_up():
                     raise self._failed(error) from error
 
     def read(self, stretch: Stretch) -> Iterator[Entry]:
@@ -124,6 +124,13 @@ class SqliteStore:
             raise
         self._connection = connection
         return connection
+
+    def _gave_up(self) -> bool:
+        """As `_give_up`; a disk without room for even that (the file's journal) gives up nothing."""
+        try:
+            return self._give_up()
+        except sqlite3.Error:
+            return False
 
     def _give_up(self) -> bool:
         """Delete the oldest of what is kept shortest; false when nothing but the newest spans is left."""

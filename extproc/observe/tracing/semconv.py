@@ -45,6 +45,8 @@ OPERATIONS: Final = {
     Kind.GENERATE: "text_completion",
     Kind.GENERATE_STREAM: "text_completion",
     Kind.COMPAT: "text_completion",
+    Kind.INVOCATIONS: "text_completion",
+    Kind.VERTEX: "text_completion",
 }
 
 DURATION_BUCKETS: Final = (

@@ -69,12 +69,12 @@ def test_the_smallest_that_is_good_enough(tools: int, tenant: dict[str, Any], mo
     assert choice.headers() == (("x-steersman-model", model),)
 
 
-def test_none_is_a_403() -> None:
-    """A tenant without any model at or above its floor may not use the family."""
+def test_none_is_a_404() -> None:
+    """To a tenant without any model at or above its floor the family is not there."""
     for tenant in ({"models": frozenset({"other"})}, {"models": frozenset({"small"}), "quality_floor": 2}):
         answer = picked(COMPLEX, **tenant)
         assert isinstance(answer, Reject)
-        assert (answer.status, answer.code) == (403, "model_not_allowed")
+        assert (answer.status, answer.code) == (404, "model_not_found")
 
 
 def fill(fleet: Fleet, model: str) -> None:

@@ -11,7 +11,8 @@ import pytest
 from extproc.core.families import DEFAULT, NAMES, Weights, features, read, write
 from extproc.core.families.difficulty import HEAD_CHARACTERS, TAIL_CHARACTERS
 from extproc.core.families.train import LABELS, Example, accuracy, fit, train
-from extproc.core.request import Dialect, Kind, Request, find_route, parse
+from extproc.core.reading import parse
+from extproc.core.request import Dialect, Kind, Request, find_route
 
 LABELLED = Path(__file__).with_name("labelled.jsonl")
 

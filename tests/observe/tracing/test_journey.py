@@ -6,7 +6,8 @@ import pytest
 from trips import OFFSET_NS, PARENT, SAMPLED, TRACE, UNSAMPLED, Trips
 
 from extproc.core.outcome import Reject
-from extproc.core.request import find_route, parse
+from extproc.core.reading import parse
+from extproc.core.request import find_route
 from extproc.observe.tracing import carry
 from extproc.observe.tracing.journey import ORPHANS_MAX, Decided, Ended, Expired, hashed, prompt_of
 

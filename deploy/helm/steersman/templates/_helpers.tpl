@@ -64,6 +64,12 @@ capabilities: {drop: [ALL]}
 {{- if .Values.agents.nodes -}}{{- $_ := set $telemetry "nodes" .Values.agents.nodes -}}{{- end -}}
 {{- $_ := set $over "telemetry" $telemetry -}}
 {{- end -}}
+{{- /* In a volume of the service's alone: Envoy's container has no way to the operators' socket. */}}
+{{- $service := dict "run_dir" "/var/lib/steersman/run" -}}
+{{- if .Values.decisionToken.name -}}
+{{- $_ := set $service "token_file" "/etc/steersman-decision/token" -}}
+{{- end -}}
+{{- $_ := set $over "service" $service -}}
 {{- if .Values.keySecret.name -}}
 {{- $_ := set $over "identity" (dict "key_secret_file" "/etc/steersman/secrets/key-secret") -}}
 {{- end -}}
@@ -132,6 +138,12 @@ checksum/config: {{ include (print .Template.BasePath "/config.yaml") . | sha256
 {{ toYaml $targets }}
 {{- end }}
 
+{{/* The operators' socket of the service, where its container's `steersman` finds it. */}}
+{{- define "steersman.ordersAddress" -}}
+{{- $name := ternary "extproc" (ternary "0.0.0.0_50051" (printf "0.0.0.0_%v" .Values.picker.port) (eq .Values.mode "shared")) (eq .Values.mode "sidecar") -}}
+unix:/var/lib/steersman/run/{{ $name }}.orders.sock
+{{- end }}
+
 {{/* Mistakes that a schema cannot tell. */}}
 {{- define "steersman.checks" -}}
 {{- if and (eq .Values.mode "sidecar") (not .Values.gateway.enabled) -}}
@@ -162,7 +174,13 @@ checksum/config: {{ include (print .Template.BasePath "/config.yaml") . | sha256
 {{- fail "agents.auth none is guarded by the NetworkPolicy alone; enable it, or use tokens" -}}
 {{- end -}}
 {{- if and (not (include "steersman.hasGateway" .)) .Values.networkPolicy.enabled (not .Values.networkPolicy.clients) -}}
-{{- fail "networkPolicy.clients is missing: the gateways that ask the service. Its port takes operators' orders too, so that it is never open to everybody" -}}
+{{- fail "networkPolicy.clients is missing: the gateways that ask the service. Its port gives decisions and endpoints, so that it is never open to everybody" -}}
+{{- end -}}
+{{- if and .Values.decisionToken.name (eq .Values.mode "picker") -}}
+{{- fail "decisionToken goes with Envoys of this chart and of deploy/istio: a gateway that asks a picker has no way to show it; networkPolicy.clients is the guard there" -}}
+{{- end -}}
+{{- if and (.Values.config.service | default dict).tls (ne .Values.mode "sidecar") -}}
+{{- fail "config.service.tls: the kubelet's gRPC probes do not speak TLS; use decisionToken, and a mesh or the cluster's network for encryption" -}}
 {{- end -}}
 {{- if and (eq .Values.mode "picker") .Values.picker.inferencePool.create (not .Values.picker.inferencePool.matchLabels) -}}
 {{- fail "picker.inferencePool.matchLabels is missing: the labels of the replicas' pods" -}}

@@ -4,11 +4,12 @@ name: steersman
 image: {{ include "steersman.image" .Values.images.service | quote }}
 imagePullPolicy: {{ .Values.images.service.pullPolicy }}
 args: [serve, -f, {{ .file | quote }}]
-{{- if eq .Values.mode "shared" }}
 env:
+  - {name: STEERSMAN_ADDRESS, value: {{ include "steersman.ordersAddress" . | quote }}}
+  {{- if eq .Values.mode "shared" }}
   - name: POD_NAME
     valueFrom: {fieldRef: {fieldPath: metadata.name}}
-{{- end }}
+  {{- end }}
 {{- $ports := list }}
 {{- if .grpcPort }}{{ $ports = append $ports (dict "name" "grpc" "containerPort" .grpcPort) }}{{ end }}
 {{- if .Values.agents.enabled }}{{ $ports = append $ports (dict "name" "telemetry" "containerPort" 50052) }}{{ end }}
@@ -23,6 +24,9 @@ volumeMounts:
   {{- if .Values.keySecret.name }}
   - {name: key-secret, mountPath: /etc/steersman/secrets, readOnly: true}
   {{- end }}
+  {{- if .Values.decisionToken.name }}
+  - {name: decision-token, mountPath: /etc/steersman-decision, readOnly: true}
+  {{- end }}
   - {name: run, mountPath: /run/steersman}
   - {name: data, mountPath: /var/lib/steersman}
   - {name: tmp, mountPath: /tmp}
@@ -36,6 +40,12 @@ volumeMounts:
 {{- if and .name $.service }}
 - name: key-secret
   secret: {secretName: {{ .name }}, defaultMode: 0440, items: [{key: {{ .key }}, path: key-secret}]}
+{{- end }}
+{{- end }}
+{{- with .Values.decisionToken }}
+{{- if .name }}
+- name: decision-token
+  secret: {secretName: {{ .name }}, defaultMode: 0440, items: [{key: {{ .key }}, path: token}]}
 {{- end }}
 {{- end }}
 - {name: run, emptyDir: {medium: Memory, sizeLimit: 16Mi}}

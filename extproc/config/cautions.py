@@ -1,0 +1,79 @@
+"""What a configuration allows, or does not do, that who wrote it may not have meant: good, but said.
+
+Owns the sentences that `steersman check` and a service's start say. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from extproc.config.away import closed_by
+from extproc.config.model import Config, Quota
+from extproc.config.places import loopback
+
+
+def port_is_open(config: Config) -> list[str]:
+    """Where the decision port listens beyond this machine and asks nobody for proof."""
+    service = config.service
+    if service.token_file or service.token_env or (service.tls is not None and service.tls.client_ca):
+        return []
+    return [where for where in service.listen if not loopback(where)]
+
+
+def cautions(config: Config) -> Iterator[str]:
+    """Each as `PATH: what is so; what to do`."""
+    for where in port_is_open(config):
+        yield (
+            f"service.listen: {where} is not loopback, and whoever reaches it gets decisions and endpoints; "
+            "set service.token_file (or token_env), or service.tls with client_ca"
+        )
+    service, several = config.service, len(config.service_addresses) > 1
+    if several and config.sharing is None and not (service.token_file or service.token_env):
+        yield (
+            "gateway.services: several services without sharing do not know each other's decisions, and each "
+            "counts its own requests alone; set service.token_file (or token_env), the same for all"
+        )
+    yield from _open_and_closed(config)
+    yield from _forgotten(config)
+
+
+def _open_and_closed(config: Config) -> Iterator[str]:
+    """A failure mode `open` that is closed, since a tenant was promised more."""
+    if (why := closed_by(config)) is not None:
+        yield (
+            "gateway.failure_mode: open, and still 503 while the service is away to whoever has an API key, "
+            f"since Envoy cannot tell whose it is: {why}"
+        )
+
+
+def _forgotten(config: Config) -> Iterator[str]:
+    """Quotas that a restart begins anew."""
+    if config.sharing is not None or (config.state.enabled and config.state.dir is not None):
+        return
+    if not any(map(_limits, _quotas(config))):
+        return
+    if config.state.enabled:
+        yield (
+            "state.dir: is not set, and 'steersman serve' begins quotas and budgets anew at a restart; "
+            "set it ('up' has a folder of its own)"
+        )
+    else:
+        yield "state.enabled: is false, and quotas and budgets begin anew when the service restarts"
+
+
+def _quotas(config: Config) -> list[Quota]:
+    """Every quota of the file: of tenants, of their models and of their keys."""
+    return [
+        quota
+        for tenant in config.tenants
+        for quota in (
+            tenant.quota,
+            *tenant.model_quotas.values(),
+            *(key.quota for key in tenant.keys if key.quota is not None),
+        )
+    ]
+
+
+def _limits(quota: Quota) -> bool:
+    shaped = ("burst", "borrow")
+    return any(value is not None for name, value in quota if name not in shaped)

@@ -1,0 +1,117 @@
+"""The decision port as Envoy reaches it: with mutual TLS and a token, and with nobody else let near."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from gateway import Gateway, chat_pool, wait_for
+from replicas import Replicas, specs
+
+from extproc.wire.orders import STATUS
+from extproc.wire.server import ACCESS_LOG, EXT_PROC
+
+NAME, TOKEN = "steersman.test", "the-token-of-this-gateway"
+ADS = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+BODY = {"model": "tiny-chat", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, and certificates of the service and of Envoy."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl here to make throw-away certificates with")
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def make(*arguments: str) -> None:
+        subprocess.run([openssl, *arguments], cwd=folder, check=True, capture_output=True, timeout=60)
+
+    for name in ("ca", "service", "envoy"):
+        key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key"]
+        signed = [] if name == "ca" else ["-CA", "ca.pem", "-CAkey", "ca.key"]
+        names = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{NAME}"]
+        make("req", "-x509", *key, *signed, *names, "-days", "2", "-out", f"{name}.pem")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gateway(certificates: Path) -> Iterator[Gateway]:
+    """One service behind TLS and a token, and an Envoy that takes its pools from it."""
+    (certificates / "token").write_text(TOKEN)
+    server = {
+        name: str(certificates / file)
+        for name, file in (("certificate", "service.pem"), ("key", "service.key"))
+    }
+    client = {
+        name: str(certificates / file) for name, file in (("certificate", "envoy.pem"), ("key", "envoy.key"))
+    }
+    authority = str(certificates / "ca.pem")
+    with Replicas(specs(1)) as replicas:
+        opened = Gateway(
+            chat_pool(replicas.addresses),
+            mode="ads",
+            gateway={"service_tls": {"ca": authority, "server_name": NAME, **client}},
+        )
+        opened.config["service"] |= {
+            "tls": {**server, "client_ca": authority},
+            "token_file": str(certificates / "token"),
+        }
+        opened.write_config()
+        with opened:
+            yield opened
+
+
+def test_envoy_proves_who_it_is_on_every_way(gateway: Gateway) -> None:
+    """Decisions, pools by ADS, first tokens and records all come through TLS, with the token."""
+    status, _, answer = gateway.call("/v1/chat/completions", BODY)
+    assert (status, answer["usage"]["completion_tokens"]) == (200, 4)
+    status, _, _ = gateway.call("/v1/chat/completions", {**BODY, "stream": True})
+    assert status == 200
+    wait_for("both ends", lambda: gateway.status()["counts"].get("settled.ok") == 2)
+    counts = gateway.status()["counts"]
+    assert counts["events.first_token"] >= 1
+    assert [name for name in counts if name.endswith((".forged", ".unauthenticated"))] == []
+
+
+def test_a_stranger_at_the_port_gets_nothing(gateway: Gateway, certificates: Path) -> None:
+    """In the clear, without a certificate, or with Envoy's own but no token."""
+    authority = (certificates / "ca.pem").read_bytes()
+    envoys = (certificates / "envoy.key").read_bytes(), (certificates / "envoy.pem").read_bytes()
+    named = [("grpc.ssl_target_name_override", NAME)]
+    where = gateway.service_address
+    channels = {
+        "in the clear": grpc.insecure_channel(where),
+        "no certificate": grpc.secure_channel(where, grpc.ssl_channel_credentials(authority), named),
+        "no token": grpc.secure_channel(where, grpc.ssl_channel_credentials(authority, *envoys), named),
+    }
+    for how, channel in channels.items():
+        with channel:
+            for method in (
+                f"{EXT_PROC}/Process",
+                f"{ACCESS_LOG}/StreamAccessLogs",
+                f"{ADS}/StreamAggregatedResources",
+            ):
+                with pytest.raises(grpc.RpcError) as caught:
+                    list(channel.stream_stream(f"/{method}")(iter([b""]), timeout=20))
+                expected = "UNAUTHENTICATED" if how == "no token" else "UNAVAILABLE"
+                assert caught.value.code().name == expected, (how, method)
+            with pytest.raises(grpc.RpcError):
+                channel.unary_unary(f"/{STATUS}/Drain")(b"{}", timeout=20)
+    host, _, port = where.rpartition(":")
+    assert ssl.get_server_certificate((host, int(port))).startswith("-----BEGIN")
+
+
+def test_the_token_is_in_no_file_that_others_read(gateway: Gateway, tmp_path: Path) -> None:
+    """`envoy-config -o` writes it for its user alone, where the token stands in it."""
+    from processes import steersman
+
+    written = tmp_path / "envoy.yaml"
+    steersman("envoy-config", "-f", str(gateway.config_file), "-o", str(written))
+    assert TOKEN in written.read_text()
+    assert written.stat().st_mode & 0o077 == 0
