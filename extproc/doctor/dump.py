@@ -20,6 +20,8 @@ JSON_COUNTS: Final = "json_to_metadata.v3.JsonToMetadata"
 SSE_COUNTS: Final = "sse_to_metadata.v3.SseToMetadata"
 LUA: Final = "lua.v3.Lua"
 ROUTER: Final = "router.v3.Router"
+#: A filter that some requests pass by, its own type within: here the one that asks who it is.
+MATCHED: Final = "matching.v3.ExtensionWithMatcher"
 HCM: Final = "http_connection_manager.v3.HttpConnectionManager"
 GRPC_LOG: Final = "access_loggers.grpc.v3.HttpGrpcAccessLogConfig"
 HEADER_MUTATION: Final = "early_header_mutation.header_mutation.v3.HeaderMutation"
@@ -28,7 +30,7 @@ SUBSET: Final = "subset.v3.Subset"
 PREVIOUS_HOSTS: Final = "previous_hosts.v3.PreviousHostsPredicate"
 
 #: The filters in the order in which a request must meet them; those that are there.
-ORDER: Final = (JWT, BUFFER, EXT_PROC, JSON_COUNTS, LUA, SSE_COUNTS, ROUTER)
+ORDER: Final = (JWT, MATCHED, BUFFER, EXT_PROC, JSON_COUNTS, LUA, SSE_COUNTS, ROUTER)
 
 Json = Mapping[str, Any]
 

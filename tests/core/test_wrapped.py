@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from extproc.core.outcome import Reject
-from extproc.core.request import EXTRA_ROUTES, ROUTES, Kind, Request, find_route, parse
+from extproc.core.reading import parse
+from extproc.core.request import EXTRA_ROUTES, ROUTES, Kind, Request, find_route
 
 CHAT = {"messages": [{"content": "hello"}], "max_tokens": 7}
 GENERATE = {"inputs": "hello", "parameters": {"max_new_tokens": 5, "best_of": 2}}
@@ -62,7 +63,7 @@ def test_what_vertex_cannot_read_is_refused(body: Any) -> None:
     """No instances, too many, or one that is no request."""
     answer = read("/vertex", body)
     assert isinstance(answer, Reject)
-    assert answer.status == 400
+    assert answer.status == 422
 
 
 def test_further_routes_are_there_when_named() -> None:

@@ -12,6 +12,8 @@ import pytest
 from gateway import Gateway, logs_of_failed, wait_for
 from shaped_engine import ShapedEngine
 
+#: By conftest.py: the last test changes the key.
+IN_ORDER = True
 pytestmark = pytest.mark.envoy
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"

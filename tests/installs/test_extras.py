@@ -32,6 +32,7 @@ BEHIND = {
     "extproc.demo.run": "demo",
     "extproc.demo.traffic": "demo",
     "extproc.observe.analytics.redis_store": "redis",
+    "extproc.state.kept_redis": "redis",
     "extproc.state.quota_redis": "redis",
     "extproc.state.redis_client": "redis",
     "extproc.state.redis_share": "redis",
