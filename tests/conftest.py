@@ -7,13 +7,13 @@ import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
 
 from tests.stand import examples, parsing
-from tests.stand.sharing import Sharing, long_first
+from tests.stand.sharing import Sharing, long_first, waits
 
 if "STEERSMAN_TEST_RUN" not in os.environ:
     # Services' sockets and keys: in no folder of this user's, gone afterwards. Workers have their parent's.
@@ -46,3 +46,11 @@ def pytest_collection() -> Generator[None, Any, Any]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """After pytest-randomly has shuffled them."""
     items[:] = long_first(items)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tidy(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a file left open is told in that file, and not where it happens to be collected."""
+    yield
+    if waits(request.node.nodeid):
+        gc.collect()
