@@ -12,6 +12,7 @@ import pytest
 
 from extproc import app as module
 from extproc.app import App, restart_needed
+from extproc.app.roster import Roster
 from extproc.config.load import loads
 from extproc.core.outcome import Outcome, Reject, Reservation, Routed
 from extproc.core.request import Dialect, Kind, Request
@@ -140,6 +141,28 @@ def test_a_change_that_needs_a_restart(
     assert app.config is config
     assert app.desk.fleet.pools["chat"].strategy == "least_work"
     assert caplog.records[-1].message.endswith(": needs a restart: " + ", ".join(named))
+
+
+def test_what_was_refused_before_an_envoy_came_is_read_again_when_one_comes(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that has begun anew knows no Envoy for a moment; a file that came then is not lost."""
+    app, _ = app_of()
+    new = "  - {name: more, models: [x], endpoints: [{address: '10.0.0.7:80'}]}\ntenants:"
+    path.write_text(BASE.replace("tenants:", new, 1), encoding="utf-8")
+
+    async def scene() -> None:
+        assert not await app.reload_live(path)
+        await app._take_after_all()
+        assert [pool.name for pool in app.config.pools] == ["chat", "code"]
+        monkeypatch.setattr(Roster, "live", True)
+        await app._take_after_all()
+        assert [pool.name for pool in app.config.pools] == ["chat", "code", "more"]
+        applied = app.desk.counts["reload.applied"]
+        await app._take_after_all()
+        assert app.desk.counts["reload.applied"] == applied == 1
+
+    asyncio.run(scene())
 
 
 def test_a_pool_that_leaves(path: Path) -> None:

@@ -121,7 +121,7 @@ def test_the_silent_are_not_waited_for_longer_than_the_grace(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also when a reload comes in between; and the log says who they were."""
-    monkeypatch.setattr(module, "GRACE_S", 0.3)
+    monkeypatch.setattr(module, "GRACE_S", 3.0)
 
     async def scene(roster: Roster) -> None:
         roster.spoke("node", "a")

@@ -90,6 +90,8 @@ class App:
     def __init__(self, config: Config, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self.config = config
         self.clock = clock
+        #: The file that was refused last, if no Envoy took its endpoints from here then.
+        self._refused_unseen: Path | None = None
         instance = os.urandom(6).hex()
         # None where no other service shares them.
         self._shared = shared_quotas(config, instance, clock=clock)
@@ -345,9 +347,19 @@ class App:
 
     async def reload_live(self, path: Path) -> bool:
         """`reload`, with all that takes long in a thread: decisions go on meanwhile."""
+        live = self.roster.live
         with uncollected():
-            read = await asyncio.to_thread(read_again, path, self.config, live=self.roster.live)
+            read = await asyncio.to_thread(read_again, path, self.config, live=live)
+        # A service that has just begun knows no Envoy yet that would take a new pool from it.
+        self._refused_unseen = path if isinstance(read, list) and not live else None
         return self._take(path, read)
+
+    async def _take_after_all(self) -> None:
+        """Read a refused file again once an Envoy takes its endpoints from here: what needed a restart
+        before may not any more."""
+        path = self._refused_unseen
+        if path is not None and self.roster.live:
+            await self.reload_live(path)
 
     def _take(self, path: Path, read: Reread | list[str]) -> bool:
         if isinstance(read, list):
@@ -484,10 +496,11 @@ class App:
                 except Exception as error:  # noqa: BLE001 (without this task nothing would expire again)
                     self.processor.failed(error, what)
             await self.roster.refresh()
-            try:
-                await self._tune()
-            except Exception as error:  # noqa: BLE001 (without this task nothing would expire again)
-                self.processor.failed(error, "tuning")
+            for what, task in (("tuning", self._tune), ("a reload", self._take_after_all)):
+                try:
+                    await task()
+                except Exception as error:  # noqa: BLE001 (without this task nothing would expire again)
+                    self.processor.failed(error, what)
 
     async def _tune(self) -> None:
         move = self.tuned.step(now_ns=self.clock())
