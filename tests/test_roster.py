@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from extproc.app import roster as module
 from extproc.app.build import pool_specs
 from extproc.app.roster import Roster
 from extproc.config.load import loads
+from extproc.config.model import Config
+from extproc.control.snapshot import SnapshotBuilder
 from extproc.core.fleet import Fleet
 from extproc.core.reach import Look
 from extproc.core.reports import ReplicaReport, State
@@ -52,6 +55,42 @@ def play(text: str, scene: Callable[[Roster], Awaitable[None]]) -> None:
         await roster.stop()
 
     asyncio.run(run())
+
+
+def test_one_at_a_time_renders_and_what_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reload while the first snapshot is made: no two threads import Envoy's messages at once."""
+    making, most, wrong = [0], [0], [False, True]
+    real = SnapshotBuilder
+
+    def slow(config: Config) -> SnapshotBuilder:
+        making[0] += 1
+        most[0] = max(most[0], making[0])
+        try:
+            time.sleep(0.05)
+            if len(config.pools) == 2 and wrong.pop():
+                raise TypeError("half a class")
+            return real(config)
+        finally:
+            making[0] -= 1
+
+    monkeypatch.setattr(module, "SnapshotBuilder", slow)
+
+    async def run() -> None:
+        config = loads(POOLS)
+        roster = Roster(config, Fleet(pool_specs(config)))
+        roster.start()
+        roster.publisher.wanted.set()
+        await until(lambda: making[0], "the first is being made")
+        roster.apply(loads(POOLS + '  - {name: code, models: [c], endpoints: [{address: "10.0.0.9:80"}]}\n'))
+        with pytest.raises(TypeError):
+            await roster.refresh()
+        assert not roster.publisher.versions
+        await roster.refresh()
+        assert set(roster.publisher.versions) == {"cds", "eds"}
+        await roster.stop()
+
+    asyncio.run(run())
+    assert most == [1]
 
 
 def test_without_an_envoy_that_asks_nothing_is_rendered() -> None:

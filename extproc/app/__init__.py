@@ -495,8 +495,11 @@ class App:
                     work()
                 except Exception as error:  # noqa: BLE001 (without this task nothing would expire again)
                     self.processor.failed(error, what)
-            await self.roster.refresh()
-            for what, task in (("tuning", self._tune), ("a reload", self._take_after_all)):
+            for what, task in (
+                ("rendering for Envoy", self.roster.refresh),
+                ("tuning", self._tune),
+                ("a reload", self._take_after_all),
+            ):
                 try:
                     await task()
                 except Exception as error:  # noqa: BLE001 (without this task nothing would expire again)

@@ -58,6 +58,7 @@ class Roster:
         self._tasks: list[asyncio.Task[None]] = []
         self._builder: SnapshotBuilder | None = None
         self._rendering: asyncio.Task[None] | None = None
+        self._building = asyncio.Lock()
         self._published = -1
         self._outdated = False
         #: Who has not spoken since the start, as (source, pool or node). While there is one and the grace
@@ -115,10 +116,14 @@ class Roster:
         """After `apply`: follow the new sources, render the new clusters. Nothing to do otherwise."""
         if self._outdated:
             self._outdated = False
-            await self._unfollow()
-            self._follow()
-            if self.publisher.wanted.is_set():
-                await self._rebuild()
+            try:
+                await self._unfollow()
+                self._follow()
+                if self.publisher.wanted.is_set():
+                    await self._rebuild()
+            except BaseException:
+                self._outdated = True  # the next call tries again
+                raise
 
     def heard(self, reports: Iterable[ReplicaReport], *, now_ns: int) -> None:
         """Take an agent's reports; a replica that nobody listed is registered where its pool allows."""
@@ -316,9 +321,11 @@ class Roster:
         await self._rebuild()
 
     async def _rebuild(self) -> None:
-        # In a thread: envoy-data-plane takes long to import, and decisions go on meanwhile.
-        config = self._config
-        builder = await asyncio.to_thread(SnapshotBuilder, config)
+        # In a thread: envoy-data-plane takes long to import, and decisions go on meanwhile. One at a time: of
+        # two threads that import it, one may see classes that the other has not finished.
+        async with self._building:
+            config = self._config
+            builder = await asyncio.to_thread(SnapshotBuilder, config)
         if config is not self._config:
             return  # `refresh` renders the newer one
         self._builder = builder

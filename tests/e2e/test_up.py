@@ -187,6 +187,9 @@ def test_a_killed_service_forgets_no_quota_and_charges_what_ran_across_it_once(
         limits = (await link.status())["use"]["tenants"]["acme"]["limits"]
         return float(next(each["used"] for each in limits if each["limit"] == "budget_per_month"))
 
+    def own(others: set[str]) -> set[str]:
+        return set(read(running).state.held) - others
+
     async def becomes(link: ServiceLink, expected: float) -> None:
         deadline_s = time.monotonic() + WAIT_S_MAX
         while abs((found := await used(link)) - expected) > 2:
@@ -197,13 +200,14 @@ def test_a_killed_service_forgets_no_quota_and_charges_what_ran_across_it_once(
         link = ServiceLink(config["service"]["listen"][0])
         async with aiohttp.ClientSession() as session:
             assert await gateway.ask_until_decided(session) == 200
-            await until(lambda: not read(running).state.held, what="quiet", said=gateway.said)
+            # What an earlier test's kill left is held until it expires.
+            others = set(read(running).state.held)
             before = await used(link)
             assert await gateway.ask(session, tokens=400) == 200
             await becomes(link, before + 400)
-            await until(lambda: not read(running).state.held, what="its end written", said=gateway.said)
+            await until(lambda: not own(others), what="its end written", said=gateway.said)
             across = asyncio.create_task(gateway.ask(session, tokens=3_000))
-            await until(lambda: read(running).state.held, what="its place in the journal", said=gateway.said)
+            await until(lambda: own(others), what="its place in the journal", said=gateway.said)
             await gateway.kill_service()
             assert not across.done()
             assert await used(link) >= before + 398
@@ -280,7 +284,7 @@ def test_a_reload_adds_an_endpoint_and_a_pool_that_take_traffic_and_nothing_rest
         ):
             assert await gateway.ask_until_decided(session) == 200
             pids = [gateway.pid_of(child) for child in ("service", "envoy")]
-            restarts, unappliable = (gateway.times_said(text) for text in ("; restart ", "needs a restart"))
+            restarts = gateway.times_said("; restart ")
             running = asyncio.create_task(gateway.ask(session, tokens=1500))
             second, third = more.addresses
             larger = copy.deepcopy(config)
@@ -305,7 +309,6 @@ def test_a_reload_adds_an_endpoint_and_a_pool_that_take_traffic_and_nothing_rest
             assert await running == 200
             assert [gateway.pid_of(child) for child in ("service", "envoy")] == pids
             assert gateway.times_said("; restart ") == restarts
-            assert gateway.times_said("needs a restart") == unappliable
             gateway.write(config)
             gateway.process.send_signal(signal.SIGHUP)
             while await gateway.ask(session, model="code") != 404:
