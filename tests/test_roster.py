@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -38,10 +38,9 @@ telemetry:
 
 
 @pytest.fixture(autouse=True)
-def short_grace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that is not about the grace's end does not come to it."""
     monkeypatch.setattr(module, "GRACE_S", 60.0)
-    return
 
 
 def play(text: str, scene: Callable[[Roster], Awaitable[None]]) -> None:
