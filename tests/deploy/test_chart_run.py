@@ -300,6 +300,7 @@ def test_shared(stand_ins: tuple[str, str], tmp_path: Path) -> None:
             pod.ready("steersman")
         ports = _ports()
         gateway = cluster.pod("steersman-gateway", ports=ports)
+        gateway.remap_files("config", "render")
         render = gateway.command("render")
         names = ",".join(f"steersman-service-{i}" for i in range(3))
         assert f"--services {names}" in render[-1]

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 import pytest
 import redis
 
+from extproc.state.messages import VERSION
 from extproc.state.outbox import REPORTS_MAX
 from extproc.state.redis_share import RedisShare
 from tests.state.conftest import Lag, RedisServer, Service, services, until
@@ -20,7 +21,8 @@ from tests.state.conftest import Lag, RedisServer, Service, services, until
 pytestmark = pytest.mark.soak
 
 A, B = ("p", "10.0.0.1:80"), ("p", "10.0.0.2:80")
-CHANNEL = "{steersman}:share:v2"
+INDEX = f"{{steersman}}:services:v{VERSION}"
+CHANNEL = f"{{steersman}}:share:v{VERSION}"
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -72,7 +74,7 @@ def test_a_closed_service_is_gone_at_once_and_a_dead_one_within_three_seconds(
             fourth = Service(redis_server.url, "four")
             await fourth.share.start()
             await until(lambda: fourth.share.peers.deciders == 2)
-            assert redis_server.command("SCARD", "{steersman}:services:v1") == 2
+            assert redis_server.command("SCARD", INDEX) == 2
             await fourth.share.close()
 
     asyncio.run(scenario())
@@ -188,7 +190,7 @@ def test_a_flushed_database_is_refilled(redis_server: RedisServer) -> None:
             one.loads = {A: (1, 1, 1)}
             await until(lambda: two.sees(*A) == (1, 1, 1))
             redis_server.command("FLUSHALL")
-            await until(lambda: redis_server.command("SCARD", "{steersman}:services:v1") == 2, within_s=1.3)
+            await until(lambda: redis_server.command("SCARD", INDEX) == 2, within_s=1.3)
             assert redis_server.command("DBSIZE") == 3
             assert two.sees(*A) == (1, 1, 1)
             assert two.share.connected
@@ -263,9 +265,9 @@ def test_a_store_that_refuses_does_not_end_the_sharing(redis_server: RedisServer
 
 def test_garbage_on_the_channel_and_in_the_store_is_counted(redis_server: RedisServer) -> None:
     """A flood of it takes nobody's turn; what stands in the keys is not believed either."""
-    redis_server.command("SADD", "{steersman}:services:v1", "junk", b"\xff\xfe", "forever", "gone")
-    redis_server.command("SET", "{steersman}:services:v1:junk", b"\x00garbage", "PX", 60_000)
-    redis_server.command("SET", "{steersman}:services:v1:forever", b"forever")
+    redis_server.command("SADD", INDEX, "junk", b"\xff\xfe", "forever", "gone")
+    redis_server.command("SET", f"{INDEX}:junk", b"\x00garbage", "PX", 60_000)
+    redis_server.command("SET", f"{INDEX}:forever", b"forever")
 
     async def scenario() -> None:
         async with services(redis_server.url, "one", "two") as (one, two):
