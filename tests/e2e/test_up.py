@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 import pytest
 import yaml
-from gateway import wait_for
+from gateway import envoy_binary, wait_for
 from processes import INSTALLED, Process, steersman
 from replicas import Replicas
 
@@ -28,7 +28,6 @@ from extproc.sim.spec import ReplicaSpec
 from extproc.state.kept_file import NAME
 from extproc.state.kept_lines import read
 from extproc.supervise.asking import ServiceLink, ServiceSilentError
-from extproc.supervise.envoy import EnvoyMissingError, find_envoy
 
 pytestmark = pytest.mark.envoy
 KEY = "sk-test-up"
@@ -40,12 +39,7 @@ BUDGET = 100_000.0
 @pytest.fixture(scope="module", autouse=True)
 def envoy() -> str:
     """The real Envoy: a CI without one fails, since a skip would prove nothing."""
-    try:
-        return find_envoy()
-    except EnvoyMissingError as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
+    return envoy_binary()
 
 
 def specs(count: int = 2, **settings: Any) -> list[ReplicaSpec]:

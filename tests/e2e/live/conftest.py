@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
+from gateway import envoy_binary
 from live.live_demo import LiveDemo
-
-from extproc.supervise.envoy import EnvoyMissingError, find_envoy
 
 
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveDemo]:
     """Fails where CI has no Envoy: a skip would prove nothing."""
-    try:
-        find_envoy()
-    except EnvoyMissingError as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
+    envoy_binary()
     folder = tmp_path_factory.mktemp("demo")
     demo = LiveDemo(folder)
     try:
