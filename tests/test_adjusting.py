@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from extproc.app import App
 from extproc.config.load import loads
 from extproc.core.outcome import Routed
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import Tenant
+from extproc.service import App
 
 TEXT = """
 pools: [{name: p, models: [m], endpoints: [{address: 127.0.0.1:1, max_concurrent: 60000}]}]
@@ -14,16 +14,16 @@ tenants:
     quota: {requests_per_minute: 10}
     adjust: {least: 0.5, most: 1.5}
 """
-CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=4)
+CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=4)
 MINUTE_NS = 60_000_000_000
 
 
 def spent(app: App, requests: int, now_ns: int) -> int:
     """How many of so many requests are let in."""
-    decisions = [app.desk.admit(CHAT, Tenant(name="t"), now_ns=now_ns) for _ in range(requests)]
+    decisions = [app.scheduler.admit(CHAT, Tenant(name="t"), now_ns=now_ns) for _ in range(requests)]
     for decision in decisions:
         if isinstance(decision, Routed):
-            app.tally.decided("t", decision)
+            app.stats.decided("t", decision)
     return sum(isinstance(decision, Routed) for decision in decisions)
 
 

@@ -9,16 +9,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from extproc.app.alerting import Alerting
 from extproc.config.load import ConfigError
 from extproc.config.model import Config
 from extproc.core.accounts import Accounts
-from extproc.core.desk import Policy
-from extproc.core.health import Cause, Kind
+from extproc.core.health import Cause, CauseKind
 from extproc.core.outcome import End, Outcome
-from extproc.core.quota import NOTHING, Account, Books, limits
-from extproc.observe.alerts.engine import State
-from tests.stand.desks import make_desk, make_pool, make_reservation
+from extproc.core.quota import NOTHING, Account, ExactBooks, limits
+from extproc.core.scheduler import Policy
+from extproc.observe.alerts.engine import AlertState
+from extproc.service.alerts import AlertsPart
+from tests.stand.schedulers import make_pool, make_reservation, make_scheduler
 
 S = 1_000_000_000
 A, B = "10.0.0.1:80", "10.0.0.2:80"
@@ -31,18 +31,21 @@ def config_of(**alerts: Any) -> Config:
 
 
 class World:
-    """A desk with a pool of two, and the part over it; time is the test's."""
+    """A scheduler with a pool of two, and the part over it; time is the test's."""
 
     def __init__(self, **alerts: Any) -> None:
         spec = make_pool(A, B, permits=8, name="chat", strategy="steer")
         quota = limits(concurrent_requests=2)
-        self.desk = make_desk(
-            spec, instance="here", policy=Policy(accounts=Accounts(tenants={"acme": quota})), quotas=Books()
+        self.scheduler = make_scheduler(
+            spec,
+            instance="here",
+            policy=Policy(accounts=Accounts(tenants={"acme": quota})),
+            quotas=ExactBooks(),
         )
         self.now_ns = BEGIN
-        self.part = Alerting(
+        self.part = AlertsPart(
             config_of(**alerts),
-            self.desk,
+            self.scheduler,
             clock=lambda: self.now_ns,
             wall_ns=lambda: self.now_ns,
         )
@@ -70,7 +73,7 @@ class World:
             self.part.step(now_ns=self.now_ns)
 
     def fires(self) -> set[str]:
-        return {a.rule.name for a in self.part.engine.active.values() if a.state is State.FIRING}
+        return {a.rule.name for a in self.part.engine.active.values() if a.state is AlertState.FIRING}
 
 
 def test_a_pool_without_a_ready_replica() -> None:
@@ -78,13 +81,13 @@ def test_a_pool_without_a_ready_replica() -> None:
     world = World()
     world.pass_s(10)
     assert world.fires() == set()
-    for endpoint in world.desk.fleet.pools["chat"].endpoints:
+    for endpoint in world.scheduler.fleet.pools["chat"].endpoints:
         endpoint.ready = False
     world.pass_s(7)
     assert world.fires() == {"NoReadyReplica"}
     world.pass_s(60)
     assert world.fires() == {"NoReadyReplica", "ReplicasDown"}
-    for endpoint in world.desk.fleet.pools["chat"].endpoints:
+    for endpoint in world.scheduler.fleet.pools["chat"].endpoints:
         endpoint.ready = True
     world.pass_s(65)
     assert world.fires() == set()
@@ -97,9 +100,9 @@ def test_a_pool_without_a_ready_replica() -> None:
 def test_a_gpus_fault_and_silent_agents() -> None:
     """The causes of health that are the GPUs' count; silence counts of those that were heard of."""
     world = World()
-    first, second = world.desk.fleet.pools["chat"].endpoints
-    first.health.set("gpu xid 79", Cause(Kind.HARD, 0.0, "fell off the bus"))
-    second.health.set("errors", Cause(Kind.SUSPICION, 0.5, ""))
+    first, second = world.scheduler.fleet.pools["chat"].endpoints
+    first.health.set("gpu xid 79", Cause(CauseKind.HARD, 0.0, "fell off the bus"))
+    second.health.set("errors", Cause(CauseKind.SUSPICION, 0.5, ""))
     world.pass_s(2)
     assert world.fires() == {"GpuFault"}
     assert world.part.values.moment("gpu_faults", ("pool", "chat")) == 1.0
@@ -115,7 +118,7 @@ def test_a_quota_that_is_nearly_spent() -> None:
     world.ended()
     account = Account("acme", "", "", (("tenant", limits(concurrent_requests=2)),))
     for i in range(2):
-        world.desk.quotas.reserve(account, f"r{i}", NOTHING, now_ns=world.now_ns, idle_capacity=False)
+        world.scheduler.quotas.reserve(account, f"r{i}", NOTHING, now_ns=world.now_ns, idle_capacity=False)
     world.pass_s(2)
     assert world.part.values.moment("quota_used", ("tenant", "acme")) == 1.0
     world.pass_s(62)
@@ -140,7 +143,7 @@ def test_a_tenant_out_of_its_pattern_is_named_with_what_is_odd() -> None:
 def test_a_configuration_that_switches_off() -> None:
     """Nothing is heard, looked at or told; what fired is over."""
     world = World()
-    for endpoint in world.desk.fleet.pools["chat"].endpoints:
+    for endpoint in world.scheduler.fleet.pools["chat"].endpoints:
         endpoint.ready = False
     world.pass_s(10)
     assert world.fires() == {"NoReadyReplica"}
@@ -161,7 +164,7 @@ def test_a_reload_goes_on_with_what_fires_and_what_waits() -> None:
 
     async def run() -> None:
         world = World(webhooks=[hook])
-        for endpoint in world.desk.fleet.pools["chat"].endpoints:
+        for endpoint in world.scheduler.fleet.pools["chat"].endpoints:
             endpoint.ready = False
         world.pass_s(10)
         box = world.part._boxes["pager"]
@@ -185,8 +188,8 @@ def test_severities_and_ends_go_where_they_are_wanted() -> None:
 
     async def run() -> None:
         world = World(webhooks=hooks)
-        first, second = world.desk.fleet.pools["chat"].endpoints
-        first.health.set("gpu xid 79", Cause(Kind.HARD, 0.0, ""))
+        first, second = world.scheduler.fleet.pools["chat"].endpoints
+        first.health.set("gpu xid 79", Cause(CauseKind.HARD, 0.0, ""))
         first.ready = second.ready = False
         world.pass_s(10)
         first.health.set("gpu xid 79", None)

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from extproc.app import App, restart_needed
-from extproc.app.analysing import STOP_S, Analysing
 from extproc.config.load import ConfigError, loads
 from extproc.core.outcome import Outcome, Reject, Routed
-from extproc.core.request import Dialect, Kind, Request
-from extproc.core.tenant import Evidence, hash_key
-from extproc.observe.analytics import Entry, MemoryStore, Retention, StoreError
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.tenant import Credentials, hash_key
+from extproc.observe.analytics import MemoryStore, Retention, StoredRow, StoreError
 from extproc.observe.analytics.spans import Stretch
+from extproc.service import App, restart_needed
+from extproc.service.analytics import STOP_S, AnalyticsPart
 
 S = 1_000_000_000
-CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
+CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
 BASE = f"""
 gateway: {{auth: api_key}}
 pools: [{{name: chat, models: [m], strategy: least_work, endpoints: [{{address: "10.0.0.1:80"}}],
@@ -56,7 +56,7 @@ class FlakyStore(MemoryStore):
             raise StoreError("the disk is full")
         super().write(entries, retention)
 
-    def read(self, stretch: Stretch) -> Iterator[Entry]:
+    def read(self, stretch: Stretch) -> Iterator[StoredRow]:
         if "read" in self.failing:
             raise StoreError("nobody is there")
         yield from super().read(stretch)
@@ -68,7 +68,7 @@ class Service:
     def __init__(self, text: str = BASE) -> None:
         self.clock = Clock()
         self.app = App(loads(text), clock=self.clock)
-        self.part: Analysing = self.app.analysing
+        self.part: AnalyticsPart = self.app.analysing
         self.store = FlakyStore()
         assert self.part._worker is not None
         self.part._worker.store = self.store
@@ -76,9 +76,11 @@ class Service:
     def serve(self, count: int = 1) -> None:
         """Requests that come and end."""
         for _ in range(count):
-            identity = self.app.processor.directory.identify(Evidence(authorization="Bearer a-key"), now_s=0)
+            identity = self.app.processor.directory.identify(
+                Credentials(authorization="Bearer a-key"), now_s=0
+            )
             assert not isinstance(identity, Reject)
-            routed = self.app.desk.admit(CHAT, identity.tenant, now_ns=self.clock())
+            routed = self.app.scheduler.admit(CHAT, identity.tenant, now_ns=self.clock())
             assert isinstance(routed, Routed)
             self.app.settle(
                 Outcome(
@@ -194,7 +196,7 @@ def test_a_store_that_cannot_be_written(caplog: pytest.LogCaptureFixture) -> Non
 
 def test_a_store_that_hangs_stalls_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps return, what waits is bounded and counted, and the end does not wait for it."""
-    monkeypatch.setattr("extproc.app.analysing.STOP_S", 0.05)
+    monkeypatch.setattr("extproc.service.analytics.STOP_S", 0.05)
     assert STOP_S > 0.05
 
     async def scenario() -> None:

@@ -10,18 +10,18 @@ from pathlib import Path
 import grpc
 import pytest
 
-from extproc import app as module
-from extproc.app import App, restart_needed
-from extproc.app.roster import Roster
+from extproc import service as module
 from extproc.config.load import loads
 from extproc.core.outcome import Outcome, Reject, Reservation, Routed
-from extproc.core.request import Dialect, Kind, Request
-from extproc.core.tenant import Evidence, hash_key
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.tenant import Credentials, hash_key
+from extproc.service import App, restart_needed
+from extproc.service.roster import Roster
 from extproc.wire.orders import STATUS
 from tests.stand.waits import PATIENCE_S, until
 
 S = 1_000_000_000
-CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
+CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
 BASE = f"""
 gateway: {{listen: "127.0.0.1:8080", auth: api_key}}
 service: {{listen: ["127.0.0.1:50051"], drain_s: 1}}
@@ -56,9 +56,9 @@ def app_of(text: str = BASE) -> tuple[App, Clock]:
 
 
 def admitted(app: App) -> Reservation:
-    identity = app.processor.directory.identify(Evidence(authorization="Bearer a-key"), now_s=0)
+    identity = app.processor.directory.identify(Credentials(authorization="Bearer a-key"), now_s=0)
     assert not isinstance(identity, Reject)
-    decision = app.desk.admit(CHAT, identity.tenant, now_ns=app.clock())
+    decision = app.scheduler.admit(CHAT, identity.tenant, now_ns=app.clock())
     assert isinstance(decision, Routed)
     return decision.reservation
 
@@ -76,11 +76,11 @@ def path(tmp_path: Path) -> Path:
 def test_built_from_the_configuration() -> None:
     """Pools, tenants and limits are where they work."""
     app, _ = app_of()
-    assert app.desk.fleet.models_for("a") == ["c", "m"]
-    assert app.desk.default_model == "m"
+    assert app.scheduler.fleet.models_for("a") == ["c", "m"]
+    assert app.scheduler.default_model == "m"
     assert list(app.processor.directory.tenants) == ["acme"]
-    assert app.desk.ledger.ttl_ns == 60 * S
-    assert app.desk.instance != app_of()[0].desk.instance
+    assert app.scheduler.ledger.ttl_ns == 60 * S
+    assert app.scheduler.instance != app_of()[0].scheduler.instance
 
 
 def test_settle_and_status(path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_bad_file_changes_nothing(path: Path, text: str, caplog: pytest.LogCap
     assert not reload(app, path, text)
     assert app.config is config
     assert app.processor.directory is directory
-    assert app.desk.counts["reload.refused"] == 1
+    assert app.scheduler.counts["reload.refused"] == 1
     assert all("the last good configuration stays" in record.message for record in caplog.records)
     assert not app.reload(path.with_name("missing"))
 
@@ -139,7 +139,7 @@ def test_a_change_that_needs_a_restart(
     config = app.config
     assert not reload(app, path, changed.replace("least_work", "random"))
     assert app.config is config
-    assert app.desk.fleet.pools["chat"].strategy == "least_work"
+    assert app.scheduler.fleet.pools["chat"].strategy == "least_work"
     assert caplog.records[-1].message.endswith(": needs a restart: " + ", ".join(named))
 
 
@@ -158,9 +158,9 @@ def test_what_was_refused_before_an_envoy_came_is_read_again_when_one_comes(
         monkeypatch.setattr(Roster, "live", True)
         await app._take_after_all()
         assert [pool.name for pool in app.config.pools] == ["chat", "code", "more"]
-        applied = app.desk.counts["reload.applied"]
+        applied = app.scheduler.counts["reload.applied"]
         await app._take_after_all()
-        assert app.desk.counts["reload.applied"] == applied == 1
+        assert app.scheduler.counts["reload.applied"] == applied == 1
 
     asyncio.run(scene())
 
@@ -186,7 +186,7 @@ def test_what_applies_live(path: Path) -> None:
     """Tenants, keys, strategies, aliases, limits and the default model; the books stay."""
     app, _ = app_of()
     reservation = admitted(app)
-    calibration = app.desk.fleet.pools["chat"].calibration
+    calibration = app.scheduler.fleet.pools["chat"].calibration
     changed = (
         BASE.replace("[m]", "[m, alias]")
         .replace("strategy: least_work", "strategy: random")
@@ -202,30 +202,30 @@ def test_what_applies_live(path: Path) -> None:
     assert reload(app, path, changed)
 
     def identify(key: str) -> object:
-        return app.processor.directory.identify(Evidence(api_key=key), now_s=0)
+        return app.processor.directory.identify(Credentials(api_key=key), now_s=0)
 
     assert isinstance(identify("a-key"), Reject), "a removed key opens nothing"
     assert not isinstance(identify("b-key"), Reject)
     assert not isinstance(identify("g-key"), Reject)
-    pool = app.desk.fleet.pool_for("alias", "a")
+    pool = app.scheduler.fleet.pool_for("alias", "a")
     assert pool is not None
     assert (pool.strategy, pool.calibration) == ("random", calibration)
-    assert app.desk.default_model == "alias"
+    assert app.scheduler.default_model == "alias"
     assert app.processor.decisions_concurrent_max == 9
     assert app.processor.extra_routes == {"/ping"}
     assert app.processor.pace.bytes_per_second == 70_000
-    assert (app.desk.ledger.ttl_ns, app.desk.ledger.remembered_max) == (30 * S, 2048)
-    assert app.desk.fleet.endpoints[0].requests == 1
+    assert (app.scheduler.ledger.ttl_ns, app.scheduler.ledger.remembered_max) == (30 * S, 2048)
+    assert app.scheduler.fleet.endpoints[0].requests == 1
     app.settle(Outcome(reservation=reservation, final=True, status=200, served_by=reservation.address))
-    assert app.desk.fleet.endpoints[0].requests == 0
-    assert app.desk.counts["reload.applied"] == 1
+    assert app.scheduler.fleet.endpoints[0].requests == 0
+    assert app.scheduler.counts["reload.applied"] == 1
 
 
 def test_auth_can_be_switched_live(path: Path) -> None:
     """It is the service's alone."""
     app, _ = app_of()
     assert reload(app, path, BASE.replace("auth: api_key", "auth: none"))
-    assert not isinstance(app.processor.directory.identify(Evidence(), now_s=0), Reject)
+    assert not isinstance(app.processor.directory.identify(Credentials(), now_s=0), Reject)
 
 
 def test_a_running_service(
@@ -244,21 +244,21 @@ def test_a_running_service(
         running = asyncio.create_task(app.run(config_file=path))
         async with grpc.aio.insecure_channel(f"unix:{path.parent}/s.orders.sock") as channel:
             get = channel.unary_unary(f"/{STATUS}/Get")
-            assert json.loads(await get(b"", timeout=PATIENCE_S))["instance"] == app.desk.instance
+            assert json.loads(await get(b"", timeout=PATIENCE_S))["instance"] == app.scheduler.instance
 
             def broken(**_: int) -> list[Reservation]:
                 raise ZeroDivisionError("a fault of ours")
 
             with monkeypatch.context() as patch:
-                patch.setattr(app.desk, "expire", broken)
-                await until(lambda: app.desk.counts["exception.expiry"])
+                patch.setattr(app.scheduler, "expire", broken)
+                await until(lambda: app.scheduler.counts["exception.expiry"])
             admitted(app)
             clock.now_ns += 61 * S
-            await until(lambda: app.desk.counts["expired"])
-            assert len(app.desk.ledger) == 0
+            await until(lambda: app.scheduler.counts["expired"])
+            assert len(app.scheduler.ledger) == 0
 
             os.kill(os.getpid(), signal.SIGHUP)
-            await until(lambda: app.desk.counts["reload.applied"])
+            await until(lambda: app.scheduler.counts["reload.applied"])
             os.kill(os.getpid(), signal.SIGTERM)
             await asyncio.wait_for(running, PATIENCE_S)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from extproc.app import App
 from extproc.config.load import loads
 from extproc.core.outcome import Hold, Routed
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import Tenant
+from extproc.service import App
 
 TEXT = """
 pools: [{name: p, models: [m], endpoints: [{address: 127.0.0.1:1, max_concurrent: 2}]}]
@@ -21,7 +21,7 @@ tenants:
     quota: {requests_per_minute: 10}
     adjust: {least: 0.5, most: 1.5}
 """
-CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=4)
+CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=4)
 HOUR_NS = 3_600_000_000_000
 
 
@@ -39,7 +39,7 @@ def service(folder: Path, clock: Time, more: str = "") -> App:
 
 
 def used(app: App, what: str = "requests_per_minute") -> float:
-    account = app.desk.policy.accounts.of("t", "", "m")
+    account = app.scheduler.policy.accounts.of("t", "", "m")
     return next(each.used for each in app.quotas.usage(account, now_ns=app.clock()) if each.limit == what)
 
 
@@ -50,7 +50,7 @@ def test_the_next_process_goes_on_with_quotas_and_who_waited_is_not_charged(tmp_
     async def killed() -> None:
         app = service(tmp_path, clock)
         await app.keeping.start()
-        decisions = [app.desk.admit(CHAT, Tenant(name="t"), now_ns=clock()) for _ in range(3)]
+        decisions = [app.scheduler.admit(CHAT, Tenant(name="t"), now_ns=clock()) for _ in range(3)]
         assert [type(each) for each in decisions] == [Routed, Routed, Hold]
         assert await app.keeping.flush()
         assert app.status()["quotas"]["journal"]["on"]  # type: ignore[index]
@@ -102,7 +102,7 @@ def test_a_folder_that_cannot_be_used_is_said_and_nothing_else_changes(
         assert [app.keeping.on for app in (first, second, nowhere, off)] == [True, False, False, False]
         assert "another service keeps its quotas here" in second.keeping.why
         assert caplog.text.count("quotas are not kept") == 2
-        assert isinstance(second.desk.admit(CHAT, Tenant(name="t"), now_ns=clock()), Routed)
+        assert isinstance(second.scheduler.admit(CHAT, Tenant(name="t"), now_ns=clock()), Routed)
         assert not await second.keeping.flush()
         for app in (first, second, nowhere, off):
             await app.keeping.stop()

@@ -11,14 +11,14 @@ from pathlib import Path
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from extproc.app import App
-from extproc.app.measuring import LAG_EVERY_S
 from extproc.config.load import loads
 from extproc.core.outcome import Outcome, Routed
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.service import App
+from extproc.service.metrics import LAG_EVERY_S
 
 S = 1_000_000_000
-CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
+CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
 CONFIG = """
 gateway: {auth: none}
 pools: [{name: chat, models: [m], endpoints: [{address: "10.0.0.1:80"}]}]
@@ -38,12 +38,12 @@ def values(text: bytes, name: str) -> dict[tuple[str, ...], float]:
 def settle(app: App, *, elsewhere: bool = False) -> None:
     """A request's whole way; `elsewhere` as if another service had decided on it."""
     began = app.clock()
-    decision = app.desk.admit(CHAT, app.processor.directory.anonymous, now_ns=began)
+    decision = app.scheduler.admit(CHAT, app.processor.directory.anonymous, now_ns=began)
     app.processor.took(began)
     assert isinstance(decision, Routed)
     reservation = decision.reservation
     if elsewhere:
-        app.desk.cancel(reservation.id, now_ns=app.clock())
+        app.scheduler.cancel(reservation.id, now_ns=app.clock())
         reservation = replace(reservation, id="another-1")
     app.settle(Outcome(reservation=reservation, final=True, status=200, output_tokens=7, duration_ns=S))
 
@@ -63,7 +63,7 @@ def play(scene: Callable[[App], Awaitable[None]]) -> None:
 
 
 def test_the_service_counts_what_it_decides() -> None:
-    """From the desk's hooks to the text: decisions, ends, and none of another service's."""
+    """From the scheduler's hooks to the text: decisions, ends, and none of another service's."""
 
     async def scene(app: App) -> None:
         settle(app)

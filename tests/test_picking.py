@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from extproc.app.build import pool_specs
-from extproc.app.picking import Picking
-from extproc.app.roster import REGISTERED_MAX, Roster
 from extproc.config.load import loads
 from extproc.config.model import Config
 from extproc.core.fleet import Fleet
-from tests.stand.desks import make_desk, make_processor
+from extproc.service.build import pool_specs
+from extproc.service.picker import PickerPart
+from extproc.service.roster import REGISTERED_MAX, Roster
+from tests.stand.schedulers import make_processor, make_scheduler
 
 CONFIG = """
 gateway: {auth: none}
@@ -27,9 +27,9 @@ class World:
         self.now_ns = 0
         self.fleet = Fleet(pool_specs(config))
         self.roster = Roster(config, self.fleet)
-        desk = make_desk(self.fleet)
-        processor = make_processor(desk, body_bytes_max=1_000, clock=lambda: self.now_ns)
-        self.part = Picking(
+        scheduler = make_scheduler(self.fleet)
+        processor = make_processor(scheduler, body_bytes_max=1_000, clock=lambda: self.now_ns)
+        self.part = PickerPart(
             config,
             processor,
             self.roster,

@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from extproc.app.build import pool_specs
-from extproc.app.probing import AGAIN_NS, Probing, ask, found
 from extproc.config.load import loads
 from extproc.core.fleet import Fleet
 from extproc.core.reach import Look
 from extproc.core.reports import ReplicaReport
+from extproc.service.build import pool_specs
+from extproc.service.probes import AGAIN_NS, ProbesPart, ask, found
 
 S = 1_000_000_000
 
@@ -40,7 +40,7 @@ class Scene:
             self.asked.append(address)
             return answer(address)
 
-        self.probing = Probing(built, self.fleet, clock=lambda: self.now_ns, asking=asking)
+        self.probing = ProbesPart(built, self.fleet, clock=lambda: self.now_ns, asking=asking)
 
     async def at(self, now_ns: int) -> list[str]:
         self.now_ns, self.asked = now_ns, []

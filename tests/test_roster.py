@@ -10,15 +10,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from extproc.app import roster as module
-from extproc.app.build import pool_specs
-from extproc.app.roster import Roster
 from extproc.config.load import loads
 from extproc.config.model import Config
 from extproc.control.snapshot import SnapshotBuilder
 from extproc.core.fleet import Fleet
 from extproc.core.reach import Look
-from extproc.core.reports import ReplicaReport, State
+from extproc.core.reports import ReplicaReport, ReportedState
+from extproc.service import roster as module
+from extproc.service.build import pool_specs
+from extproc.service.roster import Roster
 from tests.stand.waits import until
 
 POOLS = """
@@ -112,7 +112,7 @@ def test_without_an_envoy_that_asks_nothing_is_rendered() -> None:
 
 
 def report(node: str, address: str) -> ReplicaReport:
-    return ReplicaReport(address=address, pool="chat", node=node, state=State.READY)
+    return ReplicaReport(address=address, pool="chat", node=node, state=ReportedState.READY)
 
 
 def test_a_static_configuration_is_told_at_once() -> None:
@@ -277,9 +277,11 @@ def test_a_newcomer_gets_no_traffic_before_it_has_answered_us(refusing: Roster) 
     assert not refusing.fleet.looks(newcomers=True)
 
 
-@pytest.mark.parametrize("state", [State.GONE, State.HUNG, State.LOADING, State.DRAINING])
+@pytest.mark.parametrize(
+    "state", [ReportedState.GONE, ReportedState.HUNG, ReportedState.LOADING, ReportedState.DRAINING]
+)
 @pytest.mark.parametrize("own", [True, False])
-def test_only_ones_own_is_silenced_by_a_word(refusing: Roster, state: State, own: bool) -> None:
+def test_only_ones_own_is_silenced_by_a_word(refusing: Roster, state: ReportedState, own: bool) -> None:
     """What lies in no network of the node that speaks is suspected, until our own look says the same."""
     said = msgspec.structs.replace(report("c", "10.0.0.1:80"), state=state, own=own)
     refusing.fleet.looked("10.0.0.1:80", Look.ANSWERED, now_ns=1)

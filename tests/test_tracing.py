@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from extproc.app import App
-from extproc.app.tracing import Tracing, export_headers
 from extproc.config.load import ConfigError, loads
 from extproc.config.model import Config
 from extproc.config.tracing import OpenTelemetry
 from extproc.core.outcome import Outcome
-from extproc.observe.tracing import carry
+from extproc.observe.tracing import propagation
+from extproc.service import App
+from extproc.service.tracing import TracingPart, export_headers
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples" / "traces"))
 
 from receiver import Receiver
 
-from tests.stand.desks import make_reservation
+from tests.stand.schedulers import make_reservation
 from tests.stand.waits import PATIENCE_S
 
 BASE = """
@@ -42,7 +42,7 @@ RESERVATION = make_reservation(
     prompt_bytes=1,
     stream=False,
 )
-CARRIED = carry.write(7, 0, 9, kind=None, asked="", user="", state="")
+CARRIED = propagation.write(7, 0, 9, kind=None, asked="", user="", state="")
 ENDED = Outcome(reservation=RESERVATION, final=True, status=200, duration_ns=5, trace=CARRIED)
 
 
@@ -51,8 +51,8 @@ def config(url: str = "", more: str = "") -> Config:
     return loads(f"{BASE}{section}")
 
 
-def part_of(app: App) -> Tracing:
-    (part,) = (part for part in app.operating.parts if isinstance(part, Tracing))
+def part_of(app: App) -> TracingPart:
+    (part,) = (part for part in app.operating.parts if isinstance(part, TracingPart))
     return part
 
 
@@ -64,17 +64,17 @@ def receiver() -> Iterator[Receiver]:
 
 
 def test_without_a_section_nothing_is_noted() -> None:
-    """No journeys, no observer, a status that says so."""
+    """No request_traces, no observer, a status that says so."""
     app = App(config())
     part = part_of(app)
-    assert app.processor.journeys is None
+    assert app.processor.request_traces is None
     assert part.observers == ()
     assert part.status() == {"on": False}
     part.step(now_ns=1)
 
 
 def test_a_record_of_an_earlier_life(receiver: Receiver) -> None:
-    """A service that is alone ends its predecessor's span; the desk tells the part."""
+    """A service that is alone ends its predecessor's span; the scheduler tells the part."""
 
     async def run() -> App:
         app = App(config(receiver.grpc_url))
@@ -101,8 +101,8 @@ def heirs(peers: set[str], reservation_ids: list[str], instance: str = "") -> li
 
     async def ask() -> list[bool]:
         app = App(loads(f'{BASE}{SHARING}otel: {{endpoint: "http://127.0.0.1:1"}}'))
-        app.desk.instance = instance or app.desk.instance
-        app.desk.peers = frozenset(peers)
+        app.scheduler.instance = instance or app.scheduler.instance
+        app.scheduler.peers = frozenset(peers)
         return [part_of(app)._heir(each) for each in reservation_ids]
 
     return asyncio.run(ask())
@@ -135,11 +135,11 @@ def test_a_reload_goes_to_another_collector(receiver: Receiver) -> None:
             app = App(config(receiver.grpc_url))
             part = part_of(app)
             await part.start()
-            journeys = part.journeys
+            request_traces = part.request_traces
             app.settle(ENDED)
             part.step(now_ns=app.clock())
             part.apply(config(second.http_url, ", protocol: http"))
-            assert part.journeys is journeys
+            assert part.request_traces is request_traces
             app.settle(replace(ENDED, reservation=replace(RESERVATION, id="gone-2")))
             part.step(now_ns=app.clock())
             await asyncio.wait(part._tasks)
@@ -147,7 +147,7 @@ def test_a_reload_goes_to_another_collector(receiver: Receiver) -> None:
             assert new is not None
             await asyncio.to_thread(new.stop)
             part.apply(config())
-            assert app.processor.journeys is None
+            assert app.processor.request_traces is None
             assert part.observers == ()
             await part.stop()
 

@@ -19,15 +19,15 @@ from typing import Final
 
 from steersman_agent.config import AgentConfig, AgentConfigError, ReplicaSettings, load
 from steersman_agent.fetch import Fetcher
-from steersman_agent.figures import Gpu, NodeView, ReplicaView
+from steersman_agent.figures import GpuFigures, NodeView, ReplicaView
 from steersman_agent.gpus import GpuSnapshot, GpuWatch, read_once
 from steersman_agent.nvml_real import NoDriverError
 from steersman_agent.others import Others, working
 from steersman_agent.push import LEAVE_S, Numbers, pushers_for
 from steersman_agent.replica import ReplicaBook
 from steersman_agent.report import Pacer, resolve_gpus
-from steersman_agent.state import State
-from steersman_agent.watch import Watch
+from steersman_agent.state import ReplicaState
+from steersman_agent.watch import ReplicaWatch
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class Agent:
     def _watch(self, settings: ReplicaSettings) -> None:
         assert self._fetcher is not None
         book = ReplicaBook(settings, self.config)
-        watch = Watch(book, self._fetcher, changed=self._learn, rng=self._rng)
+        watch = ReplicaWatch(book, self._fetcher, changed=self._learn, rng=self._rng)
         task = asyncio.create_task(watch.run())
         task.add_done_callback(lambda ended: self._watch_ended(book, ended))
         self._watches[settings.address] = (book, task)
@@ -151,7 +151,7 @@ class Agent:
         view = self._views.get(address)
         if view is not None:
             detail = "the agent failed to watch it; see its log"
-            self._views[address] = replace(view, state=State.UNKNOWN, detail=detail)
+            self._views[address] = replace(view, state=ReplicaState.UNKNOWN, detail=detail)
             self._learnt.set()
         asyncio.get_running_loop().call_later(pause_s, self._watch_again, book, task)
 
@@ -201,7 +201,8 @@ class Agent:
         told = tuple(
             replica
             for replica in view.replicas
-            if replica.state is not State.UNKNOWN or now_s - self._watched_s[replica.address] >= FIRST_LOOK_S
+            if replica.state is not ReplicaState.UNKNOWN
+            or now_s - self._watched_s[replica.address] >= FIRST_LOOK_S
         )
         return view if len(told) == len(view.replicas) else replace(view, replicas=told)
 
@@ -209,7 +210,7 @@ class Agent:
         """Until the first report can tell of every replica: it counts as all that the node has."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_LOOK_S):
-                while any(view.state is State.UNKNOWN for view in self._views.values()):
+                while any(view.state is ReplicaState.UNKNOWN for view in self._views.values()):
                     self._learnt.clear()
                     await self._learnt.wait()
 
@@ -273,7 +274,9 @@ async def collect_once(config: AgentConfig) -> tuple[NodeView, str]:
     books = [ReplicaBook(settings, config) for settings in config.replicas]
     try:
         rng = Random(0)
-        await asyncio.gather(*(Watch(book, fetcher, changed=_ignore, rng=rng).once() for book in books))
+        await asyncio.gather(
+            *(ReplicaWatch(book, fetcher, changed=_ignore, rng=rng).once() for book in books)
+        )
     finally:
         await fetcher.close()
     for book in books:
@@ -288,9 +291,9 @@ def gpus_of(settings: ReplicaSettings, snapshot: GpuSnapshot) -> tuple[str, ...]
     return resolve_gpus(settings.gpus, snapshot.gpus) if settings.gpus else by_port.get(settings.port, ())
 
 
-def _identity_only(gpu: Gpu) -> Gpu:
+def _identity_only(gpu: GpuFigures) -> GpuFigures:
     """Who a card is and what it has told of; no figure."""
-    known = Gpu(uuid=gpu.uuid, index=gpu.index, name=gpu.name, pci_id=gpu.pci_id)
+    known = GpuFigures(uuid=gpu.uuid, index=gpu.index, name=gpu.name, pci_id=gpu.pci_id)
     return replace(known, xids=gpu.xids, lost=gpu.lost)
 
 

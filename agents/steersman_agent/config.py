@@ -64,7 +64,7 @@ def _nvml(value: str) -> str:
     raise ValueError(f"{value!r} is not one of 'auto', 'off' or 'fake:PATH'")
 
 
-class Section(BaseModel):
+class AgentSection(BaseModel):
     """A section of the file: unknown keys are mistakes, values do not change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -79,7 +79,7 @@ IpPort = Annotated[str, AfterValidator(_ip_port)]
 ENGINE_KEY_BYTES_MAX = 4096
 
 
-class TlsSettings(Section):
+class TlsSettings(AgentSection):
     """Mutual TLS: the service reads the node's name from the certificate's SAN."""
 
     ca: Path = Field(strict=False)
@@ -89,7 +89,7 @@ class TlsSettings(Section):
     server_name: str | None = None
 
 
-class ReplicaSettings(Section):
+class ReplicaSettings(AgentSection):
     """One engine replica on this node."""
 
     address: IpPort
@@ -134,7 +134,7 @@ class ReplicaSettings(Section):
         return int(self.address.rpartition(":")[2])
 
 
-class AgentConfig(Section):
+class AgentConfig(AgentSection):
     """All of agent.yaml; durations in milliseconds."""
 
     node: Name = Field(default_factory=socket.gethostname)
@@ -307,7 +307,7 @@ def _wording(entry: Any) -> str:
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    sections: dict[str, type[Section]] = {"tls": TlsSettings, "replicas": ReplicaSettings}
+    sections: dict[str, type[AgentSection]] = {"tls": TlsSettings, "replicas": ReplicaSettings}
     name = location[0] if location else ""
     return list(sections.get(str(name), AgentConfig).model_fields)
 

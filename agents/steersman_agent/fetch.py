@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import aiohttp
 
-from steersman_agent.reply import Answer, Failure, Reply
-from steersman_agent.state import Signal
+from steersman_agent.reply import Failure, PageReply, Reply
+from steersman_agent.state import Symptom
 
 #: An answer above this is cut off and counts as unwell: no page of an engine is that long.
 RESPONSE_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -51,14 +51,14 @@ class Fetcher:
                 async with request as response:
                     page = await _read_bounded(response.content)
         except TimeoutError:
-            return Failure(Signal.TIMED_OUT, f"no answer within {timeout_s * 1000:.0f} ms")
+            return Failure(Symptom.TIMED_OUT, f"no answer within {timeout_s * 1000:.0f} ms")
         except aiohttp.ClientConnectorError as error:
-            return Failure(Signal.REFUSED, f"cannot connect: {error.os_error.strerror or error.os_error}")
+            return Failure(Symptom.REFUSED, f"cannot connect: {error.os_error.strerror or error.os_error}")
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return Failure(Signal.UNWELL, f"broken answer: {error or type(error).__name__}")
+            return Failure(Symptom.UNWELL, f"broken answer: {error or type(error).__name__}")
         if page is None:
-            return Failure(Signal.UNWELL, f"an answer above {RESPONSE_BYTES_MAX} bytes")
-        return Answer(response.status, page, time.monotonic() - began_s)
+            return Failure(Symptom.UNWELL, f"an answer above {RESPONSE_BYTES_MAX} bytes")
+        return PageReply(response.status, page, time.monotonic() - began_s)
 
 
 async def _read_bounded(content: aiohttp.StreamReader) -> bytes | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from steersman_agent.state import State
+from steersman_agent.state import ReplicaState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class ReplicaView:
     zone: str
     region: str
     engine: str
-    state: State
+    state: ReplicaState
     detail: str
     models: tuple[str, ...]
     adapters: tuple[str, ...]
@@ -98,7 +98,7 @@ class MigDevice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
+class GpuFigures:
     """One GPU; the names are telemetry.proto's."""
 
     uuid: str
@@ -137,4 +137,4 @@ class NodeView:
 
     node: str
     replicas: tuple[ReplicaView, ...] = ()
-    gpus: tuple[Gpu, ...] = ()
+    gpus: tuple[GpuFigures, ...] = ()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from steersman_agent import processes
-from steersman_agent.figures import Gpu, XidEvent
+from steersman_agent.figures import GpuFigures, XidEvent
 from steersman_agent.nvml import DriverGoneError, GpuReader
 from steersman_agent.nvml_real import NoDriverError, open_nvml
 
@@ -38,20 +38,20 @@ EVENT_WAIT_MS: Final = 500
 class GpuSnapshot:
     """All GPUs at one moment (`read_s`, monotonic), and which of them the listener on a port uses."""
 
-    gpus: tuple[Gpu, ...] = ()
+    gpus: tuple[GpuFigures, ...] = ()
     uuids_by_port: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     read_s: float = 0.0
     #: The replicas' processes on the cards; None where those of one are not seen (another namespace).
     own_pids: frozenset[int] | None = None
 
 
-def map_ports(gpus: Iterable[Gpu], ports: Iterable[int]) -> dict[int, tuple[str, ...]]:
+def map_ports(gpus: Iterable[GpuFigures], ports: Iterable[int]) -> dict[int, tuple[str, ...]]:
     """Port → UUIDs of the GPUs that its listener's processes use, by /proc."""
     gpus = tuple(gpus)
     return _uuids(gpus, map_pids(gpus, ports))
 
 
-def _uuids(gpus: Iterable[Gpu], pids: Mapping[int, frozenset[int]]) -> dict[int, tuple[str, ...]]:
+def _uuids(gpus: Iterable[GpuFigures], pids: Mapping[int, frozenset[int]]) -> dict[int, tuple[str, ...]]:
     by_pid = _gpus_by_pid(gpus)
     return {
         port: tuple(sorted({uuid for pid in each for uuid in by_pid.get(pid, ())}))
@@ -67,7 +67,7 @@ def own_pids_of(pids: Mapping[int, frozenset[int]], ports: Iterable[int]) -> fro
     return frozenset().union(*(pids[port] for port in wanted))
 
 
-def _gpus_by_pid(gpus: Iterable[Gpu]) -> dict[int, list[str]]:
+def _gpus_by_pid(gpus: Iterable[GpuFigures]) -> dict[int, list[str]]:
     found: defaultdict[int, list[str]] = defaultdict(list)
     for gpu in gpus:
         for process in gpu.processes:
@@ -75,7 +75,7 @@ def _gpus_by_pid(gpus: Iterable[Gpu]) -> dict[int, list[str]]:
     return found
 
 
-def map_pids(gpus: Iterable[Gpu], ports: Iterable[int]) -> dict[int, frozenset[int]]:
+def map_pids(gpus: Iterable[GpuFigures], ports: Iterable[int]) -> dict[int, frozenset[int]]:
     """Port → its listener's processes that use GPUs, by /proc."""
     gpus_by_pid = _gpus_by_pid(gpus)
     if not gpus_by_pid:
@@ -205,7 +205,7 @@ class GpuWatch:
             if events is not None:
                 events.join(2 * EVENT_WAIT_MS / 1000)
 
-    def _map(self, gpus: tuple[Gpu, ...], now_s: float) -> dict[int, frozenset[int]]:
+    def _map(self, gpus: tuple[GpuFigures, ...], now_s: float) -> dict[int, frozenset[int]]:
         """Ports to processes on GPUs, looked up anew when those processes change and now and then."""
         ports = tuple(self._ports())
         key = (ports, tuple((gpu.uuid, tuple(use.pid for use in gpu.processes)) for gpu in gpus))

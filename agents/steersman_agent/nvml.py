@@ -1,4 +1,4 @@
-"""Reads GPUs through a library that obeys pynvml's calls (the real one or the fake), into `Gpu` values.
+"""Reads GPUs through a library that obeys pynvml's calls (the real one or the fake), into `GpuFigures` values.
 
 Owns which calls are made and what their absence means: a call that the card or the driver does not
 support leaves its field unknown, never zero; a card that does not answer any more is `lost`. Knows no
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from steersman_agent.figures import Gpu, MigDevice, ProcessUse
+from steersman_agent.figures import GpuFigures, MigDevice, ProcessUse
 
 #: Bounds: what a broken driver may make us hold.
 GPUS_MAX, LINKS_MAX, MIG_DEVICES_MAX, PROCESSES_MAX = 64, 36, 16, 256
@@ -36,7 +36,7 @@ class _Card:
     """One GPU: its handle, who it is, and what changes so rarely that it is read now and then."""
 
     handle: Any
-    gpu: Gpu
+    gpu: GpuFigures
 
 
 class GpuReader:
@@ -47,7 +47,7 @@ class GpuReader:
         self._lost_errors = tuple(getattr(lib, name) for name in _LOST_ERRORS)
         self._cards: dict[int, _Card] = {}
 
-    def read(self, *, fully: bool = True) -> list[Gpu]:
+    def read(self, *, fully: bool = True) -> list[GpuFigures]:
         """All GPUs, by index. Not `fully`: links, retired pages, limits and MIG stay as last read.
 
         Raises `DriverGoneError` where the library has to be initialised again.
@@ -73,13 +73,13 @@ class GpuReader:
         except (GpuLostError, DriverGoneError):
             return None
 
-    def _read_one(self, index: int, *, fully: bool) -> Gpu:
+    def _read_one(self, index: int, *, fully: bool) -> GpuFigures:
         card = self._cards.get(index)
         try:
             if card is None:
                 handle = self._ask("nvmlDeviceGetHandleByIndex", index)
                 if handle is None:
-                    return Gpu(uuid="", index=index, lost=True)
+                    return GpuFigures(uuid="", index=index, lost=True)
                 card = _Card(handle, self._identity(index, handle))
                 fully = True
                 self._cards[index] = card
@@ -88,21 +88,23 @@ class GpuReader:
             return self._fast_facts(card)
         except GpuLostError:
             if card is None:
-                return Gpu(uuid="", index=index, lost=True)
+                return GpuFigures(uuid="", index=index, lost=True)
             known = card.gpu
-            card.gpu = Gpu(uuid=known.uuid, index=index, name=known.name, pci_id=known.pci_id, lost=True)
+            card.gpu = GpuFigures(
+                uuid=known.uuid, index=index, name=known.name, pci_id=known.pci_id, lost=True
+            )
             return card.gpu
 
-    def _identity(self, index: int, handle: Any) -> Gpu:
+    def _identity(self, index: int, handle: Any) -> GpuFigures:
         pci = self._ask("nvmlDeviceGetPciInfo", handle)
-        return Gpu(
+        return GpuFigures(
             uuid=_text(self._ask("nvmlDeviceGetUUID", handle)),
             index=index,
             name=_text(self._ask("nvmlDeviceGetName", handle)),
             pci_id=_text(getattr(pci, "busId", "")),
         )
 
-    def _slow_facts(self, card: _Card) -> Gpu:
+    def _slow_facts(self, card: _Card) -> GpuFigures:
         lib, ask, handle = self._lib, self._ask, card.handle
         limit_mw = ask("nvmlDeviceGetEnforcedPowerLimit", handle)
         if limit_mw is None:
@@ -119,7 +121,7 @@ class GpuReader:
             mig_devices=tuple(self._mig_devices(handle)),
         )
 
-    def _fast_facts(self, card: _Card) -> Gpu:
+    def _fast_facts(self, card: _Card) -> GpuFigures:
         lib, ask, handle = self._lib, self._ask, card.handle
         utilization = ask("nvmlDeviceGetUtilizationRates", handle)
         memory = self._memory(handle)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from steersman_agent.figures import Gpu, ReplicaView
+from steersman_agent.figures import GpuFigures, ReplicaView
 
 #: Readings in a row with idle replicas: NVML's figure is of the time before.
 IDLE_READINGS_MIN: Final = 3
@@ -40,12 +40,14 @@ class Others:
         self._seen: dict[str, int] = {}
 
     def look(
-        self, gpus: Iterable[Gpu], own_pids: frozenset[int] | None, works: Mapping[str, bool | None]
-    ) -> tuple[Gpu, ...]:
+        self, gpus: Iterable[GpuFigures], own_pids: frozenset[int] | None, works: Mapping[str, bool | None]
+    ) -> tuple[GpuFigures, ...]:
         """A reading of all cards with what others use filled in; `own_pids` None: not known."""
         return tuple(self._one(gpu, own_pids, works) for gpu in gpus)
 
-    def _one(self, gpu: Gpu, own_pids: frozenset[int] | None, works: Mapping[str, bool | None]) -> Gpu:
+    def _one(
+        self, gpu: GpuFigures, own_pids: frozenset[int] | None, works: Mapping[str, bool | None]
+    ) -> GpuFigures:
         # Slices do not disturb each other; cards without a replica of ours are nobody's business.
         if gpu.mig_devices or gpu.uuid not in works or gpu.lost:
             return gpu
@@ -57,7 +59,7 @@ class Others:
             utilization_others_percent=0 if strangers == [] else self._computed(gpu, works[gpu.uuid]),
         )
 
-    def _computed(self, gpu: Gpu, works: bool | None) -> int | None:
+    def _computed(self, gpu: GpuFigures, works: bool | None) -> int | None:
         uuid = gpu.uuid
         if works is False and gpu.utilization_percent is not None:
             self._idle[uuid], self._busy[uuid] = self._idle.get(uuid, 0) + 1, 0

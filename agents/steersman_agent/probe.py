@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from steersman_agent.reply import Answer, Reply
-from steersman_agent.state import Channel, Signal, State
+from steersman_agent.reply import PageReply, Reply
+from steersman_agent.state import Channel, ReplicaState, Symptom
 
 #: A prompt is slow above this many times the replica's custom, and this much above it at least.
 SLOW_FACTOR, SLOW_MARGIN_MS = 3.0, 100.0
@@ -88,13 +88,13 @@ class Prober:
         if moved:
             self._moves += 1
             self._evidence_s = now_s
-            self.channel.feed(Signal.MOVED, now_s)
+            self.channel.feed(Symptom.MOVED, now_s)
         if moved or not work or not progress or self._still_since_s is None:
             self._still_since_s = now_s
         elif now_s - self._still_since_s >= self._timeout_s:
             self._still_since_s += self._timeout_s
             self.channel.feed(
-                Signal.TIMED_OUT,
+                Symptom.TIMED_OUT,
                 now_s,
                 f"work in flight, and no counter moved for {2 * self._timeout_s * 1000:.0f} ms",
             )
@@ -104,13 +104,13 @@ class Prober:
         """Whether to send the prompt now."""
         if self._interval_s <= 0 or self._moves_at_begin is not None or now_s < self._not_before_s:
             return False
-        if self.channel.state is State.DEGRADED:
+        if self.channel.state is ReplicaState.DEGRADED:
             return True  # it has to show that it can, traffic or not
         if self._work and self._progress:
             return False  # `observe` judges
         return (
             self.channel.heading
-            or self.channel.state is State.HUNG
+            or self.channel.state is ReplicaState.HUNG
             or now_s - self._evidence_s >= self._interval_s
         )
 
@@ -121,25 +121,27 @@ class Prober:
     def finish(self, reply: Reply, now_s: float) -> None:
         """The prompt came back."""
         moved_meanwhile, self._moves_at_begin = self._moves != self._moves_at_begin, None
-        if isinstance(reply, Answer) and reply.good:
+        if isinstance(reply, PageReply) and reply.good:
             self.ttft_ms, self.answered_s, self.failures = reply.elapsed_s * 1000, now_s, 0
             self._evidence_s, self._pause_s = now_s, RETRY_FIRST_S
             # Beside other work a prompt is slower by right: it neither shows trouble nor cures it.
             slow = not self._work and self.baseline.slow(self.ttft_ms)
             detail = f"a prompt took {self.ttft_ms:.0f} ms, by custom {self.baseline.ms or 0:.0f} ms"
-            self.channel.feed(Signal.SLOW if slow else Signal.ANSWERED, now_s, detail)
-            self._not_before_s = now_s + (RETRY_FIRST_S if self.channel.state is State.DEGRADED else 0.0)
+            self.channel.feed(Symptom.SLOW if slow else Symptom.ANSWERED, now_s, detail)
+            self._not_before_s = now_s + (
+                RETRY_FIRST_S if self.channel.state is ReplicaState.DEGRADED else 0.0
+            )
             return
-        if isinstance(reply, Answer) and 400 <= reply.status < 500 and reply.status not in TELLING_4XX:
+        if isinstance(reply, PageReply) and 400 <= reply.status < 500 and reply.status not in TELLING_4XX:
             self.unwanted, self._evidence_s = reply.status, now_s  # asked again by the interval
             return
         # Refusing while it is full is right, and so is being late while others are served.
-        if isinstance(reply, Answer):
-            signal = None if reply.status == 429 and self._work else Signal.UNWELL
+        if isinstance(reply, PageReply):
+            signal = None if reply.status == 429 and self._work else Symptom.UNWELL
             detail = f"a prompt was answered with status {reply.status}"
         else:
-            late = reply.signal is Signal.TIMED_OUT and moved_meanwhile
-            signal = None if late or reply.signal is Signal.REFUSED else reply.signal
+            late = reply.signal is Symptom.TIMED_OUT and moved_meanwhile
+            signal = None if late or reply.signal is Symptom.REFUSED else reply.signal
             detail = f"a prompt: {reply.detail}"
         if signal is not None:
             self.failures += 1

@@ -46,7 +46,7 @@ TOKEN_BYTES_MAX: Final = 16 * 1024
 _STREAM_ENDS: Final = (grpc.RpcError, OSError, ValueError, asyncio.InvalidStateError, grpc.aio.UsageError)
 
 
-class Backoff:
+class PushBackoff:
     """Exponential with full jitter; `rng` decides."""
 
     def __init__(self, rng: Random) -> None:
@@ -98,7 +98,7 @@ class Pusher:
         self._config = config
         self._numbers = numbers
         self._rng = rng
-        self._backoff = Backoff(rng)
+        self._backoff = PushBackoff(rng)
         self._spacing_s = config.spacing_ms / 1000
         self._newest: NodeView | None = None
         self._dirty = False

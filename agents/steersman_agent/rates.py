@@ -10,7 +10,7 @@ WINDOW_S, SPAN_MIN_S = 5.0, 0.5
 SAMPLES_MAX: Final = 128
 
 
-class Rate:
+class CounterRate:
     """The rate of one counter; None while it does not move on an idle engine (nothing to measure by)."""
 
     __slots__ = ("_samples",)

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from steersman_agent.config import AgentConfig, ReplicaSettings
-from steersman_agent.engines import ENGINES, Engine
+from steersman_agent.engines import ENGINES, EngineAdapter
 from steersman_agent.figures import About, ReplicaView, Scrape
 from steersman_agent.probe import Prober
-from steersman_agent.rates import Rate
-from steersman_agent.reply import Answer, Reply
-from steersman_agent.state import Channel, Signal, State, shown, worst
+from steersman_agent.rates import CounterRate
+from steersman_agent.reply import PageReply, Reply
+from steersman_agent.state import Channel, ReplicaState, Symptom, shown, worst
 
 #: How often an engine is asked what it serves while nothing suggests that it changed.
 ABOUT_S: Final = 30.0
@@ -25,7 +25,9 @@ ABOUT_WRONG_S: Final = 1.0
 DETAIL_CHARACTERS_MAX: Final = 200
 #: A server without a metrics page answers one of these: no trouble, only no figures.
 _NO_SUCH_PAGE: Final = frozenset({404, 405, 501})
-_NOT_SERVING: Final = frozenset({State.UNKNOWN, State.LOADING, State.GONE, State.HUNG})
+_NOT_SERVING: Final = frozenset(
+    {ReplicaState.UNKNOWN, ReplicaState.LOADING, ReplicaState.GONE, ReplicaState.HUNG}
+)
 
 
 class ReplicaBook:
@@ -33,7 +35,7 @@ class ReplicaBook:
 
     def __init__(self, settings: ReplicaSettings, config: AgentConfig) -> None:
         self.settings = settings
-        self.engine: Engine = ENGINES[settings.engine]
+        self.engine: EngineAdapter = ENGINES[settings.engine]
         self.timeout_s = (settings.timeout_ms or self.engine.timeout_ms) / 1000
         self.prober = Prober(interval_s=config.probe_ms / 1000, timeout_s=self.timeout_s)
         self.draining = settings.address in config.drain
@@ -50,7 +52,7 @@ class ReplicaBook:
         self._scraped_s: float | None = None
         self._about = About()
         self._about_s = float("-inf")
-        self._prefill, self._decode = Rate(), Rate()
+        self._prefill, self._decode = CounterRate(), CounterRate()
         self._poll_s = self._fast_s
         #: Processes seen behind the address, less the first.
         self._starts = 0
@@ -59,15 +61,15 @@ class ReplicaBook:
 
     def on_metrics(self, reply: Reply, now_s: float) -> None:
         """`/metrics` was asked."""
-        if not isinstance(reply, Answer):
+        if not isinstance(reply, PageReply):
             self._metrics.feed(reply.signal, now_s, reply.detail)
-            if reply.signal is Signal.REFUSED:
+            if reply.signal is Symptom.REFUSED:
                 self._forget(now_s)
             self._set_pace(busy=False)
             return
         if reply.status in _NO_SUCH_PAGE:
             self.no_metrics, self._scrape, self._scraped_s = True, None, None
-            self._metrics.feed(Signal.ANSWERED, now_s)
+            self._metrics.feed(Symptom.ANSWERED, now_s)
             self.prober.observe((), now_s, work=False)
             self._set_pace(busy=False)
             return
@@ -79,19 +81,19 @@ class ReplicaBook:
         try:
             scrape = self.engine.scrape(reply.body)
         except ValueError as error:
-            self._metrics.feed(Signal.UNWELL, now_s, f"not Prometheus text: {error}")
+            self._metrics.feed(Symptom.UNWELL, now_s, f"not Prometheus text: {error}")
             self._set_pace(busy=False)
             return
         if _began_anew(self._scrape, scrape):
             # Too quick to be met while nobody listened: what it serves is asked again at the next look.
             self._starts += 1
             self._about_s = float("-inf")
-            self._prefill, self._decode = Rate(), Rate()
+            self._prefill, self._decode = CounterRate(), CounterRate()
         changed = self._scrape is not None and (
             (scrape.running, scrape.waiting) != (self._scrape.running, self._scrape.waiting)
         )
         self.no_metrics, self._scrape, self._scraped_s = False, scrape, now_s
-        self._metrics.feed(Signal.ANSWERED, now_s)
+        self._metrics.feed(Symptom.ANSWERED, now_s)
         self._prefill.add(scrape.prompt_tokens, now_s)
         self._decode.add(scrape.output_tokens, now_s)
         moved = self.prober.observe(scrape.progress, now_s, work=scrape.work)
@@ -99,7 +101,7 @@ class ReplicaBook:
 
     def on_health(self, reply: Reply, now_s: float) -> None:
         """`/health` was asked."""
-        if isinstance(reply, Answer):
+        if isinstance(reply, PageReply):
             detail = f"answered with status {reply.status}"
             self._health.feed(self.engine.health(reply.status), now_s, detail)
         else:
@@ -109,7 +111,7 @@ class ReplicaBook:
         """`engine.about_paths` were asked. Silence and trouble tell nothing; a missing page, no models."""
         pages: dict[str, Any] = {}
         for path, reply in replies.items():
-            if not isinstance(reply, Answer) or reply.status >= 500:
+            if not isinstance(reply, PageReply) or reply.status >= 500:
                 return
             if reply.good:
                 try:
@@ -121,9 +123,9 @@ class ReplicaBook:
         missing = [model for model in self.settings.models if model not in serves]
         if missing and serves:
             detail = f"it serves {_some(self._about.models)}, and is configured for {_some(missing)}"
-            self._model.feed(Signal.WRONG_MODEL, now_s, detail)
+            self._model.feed(Symptom.WRONG_MODEL, now_s, detail)
         else:
-            self._model.feed(Signal.ANSWERED, now_s)
+            self._model.feed(Symptom.ANSWERED, now_s)
 
     def _forget(self, now_s: float) -> None:
         """Nobody listens: whatever comes next is another process, with a model yet to be seen."""
@@ -132,7 +134,7 @@ class ReplicaBook:
         self._about, self._about_s = About(), float("-inf")
         self._model.reset(now_s)
         self.prober.reset(now_s)
-        self._prefill, self._decode = Rate(), Rate()
+        self._prefill, self._decode = CounterRate(), CounterRate()
 
     # When to look.
 
@@ -155,7 +157,7 @@ class ReplicaBook:
 
     def about_due(self, now_s: float) -> bool:
         """Whether to ask what it serves."""
-        wrong = self._model.state is State.WRONG_MODEL
+        wrong = self._model.state is ReplicaState.WRONG_MODEL
         return now_s - self._about_s >= (ABOUT_WRONG_S if wrong else ABOUT_S)
 
     def prompt_due(self, now_s: float) -> bool:
@@ -172,20 +174,20 @@ class ReplicaBook:
     # What is known.
 
     @property
-    def state(self) -> State:
+    def state(self) -> ReplicaState:
         """The state to report."""
         return self._judge()[0]
 
-    def _judge(self) -> tuple[State, str]:
+    def _judge(self) -> tuple[ReplicaState, str]:
         named = worst((self._metrics, self._health, self._model, self.prober.channel))
         state, detail = named.state, named.detail
-        if state in (State.READY, State.DEGRADED) and (
-            self._metrics.state is State.UNKNOWN
-            or (self.settings.models and self._model.state is State.UNKNOWN)
+        if state in (ReplicaState.READY, ReplicaState.DEGRADED) and (
+            self._metrics.state is ReplicaState.UNKNOWN
+            or (self.settings.models and self._model.state is ReplicaState.UNKNOWN)
         ):
-            return State.UNKNOWN, "not yet looked at in full"
+            return ReplicaState.UNKNOWN, "not yet looked at in full"
         final = shown(state, draining=self.draining)
-        if final is State.DRAINING:
+        if final is ReplicaState.DRAINING:
             detail = "drained by configuration" + (f"; {detail}" if detail else "")
         return final, detail[:DETAIL_CHARACTERS_MAX]
 

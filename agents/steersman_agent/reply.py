@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from steersman_agent.state import Signal
+from steersman_agent.state import Symptom
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PageReply:
     """An HTTP answer; `elapsed_s` until its last byte."""
 
     status: int
@@ -25,8 +25,8 @@ class Answer:
 class Failure:
     """No answer: what it is evidence of (REFUSED, TIMED_OUT or UNWELL) and why, for people."""
 
-    signal: Signal
+    signal: Symptom
     detail: str
 
 
-Reply = Answer | Failure
+Reply = PageReply | Failure

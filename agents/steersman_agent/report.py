@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from extproc._pb import telemetry_pb2 as pb
-from steersman_agent.figures import Gpu, NodeView, ReplicaView
+from steersman_agent.figures import GpuFigures, NodeView, ReplicaView
 
 #: By how much running must move to be told before the heartbeat: a part of max_concurrent, at least 1.
 #: From or to 0 always; and any change of waiting, which is what a choice of replica turns on.
@@ -91,7 +91,7 @@ def _beyond(old: int | None, new: int | None, threshold: float) -> bool:
     return abs(new - old) >= threshold or (old == 0) != (new == 0)
 
 
-def _faults(gpu: Gpu) -> tuple[object, ...]:
+def _faults(gpu: GpuFigures) -> tuple[object, ...]:
     """What is wrong with a GPU; equal while nothing new is."""
     return (
         gpu.uuid,
@@ -172,13 +172,13 @@ def age_ms(at_s: float | None, now_s: float) -> int | None:
     return None if at_s is None else min(_U32_MAX, max(0, round((now_s - at_s) * 1000)))
 
 
-#: `Gpu`'s plain fields carry the wire's names.
+#: `GpuFigures`'s plain fields carry the wire's names.
 _GPU_FIELDS: Final = tuple(
     field.name for field in pb.Gpu.DESCRIPTOR.fields if field.name not in ("xids", "processes", "mig_devices")
 )
 
 
-def _gpu(gpu: Gpu) -> pb.Gpu:
+def _gpu(gpu: GpuFigures) -> pb.Gpu:
     return pb.Gpu(
         **{name: getattr(gpu, name) for name in _GPU_FIELDS},
         xids=[pb.Xid(code=xid.code, unix_ms=xid.unix_ms) for xid in gpu.xids],
@@ -194,7 +194,7 @@ def _gpu(gpu: Gpu) -> pb.Gpu:
     )
 
 
-def resolve_gpus(wanted: Iterable[int | str], gpus: Iterable[Gpu]) -> tuple[str, ...]:
+def resolve_gpus(wanted: Iterable[int | str], gpus: Iterable[GpuFigures]) -> tuple[str, ...]:
     """UUIDs of configured GPUs: by index, by UUID, or by a MIG slice's UUID (which gives its card's)."""
     found: dict[str, None] = {}
     known = list(gpus)

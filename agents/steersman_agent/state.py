@@ -13,7 +13,7 @@ from enum import Enum, IntEnum
 from typing import Final
 
 
-class State(IntEnum):
+class ReplicaState(IntEnum):
     """As in telemetry.proto, number for number."""
 
     UNKNOWN = 0
@@ -26,7 +26,7 @@ class State(IntEnum):
     WRONG_MODEL = 7
 
 
-class Signal(Enum):
+class Symptom(Enum):
     """One piece of evidence."""
 
     ANSWERED = "answered"
@@ -52,79 +52,79 @@ FAILURES_TO_DEGRADE: Final = 2
 SLOW_TO_DEGRADE: Final = 3
 TIMEOUTS_TO_HANG: Final = 2
 
-Rule = tuple[int, State]
+Rule = tuple[int, ReplicaState]
 
-_HANG: Final[Rule] = (TIMEOUTS_TO_HANG, State.HUNG)
-_WRONG: Final[Rule] = (1, State.WRONG_MODEL)
-_LOAD: Final[Rule] = (1, State.LOADING)
-_LOST: Final[Rule] = (1, State.GONE)  # a refused connection is certain: nobody listens
-_BAD: Final[Rule] = (FAILURES_TO_DEGRADE, State.DEGRADED)
+_HANG: Final[Rule] = (TIMEOUTS_TO_HANG, ReplicaState.HUNG)
+_WRONG: Final[Rule] = (1, ReplicaState.WRONG_MODEL)
+_LOAD: Final[Rule] = (1, ReplicaState.LOADING)
+_LOST: Final[Rule] = (1, ReplicaState.GONE)  # a refused connection is certain: nobody listens
+_BAD: Final[Rule] = (FAILURES_TO_DEGRADE, ReplicaState.DEGRADED)
 
 #: state → signal → (how many in a row, next state). A signal that is not listed changes nothing.
-TABLE: Final[Mapping[State, Mapping[Signal, Rule]]] = {
-    State.UNKNOWN: {
-        Signal.ANSWERED: (1, State.READY),
-        Signal.MOVED: (1, State.READY),
-        Signal.SLOW: (1, State.READY),
-        Signal.UNWELL: (1, State.DEGRADED),
-        Signal.LOADING: _LOAD,
-        Signal.TIMED_OUT: _HANG,
-        Signal.REFUSED: (1, State.LOADING),  # never ready yet: TGI binds its port after warm-up
-        Signal.WRONG_MODEL: _WRONG,
+TABLE: Final[Mapping[ReplicaState, Mapping[Symptom, Rule]]] = {
+    ReplicaState.UNKNOWN: {
+        Symptom.ANSWERED: (1, ReplicaState.READY),
+        Symptom.MOVED: (1, ReplicaState.READY),
+        Symptom.SLOW: (1, ReplicaState.READY),
+        Symptom.UNWELL: (1, ReplicaState.DEGRADED),
+        Symptom.LOADING: _LOAD,
+        Symptom.TIMED_OUT: _HANG,
+        Symptom.REFUSED: (1, ReplicaState.LOADING),  # never ready yet: TGI binds its port after warm-up
+        Symptom.WRONG_MODEL: _WRONG,
     },
-    State.LOADING: {
-        Signal.ANSWERED: (1, State.READY),
-        Signal.UNWELL: _BAD,
-        Signal.TIMED_OUT: _HANG,
-        Signal.WRONG_MODEL: _WRONG,
+    ReplicaState.LOADING: {
+        Symptom.ANSWERED: (1, ReplicaState.READY),
+        Symptom.UNWELL: _BAD,
+        Symptom.TIMED_OUT: _HANG,
+        Symptom.WRONG_MODEL: _WRONG,
     },
-    State.READY: {
-        Signal.SLOW: (SLOW_TO_DEGRADE, State.DEGRADED),
-        Signal.UNWELL: _BAD,
-        Signal.LOADING: _LOAD,
-        Signal.TIMED_OUT: _HANG,
-        Signal.REFUSED: _LOST,
-        Signal.WRONG_MODEL: _WRONG,
+    ReplicaState.READY: {
+        Symptom.SLOW: (SLOW_TO_DEGRADE, ReplicaState.DEGRADED),
+        Symptom.UNWELL: _BAD,
+        Symptom.LOADING: _LOAD,
+        Symptom.TIMED_OUT: _HANG,
+        Symptom.REFUSED: _LOST,
+        Symptom.WRONG_MODEL: _WRONG,
     },
-    State.DEGRADED: {
-        Signal.ANSWERED: (SUCCESSES_AFTER_DEGRADED, State.READY),
-        Signal.LOADING: _LOAD,
-        Signal.TIMED_OUT: _HANG,
-        Signal.REFUSED: _LOST,
-        Signal.WRONG_MODEL: _WRONG,
+    ReplicaState.DEGRADED: {
+        Symptom.ANSWERED: (SUCCESSES_AFTER_DEGRADED, ReplicaState.READY),
+        Symptom.LOADING: _LOAD,
+        Symptom.TIMED_OUT: _HANG,
+        Symptom.REFUSED: _LOST,
+        Symptom.WRONG_MODEL: _WRONG,
     },
-    State.HUNG: {
-        Signal.ANSWERED: (SUCCESSES_AFTER_TROUBLE, State.READY),
-        Signal.MOVED: (SUCCESSES_AFTER_TROUBLE, State.READY),
-        Signal.SLOW: (SUCCESSES_AFTER_TROUBLE, State.DEGRADED),
-        Signal.UNWELL: _BAD,
-        Signal.LOADING: _LOAD,
-        Signal.REFUSED: _LOST,
-        Signal.WRONG_MODEL: _WRONG,
+    ReplicaState.HUNG: {
+        Symptom.ANSWERED: (SUCCESSES_AFTER_TROUBLE, ReplicaState.READY),
+        Symptom.MOVED: (SUCCESSES_AFTER_TROUBLE, ReplicaState.READY),
+        Symptom.SLOW: (SUCCESSES_AFTER_TROUBLE, ReplicaState.DEGRADED),
+        Symptom.UNWELL: _BAD,
+        Symptom.LOADING: _LOAD,
+        Symptom.REFUSED: _LOST,
+        Symptom.WRONG_MODEL: _WRONG,
     },
-    State.GONE: {
-        Signal.ANSWERED: (SUCCESSES_AFTER_TROUBLE, State.READY),
-        Signal.UNWELL: _BAD,
-        Signal.LOADING: _LOAD,
-        Signal.TIMED_OUT: _HANG,
-        Signal.WRONG_MODEL: _WRONG,
+    ReplicaState.GONE: {
+        Symptom.ANSWERED: (SUCCESSES_AFTER_TROUBLE, ReplicaState.READY),
+        Symptom.UNWELL: _BAD,
+        Symptom.LOADING: _LOAD,
+        Symptom.TIMED_OUT: _HANG,
+        Symptom.WRONG_MODEL: _WRONG,
     },
-    State.WRONG_MODEL: {
-        Signal.ANSWERED: (1, State.READY),
-        Signal.LOADING: _LOAD,
-        Signal.REFUSED: _LOST,
+    ReplicaState.WRONG_MODEL: {
+        Symptom.ANSWERED: (1, ReplicaState.READY),
+        Symptom.LOADING: _LOAD,
+        Symptom.REFUSED: _LOST,
     },
 }
 
 #: From best to worst; the worst channel names the replica's state.
 _SEVERITY: Final = (
-    State.UNKNOWN,
-    State.READY,
-    State.DEGRADED,
-    State.WRONG_MODEL,
-    State.HUNG,
-    State.LOADING,
-    State.GONE,
+    ReplicaState.UNKNOWN,
+    ReplicaState.READY,
+    ReplicaState.DEGRADED,
+    ReplicaState.WRONG_MODEL,
+    ReplicaState.HUNG,
+    ReplicaState.LOADING,
+    ReplicaState.GONE,
 )
 
 
@@ -135,21 +135,21 @@ class Channel:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.state = State.UNKNOWN
+        self.state = ReplicaState.UNKNOWN
         self.since_s = 0.0
         #: Why it is in this state; empty when ready.
         self.detail = ""
         #: Where the last signals lead, and how many of them there were.
-        self._toward: State | None = None
+        self._toward: ReplicaState | None = None
         self._run = 0
 
-    def feed(self, signal: Signal, now_s: float, detail: str = "") -> bool:
+    def feed(self, signal: Symptom, now_s: float, detail: str = "") -> bool:
         """Take a signal; whether the state changed."""
         rule = TABLE[self.state].get(signal)
         if rule is None:
             # An answer ends a run of trouble. Counters that moved end a run of silence, and no other:
             # while requests are served, prompts may fail or heal all the same.
-            if signal is not Signal.MOVED or self._toward is State.HUNG:
+            if signal is not Symptom.MOVED or self._toward is ReplicaState.HUNG:
                 self._toward, self._run = None, 0
             return False
         needed, toward = rule
@@ -159,12 +159,12 @@ class Channel:
         if self._run < needed:
             return False
         self.state, self.since_s, self._toward, self._run = toward, now_s, None, 0
-        self.detail = "" if toward is State.READY else f"{self.name}: {detail or signal.value}"
+        self.detail = "" if toward is ReplicaState.READY else f"{self.name}: {detail or signal.value}"
         return True
 
     def reset(self, now_s: float) -> None:
         """Forget everything: the process behind it is another one now."""
-        self.state, self.since_s, self.detail = State.UNKNOWN, now_s, ""
+        self.state, self.since_s, self.detail = ReplicaState.UNKNOWN, now_s, ""
         self._toward, self._run = None, 0
 
     @property
@@ -178,8 +178,8 @@ def worst(channels: Iterable[Channel]) -> Channel:
     return max(channels, key=lambda channel: _SEVERITY.index(channel.state))
 
 
-def shown(state: State, *, draining: bool) -> State:
+def shown(state: ReplicaState, *, draining: bool) -> ReplicaState:
     """The state to report: draining covers what would still take work, and hides no trouble."""
-    if draining and state in (State.READY, State.DEGRADED):
-        return State.DRAINING
+    if draining and state in (ReplicaState.READY, ReplicaState.DEGRADED):
+        return ReplicaState.DRAINING
     return state

@@ -14,12 +14,12 @@ from typing import Any
 
 from steersman_agent.fetch import Fetcher
 from steersman_agent.replica import ReplicaBook
-from steersman_agent.reply import Answer, Reply
+from steersman_agent.reply import PageReply, Reply
 
 log = logging.getLogger(__name__)
 
 
-class Watch:
+class ReplicaWatch:
     """Watches one replica from `run`'s task; `changed` is called after each piece of evidence."""
 
     def __init__(
@@ -63,7 +63,7 @@ class Watch:
         book = self.book
         url = book.settings.base_url
         reply = await self._ask(f"{url}/metrics")
-        if isinstance(reply, Answer) and book.about_due(time.monotonic()):
+        if isinstance(reply, PageReply) and book.about_due(time.monotonic()):
             await self._look_at_about()
         book.on_metrics(reply, time.monotonic())
         if book.no_metrics and not self._said_no_metrics:

@@ -43,7 +43,7 @@ class Denied:
     retry_after_s: int | None = None
 
 
-class Guard:
+class AccessGuard:
     """One configuration's rules. `apply` takes another one; failures stay counted."""
 
     def __init__(self, settings: Admin) -> None:

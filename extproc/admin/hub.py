@@ -35,7 +35,7 @@ LINGER_S = 15.0
 SLOW_EVERY = 4
 
 
-class Client:
+class PageClient:
     """One page's queue. `gone` is set when it is let go."""
 
     def __init__(self) -> None:
@@ -57,10 +57,10 @@ class Hub:
 
     def __init__(self, sources: Sources, *, failed: Callable[[Exception, str], None]) -> None:
         self._sources, self._failed = sources, failed
-        self._rows = TenantRows(sources.desk, sources.tally)
+        self._rows = TenantRows(sources.scheduler, sources.stats)
         self._epoch = secrets.token_hex(4)
         self._number = 0
-        self.clients: set[Client] = set()
+        self.clients: set[PageClient] = set()
         self.dropped = 0
         self._kept: deque[tuple[int, bytes]] = deque()
         self._kept_bytes = 0
@@ -86,17 +86,17 @@ class Hub:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
-    async def join(self, last_id: str) -> Client:
+    async def join(self, last_id: str) -> PageClient:
         """A page that follows from now on; `last_id` is the last event it had, "" for none."""
         self._wake.set()
         await self._ready.wait()
-        client = Client()
+        client = PageClient()
         for frame in self._missed(last_id) or [self._snapshot()]:
             client.tell(frame)
         self.clients.add(client)
         return client
 
-    def leave(self, client: Client) -> None:
+    def leave(self, client: PageClient) -> None:
         """It has gone."""
         self.clients.discard(client)
 
@@ -151,18 +151,18 @@ class Hub:
         sources = self._sources
         now_ns = sources.clock()
         tiles = {}
-        async for endpoint in sliced(await shown_endpoints(sources.desk, now_ns=now_ns)):
-            line = sources.tally.endpoints.get(endpoint.address)
+        async for endpoint in sliced(await shown_endpoints(sources.scheduler, now_ns=now_ns)):
+            line = sources.stats.endpoints.get(endpoint.address)
             tiles[endpoint.address] = tile(endpoint, line, now_ns=now_ns)
         known = sources.tenants()
         tenants = {}
-        async for name in sliced(shown_tenants(sources.desk, sources.tally, known)):
+        async for name in sliced(shown_tenants(sources.scheduler, sources.stats, known)):
             tenants[name] = self._rows.row(known[name], now_ns=now_ns)
         changed = {
             **self._totals(),
             "endpoints": _changed(self._tiles, tiles),
             "endpoints_gone": [address for address in self._tiles if address not in tiles],
-            "endpoints_left_out": len(sources.desk.fleet.endpoints) - len(tiles),
+            "endpoints_left_out": len(sources.scheduler.fleet.endpoints) - len(tiles),
             "tenants": _changed(self._tenants, tenants),
             "tenants_gone": [name for name in self._tenants if name not in tenants],
             "tenants_left_out": len(known) - len(tenants),
@@ -175,10 +175,10 @@ class Hub:
         points = sources.pulse.points
         return {
             "at": round(sources.wall_clock(), 3),
-            "in_flight": len(sources.desk.ledger),
-            "held": len(sources.desk.queue),
+            "in_flight": len(sources.scheduler.ledger),
+            "held": len(sources.scheduler.queue),
             "point": points[-1] if points else None,
-            "pools": pools_of(sources.desk),
+            "pools": pools_of(sources.scheduler),
         }
 
     async def _look(self) -> list[str]:
@@ -196,7 +196,7 @@ class Hub:
 
     def _experiments(self) -> list[dict[str, Any]]:
         sources = self._sources
-        view = sources.desk.experiments.view(now_ns=sources.clock())
+        view = sources.scheduler.experiments.view(now_ns=sources.clock())
         # Its age alone is no news.
         return [{name: value for name, value in each.items() if name != "counted_s"} for each in view]
 
@@ -227,10 +227,10 @@ class Hub:
             "snapshot",
             {
                 **self._totals(),
-                "instance": self._sources.desk.instance,
+                "instance": self._sources.scheduler.instance,
                 "version": self._sources.version,
                 "endpoints": list(self._tiles.values()),
-                "endpoints_left_out": len(self._sources.desk.fleet.endpoints) - len(self._tiles),
+                "endpoints_left_out": len(self._sources.scheduler.fleet.endpoints) - len(self._tiles),
                 "tenants": list(self._tenants.values()),
                 "tenants_left_out": len(self._sources.tenants()) - len(self._tenants),
                 "decisions": decisions,

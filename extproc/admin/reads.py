@@ -14,7 +14,7 @@ from extproc.admin.slices import sliced
 from extproc.admin.sources import Order, Sources
 from extproc.admin.views import TenantRows, endpoint_view, pools_of, state_of, strategies_view
 from extproc.core.endpoint import Endpoint
-from extproc.observe.tally import DECISIONS_KEPT as TALLY_DECISIONS
+from extproc.observe.stats import DECISIONS_KEPT as TALLY_DECISIONS
 from extproc.observe.tenants import TENANTS_MAX
 
 #: A page of a list: by default, and at the most.
@@ -34,7 +34,7 @@ class Reads:
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._rows = TenantRows(sources.desk, sources.tally)
+        self._rows = TenantRows(sources.scheduler, sources.stats)
 
     async def status(self, request: web.Request) -> web.StreamResponse:
         """All that `steersman status --json` shows."""
@@ -48,7 +48,7 @@ class Reads:
         async for part in mapping(self._lines(now_ns)):
             yield part
         yield b',"endpoints":'
-        async for part in array(self._endpoints(list(sources.desk.fleet.endpoints), now_ns)):
+        async for part in array(self._endpoints(list(sources.scheduler.fleet.endpoints), now_ns)):
             yield part
         yield b',"decisions":'
         placed = [each for each in sources.pulse.after(0, limit=DECISIONS_MAX)[0] if each["kind"] == "placed"]
@@ -69,15 +69,15 @@ class Reads:
     async def _fleet(
         self, pool: str | None, state: str | None, offset: int, limit: int
     ) -> AsyncIterator[bytes]:
-        desk, now_ns = self._sources.desk, self._sources.clock()
+        scheduler, now_ns = self._sources.scheduler, self._sources.clock()
         found = [
             endpoint
-            async for endpoint in sliced(list(desk.fleet.endpoints))
+            async for endpoint in sliced(list(scheduler.fleet.endpoints))
             if (pool is None or endpoint.pool == pool)
             and (state is None or state_of(endpoint, now_ns=now_ns) == state)
         ]
         yield b'{"total":%d,"offset":%d,"pools":' % (len(found), offset)
-        yield msgspec.json.encode(pools_of(desk)) + b',"endpoints":'
+        yield msgspec.json.encode(pools_of(scheduler)) + b',"endpoints":'
         async for part in array(self._endpoints(found[offset : offset + limit], now_ns)):
             yield part
         yield b"}"
@@ -85,10 +85,10 @@ class Reads:
     async def endpoint(self, request: web.Request) -> web.StreamResponse:
         """One endpoint."""
         address = request.match_info["address"]
-        for endpoint in self._sources.desk.fleet.endpoints:
+        for endpoint in self._sources.scheduler.fleet.endpoints:
             if endpoint.address == address:
                 now_ns = self._sources.clock()
-                return json_answer(endpoint_view(endpoint, self._sources.tally, now_ns=now_ns))
+                return json_answer(endpoint_view(endpoint, self._sources.stats, now_ns=now_ns))
         return error_answer(404, "no_endpoint", f"no endpoint {address[:80]!r} in the fleet")
 
     async def tenants(self, request: web.Request) -> web.StreamResponse:
@@ -117,7 +117,7 @@ class Reads:
         if tenant is None:
             return error_answer(404, "no_tenant", f"no tenant {name[:63]!r} here")
         now_ns = self._sources.clock()
-        line = self._sources.tally.tenants.get(name)
+        line = self._sources.stats.tenants.get(name)
         figures = line.figures(now_ns=now_ns) if line is not None else {}
         return json_answer({"name": name, **self._rows.use(tenant, now_ns=now_ns), **figures})
 
@@ -140,7 +140,7 @@ class Reads:
 
     async def strategies(self, _: web.Request) -> web.StreamResponse:
         """Every strategy, its parameters, and who uses it."""
-        return json_answer({"strategies": strategies_view(self._sources.desk)})
+        return json_answer({"strategies": strategies_view(self._sources.scheduler)})
 
     async def history(self, _: web.Request) -> web.StreamResponse:
         """The last minutes, a point a second."""
@@ -160,12 +160,12 @@ class Reads:
         return web.Response(body=body, headers={"Content-Type": kind})
 
     async def _lines(self, now_ns: int) -> AsyncIterator[tuple[str, Any]]:
-        async for name, line in sliced(list(self._sources.tally.tenants.items())):
+        async for name, line in sliced(list(self._sources.stats.tenants.items())):
             yield name, line.figures(now_ns=now_ns)
 
     async def _endpoints(self, endpoints: list[Endpoint], now_ns: int) -> AsyncIterator[dict[str, Any]]:
         async for endpoint in sliced(endpoints):
-            yield endpoint_view(endpoint, self._sources.tally, now_ns=now_ns)
+            yield endpoint_view(endpoint, self._sources.stats, now_ns=now_ns)
 
     async def _uses(self, tenants: list[Any], now_ns: int) -> AsyncIterator[tuple[str, Any]]:
         async for tenant in sliced(tenants):

@@ -24,7 +24,7 @@ from extproc.admin.answers import (
     json_answer,
 )
 from extproc.admin.files import Files
-from extproc.admin.guard import READ, WRITE, Denied, Guard
+from extproc.admin.guard import READ, WRITE, AccessGuard, Denied
 from extproc.admin.hub import Hub
 from extproc.admin.openapi import document
 from extproc.admin.orders import ACCESS, CHANGING, LOOKING, Orders
@@ -47,7 +47,7 @@ OPEN, METRICS = "open", "metrics"
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class AdminRoute:
     """One route: method, path, the handler's name, and the scope that it needs (OPEN: none at all)."""
 
     method: str
@@ -57,31 +57,31 @@ class Route:
 
 
 ROUTES = (
-    Route("GET", "/healthz", "healthz", OPEN),
-    Route("GET", "/readyz", "readyz", OPEN),
-    Route("GET", "/metrics", "metrics", METRICS),
-    Route("GET", "/openapi.json", "openapi", OPEN),
-    Route("GET", "/api/v1/session", "session", OPEN),
-    Route("GET", "/api/v1/status", "status", READ),
-    Route("GET", "/api/v1/fleet", "fleet", READ),
-    Route("GET", "/api/v1/fleet/{address}", "endpoint", READ),
-    Route("POST", "/api/v1/fleet/{address}/drain", "drain", WRITE),
-    Route("POST", "/api/v1/fleet/{address}/undrain", "undrain", WRITE),
-    Route("POST", "/api/v1/fleet/{address}/clear-faults", "clear_faults", WRITE),
-    Route("GET", "/api/v1/tenants", "tenants", READ),
-    Route("GET", "/api/v1/tenants/{name}", "tenant", READ),
-    Route("GET", "/api/v1/decisions", "decisions", READ),
-    Route("GET", "/api/v1/explain/{id}", "explain", READ),
-    Route("GET", "/api/v1/experiments", "experiments", READ),
-    Route("POST", "/api/v1/experiments/{name}/start", "start_experiment", WRITE),
-    Route("POST", "/api/v1/experiments/{name}/stop", "stop_experiment", WRITE),
-    *(Route("POST", f"/api/v1/orders/{name}", f"order_{name}", READ) for name in LOOKING),
-    *(Route("POST", f"/api/v1/orders/{name}", f"order_{name}", WRITE) for name in CHANGING),
-    Route("GET", "/api/v1/strategies", "strategies", READ),
-    Route("GET", "/api/v1/history", "history", READ),
-    Route("GET", "/api/v1/alerts", "alerts", READ),
-    Route("GET", "/api/v1/report", "report", READ),
-    Route("GET", "/api/v1/events", "events", READ),
+    AdminRoute("GET", "/healthz", "healthz", OPEN),
+    AdminRoute("GET", "/readyz", "readyz", OPEN),
+    AdminRoute("GET", "/metrics", "metrics", METRICS),
+    AdminRoute("GET", "/openapi.json", "openapi", OPEN),
+    AdminRoute("GET", "/api/v1/session", "session", OPEN),
+    AdminRoute("GET", "/api/v1/status", "status", READ),
+    AdminRoute("GET", "/api/v1/fleet", "fleet", READ),
+    AdminRoute("GET", "/api/v1/fleet/{address}", "endpoint", READ),
+    AdminRoute("POST", "/api/v1/fleet/{address}/drain", "drain", WRITE),
+    AdminRoute("POST", "/api/v1/fleet/{address}/undrain", "undrain", WRITE),
+    AdminRoute("POST", "/api/v1/fleet/{address}/clear-faults", "clear_faults", WRITE),
+    AdminRoute("GET", "/api/v1/tenants", "tenants", READ),
+    AdminRoute("GET", "/api/v1/tenants/{name}", "tenant", READ),
+    AdminRoute("GET", "/api/v1/decisions", "decisions", READ),
+    AdminRoute("GET", "/api/v1/explain/{id}", "explain", READ),
+    AdminRoute("GET", "/api/v1/experiments", "experiments", READ),
+    AdminRoute("POST", "/api/v1/experiments/{name}/start", "start_experiment", WRITE),
+    AdminRoute("POST", "/api/v1/experiments/{name}/stop", "stop_experiment", WRITE),
+    *(AdminRoute("POST", f"/api/v1/orders/{name}", f"order_{name}", READ) for name in LOOKING),
+    *(AdminRoute("POST", f"/api/v1/orders/{name}", f"order_{name}", WRITE) for name in CHANGING),
+    AdminRoute("GET", "/api/v1/strategies", "strategies", READ),
+    AdminRoute("GET", "/api/v1/history", "history", READ),
+    AdminRoute("GET", "/api/v1/alerts", "alerts", READ),
+    AdminRoute("GET", "/api/v1/report", "report", READ),
+    AdminRoute("GET", "/api/v1/events", "events", READ),
 )
 
 
@@ -92,7 +92,7 @@ class AdminServer:
         self, settings: Admin, sources: Sources, *, failed: Callable[[Exception, str], None]
     ) -> None:
         self.settings = settings
-        self.guard = Guard(settings)
+        self.guard = AccessGuard(settings)
         self.hub = Hub(sources, failed=failed)
         self._sources, self._failed = sources, failed
         self._reads, self._orders, self._files = Reads(sources), Orders(sources), Files()
@@ -140,7 +140,7 @@ class AdminServer:
         """Pages that follow."""
         return self._following
 
-    def _guarded(self, route: Route) -> Handler:
+    def _guarded(self, route: AdminRoute) -> Handler:
         handler = self._handler(route)
 
         async def serve(request: web.Request) -> web.StreamResponse:
@@ -175,7 +175,7 @@ class AdminServer:
             self._failed(error, f"admin {request.path}")
             return error_answer(500, "failed", "this is a fault of the service; its log says more")
 
-    def _refused(self, request: web.Request, route: Route) -> Denied | None:
+    def _refused(self, request: web.Request, route: AdminRoute) -> Denied | None:
         refusal = self.guard.addressed(request.headers, changing=route.method != "GET")
         if refusal is not None:
             return refusal
@@ -205,7 +205,7 @@ class AdminServer:
 
         return serve
 
-    def _handler(self, route: Route) -> Handler:
+    def _handler(self, route: AdminRoute) -> Handler:
         if route.name.startswith("order_"):
             return self._orders.order
         for owner in (self._reads, self._orders, self):
@@ -220,7 +220,7 @@ class AdminServer:
 
     async def readyz(self, _: web.Request) -> web.StreamResponse:
         """It takes decisions, and has somewhere to send them."""
-        fleet = self._sources.desk.fleet
+        fleet = self._sources.scheduler.fleet
         why = [] if self._sources.serving() else ["draining"]
         if not any(endpoint.ready and not endpoint.draining for endpoint in fleet.endpoints):
             why.append("no endpoint is ready")
@@ -234,7 +234,7 @@ class AdminServer:
                 "token": access.name,
                 "scopes": sorted(access.scopes),
                 "auth": self.settings.guard,
-                "instance": self._sources.desk.instance if access.scopes else "",
+                "instance": self._sources.scheduler.instance if access.scopes else "",
                 "version": self._sources.version,
             }
         )

@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from extproc.admin.pulse import Pulse
-from extproc.core.desk import Desk
+from extproc.admin.live_series import LiveSeries
+from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
-from extproc.observe.tally import Tally
+from extproc.observe.stats import Stats
 
 #: An operator's order as the service takes it: JSON in, JSON out; ValueError is the caller's mistake.
 Order = Callable[[bytes], bytes | Awaitable[bytes]]
@@ -38,9 +38,9 @@ class Sources:
     """Everything the admin port knows of its service. Clocks in nanoseconds, `wall_clock` in unix seconds."""
 
     version: str
-    desk: Desk
-    tally: Tally
-    pulse: Pulse
+    scheduler: Scheduler
+    stats: Stats
+    live_series: LiveSeries
     tenants: Callable[[], Mapping[str, Tenant]]
     #: The service's status without what grows with tenants and endpoints.
     brief: Callable[[], dict[str, Any]]

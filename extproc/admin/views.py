@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from extproc.admin.slices import sliced
-from extproc.core.desk import Desk
 from extproc.core.endpoint import Endpoint
-from extproc.core.reports import Gpu
+from extproc.core.reports import GpuReport
+from extproc.core.scheduler import Scheduler
 from extproc.core.strategies import OWN, STRATEGIES, parameters
 from extproc.core.tenant import Tenant
 from extproc.observe.endpoints import view
-from extproc.observe.tally import Line, Tally
+from extproc.observe.stats import Counters, Stats
 from extproc.observe.tenants import Scopes, scopes_of, tenant_view
 
 #: Endpoints and tenants that the live events carry; the rest is counted, and asked for by page.
@@ -27,7 +27,7 @@ LIMITS_SHOWN = 6
 #: Health above this is shown as whole.
 WHOLE = 0.995
 
-_NOTHING = Line()
+_NOTHING = Counters()
 
 
 def state_of(endpoint: Endpoint, *, now_ns: int) -> str:
@@ -45,7 +45,7 @@ def state_of(endpoint: Endpoint, *, now_ns: int) -> str:
     return "stale" if endpoint.stale else "ready"
 
 
-def tile(endpoint: Endpoint, line: Line | None, *, now_ns: int) -> dict[str, Any]:
+def tile(endpoint: Endpoint, line: Counters | None, *, now_ns: int) -> dict[str, Any]:
     """What a tile of the fleet map shows; a few microseconds."""
     report = endpoint.report
     line = line or _NOTHING
@@ -84,7 +84,7 @@ def kv_of(endpoint: Endpoint) -> float | None:
     return round(min(1.0, endpoint.load.reserved_tokens / capacity), 3) if capacity else None
 
 
-def gpus_of(gpus: Iterable[Gpu]) -> dict[str, Any]:
+def gpus_of(gpus: Iterable[GpuReport]) -> dict[str, Any]:
     """A replica's cards as one: the busiest, the hottest, all their memory."""
     cards = tuple(gpus)
     used = sum(card.memory_used_bytes or 0 for card in cards)
@@ -105,9 +105,9 @@ def _most(values: Iterable[int | None]) -> int | None:
     return max((value for value in values if value is not None), default=None)
 
 
-async def shown_endpoints(desk: Desk, *, now_ns: int) -> list[Endpoint]:
+async def shown_endpoints(scheduler: Scheduler, *, now_ns: int) -> list[Endpoint]:
     """All of a small fleet; of a big one who needs a person first, then the busiest."""
-    fleet = list(desk.fleet.endpoints)
+    fleet = list(scheduler.fleet.endpoints)
     if len(fleet) <= TILES_MAX:
         return fleet
     ranked = [
@@ -117,7 +117,7 @@ async def shown_endpoints(desk: Desk, *, now_ns: int) -> list[Endpoint]:
     return [fleet[i] for _, _, i in heapq.nsmallest(TILES_MAX, ranked)]
 
 
-def pools_of(desk: Desk) -> list[dict[str, Any]]:
+def pools_of(scheduler: Scheduler) -> list[dict[str, Any]]:
     """The pools with what may be said of each in a line."""
     return [
         {
@@ -127,15 +127,15 @@ def pools_of(desk: Desk) -> list[dict[str, Any]]:
             "endpoints": len(pool.endpoints),
             "ready": sum(each.ready and not each.draining for each in pool.endpoints),
         }
-        for pool in desk.fleet.pools.values()
+        for pool in scheduler.fleet.pools.values()
     ]
 
 
-def shown_tenants(desk: Desk, tally: Tally, tenants: Mapping[str, Tenant]) -> list[str]:
+def shown_tenants(scheduler: Scheduler, stats: Stats, tenants: Mapping[str, Tenant]) -> list[str]:
     """Names of the tenants with most going on; all of few."""
     if len(tenants) <= ROWS_MAX:
         return list(tenants)
-    busy, held, lines = desk.ledger.by_tenant, desk.queue.by_tenant, tally.tenants
+    busy, held, lines = scheduler.ledger.by_tenant, scheduler.queue.by_tenant, stats.tenants
     active = [name for name in {*busy, *held, *lines} if name in tenants]
     found = heapq.nlargest(
         ROWS_MAX,
@@ -154,25 +154,25 @@ def shown_tenants(desk: Desk, tally: Tally, tenants: Mapping[str, Tenant]) -> li
 class TenantRows:
     """Rows of tenants. Remembers whose models and keys have limits of their own while the accounts stay."""
 
-    def __init__(self, desk: Desk, tally: Tally) -> None:
-        self._desk, self._tally = desk, tally
+    def __init__(self, scheduler: Scheduler, stats: Stats) -> None:
+        self._scheduler, self._stats = scheduler, stats
         self._of: object = None
         self._scopes: tuple[dict[str, Scopes], dict[str, Scopes]] = ({}, {})
 
     def row(self, tenant: Tenant, *, now_ns: int) -> dict[str, Any]:
         """Figures since the start, and the limits that are used most."""
         use = self.use(tenant, now_ns=now_ns)
-        line = self._tally.tenants.get(tenant.name, _NOTHING)
+        line = self._stats.tenants.get(tenant.name, _NOTHING)
         limits = heapq.nlargest(LIMITS_SHOWN, use.pop("limits"), key=_used)
         use.pop("scopes_left_out")
         return {"name": tenant.name, **use, "limits": limits, **line.figures(now_ns=now_ns)}
 
     def use(self, tenant: Tenant, *, now_ns: int) -> dict[str, Any]:
         """observe.tenants' view, in time that does not grow with the tenants."""
-        accounts = self._desk.policy.accounts
+        accounts = self._scheduler.policy.accounts
         if self._of is not accounts:
             self._of, self._scopes = accounts, scopes_of(accounts)
-        return tenant_view(self._desk, tenant, now_ns=now_ns, scopes=self._scopes)
+        return tenant_view(self._scheduler, tenant, now_ns=now_ns, scopes=self._scopes)
 
 
 def _used(limit: Mapping[str, Any]) -> float:
@@ -180,9 +180,9 @@ def _used(limit: Mapping[str, Any]) -> float:
     return limit["used"] / allowed if allowed else 0.0
 
 
-def endpoint_view(endpoint: Endpoint, tally: Tally, *, now_ns: int) -> dict[str, Any]:
+def endpoint_view(endpoint: Endpoint, stats: Stats, *, now_ns: int) -> dict[str, Any]:
     """All of an endpoint, as `steersman status` has it, with the tile's word for its state."""
-    line = tally.endpoints.get(endpoint.address, _NOTHING)
+    line = stats.endpoints.get(endpoint.address, _NOTHING)
     return {
         **view(endpoint, now_ns=now_ns),
         **line.figures(now_ns=now_ns),
@@ -190,7 +190,7 @@ def endpoint_view(endpoint: Endpoint, tally: Tally, *, now_ns: int) -> dict[str,
     }
 
 
-def strategies_view(desk: Desk) -> list[dict[str, Any]]:
+def strategies_view(scheduler: Scheduler) -> list[dict[str, Any]]:
     """Every strategy with its parameters, and the pools that use it."""
     own = {strategy.name for strategy in OWN}
     return [
@@ -198,7 +198,7 @@ def strategies_view(desk: Desk) -> list[dict[str, Any]]:
             "name": name,
             "summary": _summary(strategy),
             "own": name in own,
-            "pools": [pool.name for pool in desk.fleet.pools.values() if pool.strategy == name],
+            "pools": [pool.name for pool in scheduler.fleet.pools.values() if pool.strategy == name],
             "parameters": {
                 parameter: {"type": kind.__name__, "default": default}
                 for parameter, (kind, default) in parameters(name).items()

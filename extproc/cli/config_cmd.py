@@ -12,7 +12,7 @@ import msgspec
 from extproc.cli.changing import asked_why, tell, told, who_option, why_option
 from extproc.cli.options import config_option, examples, json_option, print_json
 from extproc.history.change import rollback
-from extproc.history.versions import Entry, History, HistoryError, Reading, read_text
+from extproc.history.versions import ConfigHistory, HistoryError, Version, VersionLog, read_text
 
 
 @click.group(
@@ -59,7 +59,7 @@ def diff(old: int, new: int | None, file: Path, as_json: bool) -> None:
     reading = _read(file)
     try:
         first = reading.version(old)
-        second: Entry | None = reading.version(new) if new is not None else None
+        second: Version | None = reading.version(new) if new is not None else None
         text = second.text if second is not None else read_text(file)
     except (HistoryError, OSError) as error:
         raise click.ClickException(str(error)) from None
@@ -102,16 +102,16 @@ def rollback_(version: int, file: Path, why: str, who: str, as_json: bool) -> No
     )
 
 
-def _read(file: Path) -> Reading:
-    if not History(file).exists:
+def _read(file: Path) -> VersionLog:
+    if not ConfigHistory(file).exists:
         raise click.ClickException(f"{file} has no history yet; the first change by a command begins it")
     try:
-        return History(file).read()
+        return ConfigHistory(file).read()
     except OSError as error:
         raise click.ClickException(f"{error.filename}: {error.strerror}") from None
 
 
-def _complain(reading: Reading) -> None:
+def _complain(reading: VersionLog) -> None:
     for problem in reading.problems:
         click.echo(problem, err=True)
     if reading.problems:

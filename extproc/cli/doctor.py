@@ -16,7 +16,7 @@ from extproc.cli.completion import complete_models
 from extproc.cli.options import EXIT_FAILED, config_option, examples, json_option, load_or_exit, print_json
 
 if TYPE_CHECKING:
-    from extproc.doctor.finding import Report
+    from extproc.doctor.finding import DoctorReport
 
 _MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "note": ("·", "cyan")}
 
@@ -101,7 +101,7 @@ def command(
         sys.exit(EXIT_FAILED)
 
 
-def plain_of(report: Report) -> dict[str, Any]:
+def plain_of(report: DoctorReport) -> dict[str, Any]:
     """The report as plain values."""
     return {
         "well": report.well,
@@ -114,7 +114,7 @@ def plain_of(report: Report) -> dict[str, Any]:
     }
 
 
-def _print(report: Report, *, verbose: bool) -> None:
+def _print(report: DoctorReport, *, verbose: bool) -> None:
     from extproc.doctor.finding import Severity
 
     for each in report.findings:

@@ -22,7 +22,7 @@ class GroupingError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Replica:
+class FoundBackend:
     """A backend, and where its address came from."""
 
     seen: Backend
@@ -37,7 +37,7 @@ class FirstPool:
     name: str
     engine: str
     models: tuple[str, ...]
-    replicas: list[Replica] = field(default_factory=list)
+    replicas: list[FoundBackend] = field(default_factory=list)
     #: Host name → port, for names that stay names.
     dns: dict[str, int] = field(default_factory=dict)
 
@@ -51,7 +51,7 @@ class Places:
     service: str
 
 
-def grouped(replicas: Sequence[Replica], *, keep_names: bool = False) -> list[FirstPool]:
+def grouped(replicas: Sequence[FoundBackend], *, keep_names: bool = False) -> list[FirstPool]:
     """A pool for each model, in the order given. Raises GroupingError."""
     pools: dict[tuple[str, tuple[str, ...]], FirstPool] = {}
     owner: dict[str, FirstPool] = {}
@@ -161,7 +161,7 @@ def _pool(pool: FirstPool) -> list[str]:
     return lines
 
 
-def _endpoint(replica: Replica, pool: FirstPool) -> list[str]:
+def _endpoint(replica: FoundBackend, pool: FirstPool) -> list[str]:
     seen = replica.seen
     facts = [f"{pool.engine} {seen.version}".strip(), *([replica.host] if replica.host else [])]
     lines = [f"      - address: {written(seen.address)}    # {', '.join(facts)}"]

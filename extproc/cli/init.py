@@ -23,7 +23,7 @@ import click
 from extproc.cli.options import examples, fail, json_option, print_json
 
 if TYPE_CHECKING:
-    from extproc.cli.first_config import FirstPool, Places, Replica
+    from extproc.cli.first_config import FirstPool, FoundBackend, Places
     from extproc.doctor.evidence import Backend, Failed
 
 ENGINES = ("tgi", "vllm", "sglang", "llamacpp")
@@ -214,9 +214,9 @@ def _parsed(given: str) -> tuple[str, int]:
     return host, port
 
 
-def _ask(targets: Sequence[Target], *, engine: str | None, models: tuple[str, ...]) -> list[Replica]:
+def _ask(targets: Sequence[Target], *, engine: str | None, models: tuple[str, ...]) -> list[FoundBackend]:
     """What each is; exits 1 with every one that cannot be told."""
-    from extproc.cli.first_config import Replica
+    from extproc.cli.first_config import FoundBackend
     from extproc.doctor.evidence import Backend, Failed
 
     with ThreadPoolExecutor(min(ASKED_AT_ONCE, len(targets))) as pool:
@@ -237,7 +237,7 @@ def _ask(targets: Sequence[Target], *, engine: str | None, models: tuple[str, ..
         elif not seen.models:
             problems.append(f"{where} ({seen.engine}) does not say which model it serves")
         else:
-            replicas.append(Replica(seen=seen, host=target.host))
+            replicas.append(FoundBackend(seen=seen, host=target.host))
     if problems:
         fail(
             *problems,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from extproc.replay.compare import Comparison
     from extproc.replay.log import Log
     from extproc.replay.play import Choice
-    from extproc.sim.report.cells import Interval
+    from extproc.sim.report.cells import MeanInterval
 
 
 @click.command(
@@ -240,7 +240,7 @@ def plain_of(comparison: Comparison, log: Log) -> dict[str, Any]:
     }
 
 
-def _interval(value: Interval | None) -> dict[str, float | None] | None:
+def _interval(value: MeanInterval | None) -> dict[str, float | None] | None:
     return None if value is None else {"mean": value.mean, "half": value.half}
 
 
@@ -297,7 +297,7 @@ def number(value: float | None, *, signed: bool = False) -> str:
     return f"{value:{sign}.4f}" if abs(value) < 10 else f"{value:{sign}.0f}"
 
 
-def said(value: Interval | None, *, signed: bool = False) -> str:
+def said(value: MeanInterval | None, *, signed: bool = False) -> str:
     """A mean, and half of its interval where there is one."""
     if value is None:
         return "-"

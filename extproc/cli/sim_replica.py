@@ -87,7 +87,7 @@ def command(context: click.Context, /, fleet_file: Path | None, count: int, **se
         if fleet_file is None
         else _from_file(fleet_file, _given(context) - {"fleet_file"})
     )
-    from extproc.sim.fleet import start_replicas
+    from extproc.sim.listening import start_replicas
 
     async def run() -> None:
         running = await start_replicas(specs)

@@ -18,7 +18,7 @@ from extproc.extras import need
 
 if TYPE_CHECKING:
     from extproc.core.strategies.parameter import Value
-    from extproc.sim.campaign import Case
+    from extproc.sim.campaign import CampaignRun
     from extproc.sim.campaign.case import Played
 
 
@@ -196,9 +196,9 @@ def _cases(
     replicas: int | None,
     permits: int | None,
     parameters: tuple[str, ...],
-) -> list[Case]:
+) -> list[CampaignRun]:
     """Every cell asked for; a mistake names its option."""
-    from extproc.sim.campaign import Case, CaseError, load_values
+    from extproc.sim.campaign import CampaignRun, CaseError, load_values
     from extproc.sim.campaign.case import check_strategy, parameter_of
     from extproc.sim.campaign.plan import STRATEGIES
     from extproc.sim.campaign.streams import check_stream
@@ -227,7 +227,7 @@ def _cases(
     except CaseError as error:
         raise click.UsageError(f"{option}: {error}") from error
     cases = [
-        Case(
+        CampaignRun(
             stream=stream,
             fleet=fleet,
             load=at,

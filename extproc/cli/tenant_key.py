@@ -16,7 +16,7 @@ from extproc.cli.changing import asked_why, make, tell, tenant_index, who_option
 from extproc.cli.completion import complete_tenants
 from extproc.cli.options import config_option, examples, json_option, load_or_exit, print_json
 from extproc.config.load import ConfigError
-from extproc.config.model import Config, Key, Tenant
+from extproc.config.model import Config, KeyConfig, TenantConfig
 from extproc.config.secret import key_secret
 from extproc.core.tenant import hash_key
 from extproc.history.changes import key_id
@@ -142,7 +142,7 @@ def key_revoke(tenant: str, key: str, file: Path, why: str, who: str, as_json: b
     tell(done, file, as_json=as_json, nothing="it is revoked already")
 
 
-def key_index(tenant: Tenant, key: str) -> int:
+def key_index(tenant: TenantConfig, key: str) -> int:
     """Which of a tenant's keys is meant; a wrong usage when none or several are."""
     named = [i for i, each in enumerate(tenant.keys) if each.name == key]
     if not named and len(key) >= HASH_DIGITS_MIN:
@@ -184,7 +184,7 @@ def _time(text: str) -> datetime:
     return found
 
 
-def _state(key: Key, now: datetime) -> str:
+def _state(key: KeyConfig, now: datetime) -> str:
     if key.revoked:
         return "revoked"
     if key.not_before is not None and now < key.not_before:

@@ -20,7 +20,7 @@ from extproc.cli.options import EXIT_CONFIG, examples, fail
 from extproc.cli.status import address_option
 
 if TYPE_CHECKING:
-    from extproc.cli.top_view import Rates, State
+    from extproc.cli.top_view import Rates, ViewState
 
 PANES = ("fleet", "tenants", "decisions", "alerts")
 #: A lone Escape is one when nothing follows it within this.
@@ -71,10 +71,10 @@ def command(address: str | None, pane: str, every_s: float, filter_: str, once: 
     """
     if not once and not (sys.stdin.isatty() and sys.stdout.isatty()):
         fail("top needs a terminal; --once prints one frame without", code=EXIT_CONFIG)
-    from extproc.cli.top_view import Rates, State
+    from extproc.cli.top_view import Rates, ViewState
     from extproc.supervise.asking import ServiceSilentError
 
-    state = State(pane=PANES.index(pane), filter=filter_)
+    state = ViewState(pane=PANES.index(pane), filter=filter_)
     try:
         asyncio.run(_once(address, state) if once else _live(address, state, Rates(), every_s=every_s))
     except ServiceSilentError as error:
@@ -83,7 +83,7 @@ def command(address: str | None, pane: str, every_s: float, filter_: str, once: 
         pass
 
 
-class Source:
+class StatusSource:
     """The service's status, with its alerts where it has them."""
 
     def __init__(self, link: Any) -> None:
@@ -105,7 +105,7 @@ class Source:
         return found
 
 
-async def _once(address: str | None, state: State) -> None:
+async def _once(address: str | None, state: ViewState) -> None:
     from rich.console import Console
     from rich.segment import SegmentLines
 
@@ -114,7 +114,7 @@ async def _once(address: str | None, state: State) -> None:
 
     link = await link_to(address)
     try:
-        status, rates = await Source(link).status(), Rates()
+        status, rates = await StatusSource(link).status(), Rates()
         rates.take(status)
         console = Console()
         shown = Shown(address=link.address, rates=rates)
@@ -124,7 +124,7 @@ async def _once(address: str | None, state: State) -> None:
         await link.close()
 
 
-async def _live(address: str | None, state: State, rates: Rates, *, every_s: float) -> None:
+async def _live(address: str | None, state: ViewState, rates: Rates, *, every_s: float) -> None:
     from rich.console import Console
 
     from extproc.cli.top_view import Shown
@@ -132,7 +132,7 @@ async def _live(address: str | None, state: State, rates: Rates, *, every_s: flo
     from extproc.supervise.asking import ServiceSilentError
 
     link = await link_to(address)
-    source = Source(link)
+    source = StatusSource(link)
     try:
         status = await source.status()
         shown = Shown(address=link.address, rates=rates)
@@ -179,7 +179,7 @@ async def _set_within(redraw: asyncio.Event, ended: asyncio.Event, wait_s: float
     return bool(done)
 
 
-def _draw(console: Any, state: State, status: dict[str, Any], shown: Any) -> None:
+def _draw(console: Any, state: ViewState, status: dict[str, Any], shown: Any) -> None:
     """The whole screen in one write: each line overwritten and its rest cleared, so that nothing flickers."""
     from rich.segment import SegmentLines
 

@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
+class PaneColumn:
     """One column: its head, its cell, and by what rows are sorted by it (None: not at all)."""
 
     head: str
@@ -33,7 +33,7 @@ class Pane:
     """One table of the view."""
 
     name: str
-    columns: Sequence[Column]
+    columns: Sequence[PaneColumn]
     rows: Callable[[Mapping[str, Any]], list[Row]]
     #: What a filter looks into.
     text: Callable[[Row], str]
@@ -131,13 +131,13 @@ def _plain(key: str) -> Callable[[Row], RenderableType]:
     return lambda row: Text(str(row.get(key) or "–"), no_wrap=True, overflow="ellipsis")
 
 
-def _number(head: str, key: str, *, from_width: int = 0, alarm: bool = False) -> Column:
+def _number(head: str, key: str, *, from_width: int = 0, alarm: bool = False) -> PaneColumn:
     cell = (lambda row: _alarm(row[key])) if alarm else (lambda row: _quiet(row[key]))
-    return Column(head=head, cell=cell, by=lambda row: row[key] or 0, number=True, from_width=from_width)
+    return PaneColumn(head=head, cell=cell, by=lambda row: row[key] or 0, number=True, from_width=from_width)
 
 
-def _time(head: str, key: str, *, from_width: int = 0) -> Column:
-    return Column(
+def _time(head: str, key: str, *, from_width: int = 0) -> PaneColumn:
+    return PaneColumn(
         head=head,
         cell=lambda row: ms(row[key]),
         by=lambda row: row[key] or 0,
@@ -150,15 +150,17 @@ PANES: Final = (
     Pane(
         name="fleet",
         columns=(
-            Column(head="endpoint", cell=_name("address"), by=lambda row: row["address"]),
-            Column(head="pool", cell=_plain("pool"), by=lambda row: row["pool"], gives=True),
-            Column(head="node", cell=_plain("node"), by=lambda row: row["node"] or "", from_width=110),
-            Column(head="health", cell=health, by=lambda row: row["health"], number=True),
-            Column(head="state", cell=_state, by=lambda row: (row["ready"], row["state"] or ""), gives=True),
+            PaneColumn(head="endpoint", cell=_name("address"), by=lambda row: row["address"]),
+            PaneColumn(head="pool", cell=_plain("pool"), by=lambda row: row["pool"], gives=True),
+            PaneColumn(head="node", cell=_plain("node"), by=lambda row: row["node"] or "", from_width=110),
+            PaneColumn(head="health", cell=health, by=lambda row: row["health"], number=True),
+            PaneColumn(
+                head="state", cell=_state, by=lambda row: (row["ready"], row["state"] or ""), gives=True
+            ),
             _number("flight", "in_flight"),
             _number("wait", "waiting"),
             _number("run", "running", from_width=100),
-            Column(
+            PaneColumn(
                 head="KV",
                 cell=lambda row: _share(row["kv_used_tokens"], row["kv_capacity_tokens"]),
                 by=lambda row: (row["kv_used_tokens"] or 0) / (row["kv_capacity_tokens"] or 1),
@@ -179,8 +181,8 @@ PANES: Final = (
     Pane(
         name="tenants",
         columns=(
-            Column(head="tenant", cell=_name("name"), by=lambda row: row["name"], gives=True),
-            Column(head="class", cell=_plain("class"), by=lambda row: row["class"], from_width=90),
+            PaneColumn(head="tenant", cell=_name("name"), by=lambda row: row["name"], gives=True),
+            PaneColumn(head="class", cell=_plain("class"), by=lambda row: row["class"], from_width=90),
             _number("flight", "in_flight"),
             _number("held", "held"),
             _number("requests", "decided"),
@@ -189,7 +191,7 @@ PANES: Final = (
             _number("refused", "rejected", alarm=True),
             _number("gone", "client_gone", from_width=110),
             _number("tok/s", "tokens_per_s"),
-            Column(head="quota", cell=_quota_cell, by=_quota, number=True),
+            PaneColumn(head="quota", cell=_quota_cell, by=_quota, number=True),
             _time("p50 ms", "ttft_p50_ms"),
             _time("p99", "ttft_p99_ms", from_width=76),
         ),
@@ -200,12 +202,12 @@ PANES: Final = (
     Pane(
         name="decisions",
         columns=(
-            Column(head="tenant", cell=_name("tenant"), by=lambda row: row["tenant"]),
-            Column(head="pool", cell=_plain("pool"), by=lambda row: row["pool"], from_width=110),
-            Column(head="endpoint", cell=_plain("endpoint"), by=lambda row: row["endpoint"]),
+            PaneColumn(head="tenant", cell=_name("tenant"), by=lambda row: row["tenant"]),
+            PaneColumn(head="pool", cell=_plain("pool"), by=lambda row: row["pool"], from_width=110),
+            PaneColumn(head="endpoint", cell=_plain("endpoint"), by=lambda row: row["endpoint"]),
             _number("in", "input_tokens"),
             _number("out", "output_tokens"),
-            Column(
+            PaneColumn(
                 head="reason",
                 cell=lambda row: Text(row["reason"], style=QUIET, no_wrap=True, overflow="ellipsis"),
                 gives=True,
@@ -218,25 +220,25 @@ PANES: Final = (
     Pane(
         name="alerts",
         columns=(
-            Column(
+            PaneColumn(
                 head="alert",
                 cell=lambda row: Text(
                     row["name"], style=_alert_style(row), no_wrap=True, overflow="ellipsis"
                 ),
                 by=lambda row: row["name"],
             ),
-            Column(
+            PaneColumn(
                 head="state",
                 cell=lambda row: Text(row["state"], style=_alert_style(row)),
                 by=lambda row: row["state"],
             ),
-            Column(
+            PaneColumn(
                 head="severity",
                 cell=lambda row: row["labels"].get("severity", ""),
                 by=lambda row: row["labels"].get("severity", ""),
             ),
-            Column(head="since", cell=_at, by=lambda row: str(row["startsAt"])),
-            Column(
+            PaneColumn(head="since", cell=_at, by=lambda row: str(row["startsAt"])),
+            PaneColumn(
                 head="what",
                 cell=lambda row: Text(_note(row), no_wrap=True, overflow="ellipsis"),
                 gives=True,

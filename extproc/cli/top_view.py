@@ -32,7 +32,7 @@ FILTER_CHARACTERS_MAX: Final = 60
 
 
 @dataclass(slots=True)
-class State:
+class ViewState:
     """What the user has chosen."""
 
     pane: int = 0
@@ -141,7 +141,7 @@ class Shown:
 
 
 def frame(
-    state: State, status: Mapping[str, Any], shown: Shown, *, width: int, height: int
+    state: ViewState, status: Mapping[str, Any], shown: Shown, *, width: int, height: int
 ) -> list[list[Segment]]:
     """One picture, as `height` lines of `width` cells at the most."""
     console = Console(width=width, height=height, force_terminal=True, color_system="standard")
@@ -154,7 +154,7 @@ def frame(
 
 
 def _parts(
-    state: State, status: Mapping[str, Any], shown: Shown, *, width: int, height: int
+    state: ViewState, status: Mapping[str, Any], shown: Shown, *, width: int, height: int
 ) -> RenderableType:
     pane = PANES[state.pane]
     state.page = room = height - FRAME_LINES
@@ -180,7 +180,7 @@ def _parts(
     )
 
 
-def _chosen(state: State, pane: Pane, rows: list[Row]) -> list[Row]:
+def _chosen(state: ViewState, pane: Pane, rows: list[Row]) -> list[Row]:
     if state.filter:
         wanted = state.filter.lower()
         rows = [row for row in rows if wanted in pane.text(row).lower()]
@@ -194,7 +194,7 @@ def _chosen(state: State, pane: Pane, rows: list[Row]) -> list[Row]:
     return rows
 
 
-def _table(state: State, pane: Pane, rows: list[Row], *, width: int) -> Table:
+def _table(state: ViewState, pane: Pane, rows: list[Row], *, width: int) -> Table:
     columns = [each for each in pane.columns if width >= each.from_width]
     table = Table(box=None, padding=(0, 1, 0, 0), header_style=QUIET, expand=True, pad_edge=False)
     sorted_by = state.sorted_by.get(state.pane, "")
@@ -212,7 +212,7 @@ def _table(state: State, pane: Pane, rows: list[Row], *, width: int) -> Table:
     return table
 
 
-def _head(state: State, status: Mapping[str, Any], shown: Shown, *, width: int) -> list[RenderableType]:
+def _head(state: ViewState, status: Mapping[str, Any], shown: Shown, *, width: int) -> list[RenderableType]:
     endpoints = status["endpoints"]
     ready = sum(each["ready"] for each in endpoints)
     first = Table.grid(expand=True)
@@ -256,7 +256,7 @@ def _first_tokens(status: Mapping[str, Any]) -> Text:
     return text.append(f"at {worst['address']}", style=QUIET)
 
 
-def _tabs(state: State, status: Mapping[str, Any], where: str) -> Text:
+def _tabs(state: ViewState, status: Mapping[str, Any], where: str) -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
     for i, pane in enumerate(PANES):
         label = f" {i + 1} {pane.name} "
@@ -270,7 +270,7 @@ def _tabs(state: State, status: Mapping[str, Any], where: str) -> Text:
     return text
 
 
-def _keys(state: State, *, width: int) -> Text:
+def _keys(state: ViewState, *, width: int) -> Text:
     if state.typing:
         return Text("type to filter   Enter keeps it   Esc clears it", style=QUIET, no_wrap=True)
     words = "q quit  1-4 tab pane  s sort  r reverse  / filter  p pause  ↑↓ scroll"

@@ -19,7 +19,7 @@ from extproc.extras import need
 
 if TYPE_CHECKING:
     from extproc.replay.rebuild import Scene
-    from extproc.tuning.search import Found, Objective, Trial
+    from extproc.tuning.search import Objective, SearchResult, Trial
 
 #: The objectives' units, for people.
 UNITS = {"attainment": "share of requests", "ttft_p99": "ms", "goodput": "requests/s"}
@@ -129,7 +129,7 @@ def command(
         click.echo(f"written: {out}", err=True)
 
 
-def plain_of(found: Found, there: Scene) -> dict[str, Any]:
+def plain_of(found: SearchResult, there: Scene) -> dict[str, Any]:
     """What was found as plain values."""
     gain = found.gain
     return {
@@ -147,7 +147,7 @@ def plain_of(found: Found, there: Scene) -> dict[str, Any]:
     }
 
 
-def yaml_of(found: Found, there: Scene) -> str:
+def yaml_of(found: SearchResult, there: Scene) -> str:
     """The settings to paste into steersman.yaml; those from before where no gain was shown."""
     from extproc.history.surgery import written
 
@@ -162,7 +162,7 @@ def yaml_of(found: Found, there: Scene) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _said(found: Found, there: Scene) -> str:
+def _said(found: SearchResult, there: Scene) -> str:
     gain = found.gain
     unit = UNITS[found.objective]
     lines = [
@@ -182,7 +182,7 @@ def _said(found: Found, there: Scene) -> str:
     return "\n".join(lines)
 
 
-def _gain(found: Found) -> str:
+def _gain(found: SearchResult) -> str:
     """The gain in words, with its interval."""
     gain = found.gain
     interval = f"[{number(gain.low, signed=True)}, {number(gain.high, signed=True)}]"

@@ -125,11 +125,11 @@ async def _up(config: Config, file: Path, options: Any, *, pictured: bool) -> No
     from extproc.demo.live import Events, going_on, show_lines, show_picture
     from extproc.demo.table import clock, screen, status_view
     from extproc.history.follow import Follow
-    from extproc.supervise.gateway import Gateway, GatewayFailedError
+    from extproc.supervise.gateway import GatewayFailedError, SupervisedGateway
     from extproc.supervise.signals import Signals, first_of
 
     events = Events()
-    gateway = Gateway(config, file, options=options, report=events)
+    gateway = SupervisedGateway(config, file, options=options, report=events)
     follow = Follow(file, gateway.reload)
 
     def draw(status: dict[str, Any], width: int, height: int) -> Any:

@@ -33,7 +33,7 @@ def _code(value: str) -> str:
     return value
 
 
-class Condition(Section):
+class ConditionConfig(Section):
     """One signal against a threshold, or against its own past; what is given must all hold."""
 
     signal: Annotated[str, AfterValidator(_signal)]
@@ -77,9 +77,9 @@ class Condition(Section):
 class When(Section):
     """Conditions: every one of `all_of`, and one at least of `any_of` where there are some."""
 
-    all_of: list[Condition] = Field(default=[], max_length=CONDITIONS_MAX)
+    all_of: list[ConditionConfig] = Field(default=[], max_length=CONDITIONS_MAX)
     """All of these hold."""
-    any_of: list[Condition] = Field(default=[], max_length=CONDITIONS_MAX)
+    any_of: list[ConditionConfig] = Field(default=[], max_length=CONDITIONS_MAX)
     """And one of these."""
 
     @model_validator(mode="after")
@@ -89,7 +89,7 @@ class When(Section):
         return self
 
 
-class Rule(Section):
+class RuleConfig(Section):
     """When somebody is told. A rule with the name of a built-in one takes its place."""
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,62}$")
@@ -134,7 +134,7 @@ class Objective(Section):
     """The share, such as 0.99."""
 
 
-class Slo(Section):
+class SloConfig(Section):
     """Alerts on how fast the classes' error budgets are used, over two windows at once (multi-window burn
     rates, as Google's SRE workbook has them)."""
 
@@ -155,7 +155,7 @@ class Slo(Section):
         return own.get(service_class, self.objective)
 
 
-class Anomalies(Section):
+class AnomalyConfig(Section):
     """Tenants whose usage is out of their own pattern."""
 
     enabled: bool = True
@@ -217,11 +217,11 @@ class Alerts(Section):
     """Whether anything is watched."""
     off: list[str] = Field(default=[], max_length=RULES_MAX)
     """Built-in rules that are switched off, by name."""
-    rules: list[Rule] = Field(default=[], max_length=RULES_MAX)
+    rules: list[RuleConfig] = Field(default=[], max_length=RULES_MAX)
     """Further rules, or others in the place of built-in ones."""
-    slo: Slo = Slo()
+    slo: SloConfig = SloConfig()
     """Alerts on the classes' targets."""
-    anomalies: Anomalies = Anomalies()
+    anomalies: AnomalyConfig = AnomalyConfig()
     """Alerts on tenants out of their pattern."""
     webhooks: list[Webhook] = Field(default=[], max_length=WEBHOOKS_MAX)
     """Who is told."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from extproc.config.model import Config, Pool, ServiceClass, Tenant
+from extproc.config.model import Config, PoolConfig, ServiceClass, TenantConfig
 
 Proof = Literal["proxy", "uri", "dns", "jwt"]
 
@@ -78,7 +78,7 @@ def closed_by(config: Config) -> str | None:
     return None
 
 
-def outside(config: Config, pool: Pool) -> list[str]:
+def outside(config: Config, pool: PoolConfig) -> list[str]:
     """The tenants whose requests could leave their regions if a pool took everybody's.
 
     None where the file says that they may, and none where the pool's replicas are all listed and lie where
@@ -114,7 +114,7 @@ def away_routes(config: Config) -> list[AwayRoute]:
     ]
 
 
-def known_by(config: Config, tenant: Tenant) -> list[tuple[Proof, str]]:
+def known_by(config: Config, tenant: TenantConfig) -> list[tuple[Proof, str]]:
     """How Envoy alone can know a tenant."""
     gateway = config.gateway
     found: list[tuple[Proof, str]] = []
@@ -129,7 +129,7 @@ def known_by(config: Config, tenant: Tenant) -> list[tuple[Proof, str]]:
     return found
 
 
-def _away(config: Config, tenant: Tenant) -> Away:
+def _away(config: Config, tenant: TenantConfig) -> Away:
     service_class = next((each for each in config.classes if each.name == tenant.service_class), None)
     if service_class is None or mode_of(config, service_class) == "closed" or tenant.regions is not None:
         return CLOSED

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from extproc.config.away import known_by, mode_of
 from extproc.config.locations import Loc, repeats
-from extproc.config.model import Config, Key
+from extproc.config.model import Config, KeyConfig
 from extproc.meant import meant
 
 #: Headers that the service reads itself.
@@ -109,7 +109,7 @@ def _gateway(config: Config) -> Iterator[tuple[Loc, str]]:
             yield ("gateway", "trusted_proxy", "header"), message
 
 
-def _key(location: Loc, key: Key, *, secret: bool) -> Iterator[tuple[Loc, str]]:
+def _key(location: Loc, key: KeyConfig, *, secret: bool) -> Iterator[tuple[Loc, str]]:
     if (key.sha256 is None) == (key.hmac_sha256 is None):
         yield location, "wants one hash of the key, sha256 or hmac_sha256"
     if key.hmac_sha256 is not None and not secret:

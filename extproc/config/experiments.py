@@ -27,7 +27,7 @@ Reason = Annotated[str, Field(min_length=1, max_length=500)]
 Parameters = dict[str, float | int | bool | str]
 
 
-class Arm(Section):
+class ArmConfig(Section):
     """One of the strategies that are compared."""
 
     strategy: StrategyName
@@ -40,7 +40,7 @@ class Arm(Section):
     """Why it takes no more requests; written by the guardrail. Its traffic goes to the first arm."""
 
 
-class Guardrail(Section):
+class GuardrailConfig(Section):
     """When an arm is stopped."""
 
     worse_by: float = Field(default=0.05, ge=0.0, le=1.0)
@@ -59,19 +59,19 @@ class ExperimentShadow(Section):
     """The share of placed requests for which it is asked: what it costs."""
 
 
-class Experiment(Section):
+class ExperimentConfig(Section):
     """Strategies side by side on some pools. Tenants with a strategy of their own are left out."""
 
     pools: list[Name] = Field(min_length=1, max_length=64)
     """Where it runs; a pool is in one experiment at the most."""
-    arms: dict[Name, Arm] = Field(default_factory=dict, max_length=ARMS_MAX)
+    arms: dict[Name, ArmConfig] = Field(default_factory=dict, max_length=ARMS_MAX)
     """What is compared, two or more; the first is the control."""
     split: Literal["request", "session", "tenant"] = "request"
     """What is drawn for an arm: single requests, whole sessions (a session_id or user, else how the
     conversation begins) or whole tenants. Sessions and tenants count once each."""
     shadow: ExperimentShadow | None = None
     """A strategy beside them that only watches; none when left out."""
-    guardrail: Guardrail | None = Guardrail()
+    guardrail: GuardrailConfig | None = GuardrailConfig()
     """When a losing arm is stopped; null never does."""
     confidence: float = Field(default=0.95, ge=0.5, lt=1.0)
     """The chance that all of the experiment's intervals hold, however often they are looked at."""
@@ -122,7 +122,7 @@ def experiment_checks(config: Config) -> Iterator[tuple[Loc, str]]:
         starts, ends = experiment.starts, experiment.ends
         if starts is not None and ends is not None and ends <= starts:
             yield (*here, "ends"), "is not after starts, so that it would never run"
-        built: list[tuple[Loc, Arm | ExperimentShadow]] = [
+        built: list[tuple[Loc, ArmConfig | ExperimentShadow]] = [
             ((*here, "arms", arm), each) for arm, each in experiment.arms.items()
         ]
         if experiment.shadow is not None:

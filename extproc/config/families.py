@@ -30,7 +30,7 @@ class ShiftDown(Section):
     """When requests are held for the model's pool, or none of its replicas would begin within this."""
 
 
-class Family(Section):
+class FamilyConfig(Section):
     """A name that clients may ask for instead of a model's."""
 
     name: ModelName

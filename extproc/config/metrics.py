@@ -7,7 +7,7 @@ from pydantic import Field
 from extproc.config.section import Section
 
 
-class Metrics(Section):
+class MetricsConfig(Section):
     """Bounds of the metrics at the admin port's /metrics. What is over them is summed as 'other', or left out
     where a sum says nothing."""
 

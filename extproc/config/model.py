@@ -16,14 +16,14 @@ from extproc.config.alerts import Alerts
 from extproc.config.analytics import Analytics
 from extproc.config.decision_port import Service, ServiceClientTls, ServiceTls
 from extproc.config.edge import ClientAddress, Cors
-from extproc.config.experiments import EXPERIMENTS_MAX, Experiment
-from extproc.config.families import Family, ShiftDown
-from extproc.config.metrics import Metrics
-from extproc.config.picker import Picker
+from extproc.config.experiments import EXPERIMENTS_MAX, ExperimentConfig
+from extproc.config.families import FamilyConfig, ShiftDown
+from extproc.config.metrics import MetricsConfig
+from extproc.config.picker import PickerConfig
 from extproc.config.recording import Record, Tuning
 from extproc.config.section import CircuitBreakers, OutlierDetection, Section
-from extproc.config.state import State
-from extproc.config.tenancy import Adjust, Key, Quota, ServiceClass, Tenant
+from extproc.config.state import JournalConfig
+from extproc.config.tenancy import Adjust, KeyConfig, Quota, ServiceClass, TenantConfig
 from extproc.config.tracing import OpenTelemetry
 from extproc.config.types import (
     EndpointAddress,
@@ -50,22 +50,23 @@ __all__ = [
     "Config",
     "Cors",
     "Discovery",
-    "DnsName",
-    "Endpoint",
+    "DnsConfig",
+    "EndpointConfig",
     "FailedAttempts",
-    "Family",
-    "Gateway",
+    "FamilyConfig",
+    "GatewayConfig",
     "GatewayTls",
     "IdentitySection",
+    "JournalConfig",
     "Jwt",
-    "Key",
-    "Limits",
-    "Metrics",
+    "KeyConfig",
+    "LimitsConfig",
+    "MetricsConfig",
     "OpenTelemetry",
     "OutlierDetection",
-    "Picker",
-    "Pool",
-    "Price",
+    "PickerConfig",
+    "PoolConfig",
+    "PriceConfig",
     "Probes",
     "Quota",
     "Record",
@@ -76,19 +77,18 @@ __all__ = [
     "ServiceTls",
     "Sharing",
     "ShiftDown",
-    "State",
     "StrategyName",
     "Telemetry",
     "TelemetryNode",
     "TelemetryTls",
-    "Tenant",
-    "Tracing",
+    "TenantConfig",
+    "TracingConfig",
     "TrustedProxy",
     "Tuning",
 ]
 
 
-class Endpoint(Section):
+class EndpointConfig(Section):
     """One model-server replica."""
 
     address: EndpointAddress
@@ -112,7 +112,7 @@ class Endpoint(Section):
     """Whether it is capacity that may vanish (strategy `cost`)."""
 
 
-class DnsName(Section):
+class DnsConfig(Section):
     """A name whose addresses are replicas."""
 
     name: str = Field(min_length=1, max_length=253)
@@ -129,7 +129,7 @@ class DnsName(Section):
 class Discovery(Section):
     """Where replicas come from besides the list."""
 
-    dns: list[DnsName] = Field(default=[], max_length=64)
+    dns: list[DnsConfig] = Field(default=[], max_length=64)
     """Names to resolve."""
     file: str | None = None
     """A YAML or JSON file with `endpoints:`, watched; a bad one changes nothing."""
@@ -138,7 +138,7 @@ class Discovery(Section):
     served from when the service's own look was answered. What agents say of listed replicas counts anyway."""
 
 
-class Price(Section):
+class PriceConfig(Section):
     """What a pool's work costs, in the currency of the budgets."""
 
     input_per_million: float = Field(default=0.0, ge=0.0, le=1e6)
@@ -147,7 +147,7 @@ class Price(Section):
     """A million generated tokens."""
 
 
-class Pool(Section):
+class PoolConfig(Section):
     """Endpoints that serve the same model."""
 
     name: Name
@@ -178,7 +178,7 @@ class Pool(Section):
     """Prompt tokens that a replica computes in one step (TGI's max_batch_prefill_tokens)."""
     price_per_hour: float = Field(default=0.0, ge=0.0, le=1e6)
     """What an hour of a replica costs (strategy `cost`); 0 when not known."""
-    endpoints: list[Endpoint] = []
+    endpoints: list[EndpointConfig] = []
     """The replicas that are known beforehand."""
     discovery: Discovery = Discovery()
     """Where further replicas come from."""
@@ -188,7 +188,7 @@ class Pool(Section):
     zone_penalty_tokens: int = Field(default=2_000, ge=0, le=10_000_000)
     """A replica in another zone than the service's counts as if this much more work waited on it: the
     same zone is preferred while it is not worse by that."""
-    price: Price = Price()
+    price: PriceConfig = PriceConfig()
     """What its work costs; nothing when left out."""
     bytes_per_token: float = Field(default=4.0, gt=0.25, lt=64.0)
     """Prompt bytes per token before any counts have come back; calibrated from then on."""
@@ -200,7 +200,7 @@ class Pool(Section):
     """When Envoy sets one of these endpoints aside."""
 
 
-class Tracing(Section):
+class TracingConfig(Section):
     """Envoy's OpenTelemetry tracer."""
 
     otlp_grpc: IpPort
@@ -249,7 +249,7 @@ class TrustedProxy(Section):
     """The header; its value is a tenant's name."""
 
 
-class Gateway(Section):
+class GatewayConfig(Section):
     """What clients connect to: Envoy."""
 
     listen: IpPort = "127.0.0.1:8080"
@@ -314,7 +314,7 @@ class Gateway(Section):
     """How often Envoy reports on a request that still runs; keeps its reservation alive."""
     debug_headers: bool = False
     """Tell clients the pool, the endpoint, the attempts and the reason in x-steersman-* response headers."""
-    tracing: Tracing | None = None
+    tracing: TracingConfig | None = None
     """Traces go here; none when left out."""
 
 
@@ -424,7 +424,7 @@ class Audit(Section):
     """Above this the file is put aside as FILE.1 (up to four are kept) and begun anew."""
 
 
-class Limits(Section):
+class LimitsConfig(Section):
     """Named bounds: what is held in memory, and for how long."""
 
     decisions_concurrent_max: int = Field(default=512, ge=1, le=100_000)
@@ -460,7 +460,7 @@ class Config(Section):
 
     version: Literal[1] = 1
     """The file format's version."""
-    gateway: Gateway = Gateway()
+    gateway: GatewayConfig = GatewayConfig()
     """What clients connect to: Envoy."""
     service: Service = Service()
     """The process that decides."""
@@ -472,9 +472,9 @@ class Config(Section):
     """A log of requests to replay; none when left out."""
     tuning: Tuning = Tuning()
     """Tuning of a strategy while the service runs; off when left out."""
-    metrics: Metrics = Metrics()
+    metrics: MetricsConfig = MetricsConfig()
     """Bounds of Prometheus' metrics."""
-    picker: Picker = Picker()
+    picker: PickerConfig = PickerConfig()
     """This service as the endpoint picker of other gateways; off when left out."""
     admin: Admin | None = None
     """The page, the API behind it and /metrics; no such port when left out ('steersman up' and 'demo' open
@@ -485,7 +485,7 @@ class Config(Section):
     """Rules of when somebody is told, and who; the built-in rules when left out."""
     otel: OpenTelemetry | None = None
     """Spans and GenAI metrics by OpenTelemetry's protocol; none when left out."""
-    limits: Limits = Limits()
+    limits: LimitsConfig = LimitsConfig()
     """Bounds on what is held in memory, and for how long."""
     telemetry: Telemetry | None = None
     """What node agents push to; no telemetry when left out."""
@@ -493,17 +493,17 @@ class Config(Section):
     """The service's own looks at replicas of which no agent speaks."""
     sharing: Sharing | None = None
     """Redis between several services; each knows its own work alone when left out."""
-    state: State = State()
+    state: JournalConfig = JournalConfig()
     """Quotas on the service's own disk, so that a restart forgets nothing."""
     classes: list[ServiceClass] = Field(default=[ServiceClass(name="standard")], min_length=1, max_length=8)
     """Service classes, the first served first."""
-    pools: list[Pool] = Field(min_length=1)
+    pools: list[PoolConfig] = Field(min_length=1)
     """The replicas, grouped by the model they serve."""
-    families: list[Family] = Field(default=[], max_length=64)
+    families: list[FamilyConfig] = Field(default=[], max_length=64)
     """Names that stand for several models, of which each request gets the one that it needs."""
-    experiments: dict[Name, Experiment] = Field(default={}, max_length=EXPERIMENTS_MAX)
+    experiments: dict[Name, ExperimentConfig] = Field(default={}, max_length=EXPERIMENTS_MAX)
     """Strategies compared on live traffic, by the experiments' names."""
-    tenants: list[Tenant] = []
+    tenants: list[TenantConfig] = []
     """Who may ask; needed unless gateway.auth is 'none'."""
 
     @property
@@ -522,12 +522,12 @@ class Config(Section):
         """Where Envoy finds the service(s), as `ip:port` or `unix:/path`."""
         return self.gateway.services or self.service.listen[:1]
 
-    def pool_of(self, model: str) -> Pool | None:
+    def pool_of(self, model: str) -> PoolConfig | None:
         """The pool that serves a model name to everybody; else one that is reserved; or None."""
         serving = [pool for pool in self.pools if model in pool.models]
         return min(serving, key=lambda pool: pool.tenants is not None, default=None)
 
-    def pool_for(self, model: str, tenant: str) -> Pool | None:
+    def pool_for(self, model: str, tenant: str) -> PoolConfig | None:
         """The pool in which a tenant's requests for a model are served, or None."""
         serving = [pool for pool in self.pools if model in pool.models]
         may = [pool for pool in serving if pool.tenants is None or tenant in pool.tenants]

@@ -10,7 +10,7 @@ from extproc.config.section import Section
 from extproc.config.types import Name
 
 
-class Picker(Section):
+class PickerConfig(Section):
     """Other gateways' picker: Istio, Envoy Gateway, kgateway and others ask over the same port."""
 
     enabled: bool = False

@@ -47,7 +47,7 @@ class Several:
 
 
 @dataclass(frozen=True, slots=True)
-class Clients:
+class ClientOptions:
     """How a URL's clients are made, in redis-py's words, whichever of its two kinds: asyncio's or not.
 
     `where` is None for one server. RESP2, and no name: every server and proxy speaks it, a user with few
@@ -59,7 +59,7 @@ class Clients:
     sentinels: dict[str, Any] = field(repr=False)
 
 
-def clients(url: str, *, operation_timeout_s: float) -> Clients:
+def clients(url: str, *, operation_timeout_s: float) -> ClientOptions:
     """What to make a client of; ValueError as `several`."""
     common: dict[str, Any] = {
         "protocol": 2,
@@ -69,8 +69,8 @@ def clients(url: str, *, operation_timeout_s: float) -> Clients:
     }
     where = several(url)
     if where is None:
-        return Clients(None, common, {})
-    return Clients(where, {**common, **where.servers}, {**common, **where.sentinels})
+        return ClientOptions(None, common, {})
+    return ClientOptions(where, {**common, **where.servers}, {**common, **where.sentinels})
 
 
 def several(url: str) -> Several | None:

@@ -18,7 +18,7 @@ CODES: Final = ("overloaded", "quota_exceeded", "no_ready_endpoint", "internal",
 
 
 @dataclass(frozen=True, slots=True)
-class Signal:
+class SignalKind:
     """`scopes`: where it is known. `windowed`: it is of a span of time, else of the moment.
 
     `quantile` 0 to 1 where it is one, of `times` ("ttft", "tpot", "hold").
@@ -31,54 +31,58 @@ class Signal:
     quantile: float = 0.0
 
 
-def _quantiles(name: str, about: str) -> dict[str, Signal]:
+def _quantiles(name: str, about: str) -> dict[str, SignalKind]:
     return {
-        f"{name}_p{percent}_ms": Signal(
+        f"{name}_p{percent}_ms": SignalKind(
             f"{about}, {percent}th percentile.", times=name, quantile=percent / 100
         )
         for percent in (50, 90, 99)
     }
 
 
-SIGNALS: Final[dict[str, Signal]] = {
+SIGNALS: Final[dict[str, SignalKind]] = {
     **_quantiles("ttft", "Time from a streamed request's arrival to its first token, its hold included"),
     **_quantiles("tpot", "Time for each further token of a stream"),
     **_quantiles("hold", "Time that a placed request was held before (0 for most)"),
-    "error_rate": Signal(
+    "error_rate": SignalKind(
         "Share of answers that were errors: 5xx, resets, timeouts, refusals inside a stream."
     ),
-    "refusal_rate": Signal("Share of requests that the gateway refused; of one `code` where that is given."),
-    "requests_per_s": Signal("Requests that ended or were refused, a second."),
-    "input_tokens_per_s": Signal("Prompt tokens of ended requests, a second."),
-    "output_tokens_per_s": Signal("Generated tokens of ended requests, a second."),
-    "slo_attainment": Signal(
+    "refusal_rate": SignalKind(
+        "Share of requests that the gateway refused; of one `code` where that is given."
+    ),
+    "requests_per_s": SignalKind("Requests that ended or were refused, a second."),
+    "input_tokens_per_s": SignalKind("Prompt tokens of ended requests, a second."),
+    "output_tokens_per_s": SignalKind("Generated tokens of ended requests, a second."),
+    "slo_attainment": SignalKind(
         "Share of requests within their class's targets; errors and refusals for want of room miss them, "
         "spent quotas, clients' own mistakes and clients that left do not count."
     ),
-    "slo_burn": Signal(
+    "slo_burn": SignalKind(
         "How many times faster than allowed the class's error budget is used: "
         "(1 − slo_attainment) ÷ (1 − objective).",
         scopes=("class",),
     ),
-    "held": Signal("Requests that wait in the gateway.", windowed=False),
-    "in_flight": Signal("Requests on the replicas.", scopes=("fleet", "pool", "tenant"), windowed=False),
-    "ready_share": Signal("Share of the replicas that take work.", scopes=("fleet", "pool"), windowed=False),
-    "health": Signal("Mean health of the replicas, 0 to 1.", scopes=("fleet", "pool"), windowed=False),
-    "gpu_faults": Signal("Replicas with a fault of a GPU.", scopes=("fleet", "pool"), windowed=False),
-    "stale_share": Signal(
+    "held": SignalKind("Requests that wait in the gateway.", windowed=False),
+    "in_flight": SignalKind("Requests on the replicas.", scopes=("fleet", "pool", "tenant"), windowed=False),
+    "ready_share": SignalKind(
+        "Share of the replicas that take work.", scopes=("fleet", "pool"), windowed=False
+    ),
+    "health": SignalKind("Mean health of the replicas, 0 to 1.", scopes=("fleet", "pool"), windowed=False),
+    "gpu_faults": SignalKind("Replicas with a fault of a GPU.", scopes=("fleet", "pool"), windowed=False),
+    "stale_share": SignalKind(
         "Share of the replicas whose agents have fallen silent, of those that were ever heard of.",
         scopes=("fleet", "pool"),
         windowed=False,
     ),
-    "prediction_error": Signal(
+    "prediction_error": SignalKind(
         "Median relative error of the predicted time to first token, of the last 64 requests.",
         scopes=("fleet",),
         windowed=False,
     ),
-    "quota_used": Signal(
+    "quota_used": SignalKind(
         "The most used of the tenant's limits, as a share of it.", scopes=("tenant",), windowed=False
     ),
-    "anomaly": Signal(
+    "anomaly": SignalKind(
         "How far the tenant is out of its pattern: 1 is where it counts as unusual.",
         scopes=("tenant",),
         windowed=False,

@@ -9,7 +9,7 @@ from pydantic import Field
 from extproc.config.section import Section
 
 
-class State(Section):
+class JournalConfig(Section):
     """A journal of quotas on disk, so that a restart forgets nothing: what was used of every limit and
     budget, reservations of requests that still run, credits, and what `adjust` has learnt."""
 

@@ -92,7 +92,7 @@ class ServiceClass(Section):
     go on without it; not limited when left out. Where Envoy cannot tell the class, the least of all."""
 
 
-class Key(Section):
+class KeyConfig(Section):
     """An API key, known by its hash alone."""
 
     sha256: Sha256 | None = None
@@ -113,12 +113,12 @@ class Key(Section):
     """What this key alone may use, within the tenant's."""
 
 
-class Tenant(Section):
+class TenantConfig(Section):
     """A billing and isolation unit."""
 
     name: Name
     """Its name in reports and headers."""
-    keys: list[Key] = []
+    keys: list[KeyConfig] = []
     """Keys that prove a request is this tenant's."""
     models: list[ModelName] | None = None
     """Models it may ask for; all when left out."""

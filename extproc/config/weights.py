@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extproc.config.families import Family
+from extproc.config.families import FamilyConfig
 from extproc.config.load import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 WEIGHTS_BYTES_MAX = 1024 * 1024
 
 
-def family_weights(family: Family) -> Weights:
+def family_weights(family: FamilyConfig) -> Weights:
     """A family's weights. Raises ConfigError."""
     from extproc.core.families import DEFAULT, read
 

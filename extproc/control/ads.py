@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from google.protobuf.message import DecodeError
 
 from extproc._pb import discovery_pb2 as pb
-from extproc.control.snapshot import CLUSTER_TYPE, ENDPOINT_TYPE, TYPES, Resource, Snapshot
+from extproc.control.snapshot import CLUSTER_TYPE, ENDPOINT_TYPE, TYPES, FleetSnapshot, Resource
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class AdsStream:
     def __init__(self, counts: Counter[str] | None = None) -> None:
         self.counts = Counter() if counts is None else counts
         self.node = ""
-        self._snapshot: Snapshot | None = None
+        self._snapshot: FleetSnapshot | None = None
         self._subscriptions: dict[str, Subscription] = {}
         self._nonces = 0
 
@@ -107,7 +107,7 @@ class AdsStream:
                 subscription.refused = {n: r for n, r in subscription.refused.items() if n in names}
         return self._due()
 
-    def publish(self, snapshot: Snapshot) -> list[bytes]:
+    def publish(self, snapshot: FleetSnapshot) -> list[bytes]:
         """Take a newer snapshot; gives what is to be sent now, in order, two messages at most."""
         self._snapshot = snapshot
         return self._due()

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 
 from extproc.control.ads import SHORT, AdsStream, RemoteProtocolError
-from extproc.control.snapshot import TYPES, Snapshot
+from extproc.control.snapshot import TYPES, FleetSnapshot
 
 SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 METHOD = "StreamAggregatedResources"
@@ -45,7 +45,7 @@ class AdsPublisher:
 
     def __init__(self, *, streams_max: int = STREAMS_MAX) -> None:
         self._streams_max = streams_max
-        self._snapshot: Snapshot | None = None
+        self._snapshot: FleetSnapshot | None = None
         self._links: set[_Link] = set()
         self._counts: Counter[str] = Counter()
         self._acked: frozenset[tuple[str, str]] | None = None
@@ -54,7 +54,7 @@ class AdsPublisher:
         #: Set once an Envoy has asked: until then nobody need build a snapshot.
         self.wanted = asyncio.Event()
 
-    def publish(self, snapshot: Snapshot) -> None:
+    def publish(self, snapshot: FleetSnapshot) -> None:
         """Make a snapshot the newest; returns at once, Envoys are sent what changed for them."""
         self._snapshot = snapshot
         for link in self._links:

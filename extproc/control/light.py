@@ -78,13 +78,13 @@ def _late(*, config: object = None, **options: Any) -> Callable[[type], type]:  
             self.__init__(*arguments, **values)
 
         cls.__init__ = first  # type: ignore[misc]  # until the dataclass's own
-        setattr(cls, _FIELDS, _Fields(made))
+        setattr(cls, _FIELDS, _LazyFields(made))
         return cls
 
     return put_off
 
 
-class _Fields:
+class _LazyFields:
     """A class's fields, asked for before there was an instance (betterproto does, to read one)."""
 
     def __init__(self, made: Callable[[], None]) -> None:

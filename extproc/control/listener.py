@@ -57,7 +57,7 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
 from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.envoy.type.v3 import Percent
 
-from extproc.config.model import Config, GatewayTls, Tracing
+from extproc.config.model import Config, GatewayTls, TracingConfig
 from extproc.control.accesslog import access_logs
 from extproc.control.filters import HOLD_MS_MAX, http_filters
 from extproc.control.pack import address, extension, ms, packed
@@ -272,7 +272,7 @@ def _peer(name: str, value: str) -> HeaderMutation:
     )
 
 
-def _tracing(tracing: Tracing) -> HttpConnectionManagerTracing:
+def _tracing(tracing: TracingConfig) -> HttpConnectionManagerTracing:
     provider = OpenTelemetryConfig(
         grpc_service=grpc_service(TRACING_CLUSTER, timeout_ms=1_000), service_name=tracing.service_name
     )

@@ -65,7 +65,7 @@ TGI_TYPES = {"invalid_request": "validation", "body_too_large": "validation"}
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class LocalReply:
     """What is said for a status (None: any), or for a status with one of Envoy's response flags."""
 
     status: int | None
@@ -85,23 +85,25 @@ class Reply:
         return {"error": self.message, "error_type": TGI_TYPES.get(self.code, self.code)}
 
 
-def replies(body_bytes_max: int) -> list[Reply]:
+def replies(body_bytes_max: int) -> list[LocalReply]:
     """The table; the first that fits is used, the last fits everything."""
     return [
-        Reply(413, "body_too_large", f"the body is too large; at most {body_bytes_max} bytes"),
-        Reply(431, "headers_too_large", "the headers are too large"),
-        Reply(408, "request_timeout", "the request took too long to arrive"),
-        Reply(429, "overloaded", "too many requests from this address"),
-        Reply(503, "no_ready_endpoint", "no replica is ready", flags=("UH", "NC")),
-        Reply(503, "overloaded", "too many requests are in flight", flags=("UO",)),
-        Reply(503, "endpoint_unreachable", "no replica could be reached", flags=("UF", "URX", "UC", "UR")),
-        Reply(503, "gateway_unavailable", "the gateway cannot decide just now"),
-        Reply(504, "endpoint_timeout", "the replica took too long to answer", flags=("UT", "SI")),
-        Reply(504, "gateway_timeout", "the gateway took too long to decide"),
-        Reply(400, "invalid_request", "the request is malformed"),
-        Reply(403, "not_allowed", "this is not allowed here"),
-        Reply(404, "not_found", "there is no such route"),
-        Reply(None, "gateway_error", "%LOCAL_REPLY_BODY%"),
+        LocalReply(413, "body_too_large", f"the body is too large; at most {body_bytes_max} bytes"),
+        LocalReply(431, "headers_too_large", "the headers are too large"),
+        LocalReply(408, "request_timeout", "the request took too long to arrive"),
+        LocalReply(429, "overloaded", "too many requests from this address"),
+        LocalReply(503, "no_ready_endpoint", "no replica is ready", flags=("UH", "NC")),
+        LocalReply(503, "overloaded", "too many requests are in flight", flags=("UO",)),
+        LocalReply(
+            503, "endpoint_unreachable", "no replica could be reached", flags=("UF", "URX", "UC", "UR")
+        ),
+        LocalReply(503, "gateway_unavailable", "the gateway cannot decide just now"),
+        LocalReply(504, "endpoint_timeout", "the replica took too long to answer", flags=("UT", "SI")),
+        LocalReply(504, "gateway_timeout", "the gateway took too long to decide"),
+        LocalReply(400, "invalid_request", "the request is malformed"),
+        LocalReply(403, "not_allowed", "this is not allowed here"),
+        LocalReply(404, "not_found", "there is no such route"),
+        LocalReply(None, "gateway_error", "%LOCAL_REPLY_BODY%"),
     ]
 
 
@@ -116,7 +118,7 @@ def local_reply_config(config: Config) -> LocalReplyConfig:
     return LocalReplyConfig(mappers=mappers)
 
 
-def _mapper(reply: Reply, body: Mapping[str, object], *, openai_route: bool) -> ResponseMapper:
+def _mapper(reply: LocalReply, body: Mapping[str, object], *, openai_route: bool) -> ResponseMapper:
     filters = [_which(OPENAI if openai_route else NOT_THE_SERVICES)]
     if reply.status is not None:
         filters.append(_status_is(reply.status))

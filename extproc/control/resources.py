@@ -55,7 +55,7 @@ from envoy_data_plane.envoy.type.metadata.v3 import MetadataKey, MetadataKeyPath
 from envoy_data_plane.envoy.type.v3 import Percent
 
 from extproc.config.away import away_targets
-from extproc.config.model import Config, Pool, ServiceClass
+from extproc.config.model import Config, PoolConfig, ServiceClass
 from extproc.config.model import OutlierDetection as OutlierLimits
 from extproc.control.pack import address, extension, ms, packed
 from extproc.core import contract
@@ -111,7 +111,7 @@ def away_clusters(config: Config, *, mode: Mode = "static") -> list[Cluster]:
 
 
 def pool_cluster(
-    config: Config, pool: Pool, service_class: ServiceClass, *, mode: Mode = "static"
+    config: Config, pool: PoolConfig, service_class: ServiceClass, *, mode: Mode = "static"
 ) -> Cluster:
     """A pool as one class sees it: the endpoint is the decision's, by metadata, and nobody else's.
 
@@ -150,7 +150,7 @@ def from_ads() -> ConfigSource:
     )
 
 
-def load_assignment(pool: Pool, name: str) -> ClusterLoadAssignment:
+def load_assignment(pool: PoolConfig, name: str) -> ClusterLoadAssignment:
     """A pool's endpoints by zone, zones in the order in which the file first names them."""
     zones: dict[str, list[LbEndpoint]] = {}
     for replica in pool.endpoints:
@@ -221,7 +221,7 @@ def _nobody() -> LoadBalancingPolicy:
     )
 
 
-def _circuit_breakers(pool: Pool, share: float) -> CircuitBreakers:
+def _circuit_breakers(pool: PoolConfig, share: float) -> CircuitBreakers:
     limits = pool.circuit_breakers
 
     def shared(limit: int) -> int:

@@ -49,7 +49,7 @@ from envoy_data_plane.envoy.type.matcher.v3 import (
 from envoy_data_plane.envoy.type.v3 import FractionalPercent, TokenBucket
 
 from extproc.config.away import Away, AwayRoute, away_routes, fallback
-from extproc.config.model import Config, Gateway, ServiceClass
+from extproc.config.model import Config, GatewayConfig, ServiceClass
 from extproc.control.cors import CORS_FILTER, cors
 from extproc.control.pack import ms, packed
 from extproc.core import contract
@@ -113,8 +113,11 @@ def _decided(config: Config) -> list[Route]:
     ]
     present = HeaderMatcher(name=contract.CLUSTER_HEADER, present_match=True)
     kinds = [
-        *((f"{DECIDED_ROUTE}.{each.name}", _of_class(each), Timing.of(config.gateway, each)) for each in own),
-        (DECIDED_ROUTE, present, Timing.of(config.gateway)),
+        *(
+            (f"{DECIDED_ROUTE}.{each.name}", _of_class(each), RetryTiming.of(config.gateway, each))
+            for each in own
+        ),
+        (DECIDED_ROUTE, present, RetryTiming.of(config.gateway)),
     ]
     # What comes whole first, of each: the rest are streams.
     return [
@@ -129,7 +132,9 @@ def _of_class(service_class: ServiceClass) -> HeaderMatcher:
     return HeaderMatcher(name=contract.CLUSTER_HEADER, string_match=StringMatcher(suffix=suffix))
 
 
-def _decided_route(config: Config, name: str, match: HeaderMatcher, timing: Timing, *, whole: bool) -> Route:
+def _decided_route(
+    config: Config, name: str, match: HeaderMatcher, timing: RetryTiming, *, whole: bool
+) -> Route:
     action = RouteAction(cluster_header=contract.CLUSTER_HEADER)
     marked = [HeaderMatcher(name=contract.WHOLE_HEADER, present_match=True)] if whole else []
     return Route(
@@ -207,7 +212,7 @@ def _away(config: Config, name: str, match: RouteMatch, away: Away) -> Route:
         return route
     service_class = next(each for each in config.classes if each.name == away.service_class)
     cluster = contract.away_cluster_name(away.pool, away.service_class)
-    route.route = _action(Timing.of(config.gateway, service_class), RouteAction(cluster=cluster))
+    route.route = _action(RetryTiming.of(config.gateway, service_class), RouteAction(cluster=cluster))
     # As with a decision: what proves a tenant to us is not the engine's to see.
     route.request_headers_to_remove = [*_ours(config), "authorization", "x-api-key"]
     if away.floor is not None:
@@ -249,7 +254,7 @@ def has_floor(config: Config) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class RetryTiming:
     """How often and how long a request's tries last: the class's own, else the gateway's."""
 
     retries: int
@@ -257,14 +262,14 @@ class Timing:
     stream_idle_timeout_ms: int
 
     @classmethod
-    def of(cls, gateway: Gateway, own: ServiceClass | None = None) -> Timing:
+    def of(cls, gateway: GatewayConfig, own: ServiceClass | None = None) -> RetryTiming:
         """The class's settings over the gateway's."""
         names = ("retries", "first_byte_timeout_ms", "stream_idle_timeout_ms")
         told = {name: getattr(own, name, None) for name in names}
         return cls(**{n: getattr(gateway, n) if value is None else value for n, value in told.items()})
 
 
-def _action(timing: Timing, action: RouteAction) -> RouteAction:
+def _action(timing: RetryTiming, action: RouteAction) -> RouteAction:
     # No bound on the whole: a stream may run for hours, as long as it is not silent.
     action.timeout = timedelta(0)
     action.idle_timeout = ms(_idle_ms(timing))
@@ -272,7 +277,7 @@ def _action(timing: Timing, action: RouteAction) -> RouteAction:
     return action
 
 
-def _whole(timing: Timing, action: RouteAction) -> RouteAction:
+def _whole(timing: RetryTiming, action: RouteAction) -> RouteAction:
     """For an answer that comes whole: its first byte is its last, and to wait for it longer is to wait.
 
     A try that times out would be tried again by `reset`, and generated once more on each endpoint. So no
@@ -285,7 +290,7 @@ def _whole(timing: Timing, action: RouteAction) -> RouteAction:
     return action
 
 
-def _tries_by_idling(timing: Timing) -> bool:
+def _tries_by_idling(timing: RetryTiming) -> bool:
     """Whether one idle timer bounds both the first byte and a stream's silence.
 
     Envoy has two timers for a try. The plain one counts to the response headers; the idle one counts
@@ -298,13 +303,13 @@ def _tries_by_idling(timing: Timing) -> bool:
     return timing.first_byte_timeout_ms >= timing.stream_idle_timeout_ms
 
 
-def _idle_ms(timing: Timing) -> int:
+def _idle_ms(timing: RetryTiming) -> int:
     """The route's idle timeout; it runs on across tries, so that it must outlast all of them."""
     tries_ms = (timing.retries + 1) * (timing.first_byte_timeout_ms + IDLE_MARGIN_MS)
     return max(timing.stream_idle_timeout_ms, tries_ms)
 
 
-def _retry_policy(timing: Timing) -> RetryPolicy:
+def _retry_policy(timing: RetryTiming) -> RetryPolicy:
     first_byte = ms(timing.first_byte_timeout_ms)
     idling = _tries_by_idling(timing)
     return RetryPolicy(

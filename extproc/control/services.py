@@ -49,7 +49,7 @@ from envoy_data_plane.envoy.extensions.upstreams.http.v3 import HttpProtocolOpti
 from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.envoy.type.v3 import Percent
 
-from extproc.config.model import Config, ServiceClientTls, Tracing
+from extproc.config.model import Config, ServiceClientTls, TracingConfig
 from extproc.config.secret import service_tokens
 from extproc.control.names import SERVICE_CLUSTER, log_clusters
 from extproc.control.pack import ms, packed
@@ -126,7 +126,7 @@ def service_log_clusters(config: Config) -> list[Cluster]:
     ]
 
 
-def tracing_cluster(tracing: Tracing) -> Cluster:
+def tracing_cluster(tracing: TracingConfig) -> Cluster:
     """The collector; it has no health checks, since losing spans is all that its absence costs."""
     return _grpc_cluster(TRACING_CLUSTER, [tracing.otlp_grpc])
 

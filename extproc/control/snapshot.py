@@ -69,7 +69,7 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class FleetSnapshot:
     """One state of the world."""
 
     clusters: Resources
@@ -106,7 +106,7 @@ class SnapshotBuilder:
         self._built: dict[str, tuple[tuple[EndpointState, ...], Resource]] = {}
         self._pieces: dict[EndpointState, bytes] = {}
 
-    def build(self, pools: Mapping[str, Sequence[EndpointState]]) -> Snapshot:
+    def build(self, pools: Mapping[str, Sequence[EndpointState]]) -> FleetSnapshot:
         """The snapshot for the endpoints of each pool; a pool that is left out has none.
 
         A pool's addresses must differ, and its name must be the configuration's.
@@ -118,7 +118,7 @@ class SnapshotBuilder:
             self._assignment(name, self._shown(pools.get(name, ())), pieces) for name in self._pools
         ]
         self._pieces = pieces
-        return Snapshot(self._clusters, Resources.of(assignments))
+        return FleetSnapshot(self._clusters, Resources.of(assignments))
 
     def _shown(self, states: Sequence[EndpointState]) -> tuple[EndpointState, ...]:
         return tuple(state for state in states if self._mark_draining or not state.draining)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from extproc.core.decide import Case
+from extproc.core.decide import RoutingRequest
 from extproc.core.fleet import Pool
 from extproc.core.outcome import End, Outcome, Reservation
-from extproc.core.quota import Account, Amounts, Limits
+from extproc.core.quota import Account, Amounts, ScopeLimits
 
 #: Accounts kept ready; above it the table is begun anew (they are rebuilt in microseconds).
 ACCOUNTS_MAX = 100_000
@@ -34,9 +34,9 @@ class Price:
 class Accounts:
     """Limits by tenant, by (tenant, model) and by (tenant, key)."""
 
-    tenants: Mapping[str, Limits] = field(default_factory=dict)
-    models: Mapping[tuple[str, str], Limits] = field(default_factory=dict)
-    keys: Mapping[tuple[str, str], Limits] = field(default_factory=dict)
+    tenants: Mapping[str, ScopeLimits] = field(default_factory=dict)
+    models: Mapping[tuple[str, str], ScopeLimits] = field(default_factory=dict)
+    keys: Mapping[tuple[str, str], ScopeLimits] = field(default_factory=dict)
     _built: dict[tuple[str, str, str], Account] = field(default_factory=dict)
 
     def of(self, tenant: str, key: str, model: str) -> Account:
@@ -65,9 +65,9 @@ def borrows(account: Account) -> bool:
     )
 
 
-def reserved(case: Case, pool: Pool, price: Price) -> Amounts:
+def reserved(routing: RoutingRequest, pool: Pool, price: Price) -> Amounts:
     """What a case is predicted to use."""
-    tokens_in, tokens_out = case.input_tokens, case.output_tokens
+    tokens_in, tokens_out = routing.input_tokens, routing.output_tokens
     return Amounts(
         requests=1,
         input_tokens=tokens_in,

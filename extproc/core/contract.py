@@ -38,7 +38,7 @@ POOL_KEY = "pool"
 REASON_KEY = "reason"
 #: For the first-token event: which request it is of, and Envoy's cluster of the service that decided.
 RESERVATION_KEY = "reservation"
-#: Whose trace the request is of, where it is followed (observe/tracing/carry.py).
+#: Whose trace the request is of, where it is followed (observe/tracing/propagation.py).
 TRACE_KEY = "trace"
 EVENT_CLUSTER_KEY = "event_cluster"
 #: Usage that was asked for in the client's name, and is taken out of the stream again: "last" the event that

@@ -1,6 +1,6 @@
 """The decision in two halves: what a request is and may have (resolve), and where it goes (place).
 
-Pure: reads the fleet, changes nothing. Who calls it enters the reservation (desk.py). The halves are
+Pure: reads the fleet, changes nothing. Who calls it enters the reservation (scheduler.py). The halves are
 apart because a request that no replica would start now waits between them.
 """
 
@@ -10,18 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from extproc.core.aims import ClassSpec
 from extproc.core.endpoint import Endpoint, places
-from extproc.core.expect import FREE, plan
-from extproc.core.families import NONE, Choice, Family, pick
+from extproc.core.families import NONE, Family, FamilyChoice, pick
 from extproc.core.fleet import Fleet, Pool
+from extproc.core.forecast import FREE, plan
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import LATER_MS, Reason, Reject, Reservation, Routed
-from extproc.core.request import Kind, Request, limited, no_model, unfit
-from extproc.core.strategies import FALLBACK, Moment, Ranking, Strategy, Work
+from extproc.core.request import Request, RouteKind, limited, no_model, unfit
+from extproc.core.slo import ClassSpec
+from extproc.core.strategies import FALLBACK, Ranking, SchedulingContext, Strategy, Work
 from extproc.core.strategies.base import NOW, lowest
 from extproc.core.tenant import Tenant
-from extproc.core.work import STANDARD, moment, predict
+from extproc.core.work import STANDARD, context, predict
 
 #: Endpoints named in a decision where nothing is said of retries: the choice and two more.
 ENDPOINTS_NAMED = 3
@@ -29,14 +29,14 @@ ENDPOINTS_NAMED = 3
 ALTERNATES_DRAWN = 8
 #: Seconds a client is told to wait when every permit is taken, and when no endpoint is ready.
 RETRY_AFTER_FULL_S, RETRY_AFTER_NONE_READY_S = 1, 5
-#: The beginning by which prompts are kin: a system prompt's worth, not a question's.
-KIN_CHARACTERS = 256
+#: The beginning by which prompts are affinity_group: a system prompt's worth, not a question's.
+AFFINITY_CHARACTERS = 256
 #: Kinds that an engine answers without a permit, and without work worth counting.
-FREE_KINDS = frozenset({Kind.TOKENIZE, Kind.INFO, Kind.METRICS})
+FREE_KINDS = frozenset({RouteKind.TOKENIZE, RouteKind.INFO, RouteKind.METRICS})
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class RoutingRequest:
     """A request that may be served: whose, by which pool, and what it is predicted to be.
 
     `input_tokens` and `output_tokens` are over all sequences; both 0 for what costs nothing.
@@ -61,9 +61,9 @@ class Case:
     arrived_ns: int = 0
     waits: bool = True
     #: Requests that begin alike share a prefix that an engine may have cached; equal only in this process.
-    kin: int | None = None
+    affinity_group: int | None = None
     #: Where a family was asked for: how `model` was chosen.
-    choice: Choice | None = None
+    choice: FamilyChoice | None = None
     #: The addresses that it may go to; None where any will do.
     only: frozenset[str] | None = None
     #: What was called (`request.Kind`).
@@ -111,7 +111,7 @@ def decide(
     degraded: str = "",
 ) -> Routed | Reject:
     """Both halves at once, for who cannot wait: full is a 429."""
-    case = resolve(
+    routing = resolve(
         request,
         tenant,
         fleet,
@@ -123,10 +123,10 @@ def decide(
         key=key,
         now_ns=now_ns,
     )
-    if isinstance(case, Reject):
-        return case
-    placed = place(case, fleet, now_ns=now_ns, rng=rng, degraded=degraded)
-    return full(case) if isinstance(placed, Full) else placed
+    if isinstance(routing, Reject):
+        return routing
+    placed = place(routing, fleet, now_ns=now_ns, rng=rng, degraded=degraded)
+    return full(routing) if isinstance(placed, Full) else placed
 
 
 def resolve(
@@ -145,7 +145,7 @@ def resolve(
     now_ns: int = 0,
     families: Mapping[str, Family] = NONE,
     waiting: Callable[[str], int] = _nobody_waits,
-) -> Case | Reject:
+) -> RoutingRequest | Reject:
     """What a request is: its pool and its work; Reject when the tenant may not have it.
 
     `zone` is where we are: endpoints elsewhere carry their pool's handicap. `key` names the API key.
@@ -153,7 +153,7 @@ def resolve(
     for one of its models; `waiting` says how many requests wait for a pool.
     """
     model = request.model or tenant.default_model or default_model
-    choice: Choice | None = None
+    choice: FamilyChoice | None = None
     if (family := families.get(model)) is not None:
         picked = pick(request, tenant, fleet, family, waiting=waiting)
         if isinstance(picked, Reject):
@@ -172,7 +172,7 @@ def resolve(
     free = request.kind in FREE_KINDS
     request = limited(request, pool.engine)
     work = predict(request, pool, tenant.name, model, zone=zone, rank=rank, spec=spec, now_ns=now_ns)
-    return Case(
+    return RoutingRequest(
         id=id,
         tenant=tenant,
         key=key,
@@ -187,7 +187,7 @@ def resolve(
         strategy=tenant.strategy or "",
         arrived_ns=now_ns,
         waits=spec.wait_ns(work.input_tokens) > 0,
-        kin=hash(request.segments[0][:KIN_CHARACTERS]) if request.segments else None,
+        affinity_group=hash(request.segments[0][:AFFINITY_CHARACTERS]) if request.segments else None,
         choice=choice,
         only=request.only,
         route=request.kind.value,
@@ -196,7 +196,7 @@ def resolve(
 
 
 def place(
-    case: Case,
+    routing: RoutingRequest,
     fleet: Fleet,
     *,
     now_ns: int,
@@ -212,109 +212,109 @@ def place(
     telemetry that is stale everywhere. `among` asks of these endpoints alone. `patient` and `deciders` as
     in `strategies.Moment`.
     """
-    pool = fleet.pools.get(case.pool)
+    pool = fleet.pools.get(routing.pool)
     if pool is None:
-        return Reject(status=404, code="model_not_found", message=f"pool {case.pool!r} is no more")
-    tenant, outside = case.tenant, 0
+        return Reject(status=404, code="model_not_found", message=f"pool {routing.pool!r} is no more")
+    tenant, outside = routing.tenant, 0
     endpoints: Sequence[Endpoint] = pool.endpoints if among is None else among
     if tenant.regions is not None:
         endpoints = [endpoint for endpoint in endpoints if endpoint.region in tenant.regions]
         if not endpoints and pool.endpoints:
             return FULL if among is not None else _no_region(tenant, pool)
-    if case.only is not None:
+    if routing.only is not None:
         allowed = len(endpoints)
-        endpoints = [endpoint for endpoint in endpoints if endpoint.address in case.only]
+        endpoints = [endpoint for endpoint in endpoints if endpoint.address in routing.only]
         outside = allowed - len(endpoints)
         if not endpoints:
             return FULL if among is not None else _no_subset(pool)
-    candidates, suspects, removed = eligible(endpoints, wanted(case, pool), now_ns)
+    candidates, suspects, removed = eligible(endpoints, wanted(routing, pool), now_ns)
     if tenant.regions is not None and len(endpoints) + outside < len(pool.endpoints):
         removed["in other regions"] = len(pool.endpoints) - len(endpoints) - outside
     if outside:
         removed["outside the subset"] = outside
     if not candidates and not suspects:
-        return FULL if among is not None else _none_left(pool, endpoints, case.permits)
-    strategy, degraded = strategy_of(case, pool, degraded)
-    at = moment(case.work, pool, now_ns=now_ns, patient=patient, deciders=deciders)
+        return FULL if among is not None else _none_left(pool, endpoints, routing.permits)
+    strategy, degraded = strategy_of(routing, pool, degraded)
+    at = context(routing.work, pool, now_ns=now_ns, patient=patient, deciders=deciders)
     considered = [*candidates, *suspects] if suspects else candidates
-    reason = ranked(case, strategy, candidates, suspects, removed, rng, degraded, at)
+    reason = ranked(routing, strategy, candidates, suspects, removed, rng, degraded, at)
     if not reason.best:
         return WAITS if patient and min(reason.scores) < LATER_MS else FULL
     chosen = [considered[i] for i in reason.best]
     if among is not None:
-        chosen += _alternates(case, pool, tuple(chosen), now_ns, rng)
-    first, addresses = chosen[0], tuple(endpoint.address for endpoint in standing(chosen, case.permits))
-    expected = FREE if case.free else plan(case.work, first, cached=at.cached)
+        chosen += _alternates(routing, pool, tuple(chosen), now_ns, rng)
+    first, addresses = chosen[0], tuple(endpoint.address for endpoint in standing(chosen, routing.permits))
+    expected = FREE if routing.free else plan(routing.work, first, cached=at.cached)
     return Routed(
         cluster=pool.cluster_for(tenant.service_class),
         addresses=addresses,
         reason=reason,
         plan=expected,
         reservation=Reservation(
-            id=case.id,
+            id=routing.id,
             tenant=tenant.name,
-            model=case.model,
+            model=routing.model,
             pool=pool.name,
             address=addresses[0],
-            input_tokens=case.input_tokens,
-            output_tokens=case.output_tokens,
-            permits=case.permits,
-            prompt_bytes=case.prompt_bytes,
-            stream=case.stream,
-            key=case.key,
+            input_tokens=routing.input_tokens,
+            output_tokens=routing.output_tokens,
+            permits=routing.permits,
+            prompt_bytes=routing.prompt_bytes,
+            stream=routing.stream,
+            key=routing.key,
             service_class=tenant.service_class,
-            max_new_tokens=case.work.max_new_tokens,
+            max_new_tokens=routing.work.max_new_tokens,
             cached_tokens=expected.cached_tokens,
             ttft_ms=round(expected.ttft_ms, 3),
             tpot_ms=round(expected.tpot_ms, 3),
             strategy=reason.strategy,
-            arm=case.arm,
-            unit=case.unit,
-            route=case.route,
-            held_ms=round(max(0, now_ns - case.arrived_ns) / 1e6, 3),
+            arm=routing.arm,
+            unit=routing.unit,
+            route=routing.route,
+            held_ms=round(max(0, now_ns - routing.arrived_ns) / 1e6, 3),
         ),
     )
 
 
-def strategy_of(case: Case, pool: Pool, degraded: str = "") -> tuple[Strategy, str]:
+def strategy_of(routing: RoutingRequest, pool: Pool, degraded: str = "") -> tuple[Strategy, str]:
     """The strategy that places a case in a pool, and why it is the least that can be said, if it is."""
     if pool.blind and not degraded:
         degraded = "all telemetry is stale"
-    if degraded or case.free:
+    if degraded or routing.free:
         return FALLBACK, degraded
-    return pool.strategy_named(case.strategy or pool.strategy), degraded
+    return pool.strategy_named(routing.strategy or pool.strategy), degraded
 
 
 def ranked(
-    case: Case,
+    routing: RoutingRequest,
     strategy: Strategy,
     candidates: list[Endpoint],
     suspects: list[Endpoint],
     removed: dict[str, int],
     rng: Random,
     degraded: str,
-    at: Moment,
+    at: SchedulingContext,
 ) -> Reason:
     """`choose`, for a case."""
     return choose(
         strategy,
         candidates,
         suspects,
-        case.work,
+        routing.work,
         removed,
         rng,
         degraded,
         at,
-        waits=case.waits,
-        named=case.tries,
+        waits=routing.waits,
+        named=routing.tries,
     )
 
 
-def wanted(case: Case, pool: Pool) -> int:
+def wanted(routing: RoutingRequest, pool: Pool) -> int:
     """The free permits that a case wants of a replica: all of its own, or the largest replica to itself."""
-    if case.permits <= 1 or pool.engine == "tgi":
-        return case.permits
-    return places(case.permits, [e for e in pool.endpoints if _allowed(case, e)])
+    if routing.permits <= 1 or pool.engine == "tgi":
+        return routing.permits
+    return places(routing.permits, [e for e in pool.endpoints if _allowed(routing, e)])
 
 
 def eligible(
@@ -350,7 +350,7 @@ def choose(
     removed: dict[str, int],
     rng: Random,
     degraded: str,
-    at: Moment = NOW,
+    at: SchedulingContext = NOW,
     *,
     waits: bool = True,
     named: int = ENDPOINTS_NAMED,
@@ -390,10 +390,10 @@ def standing(chosen: Sequence[Endpoint], permits: int) -> list[Endpoint]:
 
 
 def _alternates(
-    case: Case, pool: Pool, named: tuple[Endpoint, ...], now_ns: int, rng: Random
+    routing: RoutingRequest, pool: Pool, named: tuple[Endpoint, ...], now_ns: int, rng: Random
 ) -> list[Endpoint]:
     """Retries for a choice that was made among a few: of a handful drawn, the least in flight."""
-    wanted = case.tries - len(named)
+    wanted = routing.tries - len(named)
     if wanted <= 0 or len(pool.endpoints) <= len(named):
         return []
     drawn = rng.sample(pool.endpoints, min(ALTERNATES_DRAWN, len(pool.endpoints)))
@@ -403,16 +403,16 @@ def _alternates(
         if e.ready
         and e not in named
         and e.suspect_until_ns <= now_ns
-        and e.load_permits + case.permits <= e.max_concurrent
-        and _allowed(case, e)
+        and e.load_permits + routing.permits <= e.max_concurrent
+        and _allowed(routing, e)
     ]
     return sorted(fit, key=lambda e: e.load_requests)[:wanted]
 
 
-def _allowed(case: Case, endpoint: Endpoint) -> bool:
-    regions = case.tenant.regions
+def _allowed(routing: RoutingRequest, endpoint: Endpoint) -> bool:
+    regions = routing.tenant.regions
     return (regions is None or endpoint.region in regions) and (
-        case.only is None or endpoint.address in case.only
+        routing.only is None or endpoint.address in routing.only
     )
 
 
@@ -449,9 +449,9 @@ def _none_left(pool: Pool, endpoints: Sequence[Endpoint], permits: int) -> Rejec
     return FULL
 
 
-def full(case: Case) -> Reject:
+def full(routing: RoutingRequest) -> Reject:
     """A case that cannot wait, and no replica has room."""
-    return overloaded(f"every replica of pool {case.pool!r} is full")
+    return overloaded(f"every replica of pool {routing.pool!r} is full")
 
 
 def overloaded(message: str, retry_after_s: int = RETRY_AFTER_FULL_S) -> Reject:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from statistics import median_low
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.faults import Fault, Finding, Recovery, findings, others
-from extproc.core.health import Cause, Kind, follow_pool
+from extproc.core.faults import CardFault, FaultRule, Recovery, findings, others
+from extproc.core.health import Cause, CauseKind, follow_pool
 from extproc.core.outcome import End, Outcome
 from extproc.core.reach import Look, Reach
-from extproc.core.reports import SERVING, ReplicaReport, State
+from extproc.core.reports import SERVING, ReplicaReport, ReportedState
 
 #: How often a healthy agent reports at the least.
 HEARTBEAT_NS = 1_000_000_000
@@ -28,11 +28,11 @@ STATE_BELIEVED_NS = 10 * HEARTBEAT_NS
 NEVER_SEEN_FACTOR = 0.5
 #: What each state leaves of the traffic.
 STATE_CAUSES = {
-    State.LOADING: Cause(Kind.HARD, 0.0, "loading"),
-    State.GONE: Cause(Kind.HARD, 0.0, "gone"),
-    State.HUNG: Cause(Kind.HARD, 0.0, "hung"),
-    State.WRONG_MODEL: Cause(Kind.HARD, 0.0, "serves another model"),
-    State.DEGRADED: Cause(Kind.SUSPICION, 0.5, "degraded"),
+    ReportedState.LOADING: Cause(CauseKind.HARD, 0.0, "loading"),
+    ReportedState.GONE: Cause(CauseKind.HARD, 0.0, "gone"),
+    ReportedState.HUNG: Cause(CauseKind.HARD, 0.0, "hung"),
+    ReportedState.WRONG_MODEL: Cause(CauseKind.HARD, 0.0, "serves another model"),
+    ReportedState.DEGRADED: Cause(CauseKind.SUSPICION, 0.5, "degraded"),
 }
 PROBE_FACTOR = 0.7
 #: Half-life of what answers have taught, and how many answers make half a certainty.
@@ -56,14 +56,14 @@ EVENTS_MAX = 256
 class _Active:
     """An event on a GPU that counts until its rule says that it is over."""
 
-    finding: Finding
+    finding: CardFault
     uuid: str
     since_ns: int
     boot_id: int
     restarted: bool = False
     rebooted: bool = False
 
-    def over(self, state: State, now_ns: int) -> bool:
+    def over(self, state: ReportedState, now_ns: int) -> bool:
         fault = self.finding.fault
         quiet = fault.quiet_s > 0.0 and now_ns - self.since_ns >= fault.quiet_s * 1e9
         match fault.recovery:
@@ -71,9 +71,9 @@ class _Active:
                 return quiet
             case Recovery.RESTART:
                 # Ready for so long after it, the replica was not hit, or restarted before we listened.
-                return state is State.READY and (self.restarted or quiet)
+                return state is ReportedState.READY and (self.restarted or quiet)
             case Recovery.RESET:
-                return state is State.READY and self.restarted and self.rebooted
+                return state is ReportedState.READY and self.restarted and self.rebooted
             case Recovery.SHOWN:
                 return True
 
@@ -122,7 +122,7 @@ class Diagnosis:
     def registered(self) -> None:
         """An agent has brought it: no traffic before it has answered us."""
         self.newcomer = True
-        self.endpoint.health.set("newcomer", Cause(Kind.HARD, 0.0, "registered, not yet seen to answer"))
+        self.endpoint.health.set("newcomer", Cause(CauseKind.HARD, 0.0, "registered, not yet seen to answer"))
 
     def looked(self, found: Look, *, now_ns: int, neighbours_reached: bool) -> bool:
         """We have looked at its health page; whether it is back from having been down."""
@@ -143,7 +143,7 @@ class Diagnosis:
     def refresh_drain(self) -> None:
         """Draining is what the operator or the agent says, either."""
         report = self.endpoint.report
-        said = report is not None and report.own and report.state is State.DRAINING
+        said = report is not None and report.own and report.state is ReportedState.DRAINING
         self.endpoint.draining = self.ordered_drain or said
 
     def heard(self, report: ReplicaReport, *, now_ns: int) -> None:
@@ -153,19 +153,19 @@ class Diagnosis:
         endpoint.heard(report, now_ns=now_ns)
         self.refresh_drain()
         cause = STATE_CAUSES.get(report.state)
-        if cause is not None and cause.kind is Kind.HARD and not report.own:
+        if cause is not None and cause.kind is CauseKind.HARD and not report.own:
             cause = _suspect(STALE_FACTOR, f"{cause.detail}, says node {report.node} that has no networks")
         health.set("state", cause)
         if not self.unspoken:
             health.set("reach", None)
         failures = report.probe_failures
         detail = f"{failures} probes failed"
-        health.set("probe", Cause(Kind.SUSPICION, PROBE_FACTOR**failures, detail) if failures else None)
+        health.set("probe", Cause(CauseKind.SUSPICION, PROBE_FACTOR**failures, detail) if failures else None)
         self._faults(report, now_ns)
         # A replica is as slow as the slowest card that it spans.
         left, why = min((others(gpu) for gpu in report.gpus), default=(1.0, ""))
-        health.set("others", Cause(Kind.EVIDENCE if report.own else Kind.SUSPICION, left, why))
-        if before is State.LOADING and report.state is State.READY:
+        health.set("others", Cause(CauseKind.EVIDENCE if report.own else CauseKind.SUSPICION, left, why))
+        if before is ReportedState.LOADING and report.state is ReportedState.READY:
             health.begin(now_ns=now_ns)
 
     def answered(self, outcome: Outcome, *, now_ns: int, failed: bool) -> None:
@@ -200,7 +200,9 @@ class Diagnosis:
             self._fade(now_ns)
             self._errors()
         if endpoint.reported_ns is None:
-            unseen = Cause(Kind.SUSPICION, NEVER_SEEN_FACTOR, "never seen") if neighbours_report else None
+            unseen = (
+                Cause(CauseKind.SUSPICION, NEVER_SEEN_FACTOR, "never seen") if neighbours_report else None
+            )
             health.set("telemetry", unseen)
             return
         age_ns = now_ns - endpoint.reported_ns
@@ -215,7 +217,7 @@ class Diagnosis:
         if endpoint.stale:
             endpoint.forget_foreign()
         state = health.causes.get("state")
-        if age_ns > STATE_BELIEVED_NS and state is not None and state.kind is Kind.HARD:
+        if age_ns > STATE_BELIEVED_NS and state is not None and state.kind is CauseKind.HARD:
             health.set("state", _suspect(STALE_FACTOR, f"{state.detail} when last heard"))
 
     def compare(self, pool_ttft_ns: float | None, *, ratio_max: float = SLOW_RATIO) -> None:
@@ -243,12 +245,12 @@ class Diagnosis:
                 self._show({})
             return
         for event, active in list(self._active.items()):
-            active.restarted |= report.state in (State.LOADING, State.GONE)
+            active.restarted |= report.state in (ReportedState.LOADING, ReportedState.GONE)
             active.rebooted |= report.boot_id != active.boot_id
             if active.over(report.state, now_ns):
                 self._forget(event)
         # One row on several cards counts once: a replica is as slow as the slowest card it spans.
-        worst: dict[str, tuple[Fault, str]] = {}
+        worst: dict[str, tuple[FaultRule, str]] = {}
         for uuid, finding in seen:
             if finding.since_unix_ms is None:
                 _worse(worst, finding, uuid)
@@ -258,7 +260,7 @@ class Diagnosis:
             _worse(worst, active.finding, active.uuid)
         self._show(worst)
 
-    def _happened(self, report: ReplicaReport, finding: Finding, uuid: str, now_ns: int) -> None:
+    def _happened(self, report: ReplicaReport, finding: CardFault, uuid: str, now_ns: int) -> None:
         """Take an event, unless it is known already or over."""
         event, since = (uuid, finding.key), finding.since_unix_ms
         known = self._active.get(event)
@@ -274,7 +276,7 @@ class Diagnosis:
         elif len(self._active) > EVENTS_MAX:
             self._forget(next(iter(self._active)))
 
-    def _show(self, worst: Mapping[str, tuple[Fault, str]]) -> None:
+    def _show(self, worst: Mapping[str, tuple[FaultRule, str]]) -> None:
         """Make these the causes that are the GPUs'."""
         health = self.endpoint.health
         for name in [name for name in health.causes if name.startswith("gpu ")]:
@@ -282,9 +284,9 @@ class Diagnosis:
                 health.set(name, None)
         for key, (fault, uuid) in worst.items():
             said = self.endpoint.report
-            kind = Kind.HARD if fault.factor <= 0.0 else Kind.EVIDENCE
+            kind = CauseKind.HARD if fault.factor <= 0.0 else CauseKind.EVIDENCE
             if said is not None and not said.own:
-                kind = Kind.SUSPICION
+                kind = CauseKind.SUSPICION
             detail = f"{fault.name} on {uuid} ({fault.recovery.value})"
             health.set(f"gpu {key}", Cause(kind, fault.factor, detail))
 
@@ -325,11 +327,11 @@ def step_pool(diagnoses: Sequence[Diagnosis], *, now_ns: int) -> bool:
     return bool(reported) and not fresh
 
 
-def _worse(worst: dict[str, tuple[Fault, str]], finding: Finding, uuid: str) -> None:
+def _worse(worst: dict[str, tuple[FaultRule, str]], finding: CardFault, uuid: str) -> None:
     known = worst.get(finding.key)
     if known is None or finding.fault.factor < known[0].factor:
         worst[finding.key] = (finding.fault, uuid)
 
 
 def _suspect(factor: float, detail: str) -> Cause:
-    return Cause(Kind.SUSPICION, min(1.0, max(0.0, factor)), detail)
+    return Cause(CauseKind.SUSPICION, min(1.0, max(0.0, factor)), detail)

@@ -14,18 +14,18 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from extproc.core.decide import Case, Full, eligible, place, ranked, standing, strategy_of, wanted
+from extproc.core.decide import Full, RoutingRequest, eligible, place, ranked, standing, strategy_of, wanted
 from extproc.core.endpoint import Endpoint
-from extproc.core.fairness import Held
-from extproc.core.families import Choice
+from extproc.core.fairqueue import QueuedRequest
+from extproc.core.families import FamilyChoice
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.load import SLICE_TOKENS
 from extproc.core.outcome import LATER_MS, Reject, Routed
-from extproc.core.strategies import FALLBACK, Moment, Strategy, Work
+from extproc.core.strategies import FALLBACK, SchedulingContext, Strategy, Work
 from extproc.core.strategies.queue import LeastStart
 from extproc.core.strategies.steer import Steer
 from extproc.core.strategies.terms import FOREIGN_CONTEXT_TOKENS
-from extproc.core.work import moment
+from extproc.core.work import context
 
 #: Decisions remembered, and the scores and prefix blocks of all of them together.
 DECISIONS_KEPT_MAX, VALUES_KEPT_MAX = 1_000, 200_000
@@ -36,7 +36,7 @@ THEN, NOW = "then", "now"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class EndpointRow:
     """One endpoint. `verdict` is "chosen #1" to "#3", candidate, suspect, waits, removed or not considered.
 
     `why` are reasons in words. `score` is the strategy's, lower is better, None where it gave none; `terms`
@@ -80,10 +80,10 @@ class Explanation:
     #: How the strategy came to be: "" the pool's or tenant's own; an experiment's arm.
     arm: str = ""
     work: Mapping[str, float | None] = field(default_factory=dict)
-    choice: Choice | None = None
+    choice: FamilyChoice | None = None
     wait: Wait | None = None
     age_ms: float = 0.0
-    rows: tuple[Row, ...] = ()
+    rows: tuple[EndpointRow, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """As plain values."""
@@ -123,14 +123,14 @@ class Explanation:
 class Kept:
     """A decision as it was made."""
 
-    case: Case
+    routing: RoutingRequest
     routed: Routed
     at_ns: int
 
     @property
     def size(self) -> int:
         """Values that it holds on to."""
-        return len(self.routed.reason.scores) + len(self.case.work.prefix)
+        return len(self.routed.reason.scores) + len(self.routing.work.prefix)
 
 
 class Decisions:
@@ -144,9 +144,9 @@ class Decisions:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def note(self, case: Case, routed: Routed, *, now_ns: int) -> None:
+    def note(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:
         """A decision was made; the oldest are forgotten for it."""
-        kept = self._kept[case.id] = Kept(case, routed, now_ns)
+        kept = self._kept[routing.id] = Kept(routing, routed, now_ns)
         self._size += kept.size
         while len(self._kept) > DECISIONS_KEPT_MAX or (self._size > VALUES_KEPT_MAX and len(self._kept) > 1):
             self._size -= self._kept.popitem(last=False)[1].size
@@ -170,27 +170,27 @@ class Decisions:
 
 
 def explain(
-    case: Case, fleet: Fleet, *, now_ns: int, rng: Random, deciders: int = 1, waiting: int = 0
+    routing: RoutingRequest, fleet: Fleet, *, now_ns: int, rng: Random, deciders: int = 1, waiting: int = 0
 ) -> Explanation:
     """What would be done with a case now. `rng` is where it was, afterwards.
 
     `waiting` is how many requests wait for its pool: nobody goes past them.
     """
-    pool = fleet.pools.get(case.pool)
-    rows: tuple[Row, ...] = ()
-    strategy, degraded = strategy_of(case, pool) if pool is not None else (FALLBACK, "")
+    pool = fleet.pools.get(routing.pool)
+    rows: tuple[EndpointRow, ...] = ()
+    strategy, degraded = strategy_of(routing, pool) if pool is not None else (FALLBACK, "")
     chance = rng.getstate()
     try:
-        placed = place(case, fleet, now_ns=now_ns, rng=rng, deciders=deciders)
+        placed = place(routing, fleet, now_ns=now_ns, rng=rng, deciders=deciders)
         if pool is not None:
             # The same once more, with what `place` does not tell of a request that waits.
             rng.setstate(chance)
-            at = moment(case.work, pool, now_ns=now_ns, deciders=deciders)
-            rows = _rows(case, pool, strategy, degraded, at, rng)
+            at = context(routing.work, pool, now_ns=now_ns, deciders=deciders)
+            rows = _rows(routing, pool, strategy, degraded, at, rng)
     finally:
         rng.setstate(chance)
-    if isinstance(placed, Routed) and waiting and case.permits:
-        outcome = f"would wait: {waiting} held for pool {case.pool!r} go first"
+    if isinstance(placed, Routed) and waiting and routing.permits:
+        outcome = f"would wait: {waiting} held for pool {routing.pool!r} go first"
     elif isinstance(placed, Routed):
         outcome = "would go to " + ", on retries ".join(placed.addresses)
     elif isinstance(placed, Full):
@@ -198,7 +198,7 @@ def explain(
     else:
         outcome = refused(placed)
     return replace(
-        _about(case, outcome, NOW),
+        _about(routing, outcome, NOW),
         strategy=strategy.name,
         reason=placed.reason.text() if isinstance(placed, Routed) else "",
         degraded=degraded,
@@ -207,10 +207,16 @@ def explain(
 
 
 def explain_held(
-    held: Held, everyone: Iterable[Held], fleet: Fleet, *, now_ns: int, rng: Random, deciders: int = 1
+    held: QueuedRequest,
+    everyone: Iterable[QueuedRequest],
+    fleet: Fleet,
+    *,
+    now_ns: int,
+    rng: Random,
+    deciders: int = 1,
 ) -> Explanation:
     """A request that waits: its place, its deadlines, and what each endpoint keeps from it now."""
-    case: Case = held.payload[0]
+    routing: RoutingRequest = held.payload[0]
     same = [each for each in everyone if each.pool == held.pool]
     wait = Wait(
         waiting=len(same),
@@ -219,36 +225,36 @@ def explain_held(
         due_in_ms=_ms(held.ttft_deadline_ns - now_ns),
         shed_in_ms=_ms(held.shed_at_ns - now_ns),
     )
-    found = explain(case, fleet, now_ns=now_ns, rng=rng, deciders=deciders)
+    found = explain(routing, fleet, now_ns=now_ns, rng=rng, deciders=deciders)
     return replace(found, outcome="waits in the fair queue", wait=wait, age_ms=wait.waited_ms)
 
 
 def explain_kept(kept: Kept, fleet: Fleet, *, now_ns: int, deciders: int = 1, state: str) -> Explanation:
     """A decision that was made; `state` is what is known of the request now."""
-    case, routed, reason = kept.case, kept.routed, kept.routed.reason
-    pool = fleet.pools.get(case.pool)
-    rows: list[Row] = []
+    routing, routed, reason = kept.routing, kept.routed, kept.routed.reason
+    pool = fleet.pools.get(routing.pool)
+    rows: list[EndpointRow] = []
     if pool is not None:
         strategy = pool.strategy_named(reason.strategy)
-        at = moment(case.work, pool, now_ns=now_ns, deciders=deciders)
+        at = context(routing.work, pool, now_ns=now_ns, deciders=deciders)
         present = {endpoint.address: endpoint for endpoint in pool.endpoints}
         for i, candidate in enumerate(reason.candidates):
             endpoint = present.pop(candidate.address, None)
             rows.append(
-                Row(
+                EndpointRow(
                     address=candidate.address,
                     verdict=_place_of(candidate.address, routed.addresses),
                     why=() if endpoint is not None else ("now: gone from the pool",),
                     score=reason.scores[i] if i < len(reason.scores) else None,
-                    terms=_terms(strategy, endpoint, case.work, at) if endpoint is not None else {},
+                    terms=_terms(strategy, endpoint, routing.work, at) if endpoint is not None else {},
                 )
             )
         for address, endpoint in present.items():
-            verdict, why = _standing(endpoint, case, case.permits, now_ns)
+            verdict, why = _standing(endpoint, routing, routing.permits, now_ns)
             now = ", ".join(why) or verdict
-            rows.append(Row(address=address, verdict="not considered", why=(f"now: {now}",)))
+            rows.append(EndpointRow(address=address, verdict="not considered", why=(f"now: {now}",)))
     return replace(
-        _about(case, f"went to {', on retries '.join(routed.addresses)}; {state}", THEN),
+        _about(routing, f"went to {', on retries '.join(routed.addresses)}; {state}", THEN),
         strategy=reason.strategy,
         reason=reason.text(),
         degraded=reason.degraded,
@@ -262,22 +268,22 @@ def refused(reject: Reject) -> str:
     return f"would be refused: {reject.status} {reject.code}, {reject.message}"
 
 
-def _about(case: Case, outcome: str, scores_of: str) -> Explanation:
-    work = case.work
+def _about(routing: RoutingRequest, outcome: str, scores_of: str) -> Explanation:
+    work = routing.work
     return Explanation(
-        id=case.id,
-        tenant=case.tenant.name,
-        service_class=case.tenant.service_class,
-        model=case.model,
-        pool=case.pool,
+        id=routing.id,
+        tenant=routing.tenant.name,
+        service_class=routing.tenant.service_class,
+        model=routing.model,
+        pool=routing.pool,
         outcome=outcome,
         scores_of=scores_of,
-        arm=case.arm,
-        choice=case.choice,
+        arm=routing.arm,
+        choice=routing.choice,
         work={
-            "input_tokens": case.input_tokens,
-            "output_tokens": case.output_tokens,
-            "permits": case.permits,
+            "input_tokens": routing.input_tokens,
+            "output_tokens": routing.output_tokens,
+            "permits": routing.permits,
             "max_new_tokens": work.max_new_tokens,
             "ttft_target_ms": work.ttft_ms,
             "tpot_target_ms": work.tpot_ms,
@@ -287,18 +293,18 @@ def _about(case: Case, outcome: str, scores_of: str) -> Explanation:
 
 
 def _rows(
-    case: Case, pool: Pool, strategy: Strategy, degraded: str, at: Moment, rng: Random
-) -> tuple[Row, ...]:
-    regions = case.tenant.regions
+    routing: RoutingRequest, pool: Pool, strategy: Strategy, degraded: str, at: SchedulingContext, rng: Random
+) -> tuple[EndpointRow, ...]:
+    regions = routing.tenant.regions
     here = [e for e in pool.endpoints if regions is None or e.region in regions]
-    permits = wanted(case, pool)
+    permits = wanted(routing, pool)
     candidates, suspects, removed = eligible(here, permits, at.now_ns)
     scored: dict[str, tuple[float, str]] = {}
     if candidates or suspects:
-        reason = ranked(case, strategy, candidates, suspects, removed, rng, degraded, at)
+        reason = ranked(routing, strategy, candidates, suspects, removed, rng, degraded, at)
         considered = [*candidates, *suspects]
         best = [considered[i] for i in reason.best]
-        chosen = [each.address for each in standing(best, case.permits)] if best else []
+        chosen = [each.address for each in standing(best, routing.permits)] if best else []
         scored = {
             endpoint.address: (reason.scores[i], _place_of(endpoint.address, chosen))
             for i, endpoint in enumerate(considered)
@@ -306,24 +312,26 @@ def _rows(
         }
     rows = []
     for endpoint in pool.endpoints:
-        verdict, why = _standing(endpoint, case, permits, at.now_ns)
+        verdict, why = _standing(endpoint, routing, permits, at.now_ns)
         score: float | None = None
         if endpoint.address in scored:
             score, placed = scored[endpoint.address]
             late = binds_late(strategy) and score >= LATER_MS
             if late:
                 # A retry may go where the request itself would wait.
-                why = (*why, *conditions(strategy, endpoint, case.work, at=at))
+                why = (*why, *conditions(strategy, endpoint, routing.work, at=at))
             if late or placed != "candidate":
                 verdict = placed if placed != "candidate" else "waits"
-        terms = _terms(strategy, endpoint, case.work, at) if verdict != "removed" else {}
-        rows.append(Row(address=endpoint.address, verdict=verdict, why=why, score=score, terms=terms))
+        terms = _terms(strategy, endpoint, routing.work, at) if verdict != "removed" else {}
+        rows.append(EndpointRow(address=endpoint.address, verdict=verdict, why=why, score=score, terms=terms))
     return _ordered(rows)
 
 
-def _standing(endpoint: Endpoint, case: Case, permits: int, now_ns: int) -> tuple[str, tuple[str, ...]]:
+def _standing(
+    endpoint: Endpoint, routing: RoutingRequest, permits: int, now_ns: int
+) -> tuple[str, tuple[str, ...]]:
     """Whether it may be considered at all, and why not."""
-    regions, taken = case.tenant.regions, endpoint.load_permits + endpoint.standby
+    regions, taken = routing.tenant.regions, endpoint.load_permits + endpoint.standby
     if regions is not None and endpoint.region not in regions:
         return "removed", (f"other region: {endpoint.region or 'none said'}",)
     if not endpoint.ready:
@@ -351,7 +359,9 @@ def binds_late(strategy: Strategy) -> bool:
     return isinstance(strategy, Steer | LeastStart)
 
 
-def conditions(strategy: Strategy, endpoint: Endpoint, work: Work, *, at: Moment) -> tuple[str, ...]:
+def conditions(
+    strategy: Strategy, endpoint: Endpoint, work: Work, *, at: SchedulingContext
+) -> tuple[str, ...]:
     """What keeps a late-binding strategy from giving an endpoint the request now; its own rules in words."""
     load = endpoint.load
     if isinstance(strategy, LeastStart):
@@ -390,15 +400,15 @@ def _place_of(address: str, chosen: Sequence[str]) -> str:
     return f"chosen #{chosen.index(address) + 1}" if address in chosen else "candidate"
 
 
-def _terms(strategy: Strategy, endpoint: Endpoint, work: Work, at: Moment) -> Mapping[str, float]:
+def _terms(strategy: Strategy, endpoint: Endpoint, work: Work, at: SchedulingContext) -> Mapping[str, float]:
     told = getattr(strategy, "explain", None)
     return dict(told(endpoint, work, at=at)) if told is not None else {}
 
 
-def _ordered(rows: Sequence[Row]) -> tuple[Row, ...]:
+def _ordered(rows: Sequence[EndpointRow]) -> tuple[EndpointRow, ...]:
     """The chosen, then by score, then those without one."""
 
-    def key(row: Row) -> tuple[bool, str, bool, float]:
+    def key(row: EndpointRow) -> tuple[bool, str, bool, float]:
         chosen = row.verdict.startswith("chosen")
         return not chosen, row.verdict if chosen else "", row.score is None, row.score or 0.0
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from extproc.core.reports import Gpu
+from extproc.core.reports import GpuReport
 
 
 class Recovery(Enum):
@@ -35,7 +35,7 @@ class Recovery(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class FaultRule:
     """One row: `factor` is the share of its traffic that a replica keeps (0 drains it)."""
 
     name: str
@@ -48,12 +48,12 @@ class Fault:
 RESTART_QUIET_S = 3600.0
 
 
-def _drain(name: str) -> Fault:
-    return Fault(name, 0.0, Recovery.RESET)
+def _drain(name: str) -> FaultRule:
+    return FaultRule(name, 0.0, Recovery.RESET)
 
 
-def _link(name: str) -> Fault:
-    return Fault(name, 0.25, Recovery.RESTART, quiet_s=RESTART_QUIET_S)
+def _link(name: str) -> FaultRule:
+    return FaultRule(name, 0.25, Recovery.RESTART, quiet_s=RESTART_QUIET_S)
 
 
 #: XID → fault. What is not listed is noise:
@@ -62,22 +62,22 @@ def _link(name: str) -> Fault:
 #: - 63 (a row was remapped, as it should be), 92 (many errors, all corrected), 121 (corrected on the link
 #:   to the CPU), 137, 141, 157, 160, 161: the catalogue ignores them, and speed and answers are whole;
 #: - 171, 172: they say more about a 48.
-XIDS: dict[int, Fault] = {
+XIDS: dict[int, FaultRule] = {
     46: _drain("GPU stopped processing"),
     48: _drain("double-bit ECC error"),
     # A warning with newer drivers, and unused since Ampere.
-    61: Fault("internal microcontroller breakpoint", 0.5, Recovery.RESTART, quiet_s=RESTART_QUIET_S),
+    61: FaultRule("internal microcontroller breakpoint", 0.5, Recovery.RESTART, quiet_s=RESTART_QUIET_S),
     62: _drain("internal microcontroller halt"),
     64: _drain("row remap or page retirement failed"),
-    74: Fault("NVLink error", 0.25, Recovery.TIME, quiet_s=600.0),
+    74: FaultRule("NVLink error", 0.25, Recovery.TIME, quiet_s=600.0),
     79: _drain("fell off the bus"),
-    94: Fault("contained memory error", 0.25, Recovery.RESTART, quiet_s=RESTART_QUIET_S),
+    94: FaultRule("contained memory error", 0.25, Recovery.RESTART, quiet_s=RESTART_QUIET_S),
     95: _drain("uncontained memory error"),
     109: _drain("context switch timeout"),
     110: _drain("security fault"),
     119: _drain("GSP RPC timeout"),
     120: _drain("GSP error"),
-    136: Fault("NVLink training failed", 0.25, Recovery.RESET),
+    136: FaultRule("NVLink training failed", 0.25, Recovery.RESET),
     140: _drain("unrecovered ECC error"),
     143: _drain("GPU initialisation error"),
     144: _link("NVLink SAW error"),
@@ -90,9 +90,9 @@ XIDS: dict[int, Fault] = {
     151: _drain("key rotation error"),
     # It only says that another XID changed what the card needs, and not to what: the text is not in the
     # event. Most often the other one drains; alone it is a warning that something does.
-    154: Fault("recovery action asked for", 0.25, Recovery.RESET),
-    155: Fault("NVLink error found by software", 0.25, Recovery.RESET),
-    156: Fault("resource retirement", 0.25, Recovery.RESET),
+    154: FaultRule("recovery action asked for", 0.25, Recovery.RESET),
+    155: FaultRule("NVLink error found by software", 0.25, Recovery.RESET),
+    156: FaultRule("resource retirement", 0.25, Recovery.RESET),
     158: _drain("fatal timeout"),
 }
 
@@ -114,25 +114,25 @@ THROTTLE_FACTOR_IDLE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CardFault:
     """A fault seen on a card; `since_unix_ms` is set for events, None for a state that shows itself."""
 
     key: str
-    fault: Fault
+    fault: FaultRule
     since_unix_ms: int | None = None
 
 
 #: The states' rows are as fixed as the events'.
-_LOST = Finding("lost", Fault("does not answer its driver", 0.0, Recovery.SHOWN))
-_REMAP_FAILED = Finding("remap failed", Fault("row remapping failed", 0.0, Recovery.SHOWN))
+_LOST = CardFault("lost", FaultRule("does not answer its driver", 0.0, Recovery.SHOWN))
+_REMAP_FAILED = CardFault("remap failed", FaultRule("row remapping failed", 0.0, Recovery.SHOWN))
 #: Volatile counts, which begin anew at a reset.
-_ECC = Finding("ecc", Fault("uncorrected ECC errors", 0.5, Recovery.SHOWN))
+_ECC = CardFault("ecc", FaultRule("uncorrected ECC errors", 0.5, Recovery.SHOWN))
 #: Running and new work is unharmed where the card can set bad pages aside meanwhile, as the large ones
 #: do; the small ones may meet the bad row again.
-_PENDING = Finding("remap pending", Fault("waits for a reset to remap memory", 0.9, Recovery.SHOWN))
+_PENDING = CardFault("remap pending", FaultRule("waits for a reset to remap memory", 0.9, Recovery.SHOWN))
 
 
-def findings(gpu: Gpu) -> Iterator[Finding]:
+def findings(gpu: GpuReport) -> Iterator[CardFault]:
     """Every fault that a card's report shows, newest of each XID only."""
     if gpu.lost:
         yield _LOST
@@ -140,7 +140,7 @@ def findings(gpu: Gpu) -> Iterator[Finding]:
         # By their order, not by their times: a node's clock may have been set back.
         newest = {code: unix_ms for code, unix_ms in gpu.xids if code in XIDS}
         for code, unix_ms in newest.items():
-            yield Finding(f"xid {code}", XIDS[code], unix_ms)
+            yield CardFault(f"xid {code}", XIDS[code], unix_ms)
     if gpu.remap_failed:
         yield _REMAP_FAILED
     if gpu.ecc_uncorrected:
@@ -149,10 +149,10 @@ def findings(gpu: Gpu) -> Iterator[Finding]:
         yield _PENDING
     slowed = throttle(gpu)
     if slowed is not None:
-        yield Finding("throttle", slowed)
+        yield CardFault("throttle", slowed)
 
 
-def throttle(gpu: Gpu) -> Fault | None:
+def throttle(gpu: GpuReport) -> FaultRule | None:
     """A slowed card keeps traffic in proportion to the clock it still has."""
     reasons = gpu.throttle_reasons or 0
     idle = bool(reasons & IDLE)
@@ -160,7 +160,7 @@ def throttle(gpu: Gpu) -> Fault | None:
     if not named or not gpu.sm_clock_mhz or not gpu.sm_clock_max_mhz:
         return None
     factor = THROTTLE_FACTOR_IDLE if idle else gpu.sm_clock_mhz / gpu.sm_clock_max_mhz
-    return Fault(", ".join(named), min(1.0, max(THROTTLE_FACTOR_MIN, factor)), Recovery.SHOWN)
+    return FaultRule(", ".join(named), min(1.0, max(THROTTLE_FACTOR_MIN, factor)), Recovery.SHOWN)
 
 
 #: Others' computing below this is noise (a desktop, a monitor).
@@ -171,7 +171,7 @@ FULL_SHARE, OTHERS_SHARE_MIN = 0.97, 0.05
 FULL_FACTOR = 0.8
 
 
-def others(gpu: Gpu) -> tuple[float, str]:
+def others(gpu: GpuReport) -> tuple[float, str]:
     """What others on the card leave of its traffic (1 all of it), and why.
 
     A card is shared by time: beside somebody who would use a share u of it alone, an engine gets 1 / (1 + u).

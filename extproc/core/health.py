@@ -29,7 +29,7 @@ SUSPICION_FACTOR_MIN, EVIDENCE_FACTOR_MIN = 0.05, 0.02
 RISE_FROM = 0.05
 
 
-class Kind(Enum):
+class CauseKind(Enum):
     """How sure a cause is."""
 
     HARD = "hard"
@@ -37,14 +37,14 @@ class Kind(Enum):
     SUSPICION = "suspicion"
 
 
-FACTOR_MIN = {Kind.SUSPICION: SUSPICION_FACTOR_MIN, Kind.EVIDENCE: EVIDENCE_FACTOR_MIN}
+FACTOR_MIN = {CauseKind.SUSPICION: SUSPICION_FACTOR_MIN, CauseKind.EVIDENCE: EVIDENCE_FACTOR_MIN}
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
     """`factor` 0 to 1 is the share of traffic that the cause leaves."""
 
-    kind: Kind
+    kind: CauseKind
     factor: float
     detail: str = ""
 
@@ -73,17 +73,17 @@ class Health:
         """Whether a hard cause silences it."""
         # A loop: `any` of a generator costs five times as much, a thousand times a step.
         for cause in self.causes.values():  # noqa: SIM110
-            if cause.kind is Kind.HARD:
+            if cause.kind is CauseKind.HARD:
                 return True
         return False
 
-    def factor(self, kind: Kind) -> float:
+    def factor(self, kind: CauseKind) -> float:
         """The product of the causes of a kind, 0 to 1."""
         product = 1.0
         for cause in self.causes.values():
             if cause.kind is kind:
                 product *= cause.factor
-        return product if kind is Kind.HARD else max(product, FACTOR_MIN[kind])
+        return product if kind is CauseKind.HARD else max(product, FACTOR_MIN[kind])
 
     def begin(self, *, now_ns: int) -> None:
         """A process that has just loaded takes work at once, little at first: its caches are cold."""
@@ -119,10 +119,10 @@ class Health:
 def follow_pool(healths: Sequence[Health], *, now_ns: int) -> None:
     """Step every endpoint of a pool, with the bound on what suspicion may take."""
     troubled = [health for health in healths if health.causes or health.target < 1.0 or health.value < 1.0]
-    suspicions = [1.0 if health.hard else health.factor(Kind.SUSPICION) for health in troubled]
+    suspicions = [1.0 if health.hard else health.factor(CauseKind.SUSPICION) for health in troubled]
     shed = sum(1.0 - factor for factor in suspicions)
     allowed = SUSPICION_SHARE_MAX * (len(healths) - sum(health.hard for health in troubled))
     scale = 1.0 if shed <= allowed else allowed / shed
     for health, suspicion in zip(troubled, suspicions, strict=True):
         left = 1.0 - (1.0 - suspicion) * scale
-        health.follow(health.factor(Kind.EVIDENCE) * left, now_ns=now_ns)
+        health.follow(health.factor(CauseKind.EVIDENCE) * left, now_ns=now_ns)

@@ -25,7 +25,7 @@ STANDBY_NS = 2_000_000_000
 
 
 @dataclass(slots=True)
-class Entry:
+class InFlight:
     """A request in flight: where, since when, and what it was expected to be."""
 
     reservation: Reservation
@@ -43,14 +43,14 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class EndedRequest:
     """A request that has ended: its entry, None where this ledger had none, and how its decode went."""
 
-    entry: Entry | None
+    entry: InFlight | None
     decoded: Decoded | None
 
 
-NOT_HELD = Ended(None, None)
+NOT_HELD = EndedRequest(None, None)
 
 
 class Ledger:
@@ -63,7 +63,7 @@ class Ledger:
         self.by_tenant: Counter[str] = Counter()
         #: And by pool: (tenant, service class), those that take a place.
         self.by_pool: dict[str, Counter[tuple[str, str]]] = {}
-        self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._entries: OrderedDict[str, InFlight] = OrderedDict()
         self._ended: OrderedDict[str, None] = OrderedDict()
         #: (when a request counts as running though no first token was heard of, its id).
         self._unheard: list[tuple[int, str]] = []
@@ -76,7 +76,7 @@ class Ledger:
     def __contains__(self, reservation_id: str) -> bool:
         return reservation_id in self._entries
 
-    def get(self, reservation_id: str) -> Entry | None:
+    def get(self, reservation_id: str) -> InFlight | None:
         """The entry of a request in flight."""
         return self._entries.get(reservation_id)
 
@@ -98,7 +98,7 @@ class Ledger:
         if plan is None:
             plan = _unplanned(reservation)
         job = self._carry(reservation, endpoint, plan, now_ns)
-        entry = Entry(reservation, endpoint, now_ns, job, adopted=adopted)
+        entry = InFlight(reservation, endpoint, now_ns, job, adopted=adopted)
         self._entries[reservation.id] = entry
         self._keep(entry, standby, now_ns)
         if adopted or not reservation.permits:
@@ -121,7 +121,7 @@ class Ledger:
         if entry is not None:
             _stand_down(entry)
 
-    def first_token(self, reservation_id: str, *, now_ns: int) -> Entry | None:
+    def first_token(self, reservation_id: str, *, now_ns: int) -> InFlight | None:
         """Its first token came; the entry when that was news: in flight, and in prefill until now."""
         entry = self._entries.get(reservation_id)
         if entry is None or not entry.job.queued:
@@ -166,7 +166,7 @@ class Ledger:
         entry = self._entries.get(reservation_id)
         return entry.endpoint if entry else None
 
-    def first_end(self, reservation_id: str, *, now_ns: int) -> Ended | None:
+    def first_end(self, reservation_id: str, *, now_ns: int) -> EndedRequest | None:
         """The first time that the id is said to have ended: releases what is held; None ever after.
 
         Exactly once for an id (within the memory of `remembered_max` ids), whether or not this process
@@ -178,7 +178,7 @@ class Ledger:
         entry = self._entries.pop(reservation_id, None)
         if entry is None:
             return NOT_HELD
-        return Ended(entry, self._release(reservation_id, entry, now_ns))
+        return EndedRequest(entry, self._release(reservation_id, entry, now_ns))
 
     def ended(self, reservation_id: str) -> bool:
         """Whether the id is remembered as ended."""
@@ -219,7 +219,7 @@ class Ledger:
         endpoint.tokens += reservation.input_tokens + reservation.output_tokens
         return endpoint.load.enter(plan, reservation.permits, now_ns=now_ns)
 
-    def _release(self, reservation_id: str, entry: Entry, now_ns: int) -> Decoded | None:
+    def _release(self, reservation_id: str, entry: InFlight, now_ns: int) -> Decoded | None:
         endpoint, reservation = entry.endpoint, entry.reservation
         _stand_down(entry)
         if reservation.permits:
@@ -250,7 +250,7 @@ class Ledger:
             self._unheard = [timer for timer in self._unheard if timer[1] in queued]
             heapify(self._unheard)
 
-    def _keep(self, entry: Entry, standby: Sequence[Endpoint], now_ns: int) -> None:
+    def _keep(self, entry: InFlight, standby: Sequence[Endpoint], now_ns: int) -> None:
         """Keep its permits free where it may be tried next, for a while."""
         _stand_by(entry, standby)
         if entry.standby:
@@ -263,7 +263,7 @@ class Ledger:
             self._ended.popitem(last=False)
 
 
-def _stand_by(entry: Entry, endpoints: Sequence[Endpoint]) -> None:
+def _stand_by(entry: InFlight, endpoints: Sequence[Endpoint]) -> None:
     if not entry.reservation.permits:
         return
     entry.standby = tuple(endpoints)
@@ -271,7 +271,7 @@ def _stand_by(entry: Entry, endpoints: Sequence[Endpoint]) -> None:
         endpoint.stand_by(entry.endpoint.address, entry.reservation.permits)
 
 
-def _stand_down(entry: Entry) -> None:
+def _stand_down(entry: InFlight) -> None:
     for endpoint in entry.standby:
         endpoint.stand_down(entry.endpoint.address, entry.reservation.permits)
     entry.standby = ()

@@ -6,21 +6,21 @@ raises nothing and changes nothing.
 
 from __future__ import annotations
 
-from extproc.core.decide import Case
+from extproc.core.decide import RoutingRequest
 from extproc.core.outcome import Outcome, Reject, Reservation, Routed
 
 
 class Observer:
     """Hears what becomes of each request; each method does nothing until it is overridden."""
 
-    def placed(self, case: Case, routed: Routed, *, now_ns: int) -> None:
+    def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:
         """It was sent to an endpoint, at once or after a hold."""
 
-    def refused(self, case: Case, reject: Reject, *, now_ns: int) -> None:
+    def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
         """It was turned away: its quota, no room, or its hold was over."""
 
-    def left(self, reservation_id: str, case: Case | None, *, now_ns: int) -> None:
-        """Its client left: while it was held (`case`), or before the decision reached Envoy (None)."""
+    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:
+        """Its client left: while it was held (`routing`), or before the decision reached Envoy (None)."""
 
     def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
         """Refused before it was a case: no identity (`tenant` is ""), malformed, unknown model or path."""

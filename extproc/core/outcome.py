@@ -123,7 +123,7 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class LocalAnswer:
     """An answer that the service itself knows (the model list, the gateway's health)."""
 
     status: int

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from extproc.core.accounts import Accounts, Price
-from extproc.core.aims import ClassSpec
-from extproc.core.fairness import Bounds
+from extproc.core.fairqueue import QueueBounds
+from extproc.core.slo import ClassSpec
 
 __all__ = ["ClassSpec", "DeskLimits", "Policy"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeskLimits:
-    """The desk's named bounds (config: limits)."""
+    """The scheduler's named bounds (config: limits)."""
 
     reservation_ttl_ns: int = 60 * 1_000_000_000
     reservations_max: int = 100_000
@@ -26,7 +26,7 @@ class Policy:
     """What the configuration says of tenants' use: classes (the first served first), quotas, prices."""
 
     classes: tuple[ClassSpec, ...] = (ClassSpec(),)
-    bounds: Bounds = field(default_factory=Bounds)
+    bounds: QueueBounds = field(default_factory=QueueBounds)
     accounts: Accounts = field(default_factory=Accounts)
     weights: Mapping[str, float] = field(default_factory=dict)
     prices: Mapping[str, Price] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from extproc.core.health import Cause, Kind
+from extproc.core.health import Cause, CauseKind
 
 #: Looks in a row that found a replica silent or unwell, until it is taken to be down.
 FAILURES_TO_DOWN = 3
@@ -78,8 +78,8 @@ class Reach:
             return None
         self.down = self._is_down(found, neighbours_reached=neighbours_reached)
         if self.down:
-            return Cause(Kind.HARD, 0.0, found.value)
-        return Cause(Kind.SUSPICION, DOUBT_FACTOR, found.value)
+            return Cause(CauseKind.HARD, 0.0, found.value)
+        return Cause(CauseKind.SUSPICION, DOUBT_FACTOR, found.value)
 
     def _is_down(self, found: Look, *, neighbours_reached: bool) -> bool:
         if found is Look.REFUSED:

@@ -21,10 +21,10 @@ from extproc.core.prefix import BLOCK_TOKENS, CALLS_MARK, IMAGE_MARK, MESSAGE_MA
 from extproc.core.prompts import SEQUENCES_MAX, TooManyError, as_text, elements, embedded, read_prompts
 from extproc.core.request import (
     NO_LIMIT,
-    Kind,
-    Limits,
     Request,
     Route,
+    RouteKind,
+    TokenLimits,
     UsageAsked,
     bad_request,
     bounded,
@@ -138,7 +138,7 @@ class _StreamOptions(msgspec.Struct):
 
 
 #: The routes that a wrapped body may be of.
-_WRAPPED = {"generate": Kind.COMPAT, "chat": Kind.CHAT, "completion": Kind.COMPLETION}
+_WRAPPED = {"generate": RouteKind.COMPAT, "chat": RouteKind.CHAT, "completion": RouteKind.COMPLETION}
 
 _chat = msgspec.json.Decoder(_Chat)
 _wide_chat = msgspec.json.Decoder(_WideChat)
@@ -174,17 +174,17 @@ def parse(route: Route, body: bytes, bounds: BodyBounds = BOUNDS) -> Request | R
         if route.method == "POST" and (refused := refused_unread(body, bounds)):
             return refused
         match route.kind:
-            case Kind.CHAT:
+            case RouteKind.CHAT:
                 return _read_chat(route, body, bounds)
-            case Kind.COMPLETION:
+            case RouteKind.COMPLETION:
                 return _read_completion(route, _completion.decode(body))
-            case Kind.GENERATE | Kind.GENERATE_STREAM | Kind.COMPAT:
+            case RouteKind.GENERATE | RouteKind.GENERATE_STREAM | RouteKind.COMPAT:
                 return _read_generate(route, _generate.decode(body))
-            case Kind.TOKENIZE:
+            case RouteKind.TOKENIZE:
                 return _read_tokenize(route, _tokenize.decode(body), bounds)
-            case Kind.INVOCATIONS:
+            case RouteKind.INVOCATIONS:
                 return parse(_unwrapped(route, body), body, bounds)
-            case Kind.VERTEX:
+            case RouteKind.VERTEX:
                 return _read_vertex(route, body, bounds)
             case _:
                 return Request(kind=route.kind, dialect=route.dialect)
@@ -220,9 +220,9 @@ def bare(route: Route, body: bytes) -> Request:
         kind=route.kind,
         dialect=route.dialect,
         model=_peek(_text, fields.model) or None,
-        stream=route.kind is Kind.GENERATE_STREAM or flag(fields.stream),
+        stream=route.kind is RouteKind.GENERATE_STREAM or flag(fields.stream),
         max_new_tokens=bounded(limit),
-        limits=None if predict is None else Limits(limit, None, predict),
+        limits=None if predict is None else TokenLimits(limit, None, predict),
         sequences=max(1, min(each * max(1, prompts), SEQUENCES_MAX)),
         prompt_bytes=len(body),
     )
@@ -267,7 +267,7 @@ def _read_chat(route: Route, body: bytes, bounds: BodyBounds) -> Request | Rejec
         tools=_count_of(hints.tools),
         user=_user_of(hints),
         json_output=_wants_json(hints.response_format),
-        limits=Limits(tokens, completion, predict) if several else None,
+        limits=TokenLimits(tokens, completion, predict) if several else None,
         usage=_usage_of(hints.stream_options) if streams else UsageAsked.NO_STREAM,
     )
 
@@ -416,7 +416,7 @@ def _read_completion(route: Route, body: _Completion) -> Request | Reject:
         model=body.model or None,
         stream=streams,
         max_new_tokens=bounded(tokens),
-        limits=None if predict is None else Limits(tokens, None, predict),
+        limits=None if predict is None else TokenLimits(tokens, None, predict),
         sequences=sequences,
         prompt_bytes=_bytes_of(prompts.texts) + prompts.bytes_beside,
         prompt_tokens=prompts.tokens,
@@ -442,7 +442,8 @@ def _read_generate(route: Route, body: _Generate) -> Request | Reject:
         kind=route.kind,
         dialect=route.dialect,
         model=body.model or None,
-        stream=route.kind is Kind.GENERATE_STREAM or (route.kind is Kind.COMPAT and flag(body.stream)),
+        stream=route.kind is RouteKind.GENERATE_STREAM
+        or (route.kind is RouteKind.COMPAT and flag(body.stream)),
         max_new_tokens=bounded(_limit(parameters.max_new_tokens)),
         sequences=sequences,
         prompt_bytes=_bytes_of((body.inputs,)),

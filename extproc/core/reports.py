@@ -11,7 +11,7 @@ from enum import Enum
 import msgspec
 
 
-class State(Enum):
+class ReportedState(Enum):
     """What a replica is up to, as its agent sees it."""
 
     LOADING = "loading"
@@ -24,10 +24,10 @@ class State(Enum):
 
 
 #: States in which a replica takes new work.
-SERVING = frozenset({State.READY, State.DEGRADED})
+SERVING = frozenset({ReportedState.READY, ReportedState.DEGRADED})
 
 
-class Gpu(msgspec.Struct, frozen=True, kw_only=True):
+class GpuReport(msgspec.Struct, frozen=True, kw_only=True):
     """One card. Clocks in MHz; `xids` are (code, unix milliseconds), newest last."""
 
     uuid: str
@@ -66,7 +66,7 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     zone: str = ""
     region: str = ""
     engine: str = ""
-    state: State = State.READY
+    state: ReportedState = ReportedState.READY
     detail: str = ""
     models: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     decode_tokens_per_s: float | None = None
     probe_ttft_ms: float | None = None
     probe_failures: int = 0
-    gpus: tuple[Gpu, ...] = ()
+    gpus: tuple[GpuReport, ...] = ()
     #: How often its agent saw the engine begin anew.
     engine_starts: int | None = None
     #: The address lies in the networks of the node that speaks: it may silence it by its word alone.
@@ -87,7 +87,7 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 #: States in which the process that was there is not, or not yet.
-_WITHOUT = frozenset({State.LOADING, State.GONE})
+_WITHOUT = frozenset({ReportedState.LOADING, ReportedState.GONE})
 
 
 def began_anew(before: ReplicaReport, now: ReplicaReport) -> bool:

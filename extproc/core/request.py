@@ -32,7 +32,7 @@ class Dialect(Enum):
     TGI = "tgi"
 
 
-class Kind(Enum):
+class RouteKind(Enum):
     """What a path asks for."""
 
     CHAT = "chat"
@@ -58,7 +58,7 @@ class UsageAsked(Enum):
     EACH = "each"  # vLLM's continuous_usage_stats
 
 
-class Limits(NamedTuple):
+class TokenLimits(NamedTuple):
     """New tokens by each name that engines know for them: None where the client said nothing, NO_LIMIT where
     it said what is no number of tokens."""
 
@@ -76,28 +76,28 @@ class Route:
     """A path the gateway serves."""
 
     method: str
-    kind: Kind
+    kind: RouteKind
     dialect: Dialect
 
 
 ROUTES: dict[str, tuple[Route, ...]] = {
-    "/v1/chat/completions": (Route("POST", Kind.CHAT, Dialect.OPENAI),),
-    "/v1/completions": (Route("POST", Kind.COMPLETION, Dialect.OPENAI),),
-    "/v1/models": (Route("GET", Kind.MODELS, Dialect.OPENAI),),
-    "/generate": (Route("POST", Kind.GENERATE, Dialect.TGI),),
-    "/generate_stream": (Route("POST", Kind.GENERATE_STREAM, Dialect.TGI),),
-    "/": (Route("POST", Kind.COMPAT, Dialect.TGI), Route("GET", Kind.HEALTH, Dialect.TGI)),
-    "/tokenize": (Route("POST", Kind.TOKENIZE, Dialect.TGI),),
-    "/chat_tokenize": (Route("POST", Kind.TOKENIZE, Dialect.TGI),),
-    "/info": (Route("GET", Kind.INFO, Dialect.TGI),),
-    "/health": (Route("GET", Kind.HEALTH, Dialect.TGI),),
+    "/v1/chat/completions": (Route("POST", RouteKind.CHAT, Dialect.OPENAI),),
+    "/v1/completions": (Route("POST", RouteKind.COMPLETION, Dialect.OPENAI),),
+    "/v1/models": (Route("GET", RouteKind.MODELS, Dialect.OPENAI),),
+    "/generate": (Route("POST", RouteKind.GENERATE, Dialect.TGI),),
+    "/generate_stream": (Route("POST", RouteKind.GENERATE_STREAM, Dialect.TGI),),
+    "/": (Route("POST", RouteKind.COMPAT, Dialect.TGI), Route("GET", RouteKind.HEALTH, Dialect.TGI)),
+    "/tokenize": (Route("POST", RouteKind.TOKENIZE, Dialect.TGI),),
+    "/chat_tokenize": (Route("POST", RouteKind.TOKENIZE, Dialect.TGI),),
+    "/info": (Route("GET", RouteKind.INFO, Dialect.TGI),),
+    "/health": (Route("GET", RouteKind.HEALTH, Dialect.TGI),),
 }
 #: Served where `gateway.extra_routes` names them.
 EXTRA_ROUTES: dict[str, tuple[Route, ...]] = {
-    "/ping": (Route("GET", Kind.HEALTH, Dialect.TGI),),
-    "/metrics": (Route("GET", Kind.METRICS, Dialect.TGI),),
-    "/invocations": (Route("POST", Kind.INVOCATIONS, Dialect.TGI),),
-    "/vertex": (Route("POST", Kind.VERTEX, Dialect.TGI),),
+    "/ping": (Route("GET", RouteKind.HEALTH, Dialect.TGI),),
+    "/metrics": (Route("GET", RouteKind.METRICS, Dialect.TGI),),
+    "/invocations": (Route("POST", RouteKind.INVOCATIONS, Dialect.TGI),),
+    "/vertex": (Route("POST", RouteKind.VERTEX, Dialect.TGI),),
 }
 
 
@@ -115,7 +115,7 @@ class Request:
     `tools` the tools it offers; `user` is the `session_id`, else the `user`, that the client named.
     """
 
-    kind: Kind
+    kind: RouteKind
     dialect: Dialect
     model: str | None = None
     stream: bool = False
@@ -137,7 +137,7 @@ class Request:
     #: its own instead of its class's (0 none).
     only: frozenset[str] | None = None
     #: Where more than one limit is named, or one that is not every engine's (`limited`).
-    limits: Limits | None = None
+    limits: TokenLimits | None = None
     usage: UsageAsked = UsageAsked.NO_STREAM
     ttft_ms: int = 0
     tpot_ms: int = 0
@@ -214,5 +214,5 @@ def prefix_of(request: Request) -> tuple[int, ...]:
     if request.prompt_ids:
         return chain_ids(request.prompt_ids)
     # A completion's segments are prompts of their own.
-    segments = request.segments[:1] if request.kind is Kind.COMPLETION else request.segments
+    segments = request.segments[:1] if request.kind is RouteKind.COMPLETION else request.segments
     return chain(segments, request.marks)

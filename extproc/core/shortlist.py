@@ -1,16 +1,16 @@
 """Which endpoints of a pool could take anything at all now: a look that saves most rankings.
 
-Owns what late binding asks of a strategy before it ranks (`opens`, `may`); the desk's, for one event. Pure.
+Owns what late binding asks of a strategy before it ranks (`opens`, `may`); the scheduler's, for one event. Pure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from extproc.core.decide import Case
+from extproc.core.decide import RoutingRequest
 from extproc.core.endpoint import Endpoint
 from extproc.core.fleet import Pool
-from extproc.core.strategies import Moment
+from extproc.core.strategies import SchedulingContext
 
 #: Pools of up to so many endpoints are looked through whole at each event.
 SCANNED_WHOLE_MAX = 16
@@ -25,8 +25,8 @@ class Shortlist:
 
     __slots__ = ("_among", "_at", "_known", "_moment", "_pool", "open")
 
-    def __init__(self, pool: Pool, at: Endpoint | None, moment: Moment) -> None:
-        self._pool, self._at, self._moment = pool, at, moment
+    def __init__(self, pool: Pool, at: Endpoint | None, context: SchedulingContext) -> None:
+        self._pool, self._at, self._moment = pool, at, context
         self._known: dict[str, Sequence[Endpoint] | None] = {}
         self.open = True
         self.changed()
@@ -40,21 +40,21 @@ class Shortlist:
         among = self._look(self._pool.strategy)
         self.open = among is None or bool(among) or not self._pool.plain
 
-    def of(self, case: Case) -> Sequence[Endpoint] | None:
+    def of(self, routing: RoutingRequest) -> Sequence[Endpoint] | None:
         """The endpoints to ask for a case; None asks all of the pool."""
-        strategy = case.strategy or self._pool.strategy
+        strategy = routing.strategy or self._pool.strategy
         if strategy not in self._known:
             self._look(strategy)
         return self._known[strategy]
 
-    def may(self, case: Case, among: Sequence[Endpoint] | None) -> bool:
+    def may(self, routing: RoutingRequest, among: Sequence[Endpoint] | None) -> bool:
         """Whether asking them could be worth it."""
         if among is not None and not among:
             return False
-        may = getattr(self._pool.strategy_named(case.strategy or self._pool.strategy), "may", None)
+        may = getattr(self._pool.strategy_named(routing.strategy or self._pool.strategy), "may", None)
         if may is None or not self._pool.ready:
             return True
-        return bool(may(case.work, self._pool.endpoints if among is None else among, at=self._moment))
+        return bool(may(routing.work, self._pool.endpoints if among is None else among, at=self._moment))
 
     def _look(self, strategy: str) -> Sequence[Endpoint] | None:
         endpoints: Sequence[Endpoint] = self._pool.endpoints

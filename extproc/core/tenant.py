@@ -58,7 +58,7 @@ ANONYMOUS = Tenant(name="anonymous")
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class ApiKey:
     """An API key by its hash, valid from `not_before` until before `expires` (unix seconds)."""
 
     hash: str
@@ -74,7 +74,7 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Credentials:
     """What a request says of who sent it.
 
     `authorization` and `api_key` are the client's own words. The rest only Envoy can have said: `jwt` is
@@ -107,7 +107,7 @@ class Identity:
 
     tenant: Tenant
     methods: tuple[str, ...] = ()
-    key: Key | None = None
+    key: ApiKey | None = None
 
 
 def hash_key(key: str, secret: bytes | None = None) -> str:
@@ -144,7 +144,7 @@ class ProxyTrust:
 
 @dataclass(slots=True)
 class _Tables:
-    keys: dict[str, tuple[Tenant, Key]] = field(default_factory=dict)
+    keys: dict[str, tuple[Tenant, ApiKey]] = field(default_factory=dict)
     subjects: dict[str, Tenant] = field(default_factory=dict)
     sans: dict[str, Tenant] = field(default_factory=dict)
 
@@ -152,13 +152,13 @@ class _Tables:
 class Directory:
     """Tenants by what proves them; with `required` false everybody is `anonymous`.
 
-    A key is a `Key`, or the hash of one that is always valid. `claim` is the name of the JWT's claim, for
+    A key is a `ApiKey`, or the hash of one that is always valid. `claim` is the name of the JWT's claim, for
     messages and for who reads the token; None where no JWT is believed.
     """
 
     def __init__(
         self,
-        tenants: Iterable[tuple[Tenant, Iterable[Key | str]]],
+        tenants: Iterable[tuple[Tenant, Iterable[ApiKey | str]]],
         *,
         required: bool,
         anonymous: Tenant = ANONYMOUS,
@@ -176,13 +176,13 @@ class Directory:
         for tenant, keys in tenants:
             self.tenants[tenant.name] = tenant
             for each in keys:
-                key = Key(each) if isinstance(each, str) else each
+                key = ApiKey(each) if isinstance(each, str) else each
                 self._known.keys[key.hash] = (tenant, key)
             if tenant.jwt_subject is not None:
                 self._known.subjects[tenant.jwt_subject] = tenant
             self._known.sans.update(dict.fromkeys(tenant.certificate_sans, tenant))
 
-    def identify(self, evidence: Evidence, *, now_s: float) -> Identity | Reject:
+    def identify(self, evidence: Credentials, *, now_s: float) -> Identity | Reject:
         """Who sent a request, by all it carries; Reject is 401. `now_s`: unix time, for keys' validity."""
         if not self.required:
             return Identity(self.anonymous)
@@ -196,7 +196,7 @@ class Directory:
                 return found
             if found is not None:
                 proven[method] = found
-        key: Key | None = None
+        key: ApiKey | None = None
         if evidence.jwt is not None and self.claim is not None:
             evidence = replace(evidence, authorization=None)
         if evidence.authorization is not None or evidence.api_key or not proven:
@@ -211,27 +211,27 @@ class Directory:
             )
         return Identity(tenant, tuple(proven), key)
 
-    def _by_proxy(self, evidence: Evidence) -> Tenant | Reject | None:
+    def _by_proxy(self, evidence: Credentials) -> Tenant | Reject | None:
         name = evidence.proxy_tenant
         # Envoy strips the header of others; this holds too where its configuration is not ours.
         if name is None or self.proxy is None or not self.proxy.covers(evidence.peer or evidence.source):
             return None
         return self.tenants.get(name) or unauthorized("the proxy names an unknown tenant")
 
-    def _by_certificate(self, evidence: Evidence) -> Tenant | Reject | None:
+    def _by_certificate(self, evidence: Credentials) -> Tenant | Reject | None:
         tenants = [self._known.sans[san] for san in evidence.sans if san in self._known.sans]
         if any(tenant is not tenants[0] for tenant in tenants):
             return unauthorized("the client certificate's names are different tenants'", "identity_conflict")
         return tenants[0] if tenants else None
 
-    def _by_jwt(self, evidence: Evidence) -> Tenant | Reject | None:
+    def _by_jwt(self, evidence: Credentials) -> Tenant | Reject | None:
         if evidence.jwt is None or self.claim is None:
             return None
         return self._known.subjects.get(evidence.jwt) or unauthorized(
             f"the token's claim {self.claim!r} is no tenant's"
         )
 
-    def _by_key(self, evidence: Evidence, now_s: float) -> tuple[Tenant, Key] | Reject:
+    def _by_key(self, evidence: Credentials, now_s: float) -> tuple[Tenant, ApiKey] | Reject:
         sent = evidence.api_key or None
         if evidence.authorization is not None:
             scheme, _, credentials = evidence.authorization.partition(" ")
@@ -258,7 +258,7 @@ class Directory:
             return unauthorized("this API key has expired")
         return found
 
-    def _lookup(self, sent: str) -> tuple[Tenant, Key] | None:
+    def _lookup(self, sent: str) -> tuple[Tenant, ApiKey] | None:
         digests = [hash_key(sent)]
         if self._secret is not None:
             digests.append(hash_key(sent, self._secret))
@@ -269,7 +269,7 @@ class Directory:
         return None
 
 
-def _certificate(evidence: Evidence) -> str:
+def _certificate(evidence: Credentials) -> str:
     """What to say first to who has shown a certificate that names nobody here."""
     names = ", ".join(evidence.sans) or evidence.subject
     if not names:

@@ -2,7 +2,7 @@
 
 Each service hears of the end of every request, but the one that made it hears of its place first: left to
 itself it fills that place again, and keeps for ever what it once had, whoever waits elsewhere. So the
-services tell each other what waits and what runs, tenant by tenant (`Row`), and a place that is free is for
+services tell each other what waits and what runs, tenant by tenant (`TurnRow`), and a place that is free is for
 
     the best level at which anybody waits anywhere; there for the tenant that runs least for its weight, over
     all services; and for the service that holds its oldest request.
@@ -23,7 +23,7 @@ from typing import NamedTuple
 KEPT_NS = 300_000_000
 
 
-class Row(NamedTuple):
+class TurnRow(NamedTuple):
     """A tenant's requests in a pool at one level (0 served first), at one service.
 
     `waited_ms` is how long the oldest of the held has waited.
@@ -41,7 +41,7 @@ class _Service:
 
     __slots__ = ("held", "rows")
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[TurnRow]) -> None:
         self.rows = list(rows)
         self.held = sum(row.held for row in self.rows)
 
@@ -58,7 +58,7 @@ class _Service:
             if (row.tenant, row.level) == (tenant, level) and row.held:
                 # The next one's age is not known: as if they had come evenly.
                 waited_ms = row.waited_ms * (row.held - 1) // row.held
-                self.rows[at] = Row(tenant, level, row.held - 1, row.running + 1, waited_ms)
+                self.rows[at] = TurnRow(tenant, level, row.held - 1, row.running + 1, waited_ms)
                 self.held -= 1
                 return
 
@@ -76,7 +76,7 @@ class Turns:
         #: Pools with a place that is this service's by `ended`.
         self._granted: set[str] = set()
 
-    def hear(self, needs: Mapping[str, Mapping[str, Iterable[Row]]]) -> None:
+    def hear(self, needs: Mapping[str, Mapping[str, Iterable[TurnRow]]]) -> None:
         """What each peer has by pool, all of it; who is not named has nothing."""
         before, self._pools = self._pools, {}
         for peer, pools in needs.items():
@@ -86,7 +86,7 @@ class Turns:
             if not self.contended(pool) or _running(self._pools, pool) > _running(before, pool):
                 del self._kept_ns[pool]
 
-    def tell(self, needs: Mapping[str, Iterable[Row]]) -> None:
+    def tell(self, needs: Mapping[str, Iterable[TurnRow]]) -> None:
         """What this service tells the others now, all of it."""
         self._told = {pool: _Service(rows) for pool, rows in needs.items()}
 
@@ -100,7 +100,7 @@ class Turns:
         """Pools for which others hold requests."""
         return {pool for pool in self._pools if self.contended(pool)}
 
-    def mine(self, pool: str, rows: Iterable[Row], *, weights: Mapping[str, float], now_ns: int) -> bool:
+    def mine(self, pool: str, rows: Iterable[TurnRow], *, weights: Mapping[str, float], now_ns: int) -> bool:
         """Whether the next place is this service's, which has these rows."""
         if pool in self._granted:
             self._granted.discard(pool)

@@ -10,25 +10,27 @@ from collections.abc import Mapping
 
 from xxhash import xxh3_64_intdigest
 
-from extproc.core.aims import ClassSpec
 from extproc.core.fleet import Pool
 from extproc.core.load import MS_NS
 from extproc.core.prefix import BLOCK_BYTES, PrefixIndex
 from extproc.core.request import IMAGE_TOKENS, Request, prefix_of
-from extproc.core.strategies import Moment, Work
+from extproc.core.slo import ClassSpec
+from extproc.core.strategies import SchedulingContext, Work
 from extproc.core.strategies.base import NOTHING
 
 #: What a class aims at that says nothing of it.
 STANDARD = ClassSpec()
 
 
-def moment(work: Work, pool: Pool, *, now_ns: int, patient: bool = False, deciders: int = 1) -> Moment:
+def context(
+    work: Work, pool: Pool, *, now_ns: int, patient: bool = False, deciders: int = 1
+) -> SchedulingContext:
     """The moment of a choice in a pool."""
     if not work.prefix:
-        return Moment(now_ns, NOTHING, patient, deciders)
+        return SchedulingContext(now_ns, NOTHING, patient, deciders)
     coming = _held(pool.coming, work)
     given = NOTHING if coming else {e.address: pool.coming.blocks(e.address) for e in pool.endpoints}
-    return Moment(now_ns, _held(pool.prefixes, work), patient, deciders, coming, given)
+    return SchedulingContext(now_ns, _held(pool.prefixes, work), patient, deciders, coming, given)
 
 
 def _held(index: PrefixIndex, work: Work) -> Mapping[str, int]:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from extproc.demo.fleet import DemoFleet, Node, Replica
+from extproc.demo.replicas import DemoFleet, DemoNode, DemoReplica
 from steersman_agent.nvml_fake import write_script
 
 #: How often faults are looked for, and how often figures move.
@@ -77,13 +77,13 @@ class Cards:
                         if self._faults(node) != self._seen[node.name]:
                             self._write(node)
 
-    def _faults(self, node: Node) -> list[dict[str, Any]]:
+    def _faults(self, node: DemoNode) -> list[dict[str, Any]]:
         return read_faults(node.faults, cards=len(self._of(node)))
 
-    def _of(self, node: Node) -> Sequence[Replica]:
+    def _of(self, node: DemoNode) -> Sequence[DemoReplica]:
         return [replica for replica in self._fleet.replicas if replica.node == node.name]
 
-    def _write(self, node: Node) -> None:
+    def _write(self, node: DemoNode) -> None:
         faults = self._faults(node)
         gpus = [self._figures(node, replica) | faults[replica.gpu] for replica in self._of(node)]
         # A full disk stops the figures; it must not stop the demo.
@@ -91,7 +91,7 @@ class Cards:
             write_script(node.cards, {"gpus": gpus})
         self._seen[node.name] = faults
 
-    def _figures(self, node: Node, replica: Replica) -> dict[str, Any]:
+    def _figures(self, node: DemoNode, replica: DemoReplica) -> dict[str, Any]:
         share = min(1.0, self._work.get(replica.name, 0) / BUSY_SEQUENCES)
         used = 0.55 + 0.45 * share if share else 0.0
         card = node.card
@@ -113,7 +113,7 @@ class Cards:
         }
 
 
-async def _work(session: aiohttp.ClientSession, replica: Replica) -> int:
+async def _work(session: aiohttp.ClientSession, replica: DemoReplica) -> int:
     """Sequences that a replica works on; 0 for one that does not answer."""
     try:
         async with session.get(f"http://{replica.address}/sim/state") as answer:

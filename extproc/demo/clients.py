@@ -41,7 +41,7 @@ class Call:
 
 
 @dataclass(slots=True)
-class Seen:
+class ClientSample:
     """What a client saw: seconds to its first token (streams only) and tokens."""
 
     ttft_s: float | None = None
@@ -52,7 +52,7 @@ class CutShortError(Exception):
     """An answer that ended without an error and without all its tokens."""
 
 
-class Clients:
+class TenantClients:
     """One tenant's clients. `await close()` at the end."""
 
     def __init__(self, url: str, *, key: str, models: list[str]) -> None:
@@ -87,7 +87,7 @@ class Clients:
         for client in self._hub.values():
             await client.close()  # type: ignore[no-untyped-call]  # its decorator hides the type
 
-    async def send(self, call: Call, seen: Seen) -> None:
+    async def send(self, call: Call, seen: ClientSample) -> None:
         """Send and read to the end; `seen` fills as it goes. Raises whatever the client raises."""
         began_s = time.perf_counter()
         answer = WAYS[call.way](self, call)
@@ -166,18 +166,18 @@ def _messages(call: Call) -> list[Any]:
 
 
 #: Every way in which the demo calls, by client, route and form of the answer.
-WAYS: Final[dict[Way, Callable[[Clients, Call], Any]]] = {
-    Way("openai", "/v1/chat/completions", True): Clients._openai_chat_stream,  # noqa: SLF001 (its own table)
-    Way("openai", "/v1/chat/completions", False): Clients._openai_chat,  # noqa: SLF001
-    Way("openai", "/v1/completions", True): Clients._openai_completion_stream,  # noqa: SLF001
-    Way("openai", "/v1/completions", False): Clients._openai_completion,  # noqa: SLF001
-    Way("huggingface_hub", "/v1/chat/completions", True): Clients._hub_chat_stream,  # noqa: SLF001
-    Way("huggingface_hub", "/v1/chat/completions", False): Clients._hub_chat,  # noqa: SLF001
-    Way("huggingface_hub", "/", True): Clients._hub_generate_stream,  # noqa: SLF001
-    Way("huggingface_hub", "/generate", False): Clients._hub_generate,  # noqa: SLF001
-    Way("text-generation", "/generate_stream", True): Clients._tgi_stream,  # noqa: SLF001
-    Way("text-generation", "/", True): Clients._tgi_stream,  # noqa: SLF001
-    Way("text-generation", "/", False): Clients._tgi_whole,  # noqa: SLF001
+WAYS: Final[dict[Way, Callable[[TenantClients, Call], Any]]] = {
+    Way("openai", "/v1/chat/completions", True): TenantClients._openai_chat_stream,  # noqa: SLF001 (its own table)
+    Way("openai", "/v1/chat/completions", False): TenantClients._openai_chat,  # noqa: SLF001
+    Way("openai", "/v1/completions", True): TenantClients._openai_completion_stream,  # noqa: SLF001
+    Way("openai", "/v1/completions", False): TenantClients._openai_completion,  # noqa: SLF001
+    Way("huggingface_hub", "/v1/chat/completions", True): TenantClients._hub_chat_stream,  # noqa: SLF001
+    Way("huggingface_hub", "/v1/chat/completions", False): TenantClients._hub_chat,  # noqa: SLF001
+    Way("huggingface_hub", "/", True): TenantClients._hub_generate_stream,  # noqa: SLF001
+    Way("huggingface_hub", "/generate", False): TenantClients._hub_generate,  # noqa: SLF001
+    Way("text-generation", "/generate_stream", True): TenantClients._tgi_stream,  # noqa: SLF001
+    Way("text-generation", "/", True): TenantClients._tgi_stream,  # noqa: SLF001
+    Way("text-generation", "/", False): TenantClients._tgi_whole,  # noqa: SLF001
 }
 
-Send = Callable[[Call, Seen], Awaitable[None]]
+Send = Callable[[Call, ClientSample], Awaitable[None]]

@@ -55,7 +55,7 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class FaultKind:
     """A kind of trouble: its default value in words, what it strikes, a line of help."""
 
     value: str | None
@@ -64,7 +64,7 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class DemoFault:
     """What was asked for: value None is the kind's default; targets are resolved."""
 
     demo: RunningDemo
@@ -78,7 +78,7 @@ class Order:
         return ", ".join(f"{each.number} {each.name}" for each in self.replicas)
 
 
-async def _xid(order: Order) -> Done:
+async def _xid(order: DemoFault) -> Done:
     code = _number(order.value, "79", least=1, most=XID_MAX, whole=True, kind="xid")
     faults: dict[str, Any] = {"lost": True} if code == FELL_OFF_THE_BUS else {}
     for replica in order.replicas:
@@ -98,7 +98,7 @@ async def _xid(order: Order) -> Done:
     return Done(did=f"XID {code:g} ({fault.name if fault else 'noise'}) on {order.names}", watch=watch)
 
 
-async def _throttle(order: Order) -> Done:
+async def _throttle(order: DemoFault) -> Done:
     share = _number(order.value, "0.4", least=0.05, most=0.95, kind="throttle")
     for replica in order.replicas:
         clock = {"sm_clock_mhz": round(share * replica.clock_mhz), "temperature_c": HOT_C}
@@ -110,7 +110,7 @@ async def _throttle(order: Order) -> Done:
     )
 
 
-async def _ecc(order: Order) -> Done:
+async def _ecc(order: DemoFault) -> Done:
     for replica in order.replicas:
         _lay(order.demo, replica, {"ecc_uncorrected": 2})
     return Done(
@@ -118,7 +118,7 @@ async def _ecc(order: Order) -> Done:
     )
 
 
-async def _hang(order: Order) -> Done:
+async def _hang(order: DemoFault) -> Done:
     await _tell(order, {"hang": True})
     return Done(
         did=f"{order.names} hangs: takes requests, makes no token",
@@ -126,7 +126,7 @@ async def _hang(order: Order) -> Done:
     )
 
 
-async def _slow(order: Order) -> Done:
+async def _slow(order: DemoFault) -> Done:
     factor = _number(order.value, "6", least=1.1, most=100.0, kind="slow")
     await _tell(order, {"slowdown": factor})
     return Done(
@@ -135,7 +135,7 @@ async def _slow(order: Order) -> Done:
     )
 
 
-async def _crash(order: Order) -> Done:
+async def _crash(order: DemoFault) -> Done:
     for replica in order.replicas:
         _kill(order.demo, replica.pid, signal.SIGKILL, f"{replica.number} {replica.name}")
     return Done(
@@ -144,14 +144,14 @@ async def _crash(order: Order) -> Done:
     )
 
 
-async def _drain(order: Order) -> Done:
+async def _drain(order: DemoFault) -> Done:
     async with _service(order.demo) as link:
         for replica in order.replicas:
             await link.drain(replica.address, draining=True)
     return Done(did=f"drains {order.names}", watch="state draining; what runs ends there, nothing new comes")
 
 
-async def _agent(order: Order) -> Done:
+async def _agent(order: DemoFault) -> Done:
     how = order.value or "stop"
     if how not in ("stop", "kill"):
         raise WrongOrderError(
@@ -168,7 +168,7 @@ async def _agent(order: Order) -> Done:
     return Done(did=f"{'halted' if how == 'stop' else 'killed'} the agent of {names}", watch=watch)
 
 
-async def _kill_service(order: Order) -> Done:
+async def _kill_service(order: DemoFault) -> Done:
     _kill(order.demo, order.demo.service_pid, signal.SIGKILL, "the service")
     return Done(
         did="killed the service (SIGKILL)",
@@ -176,7 +176,7 @@ async def _kill_service(order: Order) -> Done:
     )
 
 
-async def _clear(order: Order) -> Done:
+async def _clear(order: DemoFault) -> Done:
     for node in order.nodes:
         if order.demo.owns(node.agent_pid):
             _kill(order.demo, node.agent_pid, signal.SIGCONT, f"the agent of {node.name}")
@@ -196,7 +196,7 @@ async def _clear(order: Order) -> Done:
     return Done(did=did, watch="after two quiet seconds health rises by 0.2 a second, to 1")
 
 
-async def _all_told(order: Order, link: ServiceLink) -> None:
+async def _all_told(order: DemoFault, link: ServiceLink) -> None:
     """Wait until the agents have spoken: a fault that a restarted service has yet to hear of would stay."""
     loop = asyncio.get_running_loop()
     until_s = loop.time() + AGENTS_BACK_S
@@ -211,18 +211,18 @@ async def _all_told(order: Order, link: ServiceLink) -> None:
 
 
 KINDS: Final = {
-    "xid": Kind(value="79", strikes="replica", help="an XID event on the replica's GPU"),
-    "throttle": Kind(value="0.4", strikes="replica", help="heat leaves this share of the clock"),
-    "ecc": Kind(value=None, strikes="replica", help="uncorrected ECC errors on the GPU"),
-    "hang": Kind(value=None, strikes="replica", help="takes requests, makes no token"),
-    "crash": Kind(value=None, strikes="replica", help="SIGKILL of the replica; it loads again for 4 s"),
-    "slow": Kind(value="6", strikes="replica", help="every step so many times as slow"),
-    "drain": Kind(value=None, strikes="replica", help="an operator's drain"),
-    "agent": Kind(value="stop", strikes="node", help="halts (stop) or kills (kill) a node's agent"),
-    "service": Kind(value=None, strikes="service", help="SIGKILL of the service"),
-    "clear": Kind(value=None, strikes="everything", help="mends all of it, or what TARGET names"),
+    "xid": FaultKind(value="79", strikes="replica", help="an XID event on the replica's GPU"),
+    "throttle": FaultKind(value="0.4", strikes="replica", help="heat leaves this share of the clock"),
+    "ecc": FaultKind(value=None, strikes="replica", help="uncorrected ECC errors on the GPU"),
+    "hang": FaultKind(value=None, strikes="replica", help="takes requests, makes no token"),
+    "crash": FaultKind(value=None, strikes="replica", help="SIGKILL of the replica; it loads again for 4 s"),
+    "slow": FaultKind(value="6", strikes="replica", help="every step so many times as slow"),
+    "drain": FaultKind(value=None, strikes="replica", help="an operator's drain"),
+    "agent": FaultKind(value="stop", strikes="node", help="halts (stop) or kills (kill) a node's agent"),
+    "service": FaultKind(value=None, strikes="service", help="SIGKILL of the service"),
+    "clear": FaultKind(value=None, strikes="everything", help="mends all of it, or what TARGET names"),
 }
-_WORK: Final[dict[str, Callable[[Order], Awaitable[Done]]]] = {
+_WORK: Final[dict[str, Callable[[DemoFault], Awaitable[Done]]]] = {
     "xid": _xid,
     "throttle": _throttle,
     "ecc": _ecc,
@@ -260,19 +260,19 @@ async def mend(demo: RunningDemo, target: str) -> None:
         await _set(replica, {"clear": True})
 
 
-def resolve(demo: RunningDemo, strikes: str, *, value: str | None, target: str | None) -> Order:
+def resolve(demo: RunningDemo, strikes: str, *, value: str | None, target: str | None) -> DemoFault:
     """The order for a target: a replica's number, name or address, or a node, which means all on it."""
     if target is None and strikes == "everything":
-        return Order(demo, value, demo.replicas, demo.nodes)
+        return DemoFault(demo, value, demo.replicas, demo.nodes)
     if target is None:
         replica = next(each for each in demo.replicas if each.number == DEFAULT_REPLICA)
-        return Order(demo, value, [replica], [demo.nodes[DEFAULT_NODE]])
+        return DemoFault(demo, value, [replica], [demo.nodes[DEFAULT_NODE]])
     for node in demo.nodes:
         if target == node.name:
-            return Order(demo, value, [each for each in demo.replicas if each.node == node.name], [node])
+            return DemoFault(demo, value, [each for each in demo.replicas if each.node == node.name], [node])
     for replica in demo.replicas:
         if target in (str(replica.number), replica.name, replica.address):
-            return Order(demo, value, [replica], [demo.node_of(replica)])
+            return DemoFault(demo, value, [replica], [demo.node_of(replica)])
     choices = [f"{each.number} ({each.name})" for each in demo.replicas]
     names = ", ".join([*choices, *(node.name for node in demo.nodes)])
     raise WrongOrderError(f"{target!r} is no part of this demo; write one of {names}")
@@ -318,7 +318,7 @@ def _kill(demo: RunningDemo, pid: int | None, signum: signal.Signals, what: str)
     os.kill(pid, signum)
 
 
-async def _tell(order: Order, fault: dict[str, Any]) -> None:
+async def _tell(order: DemoFault, fault: dict[str, Any]) -> None:
     for replica in order.replicas:
         if not await _set(replica, fault):
             raise FaultError(

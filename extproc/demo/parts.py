@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from extproc.demo.fleet import DemoFleet, listens
+from extproc.demo.replicas import DemoFleet, listens
 from extproc.supervise.child import Child, ChildFailedError, ChildSpec
 from extproc.supervise.gateway import steersman_argv
 from extproc.supervise.output import Output

@@ -21,18 +21,18 @@ from rich.console import Console, RenderableType
 from extproc.config.load import load
 from extproc.demo import running, table
 from extproc.demo.cards import Cards
-from extproc.demo.clients import Clients
-from extproc.demo.fleet import CAPTION, PORTS_NEEDED, DemoFleet, curl_line, lay_out
+from extproc.demo.clients import TenantClients
 from extproc.demo.live import Events, going_on, show_picture
 from extproc.demo.parts import RESTARTS, Parts
+from extproc.demo.replicas import CAPTION, PORTS_NEEDED, DemoFleet, curl_line, lay_out
 from extproc.demo.tenancy import BY_NAME, FAMILY, POOLS, TENANTS
-from extproc.demo.traffic import Figures, Traffic, percentile_ms
+from extproc.demo.traffic import Traffic, TrafficFigures, percentile_ms
 from extproc.demo.trouble import EVERY_S, OFF, Trouble
-from extproc.demo.workload import Workload
+from extproc.demo.workload import DemoWorkload
 from extproc.history.follow import Follow
 from extproc.supervise.asking import ServiceSilentError
 from extproc.supervise.child import ChildFailedError
-from extproc.supervise.gateway import Gateway, GatewayFailedError, GatewayOptions
+from extproc.supervise.gateway import GatewayFailedError, GatewayOptions, SupervisedGateway
 from extproc.supervise.page import opened_page
 from extproc.supervise.ports import free_ports
 from extproc.supervise.signals import Signals, first_of
@@ -64,7 +64,7 @@ class DemoOptions:
 class Demo:
     """One run of it."""
 
-    def __init__(self, options: DemoOptions, work: Workload) -> None:
+    def __init__(self, options: DemoOptions, work: DemoWorkload) -> None:
         self.options = options
         self.work = work
         self.events = Events()
@@ -84,7 +84,7 @@ class Demo:
 
     async def _with_everything(self, body: Any, *, faults: bool = False) -> dict[str, Any] | None:
         options = self.options
-        gateway = Gateway(
+        gateway = SupervisedGateway(
             load(self.fleet.config),
             self.fleet.config,
             options=GatewayOptions(
@@ -103,7 +103,7 @@ class Demo:
             gateway.kill()
 
         signals = Signals(force=force)
-        clients: dict[str, Clients] = {}
+        clients: dict[str, TenantClients] = {}
         with signals, running.announced(options.run_dir, self.events) as file:
             beside = [
                 asyncio.create_task(self.cards.run()),
@@ -118,7 +118,7 @@ class Demo:
                     return None
                 models = [*(serving.model for serving in POOLS), FAMILY]
                 for tenant, key in self.fleet.keys.items():
-                    clients[tenant] = Clients(gateway.url, key=key, models=models)
+                    clients[tenant] = TenantClients(gateway.url, key=key, models=models)
                 if faults:
                     trouble = Trouble(
                         demo=partial(running.described, self.fleet, gateway, parts, run_dir=options.run_dir),
@@ -137,7 +137,7 @@ class Demo:
                 await parts.stop()
                 self.events("stopped all of it")
 
-    async def _start(self, gateway: Gateway, parts: Parts) -> None:
+    async def _start(self, gateway: SupervisedGateway, parts: Parts) -> None:
         self.cards.write()
         parts.begin()
         starting = asyncio.create_task(gateway.start())
@@ -151,7 +151,7 @@ class Demo:
             await asyncio.gather(starting, return_exceptions=True)
         await self._heard(gateway)
 
-    async def _heard(self, gateway: Gateway) -> None:
+    async def _heard(self, gateway: SupervisedGateway) -> None:
         """Until every agent was heard, and Envoy knows the replica that one of them registered."""
         deadline_s = time.monotonic() + HEARD_S_MAX
         wanted = {replica.address for replica in self.fleet.replicas}
@@ -173,7 +173,7 @@ class Demo:
                 self.events(f"{replica.number} {replica.name} was in no list: {replica.node} registered it")
 
     async def _until_stopped(
-        self, signals: Signals, gateway: Gateway, parts: Parts, body: Coroutine[Any, Any, Any]
+        self, signals: Signals, gateway: SupervisedGateway, parts: Parts, body: Coroutine[Any, Any, Any]
     ) -> dict[str, Any] | None:
         """The body's result; None when a stop came first; GatewayFailedError when a part gave up."""
         failed = asyncio.create_task(gateway.failed())
@@ -192,7 +192,7 @@ class Demo:
                 task.cancel()
             await asyncio.gather(failed, parts_failed, working, return_exceptions=True)
 
-    async def _announce(self, file: Path, gateway: Gateway, parts: Parts) -> None:
+    async def _announce(self, file: Path, gateway: SupervisedGateway, parts: Parts) -> None:
         """Keep what `demo-fault` reads true, and pass on what it noted."""
         said: running.RunningDemo | None = None
         notes = running.Notes(self.options.run_dir)
@@ -207,7 +207,7 @@ class Demo:
                 self.events(line)
             await asyncio.sleep(ANNOUNCE_S)
 
-    async def _forever(self, gateway: Gateway, traffic: Traffic) -> None:
+    async def _forever(self, gateway: SupervisedGateway, traffic: Traffic) -> None:
         figures = traffic.figures
         began_s = time.monotonic()
         notes = [
@@ -246,7 +246,7 @@ class Demo:
         finally:
             self._say(_line(figures, time.monotonic() - began_s))
 
-    async def _smoke(self, gateway: Gateway, traffic: Traffic) -> dict[str, Any]:
+    async def _smoke(self, gateway: SupervisedGateway, traffic: Traffic) -> dict[str, Any]:
         began_s = time.monotonic()
         lines = asyncio.create_task(self._lines(traffic.figures, began_s))
         try:
@@ -264,7 +264,7 @@ class Demo:
             self._say(line)
         return traffic.figures.summary(endpoints_used=used)
 
-    async def _endpoints_used(self, gateway: Gateway, figures: Figures) -> int:
+    async def _endpoints_used(self, gateway: SupervisedGateway, figures: TrafficFigures) -> int:
         """Endpoints that served a request, once the access log's records are all in."""
         answered = sum(tenant.ok for tenant in figures.tenants.values())
         deadline_s = time.monotonic() + SETTLE_S_MAX
@@ -276,12 +276,12 @@ class Demo:
                 return sum(count > 0 for count in served)
             await asyncio.sleep(0.1)
 
-    async def _lines(self, figures: Figures, began_s: float) -> None:
+    async def _lines(self, figures: TrafficFigures, began_s: float) -> None:
         while True:
             await asyncio.sleep(LINE_EVERY_S)
             self._say(_line(figures, time.monotonic() - began_s))
 
-    def _greet(self, gateway: Gateway, *, faults: bool) -> None:
+    def _greet(self, gateway: SupervisedGateway, *, faults: bool) -> None:
         if not self.options.pictured:
             for note in self._notes(faults=faults):
                 self._say(note)
@@ -303,12 +303,12 @@ class Demo:
             self.console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def _errors(figures: Figures) -> list[str]:
+def _errors(figures: TrafficFigures) -> list[str]:
     """The kinds of failures that clients saw, the most frequent last."""
     return [f"failed {count}×: {error}" for error, count in reversed(figures.errors.most_common())]
 
 
-def _meant(figures: Figures) -> list[str]:
+def _meant(figures: TrafficFigures) -> list[str]:
     """Who was refused as it is meant to be, by what, and the last wait that it was told."""
     lines = []
     for name, tenant in figures.tenants.items():
@@ -318,7 +318,7 @@ def _meant(figures: Figures) -> list[str]:
     return lines
 
 
-def _line(figures: Figures, ran_s: float) -> str:
+def _line(figures: TrafficFigures, ran_s: float) -> str:
     """What the clients saw so far, in one line."""
     parts = [table.clock(ran_s)]
     for name, times in _times(figures).items():
@@ -331,7 +331,7 @@ def _line(figures: Figures, ran_s: float) -> str:
     return " · ".join(parts)
 
 
-def _times(figures: Figures) -> dict[str, dict[str, Any]]:
+def _times(figures: TrafficFigures) -> dict[str, dict[str, Any]]:
     """Failures and times to first token as the clients saw them."""
     result = {}
     for name, tenant in figures.tenants.items():

@@ -21,9 +21,9 @@ from extproc.supervise.admin_link import AdminLink, Link
 from extproc.supervise.asking import ServiceLink, ServiceSilentError
 
 if TYPE_CHECKING:
-    from extproc.demo.fleet import DemoFleet
     from extproc.demo.parts import Parts
-    from extproc.supervise.gateway import Gateway
+    from extproc.demo.replicas import DemoFleet
+    from extproc.supervise.gateway import SupervisedGateway
 
 FILE_BYTES_MAX = 64 * 1024
 #: The service's default; another one is found by its `service.listen`.
@@ -141,7 +141,7 @@ def announced(run_dir: Path, report: Callable[[str], None]) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def described(fleet: DemoFleet, gateway: Gateway, parts: Parts, *, run_dir: Path) -> RunningDemo:
+def described(fleet: DemoFleet, gateway: SupervisedGateway, parts: Parts, *, run_dir: Path) -> RunningDemo:
     """This process's demo as it stands."""
     return RunningDemo(
         pid=os.getpid(),

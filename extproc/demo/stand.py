@@ -18,10 +18,10 @@ import yaml
 
 from extproc.config.load import load
 from extproc.core.tenant import hash_key
-from extproc.sim.fleet import RunningReplicas, start_replicas
+from extproc.sim.listening import RunningReplicas, start_replicas
 from extproc.sim.spec import ReplicaSpec
 from extproc.supervise.envoy import find_envoy
-from extproc.supervise.gateway import Gateway, GatewayOptions
+from extproc.supervise.gateway import GatewayOptions, SupervisedGateway
 from extproc.supervise.ports import free_ports
 from extproc.supervise.restarts import RestartPolicy
 
@@ -33,7 +33,7 @@ class Stand:
     url: str
     keys: Mapping[str, str]
     file: Path
-    gateway: Gateway
+    gateway: SupervisedGateway
     replicas: RunningReplicas
     lines: list[str]
 
@@ -109,7 +109,7 @@ async def stand(
         run_dir = folder / "run"
         run_dir.mkdir(mode=0o700, exist_ok=True)
         lines: list[str] = []
-        gateway = Gateway(
+        gateway = SupervisedGateway(
             load(file),
             file,
             options=GatewayOptions(envoy=envoy, run_dir=run_dir, concurrency=1, policy=policy),

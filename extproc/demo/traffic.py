@@ -14,10 +14,10 @@ from itertools import cycle, islice
 from random import Random
 from typing import Any, Final
 
-from extproc.demo.clients import WAYS, Call, Seen, Send, Way
+from extproc.demo.clients import WAYS, Call, ClientSample, Send, Way
 from extproc.demo.refusals import Refusal, refusal
 from extproc.demo.tenancy import BY_NAME, FAMILY, POOLS, TENANTS
-from extproc.demo.workload import BATCH, CHAT, TRIAL, Arrival, Workload, gaps
+from extproc.demo.workload import BATCH, CHAT, TRIAL, DemoArrival, DemoWorkload, gaps
 
 #: Requests under way at once; above it arrivals wait, as behind a client's connection pool.
 IN_FLIGHT_MAX: Final = 48
@@ -62,7 +62,7 @@ class TenantFigures:
     ttft_s: deque[float] = field(default_factory=lambda: deque(maxlen=TTFT_KEPT))
 
 
-class Figures:
+class TrafficFigures:
     """What all clients saw."""
 
     def __init__(self) -> None:
@@ -127,14 +127,14 @@ class Traffic:
     """The tenants at work. `send` maps a tenant to its clients."""
 
     def __init__(self, send: Mapping[str, Send], *, seed: int) -> None:
-        self.figures = Figures()
+        self.figures = TrafficFigures()
         self._send = send
         self._rng = Random(seed)
         self._text = " ".join(self._rng.choice(_WORDS) for _ in range(12_000))
         self._room = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._running: set[asyncio.Task[None]] = set()
 
-    async def replay(self, work: Workload, *, speed: float) -> None:
+    async def replay(self, work: DemoWorkload, *, speed: float) -> None:
         """Send arrivals when they are due, span after span, until cancelled."""
         loop = asyncio.get_running_loop()
         try:
@@ -147,13 +147,13 @@ class Traffic:
         finally:
             await self._cancel_running()
 
-    async def smoke(self, work: Workload, *, requests: int = SMOKE_REQUESTS) -> None:
+    async def smoke(self, work: DemoWorkload, *, requests: int = SMOKE_REQUESTS) -> None:
         """Send so many requests of both tenants through every way, a few at once, and wait for all."""
         pairs = cycle([(tenant.name, way) for way in WAYS for tenant in TENANTS])
         limit = asyncio.Semaphore(SMOKE_AT_ONCE)
         try:
             for (tenant, way), arrival in islice(zip(pairs, cycle(work.arrivals), strict=False), requests):
-                short = Arrival(
+                short = DemoArrival(
                     arrival.at_s,
                     tenant,
                     min(arrival.input_tokens, SMOKE_INPUT_TOKENS_MAX),
@@ -165,7 +165,7 @@ class Traffic:
         finally:
             await self._cancel_running()
 
-    def call(self, arrival: Arrival, way: Way) -> Call:
+    def call(self, arrival: DemoArrival, way: Way) -> Call:
         """A request of those lengths: words, and the marker that fixes the simulated answer's length."""
         model, opening = self._asked(arrival.tenant, way)
         output_tokens = min(arrival.output_tokens, OUTPUT_TOKENS_MAX)
@@ -193,7 +193,7 @@ class Traffic:
 
     async def _one(self, call: Call) -> None:
         figures = self.figures.tenants[call.tenant]
-        seen = Seen()
+        seen = ClientSample()
         figures.sent += 1
         figures.in_flight += 1
         self.figures.ways.add(call.way)

@@ -33,7 +33,7 @@ TRIAL_EVERY: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class DemoArrival:
     """One request: when (seconds from the start), whose, and how long."""
 
     at_s: float
@@ -43,11 +43,11 @@ class Arrival:
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class DemoWorkload:
     """Arrivals within `span_s` in order of time, and in words where they came from."""
 
     source: str
-    arrivals: tuple[Arrival, ...]
+    arrivals: tuple[DemoArrival, ...]
     span_s: float
 
 
@@ -55,14 +55,14 @@ class TraceError(Exception):
     """A trace that cannot be used; the message says file, line and what is wrong."""
 
 
-def workload(trace: Path | None, *, seed: int) -> Workload:
+def workload(trace: Path | None, *, seed: int) -> DemoWorkload:
     """The given trace, or the one beside the checkout, or a generated workload. Raises TraceError."""
     if trace is None and TRACE_BESIDE.is_file():
         trace = TRACE_BESIDE
     return generated(seed=seed) if trace is None else read_trace(trace)
 
 
-def read_trace(path: Path) -> Workload:
+def read_trace(path: Path) -> DemoWorkload:
     """The first minutes of a trace."""
     arrivals = tuple(_rows(path))
     if not arrivals:
@@ -70,10 +70,10 @@ def read_trace(path: Path) -> Workload:
     span_s = min(SPAN_S, arrivals[-1].at_s + 1.0)
     first = f"first {span_s / 60:.0f} min" if span_s >= 90 else f"first {span_s:.0f} s"
     licence = " (Azure 2023, CC-BY-4.0)" if path.name.startswith("azure2023") else ""
-    return Workload(f"real trace {path.name}, {first}{licence}", arrivals, span_s)
+    return DemoWorkload(f"real trace {path.name}, {first}{licence}", arrivals, span_s)
 
 
-def _rows(path: Path) -> Iterator[Arrival]:
+def _rows(path: Path) -> Iterator[DemoArrival]:
     line = 0
     try:
         with _text(path) as text:
@@ -114,7 +114,7 @@ def _text(path: Path) -> io.TextIOWrapper:
     return path.open(encoding="utf-8", newline="")
 
 
-def _arrival(path: Path, line: int, row: list[str], places: list[int]) -> Arrival:
+def _arrival(path: Path, line: int, row: list[str], places: list[int]) -> DemoArrival:
     where = f"{path}:{line}"
     if len(row) <= max(places):
         raise TraceError(f"{where}: has {len(row)} columns, too few")
@@ -130,7 +130,7 @@ def _arrival(path: Path, line: int, row: list[str], places: list[int]) -> Arriva
         if not (text.strip().isdecimal() and 1 <= int(text) <= TOKENS_MAX):
             raise TraceError(f"{where}: {name} {text!r} is no number from 1 to {TOKENS_MAX}")
         counts.append(int(text))
-    return Arrival(at_s, _whose(counts[0], line), *counts)
+    return DemoArrival(at_s, _whose(counts[0], line), *counts)
 
 
 def _whose(input_tokens: int, line: int) -> str:
@@ -139,7 +139,7 @@ def _whose(input_tokens: int, line: int) -> str:
     return TRIAL if line % TRIAL_EVERY == 0 else CHAT
 
 
-def generated(*, seed: int, span_s: float = 120.0) -> Workload:
+def generated(*, seed: int, span_s: float = 120.0) -> DemoWorkload:
     """Chat and trial: steady, short prompts. Batch: a burst of long ones every ten seconds. Seeded."""
     rng = Random(seed)
     arrivals = []
@@ -147,20 +147,20 @@ def generated(*, seed: int, span_s: float = 120.0) -> Workload:
         at_s = 0.0
         while (at_s := at_s + rng.expovariate(per_s)) < span_s:
             prompt, output = _length(rng, median=220, most=1_000), _length(rng, median=90, most=400)
-            arrivals.append(Arrival(at_s, tenant, prompt, output))
+            arrivals.append(DemoArrival(at_s, tenant, prompt, output))
     for burst_s in range(2, int(span_s), 10):
         for _ in range(rng.randint(14, 24)):
             prompt, output = _length(rng, median=1_800, most=4_000), _length(rng, median=60, most=300)
-            arrivals.append(Arrival(burst_s + rng.random(), BATCH, prompt, output))
+            arrivals.append(DemoArrival(burst_s + rng.random(), BATCH, prompt, output))
     arrivals.sort(key=lambda arrival: arrival.at_s)
-    return Workload("generated (no trace at hand; --trace FILE replays one)", tuple(arrivals), span_s)
+    return DemoWorkload("generated (no trace at hand; --trace FILE replays one)", tuple(arrivals), span_s)
 
 
 def _length(rng: Random, *, median: int, most: int) -> int:
     return max(4, min(most, round(median * rng.lognormvariate(0.0, 0.6))))
 
 
-def gaps(work: Workload) -> Iterator[tuple[float, Arrival]]:
+def gaps(work: DemoWorkload) -> Iterator[tuple[float, DemoArrival]]:
     """(seconds since the one before, arrival) over one span."""
     if work.arrivals:
         yield work.arrivals[0].at_s, work.arrivals[0]

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from extproc.discovery.member import Member, OnMembers
+from extproc.discovery.member import DiscoveredMember, OnMembers
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class DnsName:
 
 @dataclass(slots=True)
 class _Known:
-    members: tuple[Member, ...] = ()
+    members: tuple[DiscoveredMember, ...] = ()
     tried: bool = False
     failing: bool = False
     #: When it was first answered that there is no address, since it had one.
@@ -65,14 +65,14 @@ class DnsNames:
 
     names: Sequence[DnsName]
     _known: dict[DnsName, _Known] = field(init=False)
-    _told: tuple[Member, ...] | None = field(init=False, default=None)
+    _told: tuple[DiscoveredMember, ...] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if len(self.names) > NAMES_MAX:
             raise ValueError(f"{len(self.names)} names; at most {NAMES_MAX} are looked up for a pool")
         self._known = {name: _Known() for name in self.names}
 
-    def answered(self, name: DnsName, hosts: Iterable[str]) -> tuple[Member, ...] | None:
+    def answered(self, name: DnsName, hosts: Iterable[str]) -> tuple[DiscoveredMember, ...] | None:
         """A lookup gave IP addresses; gives the pool's members when they changed, else None."""
         known = self._known[name]
         addresses = sorted({ipaddress.ip_address(host.partition("%")[0]) for host in hosts}, key=_order)
@@ -87,12 +87,12 @@ class DnsNames:
             )
         known.tried, known.failing = True, False
         known.members = tuple(
-            Member(_ip_port(address, name.port), name.zone, name.region)
+            DiscoveredMember(_ip_port(address, name.port), name.zone, name.region)
             for address in addresses[:ADDRESSES_MAX]
         )
         return self._changed()
 
-    def gone(self, name: DnsName, reason: str, *, now_s: float) -> tuple[Member, ...] | None:
+    def gone(self, name: DnsName, reason: str, *, now_s: float) -> tuple[DiscoveredMember, ...] | None:
         """A lookup was answered, with no address; the members leave when it stays so for `gone_after_s`."""
         known = self._known[name]
         if known.gone_s is None:
@@ -110,7 +110,9 @@ class DnsNames:
             return self._changed()
         return self.failed(name, reason, gone=True)
 
-    def failed(self, name: DnsName, reason: str, *, gone: bool = False) -> tuple[Member, ...] | None:
+    def failed(
+        self, name: DnsName, reason: str, *, gone: bool = False
+    ) -> tuple[DiscoveredMember, ...] | None:
         """A lookup failed, or takes too long: the name's last good answer stands.
 
         `gone`: the answer was that there is none. Between two such a failure says nothing else.
@@ -127,11 +129,11 @@ class DnsNames:
         known.tried = known.failing = True
         return self._changed()
 
-    def _changed(self) -> tuple[Member, ...] | None:
+    def _changed(self) -> tuple[DiscoveredMember, ...] | None:
         # Before every name was tried once the set would be incomplete, and members would seem to leave.
         if not all(known.tried for known in self._known.values()):
             return None
-        union: dict[str, Member] = {}
+        union: dict[str, DiscoveredMember] = {}
         for known in self._known.values():
             for member in known.members:
                 union.setdefault(member.address, member)
@@ -206,6 +208,6 @@ class DnsSource:
         finally:
             lookup.cancel()
 
-    def _tell(self, members: tuple[Member, ...] | None) -> None:
+    def _tell(self, members: tuple[DiscoveredMember, ...] | None) -> None:
         if members is not None:
             self._on_members(self._pool, SOURCE, members)

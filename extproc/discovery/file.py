@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 from extproc.config.checks import dotted
 from extproc.config.model import Section
 from extproc.config.types import IpPort
-from extproc.discovery.member import MEMBERS_MAX, Member, OnMembers
+from extproc.discovery.member import MEMBERS_MAX, DiscoveredMember, OnMembers
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class EndpointsError(Exception):
         super().__init__("\n".join(problems))
 
 
-def parse(data: bytes, *, name: str) -> tuple[Member, ...]:
+def parse(data: bytes, *, name: str) -> tuple[DiscoveredMember, ...]:
     """The members that a file's content lists; raises EndpointsError with every mistake."""
     try:
         tree = yaml.load(data, Loader=_LOADER)  # noqa: S506 (one of PyYAML's two safe loaders)
@@ -91,7 +91,7 @@ def parse(data: bytes, *, name: str) -> tuple[Member, ...]:
     ]
     if repeated:
         raise EndpointsError(repeated[:PROBLEMS_MAX])
-    return tuple(Member(e.address, e.zone, e.region, e.max_concurrent) for e in entries)
+    return tuple(DiscoveredMember(e.address, e.zone, e.region, e.max_concurrent) for e in entries)
 
 
 def _wording(error: Any) -> str:
@@ -126,7 +126,7 @@ class FileWatch:
         self._looks = 0
         self._seen: Signature | None = None
         self._read: Signature | None = None
-        self._told: tuple[Member, ...] | None = None
+        self._told: tuple[DiscoveredMember, ...] | None = None
         self._problems: list[str] = []
 
     def looked(self, signature: Signature | None) -> bool:
@@ -145,7 +145,7 @@ class FileWatch:
         # At the start nothing is known that half a file could spoil, and nobody wants to wait.
         return self._looks == 1 or before == signature
 
-    def read(self, signature: Signature, data: bytes) -> tuple[Member, ...] | None:
+    def read(self, signature: Signature, data: bytes) -> tuple[DiscoveredMember, ...] | None:
         """A reading, with the signature after it; gives the members when they changed, else None."""
         if signature != self._seen or len(data) != signature.size:
             return None  # it changed under the reader; the next look sees it
@@ -200,7 +200,7 @@ class FileSource:
         if members is not None:
             self._on_members(self._pool, SOURCE, members)
 
-    def _look(self) -> tuple[Member, ...] | None:
+    def _look(self) -> tuple[DiscoveredMember, ...] | None:
         try:
             if not self._watch.looked(Signature.of(self._path.stat())):
                 return None

@@ -10,7 +10,7 @@ MEMBERS_MAX = 4096
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Member:
+class DiscoveredMember:
     """One endpoint: `address` as ip:port; empty or None where the source does not say."""
 
     address: str
@@ -20,4 +20,4 @@ class Member:
 
 
 #: Takes (pool, source, members): all members that the source knows of the pool, each address once.
-OnMembers = Callable[[str, str, tuple[Member, ...]], None]
+OnMembers = Callable[[str, str, tuple[DiscoveredMember, ...]], None]

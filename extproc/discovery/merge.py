@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from extproc.discovery.member import MEMBERS_MAX, Member
+from extproc.discovery.member import MEMBERS_MAX, DiscoveredMember
 
 #: The strongest first.
 PRECEDENCE = ("static", "file", "dns", "agent", "picker")
@@ -30,18 +30,18 @@ class Membership:
     """What each source last said of each pool, and what follows."""
 
     def __init__(self, pools: Iterable[str]) -> None:
-        self._said: dict[str, dict[str, tuple[Member, ...]]] = {pool: {} for pool in pools}
-        self.members: dict[str, tuple[Member, ...]] = dict.fromkeys(self._said, ())
+        self._said: dict[str, dict[str, tuple[DiscoveredMember, ...]]] = {pool: {} for pool in pools}
+        self.members: dict[str, tuple[DiscoveredMember, ...]] = dict.fromkeys(self._said, ())
         self.conflicts: tuple[Conflict, ...] = ()
         #: Members beyond MEMBERS_MAX of a pool, by pool; the weakest sources' last ones are left out.
         self.left_out: dict[str, int] = {}
 
     @property
-    def said(self) -> Mapping[str, Mapping[str, tuple[Member, ...]]]:
+    def said(self) -> Mapping[str, Mapping[str, tuple[DiscoveredMember, ...]]]:
         """What each source last said: {pool: {source: members}}."""
         return self._said
 
-    def update(self, pool: str, source: str, members: Iterable[Member]) -> frozenset[str]:
+    def update(self, pool: str, source: str, members: Iterable[DiscoveredMember]) -> frozenset[str]:
         """Take a source's complete set for a pool; gives the pools whose members changed by it."""
         assert source in PRECEDENCE, source
         self._said[pool][source] = tuple(members)
@@ -52,13 +52,13 @@ class Membership:
 
 
 def merge(
-    said: Mapping[str, Mapping[str, tuple[Member, ...]]],
-) -> tuple[dict[str, tuple[Member, ...]], tuple[Conflict, ...], dict[str, int]]:
+    said: Mapping[str, Mapping[str, tuple[DiscoveredMember, ...]]],
+) -> tuple[dict[str, tuple[DiscoveredMember, ...]], tuple[Conflict, ...], dict[str, int]]:
     """Union by address: {pool: {source: members}} to ({pool: members}, conflicts, {pool: left out}).
 
     Members stand in the order of precedence, then in that of their source.
     """
-    found: dict[str, dict[str, Member]] = {pool: {} for pool in said}
+    found: dict[str, dict[str, DiscoveredMember]] = {pool: {} for pool in said}
     owners: dict[str, str] = {}
     conflicts: list[Conflict] = []
     left_out: dict[str, set[str]] = {}
@@ -81,10 +81,10 @@ def merge(
     return merged, tuple(sorted(set(conflicts))), {pool: len(some) for pool, some in left_out.items()}
 
 
-def _filled(strong: Member, weak: Member) -> Member:
+def _filled(strong: DiscoveredMember, weak: DiscoveredMember) -> DiscoveredMember:
     if strong.zone and strong.region and strong.max_concurrent is not None:
         return strong
     # A zone is a part of its region: they come from one source or not at all.
     place = strong if strong.zone or strong.region else weak
     limit = strong.max_concurrent if strong.max_concurrent is not None else weak.max_concurrent
-    return Member(strong.address, place.zone, place.region, limit)
+    return DiscoveredMember(strong.address, place.zone, place.region, limit)

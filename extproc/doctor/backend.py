@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from extproc.doctor.evidence import Backend, Failed
-from extproc.doctor.fetch import Answer, fetch
+from extproc.doctor.fetch import Fetched, fetch
 from steersman_agent.engines import ENGINES
 
 #: Pages asked of a server that nobody has named. vLLM is the one with `/version`; SGLang has it not.
@@ -25,7 +25,7 @@ def backend(url: str, *, timeout_s: float, address: str = "") -> Backend | Faile
     pages: dict[str, Any] = {}
     for path in PAGES:
         answer = fetch(f"{url}{path}", timeout_s=timeout_s)
-        if isinstance(answer, Answer) and answer.status == 200:
+        if isinstance(answer, Fetched) and answer.status == 200:
             pages[path] = answer.json()
         if recognised(pages) in ("tgi", "sglang"):
             break
@@ -33,7 +33,7 @@ def backend(url: str, *, timeout_s: float, address: str = "") -> Backend | Faile
     if engine is not None:
         for path in set(ENGINES[engine].about_paths) - pages.keys():
             answer = fetch(f"{url}{path}", timeout_s=timeout_s)
-            if isinstance(answer, Answer) and answer.status == 200:
+            if isinstance(answer, Fetched) and answer.status == 200:
                 pages[path] = answer.json()
     return told(address or url.partition("://")[2], pages, health=health.status)
 

@@ -24,7 +24,7 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Fetched:
     """A whole answer, whatever its status."""
 
     status: int
@@ -49,7 +49,7 @@ class Answer:
 
 def fetch(
     url: str, *, timeout_s: float, body: Any = None, headers: Mapping[str, str] | None = None
-) -> Answer | Failed:
+) -> Fetched | Failed:
     """GET a URL, or POST a JSON body to it."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data=data, headers=dict(headers or {}))  # noqa: S310 (http or https: the caller's)
@@ -58,10 +58,10 @@ def fetch(
     try:
         try:
             with _OPENER.open(request, timeout=timeout_s) as answer:
-                return Answer(answer.status, answer.read(ANSWER_BYTES_MAX), _lower(answer.headers))
+                return Fetched(answer.status, answer.read(ANSWER_BYTES_MAX), _lower(answer.headers))
         except urllib.error.HTTPError as refused:
             with refused:
-                return Answer(refused.code, refused.read(ANSWER_BYTES_MAX), _lower(refused.headers))
+                return Fetched(refused.code, refused.read(ANSWER_BYTES_MAX), _lower(refused.headers))
     except TimeoutError:
         return Failed(f"no answer within {timeout_s:g} s")
     except urllib.error.URLError as error:

@@ -77,7 +77,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DoctorReport:
     """What all checks said."""
 
     findings: tuple[Finding, ...]
@@ -95,7 +95,7 @@ class Report:
         return sum(each.severity is severity for each in self.findings)
 
 
-def run(checks: Sequence[Check], evidence: Evidence) -> Report:
+def run(checks: Sequence[Check], evidence: Evidence) -> DoctorReport:
     """Ask every check; the worst findings first, else in the checks' order."""
     findings: list[Finding] = []
     passed: list[str] = []
@@ -113,7 +113,7 @@ def run(checks: Sequence[Check], evidence: Evidence) -> Report:
             passed.append(check.id)
     order = list(Severity)
     findings.sort(key=lambda each: order.index(each.severity))
-    return Report(tuple(findings), tuple(passed), left_out)
+    return DoctorReport(tuple(findings), tuple(passed), left_out)
 
 
 def _bounded(check: Check, evidence: Evidence) -> Iterator[Said]:

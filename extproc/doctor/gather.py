@@ -34,7 +34,7 @@ from extproc.doctor.evidence import (
     RedisSeen,
     ServiceSeen,
 )
-from extproc.doctor.fetch import Answer, fetch
+from extproc.doctor.fetch import Fetched, fetch
 from extproc.supervise.admin_link import AdminLink, Link
 from extproc.supervise.asking import ServiceLink, ServiceRefusedError, ServiceSilentError, reachable
 
@@ -157,7 +157,7 @@ def _in_doubt(status: Mapping[str, Any]) -> bool:
 
 def _envoy(admin: str) -> EnvoySeen | Failed:
     url = f"http://{reachable(admin)}"
-    pages: dict[str, Answer] = {}
+    pages: dict[str, Fetched] = {}
     before_ms = time.time() * 1000
     for name, path in (
         ("info", "/server_info"),

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from extproc.config.load import ConfigError, load, loads
 from extproc.config.model import Config
-from extproc.history.versions import Entry, History, HistoryError, locked, read_text, user, write_whole
+from extproc.history.versions import (
+    ConfigHistory,
+    HistoryError,
+    Version,
+    locked,
+    read_text,
+    user,
+    write_whole,
+)
 
 #: What takes a text and the configuration that it reads as, and gives the new text.
 Rewrite = Callable[[str, Config], str]
@@ -20,7 +28,7 @@ class Change:
 
     before: Config | None
     after: Config
-    entry: Entry
+    entry: Version
 
 
 def change(file: Path, rewrite: Rewrite, *, why: str, command: str, who: str = "") -> Change | None:
@@ -47,7 +55,7 @@ def rollback(file: Path, version: int, *, why: str, who: str = "") -> Change | N
     in place of a hash), but kept beside the file as FILE.refused.
     """
     with locked(file):
-        history = History(file)
+        history = ConfigHistory(file)
         old = history.read().version(version)
         text = read_text(file)
         if text == old.text:
@@ -67,7 +75,7 @@ def _write(
     file: Path, text: str, new: str, *, before: Config | None, why: str, command: str, who: str
 ) -> Change:
     after = loads(new, name=str(file))
-    history = History(file)
+    history = ConfigHistory(file)
     if before is not None:
         history.note(text)
     entry = history.append(new, who=who or user(), why=why, command=command)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from extproc.config.model import Config, Key, Quota, Tenant
+from extproc.config.model import Config, KeyConfig, Quota, TenantConfig
 
 #: Tenants' changes told one by one; the rest is counted.
 CHANGES_MAX = 1_000
@@ -25,7 +25,7 @@ def changes(before: Config, after: Config) -> list[Event]:
     return [*found, ("more_changes", {"count": beyond})] if beyond else found
 
 
-def key_id(key: Key) -> str:
+def key_id(key: KeyConfig) -> str:
     """What a key is called in records: its name, or the beginning of its hash (core.tenant.Key.id)."""
     return key.name or (key.sha256 or key.hmac_sha256 or "")[:12]
 
@@ -43,14 +43,14 @@ def _changes(before: Config, after: Config) -> Iterator[Event]:
     for name, tenant in new.items():
         if name not in old:
             yield "tenant_added", {"tenant": name}
-        earlier = old.get(name) or Tenant(name=name)
+        earlier = old.get(name) or TenantConfig(name=name)
         if earlier == tenant:
             continue
         yield from _quotas(earlier, tenant)
         yield from _keys(earlier, tenant)
 
 
-def _quotas(before: Tenant, after: Tenant) -> Iterator[Event]:
+def _quotas(before: TenantConfig, after: TenantConfig) -> Iterator[Event]:
     old, new = _scopes(before), _scopes(after)
     for scope in sorted(old.keys() | new.keys()):
         was, now = old.get(scope, {}), new.get(scope, {})
@@ -58,7 +58,7 @@ def _quotas(before: Tenant, after: Tenant) -> Iterator[Event]:
             yield "quota_changed", {"tenant": after.name, "scope": scope, "before": was, "after": now}
 
 
-def _scopes(tenant: Tenant) -> dict[str, dict[str, Any]]:
+def _scopes(tenant: TenantConfig) -> dict[str, dict[str, Any]]:
     """Every quota of a tenant by its scope; what decides on its place among others is the tenant's."""
     own = {"class": tenant.service_class, "weight": tenant.weight, "held_max": tenant.held_max}
     return {
@@ -68,7 +68,7 @@ def _scopes(tenant: Tenant) -> dict[str, dict[str, Any]]:
     }
 
 
-def _keys(before: Tenant, after: Tenant) -> Iterator[Event]:
+def _keys(before: TenantConfig, after: TenantConfig) -> Iterator[Event]:
     old = {key.sha256 or key.hmac_sha256: key for key in before.keys}
     new = {key.sha256 or key.hmac_sha256: key for key in after.keys}
     for digest, key in new.items():

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from extproc.config.load import CONFIG_BYTES_MAX
-from extproc.history.versions import History, HistoryError, digest, locked, read_text
+from extproc.history.versions import ConfigHistory, HistoryError, digest, locked, read_text
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class Follow:
             with locked(self.file, wait=False):
                 text = read_text(self.file)
                 if digest(text) == self._digest:
-                    History(self.file).note(text)
+                    ConfigHistory(self.file).note(text)
         except BlockingIOError:
             return
         except (HistoryError, OSError, UnicodeDecodeError) as error:

@@ -39,7 +39,7 @@ class HistoryError(Exception):
     """The history cannot be kept or does not hold what is asked for; the message says why."""
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Version(msgspec.Struct, frozen=True):
     """One version. `previous` and `hash` are the chain's."""
 
     version: int
@@ -59,13 +59,13 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class VersionLog:
     """Every version that is kept, oldest first, and what is wrong with the files."""
 
-    entries: list[Entry]
+    entries: list[Version]
     problems: list[str]
 
-    def version(self, number: int) -> Entry:
+    def version(self, number: int) -> Version:
         """One version; the last of that number, should there be two. Raises HistoryError."""
         for entry in reversed(self.entries):
             if entry.version == number:
@@ -74,7 +74,7 @@ class Reading:
         raise HistoryError(f"no version {number} is kept; there are {have}")
 
 
-class History:
+class ConfigHistory:
     """The versions of one configuration file. Writers hold `locked(file)`."""
 
     def __init__(self, file: Path, *, bytes_max: int = HISTORY_BYTES_MAX) -> None:
@@ -86,23 +86,23 @@ class History:
         """Whether any version was ever recorded."""
         return self.path.exists() or self._aside(1).exists()
 
-    def latest(self) -> Entry | None:
+    def latest(self) -> Version | None:
         """The last entry that can be read."""
         for path in (self.path, *(self._aside(n) for n in range(1, FILES_KEPT + 1))):
             for line in _lines_from_the_end(path):
                 with contextlib.suppress(*UNREADABLE):
-                    return msgspec.json.decode(line, type=Entry)
+                    return msgspec.json.decode(line, type=Version)
         return None
 
-    def read(self) -> Reading:
+    def read(self) -> VersionLog:
         """Every version, and where the chain is broken."""
-        entries: list[Entry] = []
+        entries: list[Version] = []
         problems = []
         before: str | None = None
         for path in (*(self._aside(n) for n in range(FILES_KEPT, 0, -1)), self.path):
             for number, line in enumerate(_lines(path), start=1):
                 try:
-                    entry = msgspec.json.decode(line, type=Entry)
+                    entry = msgspec.json.decode(line, type=Version)
                 except UNREADABLE:
                     problems.append(f"{path}:{number}: is no entry; it was cut off or altered")
                     continue
@@ -113,27 +113,27 @@ class History:
                     problems.append(f"{path}:{number}: what was before version {entry.version} is missing")
                 before = entry.hash
                 entries.append(entry)
-        return Reading(entries, problems)
+        return VersionLog(entries, problems)
 
-    def note(self, text: str, *, now: datetime | None = None) -> Entry | None:
+    def note(self, text: str, *, now: datetime | None = None) -> Version | None:
         """Record what somebody wrote without us; None when it is the last version as it stands."""
         latest = self.latest()
         if latest is not None and latest.sha256 == digest(text):
             return None
         return self._append(latest, text, who="", why="", command=OUTSIDE if latest else FOUND, now=now)
 
-    def append(self, text: str, *, who: str, why: str, command: str, now: datetime | None = None) -> Entry:
+    def append(self, text: str, *, who: str, why: str, command: str, now: datetime | None = None) -> Version:
         """Record a version. Raises HistoryError, with nothing written."""
         return self._append(self.latest(), text, who=who, why=why, command=command, now=now)
 
     def _append(
-        self, latest: Entry | None, text: str, *, who: str, why: str, command: str, now: datetime | None
-    ) -> Entry:
+        self, latest: Version | None, text: str, *, who: str, why: str, command: str, now: datetime | None
+    ) -> Version:
         if found := _KEY.search(text):
             line = text.count("\n", 0, found.start()) + 1
             raise HistoryError(f"line {line} holds an API key itself, which is kept nowhere; remove it first")
         at = (now or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
-        entry = Entry(
+        entry = Version(
             version=latest.version + 1 if latest else 1,
             at=at.replace("+00:00", "Z"),
             who=who[:WHO_CHARS_MAX],

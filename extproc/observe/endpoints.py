@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.reports import Gpu
+from extproc.core.reports import GpuReport
 
 
 def view(endpoint: Endpoint, *, now_ns: int) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def view(endpoint: Endpoint, *, now_ns: int) -> dict[str, Any]:
     }
 
 
-def _gpu(gpu: Gpu) -> dict[str, Any]:
+def _gpu(gpu: GpuReport) -> dict[str, Any]:
     return {
         "uuid": gpu.uuid,
         "name": gpu.name,

@@ -31,13 +31,13 @@ from typing import Any, Final
 import msgspec
 
 from extproc.config.model import Record
-from extproc.core.aims import ClassSpec
-from extproc.core.decide import Case
-from extproc.core.desk import Desk
+from extproc.core.decide import RoutingRequest
 from extproc.core.endpoint import Endpoint
 from extproc.core.fleet import Pool
 from extproc.core.observer import Observer
 from extproc.core.outcome import End, Outcome, Reject, Reservation, Routed
+from extproc.core.scheduler import Scheduler
+from extproc.core.slo import ClassSpec
 from extproc.observe.spool import Spool
 
 VERSION: Final = 1
@@ -78,7 +78,7 @@ _Open = tuple[int, Sequence[int], float]
 
 
 class Recorder(Observer):
-    """One process's way into the record; an `Observer` of the desk's. Nothing is kept without a file."""
+    """One process's way into the record; an `Observer` of the scheduler's. Nothing is kept without a file."""
 
     def __init__(
         self,
@@ -124,23 +124,23 @@ class Recorder(Observer):
             self._fleet = None
         self.settings = settings
 
-    def placed(self, case: Case, routed: Routed, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
+    def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
         """A request was sent to an endpoint."""
         if len(self._open) < OPEN_MAX:
-            work = case.work
+            work = routing.work
             prefix = work.prefix[:PREFIX_BLOCKS_MAX] if self.settings.prefixes else ()
-            self._open[case.id] = (case.arrived_ns, prefix, work.block_tokens)
+            self._open[routing.id] = (routing.arrived_ns, prefix, work.block_tokens)
 
-    def refused(self, case: Case, reject: Reject, *, now_ns: int) -> None:
+    def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
         """A request was turned away."""
         outcome = "shed" if reject.code == "overloaded" else "rejected"
-        self._turned(case, outcome, reject.code, reject.status, now_ns)
+        self._turned(routing, outcome, reject.code, reject.status, now_ns)
 
-    def left(self, reservation_id: str, case: Case | None, *, now_ns: int) -> None:
+    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:
         """A client left before its request had an endpoint, or before Envoy heard of it."""
         self._open.pop(reservation_id, None)
-        if case is not None:
-            self._turned(case, "left", "", 0, now_ns)
+        if routing is not None:
+            self._turned(routing, "left", "", 0, now_ns)
 
     def ended(self, outcome: Outcome, *, now_ns: int, here: bool = True) -> None:  # noqa: ARG002 (the interface's)
         """A request's record has come, for the first time."""
@@ -150,16 +150,16 @@ class Recorder(Observer):
         """A request's end never came."""
         self._spool.add((reservation, self._open.pop(reservation.id, None), now_ns))
 
-    def watch(self, desk: Desk, *, now_ns: int, last: bool = False) -> None:
+    def watch(self, scheduler: Scheduler, *, now_ns: int, last: bool = False) -> None:
         """Tell of the fleet when it has changed; called every quarter of a second, and at the `last`."""
         if not self.on:
             return
-        seen = (desk.fleet.version, id(desk.policy))
+        seen = (scheduler.fleet.version, id(scheduler.policy))
         since_ns = now_ns - self._fleet_ns
         early = since_ns < FLEET_NS or (seen == self._fleet_seen and since_ns < LEARNED_NS)
         if self._fleet is not None and early and not last:
             return
-        fleet = fleet_of(desk, self._tenant)
+        fleet = fleet_of(scheduler, self._tenant)
         self._fleet_ns, self._fleet_seen = now_ns, seen
         if self._fleet is None or _differs(self._fleet, fleet):
             self._fleet = fleet
@@ -210,15 +210,30 @@ class Recorder(Observer):
             head += msgspec.json.encode({"fleet": self._fleet, "at_ms": at_ms}) + b"\n"
         return head
 
-    def _turned(self, case: Case, outcome: str, code: str, status: int, now_ns: int) -> None:
-        work = case.work
+    def _turned(self, routing: RoutingRequest, outcome: str, code: str, status: int, now_ns: int) -> None:
+        work = routing.work
         prefix = work.prefix[:PREFIX_BLOCKS_MAX] if self.settings.prefixes else ()
         # The case itself is not kept: its prompt's hashes may be many.
         self._spool.add(
             (
-                *(case.arrived_ns or now_ns, now_ns, case.id, case.pool, case.model, case.tenant.name),
-                *(case.tenant.service_class, outcome, code, status, case.strategy, case.arm, case.stream),
-                *(max(1, case.permits), work.max_new_tokens, case.input_tokens, case.output_tokens),
+                *(
+                    routing.arrived_ns or now_ns,
+                    now_ns,
+                    routing.id,
+                    routing.pool,
+                    routing.model,
+                    routing.tenant.name,
+                ),
+                *(
+                    routing.tenant.service_class,
+                    outcome,
+                    code,
+                    status,
+                    routing.strategy,
+                    routing.arm,
+                    routing.stream,
+                ),
+                *(max(1, routing.permits), work.max_new_tokens, routing.input_tokens, routing.output_tokens),
                 *(work.block_tokens, prefix),
             )
         )
@@ -304,12 +319,14 @@ def tenant_hash(name: str) -> str:
     return sha256(name.encode()).hexdigest()[:12]
 
 
-def fleet_of(desk: Desk, tenant: Callable[[str], str] = str) -> dict[str, Any]:
-    """What a replay must know of a desk: pools, replicas, what was learned of them, classes and weights."""
+def fleet_of(scheduler: Scheduler, tenant: Callable[[str], str] = str) -> dict[str, Any]:
+    """What a replay must know of a scheduler: pools, replicas, what was learned of them, classes and weights."""
     return {
-        "pools": [_pool(pool) for pool in desk.fleet.pools.values()],
-        "classes": [_class(each) for each in desk.policy.classes],
-        "weights": {tenant(name): weight for name, weight in desk.policy.weights.items() if weight != 1.0},
+        "pools": [_pool(pool) for pool in scheduler.fleet.pools.values()],
+        "classes": [_class(each) for each in scheduler.policy.classes],
+        "weights": {
+            tenant(name): weight for name, weight in scheduler.policy.weights.items() if weight != 1.0
+        },
     }
 
 

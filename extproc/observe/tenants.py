@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from extproc.core.accounts import Accounts
-from extproc.core.desk import Desk
-from extproc.core.quota import Account, Limits
+from extproc.core.quota import Account, ScopeLimits
+from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
 
 #: Tenants in one answer; those with most in flight and held come first, the rest is counted.
@@ -16,18 +16,18 @@ TENANTS_MAX = 1_000
 SCOPES_MAX = 200
 
 #: Names of scopes with their limits.
-Scopes = list[tuple[str, Limits]]
+Scopes = list[tuple[str, ScopeLimits]]
 
 
-def tenants_view(desk: Desk, tenants: Iterable[Tenant], *, now_ns: int) -> dict[str, Any]:
+def tenants_view(scheduler: Scheduler, tenants: Iterable[Tenant], *, now_ns: int) -> dict[str, Any]:
     """`{"tenants": {name: …}, "left_out": n}`."""
-    busy, waiting = desk.ledger.by_tenant, desk.queue.by_tenant
+    busy, waiting = scheduler.ledger.by_tenant, scheduler.queue.by_tenant
     everyone = sorted(tenants, key=lambda each: (-busy[each.name] - waiting[each.name], each.name))
     shown = everyone[:TENANTS_MAX]
-    models, keys = scopes_of(desk.policy.accounts)
+    models, keys = scopes_of(scheduler.policy.accounts)
     return {
         "tenants": {
-            each.name: _view(desk, each, models.get(each.name, []), keys.get(each.name, []), now_ns)
+            each.name: _view(scheduler, each, models.get(each.name, []), keys.get(each.name, []), now_ns)
             for each in sorted(shown, key=lambda each: each.name)
         },
         "left_out": len(everyone) - len(shown),
@@ -35,15 +35,15 @@ def tenants_view(desk: Desk, tenants: Iterable[Tenant], *, now_ns: int) -> dict[
 
 
 def tenant_view(
-    desk: Desk,
+    scheduler: Scheduler,
     tenant: Tenant,
     *,
     now_ns: int,
     scopes: tuple[dict[str, Scopes], dict[str, Scopes]] | None = None,
 ) -> dict[str, Any]:
     """One tenant; `scopes` is what `scopes_of` found before, for whoever asks for many."""
-    models, keys = scopes if scopes is not None else scopes_of(desk.policy.accounts)
-    return _view(desk, tenant, models.get(tenant.name, []), keys.get(tenant.name, []), now_ns)
+    models, keys = scopes if scopes is not None else scopes_of(scheduler.policy.accounts)
+    return _view(scheduler, tenant, models.get(tenant.name, []), keys.get(tenant.name, []), now_ns)
 
 
 def scopes_of(accounts: Accounts) -> tuple[dict[str, Scopes], dict[str, Scopes]]:
@@ -55,16 +55,16 @@ def scopes_of(accounts: Accounts) -> tuple[dict[str, Scopes], dict[str, Scopes]]
     return found
 
 
-def _view(desk: Desk, tenant: Tenant, models: Scopes, keys: Scopes, now_ns: int) -> dict[str, Any]:
+def _view(scheduler: Scheduler, tenant: Tenant, models: Scopes, keys: Scopes, now_ns: int) -> dict[str, Any]:
     name = tenant.name
-    own = desk.policy.accounts.tenants.get(name)
+    own = scheduler.policy.accounts.tenants.get(name)
     scopes = ([("tenant", own)] if own else []) + [each for each in (*models, *keys) if each[1]]
     account = Account(name, "", "", tuple(scopes[:SCOPES_MAX]))
     return {
         "class": tenant.service_class,
-        "weight": desk.policy.weights.get(name, 1.0),
-        "in_flight": desk.ledger.by_tenant[name],
-        "held": desk.queue.by_tenant[name],
+        "weight": scheduler.policy.weights.get(name, 1.0),
+        "in_flight": scheduler.ledger.by_tenant[name],
+        "held": scheduler.queue.by_tenant[name],
         "limits": [
             {
                 "scope": each.scope,
@@ -74,7 +74,7 @@ def _view(desk: Desk, tenant: Tenant, models: Scopes, keys: Scopes, now_ns: int)
                 "borrowed": each.borrowed,
                 "throttled": each.throttled,
             }
-            for each in desk.quotas.usage(account, now_ns=now_ns)
+            for each in scheduler.quotas.usage(account, now_ns=now_ns)
         ],
         "scopes_left_out": max(0, len(scopes) - SCOPES_MAX),
     }

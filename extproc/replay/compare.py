@@ -14,7 +14,7 @@ from typing import Final
 
 from extproc.replay.play import RECORDED, Choice, met, play, slo_of
 from extproc.replay.rebuild import Scene
-from extproc.sim.report.cells import METRICS, Interval, interval
+from extproc.sim.report.cells import METRICS, MeanInterval, interval
 from extproc.sim.report.figures import Figures, figures, percentile
 from extproc.sim.report.served import Served, ttft_ms
 
@@ -33,7 +33,7 @@ class Fidelity:
 
     figure: str
     measured: float | None
-    replayed: Interval | None
+    replayed: MeanInterval | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Column:
     """One choice: each figure over the seeds, and its difference from the record's own strategy."""
 
     choice: Choice
-    values: Mapping[str, Interval | None]
-    differences: Mapping[str, Interval | None]
+    values: Mapping[str, MeanInterval | None]
+    differences: Mapping[str, MeanInterval | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +130,8 @@ def _figures(
 
 
 def _column(choice: Choice, own: Sequence[Figures], base: Sequence[Figures]) -> Column:
-    values: dict[str, Interval | None] = {}
-    differences: dict[str, Interval | None] = {}
+    values: dict[str, MeanInterval | None] = {}
+    differences: dict[str, MeanInterval | None] = {}
     for name in COMPARED:
         pairs = [(METRICS[name](mine), METRICS[name](theirs)) for mine, theirs in zip(own, base, strict=True)]
         mine = [value for value, _ in pairs if value is not None]

@@ -28,7 +28,7 @@ class LogError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class RecordRow:
     """One request, as FIELDS of the record. Times in ms, `at_ms` unix; None where not seen."""
 
     at_ms: float
@@ -69,7 +69,7 @@ _KINDS: Final[dict[str, tuple[type, ...]]] = {
     "ttft_ms": (int, float, type(None)),
     "stream": (bool,),
 }
-_NAMES: Final = tuple(each.name for each in fields(Row))
+_NAMES: Final = tuple(each.name for each in fields(RecordRow))
 _HEX: Final = frozenset("0123456789abcdef")
 _NEEDED: Final = ("at_ms", "id", "pool", "outcome")
 
@@ -90,7 +90,7 @@ class Log:
     `beyond` were left out above ROWS_MAX.
     """
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[RecordRow] = field(default_factory=list)
     fleets: list[FleetLine] = field(default_factory=list)
     torn: int = 0
     dropped: int = 0
@@ -181,7 +181,7 @@ def _aside(value: dict[str, Any], log: Log) -> bool:
     return False
 
 
-def _row(names: list[str], values: list[Any]) -> Row | None:
+def _row(names: list[str], values: list[Any]) -> RecordRow | None:
     if len(values) != len(names):
         return None
     given = dict(zip(names, values, strict=True))
@@ -191,14 +191,14 @@ def _row(names: list[str], values: list[Any]) -> Row | None:
             return None
     if not _hex(known.get("prefix", "")):
         return None
-    return Row(**known)
+    return RecordRow(**known)
 
 
 def _hex(prefix: str) -> bool:
     return len(prefix) % PREFIX_DIGITS == 0 and set(prefix) <= _HEX
 
 
-def _add(log: Log, row: Row, seen: dict[str, int]) -> None:
+def _add(log: Log, row: RecordRow, seen: dict[str, int]) -> None:
     at = seen.get(row.id)
     if at is None:
         if len(log.rows) >= ROWS_MAX:

@@ -1,7 +1,7 @@
-"""Plays a scene under a choice of strategy: the project's own desk over simulated replicas.
+"""Plays a scene under a choice of strategy: the project's own scheduler over simulated replicas.
 
-Owns how a desk is set up from a record: its classes, weights and holds, the strategy's parameters, and the
-learned timings, which the desk knows from the beginning as the service did. A peer's strategy (hyphenated)
+Owns how a scheduler is set up from a record: its classes, weights and holds, the strategy's parameters, and the
+learned timings, which the scheduler knows from the beginning as the service did. A peer's strategy (hyphenated)
 holds nothing and knows of no permits, as in `extproc.sim.world.run`. Every figure is simulated.
 """
 
@@ -12,20 +12,20 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Final
 
-from extproc.core.aims import ClassSpec
-from extproc.core.desk import Desk
-from extproc.core.fairness import Bounds
+from extproc.core.fairqueue import QueueBounds
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.policy import DeskLimits, Policy
 from extproc.core.predict.prior import Prior
 from extproc.core.predict.speed import Speed, SpeedModel
+from extproc.core.scheduler import Scheduler
+from extproc.core.slo import ClassSpec
 from extproc.core.strategies import STRATEGIES, build
 from extproc.core.strategies.parameter import Value
 from extproc.core.tenant import Tenant
 from extproc.replay.log import LogError
 from extproc.replay.rebuild import Scene
-from extproc.sim.replica import Replica
-from extproc.sim.report.served import Served, Slo, tpot_ms, ttft_ms
+from extproc.sim.replica import SimReplica
+from extproc.sim.report.served import Served, SloBounds, tpot_ms, ttft_ms
 from extproc.sim.slots import ReplicaLimits
 from extproc.sim.world.oracle import ORACLE, enlighten
 from extproc.sim.world.run import CLASSICS, HELD_MAX, UNBOUNDED_PERMITS
@@ -57,7 +57,7 @@ RECORDED: Final = Choice(name="as recorded")
 
 
 @dataclass(frozen=True)
-class ClassSlo(Slo):
+class ClassSlo(SloBounds):
     """Each request against its own class's targets."""
 
     specs: Mapping[str, ClassSpec] = field(default_factory=dict)
@@ -112,13 +112,15 @@ def play(
     given = {**scene.parameters.get(registered, {}), **choice.parameters}
     check(strategy, given)
     peer = "-" in strategy
-    desk = _desk(scene, registered, given, {**scene.weights, **choice.weights}, peer=peer, seed=seed)
+    scheduler = _scheduler(
+        scene, registered, given, {**scene.weights, **choice.weights}, peer=peer, seed=seed
+    )
     chance = Random(f"{seed}/error")
     errors = [chance.gauss(0.0, speed_error) for _ in scene.machines]
     # The fleet's speed as a whole is what was measured: only the replicas' are off, some this way, some that.
     common = sum(errors) / len(errors)
     replicas = {
-        machine.member.address: Replica(
+        machine.member.address: SimReplica(
             machine.hardware,
             ReplicaLimits(
                 kv_capacity_tokens=machine.kv_tokens,
@@ -133,7 +135,7 @@ def play(
         for machine, error in zip(scene.machines, errors, strict=True)
     }
     world = World(
-        desk,
+        scheduler,
         replicas,
         scene.workload,
         model=scene.model,
@@ -143,8 +145,8 @@ def play(
         tenants={name: Tenant(name=name, service_class=klass) for name, klass in scene.class_of.items()},
     )
     if strategy == ORACLE:
-        pool = desk.fleet.pools[scene.pool]
-        enlighten(desk, pool, replicas, asked=lambda: world.asked_output, prefix_caching=True)
+        pool = scheduler.fleet.pools[scene.pool]
+        enlighten(scheduler, pool, replicas, asked=lambda: world.asked_output, prefix_caching=True)
     return world.run()
 
 
@@ -152,7 +154,7 @@ def _registered(name: str) -> str:
     return "steer" if name == ORACLE else CLASSICS.get(name, name)
 
 
-def _desk(
+def _scheduler(
     scene: Scene,
     strategy: str,
     given: Mapping[str, Any],
@@ -160,14 +162,14 @@ def _desk(
     *,
     peer: bool,
     seed: int,
-) -> Desk:
+) -> Scheduler:
     members = [machine.member for machine in scene.machines]
     if peer:
         members = [member._replace(max_concurrent=UNBOUNDED_PERMITS) for member in members]
     classes: Sequence[ClassSpec] = scene.classes
     if peer:
         classes = [replace(each, hold_ns=0, long_hold_ns=0) for each in classes]
-    desk = Desk(
+    scheduler = Scheduler(
         Fleet(
             [
                 PoolSpec(
@@ -186,26 +188,26 @@ def _desk(
         instance="replay",
         default_model=scene.model,
         limits=DeskLimits(reservation_ttl_ns=600_000_000_000, reservations_max=10_000_000),
-        rng=Random(f"{seed}/desk"),
+        rng=Random(f"{seed}/scheduler"),
         policy=Policy(
             classes=tuple(classes),
-            bounds=Bounds(
+            bounds=QueueBounds(
                 held_max=HELD_MAX, class_held_max=(HELD_MAX,) * len(classes), tenant_held_max=HELD_MAX
             ),
             weights=weights,
         ),
     )
-    _teach(desk, scene)
-    return desk
+    _teach(scheduler, scene)
+    return scheduler
 
 
-def _teach(desk: Desk, scene: Scene) -> None:
-    """Give the desk what the service had learned of its replicas."""
+def _teach(scheduler: Scheduler, scene: Scene) -> None:
+    """Give the scheduler what the service had learned of its replicas."""
     models: dict[tuple[str, int], SpeedModel] = {}
-    for endpoint, machine in zip(desk.fleet.endpoints, scene.machines, strict=True):
+    for endpoint, machine in zip(scheduler.fleet.endpoints, scene.machines, strict=True):
         kind = (machine.member.hardware, machine.member.gpus)
         if kind not in models:
             models[kind] = SpeedModel(Prior(machine.timing, machine.kv_tokens, known=True))
         endpoint.speed = Speed(models[kind])
         endpoint.speed.factor = machine.factor
-    desk.fleet.pools[scene.pool].speeds.update(models)
+    scheduler.fleet.pools[scene.pool].speeds.update(models)

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field, replace
 from statistics import median_low
 from typing import Any, Final
 
-from extproc.core.aims import ClassSpec
 from extproc.core.endpoint import Member
 from extproc.core.predict.prior import prior
 from extproc.core.predict.timing import Timing
+from extproc.core.slo import ClassSpec
 from extproc.observe.record import CLASS_FIELDS, MEMBER_FIELDS, PREFIX_DIGITS, TIMING_FIELDS
-from extproc.replay.log import FleetLine, Log, LogError, Row
+from extproc.replay.log import FleetLine, Log, LogError, RecordRow
 from extproc.sim.timing import Hardware
 from extproc.sim.workload.arrival import Arrival, Workload
 
@@ -73,7 +73,7 @@ class Scene:
     strategy: str
     parameters: Mapping[str, Mapping[str, Any]]
     workload: Workload
-    rows: Sequence[Row]
+    rows: Sequence[RecordRow]
     machines: Sequence[Machine]
     classes: tuple[ClassSpec, ...]
     class_of: Mapping[str, str]
@@ -155,7 +155,7 @@ def scene(log: Log, *, pool: str = "", limit: int = 0) -> Scene:
     )
 
 
-def _in_force(fleets: Sequence[FleetLine], rows: Sequence[Row], pool: str) -> tuple[FleetLine, int]:
+def _in_force(fleets: Sequence[FleetLine], rows: Sequence[RecordRow], pool: str) -> tuple[FleetLine, int]:
     """The fleet line to play with, and how often the pool's members changed.
 
     Members are those under which most requests came; of the lines with these members the last has learned
@@ -231,12 +231,12 @@ def _machines(told: Mapping[str, Any]) -> tuple[Machine, ...]:
 
 
 def _arrivals(
-    rows: Sequence[Row], machines: Sequence[Machine], limit: int, notes: list[str]
-) -> tuple[list[Row], list[Arrival], int]:
+    rows: Sequence[RecordRow], machines: Sequence[Machine], limit: int, notes: list[str]
+) -> tuple[list[RecordRow], list[Arrival], int]:
     sizes = [row.block_tokens for row in rows if row.block_tokens > 0 and row.prefix]
     block_tokens = max(1, round(median_low(sizes))) if sizes else BLOCK_TOKENS
     kv = min(machine.kv_tokens for machine in machines)
-    kept: list[Row] = []
+    kept: list[RecordRow] = []
     arrivals: list[Arrival] = []
     left: Counter[str] = Counter()
     for row in rows:

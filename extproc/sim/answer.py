@@ -14,10 +14,10 @@ from typing import Final
 from aiohttp import web
 
 from extproc.sim import sse
-from extproc.sim.engine import Engine, Job, Timing, validation_error
+from extproc.sim.engine import EngineJob, RequestTiming, SimEngine, validation_error
 from extproc.sim.protocol import (
     Parameters,
-    Plan,
+    PlannedAnswer,
     SimError,
     check_parameters,
     invalid,
@@ -32,16 +32,16 @@ OUTPUT_TOKENS_HEADER: Final = "x-sim-output-tokens"
 class Answers:
     """Generates over one engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: SimEngine) -> None:
         self.engine = engine
 
     def _submit(
         self, request: web.Request, prompts: Sequence[str], parameters: Parameters, *, stream: bool
-    ) -> list[Job]:
+    ) -> list[EngineJob]:
         """All or none: a permit each, then validation, then the queue; `SimError` otherwise."""
         engine = self.engine
         forced = _forced_tokens(request)
-        jobs: list[Job] = []
+        jobs: list[EngineJob] = []
         try:
             for attempt, prompt in enumerate(prompts):
                 if not engine.has_permit:
@@ -64,7 +64,7 @@ class Answers:
         parameters: Parameters,
         *,
         best_of: bool = False,
-    ) -> tuple[list[Plan], dict[str, str]]:
+    ) -> tuple[list[PlannedAnswer], dict[str, str]]:
         """Generate to the end; the answers' plans and TGI's timing headers.
 
         The answers of one `best_of` count as one request, several prompts as several.
@@ -151,7 +151,7 @@ class Answers:
                 engine.abandon(job)
         return response
 
-    def _completed(self, total_s: float, timing: Timing, generated: int) -> None:
+    def _completed(self, total_s: float, timing: RequestTiming, generated: int) -> None:
         self.engine.metrics.completed(
             total_s=total_s,
             validation_s=timing.validation_s,
@@ -161,7 +161,7 @@ class Answers:
         )
 
 
-async def _send(response: web.StreamResponse, job: Job, frames: sse.Frames) -> None:
+async def _send(response: web.StreamResponse, job: EngineJob, frames: sse.Frames) -> None:
     """Write a job's tokens as they come: one write a token, or all that a slow reader has missed."""
     sent = 0
     total = job.plan.output_tokens

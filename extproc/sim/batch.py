@@ -10,11 +10,11 @@ from __future__ import annotations
 from heapq import heappop, heappush
 
 from extproc.sim.run import DecodeRun
-from extproc.sim.slots import Slot, State
+from extproc.sim.slots import Slot, SlotState
 from extproc.sim.timing import Hardware
 
 
-class Batch:
+class DecodeBatch:
     """The decoding sequences; `leap` is how many steps the one start under way takes, less those booked."""
 
     __slots__ = (
@@ -46,7 +46,7 @@ class Batch:
 
     def join(self, sequence: Slot) -> None:
         """Its first token of at least two was made in the step that just ended."""
-        sequence.state = State.DECODING
+        sequence.state = SlotState.DECODING
         sequence.joined_step = self.steps
         self._run = None
         self.size += 1
@@ -65,7 +65,7 @@ class Batch:
         ends = self._ends
         while ends and ends[0][0] <= self.steps:
             sequence = heappop(ends)[2]
-            if sequence.state is State.DECODING:  # else cancelled before its end
+            if sequence.state is SlotState.DECODING:  # else cancelled before its end
                 self.leave(sequence)
                 return sequence
         return None
@@ -74,7 +74,7 @@ class Batch:
         """How many decode steps to take at once: one, or those up to the next sequence's end."""
         if not single:
             ends = self._ends
-            while ends[0][2].state is not State.DECODING:
+            while ends[0][2].state is not SlotState.DECODING:
                 heappop(ends)
             self.leap = ends[0][0] - self.steps
         return self.leap

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from extproc.sim.engine import Engine
+from extproc.sim.engine import SimEngine
 from extproc.sim.spec import ReplicaSpec
 from extproc.sim.timing import TIMING_LABEL
 
 
-class Fault(Struct, forbid_unknown_fields=True):
+class FaultOrder(Struct, forbid_unknown_fields=True):
     """`POST /sim/fault`: what is left out stays as it is; `clear` undoes everything first.
 
     `slowdown` is a factor on every step; `hang` stops all progress; `refuse` answers `overloaded` to
@@ -50,7 +50,7 @@ class HttpFaults:
             return self.status
         return 0
 
-    def apply(self, fault: Fault, engine: Engine) -> None:
+    def apply(self, fault: FaultOrder, engine: SimEngine) -> None:
         """Set what the request names."""
         if fault.clear:
             self.refuse_share, self.status, self.unhealthy = 0.0, 503, False
@@ -84,7 +84,7 @@ def info(spec: ReplicaSpec) -> dict[str, Any]:
     }
 
 
-def state(engine: Engine, faults: HttpFaults, port: int) -> dict[str, Any]:
+def state(engine: SimEngine, faults: HttpFaults, port: int) -> dict[str, Any]:
     """`GET /sim/state`: exact gauges, for tests to compare telemetry with. Tokens, requests, ratios."""
     spec, replica = engine.spec, engine.replica
     return {

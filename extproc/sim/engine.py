@@ -21,20 +21,20 @@ from extproc.sim.events import (
     SimRequest,
     Stepped,
 )
-from extproc.sim.metrics import Metrics
-from extproc.sim.protocol import Plan, SimError, overloaded
-from extproc.sim.replica import Replica
+from extproc.sim.metrics import SimMetrics
+from extproc.sim.protocol import PlannedAnswer, SimError, overloaded
+from extproc.sim.replica import SimReplica
 from extproc.sim.spec import ReplicaSpec
 
 KEEP_ALIVE_S = 15.0
 
 
-class Job:
+class EngineJob:
     """One request in flight: how far it is, and a way to wait for more."""
 
     __slots__ = ("_waiter", "finished", "keep_alive", "made", "plan", "request_id", "streaming", "woken_at_s")
 
-    def __init__(self, request_id: int, plan: Plan, *, streaming: bool, now_s: float) -> None:
+    def __init__(self, request_id: int, plan: PlannedAnswer, *, streaming: bool, now_s: float) -> None:
         self.request_id = request_id
         self.plan = plan
         self.streaming = streaming
@@ -66,7 +66,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class RequestTiming:
     """Where one request's time went; seconds of wall time."""
 
     validation_s: float
@@ -74,13 +74,15 @@ class Timing:
     inference_s: float
 
 
-class Engine:
+class SimEngine:
     """One replica, live. Use from its event loop's thread only; `close` when done."""
 
     def __init__(self, spec: ReplicaSpec) -> None:
         self.spec = spec
-        self.metrics = Metrics(max_input_tokens=spec.max_input_tokens, max_total_tokens=spec.max_total_tokens)
-        self.replica = Replica(
+        self.metrics = SimMetrics(
+            max_input_tokens=spec.max_input_tokens, max_total_tokens=spec.max_total_tokens
+        )
+        self.replica = SimReplica(
             spec.timing(),
             spec.limits(),
             rng=Random(f"{spec.seed}/{spec.name}/noise"),
@@ -94,8 +96,8 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._origin_s = self._loop.time()
         self._ns_per_s = 1e9 * spec.time_scale
-        self._jobs: dict[RequestId, Job] = {}
-        self._streaming: dict[RequestId, Job] = {}  # decoding now, and somebody reads token by token
+        self._jobs: dict[RequestId, EngineJob] = {}
+        self._streaming: dict[RequestId, EngineJob] = {}  # decoding now, and somebody reads token by token
         self._next_id = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = -1
@@ -115,7 +117,7 @@ class Engine:
         """Whether a request would get a permit now; TGI takes it before it validates."""
         return self.replica.permits_in_use < self.spec.max_concurrent_requests
 
-    def submit(self, plan: Plan, *, streaming: bool) -> Job:
+    def submit(self, plan: PlannedAnswer, *, streaming: bool) -> EngineJob:
         """Queue a request; `SimError` 429 where the replica is overloaded."""
         self._next_id += 1
         request_id = self._next_id
@@ -131,7 +133,7 @@ class Engine:
         if isinstance(answer, Overloaded):
             self._pump()
             raise overloaded()
-        job = Job(request_id, plan, streaming=streaming, now_s=self._loop.time())
+        job = EngineJob(request_id, plan, streaming=streaming, now_s=self._loop.time())
         self._jobs[request_id] = job
         metrics = self.metrics
         metrics.input_length.observe(plan.prompt_tokens)
@@ -139,7 +141,7 @@ class Engine:
         self._pump()
         return job
 
-    def abandon(self, job: Job) -> None:
+    def abandon(self, job: EngineJob) -> None:
         """The client left; permit and KV go at the job's next token. Harmless after the end."""
         if self._jobs.pop(job.request_id, None) is None:
             return
@@ -150,7 +152,7 @@ class Engine:
     def set_fault(
         self, *, slowdown: float | None = None, hang: bool | None = None, refuse: bool | None = None
     ) -> None:
-        """See `Replica.set_fault`."""
+        """See `SimReplica.set_fault`."""
         self.replica.set_fault(now_ns=self._now_ns(), slowdown=slowdown, hang=hang, refuse=refuse)
         self._pump()
 
@@ -158,11 +160,11 @@ class Engine:
         """Bring the replica up to now, so that its gauges can be read."""
         self._pump()
 
-    def timing(self, finished: Finished, *, validation_s: float) -> Timing:
+    def timing(self, finished: Finished, *, validation_s: float) -> RequestTiming:
         """A finished request's times as its client felt them."""
         scale = self._ns_per_s
         inference_ns = finished.prefill_ns + finished.decode_ns
-        return Timing(validation_s, finished.queue_ns / scale, inference_ns / scale)
+        return RequestTiming(validation_s, finished.queue_ns / scale, inference_ns / scale)
 
     def _now_ns(self) -> int:
         return int((self._loop.time() - self._origin_s) * self._ns_per_s)
@@ -245,7 +247,7 @@ class Engine:
                 job.wake()
 
 
-def validation_error(error: SimError, metrics: Metrics) -> SimError:
+def validation_error(error: SimError, metrics: SimMetrics) -> SimError:
     """Count an error where TGI counts it and hand it on."""
     if error.metric is not None:
         metrics.failures[error.metric] += 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from extproc.sim.slots import Slot, State
+from extproc.sim.slots import Slot, SlotState
 
 
 class Fifo:
@@ -24,7 +24,7 @@ class Fifo:
 
     def push(self, sequence: Slot) -> None:
         """Join at the end."""
-        sequence.state = State.QUEUED
+        sequence.state = SlotState.QUEUED
         self._entries.append(sequence)
         self.live += 1
 

@@ -17,7 +17,7 @@ _BATCH_BUCKETS: Final = tuple(float(1 << k) for k in range(11))
 _METHODS: Final = ("prefill", "decode")
 
 
-class Histogram:
+class SimHistogram:
     """Cumulative buckets, a sum and a count."""
 
     __slots__ = ("_bounds", "_counts", "_total")
@@ -45,7 +45,7 @@ class Histogram:
         return out
 
 
-class Metrics:
+class SimMetrics:
     """All series of one replica. Label sets are closed: failures by TGI's six reasons, two methods."""
 
     def __init__(self, *, max_input_tokens: int, max_total_tokens: int) -> None:
@@ -58,12 +58,12 @@ class Metrics:
         )
         self.batches = dict.fromkeys(_METHODS, 0)
         self.concats = 0
-        self.input_length = Histogram(inputs)
-        self.max_new_tokens = Histogram(totals)
-        self.generated_tokens = Histogram(totals)
-        self.next_size = Histogram(_BATCH_BUCKETS)
+        self.input_length = SimHistogram(inputs)
+        self.max_new_tokens = SimHistogram(totals)
+        self.generated_tokens = SimHistogram(totals)
+        self.next_size = SimHistogram(_BATCH_BUCKETS)
         self._durations = {
-            name: Histogram(_DURATION_BUCKETS)
+            name: SimHistogram(_DURATION_BUCKETS)
             for name in (
                 "duration",
                 "validation_duration",
@@ -73,7 +73,7 @@ class Metrics:
             )
         }
         self._batch_durations = {
-            kind: {method: Histogram(_DURATION_BUCKETS) for method in _METHODS}
+            kind: {method: SimHistogram(_DURATION_BUCKETS) for method in _METHODS}
             for kind in ("inference", "forward", "decode", "filter")
         }
 

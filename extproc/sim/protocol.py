@@ -85,7 +85,7 @@ class GenerateRequest(Struct):
     stream: bool = False
 
 
-class Part(Struct):
+class MessagePart(Struct):
     """A piece of a chat message; only its text counts here (images are not simulated)."""
 
     type: str = "text"
@@ -96,7 +96,7 @@ class Message(Struct):
     """One chat message."""
 
     role: str
-    content: str | list[Part] | None = None
+    content: str | list[MessagePart] | None = None
 
     def plain(self) -> str:
         """Its text."""
@@ -213,7 +213,7 @@ def parse(body: bytes, kind: type[T]) -> T:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class PlannedAnswer:
     """A validated request and the answer it will get."""
 
     prompt: str
@@ -275,7 +275,7 @@ def check_parameters(parameters: Parameters, spec: ReplicaSpec, *, stream: bool)
 
 def plan_answer(
     prompt: str, parameters: Parameters, spec: ReplicaSpec, *, forced_tokens: int | None, attempt: int = 0
-) -> Plan:
+) -> PlannedAnswer:
     """Check a prompt against the limits and choose its answer.
 
     `forced_tokens` (the header) goes before a marker in the prompt, which goes before chance; all are
@@ -309,7 +309,7 @@ def plan_answer(
         stopped = story.tokens_until(tuple(parameters.stop), tokens=made)
         if stopped is not None:
             made, reason = stopped, "stop_sequence"
-    return Plan(
+    return PlannedAnswer(
         prompt=prompt,
         prompt_tokens=tokens,
         max_new_tokens=limit,

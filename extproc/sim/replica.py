@@ -29,7 +29,7 @@ from math import sqrt
 from random import Random
 from sys import maxsize
 
-from extproc.sim.batch import Batch
+from extproc.sim.batch import DecodeBatch
 from extproc.sim.events import (
     Accepted,
     Cancelled,
@@ -45,13 +45,13 @@ from extproc.sim.events import (
 )
 from extproc.sim.fifo import Fifo
 from extproc.sim.memory import Memory
-from extproc.sim.slots import ReplicaLimits, Slot, State
+from extproc.sim.slots import ReplicaLimits, Slot, SlotState
 from extproc.sim.timing import Hardware
 
-__all__ = ["Replica", "ReplicaLimits"]
+__all__ = ["ReplicaLimits", "SimReplica"]
 
 
-class Replica:
+class SimReplica:
     """One simulated replica. Calls must come with non-decreasing `now_ns` ≥ 0.
 
     `noise` is the standard deviation of a step's relative length (0 to 0.3), drawn from `rng`. A leap
@@ -79,7 +79,7 @@ class Replica:
         self.limits = limits
         self.memory = Memory(limits)
         self.cache = self.memory.cache
-        self._batch = Batch(hardware)
+        self._batch = DecodeBatch(hardware)
         self._batch_max = maxsize if limits.max_batch_size is None else limits.max_batch_size
         self._rng = rng
         self._noise = noise
@@ -194,7 +194,7 @@ class Replica:
             return False
         self._cut()
         sequence.cancelled = True
-        if sequence.state is State.QUEUED:
+        if sequence.state is SlotState.QUEUED:
             self._queue.forsake()
             self._leave(sequence)
             self._pending.append(Cancelled(request_id, now_ns, sequence.base))
@@ -325,7 +325,7 @@ class Replica:
                 self._blocked = (sequence, memory.frees)
                 break
             queue.pop()
-            sequence.state = State.PREFILLING
+            sequence.state = SlotState.PREFILLING
             if sequence.admitted_ns < 0:
                 sequence.admitted_ns = now_ns
             n = min(room, sequence.left)
@@ -411,22 +411,22 @@ class Replica:
         """Let go of cancelled sequences whose token was just made; those still prefilling stay."""
         later: list[Slot] = []
         for sequence in self._dropping:
-            if sequence.state is State.DECODING:
+            if sequence.state is SlotState.DECODING:
                 made = self._made(sequence)
                 self._batch.leave(sequence)
                 self.memory.free(sequence)
                 self._leave(sequence)
                 self._pending.append(Cancelled(sequence.request.request_id, at_ns, made))
-            elif sequence.state is State.PREFILLING:
+            elif sequence.state is SlotState.PREFILLING:
                 later.append(sequence)
         self._dropping = later
 
     def _leave(self, sequence: Slot) -> None:
-        sequence.state = State.GONE
+        sequence.state = SlotState.GONE
         self._permits -= 1
         del self._sequences[sequence.request.request_id]
 
     def _made(self, sequence: Slot) -> int:
-        if sequence.state is not State.DECODING:
+        if sequence.state is not SlotState.DECODING:
             return sequence.base
         return sequence.base + self._batch.made(sequence)

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from extproc.sim import control, sse
 from extproc.sim.answer import Answers
-from extproc.sim.engine import Engine, validation_error
+from extproc.sim.engine import SimEngine, validation_error
 from extproc.sim.metrics import CONTENT_TYPE
 from extproc.sim.protocol import (
     BodyError,
@@ -24,7 +24,7 @@ from extproc.sim.protocol import (
     CompletionRequest,
     GenerateRequest,
     Parameters,
-    Plan,
+    PlannedAnswer,
     SagemakerProbe,
     SimError,
     T,
@@ -40,7 +40,7 @@ class ReplicaServer:
 
     def __init__(self, spec: ReplicaSpec) -> None:
         self.spec = spec
-        self.engine = Engine(spec)
+        self.engine = SimEngine(spec)
         self.answers = Answers(self.engine)
         self.faults = control.HttpFaults(f"{spec.seed}/{spec.name}/faults")
         self.port = spec.port
@@ -231,7 +231,7 @@ class ReplicaServer:
             start = stop
         return tokens
 
-    def _prefill_tokens(self, plan: Plan) -> list[dict[str, Any]]:
+    def _prefill_tokens(self, plan: PlannedAnswer) -> list[dict[str, Any]]:
         return [
             {"id": piece["id"], "text": piece["text"], "logprob": -1.0 if at else None}
             for at, piece in enumerate(self._pieces(plan.prompt))
@@ -269,7 +269,7 @@ class ReplicaServer:
         return web.Response(body=body.encode(), headers={"content-type": CONTENT_TYPE})
 
     async def _fault(self, request: web.Request) -> web.Response:
-        self.faults.apply(parse(await _raw(request), control.Fault), self.engine)
+        self.faults.apply(parse(await _raw(request), control.FaultOrder), self.engine)
         return await self._state(request)
 
     async def _state(self, _request: web.Request) -> web.Response:

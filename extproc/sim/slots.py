@@ -41,7 +41,7 @@ class ReplicaLimits:
                 raise ValueError(f"{name} must be at least 1, not {value}")
 
 
-class State(Enum):
+class SlotState(Enum):
     QUEUED = 0
     PREFILLING = 1
     DECODING = 2
@@ -72,7 +72,7 @@ class Slot:
     def __init__(self, request: SimRequest, now_ns: int) -> None:
         self.request = request
         self.submitted_ns = now_ns
-        self.state = State.QUEUED
+        self.state = SlotState.QUEUED
         self.cancelled = False
         self.input_tokens = request.prompt_tokens  # grows by each slice made
         self.blocks: Sequence[Hashable] = request.blocks

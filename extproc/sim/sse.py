@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from extproc.sim.protocol import Plan, SimError
+from extproc.sim.protocol import PlannedAnswer, SimError
 from extproc.sim.text import WORDS
 
 DONE: Final = b"data: [DONE]\n\n"
@@ -44,7 +44,7 @@ class Frames(Protocol):
     def token(self, index: int, word_id: int) -> bytes:
         """The frame of the `index`-th token (from 1), not the last."""
 
-    def last(self, index: int, word_id: int, plan: Plan) -> bytes:
+    def last(self, index: int, word_id: int, plan: PlannedAnswer) -> bytes:
         """The frame (or frames) of the last token."""
 
     def error(self, error: SimError) -> bytes:
@@ -70,7 +70,7 @@ class GenerateFrames:
             _TOKEN_JSON[word_id],
         )
 
-    def last(self, index: int, word_id: int, plan: Plan) -> bytes:
+    def last(self, index: int, word_id: int, plan: PlannedAnswer) -> bytes:
         """See `Frames`."""
         details = None
         if self._details:
@@ -142,7 +142,7 @@ class ChatFrames(OpenAIFrames):
         """See `Frames`."""
         return self._before + _WORD_BYTES[word_id] + self._after
 
-    def last(self, index: int, word_id: int, plan: Plan) -> bytes:  # noqa: ARG002 — the protocol's
+    def last(self, index: int, word_id: int, plan: PlannedAnswer) -> bytes:  # noqa: ARG002 — the protocol's
         """See `Frames`."""
         out = self._chunk(" " + WORDS[word_id], openai_reason(plan.finish_reason))
         if self._include_usage:
@@ -180,7 +180,7 @@ class CompletionFrames(OpenAIFrames):
         """See `Frames`."""
         return self._before + _WORD_BYTES[word_id] + self._after
 
-    def last(self, index: int, word_id: int, plan: Plan) -> bytes:  # noqa: ARG002 — the protocol's
+    def last(self, index: int, word_id: int, plan: PlannedAnswer) -> bytes:  # noqa: ARG002 — the protocol's
         """See `Frames`."""
         choice = self._choice(" " + WORDS[word_id], openai_reason(plan.finish_reason))
         return frame({**self._head, "choices": [choice], "usage": usage([plan])})
@@ -191,7 +191,7 @@ def openai_reason(finish_reason: str) -> str:
     return "stop" if finish_reason == "eos_token" else finish_reason
 
 
-def usage(plans: list[Plan]) -> Json:
+def usage(plans: list[PlannedAnswer]) -> Json:
     """OpenAI's usage over one or more answers."""
     prompt = sum(plan.prompt_tokens for plan in plans)
     completion = sum(plan.output_tokens for plan in plans)
@@ -202,7 +202,7 @@ def usage(plans: list[Plan]) -> Json:
     }
 
 
-def chat_body(plan: Plan, *, model: str, created_s: int) -> Json:
+def chat_body(plan: PlannedAnswer, *, model: str, created_s: int) -> Json:
     """A whole chat completion."""
     return {
         "object": "chat.completion",
@@ -222,7 +222,7 @@ def chat_body(plan: Plan, *, model: str, created_s: int) -> Json:
     }
 
 
-def completion_body(plans: list[Plan], *, model: str, created_s: int) -> Json:
+def completion_body(plans: list[PlannedAnswer], *, model: str, created_s: int) -> Json:
     """A whole text completion, one choice a prompt."""
     return {
         "object": "text_completion",
@@ -243,7 +243,7 @@ def completion_body(plans: list[Plan], *, model: str, created_s: int) -> Json:
     }
 
 
-def sequence_details(plan: Plan, prefill: list[Json], *, top_tokens: bool) -> Json:
+def sequence_details(plan: PlannedAnswer, prefill: list[Json], *, top_tokens: bool) -> Json:
     """`details` of a `/generate` answer."""
     tokens = [token_json(plan.story.word_id(at)) for at in range(plan.output_tokens)]
     details: Json = {

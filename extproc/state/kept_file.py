@@ -19,13 +19,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from extproc.core.quota.kept import Batch, State
+from extproc.core.quota.kept import JournalBatch, JournalState
 from extproc.core.quota.values import KINDS
 from extproc.state.kept_lines import (
     LINES_AT_ONCE,
     RECORDS_MAX,
     VERSION,
-    Found,
+    FileLines,
     Head,
     Stamped,
     line,
@@ -83,7 +83,7 @@ class KeptFile:
         self._compact_above = bytes_max
         self._writing = threading.Lock()
 
-    def open(self) -> Found:
+    def open(self) -> FileLines:
         """Lock it, read what is there and write that anew; the times in what is returned are this clock's.
 
         Raises LockedError where another process has it, OSError where it cannot be read or written.
@@ -103,7 +103,7 @@ class KeptFile:
             raise
         return found
 
-    def _begin(self) -> Found:
+    def _begin(self) -> FileLines:
         found = read(self.path)
         if found.torn or found.damaged:
             self.counts["torn"] += found.torn
@@ -118,7 +118,7 @@ class KeptFile:
             self._take_place(new)
         return found
 
-    def append(self, batch: Batch) -> bool:
+    def append(self, batch: JournalBatch) -> bool:
         """Add what has changed; false when it was not written (and the file is as before). Never raises."""
         if not batch:
             return True
@@ -194,7 +194,7 @@ class KeptFile:
                     os.close(fd)
             self._fd = self._lock_fd = -1
 
-    def _lines(self, batch: Batch) -> bytes:
+    def _lines(self, batch: JournalBatch) -> bytes:
         at_ns, wall_ns = self._clock(), self._wall()
         return b"".join(line(Stamped(at_ns, wall_ns, each)) for each in parts(batch))
 
@@ -221,7 +221,7 @@ class KeptFile:
             )
         self.said = error.strerror or str(error)
 
-    def _made_anew(self, state: State) -> _New:
+    def _made_anew(self, state: JournalState) -> _New:
         new = _New(self.path.with_name(f"{NAME}.new"))
         try:
             head = Head(VERSION, self._boot, [kind.name for kind in KINDS])
@@ -270,7 +270,7 @@ class _New:
                 self.path.unlink()
 
 
-def _moved(found: Found, move: Callable[[int], int]) -> None:
+def _moved(found: FileLines, move: Callable[[int], int]) -> None:
     """Scopes with their times moved."""
 
     def tats(words: dict[int, int]) -> dict[int, int]:

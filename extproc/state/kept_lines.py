@@ -15,7 +15,7 @@ from zlib import crc32
 
 import msgspec
 
-from extproc.core.quota.kept import Batch, KeptScope, State
+from extproc.core.quota.kept import JournalBatch, JournalState, KeptScope
 from extproc.core.quota.values import KINDS
 
 VERSION = 1
@@ -30,7 +30,7 @@ class Stamped(NamedTuple):
 
     at_ns: int
     wall_ns: int
-    batch: Batch
+    batch: JournalBatch
 
 
 class Head(msgspec.Struct):
@@ -43,10 +43,10 @@ class Head(msgspec.Struct):
 
 
 @dataclass(slots=True)
-class Found:
+class FileLines:
     """What a file held. `torn` says that its end was no whole line, `damaged` counts others like that."""
 
-    state: State = field(default_factory=State)
+    state: JournalState = field(default_factory=JournalState)
     boot: str = ""
     at_ns: int = 0
     wall_ns: int = 0
@@ -77,12 +77,12 @@ def line(value: Stamped | Head) -> bytes:
     return b"%08x %s\n" % (crc32(body), body)
 
 
-def read(path: Path, *, most: int | None = None, pause_s: float = 0.0) -> Found:
+def read(path: Path, *, most: int | None = None, pause_s: float = 0.0) -> FileLines:
     """What a file says (its first `most` bytes); nothing where there is none. Raises OSError.
 
     A line that is not whole, or is no batch, is passed over: each batch is absolute, so the next ones hold.
     """
-    found = Found()
+    found = FileLines()
     kinds = list(range(len(KINDS)))
     try:
         file = path.open("rb")
@@ -137,7 +137,7 @@ def _kinds(names: list[str]) -> list[int]:
     return [known.get(name, -1) for name in names]
 
 
-def _with_kinds(batch: Batch, kinds: list[int]) -> Batch:
+def _with_kinds(batch: JournalBatch, kinds: list[int]) -> JournalBatch:
     """The batch in this version's kinds; reservations of accounts that have others are dropped as unknown."""
     if kinds == list(range(len(KINDS))):
         return batch
@@ -165,7 +165,7 @@ def _with_kinds(batch: Batch, kinds: list[int]) -> Batch:
     )
 
 
-def parts(batch: Batch) -> list[Batch]:
+def parts(batch: JournalBatch) -> list[JournalBatch]:
     """A batch in pieces that make lines of a bearable length; one where it can be."""
     most = max(len(batch.held), len(batch.ended), len(batch.gone), len(batch.scopes))
     if most <= RECORDS_MAX:
@@ -174,7 +174,7 @@ def parts(batch: Batch) -> list[Batch]:
     for begin in range(0, most, RECORDS_MAX):
         cut = slice(begin, begin + RECORDS_MAX)
         found.append(
-            Batch(
+            JournalBatch(
                 batch.accounts,
                 batch.held[cut],
                 batch.ended[cut],

@@ -14,7 +14,7 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
-from extproc.core.turns import Row
+from extproc.core.turns import TurnRow
 
 VERSION = 2
 
@@ -78,7 +78,7 @@ _Needs = dict[
 _Sequence = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 
 
-class Full(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag="full"):
+class FullLoads(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag="full"):
     """All that a service has in flight, by pool and address; what is not named is nothing.
 
     `needs` is who waits and runs, in pools that somebody waits for. It is always whole.
@@ -113,7 +113,7 @@ class Reports(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag="
     reports: Annotated[list[_Report], msgspec.Meta(max_length=REPORTS_PER_FRAME_MAX)]
 
 
-Message: TypeAlias = Full | Delta | Bye | Hello | Reports
+Message: TypeAlias = FullLoads | Delta | Bye | Hello | Reports
 
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 _encoder = msgspec.msgpack.Encoder()
@@ -151,14 +151,14 @@ def decode(frame: bytes) -> tuple[str, Message]:
     # UnicodeDecodeError is a ValueError that msgspec lets through.
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise MalformedError("malformed") from error
-    if isinstance(message, Full | Delta) and sum(map(len, message.loads.values())) > ENDPOINTS_MAX:
+    if isinstance(message, FullLoads | Delta) and sum(map(len, message.loads.values())) > ENDPOINTS_MAX:
         raise MalformedError("too_many_endpoints")
-    if isinstance(message, Full | Delta) and sum(map(len, message.needs.values())) > NEEDS_MAX:
+    if isinstance(message, FullLoads | Delta) and sum(map(len, message.needs.values())) > NEEDS_MAX:
         raise MalformedError("too_many_needs")
     return sender, message
 
 
-def needs_by_pool(needs: Mapping[str, Iterable[Row]]) -> Needs:
+def needs_by_pool(needs: Mapping[str, Iterable[TurnRow]]) -> Needs:
     """Needs as they travel; above `NEEDS_MAX` those with most waiting and running."""
     rows = [(pool, row) for pool, some in needs.items() for row in some]
     if len(rows) > NEEDS_MAX:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from extproc.core.quota.values import Account
-from extproc.state.quota_wallet import Entry, Units, told
+from extproc.state.quota_lease import LeasedReservation, Units, told
 
 #: Operations kept while Redis is away; above it the oldest go, and are counted.
 JOURNAL_MAX = 50_000
@@ -26,7 +26,7 @@ class Op:
     how: How
     id: str
     account: Account
-    entry: Entry | None
+    entry: LeasedReservation | None
     units: Units = (0, 0, 0, 0, 0)
 
     @property

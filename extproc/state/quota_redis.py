@@ -1,9 +1,9 @@
-"""Quotas of several services through Redis: the shell around quota_wallet.py and quota_journal.py.
+"""Quotas of several services through Redis: the shell around quota_lease.py and quota_journal.py.
 
 Owns the connections, the tasks, and one log line per transition. A decision spends a lease that was taken
 beforehand and waits for nothing; where that does not suffice, one question goes to Redis and waits for no
 longer than its budget. Without Redis a service decides on its own share; what it admitted is charged when
-Redis is back, before anything is shared again. Over-admission: see quota_wallet.py.
+Redis is back, before anything is shared again. Over-admission: see quota_lease.py.
 
 Redis's books of a tenant are five keys with the tenant as hash tag, so one slot of a cluster holds them.
 Time there is the server's.
@@ -42,9 +42,9 @@ from extproc.core.quota import (
 )
 from extproc.core.quota.scopes import Scopes
 from extproc.core.quota.values import CONCURRENT
-from extproc.state import quota_wallet, redis_client
+from extproc.state import quota_lease, redis_client
 from extproc.state.quota_journal import Journal, Op, ending
-from extproc.state.quota_wallet import LEASE_NS, Entry, Reply, Units, Wallet
+from extproc.state.quota_lease import LEASE_NS, LeasedReservation, QuotaLease, ReserveReply, Units
 
 log = logging.getLogger(__name__)
 
@@ -105,9 +105,9 @@ class RedisQuota:
         self.journal = Journal(self.counts)
         self._url, self._prefix, self._clock = url, prefix, clock
         self._reserve_script, self._settle_script = scripts()
-        self._wallets = Scopes(Wallet, most=self.limits.scopes_max, counts=self.counts)
-        self._held: OrderedDict[str, Entry] = OrderedDict()
-        self._ended: OrderedDict[str, Entry | None] = OrderedDict()
+        self._wallets = Scopes(QuotaLease, most=self.limits.scopes_max, counts=self.counts)
+        self._held: OrderedDict[str, LeasedReservation] = OrderedDict()
+        self._ended: OrderedDict[str, LeasedReservation | None] = OrderedDict()
         self._epochs: dict[str, str] = {}
         self._keys: dict[str, tuple[str, ...]] = {}
         self._hungry: dict[tuple[str, str, str], Account] = {}
@@ -121,12 +121,12 @@ class RedisQuota:
         self._work = asyncio.Event()
         self._closed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._asks: set[asyncio.Task[Reply]] = set()
+        self._asks: set[asyncio.Task[ReserveReply]] = set()
         self._asker = redis_client.connect(url)
         self._refused_by_server: ResponseError | None = None
 
     @property
-    def squared(self) -> bool:
+    def reconciled(self) -> bool:
         """Whether Redis has heard everything."""
         return not self._sending and not len(self.journal)
 
@@ -149,14 +149,16 @@ class RedisQuota:
         units = amounts.units()
         if not self.connected or now_ns < self._away_until_ns:
             return self._alone(account, wallets, reservation_id, units, self._next(), now_ns)
-        taken, low = quota_wallet.from_lease(account, wallets, units, now_ns=now_ns)
+        taken, low = quota_lease.from_lease(account, wallets, units, now_ns=now_ns)
         if taken is None:
             return ASK
         if low and len(self._hungry) < HUNGRY_MAX:
             self._hungry[_name(account)] = account
             self._work.set()
         epoch = self._epochs.get(account.tenant, "")
-        entry = Entry(taken, units, self._next(), paid=True, epoch=epoch, heard_ns=now_ns, unheard=True)
+        entry = LeasedReservation(
+            taken, units, self._next(), paid=True, epoch=epoch, heard_ns=now_ns, unheard=True
+        )
         self._enter(account, reservation_id, entry)
         self.counts["reserved.leased"] += 1
         return Granted(_figures(account, wallets, now_ns), borrowed=False)
@@ -179,8 +181,8 @@ class RedisQuota:
         units, attempt = amounts.units(), self._next()
         if not self.connected or asked_ns < self._away_until_ns or len(self._asks) >= ASKS_MAX:
             return self._alone(account, wallets, reservation_id, units, attempt, asked_ns)
-        lend = quota_wallet.begin_loan(wallets)
-        words = quota_wallet.words(
+        lend = quota_lease.begin_loan(wallets)
+        words = quota_lease.words(
             "ask", account, wallets, units=units, lend=lend, give_back=lend, idle_capacity=idle_capacity
         )
         task = asyncio.create_task(
@@ -202,7 +204,7 @@ class RedisQuota:
             if isinstance(decision, Refused):
                 # Redis may have granted what we did not.
                 nothing = share.Taken(account, wallets, [0] * _buckets(account), 0, flies=False)
-                unknown = Entry(nothing, units, attempt, paid=False, epoch="", heard_ns=now_ns)
+                unknown = LeasedReservation(nothing, units, attempt, paid=False, epoch="", heard_ns=now_ns)
                 self._tell(Op("cancel", reservation_id, account, unknown))
             return decision
         if not answer.ok:
@@ -212,7 +214,7 @@ class RedisQuota:
         for wallet in wallets:
             wallet.in_flight += 1
         taken = share.Taken(account, wallets, costs, answer.borrowed)
-        entry = Entry(taken, units, attempt, paid=True, epoch=answer.epoch, heard_ns=now_ns)
+        entry = LeasedReservation(taken, units, attempt, paid=True, epoch=answer.epoch, heard_ns=now_ns)
         self._held[reservation_id] = entry
         self.counts["reserved.asked"] += 1
         return Granted(_figures(account, wallets, now_ns), borrowed=answer.borrowed != 0)
@@ -306,22 +308,24 @@ class RedisQuota:
     def _alone(
         self,
         account: Account,
-        wallets: tuple[Wallet, ...],
+        wallets: tuple[QuotaLease, ...],
         reservation_id: str,
         units: Units,
         attempt: str,
         now_ns: int,
     ) -> Granted | Refused:
-        taken = quota_wallet.alone(account, wallets, units, now_ns=now_ns, services=self.services)
+        taken = quota_lease.alone(account, wallets, units, now_ns=now_ns, services=self.services)
         if isinstance(taken, Refused):
             self.counts["refused.alone"] += 1
             return taken
-        entry = Entry(taken, units, attempt, paid=False, epoch="", heard_ns=now_ns)
+        entry = LeasedReservation(taken, units, attempt, paid=False, epoch="", heard_ns=now_ns)
         self._enter(account, reservation_id, entry)
         self.counts["reserved.alone"] += 1
         return Granted(_figures(account, wallets, now_ns), borrowed=False)
 
-    def _refused(self, account: Account, wallets: tuple[Wallet, ...], answer: Reply, now_ns: int) -> Refused:
+    def _refused(
+        self, account: Account, wallets: tuple[QuotaLease, ...], answer: ReserveReply, now_ns: int
+    ) -> Refused:
         self.counts["refused"] += 1
         names = [
             (name, bucket.name, bucket.kind, wallet)
@@ -336,7 +340,7 @@ class RedisQuota:
         return Refused(scope, limit, answer.wait_ns / 1e9, _figures(account, wallets, now_ns))
 
     @staticmethod
-    def _count_borrowed(account: Account, wallets: tuple[Wallet, ...], answer: Reply) -> None:
+    def _count_borrowed(account: Account, wallets: tuple[QuotaLease, ...], answer: ReserveReply) -> None:
         at = 0
         for (_, limits), wallet in zip(account.scopes, wallets, strict=True):
             for bucket in limits.buckets:
@@ -344,7 +348,7 @@ class RedisQuota:
                     share.lent(wallet, bucket.kind)
                 at += 1
 
-    def _enter(self, account: Account, reservation_id: str, entry: Entry) -> None:
+    def _enter(self, account: Account, reservation_id: str, entry: LeasedReservation) -> None:
         self._held[reservation_id] = entry
         self._tell(Op("enter", reservation_id, account, entry))
 
@@ -352,7 +356,7 @@ class RedisQuota:
         self.journal.put(op)
         self._work.set()
 
-    def _end(self, reservation_id: str, entry: Entry | None) -> None:
+    def _end(self, reservation_id: str, entry: LeasedReservation | None) -> None:
         self._ended[reservation_id] = entry
         while len(self._ended) > self.limits.ended_remembered_max:
             self._ended.popitem(last=False)
@@ -403,18 +407,18 @@ class RedisQuota:
     async def _question(
         self,
         account: Account,
-        wallets: tuple[Wallet, ...],
+        wallets: tuple[QuotaLease, ...],
         words: dict[str, Any],
         reservation_id: str,
         attempt: str,
         lend: bool,
         asked_ns: int,
-    ) -> Reply:
+    ) -> ReserveReply:
         try:
             epoch = self._epochs.get(account.tenant, "")
             data = self._reserve_words(words, reservation_id, (attempt, epoch))
             client = self._asker
-            answer = quota_wallet.reply(await self._call(client, self._reserve_script, account.tenant, data))
+            answer = quota_lease.reply(await self._call(client, self._reserve_script, account.tenant, data))
             self._hear(answer, account, wallets, lend, asked_ns)
             return answer
         except BaseException as error:
@@ -423,15 +427,15 @@ class RedisQuota:
             raise
 
     def _end_unread(
-        self, account: Account, wallets: tuple[Wallet, ...], words: dict[str, Any], error: BaseException
+        self, account: Account, wallets: tuple[QuotaLease, ...], words: dict[str, Any], error: BaseException
     ) -> None:
         """The loan came to nothing that we know of; what an error shows to be unread is still owed."""
         _end_loan(wallets)
         if isinstance(error, ResponseError) and not _poison(error):
-            quota_wallet.not_given_back(account, wallets, words)
+            quota_lease.not_given_back(account, wallets, words)
             self._leasing[_name(account)] = account
 
-    def _asked(self, task: asyncio.Task[Reply]) -> None:
+    def _asked(self, task: asyncio.Task[ReserveReply]) -> None:
         self._asks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             if isinstance(error, ResponseError) and not _poison(error):
@@ -440,10 +444,15 @@ class RedisQuota:
             self._work.set()
 
     def _hear(
-        self, answer: Reply, account: Account, wallets: tuple[Wallet, ...], lend: bool, asked_ns: int
+        self,
+        answer: ReserveReply,
+        account: Account,
+        wallets: tuple[QuotaLease, ...],
+        lend: bool,
+        asked_ns: int,
     ) -> None:
         self._epoch(account.tenant, answer.epoch)
-        quota_wallet.hear(answer, account, wallets, lent=lend, asked_ns=asked_ns, now_ns=self._clock())
+        quota_lease.hear(answer, account, wallets, lent=lend, asked_ns=asked_ns, now_ns=self._clock())
         if lend and any(wallet.slots or any(wallet.credit) for wallet in wallets):
             self._leasing[_name(account)] = account
 
@@ -584,9 +593,9 @@ class RedisQuota:
         ]
         for op, result in zip(ops, results, strict=True):
             if op.entry is not None and (not isinstance(result, Exception) or _poison(result)):
-                quota_wallet.told(op.entry)
+                quota_lease.told(op.entry)
             if isinstance(result, bytes):
-                self._epoch(op.account.tenant, quota_wallet.reply(result).epoch)
+                self._epoch(op.account.tenant, quota_lease.reply(result).epoch)
             elif isinstance(result, Exception) and _poison(result):
                 self.counts["script_failed"] += 1
                 if self.counts["script_failed"] == 1:
@@ -608,8 +617,8 @@ class RedisQuota:
         taken = entry.taken
         # Alone, costs were counted for a share; Redis is charged for what they are.
         costs = None if taken.share > 1 or taken.borrowed else entry.costs
-        wallets = tuple(wallet for wallet in taken.scopes if isinstance(wallet, Wallet))
-        words = quota_wallet.words(
+        wallets = tuple(wallet for wallet in taken.scopes if isinstance(wallet, QuotaLease))
+        words = quota_lease.words(
             "lease" if entry.paid else "force", op.account, wallets, units=entry.units, costs=costs
         )
         return self._reserve_script, self._reserve_words(words, op.id, (entry.attempt, entry.epoch))
@@ -635,12 +644,12 @@ class RedisQuota:
     async def _loans(self, client: Redis, accounts: list[Account], *, give_back: bool) -> None:
         asked_ns = self._clock()
         pipeline = client.pipeline(transaction=False)
-        sent: list[tuple[Account, tuple[Wallet, ...], dict[str, Any]]] = []
+        sent: list[tuple[Account, tuple[QuotaLease, ...], dict[str, Any]]] = []
         for account in accounts:
             wallets = self._wallets.of(account, now_ns=asked_ns)
-            if not quota_wallet.begin_loan(wallets):
+            if not quota_lease.begin_loan(wallets):
                 continue
-            words = quota_wallet.words("lend", account, wallets, lend=not give_back, give_back=give_back)
+            words = quota_lease.words("lend", account, wallets, lend=not give_back, give_back=give_back)
             epoch = self._epochs.get(account.tenant, "")
             data = self._reserve_words(words, "", ("", epoch))
             pipeline.execute_command(*self._command(self._reserve_script, account.tenant, data))
@@ -658,7 +667,7 @@ class RedisQuota:
             raise
         for (account, wallets, words), result in zip(sent, results, strict=True):
             if isinstance(result, bytes):
-                answer = quota_wallet.reply(result)
+                answer = quota_lease.reply(result)
                 self._hear(answer, account, wallets, True, asked_ns)
                 if give_back:
                     for wallet in wallets:
@@ -676,7 +685,7 @@ class RedisQuota:
     def _back(self) -> None:
         self.connected = True
         self._away_until_ns = 0
-        again = "quotas are shared again and the books squared"
+        again = "quotas are shared again and the books reconciled"
         self._transitions.back(again, sharing="quotas", name=self.id)
 
 
@@ -684,7 +693,7 @@ def _name(account: Account) -> tuple[str, str, str]:
     return (account.tenant, account.key, account.model)
 
 
-def _end_loan(wallets: tuple[Wallet, ...]) -> None:
+def _end_loan(wallets: tuple[QuotaLease, ...]) -> None:
     """The loan came to nothing that we know of."""
     for wallet in wallets:
         wallet.lending = False
@@ -695,7 +704,7 @@ def _buckets(account: Account) -> int:
     return sum(len(limits.buckets) for _, limits in account.scopes)
 
 
-def _figures(account: Account, wallets: tuple[Wallet, ...], now_ns: int) -> RateFigures:
+def _figures(account: Account, wallets: tuple[QuotaLease, ...], now_ns: int) -> RateFigures:
     return share.figures(account, wallets, now_ns=now_ns)
 
 

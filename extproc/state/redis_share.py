@@ -27,7 +27,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import MovedError, ReadOnlyError, RedisError, ResponseError
 
-from extproc.core.turns import Row
+from extproc.core.turns import TurnRow
 from extproc.state import messages, redis_client
 from extproc.state.messages import MESSAGE_BYTES_MAX, VERSION, Hello, Key, Load, Reports
 from extproc.state.outbox import Outbox
@@ -66,7 +66,7 @@ class RedisShare:
         prefix: str = "steersman",
         interval_ms: int = 100,
         loads: Callable[[], Mapping[Key, Load]],
-        needs: Callable[[], Mapping[str, Iterable[Row]]] = dict,
+        needs: Callable[[], Mapping[str, Iterable[TurnRow]]] = dict,
         on_peers: Callable[[PeerLoads], None],
         on_report: Callable[[str, bytes], None],
         clock: Callable[[], int] = time.monotonic_ns,

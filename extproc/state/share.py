@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from extproc.core.turns import Row
+from extproc.core.turns import TurnRow
 from extproc.state import messages
 from extproc.state.messages import (
     ENDPOINTS_MAX,
     NO_LOAD,
     Bye,
     Delta,
-    Full,
+    FullLoads,
     Hello,
     Key,
     Load,
@@ -68,7 +68,7 @@ class OwnLoad:
         self._full_wanted = True
 
     def next(
-        self, loads: Mapping[Key, Load], *, now_ns: int, needs: Mapping[str, Iterable[Row]] | None = None
+        self, loads: Mapping[Key, Load], *, now_ns: int, needs: Mapping[str, Iterable[TurnRow]] | None = None
     ) -> Publication | None:
         """What to publish now; None when it is too early or there is nothing new.
 
@@ -89,7 +89,7 @@ class OwnLoad:
         if refresh or len(changed) > ENDPOINTS_MAX:
             self._full_wanted = False
             self._full_ns = now_ns
-            return self._publication(Full(self._next_sequence(), messages.by_pool(now.items()), asked))
+            return self._publication(FullLoads(self._next_sequence(), messages.by_pool(now.items()), asked))
         if not changed and asked == needs_told:
             return None
         return self._publication(Delta(self._next_sequence(), messages.by_pool(changed), asked))
@@ -106,8 +106,8 @@ class OwnLoad:
         self._sequence += 1
         return self._sequence
 
-    def _publication(self, message: Full | Delta) -> Publication:
-        return Publication(messages.encode(self.service_id, message), isinstance(message, Full))
+    def _publication(self, message: FullLoads | Delta) -> Publication:
+        return Publication(messages.encode(self.service_id, message), isinstance(message, FullLoads))
 
 
 class _Peer:
@@ -117,7 +117,7 @@ class _Peer:
         self.heard_ns = heard_ns
         self.sequence = 0
         self.loads: dict[Key, Load] = {}
-        self.needs: dict[str, list[Row]] = {}
+        self.needs: dict[str, list[TurnRow]] = {}
 
 
 class PeerLoads:
@@ -147,7 +147,7 @@ class PeerLoads:
         return sorted(self._peers)
 
     @property
-    def needs(self) -> dict[str, dict[str, list[Row]]]:
+    def needs(self) -> dict[str, dict[str, list[TurnRow]]]:
         """What waits and runs at each live peer, by its service's id (without what its connection added)."""
         return {name.partition("-")[0]: peer.needs for name, peer in self._peers.items()}
 
@@ -188,7 +188,7 @@ class PeerLoads:
             case Bye(sequence=sequence):
                 if sequence > self._last_sequence(sender):
                     self._forget(sender, sequence, now_ns)
-            case Full():
+            case FullLoads():
                 self._take_full(sender, message, now_ns, now_ns - age_ns)
             case Delta():
                 self._take_delta(sender, message, now_ns)
@@ -211,7 +211,7 @@ class PeerLoads:
         peer = self._peers.get(sender)
         return peer.sequence if peer is not None else self._gone.get(sender, (0, 0))[0]
 
-    def _take_full(self, sender: str, message: Full, now_ns: int, heard_ns: int) -> None:
+    def _take_full(self, sender: str, message: FullLoads, now_ns: int, heard_ns: int) -> None:
         if message.sequence <= self._last_sequence(sender) or now_ns - heard_ns >= PEER_SILENT_NS:
             self.counts["ignored_old"] += 1
             return
@@ -270,10 +270,10 @@ class PeerLoads:
                 self._put(peer, (pool, address), load)
         self.counts["taken_delta"] += 1
 
-    def _need(self, peer: _Peer, message: Full | Delta) -> None:
+    def _need(self, peer: _Peer, message: FullLoads | Delta) -> None:
         if peer.needs or message.needs:
             peer.needs = {
-                pool: [Row(tenant, *figures) for tenant, rows in tenants.items() for figures in rows]
+                pool: [TurnRow(tenant, *figures) for tenant, rows in tenants.items() for figures in rows]
                 for pool, tenants in message.needs.items()
             }
             self._membership_changed = True

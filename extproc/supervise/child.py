@@ -39,7 +39,7 @@ KILL_S_MAX = 5.0
 LEASH = str(Path(__file__).with_name("leash.py"))
 
 
-class State(Enum):
+class ChildState(Enum):
     """Where a child is."""
 
     STARTING = "starting"
@@ -111,7 +111,7 @@ class Child:
     ) -> None:
         self.spec = spec
         self.output = output
-        self.state = State.STARTING
+        self.state = ChildState.STARTING
         self.starts = 0
         self._report = report
         self._restarts = Restarts(policy or RestartPolicy(), rng)
@@ -147,7 +147,7 @@ class Child:
 
     def signal(self, signum: signal.Signals) -> None:
         """Send a signal, or keep it until the process is ready and has its handlers."""
-        if self.state is State.READY and self.pid is not None:
+        if self.state is ChildState.READY and self.pid is not None:
             os.kill(self.pid, signum)
         else:
             self._signals.add(signum)
@@ -178,13 +178,13 @@ class Child:
                 process.kill()
                 await _gone(process, KILL_S_MAX)
         self.output.close()
-        if self.state is not State.FAILED:
-            self.state = State.STOPPED
+        if self.state is not ChildState.FAILED:
+            self.state = ChildState.STOPPED
 
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            self.state = State.STARTING
+            self.state = ChildState.STARTING
             self.starts += 1
             writing = self.output.open()
             try:
@@ -202,7 +202,7 @@ class Child:
                     f"{ending}; that is a crash loop: {self._restarts.count} deaths within "
                     f"{policy.window_s:g} s, at most {policy.restarts_max} are borne"
                 )
-            self.state = State.WAITING
+            self.state = ChildState.WAITING
             of = "" if policy.restarts_max is None else f" of {policy.restarts_max}"
             self._report(f"{self.spec.name}: {ending}; restart {self._restarts.count}{of} in {delay_s:.1f} s")
             await asyncio.sleep(delay_s)
@@ -218,15 +218,15 @@ class Child:
                 if answers:
                     answered_s = now_s
                     self._now_ready(process, now_s - began_s)
-                elif self.state is State.READY:
-                    self.state = State.SILENT
+                elif self.state is ChildState.READY:
+                    self.state = ChildState.SILENT
                     self._report(f"{self.spec.name}: does not answer")
-                silent_s_max = self.spec.ready_s_max if self.state is State.STARTING else SILENT_S_MAX
+                silent_s_max = self.spec.ready_s_max if self.state is ChildState.STARTING else SILENT_S_MAX
                 if now_s - answered_s > silent_s_max:
                     process.kill()
                     await _gone(process, KILL_S_MAX)
                     return f"did not answer for {silent_s_max:g} s and was killed"
-                ask_s = now_s + (ASK_STARTING_S if self.state is State.STARTING else ASK_READY_S)
+                ask_s = now_s + (ASK_STARTING_S if self.state is ChildState.STARTING else ASK_READY_S)
             await asyncio.sleep(TICK_S)
         return how_it_ended(code)
 
@@ -237,10 +237,10 @@ class Child:
             return False
 
     def _now_ready(self, process: subprocess.Popen[bytes], took_s: float) -> None:
-        if self.state is State.READY:
+        if self.state is ChildState.READY:
             return
-        again = "answers again" if self.state is State.SILENT else f"ready after {took_s:.1f} s"
-        self.state = State.READY
+        again = "answers again" if self.state is ChildState.SILENT else f"ready after {took_s:.1f} s"
+        self.state = ChildState.READY
         self._was_ready.set()
         self._report(f"{self.spec.name}: {again} (pid {process.pid})")
         for signum in self._signals:
@@ -248,7 +248,7 @@ class Child:
         self._signals.clear()
 
     def _failure(self, why: str) -> ChildFailedError:
-        self.state = State.FAILED
+        self.state = ChildState.FAILED
         tail = "".join(f"\n  {self.spec.name} | {line}" for line in self.output.tail)
         return ChildFailedError(f"{self.spec.name} {why}" + (f". Its last lines:{tail}" if tail else ""))
 

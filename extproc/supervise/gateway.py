@@ -66,7 +66,7 @@ def steersman_argv(*arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", "extproc.cli", *arguments]
 
 
-class Gateway:
+class SupervisedGateway:
     """Envoy and the service for one configuration."""
 
     def __init__(

@@ -11,7 +11,7 @@ import math
 from functools import lru_cache
 
 from extproc._pb import telemetry_pb2 as pb
-from extproc.core.reports import Gpu, ReplicaReport, State
+from extproc.core.reports import GpuReport, ReplicaReport, ReportedState
 
 REPLICAS_MAX = 64
 GPUS_MAX = 64
@@ -30,14 +30,14 @@ MILLISECONDS_MAX = 3_600_000.0
 KV_OVER_CAPACITY_MAX = 1.25
 
 _STATES = {
-    pb.STATE_UNKNOWN: State.DEGRADED,
-    pb.LOADING: State.LOADING,
-    pb.READY: State.READY,
-    pb.DEGRADED: State.DEGRADED,
-    pb.DRAINING: State.DRAINING,
-    pb.GONE: State.GONE,
-    pb.HUNG: State.HUNG,
-    pb.WRONG_MODEL: State.WRONG_MODEL,
+    pb.STATE_UNKNOWN: ReportedState.DEGRADED,
+    pb.LOADING: ReportedState.LOADING,
+    pb.READY: ReportedState.READY,
+    pb.DEGRADED: ReportedState.DEGRADED,
+    pb.DRAINING: ReportedState.DRAINING,
+    pb.GONE: ReportedState.GONE,
+    pb.HUNG: ReportedState.HUNG,
+    pb.WRONG_MODEL: ReportedState.WRONG_MODEL,
 }
 
 
@@ -56,7 +56,7 @@ def replicas(report: pb.Report) -> list[ReplicaReport]:
     return checked
 
 
-def _replica(replica: pb.Replica, gpus: dict[str, Gpu], report: pb.Report) -> ReplicaReport:
+def _replica(replica: pb.Replica, gpus: dict[str, GpuReport], report: pb.Report) -> ReplicaReport:
     for text in (replica.pool, replica.zone, replica.region, replica.engine, replica.detail):
         _text(text)
     named = (replica.models, replica.adapters)
@@ -97,7 +97,7 @@ def _replica(replica: pb.Replica, gpus: dict[str, Gpu], report: pb.Report) -> Re
     )
 
 
-def _gpu(gpu: pb.Gpu) -> Gpu:
+def _gpu(gpu: pb.Gpu) -> GpuReport:
     for text in (gpu.uuid, gpu.name, gpu.pci_id):
         _text(text)
     if len(gpu.xids) > XIDS_MAX:
@@ -106,7 +106,7 @@ def _gpu(gpu: pb.Gpu) -> Gpu:
     total = _count(gpu, "memory_total_bytes", 1 << 50)
     if used is not None and total is not None and used > total:
         raise ImplausibleError("memory_over_total")
-    return Gpu(
+    return GpuReport(
         uuid=gpu.uuid,
         name=gpu.name,
         utilization_percent=_count(gpu, "utilization_percent", 100),

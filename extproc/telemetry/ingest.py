@@ -37,7 +37,7 @@ OWNER_SILENT_NS = 10_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
+class PushingNode:
     """A node that may push. `networks` bounds the addresses it may speak for; empty means any."""
 
     name: str
@@ -77,7 +77,7 @@ class Ingest:
 
     def __init__(
         self,
-        nodes: Iterable[Node],
+        nodes: Iterable[PushingNode],
         *,
         anyone: bool,
         on_reports: Callable[[str, list[ReplicaReport], int], None],

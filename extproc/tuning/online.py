@@ -1,7 +1,7 @@
 """Tuning while a service runs: one small change of one parameter at a time, kept or taken back.
 
 Owns the decision alone: pure, told of windows of traffic and of time, it answers with moves. Who calls it
-applies a move, records it, and measures; nothing here reads a clock, a file or a desk.
+applies a move, records it, and measures; nothing here reads a clock, a file or a scheduler.
 
 A move is tried after a window that says enough, at most `step_max` of the value, never outside the knob's
 range. The next window decides: taken back at once when a guarded figure is worse by more than is allowed
@@ -35,7 +35,7 @@ Kind = Literal["try", "keep", "revert"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
+class GoalWindow:
     """What a stretch of time showed: of `requests` so many met their targets, so many failed."""
 
     requests: int
@@ -55,7 +55,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Guard:
+class TuningGuard:
     """The guardrails (config: tuning)."""
 
     metric: Metric = "attainment"
@@ -101,7 +101,7 @@ class Move:
 class Tuner:
     """One strategy's knobs and what was tried of them."""
 
-    def __init__(self, knobs: Sequence[Knob], guard: Guard) -> None:
+    def __init__(self, knobs: Sequence[Knob], guard: TuningGuard) -> None:
         self.guard = guard
         self._knobs = {knob.name: knob for knob in knobs}
         self._order = [knob.name for knob in knobs]
@@ -109,7 +109,7 @@ class Tuner:
         self._direction = dict.fromkeys(self._order, 1)
         self._step = dict.fromkeys(self._order, guard.step_max)
         self._failed = dict.fromkeys(self._order, 0)
-        self._before: Window | None = None
+        self._before: GoalWindow | None = None
         self._trial: Move | None = None
         self._thin = 0
         self._due_ns: int | None = None
@@ -124,7 +124,7 @@ class Tuner:
         """The change that is being tried."""
         return self._trial
 
-    def window(self, seen: Window, *, now_ns: int) -> Move | None:
+    def window(self, seen: GoalWindow, *, now_ns: int) -> Move | None:
         """A window has ended: what to do now."""
         if self._trial is not None:
             return self._judge(self._trial, seen)
@@ -133,7 +133,7 @@ class Tuner:
             return None
         return self._propose(now_ns)
 
-    def watch(self, seen: Window) -> Move | None:
+    def watch(self, seen: GoalWindow) -> Move | None:
         """In the middle of a window: a trial that clearly does harm ends at once."""
         if self._trial is None or seen.requests < max(20, self.guard.requests_min * EARLY_SHARE):
             return None
@@ -160,7 +160,7 @@ class Tuner:
             self._no_gain(name)
         return None
 
-    def _judge(self, trial: Move, seen: Window) -> Move | None:
+    def _judge(self, trial: Move, seen: GoalWindow) -> Move | None:
         before = self._before
         assert before is not None, "a trial follows a window"
         if seen.requests < self.guard.requests_min:
@@ -183,7 +183,7 @@ class Tuner:
         self._step[trial.name] = self.guard.step_max
         return Move("keep", trial.name, trial.before, trial.after, told)
 
-    def _breach(self, seen: Window, errors: float) -> str:
+    def _breach(self, seen: GoalWindow, errors: float) -> str:
         """What guarded figure is worse by more than is allowed and `errors` standard errors; "" for none."""
         before, guard = self._before, self.guard
         if before is None or not seen.requests:
@@ -196,7 +196,7 @@ class Tuner:
             return f"failures rose from {before.error_share:.4f} to {seen.error_share:.4f}"
         return ""
 
-    def _better(self, before: Window, seen: Window) -> tuple[bool, str]:
+    def _better(self, before: GoalWindow, seen: GoalWindow) -> tuple[bool, str]:
         if self.guard.metric == "attainment":
             told = f"attainment {before.attainment:.4f} to {seen.attainment:.4f}"
             noise = BETTER_ERRORS * _error(before.attained, seen.attained, before, seen)
@@ -225,7 +225,7 @@ class Tuner:
             self._at = (self._at + 1) % len(self._order)
 
 
-def _error(hits_before: int, hits_now: int, before: Window, now: Window) -> float:
+def _error(hits_before: int, hits_now: int, before: GoalWindow, now: GoalWindow) -> float:
     """The standard error of the difference of two shares; one hit and one miss more keep it above 0."""
     total = 0.0
     for hits, of in ((hits_before, before.requests), (hits_now, now.requests)):

@@ -62,7 +62,7 @@ class Gain:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """What a search found. `parameters` are the best on the searched part, `gain` theirs on the rest."""
 
     strategy: str
@@ -93,7 +93,7 @@ def tune(
     seed: int = 1,
     seeds_held_out: int = 3,
     told: Callable[[Trial], None] | None = None,
-) -> Found:
+) -> SearchResult:
     """Search. Raises LogError (too little traffic), ValueError (nothing to vary)."""
     optuna = _optuna()
     strategy = strategy or scene.strategy
@@ -124,7 +124,7 @@ def tune(
     study.optimize(evaluate, n_trials=trials)
     best = max(done, key=lambda trial: (trial.value, -trial.number))
     seeds = [seed + 1 + i for i in range(seeds_held_out)]
-    return Found(
+    return SearchResult(
         strategy,
         objective,
         axes,

@@ -30,7 +30,7 @@ from extproc.core.contract import (
 )
 from extproc.core.outcome import End, Outcome, Reservation
 from extproc.wire import ticket
-from extproc.wire.ended import Fault, end_of, fault_of
+from extproc.wire.ended import ErrorOrigin, end_of, fault_of
 from extproc.wire.records import entries
 from extproc.wire.seal import Seal
 
@@ -116,8 +116,8 @@ def _outcome(entry: pb.HttpAccessLogEntry, reservation: Reservation) -> Outcome:
     events = _count(seen, EVENTS_KEY)
     if events is None and FIRST_CHUNK_KEY in seen and _streams(headers):
         events = 0  # counted, and there were none
-    fault = Fault.FULL if _true(seen, REFUSED_KEY) else fault_of(_text(seen, ERROR_KEY))
-    output_seen = status == 200 and (fault is Fault.NONE or bool(events))
+    fault = ErrorOrigin.FULL if _true(seen, REFUSED_KEY) else fault_of(_text(seen, ERROR_KEY))
+    output_seen = status == 200 and (fault is ErrorOrigin.NONE or bool(events))
     return Outcome(
         reservation=reservation,
         final=common.access_log_type in _FINAL_TYPES,
@@ -130,7 +130,7 @@ def _outcome(entry: pb.HttpAccessLogEntry, reservation: Reservation) -> Outcome:
         ttft_ns=_ttft_ns(common, seen) if reservation.stream and output_seen else None,
         prompt_tokens=prompt,
         output_tokens=output,
-        refused=fault is Fault.FULL,
+        refused=fault is ErrorOrigin.FULL,
         events=events,
         request_bytes=entry.request.request_body_bytes,
         response_bytes=entry.response.response_body_bytes if status == 200 else 0,
@@ -139,7 +139,7 @@ def _outcome(entry: pb.HttpAccessLogEntry, reservation: Reservation) -> Outcome:
     )
 
 
-def _end(flags: pb.ResponseFlags, status: int, fault: Fault, *, done: bool) -> End:
+def _end(flags: pb.ResponseFlags, status: int, fault: ErrorOrigin, *, done: bool) -> End:
     # Who has seen a stream's last event may close at once, and has left nothing.
     gone = not done and any(getattr(flags, name) for name in _ENDED_BY_CLIENT)
     return end_of(status, fault, gone=gone, broke=any(getattr(flags, name) for name in _ENDED_BY_FAULT))

@@ -35,10 +35,10 @@ from extproc.core.contract import (
     USAGE_KEY,
     WHOLE_HEADER,
 )
-from extproc.core.desk import AskQuota
-from extproc.core.outcome import Answer, Reject, Routed
+from extproc.core.outcome import LocalAnswer, Reject, Routed
 from extproc.core.request import Dialect
-from extproc.core.tenant import Evidence, ProxyTrust
+from extproc.core.scheduler import AskQuota
+from extproc.core.tenant import Credentials, ProxyTrust
 from extproc.wire import ticket
 from extproc.wire.dialect import error_body
 from extproc.wire.seal import EVENT, Seal
@@ -83,7 +83,7 @@ class Headers:
     values: dict[str, str]
     end_of_stream: bool
     repeated: str = ""
-    evidence: Evidence = field(default_factory=Evidence)
+    evidence: Credentials = field(default_factory=Credentials)
     #: Nothing follows them here: who asks is all that is asked.
     alone: bool = False
 
@@ -206,7 +206,7 @@ def read_headers(
 
 def _evidence(
     message: pb.ProcessingRequest, values: dict[str, str], claim: str | None, proxy_tenant: str | None
-) -> Evidence:
+) -> Credentials:
     """Headers for what a client claims; metadata and attributes, which no client can set, for the rest."""
     jwt: str | None = None
     failure = source = subject = ""
@@ -227,7 +227,7 @@ def _evidence(
         )
         if SUBJECT_ATTRIBUTE in attributes:
             subject = attributes[SUBJECT_ATTRIBUTE].string_value
-    return Evidence(
+    return Credentials(
         authorization=values.get(AUTHORIZATION),
         api_key=values.get(API_KEY),
         jwt=jwt,
@@ -370,14 +370,14 @@ def tell(response: pb.ProcessingResponse, endpoints: str, about: dict[str, str])
 
 
 def immediate(
-    answer: Answer | Reject, dialect: Dialect, *, headers: tuple[tuple[str, str], ...] = ()
+    answer: LocalAnswer | Reject, dialect: Dialect, *, headers: tuple[tuple[str, str], ...] = ()
 ) -> bytes:
     """An answer that no upstream sees; `headers` on top of its own."""
     response = pb.ProcessingResponse()
     out = response.immediate_response
     out.status.code = answer.status
     set_header(out.headers, "content-type", JSON)
-    if isinstance(answer, Answer):
+    if isinstance(answer, LocalAnswer):
         out.body = answer.body
         out.details = "steersman_answered"
     else:

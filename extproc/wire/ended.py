@@ -21,7 +21,7 @@ _REJECTS = re.compile(
 )
 
 
-class Fault(Enum):
+class ErrorOrigin(Enum):
     """Whose fault an error is."""
 
     NONE = "none"
@@ -30,27 +30,27 @@ class Fault(Enum):
     ENGINE = "engine"
 
 
-def fault_of(said: str) -> Fault:
+def fault_of(said: str) -> ErrorOrigin:
     """What an engine said of an error, from its name on."""
     if not said:
-        return Fault.NONE
+        return ErrorOrigin.NONE
     found = _CODE.search(said)
     code = int(found.group(1)) if found is not None else 0
     if "overloaded" in said or code == 429:
-        return Fault.FULL
+        return ErrorOrigin.FULL
     if _REJECTS.search(said) or 400 <= code < 500:
-        return Fault.REQUEST
-    return Fault.ENGINE
+        return ErrorOrigin.REQUEST
+    return ErrorOrigin.ENGINE
 
 
-def end_of(status: int, fault: Fault, *, gone: bool, broke: bool) -> End:
+def end_of(status: int, fault: ErrorOrigin, *, gone: bool, broke: bool) -> End:
     """How it ended; `gone`: the client left before the end, `broke`: the connection to the engine did.
 
     An error that was said counts before whatever came after: a client mostly hangs up on it.
     """
-    if fault in (Fault.FULL, Fault.REQUEST):
+    if fault in (ErrorOrigin.FULL, ErrorOrigin.REQUEST):
         return End.REFUSED
-    if fault is Fault.ENGINE:
+    if fault is ErrorOrigin.ENGINE:
         return End.ERROR
     if gone:
         return End.CLIENT_GONE

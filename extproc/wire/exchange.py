@@ -18,25 +18,25 @@ import msgspec
 
 from extproc.core.contract import EXPLAIN_HEADER, MODEL_HEADER
 from extproc.core.decide import overloaded
-from extproc.core.desk import AskQuota
 from extproc.core.families import members
 from extproc.core.misrouted import advice, dialect_of
-from extproc.core.outcome import QUOTA_EXCEEDED, Answer, Hold, Reject, Routed
+from extproc.core.outcome import QUOTA_EXCEEDED, Hold, LocalAnswer, Reject, Routed
 from extproc.core.quota import Granted, Refused
 from extproc.core.reading import BYTE_ORDER_MARK, bare, parse
 from extproc.core.request import (
     UNFIT,
     Dialect,
-    Kind,
     Request,
     Route,
+    RouteKind,
     UsageAsked,
     as_engine_says,
     bad_request,
     find_route,
 )
+from extproc.core.scheduler import AskQuota
 from extproc.core.tenant import ANONYMOUS, Tenant
-from extproc.observe.tracing.journey import Journey
+from extproc.observe.tracing.request_trace import RequestTrace
 from extproc.wire import codec, usage
 from extproc.wire.codec import Reply
 from extproc.wire.rename import renamed
@@ -54,7 +54,7 @@ LENGTH_DIGITS_MAX = 18
 EXPLAIN_REASON = "reason"
 
 
-class State(Enum):
+class ExchangeState(Enum):
     """How far a stream is."""
 
     AWAIT_HEADERS = auto()
@@ -88,16 +88,16 @@ class Exchange:
         "_state",
         "_tenant",
         "_usage",
-        "journey",
+        "request_trace",
     )
 
     def __init__(self, processor: Processor) -> None:
         #: What is noted of its way; set by whoever has the call's metadata.
-        self.journey: Journey | None = None
+        self.request_trace: RequestTrace | None = None
         #: What of its trace rides with the request.
         self._carried = ""
         self._processor = processor
-        self._state = State.AWAIT_HEADERS
+        self._state = ExchangeState.AWAIT_HEADERS
         self._dialect = Dialect.OPENAI
         self._route: Route | None = None
         self._tenant: Tenant = ANONYMOUS
@@ -138,12 +138,12 @@ class Exchange:
         return self._whatever_comes(lambda: self._received(message))
 
     def _received(self, message: codec.Message) -> Reply:
-        if isinstance(message, codec.Headers) and self._state is State.AWAIT_HEADERS:
+        if isinstance(message, codec.Headers) and self._state is ExchangeState.AWAIT_HEADERS:
             return self._on_headers(message)
-        if isinstance(message, codec.Body) and self._state is State.AWAIT_BODY:
+        if isinstance(message, codec.Body) and self._state is ExchangeState.AWAIT_BODY:
             return self._on_body(message.data, "request_body")
         # A phase we did not ask for: somebody else's Envoy configuration. Let it pass.
-        self._processor.desk.counts["phase.unexpected"] += 1
+        self._processor.scheduler.counts["phase.unexpected"] += 1
         kind = message.kind if isinstance(message, codec.Other) else _phase_of(message)
         return Reply(codec.CONTINUE.get(kind, codec.CONTINUE["request_headers"]), end=False)
 
@@ -157,7 +157,7 @@ class Exchange:
             return answer()
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
             self._processor.failed(error, "exchange")
-        self._state = State.DONE
+        self._state = ExchangeState.DONE
         try:
             self._undo()
         except Exception as error:  # noqa: BLE001 (what is not undone expires)
@@ -168,8 +168,8 @@ class Exchange:
     def delivered(self) -> None:
         """The final reply went out whole: from here on the access log settles."""
         self._reservation_id = ""
-        if self.journey is not None:
-            self.journey.delivered(self._processor.clock())
+        if self.request_trace is not None:
+            self.request_trace.delivered(self._processor.clock())
 
     def sent_all(self) -> None:
         """Envoy has closed its side: nothing more comes. Whoever leaves instead cancels the call."""
@@ -182,10 +182,10 @@ class Exchange:
             self._on_ready = call
 
     def release(self, decision: Routed | Reject) -> None:
-        """The desk has decided on this held request."""
+        """The scheduler has decided on this held request."""
         self._held_id = ""
-        if self.journey is not None:
-            self.journey.released_ns = self._processor.clock()
+        if self.request_trace is not None:
+            self.request_trace.released_ns = self._processor.clock()
         try:
             reply = self._answer(decision) if isinstance(decision, Reject) else self._routed(decision)
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
@@ -201,22 +201,22 @@ class Exchange:
         self._processor.open_exchanges -= 1
         if self._asked_id:
             # Reserved or not by now: a cancelled reservation is refunded, an unknown one is nothing.
-            self._processor.desk.quotas.cancel(self._asked_id, now_ns=self._processor.clock())
+            self._processor.scheduler.quotas.cancel(self._asked_id, now_ns=self._processor.clock())
             self._asked_id = ""
-        self._state = State.DONE
+        self._state = ExchangeState.DONE
         self._undo()
-        if self.journey is not None:
-            self.journey.closed(self._processor.clock())
+        if self.request_trace is not None:
+            self.request_trace.closed(self._processor.clock())
 
     def overdue(self) -> Reply:
         """Its deadline has passed: the body is not here yet, or no replica had room."""
-        if self._state is State.DONE:
+        if self._state is ExchangeState.DONE:
             refused = overloaded("no replica had room before the gateway's deadline")
         else:
             message = "the request did not arrive in time"
             refused = Reject(status=408, code="request_timeout", message=message)
         self._undo()
-        self._processor.desk.turned_away(self._tenant.name, refused, now_ns=self._processor.clock())
+        self._processor.scheduler.turned_away(self._tenant.name, refused, now_ns=self._processor.clock())
         return self._answer(refused)
 
     def _on_headers(self, headers: codec.Headers) -> Reply:
@@ -225,11 +225,11 @@ class Exchange:
             return answer
         if headers.alone:
             # Its body may come, and asks for the decision itself.
-            self.journey = None
+            self.request_trace = None
             return self._lets_come(headers.values.get("content-length", ""))
         if headers.end_of_stream:
             return self._on_body(b"", "request_headers")
-        self._state = State.AWAIT_BODY
+        self._state = ExchangeState.AWAIT_BODY
         return Reply(codec.CONTINUE["request_headers"], end=False)
 
     def _lets_come(self, length: str) -> Reply:
@@ -239,14 +239,14 @@ class Exchange:
         expected = _declared(length, processor.body_bytes_max)
         wait_s = processor.paced(self._tenant.name, self._source, expected)
         if isinstance(wait_s, Reject):
-            processor.desk.turned_away(self._tenant.name, wait_s, now_ns=processor.clock())
+            processor.scheduler.turned_away(self._tenant.name, wait_s, now_ns=processor.clock())
             return self._answer(wait_s)
-        self._state = State.DONE
+        self._state = ExchangeState.DONE
         return Reply(codec.CONTINUE["request_headers"], end=True, after_s=wait_s)
 
     def _begin(self, headers: codec.Headers) -> Reply | None:
         """Look at a request's headers: the answer where they are enough for one, else None."""
-        answer: Answer | Reject | None
+        answer: LocalAnswer | Reject | None
         try:
             answer = self._screen(headers)
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
@@ -255,27 +255,27 @@ class Exchange:
             answer = _internal("the gateway could not read this request")
         if isinstance(answer, Reject):
             whose = "" if answer.status == 401 else self._tenant.name
-            self._processor.desk.turned_away(whose, answer, now_ns=self._processor.clock())
+            self._processor.scheduler.turned_away(whose, answer, now_ns=self._processor.clock())
         return None if answer is None else self._answer(answer)
 
-    def _screen(self, headers: codec.Headers) -> Answer | Reject | None:
+    def _screen(self, headers: codec.Headers) -> LocalAnswer | Reject | None:
         """Everything that can be said before the body comes; None lets it come."""
         processor, values = self._processor, headers.values
         method, path = values.get(":method", ""), values.get(":path", "")
         route, bare = find_route(method, path, processor.extra_routes), path.partition("?")[0]
         self._dialect = route.dialect if route is not None else dialect_of(bare)
-        if self.journey is not None:
-            self.journey.headers(route.kind if route is not None else None, values)
+        if self.request_trace is not None:
+            self.request_trace.headers(route.kind if route is not None else None, values)
         if headers.repeated:
             return bad_request(f"the header '{headers.repeated}' was sent twice; send it once")
-        if route is not None and route.kind is Kind.HEALTH:
+        if route is not None and route.kind is RouteKind.HEALTH:
             return self._health()
         identity = processor.identify(headers.evidence)
         if isinstance(identity, Reject):
             return identity
         self._tenant = self._tenant_of(identity.tenant, values)
-        if self.journey is not None:
-            self.journey.tenant = self._tenant
+        if self.request_trace is not None:
+            self.request_trace.tenant = self._tenant
         self._key = identity.key.id if identity.key is not None else ""
         self._source = headers.evidence.source
         if wait_s := processor.refused_too_much(self._tenant.name, self._source):
@@ -290,7 +290,7 @@ class Exchange:
                 method, bare, scheme=values.get(":scheme", ""), host=values.get(":authority", "")
             )
             return Reject(status=404, code="not_found", message=message)
-        if route.kind is Kind.MODELS:
+        if route.kind is RouteKind.MODELS:
             return self._models()
         self._route, self._model = route, values.get(MODEL_HEADER)
         self._request_id = values.get("x-request-id", "")
@@ -298,7 +298,7 @@ class Exchange:
             self._tenant.explain and values.get(EXPLAIN_HEADER, "").strip().lower() == EXPLAIN_REASON
         )
         if processor.deciding > processor.decisions_concurrent_max:
-            processor.desk.counts["bound.decisions_concurrent_max"] += 1
+            processor.scheduler.counts["bound.decisions_concurrent_max"] += 1
             return Reject(
                 status=429,
                 code="overloaded",
@@ -329,15 +329,15 @@ class Exchange:
         begun_ns = self._processor.clock()
         reply = self._decide_on(body, phase)
         now_ns = self._processor.took(begun_ns)
-        if self.journey is not None:
-            self.journey.body_ns, self.journey.decided_ns = begun_ns, now_ns
+        if self.request_trace is not None:
+            self.request_trace.body_ns, self.request_trace.decided_ns = begun_ns, now_ns
         return reply
 
     def _decide_on(self, body: bytes, phase: str) -> Reply:
         """Decide; should that fail, decide with less; should that fail, refuse."""
         processor, route = self._processor, self._route
         assert route is not None
-        self._state = State.DONE
+        self._state = ExchangeState.DONE
         body = body.removeprefix(BYTE_ORDER_MARK)  # of no use to whoever writes it anew
         # A body without a length was not measured by its headers.
         refused = too_large(processor.body_bytes_max) if len(body) > processor.body_bytes_max else None
@@ -346,7 +346,7 @@ class Exchange:
             request = refused or parse(route, body, processor.body_bounds)
             if isinstance(request, Reject):
                 return self._refused_read(request, body)
-            self._family, self._usage = request.model in processor.desk.families, request.usage
+            self._family, self._usage = request.model in processor.scheduler.families, request.usage
             if self._family and (refused := _not_utf8(body)):
                 # It goes on with another name in it, which wants every field's own name to be one.
                 return self._refused_read(refused, body)
@@ -373,7 +373,7 @@ class Exchange:
             model = bare(self._route, body).model or self._model
             refused = as_engine_says(refused, self._dialect, self._processor.engine_for(model, self._tenant))
         self._processor.refused(self._tenant.name, self._source, len(body))
-        self._processor.desk.turned_away(self._tenant.name, refused, now_ns=self._processor.clock())
+        self._processor.scheduler.turned_away(self._tenant.name, refused, now_ns=self._processor.clock())
         return self._answer(refused)
 
     def unanswered(self, error: Exception) -> Reply:
@@ -385,12 +385,12 @@ class Exchange:
         """The shared store has answered `Reply.ask`: the decision goes on."""
         self._asked_id = ""
         processor = self._processor
-        if self.journey is not None:
-            self.journey.answered(processor.clock(), granted=isinstance(answer, Granted))
+        if self.request_trace is not None:
+            self.request_trace.answered(processor.clock(), granted=isinstance(answer, Granted))
         if isinstance(answer, Refused) and self._asked_for is not None:
             processor.spent(self._asked_for, self._tenant, self._key)
         try:
-            return self._decided(processor.desk.answered(asked, answer, now_ns=processor.clock()))
+            return self._decided(processor.scheduler.answered(asked, answer, now_ns=processor.clock()))
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
             self._undo()
             processor.failed(error, "decision after the quota")
@@ -400,9 +400,9 @@ class Exchange:
         self._phase = phase
         processor = self._processor
         request = self._complete(request)
-        if self.journey is not None:
-            self.journey.read(request, processor.clock())
-        decision = processor.desk.admit(
+        if self.request_trace is not None:
+            self.request_trace.read(request, processor.clock())
+        decision = processor.scheduler.admit(
             request, self._tenant, key=self._key, now_ns=processor.clock(), degraded=degraded
         )
         if isinstance(decision, AskQuota):
@@ -417,34 +417,34 @@ class Exchange:
             return self._answer(decision)
         if isinstance(decision, AskQuota):
             self._asked_id = decision.case.id
-            if self.journey is not None:
-                self.journey.asked_ns = processor.clock()
+            if self.request_trace is not None:
+                self.request_trace.asked_ns = processor.clock()
             return Reply(b"", end=False, ask=decision)
         if isinstance(decision, Hold):
-            processor.desk.decisions.named(self._request_id, decision.id)
+            processor.scheduler.decisions.named(self._request_id, decision.id)
             if not self._family and processor.bodies_bytes + len(self._body) > BODIES_BYTES_MAX:
                 self._body = b""  # it goes on as it came
             if self._body and processor.bodies_bytes + len(self._body) > BODIES_BYTES_MAX:
-                processor.desk.counts["bound.bodies_bytes_max"] += 1
-                processor.desk.leave(decision.id, now_ns=processor.clock())
+                processor.scheduler.counts["bound.bodies_bytes_max"] += 1
+                processor.scheduler.leave(decision.id, now_ns=processor.clock())
                 message = "the gateway holds as much of requests' bodies as it may"
                 return self._answer(Reject(status=429, code="overloaded", message=message, retry_after_s=1))
             self._held_id = decision.id
             processor.hold(decision.id, self)
-            if self.journey is not None:
-                self.journey.held_ns = processor.clock()
+            if self.request_trace is not None:
+                self.request_trace.held_ns = processor.clock()
             return self._waits(decision)
         return self._routed(decision)
 
     def _routed(self, decision: Routed) -> Reply:
         self._reservation_id = decision.reservation.id
-        self._processor.desk.decisions.named(self._request_id, decision.reservation.id)
+        self._processor.scheduler.decisions.named(self._request_id, decision.reservation.id)
         # Engines refuse names that they do not know: a family's is none of theirs.
         body = renamed(self._body, decision.reservation.model) if self._family and self._body else None
-        if self.journey is not None:
-            self._carried = self.journey.placed(decision)
+        if self.request_trace is not None:
+            self._carried = self.request_trace.placed(decision)
         reply = self._goes(decision, body)
-        self._processor.tally.decided(self._tenant.name, decision)
+        self._processor.stats.decided(self._tenant.name, decision)
         self._processor.recent.routed(decision.reservation, now_ns=self._processor.clock())
         return reply
 
@@ -476,7 +476,7 @@ class Exchange:
 
     def _with_usage(self, decision: Routed, body: bytes | None) -> tuple[str, bytes | None]:
         """What is asked for in the client's name, and the body that asks for it."""
-        pool = self._processor.desk.fleet.pools.get(decision.reservation.pool)
+        pool = self._processor.scheduler.fleet.pools.get(decision.reservation.pool)
         if not self._body or pool is None or self._route is None or not self._rewrites(self._body):
             return "", body
         asked = usage.wanted(pool, self._route.kind, self._usage)
@@ -487,7 +487,7 @@ class Exchange:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return "", body  # what we cannot write goes on as it came
 
-    def _refuses(self, answer: Answer | Reject) -> bytes:
+    def _refuses(self, answer: LocalAnswer | Reject) -> bytes:
         """Tell Envoy to answer itself."""
         return codec.immediate(answer, self._dialect)
 
@@ -497,7 +497,7 @@ class Exchange:
             self._processor.gave_up(self._held_id)
             self._held_id = ""
         if self._reservation_id:
-            self._processor.desk.cancel(self._reservation_id, now_ns=self._processor.clock())
+            self._processor.scheduler.cancel(self._reservation_id, now_ns=self._processor.clock())
             self._processor.recent.cancelled(self._reservation_id)
             self._reservation_id = ""
 
@@ -511,27 +511,27 @@ class Exchange:
         """Neither way could decide. Nobody else may: quota, queue and regions hang on a decision."""
         return self._answer(_internal("the gateway could not decide on this request"))
 
-    def _answer(self, answer: Answer | Reject) -> Reply:
-        self._state = State.DONE
+    def _answer(self, answer: LocalAnswer | Reject) -> Reply:
+        self._state = ExchangeState.DONE
         if isinstance(answer, Reject) and answer.status != 401:
-            self._processor.tally.rejected(self._tenant.name)
-        if self.journey is not None:
-            self.journey.answer(answer)
+            self._processor.stats.rejected(self._tenant.name)
+        if self.request_trace is not None:
+            self.request_trace.answer(answer)
         return Reply(self._refuses(answer), end=True)
 
-    def _health(self) -> Answer | Reject:
+    def _health(self) -> LocalAnswer | Reject:
         # Nobody is asked for a key here: whether it serves, and nothing else.
-        if any(endpoint.ready for endpoint in self._processor.desk.fleet.endpoints):
-            return Answer(status=200, body=b'{"status":"ok"}')
+        if any(endpoint.ready for endpoint in self._processor.scheduler.fleet.endpoints):
+            return LocalAnswer(status=200, body=b'{"status":"ok"}')
         return Reject(status=503, code="no_ready_endpoint", message="no replica is ready", retry_after_s=5)
 
-    def _models(self) -> Answer:
-        desk = self._processor.desk
-        served = desk.fleet.models_for(self._tenant.name)
+    def _models(self) -> LocalAnswer:
+        scheduler = self._processor.scheduler
+        served = scheduler.fleet.models_for(self._tenant.name)
         names = [n for n in served if self._tenant.may(n)]
-        names += [n for n, f in desk.families.items() if members(f, self._tenant, desk.fleet)]
+        names += [n for n, f in scheduler.families.items() if members(f, self._tenant, scheduler.fleet)]
         listed = [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in names]
-        return Answer(status=200, body=msgspec.json.encode({"object": "list", "data": listed}))
+        return LocalAnswer(status=200, body=msgspec.json.encode({"object": "list", "data": listed}))
 
 
 def _exceeds(length: str, bound: int) -> bool:

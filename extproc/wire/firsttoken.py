@@ -1,6 +1,6 @@
 """First-token events: Envoy tells the service that a stream's first chunk has come.
 
-Owns the call's reading and its counts. What a first token means is the desk's. The id in the call comes
+Owns the call's reading and its counts. What a first token means is the scheduler's. The id in the call comes
 from the decision's own metadata, sealed there: nobody else can make an event of a request.
 
 The event only speeds up what the access log says later, so that one which is lost, late, of an unknown
@@ -35,7 +35,7 @@ class FirstTokens:
                 sealed = value
             elif name == REFUSED_HEADER:
                 refused = True
-        counts = self._processor.desk.counts
+        counts = self._processor.scheduler.counts
         counts["events.first_token"] += 1
         if refused:
             counts["events.refused"] += 1

@@ -26,7 +26,7 @@ _UNKNOWN = health_pb2.HealthCheckResponse(
 ).SerializeToString()
 
 
-class Health:
+class HealthService:
     """Answers for these names beside its own, and the empty one: the server as a whole."""
 
     def __init__(self, names: Collection[str], ready: Callable[[], bool]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from extproc.wire.bind import bind
-from extproc.wire.health import Health
+from extproc.wire.health import HealthService
 
 STATUS = "steersman.status.v1.Status"
 #: A body to explain may be as large as requests may be.
@@ -27,7 +27,7 @@ class OrdersServer:
     """Status and orders on one unix socket, mode 0600."""
 
     def __init__(
-        self, *, status: Callable[[], bytes], commands: Mapping[str, Command], health: Health
+        self, *, status: Callable[[], bytes], commands: Mapping[str, Command], health: HealthService
     ) -> None:
         self._path: Path | None = None
 

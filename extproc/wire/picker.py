@@ -19,7 +19,7 @@ from dataclasses import replace
 from google.protobuf.message import DecodeError
 
 from extproc._pb import ext_proc_pb2 as pb
-from extproc.config.picker import Picker as Settings
+from extproc.config.picker import PickerConfig as Settings
 from extproc.core.contract import (
     DROPPED_HEADER,
     FAIRNESS_HEADER,
@@ -28,12 +28,12 @@ from extproc.core.contract import (
     SLO_TTFT_HEADER,
 )
 from extproc.core.decide import overloaded
-from extproc.core.outcome import QUOTA_EXCEEDED, Answer, Hold, Outcome, Reject, Reservation, Routed
+from extproc.core.outcome import QUOTA_EXCEEDED, Hold, LocalAnswer, Outcome, Reject, Reservation, Routed
 from extproc.core.request import Request
 from extproc.core.tenant import Tenant
 from extproc.wire import codec, picker_codec
 from extproc.wire.codec import Reply
-from extproc.wire.exchange import Exchange, State, too_large
+from extproc.wire.exchange import Exchange, ExchangeState, too_large
 from extproc.wire.picker_response import Followed
 from extproc.wire.processor import Processor
 
@@ -123,7 +123,7 @@ class Picker:
 
     def _count(self, name: str, warning: str) -> None:
         """What a gateway's configuration is to blame for; said once."""
-        counts = self.processor.desk.counts
+        counts = self.processor.scheduler.counts
         if not counts[name]:
             log.warning(warning)
         counts[name] += 1
@@ -185,14 +185,14 @@ class PickerExchange(Exchange):
     def _taken(self, kind: str, message: pb.ProcessingRequest) -> Reply:
         if kind.startswith("response"):
             return self._on_response(kind, message)
-        if kind == "request_headers" and self._state is State.AWAIT_HEADERS:
+        if kind == "request_headers" and self._state is ExchangeState.AWAIT_HEADERS:
             return self._on_request_headers(message)
-        if kind == "request_body" and self._state is State.AWAIT_BODY:
+        if kind == "request_body" and self._state is ExchangeState.AWAIT_BODY:
             return self._on_piece(message.request_body)
-        if kind == "request_trailers" and self._state is State.AWAIT_BODY:
+        if kind == "request_trailers" and self._state is ExchangeState.AWAIT_BODY:
             self._trailers = True
             return self._on_whole()
-        self._processor.desk.counts["phase.unexpected"] += 1
+        self._processor.scheduler.counts["phase.unexpected"] += 1
         return Reply(codec.CONTINUE[kind], end=False)
 
     def delivered(self) -> None:
@@ -236,7 +236,7 @@ class PickerExchange(Exchange):
         answer = self._begin(headers)
         if answer is not None:
             return answer
-        self._state = State.AWAIT_BODY
+        self._state = ExchangeState.AWAIT_BODY
         if headers.end_of_stream:
             self._onward = b""
             return self._on_body(b"", "request_headers")
@@ -247,7 +247,7 @@ class PickerExchange(Exchange):
         if len(self._pieces) + length > self._processor.body_bytes_max:
             return self._refused_unread(too_large(self._processor.body_bytes_max))
         if picker.bodies_bytes + length > picker.settings.bodies_bytes_max:
-            self._processor.desk.counts["bound.picker_bodies_bytes_max"] += 1
+            self._processor.scheduler.counts["bound.picker_bodies_bytes_max"] += 1
             return self._refused_unread(overloaded("the gateway holds as much of requests' bodies as it may"))
         self._pieces += piece.body
         self._kept += length
@@ -261,7 +261,7 @@ class PickerExchange(Exchange):
         return self._on_body(self._onward, "request_body")
 
     def _refused_unread(self, refused: Reject) -> Reply:
-        self._processor.desk.turned_away(self._tenant.name, refused, now_ns=self._processor.clock())
+        self._processor.scheduler.turned_away(self._tenant.name, refused, now_ns=self._processor.clock())
         return self._answer(refused)
 
     def _tenant_of(self, proven: Tenant, values: dict[str, str], /) -> Tenant:
@@ -273,7 +273,7 @@ class PickerExchange(Exchange):
             proven = directory.tenants.get(name, proven)
         if objective := values.get(OBJECTIVE_HEADER):
             wanted = settings.objectives.get(objective, objective)
-            if any(each.name == wanted for each in processor.desk.policy.classes):
+            if any(each.name == wanted for each in processor.scheduler.policy.classes):
                 proven = replace(proven, service_class=wanted)
         return proven
 
@@ -288,9 +288,9 @@ class PickerExchange(Exchange):
 
     def _resolved(self, named: tuple[str, ...], request: Request) -> frozenset[str]:
         """The addresses that a subset allows; those that no pool has may join first."""
-        fleet = self._processor.desk.fleet
+        fleet = self._processor.scheduler.fleet
         if self._picker.settings.discover:
-            model = request.model or self._tenant.default_model or self._processor.desk.default_model
+            model = request.model or self._tenant.default_model or self._processor.scheduler.default_model
             self._picker.join(model, self._tenant.name, tuple(each for each in named if _has_port(each)))
         bare = {each for each in named if not _has_port(each)}
         only = set(named) - bare
@@ -352,9 +352,9 @@ class PickerExchange(Exchange):
         elif self._stays:
             self._picker.passed_on()
 
-    def _refuses(self, answer: Answer | Reject) -> bytes:
+    def _refuses(self, answer: LocalAnswer | Reject) -> bytes:
         self._forget_body()
-        why = "" if isinstance(answer, Answer) else _why(answer, held=self._was_held)
+        why = "" if isinstance(answer, LocalAnswer) else _why(answer, held=self._was_held)
         return codec.immediate(answer, self._dialect, headers=((DROPPED_HEADER, why),) if why else ())
 
     def _on_response(self, kind: str, message: pb.ProcessingRequest) -> Reply:

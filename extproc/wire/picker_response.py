@@ -12,7 +12,7 @@ from extproc._pb import ext_proc_pb2 as pb
 from extproc.core.contract import GENERATED_TOKENS_HEADER, PROMPT_TOKENS_HEADER
 from extproc.core.outcome import End, Outcome, Reservation
 from extproc.wire.accesslog import TOKENS_MAX
-from extproc.wire.ended import Fault, end_of, fault_of
+from extproc.wire.ended import ErrorOrigin, end_of, fault_of
 from extproc.wire.stream_events import StreamEvents, error_in
 
 #: So much of a body's end is looked through for counts: an OpenAI usage object, TGI's details.
@@ -75,7 +75,7 @@ class Followed:
         self._tail = b""
         self._bytes, self._request_bytes = 0, request_bytes
         self._events = StreamEvents()
-        self._fault = Fault.NONE
+        self._fault = ErrorOrigin.NONE
         self._index: int | None = None
         #: 0 until the headers came.
         self.status = 0
@@ -88,7 +88,7 @@ class Followed:
     @property
     def refused(self) -> bool:
         """The engine said inside a 200 that it was overloaded."""
-        return self._fault is Fault.FULL
+        return self._fault is ErrorOrigin.FULL
 
     @property
     def reservation_id(self) -> str:
@@ -120,13 +120,13 @@ class Followed:
         if self.streams:
             found = _last(_INDEX, piece)
             self._index = self._index if found is None else found
-        return first and self.streams and (self.refused or self._fault is Fault.NONE)
+        return first and self.streams and (self.refused or self._fault is ErrorOrigin.NONE)
 
     def _judge(self, piece: bytes, *, first: bool) -> None:
         """What it says of an error inside a 200."""
         if self.streams:
             self._events.saw(piece)
-        if self._fault is Fault.NONE and self.status == 200:
+        if self._fault is ErrorOrigin.NONE and self.status == 200:
             said = self._events.error if self.streams else error_in(piece[:HEAD_BYTES]) if first else ""
             self._fault = fault_of(said)
 
@@ -135,7 +135,7 @@ class Followed:
 
         Who cut it does not show here: a client that left is by far the commonest.
         """
-        made = self._fault is Fault.NONE or self._events.count > 0
+        made = self._fault is ErrorOrigin.NONE or self._events.count > 0
         seen = self.first_ns is not None and self._reservation.stream and self.status == 200 and made
         output = _last(_OUTPUT, self._tail)
         if output is None:

@@ -12,16 +12,16 @@ from types import MappingProxyType
 
 from extproc.core.attempts import AttemptLimiter, network_of
 from extproc.core.bodies import BOUNDS, BodyBounds
-from extproc.core.desk import Desk
+from extproc.core.body_rate import BodyRate
 from extproc.core.outcome import Reject, Routed
-from extproc.core.pace import Pace
 from extproc.core.refusals import RefusalBudget
 from extproc.core.request import Request
-from extproc.core.tenant import Directory, Evidence, Identity, Tenant
+from extproc.core.scheduler import Scheduler
+from extproc.core.tenant import Credentials, Directory, Identity, Tenant
 from extproc.observe.audit import AuditLog, offered
-from extproc.observe.shadow import Recent
-from extproc.observe.tally import Tally
-from extproc.observe.tracing.journey import Journeys
+from extproc.observe.stats import Stats
+from extproc.observe.tracing.request_trace import RequestTraces
+from extproc.observe.what_if import Recent
 from extproc.wire.exchange import Exchange
 from extproc.wire.seal import Seal
 
@@ -46,9 +46,9 @@ class Processor:
 
     def __init__(
         self,
-        desk: Desk,
+        scheduler: Scheduler,
         directory: Directory,
-        tally: Tally,
+        stats: Stats,
         *,
         decisions_concurrent_max: int,
         body_bytes_max: int,
@@ -64,14 +64,14 @@ class Processor:
         large_bytes_per_second: int = LARGE_BYTES_PER_SECOND,
         decision_timeout_ms: int = DECISION_TIMEOUT_MS,
     ) -> None:
-        self.desk = desk
+        self.scheduler = scheduler
         self.directory = directory
-        self.tally = tally
+        self.stats = stats
         self.decisions_concurrent_max = decisions_concurrent_max
         self.body_bytes_max = body_bytes_max
         self.body_bounds = body_bounds
         #: How fast large bodies are taken, and how long one may wait: Envoy waits for our answer meanwhile.
-        self.pace = Pace(large_bytes_per_second)
+        self.body_rate = BodyRate(large_bytes_per_second)
         self.pace_wait_ns = min(PACE_WAIT_NS_MAX, decision_timeout_ms * 1_000_000 // 2)
         #: The paths that are served beside the usual ones.
         self.extra_routes = extra_routes
@@ -90,7 +90,7 @@ class Processor:
         #: Who failed to prove who they are is noted here.
         self.audit: AuditLog | None = None
         #: Who notes each request's way, for its spans; nobody when None.
-        self.journeys: Journeys | None = None
+        self.request_traces: RequestTraces | None = None
         #: The last requests, for dry runs of quotas.
         self.recent = Recent()
         self.open_exchanges = 0
@@ -100,7 +100,7 @@ class Processor:
         self._held: dict[str, Exchange] = {}
         #: The size of their bodies, as far as they are kept.
         self.bodies_bytes = 0
-        desk.on_release = self._released
+        scheduler.on_release = self._released
         self._logged_ns = -FAILURE_LOG_EVERY_NS
         self._forged_ns = -FAILURE_LOG_EVERY_NS
 
@@ -112,7 +112,7 @@ class Processor:
     def took(self, since_ns: int) -> int:
         """A decision was made that was begun at `since_ns`; returns the time."""
         now_ns = self.clock()
-        for observer in self.desk.observers:
+        for observer in self.scheduler.observers:
             observer.decided(now_ns - since_ns, now_ns=now_ns)
         return now_ns
 
@@ -122,18 +122,18 @@ class Processor:
         return self.open_exchanges - len(self._held) - self.following
 
     def _released(self, reservation_id: str, decision: Routed | Reject) -> None:
-        """The desk has decided on a held request."""
+        """The scheduler has decided on a held request."""
         exchange = self._held.pop(reservation_id, None)
         if exchange is None:
             # Its client left in the same moment.
             if isinstance(decision, Routed):
-                self.desk.cancel(reservation_id, now_ns=self.clock())
+                self.scheduler.cancel(reservation_id, now_ns=self.clock())
             return
         self.bodies_bytes -= exchange.body_bytes
         exchange.release(decision)
 
     def hold(self, reservation_id: str, exchange: Exchange) -> None:
-        """An exchange waits for the desk."""
+        """An exchange waits for the scheduler."""
         self._held[reservation_id] = exchange
         self.bodies_bytes += exchange.body_bytes
 
@@ -142,9 +142,9 @@ class Processor:
         exchange = self._held.pop(reservation_id, None)
         if exchange is not None:
             self.bodies_bytes -= exchange.body_bytes
-        self.desk.leave(reservation_id, now_ns=self.clock())
+        self.scheduler.leave(reservation_id, now_ns=self.clock())
 
-    def identify(self, evidence: Evidence) -> Identity | Reject:
+    def identify(self, evidence: Credentials) -> Identity | Reject:
         """Who asks. Failures of a source that has failed too often are told to wait; a proof is never.
 
         Many share an address (NAT, balancers): one's wrong keys must keep nobody else out.
@@ -162,13 +162,13 @@ class Processor:
                 and attempts is not None
                 and (wait_s := attempts.blocked_s(source, now_ns=self.clock()))
             ):
-                self.desk.counts["identity.limited"] += 1
+                self.scheduler.counts["identity.limited"] += 1
                 message = "too many failed attempts from this address"
                 return Reject(status=429, code="too_many_attempts", message=message, retry_after_s=wait_s)
-            self.desk.counts["identity.failed"] += 1
+            self.scheduler.counts["identity.failed"] += 1
             blocked = counted and attempts is not None and attempts.failed(source, now_ns=self.clock())
             if blocked:
-                self.desk.counts["identity.blocked"] += 1
+                self.scheduler.counts["identity.blocked"] += 1
                 log.warning(
                     "audit: %s failed too often to prove who it is and is refused for a while", source
                 )
@@ -190,17 +190,17 @@ class Processor:
         """Seconds until a tenant's bodies are read again; 0 when they are now."""
         wait_s = self.refusals.spent_s(self._sender(tenant, source), now_ns=self.clock())
         if wait_s:
-            self.desk.counts["bound.refused_bytes_per_minute"] += 1
+            self.scheduler.counts["bound.refused_bytes_per_minute"] += 1
         return wait_s
 
     def paced(self, tenant: str, source: str, body_bytes: int) -> float | Reject:
         """How many seconds a large body is to wait before Envoy reads it; a 429 where that is too long."""
         now_ns = self.clock()
         sender = self._sender(tenant, source)
-        wait_ns = self.pace.take(sender, body_bytes, most_ns=self.pace_wait_ns, now_ns=now_ns)
+        wait_ns = self.body_rate.take(sender, body_bytes, most_ns=self.pace_wait_ns, now_ns=now_ns)
         if wait_ns <= self.pace_wait_ns:
             return wait_ns / 1e9
-        self.desk.counts["bound.large_bytes_per_second"] += 1
+        self.scheduler.counts["bound.large_bytes_per_second"] += 1
         message = "this tenant sends large bodies faster than they are read"
         retry_after_s = -(-wait_ns // 1_000_000_000)
         return Reject(status=429, code="overloaded", message=message, retry_after_s=retry_after_s)
@@ -211,24 +211,24 @@ class Processor:
 
     def spent(self, request: Request, tenant: Tenant, key: str) -> None:
         """A quota refused a request: dry runs of another quota must know of it."""
-        model = request.model or tenant.default_model or self.desk.default_model
-        if model in self.desk.families:
-            case = self.desk.resolve(request, tenant, "", key=key, now_ns=self.clock())
+        model = request.model or tenant.default_model or self.scheduler.default_model
+        if model in self.scheduler.families:
+            case = self.scheduler.resolve(request, tenant, "", key=key, now_ns=self.clock())
             model = model if isinstance(case, Reject) else case.model
-        pool = self.desk.fleet.pool_for(model, tenant.name)
+        pool = self.scheduler.fleet.pool_for(model, tenant.name)
         if pool is not None:
             self.recent.refused(request, tenant.name, key, model, pool, now_ns=self.clock())
 
     def engine_for(self, model: str | None, tenant: Tenant) -> str:
         """What the replicas run that would serve a model; "" where none does."""
-        name = model or tenant.default_model or self.desk.default_model
-        pool = self.desk.fleet.pool_for(name, tenant.name)
+        name = model or tenant.default_model or self.scheduler.default_model
+        pool = self.scheduler.fleet.pool_for(name, tenant.name)
         # Of a model that is not this tenant's nothing is told, the engine's way to refuse included.
         return pool.engine if pool is not None and tenant.may(name) else ""
 
     def forged(self) -> None:
         """Count a record or an event of no decision that is known here, and say it now and then."""
-        self.desk.counts["settled.forged"] += 1
+        self.scheduler.counts["settled.forged"] += 1
         now_ns = self.clock()
         if now_ns - self._forged_ns >= FAILURE_LOG_EVERY_NS:
             self._forged_ns = now_ns
@@ -239,7 +239,7 @@ class Processor:
 
     def failed(self, error: Exception, what: str) -> None:
         """Count an exception of ours, and log it now and then with its traceback."""
-        self.desk.counts[f"exception.{what}"] += 1
+        self.scheduler.counts[f"exception.{what}"] += 1
         now_ns = self.clock()
         if now_ns - self._logged_ns >= FAILURE_LOG_EVERY_NS:
             self._logged_ns = now_ns

@@ -15,15 +15,15 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from extproc.core.contract import EVENT_METHOD, EVENT_SERVICE
-from extproc.core.desk import AskQuota
 from extproc.core.outcome import Outcome
+from extproc.core.scheduler import AskQuota
 from extproc.wire import accesslog
 from extproc.wire.bind import BindError, bind
 from extproc.wire.codec import Reply
 from extproc.wire.exchange import Exchange
 from extproc.wire.firsttoken import FirstToken, FirstTokens
 from extproc.wire.gate import TokenGate
-from extproc.wire.health import HEALTH, Health
+from extproc.wire.health import HEALTH, HealthService
 from extproc.wire.picker import Picker
 from extproc.wire.processor import Processor
 
@@ -61,7 +61,7 @@ class Server:
         credentials: Any = None,
     ) -> None:
         self.processor = processor
-        self.health = Health((EXT_PROC,), ready)
+        self.health = HealthService((EXT_PROC,), ready)
         self._picker = picker
         self._settle = settle
         self._credentials = credentials
@@ -125,8 +125,8 @@ class Server:
             exchange = self._open(data)
         except DecodeError:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a ProcessingRequest")
-        if self.processor.journeys is not None:
-            exchange.journey = self.processor.journeys.begin(context.invocation_metadata)
+        if self.processor.request_traces is not None:
+            exchange.request_trace = self.processor.request_traces.begin(context.invocation_metadata)
         try:
             async with asyncio.timeout(exchange.deadline_s) as limit:
                 await self._converse(exchange, context, data, limit)
@@ -167,8 +167,8 @@ class Server:
 
     async def _asked(self, exchange: Exchange, asked: AskQuota) -> Reply:
         try:
-            answer = await self.processor.desk.quotas.ask(
-                asked.account, asked.case.id, asked.amounts, idle_capacity=asked.idle
+            answer = await self.processor.scheduler.quotas.ask(
+                asked.account, asked.routing.id, asked.amounts, idle_capacity=asked.idle
             )
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
             return exchange.unanswered(error)
@@ -201,7 +201,7 @@ class Server:
             self.processor.failed(error, "settling")
 
     def _refused(self) -> None:
-        self.processor.desk.counts["calls.unauthenticated"] += 1
+        self.processor.scheduler.counts["calls.unauthenticated"] += 1
 
 
 async def _send(reply: Reply, exchange: Exchange, context: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from extproc.core.fleet import Pool
-from extproc.core.request import Kind, UsageAsked
+from extproc.core.request import RouteKind, UsageAsked
 
 #: A body above this goes on as it came: its stream is estimated.
 BODY_BYTES_MAX: Final = 64 * 1024
@@ -25,7 +25,7 @@ _TRUE = msgspec.Raw(b"true")
 _NAME = b'"stream_options"'
 
 
-def wanted(pool: Pool, kind: Kind, asked: UsageAsked) -> str:
+def wanted(pool: Pool, kind: RouteKind, asked: UsageAsked) -> str:
     """What is asked for that the client did not ask for: "", LAST, EVERY or both with a blank.
 
     The last event's usage always; every event's where the pool's answers were not yet learned, or hold tokens
@@ -33,7 +33,7 @@ def wanted(pool: Pool, kind: Kind, asked: UsageAsked) -> str:
     """
     if not pool.ask_usage or asked in (UsageAsked.NO_STREAM, UsageAsked.EACH):
         return ""
-    if kind is Kind.COMPLETION and pool.engine == "tgi":
+    if kind is RouteKind.COMPLETION and pool.engine == "tgi":
         return ""  # its last chunk always says it
     words = [LAST] if asked is UsageAsked.NONE else []
     if pool.engine in _EACH and not pool.calibration.meters.streamed(kind.value).sure:

@@ -13,15 +13,15 @@ import aiohttp
 import pytest
 from gateway import free_ports
 
-from extproc.app import App
 from extproc.config.admin import Admin
 from extproc.config.load import loads
 from extproc.config.model import Config
 from extproc.core.outcome import Outcome, Reservation, Routed
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import Tenant, hash_key
+from extproc.service import App
 
-CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
+CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
 READER, WRITER = "reader-token-0123456789", "writer-token-0123456789"
 
 
@@ -76,9 +76,9 @@ class Standing:
     def admit(self, tenant: str = "acme") -> Reservation:
         """One request routed, as the wire would have it."""
         found: Tenant = self.app.processor.directory.tenants[tenant]
-        routed = self.app.desk.admit(CHAT, found, now_ns=self.app.clock())
+        routed = self.app.scheduler.admit(CHAT, found, now_ns=self.app.clock())
         assert isinstance(routed, Routed), routed
-        self.app.tally.decided(tenant, routed)
+        self.app.stats.decided(tenant, routed)
         return routed.reservation
 
     def settle(self, reservation: Reservation, **facts: Any) -> None:

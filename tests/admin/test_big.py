@@ -9,9 +9,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from extproc.app import App
 from extproc.config.model import Config
 from extproc.core.tenant import hash_key
+from extproc.service import App
 
 Stand = Callable[..., None]
 TENANTS, ENDPOINTS = 10_000, 1_000
@@ -40,7 +40,7 @@ def test_a_big_answer_never_stalls_decisions(stand: Stand) -> None:
 
     def prepare(app: App) -> None:
         for i in range(0, TENANTS, 10):
-            line = app.tally.tenant(f"t{i}")
+            line = app.stats.tenant(f"t{i}")
             line.ttft_ns.extend(range(1_000_000, 500_000_000, 1_000_000))
 
     async def body(port: Any) -> None:
@@ -80,7 +80,7 @@ def test_the_stream_of_a_huge_fleet_is_bounded(stand: Stand) -> None:
     """Who needs a person comes first; the rest is counted."""
 
     def prepare(app: App) -> None:
-        app.desk.fleet.endpoints[-1].ready = False
+        app.scheduler.fleet.endpoints[-1].ready = False
 
     async def body(port: Any) -> None:
         async with port.events() as events:

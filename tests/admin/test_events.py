@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from extproc.admin.hub import DECISIONS_PER_ROUND, QUEUE_MAX, Client
+from extproc.admin.hub import DECISIONS_PER_ROUND, QUEUE_MAX, PageClient
 
 Stand = Callable[..., None]
 READER, WRITER = "reader-token-0123456789", "writer-token-0123456789"
@@ -136,7 +136,7 @@ def test_a_page_that_does_not_read_is_let_go() -> None:
     """Its queue is bounded, and full means gone."""
 
     async def body() -> None:
-        client = Client()
+        client = PageClient()
         assert all(client.tell(b"x") for _ in range(QUEUE_MAX))
         assert not client.gone.is_set()
         assert not client.tell(b"x")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from extproc.admin.guard import FAILURES_BURST, READ, WRITE, Access, Denied, Guard, host_allowed
+from extproc.admin.guard import FAILURES_BURST, READ, WRITE, Access, AccessGuard, Denied, host_allowed
 from extproc.config.admin import Admin, AdminToken
 
 S = 1_000_000_000
@@ -17,8 +17,8 @@ def token(name: str, scope: Any) -> AdminToken:
     return AdminToken(name=name, sha256=hashlib.sha256(f"{name}-secret".encode()).hexdigest(), scope=scope)
 
 
-def guard(**settings: Any) -> Guard:
-    return Guard(Admin(**settings))
+def guard(**settings: Any) -> AccessGuard:
+    return AccessGuard(Admin(**settings))
 
 
 TWO = [token("look", "read"), token("do", "write")]

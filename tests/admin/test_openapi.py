@@ -52,7 +52,7 @@ def test_answers_are_as_described(stand: Stand) -> None:
         for tenant in ("acme", "globex"):
             port.settle(port.admit(tenant), ttft_ns=20_000_000, prompt_tokens=9, output_tokens=7)
         waiting = port.admit()
-        port.app.desk.turned_away(
+        port.app.scheduler.turned_away(
             "acme", Reject(status=404, code="model", message="no"), now_ns=port.app.clock()
         )
         port.app.administering._pulse.step(now_ns=port.app.clock() + 2_000_000_000)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from extproc.app import App
 from extproc.config.load import load, loads
 from extproc.history.experiments import start_edits, stop_edits
+from extproc.service import App
 
 Stand = Callable[..., None]
 WRITER = "writer-token-0123456789"
@@ -38,7 +38,7 @@ def test_an_order_nested_without_end(stand: Stand, tokens: str) -> None:
         async with port.session.post(url, data=deep, headers=headers) as answer:
             found = await answer.json()
         assert (answer.status, found["error"]["code"]) == (400, "bad_request")
-        assert not port.app.desk.counts["exception.admin /api/v1/experiments/x/start"]
+        assert not port.app.scheduler.counts["exception.admin /api/v1/experiments/x/start"]
 
     stand(body, tokens)
 
@@ -49,7 +49,7 @@ def test_a_drain_there_and_back(stand: Stand, tokens: str, tmp_path: Path) -> No
 
     async def body(port: Any) -> None:
         at = "api/v1/fleet/10.0.0.2:80/"
-        endpoint = port.app.desk.fleet.endpoints[1]
+        endpoint = port.app.scheduler.fleet.endpoints[1]
         status, found = await port.ask("POST", at + "drain", WRITER, body={})
         assert (status, found["draining"], endpoint.draining) == (200, True, True)
         status, found = await port.ask("POST", at + "undrain", WRITER, body={})

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from extproc.admin.answers import BODY_BYTES_MAX
-from extproc.admin.server import METRICS, OPEN, ROUTES, Route
-from extproc.app import App
+from extproc.admin.server import METRICS, OPEN, ROUTES, AdminRoute
 from extproc.config.load import loads
+from extproc.service import App
 from extproc.wire.server import BindError
 
 READER, WRITER = "reader-token-0123456789", "writer-token-0123456789"
@@ -27,13 +27,13 @@ pools: [{name: p, models: [m], endpoints: [{address: '10.0.0.1:80'}]}]
 Stand = Callable[..., None]
 
 
-def path_of(route: Route) -> str:
+def path_of(route: AdminRoute) -> str:
     path = route.path.replace("{address}", "10.0.0.1:80").replace("{name}", "acme").replace("{id}", "nobody")
     return path.removeprefix("/")
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
-def test_each_route_asks_for_its_scope(stand: Stand, tokens: str, route: Route) -> None:
+def test_each_route_asks_for_its_scope(stand: Stand, tokens: str, route: AdminRoute) -> None:
     """Without a token 401; a reader's is not enough for an order; probes are open."""
 
     async def body(port: Any) -> None:
@@ -88,9 +88,9 @@ def test_a_strangers_page_gets_nothing(stand: Stand) -> None:
         assert (await port.ask("POST", drain, body={}, Origin="http://evil.example"))[0] == 403
         status, found = await port.ask("POST", drain, Content_Type="text/plain")
         assert (status, found["error"]["code"]) == (400, "bad_request")  # what a form could send
-        assert not port.app.desk.fleet.endpoints[0].draining
+        assert not port.app.scheduler.fleet.endpoints[0].draining
         assert (await port.ask("POST", drain, body={}))[0] == 200
-        assert port.app.desk.fleet.endpoints[0].draining
+        assert port.app.scheduler.fleet.endpoints[0].draining
 
     stand(body, ", auth: none")
 
@@ -191,7 +191,7 @@ def test_readiness_is_more_than_life(stand: Stand) -> None:
 
     async def body(port: Any) -> None:
         assert (await port.get("readyz"))[0] == 200
-        for endpoint in port.app.desk.fleet.endpoints:
+        for endpoint in port.app.scheduler.fleet.endpoints:
             endpoint.draining = True
         assert await port.get("readyz") == (503, {"ready": False, "why": ["no endpoint is ready"]})
         assert (await port.get("healthz"))[0] == 200

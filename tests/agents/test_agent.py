@@ -12,12 +12,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from extproc.sim.fleet import ReplicaSpec, RunningReplicas, start_replicas
+from extproc.sim.listening import ReplicaSpec, RunningReplicas, start_replicas
 from steersman_agent.agent import Agent, collect_once
 from steersman_agent.config import AgentConfig, ReplicaSettings, load
 from steersman_agent.figures import NodeView, ReplicaView
 from steersman_agent.nvml_fake import write_script
-from steersman_agent.state import State
+from steersman_agent.state import ReplicaState
 from tests.stand.waits import PATIENCE_S, until
 
 MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"
@@ -87,7 +87,7 @@ def test_an_idle_replica_is_ready_and_its_figures_are_known() -> None:
     """What TGI says, plus the capacity that it does not."""
 
     async def play(stage: Stage) -> None:
-        await stage.until(lambda view: view.state is State.READY and view.probe_ttft_ms is not None)
+        await stage.until(lambda view: view.state is ReplicaState.READY and view.probe_ttft_ms is not None)
         await stage.until(lambda view: view.running == 0)
         view = stage.replica
         assert (view.waiting, view.kv_capacity_tokens, view.max_concurrent) == (0, 400_000, 128)
@@ -121,14 +121,14 @@ def test_a_replica_that_hangs_under_work_is_hung() -> None:
     """Its pages go on answering; its counters stand still. Released, it is ready again."""
 
     async def play(stage: Stage) -> None:
-        await stage.until(lambda view: view.state is State.READY and view.probe_ttft_ms is not None)
+        await stage.until(lambda view: view.state is ReplicaState.READY and view.probe_ttft_ms is not None)
         job = asyncio.create_task(stage.generate(500))
         await stage.until(lambda view: view.running == 1)
         await stage.fault(hang=True)
-        await stage.until(lambda view: view.state is State.HUNG)
+        await stage.until(lambda view: view.state is ReplicaState.HUNG)
         assert "no counter moved" in stage.replica.detail
         await stage.fault(clear=True)
-        await stage.until(lambda view: view.state is State.READY)
+        await stage.until(lambda view: view.state is ReplicaState.READY)
         job.cancel()
         await asyncio.gather(job, return_exceptions=True)
 
@@ -139,12 +139,12 @@ def test_an_idle_replica_that_hangs_is_found_by_its_prompt() -> None:
     """At the next prompt, here each half second."""
 
     async def play(stage: Stage) -> None:
-        await stage.until(lambda view: view.state is State.READY and view.probe_ttft_ms is not None)
+        await stage.until(lambda view: view.state is ReplicaState.READY and view.probe_ttft_ms is not None)
         await stage.fault(hang=True)
-        await stage.until(lambda view: view.state is State.HUNG)
+        await stage.until(lambda view: view.state is ReplicaState.HUNG)
         assert stage.replica.probe_failures >= 1
         await stage.fault(clear=True)
-        await stage.until(lambda view: view.state is State.READY)
+        await stage.until(lambda view: view.state is ReplicaState.READY)
 
     scene(play, probe_ms=500)
 
@@ -153,18 +153,18 @@ def test_refused_is_loading_before_it_was_ready_and_gone_after() -> None:
     """Two successes bring it back; figures of the dead process are forgotten."""
 
     async def play(stage: Stage) -> None:
-        await stage.until(lambda view: view.state is State.READY)
+        await stage.until(lambda view: view.state is ReplicaState.READY)
         await stage.running.kill("one")
-        await stage.until(lambda view: view.state is State.GONE)
+        await stage.until(lambda view: view.state is ReplicaState.GONE)
         assert stage.replica.running is None
         assert "cannot connect" in stage.replica.detail
         await stage.running.revive("one")
-        await stage.until(lambda view: view.state is State.READY)
+        await stage.until(lambda view: view.state is ReplicaState.READY)
 
         stage.agent.apply(
             stage.agent.config.model_copy(update={"replicas": (settings("127.0.0.1:1"),), "drain": ()})
         )
-        await stage.until(lambda view: view.state is State.LOADING)
+        await stage.until(lambda view: view.state is ReplicaState.LOADING)
         assert stage.replica.address == "127.0.0.1:1"
 
     scene(play)
@@ -172,15 +172,15 @@ def test_refused_is_loading_before_it_was_ready_and_gone_after() -> None:
 
 def test_a_model_that_was_not_asked_for_is_wrong() -> None:
     """Never shown as ready on the way there."""
-    seen: set[State] = set()
+    seen: set[ReplicaState] = set()
 
     async def play(stage: Stage) -> None:
         def reached(view: ReplicaView) -> bool:
             seen.add(view.state)
-            return view.state is State.WRONG_MODEL
+            return view.state is ReplicaState.WRONG_MODEL
 
         await stage.until(reached)
-        assert State.READY not in seen
+        assert ReplicaState.READY not in seen
         assert stage.replica.detail == (
             f"model: it serves {MODEL}, and is configured for mistralai/Mistral-7B"
         )
@@ -192,17 +192,17 @@ def test_unhealthy_and_failing_replicas_are_degraded() -> None:
     """By their own word, or by their answers to prompts."""
 
     async def play(stage: Stage) -> None:
-        await stage.until(lambda view: view.state is State.READY and view.probe_ttft_ms is not None)
+        await stage.until(lambda view: view.state is ReplicaState.READY and view.probe_ttft_ms is not None)
         await stage.fault(healthy=False)
-        await stage.until(lambda view: view.state is State.DEGRADED)
+        await stage.until(lambda view: view.state is ReplicaState.DEGRADED)
         assert stage.replica.detail == "health: answered with status 503"
         await stage.fault(clear=True)
-        await stage.until(lambda view: view.state is State.READY)
+        await stage.until(lambda view: view.state is ReplicaState.READY)
         await stage.fault(refuse_share=1.0)
-        await stage.until(lambda view: view.state is State.DEGRADED)
+        await stage.until(lambda view: view.state is ReplicaState.DEGRADED)
         assert "a prompt was answered with status 503" in stage.replica.detail
         await stage.fault(clear=True)
-        await stage.until(lambda view: view.state is State.READY)
+        await stage.until(lambda view: view.state is ReplicaState.READY)
 
     scene(play, probe_ms=500, health_ms=200)
 
@@ -215,7 +215,7 @@ def test_a_process_that_is_stopped_is_hung() -> None:
         server = await asyncio.start_server(lambda _reader, writer: silent.append(writer), "127.0.0.1", 0)
         host, port = server.sockets[0].getsockname()
         view, _ = await collect_once(AgentConfig(nvml="off", replicas=(settings(f"{host}:{port}"),)))
-        assert view.replicas[0].state is State.HUNG
+        assert view.replicas[0].state is ReplicaState.HUNG
         assert view.replicas[0].running is None
         for writer in silent:
             writer.close()
@@ -244,17 +244,17 @@ def test_the_drain_list_is_followed_while_running(
             task = asyncio.create_task(agent.run(stop))
             await asyncio.sleep(0)  # it has begun
 
-            def state() -> State:
+            def state() -> ReplicaState:
                 return agent.view().replicas[0].state
 
-            await until(lambda: state() is State.READY)
+            await until(lambda: state() is ReplicaState.READY)
             file.write_text(text + f"drain: ['{address}']\n")
-            await until(lambda: state() is State.DRAINING)
+            await until(lambda: state() is ReplicaState.DRAINING)
             file.write_text(text + "drain: [nonsense]\n")
             await until(lambda: "stays as it was" in caplog.text)
-            assert state() is State.DRAINING
+            assert state() is ReplicaState.DRAINING
             file.write_text(text)
-            await until(lambda: state() is State.READY)
+            await until(lambda: state() is ReplicaState.READY)
             stop.set()
             await task
 
@@ -276,7 +276,7 @@ def test_a_replica_is_mapped_to_its_gpu_by_index_and_by_process(tmp_path: Path) 
             view, why = await collect_once(config)
             assert why == ""
             assert [replica.gpu_uuids for replica in view.replicas] == [("GPU-b",), ("GPU-a",)]
-            assert [replica.state for replica in view.replicas] == [State.READY, State.READY]
+            assert [replica.state for replica in view.replicas] == [ReplicaState.READY, ReplicaState.READY]
 
     asyncio.run(run())
 
@@ -322,7 +322,7 @@ class Told:
     """A pusher that keeps the states it was offered, by address."""
 
     def __init__(self) -> None:
-        self.states: list[dict[str, State]] = []
+        self.states: list[dict[str, ReplicaState]] = []
         self._left = asyncio.Event()
 
     def offer(self, view: NodeView) -> None:
@@ -350,7 +350,7 @@ def test_a_replica_is_told_of_when_it_was_looked_at() -> None:
             await until(lambda: two.address in told.states[-1])
             stop.set()
             await task
-            assert told.states[0] == {one.address: State.READY}
-            assert {state for states in told.states for state in states.values()} == {State.READY}
+            assert told.states[0] == {one.address: ReplicaState.READY}
+            assert {state for states in told.states for state in states.values()} == {ReplicaState.READY}
 
     asyncio.run(run())

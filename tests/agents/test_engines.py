@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from steersman_agent.engines import ENGINES
-from steersman_agent.engines.exposition import LINES_MAX, Wanted, count
+from steersman_agent.engines.exposition import LINES_MAX, WantedSamples, count
 from steersman_agent.figures import About, Scrape
-from steersman_agent.state import Signal
+from steersman_agent.state import Symptom
 
 
 def _pages() -> ModuleType:
@@ -215,13 +215,13 @@ def test_about_of_nonsense_says_nothing(name: str, page: Any) -> None:
 
 def test_llamacpp_loading_is_told_apart_from_unwell() -> None:
     """503 means "Loading model" there, trouble elsewhere."""
-    assert ENGINES["llamacpp"].health(503) is Signal.LOADING
-    assert ENGINES["tgi"].health(503) is Signal.UNWELL
+    assert ENGINES["llamacpp"].health(503) is Symptom.LOADING
+    assert ENGINES["tgi"].health(503) is Symptom.UNWELL
 
 
 def test_the_filter_drops_buckets_before_parsing_and_is_bounded() -> None:
     """A name that only begins like a wanted one is another name; so many lines and no more."""
-    wanted = Wanted("a_sum")
+    wanted = WantedSamples("a_sum")
     samples = wanted.read(b'a_sum 1\na_sum_more 2\na_bucket{le="1"} 3\n')
     assert samples.total("a_sum") == 1
     assert samples.of("a_sum_more") == []

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from steersman_agent.figures import Gpu
+from steersman_agent.figures import GpuFigures
 from steersman_agent.gpus import DRIVER_RETRY_S, XIDS_MAX, GpuSnapshot, GpuWatch, read_once
 from steersman_agent.nvml import DriverGoneError, GpuReader
 from steersman_agent.nvml_fake import FakeNvml, write_script
@@ -104,7 +104,7 @@ def fake(*gpus: dict[str, Any]) -> tuple[FakeNvml, dict[str, Any]]:
     return opened, script
 
 
-def only(opened: FakeNvml) -> Gpu:
+def only(opened: FakeNvml) -> GpuFigures:
     return GpuReader(opened).read()[0]
 
 
@@ -177,7 +177,7 @@ def test_a_lost_card_is_lost_and_comes_back() -> None:
     reader.read()
     script["gpus"][0]["lost"] = True
     lost, other = reader.read(fully=False)
-    assert lost == Gpu(uuid="GPU-a", index=0, name=lost.name, pci_id=lost.pci_id, lost=True)
+    assert lost == GpuFigures(uuid="GPU-a", index=0, name=lost.name, pci_id=lost.pci_id, lost=True)
     assert other.power_w is not None
     script["gpus"][0]["lost"] = False
     back = reader.read(fully=False)[0]

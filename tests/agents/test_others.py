@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from steersman_agent.figures import Gpu, MigDevice, ProcessUse, ReplicaView
+from steersman_agent.figures import GpuFigures, MigDevice, ProcessUse, ReplicaView
 from steersman_agent.gpus import own_pids_of
 from steersman_agent.others import BUSY_READINGS_MAX, IDLE_READINGS_MIN, Others, working
-from steersman_agent.state import State
+from steersman_agent.state import ReplicaState
 
 GIB = 2**30
 
 
-def card(percent: int, *uses: tuple[int, int], mig: bool = False) -> Gpu:
-    return Gpu(
+def card(percent: int, *uses: tuple[int, int], mig: bool = False) -> GpuFigures:
+    return GpuFigures(
         uuid="GPU-0",
         index=0,
         utilization_percent=percent,
@@ -20,7 +20,9 @@ def card(percent: int, *uses: tuple[int, int], mig: bool = False) -> Gpu:
     )
 
 
-def told(others: Others, gpu: Gpu, own: frozenset[int] | None, works: bool | None) -> tuple[object, object]:
+def told(
+    others: Others, gpu: GpuFigures, own: frozenset[int] | None, works: bool | None
+) -> tuple[object, object]:
     (seen,) = others.look([gpu], own, {"GPU-0": works})
     memory = seen.memory_others_bytes
     return memory if memory is None else memory // GIB, seen.utilization_others_percent
@@ -33,7 +35,7 @@ def view(running: int | None, waiting: int | None = 0, uuid: str = "GPU-0") -> R
         zone="",
         region="",
         engine="vllm",
-        state=State.READY,
+        state=ReplicaState.READY,
         detail="",
         models=(),
         adapters=(),

@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 from steersman_agent.probe import RETRY_MAX_S, Baseline, Prober
-from steersman_agent.rates import Rate
-from steersman_agent.reply import Answer, Failure, Reply
-from steersman_agent.state import Signal, State
+from steersman_agent.rates import CounterRate
+from steersman_agent.reply import Failure, PageReply, Reply
+from steersman_agent.state import ReplicaState, Symptom
 
-TIMED_OUT = Failure(Signal.TIMED_OUT, "no answer within 500 ms")
+TIMED_OUT = Failure(Symptom.TIMED_OUT, "no answer within 500 ms")
 
 
-def ok(ms: float = 30.0) -> Answer:
-    return Answer(200, b"{}", ms / 1000)
+def ok(ms: float = 30.0) -> PageReply:
+    return PageReply(200, b"{}", ms / 1000)
 
 
 def prober(*, interval_s: float = 10.0) -> Prober:
@@ -46,7 +46,7 @@ def test_an_idle_replica_that_swallows_prompts_is_hung_after_two() -> None:
     one.observe((1.0,), 0.0, work=False)
     ask(one, TIMED_OUT, 0.5)
     ask(one, TIMED_OUT, 1.0)
-    assert one.channel.state is State.HUNG
+    assert one.channel.state is ReplicaState.HUNG
     assert one.failures == 2
 
 
@@ -69,7 +69,7 @@ def test_work_without_progress_is_hung_after_two_timeouts_without_a_prompt() -> 
     one = prober()
     one.observe((1.0,), 0.0, work=True)
     now_s = 0.0
-    while one.channel.state is not State.HUNG:
+    while one.channel.state is not ReplicaState.HUNG:
         now_s += 0.1
         one.observe((1.0,), now_s, work=True)
         assert not one.due(now_s)
@@ -77,7 +77,7 @@ def test_work_without_progress_is_hung_after_two_timeouts_without_a_prompt() -> 
     assert "no counter moved" in one.channel.detail
     one.observe((2.0,), 5.0, work=True)
     one.observe((3.0,), 5.1, work=True)
-    assert one.channel.state is State.READY
+    assert one.channel.state is ReplicaState.READY
 
 
 def test_standing_still_without_work_is_no_trouble() -> None:
@@ -85,7 +85,7 @@ def test_standing_still_without_work_is_no_trouble() -> None:
     one = prober(interval_s=0)
     for tenth in range(100):
         one.observe((1.0,), tenth / 10, work=False)
-    assert one.channel.state is State.UNKNOWN
+    assert one.channel.state is ReplicaState.UNKNOWN
 
 
 def test_a_late_prompt_beside_moving_counters_is_no_evidence() -> None:
@@ -102,11 +102,11 @@ def test_refusing_while_full_is_right_and_while_empty_is_not() -> None:
     """429 with work in flight says nothing; on an idle replica it is trouble."""
     one = prober()
     one.observe((), 0.0, work=True)
-    ask(one, Answer(429, b""), 0.0)
+    ask(one, PageReply(429, b""), 0.0)
     assert one.failures == 0
     one.observe((), 20.0, work=False)
-    ask(one, Answer(429, b""), 20.0)
-    assert one.channel.state is State.DEGRADED
+    ask(one, PageReply(429, b""), 20.0)
+    assert one.channel.state is ReplicaState.DEGRADED
 
 
 def test_a_prompt_that_the_engine_will_not_have_tells_nothing() -> None:
@@ -114,19 +114,19 @@ def test_a_prompt_that_the_engine_will_not_have_tells_nothing() -> None:
     one = prober()
     one.observe((), 0.0, work=False)
     for now_s in (0.0, 10.0, 20.0):
-        ask(one, Answer(401, b""), now_s)
+        ask(one, PageReply(401, b""), now_s)
         assert not one.due(now_s + 9)
-    assert (one.channel.state, one.failures, one.unwanted) == (State.UNKNOWN, 0, 401)
+    assert (one.channel.state, one.failures, one.unwanted) == (ReplicaState.UNKNOWN, 0, 401)
 
 
 def test_a_degraded_replica_is_prompted_even_beside_traffic() -> None:
     """It has to show that it can: three answers bring it back."""
     one = prober()
     one.observe((1.0,), 0.0, work=False)
-    ask(one, Answer(500, b""), 0.0)
-    assert one.channel.state is State.DEGRADED
+    ask(one, PageReply(500, b""), 0.0)
+    assert one.channel.state is ReplicaState.DEGRADED
     now_s, answers = 0.0, 0
-    while one.channel.state is State.DEGRADED:
+    while one.channel.state is ReplicaState.DEGRADED:
         now_s += 0.1
         one.observe((now_s,), now_s, work=True)
         if one.due(now_s):
@@ -134,7 +134,7 @@ def test_a_degraded_replica_is_prompted_even_beside_traffic() -> None:
             answers += 1
         assert now_s < 5
     assert answers == 3
-    assert one.channel.state is State.READY
+    assert one.channel.state is ReplicaState.READY
 
 
 def test_slow_is_against_its_own_custom() -> None:
@@ -146,7 +146,7 @@ def test_slow_is_against_its_own_custom() -> None:
     for _ in range(3):
         ask(one, ok(300), now_s)
         now_s += 10
-    assert one.channel.state is State.DEGRADED
+    assert one.channel.state is ReplicaState.DEGRADED
     assert "300 ms" in one.channel.detail
     always = Baseline()
     assert not any(always.slow(300) for _ in range(10))
@@ -162,7 +162,7 @@ def test_trouble_does_not_become_the_custom() -> None:
 
 def test_a_rate_is_over_the_window_and_absent_when_idle() -> None:
     """100 tokens a second; nothing to measure by once it idles; zero when it stands still with work."""
-    rate = Rate()
+    rate = CounterRate()
     for tenth in range(100):
         rate.add(tenth * 10.0, tenth / 10)
     measured = rate.per_s(work=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from steersman_agent.figures import Gpu, ProcessUse
+from steersman_agent.figures import GpuFigures, ProcessUse
 from steersman_agent.gpus import map_ports
 from steersman_agent.processes import gpus_of, listeners, listening_inodes, parents
 
@@ -76,8 +76,8 @@ def test_a_port_is_mapped_to_the_gpu_of_its_worker(server: tuple[int, int, int])
     """NVML names the worker's pid; the listener is its parent."""
     port, _, worker = server
     gpus = [
-        Gpu(uuid="GPU-a", index=0),
-        Gpu(uuid="GPU-b", index=1, processes=(ProcessUse(pid=worker),)),
-        Gpu(uuid="GPU-c", index=2, processes=(ProcessUse(pid=os.getpid()),)),
+        GpuFigures(uuid="GPU-a", index=0),
+        GpuFigures(uuid="GPU-b", index=1, processes=(ProcessUse(pid=worker),)),
+        GpuFigures(uuid="GPU-c", index=2, processes=(ProcessUse(pid=os.getpid()),)),
     ]
     assert map_ports(gpus, [port]) == {port: ("GPU-b",)}

@@ -22,8 +22,8 @@ from steersman_agent.push import (
     METHOD,
     TOKEN_BYTES_MAX,
     UNACKED_MAX,
-    Backoff,
     Numbers,
+    PushBackoff,
     Pusher,
     pushers_for,
     read_token,
@@ -320,7 +320,7 @@ def test_the_token_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_backoff_grows_with_full_jitter_to_a_bound() -> None:
     """Somewhere between nothing and a ceiling that doubles; after success it begins anew."""
-    backoff = Backoff(Random(3))
+    backoff = PushBackoff(Random(3))
     pauses = [backoff.pause_s() for _ in range(40)]
     assert pauses[0] <= 0.1
     assert all(0 <= pause <= BACKOFF_MAX_S for pause in pauses)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from steersman_agent.config import AgentConfig, ReplicaSettings
 from steersman_agent.replica import ReplicaBook
-from steersman_agent.reply import Answer, Failure
-from steersman_agent.state import Signal
+from steersman_agent.reply import Failure, PageReply
+from steersman_agent.state import Symptom
 
 
-def page(prompt: float, output: float) -> Answer:
+def page(prompt: float, output: float) -> PageReply:
     text = f"vllm:prompt_tokens_total {prompt}\nvllm:generation_tokens_total {output}\n"
-    return Answer(status=200, body=text.encode(), elapsed_s=0.01)
+    return PageReply(status=200, body=text.encode(), elapsed_s=0.01)
 
 
 def test_an_engine_that_began_anew_is_counted() -> None:
     """Once each: when nobody listened meanwhile, and when it was too quick for that but its counters fell."""
     settings = ReplicaSettings(address="10.0.0.1:80", engine="vllm", pool="p")
     book = ReplicaBook(settings, AgentConfig(node="n"))
-    refused = Failure(signal=Signal.REFUSED, detail="refused")
+    refused = Failure(signal=Symptom.REFUSED, detail="refused")
     seen = []
     for at, reply in enumerate(
         (

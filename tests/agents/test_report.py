@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from steersman_agent.figures import Gpu, MigDevice, NodeView, ProcessUse, ReplicaView, XidEvent
+from steersman_agent.figures import GpuFigures, MigDevice, NodeView, ProcessUse, ReplicaView, XidEvent
 from steersman_agent.report import Pacer, changed, describe, encode, resolve_gpus
-from steersman_agent.state import State
+from steersman_agent.state import ReplicaState
 
 REPLICA = ReplicaView(
     address="10.0.0.5:8080",
@@ -15,7 +15,7 @@ REPLICA = ReplicaView(
     zone="a",
     region="eu",
     engine="tgi",
-    state=State.READY,
+    state=ReplicaState.READY,
     detail="",
     models=("m",),
     adapters=(),
@@ -26,11 +26,11 @@ REPLICA = ReplicaView(
     max_concurrent=128,
     scraped_s=99.9,
 )
-GPU = Gpu(uuid="GPU-1", index=0, utilization_percent=10, throttle_reasons=0x1)
+GPU = GpuFigures(uuid="GPU-1", index=0, utilization_percent=10, throttle_reasons=0x1)
 
 
 def node(**changes: Any) -> NodeView:
-    gpu = {key: changes.pop(key) for key in list(changes) if key in Gpu.__dataclass_fields__}
+    gpu = {key: changes.pop(key) for key in list(changes) if key in GpuFigures.__dataclass_fields__}
     return NodeView(node="n", replicas=(replace(REPLICA, **changes),), gpus=(replace(GPU, **gpu),))
 
 
@@ -47,7 +47,7 @@ def node(**changes: Any) -> NodeView:
         ({"running": None}, True),
         ({"kv_used_tokens": 10_999}, False),  # 1 % of the capacity
         ({"kv_used_tokens": 11_000}, True),
-        ({"state": State.HUNG}, True),
+        ({"state": ReplicaState.HUNG}, True),
         ({"models": ("other",)}, True),
         ({"probe_failures": 1}, True),
         ({"utilization_percent": 90}, False),
@@ -96,7 +96,7 @@ def test_unknown_is_absent_on_the_wire_and_zero_is_zero() -> None:
     assert not replica.HasField("kv_used_tokens")
     assert not replica.HasField("probe_ttft_ms")
     assert replica.metrics_age_ms == 100
-    assert replica.state == State.READY
+    assert replica.state == ReplicaState.READY
     assert gpu.HasField("ecc_corrected")
     assert not gpu.HasField("ecc_uncorrected")
     assert not gpu.HasField("power_w")
@@ -104,11 +104,11 @@ def test_unknown_is_absent_on_the_wire_and_zero_is_zero() -> None:
 
 
 def test_every_field_of_a_gpu_reaches_the_wire() -> None:
-    """A name that the contract has and `Gpu` has not, or the reverse, fails here."""
-    full = Gpu(
+    """A name that the contract has and `GpuFigures` has not, or the reverse, fails here."""
+    full = GpuFigures(
         **{
             name: {"str": "x", "int": 3, "bool": True, "float": 2.5}[field.type.split(" ")[0]]
-            for name, field in Gpu.__dataclass_fields__.items()
+            for name, field in GpuFigures.__dataclass_fields__.items()
             if not field.type.startswith("tuple")
         },
         xids=(XidEvent(code=79, unix_ms=5),),
@@ -116,8 +116,8 @@ def test_every_field_of_a_gpu_reaches_the_wire() -> None:
         mig_devices=(MigDevice(uuid="MIG-1", memory_used_bytes=1),),
     )
     wire = encode(NodeView(node="n", gpus=(full,)), boot_id=1, sequence=1, now_s=0, unix_ms=0).gpus[0]
-    assert {field.name for field, _ in wire.ListFields()} == set(Gpu.__dataclass_fields__)
-    assert {field.name for field in wire.DESCRIPTOR.fields} == set(Gpu.__dataclass_fields__)
+    assert {field.name for field, _ in wire.ListFields()} == set(GpuFigures.__dataclass_fields__)
+    assert {field.name for field in wire.DESCRIPTOR.fields} == set(GpuFigures.__dataclass_fields__)
 
 
 def test_every_field_of_a_replica_reaches_the_wire() -> None:
@@ -150,7 +150,7 @@ def test_describing_names_the_state_and_turns_moments_into_ages() -> None:
 
 def test_gpus_are_named_by_index_uuid_or_slice() -> None:
     """Unknown ones name none."""
-    cards = [GPU, Gpu(uuid="GPU-2", index=1, mig_devices=(MigDevice(uuid="MIG-9"),))]
+    cards = [GPU, GpuFigures(uuid="GPU-2", index=1, mig_devices=(MigDevice(uuid="MIG-9"),))]
     assert resolve_gpus([0, "GPU-2"], cards) == ("GPU-1", "GPU-2")
     assert resolve_gpus(["MIG-9"], cards) == ("GPU-2",)
     assert resolve_gpus([7, "GPU-x"], cards) == ()

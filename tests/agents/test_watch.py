@@ -20,8 +20,8 @@ from steersman_agent.config import AgentConfig, ReplicaSettings
 from steersman_agent.engines import ENGINES
 from steersman_agent.figures import Scrape
 from steersman_agent.replica import ReplicaBook
-from steersman_agent.reply import Answer
-from steersman_agent.state import State
+from steersman_agent.reply import PageReply
+from steersman_agent.state import ReplicaState
 from tests.stand.waits import until
 
 WELL = b'{"data":[{"id":"m"}]}'
@@ -77,7 +77,7 @@ async def watched(engine: Engine, key_env: str | None = None, **more: Any) -> As
         await runner.cleanup()
 
 
-def state(agent: Agent) -> State:
+def state(agent: Agent) -> ReplicaState:
     return agent.view().replicas[0].state
 
 
@@ -88,11 +88,11 @@ def test_a_page_nested_without_end() -> None:
         engine = Engine()
         engine.models = DEEP
         async with watched(engine, drain=()) as agent:
-            await until(lambda: state(agent) is State.READY, agent.view)
+            await until(lambda: state(agent) is ReplicaState.READY, agent.view)
             engine.models = WELL
             looks = engine.looks
             await until(lambda: engine.looks > looks + 3)
-            assert state(agent) is State.READY
+            assert state(agent) is ReplicaState.READY
 
     asyncio.run(run())
 
@@ -105,7 +105,7 @@ def test_an_engine_that_wants_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
         engine = Engine()
         engine.key = "sk-engine"
         async with watched(engine, "STEERSMAN_ENGINE") as agent:
-            await until(lambda: state(agent) is State.READY, agent.view)
+            await until(lambda: state(agent) is ReplicaState.READY, agent.view)
             await until(lambda: engine.prompts)
         assert engine.refused == 0
 
@@ -134,9 +134,9 @@ def test_a_watch_that_failed_begins_anew(
             book = agent._watches[agent.config.replicas[0].address][0]
             book.draining = True
             await until(lambda: caplog.text.count("watching it failed") >= 3, lambda: caplog.text)
-            assert state(agent) is State.UNKNOWN
+            assert state(agent) is ReplicaState.UNKNOWN
             failing = False
-            await until(lambda: state(agent) is State.DRAINING, agent.view)
+            await until(lambda: state(agent) is ReplicaState.DRAINING, agent.view)
 
     asyncio.run(run())
     # Each time it is waited for twice as long.
@@ -191,7 +191,7 @@ class TestAnyPage:
             ReplicaSettings(address="127.0.0.1:1", pool="p", engine=name),  # type: ignore[arg-type]
             AgentConfig(node="n"),
         )
-        reply = Answer(200, json.dumps(page).encode(), 0.0)
+        reply = PageReply(200, json.dumps(page).encode(), 0.0)
         book.on_about(dict.fromkeys(book.engine.about_paths, reply), 0.0)
         book.view()
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from extproc.config.model import Audit
-from extproc.history.versions import History, HistoryError
+from extproc.history.versions import ConfigHistory, HistoryError
 from extproc.observe.analytics.spans import Retention
 from extproc.observe.analytics.sqlite_store import SqliteStore
-from extproc.observe.analytics.store import Entry, StoreError
+from extproc.observe.analytics.store import StoredRow, StoreError
 from extproc.observe.audit import AuditLog
 
 KEPT = Retention(minutes_s=10**6, hours_s=10**7, days_s=10**8)
@@ -42,8 +42,8 @@ def broken_lines(folder: Path) -> dict[str, int]:
     return dict(bad)
 
 
-def entries(span: int) -> list[Entry]:
-    return [Entry(60, span * 60, "w", os.urandom(16), os.urandom(400)) for _ in range(40)]
+def entries(span: int) -> list[StoredRow]:
+    return [StoredRow(60, span * 60, "w", os.urandom(16), os.urandom(400)) for _ in range(40)]
 
 
 def stored(store: SqliteStore, span: int) -> str:
@@ -54,7 +54,7 @@ def stored(store: SqliteStore, span: int) -> str:
     return "kept"
 
 
-def changed(history: History, text: str) -> str:
+def changed(history: ConfigHistory, text: str) -> str:
     try:
         history.append(text, who="w", why="", command="test")
     except HistoryError:
@@ -65,7 +65,7 @@ def changed(history: History, text: str) -> str:
 def main(folder: Path) -> dict[str, Any]:
     """Everything is written to, with room, without, and with room again."""
     audit = AuditLog(Audit(file=str(folder / "audit.jsonl")))
-    history = History(folder / "steersman.yaml")
+    history = ConfigHistory(folder / "steersman.yaml")
     store = SqliteStore(folder, bytes_max=10**8)
     found: dict[str, Any] = {}
     for turn in ("before", "full", "after"):

@@ -20,7 +20,6 @@ import grpc
 import pytest
 
 from extproc._pb import access_log_pb2, ext_proc_pb2, health_pb2
-from extproc.app import App
 from extproc.config.load import loads
 from extproc.config.places import orders_at
 from extproc.core.contract import (
@@ -32,6 +31,7 @@ from extproc.core.contract import (
     RESERVATION_KEY,
 )
 from extproc.core.tenant import hash_key
+from extproc.service import App
 from extproc.supervise.admin_link import AdminLink
 from extproc.supervise.asking import ServiceLink, ServiceRefusedError
 from extproc.supervise.ports import free_ports
@@ -39,7 +39,7 @@ from extproc.wire.orders import STATUS
 from extproc.wire.seal import Seal
 from extproc.wire.server import ACCESS_LOG, EXT_PROC, HEALTH
 from extproc.wire.ticket import write
-from tests.stand.desks import make_reservation
+from tests.stand.schedulers import make_reservation
 from tests.stand.waits import PATIENCE_S, until
 
 REPLICA = "10.0.0.1:80"
@@ -138,7 +138,7 @@ class At:
 
     @property
     def counts(self) -> Any:
-        return self.app.desk.counts
+        return self.app.scheduler.counts
 
 
 def mode(path: Path) -> int:
@@ -180,9 +180,9 @@ def test_no_order_is_taken_at_the_decision_port(folder: Path) -> None:
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await at.unary(f"/{STATUS}/{order}", b"{}")
                 assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED, order
-            assert (await at.link.status())["instance"] == at.app.desk.instance
+            assert (await at.link.status())["instance"] == at.app.scheduler.instance
             assert await at.link.drain(REPLICA, draining=True)
-            assert at.app.desk.fleet.endpoints[0].draining
+            assert at.app.scheduler.fleet.endpoints[0].draining
             (socket,) = sockets()
             assert mode(socket) == 0o600
         assert not sockets()
@@ -206,7 +206,7 @@ def test_a_command_finds_the_socket_by_the_listening_address(
             app = App(loads(text(folder, address).replace(f"run_dir: {folder}, ", "")))
             await app.start()
             link = ServiceLink(asked)
-            assert (await link.status())["instance"] == app.desk.instance
+            assert (await link.status())["instance"] == app.scheduler.instance
             await link.close()
             running = asyncio.create_task(app.run())
             app.stop()
@@ -241,7 +241,7 @@ def test_a_forged_record_charges_nobody(folder: Path) -> None:
                 await at.log(ticket, final=False)
             assert await at.charged() <= before
             assert at.counts["settled.forged"] == 14
-            assert len(at.app.desk.ledger) == 1, "no heartbeat of a ghost takes a place"
+            assert len(at.app.scheduler.ledger) == 1, "no heartbeat of a ghost takes a place"
             await at.log(true, tokens=7)
             await until(lambda: at.counts["settled.ok"])
             assert 6 < await at.charged() <= 7
@@ -357,14 +357,14 @@ def test_orders_at_the_admin_port(folder: Path, monkeypatch: pytest.MonkeyPatch)
     async def play() -> None:
         async with serving(folder, sections=admin) as at:
             link = AdminLink(f"http://127.0.0.1:{port}")
-            assert (await link.status())["instance"] == at.app.desk.instance
+            assert (await link.status())["instance"] == at.app.scheduler.instance
             for order, body in (("Tenant", {"name": "acme"}), ("Alerts", {}), ("Experiment", {"name": ""})):
                 assert await link.order(order, body) == await at.link.order(order, body), order
             for either in (link, at.link):
                 with pytest.raises(ValueError, match="no tenant 'nobody' here"):
                     await either.order("Tenant", {"name": "nobody"})
             assert await link.drain(REPLICA, draining=True)
-            assert at.app.desk.fleet.endpoints[0].draining
+            assert at.app.scheduler.fleet.endpoints[0].draining
             assert not await link.drain("10.9.9.9:1", draining=True)
             assert await link.clear_faults(REPLICA) == []
             await link.close()
@@ -376,7 +376,7 @@ def test_orders_at_the_admin_port(folder: Path, monkeypatch: pytest.MonkeyPatch)
                     with pytest.raises(ServiceRefusedError):
                         await link.order(order, body)
                 await link.close()
-            assert at.app.desk.fleet.endpoints[0].draining
+            assert at.app.scheduler.fleet.endpoints[0].draining
 
     asyncio.run(play())
 

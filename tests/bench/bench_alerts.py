@@ -13,24 +13,24 @@ from random import Random
 
 from rows import Row, percentile
 
-from extproc.app.alerting import Alerting
 from extproc.config.model import Config
 from extproc.core.accounts import Accounts
-from extproc.core.decide import Case
-from extproc.core.desk import Desk, DeskLimits
+from extproc.core.decide import RoutingRequest
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Outcome, Reason, Reservation, Routed
 from extproc.core.policy import Policy
-from extproc.core.quota import Books, limits
+from extproc.core.quota import ExactBooks, limits
+from extproc.core.scheduler import DeskLimits, Scheduler
 from extproc.core.strategies import Work
 from extproc.core.tenant import Tenant
+from extproc.service.alerts import AlertsPart
 
 TENANTS, ENDPOINTS, SECONDS = 1_000, 100, 180
 S = 1_000_000_000
 BEGIN = 10**15
 
 
-def _part() -> Alerting:
+def _part() -> AlertsPart:
     addresses = [f"10.0.{i // 250}.{i % 250 + 1}:80" for i in range(ENDPOINTS)]
     config = Config.model_validate(
         {
@@ -41,7 +41,7 @@ def _part() -> Alerting:
         }
     )
     names = [f"tenant-{number}" for number in range(TENANTS)]
-    desk = Desk(
+    scheduler = Scheduler(
         Fleet([PoolSpec(name="chat", models=("m",), strategy="steer",
                         endpoints=tuple((each, "", 100) for each in addresses))]),
         instance="bench",
@@ -53,9 +53,9 @@ def _part() -> Alerting:
                 tenants={name: limits(requests_per_minute=600, concurrent_requests=50) for name in names}
             )
         ),
-        quotas=Books(),
+        quotas=ExactBooks(),
     )  # fmt: skip
-    return Alerting(config, desk, clock=lambda: BEGIN, wall_ns=lambda: BEGIN)
+    return AlertsPart(config, scheduler, clock=lambda: BEGIN, wall_ns=lambda: BEGIN)
 
 
 def _reservation(number: int, tenant: str) -> Reservation:
@@ -130,7 +130,7 @@ def run() -> Iterator[Row]:
     routed = Routed(
         cluster="c", addresses=("a",), reservation=reservation, reason=Reason("steer", (), (), (), {})
     )
-    case = Case(
+    routing = RoutingRequest(
         id="i-1",
         tenant=Tenant(name="tenant-1"),
         key="",
@@ -145,7 +145,7 @@ def run() -> Iterator[Row]:
 
     def placed() -> None:
         state["now"] += 1_000_000
-        part.watch.placed(case, routed, now_ns=state["now"])
+        part.watch.placed(routing, routed, now_ns=state["now"])
 
     yield Row("alerts: a placement, on the request path", _least_us(placed), "µs", 20.0)
     yield Row("alerts: a request's end", _least_us(ended), "µs", 40.0)

@@ -20,19 +20,19 @@ from random import Random
 
 from rows import Row, percentile
 
-from extproc.app.analysing import Analysing
 from extproc.config.load import loads
-from extproc.core.desk import Desk, DeskLimits
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Outcome, Routed
 from extproc.core.quota import Amounts
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.scheduler import DeskLimits, Scheduler
 from extproc.core.tenant import Tenant
-from extproc.observe.analytics import Books, Sketch
-from extproc.observe.analytics import Row as Figures
+from extproc.observe.analytics import AnalyticsRow as Figures
+from extproc.observe.analytics import OpenSpans, Sketch
 from extproc.observe.analytics.sqlite_store import SqliteStore
+from extproc.service.analytics import AnalyticsPart
 
-CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
+CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
 CONFIG = """
 gateway: {{auth: none}}
 pools: [{{name: chat, models: [m], endpoints: [{{address: "10.0.0.1:80"}}]}}]
@@ -54,12 +54,14 @@ def run() -> Iterator[Row]:
 
 def _run(folder: Path) -> Iterator[Row]:
     pool = PoolSpec(name="chat", models=("m",), strategy="least_work", endpoints=(("10.0.0.1:80", "", 128),))
-    desk = Desk(Fleet([pool]), instance="here", default_model="m", limits=DeskLimits(), rng=Random(1))
-    routed = desk.admit(CHAT, Tenant(name="acme"), now_ns=10**15)
+    scheduler = Scheduler(
+        Fleet([pool]), instance="here", default_model="m", limits=DeskLimits(), rng=Random(1)
+    )
+    routed = scheduler.admit(CHAT, Tenant(name="acme"), now_ns=10**15)
     assert isinstance(routed, Routed)
-    desk.charged = Amounts(1, 90, 11, 3.5, 0.001)
+    scheduler.charged = Amounts(1, 90, 11, 3.5, 0.001)
     outcomes = [_outcome(routed, f"t{number}", number) for number in range(TENANTS)]
-    part = Analysing(loads(CONFIG.format(folder=folder)), desk, clock=time.monotonic_ns)
+    part = AnalyticsPart(loads(CONFIG.format(folder=folder)), scheduler, clock=time.monotonic_ns)
     listener = part.listener
     assert listener is not None
     listener.waiting_max = 10**9
@@ -73,7 +75,7 @@ def _run(folder: Path) -> Iterator[Row]:
 
     yield Row("an end on the request's path, CPU", _cpu_us(end), "µs", 5.0)
     listener.take()
-    books = Books("w")
+    books = OpenSpans("w")
 
     for number in range(20_000):
         listener.ended(outcomes[number % TENANTS], now_ns=10**15, here=True)
@@ -105,7 +107,7 @@ def _cpu_us(call: Callable[[], object], *, calls: int = 20_000, rounds: int = 7)
     return sorted(figures)[rounds // 2]
 
 
-async def _live(part: Analysing, outcomes: list[Outcome]) -> list[Row]:
+async def _live(part: AnalyticsPart, outcomes: list[Outcome]) -> list[Row]:
     """Ends at a steady rate, without the thread and with it, and then a report of them."""
     gc.collect()
     gc.freeze()
@@ -135,7 +137,7 @@ async def _live(part: Analysing, outcomes: list[Outcome]) -> list[Row]:
 
 
 async def _ends(
-    part: Analysing, outcomes: list[Outcome], *, stepping: bool
+    part: AnalyticsPart, outcomes: list[Outcome], *, stepping: bool
 ) -> tuple[int, list[float], float]:
     """How many, how late the loop was each time, and the CPU seconds."""
     assert part.listener is not None

@@ -22,7 +22,7 @@ from rows import Row
 
 from extproc.observe.alerts.anomaly import Anomalies, Settings
 from extproc.observe.alerts.defaults import RULES
-from extproc.observe.alerts.engine import Engine, State
+from extproc.observe.alerts.engine import AlertEngine, AlertState
 from extproc.observe.alerts.watch import SECOND, Key
 from extproc.sim.workload.servegen import parse_client, parse_header, sample
 
@@ -127,7 +127,7 @@ class Scores:
 
 def alarms(anomalies: Anomalies, tenant: str, day: Day, number: int, plant: Plant | None = None) -> list[int]:
     """The minutes of a tenant's day in which the rule fires; the pattern learns."""
-    engine, scores, fired = Engine([RULE]), Scores(anomalies), []
+    engine, scores, fired = AlertEngine([RULE]), Scores(anomalies), []
     scopes: dict[str, list[Key]] = {"tenant": [("tenant", tenant)]}
     requests, prompts, outputs = day[tenant]
     for minute in range(MINUTES):
@@ -137,7 +137,7 @@ def alarms(anomalies: Anomalies, tenant: str, day: Day, number: int, plant: Plan
             row = plant(minute, row)
         anomalies.minute(tenant, at, row, hour=minute // 60)
         told = engine.step(scores, scopes, now_ns=(at + 1) * 60 * SECOND)
-        fired += [minute for alert in told if alert.state is State.FIRING]
+        fired += [minute for alert in told if alert.state is AlertState.FIRING]
     return fired
 
 

@@ -11,13 +11,13 @@ from rows import Row, best_us
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.core.decide import decide
-from extproc.core.desk import Desk, DeskLimits
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Outcome, Reject, Routed
 from extproc.core.reading import parse
-from extproc.core.request import Dialect, Kind, Request, find_route
+from extproc.core.request import Dialect, Request, RouteKind, find_route
+from extproc.core.scheduler import DeskLimits, Scheduler
 from extproc.core.tenant import ANONYMOUS, Directory
-from extproc.observe.tally import Tally
+from extproc.observe.stats import Stats
 from extproc.wire.processor import Processor
 
 AIMS_US = {10: 60.0, 100: 250.0, 1000: 2000.0}
@@ -26,22 +26,24 @@ STREAMS = 20
 PROMPTS = {"1 KB": 1_000, "400 KB": 400_000}
 
 
-def _desk(endpoints: int, strategy: str = "steer") -> Desk:
+def _scheduler(endpoints: int, strategy: str = "steer") -> Scheduler:
     pool = PoolSpec(
         name="chat",
         models=("m",),
         strategy=strategy,
         endpoints=tuple((f"10.0.{i // 250}.{i % 250 + 1}:80", "", 1000) for i in range(endpoints)),
     )
-    desk = Desk(Fleet([pool]), instance="bench", default_model="m", limits=DeskLimits(), rng=Random(1))
+    scheduler = Scheduler(
+        Fleet([pool]), instance="bench", default_model="m", limits=DeskLimits(), rng=Random(1)
+    )
     rng = Random(2)
     for number in range(endpoints * STREAMS):
         tokens = rng.randrange(10, 500)
-        request = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, stream=True, prompt_tokens=tokens)
-        decision = desk.admit(request, ANONYMOUS, now_ns=number * 10_000_000)
+        request = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, stream=True, prompt_tokens=tokens)
+        decision = scheduler.admit(request, ANONYMOUS, now_ns=number * 10_000_000)
         if isinstance(decision, Routed):
-            desk.first_token(decision.reservation.id, now_ns=number * 10_000_000 + 1_000)
-    return desk
+            scheduler.first_token(decision.reservation.id, now_ns=number * 10_000_000 + 1_000)
+    return scheduler
 
 
 def _body(size: int) -> bytes:
@@ -62,15 +64,15 @@ def run() -> Iterator[Row]:
         request = parse(route, body)
         assert not isinstance(request, Reject)
         for endpoints, aim in AIMS_US.items():
-            desk = _desk(endpoints)
+            scheduler = _scheduler(endpoints)
             yield Row(
                 f"decide, steer, {endpoints} endpoints, {size_name} prompt",
                 best_us(
-                    lambda desk=desk, request=request: decide(
+                    lambda scheduler=scheduler, request=request: decide(
                         request,
                         ANONYMOUS,
-                        desk.fleet,
-                        desk.ledger,
+                        scheduler.fleet,
+                        scheduler.ledger,
                         id="bench-1",
                         default_model="m",
                         reservations_max=10_000_000,
@@ -88,9 +90,9 @@ def run() -> Iterator[Row]:
 def exchange_messages(size: int) -> tuple[Processor, bytes, bytes]:
     """A processor of 10 endpoints, and the two messages of a request with a prompt of so many bytes."""
     processor = Processor(
-        _desk(10),
+        _scheduler(10),
         Directory([], required=False),
-        Tally(),
+        Stats(),
         decisions_concurrent_max=100,
         body_bytes_max=1 << 30,
         clock=time.monotonic_ns,
@@ -116,7 +118,7 @@ def exchange_messages(size: int) -> tuple[Processor, bytes, bytes]:
 def _exchange_us(size: int) -> float:
     """Headers and body in, both answers out, then the settlement: all that is ours but the transport."""
     processor, head, body = exchange_messages(size)
-    desk = processor.desk
+    scheduler = processor.scheduler
 
     def once() -> None:
         exchange = processor.open()
@@ -124,7 +126,7 @@ def _exchange_us(size: int) -> float:
         exchange.receive(body)
         exchange.delivered()
         exchange.close()
-        reservation = processor.tally.decisions[-1][1].reservation
-        desk.settle(Outcome(reservation=reservation, final=True, status=200), now_ns=1)
+        reservation = processor.stats.decisions[-1][1].reservation
+        scheduler.settle(Outcome(reservation=reservation, final=True, status=200), now_ns=1)
 
     return best_us(once)

@@ -9,19 +9,21 @@ from random import Random
 
 from rows import Row
 
-from extproc.core.fairness import Bounds, FairQueue, Held
+from extproc.core.fairqueue import FairQueue, QueueBounds, QueuedRequest
 from extproc.core.strategies import Work
 
 HELD, TENANTS, CLASSES, KIN = 10_000, 1_000, 3, 500
 S = 1_000_000_000
 AIM_US = 20.0
-BOUNDS = Bounds(held_max=2 * HELD, class_held_max=(HELD,) * CLASSES, tenant_held_max=200, ageing_ns=3_600 * S)
+BOUNDS = QueueBounds(
+    held_max=2 * HELD, class_held_max=(HELD,) * CLASSES, tenant_held_max=200, ageing_ns=3_600 * S
+)
 
 
-def _held(number: int, rng: Random) -> Held:
+def _held(number: int, rng: Random) -> QueuedRequest:
     tenant = rng.randrange(TENANTS)
     arrived = number * 1_000
-    return Held(
+    return QueuedRequest(
         id=f"i-{number}",
         tenant=f"t{tenant}",
         weight=1.0 + tenant % 3,
@@ -32,11 +34,11 @@ def _held(number: int, rng: Random) -> Held:
         shed_at_ns=arrived + rng.randrange(5, 60) * S,
         ttft_deadline_ns=arrived + rng.randrange(1, 5) * S,
         prefill_ns=rng.randrange(10, 400) * 1_000_000,
-        kin=rng.randrange(KIN),
+        affinity_group=rng.randrange(KIN),
     )
 
 
-def _filled(bounds: Bounds = BOUNDS, held: int = HELD) -> tuple[FairQueue, Iterator[Held]]:
+def _filled(bounds: QueueBounds = BOUNDS, held: int = HELD) -> tuple[FairQueue, Iterator[QueuedRequest]]:
     rng = Random(1)
     queue = FairQueue(bounds)
     requests = (_held(number, rng) for number in range(100 * HELD))
@@ -82,9 +84,9 @@ def _once() -> Iterator[tuple[str, float]]:
     def release() -> None:
         taken = queue.take("chat", lambda _: 1, now_ns=S)
         assert taken is not None
-        queue.take_kin(taken[0], lambda _: 1, now_ns=S)
+        queue.take_affinity_group(taken[0], lambda _: 1, now_ns=S)
 
-    yield "take, and one more of its kin", _each_us([release] * batch)
+    yield "take, and one more of its affinity_group", _each_us([release] * batch)
 
     one = Work(1_000, 250)
     other = Work(1_000, 400)

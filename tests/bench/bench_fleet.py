@@ -22,7 +22,7 @@ from rows import Row, percentile
 
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.reports import ReplicaReport
-from extproc.telemetry.ingest import Ingest, Node
+from extproc.telemetry.ingest import Ingest, PushingNode
 from extproc.telemetry.server import TelemetryServer
 
 CHANGES = 60
@@ -106,7 +106,7 @@ async def _measure(count: int, change: Callable[[EnginePage], None]) -> list[flo
                 engine.took_ms.append((time.monotonic_ns() - engine.changed_ns) / 1e6)
                 engine.changed_ns = 0
 
-    ingest = Ingest([Node(name="bench")], anyone=False, on_reports=taken, on_leaving=lambda *_: None)
+    ingest = Ingest([PushingNode(name="bench")], anyone=False, on_reports=taken, on_leaving=lambda *_: None)
     server = TelemetryServer(ingest, tokens={hashlib.sha256(TOKEN.encode()).hexdigest(): "bench"})
     [listening] = await server.start(["127.0.0.1:0"])
     with tempfile.TemporaryDirectory() as folder:

@@ -16,14 +16,14 @@ from typing import Any
 
 from rows import Row, best_us, percentile
 
-from extproc.app import App
 from extproc.config import model as config
-from extproc.config.model import Config, Endpoint, Key, Metrics, Pool, Quota
+from extproc.config.model import Config, EndpointConfig, KeyConfig, MetricsConfig, PoolConfig, Quota
 from extproc.core.outcome import Outcome, Reject, Reservation, Routed
-from extproc.core.reports import Gpu, ReplicaReport
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.reports import GpuReport, ReplicaReport
+from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import Tenant
 from extproc.observe.metrics.labels import Tenants
+from extproc.service import App
 
 TENANTS, NAMED, ENDPOINTS, GPUS = 10_000, 100, 1_000, 8
 SCRAPES = 7
@@ -31,7 +31,12 @@ SCRAPES = 7
 PACE_PER_S = 300
 STILL_S = 3.0
 CHAT = Request(
-    kind=Kind.CHAT, dialect=Dialect.OPENAI, model="m", prompt_bytes=1_000, max_new_tokens=100, stream=True
+    kind=RouteKind.CHAT,
+    dialect=Dialect.OPENAI,
+    model="m",
+    prompt_bytes=1_000,
+    max_new_tokens=100,
+    stream=True,
 )
 GIB = 2**30
 
@@ -48,29 +53,31 @@ def _app(*, tenants: int, endpoints: int, gpus: int = 0) -> App:
     )
     app = App(
         Config(
-            metrics=Metrics(tenants_max=NAMED),
+            metrics=MetricsConfig(tenants_max=NAMED),
             pools=[
-                Pool(
+                PoolConfig(
                     name="chat",
                     models=["m"],
                     strategy="power_of_two",
-                    endpoints=[Endpoint(address=f"10.{i >> 8}.{i & 255}.1:80") for i in range(endpoints)],
+                    endpoints=[
+                        EndpointConfig(address=f"10.{i >> 8}.{i & 255}.1:80") for i in range(endpoints)
+                    ],
                 )
             ],
             tenants=[
-                config.Tenant(name=f"t{i}", keys=[Key(sha256=f"{i:064x}")], quota=quota)
+                config.TenantConfig(name=f"t{i}", keys=[KeyConfig(sha256=f"{i:064x}")], quota=quota)
                 for i in range(tenants)
             ],
         )
     )
-    for endpoint in app.desk.fleet.endpoints if gpus else ():
-        app.desk.fleet.heard(_report(endpoint.address, gpus), now_ns=app.clock())
+    for endpoint in app.scheduler.fleet.endpoints if gpus else ():
+        app.scheduler.fleet.heard(_report(endpoint.address, gpus), now_ns=app.clock())
     return app
 
 
 def _report(address: str, gpus: int) -> ReplicaReport:
     cards = tuple(
-        Gpu(
+        GpuReport(
             uuid=f"GPU-{address}-{i}",
             utilization_percent=50,
             memory_used_bytes=GIB,
@@ -106,9 +113,9 @@ def _outcome(reservation: Reservation) -> Outcome:
 
 
 def _one(app: App, tenant: Tenant) -> None:
-    """A request's whole way through desk and observers."""
+    """A request's whole way through scheduler and observers."""
     began = app.clock()
-    decision = app.desk.admit(CHAT, tenant, now_ns=began)
+    decision = app.scheduler.admit(CHAT, tenant, now_ns=began)
     app.processor.took(began)
     assert isinstance(decision, Routed)
     app.settle(_outcome(decision.reservation))
@@ -120,8 +127,8 @@ def _observer() -> Iterator[Row]:
     tenant = app.processor.directory.tenants["t0"]
     counting = app.measuring.counting
     now_ns = app.clock()
-    case: Any = app.desk.resolve(CHAT, tenant, "bench-1", now_ns=now_ns)
-    routed = app.desk.admit(CHAT, tenant, now_ns=now_ns)
+    case: Any = app.scheduler.resolve(CHAT, tenant, "bench-1", now_ns=now_ns)
+    routed = app.scheduler.admit(CHAT, tenant, now_ns=now_ns)
     assert isinstance(routed, Routed)
     outcome = _outcome(routed.reservation)
     app.settle(outcome)
@@ -143,9 +150,9 @@ def _observer() -> Iterator[Row]:
     yield Row(
         "metrics of a refusal", best_us(lambda: counting.refused(case, reject, now_ns=now_ns)), "µs", 5.0
     )
-    crowd = Tenants(NAMED, expected=TENANTS)
+    drop_policy = Tenants(NAMED, expected=TENANTS)
     names, at = [f"t{i}" for i in Random(3).choices(range(TENANTS), k=65_536)], iter(range(10**9))
-    label = best_us(lambda: crowd.of(names[next(at) & 65_535]))
+    label = best_us(lambda: drop_policy.of(names[next(at) & 65_535]))
     yield Row(f"a label of one of {TENANTS:,} tenants, {NAMED} named", label, "µs", 5.0)
 
 
@@ -155,7 +162,7 @@ async def _scrapes() -> list[Row]:
     everyone = list(app.processor.directory.tenants.values())
     rows: list[Row] = []
     for named, aim_ms in ((NAMED, 1_000.0), (TENANTS, None)):
-        app.measuring.apply(app.config.model_copy(update={"metrics": Metrics(tenants_max=named)}))
+        app.measuring.apply(app.config.model_copy(update={"metrics": MetricsConfig(tenants_max=named)}))
         for tenant in everyone:
             _one(app, tenant)
         await app.measuring.exposition()  # the client library is loaded

@@ -17,10 +17,10 @@ from pathlib import Path
 import aiohttp
 from rows import Row
 
-from extproc.sim.fleet import ReplicaSpec, start_replicas
+from extproc.sim.listening import ReplicaSpec, start_replicas
 from steersman_agent.agent import Agent
 from steersman_agent.config import AgentConfig, ReplicaSettings
-from steersman_agent.state import State
+from steersman_agent.state import ReplicaState
 
 AIM_HUNG_S, AIM_XID_S, AIM_HELP_S = 1.5, 0.5, 0.25
 #: The wait for XID events is registered within this.
@@ -44,7 +44,9 @@ async def noticed(script: Path) -> tuple[float, float]:
         agent = Agent(AgentConfig(nvml=f"fake:{script}", nvml_ms=60_000, node="n", replicas=(replica,)))
         stop = asyncio.Event()
         task = asyncio.create_task(agent.run(stop))
-        await seconds_until(lambda: agent.view().gpus and agent.view().replicas[0].state is State.READY)
+        await seconds_until(
+            lambda: agent.view().gpus and agent.view().replicas[0].state is ReplicaState.READY
+        )
         await asyncio.sleep(REGISTERED_S)
         script.write_text(json.dumps({"gpus": [{"xids": [48]}]}))  # noqa: ASYNC240 (a tiny file of its own)
         xid_s = await seconds_until(lambda: agent.view().gpus[0].xids)
@@ -52,7 +54,7 @@ async def noticed(script: Path) -> tuple[float, float]:
         job = asyncio.create_task(session.post(f"http://{address}/generate", json=body))
         await seconds_until(lambda: agent.view().replicas[0].running == 1)
         await session.post(f"http://{address}/sim/fault", json={"hang": True})
-        hung_s = await seconds_until(lambda: agent.view().replicas[0].state is State.HUNG)
+        hung_s = await seconds_until(lambda: agent.view().replicas[0].state is ReplicaState.HUNG)
         job.cancel()
         stop.set()
         await asyncio.gather(task, job, return_exceptions=True)

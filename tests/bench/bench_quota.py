@@ -15,7 +15,7 @@ from random import Random
 
 from rows import Row, percentile
 
-from extproc.core.quota import Account, Amounts, Ask, Books, Granted, limits
+from extproc.core.quota import Account, Amounts, Ask, ExactBooks, Granted, limits
 
 TENANTS = (10, 10_000)
 TENANT = limits(
@@ -53,7 +53,7 @@ def _rounds(one: Callable[[], tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _memory_us(tenants: int) -> Callable[[], tuple[float, float]]:
-    books = Books()
+    books = ExactBooks()
     accounts = [_account(number) for number in range(tenants)]
     Random(1).shuffle(accounts)
     state = {"now": 10**15, "number": 0}
@@ -84,7 +84,7 @@ def _memory_mib() -> float:
     accounts = [_account(number) for number in range(10_000)]
     gc.collect()
     tracemalloc.start()
-    books = Books()
+    books = ExactBooks()
     for number, account in enumerate(accounts):
         books.reserve(account, f"i-{number}", RESERVED, now_ns=10**15 + number)
     size, _ = tracemalloc.get_traced_memory()

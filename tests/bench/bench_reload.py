@@ -12,9 +12,9 @@ from gateway import KEYS, wait_for
 from lone_service import ACME, Client, Service, serving
 from rows import Row
 
-from extproc.app import App
-from extproc.app.reread import read_again
 from extproc.config.load import load
+from extproc.service import App
+from extproc.service.reload import read_again
 
 FEW, MANY = 1_000, 5_000
 EDITS, TAKES = 3, 3

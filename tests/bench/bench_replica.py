@@ -15,7 +15,7 @@ from gateway import free_ports, wait_for
 from rows import Row, cpu_ns
 
 from extproc.sim.events import Finished, SimRequest
-from extproc.sim.replica import Replica
+from extproc.sim.replica import SimReplica
 from extproc.sim.spec import ReplicaSpec
 
 REQUESTS = 5_000
@@ -43,7 +43,7 @@ def run() -> Iterator[Row]:
 def _scheduler() -> Iterator[Row]:
     spec = ReplicaSpec(name="bench")
     rng = Random(4)
-    replica = Replica(spec.timing(), spec.limits(), rng=Random(5))
+    replica = SimReplica(spec.timing(), spec.limits(), rng=Random(5))
     arrivals = []
     at_ns = 0
     for i in range(REQUESTS):
@@ -80,7 +80,7 @@ def _fleet(per_s: float) -> float:
     """
     spec = ReplicaSpec(name="bench")
     rng = Random(4)
-    fleet = [Replica(spec.timing(), spec.limits(), rng=Random(at)) for at in range(REPLICAS)]
+    fleet = [SimReplica(spec.timing(), spec.limits(), rng=Random(at)) for at in range(REPLICAS)]
     arrivals = []
     at_ns = 0
     for i in range(REQUESTS):

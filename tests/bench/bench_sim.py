@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rows import Row
 
-from extproc.sim.campaign import Case
+from extproc.sim.campaign import CampaignRun
 from extproc.sim.campaign.play import play
 from extproc.sim.campaign.streams import TRACES_ENV, stood_in
 
@@ -25,7 +25,7 @@ def run() -> Iterator[Row]:
     traces = Path(os.environ.get(TRACES_ENV, "../shared/traces"))
     name = "stand-in" if stood_in("azure-conversation", traces) else "Azure conversation"
     for replicas, requests, aim in RUNS:
-        case = Case(
+        case = CampaignRun(
             stream="azure-conversation",
             fleet="8b",
             load=LOAD,

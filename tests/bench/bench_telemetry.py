@@ -19,7 +19,7 @@ from rows import Row
 from extproc._pb import telemetry_pb2 as pb
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.reports import ReplicaReport
-from extproc.telemetry.ingest import Ingest, Node
+from extproc.telemetry.ingest import Ingest, PushingNode
 from extproc.telemetry.server import TELEMETRY, TelemetryServer
 
 NODES, REPLICAS, GPUS = 125, 8, 8
@@ -99,7 +99,7 @@ class Service:
         self.fleet = fleet()
         self.steps_ns = 0
         self.ingest = Ingest(
-            [Node(name=f"node-{node}") for node in range(NODES)],
+            [PushingNode(name=f"node-{node}") for node in range(NODES)],
             anyone=False,
             on_reports=self._take,
             on_leaving=lambda _node, _now_ns: None,

@@ -1,6 +1,6 @@
-"""Tenants through the whole desk: admit with few and many of them under quotas, and their memory.
+"""Tenants through the whole scheduler: admit with few and many of them under quotas, and their memory.
 
-The desks take turns in rounds, so that a busy machine slows both; the ratio is of the least of each.
+The schedulers take turns in rounds, so that a busy machine slows both; the ratio is of the least of each.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from random import Random
 from rows import Row
 
 from extproc.core.accounts import Accounts, Price
-from extproc.core.desk import Desk, DeskLimits, Policy
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Outcome, Routed
-from extproc.core.quota import Books, limits
-from extproc.core.request import Dialect, Kind, Request
-from extproc.core.tenant import Directory, Evidence, Tenant, hash_key
+from extproc.core.quota import ExactBooks, limits
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.scheduler import DeskLimits, Policy, Scheduler
+from extproc.core.tenant import Credentials, Directory, Tenant, hash_key
 
 FEW, MANY = 10, 10_000
 ENDPOINTS = 10
 BATCH, ROUNDS = 5_000, 12
-CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, model="m", prompt_bytes=1_000, max_new_tokens=100)
+CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, model="m", prompt_bytes=1_000, max_new_tokens=100)
 
 
 def _tenants(count: int) -> list[Tenant]:
@@ -33,7 +33,7 @@ def _tenants(count: int) -> list[Tenant]:
     return tenants
 
 
-def _desk(tenants: list[Tenant], *, quotas: bool = True) -> Desk:
+def _scheduler(tenants: list[Tenant], *, quotas: bool = True) -> Scheduler:
     """Each tenant with a quota object of its own, as a configuration file makes them."""
     policy = Policy(
         accounts=Accounts(
@@ -58,18 +58,18 @@ def _desk(tenants: list[Tenant], *, quotas: bool = True) -> Desk:
         strategy="least_work",
         endpoints=tuple((f"10.0.0.{i + 1}:80", "", 1_000) for i in range(ENDPOINTS)),
     )
-    return Desk(
+    return Scheduler(
         Fleet([pool]),
         instance="bench",
         default_model="m",
         limits=DeskLimits(),
         rng=Random(1),
         policy=policy,
-        quotas=Books(),
+        quotas=ExactBooks(),
     )
 
 
-def _rounds(desk: Desk, tenants: list[Tenant]) -> Callable[[], tuple[float, float]]:
+def _rounds(scheduler: Scheduler, tenants: list[Tenant]) -> Callable[[], tuple[float, float]]:
     """One round: microseconds of an admit, and of a settle, over all tenants in turn."""
     state = {"now": 10**15, "number": 0}
 
@@ -79,7 +79,7 @@ def _rounds(desk: Desk, tenants: list[Tenant]) -> Callable[[], tuple[float, floa
             now_ns, first = state["now"], state["number"]
             begun = time.perf_counter()
             decisions = [
-                desk.admit(CHAT, tenants[number % len(tenants)], key="k", now_ns=now_ns)
+                scheduler.admit(CHAT, tenants[number % len(tenants)], key="k", now_ns=now_ns)
                 for number in range(first, first + 100)
             ]
             middle = time.perf_counter()
@@ -91,7 +91,7 @@ def _rounds(desk: Desk, tenants: list[Tenant]) -> Callable[[], tuple[float, floa
             assert len(outcomes) == 100
             resumed = time.perf_counter()
             for outcome in outcomes:
-                desk.settle(outcome, now_ns=now_ns)
+                scheduler.settle(outcome, now_ns=now_ns)
             settling += time.perf_counter() - resumed
             admitting += middle - begun
             state["now"] += 10_000_000
@@ -107,20 +107,20 @@ def _memory_mib() -> float:
     tracemalloc.start()
     tenants = _tenants(MANY)
     directory = Directory([(each, [hash_key(f"sk-{each.name}")]) for each in tenants], required=True)
-    desk = _desk(tenants)
+    scheduler = _scheduler(tenants)
     for number, tenant in enumerate(tenants):
-        decision = desk.admit(CHAT, tenant, key="k", now_ns=10**15 + number)
+        decision = scheduler.admit(CHAT, tenant, key="k", now_ns=10**15 + number)
         assert isinstance(decision, Routed)
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(directory.tenants) == len(desk.ledger) == MANY
+    assert len(directory.tenants) == len(scheduler.ledger) == MANY
     return size / 2**20
 
 
 def _identify_us(count: int) -> Callable[[], float]:
     tenants = _tenants(count)
     directory = Directory([(each, [hash_key(f"sk-{each.name}")]) for each in tenants], required=True)
-    asked = [Evidence(authorization=f"Bearer sk-{each.name}") for each in tenants[:1_000]]
+    asked = [Credentials(authorization=f"Bearer sk-{each.name}") for each in tenants[:1_000]]
     asked *= BATCH // len(asked)
 
     def once() -> float:
@@ -135,8 +135,8 @@ def _identify_us(count: int) -> Callable[[], float]:
 def run() -> Iterator[Row]:
     """Yield microseconds, their ratios, and mebibytes."""
     few, many = _tenants(FEW), _tenants(MANY)
-    free, desks = _desk(few, quotas=False), (_desk(few), _desk(many))
-    takes = [_rounds(free, few), _rounds(desks[0], few), _rounds(desks[1], many)]
+    free, schedulers = _scheduler(few, quotas=False), (_scheduler(few), _scheduler(many))
+    takes = [_rounds(free, few), _rounds(schedulers[0], few), _rounds(schedulers[1], many)]
     for take in takes[:2]:
         take()
     # Every one of the many has been seen, as after some minutes of traffic.

@@ -22,8 +22,8 @@ from extproc.core.outcome import Outcome, Reject
 from extproc.core.reading import parse
 from extproc.core.request import find_route
 from extproc.core.tenant import ANONYMOUS
-from extproc.observe.tracing.journey import Decided, Ended, Journeys, Note
 from extproc.observe.tracing.pipeline import SPANS_AT_ONCE, Pipeline
+from extproc.observe.tracing.request_trace import Decided, Note, RequestTraces, TraceEnd
 from extproc.observe.tracing.semconv import RELEASES
 from extproc.observe.tracing.spans import Span, Spans
 from extproc.wire import accesslog, codec, ticket
@@ -67,14 +67,14 @@ def run() -> Iterator[Row]:
 
 
 def _noting_us(flags: str) -> tuple[float, float]:
-    """Everything that the wire calls of a journey; and the trace's text in both of Envoy's messages."""
+    """Everything that the wire calls of a request_trace; and the trace's text in both of Envoy's messages."""
     processor, head, body = exchange_messages(1_000)
     notes: list[Note] = []
-    journeys = _journeys(processor, notes)
+    request_traces = _request_traces(processor, notes)
     exchange = processor.open()
     exchange.receive(head)
     exchange.receive(body)
-    routed = processor.tally.decisions[-1][1]
+    routed = processor.stats.decisions[-1][1]
     route = find_route("POST", "/v1/chat/completions")
     assert route is not None
     request = parse(route, pb.ProcessingRequest.FromString(body).request_body.body)
@@ -86,15 +86,15 @@ def _noting_us(flags: str) -> tuple[float, float]:
 
     def noted() -> None:
         nonlocal carried
-        journey = journeys.begin(lambda: metadata)
-        journey.headers(route.kind, {})
-        journey.tenant = ANONYMOUS
-        journey.read(request, clock())
-        carried = journey.placed(routed)
-        journey.body_ns, journey.decided_ns = clock(), clock()
-        journey.delivered(clock())
-        journey.closed(clock())
-        journeys.ended(outcome, now_ns=clock(), here=True)
+        request_trace = request_traces.begin(lambda: metadata)
+        request_trace.headers(route.kind, {})
+        request_trace.tenant = ANONYMOUS
+        request_trace.read(request, clock())
+        carried = request_trace.placed(routed)
+        request_trace.body_ns, request_trace.decided_ns = clock(), clock()
+        request_trace.delivered(clock())
+        request_trace.closed(clock())
+        request_traces.ended(outcome, now_ns=clock(), here=True)
         notes.clear()
 
     notes_us = cpu_us(noted)
@@ -121,8 +121,8 @@ def _noting_us(flags: str) -> tuple[float, float]:
     )
 
 
-def _journeys(processor: Processor, notes: list[Note]) -> Journeys:
-    return Journeys(
+def _request_traces(processor: Processor, notes: list[Note]) -> RequestTraces:
+    return RequestTraces(
         OpenTelemetry(endpoint="http://127.0.0.1:4317"),
         clock=processor.clock,
         wall_ns=time.time_ns,
@@ -159,26 +159,26 @@ def _threads() -> Iterator[Row]:
     """The threads' own work for a request, and what 300 requests/s of it do to an event loop beside it."""
     processor, head, body = exchange_messages(1_000)
     notes: list[Note] = []
-    processor.journeys = _journeys(processor, notes)
+    processor.request_traces = _request_traces(processor, notes)
     exchange = processor.open()
-    exchange.journey = processor.journeys.begin(lambda: METADATA)
+    exchange.request_trace = processor.request_traces.begin(lambda: METADATA)
     exchange.receive(head)
     reply = exchange.receive(body)
     exchange.delivered()
-    entry = processor.desk.ledger.get(reply.reservation_id)
+    entry = processor.scheduler.ledger.get(reply.reservation_id)
     assert entry is not None
-    processor.journeys.ended(
+    processor.request_traces.ended(
         Outcome(reservation=entry.reservation, final=True, status=200, duration_ns=10**9), now_ns=1, here=True
     )
     decided, ended = notes
     assert isinstance(decided, Decided)
-    assert isinstance(ended, Ended)
-    routed = exchange.journey.routed
+    assert isinstance(ended, TraceEnd)
+    routed = exchange.request_trace.routed
     spans = Spans(RELEASES["0.1/dup"], engines={}, rng=Random(2))
 
     def build(note: Note) -> list[Span]:
         if isinstance(note, Decided):
-            note.journey.routed = routed
+            note.request_trace.routed = routed
         return spans.of(note)
 
     yield Row("tracing thread: spans of a request", cpu_us(lambda: (build(decided), build(ended))), "µs")

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from extproc.app import App
 from extproc.config.load import loads
+from extproc.service import App
 from tests.stand.waits import PATIENCE_S
 
 ADDRESS = "10.9.9.1:8000"

@@ -12,14 +12,14 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from extproc.app import App
 from extproc.cli import group
 from extproc.cli.experiment import lines_of
 from extproc.config.load import load, loads
 from extproc.core.outcome import End, Outcome, Routed
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import ANONYMOUS
-from extproc.history.versions import History
+from extproc.history.versions import ConfigHistory
+from extproc.service import App
 from tests.stand.waits import PATIENCE_S
 
 TEXT = """\
@@ -29,7 +29,7 @@ pools:
   - {name: chat, models: [m], endpoints: [{address: "10.0.0.1:80"}, {address: "10.0.0.2:80"}]}
 """
 START = ("experiment", "start", "x", "--arm", "control=steer", "--arm", "b=random")
-CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
+CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
 S = 1_000_000_000
 
 
@@ -47,7 +47,7 @@ def run(file: Path, *arguments: str, code: int = 0) -> Result:
 
 
 def commands(file: Path) -> list[tuple[str, str, str]]:
-    return [(each.who, each.command, each.why) for each in History(file).read().entries]
+    return [(each.who, each.command, each.why) for each in ConfigHistory(file).read().entries]
 
 
 def test_it_is_written_into_the_file_and_taken_out_again(file: Path) -> None:
@@ -173,7 +173,7 @@ def lose(app: App, clock: Wall, *, requests: int = 400) -> None:
     """Arm b fails always, the control never."""
     for _ in range(requests):
         clock.now_ns += S
-        decision = app.desk.admit(CHAT, ANONYMOUS, now_ns=clock.now_ns)
+        decision = app.scheduler.admit(CHAT, ANONYMOUS, now_ns=clock.now_ns)
         assert isinstance(decision, Routed)
         reservation = decision.reservation
         facts: dict[str, Any] = {"end": End.ERROR} if reservation.arm == "x/b" else {"duration_ns": 1}
@@ -190,7 +190,7 @@ def test_the_guardrail_writes_what_it_did(file: Path) -> None:
     app = App(load(file), clock=clock)
     app.experimenting.file = file
     lose(app, clock)
-    assert app.desk.counts["experiment.arm_stopped"] == 1
+    assert app.scheduler.counts["experiment.arm_stopped"] == 1
     assert app.experimenting.waiting
     app.experimenting.write()
     stopped = load(file).experiments["x"].arms["b"].stopped
@@ -203,7 +203,9 @@ def test_the_guardrail_writes_what_it_did(file: Path) -> None:
     counted = app.status()["experiments"][0]["arms"][0]["requests"]  # type: ignore[index]  # status is plain values
     assert app.reload(file)
     assert app.status()["experiments"][0]["arms"][0]["requests"] == counted  # type: ignore[index]  # the same
-    assert App(load(file), clock=clock).desk.experiments.view(now_ns=0)[0]["arms"][1]["stopped"] == stopped
+    assert (
+        App(load(file), clock=clock).scheduler.experiments.view(now_ns=0)[0]["arms"][1]["stopped"] == stopped
+    )
 
 
 def test_a_file_that_cannot_be_written_costs_the_record_alone(
@@ -216,14 +218,14 @@ def test_a_file_that_cannot_be_written_costs_the_record_alone(
     lose(app, clock)
     app.experimenting.write()
     assert "could not be written" in caplog.text
-    assert app.desk.experiments.view(now_ns=0)[0]["arms"][1]["stopped"]
+    assert app.scheduler.experiments.view(now_ns=0)[0]["arms"][1]["stopped"]
 
 
 def test_times_are_the_wall_clock_s() -> None:
     """`starts` and `ends` are held against the service's own clock."""
     arms = {"starts": "2026-01-01T00:00:10Z", "ends": "2026-01-01T00:00:20Z", "arms": ARMS}
     app = App(loads(experiment_in(TEXT, **arms)), clock=Wall())
-    from extproc.app.experimenting import experiments_of
+    from extproc.service.experiments import experiments_of
 
     [found] = experiments_of(app.config, now_ns=5 * S, wall_s=1_767_225_600.0)
     assert (found.start_ns, found.end_ns) == (15 * S, 25 * S)

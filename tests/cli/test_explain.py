@@ -11,35 +11,35 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from extproc.app.explaining import Explaining
 from extproc.cli import group
 from extproc.cli.explain import ROWS_MAX, show
-from extproc.core.desk import Desk
 from extproc.core.families import Family
 from extproc.core.fleet import PoolSpec
 from extproc.core.outcome import Routed
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
-from tests.stand.desks import make_desk
+from extproc.service.explanations import Explanations
+from tests.stand.schedulers import make_scheduler
 
-CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=40, max_new_tokens=5)
+CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=40, max_new_tokens=5)
 BODY = json.dumps({"messages": [{"content": "hello"}], "max_tokens": 5})
 
 
-def desk_of(count: int = 2) -> Desk:
+def scheduler_of(count: int = 2) -> Scheduler:
     endpoints = tuple((f"10.0.{i // 256}.{i % 256}:80", "", 4) for i in range(count))
     pool = PoolSpec(name="p", models=("m", "n"), strategy="steer", endpoints=endpoints)
-    desk = make_desk(pool)
-    desk.families = {"auto": Family(name="auto", models=("m", "n"), thresholds=(0.5,))}
-    return desk
+    scheduler = make_scheduler(pool)
+    scheduler.families = {"auto": Family(name="auto", models=("m", "n"), thresholds=(0.5,))}
+    return scheduler
 
 
-def explaining_of(desk: Desk, *names: str) -> Explaining:
+def explaining_of(scheduler: Scheduler, *names: str) -> Explanations:
     tenants = {name: Tenant(name=name) for name in names}
-    return Explaining(desk, tenants=lambda: tenants, clock=lambda: 10**9)
+    return Explanations(scheduler, tenants=lambda: tenants, clock=lambda: 10**9)
 
 
-def answered(explaining: Explaining, **order: Any) -> dict[str, Any]:
+def answered(explaining: Explanations, **order: Any) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(explaining.explain(json.dumps(order).encode()))
     return found
 
@@ -52,7 +52,7 @@ def drawn(found: dict[str, Any]) -> str:
 
 def test_a_given_request_is_read_as_the_service_reads_it() -> None:
     """The body's model counts, else the one given beside it; of one tenant no name is needed."""
-    one = explaining_of(desk_of(), "acme")
+    one = explaining_of(scheduler_of(), "acme")
     assert answered(one, body=BODY)["tenant"] == "acme"
     assert answered(one, body=BODY, model="n")["model"] == "n"
     named = json.dumps({"model": "m", "messages": [{"content": "x"}]})
@@ -76,16 +76,16 @@ def test_a_given_request_is_read_as_the_service_reads_it() -> None:
 def test_what_cannot_be_explained(order: dict[str, str], said: str) -> None:
     """Is said in a ValueError, which reaches the command line as its message."""
     with pytest.raises(ValueError, match=said.replace("?", r"\?")):
-        answered(explaining_of(desk_of(), "acme", "globex"), **order)
+        answered(explaining_of(scheduler_of(), "acme", "globex"), **order)
 
 
 def test_the_table() -> None:
     """Verdicts, scores with their time, terms and reasons stand in it; text of others has no markup."""
-    desk = desk_of()
-    first, _ = desk.fleet.endpoints
+    scheduler = scheduler_of()
+    first, _ = scheduler.fleet.endpoints
     first.draining = True
     first.refresh()
-    text = drawn(answered(explaining_of(desk, "a[red]b"), body=BODY, model="auto"))
+    text = drawn(answered(explaining_of(scheduler, "a[red]b"), body=BODY, model="auto"))
     for part in (
         "chosen #1",
         "removed",
@@ -96,16 +96,16 @@ def test_the_table() -> None:
         "auto: score 0.",
     ):
         assert part in text
-    decision = desk.admit(CHAT, Tenant(name="t"), now_ns=0)
+    decision = scheduler.admit(CHAT, Tenant(name="t"), now_ns=0)
     assert isinstance(decision, Routed)
-    later = drawn(answered(explaining_of(desk, "t"), id=decision.reservation.id))
+    later = drawn(answered(explaining_of(scheduler, "t"), id=decision.reservation.id))
     for part in ("score (then)", "terms (now)", "in flight", "1.0 s ago", "not considered", "now: draining"):
         assert part in later
 
 
 def test_a_large_pool_is_cut_short() -> None:
     """The rest is counted, and --json has it."""
-    found = answered(explaining_of(desk_of(ROWS_MAX + 300), "t"), body=BODY)
+    found = answered(explaining_of(scheduler_of(ROWS_MAX + 300), "t"), body=BODY)
     assert len(found["endpoints"]) == ROWS_MAX + 300
     text = drawn(found)
     assert "… and 300 more" in text
@@ -129,9 +129,9 @@ def test_no_service(tmp_path: Path) -> None:
 
 def test_families_train(tmp_path: Path) -> None:
     """Writes weights that a configuration can name, and reports the accuracy on lines held out."""
-    from extproc.app.build import families_of
     from extproc.config.load import ConfigError, loads
     from extproc.core.families import DEFAULT
+    from extproc.service.build import families_of
 
     labelled = Path(__file__).parents[1] / "core" / "families" / "labelled.jsonl"
     out = tmp_path / "weights.json"

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from extproc.cli import group
 from extproc.cli.report import CHARGES, csv_of, show
-from extproc.observe.analytics import Books, Key, MemoryStore, Retention, Row, report
+from extproc.observe.analytics import AnalyticsRow, MemoryStore, OpenSpans, Retention, RowKey, report
 from extproc.observe.analytics.query import query_of
 
 NOW = 1_795_792_230
@@ -21,14 +21,23 @@ NOW = 1_795_792_230
 
 def answer(count: int = 2, **query: Any) -> dict[str, Any]:
     """A real one, of tenants with one more request each."""
-    books, store = Books("w"), MemoryStore()
+    books, store = OpenSpans("w"), MemoryStore()
     for number in range(count):
         for _ in range(number + 1):
-            row = Row(ok=1, input_tokens=12_345, cost_nano=1, gpu_us=1, slo_met=1)
+            row = AnalyticsRow(ok=1, input_tokens=12_345, cost_nano=1, gpu_us=1, slo_met=1)
             row.ttft_ms.add(120.0)
             row.total_ms.add(2_400.0)
-            books.fold([(NOW, Key(f"t{number}[x]", "chat", "m,1"), Row.merge, (row,))])
-    books.fold([(NOW, Key("t0[x]", "chat", "m,1"), Row.merge, (Row(rejected=9, codes={"overloaded": 9}),))])
+            books.fold([(NOW, RowKey(f"t{number}[x]", "chat", "m,1"), AnalyticsRow.merge, (row,))])
+    books.fold(
+        [
+            (
+                NOW,
+                RowKey("t0[x]", "chat", "m,1"),
+                AnalyticsRow.merge,
+                (AnalyticsRow(rejected=9, codes={"overloaded": 9}),),
+            )
+        ]
+    )
     store.write(books.changes(), Retention())
     found = report(query_of(query), store.read, Retention(), now_s=NOW, store="memory")
     plain: dict[str, Any] = msgspec.to_builtins(found)

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from extproc.cli import group
 from extproc.config.load import load
 from extproc.core.tenant import hash_key
-from extproc.history.versions import History, locked
+from extproc.history.versions import ConfigHistory, locked
 
 TEXT = f"""\
 # Ours.
@@ -42,7 +42,7 @@ def run(file: Path, *arguments: str, code: int = 0) -> Result:
 
 
 def versions(file: Path) -> list[tuple[int, str, str, str]]:
-    reading = History(file).read()
+    reading = ConfigHistory(file).read()
     assert reading.problems == []
     return [(each.version, each.who, each.command, each.why) for each in reading.entries]
 
@@ -54,7 +54,7 @@ def test_a_quota_is_changed_in_its_line_alone(file: Path) -> None:
     new = "{borrow: 2, requests_per_minute: 100, burst: 0.5}"
     assert file.read_text() == TEXT.replace("{requests_per_minute: 10, burst: 0.5}", new)
     assert file.stat().st_mode & 0o777 == 0o640
-    assert History(file).path.stat().st_mode & 0o777 == 0o600
+    assert ConfigHistory(file).path.stat().st_mode & 0o777 == 0o600
     assert versions(file) == [(1, "", "found", ""), (2, "ann", "tenant set acme", "they pay")]
     assert [each.name for each in file.parent.iterdir() if each.name.endswith(".new")] == []
 
@@ -92,14 +92,14 @@ def test_a_mistake_changes_nothing(file: Path, arguments: list[str], said: str) 
     result = run(file, "tenant", "set", *arguments, "--why", "x", code=2)
     assert said in result.output
     assert file.read_text() == TEXT
-    assert not History(file).exists
+    assert not ConfigHistory(file).exists
 
 
 def test_a_change_wants_a_reason(file: Path) -> None:
     """The history would be worth little without."""
     assert "--why" in run(file, "tenant", "set", "acme", "--burst", "1", code=2).output
     assert "--why" in run(file, "tenant", "key", "new", "acme", code=2).output
-    assert not History(file).exists
+    assert not ConfigHistory(file).exists
 
 
 def test_a_key_is_made_listed_and_revoked(file: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_broken_file_is_rolled_back(file: Path) -> None:
     run(file, "config", "rollback", "2", "--why", "broken")
     assert load(file).tenants[0].weight == 2.0
     assert file.with_name("steersman.yaml.refused").read_text() == "pools: ["
-    assert 'pools: ["' not in History(file).path.read_text()
+    assert 'pools: ["' not in ConfigHistory(file).path.read_text()
 
 
 def test_without_history(file: Path) -> None:
@@ -198,7 +198,7 @@ def test_without_history(file: Path) -> None:
 def test_an_altered_history_shows(file: Path) -> None:
     """Exit 1, and the line is named."""
     run(file, "tenant", "set", "acme", "--weight", "2", "--why", "good")
-    path = History(file).path
+    path = ConfigHistory(file).path
     path.write_text(path.read_text().replace('"why":"good"', '"why":"none"'))
     assert "history.jsonl:2: version 2 was altered" in run(file, "config", "history", code=1).output
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from extproc.cli.top import KEYS, decoded
 from extproc.cli.top_panes import PANES
-from extproc.cli.top_view import Rates, Shown, State, frame, sparkline
+from extproc.cli.top_view import Rates, Shown, ViewState, frame, sparkline
 from tests.stand.examples import examples
 
 ADDRESS = "127.0.0.1:50051"
@@ -66,7 +66,7 @@ def status(endpoints: int = 3, **facts: Any) -> dict[str, Any]:
 
 
 def lines(
-    state: State, told: dict[str, Any], *, width: int = 80, height: int = 24, trouble: str = ""
+    state: ViewState, told: dict[str, Any], *, width: int = 80, height: int = 24, trouble: str = ""
 ) -> list[str]:
     """A frame as plain text."""
     shown = Shown(address=ADDRESS, rates=Rates(), trouble=trouble)
@@ -74,7 +74,7 @@ def lines(
     return ["".join(segment.text for segment in line if not segment.control).rstrip() for line in found]
 
 
-def press(state: State, *keys: str) -> bool:
+def press(state: ViewState, *keys: str) -> bool:
     """Whether it still goes on after all of them."""
     went_on = [state.pressed(key) for key in keys]
     return all(went_on)
@@ -84,7 +84,7 @@ def press(state: State, *keys: str) -> bool:
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 10), (132, 50), (200, 12)])
 def test_a_frame_is_as_large_as_it_is_told(pane: int, width: int, height: int) -> None:
     """Never a cell or a line more, however many rows there are; the keys stand in the last line."""
-    told = lines(State(pane=pane), status(60), width=width, height=height)
+    told = lines(ViewState(pane=pane), status(60), width=width, height=height)
     assert len(told) == height
     assert max(map(len, told)) <= width
     assert told[-1].startswith("q quit")
@@ -92,7 +92,7 @@ def test_a_frame_is_as_large_as_it_is_told(pane: int, width: int, height: int) -
 
 def test_the_figures_stand_above_every_pane() -> None:
     """Ready, in flight, held, TTFT; 80 columns are enough."""
-    told = lines(State(), status())
+    told = lines(ViewState(), status())
     assert told[0].startswith(f"steersman top  {ADDRESS}")
     assert told[0].endswith("up 1:01")
     assert told[1].startswith("3 of 3 ready   4 in flight   2 held   24 tokens/s   – requests/s")
@@ -101,7 +101,7 @@ def test_the_figures_stand_above_every_pane() -> None:
 
 def test_each_pane_shows_its_rows() -> None:
     """1 to 4, Tab and back; a tenant that never asked is there too, with its quota's share."""
-    state, told = State(), status()
+    state, told = ViewState(), status()
     assert "10.0.0.1:8080 chat" in "\n".join(lines(state, told))
     press(state, "2")
     tenants = "\n".join(lines(state, told))
@@ -126,15 +126,15 @@ def test_alerts_are_named_in_the_head_and_in_their_pane() -> None:
         "startsAt": "2026-11-27T15:00:01Z",
     }
     told = status(alerts={"firing": [alert], "recent": [alert], "rules": []})
-    assert lines(State(), told)[2].startswith("1 alerts: LatencyAndErrors   TTFT p50")
-    pane = "\n".join(lines(State(pane=3), told))
+    assert lines(ViewState(), told)[2].startswith("1 alerts: LatencyAndErrors   TTFT p50")
+    pane = "\n".join(lines(ViewState(pane=3), told))
     assert re.search(r"^LatencyAndErrors firing critical 15:00:01 TTFT p99 4 s", pane, re.MULTILINE)
     assert re.search(r"^LatencyAndErrors over ", pane, re.MULTILINE)
 
 
 def test_rows_are_sorted_filtered_and_scrolled() -> None:
     """The largest first by a figure; r turns it; a filter looks at what a row says; scrolling ends."""
-    state, told = State(), status(40)
+    state, told = ViewState(), status(40)
 
     def first() -> str:
         return lines(state, told)[6].split()[0]
@@ -161,33 +161,33 @@ def test_rows_are_sorted_filtered_and_scrolled() -> None:
 
 def test_what_is_typed_into_the_filter_is_no_command() -> None:
     """q is a letter there; Backspace takes one back; outside it ends."""
-    state = State()
+    state = ViewState()
     assert press(state, "/", "q", "s", "backspace", "p", "enter")
     assert (state.filter, state.paused, state.typing) == ("qp", False, False)
     assert press(state, "p")
     assert state.paused
     assert "PAUSED" in lines(state, status())[0]
     assert not press(state, "q")
-    assert not press(State(), "ctrl-c")
+    assert not press(ViewState(), "ctrl-c")
 
 
 def test_a_silent_service_is_said_where_the_figures_are_old() -> None:
     """The rows stay."""
-    told = lines(State(), status(), trouble="the service does not answer")
+    told = lines(ViewState(), status(), trouble="the service does not answer")
     assert told[2] == "the service does not answer"
     assert "10.0.0.1:8080" in told[6]
 
 
 def test_a_terminal_that_is_too_small_is_told_so() -> None:
     """And nothing breaks."""
-    assert lines(State(), status(), width=30, height=5)[0].startswith("the terminal is too small")
+    assert lines(ViewState(), status(), width=30, height=5)[0].startswith("the terminal is too small")
 
 
 @examples(50)
 @given(st.lists(st.sampled_from([*{*KEYS.values()}, *"1234srpjkgG/x "]), max_size=40), st.integers(0, 30))
 def test_any_keys_leave_a_whole_frame(keys: list[str], endpoints: int) -> None:
     """Whatever is pressed, in whatever order."""
-    state = State()
+    state = ViewState()
     for key in keys:
         state.pressed(key)
         assert len(lines(state, status(endpoints))) == 24

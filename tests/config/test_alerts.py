@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from extproc.config.alerts import Alerts, Condition
+from extproc.config.alerts import Alerts, ConditionConfig
 from extproc.config.signals import SIGNALS
 
 
@@ -63,7 +63,7 @@ def test_objectives_by_class() -> None:
 @pytest.mark.parametrize("name", SIGNALS)
 def test_every_signal_can_be_in_a_rule(name: str) -> None:
     """In each scope that knows it."""
-    condition = Condition(signal=name, above=1.0)
+    condition = ConditionConfig(signal=name, above=1.0)
     for each in SIGNALS[name].scopes:
         section = {"rules": [rule(condition.model_dump(exclude_none=True), each=each)]}
         assert Alerts.model_validate(section).rules[0].each == each

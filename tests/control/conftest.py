@@ -43,7 +43,7 @@ from processes import Process
 from extproc._pb import access_log_pb2, ext_proc_pb2, health_pb2
 from extproc.config.load import loads
 from extproc.control.ads_server import AdsPublisher, ads_handler
-from extproc.control.snapshot import EndpointState, Snapshot, SnapshotBuilder
+from extproc.control.snapshot import EndpointState, FleetSnapshot, SnapshotBuilder
 from extproc.core import contract
 
 START_S_MAX = 60.0
@@ -384,7 +384,7 @@ class Gateway:
     admin: int
     builder: SnapshotBuilder | None = None
 
-    def snapshot(self, *names: str, **states: EndpointState) -> Snapshot:
+    def snapshot(self, *names: str, **states: EndpointState) -> FleetSnapshot:
         """Of upstreams by name, healthy unless a state is given."""
         assert self.builder is not None
         healthy = {name: EndpointState(self.service.addresses[name]) for name in names}
@@ -404,7 +404,7 @@ class Gateway:
         finally:
             self.loop.call(gate.set)
 
-    def push(self, snapshot: Snapshot) -> None:
+    def push(self, snapshot: FleetSnapshot) -> None:
         publisher = self.service.publisher
         assert publisher is not None
         self.loop.call(publisher.publish, snapshot)

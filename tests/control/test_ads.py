@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from extproc._pb import discovery_pb2 as pb
 from extproc.control.ads import NAMES_MAX, AdsStream, RemoteProtocolError
-from extproc.control.snapshot import CLUSTER_TYPE, ENDPOINT_TYPE, TYPES, Resource, Resources, Snapshot
+from extproc.control.snapshot import CLUSTER_TYPE, ENDPOINT_TYPE, TYPES, FleetSnapshot, Resource, Resources
 from tests.stand.examples import examples
 
 
@@ -22,8 +22,8 @@ def resources(contents: dict[str, str], *, members: bool = False) -> Resources:
     )
 
 
-def snapshot(clusters: dict[str, str], endpoints: dict[str, str]) -> Snapshot:
-    return Snapshot(resources(clusters), resources(endpoints, members=True))
+def snapshot(clusters: dict[str, str], endpoints: dict[str, str]) -> FleetSnapshot:
+    return FleetSnapshot(resources(clusters), resources(endpoints, members=True))
 
 
 def request(
@@ -63,7 +63,7 @@ TWO = snapshot({"a": "A"}, {"a": "a2"})
 BOTH = snapshot({"a": "A", "b": "B"}, {"a": "a1", "b": "b1"})
 
 
-def connected(first: Snapshot = ONE) -> tuple[AdsStream, pb.DiscoveryResponse]:
+def connected(first: FleetSnapshot = ONE) -> tuple[AdsStream, pb.DiscoveryResponse]:
     """A stream whose Envoy has accepted everything; with its last response of endpoints."""
     stream = AdsStream()
     stream.publish(first)
@@ -345,7 +345,7 @@ class Convergence(RuleBasedStateMachine):
         if self.client.clusters:
             self.up.append(self.client.hello(ENDPOINT_TYPE))
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> FleetSnapshot:
         clusters = {name: f"{name}={cluster}" for name, (cluster, _) in self.newest.items()}
         endpoints = {name: f"{name}={endpoint}" for name, (_, endpoint) in self.newest.items()}
         return snapshot(clusters, endpoints)

@@ -17,7 +17,7 @@ import pytest
 from extproc.config.load import loads
 from extproc.control.ads_server import AdsPublisher
 from extproc.control.resources import pool_cluster
-from extproc.control.snapshot import EndpointState, Resource, Resources, Snapshot, SnapshotBuilder
+from extproc.control.snapshot import EndpointState, FleetSnapshot, Resource, Resources, SnapshotBuilder
 
 if TYPE_CHECKING:  # a conftest is not importable under importlib mode
     Gateway = Any
@@ -187,14 +187,14 @@ def test_marked_as_draining_it_is_obeyed_too(gateway: Gateway) -> None:
     assert gateway.call(headers={"x-test-endpoints": "stranger"}).status == 503
 
 
-def changed(gateway: Gateway, *names: str, **fields: Any) -> Snapshot:
+def changed(gateway: Gateway, *names: str, **fields: Any) -> FleetSnapshot:
     """A snapshot whose cluster differs."""
     config = loads(POOL % "circuit_breakers: {max_requests: 77}")
     cluster = pool_cluster(config, config.pools[0], config.classes[0], mode="ads")
     for name, value in fields.items():
         setattr(cluster, name, value)
     clusters = Resources.of([Resource("pool.chat/standard", bytes(cluster))])
-    return Snapshot(clusters, gateway.snapshot(*names).endpoints)
+    return FleetSnapshot(clusters, gateway.snapshot(*names).endpoints)
 
 
 def test_a_changed_cluster_is_taken_under_load(gateway: Gateway) -> None:
@@ -216,7 +216,7 @@ def test_a_bad_cluster_is_refused_and_the_last_good_kept(gateway: Gateway) -> No
         bad = changed(gateway, "a", "b", connect_timeout=timedelta(0))
         gateway.loop.call(publisher.publish, bad)
         until(lambda: publisher.counts["nacks"] == before + 1)
-        gateway.push(Snapshot(bad.clusters, gateway.snapshot("b").endpoints))
+        gateway.push(FleetSnapshot(bad.clusters, gateway.snapshot("b").endpoints))
         assert served_by(gateway, "a,b") == "b"
         time.sleep(0.2)
         assert publisher.counts["nacks"] == before + 1
@@ -230,7 +230,7 @@ def test_bad_endpoints_are_refused_and_the_last_good_kept(gateway: Gateway) -> N
     publisher = gateway.service.publisher
     before = publisher.counts["nacks"]
     bad = Resources.of([Resource("pool.chat", b"\x0a\x00")])
-    gateway.loop.call(publisher.publish, Snapshot(gateway.snapshot().clusters, bad))
+    gateway.loop.call(publisher.publish, FleetSnapshot(gateway.snapshot().clusters, bad))
     until(lambda: publisher.counts["nacks"] == before + 1)
     assert served_by(gateway, "b") == "b"
     gateway.publish("b")

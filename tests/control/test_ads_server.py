@@ -12,13 +12,13 @@ import pytest
 
 from extproc._pb import discovery_pb2 as pb
 from extproc.control.ads_server import METHOD, SERVICE, AdsPublisher, ads_handler
-from extproc.control.snapshot import CLUSTER_TYPE, ENDPOINT_TYPE, Resource, Resources, Snapshot
+from extproc.control.snapshot import CLUSTER_TYPE, ENDPOINT_TYPE, FleetSnapshot, Resource, Resources
 
 
-def snapshot(*addresses: str, padding: int = 0) -> Snapshot:
+def snapshot(*addresses: str, padding: int = 0) -> FleetSnapshot:
     members = frozenset(("chat", address) for address in addresses)
     data = ",".join(addresses).encode() + b"x" * padding
-    return Snapshot(
+    return FleetSnapshot(
         Resources.of([Resource("pool.chat", b"cluster")]),
         Resources.of([Resource("pool.chat", data, members)]),
     )

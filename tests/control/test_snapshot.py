@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.config.load import loads
-from extproc.control.snapshot import EndpointState, Snapshot, SnapshotBuilder
+from extproc.control.snapshot import EndpointState, FleetSnapshot, SnapshotBuilder
 from tests.stand.examples import examples
 
 CONFIG = """
@@ -33,7 +33,7 @@ def builder(*, mark_draining: bool = False) -> SnapshotBuilder:
     return SnapshotBuilder(loads(CONFIG), mark_draining=mark_draining)
 
 
-def parsed(snapshot: Snapshot, pool: str = "chat") -> ClusterLoadAssignment:
+def parsed(snapshot: FleetSnapshot, pool: str = "chat") -> ClusterLoadAssignment:
     return ClusterLoadAssignment.parse(snapshot.endpoints.by_name[f"pool.{pool}"].data)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from extproc.core.blame import EACH_MAX, REPLICAS_MAX, WINDOW_NS, Blame, own_error
+from extproc.core.feedback import Feedback
 from extproc.core.fleet import Fleet, PoolSpec
-from extproc.core.lessons import Lessons
 from extproc.core.outcome import End, Outcome
-from tests.stand.desks import make_reservation
+from tests.stand.schedulers import make_reservation
 
 A, B = "10.0.0.1:80", "10.0.0.2:80"
 
@@ -85,14 +85,14 @@ def test_only_an_answer_of_the_engine_may_be_the_requests_fault(
 def test_a_tenants_own_bad_requests_leave_the_replica_whole_for_everybody() -> None:
     """500s for one tenant's image between good answers: neither suspect nor degraded. A reset is both."""
     fleet = Fleet([PoolSpec(name="p", models=("m",), strategy="steer", endpoints=((A, "", 8), (B, "", 8)))])
-    lessons, endpoint = Lessons(fleet), fleet.endpoints[0]
+    feedback, endpoint = Feedback(fleet), fleet.endpoints[0]
 
     def ended(tenant: str, status: int, end: End) -> None:
         reservation = make_reservation(tenant=tenant, address=A, stream=False)
         outcome = Outcome(
             reservation=reservation, final=True, status=status, end=end, served_by=A, attempts=1
         )
-        lessons.judge(outcome, now_ns=1)
+        feedback.judge(outcome, now_ns=1)
 
     for _ in range(20):
         ended("t", 500, End.ERROR)

@@ -10,13 +10,13 @@ from extproc.core.decide import ENDPOINTS_NAMED, decide
 from extproc.core.fleet import Endpoint, Fleet, PoolSpec
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import Reject, Routed
-from extproc.core.request import IMAGE_TOKENS, Dialect, Kind, Request
+from extproc.core.request import IMAGE_TOKENS, Dialect, Request, RouteKind
 from extproc.core.strategies import STRATEGIES
 from extproc.core.tenant import ANONYMOUS, Tenant
-from tests.stand.desks import make_reservation
+from tests.stand.schedulers import make_reservation
 
 S = 1_000_000_000
-CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
+CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
 
 
 def fleet_of(*permits: int, strategy: str = "least_work", engine: str = "tgi") -> Fleet:
@@ -163,8 +163,8 @@ def test_the_books_are_bounded() -> None:
     assert routed(fleet, books=books, reservations_max=2)
 
 
-@pytest.mark.parametrize("kind", [Kind.TOKENIZE, Kind.INFO])
-def test_free_kinds(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [RouteKind.TOKENIZE, RouteKind.INFO])
+def test_free_kinds(kind: RouteKind) -> None:
     """What an engine answers without a permit takes none, and goes to a full endpoint too."""
     fleet = fleet_of(4)
     fleet.endpoints[0].permits = 6  # the limit was lowered meanwhile
@@ -259,5 +259,5 @@ def test_nothing_is_predicted_to_cost_nothing() -> None:
     reservation = routed(fleet, empty, tenant).reservation
     assert (reservation.input_tokens, reservation.output_tokens) == (1, 3)
     assert routed(fleet, replace(empty, max_new_tokens=0), tenant).reservation.output_tokens == 0
-    free = routed(fleet, replace(empty, kind=Kind.TOKENIZE), tenant).reservation
+    free = routed(fleet, replace(empty, kind=RouteKind.TOKENIZE), tenant).reservation
     assert (free.input_tokens, free.output_tokens) == (0, 0)

@@ -17,8 +17,8 @@ from extproc.core.diagnosis import (
 from extproc.core.endpoint import Endpoint
 from extproc.core.health import RISE_FROM
 from extproc.core.outcome import End, Outcome
-from extproc.core.reports import Gpu, ReplicaReport, State
-from tests.stand.desks import make_reservation
+from extproc.core.reports import GpuReport, ReplicaReport, ReportedState
+from tests.stand.schedulers import make_reservation
 
 S = 1_000_000_000
 T0 = 1_000 * S
@@ -73,33 +73,33 @@ def answer(*, ttft_ms: int | None = 100, end: End = End.OK) -> Outcome:
 @pytest.mark.parametrize(
     ("state", "factor"),
     [
-        (State.READY, None),
-        (State.DRAINING, None),
-        (State.DEGRADED, 0.5),
-        (State.LOADING, 0.0),
-        (State.GONE, 0.0),
-        (State.HUNG, 0.0),
-        (State.WRONG_MODEL, 0.0),
+        (ReportedState.READY, None),
+        (ReportedState.DRAINING, None),
+        (ReportedState.DEGRADED, 0.5),
+        (ReportedState.LOADING, 0.0),
+        (ReportedState.GONE, 0.0),
+        (ReportedState.HUNG, 0.0),
+        (ReportedState.WRONG_MODEL, 0.0),
     ],
 )
-def test_states_become_causes(state: State, factor: float | None) -> None:
+def test_states_become_causes(state: ReportedState, factor: float | None) -> None:
     """What the agent sees silences, or only casts doubt."""
     pool = Pool()
     pool.heard(state=state)
     assert pool.causes() == ({} if factor is None else {"state": factor})
-    assert pool.endpoint.draining == (state is State.DRAINING)
+    assert pool.endpoint.draining == (state is ReportedState.DRAINING)
 
 
 def test_a_drain_is_of_the_operator_or_the_agent() -> None:
     """Either drains; both must let go."""
     pool = Pool()
     pool.diagnoses[0].ordered_drain = True
-    pool.heard(state=State.READY)
+    pool.heard(state=ReportedState.READY)
     assert pool.endpoint.draining
     pool.diagnoses[0].ordered_drain = False
-    pool.heard(state=State.DRAINING)
+    pool.heard(state=ReportedState.DRAINING)
     assert pool.endpoint.draining
-    pool.heard(state=State.READY)
+    pool.heard(state=ReportedState.READY)
     assert not pool.endpoint.draining
 
 
@@ -183,7 +183,7 @@ def test_foreign_load_goes_with_the_telemetry() -> None:
 def test_a_stale_word_silences_no_longer_than_believed() -> None:
     """A replica that was hung when its agent was last heard is tried again, with doubt."""
     pool = Pool()
-    pool.heard(state=State.HUNG)
+    pool.heard(state=ReportedState.HUNG)
     pool.passes(STATE_BELIEVED_NS / S - 1)
     assert not pool.endpoint.ready
     pool.passes(4)
@@ -194,10 +194,10 @@ def test_a_stale_word_silences_no_longer_than_believed() -> None:
 def test_loading_ends_with_a_slow_start() -> None:
     """Ready at once when it has loaded, with little at first."""
     pool = Pool()
-    pool.heard(state=State.LOADING)
-    pool.passes(1, reporting=True, state=State.LOADING)
+    pool.heard(state=ReportedState.LOADING)
+    pool.passes(1, reporting=True, state=ReportedState.LOADING)
     assert (pool.endpoint.ready, pool.endpoint.health.value) == (False, 0.0)
-    pool.heard(state=State.READY)
+    pool.heard(state=ReportedState.READY)
     assert pool.endpoint.health.value == RISE_FROM
     pool.passes(2, reporting=True)
     assert 0.3 < pool.endpoint.weight < 0.6
@@ -256,8 +256,8 @@ def test_only_good_answers_teach_pace() -> None:
     assert diagnosis.mean_ttft_ns is None
 
 
-def xid(code: int, *, ago_s: float = 0.0, uuid: str = "GPU-1") -> tuple[Gpu, ...]:
-    return (Gpu(uuid=uuid, xids=((code, UNIX_MS - int(ago_s * 1000)),)),)
+def xid(code: int, *, ago_s: float = 0.0, uuid: str = "GPU-1") -> tuple[GpuReport, ...]:
+    return (GpuReport(uuid=uuid, xids=((code, UNIX_MS - int(ago_s * 1000)),)),)
 
 
 def test_a_reset_row_drains_until_reset() -> None:
@@ -267,7 +267,7 @@ def test_a_reset_row_drains_until_reset() -> None:
     pool.heard(gpus=gpus)
     pool.passes(3600, reporting=True, gpus=gpus)
     assert pool.causes() == {"gpu xid 95": 0.0}
-    pool.heard(gpus=gpus, state=State.LOADING)
+    pool.heard(gpus=gpus, state=ReportedState.LOADING)
     pool.heard(gpus=gpus)
     assert pool.causes() == {"gpu xid 95": 0.0}
     pool.heard(boot_id=2)
@@ -284,13 +284,13 @@ def test_a_restart_row_ends_with_the_process() -> None:
     gpus = xid(94)
     pool.heard(gpus=gpus)
     assert pool.causes() == {"gpu xid 94": 0.25}
-    pool.heard(gpus=gpus, state=State.GONE)
-    pool.heard(gpus=gpus, state=State.DEGRADED)
+    pool.heard(gpus=gpus, state=ReportedState.GONE)
+    pool.heard(gpus=gpus, state=ReportedState.DEGRADED)
     assert "gpu xid 94" in pool.causes()
     pool.heard(gpus=gpus)
     pool.heard(gpus=gpus)
     assert pool.causes() == {}
-    pool.heard(gpus=(Gpu(uuid="GPU-1", xids=((94, UNIX_MS), (94, UNIX_MS + 1))),))
+    pool.heard(gpus=(GpuReport(uuid="GPU-1", xids=((94, UNIX_MS), (94, UNIX_MS + 1))),))
     assert pool.causes() == {"gpu xid 94": 0.25}
 
 
@@ -299,7 +299,7 @@ def test_a_time_row_ends_with_quiet() -> None:
     pool = Pool()
     gpus = xid(74)
     pool.passes(590, reporting=True, gpus=gpus)
-    again = (Gpu(uuid="GPU-1", xids=((74, UNIX_MS), (74, UNIX_MS + 590_000))),)
+    again = (GpuReport(uuid="GPU-1", xids=((74, UNIX_MS), (74, UNIX_MS + 590_000))),)
     pool.passes(590, reporting=True, gpus=again)
     assert pool.causes() == {"gpu xid 74": 0.25}
     pool.passes(20, reporting=True, gpus=again)
@@ -328,10 +328,10 @@ def test_old_events_are_old_to_a_service_that_has_just_started(
 def test_states_of_a_card_clear_themselves() -> None:
     """A throttled or lost card counts while it shows."""
     pool = Pool()
-    hot = Gpu(uuid="GPU-1", throttle_reasons=0x40, sm_clock_mhz=990, sm_clock_max_mhz=1980)
+    hot = GpuReport(uuid="GPU-1", throttle_reasons=0x40, sm_clock_mhz=990, sm_clock_max_mhz=1980)
     pool.heard(gpus=(hot,))
     assert pool.causes() == {"gpu throttle": 0.5}
-    pool.heard(gpus=(Gpu(uuid="GPU-1", lost=True),))
+    pool.heard(gpus=(GpuReport(uuid="GPU-1", lost=True),))
     assert pool.causes() == {"gpu lost": 0.0}
     pool.heard(gpus=())
     assert pool.causes() == {}
@@ -341,14 +341,14 @@ def test_a_replica_is_as_slow_as_its_slowest_card() -> None:
     """Eight throttled cards of one replica count once, by the worst; different faults multiply."""
     pool = Pool()
     cards = tuple(
-        Gpu(uuid=f"GPU-{i}", throttle_reasons=0x80, sm_clock_mhz=1000 + i, sm_clock_max_mhz=2000)
+        GpuReport(uuid=f"GPU-{i}", throttle_reasons=0x80, sm_clock_mhz=1000 + i, sm_clock_max_mhz=2000)
         for i in range(8)
     )
     pool.heard(gpus=cards)
     assert pool.causes() == {"gpu throttle": 0.5}
     pool.passes(2, reporting=True, gpus=cards)
     assert pool.endpoint.weight == 0.5
-    pool.heard(gpus=(*cards, Gpu(uuid="GPU-9", ecc_uncorrected=1)))
+    pool.heard(gpus=(*cards, GpuReport(uuid="GPU-9", ecc_uncorrected=1)))
     pool.passes()
     assert pool.endpoint.health.target == 0.25
 
@@ -371,6 +371,6 @@ def test_events_remembered_are_bounded() -> None:
     pool = Pool()
     diagnosis = pool.diagnoses[0]
     for i in range(EVENTS_MAX):
-        pool.heard(gpus=tuple(Gpu(uuid=f"GPU-{i}-{j}", xids=((79, 1), (95, 1))) for j in range(4)))
+        pool.heard(gpus=tuple(GpuReport(uuid=f"GPU-{i}-{j}", xids=((79, 1), (95, 1))) for j in range(4)))
     assert len(diagnosis._active) == EVENTS_MAX
     assert len(diagnosis._cleared) == EVENTS_MAX

@@ -10,7 +10,7 @@ from extproc.core.endpoint import (
     Endpoint,
     Member,
 )
-from extproc.core.health import Cause, Kind
+from extproc.core.health import Cause, CauseKind
 from extproc.core.reports import ReplicaReport
 
 
@@ -93,7 +93,7 @@ def test_ready_and_weight_follow_health_and_drain() -> None:
     one.refresh()
     assert not one.ready
     one.draining = False
-    one.health.set("state", Cause(Kind.HARD, 0.0))
+    one.health.set("state", Cause(CauseKind.HARD, 0.0))
     one.health.silence(now_ns=1)
     one.refresh()
     assert (one.ready, one.weight) == (False, WEIGHT_MIN)

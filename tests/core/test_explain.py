@@ -8,59 +8,59 @@ from typing import Any
 
 import pytest
 
-from extproc.core.desk import Desk, DeskLimits, Policy
 from extproc.core.explain import (
     DECISIONS_KEPT_MAX,
     NAMES_KEPT_MAX,
     VALUES_KEPT_MAX,
     Decisions,
+    EndpointRow,
     Explanation,
-    Row,
     conditions,
 )
 from extproc.core.families import Family
 from extproc.core.fleet import Member, PoolSpec
 from extproc.core.health import Cause
-from extproc.core.health import Kind as CauseKind
+from extproc.core.health import RouteKind as CauseKind
 from extproc.core.outcome import LATER_MS, Hold, Routed
 from extproc.core.policy import ClassSpec
-from extproc.core.request import Dialect, Kind, Request
-from extproc.core.strategies import STRATEGIES, Moment, Work, build
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.scheduler import DeskLimits, Policy, Scheduler
+from extproc.core.strategies import STRATEGIES, SchedulingContext, Work, build
 from extproc.core.tenant import ANONYMOUS, Tenant
-from tests.stand.desks import make_desk
+from tests.stand.schedulers import make_scheduler
 
 S = 1_000_000_000
-CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
+CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
 
 
-def desk_of(
+def scheduler_of(
     count: int = 3, *, strategy: str = "least_work", permits: int = 4, hold_ns: int = 0, **pool: Any
-) -> Desk:
+) -> Scheduler:
     members = tuple(
         Member(f"10.0.0.{i}:80", max_concurrent=permits, region="eu" if i else "us") for i in range(count)
     )
     spec = PoolSpec(name="p", models=("m",), strategy=strategy, endpoints=members, **pool)
     policy = Policy(classes=(ClassSpec(hold_ns=hold_ns),))
     limits = DeskLimits()
-    return make_desk(spec, limits=limits, rng=Random(7), policy=policy)
+    return make_scheduler(spec, limits=limits, rng=Random(7), policy=policy)
 
 
-def rows(found: Explanation | None) -> dict[str, Row]:
+def rows(found: Explanation | None) -> dict[str, EndpointRow]:
     assert found is not None
     return {row.address: row for row in found.rows}
 
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_it_foretells_the_next_decision(strategy: str) -> None:
-    """For every strategy the chosen are those of the decision that follows; a twin desk that was never asked
+    """For every strategy the chosen are those of the decision that follows; a twin scheduler that was never asked
     decides the same, chance included."""
-    desk, twin = desk_of(5, strategy=strategy), desk_of(5, strategy=strategy)
+    scheduler, twin = scheduler_of(5, strategy=strategy), scheduler_of(5, strategy=strategy)
     for number in range(12):
         request = replace(CHAT, prompt_bytes=400 * (number % 4 + 1))
-        found = desk.explain(request, ANONYMOUS, now_ns=number * S)
-        again = desk.explain(request, ANONYMOUS, now_ns=number * S)
+        found = scheduler.explain(request, ANONYMOUS, now_ns=number * S)
+        again = scheduler.explain(request, ANONYMOUS, now_ns=number * S)
         assert found == again
-        routed, unasked = (each.admit(request, ANONYMOUS, now_ns=number * S) for each in (desk, twin))
+        routed, unasked = (each.admit(request, ANONYMOUS, now_ns=number * S) for each in (scheduler, twin))
         if not isinstance(routed, Routed):
             assert found.outcome == "would wait: no replica takes it now"
             assert routed == unasked
@@ -72,13 +72,13 @@ def test_it_foretells_the_next_decision(strategy: str) -> None:
         assert found.reason == routed.reason.text()
         assert isinstance(unasked, Routed)
         assert unasked.addresses == routed.addresses
-    assert len(desk.decisions) == desk.counts["routed"] > 4
+    assert len(scheduler.decisions) == scheduler.counts["routed"] > 4
 
 
 def test_what_removes_an_endpoint() -> None:
     """Drain, health's causes, permits, another region, and suspicion, each in its words."""
-    desk = desk_of(6)
-    us, draining, hung, full, suspect, fine = desk.fleet.pools["p"].endpoints
+    scheduler = scheduler_of(6)
+    us, draining, hung, full, suspect, fine = scheduler.fleet.pools["p"].endpoints
     draining.draining = True
     hung.health.set("hung", Cause(CauseKind.HARD, 0.0, "12 s without a token"))
     hung.health.silence(now_ns=0)
@@ -87,7 +87,7 @@ def test_what_removes_an_endpoint() -> None:
     full.permits = 4
     suspect.failed(0)
     tenant = Tenant(name="t", regions=frozenset({"eu"}))
-    found = rows(desk.explain(CHAT, tenant, now_ns=1))
+    found = rows(scheduler.explain(CHAT, tenant, now_ns=1))
     assert {address: (row.verdict, *row.why) for address, row in found.items()} == {
         us.address: ("removed", "other region: us"),
         draining.address: ("removed", "draining"),
@@ -102,54 +102,54 @@ def test_what_removes_an_endpoint() -> None:
 
 def test_requests_that_would_not_be_served() -> None:
     """A refusal is the outcome; where it is for want of room, every row says why."""
-    desk = desk_of(2, permits=1)
-    unknown = desk.explain(replace(CHAT, model="x"), ANONYMOUS, now_ns=0)
+    scheduler = scheduler_of(2, permits=1)
+    unknown = scheduler.explain(replace(CHAT, model="x"), ANONYMOUS, now_ns=0)
     assert unknown.outcome.startswith("would be refused: 404 model_not_found")
     assert unknown.rows == ()
-    many = desk.explain(replace(CHAT, sequences=9), ANONYMOUS, now_ns=0)
+    many = scheduler.explain(replace(CHAT, sequences=9), ANONYMOUS, now_ns=0)
     assert many.outcome.startswith("would be refused: 422")
     assert {row.why for row in many.rows} == {("permits full: 0 + 9 of 1",)}
-    for endpoint in desk.fleet.endpoints:
+    for endpoint in scheduler.fleet.endpoints:
         endpoint.permits = 1
-    full = desk.explain(CHAT, ANONYMOUS, now_ns=0)
+    full = scheduler.explain(CHAT, ANONYMOUS, now_ns=0)
     assert full.outcome == "would wait: no replica takes it now"
 
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_a_batch_above_the_slots_has_a_replica_to_itself(strategy: str) -> None:
     """By every strategy: it goes to an idle replica whose engine queues it, and waits for one otherwise."""
-    desk = desk_of(2, strategy=strategy, permits=4, hold_ns=5 * S, engine="vllm")
+    scheduler = scheduler_of(2, strategy=strategy, permits=4, hold_ns=5 * S, engine="vllm")
     batch = replace(CHAT, sequences=9)
-    assert desk.explain(batch, ANONYMOUS, now_ns=0).rows[0].verdict == "chosen #1"
-    placed = desk.admit(batch, ANONYMOUS, now_ns=0)
+    assert scheduler.explain(batch, ANONYMOUS, now_ns=0).rows[0].verdict == "chosen #1"
+    placed = scheduler.admit(batch, ANONYMOUS, now_ns=0)
     assert isinstance(placed, Routed)
-    (taken,) = [each for each in desk.fleet.endpoints if each.permits]
+    (taken,) = [each for each in scheduler.fleet.endpoints if each.permits]
     assert taken.permits == 9
-    (other,) = [each for each in desk.fleet.endpoints if not each.permits]
+    (other,) = [each for each in scheduler.fleet.endpoints if not each.permits]
     other.permits = 1
-    assert isinstance(desk.admit(batch, ANONYMOUS, now_ns=1), Hold)
-    why = {row.address: row.why for row in desk.explain(batch, ANONYMOUS, now_ns=2).rows}
+    assert isinstance(scheduler.admit(batch, ANONYMOUS, now_ns=1), Hold)
+    why = {row.address: row.why for row in scheduler.explain(batch, ANONYMOUS, now_ns=2).rows}
     assert why[other.address] == ("permits full: 1 + 4 of 4",)
 
 
 def test_late_binding_says_what_it_waits_for() -> None:
     """Queue, memory and guard, by the strategy's own rules."""
-    desk = desk_of(1, strategy="steer", hold_ns=5_000_000_000, kv_capacity_tokens=2_000)
-    (endpoint,) = desk.fleet.endpoints
+    scheduler = scheduler_of(1, strategy="steer", hold_ns=5_000_000_000, kv_capacity_tokens=2_000)
+    (endpoint,) = scheduler.fleet.endpoints
     long = replace(CHAT, prompt_bytes=8_000, max_new_tokens=100)
-    assert isinstance(desk.admit(long, ANONYMOUS, now_ns=0), Routed)
-    (row,) = desk.explain(long, ANONYMOUS, now_ns=1).rows
+    assert isinstance(scheduler.admit(long, ANONYMOUS, now_ns=0), Routed)
+    (row,) = scheduler.explain(long, ANONYMOUS, now_ns=1).rows
     assert row.verdict == "waits"
     assert row.score is not None
     assert row.score >= LATER_MS
     queue, memory = row.why
     assert queue.startswith("queue: 2000 + 2000 tokens above 1024")
     assert memory.startswith("memory: ")
-    desk.first_token("i-1", now_ns=2)
-    (row,) = desk.explain(replace(CHAT, max_new_tokens=1), ANONYMOUS, now_ns=3).rows
+    scheduler.first_token("i-1", now_ns=2)
+    (row,) = scheduler.explain(replace(CHAT, max_new_tokens=1), ANONYMOUS, now_ns=3).rows
     assert [why.partition(":")[0] for why in row.why] in ([], ["memory"], ["guard"], ["memory", "guard"])
     endpoint.load.streaming = 1
-    with_guard = conditions(build("steer"), endpoint, Work(100_000, 10), at=Moment(now_ns=4))
+    with_guard = conditions(build("steer"), endpoint, Work(100_000, 10), at=SchedulingContext(now_ns=4))
     assert any(why.startswith("guard: a stream has ") for why in with_guard)
 
 
@@ -158,14 +158,16 @@ def test_a_row_waits_exactly_when_a_condition_says_so(strategy: str) -> None:
     """Over random loads: the words and the score never differ."""
     rng, seen = Random(5), set()
     for trial in range(60):
-        desk = desk_of(4, strategy=strategy, permits=16, kv_capacity_tokens=rng.choice((0, 3_000, 50_000)))
+        scheduler = scheduler_of(
+            4, strategy=strategy, permits=16, kv_capacity_tokens=rng.choice((0, 3_000, 50_000))
+        )
         for number in range(rng.randrange(14)):
             length = rng.choice((40, 2_000, 12_000))
-            decision = desk.admit(replace(CHAT, prompt_bytes=length), ANONYMOUS, now_ns=number)
+            decision = scheduler.admit(replace(CHAT, prompt_bytes=length), ANONYMOUS, now_ns=number)
             if isinstance(decision, Routed) and rng.random() < 0.6:
-                desk.first_token(decision.reservation.id, now_ns=number)
+                scheduler.first_token(decision.reservation.id, now_ns=number)
         request = replace(CHAT, prompt_bytes=rng.choice((40, 2_000, 30_000)))
-        found = desk.explain(request, ANONYMOUS, now_ns=trial + 100)
+        found = scheduler.explain(request, ANONYMOUS, now_ns=trial + 100)
         for row in found.rows:
             assert row.score is not None
             assert (row.score >= LATER_MS) == bool(row.why)
@@ -176,15 +178,15 @@ def test_a_row_waits_exactly_when_a_condition_says_so(strategy: str) -> None:
 
 def test_a_request_of_then() -> None:
     """Scores are of the decision, though loads have changed; what has left or joined since is said."""
-    desk = desk_of(2)
-    routed = desk.admit(CHAT, ANONYMOUS, now_ns=0)
+    scheduler = scheduler_of(2)
+    routed = scheduler.admit(CHAT, ANONYMOUS, now_ns=0)
     assert isinstance(routed, Routed)
     first = routed.addresses[0]
     then = [routed.reason.scores[i] for i in routed.reason.best]
     for now in range(1, 5):
-        desk.admit(CHAT, ANONYMOUS, now_ns=now)
-    desk.fleet.set_members({"p": [Member(first), Member("10.0.0.9:80")]})
-    found = desk.explained("i-1", now_ns=3 * S)
+        scheduler.admit(CHAT, ANONYMOUS, now_ns=now)
+    scheduler.fleet.set_members({"p": [Member(first), Member("10.0.0.9:80")]})
+    found = scheduler.explained("i-1", now_ns=3 * S)
     assert found is not None
     assert found.outcome == f"went to {first}, on retries {routed.addresses[1]}; in flight"
     assert (found.scores_of, found.terms_of, found.age_ms) == ("then", "now", 3_000.0)
@@ -192,43 +194,43 @@ def test_a_request_of_then() -> None:
     table = rows(found)
     assert table[routed.addresses[1]].why == ("now: gone from the pool",)
     assert table["10.0.0.9:80"].verdict == "not considered"
-    desk.cancel("i-1", now_ns=4 * S)
-    ended = desk.explained("i-1", now_ns=5 * S)
+    scheduler.cancel("i-1", now_ns=4 * S)
+    ended = scheduler.explained("i-1", now_ns=5 * S)
     assert ended is not None
     assert ended.outcome.endswith("no longer in flight")
-    assert desk.explained("i-999", now_ns=0) is None
+    assert scheduler.explained("i-999", now_ns=0) is None
 
 
 def test_a_request_that_waits() -> None:
     """Its place and deadlines, and what keeps each endpoint from it; then, once released, the decision."""
-    desk = desk_of(1, permits=1, hold_ns=10 * S)
-    first = desk.admit(CHAT, ANONYMOUS, now_ns=0)
+    scheduler = scheduler_of(1, permits=1, hold_ns=10 * S)
+    first = scheduler.admit(CHAT, ANONYMOUS, now_ns=0)
     assert isinstance(first, Routed)
     for now in (1, 2):
-        assert isinstance(desk.admit(CHAT, ANONYMOUS, now_ns=now * S), Hold)
-    desk.decisions.named("envoy-id", "i-3")
-    found = desk.explained("envoy-id", now_ns=3 * S)
+        assert isinstance(scheduler.admit(CHAT, ANONYMOUS, now_ns=now * S), Hold)
+    scheduler.decisions.named("envoy-id", "i-3")
+    found = scheduler.explained("envoy-id", now_ns=3 * S)
     assert found is not None
     assert (found.id, found.outcome) == ("i-3", "waits in the fair queue")
     wait = found.wait
     assert wait is not None
     assert (wait.waiting, wait.before, wait.waited_ms, wait.shed_in_ms) == (2, 1, 1_000.0, 9_000.0)
     assert found.rows[0].why == ("permits full: 1 of 1",)
-    new = desk.explain(CHAT, ANONYMOUS, now_ns=3 * S)
+    new = scheduler.explain(CHAT, ANONYMOUS, now_ns=3 * S)
     assert new.outcome == "would wait: no replica takes it now"
-    desk.cancel("i-1", now_ns=4 * S)
-    released = desk.explained("i-2", now_ns=5 * S)
+    scheduler.cancel("i-1", now_ns=4 * S)
+    released = scheduler.explained("i-2", now_ns=5 * S)
     assert released is not None
     assert released.outcome.startswith("went to 10.0.0.0:80")
-    desk.leave("i-3", now_ns=5 * S)
-    assert desk.explained("envoy-id", now_ns=5 * S) is None
+    scheduler.leave("i-3", now_ns=5 * S)
+    assert scheduler.explained("envoy-id", now_ns=5 * S) is None
 
 
 def test_a_family_is_told() -> None:
     """The score, the features and the model that it would be."""
-    desk = desk_of()
-    desk.families = {"auto": Family(name="auto", models=("m", "n"), thresholds=(0.5,))}
-    found = desk.explain(replace(CHAT, model="auto"), ANONYMOUS, now_ns=0)
+    scheduler = scheduler_of()
+    scheduler.families = {"auto": Family(name="auto", models=("m", "n"), thresholds=(0.5,))}
+    found = scheduler.explain(replace(CHAT, model="auto"), ANONYMOUS, now_ns=0)
     plain = found.plain()
     assert (plain["model"], plain["family"]["family"], plain["family"]["model"]) == ("m", "auto", "m")
     assert set(plain["family"]["features"]) >= {"length", "code"}
@@ -236,7 +238,7 @@ def test_a_family_is_told() -> None:
 
 def test_plain_values_are_json() -> None:
     """Infinities, which some strategies score with, are none there."""
-    found = desk_of(5, strategy="power_of_two").explain(CHAT, ANONYMOUS, now_ns=0)
+    found = scheduler_of(5, strategy="power_of_two").explain(CHAT, ANONYMOUS, now_ns=0)
     scores = [each["score"] for each in found.plain()["endpoints"]]
     assert None in scores
     assert float("inf") in [row.score for row in found.rows]
@@ -244,14 +246,14 @@ def test_plain_values_are_json() -> None:
 
 def test_memory_is_bounded() -> None:
     """By decisions, by the values that they hold, and by names; the oldest go first."""
-    desk = desk_of(2, permits=10_000)
+    scheduler = scheduler_of(2, permits=10_000)
     for number in range(DECISIONS_KEPT_MAX + 5):
-        desk.admit(CHAT, ANONYMOUS, now_ns=number)
-    assert len(desk.decisions) == DECISIONS_KEPT_MAX
-    assert desk.explained("i-5", now_ns=0) is None
-    assert desk.explained("i-6", now_ns=0) is not None
+        scheduler.admit(CHAT, ANONYMOUS, now_ns=number)
+    assert len(scheduler.decisions) == DECISIONS_KEPT_MAX
+    assert scheduler.explained("i-5", now_ns=0) is None
+    assert scheduler.explained("i-6", now_ns=0) is not None
 
-    kept = desk.decisions.get("i-6")
+    kept = scheduler.decisions.get("i-6")
     assert kept is not None
     big = replace(kept.case, work=replace(kept.case.work, prefix=tuple(range(VALUES_KEPT_MAX // 4))))
     decisions = Decisions()

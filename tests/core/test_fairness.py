@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 
-from extproc.core.fairness import Bounds, EarliestDeadline, FairQueue, FirstCome, Held, Shed
-from extproc.core.fairness.crowd import Crowd
-from extproc.core.fairness.lane import Entry
+from extproc.core.fairqueue import EarliestDeadline, FairQueue, FirstCome, QueueBounds, QueuedRequest, Shed
+from extproc.core.fairqueue.drop_policy import DropPolicy
+from extproc.core.fairqueue.flow import FlowEntry
 from extproc.core.strategies import Work
 
 S = 1_000_000_000
-BOUNDS = Bounds(held_max=1_000, class_held_max=(1_000, 1_000, 1_000), tenant_held_max=500, ageing_ns=10 * S)
+BOUNDS = QueueBounds(
+    held_max=1_000, class_held_max=(1_000, 1_000, 1_000), tenant_held_max=500, ageing_ns=10 * S
+)
 
 
-def held(name: str, tenant: str = "a", **fields: Any) -> Held:
+def held(name: str, tenant: str = "a", **fields: Any) -> QueuedRequest:
     """A request of 100 + 2·50 = 200 tokens' cost that arrives at 0, is shed at 60 s and due at 5 s."""
     given: dict[str, Any] = {
         "weight": 1.0,
@@ -31,17 +33,17 @@ def held(name: str, tenant: str = "a", **fields: Any) -> Held:
         "shed_at_ns": 60 * S,
         "ttft_deadline_ns": 5 * S,
     }
-    return Held(id=name, tenant=tenant, **(given | fields))
+    return QueuedRequest(id=name, tenant=tenant, **(given | fields))
 
 
-def anywhere(_: Held) -> str:
+def anywhere(_: QueuedRequest) -> str:
     return "place"
 
 
-def only(*ids: str) -> Callable[[Held], str | None]:
+def only(*ids: str) -> Callable[[QueuedRequest], str | None]:
     """Fits the named alone, and notes whom it was asked about in `asked`."""
 
-    def fits(each: Held) -> str | None:
+    def fits(each: QueuedRequest) -> str | None:
         asked.append(each.id)
         return "place" if each.id in ids else None
 
@@ -50,7 +52,7 @@ def only(*ids: str) -> Callable[[Held], str | None]:
     return fits
 
 
-def filled(*requests: Held, bounds: Bounds = BOUNDS, **options: Any) -> FairQueue:
+def filled(*requests: QueuedRequest, bounds: QueueBounds = BOUNDS, **options: Any) -> FairQueue:
     queue = FairQueue(bounds, **options)
     for each in requests:
         assert queue.push(each, now_ns=each.arrived_ns) == []
@@ -73,7 +75,7 @@ def test_an_empty_queue_gives_nothing() -> None:
     """Neither a pool that was never heard of nor an empty one."""
     queue = FairQueue(BOUNDS)
     assert queue.take("p", anywhere, now_ns=0) is None
-    assert queue.take_kin(held("1", kin=1), anywhere, now_ns=0) is None
+    assert queue.take_affinity_group(held("1", affinity_group=1), anywhere, now_ns=0) is None
     assert queue.expire(now_ns=0) == []
     assert queue.next_event_ns() is None
     assert queue.remove("1") is None
@@ -375,7 +377,7 @@ class TestFitting:
         """Its error goes through; the queue is as before."""
         queue = filled(held("a0"), held("a1", arrived_ns=1), held("b0", "b"))
 
-        def breaks(each: Held) -> str | None:
+        def breaks(each: QueuedRequest) -> str | None:
             if each.id == "a1":
                 raise RuntimeError(each.id)
             return None
@@ -386,46 +388,48 @@ class TestFitting:
 
 
 class TestKin:
-    def test_kin_go_together(self) -> None:
+    def test_affinity_group_go_together(self) -> None:
         """Before their turn, of any tenant, one at a time."""
         queue = filled(
-            held("a0", kin=7),
-            held("a1", arrived_ns=1, kin=8),
+            held("a0", affinity_group=7),
+            held("a1", arrived_ns=1, affinity_group=8),
             held("b0", "b"),
-            held("b1", "b", arrived_ns=1, kin=7, ttft_deadline_ns=9 * S),
-            held("c0", "c", kin=b"7"),
+            held("b1", "b", arrived_ns=1, affinity_group=7, ttft_deadline_ns=9 * S),
+            held("c0", "c", affinity_group=b"7"),
         )
         first = queue.take("p", anywhere, now_ns=2)
         assert first is not None
         assert first[0].id == "a0"
-        second = queue.take_kin(first[0], anywhere, now_ns=2)
+        second = queue.take_affinity_group(first[0], anywhere, now_ns=2)
         assert second is not None
         assert second[0].id == "b1"
-        assert queue.take_kin(first[0], anywhere, now_ns=2) is None
+        assert queue.take_affinity_group(first[0], anywhere, now_ns=2) is None
         assert queue.counters("p") == {"a": 200.0, "b": 200.0, "c": 0.0}
 
     def test_not_beyond_the_slack(self) -> None:
         """b is 200 ahead of c."""
         for slack, goes in ((199.0, False), (200.0, True)):
             queue = filled(
-                held("a0", kin=7),
+                held("a0", affinity_group=7),
                 held("b0", "b", ttft_deadline_ns=1 * S),
-                held("b1", "b", kin=7),
+                held("b1", "b", affinity_group=7),
                 held("c0", "c"),
                 bounds=replace(BOUNDS, slack_tokens=slack),
             )
             assert drain(queue, most=2) == ["a0", "b0"]
-            assert (queue.take_kin(held("a0", kin=7), anywhere, now_ns=0) is not None) is goes
+            assert (
+                queue.take_affinity_group(held("a0", affinity_group=7), anywhere, now_ns=0) is not None
+            ) is goes
 
     def test_neither_before_a_better_class_nor_when_lost(self) -> None:
         """Nor to a place that does not take it."""
-        first = held("x", kin=7)
-        queue = filled(held("low", klass=1, kin=7), held("top", "t"))
-        assert queue.take_kin(first, anywhere, now_ns=0) is None
+        first = held("x", affinity_group=7)
+        queue = filled(held("low", klass=1, affinity_group=7), held("top", "t"))
+        assert queue.take_affinity_group(first, anywhere, now_ns=0) is None
         queue.remove("top")
-        assert queue.take_kin(first, only(), now_ns=0) is None
-        assert queue.take_kin(first, anywhere, now_ns=6 * S) is None
-        assert queue.take_kin(first, anywhere, now_ns=0) is not None
+        assert queue.take_affinity_group(first, only(), now_ns=0) is None
+        assert queue.take_affinity_group(first, anywhere, now_ns=6 * S) is None
+        assert queue.take_affinity_group(first, anywhere, now_ns=0) is not None
 
 
 class TestBounds:
@@ -536,7 +540,7 @@ class TestLeaving:
 
 
 class TestRetryAfter:
-    def paced(self, *, every_ns: int, count: int, bounds: Bounds) -> FairQueue:
+    def paced(self, *, every_ns: int, count: int, bounds: QueueBounds) -> FairQueue:
         """A queue that lets one go in so many nanoseconds, empty at the end."""
         queue = FairQueue(bounds)
         for i in range(count):
@@ -583,7 +587,7 @@ class TestMemory:
         """Ten thousand that come and go beside one that stays: no heap grows with them."""
         queue = filled(held("stays"), held("low", klass=2), held("charged", "z"))
         for i in range(10_000):
-            queue.push(held(f"{i}", f"t{i % 50}", klass=i % 3, kin=i), now_ns=0)
+            queue.push(held(f"{i}", f"t{i % 50}", klass=i % 3, affinity_group=i), now_ns=0)
             if i % 2:
                 queue.remove(f"{i}")
             else:
@@ -591,32 +595,36 @@ class TestMemory:
         for _ in range(10_000):
             queue.charge("z", pool="p", klass=0, weight=1.0, work=Work(1, 0))
         line = queue._lines["p"]
-        heaps = [queue._last._heap, queue._ageing._heap, *(crowd._fullest for crowd in queue._crowds)]
+        heaps = [
+            queue._last._heap,
+            queue._ageing._heap,
+            *(drop_policy._fullest for drop_policy in queue._drop_policies),
+        ]
         heaps += [heap for level in line.levels for heap in (level._ranked, level._idle)]
-        heaps += [lane._feasible for level in line.levels for lane in level.lanes.values()]
+        heaps += [flow._feasible for level in line.levels for flow in level.flows.values()]
         assert max(map(len, heaps)) <= 100
-        assert len(line._kin) == 0
+        assert len(line._affinity_group) == 0
         assert len(line._rotation) == len(queue) == 3
 
     def test_who_is_fullest_is_known_after_any_history(self) -> None:
         """As counting them all would say, also after records were dropped."""
         rng = Random(1)
-        crowd = Crowd()
-        entries: dict[int, Entry] = {}
+        drop_policy = DropPolicy()
+        entries: dict[int, FlowEntry] = {}
         for number in range(1, 6_000):
             grows = rng.random() < (0.7 if number % 1_000 < 500 else 0.3)
             if grows or not entries:
                 tenant = f"t{rng.randrange(12)}"
                 request = held(str(number), tenant, weight=1.0 + len(tenant) % 2)
-                entries[number] = Entry(request, number=number, key=0, lost_ns=0, last_ns=0)
-                crowd.add(entries[number])
+                entries[number] = FlowEntry(request, number=number, key=0, lost_ns=0, last_ns=0)
+                drop_policy.add(entries[number])
             else:
-                crowd.drop(entries.pop(rng.choice(list(entries))))
+                drop_policy.drop(entries.pop(rng.choice(list(entries))))
             if number % 37 == 0 and entries:
                 fullness = Counter[str]()
                 for entry in entries.values():
                     fullness[entry.held.tenant] += 1
-                found = crowd.newest_of_fullest()
+                found = drop_policy.newest_of_fullest()
                 weight = found.held.weight
                 most = max(fullness[e.held.tenant] / e.held.weight for e in entries.values())
                 assert fullness[found.held.tenant] / weight == most

@@ -13,7 +13,7 @@ from random import Random
 
 import pytest
 
-from extproc.core.fairness import Bounds, EarliestDeadline, FairQueue, FirstCome, Held, Order
+from extproc.core.fairqueue import EarliestDeadline, FairQueue, FirstCome, Order, QueueBounds, QueuedRequest
 from extproc.core.strategies import Work
 
 S = 1_000_000_000
@@ -25,7 +25,7 @@ CAPACITY_PER_S = SLOTS / MEAN_S
 TENANTS = 10
 #: A p99 of few tenants needs many of their requests.
 LONG_S = 2_000.0
-BOUNDS = Bounds(
+BOUNDS = QueueBounds(
     held_max=5_000, class_held_max=(5_000,), tenant_held_max=100, ageing_ns=3_600 * S, slack_tokens=0
 )
 
@@ -41,7 +41,7 @@ class Run:
         seed: int = 1,
         fair: bool = True,
         order: Order | None = None,
-        bounds: Bounds = BOUNDS,
+        bounds: QueueBounds = BOUNDS,
         weights: dict[str, float] | None = None,
         classes: dict[str, int] | None = None,
     ) -> None:
@@ -50,7 +50,7 @@ class Run:
         self.served: dict[str, float] = defaultdict(float)
         self.shed = 0
         queue = FairQueue(bounds, order=order)
-        events: list[tuple[int, int, str, Held]] = []
+        events: list[tuple[int, int, str, QueuedRequest]] = []
         number = 0
         for tenant, rate in sorted(rates.items()):
             rng, at = Random(f"{seed}-{tenant}"), 0.0
@@ -58,7 +58,7 @@ class Run:
                 number += 1
                 now = int(at * S)
                 work = Work(rng.randrange(200, 1_800), int(min(1_500, rng.expovariate(1 / 150))))
-                held = Held(
+                held = QueuedRequest(
                     id=str(number),
                     tenant=tenant if fair else "all",
                     weight=(weights or {}).get(tenant, 1.0),

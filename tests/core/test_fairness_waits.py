@@ -9,9 +9,9 @@ from random import Random
 
 import pytest
 
-from extproc.core.fairness import Bounds, FairQueue, FeasibleFirst, Held, Order
-from extproc.core.fairness.lane import OLDEST_EVERY
-from extproc.core.fairness.order import EarliestDeadline
+from extproc.core.fairqueue import FairQueue, FeasibleFirst, Order, QueueBounds, QueuedRequest
+from extproc.core.fairqueue.flow import OLDEST_EVERY
+from extproc.core.fairqueue.order import EarliestDeadline
 
 S, MS = 1_000_000_000, 1_000_000
 AFTER_S = 10
@@ -23,8 +23,8 @@ class Work:
     output_tokens: int = 100
 
 
-def bounds(most: int = 10_000, *, after_s: float = AFTER_S) -> Bounds:
-    return Bounds(
+def bounds(most: int = 10_000, *, after_s: float = AFTER_S) -> QueueBounds:
+    return QueueBounds(
         class_held_max=(most,),
         held_max=most,
         tenant_held_max=most,
@@ -32,8 +32,10 @@ def bounds(most: int = 10_000, *, after_s: float = AFTER_S) -> Bounds:
     )
 
 
-def held(number: int, now_ns: int, *, tenant: str = "t", hold_s: int = 20, prefill_ms: int = 20) -> Held:
-    return Held(
+def held(
+    number: int, now_ns: int, *, tenant: str = "t", hold_s: int = 20, prefill_ms: int = 20
+) -> QueuedRequest:
+    return QueuedRequest(
         id=f"r{number}",
         tenant=tenant,
         weight=1.0,
@@ -111,7 +113,7 @@ def test_an_oldest_that_fits_nowhere_keeps_nobody_back_and_is_offered_first() ->
     queue.push(held(0, 0, hold_s=600), now_ns=0)
     asked: list[str] = []
 
-    def fits(each: Held) -> bool | None:
+    def fits(each: QueuedRequest) -> bool | None:
         asked.append(each.id)
         return each.id != "r0" or None
 

@@ -6,11 +6,11 @@ import pytest
 
 from extproc.core.faults import XIDS, Recovery, findings, others, throttle
 from extproc.core.fleet import Fleet, PoolSpec
-from extproc.core.reports import Gpu, ReplicaReport
+from extproc.core.reports import GpuReport, ReplicaReport
 
 
-def card(**fields: object) -> Gpu:
-    return Gpu(uuid="GPU-1", **fields)  # type: ignore[arg-type]
+def card(**fields: object) -> GpuReport:
+    return GpuReport(uuid="GPU-1", **fields)  # type: ignore[arg-type]
 
 
 def seen(**fields: object) -> dict[str, float]:

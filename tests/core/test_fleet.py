@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from extproc.core.fleet import Fleet, PoolSpec
-from extproc.core.reports import ReplicaReport, State
+from extproc.core.reports import ReplicaReport, ReportedState
 
 
 def spec(name: str, *addresses: str, models: tuple[str, ...] = ("m",), **changes: float) -> PoolSpec:
@@ -82,9 +82,9 @@ def test_an_address_stands_once() -> None:
         # The agent began anew, and counts from nought.
         ({"engine_starts": 3, "boot_id": 1}, {"engine_starts": 0, "boot_id": 2}, False),
         ({"engine_starts": 3, "boot_id": 1}, {"engine_starts": 4, "boot_id": 2}, False),
-        ({"state": State.GONE}, {"state": State.READY}, True),
-        ({"state": State.LOADING}, {"state": State.DEGRADED}, True),
-        ({"state": State.HUNG}, {"state": State.READY}, False),
+        ({"state": ReportedState.GONE}, {"state": ReportedState.READY}, True),
+        ({"state": ReportedState.LOADING}, {"state": ReportedState.DEGRADED}, True),
+        ({"state": ReportedState.HUNG}, {"state": ReportedState.READY}, False),
         ({}, {}, False),
     ],
 )

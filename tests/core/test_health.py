@@ -10,20 +10,20 @@ from extproc.core.health import (
     SUSPICION_FACTOR_MIN,
     SUSPICION_SHARE_MAX,
     Cause,
+    CauseKind,
     Health,
-    Kind,
     follow_pool,
 )
 
-HARD = Cause(Kind.HARD, 0.0, "dead")
+HARD = Cause(CauseKind.HARD, 0.0, "dead")
 
 
 def evidence(factor: float) -> Cause:
-    return Cause(Kind.EVIDENCE, factor)
+    return Cause(CauseKind.EVIDENCE, factor)
 
 
 def suspicion(factor: float) -> Cause:
-    return Cause(Kind.SUSPICION, factor)
+    return Cause(CauseKind.SUSPICION, factor)
 
 
 class Watched:
@@ -145,8 +145,8 @@ def test_neither_suspicion_nor_evidence_silences() -> None:
     for i in range(20):
         health.set(f"s{i}", suspicion(0.0))
         health.set(f"e{i}", evidence(0.1))
-    assert health.factor(Kind.SUSPICION) == SUSPICION_FACTOR_MIN
-    assert health.factor(Kind.EVIDENCE) == EVIDENCE_FACTOR_MIN
+    assert health.factor(CauseKind.SUSPICION) == SUSPICION_FACTOR_MIN
+    assert health.factor(CauseKind.EVIDENCE) == EVIDENCE_FACTOR_MIN
     assert not health.hard
 
 

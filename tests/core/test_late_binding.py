@@ -1,4 +1,4 @@
-"""steer through the desk: what is placed, what waits, and what a first token, an end or a tick releases."""
+"""steer through the scheduler: what is placed, what waits, and what a first token, an end or a tick releases."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from extproc.core.desk import ClassSpec, Policy
 from extproc.core.fleet import Member, PoolSpec
 from extproc.core.outcome import End, Hold, Outcome, Reject, Reservation, Routed
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.scheduler import ClassSpec, Policy
 from extproc.core.tenant import Tenant
-from tests.stand.desks import make_desk
+from tests.stand.schedulers import make_scheduler
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -19,7 +19,7 @@ ACME, GLOBEX = Tenant(name="acme"), Tenant(name="globex")
 
 
 class Scene:
-    """A desk over a few replicas, and what it has released."""
+    """A scheduler over a few replicas, and what it has released."""
 
     def __init__(self, replicas: int = 1, *, engine: str = "tgi", **member: Any) -> None:
         spec = PoolSpec(
@@ -29,21 +29,21 @@ class Scene:
             engine=engine,
             endpoints=tuple(Member(f"10.0.0.{i + 1}:80", **member) for i in range(replicas)),
         )
-        self.desk = make_desk(spec, policy=Policy(classes=(ClassSpec(),)))
+        self.scheduler = make_scheduler(spec, policy=Policy(classes=(ClassSpec(),)))
         self.released: list[tuple[str, Routed | Reject]] = []
-        self.desk.on_release = lambda name, decision: self.released.append((name, decision))
+        self.scheduler.on_release = lambda name, decision: self.released.append((name, decision))
         self.now_ns = 0
 
     def ask(self, tokens: int, tenant: Tenant = ACME, **more: Any) -> Routed | Reject | Hold:
         request = Request(
-            kind=Kind.CHAT,
+            kind=RouteKind.CHAT,
             dialect=Dialect.OPENAI,
             stream=True,
             prompt_tokens=tokens,
             max_new_tokens=200,
             **more,
         )
-        decision = self.desk.admit(request, tenant, now_ns=self.now_ns)
+        decision = self.scheduler.admit(request, tenant, now_ns=self.now_ns)
         assert isinstance(decision, Routed | Reject | Hold)
         return decision
 
@@ -64,7 +64,7 @@ class Scene:
             output_tokens=output,
             **more,
         )
-        self.desk.settle(outcome, now_ns=self.now_ns)
+        self.scheduler.settle(outcome, now_ns=self.now_ns)
 
 
 def test_a_replicas_own_queue_is_kept_about_one_deep() -> None:
@@ -74,7 +74,7 @@ def test_a_replicas_own_queue_is_kept_about_one_deep() -> None:
     held = scene.ask(2000)
     assert isinstance(held, Hold)
     scene.now_ns = 200 * MS
-    assert scene.desk.first_token(first.id, now_ns=scene.now_ns)
+    assert scene.scheduler.first_token(first.id, now_ns=scene.now_ns)
     ((name, decision),) = scene.released
     assert name == held.id
     assert isinstance(decision, Routed)
@@ -99,7 +99,7 @@ def test_the_shortest_prefill_that_can_be_in_time_goes_first() -> None:
     first = scene.routed(3000)
     long, short = scene.ask(3500), scene.ask(1200)
     scene.now_ns = 50 * MS
-    scene.desk.first_token(first.id, now_ns=scene.now_ns)
+    scene.scheduler.first_token(first.id, now_ns=scene.now_ns)
     assert isinstance(short, Hold)
     assert isinstance(long, Hold)
     assert [name for name, _ in scene.released] == [short.id]
@@ -109,7 +109,7 @@ def test_the_guard_keeps_a_running_streams_tokens_in_time() -> None:
     """A prefill longer than a stream can spare waits until the stream is over."""
     scene = Scene()
     running = scene.routed(100)
-    scene.desk.first_token(running.id, now_ns=0)
+    scene.scheduler.first_token(running.id, now_ns=0)
     # A stream of 200 tokens at most can spare .5·(100 − 12)·200 = 8.8 s; 100,000 tokens take longer.
     held = scene.ask(100_000)
     assert isinstance(held, Hold)
@@ -122,7 +122,7 @@ def test_memory_is_promised_once() -> None:
     """What would not fit into the KV cache beside what runs waits; on an empty replica it may go."""
     scene = Scene(kv_capacity_tokens=3000)
     first = scene.routed(1000)
-    scene.desk.first_token(first.id, now_ns=0)
+    scene.scheduler.first_token(first.id, now_ns=0)
     second = scene.ask(1900)
     assert isinstance(second, Hold), "1000 + 199 + 1900 + 199 > .98·3000"
     scene.now_ns = S
@@ -137,29 +137,29 @@ def test_a_first_token_that_nobody_hears_of_wedges_nothing() -> None:
     held = scene.ask(2000)
     assert isinstance(held, Hold)
     scene.now_ns = 100 * MS
-    scene.desk.tick(now_ns=scene.now_ns)
+    scene.scheduler.tick(now_ns=scene.now_ns)
     assert not scene.released
     scene.now_ns = S
-    scene.desk.tick(now_ns=scene.now_ns)
+    scene.scheduler.tick(now_ns=scene.now_ns)
     assert [name for name, _ in scene.released] == [held.id]
-    assert scene.desk.counts["first_token.overdue"] == 1
+    assert scene.scheduler.counts["first_token.overdue"] == 1
 
 
 def test_a_refusal_inside_a_stream_makes_its_replica_suspect() -> None:
     """The next goes elsewhere; nothing is learnt of speed from a refusal."""
     scene = Scene(2)
     refused = scene.routed(100)
-    assert scene.desk.first_token(refused.id, now_ns=0, refused=True)
+    assert scene.scheduler.first_token(refused.id, now_ns=0, refused=True)
     scene.ends(refused, end=End.REFUSED, refused=True)
     assert {scene.routed(10).address for _ in range(4)} == {"10.0.0.2:80"} - {refused.address} or {
         "10.0.0.1:80"
     } - {refused.address}
-    assert scene.desk.counts["refused_in_stream"] == 1
+    assert scene.scheduler.counts["refused_in_stream"] == 1
 
 
 def test_an_unknown_first_token_is_nobodys() -> None:
     """It is said so, and changes nothing."""
-    assert not Scene().desk.first_token("elsewhere-1", now_ns=0)
+    assert not Scene().scheduler.first_token("elsewhere-1", now_ns=0)
 
 
 @pytest.mark.parametrize(("engine", "at_prefill"), [("tgi", False), ("vllm", True), ("sglang", True)])
@@ -168,8 +168,8 @@ def test_the_index_follows_the_engine(engine: str, at_prefill: bool) -> None:
     scene = Scene(engine=engine)
     prefix = tuple(range(1, 11))
     reservation = scene.routed(1000, prefix=prefix, prefix_block_tokens=64.0)
-    pool = scene.desk.fleet.pools["p"]
-    scene.desk.first_token(reservation.id, now_ns=50 * MS)
+    pool = scene.scheduler.fleet.pools["p"]
+    scene.scheduler.first_token(reservation.id, now_ns=50 * MS)
     assert bool(pool.prefixes.match(prefix)) is at_prefill
     scene.now_ns = S
     scene.ends(reservation)
@@ -203,7 +203,7 @@ def test_who_would_gain_from_a_cache_lets_the_next_go_first() -> None:
     assert isinstance(other, Hold)
     freed = next(each for each in busy if each.address == cold)
     scene.now_ns += 100 * MS
-    scene.desk.first_token(freed.id, now_ns=scene.now_ns)
+    scene.scheduler.first_token(freed.id, now_ns=scene.now_ns)
     assert [name for name, _ in scene.released] == [other.id]
 
 
@@ -239,9 +239,9 @@ def test_speed_is_learnt_from_first_tokens() -> None:
         reservation = scene.routed(1000)
         factor = 3 if reservation.address == slow else 1
         scene.now_ns += int(factor * 77 * MS)
-        scene.desk.first_token(reservation.id, now_ns=scene.now_ns)
+        scene.scheduler.first_token(reservation.id, now_ns=scene.now_ns)
         scene.now_ns += int(factor * 12 * 99 * MS)
         scene.ends(reservation)
-    speeds = {e.address: e.speed.prefill_ms(1000) for e in scene.desk.fleet.endpoints}
+    speeds = {e.address: e.speed.prefill_ms(1000) for e in scene.scheduler.fleet.endpoints}
     assert speeds[slow] > 2 * speeds["10.0.0.1:80"]
-    assert scene.desk.lessons.ttft.count > 20
+    assert scene.scheduler.feedback.ttft.count > 20

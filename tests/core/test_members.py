@@ -6,15 +6,15 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from extproc.core.desk import Desk
 from extproc.core.endpoint import Endpoint
 from extproc.core.fleet import Fleet, Member
 from extproc.core.outcome import Outcome, Reservation, Routed
-from extproc.core.reports import Gpu, ReplicaReport, State
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.reports import GpuReport, ReplicaReport, ReportedState
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import ANONYMOUS
-from tests.stand.desks import make_desk, make_pool
 from tests.stand.examples import examples
+from tests.stand.schedulers import make_pool, make_scheduler
 
 S = 1_000_000_000
 POOLS = ("p", "q")
@@ -30,19 +30,19 @@ def fleet(**members: tuple[str, ...]) -> Fleet:
     )
 
 
-def desk(known: Fleet) -> Desk:
-    return make_desk(known, default_model="model-p")
+def scheduler(known: Fleet) -> Scheduler:
+    return make_scheduler(known, default_model="model-p")
 
 
-def admitted(desk: Desk, pool: str = "p", sequences: int = 1) -> Reservation | None:
+def admitted(scheduler: Scheduler, pool: str = "p", sequences: int = 1) -> Reservation | None:
     request = Request(
-        kind=Kind.CHAT,
+        kind=RouteKind.CHAT,
         dialect=Dialect.OPENAI,
         model=f"model-{pool}",
         prompt_bytes=40,
         sequences=sequences,
     )
-    decision = desk.admit(request, ANONYMOUS, now_ns=0)
+    decision = scheduler.admit(request, ANONYMOUS, now_ns=0)
     return decision.reservation if isinstance(decision, Routed) else None
 
 
@@ -52,7 +52,7 @@ def members(*addresses: str, most: int = 6) -> list[Member]:
 
 def test_leaving_keeps_the_books_until_the_last_request_ends() -> None:
     """No decision names it any more; its requests settle on it; then it is gone."""
-    here = desk(fleet(p=("1:1",)))
+    here = scheduler(fleet(p=("1:1",)))
     reservation = admitted(here)
     assert reservation is not None
     [endpoint] = here.fleet.endpoints
@@ -73,7 +73,7 @@ def test_leaving_keeps_the_books_until_the_last_request_ends() -> None:
 
 def test_a_return_finds_its_own_books() -> None:
     """Removed and back while requests run: one object, one set of permits (law 10)."""
-    here = desk(fleet(p=("1:1",)))
+    here = scheduler(fleet(p=("1:1",)))
     assert admitted(here, sequences=6) is not None
     [endpoint] = here.fleet.endpoints
     here.fleet.set_members({"p": []})
@@ -86,7 +86,7 @@ def test_a_return_finds_its_own_books() -> None:
 
 def test_a_drain_outlives_a_blink() -> None:
     """An operator's drain holds through removal and return, and can be lifted after it."""
-    here = desk(fleet(p=("1:1",)))
+    here = scheduler(fleet(p=("1:1",)))
     assert admitted(here) is not None
     assert here.fleet.drain("1:1", draining=True)
     here.fleet.set_members({"p": []})
@@ -111,7 +111,7 @@ def test_what_left_idle_comes_back_new() -> None:
 
 def test_a_move_takes_up_the_other_pools_turn() -> None:
     """Each pool has its own rotation: one that comes from a busy pool is not left waiting."""
-    here = desk(fleet(p=("1:1",), q=("2:2", "3:3")))
+    here = scheduler(fleet(p=("1:1",), q=("2:2", "3:3")))
     for _ in range(100):
         reservation = admitted(here)
         assert reservation is not None
@@ -148,18 +148,18 @@ def test_what_silences_acts_before_the_next_step() -> None:
     """A dead or draining replica is out with the report that says so, and Envoy hears of it."""
     known = fleet(p=("1:1", "2:2"))
     version = known.version
-    known.heard(ReplicaReport(address="1:1", pool="p", state=State.GONE), now_ns=S)
-    known.heard(ReplicaReport(address="2:2", pool="p", state=State.DRAINING), now_ns=S)
+    known.heard(ReplicaReport(address="1:1", pool="p", state=ReportedState.GONE), now_ns=S)
+    known.heard(ReplicaReport(address="2:2", pool="p", state=ReportedState.DRAINING), now_ns=S)
     assert [endpoint.ready for endpoint in known.endpoints] == [False, False]
     assert known.version == version + 2
-    known.heard(ReplicaReport(address="2:2", pool="p", state=State.READY), now_ns=S)
+    known.heard(ReplicaReport(address="2:2", pool="p", state=ReportedState.READY), now_ns=S)
     assert known.endpoints[1].ready
 
 
 def test_a_good_bye_makes_stale_and_does_not_raise_the_dead() -> None:
     """An agent that leaves while a model loads has not said that it is ready."""
     known = fleet(p=("1:1",))
-    known.heard(ReplicaReport(address="1:1", pool="p", state=State.LOADING), now_ns=100 * S)
+    known.heard(ReplicaReport(address="1:1", pool="p", state=ReportedState.LOADING), now_ns=100 * S)
     known.silenced("1:1")
     known.silenced("9:9")
     known.step(now_ns=100 * S)
@@ -177,7 +177,7 @@ def test_versions_count_what_envoy_must_hear() -> None:
         known.heard(ReplicaReport(address="1:1", pool="p", running=second), now_ns=second * S)
         known.step(now_ns=second * S)
     version = known.version
-    hot = Gpu(uuid="g", throttle_reasons=0x40, sm_clock_mhz=500, sm_clock_max_mhz=1000)
+    hot = GpuReport(uuid="g", throttle_reasons=0x40, sm_clock_mhz=500, sm_clock_max_mhz=1000)
     known.heard(ReplicaReport(address="1:1", pool="p", gpus=(hot,)), now_ns=5 * S)
     known.step(now_ns=5 * S)
     assert known.version == version + 1
@@ -191,7 +191,7 @@ class MembersMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.now_ns = S
-        self.desk = desk(fleet(p=ADDRESSES[:2], q=ADDRESSES[2:3]))
+        self.scheduler = scheduler(fleet(p=ADDRESSES[:2], q=ADDRESSES[2:3]))
         self.running: dict[str, tuple[Reservation, Endpoint]] = {}
 
     @rule(layout=st.lists(st.sampled_from(["p", "q", ""]), min_size=5, max_size=5), most=st.integers(1, 8))
@@ -203,18 +203,18 @@ class MembersMachine(RuleBasedStateMachine):
             )
             for pool in POOLS
         }
-        self.desk.fleet.set_members(listed)
-        for endpoint in self.desk.fleet.endpoints:
+        self.scheduler.fleet.set_members(listed)
+        for endpoint in self.scheduler.fleet.endpoints:
             assert busy.get(endpoint.address, endpoint) is endpoint, "a return is the same object"
 
     @rule(pool=st.sampled_from(POOLS), sequences=st.integers(1, 4))
     def admit(self, pool: str, sequences: int) -> None:
-        reservation = admitted(self.desk, pool, sequences)
+        reservation = admitted(self.scheduler, pool, sequences)
         if reservation is None:
             return
-        endpoint = self.desk.ledger.endpoint_of(reservation.id)
+        endpoint = self.scheduler.ledger.endpoint_of(reservation.id)
         assert endpoint is not None
-        assert endpoint in self.desk.fleet.pools[pool].endpoints
+        assert endpoint in self.scheduler.fleet.pools[pool].endpoints
         assert endpoint.permits <= endpoint.max_concurrent
         self.running[reservation.id] = (reservation, endpoint)
 
@@ -224,19 +224,21 @@ class MembersMachine(RuleBasedStateMachine):
             ident = sorted(self.running)[which % len(self.running)]
             reservation, endpoint = self.running.pop(ident)
             outcome = Outcome(reservation=reservation, final=True, served_by=endpoint.address)
-            assert self.desk.settle(outcome, now_ns=self.now_ns)
+            assert self.scheduler.settle(outcome, now_ns=self.now_ns)
 
     @rule(
         address=st.sampled_from(ADDRESSES),
         pool=st.sampled_from(POOLS),
-        state=st.sampled_from(State),
+        state=st.sampled_from(ReportedState),
         running=st.none() | st.integers(0, 9),
     )
-    def report(self, address: str, pool: str, state: State, running: int | None) -> None:
-        before = {e.address: (e.requests, e.permits, e.tokens) for e in self.desk.fleet.endpoints}
+    def report(self, address: str, pool: str, state: ReportedState, running: int | None) -> None:
+        before = {e.address: (e.requests, e.permits, e.tokens) for e in self.scheduler.fleet.endpoints}
         said = ReplicaReport(address=address, pool=pool, state=state, running=running)
-        assert self.desk.fleet.heard(said, now_ns=self.now_ns) == (self.desk.fleet.owner(address) == pool)
-        for e in self.desk.fleet.endpoints:
+        assert self.scheduler.fleet.heard(said, now_ns=self.now_ns) == (
+            self.scheduler.fleet.owner(address) == pool
+        )
+        for e in self.scheduler.fleet.endpoints:
             assert before[e.address] == (e.requests, e.permits, e.tokens)
             assert e.load_requests >= e.requests
             assert e.load_permits >= e.permits
@@ -244,21 +246,21 @@ class MembersMachine(RuleBasedStateMachine):
 
     @rule(address=st.sampled_from(ADDRESSES), draining=st.booleans())
     def drain(self, address: str, draining: bool) -> None:
-        self.desk.fleet.drain(address, draining=draining)
+        self.scheduler.fleet.drain(address, draining=draining)
 
     @rule(quarters=st.integers(1, 40))
     def time_passes(self, quarters: int) -> None:
         for _ in range(quarters):
             self.now_ns += S // 4
-            self.desk.fleet.step(now_ns=self.now_ns)
-        for endpoint in self.desk.fleet.leaving.values():
+            self.scheduler.fleet.step(now_ns=self.now_ns)
+        for endpoint in self.scheduler.fleet.leaving.values():
             assert endpoint.requests > 0, "it leaves with its last request"
 
     @invariant()
     def one_set_of_books(self) -> None:
-        if not hasattr(self, "desk"):
+        if not hasattr(self, "scheduler"):
             return
-        here = self.desk.fleet
+        here = self.scheduler.fleet
         addresses = [e.address for e in here.endpoints] + list(here.leaving)
         assert len(addresses) == len(set(addresses)), "no address twice"
         sums = Counter(endpoint.address for _, endpoint in self.running.values())
@@ -272,11 +274,11 @@ class MembersMachine(RuleBasedStateMachine):
         assert set(here._diagnoses) == set(addresses)
 
     def teardown(self) -> None:
-        if hasattr(self, "desk"):
+        if hasattr(self, "scheduler"):
             while self.running:
                 self.end(0)
-            self.desk.fleet.step(now_ns=self.now_ns)
-            assert self.desk.fleet.leaving == {}
+            self.scheduler.fleet.step(now_ns=self.now_ns)
+            assert self.scheduler.fleet.leaving == {}
 
 
 MembersMachine.TestCase.settings = examples(100, steps=40)

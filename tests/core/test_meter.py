@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.core.desk import Desk, DeskLimits
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.meter import SURE_ERROR, Meter, Meters, metered, output_bound, prompt_bound
 from extproc.core.outcome import Counted, End, Outcome, Reservation
+from extproc.core.scheduler import DeskLimits, Scheduler
 
 RESERVATION = Reservation(
     id="i-1",
@@ -153,13 +153,13 @@ def test_lengths_learn_from_streams_that_said_no_usage() -> None:
     pool = PoolSpec(
         name="p", models=("m",), strategy="steer", endpoints=(("10.0.0.1:80", "", 8),), engine="vllm"
     )
-    desk = Desk(Fleet([pool]), instance="s", default_model="m", limits=DeskLimits(), rng=Random(1))
-    lengths = desk.fleet.pools["p"].lengths
+    scheduler = Scheduler(Fleet([pool]), instance="s", default_model="m", limits=DeskLimits(), rng=Random(1))
+    lengths = scheduler.fleet.pools["p"].lengths
     before = lengths.expected("acme", "m", None)
     for number in range(30):
         for end, events in ((End.OK, 40), (End.CLIENT_GONE, 700)):
             reservation = replace(RESERVATION, id=f"o-{end.value}-{number}")
-            desk.settle(
+            scheduler.settle(
                 outcome(reservation=reservation, end=end, events=events, response_bytes=events * FRAME),
                 now_ns=1,
             )

@@ -19,7 +19,7 @@ from extproc.core.misrouted import (
     advice,
     dialect_of,
 )
-from extproc.core.request import ROUTES, Dialect, Kind
+from extproc.core.request import ROUTES, Dialect, RouteKind
 
 OPENAI, TGI = Dialect.OPENAI, Dialect.TGI
 V1, BARE = "use the base address http://gw:8080/v1", "use the base address http://gw:8080"
@@ -83,7 +83,7 @@ def test_every_route_without_or_with_v1_leads_back_to_it() -> None:
     """No route of ours can be missed by its base address without being told of the right one."""
     for path, routes in ROUTES.items():
         for route in routes:
-            if route.kind in (Kind.COMPAT, Kind.HEALTH) and path == "/":
+            if route.kind in (RouteKind.COMPAT, RouteKind.HEALTH) and path == "/":
                 continue
             right = BASES[route.dialect]
             added = path.removeprefix(right)

@@ -7,8 +7,8 @@ import pytest
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Outcome
 from extproc.core.reach import Look
-from extproc.core.reports import ReplicaReport, State
-from tests.stand.desks import make_reservation
+from extproc.core.reports import ReplicaReport, ReportedState
+from tests.stand.schedulers import make_reservation
 
 ONE, TWO = "10.0.0.1:80", "10.0.0.2:80"
 S = 1_000_000_000
@@ -104,7 +104,7 @@ def test_an_agents_word_goes_before_our_looks() -> None:
     """It is closer; when it has fallen silent, we look again."""
     one = fleet()
     one.looked(ONE, Look.REFUSED, now_ns=S)
-    one.heard(ReplicaReport(address=ONE, pool="p", state=State.READY), now_ns=2 * S)
+    one.heard(ReplicaReport(address=ONE, pool="p", state=ReportedState.READY), now_ns=2 * S)
     one.looked(ONE, Look.REFUSED, now_ns=2 * S)
     one.step(now_ns=2 * S)
     assert "reach" not in one.endpoints[0].health.causes

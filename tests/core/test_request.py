@@ -13,9 +13,9 @@ from extproc.core.request import (
     NEW_TOKENS_MAX,
     ROUTES,
     Dialect,
-    Kind,
     Request,
     Route,
+    RouteKind,
     UsageAsked,
     find_route,
     limited,
@@ -52,20 +52,20 @@ def bad(path: str, body: Any, status: int = 422) -> str:
 @pytest.mark.parametrize(
     ("method", "path", "kind", "dialect"),
     [
-        ("POST", "/v1/chat/completions", Kind.CHAT, Dialect.OPENAI),
-        ("POST", "/v1/completions", Kind.COMPLETION, Dialect.OPENAI),
-        ("GET", "/v1/models", Kind.MODELS, Dialect.OPENAI),
-        ("POST", "/generate", Kind.GENERATE, Dialect.TGI),
-        ("POST", "/generate_stream", Kind.GENERATE_STREAM, Dialect.TGI),
-        ("POST", "/", Kind.COMPAT, Dialect.TGI),
-        ("GET", "/", Kind.HEALTH, Dialect.TGI),
-        ("POST", "/tokenize", Kind.TOKENIZE, Dialect.TGI),
-        ("POST", "/chat_tokenize", Kind.TOKENIZE, Dialect.TGI),
-        ("GET", "/info", Kind.INFO, Dialect.TGI),
-        ("GET", "/health", Kind.HEALTH, Dialect.TGI),
+        ("POST", "/v1/chat/completions", RouteKind.CHAT, Dialect.OPENAI),
+        ("POST", "/v1/completions", RouteKind.COMPLETION, Dialect.OPENAI),
+        ("GET", "/v1/models", RouteKind.MODELS, Dialect.OPENAI),
+        ("POST", "/generate", RouteKind.GENERATE, Dialect.TGI),
+        ("POST", "/generate_stream", RouteKind.GENERATE_STREAM, Dialect.TGI),
+        ("POST", "/", RouteKind.COMPAT, Dialect.TGI),
+        ("GET", "/", RouteKind.HEALTH, Dialect.TGI),
+        ("POST", "/tokenize", RouteKind.TOKENIZE, Dialect.TGI),
+        ("POST", "/chat_tokenize", RouteKind.TOKENIZE, Dialect.TGI),
+        ("GET", "/info", RouteKind.INFO, Dialect.TGI),
+        ("GET", "/health", RouteKind.HEALTH, Dialect.TGI),
     ],
 )
-def test_every_route(method: str, path: str, kind: Kind, dialect: Dialect) -> None:
+def test_every_route(method: str, path: str, kind: RouteKind, dialect: Dialect) -> None:
     """Each path and method has its kind and dialect, with or without a query."""
     for spelled in (path, f"{path}?", f"{path}?a=/v1/models"):
         assert find_route(method, spelled) == Route(method, kind, dialect)
@@ -141,7 +141,7 @@ def test_chat() -> None:
     """A chat request yields model, stream, limit, sequences and the length of its text."""
     body = {"model": "m", "messages": SAY, "stream": True, "max_tokens": 9, "n": 3, "temperature": 0.5}
     assert good(CHAT, body) == Request(
-        kind=Kind.CHAT,
+        kind=RouteKind.CHAT,
         dialect=Dialect.OPENAI,
         model="m",
         stream=True,
@@ -225,7 +225,7 @@ def test_generate() -> None:
     body = {"inputs": "été", "parameters": {"max_new_tokens": 7, "best_of": 2, "seed": 1}, "stream": True}
     request = good(GENERATE, body)
     assert request == Request(
-        kind=Kind.GENERATE,
+        kind=RouteKind.GENERATE,
         dialect=Dialect.TGI,
         max_new_tokens=7,
         sequences=2,
@@ -460,7 +460,9 @@ def test_impossible_token_ids_have_no_prefix(odd: int) -> None:
 
 def test_a_prefix_that_came_along() -> None:
     """Ready hashes are taken as they are."""
-    assert prefix_of(Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, segments=(LONG,), prefix=(1, 2))) == (
+    assert prefix_of(
+        Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, segments=(LONG,), prefix=(1, 2))
+    ) == (
         1,
         2,
     )

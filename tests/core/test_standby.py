@@ -8,22 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.core.desk import ClassSpec, Desk, DeskLimits, Policy
 from extproc.core.endpoint import Endpoint
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.ledger import STANDBY_NS
 from extproc.core.outcome import Hold, Outcome, Reject, Routed
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.scheduler import ClassSpec, DeskLimits, Policy, Scheduler
 from extproc.core.tenant import ANONYMOUS
 
-ASK = Request(kind=Kind.GENERATE, dialect=Dialect.TGI, prompt_bytes=40, max_new_tokens=5)
+ASK = Request(kind=RouteKind.GENERATE, dialect=Dialect.TGI, prompt_bytes=40, max_new_tokens=5)
 
 
-def desk_of(*limits: int, retries: int = 2) -> Desk:
+def scheduler_of(*limits: int, retries: int = 2) -> Scheduler:
     members = tuple((f"10.0.0.{i}:80", "", limit) for i, limit in enumerate(limits))
     spec = PoolSpec(name="p", models=("m",), strategy="least_request", endpoints=members)
     policy = Policy(classes=(ClassSpec(hold_ns=0, retries=retries),))
-    return Desk(
+    return Scheduler(
         Fleet([spec]), instance="i", default_model="m", limits=DeskLimits(), rng=Random(1), policy=policy
     )
 
@@ -57,10 +57,10 @@ def test_half_is_left_to_what_comes_anew(limit: int, most: int) -> None:
 def test_the_list_is_as_long_as_the_class_has_retries() -> None:
     """And Envoy is told no more than the list holds."""
     for retries in (0, 1, 2, 5):
-        routed = desk_of(*[128] * 8, retries=retries).admit(ASK, ANONYMOUS, now_ns=0)
+        routed = scheduler_of(*[128] * 8, retries=retries).admit(ASK, ANONYMOUS, now_ns=0)
         assert isinstance(routed, Routed)
         assert (len(routed.addresses), routed.retries) == (retries + 1, retries)
-    alone = desk_of(128, retries=5).admit(ASK, ANONYMOUS, now_ns=0)
+    alone = scheduler_of(128, retries=5).admit(ASK, ANONYMOUS, now_ns=0)
     assert isinstance(alone, Routed)
     assert alone.retries == 0
 
@@ -68,15 +68,17 @@ def test_the_list_is_as_long_as_the_class_has_retries() -> None:
 def test_whoever_is_lost_no_other_is_overfilled() -> None:
     """However many come at once: the requests of any one endpoint go over to their next without passing a
     limit."""
-    desk = desk_of(2, 2, 4, 8)
-    placed = [each for _ in range(30) if isinstance(each := desk.admit(ASK, ANONYMOUS, now_ns=0), Routed)]
+    scheduler = scheduler_of(2, 2, 4, 8)
+    placed = [
+        each for _ in range(30) if isinstance(each := scheduler.admit(ASK, ANONYMOUS, now_ns=0), Routed)
+    ]
     assert len(placed) > 8
-    for lost in desk.fleet.pools["p"].endpoints:
-        after = {e.address: e.permits for e in desk.fleet.pools["p"].endpoints}
+    for lost in scheduler.fleet.pools["p"].endpoints:
+        after = {e.address: e.permits for e in scheduler.fleet.pools["p"].endpoints}
         for each in placed:
             if each.addresses[0] == lost.address and each.retries:
                 after[each.addresses[1]] += 1
-        for endpoint in desk.fleet.pools["p"].endpoints:
+        for endpoint in scheduler.fleet.pools["p"].endpoints:
             if endpoint is not lost:
                 assert after[endpoint.address] <= endpoint.max_concurrent
 
@@ -85,56 +87,56 @@ def test_whoever_is_lost_no_other_is_overfilled() -> None:
     st.lists(st.sampled_from(["admit", "first", "settle", "cancel", "expire"]), max_size=60), st.integers()
 )
 def test_every_promise_is_given_back(steps: list[str], seed: int) -> None:
-    """Whatever becomes of the requests, an empty desk keeps nothing for retries."""
-    desk, chance, now_ns = desk_of(3, 5, 9), Random(seed), 0
+    """Whatever becomes of the requests, an empty scheduler keeps nothing for retries."""
+    scheduler, chance, now_ns = scheduler_of(3, 5, 9), Random(seed), 0
     flying: list[Routed] = []
     for step in steps:
         now_ns += 1_000_000
         if step == "admit":
-            answer = desk.admit(ASK, ANONYMOUS, now_ns=now_ns)
+            answer = scheduler.admit(ASK, ANONYMOUS, now_ns=now_ns)
             assert isinstance(answer, Routed | Reject | Hold)
             if isinstance(answer, Routed):
                 flying.append(answer)
         elif step == "expire":
             now_ns += 10**12
-            desk.expire(now_ns=now_ns)
+            scheduler.expire(now_ns=now_ns)
             flying.clear()
         elif flying:
             each = flying.pop(chance.randrange(len(flying)))
             if step == "first":
-                desk.first_token(each.reservation.id, now_ns=now_ns)
+                scheduler.first_token(each.reservation.id, now_ns=now_ns)
                 flying.append(each)
             elif step == "cancel":
-                desk.cancel(each.reservation.id, now_ns=now_ns)
+                scheduler.cancel(each.reservation.id, now_ns=now_ns)
             else:
                 served = chance.choice(each.addresses)
                 beat = Outcome(reservation=each.reservation, final=False, served_by=served, attempts=2)
-                desk.settle(beat, now_ns=now_ns)
-                desk.settle(Outcome(reservation=each.reservation, final=True, status=200), now_ns=now_ns)
+                scheduler.settle(beat, now_ns=now_ns)
+                scheduler.settle(Outcome(reservation=each.reservation, final=True, status=200), now_ns=now_ns)
     for each in flying:
-        desk.cancel(each.reservation.id, now_ns=now_ns)
-    assert all(e.standby == 0 and e.permits == 0 for e in desk.fleet.pools["p"].endpoints)
+        scheduler.cancel(each.reservation.id, now_ns=now_ns)
+    assert all(e.standby == 0 and e.permits == 0 for e in scheduler.fleet.pools["p"].endpoints)
 
 
 def test_once_it_answers_a_request_is_tried_nowhere_else() -> None:
     """Its first token gives back what was kept for it."""
-    desk = desk_of(8, 8)
-    routed = desk.admit(ASK, ANONYMOUS, now_ns=0)
+    scheduler = scheduler_of(8, 8)
+    routed = scheduler.admit(ASK, ANONYMOUS, now_ns=0)
     assert isinstance(routed, Routed)
-    second = desk.fleet.endpoint("p", routed.addresses[1])
+    second = scheduler.fleet.endpoint("p", routed.addresses[1])
     assert second is not None
     assert second.standby == 1
-    desk.first_token(routed.reservation.id, now_ns=1)
+    scheduler.first_token(routed.reservation.id, now_ns=1)
     assert second.standby == 0
 
 
 def test_what_is_kept_is_given_back_after_a_while() -> None:
     """An answer that is long in coming holds the permits of one replica, not of two."""
-    desk = desk_of(8, 8)
-    assert isinstance(desk.admit(ASK, ANONYMOUS, now_ns=0), Routed)
-    endpoints = desk.fleet.pools["p"].endpoints
+    scheduler = scheduler_of(8, 8)
+    assert isinstance(scheduler.admit(ASK, ANONYMOUS, now_ns=0), Routed)
+    endpoints = scheduler.fleet.pools["p"].endpoints
     assert sum(each.standby for each in endpoints) == 1
-    desk.tick(now_ns=STANDBY_NS - 1)
+    scheduler.tick(now_ns=STANDBY_NS - 1)
     assert sum(each.standby for each in endpoints) == 1
-    desk.tick(now_ns=STANDBY_NS)
+    scheduler.tick(now_ns=STANDBY_NS)
     assert [(each.permits, each.standby) for each in endpoints] in ([(1, 0), (0, 0)], [(0, 0), (1, 0)])

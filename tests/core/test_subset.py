@@ -6,17 +6,17 @@ from dataclasses import replace
 from random import Random
 
 from extproc.core.decide import decide
-from extproc.core.desk import ClassSpec, Policy
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import End, Hold, Outcome, Reject, Routed
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.scheduler import ClassSpec, Policy
 from extproc.core.tenant import ANONYMOUS
-from tests.stand.desks import make_desk
+from tests.stand.schedulers import make_scheduler
 
 A, B, C = "10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"
 MS = 1_000_000
-ASK = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, segments=("x" * 400,))
+ASK = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, segments=("x" * 400,))
 
 
 def fleet_of(limit: int = 4, strategy: str = "least_work") -> Fleet:
@@ -68,20 +68,20 @@ def test_a_subset_that_allows_nobody_is_503() -> None:
 def test_a_held_request_waits_for_its_subset_alone() -> None:
     """A place elsewhere does not release it, one among its own does."""
     fleet = fleet_of(limit=1)
-    desk = make_desk(fleet, policy=Policy(classes=(ClassSpec(hold_ns=1_000 * MS),)))
+    scheduler = make_scheduler(fleet, policy=Policy(classes=(ClassSpec(hold_ns=1_000 * MS),)))
     released: dict[str, Routed | Reject] = {}
-    desk.on_release = lambda id, decision: released.update({id: decision})  # noqa: A006 (the desk's own word)
+    scheduler.on_release = lambda id, decision: released.update({id: decision})  # noqa: A006 (the scheduler's own word)
     running = {}
     for address in (A, B):
-        answer = desk.admit(replace(ASK, only=frozenset({address})), ANONYMOUS, now_ns=0)
+        answer = scheduler.admit(replace(ASK, only=frozenset({address})), ANONYMOUS, now_ns=0)
         assert isinstance(answer, Routed)
         assert answer.addresses == (address,)
         running[address] = answer.reservation
-    held = desk.admit(replace(ASK, only=frozenset({B})), ANONYMOUS, now_ns=0)
+    held = scheduler.admit(replace(ASK, only=frozenset({B})), ANONYMOUS, now_ns=0)
     assert isinstance(held, Hold)
-    desk.settle(Outcome(reservation=running[A], final=True, status=200, end=End.OK), now_ns=10 * MS)
+    scheduler.settle(Outcome(reservation=running[A], final=True, status=200, end=End.OK), now_ns=10 * MS)
     assert not released, "C is free, and now A"
-    desk.settle(Outcome(reservation=running[B], final=True, status=200, end=End.OK), now_ns=20 * MS)
+    scheduler.settle(Outcome(reservation=running[B], final=True, status=200, end=End.OK), now_ns=20 * MS)
     (decision,) = released.values()
     assert isinstance(decision, Routed)
     assert decision.addresses == (B,)
@@ -90,21 +90,21 @@ def test_a_held_request_waits_for_its_subset_alone() -> None:
 def test_a_subset_that_allows_nobody_is_told_at_once_even_where_others_wait() -> None:
     """It is not put into the line of its pool."""
     fleet = fleet_of(limit=1)
-    desk = make_desk(fleet, policy=Policy())
+    scheduler = make_scheduler(fleet, policy=Policy())
     for _ in range(3):
-        assert isinstance(desk.admit(ASK, ANONYMOUS, now_ns=0), Routed)
-    assert isinstance(desk.admit(ASK, ANONYMOUS, now_ns=0), Hold)
-    answer = desk.admit(replace(ASK, only=frozenset()), ANONYMOUS, now_ns=0)
+        assert isinstance(scheduler.admit(ASK, ANONYMOUS, now_ns=0), Routed)
+    assert isinstance(scheduler.admit(ASK, ANONYMOUS, now_ns=0), Hold)
+    answer = scheduler.admit(replace(ASK, only=frozenset()), ANONYMOUS, now_ns=0)
     assert isinstance(answer, Reject)
     assert answer.status == 503
 
 
 def test_targets_of_its_own() -> None:
     """They stand in place of the class's, each by itself."""
-    desk = make_desk(fleet_of(), policy=Policy())
-    plain = desk.resolve(ASK, ANONYMOUS, "i-1", now_ns=0)
-    own = desk.resolve(replace(ASK, ttft_ms=250), ANONYMOUS, "i-2", now_ns=0)
-    both = desk.resolve(replace(ASK, ttft_ms=250, tpot_ms=7), ANONYMOUS, "i-3", now_ns=0)
+    scheduler = make_scheduler(fleet_of(), policy=Policy())
+    plain = scheduler.resolve(ASK, ANONYMOUS, "i-1", now_ns=0)
+    own = scheduler.resolve(replace(ASK, ttft_ms=250), ANONYMOUS, "i-2", now_ns=0)
+    both = scheduler.resolve(replace(ASK, ttft_ms=250, tpot_ms=7), ANONYMOUS, "i-3", now_ns=0)
     assert not isinstance(plain, Reject)
     assert not isinstance(own, Reject)
     assert not isinstance(both, Reject)

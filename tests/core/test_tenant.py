@@ -8,10 +8,10 @@ from extproc.core.outcome import Reject
 from extproc.core.tenant import (
     ANONYMOUS,
     KEY_BYTES_MAX,
+    ApiKey,
+    Credentials,
     Directory,
-    Evidence,
     Identity,
-    Key,
     ProxyTrust,
     Tenant,
     hash_key,
@@ -22,13 +22,13 @@ ACME = Tenant(name="acme", jwt_subject="a", certificate_sans=frozenset({"spiffe:
 GLOBEX = Tenant(name="globex", models=frozenset({"m"}), jwt_subject="g", certificate_sans=frozenset({"g.x"}))
 DIRECTORY = Directory(
     [
-        (ACME, [hash_key("a-key"), hash_key("a-second"), Key(hash_key("weak", SECRET), "ci")]),
+        (ACME, [hash_key("a-key"), hash_key("a-second"), ApiKey(hash_key("weak", SECRET), "ci")]),
         (
             GLOBEX,
             [
                 hash_key("g-key"),
-                Key(hash_key("dated"), not_before=10.0, expires=20.0),
-                Key(hash_key("gone"), revoked=True),
+                ApiKey(hash_key("dated"), not_before=10.0, expires=20.0),
+                ApiKey(hash_key("gone"), revoked=True),
             ],
         ),
     ],
@@ -41,7 +41,7 @@ INSIDE = "10.0.0.7"
 
 
 def identify(now_s: float = 0.0, directory: Directory = DIRECTORY, **evidence: object) -> Identity | Reject:
-    return directory.identify(Evidence(**evidence), now_s=now_s)  # type: ignore[arg-type]
+    return directory.identify(Credentials(**evidence), now_s=now_s)  # type: ignore[arg-type]
 
 
 def proven(now_s: float = 0.0, **evidence: object) -> tuple[str, tuple[str, ...]]:
@@ -117,7 +117,7 @@ def test_a_keys_times() -> None:
 def test_a_key_under_another_secret_is_unknown() -> None:
     """So that a leaked hash is of no use elsewhere; without a secret only plain hashes are looked up."""
     for secret in (b"another secret!!", None):
-        keys = [Key(hash_key("weak", SECRET))]
+        keys = [ApiKey(hash_key("weak", SECRET))]
         directory = Directory([(ACME, keys)], required=True, secret=secret)
         assert isinstance(identify(directory=directory, api_key="weak"), Reject)
 
@@ -176,14 +176,14 @@ def test_a_wrong_credential_is_not_made_good_by_a_right_one(right: dict[str, obj
 @pytest.mark.parametrize(
     ("evidence", "guesses"),
     [
-        (Evidence(), False),
-        (Evidence(api_key="x"), True),
-        (Evidence(authorization="Bearer x"), True),
-        (Evidence(authorization="Bearer x.y.z", jwt="a"), False),
-        (Evidence(proxy_tenant="x", sans=("y",)), False),
+        (Credentials(), False),
+        (Credentials(api_key="x"), True),
+        (Credentials(authorization="Bearer x"), True),
+        (Credentials(authorization="Bearer x.y.z", jwt="a"), False),
+        (Credentials(proxy_tenant="x", sans=("y",)), False),
     ],
 )
-def test_what_counts_as_a_guess(evidence: Evidence, guesses: bool) -> None:
+def test_what_counts_as_a_guess(evidence: Credentials, guesses: bool) -> None:
     """What Envoy verified cannot be guessed; nothing at all is no attempt."""
     assert evidence.guesses is guesses
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import pytest
 
-from extproc.app import App
 from extproc.config.load import loads
 from extproc.core.outcome import Hold, Outcome, Routed
 from extproc.core.tenant import Tenant
-from extproc.core.turns import KEPT_NS, Row, Turns
+from extproc.core.turns import KEPT_NS, TurnRow, Turns
+from extproc.service import App
 from extproc.state.messages import NEEDS_MAX, needs_by_pool
 from extproc.state.share import URGENT_NS, OwnLoad, PeerLoads
 from tests.test_keeping import CHAT, TEXT
@@ -19,7 +19,7 @@ S = 1_000_000_000
 SAME: Mapping[str, float] = {}
 
 
-def turns(own: str, **services: list[Row]) -> Turns:
+def turns(own: str, **services: list[TurnRow]) -> Turns:
     """What a service knows of all: its own part is what it has told."""
     made = Turns(own)
     made.hear({name: {"p": rows} for name, rows in services.items() if name != own})
@@ -31,19 +31,19 @@ def turns(own: str, **services: list[Row]) -> Turns:
     ("services", "weights", "who"),
     [
         # The tenant that runs less over all services, wherever it is held.
-        ({"a": [Row("x", 0, 9, 6)], "b": [Row("y", 0, 1, 0), Row("x", 0, 9, 1)]}, {}, "b"),
+        ({"a": [TurnRow("x", 0, 9, 6)], "b": [TurnRow("y", 0, 1, 0), TurnRow("x", 0, 9, 1)]}, {}, "b"),
         # By weight: 6 of weight 3 are less than 3 of weight 1.
-        ({"a": [Row("x", 0, 1, 6)], "b": [Row("y", 0, 1, 3)]}, {"x": 3.0}, "a"),
+        ({"a": [TurnRow("x", 0, 1, 6)], "b": [TurnRow("y", 0, 1, 3)]}, {"x": 3.0}, "a"),
         # The better level first, however much its tenants run.
-        ({"a": [Row("x", 1, 1, 0)], "b": [Row("y", 0, 1, 50)]}, {}, "b"),
+        ({"a": [TurnRow("x", 1, 1, 0)], "b": [TurnRow("y", 0, 1, 50)]}, {}, "b"),
         # Of one tenant the oldest request.
-        ({"a": [Row("x", 0, 5, 2, 900)], "b": [Row("x", 0, 1, 2, 1_000)]}, {}, "b"),
+        ({"a": [TurnRow("x", 0, 5, 2, 900)], "b": [TurnRow("x", 0, 1, 2, 1_000)]}, {}, "b"),
         # What is running alone wants nothing.
-        ({"a": [Row("x", 0, 0, 1)], "b": [Row("y", 0, 1, 5)]}, {}, "b"),
+        ({"a": [TurnRow("x", 0, 0, 1)], "b": [TurnRow("y", 0, 1, 5)]}, {}, "b"),
     ],
 )
 def test_a_freed_place_is_for_one_service_and_all_say_the_same(
-    services: dict[str, list[Row]], weights: dict[str, float], who: str
+    services: dict[str, list[TurnRow]], weights: dict[str, float], who: str
 ) -> None:
     """Whoever had the place, and whoever reckons."""
     for own in ("a", "b", "c"):
@@ -54,7 +54,7 @@ def test_a_freed_place_is_for_one_service_and_all_say_the_same(
 
 def test_where_nobody_is_known_to_wait_the_owner_keeps_its_place() -> None:
     """What it holds and has not told is its own affair."""
-    known = turns("a", b=[Row("x", 0, 0, 3)])
+    known = turns("a", b=[TurnRow("x", 0, 0, 3)])
     assert not known.contended("p")
     assert known.ended("b", "p", "x", weights=SAME) == "b"
     assert known.ended("a", "p", "x", weights=SAME) == "a"
@@ -62,7 +62,7 @@ def test_where_nobody_is_known_to_wait_the_owner_keeps_its_place() -> None:
 
 def test_places_that_come_one_after_the_other_go_round_until_the_next_message() -> None:
     """Who was next is taken to have begun: not all go to the first."""
-    known = turns("a", a=[Row("x", 0, 4, 2)], b=[Row("y", 0, 4, 2)])
+    known = turns("a", a=[TurnRow("x", 0, 4, 2)], b=[TurnRow("y", 0, 4, 2)])
     got = [known.ended("c", "p", "z", weights=SAME) for _ in range(8)]
     assert sorted(got[:4]) == ["a", "a", "b", "b"]
     assert sorted(got) == ["a"] * 4 + ["b"] * 4
@@ -71,12 +71,12 @@ def test_places_that_come_one_after_the_other_go_round_until_the_next_message() 
 
 def test_a_turn_is_kept_for_others_for_a_while_alone() -> None:
     """What a peer holds may fit nowhere: then this service goes on, until something of the peer's begins."""
-    rows = [Row("x", 0, 5, 4)]
-    known = turns("a", a=rows, b=[Row("y", 0, 1, 0)])
+    rows = [TurnRow("x", 0, 5, 4)]
+    known = turns("a", a=rows, b=[TurnRow("y", 0, 1, 0)])
     assert not known.mine("p", rows, weights=SAME, now_ns=S)
     assert not known.mine("p", rows, weights=SAME, now_ns=S + KEPT_NS - 1)
     assert known.mine("p", rows, weights=SAME, now_ns=S + KEPT_NS)
-    known.hear({"b": {"p": [Row("y", 0, 1, 1)]}})
+    known.hear({"b": {"p": [TurnRow("y", 0, 1, 1)]}})
     assert not known.mine("p", rows, weights=SAME, now_ns=S + KEPT_NS)
     known.hear({})
     assert known.mine("p", rows, weights=SAME, now_ns=S + KEPT_NS)
@@ -84,14 +84,14 @@ def test_a_turn_is_kept_for_others_for_a_while_alone() -> None:
 
 def test_a_place_that_was_given_is_one_place() -> None:
     """Granted by an end, once; what was not used is not kept for later."""
-    rows = [Row("x", 0, 5, 0, 10)]
-    known = turns("a", a=rows, b=[Row("x", 0, 5, 4, 5)])
+    rows = [TurnRow("x", 0, 5, 0, 10)]
+    known = turns("a", a=rows, b=[TurnRow("x", 0, 5, 4, 5)])
     assert known.ended("b", "p", "x", weights=SAME) == "a"
-    known.hear({"b": {"p": [Row("x", 0, 5, 4, 50)]}})
+    known.hear({"b": {"p": [TurnRow("x", 0, 5, 4, 50)]}})
     assert known.mine("p", rows, weights=SAME, now_ns=S)
     assert not known.mine("p", rows, weights=SAME, now_ns=S)
     assert known.ended("b", "p", "x", weights=SAME) == "b"
-    known.tell({"p": [Row("x", 0, 5, 0, 100)]})
+    known.tell({"p": [TurnRow("x", 0, 5, 0, 100)]})
     assert known.ended("b", "p", "x", weights=SAME) == "a"
     known.spent("p")
     assert not known.mine("p", rows, weights=SAME, now_ns=S)
@@ -100,17 +100,17 @@ def test_a_place_that_was_given_is_one_place() -> None:
 def test_needs_travel_whole_with_every_message_and_go_with_their_service() -> None:
     """A change is told sooner than loads are; what is not named any more is gone, and so is a silent peer."""
     own, peers = OwnLoad("a-1"), PeerLoads("b-1")
-    needs = {"p": [Row("x", 0, 3, 1, 40), Row("y", 1, 2, 0, 70)]}
+    needs = {"p": [TurnRow("x", 0, 3, 1, 40), TurnRow("y", 1, 2, 0, 70)]}
     first = own.next({}, now_ns=S, needs=needs)
     assert first is not None
     peers.take(first.frame, now_ns=S)
     assert peers.needs == {"a": needs}
     assert own.due_ns == S + URGENT_NS
     assert own.next({}, now_ns=S + URGENT_NS, needs=needs) is None
-    after = own.next({}, now_ns=S + 2 * URGENT_NS, needs={"p": [Row("x", 0, 2, 2, 40)]})
+    after = own.next({}, now_ns=S + 2 * URGENT_NS, needs={"p": [TurnRow("x", 0, 2, 2, 40)]})
     assert after is not None
     peers.take(after.frame, now_ns=S + 2 * URGENT_NS)
-    assert peers.needs == {"a": {"p": [Row("x", 0, 2, 2, 40)]}}
+    assert peers.needs == {"a": {"p": [TurnRow("x", 0, 2, 2, 40)]}}
     none = own.next({}, now_ns=S + 3 * URGENT_NS, needs={})
     assert none is not None
     peers.take(none.frame, now_ns=S + 3 * URGENT_NS)
@@ -121,7 +121,7 @@ def test_needs_travel_whole_with_every_message_and_go_with_their_service() -> No
 
 def test_what_is_told_of_needs_is_bounded() -> None:
     """With more tenants than a message holds, those with most."""
-    rows = [Row(f"t{number}", 0, number + 1, 0) for number in range(2 * NEEDS_MAX)]
+    rows = [TurnRow(f"t{number}", 0, number + 1, 0) for number in range(2 * NEEDS_MAX)]
     told = needs_by_pool({"p": rows})["p"]
     assert len(told) == NEEDS_MAX
     assert min(held for figures in told.values() for _, held, _, _ in figures) == NEEDS_MAX + 1
@@ -130,26 +130,26 @@ def test_what_is_told_of_needs_is_bounded() -> None:
 def test_a_place_that_a_peer_was_reckoned_to_take_is_free_again_when_it_did_not() -> None:
     """What is reckoned between two messages ends with the next: no endpoint stays full of nobody."""
     app = App(loads(f"{TEXT}\nsharing: {{redis: 'redis://127.0.0.1:1'}}"))
-    desk, other = app.desk, OwnLoad("0123abcd-1")
-    needs = {"p": [Row("u", 0, 1, 0, 500)]}
-    here = desk.admit(CHAT, Tenant(name="t"), now_ns=S)
+    scheduler, other = app.scheduler, OwnLoad("0123abcd-1")
+    needs = {"p": [TurnRow("u", 0, 1, 0, 500)]}
+    here = scheduler.admit(CHAT, Tenant(name="t"), now_ns=S)
     assert isinstance(here, Routed)
-    peers = PeerLoads(f"{desk.instance}-1")
+    peers = PeerLoads(f"{scheduler.instance}-1")
 
-    def hear(needs: dict[str, list[Row]], now_ns: int) -> None:
+    def hear(needs: dict[str, list[TurnRow]], now_ns: int) -> None:
         said = other.next({}, now_ns=now_ns, needs=needs)
         assert said is not None
         peers.take(said.frame, now_ns=now_ns)
         app.agents._on_peers(peers)
 
     hear(needs, S)
-    waits = desk.admit(CHAT, Tenant(name="t"), now_ns=S)
+    waits = scheduler.admit(CHAT, Tenant(name="t"), now_ns=S)
     assert isinstance(waits, Hold), "the place is the other service's"
     end = Outcome(reservation=here.reservation, final=True, status=200, served_by="127.0.0.1:1", attempts=1)
-    desk.settle(end, now_ns=2 * S)
-    endpoint = desk.fleet.endpoints[0]
+    scheduler.settle(end, now_ns=2 * S)
+    endpoint = scheduler.fleet.endpoints[0]
     assert (endpoint.permits, endpoint.peer_permits) == (0, 1)
     hear({}, 3 * S)
     assert endpoint.peer_permits == 0
-    desk.pump_all(now_ns=3 * S)
-    assert len(desk.queue) == 0
+    scheduler.pump_all(now_ns=3 * S)
+    assert len(scheduler.queue) == 0

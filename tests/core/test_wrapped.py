@@ -9,7 +9,7 @@ import pytest
 
 from extproc.core.outcome import Reject
 from extproc.core.reading import parse
-from extproc.core.request import EXTRA_ROUTES, ROUTES, Kind, Request, find_route
+from extproc.core.request import EXTRA_ROUTES, ROUTES, Request, RouteKind, find_route
 
 CHAT = {"messages": [{"content": "hello"}], "max_tokens": 7}
 GENERATE = {"inputs": "hello", "parameters": {"max_new_tokens": 5, "best_of": 2}}
@@ -22,14 +22,14 @@ def read(path: str, body: Any) -> Request | Reject:
 @pytest.mark.parametrize(
     ("body", "kind", "limit"),
     [
-        (GENERATE, Kind.COMPAT, 5),
-        (CHAT, Kind.CHAT, 7),
-        ({"prompt": "hello", "max_tokens": 3}, Kind.COMPLETION, 3),
-        ({"inputs": None, **CHAT}, Kind.CHAT, 7),
-        ({**GENERATE, **CHAT}, Kind.COMPAT, 5),
+        (GENERATE, RouteKind.COMPAT, 5),
+        (CHAT, RouteKind.CHAT, 7),
+        ({"prompt": "hello", "max_tokens": 3}, RouteKind.COMPLETION, 3),
+        ({"inputs": None, **CHAT}, RouteKind.CHAT, 7),
+        ({**GENERATE, **CHAT}, RouteKind.COMPAT, 5),
     ],
 )
-def test_an_invocation_is_read_as_what_it_holds(body: dict[str, Any], kind: Kind, limit: int) -> None:
+def test_an_invocation_is_read_as_what_it_holds(body: dict[str, Any], kind: RouteKind, limit: int) -> None:
     """In TGI's own order; its stream flag counts."""
     request = read("/invocations", {**body, "stream": True})
     assert isinstance(request, Request)

@@ -5,21 +5,21 @@ from dataclasses import replace
 
 import pytest
 
-from extproc.core.desk import Desk
 from extproc.core.fleet import Member, PoolSpec
 from extproc.core.outcome import Reject, Routed
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import ANONYMOUS
-from tests.stand.desks import make_desk
+from tests.stand.schedulers import make_scheduler
 
 CHAT = Request(
-    kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, prompt_tokens=100, max_new_tokens=100
+    kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, prompt_tokens=100, max_new_tokens=100
 )
 #: What such a request costs, in tokens.
 EACH = 200
 
 
-def desk(strategy: str = "least_work", *, zone: str = "a", penalty: int = 10 * EACH) -> Desk:
+def scheduler(strategy: str = "least_work", *, zone: str = "a", penalty: int = 10 * EACH) -> Scheduler:
     """Two replicas here in the region eu, two in the next zone of it, one far away."""
     places = [("a", "eu"), ("a", "eu"), ("b", "eu"), ("b", "eu"), ("c", "us")]
     members = tuple(Member(f"10.0.0.{i}:80", z, 60_000, r) for i, (z, r) in enumerate(places))
@@ -31,16 +31,16 @@ def desk(strategy: str = "least_work", *, zone: str = "a", penalty: int = 10 * E
         output_tokens=100,
         zone_penalty_tokens=penalty,
     )
-    return make_desk(spec, zone=zone)
+    return make_scheduler(spec, zone=zone)
 
 
-def placed(desk: Desk, count: int) -> Counter[str]:
+def placed(scheduler: Scheduler, count: int) -> Counter[str]:
     """The zones of so many requests that pile up."""
     zones: Counter[str] = Counter()
     for _ in range(count):
-        decision = desk.admit(CHAT, ANONYMOUS, now_ns=0)
+        decision = scheduler.admit(CHAT, ANONYMOUS, now_ns=0)
         assert isinstance(decision, Routed)
-        found = desk.fleet.endpoint("p", decision.addresses[0])
+        found = scheduler.fleet.endpoint("p", decision.addresses[0])
         assert found is not None
         zones[found.zone] += 1
     return zones
@@ -49,7 +49,7 @@ def placed(desk: Desk, count: int) -> Counter[str]:
 @pytest.mark.parametrize("strategy", ["least_work", "least_request"])
 def test_home_first_then_over_the_border(strategy: str) -> None:
     """While home is worse by no more than the penalty everything stays; then the zones fill together."""
-    here = desk(strategy)
+    here = scheduler(strategy)
     assert placed(here, 20) == {"a": 20}  # 2 replicas × 10 requests of the penalty
     assert placed(here, 50) == {"a": 20, "b": 20, "c": 10}
 
@@ -57,17 +57,17 @@ def test_home_first_then_over_the_border(strategy: str) -> None:
 @pytest.mark.parametrize(("zone", "penalty"), [("", 2000), ("a", 0)])
 def test_no_zone_or_no_penalty_is_no_preference(zone: str, penalty: int) -> None:
     """Who does not know where it is, or does not mind, spreads over all."""
-    assert placed(desk(zone=zone, penalty=penalty), 50) == {"a": 20, "b": 20, "c": 10}
+    assert placed(scheduler(zone=zone, penalty=penalty), 50) == {"a": 20, "b": 20, "c": 10}
 
 
 def test_a_zone_without_replicas_is_served_from_elsewhere() -> None:
     """Everybody carries the same handicap then."""
-    assert placed(desk(zone="nowhere"), 50) == {"a": 20, "b": 20, "c": 10}
+    assert placed(scheduler(zone="nowhere"), 50) == {"a": 20, "b": 20, "c": 10}
 
 
 def test_a_dead_zone_spills_over() -> None:
     """The penalty prefers; it does not forbid."""
-    here = desk()
+    here = scheduler()
     for endpoint in here.fleet.endpoints[:2]:
         endpoint.ready = False
     assert placed(here, 30) == {"b": 20, "c": 10}
@@ -77,7 +77,7 @@ def test_a_dead_zone_spills_over() -> None:
 @pytest.mark.parametrize("degraded", ["", "store"])
 def test_regions_are_strict(strategy: str, degraded: str) -> None:
     """No policy, no retry and no fallback leaves a tenant's regions."""
-    here = desk(strategy, penalty=0)
+    here = scheduler(strategy, penalty=0)
     tenant = replace(ANONYMOUS, regions=frozenset({"eu"}))
     for _ in range(60):
         decision = here.admit(CHAT, tenant, now_ns=0, degraded=degraded)
@@ -87,7 +87,7 @@ def test_regions_are_strict(strategy: str, degraded: str) -> None:
 
 def test_no_region_left_is_a_refusal_and_not_a_spill() -> None:
     """403 where no replica may serve; 503 where one may and is not ready."""
-    here = desk()
+    here = scheduler()
     nowhere = here.admit(CHAT, replace(ANONYMOUS, regions=frozenset({"mars"})), now_ns=0)
     assert isinstance(nowhere, Reject)
     assert (nowhere.status, nowhere.code) == (403, "region_not_allowed")
@@ -105,7 +105,7 @@ WEIGHTS = (1.0, 0.5, 0.25)
 )
 def test_shares_follow_weights(strategy: str, piling: bool) -> None:
     """Over many requests each gets its part within a tenth: least_work by load, the others by turn."""
-    here = desk(strategy, zone="")
+    here = scheduler(strategy, zone="")
     here.fleet.set_members({"p": [Member(f"10.0.0.{i}:80", "", 60_000) for i in range(3)]})
     for endpoint, weight in zip(here.fleet.endpoints, WEIGHTS, strict=True):
         endpoint.weight = weight
@@ -122,7 +122,7 @@ def test_shares_follow_weights(strategy: str, piling: bool) -> None:
 
 def test_all_stale_is_least_in_flight_and_says_so() -> None:
     """Blind, a pool's own policy gives way; the reason tells."""
-    here = desk()
+    here = scheduler()
     here.fleet.pools["p"].blind = True
     decision = here.admit(CHAT, ANONYMOUS, now_ns=0)
     assert isinstance(decision, Routed)

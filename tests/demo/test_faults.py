@@ -13,7 +13,7 @@ import yaml
 from extproc.config.load import load
 from extproc.demo.cards import Cards, read_faults
 from extproc.demo.faults import KINDS, FaultError, WrongOrderError, resolve, strike
-from extproc.demo.fleet import PORTS_NEEDED, DemoFleet, lay_out
+from extproc.demo.replicas import PORTS_NEEDED, DemoFleet, lay_out
 from extproc.demo.running import RunningDemo, RunningNode, RunningReplica
 from steersman_agent.config import load as load_agent
 from steersman_agent.nvml_fake import FakeNvml

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import aiohttp.web
 import pytest
 
-from extproc.demo.clients import WAYS, Call, Clients, Seen, Way
+from extproc.demo.clients import WAYS, Call, ClientSample, TenantClients, Way
 from extproc.demo.refusals import Refusal, refusal
 
 OPENAI = {"error": {"message": "spent", "type": "rate_limit_error", "param": None, "code": "quota_exceeded"}}
@@ -39,11 +39,11 @@ async def refusing(status: int) -> AsyncIterator[str]:
 async def raised(way: Way, status: int) -> Exception:
     """What the real client raises."""
     async with refusing(status) as url:
-        clients = Clients(url, key="k", models=["m"])
+        clients = TenantClients(url, key="k", models=["m"])
         call = Call(tenant="t", way=way, model="m", prompt="Ahoy!", output_tokens=3)
         try:
             with pytest.raises(Exception) as caught:  # noqa: PT011 (three libraries' own)
-                await clients.send(call, Seen())
+                await clients.send(call, ClientSample())
         finally:
             await clients.close()
         return caught.value

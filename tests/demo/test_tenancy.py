@@ -8,7 +8,7 @@ import pytest
 
 from extproc.config.load import load
 from extproc.config.model import Config
-from extproc.demo.fleet import PORTS_NEEDED, lay_out
+from extproc.demo.replicas import PORTS_NEEDED, lay_out
 from extproc.demo.tenancy import CHEAP_MODEL, FAMILY, STRONG_MODEL, TENANTS
 
 

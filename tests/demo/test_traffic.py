@@ -13,10 +13,10 @@ from extproc.core.families.score import DEFAULT
 from extproc.core.reading import parse
 from extproc.core.request import Request, find_route
 from extproc.demo import traffic
-from extproc.demo.clients import WAYS, Call, Seen
+from extproc.demo.clients import WAYS, Call, ClientSample
 from extproc.demo.tenancy import BY_NAME, FAMILY, TRIAL_PER_MINUTE
 from extproc.demo.traffic import EASY, ERRORS_KEPT, HARD, IN_FLIGHT_MAX, Traffic
-from extproc.demo.workload import CHAT, TRIAL, Arrival, Workload, generated
+from extproc.demo.workload import CHAT, TRIAL, DemoArrival, DemoWorkload, generated
 from extproc.sim.text import count_tokens, forced_output_tokens
 
 
@@ -31,7 +31,7 @@ class QuotaError(Exception):
 def test_smoke_sends_every_way_for_every_tenant_and_counts() -> None:
     """200 requests; one client's failures are counted and kept in words, the others go on."""
 
-    async def send(call: Call, seen: Seen) -> None:
+    async def send(call: Call, seen: ClientSample) -> None:
         await asyncio.sleep(0)
         if call.way.route == "/generate":
             raise RuntimeError(f"no {call.tenant}")
@@ -65,7 +65,7 @@ def test_smoke_sends_every_way_for_every_tenant_and_counts() -> None:
 def test_only_the_refusal_that_is_meant_is_no_failure() -> None:
     """The trial's quota is there to bite, and named; the same of another tenant is a failure."""
 
-    async def send(call: Call, seen: Seen) -> None:
+    async def send(call: Call, seen: ClientSample) -> None:
         raise QuotaError
 
     async def main() -> None:
@@ -84,7 +84,7 @@ def test_only_the_refusal_that_is_meant_is_no_failure() -> None:
 def test_the_family_is_asked_easy_and_hard_questions_on_its_own_routes_alone() -> None:
     """Half of its prompts are to get the cheap model, half the strong one; TGI's routes know no family."""
     working = Traffic({}, seed=1)
-    arrival = Arrival(0.0, CHAT, 200, 50)
+    arrival = DemoArrival(0.0, CHAT, 200, 50)
     openings = {EASY: 0, HARD: 0}
     for way in list(WAYS) * 40:
         call = working.call(arrival, way)
@@ -105,7 +105,7 @@ def test_the_family_is_asked_easy_and_hard_questions_on_its_own_routes_alone() -
 def test_errors_kept_are_bounded() -> None:
     """A thousand different errors are a thousand failures and a few lines."""
 
-    async def send(call: Call, seen: Seen) -> None:
+    async def send(call: Call, seen: ClientSample) -> None:
         raise RuntimeError(call.prompt[:40])
 
     async def main() -> None:
@@ -120,11 +120,11 @@ def test_errors_kept_are_bounded() -> None:
 def test_a_replay_keeps_within_its_bound_and_leaves_nothing_running() -> None:
     """Clients that never come back hold IN_FLIGHT_MAX requests, no more; cancelling ends them."""
 
-    async def send(call: Call, seen: Seen) -> None:
+    async def send(call: Call, seen: ClientSample) -> None:
         await asyncio.Event().wait()
 
     async def main() -> None:
-        work = Workload("all at once", tuple(Arrival(0.0, CHAT, 10, 5) for _ in range(500)), 1.0)
+        work = DemoWorkload("all at once", tuple(DemoArrival(0.0, CHAT, 10, 5) for _ in range(500)), 1.0)
         working = Traffic(dict.fromkeys(BY_NAME, send), seed=1)
         replaying = asyncio.create_task(working.replay(work, speed=1.0))
         for _ in range(2000):
@@ -140,6 +140,6 @@ def test_a_replay_keeps_within_its_bound_and_leaves_nothing_running() -> None:
 @pytest.mark.parametrize(("prompt", "output"), [(8, 3), (900, 77), (99_999, 99_999)])
 def test_a_call_has_the_arrivals_lengths_within_the_models(prompt: int, output: int) -> None:
     """Prompt length in the simulator's own count, output by its marker; both within what it takes."""
-    call = Traffic({}, seed=1).call(Arrival(0.0, CHAT, prompt, output), next(iter(WAYS)))
+    call = Traffic({}, seed=1).call(DemoArrival(0.0, CHAT, prompt, output), next(iter(WAYS)))
     assert count_tokens(call.prompt, bytes_per_token=4) == min(prompt, traffic.INPUT_TOKENS_MAX)
     assert forced_output_tokens(call.prompt) == call.output_tokens == min(output, traffic.OUTPUT_TOKENS_MAX)

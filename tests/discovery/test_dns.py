@@ -12,7 +12,7 @@ import pytest
 
 from extproc.discovery import dns
 from extproc.discovery.dns import DnsName, DnsNames, DnsSource
-from extproc.discovery.member import Member
+from extproc.discovery.member import DiscoveredMember
 from tests.stand.waits import PATIENCE_S
 
 ONE = DnsName("one.test", 80, zone="a", region="eu")
@@ -24,7 +24,7 @@ def test_both_families_sorted_and_once() -> None:
     names = DnsNames([ONE])
     got = names.answered(ONE, ["10.0.0.10", "fd00:0::1", "10.0.0.9", "10.0.0.9"])
     assert got == tuple(
-        Member(address, "a", "eu") for address in ("10.0.0.9:80", "10.0.0.10:80", "[fd00::1]:80")
+        DiscoveredMember(address, "a", "eu") for address in ("10.0.0.9:80", "10.0.0.10:80", "[fd00::1]:80")
     )
     assert names.answered(ONE, ["10.0.0.9", "10.0.0.10", "fd00::1"]) is None, "nothing changed"
 
@@ -46,9 +46,9 @@ def test_a_pool_is_told_when_every_name_was_tried() -> None:
     """Earlier, members would seem to have left."""
     names = DnsNames([ONE, TWO])
     assert names.answered(ONE, ["10.0.0.1"]) is None
-    assert names.failed(TWO, "no such name") == (Member("10.0.0.1:80", "a", "eu"),)
+    assert names.failed(TWO, "no such name") == (DiscoveredMember("10.0.0.1:80", "a", "eu"),)
     both = names.answered(TWO, ["10.0.0.2"])
-    assert both == (Member("10.0.0.1:80", "a", "eu"), Member("10.0.0.2:81"))
+    assert both == (DiscoveredMember("10.0.0.1:80", "a", "eu"), DiscoveredMember("10.0.0.2:81"))
 
 
 def test_no_answer_at_all_is_no_knowledge() -> None:
@@ -66,7 +66,7 @@ def test_a_name_that_is_gone_leaves_after_its_bound() -> None:
     assert names.failed(name, "no answer within 5 s") is None
     assert names.gone(name, "no such name", now_s=109.0) is None
     assert names.gone(name, "no such name", now_s=110.0) == ()
-    assert names.answered(name, ["10.0.0.1"]) == (Member("10.0.0.1:80"),)
+    assert names.answered(name, ["10.0.0.1"]) == (DiscoveredMember("10.0.0.1:80"),)
     assert names.gone(name, "no such name", now_s=111.0) is None, "it counts anew"
 
 
@@ -84,9 +84,9 @@ def test_what_a_resolver_says_decides_who_leaves(code: int | None, leaves: bool)
             return []
         raise socket.gaierror(code, "as the system says")
 
-    async def scene() -> list[tuple[Member, ...]]:
+    async def scene() -> list[tuple[DiscoveredMember, ...]]:
         name = DnsName("x.test", 80, gone_after_s=0.0)
-        told: list[tuple[Member, ...]] = []
+        told: list[tuple[DiscoveredMember, ...]] = []
         source = DnsSource("p", [name], lambda _pool, _source, members: told.append(members), resolve=resolve)
         await source._look_up(name)
         found[0] = None
@@ -102,7 +102,7 @@ def test_two_names_for_one_address_make_one_member() -> None:
     same = DnsName("same.test", 80)
     names = DnsNames([ONE, same])
     names.answered(ONE, ["10.0.0.1"])
-    assert names.answered(same, ["10.0.0.1"]) == (Member("10.0.0.1:80", "a", "eu"),)
+    assert names.answered(same, ["10.0.0.1"]) == (DiscoveredMember("10.0.0.1:80", "a", "eu"),)
 
 
 def test_bounds(caplog: pytest.LogCaptureFixture) -> None:
@@ -116,7 +116,7 @@ def test_bounds(caplog: pytest.LogCaptureFixture) -> None:
     assert DnsName("x", 1, interval_s=0.0).pause_s == dns.INTERVAL_S_MIN
 
 
-Told = list[tuple[str, str, tuple[Member, ...]]]
+Told = list[tuple[str, str, tuple[DiscoveredMember, ...]]]
 
 
 def follow(
@@ -130,7 +130,7 @@ def follow(
         told: Told = []
         enough = asyncio.Event()
 
-        def on_members(pool: str, source: str, members: tuple[Member, ...]) -> None:
+        def on_members(pool: str, source: str, members: tuple[DiscoveredMember, ...]) -> None:
             told.append((pool, source, members))
             if until(told):
                 enough.set()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.discovery.file import FILE_BYTES_MAX, EndpointsError, FileSource, parse
-from extproc.discovery.member import Member
+from extproc.discovery.member import DiscoveredMember
 from tests.stand.waits import PATIENCE_S
 
 GOOD = """
@@ -21,7 +21,7 @@ endpoints:
   - {address: 10.0.0.1:80, zone: a, region: eu, max_concurrent: 64}
   - {address: '[FD00::1]:80'}
 """
-MEMBERS = (Member("10.0.0.1:80", "a", "eu", 64), Member("[fd00::1]:80"))
+MEMBERS = (DiscoveredMember("10.0.0.1:80", "a", "eu", 64), DiscoveredMember("[fd00::1]:80"))
 
 
 def test_yaml_and_json() -> None:
@@ -76,14 +76,14 @@ class Watched:
     """A source and what it told, looking when it is told to."""
 
     def __init__(self, path: Path) -> None:
-        self.told: list[tuple[Member, ...]] = []
+        self.told: list[tuple[DiscoveredMember, ...]] = []
         self.source = FileSource("chat", path, self.on_members)
 
-    def on_members(self, pool: str, source: str, members: tuple[Member, ...]) -> None:
+    def on_members(self, pool: str, source: str, members: tuple[DiscoveredMember, ...]) -> None:
         assert (pool, source) == ("chat", "file")
         self.told.append(members)
 
-    def looks(self, count: int = 1) -> list[tuple[Member, ...]]:
+    def looks(self, count: int = 1) -> list[tuple[DiscoveredMember, ...]]:
         async def run() -> None:
             for _ in range(count):
                 await self.source.look()
@@ -112,7 +112,7 @@ def test_a_file_is_told_at_the_first_look_and_then_when_it_changes(path: Path) -
     assert watched.looks(2) == []
     replace(path, "endpoints: [{address: 10.0.0.2:80}]")
     assert watched.looks() == []
-    assert watched.looks() == [(Member("10.0.0.2:80"),)]
+    assert watched.looks() == [(DiscoveredMember("10.0.0.2:80"),)]
     replace(path, "# the same\nendpoints: [{address: 10.0.0.2:80}]")
     assert watched.looks(3) == []
     replace(path, "endpoints: []")
@@ -141,7 +141,7 @@ def test_a_same_sized_edit_in_place_is_seen(path: Path) -> None:
     watched.looks()
     path.write_text("endpoints: [{address: 10.0.0.2:80}]")
     os.utime(path, ns=(1, 1))
-    assert watched.looks(2) == [(Member("10.0.0.2:80"),)]
+    assert watched.looks(2) == [(DiscoveredMember("10.0.0.2:80"),)]
 
 
 def test_a_bad_file_keeps_the_last_good(path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -185,17 +185,17 @@ def test_a_symlink_that_is_swapped_is_followed(path: Path, tmp_path: Path) -> No
         (tmp_path / name).write_text(f"endpoints: [{{address: {address}}}]")
     path.symlink_to("one")
     watched = Watched(path)
-    assert watched.looks() == [(Member("10.0.0.1:80"),)]
+    assert watched.looks() == [(DiscoveredMember("10.0.0.1:80"),)]
     (tmp_path / "link").symlink_to("two")
     (tmp_path / "link").rename(path)
-    assert watched.looks(2) == [(Member("10.0.0.2:80"),)]
+    assert watched.looks(2) == [(DiscoveredMember("10.0.0.2:80"),)]
 
 
 def test_it_is_looked_at_until_cancelled(path: Path) -> None:
     """The shell around the looks."""
 
     async def run() -> None:
-        seen: asyncio.Queue[tuple[Member, ...]] = asyncio.Queue()
+        seen: asyncio.Queue[tuple[DiscoveredMember, ...]] = asyncio.Queue()
         source = FileSource("chat", path, lambda pool, name, members: seen.put_nowait(members), poll_s=0.005)
         running = asyncio.create_task(source.run())
         await asyncio.to_thread(path.write_text, GOOD)

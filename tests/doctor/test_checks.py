@@ -55,7 +55,7 @@ def service(counts: dict[str, int] | None = None, **facts: Any) -> ServiceSeen:
         "in_flight": 0,
         "telemetry": {"counts": {}},
         "sharing": {"connected": True},
-        "quotas": {"squared": True},
+        "quotas": {"reconciled": True},
         "roster": {"ads": {"streams": 1}},
         "endpoints": [],
         **facts,

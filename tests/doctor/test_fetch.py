@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from extproc.doctor.fetch import Answer
+from extproc.doctor.fetch import Fetched
 
 
 @pytest.mark.parametrize(
@@ -21,4 +21,4 @@ from extproc.doctor.fetch import Answer
 )
 def test_whatever_is_answered(body: bytes, found: Any) -> None:
     """No JSON, nested without end, no text, a number of 5,000 digits: none."""
-    assert Answer(200, body, {}).json() == found
+    assert Fetched(200, body, {}).json() == found

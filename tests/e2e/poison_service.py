@@ -12,10 +12,10 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from extproc.app import App
 from extproc.cli.options import log_to_stderr
 from extproc.config.load import load
-from extproc.control.snapshot import Resource, Resources, Snapshot
+from extproc.control.snapshot import FleetSnapshot, Resource, Resources
+from extproc.service import App
 
 
 def poison(app: App) -> None:
@@ -30,7 +30,7 @@ def poison(app: App) -> None:
     publisher = app.roster.publisher
     assert publisher._snapshot is not None
     bad = Resources.of(Resource(cluster.name, bytes(cluster)) for cluster in clusters)
-    publisher.publish(Snapshot(bad, publisher._snapshot.endpoints))
+    publisher.publish(FleetSnapshot(bad, publisher._snapshot.endpoints))
 
 
 async def main(file: Path) -> None:

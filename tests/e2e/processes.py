@@ -33,9 +33,14 @@ SERVER = Path(__file__).with_name("fork_server.py")
 
 #: What children import, with what they import where they use it.
 PRELOADED = (
-    *("extproc.app", "extproc.cli.serve", "extproc.cli.sim_replica", "extproc.cli.options"),
+    *("extproc.service", "extproc.cli.serve", "extproc.cli.sim_replica", "extproc.cli.options"),
     *("extproc.control.bootstrap", "extproc.control.resources", "extproc.control.snapshot"),
-    *("extproc.sim.fleet", "extproc.sim.server", "extproc.state.redis_share", "extproc.state.quota_redis"),
+    *(
+        "extproc.sim.listening",
+        "extproc.sim.server",
+        "extproc.state.redis_share",
+        "extproc.state.quota_redis",
+    ),
     *("steersman_agent.command", "uvloop", "aiohttp.web", "yaml"),
 )
 

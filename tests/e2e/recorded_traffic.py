@@ -1,4 +1,4 @@
-"""A record of made-up traffic: the real desk and the real recorder over simulated replicas, in-process."""
+"""A record of made-up traffic: the real scheduler and the real recorder over simulated replicas, in-process."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 from random import Random
 
 from extproc.config.model import Record
-from extproc.core.desk import Desk
-from extproc.core.fairness import Bounds
+from extproc.core.fairqueue import QueueBounds
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Outcome
 from extproc.core.policy import ClassSpec, DeskLimits, Policy
+from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
 from extproc.observe.record import Recorder
-from extproc.sim.replica import Replica
+from extproc.sim.replica import SimReplica
 from extproc.sim.report.served import Served
 from extproc.sim.workload.arrival import Arrival, Workload
 from extproc.sim.world.fleets import SimFleet, parse_fleet
@@ -58,9 +58,9 @@ def record(
     parameters: dict[str, float | int | bool | str] | None = None,
     settings: Record | None = None,
 ) -> list[Served]:
-    """Play traffic on a desk that records it; what became of each request, as the world knows it."""
+    """Play traffic on a scheduler that records it; what became of each request, as the world knows it."""
     machines: SimFleet = parse_fleet(fleet)
-    desk = Desk(
+    scheduler = Scheduler(
         Fleet(
             [
                 PoolSpec(
@@ -78,13 +78,13 @@ def record(
         rng=Random(seed),
         policy=Policy(
             classes=(ClassSpec(name="premium"), ClassSpec(name="standard")),
-            bounds=Bounds(class_held_max=(1_000, 1_000)),
+            bounds=QueueBounds(class_held_max=(1_000, 1_000)),
             weights={"globex": 2.0},
         ),
     )
     workload = traffic(seed, requests=requests, per_s=per_s)
     replicas = {
-        address: Replica(
+        address: SimReplica(
             group.timing,
             group.limits(block_tokens=workload.block_tokens),
             rng=Random(f"{seed}/{address}"),
@@ -94,7 +94,7 @@ def record(
         for address, group in machines.replicas
     }
     world = World(
-        desk,
+        scheduler,
         replicas,
         workload,
         model="m",
@@ -109,20 +109,20 @@ def record(
         clock=lambda: world.now_ns,
         wall_ns=lambda: BEGIN_NS,
     )
-    desk.observers = (recorder,)
-    settle = desk.settle
+    scheduler.observers = (recorder,)
+    settle = scheduler.settle
 
     def settled(outcome: Outcome, *, now_ns: int) -> bool:
         first = settle(outcome, now_ns=now_ns)
         if first:
             recorder.ended(outcome, now_ns=now_ns)
-        recorder.watch(desk, now_ns=now_ns)
+        recorder.watch(scheduler, now_ns=now_ns)
         if recorder.waiting:
             recorder.flush()
         return first
 
-    desk.settle = settled
-    recorder.watch(desk, now_ns=0)
+    scheduler.settle = settled
+    recorder.watch(scheduler, now_ns=0)
     served = world.run()
     recorder.flush(last=True)
     return served

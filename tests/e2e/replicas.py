@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from extproc.sim.fleet import ReplicaSpec, RunningReplicas, start_replicas
+from extproc.sim.listening import ReplicaSpec, RunningReplicas, start_replicas
 
 
 class Replicas:

@@ -12,7 +12,7 @@ from gateway import Gateway, wait_for
 from processes import steersman
 from replicas import Replicas, specs
 
-from extproc.history.versions import History
+from extproc.history.versions import ConfigHistory
 
 pytestmark = pytest.mark.envoy
 
@@ -86,5 +86,5 @@ def test_an_experiment_from_start_to_stop(gateway: Gateway) -> None:
     assert gateway.status()["pools"]["chat"]["strategy"] == "least_request"
     assert status(gateway, 0, "ab")[0]["state"] == "stopped"
     assert ask(gateway, -1) == 200
-    commands = [entry.command for entry in History(file).read().entries]
+    commands = [entry.command for entry in ConfigHistory(file).read().entries]
     assert commands[-2:] == ["experiment start ab", "experiment stop ab"]

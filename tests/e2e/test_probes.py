@@ -23,7 +23,7 @@ def stand() -> Iterator[tuple[Gateway, Replicas, list[str]]]:
             "small": {"models": ["small"], "addresses": addresses, "strategy": "round_robin"},
             "large": {"models": ["large"], "addresses": large.addresses},
         }
-        with Gateway(pools, families=[{"name": "kin", "models": ["small", "large"]}]) as gateway:
+        with Gateway(pools, families=[{"name": "affinity_group", "models": ["small", "large"]}]) as gateway:
             yield gateway, small, addresses
 
 
@@ -35,14 +35,15 @@ def test_the_dead_are_not_ready_and_families_shift_away(
     wait_for("the dead one to be seen", lambda: gateway.endpoint(dead)["ready"] is False)
     assert gateway.endpoint(dead)["causes"]["reach"]["detail"] == "refuses connections"
     wait_for(
-        "the other to serve", lambda: gateway.call("/v1/chat/completions", {**CHAT, "model": "kin"})[0] == 200
+        "the other to serve",
+        lambda: gateway.call("/v1/chat/completions", {**CHAT, "model": "affinity_group"})[0] == 200,
     )
     for _ in range(10):
-        status, headers, _ = gateway.call("/v1/chat/completions", {**CHAT, "model": "kin"})
+        status, headers, _ = gateway.call("/v1/chat/completions", {**CHAT, "model": "affinity_group"})
         assert (status, headers["x-steersman-endpoint"], headers["x-steersman-attempts"]) == (200, alive, "1")
     small.kill(0)
     wait_for("its death to be seen", lambda: gateway.endpoint(alive)["ready"] is False)
-    status, headers, _ = gateway.call("/v1/chat/completions", {**CHAT, "model": "kin"})
+    status, headers, _ = gateway.call("/v1/chat/completions", {**CHAT, "model": "affinity_group"})
     assert status == 200
     assert headers["x-steersman-pool"] == "large"
     assert gateway.call("/v1/chat/completions", {**CHAT, "model": "small"})[0] == 503

@@ -112,4 +112,4 @@ def test_quotas_hold_over_three_services_through_kills(redis: Redis) -> None:
         assert set(statuses) <= {200, 429, 503}, statuses
         for i in range(SERVICES):
             wait_for("quiet", lambda i=i: gateway.status(i)["in_flight"] == 0, timeout_s=20)
-            wait_for("squared books", lambda i=i: gateway.status(i)["quotas"]["squared"], timeout_s=20)
+            wait_for("reconciled books", lambda i=i: gateway.status(i)["quotas"]["reconciled"], timeout_s=20)

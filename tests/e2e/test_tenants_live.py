@@ -13,7 +13,7 @@ from gateway import KEYS, wait_for
 from lone_service import Service, serving
 from processes import steersman
 
-from extproc.history.versions import History
+from extproc.history.versions import ConfigHistory
 
 TAKEN_S_MAX = 10.0
 
@@ -41,8 +41,8 @@ def test_a_command_and_an_editor_are_taken_live(service: Service) -> None:
     taken(lambda: service.status()["counts"].get("reload.refused"), "the refusal")
     service.file.write_text(good.replace("requests_per_minute: 2", "requests_per_minute: 4"))
     taken(lambda: service.limits("acme")[0]["allowed"] == 4.0, "the editor's quota")
-    taken(lambda: len(History(service.file).read().entries) == 3, "the record")
-    reading = History(service.file).read()
+    taken(lambda: len(ConfigHistory(service.file).read().entries) == 3, "the record")
+    reading = ConfigHistory(service.file).read()
     assert [each.command for each in reading.entries] == ["found", "tenant set acme", "changed outside"]
     assert reading.problems == []
     shown = json.loads(steersman("tenants", "--json", "--address", service.address))
@@ -67,7 +67,10 @@ def test_a_dry_run_counts_and_changes_nothing(service: Service) -> None:
     assert "proposed: 6 would be refused" in steersman(*arguments, *where)
     assert service.file.read_text() == before
     # That of the start.
-    taken(lambda: [each.command for each in History(service.file).read().entries] == ["found"], "one version")
+    taken(
+        lambda: [each.command for each in ConfigHistory(service.file).read().entries] == ["found"],
+        "one version",
+    )
     assert service.limits("globex") == []
 
 

@@ -23,7 +23,7 @@ from replicas import Replicas
 
 from extproc.core.tenant import hash_key
 from extproc.demo.stand import stand, stand_config
-from extproc.sim.fleet import start_replicas
+from extproc.sim.listening import start_replicas
 from extproc.sim.spec import ReplicaSpec
 from extproc.state.kept_file import NAME
 from extproc.state.kept_lines import read

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from extproc.demo.stand import Stand, stand
-from extproc.history.versions import History
+from extproc.history.versions import ConfigHistory
 from extproc.sim.spec import ReplicaSpec
 
 pytestmark = [pytest.mark.envoy, pytest.mark.slow]
@@ -61,7 +61,7 @@ def test_an_arm_that_the_guardrail_stops_is_written_into_the_users_file(tmp_path
             statuses = await traffic(here, seconds=60.0, enough=written)
             assert set(statuses) == {200}
             assert written(), json.dumps((await here.status())["experiments"])
-            latest = History(here.file).latest()
+            latest = ConfigHistory(here.file).latest()
             assert latest is not None
             assert (latest.who, latest.command) == ("steersman", "experiment guardrail")
 
@@ -91,7 +91,7 @@ def test_online_tuning_records_its_tries_beside_the_users_file(tmp_path: Path) -
             assert tuning["on"]
             assert tuning["trying"] is not None
             # A try is in force; the file, and so its history, is the user's until something is kept.
-            assert not [each for each in History(here.file).read().entries if "tuning" in each.command]
+            assert not [each for each in ConfigHistory(here.file).read().entries if "tuning" in each.command]
             assert here.file.read_text(encoding="utf-8") == before
 
     asyncio.run(main())

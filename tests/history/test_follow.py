@@ -13,7 +13,7 @@ import pytest
 
 from extproc.history import follow as module
 from extproc.history.follow import Follow
-from extproc.history.versions import History
+from extproc.history.versions import ConfigHistory
 from tests.stand.waits import until
 
 #: Any account's number but root's.
@@ -70,9 +70,9 @@ def test_a_change_is_taken_once_and_recorded(tmp_path: Path) -> None:
     """A touch without a change is none; a bad file is told of once and not recorded."""
 
     async def drive(follow: Follow, taker: Taker, file: Path) -> None:
-        await until(lambda: History(file).latest())
+        await until(lambda: ConfigHistory(file).latest())
         taker.write("two")
-        await until(lambda: len(History(file).read().entries) == 2)
+        await until(lambda: len(ConfigHistory(file).read().entries) == 2)
         taker.file.touch()
         await asyncio.sleep(0.1)
         taker.write("bad")
@@ -80,11 +80,11 @@ def test_a_change_is_taken_once_and_recorded(tmp_path: Path) -> None:
         taker.file.unlink()
         await asyncio.sleep(0.05)
         taker.write("three")
-        await until(lambda: len(History(file).read().entries) == 3)
+        await until(lambda: len(ConfigHistory(file).read().entries) == 3)
 
     taker = following(tmp_path, drive)
     assert taker.read == ["two", "bad", "three"]
-    entries = History(taker.file).read().entries
+    entries = ConfigHistory(taker.file).read().entries
     assert [(each.command, each.text) for each in entries] == [
         ("found", "one"),
         ("changed outside", "two"),
@@ -164,7 +164,7 @@ def test_a_supervisors_copy_is_read_when_it_says_and_not_recorded(tmp_path: Path
         task.cancel()
 
     asyncio.run(main())
-    assert not History(file).exists
+    assert not ConfigHistory(file).exists
 
 
 def test_a_history_that_cannot_be_written_stops_nothing(
@@ -173,7 +173,7 @@ def test_a_history_that_cannot_be_written_stops_nothing(
     """One line says so."""
 
     async def drive(follow: Follow, taker: Taker, file: Path) -> None:
-        History(file).path.mkdir()
+        ConfigHistory(file).path.mkdir()
         for text in ("two", "three"):
             taker.write(text)
             await until(lambda text=text: taker.read[-1:] == [text])

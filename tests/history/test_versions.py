@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from extproc.history.versions import FILES_KEPT, History, HistoryError, digest, write_whole
+from extproc.history.versions import FILES_KEPT, ConfigHistory, HistoryError, digest, write_whole
 
 
-def history(tmp_path: Path, *, bytes_max: int = 1 << 20) -> History:
-    return History(tmp_path / "a.yaml", bytes_max=bytes_max)
+def history(tmp_path: Path, *, bytes_max: int = 1 << 20) -> ConfigHistory:
+    return ConfigHistory(tmp_path / "a.yaml", bytes_max=bytes_max)
 
 
-def add(books: History, text: str) -> int:
+def add(books: ConfigHistory, text: str) -> int:
     return books.append(text, who="ann", why="because", command="test").version
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from extproc.config.model import Audit
-from extproc.core.tenant import Evidence
+from extproc.core.tenant import Credentials
 from extproc.observe.audit import (
     FILES_KEPT,
     IDENTITY_LINES_PER_S,
@@ -149,7 +149,7 @@ def test_a_disk_that_refuses_stops_nothing(tmp_path: Path, caplog: pytest.LogCap
 
 def test_the_means_of_proof() -> None:
     """What was tried, not what it said."""
-    assert offered(Evidence()) == []
-    assert offered(Evidence(authorization="Bearer k", sans=("a",))) == ["key", "certificate"]
-    assert offered(Evidence(authorization="Bearer t", jwt="s", proxy_tenant="acme")) == ["jwt", "proxy"]
-    assert offered(Evidence(api_key="k", jwt_failure="expired")) == ["key", "jwt"]
+    assert offered(Credentials()) == []
+    assert offered(Credentials(authorization="Bearer k", sans=("a",))) == ["key", "certificate"]
+    assert offered(Credentials(authorization="Bearer t", jwt="s", proxy_tenant="acme")) == ["jwt", "proxy"]
+    assert offered(Credentials(api_key="k", jwt_failure="expired")) == ["key", "jwt"]

@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.config.model import Record
-from extproc.core.desk import Desk
 from extproc.core.outcome import End, Outcome, Reject, Routed
 from extproc.core.policy import ClassSpec, Policy
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
 from extproc.observe import record
 from extproc.observe.record import FIELDS, MARK, PREFIX_BLOCKS_MAX, Recorder, tenant_hash
 from extproc.observe.spool import aside
-from extproc.replay.log import Row, read
-from tests.stand.desks import make_desk, make_pool, make_reservation
+from extproc.replay.log import RecordRow, read
+from tests.stand.schedulers import make_pool, make_reservation, make_scheduler
 
 MS = 1_000_000
 UNIX_NS = 1_790_000_000_000_000_000
@@ -31,8 +31,8 @@ def recorder(path: Path, **settings: Any) -> Recorder:
     )
 
 
-def desk(*, hold_ns: int = 0, permits: int = 1) -> Desk:
-    return make_desk(
+def scheduler(*, hold_ns: int = 0, permits: int = 1) -> Scheduler:
+    return make_scheduler(
         make_pool("10.0.0.1:80", permits=permits, name="chat", strategy="least_request"),
         instance="one",
         policy=Policy(classes=(ClassSpec(hold_ns=hold_ns, long_hold_ns=hold_ns),)),
@@ -41,7 +41,7 @@ def desk(*, hold_ns: int = 0, permits: int = 1) -> Desk:
 
 def request(**facts: Any) -> Request:
     given: dict[str, Any] = {
-        "kind": Kind.CHAT,
+        "kind": RouteKind.CHAT,
         "dialect": Dialect.OPENAI,
         "model": "m",
         "stream": True,
@@ -67,14 +67,14 @@ def ended(routed: Routed, **facts: Any) -> Outcome:
     return Outcome(**given | facts)
 
 
-def rows(path: Path) -> list[Row]:
+def rows(path: Path) -> list[RecordRow]:
     return read(path).rows
 
 
 def test_without_a_file_nothing_is_kept() -> None:
     """Neither waits anything, nor does a flush write."""
     off = Recorder(Record(), instance="one", clock=lambda: 0)
-    off.watch(desk(), now_ns=0)
+    off.watch(scheduler(), now_ns=0)
     assert not off.on
     assert not off.waiting
     off.flush(last=True)
@@ -83,7 +83,7 @@ def test_without_a_file_nothing_is_kept() -> None:
 def test_a_request_is_a_line_at_its_end(tmp_path: Path) -> None:
     """When it came, what was expected, what was counted, in the order of the header."""
     path = tmp_path / "record.jsonl"
-    books, log = desk(), recorder(path)
+    books, log = scheduler(), recorder(path)
     books.observers = (log,)
     routed = books.admit(request(), Tenant(name="acme"), now_ns=1_500 * MS)
     assert isinstance(routed, Routed)
@@ -107,7 +107,7 @@ def test_equal_beginnings_show_and_nothing_else_does(tmp_path: Path) -> None:
     hashes = []
     for name in ("a", "b"):
         path = tmp_path / name
-        books, log = desk(permits=9), recorder(path)
+        books, log = scheduler(permits=9), recorder(path)
         books.observers = (log,)
         for prefix in ((11, 22, 33), (11, 22, 44), tuple(range(1_000))):
             routed = books.admit(request(prefix=prefix), Tenant(name="acme"), now_ns=1)
@@ -121,7 +121,7 @@ def test_equal_beginnings_show_and_nothing_else_does(tmp_path: Path) -> None:
     assert other != first
     assert len(long) == 8 * PREFIX_BLOCKS_MAX
     path = tmp_path / "without"
-    books, log = desk(), recorder(path, prefixes=False, tenants="hashed")
+    books, log = scheduler(), recorder(path, prefixes=False, tenants="hashed")
     books.observers = (log,)
     routed = books.admit(request(), Tenant(name="acme"), now_ns=1)
     assert isinstance(routed, Routed)
@@ -135,7 +135,7 @@ def test_equal_beginnings_show_and_nothing_else_does(tmp_path: Path) -> None:
 def test_what_was_turned_away_is_there_too(tmp_path: Path) -> None:
     """Shed after its hold, refused at once, left while held, and the one whose end never came."""
     path = tmp_path / "record.jsonl"
-    books, log = desk(hold_ns=100 * MS), recorder(path)
+    books, log = scheduler(hold_ns=100 * MS), recorder(path)
     books.observers = (log,)
     routed = books.admit(request(), Tenant(name="acme"), now_ns=1 * MS)
     assert isinstance(routed, Routed)
@@ -151,7 +151,7 @@ def test_what_was_turned_away_is_there_too(tmp_path: Path) -> None:
         "late": ("shed", "overloaded", 148.0, None),
         "acme": ("expired", "", 159.0, None),
     }
-    books = desk()
+    books = scheduler()
     books.instance, books.observers = "two", (log,)
     assert isinstance(books.admit(request(), Tenant(name="in"), now_ns=1), Routed)
     assert isinstance(books.admit(request(), Tenant(name="full"), now_ns=1), Reject)
@@ -161,7 +161,7 @@ def test_what_was_turned_away_is_there_too(tmp_path: Path) -> None:
 
 def test_a_decision_that_never_reached_envoy_is_forgotten(tmp_path: Path) -> None:
     """Nothing of it stays in memory."""
-    books, log = desk(), recorder(tmp_path / "record.jsonl")
+    books, log = scheduler(), recorder(tmp_path / "record.jsonl")
     books.observers = (log,)
     routed = books.admit(request(), Tenant(name="acme"), now_ns=1)
     assert isinstance(routed, Routed)
@@ -172,7 +172,7 @@ def test_a_decision_that_never_reached_envoy_is_forgotten(tmp_path: Path) -> Non
 def test_a_request_that_another_service_decided(tmp_path: Path) -> None:
     """Its arrival is reckoned from its duration; the prefix is the decider's to tell."""
     path = tmp_path / "record.jsonl"
-    books, log = desk(), recorder(path)
+    books, log = scheduler(), recorder(path)
     routed = books.admit(request(), Tenant(name="acme"), now_ns=1)
     assert isinstance(routed, Routed)
     log.ended(ended(routed, end=End.ERROR, status=503, ttft_ns=None), now_ns=900 * MS)
@@ -185,7 +185,7 @@ def test_a_request_that_another_service_decided(tmp_path: Path) -> None:
 def test_the_fleet_is_told_when_it_changes(tmp_path: Path) -> None:
     """At the start, when members change (not oftener than so), and when learned timings have moved."""
     path = tmp_path / "record.jsonl"
-    books, log = desk(), recorder(path)
+    books, log = scheduler(), recorder(path)
     now_ns = 0
 
     def told(later_ns: int) -> int:
@@ -212,7 +212,7 @@ def test_the_fleet_is_told_when_it_changes(tmp_path: Path) -> None:
 def test_a_file_that_was_put_aside_is_read_on(tmp_path: Path) -> None:
     """Each file begins with a header and the fleet; together they hold every request that is kept."""
     path = tmp_path / "record.jsonl"
-    books, log = desk(permits=10_000), recorder(path, bytes_max=65_536)
+    books, log = scheduler(permits=10_000), recorder(path, bytes_max=65_536)
     books.observers = (log,)
     log.watch(books, now_ns=0)
     for i in range(900):
@@ -234,7 +234,7 @@ def test_a_process_begins_on_a_line_of_its_own(tmp_path: Path) -> None:
     """What its predecessor left half written costs one line."""
     path = tmp_path / "record.jsonl"
     for killed in (True, False):
-        books, log = desk(permits=9), recorder(path)
+        books, log = scheduler(permits=9), recorder(path)
         log.instance = books.instance = "first" if killed else "second"
         books.observers = (log,)
         log.watch(books, now_ns=0)
@@ -253,7 +253,7 @@ def test_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """What does not fit is counted, in the service and in the file."""
     monkeypatch.setattr(record, "WAITING_MAX", 5)
     path = tmp_path / "record.jsonl"
-    books, log = desk(permits=99), recorder(path)
+    books, log = scheduler(permits=99), recorder(path)
     books.observers = (log,)
     for i in range(8):
         routed = books.admit(request(), Tenant(name="acme"), now_ns=i)
@@ -267,7 +267,7 @@ def test_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_another_file_is_begun_whole(tmp_path: Path) -> None:
     """After a reload that names it."""
-    books, log = desk(), recorder(tmp_path / "a")
+    books, log = scheduler(), recorder(tmp_path / "a")
     log.watch(books, now_ns=0)
     log.flush()
     log.apply(Record(file=str(tmp_path / "b")))

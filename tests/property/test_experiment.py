@@ -7,23 +7,23 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.core.decide import Case, resolve
+from extproc.core.decide import RoutingRequest, resolve
 from extproc.core.experiment import Arm, Experiment, Experiments, shares_of
 from extproc.core.experiment.sequence import Mean
 from extproc.core.fleet import Fleet
 from extproc.core.ledger import Ledger
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import ANONYMOUS
-from tests.stand.desks import make_pool
+from tests.stand.schedulers import make_pool
 
-CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
+CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
 FLEET = Fleet([make_pool("10.0.0.1:80", strategy="least_request")])
 
 weights = st.lists(st.floats(0.05, 1.0), min_size=2, max_size=6)
 names = st.text("abcdefghij-", min_size=1, max_size=12)
 
 
-def case_of(number: int, tenant: str = "t") -> Case:
+def case_of(number: int, tenant: str = "t") -> RoutingRequest:
     found = resolve(
         CHAT,
         replace(ANONYMOUS, name=tenant),
@@ -33,7 +33,7 @@ def case_of(number: int, tenant: str = "t") -> Case:
         default_model="m",
         reservations_max=10,
     )
-    assert isinstance(found, Case)
+    assert isinstance(found, RoutingRequest)
     return found
 
 
@@ -52,8 +52,8 @@ def test_every_request_has_one_arm_and_always_the_same(
     name: str, parts: list[float], split: str, number: int
 ) -> None:
     """On two services that know nothing of each other, and after a restart."""
-    case = case_of(number, tenant=f"t{number}")
-    drawn = {experiments_of(name, parts, split).assign(case, CHAT).arm for _ in range(2)}
+    routing = case_of(number, tenant=f"t{number}")
+    drawn = {experiments_of(name, parts, split).assign(routing, CHAT).arm for _ in range(2)}
     [arm] = drawn
     assert arm.partition("/")[0] == name
     assert arm.partition("/")[2] in {f"a{i}" for i in range(len(parts))}
@@ -78,8 +78,10 @@ def test_experiments_are_drawn_apart(name: str, parts: list[float]) -> None:
     bare, count = case_of(0), 400
     same = 0
     for i in range(count):
-        case = replace(bare, tenant=replace(ANONYMOUS, name=f"t{i}"))
-        same += one.assign(case, CHAT).arm.partition("/")[2] == two.assign(case, CHAT).arm.partition("/")[2]
+        routing = replace(bare, tenant=replace(ANONYMOUS, name=f"t{i}"))
+        same += (
+            one.assign(routing, CHAT).arm.partition("/")[2] == two.assign(routing, CHAT).arm.partition("/")[2]
+        )
     assert abs(same - count / 2) <= 5 * math.sqrt(count / 4)
 
 

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from extproc.core.fairness import Bounds, Cost, EarliestDeadline, FairQueue, FirstCome, Held, Order, Shed
+from extproc.core.fairqueue import (
+    Cost,
+    EarliestDeadline,
+    FairQueue,
+    FirstCome,
+    Order,
+    QueueBounds,
+    QueuedRequest,
+    Shed,
+)
 from extproc.core.strategies import Work
 from tests.stand.examples import examples
 
@@ -39,7 +48,7 @@ class QueueMachine(RuleBasedStateMachine):
         counters=st.integers(1, 4),
     )
     def begin(self, order: Order, total: int, classes: tuple[int, ...], tenant: int, counters: int) -> None:
-        self.bounds = Bounds(
+        self.bounds = QueueBounds(
             held_max=total,
             class_held_max=classes,
             tenant_held_max=tenant,
@@ -51,10 +60,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue = FairQueue(self.bounds, order=order)
         self.now_ns = 0
         self.number = 0
-        self.model: dict[str, Held] = {}
+        self.model: dict[str, QueuedRequest] = {}
         self.gone: Counter[str] = Counter()
 
-    def left(self, held: Held, how: str) -> None:
+    def left(self, held: QueuedRequest, how: str) -> None:
         assert self.model.pop(held.id) is held
         self.gone[how] += 1
 
@@ -71,11 +80,11 @@ class QueueMachine(RuleBasedStateMachine):
         due_ms=st.integers(0, 200),
         deadline_ms=st.integers(0, 100),
         prefill_ms=st.integers(0, 40),
-        kin=st.sampled_from([None, 1, b"x"]),
+        affinity_group=st.sampled_from([None, 1, b"x"]),
     )
     def push(self, due_ms: int, deadline_ms: int, prefill_ms: int, **fields: Any) -> None:
         self.number += 1
-        held = Held(
+        held = QueuedRequest(
             id=str(self.number),
             weight=WEIGHTS[fields["tenant"]],
             arrived_ns=self.now_ns,
@@ -118,7 +127,7 @@ class QueueMachine(RuleBasedStateMachine):
         fitting = set(data.draw(st.lists(st.sampled_from([*held] or ["none"]))))
         asked: list[str] = []
 
-        def fits(each: Held) -> str | None:
+        def fits(each: QueuedRequest) -> str | None:
             asked.append(each.id)
             return f"for {each.id}" if each.id in fitting else None
 
@@ -138,12 +147,12 @@ class QueueMachine(RuleBasedStateMachine):
             assert taken[1] == f"for {taken[0].id}"
             self.left(taken[0], "dispatched")
 
-    def level(self, held: Held) -> int:
+    def level(self, held: QueuedRequest) -> int:
         return max(0, held.klass - (self.now_ns - held.arrived_ns) // AGEING_NS)
 
-    @rule(pool=st.sampled_from(POOLS), kin=st.sampled_from([None, 1, b"x"]))
-    def take_kin(self, pool: str, kin: int | bytes | None) -> None:
-        after = Held(
+    @rule(pool=st.sampled_from(POOLS), affinity_group=st.sampled_from([None, 1, b"x"]))
+    def take_affinity_group(self, pool: str, affinity_group: int | bytes | None) -> None:
+        after = QueuedRequest(
             id="after",
             tenant="a",
             weight=1.0,
@@ -153,12 +162,12 @@ class QueueMachine(RuleBasedStateMachine):
             arrived_ns=0,
             shed_at_ns=0,
             ttft_deadline_ns=0,
-            kin=kin,
+            affinity_group=affinity_group,
         )
-        taken = self.queue.take_kin(after, lambda _: True, now_ns=self.now_ns)
+        taken = self.queue.take_affinity_group(after, lambda _: True, now_ns=self.now_ns)
         if taken is not None:
-            assert (taken[0].pool, taken[0].kin) == (pool, kin)
-            assert kin is not None
+            assert (taken[0].pool, taken[0].kin) == (pool, affinity_group)
+            assert affinity_group is not None
             self.left(taken[0], "dispatched")
 
     @rule(ms=st.integers(0, 60))
@@ -231,14 +240,14 @@ class QueueMachine(RuleBasedStateMachine):
             return
         for pool, line in self.queue._lines.items():
             for level in line.levels:
-                lanes = [lane for lane in level.lanes.values() if lane.size]
-                assert level.size == sum(lane.size for lane in lanes)
-                assert level.backlogged == len(lanes)
-                assert abs(level.weight - sum(lane.weight for lane in lanes)) < 1e-9
-                assert all(lane.counter >= 0.0 for lane in level.lanes.values())
-                assert len(level.lanes) <= self.bounds.counters_max + len(TENANTS)
-                if lanes:
-                    assert level.floor() == min(lane.counter for lane in lanes)
+                flows = [flow for flow in level.flows.values() if flow.size]
+                assert level.size == sum(flow.size for flow in flows)
+                assert level.backlogged == len(flows)
+                assert abs(level.weight - sum(flow.weight for flow in flows)) < 1e-9
+                assert all(flow.counter >= 0.0 for flow in level.flows.values())
+                assert len(level.flows) <= self.bounds.counters_max + len(TENANTS)
+                if flows:
+                    assert level.floor() == min(flow.counter for flow in flows)
             assert sum(level.size for level in line.levels) == self.queue.by_pool[pool]
 
     def teardown(self) -> None:
@@ -260,8 +269,8 @@ QueueMachine.TestCase.settings = examples(120, steps=40)
 TestQueueMachine = QueueMachine.TestCase
 
 
-def held(number: int, tenant: str, work: Work, **fields: Any) -> Held:
-    return Held(
+def held(number: int, tenant: str, work: Work, **fields: Any) -> QueuedRequest:
+    return QueuedRequest(
         id=f"{tenant}{number}",
         tenant=tenant,
         weight=WEIGHTS[tenant],
@@ -291,12 +300,12 @@ def test_the_service_gap_is_bounded(
     which the predictions of a tenant's requests in flight at one time are off in sum, over its weight.
     With right predictions that is Sheng et al.'s 2 · max(w_in · L_in, w_out · M) at weight 1.
     """
-    queue = FairQueue(Bounds(held_max=1_000, class_held_max=(1_000,), tenant_held_max=1_000))
+    queue = FairQueue(QueueBounds(held_max=1_000, class_held_max=(1_000,), tenant_held_max=1_000))
     # Two that always have more than could be served; the others come and go.
     for number in range(len(requests) + 1):
         for tenant in ("a", "b"):
             queue.push(held(number, tenant, requests[number % len(requests)][1]), now_ns=0)
-    flying: list[tuple[Held, Work]] = []
+    flying: list[tuple[QueuedRequest, Work]] = []
     served: Counter[str] = Counter()
     history: list[dict[str, float]] = []
     most_charged, errors = 0.0, {"a": 0.0, "b": 0.0}
@@ -337,7 +346,7 @@ def test_nothing_starves(low: Work, flood: list[tuple[str, Work]], debt: int) ->
 
     However much the better classes send, and however much its tenant had before.
     """
-    bounds = Bounds(held_max=1_000, class_held_max=(500,) * CLASSES, ageing_ns=AGEING_NS)
+    bounds = QueueBounds(held_max=1_000, class_held_max=(500,) * CLASSES, ageing_ns=AGEING_NS)
     queue = FairQueue(bounds, order=FirstCome())
     queue.charge("d", pool="p", klass=2, weight=1.0, work=Work(debt, 0))
     queue.push(held(0, "d", low, klass=2), now_ns=0)
@@ -370,7 +379,7 @@ def test_inside_a_tenant_the_order_of_arrival_at_the_queue_is_nothing(
 ) -> None:
     """Feasible ones by the policy's key, then the lost by arrival, however they were pushed."""
     made = [
-        Held(
+        QueuedRequest(
             id=str(i),
             tenant="a",
             weight=1.0,
@@ -384,7 +393,7 @@ def test_inside_a_tenant_the_order_of_arrival_at_the_queue_is_nothing(
         )
         for i, (work, deadline_ms, prefill_ms) in enumerate(requests)
     ]
-    queue = FairQueue(Bounds(), order=order)
+    queue = FairQueue(QueueBounds(), order=order)
     for each in data.draw(st.permutations(made)):
         queue.push(each, now_ns=0)
     now_ns = now_ms * MS

@@ -8,20 +8,29 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.core.families import NAMES, Choice, Family, Weights, features, members, pick, thresholds_for
+from extproc.core.families import (
+    NAMES,
+    Family,
+    FamilyChoice,
+    Weights,
+    features,
+    members,
+    pick,
+    thresholds_for,
+)
 from extproc.core.families.choice import LOAD, UNAVAILABLE
 from extproc.core.fleet import Fleet
 from extproc.core.outcome import Reject
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import Tenant
 from extproc.wire.rename import renamed
-from tests.stand.desks import make_pool
+from tests.stand.schedulers import make_pool
 
 MODELS = ("a", "b", "c", "d")
 
 requests = st.builds(
     Request,
-    kind=st.just(Kind.CHAT),
+    kind=st.just(RouteKind.CHAT),
     dialect=st.just(Dialect.OPENAI),
     segments=st.lists(st.text(max_size=3_000), max_size=3).map(tuple),
     prompt_bytes=st.integers(0, 10**9),
@@ -56,7 +65,9 @@ def test_what_stands_in_the_middle_of_a_long_message_costs_nothing(text: str, mo
 
     def request_of(middle: str) -> Request:
         message = head + middle + tail
-        return Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, segments=(message,), prompt_bytes=len(message))
+        return Request(
+            kind=RouteKind.CHAT, dialect=Dialect.OPENAI, segments=(message,), prompt_bytes=len(message)
+        )
 
     middle = text + "x" * more
     assert features(request_of(middle)) == features(request_of("y" * len(middle)))
@@ -102,7 +113,7 @@ def test_the_choice(
     if not may:
         assert isinstance(choice, Reject)
         return
-    assert isinstance(choice, Choice)
+    assert isinstance(choice, FamilyChoice)
     assert {choice.model, choice.wished} <= set(may)
     assert (choice.model == choice.wished) == (choice.shifted == "")
     if choice.shifted == LOAD:

@@ -14,17 +14,17 @@ from extproc.core.health import (
     STEP_NS,
     SUSPICION_SHARE_MAX,
     Cause,
+    CauseKind,
     Health,
-    Kind,
     follow_pool,
 )
 from tests.stand.examples import examples
 
 NAMES = st.sampled_from(["state", "probe", "errors", "latency", "telemetry", "gpu throttle"])
 factors = st.floats(0.0, 1.0)
-soft = st.builds(Cause, st.sampled_from([Kind.EVIDENCE, Kind.SUSPICION]), factors)
-suspicions = st.builds(Cause, st.just(Kind.SUSPICION), factors)
-causes = soft | st.just(Cause(Kind.HARD, 0.0))
+soft = st.builds(Cause, st.sampled_from([CauseKind.EVIDENCE, CauseKind.SUSPICION]), factors)
+suspicions = st.builds(Cause, st.just(CauseKind.SUSPICION), factors)
+causes = soft | st.just(Cause(CauseKind.HARD, 0.0))
 #: (milliseconds since the last, endpoint, cause's name, cause or its end)
 events = st.lists(
     st.tuples(st.integers(0, 3000), st.integers(0, 3), NAMES, st.none() | causes), min_size=1, max_size=60
@@ -81,7 +81,7 @@ def test_no_flapping(low: int, high: int, factor: float) -> None:
     health = Health()
     values = []
     for step in range(400):
-        health.set("errors", Cause(Kind.SUSPICION, factor) if step % (low + high) < low else None)
+        health.set("errors", Cause(CauseKind.SUSPICION, factor) if step % (low + high) < low else None)
         follow_pool([health], now_ns=step * STEP_NS)
         values.append(health.value)
     moves = [b - a for a, b in pairwise(values) if a != b]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc._pb import ext_proc_pb2 as pb
-from extproc.config.picker import Picker as Settings
+from extproc.config.picker import PickerConfig as Settings
 from extproc.core.fleet import PoolSpec
 from extproc.core.outcome import Outcome
 from extproc.wire.picker import Picker, PickerExchange
@@ -20,8 +20,8 @@ from extproc.wire.picker_codec import CHUNK_BYTES_MAX, FULL_DUPLEX, address_of, 
 sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
 import envoy_messages as envoy
 
-from tests.stand.desks import make_desk, make_processor
 from tests.stand.examples import examples
+from tests.stand.schedulers import make_processor, make_scheduler
 
 texts = st.text(max_size=200)
 bodies = st.one_of(
@@ -40,9 +40,9 @@ bodies = st.one_of(
 def picker_of() -> tuple[Picker, list[Outcome]]:
     endpoints = (("10.0.0.1:80", "", 64), ("10.0.0.2:80", "", 64))
     pool = PoolSpec(name="p", models=("m",), strategy="least_work", endpoints=endpoints)
-    desk = make_desk(pool)
+    scheduler = make_scheduler(pool)
     processor = make_processor(
-        desk, decisions_concurrent_max=64, body_bytes_max=1_000_000, wall_clock=lambda: 0.0
+        scheduler, decisions_concurrent_max=64, body_bytes_max=1_000_000, wall_clock=lambda: 0.0
     )
     outcomes: list[Outcome] = []
     picker = Picker(processor, Settings(enabled=True), settle=outcomes.append, first_token=lambda *_: None)

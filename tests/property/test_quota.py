@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from extproc.core.quota import Account, Amounts, Books, Granted, QuotaLimits, Refused, limits
+from extproc.core.quota import Account, Amounts, ExactBooks, Granted, QuotaLimits, Refused, limits
 from tests.stand.examples import examples
 
 S = 1_000_000_000
@@ -40,7 +40,7 @@ class QuotaMachine(RuleBasedStateMachine):
     @initialize(tenant=quotas, model=quotas)
     def begin(self, tenant, model) -> None:  # type: ignore[no-untyped-def]
         self.now_ns = NOW
-        self.books = Books(QuotaLimits(reservation_ttl_ns=30 * S))
+        self.books = ExactBooks(QuotaLimits(reservation_ttl_ns=30 * S))
         self.accounts = [
             Account("t", "k", "m", (("tenant", tenant), ("model:m", model))),
             Account("t", "k", "n", (("tenant", tenant),)),
@@ -104,7 +104,7 @@ TestQuotaMachine = QuotaMachine.TestCase
 def test_retry_after_is_true(quota, amount: Amounts, idle: bool) -> None:  # type: ignore[no-untyped-def]
     """Who retries exactly then is granted when nobody else came, and a nanosecond earlier is refused."""
     account = Account("t", "", "", (("tenant", quota),))
-    books = Books()
+    books = ExactBooks()
     refused = None
     for number in range(200):
         answer = books.reserve(account, f"a{number}", amount, now_ns=NOW, idle_capacity=idle)
@@ -137,7 +137,7 @@ def test_no_span_admits_more_than_rate_and_burst(
     account = Account(
         "t", "", "", (("tenant", limits(requests_per_minute=limit, burst=burst, borrow=borrow)),)
     )
-    books, now_ns, own, all_of_it = Books(), NOW, 0, 0
+    books, now_ns, own, all_of_it = ExactBooks(), NOW, 0, 0
     for number, (gap_ns, idle) in enumerate(gaps):
         now_ns += gap_ns
         answer = books.reserve(

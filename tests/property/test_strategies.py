@@ -17,8 +17,8 @@ from extproc.core.outcome import LATER_MS
 from extproc.core.predict.prior import Prior, prior
 from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.predict.timing import Timing
-from extproc.core.reports import Gpu, ReplicaReport
-from extproc.core.strategies import NOW, STRATEGIES, Moment, Work, build
+from extproc.core.reports import GpuReport, ReplicaReport
+from extproc.core.strategies import NOW, STRATEGIES, SchedulingContext, Work, build
 from tests.stand.examples import examples
 
 #: Those that may answer that it waits.
@@ -63,7 +63,7 @@ def report_of(rng: Random) -> ReplicaReport | None:
         running=maybe(1_000),
         kv_used_tokens=maybe(10**6),
         kv_capacity_tokens=maybe(10**6),
-        gpus=tuple(Gpu(uuid="g", memory_total_bytes=maybe(1 << 37)) for _ in range(rng.randrange(3))),
+        gpus=tuple(GpuReport(uuid="g", memory_total_bytes=maybe(1 << 37)) for _ in range(rng.randrange(3))),
     )
 
 
@@ -125,7 +125,7 @@ works = st.builds(
     tpot_ms=st.floats(0.0, 1e3),
 )
 moments = st.builds(
-    Moment,
+    SchedulingContext,
     now_ns=st.integers(0, 100 * S),
     cached=st.dictionaries(st.integers(0, 12).map(lambda i: f"10.0.0.{i}:80"), st.integers(0, 10**6)),
     patient=st.booleans(),
@@ -147,7 +147,7 @@ def taught(name: str, candidates: list[Endpoint], work: Work, params: dict[str, 
 @given(candidates=fleets, work=works, at=moments, wanted=st.integers(1, 3), seed=st.integers(0, 999))
 @examples(60)
 def test_a_ranking_is_well_formed(
-    name: str, candidates: list[Endpoint], work: Work, at: Moment, wanted: int, seed: int
+    name: str, candidates: list[Endpoint], work: Work, at: SchedulingContext, wanted: int, seed: int
 ) -> None:
     """A score for each candidate, never NaN or negative; as many distinct best as asked for, best first.
 
@@ -181,7 +181,7 @@ def test_the_scorers_of_llmd_are_bounded(name: str, candidates: list[Endpoint], 
 @given(candidates=fleets, work=works, at=moments, wanted=st.integers(1, 3), data=st.data())
 @examples(60)
 def test_the_order_of_candidates_does_not_matter(
-    name: str, candidates: list[Endpoint], work: Work, at: Moment, wanted: int, data: st.DataObject
+    name: str, candidates: list[Endpoint], work: Work, at: SchedulingContext, wanted: int, data: st.DataObject
 ) -> None:
     """A policy of scores names the same endpoints however the fleet is listed, and takes the lowest."""
     shuffled = data.draw(st.permutations(candidates))
@@ -248,7 +248,7 @@ def test_more_load_never_makes_an_endpoint_better(
     more: Callable[[Endpoint], None],
     candidates: list[Endpoint],
     work: Work,
-    at: Moment,
+    at: SchedulingContext,
     which: int,
 ) -> None:
     """Another request, tokens, queue or stream on one endpoint does not move it forward among the others."""
@@ -289,7 +289,9 @@ def test_nothing_known_is_no_fault(name: str, work: Work, size: int, seed: int) 
 @names
 @given(candidates=fleets, work=works, at=moments)
 @examples(30)
-def test_every_term_is_a_number(name: str, candidates: list[Endpoint], work: Work, at: Moment) -> None:
+def test_every_term_is_a_number(
+    name: str, candidates: list[Endpoint], work: Work, at: SchedulingContext
+) -> None:
     """What explains a score can be printed, whatever the endpoint."""
     strategy = taught(name, candidates, work)
     for endpoint in candidates:
@@ -301,7 +303,9 @@ def test_every_term_is_a_number(name: str, candidates: list[Endpoint], work: Wor
 @names
 @given(candidates=fleets, work=works, at=moments)
 @examples(20)
-def test_ranking_changes_nothing(name: str, candidates: list[Endpoint], work: Work, at: Moment) -> None:
+def test_ranking_changes_nothing(
+    name: str, candidates: list[Endpoint], work: Work, at: SchedulingContext
+) -> None:
     """Asked twice with the same chance it answers the same: only `picked` moves anything."""
     strategy = taught(name, candidates, work)
     one = strategy.rank(candidates, work, count=1, rng=Random(1), at=at)

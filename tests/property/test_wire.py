@@ -21,8 +21,8 @@ from extproc.wire import accesslog, codec, ticket
 from extproc.wire.dialect import error_body
 from extproc.wire.processor import Processor
 from extproc.wire.seal import TICKET
-from tests.stand.desks import make_desk, make_pool, make_processor, make_reservation
 from tests.stand.examples import examples
+from tests.stand.schedulers import make_pool, make_processor, make_reservation, make_scheduler
 from tests.stand.seals import SEAL
 
 counts = st.integers(0, 2**63 - 1)
@@ -121,9 +121,9 @@ def test_any_header_bytes_are_read(headers: list[tuple[str, bytes]]) -> None:
 
 def processor_of(*, required: bool) -> Processor:
     fleet = Fleet([make_pool("10.0.0.1:80", permits=1_000)])
-    desk = make_desk(fleet)
+    scheduler = make_scheduler(fleet)
     return make_processor(
-        desk,
+        scheduler,
         Directory([(Tenant(name="t"), [hash_key("key")])], required=required),
         decisions_concurrent_max=5,
     )
@@ -153,8 +153,8 @@ def test_any_exchange_is_answered_and_leaks_nothing(
         assert reply.end
     exchange.close()
     assert processor.open_exchanges == 0
-    assert len(processor.desk.ledger) == 0
-    assert not [name for name in processor.desk.counts if name.startswith("exception")]
+    assert len(processor.scheduler.ledger) == 0
+    assert not [name for name in processor.scheduler.counts if name.startswith("exception")]
 
 
 @given(st.binary())

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
 import envoy_messages as envoy
 
-from extproc.core.desk import Desk, DeskLimits, Policy
 from extproc.core.families import Family
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.policy import ClassSpec
 from extproc.core.request import ROUTES
+from extproc.core.scheduler import DeskLimits, Policy, Scheduler
 from extproc.core.tenant import Directory, Tenant, hash_key
-from extproc.observe.tally import Tally
+from extproc.observe.stats import Stats
 from extproc.wire.processor import Processor
 from tests.stand.examples import examples
 
@@ -80,7 +80,7 @@ def processor_of() -> Processor:
         PoolSpec(name=name, models=(name,), strategy="steer", endpoints=((f"10.0.0.{i}:80", "", 4),))
         for i, name in enumerate(("small", "large", "m"), 1)
     ]
-    desk = Desk(
+    scheduler = Scheduler(
         Fleet(pools),
         instance="i",
         default_model="m",
@@ -88,10 +88,10 @@ def processor_of() -> Processor:
         rng=Random(1),
         policy=Policy(classes=(ClassSpec(hold_ns=0),)),
     )
-    desk.families = {"auto": Family(name="auto", models=("small", "large"), thresholds=(0.5,))}
+    scheduler.families = {"auto": Family(name="auto", models=("small", "large"), thresholds=(0.5,))}
     directory = Directory([(Tenant(name="acme"), [hash_key("key")])], required=True)
     limits = {"decisions_concurrent_max": 8, "body_bytes_max": 1 << 20}
-    return Processor(desk, directory, Tally(), **limits, clock=lambda: 0)
+    return Processor(scheduler, directory, Stats(), **limits, clock=lambda: 0)
 
 
 def decided(path: str, data: bytes) -> Processor:
@@ -103,7 +103,7 @@ def decided(path: str, data: bytes) -> Processor:
     assert reply.end
     answer = envoy.response(reply.data)
     if reply.reservation_id:
-        (entry,) = [processor.desk.ledger.get(reply.reservation_id)]
+        (entry,) = [processor.scheduler.ledger.get(reply.reservation_id)]
         assert entry is not None
         # What it asks for is counted, degraded or not.
         assert 0 <= entry.reservation.permits <= 4
@@ -111,9 +111,9 @@ def decided(path: str, data: bytes) -> Processor:
     else:
         assert answer.immediate_response.status.code in (400, 403, 404, 413, 422, 429)
     exchange.close()
-    assert (len(processor.desk.ledger), processor.open_exchanges, processor.bodies_bytes) == (0, 0, 0)
-    assert all(e.permits == e.standby == e.tokens == 0 for e in processor.desk.fleet.endpoints)
-    failures = {k: v for k, v in processor.desk.counts.items() if k.startswith("exception.")}
+    assert (len(processor.scheduler.ledger), processor.open_exchanges, processor.bodies_bytes) == (0, 0, 0)
+    assert all(e.permits == e.standby == e.tokens == 0 for e in processor.scheduler.fleet.endpoints)
+    failures = {k: v for k, v in processor.scheduler.counts.items() if k.startswith("exception.")}
     assert not failures, failures
     return processor
 

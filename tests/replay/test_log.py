@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.observe.record import FIELDS, MARK
-from extproc.replay.log import LogError, Row, read
+from extproc.replay.log import LogError, RecordRow, read
 
 HEADER = json.dumps({MARK: 1, "fields": list(FIELDS)})
 
 
 def line(id: str, **facts: Any) -> str:  # noqa: A002 (the record's own word)
-    given = {name: getattr(Row(at_ms=1.0, id=id, pool="p", outcome="ok"), name) for name in FIELDS}
+    given = {name: getattr(RecordRow(at_ms=1.0, id=id, pool="p", outcome="ok"), name) for name in FIELDS}
     return json.dumps([(given | facts)[name] for name in FIELDS])
 
 
@@ -80,7 +80,7 @@ def test_a_header_without_what_is_needed(tmp_path: Path) -> None:
         read(written(tmp_path / "a", json.dumps({MARK: 1, "fields": ["id"]})))
     header = json.dumps({MARK: 1, "fields": ["new", "id", "at_ms", "outcome", "pool"]})
     found = read(written(tmp_path / "b", header, '[{}, "x", 5, "ok", "p"]', '[1, "y", 5, "ok"]'))
-    assert found.rows == [Row(at_ms=5, id="x", pool="p", outcome="ok")]
+    assert found.rows == [RecordRow(at_ms=5, id="x", pool="p", outcome="ok")]
     assert found.torn == 1
 
 

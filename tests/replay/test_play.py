@@ -25,7 +25,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Served], Sc
 
 
 def test_what_was_recorded_is_replayed(recorded: tuple[list[Served], Scene]) -> None:
-    """A desk with its recorder, then the replay of the record: as many requests, with the same ends."""
+    """A scheduler with its recorder, then the replay of the record: as many requests, with the same ends."""
     served, there = recorded
     again = play(there)
     assert len(again) == len(served) == len(there.rows)

@@ -8,7 +8,7 @@ import pytest
 from recorded_traffic import record
 
 from extproc.observe.record import MEMBER_FIELDS
-from extproc.replay.log import FleetLine, Log, LogError, Row, read
+from extproc.replay.log import FleetLine, Log, LogError, RecordRow, read
 from extproc.replay.rebuild import scene
 
 MEMBER = dict(
@@ -37,9 +37,9 @@ def fleet(at_ms: float, *members: dict[str, Any], **facts: Any) -> FleetLine:
     return FleetLine(at_ms, {"pools": [pool | facts], "classes": [CLASS], "weights": {"acme": 2.0}})
 
 
-def row(number: int, **facts: Any) -> Row:
+def row(number: int, **facts: Any) -> RecordRow:
     given = {"at_ms": 1_000.0 + number, "id": str(number), "pool": "chat", "outcome": "ok", "model": "m"}
-    return Row(**{**given, "input_tokens": 100, "output_tokens": 10, "stream": True, **facts})
+    return RecordRow(**{**given, "input_tokens": 100, "output_tokens": 10, "stream": True, **facts})
 
 
 def test_arrivals_are_those_of_the_record(tmp_path: Path) -> None:

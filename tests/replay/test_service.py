@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from extproc.app import App
 from extproc.config.load import load
 from extproc.core.outcome import Outcome, Routed
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import Tenant
 from extproc.replay.log import read
 from extproc.replay.play import play
 from extproc.replay.rebuild import scene
+from extproc.service import App
 
 TEXT = """\
 gateway: {auth: none}
@@ -22,15 +22,15 @@ pools:
 
 
 def test_a_service_records_and_a_reload_ends_it(tmp_path: Path) -> None:
-    """Requests and the fleet; without the section nobody listens to the desk any more."""
+    """Requests and the fleet; without the section nobody listens to the scheduler any more."""
     file, path = tmp_path / "steersman.yaml", tmp_path / "record.jsonl"
     file.write_text(TEXT.replace("FILE", str(path)))
     now_ns = 1_000_000_000
     app = App(load(file), clock=lambda: now_ns)
-    app.record.watch(app.desk, now_ns=now_ns)
-    request = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, model="m", stream=True, prompt_tokens=50)
+    app.record.watch(app.scheduler, now_ns=now_ns)
+    request = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, model="m", stream=True, prompt_tokens=50)
     for _ in range(3):
-        routed = app.desk.admit(request, Tenant(name="acme"), now_ns=now_ns)
+        routed = app.scheduler.admit(request, Tenant(name="acme"), now_ns=now_ns)
         assert isinstance(routed, Routed)
         now_ns += 50_000_000
         outcome = Outcome(
@@ -48,6 +48,6 @@ def test_a_service_records_and_a_reload_ends_it(tmp_path: Path) -> None:
     assert [each.outcome for each in play(scene(log))] == ["ok"] * 3
     file.write_text(TEXT.replace("record: {file: FILE}", ""))
     assert app.reload(file)
-    assert app.record not in app.desk.observers
+    assert app.record not in app.scheduler.observers
     assert app.status()["record"] == {"on": False, "dropped": 0, "lost": 0}
     assert app.status()["tuning"] == {"on": False}

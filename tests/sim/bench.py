@@ -15,8 +15,8 @@ from random import Random
 from typing import Any
 
 from extproc.sim.events import Finished, Overloaded, SimRequest
-from extproc.sim.fleet import ReplicaSpec, start_replicas
-from extproc.sim.replica import Replica, ReplicaLimits
+from extproc.sim.listening import ReplicaSpec, start_replicas
+from extproc.sim.replica import ReplicaLimits, SimReplica
 from extproc.sim.timing import hardware_named
 
 REPLICAS = 8
@@ -27,7 +27,7 @@ def scheduler(requests: int = 19_000, per_s: float = 40.0) -> str:
     """Least-permits placement of a synthetic log-normal load over eight A100 replicas."""
     hardware = hardware_named("a100-80g/llama-3-8b")
     limits = ReplicaLimits(kv_capacity_tokens=hardware.kv_capacity_tokens)
-    fleet = [Replica(hardware, limits, rng=Random(at), noise=0.05) for at in range(REPLICAS)]
+    fleet = [SimReplica(hardware, limits, rng=Random(at), noise=0.05) for at in range(REPLICAS)]
     rng, at_s, load = Random(1), 0.0, []
     for index in range(requests):
         at_s += rng.expovariate(per_s)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from extproc.sim.events import Event
-from extproc.sim.fleet import ReplicaSpec, RunningReplicas, start_replicas
-from extproc.sim.replica import Replica, ReplicaLimits
+from extproc.sim.listening import ReplicaSpec, RunningReplicas, start_replicas
+from extproc.sim.replica import ReplicaLimits, SimReplica
 from extproc.sim.timing import Hardware
 from tests.stand.waits import PATIENCE_S
 
@@ -30,22 +30,22 @@ TOY = Hardware(
     prefill_per_token_ms=1.0,
 )
 
-MakeReplica = Callable[..., Replica]
+MakeReplica = Callable[..., SimReplica]
 
 
 @pytest.fixture
 def make_replica() -> MakeReplica:
     """A toy replica; keyword arguments are its limits, or `noise`, `slowdown`, `step_events`."""
 
-    def make(**settings: Any) -> Replica:
+    def make(**settings: Any) -> SimReplica:
         own = {name: settings.pop(name) for name in ("noise", "slowdown", "step_events") if name in settings}
         limits = {"kv_capacity_tokens": 10_000, "block_tokens": 4, **settings}
-        return Replica(TOY, ReplicaLimits(**limits), rng=Random(7), **own)
+        return SimReplica(TOY, ReplicaLimits(**limits), rng=Random(7), **own)
 
     return make
 
 
-def drain(replica: Replica, *, until_ns: int | None = None) -> list[Event]:
+def drain(replica: SimReplica, *, until_ns: int | None = None) -> list[Event]:
     """All events until the replica rests (or until a time)."""
     events: list[Event] = []
     while (due_ns := replica.next_event_ns()) is not None and (until_ns is None or due_ns <= until_ns):

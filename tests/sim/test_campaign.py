@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.core.strategies import STRATEGIES as REGISTERED
-from extproc.sim.campaign import Case, CaseError, Played, load_values, play, play_all, seed_values
+from extproc.sim.campaign import CampaignRun, CaseError, Played, load_values, play, play_all, seed_values
 from extproc.sim.campaign.__main__ import campaign
 from extproc.sim.campaign.account import write_report
 from extproc.sim.campaign.case import QUEUE_PERMITS, TGI_PERMITS, check_strategy, parameter_of
 from extproc.sim.campaign.judge import chosen, lost, places, rate_at, verdicts
 from extproc.sim.campaign.plan import RIVALS, STRATEGIES, full_plan, quick_plan
-from extproc.sim.campaign.play import Store, code_version
+from extproc.sim.campaign.play import ResultStore, code_version
 from extproc.sim.campaign.search import next_load
 from extproc.sim.campaign.streams import arrivals_of, calmed, stood_in, turned
 from extproc.sim.report import Cell, figures
@@ -27,11 +27,13 @@ from extproc.sim.report.served import SLO_8B, Served
 from extproc.sim.workload import Arrival, poisson
 
 NOWHERE = Path("/nonexistent")
-CASE = Case(stream="poisson", fleet="2*a100-80g/llama-3-8b", load=0.6, strategy="steer", seed=1, limit=60)
+CASE = CampaignRun(
+    stream="poisson", fleet="2*a100-80g/llama-3-8b", load=0.6, strategy="steer", seed=1, limit=60
+)
 CONVERSATION = replace(CASE, stream="azure-conversation", fleet="8b", load=0.9, limit=0, permits=TGI_PERMITS)
 
 
-def judged(case: Case, attainment: float, *, shed_tokens: int = 0) -> Played:
+def judged(case: CampaignRun, attainment: float, *, shed_tokens: int = 0) -> Played:
     """A result with this attainment over 100 requests of 100 tokens."""
     hit = round(100 * attainment)
     rows = []
@@ -68,7 +70,7 @@ def test_processes_give_what_one_gives() -> None:
 def test_what_is_stored_is_not_played_again(tmp_path: Path) -> None:
     """A second run reads; a damaged file is played anew; another case has another file."""
     told: list[bool] = []
-    store = Store(tmp_path)
+    store = ResultStore(tmp_path)
     first, _ = play_all([CASE], NOWHERE, store=store, progress=lambda *given: told.append(given[3]))
     again, _ = play_all([CASE], NOWHERE, store=store, progress=lambda *given: told.append(given[3]))
     assert (again, told) == (first, [False, True])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from extproc.sim.fleet import ReplicaSpec
+from extproc.sim.listening import ReplicaSpec
 from tests.sim.conftest import serving
 from tests.stand.waits import PATIENCE_S, wait_until
 

@@ -17,7 +17,7 @@ from extproc.sim.events import (
     SimRequest,
     Stepped,
 )
-from extproc.sim.replica import Replica, ReplicaLimits
+from extproc.sim.replica import ReplicaLimits, SimReplica
 from extproc.sim.spec import ReplicaSpec
 from extproc.sim.timing import hardware_named
 from tests.sim.conftest import MS, TOY, MakeReplica, drain
@@ -423,7 +423,7 @@ def test_a_leap_varies_as_its_steps_together_would() -> None:
         limits = ReplicaLimits(kv_capacity_tokens=450_000)
         found = []
         for seed in range(400):
-            replica = Replica(TOY, limits, rng=Random(seed), noise=0.2, step_events=step_events)
+            replica = SimReplica(TOY, limits, rng=Random(seed), noise=0.2, step_events=step_events)
             replica.submit(request("a", 1, 101), now_ns=0)
             found.append(finished(drain(replica))["a"].decode_ns / MS)
         return found
@@ -436,7 +436,7 @@ def test_a_leap_varies_as_its_steps_together_would() -> None:
 def test_real_hardware_reproduces_its_model() -> None:
     """A lone 1,000-token prompt on an A100: prefill, then decode steps whose context grows."""
     hardware = hardware_named("a100-80g/llama-3-8b")
-    replica = Replica(hardware, ReplicaLimits(kv_capacity_tokens=450_000), rng=Random(0))
+    replica = SimReplica(hardware, ReplicaLimits(kv_capacity_tokens=450_000), rng=Random(0))
     replica.submit(request("a", 1000, 3), now_ns=0)
     end = finished(drain(replica))["a"]
     assert end.prefill_ns / MS == pytest.approx(hardware.prefill_ms(1000), abs=1e-3)

@@ -20,7 +20,7 @@ from extproc.sim.events import (
     SimRequest,
     Stepped,
 )
-from extproc.sim.replica import Replica, ReplicaLimits
+from extproc.sim.replica import ReplicaLimits, SimReplica
 from extproc.sim.timing import Hardware
 from tests.sim.conftest import MS, TOY
 from tests.stand.examples import examples
@@ -82,7 +82,7 @@ PLAIN = SimRequest(request_id=-1, prompt_tokens=1, output_tokens=1, max_new_toke
 class Played:
     """One run: what came out, and the gauges at every stop."""
 
-    replica: Replica
+    replica: SimReplica
     events: list[Event] = field(default_factory=list)
     gauges: list[tuple[int, ...]] = field(default_factory=list)
     accepted: set[int] = field(default_factory=set)
@@ -129,7 +129,7 @@ def play(
     hardware: Hardware = UNEVEN,
 ) -> Played:
     """Drive a small replica, at every event or (not `stopping`) only where something is done."""
-    replica = Replica(hardware, limits, rng=Random(3), noise=noise, step_events=step_events)
+    replica = SimReplica(hardware, limits, rng=Random(3), noise=noise, step_events=step_events)
     played = Played(replica)
     now_ns = 0
 

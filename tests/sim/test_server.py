@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from extproc.sim import engine
-from extproc.sim.fleet import ReplicaSpec, start_replicas
+from extproc.sim.listening import ReplicaSpec, start_replicas
 from extproc.sim.text import count_tokens
 
 Ask = Callable[..., Awaitable[tuple[int, Any, str]]]

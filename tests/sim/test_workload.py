@@ -18,7 +18,7 @@ from extproc.sim.workload import (
     ClientLimits,
     Lengths,
     ReplicaShare,
-    Source,
+    TenantSource,
     Workload,
     WorkloadError,
     bursts,
@@ -203,7 +203,7 @@ def test_bursts_are_burstier_than_poisson() -> None:
 
 def test_the_noisy_neighbour_asks_ten_times_as_often() -> None:
     """One tenant at the factor, the others alike, with lengths of its own where given."""
-    tiny = Source("noisy", prompts=Lengths(20, 0.0))
+    tiny = TenantSource("noisy", prompts=Lengths(20, 0.0))
     workload = noisy_neighbour(40, seed=4, duration_s=500, noisy=tiny)
     counts = Counter(arrival.tenant for arrival in workload.arrivals)
     quiet = [count for tenant, count in counts.items() if tenant != "noisy"]

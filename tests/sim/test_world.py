@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from extproc.core.strategies import PEERS, STRATEGIES
 from extproc.sim.report import SLO_8B, figures
 from extproc.sim.workload import Workload, capacity, poisson, sessions
-from extproc.sim.world import ORACLE, Fault, Result, Setting, parse_fleet, run
+from extproc.sim.world import ORACLE, Result, Setting, WorldFault, parse_fleet, run
 from extproc.sim.world.run import CLASSICS
 from extproc.sim.world.world import Delays
 from tests.stand.examples import examples
@@ -43,12 +43,13 @@ def test_every_arrival_ends_once_and_the_books_are_empty(strategy: str) -> None:
         assert row.end_ns >= row.arrival.at_ns
         assert row.outcome != "ok" or row.arrival.at_ns <= row.decided_ns < row.first_ns <= row.end_ns
         assert (row.outcome == "ok") == (row.first_ns >= 0)
-    desk = result.desk
-    assert len(desk.ledger) == 0
+    scheduler = result.scheduler
+    assert len(scheduler.ledger) == 0
     assert [
-        (e.permits, e.load.queued, e.load.streaming, e.load.reserved_tokens) for e in desk.fleet.endpoints
+        (e.permits, e.load.queued, e.load.streaming, e.load.reserved_tokens)
+        for e in scheduler.fleet.endpoints
     ] == [(0, 0, 0, 0)] * 2
-    assert desk.queue.by_pool_count("sim") == 0
+    assert scheduler.queue.by_pool_count("sim") == 0
 
 
 @pytest.mark.parametrize("strategy", ["steer", ORACLE, "llmd-default", "envoy-random"])
@@ -102,10 +103,10 @@ def test_what_is_lost_on_the_way_expires(
     delays = Delays(event_loss=event_loss, report_loss=report_loss, record_loss=record_loss)
     result = run(workload, FLEET, Setting(strategy="steer", seed=seed, delays=delays))
     assert [row.arrival for row in result.served] == list(workload.arrivals)
-    desk = result.desk
-    desk.expire(now_ns=max(row.end_ns for row in result.served) + (TTL_S + 1) * S)
-    assert len(desk.ledger) == 0
-    assert all(e.permits == 0 for e in desk.fleet.endpoints)
+    scheduler = result.scheduler
+    scheduler.expire(now_ns=max(row.end_ns for row in result.served) + (TTL_S + 1) * S)
+    assert len(scheduler.ledger) == 0
+    assert all(e.permits == 0 for e in scheduler.fleet.endpoints)
 
 
 def test_all_reports_late_or_lost_change_little() -> None:
@@ -122,7 +123,7 @@ def test_all_reports_late_or_lost_change_little() -> None:
 def test_a_hang_that_ends_delays_and_loses_nothing() -> None:
     """What a hung replica held is answered after it; meanwhile the other one works."""
     workload = made(0.6, requests=200)
-    hang = [Fault(at_s=2.0, replica=0, hang=True), Fault(at_s=6.0, replica=0, hang=False)]
+    hang = [WorldFault(at_s=2.0, replica=0, hang=True), WorldFault(at_s=6.0, replica=0, hang=False)]
     result = run(workload, FLEET, Setting(strategy="steer", faults=hang))
     assert {row.outcome for row in result.served} <= {"ok", "shed"}
     answered = Counter(row.endpoint for row in result.served if 2 * S < row.first_ns < 6 * S)
@@ -136,7 +137,7 @@ def test_a_hang_for_good_fails_what_it_held() -> None:
     result = run(
         made(0.5, requests=60),
         FLEET,
-        Setting(strategy="round-robin", faults=[Fault(at_s=0.0, replica=1, hang=True)]),
+        Setting(strategy="round-robin", faults=[WorldFault(at_s=0.0, replica=1, hang=True)]),
     )
     ends = Counter(row.outcome for row in result.served)
     assert ends == {"ok": 30, "failed": 30}
@@ -147,7 +148,7 @@ def test_a_refusing_replica() -> None:
     result = run(
         made(0.5, requests=60),
         FLEET,
-        Setting(strategy="round-robin", faults=[Fault(at_s=0.0, replica=0, refuse=True)]),
+        Setting(strategy="round-robin", faults=[WorldFault(at_s=0.0, replica=0, refuse=True)]),
     )
     by_outcome = {(row.outcome, row.endpoint) for row in result.served}
     assert ("refused", FLEET.replicas[0][0]) in by_outcome
@@ -162,7 +163,7 @@ def test_a_slowdown_moves_work_away() -> None:
     slow = run(
         workload,
         FLEET,
-        Setting(strategy="steer", model_error=0.0, faults=[Fault(at_s=0.0, replica=0, slowdown=5.0)]),
+        Setting(strategy="steer", model_error=0.0, faults=[WorldFault(at_s=0.0, replica=0, slowdown=5.0)]),
     )
     address = FLEET.replicas[0][0]
     before, after = (sum(row.endpoint == address for row in one.served) for one in (calm, slow))

@@ -1,4 +1,4 @@
-"""Several services before one pool, simulated: desks, what they tell each other, and clients in closed loops.
+"""Several services before one pool, simulated: schedulers, what they tell each other, and clients in closed loops.
 
 Virtual time. A replica gives each of its places to one request for as long as that takes; records reach every
 service, loads each 100 ms. Clients choose a service at random, as one Envoy does for them. The timings stand
@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from extproc.core.desk import Desk
-from extproc.core.fairness import Bounds
+from extproc.core.fairqueue import QueueBounds
 from extproc.core.outcome import End, Hold, Outcome, Reject, Reservation, Routed
 from extproc.core.policy import ClassSpec, Policy
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
 from extproc.state.share import OwnLoad, PeerLoads
-from tests.stand.desks import make_desk, make_pool
+from tests.stand.schedulers import make_pool, make_scheduler
 
 S, MS = 1_000_000_000, 1_000_000
 MESSAGE_NS, TICK_NS, STEP_NS = 100 * MS, 20 * MS, 250 * MS
@@ -76,13 +76,13 @@ class Services:
         token_ms: float = 25.0,
     ) -> None:
         addresses = [f"10.0.0.{i}:80" for i in range(replicas)]
-        bounds = Bounds(held_max=10_000, class_held_max=(10_000,), tenant_held_max=10_000)
+        bounds = QueueBounds(held_max=10_000, class_held_max=(10_000,), tenant_held_max=10_000)
         policy = Policy(
             classes=(ClassSpec(hold_ns=HOLD_NS, ttft_ns=600 * S),), bounds=bounds, weights=dict(weights or {})
         )
         self.names = [f"s{i}" for i in range(count)]
-        self.desks: list[Desk] = [
-            make_desk(make_pool(*addresses, permits=permits), instance=name, policy=policy)
+        self.schedulers: list[Scheduler] = [
+            make_scheduler(make_pool(*addresses, permits=permits), instance=name, policy=policy)
             for name in self.names
         ]
         self.rng, self.token_ms, self.permits = Random(seed), token_ms, permits
@@ -99,8 +99,8 @@ class Services:
         self._warm_ns = 0
         self._used_ns = 0
         self.now_ns = S
-        for desk in self.desks:
-            desk.on_release = self._decided
+        for scheduler in self.schedulers:
+            scheduler.on_release = self._decided
 
     def run(self, seconds: float, *, warm_s: float = 10.0) -> Figures:
         """Play; the figures leave out the warm-up."""
@@ -108,10 +108,10 @@ class Services:
         for client in self.clients:
             for _ in range(client.count):
                 self._at(int(self.rng.random() * S), self._ask, client)
-        for index in range(len(self.desks)):
+        for index in range(len(self.schedulers)):
             if self.shared:
-                self._at(index * MESSAGE_NS // len(self.desks), self._tell, index)
-            self._at(index * TICK_NS // len(self.desks), self._tick, index)
+                self._at(index * MESSAGE_NS // len(self.schedulers), self._tell, index)
+            self._at(index * TICK_NS // len(self.schedulers), self._tick, index)
             self._at(STEP_NS, self._step, index)
         ends_ns = self._warm_ns + int(seconds * S)
         while self._events[0][0] < ends_ns:
@@ -132,12 +132,12 @@ class Services:
         heapq.heappush(self._events, (self.now_ns + in_ns, self._serial, call, what))
 
     def _ask(self, client: Client) -> None:
-        index = self.rng.randrange(len(self.desks))
+        index = self.rng.randrange(len(self.schedulers))
         request = Request(
-            kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=40, max_new_tokens=client.output
+            kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=40, max_new_tokens=client.output
         )
-        desk = self.desks[index]
-        decision = desk.admit(request, Tenant(name=client.tenant), now_ns=self.now_ns)
+        scheduler = self.schedulers[index]
+        decision = scheduler.admit(request, Tenant(name=client.tenant), now_ns=self.now_ns)
         if isinstance(decision, Hold):
             self._waiting[decision.id] = (client, self.now_ns)
         elif isinstance(decision, Routed):
@@ -194,42 +194,44 @@ class Services:
             output_tokens=tokens,
         )
         # To every service, one a little after the other.
-        for desk in self.rng.sample(self.desks, len(self.desks)):
+        for scheduler in self.rng.sample(self.schedulers, len(self.schedulers)):
             self._serial += 1
-            self._at(int(self.rng.uniform(0.5, 2.0) * MS), self._record, desk, outcome)
+            self._at(int(self.rng.uniform(0.5, 2.0) * MS), self._record, scheduler, outcome)
         self._at(int(self.rng.expovariate(1.0) * client.pause_s * S) + MS, self._ask, client)
 
-    def _record(self, desk: Desk, outcome: Outcome) -> None:
-        desk.settle(outcome, now_ns=self.now_ns)
+    def _record(self, scheduler: Scheduler, outcome: Outcome) -> None:
+        scheduler.settle(outcome, now_ns=self.now_ns)
 
     def _tick(self, index: int) -> None:
-        self.desks[index].tick(now_ns=self.now_ns)
+        self.schedulers[index].tick(now_ns=self.now_ns)
         self._at(TICK_NS, self._tick, index)
 
     def _step(self, index: int) -> None:
-        self.desks[index].expire(now_ns=self.now_ns)
-        self.desks[index].pump_all(now_ns=self.now_ns)
+        self.schedulers[index].expire(now_ns=self.now_ns)
+        self.schedulers[index].pump_all(now_ns=self.now_ns)
         self._at(STEP_NS, self._step, index)
 
     def _tell(self, index: int) -> None:
-        desk = self.desks[index]
+        scheduler = self.schedulers[index]
         loads = {
             (each.pool, each.address): (each.requests, each.permits, each.tokens)
-            for each in desk.fleet.endpoints
+            for each in scheduler.fleet.endpoints
             if each.requests
         }
-        publication = self.own[index].next(loads, now_ns=self.now_ns, needs=desk.needs(now_ns=self.now_ns))
+        publication = self.own[index].next(
+            loads, now_ns=self.now_ns, needs=scheduler.needs(now_ns=self.now_ns)
+        )
         if publication is not None:
-            for other in range(len(self.desks)):
+            for other in range(len(self.schedulers)):
                 if other != index:
                     self._at(MS, self._hear, other, publication.frame)
         self._at(max(MS, self.own[index].due_ns - self.now_ns), self._tell, index)
 
     def _hear(self, index: int, frame: bytes) -> None:
-        peers, desk = self.peers[index], self.desks[index]
+        peers, scheduler = self.peers[index], self.schedulers[index]
         peers.take(frame, now_ns=self.now_ns)
-        desk.peers = frozenset(name.partition("-")[0] for name in peers.names)
-        for each in desk.fleet.endpoints:
+        scheduler.peers = frozenset(name.partition("-")[0] for name in peers.names)
+        for each in scheduler.fleet.endpoints:
             each.peer_requests, each.peer_permits, each.peer_tokens = peers.load(each.pool, each.address)
-        desk.turns.hear(peers.needs)
+        scheduler.turns.hear(peers.needs)
         peers.told()

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from extproc.core.quota import Account, Amounts, Granted, QuotaLimits, limits
 from extproc.observe.analytics.redis_store import RedisStore
 from extproc.observe.analytics.spans import HOUR, Retention
-from extproc.observe.analytics.store import Entry, StoreError
+from extproc.observe.analytics.store import StoredRow, StoreError
 from extproc.state import redis_client
 from extproc.state.quota_redis import RedisQuota, _poison
 from tests.state.conftest import RedisServer, until
@@ -112,7 +112,7 @@ def test_a_demoted_master_loses_its_connections(redis_server: RedisServer, other
                 for number in range(5):
                     assert await ask(books, f"then{number}")
                 assert books.counts["ask_failed"] == failed
-                await until(lambda: books.squared)
+                await until(lambda: books.reconciled)
                 held = other_server.command("HGET", "{steersman:quota:t}:b", "c:tenant")
                 assert int(held) == len(books._held)
             finally:
@@ -132,7 +132,7 @@ def test_operations_refused_by_a_replica_are_told_to_the_master(redis_server: Re
             await until(lambda: books.connected)
             for number in range(20):
                 assert await ask(books, f"a{number}")
-            await until(lambda: books.squared)
+            await until(lambda: books.reconciled)
             redis_server.command("REPLICAOF", "127.0.0.1", "1")
             for number in range(20):
                 books.settle(f"a{number}", ONE, now_ns=time.monotonic_ns())
@@ -142,7 +142,7 @@ def test_operations_refused_by_a_replica_are_told_to_the_master(redis_server: Re
             await client.aclose()
             assert books.counts["script_failed"] == 0
             redis_server.command("REPLICAOF", "NO", "ONE")
-            await until(lambda: books.connected and books.squared)
+            await until(lambda: books.connected and books.reconciled)
             assert int(redis_server.command("HGET", "{steersman:quota:t}:b", "t:settled")) == 20
         finally:
             await books.close()
@@ -195,7 +195,7 @@ def test_figures_go_to_the_new_master(redis_server: RedisServer, other_server: R
     async def scenario() -> None:
         async with Address(redis_server.port).open() as address:
             store = RedisStore(address.url, prefix="t", where="here")
-            entry = Entry(HOUR, 1_767_225_600, "w", b"k", b"v")
+            entry = StoredRow(HOUR, 1_767_225_600, "w", b"k", b"v")
             retention = Retention(hours_s=10**10)
             await asyncio.to_thread(store.write, [entry], retention)
             address.target = other_server.port

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from extproc.core.quota import Account, Amounts, Books, Granted, QuotaLimits, Refused, limits
+from extproc.core.quota import Account, Amounts, ExactBooks, Granted, QuotaLimits, Refused, limits
 from extproc.core.quota.values import KINDS
 from extproc.state.kept_file import NAME, KeptFile, LockedError
 from extproc.state.kept_lines import Head, Stamped, line, read
@@ -34,13 +34,13 @@ class Machine:
         self.folder = folder
         self.now_ns, self.wall_ns, self.boot = 10**15, 1_700_000_000 * SECOND_NS, "boot-1"
         self.file: KeptFile | None = None
-        self.books = Books()
+        self.books = ExactBooks()
 
     def pass_(self, seconds: float) -> None:
         self.now_ns += round(seconds * 1e9)
         self.wall_ns += round(seconds * 1e9)
 
-    def start(self, **more: Any) -> Books:
+    def start(self, **more: Any) -> ExactBooks:
         """A new process: it finds what the last one left, which was killed if it did not `stop`."""
         if self.file is not None:
             self.file.close()  # what the kernel does with a killed one's lock
@@ -55,7 +55,7 @@ class Machine:
             **more,
         )
         found = self.file.open()
-        self.books = Books(QuotaLimits(reservation_ttl_ns=TTL_NS))
+        self.books = ExactBooks(QuotaLimits(reservation_ttl_ns=TTL_NS))
         self.books.restore(found.state, now_ns=self.now_ns)
         self.books.keep()
         return self.books

@@ -6,9 +6,9 @@ import asyncio
 
 from redis_harness import Redis as RedisServer
 
-from extproc.app import App
-from extproc.app.keeping import AGAIN_NS
 from extproc.config.load import loads
+from extproc.service import App
+from extproc.service.journal import AGAIN_NS
 from tests.test_keeping import TEXT, Time
 
 

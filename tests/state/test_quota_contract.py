@@ -14,12 +14,12 @@ from extproc.core.quota import (
     Account,
     Amounts,
     Ask,
-    Books,
+    ExactBooks,
     Granted,
-    Limits,
     QuotaBooks,
     QuotaLimits,
     Refused,
+    ScopeLimits,
     limits,
 )
 from extproc.state.quota_redis import RedisQuota
@@ -49,7 +49,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
     async def played(scenario: Scenario, bounds: QuotaLimits) -> None:
         if server is None:
-            await scenario(Books(bounds))
+            await scenario(ExactBooks(bounds))
             return
         books = RedisQuota(server.url, service_id="one", limits=bounds)
         await books.start()
@@ -68,7 +68,7 @@ def run(request: pytest.FixtureRequest) -> Run:
     return runs
 
 
-def account(tenant: Limits, *, model: Limits | None = None, name: str = "t") -> Account:
+def account(tenant: ScopeLimits, *, model: ScopeLimits | None = None, name: str = "t") -> Account:
     scopes = (("tenant", tenant),) if model is None else (("tenant", tenant), ("model:m", model))
     return Account(name, "k", "m", scopes)
 
@@ -89,7 +89,7 @@ def settle(books: QuotaBooks, name: str, what: Amounts = ONE, **more: Any) -> bo
 async def heard(books: QuotaBooks) -> None:
     """What was said has reached the shared books."""
     if isinstance(books, RedisQuota):
-        await until(lambda: books.squared)
+        await until(lambda: books.reconciled)
 
 
 async def drain(
@@ -355,7 +355,7 @@ def test_no_limits_no_questions(run: Run) -> None:
     """A tenant without quotas is granted without a word to anybody."""
 
     async def scenario(books: QuotaBooks) -> None:
-        who = account(Limits())
+        who = account(ScopeLimits())
         assert isinstance(books.reserve(who, "a", ONE, now_ns=time.monotonic_ns()), Granted)
         assert settle(books, "a")
 

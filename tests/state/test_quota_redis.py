@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from extproc.core.quota import Account, Amounts, Ask, Granted, QuotaLimits, Refused, limits
 from extproc.state import quota_journal
 from extproc.state.quota_journal import Journal, Op
+from extproc.state.quota_lease import LEASE_PART
 from extproc.state.quota_redis import RedisQuota
-from extproc.state.quota_wallet import LEASE_PART
 from tests.stand.examples import examples
 from tests.state.conftest import LATE_S, Lag, RedisServer, until
 
@@ -83,9 +83,9 @@ def in_flight(server: RedisServer) -> int:
     return int(server.command("HGET", f"{BOOKS}:b", "c:tenant") or 0)
 
 
-async def squared(server: RedisServer, *books: RedisQuota) -> dict[str, int]:
+async def reconciled(server: RedisServer, *books: RedisQuota) -> dict[str, int]:
     """At rest: nothing to tell, nothing in flight, and every reservation has ended."""
-    await until(lambda: all(one.squared for one in books))
+    await until(lambda: all(one.reconciled for one in books))
     await until(lambda: in_flight(server) == 0 and server.command("HLEN", f"{BOOKS}:r") == 0)
     found = totals(server)
     ended = found.get("settled", 0) + found.get("expired", 0) + found.get("cancelled", 0)
@@ -104,7 +104,7 @@ def test_the_usual_decision_waits_for_nothing(redis_server: RedisServer) -> None
                 if number % 2:
                     await asyncio.sleep(0.001)
             assert one.counts["reserved.asked"] <= 30
-            found = await squared(redis_server, one)
+            found = await reconciled(redis_server, one)
             assert found["reserved"] == 600
 
     asyncio.run(scenario())
@@ -185,7 +185,7 @@ def test_whoever_asks_above_the_quota_gets_what_is_due(
                     await asyncio.sleep(0.01)
             # What is left of leases goes back; then all that is due is asked for.
             for one in books:
-                await until(lambda one=one: not one._leasing and not one._asks and one.squared)  # type: ignore[misc]
+                await until(lambda one=one: not one._leasing and not one._asks and one.reconciled)  # type: ignore[misc]
             while any([await ask(one, 10) for one in books]):
                 pass
             due = 240 + 20 * (time.monotonic() - begun)
@@ -204,14 +204,14 @@ def test_what_was_leased_before_an_outage_goes_back_after_it(redis_server: Redis
         one_unit = Amounts(1, 0, 0, 0.0, 1.0)
         async with quotas(redis_server, 2) as (one, two):
             assert isinstance(await decide(one, who, "a", what=one_unit), Granted)
-            await until(lambda: one.squared)
+            await until(lambda: one.reconciled)
             assert sum(one._wallets.of(who, now_ns=time.monotonic_ns())[0].credit) > 0
             # Its answer comes too late: for a moment the share decides.
             one._away_until_ns = time.monotonic_ns() + 50_000_000
             assert isinstance(await decide(one, who, "b", what=one_unit), Granted)
             for name in "ab":
                 one.settle(name, one_unit, now_ns=time.monotonic_ns())
-            await until(lambda: one.squared and not one._leasing)
+            await until(lambda: one.reconciled and not one._leasing)
             assert isinstance(await decide(two, who, "c", what=Amounts(1, 0, 0, 0.0, 97.9)), Granted)
 
     asyncio.run(scenario())
@@ -230,7 +230,7 @@ def test_another_services_record_settles_once(redis_server: RedisServer) -> None
             small = Amounts(1, 100, 0, 0.0, 0.0)
             assert two.settle("a", small, now_ns=now_ns, account=who)
             assert one.settle("a", small, now_ns=now_ns)
-            await squared(redis_server, one, two)
+            await reconciled(redis_server, one, two)
             assert isinstance(await decide(one, who, "b", what=Amounts(1, 850, 0, 0.0, 0.0)), Granted)
             assert isinstance(await decide(two, who, "c", what=Amounts(1, 100, 0, 0.0, 0.0)), Refused)
 
@@ -250,13 +250,13 @@ def test_a_record_that_overtakes_its_reservation_costs_once(redis_server: RedisS
             one.journal.put = held.append  # type: ignore[method-assign]
             assert isinstance(one.reserve(who, "a", ten, now_ns=time.monotonic_ns()), Granted)
             two.settle("a", ten, now_ns=time.monotonic_ns(), account=who)
-            await until(lambda: two.squared)
+            await until(lambda: two.reconciled)
             await asyncio.sleep(0.05)
             del one.journal.put
             for _ in range(2):
                 one.journal.put(held[0])
                 one._work.set()
-                await until(lambda: one.squared)
+                await until(lambda: one.reconciled)
                 await asyncio.sleep(0.03)
             await one._give_back(one._asker, all_of_it=True)
             used = one.usage(who, now_ns=time.monotonic_ns())[0].used
@@ -310,7 +310,7 @@ def test_down_at_start(redis_server: RedisServer, caplog: pytest.LogCaptureFixtu
 
 
 def test_hung(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Stopped for two seconds: each decision keeps its budget, and the books are squared afterwards."""
+    """Stopped for two seconds: each decision keeps its budget, and the books are reconciled afterwards."""
     caplog.set_level(logging.INFO)
 
     async def scenario() -> None:
@@ -336,7 +336,7 @@ def test_hung(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> No
             await until(lambda: one.connected and two.connected)
             for name in [*names, "warm"]:
                 assert one.settle(name, ONE, now_ns=time.monotonic_ns())
-            found = await squared(redis_server, one, two)
+            found = await reconciled(redis_server, one, two)
             assert found["settled"] == len(names) + 1
             assert one.counts["lost"] == one.counts["back"] == 1
             assert len(one._asks) == 0
@@ -360,7 +360,7 @@ def test_read_only(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) 
             await until(lambda: one.connected)
             for name in "ab":
                 one.settle(name, ONE, now_ns=time.monotonic_ns())
-            assert (await squared(redis_server, one))["settled"] == 2
+            assert (await reconciled(redis_server, one))["settled"] == 2
 
     asyncio.run(scenario())
     assert sum(" lost (" in line for line in lines(caplog)) == 1
@@ -394,7 +394,7 @@ def test_everything_forgotten(redis_server: RedisServer, how: str) -> None:
             for name in [*two._held]:
                 # Their records come to the other service.
                 assert one.settle(name, ONE, now_ns=time.monotonic_ns(), account=WHO)
-            assert (await squared(redis_server, one, two))["settled"] == count
+            assert (await reconciled(redis_server, one, two))["settled"] == count
 
     asyncio.run(scenario())
 
@@ -410,7 +410,7 @@ def test_scripts_forgotten(redis_server: RedisServer) -> None:
                 redis_server.command("SCRIPT", "FLUSH")
                 one.settle(f"a{number}", ONE, now_ns=time.monotonic_ns())
                 await asyncio.sleep(0.02)
-            assert (await squared(redis_server, one))["settled"] == 10
+            assert (await reconciled(redis_server, one))["settled"] == 10
             assert one.counts["script_reloaded"] > 0
             assert one.counts["lost"] == 0
 
@@ -466,7 +466,7 @@ def test_a_service_killed_in_the_middle(redis_server: RedisServer) -> None:
                 await decide(one, TIGHT, f"a{number}")
                 one.settle(f"a{number}", ONE, now_ns=time.monotonic_ns())
                 await asyncio.sleep(0.01)
-            found = await squared(redis_server, one)
+            found = await reconciled(redis_server, one)
             assert found["expired"] > 10
             assert found["settled"] > 40
 

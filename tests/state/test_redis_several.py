@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from redis_several import Cluster, Watched
 
-from extproc.core.quota import Account, Amounts, Granted, Limits, QuotaLimits, Refused, limits
+from extproc.core.quota import Account, Amounts, Granted, QuotaLimits, Refused, ScopeLimits, limits
 from extproc.observe.analytics.redis_store import RedisStore
 from extproc.observe.analytics.spans import HOUR, Retention, Stretch
-from extproc.observe.analytics.store import Entry, StoreError
+from extproc.observe.analytics.store import StoredRow, StoreError
 from extproc.state.quota_redis import RedisQuota
 from tests.state.conftest import services, until
 
@@ -23,7 +23,7 @@ UNIT = Amounts(1, 0, 0, 0.0, 1.0)
 WITHIN_S = 120.0
 
 
-def of(tenant: str, quota: Limits = FEW) -> Account:
+def of(tenant: str, quota: ScopeLimits = FEW) -> Account:
     return Account(tenant, "k", "m", (("tenant", quota),))
 
 
@@ -48,14 +48,14 @@ async def spent(one: RedisQuota, two: RedisQuota, tenant: str) -> int:
     for number in range(14):
         books = (one, two)[number % 2]
         granted += isinstance(await spend(books, of(tenant), f"{tenant}{time.monotonic_ns()}"), Granted)
-        await until(lambda: one.squared and two.squared, within_s=WITHIN_S)
+        await until(lambda: one.reconciled and two.reconciled, within_s=WITHIN_S)
     return granted
 
 
 def figures(url: str) -> None:
     """The analytics' rows are written and read."""
     store = RedisStore(url, prefix="t", where="here")
-    entry = Entry(HOUR, 1_767_225_600, "w", b"k", b"v")
+    entry = StoredRow(HOUR, 1_767_225_600, "w", b"k", b"v")
     for attempt in range(20):
         try:
             store.write([entry], Retention(hours_s=10**10))
@@ -92,7 +92,7 @@ def test_a_cluster_of_three(tmp_path: Path) -> None:
                 one.settle("a", UNIT, now_ns=time.monotonic_ns())
                 cluster.start(2)
                 await until(lambda: one.connected and two.connected, within_s=WITHIN_S)
-                await until(lambda: one.squared and two.squared, within_s=WITHIN_S)
+                await until(lambda: one.reconciled and two.reconciled, within_s=WITHIN_S)
                 assert await spent(one, two, "alone") == 9
                 assert await spent(one, two, "t-after") == 10
             finally:
@@ -112,7 +112,7 @@ def test_sentinels_name_a_new_master(tmp_path: Path) -> None:
             try:
                 for number in range(4):
                     assert isinstance(await spend(one, of("t"), f"a{number}"), Granted)
-                await until(lambda: one.squared and two.squared)
+                await until(lambda: one.reconciled and two.reconciled)
                 await until(lambda: not one._leasing)
                 async with services(watched.url, "a", "b") as (a, b):
                     a.loads[("p", "10.0.0.1:80")] = (1, 2, 3)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.state import messages, share
-from extproc.state.messages import NEEDS_MAX, Bye, Delta, Full, Hello, Load, Reports, decode, encode
+from extproc.state.messages import NEEDS_MAX, Bye, Delta, FullLoads, Hello, Load, Reports, decode, encode
 from extproc.state.share import ENDPOINTS_MAX, PEER_SILENT_NS, PEERS_MAX, REFRESH_NS, OwnLoad, PeerLoads
 from tests.stand.examples import examples
 
@@ -29,7 +29,7 @@ def test_the_first_publication_is_full_and_the_next_only_what_changed() -> None:
     first = load.next({A: (1, 1, 10), B: (2, 2, 20)}, now_ns=0)
     assert first is not None
     assert first.full
-    assert decode(first.frame)[1] == Full(1, {"p": {A[1]: (1, 1, 10), B[1]: (2, 2, 20)}})
+    assert decode(first.frame)[1] == FullLoads(1, {"p": {A[1]: (1, 1, 10), B[1]: (2, 2, 20)}})
     second = load.next({A: (3, 3, 30)}, now_ns=100 * MS)
     assert second is not None
     assert not second.full
@@ -67,7 +67,7 @@ def test_what_we_tell_is_within_the_bounds_that_others_hold_us_to() -> None:
     assert told is not None
     assert len(told.frame) < messages.MESSAGE_BYTES_MAX
     message = decode(told.frame)[1]
-    assert isinstance(message, Full)
+    assert isinstance(message, FullLoads)
     assert len(message.loads["p"]) == ENDPOINTS_MAX
     assert message.loads["p"]["0"] == (messages.REQUESTS_MAX, 1, messages.TOKENS_MAX)
     swapped = load.next({("q", str(i)): (1, 1, 1) for i in range(ENDPOINTS_MAX)}, now_ns=100 * MS)
@@ -78,15 +78,15 @@ def test_what_we_tell_is_within_the_bounds_that_others_hold_us_to() -> None:
 def test_sums_are_over_peers_and_named_when_they_change() -> None:
     """Two peers on one endpoint add up; `changed` names what differs since it was told."""
     peers = PeerLoads("me")
-    peers.take(encode("a", Full(1, {"p": {A[1]: (1, 2, 30)}})), now_ns=0)
-    peers.take(encode("b", Full(1, {"p": {A[1]: (4, 5, 60), B[1]: (1, 1, 1)}})), now_ns=0)
+    peers.take(encode("a", FullLoads(1, {"p": {A[1]: (1, 2, 30)}})), now_ns=0)
+    peers.take(encode("b", FullLoads(1, {"p": {A[1]: (4, 5, 60), B[1]: (1, 1, 1)}})), now_ns=0)
     assert peers.sums == {A: (5, 7, 90), B: (1, 1, 1)}
     assert peers.load("p", "elsewhere") == (0, 0, 0)
     assert peers.deciders == 3
     assert peers.changed == {A, B}
     peers.told()
     assert not peers.news
-    peers.take(encode("b", Full(2, {"p": {A[1]: (4, 5, 60), B[1]: (1, 1, 1)}})), now_ns=0)
+    peers.take(encode("b", FullLoads(2, {"p": {A[1]: (4, 5, 60), B[1]: (1, 1, 1)}})), now_ns=0)
     assert not peers.news
     peers.take(encode("b", Delta(3, {"p": {B[1]: (0, 0, 0)}})), now_ns=0)
     assert peers.changed == {B}
@@ -96,7 +96,7 @@ def test_sums_are_over_peers_and_named_when_they_change() -> None:
 def test_a_silent_peer_vanishes_with_all_its_load() -> None:
     """Three seconds after its last word, and an old message of it does not bring it back."""
     peers = PeerLoads("me")
-    frame = encode("a", Full(7, {"p": {A[1]: (1, 1, 1)}}))
+    frame = encode("a", FullLoads(7, {"p": {A[1]: (1, 1, 1)}}))
     peers.take(frame, now_ns=0)
     peers.told()
     assert peers.expire(now_ns=PEER_SILENT_NS - 1) == []
@@ -106,14 +106,14 @@ def test_a_silent_peer_vanishes_with_all_its_load() -> None:
     assert peers.changed == {A}
     peers.take(frame, now_ns=PEER_SILENT_NS)
     assert peers.deciders == 1
-    peers.take(encode("a", Full(8, {})), now_ns=PEER_SILENT_NS)
+    peers.take(encode("a", FullLoads(8, {})), now_ns=PEER_SILENT_NS)
     assert peers.deciders == 2
 
 
 def test_a_peer_without_load_is_news_as_well() -> None:
     """The number of deciders has changed."""
     peers = PeerLoads("me")
-    peers.take(encode("a", Full(1, {})), now_ns=0)
+    peers.take(encode("a", FullLoads(1, {})), now_ns=0)
     assert peers.news
     peers.told()
     peers.take(encode("a", Bye(2)), now_ns=0)
@@ -124,8 +124,8 @@ def test_a_peer_without_load_is_news_as_well() -> None:
 def test_what_was_stored_is_as_old_as_it_is() -> None:
     """A load that was found, not heard, ages from when it was said; too old a one is not taken."""
     peers = PeerLoads("me")
-    peers.take(encode("a", Full(1, {})), now_ns=PEER_SILENT_NS, age_ns=PEER_SILENT_NS - 1)
-    peers.take(encode("b", Full(1, {})), now_ns=PEER_SILENT_NS, age_ns=PEER_SILENT_NS)
+    peers.take(encode("a", FullLoads(1, {})), now_ns=PEER_SILENT_NS, age_ns=PEER_SILENT_NS - 1)
+    peers.take(encode("b", FullLoads(1, {})), now_ns=PEER_SILENT_NS, age_ns=PEER_SILENT_NS)
     assert peers.names == ["a"]
     assert peers.expire(now_ns=PEER_SILENT_NS + 1) == ["a"]
 
@@ -133,9 +133,9 @@ def test_what_was_stored_is_as_old_as_it_is() -> None:
 def test_our_own_echo_doubles_and_old_news_change_nothing() -> None:
     """A sequence counts once and only forwards."""
     peers = PeerLoads("me")
-    peers.take(encode("me", Full(1, {"p": {A[1]: (9, 9, 9)}})), now_ns=0)
+    peers.take(encode("me", FullLoads(1, {"p": {A[1]: (9, 9, 9)}})), now_ns=0)
     for sequence in (5, 5, 4):
-        peers.take(encode("a", Full(sequence, {"p": {A[1]: (sequence, 0, 0)}})), now_ns=0)
+        peers.take(encode("a", FullLoads(sequence, {"p": {A[1]: (sequence, 0, 0)}})), now_ns=0)
     peers.take(encode("a", Delta(5, {"p": {A[1]: (1, 1, 1)}})), now_ns=0)
     peers.take(encode("a", Bye(5)), now_ns=0)
     assert peers.sums == {A: (5, 0, 0)}
@@ -149,7 +149,7 @@ def test_a_gap_is_noticed_and_asked_about() -> None:
     assert peers.wants_full
     assert peers.deciders == 1
     peers.wants_full = False
-    peers.take(encode("a", Full(4, {})), now_ns=0)
+    peers.take(encode("a", FullLoads(4, {})), now_ns=0)
     peers.take(encode("a", Delta(5, {"p": {A[1]: (1, 1, 1)}})), now_ns=0)
     assert not peers.wants_full
     peers.take(encode("a", Delta(7, {"p": {A[1]: (2, 2, 2)}})), now_ns=0)
@@ -207,7 +207,7 @@ HOSTILE: dict[str, object] = {
 def test_what_no_service_says_is_rejected_and_counted(message: object) -> None:
     """It changes nothing, and does not even count as a word of the peer."""
     peers = PeerLoads("me")
-    peers.take(encode("a", Full(1, {"p": {A[1]: (1, 1, 1)}})), now_ns=0)
+    peers.take(encode("a", FullLoads(1, {"p": {A[1]: (1, 1, 1)}})), now_ns=0)
     peers.take(b"a\0" + msgspec.msgpack.encode(message), now_ns=PEER_SILENT_NS - 1)
     assert peers.sums == {A: (1, 1, 1)}
     assert sum(n for code, n in peers.counts.items() if code.startswith("rejected_")) == 1
@@ -238,14 +238,14 @@ def test_peers_and_endpoints_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     """One peer too many is not heard; endpoints too many are refused, whole message by whole message."""
     peers = PeerLoads("me")
     for number in range(PEERS_MAX + 1):
-        peers.take(encode(f"peer-{number}", Full(1, {"p": {"a": (1, 1, 1)}})), now_ns=0)
+        peers.take(encode(f"peer-{number}", FullLoads(1, {"p": {"a": (1, 1, 1)}})), now_ns=0)
     assert peers.deciders == PEERS_MAX + 1
     assert peers.counts["rejected_too_many_peers"] == 1
     monkeypatch.setattr(share, "ENTRIES_MAX", PEERS_MAX + 2)
     peers.take(encode("peer-0", Delta(2, {"p": {"a": (2, 2, 2), "b": (1, 1, 1), "c": (1, 1, 1)}})), now_ns=0)
     assert peers.load("p", "c") == (1, 1, 1)
     peers.take(encode("peer-1", Delta(2, {"p": {"d": (1, 1, 1)}})), now_ns=0)
-    peers.take(encode("peer-1", Full(2, {"p": {"d": (1, 1, 1), "e": (1, 1, 1)}})), now_ns=0)
+    peers.take(encode("peer-1", FullLoads(2, {"p": {"d": (1, 1, 1), "e": (1, 1, 1)}})), now_ns=0)
     assert peers.counts["rejected_too_many_endpoints"] == 2
     peers.take(encode("peer-0", Delta(3, {"p": {"b": (0, 0, 0), "a": (5, 5, 5)}})), now_ns=0)
     assert peers.load("p", "a") == (PEERS_MAX + 4,) * 3
@@ -307,13 +307,13 @@ def test_the_sums_are_what_the_live_peers_said_last(script: list[tuple[object, .
     def deliver(frame: bytes) -> None:
         peers.take(frame, now_ns=now_ns)
         sender, message = decode(frame)
-        assert isinstance(message, Full | Delta | Bye)
+        assert isinstance(message, FullLoads | Delta | Bye)
         if message.sequence <= last[sender]:
             return
         if isinstance(message, Bye):
             live.pop(sender, None)
-        elif isinstance(message, Full) or sender in live:
-            said = {} if isinstance(message, Full) else live[sender][1]
+        elif isinstance(message, FullLoads) or sender in live:
+            said = {} if isinstance(message, FullLoads) else live[sender][1]
             flat = {(pool, a): load for pool, inner in message.loads.items() for a, load in inner.items()}
             live[sender] = (now_ns, {**said, **flat})
         else:
@@ -360,7 +360,7 @@ def test_the_sums_are_what_the_live_peers_said_last(script: list[tuple[object, .
 def test_garbage_and_damage_never_raise_and_never_break_the_sums(junk: bytes, place: int, byte: int) -> None:
     """A damaged frame is taken as what it says or not at all; sums stay the peers' sums."""
     peers = PeerLoads("me")
-    good = encode("a", Full(1, {"p": {A[1]: (1, 2, 3)}, "q": {"x": (300, 2, 70_000)}}))
+    good = encode("a", FullLoads(1, {"p": {A[1]: (1, 2, 3)}, "q": {"x": (300, 2, 70_000)}}))
     peers.take(good, now_ns=0)
     before = dict(peers.sums)
     peers.take(junk, now_ns=0)

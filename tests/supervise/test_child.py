@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from extproc.supervise.child import Child, ChildFailedError, ChildSpec, State, run_once
+from extproc.supervise.child import Child, ChildFailedError, ChildSpec, ChildState, run_once
 from extproc.supervise.output import Output
 from extproc.supervise.restarts import RestartPolicy
 from tests.stand.waits import PATIENCE_S, until, wait_until
@@ -61,16 +61,16 @@ def test_ready_then_killed_then_back(tmp_path: Path) -> None:
         it, lines = child(SLEEPER, tmp_path / "mark")
         it.begin()
         await it.ready()
-        assert it.state is State.READY
+        assert it.state is ChildState.READY
         first = it.pid
         assert first
         os.kill(first, signal.SIGKILL)
-        await until(lambda: it.pid not in (None, first) and it.state is State.READY, "a restart")
+        await until(lambda: it.pid not in (None, first) and it.state is ChildState.READY, "a restart")
         assert any("it: was killed by SIGKILL; restart 1 of 3 in 0.0 s" in line for line in lines)
         second = it.pid
         assert second
         await it.stop()
-        assert it.state is State.STOPPED
+        assert it.state is ChildState.STOPPED
         assert not alive(second)
         assert it.starts == 2
 
@@ -93,7 +93,7 @@ def test_a_crash_loop_ends_with_its_last_lines(tmp_path: Path) -> None:
         assert "it | no disk" in str(failed.value)
         assert it.starts == 4
         assert sum("restart" in line for line in lines) == 3
-        assert it.state is State.FAILED
+        assert it.state is ChildState.FAILED
         await it.stop()
 
     asyncio.run(main())
@@ -181,7 +181,7 @@ def test_a_killed_child_stays_down_until_its_turn_to_stop(tmp_path: Path) -> Non
         assert it.starts == 1
         assert it.pid is None
         await it.stop()
-        assert it.state is State.STOPPED
+        assert it.state is ChildState.STOPPED
         assert len(lines) == 1
 
     asyncio.run(main())

@@ -10,7 +10,7 @@ import pytest
 
 from extproc._pb import telemetry_pb2 as pb
 from extproc.core.reports import ReplicaReport
-from extproc.telemetry.ingest import Ingest, Node
+from extproc.telemetry.ingest import Ingest, PushingNode
 
 S = 1_000_000_000
 UNIX_MS = 1_700_000_000_000
@@ -25,7 +25,7 @@ class Listening:
         self.now_ns = S
         self.unix_ms = UNIX_MS
         self.ingest = Ingest(
-            [Node(name="n1", networks=(ipaddress.ip_network("10.0.1.0/24"),)), Node(name="n2")],
+            [PushingNode(name="n1", networks=(ipaddress.ip_network("10.0.1.0/24"),)), PushingNode(name="n2")],
             anyone=anyone,
             on_reports=lambda node, reports, _: self.taken.append((node, reports)),
             on_leaving=lambda node, _: self.left.append(node),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from extproc._pb import telemetry_pb2 as pb
-from extproc.core.reports import State
+from extproc.core.reports import ReportedState
 from extproc.telemetry.checks import (
     GPUS_MAX,
     NAMES_MAX,
@@ -44,7 +44,7 @@ def test_a_whole_report() -> None:
     first.models.append("m")
     [report] = replicas(message)
     assert (report.address, report.pool, report.node) == ("10.0.0.1:80", "p", "n")
-    assert (report.boot_id, report.sent_unix_ms, report.state) == (9, 1234, State.DRAINING)
+    assert (report.boot_id, report.sent_unix_ms, report.state) == (9, 1234, ReportedState.DRAINING)
     assert (report.running, report.waiting, report.kv_used_tokens) == (0, None, None)
     assert (report.probe_ttft_ms, report.probe_failures, report.models) == (12.5, 3, ("m",))
     [card] = report.gpus
@@ -60,7 +60,7 @@ def test_a_whole_report() -> None:
 def test_a_state_that_nobody_knows_yet_is_in_doubt() -> None:
     """An agent that has just started says so: neither ready nor dead."""
     [report] = replicas(replica())
-    assert report.state is State.DEGRADED
+    assert report.state is ReportedState.DEGRADED
 
 
 @pytest.mark.parametrize(

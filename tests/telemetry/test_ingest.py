@@ -13,7 +13,7 @@ from extproc._pb import telemetry_pb2 as pb
 from extproc.core.fleet import Fleet, Member, PoolSpec
 from extproc.core.reports import ReplicaReport
 from extproc.telemetry import ingest as module
-from extproc.telemetry.ingest import Ingest, Node
+from extproc.telemetry.ingest import Ingest, PushingNode
 from tests.stand.examples import examples
 
 
@@ -225,7 +225,7 @@ def tried(sent: list[Any]) -> Ingest:
     floors = {e.address: (e.load_requests, e.load_permits, e.load_tokens) for e in fleet.endpoints}
     taken: list[ReplicaReport] = []
     here = Ingest(
-        [Node(name="n1"), Node(name="n2")],
+        [PushingNode(name="n1"), PushingNode(name="n2")],
         anyone=False,
         on_reports=lambda _, reports, __: taken.extend(reports),
         on_leaving=lambda _, __: [fleet.silenced(address) for address in floors],

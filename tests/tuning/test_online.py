@@ -8,17 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.tuning.online import Guard, Knob, Move, Tuner, Window
+from extproc.tuning.online import GoalWindow, Knob, Move, Tuner, TuningGuard
 
 KNOB = Knob(name="queue", value=1_000.0, low=250.0, high=4_000.0)
 
 
-def window(attainment: float, *, requests: int = 1_000, failed: int = 0, p99: float | None = None) -> Window:
-    return Window(requests=requests, attained=round(attainment * requests), failed=failed, ttft_p99_ms=p99)
+def window(
+    attainment: float, *, requests: int = 1_000, failed: int = 0, p99: float | None = None
+) -> GoalWindow:
+    return GoalWindow(
+        requests=requests, attained=round(attainment * requests), failed=failed, ttft_p99_ms=p99
+    )
 
 
 def tuner(*knobs: Knob, **facts: object) -> Tuner:
-    return Tuner(knobs or (KNOB,), Guard(**facts))  # type: ignore[arg-type]
+    return Tuner(knobs or (KNOB,), TuningGuard(**facts))  # type: ignore[arg-type]
 
 
 def tried(one: Tuner, *, at: float = 0.9) -> Move:
@@ -65,7 +69,7 @@ def test_noise_is_no_gain() -> None:
         (window(0.99, requests=600), "the load changed"),
     ],
 )
-def test_a_guarded_figure_takes_it_back(seen: Window, why: str) -> None:
+def test_a_guarded_figure_takes_it_back(seen: GoalWindow, why: str) -> None:
     """Worse than allowed, or not comparable: back to where it was, whatever the metric says."""
     one = tuner()
     tried(one)
@@ -158,7 +162,7 @@ def test_never_out_of_range(
     ]
     if whole:
         knobs[0] = Knob(name="a", value=value, low=-(-value // 2), high=value * 2, whole=True)
-    one = Tuner(knobs, Guard(step_max=step, requests_min=200))
+    one = Tuner(knobs, TuningGuard(step_max=step, requests_min=200))
     before = one.values
     for attainment, requests, failed, watched in windows:
         seen = window(attainment, requests=requests, failed=int(failed * requests), p99=rng.uniform(1, 99))
@@ -192,7 +196,7 @@ def played(optimum: Callable[[int], float], *, windows: int, seed: int) -> list[
         far = log(one.values["queue"] / optimum(at))
         share = 0.35 + 0.6 * exp(-0.4 * far * far)
         hits = sum(rng.random() < share for _ in range(2_000))
-        one.window(Window(requests=2_000, attained=hits, failed=0), now_ns=at)
+        one.window(GoalWindow(requests=2_000, attained=hits, failed=0), now_ns=at)
         stood.append(one.values["queue"])
     return stood
 
@@ -219,6 +223,6 @@ def test_where_nothing_is_to_gain_it_stays(seed: int) -> None:
     kept = 0
     for at in range(200):
         hits = sum(rng.random() < 0.9 for _ in range(1_000))
-        move = one.window(Window(requests=1_000, attained=hits, failed=0), now_ns=at)
+        move = one.window(GoalWindow(requests=1_000, attained=hits, failed=0), now_ns=at)
         kept += move is not None and move.kind == "keep"
     assert kept <= 12

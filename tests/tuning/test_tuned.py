@@ -1,4 +1,4 @@
-"""The service's side of online tuning, with the real desk, history and audit log."""
+"""The service's side of online tuning, with the real scheduler, history and audit log."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from extproc.app.build import policy_of, pool_specs
-from extproc.app.tuned import Tuned
 from extproc.config.load import load, loads
 from extproc.config.model import Config
 from extproc.core.outcome import End, Outcome
-from extproc.history.versions import History
+from extproc.history.versions import ConfigHistory
 from extproc.observe.audit import AuditLog
+from extproc.service.build import policy_of, pool_specs
+from extproc.service.tuner import TunerPart
 from extproc.tuning.online import Move
-from tests.stand.desks import make_desk, make_reservation
+from tests.stand.schedulers import make_reservation, make_scheduler
 
 S = 1_000_000_000
 TEXT = """\
@@ -36,9 +36,11 @@ class Service:
         self.file = folder / "steersman.yaml"
         self.file.write_text(text.replace("AUDIT", str(folder / "audit.jsonl")))
         self.config = load(self.file)
-        self.desk = make_desk(*pool_specs(self.config), instance="one", policy=policy_of(self.config))
+        self.scheduler = make_scheduler(
+            *pool_specs(self.config), instance="one", policy=policy_of(self.config)
+        )
         self.audit = AuditLog(self.config.audit)
-        self.tuned = Tuned(self.config, self.desk, self.audit)
+        self.tuned = TunerPart(self.config, self.scheduler, self.audit)
         self.tuned.file = self.file
         self.now_ns = S
 
@@ -58,7 +60,7 @@ class Service:
 
     def versions(self) -> list[tuple[str, str, Any]]:
         """Who, by what, and the parameter that the version has."""
-        reading = History(self.file).read()
+        reading = ConfigHistory(self.file).read()
         assert reading.problems == []
         return [(each.who, each.command, queue_tokens(loads(each.text))) for each in reading.entries]
 
@@ -104,7 +106,7 @@ def test_a_gain_is_kept_and_a_loss_taken_back(tmp_path: Path) -> None:
     assert back.kind == "revert"
     assert queue_tokens(service.config) == 1_280
     assert service.file.read_text() == before
-    assert not History(service.file).exists, "what never stood in the file is no version of it"
+    assert not ConfigHistory(service.file).exists, "what never stood in the file is no version of it"
     told = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
     assert [(each["event"], each["stage"], each["after"]) for each in told] == [
         ("tuning", "try", 1_280),
@@ -151,7 +153,7 @@ def test_a_reload_keeps_what_was_tuned(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One warning; what is kept stays in force. Without a file nothing is tried."""
     service = Service(tmp_path, TEXT.replace("enabled: true", "enabled: true, write: true"))
-    History(service.file).path.mkdir()
+    ConfigHistory(service.file).path.mkdir()
     for attained in (150, 180, 180, 200):
         assert service.window(attained) is not None
     assert queue_tokens(service.config) == 1_600
@@ -177,7 +179,7 @@ def test_off(tmp_path: Path, text: str) -> None:
     service = Service(tmp_path, text)
     assert not service.tuned.on
     assert service.window(10) is None
-    assert not History(service.file).exists
+    assert not ConfigHistory(service.file).exists
 
 
 def test_harm_ends_a_trial_in_its_window(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from extproc.core.contract import DECISION_NAMESPACE, OBSERVED_NAMESPACE
 from extproc.core.outcome import End, Outcome
 from extproc.core.quota import Amounts
 from extproc.wire import accesslog, ticket
-from tests.stand.desks import make_reservation
+from tests.stand.schedulers import make_reservation
 from tests.stand.seals import SEAL
 
 RESERVATION = make_reservation(tenant="acme", input_tokens=10, output_tokens=20, prompt_bytes=40, stream=True)

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.core.contract import DECISION_NAMESPACE, EVENT_CLUSTER_KEY, RESERVATION_KEY
-from extproc.core.outcome import Answer, Reason, Reject, Routed
+from extproc.core.outcome import LocalAnswer, Reason, Reject, Routed
 from extproc.core.request import Dialect
 from extproc.wire import codec
 from extproc.wire.seal import EVENT
-from tests.stand.desks import make_reservation
+from tests.stand.schedulers import make_reservation
 from tests.stand.seals import SEAL
 
 
@@ -62,7 +62,9 @@ def test_a_refusal() -> None:
 
 def test_an_answer() -> None:
     """What the service itself knows, as it is."""
-    answer = envoy.response(codec.immediate(Answer(status=200, body=b"{}"), Dialect.TGI)).immediate_response
+    answer = envoy.response(
+        codec.immediate(LocalAnswer(status=200, body=b"{}"), Dialect.TGI)
+    ).immediate_response
     assert (answer.status.code, answer.body, answer.details) == (200, b"{}", "steersman_answered")
     assert envoy.mutated(answer.headers) == {"content-type": "application/json"}
 
@@ -71,7 +73,7 @@ def test_what_envoy_says_of_the_sender() -> None:
     """Metadata and attributes become evidence; a header of the same name does not."""
     from extproc._pb import ext_proc_pb2 as pb
     from extproc.core.contract import ATTRIBUTES_NAMESPACE, JWT_NAMESPACE
-    from extproc.core.tenant import Evidence, ProxyTrust
+    from extproc.core.tenant import Credentials, ProxyTrust
 
     message = pb.ProcessingRequest()
     for key, value in (("x-fwd", "acme"), ("source.address", "1.2.3.4:5"), ("x-api-key", "k")):
@@ -79,7 +81,7 @@ def test_what_envoy_says_of_the_sender() -> None:
         header.key, header.raw_value = key, value.encode()
     bare = codec.read(message.SerializeToString(), claim="sub")
     assert isinstance(bare, codec.Headers)
-    assert bare.evidence == Evidence(api_key="k")
+    assert bare.evidence == Credentials(api_key="k")
     message.metadata_context.filter_metadata[JWT_NAMESPACE].update(
         {"payload": {"sub": "s", "aud": ["x"]}, "failure": {"code": 3, "message": "expired"}}
     )
@@ -89,7 +91,7 @@ def test_what_envoy_says_of_the_sender() -> None:
     proxy = ProxyTrust("x-fwd", ())
     full = codec.read(message.SerializeToString(), claim="sub", proxy=proxy)
     assert isinstance(full, codec.Headers)
-    assert full.evidence == Evidence(
+    assert full.evidence == Credentials(
         api_key="k", jwt="s", jwt_failure="expired", sans=("a.x",), proxy_tenant="acme", source="fd00::1"
     )
     header = message.request_headers.headers.headers.add()

@@ -5,33 +5,48 @@ from __future__ import annotations
 import pytest
 
 from extproc.core.outcome import End
-from extproc.wire.ended import Fault, end_of, fault_of
+from extproc.wire.ended import ErrorOrigin, end_of, fault_of
 from extproc.wire.stream_events import StreamEvents, error_in
 
 
 @pytest.mark.parametrize(
     ("said", "fault"),
     [
-        ("", Fault.NONE),
-        ('"error":"Model is overloaded","error_type":"overloaded"', Fault.FULL),
-        ('"error":{"message":"Model is overloaded","http_status_code":422}', Fault.FULL),
-        ('"error":{"message":"busy","code":429}', Fault.FULL),
-        ('"error":"Input validation error: `inputs` too long","error_type":"validation"', Fault.REQUEST),
-        ('"error":{"message":"Input validation error: too long","http_status_code":422}', Fault.REQUEST),
-        ('"error":{"message":"no such image","type":"BadRequestError","code":400}', Fault.REQUEST),
+        ("", ErrorOrigin.NONE),
+        ('"error":"Model is overloaded","error_type":"overloaded"', ErrorOrigin.FULL),
+        ('"error":{"message":"Model is overloaded","http_status_code":422}', ErrorOrigin.FULL),
+        ('"error":{"message":"busy","code":429}', ErrorOrigin.FULL),
+        (
+            '"error":"Input validation error: `inputs` too long","error_type":"validation"',
+            ErrorOrigin.REQUEST,
+        ),
+        (
+            '"error":{"message":"Input validation error: too long","http_status_code":422}',
+            ErrorOrigin.REQUEST,
+        ),
+        ('"error":{"message":"no such image","type":"BadRequestError","code":400}', ErrorOrigin.REQUEST),
         (
             '"error": {"code": 400, "message": "prompt too long", "type": "exceed_context_size_error"}',
-            Fault.REQUEST,
+            ErrorOrigin.REQUEST,
         ),
-        ('"error":"Request failed during generation: x","error_type":"generation"', Fault.ENGINE),
-        ('"error":{"message":"Request failed during generation: x","http_status_code":422}', Fault.ENGINE),
-        ('"error":"Incomplete generation","error_type":"incomplete_generation"', Fault.ENGINE),
-        ('"error":{"message":"EngineCore is dead","type":"InternalServerError","code":500}', Fault.ENGINE),
-        ('"object":"error","message":"out of memory","type":"InternalServerError","code":500}', Fault.ENGINE),
-        ('error: {"code":500,"message":"slot failed"}', Fault.ENGINE),
+        ('"error":"Request failed during generation: x","error_type":"generation"', ErrorOrigin.ENGINE),
+        (
+            '"error":{"message":"Request failed during generation: x","http_status_code":422}',
+            ErrorOrigin.ENGINE,
+        ),
+        ('"error":"Incomplete generation","error_type":"incomplete_generation"', ErrorOrigin.ENGINE),
+        (
+            '"error":{"message":"EngineCore is dead","type":"InternalServerError","code":500}',
+            ErrorOrigin.ENGINE,
+        ),
+        (
+            '"object":"error","message":"out of memory","type":"InternalServerError","code":500}',
+            ErrorOrigin.ENGINE,
+        ),
+        ('error: {"code":500,"message":"slot failed"}', ErrorOrigin.ENGINE),
     ],
 )
-def test_whose_fault(said: str, fault: Fault) -> None:
+def test_whose_fault(said: str, fault: ErrorOrigin) -> None:
     """TGI says 422 of everything on its OpenAI routes: there its words count."""
     assert fault_of(said) is fault
 
@@ -39,18 +54,18 @@ def test_whose_fault(said: str, fault: Fault) -> None:
 @pytest.mark.parametrize(
     ("status", "fault", "gone", "broke", "end"),
     [
-        (200, Fault.NONE, False, False, End.OK),
-        (200, Fault.ENGINE, False, False, End.ERROR),
-        (200, Fault.ENGINE, True, False, End.ERROR),
-        (200, Fault.REQUEST, True, False, End.REFUSED),
-        (200, Fault.NONE, True, True, End.CLIENT_GONE),
-        (200, Fault.NONE, False, True, End.ERROR),
-        (404, Fault.NONE, False, False, End.REFUSED),
-        (500, Fault.NONE, False, False, End.ERROR),
-        (0, Fault.NONE, False, False, End.ERROR),
+        (200, ErrorOrigin.NONE, False, False, End.OK),
+        (200, ErrorOrigin.ENGINE, False, False, End.ERROR),
+        (200, ErrorOrigin.ENGINE, True, False, End.ERROR),
+        (200, ErrorOrigin.REQUEST, True, False, End.REFUSED),
+        (200, ErrorOrigin.NONE, True, True, End.CLIENT_GONE),
+        (200, ErrorOrigin.NONE, False, True, End.ERROR),
+        (404, ErrorOrigin.NONE, False, False, End.REFUSED),
+        (500, ErrorOrigin.NONE, False, False, End.ERROR),
+        (0, ErrorOrigin.NONE, False, False, End.ERROR),
     ],
 )
-def test_how_it_ended(status: int, fault: Fault, gone: bool, broke: bool, end: End) -> None:
+def test_how_it_ended(status: int, fault: ErrorOrigin, gone: bool, broke: bool, end: End) -> None:
     """What the engine said counts before whatever came after."""
     assert end_of(status, fault, gone=gone, broke=broke) is end
 
@@ -77,5 +92,5 @@ def test_an_error_after_tokens_is_seen() -> None:
     events = StreamEvents()
     for piece in (ROLE, TOKEN, b'data: {"error": {"message": "dead", "code": 500}}\n\n', DONE):
         events.saw(piece)
-    assert fault_of(events.error) is Fault.ENGINE
+    assert fault_of(events.error) is ErrorOrigin.ENGINE
     assert error_in(b'{"choices":[{"message":{"content":"error"}}],"error":null}') == ""

@@ -8,18 +8,18 @@ import pytest
 from google.protobuf.message import DecodeError
 
 from extproc._pb import ext_proc_pb2 as pb
-from extproc.config.picker import Picker as Settings
+from extproc.config.picker import PickerConfig as Settings
 from extproc.core.contract import DECISION_NAMESPACE, LB_ENDPOINTS_KEY, LB_NAMESPACE
-from extproc.core.desk import ClassSpec, Policy
-from extproc.core.fairness import Bounds
+from extproc.core.fairqueue import QueueBounds
 from extproc.core.families import Family
 from extproc.core.outcome import Counted, End, Outcome
+from extproc.core.scheduler import ClassSpec, Policy
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire import ticket
 from extproc.wire.codec import Reply
 from extproc.wire.picker import SLO_MS_MAX, Picker, PickerExchange
 from extproc.wire.picker_codec import CHUNK_BYTES_MAX, FULL_DUPLEX, NO_BODY, address_of
-from tests.stand.desks import make_desk, make_pool, make_processor
+from tests.stand.schedulers import make_pool, make_processor, make_scheduler
 from tests.stand.seals import SEAL
 
 KEY = ("authorization", "Bearer key")
@@ -41,15 +41,15 @@ class World:
             make_pool(A, B, permits=limit, models=("m", "big"), strategy=strategy),
             make_pool(OTHER, name="q", models=("other",)),
         ]
-        self.desk = make_desk(
+        self.scheduler = make_scheduler(
             *pools,
             policy=Policy(
                 classes=(ClassSpec(name="premium"), ClassSpec(name="standard")),
-                bounds=Bounds(class_held_max=(100, 100)),
+                bounds=QueueBounds(class_held_max=(100, 100)),
             ),
         )
         self.processor = make_processor(
-            self.desk,
+            self.scheduler,
             Directory([(Tenant(name="acme"), [hash_key("key")])], required=required),
             body_bytes_max=BODY_BYTES_MAX,
             clock=lambda: self.now_ns,
@@ -67,7 +67,7 @@ class World:
 
     def _settle(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
-        self.desk.settle(outcome, now_ns=self.now_ns)
+        self.scheduler.settle(outcome, now_ns=self.now_ns)
 
     def decide(
         self, *extra: tuple[str, str], data: bytes = CHAT, **about: Any
@@ -189,7 +189,7 @@ def test_a_decision() -> None:
     assert envoy.metadata(first, LB_NAMESPACE) == {LB_ENDPOINTS_KEY: f"{A},{B}"}
     reservation = ticket.read(envoy.metadata(first, DECISION_NAMESPACE)["ticket"], SEAL)
     assert reservation is not None
-    assert reservation.id in world.desk.ledger
+    assert reservation.id in world.scheduler.ledger
     assert body_of(rest) == CHAT
     assert rest[-1].request_body.response.body_mutation.streamed_response.end_of_stream
     assert (world.picker.bodies_bytes, world.processor.deciding) == (0, 0)
@@ -282,7 +282,7 @@ def test_bodies_together_are_bounded() -> None:
     first.receive(piece(b"x" * 1_000))
     status, _, headers = refused(second.receive(piece(b"x" * 100)))
     assert (status, headers["x-llm-d-request-dropped-reason"]) == (429, "rejected-saturated")
-    assert world.desk.counts["bound.picker_bodies_bytes_max"] == 1
+    assert world.scheduler.counts["bound.picker_bodies_bytes_max"] == 1
     first.close()
     assert world.picker.bodies_bytes == 0
 
@@ -290,7 +290,7 @@ def test_bodies_together_are_bounded() -> None:
 def test_a_familys_body_gets_its_models_name_and_length() -> None:
     """The body that goes on is the renamed one."""
     world = World()
-    world.desk.families = {"auto": Family(name="auto", models=("m", "big"), thresholds=(0.5,))}
+    world.scheduler.families = {"auto": Family(name="auto", models=("m", "big"), thresholds=(0.5,))}
     data = json.dumps({"model": "auto", "messages": [{"content": "hello"}]}).encode()
     _, (first, *rest) = world.decide(data=data)
     body = body_of(rest)
@@ -355,7 +355,7 @@ def test_headers_of_a_trusted_gateway() -> None:
     reservation = ticket.read(envoy.metadata(first, DECISION_NAMESPACE)["ticket"], SEAL)
     assert reservation is not None
     assert (reservation.tenant, reservation.service_class) == ("acme", "premium")
-    entry = world.desk.ledger.get(reservation.id)
+    entry = world.scheduler.ledger.get(reservation.id)
     assert entry is not None
     assert entry.job.plan.tpot_target_ms == 100
     exchange.close()
@@ -368,7 +368,7 @@ def test_headers_of_a_trusted_gateway() -> None:
     reservation = ticket.read(envoy.metadata(first, DECISION_NAMESPACE)["ticket"], SEAL)
     assert reservation is not None
     assert (reservation.tenant, reservation.service_class) == ("anonymous", "standard")
-    entry = world.desk.ledger.get(reservation.id)
+    entry = world.scheduler.ledger.get(reservation.id)
     assert entry is not None
     assert entry.job.plan.tpot_target_ms == SLO_MS_MAX
     twice = [("x-llm-d-inference-fairness-id", "acme")] * 2
@@ -435,7 +435,7 @@ def test_the_deadline_ends_a_wait() -> None:
     status, _, headers = refused(held.overdue())
     assert (status, headers["x-llm-d-request-dropped-reason"]) == (429, "rejected-ttl-expired")
     held.close()
-    assert (len(world.desk.queue), world.picker.bodies_bytes, world.processor.deciding) == (0, 0, 0)
+    assert (len(world.scheduler.queue), world.picker.bodies_bytes, world.processor.deciding) == (0, 0, 0)
 
 
 def test_a_shed_request_is_told_why() -> None:
@@ -449,7 +449,7 @@ def test_a_shed_request_is_told_why() -> None:
     released: list[Reply] = []
     held.when_ready(released.append)
     world.now_ns += 6 * SECOND
-    world.desk.shed(now_ns=world.now_ns)
+    world.scheduler.shed(now_ns=world.now_ns)
     status, _, headers = refused(released[0])
     assert (status, headers["x-llm-d-request-dropped-reason"]) == (429, "rejected-ttl-expired")
 
@@ -463,7 +463,7 @@ def test_a_client_that_leaves_before_the_decision() -> None:
     held.receive(head())
     held.receive(piece(CHAT, end=True))
     held.close()
-    assert (len(world.desk.queue), world.picker.bodies_bytes) == (0, 0)
+    assert (len(world.scheduler.queue), world.picker.bodies_bytes) == (0, 0)
     assert world.outcomes == []
 
 
@@ -473,10 +473,10 @@ def test_a_decision_that_was_not_delivered_is_undone() -> None:
     exchange = world.picker.open()
     exchange.receive(head())
     exchange.receive(piece(CHAT, end=True))
-    assert len(world.desk.ledger) == 1
+    assert len(world.scheduler.ledger) == 1
     exchange.close()
-    assert len(world.desk.ledger) == 0
-    assert (world.outcomes, world.desk.counts["cancelled"]) == ([], 1)
+    assert len(world.scheduler.ledger) == 0
+    assert (world.outcomes, world.scheduler.counts["cancelled"]) == ([], 1)
 
 
 def test_a_fault_of_ours_still_decides() -> None:
@@ -489,11 +489,11 @@ def test_a_fault_of_ours_still_decides() -> None:
         def rank(self, *_: Any, **__: Any) -> Any:
             raise ZeroDivisionError("a fault of ours")
 
-    world.desk.fleet.pools["p"]._strategies["least_work"] = Broken()  # type: ignore[assignment]  # broken on purpose
+    world.scheduler.fleet.pools["p"]._strategies["least_work"] = Broken()  # type: ignore[assignment]  # broken on purpose
     _, (first, *rest) = world.decide()
     assert "degraded" in envoy.metadata(first, DECISION_NAMESPACE)["reason"]
     assert body_of(rest) == CHAT
-    world.desk.admit = None  # type: ignore[assignment, method-assign]  # nothing can decide
+    world.scheduler.admit = None  # type: ignore[assignment, method-assign]  # nothing can decide
     exchange = world.picker.open()
     exchange.receive(head())
     assert refused(exchange.receive(piece(CHAT, end=True)))[0] == 503
@@ -507,7 +507,7 @@ def test_the_stream_ends_with_the_decision_where_the_access_log_settles() -> Non
     assert exchange.receive(piece(CHAT, end=True)).end
     exchange.delivered()
     exchange.close()
-    assert (len(world.desk.ledger), world.outcomes, world.picker.following) == (1, [], set())
+    assert (len(world.scheduler.ledger), world.outcomes, world.picker.following) == (1, [], set())
     assert world.picker.bodies_bytes == 0
 
 
@@ -521,8 +521,8 @@ def test_a_stream_with_response_bodies_stays_to_pass_them_on() -> None:
     assert (body_of(said(reply), "response_body"), reply.end) == (b"{}", True)
     exchange.close()
     world.picker.step(now_ns=world.now_ns + SECOND)
-    assert (len(world.desk.ledger), world.outcomes, world.picker.following) == (1, [], set())
-    assert (world.processor.following, world.desk.counts["picker.passed_on"]) == (0, 1)
+    assert (len(world.scheduler.ledger), world.outcomes, world.picker.following) == (1, [], set())
+    assert (world.processor.following, world.scheduler.counts["picker.passed_on"]) == (0, 1)
 
 
 def test_a_response_that_comes_whole() -> None:
@@ -545,7 +545,11 @@ def test_a_response_that_comes_whole() -> None:
     (outcome,) = world.outcomes
     assert (outcome.end, outcome.status, outcome.served_by, outcome.attempts) == (End.OK, 200, A, 1)
     assert (outcome.prompt_tokens, outcome.output_tokens, outcome.duration_ns) == (7, 3, SECOND)
-    assert (len(world.desk.ledger), world.processor.open_exchanges, world.processor.following) == (0, 0, 0)
+    assert (len(world.scheduler.ledger), world.processor.open_exchanges, world.processor.following) == (
+        0,
+        0,
+        0,
+    )
 
 
 def test_a_stream_tells_of_its_first_token() -> None:
@@ -595,13 +599,13 @@ def test_who_served_is_told_at_once() -> None:
         world = World()
         exchange, _ = world.decide()
         exchange.receive(response_head(**about))
-        served = world.desk.fleet.endpoint("p", B)
+        served = world.scheduler.fleet.endpoint("p", B)
         assert served is not None
-        assert world.desk.ledger.endpoint_of("i-1") is served
+        assert world.scheduler.ledger.endpoint_of("i-1") is served
         exchange.receive(piece(b"{}", end=True, phase="response_body"))
         outcome = world.outcomes[-1]
         assert (outcome.served_by, outcome.attempts) == (B, 2)
-        first = world.desk.fleet.endpoint("p", A)
+        first = world.scheduler.fleet.endpoint("p", A)
         assert first is not None
         assert first.suspect_until_ns > world.now_ns
 
@@ -631,7 +635,7 @@ def test_a_response_that_is_cut_is_a_client_that_left() -> None:
     silent, _ = world.decide()
     silent.close()
     assert world.outcomes[-1].end is End.CLIENT_GONE
-    assert (len(world.desk.ledger), world.processor.following) == (0, 0)
+    assert (len(world.scheduler.ledger), world.processor.following) == (0, 0)
 
 
 TOKEN = b'data: {"choices":[{"delta":{"content":" word"},"finish_reason":null}]}\n\n'
@@ -649,7 +653,7 @@ def test_an_openai_stream_that_is_left_is_charged_its_events() -> None:
         exchange.receive(piece(TOKEN[30:] + TOKEN, phase="response_body"))
     world.picker.step(now_ns=world.now_ns + SECOND)
     exchange.close()
-    *_, running, last = (world.desk.metered(outcome) for outcome in world.outcomes)
+    *_, running, last = (world.scheduler.metered(outcome) for outcome in world.outcomes)
     assert (running.final, running.output_tokens) == (False, 18)
     assert (last.end, last.output_tokens, last.counted) == (End.CLIENT_GONE, 18, Counted.ESTIMATED)
 
@@ -663,10 +667,10 @@ def test_an_error_inside_a_200_is_an_error(tokens: int, charged: int | None) -> 
     for each in (*[TOKEN] * tokens, DEAD):
         exchange.receive(piece(each, phase="response_body"))
     exchange.receive(piece(b"data: [DONE]\n\n", end=True, phase="response_body"))
-    outcome = world.desk.metered(world.outcomes[-1])
+    outcome = world.scheduler.metered(world.outcomes[-1])
     assert (outcome.end, outcome.refused, outcome.output_tokens) == (End.ERROR, False, charged)
     assert world.first_tokens == ([("i-1", False)] if tokens else [])
-    engine = world.desk.fleet.endpoint("p", A)
+    engine = world.scheduler.fleet.endpoint("p", A)
     assert engine is not None
     assert engine.suspect_until_ns > world.now_ns
 
@@ -693,10 +697,12 @@ def test_the_access_log_and_the_stream_settle_once() -> None:
     exchange, (first, *_) = world.decide()
     reservation = ticket.read(envoy.metadata(first, DECISION_NAMESPACE)["ticket"], SEAL)
     assert reservation is not None
-    assert world.desk.settle(Outcome(reservation=reservation, final=True, status=200), now_ns=world.now_ns)
+    assert world.scheduler.settle(
+        Outcome(reservation=reservation, final=True, status=200), now_ns=world.now_ns
+    )
     exchange.receive(response_head(end=True))
-    assert world.desk.counts["settled.ok"] == 1
-    assert world.desk.counts["settled.duplicate"] == 1
+    assert world.scheduler.counts["settled.ok"] == 1
+    assert world.scheduler.counts["settled.duplicate"] == 1
 
 
 def test_response_bodies_that_do_not_come() -> None:
@@ -711,8 +717,8 @@ def test_response_bodies_that_do_not_come() -> None:
     stream.receive(response_head(*STREAM))
     stream.sent_all()
     stream.close()
-    assert (len(world.outcomes), len(world.desk.ledger)) == (1, 1)
-    assert world.desk.counts["picker.unseen"] == 1
+    assert (len(world.outcomes), len(world.scheduler.ledger)) == (1, 1)
+    assert world.scheduler.counts["picker.unseen"] == 1
     assert (world.processor.open_exchanges, world.processor.following) == (0, 0)
 
 
@@ -735,7 +741,7 @@ def test_what_runs_lives_on() -> None:
         world.picker.step(now_ns=world.now_ns)
         world.picker.step(now_ns=world.now_ns)
     assert len(world.outcomes) == 100
-    assert world.desk.expire(now_ns=world.now_ns) == []
+    assert world.scheduler.expire(now_ns=world.now_ns) == []
     exchange.close()
     world.picker.step(now_ns=world.now_ns + SECOND)
     assert len(world.outcomes) == 101
@@ -758,8 +764,8 @@ def test_a_response_that_cannot_be_read_goes_on() -> None:
     exchange.receive(response_head(served=A))
     reply = exchange.receive(piece(b"data", end=True, phase="response_body"))
     assert body_of(said(reply), "response_body") == b"data"
-    assert world.desk.counts["exception.response"] == 1
-    assert world.desk.counts["exception.settling"] == 1
+    assert world.scheduler.counts["exception.response"] == 1
+    assert world.scheduler.counts["exception.settling"] == 1
 
 
 def test_phases_out_of_order() -> None:

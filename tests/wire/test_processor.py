@@ -15,7 +15,7 @@ from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire import codec, ticket
 from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
-from tests.stand.desks import make_desk, make_pool, make_processor
+from tests.stand.schedulers import make_pool, make_processor, make_scheduler
 from tests.stand.seals import SEAL
 
 CLUSTER = "pool.p/standard"
@@ -39,13 +39,13 @@ def processor_of(*, strategy: str = "least_work", concurrent: int = 8, required:
         make_pool(A, B, strategy=strategy),
         make_pool("10.0.0.3:80", name="q", models=("other",)),
     ]
-    desk = make_desk(*pools)
+    scheduler = make_scheduler(*pools)
     tenants = [
         (Tenant(name="acme"), [hash_key("key")]),
         (Tenant(name="small", models=frozenset({"other"})), [hash_key("small-key")]),
     ]
     return make_processor(
-        desk,
+        scheduler,
         Directory(tenants, required=required),
         decisions_concurrent_max=concurrent,
         clock=lambda: 5_000_000_000,
@@ -99,14 +99,14 @@ def test_who_asks_may_be_all_that_is_asked() -> None:
     assert passed.request_headers.HasField("response")
     assert not passed.request_headers.response.header_mutation.set_headers
     assert processor.open_exchanges == 0
-    assert len(processor.desk.ledger) == 0
+    assert len(processor.scheduler.ledger) == 0
 
 
 def test_large_bodies_come_in_turn() -> None:
     """One tenant's wait for a moment, then are refused with the time; another's come at once."""
     processor = processor_of()
     processor.body_bytes_max = 1_000_000
-    processor.pace.bytes_per_second = 1_000_000
+    processor.body_rate.bytes_per_second = 1_000_000
 
     def large(key: str = "key", length: str = "1000000") -> codec.Reply:
         said = (("x-api-key", key), *([("content-length", length)] if length else []))
@@ -120,7 +120,7 @@ def test_large_bodies_come_in_turn() -> None:
     assert [large().after_s for _ in range(3)] == [0.0, 0.0, 1.0]
     status, body, headers, _ = refused(large())
     assert (status, body["error_type"], headers["retry-after"]) == (429, "overloaded", "2")
-    assert processor.desk.counts["bound.large_bytes_per_second"] == 1
+    assert processor.scheduler.counts["bound.large_bytes_per_second"] == 1
     assert large("small-key", length="").after_s == 0.0
     assert large("small-key").after_s == 0.0
     assert large("small-key").after_s == 1.0, "one without a length counts as any"
@@ -147,7 +147,7 @@ def test_a_decision() -> None:
     reservation = ticket.read(about["ticket"], SEAL)
     assert reservation is not None
     assert (reservation.id, reservation.tenant, reservation.output_tokens) == ("i-1", "acme", 5)
-    assert reservation.id in processor.desk.ledger
+    assert reservation.id in processor.scheduler.ledger
 
 
 def test_no_body_follows() -> None:
@@ -174,7 +174,7 @@ def test_health() -> None:
     for path in ("/health", "/", "/health?x=1"):
         status, body, *_ = refused(processor.open().receive(envoy.headers("GET", path, end=True)))
         assert (status, body) == (200, {"status": "ok"})
-    for endpoint in processor.desk.fleet.endpoints:
+    for endpoint in processor.scheduler.fleet.endpoints:
         endpoint.ready = False
     status, body, headers, _ = refused(processor.open().receive(envoy.headers("GET", "/health", end=True)))
     assert (status, body["error_type"], headers["retry-after"]) == (503, "no_ready_endpoint", "5")
@@ -204,9 +204,9 @@ def test_who_asks_comes_first() -> None:
     assert (status, body["error"]["message"]) == (404, "no route POST /v1/embeddings")
     status, body, *_ = refused(processor.open().receive(envoy.headers("HEAD", "/nowhere", KEY, end=True)))
     assert (status, body) == (404, {"error": "no route HEAD /nowhere", "error_type": "not_found"})
-    assert processor.desk.counts["rejected.invalid_api_key"] == 2
-    assert processor.tally.tenants["acme"].rejected == 2
-    assert "anonymous" not in processor.tally.tenants
+    assert processor.scheduler.counts["rejected.invalid_api_key"] == 2
+    assert processor.stats.tenants["acme"].rejected == 2
+    assert "anonymous" not in processor.stats.tenants
 
 
 def test_a_wrong_base_address_is_told_the_right_one() -> None:
@@ -324,7 +324,7 @@ def test_the_bound_on_concurrent_decisions() -> None:
     first, second, third = processor.open(), processor.open(), processor.open()
     status, body, headers, _ = refused(third.receive(envoy.headers("POST", "/generate", KEY)))
     assert (status, body["error_type"], headers["retry-after"]) == (429, "overloaded", "1")
-    assert processor.desk.counts["bound.decisions_concurrent_max"] == 1
+    assert processor.scheduler.counts["bound.decisions_concurrent_max"] == 1
     third.close()
     ask(second)
     for exchange in (first, second):
@@ -358,8 +358,8 @@ def test_refusals_on_the_body(data: bytes, key: str, status: int, code: str) -> 
     out = ask(processor.open(), ("x-api-key", key), data=data).immediate_response
     assert (out.status.code, json.loads(out.body)["error"]["code"]) == (status, code)
     assert out.details == f"steersman_{code}"
-    assert processor.desk.counts[f"rejected.{code}"] == 1
-    assert len(processor.desk.ledger) == 0
+    assert processor.scheduler.counts[f"rejected.{code}"] == 1
+    assert len(processor.scheduler.ledger) == 0
 
 
 PHASES = ["response_headers", "response_body", "request_trailers", "response_trailers", "request_body"]
@@ -378,8 +378,8 @@ def test_an_unexpected_phase_passes(kind: str) -> None:
             assert envoy.response(reply.data).WhichOneof("response") == kind
         if stage is not None:
             exchange.receive(stage)
-    assert processor.desk.counts["phase.unexpected"] == (2 if kind == "request_body" else 3)
-    assert processor.desk.counts["routed"] == 1
+    assert processor.scheduler.counts["phase.unexpected"] == (2 if kind == "request_body" else 3)
+    assert processor.scheduler.counts["routed"] == 1
 
 
 def test_headers_twice() -> None:
@@ -401,15 +401,17 @@ def test_a_failing_strategy(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogC
     """The decision is made by least in flight, says so, and is counted; the log is not flooded."""
     monkeypatch.setitem(STRATEGIES, "random", Broken())
     processor = processor_of(strategy="random")
-    processor.desk.fleet.endpoints[0].requests = 1
+    processor.scheduler.fleet.endpoints[0].requests = 1
     with caplog.at_level(logging.ERROR):
         for _ in range(3):
             answer = ask(processor.open())
             about = envoy.metadata(answer, DECISION_NAMESPACE)
             assert about["reason"].endswith("degraded: internal error")
             assert envoy.metadata(answer, LB_NAMESPACE)["x-gateway-destination-endpoint"]
-    assert processor.desk.counts["routed.degraded"] == processor.desk.counts["exception.decision"] == 3
-    assert len(processor.desk.ledger) == 3
+    assert (
+        processor.scheduler.counts["routed.degraded"] == processor.scheduler.counts["exception.decision"] == 3
+    )
+    assert len(processor.scheduler.ledger) == 3
     assert len(caplog.records) == 1
 
 
@@ -417,7 +419,7 @@ def broken_twice(monkeypatch: pytest.MonkeyPatch) -> Processor:
     def broken(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("a fault of ours")
 
-    monkeypatch.setattr("extproc.core.desk.resolve", broken)
+    monkeypatch.setattr("extproc.core.scheduler.resolve", broken)
     return processor_of()
 
 
@@ -426,11 +428,11 @@ def test_failing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     processor = broken_twice(monkeypatch)
     answer = ask(processor.open()).immediate_response
     assert (answer.status.code, answer.details) == (503, "steersman_internal")
-    assert processor.desk.counts["exception.degraded decision"] == 1
-    assert len(processor.desk.ledger) == 0
+    assert processor.scheduler.counts["exception.degraded decision"] == 1
+    assert len(processor.scheduler.ledger) == 0
 
 
-@pytest.mark.parametrize("where", ["extproc.wire.codec.routed", "extproc.observe.tally.Tally.decided"])
+@pytest.mark.parametrize("where", ["extproc.wire.codec.routed", "extproc.observe.stats.Tally.decided"])
 def test_a_failure_after_the_reservation(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was reserved for a decision that could not be told is released."""
 
@@ -440,10 +442,10 @@ def test_a_failure_after_the_reservation(where: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(where, broken)
     processor = processor_of()
     assert ask(processor.open()).immediate_response.status.code == 503
-    assert len(processor.desk.ledger) == 0
+    assert len(processor.scheduler.ledger) == 0
 
 
-@pytest.mark.parametrize("where", ["identify", "desk.turned_away", "took"])
+@pytest.mark.parametrize("where", ["identify", "scheduler.turned_away", "took"])
 def test_whatever_fails_is_answered(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception that left the stream would open failure_mode: 503 instead, and nothing is kept."""
 
@@ -451,19 +453,19 @@ def test_whatever_fails_is_answered(where: str, monkeypatch: pytest.MonkeyPatch)
         raise ZeroDivisionError("a fault of ours")
 
     processor = processor_of()
-    owner = processor.desk if where.startswith("desk.") else processor
-    monkeypatch.setattr(owner, where.removeprefix("desk."), broken)
+    owner = processor.scheduler if where.startswith("scheduler.") else processor
+    monkeypatch.setattr(owner, where.removeprefix("scheduler."), broken)
     for data in (CHAT, b"{"):
         exchange = processor.open()
         reply = exchange.receive(envoy.headers("POST", "/v1/chat/completions", KEY))
         if not reply.end:
             reply = exchange.receive(envoy.body(data))
         assert reply.end
-        if where != "desk.turned_away" or data != CHAT:
+        if where != "scheduler.turned_away" or data != CHAT:
             assert envoy.response(reply.data).immediate_response.status.code in (400, 503)
         exchange.close()
     assert processor.open_exchanges == 0
-    assert sum(n for name, n in processor.desk.counts.items() if name.startswith("exception.")) >= 1
+    assert sum(n for name, n in processor.scheduler.counts.items() if name.startswith("exception.")) >= 1
 
 
 def test_a_store_that_cannot_be_asked_refuses() -> None:
@@ -481,7 +483,7 @@ def test_a_failure_on_the_headers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor.directory, "identify", None)
     status, _, headers, details = refused(processor.open().receive(envoy.headers("POST", "/generate", KEY)))
     assert (status, headers["retry-after"], details) == (503, "1", "steersman_internal")
-    assert processor.desk.counts["exception.screening"] == 1
+    assert processor.scheduler.counts["exception.screening"] == 1
 
 
 @pytest.mark.parametrize("delivered", [False, True])
@@ -493,8 +495,8 @@ def test_a_stream_that_ends_around_the_delivery(delivered: bool) -> None:
     if delivered:
         exchange.delivered()
     exchange.close()
-    assert len(processor.desk.ledger) == (1 if delivered else 0)
-    assert processor.desk.counts["cancelled"] == (0 if delivered else 1)
+    assert len(processor.scheduler.ledger) == (1 if delivered else 0)
+    assert processor.scheduler.counts["cancelled"] == (0 if delivered else 1)
     assert processor.open_exchanges == 0
 
 
@@ -506,5 +508,5 @@ def test_a_stream_that_ends_early(messages: int) -> None:
     for data in [envoy.headers("POST", "/generate", KEY)][:messages]:
         exchange.receive(data)
     exchange.close()
-    assert (processor.open_exchanges, len(processor.desk.ledger)) == (0, 0)
-    assert processor.desk.counts["cancelled"] == 0
+    assert (processor.open_exchanges, len(processor.scheduler.ledger)) == (0, 0)
+    assert processor.scheduler.counts["cancelled"] == 0

@@ -10,15 +10,15 @@ import msgspec
 import pytest
 
 from extproc.core.contract import DECISION_NAMESPACE
-from extproc.core.desk import Policy
 from extproc.core.families import Family
 from extproc.core.policy import ClassSpec
+from extproc.core.scheduler import Policy
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire import exchange as exchange_module
 from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
 from extproc.wire.rename import renamed
-from tests.stand.desks import make_desk, make_pool, make_processor
+from tests.stand.schedulers import make_pool, make_processor, make_scheduler
 
 AUTO = json.dumps({"model": "auto", "messages": [{"content": "hello"}], "max_tokens": 5}).encode()
 KEY = ("authorization", "Bearer key")
@@ -40,10 +40,14 @@ def processor_of(
         make_pool(f"10.0.0.{i}:80", permits=permits, name=name, models=(name,), strategy=strategy)
         for i, name in enumerate(("small", "large"))
     ]
-    desk = make_desk(*pools, default_model="small", policy=Policy(classes=(ClassSpec(hold_ns=hold_ns),)))
-    desk.families = {"auto": Family(name="auto", models=("small", "large"), thresholds=(0.5,), wait_ms=None)}
+    scheduler = make_scheduler(
+        *pools, default_model="small", policy=Policy(classes=(ClassSpec(hold_ns=hold_ns),))
+    )
+    scheduler.families = {
+        "auto": Family(name="auto", models=("small", "large"), thresholds=(0.5,), wait_ms=None)
+    }
     tenants = [(Tenant(name="acme", **tenant), [hash_key("key")])]
-    return make_processor(desk, Directory(tenants, required=True), clock=lambda: 5_000_000_000)
+    return make_processor(scheduler, Directory(tenants, required=True), clock=lambda: 5_000_000_000)
 
 
 def ask(exchange: Exchange, *extra: tuple[str, str], data: bytes = AUTO) -> Any:
@@ -96,8 +100,8 @@ def test_bodies_of_held_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(exchange_module, "BODIES_BYTES_MAX", len(AUTO) + 1)
     refused = envoy.response(ask(processor.open()).data).immediate_response
     assert refused.status.code == 429
-    assert processor.desk.counts["bound.bodies_bytes_max"] == 1
-    assert len(processor.desk.queue) == 1
+    assert processor.scheduler.counts["bound.bodies_bytes_max"] == 1
+    assert len(processor.scheduler.queue) == 1
     replies: list[Any] = []
     held.when_ready(replies.append)
     first.close()
@@ -117,8 +121,8 @@ def test_a_field_whose_name_is_no_text_is_refused() -> None:
     evil = AUTO.replace(b"{", b'{"i\xf1puts":1,', 1)
     refused = envoy.response(ask(processor.open(), data=evil).data).immediate_response
     assert refused.status.code == 400
-    assert not any(name.startswith("exception.") for name in processor.desk.counts)
-    assert len(processor.desk.ledger) == 0
+    assert not any(name.startswith("exception.") for name in processor.scheduler.counts)
+    assert len(processor.scheduler.ledger) == 0
     assert ask(processor.open(), data=evil.replace(b"auto", b"small")).reservation_id
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc._pb import health_pb2
-from extproc.config.picker import Picker as PickerSettings
+from extproc.config.picker import PickerConfig as PickerSettings
 from extproc.core.contract import (
     DECISION_NAMESPACE,
     EVENT_METHOD,
@@ -33,7 +33,7 @@ from extproc.wire.picker import Picker
 from extproc.wire.processor import Processor
 from extproc.wire.seal import EVENT
 from extproc.wire.server import BindError, Server
-from tests.stand.desks import make_desk, make_processor
+from tests.stand.schedulers import make_processor, make_scheduler
 from tests.stand.seals import SEAL
 from tests.stand.waits import PATIENCE_S, until
 
@@ -88,14 +88,14 @@ def build(
 ) -> tuple[Server, Processor, list[Outcome]]:
     endpoints = (("10.0.0.1:80", "", 64), ("10.0.0.2:80", "", 64))
     pool = PoolSpec(name="p", models=("m",), strategy="least_work", endpoints=endpoints)
-    desk = make_desk(pool)
-    processor = make_processor(desk, decisions_concurrent_max=64, body_bytes_max=100_000)
+    scheduler = make_scheduler(pool)
+    processor = make_processor(scheduler, decisions_concurrent_max=64, body_bytes_max=100_000)
     settled: list[Outcome] = []
 
     def take(outcome: Outcome) -> None:
         if settle is not None:
             settle(outcome)
-        if desk.settle(outcome, now_ns=0):
+        if scheduler.settle(outcome, now_ns=0):
             settled.append(outcome)
 
     server = Server(
@@ -154,11 +154,11 @@ def test_a_decision_and_its_end(address: str) -> None:
         async with running(address) as it:
             answers = await asyncio.gather(*(it.decide() for _ in range(10)))
             assert it.processor.open_exchanges == 0
-            assert len(it.processor.desk.ledger) == 10
-            assert it.processor.desk.counts["cancelled"] == 0
+            assert len(it.processor.scheduler.ledger) == 10
+            assert it.processor.scheduler.counts["cancelled"] == 0
             await it.log(*(ended(answer) for answer in answers), ended(answers[0]))
             assert len(it.settled) == 10
-            assert len(it.processor.desk.ledger) == 0
+            assert len(it.processor.scheduler.ledger) == 0
 
     asyncio.run(play())
 
@@ -176,7 +176,7 @@ def test_garbage_ends_its_own_stream_alone() -> None:
             await good.write(envoy.body(BODY))
             assert envoy.response(await good.read()).HasField("request_body")
             await until(lambda: it.processor.open_exchanges == 0)
-            assert len(it.processor.desk.ledger) == 1
+            assert len(it.processor.scheduler.ledger) == 1
 
     asyncio.run(play())
 
@@ -197,7 +197,7 @@ def test_a_bad_record_loses_no_good_one(caplog: pytest.LogCaptureFixture) -> Non
                 # One message with two records: the settling of the first fails.
                 await it.log(b"\xff\xff", ended(answers[0]) + ended(answers[1]), ended(answers[2]))
             assert len(it.settled) == 2
-            counts = it.processor.desk.counts
+            counts = it.processor.scheduler.counts
             assert (counts["exception.access log"], counts["exception.settling"]) == (1, 1)
 
     asyncio.run(play())
@@ -216,8 +216,8 @@ def test_a_client_that_leaves(messages: int) -> None:
                 call.cancel()
             await it.decide()
             await until(lambda: it.processor.open_exchanges == 0)
-            counts = it.processor.desk.counts
-            assert len(it.processor.desk.ledger) == counts["routed"] - counts["cancelled"]
+            counts = it.processor.scheduler.counts
+            assert len(it.processor.scheduler.ledger) == counts["routed"] - counts["cancelled"]
             if messages < 2:
                 assert counts["routed"] == 1
 
@@ -257,10 +257,10 @@ def test_first_tokens() -> None:
             assert await it.event() == b""
             assert await it.event((RESERVATION_HEADER, "i-3")) == b""
             assert seen == [("i-1", False), ("i-2", True), ("other", False)]
-            assert it.processor.desk.counts["events.first_token"] == 5
-            assert it.processor.desk.counts["events.refused"] == 1
-            assert it.processor.desk.counts["events.unknown"] == 1
-            assert it.processor.desk.counts["events.forged"] == 2
+            assert it.processor.scheduler.counts["events.first_token"] == 5
+            assert it.processor.scheduler.counts["events.refused"] == 1
+            assert it.processor.scheduler.counts["events.unknown"] == 1
+            assert it.processor.scheduler.counts["events.forged"] == 2
 
     asyncio.run(play())
 
@@ -275,10 +275,10 @@ def test_a_first_token_that_cannot_be_taken(caplog: pytest.LogCaptureFixture) ->
         with caplog.at_level(logging.CRITICAL):
             async with running(first_token=broken) as it:
                 assert await it.event((RESERVATION_HEADER, SEAL.sealed("i-1", EVENT))) == b""
-                assert it.processor.desk.counts["exception.first token"] == 1
+                assert it.processor.scheduler.counts["exception.first token"] == 1
         async with running() as it:
             assert await it.event((RESERVATION_HEADER, SEAL.sealed("i-1", EVENT))) == b""
-            assert it.processor.desk.counts["events.unknown"] == 1
+            assert it.processor.scheduler.counts["events.unknown"] == 1
 
     asyncio.run(play())
 
@@ -321,7 +321,7 @@ def test_a_drain_cuts_no_open_exchange() -> None:
             assert envoy.response(await call.read()).HasField("request_body")
             await drain
             assert it.processor.open_exchanges == 0
-            assert it.processor.desk.counts["cancelled"] == 0
+            assert it.processor.scheduler.counts["cancelled"] == 0
 
     asyncio.run(play())
 
@@ -509,7 +509,7 @@ def test_a_client_that_left_is_settled() -> None:
             call.cancel()
             await until(lambda: len(it.settled) == 1)
             assert it.settled[0].end.value == "client_gone"
-            assert len(it.processor.desk.ledger) == 0
+            assert len(it.processor.scheduler.ledger) == 0
 
     asyncio.run(play())
 

@@ -10,7 +10,7 @@ import pytest
 
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Outcome, Reservation
-from extproc.core.request import Kind, UsageAsked
+from extproc.core.request import RouteKind, UsageAsked
 from extproc.wire.usage import EVERY, LAST, wanted, with_usage
 
 
@@ -52,21 +52,21 @@ def pool_of(engine: str, *, ask_usage: bool = True, taught: int = 0, per_event: 
 @pytest.mark.parametrize(
     ("pool", "kind", "asked", "words"),
     [
-        (pool_of("vllm"), Kind.CHAT, UsageAsked.NONE, f"{LAST} {EVERY}"),
-        (pool_of("vllm"), Kind.CHAT, UsageAsked.LAST, EVERY),
-        (pool_of("vllm"), Kind.CHAT, UsageAsked.EACH, ""),
-        (pool_of("vllm"), Kind.CHAT, UsageAsked.NO_STREAM, ""),
-        (pool_of("vllm", ask_usage=False), Kind.CHAT, UsageAsked.NONE, ""),
+        (pool_of("vllm"), RouteKind.CHAT, UsageAsked.NONE, f"{LAST} {EVERY}"),
+        (pool_of("vllm"), RouteKind.CHAT, UsageAsked.LAST, EVERY),
+        (pool_of("vllm"), RouteKind.CHAT, UsageAsked.EACH, ""),
+        (pool_of("vllm"), RouteKind.CHAT, UsageAsked.NO_STREAM, ""),
+        (pool_of("vllm", ask_usage=False), RouteKind.CHAT, UsageAsked.NONE, ""),
         # Once an event is known to be a token, the last one's usage is enough.
-        (pool_of("vllm", taught=9), Kind.CHAT, UsageAsked.NONE, LAST),
-        (pool_of("vllm", taught=9), Kind.CHAT, UsageAsked.LAST, ""),
-        (pool_of("sglang", taught=9, per_event=4), Kind.CHAT, UsageAsked.NONE, f"{LAST} {EVERY}"),
-        (pool_of("llamacpp"), Kind.COMPLETION, UsageAsked.NONE, LAST),
-        (pool_of("tgi"), Kind.CHAT, UsageAsked.NONE, LAST),
-        (pool_of("tgi"), Kind.COMPLETION, UsageAsked.NONE, ""),
+        (pool_of("vllm", taught=9), RouteKind.CHAT, UsageAsked.NONE, LAST),
+        (pool_of("vllm", taught=9), RouteKind.CHAT, UsageAsked.LAST, ""),
+        (pool_of("sglang", taught=9, per_event=4), RouteKind.CHAT, UsageAsked.NONE, f"{LAST} {EVERY}"),
+        (pool_of("llamacpp"), RouteKind.COMPLETION, UsageAsked.NONE, LAST),
+        (pool_of("tgi"), RouteKind.CHAT, UsageAsked.NONE, LAST),
+        (pool_of("tgi"), RouteKind.COMPLETION, UsageAsked.NONE, ""),
     ],
 )
-def test_what_is_asked_for(pool: Any, kind: Kind, asked: UsageAsked, words: str) -> None:
+def test_what_is_asked_for(pool: Any, kind: RouteKind, asked: UsageAsked, words: str) -> None:
     """What the client did not ask for and the engine can say, as far as it is needed."""
     assert wanted(pool, kind, asked) == words
 

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 from steersman_agent.engines.exposition import names
 from steersman_agent.figures import About, Scrape
-from steersman_agent.state import Signal
+from steersman_agent.state import Symptom
 
 
-class Engine:
+class EngineAdapter:
     """An engine's pages and their meaning. `about_paths` are asked in order; a page may be missing."""
 
     name: ClassVar[str]
@@ -26,9 +26,9 @@ class Engine:
         """Read the decoded JSON of those of `about_paths` that were answered."""
         return About(models=served_models(pages.get("/v1/models")))
 
-    def health(self, status: int) -> Signal:
+    def health(self, status: int) -> Symptom:
         """What an answer of `/health` says."""
-        return Signal.ANSWERED if 200 <= status < 300 else Signal.UNWELL
+        return Symptom.ANSWERED if 200 <= status < 300 else Symptom.UNWELL
 
     def prompt(self, model: str | None) -> tuple[str, dict[str, Any]]:
         """Path and JSON body of the lightest real request: one token.

@@ -20,7 +20,7 @@ NAMES_MAX, NAME_CHARACTERS_MAX = 64, 256
 _U32, _U64 = 2**32 - 1, 2**64 - 1
 
 
-class Samples:
+class PageSamples:
     """The wanted samples of one page."""
 
     __slots__ = ("_by_name",)
@@ -41,7 +41,7 @@ class Samples:
         return None
 
 
-class Wanted:
+class WantedSamples:
     """Names to read from a page; built once an engine."""
 
     def __init__(self, *names: str) -> None:
@@ -49,7 +49,7 @@ class Wanted:
             rb"^(?:" + b"|".join(re.escape(name.encode()) for name in names) + rb")[ {].*$", re.MULTILINE
         )
 
-    def read(self, page: bytes) -> Samples:
+    def read(self, page: bytes) -> PageSamples:
         """Parse a page; `ValueError` where it is not Prometheus text."""
         # Late: who only asks an engine what it is (`steersman init`) needs no prometheus_client.
         from prometheus_client.parser import text_string_to_metric_families
@@ -62,7 +62,7 @@ class Wanted:
                 for sample in family.samples:
                     if not math.isnan(sample.value):
                         found[sample.name].append((sample.labels, sample.value))
-        return Samples(found)
+        return PageSamples(found)
 
 
 def count(value: object, *, at_most: int = _U32) -> int | None:

@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from steersman_agent.engines.base import Engine, mapping, served_models
-from steersman_agent.engines.exposition import Wanted, count, known, names, tokens
+from steersman_agent.engines.base import EngineAdapter, mapping, served_models
+from steersman_agent.engines.exposition import WantedSamples, count, known, names, tokens
 from steersman_agent.figures import About, Scrape
-from steersman_agent.state import Signal
+from steersman_agent.state import Symptom
 
-_WANTED: Final = Wanted(
+_WANTED: Final = WantedSamples(
     "llamacpp:requests_processing",
     "llamacpp:requests_deferred",
     "llamacpp:kv_cache_tokens",
@@ -28,7 +28,7 @@ _WANTED: Final = Wanted(
 )
 
 
-class LlamaCpp(Engine):
+class LlamaCpp(EngineAdapter):
     """See the module."""
 
     name = "llamacpp"
@@ -68,6 +68,6 @@ class LlamaCpp(Engine):
             kv_capacity_tokens=context * (slots or 1) if context and apart else context or None,
         )
 
-    def health(self, status: int) -> Signal:
+    def health(self, status: int) -> Symptom:
         """503 is "Loading model"."""
-        return Signal.LOADING if status == 503 else super().health(status)
+        return Symptom.LOADING if status == 503 else super().health(status)

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from steersman_agent.engines.base import Engine, listed, mapping, served_models
-from steersman_agent.engines.exposition import Samples, Wanted, count, known, names, tokens
+from steersman_agent.engines.base import EngineAdapter, listed, mapping, served_models
+from steersman_agent.engines.exposition import PageSamples, WantedSamples, count, known, names, tokens
 from steersman_agent.figures import About, Scrape
 
-_WANTED: Final = Wanted(
+_WANTED: Final = WantedSamples(
     "sglang:num_running_reqs",
     "sglang:num_queue_reqs",
     "sglang:num_used_tokens",
@@ -28,7 +28,7 @@ _WANTED: Final = Wanted(
 )
 
 
-class SGLang(Engine):
+class SGLang(EngineAdapter):
     """See the module."""
 
     name = "sglang"
@@ -81,7 +81,7 @@ class SGLang(Engine):
         )
 
 
-def _by_rank(found: Samples, name: str) -> dict[str, float]:
+def _by_rank(found: PageSamples, name: str) -> dict[str, float]:
     """A gauge by data-parallel rank, each tensor-parallel group counted once."""
     ranks: dict[str, float] = {}
     for labels, value in found.of(name):
@@ -89,13 +89,13 @@ def _by_rank(found: Samples, name: str) -> dict[str, float]:
     return ranks
 
 
-def _once(found: Samples, name: str) -> float | None:
+def _once(found: PageSamples, name: str) -> float | None:
     """A gauge summed over data-parallel ranks."""
     ranks = _by_rank(found, name)
     return sum(ranks.values()) if ranks else None
 
 
-def _kv_tokens(found: Samples) -> tuple[float | None, float | None]:
+def _kv_tokens(found: PageSamples) -> tuple[float | None, float | None]:
     """KV in use and capacity, tokens, over all ranks; None for what cannot be told."""
     capacities = _by_rank(found, "sglang:max_total_num_tokens") or _configured(found)
     capacity = sum(capacities.values()) if capacities else None
@@ -110,7 +110,7 @@ def _kv_tokens(found: Samples) -> tuple[float | None, float | None]:
     return used, capacity
 
 
-def _configured(found: Samples) -> dict[str, float]:
+def _configured(found: PageSamples) -> dict[str, float]:
     """Each rank's cache by its configuration."""
     ranks: dict[str, float] = {}
     for labels, _ in found.of("sglang:cache_config_info"):

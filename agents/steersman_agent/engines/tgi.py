@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from steersman_agent.engines.base import Engine, mapping
-from steersman_agent.engines.exposition import Wanted, count, known, names, tokens
+from steersman_agent.engines.base import EngineAdapter, mapping
+from steersman_agent.engines.exposition import WantedSamples, count, known, names, tokens
 from steersman_agent.figures import About, Scrape
 
-_WANTED: Final = Wanted(
+_WANTED: Final = WantedSamples(
     "tgi_queue_size",
     "tgi_batch_current_size",
     "tgi_batch_current_max_tokens",
@@ -23,7 +23,7 @@ _WANTED: Final = Wanted(
 )
 
 
-class Tgi(Engine):
+class Tgi(EngineAdapter):
     """See the module."""
 
     name = "tgi"

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from steersman_agent.engines.base import Engine
-from steersman_agent.engines.exposition import Samples, Wanted, count, known, names, tokens
+from steersman_agent.engines.base import EngineAdapter
+from steersman_agent.engines.exposition import PageSamples, WantedSamples, count, known, names, tokens
 from steersman_agent.figures import Scrape
 
 _USAGE: Final = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
-_WANTED: Final = Wanted(
+_WANTED: Final = WantedSamples(
     "vllm:num_requests_running",
     "vllm:num_requests_waiting",
     *_USAGE,
@@ -25,7 +25,7 @@ _WANTED: Final = Wanted(
 )
 
 
-class Vllm(Engine):
+class Vllm(EngineAdapter):
     """See the module."""
 
     name = "vllm"
@@ -49,7 +49,7 @@ class Vllm(Engine):
         )
 
 
-def _kv_tokens(found: Samples) -> tuple[float | None, float | None]:
+def _kv_tokens(found: PageSamples) -> tuple[float | None, float | None]:
     """KV in use and capacity, tokens, over all engine cores; None for what cannot be told."""
     capacity: dict[str, float] = {}
     for labels, _ in found.of("vllm:cache_config_info"):
@@ -70,7 +70,7 @@ def _kv_tokens(found: Samples) -> tuple[float | None, float | None]:
     return used, total
 
 
-def _adapters(found: Samples) -> tuple[str, ...] | None:
+def _adapters(found: PageSamples) -> tuple[str, ...] | None:
     """The LoRA adapters at work: the series with the newest time (its value) tells, older ones linger."""
     series = found.of("vllm:lora_requests_info")
     if not series:

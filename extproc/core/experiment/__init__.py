@@ -5,7 +5,7 @@
     results     what became of an arm's requests
     units       tenants or sessions that count once each
     shadow      a second strategy that is asked and not heeded
-    running     one experiment's split, results and guardrail; all of them, as the desk sees them
+    running     one experiment's split, results and guardrail; all of them, as the scheduler sees them
 
 Pure, like all of the core. Several services agree on who is in which arm without a word (a hash), and each
 counts the same results from the same records, since a request's arm rides in its ticket. What they do not

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from math import exp, log
 from typing import Any
 
-from extproc.core.aims import ClassSpec
-from extproc.core.experiment.sequence import Interval, Mean
+from extproc.core.experiment.sequence import ConfidenceSequence, Mean
 from extproc.core.outcome import End, Outcome
+from extproc.core.slo import ClassSpec
 
 MS_NS = 1_000_000
 #: Times to first token count as at most this in the mean with bounds; quantiles and the plain mean do not.
@@ -68,7 +68,7 @@ def tokens_each(outcome: Outcome) -> int:
     return tokens // max(1, outcome.reservation.permits)
 
 
-class Times:
+class LatencySeries:
     """A mean and quantiles of milliseconds, in buckets that grow by a twentieth."""
 
     __slots__ = ("buckets", "count", "total")
@@ -130,7 +130,7 @@ class ArmResults:
         self.units = 0
         self.prompt_tokens = self.output_tokens = 0
         self.attainment, self.errors, self.ttft = Mean(), Mean(), Mean()
-        self.ttft_times, self.tpot, self.held = Times(), Times(), Times()
+        self.ttft_times, self.tpot, self.held = LatencySeries(), LatencySeries(), LatencySeries()
 
     def ended(self, outcome: Outcome) -> None:
         """Count a request's end in the plain figures."""
@@ -192,7 +192,7 @@ class ArmResults:
         }
 
 
-def interval_view(interval: Interval, *, scale: float = 1.0, digits: int = 4) -> dict[str, Any]:
+def interval_view(interval: ConfidenceSequence, *, scale: float = 1.0, digits: int = 4) -> dict[str, Any]:
     """As plain values; the mean is None where nothing was seen."""
     return {
         "mean": round(interval.mean * scale, digits) if interval.count else None,

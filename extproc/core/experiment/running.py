@@ -1,6 +1,6 @@
 """Experiments while they run: who goes to which arm, what became of it, and when an arm has lost.
 
-Owns the split, the results and the guardrail. The desk tells it of a request when it is admitted, placed,
+Owns the split, the results and the guardrail. The scheduler tells it of a request when it is admitted, placed,
 refused and ended; whoever has the clock tells it to look (`step`). Left out of every experiment are
 requests that cost no permit, and those of tenants whose strategy is configured.
 
@@ -19,8 +19,7 @@ from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
-from extproc.core.aims import ClassSpec
-from extproc.core.decide import Case
+from extproc.core.decide import RoutingRequest
 from extproc.core.endpoint import Endpoint
 from extproc.core.experiment.results import TESTED, ArmResults, Sample, sample_of
 from extproc.core.experiment.shadow import Shadow
@@ -31,6 +30,7 @@ from extproc.core.fleet import Pool
 from extproc.core.outcome import Outcome, Routed
 from extproc.core.prefix import MESSAGE_MARK
 from extproc.core.request import Request
+from extproc.core.slo import ClassSpec
 
 #: How often the guardrail looks, where results have come.
 LOOK_NS = 1_000_000_000
@@ -83,18 +83,18 @@ class Running:
             return "ended"
         return "waiting" if spec.start_ns is not None and now_ns < spec.start_ns else "running"
 
-    def assign(self, case: Case, request: Request) -> Case:
+    def assign(self, routing: RoutingRequest, request: Request) -> RoutingRequest:
         """The case with its arm's strategy."""
         spec = self.spec
-        key = _unit_of(spec, case, request)
+        key = _unit_of(spec, routing, request)
         where = point(spec.name, key)
         arm = spec.arms[bisect_right(self._cuts, where)]
         if arm.name in self.stopped:
             self.rerouted += 1
             control = spec.arms[0]
-            return replace(case, strategy=composite(control.strategy, spec.name, control.name))
+            return replace(routing, strategy=composite(control.strategy, spec.name, control.name))
         return replace(
-            case,
+            routing,
             strategy=composite(arm.strategy, spec.name, arm.name),
             arm=f"{spec.name}/{arm.name}",
             # 63 bits: it rides in a ticket, whose readers may have signed integers.
@@ -201,7 +201,7 @@ class Running:
 
 
 class Experiments:
-    """All experiments of one desk; a pool is in one at the most. `rng` is the shadows' own."""
+    """All experiments of one scheduler; a pool is in one at the most. `rng` is the shadows' own."""
 
     def __init__(self, *, rng: Random) -> None:
         self._rng = rng
@@ -226,23 +226,30 @@ class Experiments:
                 del self._past[next(iter(self._past))]
         self._by_pool = {pool: each for each in self._by_name.values() for pool in each.spec.pools}
 
-    def assign(self, case: Case, request: Request) -> Case:
+    def assign(self, routing: RoutingRequest, request: Request) -> RoutingRequest:
         """The case as its arm has it, or as it is."""
-        running = self._by_pool.get(case.pool)
-        if running is None or not case.permits or case.strategy or not running.results:
-            return case
-        return running.assign(case, request) if running.state(case.arrived_ns) == "running" else case
+        running = self._by_pool.get(routing.pool)
+        if running is None or not routing.permits or routing.strategy or not running.results:
+            return routing
+        return running.assign(routing, request) if running.state(routing.arrived_ns) == "running" else routing
 
     def placed(
-        self, case: Case, routed: Routed, pool: Pool, chosen: Endpoint, *, now_ns: int, deciders: int
+        self,
+        routing: RoutingRequest,
+        routed: Routed,
+        pool: Pool,
+        chosen: Endpoint,
+        *,
+        now_ns: int,
+        deciders: int,
     ) -> None:
         """A request is about to be placed, and nothing has moved yet: the shadow's turn. Never raises."""
-        running = self._by_pool.get(case.pool)
-        if running is None or running.shadow is None or not case.permits or routed.reason.degraded:
+        running = self._by_pool.get(routing.pool)
+        if running is None or running.shadow is None or not routing.permits or routed.reason.degraded:
             return
         if running.state(now_ns) == "running":
             running.shadow.placed(
-                case,
+                routing,
                 routed,
                 pool,
                 chosen,
@@ -251,19 +258,19 @@ class Experiments:
                 parameters=pool.parameters.get(running.shadow.spec.strategy, {}),
             )
 
-    def turned_away(self, case: Case, *, now_ns: int, left: bool = False) -> None:
+    def turned_away(self, routing: RoutingRequest, *, now_ns: int, left: bool = False) -> None:
         """A request was refused for want of room or replicas; `left`: its client has gone while it was held.
 
         One that left before its first token was due says nothing.
         """
-        running, arm = self._of(case.arm)
+        running, arm = self._of(routing.arm)
         if running is None:
             return
-        waited_ns = max(0, now_ns - case.arrived_ns)
-        if left and waited_ns <= case.work.ttft_ms * 1e6:
+        waited_ns = max(0, now_ns - routing.arrived_ns)
+        if left and waited_ns <= routing.work.ttft_ms * 1e6:
             return
         running.results[arm].turned_away(waited_ns / 1e6)
-        running.saw(arm, case.unit, Sample(False, None), now_ns=now_ns)
+        running.saw(arm, routing.unit, Sample(False, None), now_ns=now_ns)
 
     def ended(self, outcome: Outcome, spec: ClassSpec, *, now_ns: int) -> None:
         """A request's record has come; `spec` is its class's."""
@@ -297,27 +304,27 @@ class Experiments:
         return (running, arm) if running is not None and arm in running.results else (None, arm)
 
 
-def _unit_of(spec: Experiment, case: Case, request: Request) -> str:
+def _unit_of(spec: Experiment, routing: RoutingRequest, request: Request) -> str:
     """What is drawn as a whole, so that it is always in the same arm."""
     match spec.split:
         case "tenant":
-            return case.tenant.name
+            return routing.tenant.name
         case "session":
-            session = _session(case, request)
+            session = _session(routing, request)
             # Who cannot be known again is a session of one request.
-            return f"{case.tenant.name}\0{session}" if session else case.id
+            return f"{routing.tenant.name}\0{session}" if session else routing.id
         case _:
-            return case.id
+            return routing.id
 
 
-def _session(case: Case, request: Request) -> int:
+def _session(routing: RoutingRequest, request: Request) -> int:
     """A conversation: as the client named it, else by how it begins; 0 where it cannot be told.
 
     A chat begins with all up to the end of its first user's text: a system prompt alone is many users'.
     """
-    if case.work.session:
-        return case.work.session
+    if routing.work.session:
+        return routing.work.session
     for i, mark in enumerate(request.marks):
         if mark.startswith(_USER) or _USER in mark:
             return xxh3_64_intdigest("\0".join(request.segments[: i + 1]).encode("utf-8", "replace"))
-    return case.work.prefix[0] if case.work.prefix else 0
+    return routing.work.prefix[0] if routing.work.prefix else 0

@@ -34,7 +34,7 @@ STEPS_MAX = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class ConfidenceSequence:
     """A mean and the bounds that hold it; without any value the bounds are 0 and 1."""
 
     low: float
@@ -42,7 +42,7 @@ class Interval:
     high: float
     count: int
 
-    def minus(self, other: Interval) -> tuple[float, float, float]:
+    def minus(self, other: ConfidenceSequence) -> tuple[float, float, float]:
         """The difference of two means: low, mean, high. It holds whenever both intervals do."""
         return self.low - other.high, self.mean - other.mean, self.high - other.low
 
@@ -66,12 +66,12 @@ class Mean:
         self.total += value
         self.count += 1
 
-    def interval(self, alpha: float) -> Interval:
+    def interval(self, alpha: float) -> ConfidenceSequence:
         """The interval that, at all times together, is wrong with probability `alpha` at most."""
         if not self.count:
-            return Interval(0.0, 0.0, 1.0, 0)
+            return ConfidenceSequence(0.0, 0.0, 1.0, 0)
         mean, half = self.total / self.count, boundary(self.spread, alpha / 2) / self.count
-        return Interval(max(0.0, mean - half), mean, min(1.0, mean + half), self.count)
+        return ConfidenceSequence(max(0.0, mean - half), mean, min(1.0, mean + half), self.count)
 
 
 def boundary(spread: float, alpha: float) -> float:

@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from random import Random
 from typing import Any
 
-from extproc.core.decide import Case
+from extproc.core.decide import RoutingRequest
 from extproc.core.endpoint import Endpoint
 from extproc.core.experiment.spec import Shadowing
 from extproc.core.fleet import Pool
 from extproc.core.outcome import LATER_MS, Routed
-from extproc.core.strategies import PEERS, Moment, Strategy, build
+from extproc.core.strategies import PEERS, SchedulingContext, Strategy, build
 from extproc.core.strategies.parameter import Value
-from extproc.core.work import moment
+from extproc.core.work import context
 
 #: Disagreements kept for people.
 KEPT = 16
@@ -44,7 +44,7 @@ class Shadow:
 
     def placed(
         self,
-        case: Case,
+        routing: RoutingRequest,
         routed: Routed,
         pool: Pool,
         chosen: Endpoint,
@@ -63,12 +63,12 @@ class Shadow:
                 given = {**parameters, **self.spec.parameters}
                 strategy = self._strategies[pool.name] = build(self.spec.strategy, given)
             if self.spec.share >= 1.0 or self._rng.random() < self.spec.share:
-                self._ask(strategy, case, routed, pool, chosen, now_ns, deciders)
+                self._ask(strategy, routing, routed, pool, chosen, now_ns, deciders)
             if self.spec.strategy in OWN_STATE:
                 picked = getattr(strategy, "picked", None)
                 if picked is not None:
-                    at = Moment(now_ns=now_ns, deciders=deciders)
-                    picked(pool.endpoints, chosen, case.work, at=at)
+                    at = SchedulingContext(now_ns=now_ns, deciders=deciders)
+                    picked(pool.endpoints, chosen, routing.work, at=at)
         except Exception as error:  # noqa: BLE001 (a shadow must cost no request anything)
             self.failed += 1
             self.last_failure = f"{type(error).__name__}: {error}"[:200]
@@ -76,7 +76,7 @@ class Shadow:
     def _ask(
         self,
         strategy: Strategy,
-        case: Case,
+        routing: RoutingRequest,
         routed: Routed,
         pool: Pool,
         chosen: Endpoint,
@@ -92,8 +92,8 @@ class Shadow:
             # Released to the one replica that had just become free: there was nothing to choose.
             self.alone += 1
             return
-        at = moment(case.work, pool, now_ns=now_ns, deciders=deciders)
-        ranking = strategy.rank(candidates, case.work, count=1, rng=self._rng, at=at)
+        at = context(routing.work, pool, now_ns=now_ns, deciders=deciders)
+        ranking = strategy.rank(candidates, routing.work, count=1, rng=self._rng, at=at)
         self.asked += 1
         if not ranking.best:
             self.waits += 1
@@ -109,7 +109,7 @@ class Shadow:
             self._gaps += 1
         self.last.append(
             {
-                "id": case.id,
+                "id": routing.id,
                 "pool": pool.name,
                 "chosen": chosen.address,
                 "shadow": its.address,

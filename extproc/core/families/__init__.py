@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from extproc.core.catalogue import WAIT_MS
-from extproc.core.families.choice import Choice, Family, floor_of, members, pick, thresholds_for
+from extproc.core.families.choice import Family, FamilyChoice, floor_of, members, pick, thresholds_for
 from extproc.core.families.difficulty import NAMES, features
 from extproc.core.families.score import DEFAULT, Weights, read, write
 
@@ -23,8 +23,8 @@ __all__ = [
     "NAMES",
     "NONE",
     "WAIT_MS",
-    "Choice",
     "Family",
+    "FamilyChoice",
     "Weights",
     "features",
     "floor_of",

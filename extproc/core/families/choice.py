@@ -51,7 +51,7 @@ class Family:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class FamilyChoice:
     """What became of a request for a family: the model, the one that it should have been, and why not."""
 
     family: str
@@ -112,7 +112,7 @@ def members(family: Family, tenant: Tenant, fleet: Fleet) -> list[int]:
 
 def pick(
     request: Request, tenant: Tenant, fleet: Fleet, family: Family, *, waiting: Callable[[str], int]
-) -> Choice | Reject:
+) -> FamilyChoice | Reject:
     """The model for a request; Reject when the tenant may have none of the family.
 
     `waiting` says how many requests wait for a pool.
@@ -126,7 +126,7 @@ def pick(
     at = next((place for place, i in enumerate(may) if i >= level), len(may) - 1)
     models = [family.models[i] for i in may]
     place, shifted = _with_room(family, models, at, request.sequences, tenant, fleet, waiting)
-    return Choice(
+    return FamilyChoice(
         family=family.name,
         model=models[place],
         wished=models[at],

@@ -30,7 +30,7 @@ Example = tuple[tuple[float, ...], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class TrainReport:
     """How often the level was right, on the examples trained on and on those held out (None without any)."""
 
     weights: Weights
@@ -40,7 +40,7 @@ class Report:
     accuracy_held_out: float | None
 
 
-def train(examples: Sequence[Example], *, rng: Random, held_out_share: float = HELD_OUT_SHARE) -> Report:
+def train(examples: Sequence[Example], *, rng: Random, held_out_share: float = HELD_OUT_SHARE) -> TrainReport:
     """Fit on a part of the examples and judge on the rest; ValueError for fewer than two or one target."""
     if len({target for _, target in examples}) < 2:
         raise ValueError("wants examples of at least two labels")
@@ -48,7 +48,7 @@ def train(examples: Sequence[Example], *, rng: Random, held_out_share: float = H
     rng.shuffle(shuffled)
     kept = max(1, round(len(shuffled) * (1.0 - held_out_share)))
     weights = fit(shuffled[:kept], rng=rng)
-    return Report(
+    return TrainReport(
         weights,
         kept,
         len(shuffled) - kept,

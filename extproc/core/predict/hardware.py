@@ -13,7 +13,7 @@ GIB: Final = 2**30
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
+class GpuModel:
     """One device: bandwidth in GB/s, dense 16-bit arithmetic in TFLOPS, memory in GiB as NVML counts it."""
 
     bandwidth_gb_per_s: float
@@ -22,47 +22,47 @@ class Gpu:
 
 
 #: Stands in for a device that nobody knows.
-A100_80GB: Final = Gpu(2039, 312, 80)
+A100_80GB: Final = GpuModel(2039, 312, 80)
 
 #: The first expression found in the lower-cased name holds, so the particular stand before the general.
-_GPUS: Final[tuple[tuple[re.Pattern[str], Gpu], ...]] = tuple(
+_GPUS: Final[tuple[tuple[re.Pattern[str], GpuModel], ...]] = tuple(
     (re.compile(expression), gpu)
     for expression, gpu in (
-        (r"\bgb300|\bb300", Gpu(8000, 2250, 268)),
-        (r"\bgb200|\bb200", Gpu(8000, 2250, 179)),
-        (r"\bgh200", Gpu(4000, 989, 95)),
-        (r"\bh200", Gpu(4800, 989, 140)),
-        (r"\bh100.*nvl", Gpu(3900, 835, 94)),
-        (r"\bh100.*pcie", Gpu(2000, 756, 80)),
-        (r"\bh[18]00", Gpu(3350, 989, 80)),
-        (r"\bh20\b", Gpu(4000, 148, 96)),
-        (r"\ba[18]00.*40gb", Gpu(1555, 312, 40)),
-        (r"\ba[18]00.*pcie", Gpu(1935, 312, 80)),
+        (r"\bgb300|\bb300", GpuModel(8000, 2250, 268)),
+        (r"\bgb200|\bb200", GpuModel(8000, 2250, 179)),
+        (r"\bgh200", GpuModel(4000, 989, 95)),
+        (r"\bh200", GpuModel(4800, 989, 140)),
+        (r"\bh100.*nvl", GpuModel(3900, 835, 94)),
+        (r"\bh100.*pcie", GpuModel(2000, 756, 80)),
+        (r"\bh[18]00", GpuModel(3350, 989, 80)),
+        (r"\bh20\b", GpuModel(4000, 148, 96)),
+        (r"\ba[18]00.*40gb", GpuModel(1555, 312, 40)),
+        (r"\ba[18]00.*pcie", GpuModel(1935, 312, 80)),
         (r"\ba[18]00", A100_80GB),
-        (r"\bl40s", Gpu(864, 362, 45)),
-        (r"\bl40\b", Gpu(864, 181, 45)),
-        (r"\bl4\b", Gpu(300, 121, 22.5)),
-        (r"\ba10g", Gpu(600, 70, 22.5)),
-        (r"\ba10\b", Gpu(600, 125, 22.5)),
-        (r"\ba2\b", Gpu(200, 18, 15)),
-        (r"\ba30\b", Gpu(933, 165, 24)),
-        (r"\ba40\b", Gpu(696, 150, 45)),
-        (r"\bt4\b", Gpu(320, 65, 15)),
-        (r"\bv100.*32gb", Gpu(900, 125, 32)),
-        (r"\bv100", Gpu(900, 125, 16)),
-        (r"\bp100", Gpu(732, 18.7, 16)),
-        (r"pro 6000", Gpu(1792, 500, 95)),
-        (r"\b6000 ada", Gpu(960, 364, 48)),
-        (r"\ba6000", Gpu(768, 155, 48)),
-        (r"\ba5000", Gpu(768, 111, 24)),
-        (r"\b5090", Gpu(1792, 209, 32)),
-        (r"\b4090", Gpu(1008, 165, 24)),
-        (r"\b4080", Gpu(717, 97, 16)),
-        (r"\b3090", Gpu(936, 71, 24)),
-        (r"\bmi355x", Gpu(8000, 2500, 288)),
-        (r"\bmi325x", Gpu(6000, 1307, 256)),
-        (r"\bmi300x", Gpu(5300, 1307, 192)),
-        (r"\bmi2[15]0", Gpu(1638, 185, 64)),
+        (r"\bl40s", GpuModel(864, 362, 45)),
+        (r"\bl40\b", GpuModel(864, 181, 45)),
+        (r"\bl4\b", GpuModel(300, 121, 22.5)),
+        (r"\ba10g", GpuModel(600, 70, 22.5)),
+        (r"\ba10\b", GpuModel(600, 125, 22.5)),
+        (r"\ba2\b", GpuModel(200, 18, 15)),
+        (r"\ba30\b", GpuModel(933, 165, 24)),
+        (r"\ba40\b", GpuModel(696, 150, 45)),
+        (r"\bt4\b", GpuModel(320, 65, 15)),
+        (r"\bv100.*32gb", GpuModel(900, 125, 32)),
+        (r"\bv100", GpuModel(900, 125, 16)),
+        (r"\bp100", GpuModel(732, 18.7, 16)),
+        (r"pro 6000", GpuModel(1792, 500, 95)),
+        (r"\b6000 ada", GpuModel(960, 364, 48)),
+        (r"\ba6000", GpuModel(768, 155, 48)),
+        (r"\ba5000", GpuModel(768, 111, 24)),
+        (r"\b5090", GpuModel(1792, 209, 32)),
+        (r"\b4090", GpuModel(1008, 165, 24)),
+        (r"\b4080", GpuModel(717, 97, 16)),
+        (r"\b3090", GpuModel(936, 71, 24)),
+        (r"\bmi355x", GpuModel(8000, 2500, 288)),
+        (r"\bmi325x", GpuModel(6000, 1307, 256)),
+        (r"\bmi300x", GpuModel(5300, 1307, 192)),
+        (r"\bmi2[15]0", GpuModel(1638, 185, 64)),
     )
 )
 
@@ -71,7 +71,7 @@ _SLICE: Final = re.compile(r"\bmig (\d)g\.(\d+)gb")
 _SLICE_PARTS: Final = 7
 
 
-def find_gpu(name: str) -> Gpu | None:
+def find_gpu(name: str) -> GpuModel | None:
     """The device of this name, a MIG slice as its share of one; None where the table has none."""
     lowered = name.lower()
     part = _SLICE.search(lowered)

@@ -4,7 +4,7 @@
 moves limits with their history. The Redis side of the same port is `extproc/state/quota_redis.py`.
 """
 
-from extproc.core.quota.books import Books, QuotaBooks, QuotaLimits
+from extproc.core.quota.books import ExactBooks, QuotaBooks, QuotaLimits
 from extproc.core.quota.values import (
     ASK,
     NOTHING,
@@ -13,10 +13,10 @@ from extproc.core.quota.values import (
     Ask,
     Bucket,
     Granted,
-    Limits,
     LimitUsage,
     RateFigures,
     Refused,
+    ScopeLimits,
     limits,
 )
 
@@ -26,14 +26,14 @@ __all__ = [
     "Account",
     "Amounts",
     "Ask",
-    "Books",
     "Bucket",
+    "ExactBooks",
     "Granted",
     "LimitUsage",
-    "Limits",
     "QuotaBooks",
     "QuotaLimits",
     "RateFigures",
     "Refused",
+    "ScopeLimits",
     "limits",
 ]

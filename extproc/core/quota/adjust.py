@@ -18,7 +18,7 @@ DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
+class AdjustBounds:
     """How far and how fast. `least` ≤ 1 ≤ `most` are multiples of the configured limits."""
 
     least: float = 1.0
@@ -37,7 +37,7 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class History:
+class UsageHistory:
     """Moving averages, both 0–1, and the factor that holds.
 
     `peak` is the highest share used in the `day_s` seconds of the day under way, `peaks` those of the days
@@ -53,7 +53,9 @@ class History:
     quiet: bool = False
 
 
-def observe(history: History, *, used: float, refused: float, elapsed_s: float, bounds: Bounds) -> History:
+def observe(
+    history: UsageHistory, *, used: float, refused: float, elapsed_s: float, bounds: AdjustBounds
+) -> UsageHistory:
     """Fold in what a span of time showed: the share of the limit used, of the requests refused."""
     keep = 0.5 ** (max(elapsed_s, 0.0) / bounds.half_life_s)
     # Of what was bought, however much of it holds at the moment.
@@ -63,7 +65,7 @@ def observe(history: History, *, used: float, refused: float, elapsed_s: float, 
         peaks = (*peaks, peak)[-DAYS:]
         quiet = len(peaks) == DAYS and max(peaks) < bounds.used_below
         peak, day_s = 0.0, 0.0
-    return History(
+    return UsageHistory(
         history.used * keep + _share(used) * (1.0 - keep),
         history.refused * keep + _share(refused) * (1.0 - keep),
         history.factor,
@@ -74,7 +76,7 @@ def observe(history: History, *, used: float, refused: float, elapsed_s: float, 
     )
 
 
-def adjust(history: History, *, bounds: Bounds) -> History:
+def adjust(history: UsageHistory, *, bounds: AdjustBounds) -> UsageHistory:
     """The next factor: a step up, a step down or the same, never outside the bounds.
 
     Who is refused below what was bought has all of it again at once.
@@ -89,24 +91,24 @@ def adjust(history: History, *, bounds: Bounds) -> History:
     return replace(history, factor=min(max(factor, bounds.least), bounds.most), quiet=False)
 
 
-def within(history: History, bounds: Bounds) -> History:
+def within(history: UsageHistory, bounds: AdjustBounds) -> UsageHistory:
     """The same history where other bounds hold now."""
     return replace(history, factor=min(max(history.factor, bounds.least), bounds.most))
 
 
-def words_of(history: History) -> list[float]:
+def words_of(history: UsageHistory) -> list[float]:
     """A history as numbers, to be kept."""
     return [history.used, history.refused, history.factor, history.peak, history.day_s, *history.peaks]
 
 
-def history_of(words: Sequence[float]) -> History | None:
+def history_of(payload: Sequence[float]) -> UsageHistory | None:
     """A history that was kept; None for what none is."""
-    if not 5 <= len(words) <= 5 + DAYS or not all(isfinite(each) and each >= 0.0 for each in words):
+    if not 5 <= len(payload) <= 5 + DAYS or not all(isfinite(each) and each >= 0.0 for each in payload):
         return None
-    used, refused, factor, peak, day_s, *peaks = words
+    used, refused, factor, peak, day_s, *peaks = payload
     if factor <= 0.0:
         return None
-    return History(_share(used), _share(refused), factor, _share(peak), day_s, tuple(map(_share, peaks)))
+    return UsageHistory(_share(used), _share(refused), factor, _share(peak), day_s, tuple(map(_share, peaks)))
 
 
 def _share(value: float) -> float:

@@ -15,10 +15,10 @@ from extproc.core.quota.kept import (
     EXPIRED,
     RUNS,
     WAITS,
-    Batch,
+    JournalBatch,
+    JournalState,
     KeptHeld,
     KeptScope,
-    State,
     Touched,
     account_of,
     account_words,
@@ -116,14 +116,14 @@ NOBODY: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
-class Held:
+class Unsettled:
     """A reservation that has not ended."""
 
     taken: Taken
     heard_ns: int
 
 
-class Books:
+class ExactBooks:
     """Exact quotas of one process. Not thread-safe (one event loop owns it)."""
 
     def __init__(self, limits: QuotaLimits | None = None) -> None:
@@ -132,7 +132,7 @@ class Books:
         #: In nanoseconds of bucket: reserved + added = settled + refunded + expired + outstanding.
         self.totals: Counter[str] = Counter()
         self._scopes = Scopes(Scope, most=self.limits.scopes_max, counts=self.counts)
-        self._held: OrderedDict[str, Held] = OrderedDict()
+        self._held: OrderedDict[str, Unsettled] = OrderedDict()
         #: Ended ids; what had expired may still be settled once.
         self._ended: OrderedDict[str, Taken | None] = OrderedDict()
         #: What has changed since it was last asked for; None while nobody keeps it.
@@ -170,7 +170,7 @@ class Books:
         if isinstance(taken, Refused):
             self.counts["refused"] += 1
             return taken
-        self._held[reservation_id] = Held(taken, now_ns)
+        self._held[reservation_id] = Unsettled(taken, now_ns)
         if self._touched is not None:
             self._touched.add(reservation_id, account)
         self.counts["borrowed" if taken.borrowed else "reserved"] += 1
@@ -278,7 +278,7 @@ class Books:
         """From now on `changes` tells what has changed."""
         self._touched = Touched()
 
-    def changes(self, *, waiting: Waiting = NOBODY) -> tuple[Batch, Touched]:
+    def changes(self, *, waiting: Waiting = NOBODY) -> tuple[JournalBatch, Touched]:
         """What has changed since this was last asked; `put_back` the second where it could not be written.
 
         `waiting` are reservations whose requests no replica has been given yet: a process that ends takes
@@ -290,7 +290,7 @@ class Books:
         for placed in [each for each in self._waited if each not in waiting]:
             self._waited.discard(placed)
             touched.ids[placed] = None
-        batch = Batch([], [], [], [], [], {})
+        batch = JournalBatch([], [], [], [], [], {})
         numbers: dict[int, int] = {}
         for reservation_id in touched.ids:
             held = self._held.get(reservation_id)
@@ -330,7 +330,7 @@ class Books:
         """Ids whose change was never written, because too many waited for it."""
         return self._touched.given_up if self._touched is not None else 0
 
-    def restore(self, state: State, *, now_ns: int) -> None:
+    def restore(self, state: JournalState, *, now_ns: int) -> None:
         """Begin with what another process left, its times by this one's clock.
 
         What was held lives a whole time to live again: its record may still come, with what it cost. What
@@ -343,11 +343,11 @@ class Books:
         for ended in state.ended:
             self._ended[ended] = None
         accounts: dict[int, Account] = {}
-        for words, kept in state.held.values():
-            account = accounts.get(id(words))
+        for payload, kept in state.held.values():
+            account = accounts.get(id(payload))
             if account is None:
                 try:
-                    account = accounts[id(words)] = account_of(words)
+                    account = accounts[id(payload)] = account_of(payload)
                 except ValueError:
                     self.counts["restore.unknown"] += 1
                     continue
@@ -364,7 +364,7 @@ class Books:
             return
         for scope in scopes:
             scope.in_flight += 1
-        self._held[kept.id] = Held(taken, now_ns)
+        self._held[kept.id] = Unsettled(taken, now_ns)
         if kept.doing == WAITS:
             self.cancel(kept.id, now_ns=now_ns)
 

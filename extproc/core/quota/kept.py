@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
-from extproc.core.quota.values import KINDS, Account, Bucket, Limits
+from extproc.core.quota.values import KINDS, Account, Bucket, ScopeLimits
 
 #: Ids whose change waits to be written; above it (the disk is full) the oldest are given up, and counted.
 TOUCHED_MAX = 200_000
@@ -49,7 +49,7 @@ class KeptScope(NamedTuple):
     extra: dict[int, int]
 
 
-class Batch(NamedTuple):
+class JournalBatch(NamedTuple):
     """What has changed up to one moment. `gone` were cancelled: they are as if they had never been."""
 
     accounts: list[KeptAccount]
@@ -90,7 +90,7 @@ class Touched:
 
 
 @dataclass(slots=True)
-class State:
+class JournalState:
     """What all batches so far come to."""
 
     scopes: dict[tuple[str, str], KeptScope] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class State:
     ended: dict[str, None] = field(default_factory=dict)
     histories: dict[str, list[float]] = field(default_factory=dict)
 
-    def fold(self, batch: Batch) -> None:
+    def fold(self, batch: JournalBatch) -> None:
         """The next batch."""
         for each in batch.held:
             self.held[each.id] = (batch.accounts[each.account], each)
@@ -125,15 +125,15 @@ class State:
         for each in list(islice(self.ended, max(0, len(self.ended) - ended_max))):
             del self.ended[each]
 
-    def batches(self, most: int) -> Iterator[Batch]:
+    def batches(self, most: int) -> Iterator[JournalBatch]:
         """The same in batches of at most so many of anything."""
         held, ended = iter(self.held.values()), iter(self.ended)
         scopes = iter(self.scopes.values())
         histories = self.histories
         while True:
             accounts = _Accounts()
-            batch = Batch(
-                accounts.words,
+            batch = JournalBatch(
+                accounts.payload,
                 [each._replace(account=accounts.of(account)) for account, each in islice(held, most)],
                 list(islice(ended, most)),
                 [],
@@ -150,14 +150,14 @@ class _Accounts:
     """The accounts that a batch speaks of, each once."""
 
     def __init__(self) -> None:
-        self.words: list[KeptAccount] = []
+        self.payload: list[KeptAccount] = []
         self._known: dict[int, int] = {}
 
     def of(self, account: KeptAccount) -> int:
         found = self._known.get(id(account))
         if found is None:
-            found = self._known[id(account)] = len(self.words)
-            self.words.append(account)
+            found = self._known[id(account)] = len(self.payload)
+            self.payload.append(account)
         return found
 
 
@@ -179,15 +179,15 @@ def account_words(account: Account) -> KeptAccount:
     )
 
 
-def account_of(words: KeptAccount) -> Account:
+def account_of(payload: KeptAccount) -> Account:
     """An account as it was written. Raises ValueError for what no account is."""
     return Account(
-        words.tenant,
-        words.key,
-        words.model,
+        payload.tenant,
+        payload.key,
+        payload.model,
         tuple(
-            (name, Limits(tuple(_bucket(*each) for each in buckets), concurrent, lent))
-            for name, buckets, concurrent, lent in words.scopes
+            (name, ScopeLimits(tuple(_bucket(*each) for each in buckets), concurrent, lent))
+            for name, buckets, concurrent, lent in payload.scopes
         ),
     )
 
@@ -210,10 +210,10 @@ def tats_words(tats: Sequence[int] | None) -> dict[int, int]:
     return {kind: tat for kind, tat in enumerate(tats or ()) if tat}
 
 
-def tats_of(words: Mapping[int, int]) -> list[int]:
+def tats_of(payload: Mapping[int, int]) -> list[int]:
     """TATs as they were written."""
     tats = [0] * len(KINDS)
-    for kind, tat in words.items():
+    for kind, tat in payload.items():
         if 0 <= kind < len(tats):
             tats[kind] = tat
     return tats

@@ -19,7 +19,7 @@ GPU_US_PER_S, MONEY_PER_CURRENCY = 1_000_000, 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class QuotaUnit:
     """A sort of limit: its name in the file, what it counts, over how long, in units of what."""
 
     name: str
@@ -31,14 +31,14 @@ class Kind:
 
 
 KINDS = (
-    Kind("requests_per_minute", REQUESTS, MINUTE_NS),
-    Kind("input_tokens_per_minute", INPUT, MINUTE_NS),
-    Kind("output_tokens_per_minute", OUTPUT, MINUTE_NS),
-    Kind("input_tokens_per_hour", INPUT, HOUR_NS),
-    Kind("output_tokens_per_hour", OUTPUT, HOUR_NS),
-    Kind("gpu_seconds_per_hour", GPU_US, HOUR_NS, GPU_US_PER_S),
-    Kind("budget_per_day", MONEY, DAY_NS, MONEY_PER_CURRENCY, lent=False),
-    Kind("budget_per_month", MONEY, MONTH_NS, MONEY_PER_CURRENCY, lent=False),
+    QuotaUnit("requests_per_minute", REQUESTS, MINUTE_NS),
+    QuotaUnit("input_tokens_per_minute", INPUT, MINUTE_NS),
+    QuotaUnit("output_tokens_per_minute", OUTPUT, MINUTE_NS),
+    QuotaUnit("input_tokens_per_hour", INPUT, HOUR_NS),
+    QuotaUnit("output_tokens_per_hour", OUTPUT, HOUR_NS),
+    QuotaUnit("gpu_seconds_per_hour", GPU_US, HOUR_NS, GPU_US_PER_S),
+    QuotaUnit("budget_per_day", MONEY, DAY_NS, MONEY_PER_CURRENCY, lent=False),
+    QuotaUnit("budget_per_month", MONEY, MONTH_NS, MONEY_PER_CURRENCY, lent=False),
 )
 CONCURRENT = "concurrent_requests"
 
@@ -101,7 +101,7 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ScopeLimits:
     """The limits of one scope, those alone that are set; `concurrent` None means any number."""
 
     buckets: tuple[Bucket, ...] = ()
@@ -112,10 +112,10 @@ class Limits:
     def __bool__(self) -> bool:
         return bool(self.buckets) or self.concurrent is not None
 
-    def scaled(self, factor: float) -> Limits:
+    def scaled(self, factor: float) -> ScopeLimits:
         """The same limits times a factor, none below one unit (dynamic adjustment; budgets stay)."""
         assert factor > 0.0, factor
-        return Limits(
+        return ScopeLimits(
             tuple(
                 replace(
                     bucket,
@@ -144,7 +144,7 @@ def limits(
     budget_per_month: float | None = None,
     burst: float = 1.0,
     borrow: float = 1.0,
-) -> Limits:
+) -> ScopeLimits:
     """Limits from a quota's plain values; the names are the file's (config: tenants.quota)."""
     given = (
         requests_per_minute,
@@ -171,7 +171,7 @@ def limits(
                 )
             )
     lent = None if concurrent_requests is None else math.floor(concurrent_requests * borrow)
-    return Limits(tuple(buckets), concurrent_requests, lent)
+    return ScopeLimits(tuple(buckets), concurrent_requests, lent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,7 @@ class Account:
     tenant: str
     key: str
     model: str
-    scopes: tuple[tuple[str, Limits], ...]
+    scopes: tuple[tuple[str, ScopeLimits], ...]
     #: The scopes' names in the books, which are the tenant's and the scope's.
     names: tuple[tuple[str, str], ...] = field(init=False, compare=False)
 

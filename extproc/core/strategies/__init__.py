@@ -19,7 +19,7 @@ from dataclasses import is_dataclass, replace
 from types import MappingProxyType
 from typing import Any, cast
 
-from extproc.core.strategies.base import NOW, Moment, Ranking, Strategy, Work, lowest
+from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Strategy, Work, lowest
 from extproc.core.strategies.cost import LeastCost
 from extproc.core.strategies.latency import LeastLatency
 from extproc.core.strategies.least_request import LeastRequest
@@ -76,8 +76,8 @@ __all__ = [
     "OWN",
     "PEERS",
     "STRATEGIES",
-    "Moment",
     "Ranking",
+    "SchedulingContext",
     "Strategy",
     "Work",
     "build",

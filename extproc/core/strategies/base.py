@@ -50,7 +50,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class SchedulingContext:
     """The moment of a choice.
 
     `cached` are the prompt's tokens that an endpoint is believed to hold, by address. `patient` says that
@@ -68,7 +68,7 @@ class Moment:
     given: Mapping[str, int] = field(default_factory=lambda: NOTHING)
 
 
-NOW = Moment()
+NOW = SchedulingContext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,13 @@ class Strategy(Protocol):
     def name(self) -> str: ...
 
     def rank(
-        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+        self,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        *,
+        count: int,
+        rng: Random,
+        at: SchedulingContext = NOW,
     ) -> Ranking:
         """Rank the best `count` of at least one candidate."""
         ...

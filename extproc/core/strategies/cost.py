@@ -26,7 +26,7 @@ from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import NOW, Moment, Ranking, Work, lowest
+from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
 from extproc.core.strategies.parameter import bounded
 from extproc.core.strategies.terms import forecasts
 
@@ -52,7 +52,13 @@ class LeastCost:
     spot_factor: float = bounded(0.4, 0.0, 1.0)
 
     def rank(
-        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+        self,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        *,
+        count: int,
+        rng: Random,
+        at: SchedulingContext = NOW,
     ) -> Ranking:
         """Those that meet the targets by tier and time, then the others by time."""
         target = max(1.0, work.ttft_ms)
@@ -80,7 +86,7 @@ class LeastCost:
         least, width = min(costs), log(1.0 + self.same_cost)
         return [float(min(int(log(cost / least) / width), TIER_MAX)) for cost in costs]
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
         """The terms of one endpoint's score; `cost` is in what its price is in, 0 where that is unknown."""
         ms, prefill, step = forecasts([endpoint], work, at)[0]
         busy = busy_ms(endpoint, work, prefill)

@@ -25,7 +25,7 @@ from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.outcome import LATER_MS
-from extproc.core.strategies.base import NOW, Moment, Ranking, Work, lowest
+from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
 from extproc.core.strategies.parameter import bounded
 from extproc.core.strategies.terms import forecasts
 
@@ -42,7 +42,13 @@ class LeastLatency:
     overload_ratio: float = bounded(1.5, 1.0, 100.0)
 
     def rank(
-        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+        self,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        *,
+        count: int,
+        rng: Random,
+        at: SchedulingContext = NOW,
     ) -> Ranking:
         """The drawn by predicted time, then others at random; the overloaded last."""
         loads = [e.requests + e.peer_requests + e.foreign for e in candidates]
@@ -66,11 +72,13 @@ class LeastLatency:
             best += sorted(overloaded, key=lambda i: (loads[i], candidates[i].picked))
         return Ranking(scores, best[:count])
 
-    def _ms(self, endpoints: Sequence[Endpoint], work: Work, at: Moment) -> list[float]:
+    def _ms(self, endpoints: Sequence[Endpoint], work: Work, at: SchedulingContext) -> list[float]:
         tokens = self.decode_share * work.output_tokens / work.sequences
         return [first + tokens * each for first, each in self._times(endpoints, work, at)]
 
-    def _times(self, endpoints: Sequence[Endpoint], work: Work, at: Moment) -> list[tuple[float, float]]:
+    def _times(
+        self, endpoints: Sequence[Endpoint], work: Work, at: SchedulingContext
+    ) -> list[tuple[float, float]]:
         """To the first token, and each further one, over the weight."""
         seen, now_ns, times = self.seen_share, at.now_ns, []
         for e, (first, _, step) in zip(endpoints, forecasts(endpoints, work, at), strict=True):
@@ -81,7 +89,7 @@ class LeastLatency:
             times.append((first, each))
         return times
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
         """The terms of one endpoint's score, were it drawn."""
         first, each = self._times([endpoint], work, at)[0]
         return {

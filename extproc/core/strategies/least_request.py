@@ -13,7 +13,7 @@ from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import NOW, Moment, Ranking, Work, handicaps, lowest
+from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, handicaps, lowest
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,13 @@ class LeastRequest:
     name: ClassVar[str] = "least_request"
 
     def rank(
-        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+        self,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        *,
+        count: int,
+        rng: Random,
+        at: SchedulingContext = NOW,
     ) -> Ranking:
         """Fewest in flight first; scores in requests."""
         scores = [(e.requests + e.peer_requests + e.foreign + 1) / e.weight for e in candidates]
@@ -33,7 +39,7 @@ class LeastRequest:
             scores = [s + a / each / e.weight for s, a, e in zip(scores, added, candidates, strict=True)]
         return Ranking(scores, lowest(candidates, scores, count))
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
         """The terms of one endpoint's score."""
         added = handicaps([endpoint], work)
         return {

@@ -14,7 +14,7 @@ from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import FOREIGN_REQUEST_TOKENS, Endpoint
-from extproc.core.strategies.base import NOW, Moment, Ranking, Work, handicaps, lowest
+from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, handicaps, lowest
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +24,19 @@ class LeastWork:
     name: ClassVar[str] = "least_work"
 
     def rank(
-        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+        self,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        *,
+        count: int,
+        rng: Random,
+        at: SchedulingContext = NOW,
     ) -> Ranking:
         """Fewest outstanding tokens first; scores in tokens."""
         scores = outstanding(candidates, work)
         return Ranking(scores, lowest(candidates, scores, count))
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
         """The terms of one endpoint's score."""
         added = handicaps([endpoint], work)
         return {

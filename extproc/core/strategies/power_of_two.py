@@ -14,7 +14,7 @@ from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import NOW, Moment, Ranking, Work
+from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,13 @@ class PowerOfTwo:
     name: ClassVar[str] = "power_of_two"
 
     def rank(
-        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+        self,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        *,
+        count: int,
+        rng: Random,
+        at: SchedulingContext = NOW,
     ) -> Ranking:
         """The sampled pair by requests in flight, then others in random order."""
         drawn = rng.sample(range(len(candidates)), min(max(count, 2), len(candidates)))
@@ -34,6 +40,6 @@ class PowerOfTwo:
         pair = sorted(drawn[:2], key=lambda i: (scores[i], candidates[i].picked))
         return Ranking(scores, (pair + drawn[2:])[:count])
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
         """The terms of one endpoint's score, were it sampled."""
         return {"requests": endpoint.load_requests, "weight": endpoint.weight}

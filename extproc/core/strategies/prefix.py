@@ -11,7 +11,7 @@ Nothing cached. Score: its load; a session's home, by rendezvous hashing of sess
 while it is not overloaded, so that a conversation's second turn finds the first one's cache even before any
 index has heard of it, and a fleet that changes moves only the sessions of what left.
 
-Inputs: the pool's prefix index (`Moment.cached`; empty: sessions and load alone), our ledger, health. No
+Inputs: the pool's prefix index (`SchedulingContext.cached`; empty: sessions and load alone), our ledger, health. No
 session: none.
 """
 
@@ -25,7 +25,7 @@ from typing import ClassVar
 from xxhash import xxh3_64_intdigest
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import NOW, Moment, Ranking, Work, lowest
+from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
 from extproc.core.strategies.least_work import outstanding
 from extproc.core.strategies.parameter import bounded
 from extproc.core.strategies.terms import cached_tokens
@@ -47,7 +47,13 @@ class LongestPrefix:
     sessions: bool = True
 
     def rank(
-        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+        self,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        *,
+        count: int,
+        rng: Random,
+        at: SchedulingContext = NOW,
     ) -> Ranking:
         """Best cache first; scores in tokens."""
         loads = outstanding(candidates, work)
@@ -70,7 +76,7 @@ class LongestPrefix:
     def _most(self, least: float) -> float:
         return max(least + self.imbalance_tokens, self.imbalance_ratio * least)
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
         """The terms of one endpoint's score; `affinity` is its lot in the rendezvous, the highest wins."""
         return {
             "cached_tokens": cached_tokens(endpoint, work, at),

@@ -22,9 +22,9 @@ from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.fairness.order import EarliestDeadline, Order
+from extproc.core.fairqueue.order import EarliestDeadline, Order
 from extproc.core.outcome import LATER_MS
-from extproc.core.strategies.base import NOW, Moment, Ranking, Work, lowest
+from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
 from extproc.core.strategies.parameter import bounded
 from extproc.core.strategies.terms import start_ms, streaming, zone_ms
 
@@ -39,13 +39,19 @@ class LeastStart:
     depth: int = bounded(1, 1, 1_000)
     reserve: float = bounded(0.1, 0.0, 0.9)
 
-    def opens(self, endpoints: Sequence[Endpoint], *, at: Moment = NOW) -> list[Endpoint]:
+    def opens(self, endpoints: Sequence[Endpoint], *, at: SchedulingContext = NOW) -> list[Endpoint]:
         """Those whose own queue is shallow enough for anything at all."""
         depth = self._depth(at)
         return [e for e in endpoints if e.load.queued < depth]
 
     def rank(
-        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+        self,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        *,
+        count: int,
+        rng: Random,
+        at: SchedulingContext = NOW,
     ) -> Ranking:
         """Those that take it now by predicted start, then the others; none takes it: hold."""
         depth = self._depth(at)
@@ -59,14 +65,14 @@ class LeastStart:
             scores.append(ms)
         return Ranking(scores, lowest(candidates, scores, count) if takers else ())
 
-    def _depth(self, at: Moment) -> int:
+    def _depth(self, at: SchedulingContext) -> int:
         return max(1, self.depth // max(1, at.deciders))
 
     def _leaves_reserve(self, endpoint: Endpoint, work: Work) -> bool:
         taken = endpoint.permits + endpoint.peer_permits + endpoint.foreign
         return not taken or taken + work.sequences <= endpoint.max_concurrent * (1.0 - self.reserve)
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
         """The terms of one endpoint's score."""
         return {
             "queued": endpoint.load.queued,

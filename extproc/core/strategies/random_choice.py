@@ -13,7 +13,7 @@ from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import NOW, Moment, Ranking, Work, lowest
+from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,18 @@ class RandomChoice:
     name: ClassVar[str] = "random"
 
     def rank(
-        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+        self,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        *,
+        count: int,
+        rng: Random,
+        at: SchedulingContext = NOW,
     ) -> Ranking:
         """Lowest draw first."""
         scores = [-math.log(1.0 - rng.random()) / endpoint.weight for endpoint in candidates]
         return Ranking(scores, lowest(candidates, scores, count))
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
         """The terms of one endpoint's score, but for the draw."""
         return {"weight": endpoint.weight}

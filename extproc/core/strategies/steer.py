@@ -40,10 +40,10 @@ from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.fairness.order import FeasibleFirst, Order
+from extproc.core.fairqueue.order import FeasibleFirst, Order
 from extproc.core.load import SLICE_TOKENS
 from extproc.core.outcome import LATER_MS
-from extproc.core.strategies.base import NOW, Moment, Ranking, Work, lowest
+from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
 
 #: Predictions that differ by no more than this are alike, and the least recently picked goes first: or all
 #: of a quiet pool's work would go to what seems faster by a hair, and nothing be learnt of the others.
@@ -79,7 +79,7 @@ class Steer:
     affinity_ms: float = 20.0
     copy_price: float = 3.0
 
-    def opens(self, endpoints: Sequence[Endpoint], *, at: Moment = NOW) -> list[Endpoint]:
+    def opens(self, endpoints: Sequence[Endpoint], *, at: SchedulingContext = NOW) -> list[Endpoint]:
         """Those that may take anything at all now: ready, with a permit, a shallow queue and slack for the
         shortest of prefills."""
         depth = self.queue_tokens // at.deciders
@@ -92,7 +92,7 @@ class Steer:
             and not (self.guard and e.load.streaming and _tight(e, at.now_ns))
         ]
 
-    def may(self, work: Work, among: Sequence[Endpoint], *, at: Moment = NOW) -> bool:
+    def may(self, work: Work, among: Sequence[Endpoint], *, at: SchedulingContext = NOW) -> bool:
         """Whether any of these that are open could take this request: a look that costs less than a ranking.
 
         What a replica has cached may make a prompt short, so only one without a prefix is turned down here.
@@ -103,7 +103,13 @@ class Steer:
         return any(not e.load.queued or e.load.queued_tokens <= room for e in among)
 
     def rank(
-        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+        self,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        *,
+        count: int,
+        rng: Random,
+        at: SchedulingContext = NOW,
     ) -> Ranking:
         """Those that take it now by predicted time to first token, then the others; none takes it: hold.
 
@@ -120,7 +126,9 @@ class Steer:
                 return Ranking(scores, [drawn[i] for i in some.best])
         return self._rank(candidates, work, count=count, at=at)
 
-    def _rank(self, candidates: Sequence[Endpoint], work: Work, *, count: int, at: Moment) -> Ranking:
+    def _rank(
+        self, candidates: Sequence[Endpoint], work: Work, *, count: int, at: SchedulingContext
+    ) -> Ranking:
         tokens = max(1, work.input_tokens)
         limit = SLICE_TOKENS if work.max_new_tokens is None else min(work.max_new_tokens, SLICE_TOKENS)
         growth = max(0, limit - 1) * work.sequences
@@ -206,7 +214,12 @@ class Steer:
         return Ranking(scores, best)
 
     def _waits(
-        self, candidates: Sequence[Endpoint], work: Work, scores: list[float], chosen: int, at: Moment
+        self,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        scores: list[float],
+        chosen: int,
+        at: SchedulingContext,
     ) -> bool:
         """Whether a replica that cannot take it now, but holds more of its prefix, is worth the wait."""
         tokens = max(1, work.input_tokens)
@@ -223,7 +236,7 @@ class Steer:
                 return True
         return False
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
         """The terms of one endpoint's score."""
         load, tokens = endpoint.load, max(1, work.input_tokens)
         cached = min(at.cached.get(endpoint.address, 0), tokens - 1)

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from math import ceil
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import Moment, Work
+from extproc.core.strategies.base import SchedulingContext, Work
 
 #: Context that a request of somebody else's is taken to hold.
 FOREIGN_CONTEXT_TOKENS = 1_024
 
 
-def cached_tokens(endpoint: Endpoint, work: Work, at: Moment) -> int:
+def cached_tokens(endpoint: Endpoint, work: Work, at: SchedulingContext) -> int:
     """Prompt tokens that need no prefill there; the last one always does."""
     return min(at.cached.get(endpoint.address, 0), max(1, work.input_tokens) - 1) if at.cached else 0
 
@@ -43,7 +43,9 @@ def zone_ms(endpoint: Endpoint, work: Work) -> float:
     return work.zone_penalty_tokens * speed.factor * speed.model.timing.prefill_per_token_ms
 
 
-def forecasts(endpoints: Sequence[Endpoint], work: Work, at: Moment) -> list[tuple[float, float, float]]:
+def forecasts(
+    endpoints: Sequence[Endpoint], work: Work, at: SchedulingContext
+) -> list[tuple[float, float, float]]:
     """For each: the time to the first token over its health weight, its own prefill, a step with it there."""
     tokens, cached_of = max(1, work.input_tokens), at.cached
     sequences, context_tokens = work.sequences, work.input_tokens + work.output_tokens / 2

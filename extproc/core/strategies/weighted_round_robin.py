@@ -27,7 +27,7 @@ from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import NOW, Moment, Ranking, Work, lowest
+from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
 
 #: Work at which speeds are compared: a step of so many sequences, holding so much context.
 TYPICAL_BATCH, TYPICAL_CONTEXT_TOKENS = 16, 16_000
@@ -53,7 +53,13 @@ class WeightedRoundRobin:
     name: ClassVar[str] = "weighted_round_robin"
 
     def rank(
-        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+        self,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        *,
+        count: int,
+        rng: Random,
+        at: SchedulingContext = NOW,
     ) -> Ranking:
         """Those due first, the most pressing first; scores in picks."""
         weights = weights_of(candidates)
@@ -65,7 +71,9 @@ class WeightedRoundRobin:
             scores.append(min(picks, NOT_DUE) if e.smooth + share > ROUNDING else NOT_DUE + picks)
         return Ranking(scores, lowest(candidates, scores, count))
 
-    def picked(self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: Moment) -> None:
+    def picked(
+        self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: SchedulingContext
+    ) -> None:
         """Moves the rotation on: everybody who could have been chosen gains, the chosen one pays."""
         taking = [e for e in endpoints if e is endpoint or (e.ready and e.load_permits < e.max_concurrent)]
         weights = weights_of(taking)
@@ -74,7 +82,7 @@ class WeightedRoundRobin:
             e.smooth = min(e.smooth + each / total, CREDIT_MAX)
         endpoint.smooth = max(endpoint.smooth - 1.0, -CREDIT_MAX)
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
         """The terms of one endpoint's weight, and its credit."""
         memory, each = memory_tokens(endpoint), weights_of([endpoint])[0]
         step_ms = endpoint.speed.step_ms(TYPICAL_BATCH, TYPICAL_CONTEXT_TOKENS)

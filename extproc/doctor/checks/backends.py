@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from extproc.config.model import Endpoint, Pool
+from extproc.config.model import EndpointConfig, PoolConfig
 from extproc.doctor.evidence import Backend, Evidence, Failed
 from extproc.doctor.finding import Check, Said, error, note, warning
 
@@ -13,7 +13,7 @@ from extproc.doctor.finding import Check, Said, error, note, warning
 STRICT: Final = ("vllm", "sglang")
 
 
-def _answering(evidence: Evidence) -> Iterator[tuple[Pool, Endpoint, Backend]]:
+def _answering(evidence: Evidence) -> Iterator[tuple[PoolConfig, EndpointConfig, Backend]]:
     for pool in evidence.config.pools:
         for endpoint in pool.endpoints:
             seen = evidence.backends.get(endpoint.address)

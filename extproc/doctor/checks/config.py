@@ -8,7 +8,7 @@ from typing import Final
 
 from extproc.config.away import closed_by
 from extproc.config.cautions import port_is_open
-from extproc.config.model import Config, Key
+from extproc.config.model import Config, KeyConfig
 from extproc.config.places import loopback
 from extproc.doctor.evidence import Evidence
 from extproc.doctor.finding import Check, Said, error, note, warning
@@ -105,7 +105,7 @@ def keys(evidence: Evidence) -> Iterator[Said]:
                 yield warning(text + ", and no other stays valid", mend.replace("it ended", "it ends soon"))
 
 
-def _good(key: Key, now: datetime) -> bool:
+def _good(key: KeyConfig, now: datetime) -> bool:
     begun = key.not_before is None or key.not_before <= now
     return not key.revoked and begun and (key.expires is None or key.expires > now)
 

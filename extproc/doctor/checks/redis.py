@@ -48,7 +48,7 @@ def reachable(evidence: Evidence) -> Iterator[Said]:
 
 
 def connected(evidence: Evidence) -> Iterator[Said]:
-    """Each service has its connection, and its books are squared."""
+    """Each service has its connection, and its books are reconciled."""
     for address, seen in evidence.services.items():
         if isinstance(seen, Failed):
             continue
@@ -57,9 +57,10 @@ def connected(evidence: Evidence) -> Iterator[Said]:
                 f"the service at {address} is not connected to Redis",
                 "see its log for the reason; sharing.redis must be reachable from where it runs",
             )
-        elif not seen.later.get("quotas", {}).get("squared", True):
+        elif not seen.later.get("quotas", {}).get("reconciled", True):
             yield note(
-                f"the service at {address} has not squared its books with Redis yet", "look again in a moment"
+                f"the service at {address} has not reconciled its books with Redis yet",
+                "look again in a moment",
             )
 
 

@@ -75,7 +75,7 @@ class Usual:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Anomaly:
     """The oddest feature: its score (1 is unusual), what it is, and what it usually is."""
 
     score: float = 0.0
@@ -93,7 +93,7 @@ class Verdict:
         return f"{self.feature} {self.value:.4g}{unit}, usually {self.usual:.4g}"
 
 
-QUIET: Final = Verdict()
+QUIET: Final = Anomaly()
 
 
 class Pattern:
@@ -135,7 +135,7 @@ class Pattern:
 
     def minute(
         self, minute: int, row: tuple[float, float, float, float], settings: Settings, *, hour: int
-    ) -> Verdict:
+    ) -> Anomaly:
         """Take the figures of a minute (a running number; those left out were idle); the verdict after it.
 
         `row`: requests, input tokens, output tokens, errors. `hour`: of the day, 0 to 23.
@@ -177,7 +177,7 @@ class Pattern:
         rise = rate - before if known else nan
         return rate, *lengths, errors, rise
 
-    def _judge(self, values: tuple[float, ...], settings: Settings, hour: int) -> Verdict:
+    def _judge(self, values: tuple[float, ...], settings: Settings, hour: int) -> Anomaly:
         requests = sum(each[0] for each in self._minutes)
         if self.seen < settings.learn_buckets or requests < settings.requests_min:
             return QUIET
@@ -202,7 +202,7 @@ class Pattern:
             else:
                 score = max(_away(value, usual, settings), _away(-value, _mirrored(usual), settings))
             if score > worst.score:
-                worst = Verdict(
+                worst = Anomaly(
                     score, FEATURES[feature], _shown(feature, value), _shown(feature, usual.median)
                 )
         return worst
@@ -263,14 +263,14 @@ class Anomalies:
 
     def minute(
         self, tenant: str, minute: int, row: tuple[float, float, float, float], *, hour: int
-    ) -> Verdict:
+    ) -> Anomaly:
         """Take a minute of a tenant (see Pattern.minute)."""
         pattern = self.patterns.get(tenant)
         if pattern is None:
             pattern = self.patterns[tenant] = Pattern()
         return pattern.minute(minute, row, self.settings, hour=hour)
 
-    def verdict(self, tenant: str) -> Verdict:
+    def verdict(self, tenant: str) -> Anomaly:
         """What was last said of a tenant."""
         pattern = self.patterns.get(tenant)
         return pattern.verdict if pattern is not None else QUIET

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from extproc.observe.alerts.rules import Condition, Reading, Rule, Signals, judge
+from extproc.observe.alerts.rules import Condition, ConditionReading, Rule, SignalSource, judge
 from extproc.observe.alerts.watch import FLEET, SECOND, Key
 
 #: Alerts that are pending or firing at once; more are counted and left out.
@@ -29,7 +29,7 @@ TENANT_LOOKS: Final = 40
 USUAL_KEPT_NS: Final = 6 * 3600 * SECOND
 
 
-class State(Enum):
+class AlertState(Enum):
     """What an alert is."""
 
     PENDING = "pending"
@@ -43,14 +43,14 @@ class Alert:
 
     rule: Rule
     key: Key
-    state: State
+    state: AlertState
     since_ns: int
     fired_ns: int = 0
     ended_ns: int = 0
     #: Since when its conditions have not held, while it fires; 0 while they hold.
     quiet_ns: int = 0
     told_ns: int = 0
-    readings: list[Reading] = field(default_factory=list)
+    readings: list[ConditionReading] = field(default_factory=list)
     usual: dict[Condition, float] = field(default_factory=dict)
     #: What somebody who knows more says of it.
     detail: str = ""
@@ -64,7 +64,7 @@ class Alert:
         return {"alertname": self.rule.name, "severity": self.rule.severity, **own}
 
 
-class Engine:
+class AlertEngine:
     """Runs a set of rules. `step` gives what is to be told: alerts that fired, fire still, or are over."""
 
     def __init__(self, rules: Sequence[Rule], *, repeat_ns: int = 4 * 3600 * SECOND) -> None:
@@ -96,7 +96,7 @@ class Engine:
                 alert.usual = {each: usual for each, usual in alert.usual.items() if each in rule.conditions}
         return over
 
-    def step(self, signals: Signals, scopes: Mapping[str, Sequence[Key]], *, now_ns: int) -> list[Alert]:
+    def step(self, signals: SignalSource, scopes: Mapping[str, Sequence[Key]], *, now_ns: int) -> list[Alert]:
         """Look at the rules: at all of fleet, pools and classes once a second, at tenants by turns.
 
         `scopes` are the known names by kind ("pool", "class", "tenant").
@@ -127,9 +127,9 @@ class Engine:
         self._turn += max(1, TENANT_LOOKS // len(self._narrow))
         return self._tenants[begin : self._turn]
 
-    def _look(self, rule: Rule, key: Key, signals: Signals, now_ns: int) -> list[Alert]:
+    def _look(self, rule: Rule, key: Key, signals: SignalSource, now_ns: int) -> list[Alert]:
         alert = self.active.get((rule.name, key))
-        firing = alert is not None and alert.state is State.FIRING
+        firing = alert is not None and alert.state is AlertState.FIRING
         usual = None
         if alert is not None and (not firing or now_ns - alert.fired_ns < USUAL_KEPT_NS):
             usual = alert.usual
@@ -146,7 +146,7 @@ class Engine:
                 if each.usual is not None:
                     alert.usual.setdefault(each.condition, each.usual)
             if not firing and now_ns - alert.since_ns >= rule.for_ns:
-                alert.state, alert.fired_ns, alert.told_ns = State.FIRING, now_ns, now_ns
+                alert.state, alert.fired_ns, alert.told_ns = AlertState.FIRING, now_ns, now_ns
                 self.counts["fired"] += 1
                 return [alert]
             return []
@@ -158,19 +158,19 @@ class Engine:
             return self._over(alert, now_ns, "its conditions no longer hold")
         return []
 
-    def _begin(self, rule: Rule, key: Key, readings: list[Reading], now_ns: int) -> Alert | None:
+    def _begin(self, rule: Rule, key: Key, readings: list[ConditionReading], now_ns: int) -> Alert | None:
         if len(self.active) >= ACTIVE_MAX:
             self.counts["left_out"] += 1
             return None
-        alert = self.active[rule.name, key] = Alert(rule, key, State.PENDING, now_ns, readings=readings)
+        alert = self.active[rule.name, key] = Alert(rule, key, AlertState.PENDING, now_ns, readings=readings)
         return alert
 
     def _over(self, alert: Alert, now_ns: int, why: str) -> list[Alert]:
         """It is over; what had not fired is nobody's concern."""
         del self.active[alert.rule.name, alert.key]
-        if alert.state is not State.FIRING:
+        if alert.state is not AlertState.FIRING:
             return []
-        alert.state, alert.ended_ns, alert.why_ended = State.RESOLVED, now_ns, why
+        alert.state, alert.ended_ns, alert.why_ended = AlertState.RESOLVED, now_ns, why
         self.recent.append(alert)
         self.counts["resolved"] += 1
         return [alert]
@@ -187,7 +187,7 @@ class Engine:
         due = [
             alert
             for alert in self.active.values()
-            if alert.state is State.FIRING and now_ns - alert.told_ns >= self.repeat_ns
+            if alert.state is AlertState.FIRING and now_ns - alert.told_ns >= self.repeat_ns
         ]
         for alert in due:
             alert.told_ns = now_ns

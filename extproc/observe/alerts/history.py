@@ -29,7 +29,7 @@ class _Tier:
         self.rows: list[array[float]] = []
 
 
-class History:
+class RunningTotals:
     """`width` running totals; `totals` are now's, and are added to after `at`."""
 
     __slots__ = ("_tiers", "second", "totals")

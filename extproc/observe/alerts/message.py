@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from extproc.observe.alerts.engine import Alert, State
+from extproc.observe.alerts.engine import Alert, AlertState
 
 #: Alerts in one message; more are counted as truncated.
 ALERTS_MAX: Final = 64
@@ -88,7 +88,7 @@ def message(alerts: Sequence[Mapping[str, Any]], *, receiver: str, external_url:
 
 def grouped(alerts: Iterable[Alert]) -> list[list[Alert]]:
     """Those that go into one message: of one rule and one state."""
-    groups: dict[tuple[str, State], list[Alert]] = {}
+    groups: dict[tuple[str, AlertState], list[Alert]] = {}
     for alert in alerts:
         groups.setdefault((alert.rule.name, alert.state), []).append(alert)
     return list(groups.values())

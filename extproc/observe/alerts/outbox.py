@@ -37,7 +37,7 @@ class Parcel:
     attempts: int = 0
 
 
-class Outbox:
+class AlertOutbox:
     """One receiver's."""
 
     def __init__(self, patience: Patience, *, rng: Random) -> None:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from statistics import median_high, median_low
 from typing import Final, Protocol
 
-from extproc.config.alerts import Condition as ConditionSection
-from extproc.config.alerts import Rule as RuleSection
+from extproc.config.alerts import ConditionConfig as ConditionSection
+from extproc.config.alerts import RuleConfig as RuleSection
 from extproc.config.signals import SIGNALS
 from extproc.observe.alerts.watch import FLEET, Key
 
@@ -58,7 +58,7 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ConditionReading:
     """What a condition saw: its value (None unknown), the usual one where compared, and whether it holds."""
 
     condition: Condition
@@ -76,7 +76,7 @@ class Reading:
         return f"{what}{where} {shown}{over}{usual}"
 
 
-class Signals(Protocol):
+class SignalSource(Protocol):
     """Where values come from."""
 
     def windowed(
@@ -127,17 +127,17 @@ def _condition(section: ConditionSection) -> Condition:
 def judge(
     rule: Rule,
     key: Key,
-    signals: Signals,
+    signals: SignalSource,
     *,
     second: int,
     firing: bool = False,
     usual: Mapping[Condition, float] | None = None,
-) -> tuple[bool, list[Reading]]:
+) -> tuple[bool, list[ConditionReading]]:
     """Whether a rule's conditions hold for a scope now, and what they saw.
 
     `usual` are baselines to go by instead of the past's: an incident must not become its own measure.
     """
-    readings: dict[Condition, Reading] = {}
+    readings: dict[Condition, ConditionReading] = {}
     for alternative in rule.when:
         holds = True
         for condition in alternative:
@@ -158,31 +158,31 @@ def _read(
     rule: Rule,
     condition: Condition,
     key: Key,
-    signals: Signals,
+    signals: SignalSource,
     *,
     second: int,
     firing: bool,
     usual: Mapping[Condition, float] | None,
-) -> Reading:
+) -> ConditionReading:
     where = FLEET if condition.fleet else key
     if not condition.over_s:
         value = signals.moment(condition.signal, where)
-        return Reading(condition, value, None, _holds(condition, value, None, firing))
+        return ConditionReading(condition, value, None, _holds(condition, value, None, firing))
     since = second - condition.over_s
     value, count = signals.windowed(condition.signal, where, since, second, code=condition.code)
     if value is None or count < rule.min_requests:
-        return Reading(condition, value, None, holds=False)
+        return ConditionReading(condition, value, None, holds=False)
     before: float | None = None
     if condition.times is not None:
         if not _within(condition, value, firing):
-            return Reading(condition, value, None, holds=False)
+            return ConditionReading(condition, value, None, holds=False)
         before = (usual or {}).get(condition)
         if before is None:
             before = _usual(rule, condition, where, signals, since)
-    return Reading(condition, value, before, _holds(condition, value, before, firing))
+    return ConditionReading(condition, value, before, _holds(condition, value, before, firing))
 
 
-def _usual(rule: Rule, condition: Condition, key: Key, signals: Signals, until: int) -> float | None:
+def _usual(rule: Rule, condition: Condition, key: Key, signals: SignalSource, until: int) -> float | None:
     """What was usual until a second; None before as much of it is known as the window that is compared.
 
     The median of what each of up to BASELINE_PARTS parts of the past says: an incident that is over, even one

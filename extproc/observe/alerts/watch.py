@@ -15,12 +15,12 @@ from math import log
 from typing import Final
 
 from extproc.config.signals import CODES, SIGNALS
-from extproc.core.aims import ClassSpec
-from extproc.core.decide import Case
+from extproc.core.decide import RoutingRequest
 from extproc.core.experiment.results import sample_of, tokens_each
 from extproc.core.observer import Observer
 from extproc.core.outcome import End, Outcome, Reject, Reservation, Routed
-from extproc.observe.alerts.history import History, Tiers
+from extproc.core.slo import ClassSpec
+from extproc.observe.alerts.history import RunningTotals, Tiers
 
 SECOND: Final = 1_000_000_000
 #: Columns of the counts.
@@ -61,7 +61,7 @@ def bucket_of(ms: float) -> int:
     return min(int(log(ms) / _GROWTH), BUCKETS - 1) if ms > 1.0 else 0
 
 
-class Samples:
+class RecentTimes:
     """A tenant's last times, of each kind: when, and how long."""
 
     __slots__ = ("_at", "_ms", "_next")
@@ -87,7 +87,7 @@ class Samples:
         return sorted(self._ms[i] for i in range(begin, end) if since < self._at[i] <= until)
 
 
-class Figures:
+class ScopeFigures:
     """What is known of one scope."""
 
     __slots__ = ("begun", "counts", "samples", "times")
@@ -95,9 +95,9 @@ class Figures:
     def __init__(self, *, tenant: bool) -> None:
         #: The second of the first event; -1 before it.
         self.begun = -1
-        self.counts = History(COLUMNS, TENANT_TIERS if tenant else COUNT_TIERS)
-        self.times = None if tenant else History(3 * BUCKETS, TIME_TIERS)
-        self.samples = Samples() if tenant else None
+        self.counts = RunningTotals(COLUMNS, TENANT_TIERS if tenant else COUNT_TIERS)
+        self.times = None if tenant else RunningTotals(3 * BUCKETS, TIME_TIERS)
+        self.samples = RecentTimes() if tenant else None
 
     def took(self, first: int, ms: float, bucket: int, second: int) -> None:
         """Count a time, of which `bucket_of` has said where it belongs."""
@@ -139,12 +139,12 @@ class Figures:
         return 1.2**BUCKETS, int(count)
 
 
-class Watch(Observer):
+class AlertWatch(Observer):
     """The figures of all scopes. `tenants_max` bounds the tenants with figures of their own."""
 
     def __init__(self, classes: Iterable[ClassSpec], *, tenants_max: int) -> None:
         self.tenants_max = tenants_max
-        self.figures: dict[Key, Figures] = {FLEET: Figures(tenant=False)}
+        self.figures: dict[Key, ScopeFigures] = {FLEET: ScopeFigures(tenant=False)}
         #: Allowed shares of misses by class, for slo_burn.
         self.budgets: dict[str, float] = {}
         #: Tenants with figures of their own.
@@ -153,7 +153,7 @@ class Watch(Observer):
         self.tenants_left_out = 0
         self._classes: dict[str, ClassSpec] = {}
         #: Of a request in flight: when it came and whose it is; None once its first token was seen.
-        self._open: dict[str, tuple[int, list[Figures]] | None] = {}
+        self._open: dict[str, tuple[int, list[ScopeFigures]] | None] = {}
         self._sought = -1
         self.apply(classes)
 
@@ -164,7 +164,7 @@ class Watch(Observer):
         for key in [key for key in self.figures if key[0] in ("class", "pool") and key not in known]:
             del self.figures[key]
         for key in known:
-            self.figures.setdefault(key, Figures(tenant=False))
+            self.figures.setdefault(key, ScopeFigures(tenant=False))
 
     def scopes(self, kind: str) -> list[Key]:
         """What is known of a kind."""
@@ -172,7 +172,7 @@ class Watch(Observer):
 
     # What is heard of requests.
 
-    def placed(self, case: Case, routed: Routed, *, now_ns: int) -> None:
+    def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:
         """It was sent to an endpoint."""
         second, reservation = now_ns // SECOND, routed.reservation
         found = self._of(reservation.tenant, reservation.pool, reservation.service_class, second)
@@ -182,17 +182,17 @@ class Watch(Observer):
             each.counts.at(second)[ASKED] += 1.0
             each.took(HOLD, held_ms, bucket, second)
         if len(self._open) < OPEN_MAX:
-            self._open[reservation.id] = (case.arrived_ns or now_ns, found)
+            self._open[reservation.id] = (routing.arrived_ns or now_ns, found)
 
-    def refused(self, case: Case, reject: Reject, *, now_ns: int) -> None:
+    def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
         """It was turned away."""
-        self._refused(case.tenant.name, case.pool, case.tenant.service_class, reject.code, now_ns)
+        self._refused(routing.tenant.name, routing.pool, routing.tenant.service_class, reject.code, now_ns)
 
     def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
         """It was refused before it was a case."""
         self._refused(tenant, "", "", reject.code, now_ns)
 
-    def left(self, reservation_id: str, case: Case | None, *, now_ns: int) -> None:  # noqa: ARG002
+    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:  # noqa: ARG002
         """Its client left before it had an endpoint."""
         self._open.pop(reservation_id, None)
 
@@ -272,7 +272,7 @@ class Watch(Observer):
             return 0
         return max(0, until - max(since, figures.begun - 1))
 
-    def _of(self, tenant: str, pool: str, klass: str, second: int) -> list[Figures]:
+    def _of(self, tenant: str, pool: str, klass: str, second: int) -> list[ScopeFigures]:
         figures = self.figures
         found = [figures[FLEET]]
         if (each := figures.get(("pool", pool))) is not None:
@@ -289,7 +289,7 @@ class Watch(Observer):
                 each.begun = second
         return found
 
-    def _new_tenant(self, tenant: str, second: int) -> Figures | None:
+    def _new_tenant(self, tenant: str, second: int) -> ScopeFigures | None:
         """A place for a tenant, perhaps of one that is idle; sought once a second where there is none."""
         if self.tenants >= self.tenants_max:
             if second == self._sought:
@@ -304,7 +304,7 @@ class Watch(Observer):
             del self.figures[idle]
             self.tenants -= 1
         self.tenants += 1
-        found = self.figures["tenant", tenant] = Figures(tenant=True)
+        found = self.figures["tenant", tenant] = ScopeFigures(tenant=True)
         return found
 
     def _refused(self, tenant: str, pool: str, klass: str, code: str, now_ns: int) -> None:
@@ -319,7 +319,7 @@ class Watch(Observer):
 
 
 #: Told apart from the None of a request whose first token was seen.
-_UNHEARD: Final = (0, list[Figures]())
+_UNHEARD: Final = (0, list[ScopeFigures]())
 
 
 def _share(signal: str, grown: list[float], code: str | None) -> tuple[float, float]:

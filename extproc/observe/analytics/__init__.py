@@ -1,33 +1,33 @@
 """Figures of a fleet's past: by tenant, pool, model and strategy, by minute, hour and day (UTC), with a set
 retention; mergeable, so that services' figures add up.
 
-Knows nothing of the loop and of threads: the running service's side is `extproc.app.analysing`.
+Knows nothing of the loop and of threads: the running service's side is `extproc.service.analytics`.
 """
 
 from __future__ import annotations
 
-from extproc.observe.analytics.books import Books
+from extproc.observe.analytics.books import OpenSpans
 from extproc.observe.analytics.listener import Listener
-from extproc.observe.analytics.query import Answer, Line, Query
+from extproc.observe.analytics.query import Query, QueryLine, QueryResult
 from extproc.observe.analytics.reporting import report
-from extproc.observe.analytics.row import Key, Row
+from extproc.observe.analytics.row import AnalyticsRow, RowKey
 from extproc.observe.analytics.sketch import Sketch
 from extproc.observe.analytics.spans import Retention
-from extproc.observe.analytics.store import Entry, MemoryStore, Store, StoreError
+from extproc.observe.analytics.store import AnalyticsStore, MemoryStore, StoredRow, StoreError
 
 __all__ = [
-    "Answer",
-    "Books",
-    "Entry",
-    "Key",
-    "Line",
+    "AnalyticsRow",
+    "AnalyticsStore",
     "Listener",
     "MemoryStore",
+    "OpenSpans",
     "Query",
+    "QueryLine",
+    "QueryResult",
     "Retention",
-    "Row",
+    "RowKey",
     "Sketch",
-    "Store",
     "StoreError",
+    "StoredRow",
     "report",
 ]

@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
-from extproc.observe.analytics.row import ALL_OTHER, Key, Row, decoded
-from extproc.observe.analytics.spans import DAY, LENGTHS, MINUTE, Span, span_of
-from extproc.observe.analytics.store import Entry
+from extproc.observe.analytics.row import ALL_OTHER, AnalyticsRow, RowKey, decoded
+from extproc.observe.analytics.spans import DAY, LENGTHS, MINUTE, TimeSpan, span_of
+from extproc.observe.analytics.store import StoredRow
 
 #: Keys with a row of their own, in a minute and an hour, and in a day.
 ROWS_MAX, DAY_ROWS_MAX = 2_000, 20_000
@@ -38,11 +38,11 @@ class _Open:
     """A span's rows as they were last written, and which of them are newer than the store's."""
 
     writer: str
-    rows: dict[Key, bytes] = field(default_factory=dict)
-    unwritten: dict[Key, None] = field(default_factory=dict)
+    rows: dict[RowKey, bytes] = field(default_factory=dict)
+    unwritten: dict[RowKey, None] = field(default_factory=dict)
 
 
-class Books:
+class OpenSpans:
     """One service's spans under way. `writer` is unique to this process's life."""
 
     def __init__(
@@ -57,8 +57,8 @@ class Books:
         self.rows_max, self.day_rows_max, self.unwritten_max = rows_max, day_rows_max, unwritten_max
         self.counts: Counter[str] = Counter()
         self._writer, self._pause_s = writer, pause_s
-        self._fresh: dict[tuple[int, Key], Row] = {}
-        self._open: dict[Span, _Open] = {}
+        self._fresh: dict[tuple[int, RowKey], AnalyticsRow] = {}
+        self._open: dict[TimeSpan, _Open] = {}
         #: The newest span of each length that was let go of, and how often an older one came back.
         self._gone_s = dict.fromkeys(LENGTHS, -1)
         self._returned = 0
@@ -73,7 +73,7 @@ class Books:
         """Rows of which the store does not know the newest."""
         return sum(len(each.unwritten) for each in self._open.values())
 
-    def fold(self, events: Iterable[tuple[int, Key, Any, tuple[Any, ...]]]) -> None:
+    def fold(self, events: Iterable[tuple[int, RowKey, Any, tuple[Any, ...]]]) -> None:
         """Take events: (when in unix seconds, whose, how it counts, and with what)."""
         for number, (at_s, key, how, what) in enumerate(events, start=1):
             minute = at_s - at_s % MINUTE
@@ -81,20 +81,22 @@ class Books:
             if row is None:
                 if len(self._fresh) >= FRESH_MAX:
                     self._add_up()
-                row = self._fresh[minute, key] = Row()
+                row = self._fresh[minute, key] = AnalyticsRow()
             how(row, *what)
             if number % AT_ONCE == 0:
                 self._rest()
 
-    def changes(self) -> list[Entry]:
+    def changes(self) -> list[StoredRow]:
         """All rows of which the store does not know the newest: the same again until they are
         `written`."""
         self._add_up()
         self._give_up()
-        found: list[Entry] = []
+        found: list[StoredRow] = []
         for span, each in self._open.items():
             for key in each.unwritten:
-                found.append(Entry(span.length_s, span.begin_s, each.writer, encoded(key), each.rows[key]))
+                found.append(
+                    StoredRow(span.length_s, span.begin_s, each.writer, encoded(key), each.rows[key])
+                )
                 if len(found) % (AT_ONCE * AT_ONCE) == 0:
                     self._rest()
         return found
@@ -107,11 +109,11 @@ class Books:
                 del self._open[span]
                 self._gone_s[span.length_s] = max(self._gone_s[span.length_s], span.begin_s)
 
-    def held(self) -> Iterator[Entry]:
+    def held(self) -> Iterator[StoredRow]:
         """All rows that are held."""
         for span, each in self._open.items():
             for key, data in each.rows.items():
-                yield Entry(span.length_s, span.begin_s, each.writer, encoded(key), data)
+                yield StoredRow(span.length_s, span.begin_s, each.writer, encoded(key), data)
 
     def _add_up(self) -> None:
         fresh, self._fresh = self._fresh, {}
@@ -121,7 +123,7 @@ class Books:
             if number % AT_ONCE == 0:
                 self._rest()
 
-    def _span(self, span: Span) -> _Open:
+    def _span(self, span: TimeSpan) -> _Open:
         found = self._open.get(span)
         if found is None:
             writer = self._writer
@@ -133,7 +135,7 @@ class Books:
             found = self._open[span] = _Open(writer)
         return found
 
-    def _add(self, to: _Open, length_s: int, key: Key, row: Row) -> None:
+    def _add(self, to: _Open, length_s: int, key: RowKey, row: AnalyticsRow) -> None:
         rows_max = self.day_rows_max if length_s == DAY else self.rows_max
         if key not in to.rows and len(to.rows) >= rows_max:
             self.counts["overflowed"] += 1
@@ -167,6 +169,6 @@ class Books:
             time.sleep(self._pause_s)
 
 
-def encoded(key: Key) -> bytes:
+def encoded(key: RowKey) -> bytes:
     """A key as the store keeps it."""
     return msgspec.json.encode(key)

@@ -10,16 +10,16 @@ from extproc.core.outcome import End, Outcome, Reservation, wanted_room
 from extproc.core.policy import Policy
 from extproc.core.quota import Amounts
 from extproc.core.quota.values import GPU_US, MONEY
-from extproc.observe.analytics.row import Key, Row, count_in
+from extproc.observe.analytics.row import AnalyticsRow, RowKey, count_in
 
 
-def key_of(reservation: Reservation) -> Key:
+def key_of(reservation: Reservation) -> RowKey:
     """Where a placed request is counted."""
     r = reservation
-    return Key(r.tenant, r.pool, r.model, r.strategy, r.arm)
+    return RowKey(r.tenant, r.pool, r.model, r.strategy, r.arm)
 
 
-def ended(row: Row, outcome: Outcome, policy: Policy, charged: Amounts) -> None:
+def ended(row: AnalyticsRow, outcome: Outcome, policy: Policy, charged: Amounts) -> None:
     """A request's record came; `charged` is what it was charged at, `policy` names its class's targets."""
     reservation = outcome.reservation
     match outcome.end:
@@ -58,12 +58,12 @@ def ended(row: Row, outcome: Outcome, policy: Policy, charged: Amounts) -> None:
         row.tpot_ms.add(max(0, outcome.duration_ns - outcome.ttft_ns) / 1e6 / further)
 
 
-def expired(row: Row) -> None:
+def expired(row: AnalyticsRow) -> None:
     """A request's end never came."""
     row.expired += 1
 
 
-def rejected(row: Row, code: str, status: int, waited_ms: float | None) -> None:
+def rejected(row: AnalyticsRow, code: str, status: int, waited_ms: float | None) -> None:
     """A request was refused by us; `waited_ms` None where it was never held and never could be."""
     row.rejected += 1
     count_in(row.codes, code, 1)
@@ -73,13 +73,13 @@ def rejected(row: Row, code: str, status: int, waited_ms: float | None) -> None:
     row.held_ms.add(waited_ms)
 
 
-def left(row: Row, waited_ms: float | None) -> None:
+def left(row: AnalyticsRow, waited_ms: float | None) -> None:
     """A client left before its request was sent anywhere."""
     row.left += 1
     if waited_ms is not None:
         row.held_ms.add(waited_ms)
 
 
-def asked(row: Row, family: str) -> None:
+def asked(row: AnalyticsRow, family: str) -> None:
     """A request that this model serves had asked for a family."""
     count_in(row.families, family, 1)

@@ -15,12 +15,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from extproc.core.decide import Case
-from extproc.core.desk import Desk
+from extproc.core.decide import RoutingRequest
 from extproc.core.observer import Observer
 from extproc.core.outcome import Outcome, Reject, Reservation, Routed
+from extproc.core.scheduler import Scheduler
 from extproc.observe.analytics import fold
-from extproc.observe.analytics.row import UNKNOWN, Key
+from extproc.observe.analytics.row import UNKNOWN, RowKey
 
 #: What waits for the thread; the newest are dropped above it, and counted.
 WAITING_MAX = 50_000
@@ -28,7 +28,7 @@ WAITING_MAX = 50_000
 ORPHANS_MAX, ORPHAN_WAIT_NS = 10_000, 5_000_000_000
 
 #: (when in unix seconds, whose, how it counts, and with what).
-Event = tuple[int, Key, Callable[..., None], tuple[Any, ...]]
+Event = tuple[int, RowKey, Callable[..., None], tuple[Any, ...]]
 
 
 class Listener(Observer):
@@ -39,7 +39,7 @@ class Listener(Observer):
 
     def __init__(
         self,
-        desk: Desk,
+        scheduler: Scheduler,
         *,
         alone: bool,
         clock: Callable[[], int],
@@ -49,13 +49,13 @@ class Listener(Observer):
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.waiting_max = waiting_max
-        self._desk, self._alone, self._connected = desk, alone, connected
+        self._scheduler, self._alone, self._connected = scheduler, alone, connected
         self._clock, self._wall_ns = clock, wall_ns
         self._offset_ns = wall_ns() - clock()
         self._waiting: list[Event] = []
         #: By reservation, since when.
         self._orphans: dict[str, tuple[int, Event]] = {}
-        self._own = f"{desk.instance}-"
+        self._own = f"{scheduler.instance}-"
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -76,39 +76,39 @@ class Listener(Observer):
                 break
             del self._orphans[name]
             # Without sharing every peer looks like nobody: then nothing is claimed.
-            if self._connected() and _instance(name) not in self._desk.peers:
+            if self._connected() and _instance(name) not in self._scheduler.peers:
                 found[name] = event
         return found
 
-    def placed(self, case: Case, routed: Routed, *, now_ns: int) -> None:
+    def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:
         """A request was sent to an endpoint."""
-        if case.choice is not None:
+        if routing.choice is not None:
             key = fold.key_of(routed.reservation)
-            self._add((self._at_s(now_ns), key, fold.asked, (case.choice.family,)))
+            self._add((self._at_s(now_ns), key, fold.asked, (routing.choice.family,)))
 
-    def refused(self, case: Case, reject: Reject, *, now_ns: int) -> None:
+    def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
         """A request was turned away."""
-        waited_ms = max(0, now_ns - case.arrived_ns) / 1e6
+        waited_ms = max(0, now_ns - routing.arrived_ns) / 1e6
         what = (reject.code, reject.status, waited_ms)
-        self._add((self._at_s(now_ns), self._key(case), fold.rejected, what))
+        self._add((self._at_s(now_ns), self._key(routing), fold.rejected, what))
 
-    def left(self, reservation_id: str, case: Case | None, *, now_ns: int) -> None:  # noqa: ARG002 (the interface's)
+    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:  # noqa: ARG002 (the interface's)
         """A client left before its request was under way."""
-        if case is None:
-            self._add((self._at_s(now_ns), Key(UNKNOWN), fold.left, (None,)))
+        if routing is None:
+            self._add((self._at_s(now_ns), RowKey(UNKNOWN), fold.left, (None,)))
         else:
-            waited_ms = max(0, now_ns - case.arrived_ns) / 1e6
-            self._add((self._at_s(now_ns), self._key(case), fold.left, (waited_ms,)))
+            waited_ms = max(0, now_ns - routing.arrived_ns) / 1e6
+            self._add((self._at_s(now_ns), self._key(routing), fold.left, (waited_ms,)))
 
     def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
         """Refused before it was a case."""
         what = (reject.code, reject.status, None)
-        self._add((self._at_s(now_ns), Key(tenant or UNKNOWN), fold.rejected, what))
+        self._add((self._at_s(now_ns), RowKey(tenant or UNKNOWN), fold.rejected, what))
 
     def ended(self, outcome: Outcome, *, now_ns: int, here: bool) -> None:
         """A request's record came."""
         reservation = outcome.reservation
-        what = (outcome, self._desk.policy, self._desk.charged)
+        what = (outcome, self._scheduler.policy, self._scheduler.charged)
         event = (self._at_s(now_ns), fold.key_of(reservation), fold.ended, what)
         if here or self._alone:
             self._add(event)
@@ -124,7 +124,7 @@ class Listener(Observer):
             self._orphan(reservation.id, event, now_ns)
 
     def _orphan(self, reservation_id: str, event: Event, now_ns: int) -> None:
-        if _instance(reservation_id) in self._desk.peers:
+        if _instance(reservation_id) in self._scheduler.peers:
             return
         if len(self._orphans) >= ORPHANS_MAX:
             self.counts["orphans_dropped"] += 1
@@ -140,11 +140,11 @@ class Listener(Observer):
     def _at_s(self, now_ns: int) -> int:
         return (now_ns + self._offset_ns) // 1_000_000_000
 
-    def _key(self, case: Case) -> Key:
-        strategy = case.strategy.partition("#")[0]
-        if not strategy and (pool := self._desk.fleet.pools.get(case.pool)) is not None:
+    def _key(self, routing: RoutingRequest) -> RowKey:
+        strategy = routing.strategy.partition("#")[0]
+        if not strategy and (pool := self._scheduler.fleet.pools.get(routing.pool)) is not None:
             strategy = pool.strategy
-        return Key(case.tenant.name, case.pool, case.model, strategy, case.arm)
+        return RowKey(routing.tenant.name, routing.pool, routing.model, strategy, routing.arm)
 
 
 def _instance(reservation_id: str) -> str:

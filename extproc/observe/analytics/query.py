@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from extproc.observe.analytics.row import Key
+from extproc.observe.analytics.row import RowKey
 from extproc.observe.analytics.spans import DAY, HOUR, MINUTE
 
 #: What figures can be told apart by: of a request, and of time.
-WHO = Key._fields
+WHO = RowKey._fields
 WHEN = {"minute": MINUTE, "hour": HOUR, "day": DAY}
 #: Lines of one answer; the rest is counted.
 LINES_MAX = 20_000
@@ -50,7 +50,7 @@ class Query(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     limit: int = LINES_MAX
 
 
-class Spread(msgspec.Struct):
+class Quantiles(msgspec.Struct):
     """How values lie: quantiles within a hundredth (relative) of the value of that rank; None without any."""
 
     count: int = 0
@@ -62,7 +62,7 @@ class Spread(msgspec.Struct):
     max: float | None = None
 
 
-class Line(msgspec.Struct, kw_only=True):
+class QueryLine(msgspec.Struct, kw_only=True):
     """Figures of one group.
 
     `group` has a value for each name of the query's `by`; a time is its span's beginning (UTC). `requests` is
@@ -97,12 +97,12 @@ class Line(msgspec.Struct, kw_only=True):
     slo_met: int
     slo_missed: int
     attainment: float | None
-    ttft_ms: Spread
-    tpot_ms: Spread
-    total_ms: Spread
-    held_ms: Spread
-    prompt_tokens: Spread
-    answer_tokens: Spread
+    ttft_ms: Quantiles
+    tpot_ms: Quantiles
+    total_ms: Quantiles
+    held_ms: Quantiles
+    prompt_tokens: Quantiles
+    answer_tokens: Quantiles
     served: dict[str, int]
     families: dict[str, int]
 
@@ -121,7 +121,7 @@ class Charge(msgspec.Struct, kw_only=True):
     cost: float
 
 
-class Answer(msgspec.Struct, kw_only=True):
+class QueryResult(msgspec.Struct, kw_only=True):
     """Lines, or with `chargeback` charges, of the time from `since` to `until` (UTC, as it was taken).
 
     `total` is of everything asked for; `left_out` counts lines above the limit. `store` says where figures
@@ -131,9 +131,9 @@ class Answer(msgspec.Struct, kw_only=True):
     since: str
     until: str
     by: list[str]
-    lines: list[Line]
+    lines: list[QueryLine]
     charges: list[Charge]
-    total: Line | None
+    total: QueryLine | None
     left_out: int
     store: str
     writers: int

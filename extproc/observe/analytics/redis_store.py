@@ -23,8 +23,8 @@ from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError
 from redis.retry import Retry
 
 from extproc.config.redis_url import clients, several
-from extproc.observe.analytics.spans import HOUR, LENGTHS, Retention, Span, Stretch
-from extproc.observe.analytics.store import Entry, StoreError
+from extproc.observe.analytics.spans import HOUR, LENGTHS, Retention, Stretch, TimeSpan
+from extproc.observe.analytics.store import StoredRow, StoreError
 
 OPERATION_TIMEOUT_S = 2.0
 #: Rows written, and spans read, in one round trip.
@@ -52,16 +52,16 @@ class RedisStore:
             self._connected = _connect(self._url)
         return self._connected
 
-    def write(self, entries: Sequence[Entry], retention: Retention) -> None:
+    def write(self, entries: Sequence[StoredRow], retention: Retention) -> None:
         """Keep rows; what is written before a failure is written again by the next call."""
         for begin in range(0, len(entries), WRITTEN_AT_ONCE):
             some = entries[begin : begin + WRITTEN_AT_ONCE]
             self._tried(partial(self._write, some, retention))
 
-    def _write(self, entries: Sequence[Entry], retention: Retention) -> None:
-        spans: dict[tuple[Span, str], list[bytes]] = {}
+    def _write(self, entries: Sequence[StoredRow], retention: Retention) -> None:
+        spans: dict[tuple[TimeSpan, str], list[bytes]] = {}
         for length_s, begin_s, writer, key, data in entries:
-            spans.setdefault((Span(length_s, begin_s), writer), []).extend((key, data))
+            spans.setdefault((TimeSpan(length_s, begin_s), writer), []).extend((key, data))
         pipeline = self._redis.pipeline(transaction=False)
         for (span, writer), rows in spans.items():
             name = f"{span.begin_s}:{writer}"
@@ -71,7 +71,7 @@ class RedisStore:
             pipeline.zadd(f"{self._root}:{span.length_s}", {name: span.begin_s})
         pipeline.execute()
 
-    def read(self, stretch: Stretch) -> Iterator[Entry]:
+    def read(self, stretch: Stretch) -> Iterator[StoredRow]:
         """The rows of whole spans."""
         index = f"{self._root}:{stretch.length_s}"
         names = self._tried(partial(self._names, index, stretch))
@@ -80,7 +80,7 @@ class RedisStore:
             for name, rows in zip(some, self._tried(partial(self._all, index, some)), strict=True):
                 begin_s, _, writer = name.partition(":")
                 for key, data in rows.items():
-                    yield Entry(stretch.length_s, int(begin_s), writer, key, data)
+                    yield StoredRow(stretch.length_s, int(begin_s), writer, key, data)
 
     def _names(self, index: str, stretch: Stretch) -> list[str]:
         found: Any = self._redis.zrangebyscore(index, stretch.begin_s, f"({stretch.end_s}")

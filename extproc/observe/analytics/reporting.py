@@ -16,20 +16,20 @@ from extproc.observe.analytics.query import (
     LINES_MAX,
     WHEN,
     WHO,
-    Answer,
     Charge,
-    Line,
+    Quantiles,
     Query,
-    Spread,
+    QueryLine,
+    QueryResult,
     day_of,
     dimensions,
     shown,
     time_of,
 )
-from extproc.observe.analytics.row import Key, Row, count_in, decoded
+from extproc.observe.analytics.row import AnalyticsRow, RowKey, count_in, decoded
 from extproc.observe.analytics.sketch import SUM_SCALE, Sketch
 from extproc.observe.analytics.spans import DAY, HOUR, Retention, Stretch, stretches
-from extproc.observe.analytics.store import Entry
+from extproc.observe.analytics.store import StoredRow
 
 #: Rows read for one answer; a query that needs more is refused.
 ROWS_READ_MAX = 500_000
@@ -49,10 +49,10 @@ _Group = tuple[tuple[str, ...], int]
 class _Sum:
     """What one group adds up to."""
 
-    row: Row = field(default_factory=Row)
+    row: AnalyticsRow = field(default_factory=AnalyticsRow)
     served: dict[str, int] = field(default_factory=dict)
 
-    def add(self, key: Key, row: Row) -> None:
+    def add(self, key: RowKey, row: AnalyticsRow) -> None:
         self.row.merge(row)
         if row.served:
             count_in(self.served, key.model, row.served)
@@ -65,14 +65,14 @@ class _Sum:
 
 def report(
     query: Query,
-    read: Callable[[Stretch], Iterator[Entry]],
+    read: Callable[[Stretch], Iterator[StoredRow]],
     retention: Retention,
     *,
     now_s: int,
     store: str,
     notes: Iterable[str] = (),
     pause_s: float = 0.0,
-) -> Answer:
+) -> QueryResult:
     """Answer a query. Raises ValueError for one that cannot be answered, and what `read` raises."""
     by = list(CHARGEBACK) if query.chargeback else dimensions(query.by)
     since_s, until_s = _times(query, now_s)
@@ -106,7 +106,7 @@ def report(
         key=lambda each: (each[0][1], 0 if query.chargeback else -each[1].row.requests, each[0][0]),
     )
     limit = min(query.limit, LINES_MAX)
-    answer = Answer(
+    answer = QueryResult(
         since=shown(begin_s),
         until=shown(end_s),
         by=by,
@@ -175,7 +175,9 @@ def _long(seconds: int) -> str:
     return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
 
 
-def _entries(pieces: Iterable[Stretch], read: Callable[[Stretch], Iterator[Entry]]) -> Iterator[Entry]:
+def _entries(
+    pieces: Iterable[Stretch], read: Callable[[Stretch], Iterator[StoredRow]]
+) -> Iterator[StoredRow]:
     for piece in pieces:
         yield from read(piece)
 
@@ -186,11 +188,11 @@ def _missing(since_s: int, begin_s: int) -> list[str]:
 
 
 @lru_cache(maxsize=20_000)
-def _key(data: bytes) -> Key:
-    return Key(*msgspec.json.decode(data, type=tuple[str, str, str, str, str]))
+def _key(data: bytes) -> RowKey:
+    return RowKey(*msgspec.json.decode(data, type=tuple[str, str, str, str, str]))
 
 
-def _charge(group: _Group, row: Row) -> Charge:
+def _charge(group: _Group, row: AnalyticsRow) -> Charge:
     (tenant, model), at_s = group
     return Charge(
         day=shown(at_s, DAY),
@@ -205,10 +207,10 @@ def _charge(group: _Group, row: Row) -> Charge:
     )
 
 
-def _line(group: dict[str, str], found: _Sum, seconds: int) -> Line:
+def _line(group: dict[str, str], found: _Sum, seconds: int) -> QueryLine:
     row = found.row
     judged = row.slo_met + row.slo_missed
-    return Line(
+    return QueryLine(
         group=group,
         seconds=seconds,
         requests=row.requests,
@@ -246,11 +248,11 @@ def _most(table: dict[str, int]) -> dict[str, int]:
     return dict(sorted(table.items(), key=lambda each: (-each[1], each[0])))
 
 
-def _spread(sketch: Sketch) -> Spread:
+def _spread(sketch: Sketch) -> Quantiles:
     count = sketch.count
     if not count:
-        return Spread()
+        return Quantiles()
     p50, p90, p95, p99 = (None if each is None else round(each, 3) for each in sketch.quantiles(_SHARES))
     mean = sketch.mean
     assert mean is not None
-    return Spread(count, round(mean, 3), p50, p90, p95, p99, sketch.most / SUM_SCALE)
+    return Quantiles(count, round(mean, 3), p50, p90, p95, p99, sketch.most / SUM_SCALE)

@@ -17,7 +17,7 @@ OTHER, UNKNOWN = "(other)", "(unknown)"
 NAMES_MAX = 64
 
 
-class Key(NamedTuple):
+class RowKey(NamedTuple):
     """Whose requests, of what pool and model, placed by what; "" where a request did not come so far."""
 
     tenant: str
@@ -27,16 +27,16 @@ class Key(NamedTuple):
     #: An experiment's and its arm's name, EXPERIMENT/ARM.
     arm: str = ""
 
-    def other(self) -> Key:
+    def other(self) -> RowKey:
         """The key of the tenants that have no row of their own."""
         return self._replace(tenant=OTHER)
 
 
 #: When even those are too many.
-ALL_OTHER = Key(OTHER, OTHER, OTHER, OTHER, OTHER)
+ALL_OTHER = RowKey(OTHER, OTHER, OTHER, OTHER, OTHER)
 
 
-class Row(msgspec.Struct, array_like=True, gc=False):
+class AnalyticsRow(msgspec.Struct, array_like=True, gc=False):
     """Figures of one key in one span.
 
     A request is counted once, when it ends: `ok`, `refused` and `error` as the engine answered, `client_gone`
@@ -77,7 +77,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
         """All requests."""
         return self.served + self.rejected + self.left
 
-    def merge(self, other: Row) -> None:
+    def merge(self, other: AnalyticsRow) -> None:
         """Take another's figures; in any order the same."""
         for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -93,7 +93,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
         return _ENCODER.encode(self)
 
 
-def decoded(data: bytes) -> Row:
+def decoded(data: bytes) -> AnalyticsRow:
     """A row that was kept. Raises msgspec.MsgspecError for anything else."""
     return _DECODER.decode(data)
 
@@ -107,7 +107,7 @@ def count_in(table: dict[str, int], name: str, count: int) -> None:
 
 TABLES = ("codes", "families")
 SKETCHES = ("ttft_ms", "tpot_ms", "total_ms", "held_ms", "prompt_tokens", "answer_tokens")
-COUNTS = tuple(name for name in Row.__struct_fields__ if name not in TABLES + SKETCHES)
+COUNTS = tuple(name for name in AnalyticsRow.__struct_fields__ if name not in TABLES + SKETCHES)
 
 _ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(Row)
+_DECODER = msgspec.msgpack.Decoder(AnalyticsRow)

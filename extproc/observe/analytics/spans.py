@@ -13,7 +13,7 @@ MINUTE, HOUR, DAY = 60, 3_600, 86_400
 LENGTHS = (MINUTE, HOUR, DAY)
 
 
-class Span(NamedTuple):
+class TimeSpan(NamedTuple):
     """A minute, an hour or a day."""
 
     length_s: int
@@ -54,9 +54,9 @@ class Retention:
         return next((each for each in LENGTHS if at_s >= self.since_s(each, now_s=now_s)), DAY)
 
 
-def span_of(at_s: int, length_s: int) -> Span:
+def span_of(at_s: int, length_s: int) -> TimeSpan:
     """The span of a length in which a time lies."""
-    return Span(length_s, at_s - at_s % length_s)
+    return TimeSpan(length_s, at_s - at_s % length_s)
 
 
 def stretches(

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from extproc.observe.analytics.spans import HOUR, LENGTHS, Retention, Stretch
-from extproc.observe.analytics.store import Entry, StoreError
+from extproc.observe.analytics.store import StoredRow, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class SqliteStore:
         self._path = Path(folder) / FILE
         self._connection: sqlite3.Connection | None = None
 
-    def write(self, entries: Sequence[Entry], retention: Retention) -> None:  # noqa: ARG002 (the port's)
+    def write(self, entries: Sequence[StoredRow], retention: Retention) -> None:  # noqa: ARG002 (the port's)
         """Keep rows, all or none; a full file gives up its oldest minutes for them."""
         for left in reversed(range(TRIES)):
             try:
@@ -59,7 +59,7 @@ class SqliteStore:
                 if not _full(error) or not left or not self._gave_up():
                     raise self._failed(error) from error
 
-    def read(self, stretch: Stretch) -> Iterator[Entry]:
+    def read(self, stretch: Stretch) -> Iterator[StoredRow]:
         """The rows of whole spans."""
         try:
             found = self._open().execute(
@@ -67,7 +67,7 @@ class SqliteStore:
             )
             while rows := found.fetchmany(FETCHED):
                 for row in rows:
-                    yield Entry(*row)
+                    yield StoredRow(*row)
         except sqlite3.Error as error:
             raise self._failed(error) from error
 

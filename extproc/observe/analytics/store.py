@@ -20,7 +20,7 @@ class StoreError(Exception):
     """It could not be read or written; in one line, why."""
 
 
-class Entry(NamedTuple):
+class StoredRow(NamedTuple):
     """One row of a span: who wrote it, its key, its figures as written."""
 
     length_s: int
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
     data: bytes
 
 
-class Store(Protocol):
+class AnalyticsStore(Protocol):
     """The port. Every method but `close` may raise StoreError, after which it may be called again."""
 
     #: What it is, for people.
@@ -38,10 +38,10 @@ class Store(Protocol):
     #: Rows that it gave up before their time, for want of room.
     early: int
 
-    def write(self, entries: Sequence[Entry], retention: Retention) -> None:
+    def write(self, entries: Sequence[StoredRow], retention: Retention) -> None:
         """Keep rows, in the place of those with the same span, writer and key: all of them or none."""
 
-    def read(self, stretch: Stretch) -> Iterator[Entry]:
+    def read(self, stretch: Stretch) -> Iterator[StoredRow]:
         """The rows of whole spans, in no order."""
 
     def prune(self, retention: Retention, *, now_s: int) -> None:
@@ -65,7 +65,7 @@ class MemoryStore:
         self._rows: dict[int, dict[int, dict[tuple[str, bytes], bytes]]] = {each: {} for each in LENGTHS}
         self._count = 0
 
-    def write(self, entries: Sequence[Entry], retention: Retention) -> None:  # noqa: ARG002 (the port's)
+    def write(self, entries: Sequence[StoredRow], retention: Retention) -> None:  # noqa: ARG002 (the port's)
         """Keep rows; the oldest go when there are too many."""
         for length_s, begin_s, writer, key, data in entries:
             rows = self._rows[length_s].setdefault(begin_s, {})
@@ -78,12 +78,12 @@ class MemoryStore:
                 break
             self.early += self._drop(several[0], min(self._rows[several[0]]))
 
-    def read(self, stretch: Stretch) -> Iterator[Entry]:
+    def read(self, stretch: Stretch) -> Iterator[StoredRow]:
         """The rows of whole spans."""
         spans = self._rows[stretch.length_s]
         for begin_s in [each for each in spans if stretch.begin_s <= each < stretch.end_s]:
             for (writer, key), data in list(spans[begin_s].items()):
-                yield Entry(stretch.length_s, begin_s, writer, key, data)
+                yield StoredRow(stretch.length_s, begin_s, writer, key, data)
 
     def prune(self, retention: Retention, *, now_s: int) -> None:
         """Forget what has been kept for long enough."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from extproc.core.aims import ClassSpec
-from extproc.core.decide import Case
-from extproc.core.desk import Desk
+from extproc.core.decide import RoutingRequest
 from extproc.core.experiment.results import sample_of, tokens_each
 from extproc.core.observer import Observer
 from extproc.core.outcome import End, Outcome, Reject, Routed, wanted_room
+from extproc.core.scheduler import Scheduler
+from extproc.core.slo import ClassSpec
 from extproc.core.tenant import Tenant
 from extproc.observe.metrics.histogram import Counted, Histogram
 from extproc.observe.metrics.labels import OTHER, Labels, Tenants
@@ -37,7 +37,7 @@ MET, MISSED = range(2)
 Key = tuple[str, str, str]
 
 
-class Times:
+class Histograms:
     """The histograms of a pool and class."""
 
     __slots__ = ("hold", "request", "tpot", "ttft")
@@ -47,12 +47,12 @@ class Times:
         self.request, self.hold = Histogram(REQUEST_S), Histogram(HOLD_S)
 
 
-class Cell:
+class CounterCell:
     """Where the figures of a tenant, pool and class are: rows of traffic and of judgements; its times."""
 
     __slots__ = ("slo", "times", "traffic")
 
-    def __init__(self, traffic: int, slo: int, times: Times) -> None:
+    def __init__(self, traffic: int, slo: int, times: Histograms) -> None:
         self.traffic, self.slo, self.times = traffic, slo, times
 
 
@@ -61,21 +61,21 @@ class Counting(Observer):
 
     def __init__(
         self,
-        desk: Desk,
+        scheduler: Scheduler,
         *,
         tenants: Callable[[], Mapping[str, Tenant]],
         tenants_max: int,
     ) -> None:
-        self._desk = desk
+        self._scheduler = scheduler
         self._tenants_of = tenants
         self.tenants = Tenants(tenants_max, expected=len(tenants()))
         self.pools, self.classes = Labels(POOLS_MAX), Labels(CLASSES_MAX)
         self._strategies, self._codes = Labels(STRATEGIES_MAX), Labels(CODES_MAX)
         self._events = Labels(EVENTS_MAX)
-        self._cells: dict[Key, Cell] = {}
+        self._cells: dict[Key, CounterCell] = {}
         #: By tenant, pool and class; by tenant and class.
         self.traffic, self.slo = Rows(8), Rows(2)
-        self._times: dict[tuple[str, str], Times] = {}
+        self._times: dict[tuple[str, str], Histograms] = {}
         self._refusals: dict[tuple[str, str], int] = {}
         self._decisions: dict[tuple[str, str, bool], int] = {}
         self._decision, self._lag = Histogram(DECISION_S), Histogram(LAG_S)
@@ -94,7 +94,7 @@ class Counting(Observer):
         """A decision took so long."""
         self._decision.saw(elapsed_ns / 1e9)
 
-    def placed(self, case: Case, routed: Routed, *, now_ns: int) -> None:  # noqa: ARG002
+    def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:  # noqa: ARG002
         """It goes to an endpoint."""
         reservation = routed.reservation
         self.tenants.met(reservation.tenant)
@@ -107,13 +107,13 @@ class Counting(Observer):
         if reservation.permits:
             self._of(reservation.pool, reservation.service_class).hold.saw(reservation.held_ms / 1e3)
 
-    def refused(self, case: Case, reject: Reject, *, now_ns: int) -> None:
+    def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
         """It was shed, or its quota is spent."""
-        tenant = self._refuse(case.tenant.name, reject.code)
-        if not wanted_room(reject.status, reject.code) or not case.permits:
+        tenant = self._refuse(routing.tenant.name, reject.code)
+        if not wanted_room(reject.status, reject.code) or not routing.permits:
             return
-        self._of(case.pool, case.tenant.service_class).hold.saw((now_ns - case.arrived_ns) / 1e9)
-        self._missed(tenant, case.tenant.service_class)
+        self._of(routing.pool, routing.tenant.service_class).hold.saw((now_ns - routing.arrived_ns) / 1e9)
+        self._missed(tenant, routing.tenant.service_class)
 
     def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:  # noqa: ARG002
         """Refused before it was a case; for want of room it is a request that missed its targets."""
@@ -122,24 +122,24 @@ class Counting(Observer):
         if known is not None:
             self._missed(label, known.service_class)
 
-    def left(self, reservation_id: str, case: Case | None, *, now_ns: int) -> None:
+    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:
         """Its client left before it was anywhere."""
-        if case is None:
-            kept = self._desk.decisions.get(reservation_id)
+        if routing is None:
+            kept = self._scheduler.decisions.get(reservation_id)
             if kept is None:
                 return
-            case = kept.case
-        elif case.permits:
-            held_s = (now_ns - case.arrived_ns) / 1e9
-            self._of(case.pool, case.tenant.service_class).hold.saw(held_s)
-        cell = self._cell((case.tenant.name, case.pool, case.tenant.service_class))
+            routing = kept.routing
+        elif routing.permits:
+            held_s = (now_ns - routing.arrived_ns) / 1e9
+            self._of(routing.pool, routing.tenant.service_class).hold.saw(held_s)
+        cell = self._cell((routing.tenant.name, routing.pool, routing.tenant.service_class))
         self.traffic.values[cell.traffic + CLIENT_GONE] += 1
 
     def ended(self, outcome: Outcome, *, now_ns: int, here: bool) -> None:  # noqa: ARG002
-        """A request's record came, and the desk has charged it."""
+        """A request's record came, and the scheduler has charged it."""
         if not here:
             return
-        reservation, charged = outcome.reservation, self._desk.charged
+        reservation, charged = outcome.reservation, self._scheduler.charged
         key = (reservation.tenant, reservation.pool, reservation.service_class)
         cell = self._cells.get(key)
         if cell is None:
@@ -161,7 +161,7 @@ class Counting(Observer):
 
     # ------------------------------------------------------------------------------------------------------
 
-    def _judge(self, outcome: Outcome, cell: Cell) -> None:
+    def _judge(self, outcome: Outcome, cell: CounterCell) -> None:
         """Its times, and whether they are what its class aims at."""
         times, ttft_ns, end = cell.times, outcome.ttft_ns, outcome.end
         if ttft_ns is not None:
@@ -180,10 +180,10 @@ class Counting(Observer):
         self.slo.values[cell.slo + (MET if attained else MISSED)] += 1
 
     def _spec(self, service_class: str) -> ClassSpec:
-        policy = self._desk.policy
+        policy = self._scheduler.policy
         return policy.classes[policy.rank(service_class)]
 
-    def _cell(self, key: Key, *, weight: float = 1.0) -> Cell:
+    def _cell(self, key: Key, *, weight: float = 1.0) -> CounterCell:
         cell = self._cells.get(key)
         if cell is not None:
             return cell
@@ -195,7 +195,7 @@ class Counting(Observer):
         if cell is None:
             tenant, pool, klass = labels
             slo = self._slo_of(tenant, klass)
-            cell = self._cells[labels] = Cell(self.traffic.add(labels), slo, self._of(pool, klass))
+            cell = self._cells[labels] = CounterCell(self.traffic.add(labels), slo, self._of(pool, klass))
         return cell
 
     def _slo_of(self, tenant: str, klass: str) -> int:
@@ -211,13 +211,13 @@ class Counting(Observer):
         """A request of a tenant (its label value) was turned away for want of room."""
         self.slo.values[self._slo_of(tenant, self.classes.of(service_class)) + MISSED] += 1
 
-    def _of(self, pool: str, klass: str) -> Times:
+    def _of(self, pool: str, klass: str) -> Histograms:
         found = self._times.get((pool, klass))
         if found is None:
             key = (self.pools.of(pool), self.classes.of(klass))
             found = self._times.get(key)
             if found is None:
-                found = self._times[key] = Times()
+                found = self._times[key] = Histograms()
         return found
 
     def _refuse(self, tenant: str, code: str) -> str:
@@ -232,11 +232,11 @@ class Counting(Observer):
     # -- read by the snapshot ------------------------------------------------------------------------------
 
     def events(self) -> dict[str, int]:
-        """The desk's counts by label value; names beyond EVENTS_MAX are summed."""
+        """The scheduler's counts by label value; names beyond EVENTS_MAX are summed."""
         found: dict[str, int] = {}
-        for name in sorted(self._desk.counts):
+        for name in sorted(self._scheduler.counts):
             label = self._events.of(name)
-            found[label] = found.get(label, 0) + self._desk.counts[name]
+            found[label] = found.get(label, 0) + self._scheduler.counts[name]
         return found
 
     def times(self) -> list[tuple[tuple[str, str], dict[str, Counted]]]:

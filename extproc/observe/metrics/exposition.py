@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from extproc.observe.metrics.samples import Sample, families
-from extproc.observe.metrics.snapshot import Snapshot
+from extproc.observe.metrics.snapshot import MetricsSnapshot
 from extproc.observe.metrics.table import PREFIX, Spec
 
 #: Samples that are rendered before the thread rests, and how long it rests.
@@ -57,7 +57,7 @@ def chosen(accept: str) -> tuple[Encode, str]:
 
 
 def render(
-    snapshot: Snapshot,
+    snapshot: MetricsSnapshot,
     accept: str = "",
     *,
     rest: Callable[[], None] = lambda: time.sleep(REST_S),

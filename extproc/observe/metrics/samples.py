@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 
 from extproc import __version__
-from extproc.core.reports import Gpu
+from extproc.core.reports import GpuReport
 from extproc.observe.metrics.counting import CLIENT_GONE, COST, ERROR, GPU_S, INPUT, OK, OUTPUT, REFUSED
 from extproc.observe.metrics.histogram import Counted
 from extproc.observe.metrics.labels import OTHER
-from extproc.observe.metrics.snapshot import Snapshot
+from extproc.observe.metrics.snapshot import MetricsSnapshot
 from extproc.observe.metrics.table import TABLE, Spec
 
 #: What is appended to the metric's name, label values in the labels' order (and a bucket's bound), the value.
@@ -25,24 +25,24 @@ OUTCOMES = (("ok", OK), ("refused", REFUSED), ("error", ERROR), ("client_gone", 
 YES, NO = "yes", "no"
 
 
-def families(snapshot: Snapshot) -> Iterator[tuple[Spec, Iterator[Sample]]]:
+def families(snapshot: MetricsSnapshot) -> Iterator[tuple[Spec, Iterator[Sample]]]:
     """Each metric with its samples; one that has none comes too."""
     for spec in TABLE:
         yield spec, _MAKE[spec.name](snapshot, spec)
 
 
-def _requests(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+def _requests(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
     for key, figures in snapshot.traffic:
         for outcome, at in OUTCOMES:
             yield "", (*key, outcome), figures[at]
 
 
-def _refusals(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+def _refusals(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
     for key, count in snapshot.refusals.items():
         yield "", key, count
 
 
-def _by_pool(snapshot: Snapshot, place: int) -> dict[tuple[str, str], float]:
+def _by_pool(snapshot: MetricsSnapshot, place: int) -> dict[tuple[str, str], float]:
     """A figure by tenant and pool, summed over classes; in values that no garbage collector follows."""
     found: dict[tuple[str, str], float] = {}
     for (tenant, pool, _), figures in snapshot.traffic:
@@ -51,23 +51,23 @@ def _by_pool(snapshot: Snapshot, place: int) -> dict[tuple[str, str], float]:
     return found
 
 
-def _tokens(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+def _tokens(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
     for direction, place in (("input", INPUT), ("output", OUTPUT)):
         for key, tokens in _by_pool(snapshot, place).items():
             yield "", (*key, direction), tokens
 
 
-def _cost(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+def _cost(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
     for key, cost in _by_pool(snapshot, COST).items():
         yield "", key, cost
 
 
-def _gpu_seconds(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+def _gpu_seconds(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
     for key, seconds in _by_pool(snapshot, GPU_S).items():
         yield "", key, seconds
 
 
-def _slo(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+def _slo(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
     for key, (met, missed) in snapshot.slo:
         yield "", (*key, YES), met
         yield "", (*key, NO), missed
@@ -83,49 +83,51 @@ def _histogram(key: tuple[str, ...], counted: Counted, spec: Spec) -> Iterator[S
     yield "_sum", key, total
 
 
-def _times(snapshot: Snapshot, spec: Spec) -> Iterator[Sample]:
+def _times(snapshot: MetricsSnapshot, spec: Spec) -> Iterator[Sample]:
     for key, histograms in snapshot.times:
         yield from _histogram(key, histograms[spec.name], spec)
 
 
-def _decision(snapshot: Snapshot, spec: Spec) -> Iterator[Sample]:
+def _decision(snapshot: MetricsSnapshot, spec: Spec) -> Iterator[Sample]:
     yield from _histogram((), snapshot.decision, spec)
 
 
-def _lag(snapshot: Snapshot, spec: Spec) -> Iterator[Sample]:
+def _lag(snapshot: MetricsSnapshot, spec: Spec) -> Iterator[Sample]:
     yield from _histogram((), snapshot.lag, spec)
 
 
-def _decisions(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+def _decisions(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
     for (pool, strategy, degraded), count in snapshot.decisions.items():
         yield "", (pool, strategy, YES if degraded else NO), count
 
 
-def _plain(read: Callable[[Snapshot], Mapping[str, int]]) -> Callable[[Snapshot, Spec], Iterator[Sample]]:
-    def samples(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+def _plain(
+    read: Callable[[MetricsSnapshot], Mapping[str, int]],
+) -> Callable[[MetricsSnapshot, Spec], Iterator[Sample]]:
+    def samples(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
         for name, count in read(snapshot).items():
             yield "", (name,), count
 
     return samples
 
 
-def _held(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+def _held(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
     for key, count in snapshot.held.items():
         yield "", key, count
 
 
-def _quotas(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+def _quotas(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
     places = zip(snapshot.quota_tenants, snapshot.quota_limits, snapshot.quota_ratios, strict=True)
     for tenant, limit, ratio in places:
         yield "", (tenant, limit), ratio
 
 
 def _by_tenant(
-    read: Callable[[Snapshot], Mapping[str, int]],
-) -> Callable[[Snapshot, Spec], Iterator[Sample]]:
+    read: Callable[[MetricsSnapshot], Mapping[str, int]],
+) -> Callable[[MetricsSnapshot, Spec], Iterator[Sample]]:
     """The named ones' counts, and the sum of all others where there are any."""
 
-    def samples(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+    def samples(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
         counts = read(snapshot)
         others = sum(counts.values())
         for name in snapshot.tenants:
@@ -138,13 +140,13 @@ def _by_tenant(
     return samples
 
 
-def _pool_endpoints(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+def _pool_endpoints(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
     for pool in snapshot.in_flight:
         yield "", (pool, YES), snapshot.endpoints[pool, True]
         yield "", (pool, NO), snapshot.endpoints[pool, False]
 
 
-def _endpoints(snapshot: Snapshot, spec: Spec) -> Iterator[Sample]:
+def _endpoints(snapshot: MetricsSnapshot, spec: Spec) -> Iterator[Sample]:
     what = spec.name.removeprefix("endpoint_")
     for each in snapshot.seen:
         report = each.report
@@ -169,8 +171,8 @@ def _endpoints(snapshot: Snapshot, spec: Spec) -> Iterator[Sample]:
             yield "", (each.pool, each.address), float(value)
 
 
-def _gpus(read: Callable[[Gpu], float | None]) -> Callable[[Snapshot, Spec], Iterator[Sample]]:
-    def samples(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+def _gpus(read: Callable[[GpuReport], float | None]) -> Callable[[MetricsSnapshot, Spec], Iterator[Sample]]:
+    def samples(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
         for each in snapshot.seen:
             for gpu in each.report.gpus[:GPUS_MAX] if each.report is not None else ():
                 value = read(gpu)
@@ -180,26 +182,26 @@ def _gpus(read: Callable[[Gpu], float | None]) -> Callable[[Snapshot, Spec], Ite
     return samples
 
 
-def _utilization(gpu: Gpu) -> float | None:
+def _utilization(gpu: GpuReport) -> float | None:
     return None if gpu.utilization_percent is None else gpu.utilization_percent / 100.0
 
 
-def _errors(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+def _errors(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
     for what, error in snapshot.errors.items():
         if error is not None:
             yield "", (what,), error
 
 
-def _firing(snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+def _firing(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
     for rule, fires in snapshot.firing.items():
         yield "", (rule,), float(fires)
 
 
-def _build(_snapshot: Snapshot, _spec: Spec) -> Iterator[Sample]:
+def _build(_snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
     yield "", (__version__,), 1.0
 
 
-_MAKE: Mapping[str, Callable[[Snapshot, Spec], Iterator[Sample]]] = {
+_MAKE: Mapping[str, Callable[[MetricsSnapshot, Spec], Iterator[Sample]]] = {
     "requests_total": _requests,
     "refusals_total": _refusals,
     "tokens_total": _tokens,

@@ -1,4 +1,4 @@
-"""All figures of one moment, taken from the running desk in slices that never keep a decision waiting.
+"""All figures of one moment, taken from the running scheduler in slices that never keep a decision waiting.
 
 The counters are copied in one go, so that they agree with one another; endpoints and quotas follow in slices
 between which the event loop runs. What is taken is plain or immutable: the rest is done in a thread. It is
@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from extproc.core.desk import Desk
 from extproc.core.reports import ReplicaReport
+from extproc.core.scheduler import Scheduler
 from extproc.observe.metrics.counting import Counting
 from extproc.observe.metrics.histogram import Counted
 from extproc.observe.metrics.rows import Read
@@ -42,7 +42,7 @@ class SeenEndpoint(NamedTuple):
 
 
 @dataclass(slots=True)
-class Snapshot:
+class MetricsSnapshot:
     """Label values and figures, by metric."""
 
     traffic: Read
@@ -75,34 +75,34 @@ class Snapshot:
 
 async def take(
     counting: Counting,
-    desk: Desk,
+    scheduler: Scheduler,
     *,
     endpoints_max: int,
     clock: Callable[[], int],
     firing: Callable[[], Mapping[str, bool]],
     extra: Iterable[Callable[[], Iterable[Any]]] = (),
-) -> Snapshot:
-    """Take everything; on the event loop that owns the desk."""
-    found = _counted(counting, desk, firing())
+) -> MetricsSnapshot:
+    """Take everything; on the event loop that owns the scheduler."""
+    found = _counted(counting, scheduler, firing())
     for more in extra:
         found.extra += more()
     await asyncio.sleep(0)
-    await _endpoints(found, counting, desk, endpoints_max)
-    await _quotas(found, desk, clock)
+    await _endpoints(found, counting, scheduler, endpoints_max)
+    await _quotas(found, scheduler, clock)
     return found
 
 
-def _counted(counting: Counting, desk: Desk, firing: Mapping[str, bool]) -> Snapshot:
-    lessons, classes = desk.lessons, desk.policy.classes
+def _counted(counting: Counting, scheduler: Scheduler, firing: Mapping[str, bool]) -> MetricsSnapshot:
+    feedback, classes = scheduler.feedback, scheduler.policy.classes
     held: Counter[tuple[str, str]] = Counter()
-    for (pool, klass), count in Counter((each.pool, each.klass) for each in desk.waiting).items():
+    for (pool, klass), count in Counter((each.pool, each.klass) for each in scheduler.waiting).items():
         name = classes[min(klass, len(classes) - 1)].name
         held[counting.pools.of(pool), counting.classes.of(name)] += count
     times = counting.times()
     for key, _ in times:
         # Where somebody may wait, nobody waiting is said too.
         held.setdefault(key, 0)
-    return Snapshot(
+    return MetricsSnapshot(
         traffic=counting.traffic.read(),
         slo=counting.slo.read(),
         times=times,
@@ -113,15 +113,15 @@ def _counted(counting: Counting, desk: Desk, firing: Mapping[str, bool]) -> Snap
         lag=counting.lag(),
         held=held,
         tenants=list(counting.tenants.named),
-        in_flight_of=dict(desk.ledger.by_tenant),
-        held_of=dict(desk.queue.by_tenant),
-        errors={"ttft": lessons.ttft.median, "completion": lessons.completion.median},
+        in_flight_of=dict(scheduler.ledger.by_tenant),
+        held_of=dict(scheduler.queue.by_tenant),
+        errors={"ttft": feedback.ttft.median, "completion": feedback.completion.median},
         firing=dict(list(firing.items())[:RULES_MAX]),
     )
 
 
-async def _endpoints(found: Snapshot, counting: Counting, desk: Desk, most: int) -> None:
-    fleet = desk.fleet
+async def _endpoints(found: MetricsSnapshot, counting: Counting, scheduler: Scheduler, most: int) -> None:
+    fleet = scheduler.fleet
     for name in fleet.pools:
         found.in_flight[counting.pools.of(name)] += 0
     everyone = [*fleet.endpoints, *fleet.leaving.values()]
@@ -150,13 +150,13 @@ async def _endpoints(found: Snapshot, counting: Counting, desk: Desk, most: int)
         await asyncio.sleep(0)
 
 
-async def _quotas(found: Snapshot, desk: Desk, clock: Callable[[], int]) -> None:
+async def _quotas(found: MetricsSnapshot, scheduler: Scheduler, clock: Callable[[], int]) -> None:
     for begin in range(0, len(found.tenants), QUOTAS_A_SLICE):
-        accounts, now_ns = desk.policy.accounts, clock()
+        accounts, now_ns = scheduler.policy.accounts, clock()
         for name in found.tenants[begin : begin + QUOTAS_A_SLICE]:
             # Of no key and no model: what is limited is the tenant as a whole.
             account = accounts.of(name, "", "")
-            for each in desk.quotas.usage(account, now_ns=now_ns) if account.scopes else ():
+            for each in scheduler.quotas.usage(account, now_ns=now_ns) if account.scopes else ():
                 found.quota_ratios.append(each.used / each.allowed if each.allowed else 0.0)
                 found.quota_tenants.append(name)
                 found.quota_limits.append(each.limit)

@@ -191,7 +191,7 @@ def _table() -> tuple[Spec, ...]:
             "events_total",
             "counter",
             ("event",),
-            "What has happened at the desk, as `steersman status` counts it.",
+            "What has happened at the scheduler, as `steersman status` counts it.",
             own,
         ),
         Spec(

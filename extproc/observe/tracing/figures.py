@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from extproc.core.outcome import End
-from extproc.observe.tracing import carry, semconv
-from extproc.observe.tracing.journey import Ended
+from extproc.observe.tracing import propagation, semconv
+from extproc.observe.tracing.request_trace import TraceEnd
 from extproc.observe.tracing.semconv import Metric, Names
 from extproc.observe.tracing.spans import error_of, inference
 
@@ -19,7 +19,7 @@ from extproc.observe.tracing.spans import error_of, inference
 Record = Callable[[Metric, float, dict[str, str]], None]
 
 
-class Figures:
+class SpanMetrics:
     """Measures requests; `engines` names the engine of each pool."""
 
     def __init__(self, names: Names, record: Record, *, engines: Mapping[str, str]) -> None:
@@ -27,13 +27,13 @@ class Figures:
         self.engines = engines
         self._record = record
 
-    def measure(self, note: Ended) -> None:
+    def measure(self, note: TraceEnd) -> None:
         """Record a request that has ended."""
         if not note.here:
             return
         outcome = note.outcome
         reservation = outcome.reservation
-        origin = note.journey if note.journey is not None else carry.read(outcome.trace)
+        origin = note.request_trace if note.request_trace is not None else propagation.read(outcome.trace)
         operation = inference(origin.route_kind) if origin is not None else None
         if origin is None or operation is None:
             return

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from extproc.observe.tracing.journey import Ended, Note
+from extproc.observe.tracing.request_trace import Note, TraceEnd
 from extproc.observe.tracing.spans import Span
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Pipeline:
     def __init__(self, *, queue_max: int, interval_s: float) -> None:
         self._build: Callable[[Note], list[Span]] | None = None
         self._send: Callable[[Sequence[Span]], bool] | None = None
-        self._measure: Callable[[Ended], None] | None = None
+        self._measure: Callable[[TraceEnd], None] | None = None
         self._queue_max = queue_max
         self._interval_s = interval_s
         self._notes: deque[Note] = deque()
@@ -57,7 +57,7 @@ class Pipeline:
         *,
         build: Callable[[Note], list[Span]] | None,
         send: Callable[[Sequence[Span]], bool] | None,
-        measure: Callable[[Ended], None] | None,
+        measure: Callable[[TraceEnd], None] | None,
     ) -> None:
         """Begin to work: notes become spans by `build`, which `send` takes (True when they arrived; it may
         block); `measure` hears of ends. What is None is left out."""
@@ -110,7 +110,7 @@ class Pipeline:
                 return False
             note = self._notes.popleft()
             try:
-                if self._measure is not None and isinstance(note, Ended):
+                if self._measure is not None and isinstance(note, TraceEnd):
                     self._measure(note)
                 spans = self._build(note) if self._build is not None else ()
             except Exception as error:  # noqa: BLE001 (one odd request must not end all traces)

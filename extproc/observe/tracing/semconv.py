@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from extproc.core.request import Kind
+from extproc.core.request import RouteKind
 
 OPERATION: Final = "gen_ai.operation.name"
 REQUEST_MODEL: Final = "gen_ai.request.model"
@@ -40,13 +40,13 @@ OURSELVES: Final = "steersman"
 
 #: What a path asks for, in the conventions' words; what is not here is no inference.
 OPERATIONS: Final = {
-    Kind.CHAT: "chat",
-    Kind.COMPLETION: "text_completion",
-    Kind.GENERATE: "text_completion",
-    Kind.GENERATE_STREAM: "text_completion",
-    Kind.COMPAT: "text_completion",
-    Kind.INVOCATIONS: "text_completion",
-    Kind.VERTEX: "text_completion",
+    RouteKind.CHAT: "chat",
+    RouteKind.COMPLETION: "text_completion",
+    RouteKind.GENERATE: "text_completion",
+    RouteKind.GENERATE_STREAM: "text_completion",
+    RouteKind.COMPAT: "text_completion",
+    RouteKind.INVOCATIONS: "text_completion",
+    RouteKind.VERTEX: "text_completion",
 }
 
 DURATION_BUCKETS: Final = (

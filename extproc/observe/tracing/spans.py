@@ -18,10 +18,10 @@ from random import Random
 import msgspec
 
 from extproc.core.outcome import REASON_SCORES_SHOWN, End, Outcome, Reservation, Routed
-from extproc.core.request import Kind
-from extproc.observe.tracing import carry, semconv
-from extproc.observe.tracing.carry import Carried
-from extproc.observe.tracing.journey import Decided, Ended, Expired, Journey, Note
+from extproc.core.request import RouteKind
+from extproc.observe.tracing import propagation, semconv
+from extproc.observe.tracing.propagation import Carried
+from extproc.observe.tracing.request_trace import Decided, Expired, Note, RequestTrace, TraceEnd
 from extproc.observe.tracing.semconv import Names
 
 Value = str | bool | int | float | Sequence[str] | Sequence[float]
@@ -69,38 +69,41 @@ class Spans:
             return spans
         if isinstance(note, Expired):
             return [self._expired(note)]
-        origin: Journey | Carried | None = note.journey
+        origin: RequestTrace | Carried | None = note.request_trace
         if origin is None:
-            origin = carry.read(note.outcome.trace)
-        if origin is None or (isinstance(origin, Journey) and not origin.sampled):
+            origin = propagation.read(note.outcome.trace)
+        if origin is None or (isinstance(origin, RequestTrace) and not origin.sampled):
             return []
         return [self._ended(origin, note)]
 
     def _decision(self, note: Decided) -> list[Span]:
         """The decision, what it waited for, and what it knew."""
-        journey, offset_ns = note.journey, note.offset_ns
-        routed, reject = journey.routed, journey.reject
+        request_trace, offset_ns = note.request_trace, note.offset_ns
+        routed, reject = request_trace.routed, request_trace.reject
         # What it refers to (a fleet's scores) shall not live as long as the request.
         if not note.last:
-            journey.routed = None
+            request_trace.routed = None
         about: dict[str, Value] = {
-            "steersman.tenant": journey.tenant.name,
-            "steersman.class": journey.tenant.service_class,
+            "steersman.tenant": request_trace.tenant.name,
+            "steersman.class": request_trace.tenant.service_class,
         }
-        read_ns, decided_ns = journey.body_ns or journey.done_ns, journey.decided_ns or journey.done_ns
-        about["steersman.read_ms"] = _ms(read_ns - journey.arrived_ns)
-        if journey.parsed_ns:
-            about["steersman.parse_ms"] = _ms(journey.parsed_ns - read_ns)
-            about["steersman.decide_ms"] = _ms(decided_ns - journey.parsed_ns)
+        read_ns, decided_ns = (
+            request_trace.body_ns or request_trace.done_ns,
+            request_trace.decided_ns or request_trace.done_ns,
+        )
+        about["steersman.read_ms"] = _ms(read_ns - request_trace.arrived_ns)
+        if request_trace.parsed_ns:
+            about["steersman.parse_ms"] = _ms(request_trace.parsed_ns - read_ns)
+            about["steersman.decide_ms"] = _ms(decided_ns - request_trace.parsed_ns)
         span = Span(
             "steersman.decide",
-            journey.trace_id,
+            request_trace.trace_id,
             self._id(),
-            journey.span_id,
-            journey.arrived_ns + offset_ns,
-            journey.done_ns + offset_ns,
+            request_trace.span_id,
+            request_trace.arrived_ns + offset_ns,
+            request_trace.done_ns + offset_ns,
             about,
-            journey.state,
+            request_trace.state,
         )
         if routed is not None:
             _tell(span, routed, decided_ns + offset_ns)
@@ -109,20 +112,20 @@ class Spans:
             about[semconv.HTTP_STATUS] = reject.status
             if reject.retry_after_s is not None:
                 about["steersman.retry_after_s"] = reject.retry_after_s
-        elif journey.last_resort:
-            about["steersman.cluster"] = journey.last_resort
+        elif request_trace.last_resort:
+            about["steersman.cluster"] = request_trace.last_resort
             about["steersman.degraded"] = "no decision"
         spans = [span]
-        if journey.asked_ns:
-            ended_ns = journey.answered_ns or journey.done_ns
-            spans.append(self._within(span, "steersman.reserve", journey.asked_ns, ended_ns, offset_ns))
-            spans[-1].attributes["steersman.granted"] = journey.granted
-        if journey.held_ns:
-            ended_ns = journey.released_ns or journey.done_ns
-            spans.append(self._within(span, "steersman.hold", journey.held_ns, ended_ns, offset_ns))
-            fate = "left" if journey.gone else "placed" if routed is not None else "refused"
+        if request_trace.asked_ns:
+            ended_ns = request_trace.answered_ns or request_trace.done_ns
+            spans.append(self._within(span, "steersman.reserve", request_trace.asked_ns, ended_ns, offset_ns))
+            spans[-1].attributes["steersman.granted"] = request_trace.granted
+        if request_trace.held_ns:
+            ended_ns = request_trace.released_ns or request_trace.done_ns
+            spans.append(self._within(span, "steersman.hold", request_trace.held_ns, ended_ns, offset_ns))
+            fate = "left" if request_trace.gone else "placed" if routed is not None else "refused"
             spans[-1].attributes["steersman.outcome"] = fate
-            about["steersman.held_ms"] = _ms(ended_ns - journey.held_ns)
+            about["steersman.held_ms"] = _ms(ended_ns - request_trace.held_ns)
         return spans
 
     def _within(self, span: Span, name: str, start_ns: int, end_ns: int, offset_ns: int) -> Span:
@@ -131,31 +134,35 @@ class Spans:
 
     def _turned_away(self, note: Decided) -> Span:
         """A request that never had an endpoint, or whose client left before one could answer."""
-        journey, offset_ns = note.journey, note.offset_ns
-        model = journey.asked
+        request_trace, offset_ns = note.request_trace, note.offset_ns
+        model = request_trace.asked
         provider = self.engines.get(model, semconv.OURSELVES)
         span = self._request(
-            journey, provider, model, journey.arrived_ns + offset_ns, journey.done_ns + offset_ns
+            request_trace,
+            provider,
+            model,
+            request_trace.arrived_ns + offset_ns,
+            request_trace.done_ns + offset_ns,
         )
         about = span.attributes
-        about["steersman.tenant"] = journey.tenant.name
-        about["steersman.class"] = journey.tenant.service_class
-        if self.names.stream and journey.stream:
+        about["steersman.tenant"] = request_trace.tenant.name
+        about["steersman.class"] = request_trace.tenant.service_class
+        if self.names.stream and request_trace.stream:
             about[self.names.stream] = True
-        if journey.max_tokens is not None:
-            about[semconv.MAX_TOKENS] = journey.max_tokens
-        if journey.reject is not None:
-            about[semconv.ERROR_TYPE] = journey.reject.code
-            about[semconv.HTTP_STATUS] = journey.reject.status
-            span.error = journey.reject.message[:TEXT_MAX]
-        elif journey.gone:
+        if request_trace.max_tokens is not None:
+            about[semconv.MAX_TOKENS] = request_trace.max_tokens
+        if request_trace.reject is not None:
+            about[semconv.ERROR_TYPE] = request_trace.reject.code
+            about[semconv.HTTP_STATUS] = request_trace.reject.status
+            span.error = request_trace.reject.message[:TEXT_MAX]
+        elif request_trace.gone:
             about[semconv.ERROR_TYPE] = CLIENT_GONE
             span.error = "the client left before it was served"
-        elif journey.last_resort:
+        elif request_trace.last_resort:
             about["steersman.degraded"] = "no decision"
         return span
 
-    def _ended(self, origin: Journey | Carried, note: Ended) -> Span:
+    def _ended(self, origin: RequestTrace | Carried, note: TraceEnd) -> Span:
         outcome = note.outcome
         reservation = outcome.reservation
         # Envoy's own start, where it said one: its span and this one then begin together.
@@ -193,11 +200,11 @@ class Spans:
         return span
 
     def _expired(self, note: Expired) -> Span:
-        journey, reservation, offset_ns = note.journey, note.reservation, note.offset_ns
+        request_trace, reservation, offset_ns = note.request_trace, note.reservation, note.offset_ns
         provider = self.engines.get(reservation.pool, semconv.OURSELVES)
-        asked = journey.asked or reservation.model
-        start_ns, end_ns = journey.arrived_ns + offset_ns, note.now_ns + offset_ns
-        span = self._request(journey, provider, asked, start_ns, end_ns)
+        asked = request_trace.asked or reservation.model
+        start_ns, end_ns = request_trace.arrived_ns + offset_ns, note.now_ns + offset_ns
+        span = self._request(request_trace, provider, asked, start_ns, end_ns)
         self._booked(span, reservation)
         self._served_by(span, reservation.address)
         span.attributes[semconv.ERROR_TYPE] = LOST
@@ -205,7 +212,7 @@ class Spans:
         return span
 
     def _request(
-        self, origin: Journey | Carried, provider: str, model: str, start_ns: int, end_ns: int
+        self, origin: RequestTrace | Carried, provider: str, model: str, start_ns: int, end_ns: int
     ) -> Span:
         operation = None if origin.route_kind is None else semconv.OPERATIONS.get(origin.route_kind)
         about: dict[str, Value] = {}
@@ -327,6 +334,6 @@ def _ms(ns: int) -> float:
     return round(max(0, ns) / 1e6, 4)
 
 
-def inference(kind: Kind | None) -> str | None:
+def inference(kind: RouteKind | None) -> str | None:
     """The operation's name; None for what is no inference."""
     return None if kind is None else semconv.OPERATIONS.get(kind)

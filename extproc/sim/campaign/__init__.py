@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from extproc.sim.campaign.case import Case, CaseError, Played, load_values, seed_values
+from extproc.sim.campaign.case import CampaignRun, CaseError, Played, load_values, seed_values
 from extproc.sim.campaign.plan import full_plan, quick_plan
 from extproc.sim.campaign.play import play, play_all
 from extproc.sim.campaign.streams import SYNTHETIC, TRACES, known_streams
@@ -10,7 +10,7 @@ from extproc.sim.campaign.streams import SYNTHETIC, TRACES, known_streams
 __all__ = [
     "SYNTHETIC",
     "TRACES",
-    "Case",
+    "CampaignRun",
     "CaseError",
     "Played",
     "full_plan",

@@ -11,7 +11,7 @@ from extproc.extras import need, one_line
 from extproc.sim.campaign.account import write_report
 from extproc.sim.campaign.case import CaseError, Played, check_strategy, seed_values
 from extproc.sim.campaign.plan import SEEDS, STRATEGIES, full_plan, quick_plan
-from extproc.sim.campaign.play import Progress, Store, play_all
+from extproc.sim.campaign.play import Progress, ResultStore, play_all
 from extproc.sim.campaign.search import next_cases
 from extproc.sim.campaign.streams import TRACES, stood_in, traces_folder
 
@@ -37,7 +37,7 @@ def campaign(
     stand_ins = [f"{name} by {made}" for name in TRACES if (made := stood_in(name, folder))]
     said = f"{folder} lacks some, made-up stand-ins: {', '.join(stand_ins)}" if stand_ins else "public"
     print(f"traces: {said}", file=sys.stderr, flush=True)
-    store = Store(out / "cells")
+    store = ResultStore(out / "cells")
     began = monotonic()
 
     def left_s() -> float:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from extproc.sim.campaign.case import QUEUE_PERMITS, TGI_PERMITS, Case, Played
-from extproc.sim.campaign.judge import Place, Verdict, chosen, lost, places, verdicts
+from extproc.sim.campaign.case import QUEUE_PERMITS, TGI_PERMITS, CampaignRun, Played
+from extproc.sim.campaign.judge import TableCell, TargetVerdict, chosen, lost, places, verdicts
 from extproc.sim.campaign.plan import OURS, RIVALS
-from extproc.sim.report import Interval, markdown, plots, to_json
+from extproc.sim.report import MeanInterval, markdown, plots, to_json
 from extproc.sim.report.text import SIMULATED
 from extproc.sim.world import ORACLE
 
@@ -27,7 +27,7 @@ _PREFACE = (
 
 
 def write_report(
-    folder: Path, results: Sequence[Played], *, left_out: Sequence[Case] = (), traces: str = ""
+    folder: Path, results: Sequence[Played], *, left_out: Sequence[CampaignRun] = (), traces: str = ""
 ) -> Path:
     """`report.md`, `cells.json` and the plots in `folder`; the report's path. ValueError without results."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,13 +93,13 @@ def _planned(results: Sequence[Played]) -> set[tuple[str, str, float]]:
     return by_others or {(one.case.stream, one.case.fleet, one.case.load) for one in results}
 
 
-def _percent(one: Interval | None) -> str:
+def _percent(one: MeanInterval | None) -> str:
     if one is None:
         return "–"
     return f"{100 * one.mean:.1f}" + ("" if one.half is None else f" ±{100 * one.half:.1f}")
 
 
-def _table(table: Sequence[Place]) -> list[str]:
+def _table(table: Sequence[TableCell]) -> list[str]:
     lines = [
         "| workload and fleet | load | steer | best peer | | oracle | our best other | |",
         "| --- | ---: | ---: | --- | ---: | ---: | --- | ---: |",
@@ -115,13 +115,13 @@ def _table(table: Sequence[Place]) -> list[str]:
     return [*lines, ""]
 
 
-def _named(place: Place, peer: str | None) -> str:
+def _named(place: TableCell, peer: str | None) -> str:
     if peer is None:
         return "–"
     return f"{peer}, {place.permits[peer]:,} permits"
 
 
-def _verdicts(found: Sequence[Verdict]) -> list[str]:
+def _verdicts(found: Sequence[TargetVerdict]) -> list[str]:
     words = {True: "met", False: "**missed**", None: "–"}
     lines = ["| target | found | |", "| --- | --- | --- |"]
     lines += [f"| {one.target} | {one.found} | {words[one.met]} |" for one in found]
@@ -164,7 +164,7 @@ def _permits(results: Sequence[Played]) -> list[str]:
     ]
 
 
-def _left_out(left_out: Sequence[Case]) -> list[str]:
+def _left_out(left_out: Sequence[CampaignRun]) -> list[str]:
     if not left_out:
         return []
     places_left = dict.fromkeys(
@@ -180,5 +180,5 @@ def _left_out(left_out: Sequence[Case]) -> list[str]:
     ]
 
 
-def _bare(case: Case) -> Case:
+def _bare(case: CampaignRun) -> CampaignRun:
     return replace(case, strategy="")

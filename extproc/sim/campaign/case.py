@@ -30,7 +30,7 @@ class CaseError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class CampaignRun:
     """One run to be played. `limit` 0 is the whole trace; `permits` and `replicas` 0 are the fleet's own."""
 
     stream: str
@@ -67,7 +67,7 @@ class Case:
 class Played:
     """A case and its cell; `ttft_ms` are up to 200 quantiles of the first-token times of those answered."""
 
-    case: Case
+    case: CampaignRun
     cell: Cell
     ttft_ms: tuple[float, ...]
     requests_per_s: float

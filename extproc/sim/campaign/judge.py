@@ -13,7 +13,7 @@ from typing import Final
 
 from extproc.sim.campaign.case import TGI_PERMITS, Played
 from extproc.sim.campaign.plan import OURS, RIVALS
-from extproc.sim.report import Interval, interval
+from extproc.sim.report import MeanInterval, interval
 from extproc.sim.world import ORACLE
 
 #: Attainment at least, %; and what the best peer had in the study before the first line of code.
@@ -41,14 +41,14 @@ SHED_LEAST: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class TableCell:
     """A cell of the table: every strategy on one workload, fleet and load."""
 
     stream: str
     fleet: str
     load: float
     workload: str
-    attainment: Mapping[str, Interval]
+    attainment: Mapping[str, MeanInterval]
     permits: Mapping[str, int]
     shed_ratio: Mapping[str, float]
 
@@ -66,7 +66,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class TargetVerdict:
     """A target, what was found, and whether it is met (None: not played)."""
 
     target: str
@@ -95,7 +95,7 @@ def _place(one: Played) -> tuple[str, str, float, str]:
     return one.case.stream, one.case.fleet, one.case.load, one.case.strategy
 
 
-def places(results: Iterable[Played]) -> list[Place]:
+def places(results: Iterable[Played]) -> list[TableCell]:
     """The table's cells in order of appearance, each strategy behind the engine that suits it."""
     gathered: dict[tuple[str, str, float, str], dict[str, list[Played]]] = {}
     for one in chosen(results):
@@ -103,7 +103,7 @@ def places(results: Iterable[Played]) -> list[Place]:
         place = (case.stream, case.fleet, case.load, one.cell.workload)
         gathered.setdefault(place, {}).setdefault(case.strategy, []).append(one)
     return [
-        Place(
+        TableCell(
             stream=stream,
             fleet=fleet,
             load=load,
@@ -152,7 +152,7 @@ def rate_at(
     return crossing
 
 
-def verdicts(results: Sequence[Played]) -> list[Verdict]:
+def verdicts(results: Sequence[Played]) -> list[TargetVerdict]:
     """Every target in turn."""
     table = places(results)
     by_place = {(one.stream, one.fleet, one.load): one for one in table}
@@ -161,7 +161,7 @@ def verdicts(results: Sequence[Played]) -> list[Verdict]:
     found += [verdict for place in table if (verdict := _near_oracle(place)) is not None]
     found += [_rate(results, stream, ratio) for stream, ratio in RATE_OVER_PEER.items()]
     found += [
-        Verdict(
+        TargetVerdict(
             target=f"{place.workload} at {place.load:g}: mean prompt shed ≤ {SHED_PROMPT_RATIO} × the mean",
             found=f"{place.shed_ratio[OURS]:.2f} ×",
             met=place.shed_ratio[OURS] <= SHED_PROMPT_RATIO,
@@ -172,7 +172,7 @@ def verdicts(results: Sequence[Played]) -> list[Verdict]:
     return found
 
 
-def lost(table: Iterable[Place]) -> list[str]:
+def lost(table: Iterable[TableCell]) -> list[str]:
     """Where the default is behind a peer or another strategy of ours, a line each."""
     lines = []
     for place in table:
@@ -193,17 +193,19 @@ def lost(table: Iterable[Place]) -> list[str]:
     return lines
 
 
-def _attained(place: Place | None, at: tuple[str, str, float], least: float, peer: float) -> Verdict:
+def _attained(
+    place: TableCell | None, at: tuple[str, str, float], least: float, peer: float
+) -> TargetVerdict:
     target = f"{at[0]} on {at[1]} at {at[2]:g}: attainment ≥ {least:g} % (best peer then {peer:g})"
     if place is None or OURS not in place.attainment:
-        return Verdict(target=target, found="not played", met=None)
+        return TargetVerdict(target=target, found="not played", met=None)
     mean = 100 * place.attainment[OURS].mean
     best = place.best_peer
     beside = f"; {best} {100 * place.attainment[best].mean:.1f}" if best else ""
-    return Verdict(target=target, found=f"{mean:.1f}{beside}", met=round(mean, 1) >= least)
+    return TargetVerdict(target=target, found=f"{mean:.1f}{beside}", met=round(mean, 1) >= least)
 
 
-def _ties(table: Sequence[Place]) -> list[Verdict]:
+def _ties(table: Sequence[TableCell]) -> list[TargetVerdict]:
     """At low load nothing is to be won: the default must not lose there. Bursts of code are no low load."""
     calm = [place for place in table if place.load <= TIE_LOAD and place.stream != "azure-code"]
     found = []
@@ -213,7 +215,7 @@ def _ties(table: Sequence[Place]) -> list[Verdict]:
             continue
         ours, theirs = 100 * place.attainment[OURS].mean, 100 * place.attainment[best].mean
         found.append(
-            Verdict(
+            TargetVerdict(
                 target=f"{place.workload} at {place.load:g}: a tie or better (within {TIE_POINTS:g} points)",
                 found=f"{ours:.1f} against {theirs:.1f} ({best})",
                 met=ours >= theirs - TIE_POINTS,
@@ -222,19 +224,19 @@ def _ties(table: Sequence[Place]) -> list[Verdict]:
     return found
 
 
-def _near_oracle(place: Place) -> Verdict | None:
+def _near_oracle(place: TableCell) -> TargetVerdict | None:
     if not {OURS, ORACLE} <= place.attainment.keys():
         return None
     points = ORACLE_POINTS_CODE if place.stream.startswith("azure-code") else ORACLE_POINTS
     behind = 100 * (place.attainment[ORACLE].mean - place.attainment[OURS].mean)
-    return Verdict(
+    return TargetVerdict(
         target=f"{place.workload} at {place.load:g}: within {points:g} points of the oracle",
         found=f"{behind:.1f} behind",
         met=round(behind, 1) <= points,
     )
 
 
-def _rate(results: Sequence[Played], stream: str, ratio: float) -> Verdict:
+def _rate(results: Sequence[Played], stream: str, ratio: float) -> TargetVerdict:
     share = AT_SHARES.get(stream, AT_SHARE)
     target = f"{stream} on 8b: requests/s at {100 * share:g} % attainment ≥ {ratio:g} × the best peer's"
     ours = rate_at(results, stream=stream, fleet="8b", strategy=OURS)
@@ -244,10 +246,10 @@ def _rate(results: Sequence[Played], stream: str, ratio: float) -> Verdict:
         if (rate := rate_at(results, stream=stream, fleet="8b", strategy=name)) is not None
     }
     if ours is None or not rivals:
-        return Verdict(target=target, found="the loads played do not reach across", met=None)
+        return TargetVerdict(target=target, found="the loads played do not reach across", met=None)
     best = max(rivals, key=lambda name: rivals[name][0])
     found = (
         f"{ours[0]:.2f}/s (load {ours[1]:g} to {ours[2]:g}) against {rivals[best][0]:.2f}/s "
         f"({best}, load {rivals[best][1]:g} to {rivals[best][2]:g}): {ours[0] / rivals[best][0]:.2f} ×"
     )
-    return Verdict(target=target, found=found, met=ours[0] / rivals[best][0] >= ratio)
+    return TargetVerdict(target=target, found=found, met=ours[0] / rivals[best][0] >= ratio)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from extproc.core.strategies import OWN, PEERS
-from extproc.sim.campaign.case import QUEUE_PERMITS, TGI_PERMITS, Case
+from extproc.sim.campaign.case import QUEUE_PERMITS, TGI_PERMITS, CampaignRun
 from extproc.sim.world import ORACLE
 from extproc.sim.world.run import CLASSICS
 
@@ -46,7 +46,7 @@ QUICK: Final = (
 
 def quick_plan(
     *, seeds: Sequence[int] = SEEDS, strategies: Sequence[str] = STRATEGIES, limit: int = 0
-) -> list[Case]:
+) -> list[CampaignRun]:
     """The cells that the targets name."""
     return _cells(
         ((stream, fleet, load) for stream, fleet, loads in QUICK for load in loads),
@@ -58,7 +58,7 @@ def quick_plan(
 
 def full_plan(
     *, seeds: Sequence[int] = SEEDS, strategies: Sequence[str] = STRATEGIES, limit: int = 0
-) -> list[Case]:
+) -> list[CampaignRun]:
     """Every workload on every fleet at every load, the quick cells first."""
     rest = _cells(
         ((stream, fleet, load) for fleet in FLEETS for stream in STREAMS for load in LOADS),
@@ -76,10 +76,10 @@ def permits_of(strategy: str) -> tuple[int, ...]:
 
 def _cells(
     places: Iterable[tuple[str, str, float]], *, seeds: Sequence[int], strategies: Sequence[str], limit: int
-) -> list[Case]:
+) -> list[CampaignRun]:
     held = list(places)
     return [
-        Case(
+        CampaignRun(
             stream=stream,
             fleet=fleet,
             load=load,

@@ -18,9 +18,9 @@ from time import monotonic
 import msgspec
 
 import extproc
-from extproc.sim.campaign.case import Case, Played
+from extproc.sim.campaign.case import CampaignRun, Played
 from extproc.sim.campaign.streams import arrivals_of, stood_in
-from extproc.sim.report import SLO_8B, SLO_70B, Cell, Slo, figures, ttft_ms
+from extproc.sim.report import SLO_8B, SLO_70B, Cell, SloBounds, figures, ttft_ms
 from extproc.sim.report.figures import percentile
 from extproc.sim.world import Setting, run
 
@@ -51,12 +51,12 @@ def code_version() -> str:
     return digest.hexdigest()[:16]
 
 
-def slo_of(fleet: str) -> Slo:
+def slo_of(fleet: str) -> SloBounds:
     """The bounds of a fleet's model: 70B has two seconds for a first token."""
     return SLO_70B if "70b" in fleet else SLO_8B
 
 
-def play(case: Case, folder: Path) -> Played:
+def play(case: CampaignRun, folder: Path) -> Played:
     """One case from its arrivals to its figures; WorkloadError, FleetError."""
     fleet = case.simulated_fleet
     workload, rate = arrivals_of(case, folder)
@@ -82,7 +82,7 @@ def play(case: Case, folder: Path) -> Played:
     )
 
 
-class Store:
+class ResultStore:
     """Results on disk, one file each; without a folder nothing is kept."""
 
     def __init__(self, folder: Path | None) -> None:
@@ -90,7 +90,7 @@ class Store:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def get(self, case: Case) -> Played | None:
+    def get(self, case: CampaignRun) -> Played | None:
         """What an earlier run of this very code made of it; a damaged file counts as none."""
         if self._folder is None:
             return None
@@ -110,25 +110,25 @@ class Store:
         half.replace(path)
 
     @staticmethod
-    def _path(folder: Path, case: Case) -> Path:
+    def _path(folder: Path, case: CampaignRun) -> Path:
         return folder / f"{case.key(code_version())}.json"
 
 
 def play_all(
-    cases: Sequence[Case],
+    cases: Sequence[CampaignRun],
     traces: Path,
     *,
-    store: Store | None = None,
+    store: ResultStore | None = None,
     workers: int | None = None,
     budget_s: float = 0.0,
     progress: Progress | None = None,
-) -> tuple[list[Played], list[Case]]:
+) -> tuple[list[Played], list[CampaignRun]]:
     """Every case's result in their order, and those left out because `budget_s` (0: none) was over.
 
     `workers` None is one a core, at most one a case. What the store has is not played again.
     """
-    store = store or Store(None)
-    done: dict[Case, Played] = {}
+    store = store or ResultStore(None)
+    done: dict[CampaignRun, Played] = {}
     began = monotonic()
     for case in cases:
         if (found := store.get(case)) is not None:
@@ -137,7 +137,7 @@ def play_all(
                 progress(found, len(done), len(cases), True)
     left = [case for case in dict.fromkeys(cases) if case not in done]
 
-    def due() -> Iterator[tuple[Case, str]]:
+    def due() -> Iterator[tuple[CampaignRun, str]]:
         for case in left:
             if budget_s and monotonic() - began >= budget_s:
                 return
@@ -152,7 +152,7 @@ def play_all(
     return [done[case] for case in cases if case in done], [case for case in left if case not in done]
 
 
-def _played(due: Iterator[tuple[Case, str]], workers: int) -> Iterator[Played]:
+def _played(due: Iterator[tuple[CampaignRun, str]], workers: int) -> Iterator[Played]:
     """Results as they come. A few tasks at a time, so that the time left is asked about before each."""
     if workers == 1:
         yield from map(_task, due)
@@ -172,6 +172,6 @@ def _played(due: Iterator[tuple[Case, str]], workers: int) -> Iterator[Played]:
                     waiting.append(pool.apply_async(_task, (task,)))
 
 
-def _task(task: tuple[Case, str]) -> Played:
+def _task(task: tuple[CampaignRun, str]) -> Played:
     case, folder = task
     return play(case, Path(folder))

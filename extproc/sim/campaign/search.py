@@ -10,7 +10,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Final
 
-from extproc.sim.campaign.case import Case, Played
+from extproc.sim.campaign.case import CampaignRun, Played
 from extproc.sim.campaign.judge import AT_SHARE, AT_SHARES, RATE_OVER_PEER, chosen
 from extproc.sim.campaign.plan import OURS, RIVALS, permits_of
 
@@ -33,7 +33,7 @@ def searched(results: Sequence[Played], stream: str) -> list[str]:
     return [OURS, *sorted(means, key=lambda name: -means[name])[:PEERS_SEARCHED]]
 
 
-def next_cases(results: Sequence[Played], *, seeds: Sequence[int], limit: int = 0) -> list[Case]:
+def next_cases(results: Sequence[Played], *, seeds: Sequence[int], limit: int = 0) -> list[CampaignRun]:
     """What to play next for every crossing that is not yet known to `WIDTH`; none when all are."""
     cases = []
     results = chosen(results)
@@ -46,7 +46,9 @@ def next_cases(results: Sequence[Played], *, seeds: Sequence[int], limit: int = 
             )
             load = next_load(points, share=AT_SHARES.get(stream, AT_SHARE))
             if load is not None:
-                case = Case(stream=stream, fleet=FLEET, load=load, strategy=strategy, seed=0, limit=limit)
+                case = CampaignRun(
+                    stream=stream, fleet=FLEET, load=load, strategy=strategy, seed=0, limit=limit
+                )
                 cases += [
                     replace(case, seed=seed, permits=permits)
                     for seed in seeds
@@ -74,5 +76,5 @@ def next_load(points: Iterable[tuple[float, float]], *, share: float = AT_SHARE)
     return round((low + high) / 2, 4) if high - low > WIDTH + 1e-9 else None
 
 
-def _at(case: Case, stream: str) -> bool:
+def _at(case: CampaignRun, stream: str) -> bool:
     return case.stream == stream and case.fleet == FLEET

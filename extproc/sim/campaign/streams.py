@@ -18,12 +18,12 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from extproc.sim.campaign.case import Case, CaseError
+from extproc.sim.campaign.case import CampaignRun, CaseError
 from extproc.sim.workload import (
     Arrival,
     Lengths,
     ReplicaShare,
-    Source,
+    TenantSource,
     Workload,
     bursts,
     capacity,
@@ -69,12 +69,12 @@ TRACES: Final = {
 }
 """`calm`: the requests of the trace, in their order, at the times of a Poisson process."""
 
-_CODE: Final = (Source("code", 1.0, Lengths(1500, 0.9, 16, 7400), Lengths(20, 0.8, 2, 700)),)
+_CODE: Final = (TenantSource("code", 1.0, Lengths(1500, 0.9, 16, 7400), Lengths(20, 0.8, 2, 700)),)
 
 
 def _tenants(seed: int, duration_s: float) -> Workload:
     sources = tuple(
-        Source(f"tenant-{at:02d}", weight, Lengths(150, 0.8, 8, 4000), Lengths(40, 0.7, 1, 500))
+        TenantSource(f"tenant-{at:02d}", weight, Lengths(150, 0.8, 8, 4000), Lengths(40, 0.7, 1, 500))
         for at, weight in enumerate(zipf_weights(16))
     )
     return bursts(_RATE, seed=seed, duration_s=duration_s, sources=sources, calm_share=0.5, name="tenants")
@@ -116,7 +116,7 @@ def check_stream(stream: str) -> None:
         raise CaseError(f"no trace {stream!r}: give a file, or one of {', '.join(known_streams())}")
 
 
-def arrivals_of(case: Case, folder: Path) -> tuple[Workload, float]:
+def arrivals_of(case: CampaignRun, folder: Path) -> tuple[Workload, float]:
     """A case's arrivals at its load, and their requests/s; WorkloadError, FleetError.
 
     The load is of the capacity with TGI's permits, whatever the fleet's: cells that differ in permits

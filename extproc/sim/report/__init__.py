@@ -1,9 +1,9 @@
 """From simulated requests to figures, tables and plots."""
 
-from extproc.sim.report.cells import METRICS, Cell, Interval, Row, interval, rows
+from extproc.sim.report.cells import METRICS, Cell, MeanInterval, StrategyRow, interval, rows
 from extproc.sim.report.figures import Figures, Spread, figures
 from extproc.sim.report.plots import plots
-from extproc.sim.report.served import SLO_8B, SLO_70B, Served, Slo, tpot_ms, ttft_ms
+from extproc.sim.report.served import SLO_8B, SLO_70B, Served, SloBounds, tpot_ms, ttft_ms
 from extproc.sim.report.text import markdown, table, to_json
 
 __all__ = [
@@ -12,11 +12,11 @@ __all__ = [
     "SLO_70B",
     "Cell",
     "Figures",
-    "Interval",
-    "Row",
+    "MeanInterval",
     "Served",
-    "Slo",
+    "SloBounds",
     "Spread",
+    "StrategyRow",
     "figures",
     "interval",
     "markdown",

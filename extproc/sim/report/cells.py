@@ -35,7 +35,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class MeanInterval:
     """A mean over `runs` seeds and half the width of its 95 % interval (None for a single run)."""
 
     mean: float
@@ -44,14 +44,14 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class StrategyRow:
     """One strategy on one workload at one load, over seeds: `values` by metric, None where unmeasured."""
 
     workload: str
     load: float
     strategy: str
     seeds: tuple[int, ...]
-    values: Mapping[str, Interval | None]
+    values: Mapping[str, MeanInterval | None]
 
 
 def _at(name: str, point: str) -> Callable[[Figures], float | None]:
@@ -85,7 +85,7 @@ METRICS: Final[Mapping[str, Callable[[Figures], float | None]]] = {
 }
 
 
-def interval(values: Sequence[float]) -> Interval:
+def interval(values: Sequence[float]) -> MeanInterval:
     """The mean and its Student's t interval at 95 %; `ValueError` for no values.
 
     Seeds are independent runs, so the interval is over runs, not over requests, which queues correlate.
@@ -95,10 +95,10 @@ def interval(values: Sequence[float]) -> Interval:
     half = None
     if len(values) > 1:
         half = _T95[min(len(values) - 1, len(_T95)) - 1] * stdev(values) / sqrt(len(values))
-    return Interval(fmean(values), half, len(values))
+    return MeanInterval(fmean(values), half, len(values))
 
 
-def rows(cells: Iterable[Cell]) -> list[Row]:
+def rows(cells: Iterable[Cell]) -> list[StrategyRow]:
     """Cells gathered over seeds: workloads and strategies in order of appearance, loads ascending."""
     gathered: dict[tuple[str, float, str], list[Cell]] = {}
     workloads: dict[str, int] = {}
@@ -109,7 +109,7 @@ def rows(cells: Iterable[Cell]) -> list[Row]:
         gathered.setdefault((cell.workload, cell.load, cell.strategy), []).append(cell)
     ordered = sorted(gathered, key=lambda key: (workloads[key[0]], key[1], strategies[key[2]]))
     return [
-        Row(
+        StrategyRow(
             workload=workload,
             load=load,
             strategy=strategy,
@@ -120,6 +120,6 @@ def rows(cells: Iterable[Cell]) -> list[Row]:
     ]
 
 
-def _over(read: Callable[[Figures], float | None], cells: list[Cell]) -> Interval | None:
+def _over(read: Callable[[Figures], float | None], cells: list[Cell]) -> MeanInterval | None:
     values = [value for value in (read(cell.figures) for cell in cells) if value is not None]
     return interval(values) if values else None

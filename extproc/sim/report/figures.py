@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
 
-from extproc.sim.report.served import OUTCOMES, Served, Slo, tpot_ms, ttft_ms
+from extproc.sim.report.served import OUTCOMES, Served, SloBounds, tpot_ms, ttft_ms
 
 # Virtual token counter's weights (Sheng et al., OSDI 2024): an output token costs about two prompt tokens.
 PROMPT_WEIGHT: Final = 1.0
@@ -78,7 +78,7 @@ class Figures:
 def figures(
     served: Sequence[Served],
     *,
-    slo: Slo,
+    slo: SloBounds,
     duration_s: float | None = None,
     busy_s: Mapping[str, float] | None = None,
     cost_per_hour: Mapping[str, float] | None = None,

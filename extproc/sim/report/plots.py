@@ -11,7 +11,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from extproc.sim.report.cells import ORACLE, Cell, Row, rows
+from extproc.sim.report.cells import ORACLE, Cell, StrategyRow, rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,7 +88,7 @@ def _line(strategy: str, strategies: Sequence[str], emphasis: str | None) -> dic
     }
 
 
-def _by_load(held: list[Row], strategies: list[str], emphasis: str | None) -> Figure:
+def _by_load(held: list[StrategyRow], strategies: list[str], emphasis: str | None) -> Figure:
     """One panel a workload, one legend for all."""
     from matplotlib.figure import Figure
 
@@ -119,7 +119,7 @@ def _by_load(held: list[Row], strategies: list[str], emphasis: str | None) -> Fi
     return figure
 
 
-def _attainment_line(axes: Axes, own: list[Row], style: dict[str, Any]) -> None:
+def _attainment_line(axes: Axes, own: list[StrategyRow], style: dict[str, Any]) -> None:
     points = [(row.load, one) for row in own if (one := row.values["attainment"]) is not None]
     if not points:
         return
@@ -186,7 +186,7 @@ def _ttft(
     return figure
 
 
-def _heat_map(held: list[Row], strategies: list[str]) -> Figure:
+def _heat_map(held: list[StrategyRow], strategies: list[str]) -> Figure:
     """Strategies down, workloads at their loads across, attainment in each cell."""
     from matplotlib.figure import Figure
 

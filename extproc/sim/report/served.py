@@ -33,7 +33,7 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Slo:
+class SloBounds:
     """Bounds in milliseconds, inclusive. Prompts above `long_prompt_tokens` have `ttft_long_ms`.
 
     The defaults are for 8B models; 70B has `ttft_ms` 2,000 (`SLO_70B`).
@@ -55,8 +55,8 @@ class Slo:
         return tpot is None or tpot <= self.tpot_ms
 
 
-SLO_8B: Final = Slo()
-SLO_70B: Final = Slo(ttft_ms=2000.0)
+SLO_8B: Final = SloBounds()
+SLO_70B: Final = SloBounds(ttft_ms=2000.0)
 
 
 def ttft_ms(served: Served) -> float:

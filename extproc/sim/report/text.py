@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any, Final, TextIO
 
-from extproc.sim.report.cells import ORACLE, Cell, Interval, Row, rows
+from extproc.sim.report.cells import ORACLE, Cell, MeanInterval, StrategyRow, rows
 
 DECIMALS: Final = 6  # of every number in JSON
 _COLUMN_GAP: Final = 3  # a rich column's padding and divider
@@ -133,7 +133,7 @@ def markdown(
     return "\n".join(parts)
 
 
-def _attainment(held: list[Row]) -> list[str]:
+def _attainment(held: list[StrategyRow]) -> list[str]:
     """Strategies down, loads across; the best of each load in bold, the oracle aside: nobody can run it."""
     loads = sorted({row.load for row in held})
     by_place = {(row.strategy, row.load): row.values["attainment"] for row in held}
@@ -161,7 +161,7 @@ def _attainment(held: list[Row]) -> list[str]:
     return _markdown_rows(["strategy", *(f"load {load:g}" for load in loads)], lines, left=1)
 
 
-def _tabulate(held: list[Row], *, workload: bool = True) -> tuple[list[str], list[list[str]]]:
+def _tabulate(held: list[StrategyRow], *, workload: bool = True) -> tuple[list[str], list[list[str]]]:
     columns = [column for column in _COLUMNS if any(row.values[column.metric] is not None for row in held)]
     titles = [*(["workload"] if workload else []), "load", "strategy", *(column.title for column in columns)]
     lines = [
@@ -179,7 +179,7 @@ def _tabulate(held: list[Row], *, workload: bool = True) -> tuple[list[str], lis
     return titles, lines
 
 
-def _interval(one: Interval | None, show: Callable[[float], str], *, half: bool = True) -> str:
+def _interval(one: MeanInterval | None, show: Callable[[float], str], *, half: bool = True) -> str:
     if one is None:
         return "–"
     return show(one.mean) + (f" ±{show(one.half)}" if half and one.half is not None else "")

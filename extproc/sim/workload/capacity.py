@@ -46,7 +46,7 @@ class ReplicaShare:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Operating:
+class OperatingPoint:
     """A replica at its edge: the rate, what binds there, and its state in the mean."""
 
     requests_per_s: float
@@ -89,7 +89,7 @@ def operating(
     *,
     tpot_ms: float = TPOT_MS,
     hit_share: float = 0.0,
-) -> Operating:
+) -> OperatingPoint:
     """One replica at load 1.0."""
     share = replica if isinstance(replica, ReplicaShare) else ReplicaShare(hardware=replica)
     demand = _demand(share.hardware, workload, hit_share)
@@ -107,7 +107,7 @@ def operating(
             f"{workload.name!r}; take faster hardware or a wider bound"
         )
     tpot, batch, kv_tokens, prefill_share = _steady(share, demand, low)
-    return Operating(
+    return OperatingPoint(
         requests_per_s=low,
         bound_by=bound,
         tpot_ms=tpot,

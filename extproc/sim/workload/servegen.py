@@ -52,7 +52,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
+class ClientLengths:
     """Token quantiles that hold from `start_s` on, until the client's next."""
 
     start_s: float
@@ -61,12 +61,12 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
-class Client:
+class ServeGenClient:
     """One of ServeGen's clients; windows and lengths in time order."""
 
     tenant: str
     windows: tuple[Window, ...]
-    lengths: tuple[Lengths, ...]
+    lengths: tuple[ClientLengths, ...]
 
 
 def parse_header(path: Path, document: dict[str, Any]) -> Header:
@@ -80,17 +80,17 @@ def parse_header(path: Path, document: dict[str, Any]) -> Header:
     return header
 
 
-def parse_client(path: Path, number: int, document: dict[str, Any], header: Header) -> Client:
+def parse_client(path: Path, number: int, document: dict[str, Any], header: Header) -> ServeGenClient:
     """One line's client; `WorkloadError` with line and mend."""
     try:
-        client = Client(
+        client = ServeGenClient(
             f"client-{document['client']}",
             tuple(
                 _window(float(at), float(rate), float(cv), pattern, float(p1))
                 for at, rate, cv, pattern, p1, _ in document["w"]
             ),
             tuple(
-                Lengths(float(at), tuple(map(float, prompt)), tuple(map(float, output)))
+                ClientLengths(float(at), tuple(map(float, prompt)), tuple(map(float, output)))
                 for at, _, prompt, output in document["len"]
             ),
         )
@@ -133,7 +133,7 @@ def weibull_shape(cv: float) -> float:
 
 
 def sample(
-    clients: Sequence[Client],
+    clients: Sequence[ServeGenClient],
     header: Header,
     *,
     seed: int,
@@ -175,7 +175,7 @@ def sample(
         at_s += header.window_s
 
 
-def _expected(client: Client, window_s: float, start_s: float, end_s: float) -> float:
+def _expected(client: ServeGenClient, window_s: float, start_s: float, end_s: float) -> float:
     return sum(
         window.requests_per_s * max(min(window.start_s + window_s, end_s) - max(window.start_s, start_s), 0.0)
         for window in client.windows
@@ -200,7 +200,7 @@ def _offsets(window: Window, window_s: float, factor: float, chance: Random) -> 
     return offsets
 
 
-def _lengths_at(client: Client, at_s: float) -> Lengths:
+def _lengths_at(client: ServeGenClient, at_s: float) -> ClientLengths:
     """The latest that began; the first one before that (a client's first window may precede it)."""
     began = [one for one in client.lengths if one.start_s <= at_s]
     return began[-1] if began else client.lengths[0]

@@ -45,7 +45,7 @@ TINY_PROMPTS: Final = Lengths(60, 0.5, 4, 400)
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class TenantSource:
     """One tenant's share of the requests (a weight above 0) and its lengths."""
 
     tenant: str
@@ -68,7 +68,7 @@ def poisson(
     *,
     seed: int,
     duration_s: float = DURATION_S,
-    sources: Sequence[Source] = (Source("tenant-00"),),
+    sources: Sequence[TenantSource] = (TenantSource("tenant-00"),),
     limit: int | None = None,
     max_total_tokens: int | None = MAX_TOTAL_TOKENS,
     oversize: Oversize = "clip",
@@ -98,7 +98,7 @@ def bursts(
     on_s: float = 5.0,
     off_s: float = 20.0,
     calm_share: float = 0.2,
-    sources: Sequence[Source] = (Source("tenant-00"),),
+    sources: Sequence[TenantSource] = (TenantSource("tenant-00"),),
     limit: int | None = None,
     max_total_tokens: int | None = MAX_TOTAL_TOKENS,
     oversize: Oversize = "clip",
@@ -141,7 +141,7 @@ def noisy_neighbour(
     seed: int,
     tenants: int = 8,
     factor: float = 10.0,
-    noisy: Source | None = None,
+    noisy: TenantSource | None = None,
     duration_s: float = DURATION_S,
     limit: int | None = None,
     limits: ClientLimits | None = None,
@@ -149,17 +149,17 @@ def noisy_neighbour(
     """`tenants` alike, the first of which ("noisy") asks `factor` times as often as each other.
 
     `requests_per_s` is all tenants' together. `noisy` gives the loud one's lengths, such as
-    `Source("noisy", prompts=TINY_PROMPTS)`; its weight is `factor`.
+    `TenantSource("noisy", prompts=TINY_PROMPTS)`; its weight is `factor`.
     """
     if tenants < 2 or not factor > 0:
         raise WorkloadError("a noisy neighbour needs at least 2 tenants and a factor above 0")
-    loud = noisy or Source("noisy")
-    quiet = [Source(f"tenant-{at:02d}") for at in range(1, tenants)]
+    loud = noisy or TenantSource("noisy")
+    quiet = [TenantSource(f"tenant-{at:02d}") for at in range(1, tenants)]
     return poisson(
         requests_per_s,
         seed=seed,
         duration_s=duration_s,
-        sources=(Source(loud.tenant, factor, loud.prompts, loud.outputs), *quiet),
+        sources=(TenantSource(loud.tenant, factor, loud.prompts, loud.outputs), *quiet),
         limit=limit,
         limits=limits,
         name="noisy-neighbour",
@@ -184,7 +184,7 @@ def long_prompt_mix(
         requests_per_s,
         seed=seed,
         duration_s=duration_s,
-        sources=(Source("chat", 1 - long_share), Source("long", long_share, long_prompts)),
+        sources=(TenantSource("chat", 1 - long_share), TenantSource("long", long_share, long_prompts)),
         max_total_tokens=max_total_tokens,
         limit=limit,
         limits=limits,
@@ -217,7 +217,7 @@ def _burst_times(
         phase = (phase + 1) % len(phases)
 
 
-def _fill(times: Iterable[float], sources: Sequence[Source], chance: Random) -> Iterator[Draw]:
+def _fill(times: Iterable[float], sources: Sequence[TenantSource], chance: Random) -> Iterator[Draw]:
     if not sources or any(not source.weight > 0 for source in sources):
         raise WorkloadError("there must be sources, each with a weight above 0")
     weights = [source.weight for source in sources]

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from extproc.core.desk import Desk
 from extproc.core.fleet import Pool
 from extproc.core.predict.lengths import OutputLengths
 from extproc.core.predict.prior import Prior
 from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.predict.timing import Timing
 from extproc.core.prefix import PrefixIndex
-from extproc.sim.replica import Replica
+from extproc.core.scheduler import Scheduler
+from extproc.sim.replica import SimReplica
 from extproc.sim.timing import Hardware
 
 #: The strategy's name in reports and on command lines.
@@ -42,7 +42,7 @@ class KnownLengths(OutputLengths):
 class KnownPrefixes(PrefixIndex):
     """Reads the replicas' own caches."""
 
-    def __init__(self, replicas: Mapping[str, Replica]) -> None:
+    def __init__(self, replicas: Mapping[str, SimReplica]) -> None:
         super().__init__()
         self._replicas = replicas
 
@@ -83,18 +83,18 @@ def true_timing(hardware: Hardware, slowdown: float) -> Timing:
 
 
 def enlighten(
-    desk: Desk,
+    scheduler: Scheduler,
     pool: Pool,
-    replicas: Mapping[str, Replica],
+    replicas: Mapping[str, SimReplica],
     *,
     asked: Callable[[], int],
     prefix_caching: bool,
 ) -> None:
-    """Give a desk the truth instead of what it would learn."""
+    """Give a scheduler the truth instead of what it would learn."""
     pool.lengths = KnownLengths(asked)
     if prefix_caching:
         pool.prefixes = KnownPrefixes(replicas)
-    for endpoint in desk.fleet.endpoints:
+    for endpoint in scheduler.fleet.endpoints:
         replica = replicas[endpoint.address]
         timing = true_timing(replica.hardware, replica.slowdown)
         endpoint.speed = KnownSpeed(SpeedModel(Prior(timing, endpoint.kv_tokens, known=True)))

@@ -1,6 +1,6 @@
 """A run: a strategy, a workload, a fleet and a seed to what became of each request.
 
-Owns how a desk is set up for a strategy: ours hold what nobody would start, the peers
+Owns how a scheduler is set up for a strategy: ours hold what nobody would start, the peers
 do not, and know nothing of an engine's permits. Pure but for `time_s` (how long the
 simulation itself took), which its caller measures.
 """
@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from extproc.core.desk import Desk
-from extproc.core.fairness import Bounds
+from extproc.core.fairqueue import QueueBounds
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.policy import ClassSpec, DeskLimits, Policy
+from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
-from extproc.sim.replica import Replica
-from extproc.sim.report.served import SLO_8B, Served, Slo
+from extproc.sim.replica import SimReplica
+from extproc.sim.report.served import SLO_8B, Served, SloBounds
 from extproc.sim.workload.arrival import Workload
 from extproc.sim.world.fleets import SimFleet
 from extproc.sim.world.oracle import ORACLE, enlighten
-from extproc.sim.world.world import Delays, Fault, World
+from extproc.sim.world.world import Delays, World, WorldFault
 
 POOL, MODEL = "sim", "sim"
 #: What a gateway that knows of no permits believes.
@@ -51,11 +51,11 @@ class Setting:
     strategy: str
     seed: int = 1
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    slo: Slo = SLO_8B
+    slo: SloBounds = SLO_8B
     step_noise: float = 0.05
     model_error: float = 0.10
     delays: Delays = field(default_factory=Delays)
-    faults: Sequence[Fault] = ()
+    faults: Sequence[WorldFault] = ()
     tenants: Mapping[str, Tenant] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
     prefix_caching: bool = True
@@ -70,10 +70,10 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of each request, the desk as it was at the end, and how long each replica had work."""
+    """What became of each request, the scheduler as it was at the end, and how long each replica had work."""
 
     served: Sequence[Served]
-    desk: Desk
+    scheduler: Scheduler
     busy_ns: Mapping[str, int]
 
 
@@ -101,24 +101,24 @@ def run(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
                 long_hold_ns=int(setting.hold_long_ms * 1e6),
             ),
         ),
-        bounds=Bounds(
+        bounds=QueueBounds(
             held_max=HELD_MAX,
             class_held_max=(HELD_MAX,),
             tenant_held_max=HELD_MAX,
         ),
         weights=setting.weights,
     )
-    desk = Desk(
+    scheduler = Scheduler(
         Fleet([spec]),
         instance="sim",
         default_model=MODEL,
         limits=DeskLimits(reservation_ttl_ns=600_000_000_000, reservations_max=10_000_000),
-        rng=Random(f"{setting.seed}/desk"),
+        rng=Random(f"{setting.seed}/scheduler"),
         policy=policy,
     )
     errors = fleet.model_error(Random(f"{setting.seed}/error"), setting.model_error)
     replicas = {
-        address: Replica(
+        address: SimReplica(
             group.timing,
             group.limits(block_tokens=workload.block_tokens),
             rng=Random(f"{setting.seed}/{address}"),
@@ -128,7 +128,7 @@ def run(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
         for address, group in fleet.replicas
     }
     world = World(
-        desk,
+        scheduler,
         replicas,
         workload,
         model=MODEL,
@@ -140,10 +140,10 @@ def run(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
     )
     if oracle:
         enlighten(
-            desk,
-            desk.fleet.pools[POOL],
+            scheduler,
+            scheduler.fleet.pools[POOL],
             replicas,
             asked=lambda: world.asked_output,
             prefix_caching=setting.prefix_caching,
         )
-    return Result(world.run(), desk, world.busy_ns)
+    return Result(world.run(), scheduler, world.busy_ns)

@@ -1,6 +1,6 @@
-"""One simulated world: arrivals, the desk, the replicas, and the delays between them.
+"""One simulated world: arrivals, the scheduler, the replicas, and the delays between them.
 
-Owns the virtual clock and its events. Decides nothing: `extproc.core.desk.Desk` does, the very one that
+Owns the virtual clock and its events. Decides nothing: `extproc.core.scheduler.Desk` does, the very one that
 the service runs. Draws chance only from seeded generators, so equal settings give equal worlds.
 """
 
@@ -12,13 +12,13 @@ from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
-from extproc.core.desk import AskQuota, Desk
 from extproc.core.outcome import End, Hold, Outcome, Reject, Reservation, Routed
 from extproc.core.reports import ReplicaReport
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.scheduler import AskQuota, Scheduler
 from extproc.core.tenant import Tenant
 from extproc.sim.events import Accepted, Cancelled, Finished, FirstToken, SimRequest
-from extproc.sim.replica import Replica
+from extproc.sim.replica import SimReplica
 from extproc.sim.report.served import Served
 from extproc.sim.workload.arrival import Arrival, Workload
 
@@ -46,7 +46,7 @@ class Delays:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
+class WorldFault:
     """Something that happens to a replica at a time: its `slowdown` changes, it hangs, or it refuses."""
 
     at_s: float
@@ -74,19 +74,19 @@ class World:
 
     def __init__(
         self,
-        desk: Desk,
-        replicas: Mapping[str, Replica],
+        scheduler: Scheduler,
+        replicas: Mapping[str, SimReplica],
         workload: Workload,
         *,
         model: str,
         pool: str,
         delays: Delays,
         rng: Random,
-        faults: Sequence[Fault] = (),
+        faults: Sequence[WorldFault] = (),
         tenants: Mapping[str, Tenant] | None = None,
         grace_s: float = 600.0,
     ) -> None:
-        self.desk = desk
+        self.scheduler = scheduler
         self.replicas = replicas
         self.workload = workload
         self.delays = delays
@@ -108,7 +108,7 @@ class World:
         #: Time with a step under way, by address, of what has ended.
         self.busy_ns = dict.fromkeys(replicas, 0)
         self._busy_since: dict[str, int] = {}
-        desk.on_release = self._released
+        scheduler.on_release = self._released
         for fault in faults:
             self._at(int(fault.at_s * 1e9), self._fault, fault)
 
@@ -145,7 +145,7 @@ class World:
         flight = _Flight(index, arrival)
         self.asked_output = arrival.output_tokens
         request = Request(
-            kind=Kind.CHAT,
+            kind=RouteKind.CHAT,
             dialect=Dialect.OPENAI,
             model=self._model,
             stream=True,
@@ -158,7 +158,7 @@ class World:
         tenant = self._tenants.get(arrival.tenant)
         if tenant is None:
             tenant = self._tenants[arrival.tenant] = Tenant(name=arrival.tenant)
-        decision = self.desk.admit(request, tenant, now_ns=self.now_ns)
+        decision = self.scheduler.admit(request, tenant, now_ns=self.now_ns)
         assert not isinstance(decision, AskQuota), "a simulation keeps its quotas in memory"
         if isinstance(decision, Hold):
             self._held[decision.id] = flight
@@ -204,7 +204,7 @@ class World:
 
     def _refused(self, reservation: Reservation) -> None:
         flight = self._flights.pop(reservation.id)
-        self.desk.first_token(reservation.id, now_ns=self.now_ns, refused=True)
+        self.scheduler.first_token(reservation.id, now_ns=self.now_ns, refused=True)
         self._record(flight, reservation, End.REFUSED, 0, refused=True)
         self._end(flight, "refused", reservation.address)
 
@@ -239,7 +239,7 @@ class World:
         self._watch(address)
 
     def _first_token(self, reservation_id: str) -> None:
-        self.desk.first_token(reservation_id, now_ns=self.now_ns)
+        self.scheduler.first_token(reservation_id, now_ns=self.now_ns)
 
     def _finished(self, event: Finished) -> None:
         flight = self._flights.pop(str(event.request_id), None)
@@ -266,7 +266,7 @@ class World:
             output_tokens=None if refused else output,
             refused=refused,
         )
-        self.desk.settle(outcome, now_ns=self.now_ns)
+        self.scheduler.settle(outcome, now_ns=self.now_ns)
 
     def _end(self, flight: _Flight, outcome: str, endpoint: str, *, at_ns: int | None = None) -> None:
         tenant = self._tenants.get(flight.arrival.tenant)
@@ -289,15 +289,15 @@ class World:
 
     def _tick(self, _: None) -> None:
         self._ticking = False
-        self.desk.tick(now_ns=self.now_ns)
-        self.desk.shed(now_ns=self.now_ns)
+        self.scheduler.tick(now_ns=self.now_ns)
+        self.scheduler.shed(now_ns=self.now_ns)
         if self._held:
             self._tick_soon()
 
     def _step(self, _: None) -> None:
-        self.desk.expire(now_ns=self.now_ns)
-        self.desk.fleet.step(now_ns=self.now_ns)
-        self.desk.tick(now_ns=self.now_ns)
+        self.scheduler.expire(now_ns=self.now_ns)
+        self.scheduler.fleet.step(now_ns=self.now_ns)
+        self.scheduler.tick(now_ns=self.now_ns)
         self._at(self.now_ns + STEP_NS, self._step, None)
 
     def _report(self, _: None) -> None:
@@ -318,9 +318,9 @@ class World:
         self._at(self.now_ns + int(delays.report_interval_ms * MS_NS), self._report, None)
 
     def _heard(self, report: ReplicaReport) -> None:
-        self.desk.fleet.heard(report, now_ns=self.now_ns)
+        self.scheduler.fleet.heard(report, now_ns=self.now_ns)
 
-    def _fault(self, fault: Fault) -> None:
+    def _fault(self, fault: WorldFault) -> None:
         address = self._names[fault.replica % len(self._names)]
         self.replicas[address].set_fault(
             now_ns=self.now_ns, slowdown=fault.slowdown, hang=fault.hang, refuse=fault.refuse

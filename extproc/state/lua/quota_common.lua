@@ -40,7 +40,7 @@ local function add_debt(bucket, change)
   if change ~= 0 then set_debt(bucket, debt_of(bucket) + change) end
 end
 
-local function tally(what)
+local function stats(what)
   redis.call('HINCRBY', B, 't:' .. what, 1)
 end
 
@@ -102,7 +102,7 @@ local function sweep()
     if packed then
       fly(cmsgpack.unpack(packed).c, -1)
       ended(id, 'x' .. packed)
-      tally('expired')
+      stats('expired')
     end
   end
   local old = redis.call('ZRANGEBYSCORE', Z, '-inf', now_ms - ENDED_MS, 'LIMIT', 0, SWEEP_MAX)

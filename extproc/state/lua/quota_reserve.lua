@@ -59,7 +59,7 @@ local function enter(voluntary)
   fly(entry.c, 1)
   redis.call('HSET', R, op.id, cmsgpack.pack(entry))
   redis.call('ZADD', X, now_ms + op.ttl, op.id)
-  tally('reserved')
+  stats('reserved')
 end
 
 if how == 'ask' and not known and not over then

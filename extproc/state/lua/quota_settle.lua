@@ -45,7 +45,7 @@ elseif op.how == 'cancel' then
       for _, b in ipairs(entry.b) do add_debt(b[1], -b[2]) end
       fly(entry.c, -1)
       drop(op.id)
-      tally('cancelled')
+      stats('cancelled')
     elseif not entry and same_epoch then
       for _, b in ipairs(op.b) do add_debt(b[1], -b[2]) end
       place_back()
@@ -60,23 +60,23 @@ else
     fly(entry.c, -1)
     drop(op.id)
     ended(op.id, 's')
-    tally('settled')
+    stats('settled')
     done = 1
   elseif not ending then
     difference(op.b, same_epoch)
     ended(op.id, op.own and 's' or 'u')
     place_back()
     if op.own then
-      tally('reserved')
-      tally('settled')
+      stats('reserved')
+      stats('settled')
     else
-      tally('unknown')
+      stats('unknown')
     end
     done = 1
   elseif string.sub(ending, 1, 1) == 'x' then
     difference(cmsgpack.unpack(string.sub(ending, 2)).b, true)
     ended(op.id, 's')
-    tally('late')
+    stats('late')
     done = 1
   elseif ending == 'u' and op.own then
     -- Charged in full by who did not know it: what its lease paid comes back.

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from extproc.core.aims import ClassSpec
-from extproc.core.experiment.results import ArmResults, Sample, Times, sample_of
+from extproc.core.experiment.results import ArmResults, LatencySeries, Sample, sample_of
 from extproc.core.experiment.units import Units
 from extproc.core.outcome import End, Outcome
-from tests.stand.desks import make_reservation
+from extproc.core.slo import ClassSpec
+from tests.stand.schedulers import make_reservation
 
 MS = 1_000_000
 #: 1 s to the first token, 100 ms for each further one.
@@ -76,7 +76,7 @@ def test_an_arm_counts_its_ends() -> None:
 
 def test_quantiles_are_near() -> None:
     """Within the buckets' 2.5 %, from a microsecond up; nothing seen is None."""
-    times, rng = Times(), Random(1)
+    times, rng = LatencySeries(), Random(1)
     values = sorted(rng.lognormvariate(5.0, 1.0) for _ in range(2_000))
     for value in values:
         times.add(value)
@@ -84,7 +84,7 @@ def test_quantiles_are_near() -> None:
         assert times.quantile(share) == pytest.approx(values[int(share * 2_000) - 1], rel=0.03)
     times.add(0.0)
     assert times.quantile(1e-9) is not None
-    assert Times().quantile(0.5) is None
+    assert LatencySeries().quantile(0.5) is None
 
 
 def test_a_unit_counts_once() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from extproc.core.desk import Desk
 from extproc.core.experiment import (
     Arm,
     Experiment,
@@ -22,15 +21,16 @@ from extproc.core.experiment.spec import composite
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import End, Outcome, Reject, Reservation, Routed
 from extproc.core.policy import ClassSpec, Policy
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.scheduler import Scheduler
 from extproc.core.strategies import STRATEGIES
 from extproc.core.strategies.steer import Steer
 from extproc.core.tenant import ANONYMOUS, Tenant
-from tests.stand.desks import make_desk, make_pool
+from tests.stand.schedulers import make_pool, make_scheduler
 
 S, MS = 1_000_000_000, 1_000_000
 ADDRESSES = tuple(f"10.0.0.{i}:80" for i in range(1, 5))
-CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50, stream=True)
+CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50, stream=True)
 AB = Experiment(
     name="x",
     pools=("p",),
@@ -41,19 +41,21 @@ AB = Experiment(
 )
 
 
-def desk_of(
+def scheduler_of(
     *experiments: Experiment, seed: int = 1, policy: Policy | None = None, permits: int = 100
-) -> Desk:
+) -> Scheduler:
     spec = make_pool(
         *ADDRESSES, permits=permits, strategy="least_request", parameters=arm_parameters(experiments, "p", {})
     )
-    desk = make_desk(spec, rng=Random(seed), policy=policy, experiments=Experiments(rng=Random(99)))
-    desk.experiments.apply(experiments, now_ns=0)
-    return desk
+    scheduler = make_scheduler(spec, rng=Random(seed), policy=policy, experiments=Experiments(rng=Random(99)))
+    scheduler.experiments.apply(experiments, now_ns=0)
+    return scheduler
 
 
-def admit(desk: Desk, request: Request = CHAT, tenant: Tenant = ANONYMOUS, now_ns: int = 0) -> Reservation:
-    decision = desk.admit(request, tenant, now_ns=now_ns)
+def admit(
+    scheduler: Scheduler, request: Request = CHAT, tenant: Tenant = ANONYMOUS, now_ns: int = 0
+) -> Reservation:
+    decision = scheduler.admit(request, tenant, now_ns=now_ns)
     assert isinstance(decision, Routed), decision
     return decision.reservation
 
@@ -62,18 +64,18 @@ def end(reservation: Reservation, **facts: Any) -> Outcome:
     return Outcome(reservation=reservation, final=True, status=200, served_by=reservation.address, **facts)
 
 
-def view(desk: Desk, now_ns: int = 0) -> dict[str, Any]:
-    [found] = desk.experiments.view(now_ns=now_ns)
+def view(scheduler: Scheduler, now_ns: int = 0) -> dict[str, Any]:
+    [found] = scheduler.experiments.view(now_ns=now_ns)
     return found
 
 
-def arms(desk: Desk) -> dict[str, dict[str, Any]]:
-    return {arm["name"]: arm for arm in view(desk)["arms"]}
+def arms(scheduler: Scheduler) -> dict[str, dict[str, Any]]:
+    return {arm["name"]: arm for arm in view(scheduler)["arms"]}
 
 
 def test_an_arm_decides_and_its_results_come_from_the_record() -> None:
     """The ticket says which arm it was, so another service counts the same from the same records."""
-    here, there = desk_of(AB), desk_of(AB)
+    here, there = scheduler_of(AB), scheduler_of(AB)
     records = []
     for i in range(40):
         reservation = admit(here, now_ns=i)
@@ -90,30 +92,30 @@ def test_an_arm_decides_and_its_results_come_from_the_record() -> None:
 
 def test_a_record_that_comes_twice_counts_once() -> None:
     """And one of an experiment that is not here counts nowhere."""
-    desk = desk_of(AB)
-    record = end(admit(desk), ttft_ns=1, duration_ns=2)
-    desk.settle(record, now_ns=1)
-    desk.settle(record, now_ns=2)
+    scheduler = scheduler_of(AB)
+    record = end(admit(scheduler), ttft_ns=1, duration_ns=2)
+    scheduler.settle(record, now_ns=1)
+    scheduler.settle(record, now_ns=2)
     stranger = replace(record, reservation=replace(record.reservation, id="other-1", arm="y/b"))
-    desk.settle(stranger, now_ns=3)
-    assert sum(arm["requests"] for arm in arms(desk).values()) == 1
+    scheduler.settle(stranger, now_ns=3)
+    assert sum(arm["requests"] for arm in arms(scheduler).values()) == 1
 
 
 def test_who_is_left_out() -> None:
     """Tenants with a strategy of their own, what costs no permit; and all before its time and after."""
-    desk = desk_of(replace(AB, start_ns=10, end_ns=20))
+    scheduler = scheduler_of(replace(AB, start_ns=10, end_ns=20))
     own = replace(ANONYMOUS, strategy="round_robin")
-    tokenize = replace(CHAT, kind=Kind.TOKENIZE)
-    assert admit(desk, now_ns=5).arm == ""
-    assert admit(desk, now_ns=15).arm.startswith("x/")
-    assert (admit(desk, CHAT, own, now_ns=15).arm, admit(desk, CHAT, own, now_ns=15).strategy) == (
+    tokenize = replace(CHAT, kind=RouteKind.TOKENIZE)
+    assert admit(scheduler, now_ns=5).arm == ""
+    assert admit(scheduler, now_ns=15).arm.startswith("x/")
+    assert (admit(scheduler, CHAT, own, now_ns=15).arm, admit(scheduler, CHAT, own, now_ns=15).strategy) == (
         "",
         "round_robin",
     )
-    assert admit(desk, tokenize, now_ns=15).arm == ""
-    assert admit(desk, now_ns=20).arm == ""
-    assert [each.why for each in desk.experiments.step(now_ns=20)] == ["its time is over"]
-    assert view(desk, 21)["state"] == "ended"
+    assert admit(scheduler, tokenize, now_ns=15).arm == ""
+    assert admit(scheduler, now_ns=20).arm == ""
+    assert [each.why for each in scheduler.experiments.step(now_ns=20)] == ["its time is over"]
+    assert view(scheduler, 21)["state"] == "ended"
 
 
 @pytest.mark.parametrize(
@@ -145,8 +147,8 @@ def test_who_is_left_out() -> None:
 )
 def test_sessions_stay_in_their_arm(requests: list[Request], same: bool) -> None:
     """By the user that the client names, else by how the conversation begins."""
-    desk = desk_of(replace(AB, split="session"))
-    drawn = [admit(desk, request) for request in requests]
+    scheduler = scheduler_of(replace(AB, split="session"))
+    drawn = [admit(scheduler, request) for request in requests]
     assert (len({each.arm for each in drawn}) == 1) is same
     assert all(each.unit for each in drawn)
     if same:
@@ -155,14 +157,14 @@ def test_sessions_stay_in_their_arm(requests: list[Request], same: bool) -> None
 
 def test_tenants_stay_in_their_arm() -> None:
     """Whatever they ask; and the intervals count tenants."""
-    desk = desk_of(replace(AB, split="tenant", unit_requests=2))
+    scheduler = scheduler_of(replace(AB, split="tenant", unit_requests=2))
     tenants = [replace(ANONYMOUS, name=f"t{i}") for i in range(12)]
     for tenant in tenants:
-        drawn = [admit(desk, replace(CHAT, user=str(i)), tenant) for i in range(4)]
+        drawn = [admit(scheduler, replace(CHAT, user=str(i)), tenant) for i in range(4)]
         assert len({each.arm for each in drawn}) == 1
         for each in drawn:
-            desk.settle(end(each, ttft_ns=1, duration_ns=2), now_ns=1)
-    found = arms(desk)
+            scheduler.settle(end(each, ttft_ns=1, duration_ns=2), now_ns=1)
+    found = arms(scheduler)
     assert sum(arm["requests"] for arm in found.values()) == 48
     assert sum(arm["attainment"]["count"] for arm in found.values()) == 12
 
@@ -170,16 +172,16 @@ def test_tenants_stay_in_their_arm() -> None:
 def test_what_we_refuse_is_missed() -> None:
     """Refused and shed for want of room count against the arm, a spent quota or a bad request does not."""
     policy = Policy(classes=(ClassSpec(hold_ns=5 * S),))
-    desk = desk_of(AB, policy=policy, permits=1)
+    scheduler = scheduler_of(AB, policy=policy, permits=1)
     heard = []
-    desk.on_release = lambda _id, decision: heard.append(decision)
+    scheduler.on_release = lambda _id, decision: heard.append(decision)
     for _ in range(8):
-        desk.admit(CHAT, ANONYMOUS, now_ns=1)
-    assert isinstance(desk.admit(replace(CHAT, sequences=2), ANONYMOUS, now_ns=1), Reject)
-    desk.leave(next(iter(desk._waiting)), now_ns=2 * S)
-    desk.shed(now_ns=7 * S)
+        scheduler.admit(CHAT, ANONYMOUS, now_ns=1)
+    assert isinstance(scheduler.admit(replace(CHAT, sequences=2), ANONYMOUS, now_ns=1), Reject)
+    scheduler.leave(next(iter(scheduler._waiting)), now_ns=2 * S)
+    scheduler.shed(now_ns=7 * S)
     assert all(isinstance(each, Reject) for each in heard)
-    found = arms(desk).values()
+    found = arms(scheduler).values()
     # Four wait; the client of one left after its first token was due, three are shed.
     assert sum(arm["shed"] for arm in found) == 4
     assert sum(arm["requests"] for arm in found) == 4
@@ -217,44 +219,44 @@ def test_parameters_of_an_arm_are_its_own() -> None:
 
 def test_a_reload_goes_on_counting_the_same_question() -> None:
     """Another share is another question; what was taken away is still told."""
-    desk = desk_of(AB)
-    desk.settle(end(admit(desk), ttft_ns=1, duration_ns=2), now_ns=1)
-    desk.experiments.apply([replace(AB, guardrail=Guardrail(worse_by=0.2), requests_max=9)], now_ns=2)
-    assert sum(arm["requests"] for arm in arms(desk).values()) == 1
+    scheduler = scheduler_of(AB)
+    scheduler.settle(end(admit(scheduler), ttft_ns=1, duration_ns=2), now_ns=1)
+    scheduler.experiments.apply([replace(AB, guardrail=Guardrail(worse_by=0.2), requests_max=9)], now_ns=2)
+    assert sum(arm["requests"] for arm in arms(scheduler).values()) == 1
     shares = (replace(AB.arms[0], share=0.75), replace(AB.arms[1], share=0.25))
-    desk.experiments.apply([replace(AB, arms=shares)], now_ns=3)
-    assert sum(arm["requests"] for arm in arms(desk).values()) == 0
-    desk.experiments.apply([], now_ns=4)
-    assert desk.experiments.view(now_ns=5) == []
-    assert desk.experiments.past == ["x"]
-    assert desk.experiments.view("x", now_ns=5)[0]["state"] == "stopped"
-    assert admit(desk).arm == ""
+    scheduler.experiments.apply([replace(AB, arms=shares)], now_ns=3)
+    assert sum(arm["requests"] for arm in arms(scheduler).values()) == 0
+    scheduler.experiments.apply([], now_ns=4)
+    assert scheduler.experiments.view(now_ns=5) == []
+    assert scheduler.experiments.past == ["x"]
+    assert scheduler.experiments.view("x", now_ns=5)[0]["state"] == "stopped"
+    assert admit(scheduler).arm == ""
 
 
 def test_a_stop_in_the_file_holds_and_can_be_taken_back() -> None:
     """A stopped arm's traffic goes the control's way and is in no arm; the file can take a stop back."""
     stopped = replace(AB, stopped={"b": "too slow"})
-    desk = desk_of(stopped)
-    drawn = [admit(desk) for _ in range(30)]
+    scheduler = scheduler_of(stopped)
+    drawn = [admit(scheduler) for _ in range(30)]
     assert {(each.arm, each.strategy) for each in drawn} == {
         ("x/control", "least_request"),
         ("", "least_request"),
     }
-    assert view(desk)["rerouted"] == sum(each.arm == "" for each in drawn)
-    assert view(desk)["verdict"] == ["b was stopped: too slow."]
-    desk.experiments.apply([AB], now_ns=1)
-    assert {admit(desk).arm for _ in range(30)} == {"x/control", "x/b"}
+    assert view(scheduler)["rerouted"] == sum(each.arm == "" for each in drawn)
+    assert view(scheduler)["verdict"] == ["b was stopped: too slow."]
+    scheduler.experiments.apply([AB], now_ns=1)
+    assert {admit(scheduler).arm for _ in range(30)} == {"x/control", "x/b"}
 
 
 def test_it_ends_by_size() -> None:
     """When so many were counted."""
-    desk = desk_of(replace(AB, requests_max=3))
+    scheduler = scheduler_of(replace(AB, requests_max=3))
     for _ in range(3):
-        desk.settle(end(admit(desk), ttft_ns=1, duration_ns=2), now_ns=1)
-    assert desk.experiments.step(now_ns=1) == []
-    [happened] = desk.experiments.step(now_ns=2 * S)
+        scheduler.settle(end(admit(scheduler), ttft_ns=1, duration_ns=2), now_ns=1)
+    assert scheduler.experiments.step(now_ns=1) == []
+    [happened] = scheduler.experiments.step(now_ns=2 * S)
     assert (happened.experiment, happened.arm) == ("x", "")
-    assert admit(desk).arm == ""
+    assert admit(scheduler).arm == ""
 
 
 def test_shares() -> None:
@@ -274,8 +276,8 @@ def test_shares() -> None:
 class Replicas:
     """Four replicas, each a line before one worker; the last is eight times as slow. Simulated."""
 
-    def __init__(self, desk: Desk, seed: int) -> None:
-        self.desk, self.rng = desk, Random(seed)
+    def __init__(self, scheduler: Scheduler, seed: int) -> None:
+        self.scheduler, self.rng = scheduler, Random(seed)
         self.free_ns = dict.fromkeys(ADDRESSES, 0)
         self.ends: list[tuple[int, int, Outcome]] = []
         self.stops: list[tuple[int, str, str]] = []
@@ -287,10 +289,10 @@ class Replicas:
             now_ns += round(self.rng.expovariate(1 / gap_ms) * MS)
             while self.ends and self.ends[0][0] <= now_ns:
                 at_ns, _, outcome = heapq.heappop(self.ends)
-                self.desk.settle(outcome, now_ns=at_ns)
-            for each in self.desk.experiments.step(now_ns=now_ns):
+                self.scheduler.settle(outcome, now_ns=at_ns)
+            for each in self.scheduler.experiments.step(now_ns=now_ns):
                 self.stops.append((number, each.arm, each.why))
-            reservation = admit(self.desk, now_ns=now_ns)
+            reservation = admit(self.scheduler, now_ns=now_ns)
             where = reservation.address
             took = round(self.rng.expovariate(1 / mean_ms) * MS) * (8 if where == ADDRESSES[-1] else 1)
             begins = max(now_ns, self.free_ns[where])
@@ -306,14 +308,14 @@ class Replicas:
 
 def test_the_guardrail_stops_a_bad_arm() -> None:
     """Random among unequal replicas loses to least_request, and is stopped in time; simulated."""
-    desk = desk_of(AB, permits=10_000)
-    replicas = Replicas(desk, seed=4)
+    scheduler = scheduler_of(AB, permits=10_000)
+    replicas = Replicas(scheduler, seed=4)
     replicas.run(4_000, gap_ms=90, mean_ms=150)
     [(number, arm, why)] = replicas.stops
     assert arm == "b"
     assert number < 2_000
     assert "points less than control" in why
-    found = view(desk)
+    found = view(scheduler)
     assert found["arms"][1]["stopped"] == why
     assert found["rerouted"] > 800
     assert found["arms"][0]["attainment"]["mean"] > found["arms"][1]["attainment"]["mean"] + 0.05
@@ -327,24 +329,24 @@ def test_the_guardrail_leaves_an_equal_arm() -> None:
         guardrail=Guardrail(worse_by=0.0),
     )
     for seed in range(12):
-        desk = desk_of(same, permits=10_000)
-        replicas = Replicas(desk, seed=seed)
+        scheduler = scheduler_of(same, permits=10_000)
+        replicas = Replicas(scheduler, seed=seed)
         replicas.run(400, gap_ms=90, mean_ms=150)
         assert replicas.stops == []
-    [sentence] = view(desk)["verdict"]
+    [sentence] = view(scheduler)["verdict"]
     assert "not told apart" in sentence
 
 
 def test_the_guardrail_heeds_errors() -> None:
     """An arm whose requests fail is stopped, though nothing else differs."""
-    desk, rng = desk_of(AB), Random(6)
+    scheduler, rng = scheduler_of(AB), Random(6)
     happened = []
     for i in range(600):
-        reservation = admit(desk, now_ns=i * S)
+        reservation = admit(scheduler, now_ns=i * S)
         bad = reservation.arm == "x/b" and rng.random() < 0.5
         facts = {"end": End.ERROR} if bad else {"ttft_ns": 1, "duration_ns": 2}
-        desk.settle(end(reservation, **facts), now_ns=i * S)
-        happened += desk.experiments.step(now_ns=i * S)
+        scheduler.settle(end(reservation, **facts), now_ns=i * S)
+        happened += scheduler.experiments.step(now_ns=i * S)
     assert [each.arm for each in happened] == ["b"]
 
 
@@ -353,9 +355,9 @@ def test_a_shadow_changes_no_decision() -> None:
     for strategy in ("random", "power_of_two", "least_request", "steer"):
         ways = []
         for experiments in ((), (Experiment(name="s", pools=("p",), shadow=_shadow("random")),)):
-            desk = desk_of(*experiments)
-            desk.fleet.pools["p"].strategy = strategy
-            ways.append([admit(desk, now_ns=i).address for i in range(20)])
+            scheduler = scheduler_of(*experiments)
+            scheduler.fleet.pools["p"].strategy = strategy
+            ways.append([admit(scheduler, now_ns=i).address for i in range(20)])
         assert ways[0] == ways[1]
 
 
@@ -365,15 +367,15 @@ def _shadow(strategy: str, share: float = 1.0) -> Shadowing:
 
 def test_a_shadow_agrees_with_itself() -> None:
     """The same strategy sees the same and says the same; another one's choices are kept."""
-    desk = desk_of(Experiment(name="s", pools=("p",), shadow=_shadow("least_request")))
+    scheduler = scheduler_of(Experiment(name="s", pools=("p",), shadow=_shadow("least_request")))
     for i in range(50):
-        assert admit(desk, now_ns=i).arm == ""
-    shadow = view(desk)["shadow"]
+        assert admit(scheduler, now_ns=i).arm == ""
+    shadow = view(scheduler)["shadow"]
     assert (shadow["asked"], shadow["agreed"], shadow["agreement"], shadow["last"]) == (50, 50, 1.0, [])
-    desk = desk_of(Experiment(name="s", pools=("p",), shadow=_shadow("random", 0.5)))
+    scheduler = scheduler_of(Experiment(name="s", pools=("p",), shadow=_shadow("random", 0.5)))
     for i in range(200):
-        admit(desk, now_ns=i)
-    shadow = view(desk)["shadow"]
+        admit(scheduler, now_ns=i)
+    shadow = view(scheduler)["shadow"]
     assert 60 < shadow["asked"] < 140
     assert 0.05 < shadow["agreement"] < 0.6
     assert len(shadow["last"]) == 16
@@ -390,22 +392,22 @@ def test_a_shadow_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> N
             raise RuntimeError("no idea")
 
     monkeypatch.setitem(STRATEGIES, "broken", Broken())  # type: ignore[arg-type]  # it is broken on purpose
-    desk = desk_of(Experiment(name="s", pools=("p",), shadow=_shadow("broken")))
-    assert admit(desk).address in ADDRESSES
-    shadow = view(desk)["shadow"]
+    scheduler = scheduler_of(Experiment(name="s", pools=("p",), shadow=_shadow("broken")))
+    assert admit(scheduler).address in ADDRESSES
+    shadow = view(scheduler)["shadow"]
     assert (shadow["failed"], shadow["last_failure"]) == (1, "RuntimeError: no idea")
 
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_every_strategy_can_watch(strategy: str) -> None:
     """None fails as a shadow, and none moves the books of endpoints."""
-    desk = desk_of(Experiment(name="s", pools=("p",), shadow=_shadow(strategy)))
-    bare = desk_of()
+    scheduler = scheduler_of(Experiment(name="s", pools=("p",), shadow=_shadow(strategy)))
+    bare = scheduler_of()
     request = replace(CHAT, segments=("x" * 3_000,), user="ann")
     for i in range(20):
-        assert admit(desk, request, now_ns=i).address == admit(bare, request, now_ns=i).address
-    assert view(desk)["shadow"]["failed"] == 0
-    for mine, its in zip(desk.fleet.endpoints, bare.fleet.endpoints, strict=True):
+        assert admit(scheduler, request, now_ns=i).address == admit(bare, request, now_ns=i).address
+    assert view(scheduler)["shadow"]["failed"] == 0
+    for mine, its in zip(scheduler.fleet.endpoints, bare.fleet.endpoints, strict=True):
         assert (mine.picked, mine.turn, mine.smooth, mine.tokens) == (
             its.picked,
             its.turn,

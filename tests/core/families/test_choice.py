@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from extproc.core.desk import Desk, Policy
-from extproc.core.families import Choice, Family, Weights, floor_of, pick, thresholds_for
+from extproc.core.families import Family, FamilyChoice, Weights, floor_of, pick, thresholds_for
 from extproc.core.families.difficulty import NAMES
 from extproc.core.fleet import Fleet
 from extproc.core.outcome import Hold, Reject, Routed
 from extproc.core.policy import ClassSpec
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.scheduler import Policy, Scheduler
 from extproc.core.tenant import Tenant
-from tests.stand.desks import make_desk, make_pool
+from tests.stand.schedulers import make_pool, make_scheduler
 
 MODELS = ("small", "medium", "large")
 #: Scores by the tools that a request offers: 0 simple, 2 medium, 4 complex.
@@ -24,7 +24,9 @@ SIMPLE, MEDIUM, COMPLEX = 0, 2, 4
 
 
 def request_of(tools: int, **more: Any) -> Request:
-    return Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, model="auto", tools=tools, prompt_bytes=40, **more)
+    return Request(
+        kind=RouteKind.CHAT, dialect=Dialect.OPENAI, model="auto", tools=tools, prompt_bytes=40, **more
+    )
 
 
 def fleet_of(permits: int = 2, region: str = "") -> Fleet:
@@ -121,7 +123,7 @@ def test_never_below_the_floor_and_never_where_it_is_off() -> None:
     assert picked(COMPLEX, fleet, quality_floor="medium").model == "large"
     still = Family(name="auto", models=MODELS, thresholds=(0.3, 0.6), weights=BY_TOOLS, wait_ms=None)
     choice = pick(request_of(COMPLEX), Tenant(name="t"), fleet, still, waiting=lambda _: 9)
-    assert isinstance(choice, Choice)
+    assert isinstance(choice, FamilyChoice)
     assert (choice.model, choice.shifted) == ("large", "")
 
 
@@ -159,38 +161,40 @@ def test_floors() -> None:
     ]
 
 
-def desk_of(fleet: Fleet, hold_ns: int = 0) -> Desk:
-    desk = make_desk(fleet, default_model="small", policy=Policy(classes=(ClassSpec(hold_ns=hold_ns),)))
-    desk.families = {"auto": FAMILY}
-    return desk
+def scheduler_of(fleet: Fleet, hold_ns: int = 0) -> Scheduler:
+    scheduler = make_scheduler(
+        fleet, default_model="small", policy=Policy(classes=(ClassSpec(hold_ns=hold_ns),))
+    )
+    scheduler.families = {"auto": FAMILY}
+    return scheduler
 
 
-def test_the_desk_books_the_chosen_model() -> None:
+def test_the_scheduler_books_the_chosen_model() -> None:
     """Reservation, pool and headers are the chosen model's; a model's own name chooses nothing."""
-    desk = desk_of(fleet_of())
-    routed = desk.admit(request_of(COMPLEX), Tenant(name="t"), now_ns=0)
+    scheduler = scheduler_of(fleet_of())
+    routed = scheduler.admit(request_of(COMPLEX), Tenant(name="t"), now_ns=0)
     assert isinstance(routed, Routed)
     assert (routed.reservation.model, routed.reservation.pool) == ("large", "pool-large")
     assert routed.headers == (("x-steersman-model", "large"),)
-    named = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, model="small", tools=COMPLEX)
-    plain = desk.admit(named, Tenant(name="t"), now_ns=0)
+    named = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, model="small", tools=COMPLEX)
+    plain = scheduler.admit(named, Tenant(name="t"), now_ns=0)
     assert isinstance(plain, Routed)
     assert (plain.reservation.model, plain.headers) == ("small", ())
 
 
 def test_what_waits_shifts_those_that_come_after() -> None:
     """The queue of the wished pool alone counts; the held one keeps its choice and says so when released."""
-    desk = desk_of(fleet_of(permits=1), hold_ns=10**10)
+    scheduler = scheduler_of(fleet_of(permits=1), hold_ns=10**10)
     released: list[tuple[str, Any]] = []
-    desk.on_release = lambda name, decision: released.append((name, decision))
+    scheduler.on_release = lambda name, decision: released.append((name, decision))
     floored = Tenant(name="floored", quality_floor="large")
-    first = desk.admit(request_of(COMPLEX), floored, now_ns=0)
+    first = scheduler.admit(request_of(COMPLEX), floored, now_ns=0)
     assert isinstance(first, Routed)
-    assert isinstance(desk.admit(request_of(SIMPLE), floored, now_ns=1), Hold)
-    after = desk.admit(request_of(COMPLEX), Tenant(name="t"), now_ns=2)
+    assert isinstance(scheduler.admit(request_of(SIMPLE), floored, now_ns=1), Hold)
+    after = scheduler.admit(request_of(COMPLEX), Tenant(name="t"), now_ns=2)
     assert isinstance(after, Routed)
     assert (after.reservation.model, dict(after.headers)["x-steersman-model-shifted"]) == ("medium", "load")
-    desk.cancel(first.reservation.id, now_ns=3)
+    scheduler.cancel(first.reservation.id, now_ns=3)
     ((name, decision),) = released
     assert (name, decision.reservation.model, decision.headers) == (
         "i-2",

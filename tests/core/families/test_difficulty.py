@@ -12,14 +12,14 @@ from extproc.core.families import DEFAULT, NAMES, Weights, features, read, write
 from extproc.core.families.difficulty import HEAD_CHARACTERS, TAIL_CHARACTERS
 from extproc.core.families.train import LABELS, Example, accuracy, fit, train
 from extproc.core.reading import parse
-from extproc.core.request import Dialect, Kind, Request, find_route
+from extproc.core.request import Dialect, Request, RouteKind, find_route
 
 LABELLED = Path(__file__).with_name("labelled.jsonl")
 
 
 def request_of(text: str = "", **more: object) -> Request:
     facts = {"segments": (text,), "prompt_bytes": len(text.encode("utf-8", "replace")), "messages": 1, **more}
-    return Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, **facts)
+    return Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, **facts)
 
 
 def named(request: Request) -> dict[str, float]:
@@ -117,7 +117,7 @@ def test_nothing_to_read() -> None:
     for request in (
         request_of(""),
         request_of("\ud800", prompt_bytes=3),
-        Request(kind=Kind.INFO, dialect=Dialect.TGI),
+        Request(kind=RouteKind.INFO, dialect=Dialect.TGI),
     ):
         assert all(0.0 <= value <= 1.0 for value in features(request))
 

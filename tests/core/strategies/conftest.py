@@ -1,4 +1,4 @@
-"""Fleets in which what a strategy reads is set by hand, and a desk that places by one strategy."""
+"""Fleets in which what a strategy reads is set by hand, and a scheduler that places by one strategy."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from extproc.core.outcome import Routed
 from extproc.core.predict.prior import Prior
 from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.predict.timing import Timing
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import ANONYMOUS
-from tests.stand.desks import make_desk, make_pool
+from tests.stand.schedulers import make_pool, make_scheduler
 
-CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
+CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
 
 #: Round numbers: a step 10 + B ms, a prefill 5 + u/10 ms, whatever the context.
 ROUND = Timing(10.0, 1.0, 0.0, 5.0, 0.1, 0.0)
@@ -40,30 +40,30 @@ def fleet() -> Callable[..., list[Endpoint]]:
 
 
 class Counter:
-    """A desk with one pool, and where it sends."""
+    """A scheduler with one pool, and where it sends."""
 
     def __init__(self, count: int, strategy: str) -> None:
         spec = make_pool(*(f"10.0.0.{i}:80" for i in range(count)), permits=60_000, strategy=strategy)
-        self.desk = make_desk(spec, rng=Random(7))
+        self.scheduler = make_scheduler(spec, rng=Random(7))
 
     @property
     def endpoints(self) -> Sequence[Endpoint]:
         """All of them."""
-        return self.desk.fleet.endpoints
+        return self.scheduler.fleet.endpoints
 
     def serves(self, requests: int, *, finish: bool = True) -> list[str]:
         """Where so many requests go, each ended at once unless they shall pile up."""
         chosen = []
         for _ in range(requests):
-            decision = self.desk.admit(CHAT, ANONYMOUS, now_ns=0)
+            decision = self.scheduler.admit(CHAT, ANONYMOUS, now_ns=0)
             assert isinstance(decision, Routed)
             chosen.append(decision.addresses[0])
             if finish:
-                self.desk.cancel(decision.reservation.id, now_ns=0)
+                self.scheduler.cancel(decision.reservation.id, now_ns=0)
         return chosen
 
 
 @pytest.fixture
-def desk() -> Callable[[int, str], Counter]:
-    """Makes a desk with so many endpoints, placing by the strategy of that name."""
+def scheduler() -> Callable[[int, str], Counter]:
+    """Makes a scheduler with so many endpoints, placing by the strategy of that name."""
     return Counter

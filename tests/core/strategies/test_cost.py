@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies import Moment, Work
+from extproc.core.strategies import SchedulingContext, Work
 from extproc.core.strategies.cost import MISSES, LeastCost
 
 Fleet = Callable[..., list[Endpoint]]
@@ -101,7 +101,7 @@ def test_cached_tokens_make_an_endpoint_cheaper(fleet: Fleet) -> None:
     """Prefill that is not done is not paid for."""
     one, other = fleet(2)
     one.price_per_hour = other.price_per_hour = 1.0
-    at = Moment(cached={other.address: 960})
+    at = SchedulingContext(cached={other.address: 960})
     assert STRATEGY.rank([one, other], BATCH, count=1, rng=Random(1), at=at).best[0] == 1
 
 

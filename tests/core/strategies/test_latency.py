@@ -10,7 +10,7 @@ import pytest
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.outcome import LATER_MS
-from extproc.core.strategies import Moment, Work
+from extproc.core.strategies import SchedulingContext, Work
 from extproc.core.strategies.latency import LeastLatency
 
 Fleet = Callable[..., list[Endpoint]]
@@ -21,7 +21,7 @@ FULL_SCAN = LeastLatency(choices=0)
 
 
 def scores(strategy: LeastLatency, endpoints: list[Endpoint], work: Work = WORK, **at: Any) -> list[float]:
-    return list(strategy.rank(endpoints, work, count=1, rng=Random(1), at=Moment(**at)).scores)
+    return list(strategy.rank(endpoints, work, count=1, rng=Random(1), at=SchedulingContext(**at)).scores)
 
 
 def test_the_score_is_the_predicted_time(fleet: Fleet) -> None:
@@ -102,7 +102,7 @@ def test_the_terms_add_up(fleet: Fleet) -> None:
     (endpoint,) = fleet(1)
     endpoint.load.streaming, endpoint.requests = 3, 3
     endpoint.latency.ttft.saw(400.0, now_ns=S)
-    terms = FULL_SCAN.explain(endpoint, WORK, at=Moment(now_ns=S))
+    terms = FULL_SCAN.explain(endpoint, WORK, at=SchedulingContext(now_ns=S))
     assert terms["seen_ttft_ms"] == 400.0
     assert terms["predicted_ttft_ms"] < terms["ttft_ms"] < 400.0
     assert terms["ttft_ms"] + terms["decode_ms"] == pytest.approx(scores(FULL_SCAN, [endpoint], now_ns=S)[0])

@@ -14,9 +14,9 @@ WORK = Work(input_tokens=100, output_tokens=10)
 
 
 @pytest.mark.parametrize("strategy", ["least_request", "least_work", "weighted_round_robin", "prefix"])
-def test_load_is_levelled(strategy: str, desk: Callable[[int, str], Any]) -> None:
+def test_load_is_levelled(strategy: str, scheduler: Callable[[int, str], Any]) -> None:
     """Equal requests that pile up pile up evenly."""
-    scene = desk(5, strategy)
+    scene = scheduler(5, strategy)
     scene.serves(52, finish=False)
     assert sorted(endpoint.requests for endpoint in scene.endpoints) == [10, 10, 10, 11, 11]
 

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies import Moment, Ranking, Work
+from extproc.core.strategies import Ranking, SchedulingContext, Work
 from extproc.core.strategies.prefix import LongestPrefix
 
 Fleet = Callable[..., list[Endpoint]]
@@ -17,7 +17,9 @@ WORK = Work(input_tokens=1_000, output_tokens=100)
 
 def ranked(endpoints: list[Endpoint], work: Work = WORK, **cached: int) -> Ranking:
     """`e0=512` says that endpoint 0 holds 512 tokens of the prompt."""
-    at = Moment(cached={endpoints[int(name[1:])].address: tokens for name, tokens in cached.items()})
+    at = SchedulingContext(
+        cached={endpoints[int(name[1:])].address: tokens for name, tokens in cached.items()}
+    )
     return STRATEGY.rank(endpoints, work, count=len(endpoints), rng=Random(1), at=at)
 
 
@@ -30,7 +32,7 @@ def test_the_longest_prefix_is_followed(fleet: Fleet) -> None:
         WORK,
         count=4,
         rng=Random(1),
-        at=Moment(cached={endpoints[1].address: 256, endpoints[3].address: 768}),
+        at=SchedulingContext(cached={endpoints[1].address: 256, endpoints[3].address: 768}),
     )
     assert list(ranking.best)[:2] == [3, 1]
     tie = 1_100 / 1_001_100
@@ -120,7 +122,7 @@ def test_the_terms_are_told(fleet: Fleet) -> None:
     (endpoint,) = fleet(1)
     endpoint.tokens = 900
     terms = STRATEGY.explain(
-        endpoint, Work(1_000, 100, session=9), at=Moment(cached={endpoint.address: 4_000})
+        endpoint, Work(1_000, 100, session=9), at=SchedulingContext(cached={endpoint.address: 4_000})
     )
     assert (terms["cached_tokens"], terms["prompt_tokens"], terms["load_tokens"]) == (999, 1_000, 2_000)
     assert 0.0 < terms["affinity"] < 1.0

@@ -6,9 +6,9 @@ from random import Random
 import pytest
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.fairness import EarliestDeadline
+from extproc.core.fairqueue import EarliestDeadline
 from extproc.core.outcome import LATER_MS
-from extproc.core.strategies import Moment, Work
+from extproc.core.strategies import SchedulingContext, Work
 from extproc.core.strategies.queue import LeastStart
 
 Fleet = Callable[..., list[Endpoint]]
@@ -44,7 +44,7 @@ def test_all_queues_full_hold_it(fleet: Fleet) -> None:
 def test_the_depth_is_shared_by_the_deciders(fleet: Fleet) -> None:
     """Each of three services fills a third of it, at least one deep."""
     (endpoint,) = fleet(1)
-    strategy, among = LeastStart(depth=6), Moment(deciders=3)
+    strategy, among = LeastStart(depth=6), SchedulingContext(deciders=3)
     endpoint.load.queued = 1
     assert strategy.opens([endpoint], at=among) == [endpoint]
     endpoint.load.queued = 2

@@ -9,16 +9,16 @@ import pytest
 Desk = Callable[[int, str], Any]
 
 
-def test_round_robin_rotates(desk: Desk) -> None:
+def test_round_robin_rotates(scheduler: Desk) -> None:
     """Each in turn, over and over."""
-    order = desk(4, "round_robin").serves(12)
+    order = scheduler(4, "round_robin").serves(12)
     assert order == order[:4] * 3
     assert len(set(order[:4])) == 4
 
 
-def test_round_robin_stays_even_while_endpoints_leave_and_return(desk: Desk) -> None:
+def test_round_robin_stays_even_while_endpoints_leave_and_return(scheduler: Desk) -> None:
     """One that was away takes up its turn; it is not sent what it missed."""
-    scene = desk(4, "round_robin")
+    scene = scheduler(4, "round_robin")
     away = scene.endpoints[2]
     scene.serves(6)
     away.ready = False
@@ -34,6 +34,6 @@ def test_round_robin_stays_even_while_endpoints_leave_and_return(desk: Desk) -> 
 @pytest.mark.parametrize(
     "strategy", ["least_request", "least_work", "round_robin", "weighted_round_robin", "prefix", "cost"]
 )
-def test_an_idle_fleet_is_used_evenly(strategy: str, desk: Desk) -> None:
+def test_an_idle_fleet_is_used_evenly(strategy: str, scheduler: Desk) -> None:
     """Ties do not all go to the first."""
-    assert set(Counter(desk(5, strategy).serves(50)).values()) == {10}
+    assert set(Counter(scheduler(5, strategy).serves(50)).values()) == {10}

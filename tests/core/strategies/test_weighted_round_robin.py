@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.reports import Gpu, ReplicaReport
+from extproc.core.reports import GpuReport, ReplicaReport
 from extproc.core.strategies import NOW, Work
 from extproc.core.strategies.weighted_round_robin import WeightedRoundRobin, memory_tokens, weights_of
 from tests.stand.examples import examples
@@ -76,7 +76,7 @@ def test_memory_is_the_best_that_is_known(fleet: Fleet) -> None:
     configured.kv_capacity_tokens = 70_000
     said.report = ReplicaReport(address="", pool="p", kv_capacity_tokens=60_000)
     for endpoint, gib in ((big, 32), (small, 16)):
-        gpus = (Gpu(uuid="g", memory_total_bytes=gib * GIB), Gpu(uuid="h"))
+        gpus = (GpuReport(uuid="g", memory_total_bytes=gib * GIB), GpuReport(uuid="h"))
         endpoint.report = ReplicaReport(address="", pool="p", gpus=gpus)
     assert memory_tokens(configured) == 70_000
     assert memory_tokens(said) == 60_000
@@ -122,9 +122,9 @@ def test_ranking_moves_nothing_and_puts_those_due_first() -> None:
     assert terms["weight"] == pytest.approx(30_000 / terms["step_ms"])
 
 
-def test_the_desk_turns_the_rotation(desk: Callable[[int, str], Any]) -> None:
+def test_the_scheduler_turns_the_rotation(scheduler: Callable[[int, str], Any]) -> None:
     """Over thirty requests an endpoint with twice the memory is sent twice as many."""
-    scene = desk(3, "weighted_round_robin")
+    scene = scheduler(3, "weighted_round_robin")
     scene.endpoints[1].kv_capacity_tokens = 200_000
     for i in (0, 2):
         scene.endpoints[i].kv_capacity_tokens = 100_000

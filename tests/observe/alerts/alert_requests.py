@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from extproc.core.aims import ClassSpec
-from extproc.core.decide import Case
+from extproc.core.decide import RoutingRequest
 from extproc.core.outcome import End, Outcome, Reason, Reject, Reservation, Routed
+from extproc.core.slo import ClassSpec
 from extproc.core.strategies import Work
 from extproc.core.tenant import Tenant
-from extproc.observe.alerts.watch import SECOND, Watch
-from tests.stand.desks import make_reservation
+from extproc.observe.alerts.watch import SECOND, AlertWatch
+from tests.stand.schedulers import make_reservation
 
 SPEC = ClassSpec(name="standard", ttft_ns=500_000_000, tpot_ns=50_000_000)
 
 
-def watch(*, tenants_max: int = 100) -> Watch:
+def watch(*, tenants_max: int = 100) -> AlertWatch:
     """One class `standard`, one pool `chat`."""
-    found = Watch([SPEC], tenants_max=tenants_max)
+    found = AlertWatch([SPEC], tenants_max=tenants_max)
     found.apply([SPEC], pools=["chat"])
     return found
 
@@ -25,9 +25,9 @@ def reservation(number: int = 1, *, tenant: str = "acme", held_ms: float = 0.0) 
     return make_reservation(id=f"i-{number}", tenant=tenant, pool="chat", stream=True, held_ms=held_ms)
 
 
-def case(number: int = 1, *, tenant: str = "acme", arrived_ns: int = 0) -> Case:
+def routing(number: int = 1, *, tenant: str = "acme", arrived_ns: int = 0) -> RoutingRequest:
     """The same, before it was placed."""
-    return Case(
+    return RoutingRequest(
         id=f"i-{number}",
         tenant=Tenant(name=tenant),
         key="",
@@ -43,7 +43,7 @@ def case(number: int = 1, *, tenant: str = "acme", arrived_ns: int = 0) -> Case:
 
 
 def ended(
-    heard: Watch,
+    heard: AlertWatch,
     at_s: float,
     *,
     number: int = 1,
@@ -68,7 +68,9 @@ def ended(
     heard.ended(outcome, now_ns=int(at_s * SECOND), here=True)
 
 
-def placed(heard: Watch, at_s: float, *, number: int = 1, tenant: str = "acme", held_ms: float = 0.0) -> None:
+def placed(
+    heard: AlertWatch, at_s: float, *, number: int = 1, tenant: str = "acme", held_ms: float = 0.0
+) -> None:
     """A request is sent to its endpoint."""
     routed = Routed(
         cluster="c",
@@ -77,9 +79,11 @@ def placed(heard: Watch, at_s: float, *, number: int = 1, tenant: str = "acme", 
         reason=Reason("steer", (), (), (), {}),
     )
     now_ns = int(at_s * SECOND)
-    heard.placed(case(number, tenant=tenant, arrived_ns=now_ns), routed, now_ns=now_ns)
+    heard.placed(routing(number, tenant=tenant, arrived_ns=now_ns), routed, now_ns=now_ns)
 
 
-def refused(heard: Watch, at_s: float, *, code: str = "overloaded", tenant: str = "acme") -> None:
+def refused(heard: AlertWatch, at_s: float, *, code: str = "overloaded", tenant: str = "acme") -> None:
     """The gateway refuses one."""
-    heard.refused(case(tenant=tenant), Reject(status=429, code=code, message=""), now_ns=int(at_s * SECOND))
+    heard.refused(
+        routing(tenant=tenant), Reject(status=429, code=code, message=""), now_ns=int(at_s * SECOND)
+    )

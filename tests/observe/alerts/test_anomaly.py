@@ -9,7 +9,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.observe.alerts.anomaly import HELD_BACK, KEPT, QUIET, Anomalies, Pattern, Settings, Verdict
+from extproc.observe.alerts.anomaly import HELD_BACK, KEPT, QUIET, Anomalies, Anomaly, Pattern, Settings
 
 Row = tuple[float, float, float, float]
 DAY = 24 * 60
@@ -23,7 +23,7 @@ def usual(rng: Random, *, requests: float = 40.0, prompt: float = 500.0, errors:
 
 def run(
     pattern: Pattern, rows: list[Row], *, begin: int = 0, settings: Settings | None = None
-) -> list[Verdict]:
+) -> list[Anomaly]:
     """Minutes in order; the verdict after each."""
     given_settings = settings or Settings()
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.observe.alerts.engine import ACTIVE_MAX, RECENT_MAX, Alert, Engine, State
+from extproc.observe.alerts.engine import ACTIVE_MAX, RECENT_MAX, Alert, AlertEngine, AlertState
 from extproc.observe.alerts.rules import Condition, Rule
 from extproc.observe.alerts.watch import FLEET, SECOND, Key
 
@@ -41,10 +41,10 @@ def told(alerts: list[Alert]) -> list[tuple[str, str, str]]:
 
 def test_pending_firing_resolved() -> None:
     """It fires when its conditions have held for for_s, and is over when they have not for clear_s."""
-    engine, signals = Engine([rule()]), Moments()
+    engine, signals = AlertEngine([rule()]), Moments()
     signals.values[POOLS["pool"][0]] = 9.0
     assert engine.step(signals, POOLS, now_ns=100 * SECOND) == []
-    assert engine.active["R", ("pool", "a")].state is State.PENDING
+    assert engine.active["R", ("pool", "a")].state is AlertState.PENDING
     assert engine.step(signals, POOLS, now_ns=109 * SECOND) == []
     assert told(engine.step(signals, POOLS, now_ns=110 * SECOND)) == [("R", "a", "firing")]
     assert engine.step(signals, POOLS, now_ns=111 * SECOND) == [], "told once"
@@ -58,7 +58,7 @@ def test_pending_firing_resolved() -> None:
 
 def test_what_does_not_last_is_nobodys_concern() -> None:
     """A break in for_s begins it anew; one within clear_s while it fires changes nothing."""
-    engine, signals = Engine([rule()]), Moments()
+    engine, signals = AlertEngine([rule()]), Moments()
     for second in range(60):
         signals.values[POOLS["pool"][0]] = 0.0 if second % 10 == 9 else 9.0
         assert engine.step(signals, POOLS, now_ns=(100 + second) * SECOND) == []
@@ -73,7 +73,7 @@ def test_what_does_not_last_is_nobodys_concern() -> None:
 
 def test_an_alert_that_still_fires_is_told_again() -> None:
     """After repeat_ns, as often as that."""
-    engine, signals = Engine([rule(for_s=0)], repeat_ns=60 * SECOND), Moments()
+    engine, signals = AlertEngine([rule(for_s=0)], repeat_ns=60 * SECOND), Moments()
     signals.values[POOLS["pool"][0]] = 9.0
     events = [len(engine.step(signals, POOLS, now_ns=second * SECOND)) for second in range(100, 300)]
     assert [second for second, count in enumerate(events) if count] == [0, 60, 120, 180]
@@ -81,7 +81,7 @@ def test_an_alert_that_still_fires_is_told_again() -> None:
 
 def test_a_reload_goes_on_with_what_stays() -> None:
     """The same rule keeps its state with a new threshold; one that is gone is over at once, and says so."""
-    engine, signals = Engine([rule("Stays"), rule("Goes"), rule("Pends", for_s=99)]), Moments()
+    engine, signals = AlertEngine([rule("Stays"), rule("Goes"), rule("Pends", for_s=99)]), Moments()
     signals.values[POOLS["pool"][0]] = 9.0
     for second in range(100, 120):
         engine.step(signals, POOLS, now_ns=second * SECOND)
@@ -97,7 +97,7 @@ def test_a_reload_goes_on_with_what_stays() -> None:
 
 def test_a_pool_that_is_gone_has_no_alert() -> None:
     """It is resolved, with the reason."""
-    engine, signals = Engine([rule(for_s=0)]), Moments()
+    engine, signals = AlertEngine([rule(for_s=0)]), Moments()
     signals.values[POOLS["pool"][0]] = 9.0
     engine.step(signals, POOLS, now_ns=100 * SECOND)
     gone = engine.step(signals, {**POOLS, "pool": [("pool", "b")]}, now_ns=101 * SECOND)
@@ -107,7 +107,7 @@ def test_a_pool_that_is_gone_has_no_alert() -> None:
 
 def test_every_tenant_has_its_turn() -> None:
     """However many there are: none is looked at twice before all were looked at once."""
-    engine, signals = Engine([rule(each="tenant", for_s=0)]), Moments()
+    engine, signals = AlertEngine([rule(each="tenant", for_s=0)]), Moments()
     tenants = [("tenant", f"t{i}") for i in range(250)]
     signals.values = dict.fromkeys(tenants, 9.0)
     events: list[Alert] = []
@@ -123,7 +123,7 @@ def test_every_tenant_has_its_turn() -> None:
 
 def test_alerts_are_bounded() -> None:
     """A storm of tenants fills the bound and no more; what is over is remembered up to its own."""
-    engine, signals = Engine([rule(each="tenant", for_s=0, clear_s=0)]), Moments()
+    engine, signals = AlertEngine([rule(each="tenant", for_s=0, clear_s=0)]), Moments()
     tenants = [("tenant", f"t{i}") for i in range(ACTIVE_MAX + 50)]
     scopes = {**POOLS, "tenant": tenants}
     signals.values = dict.fromkeys(tenants, 9.0)
@@ -146,13 +146,13 @@ def test_alerts_are_bounded() -> None:
 )
 def test_laws(held: list[bool], for_s: int, clear_s: int) -> None:
     """Nothing fires before its time, each firing has one end, and tellings have their distance."""
-    engine = Engine([rule(each="fleet", for_s=for_s, clear_s=clear_s)], repeat_ns=10**18)
+    engine = AlertEngine([rule(each="fleet", for_s=for_s, clear_s=clear_s)], repeat_ns=10**18)
     signals, scopes = Moments(), dict[str, list[Key]]()
     fires, ends = [], []
     for second, holds in enumerate([*held, *[False] * 40]):
         signals.values[FLEET] = 9.0 if holds else 0.0
         for alert in engine.step(signals, scopes, now_ns=(100 + second) * SECOND):
-            (fires if alert.state is State.FIRING else ends).append(second)
+            (fires if alert.state is AlertState.FIRING else ends).append(second)
     assert len(fires) == len(ends)
     for fired, ended in zip(fires, ends, strict=True):
         assert all(held[fired - for_s : fired + 1]), "the conditions held at every look of for_s"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.observe.alerts.history import History
+from extproc.observe.alerts.history import RunningTotals
 
 TIERS = ((1, 20), (10, 10), (60, 10))
 
@@ -19,7 +19,7 @@ def test_a_window_is_never_short_and_exact_within_the_finest_tier(
     gaps: list[int], over: int, later: int
 ) -> None:
     """What a window counts is what happened in it, and at most a step's worth before it."""
-    history = History(1, TIERS)
+    history = RunningTotals(1, TIERS)
     second, events = 0, []
     for gap in gaps:
         second += gap
@@ -42,7 +42,7 @@ def test_a_window_is_never_short_and_exact_within_the_finest_tier(
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=500))
 def test_memory_is_bounded(gaps: list[int]) -> None:
     """However long it runs, each tier keeps its rows and no more."""
-    history, second = History(2, TIERS), 0
+    history, second = RunningTotals(2, TIERS), 0
     for gap in gaps:
         second += gap
         history.at(second)[1] += 1.0
@@ -52,7 +52,7 @@ def test_memory_is_bounded(gaps: list[int]) -> None:
 
 def test_an_idle_history_costs_nothing_and_knows_its_totals() -> None:
     """A week without an event adds no row, and the past is still the past."""
-    history = History(1, TIERS)
+    history = RunningTotals(1, TIERS)
     history.at(5)[0] += 2.0
     history.at(604_805)[0] += 1.0
     assert len(history._tiers[0].rows) == 1
@@ -64,7 +64,7 @@ def test_an_idle_history_costs_nothing_and_knows_its_totals() -> None:
 
 def test_beyond_what_is_kept_the_oldest_row_stands() -> None:
     """A window longer than the memory counts what is remembered, not everything since the start."""
-    history = History(1, ((1, 5),))
+    history = RunningTotals(1, ((1, 5),))
     for second in range(20):
         history.at(second)[0] += 1.0
     oldest = history.before(2)

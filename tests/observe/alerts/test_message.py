@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from extproc.observe.alerts.engine import Alert, State
+from extproc.observe.alerts.engine import Alert, AlertState
 from extproc.observe.alerts.message import ALERTS_MAX, NEVER, From, fingerprint, grouped, message, view
-from extproc.observe.alerts.rules import Condition, Reading, Rule
+from extproc.observe.alerts.rules import Condition, ConditionReading, Rule
 from extproc.observe.alerts.watch import SECOND
 
 #: 2026-01-01T00:00:00Z.
 WALL = 1_767_225_600 * SECOND
 
 
-def alert(pool: str = "chat", *, state: State = State.FIRING, ended_ns: int = 0) -> Alert:
+def alert(pool: str = "chat", *, state: AlertState = AlertState.FIRING, ended_ns: int = 0) -> Alert:
     rule = Rule("Slow", "pool", (), severity="critical", summary="It is slow.")
     condition = Condition("ttft_p90_ms", over_s=30, times=2.0)
-    readings = [Reading(condition, 2310.4, 410.0, holds=True)]
+    readings = [ConditionReading(condition, 2310.4, 410.0, holds=True)]
     return Alert(
         rule, ("pool", pool), state, 5 * SECOND, fired_ns=10 * SECOND, ended_ns=ended_ns, readings=readings
     )
@@ -83,7 +83,7 @@ def test_a_large_group_is_cut_and_says_so() -> None:
 
 def test_groups_are_of_one_rule_and_one_state() -> None:
     """What fires and what is over are told apart."""
-    over = alert("code", state=State.RESOLVED, ended_ns=20 * SECOND)
+    over = alert("code", state=AlertState.RESOLVED, ended_ns=20 * SECOND)
     groups = grouped([alert("a"), over, alert("b")])
     assert [[each.key[1] for each in group] for group in groups] == [["a", "b"], ["code"]]
     assert view(over, From(wall_ns=WALL))["endsAt"] == "2026-01-01T00:00:20.000Z"

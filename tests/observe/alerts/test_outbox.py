@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.observe.alerts.outbox import Outbox, Patience
+from extproc.observe.alerts.outbox import AlertOutbox, Patience
 
 S = 1_000_000_000
 
 
-def box(**patience: int) -> Outbox:
-    return Outbox(Patience(**{"retry_min_ns": S, "retry_max_ns": 8 * S, **patience}), rng=Random(1))
+def box(**patience: int) -> AlertOutbox:
+    return AlertOutbox(Patience(**{"retry_min_ns": S, "retry_max_ns": 8 * S, **patience}), rng=Random(1))
 
 
 def test_messages_go_in_order_one_at_a_time() -> None:

@@ -1,4 +1,4 @@
-"""What the tests of the analytics share: a desk with one pool, ended requests, real stores."""
+"""What the tests of the analytics share: a scheduler with one pool, ended requests, real stores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from extproc.observe.analytics import MemoryStore, Store
+from extproc.observe.analytics import AnalyticsStore, MemoryStore
 from extproc.observe.analytics.redis_store import RedisStore
 from extproc.observe.analytics.sqlite_store import SqliteStore
 from tests.state.conftest import redis_server
@@ -16,9 +16,9 @@ __all__ = ["redis_server"]
 
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AnalyticsStore]:
     """Each kind of store, empty."""
-    made: Store
+    made: AnalyticsStore
     if request.param == "memory":
         made = MemoryStore()
     elif request.param == "sqlite":

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.observe.analytics import Books, Entry, Key, Row, fold
+from extproc.observe.analytics import AnalyticsRow, OpenSpans, RowKey, StoredRow, fold
 from extproc.observe.analytics.row import ALL_OTHER, NAMES_MAX, OTHER, count_in, decoded
 from extproc.observe.analytics.spans import DAY, HOUR, LENGTHS, MINUTE, Retention, Stretch
 from extproc.observe.analytics.store import MemoryStore
@@ -17,31 +17,31 @@ from extproc.observe.analytics.store import MemoryStore
 NOW = 1_795_792_230
 FOREVER = Stretch(0, 0, 10**12)
 
-keys = st.builds(Key, st.sampled_from("abc"), st.just("p"), st.sampled_from("mn"), st.sampled_from("st"))
+keys = st.builds(RowKey, st.sampled_from("abc"), st.just("p"), st.sampled_from("mn"), st.sampled_from("st"))
 times = st.integers(NOW - 3 * HOUR, NOW + DAY)
 
 
-def seen(ms: float, tokens: int) -> Row:
+def seen(ms: float, tokens: int) -> AnalyticsRow:
     """One request."""
-    row = Row(ok=1, output_tokens=tokens, gpu_us=tokens * 7, cost_nano=3)
+    row = AnalyticsRow(ok=1, output_tokens=tokens, gpu_us=tokens * 7, cost_nano=3)
     row.total_ms.add(ms)
     count_in(row.codes, f"c{tokens % 5}", 1)
     return row
 
 
-def event(at_s: int, key: Key, row: Row) -> tuple[int, Key, Any, tuple[Any, ...]]:
-    return at_s, key, Row.merge, (row,)
+def event(at_s: int, key: RowKey, row: AnalyticsRow) -> tuple[int, RowKey, Any, tuple[Any, ...]]:
+    return at_s, key, AnalyticsRow.merge, (row,)
 
 
-def total(entries: list[Entry], length_s: int) -> Row:
-    whole = Row()
+def total(entries: list[StoredRow], length_s: int) -> AnalyticsRow:
+    whole = AnalyticsRow()
     for each in entries:
         if each.length_s == length_s:
             whole.merge(decoded(each.data))
     return whole
 
 
-def kept(store: MemoryStore) -> list[Entry]:
+def kept(store: MemoryStore) -> list[StoredRow]:
     return [each for length_s in LENGTHS for each in store.read(FOREVER._replace(length_s=length_s))]
 
 
@@ -49,10 +49,12 @@ rows = st.builds(seen, st.floats(0.0, 1e6), st.integers(0, 5_000))
 
 
 @given(st.lists(st.tuples(times, keys, rows), max_size=40), st.lists(st.integers(0, 39), max_size=6))
-def test_totals_are_the_same_in_every_length(events: list[tuple[int, Key, Row]], flushes: list[int]) -> None:
+def test_totals_are_the_same_in_every_length(
+    events: list[tuple[int, RowKey, AnalyticsRow]], flushes: list[int]
+) -> None:
     """Minutes, hours and days each hold all there was, whenever it is written, in whatever order it came."""
-    books, store, exact = Books("w"), MemoryStore(), Row()
-    by_day: dict[tuple[int, Key], int] = defaultdict(int)
+    books, store, exact = OpenSpans("w"), MemoryStore(), AnalyticsRow()
+    by_day: dict[tuple[int, RowKey], int] = defaultdict(int)
     for number, (at_s, key, row) in enumerate(events):
         exact.merge(row)
         by_day[at_s - at_s % DAY, key] += 1
@@ -63,19 +65,19 @@ def test_totals_are_the_same_in_every_length(events: list[tuple[int, Key, Row]],
     store.write(books.changes(), Retention())
     books.written(now_s=NOW + 3 * DAY)
     assert [total(kept(store), length_s) for length_s in LENGTHS] == [exact] * 3
-    found: dict[tuple[int, Key], int] = defaultdict(int)
+    found: dict[tuple[int, RowKey], int] = defaultdict(int)
     for each in kept(store):
         if each.length_s == DAY:
-            key = Key(*json.loads(each.key))
+            key = RowKey(*json.loads(each.key))
             found[each.begin_s, key] += decoded(each.data).ok
     assert found == by_day
     assert (books.rows, books.unwritten) == (0, 0)
 
 
 @given(st.lists(rows, max_size=12), st.randoms(use_true_random=False))
-def test_rows_merged_in_any_order_are_the_same(some: list[Row], random: Any) -> None:
+def test_rows_merged_in_any_order_are_the_same(some: list[AnalyticsRow], random: Any) -> None:
     """Each count, table and sketch, to the last digit."""
-    one, other = Row(), Row()
+    one, other = AnalyticsRow(), AnalyticsRow()
     for row in some:
         one.merge(row)
     random.shuffle(some)
@@ -87,20 +89,20 @@ def test_rows_merged_in_any_order_are_the_same(some: list[Row], random: Any) -> 
 
 def test_written_twice_counts_once() -> None:
     """A write whose answer was lost is sent again with the same rows."""
-    books, store = Books("w"), MemoryStore()
-    books.fold([event(NOW, Key("a"), seen(1.0, 1))])
+    books, store = OpenSpans("w"), MemoryStore()
+    books.fold([event(NOW, RowKey("a"), seen(1.0, 1))])
     for _ in range(3):
         store.write(books.changes(), Retention())
-    books.fold([event(NOW, Key("a"), seen(1.0, 1))])
+    books.fold([event(NOW, RowKey("a"), seen(1.0, 1))])
     store.write(books.changes(), Retention())
     assert total(kept(store), DAY).ok == 2
 
 
 def test_a_clock_set_back_overwrites_nothing() -> None:
     """A minute that was let go of and comes again is another writer's."""
-    books, store = Books("w"), MemoryStore()
+    books, store = OpenSpans("w"), MemoryStore()
     for at_s in (NOW, NOW + HOUR, NOW):
-        books.fold([event(at_s, Key("a"), seen(1.0, 1))])
+        books.fold([event(at_s, RowKey("a"), seen(1.0, 1))])
         store.write(books.changes(), Retention())
         books.written(now_s=at_s + 2 * HOUR)
     assert [total(kept(store), length_s).ok for length_s in LENGTHS] == [3, 3, 3]
@@ -108,8 +110,8 @@ def test_a_clock_set_back_overwrites_nothing() -> None:
 
 def test_rows_have_a_bound() -> None:
     """Beyond it tenants are summed up by pool and model, and nothing is lost; a day takes more."""
-    books = Books("w", rows_max=3, day_rows_max=5)
-    books.fold([event(NOW, Key(f"t{i}", "p", "m"), seen(1.0, 1)) for i in range(8)])
+    books = OpenSpans("w", rows_max=3, day_rows_max=5)
+    books.fold([event(NOW, RowKey(f"t{i}", "p", "m"), seen(1.0, 1)) for i in range(8)])
     entries = books.changes()
     minutes = [each for each in entries if each.length_s == MINUTE]
     assert len(minutes) == 4
@@ -117,7 +119,7 @@ def test_rows_have_a_bound() -> None:
     assert len([each for each in entries if each.length_s == DAY]) == 6
     assert [total(entries, length_s).ok for length_s in LENGTHS] == [8, 8, 8]
     assert books.counts["overflowed"] == 5 + 5 + 3
-    books.fold([event(NOW, Key(f"t{i}", f"p{i}", "m"), seen(1.0, 1)) for i in range(400)])
+    books.fold([event(NOW, RowKey(f"t{i}", f"p{i}", "m"), seen(1.0, 1)) for i in range(400)])
     minutes = [each for each in books.changes() if each.length_s == MINUTE]
     assert len(minutes) == 3 + 256 + 1
     assert ALL_OTHER.pool.encode() in minutes[-1].key
@@ -135,9 +137,9 @@ def test_names_in_a_row_have_a_bound() -> None:
 
 def test_what_cannot_be_written_has_a_bound() -> None:
     """The oldest minutes are given up first, and counted; hours and the day still hold everything."""
-    books = Books("w", unwritten_max=12)
+    books = OpenSpans("w", unwritten_max=12)
     for minute in range(30):
-        books.fold([event(NOW + 60 * minute, Key("a"), seen(1.0, 1))])
+        books.fold([event(NOW + 60 * minute, RowKey("a"), seen(1.0, 1))])
         entries = books.changes()
     assert books.unwritten <= 12
     assert books.counts["lost"] == 30 - sum(each.length_s == MINUTE for each in entries)
@@ -146,7 +148,7 @@ def test_what_cannot_be_written_has_a_bound() -> None:
 
 def test_a_tenant_fold() -> None:
     """Refusals by code; for want of room they have missed their target, for a spent quota they have not."""
-    row = Row()
+    row = AnalyticsRow()
     fold.rejected(row, "overloaded", 429, 1_500.0)
     fold.rejected(row, "quota_exceeded", 429, 0.0)
     fold.rejected(row, "unauthorized", 401, None)

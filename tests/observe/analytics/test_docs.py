@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from extproc.config.analytics import Analytics
-from extproc.observe.analytics import Line, Query
-from extproc.observe.analytics.query import Charge, Spread
+from extproc.observe.analytics import Query, QueryLine
+from extproc.observe.analytics.query import Charge, Quantiles
 
 PAGE = (Path(__file__).parents[3] / "docs" / "analytics.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
     "name",
-    sorted({name for each in (Query, Line, Charge, Spread) for name in each.__struct_fields__}),
+    sorted({name for each in (Query, QueryLine, Charge, Quantiles) for name in each.__struct_fields__}),
 )
 def test_every_key_is_told_of(name: str) -> None:
     """As code."""

@@ -6,46 +6,46 @@ from dataclasses import replace
 
 import pytest
 
-from extproc.core.aims import ClassSpec
-from extproc.core.desk import Policy
-from extproc.core.families import Choice
+from extproc.core.families import FamilyChoice
 from extproc.core.outcome import End, Outcome, Reject, Routed
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.scheduler import Policy
+from extproc.core.slo import ClassSpec
 from extproc.core.tenant import Tenant
-from extproc.observe.analytics import Books, Key, Listener, Row
+from extproc.observe.analytics import AnalyticsRow, Listener, OpenSpans, RowKey
 from extproc.observe.analytics.books import encoded
 from extproc.observe.analytics.listener import ORPHAN_WAIT_NS
 from extproc.observe.analytics.row import UNKNOWN, decoded
 from extproc.observe.analytics.spans import DAY
-from tests.stand.desks import make_desk, make_pool
+from tests.stand.schedulers import make_pool, make_scheduler
 
 S = 1_000_000_000
 WALL = 1_795_792_230 * S
-CHAT = Request(kind=Kind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
+CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
 ACME = Tenant(name="acme")
-KEY = Key("acme", "chat", "m", "least_work")
+KEY = RowKey("acme", "chat", "m", "least_work")
 
 
 class Scene:
-    """A desk that tells a listener, and a clock that stands."""
+    """A scheduler that tells a listener, and a clock that stands."""
 
     def __init__(self, *, alone: bool = True, connected: bool = False, waiting_max: int = 100) -> None:
         pool = make_pool("10.0.0.1:80", permits=128, name="chat")
-        self.desk = make_desk(pool, instance="here", policy=Policy(classes=(ClassSpec(hold_ns=0),)))
+        self.scheduler = make_scheduler(pool, instance="here", policy=Policy(classes=(ClassSpec(hold_ns=0),)))
         self.now_ns = 10**15
         self.listener = Listener(
-            self.desk,
+            self.scheduler,
             alone=alone,
             connected=lambda: connected,
             clock=lambda: self.now_ns,
             wall_ns=lambda: WALL,
             waiting_max=waiting_max,
         )
-        self.desk.observers = (self.listener,)
+        self.scheduler.observers = (self.listener,)
 
     def admitted(self) -> Routed:
         """A request on its way."""
-        decision = self.desk.admit(CHAT, ACME, now_ns=self.now_ns)
+        decision = self.scheduler.admit(CHAT, ACME, now_ns=self.now_ns)
         assert isinstance(decision, Routed)
         return decision
 
@@ -56,13 +56,13 @@ class Scene:
         if instance:
             reservation = replace(reservation, id=f"{instance}-1")
         outcome = Outcome(reservation=reservation, final=True, **facts)  # type: ignore[arg-type]  # as its test says
-        assert self.desk.settle(outcome, now_ns=self.now_ns)
+        assert self.scheduler.settle(outcome, now_ns=self.now_ns)
         self.listener.ended(outcome, now_ns=self.now_ns, here=here)
         return outcome
 
-    def rows(self) -> dict[bytes, Row]:
+    def rows(self) -> dict[bytes, AnalyticsRow]:
         """The day's rows by key."""
-        books = Books("w")
+        books = OpenSpans("w")
         books.fold(self.listener.take())
         return {each.key: decoded(each.data) for each in books.changes() if each.length_s == DAY}
 
@@ -119,8 +119,8 @@ def test_other_ends(end: End, name: str, missed: int) -> None:
 def test_a_refusal_of_ours() -> None:
     """By its code; for want of room it has missed its target."""
     scene = Scene()
-    scene.desk.fleet.drain("10.0.0.1:80", draining=True)
-    assert isinstance(scene.desk.admit(CHAT, ACME, now_ns=scene.now_ns), Reject)
+    scene.scheduler.fleet.drain("10.0.0.1:80", draining=True)
+    assert isinstance(scene.scheduler.admit(CHAT, ACME, now_ns=scene.now_ns), Reject)
     ((key, found),) = scene.rows().items()
     assert key == encoded(KEY)
     assert (found.rejected, found.slo_missed) == (1, 1)
@@ -131,27 +131,29 @@ def test_who_was_never_a_case() -> None:
     """Strangers have no name, a known tenant has; neither says anything of targets."""
     scene = Scene()
     refusal = Reject(status=401, code="unauthorized", message="")
-    scene.desk.turned_away("", refusal, now_ns=scene.now_ns)
-    scene.desk.turned_away("acme", replace(refusal, status=404, code="model_not_found"), now_ns=scene.now_ns)
+    scene.scheduler.turned_away("", refusal, now_ns=scene.now_ns)
+    scene.scheduler.turned_away(
+        "acme", replace(refusal, status=404, code="model_not_found"), now_ns=scene.now_ns
+    )
     rows = scene.rows()
-    assert set(rows) == {encoded(Key(UNKNOWN)), encoded(Key("acme"))}
+    assert set(rows) == {encoded(RowKey(UNKNOWN)), encoded(RowKey("acme"))}
     assert [(each.rejected, each.slo_missed) for each in rows.values()] == [(1, 0), (1, 0)]
 
 
 def test_who_left() -> None:
     """Before the decision reached Envoy: counted, though nobody knows whose any more."""
     scene = Scene()
-    scene.desk.cancel(scene.admitted().reservation.id, now_ns=scene.now_ns)
+    scene.scheduler.cancel(scene.admitted().reservation.id, now_ns=scene.now_ns)
     ((key, found),) = scene.rows().items()
-    assert (key, found.left, found.requests) == (encoded(Key(UNKNOWN)), 1, 1)
+    assert (key, found.left, found.requests) == (encoded(RowKey(UNKNOWN)), 1, 1)
 
 
 def test_who_asked_for_a_family() -> None:
     """The family is counted beside the model that served."""
     scene = Scene()
     routed = scene.admitted()
-    choice = Choice(family="auto", model="m", wished="m", score=0.1, features=())
-    case = scene.desk.resolve(CHAT, ACME, "x", now_ns=scene.now_ns)
+    choice = FamilyChoice(family="auto", model="m", wished="m", score=0.1, features=())
+    case = scene.scheduler.resolve(CHAT, ACME, "x", now_ns=scene.now_ns)
     assert not isinstance(case, Reject)
     scene.listener.placed(replace(case, choice=choice), routed, now_ns=scene.now_ns)
     ((key, found),) = scene.rows().items()
@@ -170,7 +172,7 @@ def test_no_end_ever_came() -> None:
 def test_of_several_services_each_counts_its_own() -> None:
     """A peer's end is not counted; one of nobody waits until peers are known, and is to be claimed."""
     scene = Scene(alone=False, connected=True)
-    scene.desk.peers = frozenset({"peer"})
+    scene.scheduler.peers = frozenset({"peer"})
     scene.ended(**GOOD, here=True)
     scene.ended(**GOOD, here=False, instance="peer")
     scene.ended(**GOOD, here=False, instance="gone")
@@ -178,7 +180,7 @@ def test_of_several_services_each_counts_its_own() -> None:
     (found,) = scene.rows().values()
     assert found.ok == 1
     assert scene.listener.take_orphans(now_ns=scene.now_ns + ORPHAN_WAIT_NS - 1) == {}
-    scene.desk.peers = frozenset({"peer", "late"})
+    scene.scheduler.peers = frozenset({"peer", "late"})
     assert list(scene.listener.take_orphans(now_ns=scene.now_ns + ORPHAN_WAIT_NS)) == ["gone-1"]
     assert scene.listener.take_orphans(now_ns=scene.now_ns + 2 * ORPHAN_WAIT_NS) == {}
 

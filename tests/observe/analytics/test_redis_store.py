@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from extproc.observe.analytics import Entry, Retention, StoreError
+from extproc.observe.analytics import Retention, StoredRow, StoreError
 from extproc.observe.analytics.redis_store import SLACK_S, RedisStore
 from extproc.observe.analytics.spans import HOUR, MINUTE, Stretch
 from tests.state.conftest import RedisServer
@@ -20,7 +20,7 @@ def test_it_lets_go_by_itself(redis_server: RedisServer) -> None:
     """Every key of rows, and every claim, has an end of its own, later than its rows are kept."""
     store = store_of(redis_server)
     begin_s = int(time.time()) // 60 * 60
-    store.write([Entry(MINUTE, begin_s, "w", b"k", b"x")], Retention(minutes_s=HOUR))
+    store.write([StoredRow(MINUTE, begin_s, "w", b"k", b"x")], Retention(minutes_s=HOUR))
     store.claim(["a-1"])
     ttl_s = redis_server.command("TTL", f"{{t}}:analytics:v1:60:{begin_s}:w")
     assert SLACK_S + HOUR - 60 <= ttl_s <= SLACK_S + HOUR + 60
@@ -31,7 +31,7 @@ def test_it_lets_go_by_itself(redis_server: RedisServer) -> None:
 def test_while_it_is_away(redis_server: RedisServer) -> None:
     """Each call says so; when it is back, so are we."""
     store = store_of(redis_server)
-    entries = [Entry(MINUTE, 60, "w", b"k", b"x")]
+    entries = [StoredRow(MINUTE, 60, "w", b"k", b"x")]
     forever = Retention(minutes_s=10**10)
     redis_server.kill()
     with pytest.raises(StoreError, match="redis here"):

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from extproc.observe.analytics import (
-    Answer,
-    Books,
-    Entry,
-    Key,
+    AnalyticsRow,
     MemoryStore,
+    OpenSpans,
     Query,
+    QueryResult,
     Retention,
-    Row,
+    RowKey,
+    StoredRow,
     report,
     reporting,
 )
@@ -28,26 +28,30 @@ MIDNIGHT = NOW - NOW % DAY
 KEPT = Retention()
 
 
-def row(**figures: int) -> Row:
-    made = Row(**{"ok": 1, **figures})
+def row(**figures: int) -> AnalyticsRow:
+    made = AnalyticsRow(**{"ok": 1, **figures})
     for name in ("ttft_ms", "total_ms"):
         getattr(made, name).add(100.0 * made.output_tokens)
     return made
 
 
 def asked(
-    events: list[tuple[int, Key, Row]], *, now_s: int = NOW, retention: Retention = KEPT, **query: Any
-) -> Answer:
-    books, store = Books("w"), MemoryStore()
-    books.fold((at_s, key, Row.merge, (each,)) for at_s, key, each in events)
+    events: list[tuple[int, RowKey, AnalyticsRow]],
+    *,
+    now_s: int = NOW,
+    retention: Retention = KEPT,
+    **query: Any,
+) -> QueryResult:
+    books, store = OpenSpans("w"), MemoryStore()
+    books.fold((at_s, key, AnalyticsRow.merge, (each,)) for at_s, key, each in events)
     store.write(books.changes(), retention)
     store.prune(retention, now_s=now_s)
     return report(query_of(query), store.read, retention, now_s=now_s, store="memory")
 
 
-ACME = Key("acme", "chat", "m", "steer")
-GLOBEX = Key("globex", "chat", "m", "steer")
-CODE = Key("acme", "code", "c", "least_work", "trial/b")
+ACME = RowKey("acme", "chat", "m", "steer")
+GLOBEX = RowKey("globex", "chat", "m", "steer")
+CODE = RowKey("acme", "code", "c", "least_work", "trial/b")
 EVENTS = [
     (NOW - 60, ACME, row(output_tokens=3, input_tokens=10, cost_nano=5, gpu_us=2_000_000)),
     (NOW - 2 * HOUR, ACME, row(output_tokens=1, slo_met=1)),
@@ -131,8 +135,8 @@ def test_charges_of_a_day() -> None:
     events = [
         *EVENTS,
         (MIDNIGHT - 1, ACME, row(input_tokens=7, output_tokens=2, cost_nano=1_500_000_000)),
-        (MIDNIGHT, ACME, Row(rejected=5)),
-        (NOW, Key("(unknown)"), Row(rejected=1)),
+        (MIDNIGHT, ACME, AnalyticsRow(rejected=5)),
+        (NOW, RowKey("(unknown)"), AnalyticsRow(rejected=1)),
     ]
     found = asked(events, chargeback="true", day="2026-11-26")
     assert [(each.tenant, each.model, each.requests, each.cost) for each in found.charges] == [
@@ -186,9 +190,11 @@ def test_a_query_that_makes_no_sense(query: dict[str, Any], message: str) -> Non
 def test_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows read and lines told have bounds."""
 
-    def endless(stretch: Stretch) -> Iterator[Entry]:
+    def endless(stretch: Stretch) -> Iterator[StoredRow]:
         for i in range(10**9):
-            yield Entry(stretch.length_s, stretch.begin_s, "w", b'["t%d","","","",""]' % i, Row().encoded())
+            yield StoredRow(
+                stretch.length_s, stretch.begin_s, "w", b'["t%d","","","",""]' % i, AnalyticsRow().encoded()
+            )
 
     with pytest.raises(ValueError, match="gives more than 50,000 lines"):
         report(Query(), endless, KEPT, now_s=NOW, store="memory")

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from extproc.observe.analytics import Entry, Retention, StoreError
+from extproc.observe.analytics import Retention, StoredRow, StoreError
 from extproc.observe.analytics.spans import DAY, HOUR, MINUTE, Stretch
 from extproc.observe.analytics.sqlite_store import FILE, SqliteStore
 
 KEPT = Retention()
 
 
-def entries(minutes: range, *, size: int = 10) -> list[Entry]:
-    return [Entry(MINUTE, 60 * i, "w", b"k", os.urandom(size)) for i in minutes]
+def entries(minutes: range, *, size: int = 10) -> list[StoredRow]:
+    return [StoredRow(MINUTE, 60 * i, "w", b"k", os.urandom(size)) for i in minutes]
 
 
 def count(store: SqliteStore, length_s: int = MINUTE) -> int:
@@ -52,7 +52,7 @@ def test_a_kill_leaves_what_was_written(tmp_path: Path) -> None:
 def test_a_full_file_gives_up_its_oldest_minutes(tmp_path: Path) -> None:
     """It never grows above its bound, hours and days stay, and what is new is written."""
     store = SqliteStore(tmp_path, bytes_max=1 << 20)
-    store.write([Entry(HOUR, 0, "w", b"k", b"x"), Entry(DAY, 0, "w", b"k", b"x")], KEPT)
+    store.write([StoredRow(HOUR, 0, "w", b"k", b"x"), StoredRow(DAY, 0, "w", b"k", b"x")], KEPT)
     for begin in range(0, 2_000, 50):
         store.write(entries(range(begin, begin + 50), size=2_000), KEPT)
     found = sorted(each.begin_s for each in store.read(Stretch(MINUTE, 0, 10**11)))
@@ -69,7 +69,7 @@ def test_what_does_not_fit_at_all_is_said(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path, bytes_max=1 << 20)
     store.write(entries(range(1)), KEPT)
     with pytest.raises(StoreError, match="full"):
-        store.write([Entry(MINUTE, 0, "w", b"%d" % i, b"x" * 2_000) for i in range(1_000)], KEPT)
+        store.write([StoredRow(MINUTE, 0, "w", b"%d" % i, b"x" * 2_000) for i in range(1_000)], KEPT)
     assert count(store) == 1
     store.close()
 

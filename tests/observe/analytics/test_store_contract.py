@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from extproc.observe.analytics import Entry, MemoryStore, Retention, Store
+from extproc.observe.analytics import AnalyticsStore, MemoryStore, Retention, StoredRow
 from extproc.observe.analytics.spans import DAY, HOUR, LENGTHS, MINUTE, Stretch
 
 NOW = 1_795_792_230
@@ -10,17 +10,19 @@ NOW = 1_795_792_230
 LONG = Retention(minutes_s=30_000 * DAY, hours_s=30_000 * DAY, days_s=30_000 * DAY)
 
 
-def all_of(store: Store, length_s: int = MINUTE, begin_s: int = 0, end_s: int = 10**11) -> list[Entry]:
+def all_of(
+    store: AnalyticsStore, length_s: int = MINUTE, begin_s: int = 0, end_s: int = 10**11
+) -> list[StoredRow]:
     return sorted(store.read(Stretch(length_s, begin_s, end_s)))
 
 
 def entry(
     begin_s: int, data: bytes, *, writer: str = "w", key: bytes = b"k", length_s: int = MINUTE
-) -> Entry:
-    return Entry(length_s, begin_s, writer, key, data)
+) -> StoredRow:
+    return StoredRow(length_s, begin_s, writer, key, data)
 
 
-def test_what_is_written_is_read(store: Store) -> None:
+def test_what_is_written_is_read(store: AnalyticsStore) -> None:
     """Bytes as they were, whatever they are; each stretch its own spans and length."""
     entries = [
         entry(60, b"\x00\xff\n"),
@@ -35,21 +37,21 @@ def test_what_is_written_is_read(store: Store) -> None:
     assert all_of(store, DAY) == []
 
 
-def test_a_row_is_replaced_by_its_writer_alone(store: Store) -> None:
+def test_a_row_is_replaced_by_its_writer_alone(store: AnalyticsStore) -> None:
     """The same span and key of another writer stands beside it."""
     store.write([entry(60, b"1"), entry(60, b"1", writer="v:1")], LONG)
     store.write([entry(60, b"2")], LONG)
     assert all_of(store) == [entry(60, b"1", writer="v:1"), entry(60, b"2")]
 
 
-def test_many_rows(store: Store) -> None:
+def test_many_rows(store: AnalyticsStore) -> None:
     """More than go into one round trip."""
     entries = [entry(60 * (i % 50), b"%d" % i, key=b"k%d" % i) for i in range(2_500)]
     store.write(entries, LONG)
     assert all_of(store) == sorted(entries)
 
 
-def test_old_spans_are_forgotten(store: Store) -> None:
+def test_old_spans_are_forgotten(store: AnalyticsStore) -> None:
     """Each length after its own time, to the span."""
     retention = Retention(minutes_s=HOUR, hours_s=DAY, days_s=3 * DAY)
     entries = [
@@ -67,7 +69,7 @@ def test_old_spans_are_forgotten(store: Store) -> None:
         assert kept
 
 
-def test_a_claim_is_given_once(store: Store) -> None:
+def test_a_claim_is_given_once(store: AnalyticsStore) -> None:
     """To the first that asks; memory has nobody else to give it to."""
     assert store.claim(["a-1", "a-2"]) == [True, True]
     again = [True, True] if isinstance(store, MemoryStore) else [False, True]

@@ -1,4 +1,4 @@
-"""A desk with its metrics, driven as the service drives it."""
+"""A scheduler with its metrics, driven as the service drives it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 
 from extproc.core.accounts import Accounts, Price
-from extproc.core.aims import ClassSpec
-from extproc.core.desk import Policy
-from extproc.core.fairness import Bounds
+from extproc.core.fairqueue import QueueBounds
 from extproc.core.outcome import Hold, Outcome, Reject, Reservation, Routed
 from extproc.core.quota import limits
-from extproc.core.request import Dialect, Kind, Request
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.scheduler import Policy
+from extproc.core.slo import ClassSpec
 from extproc.core.tenant import Tenant
-from extproc.observe.metrics import Counting, Snapshot, take
+from extproc.observe.metrics import Counting, MetricsSnapshot, take
 from extproc.observe.metrics.samples import families
-from tests.stand.desks import make_desk, make_pool
+from tests.stand.schedulers import make_pool, make_scheduler
 
 MS, S = 1_000_000, 1_000_000_000
 CHAT = Request(
-    kind=Kind.CHAT, dialect=Dialect.OPENAI, model="m", prompt_bytes=400, max_new_tokens=50, stream=True
+    kind=RouteKind.CHAT, dialect=Dialect.OPENAI, model="m", prompt_bytes=400, max_new_tokens=50, stream=True
 )
 #: Label values by name, as a hashable whole; values of histograms are their counts.
 Series = dict[str, dict[tuple[str, ...], float]]
@@ -51,7 +51,7 @@ class Scene:
         accounts = Accounts(tenants={name: limits(**quota) for name in self.tenants} if quota else {})
         policy = Policy(
             classes=classes,
-            bounds=Bounds(class_held_max=(1_000, 1_000)),
+            bounds=QueueBounds(class_held_max=(1_000, 1_000)),
             accounts=accounts,
             prices={"chat": Price(input_per_million=10.0, output_per_million=30.0)},
         )
@@ -62,16 +62,16 @@ class Scene:
                 ("code", ("c",), "10.0.0.2:80"),
             )
         ]
-        self.desk = make_desk(*pools, instance="one", policy=policy)
+        self.scheduler = make_scheduler(*pools, instance="one", policy=policy)
         self.released: list[tuple[str, Routed | Reject]] = []
-        self.desk.on_release = lambda name, decision: self.released.append((name, decision))
-        self.counting = Counting(self.desk, tenants=lambda: self.tenants, tenants_max=tenants_max)
-        self.desk.observers = (self.counting,)
+        self.scheduler.on_release = lambda name, decision: self.released.append((name, decision))
+        self.counting = Counting(self.scheduler, tenants=lambda: self.tenants, tenants_max=tenants_max)
+        self.scheduler.observers = (self.counting,)
 
     def admit(self, tenant: str = "acme", **facts: Any) -> Routed | Reject | Hold:
         """Decide on a request."""
         request = Request(**{**{name: getattr(CHAT, name) for name in CHAT.__dataclass_fields__}, **facts})
-        decision = self.desk.admit(request, self.tenants[tenant], now_ns=self.now_ns)
+        decision = self.scheduler.admit(request, self.tenants[tenant], now_ns=self.now_ns)
         assert isinstance(decision, Routed | Reject | Hold)
         return decision
 
@@ -95,19 +95,21 @@ class Scene:
             "output_tokens": 50,
         }
         outcome = Outcome(**given | facts)
-        if self.desk.settle(outcome, now_ns=self.now_ns):
+        if self.scheduler.settle(outcome, now_ns=self.now_ns):
             self.counting.ended(outcome, now_ns=self.now_ns, here=here)
 
     def one(self, tenant: str = "acme", **facts: Any) -> None:
         """A request's whole way."""
         self.end(self.reservation(tenant), **facts)
 
-    def snapshot(self, *, endpoints_max: int = 100, firing: Mapping[str, bool] | None = None) -> Snapshot:
+    def snapshot(
+        self, *, endpoints_max: int = 100, firing: Mapping[str, bool] | None = None
+    ) -> MetricsSnapshot:
         """Everything now."""
         return asyncio.run(
             take(
                 self.counting,
-                self.desk,
+                self.scheduler,
                 endpoints_max=endpoints_max,
                 clock=lambda: self.now_ns,
                 firing=lambda: firing or {},

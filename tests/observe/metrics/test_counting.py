@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from extproc.core.outcome import End, Hold, Reject, Routed
-from extproc.core.reports import Gpu, ReplicaReport
-from extproc.core.request import Kind
+from extproc.core.reports import GpuReport, ReplicaReport
+from extproc.core.request import RouteKind
 from extproc.observe.metrics import TABLE, counting
 from extproc.observe.metrics.histogram import Histogram
 from extproc.observe.metrics.labels import OTHER
@@ -18,7 +18,7 @@ Make = Callable[..., Any]
 
 
 def test_a_request_is_counted_with_what_it_was_charged(scene: Make) -> None:
-    """Tokens, money and replica time are those of the desk's own books."""
+    """Tokens, money and replica time are those of the scheduler's own books."""
     at = scene()
     at.one(prompt_tokens=100, output_tokens=50, duration_ns=2 * S)
     seen = at.series()
@@ -96,7 +96,7 @@ def test_only_what_this_service_decided_counts(scene: Make) -> None:
 def test_free_requests_have_no_targets(scene: Make) -> None:
     """A token count or an engine's info is a request, but there is nothing to be in time with."""
     at = scene()
-    at.end(at.reservation(kind=Kind.TOKENIZE), ttft_ns=None, output_tokens=None)
+    at.end(at.reservation(kind=RouteKind.TOKENIZE), ttft_ns=None, output_tokens=None)
     seen = at.series()
     assert seen["requests_total"]["acme", "chat", "standard", "ok"] == 1
     assert sum(seen["slo_requests_total"].values()) == 0
@@ -130,7 +130,7 @@ def test_what_is_shed_missed_its_targets(scene: Make) -> None:
     assert isinstance(at.admit(), Hold)
     assert isinstance(at.admit("prime"), Reject), "premium does not wait"
     at.now_ns += 6 * S
-    at.desk.shed(now_ns=at.now_ns)
+    at.scheduler.shed(now_ns=at.now_ns)
     seen = at.series()
     assert seen["refusals_total"] == {("acme", "overloaded"): 1, ("prime", "overloaded"): 1}
     assert seen["slo_requests_total"]["acme", "standard", "no"] == 1
@@ -159,7 +159,7 @@ def test_refusals_before_a_case_are_counted(scene: Make) -> None:
         ("acme", 429, "overloaded"),
         ("", 429, "too_many_attempts"),
     ):
-        at.desk.turned_away(tenant, Reject(status=status, code=code, message=""), now_ns=at.now_ns)
+        at.scheduler.turned_away(tenant, Reject(status=status, code=code, message=""), now_ns=at.now_ns)
     seen = at.series()
     assert seen["refusals_total"] == {
         ("(none)", "invalid_api_key"): 1,
@@ -178,8 +178,8 @@ def test_clients_that_leave_early_are_gone(scene: Make) -> None:
     held = at.admit()
     assert isinstance(held, Hold)
     at.now_ns += 100 * MS
-    at.desk.leave(held.id, now_ns=at.now_ns)
-    at.desk.cancel(placed.id, now_ns=at.now_ns)
+    at.scheduler.leave(held.id, now_ns=at.now_ns)
+    at.scheduler.cancel(placed.id, now_ns=at.now_ns)
     seen = at.series()
     assert seen["requests_total"]["acme", "chat", "standard", "client_gone"] == 2
     assert seen["events_total"]["cancelled",] == seen["events_total"]["held.left",] == 1
@@ -192,7 +192,8 @@ def test_endpoints_are_shown_as_their_agents_say(scene: Make) -> None:
     assert before["endpoint_ready"] == {("chat", "10.0.0.1:80"): 1, ("code", "10.0.0.2:80"): 1}
     assert before["endpoint_waiting"] == before["endpoint_stale"] == before["gpu_lost"] == {}
     cards = tuple(
-        Gpu(uuid=f"GPU-{i}", utilization_percent=40, power_w=250.5, lost=i == 1) for i in range(GPUS_MAX + 2)
+        GpuReport(uuid=f"GPU-{i}", utilization_percent=40, power_w=250.5, lost=i == 1)
+        for i in range(GPUS_MAX + 2)
     )
     report = ReplicaReport(
         address="10.0.0.1:80",
@@ -203,7 +204,7 @@ def test_endpoints_are_shown_as_their_agents_say(scene: Make) -> None:
         kv_capacity_tokens=200,
         gpus=cards,
     )
-    at.desk.fleet.heard(report, now_ns=at.now_ns)
+    at.scheduler.fleet.heard(report, now_ns=at.now_ns)
     seen = at.series()
     here = ("chat", "10.0.0.1:80")
     assert seen["endpoint_waiting"] == {here: 0}
@@ -216,7 +217,7 @@ def test_endpoints_are_shown_as_their_agents_say(scene: Make) -> None:
     assert seen["gpu_power_watts"]["10.0.0.1:80", "GPU-0"] == 250.5
     assert seen["gpu_memory_used_bytes"] == {}
     at.now_ns += 60 * S
-    at.desk.fleet.step(now_ns=at.now_ns)
+    at.scheduler.fleet.step(now_ns=at.now_ns)
     late = at.series()
     assert late["endpoint_stale"] == {here: 1}
     assert late["endpoint_running"] == late["gpu_lost"] == {}
@@ -240,7 +241,7 @@ def test_combinations_have_a_bound(scene: Make, monkeypatch: pytest.MonkeyPatch)
     at = scene(*names)
     for name in names:
         at.one(name)
-        at.desk.turned_away(name, Reject(status=429, code="overloaded", message=""), now_ns=at.now_ns)
+        at.scheduler.turned_away(name, Reject(status=429, code="overloaded", message=""), now_ns=at.now_ns)
     seen = at.series()
     assert seen["requests_total"][OTHER, OTHER, OTHER, "ok"] == 4
     assert seen["refusals_total"] == {

@@ -13,14 +13,14 @@ from typing import Any
 from documents import with_contents
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from extproc.config.metrics import Metrics
+from extproc.config.metrics import MetricsConfig
 from extproc.observe.metrics import PREFIX, TABLE, counting
 from extproc.observe.metrics.exposition import render
 from extproc.observe.metrics.samples import GPUS_MAX
 from extproc.observe.metrics.snapshot import RULES_MAX
 
 DOC = Path(__file__).resolve().parents[3] / "docs" / "metrics.md"
-SETTINGS = Metrics()
+SETTINGS = MetricsConfig()
 HEAD = f"""# Metrics
 
 Prometheus reads them at the admin port (`GET /metrics`), as plain text or OpenMetrics. The client library

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pla
 from prometheus_client.registry import Collector
 
 from extproc.core.outcome import Reject
-from extproc.core.reports import Gpu, ReplicaReport
+from extproc.core.reports import GpuReport, ReplicaReport
 from extproc.observe.metrics import PREFIX, TABLE, exposition
 from extproc.observe.metrics.exposition import PLAIN, SAMPLES_A_PIECE, chosen, render
 from extproc.observe.metrics.samples import families
@@ -64,9 +64,9 @@ def busy(scene: Make) -> Any:
         at.now_ns += 50_000_000
         at.end(first)
     at.reservation()
-    at.desk.turned_away("", Reject(status=401, code='no "key"\\\n', message=""), now_ns=at.now_ns)
+    at.scheduler.turned_away("", Reject(status=401, code='no "key"\\\n', message=""), now_ns=at.now_ns)
     at.counting.decided(90_000, now_ns=at.now_ns)
-    gpu = Gpu(
+    gpu = GpuReport(
         uuid="GPU-1",
         utilization_percent=3,
         memory_used_bytes=2**34,
@@ -83,7 +83,7 @@ def busy(scene: Make) -> Any:
         kv_capacity_tokens=9,
         gpus=(gpu,),
     )
-    at.desk.fleet.heard(report, now_ns=at.now_ns)
+    at.scheduler.fleet.heard(report, now_ns=at.now_ns)
     return at
 
 

@@ -48,7 +48,7 @@ def test_light_tenants_take_no_kept_place() -> None:
     assert len(tenants.named) == 50
 
 
-def test_the_heaviest_of_a_zipf_crowd_are_named() -> None:
+def test_the_heaviest_of_a_zipf_drop_policy_are_named() -> None:
     """Of 10,000 tenants, each that has more than one in a hundred of the requests has its own series."""
     tenants, chance = Tenants(100, expected=10_000), Random(2)
     weights = [1.0 / (rank + 1) for rank in range(10_000)]

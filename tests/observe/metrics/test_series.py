@@ -63,7 +63,7 @@ def test_series_keep_their_promises(
                     held.append(decision.id)
             case ("busy", name):
                 for _ in range(70):
-                    at.desk.turned_away(
+                    at.scheduler.turned_away(
                         name, Reject(status=400, code="bad_request", message=""), now_ns=at.now_ns
                     )
                 sent["refusals"] += 70
@@ -72,16 +72,18 @@ def test_series_keep_their_promises(
                 held += [decision.id] if isinstance(decision, Hold) else []
                 sent["refusals"] += isinstance(decision, Reject)
             case ("turned_away", name):
-                at.desk.turned_away(name, Reject(status=429, code="overloaded", message=""), now_ns=at.now_ns)
+                at.scheduler.turned_away(
+                    name, Reject(status=429, code="overloaded", message=""), now_ns=at.now_ns
+                )
                 sent["refusals"] += 1
             case ("leave",):
-                waiting = [each for each in held if each in at.desk.queue]
+                waiting = [each for each in held if each in at.scheduler.queue]
                 if waiting:
-                    at.desk.leave(waiting[0], now_ns=at.now_ns)
+                    at.scheduler.leave(waiting[0], now_ns=at.now_ns)
                     sent["client_gone"] += 1
             case ("shed",):
                 at.now_ns += 10_000_000_000
-                at.desk.shed(now_ns=at.now_ns)
+                at.scheduler.shed(now_ns=at.now_ns)
             case ("bound", bound):
                 at.counting.apply(bound)
                 most = max(most, bound)
@@ -97,5 +99,5 @@ def test_series_keep_their_promises(
         assert sum(value for labels, value in seen["requests_total"].items() if labels[3] == end) == sent[end]
     assert sum(seen["refusals_total"].values()) == sent["refusals"]
     assert sum(v for labels, v in seen["tokens_total"].items() if labels[2] == "output") == sent["output"]
-    assert sum(seen["tenant_in_flight"].values()) == len(at.desk.ledger)
-    assert sum(seen["tenant_held"].values()) == sum(seen["held"].values()) == len(at.desk.queue)
+    assert sum(seen["tenant_in_flight"].values()) == len(at.scheduler.ledger)
+    assert sum(seen["tenant_held"].values()) == sum(seen["held"].values()) == len(at.scheduler.queue)

@@ -6,8 +6,8 @@ import pytest
 from trips import MS_NS, SAMPLED, UNSAMPLED, Trips
 
 from extproc.core.outcome import End
-from extproc.observe.tracing.figures import Figures
-from extproc.observe.tracing.journey import Ended
+from extproc.observe.tracing.figures import SpanMetrics
+from extproc.observe.tracing.request_trace import TraceEnd
 from extproc.observe.tracing.semconv import RELEASES, TOKEN_BUCKETS, Metric
 
 BASE = {
@@ -28,10 +28,10 @@ def measured(release: str = "0.1/dup", parent: str = SAMPLED, *, here: bool = Tr
     trips = Trips(names=release)
     _, reply = trips.ask(("traceparent", parent))
     trips.end(reply, here=here, **facts)
-    trips.journeys.step(now_ns=trips.now_ns)
-    figures = Figures(RELEASES[release], record, engines={"p": "tgi"})
+    trips.request_traces.step(now_ns=trips.now_ns)
+    figures = SpanMetrics(RELEASES[release], record, engines={"p": "tgi"})
     for note in trips.notes:
-        if isinstance(note, Ended):
+        if isinstance(note, TraceEnd):
             figures.measure(note)
     return recorded
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 from trips import SAMPLED, Trips
 
-from extproc.observe.tracing.journey import Decided, Ended, Note
 from extproc.observe.tracing.pipeline import SPANS_AT_ONCE, Pipeline
+from extproc.observe.tracing.request_trace import Decided, Note, TraceEnd
 from extproc.observe.tracing.spans import Span
 from tests.stand.waits import wait_until
 
@@ -31,7 +31,7 @@ def notes() -> list[Note]:
 def test_notes_become_spans_that_are_sent(notes: list[Note]) -> None:
     """Those offered before the start too; ends are measured; stopping sends what is left."""
     sent: list[Span] = []
-    ends: list[Ended] = []
+    ends: list[TraceEnd] = []
 
     def send(spans: Sequence[Span]) -> bool:
         sent.extend(spans)
@@ -58,7 +58,7 @@ def test_a_collector_that_hangs(notes: list[Note]) -> None:
         return False
 
     line = pipeline(queue_max=50)
-    ends: list[Ended] = []
+    ends: list[TraceEnd] = []
     line.start(build=Trips().spans_of, send=send, measure=ends.append)
     for i in range(2_000):
         line.offer(notes[1])

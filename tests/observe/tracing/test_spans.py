@@ -9,8 +9,8 @@ from trips import MS_NS, OFFSET_NS, PARENT, SAMPLED, TRACE, Trips
 
 from extproc.core.accounts import Accounts
 from extproc.core.outcome import End
-from extproc.core.quota import Books, Granted, Refused
-from extproc.core.quota.values import ASK, Limits, RateFigures
+from extproc.core.quota import ExactBooks, Granted, Refused
+from extproc.core.quota.values import ASK, RateFigures, ScopeLimits
 from extproc.observe.tracing import semconv
 
 METADATA = ("traceparent", SAMPLED)
@@ -98,7 +98,7 @@ def test_a_stream_s_first_token() -> None:
     assert request.events == [("steersman.first_token", request.start_ns + 123_456_789, {})]
 
 
-def test_a_refusal_of_the_desk_s() -> None:
+def test_a_refusal_of_the_scheduler_s() -> None:
     """Both spans at once: the code is error.type, the message the span's."""
     trips = Trips()
     body = {"model": "nobody", "messages": [{"role": "user", "content": "x"}], "stream": True}
@@ -137,7 +137,7 @@ def test_a_hold() -> None:
     assert reply.wait
     trips.notes.clear()
     trips.now_ns += 40 * MS_NS
-    trips.desk.cancel(replies[0].reservation_id, now_ns=trips.now_ns)
+    trips.scheduler.cancel(replies[0].reservation_id, now_ns=trips.now_ns)
     trips.deliver(exchange)
     spans = trips.spans()
     hold, decide = spans["steersman.hold"], spans["steersman.decide"]
@@ -160,22 +160,22 @@ def test_a_client_that_leaves_while_it_waits() -> None:
     spans = trips.spans()
     assert spans["chat m"].attributes["error.type"] == "client_gone"
     assert spans["steersman.hold"].attributes["steersman.outcome"] == "left"
-    assert trips.journeys.in_flight == 2
+    assert trips.request_traces.in_flight == 2
 
 
 def test_a_client_that_leaves_before_the_decision_is_out() -> None:
-    """What was reserved is undone, and the journey forgotten; also where the body never came."""
+    """What was reserved is undone, and the request_trace forgotten; also where the body never came."""
     trips = Trips()
     exchange, _ = trips.ask(METADATA, deliver=False)
     exchange.close()
     assert trips.spans()["chat m"].attributes["error.type"] == "client_gone"
-    assert trips.journeys.in_flight == 0
+    assert trips.request_traces.in_flight == 0
     trips.notes.clear()
     trips.open(METADATA).close()
     assert trips.spans()["steersman.request"].attributes["error.type"] == "client_gone"
 
 
-class Remote(Books):
+class Remote(ExactBooks):
     """Books that must always be asked, as those in Redis are when their lease is spent."""
 
     def reserve(self, *_: Any, **__: Any) -> Any:
@@ -186,8 +186,10 @@ class Remote(Books):
 def test_a_reserve(granted: bool) -> None:
     """The quota's store has a span of its own, with what it answered."""
     trips = Trips()
-    trips.desk.quotas = Remote()
-    trips.desk.policy = replace(trips.desk.policy, accounts=Accounts(tenants={"acme": Limits(concurrent=9)}))
+    trips.scheduler.quotas = Remote()
+    trips.scheduler.policy = replace(
+        trips.scheduler.policy, accounts=Accounts(tenants={"acme": ScopeLimits(concurrent=9)})
+    )
     exchange, reply = trips.ask(METADATA)
     assert reply.ask is not None
     trips.now_ns += 3 * MS_NS
@@ -208,7 +210,7 @@ def test_a_record_that_never_came() -> None:
     trips = Trips()
     _, reply = trips.ask(METADATA)
     trips.now_ns += 60_000 * MS_NS
-    trips.journeys.expired(trips.reservation(reply), now_ns=trips.now_ns)
+    trips.request_traces.expired(trips.reservation(reply), now_ns=trips.now_ns)
     request = trips.spans()["chat m"]
     assert request.attributes["error.type"] == "lost"
     assert request.end_ns == trips.now_ns + OFFSET_NS
@@ -218,12 +220,12 @@ def test_a_record_settled_by_another() -> None:
     """From what rode along: the same ids, the model that was asked for, no prompt."""
     trips = Trips()
     exchange, reply = trips.ask(METADATA, key="open")
-    assert exchange.journey is not None
+    assert exchange.request_trace is not None
     trips.notes.clear()
     trips.end(reply, here=False)
-    trips.journeys.step(now_ns=trips.now_ns)
+    trips.request_traces.step(now_ns=trips.now_ns)
     request = trips.spans()["chat m"]
-    assert request.span_id == exchange.journey.span_id
+    assert request.span_id == exchange.request_trace.span_id
     assert request.parent_id == int(PARENT, 16)
     assert request.attributes["steersman.settled_by_another"] is True
     assert "gen_ai.input.messages" not in request.attributes
@@ -235,7 +237,7 @@ def test_no_span_of_what_rode_with_a_fault() -> None:
     _, reply = trips.ask(METADATA)
     trips.notes.clear()
     trips.end(reply, here=False, trace="rubbish")
-    trips.journeys.step(now_ns=trips.now_ns)
+    trips.request_traces.step(now_ns=trips.now_ns)
     assert trips.spans() == {}
 
 
@@ -255,10 +257,10 @@ def test_a_decision_keeps_no_fleet_alive() -> None:
     """Once its span is built a request in flight refers to no scores."""
     trips = Trips()
     exchange, _ = trips.ask(METADATA)
-    assert exchange.journey is not None
-    assert exchange.journey.routed is not None
+    assert exchange.request_trace is not None
+    assert exchange.request_trace.routed is not None
     trips.spans()
-    assert exchange.journey.routed is None
+    assert exchange.request_trace.routed is None
 
 
 @pytest.mark.parametrize(

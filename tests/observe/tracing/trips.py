@@ -1,4 +1,4 @@
-"""A processor with journeys, driven by Envoy's messages, whose notes are kept."""
+"""A processor with request_traces, driven by Envoy's messages, whose notes are kept."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.config.tracing import OpenTelemetry
-from extproc.core.desk import ClassSpec, Policy
 from extproc.core.outcome import End, Outcome, Reservation
+from extproc.core.scheduler import ClassSpec, Policy
 from extproc.core.tenant import Directory, Tenant, hash_key
-from extproc.observe.tracing.journey import Journeys, Note
+from extproc.observe.tracing.request_trace import Note, RequestTraces
 from extproc.observe.tracing.semconv import RELEASES
 from extproc.observe.tracing.spans import Span, Spans
 from extproc.wire import codec
 from extproc.wire.exchange import Exchange
-from tests.stand.desks import make_desk, make_pool, make_processor
+from tests.stand.schedulers import make_pool, make_processor, make_scheduler
 
 MS_NS = 1_000_000
 #: The wall clock is this much ahead of the monotonic one.
@@ -35,15 +35,15 @@ class Trips:
         self.notes: list[Note] = []
         self.lives = lives
         pool = make_pool("10.0.0.1:80", "10.0.0.2:80", permits=1)
-        self.desk = make_desk(pool, policy=Policy(classes=(ClassSpec(hold_ns=hold_ms * MS_NS),)))
+        self.scheduler = make_scheduler(pool, policy=Policy(classes=(ClassSpec(hold_ns=hold_ms * MS_NS),)))
         tenants = [
             (Tenant(name="acme"), [hash_key("key")]),
             (Tenant(name="open", trace_prompts=True), [hash_key("open")]),
         ]
         self.processor = make_processor(
-            self.desk, Directory(tenants, required=True), clock=lambda: self.now_ns
+            self.scheduler, Directory(tenants, required=True), clock=lambda: self.now_ns
         )
-        self.journeys = self.processor.journeys = Journeys(
+        self.request_traces = self.processor.request_traces = RequestTraces(
             OpenTelemetry(endpoint="http://localhost:4317", **settings),
             clock=lambda: self.now_ns,
             wall_ns=lambda: self.now_ns + OFFSET_NS,
@@ -56,7 +56,7 @@ class Trips:
     def open(self, *metadata: tuple[str, str]) -> Exchange:
         """A stream of Envoy's, with its call's metadata."""
         exchange = self.processor.open()
-        exchange.journey = self.journeys.begin(lambda: metadata)
+        exchange.request_trace = self.request_traces.begin(lambda: metadata)
         return exchange
 
     def ask(
@@ -103,7 +103,7 @@ class Trips:
 
     def reservation(self, reply: codec.Reply) -> Reservation:
         """What was entered into the books."""
-        entry = self.desk.ledger.get(reply.reservation_id)
+        entry = self.scheduler.ledger.get(reply.reservation_id)
         assert entry is not None
         return entry.reservation
 
@@ -115,7 +115,7 @@ class Trips:
         facts.setdefault("start_unix_ns", OFFSET_NS + self.now_ns - 500 * MS_NS)
         facts.setdefault("trace", self.carried(reply))
         outcome = Outcome(reservation=self.reservation(reply), final=True, attempts=1, **facts)
-        self.journeys.ended(outcome, now_ns=self.now_ns, here=here)
+        self.request_traces.ended(outcome, now_ns=self.now_ns, here=here)
 
     def spans(self) -> dict[str, Span]:
         """What the notes so far come to, by name; a name that comes twice fails."""

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.prefix import PrefixIndex
-from extproc.core.strategies.base import NOW, Moment, Ranking, Work
+from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work
 from extproc.core.strategies.parameter import bounded
 from extproc.core.strategies.peers.matched import CAPACITY_BLOCKS, drawn, match_rates
 
@@ -37,7 +37,13 @@ class AibrixPrefix:
     index: PrefixIndex = field(default_factory=PrefixIndex, init=False, repr=False, compare=False)
 
     def rank(
-        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+        self,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        *,
+        count: int,
+        rng: Random,
+        at: SchedulingContext = NOW,
     ) -> Ranking:
         """Best match first, or fewest running when out of balance."""
         running = [e.requests for e in candidates]
@@ -53,7 +59,9 @@ class AibrixPrefix:
         ]
         return Ranking(scores, drawn(scores, count, rng))
 
-    def picked(self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: Moment) -> None:
+    def picked(
+        self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: SchedulingContext
+    ) -> None:
         """The prompt's blocks are taken for cached where it went."""
         self.index.insert(endpoint.address, work.prefix, capacity_blocks=CAPACITY_BLOCKS)
 
@@ -61,7 +69,7 @@ class AibrixPrefix:
         """An endpoint left, or lost its cache."""
         self.index.forget(address)
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
         """The terms of one endpoint's score."""
         return {
             "running": endpoint.requests,

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.prefix import PrefixIndex
-from extproc.core.strategies.base import NOW, Moment, Ranking, Work
+from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work
 from extproc.core.strategies.parameter import bounded
 from extproc.core.strategies.peers.matched import drawn
 
@@ -35,7 +35,13 @@ class DynamoKv:
     index: PrefixIndex = field(default_factory=PrefixIndex, init=False, repr=False, compare=False)
 
     def rank(
-        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+        self,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        *,
+        count: int,
+        rng: Random,
+        at: SchedulingContext = NOW,
     ) -> Ranking:
         """The lowest cost first; scores in blocks."""
         found = self.index.match(work.prefix) if work.prefix else {}
@@ -48,7 +54,9 @@ class DynamoKv:
         ]
         return Ranking(scores, drawn(scores, count, rng))
 
-    def picked(self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: Moment) -> None:
+    def picked(
+        self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: SchedulingContext
+    ) -> None:
         """The prompt's blocks are taken for cached where it went."""
         tokens = endpoint.kv_tokens or endpoint.speed.model.prior.kv_capacity_tokens
         blocks = max(1, int(tokens / max(1.0, work.block_tokens)))
@@ -58,7 +66,7 @@ class DynamoKv:
         """An endpoint left, or lost its cache."""
         self.index.forget(address)
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
         """The terms of one endpoint's score, in blocks."""
         each = max(1.0, work.block_tokens)
         return {

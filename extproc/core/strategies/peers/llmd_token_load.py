@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.prefix import PrefixIndex
-from extproc.core.strategies.base import NOW, Moment, Ranking, Work
+from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work
 from extproc.core.strategies.parameter import bounded
 from extproc.core.strategies.peers.matched import CAPACITY_BLOCKS, drawn, match_rates
 
@@ -38,7 +38,13 @@ class LlmdTokenLoad:
     index: PrefixIndex = field(default_factory=PrefixIndex, init=False, repr=False, compare=False)
 
     def rank(
-        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+        self,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        *,
+        count: int,
+        rng: Random,
+        at: SchedulingContext = NOW,
     ) -> Ranking:
         """The sticky ones by tokens to prefill, then the others."""
         rates = match_rates(self.index, candidates, work.prefix)
@@ -63,7 +69,9 @@ class LlmdTokenLoad:
     def _ttft_ms(self, tokens: float) -> float:
         return tokens / self.prefill_tokens_per_s * 1_000.0
 
-    def picked(self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: Moment) -> None:
+    def picked(
+        self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: SchedulingContext
+    ) -> None:
         """The prompt's blocks are taken for cached where it went."""
         self.index.insert(endpoint.address, work.prefix, capacity_blocks=CAPACITY_BLOCKS)
 
@@ -71,7 +79,7 @@ class LlmdTokenLoad:
         """An endpoint left, or lost its cache."""
         self.index.forget(address)
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
         """The terms of one endpoint's score."""
         rate = match_rates(self.index, [endpoint], work.prefix)[0]
         return {

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.prefix import BLOCK_BYTES, PrefixIndex
-from extproc.core.strategies.base import NOW, Moment, Ranking, Work, lowest
+from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
 from extproc.core.strategies.parameter import bounded
 from extproc.core.strategies.peers.matched import match_rates
 
@@ -41,7 +41,13 @@ class SglangCacheAware:
     tails: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rank(
-        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+        self,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        *,
+        count: int,
+        rng: Random,
+        at: SchedulingContext = NOW,
     ) -> Ranking:
         """By queue, by match or by tree."""
         loads = [e.requests for e in candidates]
@@ -60,7 +66,9 @@ class SglangCacheAware:
     def _tree(self, address: str) -> float:
         return self.index.blocks(address) + self.tails.get(address, 0.0)
 
-    def picked(self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: Moment) -> None:
+    def picked(
+        self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: SchedulingContext
+    ) -> None:
         """The prompt is put into the tree of where it went."""
         address = endpoint.address
         self.index.insert(address, work.prefix, capacity_blocks=TREE_BLOCKS_MAX)
@@ -72,7 +80,7 @@ class SglangCacheAware:
         self.index.forget(address)
         self.tails.pop(address, None)
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
         """The terms of one endpoint's score."""
         return {
             "requests": endpoint.requests,

@@ -14,7 +14,7 @@ from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import NOW, Moment, Ranking, Work, lowest
+from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
 
 SESSIONS_MAX = 65_536
 
@@ -28,14 +28,22 @@ class StickyLeastLoaded:
     homes: OrderedDict[int, str] = field(default_factory=OrderedDict, init=False, repr=False, compare=False)
 
     def rank(
-        self, candidates: Sequence[Endpoint], work: Work, *, count: int, rng: Random, at: Moment = NOW
+        self,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        *,
+        count: int,
+        rng: Random,
+        at: SchedulingContext = NOW,
     ) -> Ranking:
         """The session's own first, then the fewest in flight."""
         home = self.homes.get(work.session) if work.session else None
         scores = [0.0 if e.address == home else 1.0 + e.requests for e in candidates]
         return Ranking(scores, lowest(candidates, scores, count))
 
-    def picked(self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: Moment) -> None:
+    def picked(
+        self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: SchedulingContext
+    ) -> None:
         """The session stays where it went."""
         if not work.session:
             return
@@ -44,7 +52,7 @@ class StickyLeastLoaded:
         if len(self.homes) > SESSIONS_MAX:
             self.homes.popitem(last=False)
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: Moment = NOW) -> dict[str, float]:
+    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
         """The terms of one endpoint's score."""
         home = self.homes.get(work.session) if work.session else None
         return {"home": float(endpoint.address == home), "requests": endpoint.requests}

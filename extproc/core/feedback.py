@@ -1,0 +1,186 @@
+"""What ends and first tokens teach: who is healthy, how fast, how long answers are, what is cached where.
+
+Owns the learning of the scheduler's requests; the models are predict/'s, calibrate.py's and latency.py's.
+Only whole answers teach lengths: a cut stream's length says nothing of what it would have been.
+"""
+
+from __future__ import annotations
+
+from extproc.core.blame import Blame, own_error
+from extproc.core.endpoint import Endpoint
+from extproc.core.fleet import Fleet, Pool
+from extproc.core.ledger import EndedRequest, InFlight
+from extproc.core.load import Plan
+from extproc.core.outcome import End, Outcome
+from extproc.core.predict.errors import Errors
+
+MS_NS = 1_000_000
+#: Engines that cache a prompt when it is prefilled; the others (TGI) when its request ends.
+CACHE_AT_PREFILL = frozenset({"vllm", "sglang", "llamacpp"})
+#: KV tokens that an endpoint is taken to hold where nobody says.
+KV_TOKENS_ASSUMED = 200_000
+#: A first token tells of the cache where so many tokens should have been cached, and their prefill would have
+#: taken this share of what was predicted.
+CACHE_JUDGED_MIN, SPARED_SHARE_MIN = 128, 0.3
+#: How fast a cache is taken for smaller, and for larger again.
+CACHE_SHRINK, CACHE_GROW = 0.1, 0.01
+#: A decode of fewer tokens says more of its first than of a step.
+DECODE_TOKENS_MIN = 8
+#: A step that others' prefill shared is taken to be this much of the time between tokens at most.
+INTERFERENCE_MAX = 0.7
+
+
+class Feedback:
+    """Learns for one fleet; `ttft` and `completion` are the errors of what was predicted at dispatch."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.ttft = Errors()
+        self.completion = Errors()
+        #: First tokens that came as late as if nothing had been cached, though something should have been.
+        self.misses = 0
+        self.blame = Blame()
+
+    def first_token(self, entry: InFlight, *, now_ns: int) -> None:
+        """The first token of a request in flight was seen now."""
+        if not entry.adopted:
+            self._ttft(entry, (now_ns - entry.job.placed_ns) / MS_NS, now_ns)
+        pool = self.fleet.pools.get(entry.reservation.pool)
+        if pool is not None and pool.engine in CACHE_AT_PREFILL:
+            _cached(pool, entry)
+
+    def ended(self, outcome: Outcome, ended: EndedRequest, *, now_ns: int) -> None:
+        """A request has ended."""
+        reservation, entry = outcome.reservation, ended.entry
+        pool = self.fleet.pools.get(reservation.pool)
+        if pool is None or outcome.end is not End.OK or not reservation.permits:
+            return
+        pool.calibration.meters.saw(outcome)
+        if outcome.prompt_tokens is not None:
+            pool.calibration.saw_prompt(reservation.prompt_bytes, outcome.prompt_tokens)
+        if outcome.output_tokens is not None:
+            each = outcome.output_tokens // max(1, reservation.permits)
+            pool.calibration.saw_output(each)
+            pool.lengths.saw(reservation.tenant, reservation.model, reservation.max_new_tokens, each)
+        if entry is None or entry.adopted:
+            return
+        heard = entry.heard_first
+        if pool.engine not in CACHE_AT_PREFILL or not heard:
+            _cached(pool, entry)
+        if entry.moved:
+            return
+        if outcome.ttft_ns is not None and not heard:
+            # From the request's start, the hold included; what was held is known.
+            self._ttft(entry, outcome.ttft_ns / MS_NS - reservation.held_ms, now_ns)
+        took_ms = (now_ns - entry.job.placed_ns) / MS_NS
+        expected = reservation.ttft_ms + reservation.tpot_ms * entry.job.plan.output_tokens
+        if took_ms > 0 and expected > 0:
+            self.completion.saw(expected, took_ms)
+        self._decode(outcome, ended, now_ns)
+
+    def judge(self, outcome: Outcome, *, now_ns: int) -> None:
+        """Passive health: who answered is trusted, who made Envoy go elsewhere is suspect."""
+        fleet, pool, chosen = self.fleet, outcome.reservation.pool, outcome.reservation.address
+        served = fleet.endpoint(pool, outcome.served_by)
+        first = fleet.endpoint(pool, chosen)
+        well = outcome.end in (End.OK, End.REFUSED) and not outcome.refused and not outcome.impossible
+        if served is not None and well:
+            served.succeeded()
+            self.blame.answered(served.address)
+            fleet.answered(served, outcome, now_ns=now_ns, failed=False)
+        retried_elsewhere = outcome.attempts > 1 and outcome.served_by != chosen
+        failed = outcome.end is End.ERROR or outcome.impossible
+        failed_here = failed and outcome.served_by in ("", chosen)
+        if failed and served is not None and served is not first:
+            served.failed(now_ns)
+            fleet.answered(served, outcome, now_ns=now_ns, failed=True)
+        if first is not None and (retried_elsewhere or failed_here):
+            tenant = outcome.reservation.tenant
+            if own_error(outcome) and not self.blame.failed(pool, chosen, tenant, now_ns=now_ns):
+                return
+            first.failed(now_ns)
+            fleet.answered(first, outcome, now_ns=now_ns, failed=True)
+
+    def _ttft(self, entry: InFlight, observed_ms: float, now_ns: int) -> None:
+        if observed_ms <= 0.0 or entry.moved:
+            return
+        endpoint, plan = entry.endpoint, entry.job.plan
+        endpoint.latency.ttft.saw(observed_ms, now_ns=now_ns)
+        if plan.ttft_ms <= 0.0:
+            return
+        self.ttft.saw(plan.ttft_ms, observed_ms)
+        if plan.cached_tokens >= CACHE_JUDGED_MIN and self._missed(entry, observed_ms):
+            # Its time says that the cache did not hold what we thought, and so nothing of the speed.
+            return
+        if plan.alone:
+            endpoint.speed.saw_prefill(plan.uncached_tokens, plan.cached_tokens, observed_ms)
+        elif endpoint.load.entered == entry.job.entered:
+            # Who comes after it may be prefilled in the same step: then its time says nothing of the speed.
+            endpoint.speed.saw_first_token(plan.ttft_ms, observed_ms)
+            if plan.next:
+                endpoint.speed.saw_prefill_among(
+                    plan.uncached_tokens,
+                    plan.cached_tokens,
+                    observed_ms,
+                    beside_ms=plan.ttft_ms - plan.prefill_ms,
+                    batch=endpoint.load.streaming,
+                    context_tokens=endpoint.load.context_tokens,
+                )
+
+    def _missed(self, entry: InFlight, observed_ms: float) -> bool:
+        """Whether a first token took as long as if nothing had been cached; what is held is taken for less.
+
+        No engine says what its cache holds, and TGI not even how much: where prompts that should have been
+        cached come late, the index keeps a tenth less of that endpoint's than it has, and a hundredth more
+        with each that comes in time.
+        """
+        endpoint, plan = entry.endpoint, entry.job.plan
+        pool = self.fleet.pools.get(entry.reservation.pool)
+        spared_ms = endpoint.speed.prefill_ms(plan.uncached_tokens + plan.cached_tokens) - plan.prefill_ms
+        if pool is None or spared_ms <= SPARED_SHARE_MIN * plan.ttft_ms:
+            return False
+        missed = observed_ms > plan.ttft_ms + spared_ms / 2.0
+        each = plan.block_tokens
+        capacity = float(cache_tokens(endpoint))
+        if missed:
+            capacity = min(capacity, pool.prefixes.blocks(endpoint.address) * each) * (1.0 - CACHE_SHRINK)
+            self.misses += 1
+        else:
+            capacity = min(float(endpoint.kv_tokens or KV_TOKENS_ASSUMED), capacity * (1.0 + CACHE_GROW))
+        endpoint.cache_tokens = max(1, int(capacity))
+        if missed:
+            pool.prefixes.shrink(endpoint.address, capacity_blocks=int(endpoint.cache_tokens / each))
+        return missed
+
+    def _decode(self, outcome: Outcome, ended: EndedRequest, now_ns: int) -> None:
+        entry, decoded, tokens = ended.entry, ended.decoded, outcome.output_tokens
+        if entry is None or decoded is None or tokens is None or not entry.heard_first:
+            return
+        if tokens < DECODE_TOKENS_MIN or entry.reservation.permits != 1:
+            return
+        tpot_ms = decoded.elapsed_ms / (tokens - 1)
+        entry.endpoint.latency.tpot.saw(tpot_ms, now_ns=now_ns)
+        if decoded.interference_ms < INTERFERENCE_MAX * decoded.elapsed_ms:
+            step_ms = (decoded.elapsed_ms - decoded.interference_ms) / (tokens - 1)
+            entry.endpoint.speed.saw_decode(decoded.batch, decoded.context_tokens, step_ms)
+
+
+def _cached(pool: Pool, entry: InFlight) -> None:
+    """The endpoint holds this prompt from now on."""
+    prefix, each = entry.job.plan.prefix, entry.job.plan.block_tokens
+    if prefix:
+        capacity = max(1, int(cache_tokens(entry.endpoint) / each))
+        pool.prefixes.insert(entry.endpoint.address, prefix, capacity_blocks=capacity)
+
+
+def cache_tokens(endpoint: Endpoint) -> int:
+    """Tokens that an endpoint's prefix cache is taken to hold."""
+    return endpoint.cache_tokens or endpoint.kv_tokens or KV_TOKENS_ASSUMED
+
+
+def coming(pool: Pool, endpoint: Endpoint, plan: Plan) -> None:
+    """An endpoint was given this prompt, and will hold it in the end."""
+    if plan.prefix:
+        # Not the learnt capacity: where a prompt went last it is likeliest to be cached again.
+        capacity = max(1, int((endpoint.kv_tokens or KV_TOKENS_ASSUMED) / plan.block_tokens))
+        pool.coming.insert(endpoint.address, plan.prefix, capacity_blocks=capacity)

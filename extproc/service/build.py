@@ -1,0 +1,220 @@
+"""From a configuration to what the core and the servers are built of. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_network
+
+from extproc.config.model import Config, EndpointConfig, KeyConfig, PoolConfig, Quota
+from extproc.config.model import TenantConfig as TenantSection
+from extproc.config.secret import key_secret
+from extproc.config.weights import family_weights
+from extproc.core.accounts import Accounts, Price
+from extproc.core.attempts import AttemptLimiter
+from extproc.core.bodies import BodyBounds
+from extproc.core.contract import PEER_ADDRESS_HEADER
+from extproc.core.experiment import arm_parameters
+from extproc.core.fairqueue import QueueBounds
+from extproc.core.families import Family, thresholds_for
+from extproc.core.fleet import Member, PoolSpec
+from extproc.core.quota import QuotaLimits, ScopeLimits, limits
+from extproc.core.scheduler import ClassSpec, DeskLimits, Policy
+from extproc.core.tenant import ANONYMOUS, ApiKey, Directory, ProxyTrust, Tenant
+from extproc.service.experiments import experiments_of
+
+MS = 1_000_000
+
+
+def pool_specs(config: Config) -> list[PoolSpec]:
+    """The configuration's pools as the core knows them."""
+    return [
+        PoolSpec(
+            name=pool.name,
+            models=tuple(pool.models),
+            strategy=pool.strategy,
+            endpoints=tuple(member_of(pool, endpoint) for endpoint in pool.endpoints),
+            bytes_per_token=pool.bytes_per_token,
+            output_tokens=pool.output_tokens,
+            zone_penalty_tokens=pool.zone_penalty_tokens,
+            engine=pool.engine,
+            ask_usage=pool.ask_usage,
+            parameters=parameters_of(config, pool),
+            kv_capacity_tokens=pool.kv_capacity_tokens,
+            prefill_budget_tokens=pool.prefill_budget_tokens,
+            tenants=None if pool.tenants is None else frozenset(pool.tenants),
+        )
+        for pool in config.pools
+    ]
+
+
+def member_of(pool: PoolConfig, endpoint: EndpointConfig) -> Member:
+    """A configured replica, with its pool's settings where it has none."""
+    return Member(
+        endpoint.address,
+        endpoint.zone,
+        endpoint.max_concurrent,
+        endpoint.region,
+        endpoint.hardware or pool.hardware,
+        endpoint.gpus or pool.gpus,
+        pool.kv_capacity_tokens if endpoint.kv_capacity_tokens is None else endpoint.kv_capacity_tokens,
+        pool.price_per_hour if endpoint.price_per_hour is None else endpoint.price_per_hour,
+        endpoint.spot,
+    )
+
+
+def parameters_of(config: Config, pool: PoolConfig) -> dict[str, dict[str, float | int | bool | str]]:
+    """The pool's parameters by strategy; with one service class nobody is premium for `cost`."""
+    given = {name: dict(each) for name, each in pool.strategy_parameters.items()}
+    if len(config.classes) == 1:
+        given.setdefault("cost", {}).setdefault("premium_ranks", 0)
+    return given | arm_parameters(experiments_of(config), pool.name, given)
+
+
+def directory_of(config: Config) -> Directory:
+    """The configuration's tenants by what proves them. Raises ConfigError when the secret cannot be read."""
+    gateway = config.gateway
+    trusted = gateway.trusted_proxy
+    return Directory(
+        ((_tenant(tenant), [_key(key) for key in tenant.keys]) for tenant in config.tenants),
+        required=gateway.auth == "api_key",
+        anonymous=replace(ANONYMOUS, service_class=config.default_class),
+        secret=key_secret(config.identity),
+        claim=gateway.jwt.claim if gateway.jwt is not None else None,
+        proxy=ProxyTrust(
+            trusted.header,
+            tuple(ip_network(each) for each in trusted.networks),
+            PEER_ADDRESS_HEADER if gateway.client_address is not None else None,
+        )
+        if trusted is not None
+        else None,
+    )
+
+
+def _tenant(tenant: TenantSection) -> Tenant:
+    return Tenant(
+        name=tenant.name,
+        service_class=tenant.service_class,
+        models=None if tenant.models is None else frozenset(tenant.models),
+        default_model=tenant.default_model,
+        regions=None if tenant.regions is None else frozenset(tenant.regions),
+        strategy=tenant.strategy,
+        jwt_subject=tenant.jwt_subject,
+        certificate_sans=frozenset(tenant.certificate_sans),
+        quality_floor=tenant.quality_floor,
+        explain=tenant.explain,
+        trace_prompts=tenant.trace_prompts,
+    )
+
+
+def _key(key: KeyConfig) -> ApiKey:
+    return ApiKey(
+        # Its length tells nothing of the kind; the lookup tries both.
+        hash=key.sha256 or key.hmac_sha256 or "",
+        name=key.name,
+        not_before=key.not_before.timestamp() if key.not_before is not None else None,
+        expires=key.expires.timestamp() if key.expires is not None else None,
+        revoked=key.revoked,
+    )
+
+
+def families_of(config: Config) -> dict[str, Family]:
+    """The configuration's families by name. Raises ConfigError when a file of weights cannot be read."""
+    return {
+        family.name: Family(
+            name=family.name,
+            models=tuple(family.models),
+            thresholds=thresholds_for(len(family.models))
+            if family.thresholds is None
+            else tuple(family.thresholds),
+            weights=family_weights(family),
+            wait_ms=family.shift_down.wait_ms if family.shift_down is not None else None,
+        )
+        for family in config.families
+    }
+
+
+def attempts_of(config: Config) -> AttemptLimiter:
+    """The bound on failed attempts."""
+    limits = config.identity.failed_attempts
+    return AttemptLimiter(per_minute=limits.per_minute, burst=limits.burst, sources_max=limits.sources_max)
+
+
+def classes_of(config: Config) -> tuple[ClassSpec, ...]:
+    """The service classes, in order."""
+    return tuple(
+        ClassSpec(
+            name=each.name,
+            hold_ns=each.hold_ms * MS,
+            ttft_ns=each.ttft_ms * MS,
+            tpot_ns=each.tpot_ms * MS,
+            long_prompt_tokens=each.long_prompt_tokens,
+            long_ttft_ns=each.long_ttft_ms * MS,
+            long_hold_ns=each.long_hold_ms * MS,
+            retries=config.gateway.retries if each.retries is None else each.retries,
+        )
+        for each in config.classes
+    )
+
+
+def policy_of(config: Config) -> Policy:
+    """Classes, quotas, weights and prices. Grows with the tenants: a reload makes it off the loop."""
+    return Policy(
+        classes=classes_of(config),
+        bounds=QueueBounds(
+            held_max=config.limits.held_max,
+            class_held_max=tuple(each.held_max for each in config.classes),
+            tenants_held_max={tenant.name: tenant.held_max for tenant in config.tenants},
+            ageing_ns=config.limits.ageing_ms * MS,
+            oldest_after_ns=config.limits.oldest_after_ms * MS,
+        ),
+        accounts=Accounts(
+            tenants={tenant.name: limits_of(tenant.quota) for tenant in config.tenants},
+            models={
+                (tenant.name, model): limits_of(quota)
+                for tenant in config.tenants
+                for model, quota in tenant.model_quotas.items()
+            },
+            keys={
+                (tenant.name, _key(key).id): limits_of(key.quota)
+                for tenant in config.tenants
+                for key in tenant.keys
+                if key.quota is not None
+            },
+        ),
+        weights={tenant.name: tenant.weight for tenant in config.tenants},
+        prices={
+            pool.name: Price(
+                input_per_million=pool.price.input_per_million,
+                output_per_million=pool.price.output_per_million,
+            )
+            for pool in config.pools
+        },
+    )
+
+
+def quota_limits(config: Config) -> QuotaLimits:
+    """The quota books' bounds."""
+    return QuotaLimits(
+        reservation_ttl_ns=config.limits.reservation_ttl_s * 1_000_000_000,
+        ended_remembered_max=config.limits.settled_remembered_max,
+    )
+
+
+def limits_of(quota: Quota) -> ScopeLimits:
+    """A quota's limits as the books keep them."""
+    return limits(**quota.model_dump())
+
+
+def body_bounds(config: Config) -> BodyBounds:
+    """What a body may hold."""
+    limits = config.limits
+    return BodyBounds(pieces_max=limits.body_pieces_max, messages_max=limits.body_messages_max)
+
+
+def scheduler_limits(config: Config) -> DeskLimits:
+    """The scheduler's bounds."""
+    return DeskLimits(
+        reservation_ttl_ns=config.limits.reservation_ttl_s * 1_000_000_000,
+        reservations_max=config.limits.reservations_max,
+        settled_remembered_max=config.limits.settled_remembered_max,
+    )

@@ -1,0 +1,80 @@
+"""Answers `steersman explain`: why a request went where it went, or where one would go.
+
+Owns the command's message and how a given request is read: as the service reads it from Envoy. Nothing here
+changes anything, and no quota is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import msgspec
+
+from extproc.core.explain import DECISIONS_KEPT_MAX
+from extproc.core.outcome import Reject
+from extproc.core.reading import parse
+from extproc.core.request import RouteKind, find_route
+from extproc.core.scheduler import Scheduler
+from extproc.core.tenant import Tenant
+
+#: What an unknown id's message repeats of it.
+ID_SHOWN_MAX = 80
+#: Routes that the service answers itself: nothing is decided there.
+ANSWERED_HERE = frozenset({RouteKind.HEALTH, RouteKind.MODELS})
+
+
+class Explanations:
+    """Answers for one scheduler."""
+
+    def __init__(
+        self, scheduler: Scheduler, *, tenants: Callable[[], Mapping[str, Tenant]], clock: Callable[[], int]
+    ) -> None:
+        self.scheduler = scheduler
+        self._tenants, self._clock = tenants, clock
+
+    def explain(self, body: bytes) -> bytes:
+        """`{"id": …}`, or `{"tenant", "path", "body", "model"}`; answers `core.explain.Explanation.plain`.
+
+        `body` is the request's own, as text; `model` counts where it names none, as the x-model header does.
+        `tenant` may be left out where there is only one. ValueError says what is wrong.
+        """
+        order = msgspec.json.decode(body, type=_ExplainOrder)
+        now_ns = self._clock()
+        if order.id:
+            found = self.scheduler.explained(order.id, now_ns=now_ns)
+            if found is None:
+                raise ValueError(
+                    f"no request {order.id[:ID_SHOWN_MAX]!r} waits here or is among the last "
+                    f"{DECISIONS_KEPT_MAX} decisions of this service"
+                )
+            return msgspec.json.encode(found.plain())
+        tenant = self._tenant(order.tenant)
+        method = "POST" if order.body else "GET"
+        route = find_route(method, order.path)
+        if route is None or route.kind in ANSWERED_HERE:
+            raise ValueError(f"nothing is decided for {method} {order.path[:ID_SHOWN_MAX]}")
+        request = parse(route, order.body.encode())
+        if isinstance(request, Reject):
+            raise ValueError(f"the request would get {request.status}: {request.message}")
+        if request.model is None and order.model:
+            request = replace(request, model=order.model)
+        return msgspec.json.encode(self.scheduler.explain(request, tenant, now_ns=now_ns).plain())
+
+    def _tenant(self, name: str | None) -> Tenant:
+        tenants = self._tenants()
+        if name is None and len(tenants) == 1:
+            return next(iter(tenants.values()))
+        if name is None:
+            raise ValueError(f"whose request? There are {len(tenants)} tenants; name one with --tenant")
+        if name not in tenants:
+            raise ValueError(f"no tenant {name[:63]!r} here")
+        return tenants[name]
+
+
+class _ExplainOrder(msgspec.Struct):
+    id: str = ""
+    tenant: str | None = None
+    path: str = "/v1/chat/completions"
+    body: str = ""
+    model: str | None = None

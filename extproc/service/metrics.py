@@ -1,0 +1,128 @@
+"""The metrics of the running service: counts, watches the event loop, and answers scrapes.
+
+Owns when figures are read and rendered. The admin port serves what `exposition` gives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from extproc.config.model import Config
+from extproc.core.observer import Observer
+from extproc.core.scheduler import Scheduler
+from extproc.core.tenant import Tenant
+from extproc.observe.metrics import Counting, MetricsSnapshot, take
+from extproc.service.parts import Part
+
+#: How often the event loop is asked to wake, to see how late it is.
+LAG_EVERY_S = 0.05
+
+
+def _no_rules() -> Mapping[str, bool]:
+    return {}
+
+
+def _render(snapshot: MetricsSnapshot, accept: str) -> tuple[bytes, str]:
+    """In a thread: the first time it loads the client library too, longer than an event loop may stand."""
+    from extproc.observe.metrics.exposition import render
+
+    return render(snapshot, accept)
+
+
+class MetricsPart(Part):
+    """The part that counts."""
+
+    name = "metrics"
+
+    def __init__(
+        self,
+        config: Config,
+        scheduler: Scheduler,
+        *,
+        tenants: Callable[[], Mapping[str, Tenant]],
+        clock: Callable[[], int],
+    ) -> None:
+        self._settings = config.metrics
+        self._scheduler = scheduler
+        self._clock = clock
+        self.counting = Counting(scheduler, tenants=tenants, tenants_max=config.metrics.tenants_max)
+        #: Alert rules by name, and whether each fires; set by who has them.
+        self.firing: Callable[[], Mapping[str, bool]] = _no_rules
+        #: What other parts show beside: prometheus_client's metrics, asked for on the event loop.
+        self.extra: list[Callable[[], Iterable[Any]]] = []
+        self.scrapes = 0
+        self._scrape_ms = 0.0
+        self._reading = asyncio.Lock()
+        #: Scrapes that have not begun, by what they accept: who comes meanwhile shares them.
+        self._next: dict[str, asyncio.Task[tuple[bytes, str]]] = {}
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def observers(self) -> tuple[Observer, ...]:
+        """The counters."""
+        return (self.counting,)
+
+    async def start(self) -> None:
+        """Begin to watch the event loop."""
+        self._watch = asyncio.create_task(self._watch_loop())
+
+    async def stop(self) -> None:
+        """Watch no more."""
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+
+    def apply(self, config: Config) -> None:
+        """Other bounds hold for new names."""
+        self._settings = config.metrics
+        self.counting.apply(config.metrics.tenants_max)
+
+    def status(self) -> dict[str, object]:
+        """How many label values there are, and how scrapes went."""
+        return {
+            "tenants_named": len(self.counting.tenants.named),
+            "series": self.counting.series,
+            "scrapes": self.scrapes,
+            "scrape_ms": round(self._scrape_ms, 1),
+        }
+
+    async def exposition(self, accept: str = "") -> tuple[bytes, str]:
+        """The metrics' text and its content type, for an Accept header.
+
+        One is made at a time; those who ask meanwhile share the next. Raises ImportError without the extra
+        `admin`.
+        """
+        task = self._next.get(accept)
+        if task is None:
+            task = self._next[accept] = asyncio.create_task(self._expose(accept))
+        # One who hangs up does not take the answer from the others.
+        return await asyncio.shield(task)
+
+    async def _expose(self, accept: str) -> tuple[bytes, str]:
+        async with self._reading:
+            del self._next[accept]
+            begun = time.perf_counter()
+            snapshot = await take(
+                self.counting,
+                self._scheduler,
+                endpoints_max=self._settings.endpoints_max,
+                clock=self._clock,
+                firing=self.firing,
+                extra=self.extra,
+            )
+            answer = await asyncio.to_thread(_render, snapshot, accept)
+            self.scrapes += 1
+            self._scrape_ms = (time.perf_counter() - begun) * 1e3
+            return answer
+
+    async def _watch_loop(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            begun = clock()
+            await asyncio.sleep(LAG_EVERY_S)
+            self.counting.lagged(clock() - begun - LAG_EVERY_S)

@@ -1,0 +1,54 @@
+"""Desks of one pool, as most tests want them; what a test is about, it says itself."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from extproc.core.fleet import Fleet, Member, PoolSpec
+from extproc.core.outcome import Reservation
+from extproc.core.scheduler import DeskLimits, Scheduler
+from extproc.core.tenant import Directory
+from extproc.observe.stats import Stats
+from extproc.wire.processor import Processor
+from tests.stand.seals import SEAL
+
+
+def make_pool(*addresses: str, permits: int = 4, **facts: Any) -> PoolSpec:
+    """The pool `p` of the model `m`: addresses with so many permits each, placed by least work."""
+    members = tuple(Member(address, max_concurrent=permits) for address in addresses)
+    return PoolSpec(
+        **{"name": "p", "models": ("m",), "strategy": "least_work", "endpoints": members, **facts}
+    )
+
+
+def make_scheduler(*fleet: Fleet | PoolSpec, **facts: Any) -> Scheduler:
+    """A scheduler over a fleet, or over pools; its chance is the same in each test."""
+    if len(fleet) == 1 and isinstance(fleet[0], Fleet):
+        known = fleet[0]
+    else:
+        known = Fleet(pool for pool in fleet if isinstance(pool, PoolSpec))
+    usual = {"instance": "i", "default_model": "m", "limits": DeskLimits(), "rng": Random(1)}
+    return Scheduler(known, **{**usual, **facts})
+
+
+def make_processor(scheduler: Scheduler, tenants: Directory | None = None, **facts: Any) -> Processor:
+    """A processor before a scheduler that lets everybody in, at a clock that stands at 0."""
+    usual = {"decisions_concurrent_max": 8, "body_bytes_max": 10_000, "clock": lambda: 0, "seal": SEAL}
+    return Processor(scheduler, tenants or Directory([], required=False), Stats(), **{**usual, **facts})
+
+
+def make_reservation(**facts: Any) -> Reservation:
+    """A request of one permit on its way to 10.0.0.1:80."""
+    usual = {
+        "id": "i-1",
+        "tenant": "t",
+        "model": "m",
+        "pool": "p",
+        "address": "10.0.0.1:80",
+        "input_tokens": 100,
+        "output_tokens": 10,
+        "permits": 1,
+        "prompt_bytes": 400,
+    }
+    return Reservation(**{**usual, **facts})
