@@ -1,4 +1,4 @@
-"""Reads GPUs through a library that obeys pynvml's calls (the real one or the fake), into `GpuFigures` values.
+"""Reads GPUs through a library that obeys pynvml's calls (the real one or the fake), into `GpuFigures`.
 
 Owns which calls are made and what their absence means: a call that the card or the driver does not
 support leaves its field unknown, never zero; a card that does not answer any more is `lost`. Knows no

@@ -144,7 +144,7 @@ class Hub:
         self._kept.clear()
         self._kept_bytes = 0
         self._tiles, self._tenants = {}, {}
-        self._seen = self._sources.pulse.count
+        self._seen = self._sources.live_series.count
 
     async def _figures(self) -> dict[str, Any]:
         """Look at everything again; what has changed since the last time."""
@@ -172,7 +172,7 @@ class Hub:
 
     def _totals(self) -> dict[str, Any]:
         sources = self._sources
-        points = sources.pulse.points
+        points = sources.live_series.points
         return {
             "at": round(sources.wall_clock(), 3),
             "in_flight": len(sources.scheduler.ledger),
@@ -201,7 +201,7 @@ class Hub:
         return [{name: value for name, value in each.items() if name != "counted_s"} for each in view]
 
     def _decisions(self) -> None:
-        pulse = self._sources.pulse
+        pulse = self._sources.live_series
         if pulse.count == self._seen:
             return
         found, left_out = pulse.after(self._seen, limit=DECISIONS_PER_ROUND)
@@ -221,7 +221,7 @@ class Hub:
                 self.dropped += 1
 
     def _snapshot(self) -> bytes:
-        pulse = self._sources.pulse
+        pulse = self._sources.live_series
         decisions, _ = pulse.after(max(0, self._seen - DECISIONS_PER_ROUND), limit=DECISIONS_PER_ROUND)
         return self._frame(
             "snapshot",

@@ -51,7 +51,8 @@ class Reads:
         async for part in array(self._endpoints(list(sources.scheduler.fleet.endpoints), now_ns)):
             yield part
         yield b',"decisions":'
-        placed = [each for each in sources.pulse.after(0, limit=DECISIONS_MAX)[0] if each["kind"] == "placed"]
+        recent = sources.live_series.after(0, limit=DECISIONS_MAX)[0]
+        placed = [each for each in recent if each["kind"] == "placed"]
         yield msgspec.json.encode(placed[: -TALLY_DECISIONS - 1 : -1])
         yield b',"use":{"tenants":'
         known = sources.tenants()
@@ -124,8 +125,8 @@ class Reads:
     async def decisions(self, request: web.Request) -> web.StreamResponse:
         """The last decisions, the newest first."""
         limit = whole(request, "limit", default=PAGE, low=1, high=DECISIONS_MAX)
-        found, _ = self._sources.pulse.after(0, limit=limit)
-        return json_answer({"count": self._sources.pulse.count, "decisions": found[::-1]})
+        found, _ = self._sources.live_series.after(0, limit=limit)
+        return json_answer({"count": self._sources.live_series.count, "decisions": found[::-1]})
 
     async def explain(self, request: web.Request) -> web.StreamResponse:
         """Why a request went where it went."""
@@ -144,7 +145,7 @@ class Reads:
 
     async def history(self, _: web.Request) -> web.StreamResponse:
         """The last minutes, a point a second."""
-        return json_answer({"points": list(self._sources.pulse.points)})
+        return json_answer({"points": list(self._sources.live_series.points)})
 
     async def alerts(self, _: web.Request) -> web.StreamResponse:
         """What is wrong, by the rules."""

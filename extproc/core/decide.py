@@ -29,7 +29,7 @@ ENDPOINTS_NAMED = 3
 ALTERNATES_DRAWN = 8
 #: Seconds a client is told to wait when every permit is taken, and when no endpoint is ready.
 RETRY_AFTER_FULL_S, RETRY_AFTER_NONE_READY_S = 1, 5
-#: The beginning by which prompts are affinity_group: a system prompt's worth, not a question's.
+#: The beginning by which prompts are of one group: a system prompt's worth, not a question's.
 AFFINITY_CHARACTERS = 256
 #: Kinds that an engine answers without a permit, and without work worth counting.
 FREE_KINDS = frozenset({RouteKind.TOKENIZE, RouteKind.INFO, RouteKind.METRICS})

@@ -147,7 +147,7 @@ class Endpoint:
         self.load = Load()
         #: How fast it is; its fleet gives endpoints of a pool and hardware one model between them.
         self.speed = Speed(SpeedModel(prior()))
-        #: Prompt tokens that its prefix cache is taken to hold (lessons.py); 0 while nothing was learnt.
+        #: Prompt tokens that its prefix cache is taken to hold (feedback.py); 0 while nothing was learnt.
         self.cache_tokens = 0
         #: How long its answers took of late (latency).
         self.latency = Latency()

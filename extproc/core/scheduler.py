@@ -1,4 +1,4 @@
-"""The scheduler: admits, holds, keeps the books, and settles. What the server, the tests and the simulator run.
+"""Admits, holds, keeps the books, and settles: what the server, the tests and the simulator run.
 
 Owns the one order of things: resolve → reserve the quota → place, or wait in the fair queue → enter the
 reservation → settle from the record, or expire. No I/O; its caller brings time and chance.

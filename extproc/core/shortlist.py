@@ -1,6 +1,6 @@
 """Which endpoints of a pool could take anything at all now: a look that saves most rankings.
 
-Owns what late binding asks of a strategy before it ranks (`opens`, `may`); the scheduler's, for one event. Pure.
+Owns what late binding asks of a strategy before it ranks (`opens`, `may`); for one event. Pure.
 """
 
 from __future__ import annotations

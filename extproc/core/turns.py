@@ -2,7 +2,7 @@
 
 Each service hears of the end of every request, but the one that made it hears of its place first: left to
 itself it fills that place again, and keeps for ever what it once had, whoever waits elsewhere. So the
-services tell each other what waits and what runs, tenant by tenant (`TurnRow`), and a place that is free is for
+services tell each other what waits and what runs, by tenant (`TurnRow`), and a place that is free is for
 
     the best level at which anybody waits anywhere; there for the tenant that runs least for its weight, over
     all services; and for the service that holds its oldest request.

@@ -320,7 +320,7 @@ def tenant_hash(name: str) -> str:
 
 
 def fleet_of(scheduler: Scheduler, tenant: Callable[[str], str] = str) -> dict[str, Any]:
-    """What a replay must know of a scheduler: pools, replicas, what was learned of them, classes and weights."""
+    """What a replay must know: pools, replicas, what was learned of them, classes and weights."""
     return {
         "pools": [_pool(pool) for pool in scheduler.fleet.pools.values()],
         "classes": [_class(each) for each in scheduler.policy.classes],

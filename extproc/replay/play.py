@@ -1,7 +1,7 @@
 """Plays a scene under a choice of strategy: the project's own scheduler over simulated replicas.
 
-Owns how a scheduler is set up from a record: its classes, weights and holds, the strategy's parameters, and the
-learned timings, which the scheduler knows from the beginning as the service did. A peer's strategy (hyphenated)
+Owns how a scheduler is set up from a record: classes, weights and holds, the strategy's parameters, and the
+learned timings, known from the beginning as in the service. A peer's strategy (hyphenated)
 holds nothing and knows of no permits, as in `extproc.sim.world.run`. Every figure is simulated.
 """
 

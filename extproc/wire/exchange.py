@@ -416,7 +416,7 @@ class Exchange:
         if isinstance(decision, Reject):
             return self._answer(decision)
         if isinstance(decision, AskQuota):
-            self._asked_id = decision.case.id
+            self._asked_id = decision.routing.id
             if self.request_trace is not None:
                 self.request_trace.asked_ns = processor.clock()
             return Reply(b"", end=False, ask=decision)

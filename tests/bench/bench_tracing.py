@@ -67,7 +67,7 @@ def run() -> Iterator[Row]:
 
 
 def _noting_us(flags: str) -> tuple[float, float]:
-    """Everything that the wire calls of a request_trace; and the trace's text in both of Envoy's messages."""
+    """Everything that the wire calls of a trace; and its text in both of Envoy's messages."""
     processor, head, body = exchange_messages(1_000)
     notes: list[Note] = []
     request_traces = _request_traces(processor, notes)

@@ -127,6 +127,6 @@ def test_what_is_said_to_be_beyond_it_is(name: str) -> None:
 
 def test_names_are_the_files_own_and_have_their_text() -> None:
     """`class`, with what it is."""
-    tenant = schema()["$defs"]["Tenant"]["properties"]
+    tenant = schema()["$defs"]["TenantConfig"]["properties"]
     assert tenant["class"]["description"] == "Its service class."
     assert "service_class" not in tenant

@@ -19,8 +19,7 @@ from extproc.core.explain import (
 )
 from extproc.core.families import Family
 from extproc.core.fleet import Member, PoolSpec
-from extproc.core.health import Cause
-from extproc.core.health import RouteKind as CauseKind
+from extproc.core.health import Cause, CauseKind
 from extproc.core.outcome import LATER_MS, Hold, Routed
 from extproc.core.policy import ClassSpec
 from extproc.core.request import Dialect, Request, RouteKind
@@ -52,7 +51,7 @@ def rows(found: Explanation | None) -> dict[str, EndpointRow]:
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_it_foretells_the_next_decision(strategy: str) -> None:
-    """For every strategy the chosen are those of the decision that follows; a twin scheduler that was never asked
+    """For every strategy the chosen are those of the decision that follows; a twin that was never asked
     decides the same, chance included."""
     scheduler, twin = scheduler_of(5, strategy=strategy), scheduler_of(5, strategy=strategy)
     for number in range(12):
@@ -255,7 +254,7 @@ def test_memory_is_bounded() -> None:
 
     kept = scheduler.decisions.get("i-6")
     assert kept is not None
-    big = replace(kept.case, work=replace(kept.case.work, prefix=tuple(range(VALUES_KEPT_MAX // 4))))
+    big = replace(kept.routing, work=replace(kept.routing.work, prefix=tuple(range(VALUES_KEPT_MAX // 4))))
     decisions = Decisions()
     for number in range(6):
         decisions.note(replace(big, id=f"x-{number}"), kept.routed, now_ns=0)

@@ -594,7 +594,7 @@ class TestMemory:
                 assert queue.take("p", only(f"{i}"), now_ns=0) is not None
         for _ in range(10_000):
             queue.charge("z", pool="p", klass=0, weight=1.0, work=Work(1, 0))
-        line = queue._lines["p"]
+        line = queue._pool_queues["p"]
         heaps = [
             queue._last._heap,
             queue._ageing._heap,

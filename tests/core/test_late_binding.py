@@ -1,4 +1,4 @@
-"""steer through the scheduler: what is placed, what waits, and what a first token, an end or a tick releases."""
+"""steer: what is placed, what waits, and what a first token, an end or a tick releases."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from extproc.core.turns import KEPT_NS, TurnRow, Turns
 from extproc.service import App
 from extproc.state.messages import NEEDS_MAX, needs_by_pool
 from extproc.state.share import URGENT_NS, OwnLoad, PeerLoads
-from tests.test_keeping import CHAT, TEXT
+from tests.service.test_journal import CHAT, TEXT
 
 S = 1_000_000_000
 SAME: Mapping[str, float] = {}

@@ -1,4 +1,4 @@
-"""A record of made-up traffic: the real scheduler and the real recorder over simulated replicas, in-process."""
+"""A record of made-up traffic: the real scheduler and recorder over simulated replicas, in-process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any order of what can happen to a scheduler that holds: nobody is lost, nothing is kept, no room lies idle."""
+"""Any order of what can happen while requests are held: nobody is lost, nothing kept, no room idle."""
 
 from __future__ import annotations
 

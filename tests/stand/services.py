@@ -1,4 +1,4 @@
-"""Several services before one pool, simulated: schedulers, what they tell each other, and clients in closed loops.
+"""Several services before one pool, simulated: what they tell each other, clients in closed loops.
 
 Virtual time. A replica gives each of its places to one request for as long as that takes; records reach every
 service, loads each 100 ms. Clients choose a service at random, as one Envoy does for them. The timings stand

@@ -9,7 +9,7 @@ from redis_harness import Redis as RedisServer
 from extproc.config.load import loads
 from extproc.service import App
 from extproc.service.journal import AGAIN_NS
-from tests.test_keeping import TEXT, Time
+from tests.service.test_journal import TEXT, Time
 
 
 def test_with_redis_what_adjust_has_learnt_is_there(redis_server: RedisServer) -> None:

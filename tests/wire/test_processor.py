@@ -432,7 +432,7 @@ def test_failing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(processor.scheduler.ledger) == 0
 
 
-@pytest.mark.parametrize("where", ["extproc.wire.codec.routed", "extproc.observe.stats.Tally.decided"])
+@pytest.mark.parametrize("where", ["extproc.wire.codec.routed", "extproc.observe.stats.Stats.decided"])
 def test_a_failure_after_the_reservation(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was reserved for a decision that could not be told is released."""
 

@@ -1,6 +1,6 @@
 """Experiments while they run: who goes to which arm, what became of it, and when an arm has lost.
 
-Owns the split, the results and the guardrail. The scheduler tells it of a request when it is admitted, placed,
+Owns the split, the results and the guardrail. The scheduler tells of a request when it is admitted, placed,
 refused and ended; whoever has the clock tells it to look (`step`). Left out of every experiment are
 requests that cost no permit, and those of tenants whose strategy is configured.
 

@@ -116,7 +116,7 @@ class PoolQueue:
         *,
         now_ns: int,
     ) -> tuple[FlowEntry, T] | None:
-        """The first fitting one of `after`'s affinity_group that fairness lets go early.
+        """The first fitting one of `after`'s affinity group that fairness lets go early.
 
         It must wait at the best band where anybody does, not be lost, and its tenant's counter may be
         at most `slack_tokens` above the least there.

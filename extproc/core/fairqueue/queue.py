@@ -121,7 +121,7 @@ class FairQueue:
     def take_affinity_group(
         self, after: QueuedRequest, fits: Callable[[QueuedRequest], T | None], *, now_ns: int
     ) -> tuple[QueuedRequest, T] | None:
-        """One more of the affinity_group of a request just taken, for the same place, within the fairness slack.
+        """One more of a taken request's affinity group, for the same place, within the fairness slack.
 
         `fits` tries that place alone. The caller enters each in its books before it asks for the next.
         """

@@ -62,8 +62,8 @@ class QueueBounds:
     bound is not `tenant_held_max`. `oldest_after_ns` is how long a tenant's oldest request waits before
     some of its turns are that one's, whatever the order. Counters are kept for at most `counters_max` idle
     tenants a pool and band. `slack_tokens` is how far (in counter units, tokens over weight) a tenant may
-    be ahead of the least served and still be released early with its affinity_group; `affinity_group_tried_max` how many affinity_group are
-    looked at.
+    be ahead of the least served and still be released early with its affinity group; of that so many are
+    looked at as `affinity_group_tried_max` says.
     `guests_max` is how many that were served above their class are known until they end; of one that was
     forgotten only its own class's counter is corrected.
     """

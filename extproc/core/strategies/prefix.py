@@ -11,8 +11,8 @@ Nothing cached. Score: its load; a session's home, by rendezvous hashing of sess
 while it is not overloaded, so that a conversation's second turn finds the first one's cache even before any
 index has heard of it, and a fleet that changes moves only the sessions of what left.
 
-Inputs: the pool's prefix index (`SchedulingContext.cached`; empty: sessions and load alone), our ledger, health. No
-session: none.
+Inputs: the pool's prefix index (`SchedulingContext.cached`; empty: sessions and load alone), our ledger,
+health. No session: none.
 """
 
 from __future__ import annotations

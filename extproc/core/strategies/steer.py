@@ -22,7 +22,7 @@ Scores within 4 % and 4 ms of the least count as equal. An endpoint *takes* the 
     the guard:                  no running stream that can still meet its TPOT has less slack than the prefill
 
 If none takes it the request waits (an empty `best`), in the fair queue, which is ordered feasible first
-(fairness/order.py). With others waiting it also waits for a replica that holds more of its prefix, if that
+(fairqueue/order.py). With others waiting it also waits for a replica that holds more of its prefix, if that
 is cheaper by `affinity_ms` and still meets its deadline.
 
 Inputs: our own ledger (peers' and foreign requests count as running streams), the predictor, the prefix

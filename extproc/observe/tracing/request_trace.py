@@ -37,7 +37,7 @@ Metadata = Callable[[], Iterable[tuple[str, str | bytes]]]
 
 
 class Decided(NamedTuple):
-    """A decision is out, or its client left before; `offset_ns` makes the request_trace's times unix time."""
+    """A decision is out, or its client left before; `offset_ns` makes the trace's times unix time."""
 
     request_trace: RequestTrace
     offset_ns: int
@@ -158,7 +158,7 @@ class RequestTrace:
         )
 
     def answer(self, answer: LocalAnswer | Reject) -> None:
-        """It gets an answer of ours: one that serves no model (the model list) has no request_trace."""
+        """It gets an answer of ours: one that serves no model (the model list) has no trace."""
         if isinstance(answer, Reject):
             self._unplaced()
             self.reject = answer
@@ -292,7 +292,7 @@ class RequestTraces(Observer):
 
     @property
     def in_flight(self) -> int:
-        """Journeys whose end is awaited."""
+        """Traces whose end is awaited."""
         return len(self._open)
 
 

@@ -1,6 +1,6 @@
 """One simulated world: arrivals, the scheduler, the replicas, and the delays between them.
 
-Owns the virtual clock and its events. Decides nothing: `extproc.core.scheduler.Desk` does, the very one that
+Owns the virtual clock and its events. Decides nothing: `extproc.core.scheduler.Scheduler` does, the very one that
 the service runs. Draws chance only from seeded generators, so equal settings give equal worlds.
 """
 

@@ -74,7 +74,7 @@ def test_traces_off() -> None:
 
 
 def test_a_record_that_never_comes() -> None:
-    """It expires, and its request_trace with it; of another's nothing is known."""
+    """It expires, and its trace with it; of another's nothing is known."""
     trips = Trips()
     _, reply = trips.ask(("traceparent", SAMPLED))
     reservation = trips.reservation(reply)

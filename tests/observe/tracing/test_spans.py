@@ -164,7 +164,7 @@ def test_a_client_that_leaves_while_it_waits() -> None:
 
 
 def test_a_client_that_leaves_before_the_decision_is_out() -> None:
-    """What was reserved is undone, and the request_trace forgotten; also where the body never came."""
+    """What was reserved is undone, and the trace forgotten; also where the body never came."""
     trips = Trips()
     exchange, _ = trips.ask(METADATA, deliver=False)
     exchange.close()

@@ -213,7 +213,7 @@ def test_what_applies_live(path: Path) -> None:
     assert app.scheduler.default_model == "alias"
     assert app.processor.decisions_concurrent_max == 9
     assert app.processor.extra_routes == {"/ping"}
-    assert app.processor.pace.bytes_per_second == 70_000
+    assert app.processor.body_rate.bytes_per_second == 70_000
     assert (app.scheduler.ledger.ttl_ns, app.scheduler.ledger.remembered_max) == (30 * S, 2048)
     assert app.scheduler.fleet.endpoints[0].requests == 1
     app.settle(Outcome(reservation=reservation, final=True, status=200, served_by=reservation.address))

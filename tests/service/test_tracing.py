@@ -18,7 +18,7 @@ from extproc.observe.tracing import propagation
 from extproc.service import App
 from extproc.service.tracing import TracingPart, export_headers
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "examples" / "traces"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "traces"))
 
 from receiver import Receiver
 
