@@ -15,7 +15,7 @@ from random import Random
 from extproc.core.accounts import Price, borrows, reserved, used
 from extproc.core.decide import WAITS, Full, RoutingRequest, full, overloaded, place, resolve
 from extproc.core.endpoint import Endpoint
-from extproc.core.events import Events, Settled
+from extproc.core.events import Events, Settled, raises
 from extproc.core.experiment import Experiments
 from extproc.core.explain import Decisions, Explanation, explain, explain_held, explain_kept, refused
 from extproc.core.fairqueue import FairQueue, QueuedRequest, Shed
@@ -54,6 +54,11 @@ RELEASES_MAX = 64
 AFFINITY_ENDPOINTS_MAX = 64
 #: How often in a reservation's time to live the quotas of held requests are renewed.
 RENEWALS = 4
+#: How often who is held is tried again without an event, who waited too long is turned away, and overdue
+#: first tokens count as come.
+STEP_NS = 20_000_000
+#: How often health follows, and what nobody has heard of expires.
+ROUND_NS = 250_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +125,11 @@ class Scheduler:
         self.on_release: Callable[[str, Routed | Reject], None] = _nobody
         #: Tells of all that becomes of requests.
         self.events = Events()
+        #: Hears of what a step could not do.
+        self.failed: Callable[[Exception, str], None] = raises
         self._rng = rng
         self._number = 0
+        self._round_ns = 0
         #: Held requests, whose quota must outlive their wait; when it was last renewed.
         self._waiting: dict[str, QueuedRequest] = {}
         self._renewed_ns = 0
@@ -279,25 +287,41 @@ class Scheduler:
         self.events.settled(Settled(outcome, charged, sample, here), now_ns=now_ns)
         return True
 
-    def tick(self, *, now_ns: int) -> None:
-        """Some milliseconds have passed: overdue first tokens count as come, and who waits is tried again."""
+    def step(self, *, now_ns: int) -> int:
+        """Let time pass; returns when to step again at the latest. The service and the simulator do alike.
+
+        Who waits is tried again, and overdue first tokens count as come; every ROUND_NS health follows, and
+        what nobody has heard of expires. The room that this made first: who has waited as long as its class
+        allows is turned away last.
+        """
+        if now_ns >= self._round_ns:
+            self._round_ns = now_ns + ROUND_NS
+            self._guarded("expiry", self.expire, now_ns)
+            self._guarded("stepping the fleet", self.fleet.step, now_ns)
+        self._guarded("pumping", self.try_again, now_ns)
+        self._guarded("shedding", self.shed, now_ns)
+        return min(now_ns + STEP_NS, self._round_ns)
+
+    def _guarded(self, what: str, work: Callable[..., object], now_ns: int) -> None:
+        try:
+            work(now_ns=now_ns)
+        except Exception as error:  # noqa: BLE001 (one fault must not end what else time brings)
+            self.failed(error, what)
+
+    def try_again(self, *, now_ns: int) -> None:
+        """Overdue first tokens count as come, and who waits is tried again."""
         self.ledger.past_retries(now_ns=now_ns)
-        freed = self.ledger.overdue(now_ns=now_ns)
-        self.counts["first_token.overdue"] += len(freed)
+        self.counts["first_token.overdue"] += len(self.ledger.overdue(now_ns=now_ns))
         if len(self.queue):
             self.pump_all(now_ns=now_ns)
 
     def expire(self, *, now_ns: int) -> list[Reservation]:
-        """Release what nobody has heard of for the reservation's time to live; shed who waited too long."""
+        """Release what nobody has heard of for the reservation's time to live."""
         expired = self.ledger.expire(now_ns=now_ns)
         if expired:
             self.counts["expired"] += len(expired)
         self._renew_waiting(now_ns)
         self.quotas.expire(now_ns=now_ns)
-        # The room that this made first: nobody is shed for want of it.
-        for pool in {reservation.pool for reservation in expired}:
-            self.pump(pool, now_ns=now_ns)
-        self.shed(now_ns=now_ns)
         for reservation in expired:
             self.events.expired(reservation, now_ns=now_ns)
         return expired

@@ -64,6 +64,7 @@ from extproc.service.picker import PickerPart
 from extproc.service.probes import ProbesPart
 from extproc.service.reload import Reread, read_again, uncollected
 from extproc.service.roster import Roster
+from extproc.service.schedule import Schedule
 from extproc.service.tracing import TracingPart
 from extproc.service.tuner import TunerPart
 from extproc.wire.health import HealthService
@@ -78,10 +79,6 @@ __all__ = ["RELOADABLE_OF_POOL", "App", "directory_of", "pool_specs", "restart_n
 
 log = logging.getLogger(__name__)
 
-#: How often time passes for the fleet: health follows, reservations expire, Envoys are told.
-TICK_S = 0.25
-#: How often who is held is tried again without an event, and overdue first tokens are counted as come.
-PUMP_S = 0.02
 #: Mistakes of a refused configuration that the audit log repeats.
 PROBLEMS_NOTED = 10
 
@@ -204,6 +201,7 @@ class App:
             clock=clock,
         )
         self.operating = ServiceParts(self._parts(), failed=self.processor.failed)
+        self.schedule = Schedule(self.scheduler, clock=clock, failed=self.processor.failed)
         self._observe()
         self.follow: Follow | None = None
         self.started_ns = clock()
@@ -300,9 +298,15 @@ class App:
         assert self.server is not None
         self.handle_signals(config_file, kept_of=kept_of)
         tasks = [
-            asyncio.create_task(self._tick()),
-            asyncio.create_task(self._pump()),
-            asyncio.create_task(self._keep_audit()),
+            asyncio.create_task(self.schedule.steps(("stepping the service", self._step))),
+            asyncio.create_task(
+                self.schedule.beside(
+                    ("rendering for Envoy", self.roster.refresh),
+                    ("tuning", self._tune),
+                    ("a reload", self._take_after_all),
+                )
+            ),
+            asyncio.create_task(self.schedule.beside(("writing", self._write))),
             asyncio.create_task(self.keeping.run()),
         ]
         if self.follow is not None:
@@ -474,33 +478,13 @@ class App:
         """`status` as the status RPC sends it."""
         return msgspec.json.encode(self.status())
 
-    async def _keep_audit(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_S)
-            if self.audit.waiting:
-                await asyncio.to_thread(self.audit.flush)
-            if self.record.waiting:
-                await asyncio.to_thread(self.record.flush)
-            if self.experimenting.waiting:
-                await asyncio.to_thread(self.experimenting.write)
-
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_S)
-            for what, work in (("expiry", self._expire), ("stepping the fleet", self._step)):
-                try:
-                    work()
-                except Exception as error:  # noqa: BLE001 (without this task nothing would expire again)
-                    self.processor.failed(error, what)
-            for what, task in (
-                ("rendering for Envoy", self.roster.refresh),
-                ("tuning", self._tune),
-                ("a reload", self._take_after_all),
-            ):
-                try:
-                    await task()
-                except Exception as error:  # noqa: BLE001 (without this task nothing would expire again)
-                    self.processor.failed(error, what)
+    async def _write(self) -> None:
+        if self.audit.waiting:
+            await asyncio.to_thread(self.audit.flush)
+        if self.record.waiting:
+            await asyncio.to_thread(self.record.flush)
+        if self.experimenting.waiting:
+            await asyncio.to_thread(self.experimenting.write)
 
     async def _tune(self) -> None:
         move = self.tuned.step(now_ns=self.clock())
@@ -512,20 +496,9 @@ class App:
             self.config = new
             self.roster.apply(new)
 
-    async def _pump(self) -> None:
-        while True:
-            await asyncio.sleep(PUMP_S)
-            try:
-                self.scheduler.tick(now_ns=self.clock())
-            except Exception as error:  # noqa: BLE001 (without this task late binding would stall)
-                self.processor.failed(error, "pumping")
-
-    def _step(self) -> None:
-        now_ns = self.clock()
+    def _step(self, now_ns: int) -> None:
         self.roster.forget(now_ns=now_ns)
-        self.scheduler.fleet.step(now_ns=now_ns)
         self.roster.publish()
-        self.scheduler.pump_all(now_ns=now_ns)
         self.adjusting.step(now_ns=now_ns)
         self.record.watch(self.scheduler, now_ns=now_ns)
         self.experimenting.step()
@@ -542,9 +515,6 @@ class App:
         """`{"address": "ip:port"}`; answers `{"found": true, "cleared": ["gpu …"]}`."""
         cleared = self.scheduler.fleet.clear_faults(msgspec.json.decode(body, type=_ClearOrder).address)
         return msgspec.json.encode({"found": cleared is not None, "cleared": cleared or []})
-
-    def _expire(self) -> None:
-        self.scheduler.expire(now_ns=self.clock())
 
 
 class _ExpiryLog(Observer):

@@ -20,7 +20,7 @@ from extproc.wire import ticket
 from extproc.wire.codec import Reply
 from extproc.wire.picker import SLO_MS_MAX, Picker, PickerExchange
 from extproc.wire.picker_codec import CHUNK_BYTES_MAX, FULL_DUPLEX, NO_BODY, address_of
-from tests.stand.schedulers import make_pool, make_processor, make_scheduler
+from tests.stand.schedulers import make_pool, make_processor, make_scheduler, step
 from tests.stand.seals import SEAL
 
 KEY = ("authorization", "Bearer key")
@@ -747,7 +747,7 @@ def test_what_runs_lives_on() -> None:
         world.picker.step(now_ns=world.now_ns)
         world.picker.step(now_ns=world.now_ns)
     assert len(world.outcomes) == 100
-    assert world.scheduler.expire(now_ns=world.now_ns) == []
+    assert step(world.scheduler, now_ns=world.now_ns) == []
     exchange.close()
     world.picker.step(now_ns=world.now_ns + SECOND)
     assert len(world.outcomes) == 101
