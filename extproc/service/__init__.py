@@ -109,7 +109,7 @@ class App:
             # A shadow's chance is its own: it must not move the decisions'.
             experiments=Experiments(rng=Random(f"{instance} shadows")),
         )
-        self.scheduler.families = families_of(config)
+        self.scheduler.settings.families = families_of(config)
         self.roster = Roster(config, self.scheduler.fleet)
         self._tokens = service_tokens(config.service)
         self.agents = Agents(
@@ -335,11 +335,11 @@ class App:
 
     def settle(self, outcome: Outcome) -> None:
         """Take one access-log outcome into the books."""
-        self.scheduler.settle(outcome, now_ns=self.clock())
+        self.scheduler.settlement.settle(outcome, now_ns=self.clock())
 
     def first_token(self, reservation_id: str, refused: bool) -> bool:
         """A stream's first chunk has come, by Envoy's event; whether the request was known."""
-        return self.scheduler.first_token(reservation_id, now_ns=self.clock(), refused=refused)
+        return self.scheduler.settlement.first_token(reservation_id, now_ns=self.clock(), refused=refused)
 
     def reload(self, path: Path) -> bool:
         """Read the configuration again; a bad or unappliable one changes nothing. True when applied."""
@@ -382,11 +382,11 @@ class App:
         self.scheduler.apply(read.policy, now_ns=self.clock())
         self.adjusting.apply(new)
         self.experimenting.apply(new)
-        self.scheduler.default_model = new.default_model
-        self.scheduler.families = families
-        self.scheduler.limits = scheduler_limits(new)
-        self.scheduler.ledger.ttl_ns = self.scheduler.limits.reservation_ttl_ns
-        self.scheduler.ledger.remembered_max = self.scheduler.limits.settled_remembered_max
+        self.scheduler.settings.default_model = new.default_model
+        self.scheduler.settings.families = families
+        self.scheduler.settings.limits = scheduler_limits(new)
+        self.scheduler.ledger.ttl_ns = self.scheduler.settings.limits.reservation_ttl_ns
+        self.scheduler.ledger.remembered_max = self.scheduler.settings.limits.settled_remembered_max
         self.processor.directory = directory
         self.processor.engine_keys = read.engine_keys
         self.processor.decisions_concurrent_max = new.limits.decisions_concurrent_max
@@ -450,9 +450,9 @@ class App:
             },
             # Medians of |predicted − observed| / observed over the last requests; None before the first.
             "predictions": {
-                "ttft_error_median": self.scheduler.feedback.ttft.median,
-                "completion_error_median": self.scheduler.feedback.completion.median,
-                "count": self.scheduler.feedback.ttft.count,
+                "ttft_error_median": self.scheduler.settlement.feedback.ttft.median,
+                "completion_error_median": self.scheduler.settlement.feedback.completion.median,
+                "count": self.scheduler.settlement.feedback.ttft.count,
             },
             "roster": {
                 "counts": dict(sorted(self.roster.counts.items())),
@@ -467,7 +467,7 @@ class App:
                 "counts": dict(sorted(self.quotas.counts.items())),
                 "journal": self.keeping.status(),
             },
-            "held": len(self.scheduler.queue),
+            "held": len(self.scheduler.dispatcher.queue),
             "record": {"on": self.record.on, **self.record.counts},
             "tuning": self.tuned.status(),
             "experiments": self.experimenting.status(),

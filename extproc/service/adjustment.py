@@ -115,4 +115,4 @@ class Adjustment:
             if name in tenants and history.factor != 1.0:
                 tenants[name] = tenants[name].scaled(history.factor)
         accounts = Accounts(tenants=tenants, models=self.base.models, keys=self.base.keys)
-        self._scheduler.policy = replace(self._scheduler.policy, accounts=accounts)
+        self._scheduler.settings.policy = replace(self._scheduler.policy, accounts=accounts)

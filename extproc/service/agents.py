@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from extproc import extras
 from extproc.config.load import ConfigError, Problem
 from extproc.config.model import Config, Telemetry
+from extproc.core.peers import owner_of
 from extproc.core.reports import ReplicaReport
 from extproc.core.scheduler import Scheduler
 from extproc.service.build import quota_limits
@@ -63,7 +64,9 @@ class Agents:
                 prefix=config.sharing.prefix,
                 interval_ms=config.sharing.interval_ms,
                 loads=self._loads,
-                needs=lambda: self._scheduler.needs(now_ns=self._clock()),
+                needs=lambda: self._scheduler.peers.needs(
+                    self._scheduler.dispatcher.queue, now_ns=self._clock()
+                ),
                 on_peers=self._on_peers,
                 on_report=self._on_relayed,
                 clock=clock,
@@ -149,11 +152,9 @@ class Agents:
         }
 
     def _on_peers(self, peers: PeerLoads) -> None:
-        self._scheduler.peers = frozenset(name.partition("-")[0] for name in peers.names)
-        self._scheduler.turns.hear(peers.needs)
-        now_loaded = set(peers.sums)
         # What was reckoned between two messages is said now, also where it came to nothing.
-        reckoned, self._scheduler.reckoned = self._scheduler.reckoned, set()
+        reckoned = self._scheduler.peers.hear(map(owner_of, peers.names), peers.needs)
+        now_loaded = set(peers.sums)
         for key in self._peered | now_loaded | reckoned:
             endpoint = self._scheduler.fleet.endpoint(*key)
             if endpoint is not None:

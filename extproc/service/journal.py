@@ -194,7 +194,7 @@ class QuotaJournal:
     def _changes(self) -> tuple[JournalBatch, Touched | None]:
         batch, touched = JournalBatch([], [], [], [], [], {}), None
         if self._books is not None:
-            batch, touched = self._books.changes(waiting=self._scheduler.queue)
+            batch, touched = self._books.changes(waiting=self._scheduler.dispatcher.queue)
         histories = self._adjusting.histories
         if histories != self._told:
             batch, self._told = batch._replace(histories=histories), histories

@@ -344,7 +344,7 @@ class Exchange:
             request = refused or parse(route, body, processor.body_bounds)
             if isinstance(request, Reject):
                 return self._refused_read(request, body)
-            self._family, self._usage = request.model in processor.scheduler.families, request.usage
+            self._family, self._usage = request.model in processor.scheduler.settings.families, request.usage
             if self._family and (refused := _not_utf8(body)):
                 # It goes on with another name in it, which wants every field's own name to be one.
                 return self._refused_read(refused, body)
@@ -413,7 +413,7 @@ class Exchange:
                 self.request_trace.asked_ns = processor.clock()
             return Reply(b"", end=False, ask=decision)
         if isinstance(decision, Hold):
-            processor.scheduler.decisions.named(self._request_id, decision.id)
+            processor.scheduler.dispatcher.decisions.named(self._request_id, decision.id)
             if not self._family and processor.bodies_bytes + len(self._body) > BODIES_BYTES_MAX:
                 self._body = b""  # it goes on as it came
             if self._body and processor.bodies_bytes + len(self._body) > BODIES_BYTES_MAX:
@@ -432,7 +432,7 @@ class Exchange:
 
     def _routed(self, decision: Routed) -> Reply:
         self._reservation_id = decision.reservation.id
-        self._processor.scheduler.decisions.named(self._request_id, decision.reservation.id)
+        self._processor.scheduler.dispatcher.decisions.named(self._request_id, decision.reservation.id)
         # Engines refuse names that they do not know: a family's is none of theirs.
         body = renamed(self._body, decision.reservation.model) if self._family and self._body else None
         if self.request_trace is not None:
@@ -519,7 +519,9 @@ class Exchange:
         scheduler = self._processor.scheduler
         served = scheduler.fleet.models_for(self._tenant.name)
         names = [n for n in served if self._tenant.may(n)]
-        names += [n for n, f in scheduler.families.items() if members(f, self._tenant, scheduler.fleet)]
+        names += [
+            n for n, f in scheduler.settings.families.items() if members(f, self._tenant, scheduler.fleet)
+        ]
         listed = [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in names]
         return LocalAnswer(status=200, body=msgspec.json.encode({"object": "list", "data": listed}))
 

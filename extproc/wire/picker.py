@@ -290,7 +290,11 @@ class PickerExchange(Exchange):
         """The addresses that a subset allows; those that no pool has may join first."""
         fleet = self._processor.scheduler.fleet
         if self._picker.settings.discover:
-            model = request.model or self._tenant.default_model or self._processor.scheduler.default_model
+            model = (
+                request.model
+                or self._tenant.default_model
+                or self._processor.scheduler.settings.default_model
+            )
             self._picker.join(model, self._tenant.name, tuple(each for each in named if _has_port(each)))
         bare = {each for each in named if not _has_port(each)}
         only = set(named) - bare

@@ -47,7 +47,7 @@ class Scene:
         self.quotas = ExactBooks()
         self.scheduler = make_scheduler(spec, policy=given or policy(), quotas=self.quotas)
         self.released: list[tuple[str, Routed | Reject]] = []
-        self.scheduler.on_release = lambda id, decision: self.released.append((id, decision))  # noqa: A006
+        self.scheduler.dispatcher.on_release = lambda id, decision: self.released.append((id, decision))  # noqa: A006
 
     def routed(self, tenant: Tenant = ACME, request: Request = CHAT, *, now_ns: int = 0) -> Reservation:
         decision = self.scheduler.admit(request, tenant, now_ns=now_ns)
@@ -66,7 +66,7 @@ class Scene:
 
     def ends(self, reservation: Reservation, *, now_ns: int = 0) -> None:
         outcome = Outcome(reservation=reservation, final=True, served_by=reservation.address, attempts=1)
-        assert self.scheduler.settle(outcome, now_ns=now_ns)
+        assert self.scheduler.settlement.settle(outcome, now_ns=now_ns)
 
     def last(self) -> tuple[str, Routed | Reject]:
         (only,) = self.released
@@ -92,7 +92,7 @@ def test_a_held_request_goes_where_a_permit_is_freed() -> None:
     first = scene.routed()
     hold = scene.held(now_ns=S)
     assert hold.until_ns == 6 * S
-    assert (len(scene.scheduler.ledger), len(scene.scheduler.queue)) == (1, 1)
+    assert (len(scene.scheduler.ledger), len(scene.scheduler.dispatcher.queue)) == (1, 1)
     scene.ends(first, now_ns=2 * S)
     id_, decision = scene.last()
     assert isinstance(decision, Routed)
@@ -111,11 +111,11 @@ def test_nobody_jumps_the_queue() -> None:
     narrow = scene.scheduler.admit(CHAT, GLOBEX, now_ns=0)
     # The first of the line does not fit; the place is not left idle for it.
     assert isinstance(narrow, Routed)
-    assert wide.id in scene.scheduler.queue
+    assert wide.id in scene.scheduler.dispatcher.queue
     later = scene.held(GLOBEX)
     scene.ends(both[1])
     assert scene.last()[0] == later.id
-    assert wide.id in scene.scheduler.queue
+    assert wide.id in scene.scheduler.dispatcher.queue
 
 
 def test_one_tenants_requests_leave_in_the_order_they_came() -> None:
@@ -180,7 +180,11 @@ def test_who_leaves_gets_the_quota_back() -> None:
     hold = scene.held()
     scene.scheduler.leave(hold.id, now_ns=0)
     scene.scheduler.leave(hold.id, now_ns=0)
-    assert (len(scene.scheduler.queue), scene.concurrent, scene.scheduler.counts["held.left"]) == (0, 1, 1)
+    assert (len(scene.scheduler.dispatcher.queue), scene.concurrent, scene.scheduler.counts["held.left"]) == (
+        0,
+        1,
+        1,
+    )
     scene.ends(first)
     assert scene.released == []
 
@@ -195,7 +199,7 @@ def test_who_waits_goes_before_who_comes_when_room_came_unnoticed() -> None:
     id_, decision = scene.last()
     assert isinstance(decision, Routed)
     assert id_ == hold.id
-    assert later.id in scene.scheduler.queue
+    assert later.id in scene.scheduler.dispatcher.queue
 
 
 def test_without_a_hold_time_full_is_a_refusal() -> None:
@@ -204,7 +208,11 @@ def test_without_a_hold_time_full_is_a_refusal() -> None:
     scene.routed()
     reject = scene.rejected()
     assert (reject.status, reject.code, reject.retry_after_s) == (429, "overloaded", 1)
-    assert (len(scene.scheduler.queue), scene.concurrent, scene.scheduler.counts["held"]) == (0, 1, 0)
+    assert (len(scene.scheduler.dispatcher.queue), scene.concurrent, scene.scheduler.counts["held"]) == (
+        0,
+        1,
+        0,
+    )
 
 
 @pytest.mark.parametrize("kind", [RouteKind.TOKENIZE, RouteKind.INFO])
@@ -214,7 +222,7 @@ def test_what_costs_no_place_never_waits(kind: RouteKind) -> None:
     scene.routed()
     scene.held()
     free = scene.routed(GLOBEX, replace(CHAT, kind=kind))
-    assert (free.permits, len(scene.scheduler.queue)) == (0, 1)
+    assert (free.permits, len(scene.scheduler.dispatcher.queue)) == (0, 1)
 
 
 def test_over_its_bound_a_tenants_newest_is_shed() -> None:
@@ -224,8 +232,8 @@ def test_over_its_bound_a_tenants_newest_is_shed() -> None:
     hold = scene.held()
     reject = scene.rejected()
     assert (reject.status, reject.code) == (429, "overloaded")
-    assert hold.id in scene.scheduler.queue
-    assert (len(scene.scheduler.queue), scene.concurrent) == (1, 2)
+    assert hold.id in scene.scheduler.dispatcher.queue
+    assert (len(scene.scheduler.dispatcher.queue), scene.concurrent) == (1, 2)
 
 
 def test_over_the_classes_bound_the_fullest_tenant_gives_way() -> None:
@@ -237,7 +245,7 @@ def test_over_the_classes_bound_the_fullest_tenant_gives_way() -> None:
     id_, shed = scene.last()
     assert isinstance(shed, Reject)
     assert id_ == holds[1].id
-    assert own.id in scene.scheduler.queue
+    assert own.id in scene.scheduler.dispatcher.queue
     assert scene.concurrent == 3
 
 
@@ -248,7 +256,7 @@ def test_a_spent_quota_is_refused_before_the_wait() -> None:
     scene.held()
     reject = scene.rejected()
     assert (reject.status, reject.code) == (429, "quota_exceeded")
-    assert len(scene.scheduler.queue) == 1
+    assert len(scene.scheduler.dispatcher.queue) == 1
 
 
 def test_a_reload_with_other_classes_sheds_who_waits() -> None:
@@ -259,7 +267,7 @@ def test_a_reload_with_other_classes_sheds_who_waits() -> None:
     scene.scheduler.apply(policy(ClassSpec(name="gold"), ClassSpec(name="standard")), now_ns=S)
     assert {id_ for id_, _ in scene.released} == holds
     assert all(isinstance(each, Reject) and each.status == 429 for _, each in scene.released)
-    assert (len(scene.scheduler.queue), scene.concurrent, len(scene.scheduler.ledger)) == (0, 1, 1)
+    assert (len(scene.scheduler.dispatcher.queue), scene.concurrent, len(scene.scheduler.ledger)) == (0, 1, 1)
     scene.released.clear()
     hold = scene.held(now_ns=S)
     scene.ends(first, now_ns=S)
@@ -284,7 +292,7 @@ def test_a_pool_that_is_no_more_ends_the_wait() -> None:
     scene.routed()
     hold = scene.held()
     scene.scheduler.fleet.apply([PoolSpec(name="q", models=("n",), strategy="least_work", endpoints=())])
-    scene.scheduler.pump_all(now_ns=S)
+    scene.scheduler.dispatcher.pump_all(now_ns=S)
     id_, reject = scene.last()
     assert isinstance(reject, Reject)
     assert (id_, reject.status) == (hold.id, 404)
@@ -297,7 +305,7 @@ def test_a_new_replica_takes_who_waits() -> None:
     scene.routed()
     hold = scene.held()
     scene.scheduler.fleet.set_members({"p": [Member(A, max_concurrent=1), Member(B, max_concurrent=1)]})
-    scene.scheduler.pump_all(now_ns=S)
+    scene.scheduler.dispatcher.pump_all(now_ns=S)
     id_, decision = scene.last()
     assert isinstance(decision, Routed)
     assert (id_, decision.reservation.address) == (hold.id, B)
@@ -310,7 +318,7 @@ def test_a_long_wait_keeps_its_quota() -> None:
     hold = scene.held()
     heartbeat = Outcome(reservation=first, final=False, served_by=A)
     for seconds in range(0, 150, 10):
-        scene.scheduler.settle(heartbeat, now_ns=seconds * S)
+        scene.scheduler.settlement.settle(heartbeat, now_ns=seconds * S)
         scene.scheduler.step(now_ns=seconds * S)
     assert scene.concurrent == 2
     scene.scheduler.leave(hold.id, now_ns=150 * S)
@@ -352,7 +360,7 @@ def test_a_fault_in_the_placing_refunds(broken: str) -> None:
     scene.scheduler.fleet.pools["p"].strategy = broken
     with pytest.raises(ZeroDivisionError):
         scene.scheduler.admit(CHAT, ACME, now_ns=0)
-    assert (scene.concurrent, len(scene.scheduler.queue), len(scene.scheduler.ledger)) == (0, 0, 0)
+    assert (scene.concurrent, len(scene.scheduler.dispatcher.queue), len(scene.scheduler.ledger)) == (0, 0, 0)
 
 
 def test_a_fault_at_the_release_is_a_degraded_decision(broken: str) -> None:
@@ -380,7 +388,7 @@ def test_a_fault_twice_at_the_release_is_503(broken: str, monkeypatch: pytest.Mo
     scene.ends(first)
     assert [id_ for id_, _ in scene.released] == [hold.id for hold in holds]
     assert all(isinstance(each, Reject) and each.status == 503 for _, each in scene.released)
-    assert (scene.concurrent, len(scene.scheduler.queue), len(scene.scheduler.ledger)) == (0, 0, 0)
+    assert (scene.concurrent, len(scene.scheduler.dispatcher.queue), len(scene.scheduler.ledger)) == (0, 0, 0)
     assert scene.scheduler.counts["exception.release"] == 4
 
 
@@ -461,7 +469,7 @@ def test_a_client_that_leaves_while_held() -> None:
     first = talk.routed()
     exchange = talk.waits()
     exchange.close()
-    assert (len(talk.scene.scheduler.queue), talk.scene.concurrent) == (0, 1)
+    assert (len(talk.scene.scheduler.dispatcher.queue), talk.scene.concurrent) == (0, 1)
     talk.scene.ends(first)
     assert (len(talk.scene.scheduler.ledger), talk.scene.concurrent) == (0, 0)
 
@@ -506,7 +514,11 @@ def test_a_hold_that_cannot_be_told_is_given_up(monkeypatch: pytest.MonkeyPatch)
     talk.routed()
     exchange, reply = talk.ask()
     assert reply.end
-    assert (len(talk.scene.scheduler.queue), talk.processor.deciding, talk.scene.concurrent) == (0, 1, 1)
+    assert (len(talk.scene.scheduler.dispatcher.queue), talk.processor.deciding, talk.scene.concurrent) == (
+        0,
+        1,
+        1,
+    )
     exchange.close()
 
 

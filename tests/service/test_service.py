@@ -76,7 +76,7 @@ def test_built_from_the_configuration() -> None:
     """Pools, tenants and limits are where they work."""
     app, _ = app_of()
     assert app.scheduler.fleet.models_for("a") == ["c", "m"]
-    assert app.scheduler.default_model == "m"
+    assert app.scheduler.settings.default_model == "m"
     assert list(app.processor.directory.tenants) == ["acme"]
     assert app.scheduler.ledger.ttl_ns == 60 * S
     assert app.scheduler.instance != app_of()[0].scheduler.instance
@@ -209,7 +209,7 @@ def test_what_applies_live(path: Path) -> None:
     pool = app.scheduler.fleet.pool_for("alias", "a")
     assert pool is not None
     assert (pool.strategy, pool.calibration) == ("random", calibration)
-    assert app.scheduler.default_model == "alias"
+    assert app.scheduler.settings.default_model == "alias"
     assert app.processor.decisions_concurrent_max == 9
     assert app.processor.extra_routes == {"/ping"}
     assert app.processor.body_rate.bytes_per_second == 70_000
@@ -250,7 +250,7 @@ def test_a_running_service(
                 raise ZeroDivisionError("a fault of ours")
 
             with monkeypatch.context() as patch:
-                patch.setattr(app.scheduler, "expire", broken)
+                patch.setattr(app.scheduler.settlement, "expire", broken)
                 clock.now_ns += S
                 await until(lambda: app.scheduler.counts["exception.expiry"])
             admitted(app)

@@ -101,8 +101,8 @@ def heirs(peers: set[str], reservation_ids: list[str], instance: str = "") -> li
 
     async def ask() -> list[bool]:
         app = App(loads(f'{BASE}{SHARING}otel: {{endpoint: "http://127.0.0.1:1"}}'))
-        app.scheduler.instance = instance or app.scheduler.instance
-        app.scheduler.peers = frozenset(peers)
+        app.scheduler.peers.own = instance or app.scheduler.instance
+        app.scheduler.peers.hear(peers, {})
         return [part_of(app)._heir(each) for each in reservation_ids]
 
     return asyncio.run(ask())

@@ -73,7 +73,7 @@ class World:
 
     def _settle(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
-        self.scheduler.settle(outcome, now_ns=self.now_ns)
+        self.scheduler.settlement.settle(outcome, now_ns=self.now_ns)
 
     def decide(
         self, *extra: tuple[str, str], data: bytes = CHAT, **about: Any
@@ -296,7 +296,7 @@ def test_bodies_together_are_bounded() -> None:
 def test_a_familys_body_gets_its_models_name_and_length() -> None:
     """The body that goes on is the renamed one."""
     world = World()
-    world.scheduler.families = {"auto": Family(name="auto", models=("m", "big"), thresholds=(0.5,))}
+    world.scheduler.settings.families = {"auto": Family(name="auto", models=("m", "big"), thresholds=(0.5,))}
     data = json.dumps({"model": "auto", "messages": [{"content": "hello"}]}).encode()
     _, (first, *rest) = world.decide(data=data)
     body = body_of(rest)
@@ -441,7 +441,11 @@ def test_the_deadline_ends_a_wait() -> None:
     status, _, headers = refused(held.overdue())
     assert (status, headers["x-llm-d-request-dropped-reason"]) == (429, "rejected-ttl-expired")
     held.close()
-    assert (len(world.scheduler.queue), world.picker.bodies_bytes, world.processor.deciding) == (0, 0, 0)
+    assert (len(world.scheduler.dispatcher.queue), world.picker.bodies_bytes, world.processor.deciding) == (
+        0,
+        0,
+        0,
+    )
 
 
 def test_a_shed_request_is_told_why() -> None:
@@ -455,7 +459,7 @@ def test_a_shed_request_is_told_why() -> None:
     released: list[Reply] = []
     held.when_ready(released.append)
     world.now_ns += 6 * SECOND
-    world.scheduler.shed(now_ns=world.now_ns)
+    world.scheduler.dispatcher.shed(now_ns=world.now_ns)
     status, _, headers = refused(released[0])
     assert (status, headers["x-llm-d-request-dropped-reason"]) == (429, "rejected-ttl-expired")
 
@@ -469,7 +473,7 @@ def test_a_client_that_leaves_before_the_decision() -> None:
     held.receive(head())
     held.receive(piece(CHAT, end=True))
     held.close()
-    assert (len(world.scheduler.queue), world.picker.bodies_bytes) == (0, 0)
+    assert (len(world.scheduler.dispatcher.queue), world.picker.bodies_bytes) == (0, 0)
     assert world.outcomes == []
 
 
@@ -703,7 +707,7 @@ def test_the_access_log_and_the_stream_settle_once() -> None:
     exchange, (first, *_) = world.decide()
     reservation = ticket.read(envoy.metadata(first, DECISION_NAMESPACE)["ticket"], SEAL)
     assert reservation is not None
-    assert world.scheduler.settle(
+    assert world.scheduler.settlement.settle(
         Outcome(reservation=reservation, final=True, status=200), now_ns=world.now_ns
     )
     exchange.receive(response_head(end=True))
