@@ -62,3 +62,8 @@ class Settings:
     families: Mapping[str, Family] = field(default_factory=lambda: NONE)
     #: Where we are; endpoints elsewhere carry their pool's handicap.
     zone: str = ""
+
+    def take(self, other: Settings) -> None:
+        """What another says, but for where we are: that never changes."""
+        self.default_model, self.limits = other.default_model, other.limits
+        self.policy, self.families = other.policy, other.families

@@ -239,9 +239,12 @@ class Scheduler:
         except Exception as error:  # noqa: BLE001 (one fault must not end what else time brings)
             self.failed(error, what)
 
-    def apply(self, policy: Policy, *, now_ns: int) -> None:
-        """A new configuration's classes, quotas and prices; who waits goes on waiting."""
-        before, self.settings.policy = self.settings.policy, policy
+    def apply(self, settings: Settings, *, now_ns: int) -> None:
+        """A new configuration holds; who waits goes on waiting."""
+        before = self.settings.policy
+        self.settings.take(settings)
+        self.ledger.ttl_ns = settings.limits.reservation_ttl_ns
+        self.ledger.remembered_max = settings.limits.settled_remembered_max
         self.dispatcher.apply(before, now_ns=now_ns)
 
     def idle(self, pool_name: str) -> bool:

@@ -19,7 +19,7 @@ from extproc.config.model import Config
 from extproc.core.outcome import Outcome, Reservation, Routed
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import Tenant, hash_key
-from extproc.service import App
+from extproc.service.app import App
 
 CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
 READER, WRITER = "reader-token-0123456789", "writer-token-0123456789"

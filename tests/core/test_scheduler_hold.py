@@ -264,7 +264,10 @@ def test_a_reload_with_other_classes_sheds_who_waits() -> None:
     scene = Scene()
     first = scene.routed()
     holds = {scene.held().id, scene.held(GLOBEX).id}
-    scene.scheduler.apply(policy(ClassSpec(name="gold"), ClassSpec(name="standard")), now_ns=S)
+    scene.scheduler.apply(
+        replace(scene.scheduler.settings, policy=policy(ClassSpec(name="gold"), ClassSpec(name="standard"))),
+        now_ns=S,
+    )
     assert {id_ for id_, _ in scene.released} == holds
     assert all(isinstance(each, Reject) and each.status == 429 for _, each in scene.released)
     assert (len(scene.scheduler.dispatcher.queue), scene.concurrent, len(scene.scheduler.ledger)) == (0, 1, 1)
@@ -279,7 +282,7 @@ def test_a_reload_with_the_same_classes_lets_them_wait() -> None:
     scene = Scene()
     first = scene.routed()
     hold = scene.held()
-    scene.scheduler.apply(policy(tenant_held_max=1), now_ns=0)
+    scene.scheduler.apply(replace(scene.scheduler.settings, policy=policy(tenant_held_max=1)), now_ns=0)
     assert scene.released == []
     assert scene.rejected().status == 429
     scene.ends(first)

@@ -10,7 +10,7 @@ from extproc.config.load import loads
 from extproc.core.outcome import Hold, Outcome, Routed
 from extproc.core.tenant import Tenant
 from extproc.core.turns import KEPT_NS, TurnRow, Turns
-from extproc.service import App
+from extproc.service.app import App
 from extproc.state.messages import NEEDS_MAX, needs_by_pool
 from extproc.state.share import URGENT_NS, OwnLoad, PeerLoads
 from tests.service.test_journal import CHAT, TEXT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -260,7 +261,7 @@ class HoldMachine(RuleBasedStateMachine):
     def apply(self, policy: Policy) -> None:
         before = set(self.waiting)
         same = [each.name for each in policy.classes] == [each.name for each in self.scheduler.policy.classes]
-        self.scheduler.apply(policy, now_ns=self.now_ns)
+        self.scheduler.apply(replace(self.scheduler.settings, policy=policy), now_ns=self.now_ns)
         assert set(self.waiting) == (before if same else set())
 
     @rule(layout=members, kept=st.sampled_from([0, 1, 2, 3, 4, 4]))

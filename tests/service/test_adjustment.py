@@ -4,7 +4,7 @@ from extproc.config.load import loads
 from extproc.core.outcome import Routed
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import Tenant
-from extproc.service import App
+from extproc.service.app import App
 
 TEXT = """
 pools: [{name: p, models: [m], endpoints: [{address: 127.0.0.1:1, max_concurrent: 60000}]}]

@@ -11,10 +11,11 @@ import grpc
 import pytest
 
 from extproc.config.load import loads
+from extproc.config.restart import restart_needed
 from extproc.core.outcome import Outcome, Reject, Reservation, Routed
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import Credentials, hash_key
-from extproc.service import App, restart_needed
+from extproc.service.app import App
 from extproc.service.roster import Roster
 from extproc.wire.orders import STATUS
 from tests.stand.waits import PATIENCE_S, until
@@ -86,12 +87,12 @@ def test_settle_and_status(path: Path) -> None:
     """An outcome ends the request in books and figures, once; the status shows it as JSON."""
     app, clock = app_of()
     reservation = admitted(app)
-    assert json.loads(app.status_json())["in_flight"] == 1
+    assert json.loads(app.view.json())["in_flight"] == 1
     clock.now_ns += 3 * S
     outcome = Outcome(reservation=reservation, final=True, status=200, served_by=reservation.address)
     for _ in range(2):
         app.settle(outcome)
-    status = json.loads(app.status_json())
+    status = json.loads(app.view.json())
     assert (status["uptime_s"], status["in_flight"]) == (3.0, 0)
     assert status["tenants"]["acme"]["ok"] == 1
     assert status["counts"] == {"routed": 1, "settled.duplicate": 1, "settled.ok": 1}
@@ -179,6 +180,20 @@ def test_the_pool_that_envoy_fails_open_to() -> None:
     opened, other = (text.replace("auth:", "failure_mode: open, auth:", 1) for text in (BASE, other))
     (named,) = restart_needed(loads(opened), loads(other))
     assert named.startswith("gateway.default_model")
+
+
+def test_a_file_that_is_merely_bad_is_not_read_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An Envoy that comes mends no mistake: it is said once, until somebody writes the file anew."""
+    app, _ = app_of()
+    path.write_text(BASE.replace("least_work", "no_such"), encoding="utf-8")
+
+    async def scene() -> None:
+        assert not await app.reload_live(path)
+        monkeypatch.setattr(Roster, "live", True)
+        await app._take_after_all()
+        assert app.scheduler.counts["reload.refused"] == 1
+
+    asyncio.run(scene())
 
 
 def test_what_applies_live(path: Path) -> None:

@@ -15,7 +15,7 @@ from extproc.config.model import Config
 from extproc.config.tracing import OpenTelemetry
 from extproc.core.outcome import Outcome
 from extproc.observe.tracing import propagation
-from extproc.service import App
+from extproc.service.app import App
 from extproc.service.tracing import TracingPart, export_headers
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "traces"))
