@@ -12,7 +12,7 @@ from random import Random
 
 from extproc.core.decide import WAITS, Full, RoutingRequest, full, overloaded, place
 from extproc.core.endpoint import Endpoint
-from extproc.core.events import Events
+from extproc.core.events import EventEmitter
 from extproc.core.experiment import Experiments
 from extproc.core.explain import Decisions
 from extproc.core.fairqueue import FairQueue, QueuedRequest, Shed
@@ -22,7 +22,7 @@ from extproc.core.forecast import fastest_prefill_ms
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import Hold, Reject, Reservation, Routed, wanted_room
 from extproc.core.peers import Peers
-from extproc.core.policy import Policy, Settings
+from extproc.core.policy import Policy, SchedulerSettings
 from extproc.core.quota import QuotaBooks
 from extproc.core.shortlist import Shortlist
 from extproc.core.strategies import SchedulingContext, Work
@@ -49,11 +49,11 @@ class Dispatcher:
         fleet: Fleet,
         ledger: Ledger,
         quotas: QuotaBooks,
-        settings: Settings,
+        settings: SchedulerSettings,
         *,
         peers: Peers,
         experiments: Experiments,
-        events: Events,
+        events: EventEmitter,
         counts: Counter[str],
         rng: Random,
     ) -> None:

@@ -13,14 +13,14 @@ from extproc.core.fleet import Fleet
 from extproc.core.ledger import Ledger
 from extproc.core.load import MS_NS
 from extproc.core.outcome import Outcome
-from extproc.core.policy import Settings
+from extproc.core.policy import SchedulerSettings
 from extproc.core.turns import TurnRow, Turns
 
 
 class Peers:
     """The services beside this one, whose instance is `own`."""
 
-    def __init__(self, own: str, fleet: Fleet, ledger: Ledger, settings: Settings) -> None:
+    def __init__(self, own: str, fleet: Fleet, ledger: Ledger, settings: SchedulerSettings) -> None:
         self.own = own
         self._fleet, self._ledger, self._settings = fleet, ledger, settings
         self._names: frozenset[str] = frozenset()

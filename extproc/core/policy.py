@@ -10,7 +10,7 @@ from extproc.core.fairqueue import QueueBounds
 from extproc.core.families import NONE, Family
 from extproc.core.slo import ClassSpec
 
-__all__ = ["ClassSpec", "DeskLimits", "Policy", "Settings"]
+__all__ = ["ClassSpec", "DeskLimits", "Policy", "SchedulerSettings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ FREE = Price()
 
 
 @dataclass(slots=True, kw_only=True)
-class Settings:
+class SchedulerSettings:
     """What the configuration says now. One object for all who go by it: a reload changes what is in it."""
 
     default_model: str
@@ -63,7 +63,7 @@ class Settings:
     #: Where we are; endpoints elsewhere carry their pool's handicap.
     zone: str = ""
 
-    def take(self, other: Settings) -> None:
+    def take(self, other: SchedulerSettings) -> None:
         """What another says, but for where we are: that never changes."""
         self.default_model, self.limits = other.default_model, other.limits
         self.policy, self.families = other.policy, other.families

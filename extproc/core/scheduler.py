@@ -16,14 +16,14 @@ from random import Random
 from extproc.core.accounts import borrows, reserved
 from extproc.core.decide import RoutingRequest, resolve
 from extproc.core.dispatch import Dispatcher
-from extproc.core.events import Events, raises
+from extproc.core.events import EventEmitter, raises
 from extproc.core.experiment import Experiments
 from extproc.core.explain import Explanation, explain, explain_held, explain_kept, refused
 from extproc.core.fleet import Fleet
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import QUOTA_EXCEEDED, Hold, Reject, Routed
 from extproc.core.peers import Peers
-from extproc.core.policy import ClassSpec, DeskLimits, Policy, Settings
+from extproc.core.policy import ClassSpec, DeskLimits, Policy, SchedulerSettings
 from extproc.core.quota import Account, Amounts, Ask, ExactBooks, Granted, QuotaBooks, Refused
 from extproc.core.request import Request
 from extproc.core.settlement import Settlement
@@ -74,14 +74,16 @@ class Scheduler:
         self.fleet = fleet
         # Without a policy nobody waits: full is a refusal.
         policy = policy or Policy(classes=(ClassSpec(hold_ns=0),))
-        self.settings = Settings(default_model=default_model, limits=limits, policy=policy, zone=zone)
+        self.settings = SchedulerSettings(
+            default_model=default_model, limits=limits, policy=policy, zone=zone
+        )
         self.ledger = Ledger(ttl_ns=limits.reservation_ttl_ns, remembered_max=limits.settled_remembered_max)
         self.quotas: QuotaBooks = quotas if quotas is not None else ExactBooks()
         self.experiments = experiments or Experiments(rng=rng)
         self.peers = Peers(instance, fleet, self.ledger, self.settings)
         self.counts: Counter[str] = Counter()
         #: Tells of all that becomes of requests.
-        self.events = Events()
+        self.events = EventEmitter()
         self.dispatcher = Dispatcher(
             fleet,
             self.ledger,
@@ -239,7 +241,7 @@ class Scheduler:
         except Exception as error:  # noqa: BLE001 (one fault must not end what else time brings)
             self.failed(error, what)
 
-    def apply(self, settings: Settings, *, now_ns: int) -> None:
+    def apply(self, settings: SchedulerSettings, *, now_ns: int) -> None:
         """A new configuration holds; who waits goes on waiting."""
         before = self.settings.policy
         self.settings.take(settings)

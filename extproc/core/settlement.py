@@ -10,7 +10,7 @@ from collections import Counter
 
 from extproc.core.accounts import used
 from extproc.core.dispatch import Dispatcher
-from extproc.core.events import Events, Settled
+from extproc.core.events import EventEmitter, Settled
 from extproc.core.experiment import Experiments
 from extproc.core.feedback import Feedback
 from extproc.core.fleet import Fleet
@@ -18,7 +18,7 @@ from extproc.core.ledger import Ledger
 from extproc.core.meter import metered
 from extproc.core.outcome import End, Outcome, Reservation
 from extproc.core.peers import Peers
-from extproc.core.policy import Settings
+from extproc.core.policy import SchedulerSettings
 from extproc.core.quota import Amounts, QuotaBooks
 from extproc.core.slo import sample_of
 from extproc.core.strategies import Work
@@ -32,12 +32,12 @@ class Settlement:
         fleet: Fleet,
         ledger: Ledger,
         quotas: QuotaBooks,
-        settings: Settings,
+        settings: SchedulerSettings,
         dispatcher: Dispatcher,
         *,
         peers: Peers,
         experiments: Experiments,
-        events: Events,
+        events: EventEmitter,
         counts: Counter[str],
     ) -> None:
         self._fleet, self._ledger, self._quotas, self._dispatcher = fleet, ledger, quotas, dispatcher

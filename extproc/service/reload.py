@@ -15,7 +15,7 @@ from extproc.config.engine_keys import engine_keys
 from extproc.config.load import ConfigError, load
 from extproc.config.model import Config
 from extproc.config.restart import restart_needed
-from extproc.core.policy import Settings
+from extproc.core.policy import SchedulerSettings
 from extproc.core.tenant import Directory
 from extproc.history.changes import Event, changes
 from extproc.service.build import directory_of, settings_of
@@ -27,7 +27,7 @@ class Reread:
 
     config: Config
     directory: Directory
-    settings: Settings
+    settings: SchedulerSettings
     engine_keys: dict[str, str]
     events: list[Event] = field(default_factory=list)
 
