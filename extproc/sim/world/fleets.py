@@ -12,9 +12,9 @@ from random import Random
 from typing import Any
 
 from extproc.core.endpoint import Member
+from extproc.sim.capacity import ReplicaShare
 from extproc.sim.slots import ReplicaLimits
 from extproc.sim.timing import HARDWARE, Hardware, hardware_named
-from extproc.sim.workload.capacity import ReplicaShare
 
 #: What NVML calls the cards of a timing model, how many make a replica, and what one costs an hour: list
 #: prices of 2026 for a card, rounded, in USD; only their ratio matters.
@@ -123,18 +123,6 @@ class SimFleet:
     def prices(self) -> dict[str, float]:
         """Currency an hour, by address."""
         return {member.address: member.price_per_hour for member in self.members()}
-
-    def without(self, replicas: int) -> SimFleet:
-        """The same fleet with so many fewer, taken from the end."""
-        left, groups = replicas, []
-        for group in reversed(self.groups):
-            gone = min(left, group.count)
-            left -= gone
-            if group.count > gone:
-                groups.append(replace(group, count=group.count - gone))
-        if not groups:
-            raise FleetError(f"fleet {self.name!r} has no more than {replicas} replicas")
-        return SimFleet(f"{self.name}-{replicas}", tuple(reversed(groups)))
 
     def scaled(self, replicas: int) -> SimFleet:
         """The same mix with `replicas` in all, at least one of each group; FleetError for fewer."""
