@@ -107,15 +107,11 @@ class App:
             audited=lambda: self.audit.settings.file is not None,
         )
         self.view = Status(
-            scheduler,
-            self.processor,
+            self.requests,
             self.stats,
-            self.roster,
             self.agents,
             self.keeping,
-            self.requests.quotas,
             parts=lambda: {**self.kept.status(), **self.operating.status()},
-            tenants=tenants,
             clock=clock,
         )
         self.rpc = RpcPart(

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import msgspec
 
-from extproc.core.quota import ExactBooks
-from extproc.core.scheduler import Scheduler
-from extproc.core.tenant import Tenant
 from extproc.observe.stats import Stats
 from extproc.observe.tenants import tenants_view
 from extproc.service.agents import Agents
 from extproc.service.journal import QuotaJournal
-from extproc.service.roster import Roster
-from extproc.wire.processor import Processor
-
-if TYPE_CHECKING:
-    from extproc.state.quota_redis import RedisQuota
+from extproc.service.requests import Requests
 
 
 class Status:
@@ -27,21 +19,17 @@ class Status:
 
     def __init__(
         self,
-        scheduler: Scheduler,
-        processor: Processor,
+        requests: Requests,
         stats: Stats,
-        roster: Roster,
         agents: Agents,
         journal: QuotaJournal,
-        quotas: ExactBooks | RedisQuota,
         *,
         parts: Callable[[], Mapping[str, object]],
-        tenants: Callable[[], Mapping[str, Tenant]],
         clock: Callable[[], int],
     ) -> None:
-        self._scheduler, self._processor, self._stats, self._roster = scheduler, processor, stats, roster
-        self._agents, self._journal, self._quotas, self._parts = agents, journal, quotas, parts
-        self._tenants, self._clock = tenants, clock
+        """`parts` gives each part's own, by name."""
+        self._requests, self._scheduler, self._stats = requests, requests.scheduler, stats
+        self._agents, self._journal, self._parts, self._clock = agents, journal, parts, clock
         self._started_ns = clock()
 
     def whole(self) -> dict[str, object]:
@@ -50,7 +38,7 @@ class Status:
         return {
             **self.brief(),
             **self._stats.snapshot(self._scheduler.fleet, now_ns=now_ns),
-            "use": tenants_view(self._scheduler, self._tenants().values(), now_ns=now_ns),
+            "use": tenants_view(self._scheduler, self._requests.tenants().values(), now_ns=now_ns),
         }
 
     def json(self) -> bytes:
@@ -59,15 +47,14 @@ class Status:
 
     def brief(self) -> dict[str, object]:
         """Without what grows with tenants and endpoints."""
-        scheduler, publisher = self._scheduler, self._roster.publisher
-        feedback, quotas = scheduler.settlement.feedback, self._quotas
-        shared = None if isinstance(quotas, ExactBooks) else quotas
+        scheduler, roster, shared = self._scheduler, self._requests.roster, self._requests.shared
+        feedback = scheduler.settlement.feedback
         return {
             "instance": scheduler.instance,
             "uptime_s": round((self._clock() - self._started_ns) / 1e9, 1),
             # For who compares clocks (`steersman doctor`).
             "unix_ms": time.time_ns() // 1_000_000,
-            "open_exchanges": self._processor.open_exchanges,
+            "open_exchanges": self._requests.processor.open_exchanges,
             "in_flight": len(scheduler.ledger),
             "counts": dict(sorted(scheduler.counts.items())),
             "pools": {
@@ -86,16 +73,16 @@ class Status:
                 "count": feedback.ttft.count,
             },
             "roster": {
-                "counts": dict(sorted(self._roster.counts.items())),
-                "ads": publisher.counts,
-                "versions": publisher.versions,
+                "counts": dict(sorted(roster.counts.items())),
+                "ads": roster.publisher.counts,
+                "versions": roster.publisher.versions,
             },
             **self._agents.figures(),
             "quotas": {
                 "shared": shared is not None,
                 "connected": shared is not None and shared.connected,
                 "reconciled": shared is None or shared.reconciled,
-                "counts": dict(sorted(quotas.counts.items())),
+                "counts": dict(sorted(self._requests.quotas.counts.items())),
                 "journal": self._journal.status(),
             },
             "held": len(scheduler.dispatcher.queue),
