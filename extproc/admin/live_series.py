@@ -12,13 +12,14 @@ from typing import Any
 from extproc.core.decide import RoutingRequest
 from extproc.core.observer import Observer
 from extproc.core.outcome import End, Outcome, Reject, Routed
-from extproc.observe.stats import percentile_ms
+from extproc.core.series import Sketch
 
 S_NS = 1_000_000_000
 #: Seconds that are remembered.
 POINTS_KEPT = 900
-#: Seconds over which percentiles are taken, and times kept of each: the last ones of a busy second.
-SPAN_S, SAMPLES_MAX = 10, 200
+#: Seconds over which percentiles are taken.
+SPAN_S = 10
+SHARES = (0.5, 0.99)
 #: Decisions remembered; what comes faster than the stream shows is counted.
 DECISIONS_KEPT = 500
 
@@ -26,13 +27,12 @@ DECISIONS_KEPT = 500
 class _Second:
     """What happened within one."""
 
-    __slots__ = ("at", "decide_ns", "errors", "gone", "ok", "placed", "refused", "tokens", "ttft_ns")
+    __slots__ = ("at", "decide_ms", "errors", "gone", "ok", "placed", "refused", "tokens", "ttft_ms")
 
     def __init__(self, at: int) -> None:
         self.at = at
         self.placed = self.refused = self.ok = self.errors = self.gone = self.tokens = 0
-        self.ttft_ns: deque[int] = deque(maxlen=SAMPLES_MAX)
-        self.decide_ns: deque[int] = deque(maxlen=SAMPLES_MAX)
+        self.ttft_ms, self.decide_ms = Sketch(), Sketch()
 
 
 #: What became of a request: number, when (clock), kind, whose, and what was decided.
@@ -80,7 +80,7 @@ class LiveSeries(Observer):
 
     def decided(self, elapsed_ns: int, *, now_ns: int) -> None:
         """Keep how long it took."""
-        self._at(now_ns).decide_ns.append(elapsed_ns)
+        self._at(now_ns).decide_ms.add(elapsed_ns / 1e6)
 
     def ended(self, outcome: Outcome, *, now_ns: int, here: bool) -> None:
         """Count the end of one's own."""
@@ -95,7 +95,7 @@ class LiveSeries(Observer):
             second.ok += 1
         second.tokens += outcome.output_tokens or 0
         if outcome.ttft_ns is not None:
-            second.ttft_ns.append(outcome.ttft_ns)
+            second.ttft_ms.add(outcome.ttft_ns / 1e6)
 
     def step(self, *, now_ns: int) -> list[dict[str, Any]]:
         """Reckon with the seconds that have passed; the points that this made, SPAN_S at the most."""
@@ -134,8 +134,11 @@ class LiveSeries(Observer):
     def _close(self, second: _Second, now_ns: int) -> dict[str, Any]:
         self._seconds.append(second)
         recent = [each for each in self._seconds if each.at > second.at - SPAN_S]
-        ttft = sorted(time for each in recent for time in each.ttft_ns)
-        decide = sorted(time for each in recent for time in each.decide_ns)
+        ttft, decide = Sketch(), Sketch()
+        for each in recent:
+            ttft.merge(each.ttft_ms)
+            decide.merge(each.decide_ms)
+        (ttft_p50, ttft_p99), (decide_p50, decide_p99) = ttft.quantiles(SHARES, 1), decide.quantiles(SHARES)
         in_flight, held = self._gauge()
         point = {
             "at": round(self._wall() - (now_ns / S_NS - second.at), 0),
@@ -145,10 +148,10 @@ class LiveSeries(Observer):
             "errors": second.errors,
             "client_gone": second.gone,
             "output_tokens": second.tokens,
-            "ttft_p50_ms": percentile_ms(ttft, 0.50),
-            "ttft_p99_ms": percentile_ms(ttft, 0.99),
-            "decision_p50_ms": _fine_ms(decide, 0.50),
-            "decision_p99_ms": _fine_ms(decide, 0.99),
+            "ttft_p50_ms": ttft_p50,
+            "ttft_p99_ms": ttft_p99,
+            "decision_p50_ms": decide_p50,
+            "decision_p99_ms": decide_p99,
             "in_flight": in_flight,
             "held": held,
         }
@@ -187,10 +190,3 @@ class LiveSeries(Observer):
         else:
             plain |= {"reason": "the client left before it was placed"}
         return plain
-
-
-def _fine_ms(times_ns: list[int], share: float) -> float | None:
-    """The nearest-rank percentile in milliseconds, to the microsecond."""
-    if not times_ns:
-        return None
-    return round(times_ns[min(len(times_ns) - 1, int(share * len(times_ns)))] / 1e6, 3)

@@ -651,7 +651,7 @@ class Scheduler:
 
     def _refused(self, reject: Reject, routing: RoutingRequest, now_ns: int) -> Reject:
         self.counts[f"rejected.{reject.code}"] += 1
-        if routing.arm and wanted_room(reject.status, reject.code):
+        if routing.arm and wanted_room(reject.code):
             self.experiments.turned_away(routing, now_ns=now_ns)
         for observer in self.observers:
             observer.refused(routing, reject, now_ns=now_ns)

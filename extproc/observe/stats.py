@@ -6,13 +6,13 @@ the analytics' (later); these are the last few hundred requests.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
 from extproc.core.fleet import Fleet
 from extproc.core.outcome import End, Outcome, Reservation, Routed
+from extproc.core.series import shown
 from extproc.observe.endpoints import view
 
 #: Times to first token kept per tenant and per endpoint.
@@ -101,16 +101,9 @@ class Counters:
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
             "tokens_per_s": round(self.tokens.per_second(now_ns=now_ns), 1),
-            "ttft_p50_ms": percentile_ms(times, 0.50),
-            "ttft_p99_ms": percentile_ms(times, 0.99),
+            "ttft_p50_ms": shown(times, 0.50, scale=1e-6),
+            "ttft_p99_ms": shown(times, 0.99, scale=1e-6),
         }
-
-
-def percentile_ms(times_ns: list[int], share: float) -> float | None:
-    """The nearest-rank percentile of sorted nanoseconds, in milliseconds."""
-    if not times_ns:
-        return None
-    return round(times_ns[max(0, math.ceil(share * len(times_ns)) - 1)] / 1e6, 1)
 
 
 def _line(lines: dict[str, Counters], name: str, lines_max: int) -> Counters:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from extproc.admin.live_series import DECISIONS_KEPT, POINTS_KEPT, S_NS, SAMPLES_MAX, SPAN_S, LiveSeries
+import pytest
+
+from extproc.admin.live_series import DECISIONS_KEPT, POINTS_KEPT, S_NS, SPAN_S, LiveSeries
 from extproc.core.outcome import End, Outcome, Reject, Reservation
 
 MS = 1_000_000
@@ -54,8 +56,12 @@ def test_a_second_becomes_a_point_when_it_is_over() -> None:
     (point,) = live_series.step(now_ns=clock.now_ns)
     assert point["at"] == 1_000 + 7e8
     assert (point["ok"], point["errors"], point["refused"], point["output_tokens"]) == (3, 1, 1, 15)
-    assert (point["ttft_p50_ms"], point["ttft_p99_ms"]) == (20.0, 30.0)
-    assert (point["decision_p50_ms"], point["in_flight"], point["held"]) == (0.25, 3, 2)
+    assert (point["ttft_p50_ms"], point["ttft_p99_ms"]) == pytest.approx((20.0, 29.8), rel=0.011)
+    assert (point["decision_p50_ms"], point["in_flight"], point["held"]) == (
+        pytest.approx(0.25, abs=0.003),
+        3,
+        2,
+    )
 
 
 def test_times_are_forgotten_after_their_span() -> None:
@@ -65,15 +71,14 @@ def test_times_are_forgotten_after_their_span() -> None:
     for _ in range(SPAN_S + 1):
         clock.now_ns += S_NS
         live_series.step(now_ns=clock.now_ns)
-    assert live_series.points[0]["ttft_p50_ms"] == 10.0
+    assert live_series.points[0]["ttft_p50_ms"] == pytest.approx(10.0, rel=0.011)
     assert live_series.points[-1]["ttft_p50_ms"] is None
 
 
 def test_everything_is_bounded() -> None:
-    """Points, samples and decisions: the oldest go."""
+    """Points and decisions: the oldest go."""
     live_series, clock = pulse_of()
-    for _ in range(SAMPLES_MAX + 50):
-        live_series.decided(1_000, now_ns=clock.now_ns)
+    for _ in range(250):
         live_series.turned_away("acme", REJECT, now_ns=clock.now_ns)
     for _ in range(DECISIONS_KEPT):
         live_series.turned_away("acme", REJECT, now_ns=clock.now_ns)
@@ -82,7 +87,7 @@ def test_everything_is_bounded() -> None:
         live_series.step(now_ns=clock.now_ns)
     assert len(live_series.points) == POINTS_KEPT
     assert len(live_series.entries) == DECISIONS_KEPT
-    assert live_series.count == SAMPLES_MAX + 50 + DECISIONS_KEPT
+    assert live_series.count == 250 + DECISIONS_KEPT
 
 
 def test_decisions_after_a_number() -> None:

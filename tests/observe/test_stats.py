@@ -7,7 +7,7 @@ from extproc.core.outcome import End, Outcome, Routed
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import ANONYMOUS
 from extproc.observe import stats as module
-from extproc.observe.stats import OTHER, RATE_SECONDS, TTFT_KEPT, Counters, EventRate, Stats, percentile_ms
+from extproc.observe.stats import OTHER, RATE_SECONDS, TTFT_KEPT, Counters, EventRate, Stats
 from tests.stand.schedulers import make_reservation, make_scheduler
 
 S = 1_000_000_000
@@ -46,24 +46,6 @@ def test_rate_when_time_stands_or_steps_back() -> None:
     rate.add(10, now_ns=97 * S)
     assert rate.per_second(now_ns=99 * S) == 2
     assert rate.per_second(now_ns=110 * S) == 0
-
-
-@pytest.mark.parametrize(
-    ("times_ms", "share", "percentile"),
-    [
-        ([], 0.5, None),
-        ([7], 0.5, 7),
-        ([7], 0.99, 7),
-        ([1, 2], 0.5, 1),
-        ([1, 2, 3], 0.5, 2),
-        (list(range(1, 101)), 0.5, 50),
-        (list(range(1, 101)), 0.99, 99),
-        (list(range(1, 101)), 1.0, 100),
-    ],
-)
-def test_percentile(times_ms: list[int], share: float, percentile: float | None) -> None:
-    """Nearest rank: the smallest that at least the share does not exceed."""
-    assert percentile_ms([ms * 1_000_000 for ms in times_ms], share) == percentile
 
 
 def test_a_line() -> None:

@@ -5,11 +5,11 @@ Owns which of a request's facts count as what. Pure; runs in the analytics' thre
 
 from __future__ import annotations
 
-from extproc.core.experiment.results import sample_of, tokens_each
-from extproc.core.outcome import End, Outcome, Reservation, wanted_room
+from extproc.core.outcome import Outcome, Reservation
 from extproc.core.policy import Policy
 from extproc.core.quota import Amounts
 from extproc.core.quota.values import GPU_US, MONEY
+from extproc.core.slo import sample_of
 from extproc.observe.analytics.row import AnalyticsRow, RowKey, count_in
 
 
@@ -22,40 +22,34 @@ def key_of(reservation: Reservation) -> RowKey:
 def ended(row: AnalyticsRow, outcome: Outcome, policy: Policy, charged: Amounts) -> None:
     """A request's record came; `charged` is what it was charged at, `policy` names its class's targets."""
     reservation = outcome.reservation
-    match outcome.end:
-        case End.OK:
-            row.ok += 1
-        case End.REFUSED:
-            row.refused += 1
-        case End.ERROR:
-            row.error += 1
-        case End.CLIENT_GONE:
-            row.client_gone += 1
+    name = outcome.end.value
+    setattr(row, name, getattr(row, name) + 1)
     units = charged.units()
     row.input_tokens += charged.input_tokens
     row.output_tokens += charged.output_tokens
     row.gpu_us += units[GPU_US]
     row.cost_nano += units[MONEY]
     if not reservation.permits:
-        # Costs no place on a replica (tokenize and the like): its times would say nothing of the others'.
         return
     row.cached_tokens += min(reservation.cached_tokens, charged.input_tokens)
-    attained = sample_of(outcome, policy.classes[policy.rank(reservation.service_class)]).attained
-    row.slo_met += attained is True
-    row.slo_missed += attained is False
     row.held_ms.add(reservation.held_ms)
     if charged.input_tokens:
         row.prompt_tokens.add(charged.input_tokens)
-    if outcome.ttft_ns is not None and not outcome.refused:
-        row.ttft_ms.add(outcome.ttft_ns / 1e6)
-    if outcome.end is not End.OK or outcome.refused:
-        return
-    row.answer_tokens.add(charged.output_tokens)
-    row.total_ms.add(outcome.duration_ns / 1e6)
-    further = tokens_each(outcome) - 1
-    if outcome.ttft_ns is not None and outcome.output_tokens is not None and further > 0:
-        # (end − first)/(n − 1), of one sequence.
-        row.tpot_ms.add(max(0, outcome.duration_ns - outcome.ttft_ns) / 1e6 / further)
+    sample = sample_of(outcome, policy.classes[policy.rank(reservation.service_class)])
+    judged(row, sample.attained)
+    if sample.ttft_ms is not None:
+        row.ttft_ms.add(sample.ttft_ms)
+    if sample.tpot_ms is not None:
+        row.tpot_ms.add(sample.tpot_ms)
+    if sample.total_ms is not None:
+        row.total_ms.add(sample.total_ms)
+        row.answer_tokens.add(charged.output_tokens)
+
+
+def judged(row: AnalyticsRow, attained: bool | None) -> None:
+    """It met its class's targets or did not; None where nobody can say."""
+    row.slo_met += attained is True
+    row.slo_missed += attained is False
 
 
 def expired(row: AnalyticsRow) -> None:
@@ -63,19 +57,22 @@ def expired(row: AnalyticsRow) -> None:
     row.expired += 1
 
 
-def rejected(row: AnalyticsRow, code: str, status: int, waited_ms: float | None) -> None:
-    """A request was refused by us; `waited_ms` None where it was never held and never could be."""
+def rejected(row: AnalyticsRow, code: str, waited_ms: float | None, missed: bool) -> None:
+    """A request was refused by us; `waited_ms` None where it was never held and never could be.
+
+    `missed`: for want of room, and somebody's whose class has targets.
+    """
     row.rejected += 1
     count_in(row.codes, code, 1)
-    if waited_ms is None or not wanted_room(status, code):
-        return
-    row.slo_missed += 1
-    row.held_ms.add(waited_ms)
+    row.slo_missed += missed
+    if missed and waited_ms is not None:
+        row.held_ms.add(waited_ms)
 
 
-def left(row: AnalyticsRow, waited_ms: float | None) -> None:
+def left(row: AnalyticsRow, waited_ms: float | None, attained: bool | None) -> None:
     """A client left before its request was sent anywhere."""
     row.left += 1
+    judged(row, attained)
     if waited_ms is not None:
         row.held_ms.add(waited_ms)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from extproc.core.decide import RoutingRequest
 from extproc.core.observer import Observer
-from extproc.core.outcome import Outcome, Reject, Reservation, Routed
+from extproc.core.outcome import Outcome, Reject, Reservation, Routed, wanted_room
 from extproc.core.scheduler import Scheduler
 from extproc.observe.analytics import fold
 from extproc.observe.analytics.row import UNKNOWN, RowKey
@@ -89,20 +89,22 @@ class Listener(Observer):
     def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
         """A request was turned away."""
         waited_ms = max(0, now_ns - routing.arrived_ns) / 1e6
-        what = (reject.code, reject.status, waited_ms)
+        what = (reject.code, waited_ms, wanted_room(reject.code))
         self._add((self._at_s(now_ns), self._key(routing), fold.rejected, what))
 
     def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:  # noqa: ARG002 (the interface's)
         """A client left before its request was under way."""
         if routing is None:
-            self._add((self._at_s(now_ns), RowKey(UNKNOWN), fold.left, (None,)))
+            self._add((self._at_s(now_ns), RowKey(UNKNOWN), fold.left, (None, None)))
         else:
-            waited_ms = max(0, now_ns - routing.arrived_ns) / 1e6
-            self._add((self._at_s(now_ns), self._key(routing), fold.left, (waited_ms,)))
+            waited_ns, policy = max(0, now_ns - routing.arrived_ns), self._scheduler.policy
+            spec = policy.classes[policy.rank(routing.tenant.service_class)]
+            attained = spec.given_up(routing.input_tokens, waited_ns) if routing.permits else None
+            self._add((self._at_s(now_ns), self._key(routing), fold.left, (waited_ns / 1e6, attained)))
 
     def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
         """Refused before it was a case."""
-        what = (reject.code, reject.status, None)
+        what = (reject.code, None, bool(tenant) and wanted_room(reject.code))
         self._add((self._at_s(now_ns), RowKey(tenant or UNKNOWN), fold.rejected, what))
 
     def ended(self, outcome: Outcome, *, now_ns: int, here: bool) -> None:

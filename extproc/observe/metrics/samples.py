@@ -10,8 +10,8 @@ from itertools import accumulate
 
 from extproc import __version__
 from extproc.core.reports import GpuReport
-from extproc.observe.metrics.counting import CLIENT_GONE, COST, ERROR, GPU_S, INPUT, OK, OUTPUT, REFUSED
-from extproc.observe.metrics.histogram import Counted
+from extproc.core.series import Counted
+from extproc.observe.metrics.counting import COST, GPU_S, INPUT, OUTPUT, PLACES
 from extproc.observe.metrics.labels import OTHER
 from extproc.observe.metrics.snapshot import MetricsSnapshot
 from extproc.observe.metrics.table import TABLE, Spec
@@ -21,7 +21,7 @@ Sample = tuple[str, tuple[str, ...], float]
 
 #: Cards of one endpoint that have series of their own.
 GPUS_MAX = 16
-OUTCOMES = (("ok", OK), ("refused", REFUSED), ("error", ERROR), ("client_gone", CLIENT_GONE))
+OUTCOMES = tuple((end.value, place) for end, place in PLACES.items())
 YES, NO = "yes", "no"
 
 

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from extproc.core.reports import ReplicaReport
 from extproc.core.scheduler import Scheduler
+from extproc.core.series import Counted
 from extproc.observe.metrics.counting import Counting
-from extproc.observe.metrics.histogram import Counted
 from extproc.observe.metrics.rows import Read
 
 #: Endpoints, and tenants with quotas, that are read before the event loop runs again: about a millisecond.

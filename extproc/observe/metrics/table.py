@@ -81,8 +81,8 @@ def _table() -> tuple[Spec, ...]:
             "counter",
             ("tenant", "class", "met"),
             "Requests that were within their class's targets of first and further tokens (yes) or not (no); "
-            "shed, refused and failed ones are no, spent quotas, clients' mistakes and clients that left "
-            "are neither.",
+            "shed and failed ones, and clients that gave up on a late first token, are no; spent quotas, "
+            "clients' mistakes and clients that left before it was due are neither.",
             traffic,
         ),
         Spec(
