@@ -9,9 +9,10 @@ from extproc.core.outcome import End, Hold, Reject, Routed
 from extproc.core.reports import GpuReport, ReplicaReport
 from extproc.core.request import RouteKind
 from extproc.core.series import Histogram
-from extproc.observe.metrics import TABLE, counting
+from extproc.observe.metrics import counting
 from extproc.observe.metrics.labels import OTHER
 from extproc.observe.metrics.samples import GPUS_MAX, families
+from extproc.observe.metrics.table import TABLE
 
 MS, S = 1_000_000, 1_000_000_000
 Make = Callable[..., Any]

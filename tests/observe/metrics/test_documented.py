@@ -14,10 +14,11 @@ from documents import with_contents
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from extproc.config.metrics import MetricsConfig
-from extproc.observe.metrics import PREFIX, TABLE, counting
+from extproc.observe.metrics import counting
 from extproc.observe.metrics.exposition import render
 from extproc.observe.metrics.samples import GPUS_MAX
 from extproc.observe.metrics.snapshot import RULES_MAX
+from extproc.observe.metrics.table import PREFIX, TABLE
 
 DOC = Path(__file__).resolve().parents[3] / "docs" / "metrics.md"
 SETTINGS = MetricsConfig()
