@@ -179,7 +179,7 @@ class App:
             "Drain": self._drain,
             "ClearFaults": self._clear_faults,
             "Tenant": self.operators.tenant,
-            "Shadow": self.operators.shadow,
+            "Shadow": self.operators.what_if,
             "Credit": self.operators.credit,
             "Explain": self.explaining.explain,
             "Experiment": self.experimenting.order,
