@@ -7,6 +7,7 @@ several services are true. How the figures are shown is samples.py's.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from extproc.core.decide import RoutingRequest
 from extproc.core.observer import Observer
@@ -16,7 +17,7 @@ from extproc.core.series import Counted, Histogram
 from extproc.core.slo import ClassSpec, Sample, sample_of
 from extproc.core.tenant import Tenant
 from extproc.observe.metrics.labels import OTHER, Labels, Tenants
-from extproc.observe.metrics.rows import Rows
+from extproc.observe.metrics.rows import Read, Rows
 from extproc.observe.metrics.table import DECISION_S, HOLD_S, LAG_S, REQUEST_S, TPOT_S, TTFT_S
 
 #: Values of the other labels; what comes beyond is `other`. A configuration may name more over its reloads.
@@ -51,6 +52,23 @@ class CounterCell:
 
     def __init__(self, traffic: int, slo: int, times: Histograms) -> None:
         self.traffic, self.slo, self.times = traffic, slo, times
+
+
+class Counts(NamedTuple):
+    """What was counted, by label values."""
+
+    #: By tenant, pool and class; by tenant and class.
+    traffic: Read
+    slo: Read
+    #: By pool and class, and by the metric's name.
+    times: list[tuple[tuple[str, str], dict[str, Counted]]]
+    #: By tenant and code; by pool, strategy, and whether degraded.
+    refusals: dict[tuple[str, str], int]
+    decisions: dict[tuple[str, str, bool], int]
+    #: The scheduler's counts; names beyond EVENTS_MAX are summed.
+    events: dict[str, int]
+    decision: Counted
+    lag: Counted
 
 
 class Counting(Observer):
@@ -217,46 +235,35 @@ class Counting(Observer):
         self._refusals[key] = self._refusals.get(key, 0) + 1
         return label
 
-    # -- read by the snapshot ------------------------------------------------------------------------------
+    # -- read by a scrape ----------------------------------------------------------------------------------
 
-    def events(self) -> dict[str, int]:
-        """The scheduler's counts by label value; names beyond EVENTS_MAX are summed."""
-        found: dict[str, int] = {}
+    def read(self) -> Counts:
+        """Everything as it is now, in one go: its parts agree with one another."""
+        events: dict[str, int] = {}
         for name in sorted(self._scheduler.counts):
             label = self._events.of(name)
-            found[label] = found.get(label, 0) + self._scheduler.counts[name]
-        return found
-
-    def times(self) -> list[tuple[tuple[str, str], dict[str, Counted]]]:
-        """The histograms by pool and class, by the metrics' names."""
-        return [
-            (
-                key,
-                {
-                    "ttft_seconds": times.ttft.read(),
-                    "tpot_seconds": times.tpot.read(),
-                    "request_seconds": times.request.read(),
-                    "hold_seconds": times.hold.read(),
-                },
-            )
-            for key, times in self._times.items()
-        ]
-
-    def refusals(self) -> dict[tuple[str, str], int]:
-        """By tenant and code."""
-        return self._refusals.copy()
-
-    def decisions(self) -> dict[tuple[str, str, bool], int]:
-        """By pool, strategy, and whether degraded."""
-        return self._decisions.copy()
-
-    def decision(self) -> Counted:
-        """What decisions took."""
-        return self._decision.read()
-
-    def lag(self) -> Counted:
-        """How late the event loop was."""
-        return self._lag.read()
+            events[label] = events.get(label, 0) + self._scheduler.counts[name]
+        return Counts(
+            traffic=self.traffic.read(),
+            slo=self.slo.read(),
+            times=[
+                (
+                    key,
+                    {
+                        "ttft_seconds": times.ttft.read(),
+                        "tpot_seconds": times.tpot.read(),
+                        "request_seconds": times.request.read(),
+                        "hold_seconds": times.hold.read(),
+                    },
+                )
+                for key, times in self._times.items()
+            ],
+            refusals=self._refusals.copy(),
+            decisions=self._decisions.copy(),
+            events=events,
+            decision=self._decision.read(),
+            lag=self._lag.read(),
+        )
 
     @property
     def series(self) -> int:

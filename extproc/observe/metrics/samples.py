@@ -31,20 +31,20 @@ def families(snapshot: MetricsSnapshot) -> Iterator[tuple[Spec, Iterator[MetricS
 
 
 def _requests(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
-    for key, figures in snapshot.traffic:
+    for key, figures in snapshot.counts.traffic:
         for outcome, at in OUTCOMES:
             yield "", (*key, outcome), figures[at]
 
 
 def _refusals(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
-    for key, count in snapshot.refusals.items():
+    for key, count in snapshot.counts.refusals.items():
         yield "", key, count
 
 
 def _by_pool(snapshot: MetricsSnapshot, place: int) -> dict[tuple[str, str], float]:
     """A figure by tenant and pool, summed over classes; in values that no garbage collector follows."""
     found: dict[tuple[str, str], float] = {}
-    for (tenant, pool, _), figures in snapshot.traffic:
+    for (tenant, pool, _), figures in snapshot.counts.traffic:
         key = (tenant, pool)
         found[key] = found.get(key, 0.0) + figures[place]
     return found
@@ -67,26 +67,26 @@ def _gpu_seconds(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSampl
 
 
 def _slo(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
-    for key, (met, missed) in snapshot.slo:
+    for key, (met, missed) in snapshot.counts.slo:
         yield "", (*key, YES), met
         yield "", (*key, NO), missed
 
 
 def _times(snapshot: MetricsSnapshot, spec: Spec) -> Iterator[MetricSample]:
-    for key, histograms in snapshot.times:
+    for key, histograms in snapshot.counts.times:
         yield from histogram(key, histograms[spec.name], spec.buckets)
 
 
 def _decision(snapshot: MetricsSnapshot, spec: Spec) -> Iterator[MetricSample]:
-    yield from histogram((), snapshot.decision, spec.buckets)
+    yield from histogram((), snapshot.counts.decision, spec.buckets)
 
 
 def _lag(snapshot: MetricsSnapshot, spec: Spec) -> Iterator[MetricSample]:
-    yield from histogram((), snapshot.lag, spec.buckets)
+    yield from histogram((), snapshot.counts.lag, spec.buckets)
 
 
 def _decisions(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
-    for (pool, strategy, degraded), count in snapshot.decisions.items():
+    for (pool, strategy, degraded), count in snapshot.counts.decisions.items():
         yield "", (pool, strategy, YES if degraded else NO), count
 
 
@@ -225,7 +225,7 @@ _MAKE: Mapping[str, Make] = {
     "gpu_power_watts": _gpus(lambda gpu: gpu.power_w),
     "gpu_lost": _gpus(lambda gpu: gpu.lost),
     "prediction_error_ratio": _errors,
-    "events_total": _plain(lambda snapshot: snapshot.events),
+    "events_total": _plain(lambda snapshot: snapshot.counts.events),
     "event_loop_lag_seconds": _lag,
     "alerts_firing": _firing,
     "build_info": _build,

@@ -78,7 +78,7 @@ def test_times_are_those_of_the_record(scene: Make) -> None:
     """TTFT, (end − first)/(n − 1) and the whole time land in their buckets."""
     at = scene()
     at.one(ttft_ns=50 * MS, duration_ns=540 * MS, output_tokens=50)
-    ((key, times),) = at.counting.times()
+    ((key, times),) = at.counting.read().times
     assert key == ("chat", "standard")
     assert {name: total for name, (_, total) in times.items()} == pytest.approx(
         {"ttft_seconds": 0.05, "tpot_seconds": 0.01, "request_seconds": 0.54, "hold_seconds": 0.0}
@@ -121,7 +121,7 @@ def test_a_held_request_is_seen_and_its_wait_counted(scene: Make) -> None:
     ((_, decision),) = at.released
     assert isinstance(decision, Routed)
     assert at.series()["held"] == {("chat", "standard"): 0}
-    ((_, times),) = at.counting.times()
+    ((_, times),) = at.counting.read().times
     assert times["hold_seconds"][1] == pytest.approx(0.3)
     assert sum(times["hold_seconds"][0]) == 2
 
@@ -138,7 +138,7 @@ def test_what_is_shed_missed_its_targets(scene: Make) -> None:
     assert seen["refusals_total"] == {("acme", "overloaded"): 1, ("prime", "overloaded"): 1}
     assert seen["slo_requests_total"]["acme", "standard", "no"] == 1
     assert seen["slo_requests_total"]["prime", "premium", "no"] == 1
-    waited = {key: times["hold_seconds"][1] for key, times in at.counting.times()}
+    waited = {key: times["hold_seconds"][1] for key, times in at.counting.read().times}
     assert waited["chat", "standard"] == pytest.approx(6.0)
 
 
@@ -308,8 +308,8 @@ def test_decisions_and_lag_are_histograms(scene: Make) -> None:
     at.counting.lagged(0.003)
     at.counting.lagged(-0.0001)
     seen = at.snapshot()
-    assert seen.decision[1] == pytest.approx(0.00012)
-    assert seen.lag[1] == pytest.approx(0.003)
+    assert seen.counts.decision[1] == pytest.approx(0.00012)
+    assert seen.counts.lag[1] == pytest.approx(0.003)
     assert at.series()["event_loop_lag_seconds"] == {(): 2}
 
 
