@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from extproc.core.decide import RoutingRequest
-from extproc.core.observer import Observer
-from extproc.core.outcome import End, Outcome, Reject, Routed
+from extproc.core.events import Observer, Settled
+from extproc.core.outcome import End, Reject, Routed
 from extproc.core.series import Sketch
 
 S_NS = 1_000_000_000
@@ -82,10 +82,11 @@ class LiveSeries(Observer):
         """Keep how long it took."""
         self._at(now_ns).decide_ms.add(elapsed_ns / 1e6)
 
-    def ended(self, outcome: Outcome, *, now_ns: int, here: bool) -> None:
+    def settled(self, event: Settled, *, now_ns: int) -> None:
         """Count the end of one's own."""
-        if not here:
+        if not event.here:
             return
+        outcome, sample = event.outcome, event.sample
         second = self._at(now_ns)
         if outcome.refused or outcome.end is End.ERROR:
             second.errors += 1
@@ -94,8 +95,8 @@ class LiveSeries(Observer):
         else:
             second.ok += 1
         second.tokens += outcome.output_tokens or 0
-        if outcome.ttft_ns is not None:
-            second.ttft_ms.add(outcome.ttft_ns / 1e6)
+        if sample.ttft_ms is not None:
+            second.ttft_ms.add(sample.ttft_ms)
 
     def step(self, *, now_ns: int) -> list[dict[str, Any]]:
         """Reckon with the seconds that have passed; the points that this made, SPAN_S at the most."""

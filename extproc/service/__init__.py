@@ -25,9 +25,10 @@ from extproc.config.model import Config
 from extproc.config.restart import RELOADABLE_OF_POOL, restart_needed
 from extproc.config.secret import service_tokens
 from extproc.control.names import event_cluster
+from extproc.core.events import Observer
 from extproc.core.experiment import Experiments
 from extproc.core.fleet import Fleet
-from extproc.core.outcome import Outcome
+from extproc.core.outcome import Outcome, Reservation
 from extproc.core.quota import ExactBooks
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
@@ -36,6 +37,7 @@ from extproc.observe.audit import AuditLog
 from extproc.observe.record import Recorder
 from extproc.observe.stats import Stats
 from extproc.observe.tenants import tenants_view
+from extproc.observe.what_if import Recent
 from extproc.service.adjustment import Adjustment
 from extproc.service.administration import Administration
 from extproc.service.agents import Agents, shared_quotas
@@ -122,11 +124,12 @@ class App:
             seal=None if self._tokens else lambda: self.processor.seal,
         )
         self.stats = Stats()
+        #: The last requests, for dry runs of quotas.
+        self.recent = Recent()
         self.adjusting = Adjustment(config, self.scheduler, self.stats)
         self.processor = Processor(
             self.scheduler,
             directory_of(config),
-            self.stats,
             decisions_concurrent_max=config.limits.decisions_concurrent_max,
             body_bytes_max=config.gateway.body_bytes_max,
             clock=clock,
@@ -153,7 +156,7 @@ class App:
         self.experimenting = ExperimentsPart(config, self.scheduler, self.audit, clock=clock)
         self.operators = Operators(
             self.scheduler,
-            self.processor.recent,
+            self.recent,
             tenants=self._tenants,
             clock=clock,
             note=self.audit.event,
@@ -327,23 +330,12 @@ class App:
             await asyncio.to_thread(self.record.flush, last=True)
 
     def settle(self, outcome: Outcome) -> None:
-        """Take one access-log outcome into books and figures."""
-        now_ns, outcome = self.clock(), self.scheduler.metered(outcome)
-        if self.scheduler.settle(outcome, now_ns=now_ns):
-            elsewhere = not outcome.reservation.id.startswith(f"{self.scheduler.instance}-")
-            self.stats.ended(outcome, now_ns=now_ns, decided_elsewhere=elsewhere)
-            self.processor.recent.ended(outcome, now_ns=now_ns)
-            for observer in self.scheduler.observers:
-                observer.ended(outcome, now_ns=now_ns, here=not elsewhere)
+        """Take one access-log outcome into the books."""
+        self.scheduler.settle(outcome, now_ns=self.clock())
 
     def first_token(self, reservation_id: str, refused: bool) -> bool:
         """A stream's first chunk has come, by Envoy's event; whether the request was known."""
-        now_ns = self.clock()
-        known = self.scheduler.first_token(reservation_id, now_ns=now_ns, refused=refused)
-        if known:
-            for observer in self.scheduler.observers:
-                observer.first_token(reservation_id, refused=refused, now_ns=now_ns)
-        return known
+        return self.scheduler.first_token(reservation_id, now_ns=self.clock(), refused=refused)
 
     def reload(self, path: Path) -> bool:
         """Read the configuration again; a bad or unappliable one changes nothing. True when applied."""
@@ -405,7 +397,8 @@ class App:
         """The scheduler tells of its decisions whoever the configuration wants told."""
         recorded = (self.record,) if self.record.on else ()
         tuned = (self.tuned,) if self.config.tuning.enabled else ()
-        self.scheduler.observers = (*recorded, *tuned, *self.operating.observers)
+        always = (self.stats, self.recent, _ExpiryLog())
+        self.scheduler.events.observers = (*always, *recorded, *tuned, *self.operating.observers)
 
     def _refuse(self, problems: list[str]) -> bool:
         for problem in problems:
@@ -551,13 +544,15 @@ class App:
         return msgspec.json.encode({"found": cleared is not None, "cleared": cleared or []})
 
     def _expire(self) -> None:
-        for reservation in self.scheduler.expire(now_ns=self.clock()):
-            self.stats.expired(reservation)
-            for observer in self.scheduler.observers:
-                observer.expired(reservation, now_ns=self.clock())
-            log.warning(
-                "reservation %s on %s expired: its end never came", reservation.id, reservation.address
-            )
+        self.scheduler.expire(now_ns=self.clock())
+
+
+class _ExpiryLog(Observer):
+    """Says whose end never came."""
+
+    def expired(self, reservation: Reservation, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
+        """Warn of it."""
+        log.warning("reservation %s on %s expired: its end never came", reservation.id, reservation.address)
 
 
 class _DrainOrder(msgspec.Struct):

@@ -18,11 +18,10 @@ from typing import Any
 from extproc.config.load import ConfigError
 from extproc.config.model import Config, PoolConfig, Tuning
 from extproc.core.decide import RoutingRequest
-from extproc.core.observer import Observer
-from extproc.core.outcome import Outcome, Reject, Routed, wanted_room
+from extproc.core.events import Observer, Settled
+from extproc.core.outcome import Reject, wanted_room
 from extproc.core.scheduler import Scheduler
 from extproc.core.series import quantile
-from extproc.core.slo import sample_of
 from extproc.history.change import change
 from extproc.history.surgery import EditError, Put, edited
 from extproc.history.versions import HistoryError
@@ -117,24 +116,17 @@ class TunerPart(Observer):
             return config
         return _with(config, pool.name, section.strategy, known.values)
 
-    def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:
-        """Its end will tell."""
-
-    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:
-        """Says nothing of us."""
-
     def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
         """Whoever found no room missed its targets; a quota's refusal is no fault of the strategy."""
         if routing.pool == self._pool and wanted_room(reject.code):
             self._count.requests += 1
 
-    def ended(self, outcome: Outcome, *, now_ns: int, here: bool = True) -> None:  # noqa: ARG002 (the interface's)
+    def settled(self, event: Settled, *, now_ns: int) -> None:
         """A request has ended; one that came before the window is not of it."""
-        count, reservation = self._count, outcome.reservation
-        if reservation.pool != self._pool or now_ns - outcome.duration_ns < count.begun_ns:
+        count, outcome = self._count, event.outcome
+        if outcome.reservation.pool != self._pool or now_ns - outcome.duration_ns < count.begun_ns:
             return
-        policy = self._scheduler.policy
-        sample = sample_of(outcome, policy.classes[policy.rank(reservation.service_class)])
+        sample = event.sample
         if sample.attained is None:
             return
         count.requests += 1

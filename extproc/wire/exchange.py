@@ -20,7 +20,7 @@ from extproc.core.contract import EXPLAIN_HEADER, MODEL_HEADER
 from extproc.core.decide import overloaded
 from extproc.core.families import members
 from extproc.core.misrouted import advice, dialect_of
-from extproc.core.outcome import QUOTA_EXCEEDED, Hold, LocalAnswer, Reject, Routed
+from extproc.core.outcome import Hold, LocalAnswer, Reject, Routed
 from extproc.core.quota import Granted, Refused
 from extproc.core.reading import BYTE_ORDER_MARK, bare, parse
 from extproc.core.request import (
@@ -67,7 +67,6 @@ class Exchange:
 
     __slots__ = (
         "_as_json",
-        "_asked_for",
         "_asked_id",
         "_body",
         "_carried",
@@ -105,7 +104,6 @@ class Exchange:
         self._reservation_id = ""
         self._held_id = ""
         self._asked_id = ""
-        self._asked_for: Request | None = None
         self._key = ""
         #: Kept where it names a family, or where usage may be asked for in its name.
         self._body = b""
@@ -387,8 +385,6 @@ class Exchange:
         processor = self._processor
         if self.request_trace is not None:
             self.request_trace.answered(processor.clock(), granted=isinstance(answer, Granted))
-        if isinstance(answer, Refused) and self._asked_for is not None:
-            processor.spent(self._asked_for, self._tenant, self._key)
         try:
             return self._decided(processor.scheduler.answered(asked, answer, now_ns=processor.clock()))
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
@@ -405,10 +401,6 @@ class Exchange:
         decision = processor.scheduler.admit(
             request, self._tenant, key=self._key, now_ns=processor.clock(), degraded=degraded
         )
-        if isinstance(decision, AskQuota):
-            self._asked_for = request
-        elif isinstance(decision, Reject) and decision.code == QUOTA_EXCEEDED:
-            processor.spent(request, self._tenant, self._key)
         return self._decided(decision)
 
     def _decided(self, decision: Routed | Reject | Hold | AskQuota) -> Reply:
@@ -428,7 +420,9 @@ class Exchange:
                 processor.scheduler.counts["bound.bodies_bytes_max"] += 1
                 processor.scheduler.leave(decision.id, now_ns=processor.clock())
                 message = "the gateway holds as much of requests' bodies as it may"
-                return self._answer(Reject(status=429, code="overloaded", message=message, retry_after_s=1))
+                refused = Reject(status=429, code="overloaded", message=message, retry_after_s=1)
+                processor.scheduler.turned_away(self._tenant.name, refused, now_ns=processor.clock())
+                return self._answer(refused)
             self._held_id = decision.id
             processor.hold(decision.id, self)
             if self.request_trace is not None:
@@ -443,10 +437,7 @@ class Exchange:
         body = renamed(self._body, decision.reservation.model) if self._family and self._body else None
         if self.request_trace is not None:
             self._carried = self.request_trace.placed(decision)
-        reply = self._goes(decision, body)
-        self._processor.stats.decided(self._tenant.name, decision)
-        self._processor.recent.routed(decision.reservation, now_ns=self._processor.clock())
-        return reply
+        return self._goes(decision, body)
 
     def _waits(self, hold: Hold, /) -> Reply:
         """Tell Envoy to wait."""
@@ -498,7 +489,6 @@ class Exchange:
             self._held_id = ""
         if self._reservation_id:
             self._processor.scheduler.cancel(self._reservation_id, now_ns=self._processor.clock())
-            self._processor.recent.cancelled(self._reservation_id)
             self._reservation_id = ""
 
     def _complete(self, request: Request) -> Request:
@@ -509,12 +499,12 @@ class Exchange:
 
     def _undecided(self) -> Reply:
         """Neither way could decide. Nobody else may: quota, queue and regions hang on a decision."""
-        return self._answer(_internal("the gateway could not decide on this request"))
+        refused = _internal("the gateway could not decide on this request")
+        self._processor.scheduler.turned_away(self._tenant.name, refused, now_ns=self._processor.clock())
+        return self._answer(refused)
 
     def _answer(self, answer: LocalAnswer | Reject) -> Reply:
         self._state = ExchangeState.DONE
-        if isinstance(answer, Reject) and answer.status != 401:
-            self._processor.stats.rejected(self._tenant.name)
         if self.request_trace is not None:
             self.request_trace.answer(answer)
         return Reply(self._refuses(answer), end=True)

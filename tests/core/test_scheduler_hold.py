@@ -408,7 +408,9 @@ class Talk:
         assert reply.end
         exchange.delivered()
         exchange.close()
-        return self.processor.stats.decisions[-1][1].reservation
+        entry = self.scene.scheduler.ledger.get(reply.reservation_id)
+        assert entry is not None
+        return entry.reservation
 
     def waits(self) -> Exchange:
         """One is held: its reply asks Envoy for patience."""

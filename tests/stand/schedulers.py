@@ -5,11 +5,14 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+from extproc.core.events import Settled
 from extproc.core.fleet import Fleet, Member, PoolSpec
-from extproc.core.outcome import Reservation
+from extproc.core.outcome import Outcome, Reservation
+from extproc.core.policy import ClassSpec
+from extproc.core.quota import NOTHING, Amounts
 from extproc.core.scheduler import DeskLimits, Scheduler
+from extproc.core.slo import sample_of
 from extproc.core.tenant import Directory
-from extproc.observe.stats import Stats
 from extproc.wire.processor import Processor
 from tests.stand.seals import SEAL
 
@@ -35,7 +38,7 @@ def make_scheduler(*fleet: Fleet | PoolSpec, **facts: Any) -> Scheduler:
 def make_processor(scheduler: Scheduler, tenants: Directory | None = None, **facts: Any) -> Processor:
     """A processor before a scheduler that lets everybody in, at a clock that stands at 0."""
     usual = {"decisions_concurrent_max": 8, "body_bytes_max": 10_000, "clock": lambda: 0, "seal": SEAL}
-    return Processor(scheduler, tenants or Directory([], required=False), Stats(), **{**usual, **facts})
+    return Processor(scheduler, tenants or Directory([], required=False), **{**usual, **facts})
 
 
 def make_reservation(**facts: Any) -> Reservation:
@@ -52,3 +55,10 @@ def make_reservation(**facts: Any) -> Reservation:
         "prompt_bytes": 400,
     }
     return Reservation(**{**usual, **facts})
+
+
+def make_settled(
+    outcome: Outcome, *, here: bool = True, charged: Amounts = NOTHING, spec: ClassSpec | None = None
+) -> Settled:
+    """What observers hear of an end, judged by a class's targets."""
+    return Settled(outcome, charged, sample_of(outcome, spec or ClassSpec()), here)

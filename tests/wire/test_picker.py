@@ -12,6 +12,7 @@ from extproc.config.picker import PickerConfig as Settings
 from extproc.core.contract import DECISION_NAMESPACE, LB_ENDPOINTS_KEY, LB_NAMESPACE
 from extproc.core.fairqueue import QueueBounds
 from extproc.core.families import Family
+from extproc.core.meter import Meters, metered
 from extproc.core.outcome import Counted, End, Outcome
 from extproc.core.scheduler import ClassSpec, Policy
 from extproc.core.tenant import Directory, Tenant, hash_key
@@ -64,6 +65,11 @@ class World:
             first_token=lambda *event: self.first_tokens.append(event),
             join=lambda *event: self.joined.append(event),
         )
+
+    @property
+    def meters(self) -> Meters:
+        """What the pool has learned of its answers."""
+        return self.scheduler.fleet.pools["p"].calibration.meters
 
     def _settle(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
@@ -653,7 +659,7 @@ def test_an_openai_stream_that_is_left_is_charged_its_events() -> None:
         exchange.receive(piece(TOKEN[30:] + TOKEN, phase="response_body"))
     world.picker.step(now_ns=world.now_ns + SECOND)
     exchange.close()
-    *_, running, last = (world.scheduler.metered(outcome) for outcome in world.outcomes)
+    *_, running, last = (metered(outcome, world.meters) for outcome in world.outcomes)
     assert (running.final, running.output_tokens) == (False, 18)
     assert (last.end, last.output_tokens, last.counted) == (End.CLIENT_GONE, 18, Counted.ESTIMATED)
 
@@ -667,7 +673,7 @@ def test_an_error_inside_a_200_is_an_error(tokens: int, charged: int | None) -> 
     for each in (*[TOKEN] * tokens, DEAD):
         exchange.receive(piece(each, phase="response_body"))
     exchange.receive(piece(b"data: [DONE]\n\n", end=True, phase="response_body"))
-    outcome = world.scheduler.metered(world.outcomes[-1])
+    outcome = metered(world.outcomes[-1], world.meters)
     assert (outcome.end, outcome.refused, outcome.output_tokens) == (End.ERROR, False, charged)
     assert world.first_tokens == ([("i-1", False)] if tokens else [])
     engine = world.scheduler.fleet.endpoint("p", A)

@@ -30,7 +30,7 @@ from extproc.core.fleet import Pool
 from extproc.core.outcome import Outcome, Routed
 from extproc.core.prefix import MESSAGE_MARK
 from extproc.core.request import Request
-from extproc.core.slo import ClassSpec, Sample, sample_of
+from extproc.core.slo import Sample
 
 #: How often the guardrail looks, where results have come.
 LOOK_NS = 1_000_000_000
@@ -272,12 +272,11 @@ class Experiments:
         running.results[arm].turned_away(waited_ns / 1e6)
         running.saw(arm, routing.unit, Sample(False, None), now_ns=now_ns)
 
-    def ended(self, outcome: Outcome, spec: ClassSpec, *, now_ns: int) -> None:
-        """A request's record has come; `spec` is its class's."""
+    def ended(self, outcome: Outcome, sample: Sample, *, now_ns: int) -> None:
+        """A request's record has come, which says this of its class's targets."""
         running, arm = self._of(outcome.reservation.arm)
         if running is None:
             return
-        sample = sample_of(outcome, spec)
         running.results[arm].ended(outcome, sample)
         running.saw(arm, outcome.reservation.unit, sample, now_ns=now_ns)
 

@@ -15,10 +15,10 @@ from typing import Final
 
 from extproc.config.signals import CODES, SIGNALS
 from extproc.core.decide import RoutingRequest
-from extproc.core.observer import Observer
-from extproc.core.outcome import End, Outcome, Reject, Reservation, Routed, wanted_room
+from extproc.core.events import Observer, Settled
+from extproc.core.outcome import End, Reject, Reservation, Routed, wanted_room
 from extproc.core.series import Scale, binned, quantile
-from extproc.core.slo import NOTHING_SAID, ClassSpec, sample_of
+from extproc.core.slo import ClassSpec
 from extproc.observe.alerts.history import RunningTotals, Tiers
 
 SECOND: Final = 1_000_000_000
@@ -213,11 +213,11 @@ class AlertWatch(Observer):
             for each in entry[1]:
                 each.took(TTFT, ms, bucket, second)
 
-    def ended(self, outcome: Outcome, *, now_ns: int, here: bool) -> None:  # noqa: ARG002 (an observer's)
-        """Its record came."""
+    def settled(self, event: Settled, *, now_ns: int) -> None:
+        """It has ended."""
+        outcome = event.outcome
         second, reservation = now_ns // SECOND, outcome.reservation
-        spec = self._classes.get(reservation.service_class)
-        sample = NOTHING_SAID if spec is None else sample_of(outcome, spec)
+        sample = event.sample
         end = ERROR if sample.error else _ENDS[outcome.end]
         heard = self._open.pop(reservation.id, _UNHEARD) is None
         took: list[tuple[int, float, int]] = []

@@ -5,11 +5,9 @@ Owns which of a request's facts count as what. Pure; runs in the analytics' thre
 
 from __future__ import annotations
 
-from extproc.core.outcome import Outcome, Reservation
-from extproc.core.policy import Policy
-from extproc.core.quota import Amounts
+from extproc.core.events import Settled
+from extproc.core.outcome import Reservation
 from extproc.core.quota.values import GPU_US, MONEY
-from extproc.core.slo import sample_of
 from extproc.observe.analytics.row import AnalyticsRow, RowKey, count_in
 
 
@@ -19,10 +17,10 @@ def key_of(reservation: Reservation) -> RowKey:
     return RowKey(r.tenant, r.pool, r.model, r.strategy, r.arm)
 
 
-def ended(row: AnalyticsRow, outcome: Outcome, policy: Policy, charged: Amounts) -> None:
-    """A request's record came; `charged` is what it was charged at, `policy` names its class's targets."""
-    reservation = outcome.reservation
-    name = outcome.end.value
+def settled(row: AnalyticsRow, event: Settled) -> None:
+    """A request has ended."""
+    charged, sample, reservation = event.charged, event.sample, event.outcome.reservation
+    name = event.outcome.end.value
     setattr(row, name, getattr(row, name) + 1)
     units = charged.units()
     row.input_tokens += charged.input_tokens
@@ -35,7 +33,6 @@ def ended(row: AnalyticsRow, outcome: Outcome, policy: Policy, charged: Amounts)
     row.held_ms.add(reservation.held_ms)
     if charged.input_tokens:
         row.prompt_tokens.add(charged.input_tokens)
-    sample = sample_of(outcome, policy.classes[policy.rank(reservation.service_class)])
     judged(row, sample.attained)
     if sample.ttft_ms is not None:
         row.ttft_ms.add(sample.ttft_ms)

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from extproc.core.decide import RoutingRequest
-from extproc.core.observer import Observer
-from extproc.core.outcome import End, Outcome, Reject, Routed, wanted_room
+from extproc.core.events import Observer, Settled
+from extproc.core.outcome import End, Reject, Routed, wanted_room
 from extproc.core.scheduler import Scheduler
 from extproc.core.series import Counted, Histogram
-from extproc.core.slo import ClassSpec, Sample, sample_of
+from extproc.core.slo import ClassSpec, Sample
 from extproc.core.tenant import Tenant
 from extproc.observe.metrics.labels import OTHER, Labels, Tenants
 from extproc.observe.metrics.rows import Read, Rows
@@ -153,11 +153,12 @@ class Counting(Observer):
             if self._spec(service_class).given_up(routing.input_tokens, waited_ns) is False:
                 self.slo.values[cell.slo + MISSED] += 1
 
-    def ended(self, outcome: Outcome, *, now_ns: int, here: bool) -> None:  # noqa: ARG002
-        """A request's record came, and the scheduler has charged it."""
-        if not here:
+    def settled(self, event: Settled, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
+        """A request has ended."""
+        if not event.here:
             return
-        reservation, charged = outcome.reservation, self._scheduler.charged
+        outcome, charged = event.outcome, event.charged
+        reservation = outcome.reservation
         key = (reservation.tenant, reservation.pool, reservation.service_class)
         cell = self._cells.get(key)
         if cell is None:
@@ -169,7 +170,7 @@ class Counting(Observer):
         figures[at + OUTPUT] += charged.output_tokens
         figures[at + COST] += charged.cost
         figures[at + GPU_S] += charged.gpu_ms / 1e3
-        self._judge(sample_of(outcome, self._spec(reservation.service_class)), cell)
+        self._judge(event.sample, cell)
 
     # ------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """One simulated world: arrivals, the scheduler, the replicas, and the delays between them.
 
-Owns the virtual clock and its events. Decides nothing: `extproc.core.scheduler.Scheduler` does, the very one that
-the service runs. Draws chance only from seeded generators, so equal settings give equal worlds.
+Owns the virtual clock and its events. Decides nothing: `extproc.core.scheduler.Scheduler` does, the very one
+that the service runs. Draws chance only from seeded generators, so equal settings give equal worlds.
 """
 
 from __future__ import annotations
