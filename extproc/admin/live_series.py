@@ -1,6 +1,6 @@
-"""The last minutes by the second, and the last decisions: what the page's charts and its stream show.
+"""The last minutes by the second: what the page's charts show.
 
-Owns short memories, all bounded. Called on the request path: an event is a count and an append.
+Owns short memories, all bounded. Called on the request path: an event is a count, and a value in a sketch.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ POINTS_KEPT = 900
 #: Seconds over which percentiles are taken.
 SPAN_S = 10
 SHARES = (0.5, 0.99)
-#: Decisions remembered; what comes faster than the stream shows is counted.
-DECISIONS_KEPT = 500
 
 
 class _Second:
@@ -33,10 +31,6 @@ class _Second:
         self.at = at
         self.placed = self.refused = self.ok = self.errors = self.gone = self.tokens = 0
         self.ttft_ms, self.decide_ms = Sketch(), Sketch()
-
-
-#: What became of a request: number, when (clock), kind, whose, and what was decided.
-Entry = tuple[int, int, str, str, RoutingRequest | None, Routed | Reject | None, str]
 
 
 class LiveSeries(Observer):
@@ -55,28 +49,18 @@ class LiveSeries(Observer):
         self._over: deque[_Second] = deque(maxlen=SPAN_S)
         self._seconds: deque[_Second] = deque(maxlen=SPAN_S)
         self.points: deque[dict[str, Any]] = deque(maxlen=POINTS_KEPT)
-        self.entries: deque[Entry] = deque(maxlen=DECISIONS_KEPT)
-        #: Entries since the start: the number of the last one.
-        self.count = 0
 
-    def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:
-        """Count it, and keep the decision."""
+    def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:  # noqa: ARG002
+        """Count it."""
         self._at(now_ns).placed += 1
-        self._enter(now_ns, "placed", routing.tenant.name, routing, routed)
 
-    def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
-        """Count it, and keep the refusal."""
+    def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:  # noqa: ARG002
+        """Count it."""
         self._at(now_ns).refused += 1
-        self._enter(now_ns, "refused", routing.tenant.name, routing, reject)
 
-    def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
-        """The same for what never was a case."""
+    def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:  # noqa: ARG002
+        """Count what was never routed too."""
         self._at(now_ns).refused += 1
-        self._enter(now_ns, "refused", tenant, None, reject)
-
-    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:
-        """Keep that a client left before it was placed."""
-        self._enter(now_ns, "left", routing.tenant.name if routing else "", routing, None, reservation_id)
 
     def decided(self, elapsed_ns: int, *, now_ns: int) -> None:
         """Keep how long it took."""
@@ -105,32 +89,12 @@ class LiveSeries(Observer):
         self._over.clear()
         return made
 
-    def after(self, number: int, *, limit: int) -> tuple[list[dict[str, Any]], int]:
-        """The last entries after a number, oldest first, as plain values, and how many are left out."""
-        new = min(self.count - number, len(self.entries))
-        shown = min(new, limit)
-        first = len(self.entries) - shown
-        found = [self._plain(self.entries[i]) for i in range(first, len(self.entries))]
-        return found, self.count - number - shown
-
     def _at(self, now_ns: int) -> _Second:
         second = now_ns // S_NS
         if second > self._second.at:
             self._over.append(self._second)
             self._second = _Second(second)
         return self._second
-
-    def _enter(
-        self,
-        now_ns: int,
-        kind: str,
-        tenant: str,
-        routing: RoutingRequest | None,
-        what: Routed | Reject | None,
-        name: str = "",
-    ) -> None:
-        self.count += 1
-        self.entries.append((self.count, now_ns, kind, tenant, routing, what, name))
 
     def _close(self, second: _Second, now_ns: int) -> dict[str, Any]:
         self._seconds.append(second)
@@ -158,36 +122,3 @@ class LiveSeries(Observer):
         }
         self.points.append(point)
         return point
-
-    def _plain(self, entry: Entry) -> dict[str, Any]:
-        number, at_ns, kind, tenant, routing, what, name = entry
-        plain: dict[str, Any] = {
-            "number": number,
-            "at": round(self._wall() - (self._clock() - at_ns) / S_NS, 3),
-            "kind": kind,
-            "id": routing.id if routing is not None else name,
-            "tenant": tenant,
-            "class": routing.tenant.service_class if routing is not None else "",
-            "model": routing.model if routing is not None else "",
-            "pool": routing.pool if routing is not None else "",
-        }
-        if isinstance(what, Routed):
-            reservation = what.reservation
-            plain |= {
-                "endpoint": reservation.address,
-                "spares": list(what.addresses[1:]),
-                "strategy": what.reason.strategy,
-                "arm": reservation.arm,
-                "degraded": what.reason.degraded,
-                "input_tokens": reservation.input_tokens,
-                "cached_tokens": reservation.cached_tokens,
-                "output_tokens": reservation.output_tokens,
-                "held_ms": round(reservation.held_ms, 1),
-                "ttft_ms": round(reservation.ttft_ms, 1),
-                "reason": what.reason.text(),
-            }
-        elif isinstance(what, Reject):
-            plain |= {"status": what.status, "code": what.code, "reason": what.message}
-        else:
-            plain |= {"reason": "the client left before it was placed"}
-        return plain

@@ -14,10 +14,11 @@ from random import Random
 
 from extproc.core.accounts import Price, borrows, reserved, used
 from extproc.core.decide import WAITS, Full, RoutingRequest, full, overloaded, place, resolve
+from extproc.core.decisions import Decisions
 from extproc.core.endpoint import Endpoint
 from extproc.core.events import Events, Settled
 from extproc.core.experiment import Experiments
-from extproc.core.explain import Decisions, Explanation, explain, explain_held, explain_kept, refused
+from extproc.core.explain import Explanation, explain, explain_held, explain_kept, refused
 from extproc.core.fairqueue import FairQueue, QueuedRequest, Shed
 from extproc.core.families import NONE, Family
 from extproc.core.feedback import MS_NS, Feedback, coming

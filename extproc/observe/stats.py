@@ -24,8 +24,6 @@ TENANTS_MAX = 1_000
 #: The same for endpoints: records may name some that no configuration here knows.
 ENDPOINTS_MAX = 10_000
 OTHER = "(other)"
-#: Recent decisions shown to people.
-DECISIONS_KEPT = 32
 #: The span over which tokens per second are reckoned, in one-second buckets.
 RATE_SECONDS = 10
 
@@ -116,12 +114,11 @@ def _line(lines: dict[str, Counters], name: str, lines_max: int) -> Counters:
 
 
 class Stats(Observer):
-    """All lines, and the last decisions."""
+    """All lines."""
 
     def __init__(self) -> None:
         self.tenants: dict[str, Counters] = {}
         self.endpoints: dict[str, Counters] = {}
-        self.decisions: deque[tuple[str, Routed]] = deque(maxlen=DECISIONS_KEPT)
 
     def tenant(self, name: str) -> Counters:
         """A tenant's line; the shared one beyond TENANTS_MAX."""
@@ -133,10 +130,8 @@ class Stats(Observer):
 
     def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:  # noqa: ARG002
         """A request was sent to an endpoint."""
-        tenant = routing.tenant.name
-        self.tenant(tenant).decided += 1
+        self.tenant(routing.tenant.name).decided += 1
         self.endpoint(routed.reservation.address).decided += 1
-        self.decisions.append((tenant, routed))
 
     def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:  # noqa: ARG002
         """A tenant's request was turned away."""
@@ -177,17 +172,5 @@ class Stats(Observer):
                     **self.endpoints.get(endpoint.address, empty).figures(now_ns=now_ns),
                 }
                 for endpoint in fleet.endpoints
-            ],
-            "decisions": [
-                {
-                    "id": routed.reservation.id,
-                    "tenant": tenant,
-                    "pool": routed.reservation.pool,
-                    "endpoint": routed.reservation.address,
-                    "input_tokens": routed.reservation.input_tokens,
-                    "output_tokens": routed.reservation.output_tokens,
-                    "reason": routed.reason.text(),
-                }
-                for tenant, routed in reversed(self.decisions)
             ],
         }

@@ -34,6 +34,7 @@ from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
 from extproc.history.follow import Follow
 from extproc.observe.audit import AuditLog
+from extproc.observe.decisions import last_placed
 from extproc.observe.record import Recorder
 from extproc.observe.stats import Stats
 from extproc.observe.tenants import tenants_view
@@ -397,7 +398,7 @@ class App:
         """The scheduler tells of its decisions whoever the configuration wants told."""
         recorded = (self.record,) if self.record.on else ()
         tuned = (self.tuned,) if self.config.tuning.enabled else ()
-        always = (self.stats, self.recent, _ExpiryLog())
+        always = (self.scheduler.decisions, self.stats, self.recent, _ExpiryLog())
         self.scheduler.events.observers = (*always, *recorded, *tuned, *self.operating.observers)
 
     def _refuse(self, problems: list[str]) -> bool:
@@ -421,6 +422,7 @@ class App:
         return {
             **self._brief(),
             **self.stats.snapshot(self.scheduler.fleet, now_ns=now_ns),
+            "decisions": last_placed(self.scheduler.decisions),
             "use": tenants_view(self.scheduler, self._tenants().values(), now_ns=now_ns),
         }
 

@@ -78,7 +78,6 @@ class Standing:
         found: Tenant = self.app.processor.directory.tenants[tenant]
         routed = self.app.scheduler.admit(CHAT, found, now_ns=self.app.clock())
         assert isinstance(routed, Routed), routed
-        self.app.stats.decided(tenant, routed)
         return routed.reservation
 
     def settle(self, reservation: Reservation, **facts: Any) -> None:

@@ -95,11 +95,11 @@ def test_an_end_counts_where_it_was_served() -> None:
 
 
 def test_snapshot() -> None:
-    """Tenants, every endpoint of the fleet whether used or not, and the last decisions, newest first."""
+    """Tenants, and every endpoint of the fleet whether used or not."""
     fleet = fleet_of(A, B)
     scheduler, stats = make_scheduler(fleet), Stats()
     scheduler.events.observers = (stats,)
-    for _ in range(module.DECISIONS_KEPT + 3):
+    for _ in range(35):
         request = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=40, max_new_tokens=5)
         scheduler.admit(request, Tenant(name="t"), now_ns=0)
     fleet.endpoints[1].failed(0)
@@ -110,7 +110,5 @@ def test_snapshot() -> None:
         (A, False, 6, 6),
         (B, True, 6, 6),
     ]
-    assert shown["decisions"][0]["id"] == "i-12"
-    assert shown["decisions"][0]["reason"].startswith("least_work: ")
     stats.forget_endpoints(fleet_of(B))
     assert list(stats.endpoints) == [B]
