@@ -26,40 +26,6 @@ def outcome(**facts: Any) -> Outcome:
     return Outcome(reservation=reservation, final=True, **facts)
 
 
-@pytest.mark.parametrize(
-    ("facts", "attained", "error"),
-    [
-        # 11 tokens: the first at 500 ms, ten more within 1,000 ms.
-        ({"ttft_ns": 500 * MS, "duration_ns": 1_400 * MS, "output_tokens": 11}, True, False),
-        ({"ttft_ns": 1_100 * MS, "duration_ns": 1_400 * MS, "output_tokens": 11}, False, False),
-        ({"ttft_ns": 500 * MS, "duration_ns": 1_600 * MS, "output_tokens": 11}, False, False),
-        # One token has no further one; two sequences share the count.
-        ({"ttft_ns": 500 * MS, "duration_ns": 902 * MS, "output_tokens": 1}, True, False),
-        ({"ttft_ns": 500 * MS, "duration_ns": 1_400 * MS, "output_tokens": 22, "permits": 2}, True, False),
-        # Nobody counted its tokens.
-        ({"ttft_ns": 500 * MS, "duration_ns": 60_000 * MS}, True, False),
-        # Not streamed: the whole within the sum of both, 1,000 + 10 × 100 ms.
-        ({"duration_ns": 1_900 * MS, "output_tokens": 11}, True, False),
-        ({"duration_ns": 2_100 * MS, "output_tokens": 11}, False, False),
-        ({"end": End.ERROR, "duration_ns": MS}, False, True),
-        # What the engine did not like of the request is its client's mistake; what it had no room for is not.
-        ({"end": End.REFUSED, "status": 400, "duration_ns": MS}, None, False),
-        ({"end": End.REFUSED, "status": 429, "duration_ns": MS}, False, False),
-        ({"end": End.REFUSED, "refused": True}, False, True),
-        # A client that left: judged by its first token, or by the lack of one that was due.
-        ({"end": End.CLIENT_GONE, "ttft_ns": 900 * MS, "duration_ns": 9_000 * MS}, True, False),
-        ({"end": End.CLIENT_GONE, "duration_ns": 900 * MS}, None, None),
-        ({"end": End.CLIENT_GONE, "duration_ns": 1_100 * MS}, False, None),
-        # Costs no place on a replica.
-        ({"duration_ns": 60_000 * MS, "permits": 0}, None, None),
-    ],
-)
-def test_what_attains(facts: dict[str, Any], attained: bool | None, error: bool | None) -> None:
-    """By both targets of the class; what fails is missed, who left early says nothing."""
-    sample = sample_of(outcome(**facts), CLASS)
-    assert (sample.attained, sample.error) == (attained, error)
-
-
 def test_an_arm_counts_its_ends() -> None:
     """Every end in one count; tokens and times as they come; a refusal of ours is a request too."""
     arm = ArmResults()
