@@ -2,9 +2,8 @@
 
 Owns what a quantile is: the value of rank share · (count − 1), linear between neighbours. Of a list at hand
 it is exact (`quantile`), of values that are too many to keep, or whose figures must add up, within a known
-share of it (`Sketch`). The mapping of values to bins, and with it that guarantee, is the library's (Masson,
-Rim & Lee, "DDSketch: a fast and fully-mergeable quantile sketch with relative-error guarantees", PVLDB
-12(12), 2019).
+share of it (`Sketch`, `Scale`). The bins, and with them that guarantee, are those of Masson, Rim & Lee,
+"DDSketch: a fast and fully-mergeable quantile sketch with relative-error guarantees", PVLDB 12(12), 2019.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from itertools import accumulate
 from math import ceil, log2
 
 import msgspec
-from ddsketch.mapping import LogarithmicMapping
 
 #: The relative accuracy of a sketch's quantile.
 ACCURACY = 0.01
@@ -60,18 +58,21 @@ def binned(
 
 
 class Scale:
-    """Bins by the logarithm, each within `accuracy` (relative) of its middle, `value`."""
+    """Bins by the logarithm: bin i holds (γ^(i−1), γ^i], γ = (1 + accuracy) / (1 − accuracy)."""
 
-    __slots__ = ("per_doubling", "value")
+    __slots__ = ("gamma", "per_doubling")
 
     def __init__(self, accuracy: float) -> None:
-        mapping = LogarithmicMapping(accuracy)
-        self.value: Callable[[int], float] = mapping.value
-        self.per_doubling: float = 1.0 / log2(mapping.gamma)
+        self.gamma = (1.0 + accuracy) / (1.0 - accuracy)
+        self.per_doubling = 1.0 / log2(self.gamma)
 
     def bin_of(self, value: float) -> int:
-        """Where a value above 0 belongs: the library's `key`, in a sixth of its time."""
+        """Where a value above 0 belongs."""
         return ceil(log2(value) * self.per_doubling)
+
+    def value(self, at: int) -> float:
+        """What a bin stands for: within `accuracy` (relative) of all that it holds."""
+        return 2.0 * self.gamma**at / (1.0 + self.gamma)
 
 
 _SCALE = Scale(ACCURACY)

@@ -55,7 +55,7 @@ def test_quantiles_are_within_the_accuracy(some: list[float]) -> None:
 
 @given(st.floats(VALUE_MIN, VALUE_MAX), st.sampled_from([0.01, 0.09]))
 def test_a_bin_is_the_librarys(value: float, accuracy: float) -> None:
-    """The logarithm that is inlined gives the mapping's key, but on the very border of two bins."""
+    """The same as DDSketch's own, but for the logarithm's last digit on the very border of two bins."""
     scale, theirs = Scale(accuracy), LogarithmicMapping(accuracy)
     assert abs(scale.bin_of(value) - theirs.key(value)) <= 1
     assert scale.value(scale.bin_of(value)) == pytest.approx(value, rel=accuracy * (1 + 1e-9))
