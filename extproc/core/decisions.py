@@ -89,7 +89,14 @@ class Decisions(Observer):
         self.count += 1
         self._noted.append((self.count, now_ns, "refused", "", tenant, "", "", "", reject))
 
-    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:
+    def left(
+        self,
+        reservation_id: str,
+        routing: RoutingRequest | None,
+        *,
+        gave_up: bool,  # noqa: ARG002
+        now_ns: int,
+    ) -> None:
         """A client left before its request was sent anywhere."""
         if routing is not None:
             self._note("left", routing, None, now_ns)

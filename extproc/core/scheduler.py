@@ -214,7 +214,7 @@ class Scheduler:
         self.quotas.cancel(reservation_id, now_ns=now_ns)
         if reservation is not None:
             self.counts["cancelled"] += 1
-            self.events.left(reservation_id, None, now_ns=now_ns)
+            self.events.left(reservation_id, None, gave_up=False, now_ns=now_ns)
             self.pump(reservation.pool, now_ns=now_ns)
 
     def leave(self, reservation_id: str, *, now_ns: int) -> None:
@@ -222,8 +222,13 @@ class Scheduler:
         held = self.queue.remove(reservation_id)
         if held is not None:
             self.counts["held.left"] += 1
-            self.experiments.turned_away(held.payload[0], now_ns=now_ns, left=True)
-            self.events.left(reservation_id, held.payload[0], now_ns=now_ns)
+            routing: RoutingRequest = held.payload[0]
+            spec = self.policy.classes[self.policy.rank(routing.tenant.service_class)]
+            waited_ns = now_ns - routing.arrived_ns
+            gave_up = routing.permits > 0 and spec.given_up(routing.input_tokens, waited_ns) is False
+            if gave_up:
+                self.experiments.turned_away(routing, now_ns=now_ns)
+            self.events.left(reservation_id, routing, gave_up=gave_up, now_ns=now_ns)
         self._waiting.pop(reservation_id, None)
         self.quotas.cancel(reservation_id, now_ns=now_ns)
 

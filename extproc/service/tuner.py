@@ -121,6 +121,18 @@ class TunerPart(Observer):
         if routing.pool == self._pool and wanted_room(reject.code):
             self._count.requests += 1
 
+    def left(
+        self,
+        reservation_id: str,  # noqa: ARG002
+        routing: RoutingRequest | None,
+        *,
+        gave_up: bool,
+        now_ns: int,  # noqa: ARG002
+    ) -> None:
+        """Who gave up on a first token that was overdue missed its targets."""
+        if routing is not None and routing.pool == self._pool:
+            self._count.requests += gave_up
+
     def settled(self, event: Settled, *, now_ns: int) -> None:
         """A request has ended; one that came before the window is not of it."""
         count, outcome = self._count, event.outcome

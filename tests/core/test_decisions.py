@@ -71,8 +71,8 @@ def test_what_people_see() -> None:
     case = scheduler.decisions.get(routed.reservation.id)
     assert case is not None
     scheduler.events.refused(case.routing, REJECT, now_ns=1)
-    scheduler.events.left("i-2", case.routing, now_ns=2)
-    scheduler.events.left("i-3", None, now_ns=3)
+    scheduler.events.left("i-2", case.routing, gave_up=False, now_ns=2)
+    scheduler.events.left("i-3", None, gave_up=False, now_ns=3)
     shown = [plain(each, unix_s=7.0) for each in scheduler.decisions.after(0, limit=9)[0]]
     assert [(each["number"], each["kind"], each["id"]) for each in shown] == [
         (1, "placed", "i-1"), (2, "refused", "i-1"), (3, "left", "i-1"), (4, "left", "i-3")

@@ -186,18 +186,15 @@ class AlertWatch(Observer):
         """It was refused before it was a case."""
         self._refused(tenant, "", "", reject.code, bool(tenant) and wanted_room(reject.code), now_ns)
 
-    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:
+    def left(
+        self, reservation_id: str, routing: RoutingRequest | None, *, gave_up: bool, now_ns: int
+    ) -> None:
         """Its client left before it had an endpoint."""
         self._open.pop(reservation_id, None)
-        tenant = routing.tenant if routing is not None else None
-        if routing is None or tenant is None or not routing.permits:
-            return
-        spec = self._classes.get(tenant.service_class)
-        if spec is None or spec.given_up(routing.input_tokens, now_ns - routing.arrived_ns) is None:
-            return
-        second = now_ns // SECOND
-        for each in self._of(tenant.name, routing.pool, tenant.service_class, second):
-            each.counts.at(second)[JUDGED] += 1.0
+        if routing is not None and gave_up:
+            tenant, second = routing.tenant, now_ns // SECOND
+            for each in self._of(tenant.name, routing.pool, tenant.service_class, second):
+                each.counts.at(second)[JUDGED] += 1.0
 
     def expired(self, reservation: Reservation, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
         """Its end never came: what it was nobody knows."""

@@ -33,7 +33,8 @@ def settled(row: AnalyticsRow, event: Settled) -> None:
     row.held_ms.add(reservation.held_ms)
     if charged.input_tokens:
         row.prompt_tokens.add(charged.input_tokens)
-    judged(row, sample.attained)
+    row.slo_met += sample.attained is True
+    row.slo_missed += sample.attained is False
     if sample.ttft_ms is not None:
         row.ttft_ms.add(sample.ttft_ms)
     if sample.tpot_ms is not None:
@@ -41,12 +42,6 @@ def settled(row: AnalyticsRow, event: Settled) -> None:
     if sample.total_ms is not None:
         row.total_ms.add(sample.total_ms)
         row.answer_tokens.add(charged.output_tokens)
-
-
-def judged(row: AnalyticsRow, attained: bool | None) -> None:
-    """It met its class's targets or did not; None where nobody can say."""
-    row.slo_met += attained is True
-    row.slo_missed += attained is False
 
 
 def expired(row: AnalyticsRow) -> None:
@@ -66,10 +61,10 @@ def rejected(row: AnalyticsRow, code: str, waited_ms: float | None, missed: bool
         row.held_ms.add(waited_ms)
 
 
-def left(row: AnalyticsRow, waited_ms: float | None, attained: bool | None) -> None:
+def left(row: AnalyticsRow, waited_ms: float | None, gave_up: bool) -> None:
     """A client left before its request was sent anywhere."""
     row.left += 1
-    judged(row, attained)
+    row.slo_missed += gave_up
     if waited_ms is not None:
         row.held_ms.add(waited_ms)
 

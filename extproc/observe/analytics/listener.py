@@ -92,15 +92,20 @@ class Listener(Observer):
         what = (reject.code, waited_ms, wanted_room(reject.code))
         self._add((self._at_s(now_ns), self._key(routing), fold.rejected, what))
 
-    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:  # noqa: ARG002 (the interface's)
+    def left(
+        self,
+        reservation_id: str,  # noqa: ARG002
+        routing: RoutingRequest | None,
+        *,
+        gave_up: bool,
+        now_ns: int,
+    ) -> None:
         """A client left before its request was under way."""
         if routing is None:
-            self._add((self._at_s(now_ns), RowKey(UNKNOWN), fold.left, (None, None)))
+            self._add((self._at_s(now_ns), RowKey(UNKNOWN), fold.left, (None, False)))
         else:
-            waited_ns, policy = max(0, now_ns - routing.arrived_ns), self._scheduler.policy
-            spec = policy.classes[policy.rank(routing.tenant.service_class)]
-            attained = spec.given_up(routing.input_tokens, waited_ns) if routing.permits else None
-            self._add((self._at_s(now_ns), self._key(routing), fold.left, (waited_ns / 1e6, attained)))
+            waited_ms = max(0, now_ns - routing.arrived_ns) / 1e6
+            self._add((self._at_s(now_ns), self._key(routing), fold.left, (waited_ms, gave_up)))
 
     def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
         """Refused before it was a case."""

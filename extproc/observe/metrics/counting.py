@@ -14,7 +14,7 @@ from extproc.core.events import Observer, Settled
 from extproc.core.outcome import End, Reject, Routed, wanted_room
 from extproc.core.scheduler import Scheduler
 from extproc.core.series import Counted, Histogram
-from extproc.core.slo import ClassSpec, Sample
+from extproc.core.slo import Sample
 from extproc.core.tenant import Tenant
 from extproc.observe.metrics.labels import OTHER, Labels, Tenants
 from extproc.observe.metrics.rows import Read, Rows
@@ -137,7 +137,9 @@ class Counting(Observer):
         if known is not None:
             self._missed(label, known.service_class)
 
-    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:
+    def left(
+        self, reservation_id: str, routing: RoutingRequest | None, *, gave_up: bool, now_ns: int
+    ) -> None:
         """Its client left before it was anywhere."""
         kept = None
         if routing is None:
@@ -150,8 +152,7 @@ class Counting(Observer):
         self.traffic.values[cell.traffic + CLIENT_GONE] += 1
         if kept is None and routing.permits:
             cell.times.hold.saw(waited_ns / 1e9)
-            if self._spec(service_class).given_up(routing.input_tokens, waited_ns) is False:
-                self.slo.values[cell.slo + MISSED] += 1
+            self.slo.values[cell.slo + MISSED] += gave_up
 
     def settled(self, event: Settled, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
         """A request has ended."""
@@ -185,10 +186,6 @@ class Counting(Observer):
             times.request.saw(sample.total_ms / 1e3)
         if sample.attained is not None:
             self.slo.values[cell.slo + (MET if sample.attained else MISSED)] += 1
-
-    def _spec(self, service_class: str) -> ClassSpec:
-        policy = self._scheduler.policy
-        return policy.classes[policy.rank(service_class)]
 
     def _cell(self, key: Key, *, weight: float = 1.0) -> CounterCell:
         cell = self._cells.get(key)

@@ -103,9 +103,8 @@ def test_attainment_is_by_the_classs_targets_and_burn_by_its_budget() -> None:
     value, _ = heard.windowed("slo_burn", CLASS, 99, 100)
     assert value == pytest.approx((2 / 3) / 0.05)
     ended(heard, 100, end=End.CLIENT_GONE, ttft_ms=None, duration_ms=600)
-    for arrived_ms in (99_600, 99_400):
-        gone = routing(arrived_ns=arrived_ms * 1_000_000)
-        heard.left(gone.id, gone, now_ns=100 * SECOND)
+    for gave_up in (False, True):
+        heard.left("i-1", routing(), gave_up=gave_up, now_ns=100 * SECOND)
     assert heard.windowed("slo_attainment", CLASS, 99, 100) == (1 / 5, 5)
 
 
@@ -145,7 +144,7 @@ def test_what_left_or_expired_is_forgotten() -> None:
     heard = watch()
     placed(heard, 100, number=1)
     placed(heard, 100, number=2)
-    heard.left("i-1", None, now_ns=101 * SECOND)
+    heard.left("i-1", None, gave_up=False, now_ns=101 * SECOND)
     heard.expired(reservation(2), now_ns=101 * SECOND)
     assert heard._open == {}
     assert 0 < OPEN_MAX <= 100_000
