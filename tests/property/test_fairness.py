@@ -166,7 +166,7 @@ class QueueMachine(RuleBasedStateMachine):
         )
         taken = self.queue.take_affinity_group(after, lambda _: True, now_ns=self.now_ns)
         if taken is not None:
-            assert (taken[0].pool, taken[0].kin) == (pool, affinity_group)
+            assert (taken[0].pool, taken[0].affinity_group) == (pool, affinity_group)
             assert affinity_group is not None
             self.left(taken[0], "dispatched")
 
