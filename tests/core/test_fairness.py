@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from extproc.core.fairqueue import EarliestDeadline, FairQueue, FirstCome, QueueBounds, QueuedRequest, Shed
+from extproc.core.fairqueue import EarliestDeadline, FairQueue, QueueBounds, QueuedRequest, Shed
 from extproc.core.fairqueue.drop_policy import DropPolicy
 from extproc.core.fairqueue.flow import FlowEntry
 from extproc.core.strategies import Work
+from tests.stand.orders import FirstCome
 
 S = 1_000_000_000
 BOUNDS = QueueBounds(
