@@ -19,7 +19,7 @@ import msgspec
 
 from extproc.admin.slices import sliced
 from extproc.admin.sources import MissingError, Sources
-from extproc.admin.views import TenantRows, pools_of, shown_endpoints, shown_tenants, tile
+from extproc.admin.views import TenantRows, decisions_after, pools_of, shown_endpoints, shown_tenants, tile
 
 #: How often decisions are told, and every how many of those rounds the figures are too.
 ROUND_S, FIGURES_EVERY = 0.25, 2
@@ -144,7 +144,7 @@ class Hub:
         self._kept.clear()
         self._kept_bytes = 0
         self._tiles, self._tenants = {}, {}
-        self._seen = self._sources.live_series.count
+        self._seen = self._sources.scheduler.dispatcher.decisions.count
 
     async def _figures(self) -> dict[str, Any]:
         """Look at everything again; what has changed since the last time."""
@@ -201,11 +201,11 @@ class Hub:
         return [{name: value for name, value in each.items() if name != "counted_s"} for each in view]
 
     def _decisions(self) -> None:
-        pulse = self._sources.live_series
-        if pulse.count == self._seen:
+        count = self._sources.scheduler.dispatcher.decisions.count
+        if count == self._seen:
             return
-        found, left_out = pulse.after(self._seen, limit=DECISIONS_PER_ROUND)
-        self._seen = pulse.count
+        found, left_out = decisions_after(self._sources, self._seen, limit=DECISIONS_PER_ROUND)
+        self._seen = count
         self._publish("decisions", {"decisions": found, "left_out": left_out})
 
     def _publish(self, event: str, data: Any) -> None:
@@ -221,8 +221,8 @@ class Hub:
                 self.dropped += 1
 
     def _snapshot(self) -> bytes:
-        pulse = self._sources.live_series
-        decisions, _ = pulse.after(max(0, self._seen - DECISIONS_PER_ROUND), limit=DECISIONS_PER_ROUND)
+        begin = max(0, self._seen - DECISIONS_PER_ROUND)
+        decisions, _ = decisions_after(self._sources, begin, limit=DECISIONS_PER_ROUND)
         return self._frame(
             "snapshot",
             {
@@ -234,7 +234,7 @@ class Hub:
                 "tenants": list(self._tenants.values()),
                 "tenants_left_out": len(self._sources.tenants()) - len(self._tenants),
                 "decisions": decisions,
-                "points": list(pulse.points),
+                "points": list(self._sources.live_series.points),
                 **self._slow,
             },
         )

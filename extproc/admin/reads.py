@@ -12,15 +12,21 @@ from aiohttp import web
 from extproc.admin.answers import array, encoded, error_answer, json_answer, mapping, streamed, whole
 from extproc.admin.slices import sliced
 from extproc.admin.sources import Order, Sources
-from extproc.admin.views import TenantRows, endpoint_view, pools_of, state_of, strategies_view
+from extproc.admin.views import (
+    TenantRows,
+    decisions_after,
+    endpoint_view,
+    pools_of,
+    state_of,
+    strategies_view,
+)
+from extproc.core.decisions import NOTED_MAX
 from extproc.core.endpoint import Endpoint
-from extproc.observe.stats import DECISIONS_KEPT as TALLY_DECISIONS
+from extproc.observe.decisions import SHOWN_MAX
 from extproc.observe.tenants import TENANTS_MAX
 
 #: A page of a list: by default, and at the most.
 PAGE, PAGE_MAX = 100, 1_000
-#: Decisions in one answer at the most.
-DECISIONS_MAX = 500
 
 
 async def ordered(order: Order, body: object) -> bytes:
@@ -51,9 +57,9 @@ class Reads:
         async for part in array(self._endpoints(list(sources.scheduler.fleet.endpoints), now_ns)):
             yield part
         yield b',"decisions":'
-        recent = sources.live_series.after(0, limit=DECISIONS_MAX)[0]
+        recent, _ = decisions_after(sources, 0, limit=NOTED_MAX)
         placed = [each for each in recent if each["kind"] == "placed"]
-        yield msgspec.json.encode(placed[: -TALLY_DECISIONS - 1 : -1])
+        yield msgspec.json.encode(placed[: -SHOWN_MAX - 1 : -1])
         yield b',"use":{"tenants":'
         known = sources.tenants()
         async for part in mapping(self._uses(list(known.values())[:TENANTS_MAX], now_ns)):
@@ -124,9 +130,11 @@ class Reads:
 
     async def decisions(self, request: web.Request) -> web.StreamResponse:
         """The last decisions, the newest first."""
-        limit = whole(request, "limit", default=PAGE, low=1, high=DECISIONS_MAX)
-        found, _ = self._sources.live_series.after(0, limit=limit)
-        return json_answer({"count": self._sources.live_series.count, "decisions": found[::-1]})
+        limit = whole(request, "limit", default=PAGE, low=1, high=NOTED_MAX)
+        found, _ = decisions_after(self._sources, 0, limit=limit)
+        return json_answer(
+            {"count": self._sources.scheduler.dispatcher.decisions.count, "decisions": found[::-1]}
+        )
 
     async def explain(self, request: web.Request) -> web.StreamResponse:
         """Why a request went where it went."""

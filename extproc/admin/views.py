@@ -11,11 +11,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from extproc.admin.slices import sliced
+from extproc.admin.sources import Sources
 from extproc.core.endpoint import Endpoint
 from extproc.core.reports import GpuReport
 from extproc.core.scheduler import Scheduler
 from extproc.core.strategies import OWN, STRATEGIES, parameters
 from extproc.core.tenant import Tenant
+from extproc.observe.decisions import plain
 from extproc.observe.endpoints import view
 from extproc.observe.stats import Counters, Stats
 from extproc.observe.tenants import Scopes, scopes_of, tenant_view
@@ -188,6 +190,13 @@ def endpoint_view(endpoint: Endpoint, stats: Stats, *, now_ns: int) -> dict[str,
         **line.figures(now_ns=now_ns),
         "condition": state_of(endpoint, now_ns=now_ns),
     }
+
+
+def decisions_after(sources: Sources, number: int, *, limit: int) -> tuple[list[dict[str, Any]], int]:
+    """The last decisions after a number, oldest first, and how many are left out."""
+    found, left_out = sources.scheduler.dispatcher.decisions.after(number, limit=limit)
+    offset_s = sources.wall_clock() - sources.clock() / 1e9
+    return [plain(each, unix_s=offset_s + each.at_ns / 1e9) for each in found], left_out
 
 
 def strategies_view(scheduler: Scheduler) -> list[dict[str, Any]]:

@@ -180,7 +180,7 @@ def command(
             out,
             cells,
             ttft_ms=first_tokens(results),
-            ttft_slo_ms=slo_of(fleet).ttft_ms,
+            ttft_slo_ms=slo_of(fleet).ttft_ns / 1e6,
             emphasis="steer",
         )
         click.echo(f"written: {out}", err=True)

@@ -153,7 +153,7 @@ def set_(
         return found
 
     if shadow:
-        _shadow(file, edits, name, model, key, address=address, minutes=minutes, as_json=as_json)
+        _what_if(file, edits, name, model, key, address=address, minutes=minutes, as_json=as_json)
         return
     done = make(file, edits, why=asked_why(why), who=who, command=f"tenant set {name}")
     tell(done, file, as_json=as_json)
@@ -223,7 +223,7 @@ def _place(
     return ("quota",), tenant.quota
 
 
-def _shadow(
+def _what_if(
     file: Path,
     edits: Callable[[Config], Sequence[Edit]],
     name: str,

@@ -54,8 +54,9 @@ SIGNALS: Final[dict[str, SignalKind]] = {
     "input_tokens_per_s": SignalKind("Prompt tokens of ended requests, a second."),
     "output_tokens_per_s": SignalKind("Generated tokens of ended requests, a second."),
     "slo_attainment": SignalKind(
-        "Share of requests within their class's targets; errors and refusals for want of room miss them, "
-        "spent quotas, clients' own mistakes and clients that left do not count."
+        "Share of requests within their class's targets; errors, refusals for want of room and clients that "
+        "gave up on a late first token miss them; spent quotas, clients' own mistakes and clients that left "
+        "before it was due do not count."
     ),
     "slo_burn": SignalKind(
         "How many times faster than allowed the class's error budget is used: "

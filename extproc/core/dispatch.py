@@ -11,10 +11,10 @@ from dataclasses import replace
 from random import Random
 
 from extproc.core.decide import WAITS, Full, RoutingRequest, full, overloaded, place
+from extproc.core.decisions import Decisions
 from extproc.core.endpoint import Endpoint
 from extproc.core.events import EventEmitter
 from extproc.core.experiment import Experiments
-from extproc.core.explain import Decisions
 from extproc.core.fairqueue import FairQueue, QueuedRequest, Shed
 from extproc.core.feedback import MS_NS, coming
 from extproc.core.fleet import Fleet
@@ -111,7 +111,7 @@ class Dispatcher:
     def refuse(self, reject: Reject, routing: RoutingRequest, *, now_ns: int) -> Reject:
         """A request is turned away; what it had reserved is given back already."""
         self._counts[f"rejected.{reject.code}"] += 1
-        if routing.arm and wanted_room(reject.status, reject.code):
+        if routing.arm and wanted_room(reject.code):
             self._experiments.turned_away(routing, now_ns=now_ns)
         self._events.refused(routing, reject, now_ns=now_ns)
         return reject
@@ -122,8 +122,15 @@ class Dispatcher:
         if held is not None:
             self._counts["held.left"] += 1
             routing: RoutingRequest = held.payload[0]
-            self._experiments.turned_away(routing, now_ns=now_ns, left=True)
-            self._events.left(reservation_id, routing, now_ns=now_ns)
+            policy = self._settings.policy
+            spec, waited_ns = (
+                policy.classes[policy.rank(routing.tenant.service_class)],
+                now_ns - routing.arrived_ns,
+            )
+            gave_up = routing.permits > 0 and spec.given_up(routing.input_tokens, waited_ns) is False
+            if gave_up:
+                self._experiments.turned_away(routing, now_ns=now_ns)
+            self._events.left(reservation_id, routing, gave_up=gave_up, now_ns=now_ns)
         self._waiting.pop(reservation_id, None)
 
     def charge(self, tenant: str, service_class: str, *, pool: str, work: Work) -> None:

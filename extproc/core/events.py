@@ -39,8 +39,13 @@ class Observer:
     def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
         """It was turned away: its quota, no room, or its hold was over."""
 
-    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:
-        """Its client left: while it was held (`routing`), or before the decision reached Envoy (None)."""
+    def left(
+        self, reservation_id: str, routing: RoutingRequest | None, *, gave_up: bool, now_ns: int
+    ) -> None:
+        """Its client left: while it was held (`routing`), or before the decision reached Envoy (None).
+
+        `gave_up`: its first token was overdue, so that it missed its class's target.
+        """
 
     def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
         """Refused before it was routed: no identity (`tenant` is ""), malformed, unknown model or path."""
@@ -74,8 +79,10 @@ class EventEmitter(Observer):
     def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
         self._tell("refused", routing, reject, now_ns=now_ns)
 
-    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:
-        self._tell("left", reservation_id, routing, now_ns=now_ns)
+    def left(
+        self, reservation_id: str, routing: RoutingRequest | None, *, gave_up: bool, now_ns: int
+    ) -> None:
+        self._tell("left", reservation_id, routing, gave_up=gave_up, now_ns=now_ns)
 
     def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
         self._tell("turned_away", tenant, reject, now_ns=now_ns)

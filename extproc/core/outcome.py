@@ -37,12 +37,17 @@ class Reject:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-def wanted_room(status: int, code: str) -> bool:
+#: Codes of refusals that are the fleet's doing.
+WANT_OF_ROOM = frozenset({"overloaded", "no_ready_endpoint", "internal"})
+
+
+def wanted_room(code: str) -> bool:
     """Whether a refusal was for want of room: such a request missed its targets.
 
-    A spent quota is not the fleet's doing, and neither is what only the request is to blame for.
+    A spent quota is not the fleet's doing, and neither is what only its sender is to blame for: a bad
+    request, or too many of them.
     """
-    return status in (429, 503) and code != QUOTA_EXCEEDED
+    return code in WANT_OF_ROOM
 
 
 class Named(Protocol):

@@ -212,7 +212,7 @@ class Scheduler:
         self.quotas.cancel(reservation_id, now_ns=now_ns)
         if reservation is not None:
             self.counts["cancelled"] += 1
-            self.events.left(reservation_id, None, now_ns=now_ns)
+            self.events.left(reservation_id, None, gave_up=False, now_ns=now_ns)
             self.dispatcher.pump(reservation.pool, now_ns=now_ns)
 
     def leave(self, reservation_id: str, *, now_ns: int) -> None:

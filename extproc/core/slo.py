@@ -1,14 +1,20 @@
-"""What a service class aims at, how long its requests may wait, and whether one attained that. Pure."""
+"""What a service class aims at, how long its requests may wait, and whether one of them got it.
+
+Owns the one meaning of "attained": metrics, analytics, alerts, experiments, the tuner and the simulator's
+reports read it here. Pure values.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from extproc.core.load import MS_NS
 from extproc.core.outcome import End, Outcome
 
+#: An engine's answer to what it has no room for: the only 4xx that is not its client's mistake.
+NO_ROOM = 429
 #: What ends a stream after its last token takes a moment too.
-_SLACK_NS = 5 * MS_NS
+SLACK_NS = 5_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,42 +46,86 @@ class ClassSpec:
             return self.hold_ns
         return max(self.hold_ns, self.long_hold_ns)
 
+    def given_up(self, prompt_tokens: int, waited_ns: int) -> bool | None:
+        """What a client says that left before a token came: nothing, or False where that was overdue."""
+        return False if waited_ns > self.target_ns(prompt_tokens) else None
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What one request says of its class's targets; None where it says nothing."""
+    def attained(
+        self,
+        prompt_tokens: int,
+        *,
+        ttft_ns: int | None,
+        duration_ns: int,
+        further: int | None,
+        slack_ns: int = 0,
+    ) -> bool:
+        """Whether an answer was within its targets: the first token in time, and each further one.
+
+        `further` is how many tokens came after the first, of one sequence; None where nobody counted them:
+        then the first alone is judged, as with an answer of one token. An answer that came whole (`ttft_ns`
+        None) shows neither, and is in time within the sum of both. `slack_ns`: what the end is later than the
+        last token.
+        """
+        target_ns = self.target_ns(prompt_tokens)
+        if ttft_ns is None:
+            return duration_ns <= target_ns + (further or 0) * self.tpot_ns
+        return ttft_ns <= target_ns and (
+            not further or duration_ns - ttft_ns <= further * self.tpot_ns + slack_ns
+        )
+
+
+class Sample(NamedTuple):
+    """What a request's end says of how it was served; None where it says nothing. Times in milliseconds.
+
+    `error`: the fleet failed it (an engine that was overloaded inside a 200 too). `ttft_ms` is of every
+    stream that began to answer, `tpot_ms` and `total_ms` of those that ended well.
+    """
 
     attained: bool | None
     error: bool | None
     ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    total_ms: float | None = None
+
+
+#: Of what costs no place on a replica (a token count): its times would say nothing of the others'.
+NOTHING_SAID = Sample(None, None)
 
 
 def sample_of(outcome: Outcome, spec: ClassSpec) -> Sample:
     """What a request's end says, by its class's targets.
 
-    Attained: the first token and each further one came within the class's targets. An answer that is not
-    streamed shows neither, so it attains when the whole came within the sum of both; a stream whose tokens
-    nobody counted is judged by its first alone. What was refused, shed or failed is missed. A client that
-    left says nothing, unless its first token had come, or was overdue already.
+    What failed missed them, and so did what an engine had no room for; what it did not like of the request
+    itself is its client's mistake. A client that left says nothing, unless its first token had come, or was
+    overdue already. A stream whose tokens nobody counted is judged by its first alone.
     """
-    ttft = outcome.ttft_ns
-    target_ns = spec.target_ns(outcome.reservation.input_tokens)
-    failed = outcome.end is End.ERROR or outcome.refused
-    ttft_ms = ttft / MS_NS if ttft is not None else None
-    if failed or outcome.end is End.REFUSED:
-        return Sample(False, failed)
-    if outcome.end is End.CLIENT_GONE:
-        if ttft is not None:
-            return Sample(ttft <= target_ns, False, ttft_ms)
-        return Sample(False if outcome.duration_ns > target_ns else None, None)
-    further = max(0, tokens_each(outcome) - 1)
-    if ttft is None:
-        return Sample(outcome.duration_ns <= target_ns + further * spec.tpot_ns, False)
-    in_time = ttft <= target_ns
-    if outcome.output_tokens is not None:
-        rest_ns = max(0, outcome.duration_ns - ttft)
-        in_time = in_time and rest_ns <= further * spec.tpot_ns + _SLACK_NS
-    return Sample(in_time, False, ttft_ms)
+    reservation = outcome.reservation
+    if not reservation.permits:
+        return NOTHING_SAID
+    end, ttft_ns = outcome.end, None if outcome.refused else outcome.ttft_ns
+    ttft_ms = ttft_ns / 1e6 if ttft_ns is not None else None
+    if outcome.refused or end is End.ERROR:
+        return Sample(False, True, ttft_ms)
+    if end is End.REFUSED:
+        return Sample(False if outcome.status == NO_ROOM else None, False, ttft_ms)
+    prompt = reservation.input_tokens
+    if end is End.CLIENT_GONE:
+        if ttft_ns is not None:
+            return Sample(ttft_ns <= spec.target_ns(prompt), False, ttft_ms)
+        return Sample(spec.given_up(prompt, outcome.duration_ns), None)
+    further, counted = max(0, tokens_each(outcome) - 1), outcome.output_tokens is not None
+    attained = spec.attained(
+        prompt,
+        ttft_ns=ttft_ns,
+        duration_ns=outcome.duration_ns,
+        further=further if counted or ttft_ns is None else None,
+        slack_ns=SLACK_NS,
+    )
+    tpot_ms = None
+    if ttft_ms is not None and counted and further:
+        # (end − first)/(n − 1), of one sequence.
+        tpot_ms = max(0.0, outcome.duration_ns / 1e6 - ttft_ms) / further
+    return Sample(attained, False, ttft_ms, tpot_ms, outcome.duration_ns / 1e6)
 
 
 def tokens_each(outcome: Outcome) -> int:

@@ -19,13 +19,14 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from extproc.config.load import load
+from extproc.core.series import shown
 from extproc.demo import running
 from extproc.demo.cards import Cards
 from extproc.demo.clients import TenantClients
 from extproc.demo.parts import RESTARTS, Parts
 from extproc.demo.replicas import CAPTION, PORTS_NEEDED, DemoFleet, curl_line, lay_out
 from extproc.demo.tenancy import BY_NAME, FAMILY, POOLS, TENANTS
-from extproc.demo.traffic import Traffic, TrafficFigures, percentile_ms
+from extproc.demo.traffic import Traffic, TrafficFigures
 from extproc.demo.trouble import EVERY_S, OFF, Trouble
 from extproc.demo.workload import DemoWorkload
 from extproc.history.follow import Follow
@@ -340,7 +341,7 @@ def _times(figures: TrafficFigures) -> dict[str, dict[str, Any]]:
         result[name] = {
             "failed": tenant.failed,
             "meant": bool(BY_NAME[name].bites),
-            "ttft_p50_ms": percentile_ms(times, 0.50),
-            "ttft_p99_ms": percentile_ms(times, 0.99),
+            "ttft_p50_ms": shown(times, 0.50, scale=1e3),
+            "ttft_p99_ms": shown(times, 0.99, scale=1e3),
         }
     return result

@@ -14,6 +14,7 @@ from itertools import cycle, islice
 from random import Random
 from typing import Any, Final
 
+from extproc.core.series import shown
 from extproc.demo.clients import WAYS, Call, ClientSample, Send, Way
 from extproc.demo.refusals import Refusal, refusal
 from extproc.demo.tenancy import BY_NAME, FAMILY, POOLS, TENANTS
@@ -111,16 +112,9 @@ class TrafficFigures:
             },
             "tenants": sum(tenant.sent > 0 for tenant in self.tenants.values()),
             "endpoints_used": endpoints_used,
-            "ttft_p50_ms": percentile_ms(times, 0.50),
-            "ttft_p99_ms": percentile_ms(times, 0.99),
+            "ttft_p50_ms": shown(times, 0.50, scale=1e3),
+            "ttft_p99_ms": shown(times, 0.99, scale=1e3),
         }
-
-
-def percentile_ms(times_s: Sequence[float], share: float) -> float | None:
-    """The nearest-rank percentile of sorted seconds, in milliseconds."""
-    if not times_s:
-        return None
-    return round(times_s[min(len(times_s) - 1, int(share * len(times_s)))] * 1000, 1)
 
 
 class Traffic:

@@ -15,11 +15,12 @@ from math import ceil
 from random import Random
 from typing import Any, Final, Literal, get_args
 
+from extproc.core.series import quantile
 from extproc.core.strategies.parameter import Value
 from extproc.lab.replay.log import LogError
-from extproc.lab.replay.play import Choice, ClassSlo, play, slo_of
+from extproc.lab.replay.play import Choice, play, slo_of
 from extproc.lab.replay.rebuild import Scene
-from extproc.sim.served import Served, ttft_ms
+from extproc.sim.served import Served, Slo, met, ttft_ms
 from extproc.tuning.space import Axis, checked, space
 
 Objective = Literal["attainment", "ttft_p99", "goodput"]
@@ -172,7 +173,7 @@ def gain(
         then, now = both(rng.choices(blocks, k=len(blocks)))
         differences.append(now - then)
     differences.sort()
-    low, high = differences[int(0.025 * RESAMPLES)], differences[int(0.975 * RESAMPLES)]
+    low, high = quantile(differences, 0.025), quantile(differences, 0.975)
     sign = -1.0 if objective == "ttft_p99" else 1.0
     return Gain(new - old, low, high, sign * old, sign * new)
 
@@ -187,22 +188,22 @@ def worth(objective: Objective, blocks: Sequence[Sequence[Judged]]) -> float:
         return 0.0
     if objective == "ttft_p99":
         first = sorted(ms for block in blocks for _, _, ms in block)
-        return -first[min(count - 1, int(0.99 * count))]
-    good = sum(met for block in blocks for _, met, _ in block)
+        return -quantile(first, 0.99)
+    good = sum(hit for block in blocks for _, hit, _ in block)
     if objective == "attainment":
         return good / count
     spans_s = sum((block[-1][0] - block[0][0]) / 1e9 for block in blocks if block)
     return good / spans_s if spans_s else 0.0
 
 
-def _of(scene: Scene, strategy: str, values: Mapping[str, Value], seed: int, slo: ClassSlo) -> list[Judged]:
+def _of(scene: Scene, strategy: str, values: Mapping[str, Value], seed: int, slo: Slo) -> list[Judged]:
     choice = Choice(name=strategy, strategy=strategy, parameters=values)
     return [_judged(each, slo) for each in play(scene, choice, seed=seed)]
 
 
-def _judged(served: Served, slo: ClassSlo) -> Judged:
+def _judged(served: Served, slo: Slo) -> Judged:
     first = ttft_ms(served) if served.outcome == "ok" else UNANSWERED_MS
-    return served.arrival.at_ns, slo.met(served), first
+    return served.arrival.at_ns, met(served, slo), first
 
 
 def _blocks(judged: Sequence[Judged]) -> list[list[Judged]]:

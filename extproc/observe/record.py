@@ -136,7 +136,14 @@ class Recorder(Observer):
         outcome = "shed" if reject.code == "overloaded" else "rejected"
         self._turned(routing, outcome, reject.code, reject.status, now_ns)
 
-    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:
+    def left(
+        self,
+        reservation_id: str,
+        routing: RoutingRequest | None,
+        *,
+        gave_up: bool,  # noqa: ARG002
+        now_ns: int,
+    ) -> None:
         """A client left before its request had an endpoint, or before Envoy heard of it."""
         self._open.pop(reservation_id, None)
         if routing is not None:

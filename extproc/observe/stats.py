@@ -6,7 +6,6 @@ the analytics' (later); these are the last few hundred requests.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from extproc.core.decide import RoutingRequest
 from extproc.core.events import Observer, Settled
 from extproc.core.fleet import Fleet
 from extproc.core.outcome import End, Outcome, Reject, Reservation, Routed
+from extproc.core.series import shown
 from extproc.observe.endpoints import view
 
 #: Times to first token kept per tenant and per endpoint.
@@ -24,8 +24,6 @@ TENANTS_MAX = 1_000
 #: The same for endpoints: records may name some that no configuration here knows.
 ENDPOINTS_MAX = 10_000
 OTHER = "(other)"
-#: Recent decisions shown to people.
-DECISIONS_KEPT = 32
 #: The span over which tokens per second are reckoned, in one-second buckets.
 RATE_SECONDS = 10
 
@@ -103,16 +101,9 @@ class Counters:
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
             "tokens_per_s": round(self.tokens.per_second(now_ns=now_ns), 1),
-            "ttft_p50_ms": percentile_ms(times, 0.50),
-            "ttft_p99_ms": percentile_ms(times, 0.99),
+            "ttft_p50_ms": shown(times, 0.50, scale=1e-6),
+            "ttft_p99_ms": shown(times, 0.99, scale=1e-6),
         }
-
-
-def percentile_ms(times_ns: list[int], share: float) -> float | None:
-    """The nearest-rank percentile of sorted nanoseconds, in milliseconds."""
-    if not times_ns:
-        return None
-    return round(times_ns[max(0, math.ceil(share * len(times_ns)) - 1)] / 1e6, 1)
 
 
 def _line(lines: dict[str, Counters], name: str, lines_max: int) -> Counters:
@@ -123,12 +114,11 @@ def _line(lines: dict[str, Counters], name: str, lines_max: int) -> Counters:
 
 
 class Stats(Observer):
-    """All lines, and the last decisions."""
+    """All lines."""
 
     def __init__(self) -> None:
         self.tenants: dict[str, Counters] = {}
         self.endpoints: dict[str, Counters] = {}
-        self.decisions: deque[tuple[str, Routed]] = deque(maxlen=DECISIONS_KEPT)
 
     def tenant(self, name: str) -> Counters:
         """A tenant's line; the shared one beyond TENANTS_MAX."""
@@ -140,10 +130,8 @@ class Stats(Observer):
 
     def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:  # noqa: ARG002
         """A request was sent to an endpoint."""
-        tenant = routing.tenant.name
-        self.tenant(tenant).decided += 1
+        self.tenant(routing.tenant.name).decided += 1
         self.endpoint(routed.reservation.address).decided += 1
-        self.decisions.append((tenant, routed))
 
     def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:  # noqa: ARG002
         """A tenant's request was turned away."""
@@ -184,17 +172,5 @@ class Stats(Observer):
                     **self.endpoints.get(endpoint.address, empty).figures(now_ns=now_ns),
                 }
                 for endpoint in fleet.endpoints
-            ],
-            "decisions": [
-                {
-                    "id": routed.reservation.id,
-                    "tenant": tenant,
-                    "pool": routed.reservation.pool,
-                    "endpoint": routed.reservation.address,
-                    "input_tokens": routed.reservation.input_tokens,
-                    "output_tokens": routed.reservation.output_tokens,
-                    "reason": routed.reason.text(),
-                }
-                for tenant, routed in reversed(self.decisions)
             ],
         }

@@ -87,7 +87,14 @@ class Recent(Observer):
             ended = (now_ns, outcome.prompt_tokens, outcome.output_tokens, outcome.end)
             self._ends[outcome.reservation.id] = ended
 
-    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:  # noqa: ARG002
+    def left(
+        self,
+        reservation_id: str,
+        routing: RoutingRequest | None,  # noqa: ARG002
+        *,
+        gave_up: bool,  # noqa: ARG002
+        now_ns: int,  # noqa: ARG002
+    ) -> None:
         """A decision never reached Envoy."""
         if reservation_id in self._ends:
             self._ends[reservation_id] = _CANCELLED

@@ -69,7 +69,7 @@ class Administration(Part):
         self._parts, self._file, self._failed = parts, file, failed
         self.server: AdminServer | None = None
         self.url = ""
-        self._pulse = LiveSeries(
+        self._live_series = LiveSeries(
             clock=clock,
             wall_clock=time.time,
             gauge=lambda: (len(scheduler.ledger), len(scheduler.dispatcher.queue)),
@@ -78,7 +78,7 @@ class Administration(Part):
             version=__version__,
             scheduler=scheduler,
             stats=stats,
-            live_series=self._pulse,
+            live_series=self._live_series,
             tenants=tenants,
             brief=brief,
             clock=clock,
@@ -96,7 +96,7 @@ class Administration(Part):
     @property
     def observers(self) -> tuple[Observer, ...]:
         """What the page shows of requests."""
-        return (self._pulse,) if self._config.admin is not None else ()
+        return (self._live_series,) if self._config.admin is not None else ()
 
     async def start(self) -> None:
         """Listen, where the configuration has an `admin` section. Raises BindError."""
@@ -132,7 +132,7 @@ class Administration(Part):
     def step(self, *, now_ns: int) -> None:
         """The second's figures."""
         if self.server is not None:
-            self._pulse.step(now_ns=now_ns)
+            self._live_series.step(now_ns=now_ns)
 
     def apply(self, config: Config) -> None:
         """Other tokens, names and bounds."""

@@ -120,7 +120,7 @@ class App:
             status=self.view.json,
             commands={
                 "Tenant": operators.tenant,
-                "Shadow": operators.shadow,
+                "Shadow": operators.what_if,
                 "Credit": operators.credit,
                 "Explain": Explanations(scheduler, tenants=tenants, clock=clock).explain,
                 "Experiment": self.experimenting.order,
@@ -303,7 +303,13 @@ class App:
     def _observe(self) -> None:
         """The scheduler tells of its decisions whoever the configuration wants told."""
         parts = (*self.kept.observers, *self.operating.observers)
-        self.scheduler.events.observers = (self.stats, self.recent, ExpiryLog(), *parts)
+        self.scheduler.events.observers = (
+            self.scheduler.dispatcher.decisions,
+            self.stats,
+            self.recent,
+            ExpiryLog(),
+            *parts,
+        )
 
     async def _tune(self) -> None:
         new = await self.tuned.tune(self.config, now_ns=self.clock())

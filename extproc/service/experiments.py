@@ -21,7 +21,7 @@ import msgspec
 
 from extproc.config.load import ConfigError
 from extproc.config.model import Config
-from extproc.core.experiment import Arm, Experiment, Guardrail, Happened, Shadowing
+from extproc.core.experiment import Arm, Experiment, Guardrail, Happened, ShadowSpec
 from extproc.core.scheduler import Scheduler
 from extproc.history.change import change
 from extproc.history.surgery import EditError, Put, edited
@@ -130,7 +130,7 @@ def experiments_of(config: Config, *, now_ns: int = 0, wall_s: float = 0.0) -> l
             split=each.split,
             alpha=round(1.0 - each.confidence, 9),
             guardrail=Guardrail(worse_by=each.guardrail.worse_by) if each.guardrail is not None else None,
-            shadow=Shadowing(
+            shadow=ShadowSpec(
                 strategy=each.shadow.strategy,
                 parameters=dict(each.shadow.parameters),
                 share=each.shadow.share,

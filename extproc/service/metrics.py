@@ -15,7 +15,8 @@ from extproc.config.model import Config
 from extproc.core.events import Observer
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
-from extproc.observe.metrics import Counting, MetricsSnapshot, take
+from extproc.observe.metrics.counting import Counting
+from extproc.observe.metrics.snapshot import MetricsSnapshot, take
 from extproc.service.parts import Part
 
 #: How often the event loop is asked to wake, to see how late it is.

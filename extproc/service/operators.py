@@ -92,12 +92,12 @@ class Operators:
         view = tenant_view(self.scheduler, self._named(tenant), now_ns=self._clock())
         return msgspec.json.encode({"name": tenant, "credit": credit_id, "audited": self._audited(), **view})
 
-    async def shadow(self, body: bytes) -> bytes:
+    async def what_if(self, body: bytes) -> bytes:
         """`{"tenant", "scope", "quota", "minutes"}`; answers how many of the last requests it had refused.
 
         `scope` is tenant, model:NAME or key:ID. Decisions go on in between.
         """
-        order = msgspec.json.decode(body, type=_ShadowOrder)
+        order = msgspec.json.decode(body, type=_WhatIfOrder)
         tenant = self._named(order.tenant).name
         proposed = limits_of(Quota.model_validate(order.quota))
         now_ns = self._clock()
@@ -201,7 +201,7 @@ class _CreditOrder(msgspec.Struct):
             raise ValueError("nothing to credit; give amounts, or everything")
 
 
-class _ShadowOrder(msgspec.Struct):
+class _WhatIfOrder(msgspec.Struct):
     tenant: str
     quota: dict[str, Any]
     scope: str = "tenant"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from extproc.observe.decisions import last_placed
 from extproc.observe.stats import Stats
 from extproc.observe.tenants import tenants_view
 from extproc.service.agents import Agents
@@ -38,6 +39,7 @@ class Status:
         return {
             **self.brief(),
             **self._stats.snapshot(self._scheduler.fleet, now_ns=now_ns),
+            "decisions": last_placed(self._scheduler.dispatcher.decisions),
             "use": tenants_view(self._scheduler, self._requests.tenants().values(), now_ns=now_ns),
         }
 

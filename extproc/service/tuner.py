@@ -20,8 +20,9 @@ from extproc.config.load import ConfigError
 from extproc.config.model import Config, PoolConfig, Tuning
 from extproc.core.decide import RoutingRequest
 from extproc.core.events import Observer, Settled
-from extproc.core.outcome import End, Reject
+from extproc.core.outcome import Reject, wanted_room
 from extproc.core.scheduler import Scheduler
+from extproc.core.series import quantile
 from extproc.history.change import change
 from extproc.history.surgery import EditError, Put, edited
 from extproc.history.versions import HistoryError
@@ -53,7 +54,7 @@ class _Count:
     def window(self) -> GoalWindow:
         """As the tuner takes it."""
         first = sorted(self.first_ms)
-        p99 = first[min(len(first) - 1, int(0.99 * len(first)))] if first else None
+        p99 = quantile(first, 0.99) if first else None
         return GoalWindow(requests=self.requests, attained=self.attained, failed=self.failed, ttft_p99_ms=p99)
 
 
@@ -127,21 +128,34 @@ class TunerPart(Part, Observer):
 
     def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
         """Whoever found no room missed its targets; a quota's refusal is no fault of the strategy."""
-        if routing.pool == self._pool and reject.code == "overloaded":
+        if routing.pool == self._pool and wanted_room(reject.code):
             self._count.requests += 1
+
+    def left(
+        self,
+        reservation_id: str,  # noqa: ARG002
+        routing: RoutingRequest | None,
+        *,
+        gave_up: bool,
+        now_ns: int,  # noqa: ARG002
+    ) -> None:
+        """Who gave up on a first token that was overdue missed its targets."""
+        if routing is not None and routing.pool == self._pool:
+            self._count.requests += gave_up
 
     def settled(self, event: Settled, *, now_ns: int) -> None:
         """A request has ended; one that came before the window is not of it."""
         count, outcome = self._count, event.outcome
         if outcome.reservation.pool != self._pool or now_ns - outcome.duration_ns < count.begun_ns:
             return
-        if outcome.end is End.CLIENT_GONE:
+        sample = event.sample
+        if sample.attained is None:
             return
         count.requests += 1
-        count.failed += outcome.end is End.ERROR
-        if outcome.ttft_ns is not None and len(count.first_ms) < FIRST_TOKENS_MAX:
-            count.first_ms.append(outcome.ttft_ns / 1e6)
-        count.attained += event.sample.attained is True
+        count.failed += sample.error is True
+        count.attained += sample.attained
+        if sample.ttft_ms is not None and len(count.first_ms) < FIRST_TOKENS_MAX:
+            count.first_ms.append(sample.ttft_ms)
 
     def move(self, *, now_ns: int) -> Move | None:
         """Let time pass; a move to record and to apply."""

@@ -136,8 +136,8 @@ class SimEngine:
         job = EngineJob(request_id, plan, streaming=streaming, now_s=self._loop.time())
         self._jobs[request_id] = job
         metrics = self.metrics
-        metrics.input_length.observe(plan.prompt_tokens)
-        metrics.max_new_tokens.observe(plan.max_new_tokens)
+        metrics.input_length.saw(plan.prompt_tokens)
+        metrics.max_new_tokens.saw(plan.max_new_tokens)
         self._pump()
         return job
 

@@ -5,13 +5,14 @@ Owns the rows that a simulation hands in. Knows no strategy and no figure.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from extproc.core.slo import ClassSpec
 from extproc.sim.arrival import Arrival
 
 OUTCOMES: Final = ("ok", "shed", "refused", "failed")
-LONG_PROMPT_TOKENS: Final = 4000  # our reading of "long prompts": about 290 ms of prefill on an A100 with 8B
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,31 +33,22 @@ class Served:
     service_class: str = "standard"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SloBounds:
-    """Bounds in milliseconds, inclusive. Prompts above `long_prompt_tokens` have `ttft_long_ms`.
-
-    The defaults are for 8B models; 70B has `ttft_ms` 2,000 (`SLO_70B`).
-    """
-
-    ttft_ms: float = 1000.0
-    ttft_long_ms: float = 5000.0
-    long_prompt_tokens: int = LONG_PROMPT_TOKENS
-    tpot_ms: float = 100.0
-
-    def met(self, served: Served) -> bool:
-        """Answered in full, in time for the first token and fast enough after it."""
-        if served.outcome != "ok":
-            return False
-        long = served.arrival.prompt_tokens > self.long_prompt_tokens
-        if ttft_ms(served) > (self.ttft_long_ms if long else self.ttft_ms):
-            return False
-        tpot = tpot_ms(served)
-        return tpot is None or tpot <= self.tpot_ms
+#: What requests are judged by: one class's targets, or each class's own by name.
+Slo = ClassSpec | Mapping[str, ClassSpec]
+SLO_8B: Final = ClassSpec()
+SLO_70B: Final = ClassSpec(ttft_ns=2_000_000_000)
 
 
-SLO_8B: Final = SloBounds()
-SLO_70B: Final = SloBounds(ttft_ms=2000.0)
+def met(served: Served, slo: Slo) -> bool:
+    """Answered in full, and as `ClassSpec.attained` says."""
+    spec = slo if isinstance(slo, ClassSpec) else slo[served.service_class]
+    arrival = served.arrival
+    return served.outcome == "ok" and spec.attained(
+        arrival.prompt_tokens,
+        ttft_ns=served.first_ns - arrival.at_ns,
+        duration_ns=served.end_ns - arrival.at_ns,
+        further=arrival.output_tokens - 1,
+    )
 
 
 def ttft_ms(served: Served) -> float:

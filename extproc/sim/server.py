@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from extproc.observe.metrics.text import PLAIN
 from extproc.sim import control, sse
 from extproc.sim.answer import Answers
 from extproc.sim.engine import SimEngine, validation_error
-from extproc.sim.metrics import CONTENT_TYPE
 from extproc.sim.protocol import (
     BodyError,
     ChatRequest,
@@ -266,7 +266,7 @@ class ReplicaServer:
             batch_size=replica.running,
             batch_max_tokens=replica.batch_current_max_tokens,
         )
-        return web.Response(body=body.encode(), headers={"content-type": CONTENT_TYPE})
+        return web.Response(body=body.encode(), headers={"content-type": PLAIN})
 
     async def _fault(self, request: web.Request) -> web.Response:
         self.faults.apply(parse(await _raw(request), control.FaultOrder), self.engine)

@@ -55,7 +55,7 @@ def test_answers_are_as_described(stand: Stand) -> None:
         port.app.scheduler.turned_away(
             "acme", Reject(status=404, code="model", message="no"), now_ns=port.app.clock()
         )
-        port.app.administering._pulse.step(now_ns=port.app.clock() + 2_000_000_000)
+        port.app.administering._live_series.step(now_ns=port.app.clock() + 2_000_000_000)
         values = {"address": waiting.address, "name": "acme", "id": waiting.id}
         bodies: dict[str, dict[str, Any]] = {
             "order_Tenant": {"name": "acme"},

@@ -25,9 +25,10 @@ from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Outcome, Routed
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import DeskLimits, Scheduler
+from extproc.core.series import Sketch
 from extproc.core.tenant import Tenant
 from extproc.observe.analytics import AnalyticsRow as Figures
-from extproc.observe.analytics import OpenSpans, Sketch
+from extproc.observe.analytics import OpenSpans
 from extproc.observe.analytics.sqlite_store import SqliteStore
 from extproc.service.analytics import AnalyticsPart
 

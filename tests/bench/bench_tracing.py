@@ -22,7 +22,6 @@ from extproc.core.outcome import Outcome, Reject
 from extproc.core.reading import parse
 from extproc.core.request import find_route
 from extproc.core.tenant import ANONYMOUS
-from extproc.observe.stats import Stats
 from extproc.observe.tracing.pipeline import SPANS_AT_ONCE, Pipeline
 from extproc.observe.tracing.request_trace import Decided, Note, RequestTraces, TraceEnd
 from extproc.observe.tracing.semconv import RELEASES
@@ -75,9 +74,8 @@ def _noting_us(flags: str) -> tuple[float, float]:
     exchange = processor.open()
     exchange.receive(head)
     exchange.receive(body)
-    stats = processor.scheduler.events.observers[0]
-    assert isinstance(stats, Stats)
-    routed = stats.decisions[-1][1]
+    (kept,) = processor.scheduler.dispatcher.decisions.placed_last(1)
+    routed = kept.routed
     route = find_route("POST", "/v1/chat/completions")
     assert route is not None
     request = parse(route, pb.ProcessingRequest.FromString(body).request_body.body)

@@ -8,15 +8,7 @@ from typing import Any
 
 import pytest
 
-from extproc.core.explain import (
-    DECISIONS_KEPT_MAX,
-    NAMES_KEPT_MAX,
-    VALUES_KEPT_MAX,
-    Decisions,
-    EndpointRow,
-    Explanation,
-    conditions,
-)
+from extproc.core.explain import EndpointRow, Explanation, conditions
 from extproc.core.families import Family
 from extproc.core.fleet import Member, PoolSpec
 from extproc.core.health import Cause, CauseKind
@@ -241,28 +233,3 @@ def test_plain_values_are_json() -> None:
     scores = [each["score"] for each in found.plain()["endpoints"]]
     assert None in scores
     assert float("inf") in [row.score for row in found.rows]
-
-
-def test_memory_is_bounded() -> None:
-    """By decisions, by the values that they hold, and by names; the oldest go first."""
-    scheduler = scheduler_of(2, permits=10_000)
-    for number in range(DECISIONS_KEPT_MAX + 5):
-        scheduler.admit(CHAT, ANONYMOUS, now_ns=number)
-    assert len(scheduler.dispatcher.decisions) == DECISIONS_KEPT_MAX
-    assert scheduler.explained("i-5", now_ns=0) is None
-    assert scheduler.explained("i-6", now_ns=0) is not None
-
-    kept = scheduler.dispatcher.decisions.get("i-6")
-    assert kept is not None
-    big = replace(kept.routing, work=replace(kept.routing.work, prefix=tuple(range(VALUES_KEPT_MAX // 4))))
-    decisions = Decisions()
-    for number in range(6):
-        decisions.note(replace(big, id=f"x-{number}"), kept.routed, now_ns=0)
-    assert len(decisions) == 3
-    assert decisions.get("x-5") is not None
-    for number in range(NAMES_KEPT_MAX + 1):
-        decisions.named(f"name-{number}", "x-5")
-    assert decisions.reservation_of("name-0") == "name-0"
-    assert decisions.reservation_of("name-1") == "x-5"
-    decisions.named("n" * 129, "x-5")
-    assert decisions.reservation_of("n" * 129) == "n" * 129

@@ -14,8 +14,9 @@ import pytest
 import yaml
 from deploy_harness import script
 
-from extproc.observe.metrics.table import BY_NAME, PREFIX
+from extproc.observe.metrics.table import PREFIX, TABLE
 
+BY_NAME = {spec.name: spec for spec in TABLE}
 NAMES = ("fleet", "tenants", "slos", "decisions")
 _METRIC = re.compile(rf"\b{PREFIX}([a-z0-9_]+)\b(?:\{{([^}}]*)\}})?")
 _SUFFIX = re.compile(r"_(bucket|sum|count)$")

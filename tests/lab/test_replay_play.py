@@ -13,7 +13,7 @@ from extproc.lab.replay.fit import fitted
 from extproc.lab.replay.log import LogError, read
 from extproc.lab.replay.play import Choice, play, slo_of
 from extproc.lab.replay.rebuild import Scene, scene
-from extproc.sim.served import Served
+from extproc.sim.served import Served, met
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,8 @@ def test_targets_are_those_of_each_class(recorded: tuple[list[Served], Scene]) -
     _, there = recorded
     strict = replace(there.classes[0], ttft_ns=1, long_ttft_ns=1)
     slo = slo_of(replace(there, classes=(strict, there.classes[1]), class_of={**there.class_of, "x": "gone"}))
-    assert set(slo.specs) == {"premium", "standard", "gone"}
-    by_class = Counter(each.service_class for each in play(there) if slo.met(each))
+    assert set(slo) == {"premium", "standard", "gone"}
+    by_class = Counter(each.service_class for each in play(there) if met(each, slo))
     assert by_class["premium"] == 0
     assert by_class["standard"] > 0
 

@@ -81,7 +81,7 @@ def test_who_runs_holds_a_place() -> None:
     assert verdict(recent, one, world=still).by_limit == {"concurrent_requests (tenant)": 1}
     recent.settled(make_settled(end(1)), now_ns=NOW + S // 2)
     assert verdict(recent, one, world=still).refused == 0
-    recent.left("i-2", None, now_ns=NOW + S)
+    recent.left("i-2", None, gave_up=False, now_ns=NOW + S)
     let_in(recent, reservation(3), now_ns=NOW + 2 * S)
     assert verdict(recent, one, world=still).refused == 0
 

@@ -15,7 +15,7 @@ share is a refusal, which leaves no record: only the service that refused knows 
 from __future__ import annotations
 
 from extproc.core.experiment.running import Experiments, Happened
-from extproc.core.experiment.spec import Arm, Experiment, Guardrail, Shadowing, arm_parameters, shares_of
+from extproc.core.experiment.spec import Arm, Experiment, Guardrail, ShadowSpec, arm_parameters, shares_of
 
 __all__ = [
     "Arm",
@@ -23,7 +23,7 @@ __all__ = [
     "Experiments",
     "Guardrail",
     "Happened",
-    "Shadowing",
+    "ShadowSpec",
     "arm_parameters",
     "shares_of",
 ]

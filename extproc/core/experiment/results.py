@@ -1,57 +1,21 @@
-"""What became of the requests of one arm: plain figures, and the three that are tested."""
+"""What became of the requests of one arm: plain figures, and the three that are tested.
+
+What a request says of its arm is `slo.Sample`.
+"""
 
 from __future__ import annotations
 
-from math import exp, log
 from typing import Any
 
 from extproc.core.experiment.sequence import ConfidenceSequence, Mean
-from extproc.core.load import MS_NS
 from extproc.core.outcome import End, Outcome
-from extproc.core.slo import tokens_each
+from extproc.core.series import Sketch
+from extproc.core.slo import Sample
 
 #: Times to first token count as at most this in the mean with bounds; quantiles and the plain mean do not.
 TTFT_CAP_MS = 10_000.0
 #: Means with bounds in each arm: attainment, errors, time to first token.
 TESTED = 3
-#: Width of a bucket of times: quantiles are right within 2.5 %.
-BUCKET = log(1.05)
-
-
-class LatencySeries:
-    """A mean and quantiles of milliseconds, in buckets that grow by a twentieth."""
-
-    __slots__ = ("buckets", "count", "total")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.total = 0.0
-        self.buckets: dict[int, int] = {}
-
-    def add(self, ms: float) -> None:
-        """Take one time; less than a microsecond counts as one."""
-        self.count += 1
-        self.total += ms
-        at = int(log(max(ms, 1e-3)) // BUCKET)
-        self.buckets[at] = self.buckets.get(at, 0) + 1
-
-    def quantile(self, share: float) -> float | None:
-        """The nearest-rank quantile, at its bucket's middle; None without any."""
-        left = share * self.count
-        for at in sorted(self.buckets):
-            left -= self.buckets[at]
-            if left <= 1e-9:
-                return exp((at + 0.5) * BUCKET)
-        return None
-
-    def view(self) -> dict[str, Any]:
-        """As plain values."""
-        return {
-            "mean": _rounded(self.total / self.count) if self.count else None,
-            "p50": _rounded(self.quantile(0.5)),
-            "p90": _rounded(self.quantile(0.9)),
-            "count": self.count,
-        }
 
 
 class ArmResults:
@@ -80,12 +44,12 @@ class ArmResults:
         self.units = 0
         self.prompt_tokens = self.output_tokens = 0
         self.attainment, self.errors, self.ttft = Mean(), Mean(), Mean()
-        self.ttft_times, self.tpot, self.held = LatencySeries(), LatencySeries(), LatencySeries()
+        self.ttft_times, self.tpot, self.held = Sketch(), Sketch(), Sketch()
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, outcome: Outcome, sample: Sample) -> None:
         """Count a request's end in the plain figures."""
         self.requests += 1
-        if outcome.refused or outcome.end is End.ERROR:
+        if sample.error:
             self.error += 1
         elif outcome.end is End.OK:
             self.ok += 1
@@ -96,11 +60,10 @@ class ArmResults:
         self.prompt_tokens += outcome.prompt_tokens or 0
         self.output_tokens += outcome.output_tokens or 0
         self.held.add(outcome.reservation.held_ms)
-        if outcome.ttft_ns is not None:
-            self.ttft_times.add(outcome.ttft_ns / MS_NS)
-            tokens = tokens_each(outcome)
-            if outcome.end is End.OK and outcome.output_tokens is not None and tokens > 1:
-                self.tpot.add(max(0, outcome.duration_ns - outcome.ttft_ns) / MS_NS / (tokens - 1))
+        if sample.ttft_ms is not None:
+            self.ttft_times.add(sample.ttft_ms)
+        if sample.tpot_ms is not None:
+            self.tpot.add(sample.tpot_ms)
 
     def turned_away(self, waited_ms: float) -> None:
         """Count a request that we refused after a wait."""
@@ -134,11 +97,11 @@ class ArmResults:
             "attainment": interval_view(self.attainment.interval(alpha)),
             "error_share": interval_view(self.errors.interval(alpha)),
             "ttft_ms": {
-                **self.ttft_times.view(),
+                **_times(self.ttft_times),
                 "tested": interval_view(ttft, scale=TTFT_CAP_MS, digits=1),
             },
-            "tpot_ms": self.tpot.view(),
-            "held_ms": self.held.view(),
+            "tpot_ms": _times(self.tpot),
+            "held_ms": _times(self.held),
         }
 
 
@@ -152,5 +115,6 @@ def interval_view(interval: ConfidenceSequence, *, scale: float = 1.0, digits: i
     }
 
 
-def _rounded(ms: float | None) -> float | None:
-    return None if ms is None else round(ms, 2)
+def _times(series: Sketch) -> dict[str, Any]:
+    mean, (p50, p90) = series.mean, series.quantiles((0.5, 0.9), digits=2)
+    return {"mean": mean if mean is None else round(mean, 2), "p50": p50, "p90": p90, "count": series.count}

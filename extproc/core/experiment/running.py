@@ -258,26 +258,19 @@ class Experiments:
                 parameters=pool.parameters.get(running.shadow.spec.strategy, {}),
             )
 
-    def turned_away(self, routing: RoutingRequest, *, now_ns: int, left: bool = False) -> None:
-        """A request was refused for want of room or replicas; `left`: its client has gone while it was held.
-
-        One that left before its first token was due says nothing.
-        """
+    def turned_away(self, routing: RoutingRequest, *, now_ns: int) -> None:
+        """A request was refused for want of room or replicas, or its client gave up while it was held."""
         running, arm = self._of(routing.arm)
-        if running is None:
-            return
-        waited_ns = max(0, now_ns - routing.arrived_ns)
-        if left and waited_ns <= routing.work.ttft_ms * 1e6:
-            return
-        running.results[arm].turned_away(waited_ns / 1e6)
-        running.saw(arm, routing.unit, Sample(False, None), now_ns=now_ns)
+        if running is not None:
+            running.results[arm].turned_away(max(0, now_ns - routing.arrived_ns) / 1e6)
+            running.saw(arm, routing.unit, Sample(False, None), now_ns=now_ns)
 
     def ended(self, outcome: Outcome, sample: Sample, *, now_ns: int) -> None:
         """A request's record has come, which says this of its class's targets."""
         running, arm = self._of(outcome.reservation.arm)
         if running is None:
             return
-        running.results[arm].ended(outcome)
+        running.results[arm].ended(outcome, sample)
         running.saw(arm, outcome.reservation.unit, sample, now_ns=now_ns)
 
     def step(self, *, now_ns: int) -> list[Happened]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from extproc.core.decide import RoutingRequest
 from extproc.core.endpoint import Endpoint
-from extproc.core.experiment.spec import Shadowing
+from extproc.core.experiment.spec import ShadowSpec
 from extproc.core.fleet import Pool
 from extproc.core.outcome import LATER_MS, Routed
 from extproc.core.strategies import PEERS, SchedulingContext, Strategy, build
@@ -31,7 +31,7 @@ OWN_STATE = frozenset(strategy.name for strategy in PEERS)
 class Shadow:
     """One shadow on the pools of an experiment."""
 
-    def __init__(self, spec: Shadowing, *, rng: Random) -> None:
+    def __init__(self, spec: ShadowSpec, *, rng: Random) -> None:
         self.spec = spec
         self._rng = rng
         self._strategies: dict[str, Strategy] = {}

@@ -39,7 +39,7 @@ class Guardrail:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shadowing:
+class ShadowSpec:
     """A strategy that is asked for `share` of the placed requests, and not heeded."""
 
     strategy: str
@@ -62,7 +62,7 @@ class Experiment:
     split: Split = "request"
     alpha: float = 0.05
     guardrail: Guardrail | None = field(default_factory=Guardrail)
-    shadow: Shadowing | None = None
+    shadow: ShadowSpec | None = None
     start_ns: int | None = None
     end_ns: int | None = None
     requests_max: int | None = None

@@ -18,10 +18,11 @@ from time import monotonic
 import msgspec
 
 import extproc
+from extproc.core.series import quantile
+from extproc.core.slo import ClassSpec
 from extproc.lab.campaign.case import CampaignRun, Played
 from extproc.lab.campaign.streams import arrivals_of, stood_in
-from extproc.lab.report import SLO_8B, SLO_70B, Cell, SloBounds, figures, ttft_ms
-from extproc.lab.report.figures import percentile
+from extproc.lab.report import SLO_8B, SLO_70B, Cell, figures, ttft_ms
 from extproc.sim.world import Setting, run
 
 QUANTILES = 200
@@ -51,7 +52,7 @@ def code_version() -> str:
     return digest.hexdigest()[:16]
 
 
-def slo_of(fleet: str) -> SloBounds:
+def slo_of(fleet: str) -> ClassSpec:
     """The bounds of a fleet's model: 70B has two seconds for a first token."""
     return SLO_70B if "70b" in fleet else SLO_8B
 
@@ -77,7 +78,7 @@ def play(case: CampaignRun, folder: Path) -> Played:
     return Played(
         case=case,
         cell=Cell(name, case.load, case.strategy, case.seed, found),
-        ttft_ms=tuple(round(percentile(first, (at + 0.5) / points), 3) for at in range(points)),
+        ttft_ms=tuple(round(quantile(first, (at + 0.5) / points), 3) for at in range(points)),
         requests_per_s=rate,
     )
 

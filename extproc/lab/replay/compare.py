@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from extproc.lab.replay.play import RECORDED, Choice, met, play, slo_of
+from extproc.core.series import quantile
+from extproc.lab.replay.play import RECORDED, Choice, play, slo_of
 from extproc.lab.replay.rebuild import Scene
 from extproc.lab.report.cells import METRICS, MeanInterval, interval
-from extproc.lab.report.figures import Figures, figures, percentile
-from extproc.sim.served import Served, ttft_ms
+from extproc.lab.report.figures import Figures, figures
+from extproc.sim.served import Served, met, ttft_ms
 
 #: The figures that are compared, as `extproc.lab.report.METRICS` names them.
 COMPARED: Final = (
@@ -99,10 +100,12 @@ def _measured(scene: Scene, streamed: Sequence[int]) -> dict[str, float | None]:
     good = 0
     for row, arrival in rows:
         if row.outcome == "ok" and row.ttft_ms is not None:
-            after = arrival.output_tokens - 1
-            tpot = (row.duration_ms - row.ttft_ms) / after if after else None
-            spec = slo.specs[row.service_class]
-            good += met(spec, arrival.prompt_tokens, ttft=row.ttft_ms, tpot=tpot)
+            good += slo[row.service_class].attained(
+                arrival.prompt_tokens,
+                ttft_ns=int(row.ttft_ms * 1e6),
+                duration_ns=int(row.duration_ms * 1e6),
+                further=arrival.output_tokens - 1,
+            )
     shed = sum(row.outcome in ("shed", "refused") for row, _ in rows)
     return _figures(first, end, good, shed, len(rows))
 
@@ -112,7 +115,7 @@ def _replayed(scene: Scene, served: Sequence[Served]) -> dict[str, float | None]
     ok = [each for each in served if each.outcome == "ok"]
     first = sorted(map(ttft_ms, ok))
     end = sorted((each.end_ns - each.arrival.at_ns) / 1e6 for each in ok)
-    good = sum(slo.met(each) for each in served)
+    good = sum(met(each, slo) for each in served)
     shed = sum(each.outcome in ("shed", "refused") for each in served)
     return _figures(first, end, good, shed, len(served))
 
@@ -122,8 +125,8 @@ def _figures(
 ) -> dict[str, float | None]:
     at = {50: 0.5, 90: 0.9, 99: 0.99}
     return {
-        **{f"ttft_p{p}_ms": percentile(first, share) if first else None for p, share in at.items()},
-        **{f"e2e_p{p}_ms": percentile(end, share) if end else None for p, share in at.items()},
+        **{f"ttft_p{p}_ms": quantile(first, share) if first else None for p, share in at.items()},
+        **{f"e2e_p{p}_ms": quantile(end, share) if end else None for p, share in at.items()},
         "attainment": good / count if count else None,
         "shed_share": shed / count if count else None,
     }

@@ -25,7 +25,7 @@ from extproc.core.tenant import Tenant
 from extproc.lab.replay.log import LogError
 from extproc.lab.replay.rebuild import Scene
 from extproc.sim.replica import SimReplica
-from extproc.sim.served import Served, SloBounds, tpot_ms, ttft_ms
+from extproc.sim.served import Served
 from extproc.sim.slots import ReplicaLimits
 from extproc.sim.world.oracle import ORACLE, enlighten
 from extproc.sim.world.run import CLASSICS, HELD_MAX, UNBOUNDED_PERMITS
@@ -56,34 +56,11 @@ class Choice:
 RECORDED: Final = Choice(name="as recorded")
 
 
-@dataclass(frozen=True)
-class ClassSlo(SloBounds):
-    """Each request against its own class's targets."""
-
-    specs: Mapping[str, ClassSpec] = field(default_factory=dict)
-
-    def met(self, served: Served) -> bool:
-        """Answered in full, in time for the first token and fast enough after it."""
-        if served.outcome != "ok":
-            return False
-        return met(
-            self.specs[served.service_class],
-            served.arrival.prompt_tokens,
-            ttft=ttft_ms(served),
-            tpot=tpot_ms(served),
-        )
-
-
-def met(spec: ClassSpec, prompt_tokens: int, *, ttft: float, tpot: float | None) -> bool:
-    """Whether times in ms are within a class's targets."""
-    return ttft <= spec.target_ns(prompt_tokens) / 1e6 and (tpot is None or tpot <= spec.tpot_ns / 1e6)
-
-
-def slo_of(scene: Scene) -> ClassSlo:
-    """The targets of a scene's classes; a class that is no more is the last."""
+def slo_of(scene: Scene) -> Mapping[str, ClassSpec]:
+    """The targets of a scene's classes, by name; a class that is no more is the last."""
     known = {spec.name: spec for spec in scene.classes}
     named = {*scene.class_of.values(), "standard"}
-    return ClassSlo(specs={name: known.get(name, scene.classes[-1]) for name in named})
+    return {name: known.get(name, scene.classes[-1]) for name in named}
 
 
 def check(strategy: str, parameters: Mapping[str, Value]) -> None:

@@ -4,7 +4,7 @@ from extproc.lab.report.cells import METRICS, Cell, MeanInterval, StrategyRow, i
 from extproc.lab.report.figures import Figures, Spread, figures
 from extproc.lab.report.plots import plots
 from extproc.lab.report.text import markdown, table, to_json
-from extproc.sim.served import SLO_8B, SLO_70B, Served, SloBounds, tpot_ms, ttft_ms
+from extproc.sim.served import SLO_8B, SLO_70B, Served, Slo, met, tpot_ms, ttft_ms
 
 __all__ = [
     "METRICS",
@@ -14,12 +14,13 @@ __all__ = [
     "Figures",
     "MeanInterval",
     "Served",
-    "SloBounds",
+    "Slo",
     "Spread",
     "StrategyRow",
     "figures",
     "interval",
     "markdown",
+    "met",
     "plots",
     "rows",
     "table",

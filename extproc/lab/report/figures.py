@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
 
-from extproc.sim.served import OUTCOMES, Served, SloBounds, tpot_ms, ttft_ms
+from extproc.core.series import quantile
+from extproc.sim.served import OUTCOMES, Served, Slo, met, tpot_ms, ttft_ms
 
 # Virtual token counter's weights (Sheng et al., OSDI 2024): an output token costs about two prompt tokens.
 PROMPT_WEIGHT: Final = 1.0
@@ -78,7 +79,7 @@ class Figures:
 def figures(
     served: Sequence[Served],
     *,
-    slo: SloBounds,
+    slo: Slo,
     duration_s: float | None = None,
     busy_s: Mapping[str, float] | None = None,
     cost_per_hour: Mapping[str, float] | None = None,
@@ -98,9 +99,9 @@ def figures(
     if duration_s is None:
         duration_s = _duration_s(served)
     answered = [row for row in served if row.outcome == "ok"]
-    met = [slo.met(row) for row in served]
-    attained = sum(met)
-    by_tenant = _shares((row.arrival.tenant, hit) for row, hit in zip(served, met, strict=True))
+    hits = [met(row, slo) for row in served]
+    attained = sum(hits)
+    by_tenant = _shares((row.arrival.tenant, hit) for row, hit in zip(served, hits, strict=True))
     service = dict.fromkeys(by_tenant, 0.0)
     for row in answered:
         service[row.arrival.tenant] += (
@@ -120,7 +121,7 @@ def figures(
         attained=attained,
         attainment=attained / len(served),
         attainment_by_tenant=by_tenant,
-        attainment_by_class=_shares((row.service_class, hit) for row, hit in zip(served, met, strict=True)),
+        attainment_by_class=_shares((row.service_class, hit) for row, hit in zip(served, hits, strict=True)),
         attainment_least=min(by_tenant.values()),
         duration_s=duration_s,
         goodput_rps=_per(attained, duration_s),
@@ -143,14 +144,6 @@ def figures(
     )
 
 
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """The value at `share` (0..1) of an ascending sequence, linear between neighbours."""
-    at = share * (len(ordered) - 1)
-    low = int(at)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
-
-
 def spread(values: Iterable[float]) -> Spread | None:
     """The distribution of `values`; None for none."""
     ordered = sorted(values)
@@ -158,9 +151,9 @@ def spread(values: Iterable[float]) -> Spread | None:
         return None
     return Spread(
         mean=sum(ordered) / len(ordered),
-        p50=percentile(ordered, 0.5),
-        p90=percentile(ordered, 0.9),
-        p99=percentile(ordered, 0.99),
+        p50=quantile(ordered, 0.5),
+        p90=quantile(ordered, 0.9),
+        p99=quantile(ordered, 0.99),
         most=ordered[-1],
     )
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from math import log
 from typing import Final
 
 from extproc.config.signals import CODES, SIGNALS
 from extproc.core.decide import RoutingRequest
 from extproc.core.events import Observer, Settled
-from extproc.core.outcome import End, Reject, Reservation, Routed
-from extproc.core.slo import ClassSpec, tokens_each
+from extproc.core.outcome import End, Reject, Reservation, Routed, wanted_room
+from extproc.core.series import Scale, binned, quantile
+from extproc.core.slo import ClassSpec
 from extproc.observe.alerts.history import RunningTotals, Tiers
 
 SECOND: Final = 1_000_000_000
@@ -28,13 +28,12 @@ CODE: Final = 10
 COLUMNS: Final = CODE + len(CODES)
 _CODE = {code: CODE + i for i, code in enumerate(CODES)}
 _OTHER = _CODE["other"]
-#: Refusals that are ours to answer for: they miss the class's targets.
-OURS: Final = frozenset({"overloaded", "no_ready_endpoint", "internal"})
 _ENDS = {End.OK: OK, End.ERROR: ERROR, End.REFUSED: TURNED, End.CLIENT_GONE: GONE}
 
-#: Buckets of a time: each a fifth wider than the last, from 1 ms (and less) to about five minutes (and more).
+#: Times are in the bins of a coarse sketch, side by side, so that a window is a difference of two rows: from
+#: 1 ms (and less) to about five minutes (and more).
+SCALE: Final = Scale(0.09)
 BUCKETS: Final = 70
-_GROWTH: Final = log(1.2)
 TTFT, TPOT, HOLD = 0, BUCKETS, 2 * BUCKETS
 _FIRST: Final = {"ttft": TTFT, "tpot": TPOT, "hold": HOLD}
 
@@ -57,7 +56,7 @@ FLEET: Final[Key] = ("fleet", "")
 
 def bucket_of(ms: float) -> int:
     """Where a time belongs."""
-    return min(int(log(ms) / _GROWTH), BUCKETS - 1) if ms > 1.0 else 0
+    return min(SCALE.bin_of(ms), BUCKETS - 1) if ms > 1.0 else 0
 
 
 class RecentTimes:
@@ -117,7 +116,7 @@ class ScopeFigures:
         """A quantile in milliseconds (within a tenth), and of how many."""
         if self.samples is not None:
             values = self.samples.within(first, since, until)
-            return (values[min(len(values) - 1, int(share * len(values)))] if values else None), len(values)
+            return (quantile(values, share) if values else None), len(values)
         assert self.times is not None
         now, base = self.times.before(until), self.times.before(since)
         if now is None:
@@ -129,13 +128,8 @@ class ScopeFigures:
         count = sum(grown)
         if count < 0.5:
             return None, 0
-        left = share * count
-        for at, each in enumerate(grown):
-            if each and left <= each + 1e-9:
-                low = 1.2**at if at else 0.0
-                return low + (1.2 ** (at + 1) - low) * max(0.0, left / each), int(count)
-            left -= each
-        return 1.2**BUCKETS, int(count)
+        (value,) = binned(list(enumerate(grown)), (share,), lambda at: SCALE.value(at) if at else 0.0)
+        return value, int(count)
 
 
 class AlertWatch(Observer):
@@ -185,15 +179,22 @@ class AlertWatch(Observer):
 
     def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
         """It was turned away."""
-        self._refused(routing.tenant.name, routing.pool, routing.tenant.service_class, reject.code, now_ns)
+        tenant, missed = routing.tenant, routing.permits > 0 and wanted_room(reject.code)
+        self._refused(tenant.name, routing.pool, tenant.service_class, reject.code, missed, now_ns)
 
     def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
         """It was refused before it was a case."""
-        self._refused(tenant, "", "", reject.code, now_ns)
+        self._refused(tenant, "", "", reject.code, bool(tenant) and wanted_room(reject.code), now_ns)
 
-    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:  # noqa: ARG002
+    def left(
+        self, reservation_id: str, routing: RoutingRequest | None, *, gave_up: bool, now_ns: int
+    ) -> None:
         """Its client left before it had an endpoint."""
         self._open.pop(reservation_id, None)
+        if routing is not None and gave_up:
+            tenant, second = routing.tenant, now_ns // SECOND
+            for each in self._of(tenant.name, routing.pool, tenant.service_class, second):
+                each.counts.at(second)[JUDGED] += 1.0
 
     def expired(self, reservation: Reservation, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
         """Its end never came: what it was nobody knows."""
@@ -213,26 +214,23 @@ class AlertWatch(Observer):
         """It has ended."""
         outcome = event.outcome
         second, reservation = now_ns // SECOND, outcome.reservation
-        end = ERROR if outcome.refused else _ENDS[outcome.end]
-        met = None if end in (TURNED, GONE) else event.sample.attained
+        sample = event.sample
+        end = ERROR if sample.error else _ENDS[outcome.end]
         heard = self._open.pop(reservation.id, _UNHEARD) is None
         took: list[tuple[int, float, int]] = []
-        if outcome.ttft_ns is not None and end == OK:
-            if not heard:
-                ms = outcome.ttft_ns / 1e6
-                took.append((TTFT, ms, bucket_of(ms)))
-            if (further := tokens_each(outcome) - 1) > 0:
-                ms = max(0, outcome.duration_ns - outcome.ttft_ns) / 1e6 / further
-                took.append((TPOT, ms, bucket_of(ms)))
+        if (ms := sample.ttft_ms) is not None and not heard:
+            took.append((TTFT, ms, bucket_of(ms)))
+        if (ms := sample.tpot_ms) is not None:
+            took.append((TPOT, ms, bucket_of(ms)))
         read, written = outcome.prompt_tokens or 0, outcome.output_tokens or 0
         for each in self._of(reservation.tenant, reservation.pool, reservation.service_class, second):
             totals = each.counts.at(second)
             totals[end] += 1.0
             totals[INPUT] += read
             totals[OUTPUT] += written
-            if met is not None:
+            if sample.attained is not None:
                 totals[JUDGED] += 1.0
-                totals[MET] += met
+                totals[MET] += sample.attained
             for first, ms, bucket in took:
                 each.took(first, ms, bucket, second)
 
@@ -306,15 +304,14 @@ class AlertWatch(Observer):
         found = self.figures["tenant", tenant] = ScopeFigures(tenant=True)
         return found
 
-    def _refused(self, tenant: str, pool: str, klass: str, code: str, now_ns: int) -> None:
+    def _refused(self, tenant: str, pool: str, klass: str, code: str, missed: bool, now_ns: int) -> None:
         second = now_ns // SECOND
         for each in self._of(tenant, pool, klass, second):
             totals = each.counts.at(second)
             totals[ASKED] += 1.0
             totals[REFUSED] += 1.0
             totals[_CODE.get(code, _OTHER)] += 1.0
-            if code in OURS:
-                totals[JUDGED] += 1.0
+            totals[JUDGED] += missed
 
 
 #: Told apart from the None of a request whose first token was seen.

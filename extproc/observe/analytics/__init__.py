@@ -11,7 +11,6 @@ from extproc.observe.analytics.listener import Listener
 from extproc.observe.analytics.query import Query, QueryLine, QueryResult
 from extproc.observe.analytics.reporting import report
 from extproc.observe.analytics.row import AnalyticsRow, RowKey
-from extproc.observe.analytics.sketch import Sketch
 from extproc.observe.analytics.spans import Retention
 from extproc.observe.analytics.store import AnalyticsStore, MemoryStore, StoredRow, StoreError
 
@@ -26,7 +25,6 @@ __all__ = [
     "QueryResult",
     "Retention",
     "RowKey",
-    "Sketch",
     "StoreError",
     "StoredRow",
     "report",

@@ -17,7 +17,7 @@ from typing import Any
 
 from extproc.core.decide import RoutingRequest
 from extproc.core.events import Observer, Settled
-from extproc.core.outcome import Reject, Reservation, Routed
+from extproc.core.outcome import Reject, Reservation, Routed, wanted_room
 from extproc.core.peers import owner_of
 from extproc.core.scheduler import Scheduler
 from extproc.observe.analytics import fold
@@ -90,20 +90,27 @@ class Listener(Observer):
     def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
         """A request was turned away."""
         waited_ms = max(0, now_ns - routing.arrived_ns) / 1e6
-        what = (reject.code, reject.status, waited_ms)
+        what = (reject.code, waited_ms, wanted_room(reject.code))
         self._add((self._at_s(now_ns), self._key(routing), fold.rejected, what))
 
-    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:  # noqa: ARG002 (the interface's)
+    def left(
+        self,
+        reservation_id: str,  # noqa: ARG002
+        routing: RoutingRequest | None,
+        *,
+        gave_up: bool,
+        now_ns: int,
+    ) -> None:
         """A client left before its request was under way."""
         if routing is None:
-            self._add((self._at_s(now_ns), RowKey(UNKNOWN), fold.left, (None,)))
+            self._add((self._at_s(now_ns), RowKey(UNKNOWN), fold.left, (None, False)))
         else:
             waited_ms = max(0, now_ns - routing.arrived_ns) / 1e6
-            self._add((self._at_s(now_ns), self._key(routing), fold.left, (waited_ms,)))
+            self._add((self._at_s(now_ns), self._key(routing), fold.left, (waited_ms, gave_up)))
 
     def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
         """Refused before it was a case."""
-        what = (reject.code, reject.status, None)
+        what = (reject.code, None, bool(tenant) and wanted_room(reject.code))
         self._add((self._at_s(now_ns), RowKey(tenant or UNKNOWN), fold.rejected, what))
 
     def settled(self, event: Settled, *, now_ns: int) -> None:

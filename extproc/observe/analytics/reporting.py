@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import msgspec
 
+from extproc.core.series import SUM_SCALE, Sketch
 from extproc.observe.analytics.query import (
     LINES_MAX,
     WHEN,
@@ -27,7 +28,6 @@ from extproc.observe.analytics.query import (
     time_of,
 )
 from extproc.observe.analytics.row import AnalyticsRow, RowKey, count_in, decoded
-from extproc.observe.analytics.sketch import SUM_SCALE, Sketch
 from extproc.observe.analytics.spans import DAY, HOUR, Retention, Stretch, stretches
 from extproc.observe.analytics.store import StoredRow
 
@@ -252,7 +252,6 @@ def _spread(sketch: Sketch) -> Quantiles:
     count = sketch.count
     if not count:
         return Quantiles()
-    p50, p90, p95, p99 = (None if each is None else round(each, 3) for each in sketch.quantiles(_SHARES))
-    mean = sketch.mean
-    assert mean is not None
+    mean = sketch.total / SUM_SCALE / count
+    p50, p90, p95, p99 = sketch.quantiles(_SHARES)
     return Quantiles(count, round(mean, 3), p50, p90, p95, p99, sketch.most / SUM_SCALE)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from extproc.observe.analytics.sketch import Sketch
+from extproc.core.series import Sketch
 
 #: What those beyond a bound are summed up as; whose requests nobody knows.
 OTHER, UNKNOWN = "(other)", "(unknown)"

@@ -7,16 +7,17 @@ several services are true. How the figures are shown is samples.py's.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from extproc.core.decide import RoutingRequest
 from extproc.core.events import Observer, Settled
-from extproc.core.outcome import End, Outcome, Reject, Routed, wanted_room
+from extproc.core.outcome import End, Reject, Routed, wanted_room
 from extproc.core.scheduler import Scheduler
-from extproc.core.slo import tokens_each
+from extproc.core.series import Counted, Histogram
+from extproc.core.slo import Sample
 from extproc.core.tenant import Tenant
-from extproc.observe.metrics.histogram import Counted, Histogram
 from extproc.observe.metrics.labels import OTHER, Labels, Tenants
-from extproc.observe.metrics.rows import Rows
+from extproc.observe.metrics.rows import Read, Rows
 from extproc.observe.metrics.table import DECISION_S, HOLD_S, LAG_S, REQUEST_S, TPOT_S, TTFT_S
 
 #: Values of the other labels; what comes beyond is `other`. A configuration may name more over its reloads.
@@ -26,12 +27,10 @@ CELLS_MAX, REFUSALS_MAX = 50_000, 20_000
 #: Tokens that weigh as much as a request, where tenants compete for a name.
 TOKENS_PER_WEIGHT = 1_000.0
 
-#: The only 4xx of an engine that is not its client's mistake.
-ENGINE_FULL = 429
-
 #: Places in a row of traffic, and in one of judgements.
 OK, REFUSED, ERROR, CLIENT_GONE, INPUT, OUTPUT, COST, GPU_S = range(8)
 MET, MISSED = range(2)
+PLACES = {End.OK: OK, End.REFUSED: REFUSED, End.ERROR: ERROR, End.CLIENT_GONE: CLIENT_GONE}
 
 Key = tuple[str, str, str]
 
@@ -53,6 +52,23 @@ class CounterCell:
 
     def __init__(self, traffic: int, slo: int, times: Histograms) -> None:
         self.traffic, self.slo, self.times = traffic, slo, times
+
+
+class Counts(NamedTuple):
+    """What was counted, by label values."""
+
+    #: By tenant, pool and class; by tenant and class.
+    traffic: Read
+    slo: Read
+    #: By pool and class, and by the metric's name.
+    times: list[tuple[tuple[str, str], dict[str, Counted]]]
+    #: By tenant and code; by pool, strategy, and whether degraded.
+    refusals: dict[tuple[str, str], int]
+    decisions: dict[tuple[str, str, bool], int]
+    #: The scheduler's counts; names beyond EVENTS_MAX are summed.
+    events: dict[str, int]
+    decision: Counted
+    lag: Counted
 
 
 class Counting(Observer):
@@ -109,7 +125,7 @@ class Counting(Observer):
     def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
         """It was shed, or its quota is spent."""
         tenant = self._refuse(routing.tenant.name, reject.code)
-        if not wanted_room(reject.status, reject.code) or not routing.permits:
+        if not wanted_room(reject.code) or not routing.permits:
             return
         self._of(routing.pool, routing.tenant.service_class).hold.saw((now_ns - routing.arrived_ns) / 1e9)
         self._missed(tenant, routing.tenant.service_class)
@@ -117,22 +133,26 @@ class Counting(Observer):
     def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:  # noqa: ARG002
         """Refused before it was a case; for want of room it is a request that missed its targets."""
         label = self._refuse(tenant, reject.code)
-        known = self._tenants_of().get(tenant) if wanted_room(reject.status, reject.code) else None
+        known = self._tenants_of().get(tenant) if wanted_room(reject.code) else None
         if known is not None:
             self._missed(label, known.service_class)
 
-    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:
+    def left(
+        self, reservation_id: str, routing: RoutingRequest | None, *, gave_up: bool, now_ns: int
+    ) -> None:
         """Its client left before it was anywhere."""
+        kept = None
         if routing is None:
             kept = self._scheduler.dispatcher.decisions.get(reservation_id)
             if kept is None:
                 return
             routing = kept.routing
-        elif routing.permits:
-            held_s = (now_ns - routing.arrived_ns) / 1e9
-            self._of(routing.pool, routing.tenant.service_class).hold.saw(held_s)
-        cell = self._cell((routing.tenant.name, routing.pool, routing.tenant.service_class))
+        service_class, waited_ns = routing.tenant.service_class, now_ns - routing.arrived_ns
+        cell = self._cell((routing.tenant.name, routing.pool, service_class))
         self.traffic.values[cell.traffic + CLIENT_GONE] += 1
+        if kept is None and routing.permits:
+            cell.times.hold.saw(waited_ns / 1e9)
+            self.slo.values[cell.slo + MISSED] += gave_up
 
     def settled(self, event: Settled, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
         """A request has ended."""
@@ -145,38 +165,27 @@ class Counting(Observer):
         if cell is None:
             tokens = charged.input_tokens + charged.output_tokens
             cell = self._cell(key, weight=1.0 + tokens / TOKENS_PER_WEIGHT)
-        end, figures, at = outcome.end, self.traffic.values, cell.traffic
-        if end is End.OK:
-            figures[at + OK] += 1
-        elif end is End.CLIENT_GONE:
-            figures[at + CLIENT_GONE] += 1
-        else:
-            figures[at + (ERROR if end is End.ERROR else REFUSED)] += 1
+        figures, at = self.traffic.values, cell.traffic
+        figures[at + PLACES[outcome.end]] += 1
         figures[at + INPUT] += charged.input_tokens
         figures[at + OUTPUT] += charged.output_tokens
         figures[at + COST] += charged.cost
         figures[at + GPU_S] += charged.gpu_ms / 1e3
-        if reservation.permits:
-            self._judge(outcome, event.sample.attained, cell)
+        self._judge(event.sample, cell)
 
     # ------------------------------------------------------------------------------------------------------
 
-    def _judge(self, outcome: Outcome, attained: bool | None, cell: CounterCell) -> None:
+    def _judge(self, sample: Sample, cell: CounterCell) -> None:
         """Its times, and whether they are what its class aims at."""
-        times, ttft_ns, end = cell.times, outcome.ttft_ns, outcome.end
-        if ttft_ns is not None:
-            times.ttft.saw(ttft_ns / 1e9)
-        if end is End.CLIENT_GONE:
-            return
-        if end is End.REFUSED and outcome.status != ENGINE_FULL and not outcome.refused:
-            # The engine did not like the request itself.
-            return
-        if end is End.OK:
-            times.request.saw(outcome.duration_ns / 1e9)
-            further = tokens_each(outcome) - 1 if outcome.output_tokens is not None else 0
-            if ttft_ns is not None and further > 0:
-                times.tpot.saw((outcome.duration_ns - ttft_ns) / 1e9 / further)
-        self.slo.values[cell.slo + (MET if attained else MISSED)] += 1
+        times = cell.times
+        if sample.ttft_ms is not None:
+            times.ttft.saw(sample.ttft_ms / 1e3)
+        if sample.tpot_ms is not None:
+            times.tpot.saw(sample.tpot_ms / 1e3)
+        if sample.total_ms is not None:
+            times.request.saw(sample.total_ms / 1e3)
+        if sample.attained is not None:
+            self.slo.values[cell.slo + (MET if sample.attained else MISSED)] += 1
 
     def _cell(self, key: Key, *, weight: float = 1.0) -> CounterCell:
         cell = self._cells.get(key)
@@ -224,46 +233,35 @@ class Counting(Observer):
         self._refusals[key] = self._refusals.get(key, 0) + 1
         return label
 
-    # -- read by the snapshot ------------------------------------------------------------------------------
+    # -- read by a scrape ----------------------------------------------------------------------------------
 
-    def events(self) -> dict[str, int]:
-        """The scheduler's counts by label value; names beyond EVENTS_MAX are summed."""
-        found: dict[str, int] = {}
+    def read(self) -> Counts:
+        """Everything as it is now, in one go: its parts agree with one another."""
+        events: dict[str, int] = {}
         for name in sorted(self._scheduler.counts):
             label = self._events.of(name)
-            found[label] = found.get(label, 0) + self._scheduler.counts[name]
-        return found
-
-    def times(self) -> list[tuple[tuple[str, str], dict[str, Counted]]]:
-        """The histograms by pool and class, by the metrics' names."""
-        return [
-            (
-                key,
-                {
-                    "ttft_seconds": times.ttft.read(),
-                    "tpot_seconds": times.tpot.read(),
-                    "request_seconds": times.request.read(),
-                    "hold_seconds": times.hold.read(),
-                },
-            )
-            for key, times in self._times.items()
-        ]
-
-    def refusals(self) -> dict[tuple[str, str], int]:
-        """By tenant and code."""
-        return self._refusals.copy()
-
-    def decisions(self) -> dict[tuple[str, str, bool], int]:
-        """By pool, strategy, and whether degraded."""
-        return self._decisions.copy()
-
-    def decision(self) -> Counted:
-        """What decisions took."""
-        return self._decision.read()
-
-    def lag(self) -> Counted:
-        """How late the event loop was."""
-        return self._lag.read()
+            events[label] = events.get(label, 0) + self._scheduler.counts[name]
+        return Counts(
+            traffic=self.traffic.read(),
+            slo=self.slo.read(),
+            times=[
+                (
+                    key,
+                    {
+                        "ttft_seconds": times.ttft.read(),
+                        "tpot_seconds": times.tpot.read(),
+                        "request_seconds": times.request.read(),
+                        "hold_seconds": times.hold.read(),
+                    },
+                )
+                for key, times in self._times.items()
+            ],
+            refusals=self._refusals.copy(),
+            decisions=self._decisions.copy(),
+            events=events,
+            decision=self._decision.read(),
+            lag=self._lag.read(),
+        )
 
     @property
     def series(self) -> int:

@@ -1,9 +1,11 @@
 """The text that Prometheus reads, in its client library's formats, in pieces between which the thread rests.
 
 The library says how each format writes a metric's head and a line of it, by an example; the lines themselves
-are filled in here, since the library's own way takes ten times as long. Filling holds the interpreter's lock;
-a piece is about a millisecond of it, so the event loop beside it never waits for longer. Needs the extra
-`admin` (prometheus-client).
+are filled in here. With 10,000 named tenants (205,000 samples) that takes 0.55 s of CPU; the library's own
+`generate_latest` over a custom collector takes 3.3 s, and its objects, one a sample, bring on full garbage
+collections that held the event loop for 2.2 s (here: 0.04 s, on the same loaded machine). With 100 named
+tenants and 1,000 endpoints (56,000 samples) it is 0.15 s against 0.75 s. Filling holds the interpreter's
+lock; a piece is about a millisecond of it, so the event loop beside it never waits for longer.
 """
 
 from __future__ import annotations
@@ -20,16 +22,16 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from extproc.observe.metrics.samples import Sample, families
+from extproc.observe.metrics.samples import families
 from extproc.observe.metrics.snapshot import MetricsSnapshot
 from extproc.observe.metrics.table import PREFIX, Spec
+from extproc.observe.metrics.text import PLAIN, MetricSample, escaped
 
 #: Samples that are rendered before the thread rests, and how long it rests.
 SAMPLES_A_PIECE, REST_S = 500, 0.0002
 #: What is read of an Accept header.
 ACCEPT_CHARACTERS_MAX = 1_024
 
-PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 _END = b"# EOF\n"
 #: The values of an example: characters of nobody's language (for label values), and a number.
 _PLACE, _EXAMPLE = 0xE000, 8.25
@@ -98,12 +100,12 @@ class _Form:
                 line = line.replace(place, f"{{{i}}}")
             self._lines[ending] = line.format
 
-    def line(self, sample: Sample) -> str:
+    def line(self, sample: MetricSample) -> str:
         """One line of it."""
         ending, values, value = sample
         for each in values:
             if '"' in each or "\\" in each or "\n" in each:
-                values = tuple(map(_escaped, values))
+                values = tuple(map(escaped, values))
                 break
         return self._lines[ending](_number(value), *values)
 
@@ -111,10 +113,6 @@ class _Form:
 def _written(metric: Metric, encode: Encode) -> bytes:
     """A metric by the library, without OpenMetrics' end."""
     return encode(_One(metric)).removesuffix(_END)
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
 @lru_cache(maxsize=4_096)

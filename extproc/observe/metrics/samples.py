@@ -6,117 +6,106 @@ Samples come one by one, so that whoever renders them may rest between them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from itertools import accumulate
 
 from extproc import __version__
 from extproc.core.reports import GpuReport
-from extproc.observe.metrics.counting import CLIENT_GONE, COST, ERROR, GPU_S, INPUT, OK, OUTPUT, REFUSED
-from extproc.observe.metrics.histogram import Counted
+from extproc.observe.metrics.counting import COST, GPU_S, INPUT, OUTPUT, PLACES
 from extproc.observe.metrics.labels import OTHER
 from extproc.observe.metrics.snapshot import MetricsSnapshot
 from extproc.observe.metrics.table import TABLE, Spec
+from extproc.observe.metrics.text import MetricSample, histogram
 
-#: What is appended to the metric's name, label values in the labels' order (and a bucket's bound), the value.
-Sample = tuple[str, tuple[str, ...], float]
+#: A metric's samples.
+Make = Callable[[MetricsSnapshot, Spec], Iterator[MetricSample]]
 
 #: Cards of one endpoint that have series of their own.
 GPUS_MAX = 16
-OUTCOMES = (("ok", OK), ("refused", REFUSED), ("error", ERROR), ("client_gone", CLIENT_GONE))
+OUTCOMES = tuple((end.value, place) for end, place in PLACES.items())
 YES, NO = "yes", "no"
 
 
-def families(snapshot: MetricsSnapshot) -> Iterator[tuple[Spec, Iterator[Sample]]]:
+def families(snapshot: MetricsSnapshot) -> Iterator[tuple[Spec, Iterator[MetricSample]]]:
     """Each metric with its samples; one that has none comes too."""
     for spec in TABLE:
         yield spec, _MAKE[spec.name](snapshot, spec)
 
 
-def _requests(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
-    for key, figures in snapshot.traffic:
+def _requests(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
+    for key, figures in snapshot.counts.traffic:
         for outcome, at in OUTCOMES:
             yield "", (*key, outcome), figures[at]
 
 
-def _refusals(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
-    for key, count in snapshot.refusals.items():
+def _refusals(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
+    for key, count in snapshot.counts.refusals.items():
         yield "", key, count
 
 
 def _by_pool(snapshot: MetricsSnapshot, place: int) -> dict[tuple[str, str], float]:
     """A figure by tenant and pool, summed over classes; in values that no garbage collector follows."""
     found: dict[tuple[str, str], float] = {}
-    for (tenant, pool, _), figures in snapshot.traffic:
+    for (tenant, pool, _), figures in snapshot.counts.traffic:
         key = (tenant, pool)
         found[key] = found.get(key, 0.0) + figures[place]
     return found
 
 
-def _tokens(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
+def _tokens(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
     for direction, place in (("input", INPUT), ("output", OUTPUT)):
         for key, tokens in _by_pool(snapshot, place).items():
             yield "", (*key, direction), tokens
 
 
-def _cost(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
+def _cost(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
     for key, cost in _by_pool(snapshot, COST).items():
         yield "", key, cost
 
 
-def _gpu_seconds(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
+def _gpu_seconds(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
     for key, seconds in _by_pool(snapshot, GPU_S).items():
         yield "", key, seconds
 
 
-def _slo(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
-    for key, (met, missed) in snapshot.slo:
+def _slo(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
+    for key, (met, missed) in snapshot.counts.slo:
         yield "", (*key, YES), met
         yield "", (*key, NO), missed
 
 
-def _histogram(key: tuple[str, ...], counted: Counted, spec: Spec) -> Iterator[Sample]:
-    counts, total = counted
-    bounds = [*(repr(bound) for bound in spec.buckets), "+Inf"]
-    below = list(accumulate(counts))
-    for bound, count in zip(bounds, below, strict=True):
-        yield "_bucket", (*key, bound), count
-    yield "_count", key, below[-1]
-    yield "_sum", key, total
+def _times(snapshot: MetricsSnapshot, spec: Spec) -> Iterator[MetricSample]:
+    for key, histograms in snapshot.counts.times:
+        yield from histogram(key, histograms[spec.name], spec.buckets)
 
 
-def _times(snapshot: MetricsSnapshot, spec: Spec) -> Iterator[Sample]:
-    for key, histograms in snapshot.times:
-        yield from _histogram(key, histograms[spec.name], spec)
+def _decision(snapshot: MetricsSnapshot, spec: Spec) -> Iterator[MetricSample]:
+    yield from histogram((), snapshot.counts.decision, spec.buckets)
 
 
-def _decision(snapshot: MetricsSnapshot, spec: Spec) -> Iterator[Sample]:
-    yield from _histogram((), snapshot.decision, spec)
+def _lag(snapshot: MetricsSnapshot, spec: Spec) -> Iterator[MetricSample]:
+    yield from histogram((), snapshot.counts.lag, spec.buckets)
 
 
-def _lag(snapshot: MetricsSnapshot, spec: Spec) -> Iterator[Sample]:
-    yield from _histogram((), snapshot.lag, spec)
-
-
-def _decisions(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
-    for (pool, strategy, degraded), count in snapshot.decisions.items():
+def _decisions(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
+    for (pool, strategy, degraded), count in snapshot.counts.decisions.items():
         yield "", (pool, strategy, YES if degraded else NO), count
 
 
 def _plain(
     read: Callable[[MetricsSnapshot], Mapping[str, int]],
-) -> Callable[[MetricsSnapshot, Spec], Iterator[Sample]]:
-    def samples(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
+) -> Make:
+    def samples(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
         for name, count in read(snapshot).items():
             yield "", (name,), count
 
     return samples
 
 
-def _held(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
+def _held(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
     for key, count in snapshot.held.items():
         yield "", key, count
 
 
-def _quotas(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
+def _quotas(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
     places = zip(snapshot.quota_tenants, snapshot.quota_limits, snapshot.quota_ratios, strict=True)
     for tenant, limit, ratio in places:
         yield "", (tenant, limit), ratio
@@ -124,10 +113,10 @@ def _quotas(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
 
 def _by_tenant(
     read: Callable[[MetricsSnapshot], Mapping[str, int]],
-) -> Callable[[MetricsSnapshot, Spec], Iterator[Sample]]:
+) -> Make:
     """The named ones' counts, and the sum of all others where there are any."""
 
-    def samples(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
+    def samples(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
         counts = read(snapshot)
         others = sum(counts.values())
         for name in snapshot.tenants:
@@ -140,13 +129,13 @@ def _by_tenant(
     return samples
 
 
-def _pool_endpoints(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
+def _pool_endpoints(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
     for pool in snapshot.in_flight:
         yield "", (pool, YES), snapshot.endpoints[pool, True]
         yield "", (pool, NO), snapshot.endpoints[pool, False]
 
 
-def _endpoints(snapshot: MetricsSnapshot, spec: Spec) -> Iterator[Sample]:
+def _endpoints(snapshot: MetricsSnapshot, spec: Spec) -> Iterator[MetricSample]:
     what = spec.name.removeprefix("endpoint_")
     for each in snapshot.seen:
         report = each.report
@@ -171,8 +160,10 @@ def _endpoints(snapshot: MetricsSnapshot, spec: Spec) -> Iterator[Sample]:
             yield "", (each.pool, each.address), float(value)
 
 
-def _gpus(read: Callable[[GpuReport], float | None]) -> Callable[[MetricsSnapshot, Spec], Iterator[Sample]]:
-    def samples(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
+def _gpus(
+    read: Callable[[GpuReport], float | None],
+) -> Make:
+    def samples(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
         for each in snapshot.seen:
             for gpu in each.report.gpus[:GPUS_MAX] if each.report is not None else ():
                 value = read(gpu)
@@ -186,22 +177,22 @@ def _utilization(gpu: GpuReport) -> float | None:
     return None if gpu.utilization_percent is None else gpu.utilization_percent / 100.0
 
 
-def _errors(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
+def _errors(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
     for what, error in snapshot.errors.items():
         if error is not None:
             yield "", (what,), error
 
 
-def _firing(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
+def _firing(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
     for rule, fires in snapshot.firing.items():
         yield "", (rule,), float(fires)
 
 
-def _build(_snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[Sample]:
+def _build(_snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
     yield "", (__version__,), 1.0
 
 
-_MAKE: Mapping[str, Callable[[MetricsSnapshot, Spec], Iterator[Sample]]] = {
+_MAKE: Mapping[str, Make] = {
     "requests_total": _requests,
     "refusals_total": _refusals,
     "tokens_total": _tokens,
@@ -234,7 +225,7 @@ _MAKE: Mapping[str, Callable[[MetricsSnapshot, Spec], Iterator[Sample]]] = {
     "gpu_power_watts": _gpus(lambda gpu: gpu.power_w),
     "gpu_lost": _gpus(lambda gpu: gpu.lost),
     "prediction_error_ratio": _errors,
-    "events_total": _plain(lambda snapshot: snapshot.events),
+    "events_total": _plain(lambda snapshot: snapshot.counts.events),
     "event_loop_lag_seconds": _lag,
     "alerts_firing": _firing,
     "build_info": _build,

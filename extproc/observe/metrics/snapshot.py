@@ -17,9 +17,7 @@ from typing import Any, NamedTuple
 
 from extproc.core.reports import ReplicaReport
 from extproc.core.scheduler import Scheduler
-from extproc.observe.metrics.counting import Counting
-from extproc.observe.metrics.histogram import Counted
-from extproc.observe.metrics.rows import Read
+from extproc.observe.metrics.counting import Counting, Counts
 
 #: Endpoints, and tenants with quotas, that are read before the event loop runs again: about a millisecond.
 ENDPOINTS_A_SLICE, QUOTAS_A_SLICE = 200, 50
@@ -45,14 +43,7 @@ class SeenEndpoint(NamedTuple):
 class MetricsSnapshot:
     """Label values and figures, by metric."""
 
-    traffic: Read
-    slo: Read
-    times: list[tuple[tuple[str, str], dict[str, Counted]]]
-    refusals: Mapping[tuple[str, str], int]
-    decisions: Mapping[tuple[str, str, bool], int]
-    events: Mapping[str, int]
-    decision: Counted
-    lag: Counted
+    counts: Counts
     held: Mapping[tuple[str, str], int]
     #: Those that have a name.
     tenants: list[str]
@@ -100,19 +91,12 @@ def _counted(counting: Counting, scheduler: Scheduler, firing: Mapping[str, bool
     ).items():
         name = classes[min(klass, len(classes) - 1)].name
         held[counting.pools.of(pool), counting.classes.of(name)] += count
-    times = counting.times()
-    for key, _ in times:
+    counts = counting.read()
+    for key, _ in counts.times:
         # Where somebody may wait, nobody waiting is said too.
         held.setdefault(key, 0)
     return MetricsSnapshot(
-        traffic=counting.traffic.read(),
-        slo=counting.slo.read(),
-        times=times,
-        refusals=counting.refusals(),
-        decisions=counting.decisions(),
-        events=counting.events(),
-        decision=counting.decision(),
-        lag=counting.lag(),
+        counts=counts,
         held=held,
         tenants=list(counting.tenants.named),
         in_flight_of=dict(scheduler.ledger.by_tenant),

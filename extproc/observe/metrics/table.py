@@ -30,76 +30,69 @@ class Spec:
     kind: Literal["counter", "gauge", "histogram"]
     labels: tuple[str, ...]
     meaning: str
-    group: str
     buckets: tuple[float, ...] = ()
 
 
-def _table() -> tuple[Spec, ...]:
-    traffic, load, fleet, gpus, own = "Traffic", "Tenants and queues", "Endpoints", "GPUs", "The service"
-    at_pool, at_gpu = ("pool", "endpoint"), ("endpoint", "gpu")
-    return (
+AT_POOL, AT_GPU = ("pool", "endpoint"), ("endpoint", "gpu")
+
+#: By what they are of, in the order in which they are shown.
+GROUPS: Mapping[str, tuple[Spec, ...]] = {
+    "Traffic": (
         Spec(
             "requests_total",
             "counter",
             ("tenant", "pool", "class", "outcome"),
-            "Requests that reached an endpoint and have ended: ok, refused (the engine's 4xx), error, or "
-            "client_gone; also client_gone where the client left while it was held.",
-            traffic,
+            "Requests that reached an endpoint and have ended: ok, refused (the engine's 4xx), "
+            "error, or client_gone; also client_gone where the client left while it was held.",
         ),
         Spec(
             "refusals_total",
             "counter",
             ("tenant", "code"),
-            "Requests that the gateway itself turned away, by the error's code; tenant is (none) where "
-            "nobody proved who asks.",
-            traffic,
+            "Requests that the gateway itself turned away, by the error's code; tenant is (none) "
+            "where nobody proved who asks.",
         ),
         Spec(
             "tokens_total",
             "counter",
             ("tenant", "pool", "direction"),
-            "Tokens charged at requests' ends, input or output: the engine's counts, estimates where it "
-            "gives none.",
-            traffic,
+            "Tokens charged at requests' ends, input or output: the engine's counts, estimates "
+            "where it gives none.",
         ),
         Spec(
             "cost_total",
             "counter",
             ("tenant", "pool"),
             "What those tokens cost by the pool's price, in the price's currency.",
-            traffic,
         ),
         Spec(
             "gpu_seconds_total",
             "counter",
             ("tenant", "pool"),
             "Replica time charged: a request's duration over the requests that shared its replica.",
-            traffic,
         ),
         Spec(
             "slo_requests_total",
             "counter",
             ("tenant", "class", "met"),
-            "Requests that were within their class's targets of first and further tokens (yes) or not (no); "
-            "shed, refused and failed ones are no, spent quotas, clients' mistakes and clients that left "
-            "are neither.",
-            traffic,
+            "Requests that were within their class's targets of first and further tokens (yes) or "
+            "not (no); shed and failed ones, and clients that gave up on a late first token, are "
+            "no; spent quotas, clients' mistakes and clients that left before it was due are "
+            "neither.",
         ),
         Spec(
             "ttft_seconds",
             "histogram",
             ("pool", "class"),
             "Request start to first token, the hold included, of streams as Envoy saw them.",
-            traffic,
             TTFT_S,
         ),
         Spec(
             "tpot_seconds",
             "histogram",
             ("pool", "class"),
-            "Time between further tokens, (end - first) / (n - 1), of streams that ended well and whose "
-            "tokens were counted (OpenAI clients ask for it: stream_options.include_usage).",
-            traffic,
+            "Time between further tokens, (end - first) / (n - 1), of streams that ended well and "
+            "whose tokens were counted (OpenAI clients ask for it: stream_options.include_usage).",
             TPOT_S,
         ),
         Spec(
@@ -107,105 +100,97 @@ def _table() -> tuple[Spec, ...]:
             "histogram",
             ("pool", "class"),
             "Request start to end, of requests that ended well.",
-            traffic,
             REQUEST_S,
         ),
         Spec(
             "hold_seconds",
             "histogram",
             ("pool", "class"),
-            "Time in the gateway's queue until a request was placed or shed, or its client left; about 0 for "
-            "one that did not wait.",
-            traffic,
+            "Time in the gateway's queue until a request was placed or shed, or its client left; "
+            "about 0 for one that did not wait.",
             HOLD_S,
         ),
         Spec(
             "decisions_total",
             "counter",
             ("pool", "strategy", "degraded"),
-            "Requests sent to an endpoint; degraded is yes where the choice had less to go by than it "
-            "should.",
-            traffic,
+            "Requests sent to an endpoint; degraded is yes where the choice had less to go by than "
+            "it should.",
         ),
-        Spec("held", "gauge", ("pool", "class"), "Requests that wait in the gateway's queue.", load),
-        Spec("in_flight", "gauge", ("pool",), "Requests at the pool's endpoints by this service.", load),
-        Spec("tenant_in_flight", "gauge", ("tenant",), "The tenant's requests at endpoints.", load),
-        Spec("tenant_held", "gauge", ("tenant",), "The tenant's requests that wait in the queue.", load),
+    ),
+    "Tenants and queues": (
+        Spec("held", "gauge", ("pool", "class"), "Requests that wait in the gateway's queue."),
+        Spec("in_flight", "gauge", ("pool",), "Requests at the pool's endpoints by this service."),
+        Spec("tenant_in_flight", "gauge", ("tenant",), "The tenant's requests at endpoints."),
+        Spec("tenant_held", "gauge", ("tenant",), "The tenant's requests that wait in the queue."),
         Spec(
             "quota_used_ratio",
             "gauge",
             ("tenant", "limit"),
-            "Used over allowed of the tenant's own limits; above 1 where capacity was lent, or more was used "
-            "than predicted.",
-            load,
+            "Used over allowed of the tenant's own limits; above 1 where capacity was lent, or "
+            "more was used than predicted.",
         ),
+    ),
+    "Endpoints": (
         Spec(
             "pool_endpoints",
             "gauge",
             ("pool", "ready"),
             "The pool's endpoints, ready (yes) or not (no); those without series of their own included.",
-            fleet,
         ),
-        Spec("endpoint_ready", "gauge", at_pool, "1 where the endpoint takes requests, else 0.", fleet),
-        Spec("endpoint_health", "gauge", at_pool, "Health, 0 to 1; traffic follows it.", fleet),
-        Spec("endpoint_in_flight", "gauge", at_pool, "Requests on it by this service.", fleet),
-        Spec("endpoint_waiting", "gauge", at_pool, "Requests in the engine's queue, by its agent.", fleet),
-        Spec("endpoint_running", "gauge", at_pool, "Requests that the engine runs, by its agent.", fleet),
+        Spec("endpoint_ready", "gauge", AT_POOL, "1 where the endpoint takes requests, else 0."),
+        Spec("endpoint_health", "gauge", AT_POOL, "Health, 0 to 1; traffic follows it."),
+        Spec("endpoint_in_flight", "gauge", AT_POOL, "Requests on it by this service."),
+        Spec("endpoint_waiting", "gauge", AT_POOL, "Requests in the engine's queue, by its agent."),
+        Spec("endpoint_running", "gauge", AT_POOL, "Requests that the engine runs, by its agent."),
         Spec(
-            "endpoint_kv_utilization",
-            "gauge",
-            at_pool,
-            "Used share of its KV memory, 0 to 1, by its agent.",
-            fleet,
+            "endpoint_kv_utilization", "gauge", AT_POOL, "Used share of its KV memory, 0 to 1, by its agent."
         ),
         Spec(
             "endpoint_stale",
             "gauge",
-            at_pool,
+            AT_POOL,
             "1 where its agent has been silent for too long, else 0; what the agent said is left out then.",
-            fleet,
         ),
-        Spec("gpu_utilization_ratio", "gauge", at_gpu, "Busy share of time, 0 to 1.", gpus),
-        Spec("gpu_memory_used_bytes", "gauge", at_gpu, "Memory in use.", gpus),
-        Spec("gpu_memory_total_bytes", "gauge", at_gpu, "Memory of the card.", gpus),
-        Spec("gpu_temperature_celsius", "gauge", at_gpu, "Temperature.", gpus),
-        Spec("gpu_power_watts", "gauge", at_gpu, "Power draw.", gpus),
-        Spec("gpu_lost", "gauge", at_gpu, "1 where the driver has lost the card, else 0.", gpus),
+    ),
+    "GPUs": (
+        Spec("gpu_utilization_ratio", "gauge", AT_GPU, "Busy share of time, 0 to 1."),
+        Spec("gpu_memory_used_bytes", "gauge", AT_GPU, "Memory in use."),
+        Spec("gpu_memory_total_bytes", "gauge", AT_GPU, "Memory of the card."),
+        Spec("gpu_temperature_celsius", "gauge", AT_GPU, "Temperature."),
+        Spec("gpu_power_watts", "gauge", AT_GPU, "Power draw."),
+        Spec("gpu_lost", "gauge", AT_GPU, "1 where the driver has lost the card, else 0."),
+    ),
+    "The service": (
         Spec(
             "decision_seconds",
             "histogram",
             (),
             "What a decision took in this service, waiting apart.",
-            own,
             DECISION_S,
         ),
         Spec(
             "prediction_error_ratio",
             "gauge",
             ("what",),
-            "Median of |predicted - observed| / observed over the last 64 first tokens (ttft) or ends "
-            "(completion).",
-            own,
+            "Median of |predicted - observed| / observed over the last 64 first tokens (ttft) or "
+            "ends (completion).",
         ),
         Spec(
             "events_total",
             "counter",
             ("event",),
             "What has happened at the scheduler, as `steersman status` counts it.",
-            own,
         ),
         Spec(
             "event_loop_lag_seconds",
             "histogram",
             (),
             "How much later than asked for the service's event loop woke, twenty times a second.",
-            own,
             LAG_S,
         ),
-        Spec("alerts_firing", "gauge", ("rule",), "1 where the alert rule fires, else 0.", own),
-        Spec("build_info", "gauge", ("version",), "Always 1.", own),
-    )
-
-
-TABLE = _table()
-BY_NAME: Mapping[str, Spec] = {spec.name: spec for spec in TABLE}
+        Spec("alerts_firing", "gauge", ("rule",), "1 where the alert rule fires, else 0."),
+        Spec("build_info", "gauge", ("version",), "Always 1."),
+    ),
+}
+TABLE = tuple(spec for group in GROUPS.values() for spec in group)

@@ -31,7 +31,7 @@ class SpanMetrics:
         """Record a request that has ended."""
         if not note.here:
             return
-        outcome = note.outcome
+        outcome, sample = note.outcome, note.sample
         reservation = outcome.reservation
         origin = note.request_trace if note.request_trace is not None else propagation.read(outcome.trace)
         operation = inference(origin.route_kind) if origin is not None else None
@@ -47,15 +47,14 @@ class SpanMetrics:
         failed = {**about, semconv.ERROR_TYPE: error} if error else about
         duration_s = outcome.duration_ns / 1e9
         output = outcome.output_tokens
-        ttft_s = outcome.ttft_ns / 1e9 if outcome.ttft_ns is not None and outcome.end is End.OK else None
         for metric in self.names.metrics:
             match metric.of:
                 case "duration":
                     self._record(metric, duration_s, failed)
-                case "ttft" if ttft_s is not None:
-                    self._record(metric, ttft_s, about)
-                case "tpot" if ttft_s is not None and output is not None and output > 1:
-                    self._record(metric, max(0.0, duration_s - ttft_s) / (output - 1), about)
+                case "ttft" if sample.ttft_ms is not None and outcome.end is End.OK:
+                    self._record(metric, sample.ttft_ms / 1e3, about)
+                case "tpot" if sample.tpot_ms is not None:
+                    self._record(metric, sample.tpot_ms / 1e3, about)
                 case "tokens":
                     for which, count in (("input", outcome.prompt_tokens), ("output", output)):
                         if count is not None:

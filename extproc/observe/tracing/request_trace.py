@@ -21,6 +21,7 @@ from extproc.core.events import Observer, Settled
 from extproc.core.outcome import LocalAnswer, Outcome, Reject, Reservation, Routed
 from extproc.core.prefix import CALLS_MARK, IMAGE_MARK, MESSAGE_MARK, TOOLS_MARK
 from extproc.core.request import Request, RouteKind
+from extproc.core.slo import Sample
 from extproc.core.tenant import ANONYMOUS, Tenant
 from extproc.observe.tracing import propagation
 from extproc.observe.tracing.context import TRACEPARENT, TRACESTATE, parent_of, parse
@@ -50,6 +51,7 @@ class TraceEnd(NamedTuple):
 
     request_trace: RequestTrace | None
     outcome: Outcome
+    sample: Sample
     at_unix_ns: int
     here: bool
 
@@ -265,16 +267,16 @@ class RequestTraces(Observer):
 
     def settled(self, event: Settled, *, now_ns: int) -> None:
         """A request has ended."""
-        outcome = event.outcome
+        outcome, unix_ns = event.outcome, now_ns + self._offset_ns
         if event.here:
             request_trace = self._open.pop(outcome.reservation.id, None)
-            self.offer(TraceEnd(request_trace, outcome, now_ns + self._offset_ns, True))
+            self.offer(TraceEnd(request_trace, outcome, event.sample, unix_ns, True))
         elif outcome.trace and self.settings.traces:
             if len(self._orphans) >= ORPHANS_MAX:
                 self.dropped += 1
                 return
             due_ns = now_ns + self.orphan_wait_ns
-            self._orphans.append((due_ns, TraceEnd(None, outcome, now_ns + self._offset_ns, False)))
+            self._orphans.append((due_ns, TraceEnd(None, outcome, event.sample, unix_ns, False)))
 
     def expired(self, reservation: Reservation, *, now_ns: int) -> None:
         """A request's end never came."""

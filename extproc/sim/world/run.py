@@ -8,7 +8,7 @@ simulation itself took), which its caller measures.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -19,7 +19,7 @@ from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
 from extproc.sim.arrival import Workload
 from extproc.sim.replica import SimReplica
-from extproc.sim.served import SLO_8B, Served, SloBounds
+from extproc.sim.served import SLO_8B, Served
 from extproc.sim.world.fleets import SimFleet
 from extproc.sim.world.oracle import ORACLE, enlighten
 from extproc.sim.world.world import Delays, World, WorldFault
@@ -51,7 +51,7 @@ class Setting:
     strategy: str
     seed: int = 1
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    slo: SloBounds = SLO_8B
+    slo: ClassSpec = SLO_8B
     step_noise: float = 0.05
     model_error: float = 0.10
     delays: Delays = field(default_factory=Delays)
@@ -81,7 +81,6 @@ def run(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
     """Play a workload on a fleet under a strategy."""
     oracle = setting.strategy == ORACLE
     strategy = "steer" if oracle else CLASSICS.get(setting.strategy, setting.strategy)
-    slo = setting.slo
     hold_ns = 0 if setting.peer else int(setting.hold_ms * 1e6)
     spec = PoolSpec(
         name=POOL,
@@ -91,16 +90,7 @@ def run(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
         endpoints=tuple(fleet.members(permits=UNBOUNDED_PERMITS if setting.peer else None)),
     )
     policy = Policy(
-        classes=(
-            ClassSpec(
-                hold_ns=hold_ns,
-                ttft_ns=int(slo.ttft_ms * 1e6),
-                tpot_ns=int(slo.tpot_ms * 1e6),
-                long_prompt_tokens=slo.long_prompt_tokens,
-                long_ttft_ns=int(slo.ttft_long_ms * 1e6),
-                long_hold_ns=int(setting.hold_long_ms * 1e6),
-            ),
-        ),
+        classes=(replace(setting.slo, hold_ns=hold_ns, long_hold_ns=int(setting.hold_long_ms * 1e6)),),
         bounds=QueueBounds(
             held_max=HELD_MAX,
             class_held_max=(HELD_MAX,),

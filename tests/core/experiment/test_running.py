@@ -13,7 +13,7 @@ from extproc.core.experiment import (
     Experiment,
     Experiments,
     Guardrail,
-    Shadowing,
+    ShadowSpec,
     arm_parameters,
     shares_of,
 )
@@ -361,8 +361,8 @@ def test_a_shadow_changes_no_decision() -> None:
         assert ways[0] == ways[1]
 
 
-def _shadow(strategy: str, share: float = 1.0) -> Shadowing:
-    return Shadowing(strategy=strategy, share=share)
+def _shadow(strategy: str, share: float = 1.0) -> ShadowSpec:
+    return ShadowSpec(strategy=strategy, share=share)
 
 
 def test_a_shadow_agrees_with_itself() -> None:

@@ -149,11 +149,11 @@ def test_what_cannot_be_written_has_a_bound() -> None:
 def test_a_tenant_fold() -> None:
     """Refusals by code; for want of room they have missed their target, for a spent quota they have not."""
     row = AnalyticsRow()
-    fold.rejected(row, "overloaded", 429, 1_500.0)
-    fold.rejected(row, "quota_exceeded", 429, 0.0)
-    fold.rejected(row, "unauthorized", 401, None)
-    fold.left(row, 20.0)
-    fold.left(row, None)
+    fold.rejected(row, "overloaded", 1_500.0, missed=True)
+    fold.rejected(row, "quota_exceeded", 0.0, missed=False)
+    fold.rejected(row, "unauthorized", None, missed=False)
+    fold.left(row, 20.0, gave_up=False)
+    fold.left(row, None, gave_up=False)
     fold.expired(row)
     fold.asked(row, "auto")
     assert (row.rejected, row.left, row.expired, row.requests) == (3, 2, 1, 6)

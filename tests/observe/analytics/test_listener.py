@@ -99,17 +99,18 @@ def test_where_it_is_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "name", "missed"),
+    ("end", "status", "name", "missed"),
     [
-        (End.REFUSED, "refused", 1),
-        (End.ERROR, "error", 1),
-        (End.CLIENT_GONE, "client_gone", 0),
+        (End.REFUSED, 400, "refused", 0),
+        (End.REFUSED, 429, "refused", 1),
+        (End.ERROR, 503, "error", 1),
+        (End.CLIENT_GONE, 0, "client_gone", 0),
     ],
 )
-def test_other_ends(end: End, name: str, missed: int) -> None:
-    """Each under its name; none of them has a total time, a failed one has missed its target."""
+def test_other_ends(end: End, status: int, name: str, missed: int) -> None:
+    """Each under its name; none has a total time; what failed, or found no room, has missed its target."""
     scene = Scene()
-    scene.ended(end=end, duration_ns=50_000_000)
+    scene.ended(end=end, status=status, duration_ns=50_000_000)
     (found,) = scene.rows().values()
     assert (getattr(found, name), found.requests, found.slo_missed) == (1, 1, missed)
     assert (found.total_ms.count, found.answer_tokens.count) == (0, 0)
@@ -137,6 +138,16 @@ def test_who_was_never_a_case() -> None:
     rows = scene.rows()
     assert set(rows) == {encoded(RowKey(UNKNOWN)), encoded(RowKey("acme"))}
     assert [(each.rejected, each.slo_missed) for each in rows.values()] == [(1, 0), (1, 0)]
+
+
+def test_who_is_kept_out_for_what_it_sent_has_missed_no_target() -> None:
+    """Too many attempts or refusals are their sender's doing, whatever their status is."""
+    scene = Scene()
+    for code in ("too_many_refused", "too_many_attempts", "overloaded"):
+        refusal = Reject(status=429, code=code, message="")
+        scene.scheduler.turned_away("acme", refusal, now_ns=scene.now_ns)
+    (found,) = scene.rows().values()
+    assert (found.rejected, found.slo_missed) == (3, 1)
 
 
 def test_who_left() -> None:

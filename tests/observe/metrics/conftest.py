@@ -16,8 +16,9 @@ from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import Policy
 from extproc.core.slo import ClassSpec
 from extproc.core.tenant import Tenant
-from extproc.observe.metrics import Counting, MetricsSnapshot, take
+from extproc.observe.metrics.counting import Counting
 from extproc.observe.metrics.samples import families
+from extproc.observe.metrics.snapshot import MetricsSnapshot, take
 from tests.stand.schedulers import make_pool, make_scheduler, make_settled
 
 MS, S = 1_000_000, 1_000_000_000

@@ -8,10 +8,11 @@ import pytest
 from extproc.core.outcome import End, Hold, Reject, Routed
 from extproc.core.reports import GpuReport, ReplicaReport
 from extproc.core.request import RouteKind
-from extproc.observe.metrics import TABLE, counting
-from extproc.observe.metrics.histogram import Histogram
+from extproc.core.series import Histogram
+from extproc.observe.metrics import counting
 from extproc.observe.metrics.labels import OTHER
 from extproc.observe.metrics.samples import GPUS_MAX, families
+from extproc.observe.metrics.table import TABLE
 
 MS, S = 1_000_000, 1_000_000_000
 Make = Callable[..., Any]
@@ -46,13 +47,15 @@ def test_a_request_is_counted_with_what_it_was_charged(scene: Make) -> None:
         ({"end": End.REFUSED, "refused": True}, "refused", "no"),  # overloaded, inside a 200
         ({"end": End.REFUSED, "status": 429, "ttft_ns": None}, "refused", "no"),
         ({"end": End.REFUSED, "status": 422, "ttft_ns": None}, "refused", None),
-        ({"end": End.CLIENT_GONE}, "client_gone", None),
+        ({"end": End.CLIENT_GONE}, "client_gone", "yes"),  # its first token had come in time
+        ({"end": End.CLIENT_GONE, "ttft_ns": None, "duration_ns": 900 * MS}, "client_gone", None),
+        ({"end": End.CLIENT_GONE, "ttft_ns": None, "duration_ns": 1_100 * MS}, "client_gone", "no"),
         ({"ttft_ns": None, "duration_ns": 5 * S}, "ok", "yes"),  # whole: within 1 s + 49 × 0.1 s
         ({"ttft_ns": None, "duration_ns": 7 * S}, "ok", "no"),
     ],
 )
 def test_targets_are_met_or_not(scene: Make, facts: dict[str, Any], outcome: str, met: str | None) -> None:
-    """By the class's targets; a client's own mistake and a client that left are neither."""
+    """By the class's targets; clients' own mistakes, and clients that left early, are neither."""
     at = scene()
     at.one(**facts)
     seen = at.series()
@@ -75,7 +78,7 @@ def test_times_are_those_of_the_record(scene: Make) -> None:
     """TTFT, (end − first)/(n − 1) and the whole time land in their buckets."""
     at = scene()
     at.one(ttft_ns=50 * MS, duration_ns=540 * MS, output_tokens=50)
-    ((key, times),) = at.counting.times()
+    ((key, times),) = at.counting.read().times
     assert key == ("chat", "standard")
     assert {name: total for name, (_, total) in times.items()} == pytest.approx(
         {"ttft_seconds": 0.05, "tpot_seconds": 0.01, "request_seconds": 0.54, "hold_seconds": 0.0}
@@ -118,7 +121,7 @@ def test_a_held_request_is_seen_and_its_wait_counted(scene: Make) -> None:
     ((_, decision),) = at.released
     assert isinstance(decision, Routed)
     assert at.series()["held"] == {("chat", "standard"): 0}
-    ((_, times),) = at.counting.times()
+    ((_, times),) = at.counting.read().times
     assert times["hold_seconds"][1] == pytest.approx(0.3)
     assert sum(times["hold_seconds"][0]) == 2
 
@@ -135,7 +138,7 @@ def test_what_is_shed_missed_its_targets(scene: Make) -> None:
     assert seen["refusals_total"] == {("acme", "overloaded"): 1, ("prime", "overloaded"): 1}
     assert seen["slo_requests_total"]["acme", "standard", "no"] == 1
     assert seen["slo_requests_total"]["prime", "premium", "no"] == 1
-    waited = {key: times["hold_seconds"][1] for key, times in at.counting.times()}
+    waited = {key: times["hold_seconds"][1] for key, times in at.counting.read().times}
     assert waited["chat", "standard"] == pytest.approx(6.0)
 
 
@@ -169,6 +172,26 @@ def test_refusals_before_a_case_are_counted(scene: Make) -> None:
     }
     assert seen["slo_requests_total"] == {("acme", "standard", "yes"): 0, ("acme", "standard", "no"): 1}
     assert seen["events_total"]["rejected.overloaded",] == 1
+
+
+def test_who_is_kept_out_for_what_it_sent_has_missed_no_target(scene: Make) -> None:
+    """Too many refusals are their sender's doing, though the status is that of an overload."""
+    at = scene()
+    for code in ("too_many_refused", "too_many_attempts"):
+        at.scheduler.turned_away("acme", Reject(status=429, code=code, message=""), now_ns=at.now_ns)
+    assert at.series()["slo_requests_total"] == {}
+
+
+def test_who_gives_up_on_a_late_first_token_has_missed_its_target(scene: Make) -> None:
+    """A client that leaves the queue says something once its class's target has passed."""
+    at = scene(permits=1)
+    at.reservation()
+    for waited_ms, missed in ((900, 0), (1_100, 1)):
+        held = at.admit()
+        assert isinstance(held, Hold)
+        at.now_ns += waited_ms * MS
+        at.scheduler.leave(held.id, now_ns=at.now_ns)
+        assert at.series()["slo_requests_total"]["acme", "standard", "no"] == missed
 
 
 def test_clients_that_leave_early_are_gone(scene: Make) -> None:
@@ -285,8 +308,8 @@ def test_decisions_and_lag_are_histograms(scene: Make) -> None:
     at.counting.lagged(0.003)
     at.counting.lagged(-0.0001)
     seen = at.snapshot()
-    assert seen.decision[1] == pytest.approx(0.00012)
-    assert seen.lag[1] == pytest.approx(0.003)
+    assert seen.counts.decision[1] == pytest.approx(0.00012)
+    assert seen.counts.lag[1] == pytest.approx(0.003)
     assert at.series()["event_loop_lag_seconds"] == {(): 2}
 
 

@@ -19,9 +19,10 @@ from prometheus_client.registry import Collector
 
 from extproc.core.outcome import Reject
 from extproc.core.reports import GpuReport, ReplicaReport
-from extproc.observe.metrics import PREFIX, TABLE, exposition
+from extproc.observe.metrics import exposition
 from extproc.observe.metrics.exposition import PLAIN, SAMPLES_A_PIECE, chosen, render
 from extproc.observe.metrics.samples import families
+from extproc.observe.metrics.table import PREFIX, TABLE
 from tests.stand.examples import examples
 
 Make = Callable[..., Any]

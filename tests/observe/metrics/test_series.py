@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from extproc.core.outcome import End, Hold, Reject, Routed
-from extproc.observe.metrics import TABLE
 from extproc.observe.metrics.samples import families
+from extproc.observe.metrics.table import TABLE
 from tests.stand.examples import examples
 
 NAMES = [f"t{i}" for i in range(12)] + ["prime", "other"]

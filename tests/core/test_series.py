@@ -1,4 +1,4 @@
-"""Sketches: quantiles within the accuracy, the same in any order of merging."""
+"""Quantiles, exact and by sketches: within the accuracy, the same in any order of merging; fixed buckets."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from itertools import chain
 
 import msgspec
 import pytest
+from ddsketch.mapping import LogarithmicMapping
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.observe.analytics import Sketch
-from extproc.observe.analytics.sketch import ACCURACY, VALUE_MAX, VALUE_MIN
+from extproc.core.series import ACCURACY, VALUE_MAX, VALUE_MIN, Scale, Sketch, quantile, shown
 
 values = st.floats(0.0, VALUE_MAX, allow_nan=False)
 SHARES = (0.0, 0.1, 0.5, 0.9, 0.95, 0.99, 1.0)
@@ -24,18 +24,41 @@ def sketch(*given_: float) -> Sketch:
     return made
 
 
+@pytest.mark.parametrize(
+    ("ordered", "share", "found"),
+    [
+        ([7.0], 0.99, 7.0),
+        ([1.0, 2.0], 0.5, 1.5),
+        ([1.0, 2.0, 3.0], 0.5, 2.0),
+        (list(range(101)), 0.99, 99.0),
+        (list(range(101)), 0.995, 99.5),
+        (list(range(101)), 1.0, 100.0),
+    ],
+)
+def test_a_quantile_of_a_list(ordered: list[float], share: float, found: float) -> None:
+    """The value of rank share · (count − 1), linear between neighbours; rounded for people."""
+    assert quantile(ordered, share) == pytest.approx(found)
+    assert shown(ordered, share, scale=1e3) == pytest.approx(found * 1e3)
+    assert shown([], share) is None
+
+
 @given(st.lists(values, min_size=1, max_size=200))
 def test_quantiles_are_within_the_accuracy(some: list[float]) -> None:
-    """Each is within a hundredth of the exact value of its rank, as DDSketch guarantees."""
-    ordered = sorted(some)
+    """Each is within a hundredth of the exact one (DDSketch guarantees it of both neighbours), rounded."""
+    ordered = sorted(each if each >= VALUE_MIN else 0.0 for each in some)
     for share, found in zip(SHARES, sketch(*some).quantiles(SHARES), strict=True):
-        exact = ordered[math.floor(share * (len(ordered) - 1))]
+        exact = quantile(ordered, share)
         assert found is not None
-        if exact < VALUE_MIN:
-            assert found == 0.0
-        else:
-            # The largest is kept in thousandths, which caps what is said.
-            assert abs(found - exact) <= ACCURACY * exact * (1 + 1e-9) + 5.1e-4
+        # The largest is kept in thousandths, which caps what is said; and so is what is said.
+        assert abs(found - exact) <= ACCURACY * exact * (1 + 1e-9) + 1.1e-3
+
+
+@given(st.floats(VALUE_MIN, VALUE_MAX), st.sampled_from([0.01, 0.09]))
+def test_a_bin_is_the_librarys(value: float, accuracy: float) -> None:
+    """The same as DDSketch's own, but for the logarithm's last digit on the very border of two bins."""
+    scale, theirs = Scale(accuracy), LogarithmicMapping(accuracy)
+    assert abs(scale.bin_of(value) - theirs.key(value)) <= 1
+    assert scale.value(scale.bin_of(value)) == pytest.approx(value, rel=accuracy * (1 + 1e-9))
 
 
 @given(st.lists(st.lists(values, max_size=30), max_size=6), st.randoms(use_true_random=False))
