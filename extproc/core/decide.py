@@ -17,11 +17,12 @@ from extproc.core.forecast import FREE, plan
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import LATER_MS, Reason, Reject, Reservation, Routed
 from extproc.core.request import Request, RouteKind, limited, no_model, unfit
+from extproc.core.sizing import STANDARD, context, predict
 from extproc.core.slo import ClassSpec
 from extproc.core.strategies import FALLBACK, Ranking, SchedulingContext, Strategy, Work
-from extproc.core.strategies.base import NOW, lowest
+from extproc.core.strategies.base import lowest
 from extproc.core.tenant import Tenant
-from extproc.core.work import STANDARD, context, predict
+from extproc.core.work import NOW
 
 #: Endpoints named in a decision where nothing is said of retries: the choice and two more.
 ENDPOINTS_NAMED = 3

@@ -21,11 +21,11 @@ from extproc.core.families import FamilyChoice
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.load import SLICE_TOKENS
 from extproc.core.outcome import LATER_MS, Reject, Routed
+from extproc.core.sizing import context
 from extproc.core.strategies import FALLBACK, SchedulingContext, Strategy, Work
 from extproc.core.strategies.queue import LeastStart
 from extproc.core.strategies.steer import Steer
 from extproc.core.strategies.terms import FOREIGN_CONTEXT_TOKENS
-from extproc.core.work import context
 
 #: Decisions remembered, and the scores and prefix blocks of all of them together.
 DECISIONS_KEPT_MAX, VALUES_KEPT_MAX = 1_000, 200_000

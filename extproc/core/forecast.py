@@ -12,7 +12,7 @@ from math import ceil
 from extproc.core.endpoint import Endpoint
 from extproc.core.load import SLICE_TOKENS, Plan
 from extproc.core.predict.speed import SpeedModel
-from extproc.core.strategies.base import NOTHING, Work
+from extproc.core.work import NOTHING, Work
 
 FREE = Plan(
     uncached_tokens=0, cached_tokens=0, prefill_ms=0.0, kv_tokens=0, output_tokens=0.0, tpot_target_ms=1e9

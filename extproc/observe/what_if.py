@@ -19,7 +19,7 @@ from extproc.core.fleet import Pool
 from extproc.core.outcome import End, Outcome, Reservation
 from extproc.core.quota import Amounts, ExactBooks, QuotaLimits, Refused
 from extproc.core.request import Request
-from extproc.core.work import predict
+from extproc.core.sizing import predict
 
 #: Requests remembered of one tenant, of all, and for how long.
 RECENT_PER_TENANT_MAX, RECENT_MAX = 10_000, 100_000

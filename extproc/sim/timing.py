@@ -28,7 +28,7 @@ class Hardware:
     All times are milliseconds, all sizes tokens. `timing` has the predictor's form (core/predict/timing.py)
     and this hardware's own coefficients. What that form has no word for is ours alone: a prefill by a table
     of `(tokens, ms)`, interpolated linearly, where the source gives points; a floor under it; `overhead_ms`,
-    host work added to every step; a step that prefills and decodes. KV capacities are right within about 10 %.
+    host work added to every step; a step that prefills and decodes. KV capacities are right within 10 %.
     """
 
     name: str

@@ -18,9 +18,9 @@ from extproc.core.endpoint import Endpoint
 from extproc.core.experiment.spec import Shadowing
 from extproc.core.fleet import Pool
 from extproc.core.outcome import LATER_MS, Routed
+from extproc.core.sizing import context
 from extproc.core.strategies import PEERS, SchedulingContext, Strategy, build
 from extproc.core.strategies.parameter import Value
-from extproc.core.work import context
 
 #: Disagreements kept for people.
 KEPT = 16

@@ -19,7 +19,7 @@ from dataclasses import is_dataclass, replace
 from types import MappingProxyType
 from typing import Any, cast
 
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Strategy, Work, lowest
+from extproc.core.strategies.base import Ranking, Strategy, lowest
 from extproc.core.strategies.cost import LeastCost
 from extproc.core.strategies.latency import LeastLatency
 from extproc.core.strategies.least_request import LeastRequest
@@ -40,6 +40,7 @@ from extproc.core.strategies.random_choice import RandomChoice
 from extproc.core.strategies.round_robin import RoundRobin
 from extproc.core.strategies.steer import Steer
 from extproc.core.strategies.weighted_round_robin import WeightedRoundRobin
+from extproc.core.work import NOW, SchedulingContext, Work
 
 OWN: tuple[Strategy, ...] = (
     Steer(),

@@ -26,9 +26,10 @@ from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
+from extproc.core.strategies.base import Ranking, lowest
 from extproc.core.strategies.parameter import bounded
 from extproc.core.strategies.terms import forecasts
+from extproc.core.work import NOW, SchedulingContext, Work
 
 #: The batch that shares a decode step, and its context, where busy time is reckoned.
 USUAL_BATCH, USUAL_CONTEXT_TOKENS = 16, 16_000

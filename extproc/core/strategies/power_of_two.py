@@ -14,7 +14,8 @@ from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work
+from extproc.core.strategies.base import Ranking
+from extproc.core.work import NOW, SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,11 @@ from typing import ClassVar
 from xxhash import xxh3_64_intdigest
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
+from extproc.core.strategies.base import Ranking, lowest
 from extproc.core.strategies.least_work import outstanding
 from extproc.core.strategies.parameter import bounded
 from extproc.core.strategies.terms import cached_tokens
+from extproc.core.work import NOW, SchedulingContext, Work
 
 #: Load at which the tie among equally good caches is worth half a token.
 TIE_TOKENS = 1_000_000.0

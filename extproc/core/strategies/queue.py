@@ -24,9 +24,10 @@ from typing import ClassVar
 from extproc.core.endpoint import Endpoint
 from extproc.core.fairqueue.order import EarliestDeadline, Order
 from extproc.core.outcome import LATER_MS
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
+from extproc.core.strategies.base import Ranking, lowest
 from extproc.core.strategies.parameter import bounded
 from extproc.core.strategies.terms import start_ms, streaming, zone_ms
+from extproc.core.work import NOW, SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
+from extproc.core.strategies.base import Ranking, lowest
+from extproc.core.work import NOW, SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)

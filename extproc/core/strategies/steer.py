@@ -43,7 +43,8 @@ from extproc.core.endpoint import Endpoint
 from extproc.core.fairqueue.order import FeasibleFirst, Order
 from extproc.core.load import SLICE_TOKENS
 from extproc.core.outcome import LATER_MS
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
+from extproc.core.strategies.base import Ranking, lowest
+from extproc.core.work import NOW, SchedulingContext, Work
 
 #: Predictions that differ by no more than this are alike, and the least recently picked goes first: or all
 #: of a quiet pool's work would go to what seems faster by a hair, and nothing be learnt of the others.

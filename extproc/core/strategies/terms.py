@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from math import ceil
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import SchedulingContext, Work
+from extproc.core.work import SchedulingContext, Work
 
 #: Context that a request of somebody else's is taken to hold.
 FOREIGN_CONTEXT_TOKENS = 1_024

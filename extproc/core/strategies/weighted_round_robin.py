@@ -27,7 +27,8 @@ from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
+from extproc.core.strategies.base import Ranking, lowest
+from extproc.core.work import NOW, SchedulingContext, Work
 
 #: Work at which speeds are compared: a step of so many sequences, holding so much context.
 TYPICAL_BATCH, TYPICAL_CONTEXT_TOKENS = 16, 16_000

@@ -19,9 +19,10 @@ from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.prefix import PrefixIndex
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work
+from extproc.core.strategies.base import Ranking
 from extproc.core.strategies.parameter import bounded
 from extproc.core.strategies.peers.matched import drawn
+from extproc.core.work import NOW, SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,10 @@ from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.prefix import PrefixIndex
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work
+from extproc.core.strategies.base import Ranking
 from extproc.core.strategies.parameter import bounded
 from extproc.core.strategies.peers.matched import CAPACITY_BLOCKS, drawn, match_rates
+from extproc.core.work import NOW, SchedulingContext, Work
 
 TOKENS_MAX = 4_194_304
 

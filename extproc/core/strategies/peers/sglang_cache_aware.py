@@ -19,9 +19,10 @@ from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.prefix import BLOCK_BYTES, PrefixIndex
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
+from extproc.core.strategies.base import Ranking, lowest
 from extproc.core.strategies.parameter import bounded
 from extproc.core.strategies.peers.matched import match_rates
+from extproc.core.work import NOW, SchedulingContext, Work
 
 #: 67M characters in blocks.
 TREE_BLOCKS_MAX = (1 << 26) // BLOCK_BYTES
