@@ -14,9 +14,10 @@ from random import Random
 
 from extproc.core.accounts import Price, borrows, reserved, used
 from extproc.core.decide import WAITS, Full, RoutingRequest, full, overloaded, place, resolve
+from extproc.core.decisions import Decisions
 from extproc.core.endpoint import Endpoint
 from extproc.core.experiment import Experiments
-from extproc.core.explain import Decisions, Explanation, explain, explain_held, explain_kept, refused
+from extproc.core.explain import Explanation, explain, explain_held, explain_kept, refused
 from extproc.core.fairqueue import FairQueue, QueuedRequest, Shed
 from extproc.core.families import NONE, Family
 from extproc.core.feedback import MS_NS, Feedback, coming
@@ -173,7 +174,7 @@ class Scheduler:
         """What would be done with a request now, endpoint by endpoint; changes nothing, asks no quota."""
         routing = self.resolve(request, tenant, "", key=key, now_ns=now_ns)
         if isinstance(routing, Reject):
-            return Explanation(id="", tenant=tenant.name, outcome=refused(routing), scores_of="now")
+            return Explanation(id="", tenant=tenant.name, outcome=refused(routing), of="now")
         return explain(
             routing,
             self.fleet,
@@ -189,15 +190,15 @@ class Scheduler:
         None when it is neither held nor among the last decisions.
         """
         reservation_id = self.decisions.reservation_of(name)
-        held = self._waiting.get(reservation_id)
+        held, rng = self._waiting.get(reservation_id), self._rng
         if held is not None:
-            everyone, rng = self._waiting.values(), self._rng
+            everyone = self._waiting.values()
             return explain_held(held, everyone, self.fleet, now_ns=now_ns, rng=rng, deciders=self._deciders)
         kept = self.decisions.get(reservation_id)
         if kept is None:
             return None
         state = "in flight" if reservation_id in self.ledger else "no longer in flight"
-        return explain_kept(kept, self.fleet, now_ns=now_ns, deciders=self._deciders, state=state)
+        return explain_kept(kept, self.fleet, now_ns=now_ns, rng=rng, deciders=self._deciders, state=state)
 
     def answered(self, asked: AskQuota, answer: Granted | Refused, *, now_ns: int) -> Routed | Reject | Hold:
         """The shared store has answered: the case goes on, or is refused."""
@@ -416,7 +417,7 @@ class Scheduler:
             prefill_ns=int(fastest_prefill_ms(work, pool.endpoints) * MS_NS),
             permits=routing.permits,
             affinity_group=routing.affinity_group,
-            order=getattr(pool.strategy_named(routing.strategy or pool.strategy), "order", None),
+            order=pool.strategy_named(routing.strategy or pool.strategy).order,
             payload=(routing, headers),
         )
         self.counts["held"] += 1
@@ -627,14 +628,8 @@ class Scheduler:
         # An arm's own instance hears of its own picks; what took its place, by the plain name.
         own = "#" in routing.strategy and routing.strategy.startswith(f"{reservation.strategy}#")
         strategy = pool.strategy_named(routing.strategy if own else reservation.strategy)
-        picked = getattr(strategy, "picked", None)
-        if picked is not None:
-            picked(
-                pool.endpoints,
-                endpoint,
-                routing.work,
-                at=SchedulingContext(now_ns=now_ns, deciders=self._deciders),
-            )
+        at = SchedulingContext(now_ns=now_ns, deciders=self._deciders)
+        strategy.picked(pool.endpoints, endpoint, routing.work, at=at)
         if placed.plan is not None:
             coming(pool, endpoint, placed.plan)
         standby = [self.fleet.endpoint(reservation.pool, each) for each in placed.addresses[1:]]

@@ -28,7 +28,7 @@ def context(
     if not work.prefix:
         return SchedulingContext(now_ns, NOTHING, patient, deciders)
     coming = _held(pool.coming, work)
-    given = NOTHING if coming else {e.address: pool.coming.blocks(e.address) for e in pool.endpoints}
+    given = NOTHING if coming else pool.coming.counts()
     return SchedulingContext(now_ns, _held(pool.prefixes, work), patient, deciders, coming, given)
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import msgspec
 
-from extproc.core.explain import DECISIONS_KEPT_MAX
+from extproc.core.decisions import DECISIONS_KEPT_MAX
 from extproc.core.outcome import Reject
 from extproc.core.reading import parse
 from extproc.core.request import RouteKind, find_route

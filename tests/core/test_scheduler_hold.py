@@ -16,7 +16,7 @@ from extproc.core.outcome import Hold, Outcome, Reject, Reservation, Routed
 from extproc.core.quota import ExactBooks, limits
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import ClassSpec, Policy
-from extproc.core.strategies import STRATEGIES
+from extproc.core.strategies import STRATEGIES, Strategy
 from extproc.core.tenant import Directory, Tenant
 from extproc.wire.codec import Reply
 from extproc.wire.exchange import Exchange
@@ -330,7 +330,7 @@ def test_room_that_an_expiry_makes_is_used_before_anybody_is_shed() -> None:
     assert id_ == hold.id
 
 
-class Broken:
+class Broken(Strategy):
     """A policy that fails."""
 
     name = "broken"

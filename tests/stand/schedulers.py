@@ -5,10 +5,13 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+from extproc.core.decide import Full, full, place, resolve
 from extproc.core.fleet import Fleet, Member, PoolSpec
-from extproc.core.outcome import Reservation
+from extproc.core.ledger import Ledger
+from extproc.core.outcome import Reject, Reservation, Routed
+from extproc.core.request import Request
 from extproc.core.scheduler import DeskLimits, Scheduler
-from extproc.core.tenant import Directory
+from extproc.core.tenant import Directory, Tenant
 from extproc.observe.stats import Stats
 from extproc.wire.processor import Processor
 from tests.stand.seals import SEAL
@@ -30,6 +33,25 @@ def make_scheduler(*fleet: Fleet | PoolSpec, **facts: Any) -> Scheduler:
         known = Fleet(pool for pool in fleet if isinstance(pool, PoolSpec))
     usual = {"instance": "i", "default_model": "m", "limits": DeskLimits(), "rng": Random(1)}
     return Scheduler(known, **{**usual, **facts})
+
+
+def decided(
+    request: Request,
+    tenant: Tenant,
+    fleet: Fleet,
+    books: Ledger,
+    *,
+    now_ns: int,
+    rng: Random,
+    degraded: str = "",
+    **facts: Any,
+) -> Routed | Reject:
+    """Both halves of a decision at once, for who cannot wait: full is a 429."""
+    routing = resolve(request, tenant, fleet, books, now_ns=now_ns, **facts)
+    if isinstance(routing, Reject):
+        return routing
+    placed = place(routing, fleet, now_ns=now_ns, rng=rng, degraded=degraded)
+    return full(routing) if isinstance(placed, Full) else placed
 
 
 def make_processor(scheduler: Scheduler, tenants: Directory | None = None, **facts: Any) -> Processor:

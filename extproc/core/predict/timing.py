@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 
+#: Work at which speeds are compared: a step of so many sequences, which hold so much context together.
+TYPICAL_BATCH, TYPICAL_CONTEXT_TOKENS = 16, 16_000
+
 
 @dataclass(slots=True)
 class Timing:

@@ -15,9 +15,8 @@ Hooks that a strategy may have, beyond `rank`:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import is_dataclass, replace
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 from extproc.core.strategies.base import Ranking, Strategy, lowest
 from extproc.core.strategies.cost import LeastCost
@@ -93,10 +92,8 @@ def build(name: str, params: Mapping[str, Value] = _DEFAULTS) -> Strategy:
     ValueError for a name or a parameter that is not known, a value of another type or one out of range.
     """
     prototype = _named(name)
-    if not is_dataclass(type(prototype)):
-        # Somebody's own class in the registry: without fields it has no parameters.
-        return cast(Strategy, prototype)
-    return cast(Strategy, replace(prototype, **checked(prototype, name, params)))
+    given: dict[str, Any] = checked(prototype, name, params)
+    return type(prototype)(**given)
 
 
 def parameters(name: str) -> dict[str, tuple[type, Value]]:
@@ -104,7 +101,7 @@ def parameters(name: str) -> dict[str, tuple[type, Value]]:
     return parameters_of(_named(name))
 
 
-def _named(name: str) -> Any:
+def _named(name: str) -> Strategy:
     found = STRATEGIES.get(name)
     if found is None:
         raise ValueError(f"no strategy {name!r}; there are: {', '.join(sorted(STRATEGIES))}")

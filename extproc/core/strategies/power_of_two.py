@@ -14,12 +14,12 @@ from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import Ranking
+from extproc.core.strategies.base import Ranking, Strategy
 from extproc.core.work import NOW, SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)
-class PowerOfTwo:
+class PowerOfTwo(Strategy):
     """The better of two at random."""
 
     name: ClassVar[str] = "power_of_two"

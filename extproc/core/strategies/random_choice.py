@@ -13,12 +13,12 @@ from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import Ranking, lowest
+from extproc.core.strategies.base import Ranking, Strategy, lowest
 from extproc.core.work import NOW, SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)
-class RandomChoice:
+class RandomChoice(Strategy):
     """Chances by weight."""
 
     name: ClassVar[str] = "random"

@@ -33,7 +33,7 @@ def test_the_score_is_the_predicted_time(fleet: Fleet) -> None:
     assert scores(FULL_SCAN, [idle, waits, runs, ill]) == pytest.approx(
         [
             15 + 2 * 11,
-            40 + 15 + 2 * 11,
+            40 + 10 + 2 * 11,  # it shares the base of those that wait
             10 + 15 + 2 * 21,  # half of 10 + 10 before it; 10 + 11 with it
             2 * (15 + 2 * 11),
         ]
