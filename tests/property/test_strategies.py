@@ -20,7 +20,7 @@ from tests.stand.examples import examples
 from tests.stand.fleets import MODELS, contexts, fleets, works
 
 #: Those that may answer that it waits.
-HOLDING = {"steer", "queue"}
+HOLDING = {name for name, strategy in STRATEGIES.items() if strategy.binds_late}
 #: Those that draw: by chance alone, or to break ties.
 DRAWING = {
     "random",
@@ -45,7 +45,7 @@ def taught(name: str, candidates: list[Endpoint], work: Work, params: dict[str, 
     """A strategy that has placed the request's like on every other candidate before."""
     strategy = build(name, params or {})
     for endpoint in candidates[::2]:
-        if hasattr(strategy, "picked") and name != "weighted_round_robin":
+        if strategy.keeps_own:
             strategy.picked(candidates, endpoint, work, at=NOW)
     return strategy
 
