@@ -72,7 +72,7 @@ class LeastPermits(Scored):
     def scores(self, candidates, work, at):
         return [(e.load_permits + 1) / e.weight**self.health for e in candidates]
 
-    def explain(self, endpoint, work, *, at=NOW):
+    def explain(self, endpoint, work, expected, *, at):
         return {"permits": endpoint.load_permits, "weight": endpoint.weight}
 ```
 

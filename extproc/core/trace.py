@@ -63,12 +63,14 @@ class PlacementTrace:
         forecast, go into the decision."""
         self._reason, self._named = reason, [endpoint.address for endpoint in named]
         self._forecasts = dict(zip(self._named, found, strict=True))
-        for endpoint in endpoints if self.whole else named[:1]:
-            self._terms[endpoint.address] = strategy.explain(endpoint, work, at=at)
         if not self.whole:
+            first = named[0]
+            self._terms[first.address] = strategy.explain(first, work, Forecast._make(found[0]), at=at)
             return
         for endpoint, values in zip(endpoints, forecasts(endpoints, work, cached=at.cached), strict=True):
             self._forecasts[endpoint.address] = values
+            expected = Forecast._make(values)
+            self._terms[endpoint.address] = strategy.explain(endpoint, work, expected, at=at)
         if strategy.binds_late:
             for endpoint, score in zip(endpoints, reason.scores, strict=False):
                 if score >= LATER_MS:

@@ -17,7 +17,7 @@ from extproc.core.outcome import LATER_MS
 from extproc.core.predict.speed import Speed
 from extproc.core.strategies import NOW, STRATEGIES, SchedulingContext, Work, build
 from tests.stand.examples import examples
-from tests.stand.fleets import MODELS, contexts, fleets, works
+from tests.stand.fleets import MODELS, contexts, fleets, terms_of, works
 
 #: Those that may answer that it waits.
 HOLDING = {name for name, strategy in STRATEGIES.items() if strategy.binds_late}
@@ -190,7 +190,7 @@ def test_nothing_known_is_no_fault(name: str, work: Work, size: int, seed: int) 
     strategy: Any = build(name)
     ranking = strategy.rank(candidates, work, count=1, rng=Random(seed))
     assert len(ranking.best) == 1
-    assert all(math.isfinite(value) for value in strategy.explain(candidates[0], work).values())
+    assert all(math.isfinite(value) for value in terms_of(strategy, candidates[0], work).values())
 
 
 @names
@@ -202,7 +202,7 @@ def test_every_term_is_a_number(
     """What explains a score can be printed, whatever the endpoint."""
     strategy = taught(name, candidates, work)
     for endpoint in candidates:
-        terms = strategy.explain(endpoint, work, at=at)
+        terms = terms_of(strategy, endpoint, work, at=at)
         assert terms
         assert all(isinstance(value, int | float) and math.isfinite(value) for value in terms.values())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from random import Random
 
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from extproc.core.predict.prior import Prior, prior
 from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.predict.timing import Timing
 from extproc.core.reports import GpuReport, ReplicaReport
-from extproc.core.strategies import SchedulingContext, Work
+from extproc.core.strategies import NOW, SchedulingContext, Strategy, Work, forecast
 
 S = 1_000_000_000
 MODELS = (
@@ -79,6 +80,13 @@ def fleet_of(size: int, seed: int) -> list[Endpoint]:
         load.reserved_tokens = count(10**7)
         endpoints.append(e)
     return endpoints
+
+
+def terms_of(
+    strategy: Strategy, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW
+) -> Mapping[str, float]:
+    """The terms of an endpoint's score, as a trace asks for them."""
+    return strategy.explain(endpoint, work, forecast(endpoint, work, cached=at.cached), at=at)
 
 
 fleets = st.builds(fleet_of, st.integers(1, 12), st.integers(0, 1 << 32))

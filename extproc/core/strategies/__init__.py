@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.forecast import forecast, forecasts
+from extproc.core.forecast import Forecast, forecast, forecasts
 from extproc.core.outcome import LATER_MS
 from extproc.core.strategies.base import Ranking, Scored, Strategy, lowest
 from extproc.core.strategies.cost import LeastCost
@@ -76,6 +76,7 @@ __all__ = [
     "PEERS",
     "STRATEGIES",
     "Endpoint",
+    "Forecast",
     "Ranking",
     "SchedulingContext",
     "Scored",

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.fairqueue.order import Order
-from extproc.core.forecast import Values
+from extproc.core.forecast import Forecast, Values
 from extproc.core.work import NOW, SchedulingContext, Work
 
 #: So many candidates are sorted; of more the best are kept in a heap.
@@ -62,8 +62,10 @@ class Strategy(ABC):
     ) -> Ranking:
         """Rank the best `count` of at least one candidate."""
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> Mapping[str, float]:
-        """Every term of an endpoint's score, by name."""
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> Mapping[str, float]:
+        """Every term of an endpoint's score, by name; `expected` is what is forecast there."""
         return {}
 
     def holds_back(

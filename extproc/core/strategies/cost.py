@@ -25,12 +25,12 @@ from math import log
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.forecast import forecast, forecasts
+from extproc.core.forecast import Forecast, forecasts
 from extproc.core.outcome import LATER_MS
 from extproc.core.predict.timing import TYPICAL_BATCH, TYPICAL_CONTEXT_TOKENS
 from extproc.core.strategies.base import Scored, weighted_ttft_ms
 from extproc.core.strategies.parameter import bounded
-from extproc.core.work import NOW, SchedulingContext, Work
+from extproc.core.work import SchedulingContext, Work
 
 #: The highest tier; LATER_MS, which is added where the targets are not met, is far above.
 TIER_MAX = 1_000
@@ -77,9 +77,10 @@ class LeastCost(Scored):
         least, width = min(costs), log(1.0 + self.same_cost)
         return [float(min(int(log(cost / least) / width), TIER_MAX)) for cost in costs]
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score; `cost` is in what its price is in, 0 where that is unknown."""
-        expected = forecast(endpoint, work, cached=at.cached)
         busy = busy_ms(endpoint, work, expected.prefill_ms)
         return {
             "ttft_ms": weighted_ttft_ms([endpoint], work, [expected])[0],

@@ -24,7 +24,7 @@ from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.forecast import Values, forecast, forecasts
+from extproc.core.forecast import Forecast, Values, forecasts
 from extproc.core.outcome import LATER_MS
 from extproc.core.strategies.base import Ranking, Strategy, lowest, weighted_ttft_ms
 from extproc.core.strategies.parameter import bounded
@@ -97,9 +97,10 @@ class LeastLatency(Strategy):
             times.append((first, each))
         return times
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score, were it drawn."""
-        expected = forecast(endpoint, work, cached=at.cached)
         predicted = weighted_ttft_ms([endpoint], work, [expected])
         first, each = self._times([endpoint], predicted, [expected], at)[0]
         return {

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
+from extproc.core.forecast import Forecast
 from extproc.core.strategies.base import Scored, handicaps
-from extproc.core.work import NOW, SchedulingContext, Work
+from extproc.core.work import SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,9 @@ class LeastRequest(Scored):
             scores = [s + a / each / e.weight for s, a, e in zip(scores, added, candidates, strict=True)]
         return scores
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score."""
         added = handicaps([endpoint], work)
         return {

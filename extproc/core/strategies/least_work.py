@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from extproc.core.endpoint import FOREIGN_REQUEST_TOKENS, Endpoint
+from extproc.core.forecast import Forecast
 from extproc.core.strategies.base import Scored, handicaps
-from extproc.core.work import NOW, SchedulingContext, Work
+from extproc.core.work import SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,9 @@ class LeastWork(Scored):
         """Fewest outstanding tokens first; scores in tokens."""
         return outstanding(candidates, work)
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score."""
         added = handicaps([endpoint], work)
         return {

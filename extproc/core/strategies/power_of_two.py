@@ -14,6 +14,7 @@ from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
+from extproc.core.forecast import Forecast
 from extproc.core.strategies.base import Ranking, Strategy
 from extproc.core.work import NOW, SchedulingContext, Work
 
@@ -41,6 +42,8 @@ class PowerOfTwo(Strategy):
         pair = sorted(drawn[:2], key=lambda i: (scores[i], candidates[i].picked))
         return Ranking(scores, (pair + drawn[2:])[:count])
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score, were it sampled."""
         return {"requests": endpoint.load_requests, "weight": endpoint.weight}

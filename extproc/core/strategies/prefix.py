@@ -24,10 +24,11 @@ from typing import ClassVar
 from xxhash import xxh3_64_intdigest
 
 from extproc.core.endpoint import Endpoint
+from extproc.core.forecast import Forecast
 from extproc.core.strategies.base import Scored
 from extproc.core.strategies.least_work import outstanding
 from extproc.core.strategies.parameter import bounded
-from extproc.core.work import NOW, SchedulingContext, Work
+from extproc.core.work import SchedulingContext, Work
 
 #: Load at which the tie among equally good caches is worth half a token.
 TIE_TOKENS = 1_000_000.0
@@ -67,7 +68,9 @@ class LongestPrefix(Scored):
     def _most(self, least: float) -> float:
         return max(least + self.imbalance_tokens, self.imbalance_ratio * least)
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score; `affinity` is its lot in the rendezvous, the highest wins."""
         return {
             "cached_tokens": _cached(endpoint, work, at),

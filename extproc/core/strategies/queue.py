@@ -23,7 +23,7 @@ from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.fairqueue.order import EarliestDeadline, Order
-from extproc.core.forecast import running, start_ms
+from extproc.core.forecast import Forecast, running, start_ms
 from extproc.core.outcome import LATER_MS
 from extproc.core.strategies.base import Ranking, Strategy, lowest, zone_ms
 from extproc.core.strategies.parameter import bounded
@@ -86,7 +86,9 @@ class LeastStart(Strategy):
             return (f"reserve: {endpoint.load_permits} of {endpoint.max_concurrent} permits are taken",)
         return ()
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score."""
         return {
             "queued": endpoint.load.queued,

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
+from extproc.core.forecast import Forecast
 from extproc.core.strategies.base import Scored
-from extproc.core.work import NOW, SchedulingContext, Work
+from extproc.core.work import SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class RoundRobin(Scored):
         """The earliest turn first."""
         return [endpoint.turn for endpoint in candidates]
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score."""
         return {"turn": endpoint.turn, "weight": endpoint.weight}

@@ -44,6 +44,7 @@ from extproc.core.endpoint import Endpoint
 from extproc.core.fairqueue.order import FeasibleFirst, Order
 from extproc.core.forecast import (
     FOREIGN_CONTEXT_TOKENS,
+    Forecast,
     forecast,
     forecasts,
     growth_tokens,
@@ -225,10 +226,11 @@ class Steer(Strategy):
                 return True
         return False
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score."""
         load, kv = endpoint.load, endpoint.kv_tokens
-        expected = forecast(endpoint, work, cached=at.cached)
         slack = load.tightest_ms(expected.step_ms, now_ns=at.now_ns)
         return {
             "queued": load.queued,

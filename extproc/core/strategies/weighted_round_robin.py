@@ -26,10 +26,11 @@ from math import fsum
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
+from extproc.core.forecast import Forecast
 from extproc.core.outcome import LATER_MS
 from extproc.core.predict.timing import TYPICAL_BATCH, TYPICAL_CONTEXT_TOKENS
 from extproc.core.strategies.base import Scored
-from extproc.core.work import NOW, SchedulingContext, Work
+from extproc.core.work import SchedulingContext, Work
 
 #: KV tokens that a GiB of GPU memory stands for where nobody says (450k on 80 GiB: replica-models.md).
 KV_TOKENS_PER_GIB = 5_625.0
@@ -73,7 +74,9 @@ class WeightedRoundRobin(Scored):
             e.smooth = min(e.smooth + each / total, CREDIT_MAX)
         endpoint.smooth = max(endpoint.smooth - 1.0, -CREDIT_MAX)
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's weight, and its credit."""
         memory, each = memory_tokens(endpoint), weights_of([endpoint])[0]
         step_ms = endpoint.speed.step_ms(TYPICAL_BATCH, TYPICAL_CONTEXT_TOKENS)

@@ -9,6 +9,7 @@ from extproc.core.endpoint import Endpoint
 from extproc.core.outcome import LATER_MS
 from extproc.core.strategies import SchedulingContext, Work
 from extproc.core.strategies.cost import LeastCost
+from tests.stand.fleets import terms_of
 
 Fleet = Callable[..., list[Endpoint]]
 STRATEGY = LeastCost()
@@ -92,7 +93,7 @@ def test_output_is_paid_for_too(fleet: Fleet) -> None:
     """A sixteenth of a step of 16 for each token."""
     (endpoint,) = fleet(1)
     endpoint.price_per_hour = 3.6
-    terms = STRATEGY.explain(endpoint, Work(1_000, 160, rank=1))
+    terms = terms_of(STRATEGY, endpoint, Work(1_000, 160, rank=1))
     assert terms["busy_ms"] == pytest.approx(105 + 160 * 26 / 16)
     assert terms["cost"] == pytest.approx(365 * 3.6 / 3_600_000)
     assert terms["premium"] == 0.0

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from extproc.core.strategies import (
-    NOW,
     Endpoint,
+    Forecast,
     SchedulingContext,
     Scored,
     Work,
     bounded,
-    forecast,
     forecasts,
 )
 
@@ -37,7 +36,8 @@ class LeastPermits(Scored):
             for e, (ttft_ms, *_) in zip(candidates, found, strict=True)
         ]
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> Mapping[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> Mapping[str, float]:
         """The terms of one endpoint's score."""
-        ttft_ms = forecast(endpoint, work, cached=at.cached).ttft_ms
-        return {"permits": endpoint.load_permits, "weight": endpoint.weight, "ttft_ms": ttft_ms}
+        return {"permits": endpoint.load_permits, "weight": endpoint.weight, "ttft_ms": expected.ttft_ms}

@@ -16,9 +16,10 @@ from math import sqrt
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
+from extproc.core.forecast import Forecast
 from extproc.core.strategies.parameter import bounded
 from extproc.core.strategies.peers.indexed import Drawn, Indexed
-from extproc.core.work import NOW, SchedulingContext, Work
+from extproc.core.work import SchedulingContext, Work
 
 #: What running requests weigh between equal matches: below the smallest difference of two matches.
 TIE = 1e-4
@@ -46,7 +47,9 @@ class AibrixPrefix(Indexed, Drawn):
             for each, rate in zip(running, self.rates(candidates, work), strict=True)
         ]
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score."""
         return {
             "running": endpoint.requests,

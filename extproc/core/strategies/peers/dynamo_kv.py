@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
+from extproc.core.forecast import Forecast
 from extproc.core.strategies.parameter import bounded
 from extproc.core.strategies.peers.indexed import Drawn, Indexed
-from extproc.core.work import NOW, SchedulingContext, Work
+from extproc.core.work import SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,9 @@ class DynamoKv(Indexed, Drawn):
         tokens = endpoint.kv_tokens or endpoint.speed.model.prior.kv_capacity_tokens
         return max(1, int(tokens / max(1.0, work.block_tokens)))
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score, in blocks."""
         each = max(1.0, work.block_tokens)
         return {

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
+from extproc.core.forecast import Forecast
 from extproc.core.strategies.parameter import bounded
 from extproc.core.strategies.peers.indexed import Drawn, Indexed
-from extproc.core.work import NOW, SchedulingContext, Work
+from extproc.core.work import SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,9 @@ class LlmdDefault(Indexed, Drawn):
             for e, wait, rate in zip(candidates, waits, rates, strict=True)
         ]
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score; waiting is compared with the others' when ranked."""
         return {
             "waiting": waiting(endpoint),

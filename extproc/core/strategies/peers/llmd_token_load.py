@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
+from extproc.core.forecast import Forecast
 from extproc.core.strategies.parameter import bounded
 from extproc.core.strategies.peers.indexed import Drawn, Indexed
-from extproc.core.work import NOW, SchedulingContext, Work
+from extproc.core.work import SchedulingContext, Work
 
 TOKENS_MAX = 4_194_304
 
@@ -57,7 +58,9 @@ class LlmdTokenLoad(Indexed, Drawn):
     def _ttft_ms(self, tokens: float) -> float:
         return tokens / self.prefill_tokens_per_s * 1_000.0
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score."""
         rate = self.rates([endpoint], work)[0]
         return {

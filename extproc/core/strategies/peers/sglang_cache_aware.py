@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
+from extproc.core.forecast import Forecast
 from extproc.core.prefix import BLOCK_BYTES
 from extproc.core.strategies.base import Scored
 from extproc.core.strategies.parameter import bounded
 from extproc.core.strategies.peers.indexed import Indexed
-from extproc.core.work import NOW, SchedulingContext, Work
+from extproc.core.work import SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,9 @@ class SglangCacheAware(Indexed, Scored):
         super(SglangCacheAware, self).forget(address)
         self.tails.pop(address, None)
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score."""
         return {
             "requests": endpoint.requests,

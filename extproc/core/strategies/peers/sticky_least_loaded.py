@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
+from extproc.core.forecast import Forecast
 from extproc.core.strategies.base import Scored
-from extproc.core.work import NOW, SchedulingContext, Work
+from extproc.core.work import SchedulingContext, Work
 
 SESSIONS_MAX = 65_536
 
@@ -44,7 +45,9 @@ class StickyLeastLoaded(Scored):
         if len(self.homes) > SESSIONS_MAX:
             self.homes.popitem(last=False)
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score."""
         home = self.homes.get(work.session) if work.session else None
         return {"home": float(endpoint.address == home), "requests": endpoint.requests}
