@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 from random import Random
 from typing import Any
@@ -13,8 +14,8 @@ from extproc.core.decide import place, resolve
 from extproc.core.endpoint import Endpoint
 from extproc.core.fleet import Member, PoolSpec
 from extproc.core.forecast import FOREIGN_CONTEXT_TOKENS, Forecast, forecast, forecasts, plan, start_ms
-from extproc.core.load import Load
-from extproc.core.outcome import LATER_MS, Routed
+from extproc.core.load import MS_NS, Load
+from extproc.core.outcome import LATER_MS, Outcome, Routed
 from extproc.core.predict.prior import Prior
 from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.predict.timing import Timing
@@ -165,3 +166,32 @@ def test_what_a_request_will_hold_is_what_it_then_holds() -> None:
     endpoint.load.first("x", job, now_ns=1)
     assert endpoint.load.context_tokens == 130
     assert expected.tpot_ms == pytest.approx(endpoint.speed.step_ms(3, 130))
+
+
+def test_what_others_run_is_not_learnt_as_slowness() -> None:
+    """An engine as fast as its model, with 40 foreign streams: after 40 requests its factor is still 1."""
+    pool = PoolSpec(name="p", models=("m",), strategy="steer", endpoints=(Member("10.0.0.0:80"),))
+    scheduler = make_scheduler(pool)
+    (endpoint,) = scheduler.fleet.endpoints
+    endpoint.speed, endpoint.foreign = Speed(SpeedModel(Prior(replace(MODEL.timing), 100_000, True))), 40
+    now_ns = 0
+    for _ in range(40):
+        routed = scheduler.admit(replace(CHAT, stream=True), ANONYMOUS, now_ns=now_ns)
+        assert isinstance(routed, Routed)
+        assert routed.plan is not None
+        first_ns = now_ns + int(routed.plan.ttft_ms * MS_NS)
+        scheduler.first_token(routed.reservation.id, now_ns=first_ns)
+        now_ns = first_ns + int(39 * routed.plan.tpot_ms * MS_NS)
+        ended = Outcome(
+            reservation=routed.reservation,
+            final=True,
+            status=200,
+            served_by="10.0.0.0:80",
+            attempts=1,
+            prompt_tokens=100,
+            output_tokens=40,
+        )
+        assert scheduler.settle(ended, now_ns=now_ns)
+    assert endpoint.speed.observations >= 80
+    assert endpoint.speed.factor == pytest.approx(1.0, rel=0.02)
+    assert endpoint.speed.model.timing.step_ms(1, 120) == pytest.approx(MODEL.timing.step_ms(1, 120), rel=0.1)
