@@ -50,6 +50,46 @@ How the strategies compare, simulated on production traces, is in [simulator.md]
 """  # noqa: E501 (a table's rows)
 
 
+OTHERS = """# A strategy of your own
+
+A distribution of your own may add one. Steersman finds it by an entry point of the group
+`steersman.strategies`, whose name is the strategy's:
+
+```toml
+[project.entry-points."steersman.strategies"]
+example-least-permits = "example_strategy:LeastPermits"
+```
+
+The class derives from `Strategy` or `Scored`. All that it needs is exported by `extproc.core.strategies`:
+
+```python
+@dataclass(frozen=True, slots=True)
+class LeastPermits(Scored):
+    name: ClassVar[str] = "example-least-permits"
+
+    health: float = bounded(1.0, 0.0, 4.0)
+
+    def scores(self, candidates, work, at):
+        return [(e.load_permits + 1) / e.weight**self.health for e in candidates]
+
+    def explain(self, endpoint, work, expected, *, at):
+        return {"permits": endpoint.load_permits, "weight": endpoint.weight}
+```
+
+- The lowest score is chosen. `Strategy.rank` instead of `Scored.scores` may draw, or let a request wait.
+- Fields are parameters, with a default and a range. Each pool has an instance of its own.
+- `forecasts` gives the times that the default goes by, for many endpoints at once.
+- Traits and hooks stand in `Strategy`, each with a default: `binds_late`, `keeps_own`, `picked` and others.
+- A strategy does no I/O. Time comes as `at.now_ns`, chance as `rng`.
+
+Install the distribution where Steersman runs, and name the strategy in the file. It is imported when a file
+names it. If it is broken, `steersman check` names the distribution and what is wrong. Files that do not name
+it are not affected. A strategy that fails in a decision costs no request: `least_request` chooses then, and
+the reason says "degraded". Names of ours are not replaced. `replay` and `tune` take it too, `simulate` does
+not. The whole example is in `tests/plugins/steersman-example`.
+"""
+
+
 def section(strategy: Strategy) -> str:
     """A strategy's module docstring and its parameters."""
     module = inspect.getmodule(type(strategy))
@@ -74,7 +114,7 @@ def page() -> str:
     about = (
         "# Other projects' policies, to compare with\n\nRebuilt from what is published; they never hold.\n"
     )
-    return with_contents("\n".join([HEAD, *ours, about, *peers]).rstrip() + "\n")
+    return with_contents("\n".join([HEAD, *ours, about, *peers, OTHERS]).rstrip() + "\n")
 
 
 def test_the_strategies_page_is_what_the_modules_say() -> None:

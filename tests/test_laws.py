@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = sorted((ROOT / "extproc" / "core").rglob("*.py"))
 #: What the core may import beside itself and msgspec (law: pure core).
 PURE = {
+    "abc",
     "__future__",
     "array",
     "bisect",

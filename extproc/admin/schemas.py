@@ -169,17 +169,19 @@ SCHEMAS: Final[dict[str, Any]] = {
             "tenant": TEXT,
             "outcome": TEXT,
             "reason": TEXT,
-            "endpoints": _list(
-                _object(
-                    {
-                        "address": TEXT,
-                        "verdict": TEXT,
-                        "why": _list(TEXT),
-                        "score": MAYBE,
-                        "terms": _map(MAYBE),
-                    }
-                )
-            ),
+            "endpoints": _list(_ref("ExplainedEndpoint")),
+            "now": {"oneOf": [_ref("ExplainedNow"), {"type": "null"}]},
+        }
+    ),
+    "ExplainedNow": _object({"outcome": TEXT, "endpoints": _list(_ref("ExplainedEndpoint"))}),
+    "ExplainedEndpoint": _object(
+        {
+            "address": TEXT,
+            "verdict": TEXT,
+            "why": _list(TEXT),
+            "score": MAYBE,
+            "terms": _map(MAYBE),
+            "forecast": _map(MAYBE),
         }
     ),
     "Experiments": _object({"experiments": _list(_ref("Experiment")), "past": _list(TEXT)}),

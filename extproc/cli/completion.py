@@ -84,10 +84,12 @@ complete_endpoints = _of(
 
 def complete_strategies(_ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The strategies there are; in a list a,b,c the last one is completed."""
-    from extproc.core.strategies import STRATEGIES
+    from extproc.config.plugins import strategy_names
+    from extproc.core.catalogue import STRATEGY_NAMES
 
     before, comma, last = incomplete.rpartition(",")
-    return [CompletionItem(f"{before}{comma}{name}") for name in STRATEGIES if name.startswith(last)]
+    names = (*STRATEGY_NAMES, *strategy_names())
+    return [CompletionItem(f"{before}{comma}{name}") for name in names if name.startswith(last)]
 
 
 @click.command(

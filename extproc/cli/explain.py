@@ -23,8 +23,10 @@ ROWS_MAX = 40
 #: A larger request is not sent.
 BODY_BYTES_MAX = 64 * 1024 * 1024
 #: Colours of verdicts by their first word.
-STYLES = {"chosen": "bold green", "waits": "yellow", "suspect": "yellow", "removed": "red", "not": "dim"}
+STYLES = {"chosen": "bold green", "waits": "yellow", "suspect": "yellow", "removed": "red"}
 
+#: What is shown of an endpoint's forecast.
+FORECAST = {"ttft_ms": "TTFT", "tpot_ms": "TPOT"}
 #: A held request's times, as they are called in its line.
 _TIMES = (("waits for", "waited_ms"), ("first token due in", "due_in_ms"), ("429 in", "shed_in_ms"))
 
@@ -106,25 +108,37 @@ def command(
 
 
 def show(found: Mapping[str, Any], console: Console) -> None:
-    """Draw an explanation: what became of the request, and a line for each endpoint."""
-    from rich.table import Table
-
+    """Draw an explanation: what became of the request, and a line for each endpoint; of a past one also what
+    would be done with it now."""
     for name, value in facts(found):
         console.print(f"[dim]{name:<9}[/] {value}", highlight=False)
-    endpoints = found["endpoints"]
+    _table(found["endpoints"], found["scores_of"], console)
+    if (now := found["now"]) is not None:
+        console.print(f"\n[dim]{'now':<9}[/] the same request {_plain(now['outcome'])}", highlight=False)
+        _table(now["endpoints"], "now", console)
+
+
+def _table(endpoints: list[dict[str, Any]], of: str, console: Console) -> None:
+    from rich.table import Table
+
     if not endpoints:
         return
     shown = endpoints[:ROWS_MAX]
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for head in ("endpoint", "verdict", f"score ({found['scores_of']})", f"terms ({found['terms_of']})"):
+    for head in ("endpoint", "verdict", f"score ({of})", f"forecast ({of})", f"terms ({of})"):
         table.add_column(head, justify="right" if head.startswith("score") else "left", overflow="fold")
     for each in shown:
         style = STYLES.get(each["verdict"].partition(" ")[0], "")
         verdict = f"[{style}]{each['verdict']}[/]" if style else each["verdict"]
         why = "".join(f"\n[dim]{_plain(reason)}[/]" for reason in each["why"])
         score = "–" if each["score"] is None else f"{each['score']:,.6g}"
+        expected = "  ".join(
+            f"{label} {_value(each['forecast'][name])} ms"
+            for name, label in FORECAST.items()
+            if name in each["forecast"]
+        )
         terms = "  ".join(f"{name} {_value(value)}" for name, value in each["terms"].items())
-        table.add_row(each["address"], verdict + why, score, terms)
+        table.add_row(each["address"], verdict + why, score, expected, terms)
     console.print(table, highlight=False)
     if len(endpoints) > len(shown):
         console.print(f"[dim]… and {len(endpoints) - len(shown)} more; --json has them all[/]")

@@ -8,8 +8,10 @@ import re
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic.config import JsonDict
 
 from extproc.config import redis_url
+from extproc.config.plugins import load_strategy, strategy_names
 from extproc.core.catalogue import STRATEGY_NAMES
 from extproc.meant import meant
 
@@ -181,15 +183,18 @@ RedisUrl = Annotated[str, AfterValidator(_redis)]
 
 
 def _strategy(value: str) -> str:
-    if value not in STRATEGY_NAMES:
-        known = ", ".join(STRATEGY_NAMES)
-        raise ValueError(f"{value!r} is not a strategy; there are {known}{meant(value, STRATEGY_NAMES)}")
+    if not load_strategy(value):
+        known = (*STRATEGY_NAMES, *strategy_names())
+        raise ValueError(f"{value!r} is not a strategy; there are {', '.join(known)}{meant(value, known)}")
     return value
 
 
-StrategyName = Annotated[
-    str, AfterValidator(_strategy), Field(json_schema_extra={"enum": list(STRATEGY_NAMES)})
-]
+def _with_strategies(schema: JsonDict) -> None:
+    """The schema names what is installed here."""
+    schema["enum"] = [*STRATEGY_NAMES, *strategy_names()]
+
+
+StrategyName = Annotated[str, AfterValidator(_strategy), Field(json_schema_extra=_with_strategies)]
 
 
 def _floor(value: object) -> object:

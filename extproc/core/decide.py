@@ -10,18 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from extproc.core.candidates import Needs, eligible, standing_by
 from extproc.core.endpoint import Endpoint, places
 from extproc.core.families import NONE, Family, FamilyChoice, pick
 from extproc.core.fleet import Fleet, Pool
-from extproc.core.forecast import FREE, plan
+from extproc.core.forecast import FREE, Forecast, forecasts, plan
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import LATER_MS, Reason, Reject, Reservation, Routed
 from extproc.core.request import Request, RouteKind, limited, no_model, unfit
+from extproc.core.sizing import STANDARD, context, predict
 from extproc.core.slo import ClassSpec
 from extproc.core.strategies import FALLBACK, Ranking, SchedulingContext, Strategy, Work
-from extproc.core.strategies.base import NOW, lowest
+from extproc.core.strategies.base import lowest
 from extproc.core.tenant import Tenant
-from extproc.core.work import STANDARD, context, predict
+from extproc.core.trace import PlacementTrace
 
 #: Endpoints named in a decision where nothing is said of retries: the choice and two more.
 ENDPOINTS_NAMED = 3
@@ -81,6 +83,10 @@ class RoutingRequest:
         """Output tokens that are reserved."""
         return 0 if self.free else self.work.output_tokens
 
+    def needs(self, permits: int) -> Needs:
+        """What it asks of an endpoint that shall have so many permits free."""
+        return Needs(permits, self.tenant.regions, self.only)
+
 
 class Full:
     """Every replica that could serve it is at its limit: it may wait."""
@@ -93,40 +99,6 @@ WAITS = Full()
 
 def _nobody_waits(_pool: str) -> int:
     return 0
-
-
-def decide(
-    request: Request,
-    tenant: Tenant,
-    fleet: Fleet,
-    books: Ledger,
-    *,
-    id: str,  # noqa: A002 (the reservation's own word)
-    default_model: str,
-    reservations_max: int,
-    now_ns: int,
-    rng: Random,
-    zone: str = "",
-    key: str = "",
-    degraded: str = "",
-) -> Routed | Reject:
-    """Both halves at once, for who cannot wait: full is a 429."""
-    routing = resolve(
-        request,
-        tenant,
-        fleet,
-        books,
-        id=id,
-        default_model=default_model,
-        reservations_max=reservations_max,
-        zone=zone,
-        key=key,
-        now_ns=now_ns,
-    )
-    if isinstance(routing, Reject):
-        return routing
-    placed = place(routing, fleet, now_ns=now_ns, rng=rng, degraded=degraded)
-    return full(routing) if isinstance(placed, Full) else placed
 
 
 def resolve(
@@ -205,18 +177,28 @@ def place(
     among: Sequence[Endpoint] | None = None,
     patient: bool = False,
     deciders: int = 1,
+    trace: PlacementTrace | None = None,
 ) -> Routed | Reject | Full:
     """Where a case goes now: the ordered endpoints, a refusal that waiting would not mend, or FULL.
 
     `degraded`, when set, makes the choice by least in flight and is said in the reason; so does
     telemetry that is stale everywhere. `among` asks of these endpoints alone. `patient` and `deciders` as
-    in `strategies.Moment`.
+    in `work.SchedulingContext`. `trace` is filled with how it came about; a decision has its own, in brief.
     """
     pool = fleet.pools.get(routing.pool)
     if pool is None:
         return Reject(status=404, code="model_not_found", message=f"pool {routing.pool!r} is no more")
     tenant, outside = routing.tenant, 0
-    endpoints: Sequence[Endpoint] = pool.endpoints if among is None else among
+    everyone: Sequence[Endpoint] = pool.endpoints if among is None else among
+    endpoints = everyone
+    permits = routing.permits
+    if permits > 1 and pool.engine != "tgi":
+        allows = routing.needs(permits).allows
+        permits = places(permits, [e for e in pool.endpoints if allows(e)])
+    strategy, degraded = strategy_of(routing, pool, degraded)
+    if trace is not None:
+        trace.strategy, trace.degraded = strategy.name, degraded
+        trace.before(everyone, routing.needs(permits), now_ns)
     if tenant.regions is not None:
         endpoints = [endpoint for endpoint in endpoints if endpoint.region in tenant.regions]
         if not endpoints and pool.endpoints:
@@ -227,29 +209,38 @@ def place(
         outside = allowed - len(endpoints)
         if not endpoints:
             return FULL if among is not None else _no_subset(pool)
-    candidates, suspects, removed = eligible(endpoints, wanted(routing, pool), now_ns)
+    candidates, suspects, removed = eligible(endpoints, permits, now_ns)
     if tenant.regions is not None and len(endpoints) + outside < len(pool.endpoints):
         removed["in other regions"] = len(pool.endpoints) - len(endpoints) - outside
     if outside:
         removed["outside the subset"] = outside
     if not candidates and not suspects:
         return FULL if among is not None else _none_left(pool, endpoints, routing.permits)
-    strategy, degraded = strategy_of(routing, pool, degraded)
     at = context(routing.work, pool, now_ns=now_ns, patient=patient, deciders=deciders)
     considered = [*candidates, *suspects] if suspects else candidates
-    reason = ranked(routing, strategy, candidates, suspects, removed, rng, degraded, at)
+    reason = choose(strategy, candidates, suspects, routing, removed, rng, degraded, at)
     if not reason.best:
+        if trace is not None:
+            trace.ranked(strategy, reason, considered, (), (), routing.work, at)
         return WAITS if patient and min(reason.scores) < LATER_MS else FULL
     chosen = [considered[i] for i in reason.best]
     if among is not None:
         chosen += _alternates(routing, pool, tuple(chosen), now_ns, rng)
-    first, addresses = chosen[0], tuple(endpoint.address for endpoint in standing(chosen, routing.permits))
-    expected = FREE if routing.free else plan(routing.work, first, cached=at.cached)
+    named = standing_by(chosen, routing.permits)
+    found = forecasts(named, routing.work, cached=at.cached)
+    if trace is None:
+        trace = PlacementTrace()
+        if len(considered) < len(everyone):
+            trace.removed(everyone, considered, routing.needs(permits))
+    trace.ranked(strategy, reason, considered, named, found, routing.work, at)
+    first, addresses = named[0], tuple(endpoint.address for endpoint in named)
+    expected = FREE if routing.free else plan(routing.work, first, Forecast._make(found[0]))
     return Routed(
         cluster=pool.cluster_for(tenant.service_class),
         addresses=addresses,
         reason=reason,
         plan=expected,
+        trace=trace,
         reservation=Reservation(
             id=routing.id,
             tenant=tenant.name,
@@ -285,89 +276,29 @@ def strategy_of(routing: RoutingRequest, pool: Pool, degraded: str = "") -> tupl
     return pool.strategy_named(routing.strategy or pool.strategy), degraded
 
 
-def ranked(
-    routing: RoutingRequest,
+def choose(
     strategy: Strategy,
     candidates: list[Endpoint],
     suspects: list[Endpoint],
+    routing: RoutingRequest,
     removed: dict[str, int],
     rng: Random,
     degraded: str,
     at: SchedulingContext,
 ) -> Reason:
-    """`choose`, for a case."""
-    return choose(
-        strategy,
-        candidates,
-        suspects,
-        routing.work,
-        removed,
-        rng,
-        degraded,
-        at,
-        waits=routing.waits,
-        named=routing.tries,
-    )
+    """Rank those that are trusted, then the suspects, until there are as many as the case may be tried on.
 
-
-def wanted(routing: RoutingRequest, pool: Pool) -> int:
-    """The free permits that a case wants of a replica: all of its own, or the largest replica to itself."""
-    if routing.permits <= 1 or pool.engine == "tgi":
-        return routing.permits
-    return places(routing.permits, [e for e in pool.endpoints if _allowed(routing, e)])
-
-
-def eligible(
-    endpoints: Sequence[Endpoint], permits: int, now_ns: int
-) -> tuple[list[Endpoint], list[Endpoint], dict[str, int]]:
-    """Split into candidates, suspects (last in order) and counts of the removed by cause.
-
-    An endpoint is removed when it is not ready or when the request's permits would pass its limit, what it
-    keeps for retries included: TGI refuses what is above inside a 200 answer, where no retry can help.
-    """
-    ready = [endpoint for endpoint in endpoints if endpoint.ready]
-    # A request that takes no permit fits anywhere, also where a reload has lowered the limit.
-    free = ready
-    if permits:
-        # `load_permits` in full: a call saved for each endpoint.
-        free = [
-            e
-            for e in ready
-            if e.permits + e.peer_permits + e.foreign + e.standby + permits <= e.max_concurrent
-        ]
-    candidates = [endpoint for endpoint in free if endpoint.suspect_until_ns <= now_ns]
-    suspects: list[Endpoint] = []
-    if len(candidates) < len(free):
-        suspects = [endpoint for endpoint in free if endpoint.suspect_until_ns > now_ns]
-    return candidates, suspects, {"not ready": len(endpoints) - len(ready), "full": len(ready) - len(free)}
-
-
-def choose(
-    strategy: Strategy,
-    candidates: list[Endpoint],
-    suspects: list[Endpoint],
-    work: Work,
-    removed: dict[str, int],
-    rng: Random,
-    degraded: str,
-    at: SchedulingContext = NOW,
-    *,
-    waits: bool = True,
-    named: int = ENDPOINTS_NAMED,
-) -> Reason:
-    """Rank those that are trusted, then the suspects, until there are `named` of them.
-
-    What cannot wait (`waits` false) goes where it will be served soonest, though late binding would hold it.
+    What cannot wait goes where it will be served soonest, though late binding would hold it.
     """
     considered: list[Endpoint] = []
     best: list[int] = []
     scores: list[float] = []
     for group in (candidates, suspects):
-        wanted = min(named - len(best), len(group))
+        wanted = min(routing.tries - len(best), len(group))
         if wanted > 0:
-            ranking: Ranking = strategy.rank(group, work, count=wanted, rng=rng, at=at)
+            ranking: Ranking = strategy.rank(group, routing.work, count=wanted, rng=rng, at=at)
             chosen = ranking.best
-            if not chosen and not waits:
+            if not chosen and not routing.waits:
                 chosen = lowest(group, ranking.scores, wanted)
             best.extend(len(considered) + i for i in chosen)
             scores.extend(ranking.scores)
@@ -377,25 +308,17 @@ def choose(
                 break
     if suspects:
         removed = {**removed, "suspect": len(suspects)}
-    return Reason(strategy.name, considered, scores, best, removed, degraded)
-
-
-def standing(chosen: Sequence[Endpoint], permits: int) -> list[Endpoint]:
-    """The choice and those of its alternates that may be named.
-
-    A retry is bound by permits as a first try is: who cannot keep them for it is no alternate.
-    """
-    first, *others = chosen
-    return [first, *(each for each in others if not permits or each.may_stand_by(first.address, permits))]
+    return Reason(strategy.name, considered, scores, best, removed, degraded, strategy.defers)
 
 
 def _alternates(
     routing: RoutingRequest, pool: Pool, named: tuple[Endpoint, ...], now_ns: int, rng: Random
 ) -> list[Endpoint]:
     """Retries for a choice that was made among a few: of a handful drawn, the least in flight."""
-    wanted = routing.tries - len(named)
-    if wanted <= 0 or len(pool.endpoints) <= len(named):
+    more = routing.tries - len(named)
+    if more <= 0 or len(pool.endpoints) <= len(named):
         return []
+    needs = routing.needs(routing.permits)
     drawn = rng.sample(pool.endpoints, min(ALTERNATES_DRAWN, len(pool.endpoints)))
     fit = [
         e
@@ -404,16 +327,9 @@ def _alternates(
         and e not in named
         and e.suspect_until_ns <= now_ns
         and e.load_permits + routing.permits <= e.max_concurrent
-        and _allowed(routing, e)
+        and needs.allows(e)
     ]
-    return sorted(fit, key=lambda e: e.load_requests)[:wanted]
-
-
-def _allowed(routing: RoutingRequest, endpoint: Endpoint) -> bool:
-    regions = routing.tenant.regions
-    return (regions is None or endpoint.region in regions) and (
-        routing.only is None or endpoint.address in routing.only
-    )
+    return sorted(fit, key=lambda e: e.load_requests)[:more]
 
 
 def _no_region(tenant: Tenant, pool: Pool) -> Reject:

@@ -35,7 +35,9 @@ class Kept:
     @property
     def size(self) -> int:
         """Values that it holds on to."""
-        return len(self.routed.reason.scores) + len(self.routing.work.prefix)
+        trace = self.routed.trace
+        told = len(trace) if trace is not None else 0
+        return len(self.routed.reason.scores) + len(self.routing.work.prefix) + told
 
 
 class Noted(NamedTuple):

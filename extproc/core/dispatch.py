@@ -214,7 +214,7 @@ class Dispatcher:
             prefill_ns=int(fastest_prefill_ms(work, pool.endpoints) * MS_NS),
             permits=routing.permits,
             affinity_group=routing.affinity_group,
-            order=getattr(pool.strategy_named(routing.strategy or pool.strategy), "order", None),
+            order=pool.strategy_named(routing.strategy or pool.strategy).order,
             payload=(routing, headers),
         )
         self._counts["held"] += 1
@@ -385,11 +385,8 @@ class Dispatcher:
         # An arm's own instance hears of its own picks; what took its place, by the plain name.
         own = "#" in routing.strategy and routing.strategy.startswith(f"{reservation.strategy}#")
         strategy = pool.strategy_named(routing.strategy if own else reservation.strategy)
-        picked = getattr(strategy, "picked", None)
-        if picked is not None:
-            picked(
-                pool.endpoints, endpoint, routing.work, at=SchedulingContext(now_ns=now_ns, deciders=deciders)
-            )
+        at = SchedulingContext(now_ns=now_ns, deciders=self._peers.deciders)
+        strategy.picked(pool.endpoints, endpoint, routing.work, at=at)
         if placed.plan is not None:
             coming(pool, endpoint, placed.plan)
         standby = [self._fleet.endpoint(reservation.pool, each) for each in placed.addresses[1:]]

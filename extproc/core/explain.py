@@ -1,9 +1,8 @@
 """Why a request goes where it goes: every endpoint's score, its terms, and what removed it.
 
-Owns two questions. What would be done with a request now (`explain`): the same rules and the same chance as
-the next decision's, and nothing is entered anywhere. And what was done with one (`Decisions`,
-`explain_kept`): the last decisions are remembered with all their scores; those are of then, the terms and the
-removals are looked up now, and each says which it is.
+Owns two questions. What would be done with a request now (`explain`): by the next decision's own code and
+chance, and nothing is entered anywhere. And what was done with one (`explain_kept`): by the decision's own
+trace, of then; what would be done with such a request now stands apart from it.
 """
 
 from __future__ import annotations
@@ -13,36 +12,15 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from extproc.core.decide import Full, RoutingRequest, eligible, place, ranked, standing, strategy_of, wanted
+from extproc.core.decide import Full, RoutingRequest, place
 from extproc.core.decisions import Kept
-from extproc.core.endpoint import Endpoint
 from extproc.core.fairqueue import QueuedRequest
 from extproc.core.families import FamilyChoice
-from extproc.core.fleet import Fleet, Pool
-from extproc.core.load import SLICE_TOKENS
-from extproc.core.outcome import LATER_MS, Reject, Routed
-from extproc.core.strategies import FALLBACK, SchedulingContext, Strategy, Work
-from extproc.core.strategies.queue import LeastStart
-from extproc.core.strategies.steer import Steer
-from extproc.core.strategies.terms import FOREIGN_CONTEXT_TOKENS
-from extproc.core.work import context
+from extproc.core.fleet import Fleet
+from extproc.core.outcome import EndpointRow, Reject, Routed
+from extproc.core.trace import PlacementTrace
 
 THEN, NOW = "then", "now"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndpointRow:
-    """One endpoint. `verdict` is "chosen #1" to "#3", candidate, suspect, waits, removed or not considered.
-
-    `why` are reasons in words. `score` is the strategy's, lower is better, None where it gave none; `terms`
-    are what it is made of.
-    """
-
-    address: str
-    verdict: str
-    why: tuple[str, ...] = ()
-    score: float | None = None
-    terms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +37,15 @@ class Wait:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """The whole table. `scores_of` and `terms_of` are "then" or "now"."""
+    """The whole table. `rows` are of "then" or "now", as `of` says.
+
+    Of a decision of then, `now` is what would be done with such a request now, with `now_rows` as its table.
+    """
 
     id: str
     tenant: str
     outcome: str
-    scores_of: str
-    terms_of: str = NOW
+    of: str
     service_class: str = ""
     model: str = ""
     pool: str = ""
@@ -78,7 +58,9 @@ class Explanation:
     choice: FamilyChoice | None = None
     wait: Wait | None = None
     age_ms: float = 0.0
-    rows: tuple[EndpointRow, ...] = ()
+    rows: Sequence[EndpointRow] = ()
+    now: str = ""
+    now_rows: Sequence[EndpointRow] = ()
 
     def plain(self) -> dict[str, Any]:
         """As plain values."""
@@ -94,23 +76,16 @@ class Explanation:
             "outcome": self.outcome,
             "reason": self.reason,
             "degraded": self.degraded,
-            "scores_of": self.scores_of,
-            "terms_of": self.terms_of,
+            "scores_of": self.of,
+            "terms_of": self.of,
             "age_ms": round(self.age_ms, 1),
             "work": dict(self.work),
             "family": self.choice.plain() if self.choice is not None else None,
             "held": {name: getattr(wait, name) for name in Wait.__slots__} if wait is not None else None,
-            "endpoints": [
-                {
-                    "address": row.address,
-                    "verdict": row.verdict,
-                    "why": list(row.why),
-                    # JSON has no infinity.
-                    "score": _finite(row.score),
-                    "terms": {name: _finite(value) for name, value in row.terms.items()},
-                }
-                for row in self.rows
-            ],
+            "endpoints": [row.plain() for row in self.rows],
+            "now": {"outcome": self.now, "endpoints": [row.plain() for row in self.now_rows]}
+            if self.now
+            else None,
         }
 
 
@@ -121,17 +96,9 @@ def explain(
 
     `waiting` is how many requests wait for its pool: nobody goes past them.
     """
-    pool = fleet.pools.get(routing.pool)
-    rows: tuple[EndpointRow, ...] = ()
-    strategy, degraded = strategy_of(routing, pool) if pool is not None else (FALLBACK, "")
-    chance = rng.getstate()
+    trace, chance = PlacementTrace(whole=True), rng.getstate()
     try:
-        placed = place(routing, fleet, now_ns=now_ns, rng=rng, deciders=deciders)
-        if pool is not None:
-            # The same once more, with what `place` does not tell of a request that waits.
-            rng.setstate(chance)
-            at = context(routing.work, pool, now_ns=now_ns, deciders=deciders)
-            rows = _rows(routing, pool, strategy, degraded, at, rng)
+        placed = place(routing, fleet, now_ns=now_ns, rng=rng, deciders=deciders, trace=trace)
     finally:
         rng.setstate(chance)
     if isinstance(placed, Routed) and waiting and routing.permits:
@@ -144,10 +111,10 @@ def explain(
         outcome = refused(placed)
     return replace(
         _about(routing, outcome, NOW),
-        strategy=strategy.name,
+        strategy=trace.strategy,
         reason=placed.reason.text() if isinstance(placed, Routed) else "",
-        degraded=degraded,
-        rows=rows,
+        degraded=trace.degraded,
+        rows=trace.rows(),
     )
 
 
@@ -174,37 +141,21 @@ def explain_held(
     return replace(found, outcome="waits in the fair queue", wait=wait, age_ms=wait.waited_ms)
 
 
-def explain_kept(kept: Kept, fleet: Fleet, *, now_ns: int, deciders: int = 1, state: str) -> Explanation:
+def explain_kept(
+    kept: Kept, fleet: Fleet, *, now_ns: int, rng: Random, deciders: int = 1, state: str
+) -> Explanation:
     """A decision that was made; `state` is what is known of the request now."""
     routing, routed, reason = kept.routing, kept.routed, kept.routed.reason
-    pool = fleet.pools.get(routing.pool)
-    rows: list[EndpointRow] = []
-    if pool is not None:
-        strategy = pool.strategy_named(reason.strategy)
-        at = context(routing.work, pool, now_ns=now_ns, deciders=deciders)
-        present = {endpoint.address: endpoint for endpoint in pool.endpoints}
-        for i, candidate in enumerate(reason.candidates):
-            endpoint = present.pop(candidate.address, None)
-            rows.append(
-                EndpointRow(
-                    address=candidate.address,
-                    verdict=_place_of(candidate.address, routed.addresses),
-                    why=() if endpoint is not None else ("now: gone from the pool",),
-                    score=reason.scores[i] if i < len(reason.scores) else None,
-                    terms=_terms(strategy, endpoint, routing.work, at) if endpoint is not None else {},
-                )
-            )
-        for address, endpoint in present.items():
-            verdict, why = _standing(endpoint, routing, routing.permits, now_ns)
-            now = ", ".join(why) or verdict
-            rows.append(EndpointRow(address=address, verdict="not considered", why=(f"now: {now}",)))
+    live = explain(routing, fleet, now_ns=now_ns, rng=rng, deciders=deciders)
     return replace(
         _about(routing, f"went to {', on retries '.join(routed.addresses)}; {state}", THEN),
         strategy=reason.strategy,
         reason=reason.text(),
         degraded=reason.degraded,
         age_ms=_ms(now_ns - kept.at_ns),
-        rows=_ordered(rows),
+        rows=routed.trace.rows() if routed.trace is not None else (),
+        now=live.outcome,
+        now_rows=live.rows,
     )
 
 
@@ -213,7 +164,7 @@ def refused(reject: Reject) -> str:
     return f"would be refused: {reject.status} {reject.code}, {reject.message}"
 
 
-def _about(routing: RoutingRequest, outcome: str, scores_of: str) -> Explanation:
+def _about(routing: RoutingRequest, outcome: str, of: str) -> Explanation:
     work = routing.work
     return Explanation(
         id=routing.id,
@@ -222,7 +173,7 @@ def _about(routing: RoutingRequest, outcome: str, scores_of: str) -> Explanation
         model=routing.model,
         pool=routing.pool,
         outcome=outcome,
-        scores_of=scores_of,
+        of=of,
         arm=routing.arm,
         choice=routing.choice,
         work={
@@ -235,135 +186,6 @@ def _about(routing: RoutingRequest, outcome: str, scores_of: str) -> Explanation
             "prefix_blocks": len(work.prefix),
         },
     )
-
-
-def _rows(
-    routing: RoutingRequest, pool: Pool, strategy: Strategy, degraded: str, at: SchedulingContext, rng: Random
-) -> tuple[EndpointRow, ...]:
-    regions = routing.tenant.regions
-    here = [e for e in pool.endpoints if regions is None or e.region in regions]
-    permits = wanted(routing, pool)
-    candidates, suspects, removed = eligible(here, permits, at.now_ns)
-    scored: dict[str, tuple[float, str]] = {}
-    if candidates or suspects:
-        reason = ranked(routing, strategy, candidates, suspects, removed, rng, degraded, at)
-        considered = [*candidates, *suspects]
-        best = [considered[i] for i in reason.best]
-        chosen = [each.address for each in standing(best, routing.permits)] if best else []
-        scored = {
-            endpoint.address: (reason.scores[i], _place_of(endpoint.address, chosen))
-            for i, endpoint in enumerate(considered)
-            if i < len(reason.scores)
-        }
-    rows = []
-    for endpoint in pool.endpoints:
-        verdict, why = _standing(endpoint, routing, permits, at.now_ns)
-        score: float | None = None
-        if endpoint.address in scored:
-            score, placed = scored[endpoint.address]
-            late = binds_late(strategy) and score >= LATER_MS
-            if late:
-                # A retry may go where the request itself would wait.
-                why = (*why, *conditions(strategy, endpoint, routing.work, at=at))
-            if late or placed != "candidate":
-                verdict = placed if placed != "candidate" else "waits"
-        terms = _terms(strategy, endpoint, routing.work, at) if verdict != "removed" else {}
-        rows.append(EndpointRow(address=endpoint.address, verdict=verdict, why=why, score=score, terms=terms))
-    return _ordered(rows)
-
-
-def _standing(
-    endpoint: Endpoint, routing: RoutingRequest, permits: int, now_ns: int
-) -> tuple[str, tuple[str, ...]]:
-    """Whether it may be considered at all, and why not."""
-    regions, taken = routing.tenant.regions, endpoint.load_permits + endpoint.standby
-    if regions is not None and endpoint.region not in regions:
-        return "removed", (f"other region: {endpoint.region or 'none said'}",)
-    if not endpoint.ready:
-        why = [] if endpoint.announced else ["not every Envoy knows it yet"]
-        if endpoint.draining:
-            why.append("draining")
-        if endpoint.health.value <= 0.0:
-            causes = ", ".join(
-                f"{name} ({cause.detail})" if cause.detail else name
-                for name, cause in endpoint.health.causes.items()
-            )
-            why.append(f"not ready: {causes or 'health 0'}")
-        return "removed", tuple(why) or ("not ready",)
-    if permits and taken + permits > endpoint.max_concurrent:
-        asked = f" + {permits}" if permits > 1 else ""
-        kept = f" ({endpoint.standby} of them kept for retries)" if endpoint.standby else ""
-        return "removed", (f"permits full: {taken}{asked} of {endpoint.max_concurrent}{kept}",)
-    if endpoint.suspect_until_ns > now_ns:
-        return "suspect", (f"an attempt failed: last for {_ms(endpoint.suspect_until_ns - now_ns):.0f} ms",)
-    return "candidate", ()
-
-
-def binds_late(strategy: Strategy) -> bool:
-    """Whether its scores from LATER_MS on mean that the request waits."""
-    return isinstance(strategy, Steer | LeastStart)
-
-
-def conditions(
-    strategy: Strategy, endpoint: Endpoint, work: Work, *, at: SchedulingContext
-) -> tuple[str, ...]:
-    """What keeps a late-binding strategy from giving an endpoint the request now; its own rules in words."""
-    load = endpoint.load
-    if isinstance(strategy, LeastStart):
-        depth = max(1, strategy.depth // max(1, at.deciders))
-        if load.queued >= depth:
-            return (f"queue: {load.queued} of {depth} wait there for a first token",)
-        return (f"reserve: {endpoint.load_permits} of {endpoint.max_concurrent} permits are taken",)
-    if not isinstance(strategy, Steer):
-        return ()
-    tokens = max(1, work.input_tokens)
-    cached = min(at.cached.get(endpoint.address, 0), tokens - 1)
-    uncached = tokens - cached
-    others = endpoint.peer_permits + endpoint.foreign
-    found = []
-    depth = strategy.queue_tokens // at.deciders
-    if load.queued and load.queued_tokens + uncached > depth:
-        found.append(f"queue: {load.queued_tokens} + {uncached} tokens above {depth}")
-    limit = SLICE_TOKENS if work.max_new_tokens is None else min(work.max_new_tokens, SLICE_TOKENS)
-    needed = uncached + max(0, limit - 1) * work.sequences
-    reserved = load.reserved_tokens + others * FOREIGN_CONTEXT_TOKENS
-    room = strategy.kv_share * endpoint.kv_tokens
-    if room and endpoint.requests and reserved + needed > room:
-        found.append(f"memory: {reserved} + {needed} tokens above {room:.0f}")
-    if strategy.guard and load.streaming:
-        step_ms = endpoint.speed.step_ms(
-            load.streaming + others, load.context_tokens + others * FOREIGN_CONTEXT_TOKENS
-        )
-        slack_ms = load.tightest_ms(step_ms, now_ns=at.now_ns)
-        own_ms = endpoint.speed.prefill_ms(uncached, cached)
-        if slack_ms < own_ms:
-            found.append(f"guard: a stream has {slack_ms:.0f} ms to spare, the prefill takes {own_ms:.0f}")
-    return tuple(found)
-
-
-def _place_of(address: str, chosen: Sequence[str]) -> str:
-    return f"chosen #{chosen.index(address) + 1}" if address in chosen else "candidate"
-
-
-def _terms(strategy: Strategy, endpoint: Endpoint, work: Work, at: SchedulingContext) -> Mapping[str, float]:
-    told = getattr(strategy, "explain", None)
-    return dict(told(endpoint, work, at=at)) if told is not None else {}
-
-
-def _ordered(rows: Sequence[EndpointRow]) -> tuple[EndpointRow, ...]:
-    """The chosen, then by score, then those without one."""
-
-    def key(row: EndpointRow) -> tuple[bool, str, bool, float]:
-        chosen = row.verdict.startswith("chosen")
-        return not chosen, row.verdict if chosen else "", row.score is None, row.score or 0.0
-
-    return tuple(sorted(rows, key=key))
-
-
-def _finite(value: float | None) -> float | None:
-    if value is None or value != value or value in (float("inf"), float("-inf")):
-        return None
-    return float(f"{value:.6g}")
 
 
 def _ms(duration_ns: int) -> float:

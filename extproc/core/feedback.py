@@ -9,6 +9,7 @@ from __future__ import annotations
 from extproc.core.blame import Blame, own_error
 from extproc.core.endpoint import Endpoint
 from extproc.core.fleet import Fleet, Pool
+from extproc.core.forecast import others, running
 from extproc.core.ledger import EndedRequest, InFlight
 from extproc.core.load import Plan
 from extproc.core.outcome import End, Outcome
@@ -118,13 +119,14 @@ class Feedback:
             # Who comes after it may be prefilled in the same step: then its time says nothing of the speed.
             endpoint.speed.saw_first_token(plan.ttft_ms, observed_ms)
             if plan.next:
+                batch, context_tokens = running(endpoint)
                 endpoint.speed.saw_prefill_among(
                     plan.uncached_tokens,
                     plan.cached_tokens,
                     observed_ms,
                     beside_ms=plan.ttft_ms - plan.prefill_ms,
-                    batch=endpoint.load.streaming,
-                    context_tokens=endpoint.load.context_tokens,
+                    batch=batch,
+                    context_tokens=context_tokens,
                 )
 
     def _missed(self, entry: InFlight, observed_ms: float) -> bool:
@@ -162,7 +164,11 @@ class Feedback:
         entry.endpoint.latency.tpot.saw(tpot_ms, now_ns=now_ns)
         if decoded.interference_ms < INTERFERENCE_MAX * decoded.elapsed_ms:
             step_ms = (decoded.elapsed_ms - decoded.interference_ms) / (tokens - 1)
-            entry.endpoint.speed.saw_decode(decoded.batch, decoded.context_tokens, step_ms)
+            # What others run there is known as it is now, not as it was in the mean: better than nothing.
+            streams, context_tokens = others(entry.endpoint)
+            entry.endpoint.speed.saw_decode(
+                decoded.batch + streams, decoded.context_tokens + context_tokens, step_ms
+            )
 
 
 def _cached(pool: Pool, entry: InFlight) -> None:

@@ -127,9 +127,7 @@ class Pool:
         self.prefixes.forget(address)
         self.coming.forget(address)
         for strategy in self._strategies.values():
-            forget = getattr(strategy, "forget", None)
-            if forget is not None:
-                forget(address)
+            strategy.forget(address)
 
     def serves(self, tenant: str) -> bool:
         """Whether a tenant's requests may be served here."""

@@ -1,59 +1,157 @@
-"""What is expected of a request on an endpoint: the plan that its reservation is entered with. Pure.
+"""What a request would meet on an endpoint, were it placed there now: the one formula. Pure.
 
-Arithmetic of strategies/steer.py's docstring, for one endpoint, whatever strategy chose it: so predictions
-are told, and learnt from, under each of them.
+    TTFT    = prefill queued there + own prefill + (step/2 + (m − 1)·(a prefill's base + step), if it decodes)
+    prefill = f·(pa + pb·u + pc·((off + u)² − off²)),  without the base where it shares another's step
+    step    = f·(a + b·B + c·K)
+    TPOT    = f·(a + b·(B + n) + c·(K + its own context))
+    m       = ceil((queued tokens + u) ÷ (prefill budget − B))  chunks
+
+where u are the prompt's uncached and off its cached tokens there, n its sequences, B the streams and K their
+context tokens, f the endpoint's learned factor, and a, b, c, pa, pb, pc its speed (predict/timing.py). Peers'
+and foreign requests count as streams, each with FOREIGN_CONTEXT_TOKENS. Health, zones and the price of copies
+are a strategy's. A reservation's plan is made of this whatever strategy chose, so that predictions are told,
+and learnt from, under each of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil
+from typing import NamedTuple
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.load import SLICE_TOKENS, Plan
 from extproc.core.predict.speed import SpeedModel
-from extproc.core.strategies.base import NOTHING, Work
+from extproc.core.work import NOTHING, Work
+
+#: Context that a request of somebody else's is taken to hold.
+FOREIGN_CONTEXT_TOKENS = 1_024
 
 FREE = Plan(
     uncached_tokens=0, cached_tokens=0, prefill_ms=0.0, kv_tokens=0, output_tokens=0.0, tpot_target_ms=1e9
 )
 
 
-def plan(work: Work, endpoint: Endpoint, *, cached: Mapping[str, int] = NOTHING) -> Plan:
-    """The plan of a request that would be placed on an endpoint now."""
-    load, speed = endpoint.load, endpoint.speed
-    tokens = max(1, work.input_tokens)
-    held = min(cached.get(endpoint.address, 0), tokens - 1)
-    uncached = tokens - held
-    others = endpoint.peer_permits + endpoint.foreign
-    streaming = load.streaming + others
-    step_ms = speed.step_ms(streaming, load.context_tokens)
-    prefill_ms = speed.prefill_ms(uncached, held)
-    budget = max(1, endpoint.prefill_budget_tokens - streaming)
-    chunks = ceil((load.queued_tokens + uncached) / budget)
-    if load.queued and chunks == 1:
-        # It goes along in one step with those that wait there, whose base it shares.
-        prefill_ms -= speed.prefill_ms(0)
-    ttft_ms = load.queued_ms + prefill_ms
-    if streaming:
-        ttft_ms += 0.5 * step_ms + (chunks - 1) * (speed.prefill_ms(0) + step_ms)
-    output = work.output_tokens / work.sequences
-    limit = SLICE_TOKENS if work.max_new_tokens is None else min(work.max_new_tokens, SLICE_TOKENS)
+class Forecast(NamedTuple):
+    """Times in milliseconds, sizes in tokens.
+
+    `ttft_ms` is from dispatch to first token, everything ahead of it included; `prefill_ms` its own prefill;
+    `step_ms` a decode step as it is, `tpot_ms` one with it there. `streaming` sequences decode there; in
+    `chunks` it is prefilled, with what waits there.
+    """
+
+    ttft_ms: float
+    tpot_ms: float
+    step_ms: float
+    prefill_ms: float
+    uncached_tokens: int
+    cached_tokens: int
+    streaming: int
+    chunks: int
+
+
+#: A forecast's values without their names: what a scan of many endpoints can afford.
+Values = tuple[float, float, float, float, int, int, int, int]
+
+
+def forecast(endpoint: Endpoint, work: Work, *, cached: Mapping[str, int] = NOTHING) -> Forecast:
+    """Of one endpoint; `cached` are the prompt's tokens that each is believed to hold, by address."""
+    return Forecast._make(forecasts((endpoint,), work, cached=cached)[0])
+
+
+def forecasts(
+    endpoints: Sequence[Endpoint], work: Work, *, cached: Mapping[str, int] = NOTHING
+) -> list[Values]:
+    """Of each endpoint, in order."""
+    tokens, sequences = max(1, work.input_tokens), work.sequences
+    square, context_tokens = tokens * tokens, tokens + work.output_tokens / 2
+    held = 0
+    model = None
+    found = []
+    for e in endpoints:
+        # Spelt out: a call each for cache, prefill and step would triple the cost of a scan. Endpoints of one
+        # hardware share a model, and mostly stand together.
+        load, speed = e.load, e.speed
+        if speed.model is not model:
+            model = speed.model
+            at = model.timing
+            a, b, c = at.decode_base_ms, at.decode_per_sequence_ms, at.decode_per_context_token_ms
+            pa, pb, pc = at.prefill_base_ms, at.prefill_per_token_ms, at.prefill_per_square_ms
+            more = b * sequences + c * context_tokens
+        f = speed.factor
+        if cached:
+            held = min(cached.get(e.address, 0), tokens - 1)
+        theirs = e.peer_permits + e.foreign
+        streaming = load.streaming + theirs
+        step = f * (a + b * streaming + c * (load.context_tokens + theirs * FOREIGN_CONTEXT_TOKENS))
+        u = tokens - held
+        prefill = f * (pa + pb * u + pc * (square - held * held))
+        due = load.queued_tokens + u
+        room = e.prefill_budget_tokens - streaming
+        chunks = 1 if due <= room else (-(-due // room) if room > 0 else due)
+        if load.queued and chunks == 1:
+            # It goes along in one step with those that wait there, whose base it shares.
+            prefill -= f * pa
+        ttft = load.queued_ms + prefill
+        if streaming:
+            ttft += 0.5 * step + (chunks - 1) * (f * pa + step)
+        found.append((ttft, step + f * more, step, prefill, u, held, streaming, chunks))
+    return found
+
+
+def plan(work: Work, endpoint: Endpoint, expected: Forecast) -> Plan:
+    """What a request is entered with where it is placed."""
+    queued = endpoint.load.queued
     return Plan(
-        uncached_tokens=uncached,
-        cached_tokens=held,
-        prefill_ms=prefill_ms,
-        kv_tokens=uncached + max(0, limit - 1) * work.sequences,
-        output_tokens=output,
-        ttft_ms=ttft_ms,
-        tpot_ms=speed.step_ms(streaming + work.sequences, load.context_tokens + tokens + output / 2),
+        uncached_tokens=expected.uncached_tokens,
+        cached_tokens=expected.cached_tokens,
+        prefill_ms=expected.prefill_ms,
+        kv_tokens=expected.uncached_tokens + growth_tokens(work),
+        output_tokens=work.output_tokens / work.sequences,
+        ttft_ms=expected.ttft_ms,
+        tpot_ms=expected.tpot_ms,
         tpot_target_ms=work.tpot_ms,
         residuals=work.residuals,
         prefix=work.prefix,
         block_tokens=work.block_tokens,
-        alone=not load.queued and not streaming,
-        next=not load.queued and chunks == 1,
+        alone=not queued and not expected.streaming,
+        next=not queued and expected.chunks == 1,
     )
+
+
+def growth_tokens(work: Work) -> int:
+    """KV memory that is promised for what it may write, beyond its prompt."""
+    limit = SLICE_TOKENS if work.max_new_tokens is None else min(work.max_new_tokens, SLICE_TOKENS)
+    return max(0, limit - 1) * work.sequences
+
+
+def reserved_tokens(endpoint: Endpoint) -> int:
+    """KV memory that is promised there, what others hold included."""
+    return endpoint.load.reserved_tokens + others(endpoint)[1]
+
+
+def others(endpoint: Endpoint) -> tuple[int, int]:
+    """Sequences there that are not ours, as far as known, and the context that they are taken to hold."""
+    streams = endpoint.peer_permits + endpoint.foreign
+    return streams, streams * FOREIGN_CONTEXT_TOKENS
+
+
+def running(endpoint: Endpoint) -> tuple[int, int]:
+    """Sequences that decode there, ours by their first tokens, and the context that they hold together."""
+    load, (streams, context_tokens) = endpoint.load, others(endpoint)
+    return load.streaming + streams, load.context_tokens + context_tokens
+
+
+def step_ms(endpoint: Endpoint) -> float:
+    """A decode step there, as it is now."""
+    return endpoint.speed.step_ms(*running(endpoint))
+
+
+def start_ms(endpoint: Endpoint) -> float:
+    """When a prefill placed there now would begin: what is queued, and the step under way, in the mean."""
+    streams, context_tokens = running(endpoint)
+    if not streams:
+        return endpoint.load.queued_ms
+    return endpoint.load.queued_ms + 0.5 * endpoint.speed.step_ms(streams, context_tokens)
 
 
 def fastest_prefill_ms(work: Work, endpoints: Sequence[Endpoint]) -> float:

@@ -7,16 +7,14 @@ in to `settle`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from extproc.core.load import Plan
 
 #: What late binding adds to the score of an endpoint that does not take the request now.
 LATER_MS = 1_000_000.0
-#: The strategies that add it; to others a million is a score like any other.
-LATE_BINDING = frozenset({"latency", "queue", "steer"})
 #: How many scores a reason's text names; the reason itself holds them all.
 REASON_SCORES_SHOWN = 3
 
@@ -57,13 +55,14 @@ class Named(Protocol):
     def address(self) -> str: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
+class Reason(NamedTuple):
     """Why these endpoints, in this order.
 
     `candidates[i]` scored `scores[i]`, lower is better, in the strategy's own unit; `best` are the
     indexes of the chosen, in order. `removed` counts the pool's endpoints that were no candidates,
-    by cause; `degraded` says what was missing when the choice was made with less than it should.
+    by cause; `degraded` says what was missing when the choice was made with less than it should. `defers`:
+    scores from LATER_MS on are of endpoints that come after all others; without it a million is a score like
+    any other.
     """
 
     strategy: str
@@ -72,6 +71,7 @@ class Reason:
     best: Sequence[int]
     removed: Mapping[str, int]
     degraded: str = ""
+    defers: bool = False
 
     def text(self) -> str:
         """One line for people: strategy, the best few scores, what was left out and why."""
@@ -79,7 +79,7 @@ class Reason:
         shown = self.best[:REASON_SCORES_SHOWN]
         first = self.scores[shown[0]] if shown else 0.0
         for i in shown:
-            later = first < LATER_MS <= self.scores[i] and self.strategy in LATE_BINDING
+            later = self.defers and first < LATER_MS <= self.scores[i]
             parts.append(f"{self.candidates[i].address}={'later' if later else f'{self.scores[i]:.6g}'}")
         if len(self.candidates) > len(shown):
             parts.append(f"of {len(self.candidates)}")
@@ -87,6 +87,41 @@ class Reason:
         if self.degraded:
             parts.append(f"degraded: {self.degraded}")
         return " ".join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointRow:
+    """One endpoint. `verdict` is "chosen #1" to "#3", candidate, suspect, waits or removed.
+
+    `why` are reasons in words. `score` is the strategy's, lower is better, None where it gave none; `terms`
+    are what it is made of, `forecast` what the request would meet there, whatever the strategy.
+    """
+
+    address: str
+    verdict: str
+    why: tuple[str, ...] = ()
+    score: float | None = None
+    terms: Mapping[str, float] = field(default_factory=dict)
+    forecast: Mapping[str, float] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, object]:
+        """As plain values; JSON has no infinity."""
+        return {
+            "address": self.address,
+            "verdict": self.verdict,
+            "why": list(self.why),
+            "score": _finite(self.score),
+            "terms": {name: _finite(value) for name, value in self.terms.items()},
+            "forecast": {name: _finite(value) for name, value in self.forecast.items()},
+        }
+
+
+class Told(Protocol):
+    """Whatever tells how a decision came about; `len` counts the values that it holds on to."""
+
+    def rows(self) -> Sequence[EndpointRow]: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +180,8 @@ class Routed:
     reason: Reason
     #: What it expects of the endpoint.
     plan: Plan | None = None
+    #: How it came about, as it was seen then.
+    trace: Told | None = None
     #: For the client: the rate limits' figures.
     headers: tuple[tuple[str, str], ...] = ()
 
@@ -212,3 +249,9 @@ class Outcome:
     #: When Envoy took it, in unix time; 0 where not said. And what of its trace rode with it.
     start_unix_ns: int = 0
     trace: str = ""
+
+
+def _finite(value: float | None) -> float | None:
+    if value is None or value != value or value in (float("inf"), float("-inf")):
+        return None
+    return float(f"{value:.6g}")

@@ -92,6 +92,10 @@ class PrefixIndex:
         held = self._held.get(address)
         return len(held) if held is not None else 0
 
+    def counts(self) -> dict[str, int]:
+        """How many blocks each endpoint holds, by address; without those never seen."""
+        return {address: len(held) for address, held in self._held.items()}
+
     def match(self, prefix: Sequence[int]) -> dict[str, int]:
         """Leading blocks of `prefix` held, by address; endpoints that hold none are left out.
 

@@ -169,7 +169,7 @@ class Scheduler:
         """What would be done with a request now, endpoint by endpoint; changes nothing, asks no quota."""
         routing = self.resolve(request, tenant, "", key=key, now_ns=now_ns)
         if isinstance(routing, Reject):
-            return Explanation(id="", tenant=tenant.name, outcome=refused(routing), scores_of="now")
+            return Explanation(id="", tenant=tenant.name, outcome=refused(routing), of="now")
         return explain(
             routing,
             self.fleet,
@@ -195,7 +195,8 @@ class Scheduler:
         if kept is None:
             return None
         state = "in flight" if reservation_id in self.ledger else "no longer in flight"
-        return explain_kept(kept, self.fleet, now_ns=now_ns, deciders=self.peers.deciders, state=state)
+        rng, deciders = self._rng, self.peers.deciders
+        return explain_kept(kept, self.fleet, now_ns=now_ns, rng=rng, deciders=deciders, state=state)
 
     def answered(self, asked: AskQuota, answer: Granted | Refused, *, now_ns: int) -> Routed | Reject | Hold:
         """The shared store has answered: the case goes on, or is refused."""

@@ -51,17 +51,16 @@ class Shortlist:
         """Whether asking them could be worth it."""
         if among is not None and not among:
             return False
-        may = getattr(self._pool.strategy_named(routing.strategy or self._pool.strategy), "may", None)
-        if may is None or not self._pool.ready:
+        if not self._pool.ready:
             return True
-        return bool(may(routing.work, self._pool.endpoints if among is None else among, at=self._moment))
+        strategy = self._pool.strategy_named(routing.strategy or self._pool.strategy)
+        return strategy.may(routing.work, self._pool.endpoints if among is None else among, at=self._moment)
 
     def _look(self, strategy: str) -> Sequence[Endpoint] | None:
         endpoints: Sequence[Endpoint] = self._pool.endpoints
         if self._at is not None and len(endpoints) > SCANNED_WHOLE_MAX:
             endpoints = [self._at] if self._at.pool == self._pool.name else []
-        opens = getattr(self._pool.strategy_named(strategy), "opens", None)
-        among = opens(endpoints, at=self._moment) if opens is not None else endpoints
+        among = self._pool.strategy_named(strategy).opens(endpoints, at=self._moment)
         if not among and not self._pool.ready:
             # Who waits for a pool without a ready replica is told so.
             among = self._pool.endpoints

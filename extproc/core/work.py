@@ -1,77 +1,66 @@
-"""What a request will cost on a pool, and the moment in which its replica is chosen.
-
-Owns the putting together of calibration, output lengths, prefixes and a class's targets. Knows no endpoint's
-load and chooses nothing.
-"""
+"""What a strategy is asked about: a request's work, and the moment in which its replica is chosen. Values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
-from xxhash import xxh3_64_intdigest
-
-from extproc.core.fleet import Pool
-from extproc.core.load import MS_NS
-from extproc.core.prefix import BLOCK_BYTES, PrefixIndex
-from extproc.core.request import IMAGE_TOKENS, Request, prefix_of
-from extproc.core.slo import ClassSpec
-from extproc.core.strategies import SchedulingContext, Work
-from extproc.core.strategies.base import NOTHING
-
-#: What a class aims at that says nothing of it.
-STANDARD = ClassSpec()
+NOTHING: Mapping[str, int] = MappingProxyType({})
+#: What is aimed at when nobody says (the class `standard` of the configuration).
+TTFT_MS, TPOT_MS = 1_000.0, 100.0
 
 
-def context(
-    work: Work, pool: Pool, *, now_ns: int, patient: bool = False, deciders: int = 1
-) -> SchedulingContext:
-    """The moment of a choice in a pool."""
-    if not work.prefix:
-        return SchedulingContext(now_ns, NOTHING, patient, deciders)
-    coming = _held(pool.coming, work)
-    given = NOTHING if coming else {e.address: pool.coming.blocks(e.address) for e in pool.endpoints}
-    return SchedulingContext(now_ns, _held(pool.prefixes, work), patient, deciders, coming, given)
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a request is predicted to cost, over all its sequences, in tokens.
+
+    An endpoint outside `zone` counts as if `zone_penalty_tokens` more were waiting on it; no zone, no
+    penalty. `max_new_tokens` is one sequence's limit, None when the client set none. `prefix` are its
+    chained block hashes (prefix.py), `block_tokens` tokens each. `rank` is its service class's place,
+    0 first; `ttft_ms` and `tpot_ms` are what its class aims at, `deadline_ns` when its first token is due
+    (0: nobody waits for it). `residuals` as in `load.Plan`. `session` groups requests of one
+    conversation or user; 0 is none.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    zone: str = ""
+    zone_penalty_tokens: int = 0
+    max_new_tokens: int | None = None
+    sequences: int = 1
+    prefix: Sequence[int] = ()
+    block_tokens: float = 64.0
+    session: int = 0
+    rank: int = 0
+    ttft_ms: float = TTFT_MS
+    tpot_ms: float = TPOT_MS
+    deadline_ns: int = 0
+    residuals: Sequence[float] = ()
+
+    @property
+    def tokens(self) -> int:
+        """All of it, at least 1."""
+        return max(1, self.input_tokens + self.output_tokens)
 
 
-def _held(index: PrefixIndex, work: Work) -> Mapping[str, int]:
-    """The prompt's tokens that each endpoint holds by an index, by address."""
-    each = work.block_tokens
-    return {address: int(blocks * each) for address, blocks in index.match(work.prefix).items()}
+@dataclass(frozen=True, slots=True)
+class SchedulingContext:
+    """The moment of a choice.
+
+    `cached` are the prompt's tokens that an endpoint is believed to hold, by address. `patient` says that
+    the request may be passed over for now, because others wait as well. `deciders` is how many services
+    place requests on these endpoints.
+    """
+
+    now_ns: int = 0
+    cached: Mapping[str, int] = field(default_factory=lambda: NOTHING)
+    patient: bool = False
+    deciders: int = 1
+    #: The prompt's tokens that an endpoint will hold once what was placed there has ended, by address.
+    coming: Mapping[str, int] = field(default_factory=lambda: NOTHING)
+    #: For a prompt whose beginning nobody was given yet: prefix blocks given to each endpoint, by address.
+    given: Mapping[str, int] = field(default_factory=lambda: NOTHING)
 
 
-def predict(
-    request: Request,
-    pool: Pool,
-    tenant: str,
-    model: str,
-    *,
-    zone: str = "",
-    rank: int = 0,
-    spec: ClassSpec = STANDARD,
-    now_ns: int = 0,
-) -> Work:
-    """What a request will cost on a pool, over all its sequences, and what its class asks for."""
-    calibration, limit = pool.calibration, request.max_new_tokens
-    text = request.prompt_tokens
-    if text is None:
-        text = calibration.predict_input(request.prompt_bytes)
-    # What is predicted to cost nothing would pass a quota that is spent.
-    tokens = max(1, text + IMAGE_TOKENS * request.images)
-    expected = pool.lengths.expected(tenant, model, limit)
-    ttft_ns = request.ttft_ms * MS_NS or spec.target_ns(tokens)
-    return Work(
-        input_tokens=tokens,
-        output_tokens=max(request.sequences, round(expected * request.sequences)) if limit != 0 else 0,
-        zone=zone,
-        zone_penalty_tokens=pool.zone_penalty_tokens,
-        max_new_tokens=limit,
-        sequences=request.sequences,
-        prefix=prefix_of(request),
-        block_tokens=request.prefix_block_tokens or BLOCK_BYTES / calibration.bytes_per_token,
-        session=xxh3_64_intdigest(request.user.encode()) if request.user else 0,
-        rank=rank,
-        ttft_ms=ttft_ns / 1e6,
-        tpot_ms=request.tpot_ms or spec.tpot_ns / MS_NS,
-        deadline_ns=now_ns + ttft_ns,
-        residuals=pool.lengths.residuals(tenant, model, limit),
-    )
+NOW = SchedulingContext()

@@ -136,7 +136,8 @@ def _steady(share: ReplicaShare, demand: _Demand, rate: float) -> tuple[float, f
     """(T ms, B, K, ρ) at `rate` requests/s; T is infinite where there is no steady state."""
     hardware, per_ms = share.hardware, rate / 1000
     prefill_share = per_ms * share.slowdown * demand.prefill_ms
-    growth = hardware.decode_per_sequence_ms + hardware.decode_per_kv_token_ms * demand.context_tokens
+    timing = hardware.timing
+    growth = timing.decode_per_sequence_ms + timing.decode_per_context_token_ms * demand.context_tokens
     room = 1 - prefill_share - per_ms * demand.output_tokens * share.slowdown * growth
     if room <= 0:
         return float("inf"), float("inf"), float("inf"), prefill_share

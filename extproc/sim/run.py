@@ -38,7 +38,7 @@ class DecodeRun:
         self.first_step = first_step
         ns = factor * 1e6
         self._step_ns = hardware.decode_ms(batch, kv_tokens) * ns
-        self._growth_ns = hardware.decode_per_kv_token_ms * batch * ns / 2
+        self._growth_ns = hardware.timing.decode_per_context_token_ms * batch * ns / 2
 
     def ends_ns(self, step: int) -> int:
         """When step number `step` ends: T(j) = j·s + g·j·(j − 1) after the start, j of them done.

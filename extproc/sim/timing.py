@@ -1,16 +1,19 @@
 """How long one engine step takes on a named piece of hardware.
 
-Owns the published timing models and KV capacities. Pure arithmetic: knows no clock, no chance, no
-scheduler. Label what comes out "simulated; timings from splitwise-sim / vidur".
+Owns the published timing models and KV capacities; the arithmetic is the predictor's, the coefficients are
+not. Knows no clock, no chance, no scheduler. Label what comes out "simulated; timings from splitwise-sim /
+vidur".
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
+
+from extproc.core.predict.timing import Timing
 
 TIMING_LABEL: Final = "simulated; timings from splitwise-sim / vidur"
 
@@ -20,23 +23,19 @@ VIDUR: Final = "vidur's measured linear operators plus analytic attention; no ho
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """One GPU group serving one model.
+    """One GPU group serving one model, as it truly is: the predictor learns it, and may be wrong about it.
 
-    All times are milliseconds, all sizes tokens. `decode_*` are the a, b, c of
-    `a + b·B + c·K`; `prefill_*` the terms of `base + per_token·n + per_square·squares`, or a table of
-    `(tokens, ms)` interpolated linearly where the source gives points. `overhead_ms` is host work
-    added to every step. KV capacities are right within about 10 %.
+    All times are milliseconds, all sizes tokens. `timing` has the predictor's form (core/predict/timing.py)
+    and this hardware's own coefficients. What that form has no word for is ours alone: a prefill by a table
+    of `(tokens, ms)`, interpolated linearly, where the source gives points; a floor under it; `overhead_ms`,
+    host work added to every step; a step that prefills and decodes. KV capacities are right within 10 %.
     """
 
     name: str
     source: str
     kv_capacity_tokens: int
-    decode_base_ms: float
-    decode_per_sequence_ms: float
-    decode_per_kv_token_ms: float
-    prefill_base_ms: float = 0.0
-    prefill_per_token_ms: float = 0.0
-    prefill_per_square_ms: float = 0.0
+    #: Of a mutable class, but constant here.
+    timing: Timing = field(hash=False)
     prefill_floor_ms: float = 0.0
     prefill_table: tuple[tuple[int, float], ...] = ()
     overhead_ms: float = 0.0
@@ -59,17 +58,12 @@ class Hardware:
         if self.prefill_table:
             ms = _interpolate(self.prefill_table, n)
         else:
-            ms = self.prefill_base_ms + self.prefill_per_token_ms * n + self.prefill_per_square_ms * squares
+            ms = self.timing.prefill_batch_ms(n, squares)
         return max(ms, self.prefill_floor_ms) + self.overhead_ms
 
     def decode_ms(self, batch: int, kv_tokens: int) -> float:
         """Time for one decode step of `batch` sequences holding `kv_tokens` in all; overhead included."""
-        return (
-            self.decode_base_ms
-            + self.decode_per_sequence_ms * batch
-            + self.decode_per_kv_token_ms * kv_tokens
-            + self.overhead_ms
-        )
+        return self.timing.step_ms(batch, kv_tokens) + self.overhead_ms
 
     def mixed_ms(self, n: int, squares: int, batch: int, kv_tokens: int) -> float:
         """Time for a prefill that also advances `batch` running sequences by one token.
@@ -77,10 +71,11 @@ class Hardware:
         Ours, not published: the prefill already reads the weights, so running sequences add only
         their marginal terms b·B + c·K.
         """
+        at = self.timing
         return (
             self.prefill_batch_ms(n, squares)
-            + self.decode_per_sequence_ms * batch
-            + self.decode_per_kv_token_ms * kv_tokens
+            + at.decode_per_sequence_ms * batch
+            + at.decode_per_context_token_ms * kv_tokens
         )
 
 
@@ -96,46 +91,28 @@ _ALL: Final = (
         name="a100-80g/llama-3-8b",
         source=VIDUR,
         kv_capacity_tokens=450_000,
-        decode_base_ms=9.8,
-        decode_per_sequence_ms=0.029,
-        decode_per_kv_token_ms=9.2e-5,
-        prefill_base_ms=6.9,
-        prefill_per_token_ms=0.0669,
-        prefill_per_square_ms=1.7e-6,
+        timing=Timing(9.8, 0.029, 9.2e-5, 6.9, 0.0669, 1.7e-6),
         overhead_ms=2.0,
     ),
     Hardware(
         name="h100-80g/llama-3-8b",
         source=VIDUR,
         kv_capacity_tokens=450_000,
-        decode_base_ms=6.0,
-        decode_per_sequence_ms=0.0118,
-        decode_per_kv_token_ms=5.6e-5,
-        prefill_base_ms=3.1,
-        prefill_per_token_ms=0.0220,
-        prefill_per_square_ms=6e-7,
+        timing=Timing(6.0, 0.0118, 5.6e-5, 3.1, 0.0220, 6e-7),
         overhead_ms=2.0,
     ),
     Hardware(
         name="h100-tp4/llama-2-70b",
         source=SPLITWISE,
         kv_capacity_tokens=485_000,
-        decode_base_ms=28.7,
-        decode_per_sequence_ms=0.281,
-        decode_per_kv_token_ms=0.000123,
-        prefill_base_ms=16.0,
-        prefill_per_token_ms=0.1055,
+        timing=Timing(28.7, 0.281, 0.000123, 16.0, 0.1055, 0.0),
         prefill_floor_ms=50.0,
     ),
     Hardware(
         name="h100-tp8/llama-2-70b",
         source=SPLITWISE,
         kv_capacity_tokens=1_400_000,
-        decode_base_ms=29.6,
-        decode_per_sequence_ms=0.202,
-        decode_per_kv_token_ms=0.000218,
-        prefill_base_ms=3.6,
-        prefill_per_token_ms=0.0952,
+        timing=Timing(29.6, 0.202, 0.000218, 3.6, 0.0952, 0.0),
         prefill_floor_ms=50.0,
     ),
     # Below 512 tokens the tables run to nothing, which no forward pass does: the floor is one decode
@@ -144,9 +121,7 @@ _ALL: Final = (
         name="a100-tp4/llama-2-70b",
         source=SPLITWISE,
         kv_capacity_tokens=485_000,
-        decode_base_ms=42.9,
-        decode_per_sequence_ms=0.186,
-        decode_per_kv_token_ms=0.000479,
+        timing=Timing(42.9, 0.186, 0.000479, 0.0, 0.0, 0.0),
         prefill_floor_ms=42.9,
         prefill_table=((512, 127), (1024, 247), (2048, 427), (4096, 1069), (8192, 2620), (16384, 5132)),
     ),
@@ -154,9 +129,7 @@ _ALL: Final = (
         name="a100-tp8/llama-2-70b",
         source=SPLITWISE,
         kv_capacity_tokens=1_400_000,
-        decode_base_ms=43.6,
-        decode_per_sequence_ms=0.197,
-        decode_per_kv_token_ms=0.000414,
+        timing=Timing(43.6, 0.197, 0.000414, 0.0, 0.0, 0.0),
         prefill_floor_ms=43.6,
         prefill_table=((512, 93), (1024, 161), (2048, 283), (4096, 708), (8192, 1781), (16384, 3525)),
     ),

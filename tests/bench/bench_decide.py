@@ -10,7 +10,7 @@ from random import Random
 from rows import Row, best_us
 
 from extproc._pb import ext_proc_pb2 as pb
-from extproc.core.decide import decide
+from extproc.core.decide import place, resolve
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Outcome, Reject, Routed
 from extproc.core.reading import parse
@@ -47,6 +47,21 @@ def _scheduler(endpoints: int, strategy: str = "steer") -> Scheduler:
     return scheduler
 
 
+def _decide(scheduler: Scheduler, request: Request, rng: Random) -> None:
+    routing = resolve(
+        request,
+        ANONYMOUS,
+        scheduler.fleet,
+        scheduler.ledger,
+        id="bench-1",
+        default_model="m",
+        reservations_max=10_000_000,
+        now_ns=1 << 50,
+    )
+    assert not isinstance(routing, Reject)
+    place(routing, scheduler.fleet, now_ns=1 << 50, rng=rng)
+
+
 def _body(size: int) -> bytes:
     text = ("The quick brown fox jumps over the lazy dog. " * (size // 45 + 1))[:size]
     return json.dumps(
@@ -68,19 +83,7 @@ def run() -> Iterator[Row]:
             scheduler = _scheduler(endpoints)
             yield Row(
                 f"decide, steer, {endpoints} endpoints, {size_name} prompt",
-                best_us(
-                    lambda scheduler=scheduler, request=request: decide(
-                        request,
-                        ANONYMOUS,
-                        scheduler.fleet,
-                        scheduler.ledger,
-                        id="bench-1",
-                        default_model="m",
-                        reservations_max=10_000_000,
-                        now_ns=1 << 50,
-                        rng=rng,
-                    )
-                ),
+                best_us(lambda scheduler=scheduler, request=request: _decide(scheduler, request, rng)),
                 "µs",
                 aim,
             )

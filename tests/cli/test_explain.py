@@ -99,8 +99,9 @@ def test_the_table() -> None:
     decision = scheduler.admit(CHAT, Tenant(name="t"), now_ns=0)
     assert isinstance(decision, Routed)
     later = drawn(answered(explaining_of(scheduler, "t"), id=decision.reservation.id))
-    for part in ("score (then)", "terms (now)", "in flight", "1.0 s ago", "not considered", "now: draining"):
+    for part in ("score (then)", "terms (then)", "in flight", "1.0 s ago", "TTFT ", "score (now)"):
         assert part in later
+    assert later.index("score (then)") < later.index("the same request would") < later.index("score (now)")
 
 
 def test_a_large_pool_is_cut_short() -> None:

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from extproc.core.decide import ENDPOINTS_NAMED, decide
+from extproc.core.decide import ENDPOINTS_NAMED
 from extproc.core.fleet import Endpoint, Fleet, PoolSpec
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import Reject, Routed
 from extproc.core.request import IMAGE_TOKENS, Dialect, Request, RouteKind
 from extproc.core.strategies import STRATEGIES
 from extproc.core.tenant import ANONYMOUS, Tenant
-from tests.stand.schedulers import make_reservation
+from tests.stand.schedulers import decided, make_reservation
 
 S = 1_000_000_000
 CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
@@ -36,7 +36,7 @@ def ask(fleet: Fleet, request: Request = CHAT, tenant: Tenant = ANONYMOUS, **cha
         "now_ns": 100 * S,
         "rng": Random(1),
     }
-    return decide(request, tenant, fleet, books, **{**facts, **changes})
+    return decided(request, tenant, fleet, books, **{**facts, **changes})
 
 
 def routed(*args: Any, **changes: Any) -> Routed:

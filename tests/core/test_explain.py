@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from extproc.core.explain import EndpointRow, Explanation, conditions
+from extproc.core.explain import Explanation
 from extproc.core.families import Family
 from extproc.core.fleet import Member, PoolSpec
 from extproc.core.health import Cause, CauseKind
-from extproc.core.outcome import LATER_MS, Hold, Routed
+from extproc.core.outcome import LATER_MS, EndpointRow, Hold, Routed
 from extproc.core.policy import ClassSpec
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import DeskLimits, Policy, Scheduler
@@ -140,7 +140,8 @@ def test_late_binding_says_what_it_waits_for() -> None:
     (row,) = scheduler.explain(replace(CHAT, max_new_tokens=1), ANONYMOUS, now_ns=3).rows
     assert [why.partition(":")[0] for why in row.why] in ([], ["memory"], ["guard"], ["memory", "guard"])
     endpoint.load.streaming = 1
-    with_guard = conditions(build("steer"), endpoint, Work(100_000, 10), at=SchedulingContext(now_ns=4))
+    at = SchedulingContext(now_ns=4)
+    with_guard = build("steer").holds_back(endpoint, [endpoint], Work(100_000, 10), at=at)
     assert any(why.startswith("guard: a stream has ") for why in with_guard)
 
 
@@ -168,28 +169,56 @@ def test_a_row_waits_exactly_when_a_condition_says_so(strategy: str) -> None:
 
 
 def test_a_request_of_then() -> None:
-    """Scores are of the decision, though loads have changed; what has left or joined since is said."""
-    scheduler = scheduler_of(2)
+    """Scores, terms, forecasts and what was removed are of the decision, though all has changed since; what
+    would be done with such a request now stands apart."""
+    scheduler = scheduler_of(4, strategy="steer")
+    _, drained, full, _ = scheduler.fleet.pools["p"].endpoints
+    drained.draining = True
+    drained.refresh()
+    full.permits = 4
+    foretold = scheduler.explain(CHAT, ANONYMOUS, now_ns=0)
     routed = scheduler.admit(CHAT, ANONYMOUS, now_ns=0)
     assert isinstance(routed, Routed)
-    first = routed.addresses[0]
-    then = [routed.reason.scores[i] for i in routed.reason.best]
+    first, second = routed.addresses
     for now in range(1, 5):
         scheduler.admit(CHAT, ANONYMOUS, now_ns=now)
     scheduler.fleet.set_members({"p": [Member(first), Member("10.0.0.9:80")]})
     found = scheduler.explained("i-1", now_ns=3 * S)
     assert found is not None
-    assert found.outcome == f"went to {first}, on retries {routed.addresses[1]}; in flight"
-    assert (found.scores_of, found.terms_of, found.age_ms) == ("then", "now", 3_000.0)
-    assert [row.score for row in found.rows[:2]] == then
-    table = rows(found)
-    assert table[routed.addresses[1]].why == ("now: gone from the pool",)
-    assert table["10.0.0.9:80"].verdict == "not considered"
+    assert found.outcome == f"went to {first}, on retries {second}; in flight"
+    assert (found.of, found.age_ms) == ("then", 3_000.0)
+    before, then = rows(foretold), rows(found)
+    assert list(then) == [first, second, drained.address, full.address]
+    assert then[first] == before[first]
+    assert then[first].terms["queued"] == 0
+    assert replace(then[second], terms={}) == replace(before[second], terms={})
+    assert (then[drained.address].verdict, then[drained.address].why) == ("removed", ("draining",))
+    assert (then[full.address].verdict, then[full.address].why) == ("removed", ("permits full",))
+    live = {row.address: row for row in found.now_rows}
+    assert set(live) == {first, "10.0.0.9:80"}
+    assert found.now.startswith("would go to 10.0.0.9:80")
+    assert live[first].terms["queued"] > 0
+    assert found.plain()["now"]["endpoints"][0]["address"] == "10.0.0.9:80"
+    assert foretold.plain()["now"] is None
     scheduler.cancel("i-1", now_ns=4 * S)
     ended = scheduler.explained("i-1", now_ns=5 * S)
     assert ended is not None
     assert ended.outcome.endswith("no longer in flight")
     assert scheduler.explained("i-999", now_ns=0) is None
+
+
+def test_a_subset_binds_an_explanation_as_it_binds_the_decision() -> None:
+    """Of the endpoints that a gateway named the chosen is the decision's; the others are outside."""
+    scheduler = scheduler_of(4)
+    named = frozenset({"10.0.0.2:80", "10.0.0.3:80"})
+    scheduler.fleet.endpoints[2].tokens = 1_000
+    request = replace(CHAT, only=named)
+    found = scheduler.explain(request, ANONYMOUS, now_ns=0)
+    routed = scheduler.admit(request, ANONYMOUS, now_ns=0)
+    assert isinstance(routed, Routed)
+    assert tuple(row.address for row in found.rows[:2]) == routed.addresses == ("10.0.0.3:80", "10.0.0.2:80")
+    assert {row.why for row in found.rows[2:]} == {("outside the subset that the gateway named",)}
+    assert {row.verdict for row in found.rows[2:]} == {"removed"}
 
 
 def test_a_request_that_waits() -> None:

@@ -23,5 +23,5 @@ def test_a_reason_in_one_line() -> None:
 def test_a_reason_says_who_would_take_it_later() -> None:
     """What late binding adds to a score is no time: people read that it is for later."""
     named = [Endpoint(address=f"10.0.0.{i}:80", pool="p") for i in range(2)]
-    reason = Reason("steer", named, [12.5, 40.0 + LATER_MS], [0, 1], {})
+    reason = Reason("steer", named, [12.5, 40.0 + LATER_MS], [0, 1], {}, defers=True)
     assert reason.text() == "steer: 10.0.0.0:80=12.5 10.0.0.1:80=later"

@@ -10,7 +10,7 @@ import pytest
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.core.outcome import Reject, Reservation, Routed
 from extproc.core.scheduler import Policy
-from extproc.core.strategies import STRATEGIES
+from extproc.core.strategies import STRATEGIES, Strategy
 from extproc.core.tenant import Directory
 from extproc.wire.codec import Reply
 from extproc.wire.exchange import Exchange
@@ -18,7 +18,7 @@ from tests.stand.holding import ACME, CHAT, GLOBEX, S, Scene
 from tests.stand.schedulers import make_processor
 
 
-class Broken:
+class Broken(Strategy):
     """A policy that fails."""
 
     name = "broken"

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
-from extproc.core.decide import decide
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import End, Hold, Outcome, Reject, Routed
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import ClassSpec, Policy
 from extproc.core.tenant import ANONYMOUS
-from tests.stand.schedulers import make_scheduler
+from tests.stand.schedulers import decided, make_scheduler
 
 A, B, C = "10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"
 MS = 1_000_000
@@ -24,8 +23,8 @@ def fleet_of(limit: int = 4, strategy: str = "least_work") -> Fleet:
     return Fleet([PoolSpec(name="p", models=("m",), strategy=strategy, endpoints=endpoints)])
 
 
-def decided(fleet: Fleet, only: frozenset[str] | None, *, rng: int = 1) -> Routed | Reject:
-    return decide(
+def ask(fleet: Fleet, only: frozenset[str] | None, *, rng: int = 1) -> Routed | Reject:
+    return decided(
         replace(ASK, only=only),
         ANONYMOUS,
         fleet,
@@ -42,11 +41,11 @@ def test_the_choice_and_its_retries_are_of_the_subset() -> None:
     """Whatever the strategy; the reason says how many were outside."""
     for strategy in ("least_work", "steer", "random", "round_robin"):
         for rng in range(5):
-            answer = decided(fleet_of(strategy=strategy), frozenset({B, C, "9.9.9.9:1"}), rng=rng)
+            answer = ask(fleet_of(strategy=strategy), frozenset({B, C, "9.9.9.9:1"}), rng=rng)
             assert isinstance(answer, Routed)
             assert set(answer.addresses) <= {B, C}
             assert answer.reason.removed["outside the subset"] == 1
-    everyone = decided(fleet_of(), None)
+    everyone = ask(fleet_of(), None)
     assert isinstance(everyone, Routed)
     assert set(everyone.addresses) == {A, B, C}
 
@@ -60,7 +59,7 @@ def test_a_subset_that_allows_nobody_is_503() -> None:
         (fleet_of(), frozenset({"9.9.9.9:1"})),
         (drained, frozenset({B})),
     ):
-        answer = decided(fleet, only)
+        answer = ask(fleet, only)
         assert isinstance(answer, Reject)
         assert (answer.status, answer.code) == (503, "no_ready_endpoint")
 

@@ -33,7 +33,9 @@ def test_a_request_that_ran(fleet: tuple[Gateway, Replicas]) -> None:
     assert found["endpoints"][0]["verdict"] == "chosen #1"
     assert found["endpoints"][0]["address"] == headers["x-steersman-endpoint"] == newest["endpoint"]
     assert {each["address"] for each in found["endpoints"]} == set(replicas.addresses[:2])
-    assert (found["scores_of"], found["terms_of"], found["reason"]) == ("then", "now", newest["reason"])
+    assert (found["scores_of"], found["terms_of"], found["reason"]) == ("then", "then", newest["reason"])
+    assert found["endpoints"][0]["forecast"]["ttft_ms"] > 0
+    assert {each["address"] for each in found["now"]["endpoints"]} == set(replicas.addresses[:2])
     assert "score (then)" in steersman(gateway, newest["id"]).output
     assert "no request 'nobody-1'" in steersman(gateway, "nobody-1", code=1).output
 

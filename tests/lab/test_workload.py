@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.core.predict.timing import Timing
 from extproc.lab.workload import (
     Arrival,
     ClientLimits,
@@ -279,10 +280,7 @@ TOY = Hardware(
     name="toy",
     source="made up",
     kv_capacity_tokens=100_000,
-    decode_base_ms=10.0,
-    decode_per_sequence_ms=1.0,
-    decode_per_kv_token_ms=0.01,
-    prefill_per_token_ms=1.0,
+    timing=Timing(10.0, 1.0, 0.01, 0.0, 1.0, 0.0),
 )
 ALIKE = made(*(Arrival(at * S, "a", 100, 20, None) for at in range(10)))
 

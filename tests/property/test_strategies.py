@@ -14,15 +14,13 @@ from hypothesis import strategies as st
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.outcome import LATER_MS
-from extproc.core.predict.prior import Prior, prior
-from extproc.core.predict.speed import Speed, SpeedModel
-from extproc.core.predict.timing import Timing
-from extproc.core.reports import GpuReport, ReplicaReport
+from extproc.core.predict.speed import Speed
 from extproc.core.strategies import NOW, STRATEGIES, SchedulingContext, Work, build
 from tests.stand.examples import examples
+from tests.stand.fleets import MODELS, contexts, fleets, terms_of, works
 
 #: Those that may answer that it waits.
-HOLDING = {"steer", "queue"}
+HOLDING = {name for name, strategy in STRATEGIES.items() if strategy.binds_late}
 #: Those that draw: by chance alone, or to break ties.
 DRAWING = {
     "random",
@@ -40,97 +38,6 @@ BLIND = {"round_robin", "random", "llmd-default"}
 #: Its pair is drawn, so that a place among all says nothing.
 PAIRED = {"power_of_two"}
 
-S = 1_000_000_000
-MODELS = (
-    SpeedModel(prior("NVIDIA H100 80GB HBM3")),
-    SpeedModel(prior("", "")),
-    SpeedModel(Prior(Timing(0.0, 0.0, 0.0, 0.0, 0.0, 0.0), 0, False)),
-)
-
-
-def report_of(rng: Random) -> ReplicaReport | None:
-    """What an agent may say: anything, or nothing."""
-
-    def maybe(most: int) -> int | None:
-        return rng.choice((None, 0, rng.randrange(most)))
-
-    if rng.random() < 0.3:
-        return None
-    return ReplicaReport(
-        address="",
-        pool="p",
-        waiting=maybe(1_000),
-        running=maybe(1_000),
-        kv_used_tokens=maybe(10**6),
-        kv_capacity_tokens=maybe(10**6),
-        gpus=tuple(GpuReport(uuid="g", memory_total_bytes=maybe(1 << 37)) for _ in range(rng.randrange(3))),
-    )
-
-
-def fleet_of(size: int, seed: int) -> list[Endpoint]:
-    """Endpoints in any state, usual and absurd. From a seed: Hypothesis would draw 20 fields of each.
-
-    Who was picked when is the position in the list, so that no tie is left.
-    """
-    rng = Random(seed)
-    calm = rng.random() < 0.3
-
-    def count(most: int) -> int:
-        return rng.choice((0, rng.randrange(10), rng.randrange(most)))
-
-    endpoints = []
-    for i in range(size):
-        e = Endpoint(
-            address=f"10.0.0.{i}:80",
-            pool="p",
-            zone=rng.choice(("", "a", "b")),
-            max_concurrent=rng.choice((0, 1, 128)),
-        )
-        e.picked, e.report = i, report_of(rng)
-        e.requests = e.permits = count(200)
-        e.tokens, e.turn = count(10**9), rng.uniform(0.0, 1e6)
-        e.peer_requests = e.peer_permits = 0 if calm else count(100)
-        e.foreign, e.smooth = 0 if calm else count(100), rng.uniform(-1.0, 1.0)
-        e.weight = 1.0 if calm else rng.uniform(0.01, 1.0)
-        e.kv_capacity_tokens = rng.choice((0, 1, 450_000))
-        e.price_per_hour, e.spot = rng.choice((0.0, 0.5, 12.0)), rng.random() < 0.5
-        e.speed = Speed(MODELS[0] if calm else rng.choice(MODELS))
-        e.speed.factor = rng.uniform(0.3, 10.0)
-        e.latency.ttft.saw(count(10**6), now_ns=S)
-        e.latency.tpot.saw(count(10**6), now_ns=S)
-        load = e.load
-        load.queued = 0 if calm else rng.randrange(3)
-        load.queued_tokens = load.queued and count(10**6)
-        load.queued_ms = load.queued and rng.uniform(0.0, 1e5)
-        load.streaming, load.context_tokens = count(200), count(10**7)
-        load.reserved_tokens = count(10**7)
-        endpoints.append(e)
-    return endpoints
-
-
-fleets = st.builds(fleet_of, st.integers(1, 12), st.integers(0, 1 << 32))
-works = st.builds(
-    Work,
-    st.integers(0, 10**9),
-    st.integers(0, 10**9),
-    zone=st.sampled_from(("", "a")),
-    zone_penalty_tokens=st.sampled_from((0, 2_000)),
-    max_new_tokens=st.none() | st.integers(0, 10**6),
-    sequences=st.integers(1, 8),
-    prefix=st.integers(0, 6).map(lambda blocks: tuple(range(blocks))),
-    block_tokens=st.sampled_from((16.0, 64.0)),
-    session=st.integers(-3, 3),
-    rank=st.integers(0, 2),
-    ttft_ms=st.floats(0.0, 1e5),
-    tpot_ms=st.floats(0.0, 1e3),
-)
-moments = st.builds(
-    SchedulingContext,
-    now_ns=st.integers(0, 100 * S),
-    cached=st.dictionaries(st.integers(0, 12).map(lambda i: f"10.0.0.{i}:80"), st.integers(0, 10**6)),
-    patient=st.booleans(),
-    deciders=st.integers(1, 4),
-)
 names = pytest.mark.parametrize("name", sorted(STRATEGIES))
 
 
@@ -138,13 +45,13 @@ def taught(name: str, candidates: list[Endpoint], work: Work, params: dict[str, 
     """A strategy that has placed the request's like on every other candidate before."""
     strategy = build(name, params or {})
     for endpoint in candidates[::2]:
-        if hasattr(strategy, "picked") and name != "weighted_round_robin":
+        if strategy.keeps_own:
             strategy.picked(candidates, endpoint, work, at=NOW)
     return strategy
 
 
 @names
-@given(candidates=fleets, work=works, at=moments, wanted=st.integers(1, 3), seed=st.integers(0, 999))
+@given(candidates=fleets, work=works, at=contexts, wanted=st.integers(1, 3), seed=st.integers(0, 999))
 @examples(60)
 def test_a_ranking_is_well_formed(
     name: str, candidates: list[Endpoint], work: Work, at: SchedulingContext, wanted: int, seed: int
@@ -178,7 +85,7 @@ def test_the_scorers_of_llmd_are_bounded(name: str, candidates: list[Endpoint], 
 
 
 @pytest.mark.parametrize("name", sorted((set(STRATEGIES) - DRAWING) | {"latency"}))
-@given(candidates=fleets, work=works, at=moments, wanted=st.integers(1, 3), data=st.data())
+@given(candidates=fleets, work=works, at=contexts, wanted=st.integers(1, 3), data=st.data())
 @examples(60)
 def test_the_order_of_candidates_does_not_matter(
     name: str, candidates: list[Endpoint], work: Work, at: SchedulingContext, wanted: int, data: st.DataObject
@@ -241,7 +148,7 @@ LOADS: list[Callable[[Endpoint], None]] = [_request, _tokens, _queue, _stream, _
 
 
 @pytest.mark.parametrize("name", sorted(set(STRATEGIES) - BLIND - PAIRED))
-@given(candidates=fleets, work=works, at=moments, which=st.integers(0, 11), more=st.sampled_from(LOADS))
+@given(candidates=fleets, work=works, at=contexts, which=st.integers(0, 11), more=st.sampled_from(LOADS))
 @examples(80)
 def test_more_load_never_makes_an_endpoint_better(
     name: str,
@@ -283,11 +190,11 @@ def test_nothing_known_is_no_fault(name: str, work: Work, size: int, seed: int) 
     strategy: Any = build(name)
     ranking = strategy.rank(candidates, work, count=1, rng=Random(seed))
     assert len(ranking.best) == 1
-    assert all(math.isfinite(value) for value in strategy.explain(candidates[0], work).values())
+    assert all(math.isfinite(value) for value in terms_of(strategy, candidates[0], work).values())
 
 
 @names
-@given(candidates=fleets, work=works, at=moments)
+@given(candidates=fleets, work=works, at=contexts)
 @examples(30)
 def test_every_term_is_a_number(
     name: str, candidates: list[Endpoint], work: Work, at: SchedulingContext
@@ -295,13 +202,13 @@ def test_every_term_is_a_number(
     """What explains a score can be printed, whatever the endpoint."""
     strategy = taught(name, candidates, work)
     for endpoint in candidates:
-        terms = strategy.explain(endpoint, work, at=at)
+        terms = terms_of(strategy, endpoint, work, at=at)
         assert terms
         assert all(isinstance(value, int | float) and math.isfinite(value) for value in terms.values())
 
 
 @names
-@given(candidates=fleets, work=works, at=moments)
+@given(candidates=fleets, work=works, at=contexts)
 @examples(20)
 def test_ranking_changes_nothing(
     name: str, candidates: list[Endpoint], work: Work, at: SchedulingContext

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from extproc.core.predict.timing import Timing
 from extproc.sim.events import Event
 from extproc.sim.listening import ReplicaSpec, RunningReplicas, start_replicas
 from extproc.sim.replica import ReplicaLimits, SimReplica
@@ -24,10 +25,7 @@ TOY = Hardware(
     name="toy",
     source="made up",
     kv_capacity_tokens=10_000,
-    decode_base_ms=10.0,
-    decode_per_sequence_ms=0.0,
-    decode_per_kv_token_ms=0.0,
-    prefill_per_token_ms=1.0,
+    timing=Timing(10.0, 0.0, 0.0, 0.0, 1.0, 0.0),
 )
 
 MakeReplica = Callable[..., SimReplica]

@@ -8,6 +8,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.core.predict.timing import Timing
 from extproc.sim.events import (
     Accepted,
     Cancelled,
@@ -30,12 +31,8 @@ UNEVEN = Hardware(
     name="uneven",
     source="made up",
     kv_capacity_tokens=10_000,
-    decode_base_ms=3.7,
-    decode_per_sequence_ms=0.31,
-    decode_per_kv_token_ms=0.0123,
-    prefill_base_ms=1.3,
-    prefill_per_token_ms=0.71,
     overhead_ms=0.1,
+    timing=Timing(3.7, 0.31, 0.0123, 1.3, 0.71, 0.0),
 )
 
 Actions = list[tuple[object, ...]]

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.core.predict.timing import Timing
 from extproc.sim.run import DecodeRun
 from extproc.sim.timing import HARDWARE, Hardware, hardware_named
 from tests.sim.conftest import MS
@@ -54,9 +55,7 @@ def test_no_step_is_shorter_than_a_nanosecond(base_ms: float) -> None:
         name="free",
         source="made up",
         kv_capacity_tokens=1,
-        decode_base_ms=base_ms,
-        decode_per_sequence_ms=0.0,
-        decode_per_kv_token_ms=0.0,
+        timing=Timing(base_ms, 0.0, 0.0, 0.0, 0.0, 0.0),
     )
     run = a_run(free, 1, 2, 1.0, 100)
     assert run.ends_ns(7 + 5) == 105

@@ -5,14 +5,17 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+from extproc.core.decide import Full, full, place, resolve
 from extproc.core.events import Observer, Settled
 from extproc.core.fleet import Fleet, Member, PoolSpec
-from extproc.core.outcome import Outcome, Reservation
+from extproc.core.ledger import Ledger
+from extproc.core.outcome import Outcome, Reject, Reservation, Routed
 from extproc.core.policy import ClassSpec
 from extproc.core.quota import NOTHING, Amounts
+from extproc.core.request import Request
 from extproc.core.scheduler import DeskLimits, Scheduler
 from extproc.core.slo import sample_of
-from extproc.core.tenant import Directory
+from extproc.core.tenant import Directory, Tenant
 from extproc.wire.processor import Processor
 from tests.stand.seals import SEAL
 
@@ -33,6 +36,25 @@ def make_scheduler(*fleet: Fleet | PoolSpec, kind: type[Scheduler] = Scheduler, 
         known = Fleet(pool for pool in fleet if isinstance(pool, PoolSpec))
     usual = {"instance": "i", "default_model": "m", "limits": DeskLimits(), "rng": Random(1)}
     return kind(known, **{**usual, **facts})
+
+
+def decided(
+    request: Request,
+    tenant: Tenant,
+    fleet: Fleet,
+    books: Ledger,
+    *,
+    now_ns: int,
+    rng: Random,
+    degraded: str = "",
+    **facts: Any,
+) -> Routed | Reject:
+    """Both halves of a decision at once, for who cannot wait: full is a 429."""
+    routing = resolve(request, tenant, fleet, books, now_ns=now_ns, **facts)
+    if isinstance(routing, Reject):
+        return routing
+    placed = place(routing, fleet, now_ns=now_ns, rng=rng, degraded=degraded)
+    return full(routing) if isinstance(placed, Full) else placed
 
 
 def make_processor(scheduler: Scheduler, tenants: Directory | None = None, **facts: Any) -> Processor:

@@ -15,6 +15,7 @@ from extproc.core.families import Family
 from extproc.core.meter import Meters, metered
 from extproc.core.outcome import Counted, End, Outcome
 from extproc.core.scheduler import ClassSpec, Policy
+from extproc.core.strategies import Strategy
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire import ticket
 from extproc.wire.codec import Reply
@@ -493,13 +494,13 @@ def test_a_fault_of_ours_still_decides() -> None:
     """With less where that works, else 503: no stream ends without a word."""
     world = World(strategy="least_work")
 
-    class Broken:
+    class Broken(Strategy):
         name = "broken"
 
         def rank(self, *_: Any, **__: Any) -> Any:
             raise ZeroDivisionError("a fault of ours")
 
-    world.scheduler.fleet.pools["p"]._strategies["least_work"] = Broken()  # type: ignore[assignment]  # broken on purpose
+    world.scheduler.fleet.pools["p"]._strategies["least_work"] = Broken()
     _, (first, *rest) = world.decide()
     assert "degraded" in envoy.metadata(first, DECISION_NAMESPACE)["reason"]
     assert body_of(rest) == CHAT

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.core.contract import DECISION_NAMESPACE, LB_NAMESPACE
-from extproc.core.strategies import STRATEGIES
+from extproc.core.strategies import STRATEGIES, Strategy
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.observe.stats import Stats
 from extproc.observe.what_if import Recent
@@ -27,7 +27,7 @@ CHAT = json.dumps({"model": "m", "messages": [{"content": "hello"}], "max_tokens
 A, B = "10.0.0.1:80", "10.0.0.2:80"
 
 
-class Broken:
+class Broken(Strategy):
     """A policy that fails."""
 
     name = "broken"

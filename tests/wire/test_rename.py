@@ -13,6 +13,7 @@ from extproc.core.contract import DECISION_NAMESPACE
 from extproc.core.families import Family
 from extproc.core.policy import ClassSpec
 from extproc.core.scheduler import Policy
+from extproc.core.strategies import Strategy
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire import exchange as exchange_module
 from extproc.wire.exchange import Exchange
@@ -24,7 +25,7 @@ AUTO = json.dumps({"model": "auto", "messages": [{"content": "hello"}], "max_tok
 KEY = ("authorization", "Bearer key")
 
 
-class Broken:
+class Broken(Strategy):
     """A policy that fails."""
 
     name = "broken"

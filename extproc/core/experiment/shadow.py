@@ -2,8 +2,8 @@
 
 It ranks the very candidates that the first has just chosen among, with the same knowledge, before anything
 has moved, and with a chance of its own. It changes nothing, and what goes wrong in it is counted and costs no
-request anything. A peer's strategy, which keeps an index of its own, hears where the requests really went;
-ours keep their state in the endpoints' books, and those are not touched.
+request anything. A strategy that keeps an index of its own hears where the requests really went;
+others keep their state in the endpoints' books, and those are not touched.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ from extproc.core.endpoint import Endpoint
 from extproc.core.experiment.spec import ShadowSpec
 from extproc.core.fleet import Pool
 from extproc.core.outcome import LATER_MS, Routed
-from extproc.core.strategies import PEERS, SchedulingContext, Strategy, build
+from extproc.core.sizing import context
+from extproc.core.strategies import SchedulingContext, Strategy, build
 from extproc.core.strategies.parameter import Value
-from extproc.core.work import context
 
 #: Disagreements kept for people.
 KEPT = 16
-#: Strategies whose `picked` moves nothing but what they keep themselves.
-OWN_STATE = frozenset(strategy.name for strategy in PEERS)
 
 
 class Shadow:
@@ -64,11 +62,9 @@ class Shadow:
                 strategy = self._strategies[pool.name] = build(self.spec.strategy, given)
             if self.spec.share >= 1.0 or self._rng.random() < self.spec.share:
                 self._ask(strategy, routing, routed, pool, chosen, now_ns, deciders)
-            if self.spec.strategy in OWN_STATE:
-                picked = getattr(strategy, "picked", None)
-                if picked is not None:
-                    at = SchedulingContext(now_ns=now_ns, deciders=deciders)
-                    picked(pool.endpoints, chosen, routing.work, at=at)
+            if strategy.keeps_own:
+                at = SchedulingContext(now_ns=now_ns, deciders=deciders)
+                strategy.picked(pool.endpoints, chosen, routing.work, at=at)
         except Exception as error:  # noqa: BLE001 (a shadow must cost no request anything)
             self.failed += 1
             self.last_failure = f"{type(error).__name__}: {error}"[:200]
@@ -103,8 +99,8 @@ class Shadow:
             self.agreed += 1
             return
         score, other = ranking.scores[ranking.best[0]], ranking.scores[first]
-        if other < LATER_MS:
-            # Above it the score says that the request would have waited, and by how much is nothing to add.
+        if not strategy.defers or other < LATER_MS:
+            # Above it the score says that it comes after all others, and by how much is nothing to add.
             self._gap += other - score
             self._gaps += 1
         self.last.append(

@@ -23,9 +23,9 @@ from extproc.core.endpoint import places
 from extproc.core.families.difficulty import NAMES, features
 from extproc.core.families.score import DEFAULT, Weights
 from extproc.core.fleet import Fleet, Pool
+from extproc.core.forecast import start_ms
 from extproc.core.outcome import Reject
 from extproc.core.request import Request, no_model
-from extproc.core.strategies.terms import start_ms
 from extproc.core.tenant import Tenant
 
 LOAD, UNAVAILABLE = "load", "unavailable"

@@ -17,6 +17,7 @@ from math import exp, log
 from extproc.core.predict.errors import Errors
 from extproc.core.predict.prior import Prior
 from extproc.core.predict.rls import Affine
+from extproc.core.predict.timing import TYPICAL_BATCH, TYPICAL_CONTEXT_TOKENS
 
 #: An endpoint is at most so much faster or slower than its pool.
 FACTOR_MIN, FACTOR_MAX = 0.3, 10.0
@@ -38,8 +39,8 @@ OBSERVED_MS_MAX, TOKENS_MAX, BATCH_MAX = 1e8, 1e8, 1e6
 RATES_GAIN, RATES_SETTLED, RATES_TOTAL_MAX = 0.05, 10.0, 0.7
 #: Tokens that one running sequence holds, before any was seen.
 CONTEXT_TOKENS_PER_SEQUENCE = 1_000.0
-#: Work at which a move of the whole model is measured: a usual step and a usual prefill.
-_TYPICAL_BATCH, _TYPICAL_CONTEXT, _TYPICAL_PROMPT = 16.0, 16_000.0, 1_000.0
+#: The prompt at which, with a typical step, a move of the whole model is measured.
+_TYPICAL_PROMPT = 1_000.0
 #: Own observations, and the pool's (four count as one), that make half of the confidence.
 CONFIDENT_OBSERVATIONS, CONFIDENT_POOL_MAX = 10.0, 10.0
 #: Relative error that is assumed before any was seen: of a known GPU, of an unknown one.
@@ -172,7 +173,7 @@ class SpeedModel:
 
     def _typical_ms(self) -> float:
         timing = self.timing
-        return timing.step_ms(_TYPICAL_BATCH, _TYPICAL_CONTEXT) + timing.prefill_ms(_TYPICAL_PROMPT)
+        return timing.step_ms(TYPICAL_BATCH, TYPICAL_CONTEXT_TOKENS) + timing.prefill_ms(_TYPICAL_PROMPT)
 
 
 class Speed:
@@ -193,30 +194,11 @@ class Speed:
 
     def prefill_ms(self, tokens: float, cached: float = 0.0) -> float:
         """Milliseconds to prefill `tokens` uncached tokens behind `cached` ones here; below 0 counts as 0."""
-        # Timing.prefill_ms once more: a call saved on the hottest path there is.
-        timing = self._timing
-        if tokens < 0.0:
-            tokens = 0.0
-        if cached < 0.0:
-            cached = 0.0
-        return self.factor * (
-            timing.prefill_base_ms
-            + (timing.prefill_per_token_ms + timing.prefill_per_square_ms * (tokens + cached + cached))
-            * tokens
-        )
+        return self.factor * self._timing.prefill_ms(tokens, cached)
 
     def step_ms(self, batch: float, context_tokens: float) -> float:
         """Milliseconds of a decode step here, of `batch` sequences holding `context_tokens` together."""
-        timing = self._timing
-        if batch < 0.0:
-            batch = 0.0
-        if context_tokens < 0.0:
-            context_tokens = 0.0
-        return self.factor * (
-            timing.decode_base_ms
-            + timing.decode_per_sequence_ms * batch
-            + timing.decode_per_context_token_ms * context_tokens
-        )
+        return self.factor * self._timing.step_ms(batch, context_tokens)
 
     def saw_first_token(self, predicted_ms: float, observed_ms: float) -> None:
         """A first token that was predicted after so long, waits included, came after so long."""

@@ -5,7 +5,10 @@ Owns the arithmetic alone. Knows nothing of where the coefficients come from, of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+
+#: Work at which speeds are compared: a step of so many sequences, which hold so much context together.
+TYPICAL_BATCH, TYPICAL_CONTEXT_TOKENS = 16, 16_000
 
 
 @dataclass(slots=True)
@@ -33,9 +36,12 @@ class Timing:
             tokens = 0.0
         if cached < 0.0:
             cached = 0.0
+        return self.prefill_batch_ms(tokens, tokens * (tokens + cached + cached))
+
+    def prefill_batch_ms(self, tokens: float, squares: float) -> float:
+        """The same of several sequences together: all their tokens, and the sum of `(off+u)² − off²`."""
         return (
-            self.prefill_base_ms
-            + (self.prefill_per_token_ms + self.prefill_per_square_ms * (tokens + cached + cached)) * tokens
+            self.prefill_base_ms + self.prefill_per_token_ms * tokens + self.prefill_per_square_ms * squares
         )
 
     def step_ms(self, batch: float, context_tokens: float) -> float:
@@ -49,3 +55,8 @@ class Timing:
             + self.decode_per_sequence_ms * batch
             + self.decode_per_context_token_ms * context_tokens
         )
+
+    def scaled(self, *, decode: float, prefill: float) -> Timing:
+        """An engine whose steps and whose prefills take so many times as long."""
+        a, b, c, pa, pb, pc = astuple(self)
+        return Timing(decode * a, decode * b, decode * c, prefill * pa, prefill * pb, prefill * pc)

@@ -3,28 +3,25 @@
 A strategy ranks candidates; it filters nothing (decide.py does). Most keep nothing but their parameters;
 those of the peers (hyphenated names) have an index of their own, so a pool builds its own instance.
 
-Hooks that a strategy may have, beyond `rank`:
-
-    picked(endpoints, endpoint, work, *, at)  a request was placed: move what the strategy keeps
-    opens(endpoints, *, at)                   late binding: those that could take anything at all now
-    order                                     its order in the fair queue, None for the queue's own
-    forget(address)                           an endpoint left, or lost its cache
-    explain(endpoint, work, *, at)            every term of the score, by name; all strategies have it
+What another distribution adds (config/plugins.py) is registered here by the name of its entry point. It
+needs nothing but what this module exports.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import is_dataclass, replace
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Strategy, Work, lowest
+from extproc.core.endpoint import Endpoint
+from extproc.core.forecast import Forecast, forecast, forecasts
+from extproc.core.outcome import LATER_MS
+from extproc.core.strategies.base import Ranking, Scored, Strategy, lowest
 from extproc.core.strategies.cost import LeastCost
 from extproc.core.strategies.latency import LeastLatency
 from extproc.core.strategies.least_request import LeastRequest
 from extproc.core.strategies.least_work import LeastWork
-from extproc.core.strategies.parameter import Value, checked, parameters_of
+from extproc.core.strategies.parameter import Value, bounded, checked, parameters_of
 from extproc.core.strategies.peers import (
     AibrixPrefix,
     DynamoKv,
@@ -40,6 +37,7 @@ from extproc.core.strategies.random_choice import RandomChoice
 from extproc.core.strategies.round_robin import RoundRobin
 from extproc.core.strategies.steer import Steer
 from extproc.core.strategies.weighted_round_robin import WeightedRoundRobin
+from extproc.core.work import NOW, SchedulingContext, Work
 
 OWN: tuple[Strategy, ...] = (
     Steer(),
@@ -72,17 +70,25 @@ _DEFAULTS: Mapping[str, Value] = MappingProxyType({})
 
 __all__ = [
     "FALLBACK",
+    "LATER_MS",
     "NOW",
     "OWN",
     "PEERS",
     "STRATEGIES",
+    "Endpoint",
+    "Forecast",
     "Ranking",
     "SchedulingContext",
+    "Scored",
     "Strategy",
     "Work",
+    "bounded",
     "build",
+    "forecast",
+    "forecasts",
     "lowest",
     "parameters",
+    "register",
 ]
 
 
@@ -92,10 +98,23 @@ def build(name: str, params: Mapping[str, Value] = _DEFAULTS) -> Strategy:
     ValueError for a name or a parameter that is not known, a value of another type or one out of range.
     """
     prototype = _named(name)
-    if not is_dataclass(type(prototype)):
-        # Somebody's own class in the registry: without fields it has no parameters.
-        return cast(Strategy, prototype)
-    return cast(Strategy, replace(prototype, **checked(prototype, name, params)))
+    given: dict[str, Any] = checked(prototype, name, params)
+    return type(prototype)(**given)
+
+
+def register(name: str, strategy: object) -> None:
+    """Adds another distribution's strategy; ValueError for what is none."""
+    if not (isinstance(strategy, type) and issubclass(strategy, Strategy)):
+        raise ValueError(f"{strategy!r} is no class that derives from extproc.core.strategies.Strategy")
+    if getattr(strategy, "name", None) != name:
+        raise ValueError(f"its class says that its name is {getattr(strategy, 'name', None)!r}")
+    if lacks := sorted(strategy.__abstractmethods__):
+        raise ValueError(f"{strategy.__name__} lacks {', '.join(lacks)}")
+    prototype = strategy()
+    for each, (kind, _) in parameters_of(prototype).items():
+        if kind not in (int, float, bool, str):
+            raise ValueError(f"its parameter {each!r} is a {kind.__name__}, not a number, a switch or a text")
+    STRATEGIES[name] = prototype
 
 
 def parameters(name: str) -> dict[str, tuple[type, Value]]:
@@ -103,7 +122,7 @@ def parameters(name: str) -> dict[str, tuple[type, Value]]:
     return parameters_of(_named(name))
 
 
-def _named(name: str) -> Any:
+def _named(name: str) -> Strategy:
     found = STRATEGIES.get(name)
     if found is None:
         raise ValueError(f"no strategy {name!r}; there are: {', '.join(sorted(STRATEGIES))}")

@@ -3,72 +3,19 @@
 from __future__ import annotations
 
 import heapq
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
-from types import MappingProxyType
-from typing import Protocol
+from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
+from extproc.core.fairqueue.order import Order
+from extproc.core.forecast import Forecast, Values
+from extproc.core.work import NOW, SchedulingContext, Work
 
-NOTHING: Mapping[str, int] = MappingProxyType({})
-#: What is aimed at when nobody says (the class `standard` of the configuration).
-TTFT_MS, TPOT_MS = 1_000.0, 100.0
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a request is predicted to cost, over all its sequences, in tokens.
-
-    An endpoint outside `zone` counts as if `zone_penalty_tokens` more were waiting on it; no zone, no
-    penalty. `max_new_tokens` is one sequence's limit, None when the client set none. `prefix` are its
-    chained block hashes (prefix.py), `block_tokens` tokens each. `rank` is its service class's place,
-    0 first; `ttft_ms` and `tpot_ms` are what its class aims at, `deadline_ns` when its first token is due
-    (0: nobody waits for it). `residuals` as in `load.Plan`. `session` groups requests of one
-    conversation or user; 0 is none.
-    """
-
-    input_tokens: int
-    output_tokens: int
-    zone: str = ""
-    zone_penalty_tokens: int = 0
-    max_new_tokens: int | None = None
-    sequences: int = 1
-    prefix: Sequence[int] = ()
-    block_tokens: float = 64.0
-    session: int = 0
-    rank: int = 0
-    ttft_ms: float = TTFT_MS
-    tpot_ms: float = TPOT_MS
-    deadline_ns: int = 0
-    residuals: Sequence[float] = ()
-
-    @property
-    def tokens(self) -> int:
-        """All of it, at least 1."""
-        return max(1, self.input_tokens + self.output_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulingContext:
-    """The moment of a choice.
-
-    `cached` are the prompt's tokens that an endpoint is believed to hold, by address. `patient` says that
-    the request may be passed over for now, because others wait as well. `deciders` is how many services
-    place requests on these endpoints.
-    """
-
-    now_ns: int = 0
-    cached: Mapping[str, int] = field(default_factory=lambda: NOTHING)
-    patient: bool = False
-    deciders: int = 1
-    #: The prompt's tokens that an endpoint will hold once what was placed there has ended, by address.
-    coming: Mapping[str, int] = field(default_factory=lambda: NOTHING)
-    #: For a prompt whose beginning nobody was given yet: prefix blocks given to each endpoint, by address.
-    given: Mapping[str, int] = field(default_factory=lambda: NOTHING)
-
-
-NOW = SchedulingContext()
+#: So many candidates are sorted; of more the best are kept in a heap.
+SORTED_MAX = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +29,28 @@ class Ranking:
     best: Sequence[int]
 
 
-class Strategy(Protocol):
-    """A policy for choosing among endpoints that could all serve the request.
+class Strategy(ABC):
+    """A policy for choosing among endpoints that could all serve the request. It must have `name` and `rank`.
 
-    Its fields are its parameters, with their defaults. Ours keep nothing but those (the endpoints' books
-    do); a peer's may keep an index of its own, so each pool builds its own instance.
+    A subclass is a dataclass: its fields are its parameters, with their defaults (`bounded` gives one a
+    range); a field with `init=False` is what it keeps. Each pool builds its own instance. The hooks beyond
+    `rank` have defaults that do nothing. None may change an endpoint but `picked`.
     """
 
-    @property
-    def name(self) -> str: ...
+    __slots__ = ()
 
+    #: What configurations call it.
+    name: ClassVar[str]
+    #: Scores from LATER_MS on are of endpoints that come after all others.
+    defers: ClassVar[bool] = False
+    #: A request waits while there are no others than those; `rank` then names none.
+    binds_late: ClassVar[bool] = False
+    #: `picked` moves nothing but what the strategy keeps itself.
+    keeps_own: ClassVar[bool] = False
+    #: Its order in the fair queue; None for the queue's own.
+    order: ClassVar[Order | None] = None
+
+    @abstractmethod
     def rank(
         self,
         candidates: Sequence[Endpoint],
@@ -102,7 +61,62 @@ class Strategy(Protocol):
         at: SchedulingContext = NOW,
     ) -> Ranking:
         """Rank the best `count` of at least one candidate."""
-        ...
+
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> Mapping[str, float]:
+        """Every term of an endpoint's score, by name; `expected` is what is forecast there."""
+        return {}
+
+    def holds_back(
+        self,
+        endpoint: Endpoint,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        *,
+        at: SchedulingContext = NOW,
+    ) -> tuple[str, ...]:
+        """Late binding: what keeps it from giving an endpoint among these the request now, in words."""
+        return ()
+
+    def opens(self, endpoints: Sequence[Endpoint], *, at: SchedulingContext = NOW) -> Sequence[Endpoint]:
+        """Late binding: those that could take anything at all now; a look that saves most rankings."""
+        return endpoints
+
+    def may(self, work: Work, among: Sequence[Endpoint], *, at: SchedulingContext = NOW) -> bool:
+        """Late binding: whether any of those that are open could take this request, by a look alone."""
+        return True
+
+    def picked(  # noqa: B027 (most keep nothing)
+        self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: SchedulingContext
+    ) -> None:
+        """A request is placed on one of a pool's endpoints: move what the strategy keeps."""
+
+    def forget(self, address: str) -> None:  # noqa: B027 (most keep nothing)
+        """An endpoint left, or lost its cache."""
+
+
+class Scored(Strategy):
+    """One whose order is that of its scores; of equal ones the least recently picked comes first."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def scores(self, candidates: Sequence[Endpoint], work: Work, at: SchedulingContext) -> Sequence[float]:
+        """One for each candidate, lower is better."""
+
+    def rank(
+        self,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        *,
+        count: int,
+        rng: Random,
+        at: SchedulingContext = NOW,
+    ) -> Ranking:
+        """The lowest scores first."""
+        scores = self.scores(candidates, work, at)
+        return Ranking(scores, lowest(candidates, scores, count))
 
 
 def handicaps(candidates: Sequence[Endpoint], work: Work) -> Sequence[int] | None:
@@ -111,6 +125,21 @@ def handicaps(candidates: Sequence[Endpoint], work: Work) -> Sequence[int] | Non
     if not zone or not penalty:
         return None
     return [0 if endpoint.zone == zone else penalty for endpoint in candidates]
+
+
+def zone_ms(endpoint: Endpoint, work: Work) -> float:
+    """The handicap of an endpoint in another zone: its tokens' prefill."""
+    if not work.zone_penalty_tokens or not work.zone or endpoint.zone == work.zone:
+        return 0.0
+    speed = endpoint.speed
+    return work.zone_penalty_tokens * speed.factor * speed.model.timing.prefill_per_token_ms
+
+
+def weighted_ttft_ms(endpoints: Sequence[Endpoint], work: Work, found: Sequence[Values]) -> list[float]:
+    """Of forecasts the times to first token, the zone's handicap included, over the health weights."""
+    if work.zone and work.zone_penalty_tokens:
+        return [(each[0] + zone_ms(e, work)) / e.weight for e, each in zip(endpoints, found, strict=True)]
+    return [each[0] / e.weight for e, each in zip(endpoints, found, strict=True)]
 
 
 def lowest(candidates: Sequence[Endpoint], scores: Sequence[float], count: int) -> list[int]:
@@ -124,4 +153,7 @@ def lowest(candidates: Sequence[Endpoint], scores: Sequence[float], count: int) 
         ties = [i for i, score in enumerate(scores) if score == low]
         return [min(ties, key=lambda i: candidates[i].picked)] if len(ties) > 1 else ties
     picks = [endpoint.picked for endpoint in candidates]
-    return [i for _, _, i in heapq.nsmallest(count, zip(scores, picks, range(len(picks)), strict=True))]
+    lots = zip(scores, picks, range(len(picks)), strict=True)
+    # A heap of a few costs more than putting them all in order.
+    first = sorted(lots)[:count] if len(picks) <= SORTED_MAX else heapq.nsmallest(count, lots)
+    return [i for _, _, i in first]

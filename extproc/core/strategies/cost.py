@@ -22,18 +22,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
-from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
+from extproc.core.forecast import Forecast, forecasts
+from extproc.core.outcome import LATER_MS
+from extproc.core.predict.timing import TYPICAL_BATCH, TYPICAL_CONTEXT_TOKENS
+from extproc.core.strategies.base import Scored, weighted_ttft_ms
 from extproc.core.strategies.parameter import bounded
-from extproc.core.strategies.terms import forecasts
+from extproc.core.work import SchedulingContext, Work
 
-#: The batch that shares a decode step, and its context, where busy time is reckoned.
-USUAL_BATCH, USUAL_CONTEXT_TOKENS = 16, 16_000
-#: What is added to the score of an endpoint that does not meet the targets; no tier reaches it.
-MISSES = 1_000_000.0
+#: The highest tier; LATER_MS, which is added where the targets are not met, is far above.
 TIER_MAX = 1_000
 HOUR_MS = 3_600_000.0
 #: No cost is below this, so that two can be compared: the billionth part of what prices are in.
@@ -41,35 +40,27 @@ COST_MIN = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class LeastCost:
+class LeastCost(Scored):
     """The cheapest that meets the targets."""
 
     name: ClassVar[str] = "cost"
+    defers: ClassVar[bool] = True
 
     headroom: float = bounded(0.8, 0.1, 1.0)
     same_cost: float = bounded(0.1, 0.001, 1.0)
     premium_ranks: int = bounded(1, 0, 100)
     spot_factor: float = bounded(0.4, 0.0, 1.0)
 
-    def rank(
-        self,
-        candidates: Sequence[Endpoint],
-        work: Work,
-        *,
-        count: int,
-        rng: Random,
-        at: SchedulingContext = NOW,
-    ) -> Ranking:
+    def scores(self, candidates: Sequence[Endpoint], work: Work, at: SchedulingContext) -> list[float]:
         """Those that meet the targets by tier and time, then the others by time."""
         target = max(1.0, work.ttft_ms)
         within, tpot = self.headroom * target, work.tpot_ms
-        found = forecasts(candidates, work, at)
-        tiers = self._tiers(candidates, work, [prefill for _, prefill, _ in found])
-        scores = [
-            (tier if ms <= within and step <= tpot else MISSES) + ms / target
-            for tier, (ms, _, step) in zip(tiers, found, strict=True)
+        found = forecasts(candidates, work, cached=at.cached)
+        tiers = self._tiers(candidates, work, [each[3] for each in found])
+        return [
+            (tier if ms <= within and each[1] <= tpot else LATER_MS) + ms / target
+            for tier, ms, each in zip(tiers, weighted_ttft_ms(candidates, work, found), found, strict=True)
         ]
-        return Ranking(scores, lowest(candidates, scores, count))
 
     def _tiers(self, candidates: Sequence[Endpoint], work: Work, prefills: Sequence[float]) -> list[float]:
         if work.rank < self.premium_ranks:
@@ -86,14 +77,15 @@ class LeastCost:
         least, width = min(costs), log(1.0 + self.same_cost)
         return [float(min(int(log(cost / least) / width), TIER_MAX)) for cost in costs]
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score; `cost` is in what its price is in, 0 where that is unknown."""
-        ms, prefill, step = forecasts([endpoint], work, at)[0]
-        busy = busy_ms(endpoint, work, prefill)
+        busy = busy_ms(endpoint, work, expected.prefill_ms)
         return {
-            "ttft_ms": ms,
+            "ttft_ms": weighted_ttft_ms([endpoint], work, [expected])[0],
             "ttft_max_ms": self.headroom * max(1.0, work.ttft_ms),
-            "step_ms": step,
+            "step_ms": expected.tpot_ms,
             "step_max_ms": work.tpot_ms,
             "busy_ms": busy,
             "price_per_hour": endpoint.price_per_hour,
@@ -106,5 +98,5 @@ class LeastCost:
 
 def busy_ms(endpoint: Endpoint, work: Work, prefill_ms: float) -> float:
     """GPU time that is the request's own there: its prefill, and its part of usual decode steps."""
-    step_ms = endpoint.speed.step_ms(USUAL_BATCH, USUAL_CONTEXT_TOKENS)
-    return prefill_ms + work.output_tokens * step_ms / USUAL_BATCH
+    step_ms = endpoint.speed.step_ms(TYPICAL_BATCH, TYPICAL_CONTEXT_TOKENS)
+    return prefill_ms + work.output_tokens * step_ms / TYPICAL_BATCH

@@ -24,17 +24,19 @@ from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
+from extproc.core.forecast import Forecast, Values, forecasts
 from extproc.core.outcome import LATER_MS
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
+from extproc.core.strategies.base import Ranking, Strategy, lowest, weighted_ttft_ms
 from extproc.core.strategies.parameter import bounded
-from extproc.core.strategies.terms import forecasts
+from extproc.core.work import NOW, SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)
-class LeastLatency:
+class LeastLatency(Strategy):
     """The fastest of a few."""
 
     name: ClassVar[str] = "latency"
+    defers: ClassVar[bool] = True
 
     choices: int = bounded(2, 0, 1_000)
     seen_share: float = bounded(0.3, 0.0, 1.0)
@@ -74,26 +76,35 @@ class LeastLatency:
 
     def _ms(self, endpoints: Sequence[Endpoint], work: Work, at: SchedulingContext) -> list[float]:
         tokens = self.decode_share * work.output_tokens / work.sequences
-        return [first + tokens * each for first, each in self._times(endpoints, work, at)]
+        found = forecasts(endpoints, work, cached=at.cached)
+        firsts = weighted_ttft_ms(endpoints, work, found)
+        return [first + tokens * each for first, each in self._times(endpoints, firsts, found, at)]
 
     def _times(
-        self, endpoints: Sequence[Endpoint], work: Work, at: SchedulingContext
+        self,
+        endpoints: Sequence[Endpoint],
+        firsts: Sequence[float],
+        found: Sequence[Values],
+        at: SchedulingContext,
     ) -> list[tuple[float, float]]:
-        """To the first token, and each further one, over the weight."""
+        """To the first token, and each further one, over the weight: what is forecast, and was seen."""
         seen, now_ns, times = self.seen_share, at.now_ns, []
-        for e, (first, _, step) in zip(endpoints, forecasts(endpoints, work, at), strict=True):
-            each = step / e.weight
+        for e, first, expected in zip(endpoints, firsts, found, strict=True):
+            each = expected[1] / e.weight
             if seen:
                 first += seen * max(0.0, e.latency.ttft.ms(now_ns=now_ns) - first)
                 each += seen * max(0.0, e.latency.tpot.ms(now_ns=now_ns) - each)
             times.append((first, each))
         return times
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score, were it drawn."""
-        first, each = self._times([endpoint], work, at)[0]
+        predicted = weighted_ttft_ms([endpoint], work, [expected])
+        first, each = self._times([endpoint], predicted, [expected], at)[0]
         return {
-            "predicted_ttft_ms": forecasts([endpoint], work, at)[0][0],
+            "predicted_ttft_ms": predicted[0],
             "seen_ttft_ms": endpoint.latency.ttft.ms(now_ns=at.now_ns),
             "ttft_ms": first,
             "seen_tpot_ms": endpoint.latency.tpot.ms(now_ns=at.now_ns),

@@ -9,37 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, handicaps, lowest
+from extproc.core.forecast import Forecast
+from extproc.core.strategies.base import Scored, handicaps
+from extproc.core.work import SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)
-class LeastRequest:
+class LeastRequest(Scored):
     """Fewest requests in flight."""
 
     name: ClassVar[str] = "least_request"
 
-    def rank(
-        self,
-        candidates: Sequence[Endpoint],
-        work: Work,
-        *,
-        count: int,
-        rng: Random,
-        at: SchedulingContext = NOW,
-    ) -> Ranking:
+    def scores(self, candidates: Sequence[Endpoint], work: Work, at: SchedulingContext) -> list[float]:
         """Fewest in flight first; scores in requests."""
         scores = [(e.requests + e.peer_requests + e.foreign + 1) / e.weight for e in candidates]
         added = handicaps(candidates, work)
         if added is not None:
             each = work.tokens
             scores = [s + a / each / e.weight for s, a, e in zip(scores, added, candidates, strict=True)]
-        return Ranking(scores, lowest(candidates, scores, count))
+        return scores
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score."""
         added = handicaps([endpoint], work)
         return {

@@ -10,33 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import FOREIGN_REQUEST_TOKENS, Endpoint
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, handicaps, lowest
+from extproc.core.forecast import Forecast
+from extproc.core.strategies.base import Scored, handicaps
+from extproc.core.work import SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)
-class LeastWork:
+class LeastWork(Scored):
     """Fewest outstanding tokens."""
 
     name: ClassVar[str] = "least_work"
 
-    def rank(
-        self,
-        candidates: Sequence[Endpoint],
-        work: Work,
-        *,
-        count: int,
-        rng: Random,
-        at: SchedulingContext = NOW,
-    ) -> Ranking:
+    def scores(self, candidates: Sequence[Endpoint], work: Work, at: SchedulingContext) -> list[float]:
         """Fewest outstanding tokens first; scores in tokens."""
-        scores = outstanding(candidates, work)
-        return Ranking(scores, lowest(candidates, scores, count))
+        return outstanding(candidates, work)
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score."""
         added = handicaps([endpoint], work)
         return {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import field, fields
+from dataclasses import field, fields, is_dataclass
 from typing import Any, TypeVar
 
 Value = float | int | bool | str
@@ -71,4 +71,4 @@ def _said(default: Value) -> str:
 
 
 def _parameters(strategy: Any) -> list[Any]:
-    return [each for each in fields(strategy) if each.init]
+    return [each for each in fields(strategy) if each.init] if is_dataclass(strategy) else []

@@ -14,11 +14,13 @@ from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work
+from extproc.core.forecast import Forecast
+from extproc.core.strategies.base import Ranking, Strategy
+from extproc.core.work import NOW, SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)
-class PowerOfTwo:
+class PowerOfTwo(Strategy):
     """The better of two at random."""
 
     name: ClassVar[str] = "power_of_two"
@@ -40,6 +42,8 @@ class PowerOfTwo:
         pair = sorted(drawn[:2], key=lambda i: (scores[i], candidates[i].picked))
         return Ranking(scores, (pair + drawn[2:])[:count])
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score, were it sampled."""
         return {"requests": endpoint.load_requests, "weight": endpoint.weight}

@@ -19,16 +19,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
 from typing import ClassVar
 
 from xxhash import xxh3_64_intdigest
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
+from extproc.core.forecast import Forecast
+from extproc.core.strategies.base import Scored
 from extproc.core.strategies.least_work import outstanding
 from extproc.core.strategies.parameter import bounded
-from extproc.core.strategies.terms import cached_tokens
+from extproc.core.work import SchedulingContext, Work
 
 #: Load at which the tie among equally good caches is worth half a token.
 TIE_TOKENS = 1_000_000.0
@@ -36,7 +36,7 @@ _SEED = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class LongestPrefix:
+class LongestPrefix(Scored):
     """Longest cached prefix, guarded."""
 
     name: ClassVar[str] = "prefix"
@@ -46,19 +46,11 @@ class LongestPrefix:
     cached_min: int = bounded(64, 1, 1_000_000)
     sessions: bool = True
 
-    def rank(
-        self,
-        candidates: Sequence[Endpoint],
-        work: Work,
-        *,
-        count: int,
-        rng: Random,
-        at: SchedulingContext = NOW,
-    ) -> Ranking:
+    def scores(self, candidates: Sequence[Endpoint], work: Work, at: SchedulingContext) -> list[float]:
         """Best cache first; scores in tokens."""
         loads = outstanding(candidates, work)
         most = self._most(min(loads))
-        held = [cached_tokens(e, work, at) for e in candidates] if at.cached else []
+        held = [_cached(e, work, at) for e in candidates] if at.cached else []
         if any(tokens >= self.cached_min and loads[i] <= most for i, tokens in enumerate(held)):
             own = max(1, work.input_tokens)
             scores = [
@@ -71,20 +63,27 @@ class LongestPrefix:
                 home = max(range(len(candidates)), key=lambda i: _affinity(candidates[i], work))
                 if loads[home] <= most:
                     scores[home] = 0.0
-        return Ranking(scores, lowest(candidates, scores, count))
+        return scores
 
     def _most(self, least: float) -> float:
         return max(least + self.imbalance_tokens, self.imbalance_ratio * least)
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score; `affinity` is its lot in the rendezvous, the highest wins."""
         return {
-            "cached_tokens": cached_tokens(endpoint, work, at),
+            "cached_tokens": _cached(endpoint, work, at),
             "prompt_tokens": max(1, work.input_tokens),
             "load_tokens": outstanding([endpoint], work)[0],
             "affinity": _affinity(endpoint, work)[0] / 2.0**64 if work.session else 0.0,
             "weight": endpoint.weight,
         }
+
+
+def _cached(endpoint: Endpoint, work: Work, at: SchedulingContext) -> int:
+    """Prompt tokens that need no prefill there; the last one always does."""
+    return min(at.cached.get(endpoint.address, 0), max(1, work.input_tokens) - 1)
 
 
 def _affinity(endpoint: Endpoint, work: Work) -> tuple[int, str]:

@@ -23,17 +23,20 @@ from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.fairqueue.order import EarliestDeadline, Order
+from extproc.core.forecast import Forecast, running, start_ms
 from extproc.core.outcome import LATER_MS
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
+from extproc.core.strategies.base import Ranking, Strategy, lowest, zone_ms
 from extproc.core.strategies.parameter import bounded
-from extproc.core.strategies.terms import start_ms, streaming, zone_ms
+from extproc.core.work import NOW, SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)
-class LeastStart:
+class LeastStart(Strategy):
     """The soonest start, bound late."""
 
     name: ClassVar[str] = "queue"
+    defers: ClassVar[bool] = True
+    binds_late: ClassVar[bool] = True
     order: ClassVar[Order | None] = EarliestDeadline()
 
     depth: int = bounded(1, 1, 1_000)
@@ -72,13 +75,26 @@ class LeastStart:
         taken = endpoint.permits + endpoint.peer_permits + endpoint.foreign
         return not taken or taken + work.sequences <= endpoint.max_concurrent * (1.0 - self.reserve)
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def holds_back(
+        self, endpoint: Endpoint, candidates: Sequence[Endpoint], work: Work, *, at: SchedulingContext = NOW
+    ) -> tuple[str, ...]:
+        """Its own queue, or what it keeps for the first class."""
+        queued, depth = endpoint.load.queued, self._depth(at)
+        if queued >= depth:
+            return (f"queue: {queued} of {depth} wait there for a first token",)
+        if work.rank and not self._leaves_reserve(endpoint, work):
+            return (f"reserve: {endpoint.load_permits} of {endpoint.max_concurrent} permits are taken",)
+        return ()
+
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score."""
         return {
             "queued": endpoint.load.queued,
             "depth": self._depth(at),
             "queued_ms": endpoint.load.queued_ms,
-            "streaming": streaming(endpoint),
+            "streaming": running(endpoint)[0],
             "start_ms": start_ms(endpoint),
             "zone_ms": zone_ms(endpoint, work),
             "permits": endpoint.load_permits,

@@ -13,11 +13,13 @@ from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
+from extproc.core.forecast import Forecast
+from extproc.core.strategies.base import Ranking, Strategy, lowest
+from extproc.core.work import NOW, SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)
-class RandomChoice:
+class RandomChoice(Strategy):
     """Chances by weight."""
 
     name: ClassVar[str] = "random"
@@ -35,6 +37,8 @@ class RandomChoice:
         scores = [-math.log(1.0 - rng.random()) / endpoint.weight for endpoint in candidates]
         return Ranking(scores, lowest(candidates, scores, count))
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score, but for the draw."""
         return {"weight": endpoint.weight}

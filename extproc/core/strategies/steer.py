@@ -1,13 +1,13 @@
 """steer: late binding to the soonest first token, where no running stream is spoiled. The default.
 
-Score of an endpoint: the predicted time to the first token there, in ms,
+Score of an endpoint: the time to first token that is forecast there (core/forecast.py), in ms,
 
-    TTFT = (step/2 if it decodes) + prefill queued there + own prefill + m·(a chunk's base + step)
+    TTFT = (step/2 if it decodes) + prefill queued there + own prefill + (m − 1)·(a prefill's base + step)
     own prefill = f·(pa + pb·u + pc·((off + u)² − off²)),   step = f·(a + b·B + c·K)
     m = ceil((queued tokens + u) ÷ (prefill budget − B))  chunks, the first included
 
 where u are the prompt's uncached and off its cached tokens there, B the streams and K their context tokens,
-f the endpoint's learned factor, and a, b, c, pa, pb, pc its speed (predict/timing.py). To that is added:
+f the endpoint's learned factor, and a, b, c, pa, pb, pc its speed. To that is added:
 
     copies   `copy_price` prefills of the part of the prefix that would be computed, and kept, away from home.
              Home is where most of the prefix went last. A prefix without a home pays a part of that for each
@@ -17,7 +17,8 @@ f the endpoint's learned factor, and a, b, c, pa, pb, pc its speed (predict/timi
 
 Scores within 4 % and 4 ms of the least count as equal. An endpoint *takes* the request now when
 
-    its own queue is shallow:   nobody waits for a first token there, or queued tokens + u ≤ θ ÷ deciders
+    its own queue is shallow:   nobody waits for a first token there, or queued tokens + u ≤ θ ÷ deciders, or
+                                more than half of it is cached there and its first token comes soon enough
     memory:                     reserved + u + min(limit, 1024) − 1 ≤ .98 · KV capacity, or it is empty
     the guard:                  no running stream that can still meet its TPOT has less slack than the prefill
 
@@ -41,9 +42,18 @@ from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.fairqueue.order import FeasibleFirst, Order
-from extproc.core.load import SLICE_TOKENS
+from extproc.core.forecast import (
+    FOREIGN_CONTEXT_TOKENS,
+    Forecast,
+    forecast,
+    forecasts,
+    growth_tokens,
+    reserved_tokens,
+    step_ms,
+)
 from extproc.core.outcome import LATER_MS
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
+from extproc.core.strategies.base import Ranking, Strategy, lowest, zone_ms
+from extproc.core.work import NOW, SchedulingContext, Work
 
 #: Predictions that differ by no more than this are alike, and the least recently picked goes first: or all
 #: of a quiet pool's work would go to what seems faster by a hair, and nothing be learnt of the others.
@@ -57,12 +67,10 @@ JOINS_SHARE = 0.5
 #: An endpoint that has answered fewer first tokens counts as good as the best while nobody waits there: a
 #: prior that is too gloomy would never be found out.
 TRIALS = 3
-#: Context that a request of somebody else's is taken to hold.
-FOREIGN_CONTEXT_TOKENS = 1_024
 
 
 @dataclass(frozen=True, slots=True)
-class Steer:
+class Steer(Strategy):
     """Late binding by predicted time to first token.
 
     `queue_tokens` is θ; `kv_share` the share of KV memory that is promised at most; `guard` whether
@@ -71,6 +79,8 @@ class Steer:
     """
 
     name: ClassVar[str] = "steer"
+    defers: ClassVar[bool] = True
+    binds_late: ClassVar[bool] = True
     order: ClassVar[Order | None] = FeasibleFirst()
 
     queue_tokens: int = 1024
@@ -129,67 +139,44 @@ class Steer:
     def _rank(
         self, candidates: Sequence[Endpoint], work: Work, *, count: int, at: SchedulingContext
     ) -> Ranking:
-        tokens = max(1, work.input_tokens)
-        limit = SLICE_TOKENS if work.max_new_tokens is None else min(work.max_new_tokens, SLICE_TOKENS)
-        growth = max(0, limit - 1) * work.sequences
+        tokens, growth = max(1, work.input_tokens), growth_tokens(work)
         zone, penalty = work.zone, work.zone_penalty_tokens
         depth = self.queue_tokens // at.deciders
-        cached_of, coming_of, now_ns = at.cached, at.coming, at.now_ns
+        cached_of, coming_of, given_of, now_ns = at.cached, at.coming, at.given, at.now_ns
         guard, share = self.guard, self.kv_share
-        given_of = at.given
         home = max(coming_of.values()) if coming_of else 0
         most_given = max(given_of.values()) if given_of else 0
-        token_ms = 0.0
-        if home or most_given:
-            token_ms = min(e.speed.factor * e.speed.model.timing.prefill_per_token_ms for e in candidates)
+        token_ms = _token_ms(candidates) if home or most_given else 0.0
         price = self.copy_price * token_ms
         soon_ms = JOINS_SHARE * work.ttft_ms
         scores: list[float] = []
         takers = 0
-        for e in candidates:
-            load, factor, timing = e.load, e.speed.factor, e.speed.model.timing
-            cached = min(cached_of.get(e.address, 0), tokens - 1) if cached_of else 0
-            u = tokens - cached
-            others = e.peer_permits + e.foreign
-            streaming = load.streaming + others
-            step = factor * (
-                timing.decode_base_ms
-                + timing.decode_per_sequence_ms * streaming
-                + timing.decode_per_context_token_ms * (load.context_tokens + others * FOREIGN_CONTEXT_TOKENS)
-            )
-            own = factor * (
-                timing.prefill_base_ms
-                + timing.prefill_per_token_ms * u
-                + timing.prefill_per_square_ms * (tokens * tokens - cached * cached)
-            )
-            base = factor * timing.prefill_base_ms
-            queued = load.queued
-            budget = e.prefill_budget_tokens - streaming
-            chunks = (load.queued_tokens + u - 1) // budget if budget > 0 else load.queued_tokens + u - 1
-            if queued and not chunks:
-                own -= base
-            ttft = load.queued_ms + own
-            if streaming:
-                ttft += 0.5 * step + chunks * (base + step)
-            alone = ttft
+        for e, expected in zip(candidates, forecasts(candidates, work, cached=cached_of), strict=True):
+            alone, _, step, own, u, cached, streaming, _ = expected
+            load, ttft = e.load, alone
             if coming_of:
                 ttft += price * (home - coming_of.get(e.address, 0))
             elif most_given:
                 ttft += token_ms * tokens * given_of.get(e.address, 0) / most_given
             if penalty and zone and e.zone != zone:
-                ttft += penalty * factor * timing.prefill_per_token_ms
+                ttft += zone_ms(e, work)
             ttft /= e.weight
-            kv = e.kv_capacity_tokens or e.kv_tokens
+            kv = e.kv_capacity_tokens or (e.report is not None and e.kv_tokens)
             if (
                 (
-                    queued
+                    load.queued
                     and load.queued_tokens + u > depth
                     and not (2 * cached > tokens and load.queued_ms <= price * cached and alone <= soon_ms)
                 )
                 or (
                     kv
                     and e.requests
-                    and load.reserved_tokens + others * FOREIGN_CONTEXT_TOKENS + u + growth > share * kv
+                    # `reserved_tokens` in full: a call saved for each endpoint.
+                    and load.reserved_tokens
+                    + (streaming - load.streaming) * FOREIGN_CONTEXT_TOKENS
+                    + u
+                    + growth
+                    > share * kv
                 )
                 or (guard and load.streaming and load.tightest_ms(step, now_ns=now_ns) < own)
             ):
@@ -204,7 +191,10 @@ class Steer:
         trials = not cached_of
         alike = low * (1.0 + ALIKE_SHARE) + ALIKE_MS
         scores = [
-            low if score <= alike or (trials and score < LATER_MS and _untried(e, zone)) else score
+            low
+            if score <= alike
+            or (trials and e.speed.observations < TRIALS and score < LATER_MS and _near(e, zone))
+            else score
             for score, e in zip(scores, candidates, strict=True)
         ]
         best = lowest(candidates, scores, count)
@@ -236,28 +226,57 @@ class Steer:
                 return True
         return False
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score."""
-        load, tokens = endpoint.load, max(1, work.input_tokens)
-        cached = min(at.cached.get(endpoint.address, 0), tokens - 1)
-        streaming = load.streaming + endpoint.peer_permits + endpoint.foreign
-        step = endpoint.speed.step_ms(streaming, load.context_tokens)
-        own = endpoint.speed.prefill_ms(tokens - cached, cached)
-        kv = endpoint.kv_tokens
-        slack = load.tightest_ms(step, now_ns=at.now_ns)
+        load, kv = endpoint.load, endpoint.kv_tokens
+        slack = load.tightest_ms(expected.step_ms, now_ns=at.now_ns)
         return {
             "queued": load.queued,
             "queued_tokens": load.queued_tokens,
             "queued_ms": load.queued_ms,
-            "streaming": streaming,
-            "step_ms": step,
-            "cached_tokens": cached,
-            "prefill_ms": own,
+            "streaming": expected.streaming,
+            "step_ms": expected.step_ms,
+            "cached_tokens": expected.cached_tokens,
+            "prefill_ms": expected.prefill_ms,
             "slack_ms": slack if slack < LATER_MS else -1.0,
-            "kv_share": load.reserved_tokens / kv if kv else 0.0,
+            "kv_share": reserved_tokens(endpoint) / kv if kv else 0.0,
             "factor": endpoint.speed.factor,
             "weight": endpoint.weight,
         }
+
+    def holds_back(
+        self, endpoint: Endpoint, candidates: Sequence[Endpoint], work: Work, *, at: SchedulingContext = NOW
+    ) -> tuple[str, ...]:
+        """The conditions under which `_rank` gives it nothing now, with their figures."""
+        load, found = endpoint.load, []
+        expected = forecast(endpoint, work, cached=at.cached)
+        uncached, cached, own_ms = expected.uncached_tokens, expected.cached_tokens, expected.prefill_ms
+        depth = self.queue_tokens // at.deciders
+        if load.queued and load.queued_tokens + uncached > depth:
+            spared_ms = 0.0
+            if any(at.coming.values()) or any(at.given.values()):
+                spared_ms = self.copy_price * _token_ms(candidates) * cached
+            soon = load.queued_ms <= spared_ms and expected.ttft_ms <= JOINS_SHARE * work.ttft_ms
+            if not (2 * cached > uncached + cached and soon):
+                found.append(f"queue: {load.queued_tokens} + {uncached} tokens above {depth}")
+        needed, reserved = uncached + growth_tokens(work), reserved_tokens(endpoint)
+        room = self.kv_share * endpoint.kv_tokens
+        if room and endpoint.requests and reserved + needed > room:
+            found.append(f"memory: {reserved} + {needed} tokens above {room:.0f}")
+        if self.guard and load.streaming:
+            slack_ms = load.tightest_ms(expected.step_ms, now_ns=at.now_ns)
+            if slack_ms < own_ms:
+                found.append(
+                    f"guard: a stream has {slack_ms:.0f} ms to spare, the prefill takes {own_ms:.0f}"
+                )
+        return tuple(found)
+
+
+def _token_ms(candidates: Sequence[Endpoint]) -> float:
+    """A prompt token's prefill, where it takes least."""
+    return min(e.speed.factor * e.speed.model.timing.prefill_per_token_ms for e in candidates)
 
 
 def _drawn(candidates: Sequence[Endpoint], cached: Mapping[str, int], rng: Random) -> list[int]:
@@ -269,16 +288,12 @@ def _drawn(candidates: Sequence[Endpoint], cached: Mapping[str, int], rng: Rando
     return sorted(drawn)
 
 
-def _untried(endpoint: Endpoint, zone: str) -> bool:
-    """Whether nothing is known of an endpoint here but its prior, and nobody waits there: worth a trial."""
-    near = not zone or endpoint.zone == zone
-    return near and endpoint.speed.observations < TRIALS and not endpoint.load.queued
+def _near(endpoint: Endpoint, zone: str) -> bool:
+    """Whether an endpoint is here, and nobody waits there: worth a trial where nothing is known of it."""
+    return (not zone or endpoint.zone == zone) and not endpoint.load.queued
 
 
 def _tight(endpoint: Endpoint, now_ns: int) -> bool:
     """Whether even a prefill of one token would spoil a running stream."""
-    load = endpoint.load
-    others = endpoint.peer_permits + endpoint.foreign
-    context = load.context_tokens + others * FOREIGN_CONTEXT_TOKENS
-    step = endpoint.speed.step_ms(load.streaming + others, context)
-    return load.tightest_ms(step, now_ns=now_ns) < endpoint.speed.prefill_ms(1)
+    tightest_ms = endpoint.load.tightest_ms(step_ms(endpoint), now_ns=now_ns)
+    return tightest_ms < endpoint.speed.prefill_ms(1)

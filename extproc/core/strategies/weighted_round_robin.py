@@ -23,14 +23,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import fsum
-from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
+from extproc.core.forecast import Forecast
+from extproc.core.outcome import LATER_MS
+from extproc.core.predict.timing import TYPICAL_BATCH, TYPICAL_CONTEXT_TOKENS
+from extproc.core.strategies.base import Scored
+from extproc.core.work import SchedulingContext, Work
 
-#: Work at which speeds are compared: a step of so many sequences, holding so much context.
-TYPICAL_BATCH, TYPICAL_CONTEXT_TOKENS = 16, 16_000
 #: KV tokens that a GiB of GPU memory stands for where nobody says (450k on 80 GiB: replica-models.md).
 KV_TOKENS_PER_GIB = 5_625.0
 GIB = 1 << 30
@@ -38,8 +39,6 @@ GIB = 1 << 30
 STEP_MS_MIN = 1e-3
 #: A full endpoint's share of its weight.
 FREE_MIN = 0.05
-#: What is added to the score of an endpoint that is not due.
-NOT_DUE = 1_000_000.0
 #: An endpoint is never further ahead or behind than this many picks, however weights jump.
 CREDIT_MAX = 2.0
 #: A credit this close to 0 is 0: sums of shares round.
@@ -47,20 +46,13 @@ ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class WeightedRoundRobin:
+class WeightedRoundRobin(Scored):
     """Each in turn, by live weights."""
 
     name: ClassVar[str] = "weighted_round_robin"
+    defers: ClassVar[bool] = True
 
-    def rank(
-        self,
-        candidates: Sequence[Endpoint],
-        work: Work,
-        *,
-        count: int,
-        rng: Random,
-        at: SchedulingContext = NOW,
-    ) -> Ranking:
+    def scores(self, candidates: Sequence[Endpoint], work: Work, at: SchedulingContext) -> list[float]:
         """Those due first, the most pressing first; scores in picks."""
         weights = weights_of(candidates)
         total = fsum(weights)
@@ -68,8 +60,8 @@ class WeightedRoundRobin:
         for e, each in zip(candidates, weights, strict=True):
             share = each / total
             picks = max(0.0, (1.0 - e.smooth) / share)
-            scores.append(min(picks, NOT_DUE) if e.smooth + share > ROUNDING else NOT_DUE + picks)
-        return Ranking(scores, lowest(candidates, scores, count))
+            scores.append(min(picks, LATER_MS) if e.smooth + share > ROUNDING else LATER_MS + picks)
+        return scores
 
     def picked(
         self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: SchedulingContext
@@ -82,7 +74,9 @@ class WeightedRoundRobin:
             e.smooth = min(e.smooth + each / total, CREDIT_MAX)
         endpoint.smooth = max(endpoint.smooth - 1.0, -CREDIT_MAX)
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's weight, and its credit."""
         memory, each = memory_tokens(endpoint), weights_of([endpoint])[0]
         step_ms = endpoint.speed.step_ms(TYPICAL_BATCH, TYPICAL_CONTEXT_TOKENS)

@@ -12,9 +12,8 @@ from dataclasses import replace
 from statistics import median
 from typing import Final
 
-from extproc.core.predict.timing import Timing
 from extproc.lab.replay.play import play
-from extproc.lab.replay.rebuild import Machine, Scene
+from extproc.lab.replay.rebuild import Scene
 from extproc.sim.served import Served, tpot_ms, ttft_ms
 
 #: Requests that are fitted to, the least of them that say something, and how often they are played at most.
@@ -77,17 +76,7 @@ def _ratio(measured: float, replayed: float) -> float:
 
 
 def _scaled(scene: Scene, prefill: float, decode: float) -> Scene:
-    return replace(scene, machines=tuple(_machine(each, prefill, decode) for each in scene.machines))
-
-
-def _machine(machine: Machine, prefill: float, decode: float) -> Machine:
-    at = machine.timing
-    timing = Timing(
-        at.decode_base_ms * decode,
-        at.decode_per_sequence_ms * decode,
-        at.decode_per_context_token_ms * decode,
-        at.prefill_base_ms * prefill,
-        at.prefill_per_token_ms * prefill,
-        at.prefill_per_square_ms * prefill,
-    )
-    return replace(machine, timing=timing)
+    machines = [
+        replace(each, timing=each.timing.scaled(decode=decode, prefill=prefill)) for each in scene.machines
+    ]
+    return replace(scene, machines=tuple(machines))

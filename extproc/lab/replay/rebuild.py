@@ -45,17 +45,11 @@ class Machine:
     @property
     def hardware(self) -> Hardware:
         """Its kind's learned timing as the simulator takes one; the host's overhead is inside."""
-        at = self.timing
         return Hardware(
             name=f"learned/{self.member.hardware or 'unknown'}",
             source="learned by the service from its own traffic",
             kv_capacity_tokens=self.kv_tokens,
-            decode_base_ms=at.decode_base_ms,
-            decode_per_sequence_ms=at.decode_per_sequence_ms,
-            decode_per_kv_token_ms=at.decode_per_context_token_ms,
-            prefill_base_ms=at.prefill_base_ms,
-            prefill_per_token_ms=at.prefill_per_token_ms,
-            prefill_per_square_ms=at.prefill_per_square_ms,
+            timing=self.timing,
         )
 
 

@@ -7,6 +7,7 @@ and what each replica's cache holds. It is no proof of a best: a bound for polic
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from extproc.core.fleet import Pool
 from extproc.core.predict.lengths import OutputLengths
@@ -65,21 +66,20 @@ class KnownSpeed(Speed):
 
 
 def true_timing(hardware: Hardware, slowdown: float) -> Timing:
-    """A timing model as the predictor writes one; a prefill table is read at 256 and 2,048 tokens."""
-    low, high = 256, 2048
-    per_token = (hardware.prefill_ms(high) - hardware.prefill_ms(low)) / (high - low)
-    base = max(0.0, hardware.prefill_ms(low) - per_token * low)
-    square = hardware.prefill_per_square_ms
-    if not hardware.prefill_table:
-        per_token, base = hardware.prefill_per_token_ms, hardware.prefill_base_ms + hardware.overhead_ms
-    return Timing(
-        slowdown * (hardware.decode_base_ms + hardware.overhead_ms),
-        slowdown * hardware.decode_per_sequence_ms,
-        slowdown * hardware.decode_per_kv_token_ms,
-        slowdown * base,
-        slowdown * per_token,
-        slowdown * square,
-    )
+    """What the predictor would know at best; a prefill table is read at 256 and 2,048 tokens."""
+    known, overhead_ms = hardware.timing, hardware.overhead_ms
+    base = known.prefill_base_ms + overhead_ms
+    per_token = known.prefill_per_token_ms
+    if hardware.prefill_table:
+        low, high = 256, 2048
+        per_token = (hardware.prefill_ms(high) - hardware.prefill_ms(low)) / (high - low)
+        base = max(0.0, hardware.prefill_ms(low) - per_token * low)
+    return replace(
+        known,
+        decode_base_ms=known.decode_base_ms + overhead_ms,
+        prefill_base_ms=base,
+        prefill_per_token_ms=per_token,
+    ).scaled(decode=slowdown, prefill=slowdown)
 
 
 def enlighten(

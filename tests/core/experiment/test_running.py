@@ -23,7 +23,7 @@ from extproc.core.outcome import End, Outcome, Reject, Reservation, Routed
 from extproc.core.policy import ClassSpec, Policy
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import Scheduler
-from extproc.core.strategies import STRATEGIES
+from extproc.core.strategies import STRATEGIES, Strategy
 from extproc.core.strategies.steer import Steer
 from extproc.core.tenant import ANONYMOUS, Tenant
 from tests.stand.schedulers import make_pool, make_scheduler
@@ -385,13 +385,13 @@ def test_a_shadow_agrees_with_itself() -> None:
 def test_a_shadow_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its exception is counted and said, and the request goes its way."""
 
-    class Broken:
+    class Broken(Strategy):
         name = "broken"
 
         def rank(self, *_: object, **__: object) -> None:
             raise RuntimeError("no idea")
 
-    monkeypatch.setitem(STRATEGIES, "broken", Broken())  # type: ignore[arg-type]  # it is broken on purpose
+    monkeypatch.setitem(STRATEGIES, "broken", Broken())
     scheduler = scheduler_of(Experiment(name="s", pools=("p",), shadow=_shadow("broken")))
     assert admit(scheduler).address in ADDRESSES
     shadow = view(scheduler)["shadow"]

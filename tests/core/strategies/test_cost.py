@@ -6,8 +6,10 @@ from random import Random
 import pytest
 
 from extproc.core.endpoint import Endpoint
+from extproc.core.outcome import LATER_MS
 from extproc.core.strategies import SchedulingContext, Work
-from extproc.core.strategies.cost import MISSES, LeastCost
+from extproc.core.strategies.cost import LeastCost
+from tests.stand.fleets import terms_of
 
 Fleet = Callable[..., list[Endpoint]]
 STRATEGY = LeastCost()
@@ -74,7 +76,7 @@ def test_when_none_meets_the_soonest_is_taken(fleet: Fleet) -> None:
     for work in (PREMIUM, BATCH):
         ranking = STRATEGY.rank(endpoints, work, count=4, rng=Random(1))
         assert list(ranking.best) == [2, 1, 3, 0]
-        assert min(ranking.scores) == pytest.approx(MISSES + 4.21)
+        assert min(ranking.scores) == pytest.approx(LATER_MS + 4.21)
 
 
 def test_a_step_too_slow_is_a_miss(fleet: Fleet) -> None:
@@ -91,7 +93,7 @@ def test_output_is_paid_for_too(fleet: Fleet) -> None:
     """A sixteenth of a step of 16 for each token."""
     (endpoint,) = fleet(1)
     endpoint.price_per_hour = 3.6
-    terms = STRATEGY.explain(endpoint, Work(1_000, 160, rank=1))
+    terms = terms_of(STRATEGY, endpoint, Work(1_000, 160, rank=1))
     assert terms["busy_ms"] == pytest.approx(105 + 160 * 26 / 16)
     assert terms["cost"] == pytest.approx(365 * 3.6 / 3_600_000)
     assert terms["premium"] == 0.0

@@ -12,6 +12,7 @@ from extproc.core.endpoint import Endpoint
 from extproc.core.outcome import LATER_MS
 from extproc.core.strategies import SchedulingContext, Work
 from extproc.core.strategies.latency import LeastLatency
+from tests.stand.fleets import terms_of
 
 Fleet = Callable[..., list[Endpoint]]
 S = 1_000_000_000
@@ -33,7 +34,7 @@ def test_the_score_is_the_predicted_time(fleet: Fleet) -> None:
     assert scores(FULL_SCAN, [idle, waits, runs, ill]) == pytest.approx(
         [
             15 + 2 * 11,
-            40 + 15 + 2 * 11,
+            40 + 10 + 2 * 11,  # it shares the base of those that wait
             10 + 15 + 2 * 21,  # half of 10 + 10 before it; 10 + 11 with it
             2 * (15 + 2 * 11),
         ]
@@ -102,7 +103,7 @@ def test_the_terms_add_up(fleet: Fleet) -> None:
     (endpoint,) = fleet(1)
     endpoint.load.streaming, endpoint.requests = 3, 3
     endpoint.latency.ttft.saw(400.0, now_ns=S)
-    terms = FULL_SCAN.explain(endpoint, WORK, at=SchedulingContext(now_ns=S))
+    terms = terms_of(FULL_SCAN, endpoint, WORK, at=SchedulingContext(now_ns=S))
     assert terms["seen_ttft_ms"] == 400.0
     assert terms["predicted_ttft_ms"] < terms["ttft_ms"] < 400.0
     assert terms["ttft_ms"] + terms["decode_ms"] == pytest.approx(scores(FULL_SCAN, [endpoint], now_ns=S)[0])

@@ -9,6 +9,7 @@ import pytest
 from extproc.core.endpoint import Endpoint
 from extproc.core.strategies import STRATEGIES, Work
 from extproc.core.strategies.least_request import LeastRequest
+from tests.stand.fleets import terms_of
 
 WORK = Work(input_tokens=100, output_tokens=10)
 
@@ -35,7 +36,7 @@ def test_least_request_explains_its_terms(fleet: Callable[..., list[Endpoint]]) 
     (endpoint,) = fleet(1)
     endpoint.requests, endpoint.peer_requests, endpoint.foreign, endpoint.weight = 3, 2, 1, 0.5
     work = Work(100, 100, zone="a", zone_penalty_tokens=400)
-    terms = LeastRequest().explain(endpoint, work)
+    terms = terms_of(LeastRequest(), endpoint, work)
     assert terms == {
         "requests": 3,
         "peer_requests": 2,

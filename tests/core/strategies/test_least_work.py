@@ -6,6 +6,7 @@ from random import Random
 from extproc.core.endpoint import Endpoint
 from extproc.core.strategies import Work
 from extproc.core.strategies.least_work import LeastWork
+from tests.stand.fleets import terms_of
 
 
 def test_least_work_counts_tokens(fleet: Callable[..., list[Endpoint]]) -> None:
@@ -22,7 +23,7 @@ def test_least_work_explains_its_terms(fleet: Callable[..., list[Endpoint]]) -> 
     (endpoint,) = fleet(1)
     endpoint.tokens, endpoint.peer_tokens, endpoint.foreign, endpoint.weight = 1_000, 500, 2, 0.5
     work = Work(100, 10, zone="a", zone_penalty_tokens=400)
-    terms = LeastWork().explain(endpoint, work)
+    terms = terms_of(LeastWork(), endpoint, work)
     assert terms == {
         "tokens": 1_000,
         "peer_tokens": 500,

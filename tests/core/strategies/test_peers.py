@@ -12,6 +12,7 @@ from extproc.core.reports import ReplicaReport
 from extproc.core.strategies import NOW, Ranking, Work
 from extproc.core.strategies import build as build_strategy
 from extproc.core.strategies.peers import sticky_least_loaded
+from tests.stand.fleets import terms_of
 
 Fleet = Callable[..., list[Endpoint]]
 #: Ten blocks of 64 tokens.
@@ -60,7 +61,7 @@ def test_llmd_default_sums_three_scorers(fleet: Fleet) -> None:
         ]
     )
     assert list(ranking.best) == [2, 0, 1]
-    assert strategy.explain(endpoints[0], WORK) == {"waiting": 4, "kv_usage": 0.5, "matched": 1.0}
+    assert terms_of(strategy, endpoints[0], WORK) == {"waiting": 4, "kv_usage": 0.5, "matched": 1.0}
 
 
 def test_llmd_default_does_not_see_what_it_sent(fleet: Fleet) -> None:
@@ -157,7 +158,7 @@ def test_sglang_cache_aware_spreads_short_prompts(fleet: Fleet) -> None:
         strategy.picked(endpoints, endpoints[best], short, at=NOW)
         chosen[best] += 1
     assert chosen == {0: 10, 1: 10, 2: 10}
-    assert strategy.explain(endpoints[0], short)["tree_blocks"] == 5.0
+    assert terms_of(strategy, endpoints[0], short)["tree_blocks"] == 5.0
 
 
 def test_dynamo_kv_adds_prefill_and_decode_blocks(fleet: Fleet) -> None:

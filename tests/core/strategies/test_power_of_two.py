@@ -10,6 +10,7 @@ import pytest
 from extproc.core.endpoint import Endpoint
 from extproc.core.strategies import Work
 from extproc.core.strategies.power_of_two import PowerOfTwo
+from tests.stand.fleets import terms_of
 
 WORK = Work(input_tokens=100, output_tokens=10)
 
@@ -37,4 +38,4 @@ def test_power_of_two_explains_its_terms(fleet: Callable[..., list[Endpoint]]) -
     """Requests by everybody's account, over the weight."""
     (endpoint,) = fleet(1)
     endpoint.requests, endpoint.peer_requests, endpoint.foreign = 1, 2, 3
-    assert PowerOfTwo().explain(endpoint, WORK) == {"requests": 6, "weight": 1.0}
+    assert terms_of(PowerOfTwo(), endpoint, WORK) == {"requests": 6, "weight": 1.0}

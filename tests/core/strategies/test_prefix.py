@@ -9,6 +9,7 @@ import pytest
 from extproc.core.endpoint import Endpoint
 from extproc.core.strategies import Ranking, SchedulingContext, Work
 from extproc.core.strategies.prefix import LongestPrefix
+from tests.stand.fleets import terms_of
 
 Fleet = Callable[..., list[Endpoint]]
 STRATEGY = LongestPrefix()
@@ -121,9 +122,12 @@ def test_the_terms_are_told(fleet: Fleet) -> None:
     """What is cached, what is to do, and the lot in the session's rendezvous."""
     (endpoint,) = fleet(1)
     endpoint.tokens = 900
-    terms = STRATEGY.explain(
-        endpoint, Work(1_000, 100, session=9), at=SchedulingContext(cached={endpoint.address: 4_000})
+    terms = terms_of(
+        STRATEGY,
+        endpoint,
+        Work(1_000, 100, session=9),
+        at=SchedulingContext(cached={endpoint.address: 4_000}),
     )
     assert (terms["cached_tokens"], terms["prompt_tokens"], terms["load_tokens"]) == (999, 1_000, 2_000)
     assert 0.0 < terms["affinity"] < 1.0
-    assert STRATEGY.explain(endpoint, WORK)["affinity"] == 0.0
+    assert terms_of(STRATEGY, endpoint, WORK)["affinity"] == 0.0

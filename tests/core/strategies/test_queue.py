@@ -10,6 +10,7 @@ from extproc.core.fairqueue import EarliestDeadline
 from extproc.core.outcome import LATER_MS
 from extproc.core.strategies import SchedulingContext, Work
 from extproc.core.strategies.queue import LeastStart
+from tests.stand.fleets import terms_of
 
 Fleet = Callable[..., list[Endpoint]]
 STRATEGY = LeastStart()
@@ -62,7 +63,7 @@ def test_later_classes_leave_a_reserve(fleet: Fleet) -> None:
     endpoint.permits = 18  # 19 of 20 would leave a twentieth
     assert not STRATEGY.rank([endpoint], SECOND, count=1, rng=Random(1)).best
     assert STRATEGY.rank([endpoint], FIRST, count=1, rng=Random(1)).best
-    assert STRATEGY.explain(endpoint, SECOND)["leaves_reserve"] == 0.0
+    assert terms_of(STRATEGY, endpoint, SECOND)["leaves_reserve"] == 0.0
 
 
 def test_an_empty_endpoint_takes_any_class(fleet: Fleet) -> None:
@@ -82,7 +83,7 @@ def test_the_terms_are_told(fleet: Fleet) -> None:
     (endpoint,) = fleet(1)
     endpoint.load.streaming, endpoint.peer_permits = 4, 6
     work = Work(100, 10, zone="a", zone_penalty_tokens=1_000)
-    terms = STRATEGY.explain(endpoint, work)
+    terms = terms_of(STRATEGY, endpoint, work)
     assert terms["start_ms"] == pytest.approx(10.0)
     assert terms["zone_ms"] == pytest.approx(100.0)  # a tenth of a millisecond a token
     assert (terms["depth"], terms["streaming"], terms["leaves_reserve"]) == (1, 10, 1.0)

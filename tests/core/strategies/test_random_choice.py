@@ -7,6 +7,7 @@ from random import Random
 from extproc.core.endpoint import Endpoint
 from extproc.core.strategies import Work
 from extproc.core.strategies.random_choice import RandomChoice
+from tests.stand.fleets import terms_of
 
 WORK = Work(input_tokens=100, output_tokens=10)
 
@@ -29,4 +30,4 @@ def test_random_follows_the_weights(fleet: Callable[..., list[Endpoint]]) -> Non
     endpoints[1].weight = 0.5
     firsts = Counter(RandomChoice().rank(endpoints, WORK, count=1, rng=rng).best[0] for _ in range(6_000))
     assert 1_850 < firsts[1] < 2_150  # 6,000 · .5 / 1.5, within four standard deviations
-    assert RandomChoice().explain(endpoints[1], WORK) == {"weight": 0.5}
+    assert terms_of(RandomChoice(), endpoints[1], WORK) == {"weight": 0.5}

@@ -14,6 +14,7 @@ from extproc.core.reports import GpuReport, ReplicaReport
 from extproc.core.strategies import NOW, Work
 from extproc.core.strategies.weighted_round_robin import WeightedRoundRobin, memory_tokens, weights_of
 from tests.stand.examples import examples
+from tests.stand.fleets import terms_of
 
 Fleet = Callable[..., list[Endpoint]]
 WORK = Work(input_tokens=100, output_tokens=10)
@@ -115,7 +116,7 @@ def test_ranking_moves_nothing_and_puts_those_due_first() -> None:
     strategy.picked(endpoints, endpoints[0], WORK, at=NOW)  # credits −1/4, 1/4
     second = strategy.rank(endpoints, WORK, count=2, rng=Random(1))
     assert list(second.scores) == pytest.approx([5 / 3, 3.0])
-    terms = strategy.explain(endpoints[0], WORK)
+    terms = terms_of(strategy, endpoints[0], WORK)
     assert terms["memory_tokens"] == 30_000
     assert terms["credit"] == pytest.approx(-0.25)
     assert terms["free"] == pytest.approx(1.0)

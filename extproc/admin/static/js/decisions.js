@@ -102,13 +102,17 @@ async function explain(each) {
     return;
   }
   const terms = (row) => Object.entries(row.terms).map(([name, value]) => `${name} ${value === null ? "∞" : Number(value.toPrecision(4))}`).join(", ");
+  const expected = (row) => (row.forecast.ttft_ms === undefined ? "–" : `${ms(row.forecast.ttft_ms)}, then ${ms(row.forecast.tpot_ms)}`);
+  const rows = (endpoints, title) => table(["endpoint", "verdict", "score", "TTFT, TPOT", "terms and reasons"], endpoints.map((each) => [
+    each.address, each.verdict, each.score === null ? "–" : Number(each.score.toPrecision(5)), expected(each), [terms(each), ...each.why].filter(Boolean).join("; ")]), title);
   show(`Why ${each.tenant} went to ${each.endpoint || "nowhere"}`,
     facts([
       ["outcome", found.outcome], ["reason", found.reason], ["strategy", [found.strategy, found.arm].filter(Boolean).join(", arm ")],
       ["model, pool", [found.model, found.pool].filter(Boolean).join(", ")], ["degraded", found.degraded],
       ["expected", `TTFT ${ms(each.ttft_ms)}, ${count(each.input_tokens)} tokens in (${count(each.cached_tokens)} cached), ${count(each.output_tokens)} out`],
-      ["scores", `of ${found.scores_of}; terms of ${found.terms_of}; lower is better`], ["id", h("code", { text: found.id })],
+      ["scores", `of ${found.scores_of}; lower is better`], ["id", h("code", { text: found.id })],
     ]),
-    table(["endpoint", "verdict", "score", "terms and reasons"], found.endpoints.map((each) => [
-      each.address, each.verdict, each.score === null ? "–" : Number(each.score.toPrecision(5)), [terms(each), ...each.why].filter(Boolean).join("; ")]), "Endpoints"));
+    rows(found.endpoints, `Endpoints, ${found.scores_of}`),
+    found.now ? h("p", { text: `Now the same request ${found.now.outcome}` }) : null,
+    found.now ? rows(found.now.endpoints, "Endpoints, now") : null);
 }

@@ -13,60 +13,44 @@ at the pick stands in, as large as the endpoint's KV memory (its hardware's prio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from random import Random
+from dataclasses import dataclass
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.prefix import PrefixIndex
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work
+from extproc.core.forecast import Forecast
 from extproc.core.strategies.parameter import bounded
-from extproc.core.strategies.peers.matched import drawn
+from extproc.core.strategies.peers.indexed import Drawn, Indexed
+from extproc.core.work import SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)
-class DynamoKv:
+class DynamoKv(Indexed, Drawn):
     """Fewest blocks to prefill and to decode."""
 
     name: ClassVar[str] = "dynamo-kv"
 
     prefill_scale: float = bounded(1.0, 0.0, 100.0)
     request_weight: float = bounded(0.0, 0.0, 1e6)
-    index: PrefixIndex = field(default_factory=PrefixIndex, init=False, repr=False, compare=False)
 
-    def rank(
-        self,
-        candidates: Sequence[Endpoint],
-        work: Work,
-        *,
-        count: int,
-        rng: Random,
-        at: SchedulingContext = NOW,
-    ) -> Ranking:
+    def scores(self, candidates: Sequence[Endpoint], work: Work, at: SchedulingContext) -> list[float]:
         """The lowest cost first; scores in blocks."""
         found = self.index.match(work.prefix) if work.prefix else {}
         each, own, scale = max(1.0, work.block_tokens), max(1, work.input_tokens), self.prefill_scale
-        scores = [
+        return [
             scale * max(0.0, (e.load.queued_tokens + own) / each - found.get(e.address, 0))
             + e.load.context_tokens / each
             + self.request_weight * e.requests
             for e in candidates
         ]
-        return Ranking(scores, drawn(scores, count, rng))
 
-    def picked(
-        self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: SchedulingContext
-    ) -> None:
-        """The prompt's blocks are taken for cached where it went."""
+    def capacity(self, endpoint: Endpoint, work: Work) -> int:
+        """As many blocks as its KV memory holds."""
         tokens = endpoint.kv_tokens or endpoint.speed.model.prior.kv_capacity_tokens
-        blocks = max(1, int(tokens / max(1.0, work.block_tokens)))
-        self.index.insert(endpoint.address, work.prefix, capacity_blocks=blocks)
+        return max(1, int(tokens / max(1.0, work.block_tokens)))
 
-    def forget(self, address: str) -> None:
-        """An endpoint left, or lost its cache."""
-        self.index.forget(address)
-
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score, in blocks."""
         each = max(1.0, work.block_tokens)
         return {

@@ -11,46 +11,35 @@ is the policy. Nothing reported counts as 0, as an unread gauge does there. The 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from random import Random
+from dataclasses import dataclass
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.prefix import PrefixIndex
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work
+from extproc.core.forecast import Forecast
 from extproc.core.strategies.parameter import bounded
-from extproc.core.strategies.peers.matched import CAPACITY_BLOCKS, drawn, match_rates
-
-#: Blocks of one prompt that count (131,072 pseudo-tokens).
-PROMPT_BLOCKS_MAX = 2_048
+from extproc.core.strategies.peers.indexed import Drawn, Indexed
+from extproc.core.work import SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)
-class LlmdDefault:
+class LlmdDefault(Indexed, Drawn):
     """Queue, KV and prefix scorers, weighted."""
 
     name: ClassVar[str] = "llmd-default"
+    #: 131,072 pseudo-tokens.
+    prompt_blocks_max: ClassVar[int | None] = 2_048
 
     queue_weight: float = bounded(2.0, 0.0, 100.0)
     kv_weight: float = bounded(2.0, 0.0, 100.0)
     prefix_weight: float = bounded(3.0, 0.0, 100.0)
-    index: PrefixIndex = field(default_factory=PrefixIndex, init=False, repr=False, compare=False)
 
-    def rank(
-        self,
-        candidates: Sequence[Endpoint],
-        work: Work,
-        *,
-        count: int,
-        rng: Random,
-        at: SchedulingContext = NOW,
-    ) -> Ranking:
+    def scores(self, candidates: Sequence[Endpoint], work: Work, at: SchedulingContext) -> list[float]:
         """The highest weighted sum first."""
         waits = [waiting(e) for e in candidates]
-        rates = match_rates(self.index, candidates, work.prefix[:PROMPT_BLOCKS_MAX])
+        rates = self.rates(candidates, work)
         most, spread = max(waits), max(waits) - min(waits)
         total = self.queue_weight + self.kv_weight + self.prefix_weight
-        scores = [
+        return [
             max(
                 0.0,
                 total
@@ -60,24 +49,15 @@ class LlmdDefault:
             )
             for e, wait, rate in zip(candidates, waits, rates, strict=True)
         ]
-        return Ranking(scores, drawn(scores, count, rng))
 
-    def picked(
-        self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: SchedulingContext
-    ) -> None:
-        """The prompt's blocks are taken for cached where it went."""
-        self.index.insert(endpoint.address, work.prefix[:PROMPT_BLOCKS_MAX], capacity_blocks=CAPACITY_BLOCKS)
-
-    def forget(self, address: str) -> None:
-        """An endpoint left, or lost its cache."""
-        self.index.forget(address)
-
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score; waiting is compared with the others' when ranked."""
         return {
             "waiting": waiting(endpoint),
             "kv_usage": kv_usage(endpoint),
-            "matched": match_rates(self.index, [endpoint], work.prefix[:PROMPT_BLOCKS_MAX])[0],
+            "matched": self.rates([endpoint], work)[0],
         }
 
 

@@ -13,21 +13,20 @@ llmd-default's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from random import Random
+from dataclasses import dataclass
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.prefix import PrefixIndex
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work
+from extproc.core.forecast import Forecast
 from extproc.core.strategies.parameter import bounded
-from extproc.core.strategies.peers.matched import CAPACITY_BLOCKS, drawn, match_rates
+from extproc.core.strategies.peers.indexed import Drawn, Indexed
+from extproc.core.work import SchedulingContext, Work
 
 TOKENS_MAX = 4_194_304
 
 
 @dataclass(frozen=True, slots=True)
-class LlmdTokenLoad:
+class LlmdTokenLoad(Indexed, Drawn):
     """Affinity filter, then token load."""
 
     name: ClassVar[str] = "llmd-token-load"
@@ -35,28 +34,18 @@ class LlmdTokenLoad:
     affinity_min: float = bounded(0.8, 0.0, 1.0)
     penalty_max_ms: float = bounded(18_000.0, 0.0, 1e9)
     prefill_tokens_per_s: float = bounded(15_928.0, 1.0, 1e9)
-    index: PrefixIndex = field(default_factory=PrefixIndex, init=False, repr=False, compare=False)
 
-    def rank(
-        self,
-        candidates: Sequence[Endpoint],
-        work: Work,
-        *,
-        count: int,
-        rng: Random,
-        at: SchedulingContext = NOW,
-    ) -> Ranking:
+    def scores(self, candidates: Sequence[Endpoint], work: Work, at: SchedulingContext) -> list[float]:
         """The sticky ones by tokens to prefill, then the others."""
-        rates = match_rates(self.index, candidates, work.prefix)
+        rates = self.rates(candidates, work)
         sticky = [rate >= self.affinity_min for rate in rates]
         if self._breaks(candidates, sticky):
             sticky = [True] * len(candidates)
         own = max(1, work.input_tokens)
-        scores = [
+        return [
             min(e.load.queued_tokens + own * (1.0 - rate), TOKENS_MAX) / TOKENS_MAX + (0.0 if kept else 1.0)
             for e, rate, kept in zip(candidates, rates, sticky, strict=True)
         ]
-        return Ranking(scores, drawn(scores, count, rng))
 
     def _breaks(self, candidates: Sequence[Endpoint], sticky: Sequence[bool]) -> bool:
         """Whether affinity does not hold: nobody is sticky, or it would cost too much."""
@@ -69,19 +58,11 @@ class LlmdTokenLoad:
     def _ttft_ms(self, tokens: float) -> float:
         return tokens / self.prefill_tokens_per_s * 1_000.0
 
-    def picked(
-        self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: SchedulingContext
-    ) -> None:
-        """The prompt's blocks are taken for cached where it went."""
-        self.index.insert(endpoint.address, work.prefix, capacity_blocks=CAPACITY_BLOCKS)
-
-    def forget(self, address: str) -> None:
-        """An endpoint left, or lost its cache."""
-        self.index.forget(address)
-
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score."""
-        rate = match_rates(self.index, [endpoint], work.prefix)[0]
+        rate = self.rates([endpoint], work)[0]
         return {
             "matched": rate,
             "in_flight_tokens": endpoint.load.queued_tokens,

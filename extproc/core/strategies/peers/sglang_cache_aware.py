@@ -14,54 +14,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.prefix import BLOCK_BYTES, PrefixIndex
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
+from extproc.core.forecast import Forecast
+from extproc.core.prefix import BLOCK_BYTES
+from extproc.core.strategies.base import Scored
 from extproc.core.strategies.parameter import bounded
-from extproc.core.strategies.peers.matched import match_rates
-
-#: 67M characters in blocks.
-TREE_BLOCKS_MAX = (1 << 26) // BLOCK_BYTES
+from extproc.core.strategies.peers.indexed import Indexed
+from extproc.core.work import SchedulingContext, Work
 
 
 @dataclass(frozen=True, slots=True)
-class SglangCacheAware:
+class SglangCacheAware(Indexed, Scored):
     """Best match while balanced, else the shortest queue."""
 
     name: ClassVar[str] = "sglang-cache-aware"
+    #: 67M characters.
+    capacity_blocks: ClassVar[int] = (1 << 26) // BLOCK_BYTES
 
     imbalance: int = bounded(64, 0, 1_000_000)
     imbalance_ratio: float = bounded(1.5, 1.0, 100.0)
     match_min: float = bounded(0.3, 0.0, 1.0)
-    index: PrefixIndex = field(default_factory=PrefixIndex, init=False, repr=False, compare=False)
     #: Text beyond full blocks, in blocks, by address.
     tails: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def rank(
-        self,
-        candidates: Sequence[Endpoint],
-        work: Work,
-        *,
-        count: int,
-        rng: Random,
-        at: SchedulingContext = NOW,
-    ) -> Ranking:
+    def scores(self, candidates: Sequence[Endpoint], work: Work, at: SchedulingContext) -> list[float]:
         """By queue, by match or by tree."""
         loads = [e.requests for e in candidates]
         most, least = max(loads), min(loads)
-        scores: list[float]
         if most - least > self.imbalance and most > self.imbalance_ratio * least:
-            scores = [float(load) for load in loads]
-        else:
-            rates = match_rates(self.index, candidates, work.prefix)
-            if max(rates) > self.match_min:
-                scores = [1.0 - rate for rate in rates]
-            else:
-                scores = [1.0 + self._tree(e.address) for e in candidates]
-        return Ranking(scores, lowest(candidates, scores, count))
+            return [float(load) for load in loads]
+        rates = self.rates(candidates, work)
+        if max(rates) > self.match_min:
+            return [1.0 - rate for rate in rates]
+        return [1.0 + self._tree(e.address) for e in candidates]
 
     def _tree(self, address: str) -> float:
         return self.index.blocks(address) + self.tails.get(address, 0.0)
@@ -70,20 +57,22 @@ class SglangCacheAware:
         self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: SchedulingContext
     ) -> None:
         """The prompt is put into the tree of where it went."""
+        super(SglangCacheAware, self).picked(endpoints, endpoint, work, at=at)
         address = endpoint.address
-        self.index.insert(address, work.prefix, capacity_blocks=TREE_BLOCKS_MAX)
         tail = max(0.0, work.input_tokens / max(1.0, work.block_tokens) - len(work.prefix))
         self.tails[address] = self.tails.get(address, 0.0) + min(tail, 1.0)
 
     def forget(self, address: str) -> None:
         """An endpoint left, or lost its cache."""
-        self.index.forget(address)
+        super(SglangCacheAware, self).forget(address)
         self.tails.pop(address, None)
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score."""
         return {
             "requests": endpoint.requests,
-            "matched": match_rates(self.index, [endpoint], work.prefix)[0],
+            "matched": self.rates([endpoint], work)[0],
             "tree_blocks": self._tree(endpoint.address),
         }

@@ -10,36 +10,29 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from random import Random
 from typing import ClassVar
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.strategies.base import NOW, Ranking, SchedulingContext, Work, lowest
+from extproc.core.forecast import Forecast
+from extproc.core.strategies.base import Scored
+from extproc.core.work import SchedulingContext, Work
 
 SESSIONS_MAX = 65_536
 
 
 @dataclass(frozen=True, slots=True)
-class StickyLeastLoaded:
+class StickyLeastLoaded(Scored):
     """Where the session was, else the least loaded."""
 
     name: ClassVar[str] = "sticky-least-loaded"
+    keeps_own: ClassVar[bool] = True
 
     homes: OrderedDict[int, str] = field(default_factory=OrderedDict, init=False, repr=False, compare=False)
 
-    def rank(
-        self,
-        candidates: Sequence[Endpoint],
-        work: Work,
-        *,
-        count: int,
-        rng: Random,
-        at: SchedulingContext = NOW,
-    ) -> Ranking:
+    def scores(self, candidates: Sequence[Endpoint], work: Work, at: SchedulingContext) -> list[float]:
         """The session's own first, then the fewest in flight."""
         home = self.homes.get(work.session) if work.session else None
-        scores = [0.0 if e.address == home else 1.0 + e.requests for e in candidates]
-        return Ranking(scores, lowest(candidates, scores, count))
+        return [0.0 if e.address == home else 1.0 + e.requests for e in candidates]
 
     def picked(
         self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: SchedulingContext
@@ -52,7 +45,9 @@ class StickyLeastLoaded:
         if len(self.homes) > SESSIONS_MAX:
             self.homes.popitem(last=False)
 
-    def explain(self, endpoint: Endpoint, work: Work, *, at: SchedulingContext = NOW) -> dict[str, float]:
+    def explain(
+        self, endpoint: Endpoint, work: Work, expected: Forecast, *, at: SchedulingContext
+    ) -> dict[str, float]:
         """The terms of one endpoint's score."""
         home = self.homes.get(work.session) if work.session else None
         return {"home": float(endpoint.address == home), "requests": endpoint.requests}

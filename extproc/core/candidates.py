@@ -1,0 +1,99 @@
+"""Which endpoints may take a request at all, whatever its strategy would say. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from extproc.core.endpoint import Endpoint
+
+#: What `Needs.standing` calls an endpoint.
+REMOVED, SUSPECT, CANDIDATE = "removed", "suspect", "candidate"
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a request asks of an endpoint: free permits, a region, an address (None: any)."""
+
+    permits: int
+    regions: frozenset[str] | None = None
+    only: frozenset[str] | None = None
+
+    def allows(self, endpoint: Endpoint) -> bool:
+        """Whether it may go there at all, now or later."""
+        return (self.regions is None or endpoint.region in self.regions) and (
+            self.only is None or endpoint.address in self.only
+        )
+
+    def cause(self, endpoint: Endpoint) -> str:
+        """In a word, what removes one that is no candidate."""
+        if not self.allows(endpoint):
+            return "not allowed"
+        return "permits full" if endpoint.ready else "draining" if endpoint.draining else "not ready"
+
+    def standing(self, endpoint: Endpoint, now_ns: int) -> tuple[str, tuple[str, ...]]:
+        """What it is now, and why in words."""
+        taken, permits = endpoint.load_permits + endpoint.standby, self.permits
+        if self.regions is not None and endpoint.region not in self.regions:
+            return REMOVED, (f"other region: {endpoint.region or 'none said'}",)
+        if self.only is not None and endpoint.address not in self.only:
+            return REMOVED, ("outside the subset that the gateway named",)
+        if not endpoint.ready:
+            return REMOVED, _unready(endpoint)
+        if permits and taken + permits > endpoint.max_concurrent:
+            asked = f" + {permits}" if permits > 1 else ""
+            kept = f" ({endpoint.standby} of them kept for retries)" if endpoint.standby else ""
+            return REMOVED, (f"permits full: {taken}{asked} of {endpoint.max_concurrent}{kept}",)
+        if endpoint.suspect_until_ns > now_ns:
+            left_ms = (endpoint.suspect_until_ns - now_ns) / 1e6
+            return SUSPECT, (f"an attempt failed: last for {left_ms:.0f} ms",)
+        return CANDIDATE, ()
+
+
+def _unready(endpoint: Endpoint) -> tuple[str, ...]:
+    why = [] if endpoint.announced else ["not every Envoy knows it yet"]
+    if endpoint.draining:
+        why.append("draining")
+    if endpoint.health.value <= 0.0:
+        causes = ", ".join(
+            f"{name} ({cause.detail})" if cause.detail else name
+            for name, cause in endpoint.health.causes.items()
+        )
+        why.append(f"not ready: {causes or 'health 0'}")
+    return tuple(why) or ("not ready",)
+
+
+def eligible(
+    endpoints: Sequence[Endpoint], permits: int, now_ns: int
+) -> tuple[list[Endpoint], list[Endpoint], dict[str, int]]:
+    """Split into candidates, suspects (last in order) and counts of the removed by cause.
+
+    An endpoint is removed when it is not ready or when the request's permits would pass its limit, what it
+    keeps for retries included: TGI refuses what is above inside a 200 answer, where no retry can help.
+    """
+    ready = [endpoint for endpoint in endpoints if endpoint.ready]
+    # A request that takes no permit fits anywhere, also where a reload has lowered the limit.
+    free = ready
+    if permits:
+        # `load_permits` in full: a call saved for each endpoint.
+        free = [
+            e
+            for e in ready
+            if e.permits + e.peer_permits + e.foreign + e.standby + permits <= e.max_concurrent
+        ]
+    candidates = [endpoint for endpoint in free if endpoint.suspect_until_ns <= now_ns]
+    suspects: list[Endpoint] = []
+    if len(candidates) < len(free):
+        suspects = [endpoint for endpoint in free if endpoint.suspect_until_ns > now_ns]
+    return candidates, suspects, {"not ready": len(endpoints) - len(ready), "full": len(ready) - len(free)}
+
+
+def standing_by(chosen: Sequence[Endpoint], permits: int) -> list[Endpoint]:
+    """The choice and those of its alternates that may be named.
+
+    A retry is bound by permits as a first try is: who cannot keep them for it is no alternate.
+    """
+    if not permits or len(chosen) < 2:
+        return list(chosen)
+    address = chosen[0].address
+    return [each for i, each in enumerate(chosen) if not i or each.may_stand_by(address, permits)]

@@ -1,0 +1,76 @@
+"""What a request will cost on a pool, and the moment in which its replica is chosen.
+
+Owns the putting together of calibration, output lengths, prefixes and a class's targets. Knows no endpoint's
+load and chooses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from xxhash import xxh3_64_intdigest
+
+from extproc.core.fleet import Pool
+from extproc.core.load import MS_NS
+from extproc.core.prefix import BLOCK_BYTES, PrefixIndex
+from extproc.core.request import IMAGE_TOKENS, Request, prefix_of
+from extproc.core.slo import ClassSpec
+from extproc.core.work import NOTHING, SchedulingContext, Work
+
+#: What a class aims at that says nothing of it.
+STANDARD = ClassSpec()
+
+
+def context(
+    work: Work, pool: Pool, *, now_ns: int, patient: bool = False, deciders: int = 1
+) -> SchedulingContext:
+    """The moment of a choice in a pool."""
+    if not work.prefix:
+        return SchedulingContext(now_ns, NOTHING, patient, deciders)
+    coming = _held(pool.coming, work)
+    given = NOTHING if coming else pool.coming.counts()
+    return SchedulingContext(now_ns, _held(pool.prefixes, work), patient, deciders, coming, given)
+
+
+def _held(index: PrefixIndex, work: Work) -> Mapping[str, int]:
+    """The prompt's tokens that each endpoint holds by an index, by address."""
+    each = work.block_tokens
+    return {address: int(blocks * each) for address, blocks in index.match(work.prefix).items()}
+
+
+def predict(
+    request: Request,
+    pool: Pool,
+    tenant: str,
+    model: str,
+    *,
+    zone: str = "",
+    rank: int = 0,
+    spec: ClassSpec = STANDARD,
+    now_ns: int = 0,
+) -> Work:
+    """What a request will cost on a pool, over all its sequences, and what its class asks for."""
+    calibration, limit = pool.calibration, request.max_new_tokens
+    text = request.prompt_tokens
+    if text is None:
+        text = calibration.predict_input(request.prompt_bytes)
+    # What is predicted to cost nothing would pass a quota that is spent.
+    tokens = max(1, text + IMAGE_TOKENS * request.images)
+    expected = pool.lengths.expected(tenant, model, limit)
+    ttft_ns = request.ttft_ms * MS_NS or spec.target_ns(tokens)
+    return Work(
+        input_tokens=tokens,
+        output_tokens=max(request.sequences, round(expected * request.sequences)) if limit != 0 else 0,
+        zone=zone,
+        zone_penalty_tokens=pool.zone_penalty_tokens,
+        max_new_tokens=limit,
+        sequences=request.sequences,
+        prefix=prefix_of(request),
+        block_tokens=request.prefix_block_tokens or BLOCK_BYTES / calibration.bytes_per_token,
+        session=xxh3_64_intdigest(request.user.encode()) if request.user else 0,
+        rank=rank,
+        ttft_ms=ttft_ns / 1e6,
+        tpot_ms=request.tpot_ms or spec.tpot_ns / MS_NS,
+        deadline_ns=now_ns + ttft_ns,
+        residuals=pool.lengths.residuals(tenant, model, limit),
+    )
