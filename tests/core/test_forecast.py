@@ -180,7 +180,7 @@ def test_what_others_run_is_not_learnt_as_slowness() -> None:
         assert isinstance(routed, Routed)
         assert routed.plan is not None
         first_ns = now_ns + int(routed.plan.ttft_ms * MS_NS)
-        scheduler.first_token(routed.reservation.id, now_ns=first_ns)
+        scheduler.settlement.first_token(routed.reservation.id, now_ns=first_ns)
         now_ns = first_ns + int(39 * routed.plan.tpot_ms * MS_NS)
         ended = Outcome(
             reservation=routed.reservation,
@@ -191,7 +191,7 @@ def test_what_others_run_is_not_learnt_as_slowness() -> None:
             prompt_tokens=100,
             output_tokens=40,
         )
-        assert scheduler.settle(ended, now_ns=now_ns)
+        assert scheduler.settlement.settle(ended, now_ns=now_ns)
     assert endpoint.speed.observations >= 80
     assert endpoint.speed.factor == pytest.approx(1.0, rel=0.02)
     assert endpoint.speed.model.timing.step_ms(1, 120) == pytest.approx(MODEL.timing.step_ms(1, 120), rel=0.1)
