@@ -15,6 +15,7 @@ import msgspec
 from xxhash import xxh3_64_hexdigest
 
 from extproc.core.bodies import BOUNDS, BodyBounds, refused_unread, too_many
+from extproc.core.errors import Error
 from extproc.core.hints import flag, whole
 from extproc.core.outcome import Reject
 from extproc.core.prefix import BLOCK_TOKENS, CALLS_MARK, IMAGE_MARK, MESSAGE_MARK, TOOLS_MARK
@@ -26,9 +27,7 @@ from extproc.core.request import (
     RouteKind,
     TokenLimits,
     UsageAsked,
-    bad_request,
     bounded,
-    unfit,
 )
 from extproc.core.wrapped import instances, wrapped_kind
 
@@ -167,8 +166,7 @@ class _Said:
 
 
 def parse(route: Route, body: bytes, bounds: BodyBounds = BOUNDS) -> Request | Reject:
-    """Decode a body; Reject says why it is no JSON (400) or no request (`unfit`), or that it holds too much
-    (413)."""
+    """Decode a body; Reject says why: it is no JSON (400) or no request (422), or it holds too much (413)."""
     body = body.removeprefix(BYTE_ORDER_MARK)
     try:
         if route.method == "POST" and (refused := refused_unread(body, bounds)):
@@ -189,13 +187,14 @@ def parse(route: Route, body: bytes, bounds: BodyBounds = BOUNDS) -> Request | R
             case _:
                 return Request(kind=route.kind, dialect=route.dialect)
     except msgspec.ValidationError as error:
-        return unfit(f"the body does not fit: {error}")
+        return Error.UNFIT.reject(f"the body does not fit: {error}")
     except msgspec.DecodeError as error:
-        return bad_request(f"the body is not valid JSON: {error}" if body else "the body is empty")
+        message = f"the body is not valid JSON: {error}" if body else "the body is empty"
+        return Error.INVALID_REQUEST.reject(message)
     except UnicodeDecodeError as error:
-        return bad_request(f"the body is not UTF-8: {error.reason}")
+        return Error.INVALID_REQUEST.reject(f"the body is not UTF-8: {error.reason}")
     except RecursionError:
-        return bad_request("the body is nested too deeply")
+        return Error.INVALID_REQUEST.reject("the body is nested too deeply")
 
 
 def bare(route: Route, body: bytes) -> Request:
@@ -240,7 +239,7 @@ def _read_chat(route: Route, body: bytes, bounds: BodyBounds) -> Request | Rejec
         hints = odd = _odd_chat.decode(body)
         said = _unread(odd.messages)
     elif chat.messages is None:
-        return unfit("'messages' is missing")
+        return Error.UNFIT.reject("'messages' is missing")
     elif rejected := _too_long(chat.messages, bounds):
         return rejected
     else:
@@ -357,7 +356,9 @@ def _sequences(*raw: msgspec.Raw, prompts: int = 1) -> int | Reject:
             most = max(most, whole(each) or 1)
     asked = prompts * most
     if asked > SEQUENCES_MAX:
-        return unfit(f"more than {SEQUENCES_MAX} sequences are asked for (n or best_of, times the prompts)")
+        return Error.UNFIT.reject(
+            f"more than {SEQUENCES_MAX} sequences are asked for (n or best_of, times the prompts)"
+        )
     return asked
 
 
@@ -402,9 +403,9 @@ def _read_completion(route: Route, body: _Completion) -> Request | Reject:
     try:
         prompts = read_prompts(body.prompt) if given else embedded(body.prompt_embeds)
     except TooManyError:
-        return unfit(f"'prompt' holds too many prompts; at most {SEQUENCES_MAX}")
+        return Error.UNFIT.reject(f"'prompt' holds too many prompts; at most {SEQUENCES_MAX}")
     if prompts is None:
-        return unfit("'prompt' is missing")
+        return Error.UNFIT.reject("'prompt' is missing")
     sequences = _sequences(body.n, body.best_of, prompts=prompts.count)
     if isinstance(sequences, Reject):
         return sequences
@@ -433,7 +434,7 @@ def _read_completion(route: Route, body: _Completion) -> Request | Reject:
 
 def _read_generate(route: Route, body: _Generate) -> Request | Reject:
     if body.inputs is None:
-        return unfit("'inputs' is missing")
+        return Error.UNFIT.reject("'inputs' is missing")
     parameters = _peek(_parameters, body.parameters) or _Parameters()
     sequences = _sequences(parameters.best_of)
     if isinstance(sequences, Reject):
@@ -462,7 +463,7 @@ def _read_vertex(route: Route, body: bytes, bounds: BodyBounds) -> Request | Rej
     """All its instances as one request: as many sequences, one after another in one prompt's place."""
     found = instances(body)
     if not 1 <= len(found) <= SEQUENCES_MAX:
-        return unfit(f"'instances' must hold 1 to {SEQUENCES_MAX} requests")
+        return Error.UNFIT.reject(f"'instances' must hold 1 to {SEQUENCES_MAX} requests")
     each: list[Request] = []
     for raw in found:
         request = parse(_unwrapped(route, raw), bytes(raw), bounds)
@@ -471,7 +472,7 @@ def _read_vertex(route: Route, body: bytes, bounds: BodyBounds) -> Request | Rej
         each.append(request)
     sequences = sum(request.sequences for request in each)
     if sequences > SEQUENCES_MAX:
-        return unfit(f"'instances' ask for more than {SEQUENCES_MAX} answers")
+        return Error.UNFIT.reject(f"'instances' ask for more than {SEQUENCES_MAX} answers")
     limits = [request.max_new_tokens for request in each]
     return replace(
         each[0],
@@ -491,7 +492,7 @@ def _read_tokenize(route: Route, body: _Tokenize, bounds: BodyBounds) -> Request
     """TGI says inputs, vLLM and SGLang prompt, llama.cpp content; each takes only its own."""
     raw = next((each for each in (body.inputs, body.prompt, body.content) if _given(each)), _RAW)
     if not _given(raw) and not _given(body.messages):
-        return unfit("'inputs' is missing (vLLM and SGLang: 'prompt'; llama.cpp: 'content')")
+        return Error.UNFIT.reject("'inputs' is missing (vLLM and SGLang: 'prompt'; llama.cpp: 'content')")
     said = _Said()
     if _given(body.messages):
         messages: Sequence[_Message | _WideMessage] | None = _peek(_messages, body.messages)

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from extproc.core.accounts import Price, borrows, reserved, used
-from extproc.core.decide import WAITS, Full, RoutingRequest, full, overloaded, place, resolve
+from extproc.core.decide import WAITS, Full, RoutingRequest, full, place, resolve
 from extproc.core.endpoint import Endpoint
+from extproc.core.errors import Error
 from extproc.core.experiment import Experiments
 from extproc.core.explain import Decisions, Explanation, explain, explain_held, explain_kept, refused
 from extproc.core.fairqueue import FairQueue, QueuedRequest, Shed
@@ -26,7 +27,6 @@ from extproc.core.ledger import Ledger
 from extproc.core.meter import metered
 from extproc.core.observer import Observer
 from extproc.core.outcome import (
-    QUOTA_EXCEEDED,
     End,
     Hold,
     Outcome,
@@ -581,8 +581,7 @@ class Scheduler:
                 )
             except Exception:  # noqa: BLE001 (law: every exception becomes a decision)
                 self.counts["exception.release"] += 1
-        message = "the gateway could not release this request"
-        return Reject(status=503, code="internal", message=message, retry_after_s=1)
+        return Error.INTERNAL.reject("the gateway could not release this request")
 
     def _renew_waiting(self, now_ns: int) -> None:
         """A hold may last longer than a reservation of quota lives unheard of."""
@@ -613,7 +612,8 @@ class Scheduler:
         self.quotas.cancel(shed.held.id, now_ns=now_ns)
         waited_s = (now_ns - shed.held.arrived_ns) / 1e9
         message = f"no replica of pool {shed.held.pool!r} had room within {waited_s:.1f} s"
-        return self._refused(overloaded(message, max(1, shed.retry_after_s)), shed.held.payload[0], now_ns)
+        refusal = Error.OVERLOADED.reject(message, retry_after_s=max(1, shed.retry_after_s))
+        return self._refused(refusal, shed.held.payload[0], now_ns)
 
     def _enter(self, placed: Routed, routing: RoutingRequest, now_ns: int) -> None:
         reservation = placed.reservation
@@ -741,10 +741,5 @@ FREE = Price()
 def _spent(answer: Refused, headers: tuple[tuple[str, str], ...]) -> Reject:
     """A quota's 429, which says which limit and when."""
     scope = "" if answer.scope == "tenant" else f" of {answer.scope.replace(':', ' ', 1)}"
-    return Reject(
-        status=429,
-        code=QUOTA_EXCEEDED,
-        message=f"the quota {answer.limit}{scope} is spent",
-        retry_after_s=max(1, math.ceil(answer.retry_after_s)),
-        headers=headers,
-    )
+    wait_s = max(1, math.ceil(answer.retry_after_s))
+    return Error.QUOTA.reject(limit=f"{answer.limit}{scope}", retry_after_s=wait_s, headers=headers)

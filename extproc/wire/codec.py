@@ -35,12 +35,12 @@ from extproc.core.contract import (
     USAGE_KEY,
     WHOLE_HEADER,
 )
+from extproc.core.errors import error_body
 from extproc.core.outcome import LocalAnswer, Reject, Routed
 from extproc.core.request import Dialect
 from extproc.core.scheduler import AskQuota
 from extproc.core.tenant import Credentials, ProxyTrust
 from extproc.wire import ticket
-from extproc.wire.dialect import error_body
 from extproc.wire.seal import EVENT, Seal
 
 AUTHORIZATION = "authorization"

@@ -17,21 +17,18 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from extproc.core.contract import EXPLAIN_HEADER, MODEL_HEADER
-from extproc.core.decide import overloaded
+from extproc.core.errors import Error, as_engine_says
 from extproc.core.families import members
 from extproc.core.misrouted import advice, dialect_of
 from extproc.core.outcome import QUOTA_EXCEEDED, Hold, LocalAnswer, Reject, Routed
 from extproc.core.quota import Granted, Refused
 from extproc.core.reading import BYTE_ORDER_MARK, bare, parse
 from extproc.core.request import (
-    UNFIT,
     Dialect,
     Request,
     Route,
     RouteKind,
     UsageAsked,
-    as_engine_says,
-    bad_request,
     find_route,
 )
 from extproc.core.scheduler import AskQuota
@@ -48,6 +45,8 @@ if TYPE_CHECKING:
 HOLD_MARGIN_MS = 2_000
 #: Bodies kept while their requests are held (those that ask for a family get another model's name).
 BODIES_BYTES_MAX = 256 * 1024 * 1024
+#: What is told to who is refused since too much of others' bodies is kept.
+BODIES_HELD = "the gateway holds as much of requests' bodies as it may"
 #: A Content-Length of more digits is larger than any bound.
 LENGTH_DIGITS_MAX = 18
 #: The value of the header with which a client asks for the reason.
@@ -162,7 +161,7 @@ class Exchange:
             self._undo()
         except Exception as error:  # noqa: BLE001 (what is not undone expires)
             self._processor.failed(error, "undoing")
-        refused = _internal("the gateway could not decide on this request")
+        refused = Error.INTERNAL.reject()
         return Reply(codec.immediate(refused, self._dialect), end=True)
 
     def delivered(self) -> None:
@@ -191,7 +190,7 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
             self._undo()
             self._processor.failed(error, "release")
-            reply = self._answer(_internal("the gateway could not release this request"))
+            reply = self._answer(Error.INTERNAL.reject("the gateway could not release this request"))
         self._ready = reply
         if self._on_ready is not None:
             self._on_ready(reply)
@@ -211,10 +210,9 @@ class Exchange:
     def overdue(self) -> Reply:
         """Its deadline has passed: the body is not here yet, or no replica had room."""
         if self._state is ExchangeState.DONE:
-            refused = overloaded("no replica had room before the gateway's deadline")
+            refused = Error.OVERLOADED.reject("no replica had room before the gateway's deadline")
         else:
-            message = "the request did not arrive in time"
-            refused = Reject(status=408, code="request_timeout", message=message)
+            refused = Error.REQUEST_TIMEOUT.reject()
         self._undo()
         self._processor.scheduler.turned_away(self._tenant.name, refused, now_ns=self._processor.clock())
         return self._answer(refused)
@@ -252,7 +250,7 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
             # Who asks is unknown, and a stranger is not let in by a fault of ours.
             self._processor.failed(error, "screening")
-            answer = _internal("the gateway could not read this request")
+            answer = Error.INTERNAL.reject("the gateway could not read this request")
         if isinstance(answer, Reject):
             whose = "" if answer.status == 401 else self._tenant.name
             self._processor.scheduler.turned_away(whose, answer, now_ns=self._processor.clock())
@@ -267,7 +265,9 @@ class Exchange:
         if self.request_trace is not None:
             self.request_trace.headers(route.kind if route is not None else None, values)
         if headers.repeated:
-            return bad_request(f"the header '{headers.repeated}' was sent twice; send it once")
+            return Error.INVALID_REQUEST.reject(
+                f"the header '{headers.repeated}' was sent twice; send it once"
+            )
         if route is not None and route.kind is RouteKind.HEALTH:
             return self._health()
         identity = processor.identify(headers.evidence)
@@ -279,17 +279,12 @@ class Exchange:
         self._key = identity.key.id if identity.key is not None else ""
         self._source = headers.evidence.source
         if wait_s := processor.refused_too_much(self._tenant.name, self._source):
-            return Reject(
-                status=429,
-                code="too_many_refused",
-                message="too many of this tenant's requests were refused for what was in them",
-                retry_after_s=wait_s,
-            )
+            return Error.TOO_MANY_REFUSED.reject(retry_after_s=wait_s)
         if route is None:
             message = advice(
                 method, bare, scheme=values.get(":scheme", ""), host=values.get(":authority", "")
             )
-            return Reject(status=404, code="not_found", message=message)
+            return Error.NOT_FOUND.reject(message)
         if route.kind is RouteKind.MODELS:
             return self._models()
         self._route, self._model = route, values.get(MODEL_HEADER)
@@ -299,25 +294,16 @@ class Exchange:
         )
         if processor.deciding > processor.decisions_concurrent_max:
             processor.scheduler.counts["bound.decisions_concurrent_max"] += 1
-            return Reject(
-                status=429,
-                code="overloaded",
-                message="the gateway decides as many requests as it may",
-                retry_after_s=1,
-            )
+            return Error.OVERLOADED.reject("the gateway decides as many requests as it may")
         encoding = values.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
-            return Reject(
-                status=415,
-                code="unsupported_encoding",
-                message=f"the body is {encoding[:32]}-encoded; send it plain",
-            )
+            return Error.UNSUPPORTED_ENCODING.reject(encoding=encoding[:32])
         # curl and urllib say "form" where they are told nothing, and engines refuse that: TGI with 415, vLLM
         # with 400. A page in a browser says its origin; it may send a form's type to anywhere unasked, but
         # not JSON's, and we are not who lifts that.
         self._as_json = "origin" not in values and not codec.declares_json(values.get("content-type", ""))
         if _exceeds(values.get("content-length", ""), processor.body_bytes_max):
-            return too_large(processor.body_bytes_max)
+            return _too_large(processor)
         return None
 
     def _tenant_of(self, proven: Tenant, _values: dict[str, str], /) -> Tenant:
@@ -340,7 +326,7 @@ class Exchange:
         self._state = ExchangeState.DONE
         body = body.removeprefix(BYTE_ORDER_MARK)  # of no use to whoever writes it anew
         # A body without a length was not measured by its headers.
-        refused = too_large(processor.body_bytes_max) if len(body) > processor.body_bytes_max else None
+        refused = _too_large(processor) if len(body) > processor.body_bytes_max else None
         request: Request | Reject | None = None
         try:
             request = refused or parse(route, body, processor.body_bounds)
@@ -369,7 +355,11 @@ class Exchange:
 
     def _refused_read(self, refused: Reject, body: bytes) -> Reply:
         """Refused for what is in its body: it cost what a served one costs to carry and to read."""
-        if refused.status == UNFIT and self._dialect is Dialect.OPENAI and self._route is not None:
+        if (
+            refused.status == Error.UNFIT.status
+            and self._dialect is Dialect.OPENAI
+            and self._route is not None
+        ):
             model = bare(self._route, body).model or self._model
             refused = as_engine_says(refused, self._dialect, self._processor.engine_for(model, self._tenant))
         self._processor.refused(self._tenant.name, self._source, len(body))
@@ -427,8 +417,7 @@ class Exchange:
             if self._body and processor.bodies_bytes + len(self._body) > BODIES_BYTES_MAX:
                 processor.scheduler.counts["bound.bodies_bytes_max"] += 1
                 processor.scheduler.leave(decision.id, now_ns=processor.clock())
-                message = "the gateway holds as much of requests' bodies as it may"
-                return self._answer(Reject(status=429, code="overloaded", message=message, retry_after_s=1))
+                return self._answer(Error.OVERLOADED.reject(BODIES_HELD))
             self._held_id = decision.id
             processor.hold(decision.id, self)
             if self.request_trace is not None:
@@ -509,7 +498,7 @@ class Exchange:
 
     def _undecided(self) -> Reply:
         """Neither way could decide. Nobody else may: quota, queue and regions hang on a decision."""
-        return self._answer(_internal("the gateway could not decide on this request"))
+        return self._answer(Error.INTERNAL.reject())
 
     def _answer(self, answer: LocalAnswer | Reject) -> Reply:
         self._state = ExchangeState.DONE
@@ -523,7 +512,7 @@ class Exchange:
         # Nobody is asked for a key here: whether it serves, and nothing else.
         if any(endpoint.ready for endpoint in self._processor.scheduler.fleet.endpoints):
             return LocalAnswer(status=200, body=b'{"status":"ok"}')
-        return Reject(status=503, code="no_ready_endpoint", message="no replica is ready", retry_after_s=5)
+        return Error.NO_READY_ENDPOINT.reject()
 
     def _models(self) -> LocalAnswer:
         scheduler = self._processor.scheduler
@@ -548,13 +537,8 @@ def _declared(length: str, otherwise: int) -> int:
     return int(digits) if len(digits) <= LENGTH_DIGITS_MAX else 10**LENGTH_DIGITS_MAX
 
 
-def too_large(bound: int) -> Reject:
-    """A 413."""
-    return Reject(status=413, code="body_too_large", message=f"the body is too large; at most {bound} bytes")
-
-
-def _internal(message: str) -> Reject:
-    return Reject(status=503, code="internal", message=message, retry_after_s=1)
+def _too_large(processor: Processor) -> Reject:
+    return Error.BODY_TOO_LARGE.reject(bytes=processor.body_bytes_max)
 
 
 def _not_utf8(body: bytes) -> Reject | None:
@@ -563,7 +547,7 @@ def _not_utf8(body: bytes) -> Reject | None:
     try:
         body.decode()
     except UnicodeDecodeError as error:
-        return bad_request(f"the body is not UTF-8: {error.reason}")
+        return Error.INVALID_REQUEST.reject(f"the body is not UTF-8: {error.reason}")
     return None
 
 

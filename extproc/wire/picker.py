@@ -27,13 +27,13 @@ from extproc.core.contract import (
     SLO_TPOT_HEADER,
     SLO_TTFT_HEADER,
 )
-from extproc.core.decide import overloaded
+from extproc.core.errors import Error
 from extproc.core.outcome import QUOTA_EXCEEDED, Hold, LocalAnswer, Outcome, Reject, Reservation, Routed
 from extproc.core.request import Request
 from extproc.core.tenant import Tenant
 from extproc.wire import codec, picker_codec
 from extproc.wire.codec import Reply
-from extproc.wire.exchange import Exchange, ExchangeState, too_large
+from extproc.wire.exchange import BODIES_HELD, Exchange, ExchangeState
 from extproc.wire.picker_response import Followed
 from extproc.wire.processor import Processor
 
@@ -245,10 +245,10 @@ class PickerExchange(Exchange):
     def _on_piece(self, piece: pb.HttpBody) -> Reply:
         picker, length = self._picker, len(piece.body)
         if len(self._pieces) + length > self._processor.body_bytes_max:
-            return self._refused_unread(too_large(self._processor.body_bytes_max))
+            return self._refused_unread(Error.BODY_TOO_LARGE.reject(bytes=self._processor.body_bytes_max))
         if picker.bodies_bytes + length > picker.settings.bodies_bytes_max:
             self._processor.scheduler.counts["bound.picker_bodies_bytes_max"] += 1
-            return self._refused_unread(overloaded("the gateway holds as much of requests' bodies as it may"))
+            return self._refused_unread(Error.OVERLOADED.reject(BODIES_HELD))
         self._pieces += piece.body
         self._kept += length
         picker.bodies_bytes += length
@@ -428,6 +428,6 @@ def _target(text: str | None) -> int:
 def _why(reject: Reject, *, held: bool) -> str:
     if reject.code == QUOTA_EXCEEDED:
         return QUOTA
-    if reject.status == 429:
+    if reject.status == Error.OVERLOADED.status:
         return EXPIRED if held else SATURATED
-    return NO_ENDPOINT if reject.code == "no_ready_endpoint" else ""
+    return NO_ENDPOINT if reject.code == Error.NO_READY_ENDPOINT.code else ""

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from extproc.core.attempts import AttemptLimiter, network_of
 from extproc.core.bodies import BOUNDS, BodyBounds
 from extproc.core.body_rate import BodyRate
+from extproc.core.errors import Error
 from extproc.core.outcome import Reject, Routed
 from extproc.core.refusals import RefusalBudget
 from extproc.core.request import Request
@@ -163,8 +164,7 @@ class Processor:
                 and (wait_s := attempts.blocked_s(source, now_ns=self.clock()))
             ):
                 self.scheduler.counts["identity.limited"] += 1
-                message = "too many failed attempts from this address"
-                return Reject(status=429, code="too_many_attempts", message=message, retry_after_s=wait_s)
+                return Error.TOO_MANY_ATTEMPTS.reject(retry_after_s=wait_s)
             self.scheduler.counts["identity.failed"] += 1
             blocked = counted and attempts is not None and attempts.failed(source, now_ns=self.clock())
             if blocked:
@@ -202,8 +202,7 @@ class Processor:
             return wait_ns / 1e9
         self.scheduler.counts["bound.large_bytes_per_second"] += 1
         message = "this tenant sends large bodies faster than they are read"
-        retry_after_s = -(-wait_ns // 1_000_000_000)
-        return Reject(status=429, code="overloaded", message=message, retry_after_s=retry_after_s)
+        return Error.OVERLOADED.reject(message, retry_after_s=-(-wait_ns // 1_000_000_000))
 
     def _sender(self, tenant: str, source: str) -> str:
         # Where nobody is asked who they are all are one tenant: addresses are told apart instead.

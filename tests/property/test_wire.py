@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from extproc._pb import access_log_pb2
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.core import contract
+from extproc.core.errors import error_body
 from extproc.core.fleet import Fleet
 from extproc.core.outcome import Outcome, Reject, Reservation
 from extproc.core.reading import parse
 from extproc.core.request import ROUTES, Dialect, Request
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire import accesslog, codec, ticket
-from extproc.wire.dialect import error_body
 from extproc.wire.processor import Processor
 from extproc.wire.seal import TICKET
 from tests.stand.examples import examples
