@@ -1,6 +1,7 @@
 """What all ext_proc streams share: who asks, who is held, what failed.
 
-Owns identification and the held requests' bodies. One stream's phases are `exchange`'s.
+Owns identification and the held requests' bodies; knows a stream only as one that is held. One
+stream's phases are `exchange`'s.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Protocol
 
 from extproc.core.attempts import AttemptLimiter, network_of
 from extproc.core.bodies import BOUNDS, BodyBounds
@@ -21,9 +23,8 @@ from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Credentials, Directory, Identity, Tenant
 from extproc.observe.audit import AuditLog, offered
 from extproc.observe.stats import Stats
-from extproc.observe.tracing.request_trace import RequestTraces
+from extproc.observe.tracing.request_trace import NO_TRACES, StreamTraces
 from extproc.observe.what_if import Recent
-from extproc.wire.exchange import Exchange
 from extproc.wire.seal import Seal
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,17 @@ DECISION_TIMEOUT_MS = 2_000
 PACE_WAIT_NS_MAX = 1_000_000_000
 #: Nanoseconds between two log lines about the same failing decision path.
 FAILURE_LOG_EVERY_NS = 1_000_000_000
+
+
+class HeldStream(Protocol):
+    """A stream whose request is held."""
+
+    @property
+    def body_bytes(self) -> int:
+        """What it keeps of its body meanwhile."""
+
+    def release(self, decision: Routed | Reject) -> None:
+        """It is decided on."""
 
 
 class Processor:
@@ -90,25 +102,20 @@ class Processor:
         self.seal = seal if seal is not None else Seal()
         #: Who failed to prove who they are is noted here.
         self.audit: AuditLog | None = None
-        #: Who notes each request's way, for its spans; nobody when None.
-        self.request_traces: RequestTraces | None = None
+        #: Who notes each request's way, for its spans.
+        self.request_traces: StreamTraces = NO_TRACES
         #: The last requests, for dry runs of quotas.
         self.recent = Recent()
         self.open_exchanges = 0
         #: Those of them that have been decided, whose responses pass through here (the picker protocol).
         self.following = 0
         #: Exchanges whose requests are held, by reservation id.
-        self._held: dict[str, Exchange] = {}
+        self._held: dict[str, HeldStream] = {}
         #: The size of their bodies, as far as they are kept.
         self.bodies_bytes = 0
         scheduler.on_release = self._released
         self._logged_ns = -FAILURE_LOG_EVERY_NS
         self._forged_ns = -FAILURE_LOG_EVERY_NS
-
-    def open(self) -> Exchange:
-        """A new stream; `close` it when it ends, however it ends."""
-        self.open_exchanges += 1
-        return Exchange(self)
 
     def took(self, since_ns: int) -> int:
         """A decision was made that was begun at `since_ns`; returns the time."""
@@ -133,7 +140,7 @@ class Processor:
         self.bodies_bytes -= exchange.body_bytes
         exchange.release(decision)
 
-    def hold(self, reservation_id: str, exchange: Exchange) -> None:
+    def hold(self, reservation_id: str, exchange: HeldStream) -> None:
         """An exchange waits for the scheduler."""
         self._held[reservation_id] = exchange
         self.bodies_bytes += exchange.body_bytes
@@ -144,6 +151,20 @@ class Processor:
         if exchange is not None:
             self.bodies_bytes -= exchange.body_bytes
         self.scheduler.leave(reservation_id, now_ns=self.clock())
+
+    def forgo_quota(self, reservation_id: str) -> None:
+        """Who left had its quota asked for: a reservation is refunded, an unknown one is nothing."""
+        self.scheduler.quotas.cancel(reservation_id, now_ns=self.clock())
+
+    def routed(self, tenant: Tenant, decision: Routed) -> None:
+        """A decision is about to go out."""
+        self.stats.decided(tenant.name, decision)
+        self.recent.routed(decision.reservation, now_ns=self.clock())
+
+    def undo(self, reservation_id: str) -> None:
+        """A decision was not delivered."""
+        self.scheduler.cancel(reservation_id, now_ns=self.clock())
+        self.recent.cancelled(reservation_id)
 
     def identify(self, evidence: Credentials) -> Identity | Reject:
         """Who asks. Failures of a source that has failed too often are told to wait; a proof is never.

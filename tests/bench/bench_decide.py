@@ -18,6 +18,7 @@ from extproc.core.request import Dialect, Request, RouteKind, find_route
 from extproc.core.scheduler import DeskLimits, Scheduler
 from extproc.core.tenant import ANONYMOUS, Directory
 from extproc.observe.stats import Stats
+from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
 
 AIMS_US = {10: 60.0, 100: 250.0, 1000: 2000.0}
@@ -121,7 +122,7 @@ def _exchange_us(size: int) -> float:
     scheduler = processor.scheduler
 
     def once() -> None:
-        exchange = processor.open()
+        exchange = Exchange(processor)
         exchange.receive(head)
         exchange.receive(body)
         exchange.delivered()

@@ -18,8 +18,8 @@ from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import ClassSpec, Policy
 from extproc.core.strategies import STRATEGIES
 from extproc.core.tenant import Directory, Tenant
-from extproc.wire.codec import Reply
 from extproc.wire.exchange import Exchange
+from extproc.wire.responder import Reply
 from tests.stand.schedulers import make_pool, make_processor, make_scheduler
 
 S = 1_000_000_000
@@ -393,7 +393,7 @@ class Talk:
 
     def ask(self) -> tuple[Exchange, Reply]:
         """Headers and a body; the exchange and the answer to the body."""
-        exchange = self.processor.open()
+        exchange = Exchange(self.processor)
         head = pb.ProcessingRequest()
         for key, value in ((":method", "POST"), (":path", "/v1/completions")):
             head.request_headers.headers.headers.add(key=key, raw_value=value.encode())

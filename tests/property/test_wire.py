@@ -19,6 +19,7 @@ from extproc.core.reading import parse
 from extproc.core.request import ROUTES, Dialect, Request
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire import accesslog, codec, ticket
+from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
 from extproc.wire.seal import TICKET
 from tests.stand.examples import examples
@@ -141,7 +142,7 @@ def test_any_exchange_is_answered_and_leaks_nothing(
 ) -> None:
     """Whatever a client sends, each message has a well-formed answer and no exception was met."""
     processor = processor_of(required=required)
-    exchange = processor.open()
+    exchange = Exchange(processor)
     everything = [*headers, (":method", method), (":path", path)]
     reply = exchange.receive(headers_message(everything, end=bodyless))
     assert pb.ProcessingResponse.FromString(reply.data).WhichOneof("response")

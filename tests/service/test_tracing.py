@@ -15,6 +15,7 @@ from extproc.config.model import Config
 from extproc.config.tracing import OpenTelemetry
 from extproc.core.outcome import Outcome
 from extproc.observe.tracing import propagation
+from extproc.observe.tracing.request_trace import NO_TRACES
 from extproc.service import App
 from extproc.service.tracing import TracingPart, export_headers
 
@@ -67,7 +68,7 @@ def test_without_a_section_nothing_is_noted() -> None:
     """No request_traces, no observer, a status that says so."""
     app = App(config())
     part = part_of(app)
-    assert app.processor.request_traces is None
+    assert app.processor.request_traces is NO_TRACES
     assert part.observers == ()
     assert part.status() == {"on": False}
     part.step(now_ns=1)
@@ -147,7 +148,7 @@ def test_a_reload_goes_to_another_collector(receiver: Receiver) -> None:
             assert new is not None
             await asyncio.to_thread(new.stop)
             part.apply(config())
-            assert app.processor.request_traces is None
+            assert app.processor.request_traces is NO_TRACES
             assert part.observers == ()
             await part.stop()
 

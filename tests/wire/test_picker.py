@@ -16,9 +16,10 @@ from extproc.core.outcome import Counted, End, Outcome
 from extproc.core.scheduler import ClassSpec, Policy
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire import ticket
-from extproc.wire.codec import Reply
-from extproc.wire.picker import SLO_MS_MAX, Picker, PickerExchange
-from extproc.wire.picker_codec import CHUNK_BYTES_MAX, FULL_DUPLEX, NO_BODY, address_of
+from extproc.wire.picker import Picker
+from extproc.wire.picker.codec import CHUNK_BYTES_MAX, FULL_DUPLEX, NO_BODY, address_of
+from extproc.wire.picker.exchange import SLO_MS_MAX, PickerExchange
+from extproc.wire.responder import Reply
 from tests.stand.schedulers import make_pool, make_processor, make_scheduler
 from tests.stand.seals import SEAL
 
@@ -73,7 +74,7 @@ class World:
         self, *extra: tuple[str, str], data: bytes = CHAT, **about: Any
     ) -> tuple[PickerExchange, list[Any]]:
         """A request in one piece, decided: its exchange and the answers."""
-        exchange = self.picker.open()
+        exchange = PickerExchange(self.picker)
         answers = said(exchange.receive(head(*extra, **about)))
         answers += said(exchange.receive(piece(data, end=True)))
         exchange.delivered()
@@ -201,14 +202,14 @@ def test_a_body_of_json_that_declares_no_type_goes_on_as_json() -> None:
     world = World()
     _, (first, *_) = world.decide(KEY, ("content-type", "application/x-www-form-urlencoded"))
     assert envoy.mutated(first.request_headers.response.header_mutation)["content-type"] == "application/json"
-    (bare,) = said(world.picker.open().receive(head(KEY, method="GET", path="/info", end=True)))
+    (bare,) = said(PickerExchange(world.picker).receive(head(KEY, method="GET", path="/info", end=True)))
     assert "content-type" not in envoy.mutated(bare.request_headers.response.header_mutation)
 
 
 def test_nothing_is_said_before_the_body_is_whole() -> None:
     """The destination is in the answer to the headers, so that it waits for the body; one byte a piece."""
     world = World()
-    exchange = world.picker.open()
+    exchange = PickerExchange(world.picker)
     assert said(exchange.receive(head())) == []
     for i in range(len(CHAT) - 1):
         assert said(exchange.receive(piece(CHAT[i : i + 1]))) == []
@@ -221,7 +222,7 @@ def test_nothing_is_said_before_the_body_is_whole() -> None:
 def test_an_end_without_a_piece_of_its_own() -> None:
     """The last message of a body may be empty."""
     world = World()
-    exchange = world.picker.open()
+    exchange = PickerExchange(world.picker)
     exchange.receive(head())
     assert said(exchange.receive(piece(CHAT))) == []
     assert body_of(said(exchange.receive(piece(b"", end=True)))[1:]) == CHAT
@@ -230,7 +231,7 @@ def test_an_end_without_a_piece_of_its_own() -> None:
 def test_trailers_end_a_body_too() -> None:
     """No piece ends the body then, no length is set, and the trailers are answered after it."""
     world = World()
-    exchange = world.picker.open()
+    exchange = PickerExchange(world.picker)
     exchange.receive(head())
     exchange.receive(piece(CHAT))
     first, *middle, last = said(exchange.receive(envoy.phase("request_trailers")))
@@ -243,10 +244,10 @@ def test_trailers_end_a_body_too() -> None:
 def test_no_body_follows() -> None:
     """The headers alone are answered; what is missing its body is refused."""
     world = World()
-    (answer,) = said(world.picker.open().receive(head(method="GET", path="/info", end=True)))
+    (answer,) = said(PickerExchange(world.picker).receive(head(method="GET", path="/info", end=True)))
     assert LB_ENDPOINTS_KEY in envoy.mutated(answer.request_headers.response.header_mutation)
-    assert refused(world.picker.open().receive(head(end=True)))[0] == 400
-    listed = refused(world.picker.open().receive(head(method="GET", path="/v1/models", end=True)))
+    assert refused(PickerExchange(world.picker).receive(head(end=True)))[0] == 400
+    listed = refused(PickerExchange(world.picker).receive(head(method="GET", path="/v1/models", end=True)))
     assert listed[0] == 200
     assert [each["id"] for each in listed[1]["data"]] == ["big", "m", "other"]
 
@@ -262,21 +263,20 @@ def test_a_large_body_goes_on_in_pieces() -> None:
 def test_a_body_over_the_bound_is_refused_at_once() -> None:
     """413 with the piece that is too much, or by its length alone; nothing stays in memory."""
     world = World()
-    exchange = world.picker.open()
+    exchange = PickerExchange(world.picker)
     exchange.receive(head())
     assert said(exchange.receive(piece(b"x" * BODY_BYTES_MAX))) == []
     status, body, _ = refused(exchange.receive(piece(b"x")))
     assert (status, body["error"]["code"]) == (413, "body_too_large")
     assert world.picker.bodies_bytes == 0
-    assert (
-        refused(world.picker.open().receive(head(KEY, ("content-length", str(BODY_BYTES_MAX + 1)))))[0] == 413
-    )
+    announced = head(KEY, ("content-length", str(BODY_BYTES_MAX + 1)))
+    assert refused(PickerExchange(world.picker).receive(announced))[0] == 413
 
 
 def test_bodies_together_are_bounded() -> None:
     """The one that would be too much is refused with 429; one that leaves makes room."""
     world = World(bodies_bytes_max=1_024)
-    first, second = world.picker.open(), world.picker.open()
+    first, second = PickerExchange(world.picker), PickerExchange(world.picker)
     for exchange in (first, second):
         exchange.receive(head())
     first.receive(piece(b"x" * 1_000))
@@ -311,7 +311,7 @@ def test_the_choice_is_of_the_subset(subset: Any) -> None:
 @pytest.mark.parametrize("subset", [[], "", ["9.9.9.9:1"], ["nonsense"], [OTHER], "9.9.9.9"])
 def test_a_subset_without_anybody_is_503(subset: Any) -> None:
     """Present and empty is not absent."""
-    exchange = World().picker.open()
+    exchange = PickerExchange(World().picker)
     exchange.receive(head(subset=subset))
     status, body, headers = refused(exchange.receive(piece(CHAT, end=True)))
     assert (status, body["error"]["code"]) == (503, "no_ready_endpoint")
@@ -372,7 +372,7 @@ def test_headers_of_a_trusted_gateway() -> None:
     assert entry is not None
     assert entry.job.plan.tpot_target_ms == SLO_MS_MAX
     twice = [("x-llm-d-inference-fairness-id", "acme")] * 2
-    assert refused(world.picker.open().receive(head(*twice)))[0] == 400
+    assert refused(PickerExchange(world.picker).receive(head(*twice)))[0] == 400
 
 
 def test_headers_of_anybody_else_are_not_read() -> None:
@@ -402,7 +402,7 @@ def test_a_held_request_is_answered_whole_when_it_is_released() -> None:
     """Nothing goes out while it waits; then headers and body."""
     world = World(limit=1)
     running = [world.decide()[0], world.decide()[0]]
-    exchange = world.picker.open()
+    exchange = PickerExchange(world.picker)
     exchange.receive(head())
     reply = exchange.receive(piece(CHAT, end=True))
     assert reply.wait
@@ -421,7 +421,7 @@ def test_a_held_request_is_answered_whole_when_it_is_released() -> None:
 def test_the_deadline_ends_a_wait() -> None:
     """A late body is the sender's (408), a hold ours (429); neither leaves anything behind."""
     world = World(limit=1, deadline_ms=1_500)
-    late = world.picker.open()
+    late = PickerExchange(world.picker)
     assert late.deadline_s == 1.5
     late.receive(head())
     late.receive(piece(CHAT[:5]))
@@ -429,7 +429,7 @@ def test_the_deadline_ends_a_wait() -> None:
     late.close()
     world.decide()
     world.decide()
-    held = world.picker.open()
+    held = PickerExchange(world.picker)
     held.receive(head())
     assert held.receive(piece(CHAT, end=True)).wait
     status, _, headers = refused(held.overdue())
@@ -443,7 +443,7 @@ def test_a_shed_request_is_told_why() -> None:
     world = World(limit=1)
     world.decide()
     world.decide()
-    held = world.picker.open()
+    held = PickerExchange(world.picker)
     held.receive(head())
     held.receive(piece(CHAT, end=True))
     released: list[Reply] = []
@@ -459,7 +459,7 @@ def test_a_client_that_leaves_before_the_decision() -> None:
     world = World(limit=1)
     world.decide()
     world.decide()
-    held = world.picker.open()
+    held = PickerExchange(world.picker)
     held.receive(head())
     held.receive(piece(CHAT, end=True))
     held.close()
@@ -470,7 +470,7 @@ def test_a_client_that_leaves_before_the_decision() -> None:
 def test_a_decision_that_was_not_delivered_is_undone() -> None:
     """The stream broke while it was written."""
     world = World()
-    exchange = world.picker.open()
+    exchange = PickerExchange(world.picker)
     exchange.receive(head())
     exchange.receive(piece(CHAT, end=True))
     assert len(world.scheduler.ledger) == 1
@@ -494,7 +494,7 @@ def test_a_fault_of_ours_still_decides() -> None:
     assert "degraded" in envoy.metadata(first, DECISION_NAMESPACE)["reason"]
     assert body_of(rest) == CHAT
     world.scheduler.admit = None  # type: ignore[assignment, method-assign]  # nothing can decide
-    exchange = world.picker.open()
+    exchange = PickerExchange(world.picker)
     exchange.receive(head())
     assert refused(exchange.receive(piece(CHAT, end=True)))[0] == 503
 
@@ -502,7 +502,7 @@ def test_a_fault_of_ours_still_decides() -> None:
 def test_the_stream_ends_with_the_decision_where_the_access_log_settles() -> None:
     """Nothing is followed, the reservation stays for the record."""
     world = World(settle="access_log")
-    exchange = world.picker.open()
+    exchange = PickerExchange(world.picker)
     exchange.receive(head(response=NO_BODY))
     assert exchange.receive(piece(CHAT, end=True)).end
     exchange.delivered()
@@ -773,7 +773,7 @@ def test_phases_out_of_order() -> None:
     world = World()
     exchange, _ = world.decide()
     assert said(exchange.receive(piece(b"x")))[0].HasField("request_body")
-    early = world.picker.open()
+    early = PickerExchange(world.picker)
     assert body_of(said(early.receive(piece(b"y", end=True, phase="response_body"))), "response_body") == b"y"
     with pytest.raises(DecodeError):
         early.receive(b"")
