@@ -225,6 +225,39 @@ def test_a_ticket_of_a_later_version_is_read() -> None:
     assert opened('["i","t","m","p","a",1,2,3,4,true,' + "[" * 100_000) is None
 
 
+def test_a_ticket_of_before_the_fields_were_one_reads_and_is_written_alike() -> None:
+    """To the byte, seal included: what an earlier release wrote is in flight while this one starts."""
+    written = (
+        'a246291ebb2ddb5e8df6261852f9813d["i-7","acme","m","p","10.0.0.1:80",100,10,1,400,true,"k1","premium",'
+        'null,16,41.5,8.0,"steer","x/a",0.25,12345678901234567890,"chat"]'
+    )
+    reservation = Reservation(
+        id="i-7",
+        tenant="acme",
+        model="m",
+        pool="p",
+        address="10.0.0.1:80",
+        input_tokens=100,
+        output_tokens=10,
+        permits=1,
+        prompt_bytes=400,
+        stream=True,
+        key="k1",
+        service_class="premium",
+        max_new_tokens=None,
+        cached_tokens=16,
+        ttft_ms=41.5,
+        tpot_ms=8.0,
+        strategy="steer",
+        arm="x/a",
+        held_ms=0.25,
+        unit=12345678901234567890,
+        route="chat",
+    )
+    assert ticket.read(written, SEAL) == reservation
+    assert ticket.write(reservation, SEAL) == written
+
+
 @pytest.mark.parametrize("field", ["input_tokens", "output_tokens", "permits", "prompt_bytes"])
 def test_a_ticket_never_brings_a_negative(field: str) -> None:
     """The ledger could go below zero by it."""

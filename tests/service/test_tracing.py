@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from extproc.config.load import ConfigError, loads
 from extproc.config.model import Config
@@ -141,7 +142,7 @@ def test_a_reload_goes_to_another_collector(receiver: Receiver) -> None:
             part.step(now_ns=app.clock())
             part.apply(config(second.http_url, ", protocol: http"))
             assert part.request_traces is request_traces
-            app.settle(replace(ENDED, reservation=replace(RESERVATION, id="gone-2")))
+            app.settle(replace(ENDED, reservation=structs.replace(RESERVATION, id="gone-2")))
             part.step(now_ns=app.clock())
             await asyncio.wait(part._tasks)
             new = part._line
@@ -235,7 +236,7 @@ def test_a_dead_collector_holds_up_nothing() -> None:
         part = part_of(app)
         await part.start()
         for number in range(10):
-            app.settle(replace(ENDED, reservation=replace(RESERVATION, id=f"gone-{number}")))
+            app.settle(replace(ENDED, reservation=structs.replace(RESERVATION, id=f"gone-{number}")))
         part.step(now_ns=app.clock())
         await asyncio.wait_for(part.stop(), PATIENCE_S)
         return part.status()

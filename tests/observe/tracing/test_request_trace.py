@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 from trips import OFFSET_NS, PARENT, SAMPLED, TRACE, UNSAMPLED, Trips
 
 from extproc.core.outcome import Reject
@@ -187,7 +188,7 @@ def test_a_placement_that_was_undone() -> None:
         routed = request_trace.routed
         assert routed is not None
         if then == "again":
-            other = replace(routed, reservation=replace(routed.reservation, id="i-99"))
+            other = replace(routed, reservation=structs.replace(routed.reservation, id="i-99"))
             request_trace.placed(other)
         elif then == "refused":
             request_trace.answer(Reject(status=503, code="internal", message="a fault"))
