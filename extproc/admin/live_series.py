@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from extproc.core.decide import RoutingRequest
-from extproc.core.observer import Observer
-from extproc.core.outcome import End, Outcome, Reject, Routed
+from extproc.core.events import Observer, Settled
+from extproc.core.outcome import End, Reject, Routed
 from extproc.observe.stats import percentile_ms
 
 S_NS = 1_000_000_000
@@ -82,10 +82,11 @@ class LiveSeries(Observer):
         """Keep how long it took."""
         self._at(now_ns).decide_ns.append(elapsed_ns)
 
-    def ended(self, outcome: Outcome, *, now_ns: int, here: bool) -> None:
+    def settled(self, event: Settled, *, now_ns: int) -> None:
         """Count the end of one's own."""
-        if not here:
+        if not event.here:
             return
+        outcome = event.outcome
         second = self._at(now_ns)
         if outcome.refused or outcome.end is End.ERROR:
             second.errors += 1

@@ -16,6 +16,7 @@ from extproc.core.accounts import Price, borrows, reserved, used
 from extproc.core.decide import WAITS, Full, RoutingRequest, full, place, resolve
 from extproc.core.endpoint import Endpoint
 from extproc.core.errors import Error
+from extproc.core.events import Events, Settled, raises
 from extproc.core.experiment import Experiments
 from extproc.core.explain import Decisions, Explanation, explain, explain_held, explain_kept, refused
 from extproc.core.fairqueue import FairQueue, QueuedRequest, Shed
@@ -25,7 +26,6 @@ from extproc.core.fleet import Fleet
 from extproc.core.forecast import fastest_prefill_ms
 from extproc.core.ledger import Ledger
 from extproc.core.meter import metered
-from extproc.core.observer import Observer
 from extproc.core.outcome import (
     End,
     Hold,
@@ -36,9 +36,10 @@ from extproc.core.outcome import (
     wanted_room,
 )
 from extproc.core.policy import ClassSpec, DeskLimits, Policy
-from extproc.core.quota import NOTHING, Account, Amounts, Ask, ExactBooks, Granted, QuotaBooks, Refused
+from extproc.core.quota import Account, Amounts, Ask, ExactBooks, Granted, QuotaBooks, Refused
 from extproc.core.request import Request
 from extproc.core.shortlist import Shortlist
+from extproc.core.slo import sample_of
 from extproc.core.strategies import SchedulingContext, Work
 from extproc.core.tenant import Tenant
 from extproc.core.turns import TurnRow, Turns
@@ -53,6 +54,11 @@ RELEASES_MAX = 64
 AFFINITY_ENDPOINTS_MAX = 64
 #: How often in a reservation's time to live the quotas of held requests are renewed.
 RENEWALS = 4
+#: How often who is held is tried again without an event, who waited too long is turned away, and overdue
+#: first tokens count as come.
+STEP_NS = 20_000_000
+#: How often health follows, and what nobody has heard of expires.
+ROUND_NS = 250_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +122,14 @@ class Scheduler:
         self.queue = FairQueue(self.policy.bounds)
         self.experiments = experiments or Experiments(rng=rng)
         self.counts: Counter[str] = Counter()
-        #: What the last request that ended was charged: observers of its end may read it.
-        self.charged: Amounts = NOTHING
         self.on_release: Callable[[str, Routed | Reject], None] = _nobody
-        #: Who else hears of placements and refusals.
-        self.observers: tuple[Observer, ...] = ()
+        #: Tells of all that becomes of requests.
+        self.events = Events()
+        #: Hears of what a step could not do.
+        self.failed: Callable[[Exception, str], None] = raises
         self._rng = rng
         self._number = 0
+        self._round_ns = 0
         #: Held requests, whose quota must outlive their wait; when it was last renewed.
         self._waiting: dict[str, QueuedRequest] = {}
         self._renewed_ns = 0
@@ -206,8 +213,7 @@ class Scheduler:
     def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
         """A request was refused before it was a case; `tenant` is empty where nobody knows whose it is."""
         self.counts[f"rejected.{reject.code}"] += 1
-        for observer in self.observers:
-            observer.turned_away(tenant, reject, now_ns=now_ns)
+        self.events.turned_away(tenant, reject, now_ns=now_ns)
 
     def cancel(self, reservation_id: str, *, now_ns: int) -> None:
         """The client left before the decision reached Envoy."""
@@ -215,8 +221,7 @@ class Scheduler:
         self.quotas.cancel(reservation_id, now_ns=now_ns)
         if reservation is not None:
             self.counts["cancelled"] += 1
-            for observer in self.observers:
-                observer.left(reservation_id, None, now_ns=now_ns)
+            self.events.left(reservation_id, None, now_ns=now_ns)
             self.pump(reservation.pool, now_ns=now_ns)
 
     def leave(self, reservation_id: str, *, now_ns: int) -> None:
@@ -225,8 +230,7 @@ class Scheduler:
         if held is not None:
             self.counts["held.left"] += 1
             self.experiments.turned_away(held.payload[0], now_ns=now_ns, left=True)
-            for observer in self.observers:
-                observer.left(reservation_id, held.payload[0], now_ns=now_ns)
+            self.events.left(reservation_id, held.payload[0], now_ns=now_ns)
         self._waiting.pop(reservation_id, None)
         self.quotas.cancel(reservation_id, now_ns=now_ns)
 
@@ -242,19 +246,15 @@ class Scheduler:
         if refused:
             self.counts["refused_in_stream"] += 1
             entry.endpoint.failed(now_ns)
-            return True
-        self.ledger.answering(reservation_id)
-        if self.ledger.first_token(reservation_id, now_ns=now_ns) is not None:
-            self.counts["first_token"] += 1
-            entry.heard_first = True
-            self.feedback.first_token(entry, now_ns=now_ns)
-            self.pump(entry.reservation.pool, now_ns=now_ns, at=entry.endpoint)
+        else:
+            self.ledger.answering(reservation_id)
+            if self.ledger.first_token(reservation_id, now_ns=now_ns) is not None:
+                self.counts["first_token"] += 1
+                entry.heard_first = True
+                self.feedback.first_token(entry, now_ns=now_ns)
+                self.pump(entry.reservation.pool, now_ns=now_ns, at=entry.endpoint)
+        self.events.first_token(reservation_id, refused=refused, now_ns=now_ns)
         return True
-
-    def metered(self, outcome: Outcome) -> Outcome:
-        """A record with its counts judged and completed, as the books take it; the same again when it was."""
-        pool = self.fleet.pools.get(outcome.reservation.pool)
-        return metered(outcome, pool.calibration.meters if pool is not None else None)
 
     def settle(self, outcome: Outcome, *, now_ns: int) -> bool:
         """Take a record into the books; true when it ended a request for the first time.
@@ -262,8 +262,9 @@ class Scheduler:
         A heartbeat renews the reservation, or adopts one that another process made: after a restart
         the ledger knows of the streams that outlived its predecessor.
         """
-        outcome = self.metered(outcome)
         reservation = outcome.reservation
+        pool = self.fleet.pools.get(reservation.pool)
+        outcome = metered(outcome, pool.calibration.meters if pool is not None else None)
         if not outcome.final:
             self._heartbeat(outcome, now_ns)
             self.quotas.renew(reservation.id, now_ns=now_ns, so_far=self._so_far(outcome))
@@ -276,33 +277,53 @@ class Scheduler:
         self.counts[f"settled.{outcome.end.value}"] += 1
         self._count_metered(outcome)
         self.feedback.judge(outcome, now_ns=now_ns)
-        self._charge(outcome, neighbours, now_ns)
+        charged = self._charge(outcome, neighbours, now_ns)
         self.feedback.ended(outcome, ended, now_ns=now_ns)
+        sample = sample_of(outcome, self.policy.classes[self.policy.rank(reservation.service_class)])
         if reservation.arm:
-            spec = self.policy.classes[self.policy.rank(reservation.service_class)]
-            self.experiments.ended(outcome, spec, now_ns=now_ns)
+            self.experiments.ended(outcome, sample, now_ns=now_ns)
         self._place_freed(outcome, ended.entry.endpoint if ended.entry else None, now_ns)
+        here = reservation.id.startswith(f"{self.instance}-")
+        self.events.settled(Settled(outcome, charged, sample, here), now_ns=now_ns)
         return True
 
-    def tick(self, *, now_ns: int) -> None:
-        """Some milliseconds have passed: overdue first tokens count as come, and who waits is tried again."""
+    def step(self, *, now_ns: int) -> int:
+        """Let time pass; returns when to step again at the latest. The service and the simulator do alike.
+
+        Who waits is tried again, and overdue first tokens count as come; every ROUND_NS health follows, and
+        what nobody has heard of expires. The room that this made first: who has waited as long as its class
+        allows is turned away last.
+        """
+        if now_ns >= self._round_ns:
+            self._round_ns = now_ns + ROUND_NS
+            self._guarded("expiry", self.expire, now_ns)
+            self._guarded("stepping the fleet", self.fleet.step, now_ns)
+        self._guarded("pumping", self.try_again, now_ns)
+        self._guarded("shedding", self.shed, now_ns)
+        return min(now_ns + STEP_NS, self._round_ns)
+
+    def _guarded(self, what: str, work: Callable[..., object], now_ns: int) -> None:
+        try:
+            work(now_ns=now_ns)
+        except Exception as error:  # noqa: BLE001 (one fault must not end what else time brings)
+            self.failed(error, what)
+
+    def try_again(self, *, now_ns: int) -> None:
+        """Overdue first tokens count as come, and who waits is tried again."""
         self.ledger.past_retries(now_ns=now_ns)
-        freed = self.ledger.overdue(now_ns=now_ns)
-        self.counts["first_token.overdue"] += len(freed)
+        self.counts["first_token.overdue"] += len(self.ledger.overdue(now_ns=now_ns))
         if len(self.queue):
             self.pump_all(now_ns=now_ns)
 
     def expire(self, *, now_ns: int) -> list[Reservation]:
-        """Release what nobody has heard of for the reservation's time to live; shed who waited too long."""
+        """Release what nobody has heard of for the reservation's time to live."""
         expired = self.ledger.expire(now_ns=now_ns)
         if expired:
             self.counts["expired"] += len(expired)
         self._renew_waiting(now_ns)
         self.quotas.expire(now_ns=now_ns)
-        # The room that this made first: nobody is shed for want of it.
-        for pool in {reservation.pool for reservation in expired}:
-            self.pump(pool, now_ns=now_ns)
-        self.shed(now_ns=now_ns)
+        for reservation in expired:
+            self.events.expired(reservation, now_ns=now_ns)
         return expired
 
     def shed(self, *, now_ns: int) -> None:
@@ -646,15 +667,13 @@ class Scheduler:
             standby=[each for each in standby if each is not None],
         )
         self.decisions.note(routing, placed, now_ns=now_ns)
-        for observer in self.observers:
-            observer.placed(routing, placed, now_ns=now_ns)
+        self.events.placed(routing, placed, now_ns=now_ns)
 
     def _refused(self, reject: Reject, routing: RoutingRequest, now_ns: int) -> Reject:
         self.counts[f"rejected.{reject.code}"] += 1
         if routing.arm and wanted_room(reject.status, reject.code):
             self.experiments.turned_away(routing, now_ns=now_ns)
-        for observer in self.observers:
-            observer.refused(routing, reject, now_ns=now_ns)
+        self.events.refused(routing, reject, now_ns=now_ns)
         return reject
 
     def _weight(self, tenant: str) -> float:
@@ -668,16 +687,16 @@ class Scheduler:
         endpoint = self.ledger.endpoint_of(outcome.reservation.id)
         return max(1, endpoint.load_requests) if endpoint is not None else 1
 
-    def _charge(self, outcome: Outcome, neighbours: int, now_ns: int) -> None:
+    def _charge(self, outcome: Outcome, neighbours: int, now_ns: int) -> Amounts:
         reservation = outcome.reservation
         pool = self.fleet.pools.get(reservation.pool)
         gpu_ms = outcome.duration_ns / 1e6 / neighbours if outcome.duration_ns else None
-        amounts = self.charged = used(outcome, pool, self._price(reservation.pool), gpu_ms=gpu_ms)
+        amounts = used(outcome, pool, self._price(reservation.pool), gpu_ms=gpu_ms)
         account = self.policy.accounts.of(reservation.tenant, reservation.key, reservation.model)
         if account.scopes:
             self.quotas.settle(reservation.id, amounts, now_ns=now_ns, account=account)
         if not reservation.permits:
-            return
+            return amounts
         if pool is not None and gpu_ms is not None and outcome.end is End.OK:
             pool.calibration.saw_gpu(gpu_ms, amounts.input_tokens, amounts.output_tokens)
         if not reservation.id.startswith(f"{self.instance}-"):
@@ -690,7 +709,7 @@ class Scheduler:
                     weight=self._weight(reservation.tenant),
                     work=Work(amounts.input_tokens, amounts.output_tokens),
                 )
-            return
+            return amounts
         self.queue.settled(
             reservation.tenant,
             pool=reservation.pool,
@@ -700,6 +719,7 @@ class Scheduler:
             actual=Work(amounts.input_tokens, amounts.output_tokens),
             id=reservation.id,
         )
+        return amounts
 
     def _count_metered(self, outcome: Outcome) -> None:
         if outcome.impossible:

@@ -33,8 +33,8 @@ import msgspec
 from extproc.config.model import Record
 from extproc.core.decide import RoutingRequest
 from extproc.core.endpoint import Endpoint
+from extproc.core.events import Observer, Settled
 from extproc.core.fleet import Pool
-from extproc.core.observer import Observer
 from extproc.core.outcome import End, Outcome, Reject, Reservation, Routed
 from extproc.core.scheduler import Scheduler
 from extproc.core.slo import ClassSpec
@@ -142,8 +142,9 @@ class Recorder(Observer):
         if routing is not None:
             self._turned(routing, "left", "", 0, now_ns)
 
-    def ended(self, outcome: Outcome, *, now_ns: int, here: bool = True) -> None:  # noqa: ARG002 (the interface's)
-        """A request's record has come, for the first time."""
+    def settled(self, event: Settled, *, now_ns: int) -> None:
+        """A request has ended."""
+        outcome = event.outcome
         self._spool.add((outcome, self._open.pop(outcome.reservation.id, None), now_ns))
 
     def expired(self, reservation: Reservation, *, now_ns: int) -> None:

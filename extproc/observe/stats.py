@@ -11,8 +11,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from extproc.core.decide import RoutingRequest
+from extproc.core.events import Observer, Settled
 from extproc.core.fleet import Fleet
-from extproc.core.outcome import End, Outcome, Reservation, Routed
+from extproc.core.outcome import End, Outcome, Reject, Reservation, Routed
 from extproc.observe.endpoints import view
 
 #: Times to first token kept per tenant and per endpoint.
@@ -120,7 +122,7 @@ def _line(lines: dict[str, Counters], name: str, lines_max: int) -> Counters:
     return line
 
 
-class Stats:
+class Stats(Observer):
     """All lines, and the last decisions."""
 
     def __init__(self) -> None:
@@ -136,27 +138,34 @@ class Stats:
         """An endpoint's line; the shared one beyond ENDPOINTS_MAX."""
         return _line(self.endpoints, address, ENDPOINTS_MAX)
 
-    def decided(self, tenant: str, routed: Routed) -> None:
-        """A request was routed."""
+    def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:  # noqa: ARG002
+        """A request was sent to an endpoint."""
+        tenant = routing.tenant.name
         self.tenant(tenant).decided += 1
         self.endpoint(routed.reservation.address).decided += 1
         self.decisions.append((tenant, routed))
 
-    def rejected(self, tenant: str) -> None:
-        """A tenant's request was refused by us."""
-        self.tenant(tenant).rejected += 1
+    def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:  # noqa: ARG002
+        """A tenant's request was turned away."""
+        self.tenant(routing.tenant.name).rejected += 1
 
-    def expired(self, reservation: Reservation) -> None:
+    def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:  # noqa: ARG002
+        """The same before it was routed; of strangers nothing is counted."""
+        if tenant:
+            self.tenant(tenant).rejected += 1
+
+    def expired(self, reservation: Reservation, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
         """A request's end never came."""
         self.tenant(reservation.tenant).expired += 1
 
-    def ended(self, outcome: Outcome, *, now_ns: int, decided_elsewhere: bool = False) -> None:
+    def settled(self, event: Settled, *, now_ns: int) -> None:
         """A request ended; one that another service decided is counted as decided with its end."""
-        if decided_elsewhere:
-            self.tenant(outcome.reservation.tenant).decided += 1
-            self.endpoint(outcome.reservation.address).decided += 1
-        self.tenant(outcome.reservation.tenant).ended(outcome, now_ns=now_ns)
-        self.endpoint(outcome.served_by or outcome.reservation.address).ended(outcome, now_ns=now_ns)
+        outcome, reservation = event.outcome, event.outcome.reservation
+        if not event.here:
+            self.tenant(reservation.tenant).decided += 1
+            self.endpoint(reservation.address).decided += 1
+        self.tenant(reservation.tenant).ended(outcome, now_ns=now_ns)
+        self.endpoint(outcome.served_by or reservation.address).ended(outcome, now_ns=now_ns)
 
     def forget_endpoints(self, fleet: Fleet) -> None:
         """Drop the lines of endpoints that left the fleet."""

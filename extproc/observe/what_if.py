@@ -14,12 +14,10 @@ from heapq import heappop, heappush
 from typing import Any
 
 from extproc.core.accounts import Accounts, Price, borrows, used
-from extproc.core.decide import FREE_KINDS
-from extproc.core.fleet import Pool
-from extproc.core.outcome import End, Outcome, Reservation
+from extproc.core.decide import RoutingRequest
+from extproc.core.events import Observer, Settled
+from extproc.core.outcome import QUOTA_EXCEEDED, End, Outcome, Reject, Reservation, Routed
 from extproc.core.quota import Amounts, ExactBooks, QuotaLimits, Refused
-from extproc.core.request import Request
-from extproc.core.work import predict
 
 #: Requests remembered of one tenant, of all, and for how long.
 RECENT_PER_TENANT_MAX, RECENT_MAX = 10_000, 100_000
@@ -56,7 +54,7 @@ _Kept = tuple[int, str, str, str, str, int, int, int]
 _Ended = tuple[int, int | None, int | None, End]
 
 
-class Recent:
+class Recent(Observer):
     """The last requests of each tenant."""
 
     def __init__(self) -> None:
@@ -68,29 +66,28 @@ class Recent:
     def __len__(self) -> int:
         return self._size
 
-    def routed(self, r: Reservation, *, now_ns: int) -> None:
+    def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:  # noqa: ARG002
         """A request was let in."""
+        r = routed.reservation
         self._ends[r.id] = None
         kept = (now_ns, r.id, r.key, r.model, r.pool, r.input_tokens, r.output_tokens, r.permits)
         self._add(r.tenant, kept, now_ns)
 
-    def refused(
-        self, request: Request, tenant: str, key: str, model: str, pool: Pool, *, now_ns: int
-    ) -> None:
-        """A quota refused a request for a model of a pool."""
-        tokens_in = tokens_out = 0
-        if request.kind not in FREE_KINDS:
-            work = predict(request, pool, tenant, model)
-            tokens_in, tokens_out = work.input_tokens, work.output_tokens
-        self._add(tenant, (now_ns, "", key, model, pool.name, tokens_in, tokens_out, 1), now_ns)
+    def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
+        """A quota refused a request; other refusals are none of ours."""
+        if reject.code == QUOTA_EXCEEDED:
+            r = routing
+            kept = (now_ns, "", r.key, r.model, r.pool, r.input_tokens, r.output_tokens, 1)
+            self._add(r.tenant.name, kept, now_ns)
 
-    def ended(self, outcome: Outcome, *, now_ns: int) -> None:
-        """A request's record has come."""
+    def settled(self, event: Settled, *, now_ns: int) -> None:
+        """A request has ended."""
+        outcome = event.outcome
         if outcome.reservation.id in self._ends:
             ended = (now_ns, outcome.prompt_tokens, outcome.output_tokens, outcome.end)
             self._ends[outcome.reservation.id] = ended
 
-    def cancelled(self, reservation_id: str) -> None:
+    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:  # noqa: ARG002
         """A decision never reached Envoy."""
         if reservation_id in self._ends:
             self._ends[reservation_id] = _CANCELLED

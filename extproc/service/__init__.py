@@ -25,9 +25,10 @@ from extproc.config.model import Config
 from extproc.config.restart import RELOADABLE_OF_POOL, restart_needed
 from extproc.config.secret import service_tokens
 from extproc.control.names import event_cluster
+from extproc.core.events import Observer
 from extproc.core.experiment import Experiments
 from extproc.core.fleet import Fleet
-from extproc.core.outcome import Outcome
+from extproc.core.outcome import Outcome, Reservation
 from extproc.core.quota import ExactBooks
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
@@ -36,6 +37,7 @@ from extproc.observe.audit import AuditLog
 from extproc.observe.record import Recorder
 from extproc.observe.stats import Stats
 from extproc.observe.tenants import tenants_view
+from extproc.observe.what_if import Recent
 from extproc.service.adjustment import Adjustment
 from extproc.service.administration import Administration
 from extproc.service.agents import Agents, shared_quotas
@@ -62,6 +64,7 @@ from extproc.service.picker import PickerPart
 from extproc.service.probes import ProbesPart
 from extproc.service.reload import Reread, read_again, uncollected
 from extproc.service.roster import Roster
+from extproc.service.schedule import Schedule
 from extproc.service.tracing import TracingPart
 from extproc.service.tuner import TunerPart
 from extproc.wire.health import HealthService
@@ -76,10 +79,6 @@ __all__ = ["RELOADABLE_OF_POOL", "App", "directory_of", "pool_specs", "restart_n
 
 log = logging.getLogger(__name__)
 
-#: How often time passes for the fleet: health follows, reservations expire, Envoys are told.
-TICK_S = 0.25
-#: How often who is held is tried again without an event, and overdue first tokens are counted as come.
-PUMP_S = 0.02
 #: Mistakes of a refused configuration that the audit log repeats.
 PROBLEMS_NOTED = 10
 
@@ -122,11 +121,12 @@ class App:
             seal=None if self._tokens else lambda: self.processor.seal,
         )
         self.stats = Stats()
+        #: The last requests, for dry runs of quotas.
+        self.recent = Recent()
         self.adjusting = Adjustment(config, self.scheduler, self.stats)
         self.processor = Processor(
             self.scheduler,
             directory_of(config),
-            self.stats,
             decisions_concurrent_max=config.limits.decisions_concurrent_max,
             body_bytes_max=config.gateway.body_bytes_max,
             clock=clock,
@@ -153,7 +153,7 @@ class App:
         self.experimenting = ExperimentsPart(config, self.scheduler, self.audit, clock=clock)
         self.operators = Operators(
             self.scheduler,
-            self.processor.recent,
+            self.recent,
             tenants=self._tenants,
             clock=clock,
             note=self.audit.event,
@@ -201,6 +201,7 @@ class App:
             clock=clock,
         )
         self.operating = ServiceParts(self._parts(), failed=self.processor.failed)
+        self.schedule = Schedule(self.scheduler, clock=clock, failed=self.processor.failed)
         self._observe()
         self.follow: Follow | None = None
         self.started_ns = clock()
@@ -297,9 +298,15 @@ class App:
         assert self.server is not None
         self.handle_signals(config_file, kept_of=kept_of)
         tasks = [
-            asyncio.create_task(self._tick()),
-            asyncio.create_task(self._pump()),
-            asyncio.create_task(self._keep_audit()),
+            asyncio.create_task(self.schedule.steps(("stepping the service", self._step))),
+            asyncio.create_task(
+                self.schedule.beside(
+                    ("rendering for Envoy", self.roster.refresh),
+                    ("tuning", self._tune),
+                    ("a reload", self._take_after_all),
+                )
+            ),
+            asyncio.create_task(self.schedule.beside(("writing", self._write))),
             asyncio.create_task(self.keeping.run()),
         ]
         if self.follow is not None:
@@ -327,23 +334,12 @@ class App:
             await asyncio.to_thread(self.record.flush, last=True)
 
     def settle(self, outcome: Outcome) -> None:
-        """Take one access-log outcome into books and figures."""
-        now_ns, outcome = self.clock(), self.scheduler.metered(outcome)
-        if self.scheduler.settle(outcome, now_ns=now_ns):
-            elsewhere = not outcome.reservation.id.startswith(f"{self.scheduler.instance}-")
-            self.stats.ended(outcome, now_ns=now_ns, decided_elsewhere=elsewhere)
-            self.processor.recent.ended(outcome, now_ns=now_ns)
-            for observer in self.scheduler.observers:
-                observer.ended(outcome, now_ns=now_ns, here=not elsewhere)
+        """Take one access-log outcome into the books."""
+        self.scheduler.settle(outcome, now_ns=self.clock())
 
     def first_token(self, reservation_id: str, refused: bool) -> bool:
         """A stream's first chunk has come, by Envoy's event; whether the request was known."""
-        now_ns = self.clock()
-        known = self.scheduler.first_token(reservation_id, now_ns=now_ns, refused=refused)
-        if known:
-            for observer in self.scheduler.observers:
-                observer.first_token(reservation_id, refused=refused, now_ns=now_ns)
-        return known
+        return self.scheduler.first_token(reservation_id, now_ns=self.clock(), refused=refused)
 
     def reload(self, path: Path) -> bool:
         """Read the configuration again; a bad or unappliable one changes nothing. True when applied."""
@@ -405,7 +401,8 @@ class App:
         """The scheduler tells of its decisions whoever the configuration wants told."""
         recorded = (self.record,) if self.record.on else ()
         tuned = (self.tuned,) if self.config.tuning.enabled else ()
-        self.scheduler.observers = (*recorded, *tuned, *self.operating.observers)
+        always = (self.stats, self.recent, _ExpiryLog())
+        self.scheduler.events.observers = (*always, *recorded, *tuned, *self.operating.observers)
 
     def _refuse(self, problems: list[str]) -> bool:
         for problem in problems:
@@ -481,33 +478,13 @@ class App:
         """`status` as the status RPC sends it."""
         return msgspec.json.encode(self.status())
 
-    async def _keep_audit(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_S)
-            if self.audit.waiting:
-                await asyncio.to_thread(self.audit.flush)
-            if self.record.waiting:
-                await asyncio.to_thread(self.record.flush)
-            if self.experimenting.waiting:
-                await asyncio.to_thread(self.experimenting.write)
-
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_S)
-            for what, work in (("expiry", self._expire), ("stepping the fleet", self._step)):
-                try:
-                    work()
-                except Exception as error:  # noqa: BLE001 (without this task nothing would expire again)
-                    self.processor.failed(error, what)
-            for what, task in (
-                ("rendering for Envoy", self.roster.refresh),
-                ("tuning", self._tune),
-                ("a reload", self._take_after_all),
-            ):
-                try:
-                    await task()
-                except Exception as error:  # noqa: BLE001 (without this task nothing would expire again)
-                    self.processor.failed(error, what)
+    async def _write(self) -> None:
+        if self.audit.waiting:
+            await asyncio.to_thread(self.audit.flush)
+        if self.record.waiting:
+            await asyncio.to_thread(self.record.flush)
+        if self.experimenting.waiting:
+            await asyncio.to_thread(self.experimenting.write)
 
     async def _tune(self) -> None:
         move = self.tuned.step(now_ns=self.clock())
@@ -519,20 +496,9 @@ class App:
             self.config = new
             self.roster.apply(new)
 
-    async def _pump(self) -> None:
-        while True:
-            await asyncio.sleep(PUMP_S)
-            try:
-                self.scheduler.tick(now_ns=self.clock())
-            except Exception as error:  # noqa: BLE001 (without this task late binding would stall)
-                self.processor.failed(error, "pumping")
-
-    def _step(self) -> None:
-        now_ns = self.clock()
+    def _step(self, now_ns: int) -> None:
         self.roster.forget(now_ns=now_ns)
-        self.scheduler.fleet.step(now_ns=now_ns)
         self.roster.publish()
-        self.scheduler.pump_all(now_ns=now_ns)
         self.adjusting.step(now_ns=now_ns)
         self.record.watch(self.scheduler, now_ns=now_ns)
         self.experimenting.step()
@@ -550,14 +516,13 @@ class App:
         cleared = self.scheduler.fleet.clear_faults(msgspec.json.decode(body, type=_ClearOrder).address)
         return msgspec.json.encode({"found": cleared is not None, "cleared": cleared or []})
 
-    def _expire(self) -> None:
-        for reservation in self.scheduler.expire(now_ns=self.clock()):
-            self.stats.expired(reservation)
-            for observer in self.scheduler.observers:
-                observer.expired(reservation, now_ns=self.clock())
-            log.warning(
-                "reservation %s on %s expired: its end never came", reservation.id, reservation.address
-            )
+
+class _ExpiryLog(Observer):
+    """Says whose end never came."""
+
+    def expired(self, reservation: Reservation, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
+        """Warn of it."""
+        log.warning("reservation %s on %s expired: its end never came", reservation.id, reservation.address)
 
 
 class _DrainOrder(msgspec.Struct):

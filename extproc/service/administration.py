@@ -21,7 +21,7 @@ from extproc.admin.live_series import LiveSeries
 from extproc.admin.sources import MissingError, Order, RefusedError, Sources
 from extproc.config.load import ConfigError
 from extproc.config.model import Config
-from extproc.core.observer import Observer
+from extproc.core.events import Observer
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
 from extproc.history.experiments import start_edits, stop_edits, written

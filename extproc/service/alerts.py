@@ -20,7 +20,7 @@ import msgspec
 from extproc.config.alerts import Alerts, Webhook
 from extproc.config.load import ConfigError, Problem
 from extproc.config.model import Config
-from extproc.core.observer import Observer
+from extproc.core.events import Observer
 from extproc.core.scheduler import Scheduler
 from extproc.observe.alerts import message, post
 from extproc.observe.alerts.anomaly import Anomalies, Settings

@@ -20,7 +20,7 @@ import msgspec
 
 from extproc.config.analytics import Analytics
 from extproc.config.model import Config
-from extproc.core.observer import Observer
+from extproc.core.events import Observer
 from extproc.core.scheduler import Scheduler
 from extproc.service.parts import Part
 

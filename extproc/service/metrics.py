@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from extproc.config.model import Config
-from extproc.core.observer import Observer
+from extproc.core.events import Observer
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
 from extproc.observe.metrics import Counting, MetricsSnapshot, take

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from extproc.config.model import Config
-from extproc.core.observer import Observer
+from extproc.core.events import Observer
 
 
 class Part:

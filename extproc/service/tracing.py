@@ -21,7 +21,7 @@ from extproc import extras
 from extproc.config.load import ConfigError, Problem
 from extproc.config.model import Config
 from extproc.config.tracing import OpenTelemetry
-from extproc.core.observer import Observer
+from extproc.core.events import Observer
 from extproc.core.scheduler import Scheduler
 from extproc.observe.tracing.figures import SpanMetrics
 from extproc.observe.tracing.pipeline import Pipeline

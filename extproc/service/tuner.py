@@ -18,10 +18,9 @@ from typing import Any
 from extproc.config.load import ConfigError
 from extproc.config.model import Config, PoolConfig, Tuning
 from extproc.core.decide import RoutingRequest
-from extproc.core.observer import Observer
-from extproc.core.outcome import End, Outcome, Reject, Routed
+from extproc.core.events import Observer, Settled
+from extproc.core.outcome import End, Reject
 from extproc.core.scheduler import Scheduler
-from extproc.core.slo import ClassSpec
 from extproc.history.change import change
 from extproc.history.surgery import EditError, Put, edited
 from extproc.history.versions import HistoryError
@@ -116,21 +115,15 @@ class TunerPart(Observer):
             return config
         return _with(config, pool.name, section.strategy, known.values)
 
-    def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:
-        """Its end will tell."""
-
-    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:
-        """Says nothing of us."""
-
     def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
         """Whoever found no room missed its targets; a quota's refusal is no fault of the strategy."""
         if routing.pool == self._pool and reject.code == "overloaded":
             self._count.requests += 1
 
-    def ended(self, outcome: Outcome, *, now_ns: int, here: bool = True) -> None:  # noqa: ARG002 (the interface's)
+    def settled(self, event: Settled, *, now_ns: int) -> None:
         """A request has ended; one that came before the window is not of it."""
-        count, reservation = self._count, outcome.reservation
-        if reservation.pool != self._pool or now_ns - outcome.duration_ns < count.begun_ns:
+        count, outcome = self._count, event.outcome
+        if outcome.reservation.pool != self._pool or now_ns - outcome.duration_ns < count.begun_ns:
             return
         if outcome.end is End.CLIENT_GONE:
             return
@@ -138,8 +131,7 @@ class TunerPart(Observer):
         count.failed += outcome.end is End.ERROR
         if outcome.ttft_ns is not None and len(count.first_ms) < FIRST_TOKENS_MAX:
             count.first_ms.append(outcome.ttft_ns / 1e6)
-        policy = self._scheduler.policy
-        count.attained += _met(outcome, policy.classes[policy.rank(reservation.service_class)])
+        count.attained += event.sample.attained is True
 
     def step(self, *, now_ns: int) -> Move | None:
         """Let time pass; a move to record and to apply."""
@@ -273,14 +265,3 @@ def _with(config: Config, pool: str, strategy: str, values: dict[str, float]) ->
 
     pools = [changed(each) if each.name == pool else each for each in config.pools]
     return config.model_copy(update={"pools": pools})
-
-
-def _met(outcome: Outcome, spec: ClassSpec) -> bool:
-    """Whether an answer was within its class's targets; one that came whole is judged by its whole time."""
-    if outcome.end is not End.OK or outcome.refused:
-        return False
-    prompt = outcome.prompt_tokens or outcome.reservation.input_tokens
-    target_ns, after = spec.target_ns(prompt), max(0, (outcome.output_tokens or 1) - 1)
-    if outcome.ttft_ns is None:
-        return outcome.duration_ns <= target_ns + after * spec.tpot_ns
-    return outcome.ttft_ns <= target_ns and outcome.duration_ns - outcome.ttft_ns <= after * spec.tpot_ns

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from extproc.core.errors import Error, as_engine_says
-from extproc.core.outcome import QUOTA_EXCEEDED, Hold, LocalAnswer, Reject, Routed
+from extproc.core.outcome import Hold, LocalAnswer, Reject, Routed
 from extproc.core.quota import Granted, Refused
 from extproc.core.reading import BYTE_ORDER_MARK, bare, parse
 from extproc.core.request import Dialect, Request, UsageAsked
@@ -44,7 +44,6 @@ class Exchange:
         "_phase",
         "_processor",
         "_ready",
-        "_request",
         "_responder",
         "_state",
         "_usage",
@@ -61,7 +60,6 @@ class Exchange:
         #: What is asked for, held or reserved, as the state says.
         self._id = ""
         self._asked = Asked()
-        self._request: Request | None = None
         #: What it is decided on: request_headers where no body follows them.
         self._phase = "request_body"
         #: Kept where it names a family, or where usage may be asked for in its name.
@@ -239,7 +237,7 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 (the same law, once more)
             self._undo()
             processor.failed(error, "degraded decision")
-        return self._answer(Error.INTERNAL.reject())
+        return self._turned_away(Error.INTERNAL.reject())
 
     def _parsed(self, body: bytes) -> Request | Reject:
         """The request in a body; the body is kept where it may have to be written anew."""
@@ -276,7 +274,7 @@ class Exchange:
         self._processor.failed(error, "asking the quota")
         try:
             self._undo()
-            return self._answer(Error.INTERNAL.reject())
+            return self._turned_away(Error.INTERNAL.reject())
         except Exception as another:  # noqa: BLE001 (law: every exception becomes a decision)
             return self._failed(another)
 
@@ -285,23 +283,19 @@ class Exchange:
         processor = self._processor
         self.request_trace.answered(granted=isinstance(answer, Granted))
         try:
-            if isinstance(answer, Refused) and self._request is not None:
-                processor.spent(self._request, self._asked.tenant, self._asked.key)
             return self._told(processor.scheduler.answered(asked, answer, now_ns=processor.clock()))
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
             self._undo()
             processor.failed(error, "decision after the quota")
-            return self._answer(Error.INTERNAL.reject())
+            return self._turned_away(Error.INTERNAL.reject())
 
     def _decide(self, request: Request, *, degraded: str = "") -> Reply:
         processor, asked = self._processor, self._asked
-        self._request = request = self._complete(request)
+        request = self._complete(request)
         self.request_trace.read(request)
         decision = processor.scheduler.admit(
             request, asked.tenant, key=asked.key, now_ns=processor.clock(), degraded=degraded
         )
-        if isinstance(decision, Reject) and decision.code == QUOTA_EXCEEDED:
-            processor.spent(request, asked.tenant, asked.key)
         return self._told(decision)
 
     def _complete(self, request: Request) -> Request:
@@ -329,7 +323,7 @@ class Exchange:
             if self._family:
                 processor.scheduler.counts["bound.bodies_bytes_max"] += 1
                 processor.scheduler.leave(hold.id, now_ns=processor.clock())
-                return self._answer(Error.OVERLOADED.reject(BODIES_HELD))
+                return self._turned_away(Error.OVERLOADED.reject(BODIES_HELD))
             self._body = b""  # it goes on as it came
         self._become(Hold, hold.id)
         processor.hold(hold.id, self)
@@ -348,7 +342,7 @@ class Exchange:
             pool = processor.scheduler.fleet.pools.get(reservation.pool)
             if pool is not None and asked.route is not None:
                 usage_asked, body = usage.onward(self._body, body, pool, asked.route.kind, self._usage)
-        reply = self._responder.route(
+        return self._responder.route(
             decision,
             phase=self._phase,
             explained=asked.explain,
@@ -357,8 +351,6 @@ class Exchange:
             body=body,
             usage=usage_asked,
         )
-        processor.routed(asked.tenant, decision)
-        return reply
 
     def _turned_away(self, refused: Reject) -> Reply:
         """Refused before it was a request that may be served; a stranger's is nobody's."""
@@ -369,8 +361,6 @@ class Exchange:
     def _answer(self, answer: LocalAnswer | Reject) -> Reply:
         reply = self._responder.refuse(answer, self._asked.dialect)
         self._become(type(answer))
-        if isinstance(answer, Reject) and answer.status != 401:
-            self._processor.stats.rejected(self._asked.tenant.name)
         self.request_trace.answer(answer)
         return reply
 

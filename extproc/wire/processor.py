@@ -18,13 +18,10 @@ from extproc.core.body_rate import BodyRate
 from extproc.core.errors import Error
 from extproc.core.outcome import Reject, Routed
 from extproc.core.refusals import RefusalBudget
-from extproc.core.request import Request
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Credentials, Directory, Identity, Tenant
 from extproc.observe.audit import AuditLog, offered
-from extproc.observe.stats import Stats
 from extproc.observe.tracing.request_trace import NO_TRACES, StreamTraces
-from extproc.observe.what_if import Recent
 from extproc.wire.seal import Seal
 
 log = logging.getLogger(__name__)
@@ -61,7 +58,6 @@ class Processor:
         self,
         scheduler: Scheduler,
         directory: Directory,
-        stats: Stats,
         *,
         decisions_concurrent_max: int,
         body_bytes_max: int,
@@ -79,7 +75,6 @@ class Processor:
     ) -> None:
         self.scheduler = scheduler
         self.directory = directory
-        self.stats = stats
         self.decisions_concurrent_max = decisions_concurrent_max
         self.body_bytes_max = body_bytes_max
         self.body_bounds = body_bounds
@@ -104,8 +99,6 @@ class Processor:
         self.audit: AuditLog | None = None
         #: Who notes each request's way, for its spans.
         self.request_traces: StreamTraces = NO_TRACES
-        #: The last requests, for dry runs of quotas.
-        self.recent = Recent()
         self.open_exchanges = 0
         #: Those of them that have been decided, whose responses pass through here (the picker protocol).
         self.following = 0
@@ -114,14 +107,14 @@ class Processor:
         #: The size of their bodies, as far as they are kept.
         self.bodies_bytes = 0
         scheduler.on_release = self._released
+        scheduler.events.failed = self.failed
         self._logged_ns = -FAILURE_LOG_EVERY_NS
         self._forged_ns = -FAILURE_LOG_EVERY_NS
 
     def took(self, since_ns: int) -> int:
         """A decision was made that was begun at `since_ns`; returns the time."""
         now_ns = self.clock()
-        for observer in self.scheduler.observers:
-            observer.decided(now_ns - since_ns, now_ns=now_ns)
+        self.scheduler.events.decided(now_ns - since_ns, now_ns=now_ns)
         return now_ns
 
     @property
@@ -156,15 +149,9 @@ class Processor:
         """Who left had its quota asked for: a reservation is refunded, an unknown one is nothing."""
         self.scheduler.quotas.cancel(reservation_id, now_ns=self.clock())
 
-    def routed(self, tenant: Tenant, decision: Routed) -> None:
-        """A decision is about to go out."""
-        self.stats.decided(tenant.name, decision)
-        self.recent.routed(decision.reservation, now_ns=self.clock())
-
     def undo(self, reservation_id: str) -> None:
         """A decision was not delivered."""
         self.scheduler.cancel(reservation_id, now_ns=self.clock())
-        self.recent.cancelled(reservation_id)
 
     def identify(self, evidence: Credentials) -> Identity | Reject:
         """Who asks. Failures of a source that has failed too often are told to wait; a proof is never.
@@ -228,16 +215,6 @@ class Processor:
     def _sender(self, tenant: str, source: str) -> str:
         # Where nobody is asked who they are all are one tenant: addresses are told apart instead.
         return tenant if self.directory.required else f"{tenant} {network_of(source)}"
-
-    def spent(self, request: Request, tenant: Tenant, key: str) -> None:
-        """A quota refused a request: dry runs of another quota must know of it."""
-        model = request.model or tenant.default_model or self.scheduler.default_model
-        if model in self.scheduler.families:
-            case = self.scheduler.resolve(request, tenant, "", key=key, now_ns=self.clock())
-            model = model if isinstance(case, Reject) else case.model
-        pool = self.scheduler.fleet.pool_for(model, tenant.name)
-        if pool is not None:
-            self.recent.refused(request, tenant.name, key, model, pool, now_ns=self.clock())
 
     def engine_for(self, model: str | None, tenant: Tenant) -> str:
         """What the replicas run that would serve a model; "" where none does."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from extproc.admin.live_series import DECISIONS_KEPT, POINTS_KEPT, S_NS, SAMPLES_MAX, SPAN_S, LiveSeries
 from extproc.core.outcome import End, Outcome, Reject, Reservation
+from tests.stand.schedulers import make_settled
 
 MS = 1_000_000
 REJECT = Reject(status=429, code="quota", message="no more")
@@ -44,9 +45,10 @@ def test_a_second_becomes_a_point_when_it_is_over() -> None:
     """Counts of the second, percentiles of the last ten, what is in flight and held now."""
     live_series, clock = pulse_of()
     for ms in (10, 20, 30):
-        live_series.ended(outcome(ttft_ns=ms * MS, output_tokens=5), now_ns=clock.now_ns, here=True)
-    live_series.ended(outcome(ttft_ns=1 * MS), now_ns=clock.now_ns, here=False)  # another service's
-    live_series.ended(outcome(status=503, end=End.ERROR), now_ns=clock.now_ns, here=True)
+        live_series.settled(make_settled(outcome(ttft_ns=ms * MS, output_tokens=5)), now_ns=clock.now_ns)
+    elsewhere = make_settled(outcome(ttft_ns=1 * MS), here=False)
+    live_series.settled(elsewhere, now_ns=clock.now_ns)
+    live_series.settled(make_settled(outcome(status=503, end=End.ERROR)), now_ns=clock.now_ns)
     live_series.turned_away("acme", REJECT, now_ns=clock.now_ns)
     live_series.decided(250_000, now_ns=clock.now_ns)
     assert live_series.step(now_ns=clock.now_ns) == []
@@ -61,7 +63,7 @@ def test_a_second_becomes_a_point_when_it_is_over() -> None:
 def test_times_are_forgotten_after_their_span() -> None:
     """A quiet service has no percentiles."""
     live_series, clock = pulse_of()
-    live_series.ended(outcome(ttft_ns=10 * MS), now_ns=clock.now_ns, here=True)
+    live_series.settled(make_settled(outcome(ttft_ns=10 * MS)), now_ns=clock.now_ns)
     for _ in range(SPAN_S + 1):
         clock.now_ns += S_NS
         live_series.step(now_ns=clock.now_ns)

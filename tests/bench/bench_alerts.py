@@ -11,7 +11,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from random import Random
 
-from rows import Row, percentile
+from rows import Row, percentile, settled
 
 from extproc.config.model import Config
 from extproc.core.accounts import Accounts
@@ -109,7 +109,7 @@ def run() -> Iterator[Row]:
         for i in range(TENANTS // 2):
             tenant = f"tenant-{(second * TENANTS // 2 + i) % TENANTS}"
             number += 1
-            part.watch.ended(_outcome(number, tenant, rng), now_ns=now_ns, here=True)
+            part.watch.settled(settled(_outcome(number, tenant, rng)), now_ns=now_ns)
         for quarter in range(4):
             begun = time.thread_time()
             part.step(now_ns=now_ns + quarter * S // 4)
@@ -124,7 +124,7 @@ def run() -> Iterator[Row]:
 
     def ended() -> None:
         state["now"] += 1_000_000
-        part.watch.ended(outcome, now_ns=state["now"], here=True)
+        part.watch.settled(settled(outcome), now_ns=state["now"])
 
     reservation = _reservation(1, "tenant-1")
     routed = Routed(

@@ -18,12 +18,11 @@ from pathlib import Path
 from random import Random
 
 from msgspec import structs
-from rows import Row, percentile
+from rows import Row, percentile, settled
 
 from extproc.config.load import loads
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Outcome, Routed
-from extproc.core.quota import Amounts
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import DeskLimits, Scheduler
 from extproc.core.tenant import Tenant
@@ -59,7 +58,6 @@ def _run(folder: Path) -> Iterator[Row]:
     )
     routed = scheduler.admit(CHAT, Tenant(name="acme"), now_ns=10**15)
     assert isinstance(routed, Routed)
-    scheduler.charged = Amounts(1, 90, 11, 3.5, 0.001)
     outcomes = [_outcome(routed, f"t{number}", number) for number in range(TENANTS)]
     part = AnalyticsPart(loads(CONFIG.format(folder=folder)), scheduler, clock=time.monotonic_ns)
     listener = part.listener
@@ -69,7 +67,7 @@ def _run(folder: Path) -> Iterator[Row]:
 
     def end() -> None:
         turn["at"] += 1
-        listener.ended(outcomes[turn["at"] % TENANTS], now_ns=10**15, here=True)
+        listener.settled(settled(outcomes[turn["at"] % TENANTS]), now_ns=10**15)
         if turn["at"] % 10_000 == 0:
             listener.take()
 
@@ -78,7 +76,7 @@ def _run(folder: Path) -> Iterator[Row]:
     books = OpenSpans("w")
 
     for number in range(20_000):
-        listener.ended(outcomes[number % TENANTS], now_ns=10**15, here=True)
+        listener.settled(settled(outcomes[number % TENANTS]), now_ns=10**15)
     events = listener.take()
     began = time.thread_time()
     books.fold(events)
@@ -146,7 +144,7 @@ async def _ends(
     done, stepped = 0, began
     while (now := time.perf_counter()) - began < RUN_S:
         for _ in range(int((now - began) * RATE_PER_S) - done):
-            part.listener.ended(outcomes[done % TENANTS], now_ns=time.monotonic_ns(), here=True)
+            part.listener.settled(settled(outcomes[done % TENANTS]), now_ns=time.monotonic_ns())
             done += 1
         if stepping and now - stepped > 0.25:
             stepped = now

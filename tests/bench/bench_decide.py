@@ -18,6 +18,7 @@ from extproc.core.request import Dialect, Request, RouteKind, find_route
 from extproc.core.scheduler import DeskLimits, Scheduler
 from extproc.core.tenant import ANONYMOUS, Directory
 from extproc.observe.stats import Stats
+from extproc.observe.what_if import Recent
 from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
 
@@ -93,11 +94,11 @@ def exchange_messages(size: int) -> tuple[Processor, bytes, bytes]:
     processor = Processor(
         _scheduler(10),
         Directory([], required=False),
-        Stats(),
         decisions_concurrent_max=100,
         body_bytes_max=1 << 30,
         clock=time.monotonic_ns,
     )
+    processor.scheduler.events.observers = (Stats(), Recent())
     head = pb.ProcessingRequest()
     for key, value in {
         ":method": "POST",
@@ -124,10 +125,11 @@ def _exchange_us(size: int) -> float:
     def once() -> None:
         exchange = Exchange(processor)
         exchange.receive(head)
-        exchange.receive(body)
+        reply = exchange.receive(body)
         exchange.delivered()
         exchange.close()
-        reservation = processor.stats.decisions[-1][1].reservation
-        scheduler.settle(Outcome(reservation=reservation, final=True, status=200), now_ns=1)
+        entry = scheduler.ledger.get(reply.reservation_id)
+        assert entry is not None
+        scheduler.settle(Outcome(reservation=entry.reservation, final=True, status=200), now_ns=1)
 
     return best_us(once)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
-from rows import Row, best_us, percentile
+from rows import Row, best_us, percentile, settled
 
 from extproc.config import model as config
 from extproc.config.model import Config, EndpointConfig, KeyConfig, MetricsConfig, PoolConfig, Quota
@@ -136,7 +136,7 @@ def _observer() -> Iterator[Row]:
     def all_of_it() -> None:
         counting.decided(150_000, now_ns=now_ns)
         counting.placed(case, routed, now_ns=now_ns)
-        counting.ended(outcome, now_ns=now_ns, here=True)
+        counting.settled(settled(outcome), now_ns=now_ns)
 
     decision = best_us(
         lambda: (

@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 from bench_decide import exchange_messages
-from rows import Row
+from rows import Row, settled
 
 from extproc._pb import access_log_pb2
 from extproc._pb import ext_proc_pb2 as pb
@@ -22,6 +22,7 @@ from extproc.core.outcome import Outcome, Reject
 from extproc.core.reading import parse
 from extproc.core.request import find_route
 from extproc.core.tenant import ANONYMOUS
+from extproc.observe.stats import Stats
 from extproc.observe.tracing.pipeline import SPANS_AT_ONCE, Pipeline
 from extproc.observe.tracing.request_trace import Decided, Note, RequestTrace, RequestTraces, TraceEnd
 from extproc.observe.tracing.semconv import RELEASES
@@ -75,7 +76,9 @@ def _noting_us(flags: str) -> tuple[float, float]:
     exchange = Exchange(processor)
     exchange.receive(head)
     exchange.receive(body)
-    routed = processor.stats.decisions[-1][1]
+    stats = processor.scheduler.events.observers[0]
+    assert isinstance(stats, Stats)
+    routed = stats.decisions[-1][1]
     route = find_route("POST", "/v1/chat/completions")
     assert route is not None
     request = parse(route, pb.ProcessingRequest.FromString(body).request_body.body)
@@ -95,7 +98,7 @@ def _noting_us(flags: str) -> tuple[float, float]:
         request_trace.decided(clock(), clock())
         request_trace.delivered()
         request_trace.closed()
-        request_traces.ended(outcome, now_ns=clock(), here=True)
+        request_traces.settled(settled(outcome), now_ns=clock())
         notes.clear()
 
     notes_us = cpu_us(noted)
@@ -168,8 +171,8 @@ def _threads() -> Iterator[Row]:
     exchange.delivered()
     entry = processor.scheduler.ledger.get(reply.reservation_id)
     assert entry is not None
-    processor.request_traces.ended(
-        Outcome(reservation=entry.reservation, final=True, status=200, duration_ns=10**9), now_ns=1, here=True
+    processor.request_traces.settled(
+        settled(Outcome(reservation=entry.reservation, final=True, status=200, duration_ns=10**9)), now_ns=1
     )
     decided, ended = notes
     assert isinstance(decided, Decided)

@@ -137,10 +137,10 @@ def test_a_first_token_that_nobody_hears_of_wedges_nothing() -> None:
     held = scene.ask(2000)
     assert isinstance(held, Hold)
     scene.now_ns = 100 * MS
-    scene.scheduler.tick(now_ns=scene.now_ns)
+    scene.scheduler.step(now_ns=scene.now_ns)
     assert not scene.released
     scene.now_ns = S
-    scene.scheduler.tick(now_ns=scene.now_ns)
+    scene.scheduler.step(now_ns=scene.now_ns)
     assert [name for name, _ in scene.released] == [held.id]
     assert scene.scheduler.counts["first_token.overdue"] == 1
 

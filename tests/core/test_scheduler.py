@@ -9,7 +9,7 @@ from extproc.core.outcome import End, Outcome, Reject, Reservation, Routed
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import DeskLimits, Scheduler
 from extproc.core.tenant import ANONYMOUS
-from tests.stand.schedulers import make_pool, make_scheduler
+from tests.stand.schedulers import make_pool, make_scheduler, step
 
 S = 1_000_000_000
 A, B, C = "10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"
@@ -80,9 +80,9 @@ def test_expiry() -> None:
     scheduler = scheduler_of()
     first, second = admitted(scheduler), admitted(scheduler)
     scheduler.settle(beat(first), now_ns=50 * S)
-    assert [gone.id for gone in scheduler.expire(now_ns=60 * S)] == [second.id]
-    assert scheduler.expire(now_ns=109 * S) == []
-    assert [gone.id for gone in scheduler.expire(now_ns=110 * S)] == [first.id]
+    assert [gone.id for gone in step(scheduler, now_ns=60 * S)] == [second.id]
+    assert step(scheduler, now_ns=109 * S) == []
+    assert [gone.id for gone in step(scheduler, now_ns=110 * S)] == [first.id]
     assert loads(scheduler) == NOTHING
 
 
@@ -90,7 +90,7 @@ def test_a_record_after_expiry_still_counts() -> None:
     """Its end is seen for the first time, though nothing is left to release."""
     scheduler = scheduler_of()
     reservation = admitted(scheduler)
-    scheduler.expire(now_ns=60 * S)
+    scheduler.step(now_ns=60 * S)
     assert scheduler.settle(end(reservation), now_ns=61 * S)
     assert not scheduler.settle(end(reservation), now_ns=61 * S)
     assert loads(scheduler) == NOTHING
@@ -100,7 +100,7 @@ def test_a_heartbeat_after_expiry_brings_the_load_back() -> None:
     """The request turned out to run: it is adopted again."""
     scheduler = scheduler_of()
     reservation = admitted(scheduler)
-    scheduler.expire(now_ns=60 * S)
+    scheduler.step(now_ns=60 * S)
     scheduler.settle(beat(reservation), now_ns=61 * S)
     assert loads(scheduler)[0] == (1, 1, 150)
     assert scheduler.counts["adopted"] == 1

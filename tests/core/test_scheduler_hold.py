@@ -20,7 +20,7 @@ from extproc.core.strategies import STRATEGIES
 from extproc.core.tenant import Directory, Tenant
 from extproc.wire.exchange import Exchange
 from extproc.wire.responder import Reply
-from tests.stand.schedulers import make_pool, make_processor, make_scheduler
+from tests.stand.schedulers import make_pool, make_processor, make_scheduler, step
 
 S = 1_000_000_000
 A, B = "10.0.0.1:80", "10.0.0.2:80"
@@ -159,9 +159,9 @@ def test_a_hold_that_ends_is_429_with_what_was_waited() -> None:
     scene.routed()
     hold = scene.held(now_ns=S)
     assert scene.concurrent == 2
-    scene.scheduler.expire(now_ns=6 * S - 1)
+    scene.scheduler.step(now_ns=6 * S - 1)
     assert scene.released == []
-    scene.scheduler.expire(now_ns=6 * S)
+    scene.scheduler.step(now_ns=6 * S)
     id_, shed = scene.last()
     assert id_ == hold.id
     assert isinstance(shed, Reject)
@@ -311,7 +311,7 @@ def test_a_long_wait_keeps_its_quota() -> None:
     heartbeat = Outcome(reservation=first, final=False, served_by=A)
     for seconds in range(0, 150, 10):
         scene.scheduler.settle(heartbeat, now_ns=seconds * S)
-        scene.scheduler.expire(now_ns=seconds * S)
+        scene.scheduler.step(now_ns=seconds * S)
     assert scene.concurrent == 2
     scene.scheduler.leave(hold.id, now_ns=150 * S)
     assert scene.concurrent == 1
@@ -324,7 +324,7 @@ def test_room_that_an_expiry_makes_is_used_before_anybody_is_shed() -> None:
     scene = Scene(policy(ClassSpec(hold_ns=60 * S)))
     scene.routed()
     hold = scene.held()
-    assert len(scene.scheduler.expire(now_ns=60 * S)) == 1
+    assert len(step(scene.scheduler, now_ns=60 * S)) == 1
     id_, decision = scene.last()
     assert isinstance(decision, Routed)
     assert id_ == hold.id
@@ -408,7 +408,9 @@ class Talk:
         assert reply.end
         exchange.delivered()
         exchange.close()
-        return self.processor.stats.decisions[-1][1].reservation
+        entry = self.scene.scheduler.ledger.get(reply.reservation_id)
+        assert entry is not None
+        return entry.reservation
 
     def waits(self) -> Exchange:
         """One is held: its reply asks Envoy for patience."""
@@ -485,7 +487,7 @@ def test_a_shed_exchange_is_answered_in_its_dialect() -> None:
     exchange = talk.waits()
     replies: list[Reply] = []
     exchange.when_ready(replies.append)
-    talk.scene.scheduler.expire(now_ns=5 * S)
+    talk.scene.scheduler.step(now_ns=5 * S)
     (reply,) = replies
     out = answer(reply).immediate_response
     assert out.status.code == 429

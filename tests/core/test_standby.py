@@ -15,6 +15,7 @@ from extproc.core.outcome import Hold, Outcome, Reject, Routed
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import ClassSpec, DeskLimits, Policy, Scheduler
 from extproc.core.tenant import ANONYMOUS
+from tests.stand.schedulers import step
 
 ASK = Request(kind=RouteKind.GENERATE, dialect=Dialect.TGI, prompt_bytes=40, max_new_tokens=5)
 
@@ -90,23 +91,23 @@ def test_every_promise_is_given_back(steps: list[str], seed: int) -> None:
     """Whatever becomes of the requests, an empty scheduler keeps nothing for retries."""
     scheduler, chance, now_ns = scheduler_of(3, 5, 9), Random(seed), 0
     flying: list[Routed] = []
-    for step in steps:
+    for what in steps:
         now_ns += 1_000_000
-        if step == "admit":
+        if what == "admit":
             answer = scheduler.admit(ASK, ANONYMOUS, now_ns=now_ns)
             assert isinstance(answer, Routed | Reject | Hold)
             if isinstance(answer, Routed):
                 flying.append(answer)
-        elif step == "expire":
+        elif what == "expire":
             now_ns += 10**12
-            scheduler.expire(now_ns=now_ns)
+            step(scheduler, now_ns=now_ns)
             flying.clear()
         elif flying:
             each = flying.pop(chance.randrange(len(flying)))
-            if step == "first":
+            if what == "first":
                 scheduler.first_token(each.reservation.id, now_ns=now_ns)
                 flying.append(each)
-            elif step == "cancel":
+            elif what == "cancel":
                 scheduler.cancel(each.reservation.id, now_ns=now_ns)
             else:
                 served = chance.choice(each.addresses)
@@ -136,7 +137,7 @@ def test_what_is_kept_is_given_back_after_a_while() -> None:
     assert isinstance(scheduler.admit(ASK, ANONYMOUS, now_ns=0), Routed)
     endpoints = scheduler.fleet.pools["p"].endpoints
     assert sum(each.standby for each in endpoints) == 1
-    scheduler.tick(now_ns=STANDBY_NS - 1)
+    scheduler.step(now_ns=STANDBY_NS - 1)
     assert sum(each.standby for each in endpoints) == 1
-    scheduler.tick(now_ns=STANDBY_NS)
+    scheduler.step(now_ns=STANDBY_NS)
     assert [(each.permits, each.standby) for each in endpoints] in ([(1, 0), (0, 0)], [(0, 0), (1, 0)])

@@ -18,6 +18,7 @@ from extproc.sim.report.served import Served
 from extproc.sim.workload.arrival import Arrival, Workload
 from extproc.sim.world.fleets import SimFleet, parse_fleet
 from extproc.sim.world.world import Delays, World
+from tests.stand.schedulers import make_settled
 
 #: Unix time at which the made-up traffic begins.
 BEGIN_NS = 1_790_000_000_000_000_000
@@ -109,13 +110,13 @@ def record(
         clock=lambda: world.now_ns,
         wall_ns=lambda: BEGIN_NS,
     )
-    scheduler.observers = (recorder,)
+    scheduler.events.observers = (recorder,)
     settle = scheduler.settle
 
     def settled(outcome: Outcome, *, now_ns: int) -> bool:
         first = settle(outcome, now_ns=now_ns)
         if first:
-            recorder.ended(outcome, now_ns=now_ns)
+            recorder.settled(make_settled(outcome), now_ns=now_ns)
         recorder.watch(scheduler, now_ns=now_ns)
         if recorder.waiting:
             recorder.flush()

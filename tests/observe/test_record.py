@@ -19,7 +19,7 @@ from extproc.observe import record
 from extproc.observe.record import FIELDS, MARK, PREFIX_BLOCKS_MAX, Recorder, tenant_hash
 from extproc.observe.spool import aside
 from extproc.replay.log import RecordRow, read
-from tests.stand.schedulers import make_pool, make_reservation, make_scheduler
+from tests.stand.schedulers import make_pool, make_reservation, make_scheduler, make_settled
 
 MS = 1_000_000
 UNIX_NS = 1_790_000_000_000_000_000
@@ -84,12 +84,12 @@ def test_a_request_is_a_line_at_its_end(tmp_path: Path) -> None:
     """When it came, what was expected, what was counted, in the order of the header."""
     path = tmp_path / "record.jsonl"
     books, log = scheduler(), recorder(path)
-    books.observers = (log,)
+    books.events.observers = (log,)
     routed = books.admit(request(), Tenant(name="acme"), now_ns=1_500 * MS)
     assert isinstance(routed, Routed)
     log.watch(books, now_ns=1_500 * MS)
     log.flush()
-    log.ended(ended(routed), now_ns=2_000 * MS)
+    log.settled(make_settled(ended(routed)), now_ns=2_000 * MS)
     log.flush()
     header, fleet, line = [json.loads(each) for each in path.read_text().splitlines()]
     assert (header[MARK], tuple(header["fields"])) == (1, FIELDS)
@@ -108,11 +108,11 @@ def test_equal_beginnings_show_and_nothing_else_does(tmp_path: Path) -> None:
     for name in ("a", "b"):
         path = tmp_path / name
         books, log = scheduler(permits=9), recorder(path)
-        books.observers = (log,)
+        books.events.observers = (log,)
         for prefix in ((11, 22, 33), (11, 22, 44), tuple(range(1_000))):
             routed = books.admit(request(prefix=prefix), Tenant(name="acme"), now_ns=1)
             assert isinstance(routed, Routed)
-            log.ended(ended(routed), now_ns=2)
+            log.settled(make_settled(ended(routed)), now_ns=2)
         log.flush()
         hashes.append([row.prefix for row in rows(path)])
     (first, second, long), (other, _, _) = hashes
@@ -122,10 +122,10 @@ def test_equal_beginnings_show_and_nothing_else_does(tmp_path: Path) -> None:
     assert len(long) == 8 * PREFIX_BLOCKS_MAX
     path = tmp_path / "without"
     books, log = scheduler(), recorder(path, prefixes=False, tenants="hashed")
-    books.observers = (log,)
+    books.events.observers = (log,)
     routed = books.admit(request(), Tenant(name="acme"), now_ns=1)
     assert isinstance(routed, Routed)
-    log.ended(ended(routed), now_ns=2)
+    log.settled(make_settled(ended(routed)), now_ns=2)
     log.flush()
     (row,) = rows(path)
     assert (row.prefix, row.tenant) == ("", tenant_hash("acme"))
@@ -136,7 +136,7 @@ def test_what_was_turned_away_is_there_too(tmp_path: Path) -> None:
     """Shed after its hold, refused at once, left while held, and the one whose end never came."""
     path = tmp_path / "record.jsonl"
     books, log = scheduler(hold_ns=100 * MS), recorder(path)
-    books.observers = (log,)
+    books.events.observers = (log,)
     routed = books.admit(request(), Tenant(name="acme"), now_ns=1 * MS)
     assert isinstance(routed, Routed)
     books.admit(request(), Tenant(name="late"), now_ns=2 * MS)
@@ -152,7 +152,7 @@ def test_what_was_turned_away_is_there_too(tmp_path: Path) -> None:
         "acme": ("expired", "", 159.0, None),
     }
     books = scheduler()
-    books.instance, books.observers = "two", (log,)
+    books.instance, books.events.observers = "two", (log,)
     assert isinstance(books.admit(request(), Tenant(name="in"), now_ns=1), Routed)
     assert isinstance(books.admit(request(), Tenant(name="full"), now_ns=1), Reject)
     log.flush()
@@ -162,7 +162,7 @@ def test_what_was_turned_away_is_there_too(tmp_path: Path) -> None:
 def test_a_decision_that_never_reached_envoy_is_forgotten(tmp_path: Path) -> None:
     """Nothing of it stays in memory."""
     books, log = scheduler(), recorder(tmp_path / "record.jsonl")
-    books.observers = (log,)
+    books.events.observers = (log,)
     routed = books.admit(request(), Tenant(name="acme"), now_ns=1)
     assert isinstance(routed, Routed)
     books.cancel(routed.reservation.id, now_ns=2)
@@ -175,7 +175,7 @@ def test_a_request_that_another_service_decided(tmp_path: Path) -> None:
     books, log = scheduler(), recorder(path)
     routed = books.admit(request(), Tenant(name="acme"), now_ns=1)
     assert isinstance(routed, Routed)
-    log.ended(ended(routed, end=End.ERROR, status=503, ttft_ns=None), now_ns=900 * MS)
+    log.settled(make_settled(ended(routed, end=End.ERROR, status=503, ttft_ns=None)), now_ns=900 * MS)
     log.flush()
     (row,) = rows(path)
     assert (row.at_ms, row.outcome, row.status) == (UNIX_NS / MS + 400, "error", 503)
@@ -213,12 +213,12 @@ def test_a_file_that_was_put_aside_is_read_on(tmp_path: Path) -> None:
     """Each file begins with a header and the fleet; together they hold every request that is kept."""
     path = tmp_path / "record.jsonl"
     books, log = scheduler(permits=10_000), recorder(path, bytes_max=65_536)
-    books.observers = (log,)
+    books.events.observers = (log,)
     log.watch(books, now_ns=0)
     for i in range(900):
         routed = books.admit(request(), Tenant(name="acme"), now_ns=i)
         assert isinstance(routed, Routed)
-        log.ended(ended(routed), now_ns=i + 1)
+        log.settled(make_settled(ended(routed)), now_ns=i + 1)
         if i % 10 == 9:
             log.flush()
     files = [path, aside(path, 1), aside(path, 2)]
@@ -236,12 +236,12 @@ def test_a_process_begins_on_a_line_of_its_own(tmp_path: Path) -> None:
     for killed in (True, False):
         books, log = scheduler(permits=9), recorder(path)
         log.instance = books.instance = "first" if killed else "second"
-        books.observers = (log,)
+        books.events.observers = (log,)
         log.watch(books, now_ns=0)
         for i in range(3):
             routed = books.admit(request(), Tenant(name="acme"), now_ns=i)
             assert isinstance(routed, Routed)
-            log.ended(ended(routed), now_ns=i)
+            log.settled(make_settled(ended(routed)), now_ns=i)
         log.flush()
         if killed:
             path.write_bytes(path.read_bytes()[:-20])
@@ -254,11 +254,11 @@ def test_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(record, "WAITING_MAX", 5)
     path = tmp_path / "record.jsonl"
     books, log = scheduler(permits=99), recorder(path)
-    books.observers = (log,)
+    books.events.observers = (log,)
     for i in range(8):
         routed = books.admit(request(), Tenant(name="acme"), now_ns=i)
         assert isinstance(routed, Routed)
-        log.ended(ended(routed), now_ns=i)
+        log.settled(make_settled(ended(routed)), now_ns=i)
     assert log.counts == {"dropped": 3, "lost": 0}
     log.flush()
     found = read(path)
@@ -324,7 +324,7 @@ def test_what_is_written_is_read(
     )
     log._open["one-1"] = (arrived_ns, prefix, 64.0)
     outcome = Outcome(reservation=reservation, final=True, end=end, prompt_tokens=prompt, ttft_ns=ttft_ns)
-    log.ended(outcome, now_ns=arrived_ns + 5 * MS)
+    log.settled(make_settled(outcome), now_ns=arrived_ns + 5 * MS)
     log.flush()
     (row,) = rows(path)
     assert row == replace(

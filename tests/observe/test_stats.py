@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 
 from extproc.core.fleet import Fleet, PoolSpec
-from extproc.core.outcome import End, Outcome, Routed
+from extproc.core.outcome import End, Outcome
 from extproc.core.request import Dialect, Request, RouteKind
-from extproc.core.tenant import ANONYMOUS
+from extproc.core.tenant import Tenant
 from extproc.observe import stats as module
 from extproc.observe.stats import OTHER, RATE_SECONDS, TTFT_KEPT, Counters, EventRate, Stats, percentile_ms
-from tests.stand.schedulers import make_reservation, make_scheduler
+from tests.stand.schedulers import make_reservation, make_scheduler, make_settled
 
 S = 1_000_000_000
 A, B = "10.0.0.1:80", "10.0.0.2:80"
@@ -97,7 +97,7 @@ def test_lines_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ENDPOINTS_MAX", 3)
     stats = Stats()
     for i in range(10):
-        stats.ended(outcome(tenant=f"t{i}", served_by=f"10.0.0.{i}:80"), now_ns=0)
+        stats.settled(make_settled(outcome(tenant=f"t{i}", served_by=f"10.0.0.{i}:80")), now_ns=0)
     assert list(stats.tenants) == ["t0", "t1", "t2", OTHER]
     assert stats.tenants[OTHER].ok == 7
     assert stats.endpoints[OTHER].ok == 7
@@ -107,23 +107,19 @@ def test_lines_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_end_counts_where_it_was_served() -> None:
     """At the last attempt's endpoint, at the chosen one when none was reached."""
     stats = Stats()
-    stats.ended(outcome(served_by=B), now_ns=0)
-    stats.ended(outcome(served_by="", end=End.ERROR), now_ns=0)
+    stats.settled(make_settled(outcome(served_by=B)), now_ns=0)
+    stats.settled(make_settled(outcome(served_by="", end=End.ERROR)), now_ns=0)
     assert (stats.endpoints[B].ok, stats.endpoints[A].failed) == (1, 1)
 
 
 def test_snapshot() -> None:
     """Tenants, every endpoint of the fleet whether used or not, and the last decisions, newest first."""
     fleet = fleet_of(A, B)
-    scheduler = make_scheduler(fleet)
-    stats = Stats()
+    scheduler, stats = make_scheduler(fleet), Stats()
+    scheduler.events.observers = (stats,)
     for _ in range(module.DECISIONS_KEPT + 3):
         request = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=40, max_new_tokens=5)
-        routed = scheduler.admit(request, ANONYMOUS, now_ns=0)
-        if isinstance(routed, Routed):
-            stats.decided("t", routed)
-        else:
-            stats.rejected("t")
+        scheduler.admit(request, Tenant(name="t"), now_ns=0)
     fleet.endpoints[1].failed(0)
     shown = stats.snapshot(fleet, now_ns=1)
     assert (shown["tenants"]["t"]["decided"], shown["tenants"]["t"]["rejected"]) == (12, 23)

@@ -18,7 +18,7 @@ from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import ClassSpec, DeskLimits, Policy
 from extproc.core.tenant import Tenant
 from tests.stand.examples import examples
-from tests.stand.schedulers import make_scheduler
+from tests.stand.schedulers import make_scheduler, step
 
 S = 1_000_000_000
 TTL_NS = 60 * S
@@ -248,10 +248,8 @@ class HoldMachine(RuleBasedStateMachine):
         """What the application does every so often."""
         self.now_ns += seconds * S
         reserved = set(self.waiting) & set(self.quotas._held)
-        for reservation in self.scheduler.expire(now_ns=self.now_ns):
+        for reservation in step(self.scheduler, now_ns=self.now_ns):
             self.running.pop(reservation.id)
-            self.nothing_idle_in(reservation.pool)
-        self.scheduler.pump_all(now_ns=self.now_ns)
         self.nothing_idle()
         assert reserved & set(self.waiting) <= set(self.quotas._held), "a wait keeps its quota"
         assert all(entry.held.shed_at_ns > self.now_ns for entry in self.scheduler.queue._entries.values())
@@ -302,7 +300,7 @@ class HoldMachine(RuleBasedStateMachine):
             self.running.pop(id_)
         self.now_ns += 300 * S  # beyond every hold and every time to live
         for _ in range(3):
-            for reservation in self.scheduler.expire(now_ns=self.now_ns):
+            for reservation in step(self.scheduler, now_ns=self.now_ns):
                 self.running.pop(reservation.id)
             self.scheduler.pump_all(now_ns=self.now_ns)
             self.now_ns += 300 * S

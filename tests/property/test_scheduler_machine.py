@@ -18,7 +18,7 @@ from extproc.core.scheduler import DeskLimits
 from extproc.core.strategies import STRATEGIES
 from extproc.core.tenant import ANONYMOUS
 from tests.stand.examples import examples
-from tests.stand.schedulers import make_reservation, make_scheduler
+from tests.stand.schedulers import make_reservation, make_scheduler, step
 
 S = 1_000_000_000
 TTL_NS = 60 * S
@@ -170,7 +170,7 @@ class DeskMachine(RuleBasedStateMachine):
     @rule(seconds=st.integers(0, 70))
     def time_passes(self, seconds: int) -> None:
         self.now_ns += seconds * S
-        self.scheduler.expire(now_ns=self.now_ns)
+        step(self.scheduler, now_ns=self.now_ns)
 
     @rule(layout=layouts, strategy=strategies, kept=st.integers(0, len(ADDRESSES)))
     def reload(self, layout: list[tuple[str, int]], strategy: str, kept: int) -> None:
@@ -211,7 +211,7 @@ class DeskMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
             return
-        self.scheduler.expire(now_ns=self.now_ns + TTL_NS)
+        step(self.scheduler, now_ns=self.now_ns + TTL_NS)
         assert len(self.scheduler.ledger) == 0
         for endpoint in self.seen.values():
             assert (endpoint.requests, endpoint.permits, endpoint.tokens) == (0, 0, 0), "zero at rest"

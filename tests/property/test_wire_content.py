@@ -20,7 +20,6 @@ from extproc.core.policy import ClassSpec
 from extproc.core.request import ROUTES
 from extproc.core.scheduler import DeskLimits, Policy, Scheduler
 from extproc.core.tenant import Directory, Tenant, hash_key
-from extproc.observe.stats import Stats
 from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
 from tests.stand.examples import examples
@@ -92,7 +91,7 @@ def processor_of() -> Processor:
     scheduler.families = {"auto": Family(name="auto", models=("small", "large"), thresholds=(0.5,))}
     directory = Directory([(Tenant(name="acme"), [hash_key("key")])], required=True)
     limits = {"decisions_concurrent_max": 8, "body_bytes_max": 1 << 20}
-    return Processor(scheduler, directory, Stats(), **limits, clock=lambda: 0)
+    return Processor(scheduler, directory, **limits, clock=lambda: 0)
 
 
 def decided(path: str, data: bytes) -> Processor:

@@ -48,6 +48,6 @@ def test_a_service_records_and_a_reload_ends_it(tmp_path: Path) -> None:
     assert [each.outcome for each in play(scene(log))] == ["ok"] * 3
     file.write_text(TEXT.replace("record: {file: FILE}", ""))
     assert app.reload(file)
-    assert app.record not in app.scheduler.observers
+    assert app.record not in app.scheduler.events.observers
     assert app.status()["record"] == {"on": False, "dropped": 0, "lost": 0}
     assert app.status()["tuning"] == {"on": False}

@@ -18,7 +18,7 @@ from extproc.core.quota import NOTHING, Account, ExactBooks, limits
 from extproc.core.scheduler import Policy
 from extproc.observe.alerts.engine import AlertState
 from extproc.service.alerts import AlertsPart
-from tests.stand.schedulers import make_pool, make_reservation, make_scheduler
+from tests.stand.schedulers import make_pool, make_reservation, make_scheduler, make_settled
 
 S = 1_000_000_000
 A, B = "10.0.0.1:80", "10.0.0.2:80"
@@ -64,7 +64,7 @@ class World:
             prompt_tokens=prompt,
             output_tokens=10,
         )
-        self.part.watch.ended(outcome, now_ns=self.now_ns, here=True)
+        self.part.watch.settled(make_settled(outcome), now_ns=self.now_ns)
 
     def pass_s(self, seconds: float) -> None:
         """Time passes in steps."""

@@ -10,7 +10,6 @@ from pathlib import Path
 import grpc
 import pytest
 
-from extproc import service as module
 from extproc.config.load import loads
 from extproc.core.outcome import Outcome, Reject, Reservation, Routed
 from extproc.core.request import Dialect, Request, RouteKind
@@ -232,7 +231,8 @@ def test_a_running_service(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Serves, expires what is not heard of, outlives a failing tick, reloads on SIGHUP, drains on SIGTERM."""
-    monkeypatch.setattr(module, "TICK_S", 0.01)
+    monkeypatch.setattr("extproc.core.scheduler.ROUND_NS", 10_000_000)
+    monkeypatch.setattr("extproc.service.schedule.ROUND_NS", 10_000_000)
     caplog.set_level(logging.CRITICAL)
     text = BASE.replace('["127.0.0.1:50051"]', f'["unix:{path.parent}/s.sock"], drain_quiet_s: 0.01')
     app, clock = app_of(text)
@@ -251,6 +251,7 @@ def test_a_running_service(
 
             with monkeypatch.context() as patch:
                 patch.setattr(app.scheduler, "expire", broken)
+                clock.now_ns += S
                 await until(lambda: app.scheduler.counts["exception.expiry"])
             admitted(app)
             clock.now_ns += 61 * S

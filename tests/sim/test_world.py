@@ -104,7 +104,7 @@ def test_what_is_lost_on_the_way_expires(
     result = run(workload, FLEET, Setting(strategy="steer", seed=seed, delays=delays))
     assert [row.arrival for row in result.served] == list(workload.arrivals)
     scheduler = result.scheduler
-    scheduler.expire(now_ns=max(row.end_ns for row in result.served) + (TTL_S + 1) * S)
+    scheduler.step(now_ns=max(row.end_ns for row in result.served) + (TTL_S + 1) * S)
     assert len(scheduler.ledger) == 0
     assert all(e.permits == 0 for e in scheduler.fleet.endpoints)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+from extproc.core.events import Observer, Settled
 from extproc.core.fleet import Fleet, Member, PoolSpec
-from extproc.core.outcome import Reservation
+from extproc.core.outcome import Outcome, Reservation
+from extproc.core.policy import ClassSpec
+from extproc.core.quota import NOTHING, Amounts
 from extproc.core.scheduler import DeskLimits, Scheduler
+from extproc.core.slo import sample_of
 from extproc.core.tenant import Directory
-from extproc.observe.stats import Stats
 from extproc.wire.processor import Processor
 from tests.stand.seals import SEAL
 
@@ -22,20 +25,20 @@ def make_pool(*addresses: str, permits: int = 4, **facts: Any) -> PoolSpec:
     )
 
 
-def make_scheduler(*fleet: Fleet | PoolSpec, **facts: Any) -> Scheduler:
+def make_scheduler(*fleet: Fleet | PoolSpec, kind: type[Scheduler] = Scheduler, **facts: Any) -> Scheduler:
     """A scheduler over a fleet, or over pools; its chance is the same in each test."""
     if len(fleet) == 1 and isinstance(fleet[0], Fleet):
         known = fleet[0]
     else:
         known = Fleet(pool for pool in fleet if isinstance(pool, PoolSpec))
     usual = {"instance": "i", "default_model": "m", "limits": DeskLimits(), "rng": Random(1)}
-    return Scheduler(known, **{**usual, **facts})
+    return kind(known, **{**usual, **facts})
 
 
 def make_processor(scheduler: Scheduler, tenants: Directory | None = None, **facts: Any) -> Processor:
     """A processor before a scheduler that lets everybody in, at a clock that stands at 0."""
     usual = {"decisions_concurrent_max": 8, "body_bytes_max": 10_000, "clock": lambda: 0, "seal": SEAL}
-    return Processor(scheduler, tenants or Directory([], required=False), Stats(), **{**usual, **facts})
+    return Processor(scheduler, tenants or Directory([], required=False), **{**usual, **facts})
 
 
 def make_reservation(**facts: Any) -> Reservation:
@@ -52,3 +55,27 @@ def make_reservation(**facts: Any) -> Reservation:
         "prompt_bytes": 400,
     }
     return Reservation(**{**usual, **facts})
+
+
+def make_settled(
+    outcome: Outcome, *, here: bool = True, charged: Amounts = NOTHING, spec: ClassSpec | None = None
+) -> Settled:
+    """What observers hear of an end, judged by a class's targets."""
+    return Settled(outcome, charged, sample_of(outcome, spec or ClassSpec()), here)
+
+
+class _Expiries(Observer):
+    def __init__(self) -> None:
+        self.found: list[Reservation] = []
+
+    def expired(self, reservation: Reservation, *, now_ns: int) -> None:
+        self.found.append(reservation)
+
+
+def step(scheduler: Scheduler, *, now_ns: int) -> list[Reservation]:
+    """Let time pass; the reservations that expired."""
+    heard, before = _Expiries(), scheduler.events.observers
+    scheduler.events.observers = (*before, heard)
+    scheduler.step(now_ns=now_ns)
+    scheduler.events.observers = before
+    return heard.found

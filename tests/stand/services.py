@@ -18,13 +18,13 @@ from extproc.core.fairqueue import QueueBounds
 from extproc.core.outcome import End, Hold, Outcome, Reject, Reservation, Routed
 from extproc.core.policy import ClassSpec, Policy
 from extproc.core.request import Dialect, Request, RouteKind
-from extproc.core.scheduler import Scheduler
+from extproc.core.scheduler import STEP_NS, Scheduler
 from extproc.core.tenant import Tenant
 from extproc.state.share import OwnLoad, PeerLoads
 from tests.stand.schedulers import make_pool, make_scheduler
 
 S, MS = 1_000_000_000, 1_000_000
-MESSAGE_NS, TICK_NS, STEP_NS = 100 * MS, 20 * MS, 250 * MS
+MESSAGE_NS = 100 * MS
 HOLD_NS = 120 * S
 
 
@@ -111,8 +111,7 @@ class Services:
         for index in range(len(self.schedulers)):
             if self.shared:
                 self._at(index * MESSAGE_NS // len(self.schedulers), self._tell, index)
-            self._at(index * TICK_NS // len(self.schedulers), self._tick, index)
-            self._at(STEP_NS, self._step, index)
+            self._at(index * STEP_NS // len(self.schedulers), self._step, index)
         ends_ns = self._warm_ns + int(seconds * S)
         while self._events[0][0] < ends_ns:
             at_ns, _, call, what = heapq.heappop(self._events)
@@ -202,14 +201,9 @@ class Services:
     def _record(self, scheduler: Scheduler, outcome: Outcome) -> None:
         scheduler.settle(outcome, now_ns=self.now_ns)
 
-    def _tick(self, index: int) -> None:
-        self.schedulers[index].tick(now_ns=self.now_ns)
-        self._at(TICK_NS, self._tick, index)
-
     def _step(self, index: int) -> None:
-        self.schedulers[index].expire(now_ns=self.now_ns)
-        self.schedulers[index].pump_all(now_ns=self.now_ns)
-        self._at(STEP_NS, self._step, index)
+        wake_ns = self.schedulers[index].step(now_ns=self.now_ns)
+        self._at(wake_ns - self.now_ns, self._step, index)
 
     def _tell(self, index: int) -> None:
         scheduler = self.schedulers[index]

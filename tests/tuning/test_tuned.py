@@ -16,7 +16,7 @@ from extproc.observe.audit import AuditLog
 from extproc.service.build import policy_of, pool_specs
 from extproc.service.tuner import TunerPart
 from extproc.tuning.online import Move
-from tests.stand.schedulers import make_reservation, make_scheduler
+from tests.stand.schedulers import make_reservation, make_scheduler, make_settled
 
 S = 1_000_000_000
 TEXT = """\
@@ -49,7 +49,9 @@ class Service:
         self.tuned.step(now_ns=self.now_ns)
         for i in range(of):
             self.now_ns += 10 * S // of
-            self.tuned.ended(outcome(good=i < attained, failed=i >= of - failed), now_ns=self.now_ns)
+            self.tuned.settled(
+                make_settled(outcome(good=i < attained, failed=i >= of - failed)), now_ns=self.now_ns
+            )
         self.now_ns += S
         move = self.tuned.step(now_ns=self.now_ns)
         if move is not None:
@@ -189,7 +191,7 @@ def test_harm_ends_a_trial_in_its_window(tmp_path: Path) -> None:
     service.now_ns += S
     for _ in range(40):
         service.now_ns += S // 10
-        service.tuned.ended(outcome(good=False), now_ns=service.now_ns)
+        service.tuned.settled(make_settled(outcome(good=False)), now_ns=service.now_ns)
     move = service.tuned.step(now_ns=service.now_ns)
     assert move is not None
     assert move.kind == "revert"
@@ -200,8 +202,8 @@ def test_a_window_counts_its_own_requests(tmp_path: Path) -> None:
     service = Service(tmp_path)
     service.tuned.step(now_ns=service.now_ns)
     service.now_ns += S
-    service.tuned.ended(outcome(good=True), now_ns=service.now_ns)
-    service.tuned.ended(outcome(good=True, pool="other"), now_ns=service.now_ns)
-    service.tuned.ended(outcome(good=True, duration_ms=1_500), now_ns=service.now_ns)
+    service.tuned.settled(make_settled(outcome(good=True)), now_ns=service.now_ns)
+    service.tuned.settled(make_settled(outcome(good=True, pool="other")), now_ns=service.now_ns)
+    service.tuned.settled(make_settled(outcome(good=True, duration_ms=1_500)), now_ns=service.now_ns)
     seen = service.tuned._count.window()
     assert (seen.requests, seen.attained, seen.ttft_p99_ms) == (1, 1, 1.0)

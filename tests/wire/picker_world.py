@@ -11,6 +11,7 @@ from extproc._pb import ext_proc_pb2 as pb
 from extproc.config.picker import PickerConfig as Settings
 from extproc.core.contract import LB_NAMESPACE
 from extproc.core.fairqueue import QueueBounds
+from extproc.core.meter import Meters
 from extproc.core.outcome import Outcome
 from extproc.core.scheduler import ClassSpec, Policy
 from extproc.core.tenant import Directory, Tenant, hash_key
@@ -62,6 +63,11 @@ class World:
             first_token=lambda *event: self.first_tokens.append(event),
             join=lambda *event: self.joined.append(event),
         )
+
+    @property
+    def meters(self) -> Meters:
+        """What the pool has learned of its answers."""
+        return self.scheduler.fleet.pools["p"].calibration.meters
 
     def _settle(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)

@@ -10,10 +10,12 @@ from picker_world import CHAT, SECOND, STREAM, A, B, World, body_of, head, piece
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.core.contract import DECISION_NAMESPACE
+from extproc.core.meter import metered
 from extproc.core.outcome import Counted, End, Outcome
 from extproc.wire import ticket
 from extproc.wire.picker.codec import NO_BODY
 from extproc.wire.picker.exchange import PickerExchange
+from tests.stand.schedulers import step
 from tests.stand.seals import SEAL
 
 
@@ -171,7 +173,7 @@ def test_an_openai_stream_that_is_left_is_charged_its_events() -> None:
         exchange.receive(piece(TOKEN[30:] + TOKEN, phase="response_body"))
     world.picker.step(now_ns=world.now_ns + SECOND)
     exchange.close()
-    *_, running, last = (world.scheduler.metered(outcome) for outcome in world.outcomes)
+    *_, running, last = (metered(outcome, world.meters) for outcome in world.outcomes)
     assert (running.final, running.output_tokens) == (False, 18)
     assert (last.end, last.output_tokens, last.counted) == (End.CLIENT_GONE, 18, Counted.ESTIMATED)
 
@@ -185,7 +187,7 @@ def test_an_error_inside_a_200_is_an_error(tokens: int, charged: int | None) -> 
     for each in (*[TOKEN] * tokens, DEAD):
         exchange.receive(piece(each, phase="response_body"))
     exchange.receive(piece(b"data: [DONE]\n\n", end=True, phase="response_body"))
-    outcome = world.scheduler.metered(world.outcomes[-1])
+    outcome = metered(world.outcomes[-1], world.meters)
     assert (outcome.end, outcome.refused, outcome.output_tokens) == (End.ERROR, False, charged)
     assert world.first_tokens == ([("i-1", False)] if tokens else [])
     engine = world.scheduler.fleet.endpoint("p", A)
@@ -259,7 +261,7 @@ def test_what_runs_lives_on() -> None:
         world.picker.step(now_ns=world.now_ns)
         world.picker.step(now_ns=world.now_ns)
     assert len(world.outcomes) == 100
-    assert world.scheduler.expire(now_ns=world.now_ns) == []
+    assert step(world.scheduler, now_ns=world.now_ns) == []
     exchange.close()
     world.picker.step(now_ns=world.now_ns + SECOND)
     assert len(world.outcomes) == 101

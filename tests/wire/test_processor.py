@@ -12,6 +12,8 @@ from extproc._pb import ext_proc_pb2 as pb
 from extproc.core.contract import DECISION_NAMESPACE, LB_NAMESPACE
 from extproc.core.strategies import STRATEGIES
 from extproc.core.tenant import Directory, Tenant, hash_key
+from extproc.observe.stats import Stats
+from extproc.observe.what_if import Recent
 from extproc.wire import codec, ticket
 from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
@@ -197,7 +199,8 @@ def test_models() -> None:
 
 def test_who_asks_comes_first() -> None:
     """An unknown client learns nothing of the routes; a known one gets 404 in the path's dialect."""
-    processor = processor_of()
+    processor, stats = processor_of(), Stats()
+    processor.scheduler.events.observers = (stats,)
     for path in ("/v1/embeddings", "/v1/chat/completions"):
         status, body, headers, _ = refused(Exchange(processor).receive(envoy.headers("POST", path)))
         assert (status, body["error"]["type"]) == (401, "authentication_error")
@@ -207,8 +210,8 @@ def test_who_asks_comes_first() -> None:
     status, body, *_ = refused(Exchange(processor).receive(envoy.headers("HEAD", "/nowhere", KEY, end=True)))
     assert (status, body) == (404, {"error": "no route HEAD /nowhere", "error_type": "not_found"})
     assert processor.scheduler.counts["rejected.invalid_api_key"] == 2
-    assert processor.stats.tenants["acme"].rejected == 2
-    assert "anonymous" not in processor.stats.tenants
+    assert stats.tenants["acme"].rejected == 2
+    assert "anonymous" not in stats.tenants
 
 
 def test_a_wrong_base_address_is_told_the_right_one() -> None:
@@ -436,16 +439,32 @@ def test_failing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(processor.scheduler.ledger) == 0
 
 
-@pytest.mark.parametrize("where", ["extproc.wire.codec.routed", "extproc.observe.stats.Stats.decided"])
-def test_a_failure_after_the_reservation(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_after_the_reservation(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was reserved for a decision that could not be told is released."""
 
     def broken(*_: Any) -> Any:
         raise ZeroDivisionError("a fault of ours")
 
-    monkeypatch.setattr(where, broken)
+    monkeypatch.setattr("extproc.wire.codec.routed", broken)
     processor = processor_of()
     assert ask(Exchange(processor)).immediate_response.status.code == 503
+    assert len(processor.scheduler.ledger) == 0
+
+
+def test_an_observers_fault_touches_no_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request is in the books by then: it goes on, the others hear of it, and the fault is counted."""
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr(Recent, "placed", broken)
+    processor, stats = processor_of(), Stats()
+    processor.scheduler.events.observers = (Recent(), stats)
+    exchange = Exchange(processor)
+    assert not ask(exchange).HasField("immediate_response")
+    assert stats.tenants["acme"].decided == 1
+    assert processor.scheduler.counts["exception.telling Recent"] == 1
+    exchange.close()
     assert len(processor.scheduler.ledger) == 0
 
 

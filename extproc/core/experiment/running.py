@@ -21,7 +21,7 @@ from xxhash import xxh3_64_intdigest
 
 from extproc.core.decide import RoutingRequest
 from extproc.core.endpoint import Endpoint
-from extproc.core.experiment.results import TESTED, ArmResults, Sample, sample_of
+from extproc.core.experiment.results import TESTED, ArmResults
 from extproc.core.experiment.shadow import Shadow
 from extproc.core.experiment.spec import UNIT_REQUESTS, Arm, Experiment, composite, cuts_of, point
 from extproc.core.experiment.units import Units
@@ -30,7 +30,7 @@ from extproc.core.fleet import Pool
 from extproc.core.outcome import Outcome, Routed
 from extproc.core.prefix import MESSAGE_MARK
 from extproc.core.request import Request
-from extproc.core.slo import ClassSpec
+from extproc.core.slo import Sample
 
 #: How often the guardrail looks, where results have come.
 LOOK_NS = 1_000_000_000
@@ -272,13 +272,13 @@ class Experiments:
         running.results[arm].turned_away(waited_ns / 1e6)
         running.saw(arm, routing.unit, Sample(False, None), now_ns=now_ns)
 
-    def ended(self, outcome: Outcome, spec: ClassSpec, *, now_ns: int) -> None:
-        """A request's record has come; `spec` is its class's."""
+    def ended(self, outcome: Outcome, sample: Sample, *, now_ns: int) -> None:
+        """A request's record has come, which says this of its class's targets."""
         running, arm = self._of(outcome.reservation.arm)
         if running is None:
             return
         running.results[arm].ended(outcome)
-        running.saw(arm, outcome.reservation.unit, sample_of(outcome, spec), now_ns=now_ns)
+        running.saw(arm, outcome.reservation.unit, sample, now_ns=now_ns)
 
     def step(self, *, now_ns: int) -> list[Happened]:
         """Some time has passed: which arms were stopped, and which experiments have ended."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from extproc.core.experiment.results import ArmResults, Sample
+from extproc.core.experiment.results import ArmResults
+from extproc.core.slo import Sample
 
 #: A unit that was quiet for this long counts with what it has.
 QUIET_NS = 600 * 1_000_000_000

@@ -16,10 +16,9 @@ from typing import Final
 
 from extproc.config.signals import CODES, SIGNALS
 from extproc.core.decide import RoutingRequest
-from extproc.core.experiment.results import sample_of, tokens_each
-from extproc.core.observer import Observer
-from extproc.core.outcome import End, Outcome, Reject, Reservation, Routed
-from extproc.core.slo import ClassSpec
+from extproc.core.events import Observer, Settled
+from extproc.core.outcome import End, Reject, Reservation, Routed
+from extproc.core.slo import ClassSpec, tokens_each
 from extproc.observe.alerts.history import RunningTotals, Tiers
 
 SECOND: Final = 1_000_000_000
@@ -210,12 +209,12 @@ class AlertWatch(Observer):
             for each in entry[1]:
                 each.took(TTFT, ms, bucket, second)
 
-    def ended(self, outcome: Outcome, *, now_ns: int, here: bool) -> None:  # noqa: ARG002 (an observer's)
-        """Its record came."""
+    def settled(self, event: Settled, *, now_ns: int) -> None:
+        """It has ended."""
+        outcome = event.outcome
         second, reservation = now_ns // SECOND, outcome.reservation
         end = ERROR if outcome.refused else _ENDS[outcome.end]
-        spec = self._classes.get(reservation.service_class)
-        met = None if spec is None or end in (TURNED, GONE) else sample_of(outcome, spec).attained
+        met = None if end in (TURNED, GONE) else event.sample.attained
         heard = self._open.pop(reservation.id, _UNHEARD) is None
         took: list[tuple[int, float, int]] = []
         if outcome.ttft_ns is not None and end == OK:

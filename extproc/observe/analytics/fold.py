@@ -5,11 +5,10 @@ Owns which of a request's facts count as what. Pure; runs in the analytics' thre
 
 from __future__ import annotations
 
-from extproc.core.experiment.results import sample_of, tokens_each
-from extproc.core.outcome import End, Outcome, Reservation, wanted_room
-from extproc.core.policy import Policy
-from extproc.core.quota import Amounts
+from extproc.core.events import Settled
+from extproc.core.outcome import End, Reservation, wanted_room
 from extproc.core.quota.values import GPU_US, MONEY
+from extproc.core.slo import tokens_each
 from extproc.observe.analytics.row import AnalyticsRow, RowKey, count_in
 
 
@@ -19,8 +18,9 @@ def key_of(reservation: Reservation) -> RowKey:
     return RowKey(r.tenant, r.pool, r.model, r.strategy, r.arm)
 
 
-def ended(row: AnalyticsRow, outcome: Outcome, policy: Policy, charged: Amounts) -> None:
-    """A request's record came; `charged` is what it was charged at, `policy` names its class's targets."""
+def settled(row: AnalyticsRow, event: Settled) -> None:
+    """A request has ended."""
+    outcome, charged, attained = event.outcome, event.charged, event.sample.attained
     reservation = outcome.reservation
     match outcome.end:
         case End.OK:
@@ -40,7 +40,6 @@ def ended(row: AnalyticsRow, outcome: Outcome, policy: Policy, charged: Amounts)
         # Costs no place on a replica (tokenize and the like): its times would say nothing of the others'.
         return
     row.cached_tokens += min(reservation.cached_tokens, charged.input_tokens)
-    attained = sample_of(outcome, policy.classes[policy.rank(reservation.service_class)]).attained
     row.slo_met += attained is True
     row.slo_missed += attained is False
     row.held_ms.add(reservation.held_ms)

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 from extproc.core.decide import RoutingRequest
-from extproc.core.observer import Observer
-from extproc.core.outcome import Outcome, Reject, Reservation, Routed
+from extproc.core.events import Observer, Settled
+from extproc.core.outcome import Reject, Reservation, Routed
 from extproc.core.scheduler import Scheduler
 from extproc.observe.analytics import fold
 from extproc.observe.analytics.row import UNKNOWN, RowKey
@@ -105,15 +105,14 @@ class Listener(Observer):
         what = (reject.code, reject.status, None)
         self._add((self._at_s(now_ns), RowKey(tenant or UNKNOWN), fold.rejected, what))
 
-    def ended(self, outcome: Outcome, *, now_ns: int, here: bool) -> None:
-        """A request's record came."""
-        reservation = outcome.reservation
-        what = (outcome, self._scheduler.policy, self._scheduler.charged)
-        event = (self._at_s(now_ns), fold.key_of(reservation), fold.ended, what)
-        if here or self._alone:
-            self._add(event)
+    def settled(self, event: Settled, *, now_ns: int) -> None:
+        """A request has ended."""
+        reservation = event.outcome.reservation
+        noted = (self._at_s(now_ns), fold.key_of(reservation), fold.settled, (event,))
+        if event.here or self._alone:
+            self._add(noted)
         else:
-            self._orphan(reservation.id, event, now_ns)
+            self._orphan(reservation.id, noted, now_ns)
 
     def expired(self, reservation: Reservation, *, now_ns: int) -> None:
         """A request's end never came."""

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from extproc.core.decide import RoutingRequest
-from extproc.core.experiment.results import sample_of, tokens_each
-from extproc.core.observer import Observer
+from extproc.core.events import Observer, Settled
 from extproc.core.outcome import End, Outcome, Reject, Routed, wanted_room
 from extproc.core.scheduler import Scheduler
-from extproc.core.slo import ClassSpec
+from extproc.core.slo import tokens_each
 from extproc.core.tenant import Tenant
 from extproc.observe.metrics.histogram import Counted, Histogram
 from extproc.observe.metrics.labels import OTHER, Labels, Tenants
@@ -135,11 +134,12 @@ class Counting(Observer):
         cell = self._cell((routing.tenant.name, routing.pool, routing.tenant.service_class))
         self.traffic.values[cell.traffic + CLIENT_GONE] += 1
 
-    def ended(self, outcome: Outcome, *, now_ns: int, here: bool) -> None:  # noqa: ARG002
-        """A request's record came, and the scheduler has charged it."""
-        if not here:
+    def settled(self, event: Settled, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
+        """A request has ended."""
+        if not event.here:
             return
-        reservation, charged = outcome.reservation, self._scheduler.charged
+        outcome, charged = event.outcome, event.charged
+        reservation = outcome.reservation
         key = (reservation.tenant, reservation.pool, reservation.service_class)
         cell = self._cells.get(key)
         if cell is None:
@@ -157,11 +157,11 @@ class Counting(Observer):
         figures[at + COST] += charged.cost
         figures[at + GPU_S] += charged.gpu_ms / 1e3
         if reservation.permits:
-            self._judge(outcome, cell)
+            self._judge(outcome, event.sample.attained, cell)
 
     # ------------------------------------------------------------------------------------------------------
 
-    def _judge(self, outcome: Outcome, cell: CounterCell) -> None:
+    def _judge(self, outcome: Outcome, attained: bool | None, cell: CounterCell) -> None:
         """Its times, and whether they are what its class aims at."""
         times, ttft_ns, end = cell.times, outcome.ttft_ns, outcome.end
         if ttft_ns is not None:
@@ -176,12 +176,7 @@ class Counting(Observer):
             further = tokens_each(outcome) - 1 if outcome.output_tokens is not None else 0
             if ttft_ns is not None and further > 0:
                 times.tpot.saw((outcome.duration_ns - ttft_ns) / 1e9 / further)
-        attained = sample_of(outcome, self._spec(outcome.reservation.service_class)).attained
         self.slo.values[cell.slo + (MET if attained else MISSED)] += 1
-
-    def _spec(self, service_class: str) -> ClassSpec:
-        policy = self._scheduler.policy
-        return policy.classes[policy.rank(service_class)]
 
     def _cell(self, key: Key, *, weight: float = 1.0) -> CounterCell:
         cell = self._cells.get(key)

@@ -17,7 +17,7 @@ from random import Random
 from typing import NamedTuple
 
 from extproc.config.tracing import OpenTelemetry
-from extproc.core.observer import Observer
+from extproc.core.events import Observer, Settled
 from extproc.core.outcome import LocalAnswer, Outcome, Reject, Reservation, Routed
 from extproc.core.prefix import CALLS_MARK, IMAGE_MARK, MESSAGE_MARK, TOOLS_MARK
 from extproc.core.request import Request, RouteKind
@@ -337,9 +337,10 @@ class RequestTraces(StreamTraces, Observer):
         """Its decision is out."""
         self.offer(Decided(request_trace, self._offset_ns, last))
 
-    def ended(self, outcome: Outcome, *, now_ns: int, here: bool) -> None:
-        """A request's record has come, for the first time."""
-        if here:
+    def settled(self, event: Settled, *, now_ns: int) -> None:
+        """A request has ended."""
+        outcome = event.outcome
+        if event.here:
             request_trace = self._open.pop(outcome.reservation.id, None)
             self.offer(TraceEnd(request_trace, outcome, now_ns + self._offset_ns, True))
         elif outcome.trace and self.settings.traces:

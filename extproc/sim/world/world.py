@@ -1,7 +1,7 @@
 """One simulated world: arrivals, the scheduler, the replicas, and the delays between them.
 
-Owns the virtual clock and its events. Decides nothing: `extproc.core.scheduler.Scheduler` does, the very one that
-the service runs. Draws chance only from seeded generators, so equal settings give equal worlds.
+Owns the virtual clock and its events. Decides nothing: `extproc.core.scheduler.Scheduler` does, the very one
+that the service runs. Draws chance only from seeded generators, so equal settings give equal worlds.
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ from extproc.sim.report.served import Served
 from extproc.sim.workload.arrival import Arrival, Workload
 
 MS_NS = 1_000_000
-TICK_NS = 20 * MS_NS
-#: How often the fleet's health and the expiries are stepped.
-STEP_NS = 250 * MS_NS
 #: Limit of a request whose client set none, at the replica.
 UNLIMITED_TOKENS = 1024
 
@@ -102,7 +99,6 @@ class World:
         self._flights: dict[str, _Flight] = {}
         self._wake: dict[str, int] = {}
         self._left = len(workload.arrivals)
-        self._ticking = False
         self._grace_ns = int(grace_s * 1e9)
         self.now_ns = 0
         #: Time with a step under way, by address, of what has ended.
@@ -117,7 +113,7 @@ class World:
         arrivals = self.workload.arrivals
         if self.delays.report_interval_ms:
             self._at(0, self._report, None)
-        self._at(STEP_NS, self._step, None)
+        self._at(0, self._step, None)
         last_ns = arrivals[-1].at_ns + self._grace_ns if arrivals else 0
         events, i, count = self._events, 0, len(arrivals)
         while self._left:
@@ -162,7 +158,6 @@ class World:
         assert not isinstance(decision, AskQuota), "a simulation keeps its quotas in memory"
         if isinstance(decision, Hold):
             self._held[decision.id] = flight
-            self._tick_soon()
         elif isinstance(decision, Reject):
             self._end(flight, "shed", "")
         else:
@@ -282,23 +277,8 @@ class World:
         )
         self._left -= 1
 
-    def _tick_soon(self) -> None:
-        if not self._ticking:
-            self._ticking = True
-            self._at(self.now_ns + TICK_NS, self._tick, None)
-
-    def _tick(self, _: None) -> None:
-        self._ticking = False
-        self.scheduler.tick(now_ns=self.now_ns)
-        self.scheduler.shed(now_ns=self.now_ns)
-        if self._held:
-            self._tick_soon()
-
     def _step(self, _: None) -> None:
-        self.scheduler.expire(now_ns=self.now_ns)
-        self.scheduler.fleet.step(now_ns=self.now_ns)
-        self.scheduler.tick(now_ns=self.now_ns)
-        self._at(self.now_ns + STEP_NS, self._step, None)
+        self._at(self.scheduler.step(now_ns=self.now_ns), self._step, None)
 
     def _report(self, _: None) -> None:
         """Every replica's figures leave now and arrive later."""

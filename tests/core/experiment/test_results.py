@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from extproc.core.experiment.results import ArmResults, LatencySeries, Sample, sample_of
+from extproc.core.experiment.results import ArmResults, LatencySeries
 from extproc.core.experiment.units import Units
 from extproc.core.outcome import End, Outcome
-from extproc.core.slo import ClassSpec
+from extproc.core.slo import ClassSpec, Sample, sample_of
 from tests.stand.schedulers import make_reservation
 
 MS = 1_000_000

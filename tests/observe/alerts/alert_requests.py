@@ -8,7 +8,7 @@ from extproc.core.slo import ClassSpec
 from extproc.core.strategies import Work
 from extproc.core.tenant import Tenant
 from extproc.observe.alerts.watch import SECOND, AlertWatch
-from tests.stand.schedulers import make_reservation
+from tests.stand.schedulers import make_reservation, make_settled
 
 SPEC = ClassSpec(name="standard", ttft_ns=500_000_000, tpot_ns=50_000_000)
 
@@ -65,7 +65,7 @@ def ended(
         prompt_tokens=prompt,
         output_tokens=tokens,
     )
-    heard.ended(outcome, now_ns=int(at_s * SECOND), here=True)
+    heard.settled(make_settled(outcome, spec=SPEC), now_ns=int(at_s * SECOND))
 
 
 def placed(

@@ -42,7 +42,7 @@ class Scene:
             wall_ns=lambda: WALL,
             waiting_max=waiting_max,
         )
-        self.scheduler.observers = (self.listener,)
+        self.scheduler.events.observers = (self.listener,)
 
     def admitted(self) -> Routed:
         """A request on its way."""
@@ -50,7 +50,7 @@ class Scene:
         assert isinstance(decision, Routed)
         return decision
 
-    def ended(self, *, here: bool = True, instance: str = "", **facts: object) -> Outcome:
+    def ended(self, *, instance: str = "", **facts: object) -> Outcome:
         """Its record comes."""
         routed = self.admitted()
         reservation = routed.reservation
@@ -58,7 +58,6 @@ class Scene:
             reservation = structs.replace(reservation, id=f"{instance}-1")
         outcome = Outcome(reservation=reservation, final=True, **facts)  # type: ignore[arg-type]  # as its test says
         assert self.scheduler.settle(outcome, now_ns=self.now_ns)
-        self.listener.ended(outcome, now_ns=self.now_ns, here=here)
         return outcome
 
     def rows(self) -> dict[bytes, AnalyticsRow]:
@@ -174,10 +173,10 @@ def test_of_several_services_each_counts_its_own() -> None:
     """A peer's end is not counted; one of nobody waits until peers are known, and is to be claimed."""
     scene = Scene(alone=False, connected=True)
     scene.scheduler.peers = frozenset({"peer"})
-    scene.ended(**GOOD, here=True)
-    scene.ended(**GOOD, here=False, instance="peer")
-    scene.ended(**GOOD, here=False, instance="gone")
-    scene.ended(**GOOD, here=False, instance="late")
+    scene.ended(**GOOD)
+    scene.ended(**GOOD, instance="peer")
+    scene.ended(**GOOD, instance="gone")
+    scene.ended(**GOOD, instance="late")
     (found,) = scene.rows().values()
     assert found.ok == 1
     assert scene.listener.take_orphans(now_ns=scene.now_ns + ORPHAN_WAIT_NS - 1) == {}
@@ -189,14 +188,14 @@ def test_of_several_services_each_counts_its_own() -> None:
 def test_without_redis_nobody_elses_end_is_claimed() -> None:
     """Then every peer looks gone."""
     scene = Scene(alone=False, connected=False)
-    scene.ended(**GOOD, here=False, instance="peer")
+    scene.ended(**GOOD, instance="peer")
     assert scene.listener.take_orphans(now_ns=scene.now_ns + ORPHAN_WAIT_NS) == {}
 
 
 def test_the_only_service_counts_what_its_predecessor_decided() -> None:
     """After a restart streams go on, and end here."""
     scene = Scene(alone=True)
-    scene.ended(**GOOD, here=False, instance="before")
+    scene.ended(**GOOD, instance="before")
     (found,) = scene.rows().values()
     assert found.ok == 1
 

@@ -18,7 +18,7 @@ from extproc.core.slo import ClassSpec
 from extproc.core.tenant import Tenant
 from extproc.observe.metrics import Counting, MetricsSnapshot, take
 from extproc.observe.metrics.samples import families
-from tests.stand.schedulers import make_pool, make_scheduler
+from tests.stand.schedulers import make_pool, make_scheduler, make_settled
 
 MS, S = 1_000_000, 1_000_000_000
 CHAT = Request(
@@ -66,7 +66,7 @@ class Scene:
         self.released: list[tuple[str, Routed | Reject]] = []
         self.scheduler.on_release = lambda name, decision: self.released.append((name, decision))
         self.counting = Counting(self.scheduler, tenants=lambda: self.tenants, tenants_max=tenants_max)
-        self.scheduler.observers = (self.counting,)
+        self.scheduler.events.observers = (self.counting,)
 
     def admit(self, tenant: str = "acme", **facts: Any) -> Routed | Reject | Hold:
         """Decide on a request."""
@@ -95,8 +95,10 @@ class Scene:
             "output_tokens": 50,
         }
         outcome = Outcome(**given | facts)
-        if self.scheduler.settle(outcome, now_ns=self.now_ns):
-            self.counting.ended(outcome, now_ns=self.now_ns, here=here)
+        if here:
+            self.scheduler.settle(outcome, now_ns=self.now_ns)
+        else:
+            self.counting.settled(make_settled(outcome, here=False), now_ns=self.now_ns)
 
     def one(self, tenant: str = "acme", **facts: Any) -> None:
         """A request's whole way."""

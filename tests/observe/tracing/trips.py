@@ -16,7 +16,7 @@ from extproc.observe.tracing.semconv import RELEASES
 from extproc.observe.tracing.spans import Span, Spans
 from extproc.wire.exchange import Exchange
 from extproc.wire.responder import Reply
-from tests.stand.schedulers import make_pool, make_processor, make_scheduler
+from tests.stand.schedulers import make_pool, make_processor, make_scheduler, make_settled
 
 MS_NS = 1_000_000
 #: The wall clock is this much ahead of the monotonic one.
@@ -115,7 +115,7 @@ class Trips:
         facts.setdefault("start_unix_ns", OFFSET_NS + self.now_ns - 500 * MS_NS)
         facts.setdefault("trace", self.carried(reply))
         outcome = Outcome(reservation=self.reservation(reply), final=True, attempts=1, **facts)
-        self.request_traces.ended(outcome, now_ns=self.now_ns, here=here)
+        self.request_traces.settled(make_settled(outcome, here=here), now_ns=self.now_ns)
 
     def spans(self) -> dict[str, Span]:
         """What the notes so far come to, by name; a name that comes twice fails."""

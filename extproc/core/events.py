@@ -1,0 +1,105 @@
+"""What becomes of requests, told while it happens: one emitter, and whoever wants to hear.
+
+Owns the events; nobody tells of a request in another way. Everything here is called on the request path: an
+observer returns within microseconds, raises nothing and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from extproc.core.decide import RoutingRequest
+from extproc.core.outcome import Outcome, Reject, Reservation, Routed
+from extproc.core.quota import Amounts
+from extproc.core.slo import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A request's end, once each, as the books took it.
+
+    `outcome` has its counts judged and completed (meter.py), `charged` is what its tenant pays, and `sample`
+    what it says of its class's targets. `here`: this service decided on it. Each service of several hears of
+    all: who adds the services' figures up counts those of `here` alone.
+    """
+
+    outcome: Outcome
+    charged: Amounts
+    sample: Sample
+    here: bool
+
+
+class Observer:
+    """Hears what becomes of each request; each method does nothing until it is overridden."""
+
+    def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:
+        """It was sent to an endpoint, at once or after a hold."""
+
+    def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
+        """It was turned away: its quota, no room, or its hold was over."""
+
+    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:
+        """Its client left: while it was held (`routing`), or before the decision reached Envoy (None)."""
+
+    def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
+        """Refused before it was routed: no identity (`tenant` is ""), malformed, unknown model or path."""
+
+    def decided(self, elapsed_ns: int, *, now_ns: int) -> None:
+        """A decision was made (a hold is one) in `elapsed_ns` of this service, waiting apart."""
+
+    def first_token(self, reservation_id: str, *, refused: bool, now_ns: int) -> None:
+        """A stream's first chunk came; `refused`: it says that the engine is overloaded."""
+
+    def settled(self, event: Settled, *, now_ns: int) -> None:
+        """A request has ended."""
+
+    def expired(self, reservation: Reservation, *, now_ns: int) -> None:
+        """A request's end never came."""
+
+
+class Events(Observer):
+    """The emitter: what it is told, it tells every observer, in order.
+
+    `failed` hears of an observer's exception: by then the request is in the books, and goes on.
+    """
+
+    def __init__(self) -> None:
+        self.observers: tuple[Observer, ...] = ()
+        self.failed: Callable[[Exception, str], None] = raises
+
+    def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:
+        self._tell("placed", routing, routed, now_ns=now_ns)
+
+    def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
+        self._tell("refused", routing, reject, now_ns=now_ns)
+
+    def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:
+        self._tell("left", reservation_id, routing, now_ns=now_ns)
+
+    def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
+        self._tell("turned_away", tenant, reject, now_ns=now_ns)
+
+    def decided(self, elapsed_ns: int, *, now_ns: int) -> None:
+        self._tell("decided", elapsed_ns, now_ns=now_ns)
+
+    def first_token(self, reservation_id: str, *, refused: bool, now_ns: int) -> None:
+        self._tell("first_token", reservation_id, refused=refused, now_ns=now_ns)
+
+    def settled(self, event: Settled, *, now_ns: int) -> None:
+        self._tell("settled", event, now_ns=now_ns)
+
+    def expired(self, reservation: Reservation, *, now_ns: int) -> None:
+        self._tell("expired", reservation, now_ns=now_ns)
+
+    def _tell(self, event: str, *what: object, **facts: object) -> None:
+        for each in self.observers:
+            try:
+                getattr(each, event)(*what, **facts)
+            except Exception as error:  # noqa: BLE001 (who watches a request must not lose it)
+                self.failed(error, f"telling {type(each).__name__}")
+
+
+def raises(error: Exception, _what: str) -> None:
+    """Where nobody else hears of it."""
+    raise error

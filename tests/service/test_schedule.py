@@ -1,0 +1,175 @@
+"""The service and the simulator step the same scheduler on the same schedule; a fault stops nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from random import Random
+
+import pytest
+
+from extproc.core.decide import RoutingRequest
+from extproc.core.events import Observer
+from extproc.core.outcome import Reject, Reservation, Routed
+from extproc.core.policy import DeskLimits, Policy
+from extproc.core.request import Request
+from extproc.core.scheduler import ROUND_NS, STEP_NS, Scheduler
+from extproc.core.slo import ClassSpec
+from extproc.core.tenant import Tenant
+from extproc.service.schedule import Schedule
+from extproc.sim.replica import SimReplica
+from extproc.sim.slots import ReplicaLimits
+from extproc.sim.timing import hardware_named
+from extproc.sim.workload import Workload
+from extproc.sim.workload.arrival import Arrival
+from extproc.sim.world.world import Delays, World, WorldFault
+from tests.stand.schedulers import make_pool, make_scheduler
+
+S, MS = 1_000_000_000, 1_000_000
+ADDRESS, TTL_S, GRACE_S = "10.0.0.1:80", 3, 6
+
+
+class OverError(Exception):
+    """The clock has come to its end."""
+
+
+class VirtualClock:
+    """Time that passes only while somebody sleeps; on its way it brings the requests that are due."""
+
+    def __init__(self, scheduler: Scheduler, asked: list[tuple[int, Request, Tenant]], until_ns: int) -> None:
+        self.now_ns, self.until_ns = 0, until_ns
+        self.scheduler, self.asked = scheduler, deque(asked)
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    async def sleep(self, seconds: float) -> None:
+        wake_ns = self.now_ns + round(seconds * 1e9)
+        while self.asked and self.asked[0][0] <= wake_ns:
+            self.now_ns, request, tenant = self.asked.popleft()
+            self.scheduler.admit(request, tenant, now_ns=self.now_ns)
+        self.now_ns = wake_ns
+        if self.now_ns > self.until_ns:
+            raise OverError
+
+
+class Heard(Observer):
+    """What became of whom, and when."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str, int]] = []
+
+    def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:
+        self.told.append(("placed", routing.id, now_ns))
+
+    def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
+        self.told.append((reject.code, routing.id, now_ns))
+
+    def expired(self, reservation: Reservation, *, now_ns: int) -> None:
+        self.told.append(("expired", reservation.id, now_ns))
+
+
+class Asked(Scheduler):
+    """A scheduler that remembers who asked when."""
+
+    asked: list[tuple[int, Request, Tenant]]
+
+    def admit(self, request: Request, tenant: Tenant, *, now_ns: int, **how: str):  # type: ignore[no-untyped-def,override]
+        self.asked.append((now_ns, request, tenant))
+        return super().admit(request, tenant, now_ns=now_ns, **how)
+
+
+def scheduler_of(kind: type[Scheduler] = Scheduler) -> tuple[Scheduler, Heard]:
+    """One replica of few places, before which requests wait for a while; nobody hears of its ends."""
+    policy = Policy(classes=(ClassSpec(hold_ns=1_330 * MS),))
+    made = make_scheduler(
+        make_pool(ADDRESS, permits=4, strategy="steer"),
+        kind=kind,
+        instance="sim",
+        policy=policy,
+        limits=DeskLimits(reservation_ttl_ns=TTL_S * S),
+    )
+    heard = Heard()
+    made.events.observers = (heard,)
+    return made, heard
+
+
+def test_the_service_sheds_when_the_simulator_does() -> None:
+    """Who is placed, shed and expired, to the nanosecond: both before a replica that answers nobody."""
+    rng = Random(7)
+    times = sorted(rng.randrange(1, 8 * S) for _ in range(60))
+    arrivals = [Arrival(at_ns, f"t{at_ns % 3}", 200 + at_ns % 900, 50, 60) for at_ns in times]
+    simulated, there = scheduler_of(Asked)
+    assert isinstance(simulated, Asked)
+    simulated.asked = []
+    limits = ReplicaLimits(kv_capacity_tokens=100_000, max_concurrent_requests=1_000, block_tokens=16)
+    replica = SimReplica(hardware_named("a100-80g/llama-3-8b"), limits, rng=Random(1))
+    World(
+        simulated,
+        {ADDRESS: replica},
+        Workload("w", arrivals, 16, ("t0", "t1", "t2")),
+        model="m",
+        pool="p",
+        delays=Delays(report_interval_ms=0.0),
+        rng=Random(1),
+        faults=[WorldFault(at_s=0.0, replica=0, hang=True)],
+        grace_s=GRACE_S,
+    ).run()
+
+    served, here = scheduler_of()
+    clock = VirtualClock(served, simulated.asked, times[-1] + GRACE_S * S)
+
+    def failed(error: Exception, _what: str) -> None:
+        raise error
+
+    schedule = Schedule(served, clock=clock, failed=failed, sleep=clock.sleep)
+    with pytest.raises(OverError):
+        asyncio.run(schedule.steps())
+
+    assert here.told == [each for each in there.told if each[2] <= clock.until_ns]
+    kinds = {kind for kind, _, _ in here.told}
+    assert kinds == {"placed", "overloaded", "expired"}
+    shed = [
+        at_ns - times[int(name.partition("-")[2]) - 1]
+        for kind, name, at_ns in here.told
+        if kind == "overloaded"
+    ]
+    assert all(1_330 * MS <= waited_ns < 1_330 * MS + STEP_NS for waited_ns in shed)
+
+
+def test_a_fault_stops_nothing_else_that_time_brings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fleet cannot be stepped and a part fails: who else is due has a turn all the same."""
+    scheduler, heard = scheduler_of()
+    monkeypatch.setattr(scheduler.fleet, "step", lambda **_: 1 // 0)
+    clock = VirtualClock(scheduler, [], 4 * ROUND_NS)
+    faults: list[str] = []
+    turns: list[int] = []
+
+    def fails(_now_ns: int) -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    schedule = Schedule(scheduler, clock=clock, failed=lambda _, what: faults.append(what), sleep=clock.sleep)
+    with pytest.raises(OverError):
+        asyncio.run(schedule.steps(("one", fails), ("other", turns.append)))
+    assert turns == [0, ROUND_NS, 2 * ROUND_NS, 3 * ROUND_NS, 4 * ROUND_NS]
+    assert faults == ["stepping the fleet", "one"] * 5
+    assert heard.told == []
+
+
+def test_what_waits_is_done_one_after_the_other_and_again_after_a_fault() -> None:
+    """As often as rounds, each time from the first."""
+    scheduler, _ = scheduler_of()
+    clock = VirtualClock(scheduler, [], 2 * ROUND_NS)
+    done: list[str] = []
+
+    async def first() -> None:
+        done.append("first")
+        raise ZeroDivisionError("a fault of ours")
+
+    async def second() -> None:
+        done.append("second")
+
+    schedule = Schedule(scheduler, clock=clock, failed=lambda _, what: done.append(what), sleep=clock.sleep)
+    with pytest.raises(OverError):
+        asyncio.run(schedule.beside(("fault", first), ("none", second)))
+    assert done == ["first", "fault", "second"] * 2
