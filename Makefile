@@ -83,7 +83,7 @@ bench-realtime: $(STAMP)  ## the simulation against the same minute in real time
 	$(if $(TRACES),TRACES=$(TRACES)) $(BIN)/python tests/bench/bench_realtime.py $(ARGS)
 
 sim: $(STAMP)  ## compare all strategies on simulated replicas; QUICK=1 plays the targets' cells, TRACES=folder
-	$(if $(TRACES),TRACES=$(TRACES)) $(BIN)/python -m extproc.sim.campaign $(if $(QUICK),--quick) $(if $(BUDGET_S),--budget-s $(BUDGET_S))
+	$(if $(TRACES),TRACES=$(TRACES)) $(BIN)/python -m extproc.lab.campaign $(if $(QUICK),--quick) $(if $(BUDGET_S),--budget-s $(BUDGET_S))
 
 # Both halves run whatever becomes of the first.
 soak: $(STAMP)  ## the long tests: kills, incidents, campaigns, every example of each property; HAMMER_S=60 of quotas

@@ -15,7 +15,7 @@ from extproc.config.model import Config, Section
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = sorted((ROOT / "extproc" / "core").rglob("*.py"))
-#: What the core may import beside itself and msgspec (law 1: no I/O, no clock, no chance of its own).
+#: What the core may import beside itself and msgspec (law: pure core).
 PURE = {
     "__future__",
     "array",

@@ -35,8 +35,6 @@ UNACKED_MAX: Final = 4
 ACK_TIMEOUT_S: Final = 3.0
 #: How long the last report may take.
 LEAVE_S: Final = 1.0
-#: What a service may ask for as spacing, at most.
-SPACING_MAX_S: Final = 10.0
 #: An acknowledgement is a few bytes.
 ACK_BYTES_MAX: Final = 4096
 TOKEN_BYTES_MAX: Final = 16 * 1024
@@ -99,7 +97,6 @@ class Pusher:
         self._numbers = numbers
         self._rng = rng
         self._backoff = PushBackoff(rng)
-        self._spacing_s = config.spacing_ms / 1000
         self._newest: NodeView | None = None
         self._dirty = False
         self._left = asyncio.Event()
@@ -184,7 +181,6 @@ class Pusher:
                 self._newest,
                 boot_id=self._numbers.boot_id,
                 sequence=sequence,
-                now_s=sent_s,
                 unix_ms=time.time_ns() // 1_000_000,
                 leaving=leaving,
             )
@@ -194,7 +190,7 @@ class Pusher:
                 self.stats.sent += 1
                 while leaving and unacked:
                     await self._stir(None)
-            await self._until(sent_s + self._spacing_s)
+            await self._until(sent_s + self._config.spacing_ms / 1000)
         await call.done_writing()
 
     async def _until_due(self, unacked: deque[tuple[int, float]]) -> None:
@@ -218,9 +214,6 @@ class Pusher:
             self.stats.acked += 1
             self._stirred.set()
             self._backoff.reset()
-            if ack.HasField("min_spacing_ms"):
-                asked_s = min(ack.min_spacing_ms / 1000, SPACING_MAX_S)
-                self._spacing_s = max(self._config.spacing_ms / 1000, asked_s)
             if ack.rejected:
                 self.stats.rejected += 1
                 self._tell(address, f"the report was refused: {ack.rejected[:200]}")

@@ -114,23 +114,22 @@ def encode(
     *,
     boot_id: int,
     sequence: int,
-    now_s: float,
     unix_ms: int,
     leaving: bool = False,
 ) -> pb.Report:
-    """The report of a view; ages count up to `now_s`, the moment of sending."""
+    """The report of a view."""
     return pb.Report(
         node=view.node,
         boot_id=boot_id,
         sequence=sequence,
         sent_unix_ms=unix_ms,
-        replicas=[_replica(replica, now_s) for replica in view.replicas],
+        replicas=[_replica(replica) for replica in view.replicas],
         gpus=[_gpu(gpu) for gpu in view.gpus],
         leaving=leaving,
     )
 
 
-def _replica(view: ReplicaView, now_s: float) -> pb.Replica:
+def _replica(view: ReplicaView) -> pb.Replica:
     return pb.Replica(
         address=view.address,
         pool=view.pool,
@@ -148,9 +147,7 @@ def _replica(view: ReplicaView, now_s: float) -> pb.Replica:
         max_concurrent=view.max_concurrent,
         prefill_tokens_per_s=view.prefill_tokens_per_s,
         decode_tokens_per_s=view.decode_tokens_per_s,
-        metrics_age_ms=age_ms(view.scraped_s, now_s),
         probe_ttft_ms=view.probe_ttft_ms,
-        probe_age_ms=age_ms(view.probed_s, now_s),
         probe_failures=view.probe_failures,
         gpu_uuids=view.gpu_uuids,
         engine_starts=view.engine_starts,
@@ -172,9 +169,9 @@ def age_ms(at_s: float | None, now_s: float) -> int | None:
     return None if at_s is None else min(_U32_MAX, max(0, round((now_s - at_s) * 1000)))
 
 
-#: `GpuFigures`'s plain fields carry the wire's names.
+#: Plain fields have the wire's names. What the service does not read stays here, for `agent --once`.
 _GPU_FIELDS: Final = tuple(
-    field.name for field in pb.Gpu.DESCRIPTOR.fields if field.name not in ("xids", "processes", "mig_devices")
+    field.name for field in pb.Gpu.DESCRIPTOR.fields if field.name not in ("xids", "processes")
 )
 
 
@@ -183,14 +180,6 @@ def _gpu(gpu: GpuFigures) -> pb.Gpu:
         **{name: getattr(gpu, name) for name in _GPU_FIELDS},
         xids=[pb.Xid(code=xid.code, unix_ms=xid.unix_ms) for xid in gpu.xids],
         processes=[pb.Process(pid=use.pid, memory_bytes=use.memory_bytes) for use in gpu.processes],
-        mig_devices=[
-            pb.Mig(
-                uuid=part.uuid,
-                memory_used_bytes=part.memory_used_bytes,
-                memory_total_bytes=part.memory_total_bytes,
-            )
-            for part in gpu.mig_devices
-        ],
     )
 
 

@@ -135,8 +135,10 @@ def host_allowed(host: str, allowed: Iterable[str]) -> bool:
     """
     lowered = host.lower()
     try:
-        name = urlsplit(f"//{lowered}").hostname or ""
+        parts = urlsplit(f"//{lowered}")
+        name, _ = parts.hostname or "", parts.port
     except ValueError:
+        # What stands for a port is none.
         return False
     if name == "localhost":
         return True

@@ -127,9 +127,9 @@ def _run(address: str | None, work: Callable[[Any], Awaitable[None]]) -> None:
 async def _show(link: Any, *, as_json: bool, watch: bool) -> None:
     from rich.console import Console
 
-    from extproc.demo.fleet_table import fleet_view, summary
-    from extproc.demo.live import PICTURE_EVERY_S, Events, show_picture
-    from extproc.demo.table import clock, screen
+    from extproc.terminal.fleet import fleet_view, summary
+    from extproc.terminal.live import PICTURE_EVERY_S, Events, show_picture
+    from extproc.terminal.tables import clock, screen
 
     console, events = Console(), Events()
 

@@ -1,6 +1,6 @@
 """`steersman replay`: what other choices would have done with recorded traffic.
 
-Owns the command line and its tables; the replay is `extproc.replay`'s.
+Owns the command line and its tables; the replay is `extproc.lab.replay`'s.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import click
 
 from extproc.cli.completion import complete_pools, complete_strategies
 from extproc.cli.options import examples, json_option
-from extproc.cli.progress import steps
+from extproc.terminal.progress import steps
 
 if TYPE_CHECKING:
     from extproc.core.strategies.parameter import Value
-    from extproc.replay.compare import Comparison
-    from extproc.replay.log import Log
-    from extproc.replay.play import Choice
-    from extproc.sim.report.cells import MeanInterval
+    from extproc.lab.replay.compare import Comparison
+    from extproc.lab.replay.log import Log
+    from extproc.lab.replay.play import Choice
+    from extproc.lab.report.cells import MeanInterval
 
 
 @click.command(
@@ -89,10 +89,10 @@ def command(
     LOG is what a service with 'record: {file: …}' wrote; the files put aside beside it are read too. First
     the replay under the recorded strategy stands beside what was measured. Every other figure is simulated.
     """
-    from extproc.replay.compare import compare
-    from extproc.replay.fit import fitted
-    from extproc.replay.log import LogError
-    from extproc.replay.rebuild import scene
+    from extproc.lab.replay.compare import compare
+    from extproc.lab.replay.fit import fitted
+    from extproc.lab.replay.log import LogError
+    from extproc.lab.replay.rebuild import scene
 
     seeds = seeds_of(seed)
     try:
@@ -121,7 +121,7 @@ def command(
 
 def seeds_of(text: str) -> tuple[int, ...]:
     """Seeds from 1, 1,2 or 1..5; a wrong usage otherwise."""
-    from extproc.sim.campaign import CaseError, seed_values
+    from extproc.lab.campaign import CaseError, seed_values
 
     try:
         return seed_values(text)
@@ -131,7 +131,7 @@ def seeds_of(text: str) -> tuple[int, ...]:
 
 def open_log(path: Path, begin: str, end: str) -> Log:
     """The record between two times. Raises LogError."""
-    from extproc.replay.log import read
+    from extproc.lab.replay.log import read
 
     log = read(path)
     first_ms = log.rows[0].at_ms if log.rows else 0.0
@@ -163,9 +163,9 @@ def _choices(
     tenants: tuple[str, ...],
 ) -> list[Choice]:
     """A choice for each strategy, with all the rest changed in each; none when nothing is asked for."""
-    from extproc.replay.log import LogError
-    from extproc.replay.play import Choice, check
-    from extproc.sim.campaign.case import CaseError, parameter_of
+    from extproc.lab.campaign.case import CaseError, parameter_of
+    from extproc.lab.replay.log import LogError
+    from extproc.lab.replay.play import Choice, check
 
     given: dict[str, dict[str, Value]] = {}
     for text in parameters:

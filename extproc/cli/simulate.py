@@ -1,6 +1,6 @@
 """`steersman simulate`: strategies side by side on simulated replicas, from a trace or made-up traffic.
 
-Owns the command line only; the cells are `extproc.sim.campaign`'s.
+Owns the command line only; the cells are `extproc.lab.campaign`'s.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import click
 
 from extproc.cli.completion import complete_strategies
 from extproc.cli.options import examples, json_option
-from extproc.cli.progress import steps
 from extproc.extras import need
+from extproc.terminal.progress import steps
 
 if TYPE_CHECKING:
     from extproc.core.strategies.parameter import Value
-    from extproc.sim.campaign import CampaignRun
-    from extproc.sim.campaign.case import Played
+    from extproc.lab.campaign import CampaignRun
+    from extproc.lab.campaign.case import Played
 
 
 @click.command(
@@ -108,12 +108,12 @@ def command(
     Every figure is simulated; timings from splitwise-sim / vidur. Load 1 is what the fleet can bear in the
     mean. The same seed gives the same bytes.
     """
-    from extproc.sim.campaign import play_all
-    from extproc.sim.campaign.__main__ import OUT, teller
-    from extproc.sim.campaign.__main__ import campaign as play_campaign
-    from extproc.sim.campaign.streams import stood_in, traces_folder
-    from extproc.sim.report import table, to_json
-    from extproc.sim.workload import WorkloadError
+    from extproc.lab.campaign import play_all
+    from extproc.lab.campaign.__main__ import OUT, teller
+    from extproc.lab.campaign.__main__ import campaign as play_campaign
+    from extproc.lab.campaign.streams import stood_in, traces_folder
+    from extproc.lab.report import table, to_json
+    from extproc.lab.workload import WorkloadError
     from extproc.sim.world import FleetError
 
     if "list" in (*streams, fleet, strategies):
@@ -170,9 +170,9 @@ def command(
     else:
         table(cells)
     if out is not None:
-        from extproc.sim.campaign.account import first_tokens
-        from extproc.sim.campaign.play import slo_of
-        from extproc.sim.report import plots
+        from extproc.lab.campaign.account import first_tokens
+        from extproc.lab.campaign.play import slo_of
+        from extproc.lab.report import plots
 
         out.mkdir(parents=True, exist_ok=True)
         (out / "cells.json").write_text(to_json(cells))
@@ -198,10 +198,10 @@ def _cases(
     parameters: tuple[str, ...],
 ) -> list[CampaignRun]:
     """Every cell asked for; a mistake names its option."""
-    from extproc.sim.campaign import CampaignRun, CaseError, load_values
-    from extproc.sim.campaign.case import check_strategy, parameter_of
-    from extproc.sim.campaign.plan import STRATEGIES
-    from extproc.sim.campaign.streams import check_stream
+    from extproc.lab.campaign import CampaignRun, CaseError, load_values
+    from extproc.lab.campaign.case import check_strategy, parameter_of
+    from extproc.lab.campaign.plan import STRATEGIES
+    from extproc.lab.campaign.streams import check_stream
     from extproc.sim.world import FleetError
 
     option = "--param"
@@ -253,7 +253,7 @@ def _cases(
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    from extproc.sim.campaign import CaseError, seed_values
+    from extproc.lab.campaign import CaseError, seed_values
 
     try:
         return seed_values(text)
@@ -268,8 +268,8 @@ def _written(name: str) -> bool:
 
 
 def _list() -> None:
-    from extproc.sim.campaign import SYNTHETIC, TRACES
-    from extproc.sim.campaign.plan import STRATEGIES
+    from extproc.lab.campaign import SYNTHETIC, TRACES
+    from extproc.lab.campaign.plan import STRATEGIES
     from extproc.sim.world.fleets import NAMED
 
     click.echo("public traces: " + ", ".join(TRACES))

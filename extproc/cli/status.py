@@ -58,9 +58,9 @@ def command(address: str | None, as_json: bool, watch: bool) -> None:
 async def _status(address: str | None, *, as_json: bool, watch: bool) -> None:
     from rich.console import Console
 
-    from extproc.demo.live import PICTURE_EVERY_S, Events, show_picture
     from extproc.demo.running import link_to
-    from extproc.demo.table import clock, screen, status_view
+    from extproc.terminal.live import PICTURE_EVERY_S, Events, show_picture
+    from extproc.terminal.tables import clock, screen, status_view
 
     link = await link_to(address)
     console = Console()

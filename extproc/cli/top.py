@@ -20,7 +20,7 @@ from extproc.cli.options import EXIT_CONFIG, examples, fail
 from extproc.cli.status import address_option
 
 if TYPE_CHECKING:
-    from extproc.cli.top_view import Rates, ViewState
+    from extproc.terminal.top_view import Rates, ViewState
 
 PANES = ("fleet", "tenants", "decisions", "alerts")
 #: A lone Escape is one when nothing follows it within this.
@@ -71,8 +71,8 @@ def command(address: str | None, pane: str, every_s: float, filter_: str, once: 
     """
     if not once and not (sys.stdin.isatty() and sys.stdout.isatty()):
         fail("top needs a terminal; --once prints one frame without", code=EXIT_CONFIG)
-    from extproc.cli.top_view import Rates, ViewState
     from extproc.supervise.asking import ServiceSilentError
+    from extproc.terminal.top_view import Rates, ViewState
 
     state = ViewState(pane=PANES.index(pane), filter=filter_)
     try:
@@ -109,8 +109,8 @@ async def _once(address: str | None, state: ViewState) -> None:
     from rich.console import Console
     from rich.segment import SegmentLines
 
-    from extproc.cli.top_view import Rates, Shown, frame
     from extproc.demo.running import link_to
+    from extproc.terminal.top_view import Rates, Shown, frame
 
     link = await link_to(address)
     try:
@@ -127,9 +127,9 @@ async def _once(address: str | None, state: ViewState) -> None:
 async def _live(address: str | None, state: ViewState, rates: Rates, *, every_s: float) -> None:
     from rich.console import Console
 
-    from extproc.cli.top_view import Shown
     from extproc.demo.running import link_to
     from extproc.supervise.asking import ServiceSilentError
+    from extproc.terminal.top_view import Shown
 
     link = await link_to(address)
     source = StatusSource(link)
@@ -183,7 +183,7 @@ def _draw(console: Any, state: ViewState, status: dict[str, Any], shown: Any) ->
     """The whole screen in one write: each line overwritten and its rest cleared, so that nothing flickers."""
     from rich.segment import SegmentLines
 
-    from extproc.cli.top_view import frame
+    from extproc.terminal.top_view import frame
 
     width, height = os.get_terminal_size(sys.stdout.fileno())
     lines = frame(state, status, shown, width=width, height=height)

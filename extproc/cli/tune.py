@@ -1,6 +1,6 @@
 """`steersman tune`: better parameters for a strategy, found and judged on recorded traffic.
 
-Owns the command line and its words; the search is `extproc.tuning.search`'s.
+Owns the command line and its words; the search is `extproc.lab.search`'s.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import click
 
 from extproc.cli.completion import complete_pools, complete_strategies
 from extproc.cli.options import examples, json_option
-from extproc.cli.progress import steps
 from extproc.cli.replay import number, open_log
 from extproc.extras import need
+from extproc.terminal.progress import steps
 
 if TYPE_CHECKING:
-    from extproc.replay.rebuild import Scene
-    from extproc.tuning.search import Objective, SearchResult, Trial
+    from extproc.lab.replay.rebuild import Scene
+    from extproc.lab.search import Objective, SearchResult, Trial
 
 #: The objectives' units, for people.
 UNITS = {"attainment": "share of requests", "ttft_p99": "ms", "goodput": "requests/s"}
@@ -95,10 +95,10 @@ def command(
     Needs the extra 'lab' (Optuna).
     """
     need("lab", by="tuning")
-    from extproc.replay.fit import fitted
-    from extproc.replay.log import LogError
-    from extproc.replay.rebuild import scene
-    from extproc.tuning.search import axes_of, tune
+    from extproc.lab.replay.fit import fitted
+    from extproc.lab.replay.log import LogError
+    from extproc.lab.replay.rebuild import scene
+    from extproc.lab.search import axes_of, tune
 
     try:
         if strategy:

@@ -122,11 +122,11 @@ def _echo(name: str, line: str) -> None:
 async def _up(config: Config, file: Path, options: Any, *, pictured: bool) -> None:
     from rich.console import Console
 
-    from extproc.demo.live import Events, going_on, show_lines, show_picture
-    from extproc.demo.table import clock, screen, status_view
     from extproc.history.follow import Follow
     from extproc.supervise.gateway import GatewayFailedError, SupervisedGateway
     from extproc.supervise.signals import Signals, first_of
+    from extproc.terminal.live import Events, going_on, show_lines, show_picture
+    from extproc.terminal.tables import clock, screen, status_view
 
     events = Events()
     gateway = SupervisedGateway(config, file, options=options, report=events)

@@ -148,7 +148,7 @@ def router() -> Router:
 
 
 def decision(config: Config) -> ExternalProcessor:
-    """Headers and buffered body go to the service; nothing of the response does (law 2)."""
+    """Headers and buffered body go to the service; nothing of the response does (law: decide, then leave)."""
     gateway = config.gateway
     attributes = [contract.SOURCE_ATTRIBUTE]
     if gateway.tls is not None and gateway.tls.client_ca is not None:

@@ -193,7 +193,7 @@ def tcp_keepalive() -> UpstreamConnectionOptions:
 
 
 def _chosen_by_the_decision() -> LoadBalancingPolicy:
-    # Metadata only: a header can be sent by a client, metadata cannot (law 7).
+    # Metadata only: a header can be sent by a client, metadata cannot (law: nothing sent is trusted).
     chosen = OverrideHostOverrideHostSource(
         metadata=MetadataKey(
             key=contract.LB_NAMESPACE, path=[MetadataKeyPathSegment(key=contract.LB_ENDPOINTS_KEY)]

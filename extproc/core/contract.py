@@ -123,7 +123,7 @@ PEER_ADDRESS_HEADER = "x-steersman-peer-address"
 #: The decision says of an answer that it comes whole: Envoy does not try it again for being slow.
 WHOLE_HEADER = "x-steersman-whole"
 
-#: Headers that a client must not set: Envoy strips them before any filter runs (law 7).
+#: Headers that no client may set: Envoy strips them before any filter runs (law: nothing sent is trusted).
 STRIPPED_HEADERS = (
     CLUSTER_HEADER,
     LB_ENDPOINTS_KEY,

@@ -2,7 +2,7 @@
 
 Owns identity, load and readiness. An `Endpoint` is one object for as long as its address is in the
 fleet, in whichever pool: what still runs on a replica runs there whatever the pool around it is called
-now, so its permits must go along (law 10).
+now, so its permits must go along (law: reserve, settle, expire).
 """
 
 from __future__ import annotations

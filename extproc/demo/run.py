@@ -19,10 +19,9 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from extproc.config.load import load
-from extproc.demo import running, table
+from extproc.demo import running
 from extproc.demo.cards import Cards
 from extproc.demo.clients import TenantClients
-from extproc.demo.live import Events, going_on, show_picture
 from extproc.demo.parts import RESTARTS, Parts
 from extproc.demo.replicas import CAPTION, PORTS_NEEDED, DemoFleet, curl_line, lay_out
 from extproc.demo.tenancy import BY_NAME, FAMILY, POOLS, TENANTS
@@ -36,6 +35,8 @@ from extproc.supervise.gateway import GatewayFailedError, GatewayOptions, Superv
 from extproc.supervise.page import opened_page
 from extproc.supervise.ports import free_ports
 from extproc.supervise.signals import Signals, first_of
+from extproc.terminal import tables
+from extproc.terminal.live import Events, going_on, show_picture
 
 LINE_EVERY_S = 3.0
 #: How long the agents may take to be heard of and their replicas to be told to Envoy.
@@ -221,8 +222,8 @@ class Demo:
 
         def draw(status: dict[str, Any], width: int, height: int) -> RenderableType:
             notes[bitten:] = [f"[yellow]{line}[/]" for line in _meant(figures)]
-            return table.screen(
-                table.status_view(
+            return tables.screen(
+                tables.status_view(
                     status,
                     width=width,
                     height=height - len(notes),
@@ -230,7 +231,7 @@ class Demo:
                     labels=self.fleet.labels,
                 ),
                 title=f"[bold]steersman demo[/]  {gateway.url}",
-                right=f"{table.clock(time.monotonic() - began_s)}   Ctrl-C stops all of it",
+                right=f"{tables.clock(time.monotonic() - began_s)}   Ctrl-C stops all of it",
                 notes=notes,
                 events=[*list(self.events.lines)[-2:], *_errors(figures)[-1:]],
             )
@@ -320,13 +321,13 @@ def _meant(figures: TrafficFigures) -> list[str]:
 
 def _line(figures: TrafficFigures, ran_s: float) -> str:
     """What the clients saw so far, in one line."""
-    parts = [table.clock(ran_s)]
+    parts = [tables.clock(ran_s)]
     for name, times in _times(figures).items():
         tenant = figures.tenants[name]
         refused = f"refused by its quota {tenant.refused}, " if tenant.refused else ""
         parts.append(
             f"{name}: sent {tenant.sent}, ok {tenant.ok}, {refused}failed {tenant.failed}, "
-            f"TTFT p50 {table.ms(times['ttft_p50_ms'])} p99 {table.ms(times['ttft_p99_ms'])} ms"
+            f"TTFT p50 {tables.ms(times['ttft_p50_ms'])} p99 {tables.ms(times['ttft_p99_ms'])} ms"
         )
     return " · ".join(parts)
 

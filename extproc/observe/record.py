@@ -1,7 +1,7 @@
 """The record of decisions: one line a request at its end, and what the fleet was; no text of any prompt.
 
-Owns the format, what a line holds, and when the fleet is told of. `extproc.replay` reads it; the file itself
-is spool.py's. A file holds lines of JSON:
+Owns the format, what a line holds, and when the fleet is told of. `extproc.lab.replay` reads it; the file
+itself is spool.py's. A file holds lines of JSON:
 
     {"steersman_record": 1, "fields": […], …}   the header: begins a file, and what each process writes
     {"fleet": {…}, "at_ms": …}                  replicas, learned timings, classes: at start and at a change

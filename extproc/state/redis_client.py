@@ -1,7 +1,8 @@
 """How this project talks to Redis: one way to connect, to give up, to wait and to say what went wrong.
 
 Owns the timeouts, the backoff and the wording of failures. Retrying is the caller's affair: a client
-made here fails at once, because whoever waits for it may have a better answer of their own (law 9).
+made here fails at once, because whoever waits for it may have a better answer of their own
+(law: Redis within its budget).
 """
 
 from __future__ import annotations

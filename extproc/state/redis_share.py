@@ -1,8 +1,8 @@
 """Shares loads and reports through Redis: the shell around share.py.
 
 Owns the connections, the tasks and the one log line per transition. Nothing here is on the way of a
-request (law 9): callbacks come out of background tasks, and without Redis the peers' loads age away
-and this service decides on what it knows alone.
+request (law: Redis within its budget): callbacks come out of background tasks, and without Redis the peers'
+loads age away and this service decides on what it knows alone.
 
 Each session has two connections: one that publishes and one that is subscribed. Everything essential
 goes through one channel; beside it each service keeps its last full load under a key of its own with a

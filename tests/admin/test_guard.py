@@ -33,6 +33,7 @@ TWO = [token("look", "read"), token("do", "write")]
         ("10.1.2.3", [], True),  # an address cannot be rebound
         ("evil.example", [], False),
         ("localhost.evil.example", [], False),
+        ("localhost:99999.evil.example", [], False),
         ("127.0.0.1.evil.example", [], False),
         ("", [], False),
         ("[::1", [], False),

@@ -4,7 +4,6 @@ import asyncio
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
-from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -42,7 +41,6 @@ class Service:
         self.reading = asyncio.Event()
         self.reading.set()
         self.rejected = ""
-        self.min_spacing_ms: int | None = None
         self.port = 0
         self._server: Any = None
 
@@ -69,7 +67,7 @@ class Service:
         async for report in reports:
             self.reports.append(report)
             await self.reading.wait()
-            yield pb.Ack(sequence=report.sequence, rejected=self.rejected, min_spacing_ms=self.min_spacing_ms)
+            yield pb.Ack(sequence=report.sequence, rejected=self.rejected)
 
 
 def view(name: str) -> NodeView:
@@ -202,20 +200,6 @@ def test_a_refusal_is_said_once_and_does_not_stop_the_reports(caplog: pytest.Log
         "the report was refused: unknown_node"
     ]
     assert any(line.startswith("reporting to") for line in said)
-
-
-def test_the_service_may_ask_for_more_room() -> None:
-    """300 ms instead of 10, as soon as it has been heard, by the agent's own clock."""
-
-    async def play(service: Service, pusher: Pusher) -> None:
-        service.min_spacing_ms = 300
-        while len(service.reports) < 5:
-            pusher.offer(view(str(len(service.reports))))
-            await asyncio.sleep(0.01)
-        heard = [report.sent_unix_ms for report in service.reports if report.sequence > UNACKED_MAX - 2]
-        assert all(later - sooner >= 299 for sooner, later in pairwise(heard)), heard
-
-    scene(play, spacing_ms=10)
 
 
 def test_leaving_is_the_last_word_and_is_not_waited_for_long() -> None:

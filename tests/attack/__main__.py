@@ -23,9 +23,11 @@ sys.path.insert(0, str(HERE.parent / "e2e"))
 def main() -> int:
     """Run, tell, and say by the exit code whether everything held."""
     # They register themselves; late, since the path above is for them.
+    from tests.attack import admin_port as _admin_port  # noqa: F401
     from tests.attack import attacks as _attacks  # noqa: F401
     from tests.attack import disk as _disk  # noqa: F401
     from tests.attack import forgeries as _forgeries  # noqa: F401
+    from tests.attack import redis_books as _redis_books  # noqa: F401
     from tests.attack.report import ATTACKS, Report, table
     from tests.attack.stand import standing
 

@@ -20,11 +20,11 @@ from statistics import median
 
 from rows import Row
 
+from extproc.lab.workload.servegen import parse_client, parse_header, sample
 from extproc.observe.alerts.anomaly import Anomalies, Settings
 from extproc.observe.alerts.defaults import RULES
 from extproc.observe.alerts.engine import AlertEngine, AlertState
 from extproc.observe.alerts.watch import SECOND, Key
-from extproc.sim.workload.servegen import parse_client, parse_header, sample
 
 TRACES = Path(__file__).resolve().parents[3] / "shared" / "traces"
 NAMES = ("servegen_m-mid_day12", "servegen_m-small_day9")

@@ -26,9 +26,10 @@ from rows import percentile  # noqa: E402
 from scenario import BYTES_PER_TOKEN, text  # noqa: E402
 from stand import Replicas, steersman  # noqa: E402
 
+from extproc.lab.workload import Workload, load, poisson  # noqa: E402
+from extproc.sim.arrival import NS_PER_S  # noqa: E402
+from extproc.sim.capacity import capacity  # noqa: E402
 from extproc.sim.timing import hardware_named  # noqa: E402
-from extproc.sim.workload import Workload, capacity, load, poisson  # noqa: E402
-from extproc.sim.workload.arrival import NS_PER_S  # noqa: E402
 from extproc.sim.world import Setting, parse_fleet, run  # noqa: E402
 from extproc.sim.world.world import Delays  # noqa: E402
 

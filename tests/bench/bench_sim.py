@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rows import Row
 
-from extproc.sim.campaign import CampaignRun
-from extproc.sim.campaign.play import play
-from extproc.sim.campaign.streams import TRACES_ENV, stood_in
+from extproc.lab.campaign import CampaignRun
+from extproc.lab.campaign.play import play
+from extproc.lab.campaign.streams import TRACES_ENV, stood_in
 
 LOAD = 0.9
 #: Requests of the hour at 8 replicas; at more they are as many times more.

@@ -53,9 +53,7 @@ def report(node: int, sequence: int, rng: Random, unix_ms: int) -> bytes:
             max_concurrent=128,
             prefill_tokens_per_s=rng.uniform(0, 20_000),
             decode_tokens_per_s=rng.uniform(0, 4_000),
-            metrics_age_ms=rng.randrange(1000),
             probe_ttft_ms=rng.uniform(20, 80),
-            probe_age_ms=rng.randrange(10_000),
             gpu_uuids=[f"GPU-{node:08x}-0000-0000-0000-{i:012x}"],
         )
     for i in range(GPUS):

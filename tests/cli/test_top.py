@@ -24,8 +24,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.cli.top import KEYS, decoded
-from extproc.cli.top_panes import PANES
-from extproc.cli.top_view import Rates, Shown, ViewState, frame, sparkline
+from extproc.terminal.top_panes import PANES
+from extproc.terminal.top_view import Rates, Shown, ViewState, frame, sparkline
 from tests.stand.examples import examples
 
 ADDRESS = "127.0.0.1:50051"

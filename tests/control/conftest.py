@@ -222,7 +222,7 @@ class Service:
                 yield longer
                 await asyncio.sleep(hold_ms / 1000)
             yield self.decide(headers, body=message.WhichOneof("request") == "request_body")
-            return  # law 2: the stream ends with the decision
+            return  # law: decide, then leave
 
     def decide(self, headers: dict[str, str], *, body: bool) -> Any:
         answer = ext_proc_pb2.ProcessingResponse()

@@ -242,7 +242,7 @@ def test_a_slow_sender_holds_no_place_at_the_service(gateway: Gateway) -> None:
 
 
 def test_a_restarted_service_is_used_again(gateway: Gateway) -> None:
-    """And until then 503; what streams already runs on (law 2)."""
+    """And until then 503; what streams already runs on (law: decide, then leave)."""
     running: list[Any] = []
     headers = {"x-test-tokens": "5", "x-test-gap-ms": "20", "x-test-gate": "1"}
     stream = threading.Thread(

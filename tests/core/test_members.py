@@ -72,7 +72,7 @@ def test_leaving_keeps_the_books_until_the_last_request_ends() -> None:
 
 
 def test_a_return_finds_its_own_books() -> None:
-    """Removed and back while requests run: one object, one set of permits (law 10)."""
+    """Removed and back while requests run: one object, one set of permits (law: reserve, settle, expire)."""
     here = scheduler(fleet(p=("1:1",)))
     assert admitted(here, sequences=6) is not None
     [endpoint] = here.fleet.endpoints

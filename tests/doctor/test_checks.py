@@ -233,7 +233,7 @@ def test_clocks_that_differ(ahead_ms: int, found: bool) -> None:
 def test_permits_against_the_engines_own(
     engine: str, configured: int, told: int | None, severity: str | None
 ) -> None:
-    """Above TGI's limit it refuses inside a 200 (law 10)."""
+    """Above TGI's limit it refuses inside a 200."""
     text = TEXT.replace("models: [m]", f"models: [m]\n    engine: {engine}").replace(
         '{address: "10.0.0.1:80"}', f'{{address: "10.0.0.1:80", max_concurrent: {configured}}}'
     )

@@ -13,9 +13,9 @@ from extproc.core.policy import ClassSpec, DeskLimits, Policy
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
 from extproc.observe.record import Recorder
+from extproc.sim.arrival import Arrival, Workload
 from extproc.sim.replica import SimReplica
-from extproc.sim.report.served import Served
-from extproc.sim.workload.arrival import Arrival, Workload
+from extproc.sim.served import Served
 from extproc.sim.world.fleets import SimFleet, parse_fleet
 from extproc.sim.world.world import Delays, World
 from tests.stand.schedulers import make_settled

@@ -22,12 +22,12 @@ from processes import INSTALLED, Process, steersman
 from replicas import Replicas
 
 from extproc.core.tenant import hash_key
-from extproc.demo.stand import stand, stand_config
 from extproc.sim.listening import start_replicas
 from extproc.sim.spec import ReplicaSpec
 from extproc.state.kept_file import NAME
 from extproc.state.kept_lines import read
 from extproc.supervise.asking import ServiceLink, ServiceSilentError
+from tests.stand.gateway_stand import stand, stand_config
 
 pytestmark = pytest.mark.envoy
 KEY = "sk-test-up"

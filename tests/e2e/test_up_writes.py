@@ -12,9 +12,9 @@ import aiohttp
 import pytest
 import yaml
 
-from extproc.demo.stand import Stand, stand
 from extproc.history.versions import ConfigHistory
 from extproc.sim.spec import ReplicaSpec
+from tests.stand.gateway_stand import Stand, stand
 
 pytestmark = [pytest.mark.envoy, pytest.mark.slow]
 

@@ -15,10 +15,10 @@ from extproc.core.policy import ClassSpec, Policy
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
+from extproc.lab.replay.log import RecordRow, read
 from extproc.observe import record
 from extproc.observe.record import FIELDS, MARK, PREFIX_BLOCKS_MAX, Recorder, tenant_hash
 from extproc.observe.spool import aside
-from extproc.replay.log import RecordRow, read
 from tests.stand.schedulers import make_pool, make_reservation, make_scheduler, make_settled
 
 MS = 1_000_000

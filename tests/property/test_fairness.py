@@ -166,7 +166,7 @@ class QueueMachine(RuleBasedStateMachine):
         )
         taken = self.queue.take_affinity_group(after, lambda _: True, now_ns=self.now_ns)
         if taken is not None:
-            assert (taken[0].pool, taken[0].kin) == (pool, affinity_group)
+            assert (taken[0].pool, taken[0].affinity_group) == (pool, affinity_group)
             assert affinity_group is not None
             self.left(taken[0], "dispatched")
 
@@ -238,8 +238,8 @@ class QueueMachine(RuleBasedStateMachine):
     def the_levels_are_right(self) -> None:
         if not hasattr(self, "queue"):
             return
-        for pool, line in self.queue._lines.items():
-            for level in line.levels:
+        for pool, line in self.queue._pool_queues.items():
+            for level in line.bands:
                 flows = [flow for flow in level.flows.values() if flow.size]
                 assert level.size == sum(flow.size for flow in flows)
                 assert level.backlogged == len(flows)
@@ -248,7 +248,7 @@ class QueueMachine(RuleBasedStateMachine):
                 assert len(level.flows) <= self.bounds.counters_max + len(TENANTS)
                 if flows:
                     assert level.floor() == min(flow.counter for flow in flows)
-            assert sum(level.size for level in line.levels) == self.queue.by_pool[pool]
+            assert sum(level.size for level in line.bands) == self.queue.by_pool[pool]
 
     def teardown(self) -> None:
         """Whoever is left is dispatched while there is room, or shed in the end."""

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.core.strategies import PEERS, STRATEGIES
-from extproc.sim.report import SLO_8B, figures
-from extproc.sim.workload import Workload, capacity, poisson, sessions
+from extproc.lab.report import SLO_8B, figures
+from extproc.lab.workload import Workload, poisson, sessions
+from extproc.sim.capacity import capacity
 from extproc.sim.world import ORACLE, Result, Setting, WorldFault, parse_fleet, run
 from extproc.sim.world.run import CLASSICS
 from extproc.sim.world.world import Delays

@@ -96,7 +96,7 @@ class Flow:
         self.counter = 0.0
         self.lifted = 0.0
         self.size = 0
-        #: Of its valid record among the backlogged (band.py).
+        #: Of its valid record among the backlogged (priority_band.py).
         self.stamp = 0
         self.listed_idle = False
         #: When the last that was turned away was told to come back.

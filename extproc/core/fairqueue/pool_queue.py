@@ -87,7 +87,7 @@ class PoolQueue:
 
         Most tries go to fair order, band by band. The last few go to the rotation, whoever comes next
         there: so it is not for long that those at the front, when they fit nowhere, keep a replica from
-        one further back that it could start now (law 6).
+        one further back that it could start now (law: bind late, waste nothing).
         """
         rotated = min(tries_max // ROTATION_SHARE, len(self._rotation))
         tries = 1 + tries_max - rotated

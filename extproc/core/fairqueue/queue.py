@@ -1,8 +1,8 @@
 """The fair queue: requests wait here while no replica would start them at once.
 
 Across service classes strict order, softened by ageing; inside a class virtual token counters over the
-tenants (band.py); inside a tenant a policy (order.py). Owns who is held and why somebody is not. Asks
-its caller where a request would fit and knows nothing of replicas; the caller brings the time.
+tenants (priority_band.py); inside a tenant a policy (order.py). Owns who is held and why somebody is not.
+Asks its caller where a request would fit and knows nothing of replicas; the caller brings the time.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from extproc.doctor.evidence import Evidence, Failed, RedisSeen
 from extproc.doctor.finding import Check, Said, error, note, warning
 
 VERSION_MIN: Final = (6, 2)
-#: Half of what a decision would wait for it (law 9).
+#: Half of what a decision would wait for it (law: Redis within its budget).
 LATENCY_MS_MAX: Final = 2.5
 #: From this share of its bound on, writes will soon be refused.
 MEMORY_SHARE_MAX: Final = 0.9

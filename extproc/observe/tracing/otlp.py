@@ -139,7 +139,7 @@ class Otlp:
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
-        # Of one metric at most 2,000 sets of label values, the SDK's own bound (law 8).
+        # Of one metric at most 2,000 sets of label values, the SDK's own bound (law: named bounds).
         reader = PeriodicExportingMetricReader(
             self._metric_exporter(),
             export_interval_millis=self._settings.metrics_interval_s * 1000,

@@ -1,4 +1,4 @@
-"""What of a trace rides with the request, so that whoever settles it can end its span (law 3).
+"""What of a trace rides with the request: whoever settles it ends its span (law: the ticket rides along).
 
 Owns the form: a short JSON list in the decision's dynamic metadata, beside the ticket. It holds ids and
 names, never a prompt; its size is bounded by the names in the configuration and by context.py's bound.

@@ -12,9 +12,9 @@ from random import Random
 from typing import Any
 
 from extproc.core.endpoint import Member
+from extproc.sim.capacity import ReplicaShare
 from extproc.sim.slots import ReplicaLimits
 from extproc.sim.timing import HARDWARE, Hardware, hardware_named
-from extproc.sim.workload.capacity import ReplicaShare
 
 #: What NVML calls the cards of a timing model, how many make a replica, and what one costs an hour: list
 #: prices of 2026 for a card, rounded, in USD; only their ratio matters.

@@ -17,9 +17,9 @@ from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.policy import ClassSpec, DeskLimits, Policy
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
+from extproc.sim.arrival import Workload
 from extproc.sim.replica import SimReplica
-from extproc.sim.report.served import SLO_8B, Served, SloBounds
-from extproc.sim.workload.arrival import Workload
+from extproc.sim.served import SLO_8B, Served, SloBounds
 from extproc.sim.world.fleets import SimFleet
 from extproc.sim.world.oracle import ORACLE, enlighten
 from extproc.sim.world.world import Delays, World, WorldFault

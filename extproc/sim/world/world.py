@@ -1,7 +1,7 @@
 """One simulated world: arrivals, the scheduler, the replicas, and the delays between them.
 
-Owns the virtual clock and its events. Decides nothing: `extproc.core.scheduler.Scheduler` does, the very one
-that the service runs. Draws chance only from seeded generators, so equal settings give equal worlds.
+Owns the virtual clock and its events. Decides nothing: the service's own `Scheduler` does. Draws chance only
+from seeded generators, so equal settings give equal worlds.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from extproc.core.reports import ReplicaReport
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import AskQuota, Scheduler
 from extproc.core.tenant import Tenant
+from extproc.sim.arrival import Arrival, Workload
 from extproc.sim.events import Accepted, Cancelled, Finished, FirstToken, SimRequest
 from extproc.sim.replica import SimReplica
-from extproc.sim.report.served import Served
-from extproc.sim.workload.arrival import Arrival, Workload
+from extproc.sim.served import Served
 
 MS_NS = 1_000_000
 #: Limit of a request whose client set none, at the replica.

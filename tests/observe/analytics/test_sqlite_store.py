@@ -29,11 +29,11 @@ def test_a_kill_leaves_what_was_written(tmp_path: Path) -> None:
     """kill -9 in the middle of writing: every write that returned is there, none is there in part."""
     script = (
         "import sys\n"
-        "from extproc.observe.analytics import Entry, Retention\n"
+        "from extproc.observe.analytics import Retention, StoredRow\n"
         "from extproc.observe.analytics.sqlite_store import SqliteStore\n"
         "store = SqliteStore(sys.argv[1], bytes_max=1 << 30)\n"
         "for i in range(10**9):\n"
-        "    store.write([Entry(60, 60 * i, 'w', b'%d' % j, b'x' * 99) for j in range(7)], Retention())\n"
+        "    store.write([StoredRow(60, 60 * i, 'w', b'%d' % j, b'x' * 99) for j in range(7)], Retention())\n"
         "    print(i, flush=True)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE) as child:

@@ -1,0 +1,177 @@
+"""Plays cases: in this process or in several, each result stored as soon as it is there.
+
+Owns the store (one JSON file a cell) and the processes. A key is the case and the code that played it, so
+a changed core or simulator plays anew and an interrupted campaign goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from hashlib import sha256
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from time import monotonic
+
+import msgspec
+
+import extproc
+from extproc.lab.campaign.case import CampaignRun, Played
+from extproc.lab.campaign.streams import arrivals_of, stood_in
+from extproc.lab.report import SLO_8B, SLO_70B, Cell, SloBounds, figures, ttft_ms
+from extproc.lab.report.figures import percentile
+from extproc.sim.world import Setting, run
+
+QUANTILES = 200
+#: What a result depends on, under the package.
+_CODE = (
+    "core/**/*.py",
+    "sim/*.py",
+    "lab/workload/*.py",
+    "sim/world/*.py",
+    "lab/campaign/streams.py",
+    "lab/campaign/play.py",
+    "lab/report/figures.py",
+    "sim/served.py",
+)
+
+Progress = Callable[[Played, int, int, bool], None]
+
+
+@cache
+def code_version() -> str:
+    """A digest of the sources that a result depends on."""
+    root = Path(extproc.__file__).parent
+    digest = sha256()
+    for pattern in _CODE:
+        for path in sorted(root.glob(pattern)):
+            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def slo_of(fleet: str) -> SloBounds:
+    """The bounds of a fleet's model: 70B has two seconds for a first token."""
+    return SLO_70B if "70b" in fleet else SLO_8B
+
+
+def play(case: CampaignRun, folder: Path) -> Played:
+    """One case from its arrivals to its figures; WorkloadError, FleetError."""
+    fleet = case.simulated_fleet
+    workload, rate = arrivals_of(case, folder)
+    slo = slo_of(case.fleet)
+    setting = Setting(strategy=case.strategy, seed=case.seed, parameters=dict(case.parameters), slo=slo)
+    result = run(workload, fleet, setting)
+    found = figures(
+        result.served,
+        slo=slo,
+        busy_s={address: busy / 1e9 for address, busy in result.busy_ns.items()},
+        cost_per_hour=fleet.prices(),
+    )
+    first = sorted(ttft_ms(row) for row in result.served if row.outcome == "ok")
+    points = min(QUANTILES, len(first))
+    name = case.workload
+    if stood_in(case.stream, folder):
+        name = f"stand-in for {name}"
+    return Played(
+        case=case,
+        cell=Cell(name, case.load, case.strategy, case.seed, found),
+        ttft_ms=tuple(round(percentile(first, (at + 0.5) / points), 3) for at in range(points)),
+        requests_per_s=rate,
+    )
+
+
+class ResultStore:
+    """Results on disk, one file each; without a folder nothing is kept."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, case: CampaignRun) -> Played | None:
+        """What an earlier run of this very code made of it; a damaged file counts as none."""
+        if self._folder is None:
+            return None
+        try:
+            raw = self._path(self._folder, case).read_bytes()
+            return msgspec.json.decode(raw, type=Played)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
+
+    def put(self, played: Played) -> None:
+        """Whole or not at all."""
+        if self._folder is None:
+            return
+        path = self._path(self._folder, played.case)
+        half = path.with_suffix(f".{os.getpid()}.half")
+        half.write_bytes(msgspec.json.encode(played))
+        half.replace(path)
+
+    @staticmethod
+    def _path(folder: Path, case: CampaignRun) -> Path:
+        return folder / f"{case.key(code_version())}.json"
+
+
+def play_all(
+    cases: Sequence[CampaignRun],
+    traces: Path,
+    *,
+    store: ResultStore | None = None,
+    workers: int | None = None,
+    budget_s: float = 0.0,
+    progress: Progress | None = None,
+) -> tuple[list[Played], list[CampaignRun]]:
+    """Every case's result in their order, and those left out because `budget_s` (0: none) was over.
+
+    `workers` None is one a core, at most one a case. What the store has is not played again.
+    """
+    store = store or ResultStore(None)
+    done: dict[CampaignRun, Played] = {}
+    began = monotonic()
+    for case in cases:
+        if (found := store.get(case)) is not None:
+            done[case] = found
+            if progress is not None:
+                progress(found, len(done), len(cases), True)
+    left = [case for case in dict.fromkeys(cases) if case not in done]
+
+    def due() -> Iterator[tuple[CampaignRun, str]]:
+        for case in left:
+            if budget_s and monotonic() - began >= budget_s:
+                return
+            yield case, str(traces)
+
+    count = max(1, min(workers or os.cpu_count() or 1, len(left)))
+    for played in _played(due(), count):
+        store.put(played)
+        done[played.case] = played
+        if progress is not None:
+            progress(played, len(done), len(cases), False)
+    return [done[case] for case in cases if case in done], [case for case in left if case not in done]
+
+
+def _played(due: Iterator[tuple[CampaignRun, str]], workers: int) -> Iterator[Played]:
+    """Results as they come. A few tasks at a time, so that the time left is asked about before each."""
+    if workers == 1:
+        yield from map(_task, due)
+        return
+    with get_context("spawn").Pool(workers) as pool:
+        waiting = [pool.apply_async(_task, (task,)) for task in islice(due, workers)]
+        while waiting:
+            ready = [one for one in waiting if one.ready()]
+            if not ready:
+                waiting[0].wait(0.05)
+                continue
+            for one in ready:
+                waiting.remove(one)
+                yield one.get()
+                task = next(due, None)
+                if task is not None:
+                    waiting.append(pool.apply_async(_task, (task,)))
+
+
+def _task(task: tuple[CampaignRun, str]) -> Played:
+    case, folder = task
+    return play(case, Path(folder))

@@ -1,0 +1,213 @@
+"""Plays a scene under a choice of strategy: the project's own scheduler over simulated replicas.
+
+Owns how a scheduler is set up from a record: classes, weights and holds, the strategy's parameters, and the
+learned timings, known from the beginning as in the service. A peer's strategy (hyphenated)
+holds nothing and knows of no permits, as in `extproc.sim.world.run`. Every figure is simulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any, Final
+
+from extproc.core.fairqueue import QueueBounds
+from extproc.core.fleet import Fleet, PoolSpec
+from extproc.core.policy import DeskLimits, Policy
+from extproc.core.predict.prior import Prior
+from extproc.core.predict.speed import Speed, SpeedModel
+from extproc.core.scheduler import Scheduler
+from extproc.core.slo import ClassSpec
+from extproc.core.strategies import STRATEGIES, build
+from extproc.core.strategies.parameter import Value
+from extproc.core.tenant import Tenant
+from extproc.lab.replay.log import LogError
+from extproc.lab.replay.rebuild import Scene
+from extproc.sim.replica import SimReplica
+from extproc.sim.served import Served, SloBounds, tpot_ms, ttft_ms
+from extproc.sim.slots import ReplicaLimits
+from extproc.sim.world.oracle import ORACLE, enlighten
+from extproc.sim.world.run import CLASSICS, HELD_MAX, UNBOUNDED_PERMITS
+from extproc.sim.world.world import Delays, World
+
+#: A step's length about its mean, and a replica's true speed about the learned one (standard deviations).
+STEP_NOISE: Final = 0.05
+SPEED_ERROR: Final = 0.05
+#: The way there is inside the learned timings.
+DELAYS: Final = Delays(hop_ms=0.0, event_ms=1.0, report_interval_ms=250.0, report_delay_ms=50.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What is done otherwise: the strategy with its parameters, tenants' weights, replicas more or fewer.
+
+    `name` is its column. An empty strategy is the recorded one; parameters go on top of the recorded ones of
+    the same strategy, weights on top of the recorded ones.
+    """
+
+    name: str
+    strategy: str = ""
+    parameters: Mapping[str, Value] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    replicas: int = 0
+
+
+RECORDED: Final = Choice(name="as recorded")
+
+
+@dataclass(frozen=True)
+class ClassSlo(SloBounds):
+    """Each request against its own class's targets."""
+
+    specs: Mapping[str, ClassSpec] = field(default_factory=dict)
+
+    def met(self, served: Served) -> bool:
+        """Answered in full, in time for the first token and fast enough after it."""
+        if served.outcome != "ok":
+            return False
+        return met(
+            self.specs[served.service_class],
+            served.arrival.prompt_tokens,
+            ttft=ttft_ms(served),
+            tpot=tpot_ms(served),
+        )
+
+
+def met(spec: ClassSpec, prompt_tokens: int, *, ttft: float, tpot: float | None) -> bool:
+    """Whether times in ms are within a class's targets."""
+    return ttft <= spec.target_ns(prompt_tokens) / 1e6 and (tpot is None or tpot <= spec.tpot_ns / 1e6)
+
+
+def slo_of(scene: Scene) -> ClassSlo:
+    """The targets of a scene's classes; a class that is no more is the last."""
+    known = {spec.name: spec for spec in scene.classes}
+    named = {*scene.class_of.values(), "standard"}
+    return ClassSlo(specs={name: known.get(name, scene.classes[-1]) for name in named})
+
+
+def check(strategy: str, parameters: Mapping[str, Value]) -> None:
+    """LogError for a strategy that is not known, or a parameter that it has not."""
+    registered = _registered(strategy)
+    if registered not in STRATEGIES:
+        known = ", ".join([*STRATEGIES, *CLASSICS, ORACLE])
+        raise LogError(f"no strategy {strategy!r}; there are {known}")
+    try:
+        build(registered, parameters)
+    except ValueError as error:
+        raise LogError(str(error)) from None
+
+
+def play(
+    scene: Scene, choice: Choice = RECORDED, *, seed: int = 1, speed_error: float = SPEED_ERROR
+) -> list[Served]:
+    """What would have become of each request of a scene, in order of arrival. Raises LogError.
+
+    `speed_error` is how far, in standard deviations, replicas are off their learned speeds.
+    """
+    if choice.replicas:
+        scene = scene.replicas(choice.replicas)
+    strategy = choice.strategy or scene.strategy
+    registered = _registered(strategy)
+    given = {**scene.parameters.get(registered, {}), **choice.parameters}
+    check(strategy, given)
+    peer = "-" in strategy
+    scheduler = _scheduler(
+        scene, registered, given, {**scene.weights, **choice.weights}, peer=peer, seed=seed
+    )
+    chance = Random(f"{seed}/error")
+    errors = [chance.gauss(0.0, speed_error) for _ in scene.machines]
+    # The fleet's speed as a whole is what was measured: only the replicas' are off, some this way, some that.
+    common = sum(errors) / len(errors)
+    replicas = {
+        machine.member.address: SimReplica(
+            machine.hardware,
+            ReplicaLimits(
+                kv_capacity_tokens=machine.kv_tokens,
+                max_concurrent_requests=machine.member.max_concurrent,
+                max_batch_prefill_tokens=machine.budget_tokens,
+                block_tokens=scene.workload.block_tokens,
+            ),
+            rng=Random(f"{seed}/{machine.member.address}"),
+            noise=STEP_NOISE,
+            slowdown=machine.factor * max(0.5, 1.0 + error - common),
+        )
+        for machine, error in zip(scene.machines, errors, strict=True)
+    }
+    world = World(
+        scheduler,
+        replicas,
+        scene.workload,
+        model=scene.model,
+        pool=scene.pool,
+        delays=DELAYS,
+        rng=Random(f"{seed}/world"),
+        tenants={name: Tenant(name=name, service_class=klass) for name, klass in scene.class_of.items()},
+    )
+    if strategy == ORACLE:
+        pool = scheduler.fleet.pools[scene.pool]
+        enlighten(scheduler, pool, replicas, asked=lambda: world.asked_output, prefix_caching=True)
+    return world.run()
+
+
+def _registered(name: str) -> str:
+    return "steer" if name == ORACLE else CLASSICS.get(name, name)
+
+
+def _scheduler(
+    scene: Scene,
+    strategy: str,
+    given: Mapping[str, Any],
+    weights: Mapping[str, float],
+    *,
+    peer: bool,
+    seed: int,
+) -> Scheduler:
+    members = [machine.member for machine in scene.machines]
+    if peer:
+        members = [member._replace(max_concurrent=UNBOUNDED_PERMITS) for member in members]
+    classes: Sequence[ClassSpec] = scene.classes
+    if peer:
+        classes = [replace(each, hold_ns=0, long_hold_ns=0) for each in classes]
+    scheduler = Scheduler(
+        Fleet(
+            [
+                PoolSpec(
+                    name=scene.pool,
+                    models=(scene.model,),
+                    strategy=strategy,
+                    parameters={**scene.parameters, strategy: given},
+                    endpoints=tuple(members),
+                    bytes_per_token=scene.bytes_per_token,
+                    output_tokens=scene.output_tokens,
+                    engine=scene.engine,
+                    prefill_budget_tokens=scene.machines[0].budget_tokens,
+                )
+            ]
+        ),
+        instance="replay",
+        default_model=scene.model,
+        limits=DeskLimits(reservation_ttl_ns=600_000_000_000, reservations_max=10_000_000),
+        rng=Random(f"{seed}/scheduler"),
+        policy=Policy(
+            classes=tuple(classes),
+            bounds=QueueBounds(
+                held_max=HELD_MAX, class_held_max=(HELD_MAX,) * len(classes), tenant_held_max=HELD_MAX
+            ),
+            weights=weights,
+        ),
+    )
+    _teach(scheduler, scene)
+    return scheduler
+
+
+def _teach(scheduler: Scheduler, scene: Scene) -> None:
+    """Give the scheduler what the service had learned of its replicas."""
+    models: dict[tuple[str, int], SpeedModel] = {}
+    for endpoint, machine in zip(scheduler.fleet.endpoints, scene.machines, strict=True):
+        kind = (machine.member.hardware, machine.member.gpus)
+        if kind not in models:
+            models[kind] = SpeedModel(Prior(machine.timing, machine.kv_tokens, known=True))
+        endpoint.speed = Speed(models[kind])
+        endpoint.speed.factor = machine.factor
+    scheduler.fleet.pools[scene.pool].speeds.update(models)
