@@ -92,19 +92,25 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
             return self._failed(error)
 
-    def _failed(self, error: Exception) -> Reply:
-        """The last step: what nothing else has caught is a refusal too.
+    def answered(self, asked: AskQuota, answer: Granted | Refused) -> Reply:
+        """The shared store has answered `Reply.ask`: the decision goes on."""
+        processor = self._processor
+        self.request_trace.answered(granted=isinstance(answer, Granted))
+        try:
+            return self._told(processor.scheduler.answered(asked, answer, now_ns=processor.clock()))
+        except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
+            self._undo()
+            processor.failed(error, "decision after the quota")
+            return self._turned_away(Error.INTERNAL.reject())
 
-        An exception here would end the stream, and Envoy would take that for a service that is away: with
-        `failure_mode: open` a request's content could let it past every quota.
-        """
-        self._processor.failed(error, "exchange")
+    def unanswered(self, error: Exception) -> Reply:
+        """The shared store could not be asked at all: nobody said that the quota allows it."""
+        self._processor.failed(error, "asking the quota")
         try:
             self._undo()
-        except Exception as another:  # noqa: BLE001 (what is not undone expires)
-            self._processor.failed(another, "undoing")
-        self._state = DONE
-        return Reply(codec.immediate(Error.INTERNAL.reject(), self._asked.dialect), end=True)
+            return self._turned_away(Error.INTERNAL.reject())
+        except Exception as another:  # noqa: BLE001 (law: every exception becomes a decision)
+            return self._failed(another)
 
     def delivered(self) -> None:
         """The final reply went out whole: from here on the access log settles."""
@@ -130,7 +136,7 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
             self._undo()
             self._processor.failed(error, "release")
-            reply = self._answer(Error.INTERNAL.reject("the gateway could not release this request"))
+            reply = self._turned_away(Error.INTERNAL.reject("the gateway could not release this request"))
         self._ready = reply
         if self._on_ready is not None:
             self._on_ready(reply)
@@ -160,6 +166,20 @@ class Exchange:
         state, self._state = self._state, BODY
         if state.undo is not None:
             state.undo(self._processor, self._id)
+
+    def _failed(self, error: Exception) -> Reply:
+        """The last step: what nothing else has caught is a refusal too.
+
+        An exception here would end the stream, and Envoy would take that for a service that is away: with
+        `failure_mode: open` a request's content could let it past every quota.
+        """
+        self._processor.failed(error, "exchange")
+        try:
+            self._undo()
+        except Exception as another:  # noqa: BLE001 (what is not undone expires)
+            self._processor.failed(another, "undoing")
+        self._state = DONE
+        return Reply(codec.immediate(Error.INTERNAL.reject(), self._asked.dialect), end=True)
 
     def _stray(self, kind: str) -> Reply:
         """A phase we did not ask for: somebody else's Envoy configuration. Let it pass."""
@@ -268,26 +288,6 @@ class Exchange:
             refused = as_engine_says(refused, asked.dialect, processor.engine_for(model, asked.tenant))
         processor.refused(asked.tenant.name, asked.source, len(body))
         return self._turned_away(refused)
-
-    def unanswered(self, error: Exception) -> Reply:
-        """The shared store could not be asked at all: nobody said that the quota allows it."""
-        self._processor.failed(error, "asking the quota")
-        try:
-            self._undo()
-            return self._turned_away(Error.INTERNAL.reject())
-        except Exception as another:  # noqa: BLE001 (law: every exception becomes a decision)
-            return self._failed(another)
-
-    def answered(self, asked: AskQuota, answer: Granted | Refused) -> Reply:
-        """The shared store has answered `Reply.ask`: the decision goes on."""
-        processor = self._processor
-        self.request_trace.answered(granted=isinstance(answer, Granted))
-        try:
-            return self._told(processor.scheduler.answered(asked, answer, now_ns=processor.clock()))
-        except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
-            self._undo()
-            processor.failed(error, "decision after the quota")
-            return self._turned_away(Error.INTERNAL.reject())
 
     def _decide(self, request: Request, *, degraded: str = "") -> Reply:
         processor, asked = self._processor, self._asked

@@ -17,11 +17,10 @@ from extproc.core.scheduler import ROUND_NS, STEP_NS, Scheduler
 from extproc.core.slo import ClassSpec
 from extproc.core.tenant import Tenant
 from extproc.service.schedule import Schedule
+from extproc.sim.arrival import Arrival, Workload
 from extproc.sim.replica import SimReplica
 from extproc.sim.slots import ReplicaLimits
 from extproc.sim.timing import hardware_named
-from extproc.sim.workload import Workload
-from extproc.sim.workload.arrival import Arrival
 from extproc.sim.world.world import Delays, World, WorldFault
 from tests.stand.schedulers import make_pool, make_scheduler
 

@@ -1,6 +1,6 @@
 """The endpoint-picker protocol (Gateway API Inference Extension): what all its streams share.
 
-One stream is exchange.py's, how it is answered answers.py's, the response that passes by response.py's.
+One stream is exchange.py's, how it is answered responder.py's, the response that passes by response.py's.
 """
 
 from __future__ import annotations
