@@ -30,12 +30,14 @@ MESSAGES = {
     "stray": envoy.phase("response_headers"),
 }
 STEPS = [*MESSAGES, "delivered", "overdue", "unanswered", "another ends", "waited too long"]
+#: Mostly the request comes as it should, and what happens then is anybody's guess.
+BEGINNINGS: list[list[str]] = [[], ["headers", "body"], ["headers", "body", "another ends"], ["another ends"]]
 
 
-@given(st.lists(st.sampled_from(STEPS), max_size=12))
+@given(st.builds(list.__add__, st.sampled_from(BEGINNINGS), st.lists(st.sampled_from(STEPS), max_size=8)))
 @examples(400)
 def test_any_order_of_events_is_answered_and_gives_back_what_it_took(steps: list[str]) -> None:
-    """One place on one replica, which another request has first: the stream waits, is released, shed, left."""
+    """One place on one replica, which another has first: the stream waits, is released, shed or left."""
     policy = Policy(classes=(ClassSpec(hold_ns=10**9),))
     now_ns = 0
     scheduler = make_scheduler(make_pool("10.0.0.1:80", permits=1), policy=policy)
