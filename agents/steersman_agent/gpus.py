@@ -45,13 +45,8 @@ class GpuSnapshot:
     own_pids: frozenset[int] | None = None
 
 
-def map_ports(gpus: Iterable[GpuFigures], ports: Iterable[int]) -> dict[int, tuple[str, ...]]:
-    """Port → UUIDs of the GPUs that its listener's processes use, by /proc."""
-    gpus = tuple(gpus)
-    return _uuids(gpus, map_pids(gpus, ports))
-
-
-def _uuids(gpus: Iterable[GpuFigures], pids: Mapping[int, frozenset[int]]) -> dict[int, tuple[str, ...]]:
+def uuids_of(gpus: Iterable[GpuFigures], pids: Mapping[int, frozenset[int]]) -> dict[int, tuple[str, ...]]:
+    """Port → UUIDs of the GPUs that its listener's processes use."""
     by_pid = _gpus_by_pid(gpus)
     return {
         port: tuple(sorted({uuid for pid in each for uuid in by_pid.get(pid, ())}))
@@ -102,7 +97,7 @@ def read_once(choice: str, ports: Iterable[int] = ()) -> GpuSnapshot:
     pids = map_pids(gpus, wanted)
     return GpuSnapshot(
         gpus=gpus,
-        uuids_by_port=_uuids(gpus, pids),
+        uuids_by_port=uuids_of(gpus, pids),
         read_s=time.monotonic(),
         own_pids=own_pids_of(pids, wanted),
     )
@@ -188,7 +183,7 @@ class GpuWatch:
                 self._publish(
                     GpuSnapshot(
                         gpus=gpus,
-                        uuids_by_port=_uuids(gpus, pids),
+                        uuids_by_port=uuids_of(gpus, pids),
                         read_s=now_s,
                         own_pids=own_pids_of(pids, self._ports()),
                     )

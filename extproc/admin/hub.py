@@ -176,7 +176,7 @@ class Hub:
         return {
             "at": round(sources.wall_clock(), 3),
             "in_flight": len(sources.scheduler.ledger),
-            "held": len(sources.scheduler.queue),
+            "held": len(sources.scheduler.dispatcher.queue),
             "point": points[-1] if points else None,
             "pools": pools_of(sources.scheduler),
         }

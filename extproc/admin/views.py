@@ -135,7 +135,7 @@ def shown_tenants(scheduler: Scheduler, stats: Stats, tenants: Mapping[str, Tena
     """Names of the tenants with most going on; all of few."""
     if len(tenants) <= ROWS_MAX:
         return list(tenants)
-    busy, held, lines = scheduler.ledger.by_tenant, scheduler.queue.by_tenant, stats.tenants
+    busy, held, lines = scheduler.ledger.by_tenant, scheduler.dispatcher.queue.by_tenant, stats.tenants
     active = [name for name in {*busy, *held, *lines} if name in tenants]
     found = heapq.nlargest(
         ROWS_MAX,

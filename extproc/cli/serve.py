@@ -41,7 +41,7 @@ def command(file: Path, kept_of: Path | None, verbose: bool) -> None:
     # Nothing that is imported is garbage: a seventh of the time to start.
     gc.disable()
     from extproc.config.load import ConfigError
-    from extproc.service import App
+    from extproc.service.app import App
     from extproc.wire.server import BindError
 
     log_to_stderr(verbose=verbose)

@@ -72,10 +72,6 @@ class AdsPublisher:
         """`streams` open now; since the start: `acks`, `nacks`, `responses`, `connections` and more."""
         return {"acks": 0, "nacks": 0, **self._counts, "streams": len(self._links)}
 
-    def acked_versions(self) -> list[tuple[str, str]]:
-        """Each stream's Envoy (its node id) and the version of the endpoints that it last accepted."""
-        return sorted((link.stream.node, link.stream.held_version) for link in self._links)
-
     def acked_addresses(self) -> frozenset[tuple[str, str]] | None:
         """The (pool, address) pairs that every connected Envoy has accepted.
 
@@ -147,8 +143,3 @@ class AdsPublisher:
                 await context.write(link.unwritten.popleft())
             link.wake.clear()
             await link.wake.wait()
-
-
-def ads_handler(publisher: AdsPublisher) -> Any:
-    """The generic RPC handler that serves a publisher's snapshots, for any grpc.aio server."""
-    return publisher.handler()

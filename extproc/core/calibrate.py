@@ -95,8 +95,3 @@ class Calibration:
     def predict_input(self, prompt_bytes: int) -> int:
         """Prompt tokens expected of a text, at least 1."""
         return max(1, round(prompt_bytes * self._tokens / self._bytes))
-
-    def predict_output(self, limit: int | None) -> int:
-        """Output tokens expected of one sequence under a client's limit."""
-        expected = round(self._outputs / self._requests)
-        return expected if limit is None else min(expected, limit)

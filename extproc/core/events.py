@@ -58,7 +58,7 @@ class Observer:
         """A request's end never came."""
 
 
-class Events(Observer):
+class EventEmitter(Observer):
     """The emitter: what it is told, it tells every observer, in order.
 
     `failed` hears of an observer's exception: by then the request is in the books, and goes on.

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from extproc.core.accounts import Accounts, Price
 from extproc.core.fairqueue import QueueBounds
+from extproc.core.families import NONE, Family
 from extproc.core.slo import ClassSpec
 
-__all__ = ["ClassSpec", "DeskLimits", "Policy"]
+__all__ = ["ClassSpec", "DeskLimits", "Policy", "SchedulerSettings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,3 +38,32 @@ class Policy:
             if each.name == service_class:
                 return i
         return len(self.classes) - 1
+
+    def weight(self, tenant: str) -> float:
+        """A tenant's weight in the fair queue."""
+        return self.weights.get(tenant, 1.0)
+
+    def price(self, pool: str) -> Price:
+        """What a pool's tokens cost."""
+        return self.prices.get(pool, FREE)
+
+
+FREE = Price()
+
+
+@dataclass(slots=True, kw_only=True)
+class SchedulerSettings:
+    """What the configuration says now. One object for all who go by it: a reload changes what is in it."""
+
+    default_model: str
+    limits: DeskLimits
+    policy: Policy
+    #: By name, what clients may ask for instead of a model.
+    families: Mapping[str, Family] = field(default_factory=lambda: NONE)
+    #: Where we are; endpoints elsewhere carry their pool's handicap.
+    zone: str = ""
+
+    def take(self, other: SchedulerSettings) -> None:
+        """What another says, but for where we are: that never changes."""
+        self.default_model, self.limits = other.default_model, other.limits
+        self.policy, self.families = other.policy, other.families

@@ -21,7 +21,7 @@ Scopes = list[tuple[str, ScopeLimits]]
 
 def tenants_view(scheduler: Scheduler, tenants: Iterable[Tenant], *, now_ns: int) -> dict[str, Any]:
     """`{"tenants": {name: …}, "left_out": n}`."""
-    busy, waiting = scheduler.ledger.by_tenant, scheduler.queue.by_tenant
+    busy, waiting = scheduler.ledger.by_tenant, scheduler.dispatcher.queue.by_tenant
     everyone = sorted(tenants, key=lambda each: (-busy[each.name] - waiting[each.name], each.name))
     shown = everyone[:TENANTS_MAX]
     models, keys = scopes_of(scheduler.policy.accounts)
@@ -64,7 +64,7 @@ def _view(scheduler: Scheduler, tenant: Tenant, models: Scopes, keys: Scopes, no
         "class": tenant.service_class,
         "weight": scheduler.policy.weights.get(name, 1.0),
         "in_flight": scheduler.ledger.by_tenant[name],
-        "held": scheduler.queue.by_tenant[name],
+        "held": scheduler.dispatcher.queue.by_tenant[name],
         "limits": [
             {
                 "scope": each.scope,

@@ -23,6 +23,7 @@ from extproc.core.quota.adjust import (
 )
 from extproc.core.scheduler import Scheduler
 from extproc.observe.stats import Stats
+from extproc.service.parts import Part
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 INTERVAL_NS = 60_000_000_000
 
 
-class Adjustment:
+class Adjustment(Part):
     """The tenants whose limits move, and how far they have."""
 
     def __init__(self, config: Config, scheduler: Scheduler, stats: Stats) -> None:
@@ -115,4 +116,4 @@ class Adjustment:
             if name in tenants and history.factor != 1.0:
                 tenants[name] = tenants[name].scaled(history.factor)
         accounts = Accounts(tenants=tenants, models=self.base.models, keys=self.base.keys)
-        self._scheduler.policy = replace(self._scheduler.policy, accounts=accounts)
+        self._scheduler.settings.policy = replace(self._scheduler.policy, accounts=accounts)

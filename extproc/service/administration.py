@@ -70,7 +70,9 @@ class Administration(Part):
         self.server: AdminServer | None = None
         self.url = ""
         self._pulse = LiveSeries(
-            clock=clock, wall_clock=time.time, gauge=lambda: (len(scheduler.ledger), len(scheduler.queue))
+            clock=clock,
+            wall_clock=time.time,
+            gauge=lambda: (len(scheduler.ledger), len(scheduler.dispatcher.queue)),
         )
         self._sources = Sources(
             version=__version__,

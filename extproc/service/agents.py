@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from extproc import extras
 from extproc.config.load import ConfigError, Problem
 from extproc.config.model import Config, Telemetry
+from extproc.core.peers import owner_of
 from extproc.core.reports import ReplicaReport
 from extproc.core.scheduler import Scheduler
 from extproc.service.build import quota_limits
+from extproc.service.parts import Part
 from extproc.service.roster import Roster
 from extproc.state.share import PeerLoads
 from extproc.telemetry.ingest import Ingest, PushingNode
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from extproc.state.redis_share import RedisShare
 
 
-class Agents:
+class Agents(Part):
     """Telemetry and sharing of one service; both are optional."""
 
     def __init__(
@@ -49,6 +51,8 @@ class Agents:
         self.ingest: Ingest | None = None
         self.share: RedisShare | None = None
         self._listen: list[str] = []
+        #: Where it listens for agents.
+        self.addresses: list[str] = []
         if config.telemetry is not None:
             self._listen = config.telemetry.listen
             self.ingest = self._ingest(config.telemetry)
@@ -63,7 +67,9 @@ class Agents:
                 prefix=config.sharing.prefix,
                 interval_ms=config.sharing.interval_ms,
                 loads=self._loads,
-                needs=lambda: self._scheduler.needs(now_ns=self._clock()),
+                needs=lambda: self._scheduler.peers.needs(
+                    self._scheduler.dispatcher.queue, now_ns=self._clock()
+                ),
                 on_peers=self._on_peers,
                 on_report=self._on_relayed,
                 clock=clock,
@@ -81,12 +87,11 @@ class Agents:
         """Whether the peers' work is known at the moment."""
         return self.share is not None and self.share.connected
 
-    async def start(self) -> list[str]:
-        """Listen for agents and begin to share; returns the telemetry addresses. OSError when taken."""
-        bound = await self.server.start(self._listen) if self.server is not None else []
+    async def start(self) -> None:
+        """Listen for agents and begin to share. OSError when the address is taken."""
+        self.addresses = await self.server.start(self._listen) if self.server is not None else []
         if self.share is not None:
             await self.share.start()
-        return bound
 
     async def stop(self) -> None:
         """Say good-bye to peers and agents."""
@@ -95,7 +100,7 @@ class Agents:
         if self.server is not None:
             await self.server.stop()
 
-    def status(self) -> dict[str, object]:
+    def figures(self) -> dict[str, object]:
         """Figures of both."""
         return {
             "telemetry": {
@@ -149,11 +154,9 @@ class Agents:
         }
 
     def _on_peers(self, peers: PeerLoads) -> None:
-        self._scheduler.peers = frozenset(name.partition("-")[0] for name in peers.names)
-        self._scheduler.turns.hear(peers.needs)
-        now_loaded = set(peers.sums)
         # What was reckoned between two messages is said now, also where it came to nothing.
-        reckoned, self._scheduler.reckoned = self._scheduler.reckoned, set()
+        reckoned = self._scheduler.peers.hear(map(owner_of, peers.names), peers.needs)
+        now_loaded = set(peers.sums)
         for key in self._peered | now_loaded | reckoned:
             endpoint = self._scheduler.fleet.endpoint(*key)
             if endpoint is not None:
@@ -181,6 +184,21 @@ def shared_quotas(config: Config, instance: str, *, clock: Callable[[], int]) ->
         limits=quota_limits(config),
         clock=clock,
     )
+
+
+class SharedQuotasPart(Part):
+    """Asks Redis while the service runs."""
+
+    def __init__(self, quotas: RedisQuota) -> None:
+        self._quotas = quotas
+
+    async def start(self) -> None:
+        """Connect."""
+        await self._quotas.start()
+
+    async def stop(self) -> None:
+        """Give back what is leased, and part."""
+        await self._quotas.close()
 
 
 def _server(ingest: Ingest, telemetry: Telemetry, clock: Callable[[], int]) -> TelemetryServer:

@@ -17,8 +17,8 @@ from extproc.core.experiment import arm_parameters
 from extproc.core.fairqueue import QueueBounds
 from extproc.core.families import Family, thresholds_for
 from extproc.core.fleet import Member, PoolSpec
+from extproc.core.policy import ClassSpec, DeskLimits, Policy, SchedulerSettings
 from extproc.core.quota import QuotaLimits, ScopeLimits, limits
-from extproc.core.scheduler import ClassSpec, DeskLimits, Policy
 from extproc.core.tenant import ANONYMOUS, ApiKey, Directory, ProxyTrust, Tenant
 from extproc.service.experiments import experiments_of
 
@@ -211,10 +211,17 @@ def body_bounds(config: Config) -> BodyBounds:
     return BodyBounds(pieces_max=limits.body_pieces_max, messages_max=limits.body_messages_max)
 
 
-def scheduler_limits(config: Config) -> DeskLimits:
-    """The scheduler's bounds."""
-    return DeskLimits(
-        reservation_ttl_ns=config.limits.reservation_ttl_s * 1_000_000_000,
-        reservations_max=config.limits.reservations_max,
-        settled_remembered_max=config.limits.settled_remembered_max,
+def settings_of(config: Config) -> SchedulerSettings:
+    """What the scheduler goes by. Raises ConfigError when a family's file of weights cannot be read."""
+    limits = config.limits
+    return SchedulerSettings(
+        default_model=config.default_model,
+        limits=DeskLimits(
+            reservation_ttl_ns=limits.reservation_ttl_s * 1_000_000_000,
+            reservations_max=limits.reservations_max,
+            settled_remembered_max=limits.settled_remembered_max,
+        ),
+        policy=policy_of(config),
+        families=families_of(config),
+        zone=config.service.zone,
     )

@@ -27,6 +27,7 @@ from extproc.history.change import change
 from extproc.history.surgery import EditError, Put, edited
 from extproc.history.versions import HistoryError
 from extproc.observe.audit import AuditLog
+from extproc.service.parts import Part
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,10 @@ log = logging.getLogger(__name__)
 WHO = "steersman"
 
 
-class ExperimentsPart:
+class ExperimentsPart(Part):
     """The experiments of one scheduler. `file` is where stops are written; None keeps them in memory."""
+
+    name = "experiments"
 
     def __init__(
         self,
@@ -59,9 +62,9 @@ class ExperimentsPart:
         specs = experiments_of(config, now_ns=now_ns, wall_s=self._wall())
         self._scheduler.experiments.apply(specs, now_ns=now_ns)
 
-    def step(self) -> None:
+    def step(self, *, now_ns: int) -> None:
         """Some time has passed: say what the guardrail has stopped and what has ended."""
-        for each in self._scheduler.experiments.step(now_ns=self._clock()):
+        for each in self._scheduler.experiments.step(now_ns=now_ns):
             what = "arm_stopped" if each.arm else "ended"
             self._scheduler.counts[f"experiment.{what}"] += 1
             where = f"experiment {each.experiment}" + (f", arm {each.arm}" if each.arm else "")

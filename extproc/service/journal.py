@@ -19,6 +19,7 @@ from extproc.core.quota import ExactBooks
 from extproc.core.quota.kept import JournalBatch, Touched
 from extproc.core.scheduler import Scheduler
 from extproc.service.adjustment import Adjustment
+from extproc.service.parts import Part
 
 if TYPE_CHECKING:
     from extproc.state.kept_file import KeptFile
@@ -33,7 +34,7 @@ T = TypeVar("T")
 AGAIN_NS = 5_000_000_000
 
 
-class QuotaJournal:
+class QuotaJournal(Part):
     """The journal of one service's quotas; nothing where none is configured, or another process has it."""
 
     def __init__(
@@ -194,7 +195,7 @@ class QuotaJournal:
     def _changes(self) -> tuple[JournalBatch, Touched | None]:
         batch, touched = JournalBatch([], [], [], [], [], {}), None
         if self._books is not None:
-            batch, touched = self._books.changes(waiting=self._scheduler.queue)
+            batch, touched = self._books.changes(waiting=self._scheduler.dispatcher.queue)
         histories = self._adjusting.histories
         if histories != self._told:
             batch, self._told = batch._replace(histories=histories), histories

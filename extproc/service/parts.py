@@ -1,4 +1,4 @@
-"""What shows and watches a running service: each part is built, started, stepped and stopped here.
+"""What a running service is made of beside its requests: parts that are started, stepped and stopped.
 
 Owns the order of the parts and what becomes of their mistakes: one that fails is said and counted, and never
 touches a decision. What a part shows is its own module's.
@@ -6,6 +6,7 @@ touches a decision. What a part shows is its own module's.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from extproc.config.model import Config
@@ -13,7 +14,7 @@ from extproc.core.events import Observer
 
 
 class Part:
-    """One way of showing or watching the service; each method does nothing until it is overridden."""
+    """One part of the service; each method does nothing until it is overridden."""
 
     #: What its figures are called in the status; "" when it has none.
     name = ""
@@ -29,13 +30,21 @@ class Part:
     async def stop(self) -> None:
         """End, and send what is still to be sent; takes seconds at the most."""
 
-    def step(self, *, now_ns: int) -> None:
+    def step(self, *, now_ns: int) -> object:
         """A quarter of a second has passed; returns within a millisecond, on the event loop."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is to be written."""
+        return False
+
+    def write(self) -> None:
+        """Write it, in a thread: it waits for the disk."""
 
     def apply(self, config: Config) -> None:
         """A new configuration holds."""
 
-    def status(self) -> dict[str, object]:
+    def status(self) -> object:
         """Its figures, for `steersman status`."""
         return {}
 
@@ -84,6 +93,12 @@ class ServiceParts:
                 part.apply(config)
             except Exception as error:  # noqa: BLE001 (the rest of the configuration holds already)
                 self._failed(error, part.name or type(part).__name__)
+
+    async def write(self) -> None:
+        """Write what waits for the disk."""
+        for part in self.parts:
+            if part.waiting:
+                await asyncio.to_thread(part.write)
 
     def status(self) -> dict[str, object]:
         """Each part's figures under its name."""

@@ -8,44 +8,52 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from extproc.config.engine_keys import engine_keys
 from extproc.config.load import ConfigError, load
 from extproc.config.model import Config
 from extproc.config.restart import restart_needed
-from extproc.core.families import Family
-from extproc.core.scheduler import Policy
+from extproc.core.policy import SchedulerSettings
 from extproc.core.tenant import Directory
 from extproc.history.changes import Event, changes
-from extproc.service.build import directory_of, families_of, policy_of
+from extproc.service.build import directory_of, settings_of
 
 
 @dataclass(frozen=True, slots=True)
 class Reread:
-    """What a new configuration comes to. `events` are its changes of tenants, for the audit log."""
+    """What a configuration comes to. `events` are its changes of tenants, for the audit log."""
 
     config: Config
     directory: Directory
-    families: dict[str, Family]
-    policy: Policy
-    events: list[Event]
+    settings: SchedulerSettings
     engine_keys: dict[str, str]
+    events: list[Event] = field(default_factory=list)
 
 
-def read_again(path: Path, old: Config, *, live: bool) -> Reread | list[str]:
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """Why a configuration cannot be taken; `restart`: it is well, but not for a service that runs."""
+
+    problems: list[str]
+    restart: bool = False
+
+
+def built(config: Config) -> Reread:
+    """Everything that requests go by. Raises ConfigError."""
+    return Reread(config, directory_of(config), settings_of(config), engine_keys(config))
+
+
+def read_again(path: Path, old: Config, *, live: bool) -> Reread | Unusable:
     """The file beside what runs, or every reason why it cannot be taken."""
     try:
-        new = load(path)
-        directory = directory_of(new)
-        families = families_of(new)
-        keys = engine_keys(new)
+        read = built(load(path))
     except ConfigError as error:
-        return [str(problem) for problem in error.problems]
-    if changed := restart_needed(old, new, live=live):
-        return [f"needs a restart: {', '.join(changed)}"]
-    return Reread(new, directory, families, policy_of(new), changes(old, new), keys)
+        return Unusable([str(problem) for problem in error.problems])
+    if changed := restart_needed(old, read.config, live=live):
+        return Unusable([f"needs a restart: {', '.join(changed)}"], restart=True)
+    return replace(read, events=changes(old, read.config))
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from extproc.discovery.file import FileSource
 from extproc.discovery.merge import Membership
 from extproc.service.admission import refusal
 from extproc.service.build import member_of, pool_specs
+from extproc.service.parts import Part
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ GRACE_S = 3.0
 FILE_POLL_S = 0.5
 
 
-class Roster:
+class Roster(Part):
     """Keeps the fleet's members and Envoy's endpoints one."""
 
     def __init__(self, config: Config, fleet: Fleet) -> None:
@@ -67,7 +68,7 @@ class Roster:
         self._grace: asyncio.TimerHandle | None = None
         self._list_static()
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Follow the sources; tell Envoys that ask, when clusters are rendered and every source has spoken.
 
         For those that do not speak nobody waits longer than GRACE_S. Decisions go on meanwhile.

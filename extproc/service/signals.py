@@ -42,7 +42,7 @@ class Values:
     def look(self, *, now_ns: int) -> None:
         """Read the gauges of fleet, pools and classes."""
         self._now_ns = now_ns
-        scheduler, queue = self._scheduler, self._scheduler.queue
+        scheduler, queue = self._scheduler, self._scheduler.dispatcher.queue
         gauges: dict[tuple[str, Key], float] = {("held", FLEET): float(len(queue))}
         for spec, held in zip(scheduler.policy.classes, queue.by_class, strict=False):
             gauges["held", ("class", spec.name)] = float(held)
@@ -52,7 +52,7 @@ class Values:
             _fleet_gauges(gauges, ("pool", name), pool.endpoints)
             everyone += pool.endpoints
         _fleet_gauges(gauges, FLEET, everyone)
-        if (median := scheduler.feedback.ttft.median) is not None:
+        if (median := scheduler.settlement.feedback.ttft.median) is not None:
             gauges["prediction_error", FLEET] = median
         self._gauges = gauges
 
@@ -60,7 +60,7 @@ class Values:
         if signal == "anomaly":
             return self._anomalies.verdict(name).score
         if signal == "held":
-            return float(self._scheduler.queue.by_tenant.get(name, 0))
+            return float(self._scheduler.dispatcher.queue.by_tenant.get(name, 0))
         if signal == "in_flight":
             return float(self._scheduler.ledger.by_tenant.get(name, 0))
         limits = self._scheduler.policy.accounts.tenants.get(name)

@@ -22,6 +22,7 @@ from extproc.config.load import ConfigError, Problem
 from extproc.config.model import Config
 from extproc.config.tracing import OpenTelemetry
 from extproc.core.events import Observer
+from extproc.core.peers import owner_of
 from extproc.core.scheduler import Scheduler
 from extproc.observe.tracing.figures import SpanMetrics
 from extproc.observe.tracing.pipeline import Pipeline
@@ -171,11 +172,11 @@ class TracingPart(Part):
         """
         if self._config.sharing is None:
             return self._alone
-        decider, peers = reservation_id.partition("-")[0], self._scheduler.peers
+        decider, peers = owner_of(reservation_id), self._scheduler.peers
         if decider in peers:
             return False
-        mine = self._scheduler.instance
-        return min({mine, *peers}, key=lambda name: hash_of(name, reservation_id)) == mine
+        heirs: set[str] = {peers.own, *peers}
+        return min(heirs, key=lambda name: hash_of(name, reservation_id)) == peers.own
 
 
 class _Line:

@@ -9,6 +9,7 @@ configuration says otherwise.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass, field
 from math import ceil, floor
@@ -25,6 +26,7 @@ from extproc.history.change import change
 from extproc.history.surgery import EditError, Put, edited
 from extproc.history.versions import HistoryError
 from extproc.observe.audit import AuditLog
+from extproc.service.parts import Part
 from extproc.tuning.online import GoalWindow, Knob, Move, Tuner, TuningGuard
 from extproc.tuning.space import space
 
@@ -55,8 +57,10 @@ class _Count:
         return GoalWindow(requests=self.requests, attained=self.attained, failed=self.failed, ttft_p99_ms=p99)
 
 
-class TunerPart(Observer):
+class TunerPart(Part, Observer):
     """Tunes one strategy of one pool; an `Observer` of the scheduler's for what it turns away."""
+
+    name = "tuning"
 
     def __init__(self, config: Config, scheduler: Scheduler, audit: AuditLog) -> None:
         self._scheduler, self._audit = scheduler, audit
@@ -73,6 +77,11 @@ class TunerPart(Observer):
         #: The configuration's file; without one there is no history, and nothing is tuned.
         self.file: Path | None = None
         self.overlaid(config)
+
+    @property
+    def observers(self) -> tuple[Observer, ...]:
+        """Itself, where it is on."""
+        return (self,) if self._enabled else ()
 
     @property
     def on(self) -> bool:
@@ -96,6 +105,7 @@ class TunerPart(Observer):
     def overlaid(self, config: Config) -> Config:
         """A configuration as it is to be applied: with what was tuned, where that still holds."""
         section = config.tuning
+        self._enabled = section.enabled
         pool = _pool(config)
         if not section.enabled or pool.strategy != section.strategy:
             self._tuner = None
@@ -133,7 +143,7 @@ class TunerPart(Observer):
             count.first_ms.append(outcome.ttft_ns / 1e6)
         count.attained += event.sample.attained is True
 
-    def step(self, *, now_ns: int) -> Move | None:
+    def move(self, *, now_ns: int) -> Move | None:
         """Let time pass; a move to record and to apply."""
         tuner = self._tuner
         if tuner is None or self.file is None:
@@ -153,6 +163,13 @@ class TunerPart(Observer):
         move = tuner.window(self._count.window(), now_ns=now_ns)
         self._begin(now_ns)
         return move
+
+    async def tune(self, config: Config, *, now_ns: int) -> Config | None:
+        """Let time pass; the configuration to apply, None where nothing changes."""
+        move = self.move(now_ns=now_ns)
+        if move is None:
+            return None
+        return self.done(move, config, recorded=await asyncio.to_thread(self.record, move))
 
     def record(self, move: Move) -> bool:
         """Write what is kept into the file, where that is wanted; in a thread too. False when that failed.

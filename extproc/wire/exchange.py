@@ -269,7 +269,7 @@ class Exchange:
         request = parse(route, body, processor.body_bounds)
         if isinstance(request, Reject):
             return request
-        self._family = request.model in processor.scheduler.families
+        self._family = request.model in processor.scheduler.settings.families
         if self._family and (mistake := _not_utf8(body)):
             # It goes on with another name in it, which wants every field's own name to be one.
             return mistake
@@ -318,7 +318,7 @@ class Exchange:
 
     def _held(self, hold: Hold) -> Reply:
         processor = self._processor
-        processor.scheduler.decisions.named(self._asked.request_id, hold.id)
+        processor.scheduler.dispatcher.decisions.named(self._asked.request_id, hold.id)
         if processor.bodies_bytes + len(self._body) > BODIES_BYTES_MAX:
             if self._family:
                 processor.scheduler.counts["bound.bodies_bytes_max"] += 1
@@ -333,7 +333,7 @@ class Exchange:
     def _routed(self, decision: Routed) -> Reply:
         processor, asked, reservation = self._processor, self._asked, decision.reservation
         self._become(Routed, reservation.id)
-        processor.scheduler.decisions.named(asked.request_id, reservation.id)
+        processor.scheduler.dispatcher.decisions.named(asked.request_id, reservation.id)
         body: bytes | None = None
         usage_asked = ""
         if self._body:

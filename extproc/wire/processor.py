@@ -106,7 +106,7 @@ class Processor:
         self._held: dict[str, HeldStream] = {}
         #: The size of their bodies, as far as they are kept.
         self.bodies_bytes = 0
-        scheduler.on_release = self._released
+        scheduler.dispatcher.on_release = self._released
         scheduler.events.failed = self.failed
         self._logged_ns = -FAILURE_LOG_EVERY_NS
         self._forged_ns = -FAILURE_LOG_EVERY_NS
@@ -218,7 +218,7 @@ class Processor:
 
     def engine_for(self, model: str | None, tenant: Tenant) -> str:
         """What the replicas run that would serve a model; "" where none does."""
-        name = model or tenant.default_model or self.scheduler.default_model
+        name = model or tenant.default_model or self.scheduler.settings.default_model
         pool = self.scheduler.fleet.pool_for(name, tenant.name)
         # Of a model that is not this tenant's nothing is told, the engine's way to refuse included.
         return pool.engine if pool is not None and tenant.may(name) else ""

@@ -116,6 +116,7 @@ def _health(processor: Processor) -> LocalAnswer | Reject:
 def _models(processor: Processor, tenant: Tenant) -> LocalAnswer:
     scheduler = processor.scheduler
     names = [name for name in scheduler.fleet.models_for(tenant.name) if tenant.may(name)]
-    names += [name for name, family in scheduler.families.items() if members(family, tenant, scheduler.fleet)]
+    families = scheduler.settings.families
+    names += [name for name, family in families.items() if members(family, tenant, scheduler.fleet)]
     listed = [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in names]
     return LocalAnswer(status=200, body=msgspec.json.encode({"object": "list", "data": listed}))

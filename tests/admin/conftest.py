@@ -19,7 +19,7 @@ from extproc.config.model import Config
 from extproc.core.outcome import Outcome, Reservation, Routed
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import Tenant, hash_key
-from extproc.service import App
+from extproc.service.app import App
 
 CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
 READER, WRITER = "reader-token-0123456789", "writer-token-0123456789"
@@ -78,7 +78,6 @@ class Standing:
         found: Tenant = self.app.processor.directory.tenants[tenant]
         routed = self.app.scheduler.admit(CHAT, found, now_ns=self.app.clock())
         assert isinstance(routed, Routed), routed
-        self.app.stats.decided(tenant, routed)
         return routed.reservation
 
     def settle(self, reservation: Reservation, **facts: Any) -> None:

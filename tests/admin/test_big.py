@@ -11,7 +11,7 @@ from typing import Any
 
 from extproc.config.model import Config
 from extproc.core.tenant import hash_key
-from extproc.service import App
+from extproc.service.app import App
 
 Stand = Callable[..., None]
 TENANTS, ENDPOINTS = 10_000, 1_000

@@ -11,7 +11,7 @@ import pytest
 
 from extproc.config.load import load, loads
 from extproc.history.experiments import start_edits, stop_edits
-from extproc.service import App
+from extproc.service.app import App
 
 Stand = Callable[..., None]
 WRITER = "writer-token-0123456789"

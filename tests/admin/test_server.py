@@ -16,7 +16,7 @@ import pytest
 from extproc.admin.answers import BODY_BYTES_MAX
 from extproc.admin.server import METRICS, OPEN, ROUTES, AdminRoute
 from extproc.config.load import loads
-from extproc.service import App
+from extproc.service.app import App
 from extproc.wire.server import BindError
 
 READER, WRITER = "reader-token-0123456789", "writer-token-0123456789"
@@ -216,7 +216,7 @@ def test_without_the_section_there_is_no_port() -> None:
     asyncio.run(app.administering.start())
     assert app.administering.server is None
     assert app.administering.observers == ()
-    assert app.status()["admin"] == {"url": None}
+    assert app.view.whole()["admin"] == {"url": None}
 
 
 def test_tls(stand: Stand, tmp_path: Path) -> None:

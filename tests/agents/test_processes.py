@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from steersman_agent.figures import GpuFigures, ProcessUse
-from steersman_agent.gpus import map_ports
+from steersman_agent.gpus import map_pids, uuids_of
 from steersman_agent.processes import gpus_of, listeners, listening_inodes, parents
 
 TABLE = """\
@@ -80,4 +80,4 @@ def test_a_port_is_mapped_to_the_gpu_of_its_worker(server: tuple[int, int, int])
         GpuFigures(uuid="GPU-b", index=1, processes=(ProcessUse(pid=worker),)),
         GpuFigures(uuid="GPU-c", index=2, processes=(ProcessUse(pid=os.getpid()),)),
     ]
-    assert map_ports(gpus, [port]) == {port: ("GPU-b",)}
+    assert uuids_of(gpus, map_pids(gpus, [port])) == {port: ("GPU-b",)}

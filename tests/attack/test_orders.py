@@ -31,7 +31,7 @@ from extproc.core.contract import (
     RESERVATION_KEY,
 )
 from extproc.core.tenant import hash_key
-from extproc.service import App
+from extproc.service.app import App
 from extproc.supervise.admin_link import AdminLink
 from extproc.supervise.asking import ServiceLink, ServiceRefusedError
 from extproc.supervise.ports import free_ports
@@ -387,6 +387,6 @@ def test_what_the_status_says_of_a_forger(folder: Path) -> None:
     async def play() -> None:
         async with serving(folder) as at:
             await at.log("forged")
-            assert json.loads(at.app.status_json())["counts"]["settled.forged"] == 1
+            assert json.loads(at.app.view.json())["counts"]["settled.forged"] == 1
 
     asyncio.run(play())

@@ -44,7 +44,7 @@ def _scheduler(endpoints: int, strategy: str = "steer") -> Scheduler:
         request = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, stream=True, prompt_tokens=tokens)
         decision = scheduler.admit(request, ANONYMOUS, now_ns=number * 10_000_000)
         if isinstance(decision, Routed):
-            scheduler.first_token(decision.reservation.id, now_ns=number * 10_000_000 + 1_000)
+            scheduler.settlement.first_token(decision.reservation.id, now_ns=number * 10_000_000 + 1_000)
     return scheduler
 
 
@@ -130,6 +130,6 @@ def _exchange_us(size: int) -> float:
         exchange.close()
         entry = scheduler.ledger.get(reply.reservation_id)
         assert entry is not None
-        scheduler.settle(Outcome(reservation=entry.reservation, final=True, status=200), now_ns=1)
+        scheduler.settlement.settle(Outcome(reservation=entry.reservation, final=True, status=200), now_ns=1)
 
     return best_us(once)

@@ -23,7 +23,7 @@ from extproc.core.reports import GpuReport, ReplicaReport
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import Tenant
 from extproc.observe.metrics.labels import Tenants
-from extproc.service import App
+from extproc.service.app import App
 
 TENANTS, NAMED, ENDPOINTS, GPUS = 10_000, 100, 1_000, 8
 SCRAPES = 7

@@ -13,7 +13,7 @@ from lone_service import ACME, Client, Service, serving
 from rows import Row
 
 from extproc.config.load import load
-from extproc.service import App
+from extproc.service.app import App
 from extproc.service.reload import read_again
 
 FEW, MANY = 1_000, 5_000

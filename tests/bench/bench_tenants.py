@@ -91,7 +91,7 @@ def _rounds(scheduler: Scheduler, tenants: list[Tenant]) -> Callable[[], tuple[f
             assert len(outcomes) == 100
             resumed = time.perf_counter()
             for outcome in outcomes:
-                scheduler.settle(outcome, now_ns=now_ns)
+                scheduler.settlement.settle(outcome, now_ns=now_ns)
             settling += time.perf_counter() - resumed
             admitting += middle - begun
             state["now"] += 10_000_000

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from extproc.config.load import loads
-from extproc.service import App
+from extproc.service.app import App
 from tests.stand.waits import PATIENCE_S
 
 ADDRESS = "10.9.9.1:8000"
@@ -35,11 +35,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     async def stop(app: App) -> None:
         assert app.server is not None
-        assert app.orders_server is not None
+        assert app.rpc.server is not None
         await app.roster.stop()
         await app.operating.stop()
         await app.server.drain(0.0)
-        await app.orders_server.stop()
+        await app.rpc.server.stop()
 
     app = asyncio.run_coroutine_threadsafe(start(), loop).result(PATIENCE_S)
     yield address

@@ -19,7 +19,7 @@ from extproc.core.outcome import End, Outcome, Routed
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import ANONYMOUS
 from extproc.history.versions import ConfigHistory
-from extproc.service import App
+from extproc.service.app import App
 from tests.stand.waits import PATIENCE_S
 
 TEXT = """\
@@ -178,7 +178,7 @@ def lose(app: App, clock: Wall, *, requests: int = 400) -> None:
         reservation = decision.reservation
         facts: dict[str, Any] = {"end": End.ERROR} if reservation.arm == "x/b" else {"duration_ns": 1}
         app.settle(Outcome(reservation=reservation, final=True, status=200, **facts))
-        app.experimenting.step()
+        app.experimenting.step(now_ns=clock.now_ns)
 
 
 def test_the_guardrail_writes_what_it_did(file: Path) -> None:
@@ -200,9 +200,9 @@ def test_the_guardrail_writes_what_it_did(file: Path) -> None:
     app.audit.flush(last=True)
     events = [json.loads(line) for line in audit.read_text().splitlines()]
     assert [(each["event"], each["arm"]) for each in events] == [("experiment_arm_stopped", "b")]
-    counted = app.status()["experiments"][0]["arms"][0]["requests"]  # type: ignore[index]  # status is plain values
+    counted = app.view.whole()["experiments"][0]["arms"][0]["requests"]  # type: ignore[index]  # status is plain values
     assert app.reload(file)
-    assert app.status()["experiments"][0]["arms"][0]["requests"] == counted  # type: ignore[index]  # the same
+    assert app.view.whole()["experiments"][0]["arms"][0]["requests"] == counted  # type: ignore[index]  # the same
     assert (
         App(load(file), clock=clock).scheduler.experiments.view(now_ns=0)[0]["arms"][1]["stopped"] == stopped
     )

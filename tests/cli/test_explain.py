@@ -30,7 +30,7 @@ def scheduler_of(count: int = 2) -> Scheduler:
     endpoints = tuple((f"10.0.{i // 256}.{i % 256}:80", "", 4) for i in range(count))
     pool = PoolSpec(name="p", models=("m", "n"), strategy="steer", endpoints=endpoints)
     scheduler = make_scheduler(pool)
-    scheduler.families = {"auto": Family(name="auto", models=("m", "n"), thresholds=(0.5,))}
+    scheduler.settings.families = {"auto": Family(name="auto", models=("m", "n"), thresholds=(0.5,))}
     return scheduler
 
 

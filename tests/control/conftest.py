@@ -42,7 +42,7 @@ from processes import Process
 
 from extproc._pb import access_log_pb2, ext_proc_pb2, health_pb2
 from extproc.config.load import loads
-from extproc.control.ads_server import AdsPublisher, ads_handler
+from extproc.control.ads_server import AdsPublisher
 from extproc.control.snapshot import EndpointState, FleetSnapshot, SnapshotBuilder
 from extproc.core import contract
 
@@ -73,6 +73,11 @@ def envoy() -> str:
 
 def free_port() -> int:
     return free_ports(1)[0]
+
+
+def held_versions(publisher: AdsPublisher) -> set[str]:
+    """The versions of the endpoints that the connected Envoys last accepted."""
+    return {link.stream.held_version for link in publisher._links}
 
 
 class Loop:
@@ -179,7 +184,7 @@ class Service:
             (grpc.method_handlers_generic_handler(contract.EVENT_SERVICE, {contract.EVENT_METHOD: event}),)
         )
         if self.publisher is not None:
-            self.server.add_generic_rpc_handlers((ads_handler(self.publisher),))
+            self.server.add_generic_rpc_handlers((self.publisher.handler(),))
         self.port = self.server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self.server.start()
 
@@ -409,7 +414,7 @@ class Gateway:
         assert publisher is not None
         self.loop.call(publisher.publish, snapshot)
         deadline = time.monotonic() + START_S_MAX
-        while {version for _, version in publisher.acked_versions()} != {snapshot.endpoints.version}:
+        while held_versions(publisher) != {snapshot.endpoints.version}:
             assert time.monotonic() < deadline, publisher.counts
             time.sleep(0.001)
 

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from extproc._pb import discovery_pb2 as pb
-from extproc.control.ads_server import METHOD, SERVICE, AdsPublisher, ads_handler
+from extproc.control.ads_server import METHOD, SERVICE, AdsPublisher
 from extproc.control.snapshot import CLUSTER_TYPE, ENDPOINT_TYPE, FleetSnapshot, Resource, Resources
 
 
@@ -62,7 +62,7 @@ class Envoy:
 @contextlib.asynccontextmanager
 async def serving(publisher: AdsPublisher) -> AsyncIterator[Callable[[], Envoy]]:
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((ads_handler(publisher),))
+    server.add_generic_rpc_handlers((publisher.handler(),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     envoys: list[Envoy] = []
@@ -106,7 +106,8 @@ def test_what_every_envoy_accepted_is_known() -> None:
             newest = snapshot("a", "b")
             publisher.publish(newest)
             await one.accept()
-            await until(lambda: ("", newest.endpoints.version) in publisher.acked_versions())
+            versions = [link.stream for link in publisher._links]
+            await until(lambda: newest.endpoints.version in {each.held_version for each in versions})
             assert publisher.acked_addresses() == {("chat", "a")}, "two has not accepted b yet"
             await two.accept()
             await until(lambda: publisher.acked_addresses() == {("chat", "a"), ("chat", "b")})

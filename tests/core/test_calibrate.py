@@ -49,12 +49,6 @@ def test_follows_a_change() -> None:
     assert learner.output_tokens == pytest.approx(300, rel=0.01)
 
 
-def test_output_respects_the_limit() -> None:
-    """A client's limit bounds the expected output, 0 included."""
-    learner = Calibration(bytes_per_token=4.0, output_tokens=256)
-    assert [learner.predict_output(limit) for limit in (None, 0, 10, 256, 10**30)] == [256, 0, 10, 256, 256]
-
-
 def test_one_lying_length_bends_little() -> None:
     """A count of a hundred million tokens weighs as one longest answer."""
     learner = Calibration(bytes_per_token=4.0, output_tokens=256)
@@ -78,4 +72,3 @@ def test_bounded_against_any_counts(seen: list[tuple[int, int]], prior: float, o
     assert 0 <= learner.output_tokens <= max(outputs, OUTPUT_TOKENS_MAX) * 1.001
     assert math.isfinite(learner.bytes_per_token)
     assert learner.predict_input(1_000) >= 1
-    assert learner.predict_output(None) >= 0

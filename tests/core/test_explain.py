@@ -71,7 +71,7 @@ def test_it_foretells_the_next_decision(strategy: str) -> None:
         assert found.reason == routed.reason.text()
         assert isinstance(unasked, Routed)
         assert unasked.addresses == routed.addresses
-    assert len(scheduler.decisions) == scheduler.counts["routed"] > 4
+    assert len(scheduler.dispatcher.decisions) == scheduler.counts["routed"] > 4
 
 
 def test_what_removes_an_endpoint() -> None:
@@ -144,7 +144,7 @@ def test_late_binding_says_what_it_waits_for() -> None:
     queue, memory = row.why
     assert queue.startswith("queue: 2000 + 2000 tokens above 1024")
     assert memory.startswith("memory: ")
-    scheduler.first_token("i-1", now_ns=2)
+    scheduler.settlement.first_token("i-1", now_ns=2)
     (row,) = scheduler.explain(replace(CHAT, max_new_tokens=1), ANONYMOUS, now_ns=3).rows
     assert [why.partition(":")[0] for why in row.why] in ([], ["memory"], ["guard"], ["memory", "guard"])
     endpoint.load.streaming = 1
@@ -164,7 +164,7 @@ def test_a_row_waits_exactly_when_a_condition_says_so(strategy: str) -> None:
             length = rng.choice((40, 2_000, 12_000))
             decision = scheduler.admit(replace(CHAT, prompt_bytes=length), ANONYMOUS, now_ns=number)
             if isinstance(decision, Routed) and rng.random() < 0.6:
-                scheduler.first_token(decision.reservation.id, now_ns=number)
+                scheduler.settlement.first_token(decision.reservation.id, now_ns=number)
         request = replace(CHAT, prompt_bytes=rng.choice((40, 2_000, 30_000)))
         found = scheduler.explain(request, ANONYMOUS, now_ns=trial + 100)
         for row in found.rows:
@@ -207,7 +207,7 @@ def test_a_request_that_waits() -> None:
     assert isinstance(first, Routed)
     for now in (1, 2):
         assert isinstance(scheduler.admit(CHAT, ANONYMOUS, now_ns=now * S), Hold)
-    scheduler.decisions.named("envoy-id", "i-3")
+    scheduler.dispatcher.decisions.named("envoy-id", "i-3")
     found = scheduler.explained("envoy-id", now_ns=3 * S)
     assert found is not None
     assert (found.id, found.outcome) == ("i-3", "waits in the fair queue")
@@ -228,7 +228,7 @@ def test_a_request_that_waits() -> None:
 def test_a_family_is_told() -> None:
     """The score, the features and the model that it would be."""
     scheduler = scheduler_of()
-    scheduler.families = {"auto": Family(name="auto", models=("m", "n"), thresholds=(0.5,))}
+    scheduler.settings.families = {"auto": Family(name="auto", models=("m", "n"), thresholds=(0.5,))}
     found = scheduler.explain(replace(CHAT, model="auto"), ANONYMOUS, now_ns=0)
     plain = found.plain()
     assert (plain["model"], plain["family"]["family"], plain["family"]["model"]) == ("m", "auto", "m")
@@ -248,11 +248,11 @@ def test_memory_is_bounded() -> None:
     scheduler = scheduler_of(2, permits=10_000)
     for number in range(DECISIONS_KEPT_MAX + 5):
         scheduler.admit(CHAT, ANONYMOUS, now_ns=number)
-    assert len(scheduler.decisions) == DECISIONS_KEPT_MAX
+    assert len(scheduler.dispatcher.decisions) == DECISIONS_KEPT_MAX
     assert scheduler.explained("i-5", now_ns=0) is None
     assert scheduler.explained("i-6", now_ns=0) is not None
 
-    kept = scheduler.decisions.get("i-6")
+    kept = scheduler.dispatcher.decisions.get("i-6")
     assert kept is not None
     big = replace(kept.routing, work=replace(kept.routing.work, prefix=tuple(range(VALUES_KEPT_MAX // 4))))
     decisions = Decisions()

@@ -13,8 +13,9 @@ from random import Random
 
 import pytest
 
-from extproc.core.fairqueue import EarliestDeadline, FairQueue, FirstCome, Order, QueueBounds, QueuedRequest
+from extproc.core.fairqueue import EarliestDeadline, FairQueue, Order, QueueBounds, QueuedRequest
 from extproc.core.strategies import Work
+from tests.stand.orders import FirstCome
 
 S = 1_000_000_000
 MS = 1_000_000

@@ -31,7 +31,7 @@ class Scene:
         )
         self.scheduler = make_scheduler(spec, policy=Policy(classes=(ClassSpec(),)))
         self.released: list[tuple[str, Routed | Reject]] = []
-        self.scheduler.on_release = lambda name, decision: self.released.append((name, decision))
+        self.scheduler.dispatcher.on_release = lambda name, decision: self.released.append((name, decision))
         self.now_ns = 0
 
     def ask(self, tokens: int, tenant: Tenant = ACME, **more: Any) -> Routed | Reject | Hold:
@@ -64,7 +64,7 @@ class Scene:
             output_tokens=output,
             **more,
         )
-        self.scheduler.settle(outcome, now_ns=self.now_ns)
+        self.scheduler.settlement.settle(outcome, now_ns=self.now_ns)
 
 
 def test_a_replicas_own_queue_is_kept_about_one_deep() -> None:
@@ -74,7 +74,7 @@ def test_a_replicas_own_queue_is_kept_about_one_deep() -> None:
     held = scene.ask(2000)
     assert isinstance(held, Hold)
     scene.now_ns = 200 * MS
-    assert scene.scheduler.first_token(first.id, now_ns=scene.now_ns)
+    assert scene.scheduler.settlement.first_token(first.id, now_ns=scene.now_ns)
     ((name, decision),) = scene.released
     assert name == held.id
     assert isinstance(decision, Routed)
@@ -99,7 +99,7 @@ def test_the_shortest_prefill_that_can_be_in_time_goes_first() -> None:
     first = scene.routed(3000)
     long, short = scene.ask(3500), scene.ask(1200)
     scene.now_ns = 50 * MS
-    scene.scheduler.first_token(first.id, now_ns=scene.now_ns)
+    scene.scheduler.settlement.first_token(first.id, now_ns=scene.now_ns)
     assert isinstance(short, Hold)
     assert isinstance(long, Hold)
     assert [name for name, _ in scene.released] == [short.id]
@@ -109,7 +109,7 @@ def test_the_guard_keeps_a_running_streams_tokens_in_time() -> None:
     """A prefill longer than a stream can spare waits until the stream is over."""
     scene = Scene()
     running = scene.routed(100)
-    scene.scheduler.first_token(running.id, now_ns=0)
+    scene.scheduler.settlement.first_token(running.id, now_ns=0)
     # A stream of 200 tokens at most can spare .5·(100 − 12)·200 = 8.8 s; 100,000 tokens take longer.
     held = scene.ask(100_000)
     assert isinstance(held, Hold)
@@ -122,7 +122,7 @@ def test_memory_is_promised_once() -> None:
     """What would not fit into the KV cache beside what runs waits; on an empty replica it may go."""
     scene = Scene(kv_capacity_tokens=3000)
     first = scene.routed(1000)
-    scene.scheduler.first_token(first.id, now_ns=0)
+    scene.scheduler.settlement.first_token(first.id, now_ns=0)
     second = scene.ask(1900)
     assert isinstance(second, Hold), "1000 + 199 + 1900 + 199 > .98·3000"
     scene.now_ns = S
@@ -149,7 +149,7 @@ def test_a_refusal_inside_a_stream_makes_its_replica_suspect() -> None:
     """The next goes elsewhere; nothing is learnt of speed from a refusal."""
     scene = Scene(2)
     refused = scene.routed(100)
-    assert scene.scheduler.first_token(refused.id, now_ns=0, refused=True)
+    assert scene.scheduler.settlement.first_token(refused.id, now_ns=0, refused=True)
     scene.ends(refused, end=End.REFUSED, refused=True)
     assert {scene.routed(10).address for _ in range(4)} == {"10.0.0.2:80"} - {refused.address} or {
         "10.0.0.1:80"
@@ -159,7 +159,7 @@ def test_a_refusal_inside_a_stream_makes_its_replica_suspect() -> None:
 
 def test_an_unknown_first_token_is_nobodys() -> None:
     """It is said so, and changes nothing."""
-    assert not Scene().scheduler.first_token("elsewhere-1", now_ns=0)
+    assert not Scene().scheduler.settlement.first_token("elsewhere-1", now_ns=0)
 
 
 @pytest.mark.parametrize(("engine", "at_prefill"), [("tgi", False), ("vllm", True), ("sglang", True)])
@@ -169,7 +169,7 @@ def test_the_index_follows_the_engine(engine: str, at_prefill: bool) -> None:
     prefix = tuple(range(1, 11))
     reservation = scene.routed(1000, prefix=prefix, prefix_block_tokens=64.0)
     pool = scene.scheduler.fleet.pools["p"]
-    scene.scheduler.first_token(reservation.id, now_ns=50 * MS)
+    scene.scheduler.settlement.first_token(reservation.id, now_ns=50 * MS)
     assert bool(pool.prefixes.match(prefix)) is at_prefill
     scene.now_ns = S
     scene.ends(reservation)
@@ -203,7 +203,7 @@ def test_who_would_gain_from_a_cache_lets_the_next_go_first() -> None:
     assert isinstance(other, Hold)
     freed = next(each for each in busy if each.address == cold)
     scene.now_ns += 100 * MS
-    scene.scheduler.first_token(freed.id, now_ns=scene.now_ns)
+    scene.scheduler.settlement.first_token(freed.id, now_ns=scene.now_ns)
     assert [name for name, _ in scene.released] == [other.id]
 
 
@@ -239,9 +239,9 @@ def test_speed_is_learnt_from_first_tokens() -> None:
         reservation = scene.routed(1000)
         factor = 3 if reservation.address == slow else 1
         scene.now_ns += int(factor * 77 * MS)
-        scene.scheduler.first_token(reservation.id, now_ns=scene.now_ns)
+        scene.scheduler.settlement.first_token(reservation.id, now_ns=scene.now_ns)
         scene.now_ns += int(factor * 12 * 99 * MS)
         scene.ends(reservation)
     speeds = {e.address: e.speed.prefill_ms(1000) for e in scene.scheduler.fleet.endpoints}
     assert speeds[slow] > 2 * speeds["10.0.0.1:80"]
-    assert scene.scheduler.feedback.ttft.count > 20
+    assert scene.scheduler.settlement.feedback.ttft.count > 20

@@ -64,7 +64,9 @@ def test_leaving_keeps_the_books_until_the_last_request_ends() -> None:
     assert second.address == "2:2"
     here.fleet.step(now_ns=S)
     assert here.fleet.leaving == {"1:1": endpoint}
-    assert here.settle(Outcome(reservation=reservation, final=True, status=200, served_by="1:1"), now_ns=S)
+    assert here.settlement.settle(
+        Outcome(reservation=reservation, final=True, status=200, served_by="1:1"), now_ns=S
+    )
     here.fleet.step(now_ns=2 * S)
     assert here.fleet.leaving == {}
     assert here.fleet.endpoint("p", "1:1") is None
@@ -224,7 +226,7 @@ class MembersMachine(RuleBasedStateMachine):
             ident = sorted(self.running)[which % len(self.running)]
             reservation, endpoint = self.running.pop(ident)
             outcome = Outcome(reservation=reservation, final=True, served_by=endpoint.address)
-            assert self.scheduler.settle(outcome, now_ns=self.now_ns)
+            assert self.scheduler.settlement.settle(outcome, now_ns=self.now_ns)
 
     @rule(
         address=st.sampled_from(ADDRESSES),

@@ -159,7 +159,7 @@ def test_lengths_learn_from_streams_that_said_no_usage() -> None:
     for number in range(30):
         for end, events in ((End.OK, 40), (End.CLIENT_GONE, 700)):
             reservation = structs.replace(RESERVATION, id=f"o-{end.value}-{number}")
-            scheduler.settle(
+            scheduler.settlement.settle(
                 outcome(reservation=reservation, end=end, events=events, response_bytes=events * FRAME),
                 now_ns=1,
             )

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from extproc.core.body_fields import USER_CHARACTERS_MAX
 from extproc.core.outcome import Reject
 from extproc.core.prefix import BLOCK_BYTES, BLOCK_TOKENS, chain
 from extproc.core.prompts import IDS_READ_MAX, SEQUENCES_MAX
-from extproc.core.reading import USER_CHARACTERS_MAX, parse
+from extproc.core.reading import parse
 from extproc.core.request import (
     NEW_TOKENS_MAX,
     ROUTES,

@@ -26,7 +26,7 @@ def scheduler_of() -> Scheduler:
     scheduler = Scheduler(
         Fleet([everybodys, own]), instance="i", default_model="m", limits=DeskLimits(), rng=Random(1)
     )
-    scheduler.families = {"auto": Family(name="auto", models=("secret", "m"), thresholds=(0.99,))}
+    scheduler.settings.families = {"auto": Family(name="auto", models=("secret", "m"), thresholds=(0.99,))}
     return scheduler
 
 
@@ -76,6 +76,6 @@ def test_what_a_tenant_sent_is_in_no_cache_of_others() -> None:
     )
     routed = scheduler.admit(ask, ACME, now_ns=0)
     assert isinstance(routed, Routed)
-    scheduler.first_token(routed.reservation.id, now_ns=1)
+    scheduler.settlement.first_token(routed.reservation.id, now_ns=1)
     assert scheduler.fleet.pools["all"].coming.blocks("10.0.0.2:80") == 0
     assert scheduler.fleet.pools["all"].prefixes.blocks("10.0.0.2:80") == 0

@@ -60,9 +60,9 @@ def test_the_way_of_a_request() -> None:
     reservation = admitted(scheduler)
     assert reservation.id == "i-1"
     assert loads(scheduler) == [(1, 1, 150), (0, 0, 0), (0, 0, 0)]
-    assert scheduler.settle(end(reservation), now_ns=S)
+    assert scheduler.settlement.settle(end(reservation), now_ns=S)
     assert loads(scheduler) == NOTHING
-    assert not scheduler.settle(end(reservation), now_ns=S)
+    assert not scheduler.settlement.settle(end(reservation), now_ns=S)
     assert loads(scheduler) == NOTHING
     assert dict(scheduler.counts) == {"routed": 1, "settled.ok": 1, "settled.duplicate": 1}
 
@@ -79,7 +79,7 @@ def test_expiry() -> None:
     """Without news a reservation lives its time; with a heartbeat it lives on."""
     scheduler = scheduler_of()
     first, second = admitted(scheduler), admitted(scheduler)
-    scheduler.settle(beat(first), now_ns=50 * S)
+    scheduler.settlement.settle(beat(first), now_ns=50 * S)
     assert [gone.id for gone in step(scheduler, now_ns=60 * S)] == [second.id]
     assert step(scheduler, now_ns=109 * S) == []
     assert [gone.id for gone in step(scheduler, now_ns=110 * S)] == [first.id]
@@ -91,8 +91,8 @@ def test_a_record_after_expiry_still_counts() -> None:
     scheduler = scheduler_of()
     reservation = admitted(scheduler)
     scheduler.step(now_ns=60 * S)
-    assert scheduler.settle(end(reservation), now_ns=61 * S)
-    assert not scheduler.settle(end(reservation), now_ns=61 * S)
+    assert scheduler.settlement.settle(end(reservation), now_ns=61 * S)
+    assert not scheduler.settlement.settle(end(reservation), now_ns=61 * S)
     assert loads(scheduler) == NOTHING
 
 
@@ -101,7 +101,7 @@ def test_a_heartbeat_after_expiry_brings_the_load_back() -> None:
     scheduler = scheduler_of()
     reservation = admitted(scheduler)
     scheduler.step(now_ns=60 * S)
-    scheduler.settle(beat(reservation), now_ns=61 * S)
+    scheduler.settlement.settle(beat(reservation), now_ns=61 * S)
     assert loads(scheduler)[0] == (1, 1, 150)
     assert scheduler.counts["adopted"] == 1
 
@@ -110,8 +110,8 @@ def test_a_heartbeat_after_the_end_brings_nothing_back() -> None:
     """Records may overtake each other."""
     scheduler = scheduler_of()
     reservation = admitted(scheduler)
-    scheduler.settle(end(reservation), now_ns=S)
-    scheduler.settle(beat(reservation), now_ns=S)
+    scheduler.settlement.settle(end(reservation), now_ns=S)
+    scheduler.settlement.settle(beat(reservation), now_ns=S)
     assert loads(scheduler) == NOTHING
 
 
@@ -119,10 +119,10 @@ def test_a_successor_adopts_running_streams() -> None:
     """After a restart the heartbeats tell what runs where, and the end releases it."""
     reservation = admitted(scheduler_of(instance="dead"))
     scheduler = scheduler_of(instance="new")
-    scheduler.settle(beat(reservation), now_ns=0)
-    scheduler.settle(beat(reservation), now_ns=0)
+    scheduler.settlement.settle(beat(reservation), now_ns=0)
+    scheduler.settlement.settle(beat(reservation), now_ns=0)
     assert loads(scheduler)[0] == (1, 1, 150)
-    assert scheduler.settle(end(reservation), now_ns=S)
+    assert scheduler.settlement.settle(end(reservation), now_ns=S)
     assert loads(scheduler) == NOTHING
 
 
@@ -131,7 +131,7 @@ def test_adoption_is_bounded() -> None:
     elsewhere = scheduler_of(instance="dead")
     scheduler = scheduler_of(reservations_max=1)
     for reservation in (admitted(elsewhere), admitted(elsewhere)):
-        scheduler.settle(beat(reservation), now_ns=0)
+        scheduler.settlement.settle(beat(reservation), now_ns=0)
     assert len(scheduler.ledger) == 1
 
 
@@ -139,7 +139,7 @@ def test_adoption_needs_the_endpoint() -> None:
     """A heartbeat from a replica that is not in this fleet is nobody's load."""
     reservation = admitted(scheduler_of("10.9.9.9:80", instance="dead"))
     scheduler = scheduler_of()
-    scheduler.settle(beat(reservation), now_ns=0)
+    scheduler.settlement.settle(beat(reservation), now_ns=0)
     assert (len(scheduler.ledger), loads(scheduler)) == (0, NOTHING)
 
 
@@ -147,12 +147,12 @@ def test_a_retry_takes_its_load_along() -> None:
     """A heartbeat from another endpoint moves it; one from nowhere leaves it where it was."""
     scheduler = scheduler_of()
     reservation = admitted(scheduler)
-    scheduler.settle(beat(reservation, B), now_ns=0)
+    scheduler.settlement.settle(beat(reservation, B), now_ns=0)
     assert loads(scheduler) == [(0, 0, 0), (1, 1, 150), (0, 0, 0)]
-    scheduler.settle(beat(reservation, ""), now_ns=0)
-    scheduler.settle(beat(reservation, "10.9.9.9:80"), now_ns=0)
+    scheduler.settlement.settle(beat(reservation, ""), now_ns=0)
+    scheduler.settlement.settle(beat(reservation, "10.9.9.9:80"), now_ns=0)
     assert loads(scheduler) == [(0, 0, 0), (1, 1, 150), (0, 0, 0)]
-    scheduler.settle(end(reservation, served_by=B, attempts=2), now_ns=0)
+    scheduler.settlement.settle(end(reservation, served_by=B, attempts=2), now_ns=0)
     assert loads(scheduler) == NOTHING
     assert scheduler.counts["moved"] == 1
 
@@ -172,7 +172,7 @@ def test_what_is_held_by_an_endpoint_that_left_is_released_onto_it() -> None:
     reservation = admitted(scheduler)
     old = endpoint(scheduler, A)
     scheduler.fleet.apply([spec(B, C)])
-    assert scheduler.settle(end(reservation), now_ns=S)
+    assert scheduler.settlement.settle(end(reservation), now_ns=S)
     assert (old.requests, old.permits, old.tokens) == (0, 0, 0)
     scheduler.fleet.apply([spec(A, B, C)])
     assert loads(scheduler) == NOTHING
@@ -184,10 +184,10 @@ def test_the_memory_of_ends_is_bounded() -> None:
     reservations = []
     for _ in range(5):
         reservations.append(admitted(scheduler))
-        scheduler.settle(end(reservations[-1]), now_ns=0)
+        scheduler.settlement.settle(end(reservations[-1]), now_ns=0)
     assert [scheduler.ledger.ended(r.id) for r in reservations] == [False, True, True, True, True]
     scheduler.ledger.remembered_max = 2
-    assert scheduler.settle(end(reservations[0]), now_ns=0), (
+    assert scheduler.settlement.settle(end(reservations[0]), now_ns=0), (
         "forgotten: counted a second time, releasing nothing"
     )
     assert [scheduler.ledger.ended(r.id) for r in reservations] == [True, False, False, False, True]
@@ -210,7 +210,7 @@ def test_the_memory_of_ends_is_bounded() -> None:
 def test_passive_health(facts: dict[str, Any], suspect: bool) -> None:
     """Who fails, or makes Envoy go elsewhere, is suspect; a client's leaving and a 4xx say nothing bad."""
     scheduler = scheduler_of()
-    scheduler.settle(end(admitted(scheduler), **facts), now_ns=S)
+    scheduler.settlement.settle(end(admitted(scheduler), **facts), now_ns=S)
     assert (endpoint(scheduler, A).suspect_until_ns > S) is suspect
     assert endpoint(scheduler, B).suspect_until_ns == 0
 
@@ -220,7 +220,7 @@ def test_an_answer_restores_trust() -> None:
     scheduler = scheduler_of()
     reservation = admitted(scheduler)
     endpoint(scheduler, A).failed(0)
-    scheduler.settle(end(reservation), now_ns=S)
+    scheduler.settlement.settle(end(reservation), now_ns=S)
     assert endpoint(scheduler, A).suspect_until_ns == 0
 
 
@@ -229,12 +229,12 @@ def test_only_whole_answers_teach() -> None:
     scheduler = scheduler_of()
     before = scheduler.fleet.pools["p"].calibration.output_tokens
     for ending in (End.CLIENT_GONE, End.ERROR, End.REFUSED):
-        scheduler.settle(
+        scheduler.settlement.settle(
             end(admitted(scheduler), end=ending, output_tokens=9_999, prompt_tokens=9_999), now_ns=0
         )
     calibration = scheduler.fleet.pools["p"].calibration
     assert calibration.output_tokens == before
     assert calibration.bytes_per_token == 4.0
-    scheduler.settle(end(admitted(scheduler), output_tokens=0, prompt_tokens=200), now_ns=0)
+    scheduler.settlement.settle(end(admitted(scheduler), output_tokens=0, prompt_tokens=200), now_ns=0)
     assert calibration.output_tokens < before
     assert calibration.bytes_per_token < 4.0

@@ -105,15 +105,17 @@ def test_every_promise_is_given_back(steps: list[str], seed: int) -> None:
         elif flying:
             each = flying.pop(chance.randrange(len(flying)))
             if what == "first":
-                scheduler.first_token(each.reservation.id, now_ns=now_ns)
+                scheduler.settlement.first_token(each.reservation.id, now_ns=now_ns)
                 flying.append(each)
             elif what == "cancel":
                 scheduler.cancel(each.reservation.id, now_ns=now_ns)
             else:
                 served = chance.choice(each.addresses)
                 beat = Outcome(reservation=each.reservation, final=False, served_by=served, attempts=2)
-                scheduler.settle(beat, now_ns=now_ns)
-                scheduler.settle(Outcome(reservation=each.reservation, final=True, status=200), now_ns=now_ns)
+                scheduler.settlement.settle(beat, now_ns=now_ns)
+                scheduler.settlement.settle(
+                    Outcome(reservation=each.reservation, final=True, status=200), now_ns=now_ns
+                )
     for each in flying:
         scheduler.cancel(each.reservation.id, now_ns=now_ns)
     assert all(e.standby == 0 and e.permits == 0 for e in scheduler.fleet.pools["p"].endpoints)
@@ -127,7 +129,7 @@ def test_once_it_answers_a_request_is_tried_nowhere_else() -> None:
     second = scheduler.fleet.endpoint("p", routed.addresses[1])
     assert second is not None
     assert second.standby == 1
-    scheduler.first_token(routed.reservation.id, now_ns=1)
+    scheduler.settlement.first_token(routed.reservation.id, now_ns=1)
     assert second.standby == 0
 
 

@@ -70,7 +70,7 @@ def test_a_held_request_waits_for_its_subset_alone() -> None:
     fleet = fleet_of(limit=1)
     scheduler = make_scheduler(fleet, policy=Policy(classes=(ClassSpec(hold_ns=1_000 * MS),)))
     released: dict[str, Routed | Reject] = {}
-    scheduler.on_release = lambda id, decision: released.update({id: decision})  # noqa: A006 (the scheduler's own word)
+    scheduler.dispatcher.on_release = lambda id, decision: released.update({id: decision})  # noqa: A006 (the scheduler's own word)
     running = {}
     for address in (A, B):
         answer = scheduler.admit(replace(ASK, only=frozenset({address})), ANONYMOUS, now_ns=0)
@@ -79,9 +79,13 @@ def test_a_held_request_waits_for_its_subset_alone() -> None:
         running[address] = answer.reservation
     held = scheduler.admit(replace(ASK, only=frozenset({B})), ANONYMOUS, now_ns=0)
     assert isinstance(held, Hold)
-    scheduler.settle(Outcome(reservation=running[A], final=True, status=200, end=End.OK), now_ns=10 * MS)
+    scheduler.settlement.settle(
+        Outcome(reservation=running[A], final=True, status=200, end=End.OK), now_ns=10 * MS
+    )
     assert not released, "C is free, and now A"
-    scheduler.settle(Outcome(reservation=running[B], final=True, status=200, end=End.OK), now_ns=20 * MS)
+    scheduler.settlement.settle(
+        Outcome(reservation=running[B], final=True, status=200, end=End.OK), now_ns=20 * MS
+    )
     (decision,) = released.values()
     assert isinstance(decision, Routed)
     assert decision.addresses == (B,)

@@ -10,7 +10,7 @@ from extproc.config.load import loads
 from extproc.core.outcome import Hold, Outcome, Routed
 from extproc.core.tenant import Tenant
 from extproc.core.turns import KEPT_NS, TurnRow, Turns
-from extproc.service import App
+from extproc.service.app import App
 from extproc.state.messages import NEEDS_MAX, needs_by_pool
 from extproc.state.share import URGENT_NS, OwnLoad, PeerLoads
 from tests.service.test_journal import CHAT, TEXT
@@ -146,10 +146,10 @@ def test_a_place_that_a_peer_was_reckoned_to_take_is_free_again_when_it_did_not(
     waits = scheduler.admit(CHAT, Tenant(name="t"), now_ns=S)
     assert isinstance(waits, Hold), "the place is the other service's"
     end = Outcome(reservation=here.reservation, final=True, status=200, served_by="127.0.0.1:1", attempts=1)
-    scheduler.settle(end, now_ns=2 * S)
+    scheduler.settlement.settle(end, now_ns=2 * S)
     endpoint = scheduler.fleet.endpoints[0]
     assert (endpoint.permits, endpoint.peer_permits) == (0, 1)
     hear({}, 3 * S)
     assert endpoint.peer_permits == 0
-    scheduler.pump_all(now_ns=3 * S)
-    assert len(scheduler.queue) == 0
+    scheduler.dispatcher.pump_all(now_ns=3 * S)
+    assert len(scheduler.dispatcher.queue) == 0

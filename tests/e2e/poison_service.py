@@ -15,7 +15,7 @@ from pathlib import Path
 from extproc.cli.options import log_to_stderr
 from extproc.config.load import load
 from extproc.control.snapshot import FleetSnapshot, Resource, Resources
-from extproc.service import App
+from extproc.service.app import App
 
 
 def poison(app: App) -> None:

@@ -111,7 +111,7 @@ def record(
         wall_ns=lambda: BEGIN_NS,
     )
     scheduler.events.observers = (recorder,)
-    settle = scheduler.settle
+    settle = scheduler.settlement.settle
 
     def settled(outcome: Outcome, *, now_ns: int) -> bool:
         first = settle(outcome, now_ns=now_ns)
@@ -122,7 +122,7 @@ def record(
             recorder.flush()
         return first
 
-    scheduler.settle = settled
+    scheduler.settlement.settle = settled
     recorder.watch(scheduler, now_ns=0)
     served = world.run()
     recorder.flush(last=True)

@@ -11,7 +11,7 @@ from extproc.core.tenant import Tenant
 from extproc.lab.replay.log import read
 from extproc.lab.replay.play import play
 from extproc.lab.replay.rebuild import scene
-from extproc.service import App
+from extproc.service.app import App
 
 TEXT = """\
 gateway: {auth: none}
@@ -49,5 +49,5 @@ def test_a_service_records_and_a_reload_ends_it(tmp_path: Path) -> None:
     file.write_text(TEXT.replace("record: {file: FILE}", ""))
     assert app.reload(file)
     assert app.record not in app.scheduler.events.observers
-    assert app.status()["record"] == {"on": False, "dropped": 0, "lost": 0}
-    assert app.status()["tuning"] == {"on": False}
+    assert app.view.whole()["record"] == {"on": False, "dropped": 0, "lost": 0}
+    assert app.view.whole()["tuning"] == {"on": False}

@@ -142,7 +142,7 @@ def test_what_was_turned_away_is_there_too(tmp_path: Path) -> None:
     books.admit(request(), Tenant(name="late"), now_ns=2 * MS)
     leaves = books.admit(request(), Tenant(name="gone"), now_ns=3 * MS)
     books.leave(leaves.id, now_ns=13 * MS)  # type: ignore[union-attr]
-    books.shed(now_ns=150 * MS)
+    books.dispatcher.shed(now_ns=150 * MS)
     log.expired(routed.reservation, now_ns=160 * MS)
     log.flush()
     told = {row.tenant: (row.outcome, row.code, row.duration_ms, row.input_tokens) for row in rows(path)}
@@ -152,7 +152,7 @@ def test_what_was_turned_away_is_there_too(tmp_path: Path) -> None:
         "acme": ("expired", "", 159.0, None),
     }
     books = scheduler()
-    books.instance, books.events.observers = "two", (log,)
+    books.peers.own, books.events.observers = "two", (log,)
     assert isinstance(books.admit(request(), Tenant(name="in"), now_ns=1), Routed)
     assert isinstance(books.admit(request(), Tenant(name="full"), now_ns=1), Reject)
     log.flush()
@@ -235,7 +235,7 @@ def test_a_process_begins_on_a_line_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     for killed in (True, False):
         books, log = scheduler(permits=9), recorder(path)
-        log.instance = books.instance = "first" if killed else "second"
+        log.instance = books.peers.own = "first" if killed else "second"
         books.events.observers = (log,)
         log.watch(books, now_ns=0)
         for i in range(3):

@@ -64,15 +64,16 @@ def test_any_order_of_events_is_answered_and_gives_back_what_it_took(steps: list
             assert exchange.unanswered(ConnectionError("gone")).end
         elif step == "another ends" and other is not None:
             kept -= 1
-            scheduler.settle(Outcome(reservation=other.reservation, final=True, status=200), now_ns=now_ns)
+            end = Outcome(reservation=other.reservation, final=True, status=200)
+            scheduler.settlement.settle(end, now_ns=now_ns)
             other = None
         elif step == "waited too long":
             now_ns += 2 * 10**9
-            scheduler.shed(now_ns=now_ns)
+            scheduler.dispatcher.shed(now_ns=now_ns)
     exchange.close()
     assert exchange._state is DONE
     assert (processor.open_exchanges, processor.deciding, processor.bodies_bytes) == (0, 0, 0)
-    assert (len(scheduler.ledger), len(scheduler.queue)) == (kept, 0)
+    assert (len(scheduler.ledger), len(scheduler.dispatcher.queue)) == (kept, 0)
     assert {name for name in scheduler.counts if name.startswith("exception")} <= {
         "exception.asking the quota"
     }

@@ -14,7 +14,6 @@ from extproc.core.fairqueue import (
     Cost,
     EarliestDeadline,
     FairQueue,
-    FirstCome,
     Order,
     QueueBounds,
     QueuedRequest,
@@ -22,6 +21,7 @@ from extproc.core.fairqueue import (
 )
 from extproc.core.strategies import Work
 from tests.stand.examples import examples
+from tests.stand.orders import FirstCome
 
 MS = 1_000_000
 TENANTS = ("a", "b", "c", "d")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -112,7 +113,7 @@ class HoldMachine(RuleBasedStateMachine):
             policy=policy,
             quotas=self.quotas,
         )
-        self.scheduler.on_release = self.released
+        self.scheduler.dispatcher.on_release = self.released
         #: Who waits, by our own account; who runs; who has ended.
         self.waiting: dict[str, str] = {}
         self.running: dict[str, Reservation] = {}
@@ -138,7 +139,7 @@ class HoldMachine(RuleBasedStateMachine):
 
     def nothing_idle(self) -> None:
         """Work conservation: nobody waits who could start now."""
-        for entry in list(self.scheduler.queue._entries.values()):
+        for entry in list(self.scheduler.dispatcher.queue._entries.values()):
             case = entry.held.payload[0]
             placed = place(case, self.scheduler.fleet, now_ns=self.now_ns, rng=Random(1))
             assert isinstance(placed, Full), (case, placed)
@@ -170,7 +171,7 @@ class HoldMachine(RuleBasedStateMachine):
         decision = self.scheduler.admit(request, tenant, now_ns=self.now_ns, degraded=degraded)
         if isinstance(decision, Hold):
             assert kind is not RouteKind.TOKENIZE
-            assert decision.id in self.scheduler.queue
+            assert decision.id in self.scheduler.dispatcher.queue
             self.waiting[decision.id] = pool
             if not degraded:
                 self.nothing_idle_in(pool)
@@ -178,7 +179,7 @@ class HoldMachine(RuleBasedStateMachine):
             self.took(decision)
 
     def nothing_idle_in(self, pool: str) -> None:
-        for entry in list(self.scheduler.queue._entries.values()):
+        for entry in list(self.scheduler.dispatcher.queue._entries.values()):
             if entry.held.pool == pool:
                 placed = place(entry.held.payload[0], self.scheduler.fleet, now_ns=self.now_ns, rng=Random(1))
                 assert isinstance(placed, Full), placed
@@ -198,10 +199,10 @@ class HoldMachine(RuleBasedStateMachine):
             prompt_tokens=tokens,
             output_tokens=tokens,
         )
-        assert self.scheduler.settle(outcome, now_ns=self.now_ns)
+        assert self.scheduler.settlement.settle(outcome, now_ns=self.now_ns)
         self.nothing_idle_in(reservation.pool)
         if twice:
-            assert not self.scheduler.settle(outcome, now_ns=self.now_ns)
+            assert not self.scheduler.settlement.settle(outcome, now_ns=self.now_ns)
 
     @precondition(lambda self: self.ended)
     @rule(data=st.data(), final=st.booleans())
@@ -209,14 +210,14 @@ class HoldMachine(RuleBasedStateMachine):
         """A duplicate, or a heartbeat that came after the end."""
         reservation = self.ended[data.draw(st.sampled_from(sorted(self.ended)))]
         outcome = Outcome(reservation=reservation, final=final, served_by=reservation.address)
-        assert not self.scheduler.settle(outcome, now_ns=self.now_ns)
+        assert not self.scheduler.settlement.settle(outcome, now_ns=self.now_ns)
         assert reservation.id not in self.scheduler.ledger
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), address=st.sampled_from([*ADDRESSES, ""]))
     def heartbeat(self, data: st.DataObject, address: str) -> None:
         reservation = self.running[data.draw(st.sampled_from(sorted(self.running)))]
-        self.scheduler.settle(
+        self.scheduler.settlement.settle(
             Outcome(reservation=reservation, final=False, served_by=address), now_ns=self.now_ns
         )
 
@@ -240,7 +241,7 @@ class HoldMachine(RuleBasedStateMachine):
         del self.waiting[id_]
         self.scheduler.leave(id_, now_ns=self.now_ns)
         self.scheduler.leave(id_, now_ns=self.now_ns)
-        assert id_ not in self.scheduler.queue
+        assert id_ not in self.scheduler.dispatcher.queue
         assert id_ not in self.quotas._held
 
     @rule(seconds=st.sampled_from([0, 1, 2, 4, 10, 61]))
@@ -252,33 +253,35 @@ class HoldMachine(RuleBasedStateMachine):
             self.running.pop(reservation.id)
         self.nothing_idle()
         assert reserved & set(self.waiting) <= set(self.quotas._held), "a wait keeps its quota"
-        assert all(entry.held.shed_at_ns > self.now_ns for entry in self.scheduler.queue._entries.values())
+        assert all(
+            entry.held.shed_at_ns > self.now_ns for entry in self.scheduler.dispatcher.queue._entries.values()
+        )
 
     @rule(policy=policies)
     def apply(self, policy: Policy) -> None:
         before = set(self.waiting)
         same = [each.name for each in policy.classes] == [each.name for each in self.scheduler.policy.classes]
-        self.scheduler.apply(policy, now_ns=self.now_ns)
+        self.scheduler.apply(replace(self.scheduler.settings, policy=policy), now_ns=self.now_ns)
         assert set(self.waiting) == (before if same else set())
 
     @rule(layout=members, kept=st.sampled_from([0, 1, 2, 3, 4, 4]))
     def fleet(self, layout: list[tuple[str, int, str]], kept: int) -> None:
         self.scheduler.fleet.apply(specs(layout, kept))
-        self.scheduler.pump_all(now_ns=self.now_ns)
+        self.scheduler.dispatcher.pump_all(now_ns=self.now_ns)
         self.nothing_idle()
 
     @rule(which=st.integers(0, 3), ready=st.sampled_from([True, True, False]))
     def readiness(self, which: int, ready: bool) -> None:
         for endpoint in self.scheduler.fleet.endpoints[which : which + 1]:
             endpoint.ready = ready
-        self.scheduler.pump_all(now_ns=self.now_ns)
+        self.scheduler.dispatcher.pump_all(now_ns=self.now_ns)
         self.nothing_idle()
 
     @invariant()
     def the_waiting_are_the_held(self) -> None:
         if hasattr(self, "scheduler"):
-            assert set(self.scheduler.queue._entries) == set(self.waiting)
-            assert len(self.scheduler._waiting) == len(self.waiting)
+            assert set(self.scheduler.dispatcher.queue._entries) == set(self.waiting)
+            assert len(self.scheduler.dispatcher.waiting) == len(self.waiting)
 
     @invariant()
     def the_running_are_the_entered(self) -> None:
@@ -302,11 +305,11 @@ class HoldMachine(RuleBasedStateMachine):
         for _ in range(3):
             for reservation in step(self.scheduler, now_ns=self.now_ns):
                 self.running.pop(reservation.id)
-            self.scheduler.pump_all(now_ns=self.now_ns)
+            self.scheduler.dispatcher.pump_all(now_ns=self.now_ns)
             self.now_ns += 300 * S
         assert not self.waiting, "everybody was told, once"
         assert not self.running
-        assert (len(self.scheduler.queue), len(self.scheduler.ledger)) == (0, 0)
+        assert (len(self.scheduler.dispatcher.queue), len(self.scheduler.ledger)) == (0, 0)
         assert self.quotas.outstanding_ns() == len(self.quotas) == 0
         for endpoint in [*self.scheduler.fleet.endpoints, *self.scheduler.fleet.leaving.values()]:
             assert (endpoint.requests, endpoint.permits, endpoint.tokens) == (0, 0, 0), "zero at rest"
@@ -334,8 +337,8 @@ def test_the_machine_can_fail() -> None:
     for _ in range(len(ADDRESSES) + 1):
         machine.admit(TENANTS[1], "p", 1, 40, RouteKind.CHAT, "", "")
     assert len(machine.waiting) == 1
-    machine.scheduler.pump = lambda *_, **__: None  # type: ignore[method-assign]
+    machine.scheduler.dispatcher.pump = lambda *_, **__: None  # type: ignore[method-assign]
     reservation = next(iter(machine.running.values()))
-    machine.scheduler.settle(Outcome(reservation=reservation, final=True), now_ns=0)
+    machine.scheduler.settlement.settle(Outcome(reservation=reservation, final=True), now_ns=0)
     with pytest.raises(AssertionError):
         machine.nothing_idle()

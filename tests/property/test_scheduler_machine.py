@@ -96,7 +96,7 @@ class DeskMachine(RuleBasedStateMachine):
             }
             for first in room
         }
-        full = len(self.scheduler.ledger) >= self.scheduler.limits.reservations_max
+        full = len(self.scheduler.ledger) >= self.scheduler.settings.limits.reservations_max
         decision = self.scheduler.admit(request, ANONYMOUS, now_ns=self.now_ns, degraded=degraded)
         assert isinstance(decision, Routed) == (bool(room) and not full), decision
         if not isinstance(decision, Routed):
@@ -151,14 +151,16 @@ class DeskMachine(RuleBasedStateMachine):
             output_tokens=tokens,
         )
         first = reservation.id not in self.ended
-        assert self.scheduler.settle(outcome, now_ns=self.now_ns) is first, "an end counts exactly once"
-        assert not self.scheduler.settle(outcome, now_ns=self.now_ns)
+        assert self.scheduler.settlement.settle(outcome, now_ns=self.now_ns) is first, (
+            "an end counts exactly once"
+        )
+        assert not self.scheduler.settlement.settle(outcome, now_ns=self.now_ns)
         self.ended.add(reservation.id)
         assert reservation.id not in self.scheduler.ledger
 
     @rule(reservation=reservations, served_by=addresses)
     def heartbeat(self, reservation: Reservation, served_by: str) -> None:
-        self.scheduler.settle(
+        self.scheduler.settlement.settle(
             Outcome(reservation=reservation, final=False, served_by=served_by), now_ns=self.now_ns
         )
 
@@ -200,7 +202,7 @@ class DeskMachine(RuleBasedStateMachine):
                 permits[key],
                 tokens[key],
             )
-        assert len(self.scheduler.ledger) <= self.scheduler.limits.reservations_max
+        assert len(self.scheduler.ledger) <= self.scheduler.settings.limits.reservations_max
 
     @invariant()
     def an_address_has_one_set_of_books(self) -> None:

@@ -88,7 +88,7 @@ def processor_of() -> Processor:
         rng=Random(1),
         policy=Policy(classes=(ClassSpec(hold_ns=0),)),
     )
-    scheduler.families = {"auto": Family(name="auto", models=("small", "large"), thresholds=(0.5,))}
+    scheduler.settings.families = {"auto": Family(name="auto", models=("small", "large"), thresholds=(0.5,))}
     directory = Directory([(Tenant(name="acme"), [hash_key("key")])], required=True)
     limits = {"decisions_concurrent_max": 8, "body_bytes_max": 1 << 20}
     return Processor(scheduler, directory, **limits, clock=lambda: 0)

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from extproc.config.load import ConfigError, loads
+from extproc.config.restart import restart_needed
 from extproc.core.outcome import Outcome, Reject, Routed
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import Credentials, hash_key
 from extproc.observe.analytics import MemoryStore, Retention, StoredRow, StoreError
 from extproc.observe.analytics.spans import Stretch
-from extproc.service import App, restart_needed
 from extproc.service.analytics import STOP_S, AnalyticsPart
+from extproc.service.app import App
 
 S = 1_000_000_000
 CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)

@@ -11,7 +11,7 @@ from extproc.config.load import loads
 from extproc.core.outcome import Hold, Routed
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import Tenant
-from extproc.service import App
+from extproc.service.app import App
 
 TEXT = """
 pools: [{name: p, models: [m], endpoints: [{address: 127.0.0.1:1, max_concurrent: 2}]}]
@@ -40,7 +40,9 @@ def service(folder: Path, clock: Time, more: str = "") -> App:
 
 def used(app: App, what: str = "requests_per_minute") -> float:
     account = app.scheduler.policy.accounts.of("t", "", "m")
-    return next(each.used for each in app.quotas.usage(account, now_ns=app.clock()) if each.limit == what)
+    return next(
+        each.used for each in app.requests.quotas.usage(account, now_ns=app.clock()) if each.limit == what
+    )
 
 
 def test_the_next_process_goes_on_with_quotas_and_who_waited_is_not_charged(tmp_path: Path) -> None:
@@ -53,7 +55,7 @@ def test_the_next_process_goes_on_with_quotas_and_who_waited_is_not_charged(tmp_
         decisions = [app.scheduler.admit(CHAT, Tenant(name="t"), now_ns=clock()) for _ in range(3)]
         assert [type(each) for each in decisions] == [Routed, Routed, Hold]
         assert await app.keeping.flush()
-        assert app.status()["quotas"]["journal"]["on"]  # type: ignore[index]
+        assert app.view.whole()["quotas"]["journal"]["on"]  # type: ignore[index]
         assert used(app) == 3
         await app.keeping.stop()
 

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from extproc.config.load import loads
 from extproc.core.outcome import Outcome, Routed
 from extproc.core.request import Dialect, Request, RouteKind
-from extproc.service import App
+from extproc.service.app import App
 from extproc.service.metrics import LAG_EVERY_S
 
 S = 1_000_000_000

@@ -47,7 +47,7 @@ def play(text: str, scene: Callable[[Roster], Awaitable[None]]) -> None:
     async def run() -> None:
         config = loads(text)
         roster = Roster(config, Fleet(pool_specs(config)))
-        roster.start()
+        await roster.start()
         roster.publisher.wanted.set()
         await until(lambda: roster._builder is not None, "it is built in a thread")
         await scene(roster)
@@ -77,7 +77,7 @@ def test_one_at_a_time_renders_and_what_failed_is_tried_again(monkeypatch: pytes
     async def run() -> None:
         config = loads(POOLS)
         roster = Roster(config, Fleet(pool_specs(config)))
-        roster.start()
+        await roster.start()
         roster.publisher.wanted.set()
         await until(lambda: making[0], "the first is being made")
         roster.apply(loads(POOLS + '  - {name: code, models: [c], endpoints: [{address: "10.0.0.9:80"}]}\n'))
@@ -98,7 +98,7 @@ def test_without_an_envoy_that_asks_nothing_is_rendered() -> None:
     async def run() -> None:
         config = loads(POOLS)
         roster = Roster(config, Fleet(pool_specs(config)))
-        roster.start()
+        await roster.start()
         roster.apply(loads(POOLS.replace("name: chat", "name: talk")))
         await roster.refresh()
         await asyncio.sleep(0)

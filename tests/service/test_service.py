@@ -11,10 +11,11 @@ import grpc
 import pytest
 
 from extproc.config.load import loads
+from extproc.config.restart import restart_needed
 from extproc.core.outcome import Outcome, Reject, Reservation, Routed
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import Credentials, hash_key
-from extproc.service import App, restart_needed
+from extproc.service.app import App
 from extproc.service.roster import Roster
 from extproc.wire.orders import STATUS
 from tests.stand.waits import PATIENCE_S, until
@@ -76,7 +77,7 @@ def test_built_from_the_configuration() -> None:
     """Pools, tenants and limits are where they work."""
     app, _ = app_of()
     assert app.scheduler.fleet.models_for("a") == ["c", "m"]
-    assert app.scheduler.default_model == "m"
+    assert app.scheduler.settings.default_model == "m"
     assert list(app.processor.directory.tenants) == ["acme"]
     assert app.scheduler.ledger.ttl_ns == 60 * S
     assert app.scheduler.instance != app_of()[0].scheduler.instance
@@ -86,12 +87,12 @@ def test_settle_and_status(path: Path) -> None:
     """An outcome ends the request in books and figures, once; the status shows it as JSON."""
     app, clock = app_of()
     reservation = admitted(app)
-    assert json.loads(app.status_json())["in_flight"] == 1
+    assert json.loads(app.view.json())["in_flight"] == 1
     clock.now_ns += 3 * S
     outcome = Outcome(reservation=reservation, final=True, status=200, served_by=reservation.address)
     for _ in range(2):
         app.settle(outcome)
-    status = json.loads(app.status_json())
+    status = json.loads(app.view.json())
     assert (status["uptime_s"], status["in_flight"]) == (3.0, 0)
     assert status["tenants"]["acme"]["ok"] == 1
     assert status["counts"] == {"routed": 1, "settled.duplicate": 1, "settled.ok": 1}
@@ -181,6 +182,20 @@ def test_the_pool_that_envoy_fails_open_to() -> None:
     assert named.startswith("gateway.default_model")
 
 
+def test_a_file_that_is_merely_bad_is_not_read_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An Envoy that comes mends no mistake: it is said once, until somebody writes the file anew."""
+    app, _ = app_of()
+    path.write_text(BASE.replace("least_work", "no_such"), encoding="utf-8")
+
+    async def scene() -> None:
+        assert not await app.reload_live(path)
+        monkeypatch.setattr(Roster, "live", True)
+        await app._take_after_all()
+        assert app.scheduler.counts["reload.refused"] == 1
+
+    asyncio.run(scene())
+
+
 def test_what_applies_live(path: Path) -> None:
     """Tenants, keys, strategies, aliases, limits and the default model; the books stay."""
     app, _ = app_of()
@@ -209,7 +224,7 @@ def test_what_applies_live(path: Path) -> None:
     pool = app.scheduler.fleet.pool_for("alias", "a")
     assert pool is not None
     assert (pool.strategy, pool.calibration) == ("random", calibration)
-    assert app.scheduler.default_model == "alias"
+    assert app.scheduler.settings.default_model == "alias"
     assert app.processor.decisions_concurrent_max == 9
     assert app.processor.extra_routes == {"/ping"}
     assert app.processor.body_rate.bytes_per_second == 70_000
@@ -250,7 +265,7 @@ def test_a_running_service(
                 raise ZeroDivisionError("a fault of ours")
 
             with monkeypatch.context() as patch:
-                patch.setattr(app.scheduler, "expire", broken)
+                patch.setattr(app.scheduler.settlement, "expire", broken)
                 clock.now_ns += S
                 await until(lambda: app.scheduler.counts["exception.expiry"])
             admitted(app)

@@ -17,7 +17,7 @@ from extproc.config.tracing import OpenTelemetry
 from extproc.core.outcome import Outcome
 from extproc.observe.tracing import propagation
 from extproc.observe.tracing.request_trace import NO_TRACES
-from extproc.service import App
+from extproc.service.app import App
 from extproc.service.tracing import TracingPart, export_headers
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "traces"))
@@ -103,8 +103,8 @@ def heirs(peers: set[str], reservation_ids: list[str], instance: str = "") -> li
 
     async def ask() -> list[bool]:
         app = App(loads(f'{BASE}{SHARING}otel: {{endpoint: "http://127.0.0.1:1"}}'))
-        app.scheduler.instance = instance or app.scheduler.instance
-        app.scheduler.peers = frozenset(peers)
+        app.scheduler.peers.own = instance or app.scheduler.instance
+        app.scheduler.peers.hear(peers, {})
         return [part_of(app)._heir(each) for each in reservation_ids]
 
     return asyncio.run(ask())

@@ -22,7 +22,7 @@ import envoy_messages as envoy  # noqa: E402 (the folder comes onto the path fir
 from extproc._pb import telemetry_pb2  # noqa: E402
 from extproc.config.load import loads  # noqa: E402
 from extproc.core.contract import DECISION_NAMESPACE  # noqa: E402
-from extproc.service import App  # noqa: E402
+from extproc.service.app import App  # noqa: E402
 from extproc.wire.exchange import Exchange  # noqa: E402
 from extproc.wire.server import Server  # noqa: E402
 

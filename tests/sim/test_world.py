@@ -50,7 +50,7 @@ def test_every_arrival_ends_once_and_the_books_are_empty(strategy: str) -> None:
         (e.permits, e.load.queued, e.load.streaming, e.load.reserved_tokens)
         for e in scheduler.fleet.endpoints
     ] == [(0, 0, 0, 0)] * 2
-    assert scheduler.queue.by_pool_count("sim") == 0
+    assert scheduler.dispatcher.queue.by_pool_count("sim") == 0
 
 
 @pytest.mark.parametrize("strategy", ["steer", ORACLE, "llmd-default", "envoy-random"])

@@ -61,10 +61,3 @@ def test_too_few_to_scale_to() -> None:
     """A mix of two kinds needs two replicas."""
     with pytest.raises(FleetError, match="cannot have 1 replicas"):
         parse_fleet("8b-mixed").scaled(1)
-
-
-def test_without() -> None:
-    """Replicas go from the end, and not the last one."""
-    assert len(parse_fleet("8b-mixed").without(4).replicas) == 4
-    with pytest.raises(FleetError, match="no more than 8"):
-        parse_fleet("8b").without(8)

@@ -16,6 +16,7 @@ from typing import Any
 
 from extproc.core.fairqueue import QueueBounds
 from extproc.core.outcome import End, Hold, Outcome, Reject, Reservation, Routed
+from extproc.core.peers import owner_of
 from extproc.core.policy import ClassSpec, Policy
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import STEP_NS, Scheduler
@@ -100,7 +101,7 @@ class Services:
         self._used_ns = 0
         self.now_ns = S
         for scheduler in self.schedulers:
-            scheduler.on_release = self._decided
+            scheduler.dispatcher.on_release = self._decided
 
     def run(self, seconds: float, *, warm_s: float = 10.0) -> Figures:
         """Play; the figures leave out the warm-up."""
@@ -199,7 +200,7 @@ class Services:
         self._at(int(self.rng.expovariate(1.0) * client.pause_s * S) + MS, self._ask, client)
 
     def _record(self, scheduler: Scheduler, outcome: Outcome) -> None:
-        scheduler.settle(outcome, now_ns=self.now_ns)
+        scheduler.settlement.settle(outcome, now_ns=self.now_ns)
 
     def _step(self, index: int) -> None:
         wake_ns = self.schedulers[index].step(now_ns=self.now_ns)
@@ -213,7 +214,9 @@ class Services:
             if each.requests
         }
         publication = self.own[index].next(
-            loads, now_ns=self.now_ns, needs=scheduler.needs(now_ns=self.now_ns)
+            loads,
+            now_ns=self.now_ns,
+            needs=scheduler.peers.needs(scheduler.dispatcher.queue, now_ns=self.now_ns),
         )
         if publication is not None:
             for other in range(len(self.schedulers)):
@@ -224,8 +227,7 @@ class Services:
     def _hear(self, index: int, frame: bytes) -> None:
         peers, scheduler = self.peers[index], self.schedulers[index]
         peers.take(frame, now_ns=self.now_ns)
-        scheduler.peers = frozenset(name.partition("-")[0] for name in peers.names)
+        scheduler.peers.hear(map(owner_of, peers.names), peers.needs)
         for each in scheduler.fleet.endpoints:
             each.peer_requests, each.peer_permits, each.peer_tokens = peers.load(each.pool, each.address)
-        scheduler.turns.hear(peers.needs)
         peers.told()

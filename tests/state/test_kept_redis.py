@@ -7,7 +7,7 @@ import asyncio
 from redis_harness import Redis as RedisServer
 
 from extproc.config.load import loads
-from extproc.service import App
+from extproc.service.app import App
 from extproc.service.journal import AGAIN_NS
 from tests.service.test_journal import TEXT, Time
 

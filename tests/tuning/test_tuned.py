@@ -46,14 +46,14 @@ class Service:
 
     def window(self, attained: int, *, of: int = 200, failed: int = 0) -> Move | None:
         """A window of traffic; the move that came of it, recorded and applied."""
-        self.tuned.step(now_ns=self.now_ns)
+        self.tuned.move(now_ns=self.now_ns)
         for i in range(of):
             self.now_ns += 10 * S // of
             self.tuned.settled(
                 make_settled(outcome(good=i < attained, failed=i >= of - failed)), now_ns=self.now_ns
             )
         self.now_ns += S
-        move = self.tuned.step(now_ns=self.now_ns)
+        move = self.tuned.move(now_ns=self.now_ns)
         if move is not None:
             recorded = self.tuned.record(move)
             self.config = self.tuned.done(move, self.config, recorded=recorded) or self.config
@@ -192,7 +192,7 @@ def test_harm_ends_a_trial_in_its_window(tmp_path: Path) -> None:
     for _ in range(40):
         service.now_ns += S // 10
         service.tuned.settled(make_settled(outcome(good=False)), now_ns=service.now_ns)
-    move = service.tuned.step(now_ns=service.now_ns)
+    move = service.tuned.move(now_ns=service.now_ns)
     assert move is not None
     assert move.kind == "revert"
 
@@ -200,7 +200,7 @@ def test_harm_ends_a_trial_in_its_window(tmp_path: Path) -> None:
 def test_a_window_counts_its_own_requests(tmp_path: Path) -> None:
     """Not another pool's, not those that came before it, not those whose client left."""
     service = Service(tmp_path)
-    service.tuned.step(now_ns=service.now_ns)
+    service.tuned.move(now_ns=service.now_ns)
     service.now_ns += S
     service.tuned.settled(make_settled(outcome(good=True)), now_ns=service.now_ns)
     service.tuned.settled(make_settled(outcome(good=True, pool="other")), now_ns=service.now_ns)

@@ -71,7 +71,7 @@ class World:
 
     def _settle(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
-        self.scheduler.settle(outcome, now_ns=self.now_ns)
+        self.scheduler.settlement.settle(outcome, now_ns=self.now_ns)
 
     def decide(
         self, *extra: tuple[str, str], data: bytes = CHAT, **about: Any

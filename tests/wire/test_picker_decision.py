@@ -158,7 +158,7 @@ def test_bodies_together_are_bounded() -> None:
 def test_a_familys_body_gets_its_models_name_and_length() -> None:
     """The body that goes on is the renamed one."""
     world = World()
-    world.scheduler.families = {"auto": Family(name="auto", models=("m", "big"), thresholds=(0.5,))}
+    world.scheduler.settings.families = {"auto": Family(name="auto", models=("m", "big"), thresholds=(0.5,))}
     data = json.dumps({"model": "auto", "messages": [{"content": "hello"}]}).encode()
     _, (first, *rest) = world.decide(data=data)
     body = body_of(rest)

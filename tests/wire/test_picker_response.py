@@ -217,7 +217,7 @@ def test_the_access_log_and_the_stream_settle_once() -> None:
     exchange, (first, *_) = world.decide()
     reservation = ticket.read(envoy.metadata(first, DECISION_NAMESPACE)["ticket"], SEAL)
     assert reservation is not None
-    assert world.scheduler.settle(
+    assert world.scheduler.settlement.settle(
         Outcome(reservation=reservation, final=True, status=200), now_ns=world.now_ns
     )
     exchange.receive(response_head(end=True))

@@ -47,7 +47,8 @@ def test_the_deadline_ends_a_wait() -> None:
     status, _, headers = refused(held.overdue())
     assert (status, headers["x-llm-d-request-dropped-reason"]) == (429, "rejected-ttl-expired")
     held.close()
-    assert (len(world.scheduler.queue), world.picker.bodies_bytes, world.processor.deciding) == (0, 0, 0)
+    waiting = len(world.scheduler.dispatcher.queue)
+    assert (waiting, world.picker.bodies_bytes, world.processor.deciding) == (0, 0, 0)
 
 
 def test_a_shed_request_is_told_why() -> None:
@@ -61,7 +62,7 @@ def test_a_shed_request_is_told_why() -> None:
     released: list[Reply] = []
     held.when_ready(released.append)
     world.now_ns += 6 * SECOND
-    world.scheduler.shed(now_ns=world.now_ns)
+    world.scheduler.dispatcher.shed(now_ns=world.now_ns)
     status, _, headers = refused(released[0])
     assert (status, headers["x-llm-d-request-dropped-reason"]) == (429, "rejected-ttl-expired")
 
@@ -75,7 +76,7 @@ def test_a_client_that_leaves_before_the_decision() -> None:
     held.receive(head())
     held.receive(piece(CHAT, end=True))
     held.close()
-    assert (len(world.scheduler.queue), world.picker.bodies_bytes) == (0, 0)
+    assert (len(world.scheduler.dispatcher.queue), world.picker.bodies_bytes) == (0, 0)
     assert world.outcomes == []
 
 

@@ -43,7 +43,7 @@ def processor_of(
     scheduler = make_scheduler(
         *pools, default_model="small", policy=Policy(classes=(ClassSpec(hold_ns=hold_ns),))
     )
-    scheduler.families = {
+    scheduler.settings.families = {
         "auto": Family(name="auto", models=("small", "large"), thresholds=(0.5,), wait_ms=None)
     }
     tenants = [(Tenant(name="acme", **tenant), [hash_key("key")])]
@@ -101,7 +101,7 @@ def test_bodies_of_held_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
     refused = envoy.response(ask(Exchange(processor)).data).immediate_response
     assert refused.status.code == 429
     assert processor.scheduler.counts["bound.bodies_bytes_max"] == 1
-    assert len(processor.scheduler.queue) == 1
+    assert len(processor.scheduler.dispatcher.queue) == 1
     replies: list[Any] = []
     held.when_ready(replies.append)
     first.close()

@@ -95,7 +95,7 @@ def build(
     def take(outcome: Outcome) -> None:
         if settle is not None:
             settle(outcome)
-        if scheduler.settle(outcome, now_ns=0):
+        if scheduler.settlement.settle(outcome, now_ns=0):
             settled.append(outcome)
 
     server = Server(

@@ -65,10 +65,11 @@ def test_what_follows_what() -> None:
 
 def test_a_stream_that_breaks_while_the_store_is_asked_gives_its_quota_back() -> None:
     """Whether it was reserved by then or not."""
-    processor = processor_of()
-    remote = processor.scheduler.quotas = Remote()  # type: ignore[assignment]  # as much of a store as is asked
+    remote = Remote()
     limits = {ANONYMOUS.name: ScopeLimits(concurrent=9)}
-    processor.scheduler.policy = Policy(classes=(ClassSpec(),), accounts=Accounts(tenants=limits))
+    policy = Policy(classes=(ClassSpec(),), accounts=Accounts(tenants=limits))
+    pool = make_pool("10.0.0.1:80")
+    processor = make_processor(make_scheduler(pool, policy=policy, quotas=remote))
     exchange = exchange_of(processor)
     assert exchange._state is ASKING
     exchange.close()
@@ -87,10 +88,10 @@ def test_a_stream_that_breaks_gives_back_its_place(state: ExchangeState) -> None
     assert broken._state is state
     broken.close()
     assert broken._state is DONE
-    left = (len(processor.scheduler.queue), len(processor.scheduler.ledger))
+    left = (len(processor.scheduler.dispatcher.queue), len(processor.scheduler.ledger))
     assert left == ((0, 1) if state is HELD else (0, 0))
     broken._undo()
-    assert left == (len(processor.scheduler.queue), len(processor.scheduler.ledger))
+    assert left == (len(processor.scheduler.dispatcher.queue), len(processor.scheduler.ledger))
 
 
 def test_what_was_delivered_is_not_given_back() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from extproc.core.fairqueue.order import EarliestDeadline, FeasibleFirst, FirstCome, Order
+from extproc.core.fairqueue.order import EarliestDeadline, FeasibleFirst, Order
 from extproc.core.fairqueue.queue import TRIES_MAX, FairQueue, Waits
 from extproc.core.fairqueue.queued import NEVER_NS, Cost, QueueBounds, QueuedRequest, Shed, Tokens
 
@@ -13,7 +13,6 @@ __all__ = [
     "EarliestDeadline",
     "FairQueue",
     "FeasibleFirst",
-    "FirstCome",
     "Order",
     "QueueBounds",
     "QueuedRequest",

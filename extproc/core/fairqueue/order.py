@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from extproc.core.fairqueue.queued import NEVER_NS, QueuedRequest
+from extproc.core.fairqueue.queued import QueuedRequest
 
 
 class Order(Protocol):
@@ -73,22 +73,6 @@ class FeasibleFirst:
     def lost_ns(self, held: QueuedRequest) -> int:
         within_ns = int(self.deadline_share * (held.ttft_deadline_ns - held.arrived_ns))
         return held.arrived_ns + within_ns - held.prefill_ns + 1
-
-    def last_ns(self, held: QueuedRequest) -> int:
-        return held.shed_at_ns
-
-
-@dataclass(frozen=True, slots=True)
-class FirstCome:
-    """By arrival, nobody is ever lost. For comparison: in a central queue worse than no queue."""
-
-    name: str = "first_come"
-
-    def key(self, held: QueuedRequest) -> float:
-        return held.arrived_ns
-
-    def lost_ns(self, held: QueuedRequest) -> int:  # noqa: ARG002 (the policy's seam)
-        return NEVER_NS
 
     def last_ns(self, held: QueuedRequest) -> int:
         return held.shed_at_ns

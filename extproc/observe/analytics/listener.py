@@ -18,6 +18,7 @@ from typing import Any
 from extproc.core.decide import RoutingRequest
 from extproc.core.events import Observer, Settled
 from extproc.core.outcome import Reject, Reservation, Routed
+from extproc.core.peers import owner_of
 from extproc.core.scheduler import Scheduler
 from extproc.observe.analytics import fold
 from extproc.observe.analytics.row import UNKNOWN, RowKey
@@ -76,7 +77,7 @@ class Listener(Observer):
                 break
             del self._orphans[name]
             # Without sharing every peer looks like nobody: then nothing is claimed.
-            if self._connected() and _instance(name) not in self._scheduler.peers:
+            if self._connected() and owner_of(name) not in self._scheduler.peers:
                 found[name] = event
         return found
 
@@ -123,7 +124,7 @@ class Listener(Observer):
             self._orphan(reservation.id, event, now_ns)
 
     def _orphan(self, reservation_id: str, event: Event, now_ns: int) -> None:
-        if _instance(reservation_id) in self._scheduler.peers:
+        if owner_of(reservation_id) in self._scheduler.peers:
             return
         if len(self._orphans) >= ORPHANS_MAX:
             self.counts["orphans_dropped"] += 1
@@ -144,7 +145,3 @@ class Listener(Observer):
         if not strategy and (pool := self._scheduler.fleet.pools.get(routing.pool)) is not None:
             strategy = pool.strategy
         return RowKey(routing.tenant.name, routing.pool, routing.model, strategy, routing.arm)
-
-
-def _instance(reservation_id: str) -> str:
-    return reservation_id.partition("-")[0]

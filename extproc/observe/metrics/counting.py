@@ -124,7 +124,7 @@ class Counting(Observer):
     def left(self, reservation_id: str, routing: RoutingRequest | None, *, now_ns: int) -> None:
         """Its client left before it was anywhere."""
         if routing is None:
-            kept = self._scheduler.decisions.get(reservation_id)
+            kept = self._scheduler.dispatcher.decisions.get(reservation_id)
             if kept is None:
                 return
             routing = kept.routing

@@ -93,9 +93,11 @@ async def take(
 
 
 def _counted(counting: Counting, scheduler: Scheduler, firing: Mapping[str, bool]) -> MetricsSnapshot:
-    feedback, classes = scheduler.feedback, scheduler.policy.classes
+    feedback, classes = scheduler.settlement.feedback, scheduler.policy.classes
     held: Counter[tuple[str, str]] = Counter()
-    for (pool, klass), count in Counter((each.pool, each.klass) for each in scheduler.waiting).items():
+    for (pool, klass), count in Counter(
+        (each.pool, each.klass) for each in scheduler.dispatcher.waiting.values()
+    ).items():
         name = classes[min(klass, len(classes) - 1)].name
         held[counting.pools.of(pool), counting.classes.of(name)] += count
     times = counting.times()
@@ -114,7 +116,7 @@ def _counted(counting: Counting, scheduler: Scheduler, firing: Mapping[str, bool
         held=held,
         tenants=list(counting.tenants.named),
         in_flight_of=dict(scheduler.ledger.by_tenant),
-        held_of=dict(scheduler.queue.by_tenant),
+        held_of=dict(scheduler.dispatcher.queue.by_tenant),
         errors={"ttft": feedback.ttft.median, "completion": feedback.completion.median},
         firing=dict(list(firing.items())[:RULES_MAX]),
     )

@@ -124,18 +124,6 @@ class SimFleet:
         """Currency an hour, by address."""
         return {member.address: member.price_per_hour for member in self.members()}
 
-    def without(self, replicas: int) -> SimFleet:
-        """The same fleet with so many fewer, taken from the end."""
-        left, groups = replicas, []
-        for group in reversed(self.groups):
-            gone = min(left, group.count)
-            left -= gone
-            if group.count > gone:
-                groups.append(replace(group, count=group.count - gone))
-        if not groups:
-            raise FleetError(f"fleet {self.name!r} has no more than {replicas} replicas")
-        return SimFleet(f"{self.name}-{replicas}", tuple(reversed(groups)))
-
     def scaled(self, replicas: int) -> SimFleet:
         """The same mix with `replicas` in all, at least one of each group; FleetError for fewer."""
         if not len(self.groups) <= replicas <= REPLICAS_MAX:

@@ -104,7 +104,7 @@ class World:
         #: Time with a step under way, by address, of what has ended.
         self.busy_ns = dict.fromkeys(replicas, 0)
         self._busy_since: dict[str, int] = {}
-        scheduler.on_release = self._released
+        scheduler.dispatcher.on_release = self._released
         for fault in faults:
             self._at(int(fault.at_s * 1e9), self._fault, fault)
 
@@ -199,7 +199,7 @@ class World:
 
     def _refused(self, reservation: Reservation) -> None:
         flight = self._flights.pop(reservation.id)
-        self.scheduler.first_token(reservation.id, now_ns=self.now_ns, refused=True)
+        self.scheduler.settlement.first_token(reservation.id, now_ns=self.now_ns, refused=True)
         self._record(flight, reservation, End.REFUSED, 0, refused=True)
         self._end(flight, "refused", reservation.address)
 
@@ -234,7 +234,7 @@ class World:
         self._watch(address)
 
     def _first_token(self, reservation_id: str) -> None:
-        self.scheduler.first_token(reservation_id, now_ns=self.now_ns)
+        self.scheduler.settlement.first_token(reservation_id, now_ns=self.now_ns)
 
     def _finished(self, event: Finished) -> None:
         flight = self._flights.pop(str(event.request_id), None)
@@ -261,7 +261,7 @@ class World:
             output_tokens=None if refused else output,
             refused=refused,
         )
-        self.scheduler.settle(outcome, now_ns=self.now_ns)
+        self.scheduler.settlement.settle(outcome, now_ns=self.now_ns)
 
     def _end(self, flight: _Flight, outcome: str, endpoint: str, *, at_ns: int | None = None) -> None:
         tenant = self._tenants.get(flight.arrival.tenant)

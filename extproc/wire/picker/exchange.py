@@ -141,18 +141,14 @@ class PickerExchange(Exchange):
 
     def _resolved(self, named: tuple[str, ...], request: Request) -> frozenset[str]:
         """The addresses that a subset allows; those that no pool has may join first."""
-        fleet = self._processor.scheduler.fleet
+        scheduler, tenant = self._processor.scheduler, self._asked.tenant
         if self._picker.settings.discover:
-            model = (
-                request.model or self._asked.tenant.default_model or self._processor.scheduler.default_model
-            )
-            self._picker.join(
-                model, self._asked.tenant.name, tuple(each for each in named if _has_port(each))
-            )
+            model = request.model or tenant.default_model or scheduler.settings.default_model
+            self._picker.join(model, tenant.name, tuple(each for each in named if _has_port(each)))
         bare = {each for each in named if not _has_port(each)}
         only = set(named) - bare
         if bare:
-            only.update(e.address for e in fleet.endpoints if e.address.rpartition(":")[0] in bare)
+            only.update(e.address for e in scheduler.fleet.endpoints if e.address.rpartition(":")[0] in bare)
         return frozenset(only)
 
     def _on_response(self, kind: str, message: pb.ProcessingRequest) -> Reply:

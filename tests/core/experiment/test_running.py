@@ -84,8 +84,8 @@ def test_an_arm_decides_and_its_results_come_from_the_record() -> None:
     seen = Counter((record.reservation.arm, record.reservation.strategy) for record in records)
     assert set(seen) == {("x/control", "least_request"), ("x/b", "random")}
     for record in records:
-        here.settle(record, now_ns=S)
-        there.settle(record, now_ns=2 * S)
+        here.settlement.settle(record, now_ns=S)
+        there.settlement.settle(record, now_ns=2 * S)
     assert arms(here) == arms(there)
     assert sum(arm["requests"] for arm in arms(here).values()) == 40
     assert arms(here)["b"]["attainment"]["mean"] == 1.0
@@ -95,10 +95,10 @@ def test_a_record_that_comes_twice_counts_once() -> None:
     """And one of an experiment that is not here counts nowhere."""
     scheduler = scheduler_of(AB)
     record = end(admit(scheduler), ttft_ns=1, duration_ns=2)
-    scheduler.settle(record, now_ns=1)
-    scheduler.settle(record, now_ns=2)
+    scheduler.settlement.settle(record, now_ns=1)
+    scheduler.settlement.settle(record, now_ns=2)
     stranger = replace(record, reservation=structs.replace(record.reservation, id="other-1", arm="y/b"))
-    scheduler.settle(stranger, now_ns=3)
+    scheduler.settlement.settle(stranger, now_ns=3)
     assert sum(arm["requests"] for arm in arms(scheduler).values()) == 1
 
 
@@ -164,7 +164,7 @@ def test_tenants_stay_in_their_arm() -> None:
         drawn = [admit(scheduler, replace(CHAT, user=str(i)), tenant) for i in range(4)]
         assert len({each.arm for each in drawn}) == 1
         for each in drawn:
-            scheduler.settle(end(each, ttft_ns=1, duration_ns=2), now_ns=1)
+            scheduler.settlement.settle(end(each, ttft_ns=1, duration_ns=2), now_ns=1)
     found = arms(scheduler)
     assert sum(arm["requests"] for arm in found.values()) == 48
     assert sum(arm["attainment"]["count"] for arm in found.values()) == 12
@@ -175,12 +175,12 @@ def test_what_we_refuse_is_missed() -> None:
     policy = Policy(classes=(ClassSpec(hold_ns=5 * S),))
     scheduler = scheduler_of(AB, policy=policy, permits=1)
     heard = []
-    scheduler.on_release = lambda _id, decision: heard.append(decision)
+    scheduler.dispatcher.on_release = lambda _id, decision: heard.append(decision)
     for _ in range(8):
         scheduler.admit(CHAT, ANONYMOUS, now_ns=1)
     assert isinstance(scheduler.admit(replace(CHAT, sequences=2), ANONYMOUS, now_ns=1), Reject)
-    scheduler.leave(next(iter(scheduler._waiting)), now_ns=2 * S)
-    scheduler.shed(now_ns=7 * S)
+    scheduler.leave(next(iter(scheduler.dispatcher.waiting)), now_ns=2 * S)
+    scheduler.dispatcher.shed(now_ns=7 * S)
     assert all(isinstance(each, Reject) for each in heard)
     found = arms(scheduler).values()
     # Four wait; the client of one left after its first token was due, three are shed.
@@ -221,7 +221,7 @@ def test_parameters_of_an_arm_are_its_own() -> None:
 def test_a_reload_goes_on_counting_the_same_question() -> None:
     """Another share is another question; what was taken away is still told."""
     scheduler = scheduler_of(AB)
-    scheduler.settle(end(admit(scheduler), ttft_ns=1, duration_ns=2), now_ns=1)
+    scheduler.settlement.settle(end(admit(scheduler), ttft_ns=1, duration_ns=2), now_ns=1)
     scheduler.experiments.apply([replace(AB, guardrail=Guardrail(worse_by=0.2), requests_max=9)], now_ns=2)
     assert sum(arm["requests"] for arm in arms(scheduler).values()) == 1
     shares = (replace(AB.arms[0], share=0.75), replace(AB.arms[1], share=0.25))
@@ -253,7 +253,7 @@ def test_it_ends_by_size() -> None:
     """When so many were counted."""
     scheduler = scheduler_of(replace(AB, requests_max=3))
     for _ in range(3):
-        scheduler.settle(end(admit(scheduler), ttft_ns=1, duration_ns=2), now_ns=1)
+        scheduler.settlement.settle(end(admit(scheduler), ttft_ns=1, duration_ns=2), now_ns=1)
     assert scheduler.experiments.step(now_ns=1) == []
     [happened] = scheduler.experiments.step(now_ns=2 * S)
     assert (happened.experiment, happened.arm) == ("x", "")
@@ -290,7 +290,7 @@ class Replicas:
             now_ns += round(self.rng.expovariate(1 / gap_ms) * MS)
             while self.ends and self.ends[0][0] <= now_ns:
                 at_ns, _, outcome = heapq.heappop(self.ends)
-                self.scheduler.settle(outcome, now_ns=at_ns)
+                self.scheduler.settlement.settle(outcome, now_ns=at_ns)
             for each in self.scheduler.experiments.step(now_ns=now_ns):
                 self.stops.append((number, each.arm, each.why))
             reservation = admit(self.scheduler, now_ns=now_ns)
@@ -346,7 +346,7 @@ def test_the_guardrail_heeds_errors() -> None:
         reservation = admit(scheduler, now_ns=i * S)
         bad = reservation.arm == "x/b" and rng.random() < 0.5
         facts = {"end": End.ERROR} if bad else {"ttft_ns": 1, "duration_ns": 2}
-        scheduler.settle(end(reservation, **facts), now_ns=i * S)
+        scheduler.settlement.settle(end(reservation, **facts), now_ns=i * S)
         happened += scheduler.experiments.step(now_ns=i * S)
     assert [each.arm for each in happened] == ["b"]
 

@@ -165,7 +165,7 @@ def scheduler_of(fleet: Fleet, hold_ns: int = 0) -> Scheduler:
     scheduler = make_scheduler(
         fleet, default_model="small", policy=Policy(classes=(ClassSpec(hold_ns=hold_ns),))
     )
-    scheduler.families = {"auto": FAMILY}
+    scheduler.settings.families = {"auto": FAMILY}
     return scheduler
 
 
@@ -186,7 +186,7 @@ def test_what_waits_shifts_those_that_come_after() -> None:
     """The queue of the wished pool alone counts; the held one keeps its choice and says so when released."""
     scheduler = scheduler_of(fleet_of(permits=1), hold_ns=10**10)
     released: list[tuple[str, Any]] = []
-    scheduler.on_release = lambda name, decision: released.append((name, decision))
+    scheduler.dispatcher.on_release = lambda name, decision: released.append((name, decision))
     floored = Tenant(name="floored", quality_floor="large")
     first = scheduler.admit(request_of(COMPLEX), floored, now_ns=0)
     assert isinstance(first, Routed)

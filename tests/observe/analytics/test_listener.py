@@ -57,7 +57,7 @@ class Scene:
         if instance:
             reservation = structs.replace(reservation, id=f"{instance}-1")
         outcome = Outcome(reservation=reservation, final=True, **facts)  # type: ignore[arg-type]  # as its test says
-        assert self.scheduler.settle(outcome, now_ns=self.now_ns)
+        assert self.scheduler.settlement.settle(outcome, now_ns=self.now_ns)
         return outcome
 
     def rows(self) -> dict[bytes, AnalyticsRow]:
@@ -172,7 +172,7 @@ def test_no_end_ever_came() -> None:
 def test_of_several_services_each_counts_its_own() -> None:
     """A peer's end is not counted; one of nobody waits until peers are known, and is to be claimed."""
     scene = Scene(alone=False, connected=True)
-    scene.scheduler.peers = frozenset({"peer"})
+    scene.scheduler.peers.hear({"peer"}, {})
     scene.ended(**GOOD)
     scene.ended(**GOOD, instance="peer")
     scene.ended(**GOOD, instance="gone")
@@ -180,7 +180,7 @@ def test_of_several_services_each_counts_its_own() -> None:
     (found,) = scene.rows().values()
     assert found.ok == 1
     assert scene.listener.take_orphans(now_ns=scene.now_ns + ORPHAN_WAIT_NS - 1) == {}
-    scene.scheduler.peers = frozenset({"peer", "late"})
+    scene.scheduler.peers.hear({"peer", "late"}, {})
     assert list(scene.listener.take_orphans(now_ns=scene.now_ns + ORPHAN_WAIT_NS)) == ["gone-1"]
     assert scene.listener.take_orphans(now_ns=scene.now_ns + 2 * ORPHAN_WAIT_NS) == {}
 

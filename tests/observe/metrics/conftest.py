@@ -64,7 +64,7 @@ class Scene:
         ]
         self.scheduler = make_scheduler(*pools, instance="one", policy=policy)
         self.released: list[tuple[str, Routed | Reject]] = []
-        self.scheduler.on_release = lambda name, decision: self.released.append((name, decision))
+        self.scheduler.dispatcher.on_release = lambda name, decision: self.released.append((name, decision))
         self.counting = Counting(self.scheduler, tenants=lambda: self.tenants, tenants_max=tenants_max)
         self.scheduler.events.observers = (self.counting,)
 
@@ -96,7 +96,7 @@ class Scene:
         }
         outcome = Outcome(**given | facts)
         if here:
-            self.scheduler.settle(outcome, now_ns=self.now_ns)
+            self.scheduler.settlement.settle(outcome, now_ns=self.now_ns)
         else:
             self.counting.settled(make_settled(outcome, here=False), now_ns=self.now_ns)
 

@@ -130,7 +130,7 @@ def test_what_is_shed_missed_its_targets(scene: Make) -> None:
     assert isinstance(at.admit(), Hold)
     assert isinstance(at.admit("prime"), Reject), "premium does not wait"
     at.now_ns += 6 * S
-    at.scheduler.shed(now_ns=at.now_ns)
+    at.scheduler.dispatcher.shed(now_ns=at.now_ns)
     seen = at.series()
     assert seen["refusals_total"] == {("acme", "overloaded"): 1, ("prime", "overloaded"): 1}
     assert seen["slo_requests_total"]["acme", "standard", "no"] == 1

@@ -77,13 +77,13 @@ def test_series_keep_their_promises(
                 )
                 sent["refusals"] += 1
             case ("leave",):
-                waiting = [each for each in held if each in at.scheduler.queue]
+                waiting = [each for each in held if each in at.scheduler.dispatcher.queue]
                 if waiting:
                     at.scheduler.leave(waiting[0], now_ns=at.now_ns)
                     sent["client_gone"] += 1
             case ("shed",):
                 at.now_ns += 10_000_000_000
-                at.scheduler.shed(now_ns=at.now_ns)
+                at.scheduler.dispatcher.shed(now_ns=at.now_ns)
             case ("bound", bound):
                 at.counting.apply(bound)
                 most = max(most, bound)
@@ -100,4 +100,6 @@ def test_series_keep_their_promises(
     assert sum(seen["refusals_total"].values()) == sent["refusals"]
     assert sum(v for labels, v in seen["tokens_total"].items() if labels[2] == "output") == sent["output"]
     assert sum(seen["tenant_in_flight"].values()) == len(at.scheduler.ledger)
-    assert sum(seen["tenant_held"].values()) == sum(seen["held"].values()) == len(at.scheduler.queue)
+    assert (
+        sum(seen["tenant_held"].values()) == sum(seen["held"].values()) == len(at.scheduler.dispatcher.queue)
+    )

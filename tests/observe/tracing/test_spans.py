@@ -188,7 +188,7 @@ def test_a_reserve(granted: bool) -> None:
     """The quota's store has a span of its own, with what it answered."""
     trips = Trips()
     trips.scheduler.quotas = Remote()
-    trips.scheduler.policy = replace(
+    trips.scheduler.settings.policy = replace(
         trips.scheduler.policy, accounts=Accounts(tenants={"acme": ScopeLimits(concurrent=9)})
     )
     exchange, reply = trips.ask(METADATA)

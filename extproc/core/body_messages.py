@@ -1,0 +1,102 @@
+"""What a chat's messages say: their texts, what stands before each, images, and how many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from extproc.core.bodies import BodyBounds, too_many
+from extproc.core.body_fields import ABSENT, count_of, digest, given
+from extproc.core.outcome import Reject
+from extproc.core.prefix import CALLS_MARK, IMAGE_MARK, MESSAGE_MARK, TOOLS_MARK
+from extproc.core.prompts import as_text
+
+
+class ContentPart(msgspec.Struct):
+    text: Any = None
+    image_url: msgspec.Raw = ABSENT
+
+
+class ChatMessage(msgspec.Struct):
+    content: str | list[ContentPart] | None = None
+    role: msgspec.Raw = ABSENT
+    tool_calls: msgspec.Raw = ABSENT
+
+
+class WideChatMessage(msgspec.Struct):
+    # A list of texts is read where there are few: unlike objects they are not counted before.
+    content: str | list[ContentPart | str] | None = None
+    role: msgspec.Raw = ABSENT
+    tool_calls: msgspec.Raw = ABSENT
+
+
+MESSAGES = msgspec.json.Decoder(list[ChatMessage])
+WIDE_MESSAGES = msgspec.json.Decoder(list[WideChatMessage])
+
+
+@dataclass(frozen=True, slots=True)
+class MessageTexts:
+    """What messages say: texts, what stands before each, images, how many there are, and bytes unread."""
+
+    segments: tuple[str, ...] = ()
+    marks: tuple[bytes, ...] = ()
+    images: int = 0
+    count: int = 0
+    bytes_beside: int = 0
+
+
+def flattened(messages: Sequence[ChatMessage | WideChatMessage], tools: msgspec.Raw = ABSENT) -> MessageTexts:
+    """What messages say.
+
+    What is not text (images, tool calls, the tools, which templates put first) is marked by its hash:
+    it distinguishes what comes after it.
+    """
+    segments: list[str] = []
+    marks: list[bytes] = []
+    images = 0
+    pending: list[bytes] = [TOOLS_MARK, digest(tools)] if given(tools) else []
+    for message in messages:
+        pending.append(MESSAGE_MARK + message.role)
+        content = message.content
+        if isinstance(content, str):
+            segments.append(content)
+            marks.append(b"".join(pending))
+            pending.clear()
+        elif content is not None:
+            for part in content:
+                text = part if isinstance(part, str) else part.text
+                if isinstance(text, str):
+                    segments.append(text)
+                    marks.append(b"".join(pending))
+                    pending.clear()
+                elif not isinstance(part, str) and part.image_url:
+                    images += 1
+                    pending += (IMAGE_MARK, digest(part.image_url))
+        if given(message.tool_calls):
+            pending += (CALLS_MARK, digest(message.tool_calls))
+    return MessageTexts(tuple(segments), tuple(marks), images, len(messages))
+
+
+def unread(messages: msgspec.Raw) -> MessageTexts:
+    """Messages of another shape than we know, as one text."""
+    if not given(messages):
+        return MessageTexts()
+    text, beside = as_text(bytes(messages))
+    # A second pass over what is long would cost more than its number is worth.
+    count = 1 if beside else max(1, count_of(messages))
+    return MessageTexts((text,), (b"",), 0, count, beside)
+
+
+def too_long(messages: Sequence[ChatMessage | WideChatMessage], bounds: BodyBounds) -> Reject | None:
+    parts = sum(len(m.content) for m in messages if isinstance(m.content, list))
+    if len(messages) + parts <= bounds.messages_max:
+        return None
+    return too_many("messages and parts of them", bounds.messages_max)
+
+
+def bytes_of(segments: tuple[str, ...]) -> int:
+    # isascii is a flag on the string object: no pass over the text for the usual prompt.
+    return sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in segments)
