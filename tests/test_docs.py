@@ -11,6 +11,7 @@ import pytest
 from documents import PAGES, name_of, with_contents
 
 from extproc.cli import COMMANDS
+from extproc.core.errors import Error
 from extproc.core.strategies import OWN, PEERS, STRATEGIES, Strategy, parameters
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,6 +123,21 @@ def test_the_strategies_page_is_what_the_modules_say() -> None:
     if os.environ.get("STEERSMAN_UPDATE_DOCS"):
         DOC.write_text(page(), encoding="utf-8")
     assert DOC.read_text(encoding="utf-8") == page(), "write it anew: STEERSMAN_UPDATE_DOCS=1"
+
+
+def test_the_errors_of_the_api_page_are_the_codes_table() -> None:
+    """Status, code and when, in its order: clients' authors decide by them what to do."""
+    path = ROOT / "docs" / "api.md"
+    before, head, rest = path.read_text(encoding="utf-8").partition(
+        "| status | code | when |\n|---|---|---|\n"
+    )
+    _, foot, after = rest.partition("| other | |")
+    rows = "".join(f"| {each.status} | `{each.code}` | {each.when} |\n" for each in Error)
+    page = f"{before}{head}{rows}{foot}{after}"
+    if os.environ.get("STEERSMAN_UPDATE_DOCS"):
+        path.write_text(page, encoding="utf-8")
+    assert foot
+    assert path.read_text(encoding="utf-8") == page, "write it anew: STEERSMAN_UPDATE_DOCS=1"
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from documents import PAGES, ROOT, anchor, headings, name_of, sentences, words
 
-from extproc.core import outcome
-
 #: Words a sentence, on average over a page; and in the longest.
 AVERAGE_MAX, LONGEST_MAX = 18.0, 45
 #: A page with more lines begins with links to its sections.
@@ -90,13 +88,3 @@ def test_every_page_can_be_found() -> None:
     }
     assert [name_of(page) for page in PAGES if page not in linked and page.name != "README.md"] == []
     assert ROOT / "docs" / "README.md" in linked
-
-
-def test_every_code_of_a_refusal_is_in_the_api_page() -> None:
-    """With which clients' authors decide what to do."""
-    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    sources = [each.read_text(encoding="utf-8") for each in (ROOT / "extproc").rglob("*.py")]
-    codes = {code for source in sources for code in re.findall(r"""\bReject\([^)]*?code="(\w+)\"""", source)}
-    codes |= {"invalid_api_key", "identity_conflict", outcome.QUOTA_EXCEEDED}
-    assert len(codes) > 10
-    assert [code for code in sorted(codes) if f"`{code}`" not in text] == []

@@ -7,14 +7,14 @@ the service would cost more than it saves, and the decision's own call asks the 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from betterproto2 import Message
 from envoy_data_plane.envoy.extensions.common.matching.v3 import ExtensionWithMatcher
 from envoy_data_plane.envoy.extensions.filters.common.matcher.action.v3 import SkipFilter
 from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
     ExternalProcessor,
-    ProcessingMode,
     ProcessingModeBodySendMode,
-    ProcessingModeHeaderSendMode,
 )
 from envoy_data_plane.envoy.extensions.matching.common_inputs.ssl.v3 import DnsSanInput, UriSanInput
 from envoy_data_plane.envoy.type.matcher.v3 import HttpRequestHeaderMatchInput
@@ -42,22 +42,14 @@ _ANY = ".+"
 
 def asks_first(config: Config, decision: ExternalProcessor) -> ExtensionWithMatcher:
     """The decision's filter once more, of the headers alone; skipped where the body is soon here."""
-    asking = ExternalProcessor(
-        grpc_service=decision.grpc_service,
-        failure_mode_allow=decision.failure_mode_allow,
-        request_attributes=decision.request_attributes,
-        status_on_error=decision.status_on_error,
-        message_timeout=decision.message_timeout,
-        processing_mode=ProcessingMode(
-            request_header_mode=ProcessingModeHeaderSendMode.SEND,
-            request_body_mode=ProcessingModeBodySendMode.NONE,
-            request_trailer_mode=ProcessingModeHeaderSendMode.SKIP,
-            response_header_mode=ProcessingModeHeaderSendMode.SKIP,
-            response_body_mode=ProcessingModeBodySendMode.NONE,
-            response_trailer_mode=ProcessingModeHeaderSendMode.SKIP,
-        ),
-        metadata_options=decision.metadata_options,
+    assert decision.processing_mode is not None
+    asking = replace(
+        decision,
+        processing_mode=replace(decision.processing_mode, request_body_mode=ProcessingModeBodySendMode.NONE),
         stat_prefix="identity",
+        # It changes no header and holds nobody.
+        mutation_rules=None,
+        max_message_timeout=None,
     )
     skip = MatcherOnMatch(action=_xds("skip", SkipFilter()))
     return ExtensionWithMatcher(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from extproc.core.errors import Error
 from extproc.core.outcome import Reject
 
 #: What makes a body dear to read: objects, lists and fields.
@@ -31,10 +32,8 @@ BOUNDS = BodyBounds()
 
 
 def too_many(what: str, most: int) -> Reject:
-    """A 413 for a body of too many pieces."""
-    return Reject(
-        status=413, code="body_too_large", message=f"the body has too many {what}; at most {most} are read"
-    )
+    """A body of too many pieces."""
+    return Error.BODY_TOO_LARGE.reject(f"the body has too many {what}; at most {most} are read")
 
 
 def _few(body: bytes, most: int) -> bool:

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 import msgspec
 from xxhash import xxh3_64_hexdigest
 
+from extproc.core.errors import Error
 from extproc.core.hints import flag, whole
 from extproc.core.outcome import Reject
 from extproc.core.prompts import SEQUENCES_MAX, elements
-from extproc.core.request import NO_LIMIT, UsageAsked, unfit
+from extproc.core.request import NO_LIMIT, UsageAsked
 
 T = TypeVar("T")
 
@@ -88,7 +89,9 @@ def sequences_of(*raw: msgspec.Raw, prompts: int = 1) -> int | Reject:
             most = max(most, whole(each) or 1)
     asked = prompts * most
     if asked > SEQUENCES_MAX:
-        return unfit(f"more than {SEQUENCES_MAX} sequences are asked for (n or best_of, times the prompts)")
+        return Error.UNFIT.reject(
+            f"more than {SEQUENCES_MAX} sequences are asked for (n or best_of, times the prompts)"
+        )
     return asked
 
 

@@ -12,12 +12,13 @@ from random import Random
 
 from extproc.core.candidates import Needs, eligible, standing_by
 from extproc.core.endpoint import Endpoint, places
+from extproc.core.errors import Error, no_model
 from extproc.core.families import NONE, Family, FamilyChoice, pick
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.forecast import FREE, Forecast, forecasts, plan
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import LATER_MS, Reason, Reject, Reservation, Routed
-from extproc.core.request import Request, RouteKind, limited, no_model, unfit
+from extproc.core.request import Request, RouteKind, limited
 from extproc.core.sizing import STANDARD, context, predict
 from extproc.core.slo import ClassSpec
 from extproc.core.strategies import FALLBACK, Ranking, SchedulingContext, Strategy, Work
@@ -29,8 +30,6 @@ from extproc.core.trace import PlacementTrace
 ENDPOINTS_NAMED = 3
 #: Endpoints that are drawn to find retries for a choice among a few.
 ALTERNATES_DRAWN = 8
-#: Seconds a client is told to wait when every permit is taken, and when no endpoint is ready.
-RETRY_AFTER_FULL_S, RETRY_AFTER_NONE_READY_S = 1, 5
 #: The beginning by which prompts are of one group: a system prompt's worth, not a question's.
 AFFINITY_CHARACTERS = 256
 #: Kinds that an engine answers without a permit, and without work worth counting.
@@ -140,7 +139,7 @@ def resolve(
         # Now, whoever waits for the same pool: no place that may become free would do.
         return _no_subset(pool)
     if len(books) >= reservations_max:
-        return overloaded("the gateway follows as many requests as it may")
+        return Error.OVERLOADED.reject("the gateway follows as many requests as it may")
     free = request.kind in FREE_KINDS
     request = limited(request, pool.engine)
     work = predict(request, pool, tenant.name, model, zone=zone, rank=rank, spec=spec, now_ns=now_ns)
@@ -187,7 +186,7 @@ def place(
     """
     pool = fleet.pools.get(routing.pool)
     if pool is None:
-        return Reject(status=404, code="model_not_found", message=f"pool {routing.pool!r} is no more")
+        return Error.MODEL_NOT_FOUND.reject(f"pool {routing.pool!r} is no more")
     tenant, outside = routing.tenant, 0
     everyone: Sequence[Endpoint] = pool.endpoints if among is None else among
     endpoints = everyone
@@ -334,42 +333,26 @@ def _alternates(
 
 def _no_region(tenant: Tenant, pool: Pool) -> Reject:
     allowed = ", ".join(sorted(tenant.regions or ())) or "none"
-    return Reject(
-        status=403,
-        code="region_not_allowed",
-        message=f"no replica of pool {pool.name!r} is in a region that this tenant may use ({allowed})",
-    )
+    return Error.REGION_NOT_ALLOWED.reject(pool=pool.name, regions=allowed)
 
 
 def _no_subset(pool: Pool) -> Reject:
-    return Reject(
-        status=503,
-        code="no_ready_endpoint",
-        message=f"no replica of pool {pool.name!r} is among the endpoints that the gateway named",
-        retry_after_s=RETRY_AFTER_NONE_READY_S,
+    return Error.NO_READY_ENDPOINT.reject(
+        f"no replica of pool {pool.name!r} is among the endpoints that the gateway named"
     )
 
 
 def _none_left(pool: Pool, endpoints: Sequence[Endpoint], permits: int) -> Reject | Full:
     ready = [endpoint for endpoint in endpoints if endpoint.ready]
     if not ready:
-        return Reject(
-            status=503,
-            code="no_ready_endpoint",
-            message=f"no replica of pool {pool.name!r} is ready",
-            retry_after_s=RETRY_AFTER_NONE_READY_S,
-        )
+        return Error.NO_READY_ENDPOINT.reject(f"no replica of pool {pool.name!r} is ready")
     most = max(endpoint.max_concurrent for endpoint in ready)
     if permits > most and pool.engine == "tgi":
-        return unfit(f"{permits} sequences are asked for; a replica takes at most {most} at once")
+        message = f"{permits} sequences are asked for; a replica takes at most {most} at once"
+        return Error.UNFIT.reject(message)
     return FULL
 
 
 def full(routing: RoutingRequest) -> Reject:
     """A case that cannot wait, and no replica has room."""
-    return overloaded(f"every replica of pool {routing.pool!r} is full")
-
-
-def overloaded(message: str, retry_after_s: int = RETRY_AFTER_FULL_S) -> Reject:
-    """A 429 for want of room, as against one for want of quota."""
-    return Reject(status=429, code="overloaded", message=message, retry_after_s=retry_after_s)
+    return Error.OVERLOADED.reject(pool=routing.pool)

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 
-from extproc.core.decide import WAITS, Full, RoutingRequest, full, overloaded, place
+from extproc.core.decide import WAITS, Full, RoutingRequest, full, place
 from extproc.core.decisions import Decisions
 from extproc.core.endpoint import Endpoint
+from extproc.core.errors import Error
 from extproc.core.events import EventEmitter
 from extproc.core.experiment import Experiments
 from extproc.core.fairqueue import FairQueue, QueuedRequest, Shed
@@ -324,8 +325,7 @@ class Dispatcher:
                 return self._place(routing, now_ns, degraded=degraded, among=among, patient=patient)
             except Exception:  # noqa: BLE001 (law: every exception becomes a decision)
                 self._counts["exception.release"] += 1
-        message = "the gateway could not release this request"
-        return Reject(status=503, code="internal", message=message, retry_after_s=1)
+        return Error.INTERNAL.reject("the gateway could not release this request")
 
     def _place(
         self,
@@ -370,7 +370,7 @@ class Dispatcher:
         self._quotas.cancel(held.id, now_ns=now_ns)
         waited_s = (now_ns - held.arrived_ns) / 1e9
         message = f"no replica of pool {held.pool!r} had room within {waited_s:.1f} s"
-        reject = overloaded(message, max(1, shed.retry_after_s))
+        reject = Error.OVERLOADED.reject(message, retry_after_s=max(1, shed.retry_after_s))
         return self.refuse(reject, held.payload[0], now_ns=now_ns)
 
     def _enter(self, placed: Routed, routing: RoutingRequest, now_ns: int) -> None:

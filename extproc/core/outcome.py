@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from extproc.core.load import Plan
 
 #: What late binding adds to the score of an endpoint that does not take the request now.
@@ -124,12 +126,14 @@ class Told(Protocol):
     def __len__(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reservation:
+class Reservation(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Work that a decision puts on an endpoint until the request ends.
 
     `input_tokens` and `output_tokens` are predictions over all sequences; `permits` is how many of
     the engine's request permits are taken.
+
+    Its fields in their order are the ticket (wire/ticket.py). New ones go at the end, with defaults: tickets
+    of the previous version are still in flight when this one starts.
     """
 
     id: str

@@ -37,6 +37,7 @@ from extproc.core.body_messages import (
     too_long,
     unread,
 )
+from extproc.core.errors import Error
 from extproc.core.hints import flag, whole
 from extproc.core.outcome import Reject
 from extproc.core.prefix import BLOCK_TOKENS
@@ -47,9 +48,7 @@ from extproc.core.request import (
     RouteKind,
     TokenLimits,
     UsageAsked,
-    bad_request,
     bounded,
-    unfit,
 )
 from extproc.core.wrapped import instances, wrapped_kind
 
@@ -123,8 +122,7 @@ _bare = msgspec.json.Decoder(_Bare)
 
 
 def parse(route: Route, body: bytes, bounds: BodyBounds = BOUNDS) -> Request | Reject:
-    """Decode a body; Reject says why it is no JSON (400) or no request (`unfit`), or that it holds too much
-    (413)."""
+    """Decode a body; Reject says why: it is no JSON (400) or no request (422), or it holds too much (413)."""
     body = body.removeprefix(BYTE_ORDER_MARK)
     try:
         if route.method == "POST" and (refused := refused_unread(body, bounds)):
@@ -145,13 +143,14 @@ def parse(route: Route, body: bytes, bounds: BodyBounds = BOUNDS) -> Request | R
             case _:
                 return Request(kind=route.kind, dialect=route.dialect)
     except msgspec.ValidationError as error:
-        return unfit(f"the body does not fit: {error}")
+        return Error.UNFIT.reject(f"the body does not fit: {error}")
     except msgspec.DecodeError as error:
-        return bad_request(f"the body is not valid JSON: {error}" if body else "the body is empty")
+        message = f"the body is not valid JSON: {error}" if body else "the body is empty"
+        return Error.INVALID_REQUEST.reject(message)
     except UnicodeDecodeError as error:
-        return bad_request(f"the body is not UTF-8: {error.reason}")
+        return Error.INVALID_REQUEST.reject(f"the body is not UTF-8: {error.reason}")
     except RecursionError:
-        return bad_request("the body is nested too deeply")
+        return Error.INVALID_REQUEST.reject("the body is nested too deeply")
 
 
 def bare(route: Route, body: bytes) -> Request:
@@ -196,7 +195,7 @@ def _read_chat(route: Route, body: bytes, bounds: BodyBounds) -> Request | Rejec
         hints = odd = _odd_chat.decode(body)
         said = unread(odd.messages)
     elif chat.messages is None:
-        return unfit("'messages' is missing")
+        return Error.UNFIT.reject("'messages' is missing")
     elif rejected := too_long(chat.messages, bounds):
         return rejected
     else:
@@ -232,9 +231,9 @@ def _read_completion(route: Route, body: _Completion) -> Request | Reject:
     try:
         prompts = read_prompts(body.prompt) if given(body.prompt) else embedded(body.prompt_embeds)
     except TooManyError:
-        return unfit(f"'prompt' holds too many prompts; at most {SEQUENCES_MAX}")
+        return Error.UNFIT.reject(f"'prompt' holds too many prompts; at most {SEQUENCES_MAX}")
     if prompts is None:
-        return unfit("'prompt' is missing")
+        return Error.UNFIT.reject("'prompt' is missing")
     sequences = sequences_of(body.n, body.best_of, prompts=prompts.count)
     if isinstance(sequences, Reject):
         return sequences
@@ -263,7 +262,7 @@ def _read_completion(route: Route, body: _Completion) -> Request | Reject:
 
 def _read_generate(route: Route, body: _Generate) -> Request | Reject:
     if body.inputs is None:
-        return unfit("'inputs' is missing")
+        return Error.UNFIT.reject("'inputs' is missing")
     parameters = peek(_parameters, body.parameters) or _Parameters()
     sequences = sequences_of(parameters.best_of)
     if isinstance(sequences, Reject):
@@ -292,7 +291,7 @@ def _read_vertex(route: Route, body: bytes, bounds: BodyBounds) -> Request | Rej
     """All its instances as one request: as many sequences, one after another in one prompt's place."""
     found = instances(body)
     if not 1 <= len(found) <= SEQUENCES_MAX:
-        return unfit(f"'instances' must hold 1 to {SEQUENCES_MAX} requests")
+        return Error.UNFIT.reject(f"'instances' must hold 1 to {SEQUENCES_MAX} requests")
     each: list[Request] = []
     for raw in found:
         request = parse(_unwrapped(route, raw), bytes(raw), bounds)
@@ -301,7 +300,7 @@ def _read_vertex(route: Route, body: bytes, bounds: BodyBounds) -> Request | Rej
         each.append(request)
     sequences = sum(request.sequences for request in each)
     if sequences > SEQUENCES_MAX:
-        return unfit(f"'instances' ask for more than {SEQUENCES_MAX} answers")
+        return Error.UNFIT.reject(f"'instances' ask for more than {SEQUENCES_MAX} answers")
     limits = [request.max_new_tokens for request in each]
     return replace(
         each[0],
@@ -321,7 +320,7 @@ def _read_tokenize(route: Route, body: _Tokenize, bounds: BodyBounds) -> Request
     """TGI says inputs, vLLM and SGLang prompt, llama.cpp content; each takes only its own."""
     raw = next((each for each in (body.inputs, body.prompt, body.content) if given(each)), ABSENT)
     if not given(raw) and not given(body.messages):
-        return unfit("'inputs' is missing (vLLM and SGLang: 'prompt'; llama.cpp: 'content')")
+        return Error.UNFIT.reject("'inputs' is missing (vLLM and SGLang: 'prompt'; llama.cpp: 'content')")
     said = MessageTexts()
     if given(body.messages):
         messages: Sequence[ChatMessage | WideChatMessage] | None = peek(MESSAGES, body.messages)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple
 
-from extproc.core.outcome import Reject
 from extproc.core.prefix import chain, chain_ids
 
 #: Tokens that one image part counts as, when the engine's own count is not known yet (a ViT-L/14 at
@@ -19,10 +18,6 @@ IMAGE_TOKENS = 576
 #: A client that allows more new tokens than this allows any number: no engine produces them, and sums and
 #: floats must hold it.
 NEW_TOKENS_MAX = 2**31 - 1
-#: How much of an unknown model's name a message repeats.
-MODEL_SHOWN_MAX = 128
-#: TGI's status for JSON that is no request of its own.
-UNFIT = 422
 
 
 class Dialect(Enum):
@@ -179,32 +174,6 @@ def limited(request: Request, engine: str) -> Request:
 def bounded(limit: int | None) -> int | None:
     """A limit as it is reckoned with: None where it bounds nothing."""
     return None if limit is None or limit < 0 else min(limit, NEW_TOKENS_MAX)
-
-
-def bad_request(message: str) -> Reject:
-    """A 400 for a body or header that cannot be served."""
-    return Reject(status=400, code="invalid_request", message=message)
-
-
-def no_model(name: str | None) -> Reject:
-    """A model that is not there for whoever asks: the same words whether it is nowhere or others'."""
-    what = "no model was named, and none is yours by default"
-    if name is not None:
-        what = f"no model {name[:MODEL_SHOWN_MAX]!r} here"
-    message = f"{what}; GET /v1/models lists what there is"
-    return Reject(status=404, code="model_not_found", message=message)
-
-
-def unfit(message: str) -> Reject:
-    """A refusal of JSON that is no request: 422 as TGI says it, 400 elsewhere (`as_engine_says`)."""
-    return Reject(status=UNFIT, code="invalid_request", message=message)
-
-
-def as_engine_says(refused: Reject, dialect: Dialect, engine: str) -> Reject:
-    """A refusal of a body with the status that the client's engine has for it."""
-    if refused.status == UNFIT and dialect is Dialect.OPENAI and engine != "tgi":
-        return replace(refused, status=400)
-    return refused
 
 
 def prefix_of(request: Request) -> tuple[int, ...]:

@@ -16,12 +16,13 @@ from random import Random
 from extproc.core.accounts import borrows, reserved
 from extproc.core.decide import RoutingRequest, resolve
 from extproc.core.dispatch import Dispatcher
+from extproc.core.errors import Error
 from extproc.core.events import EventEmitter, raises
 from extproc.core.experiment import Experiments
 from extproc.core.explain import Explanation, explain, explain_held, explain_kept, refused
 from extproc.core.fleet import Fleet
 from extproc.core.ledger import Ledger
-from extproc.core.outcome import QUOTA_EXCEEDED, Hold, Reject, Routed
+from extproc.core.outcome import Hold, Reject, Routed
 from extproc.core.peers import Peers
 from extproc.core.policy import ClassSpec, DeskLimits, Policy, SchedulerSettings
 from extproc.core.quota import Account, Amounts, Ask, ExactBooks, Granted, QuotaBooks, Refused
@@ -278,10 +279,5 @@ class Scheduler:
 def _spent(answer: Refused, headers: tuple[tuple[str, str], ...]) -> Reject:
     """A quota's 429, which says which limit and when."""
     scope = "" if answer.scope == "tenant" else f" of {answer.scope.replace(':', ' ', 1)}"
-    return Reject(
-        status=429,
-        code=QUOTA_EXCEEDED,
-        message=f"the quota {answer.limit}{scope} is spent",
-        retry_after_s=max(1, math.ceil(answer.retry_after_s)),
-        headers=headers,
-    )
+    wait_s = max(1, math.ceil(answer.retry_after_s))
+    return Error.QUOTA.reject(limit=f"{answer.limit}{scope}", retry_after_s=wait_s, headers=headers)

@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
+from extproc.core.errors import Error
 from extproc.core.outcome import Reject
 
 #: A longer key is refused unread.
@@ -206,9 +207,7 @@ class Directory:
             proven["key"], key = answer
         tenant, *others = proven.values()
         if any(other is not tenant for other in others):
-            return unauthorized(
-                f"{' and '.join(proven)} prove different tenants; send one", "identity_conflict"
-            )
+            return Error.IDENTITY_CONFLICT.reject(proofs=" and ".join(proven))
         return Identity(tenant, tuple(proven), key)
 
     def _by_proxy(self, evidence: Credentials) -> Tenant | Reject | None:
@@ -216,18 +215,18 @@ class Directory:
         # Envoy strips the header of others; this holds too where its configuration is not ours.
         if name is None or self.proxy is None or not self.proxy.covers(evidence.peer or evidence.source):
             return None
-        return self.tenants.get(name) or unauthorized("the proxy names an unknown tenant")
+        return self.tenants.get(name) or Error.INVALID_API_KEY.reject("the proxy names an unknown tenant")
 
     def _by_certificate(self, evidence: Credentials) -> Tenant | Reject | None:
         tenants = [self._known.sans[san] for san in evidence.sans if san in self._known.sans]
         if any(tenant is not tenants[0] for tenant in tenants):
-            return unauthorized("the client certificate's names are different tenants'", "identity_conflict")
+            return Error.IDENTITY_CONFLICT.reject("the client certificate's names are different tenants'")
         return tenants[0] if tenants else None
 
     def _by_jwt(self, evidence: Credentials) -> Tenant | Reject | None:
         if evidence.jwt is None or self.claim is None:
             return None
-        return self._known.subjects.get(evidence.jwt) or unauthorized(
+        return self._known.subjects.get(evidence.jwt) or Error.INVALID_API_KEY.reject(
             f"the token's claim {self.claim!r} is no tenant's"
         )
 
@@ -236,26 +235,28 @@ class Directory:
         if evidence.authorization is not None:
             scheme, _, credentials = evidence.authorization.partition(" ")
             if scheme.lower() != "bearer" or not credentials.strip():
-                return unauthorized("the Authorization header is not 'Bearer KEY'")
+                return Error.INVALID_API_KEY.reject("the Authorization header is not 'Bearer KEY'")
             bearer = credentials.strip()
             if sent is not None and sent != bearer:
-                return unauthorized("Authorization and x-api-key carry different keys; send one")
+                message = "Authorization and x-api-key carry different keys; send one"
+                return Error.INVALID_API_KEY.reject(message)
             sent = bearer
         if not sent:
-            return unauthorized(f"{_certificate(evidence)}no API key; send 'Authorization: Bearer KEY'")
+            message = f"{_certificate(evidence)}no API key; send 'Authorization: Bearer KEY'"
+            return Error.INVALID_API_KEY.reject(message)
         found = self._lookup(sent) if len(sent) <= KEY_BYTES_MAX else None
         if found is None:
             # What looks like a token (three parts) was meant as one: Envoy says what is wrong with it.
             if self.claim is not None and evidence.jwt_failure and sent.count(".") == 2:
-                return unauthorized(f"the token is not valid: {evidence.jwt_failure}")
-            return unauthorized("unknown API key")
+                return Error.INVALID_API_KEY.reject(f"the token is not valid: {evidence.jwt_failure}")
+            return Error.INVALID_API_KEY.reject()
         key = found[1]
         if key.revoked:
-            return unauthorized("this API key is revoked")
+            return Error.INVALID_API_KEY.reject("this API key is revoked")
         if key.not_before is not None and now_s < key.not_before:
-            return unauthorized("this API key is not valid yet")
+            return Error.INVALID_API_KEY.reject("this API key is not valid yet")
         if key.expires is not None and now_s >= key.expires:
-            return unauthorized("this API key has expired")
+            return Error.INVALID_API_KEY.reject("this API key has expired")
         return found
 
     def _lookup(self, sent: str) -> tuple[Tenant, ApiKey] | None:
@@ -276,8 +277,3 @@ def _certificate(evidence: Credentials) -> str:
         return ""
     said = names if len(names) <= NAMES_SAID_MAX else names[:NAMES_SAID_MAX] + "…"
     return f"the client certificate ({said}) is in no tenant's certificate_sans, and there is "
-
-
-def unauthorized(message: str, code: str = "invalid_api_key") -> Reject:
-    """A 401."""
-    return Reject(status=401, code=code, message=message)

@@ -26,7 +26,7 @@ from extproc.core.peers import owner_of
 from extproc.core.scheduler import Scheduler
 from extproc.observe.tracing.figures import SpanMetrics
 from extproc.observe.tracing.pipeline import Pipeline
-from extproc.observe.tracing.request_trace import RequestTraces
+from extproc.observe.tracing.request_trace import NO_TRACES, RequestTraces
 from extproc.observe.tracing.semconv import RELEASES
 from extproc.observe.tracing.spans import Spans
 from extproc.service.parts import Part
@@ -104,7 +104,8 @@ class TracingPart(Part):
             return
         old = self._line
         if config.otel is None:
-            self.request_traces = self._processor.request_traces = self._line = None
+            self.request_traces = self._line = None
+            self._processor.request_traces = NO_TRACES
         else:
             try:
                 self._set(config.otel)

@@ -7,6 +7,7 @@ which maps every byte to a character and so never fails.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.core.contract import (
@@ -35,12 +36,11 @@ from extproc.core.contract import (
     USAGE_KEY,
     WHOLE_HEADER,
 )
+from extproc.core.errors import error_body
 from extproc.core.outcome import LocalAnswer, Reject, Routed
 from extproc.core.request import Dialect
-from extproc.core.scheduler import AskQuota
 from extproc.core.tenant import Credentials, ProxyTrust
 from extproc.wire import ticket
-from extproc.wire.dialect import error_body
 from extproc.wire.seal import EVENT, Seal
 
 AUTHORIZATION = "authorization"
@@ -86,6 +86,7 @@ class Headers:
     evidence: Credentials = field(default_factory=Credentials)
     #: Nothing follows them here: who asks is all that is asked.
     alone: bool = False
+    kind: ClassVar = "request_headers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class Body:
     """The request's whole body (BUFFERED mode delivers it in one message)."""
 
     data: bytes
+    kind: ClassVar = "request_body"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,24 +105,6 @@ class Other:
 
 
 Message = Headers | Body | Other
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What to send, and whether the exchange ends with it."""
-
-    data: bytes
-    end: bool
-    #: The reservation that the reply carries, so that a client's leaving can undo it.
-    reservation_id: str = field(default="")
-    #: The real answer comes later: `Exchange.when_ready` says when.
-    wait: bool = field(default=False)
-    #: What goes out right after it, in order.
-    more: tuple[bytes, ...] = field(default=())
-    #: It is sent only so much later.
-    after_s: float = field(default=0.0)
-    #: Nothing to send yet: the quota's shared store must be asked, and `Exchange.answered` told.
-    ask: AskQuota | None = field(default=None)
 
 
 def read(data: bytes, *, claim: str | None = None, proxy: ProxyTrust | None = None) -> Message:
@@ -284,7 +268,26 @@ def routed(
     about = told(decision, seal=seal, event_cluster=event_cluster, explained=explained, carried=carried)
     if usage:
         about[USAGE_KEY] = usage
-    return _route(phase, decision, about, body, as_json=as_json, engine_key=engine_key)
+    response = pb.ProcessingResponse()
+    common = getattr(response, phase).response
+    common.clear_route_cache = True
+    mutation = common.header_mutation
+    set_header(mutation, CLUSTER_HEADER, decision.cluster)
+    # Envoy tries as often as the list has endpoints: the last one's own answer is what the client gets.
+    set_header(mutation, RETRIES_HEADER, str(decision.retries))
+    if not decision.reservation.stream:
+        set_header(mutation, WHOLE_HEADER, "1")
+    # The key opened our door; the engine has no use for it, and its logs no right to it.
+    give_key(mutation, engine_key)
+    mutation.remove_headers.extend((API_KEY, ENCODING_HEADER))
+    if body is not None:
+        common.body_mutation.body = body
+        # Envoy answers 500 itself where its own length and the new body's differ.
+        set_header(mutation, "content-length", str(len(body)))
+    if as_json:
+        set_header(mutation, "content-type", JSON)
+    tell(response, ",".join(decision.addresses), about)
+    return response.SerializeToString()
 
 
 def told(
@@ -311,37 +314,6 @@ def hold(timeout_ms: int) -> bytes:
     """Nothing yet: Envoy shall wait so long for the answer (at most its max_message_timeout)."""
     response = pb.ProcessingResponse()
     response.override_message_timeout.FromMilliseconds(max(1, timeout_ms))
-    return response.SerializeToString()
-
-
-def _route(
-    phase: str,
-    decision: Routed,
-    about: dict[str, str],
-    body: bytes | None,
-    *,
-    as_json: bool = False,
-    engine_key: str = "",
-) -> bytes:
-    response = pb.ProcessingResponse()
-    common = getattr(response, phase).response
-    common.clear_route_cache = True
-    mutation = common.header_mutation
-    set_header(mutation, CLUSTER_HEADER, decision.cluster)
-    # Envoy tries as often as the list has endpoints: the last one's own answer is what the client gets.
-    set_header(mutation, RETRIES_HEADER, str(decision.retries))
-    if not decision.reservation.stream:
-        set_header(mutation, WHOLE_HEADER, "1")
-    # The key opened our door; the engine has no use for it, and its logs no right to it.
-    give_key(mutation, engine_key)
-    mutation.remove_headers.extend((API_KEY, ENCODING_HEADER))
-    if body is not None:
-        common.body_mutation.body = body
-        # Envoy answers 500 itself where its own length and the new body's differ.
-        set_header(mutation, "content-length", str(len(body)))
-    if as_json:
-        set_header(mutation, "content-type", JSON)
-    tell(response, ",".join(decision.addresses), about)
     return response.SerializeToString()
 
 

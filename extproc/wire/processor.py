@@ -1,6 +1,7 @@
 """What all ext_proc streams share: who asks, who is held, what failed.
 
-Owns identification and the held requests' bodies. One stream's phases are `exchange`'s.
+Owns identification and the held requests' bodies; knows a stream only as one that is held. One
+stream's phases are `exchange`'s.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Protocol
 
 from extproc.core.attempts import AttemptLimiter, network_of
 from extproc.core.bodies import BOUNDS, BodyBounds
 from extproc.core.body_rate import BodyRate
+from extproc.core.errors import Error
 from extproc.core.outcome import Reject, Routed
 from extproc.core.refusals import RefusalBudget
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Credentials, Directory, Identity, Tenant
 from extproc.observe.audit import AuditLog, offered
-from extproc.observe.tracing.request_trace import RequestTraces
-from extproc.wire.exchange import Exchange
+from extproc.observe.tracing.request_trace import NO_TRACES, StreamTraces
 from extproc.wire.seal import Seal
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,17 @@ DECISION_TIMEOUT_MS = 2_000
 PACE_WAIT_NS_MAX = 1_000_000_000
 #: Nanoseconds between two log lines about the same failing decision path.
 FAILURE_LOG_EVERY_NS = 1_000_000_000
+
+
+class HeldStream(Protocol):
+    """A stream whose request is held."""
+
+    @property
+    def body_bytes(self) -> int:
+        """What it keeps of its body meanwhile."""
+
+    def release(self, decision: Routed | Reject) -> None:
+        """It is decided on."""
 
 
 class Processor:
@@ -84,24 +97,19 @@ class Processor:
         self.seal = seal if seal is not None else Seal()
         #: Who failed to prove who they are is noted here.
         self.audit: AuditLog | None = None
-        #: Who notes each request's way, for its spans; nobody when None.
-        self.request_traces: RequestTraces | None = None
+        #: Who notes each request's way, for its spans.
+        self.request_traces: StreamTraces = NO_TRACES
         self.open_exchanges = 0
         #: Those of them that have been decided, whose responses pass through here (the picker protocol).
         self.following = 0
         #: Exchanges whose requests are held, by reservation id.
-        self._held: dict[str, Exchange] = {}
+        self._held: dict[str, HeldStream] = {}
         #: The size of their bodies, as far as they are kept.
         self.bodies_bytes = 0
         scheduler.dispatcher.on_release = self._released
         scheduler.events.failed = self.failed
         self._logged_ns = -FAILURE_LOG_EVERY_NS
         self._forged_ns = -FAILURE_LOG_EVERY_NS
-
-    def open(self) -> Exchange:
-        """A new stream; `close` it when it ends, however it ends."""
-        self.open_exchanges += 1
-        return Exchange(self)
 
     def took(self, since_ns: int) -> int:
         """A decision was made that was begun at `since_ns`; returns the time."""
@@ -125,7 +133,7 @@ class Processor:
         self.bodies_bytes -= exchange.body_bytes
         exchange.release(decision)
 
-    def hold(self, reservation_id: str, exchange: Exchange) -> None:
+    def hold(self, reservation_id: str, exchange: HeldStream) -> None:
         """An exchange waits for the scheduler."""
         self._held[reservation_id] = exchange
         self.bodies_bytes += exchange.body_bytes
@@ -136,6 +144,14 @@ class Processor:
         if exchange is not None:
             self.bodies_bytes -= exchange.body_bytes
         self.scheduler.leave(reservation_id, now_ns=self.clock())
+
+    def forgo_quota(self, reservation_id: str) -> None:
+        """Who left had its quota asked for: a reservation is refunded, an unknown one is nothing."""
+        self.scheduler.quotas.cancel(reservation_id, now_ns=self.clock())
+
+    def undo(self, reservation_id: str) -> None:
+        """A decision was not delivered."""
+        self.scheduler.cancel(reservation_id, now_ns=self.clock())
 
     def identify(self, evidence: Credentials) -> Identity | Reject:
         """Who asks. Failures of a source that has failed too often are told to wait; a proof is never.
@@ -156,8 +172,7 @@ class Processor:
                 and (wait_s := attempts.blocked_s(source, now_ns=self.clock()))
             ):
                 self.scheduler.counts["identity.limited"] += 1
-                message = "too many failed attempts from this address"
-                return Reject(status=429, code="too_many_attempts", message=message, retry_after_s=wait_s)
+                return Error.TOO_MANY_ATTEMPTS.reject(retry_after_s=wait_s)
             self.scheduler.counts["identity.failed"] += 1
             blocked = counted and attempts is not None and attempts.failed(source, now_ns=self.clock())
             if blocked:
@@ -195,8 +210,7 @@ class Processor:
             return wait_ns / 1e9
         self.scheduler.counts["bound.large_bytes_per_second"] += 1
         message = "this tenant sends large bodies faster than they are read"
-        retry_after_s = -(-wait_ns // 1_000_000_000)
-        return Reject(status=429, code="overloaded", message=message, retry_after_s=retry_after_s)
+        return Error.OVERLOADED.reject(message, retry_after_s=-(-wait_ns // 1_000_000_000))
 
     def _sender(self, tenant: str, source: str) -> str:
         # Where nobody is asked who they are all are one tenant: addresses are told apart instead.

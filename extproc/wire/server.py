@@ -19,13 +19,14 @@ from extproc.core.outcome import Outcome
 from extproc.core.scheduler import AskQuota
 from extproc.wire import accesslog
 from extproc.wire.bind import BindError, bind
-from extproc.wire.codec import Reply
 from extproc.wire.exchange import Exchange
 from extproc.wire.firsttoken import FirstToken, FirstTokens
 from extproc.wire.gate import TokenGate
 from extproc.wire.health import HEALTH, HealthService
 from extproc.wire.picker import Picker
+from extproc.wire.picker.exchange import PickerExchange
 from extproc.wire.processor import Processor
+from extproc.wire.responder import Reply
 
 __all__ = ["ACCESS_LOG", "EXT_PROC", "HEALTH", "BindError", "Server"]
 
@@ -125,8 +126,7 @@ class Server:
             exchange = self._open(data)
         except DecodeError:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a ProcessingRequest")
-        if self.processor.request_traces is not None:
-            exchange.request_trace = self.processor.request_traces.begin(context.invocation_metadata)
+        exchange.request_trace = self.processor.request_traces.begin(context.invocation_metadata)
         try:
             async with asyncio.timeout(exchange.deadline_s) as limit:
                 await self._converse(exchange, context, data, limit)
@@ -139,8 +139,8 @@ class Server:
     def _open(self, first: bytes) -> Exchange:
         """The machine for a stream that begins with this message."""
         if self._picker is not None and self._picker.speaks(first):
-            return self._picker.open()
-        return self.processor.open()
+            return PickerExchange(self._picker)
+        return Exchange(self.processor)
 
     async def _converse(self, exchange: Exchange, context: Any, data: Any, limit: asyncio.Timeout) -> None:
         while data is not grpc.aio.EOF:

@@ -41,6 +41,19 @@ def wanted(pool: Pool, kind: RouteKind, asked: UsageAsked) -> str:
     return " ".join(words)
 
 
+def onward(
+    kept: bytes, body: bytes | None, pool: Pool, kind: RouteKind, asked: UsageAsked
+) -> tuple[str, bytes | None]:
+    """What is asked for in the client's name, and the body that asks for it: `body`, else the `kept` one."""
+    words = wanted(pool, kind, asked)
+    if words:
+        try:
+            return words, with_usage(body or kept, every=EVERY in words)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            pass  # what we cannot write goes on as it came
+    return "", body
+
+
 def with_usage(body: bytes, *, every: bool) -> bytes:
     """A JSON object's bytes with usage asked for; everything else stays to the letter.
 

@@ -14,10 +14,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
+from msgspec import structs
 from rows import Row, percentile, settled
 
 from extproc.config.load import loads
@@ -173,7 +173,7 @@ def _merging() -> Iterator[Row]:
 
 def _outcome(routed: Routed, tenant: str, number: int) -> Outcome:
     return Outcome(
-        reservation=replace(routed.reservation, id=f"here-{number}", tenant=tenant),
+        reservation=structs.replace(routed.reservation, id=f"here-{number}", tenant=tenant),
         final=True,
         status=200,
         duration_ns=1_100_000_000 + number * 1_000_003,

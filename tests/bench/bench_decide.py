@@ -19,6 +19,7 @@ from extproc.core.scheduler import DeskLimits, Scheduler
 from extproc.core.tenant import ANONYMOUS, Directory
 from extproc.observe.stats import Stats
 from extproc.observe.what_if import Recent
+from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
 
 AIMS_US = {10: 60.0, 100: 250.0, 1000: 2000.0}
@@ -125,7 +126,7 @@ def _exchange_us(size: int) -> float:
     scheduler = processor.scheduler
 
     def once() -> None:
-        exchange = processor.open()
+        exchange = Exchange(processor)
         exchange.receive(head)
         reply = exchange.receive(body)
         exchange.delivered()

@@ -23,10 +23,11 @@ from extproc.core.reading import parse
 from extproc.core.request import find_route
 from extproc.core.tenant import ANONYMOUS
 from extproc.observe.tracing.pipeline import SPANS_AT_ONCE, Pipeline
-from extproc.observe.tracing.request_trace import Decided, Note, RequestTraces, TraceEnd
+from extproc.observe.tracing.request_trace import Decided, Note, RequestTrace, RequestTraces, TraceEnd
 from extproc.observe.tracing.semconv import RELEASES
 from extproc.observe.tracing.spans import Span, Spans
 from extproc.wire import accesslog, codec, ticket
+from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
 from extproc.wire.seal import Seal
 
@@ -71,7 +72,7 @@ def _noting_us(flags: str) -> tuple[float, float]:
     processor, head, body = exchange_messages(1_000)
     notes: list[Note] = []
     request_traces = _request_traces(processor, notes)
-    exchange = processor.open()
+    exchange = Exchange(processor)
     exchange.receive(head)
     exchange.receive(body)
     (kept,) = processor.scheduler.dispatcher.decisions.placed_last(1)
@@ -89,12 +90,12 @@ def _noting_us(flags: str) -> tuple[float, float]:
         nonlocal carried
         request_trace = request_traces.begin(lambda: metadata)
         request_trace.headers(route.kind, {})
-        request_trace.tenant = ANONYMOUS
-        request_trace.read(request, clock())
+        request_trace.identified(ANONYMOUS)
+        request_trace.read(request)
         carried = request_trace.placed(routed)
-        request_trace.body_ns, request_trace.decided_ns = clock(), clock()
-        request_trace.delivered(clock())
-        request_trace.closed(clock())
+        request_trace.decided(clock(), clock())
+        request_trace.delivered()
+        request_trace.closed()
         request_traces.settled(settled(outcome), now_ns=clock())
         notes.clear()
 
@@ -161,7 +162,7 @@ def _threads() -> Iterator[Row]:
     processor, head, body = exchange_messages(1_000)
     notes: list[Note] = []
     processor.request_traces = _request_traces(processor, notes)
-    exchange = processor.open()
+    exchange = Exchange(processor)
     exchange.request_trace = processor.request_traces.begin(lambda: METADATA)
     exchange.receive(head)
     reply = exchange.receive(body)
@@ -174,6 +175,7 @@ def _threads() -> Iterator[Row]:
     decided, ended = notes
     assert isinstance(decided, Decided)
     assert isinstance(ended, TraceEnd)
+    assert isinstance(exchange.request_trace, RequestTrace)
     routed = exchange.request_trace.routed
     spans = Spans(RELEASES["0.1/dup"], engines={}, rng=Random(2))
 

@@ -233,7 +233,7 @@ def test_every_reply_has_both_dialects() -> None:
     mappers = manager(tree())["local_reply_config"]["mappers"]
     table = replies.replies(1)
     assert len(mappers) == 2 * len(table)
-    assert table[-1].status is None
+    assert table[-1].statuses is None
 
 
 def test_lua_comes_with_the_package() -> None:

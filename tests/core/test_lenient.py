@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.core.errors import Error, as_engine_says
 from extproc.core.hints import WHOLE_MAX, flag, whole
 from extproc.core.outcome import Reject
 from extproc.core.reading import bare, parse
@@ -18,10 +19,7 @@ from extproc.core.request import (
     Dialect,
     Request,
     UsageAsked,
-    as_engine_says,
-    bad_request,
     limited,
-    unfit,
 )
 
 CHAT, COMPLETION, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
@@ -245,5 +243,5 @@ def test_what_is_left_reads_numbers_alike() -> None:
 )
 def test_a_refusal_has_the_engines_status(dialect: Dialect, engine: str, status: int) -> None:
     """TGI and its clients know 422 for what is no request; what is no JSON is 400 to everybody."""
-    assert as_engine_says(unfit("x"), dialect, engine).status == status
-    assert as_engine_says(bad_request("x"), dialect, engine).status == 400
+    assert as_engine_says(Error.UNFIT.reject(), dialect, engine).status == status
+    assert as_engine_says(Error.INVALID_REQUEST.reject(), dialect, engine).status == 400

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.meter import SURE_ERROR, Meter, Meters, metered, output_bound, prompt_bound
@@ -119,7 +119,7 @@ def test_a_count_above_what_was_asked_is_no_count(
     limit: int | None, permits: int, said: int, impossible: bool
 ) -> None:
     """It is estimated as if the engine had said nothing, and never above the limit."""
-    reservation = replace(RESERVATION, max_new_tokens=limit, permits=permits)
+    reservation = structs.replace(RESERVATION, max_new_tokens=limit, permits=permits)
     found = metered(
         outcome(reservation=reservation, output_tokens=said, events=50, response_bytes=50 * FRAME), Meters()
     )
@@ -158,7 +158,7 @@ def test_lengths_learn_from_streams_that_said_no_usage() -> None:
     before = lengths.expected("acme", "m", None)
     for number in range(30):
         for end, events in ((End.OK, 40), (End.CLIENT_GONE, 700)):
-            reservation = replace(RESERVATION, id=f"o-{end.value}-{number}")
+            reservation = structs.replace(RESERVATION, id=f"o-{end.value}-{number}")
             scheduler.settlement.settle(
                 outcome(reservation=reservation, end=end, events=events, response_bytes=events * FRAME),
                 now_ns=1,

@@ -12,8 +12,8 @@ from extproc.core.outcome import Reject, Reservation, Routed
 from extproc.core.scheduler import Policy
 from extproc.core.strategies import STRATEGIES, Strategy
 from extproc.core.tenant import Directory
-from extproc.wire.codec import Reply
 from extproc.wire.exchange import Exchange
+from extproc.wire.responder import Reply
 from tests.stand.holding import ACME, CHAT, GLOBEX, S, Scene
 from tests.stand.schedulers import make_processor
 
@@ -81,7 +81,7 @@ class Talk:
 
     def ask(self) -> tuple[Exchange, Reply]:
         """Headers and a body; the exchange and the answer to the body."""
-        exchange = self.processor.open()
+        exchange = Exchange(self.processor)
         head = pb.ProcessingRequest()
         for key, value in ((":method", "POST"), (":path", "/v1/completions")):
             head.request_headers.headers.headers.add(key=key, raw_value=value.encode())

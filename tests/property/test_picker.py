@@ -14,8 +14,9 @@ from extproc._pb import ext_proc_pb2 as pb
 from extproc.config.picker import PickerConfig as Settings
 from extproc.core.fleet import PoolSpec
 from extproc.core.outcome import Outcome
-from extproc.wire.picker import Picker, PickerExchange
-from extproc.wire.picker_codec import CHUNK_BYTES_MAX, FULL_DUPLEX, address_of, pieces
+from extproc.wire.picker import Picker
+from extproc.wire.picker.codec import CHUNK_BYTES_MAX, FULL_DUPLEX, address_of, pieces
+from extproc.wire.picker.exchange import PickerExchange
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
 import envoy_messages as envoy
@@ -96,12 +97,12 @@ def joined(answers: list[Any], phase: str) -> tuple[bytes, bool]:
 def test_every_split_of_a_body_gives_the_same_answer(body: bytes, cuts: list[int], trailers: bool) -> None:
     """The decision or refusal of a body does not depend on how it came; what goes on is the body."""
     picker, _ = picker_of()
-    exchange = picker.open()
+    exchange = PickerExchange(picker)
     exchange.receive(head())
     whole = fed(exchange, [body], trailers=trailers)
     exchange.close()
     again, _ = picker_of()
-    exchange = again.open()
+    exchange = PickerExchange(again)
     exchange.receive(head())
     parts = fed(exchange, split(body, cuts), trailers=trailers)
     assert parts == whole
@@ -125,7 +126,7 @@ def test_every_split_of_a_body_gives_the_same_answer(body: bytes, cuts: list[int
 def test_a_response_goes_back_to_the_byte_and_settles_once(body: bytes, cuts: list[int], end: str) -> None:
     """However it comes and however it ends."""
     picker, outcomes = picker_of()
-    exchange = picker.open()
+    exchange = PickerExchange(picker)
     exchange.receive(head())
     fed(exchange, [b'{"model":"m","prompt":"x","stream":true}'], trailers=False)
     exchange.delivered()

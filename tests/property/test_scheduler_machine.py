@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
 from random import Random
 
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from msgspec import structs
 
 from extproc.core.decide import ENDPOINTS_NAMED
 from extproc.core.fleet import Endpoint, PoolSpec
@@ -228,7 +228,7 @@ def test_the_machine_can_fail() -> None:
     machine = DeskMachine()
     machine.begin([("p", 5)] * len(ADDRESSES), "least_work", 1)
     reservation = machine.decide("p", 1, 10, RouteKind.CHAT, "")
-    machine.scheduler.ledger._entries[reservation.id].reservation = replace(reservation, permits=2)
+    machine.scheduler.ledger._entries[reservation.id].reservation = structs.replace(reservation, permits=2)
     try:
         machine.every_sum_is_its_reservations()
     except AssertionError:

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from extproc._pb import access_log_pb2
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.core import contract
+from extproc.core.errors import error_body
 from extproc.core.fleet import Fleet
 from extproc.core.outcome import Outcome, Reject, Reservation
 from extproc.core.reading import parse
 from extproc.core.request import ROUTES, Dialect, Request
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire import accesslog, codec, ticket
-from extproc.wire.dialect import error_body
+from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
 from extproc.wire.seal import TICKET
 from tests.stand.examples import examples
@@ -141,7 +142,7 @@ def test_any_exchange_is_answered_and_leaks_nothing(
 ) -> None:
     """Whatever a client sends, each message has a well-formed answer and no exception was met."""
     processor = processor_of(required=required)
-    exchange = processor.open()
+    exchange = Exchange(processor)
     everything = [*headers, (":method", method), (":path", path)]
     reply = exchange.receive(headers_message(everything, end=bodyless))
     assert pb.ProcessingResponse.FromString(reply.data).WhichOneof("response")
@@ -222,6 +223,39 @@ def test_a_ticket_of_a_later_version_is_read() -> None:
     assert opened('["i","t","m","p","a",1,2,3,4,true,"k","standard"]') is not None, "the version before"
     assert opened('["i","t","m","p","a",1,2,3,4]') is None
     assert opened('["i","t","m","p","a",1,2,3,4,true,' + "[" * 100_000) is None
+
+
+def test_a_ticket_of_before_the_fields_were_one_reads_and_is_written_alike() -> None:
+    """To the byte, seal included: what an earlier release wrote is in flight while this one starts."""
+    written = (
+        'a246291ebb2ddb5e8df6261852f9813d["i-7","acme","m","p","10.0.0.1:80",100,10,1,400,true,"k1","premium",'
+        'null,16,41.5,8.0,"steer","x/a",0.25,12345678901234567890,"chat"]'
+    )
+    reservation = Reservation(
+        id="i-7",
+        tenant="acme",
+        model="m",
+        pool="p",
+        address="10.0.0.1:80",
+        input_tokens=100,
+        output_tokens=10,
+        permits=1,
+        prompt_bytes=400,
+        stream=True,
+        key="k1",
+        service_class="premium",
+        max_new_tokens=None,
+        cached_tokens=16,
+        ttft_ms=41.5,
+        tpot_ms=8.0,
+        strategy="steer",
+        arm="x/a",
+        held_ms=0.25,
+        unit=12345678901234567890,
+        route="chat",
+    )
+    assert ticket.read(written, SEAL) == reservation
+    assert ticket.write(reservation, SEAL) == written
 
 
 @pytest.mark.parametrize("field", ["input_tokens", "output_tokens", "permits", "prompt_bytes"])

@@ -20,6 +20,7 @@ from extproc.core.policy import ClassSpec
 from extproc.core.request import ROUTES
 from extproc.core.scheduler import DeskLimits, Policy, Scheduler
 from extproc.core.tenant import Directory, Tenant, hash_key
+from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
 from tests.stand.examples import examples
 
@@ -96,7 +97,7 @@ def processor_of() -> Processor:
 def decided(path: str, data: bytes) -> Processor:
     """One request from its headers to its decision; then its client leaves."""
     processor = processor_of()
-    exchange = processor.open()
+    exchange = Exchange(processor)
     exchange.receive(envoy.headers("POST", path, KEY))
     reply = exchange.receive(envoy.body(data))
     assert reply.end

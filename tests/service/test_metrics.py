@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 
+from msgspec import structs
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families as parse
 
@@ -44,7 +44,7 @@ def settle(app: App, *, elsewhere: bool = False) -> None:
     reservation = decision.reservation
     if elsewhere:
         app.scheduler.cancel(reservation.id, now_ns=app.clock())
-        reservation = replace(reservation, id="another-1")
+        reservation = structs.replace(reservation, id="another-1")
     app.settle(Outcome(reservation=reservation, final=True, status=200, output_tokens=7, duration_ns=S))
 
 

@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from extproc.config.load import ConfigError, loads
 from extproc.config.model import Config
 from extproc.config.tracing import OpenTelemetry
 from extproc.core.outcome import Outcome
 from extproc.observe.tracing import propagation
+from extproc.observe.tracing.request_trace import NO_TRACES
 from extproc.service.app import App
 from extproc.service.tracing import TracingPart, export_headers
 
@@ -67,7 +69,7 @@ def test_without_a_section_nothing_is_noted() -> None:
     """No request_traces, no observer, a status that says so."""
     app = App(config())
     part = part_of(app)
-    assert app.processor.request_traces is None
+    assert app.processor.request_traces is NO_TRACES
     assert part.observers == ()
     assert part.status() == {"on": False}
     part.step(now_ns=1)
@@ -140,14 +142,14 @@ def test_a_reload_goes_to_another_collector(receiver: Receiver) -> None:
             part.step(now_ns=app.clock())
             part.apply(config(second.http_url, ", protocol: http"))
             assert part.request_traces is request_traces
-            app.settle(replace(ENDED, reservation=replace(RESERVATION, id="gone-2")))
+            app.settle(replace(ENDED, reservation=structs.replace(RESERVATION, id="gone-2")))
             part.step(now_ns=app.clock())
             await asyncio.wait(part._tasks)
             new = part._line
             assert new is not None
             await asyncio.to_thread(new.stop)
             part.apply(config())
-            assert app.processor.request_traces is None
+            assert app.processor.request_traces is NO_TRACES
             assert part.observers == ()
             await part.stop()
 
@@ -234,7 +236,7 @@ def test_a_dead_collector_holds_up_nothing() -> None:
         part = part_of(app)
         await part.start()
         for number in range(10):
-            app.settle(replace(ENDED, reservation=replace(RESERVATION, id=f"gone-{number}")))
+            app.settle(replace(ENDED, reservation=structs.replace(RESERVATION, id=f"gone-{number}")))
         part.step(now_ns=app.clock())
         await asyncio.wait_for(part.stop(), PATIENCE_S)
         return part.status()

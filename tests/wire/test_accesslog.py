@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 from typing import Any
 
 import envoy_messages as envoy
@@ -9,6 +8,7 @@ import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from extproc._pb import access_log_pb2 as pb
 from extproc.core.accounts import Price, used
@@ -35,7 +35,7 @@ def record(
 ) -> bytes:
     message, entry = envoy.record()
     common = entry.common_properties
-    reservation = replace(RESERVATION, stream=stream)
+    reservation = structs.replace(RESERVATION, stream=stream)
     common.metadata.filter_metadata[DECISION_NAMESPACE].update({"ticket": ticket.write(reservation, SEAL)})
     if seen is not None:
         common.metadata.filter_metadata[OBSERVED_NAMESPACE].update(seen)

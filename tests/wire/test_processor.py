@@ -17,6 +17,8 @@ from extproc.observe.what_if import Recent
 from extproc.wire import codec, ticket
 from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
+from extproc.wire.responder import Reply
+from extproc.wire.states import BODY
 from tests.stand.schedulers import make_pool, make_processor, make_scheduler
 from tests.stand.seals import SEAL
 
@@ -69,7 +71,7 @@ def ask(
     return envoy.response(last.data)
 
 
-def refused(reply: codec.Reply) -> tuple[int, Any, dict[str, str], str]:
+def refused(reply: Reply) -> tuple[int, Any, dict[str, str], str]:
     """Status, body, headers, details of an immediate response."""
     assert reply.end
     out = envoy.response(reply.data).immediate_response
@@ -81,10 +83,10 @@ def test_who_asks_may_be_all_that_is_asked() -> None:
     and nothing is decided, counted or kept."""
     processor = processor_of()
 
-    def alone(*extra: tuple[str, str], path: str = "/generate", method: str = "POST") -> codec.Reply:
+    def alone(*extra: tuple[str, str], path: str = "/generate", method: str = "POST") -> Reply:
         message = pb.ProcessingRequest.FromString(envoy.headers(method, path, *extra))
         message.protocol_config.request_body_mode = pb.ProtocolConfiguration.NONE
-        exchange = processor.open()
+        exchange = Exchange(processor)
         reply = exchange.receive(message.SerializeToString())
         exchange.delivered()
         exchange.close()
@@ -110,11 +112,11 @@ def test_large_bodies_come_in_turn() -> None:
     processor.body_bytes_max = 1_000_000
     processor.body_rate.bytes_per_second = 1_000_000
 
-    def large(key: str = "key", length: str = "1000000") -> codec.Reply:
+    def large(key: str = "key", length: str = "1000000") -> Reply:
         said = (("x-api-key", key), *([("content-length", length)] if length else []))
         message = pb.ProcessingRequest.FromString(envoy.headers("POST", "/generate", *said))
         message.protocol_config.request_body_mode = pb.ProtocolConfiguration.NONE
-        exchange = processor.open()
+        exchange = Exchange(processor)
         reply = exchange.receive(message.SerializeToString())
         exchange.close()
         return reply
@@ -131,7 +133,7 @@ def test_large_bodies_come_in_turn() -> None:
 def test_a_decision() -> None:
     """Headers pass; the body's answer carries cluster, endpoints and ticket, and takes the key away."""
     processor = processor_of()
-    answer = ask(processor.open(), KEY, ("content-type", "application/json"))
+    answer = ask(Exchange(processor), KEY, ("content-type", "application/json"))
     common = answer.request_body.response
     assert common.clear_route_cache
     # Envoy tries as often as the list is long.
@@ -155,12 +157,12 @@ def test_a_decision() -> None:
 def test_no_body_follows() -> None:
     """A GET is decided on its headers; a POST without a body is the client's mistake."""
     processor = processor_of()
-    reply = processor.open().receive(envoy.headers("GET", "/info", KEY, end=True))
+    reply = Exchange(processor).receive(envoy.headers("GET", "/info", KEY, end=True))
     answer = envoy.response(reply.data)
     assert reply.end
     assert envoy.mutated(answer.request_headers.response.header_mutation)["x-steersman-cluster"] == CLUSTER
     status, body, _, details = refused(
-        processor.open().receive(envoy.headers("POST", "/v1/chat/completions", KEY, end=True))
+        Exchange(processor).receive(envoy.headers("POST", "/v1/chat/completions", KEY, end=True))
     )
     assert (status, body["error"]["message"], details) == (
         400,
@@ -172,13 +174,13 @@ def test_no_body_follows() -> None:
 def test_health() -> None:
     """Without a key; 503 when nothing is ready; also while too much is being decided."""
     processor = processor_of(concurrent=1)
-    open_one = processor.open()
+    open_one = Exchange(processor)
     for path in ("/health", "/", "/health?x=1"):
-        status, body, *_ = refused(processor.open().receive(envoy.headers("GET", path, end=True)))
+        status, body, *_ = refused(Exchange(processor).receive(envoy.headers("GET", path, end=True)))
         assert (status, body) == (200, {"status": "ok"})
     for endpoint in processor.scheduler.fleet.endpoints:
         endpoint.ready = False
-    status, body, headers, _ = refused(processor.open().receive(envoy.headers("GET", "/health", end=True)))
+    status, body, headers, _ = refused(Exchange(processor).receive(envoy.headers("GET", "/health", end=True)))
     assert (status, body["error_type"], headers["retry-after"]) == (503, "no_ready_endpoint", "5")
     open_one.close()
 
@@ -188,11 +190,11 @@ def test_models() -> None:
     processor = processor_of()
     for key, names in (("key", ["m", "other"]), ("small-key", ["other"])):
         status, body, headers, _ = refused(
-            processor.open().receive(envoy.headers("GET", "/v1/models", ("x-api-key", key), end=True))
+            Exchange(processor).receive(envoy.headers("GET", "/v1/models", ("x-api-key", key), end=True))
         )
         assert (status, headers["content-type"]) == (200, "application/json")
         assert [entry["id"] for entry in body["data"]] == names
-    assert refused(processor.open().receive(envoy.headers("GET", "/v1/models", end=True)))[0] == 401
+    assert refused(Exchange(processor).receive(envoy.headers("GET", "/v1/models", end=True)))[0] == 401
 
 
 def test_who_asks_comes_first() -> None:
@@ -200,12 +202,12 @@ def test_who_asks_comes_first() -> None:
     processor, stats = processor_of(), Stats()
     processor.scheduler.events.observers = (stats,)
     for path in ("/v1/embeddings", "/v1/chat/completions"):
-        status, body, headers, _ = refused(processor.open().receive(envoy.headers("POST", path)))
+        status, body, headers, _ = refused(Exchange(processor).receive(envoy.headers("POST", path)))
         assert (status, body["error"]["type"]) == (401, "authentication_error")
         assert headers["www-authenticate"] == "Bearer"
-    status, body, *_ = refused(processor.open().receive(envoy.headers("POST", "/v1/embeddings?a=b", KEY)))
+    status, body, *_ = refused(Exchange(processor).receive(envoy.headers("POST", "/v1/embeddings?a=b", KEY)))
     assert (status, body["error"]["message"]) == (404, "no route POST /v1/embeddings")
-    status, body, *_ = refused(processor.open().receive(envoy.headers("HEAD", "/nowhere", KEY, end=True)))
+    status, body, *_ = refused(Exchange(processor).receive(envoy.headers("HEAD", "/nowhere", KEY, end=True)))
     assert (status, body) == (404, {"error": "no route HEAD /nowhere", "error_type": "not_found"})
     assert processor.scheduler.counts["rejected.invalid_api_key"] == 2
     assert stats.tenants["acme"].rejected == 2
@@ -217,13 +219,13 @@ def test_a_wrong_base_address_is_told_the_right_one() -> None:
     processor = processor_of()
     came = ((":authority", "llm.example:8443"), (":scheme", "https"))
     status, body, *_ = refused(
-        processor.open().receive(envoy.headers("POST", "/chat/completions", KEY, *came))
+        Exchange(processor).receive(envoy.headers("POST", "/chat/completions", KEY, *came))
     )
     assert (status, body["error"]["type"], body["error"]["code"]) == (404, "not_found_error", "not_found")
     assert body["error"]["message"] == (
         "no route POST /chat/completions: use the base address https://llm.example:8443/v1"
     )
-    status, body, *_ = refused(processor.open().receive(envoy.headers("POST", "/chat/completions", *came)))
+    status, body, *_ = refused(Exchange(processor).receive(envoy.headers("POST", "/chat/completions", *came)))
     assert (status, body["error"]["type"]) == (401, "authentication_error")
 
 
@@ -234,21 +236,21 @@ def test_a_second_copy_of_a_header_that_counts(name: str) -> None:
     """Refused before anything else: which one would count is anybody's guess."""
     copies = [(name, "1"), (name, "1")]
     status, body, *_ = refused(
-        processor_of().open().receive(envoy.headers("POST", "/generate", KEY, *copies))
+        Exchange(processor_of()).receive(envoy.headers("POST", "/generate", KEY, *copies))
     )
     assert (status, body["error"]) == (400, f"the header '{name}' was sent twice; send it once")
 
 
 def test_a_second_copy_of_any_other_header() -> None:
     """Not ours to judge."""
-    ask(processor_of().open(), KEY, ("accept", "a"), ("accept", "b"))
+    ask(Exchange(processor_of()), KEY, ("accept", "a"), ("accept", "b"))
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "gzip, identity", "GZIP"])
 def test_an_encoded_body(encoding: str) -> None:
     """415: what cannot be read cannot be decided on."""
-    reply = (
-        processor_of().open().receive(envoy.headers("POST", "/generate", KEY, ("content-encoding", encoding)))
+    reply = Exchange(processor_of()).receive(
+        envoy.headers("POST", "/generate", KEY, ("content-encoding", encoding))
     )
     assert refused(reply)[0] == 415
 
@@ -256,7 +258,7 @@ def test_an_encoded_body(encoding: str) -> None:
 @pytest.mark.parametrize("encoding", ["identity", "Identity", ""])
 def test_a_plain_body(encoding: str) -> None:
     """`identity` is no encoding."""
-    ask(processor_of().open(), KEY, ("content-encoding", encoding))
+    ask(Exchange(processor_of()), KEY, ("content-encoding", encoding))
 
 
 FORM = "application/x-www-form-urlencoded"
@@ -266,7 +268,7 @@ FORM = "application/x-www-form-urlencoded"
 def test_a_body_of_json_declared_as_something_else_goes_on_as_json(declared: str | None) -> None:
     """What `curl -d` says where it is told nothing: TGI answers it 415, vLLM 400, and we have read it."""
     extra = [("content-type", declared)] if declared is not None else []
-    sent = envoy.mutated(ask(processor_of().open(), KEY, *extra).request_body.response.header_mutation)
+    sent = envoy.mutated(ask(Exchange(processor_of()), KEY, *extra).request_body.response.header_mutation)
     assert sent["content-type"] == "application/json"
 
 
@@ -275,27 +277,27 @@ def test_a_body_of_json_declared_as_something_else_goes_on_as_json(declared: str
 )
 def test_a_body_declared_as_json_keeps_what_its_client_said(declared: str) -> None:
     """Nothing is written over."""
-    answer = ask(processor_of().open(), KEY, ("content-type", declared))
+    answer = ask(Exchange(processor_of()), KEY, ("content-type", declared))
     assert "content-type" not in envoy.mutated(answer.request_body.response.header_mutation)
 
 
 def test_a_browsers_page_must_declare_json_itself() -> None:
     """A page may send a form's type to anywhere without asking first; JSON's it may not."""
     page = ("origin", "https://elsewhere.example")
-    answer = ask(processor_of().open(), KEY, ("content-type", FORM), page)
+    answer = ask(Exchange(processor_of()), KEY, ("content-type", FORM), page)
     assert "content-type" not in envoy.mutated(answer.request_body.response.header_mutation)
 
 
 def test_a_request_without_a_body_gets_no_content_type() -> None:
     """There is nothing to declare."""
-    reply = processor_of().open().receive(envoy.headers("GET", "/info", KEY, end=True))
+    reply = Exchange(processor_of()).receive(envoy.headers("GET", "/info", KEY, end=True))
     sent = envoy.mutated(envoy.response(reply.data).request_headers.response.header_mutation)
     assert "content-type" not in sent
 
 
 def test_a_form_is_no_json() -> None:
     """What does not parse is refused as ever, before any replica."""
-    exchange = processor_of().open()
+    exchange = Exchange(processor_of())
     exchange.receive(envoy.headers("POST", "/generate", KEY, ("content-type", FORM)))
     assert refused(exchange.receive(envoy.body(b"inputs=hello")))[0] == 400
 
@@ -303,7 +305,9 @@ def test_a_form_is_no_json() -> None:
 @pytest.mark.parametrize("length", ["10001", "0010001", "9" * 5_000])
 def test_a_body_announced_too_large(length: str) -> None:
     """413 before a byte of it is buffered."""
-    reply = processor_of().open().receive(envoy.headers("POST", "/generate", KEY, ("content-length", length)))
+    reply = Exchange(processor_of()).receive(
+        envoy.headers("POST", "/generate", KEY, ("content-length", length))
+    )
     status, body, *_ = refused(reply)
     assert (status, body["error"]) == (413, "the body is too large; at most 10000 bytes")
 
@@ -311,12 +315,12 @@ def test_a_body_announced_too_large(length: str) -> None:
 @pytest.mark.parametrize("length", ["10000", "0", "", "²", "-1", "1e9", "x"])
 def test_a_length_within_the_bound_or_none(length: str) -> None:
     """What is no length is Envoy's business."""
-    ask(processor_of().open(), KEY, ("content-length", length))
+    ask(Exchange(processor_of()), KEY, ("content-length", length))
 
 
 def test_a_body_of_unannounced_size() -> None:
     """Chunked bodies meet the bound when they are here."""
-    exchange = processor_of().open()
+    exchange = Exchange(processor_of())
     exchange.receive(envoy.headers("POST", "/v1/completions", KEY))
     assert refused(exchange.receive(envoy.body(b'{"prompt":"' + b"a" * 10_000 + b'"}')))[0] == 413
 
@@ -324,7 +328,7 @@ def test_a_body_of_unannounced_size() -> None:
 def test_the_bound_on_concurrent_decisions() -> None:
     """Above it 429 with a wait; below it again, decisions again."""
     processor = processor_of(concurrent=2)
-    first, second, third = processor.open(), processor.open(), processor.open()
+    first, second, third = Exchange(processor), Exchange(processor), Exchange(processor)
     status, body, headers, _ = refused(third.receive(envoy.headers("POST", "/generate", KEY)))
     assert (status, body["error_type"], headers["retry-after"]) == (429, "overloaded", "1")
     assert processor.scheduler.counts["bound.decisions_concurrent_max"] == 1
@@ -342,7 +346,7 @@ def test_the_bound_on_concurrent_decisions() -> None:
 def test_the_model_header(named: str | None, header: str, pool: str) -> None:
     """It counts where the body names no model."""
     data = json.dumps({"inputs": "hi", "model": named}).encode()
-    answer = ask(processor_of().open(), KEY, ("x-model", header), data=data, path="/generate")
+    answer = ask(Exchange(processor_of()), KEY, ("x-model", header), data=data, path="/generate")
     assert envoy.metadata(answer, DECISION_NAMESPACE)["pool"] == pool
 
 
@@ -358,7 +362,7 @@ def test_the_model_header(named: str | None, header: str, pool: str) -> None:
 def test_refusals_on_the_body(data: bytes, key: str, status: int, code: str) -> None:
     """An immediate answer in the route's dialect, counted, with nothing reserved."""
     processor = processor_of()
-    out = ask(processor.open(), ("x-api-key", key), data=data).immediate_response
+    out = ask(Exchange(processor), ("x-api-key", key), data=data).immediate_response
     assert (out.status.code, json.loads(out.body)["error"]["code"]) == (status, code)
     assert out.details == f"steersman_{code}"
     assert processor.scheduler.counts[f"rejected.{code}"] == 1
@@ -372,10 +376,10 @@ PHASES = ["response_headers", "response_body", "request_trailers", "response_tra
 def test_an_unexpected_phase_passes(kind: str) -> None:
     """Before the headers, between headers and body, and after the decision: answered in kind, unchanged."""
     processor = processor_of()
-    exchange = processor.open()
+    exchange = Exchange(processor)
     stages = [envoy.headers("POST", "/generate", KEY), envoy.body(b'{"inputs":"a"}'), None]
     for stage in stages:
-        if not (kind == "request_body" and exchange._state.name == "AWAIT_BODY"):
+        if not (kind == "request_body" and exchange._state is BODY):
             reply = exchange.receive(envoy.phase(kind))
             assert (reply.data, reply.end) == (codec.CONTINUE[kind], False)
             assert envoy.response(reply.data).WhichOneof("response") == kind
@@ -387,7 +391,7 @@ def test_an_unexpected_phase_passes(kind: str) -> None:
 
 def test_headers_twice() -> None:
     """The second pass as unexpected; the body is still decided on."""
-    exchange = processor_of().open()
+    exchange = Exchange(processor_of())
     exchange.receive(envoy.headers("POST", "/v1/chat/completions", KEY))
     reply = exchange.receive(envoy.headers("GET", "/health"))
     assert (reply.data, reply.end) == (codec.CONTINUE["request_headers"], False)
@@ -397,7 +401,7 @@ def test_headers_twice() -> None:
 def test_garbage() -> None:
     """What is no message is an error of who sent it."""
     with pytest.raises(DecodeError):
-        processor_of().open().receive(b"\xff\xff\xff")
+        Exchange(processor_of()).receive(b"\xff\xff\xff")
 
 
 def test_a_failing_strategy(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -407,7 +411,7 @@ def test_a_failing_strategy(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogC
     processor.scheduler.fleet.endpoints[0].requests = 1
     with caplog.at_level(logging.ERROR):
         for _ in range(3):
-            answer = ask(processor.open())
+            answer = ask(Exchange(processor))
             about = envoy.metadata(answer, DECISION_NAMESPACE)
             assert about["reason"].endswith("degraded: internal error")
             assert envoy.metadata(answer, LB_NAMESPACE)["x-gateway-destination-endpoint"]
@@ -429,7 +433,7 @@ def broken_twice(monkeypatch: pytest.MonkeyPatch) -> Processor:
 def test_failing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """A refusal: quota, queue and regions hang on a decision, so nobody else may make one."""
     processor = broken_twice(monkeypatch)
-    answer = ask(processor.open()).immediate_response
+    answer = ask(Exchange(processor)).immediate_response
     assert (answer.status.code, answer.details) == (503, "steersman_internal")
     assert processor.scheduler.counts["exception.degraded decision"] == 1
     assert len(processor.scheduler.ledger) == 0
@@ -443,7 +447,7 @@ def test_a_failure_after_the_reservation(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("extproc.wire.codec.routed", broken)
     processor = processor_of()
-    assert ask(processor.open()).immediate_response.status.code == 503
+    assert ask(Exchange(processor)).immediate_response.status.code == 503
     assert len(processor.scheduler.ledger) == 0
 
 
@@ -456,7 +460,7 @@ def test_an_observers_fault_touches_no_decision(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Recent, "placed", broken)
     processor, stats = processor_of(), Stats()
     processor.scheduler.events.observers = (Recent(), stats)
-    exchange = processor.open()
+    exchange = Exchange(processor)
     assert not ask(exchange).HasField("immediate_response")
     assert stats.tenants["acme"].decided == 1
     assert processor.scheduler.counts["exception.telling Recent"] == 1
@@ -475,7 +479,7 @@ def test_whatever_fails_is_answered(where: str, monkeypatch: pytest.MonkeyPatch)
     owner = processor.scheduler if where.startswith("scheduler.") else processor
     monkeypatch.setattr(owner, where.removeprefix("scheduler."), broken)
     for data in (CHAT, b"{"):
-        exchange = processor.open()
+        exchange = Exchange(processor)
         reply = exchange.receive(envoy.headers("POST", "/v1/chat/completions", KEY))
         if not reply.end:
             reply = exchange.receive(envoy.body(data))
@@ -490,7 +494,7 @@ def test_whatever_fails_is_answered(where: str, monkeypatch: pytest.MonkeyPatch)
 def test_a_store_that_cannot_be_asked_refuses() -> None:
     """Nobody said that the quota allows the request."""
     processor = processor_of()
-    exchange = processor.open()
+    exchange = Exchange(processor)
     exchange.receive(envoy.headers("POST", "/v1/chat/completions", KEY))
     reply = exchange.unanswered(ConnectionError("gone"))
     assert (reply.end, envoy.response(reply.data).immediate_response.status.code) == (True, 503)
@@ -500,7 +504,9 @@ def test_a_failure_on_the_headers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks is unknown then, so nobody is let in: 503."""
     processor = processor_of()
     monkeypatch.setattr(processor.directory, "identify", None)
-    status, _, headers, details = refused(processor.open().receive(envoy.headers("POST", "/generate", KEY)))
+    status, _, headers, details = refused(
+        Exchange(processor).receive(envoy.headers("POST", "/generate", KEY))
+    )
     assert (status, headers["retry-after"], details) == (503, "1", "steersman_internal")
     assert processor.scheduler.counts["exception.screening"] == 1
 
@@ -509,7 +515,7 @@ def test_a_failure_on_the_headers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stream_that_ends_around_the_delivery(delivered: bool) -> None:
     """Before it the reservation is undone; after it the access log settles."""
     processor = processor_of()
-    exchange = processor.open()
+    exchange = Exchange(processor)
     ask(exchange)
     if delivered:
         exchange.delivered()
@@ -523,7 +529,7 @@ def test_a_stream_that_ends_around_the_delivery(delivered: bool) -> None:
 def test_a_stream_that_ends_early(messages: int) -> None:
     """Before or after the headers: nothing was reserved, nothing is left."""
     processor = processor_of()
-    exchange = processor.open()
+    exchange = Exchange(processor)
     for data in [envoy.headers("POST", "/generate", KEY)][:messages]:
         exchange.receive(data)
     exchange.close()

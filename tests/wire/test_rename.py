@@ -70,12 +70,12 @@ def test_values_stay_to_the_letter() -> None:
 def test_a_decision_carries_the_new_body_and_its_length() -> None:
     """And the headers for the client; a named model carries neither."""
     processor = processor_of()
-    answer = envoy.response(ask(processor.open()).data)
+    answer = envoy.response(ask(Exchange(processor)).data)
     common = answer.request_body.response
     assert json.loads(common.body_mutation.body)["model"] == "small"
     assert envoy.mutated(common.header_mutation)["content-length"] == str(len(common.body_mutation.body))
     assert envoy.metadata(answer, DECISION_NAMESPACE)["x-steersman-model"] == "small"
-    plain = envoy.response(ask(processor.open(), data=AUTO.replace(b"auto", b"small")).data)
+    plain = envoy.response(ask(Exchange(processor), data=AUTO.replace(b"auto", b"small")).data)
     assert not plain.request_body.response.HasField("body_mutation")
     assert "content-length" not in envoy.mutated(plain.request_body.response.header_mutation)
     assert "x-steersman-model" not in envoy.metadata(plain, DECISION_NAMESPACE)
@@ -85,7 +85,7 @@ def test_a_family_in_the_header_needs_no_new_body() -> None:
     """The body names no model, so there is nothing to replace; the choice is made all the same."""
     processor = processor_of()
     unnamed = json.dumps({"messages": [{"content": "hello"}]}).encode()
-    answer = envoy.response(ask(processor.open(), ("x-model", "auto"), data=unnamed).data)
+    answer = envoy.response(ask(Exchange(processor), ("x-model", "auto"), data=unnamed).data)
     assert not answer.request_body.response.HasField("body_mutation")
     assert envoy.metadata(answer, DECISION_NAMESPACE)["x-steersman-model"] == "small"
 
@@ -93,13 +93,13 @@ def test_a_family_in_the_header_needs_no_new_body() -> None:
 def test_bodies_of_held_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """They count while they wait; above the bound 429, and the wait is given up; all is given back."""
     processor = processor_of(permits=1, hold_ns=10**10)
-    first = processor.open()
+    first = Exchange(processor)
     assert ask(first).end
-    held = processor.open()
+    held = Exchange(processor)
     assert ask(held).wait
     assert processor.bodies_bytes == len(AUTO)
     monkeypatch.setattr(exchange_module, "BODIES_BYTES_MAX", len(AUTO) + 1)
-    refused = envoy.response(ask(processor.open()).data).immediate_response
+    refused = envoy.response(ask(Exchange(processor)).data).immediate_response
     assert refused.status.code == 429
     assert processor.scheduler.counts["bound.bodies_bytes_max"] == 1
     assert len(processor.scheduler.dispatcher.queue) == 1
@@ -110,7 +110,7 @@ def test_bodies_of_held_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
     body = envoy.response(released.data).request_body.response.body_mutation.body
     assert json.loads(body)["model"] == "small"
     assert processor.bodies_bytes == 0
-    gone = processor.open()
+    gone = Exchange(processor)
     assert ask(gone).wait
     gone.close()
     assert processor.bodies_bytes == 0
@@ -120,17 +120,17 @@ def test_a_field_whose_name_is_no_text_is_refused() -> None:
     """It could not go on under another model's name: 400, nothing reserved, no exception."""
     processor = processor_of()
     evil = AUTO.replace(b"{", b'{"i\xf1puts":1,', 1)
-    refused = envoy.response(ask(processor.open(), data=evil).data).immediate_response
+    refused = envoy.response(ask(Exchange(processor), data=evil).data).immediate_response
     assert refused.status.code == 400
     assert not any(name.startswith("exception.") for name in processor.scheduler.counts)
     assert len(processor.scheduler.ledger) == 0
-    assert ask(processor.open(), data=evil.replace(b"auto", b"small")).reservation_id
+    assert ask(Exchange(processor), data=evil.replace(b"auto", b"small")).reservation_id
 
 
 def test_the_reason_is_told_who_may_ask() -> None:
     """Under a key of its own in the metadata: of an allowed tenant, when asked for."""
     asks = ("x-steersman-explain", " Reason ")
     for allowed, extra, told in ((True, (asks,), True), (True, (), False), (False, (asks,), False)):
-        answer = envoy.response(ask(processor_of(explain=allowed).open(), *extra).data)
+        answer = envoy.response(ask(Exchange(processor_of(explain=allowed)), *extra).data)
         about = envoy.metadata(answer, DECISION_NAMESPACE)
         assert (about.get("explained") == about["reason"]) == told

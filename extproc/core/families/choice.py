@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from extproc.core.catalogue import WAIT_MS
 from extproc.core.contract import ANSWERED_MODEL_HEADER, SHIFTED_HEADER
 from extproc.core.endpoint import places
+from extproc.core.errors import no_model
 from extproc.core.families.difficulty import NAMES, features
 from extproc.core.families.score import DEFAULT, Weights
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.forecast import start_ms
 from extproc.core.outcome import Reject
-from extproc.core.request import Request, no_model
+from extproc.core.request import Request
 from extproc.core.tenant import Tenant
 
 LOAD, UNAVAILABLE = "load", "unavailable"

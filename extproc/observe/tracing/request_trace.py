@@ -68,7 +68,61 @@ class Expired(NamedTuple):
 Note = Decided | TraceEnd | Expired
 
 
-class RequestTrace:
+class StreamTrace:
+    """What the wire tells of one request's way; of a request that nobody traces it goes nowhere."""
+
+    __slots__ = ()
+
+    def headers(self, kind: RouteKind | None, values: Mapping[str, str]) -> None:
+        """The headers were read: whose trace it is, where Envoy did not say."""
+
+    def identified(self, tenant: Tenant) -> None:
+        """Who asks is known."""
+
+    def read(self, request: Request) -> None:
+        """The body was understood."""
+
+    def asks(self) -> None:
+        """The quota's shared store is asked."""
+
+    def answered(self, *, granted: bool) -> None:
+        """The quota's shared store has answered."""
+
+    def waits(self) -> None:
+        """It is held."""
+
+    def released(self) -> None:
+        """It was held, and is decided on."""
+
+    def placed(self, routed: Routed) -> str:  # noqa: ARG002 (nothing rides along)
+        """It goes to an endpoint; returns what is to ride with it."""
+        return ""
+
+    def answer(self, answer: LocalAnswer | Reject) -> None:
+        """It gets an answer of ours: one that serves no model (the model list) has no trace."""
+
+    def decided(self, begun_ns: int, now_ns: int) -> None:
+        """The body was there, and was decided on."""
+
+    def delivered(self) -> None:
+        """Envoy has the decision."""
+
+    def closed(self) -> None:
+        """The stream is over; where nothing was delivered, its client has left."""
+
+
+class StreamTraces:
+    """Begins each request's trace; here nobody's."""
+
+    def begin(self, metadata: Metadata) -> StreamTrace:  # noqa: ARG002 (nobody wants to know)
+        """A request has come; `metadata` is its gRPC call's."""
+        return UNTRACED
+
+
+UNTRACED, NO_TRACES = StreamTrace(), StreamTraces()
+
+
+class RequestTrace(StreamTrace):
     """One request's marks; times are the clock's, 0 where it did not come so far."""
 
     __slots__ = (
@@ -125,9 +179,13 @@ class RequestTrace:
         if not self.trace_id:
             self._request_traces.root(self, values)
 
-    def read(self, request: Request, now_ns: int) -> None:
+    def identified(self, tenant: Tenant) -> None:
+        """Who asks is known."""
+        self.tenant = tenant
+
+    def read(self, request: Request) -> None:
         """The body was understood."""
-        self.parsed_ns = now_ns
+        self.parsed_ns = self._request_traces.clock()
         self.asked, self.stream = request.model or "", request.stream
         self.max_tokens = request.max_new_tokens
         if self.sampled:
@@ -137,9 +195,21 @@ class RequestTrace:
             if self.tenant.trace_prompts:
                 self.prompt = prompt_of(request, settings.prompt_characters_max)
 
-    def answered(self, now_ns: int, *, granted: bool) -> None:
+    def asks(self) -> None:
+        """The quota's shared store is asked."""
+        self.asked_ns = self._request_traces.clock()
+
+    def answered(self, *, granted: bool) -> None:
         """The quota's shared store has answered."""
-        self.answered_ns, self.granted = now_ns, granted
+        self.answered_ns, self.granted = self._request_traces.clock(), granted
+
+    def waits(self) -> None:
+        """It is held."""
+        self.held_ns = self._request_traces.clock()
+
+    def released(self) -> None:
+        """It was held, and is decided on."""
+        self.released_ns = self._request_traces.clock()
 
     def placed(self, routed: Routed) -> str:
         """It goes to an endpoint; returns what is to ride with it."""
@@ -178,25 +248,29 @@ class RequestTrace:
             self._request_traces.forget(self)
             self.routed, self.reservation_id = None, ""
 
-    def delivered(self, now_ns: int) -> None:
+    def decided(self, begun_ns: int, now_ns: int) -> None:
+        """The body was there, and was decided on."""
+        self.body_ns, self.decided_ns = begun_ns, now_ns
+
+    def delivered(self) -> None:
         """Envoy has the decision."""
         if self.done_ns:
             return
-        self.done_ns = now_ns
+        self.done_ns = self._request_traces.clock()
         if self.sampled and (self.routed is not None or self.reject is not None or self.last_resort):
             self._request_traces.note(self, last=self.routed is None)
 
-    def closed(self, now_ns: int) -> None:
+    def closed(self) -> None:
         """The stream is over; where nothing was delivered, its client has left."""
         if self.done_ns:
             return
-        self.done_ns, self.gone = now_ns, True
+        self.done_ns, self.gone = self._request_traces.clock(), True
         self._request_traces.forget(self)
         if self.sampled:
             self._request_traces.note(self, last=True)
 
 
-class RequestTraces(Observer):
+class RequestTraces(StreamTraces, Observer):
     """All of them: begins each, and hears of the ends.
 
     `settings` and `offer` may be exchanged. `offer` takes notes and must not wait. `heir` says whether this
@@ -217,7 +291,7 @@ class RequestTraces(Observer):
     ) -> None:
         self.settings = settings
         self.orphan_wait_ns = orphan_wait_ns
-        self._clock = clock
+        self.clock = clock
         self._wall_ns = wall_ns
         self._rng = rng
         self.offer = offer
@@ -229,7 +303,7 @@ class RequestTraces(Observer):
 
     def begin(self, metadata: Metadata) -> RequestTrace:
         """A request has come; `metadata` is its gRPC call's."""
-        request_trace = RequestTrace(self, self._clock())
+        request_trace = RequestTrace(self, self.clock())
         parent = parent_of(metadata())
         if parent is not None:
             request_trace.trace_id, request_trace.parent_id, sampled, request_trace.state = parent
@@ -286,7 +360,7 @@ class RequestTraces(Observer):
 
     def step(self, *, now_ns: int, last: bool = False) -> None:
         """Time has passed: the wall clock is read again, and orphans find their heir, all at the `last`."""
-        self._offset_ns = self._wall_ns() - self._clock()
+        self._offset_ns = self._wall_ns() - self.clock()
         orphans = self._orphans
         while orphans and (last or orphans[0][0] <= now_ns):
             note = orphans.popleft()[1]

@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from extproc.core.experiment import (
     Arm,
@@ -96,7 +97,7 @@ def test_a_record_that_comes_twice_counts_once() -> None:
     record = end(admit(scheduler), ttft_ns=1, duration_ns=2)
     scheduler.settlement.settle(record, now_ns=1)
     scheduler.settlement.settle(record, now_ns=2)
-    stranger = replace(record, reservation=replace(record.reservation, id="other-1", arm="y/b"))
+    stranger = replace(record, reservation=structs.replace(record.reservation, id="other-1", arm="y/b"))
     scheduler.settlement.settle(stranger, now_ns=3)
     assert sum(arm["requests"] for arm in arms(scheduler).values()) == 1
 

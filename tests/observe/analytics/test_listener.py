@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from extproc.core.families import FamilyChoice
 from extproc.core.outcome import End, Outcome, Reject, Routed
@@ -54,7 +55,7 @@ class Scene:
         routed = self.admitted()
         reservation = routed.reservation
         if instance:
-            reservation = replace(reservation, id=f"{instance}-1")
+            reservation = structs.replace(reservation, id=f"{instance}-1")
         outcome = Outcome(reservation=reservation, final=True, **facts)  # type: ignore[arg-type]  # as its test says
         assert self.scheduler.settlement.settle(outcome, now_ns=self.now_ns)
         return outcome
@@ -174,7 +175,7 @@ def test_no_end_ever_came() -> None:
     """Expired, here alone."""
     scene = Scene(alone=False)
     scene.listener.expired(scene.admitted().reservation, now_ns=scene.now_ns)
-    scene.listener.expired(replace(scene.admitted().reservation, id="gone-1"), now_ns=scene.now_ns)
+    scene.listener.expired(structs.replace(scene.admitted().reservation, id="gone-1"), now_ns=scene.now_ns)
     (found,) = scene.rows().values()
     assert found.expired == 1
 

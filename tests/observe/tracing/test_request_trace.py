@@ -3,13 +3,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 from trips import OFFSET_NS, PARENT, SAMPLED, TRACE, UNSAMPLED, Trips
 
 from extproc.core.outcome import Reject
 from extproc.core.reading import parse
 from extproc.core.request import find_route
 from extproc.observe.tracing import propagation
-from extproc.observe.tracing.request_trace import ORPHANS_MAX, Decided, Expired, TraceEnd, hashed, prompt_of
+from extproc.observe.tracing.request_trace import (
+    ORPHANS_MAX,
+    Decided,
+    Expired,
+    RequestTrace,
+    TraceEnd,
+    hashed,
+    prompt_of,
+)
 
 
 def test_the_parent_is_the_call_s() -> None:
@@ -165,7 +174,7 @@ def test_no_prompt_is_kept_of_others() -> None:
     """Only of a tenant that opted in, and only where it is sampled."""
     for key, parent, kept in (("open", SAMPLED, True), ("key", SAMPLED, False), ("open", UNSAMPLED, False)):
         exchange, _ = Trips().ask(("traceparent", parent), key=key)
-        assert exchange.request_trace is not None
+        assert isinstance(exchange.request_trace, RequestTrace)
         assert bool(exchange.request_trace.prompt) is kept
 
 
@@ -175,18 +184,18 @@ def test_a_placement_that_was_undone() -> None:
         trips = Trips()
         exchange, _ = trips.ask(("traceparent", SAMPLED), deliver=False)
         request_trace = exchange.request_trace
-        assert request_trace is not None
+        assert isinstance(request_trace, RequestTrace)
         routed = request_trace.routed
         assert routed is not None
         if then == "again":
-            other = replace(routed, reservation=replace(routed.reservation, id="i-99"))
+            other = replace(routed, reservation=structs.replace(routed.reservation, id="i-99"))
             request_trace.placed(other)
         elif then == "refused":
             request_trace.answer(Reject(status=503, code="internal", message="a fault"))
         else:
             request_trace.resort("pool.p/standard")
         assert trips.request_traces.in_flight == (then == "again")
-        request_trace.delivered(trips.now_ns)
+        request_trace.delivered()
         spans = trips.spans()
         assert ("chat m" in spans) is (then != "again")
         if then == "left to Envoy":

@@ -12,6 +12,7 @@ from extproc.core.outcome import End
 from extproc.core.quota import ExactBooks, Granted, Refused
 from extproc.core.quota.values import ASK, RateFigures, ScopeLimits
 from extproc.observe.tracing import semconv
+from extproc.observe.tracing.request_trace import RequestTrace
 
 METADATA = ("traceparent", SAMPLED)
 
@@ -220,7 +221,7 @@ def test_a_record_settled_by_another() -> None:
     """From what rode along: the same ids, the model that was asked for, no prompt."""
     trips = Trips()
     exchange, reply = trips.ask(METADATA, key="open")
-    assert exchange.request_trace is not None
+    assert isinstance(exchange.request_trace, RequestTrace)
     trips.notes.clear()
     trips.end(reply, here=False)
     trips.request_traces.step(now_ns=trips.now_ns)
@@ -257,7 +258,7 @@ def test_a_decision_keeps_no_fleet_alive() -> None:
     """Once its span is built a request in flight refers to no scores."""
     trips = Trips()
     exchange, _ = trips.ask(METADATA)
-    assert exchange.request_trace is not None
+    assert isinstance(exchange.request_trace, RequestTrace)
     assert exchange.request_trace.routed is not None
     trips.spans()
     assert exchange.request_trace.routed is None

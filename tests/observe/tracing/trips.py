@@ -14,8 +14,8 @@ from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.observe.tracing.request_trace import Note, RequestTraces
 from extproc.observe.tracing.semconv import RELEASES
 from extproc.observe.tracing.spans import Span, Spans
-from extproc.wire import codec
 from extproc.wire.exchange import Exchange
+from extproc.wire.responder import Reply
 from tests.stand.schedulers import make_pool, make_processor, make_scheduler, make_settled
 
 MS_NS = 1_000_000
@@ -55,7 +55,7 @@ class Trips:
 
     def open(self, *metadata: tuple[str, str]) -> Exchange:
         """A stream of Envoy's, with its call's metadata."""
-        exchange = self.processor.open()
+        exchange = Exchange(self.processor)
         exchange.request_trace = self.request_traces.begin(lambda: metadata)
         return exchange
 
@@ -67,7 +67,7 @@ class Trips:
         body: Any = None,
         headers: tuple[tuple[str, str], ...] = (),
         deliver: bool = True,
-    ) -> tuple[Exchange, codec.Reply]:
+    ) -> tuple[Exchange, Reply]:
         """A whole request, 1 ms from its headers to its body and 2 ms to the answer's leaving."""
         exchange = self.open(*metadata)
         message = pb.ProcessingRequest()
@@ -95,19 +95,19 @@ class Trips:
         exchange.delivered()
         exchange.close()
 
-    def carried(self, reply: codec.Reply) -> str:
+    def carried(self, reply: Reply) -> str:
         """What rides with the request."""
         fields = pb.ProcessingResponse.FromString(reply.data).dynamic_metadata.fields
         about = fields["steersman"].struct_value.fields
         return str(about["trace"].string_value) if "trace" in about else ""
 
-    def reservation(self, reply: codec.Reply) -> Reservation:
+    def reservation(self, reply: Reply) -> Reservation:
         """What was entered into the books."""
         entry = self.scheduler.ledger.get(reply.reservation_id)
         assert entry is not None
         return entry.reservation
 
-    def end(self, reply: codec.Reply, *, here: bool = True, **facts: Any) -> None:
+    def end(self, reply: Reply, *, here: bool = True, **facts: Any) -> None:
         """Its record comes."""
         facts.setdefault("status", 200)
         facts.setdefault("end", End.OK)

@@ -1,0 +1,122 @@
+"""What is said to a request by its headers alone: who asks, for what, and whether its body may come.
+
+Owns the order of the looks: the cheapest and the nearest to who asks come first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import msgspec
+
+from extproc.core.contract import EXPLAIN_HEADER, MODEL_HEADER
+from extproc.core.errors import Error
+from extproc.core.families import members
+from extproc.core.misrouted import advice, dialect_of
+from extproc.core.outcome import LocalAnswer, Reject
+from extproc.core.request import Dialect, Route, RouteKind, find_route
+from extproc.core.tenant import ANONYMOUS, Tenant
+from extproc.observe.tracing.request_trace import StreamTrace
+from extproc.wire import codec
+from extproc.wire.processor import Processor
+
+#: A Content-Length of more digits is larger than any bound.
+LENGTH_DIGITS_MAX: Final = 18
+#: The value of the header with which a client asks for the reason.
+EXPLAIN_REASON: Final = "reason"
+
+
+@dataclass(slots=True)
+class Asked:
+    """What is known of a request by its headers, as far as they were looked at."""
+
+    dialect: Dialect = Dialect.OPENAI
+    route: Route | None = None
+    tenant: Tenant = ANONYMOUS
+    #: The API key's id, where one proved the tenant.
+    key: str = ""
+    #: The address that it came from.
+    source: str = ""
+    #: What counts where its body names no model.
+    model: str | None = None
+    request_id: str = ""
+    #: The client is told the reason.
+    explain: bool = False
+    #: Declared as something else, a body that was read as JSON goes on as JSON.
+    as_json: bool = False
+
+
+class Whose(Protocol):
+    """Whose request it is, by what was proven and by what a trusted gateway says."""
+
+    def __call__(self, proven: Tenant, values: dict[str, str], /) -> Tenant: ...
+
+
+def screen(
+    processor: Processor, headers: codec.Headers, asked: Asked, *, trace: StreamTrace, whose: Whose
+) -> LocalAnswer | Reject | None:
+    """Everything that can be said before the body comes, None lets it come; fills in what was `asked`."""
+    values = headers.values
+    method, path = values.get(":method", ""), values.get(":path", "")
+    route, bare = find_route(method, path, processor.extra_routes), path.partition("?")[0]
+    asked.route, asked.dialect = route, route.dialect if route is not None else dialect_of(bare)
+    trace.headers(route.kind if route is not None else None, values)
+    if headers.repeated:
+        return Error.INVALID_REQUEST.reject(f"the header '{headers.repeated}' was sent twice; send it once")
+    if route is not None and route.kind is RouteKind.HEALTH:
+        return _health(processor)
+    identity = processor.identify(headers.evidence)
+    if isinstance(identity, Reject):
+        return identity
+    asked.tenant = tenant = whose(identity.tenant, values)
+    trace.identified(tenant)
+    asked.key = identity.key.id if identity.key is not None else ""
+    asked.source = headers.evidence.source
+    if wait_s := processor.refused_too_much(tenant.name, asked.source):
+        return Error.TOO_MANY_REFUSED.reject(retry_after_s=wait_s)
+    if route is None:
+        scheme, host = values.get(":scheme", ""), values.get(":authority", "")
+        return Error.NOT_FOUND.reject(advice(method, bare, scheme=scheme, host=host))
+    if route.kind is RouteKind.MODELS:
+        return _models(processor, tenant)
+    asked.model, asked.request_id = values.get(MODEL_HEADER), values.get("x-request-id", "")
+    asked.explain = tenant.explain and values.get(EXPLAIN_HEADER, "").strip().lower() == EXPLAIN_REASON
+    if processor.deciding > processor.decisions_concurrent_max:
+        processor.scheduler.counts["bound.decisions_concurrent_max"] += 1
+        return Error.OVERLOADED.reject("the gateway decides as many requests as it may")
+    encoding = values.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        return Error.UNSUPPORTED_ENCODING.reject(encoding=encoding[:32])
+    # curl and urllib say "form" where they are told nothing, and engines refuse that: TGI with 415, vLLM
+    # with 400. A page in a browser says its origin; it may send a form's type to anywhere unasked, but
+    # not JSON's, and we are not who lifts that.
+    asked.as_json = "origin" not in values and not codec.declares_json(values.get("content-type", ""))
+    if declared(values.get("content-length", ""), -1) > processor.body_bytes_max:
+        return Error.BODY_TOO_LARGE.reject(bytes=processor.body_bytes_max)
+    return None
+
+
+def declared(length: str, otherwise: int) -> int:
+    """What a Content-Length says, as far as numbers go here; what is no number says `otherwise`."""
+    if not (length.isascii() and length.isdigit()):
+        return otherwise
+    digits = length.lstrip("0") or "0"
+    # By the number of digits first: Python refuses to read an integer of 4,301.
+    return int(digits) if len(digits) <= LENGTH_DIGITS_MAX else 10**LENGTH_DIGITS_MAX
+
+
+def _health(processor: Processor) -> LocalAnswer | Reject:
+    # Nobody is asked for a key here: whether it serves, and nothing else.
+    if any(endpoint.ready for endpoint in processor.scheduler.fleet.endpoints):
+        return LocalAnswer(status=200, body=b'{"status":"ok"}')
+    return Error.NO_READY_ENDPOINT.reject()
+
+
+def _models(processor: Processor, tenant: Tenant) -> LocalAnswer:
+    scheduler = processor.scheduler
+    names = [name for name in scheduler.fleet.models_for(tenant.name) if tenant.may(name)]
+    families = scheduler.settings.families
+    names += [name for name, family in families.items() if members(family, tenant, scheduler.fleet)]
+    listed = [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in names]
+    return LocalAnswer(status=200, body=msgspec.json.encode({"object": "list", "data": listed}))
