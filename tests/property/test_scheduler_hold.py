@@ -241,19 +241,19 @@ class HoldMachine(RuleBasedStateMachine):
         self.scheduler.leave(id_, now_ns=self.now_ns)
         self.scheduler.leave(id_, now_ns=self.now_ns)
         assert id_ not in self.scheduler.queue
-        assert id_ not in self.quotas._held
+        assert id_ not in self.quotas._table._running
 
     @rule(seconds=st.sampled_from([0, 1, 2, 4, 10, 61]))
     def tick(self, seconds: int) -> None:
         """What the application does every so often."""
         self.now_ns += seconds * S
-        reserved = set(self.waiting) & set(self.quotas._held)
+        reserved = set(self.waiting) & set(self.quotas._table._running)
         for reservation in self.scheduler.expire(now_ns=self.now_ns):
             self.running.pop(reservation.id)
             self.nothing_idle_in(reservation.pool)
         self.scheduler.pump_all(now_ns=self.now_ns)
         self.nothing_idle()
-        assert reserved & set(self.waiting) <= set(self.quotas._held), "a wait keeps its quota"
+        assert reserved & set(self.waiting) <= set(self.quotas._table._running), "a wait keeps its quota"
         assert all(entry.held.shed_at_ns > self.now_ns for entry in self.scheduler.queue._entries.values())
 
     @rule(policy=policies)
@@ -285,14 +285,14 @@ class HoldMachine(RuleBasedStateMachine):
     @invariant()
     def the_running_are_the_entered(self) -> None:
         if hasattr(self, "scheduler"):
-            assert set(self.scheduler.ledger._entries) == set(self.running)
+            assert set(self.scheduler.ledger._running) == set(self.running)
             everyone = [*self.scheduler.fleet.endpoints, *self.scheduler.fleet.leaving.values()]
             assert all(min(e.requests, e.permits, e.tokens) >= 0 for e in everyone)
 
     @invariant()
     def quotas_are_reserved_for_who_waits_or_runs(self) -> None:
         if hasattr(self, "scheduler"):
-            assert set(self.quotas._held) <= set(self.waiting) | set(self.running)
+            assert set(self.quotas._table._running) <= set(self.waiting) | set(self.running)
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):

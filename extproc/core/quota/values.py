@@ -17,6 +17,10 @@ DAY_NS, MONTH_NS = 24 * HOUR_NS, 30 * 24 * HOUR_NS
 REQUESTS, INPUT, OUTPUT, GPU_US, MONEY = range(5)
 GPU_US_PER_S, MONEY_PER_CURRENCY = 1_000_000, 1_000_000_000
 
+#: An amount in whole units, by those indexes.
+Units = tuple[int, int, int, int, int]
+NO_UNITS: Units = (0, 0, 0, 0, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class QuotaUnit:
@@ -53,7 +57,7 @@ class Amounts:
     gpu_ms: float
     cost: float
 
-    def units(self) -> tuple[int, int, int, int, int]:
+    def units(self) -> Units:
         """Whole units by REQUESTS … MONEY, rounded up."""
         return (
             max(self.requests, 0),
