@@ -216,7 +216,7 @@ class Ledger(Reservations[InFlight]):
         due_ns = now_ns + unheard_ns(plan, stream=reservation.stream)
         heappush(self._unheard, (due_ns, reservation.id))
         if len(self._unheard) > 2 * len(self) + DEAD_TIMERS_MAX:
-            queued = {name for name, entry in self._running.items() if entry.job.queued}
+            queued = {name for name, entry in self.items() if entry.job.queued}
             self._unheard = [timer for timer in self._unheard if timer[1] in queued]
             heapify(self._unheard)
 

@@ -8,7 +8,7 @@ of what is reserved: the entries of the ledger, of the quota books and of Redis'
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, ValuesView
+from collections.abc import ItemsView, Iterator, ValuesView
 from enum import Enum
 from typing import Generic, Protocol, TypeVar
 
@@ -59,8 +59,12 @@ class Reservations(Generic[E]):
         """The entry of a reservation that runs."""
         return self._running.get(reservation_id)
 
+    def items(self) -> ItemsView[str, E]:
+        """What runs, by id, oldest heard of first."""
+        return self._running.items()
+
     def entries(self) -> ValuesView[E]:
-        """What runs, oldest heard of first."""
+        """The same without the ids."""
         return self._running.values()
 
     def ended(self, reservation_id: str) -> bool:

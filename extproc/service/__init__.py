@@ -70,7 +70,7 @@ from extproc.wire.processor import Processor
 from extproc.wire.server import BindError, Server
 
 if TYPE_CHECKING:
-    from extproc.state.quota_redis import RedisQuota
+    from extproc.state.quota.books import RedisQuota
 
 __all__ = ["RELOADABLE_OF_POOL", "App", "directory_of", "pool_specs", "restart_needed"]
 
@@ -391,6 +391,7 @@ class App:
         self.scheduler.limits = scheduler_limits(new)
         self.scheduler.ledger.ttl_ns = self.scheduler.limits.reservation_ttl_ns
         self.scheduler.ledger.remembered_max = self.scheduler.limits.settled_remembered_max
+        self.quotas.bound(quota_limits(new))
         self.processor.directory = directory
         self.processor.engine_keys = read.engine_keys
         self.processor.decisions_concurrent_max = new.limits.decisions_concurrent_max

@@ -105,6 +105,10 @@ class QuotaBooks(Protocol):
         """Every limit of the account as it stands."""
         ...
 
+    def bound(self, limits: QuotaLimits) -> None:
+        """Other bounds from now on, of what runs already too (but `scopes_max`)."""
+        ...
+
 
 class Waiting(Protocol):
     """Whose requests no replica has been given yet."""
@@ -252,6 +256,12 @@ class ExactBooks:
     def usage(self, account: Account, *, now_ns: int) -> tuple[LimitUsage, ...]:
         """Every limit of the account as it stands; changes nothing."""
         return share.usage(account, self._scopes.known(account), now_ns=now_ns)
+
+    def bound(self, limits: QuotaLimits) -> None:
+        """Other bounds from now on."""
+        self.limits = limits
+        self._table.ttl_ns = limits.reservation_ttl_ns
+        self._table.remembered_max = limits.ended_remembered_max
 
     # -- what outlives the process -----------------------------------------------------------------------
 
