@@ -15,8 +15,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from extproc.meant import meant
+from extproc.meant import meant, one_of
+from extproc.plugins import PluginError
 from extproc.yamltext import YamlMistakeError, read
+from steersman_agent import engines
 
 #: A configuration file above this is refused unread.
 CONFIG_BYTES_MAX = 1024 * 1024
@@ -24,7 +26,15 @@ REPLICAS_MAX, SERVICES_MAX = 64, 16
 #: Prompts more often than this are no light load any more.
 PROBE_MS_MIN = 500
 
-EngineName = Literal["tgi", "vllm", "sglang", "llamacpp"]
+
+def _engine(value: str) -> str:
+    try:
+        engines.adapter(value)
+    except KeyError:
+        raise ValueError(one_of(value, engines.names())) from None
+    except PluginError as error:
+        raise ValueError(str(error)) from None
+    return value
 
 
 def _ip_port(value: str) -> str:
@@ -73,6 +83,7 @@ class AgentSection(BaseModel):
 Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
 Place = Annotated[str, Field(max_length=63)]
 IpPort = Annotated[str, AfterValidator(_ip_port)]
+EngineName = Annotated[str, AfterValidator(_engine)]
 
 
 #: What is read of an engine's key.

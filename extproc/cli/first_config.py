@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from extproc.doctor.evidence import Backend
+from extproc.engines import traits_of
 from extproc.history.surgery import written
 
 #: The gateway's own when a replica does not say (config/model.py).
@@ -170,10 +171,9 @@ def _endpoint(replica: FoundBackend, pool: FirstPool) -> list[str]:
             f"        max_concurrent: {seen.max_concurrent}    # what the engine takes at once, by its own "
             "word"
         )
-    elif pool.engine == "vllm":
-        lines.append(
-            f"        max_concurrent: {PERMITS_DEFAULT}    # vLLM does not tell; make it its --max-num-seqs"
-        )
+    elif (engine := traits_of(pool.engine)).limit_flag:
+        about = f"{engine.title or engine.name} does not tell; make it its {engine.limit_flag}"
+        lines.append(f"        max_concurrent: {PERMITS_DEFAULT}    # {about}")
     if seen.kv_capacity_tokens:
         lines.append(f"        kv_capacity_tokens: {seen.kv_capacity_tokens}")
     return lines

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from extproc import engines
 from extproc.config.admin import Admin
 from extproc.config.alerts import Alerts
 from extproc.config.analytics import Analytics
@@ -27,6 +28,7 @@ from extproc.config.tenancy import Adjust, KeyConfig, Quota, ServiceClass, Tenan
 from extproc.config.tracing import OpenTelemetry
 from extproc.config.types import (
     EndpointAddress,
+    EngineName,
     EnvoyFile,
     HeaderName,
     IpPort,
@@ -154,8 +156,8 @@ class PoolConfig(Section):
     """Its name in reports, headers and Envoy's clusters."""
     models: list[ModelName] = Field(min_length=1)
     """The model names that clients ask for; the first is the one told to engines' native routes."""
-    engine: Literal["tgi", "vllm", "sglang", "llamacpp"] = "tgi"
-    """What the replicas run."""
+    engine: EngineName = engines.DEFAULT
+    """What the replicas run; packages add engines (docs/plugins.md)."""
     engine_key_file: str | None = Field(default=None, min_length=1)
     """A file with the engine's own key (vLLM's --api-key), sent to it as 'Authorization: Bearer'. While the
     service is away nobody sends it."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from extproc import engines
 from extproc.config import redis_url
 from extproc.core.catalogue import STRATEGY_NAMES
-from extproc.meant import meant
+from extproc.meant import meant, one_of
+from extproc.plugins import PluginError
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 #: Envoy refuses names with underscores.
@@ -190,6 +192,23 @@ def _strategy(value: str) -> str:
 StrategyName = Annotated[
     str, AfterValidator(_strategy), Field(json_schema_extra={"enum": list(STRATEGY_NAMES)})
 ]
+
+
+def _engine(value: str) -> str:
+    try:
+        engines.named(value)
+    except KeyError:
+        raise ValueError(one_of(value, engines.names())) from None
+    except PluginError as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
+def _engines_known(schema: dict[str, Any]) -> None:
+    schema["enum"] = list(engines.names())
+
+
+EngineName = Annotated[str, AfterValidator(_engine), Field(json_schema_extra=_engines_known)]
 
 
 def _floor(value: object) -> object:

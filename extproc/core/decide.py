@@ -22,6 +22,7 @@ from extproc.core.strategies import FALLBACK, Ranking, SchedulingContext, Strate
 from extproc.core.strategies.base import NOW, lowest
 from extproc.core.tenant import Tenant
 from extproc.core.work import STANDARD, context, predict
+from extproc.engines import traits_of
 
 #: Endpoints named in a decision where nothing is said of retries: the choice and two more.
 ENDPOINTS_NAMED = 3
@@ -312,7 +313,7 @@ def ranked(
 
 def wanted(routing: RoutingRequest, pool: Pool) -> int:
     """The free permits that a case wants of a replica: all of its own, or the largest replica to itself."""
-    if routing.permits <= 1 or pool.engine == "tgi":
+    if routing.permits <= 1 or not traits_of(pool.engine).queues:
         return routing.permits
     return places(routing.permits, [e for e in pool.endpoints if _allowed(routing, e)])
 
@@ -444,7 +445,7 @@ def _none_left(pool: Pool, endpoints: Sequence[Endpoint], permits: int) -> Rejec
             retry_after_s=RETRY_AFTER_NONE_READY_S,
         )
     most = max(endpoint.max_concurrent for endpoint in ready)
-    if permits > most and pool.engine == "tgi":
+    if permits > most and not traits_of(pool.engine).queues:
         return unfit(f"{permits} sequences are asked for; a replica takes at most {most} at once")
     return FULL
 

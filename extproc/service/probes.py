@@ -14,6 +14,8 @@ from extproc.config.model import Config
 from extproc.core.fleet import Fleet
 from extproc.core.reach import ALIVE, Look
 from extproc.service.parts import Part
+from steersman_agent.engines import adapter
+from steersman_agent.state import Symptom
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ def found(status: int | None, engine: str) -> Look:
     """What an answer says. A page that is not there, or wants a key, is an answer of a living engine."""
     if status is None:
         return Look.SILENT
-    if status == 503 and engine in ("llamacpp", "sglang"):
+    if engine and adapter(engine).health(status) is Symptom.LOADING:
         return Look.LOADING
     if status >= 500 and status != 501:
         return Look.UNWELL
