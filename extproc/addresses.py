@@ -29,11 +29,15 @@ def ip_of(address: str) -> Ip:
     return ip_address(host_of(address))
 
 
+class NoPortError(ValueError):
+    """An address has no port."""
+
+
 def split(address: str) -> tuple[str, int]:
-    """Host without brackets, and port. Raises ValueError where the port is missing or none."""
+    """Host without brackets, and port. Raises NoPortError, and ValueError where the port is none."""
     host, colon, port = address.rpartition(":")
     if not colon or not (port.isascii() and port.isdigit()):
-        raise ValueError(f"{address!r} has no port")
+        raise NoPortError(f"{address!r} has no port")
     if len(port) > 5 or not 1 <= int(port) <= PORT_MAX:
         raise ValueError(f"port {port} is not within 1 to {PORT_MAX}")
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host, int(port)
@@ -44,9 +48,13 @@ def joined(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def canonical(address: str) -> str:
-    """The one spelling of an `ip:port`. Raises ValueError for anything else, host names and zone ids too."""
-    host, port = split(address)
+def spelled(host: str, port: int) -> str:
+    """The one spelling of an address. Raises ValueError where the host is a name or has a zone id."""
     if "%" in host:
         raise ValueError(f"{host!r} has a zone id")
     return joined(str(ip_address(host)), port)
+
+
+def canonical(address: str) -> str:
+    """The same of an `ip:port`. Raises ValueError for anything else."""
+    return spelled(*split(address))

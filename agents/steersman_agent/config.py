@@ -5,7 +5,6 @@ Owns names, defaults, ranges and the wording of mistakes (`file: path: message`)
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import socket
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from extproc import addresses
 from extproc.meant import meant, one_of
 from extproc.plugins import PluginError
 from extproc.yamltext import YamlMistakeError, read
@@ -39,16 +39,16 @@ def _engine(value: str) -> str:
 
 def _ip_port(value: str) -> str:
     """Canonical `ip:port`: the service and Envoy know a replica by this very string."""
-    host, colon, port = value.rpartition(":")
-    if not colon or not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
-        raise ValueError(f"{value!r} is not ip:port; write it such as 10.0.0.5:8080")
     try:
-        address = ipaddress.ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+        host, port = addresses.split(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not ip:port; write it such as 10.0.0.5:8080") from None
+    try:
+        return addresses.spelled(host, port)
     except ValueError:
         raise ValueError(
             f"{host!r} is not an IP address; write the one that Envoy connects to, such as 10.0.0.5:{port}"
         ) from None
-    return f"[{address}]:{int(port)}" if address.version == 6 else f"{address}:{int(port)}"
 
 
 def _service(value: str) -> str:
@@ -56,8 +56,11 @@ def _service(value: str) -> str:
         if len(value) == len("unix:"):
             raise ValueError("'unix:' has no path; write unix:/run/steersman/telemetry.sock")
         return value
-    host, _, port = value.rpartition(":")
-    if not host or not port.isdigit() or not 1 <= int(port) <= 65535 or "/" in value:
+    try:
+        named = bool(addresses.split(value)[0]) and "/" not in value
+    except ValueError:
+        named = False
+    if not named:
         raise ValueError(f"{value!r} is not host:port; write it such as steersman.internal:9003")
     return value
 
@@ -142,7 +145,7 @@ class ReplicaSettings(AgentSection):
     @property
     def port(self) -> int:
         """The port that it listens on."""
-        return int(self.address.rpartition(":")[2])
+        return addresses.port_of(self.address)
 
 
 class AgentConfig(AgentSection):

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from extproc.addresses import port_of
 from extproc.doctor.evidence import Backend
 from extproc.engines import traits_of
 from extproc.history.surgery import written
@@ -77,7 +78,7 @@ def grouped(replicas: Sequence[FoundBackend], *, keep_names: bool = False) -> li
             owner.update(dict.fromkeys(seen.models, pools[key]))
         pool = pools[key]
         if keep_names and each.host:
-            pool.dns[each.host] = int(seen.address.rpartition(":")[2])
+            pool.dns[each.host] = port_of(seen.address)
         pool.replicas.append(each)
     return list(pools.values())
 

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import click
 
 from extproc import engines
+from extproc.addresses import joined, port_of
 from extproc.cli.options import examples, fail, json_option, print_json
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def _targets(backends: Sequence[str]) -> list[Target]:
                 # Whatever it resolves to first, engines listen on IPv4 more often.
                 addresses = ["127.0.0.1"]
         for each in addresses:
-            address = f"[{each}]:{port}" if ":" in each else f"{each}:{port}"
+            address = joined(each, port)
             found.setdefault(address, Target(address, name))
     if silent:
         fail(*silent)
@@ -268,7 +269,7 @@ def _places(listen: str | None, targets: Sequence[Target]) -> Places:
     """Free ports on loopback, the usual ones first; none of a backend's here."""
     from extproc.cli.first_config import Places
 
-    taken = {int(each.address.rpartition(":")[2]) for each in targets}
+    taken = {port_of(each.address) for each in targets}
 
     def free(ports: Sequence[int]) -> int:
         for port in ports:

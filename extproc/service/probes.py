@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+from extproc.addresses import split
 from extproc.config.model import Config
 from extproc.core.fleet import Fleet
 from extproc.core.reach import ALIVE, Look
@@ -33,11 +34,11 @@ Ask = Callable[[str, str, float], Awaitable[int | None]]
 
 async def ask(address: str, path: str, timeout_s: float) -> int | None:
     """The status of a GET; None where no answer comes in time. Raises ConnectionRefusedError."""
-    host, _, port = address.rpartition(":")
+    host, port = split(address)
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port), limit=LINE_BYTES_MAX)
+            reader, writer = await asyncio.open_connection(host, port, limit=LINE_BYTES_MAX)
             writer.write(
                 f"GET {path} HTTP/1.1\r\nhost: {address}\r\nuser-agent: steersman\r\n"
                 "connection: close\r\n\r\n".encode()

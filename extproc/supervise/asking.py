@@ -14,6 +14,7 @@ import grpc
 import msgspec
 
 from extproc._pb import health_pb2
+from extproc.addresses import split
 from extproc.config.places import orders_at
 
 ADMIN_S_MAX = 1.0
@@ -52,8 +53,7 @@ class EnvoyAdmin:
     """Envoy's admin interface at `ip:port`."""
 
     def __init__(self, address: str) -> None:
-        host, _, port = reachable(address).rpartition(":")
-        self._host, self._port = host.strip("[]"), int(port)
+        self._host, self._port = split(reachable(address))
 
     async def ready(self) -> bool:
         """Whether Envoy serves."""
