@@ -22,7 +22,7 @@ import msgspec
 from extproc.config.cautions import cautions
 from extproc.config.engine_keys import engine_keys
 from extproc.config.model import Config
-from extproc.config.restart import RELOADABLE_OF_POOL, restart_needed
+from extproc.config.restart import restart_needed
 from extproc.config.secret import service_tokens
 from extproc.control.names import event_cluster
 from extproc.core.experiment import Experiments
@@ -72,7 +72,7 @@ from extproc.wire.server import BindError, Server
 if TYPE_CHECKING:
     from extproc.state.quota.books import RedisQuota
 
-__all__ = ["RELOADABLE_OF_POOL", "App", "directory_of", "pool_specs", "restart_needed"]
+__all__ = ["App", "directory_of", "pool_specs", "restart_needed"]
 
 log = logging.getLogger(__name__)
 
