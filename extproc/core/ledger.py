@@ -16,7 +16,7 @@ from heapq import heapify, heappop, heappush
 from extproc.core.endpoint import Endpoint
 from extproc.core.load import Decoded, Job, Plan, unheard_ns
 from extproc.core.outcome import Reservation
-from extproc.core.reservations import Ending, Reservations
+from extproc.core.reservations import Reservations
 
 #: Timers of requests that are gone may outnumber those that are in flight by so many.
 DEAD_TIMERS_MAX = 256
@@ -155,7 +155,7 @@ class Ledger(Reservations[InFlight]):
         made the reservation: another's record is counted once as well.
         """
         ending, entry = self.end(reservation_id)
-        if ending is Ending.AGAIN:
+        if ending == "again":
             return None
         return (
             NOT_HELD if entry is None else EndedRequest(entry, self._release(reservation_id, entry, now_ns))

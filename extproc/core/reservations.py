@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import ItemsView, Iterator, ValuesView
-from enum import Enum
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 
 class Reserved(Protocol):
@@ -19,18 +18,9 @@ class Reserved(Protocol):
     heard_ns: int
 
 
-class Ending(Enum):
-    """What the end of an id found."""
-
-    #: A reservation that ran.
-    RUNNING = "running"
-    #: One that had lapsed, for the first time.
-    LATE = "late"
-    #: Nothing: another process's, or older than what is remembered.
-    UNKNOWN = "unknown"
-    #: It has ended before.
-    AGAIN = "again"
-
+#: What the end of an id found: a reservation that ran; one that had lapsed, for the first time; nothing
+#: (another process's, or older than what is remembered); or that it has ended before.
+Ending = Literal["running", "late", "unknown", "again"]
 
 E = TypeVar("E", bound=Reserved)
 
@@ -99,17 +89,15 @@ class Reservations(Generic[E]):
     def end(self, reservation_id: str) -> tuple[Ending, E | None]:
         """An id is said to have ended: what that finds, and the entry where there is one to settle."""
         entry = self._running.pop(reservation_id, None)
-        if entry is not None:
-            self.remember(reservation_id)
-            return Ending.RUNNING, entry
-        if reservation_id not in self._ended:
-            self.remember(reservation_id)
-            return Ending.UNKNOWN, None
-        late = self._ended[reservation_id]
-        if late is None:
-            return Ending.AGAIN, None
-        self._ended[reservation_id] = None
-        return Ending.LATE, late
+        ended = self._ended
+        if entry is None and reservation_id in ended:
+            late = ended[reservation_id]
+            ended[reservation_id] = None
+            return ("again" if late is None else "late"), late
+        ended[reservation_id] = None
+        if len(ended) > self.remembered_max:
+            self._forget()
+        return ("unknown" if entry is None else "running"), entry
 
     def lapse(self, *, now_ns: int) -> Iterator[tuple[str, E]]:
         """Take out what was not heard of for `ttl_ns`; whoever lets it be ended late calls `remember`."""
@@ -123,6 +111,9 @@ class Reservations(Generic[E]):
     def remember(self, reservation_id: str, late: E | None = None) -> None:
         """The id has ended; `late` is what its end may still settle, once."""
         self._ended[reservation_id] = late
+        self._forget()
+
+    def _forget(self) -> None:
         # More than one at a time only after a reload has lowered the bound.
         while len(self._ended) > self.remembered_max:
             self._ended.popitem(last=False)

@@ -28,7 +28,7 @@ from extproc.core.quota.kept import (
 from extproc.core.quota.scopes import Scopes
 from extproc.core.quota.share import Scope, Taken
 from extproc.core.quota.values import NO_UNITS, Account, Amounts, Ask, Granted, LimitUsage, Refused
-from extproc.core.reservations import Ending, Reservations
+from extproc.core.reservations import Reservations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +192,7 @@ class ExactBooks:
     ) -> bool:
         """Take the real counts, once for an id."""
         ending, taken = self._table.end(reservation_id)
-        if ending is Ending.AGAIN:
+        if ending == "again":
             self.counts["settled.duplicate"] += 1
             return False
         if taken is not None:
@@ -200,10 +200,10 @@ class ExactBooks:
         if self._touched is not None and account is not None:
             self._touched.add(reservation_id, account)
         if taken is not None:
-            if ending is Ending.LATE:
+            if ending == "late":
                 self.totals["expired"] -= sum(taken.costs)
             self._difference(taken, actual, now_ns)
-            self.counts["settled.late" if ending is Ending.LATE else "settled"] += 1
+            self.counts["settled.late" if ending == "late" else "settled"] += 1
             return True
         if account is None:
             self.counts["settled.nobody"] += 1

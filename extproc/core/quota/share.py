@@ -128,7 +128,7 @@ def take(
             account.scopes[number][0], limit, worst_ns / 1e9, figures(account, scopes, now_ns=now_ns)
         )
     _commit(account, scopes, costs, borrowed, now_ns)
-    return Taken(account, scopes, costs, borrowed, share, heard_ns=now_ns)
+    return Taken(account, scopes, costs, borrowed, share, True, now_ns)
 
 
 def _commit(

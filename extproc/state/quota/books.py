@@ -26,7 +26,7 @@ from extproc.core.quota import (
     share,
 )
 from extproc.core.quota.values import NO_UNITS, Units
-from extproc.core.reservations import Ending, Reservations
+from extproc.core.reservations import Reservations
 from extproc.state.quota import lease, payload
 from extproc.state.quota.journal import Journal, Op
 from extproc.state.quota.lease import LeasedReservation
@@ -186,10 +186,10 @@ class RedisQuota:
     ) -> bool:
         """True for the first time here; Redis charges it once, whoever says it."""
         ending, entry = self._table.end(reservation_id)
-        if ending is Ending.AGAIN:
+        if ending == "again":
             self.counts["settled.duplicate"] += 1
             return False
-        how = ".late" if ending is Ending.LATE else ""
+        how = ".late" if ending == "late" else ""
         if entry is None:
             how = ".unknown" if account else ".nobody"
         self.counts[f"settled{how}"] += 1
