@@ -14,9 +14,6 @@ from typing import Final, Literal
 
 from extproc import plugins
 
-#: The entry points' group: an adapter each, whose `traits` are its row here.
-GROUP: Final = "steersman.engines"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRow:
@@ -80,7 +77,7 @@ _added: dict[str, EngineRow] = {}
 
 def names() -> tuple[str, ...]:
     """Every engine that a pool may name: those here, then what packages add."""
-    return (*ENGINES, *(name for name in plugins.names(GROUP) if name not in ENGINES))
+    return (*ENGINES, *(name for name in plugins.names("engine") if name not in ENGINES))
 
 
 def titles() -> str:
@@ -93,13 +90,13 @@ def named(name: str) -> EngineRow:
     """An engine's row. Raises KeyError for a name that nobody has, PluginError for a package's fault."""
     row = ENGINES.get(name) or _added.get(name)
     if row is None:
-        adapter = plugins.load(GROUP, name)
+        adapter = plugins.load("engine", name)
         try:
             row = _added[name] = EngineRow(name=name, **adapter.traits)  # type: ignore[attr-defined]
         except AttributeError:
-            raise plugins.unfit(GROUP, name, "it is no EngineAdapter") from None
+            raise plugins.unfit("engine", name, "it is no EngineAdapter") from None
         except TypeError as error:
-            raise plugins.unfit(GROUP, name, f"its traits: {error}") from None
+            raise plugins.unfit("engine", name, f"its traits: {error}") from None
     return row
 
 

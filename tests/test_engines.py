@@ -12,7 +12,6 @@ from steersman_agent import engines as adapters
 def test_every_engine_has_a_row_and_an_adapter() -> None:
     """Routing and the node agent know the same engines, under the same names."""
     assert tuple(engines.ENGINES) == tuple(adapters.ENGINES)
-    assert engines.GROUP == adapters.GROUP
     assert engines.DEFAULT in engines.ENGINES
     for name in engines.names():
         assert engines.named(name).name == adapters.adapter(name).name == name

@@ -16,7 +16,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from extproc import addresses
 from extproc.meant import one_of
-from extproc.plugins import PluginError
 from extproc.wording import dotted, wording
 from extproc.yamltext import YamlMistakeError, read
 from steersman_agent import engines
@@ -33,8 +32,6 @@ def _engine(value: str) -> str:
         engines.adapter(value)
     except KeyError:
         raise ValueError(one_of(value, engines.names())) from None
-    except PluginError as error:
-        raise ValueError(str(error)) from None
     return value
 
 

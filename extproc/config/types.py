@@ -13,7 +13,6 @@ from extproc import addresses, engines
 from extproc.config import redis_url
 from extproc.core.catalogue import STRATEGY_NAMES
 from extproc.meant import meant, one_of
-from extproc.plugins import PluginError
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 #: Envoy refuses names with underscores.
@@ -189,8 +188,6 @@ def _engine(value: str) -> str:
         engines.named(value)
     except KeyError:
         raise ValueError(one_of(value, engines.names())) from None
-    except PluginError as error:
-        raise ValueError(str(error)) from None
     return value
 
 

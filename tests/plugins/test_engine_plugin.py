@@ -71,11 +71,11 @@ def test_commands_take_it(with_mlx: Run, config: Path) -> None:
     ("name", "message"),
     [
         ("mlxx", "'vllm', 'sglang', 'llamacpp', 'broken', 'misspelt', 'mlx' or 'wrong'; did you mean 'mlx'?"),
-        ("broken", "from steersman-mlx (steersman_mlx:Nothing), cannot be used: AttributeError"),
-        ("misspelt", "from steersman-mlx (steersman_mlx:Misspelt), cannot be used: its traits:"),
+        ("broken", "of the distribution steersman-mlx 1.0 cannot be used: AttributeError"),
+        ("misspelt", "of the distribution steersman-mlx 1.0 cannot be used: its traits:"),
         (
             "wrong",
-            "from steersman-mlx (steersman_mlx:dict_of_traits), cannot be used: it is no EngineAdapter",
+            "of the distribution steersman-mlx 1.0 cannot be used: it is no EngineAdapter",
         ),
     ],
 )

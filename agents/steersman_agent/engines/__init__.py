@@ -18,9 +18,6 @@ from steersman_agent.engines.vllm import Vllm
 
 __all__ = ["ENGINES", "EngineAdapter", "adapter", "adapters", "names"]
 
-#: The entry points' group: packages' adapters, each a class.
-GROUP: Final = "steersman.engines"
-
 #: Engine name in agent.yaml → adapter, of those that come along.
 ENGINES: Final[Mapping[str, EngineAdapter]] = {
     engine.name: engine for engine in (Tgi(), Vllm(), SGLang(), LlamaCpp())
@@ -31,16 +28,16 @@ _added: dict[str, EngineAdapter] = {}
 
 def names() -> tuple[str, ...]:
     """Every engine that agent.yaml may name: those here, then what packages add."""
-    return (*ENGINES, *(name for name in plugins.names(GROUP) if name not in ENGINES))
+    return (*ENGINES, *(name for name in plugins.names("engine") if name not in ENGINES))
 
 
 def adapter(name: str) -> EngineAdapter:
     """An engine's adapter. Raises KeyError for a name that nobody has, PluginError for a package's fault."""
     found = ENGINES.get(name) or _added.get(name)
     if found is None:
-        made = plugins.load(GROUP, name)
+        made = plugins.load("engine", name)
         if not (isinstance(made, type) and issubclass(made, EngineAdapter) and made.name == name):
-            raise plugins.unfit(GROUP, name, f"it is no EngineAdapter named {name!r}")
+            raise plugins.unfit("engine", name, f"it is no EngineAdapter named {name!r}")
         found = _added[name] = made()
     return found
 
