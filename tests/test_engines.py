@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 
 from extproc import engines
 from extproc.core.request import Dialect, Request, RouteKind, as_engine_says, limited, unfit
 from steersman_agent import engines as adapters
+
+EXTPROC = Path(engines.__file__).parent
 
 
 def test_every_engine_has_a_row_and_an_adapter() -> None:
@@ -16,6 +21,20 @@ def test_every_engine_has_a_row_and_an_adapter() -> None:
     for name in engines.names():
         assert engines.named(name).name == adapters.adapter(name).name == name
         assert engines.named(name).title, name
+
+
+def test_nobody_compares_an_engines_name() -> None:
+    """What depends on the engine is a trait of its row; a package's engine would be left out elsewhere."""
+    found = []
+    for path in sorted(EXTPROC.rglob("*.py")):
+        if path.relative_to(EXTPROC).parts[0] == "_pb":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare):
+                named = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)}
+                if named & engines.ENGINES.keys():
+                    found.append(f"{path.relative_to(EXTPROC)}:{node.lineno}: {ast.unparse(node)}")
+    assert found == []
 
 
 def test_who_is_asked_first() -> None:
