@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 #: How alike two names are at the least (difflib's ratio) for one to be offered for the other.
@@ -24,6 +24,13 @@ def meant(word: object, known: Iterable[str]) -> str:
     """`; did you mean 'vllm'?`, to stand at a message's end; empty when no known name is near."""
     found = nearest(word, known)
     return f"; did you mean {found!r}?" if found is not None else ""
+
+
+def one_of(word: object, known: Sequence[str]) -> str:
+    """`'vlm' is not one of 'tgi' or 'vllm'; did you mean 'vllm'?`."""
+    *most, last = [f"{each!r}" for each in known]
+    listed = f"{', '.join(most)} or {last}" if most else last
+    return f"{word!r} is not one of {listed}{meant(word, known)}"
 
 
 def _plain(word: str) -> str:

@@ -5,18 +5,20 @@ Owns names, defaults, ranges and the wording of mistakes (`file: path: message`)
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from extproc.meant import meant
+from extproc import addresses
+from extproc.meant import one_of
+from extproc.wording import dotted, wording
 from extproc.yamltext import YamlMistakeError, read
+from steersman_agent import engines
 
 #: A configuration file above this is refused unread.
 CONFIG_BYTES_MAX = 1024 * 1024
@@ -24,21 +26,27 @@ REPLICAS_MAX, SERVICES_MAX = 64, 16
 #: Prompts more often than this are no light load any more.
 PROBE_MS_MIN = 500
 
-EngineName = Literal["tgi", "vllm", "sglang", "llamacpp"]
+
+def _engine(value: str) -> str:
+    try:
+        engines.adapter(value)
+    except KeyError:
+        raise ValueError(one_of(value, engines.names())) from None
+    return value
 
 
 def _ip_port(value: str) -> str:
     """Canonical `ip:port`: the service and Envoy know a replica by this very string."""
-    host, colon, port = value.rpartition(":")
-    if not colon or not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
-        raise ValueError(f"{value!r} is not ip:port; write it such as 10.0.0.5:8080")
     try:
-        address = ipaddress.ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+        host, port = addresses.split(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not ip:port; write it such as 10.0.0.5:8080") from None
+    try:
+        return addresses.spelled(host, port)
     except ValueError:
         raise ValueError(
             f"{host!r} is not an IP address; write the one that Envoy connects to, such as 10.0.0.5:{port}"
         ) from None
-    return f"[{address}]:{int(port)}" if address.version == 6 else f"{address}:{int(port)}"
 
 
 def _service(value: str) -> str:
@@ -46,8 +54,11 @@ def _service(value: str) -> str:
         if len(value) == len("unix:"):
             raise ValueError("'unix:' has no path; write unix:/run/steersman/telemetry.sock")
         return value
-    host, _, port = value.rpartition(":")
-    if not host or not port.isdigit() or not 1 <= int(port) <= 65535 or "/" in value:
+    try:
+        named = bool(addresses.split(value)[0]) and "/" not in value
+    except ValueError:
+        named = False
+    if not named:
         raise ValueError(f"{value!r} is not host:port; write it such as steersman.internal:9003")
     return value
 
@@ -56,6 +67,12 @@ def _url(value: str | None) -> str | None:
     if value is not None and not re.fullmatch(r"https?://[^\s/?#]+", value.rstrip("/")):
         raise ValueError(f"{value!r} is not a base URL; write it such as http://127.0.0.1:8080")
     return value.rstrip("/") if value is not None else None
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", value):
+        raise ValueError(f"must be a name of letters, digits, '.', '_', '-' and '/' (it is {value!r})")
+    return value
 
 
 def _nvml(value: str) -> str:
@@ -70,9 +87,10 @@ class AgentSection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+Name = Annotated[str, Field(min_length=1, max_length=253), AfterValidator(_name)]
 Place = Annotated[str, Field(max_length=63)]
 IpPort = Annotated[str, AfterValidator(_ip_port)]
+EngineName = Annotated[str, AfterValidator(_engine)]
 
 
 #: What is read of an engine's key.
@@ -131,7 +149,7 @@ class ReplicaSettings(AgentSection):
     @property
     def port(self) -> int:
         """The port that it listens on."""
-        return int(self.address.rpartition(":")[2])
+        return addresses.port_of(self.address)
 
 
 class AgentConfig(AgentSection):
@@ -200,16 +218,21 @@ def loads(text: str, *, name: str = "<string>", needs_services: bool = True) -> 
     if not isinstance(data, dict):
         raise AgentConfigError([f"{name}: holds no mapping; begin with 'services:' and 'replicas:'"])
     if document.repeated:
-        raise AgentConfigError([f"{name}: {_dotted(where)}: {what}" for where, what in document.repeated])
+        raise AgentConfigError([f"{name}: {dotted(where)}: {what}" for where, what in document.repeated])
     try:
         config = AgentConfig.model_validate(data)
     except ValidationError as error:
-        lines = [(_dotted(entry["loc"]), _wording(entry)) for entry in error.errors()]
+        lines = [(dotted(_place(entry["loc"])), wording(entry, AgentConfig)) for entry in error.errors()]
     else:
         lines = list(_cross_checks(config, needs_services=needs_services))
     if lines:
         raise AgentConfigError([f"{name}: {path}: {message}" for path, message in lines])
     return config
+
+
+def _place(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Without a union's branches, which are pydantic's business."""
+    return tuple(part for part in location if part not in ("int", "str"))
 
 
 def _cross_checks(config: AgentConfig, *, needs_services: bool) -> Iterator[tuple[str, str]]:
@@ -267,57 +290,3 @@ def _tls_checks(tls: TlsSettings | None) -> Iterator[tuple[str, str]]:
         file = getattr(tls, name)
         if file is not None and not file.is_file():
             yield f"tls.{name}", f"{file} is no file; write the path of a PEM file"
-
-
-#: Pydantic's kinds of error as what should stand there instead.
-_WANTED = {
-    "model_type": "a section with settings of its own, 'name: value'",
-    "tuple_type": "a list; begin each entry with '- '",
-    "string_type": "text; put it in quotes",
-    "string_pattern_mismatch": "a name of letters, digits, '.', '_', '-' and '/'",
-    "int_type": "a whole number",
-    "bool_type": "true or false",
-    "greater_than_equal": "{ge} or more",
-    "less_than_equal": "{le} or less",
-    "string_too_short": "at least {min_length} characters long",
-    "string_too_long": "at most {max_length} characters long",
-    "too_long": "at most {max_length} entries long",
-    "path_type": "the path of a file",
-}
-
-
-def _wording(entry: Any) -> str:
-    """Pydantic's error as a sentence with the fix."""
-    kind, context = entry["type"], entry.get("ctx", {})
-    if kind == "missing":
-        return "is missing; add it"
-    if kind == "extra_forbidden":
-        known = _known_keys(entry["loc"][:-1])
-        near = meant(entry["loc"][-1], known)
-        return f"is not a setting here{near or ';'} this section knows {', '.join(known)}"
-    if kind == "value_error":
-        return str(context["error"])
-    if kind == "literal_error":
-        words = re.findall(r"'([^']*)'", context["expected"])
-        return f"{entry['input']!r} is not one of {context['expected']}{meant(entry['input'], words)}"
-    wanted = _WANTED.get(kind, "").format(**context)
-    seen = repr(entry["input"])
-    seen = seen if len(seen) <= 60 else seen[:57] + "..."
-    return f"must be {wanted} (it is {seen})" if wanted else f"{entry['msg']} (it is {seen})"
-
-
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    sections: dict[str, type[AgentSection]] = {"tls": TlsSettings, "replicas": ReplicaSettings}
-    name = location[0] if location else ""
-    return list(sections.get(str(name), AgentConfig).model_fields)
-
-
-def _dotted(location: tuple[int | str, ...]) -> str:
-    """`replicas[0].engine`; a union's branches are pydantic's business, not the reader's."""
-    path = ""
-    for part in location:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif part not in ("int", "str"):
-            path += f".{part}" if path else part
-    return path

@@ -42,6 +42,7 @@ class About:
     adapters: tuple[str, ...] | None = None
     max_concurrent: int | None = None
     kv_capacity_tokens: int | None = None
+    prefill_budget_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from steersman_agent.config import AgentConfig, ReplicaSettings
-from steersman_agent.engines import ENGINES, EngineAdapter
+from steersman_agent.engines import EngineAdapter, adapter
 from steersman_agent.figures import About, ReplicaView, Scrape
 from steersman_agent.probe import Prober
 from steersman_agent.rates import CounterRate
@@ -35,7 +35,7 @@ class ReplicaBook:
 
     def __init__(self, settings: ReplicaSettings, config: AgentConfig) -> None:
         self.settings = settings
-        self.engine: EngineAdapter = ENGINES[settings.engine]
+        self.engine: EngineAdapter = adapter(settings.engine)
         self.timeout_s = (settings.timeout_ms or self.engine.timeout_ms) / 1000
         self.prober = Prober(interval_s=config.probe_ms / 1000, timeout_s=self.timeout_s)
         self.draining = settings.address in config.drain

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from extproc.addresses import split
 from extproc.admin.answers import (
     BODY_BYTES_MAX,
     SECURITY_HEADERS,
@@ -111,13 +112,11 @@ class AdminServer:
         app.router.add_get("/", self._plain(self._files.page))
         app.router.add_get("/static/{path:.+}", self._plain(self._files.static))
         app.router.add_route("*", "/{rest:.*}", self._plain(_nowhere))
-        host, _, port = self.settings.listen.rpartition(":")
+        host, port = split(self.settings.listen)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_S, keepalive_timeout=30.0)
         await self._runner.setup()
         try:
-            await web.TCPSite(
-                self._runner, host.strip("[]"), int(port), ssl_context=_tls(self.settings)
-            ).start()
+            await web.TCPSite(self._runner, host, port, ssl_context=_tls(self.settings)).start()
         except BaseException:
             await self._runner.cleanup()
             raise

@@ -9,7 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from extproc.addresses import port_of
 from extproc.doctor.evidence import Backend
+from extproc.engines import traits_of
 from extproc.history.surgery import written
 
 #: The gateway's own when a replica does not say (config/model.py).
@@ -76,7 +78,7 @@ def grouped(replicas: Sequence[FoundBackend], *, keep_names: bool = False) -> li
             owner.update(dict.fromkeys(seen.models, pools[key]))
         pool = pools[key]
         if keep_names and each.host:
-            pool.dns[each.host] = int(seen.address.rpartition(":")[2])
+            pool.dns[each.host] = port_of(seen.address)
         pool.replicas.append(each)
     return list(pools.values())
 
@@ -170,10 +172,9 @@ def _endpoint(replica: FoundBackend, pool: FirstPool) -> list[str]:
             f"        max_concurrent: {seen.max_concurrent}    # what the engine takes at once, by its own "
             "word"
         )
-    elif pool.engine == "vllm":
-        lines.append(
-            f"        max_concurrent: {PERMITS_DEFAULT}    # vLLM does not tell; make it its --max-num-seqs"
-        )
+    elif (engine := traits_of(pool.engine)).limit_flag:
+        about = f"{engine.title or engine.name} does not tell; make it its {engine.limit_flag}"
+        lines.append(f"        max_concurrent: {PERMITS_DEFAULT}    # {about}")
     if seen.kv_capacity_tokens:
         lines.append(f"        kv_capacity_tokens: {seen.kv_capacity_tokens}")
     return lines

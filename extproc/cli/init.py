@@ -20,13 +20,14 @@ from urllib.parse import urlsplit
 
 import click
 
+from extproc import engines
+from extproc.addresses import joined, port_of
 from extproc.cli.options import examples, fail, json_option, print_json
 
 if TYPE_CHECKING:
     from extproc.cli.first_config import FirstPool, FoundBackend, Places
     from extproc.doctor.evidence import Backend, Failed
 
-ENGINES = ("tgi", "vllm", "sglang", "llamacpp")
 ASK_S_MAX = 5.0
 ASKED_AT_ONCE = 32
 #: What engines answer while they load their weights, and how long that is waited for.
@@ -70,7 +71,7 @@ class Target:
     help="The file to write; - prints it.",
 )
 @click.option("--tenant", default="default", show_default=True, help="The name of the first tenant.")
-@click.option("--engine", type=click.Choice(ENGINES), help="What backends run that do not say it.")
+@click.option("--engine", type=click.Choice(engines.names()), help="What backends run that do not say it.")
 @click.option("--model", "models", multiple=True, help="What backends serve that do not say it. Repeatable.")
 @click.option(
     "--listen", metavar="IP:PORT", help="Where clients connect.  [default: 127.0.0.1:8080, or a free port]"
@@ -93,7 +94,7 @@ def command(
 ) -> None:
     """Write a first configuration by asking backends what they are.
 
-    BACKEND is ip:port, host:port or a URL of a TGI, vLLM, SGLang or llama.cpp server. Replicas of the same
+    BACKEND is ip:port, host:port or a URL of a server of a kind that --engine lists. Replicas of the same
     model become a pool; a tenant is made with a new key, which is shown once and kept nowhere. A file that is
     there is never written over without --force. Beside it lies FILE.schema.json, from which editors complete
     (YAML's language server reads the first line); 'steersman check --schema' prints a newer one.
@@ -187,7 +188,7 @@ def _targets(backends: Sequence[str]) -> list[Target]:
                 # Whatever it resolves to first, engines listen on IPv4 more often.
                 addresses = ["127.0.0.1"]
         for each in addresses:
-            address = f"[{each}]:{port}" if ":" in each else f"{each}:{port}"
+            address = joined(each, port)
             found.setdefault(address, Target(address, name))
     if silent:
         fail(*silent)
@@ -233,7 +234,7 @@ def _ask(targets: Sequence[Target], *, engine: str | None, models: tuple[str, ..
             seen = Backend(address=target.address)
         seen = replace(seen, engine=seen.engine or engine, models=seen.models or tuple(models))
         if seen.engine is None:
-            problems.append(f"{where} answers, but is no TGI, vLLM, SGLang or llama.cpp server that says so")
+            problems.append(f"{where} answers, but is no {engines.titles()} server that says so")
         elif not seen.models:
             problems.append(f"{where} ({seen.engine}) does not say which model it serves")
         else:
@@ -268,7 +269,7 @@ def _places(listen: str | None, targets: Sequence[Target]) -> Places:
     """Free ports on loopback, the usual ones first; none of a backend's here."""
     from extproc.cli.first_config import Places
 
-    taken = {int(each.address.rpartition(":")[2]) for each in targets}
+    taken = {port_of(each.address) for each in targets}
 
     def free(ports: Sequence[int]) -> int:
         for port in ports:

@@ -5,11 +5,11 @@ Owns the rule that nothing is open beyond this machine: without a token only loo
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from extproc.addresses import ip_of
 from extproc.config.section import Section
 from extproc.config.types import IpPort, Name, Sha256
 
@@ -68,7 +68,7 @@ class Admin(Section):
     @property
     def loopback(self) -> bool:
         """Whether only this machine reaches it."""
-        return ip_address(self.listen.rpartition(":")[0].strip("[]")).is_loopback
+        return ip_of(self.listen).is_loopback
 
     @property
     def guard(self) -> Literal["token", "write", "none"]:

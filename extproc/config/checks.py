@@ -11,10 +11,11 @@ from extproc.config.check_service import service_checks
 from extproc.config.check_tenants import class_checks, identity_checks
 from extproc.config.experiments import experiment_checks
 from extproc.config.families import family_checks
-from extproc.config.locations import Loc, dotted, repeats
+from extproc.config.locations import Loc, repeats
 from extproc.config.model import Config
 from extproc.config.parameters import wrong_with
 from extproc.meant import meant
+from extproc.wording import dotted
 
 __all__ = ["Loc", "cross_checks", "dotted"]
 

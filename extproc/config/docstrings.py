@@ -22,6 +22,8 @@ def described(section: type[BaseModel]) -> dict[str, str]:
     for each in reversed(section.__mro__):
         if issubclass(each, BaseModel) and each is not BaseModel:
             found |= _of_module(sys.modules[each.__module__]).get(each.__qualname__, {})
+    # What is made of a table says it itself.
+    found |= {name: field.description for name, field in section.model_fields.items() if field.description}
     return found
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from extproc.config.checks import Loc, cross_checks, dotted
+from extproc.config.checks import Loc, cross_checks
 from extproc.config.model import Config
-from extproc.config.wording import wording
+from extproc.wording import dotted, wording
 from extproc.yamltext import YamlMistakeError, read, read_json
 
 #: A configuration file above this is refused unread.

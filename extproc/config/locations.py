@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from extproc.wording import dotted
+
 Loc = tuple[str | int, ...]
-
-
-def dotted(location: Loc) -> str:
-    """`("pools", 0, "name")` as `pools[0].name`."""
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
 
 
 def repeats(items: Iterable[tuple[Loc, str]]) -> Iterator[tuple[Loc, str]]:

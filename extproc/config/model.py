@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from extproc import engines
 from extproc.config.admin import Admin
 from extproc.config.alerts import Alerts
 from extproc.config.analytics import Analytics
@@ -21,12 +22,13 @@ from extproc.config.families import FamilyConfig, ShiftDown
 from extproc.config.metrics import MetricsConfig
 from extproc.config.picker import PickerConfig
 from extproc.config.recording import Record, Tuning
-from extproc.config.section import CircuitBreakers, OutlierDetection, Section
+from extproc.config.section import RELOADABLE, CircuitBreakers, OutlierDetection, Section
 from extproc.config.state import JournalConfig
 from extproc.config.tenancy import Adjust, KeyConfig, Quota, ServiceClass, TenantConfig
 from extproc.config.tracing import OpenTelemetry
 from extproc.config.types import (
     EndpointAddress,
+    EngineName,
     EnvoyFile,
     HeaderName,
     IpPort,
@@ -152,47 +154,49 @@ class PoolConfig(Section):
 
     name: Name
     """Its name in reports, headers and Envoy's clusters."""
-    models: list[ModelName] = Field(min_length=1)
+    models: Annotated[list[ModelName], RELOADABLE] = Field(min_length=1)
     """The model names that clients ask for; the first is the one told to engines' native routes."""
-    engine: Literal["tgi", "vllm", "sglang", "llamacpp"] = "tgi"
-    """What the replicas run."""
-    engine_key_file: str | None = Field(default=None, min_length=1)
+    engine: EngineName = engines.DEFAULT
+    """What the replicas run; packages add engines (docs/plugins.md)."""
+    engine_key_file: Annotated[str | None, RELOADABLE] = Field(default=None, min_length=1)
     """A file with the engine's own key (vLLM's --api-key), sent to it as 'Authorization: Bearer'. While the
     service is away nobody sends it."""
-    engine_key_env: str | None = Field(default=None, min_length=1, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    engine_key_env: Annotated[str | None, RELOADABLE] = Field(
+        default=None, min_length=1, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"
+    )
     """The environment variable with that key. Either this or engine_key_file."""
     ask_usage: bool = True
     """Ask the engine for the token counts of streams whose client did not, and take them out of the answer
     again; without it such streams are charged by an estimate (docs/metering.md)."""
-    strategy: StrategyName = "steer"
+    strategy: Annotated[StrategyName, RELOADABLE] = "steer"
     """How a replica is chosen."""
-    strategy_parameters: dict[StrategyName, dict[str, float | int | bool | str]] = {}
+    strategy_parameters: Annotated[dict[StrategyName, dict[str, float | int | bool | str]], RELOADABLE] = {}
     """Parameters by strategy: of the pool's, and of those that tenants and experiments use here."""
-    hardware: str = Field(default="", max_length=96)
+    hardware: Annotated[str, RELOADABLE] = Field(default="", max_length=96)
     """The card of its replicas as NVML names it; what their agents say when left out."""
-    gpus: int = Field(default=1, ge=1, le=64)
+    gpus: Annotated[int, RELOADABLE] = Field(default=1, ge=1, le=64)
     """Cards of one replica."""
-    kv_capacity_tokens: int = Field(default=0, ge=0, le=1_000_000_000)
+    kv_capacity_tokens: Annotated[int, RELOADABLE] = Field(default=0, ge=0, le=1_000_000_000)
     """KV tokens that a replica holds; 0 when not known: then what agents say, else no bound by memory."""
-    prefill_budget_tokens: int = Field(default=4096, ge=1, le=10_000_000)
+    prefill_budget_tokens: Annotated[int, RELOADABLE] = Field(default=4096, ge=1, le=10_000_000)
     """Prompt tokens that a replica computes in one step (TGI's max_batch_prefill_tokens)."""
-    price_per_hour: float = Field(default=0.0, ge=0.0, le=1e6)
+    price_per_hour: Annotated[float, RELOADABLE] = Field(default=0.0, ge=0.0, le=1e6)
     """What an hour of a replica costs (strategy `cost`); 0 when not known."""
     endpoints: list[EndpointConfig] = []
     """The replicas that are known beforehand."""
     discovery: Discovery = Discovery()
     """Where further replicas come from."""
-    tenants: list[Name] | None = Field(default=None, min_length=1, max_length=10_000)
+    tenants: Annotated[list[Name] | None, RELOADABLE] = Field(default=None, min_length=1, max_length=10_000)
     """The tenants that it is reserved for: to all others its models are not there, and neither its replicas
     nor their prefix caches are shared with them. Everybody's when left out."""
-    zone_penalty_tokens: int = Field(default=2_000, ge=0, le=10_000_000)
+    zone_penalty_tokens: Annotated[int, RELOADABLE] = Field(default=2_000, ge=0, le=10_000_000)
     """A replica in another zone than the service's counts as if this much more work waited on it: the
     same zone is preferred while it is not worse by that."""
-    price: PriceConfig = PriceConfig()
+    price: Annotated[PriceConfig, RELOADABLE] = PriceConfig()
     """What its work costs; nothing when left out."""
-    bytes_per_token: float = Field(default=4.0, gt=0.25, lt=64.0)
+    bytes_per_token: Annotated[float, RELOADABLE] = Field(default=4.0, gt=0.25, lt=64.0)
     """Prompt bytes per token before any counts have come back; calibrated from then on."""
-    output_tokens: int = Field(default=256, ge=1, le=1_000_000)
+    output_tokens: Annotated[int, RELOADABLE] = Field(default=256, ge=1, le=1_000_000)
     """Output expected of a request before any counts have come back; calibrated from then on."""
     circuit_breakers: CircuitBreakers = CircuitBreakers()
     """Envoy's limits for this pool."""
@@ -260,7 +264,7 @@ class GatewayConfig(Section):
     """Where Envoy finds this service; service.listen's first when left out."""
     service_tls: ServiceClientTls | None = None
     """TLS from Envoy to the service, where that has service.tls; in the clear when left out."""
-    auth: Literal["api_key", "none"] = "api_key"
+    auth: Annotated[Literal["api_key", "none"], RELOADABLE] = "api_key"
     """'api_key' asks every request for proof of its tenant: a key, or what jwt, tls and trusted_proxy add;
     'none' makes all of them tenant 'anonymous'."""
     jwt: Jwt | None = None
@@ -273,10 +277,10 @@ class GatewayConfig(Section):
     """Proxies whose word on the client's address is taken; the connection's own address when left out."""
     cors: Cors | None = None
     """Web pages that may call the gateway; none when left out."""
-    extra_routes: list[Literal["/metrics", "/ping", "/invocations", "/vertex"]] = []
+    extra_routes: Annotated[list[Literal["/metrics", "/ping", "/invocations", "/vertex"]], RELOADABLE] = []
     """Further routes of TGI's that are served. '/metrics' shows a replica's own figures to every tenant that
     may use it, so they are all off unless named."""
-    default_model: ModelName | None = None
+    default_model: Annotated[ModelName | None, RELOADABLE] = None
     """The model of a request that names none; the first pool's first model when left out."""
     failure_mode: Literal["closed", "open"] = "closed"
     """When the service is away: 'closed' answers 503; 'open' sends requests, unauthenticated and

@@ -11,8 +11,9 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from ipaddress import ip_address
 from pathlib import Path
+
+from extproc.addresses import ip_of
 
 #: A user's own folder, where a service listens on ports.
 FOLDER = "steersman"
@@ -28,7 +29,7 @@ def loopback(address: str) -> bool:
     """Whether only this machine reaches an address."""
     if address.startswith("unix:"):
         return True
-    return ip_address(address.rpartition(":")[0].strip("[]")).is_loopback
+    return ip_of(address).is_loopback
 
 
 def name_of(listen: str) -> str:

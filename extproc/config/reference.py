@@ -109,6 +109,10 @@ def _type(field: FieldInfo) -> str:
             if value is not None:
                 bounds.append(f"{words} {value:g}" if isinstance(value, float) else f"{words} {value:,}")
     said = _words(field.annotation)
+    if callable(known := field.json_schema_extra):
+        schema: dict[str, Any] = {}
+        known(schema)
+        said = " or ".join(f"`{each}`" for each in schema["enum"])
     return f"{said}, {', '.join(bounds)}" if bounds else said
 
 

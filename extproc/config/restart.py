@@ -6,30 +6,11 @@ Beside the models and not in the service, so that a supervisor can tell it witho
 from __future__ import annotations
 
 from extproc.config.away import away_routes, fallback
-from extproc.config.model import Config, ServiceClass
+from extproc.config.model import Config, GatewayConfig, PoolConfig, ServiceClass
+from extproc.config.section import reloadable
 
-#: What a reload may change of the gateway: the service's alone.
-RELOADABLE_OF_GATEWAY = frozenset({"auth", "default_model", "extra_routes"})
-#: What a reload may change of a pool: Envoy knows nothing of these.
-RELOADABLE_OF_POOL = frozenset(
-    {
-        "models",
-        "engine_key_file",
-        "engine_key_env",
-        "strategy",
-        "strategy_parameters",
-        "tenants",
-        "bytes_per_token",
-        "output_tokens",
-        "zone_penalty_tokens",
-        "price",
-        "price_per_hour",
-        "hardware",
-        "gpus",
-        "kv_capacity_tokens",
-        "prefill_budget_tokens",
-    }
-)
+#: What a reload may change of the gateway, and of a pool.
+_OF_GATEWAY, _OF_POOL = reloadable(GatewayConfig), reloadable(PoolConfig)
 
 
 def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]:
@@ -40,7 +21,8 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
     changed = [
         f"gateway.{name}"
         for name in type(old.gateway).model_fields
-        if name not in RELOADABLE_OF_GATEWAY and getattr(old.gateway, name) != getattr(new.gateway, name)
+        if name not in reloadable(type(old.gateway))
+        and getattr(old.gateway, name) != getattr(new.gateway, name)
     ]
     if fallback(old) != fallback(new):
         changed.append(
@@ -77,7 +59,7 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
         f"pools[{i}].{name}"
         for i, (before, after) in enumerate(zip(old.pools, new.pools, strict=True))
         for name in type(before).model_fields
-        if name not in RELOADABLE_OF_POOL and getattr(before, name) != getattr(after, name)
+        if name not in _OF_POOL and getattr(before, name) != getattr(after, name)
     ]
     return changed
 

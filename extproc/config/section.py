@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
+from typing import Final
 
 # Pydantic looks for plugins in every distribution that is installed, at each start; nobody has one for us.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 from pydantic import BaseModel, ConfigDict, Field
+
+#: Of a setting of pools or of the gateway: the service's alone, so that a reload may change it. What is not
+#: marked is Envoy's as well.
+RELOADABLE: Final = object()
+
+
+def reloadable(section: type[BaseModel]) -> frozenset[str]:
+    """The settings of a section that are so marked."""
+    return frozenset(name for name, field in section.model_fields.items() if RELOADABLE in field.metadata)
 
 
 class Section(BaseModel):

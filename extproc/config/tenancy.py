@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, create_model
 
 from extproc.config.section import OutlierDetection, Section
 from extproc.config.types import Floor, ModelName, Name, Sha256, StrategyName
+from extproc.core.quota.values import KINDS, QuotaUnit
 
 
-class Quota(Section):
+def _rate(row: QuotaUnit) -> tuple[Any, Any]:
+    whole = row.scale == 1
+    bounds: dict[str, float] = {"ge": 1, "le": row.most} if whole else {"gt": 0.0, "le": row.most}
+    kind = int if whole else float
+    return kind | None, Field(default=None, description=row.about, **bounds)  # type: ignore[call-overload]
+
+
+if TYPE_CHECKING:
+    Rates = Section
+else:
+    #: A setting for each row of the quotas' table.
+    Rates = create_model("Rates", __base__=Section, **{row.name: _rate(row) for row in KINDS})
+
+
+class Quota(Rates):
     """What may be used. Each limit stands alone; what is left out is not limited.
 
     Over a window a limit is a rate with a burst (GCRA): 60 requests a minute with burst 0.5 is one a
     second, and up to 30 at once.
     """
 
-    requests_per_minute: int | None = Field(default=None, ge=1, le=10_000_000)
-    """Requests a minute."""
-    input_tokens_per_minute: int | None = Field(default=None, ge=1, le=10_000_000_000)
-    """Prompt tokens a minute."""
-    output_tokens_per_minute: int | None = Field(default=None, ge=1, le=10_000_000_000)
-    """Generated tokens a minute."""
-    input_tokens_per_hour: int | None = Field(default=None, ge=1, le=100_000_000_000)
-    """Prompt tokens an hour."""
-    output_tokens_per_hour: int | None = Field(default=None, ge=1, le=100_000_000_000)
-    """Generated tokens an hour."""
-    gpu_seconds_per_hour: float | None = Field(default=None, gt=0.0, le=100_000_000.0)
-    """Seconds of a replica's time an hour: predicted at the decision, measured at the end."""
     concurrent_requests: int | None = Field(default=None, ge=1, le=1_000_000)
     """Requests in flight at once, held ones included."""
-    budget_per_day: float | None = Field(default=None, gt=0.0, le=1e12)
-    """Currency a day (24 h sliding), by the pools' prices."""
-    budget_per_month: float | None = Field(default=None, gt=0.0, le=1e12)
-    """Currency a month (30 days sliding), by the pools' prices."""
     burst: float = Field(default=1.0, ge=0.01, le=10.0)
     """How much of a window's worth may be used at once."""
     borrow: float = Field(default=1.0, ge=1.0, le=100.0)

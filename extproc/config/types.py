@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.config import JsonDict
 
+from extproc import addresses, engines
 from extproc.config import redis_url
 from extproc.config.plugins import load_strategy, strategy_names
 from extproc.core.catalogue import STRATEGY_NAMES
-from extproc.meant import meant
+from extproc.meant import meant, one_of
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 #: Envoy refuses names with underscores.
@@ -48,7 +49,7 @@ def ip_port(value: str) -> str:
     """Canonical `ip:port`: Envoy's override_host compares strings, so one address has one spelling."""
     host, port = _host_and_port(value)
     try:
-        return _canonical(host, port)
+        return addresses.spelled(host, port)
     except ValueError:
         hint = "127.0.0.1" if host == "localhost" else "0.0.0.0"
         raise ValueError(
@@ -59,7 +60,7 @@ def ip_port(value: str) -> str:
 def _endpoint(value: str) -> str:
     host, port = _host_and_port(value.removeprefix("http://").partition("/")[0] if _names(value) else value)
     try:
-        return _canonical(host, port)
+        return addresses.spelled(host, port)
     except ValueError:
         if host == "localhost":
             hint = f"write 127.0.0.1:{port}"
@@ -86,23 +87,13 @@ def _host_and_port(value: str) -> tuple[str, int]:
             )
         shown = bare if re.search(r":\d+$", bare) else f"{bare}:80"
         raise ValueError(f"{value!r} is a URL; write {shown or 'ip:port'}, without {scheme!r} and path")
-    host, colon, port = value.rpartition(":")
-    if "%" in host:
+    if "%" in (host := value.rpartition(":")[0]):
         raise ValueError(f"{host!r} has a zone id, which Envoy does not take; write the address without it")
-    if not colon or not (port.isascii() and port.isdigit()):
-        if "/" in value:
-            raise ValueError(f"{value!r} has a path; write ip:port, such as 127.0.0.1:8080")
-        raise ValueError(f"{value!r} has no port; write ip:port, such as 127.0.0.1:8080")
-    if len(port) > 5 or not 1 <= int(port) <= 65535:
-        raise ValueError(f"port {port} is not within 1 to 65535")
-    return host, int(port)
-
-
-def _canonical(host: str, port: int) -> str:
-    """One spelling of an address; ValueError where the host is a name."""
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    address = ipaddress.ip_address(bare)
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+    try:
+        return addresses.split(value)
+    except addresses.NoPortError:
+        what = "a path" if "/" in value else "no port"
+        raise ValueError(f"{value!r} has {what}; write ip:port, such as 127.0.0.1:8080") from None
 
 
 def _listen(value: str) -> str:
@@ -195,6 +186,21 @@ def _with_strategies(schema: JsonDict) -> None:
 
 
 StrategyName = Annotated[str, AfterValidator(_strategy), Field(json_schema_extra=_with_strategies)]
+
+
+def _engine(value: str) -> str:
+    try:
+        engines.named(value)
+    except KeyError:
+        raise ValueError(one_of(value, engines.names())) from None
+    return value
+
+
+def _engines_known(schema: dict[str, Any]) -> None:
+    schema["enum"] = list(engines.names())
+
+
+EngineName = Annotated[str, AfterValidator(_engine), Field(json_schema_extra=_engines_known)]
 
 
 def _floor(value: object) -> object:

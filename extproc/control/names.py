@@ -6,8 +6,8 @@ Apart from the messages that are made with them: a service's start needs the nam
 from __future__ import annotations
 
 import socket
-from ipaddress import ip_address
 
+from extproc.addresses import Ip, ip_of, port_of
 from extproc.config.model import Config
 
 SERVICE_CLUSTER = "steersman"
@@ -41,14 +41,13 @@ def _covers(listen: str, where: str) -> bool:
     """Whether a service that listens on every address of this host is reached at `where`."""
     if listen.startswith("unix:") or where.startswith("unix:"):
         return False
-    everywhere, _, port = listen.rpartition(":")
-    host, _, its_port = where.rpartition(":")
-    return port == its_port and ip_address(everywhere.strip("[]")).is_unspecified and _is_here(host)
+    if port_of(listen) != port_of(where) or not ip_of(listen).is_unspecified:
+        return False
+    return _is_here(ip_of(where))
 
 
-def _is_here(host: str) -> bool:
+def _is_here(ip: Ip) -> bool:
     """Whether an IP is this host's: only such a one can be bound."""
-    ip = ip_address(host.strip("[]"))
     with socket.socket(socket.AF_INET6 if ip.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((str(ip), 0))

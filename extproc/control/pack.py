@@ -11,6 +11,8 @@ from betterproto2 import Message
 from envoy_data_plane.envoy.config.core.v3 import Address, Pipe, SocketAddress, TypedExtensionConfig
 from envoy_data_plane.google.protobuf import Any
 
+from extproc.addresses import split
+
 
 def packed(message: Message) -> Any:
     """A message as `google.protobuf.Any`."""
@@ -31,5 +33,5 @@ def address(text: str) -> Address:
     """`ip:port`, `[ip6]:port` or `unix:/path` as Envoy's address."""
     if text.startswith("unix:"):
         return Address(pipe=Pipe(path=text.removeprefix("unix:")))
-    host, _, port = text.rpartition(":")
-    return Address(socket_address=SocketAddress(address=host.strip("[]"), port_value=int(port)))
+    host, port = split(text)
+    return Address(socket_address=SocketAddress(address=host, port_value=port))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from extproc._pb import discovery_pb2 as pb
+from extproc.addresses import split
 from extproc.config.model import Config
 from extproc.core import contract
 
@@ -154,10 +155,9 @@ class SnapshotBuilder:
 
 def lb_endpoint(state: EndpointState) -> bytes:
     """An endpoint as a serialised LbEndpoint."""
-    host, _, port = state.address.rpartition(":")
     message = pb.LbEndpoint(health_status=health_status(state))
     where = message.endpoint.address.socket_address
-    where.address, where.port_value = host.strip("[]"), int(port)
+    where.address, where.port_value = split(state.address)
     message.load_balancing_weight.value = weight(state.health)
     data: bytes = message.SerializeToString()
     return data

@@ -25,6 +25,7 @@ from extproc.core.strategies import FALLBACK, Ranking, SchedulingContext, Strate
 from extproc.core.strategies.base import lowest
 from extproc.core.tenant import Tenant
 from extproc.core.trace import PlacementTrace
+from extproc.engines import traits_of
 
 #: Endpoints named in a decision where nothing is said of retries: the choice and two more.
 ENDPOINTS_NAMED = 3
@@ -191,7 +192,7 @@ def place(
     everyone: Sequence[Endpoint] = pool.endpoints if among is None else among
     endpoints = everyone
     permits = routing.permits
-    if permits > 1 and pool.engine != "tgi":
+    if permits > 1 and traits_of(pool.engine).queues:
         allows = routing.needs(permits).allows
         permits = places(permits, [e for e in pool.endpoints if allows(e)])
     strategy, degraded = strategy_of(routing, pool, degraded)
@@ -347,7 +348,7 @@ def _none_left(pool: Pool, endpoints: Sequence[Endpoint], permits: int) -> Rejec
     if not ready:
         return Error.NO_READY_ENDPOINT.reject(f"no replica of pool {pool.name!r} is ready")
     most = max(endpoint.max_concurrent for endpoint in ready)
-    if permits > most and pool.engine == "tgi":
+    if permits > most and not traits_of(pool.engine).queues:
         message = f"{permits} sequences are asked for; a replica takes at most {most} at once"
         return Error.UNFIT.reject(message)
     return FULL

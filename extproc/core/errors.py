@@ -14,6 +14,7 @@ import msgspec
 
 from extproc.core.outcome import QUOTA_EXCEEDED, Reject
 from extproc.core.request import Dialect
+from extproc.engines import traits_of
 
 #: How much of an unknown model's name a message repeats.
 MODEL_SHOWN_MAX: Final = 128
@@ -208,8 +209,8 @@ def no_model(name: str | None) -> Reject:
 
 def as_engine_says(refused: Reject, dialect: Dialect, engine: str) -> Reject:
     """A refusal of a body with the status that the client's engine has for it."""
-    if refused.status == Error.UNFIT.status and dialect is Dialect.OPENAI and engine != "tgi":
-        return replace(refused, status=Error.INVALID_REQUEST.status)
+    if refused.status == Error.UNFIT.status and dialect is Dialect.OPENAI:
+        return replace(refused, status=traits_of(engine).unfit_status)
     return refused
 
 

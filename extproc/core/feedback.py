@@ -14,10 +14,9 @@ from extproc.core.ledger import EndedRequest, InFlight
 from extproc.core.load import Plan
 from extproc.core.outcome import End, Outcome
 from extproc.core.predict.errors import Errors
+from extproc.engines import traits_of
 
 MS_NS = 1_000_000
-#: Engines that cache a prompt when it is prefilled; the others (TGI) when its request ends.
-CACHE_AT_PREFILL = frozenset({"vllm", "sglang", "llamacpp"})
 #: KV tokens that an endpoint is taken to hold where nobody says.
 KV_TOKENS_ASSUMED = 200_000
 #: A first token tells of the cache where so many tokens should have been cached, and their prefill would have
@@ -47,7 +46,7 @@ class Feedback:
         if not entry.adopted:
             self._ttft(entry, (now_ns - entry.job.placed_ns) / MS_NS, now_ns)
         pool = self.fleet.pools.get(entry.reservation.pool)
-        if pool is not None and pool.engine in CACHE_AT_PREFILL:
+        if pool is not None and traits_of(pool.engine).caches_at_prefill:
             _cached(pool, entry)
 
     def ended(self, outcome: Outcome, ended: EndedRequest, *, now_ns: int) -> None:
@@ -66,7 +65,7 @@ class Feedback:
         if entry is None or entry.adopted:
             return
         heard = entry.heard_first
-        if pool.engine not in CACHE_AT_PREFILL or not heard:
+        if not traits_of(pool.engine).caches_at_prefill or not heard:
             _cached(pool, entry)
         if entry.moved:
             return

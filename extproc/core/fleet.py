@@ -22,6 +22,7 @@ from extproc.core.prefix import PrefixIndex
 from extproc.core.reach import Look
 from extproc.core.reports import ReplicaReport, began_anew
 from extproc.core.strategies import Strategy, build
+from extproc.engines import DEFAULT
 
 __all__ = ["Endpoint", "Fleet", "Member", "Pool", "PoolSpec"]
 
@@ -42,7 +43,7 @@ class PoolSpec:
     bytes_per_token: float = 4.0
     output_tokens: int = 256
     zone_penalty_tokens: int = ZONE_PENALTY_TOKENS
-    engine: str = "tgi"
+    engine: str = DEFAULT
     #: Whether the engine is asked for a stream's usage that the client did not ask for.
     ask_usage: bool = True
     #: Parameters by strategy: of `strategy`, and of those that tenants have instead.

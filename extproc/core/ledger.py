@@ -8,7 +8,7 @@ of, or is overdue; then in decode.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
@@ -16,6 +16,7 @@ from heapq import heapify, heappop, heappush
 from extproc.core.endpoint import Endpoint
 from extproc.core.load import Decoded, Job, Plan, unheard_ns
 from extproc.core.outcome import Reservation
+from extproc.core.reservations import Reservations
 
 #: Timers of requests that are gone may outnumber those that are in flight by so many.
 DEAD_TIMERS_MAX = 256
@@ -53,32 +54,22 @@ class EndedRequest:
 NOT_HELD = EndedRequest(None, None)
 
 
-class Ledger:
-    """Reservations by id, oldest heard of first; not thread-safe (one event loop owns it)."""
+class Ledger(Reservations[InFlight]):
+    """The requests in flight, and what they are on their endpoints.
+
+    An id that has lapsed is not remembered as ended: should its record still come, it counts.
+    """
 
     def __init__(self, *, ttl_ns: int, remembered_max: int) -> None:
-        self.ttl_ns = ttl_ns
-        self.remembered_max = remembered_max
+        super().__init__(ttl_ns=ttl_ns, remembered_max=remembered_max)
         #: Requests in flight by tenant.
         self.by_tenant: Counter[str] = Counter()
         #: And by pool: (tenant, service class), those that take a place.
         self.by_pool: dict[str, Counter[tuple[str, str]]] = {}
-        self._entries: OrderedDict[str, InFlight] = OrderedDict()
-        self._ended: OrderedDict[str, None] = OrderedDict()
         #: (when a request counts as running though no first token was heard of, its id).
         self._unheard: list[tuple[int, str]] = []
         #: (when what is kept for its retries is given back, a request's id), earliest first.
         self._standing: deque[tuple[int, str]] = deque()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __contains__(self, reservation_id: str) -> bool:
-        return reservation_id in self._entries
-
-    def get(self, reservation_id: str) -> InFlight | None:
-        """The entry of a request in flight."""
-        return self._entries.get(reservation_id)
 
     def enter(
         self,
@@ -93,37 +84,28 @@ class Ledger:
 
         `standby` are the endpoints that it may be tried on next.
         """
-        assert reservation.id not in self._entries, reservation.id
+        assert reservation.id not in self, reservation.id
         adopted = plan is None
         if plan is None:
             plan = _unplanned(reservation)
         job = self._carry(reservation, endpoint, plan, now_ns)
         entry = InFlight(reservation, endpoint, now_ns, job, adopted=adopted)
-        self._entries[reservation.id] = entry
+        self.put(reservation.id, entry)
         self._keep(entry, standby, now_ns)
         if adopted or not reservation.permits:
             endpoint.load.first(reservation.id, job, now_ns=now_ns)
         else:
             self._await_first(reservation, plan, now_ns)
 
-    def renew(self, reservation_id: str, *, now_ns: int) -> bool:
-        """The request still runs; false when it is not in the ledger."""
-        entry = self._entries.get(reservation_id)
-        if entry is None:
-            return False
-        entry.heard_ns = now_ns
-        self._entries.move_to_end(reservation_id)
-        return True
-
     def answering(self, reservation_id: str) -> None:
         """Its answer has begun: it will be tried nowhere else."""
-        entry = self._entries.get(reservation_id)
+        entry = self.get(reservation_id)
         if entry is not None:
             _stand_down(entry)
 
     def first_token(self, reservation_id: str, *, now_ns: int) -> InFlight | None:
         """Its first token came; the entry when that was news: in flight, and in prefill until now."""
-        entry = self._entries.get(reservation_id)
+        entry = self.get(reservation_id)
         if entry is None or not entry.job.queued:
             return None
         entry.endpoint.load.first(reservation_id, entry.job, now_ns=now_ns)
@@ -132,7 +114,7 @@ class Ledger:
     def past_retries(self, *, now_ns: int) -> None:
         """Give back what is kept for retries that are not to be expected any more."""
         while self._standing and self._standing[0][0] <= now_ns:
-            entry = self._entries.get(self._standing.popleft()[1])
+            entry = self.get(self._standing.popleft()[1])
             if entry is not None:
                 _stand_down(entry)
 
@@ -148,7 +130,7 @@ class Ledger:
 
     def move(self, reservation_id: str, endpoint: Endpoint, *, now_ns: int) -> None:
         """A retry took the request to another endpoint: its load goes along, and its prefill begins anew."""
-        entry = self._entries[reservation_id]
+        entry = self._running[reservation_id]
         left = [each for each in entry.standby if each is not endpoint]
         self._release(reservation_id, entry, now_ns)
         entry.endpoint = endpoint
@@ -163,7 +145,7 @@ class Ledger:
 
     def endpoint_of(self, reservation_id: str) -> Endpoint | None:
         """The endpoint that carries a reservation now."""
-        entry = self._entries.get(reservation_id)
+        entry = self.get(reservation_id)
         return entry.endpoint if entry else None
 
     def first_end(self, reservation_id: str, *, now_ns: int) -> EndedRequest | None:
@@ -172,37 +154,25 @@ class Ledger:
         Exactly once for an id (within the memory of `remembered_max` ids), whether or not this process
         made the reservation: another's record is counted once as well.
         """
-        if reservation_id in self._ended:
+        ending, entry = self.end(reservation_id)
+        if ending == "again":
             return None
-        self._remember(reservation_id)
-        entry = self._entries.pop(reservation_id, None)
-        if entry is None:
-            return NOT_HELD
-        return EndedRequest(entry, self._release(reservation_id, entry, now_ns))
-
-    def ended(self, reservation_id: str) -> bool:
-        """Whether the id is remembered as ended."""
-        return reservation_id in self._ended
+        return (
+            NOT_HELD if entry is None else EndedRequest(entry, self._release(reservation_id, entry, now_ns))
+        )
 
     def cancel(self, reservation_id: str, *, now_ns: int) -> Reservation | None:
         """Release a reservation whose decision never reached Envoy; None when it is not held."""
-        entry = self._entries.pop(reservation_id, None)
+        entry = self.drop(reservation_id)
         if entry is None:
             return None
         self._release(reservation_id, entry, now_ns)
         return entry.reservation
 
     def expire(self, *, now_ns: int) -> list[Reservation]:
-        """Release every reservation not heard of for `ttl_ns`.
-
-        An expired id is not remembered as ended: should its record still come, it counts.
-        """
+        """Release every reservation not heard of for `ttl_ns`."""
         expired = []
-        while self._entries:
-            reservation_id, entry = next(iter(self._entries.items()))
-            if now_ns - entry.heard_ns < self.ttl_ns:
-                break
-            del self._entries[reservation_id]
+        for reservation_id, entry in self.lapse(now_ns=now_ns):
             self._release(reservation_id, entry, now_ns)
             expired.append(entry.reservation)
         return expired
@@ -245,8 +215,8 @@ class Ledger:
     def _await_first(self, reservation: Reservation, plan: Plan, now_ns: int) -> None:
         due_ns = now_ns + unheard_ns(plan, stream=reservation.stream)
         heappush(self._unheard, (due_ns, reservation.id))
-        if len(self._unheard) > 2 * len(self._entries) + DEAD_TIMERS_MAX:
-            queued = {name for name, entry in self._entries.items() if entry.job.queued}
+        if len(self._unheard) > 2 * len(self) + DEAD_TIMERS_MAX:
+            queued = {name for name, entry in self.items() if entry.job.queued}
             self._unheard = [timer for timer in self._unheard if timer[1] in queued]
             heapify(self._unheard)
 
@@ -255,12 +225,6 @@ class Ledger:
         _stand_by(entry, standby)
         if entry.standby:
             self._standing.append((now_ns + STANDBY_NS, entry.reservation.id))
-
-    def _remember(self, reservation_id: str) -> None:
-        self._ended[reservation_id] = None
-        # More than one at a time only after a reload has lowered the bound.
-        while len(self._ended) > self.remembered_max:
-            self._ended.popitem(last=False)
 
 
 def _stand_by(entry: InFlight, endpoints: Sequence[Endpoint]) -> None:

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from extproc.core.prefix import chain, chain_ids
+from extproc.engines import traits_of
 
 #: Tokens that one image part counts as, when the engine's own count is not known yet (a ViT-L/14 at
 #: 336 pixels makes 576 patches).
@@ -150,20 +151,16 @@ def find_route(method: str, path: str, extra: frozenset[str] = frozenset()) -> R
 
 
 def limited(request: Request, engine: str) -> Request:
-    """The request with the limit that an engine obeys of several.
-
-    vLLM goes by max_completion_tokens and SGLang by max_tokens, each by the other where it is 0; where it
-    differs by version, or the engine refuses both together, the larger bounds it. llama.cpp's own n_predict
-    goes before either.
-    """
+    """The request with the limit that an engine obeys of several (`EngineRow.obeys`)."""
     if request.limits is None:
         return request
     tokens, completion, predict = request.limits
-    if engine == "vllm":
+    traits = traits_of(engine)
+    if traits.obeys == "max_completion_tokens":
         limit = completion or tokens
-    elif engine == "sglang":
+    elif traits.obeys == "max_tokens":
         limit = tokens or completion
-    elif engine == "llamacpp" and predict is not None:
+    elif traits.n_predict and predict is not None:
         limit = predict
     else:
         given = [each for each in (tokens, completion) if each is not None]

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import yaml
 
+from extproc.addresses import port_of, split
 from extproc.core.tenant import hash_key
 from extproc.demo.tenancy import (
     ALERTS,
@@ -124,7 +125,7 @@ class DemoFleet:
         """`steersman sim-replica`'s options for one."""
         options = {
             "name": replica.name,
-            "port": replica.address.rpartition(":")[2],
+            "port": str(port_of(replica.address)),
             "model": replica.model,
             "hardware": replica.card.hardware,
             "time-scale": str(self.speed),
@@ -136,8 +137,7 @@ class DemoFleet:
 
 async def listens(replica: DemoReplica) -> bool:
     """Whether a replica takes connections; OSError is a no."""
-    host, _, port = replica.address.rpartition(":")
-    _, writer = await asyncio.open_connection(host, int(port))
+    _, writer = await asyncio.open_connection(*split(replica.address))
     writer.close()
     return True
 

@@ -15,6 +15,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from extproc.addresses import joined
 from extproc.discovery.member import DiscoveredMember, OnMembers
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class DnsNames:
             )
         known.tried, known.failing = True, False
         known.members = tuple(
-            DiscoveredMember(_ip_port(address, name.port), name.zone, name.region)
+            DiscoveredMember(joined(str(address), name.port), name.zone, name.region)
             for address in addresses[:ADDRESSES_MAX]
         )
         return self._changed()
@@ -147,10 +148,6 @@ class DnsNames:
 
 def _order(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> tuple[int, int]:
     return address.version, int(address)
-
-
-def _ip_port(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> str:
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
 Resolve = Callable[[str, int], Awaitable[Iterable[str]]]

@@ -7,14 +7,16 @@ the agents' adapters' knowledge. Sends no prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from extproc.doctor.evidence import Backend, Failed
 from extproc.doctor.fetch import Fetched, fetch
-from steersman_agent.engines import ENGINES
+from steersman_agent.engines import EngineAdapter, adapters
+from steersman_agent.engines.base import mapping, served_models
 
-#: Pages asked of a server that nobody has named. vLLM is the one with `/version`; SGLang has it not.
-PAGES: Final = ("/info", "/get_server_info", "/get_model_info", "/props", "/version", "/v1/models")
+#: Where engines tell their version, under that key.
+VERSION_PATHS = ("/info", "/version", "/get_server_info")
+VERSION_CHARS_MAX = 64
 
 
 def backend(url: str, *, timeout_s: float, address: str = "") -> Backend | Failed:
@@ -23,68 +25,47 @@ def backend(url: str, *, timeout_s: float, address: str = "") -> Backend | Faile
     if isinstance(health, Failed):
         return health
     pages: dict[str, Any] = {}
-    for path in PAGES:
-        answer = fetch(f"{url}{path}", timeout_s=timeout_s)
-        if isinstance(answer, Fetched) and answer.status == 200:
-            pages[path] = answer.json()
-        if recognised(pages) in ("tgi", "sglang"):
+    asked: set[str] = set()
+
+    def ask(paths: tuple[str, ...]) -> None:
+        for path in paths:
+            if path not in asked:
+                asked.add(path)
+                answer = fetch(f"{url}{path}", timeout_s=timeout_s)
+                if isinstance(answer, Fetched) and answer.status == 200:
+                    pages[path] = answer.json()
+
+    for engine in adapters():
+        ask(engine.telling_paths)
+        if engine.recognises(pages):
+            ask(engine.about_paths)
             break
-    engine = recognised(pages)
-    if engine is not None:
-        for path in set(ENGINES[engine].about_paths) - pages.keys():
-            answer = fetch(f"{url}{path}", timeout_s=timeout_s)
-            if isinstance(answer, Fetched) and answer.status == 200:
-                pages[path] = answer.json()
     return told(address or url.partition("://")[2], pages, health=health.status)
 
 
-def recognised(pages: Mapping[str, Any]) -> str | None:
+def recognised(pages: Mapping[str, Any]) -> EngineAdapter | None:
     """The engine by what only it says; None for a stranger."""
-    if _has(pages, "/info", "model_id"):
-        return "tgi"
-    if _has(pages, "/get_server_info", "max_total_num_tokens") or _has(
-        pages, "/get_model_info", "model_path"
-    ):
-        return "sglang"
-    if _has(pages, "/props", "total_slots") or _has(pages, "/props", "default_generation_settings"):
-        return "llamacpp"
-    if _has(pages, "/version", "version") and _has(pages, "/v1/models", "data"):
-        return "vllm"
-    return None
+    return next((engine for engine in adapters() if engine.recognises(pages)), None)
 
 
 def told(address: str, pages: Mapping[str, Any], *, health: int | None) -> Backend:
     """The pages in one vocabulary."""
     engine = recognised(pages)
     if engine is None:
-        listed = ENGINES["vllm"].about(pages)
-        return Backend(address=address, models=listed.models, health=health)
-    about = ENGINES[engine].about(pages)
-    info = pages.get("/info") if isinstance(pages.get("/info"), dict) else {}
+        return Backend(address=address, models=served_models(pages.get("/v1/models")), health=health)
+    about = engine.about(pages)
     return Backend(
         address=address,
-        engine=engine,
+        engine=engine.name,
         version=_version(pages),
         models=about.models,
         max_concurrent=about.max_concurrent,
         kv_capacity_tokens=about.kv_capacity_tokens,
-        prefill_budget_tokens=_whole(info.get("max_batch_prefill_tokens")) if info else None,
+        prefill_budget_tokens=about.prefill_budget_tokens,
         health=health,
     )
 
 
 def _version(pages: Mapping[str, Any]) -> str:
-    for path, key in (("/info", "version"), ("/version", "version"), ("/get_server_info", "version")):
-        page = pages.get(path)
-        if isinstance(page, dict) and isinstance(page.get(key), str):
-            return str(page[key])[:64]
-    return ""
-
-
-def _has(pages: Mapping[str, Any], path: str, key: str) -> bool:
-    page = pages.get(path)
-    return isinstance(page, dict) and key in page
-
-
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    said = (mapping(pages.get(path)).get("version") for path in VERSION_PATHS)
+    return next((each[:VERSION_CHARS_MAX] for each in said if isinstance(each, str)), "")

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from extproc.addresses import joined
 from extproc.core import contract
 
 #: The last parts of type URLs.
@@ -199,9 +200,7 @@ def address_of(address: Json) -> str:
     if not socket:
         return ""
     host = str(socket.get("address", ""))
-    return (
-        f"[{host}]:{socket.get('port_value', 0)}" if ":" in host else f"{host}:{socket.get('port_value', 0)}"
-    )
+    return joined(host, socket.get("port_value", 0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,11 @@ import socket
 from collections.abc import Iterator
 from functools import lru_cache
 
+from extproc.addresses import Ip, ip_of, port_of
 from extproc.config.model import Config
 
 #: Local addresses remembered.
 HOSTS_MAX = 4096
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def refusal(config: Config, node: str, address: str) -> str:
@@ -29,14 +28,13 @@ def refusal(config: Config, node: str, address: str) -> str:
     telemetry = config.telemetry
     if telemetry is None:
         return "off"
-    host, _, port = address.rpartition(":")
-    ip = ipaddress.ip_address(host.strip("[]"))
+    ip, port = ip_of(address), port_of(address)
     ip = getattr(ip, "ipv4_mapped", None) or ip
     if ip.is_link_local or ip.is_multicast or ip.is_unspecified or str(ip) == "255.255.255.255":
         return "not_a_host"
     if ip.is_loopback and not _on_loopback(config):
         return "loopback"
-    if any(_meets(ip, int(port), each) for each in _listeners(config)):
+    if any(_meets(ip, port, each) for each in _listeners(config)):
         return "own_listener"
     networks = next((each.networks for each in telemetry.nodes if each.name == node), [])
     if networks:
@@ -48,7 +46,7 @@ def refusal(config: Config, node: str, address: str) -> str:
 def _on_loopback(config: Config) -> bool:
     """Whether the service, and where agents reach it, are on loopback alone."""
     told = [*config.service.listen, *(config.telemetry.listen if config.telemetry is not None else ())]
-    return all(each.startswith("unix:") or _host(each).is_loopback for each in told)
+    return all(each.startswith("unix:") or ip_of(each).is_loopback for each in told)
 
 
 def _listeners(config: Config) -> Iterator[str]:
@@ -62,16 +60,12 @@ def _listeners(config: Config) -> Iterator[str]:
         yield config.admin.listen
 
 
-def _meets(ip: Address, port: int, listener: str) -> bool:
+def _meets(ip: Ip, port: int, listener: str) -> bool:
     """Whether a connection to an address would end at one of our listeners."""
-    if listener.startswith("unix:") or int(listener.rpartition(":")[2]) != port:
+    if listener.startswith("unix:") or port_of(listener) != port:
         return False
-    host = _host(listener)
+    host = ip_of(listener)
     return ip == host or (host.is_unspecified and local(str(ip)))
-
-
-def _host(listener: str) -> Address:
-    return ipaddress.ip_address(listener.rpartition(":")[0].strip("[]"))
 
 
 @lru_cache(HOSTS_MAX)

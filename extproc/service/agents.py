@@ -26,7 +26,7 @@ from extproc.telemetry.server import TelemetryServer, Tls
 from extproc.wire.seal import Seal
 
 if TYPE_CHECKING:
-    from extproc.state.quota_redis import RedisQuota
+    from extproc.state.quota.books import RedisQuota
     from extproc.state.redis_share import RedisShare
 
 
@@ -174,7 +174,7 @@ def shared_quotas(config: Config, instance: str, *, clock: Callable[[], int]) ->
         return None
     if extras.missing("redis"):
         raise ConfigError([Problem("", None, "sharing", extras.needed("redis", by="it"))])
-    from extproc.state.quota_redis import RedisQuota
+    from extproc.state.quota.books import RedisQuota
 
     return RedisQuota(
         config.sharing.redis,

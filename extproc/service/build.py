@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from ipaddress import ip_network
+from typing import Any
 
 from extproc.config.model import Config, EndpointConfig, KeyConfig, PoolConfig, Quota
 from extproc.config.model import TenantConfig as TenantSection
@@ -23,24 +24,19 @@ from extproc.core.tenant import ANONYMOUS, ApiKey, Directory, ProxyTrust, Tenant
 from extproc.service.experiments import experiments_of
 
 MS = 1_000_000
+#: A pool's settings that the core takes as they stand in the file, by the same names.
+_AS_IT_IS = {each.name for each in fields(PoolSpec)} & PoolConfig.model_fields.keys()
+_AS_IT_IS -= {"models", "endpoints", "tenants"}
 
 
 def pool_specs(config: Config) -> list[PoolSpec]:
     """The configuration's pools as the core knows them."""
     return [
         PoolSpec(
-            name=pool.name,
+            **{name: getattr(pool, name) for name in _AS_IT_IS},
             models=tuple(pool.models),
-            strategy=pool.strategy,
             endpoints=tuple(member_of(pool, endpoint) for endpoint in pool.endpoints),
-            bytes_per_token=pool.bytes_per_token,
-            output_tokens=pool.output_tokens,
-            zone_penalty_tokens=pool.zone_penalty_tokens,
-            engine=pool.engine,
-            ask_usage=pool.ask_usage,
             parameters=parameters_of(config, pool),
-            kv_capacity_tokens=pool.kv_capacity_tokens,
-            prefill_budget_tokens=pool.prefill_budget_tokens,
             tenants=None if pool.tenants is None else frozenset(pool.tenants),
         )
         for pool in config.pools
@@ -49,17 +45,12 @@ def pool_specs(config: Config) -> list[PoolSpec]:
 
 def member_of(pool: PoolConfig, endpoint: EndpointConfig) -> Member:
     """A configured replica, with its pool's settings where it has none."""
-    return Member(
-        endpoint.address,
-        endpoint.zone,
-        endpoint.max_concurrent,
-        endpoint.region,
-        endpoint.hardware or pool.hardware,
-        endpoint.gpus or pool.gpus,
-        pool.kv_capacity_tokens if endpoint.kv_capacity_tokens is None else endpoint.kv_capacity_tokens,
-        pool.price_per_hour if endpoint.price_per_hour is None else endpoint.price_per_hour,
-        endpoint.spot,
-    )
+    return Member(**{name: _setting(pool, endpoint, name) for name in Member._fields})
+
+
+def _setting(pool: PoolConfig, endpoint: EndpointConfig, name: str) -> Any:
+    own = getattr(endpoint, name)
+    return getattr(pool, name, own) if own is None or own == "" else own
 
 
 def parameters_of(config: Config, pool: PoolConfig) -> dict[str, dict[str, float | int | bool | str]]:

@@ -10,10 +10,14 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+from extproc import http1
+from extproc.addresses import split
 from extproc.config.model import Config
 from extproc.core.fleet import Fleet
 from extproc.core.reach import ALIVE, Look
 from extproc.service.parts import Part
+from steersman_agent.engines import adapter
+from steersman_agent.state import Symptom
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +25,6 @@ log = logging.getLogger(__name__)
 HEALTH_PATH = "/health"
 #: Looks at once. A silent replica holds one for its timeout.
 CONCURRENT_MAX = 256
-#: What of an answer is read: its status stands in the first line.
-LINE_BYTES_MAX = 1024
 #: A replica on which a request failed is looked at again after so long at the earliest.
 AGAIN_NS = 200_000_000
 
@@ -31,34 +33,21 @@ Ask = Callable[[str, str, float], Awaitable[int | None]]
 
 async def ask(address: str, path: str, timeout_s: float) -> int | None:
     """The status of a GET; None where no answer comes in time. Raises ConnectionRefusedError."""
-    host, _, port = address.rpartition(":")
-    writer: asyncio.StreamWriter | None = None
+    asked = {"host": address, "user-agent": "steersman"}
     try:
         async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port), limit=LINE_BYTES_MAX)
-            writer.write(
-                f"GET {path} HTTP/1.1\r\nhost: {address}\r\nuser-agent: steersman\r\n"
-                "connection: close\r\n\r\n".encode()
-            )
-            line = await reader.readline()
+            return (await http1.ask("GET", *split(address), path, headers=asked))[0]
     except ConnectionRefusedError:
         raise
-    except (OSError, TimeoutError, ValueError):
+    except (OSError, TimeoutError):
         return None
-    finally:
-        if writer is not None:
-            writer.close()
-    words = line.split(None, 2)
-    if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
-        return None
-    return int(words[1])
 
 
 def found(status: int | None, engine: str) -> Look:
     """What an answer says. A page that is not there, or wants a key, is an answer of a living engine."""
     if status is None:
         return Look.SILENT
-    if status == 503 and engine in ("llamacpp", "sglang"):
+    if engine and adapter(engine).health(status) is Symptom.LOADING:
         return Look.LOADING
     if status >= 500 and status != 501:
         return Look.UNWELL

@@ -26,7 +26,7 @@ from extproc.service.roster import Roster
 from extproc.wire.processor import Processor
 
 if TYPE_CHECKING:
-    from extproc.state.quota_redis import RedisQuota
+    from extproc.state.quota.books import RedisQuota
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +85,7 @@ class Requests:
         processor.directory = read.directory
         processor.engine_keys = read.engine_keys
         processor.decisions_concurrent_max = config.limits.decisions_concurrent_max
+        self.quotas.bound(quota_limits(config))
         self.scheduler.apply(read.settings, now_ns=self._clock())
 
     def settle(self, outcome: Outcome) -> None:

@@ -6,14 +6,15 @@ Owns the clients' side of both; nothing here changes state but what is asked for
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from typing import Any
 
 import grpc
 import msgspec
 
+from extproc import http1
 from extproc._pb import health_pb2
+from extproc.addresses import split
 from extproc.config.places import orders_at
 
 ADMIN_S_MAX = 1.0
@@ -36,7 +37,6 @@ _OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
-_STATUS_LINE = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 _ACTIVE = re.compile(rb"^http\.gateway\.downstream_(?:cx|rq)_active: (\d+)", re.MULTILINE)
 
 
@@ -52,8 +52,7 @@ class EnvoyAdmin:
     """Envoy's admin interface at `ip:port`."""
 
     def __init__(self, address: str) -> None:
-        host, _, port = reachable(address).rpartition(":")
-        self._host, self._port = host.strip("[]"), int(port)
+        self._host, self._port = split(reachable(address))
 
     async def ready(self) -> bool:
         """Whether Envoy serves."""
@@ -81,19 +80,11 @@ class EnvoyAdmin:
 
     async def _ask(self, method: str, path: str) -> tuple[int, bytes]:
         async with asyncio.timeout(ADMIN_S_MAX):
-            reader, writer = await asyncio.open_connection(self._host, self._port)
-            try:
-                request = f"{method} {path} HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\nconnection: close"
-                writer.write(request.encode() + b"\r\n\r\n")
-                answer = b""
-                while len(answer) < ADMIN_ANSWER_BYTES_MAX and (part := await reader.read(16 * 1024)):
-                    answer += part
-            finally:
-                writer.close()
-                with contextlib.suppress(OSError):
-                    await writer.wait_closed()
-        found = _STATUS_LINE.match(answer)
-        return (int(found.group(1)) if found else 0), answer
+            return await http1.ask(
+                *(method, self._host, self._port, path),
+                headers={"host": "admin", "content-length": "0"},
+                answer_bytes_max=ADMIN_ANSWER_BYTES_MAX,
+            )
 
 
 class ServiceSilentError(Exception):

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import SystemRandom
 
+from extproc.addresses import split
 from extproc.config.model import Config
 
 #: Below Linux's ephemeral ports (32768 and up): no outgoing connection can take one meanwhile.
@@ -44,12 +45,12 @@ def problems(config: Config) -> list[str]:
 
 def tcp_problem(address: str) -> str:
     """What keeps an ip:port from being listened on; "" where nothing does."""
-    host, _, port = address.rpartition(":")
-    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    host, port = split(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host.strip("[]"), int(port)))
+            probe.bind((host, port))
             probe.listen()  # two sockets may share a bind with SO_REUSEADDR, but not a listen
         except OSError as error:
             match error.errno:

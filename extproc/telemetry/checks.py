@@ -6,11 +6,11 @@ machine can be, and a claim of idleness never takes away what our own ledger kno
 
 from __future__ import annotations
 
-import ipaddress
 import math
 from functools import lru_cache
 
 from extproc._pb import telemetry_pb2 as pb
+from extproc.addresses import canonical
 from extproc.core.reports import GpuReport, ReplicaReport, ReportedState
 
 REPLICAS_MAX = 64
@@ -139,17 +139,12 @@ def _text(text: str) -> None:
 @lru_cache(ADDRESSES_CACHED_MAX)
 def _address(text: str) -> str:
     """Canonical ip:port, as the configuration spells it."""
-    host, colon, port = text.rpartition(":")
-    if len(text) > ADDRESS_MAX or "%" in host:
-        raise ImplausibleError("bad_address")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     try:
-        address = ipaddress.ip_address(bare)
+        if len(text) <= ADDRESS_MAX:
+            return canonical(text)
     except ValueError:
-        raise ImplausibleError("bad_address") from None
-    if not colon or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
-        raise ImplausibleError("bad_address")
-    return f"[{address}]:{int(port)}" if address.version == 6 else f"{address}:{int(port)}"
+        pass
+    raise ImplausibleError("bad_address")
 
 
 def _count(message: pb.Replica | pb.Gpu, field: str, most: int) -> int | None:

@@ -16,6 +16,7 @@ import msgspec
 from google.protobuf.message import DecodeError
 
 from extproc._pb import telemetry_pb2 as pb
+from extproc.addresses import ip_of
 from extproc.core.reports import ReplicaReport
 from extproc.telemetry.checks import ImplausibleError, replicas
 
@@ -47,7 +48,7 @@ class PushingNode:
         """Whether an ip:port lies within the node's networks."""
         if not self.networks:
             return True
-        host = ipaddress.ip_address(address.rpartition(":")[0].strip("[]"))
+        host = ip_of(address)
         return any(host in network for network in self.networks)
 
 

@@ -11,11 +11,10 @@ import msgspec
 
 from extproc.core.fleet import Pool
 from extproc.core.request import RouteKind, UsageAsked
+from extproc.engines import traits_of
 
 #: A body above this goes on as it came: its stream is estimated.
 BODY_BYTES_MAX: Final = 64 * 1024
-#: Engines that can say their usage with every chunk (vLLM; SGLang took the option over).
-_EACH: Final = frozenset({"vllm", "sglang"})
 #: What is taken out again: the event that holds usage alone, and the usage of those that hold a choice.
 LAST, EVERY = "last", "every"
 
@@ -33,10 +32,11 @@ def wanted(pool: Pool, kind: RouteKind, asked: UsageAsked) -> str:
     """
     if not pool.ask_usage or asked in (UsageAsked.NO_STREAM, UsageAsked.EACH):
         return ""
-    if kind is RouteKind.COMPLETION and pool.engine == "tgi":
-        return ""  # its last chunk always says it
+    engine = traits_of(pool.engine)
+    if kind is RouteKind.COMPLETION and engine.usage_in_completions:
+        return ""
     words = [LAST] if asked is UsageAsked.NONE else []
-    if pool.engine in _EACH and not pool.calibration.meters.streamed(kind.value).sure:
+    if engine.usage_each and not pool.calibration.meters.streamed(kind.value).sure:
         words.append(EVERY)
     return " ".join(words)
 

@@ -123,7 +123,7 @@ def test_services_may_be_missing_for_one_look() -> None:
 def test_what_was_meant_is_said() -> None:
     """As in steersman.yaml: the nearest key and word, and the same words for what is no YAML."""
     for text, said in [
-        ("replica: []", "replica: is not a setting here; did you mean 'replicas'? this section knows"),
+        ("replica: []", "replica: is not a setting here; did you mean 'replicas'? This section knows"),
         ("mode: eech", "mode: 'eech' is not one of 'each' or 'any'; did you mean 'each'?"),
         ("services: [", "is not YAML: a bracket or a brace is not closed, or a value is missing (line 1)"),
         ("node: a\nnode: b", "node: stands here a second time; keep one of them"),

@@ -213,9 +213,11 @@ def test_about_of_nonsense_says_nothing(name: str, page: Any) -> None:
     assert ENGINES[name].about(dict.fromkeys(ENGINES[name].about_paths, page)) == About()
 
 
-def test_llamacpp_loading_is_told_apart_from_unwell() -> None:
-    """503 means "Loading model" there, trouble elsewhere."""
+def test_loading_is_told_apart_from_unwell() -> None:
+    """503 means "Loading model" to llama.cpp and "starting" to SGLang, trouble elsewhere."""
     assert ENGINES["llamacpp"].health(503) is Symptom.LOADING
+    assert ENGINES["sglang"].health(503) is Symptom.LOADING
+    assert ENGINES["vllm"].health(503) is Symptom.UNWELL
     assert ENGINES["tgi"].health(503) is Symptom.UNWELL
 
 

@@ -93,7 +93,7 @@ def _memory_mib() -> float:
 
 
 async def _redis() -> list[Row]:
-    from extproc.state.quota_redis import RedisQuota
+    from extproc.state.quota.books import RedisQuota
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

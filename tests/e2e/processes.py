@@ -39,7 +39,7 @@ PRELOADED = (
         "extproc.sim.listening",
         "extproc.sim.server",
         "extproc.state.redis_share",
-        "extproc.state.quota_redis",
+        "extproc.state.quota.books",
     ),
     *("steersman_agent.command", "uvloop", "aiohttp.web", "yaml"),
 )

@@ -235,7 +235,7 @@ def look_into(wheel: Path) -> None:
         "extproc/_pb/telemetry_pb2.pyi",
         "extproc/admin/static/index.html",
         "extproc/control/lua/first_chunk.lua",
-        "extproc/state/lua/quota_reserve.lua",
+        "extproc/state/quota/lua/reserve.lua",
     }
     if tops != PACKAGES or not wanted <= names:
         raise WrongError(f"{wheel.name}: packages {sorted(tops)}, lacks {sorted(wanted - names)}")

@@ -89,7 +89,7 @@ class QuotaMachine(RuleBasedStateMachine):
         )
         assert all(value >= 0 for value in totals.values())
         flying = sum(scope.in_flight for scope in self.books._scopes._states.values() if scope is not None)
-        assert flying == sum(len(held.taken.scopes) for held in self.books._held.values())
+        assert flying == sum(len(taken.scopes) for taken in self.books._table.entries())
         for account in self.accounts:
             for row in self.books.usage(account, now_ns=self.now_ns):
                 assert row.used >= 0

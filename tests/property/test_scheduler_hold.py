@@ -242,17 +242,17 @@ class HoldMachine(RuleBasedStateMachine):
         self.scheduler.leave(id_, now_ns=self.now_ns)
         self.scheduler.leave(id_, now_ns=self.now_ns)
         assert id_ not in self.scheduler.dispatcher.queue
-        assert id_ not in self.quotas._held
+        assert id_ not in self.quotas._table._running
 
     @rule(seconds=st.sampled_from([0, 1, 2, 4, 10, 61]))
     def tick(self, seconds: int) -> None:
         """What the application does every so often."""
         self.now_ns += seconds * S
-        reserved = set(self.waiting) & set(self.quotas._held)
+        reserved = set(self.waiting) & set(self.quotas._table._running)
         for reservation in step(self.scheduler, now_ns=self.now_ns):
             self.running.pop(reservation.id)
         self.nothing_idle()
-        assert reserved & set(self.waiting) <= set(self.quotas._held), "a wait keeps its quota"
+        assert reserved & set(self.waiting) <= set(self.quotas._table._running), "a wait keeps its quota"
         assert all(
             entry.held.shed_at_ns > self.now_ns for entry in self.scheduler.dispatcher.queue._entries.values()
         )
@@ -286,14 +286,14 @@ class HoldMachine(RuleBasedStateMachine):
     @invariant()
     def the_running_are_the_entered(self) -> None:
         if hasattr(self, "scheduler"):
-            assert set(self.scheduler.ledger._entries) == set(self.running)
+            assert set(self.scheduler.ledger._running) == set(self.running)
             everyone = [*self.scheduler.fleet.endpoints, *self.scheduler.fleet.leaving.values()]
             assert all(min(e.requests, e.permits, e.tokens) >= 0 for e in everyone)
 
     @invariant()
     def quotas_are_reserved_for_who_waits_or_runs(self) -> None:
         if hasattr(self, "scheduler"):
-            assert set(self.quotas._held) <= set(self.waiting) | set(self.running)
+            assert set(self.quotas._table._running) <= set(self.waiting) | set(self.running)
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):

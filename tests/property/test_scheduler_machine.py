@@ -190,7 +190,7 @@ class DeskMachine(RuleBasedStateMachine):
         for endpoint in self.scheduler.fleet.endpoints:
             self.seen[id(endpoint)] = endpoint
         requests, permits, tokens = Counter[int](), Counter[int](), Counter[int]()
-        for entry in self.scheduler.ledger._entries.values():
+        for entry in self.scheduler.ledger.entries():
             key, reservation = id(entry.endpoint), entry.reservation
             self.seen[key] = entry.endpoint
             requests[key] += 1
@@ -228,7 +228,7 @@ def test_the_machine_can_fail() -> None:
     machine = DeskMachine()
     machine.begin([("p", 5)] * len(ADDRESSES), "least_work", 1)
     reservation = machine.decide("p", 1, 10, RouteKind.CHAT, "")
-    machine.scheduler.ledger._entries[reservation.id].reservation = structs.replace(reservation, permits=2)
+    machine.scheduler.ledger._running[reservation.id].reservation = structs.replace(reservation, permits=2)
     try:
         machine.every_sum_is_its_reservations()
     except AssertionError:

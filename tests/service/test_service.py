@@ -13,6 +13,7 @@ import pytest
 from extproc.config.load import loads
 from extproc.config.restart import restart_needed
 from extproc.core.outcome import Outcome, Reject, Reservation, Routed
+from extproc.core.quota import ExactBooks, QuotaLimits
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import Credentials, hash_key
 from extproc.service.app import App
@@ -229,6 +230,8 @@ def test_what_applies_live(path: Path) -> None:
     assert app.processor.extra_routes == {"/ping"}
     assert app.processor.body_rate.bytes_per_second == 70_000
     assert (app.scheduler.ledger.ttl_ns, app.scheduler.ledger.remembered_max) == (30 * S, 2048)
+    assert isinstance(app.quotas, ExactBooks)
+    assert app.quotas.limits == QuotaLimits(reservation_ttl_ns=30 * S, ended_remembered_max=2048)
     assert app.scheduler.fleet.endpoints[0].requests == 1
     app.settle(Outcome(reservation=reservation, final=True, status=200, served_by=reservation.address))
     assert app.scheduler.fleet.endpoints[0].requests == 0

@@ -16,7 +16,8 @@ from extproc.observe.analytics.redis_store import RedisStore
 from extproc.observe.analytics.spans import HOUR, Retention
 from extproc.observe.analytics.store import StoredRow, StoreError
 from extproc.state import redis_client
-from extproc.state.quota_redis import RedisQuota, _poison
+from extproc.state.quota.books import RedisQuota
+from extproc.state.quota.scripts import poisonous
 from tests.state.conftest import RedisServer, until
 
 ONE = Amounts(1, 10, 10, 1.0, 0.0)
@@ -114,7 +115,7 @@ def test_a_demoted_master_loses_its_connections(redis_server: RedisServer, other
                 assert books.counts["ask_failed"] == failed
                 await until(lambda: books.reconciled)
                 held = other_server.command("HGET", "{steersman:quota:t}:b", "c:tenant")
-                assert int(held) == len(books._held)
+                assert int(held) == len(books._table._running)
             finally:
                 await books.close()
             assert books.counts["script_failed"] == 0
@@ -138,7 +139,7 @@ def test_operations_refused_by_a_replica_are_told_to_the_master(redis_server: Re
                 books.settle(f"a{number}", ONE, now_ns=time.monotonic_ns())
             client = redis_client.connect(redis_server.url)
             with pytest.raises(RedisError):
-                await books._flush(client)
+                await books._reconciler.flush(client)
             await client.aclose()
             assert books.counts["script_failed"] == 0
             redis_server.command("REPLICAOF", "NO", "ONE")
@@ -169,7 +170,7 @@ def test_what_the_server_refuses_is_no_fault_of_the_script(redis_server: RedisSe
         with pytest.raises(RedisError) as caught:
             await client.execute_command("EVAL", script, 1, "k")
         await client.aclose()
-        assert not _poison(caught.value), repr(caught.value)
+        assert not poisonous(caught.value), repr(caught.value)
 
     asyncio.run(scenario())
 
@@ -183,7 +184,7 @@ def test_what_the_script_trips_over_is_poison(redis_server: RedisServer) -> None
         for script in ("return nil + 1", "return redis.call('HSET', KEYS[1], 'a', 'b')"):
             with pytest.raises(RedisError) as caught:
                 await client.execute_command("EVAL", script, 1, "k")
-            assert _poison(caught.value), repr(caught.value)
+            assert poisonous(caught.value), repr(caught.value)
         await client.aclose()
 
     asyncio.run(scenario())

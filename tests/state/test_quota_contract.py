@@ -22,7 +22,7 @@ from extproc.core.quota import (
     ScopeLimits,
     limits,
 )
-from extproc.state.quota_redis import RedisQuota
+from extproc.state.quota.books import RedisQuota
 from tests.state.conftest import RedisServer, until
 
 ONE = Amounts(1, 0, 0, 0.0, 0.0)
@@ -211,6 +211,19 @@ def test_places_of_those_that_nobody_ended_become_free(run: Run) -> None:
             assert isinstance(await reserve(books, who, name), Granted)
 
     run(scenario, ttl_ns=TTL_NS)
+
+
+def test_a_reload_bounds_what_runs_already(run: Run) -> None:
+    """A reservation made under a long time to live lapses by the short one that holds now."""
+
+    async def scenario(books: QuotaBooks) -> None:
+        who = account(limits(concurrent_requests=1))
+        assert isinstance(await reserve(books, who, "a"), Granted)
+        books.bound(QuotaLimits(reservation_ttl_ns=TTL_NS))
+        await asyncio.sleep(TTL_NS / 1e9 + 0.05)
+        assert books.expire(now_ns=time.monotonic_ns()) == ["a"]
+
+    run(scenario)
 
 
 def test_renewed_ones_stay(run: Run) -> None:

@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from extproc.core.quota import Account, Amounts, Ask, Granted, QuotaLimits, Refused, limits
-from extproc.state import quota_journal
-from extproc.state.quota_journal import Journal, Op
-from extproc.state.quota_lease import LEASE_PART
-from extproc.state.quota_redis import RedisQuota
+from extproc.state.quota import journal as quota_journal
+from extproc.state.quota.books import RedisQuota
+from extproc.state.quota.journal import Journal, Op
+from extproc.state.quota.lease import LEASE_PART
 from tests.stand.examples import examples
 from tests.state.conftest import LATE_S, Lag, RedisServer, until
 
@@ -185,7 +185,9 @@ def test_whoever_asks_above_the_quota_gets_what_is_due(
                     await asyncio.sleep(0.01)
             # What is left of leases goes back; then all that is due is asked for.
             for one in books:
-                await until(lambda one=one: not one._leasing and not one._asks and one.reconciled)  # type: ignore[misc]
+                await until(
+                    lambda one=one: not one._loans.lent and not one._questions.under_way and one.reconciled
+                )  # type: ignore[misc]
             while any([await ask(one, 10) for one in books]):
                 pass
             due = 240 + 20 * (time.monotonic() - begun)
@@ -205,13 +207,13 @@ def test_what_was_leased_before_an_outage_goes_back_after_it(redis_server: Redis
         async with quotas(redis_server, 2) as (one, two):
             assert isinstance(await decide(one, who, "a", what=one_unit), Granted)
             await until(lambda: one.reconciled)
-            assert sum(one._wallets.of(who, now_ns=time.monotonic_ns())[0].credit) > 0
+            assert sum(one._loans.leases.of(who, now_ns=time.monotonic_ns())[0].credit) > 0
             # Its answer comes too late: for a moment the share decides.
-            one._away_until_ns = time.monotonic_ns() + 50_000_000
+            one.session.pause_until_ns = time.monotonic_ns() + 50_000_000
             assert isinstance(await decide(one, who, "b", what=one_unit), Granted)
             for name in "ab":
                 one.settle(name, one_unit, now_ns=time.monotonic_ns())
-            await until(lambda: one.reconciled and not one._leasing)
+            await until(lambda: one.reconciled and not one._loans.lent)
             assert isinstance(await decide(two, who, "c", what=Amounts(1, 0, 0, 0.0, 97.9)), Granted)
 
     asyncio.run(scenario())
@@ -255,10 +257,10 @@ def test_a_record_that_overtakes_its_reservation_costs_once(redis_server: RedisS
             del one.journal.put
             for _ in range(2):
                 one.journal.put(held[0])
-                one._work.set()
+                one.session.work.set()
                 await until(lambda: one.reconciled)
                 await asyncio.sleep(0.03)
-            await one._give_back(one._asker, all_of_it=True)
+            await one._loans.give_back(one.session.asker, all_of_it=True)
             used = one.usage(who, now_ns=time.monotonic_ns())[0].used
             assert used == pytest.approx(20.0, abs=0.1)
 
@@ -277,7 +279,7 @@ def test_unspent_leases_go_back(redis_server: RedisServer) -> None:
             one.settle("a", Amounts(1, 0, 0, 0.0, 0.0), now_ns=time.monotonic_ns())
             assert isinstance(await decide(two, who, "b", what=Amounts(1, 0, 0, 0.0, 99.0)), Refused)
             await asyncio.sleep(2.3)
-            assert not one._leasing
+            assert not one._loans.lent
             assert isinstance(await decide(two, who, "b", what=Amounts(1, 0, 0, 0.0, 99.9)), Granted)
 
     asyncio.run(scenario())
@@ -339,7 +341,7 @@ def test_hung(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> No
             found = await reconciled(redis_server, one, two)
             assert found["settled"] == len(names) + 1
             assert one.counts["lost"] == one.counts["back"] == 1
-            assert len(one._asks) == 0
+            assert len(one._questions.under_way) == 0
 
     asyncio.run(scenario())
     assert sum(" lost (" in line for line in lines(caplog)) == 2
@@ -389,9 +391,9 @@ def test_everything_forgotten(redis_server: RedisServer, how: str) -> None:
             await decide(two, WHO, "b-after")
             count = 42 if how == "FLUSHALL" else 52
             await until(lambda: in_flight(redis_server) == count)
-            for name in [*one._held]:
+            for name in [*one._table._running]:
                 assert one.settle(name, ONE, now_ns=time.monotonic_ns())
-            for name in [*two._held]:
+            for name in [*two._table._running]:
                 # Their records come to the other service.
                 assert one.settle(name, ONE, now_ns=time.monotonic_ns(), account=WHO)
             assert (await reconciled(redis_server, one, two))["settled"] == count
@@ -420,7 +422,7 @@ def test_scripts_forgotten(redis_server: RedisServer) -> None:
 CLIENT = """
 import asyncio, sys, time
 from extproc.core.quota import *
-from extproc.state.quota_redis import RedisQuota
+from extproc.state.quota.books import RedisQuota
 async def main():
     quota = limits(requests_per_minute=600_000, concurrent_requests=10_000)
     who = Account("t", "k", "m", (("tenant", quota),))
@@ -480,12 +482,12 @@ def test_the_journal_is_bounded_and_says_each_thing_once(monkeypatch: pytest.Mon
     journal = Journal(one.counts)
     for name in "abc":
         one.reserve(WHO, name, ONE, now_ns=1)
-        journal.put(Op("enter", name, WHO, one._held[name]))
-    journal.put(Op("settle", "a", WHO, one._held["a"]))
-    journal.put(Op("renew", "b", WHO, one._held["b"]))
+        journal.put(Op("enter", name, WHO, one._table._running[name]))
+    journal.put(Op("settle", "a", WHO, one._table._running["a"]))
+    journal.put(Op("renew", "b", WHO, one._table._running["b"]))
     taken = journal.take(2)
     assert [(op.how, op.id) for op in taken] == [("settle", "a"), ("enter", "b")]
-    journal.put(Op("cancel", "b", WHO, one._held["b"]))
+    journal.put(Op("cancel", "b", WHO, one._table._running["b"]))
     journal.put_back(taken)
     assert [(op.how, op.id) for op in journal.take(9)] == [("settle", "a"), ("enter", "c"), ("cancel", "b")]
     for number in range(5):

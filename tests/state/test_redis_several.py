@@ -13,7 +13,7 @@ from extproc.core.quota import Account, Amounts, Granted, QuotaLimits, Refused, 
 from extproc.observe.analytics.redis_store import RedisStore
 from extproc.observe.analytics.spans import HOUR, Retention, Stretch
 from extproc.observe.analytics.store import StoredRow, StoreError
-from extproc.state.quota_redis import RedisQuota
+from extproc.state.quota.books import RedisQuota
 from tests.state.conftest import services, until
 
 ONE = Amounts(1, 10, 10, 1.0, 0.0)
@@ -113,7 +113,7 @@ def test_sentinels_name_a_new_master(tmp_path: Path) -> None:
                 for number in range(4):
                     assert isinstance(await spend(one, of("t"), f"a{number}"), Granted)
                 await until(lambda: one.reconciled and two.reconciled)
-                await until(lambda: not one._leasing)
+                await until(lambda: not one._loans.lent)
                 async with services(watched.url, "a", "b") as (a, b):
                     a.loads[("p", "10.0.0.1:80")] = (1, 2, 3)
                     await until(lambda: b.sees("p", "10.0.0.1:80") == (1, 2, 3))

@@ -14,9 +14,20 @@ class EngineAdapter:
     """An engine's pages and their meaning. `about_paths` are asked in order; a page may be missing."""
 
     name: ClassVar[str]
+    #: What routing must know of it (fields of extproc/engines.py's row), of an engine that a package adds;
+    #: the rows of those here stand there.
+    traits: ClassVar[Mapping[str, Any]] = {}
+    #: The pages by which a server that nobody has named is known to be one.
+    telling_paths: ClassVar[tuple[str, ...]]
+    #: Others may show such pages too: asked last.
+    told_weakly: ClassVar[bool] = False
     about_paths: ClassVar[tuple[str, ...]] = ("/v1/models",)
     #: Silence above this many milliseconds counts as a timeout, unless configured otherwise.
     timeout_ms: ClassVar[int] = 500
+
+    def recognises(self, pages: Mapping[str, Any]) -> bool:
+        """Whether the decoded JSON of `telling_paths` is this engine's."""
+        raise NotImplementedError
 
     def scrape(self, page: bytes) -> Scrape:
         """Read `/metrics`; `ValueError` where it is not Prometheus text."""

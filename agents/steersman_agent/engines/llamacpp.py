@@ -33,7 +33,13 @@ class LlamaCpp(EngineAdapter):
 
     name = "llamacpp"
     about_paths = ("/v1/models", "/props")
+    telling_paths = ("/props",)
     timeout_ms = 3000
+
+    def recognises(self, pages: Mapping[str, Any]) -> bool:
+        """`/props` tells of slots."""
+        props = mapping(pages.get("/props"))
+        return "total_slots" in props or "default_generation_settings" in props
 
     def scrape(self, page: bytes) -> Scrape:
         """Read the page."""

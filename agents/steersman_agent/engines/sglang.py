@@ -13,6 +13,7 @@ from typing import Any, Final
 from steersman_agent.engines.base import EngineAdapter, listed, mapping, served_models
 from steersman_agent.engines.exposition import PageSamples, WantedSamples, count, known, names, tokens
 from steersman_agent.figures import About, Scrape
+from steersman_agent.state import Symptom
 
 _WANTED: Final = WantedSamples(
     "sglang:num_running_reqs",
@@ -33,6 +34,16 @@ class SGLang(EngineAdapter):
 
     name = "sglang"
     about_paths = ("/v1/models", "/get_model_info", "/get_server_info")
+    telling_paths = ("/get_server_info", "/get_model_info")
+
+    def recognises(self, pages: Mapping[str, Any]) -> bool:
+        """Two pages that nobody else has."""
+        server, model = mapping(pages.get("/get_server_info")), mapping(pages.get("/get_model_info"))
+        return "max_total_num_tokens" in server or "model_path" in model
+
+    def health(self, status: int) -> Symptom:
+        """503 while it starts."""
+        return Symptom.LOADING if status == 503 else super().health(status)
 
     def scrape(self, page: bytes) -> Scrape:
         """Read the page."""

@@ -27,7 +27,11 @@ class Tgi(EngineAdapter):
     """See the module."""
 
     name = "tgi"
-    about_paths = ("/info",)
+    about_paths = telling_paths = ("/info",)
+
+    def recognises(self, pages: Mapping[str, Any]) -> bool:
+        """`/info` names the model."""
+        return "model_id" in mapping(pages.get("/info"))
 
     def scrape(self, page: bytes) -> Scrape:
         """Gauges that TGI has not set yet (before its first request) are absent, so unknown."""
@@ -52,7 +56,9 @@ class Tgi(EngineAdapter):
         """`/info`."""
         info = mapping(pages.get("/info"))
         return About(
-            models=names([info.get("model_id")]), max_concurrent=count(info.get("max_concurrent_requests"))
+            models=names([info.get("model_id")]),
+            max_concurrent=count(info.get("max_concurrent_requests")),
+            prefill_budget_tokens=count(info.get("max_batch_prefill_tokens")),
         )
 
     def prompt(self, model: str | None) -> tuple[str, dict[str, Any]]:  # noqa: ARG002 (TGI serves one model)

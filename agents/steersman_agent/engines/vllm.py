@@ -6,9 +6,10 @@ each core's fraction is taken of its own blocks.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
-from steersman_agent.engines.base import EngineAdapter
+from steersman_agent.engines.base import EngineAdapter, mapping
 from steersman_agent.engines.exposition import PageSamples, WantedSamples, count, known, names, tokens
 from steersman_agent.figures import Scrape
 
@@ -29,6 +30,13 @@ class Vllm(EngineAdapter):
     """See the module."""
 
     name = "vllm"
+    #: It is the one with `/version`; SGLang has it not.
+    telling_paths = ("/version", "/v1/models")
+    told_weakly = True
+
+    def recognises(self, pages: Mapping[str, Any]) -> bool:
+        """A version beside OpenAI's list of models."""
+        return "version" in mapping(pages.get("/version")) and "data" in mapping(pages.get("/v1/models"))
 
     def scrape(self, page: bytes) -> Scrape:
         """Read the page."""

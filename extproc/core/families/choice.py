@@ -28,6 +28,7 @@ from extproc.core.forecast import start_ms
 from extproc.core.outcome import Reject
 from extproc.core.request import Request
 from extproc.core.tenant import Tenant
+from extproc.engines import traits_of
 
 LOAD, UNAVAILABLE = "load", "unavailable"
 
@@ -174,7 +175,7 @@ def _begins(pool: Pool, tenant: Tenant, permits: int, wait_ms: float | None) -> 
     """Whether any replica would begin within a time; any time where it is None."""
     regions = tenant.regions
     may = [e for e in pool.endpoints if e.ready and (regions is None or e.region in regions)]
-    if permits > 1 and pool.engine != "tgi":
+    if permits > 1 and traits_of(pool.engine).queues:
         permits = places(permits, may)
     return any(
         (not permits or e.load_permits + permits <= e.max_concurrent)

@@ -1,7 +1,7 @@
 """Quotas: what a tenant, a model of it and a key may use, reserved at the decision and settled at the end.
 
 `values` are the words, `books` the exact ones of one process, `share` what a service may do alone, `adjust`
-moves limits with their history. The Redis side of the same port is `extproc/state/quota_redis.py`.
+moves limits with their history. The Redis side of the same port is `extproc/state/quota`.
 """
 
 from extproc.core.quota.books import ExactBooks, QuotaBooks, QuotaLimits

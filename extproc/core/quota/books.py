@@ -6,7 +6,7 @@ Each id is charged once, whoever decided it; the sums in `totals` show that noth
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,7 +27,8 @@ from extproc.core.quota.kept import (
 )
 from extproc.core.quota.scopes import Scopes
 from extproc.core.quota.share import Scope, Taken
-from extproc.core.quota.values import Account, Amounts, Ask, Granted, LimitUsage, Refused
+from extproc.core.quota.values import NO_UNITS, Account, Amounts, Ask, Granted, LimitUsage, Refused
+from extproc.core.reservations import Reservations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +105,10 @@ class QuotaBooks(Protocol):
         """Every limit of the account as it stands."""
         ...
 
+    def bound(self, limits: QuotaLimits) -> None:
+        """Other bounds from now on, of what runs already too (but `scopes_max`)."""
+        ...
+
 
 class Waiting(Protocol):
     """Whose requests no replica has been given yet."""
@@ -115,14 +120,6 @@ class Waiting(Protocol):
 NOBODY: frozenset[str] = frozenset()
 
 
-@dataclass(slots=True)
-class Unsettled:
-    """A reservation that has not ended."""
-
-    taken: Taken
-    heard_ns: int
-
-
 class ExactBooks:
     """Exact quotas of one process. Not thread-safe (one event loop owns it)."""
 
@@ -132,16 +129,17 @@ class ExactBooks:
         #: In nanoseconds of bucket: reserved + added = settled + refunded + expired + outstanding.
         self.totals: Counter[str] = Counter()
         self._scopes = Scopes(Scope, most=self.limits.scopes_max, counts=self.counts)
-        self._held: OrderedDict[str, Unsettled] = OrderedDict()
-        #: Ended ids; what had expired may still be settled once.
-        self._ended: OrderedDict[str, Taken | None] = OrderedDict()
+        #: What has expired may still be settled once.
+        self._table: Reservations[Taken] = Reservations(
+            ttl_ns=self.limits.reservation_ttl_ns, remembered_max=self.limits.ended_remembered_max
+        )
         #: What has changed since it was last asked for; None while nobody keeps it.
         self._touched: Touched | None = None
         #: Ids that were told as waiting: when they no longer do, that is a change.
         self._waited: set[str] = set()
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._table)
 
     @property
     def scopes(self) -> int:
@@ -150,7 +148,7 @@ class ExactBooks:
 
     def outstanding_ns(self) -> int:
         """What is reserved and has not ended, in nanoseconds of bucket."""
-        return sum(sum(held.taken.costs) for held in self._held.values())
+        return sum(sum(taken.costs) for taken in self._table.entries())
 
     def reserve(
         self,
@@ -163,14 +161,14 @@ class ExactBooks:
     ) -> Granted | Refused:
         """Reserve in every scope or in none; never asks."""
         scopes = self._scopes.of(account, now_ns=now_ns)
-        if reservation_id in self._held or reservation_id in self._ended:
+        if self._table.known(reservation_id):
             self.counts["reserved.again"] += 1
             return Granted(share.figures(account, scopes, now_ns=now_ns), borrowed=False)
         taken = share.take(account, scopes, amounts.units(), now_ns=now_ns, idle_capacity=idle_capacity)
         if isinstance(taken, Refused):
             self.counts["refused"] += 1
             return taken
-        self._held[reservation_id] = Unsettled(taken, now_ns)
+        self._table.put(reservation_id, taken)
         if self._touched is not None:
             self._touched.add(reservation_id, account)
         self.counts["borrowed" if taken.borrowed else "reserved"] += 1
@@ -193,25 +191,20 @@ class ExactBooks:
         self, reservation_id: str, actual: Amounts, *, now_ns: int, account: Account | None = None
     ) -> bool:
         """Take the real counts, once for an id."""
-        held = self._held.pop(reservation_id, None)
-        if held is not None:
-            self._end(reservation_id, None, held.taken.account)
-            self._difference(held.taken, actual, now_ns)
-            self.counts["settled"] += 1
+        ending, taken = self._table.end(reservation_id)
+        if ending == "again":
+            self.counts["settled.duplicate"] += 1
+            return False
+        if taken is not None:
+            account = taken.account
+        if self._touched is not None and account is not None:
+            self._touched.add(reservation_id, account)
+        if taken is not None:
+            if ending == "late":
+                self.totals["expired"] -= sum(taken.costs)
+            self._difference(taken, actual, now_ns)
+            self.counts["settled.late" if ending == "late" else "settled"] += 1
             return True
-        if reservation_id in self._ended:
-            late = self._ended[reservation_id]
-            if late is None:
-                self.counts["settled.duplicate"] += 1
-                return False
-            self._ended[reservation_id] = None
-            if self._touched is not None:
-                self._touched.add(reservation_id, late.account)
-            self.totals["expired"] -= sum(late.costs)
-            self._difference(late, actual, now_ns)
-            self.counts["settled.late"] += 1
-            return True
-        self._end(reservation_id, None, account)
         if account is None:
             self.counts["settled.nobody"] += 1
             return True
@@ -223,54 +216,52 @@ class ExactBooks:
 
     def renew(self, reservation_id: str, *, now_ns: int, so_far: Amounts | None = None) -> bool:
         """Begin the time to live anew, and charge what was used beyond the reservation."""
-        held = self._held.get(reservation_id)
-        if held is None:
-            return False
-        if so_far is not None:
-            grown = share.grow(held.taken, so_far.units(), now_ns=now_ns)
+        taken = self._table.get(reservation_id)
+        if taken is not None and so_far is not None:
+            grown = share.grow(taken, so_far.units(), now_ns=now_ns)
             self.totals["reserved"] += grown
             if grown and self._touched is not None:
-                self._touched.add(reservation_id, held.taken.account)
-        held.heard_ns = now_ns
-        self._held.move_to_end(reservation_id)
-        return True
+                self._touched.add(reservation_id, taken.account)
+        return self._table.renew(reservation_id, now_ns=now_ns)
 
     def cancel(self, reservation_id: str, *, now_ns: int) -> None:
         """Give everything back."""
-        held = self._held.pop(reservation_id, None)
-        if held is not None:
-            share.settle(held.taken, (0, 0, 0, 0, 0), now_ns=now_ns)
-            self.totals["refunded"] += sum(held.taken.costs)
+        taken = self._table.drop(reservation_id)
+        if taken is not None:
+            share.settle(taken, NO_UNITS, now_ns=now_ns)
+            self.totals["refunded"] += sum(taken.costs)
             self.counts["cancelled"] += 1
             if self._touched is not None:
-                self._touched.add(reservation_id, held.taken.account)
+                self._touched.add(reservation_id, taken.account)
 
     def expire(self, *, now_ns: int) -> list[str]:
         """The ids that have now expired, oldest first."""
         expired = []
-        while self._held:
-            reservation_id, held = next(iter(self._held.items()))
-            if now_ns - held.heard_ns < self.limits.reservation_ttl_ns:
-                break
-            del self._held[reservation_id]
-            share.land(held.taken)
-            self.totals["expired"] += sum(held.taken.costs)
+        for reservation_id, taken in self._table.lapse(now_ns=now_ns):
+            share.land(taken)
+            self.totals["expired"] += sum(taken.costs)
             self.counts["expired"] += 1
-            self._end(reservation_id, held.taken, held.taken.account)
+            self._end(reservation_id, taken.account, late=taken)
             expired.append(reservation_id)
         return expired
 
     def credit(self, account: Account, amounts: Amounts, *, credit_id: str, now_ns: int) -> None:
         """Give back what was used."""
-        if credit_id in self._ended:
+        if self._table.ended(credit_id):
             return
-        self._end(credit_id, None, account)
+        self._end(credit_id, account)
         share.credit(account, self._scopes.of(account, now_ns=now_ns), amounts.units(), now_ns=now_ns)
         self.counts["credited"] += 1
 
     def usage(self, account: Account, *, now_ns: int) -> tuple[LimitUsage, ...]:
         """Every limit of the account as it stands; changes nothing."""
         return share.usage(account, self._scopes.known(account), now_ns=now_ns)
+
+    def bound(self, limits: QuotaLimits) -> None:
+        """Other bounds from now on."""
+        self.limits = limits
+        self._table.ttl_ns = limits.reservation_ttl_ns
+        self._table.remembered_max = limits.ended_remembered_max
 
     # -- what outlives the process -----------------------------------------------------------------------
 
@@ -293,20 +284,16 @@ class ExactBooks:
         batch = JournalBatch([], [], [], [], [], {})
         numbers: dict[int, int] = {}
         for reservation_id in touched.ids:
-            held = self._held.get(reservation_id)
-            if held is not None:
-                doing, taken = RUNS, held.taken
-                if reservation_id in waiting:
-                    doing = WAITS
-                    self._waited.add(reservation_id)
-            elif reservation_id not in self._ended:
-                batch.gone.append(reservation_id)
+            taken, doing = self._table.get(reservation_id), RUNS
+            if taken is not None and reservation_id in waiting:
+                doing = WAITS
+                self._waited.add(reservation_id)
+            if taken is None:
+                taken, doing = self._table.lapsed(reservation_id), EXPIRED
+            if taken is None:
+                ended = self._table.ended(reservation_id)
+                (batch.ended if ended else batch.gone).append(reservation_id)
                 continue
-            elif (late := self._ended[reservation_id]) is None:
-                batch.ended.append(reservation_id)
-                continue
-            else:
-                doing, taken = EXPIRED, late
             account = taken.account
             number = numbers.get(id(account))
             if number is None:
@@ -341,7 +328,7 @@ class ExactBooks:
             made.tats = tats_of(scope.tats)
             made.extra = tats_of(scope.extra) if scope.extra else None
         for ended in state.ended:
-            self._ended[ended] = None
+            self._table.remember(ended)
         accounts: dict[int, Account] = {}
         for payload, kept in state.held.values():
             account = accounts.get(id(payload))
@@ -356,15 +343,17 @@ class ExactBooks:
 
     def _restore_held(self, account: Account, kept: KeptHeld, now_ns: int) -> None:
         scopes = self._scopes.of(account, now_ns=now_ns)
-        taken = Taken(account, scopes, list(kept.costs), kept.borrowed, flies=kept.doing != EXPIRED)
+        taken = Taken(
+            account, scopes, list(kept.costs), kept.borrowed, flies=kept.doing != EXPIRED, heard_ns=now_ns
+        )
         self.totals["reserved"] += sum(taken.costs)
         if kept.doing == EXPIRED:
             self.totals["expired"] += sum(taken.costs)
-            self._ended[kept.id] = taken
+            self._table.remember(kept.id, taken)
             return
         for scope in scopes:
             scope.in_flight += 1
-        self._held[kept.id] = Unsettled(taken, now_ns)
+        self._table.put(kept.id, taken)
         if kept.doing == WAITS:
             self.cancel(kept.id, now_ns=now_ns)
 
@@ -374,9 +363,7 @@ class ExactBooks:
             self.totals["settled"] += after
             self.totals["refunded" if after < before else "added"] += abs(after - before)
 
-    def _end(self, reservation_id: str, taken: Taken | None, account: Account | None) -> None:
-        self._ended[reservation_id] = taken
-        if self._touched is not None and account is not None:
+    def _end(self, reservation_id: str, account: Account, *, late: Taken | None = None) -> None:
+        self._table.remember(reservation_id, late)
+        if self._touched is not None:
             self._touched.add(reservation_id, account)
-        while len(self._ended) > self.limits.ended_remembered_max:
-            self._ended.popitem(last=False)

@@ -67,6 +67,8 @@ class Taken:
     share: int = 1
     #: False once it has left the requests in flight.
     flies: bool = True
+    #: When its request was last heard of.
+    heard_ns: int = 0
 
 
 def take(
@@ -126,7 +128,7 @@ def take(
             account.scopes[number][0], limit, worst_ns / 1e9, figures(account, scopes, now_ns=now_ns)
         )
     _commit(account, scopes, costs, borrowed, now_ns)
-    return Taken(account, scopes, costs, borrowed, share)
+    return Taken(account, scopes, costs, borrowed, share, True, now_ns)
 
 
 def _commit(

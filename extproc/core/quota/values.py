@@ -17,28 +17,62 @@ DAY_NS, MONTH_NS = 24 * HOUR_NS, 30 * 24 * HOUR_NS
 REQUESTS, INPUT, OUTPUT, GPU_US, MONEY = range(5)
 GPU_US_PER_S, MONEY_PER_CURRENCY = 1_000_000, 1_000_000_000
 
+#: An amount in whole units, by those indexes.
+Units = tuple[int, int, int, int, int]
+NO_UNITS: Units = (0, 0, 0, 0, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class QuotaUnit:
-    """A sort of limit: its name in the file, what it counts, over how long, in units of what."""
+    """A sort of limit: the one row from which the file's setting, the books and the reference are made.
+
+    Its name in the file, what it counts, over how long, the largest that may be written, and what it is in a
+    sentence. `scale` is the smallest unit's share: whole numbers where it is 1.
+    """
 
     name: str
     unit: int
     window_ns: int
+    most: float
+    about: str
     scale: int = 1
     #: Money is never lent: idle replicas do not make a budget larger.
     lent: bool = True
 
 
+#: The rows' order is that of the books in memory; files and Redis know them by name.
 KINDS = (
-    QuotaUnit("requests_per_minute", REQUESTS, MINUTE_NS),
-    QuotaUnit("input_tokens_per_minute", INPUT, MINUTE_NS),
-    QuotaUnit("output_tokens_per_minute", OUTPUT, MINUTE_NS),
-    QuotaUnit("input_tokens_per_hour", INPUT, HOUR_NS),
-    QuotaUnit("output_tokens_per_hour", OUTPUT, HOUR_NS),
-    QuotaUnit("gpu_seconds_per_hour", GPU_US, HOUR_NS, GPU_US_PER_S),
-    QuotaUnit("budget_per_day", MONEY, DAY_NS, MONEY_PER_CURRENCY, lent=False),
-    QuotaUnit("budget_per_month", MONEY, MONTH_NS, MONEY_PER_CURRENCY, lent=False),
+    QuotaUnit("requests_per_minute", REQUESTS, MINUTE_NS, 10_000_000, "Requests a minute."),
+    QuotaUnit("input_tokens_per_minute", INPUT, MINUTE_NS, 10_000_000_000, "Prompt tokens a minute."),
+    QuotaUnit("output_tokens_per_minute", OUTPUT, MINUTE_NS, 10_000_000_000, "Generated tokens a minute."),
+    QuotaUnit("input_tokens_per_hour", INPUT, HOUR_NS, 100_000_000_000, "Prompt tokens an hour."),
+    QuotaUnit("output_tokens_per_hour", OUTPUT, HOUR_NS, 100_000_000_000, "Generated tokens an hour."),
+    QuotaUnit(
+        "gpu_seconds_per_hour",
+        GPU_US,
+        HOUR_NS,
+        100_000_000.0,
+        "Seconds of a replica's time an hour: predicted at the decision, measured at the end.",
+        GPU_US_PER_S,
+    ),
+    QuotaUnit(
+        "budget_per_day",
+        MONEY,
+        DAY_NS,
+        1e12,
+        "Currency a day (24 h sliding), by the pools' prices.",
+        MONEY_PER_CURRENCY,
+        lent=False,
+    ),
+    QuotaUnit(
+        "budget_per_month",
+        MONEY,
+        MONTH_NS,
+        1e12,
+        "Currency a month (30 days sliding), by the pools' prices.",
+        MONEY_PER_CURRENCY,
+        lent=False,
+    ),
 )
 CONCURRENT = "concurrent_requests"
 
@@ -53,7 +87,7 @@ class Amounts:
     gpu_ms: float
     cost: float
 
-    def units(self) -> tuple[int, int, int, int, int]:
+    def units(self) -> Units:
         """Whole units by REQUESTS … MONEY, rounded up."""
         return (
             max(self.requests, 0),
@@ -132,33 +166,12 @@ class ScopeLimits:
 
 
 def limits(
-    *,
-    requests_per_minute: int | None = None,
-    input_tokens_per_minute: int | None = None,
-    output_tokens_per_minute: int | None = None,
-    input_tokens_per_hour: int | None = None,
-    output_tokens_per_hour: int | None = None,
-    gpu_seconds_per_hour: float | None = None,
-    concurrent_requests: int | None = None,
-    budget_per_day: float | None = None,
-    budget_per_month: float | None = None,
-    burst: float = 1.0,
-    borrow: float = 1.0,
+    *, concurrent_requests: int | None = None, burst: float = 1.0, borrow: float = 1.0, **rates: float | None
 ) -> ScopeLimits:
     """Limits from a quota's plain values; the names are the file's (config: tenants.quota)."""
-    given = (
-        requests_per_minute,
-        input_tokens_per_minute,
-        output_tokens_per_minute,
-        input_tokens_per_hour,
-        output_tokens_per_hour,
-        gpu_seconds_per_hour,
-        budget_per_day,
-        budget_per_month,
-    )
     buckets = []
-    for number, (kind, value) in enumerate(zip(KINDS, given, strict=True)):
-        if value is not None:
+    for number, kind in enumerate(KINDS):
+        if (value := rates.pop(kind.name, None)) is not None:
             limit = max(1, round(value * kind.scale))
             buckets.append(
                 Bucket(
@@ -170,6 +183,7 @@ def limits(
                     extra=math.floor(limit * (borrow - 1.0)) if kind.lent else 0,
                 )
             )
+    assert not rates, f"no limits: {', '.join(rates)}"
     lent = None if concurrent_requests is None else math.floor(concurrent_requests * borrow)
     return ScopeLimits(tuple(buckets), concurrent_requests, lent)
 

@@ -8,9 +8,7 @@ from typing import Final
 from extproc.config.model import EndpointConfig, PoolConfig
 from extproc.doctor.evidence import Backend, Evidence, Failed
 from extproc.doctor.finding import Check, Said, error, note, warning
-
-#: Engines that answer a model that they do not serve with 404; TGI and llama.cpp take any name.
-STRICT: Final = ("vllm", "sglang")
+from extproc.engines import traits_of
 
 
 def _answering(evidence: Evidence) -> Iterator[tuple[PoolConfig, EndpointConfig, Backend]]:
@@ -81,7 +79,7 @@ def models(evidence: Evidence) -> Iterator[Said]:
             if not missing:
                 continue
             served = ", ".join(names)
-            if pool.engine in STRICT:
+            if traits_of(pool.engine).strict_models:
                 yield error(
                     f"{address} of pool {pool.name} does not serve {', '.join(missing)}; it serves {served}",
                     f"write models: [{served}] in pool {pool.name}, or start it with --served-model-name",
@@ -106,11 +104,10 @@ def permits(evidence: Evidence) -> Iterator[Said]:
             yield note(
                 f"{where} takes {most} requests at once, max_concurrent is {endpoint.max_concurrent}", mend
             )
-        elif seen.engine == "tgi":
+        elif not (engine := traits_of(seen.engine or pool.engine)).queues:
             yield error(
                 f"{where} has max_concurrent {endpoint.max_concurrent}, but the engine takes {most}: above "
-                "it TGI "
-                "refuses inside a 200 answer, where no retry can help",
+                f"it {engine.title or engine.name} refuses inside a 200 answer, where no retry can help",
                 mend,
             )
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from extproc.addresses import port_of
 from extproc.config.places import loopback
 from extproc.core import contract
 from extproc.doctor import dump
@@ -280,8 +281,8 @@ def listening(evidence: Evidence) -> Iterator[Said]:
     """A listener where clients are told to connect."""
     where = evidence.config.gateway.listen
     found = dump.listens(envoy_of(evidence).config_dump)
-    port = where.rpartition(":")[2]
-    if found and not any(each.rpartition(":")[2] == port for each in found):
+    port = port_of(where)
+    if found and not any(each.endswith(f":{port}") for each in found):
         yield warning(
             f"no listener has gateway.listen's port {port}; there are {', '.join(found)}",
             "start Envoy with this file's bootstrap, or correct gateway.listen",

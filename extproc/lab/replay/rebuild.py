@@ -22,6 +22,7 @@ from extproc.core.endpoint import Member
 from extproc.core.predict.prior import prior
 from extproc.core.predict.timing import Timing
 from extproc.core.slo import ClassSpec
+from extproc.engines import DEFAULT
 from extproc.lab.replay.log import FleetLine, Log, LogError, RecordRow
 from extproc.observe.record import CLASS_FIELDS, MEMBER_FIELDS, PREFIX_DIGITS, TIMING_FIELDS
 from extproc.sim.arrival import Arrival, Workload
@@ -129,7 +130,7 @@ def scene(log: Log, *, pool: str = "", limit: int = 0) -> Scene:
     return Scene(
         pool=name,
         model=kept[0].model or str(told["models"][0]),
-        engine=str(told.get("engine", "tgi")),
+        engine=str(told.get("engine", DEFAULT)),
         strategy=str(told["strategy"]),
         parameters=told.get("parameters", {}),
         workload=Workload(

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from extproc import http1
 from extproc.config.alerts import Webhook
 
-#: Of an answer's first line.
-STATUS_LINE_BYTES_MAX: Final = 4_096
 #: A secret with fewer bytes is none.
 SECRET_BYTES_MIN: Final = 8
 
@@ -89,20 +88,7 @@ async def post(
     host = parts.hostname or ""
     port = parts.port or (443 if secure else 80)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    lines = [f"POST {path} HTTP/1.1", f"host: {parts.netloc.rpartition('@')[2]}", "connection: close"]
-    lines += [f"content-length: {len(body)}", *(f"{name}: {value}" for name, value in given.items())]
+    sent = {"host": parts.netloc.rpartition("@")[2], "content-length": str(len(body)), **given}
     async with asyncio.timeout(timeout_s):
-        context = await asyncio.to_thread(ssl.create_default_context, cafile=ca_file) if secure else None
-        reader, writer = await asyncio.open_connection(host, port, ssl=context, limit=STATUS_LINE_BYTES_MAX)
-        try:
-            writer.write("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body)
-            await writer.drain()
-            first = await reader.readline()
-        except ValueError as error:
-            raise ConnectionError("the answer is no HTTP") from error
-        finally:
-            writer.transport.abort()
-    version, _, rest = first.partition(b" ")
-    if not version.startswith(b"HTTP/1.") or not rest[:3].isdigit():
-        raise ConnectionError("the answer is no HTTP" if first else "closed without an answer")
-    return int(rest[:3])
+        tls = await asyncio.to_thread(ssl.create_default_context, cafile=ca_file) if secure else None
+        return (await http1.ask("POST", host, port, path, headers=sent, body=body, tls=tls))[0]

@@ -1,6 +1,7 @@
-"""Pydantic's errors as sentences with the mend: what should stand there, and what was perhaps meant.
+"""Pydantic's errors as sentences with the mend: what should stand there, and what was perhaps meant. Pure.
 
-Owns wording. Names are shown as the file spells them (`class`, not the attribute `service_class`).
+Owns wording, of steersman.yaml's mistakes and of agent.yaml's. Names are shown as the file spells them
+(`class`, not the attribute `service_class`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,18 @@ _WANTED = {
     "string_too_short": "at least {min_length} long",
     "string_too_long": "at most {max_length} characters long",
     "invalid_key": "text, as every setting's name is",
+    "tuple_type": "a list; begin each entry with '- '",
+    "too_long": "at most {max_length} entries long",
+    "path_type": "the path of a file",
 }
+
+
+def dotted(location: tuple[int | str, ...]) -> str:
+    """`("pools", 0, "name")` as `pools[0].name`."""
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
 
 
 def wording(entry: Any, root: Any) -> str:

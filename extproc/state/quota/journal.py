@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from extproc.core.quota.values import Account
-from extproc.state.quota_lease import LeasedReservation, Units, told
+from extproc.core.quota.values import NO_UNITS, Account, Units
+from extproc.state.quota.lease import LeasedReservation, told
 
 #: Operations kept while Redis is away; above it the oldest go, and are counted.
 JOURNAL_MAX = 50_000
@@ -27,7 +27,7 @@ class Op:
     id: str
     account: Account
     entry: LeasedReservation | None
-    units: Units = (0, 0, 0, 0, 0)
+    units: Units = NO_UNITS
 
     @property
     def key(self) -> tuple[str, str]:
@@ -79,31 +79,3 @@ class Journal:
                 self._ops.move_to_end(op.key, last=False)
         while len(self._ops) > JOURNAL_MAX:
             self._drop()
-
-
-def ending(op: Op) -> dict[str, Any]:
-    """The operation for quota_settle.lua."""
-    entry = op.entry
-    taken = entry.taken if entry else None
-    buckets: list[list[Any]] = []
-    at = 0
-    for name, limits in op.account.scopes:
-        for bucket in limits.buckets:
-            field, unit_cost = f"{name}/{bucket.name}", bucket.window_ns / bucket.limit
-            if taken is not None and taken.borrowed >> at & 1:
-                field, unit_cost = field + "~", bucket.window_ns / bucket.extra
-            paid = entry.costs[at] if entry is not None and entry.paid else 0
-            buckets.append([field, paid, bucket.unit, unit_cost])
-            at += 1
-    return {
-        "how": op.how,
-        "id": op.id,
-        "attempt": entry.attempt if entry else "",
-        "epoch": entry.epoch if entry else "",
-        "own": entry is not None,
-        "c": [name for name, limits in op.account.scopes if limits.concurrent is not None]
-        if entry is not None and entry.unheard
-        else [],
-        "a": list(op.units),
-        "b": buckets,
-    }
