@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from extproc import engines
-from extproc.core.request import Dialect, Request, RouteKind, as_engine_says, limited, unfit
+from extproc.core.errors import Error, as_engine_says
+from extproc.core.request import Dialect, Request, RouteKind, limited
 from steersman_agent import engines as adapters
 
 EXTPROC = Path(engines.__file__).parent
@@ -67,4 +68,4 @@ def test_the_bound_that_it_obeys(
 @pytest.mark.parametrize(("engine", "status"), [("tgi", 422), ("vllm", 400), ("a recording's", 400)])
 def test_what_it_says_of_json_that_is_no_request(engine: str, status: int) -> None:
     """TGI has a status of its own on OpenAI's routes."""
-    assert as_engine_says(unfit("no"), Dialect.OPENAI, engine).status == status
+    assert as_engine_says(Error.UNFIT.reject("no"), Dialect.OPENAI, engine).status == status
