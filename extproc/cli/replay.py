@@ -163,10 +163,11 @@ def _choices(
     tenants: tuple[str, ...],
 ) -> list[Choice]:
     """A choice for each strategy, with all the rest changed in each; none when nothing is asked for."""
-    from extproc.config.plugins import PluginError, load_strategy
+    from extproc.config.plugins import load_strategy
     from extproc.lab.campaign.case import CaseError, parameter_of
     from extproc.lab.replay.log import LogError
     from extproc.lab.replay.play import Choice, check
+    from extproc.plugins import PluginError
 
     given: dict[str, dict[str, Value]] = {}
     for text in parameters:

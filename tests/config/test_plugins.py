@@ -14,12 +14,13 @@ from click.testing import CliRunner, Result
 from extproc.cli import group
 from extproc.config.load import ConfigError, loads
 from extproc.config.model import Config
-from extproc.config.plugins import PluginError, load_strategy, strategy_names
+from extproc.config.plugins import load_strategy, strategy_names
 from extproc.core.catalogue import STRATEGY_NAMES
 from extproc.core.outcome import Routed
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.strategies import STRATEGIES, parameters
 from extproc.core.tenant import ANONYMOUS
+from extproc.plugins import PluginError
 from extproc.service.build import pool_specs
 from tests.stand.schedulers import make_scheduler
 
