@@ -7,7 +7,7 @@ the analytics' (later); these are the last few hundred requests.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from extproc.core.decide import RoutingRequest
@@ -72,15 +72,8 @@ class Counters:
 
     def ended(self, outcome: Outcome, *, now_ns: int) -> None:
         """Count a request's end."""
-        match outcome.end:
-            case End.OK:
-                self.ok += 1
-            case End.REFUSED:
-                self.refused += 1
-            case End.ERROR:
-                self.failed += 1
-            case End.CLIENT_GONE:
-                self.client_gone += 1
+        name = "failed" if outcome.end is End.ERROR else outcome.end.value
+        setattr(self, name, getattr(self, name) + 1)
         self.prompt_tokens += outcome.prompt_tokens or 0
         self.output_tokens += outcome.output_tokens or 0
         self.tokens.add(outcome.output_tokens or 0, now_ns=now_ns)
@@ -91,19 +84,15 @@ class Counters:
         """As plain values; times in milliseconds, None where nothing was seen."""
         times = sorted(self.ttft_ns)
         return {
-            "decided": self.decided,
-            "ok": self.ok,
-            "refused": self.refused,
-            "failed": self.failed,
-            "client_gone": self.client_gone,
-            "rejected": self.rejected,
-            "expired": self.expired,
-            "prompt_tokens": self.prompt_tokens,
-            "output_tokens": self.output_tokens,
+            **{name: getattr(self, name) for name in COUNTED},
             "tokens_per_s": round(self.tokens.per_second(now_ns=now_ns), 1),
             "ttft_p50_ms": shown(times, 0.50, scale=1e-6),
             "ttft_p99_ms": shown(times, 0.99, scale=1e-6),
         }
+
+
+#: What a line counts.
+COUNTED = tuple(each.name for each in fields(Counters) if each.name not in ("ttft_ns", "tokens"))
 
 
 def _line(lines: dict[str, Counters], name: str, lines_max: int) -> Counters:
