@@ -59,11 +59,7 @@ def test_who_refuses_may_know_better() -> None:
         status=429, code="overloaded", message="full {x}", retry_after_s=7
     )
     assert no_model("{}").message == "no model '{}' here; GET /v1/models lists what there is"
-    assert [each for each in Error if wanted_room(each.status, each.code) and each.status == 429] == [
-        Error.OVERLOADED,
-        Error.TOO_MANY_REFUSED,
-        Error.TOO_MANY_ATTEMPTS,
-    ]
+    assert [each for each in Error if wanted_room(each.code) and each.status == 429] == [Error.OVERLOADED]
 
 
 def test_every_refusal_is_made_from_the_table() -> None:

@@ -79,9 +79,19 @@ class ForkServer:
         self._process.wait(STOP_S)
 
 
-@functools.cache
+#: Fixtures start children from threads of their own: two that come first would have a server each, and ask
+#: the wrong one for a child's end.
+_first = threading.Lock()
+
+
 def fork_server() -> ForkServer:
     """This process's server, started with its first child."""
+    with _first:
+        return _fork_server()
+
+
+@functools.cache
+def _fork_server() -> ForkServer:
     return ForkServer()
 
 

@@ -230,8 +230,8 @@ def test_what_applies_live(path: Path) -> None:
     assert app.processor.extra_routes == {"/ping"}
     assert app.processor.body_rate.bytes_per_second == 70_000
     assert (app.scheduler.ledger.ttl_ns, app.scheduler.ledger.remembered_max) == (30 * S, 2048)
-    assert isinstance(app.quotas, ExactBooks)
-    assert app.quotas.limits == QuotaLimits(reservation_ttl_ns=30 * S, ended_remembered_max=2048)
+    assert isinstance(app.requests.quotas, ExactBooks)
+    assert app.requests.quotas.limits == QuotaLimits(reservation_ttl_ns=30 * S, ended_remembered_max=2048)
     assert app.scheduler.fleet.endpoints[0].requests == 1
     app.settle(Outcome(reservation=reservation, final=True, status=200, served_by=reservation.address))
     assert app.scheduler.fleet.endpoints[0].requests == 0
