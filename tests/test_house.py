@@ -5,8 +5,13 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import grimp
+
+#: A file with more lines wants to be two.
+LINES_MAX, LINES_MEDIAN_MAX = 450, 130
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(
     path for top in ("extproc", "agents") for path in (ROOT / top).rglob("*.py") if "_pb" not in path.parts
@@ -63,3 +68,24 @@ def test_cited_files_exist() -> None:
         if re.sub(r"^\.\.?/", "", name) not in ends and name.rpartition("/")[2] not in WRITTEN
     ]
     assert missing == []
+
+
+def test_no_module_is_in_a_circle() -> None:
+    """Not even by imports that types alone need."""
+    graph = grimp.build_graph("extproc", exclude_type_checking_imports=False)
+    imports = {
+        module: {each for each in graph.find_modules_directly_imported_by(module) if "._pb" not in each}
+        for module in graph.modules
+        if "._pb" not in module
+    }
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        raise AssertionError(" → ".join(error.args[1])) from None
+
+
+def test_files_are_of_a_size_to_be_read() -> None:
+    """None of ours is longer than the bound, and half of them are short."""
+    lines = {str(path.relative_to(ROOT)): path.read_text("utf-8").count("\n") for path in SOURCES}
+    assert {path: count for path, count in lines.items() if count > LINES_MAX} == {}
+    assert sorted(lines.values())[len(lines) // 2] <= LINES_MEDIAN_MAX

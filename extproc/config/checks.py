@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from extproc.config.check_service import service_checks
 from extproc.config.check_tenants import class_checks, identity_checks
-from extproc.config.experiments import experiment_checks
-from extproc.config.families import family_checks
+from extproc.config.experiment_checks import experiment_checks
+from extproc.config.family_checks import family_checks
 from extproc.config.locations import Loc, repeats
 from extproc.config.model import Config
 from extproc.config.parameters import wrong_with
