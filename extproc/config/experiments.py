@@ -11,13 +11,12 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field
 
 from extproc.config.section import Section
-from extproc.config.types import Name, StrategyName
+from extproc.config.types import Name, Parameters, StrategyName
 
 #: Arms of one experiment, and experiments in a file.
 ARMS_MAX, EXPERIMENTS_MAX = 8, 64
 
 Reason = Annotated[str, Field(min_length=1, max_length=500)]
-Parameters = dict[str, float | int | bool | str]
 
 
 class ArmConfig(Section):

@@ -16,8 +16,6 @@ from extproc.config.types import (
     StrategyName,
 )
 
-Parameters = dict[str, float | int | bool | str]
-
 
 class EndpointConfig(Section):
     """One model-server replica."""

@@ -185,6 +185,8 @@ def _with_strategies(schema: JsonDict) -> None:
     schema["enum"] = [*STRATEGY_NAMES, *strategy_names()]
 
 
+#: A strategy's parameters, by name.
+Parameters = dict[str, float | int | bool | str]
 StrategyName = Annotated[str, AfterValidator(_strategy), Field(json_schema_extra=_with_strategies)]
 
 
