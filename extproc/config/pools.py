@@ -13,6 +13,7 @@ from extproc.config.types import (
     EngineName,
     ModelName,
     Name,
+    Parameters,
     StrategyName,
 )
 
@@ -97,9 +98,7 @@ class PoolConfig(Section):
     again; without it such streams are charged by an estimate (docs/metering.md)."""
     strategy: Annotated[StrategyName, RELOADABLE] = "steer"
     """How a replica is chosen."""
-    strategy_parameters: Annotated[dict[StrategyName, dict[str, float | int | bool | str]], RELOADABLE] = (
-        Field(default={})
-    )
+    strategy_parameters: Annotated[dict[StrategyName, Parameters], RELOADABLE] = Field(default={})
     """Parameters by strategy: of the pool's, and of those that tenants and experiments use here."""
     hardware: Annotated[str, RELOADABLE] = Field(default="", max_length=96)
     """The card of its replicas as NVML names it; what their agents say when left out."""
