@@ -137,7 +137,6 @@ class RequestTrace(StreamTrace):
         "gone",
         "granted",
         "held_ns",
-        "last_resort",
         "max_tokens",
         "parent_id",
         "parsed_ns",
@@ -164,7 +163,7 @@ class RequestTrace(StreamTrace):
         #: When the quota's store was asked and answered; when it was held and released.
         self.asked_ns = self.answered_ns = self.held_ns = self.released_ns = 0
         self.trace_id = self.parent_id = self.span_id = 0
-        self.state = self.asked = self.user = self.reservation_id = self.last_resort = ""
+        self.state = self.asked = self.user = self.reservation_id = ""
         self.sampled = self.stream = self.gone = self.granted = False
         self.max_tokens: int | None = None
         self.route_kind: RouteKind | None = None
@@ -237,11 +236,6 @@ class RequestTrace(StreamTrace):
         else:
             self.sampled = False
 
-    def resort(self, cluster: str) -> None:
-        """Envoy's own balancer takes it, without a ticket: its end will not be heard of."""
-        self._unplaced()
-        self.last_resort = cluster
-
     def _unplaced(self) -> None:
         """A placement of before does not hold: it was undone by a fault."""
         if self.reservation_id:
@@ -257,7 +251,7 @@ class RequestTrace(StreamTrace):
         if self.done_ns:
             return
         self.done_ns = self._request_traces.clock()
-        if self.sampled and (self.routed is not None or self.reject is not None or self.last_resort):
+        if self.sampled and (self.routed is not None or self.reject is not None):
             self._request_traces.note(self, last=self.routed is None)
 
     def closed(self) -> None:

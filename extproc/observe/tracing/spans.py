@@ -112,9 +112,6 @@ class Spans:
             about[semconv.HTTP_STATUS] = reject.status
             if reject.retry_after_s is not None:
                 about["steersman.retry_after_s"] = reject.retry_after_s
-        elif request_trace.last_resort:
-            about["steersman.cluster"] = request_trace.last_resort
-            about["steersman.degraded"] = "no decision"
         spans = [span]
         if request_trace.asked_ns:
             ended_ns = request_trace.answered_ns or request_trace.done_ns
@@ -158,8 +155,6 @@ class Spans:
         elif request_trace.gone:
             about[semconv.ERROR_TYPE] = CLIENT_GONE
             span.error = "the client left before it was served"
-        elif request_trace.last_resort:
-            about["steersman.degraded"] = "no decision"
         return span
 
     def _ended(self, origin: RequestTrace | Carried, note: TraceEnd) -> Span:

@@ -179,8 +179,8 @@ def test_no_prompt_is_kept_of_others() -> None:
 
 
 def test_a_placement_that_was_undone() -> None:
-    """Placed again, refused after all, or left to Envoy: nothing of the first stays in flight."""
-    for then in ("again", "refused", "left to Envoy"):
+    """Placed again, or refused after all: nothing of the first stays in flight."""
+    for then in ("again", "refused"):
         trips = Trips()
         exchange, _ = trips.ask(("traceparent", SAMPLED), deliver=False)
         request_trace = exchange.request_trace
@@ -190,14 +190,9 @@ def test_a_placement_that_was_undone() -> None:
         if then == "again":
             other = replace(routed, reservation=structs.replace(routed.reservation, id="i-99"))
             request_trace.placed(other)
-        elif then == "refused":
-            request_trace.answer(Reject(status=503, code="internal", message="a fault"))
         else:
-            request_trace.resort("pool.p/standard")
+            request_trace.answer(Reject(status=503, code="internal", message="a fault"))
         assert trips.request_traces.in_flight == (then == "again")
         request_trace.delivered()
         spans = trips.spans()
         assert ("chat m" in spans) is (then != "again")
-        if then == "left to Envoy":
-            assert spans["steersman.decide"].attributes["steersman.cluster"] == "pool.p/standard"
-            assert not spans["chat m"].error
