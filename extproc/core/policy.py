@@ -10,11 +10,11 @@ from extproc.core.fairqueue import QueueBounds
 from extproc.core.families import NONE, Family
 from extproc.core.slo import ClassSpec
 
-__all__ = ["ClassSpec", "DeskLimits", "Policy", "SchedulerSettings"]
+__all__ = ["ClassSpec", "Policy", "SchedulerLimits", "SchedulerSettings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeskLimits:
+class SchedulerLimits:
     """The scheduler's named bounds (config: limits)."""
 
     reservation_ttl_ns: int = 60 * 1_000_000_000
@@ -56,7 +56,7 @@ class SchedulerSettings:
     """What the configuration says now. One object for all who go by it: a reload changes what is in it."""
 
     default_model: str
-    limits: DeskLimits
+    limits: SchedulerLimits
     policy: Policy
     #: By name, what clients may ask for instead of a model.
     families: Mapping[str, Family] = field(default_factory=lambda: NONE)

@@ -24,13 +24,13 @@ from extproc.core.fleet import Fleet
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import Hold, Reject, Routed
 from extproc.core.peers import Peers
-from extproc.core.policy import ClassSpec, DeskLimits, Policy, SchedulerSettings
+from extproc.core.policy import ClassSpec, Policy, SchedulerLimits, SchedulerSettings
 from extproc.core.quota import Account, Amounts, Ask, ExactBooks, Granted, QuotaBooks, Refused
 from extproc.core.request import Request
 from extproc.core.settlement import Settlement
 from extproc.core.tenant import Tenant
 
-__all__ = ["AskQuota", "ClassSpec", "DeskLimits", "Policy", "Scheduler"]
+__all__ = ["AskQuota", "ClassSpec", "Policy", "Scheduler", "SchedulerLimits"]
 
 #: A pool is idle, and its capacity may be lent, while no more than this share of its permits is taken.
 IDLE_BELOW = 0.5
@@ -65,7 +65,7 @@ class Scheduler:
         *,
         instance: str,
         default_model: str,
-        limits: DeskLimits,
+        limits: SchedulerLimits,
         rng: Random,
         zone: str = "",
         policy: Policy | None = None,

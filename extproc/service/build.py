@@ -18,7 +18,7 @@ from extproc.core.experiment import arm_parameters
 from extproc.core.fairqueue import QueueBounds
 from extproc.core.families import Family, thresholds_for
 from extproc.core.fleet import Member, PoolSpec
-from extproc.core.policy import ClassSpec, DeskLimits, Policy, SchedulerSettings
+from extproc.core.policy import ClassSpec, Policy, SchedulerLimits, SchedulerSettings
 from extproc.core.quota import QuotaLimits, ScopeLimits, limits
 from extproc.core.tenant import ANONYMOUS, ApiKey, Directory, ProxyTrust, Tenant
 from extproc.service.experiments import experiments_of
@@ -207,7 +207,7 @@ def settings_of(config: Config) -> SchedulerSettings:
     limits = config.limits
     return SchedulerSettings(
         default_model=config.default_model,
-        limits=DeskLimits(
+        limits=SchedulerLimits(
             reservation_ttl_ns=limits.reservation_ttl_s * 1_000_000_000,
             reservations_max=limits.reservations_max,
             settled_remembered_max=limits.settled_remembered_max,

@@ -20,7 +20,7 @@ from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Outcome, Reason, Reservation, Routed
 from extproc.core.policy import Policy
 from extproc.core.quota import ExactBooks, limits
-from extproc.core.scheduler import DeskLimits, Scheduler
+from extproc.core.scheduler import Scheduler, SchedulerLimits
 from extproc.core.strategies import Work
 from extproc.core.tenant import Tenant
 from extproc.service.alerts import AlertsPart
@@ -46,7 +46,7 @@ def _part() -> AlertsPart:
                         endpoints=tuple((each, "", 100) for each in addresses))]),
         instance="bench",
         default_model="m",
-        limits=DeskLimits(),
+        limits=SchedulerLimits(),
         rng=Random(1),
         policy=Policy(
             accounts=Accounts(

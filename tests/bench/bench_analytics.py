@@ -24,7 +24,7 @@ from extproc.config.load import loads
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Outcome, Routed
 from extproc.core.request import Dialect, Request, RouteKind
-from extproc.core.scheduler import DeskLimits, Scheduler
+from extproc.core.scheduler import Scheduler, SchedulerLimits
 from extproc.core.series import Sketch
 from extproc.core.tenant import Tenant
 from extproc.observe.analytics import AnalyticsRow as Figures
@@ -55,7 +55,7 @@ def run() -> Iterator[Row]:
 def _run(folder: Path) -> Iterator[Row]:
     pool = PoolSpec(name="chat", models=("m",), strategy="least_work", endpoints=(("10.0.0.1:80", "", 128),))
     scheduler = Scheduler(
-        Fleet([pool]), instance="here", default_model="m", limits=DeskLimits(), rng=Random(1)
+        Fleet([pool]), instance="here", default_model="m", limits=SchedulerLimits(), rng=Random(1)
     )
     routed = scheduler.admit(CHAT, Tenant(name="acme"), now_ns=10**15)
     assert isinstance(routed, Routed)

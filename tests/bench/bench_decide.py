@@ -15,7 +15,7 @@ from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Outcome, Reject, Routed
 from extproc.core.reading import parse
 from extproc.core.request import Dialect, Request, RouteKind, find_route
-from extproc.core.scheduler import DeskLimits, Scheduler
+from extproc.core.scheduler import Scheduler, SchedulerLimits
 from extproc.core.tenant import ANONYMOUS, Directory
 from extproc.observe.stats import Stats
 from extproc.observe.what_if import Recent
@@ -36,7 +36,7 @@ def _scheduler(endpoints: int, strategy: str = "steer") -> Scheduler:
         endpoints=tuple((f"10.0.{i // 250}.{i % 250 + 1}:80", "", 1000) for i in range(endpoints)),
     )
     scheduler = Scheduler(
-        Fleet([pool]), instance="bench", default_model="m", limits=DeskLimits(), rng=Random(1)
+        Fleet([pool]), instance="bench", default_model="m", limits=SchedulerLimits(), rng=Random(1)
     )
     rng = Random(2)
     for number in range(endpoints * STREAMS):

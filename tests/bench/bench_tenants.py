@@ -18,7 +18,7 @@ from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Outcome, Routed
 from extproc.core.quota import ExactBooks, limits
 from extproc.core.request import Dialect, Request, RouteKind
-from extproc.core.scheduler import DeskLimits, Policy, Scheduler
+from extproc.core.scheduler import Policy, Scheduler, SchedulerLimits
 from extproc.core.tenant import Credentials, Directory, Tenant, hash_key
 
 FEW, MANY = 10, 10_000
@@ -62,7 +62,7 @@ def _scheduler(tenants: list[Tenant], *, quotas: bool = True) -> Scheduler:
         Fleet([pool]),
         instance="bench",
         default_model="m",
-        limits=DeskLimits(),
+        limits=SchedulerLimits(),
         rng=Random(1),
         policy=policy,
         quotas=ExactBooks(),

@@ -15,7 +15,7 @@ from extproc.core.health import Cause, CauseKind
 from extproc.core.outcome import LATER_MS, EndpointRow, Hold, Routed
 from extproc.core.policy import ClassSpec
 from extproc.core.request import Dialect, Request, RouteKind
-from extproc.core.scheduler import DeskLimits, Policy, Scheduler
+from extproc.core.scheduler import Policy, Scheduler, SchedulerLimits
 from extproc.core.strategies import STRATEGIES, SchedulingContext, Work, build
 from extproc.core.tenant import ANONYMOUS, Tenant
 from tests.stand.schedulers import make_scheduler
@@ -32,7 +32,7 @@ def scheduler_of(
     )
     spec = PoolSpec(name="p", models=("m",), strategy=strategy, endpoints=members, **pool)
     policy = Policy(classes=(ClassSpec(hold_ns=hold_ns),))
-    limits = DeskLimits()
+    limits = SchedulerLimits()
     return make_scheduler(spec, limits=limits, rng=Random(7), policy=policy)
 
 

@@ -12,7 +12,7 @@ from msgspec import structs
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.meter import SURE_ERROR, Meter, Meters, metered, output_bound, prompt_bound
 from extproc.core.outcome import Counted, End, Outcome, Reservation
-from extproc.core.scheduler import DeskLimits, Scheduler
+from extproc.core.scheduler import Scheduler, SchedulerLimits
 
 RESERVATION = Reservation(
     id="i-1",
@@ -153,7 +153,9 @@ def test_lengths_learn_from_streams_that_said_no_usage() -> None:
     pool = PoolSpec(
         name="p", models=("m",), strategy="steer", endpoints=(("10.0.0.1:80", "", 8),), engine="vllm"
     )
-    scheduler = Scheduler(Fleet([pool]), instance="s", default_model="m", limits=DeskLimits(), rng=Random(1))
+    scheduler = Scheduler(
+        Fleet([pool]), instance="s", default_model="m", limits=SchedulerLimits(), rng=Random(1)
+    )
     lengths = scheduler.fleet.pools["p"].lengths
     before = lengths.expected("acme", "m", None)
     for number in range(30):

@@ -8,7 +8,7 @@ from extproc.core.families import Family
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Reject, Routed
 from extproc.core.request import Dialect, Request, RouteKind
-from extproc.core.scheduler import DeskLimits, Scheduler
+from extproc.core.scheduler import Scheduler, SchedulerLimits
 from extproc.core.tenant import Tenant
 
 ACME, GLOBEX = Tenant(name="acme"), Tenant(name="globex")
@@ -24,7 +24,7 @@ def scheduler_of() -> Scheduler:
     )
     everybodys = PoolSpec(name="all", models=("m",), strategy="steer", endpoints=(("10.0.0.2:80", "", 8),))
     scheduler = Scheduler(
-        Fleet([everybodys, own]), instance="i", default_model="m", limits=DeskLimits(), rng=Random(1)
+        Fleet([everybodys, own]), instance="i", default_model="m", limits=SchedulerLimits(), rng=Random(1)
     )
     scheduler.settings.families = {"auto": Family(name="auto", models=("secret", "m"), thresholds=(0.99,))}
     return scheduler

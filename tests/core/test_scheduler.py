@@ -7,7 +7,7 @@ import pytest
 from extproc.core.fleet import Endpoint, Fleet, PoolSpec
 from extproc.core.outcome import End, Outcome, Reject, Reservation, Routed
 from extproc.core.request import Dialect, Request, RouteKind
-from extproc.core.scheduler import DeskLimits, Scheduler
+from extproc.core.scheduler import Scheduler, SchedulerLimits
 from extproc.core.tenant import ANONYMOUS
 from tests.stand.schedulers import make_pool, make_scheduler, step
 
@@ -21,7 +21,7 @@ def spec(*addresses: str, permits: int = 4) -> PoolSpec:
 
 
 def scheduler_of(*addresses: str, instance: str = "i", permits: int = 4, **limits: int) -> Scheduler:
-    limited = DeskLimits(**{"reservation_ttl_ns": 60 * S, **limits})
+    limited = SchedulerLimits(**{"reservation_ttl_ns": 60 * S, **limits})
     fleet = Fleet([spec(*(addresses or (A, B, C)), permits=permits)])
     return make_scheduler(fleet, instance=instance, limits=limited)
 

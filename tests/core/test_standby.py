@@ -13,7 +13,7 @@ from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.ledger import STANDBY_NS
 from extproc.core.outcome import Hold, Outcome, Reject, Routed
 from extproc.core.request import Dialect, Request, RouteKind
-from extproc.core.scheduler import ClassSpec, DeskLimits, Policy, Scheduler
+from extproc.core.scheduler import ClassSpec, Policy, Scheduler, SchedulerLimits
 from extproc.core.tenant import ANONYMOUS
 from tests.stand.schedulers import step
 
@@ -25,7 +25,7 @@ def scheduler_of(*limits: int, retries: int = 2) -> Scheduler:
     spec = PoolSpec(name="p", models=("m",), strategy="least_request", endpoints=members)
     policy = Policy(classes=(ClassSpec(hold_ns=0, retries=retries),))
     return Scheduler(
-        Fleet([spec]), instance="i", default_model="m", limits=DeskLimits(), rng=Random(1), policy=policy
+        Fleet([spec]), instance="i", default_model="m", limits=SchedulerLimits(), rng=Random(1), policy=policy
     )
 
 

@@ -9,7 +9,7 @@ from extproc.config.model import Record
 from extproc.core.fairqueue import QueueBounds
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Outcome
-from extproc.core.policy import ClassSpec, DeskLimits, Policy
+from extproc.core.policy import ClassSpec, Policy, SchedulerLimits
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
 from extproc.observe.record import Recorder
@@ -75,7 +75,7 @@ def record(
         ),
         instance="test",
         default_model="m",
-        limits=DeskLimits(reservation_ttl_ns=600_000_000_000),
+        limits=SchedulerLimits(reservation_ttl_ns=600_000_000_000),
         rng=Random(seed),
         policy=Policy(
             classes=(ClassSpec(name="premium"), ClassSpec(name="standard")),

@@ -16,7 +16,7 @@ from extproc.core.fleet import Member, PoolSpec
 from extproc.core.outcome import End, Hold, Outcome, Reject, Reservation, Routed
 from extproc.core.quota import ExactBooks, QuotaLimits, limits
 from extproc.core.request import Dialect, Request, RouteKind
-from extproc.core.scheduler import ClassSpec, DeskLimits, Policy
+from extproc.core.scheduler import ClassSpec, Policy, SchedulerLimits
 from extproc.core.tenant import Tenant
 from tests.stand.examples import examples
 from tests.stand.schedulers import make_scheduler, step
@@ -108,7 +108,7 @@ class HoldMachine(RuleBasedStateMachine):
         self.scheduler = make_scheduler(
             *specs(layout, len(ADDRESSES)),
             default_model="model-p",
-            limits=DeskLimits(reservation_ttl_ns=TTL_NS),
+            limits=SchedulerLimits(reservation_ttl_ns=TTL_NS),
             rng=Random(seed),
             policy=policy,
             quotas=self.quotas,

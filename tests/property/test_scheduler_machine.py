@@ -14,7 +14,7 @@ from extproc.core.decide import ENDPOINTS_NAMED
 from extproc.core.fleet import Endpoint, PoolSpec
 from extproc.core.outcome import End, Outcome, Reservation, Routed
 from extproc.core.request import Dialect, Request, RouteKind
-from extproc.core.scheduler import DeskLimits
+from extproc.core.scheduler import SchedulerLimits
 from extproc.core.strategies import STRATEGIES
 from extproc.core.tenant import ANONYMOUS
 from tests.stand.examples import examples
@@ -46,7 +46,7 @@ def specs(layout: list[tuple[str, int]], strategy: str, kept: int) -> list[PoolS
     ]
 
 
-class DeskMachine(RuleBasedStateMachine):
+class SchedulerMachine(RuleBasedStateMachine):
     """One scheduler, a clock, and everybody who may say something to it."""
 
     reservations: Bundle[Reservation] = Bundle("reservations")
@@ -58,7 +58,9 @@ class DeskMachine(RuleBasedStateMachine):
         self.scheduler = make_scheduler(
             *specs(layout, strategy, len(ADDRESSES)),
             default_model="model-p",
-            limits=DeskLimits(reservation_ttl_ns=TTL_NS, reservations_max=12, settled_remembered_max=1024),
+            limits=SchedulerLimits(
+                reservation_ttl_ns=TTL_NS, reservations_max=12, settled_remembered_max=1024
+            ),
             rng=Random(seed),
         )
         self.seen: dict[int, Endpoint] = {}
@@ -219,13 +221,13 @@ class DeskMachine(RuleBasedStateMachine):
             assert (endpoint.requests, endpoint.permits, endpoint.tokens) == (0, 0, 0), "zero at rest"
 
 
-DeskMachine.TestCase.settings = examples(150, steps=40)
-TestDesk = DeskMachine.TestCase
+SchedulerMachine.TestCase.settings = examples(150, steps=40)
+TestScheduler = SchedulerMachine.TestCase
 
 
 def test_the_machine_can_fail() -> None:
     """A ledger that forgot to release would be noticed: the invariant is not vacuous."""
-    machine = DeskMachine()
+    machine = SchedulerMachine()
     machine.begin([("p", 5)] * len(ADDRESSES), "least_work", 1)
     reservation = machine.decide("p", 1, 10, RouteKind.CHAT, "")
     machine.scheduler.ledger._running[reservation.id].reservation = structs.replace(reservation, permits=2)

@@ -18,7 +18,7 @@ from extproc.core.families import Family
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.policy import ClassSpec
 from extproc.core.request import ROUTES
-from extproc.core.scheduler import DeskLimits, Policy, Scheduler
+from extproc.core.scheduler import Policy, Scheduler, SchedulerLimits
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
@@ -84,7 +84,7 @@ def processor_of() -> Processor:
         Fleet(pools),
         instance="i",
         default_model="m",
-        limits=DeskLimits(),
+        limits=SchedulerLimits(),
         rng=Random(1),
         policy=Policy(classes=(ClassSpec(hold_ns=0),)),
     )

@@ -11,7 +11,7 @@ import pytest
 from extproc.core.decide import RoutingRequest
 from extproc.core.events import Observer
 from extproc.core.outcome import Reject, Reservation, Routed
-from extproc.core.policy import DeskLimits, Policy
+from extproc.core.policy import Policy, SchedulerLimits
 from extproc.core.request import Request
 from extproc.core.scheduler import ROUND_NS, STEP_NS, Scheduler
 from extproc.core.slo import ClassSpec
@@ -86,7 +86,7 @@ def scheduler_of(kind: type[Scheduler] = Scheduler) -> tuple[Scheduler, Heard]:
         kind=kind,
         instance="sim",
         policy=policy,
-        limits=DeskLimits(reservation_ttl_ns=TTL_S * S),
+        limits=SchedulerLimits(reservation_ttl_ns=TTL_S * S),
     )
     heard = Heard()
     made.events.observers = (heard,)

@@ -1,4 +1,4 @@
-"""Desks of one pool, as most tests want them; what a test is about, it says itself."""
+"""Schedulers of one pool, as most tests want them; what a test is about, it says itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from extproc.core.outcome import Outcome, Reject, Reservation, Routed
 from extproc.core.policy import ClassSpec
 from extproc.core.quota import NOTHING, Amounts
 from extproc.core.request import Request
-from extproc.core.scheduler import DeskLimits, Scheduler
+from extproc.core.scheduler import Scheduler, SchedulerLimits
 from extproc.core.slo import sample_of
 from extproc.core.tenant import Directory, Tenant
 from extproc.wire.processor import Processor
@@ -34,7 +34,7 @@ def make_scheduler(*fleet: Fleet | PoolSpec, kind: type[Scheduler] = Scheduler, 
         known = fleet[0]
     else:
         known = Fleet(pool for pool in fleet if isinstance(pool, PoolSpec))
-    usual = {"instance": "i", "default_model": "m", "limits": DeskLimits(), "rng": Random(1)}
+    usual = {"instance": "i", "default_model": "m", "limits": SchedulerLimits(), "rng": Random(1)}
     return kind(known, **{**usual, **facts})
 
 

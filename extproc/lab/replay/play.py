@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from extproc.core.fairqueue import QueueBounds
 from extproc.core.fleet import Fleet, PoolSpec
-from extproc.core.policy import DeskLimits, Policy
+from extproc.core.policy import Policy, SchedulerLimits
 from extproc.core.predict.prior import Prior
 from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.scheduler import Scheduler
@@ -164,7 +164,7 @@ def _scheduler(
         ),
         instance="replay",
         default_model=scene.model,
-        limits=DeskLimits(reservation_ttl_ns=600_000_000_000, reservations_max=10_000_000),
+        limits=SchedulerLimits(reservation_ttl_ns=600_000_000_000, reservations_max=10_000_000),
         rng=Random(f"{seed}/scheduler"),
         policy=Policy(
             classes=tuple(classes),

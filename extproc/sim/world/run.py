@@ -14,7 +14,7 @@ from typing import Any
 
 from extproc.core.fairqueue import QueueBounds
 from extproc.core.fleet import Fleet, PoolSpec
-from extproc.core.policy import ClassSpec, DeskLimits, Policy
+from extproc.core.policy import ClassSpec, Policy, SchedulerLimits
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
 from extproc.sim.arrival import Workload
@@ -102,7 +102,7 @@ def run(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
         Fleet([spec]),
         instance="sim",
         default_model=MODEL,
-        limits=DeskLimits(reservation_ttl_ns=600_000_000_000, reservations_max=10_000_000),
+        limits=SchedulerLimits(reservation_ttl_ns=600_000_000_000, reservations_max=10_000_000),
         rng=Random(f"{setting.seed}/scheduler"),
         policy=policy,
     )
