@@ -22,8 +22,8 @@ from extproc.sim.events import (
     Stepped,
 )
 from extproc.sim.metrics import SimMetrics
+from extproc.sim.parallel import replica_of
 from extproc.sim.protocol import PlannedAnswer, SimError, overloaded
-from extproc.sim.replica import SimReplica
 from extproc.sim.spec import ReplicaSpec
 
 KEEP_ALIVE_S = 15.0
@@ -32,13 +32,24 @@ KEEP_ALIVE_S = 15.0
 class EngineJob:
     """One request in flight: how far it is, and a way to wait for more."""
 
-    __slots__ = ("_waiter", "finished", "keep_alive", "made", "plan", "request_id", "streaming", "woken_at_s")
+    __slots__ = (
+        "_waiter",
+        "finished",
+        "keep_alive",
+        "lane",
+        "made",
+        "plan",
+        "request_id",
+        "streaming",
+        "woken_at_s",
+    )
 
     def __init__(self, request_id: int, plan: PlannedAnswer, *, streaming: bool, now_s: float) -> None:
         self.request_id = request_id
         self.plan = plan
         self.streaming = streaming
         self.made = 0
+        self.lane = 0
         self.finished: Finished | None = None
         self.keep_alive = False
         self.woken_at_s = now_s
@@ -82,7 +93,7 @@ class SimEngine:
         self.metrics = SimMetrics(
             max_input_tokens=spec.max_input_tokens, max_total_tokens=spec.max_total_tokens
         )
-        self.replica = SimReplica(
+        self.replica = replica_of(
             spec.timing(),
             spec.limits(),
             rng=Random(f"{spec.seed}/{spec.name}/noise"),
@@ -178,11 +189,13 @@ class SimEngine:
             if isinstance(event, Stepped):
                 self._count_step(event)
                 for job in streaming.values():
-                    job.made += 1
+                    if job.lane == event.lane:
+                        job.made += 1
             elif isinstance(event, FirstToken | Resumed):
                 joined = self._jobs.get(event.request_id)
                 if joined is not None and joined.streaming:
                     joined.made += 1
+                    joined.lane = event.lane
                     streaming[joined.request_id] = joined
             elif isinstance(event, Requeued):
                 parted = streaming.pop(event.request_id, None)

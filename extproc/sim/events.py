@@ -50,6 +50,7 @@ class FirstToken:
     request_id: RequestId
     at_ns: int
     cached_tokens: int = 0
+    lane: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Resumed:
     request_id: RequestId
     at_ns: int
     tokens_made: int
+    lane: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +128,7 @@ class Stepped:
     prefill_tokens: int
     batch: int
     admitted: int
+    lane: int = 0
 
 
 Event = FirstToken | Requeued | Resumed | Finished | Cancelled | Stepped

@@ -157,8 +157,12 @@ class SimReplica:
 
     # Inputs.
 
-    def submit(self, request: SimRequest, *, now_ns: int) -> Accepted | Overloaded:
+    def submit(
+        self, request: SimRequest, *, now_ns: int, came_ns: int | None = None
+    ) -> Accepted | Overloaded:
         """Take a permit and queue the request; an idle replica starts it at once.
+
+        `came_ns` is when it came, where it waited elsewhere in the engine before.
 
         `ValueError` where the request could never run (it would block the queue for ever) or its id
         is live: both are the caller's to prevent, as TGI's validation does.
@@ -175,7 +179,7 @@ class SimReplica:
             raise ValueError(f"request id {request.request_id!r} is live")
         if self._refuse or self._permits >= self.limits.max_concurrent_requests:
             return Overloaded(self._permits)
-        sequence = Slot(request, now_ns)
+        sequence = Slot(request, now_ns if came_ns is None else came_ns)
         self._sequences[request.request_id] = sequence
         self._permits += 1
         if not self._queue and self.running < self._batch_max:
@@ -235,6 +239,12 @@ class SimReplica:
         elif self._hung_left_ns >= 0:
             self._step_ends = now_ns + self._hung_left_ns
         else:
+            self._start_step(now_ns)
+
+    def wake(self, now_ns: int) -> None:
+        """Memory that others held may be free: an idle replica looks at its queue again."""
+        self._run_to(now_ns)
+        if self._queue and self._step_ends is None and not self._hung:
             self._start_step(now_ns)
 
     # Time.

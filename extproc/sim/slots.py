@@ -16,13 +16,15 @@ from extproc.sim.prefix_cache import Lease
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaLimits:
     """TGI's launcher limits; tokens, except the permits (requests) and `max_batch_size` (sequences
-    running at once; None no limit). `slice_tokens` is TGI's 1024.
+    running at once; None no limit). `prefill_parallel` lanes share them out (parallel.py). `slice_tokens` is
+    TGI's 1024.
     """
 
     kv_capacity_tokens: int
     max_concurrent_requests: int = 128
     max_batch_prefill_tokens: int = 4096
     max_batch_size: int | None = None
+    prefill_parallel: int = 1
     slice_tokens: int = 1024
     block_tokens: int = 16
     prefix_caching: bool = True
@@ -33,6 +35,7 @@ class ReplicaLimits:
             "max_concurrent_requests",
             "max_batch_prefill_tokens",
             "max_batch_size",
+            "prefill_parallel",
             "slice_tokens",
             "block_tokens",
         ):

@@ -16,7 +16,9 @@ class ReplicaSpec:
     """One replica to start. `ValueError` at construction lists every problem at once.
 
     Tokens, except: `max_concurrent_requests` and `max_client_batch_size` (requests),
-    `max_batch_size` (sequences running at once; None no limit), `payload_limit_bytes`, `bytes_per_token`,
+    `max_batch_size` (sequences running at once; None no limit), `prefill_parallel` (lanes that take
+    a prompt each, side by side, and share `max_batch_size` out; 1 is TGI), `payload_limit_bytes`,
+    `bytes_per_token`,
     `noise` (relative standard deviation of a step, 0..0.3), `slowdown` (factor on every step: 3.0 is a
     straggler) and `time_scale` (10 runs ten times faster than life; every duration that a client or
     `/metrics` sees shrinks with it). `port` 0 takes a free one. `kv_capacity_tokens` None takes the
@@ -36,6 +38,7 @@ class ReplicaSpec:
     max_concurrent_requests: int = 128
     max_batch_prefill_tokens: int = 4096
     max_batch_size: int | None = None
+    prefill_parallel: int = 1
     max_input_tokens: int = 8191
     max_total_tokens: int = 8192
     kv_capacity_tokens: int | None = None
@@ -73,6 +76,7 @@ class ReplicaSpec:
             "max_concurrent_requests",
             "max_batch_prefill_tokens",
             "max_batch_size",
+            "prefill_parallel",
             "max_input_tokens",
             "max_client_batch_size",
             "max_best_of",
@@ -126,6 +130,7 @@ class ReplicaSpec:
             max_concurrent_requests=self.max_concurrent_requests,
             max_batch_prefill_tokens=self.max_batch_prefill_tokens,
             max_batch_size=self.max_batch_size,
+            prefill_parallel=self.prefill_parallel,
             block_tokens=self.block_tokens,
             prefix_caching=self.prefix_caching,
         )

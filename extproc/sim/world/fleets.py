@@ -34,6 +34,8 @@ NAMED = {
     "8b": "8*a100-80g/llama-3-8b",
     "8b-mixed": "5*a100-80g/llama-3-8b,3*h100-80g/llama-3-8b",
     "8b-straggler": "7*a100-80g/llama-3-8b,1*a100-80g/llama-3-8b:slowdown=3",
+    "8b-parallel2": "8*a100-80g/llama-3-8b:parallel=2",
+    "8b-parallel8": "8*a100-80g/llama-3-8b:parallel=8:batch=8",
     "70b": "8*a100-tp4/llama-2-70b",
     "70b-mixed": "5*a100-tp4/llama-2-70b,3*h100-tp4/llama-2-70b",
     "70b-straggler": "7*a100-tp4/llama-2-70b,1*a100-tp4/llama-2-70b:slowdown=3",
@@ -46,13 +48,15 @@ class FleetError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """`count` replicas alike. `slowdown` 3 is a straggler; `permits` are the engine's."""
+    """`count` replicas alike. `slowdown` 3 is a straggler; `permits` are the engine's, `batch` what it
+    runs of them (0: all), in `parallel` lanes side by side."""
 
     hardware: str
     count: int = 1
     slowdown: float = 1.0
     permits: int = 128
     batch: int = 0
+    parallel: int = 1
     kv_tokens: int = 0
     spot: bool = False
 
@@ -72,6 +76,7 @@ class Group:
             kv_capacity_tokens=self.kv,
             max_concurrent_requests=self.permits,
             max_batch_size=self.batch or None,
+            prefill_parallel=self.parallel,
             block_tokens=block_tokens,
         )
 
@@ -96,10 +101,11 @@ class SimFleet:
             ReplicaShare(
                 hardware=group.timing,
                 slowdown=group.slowdown,
-                permits=group.permits,
-                kv_capacity_tokens=group.kv,
+                permits=max(1, (group.batch or group.permits) // group.parallel),
+                kv_capacity_tokens=group.kv // group.parallel,
             )
             for _, group in self.replicas
+            for _lane in range(group.parallel)
         ]
 
     def members(self, *, permits: int | None = None) -> list[Member]:
@@ -185,7 +191,13 @@ def _group(part: str, text: str) -> Group:
             group = replace(group, **changed)
         except ValueError:
             raise FleetError(f"fleet {text!r}: {key}={value} is no {kind.__name__}") from None
-    if group.slowdown <= 0 or group.permits < 1 or group.batch < 0 or group.kv_tokens < 0:
+    if (
+        group.slowdown <= 0
+        or group.permits < 1
+        or group.batch < 0
+        or group.parallel < 1
+        or group.kv_tokens < 0
+    ):
         raise FleetError(f"fleet {text!r}: slowdown and permits must be positive")
     return group
 

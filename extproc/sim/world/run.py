@@ -18,7 +18,7 @@ from extproc.core.policy import ClassSpec, Policy, SchedulerLimits
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
 from extproc.sim.arrival import Workload
-from extproc.sim.replica import SimReplica
+from extproc.sim.parallel import replica_of
 from extproc.sim.served import SLO_8B, Served
 from extproc.sim.world.fleets import SimFleet
 from extproc.sim.world.oracle import ORACLE, enlighten
@@ -108,7 +108,7 @@ def run(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
     )
     errors = fleet.model_error(Random(f"{setting.seed}/error"), setting.model_error)
     replicas = {
-        address: SimReplica(
+        address: replica_of(
             group.timing,
             group.limits(block_tokens=workload.block_tokens),
             rng=Random(f"{setting.seed}/{address}"),

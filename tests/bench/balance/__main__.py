@@ -21,6 +21,7 @@ from play import PLAIN, Case, Played, play  # noqa: E402 (its folders come onto 
 from scenario import (  # noqa: E402
     HARDWARE,
     KV_TOKENS,
+    OUTPUT_MEDIAN,
     PREFIX_TOKENS,
     RATE_PER_S,
     REPLICAS,
@@ -53,6 +54,9 @@ def main() -> None:
     parser.add_argument("--shape", nargs="*", choices=SHAPES, default=["uniform", "hetero", "flaky"])
     parser.add_argument("--balancer", nargs="*", choices=[*BALANCERS], default=[*BALANCERS])
     parser.add_argument("--kv-tokens", type=int, default=KV_TOKENS, help="a replica's KV memory")
+    parser.add_argument("--parallel", type=int, default=1, help="prompts that a replica takes side by side")
+    parser.add_argument("--output-median", type=int, default=OUTPUT_MEDIAN, help="tokens")
+    parser.add_argument("--slowdown", type=float, default=1.0, help="of every replica")
     parser.add_argument("--hardware", default=HARDWARE, help="`steersman sim-replica --hardware list`")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     asked = parser.parse_args()
@@ -75,6 +79,9 @@ def main() -> None:
                 requests=asked.requests,
                 kv_tokens=asked.kv_tokens,
                 hardware=asked.hardware,
+                parallel=asked.parallel,
+                slowdown=asked.slowdown,
+                output_median=asked.output_median,
             )
             row = play(case)
             rows.append(row)

@@ -17,6 +17,7 @@ from scenario import (
     FLAKY_SHARE,
     HARDWARE,
     KV_TOKENS,
+    OUTPUT_MEDIAN,
     RATE_PER_S,
     REPLICAS,
     REQUESTS,
@@ -47,6 +48,11 @@ class Case:
     hardware: str = HARDWARE
     #: 2 runs twice as fast as life, arrivals too; what clients see shrinks with it.
     time_scale: float = 1.0
+    #: Prompts that a replica takes side by side, each as fast as alone; 1 is TGI.
+    parallel: int = 1
+    output_median: int = OUTPUT_MEDIAN
+    #: Every replica's steps take so many times the hardware's.
+    slowdown: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +82,15 @@ def replicas_of(case: Case) -> Replicas:
         "hardware": case.hardware,
         "time_scale": case.time_scale,
         "max_batch_size": SLOTS,
+        "prefill_parallel": case.parallel,
+        "slowdown": case.slowdown,
         "kv_capacity_tokens": case.kv_tokens,
         "block_tokens": BLOCK_TOKENS,
         "bytes_per_token": BYTES_PER_TOKEN,
     }
     specs: list[dict[str, Any]] = [{**spec, "seed": i} for i in range(REPLICAS)]
     if case.shape in ("hetero", "hard"):
-        specs[ODD]["slowdown"] = STRAGGLER
+        specs[ODD]["slowdown"] = STRAGGLER * case.slowdown
     return Replicas(specs)
 
 
@@ -109,7 +117,13 @@ def requests_of(case: Case, wanted: list[Ask]) -> list[tuple[float, bytes]]:
 
 def play(case: Case) -> Played:
     """Start everything afresh, play, stop."""
-    wanted = asks(seed=case.seed, shape=case.shape, requests=case.requests, rate_per_s=case.rate_per_s)
+    wanted = asks(
+        seed=case.seed,
+        shape=case.shape,
+        requests=case.requests,
+        rate_per_s=case.rate_per_s,
+        output_median=case.output_median,
+    )
     requests = requests_of(case, wanted)
     with replicas_of(case) as replicas:
         if case.shape in ("flaky", "hard"):

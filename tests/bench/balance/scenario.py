@@ -73,7 +73,12 @@ def text(key: str, tokens: int) -> str:
 
 
 def asks(
-    *, seed: int, shape: str = "uniform", requests: int = REQUESTS, rate_per_s: float = RATE_PER_S
+    *,
+    seed: int,
+    shape: str = "uniform",
+    requests: int = REQUESTS,
+    rate_per_s: float = RATE_PER_S,
+    output_median: int = OUTPUT_MEDIAN,
 ) -> list[Ask]:
     """The requests of a run, in order of arrival."""
     rng = Random(f"{seed}/asks")
@@ -85,7 +90,7 @@ def asks(
     for serial in range(requests):
         at_s += rng.expovariate(rate_per_s * (_burst(at_s) if shape == "burst" else 1.0))
         tenant = bisect_left(shares, rng.random() * shares[-1])
-        output = min(most, max(1, round(OUTPUT_MEDIAN * rng.lognormvariate(0.0, sigma))))
+        output = min(most, max(1, round(output_median * rng.lognormvariate(0.0, sigma))))
         found.append(Ask(at_s, tenant, serial, prefixes[tenant], rng.randint(*TAIL_TOKENS), output))
     return found
 
