@@ -177,13 +177,14 @@ def place(
     among: Sequence[Endpoint] | None = None,
     patient: bool = False,
     deciders: int = 1,
+    last: bool = False,
     trace: PlacementTrace | None = None,
 ) -> Routed | Reject | Full:
     """Where a case goes now: the ordered endpoints, a refusal that waiting would not mend, or FULL.
 
-    `degraded`, when set, makes the choice by least in flight and is said in the reason; so does
-    telemetry that is stale everywhere. `among` asks of these endpoints alone. `patient` and `deciders` as
-    in `work.SchedulingContext`. `trace` is filled with how it came about; a decision has its own, in brief.
+    `degraded`, when set, makes the choice by least in flight and is said in the reason; so does telemetry
+    that is stale everywhere. `among` asks of these endpoints alone. `patient`, `deciders` and `last` as in
+    `work.SchedulingContext`. `trace` is filled with how it came about; a decision has its own, in brief.
     """
     pool = fleet.pools.get(routing.pool)
     if pool is None:
@@ -216,7 +217,7 @@ def place(
         removed["outside the subset"] = outside
     if not candidates and not suspects:
         return FULL if among is not None else _none_left(pool, endpoints, routing.permits)
-    at = context(routing.work, pool, now_ns=now_ns, patient=patient, deciders=deciders)
+    at = context(routing.work, pool, now_ns=now_ns, patient=patient, deciders=deciders, last=last)
     considered = [*candidates, *suspects] if suspects else candidates
     reason = choose(strategy, candidates, suspects, routing, removed, rng, degraded, at)
     if not reason.best:
@@ -234,7 +235,10 @@ def place(
             trace.removed(everyone, considered, routing.needs(permits))
     trace.ranked(strategy, reason, considered, named, found, routing.work, at)
     first, addresses = named[0], tuple(endpoint.address for endpoint in named)
-    expected = FREE if routing.free else plan(routing.work, first, Forecast._make(found[0]))
+    expected = FREE
+    if not routing.free:
+        given_tokens = at.coming.get(first.address, 0)
+        expected = plan(routing.work, first, Forecast._make(found[0]), given_tokens=given_tokens)
     return Routed(
         cluster=pool.cluster_for(tenant.service_class),
         addresses=addresses,
@@ -303,7 +307,7 @@ def choose(
             best.extend(len(considered) + i for i in chosen)
             scores.extend(ranking.scores)
             considered.extend(group)
-            if not chosen:
+            if not chosen and not at.last:
                 # Those that are trusted will take it later: suspects are for when there are none.
                 break
     if suspects:

@@ -17,7 +17,7 @@ from extproc.core.errors import Error
 from extproc.core.events import EventEmitter
 from extproc.core.experiment import Experiments
 from extproc.core.fairqueue import FairQueue, QueuedRequest, Shed
-from extproc.core.feedback import MS_NS, coming
+from extproc.core.feedback import MS_NS, coming, late
 from extproc.core.fleet import Fleet
 from extproc.core.forecast import fastest_prefill_ms
 from extproc.core.ledger import Ledger
@@ -167,12 +167,17 @@ class Dispatcher:
     def try_again(self, *, now_ns: int) -> None:
         """Overdue first tokens count as come, and who waits is tried again."""
         self._ledger.past_retries(now_ns=now_ns)
-        self._counts["first_token.overdue"] += len(self._ledger.overdue(now_ns=now_ns))
+        for entry in self._ledger.overdue(now_ns=now_ns):
+            self._counts["first_token.overdue"] += 1
+            late(entry, now_ns=now_ns)
         if len(self.queue):
             self.pump_all(now_ns=now_ns)
 
     def shed(self, *, now_ns: int) -> None:
-        """Turn away who has waited as long as its class allows."""
+        """Turn away who has waited as long as its class allows, and whom no replica would start even now."""
+        for held, placed in self.queue.last_chance(lambda held: self._last(held, now_ns), now_ns=now_ns):
+            self._counts["released.last"] += 1
+            self._tell([(held.id, self._release(held, placed, now_ns))])
         self._shed(self.queue.expire(now_ns=now_ns), now_ns)
 
     def renew(self, *, now_ns: int) -> None:
@@ -318,14 +323,29 @@ class Dispatcher:
         *,
         among: Sequence[Endpoint] | None = None,
         patient: bool = False,
+        last: bool = False,
     ) -> Routed | Reject | Full:
         """Where a held request goes; a fault must lose neither it nor the others of the same event."""
         for degraded in ("", "internal error"):
             try:
-                return self._place(routing, now_ns, degraded=degraded, among=among, patient=patient)
+                return self._place(
+                    routing, now_ns, degraded=degraded, among=among, patient=patient, last=last
+                )
             except Exception:  # noqa: BLE001 (law: every exception becomes a decision)
                 self._counts["exception.release"] += 1
         return Error.INTERNAL.reject("the gateway could not release this request")
+
+    def _last(self, held: QueuedRequest, now_ns: int) -> Routed | None:
+        """A place for one that would be turned away: where nothing but a prior says that it must wait."""
+        placed = self._placed(held.payload[0], now_ns, last=True)
+        return placed if isinstance(placed, Routed) else None
+
+    def _idle(self, routing: RoutingRequest) -> bool:
+        """Whether a replica that may serve it has nothing to do, by everybody's account."""
+        pool, allows = self._fleet.pools.get(routing.pool), routing.needs(routing.permits).allows
+        return pool is not None and any(
+            each.ready and not each.load_permits and allows(each) for each in pool.endpoints
+        )
 
     def _place(
         self,
@@ -335,6 +355,7 @@ class Dispatcher:
         degraded: str,
         among: Sequence[Endpoint] | None = None,
         patient: bool = False,
+        last: bool = False,
     ) -> Routed | Reject | Full:
         return place(
             routing,
@@ -345,6 +366,7 @@ class Dispatcher:
             among=among,
             patient=patient,
             deciders=self._peers.deciders,
+            last=last,
         )
 
     def _release(self, held: QueuedRequest, placed: Routed | Reject, now_ns: int) -> Routed | Reject:
@@ -366,6 +388,9 @@ class Dispatcher:
     def _shed_one(self, shed: Shed, now_ns: int) -> Reject:
         held = shed.held
         self._counts["shed"] += 1
+        if self._idle(held.payload[0]):
+            # Never, by law (bind late, waste nothing): shown, so that nobody has to believe it.
+            self._counts["shed.idle"] += 1
         self._waiting.pop(held.id, None)
         self._quotas.cancel(held.id, now_ns=now_ns)
         waited_s = (now_ns - held.arrived_ns) / 1e9

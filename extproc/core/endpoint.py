@@ -14,6 +14,7 @@ from typing import NamedTuple
 from extproc.core.health import Health
 from extproc.core.latency import Latency
 from extproc.core.load import Load
+from extproc.core.predict.admission import Admission
 from extproc.core.predict.prior import prior
 from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.reports import ReplicaReport
@@ -63,6 +64,7 @@ class Endpoint:
         "_promised",
         "_surplus",
         "address",
+        "admission",
         "announced",
         "cache_tokens",
         "configured_max_concurrent",
@@ -147,6 +149,7 @@ class Endpoint:
         self.load = Load()
         #: How fast it is; its fleet gives endpoints of a pool and hardware one model between them.
         self.speed = Speed(SpeedModel(prior()))
+        self.admission = Admission(self.speed.model.admission)
         #: Prompt tokens that its prefix cache is taken to hold (feedback.py); 0 while nothing was learnt.
         self.cache_tokens = 0
         #: How long its answers took of late (latency).

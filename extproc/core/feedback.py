@@ -22,6 +22,10 @@ KV_TOKENS_ASSUMED = 200_000
 #: A first token tells of the cache where so many tokens should have been cached, and their prefill would have
 #: taken this share of what was predicted.
 CACHE_JUDGED_MIN, SPARED_SHARE_MIN = 128, 0.3
+#: From so many observations of its speed on, an endpoint's late first tokens tell of waiting.
+SPEED_KNOWN = 1
+#: Below this share of waiting prompts are prefilled side by side: who comes later delays nobody.
+SIDE_BY_SIDE = 0.3
 #: How fast a cache is taken for smaller, and for larger again.
 CACHE_SHRINK, CACHE_GROW = 0.1, 0.01
 #: A decode of fewer tokens says more of its first than of a step.
@@ -43,6 +47,7 @@ class Feedback:
 
     def first_token(self, entry: InFlight, *, now_ns: int) -> None:
         """The first token of a request in flight was seen now."""
+        entry.endpoint.speed.model.admission.heard = True
         if not entry.adopted:
             self._ttft(entry, (now_ns - entry.job.placed_ns) / MS_NS, now_ns)
         pool = self.fleet.pools.get(entry.reservation.pool)
@@ -106,27 +111,41 @@ class Feedback:
             return
         endpoint, plan = entry.endpoint, entry.job.plan
         endpoint.latency.ttft.saw(observed_ms, now_ns=now_ns)
+        endpoint.admission.answers()
         if plan.ttft_ms <= 0.0:
             return
         self.ttft.saw(plan.ttft_ms, observed_ms)
         if plan.cached_tokens >= CACHE_JUDGED_MIN and self._missed(entry, observed_ms):
             # Its time says that the cache did not hold what we thought, and so nothing of the speed.
             return
+        job = entry.job
+        if not plan.sure:
+            return
         if plan.alone:
             endpoint.speed.saw_prefill(plan.uncached_tokens, plan.cached_tokens, observed_ms)
-        elif endpoint.load.entered == entry.job.entered:
-            # Who comes after it may be prefilled in the same step: then its time says nothing of the speed.
-            endpoint.speed.saw_first_token(plan.ttft_ms, observed_ms)
-            if plan.next:
-                batch, context_tokens = running(endpoint)
-                endpoint.speed.saw_prefill_among(
-                    plan.uncached_tokens,
-                    plan.cached_tokens,
-                    observed_ms,
-                    beside_ms=plan.ttft_ms - plan.prefill_ms,
-                    batch=batch,
-                    context_tokens=context_tokens,
-                )
+            return
+        if job.ahead:
+            _waited(entry, observed_ms)
+        if self._joined(entry, observed_ms):
+            return
+        predicted_ms = plan.ttft_ms - plan.wait_ms
+        if job.ahead and endpoint.admission.known(job.ahead):
+            # By what is known of its waiting now: an error of that is none of the speed.
+            predicted_ms += endpoint.admission.share(job.ahead) * job.ahead_ms
+        elif job.ahead:
+            # Not at all, or for all of them: what is within that tells nothing.
+            predicted_ms = min(max(observed_ms, predicted_ms), predicted_ms + job.ahead_ms)
+        endpoint.speed.saw_first_token(predicted_ms, observed_ms)
+        if plan.next:
+            batch, context_tokens = running(endpoint)
+            endpoint.speed.saw_prefill_among(
+                plan.uncached_tokens,
+                plan.cached_tokens,
+                observed_ms,
+                beside_ms=plan.ttft_ms - plan.prefill_ms,
+                batch=batch,
+                context_tokens=context_tokens,
+            )
 
     def _missed(self, entry: InFlight, observed_ms: float) -> bool:
         """Whether a first token took as long as if nothing had been cached; what is held is taken for less.
@@ -138,9 +157,15 @@ class Feedback:
         endpoint, plan = entry.endpoint, entry.job.plan
         pool = self.fleet.pools.get(entry.reservation.pool)
         spared_ms = endpoint.speed.prefill_ms(plan.uncached_tokens + plan.cached_tokens) - plan.prefill_ms
-        if pool is None or spared_ms <= SPARED_SHARE_MIN * plan.ttft_ms:
+        # Prefills ahead delay those that are cached too, by as much as is known of that.
+        expected_ms = plan.ttft_ms - plan.wait_ms
+        if entry.job.ahead:
+            expected_ms += endpoint.admission.share(entry.job.ahead) * entry.job.ahead_ms
+        if pool is None or spared_ms <= SPARED_SHARE_MIN * expected_ms:
             return False
-        missed = observed_ms > plan.ttft_ms + spared_ms / 2.0
+        missed = observed_ms > expected_ms + spared_ms / 2.0
+        if missed and self._delayed(entry, observed_ms):
+            return True
         each = plan.block_tokens
         capacity = float(cache_tokens(endpoint))
         if missed:
@@ -153,6 +178,20 @@ class Feedback:
             pool.prefixes.shrink(endpoint.address, capacity_blocks=int(endpoint.cache_tokens / each))
         return missed
 
+    def _delayed(self, entry: InFlight, observed_ms: float) -> bool:
+        """Whether others may have delayed its first token by more than is known."""
+        endpoint, job = entry.endpoint, entry.job
+        if job.ahead_ms and not (job.ahead and endpoint.admission.known(job.ahead)):
+            return True
+        return self._joined(entry, observed_ms)
+
+    def _joined(self, entry: InFlight, observed_ms: float) -> bool:
+        """Whether somebody came after it who may have been prefilled with it: then its time says nothing."""
+        job, endpoint = entry.job, entry.endpoint
+        if endpoint.admission.known(1) and endpoint.admission.share(1) < SIDE_BY_SIDE:
+            return False
+        return endpoint.load.joined(job, job.placed_ns + int(observed_ms * MS_NS))
+
     def _decode(self, outcome: Outcome, ended: EndedRequest, now_ns: int) -> None:
         entry, decoded, tokens = ended.entry, ended.decoded, outcome.output_tokens
         if entry is None or decoded is None or tokens is None or not entry.heard_first:
@@ -161,13 +200,16 @@ class Feedback:
             return
         tpot_ms = decoded.elapsed_ms / (tokens - 1)
         entry.endpoint.latency.tpot.saw(tpot_ms, now_ns=now_ns)
-        if decoded.interference_ms < INTERFERENCE_MAX * decoded.elapsed_ms:
-            step_ms = (decoded.elapsed_ms - decoded.interference_ms) / (tokens - 1)
-            # What others run there is known as it is now, not as it was in the mean: better than nothing.
-            streams, context_tokens = others(entry.endpoint)
-            entry.endpoint.speed.saw_decode(
-                decoded.batch + streams, decoded.context_tokens + context_tokens, step_ms
-            )
+        # What others run there is known as it is now, not as it was in the mean: better than nothing.
+        streams, held_tokens = others(entry.endpoint)
+        batch, context_tokens = decoded.batch + streams, decoded.context_tokens + held_tokens
+        endpoint = entry.endpoint
+        steps_ms = (tokens - 1) * endpoint.speed.step_ms(batch, context_tokens)
+        endpoint.admission.saw_decode(decoded.elapsed_ms, steps_ms, decoded.interference_ms)
+        stalled_ms = endpoint.admission.stall * decoded.interference_ms
+        if stalled_ms < INTERFERENCE_MAX * decoded.elapsed_ms:
+            step_ms = (decoded.elapsed_ms - stalled_ms) / (tokens - 1)
+            endpoint.speed.saw_decode(batch, context_tokens, step_ms)
 
 
 def _cached(pool: Pool, entry: InFlight) -> None:
@@ -181,6 +223,30 @@ def _cached(pool: Pool, entry: InFlight) -> None:
 def cache_tokens(endpoint: Endpoint) -> int:
     """Tokens that an endpoint's prefix cache is taken to hold."""
     return endpoint.cache_tokens or endpoint.kv_tokens or KV_TOKENS_ASSUMED
+
+
+def _waited(entry: InFlight, observed_ms: float) -> None:
+    """What a first token says of how its engine admits; by what is known of its speed now, which may be
+    more than
+    when it was placed."""
+    job, plan, endpoint = entry.job, entry.job.plan, entry.endpoint
+    speed = endpoint.speed
+    scale = speed.prefill_ms(plan.uncached_tokens, plan.cached_tokens) / plan.prefill_ms
+    own_ms = scale * (plan.ttft_ms - plan.wait_ms)
+    waited_ms = observed_ms - own_ms
+    # A speed that nobody knows yet looks like waiting.
+    if speed.observations >= SPEED_KNOWN or waited_ms <= 0.0:
+        endpoint.admission.saw(job.ahead, scale * job.ahead_ms, own_ms, waited_ms)
+
+
+def late(entry: InFlight, *, now_ns: int) -> None:
+    """Its first token should long have come: that it takes at least so long is known before it is there.
+
+    Not where nobody hears of first tokens: then nothing is late.
+    """
+    endpoint, plan = entry.endpoint, entry.job.plan
+    if entry.reservation.stream and not entry.moved and endpoint.speed.model.admission.heard:
+        endpoint.speed.saw_first_token(plan.latest_ms, (now_ns - entry.job.placed_ns) / MS_NS)
 
 
 def coming(pool: Pool, endpoint: Endpoint, plan: Plan) -> None:

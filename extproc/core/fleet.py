@@ -15,6 +15,7 @@ from extproc.core.contract import cluster_name
 from extproc.core.diagnosis import STALE_NS, Diagnosis, step_pool
 from extproc.core.endpoint import PREFILL_BUDGET_TOKENS, Endpoint, Member
 from extproc.core.outcome import Outcome
+from extproc.core.predict.admission import Admission
 from extproc.core.predict.lengths import OutputLengths
 from extproc.core.predict.prior import prior
 from extproc.core.predict.speed import Speed, SpeedModel
@@ -286,6 +287,7 @@ class Fleet:
         if endpoint.speed.model is not model:
             factor, endpoint.speed = endpoint.speed.factor, Speed(model)
             endpoint.speed.factor = factor
+            endpoint.admission = Admission(model.admission)
         endpoint.prefill_budget_tokens = pool.prefill_budget_tokens
         if not endpoint.kv_capacity_tokens:
             endpoint.kv_capacity_tokens = pool.kv_capacity_tokens

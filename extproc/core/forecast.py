@@ -1,16 +1,17 @@
 """What a request would meet on an endpoint, were it placed there now: the one formula. Pure.
 
-    TTFT    = prefill queued there + own prefill + (step/2 + (m − 1)·(a prefill's base + step), if it decodes)
+    TTFT    = w·prefill queued there + own prefill + (step/2 + (m − 1)·(prefill base + step), if it decodes)
     prefill = f·(pa + pb·u + pc·((off + u)² − off²)),  without the base where it shares another's step
     step    = f·(a + b·B + c·K)
     TPOT    = f·(a + b·(B + n) + c·(K + its own context))
-    m       = ceil((queued tokens + u) ÷ (prefill budget − B))  chunks
+    m       = ceil((w·queued tokens + u) ÷ (prefill budget − B))  chunks
 
-where u are the prompt's uncached and off its cached tokens there, n its sequences, B the streams and K their
-context tokens, f the endpoint's learned factor, and a, b, c, pa, pb, pc its speed (predict/timing.py). Peers'
-and foreign requests count as streams, each with FOREIGN_CONTEXT_TOKENS. Health, zones and the price of copies
-are a strategy's. A reservation's plan is made of this whatever strategy chose, so that predictions are told,
-and learnt from, under each of them.
+where u are the prompt's uncached and off its cached tokens there, n its sequences, B the streams and K
+their context tokens, f the endpoint's learned factor, w the share of what is queued that its engine makes a
+prompt wait for (predict/admission.py; 1 is one at a time), and a, b, c, pa, pb, pc its speed
+(predict/timing.py). Peers' and foreign requests count as streams, each with FOREIGN_CONTEXT_TOKENS. Health,
+zones and the price of copies are a strategy's. A reservation's plan is made of this whatever strategy
+chose, so that predictions are told, and learnt from, under each of them.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ from typing import NamedTuple
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.load import SLICE_TOKENS, Plan
+from extproc.core.predict.admission import AHEAD_MAX
 from extproc.core.predict.speed import SpeedModel
 from extproc.core.work import NOTHING, Work
 
 #: Context that a request of somebody else's is taken to hold.
 FOREIGN_CONTEXT_TOKENS = 1_024
+
+#: Where so many tokens of a prefix went more than are believed to be there, they may be cached, or gone.
+UNSURE_TOKENS = 128
 
 FREE = Plan(
     uncached_tokens=0, cached_tokens=0, prefill_ms=0.0, kv_tokens=0, output_tokens=0.0, tpot_target_ms=1e9
@@ -85,21 +90,27 @@ def forecasts(
         step = f * (a + b * streaming + c * (load.context_tokens + theirs * FOREIGN_CONTEXT_TOKENS))
         u = tokens - held
         prefill = f * (pa + pb * u + pc * (square - held * held))
-        due = load.queued_tokens + u
+        ttft = prefill
+        due, wait = u, 0.0
+        if queued := load.queued:
+            wait = e.admission.shares[min(AHEAD_MAX, queued)]
+            due += int(wait * load.queued_tokens)
+            ttft += wait * load.queued_ms
         room = e.prefill_budget_tokens - streaming
         chunks = 1 if due <= room else (-(-due // room) if room > 0 else due)
-        if load.queued and chunks == 1:
+        if queued and chunks == 1:
             # It goes along in one step with those that wait there, whose base it shares.
-            prefill -= f * pa
-        ttft = load.queued_ms + prefill
+            prefill -= wait * f * pa
+            ttft -= wait * f * pa
         if streaming:
             ttft += 0.5 * step + (chunks - 1) * (f * pa + step)
         found.append((ttft, step + f * more, step, prefill, u, held, streaming, chunks))
     return found
 
 
-def plan(work: Work, endpoint: Endpoint, expected: Forecast) -> Plan:
-    """What a request is entered with where it is placed."""
+def plan(work: Work, endpoint: Endpoint, expected: Forecast, *, given_tokens: int = 0) -> Plan:
+    """What a request is entered with where it is placed; `given_tokens` of its prefix have gone there
+    before."""
     queued = endpoint.load.queued
     return Plan(
         uncached_tokens=expected.uncached_tokens,
@@ -115,7 +126,15 @@ def plan(work: Work, endpoint: Endpoint, expected: Forecast) -> Plan:
         block_tokens=work.block_tokens,
         alone=not queued and not expected.streaming,
         next=not queued and expected.chunks == 1,
+        wait_ms=waits(endpoint) * endpoint.load.queued_ms,
+        wait_most_ms=endpoint.load.queued_ms,
+        sure=given_tokens - expected.cached_tokens < UNSURE_TOKENS,
     )
+
+
+def waits(endpoint: Endpoint) -> float:
+    """The share of the prefills queued there that a prompt placed there now would wait for, 0 to 1."""
+    return endpoint.admission.shares[min(endpoint.load.queued, AHEAD_MAX)]
 
 
 def growth_tokens(work: Work) -> int:
@@ -149,9 +168,10 @@ def step_ms(endpoint: Endpoint) -> float:
 def start_ms(endpoint: Endpoint) -> float:
     """When a prefill placed there now would begin: what is queued, and the step under way, in the mean."""
     streams, context_tokens = running(endpoint)
+    wait_ms = waits(endpoint) * endpoint.load.queued_ms
     if not streams:
-        return endpoint.load.queued_ms
-    return endpoint.load.queued_ms + 0.5 * endpoint.speed.step_ms(streams, context_tokens)
+        return wait_ms
+    return wait_ms + 0.5 * endpoint.speed.step_ms(streams, context_tokens)
 
 
 def fastest_prefill_ms(work: Work, endpoints: Sequence[Endpoint]) -> float:

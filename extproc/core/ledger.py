@@ -118,15 +118,15 @@ class Ledger(Reservations[InFlight]):
             if entry is not None:
                 _stand_down(entry)
 
-    def overdue(self, *, now_ns: int) -> set[Endpoint]:
-        """Count as running whose first token should long have come; the endpoints that this has freed."""
-        freed: set[Endpoint] = set()
+    def overdue(self, *, now_ns: int) -> list[InFlight]:
+        """Count as running whose first token should long have come; those that this was news of."""
+        late: list[InFlight] = []
         while self._unheard and self._unheard[0][0] <= now_ns:
             _, reservation_id = heappop(self._unheard)
             entry = self.first_token(reservation_id, now_ns=now_ns)
             if entry is not None:
-                freed.add(entry.endpoint)
-        return freed
+                late.append(entry)
+        return late
 
     def move(self, reservation_id: str, endpoint: Endpoint, *, now_ns: int) -> None:
         """A retry took the request to another endpoint: its load goes along, and its prefill begins anew."""

@@ -8,6 +8,7 @@ Q `queued`, PN `queued_tokens`, PS `queued_ms`, B `streaming`, K `context_tokens
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,6 +27,8 @@ SPARE_SHARE = 0.5
 UNHEARD_STREAM, UNHEARD_OTHER = 3.0, 1.0
 #: The least that is waited for a first token before that.
 UNHEARD_MIN_NS = 100_000_000
+#: Placements whose times are remembered: who came while another waited for its first token.
+PLACED_KEPT = 64
 
 
 class Plan(NamedTuple):
@@ -53,12 +56,24 @@ class Plan(NamedTuple):
     #: Nobody waited for a first token, and it is prefilled in one go: of its time to first token all but half
     #: a step is its own prefill.
     next: bool = False
+    #: What of `ttft_ms` is the wait for prefills ahead, and what it would be with one prefill at a time.
+    wait_ms: float = 0.0
+    wait_most_ms: float = 0.0
+    #: What its endpoint holds of its prefix is sure: nothing else of it was ever given there.
+    sure: bool = True
+
+    @property
+    def latest_ms(self) -> float:
+        """Its time to first token, were one prompt prefilled at a time."""
+        return self.ttft_ms - self.wait_ms + self.wait_most_ms
 
 
 class Job:
     """One request on one replica."""
 
     __slots__ = (
+        "ahead",
+        "ahead_ms",
         "batch_mark",
         "context_mark",
         "context_tokens",
@@ -77,6 +92,10 @@ class Job:
         self.plan = plan
         #: The how-many-th it is that was placed there.
         self.entered = 0
+        #: Requests that were to be prefilled before it when it was placed (0 where one of them is not sure
+        #: to take as long as was planned), and what was left of that.
+        self.ahead = 0
+        self.ahead_ms = 0.0
         self.permits = permits
         self.placed_ns = now_ns
         self.queued = True
@@ -113,10 +132,15 @@ class Load:
         "_batch_ns",
         "_context_ns",
         "_integrated_ns",
+        "_pending",
+        "_placed_ns",
+        "_prefilling_ns",
         "_streams",
+        "_tight_stall",
         "_tight_step_ms",
         "_tight_until_ns",
         "_tightest_ms",
+        "_unsure",
         "context_tokens",
         "entered",
         "prefilled_ms",
@@ -139,17 +163,34 @@ class Load:
         #: Prefill done here, ever, in predicted milliseconds.
         self.prefilled_ms = 0.0
         self._streams: dict[str, Job] = {}
+        #: Those that wait for a first token, oldest first; since when the first of them is at work at most.
+        self._pending: dict[Job, None] = {}
+        self._prefilling_ns = 0
+        #: Those of them that may take less than was planned, or more.
+        self._unsure = 0
+        #: When the last ones were placed.
+        self._placed_ns: deque[int] = deque(maxlen=PLACED_KEPT)
         self._batch_ns = self._context_ns = 0
         self._integrated_ns = 0
         self._tightest_ms = math.inf
         self._tight_until_ns = -1
         self._tight_step_ms = 0.0
+        self._tight_stall = 1.0
 
     def enter(self, plan: Plan, permits: int, *, now_ns: int) -> Job:
         """A request is placed here: its prefill is still to do."""
         job = Job(plan, permits, now_ns)
         self.entered += 1
         job.entered = self.entered
+        self._placed_ns.append(now_ns)
+        if self._pending:
+            head = next(iter(self._pending))
+            done_ms = (now_ns - max(head.placed_ns, self._prefilling_ns)) / MS_NS
+            if not self._unsure:
+                job.ahead = self.queued
+            job.ahead_ms = self.queued_ms - min(done_ms, head.plan.prefill_ms)
+        self._pending[job] = None
+        self._unsure += not plan.sure
         self.reserved_tokens += plan.kv_tokens
         self.queued += 1
         self.queued_tokens += plan.uncached_tokens
@@ -163,6 +204,7 @@ class Load:
             return
         self._integrate(now_ns)
         self._leave_queue(job)
+        self._prefilling_ns = now_ns
         self.prefilled_ms += job.plan.prefill_ms
         job.queued = False
         job.first_ns = job.length_ns = now_ns
@@ -198,32 +240,48 @@ class Load:
             max(0.0, self.prefilled_ms - job.interference_mark),
         )
 
-    def tightest_ms(self, step_ms: float, *, now_ns: int) -> float:
-        """The least time that the prefill of another may take without a running stream missing its TPOT.
+    def tightest_ms(self, step_ms: float, *, now_ns: int, stall: float = 1.0) -> float:
+        """The least time that a stall by others' prefill may take without a running stream missing its TPOT.
 
-        Over streams that can still meet theirs: slack_j = .5·(S_j − step)·(made_j + left_j) − prefill of
-        others since its first token − prefill still queued here. (With (.7·S_j − step) in place of
-        .5·(S_j − step) nothing is left to a 70B model, whose step alone takes half of its target:
-        96.6 against 97.6 % attainment, simulated.) Infinite where nothing streams. O(B) after a change,
-        else kept for a quarter of a second.
+        `stall` is the share of a prefill that holds up those that decode beside it (predict/admission.py).
+
+        Over streams that can still meet theirs: slack_j = .5·(S_j − step)·(made_j + left_j) −
+        stall·(prefill of others since its first token + prefill still queued here). (With (.7·S_j − step)
+        in place of .5·(S_j − step) nothing is left to a 70B model, whose step alone takes half of its
+        target: 96.6 against 97.6 % attainment, simulated.) Infinite where nothing streams. O(B) after a
+        change, else kept for a quarter of a second.
         """
-        if now_ns < self._tight_until_ns and abs(step_ms - self._tight_step_ms) <= 0.02 * step_ms:
+        if (
+            now_ns < self._tight_until_ns
+            and abs(step_ms - self._tight_step_ms) <= 0.02 * step_ms
+            and stall == self._tight_stall
+        ):
             return self._tightest_ms
         least = math.inf
         done_ms = self.prefilled_ms + self.queued_ms
         for job in self._streams.values():
             if now_ns - job.length_ns > LENGTH_REFRESH_NS:
-                _expect(job, self.prefilled_ms, step_ms, now_ns)
+                _expect(job, stall * (self.prefilled_ms - job.interference_mark), step_ms, now_ns)
             slack_ms = SPARE_SHARE * (job.plan.tpot_target_ms - step_ms) * job.length
-            slack_ms -= done_ms - job.interference_mark
+            slack_ms -= stall * (done_ms - job.interference_mark)
             if 0.0 <= slack_ms < least:
                 least = slack_ms
         self._tightest_ms = least
         self._tight_step_ms = step_ms
+        self._tight_stall = stall
         self._tight_until_ns = now_ns + LENGTH_REFRESH_NS
         return least
 
+    def joined(self, job: Job, until_ns: int) -> bool:
+        """Whether anybody else was placed here after it and until then."""
+        later = self.entered - job.entered
+        if later >= PLACED_KEPT:
+            return True
+        return later > 0 and self._placed_ns[-later] <= until_ns
+
     def _leave_queue(self, job: Job) -> None:
+        del self._pending[job]
+        self._unsure -= not job.plan.sure
         self.queued -= 1
         self.queued_tokens -= job.plan.uncached_tokens
         # From nothing again whenever it is empty, so that rounding does not add up.
@@ -237,13 +295,13 @@ class Load:
             self._integrated_ns = now_ns
 
 
-def _expect(job: Job, prefilled_ms: float, step_ms: float, now_ns: int) -> None:
+def _expect(job: Job, stalled_ms: float, step_ms: float, now_ns: int) -> None:
     """Look a running stream's length up again: what it has made, and the mean of what is left then."""
     job.length_ns = now_ns
     residuals = job.plan.residuals
     if not residuals:
         return
-    decoding_ms = (now_ns - job.first_ns) / MS_NS - (prefilled_ms - job.interference_mark)
+    decoding_ms = (now_ns - job.first_ns) / MS_NS - stalled_ms
     made = max(0, int(decoding_ms / step_ms)) if step_ms > 0 else 0
     job.length = made + residuals[min(made // RESIDUAL_BIN_TOKENS, len(residuals) - 1)]
 
@@ -251,4 +309,4 @@ def _expect(job: Job, prefilled_ms: float, step_ms: float, now_ns: int) -> None:
 def unheard_ns(plan: Plan, *, stream: bool) -> int:
     """How long after its placing a request counts as prefilling while no first token is heard of."""
     times = UNHEARD_STREAM if stream else UNHEARD_OTHER
-    return max(UNHEARD_MIN_NS, int(times * plan.ttft_ms * MS_NS))
+    return max(UNHEARD_MIN_NS, int(times * plan.latest_ms * MS_NS))

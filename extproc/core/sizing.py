@@ -22,14 +22,14 @@ STANDARD = ClassSpec()
 
 
 def context(
-    work: Work, pool: Pool, *, now_ns: int, patient: bool = False, deciders: int = 1
+    work: Work, pool: Pool, *, now_ns: int, patient: bool = False, deciders: int = 1, last: bool = False
 ) -> SchedulingContext:
     """The moment of a choice in a pool."""
     if not work.prefix:
-        return SchedulingContext(now_ns, NOTHING, patient, deciders)
+        return SchedulingContext(now_ns, NOTHING, patient, deciders, last)
     coming = _held(pool.coming, work)
     given = NOTHING if coming else pool.coming.counts()
-    return SchedulingContext(now_ns, _held(pool.prefixes, work), patient, deciders, coming, given)
+    return SchedulingContext(now_ns, _held(pool.prefixes, work), patient, deciders, last, coming, given)
 
 
 def _held(index: PrefixIndex, work: Work) -> Mapping[str, int]:

@@ -57,6 +57,8 @@ class SchedulingContext:
     cached: Mapping[str, int] = field(default_factory=lambda: NOTHING)
     patient: bool = False
     deciders: int = 1
+    #: It has waited as long as it may: what nobody would start now is turned away.
+    last: bool = False
     #: The prompt's tokens that an endpoint will hold once what was placed there has ended, by address.
     coming: Mapping[str, int] = field(default_factory=lambda: NOTHING)
     #: For a prompt whose beginning nobody was given yet: prefix blocks given to each endpoint, by address.

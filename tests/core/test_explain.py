@@ -18,6 +18,7 @@ from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import Policy, Scheduler, SchedulerLimits
 from extproc.core.strategies import STRATEGIES, SchedulingContext, Work, build
 from extproc.core.tenant import ANONYMOUS, Tenant
+from tests.stand.fleets import one_at_a_time
 from tests.stand.schedulers import make_scheduler
 
 S = 1_000_000_000
@@ -127,6 +128,7 @@ def test_late_binding_says_what_it_waits_for() -> None:
     """Queue, memory and guard, by the strategy's own rules."""
     scheduler = scheduler_of(1, strategy="steer", hold_ns=5_000_000_000, kv_capacity_tokens=2_000)
     (endpoint,) = scheduler.fleet.endpoints
+    one_at_a_time(endpoint)
     long = replace(CHAT, prompt_bytes=8_000, max_new_tokens=100)
     assert isinstance(scheduler.admit(long, ANONYMOUS, now_ns=0), Routed)
     (row,) = scheduler.explain(long, ANONYMOUS, now_ns=1).rows

@@ -24,7 +24,7 @@ from extproc.core.strategies import SchedulingContext, Work, build
 from extproc.core.strategies.base import weighted_ttft_ms
 from extproc.core.tenant import ANONYMOUS
 from tests.stand.examples import examples
-from tests.stand.fleets import contexts, fleets, works
+from tests.stand.fleets import contexts, fleets, one_at_a_time, works
 from tests.stand.schedulers import make_scheduler
 
 #: A step 10 + B + K/1000 ms, a prefill 5 + u/10 ms and a millionth of the squares.
@@ -35,6 +35,7 @@ CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_tokens=100, m
 def endpoint_of(**facts: Any) -> Endpoint:
     endpoint = Endpoint(address="10.0.0.0:80", pool="p")
     endpoint.speed = Speed(MODEL)
+    one_at_a_time(endpoint)
     for name, value in facts.items():
         setattr(endpoint.load if name in Load.__slots__ else endpoint, name, value)
     return endpoint
@@ -49,11 +50,12 @@ def spelt_out(endpoint: Endpoint, work: Work, cached: int) -> Forecast:
     streams, context = load.streaming + others, load.context_tokens + others * FOREIGN_CONTEXT_TOKENS
     step = speed.step_ms(streams, context)
     prefill = speed.prefill_ms(tokens - held, held)
-    due = load.queued_tokens + tokens - held
+    wait = endpoint.admission.share(load.queued) if load.queued else 0.0
+    due = int(wait * load.queued_tokens) + tokens - held
     chunks = ceil(due / max(1, endpoint.prefill_budget_tokens - streams))
     if load.queued and chunks == 1:
-        prefill -= speed.prefill_ms(0)
-    ttft = load.queued_ms + prefill
+        prefill -= wait * speed.prefill_ms(0)
+    ttft = wait * load.queued_ms + prefill
     if streams:
         ttft += step / 2 + (chunks - 1) * (speed.prefill_ms(0) + step)
     tpot = speed.step_ms(streams + work.sequences, context + tokens + work.output_tokens / 2)

@@ -11,6 +11,7 @@ from extproc.core.outcome import End, Hold, Outcome, Reject, Reservation, Routed
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import ClassSpec, Policy
 from extproc.core.tenant import Tenant
+from tests.stand.fleets import one_at_a_time
 from tests.stand.schedulers import make_scheduler
 
 MS = 1_000_000
@@ -30,6 +31,7 @@ class Scene:
             endpoints=tuple(Member(f"10.0.0.{i + 1}:80", **member) for i in range(replicas)),
         )
         self.scheduler = make_scheduler(spec, policy=Policy(classes=(ClassSpec(),)))
+        one_at_a_time(*self.scheduler.fleet.endpoints)
         self.released: list[tuple[str, Routed | Reject]] = []
         self.scheduler.dispatcher.on_release = lambda name, decision: self.released.append((name, decision))
         self.now_ns = 0

@@ -8,6 +8,7 @@ from random import Random
 from hypothesis import strategies as st
 
 from extproc.core.endpoint import Endpoint
+from extproc.core.predict.admission import AHEAD_MAX
 from extproc.core.predict.prior import Prior, prior
 from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.predict.timing import Timing
@@ -78,6 +79,8 @@ def fleet_of(size: int, seed: int) -> list[Endpoint]:
         load.queued_ms = load.queued and rng.uniform(0.0, 1e5)
         load.streaming, load.context_tokens = count(200), count(10**7)
         load.reserved_tokens = count(10**7)
+        e.admission.shares[1:] = sorted(rng.choice((0.0, rng.random(), 1.0)) for _ in range(AHEAD_MAX))
+        e.admission.stall = rng.choice((0.0, rng.random(), 1.0))
         endpoints.append(e)
     return endpoints
 
@@ -112,3 +115,15 @@ contexts = st.builds(
     patient=st.booleans(),
     deciders=st.integers(1, 4),
 )
+
+
+def one_at_a_time(*endpoints: Endpoint) -> None:
+    """What is known of them: their engines prefill one prompt at a time, streams wait meanwhile, and
+    nobody tries for a while whether that is still so."""
+    for endpoint in endpoints:
+        for _ in range(3):
+            endpoint.admission.saw(1, 100.0, 100.0, 100.0)
+        for prefills_ms in range(0, 1_200, 100):
+            endpoint.admission.saw_decode(500.0 + prefills_ms, 500.0, prefills_ms)
+        for _ in range(6):
+            endpoint.admission.tried(0)

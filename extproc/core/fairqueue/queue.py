@@ -132,6 +132,24 @@ class FairQueue:
             pool_queue, pool_queue.affinity_group_fit(after, fits, self.bounds, now_ns=now_ns), now_ns
         )
 
+    def last_chance(
+        self, fits: Callable[[QueuedRequest], T | None], *, now_ns: int
+    ) -> list[tuple[QueuedRequest, T]]:
+        """Of those that `expire` would shed now, whom `fits` finds a place for: charged and gone."""
+        due: list[tuple[int, FlowEntry]] = []
+        while (timer := self._last.pop_due(now_ns)) is not None:
+            due.append(timer)
+        taken = []
+        for at_ns, entry in due:
+            place = fits(entry.held)
+            if place is None:
+                self._last.set(entry, at_ns)
+                continue
+            found = self._dispatch(self._pool_queue(entry.held.pool), (entry, place), now_ns)
+            assert found is not None
+            taken.append(found)
+        return taken
+
     def expire(self, *, now_ns: int) -> list[Shed]:
         """Shed what has waited as long as its class allows, or past the policy's hope."""
         due: list[QueuedRequest] = []

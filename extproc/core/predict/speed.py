@@ -14,6 +14,7 @@ import weakref
 from dataclasses import replace
 from math import exp, log
 
+from extproc.core.predict.admission import AdmissionModel
 from extproc.core.predict.errors import Errors
 from extproc.core.predict.prior import Prior
 from extproc.core.predict.rls import Affine
@@ -21,10 +22,11 @@ from extproc.core.predict.timing import TYPICAL_BATCH, TYPICAL_CONTEXT_TOKENS
 
 #: An endpoint is at most so much faster or slower than its pool.
 FACTOR_MIN, FACTOR_MAX = 0.3, 10.0
-#: The factor moves by at least this share of an error, and the n-th observation by 1/(n+2).
-GAIN_MIN = 0.05
-#: One error counts as at most this logarithm in a factor.
-ERROR_CLIP = 1.0
+#: The factor moves by at least this share of an error, and with the n-th observation (from 0) by 1/(n +
+#: FIRST_WEIGHT): one measured prefill says more than a card's name.
+GAIN_MIN, FIRST_WEIGHT = 0.05, 1.25
+#: One error counts as at most this logarithm in a factor; of the first few observations as more.
+ERROR_CLIP, FIRST_ERROR_CLIP, FIRST_OBSERVATIONS = 1.0, 2.0, 3
 #: An endpoint with fewer observations does not say what is typical.
 TYPICAL_OBSERVATIONS_MIN = 3
 #: The typical factor is found anew after so many observations, or one for each endpoint.
@@ -60,6 +62,7 @@ class SpeedModel:
         "_rates_prefill",
         "_speeds",
         "_unsettled",
+        "admission",
         "prior",
         "samples",
         "timing",
@@ -67,6 +70,8 @@ class SpeedModel:
 
     def __init__(self, prior: Prior) -> None:
         self.prior = prior
+        #: How such engines admit.
+        self.admission = AdmissionModel()
         #: Changed in place: whoever holds it sees what was learned.
         self.timing = replace(prior.timing)
         #: Settled observations, agents' rates not counted.
@@ -259,9 +264,10 @@ class Speed:
         if not (_believed(observed_ms) and _believed(predicted_ms)):
             return False
         self.errors.saw(predicted_ms, observed_ms)
-        gain = max(GAIN_MIN, 1.0 / (self.observations + 2))
+        gain = max(GAIN_MIN, 1.0 / (self.observations + FIRST_WEIGHT))
         self.observations += 1
-        factor = self.factor * exp(gain * _clipped(log(observed_ms / predicted_ms), ERROR_CLIP))
+        clip = ERROR_CLIP if self.observations > FIRST_OBSERVATIONS else FIRST_ERROR_CLIP
+        factor = self.factor * exp(gain * _clipped(log(observed_ms / predicted_ms), clip))
         self.factor = min(max(factor, FACTOR_MIN), FACTOR_MAX)
         self.model.settle()
         return True

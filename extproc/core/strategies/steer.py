@@ -2,12 +2,14 @@
 
 Score of an endpoint: the time to first token that is forecast there (core/forecast.py), in ms,
 
-    TTFT = (step/2 if it decodes) + prefill queued there + own prefill + (m − 1)·(a prefill's base + step)
+    TTFT = (step/2 if it decodes) + w·prefill queued there + own prefill + (m − 1)·(a prefill's base + step)
     own prefill = f·(pa + pb·u + pc·((off + u)² − off²)),   step = f·(a + b·B + c·K)
-    m = ceil((queued tokens + u) ÷ (prefill budget − B))  chunks, the first included
+    m = ceil((w·queued tokens + u) ÷ (prefill budget − B))  chunks, the first included
 
-where u are the prompt's uncached and off its cached tokens there, B the streams and K their context tokens,
-f the endpoint's learned factor, and a, b, c, pa, pb, pc its speed. To that is added:
+where w is the share of what is queued there that its engine makes a prompt wait for (predict/admission.py:
+1 for one prefill at a time, 0 for side by side), u are the prompt's uncached and off its cached tokens
+there, B the streams and K their context tokens, f the endpoint's learned factor, and a, b, c, pa, pb, pc
+its speed. To that is added:
 
     copies   `copy_price` prefills of the part of the prefix that would be computed, and kept, away from home.
              Home is where most of the prefix went last. A prefix without a home pays a part of that for each
@@ -17,14 +19,17 @@ f the endpoint's learned factor, and a, b, c, pa, pb, pc its speed. To that is a
 
 Scores within 4 % and 4 ms of the least count as equal. An endpoint *takes* the request now when
 
-    its own queue is shallow:   nobody waits for a first token there, or queued tokens + u ≤ θ ÷ deciders, or
-                                more than half of it is cached there and its first token comes soon enough
+    its own queue is shallow:   nobody waits for a first token there, or w·(queued tokens + u) ≤ θ ÷ deciders,
+                                or more than half of it is cached there and its first token comes soon enough
     memory:                     reserved + u + min(limit, 1024) − 1 ≤ .98 · KV capacity, or it is empty
     the guard:                  no running stream that can still meet its TPOT has less slack than the prefill
+                                would hold it up (learnt too: an engine may decode on beside it)
 
-If none takes it the request waits (an empty `best`), in the fair queue, which is ordered feasible first
-(fairqueue/order.py). With others waiting it also waits for a replica that holds more of its prefix, if that
-is cheaper by `affinity_ms` and still meets its deadline.
+If only queues keep it from all of them, one that was long not tried gets it all the same, to learn whether
+its engine takes one prefill at a time still (a *trial*: each endpoint after 1 s, and twice as long after
+each that finds nothing new). Else the request waits (an empty `best`), in the fair queue, which is ordered
+feasible first (fairqueue/order.py). With others waiting it also waits for a replica that holds more of its
+prefix, if that is cheaper by `affinity_ms` and still meets its deadline.
 
 Inputs: our own ledger (peers' and foreign requests count as running streams), the predictor, the prefix
 index. Unknown KV capacity: no bound by memory. Unknown hardware: a prior, corrected by the learned factor.
@@ -50,8 +55,10 @@ from extproc.core.forecast import (
     growth_tokens,
     reserved_tokens,
     step_ms,
+    waits,
 )
 from extproc.core.outcome import LATER_MS
+from extproc.core.predict.admission import AHEAD_MAX
 from extproc.core.strategies.base import Ranking, Strategy, lowest, zone_ms
 from extproc.core.work import NOW, SchedulingContext, Work
 
@@ -67,6 +74,10 @@ JOINS_SHARE = 0.5
 #: An endpoint that has answered fewer first tokens counts as good as the best while nobody waits there: a
 #: prior that is too gloomy would never be found out.
 TRIALS = 3
+#: A closed queue is tried again with no more than so many times its bound in it: a trial may be in vain.
+TRIAL_DEPTHS = 4
+#: How the condition on an endpoint's queue begins in `holds_back`.
+QUEUE = "queue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +107,7 @@ class Steer(Strategy):
         return [
             e
             for e in endpoints
-            if (not e.load.queued or e.load.queued_tokens < depth)
+            if (not e.load.queued or waits(e) * e.load.queued_tokens < depth or e.admission.trial(at.now_ns))
             and e.ready
             and e.permits + e.peer_permits + e.foreign < e.max_concurrent
             and not (self.guard and e.load.streaming and _tight(e, at.now_ns))
@@ -109,8 +120,13 @@ class Steer(Strategy):
         """
         if work.prefix:
             return bool(among)
-        room = self.queue_tokens // at.deciders - work.input_tokens
-        return any(not e.load.queued or e.load.queued_tokens <= room for e in among)
+        depth, own = self.queue_tokens // at.deciders, work.input_tokens
+        return any(
+            not e.load.queued
+            or waits(e) * (e.load.queued_tokens + own) <= depth
+            or e.admission.trial(at.now_ns)
+            for e in among
+        )
 
     def rank(
         self,
@@ -164,8 +180,8 @@ class Steer(Strategy):
             kv = e.kv_capacity_tokens or (e.report is not None and e.kv_tokens)
             if (
                 (
-                    load.queued
-                    and load.queued_tokens + u > depth
+                    (queued := load.queued)
+                    and e.admission.shares[min(AHEAD_MAX, queued)] * (load.queued_tokens + u) > depth
                     and not (2 * cached > tokens and load.queued_ms <= price * cached and alone <= soon_ms)
                 )
                 or (
@@ -178,14 +194,22 @@ class Steer(Strategy):
                     + growth
                     > share * kv
                 )
-                or (guard and load.streaming and load.tightest_ms(step, now_ns=now_ns) < own)
+                or (
+                    guard
+                    and load.streaming
+                    and (stall := e.admission.stall)
+                    and load.tightest_ms(step, now_ns=now_ns, stall=stall) < stall * own
+                )
             ):
                 ttft += LATER_MS
             else:
                 takers += 1
             scores.append(ttft)
         if not takers:
-            return Ranking(scores, ())
+            tried = self._trial(candidates, work, scores, at)
+            if tried is None and at.last:
+                tried = _untold(candidates, work, scores, self.kv_share)
+            return Ranking(scores, () if tried is None else (tried,))
         low = min(scores)
         # Not for prompts that somebody has begun to cache: that is worth more than a trial.
         trials = not cached_of
@@ -202,6 +226,30 @@ class Steer(Strategy):
         if wishes and self._waits(candidates, work, scores, best[0], at):
             return Ranking(scores, ())
         return Ranking(scores, best)
+
+    def _trial(
+        self, candidates: Sequence[Endpoint], work: Work, scores: list[float], at: SchedulingContext
+    ) -> int | None:
+        """The soonest of those that only their queue keeps from it, and whose queue is to be tried again."""
+        found, most = None, TRIAL_DEPTHS * self.queue_tokens
+        for i, e in enumerate(candidates):
+            if (
+                e.load.queued
+                and e.admission.trial(at.now_ns)
+                and e.load.queued_tokens + work.input_tokens <= most
+                and (found is None or scores[i] < scores[found])
+                and all(why.startswith(QUEUE) for why in self.holds_back(e, candidates, work, at=at))
+            ):
+                found = i
+        return found
+
+    def picked(
+        self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: SchedulingContext
+    ) -> None:
+        """What goes into a queue that counts as closed is its trial."""
+        load = endpoint.load
+        if load.queued and waits(endpoint) * load.queued_tokens > self.queue_tokens // at.deciders:
+            endpoint.admission.tried(at.now_ns)
 
     def _waits(
         self,
@@ -231,11 +279,12 @@ class Steer(Strategy):
     ) -> dict[str, float]:
         """The terms of one endpoint's score."""
         load, kv = endpoint.load, endpoint.kv_tokens
-        slack = load.tightest_ms(expected.step_ms, now_ns=at.now_ns)
+        slack = load.tightest_ms(expected.step_ms, now_ns=at.now_ns, stall=endpoint.admission.stall)
         return {
             "queued": load.queued,
             "queued_tokens": load.queued_tokens,
             "queued_ms": load.queued_ms,
+            "waits": waits(endpoint) if load.queued else 0.0,
             "streaming": expected.streaming,
             "step_ms": expected.step_ms,
             "cached_tokens": expected.cached_tokens,
@@ -254,24 +303,44 @@ class Steer(Strategy):
         expected = forecast(endpoint, work, cached=at.cached)
         uncached, cached, own_ms = expected.uncached_tokens, expected.cached_tokens, expected.prefill_ms
         depth = self.queue_tokens // at.deciders
-        if load.queued and load.queued_tokens + uncached > depth:
+        wait = waits(endpoint)
+        if load.queued and wait * (load.queued_tokens + uncached) > depth:
             spared_ms = 0.0
             if any(at.coming.values()) or any(at.given.values()):
                 spared_ms = self.copy_price * _token_ms(candidates) * cached
             soon = load.queued_ms <= spared_ms and expected.ttft_ms <= JOINS_SHARE * work.ttft_ms
             if not (2 * cached > uncached + cached and soon):
-                found.append(f"queue: {load.queued_tokens} + {uncached} tokens above {depth}")
+                shared = f"{wait:.2f} of " if wait < 1.0 else ""
+                found.append(f"{QUEUE}: {shared}{load.queued_tokens} + {uncached} tokens above {depth}")
         needed, reserved = uncached + growth_tokens(work), reserved_tokens(endpoint)
         room = self.kv_share * endpoint.kv_tokens
         if room and endpoint.requests and reserved + needed > room:
             found.append(f"memory: {reserved} + {needed} tokens above {room:.0f}")
-        if self.guard and load.streaming:
-            slack_ms = load.tightest_ms(expected.step_ms, now_ns=at.now_ns)
+        stall = endpoint.admission.stall
+        if self.guard and load.streaming and stall:
+            slack_ms = load.tightest_ms(expected.step_ms, now_ns=at.now_ns, stall=stall)
+            own_ms *= stall
             if slack_ms < own_ms:
                 found.append(
                     f"guard: a stream has {slack_ms:.0f} ms to spare, the prefill takes {own_ms:.0f}"
                 )
         return tuple(found)
+
+
+def _untold(
+    candidates: Sequence[Endpoint], work: Work, scores: Sequence[float], kv_share: float
+) -> int | None:
+    """The soonest of those that have room in memory and whose engine has shown nothing of how it admits."""
+    fit = [
+        i
+        for i, e in enumerate(candidates)
+        if not e.admission.known(e.load.queued)
+        and (
+            not e.kv_tokens
+            or reserved_tokens(e) + work.input_tokens + growth_tokens(work) <= kv_share * e.kv_tokens
+        )
+    ]
+    return min(fit, key=lambda i: scores[i], default=None)
 
 
 def _token_ms(candidates: Sequence[Endpoint]) -> float:
@@ -295,5 +364,8 @@ def _near(endpoint: Endpoint, zone: str) -> bool:
 
 def _tight(endpoint: Endpoint, now_ns: int) -> bool:
     """Whether even a prefill of one token would spoil a running stream."""
-    tightest_ms = endpoint.load.tightest_ms(step_ms(endpoint), now_ns=now_ns)
-    return tightest_ms < endpoint.speed.prefill_ms(1)
+    stall = endpoint.admission.stall
+    if not stall:
+        return False
+    tightest_ms = endpoint.load.tightest_ms(step_ms(endpoint), now_ns=now_ns, stall=stall)
+    return tightest_ms < stall * endpoint.speed.prefill_ms(1)

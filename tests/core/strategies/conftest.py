@@ -14,6 +14,7 @@ from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.predict.timing import Timing
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import ANONYMOUS
+from tests.stand.fleets import one_at_a_time
 from tests.stand.schedulers import make_pool, make_scheduler
 
 CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)
@@ -29,6 +30,7 @@ def _fleet(count: int, *, timing: Timing = ROUND) -> list[Endpoint]:
     for i in range(count):
         endpoint = Endpoint(address=f"10.0.0.{i}:80", pool="p")
         endpoint.speed = Speed(model)
+        one_at_a_time(endpoint)
         endpoints.append(endpoint)
     return endpoints
 

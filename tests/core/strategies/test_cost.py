@@ -56,7 +56,7 @@ def test_the_first_class_takes_spot_when_the_others_miss(fleet: Fleet) -> None:
     """Better on spot in time than elsewhere too late."""
     endpoints = mixed(fleet)
     for endpoint in endpoints[:3]:
-        endpoint.load.queued_ms = 900.0
+        endpoint.load.queued, endpoint.load.queued_ms = 1, 900.0
     assert order(endpoints, PREMIUM)[0] == 3
 
 
@@ -64,7 +64,7 @@ def test_batch_leaves_the_fast_alone_until_the_cheap_miss(fleet: Fleet) -> None:
     """It goes up a tier at a time as the cheaper fill."""
     endpoints = mixed(fleet)
     for full, then in ((3, 2), (2, 1), (1, 0)):
-        endpoints[full].load.queued_ms = 5_000.0
+        endpoints[full].load.queued, endpoints[full].load.queued_ms = 1, 5_000.0
         assert order(endpoints, BATCH)[0] == then
 
 
@@ -72,7 +72,7 @@ def test_when_none_meets_the_soonest_is_taken(fleet: Fleet) -> None:
     """Dearer or cheaper, by predicted wait."""
     endpoints = mixed(fleet)
     for endpoint, wait in zip(endpoints, (9_000.0, 7_000.0, 4_000.0, 8_000.0), strict=True):
-        endpoint.load.queued_ms = wait
+        endpoint.load.queued, endpoint.load.queued_ms = 1, wait
     for work in (PREMIUM, BATCH):
         ranking = STRATEGY.rank(endpoints, work, count=4, rng=Random(1))
         assert list(ranking.best) == [2, 1, 3, 0]

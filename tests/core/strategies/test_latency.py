@@ -73,7 +73,7 @@ def test_two_are_drawn_and_the_better_taken(fleet: Fleet) -> None:
     """The best of five is drawn two times in five; the worst is never taken."""
     endpoints, rng, strategy = fleet(5), Random(5), LeastLatency()
     for i, endpoint in enumerate(endpoints):
-        endpoint.load.queued_ms = 10.0 * i
+        endpoint.load.queued, endpoint.load.queued_ms = int(i > 0), 10.0 * i
     firsts = Counter(strategy.rank(endpoints, WORK, count=1, rng=rng).best[0] for _ in range(5_000))
     for place, share in enumerate((0.4, 0.3, 0.2, 0.1)):
         assert firsts[place] == pytest.approx(5_000 * share, rel=0.15)

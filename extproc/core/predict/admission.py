@@ -1,0 +1,213 @@
+"""How an engine admits: what a prefill waits for those that were there before it.
+
+The forecast's engine takes one prefill at a time: a prompt's first token comes after the prefills ahead of
+it. Real ones may run several side by side (llama.cpp's slots, data-parallel ranks or several cards behind
+one port). Here the share of the prefills ahead that a prompt truly waits for is learnt from first tokens,
+by how many were ahead:
+
+    observed = (time to first token − own prefill − decode terms) ÷ prefills ahead
+    share(q) = the lower third of the last observations with q requests ahead, over `SERIAL_SHARE`, 0 to 1
+
+1 is one at a time (or side by side on one card, which takes as long), 0 is as if nobody else were there.
+What is ahead counts without the part of the head's prefill that is over already. The lower third and not
+the mean: a prompt that was taken for cached and was not is late as well, but nothing makes a prompt early
+behind others on an engine that takes one at a time. Without observations a queue is taken for open
+(`PRIOR_SHARE`): a few first tokens correct it, while a bound that is never tried is never found wrong. From
+`SERIAL_SHARE` on it counts as 1, so that noise opens nothing. An endpoint's own observations count, and the
+pool's until it has enough.
+
+The share of a prefill that holds up the streams beside it is learnt from their ends: the median slope
+(Theil, Sen) of decode time over prefills of others meanwhile, both in predicted steps. An error of the
+predicted step moves all points alike, and no slope.
+
+Owns what is learnt of this, and when a queue that is taken for closed is tried again. Knows no queue itself.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from itertools import combinations
+
+#: Requests ahead, by level: 1, 2, 3 and 4, 5 to 8, 9 and more. An engine may run two at once and no third.
+LEVEL_STARTS = (1, 2, 3, 5, 9)
+#: Requests ahead that are told apart; more count as so many.
+AHEAD_MAX = LEVEL_STARTS[-1]
+_LEVEL_OF = tuple(
+    max((i for i, start in enumerate(LEVEL_STARTS) if start <= ahead), default=0)
+    for ahead in range(AHEAD_MAX + 1)
+)
+#: The share before anything is known.
+PRIOR_SHARE = 0.08
+#: From this on an engine counts as one that takes one prefill at a time.
+SERIAL_SHARE = 0.6
+#: Of the observations in order, the one that counts.
+QUANTILE = 1 / 3
+#: Observations that are remembered at a level, of a pool and of an endpoint; and how many of its own an
+#: endpoint has when the pool's no longer count.
+POOL_KEPT, OWN_KEPT, OWN_ENOUGH = 16, 9, 3
+#: Less ahead than this, in milliseconds, or than this share of its own time, tells nothing.
+AHEAD_MS_MIN, AHEAD_SHARE_MIN = 5.0, 0.3
+#: Streams that are remembered for what prefills cost them, and pairs of them that tell it: those whose
+#: prefills differ by this share of their steps.
+STALLS_KEPT, PAIRS_MIN, APART_MIN = 12, 12, 0.3
+#: Observations from which a share is evidence, and no prior.
+KNOWN_MIN = 2
+#: A closed queue is tried again after this, twice as long after each trial that finds it closed.
+TRIAL_FIRST_NS, TRIAL_MAX_NS = 1_000_000_000, 32_000_000_000
+
+
+class AdmissionModel:
+    """What one pool's engines on one hardware have shown: the prior of each of them."""
+
+    __slots__ = ("_members", "answered", "heard", "seen", "stalls")
+
+    def __init__(self) -> None:
+        #: Whether any endpoint has answered yet, and whether a first token was heard of when it came.
+        self.answered = self.heard = False
+        #: The last observations, by level.
+        self.seen = [deque[float](maxlen=POOL_KEPT) for _ in LEVEL_STARTS]
+        #: And of what a prefill cost a stream.
+        self.stalls = deque[tuple[float, float]](maxlen=STALLS_KEPT)
+        self._members: weakref.WeakSet[Admission] = weakref.WeakSet()
+
+    def join(self, member: Admission) -> None:
+        """One more endpoint, for as long as it lives."""
+        self._members.add(member)
+
+    def answers(self) -> None:
+        """One of the endpoints gave a first token: those that have not yet are waited for."""
+        if not self.answered:
+            self.answered = True
+            for member in self._members:
+                member.refresh()
+
+    def saw(self, level: int, observed: float) -> None:
+        """One observation of any endpoint; told to those that go by the pool's."""
+        before = _typical(self.seen[level])
+        self.seen[level].append(observed)
+        if _typical(self.seen[level]) != before:
+            for member in self._members:
+                member.refresh()
+
+
+class Admission:
+    """How one endpoint's engine admits. `shares[q]`, 0 to 1, is for q requests ahead (AHEAD_MAX: and more).
+
+    `shares` are what a forecast multiplies the prefills ahead by; the same list for as long as it lives.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_answered",
+        "_closed",
+        "_model",
+        "_own",
+        "_stalls",
+        "_trial_ns",
+        "shares",
+        "stall",
+    )
+
+    def __init__(self, model: AdmissionModel) -> None:
+        self._model = model
+        model.join(self)
+        self._own = [deque[float](maxlen=OWN_KEPT) for _ in LEVEL_STARTS]
+        self._stalls = deque[tuple[float, float]](maxlen=STALLS_KEPT)
+        self.shares = [1.0] * (AHEAD_MAX + 1)
+        #: The share of a prefill that holds up the streams beside it, 0 to 1.
+        self.stall = PRIOR_SHARE / SERIAL_SHARE
+        self._trial_ns = 0
+        self._closed = 0
+        self._answered = False
+        self.refresh()
+
+    def answers(self) -> None:
+        """It gave a first token."""
+        if not self._answered:
+            self._answered = True
+            self.refresh()
+            self._model.answers()
+
+    def saw(self, ahead: int, ahead_ms: float, own_ms: float, waited_ms: float) -> None:
+        """A first token came `waited_ms` later than its own `own_ms`, with so much prefill ahead of it."""
+        if ahead < 1 or ahead_ms < max(AHEAD_MS_MIN, AHEAD_SHARE_MIN * own_ms):
+            return
+        level = _LEVEL_OF[min(ahead, AHEAD_MAX)]
+        observed = waited_ms / ahead_ms
+        self._own[level].append(observed)
+        self._model.saw(level, observed)
+        self.refresh()
+        if self.share(ahead) < 1.0:
+            self._closed = 0
+
+    def saw_decode(self, elapsed_ms: float, steps_ms: float, prefills_ms: float) -> None:
+        """A stream decoded so long, its steps alone predicted to take `steps_ms`, beside others' prefills."""
+        if steps_ms <= 0.0:
+            return
+        point = prefills_ms / steps_ms, elapsed_ms / steps_ms
+        self._stalls.append(point)
+        self._model.stalls.append(point)
+        slope = _slope(self._stalls)
+        if slope is None:
+            slope = _slope(self._model.stalls)
+        if slope is None:
+            # Taken for open at first, as a queue is; for what the forecast's engine does where nothing is
+            # told.
+            slope = PRIOR_SHARE if len(self._model.stalls) < STALLS_KEPT else 1.0
+        self.stall = min(1.0, max(0.0, slope) / SERIAL_SHARE)
+
+    def share(self, ahead: int) -> float:
+        """The share of the prefills ahead that a prompt waits for, 0 to 1."""
+        return self.shares[min(ahead, AHEAD_MAX)]
+
+    def refresh(self) -> None:
+        """Take what the pool has learnt since."""
+        # Who has not answered yet, while others have, may be ill, or slow: it gets one at a time.
+        typical = PRIOR_SHARE
+        shares, most = self.shares, 0.0 if self._answered or not self._model.answered else 1.0
+        for level, start in enumerate(LEVEL_STARTS):
+            own = self._own[level]
+            seen = own if len(own) >= OWN_ENOUGH else self._model.seen[level]
+            # Of a level that nobody has seen no worse is thought than of the one below it.
+            typical = _typical(seen) if seen else min(typical, PRIOR_SHARE)
+            # An engine that waits for one ahead waits for more as well.
+            most = max(most, min(1.0, typical / SERIAL_SHARE))
+            end = LEVEL_STARTS[level + 1] if level + 1 < len(LEVEL_STARTS) else AHEAD_MAX + 1
+            for ahead in range(start, end):
+                shares[ahead] = most
+
+    def known(self, ahead: int) -> bool:
+        """Whether the share with so many ahead rests on evidence, and not on the prior.
+
+        What is closed with fewer ahead is known to be closed with more.
+        """
+        level = _LEVEL_OF[min(ahead, AHEAD_MAX)]
+        return any(
+            len(self._model.seen[i]) >= KNOWN_MIN and (i == level or self.shares[start] >= 1.0)
+            for i, start in enumerate(LEVEL_STARTS[: level + 1])
+        )
+
+    def trial(self, now_ns: int) -> bool:
+        """Whether a queue that is taken for closed may be tried now."""
+        return now_ns >= self._trial_ns
+
+    def tried(self, now_ns: int) -> None:
+        """One request was sent into a closed queue, to see."""
+        self._trial_ns = now_ns + min(TRIAL_FIRST_NS << min(self._closed, 8), TRIAL_MAX_NS)
+        self._closed += 1
+
+
+def _slope(points: deque[tuple[float, float]]) -> float | None:
+    """The median slope of pairs of points; None for too few."""
+    slopes = sorted(
+        (y - v) / (x - u) for (x, y), (u, v) in combinations(points, 2) if abs(x - u) >= APART_MIN
+    )
+    return slopes[len(slopes) // 2] if len(slopes) >= PAIRS_MIN else None
+
+
+def _typical(seen: deque[float]) -> float:
+    """The observation that counts, at least 0; the prior's where there is none."""
+    if not seen:
+        return PRIOR_SHARE
+    return max(0.0, sorted(seen)[int(QUANTILE * len(seen))])
