@@ -21,6 +21,7 @@ from types import MappingProxyType
 
 import yaml
 from gateway import Child, free_ports, wait_for
+from scenario import text
 from stand import MODEL, Front, Replicas
 
 #: Where the environments are kept, below the repository; git ignores it.
@@ -100,12 +101,12 @@ class _Package:
     policies: tuple[str, ...] = ()
 
 
-#: By name on the package index. The default policy of the first three is cache_aware.
+#: By name on the package index. The first three's default policy is their cache_aware, litellm's a shuffle.
 PACKAGES: Mapping[str, _Package] = MappingProxyType(
     {
-        "sglang-router": _Package("sglang-router", _sglang, ("cache_aware",)),
-        "vllm-router": _Package("vllm-router", _vllm, ("cache_aware", "sticky_least_loaded")),
-        "smg": _Package("smg", _smg, ("cache_aware",)),
+        "sglang-router": _Package("sglang-router", _sglang),
+        "vllm-router": _Package("vllm-router", _vllm, ("sticky_least_loaded",)),
+        "smg": _Package("smg", _smg),
         "litellm": _Package("litellm[proxy]", _litellm, ("least-busy",)),
     }
 )
@@ -182,7 +183,7 @@ def _warm(peer: Peer, replicas: Replicas, port: int) -> None:
 
 def _serves(port: int, number: int) -> bool:
     """It answers a request, which is like no other."""
-    body = {"model": MODEL, "prompt": f"{number} probe {number * 7919}[[sim:out=1]]", "max_tokens": 1}
+    body = {"model": MODEL, "prompt": text(f"probe/{number}", 32) + "[[sim:out=1]]", "max_tokens": 1}
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/completions",
         data=json.dumps(body).encode(),

@@ -23,7 +23,6 @@ BLOCK_TOKENS = 16
 REPLICAS = 4
 SLOTS = 8
 TENANTS = 48
-ZIPF = 1.0
 TAIL_TOKENS = (16, 96)
 OUTPUT_SIGMA, OUTPUT_MAX = 0.5, 128
 #: The end of each prompt, which fixes the answer's length: so many tokens of the tail.
@@ -35,7 +34,8 @@ class Mock:
     """A simulated engine, and the load that is played on four of it unless another is asked for.
 
     Tokens, except: `parallel` prompts that a replica takes side by side, each as fast as alone (1 is TGI);
-    `slowdown` of every step against the hardware's published timings; `rate_per_s` and `requests`.
+    `slowdown` of every step against the hardware's published timings; `zipf`, the exponent of the tenants'
+    shares; `rate_per_s` and `requests`.
     """
 
     parallel: int
@@ -43,6 +43,7 @@ class Mock:
     slowdown: float
     kv_tokens: int
     prefix_tokens: tuple[int, int]
+    zipf: float
     output_median: int
     rate_per_s: float
     requests: int
@@ -55,9 +56,10 @@ ENGINES: Mapping[str, Mock] = MappingProxyType(
         "parallel": Mock(
             parallel=SLOTS,
             hardware="a100-80g/llama-3-8b",
-            slowdown=2.3,
-            kv_tokens=18_000,
-            prefix_tokens=(850, 1_250),
+            slowdown=2.4,
+            kv_tokens=20_000,
+            prefix_tokens=(900, 1_200),
+            zipf=0.9,
             output_median=8,
             rate_per_s=70.0,
             requests=887,
@@ -65,9 +67,10 @@ ENGINES: Mapping[str, Mock] = MappingProxyType(
         "serial": Mock(
             parallel=1,
             hardware="a100-80g/llama-3-8b",
-            slowdown=2.3,
-            kv_tokens=18_000,
-            prefix_tokens=(850, 1_250),
+            slowdown=1.65,
+            kv_tokens=20_000,
+            prefix_tokens=(900, 1_200),
+            zipf=0.9,
             output_median=8,
             rate_per_s=40.0,
             requests=490,
@@ -78,6 +81,7 @@ ENGINES: Mapping[str, Mock] = MappingProxyType(
             slowdown=1.0,
             kv_tokens=17_000,
             prefix_tokens=(1_000, 1_600),
+            zipf=1.0,
             output_median=32,
             rate_per_s=18.0,
             requests=887,
@@ -132,7 +136,7 @@ def text(key: str, tokens: int) -> str:
 def asks(mock: Mock, *, seed: int, shape: str, rate_per_s: float, requests: int) -> list[Ask]:
     """The requests of a run, in order of arrival."""
     rng = Random(f"{seed}/asks")
-    zipf = LONGTAIL_ZIPF if shape == "longtail" else ZIPF
+    zipf = LONGTAIL_ZIPF if shape == "longtail" else mock.zipf
     sigma, most = (LONGTAIL_SIGMA, LONGTAIL_MAX) if shape == "longtail" else (OUTPUT_SIGMA, OUTPUT_MAX)
     shares = list(accumulate(1.0 / (k + 1) ** zipf for k in range(TENANTS)))
     prefixes = [rng.randint(*mock.prefix_tokens) for _ in range(TENANTS)]
