@@ -11,7 +11,7 @@ from play import Played
 
 #: Column widths after the balancer's name.
 _HEAD = (
-    f"{'balancer':<34}{'not served':>14}{'TTFT p50 ms':>16}{'p90':>16}{'p99':>18}{'hit':>16}"
+    f"{'balancer':<34}{'not served':>22}{'TTFT p50 ms':>18}{'p90':>18}{'p99':>20}{'hit':>18}"
     f"{'shed idle':>11}{'CPU s':>7}  by replica"
 )
 
@@ -90,9 +90,9 @@ def line(runs: Sequence[Played]) -> str:
     lost = spread([run.not_served for run in runs]) + f" of {requests}"
     at = [round(mean([run.at[i] for run in runs])) for i in range(len(runs[0].at))]
     return (
-        f"{runs[0].case.name:<34}{lost:>14}{spread([run.p50_ms for run in runs]):>16}"
-        f"{spread([run.p90_ms for run in runs]):>16}{spread([run.p99_ms for run in runs]):>18}"
-        f"{spread([run.hit for run in runs], 2):>16}{sum(run.idle_shed for run in runs):>11}"
+        f"{runs[0].case.name:<34}{lost:>22}{spread([run.p50_ms for run in runs]):>18}"
+        f"{spread([run.p90_ms for run in runs]):>18}{spread([run.p99_ms for run in runs]):>20}"
+        f"{spread([run.hit for run in runs], 2):>18}{sum(run.idle_shed for run in runs):>11}"
         f"{mean([run.cpu_s for run in runs]):>7.1f}  {at}"
     )
 
