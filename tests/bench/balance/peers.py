@@ -7,6 +7,7 @@ of it, and nothing else is set but addresses, ports and how often it looks wheth
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import subprocess
 import sys
@@ -26,11 +27,13 @@ from stand import MODEL, Front, Replicas
 
 #: Where the environments are kept, below the repository; git ignores it.
 FOLDER = Path(__file__).parents[3] / ".peers"
+#: What clients of peers show: litellm wants a key that is not weak, the others read past it.
+KEY = "sk-" + secrets.token_hex(32)
 #: How long an installation, and a start, may take.
 INSTALL_S, START_S = 600.0, 120.0
-#: Requests that a peer is asked before it is measured, until every replica has had one: some take workers
-#: in one after the other. A router with homes for prefixes may need several.
-PROBES_MAX = 200
+#: Requests that a peer is asked before it is measured, one at a time, until every replica has had one: some
+#: take workers in one after the other. Where all replicas are idle some policies choose one and the same.
+PROBES_MAX = 40
 _TAIL = 600
 
 
@@ -84,6 +87,7 @@ def _litellm(bin_: Path, urls: Sequence[str], port: int, _: int, policy: str, fo
         for url in urls
     ]
     settings = {"router_settings": {"routing_strategy": policy}} if policy else {}
+    settings["general_settings"] = {"master_key": KEY}
     file = folder / "litellm.yaml"
     file.write_text(yaml.safe_dump({"model_list": deployments, **settings}))
     return [str(bin_ / "litellm"), "--config", str(file), "--host", "127.0.0.1", "--port", str(port)]
@@ -178,7 +182,7 @@ def _warm(peer: Peer, replicas: Replicas, port: int) -> None:
             return
         _serves(port, number)
     idle = [i for i, state in enumerate(replicas.state()) if not state["served"]]
-    print(f"# {peer.name}: {PROBES_MAX} probes reached no replica of {idle}", flush=True)
+    print(f"# {peer.name}: {PROBES_MAX} probes, one at a time, reached none of replicas {idle}", flush=True)
 
 
 def _serves(port: int, number: int) -> bool:
@@ -187,7 +191,11 @@ def _serves(port: int, number: int) -> bool:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/completions",
         data=json.dumps(body).encode(),
-        headers={"content-type": "application/json", "x-session-id": f"probe-{number}"},
+        headers={
+            "content-type": "application/json",
+            "authorization": f"Bearer {KEY}",
+            "x-session-id": f"probe-{number}",
+        },
     )
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:

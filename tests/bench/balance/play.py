@@ -13,6 +13,7 @@ from client import Load, Seen, completion_bytes
 from cpu import cpu_s
 from gateway import KEYS
 from idle import Watch, shed_while_idle
+from peers import KEY as PEER_KEY
 from peers import Peer, balanced_by
 from rows import percentile
 from scenario import (
@@ -133,7 +134,7 @@ def requests_of(case: Case, wanted: list[Ask]) -> list[tuple[float, bytes]]:
                         "stream_options": {"include_usage": True},
                     }
                 ).encode(),
-                key=KEYS["acme"],
+                key=PEER_KEY if peer else KEYS["acme"],
                 session=f"tenant-{ask.tenant}" if peer else "",
             ),
         )
