@@ -76,8 +76,8 @@ installs:  ## build the wheel, install it with every set of extras, and follow t
 bench: $(STAMP)  ## measure: what the service adds, CPU per decision, decide alone
 	$(BIN)/python tests/bench
 
-bench-balance: $(STAMP)  ## beside other routers in real time; ARGS="--seed 2 --rate 12 --shape burst"
-	$(BIN)/python tests/bench/balance $(ARGS)
+bench-balance: $(STAMP)  ## beside other routers in real time; QUICK=1 (2 minutes), PEERS=1, ARGS="--seeds 1 2 3 --agents"
+	$(BIN)/python tests/bench/balance $(if $(QUICK),--quick) $(ARGS) $(if $(PEERS),--peers)
 
 bench-realtime: $(STAMP)  ## the simulation against the same minute in real time; TRACES=folder, ARGS="--load .8"
 	$(if $(TRACES),TRACES=$(TRACES)) $(BIN)/python tests/bench/bench_realtime.py $(ARGS)

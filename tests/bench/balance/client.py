@@ -24,7 +24,7 @@ class Seen:
     """What became of one request. Times in seconds from its due time; None where it did not come so far.
 
     `status` is 0 for a broken connection or a time-out; `refused` is an error inside a 200. `late_s` is how
-    much later than its due time the client sent it.
+    much later than its due time the client sent it, `due_s` that time (perf_counter).
     """
 
     status: int = 0
@@ -32,6 +32,7 @@ class Seen:
     first_s: float | None = None
     end_s: float | None = None
     refused: bool = False
+    due_s: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -54,6 +55,11 @@ class _Stream(asyncio.Protocol):
         self._length = -1
         self._due_s = 0.0
         self.seen = Seen()
+
+    @property
+    def open(self) -> bool:
+        """The other side has not closed it since the last request."""
+        return self.transport is not None and not self.transport.is_closing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's own is none by inheritance
@@ -96,7 +102,7 @@ class _Stream(asyncio.Protocol):
         assert self.transport is not None
         self._done = asyncio.get_running_loop().create_future()
         self._tail, self._length, self._due_s = b"", -1, due_s
-        self.seen = Seen(late_s=time.perf_counter() - due_s)
+        self.seen = Seen(late_s=time.perf_counter() - due_s, due_s=due_s)
         self.transport.write(request)
         try:
             good = await asyncio.wait_for(self._done, REQUEST_S_MAX)
@@ -116,6 +122,16 @@ def generate_bytes(body: bytes, *, key: str, output_tokens: int) -> bytes:
     )
 
 
+def completion_bytes(body: bytes, *, key: str, session: str = "") -> bytes:
+    """A `/v1/completions` request; `session` for routers that keep one on a replica."""
+    more = f"x-session-id: {session}\r\n" if session else ""
+    return (
+        b"POST /v1/completions HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n"
+        b"authorization: Bearer %s\r\n%scontent-length: %d\r\n\r\n%s"
+        % (key.encode(), more.encode(), len(body), body)
+    )
+
+
 class Load:
     """Connections to one port of this machine."""
 
@@ -125,14 +141,16 @@ class Load:
 
     async def one(self, request: bytes, due_s: float) -> Seen:
         """Send one request now; `due_s` (perf_counter) is when it was to be sent."""
-        if self._free:
+        while self._free:
             stream = self._free.popleft()
+            if stream.open:
+                break
         else:
             loop = asyncio.get_running_loop()
             try:
                 _, stream = await loop.create_connection(_Stream, "127.0.0.1", self.port)
             except OSError:
-                return Seen()
+                return Seen(due_s=due_s)
         seen, good = await stream.send(request, due_s)
         if good:
             self._free.append(stream)

@@ -11,17 +11,32 @@ import shutil
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from agents_harness import Processes, telemetry
 from gateway import Child, Gateway, envoy_binary, free_ports, listens, wait_for
 
 POOL, MODEL = "bench", "bench"
 #: Two replicas a process: an event loop of its own for each pair.
 REPLICAS_PER_PROCESS = 2
+
+
+#: Agents push one node's replicas, each with a card of a fake NVML.
+NODE = "node-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What clients talk to: its port, its processes, and what it says of itself afterwards."""
+
+    port: int
+    pids: tuple[int, ...]
+    figures: Callable[[], dict[str, Any]] = dict
 
 
 class Replicas:
@@ -83,14 +98,40 @@ class Replicas:
             return found
 
 
-def steersman(addresses: Sequence[str], *, strategy: str = "", **pool: Any) -> Gateway:
-    """Envoy and the service over these replicas; without `strategy` the default one."""
+def steersman(
+    addresses: Sequence[str], *, strategy: str = "", sections: dict[str, Any] | None = None, **pool: Any
+) -> Gateway:
+    """Envoy and the service over these replicas; without `strategy` the default one.
+
+    `sections` of the configuration are added, and settings of the pool.
+    """
     chosen = {"strategy": strategy} if strategy else {}
     return Gateway(
         {POOL: {"models": [MODEL], "addresses": list(addresses), **chosen, **pool}},
         gateway={"debug_headers": False},
         limits={},
+        **(sections or {}),
     )
+
+
+@contextmanager
+def ours(addresses: Sequence[str], *, strategy: str = "", agents: bool = False) -> Iterator[Front]:
+    """Envoy and the service, with or without a real node agent; Envoy's and the service's processes."""
+    with ExitStack() as stack:
+        if agents:
+            gateway = stack.enter_context(
+                steersman(addresses, strategy=strategy, sections={"telemetry": telemetry([NODE])})
+            )
+            agent = stack.enter_context(Processes()).agent(gateway, NODE, POOL, addresses)
+            wait_for("the agent's first report", lambda: agent.reported(gateway))
+        else:
+            gateway = stack.enter_context(steersman(addresses, strategy=strategy))
+
+        def figures() -> dict[str, Any]:
+            status = gateway.status()
+            return {**status["predictions"], "counts": status["counts"]}
+
+        yield Front(gateway.port, (gateway.service.pid, gateway.envoy.pid), figures)
 
 
 def _plain_bootstrap(addresses: Sequence[str], port: int, admin_port: int) -> dict[str, Any]:
@@ -156,8 +197,8 @@ def _plain_bootstrap(addresses: Sequence[str], port: int, admin_port: int) -> di
 
 
 @contextmanager
-def plain(addresses: Sequence[str]) -> Iterator[int]:
-    """Envoy alone, LEAST_REQUEST, no retries; its port."""
+def plain(addresses: Sequence[str]) -> Iterator[Front]:
+    """Envoy alone, LEAST_REQUEST, no retries."""
     port, admin_port = free_ports(2)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="steersman-plain-")))
@@ -177,4 +218,4 @@ def plain(addresses: Sequence[str]) -> Iterator[int]:
         child.start()
         stack.callback(child.stop)
         wait_for("the plain Envoy", lambda: listens(port))
-        yield port
+        yield Front(port, (child.pid,))
