@@ -9,6 +9,7 @@ import pytest
 
 from extproc.lab.campaign import CampaignRun, Played
 from extproc.lab.campaign.plan import RIVALS
+from extproc.lab.campaign.streams import arrivals_of
 from extproc.lab.campaign.unlike import FLEETS, NAMES, main, plan, report
 from extproc.lab.report import Cell, figures
 from extproc.lab.workload import Arrival
@@ -94,6 +95,17 @@ def test_played_cells_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == ""
     assert (tmp_path / "report.md").read_bytes() == first
     assert (tmp_path / "cells.json").is_file()
+
+
+def test_load_counts_on_the_hits_of_a_blind_placement() -> None:
+    """Many replicas find less than one that is asked everything, and none where there is no cache."""
+
+    def rate(fleet: str) -> float:
+        case = replace(CASE, fleet=fleet, limit=400)
+        return arrivals_of(case, Path("/nonexistent"))[1]
+
+    one, eight = rate("1*a100-80g/llama-3-8b"), rate("8*a100-80g/llama-3-8b")
+    assert rate("8*a100-80g/llama-3-8b:cache=0") < 0.9 * eight < 0.9 * 8 * one * 0.9
 
 
 def test_an_unknown_fleet_is_named(capsys: pytest.CaptureFixture[str]) -> None:
