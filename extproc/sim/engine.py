@@ -114,11 +114,16 @@ class SimEngine:
         self._timer_ns = -1
         self._closed = False
         self._keep_alive_timer = self._loop.call_later(KEEP_ALIVE_S / 3, self._keep_alive)
+        self._stall_timer: asyncio.TimerHandle | None = None
+        if spec.stall_s:
+            self._stall_in(spec.stall_every_s - spec.stall_s, hang=True)
 
     def close(self) -> None:
         """Stop the timers; jobs in flight are never woken again. Safe to call twice."""
         self._closed = True
         self._keep_alive_timer.cancel()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -248,6 +253,16 @@ class SimEngine:
     def _on_timer(self) -> None:
         self._timer = None
         self._pump()
+
+    def _stall_in(self, seconds: float, *, hang: bool) -> None:
+        """Hang, or go on, after so many simulated seconds; and so on for ever."""
+
+        def turn() -> None:
+            self.set_fault(hang=hang)
+            spec = self.spec
+            self._stall_in(spec.stall_s if hang else spec.stall_every_s - spec.stall_s, hang=not hang)
+
+        self._stall_timer = self._loop.call_later(seconds * 1e9 / self._ns_per_s, turn)
 
     def _keep_alive(self) -> None:
         """Mark streams that have been silent for long: their handlers send a comment."""

@@ -14,13 +14,15 @@ from extproc.sim.slots import ReplicaLimits, Slot
 class Memory:
     """Reservations and cached prefixes; together never above the capacity."""
 
-    __slots__ = ("_caching", "_capacity", "_slice_tokens", "cache", "frees", "reserved_tokens")
+    __slots__ = ("_caching", "_capacity", "_slice_tokens", "cache", "cached_most", "frees", "reserved_tokens")
 
     def __init__(self, limits: ReplicaLimits) -> None:
         self._capacity = limits.kv_capacity_tokens
-        self._caching = limits.prefix_caching
+        self._caching = limits.prefix_caching and limits.cache_share > 0.0
+        #: Tokens that the prefix cache keeps at most, what is pinned aside.
+        self.cached_most = int(limits.kv_capacity_tokens * limits.cache_share)
         self._slice_tokens = limits.slice_tokens
-        self.cache = PrefixCache(block_tokens=limits.block_tokens)
+        self.cache = PrefixCache(block_tokens=limits.block_tokens, eviction=limits.eviction)
         self.reserved_tokens = 0
         self.frees = 0  # how often memory was given back: what did not fit does not until this grows
 
@@ -65,3 +67,6 @@ class Memory:
             self.cache.insert(sequence.blocks)
             self.cache.release(sequence.lease)
             sequence.lease = None
+            above = self.cache.used_tokens - self.cached_most
+            if above > 0:
+                self.cache.evict(-(-above // self.cache.block_tokens))

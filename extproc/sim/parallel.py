@@ -1,14 +1,16 @@
 """An engine that takes several prompts side by side: lanes behind one address, each a replica of its own.
 
 Data-parallel ranks or cards behind one port, or slots that each run by themselves: what one lane does costs
-the others nothing. Owns the lanes, the queue before them and the order of their events. KV memory and prefix
-cache are one for all. The rules inside a lane are `replica.py`'s.
+the others nothing, or, where `prefill_interference` says so, a share of a prefill that begins beside it.
+Owns the lanes, the queue before them and the order of their events. KV memory and prefix cache are one for
+all. The rules inside a lane are `replica.py`'s.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 from extproc.sim.events import (
@@ -22,6 +24,7 @@ from extproc.sim.events import (
     SimRequest,
     Stepped,
 )
+from extproc.sim.fifo import put, rank
 from extproc.sim.replica import SimReplica
 from extproc.sim.slots import ReplicaLimits
 from extproc.sim.timing import Hardware
@@ -61,6 +64,8 @@ class ParallelReplica(SimReplica):
         ]
         for lane in self._lanes:
             lane.memory, lane.cache = self.memory, self.cache
+            if limits.prefill_interference:
+                lane.beside = partial(self._beside, lane)
         #: Before the lanes: (request, when it came); a request's lane once it has one.
         self._before: deque[tuple[SimRequest, int]] = deque()
         self._lane_of: dict[RequestId, int] = {}
@@ -79,6 +84,13 @@ class ParallelReplica(SimReplica):
     def permits_in_use(self) -> int:
         """Requests accepted and not yet over."""
         return len(self._before) + sum(lane.permits_in_use for lane in self._lanes)
+
+    @property
+    def has_room(self) -> bool:
+        """As in `SimReplica`, of any lane."""
+        if self._before or self.permits_in_use >= self.limits.max_concurrent_requests:
+            return False
+        return not self._refuse and any(lane.has_room for lane in self._lanes)
 
     @property
     def steps(self) -> int:
@@ -108,7 +120,8 @@ class ParallelReplica(SimReplica):
             return Overloaded(self.permits_in_use)
         if request.request_id in self._lane_of:
             raise ValueError(f"request id {request.request_id!r} is live")
-        self._before.append((request, now_ns if came_ns is None else came_ns))
+        entry = (request, now_ns if came_ns is None else came_ns)
+        put(self._before, entry, lambda one: rank(self.limits.queue_order, one[0]))
         self._fill(now_ns)
         return Accepted(self.waiting)
 
@@ -146,6 +159,11 @@ class ParallelReplica(SimReplica):
         if self._pending:
             return self._now
         return min((at for lane in self._lanes if (at := lane.next_event_ns()) is not None), default=None)
+
+    def _beside(self, lane: SimReplica) -> float:
+        """What stretches a prefill that begins in `lane` now; one under way is not stretched by it."""
+        others = sum(other.prefilling for other in self._lanes if other is not lane)
+        return 1.0 + self.limits.prefill_interference * others
 
     def _run_to(self, now_ns: int) -> None:
         if now_ns < self._now:

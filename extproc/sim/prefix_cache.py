@@ -1,8 +1,9 @@
 """A radix trie over KV blocks, as an engine's prefix cache keeps it.
 
 Owns which blocks are cached, which are pinned by running work, and the order in which they leave
-(least recently used leaf first, tail blocks before head). A block is any hashable id standing for
-`block_tokens` tokens *in its position*: two prompts share a prefix exactly as far as their ids agree.
+(least recently used leaf first, tail blocks before head; or the oldest, or any leaf first). A block is any
+hashable id standing for `block_tokens` tokens *in its position*: two prompts share a prefix exactly as far
+as their ids agree.
 Knows no clock (recency is a counter), no capacity (the replica decides when to evict) and no I/O.
 
 After TGI v3's `radix.rs`: edges are compressed, so a lookup costs Python work per branch, not per block.
@@ -13,6 +14,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from typing import Final
+from zlib import crc32
+
+#: Which leaf leaves first: the least recently used, the first that came, any (drawn by a seeded hash).
+EVICTIONS: Final = ("lru", "fifo", "random")
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +28,7 @@ class _Node:
     used_at: int
     children: dict[Hashable, _Node] = field(default_factory=dict)
     pins: int = 0
+    born_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +42,21 @@ class Lease:
 class PrefixCache:
     """Blocks by prefix; every operation is deterministic in the order of calls."""
 
-    __slots__ = ("_leaves", "_nodes", "_root", "_serial", "_time", "_used", "block_tokens")
+    __slots__ = ("_eviction", "_leaves", "_nodes", "_root", "_serial", "_time", "_used", "block_tokens")
 
-    def __init__(self, *, block_tokens: int) -> None:
+    def __init__(self, *, block_tokens: int, eviction: str = "lru") -> None:
         if block_tokens < 1:
             raise ValueError(f"block_tokens must be at least 1, not {block_tokens}")
+        if eviction not in EVICTIONS:
+            raise ValueError(f"eviction must be one of {', '.join(EVICTIONS)}, not {eviction!r}")
         self.block_tokens = block_tokens
+        self._eviction = eviction
         self._root = _Node((), None, 0)
         self._time = 0
         self._serial = 0
         self._used = 0
         self._nodes = 0
-        # Lazy heap: an entry counts only while its node is still an unpinned leaf last used then.
+        # Lazy heap: an entry counts only while its node is still an unpinned leaf of that rank.
         self._leaves: list[tuple[int, int, _Node]] = []
 
     @property
@@ -87,7 +97,7 @@ class PrefixCache:
         node, at = self._walk(blocks)
         rest = tuple(blocks[at:])
         if rest:
-            child = _Node(rest, node, self._time)
+            child = _Node(rest, node, self._time, born_at=self._time)
             node.children[rest[0]] = child
             self._used += len(rest)
             self._nodes += 1
@@ -95,12 +105,12 @@ class PrefixCache:
         return len(rest)
 
     def evict(self, blocks: int) -> int:
-        """Drop up to `blocks` unpinned blocks, least recently used leaves first; how many went."""
+        """Drop up to `blocks` unpinned blocks, leaves in the order of eviction; how many went."""
         gone = 0
         while gone < blocks and self._leaves:
-            used_at, _, node = heappop(self._leaves)
+            rank, _, node = heappop(self._leaves)
             parent = node.parent
-            if parent is None or node.pins or node.children or node.used_at != used_at or not node.blocks:
+            if parent is None or node.pins or node.children or self._rank(node) != rank or not node.blocks:
                 continue
             wanted = blocks - gone
             if wanted < len(node.blocks):
@@ -141,7 +151,7 @@ class PrefixCache:
         grandparent = node.parent
         if grandparent is None:
             raise RuntimeError("the root has no edge to split")
-        above = _Node(node.blocks[:head], grandparent, node.used_at)
+        above = _Node(node.blocks[:head], grandparent, node.used_at, born_at=node.born_at)
         grandparent.children[above.blocks[0]] = above
         node.blocks = node.blocks[head:]
         node.parent = above
@@ -154,17 +164,26 @@ class PrefixCache:
         if node.children or node.pins or node.parent is None:
             return
         self._serial += 1
-        heappush(self._leaves, (node.used_at, self._serial, node))
+        heappush(self._leaves, (self._rank(node), self._serial, node))
         if len(self._leaves) > 4 * self._nodes + 64:
             self._compact()
 
     def _compact(self) -> None:
         """Bound the lazy heap: hot prefixes leave one stale entry behind at every use."""
         latest = {
-            id(entry[2]): entry for entry in self._leaves if entry[0] == entry[2].used_at and entry[2].blocks
+            id(entry[2]): entry
+            for entry in self._leaves
+            if entry[0] == self._rank(entry[2]) and entry[2].blocks
         }
         self._leaves = list(latest.values())
         heapify(self._leaves)
+
+    def _rank(self, node: _Node) -> int:
+        """Who leaves first: the least."""
+        if self._eviction == "lru":
+            return node.used_at
+        # A hash of its birth and not a draw: the same calls forget the same blocks.
+        return node.born_at if self._eviction == "fifo" else crc32(b"%d" % node.born_at)
 
 
 def _shared(edge: tuple[Hashable, ...], blocks: Sequence[Hashable], at: int) -> int:

@@ -9,7 +9,7 @@ simulation run the very same replica.
 The rules, after TGI v3.3 (facts in the contract this project keeps):
 
 - a permit per request, taken before anything else; none free means overloaded;
-- the queue is FIFO and stops at the first entry that does not fit (head-of-line blocking);
+- the queue is FIFO (unless `queue_order` says otherwise) and stops at the first entry that does not fit;
 - the queue also waits while the batch holds `max_batch_size` sequences, where that is set;
 - prefill is chunked: a step has `max_batch_prefill_tokens − running` tokens of room for prompts, those
   part-way through first, and the running sequences make a token in the same step;
@@ -18,13 +18,14 @@ The rules, after TGI v3.3 (facts in the contract this project keeps):
 - cancelling is noticed at the sequence's next token; while queued, when the entry reaches the head
   (its permit is free at once).
 
-Unless every step is to be shown (`step_events`), decode steps that change nothing but the step counter
-are taken in one leap, up to the next sequence's end; a call from outside that could change them cuts the
-leap at the end of the step under way. Events and times are those of single steps, to the nanosecond.
+Unless every step is to be shown (`step_events`), decode steps that change but the step counter are one leap,
+up to the next sequence's end; a call from outside that could change them cuts it at the end of the step under
+way. Events and times are those of single steps, to the nanosecond.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import sqrt
 from random import Random
 from sys import maxsize
@@ -88,9 +89,12 @@ class SimReplica:
         self._hung_left_ns = -1  # what was left of the step when the hang began; −1: not hung
         self._hung = False
         self._step_events = step_events
+        #: What stretches a prefill that begins now, where other lanes share its card (parallel.py).
+        self.beside: Callable[[], float] | None = None
         # Work.
         self._sequences: dict[RequestId, Slot] = {}
-        self._queue = Fifo()
+        self._queue = Fifo(limits.queue_order)
+        self._fifo = limits.queue_order == "fifo"
         self._prefilling: list[Slot] = []
         self._dropping: list[Slot] = []
         self._permits = 0
@@ -120,6 +124,23 @@ class SimReplica:
     def permits_in_use(self) -> int:
         """Requests accepted and not yet over."""
         return self._permits
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether the step under way computes prompts."""
+        return bool(self._chunks) and self._step_ends is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has nothing to do and would start a request now."""
+        return not (self.permits_in_use or self._hung or self._refuse)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it would prefill a request now: nothing waits, no prompt is computed, a place is free."""
+        most = min(self._batch_max, self.limits.max_concurrent_requests)
+        busy = self._queue.live or self._prefilling or self._hung or self._refuse
+        return not busy and self.permits_in_use < most
 
     @property
     def kv_used_tokens(self) -> int:
@@ -162,19 +183,12 @@ class SimReplica:
     ) -> Accepted | Overloaded:
         """Take a permit and queue the request; an idle replica starts it at once.
 
-        `came_ns` is when it came, where it waited elsewhere in the engine before.
-
-        `ValueError` where the request could never run (it would block the queue for ever) or its id
-        is live: both are the caller's to prevent, as TGI's validation does.
+        `came_ns` is when it came, where it waited elsewhere in the engine before. `ValueError` where it
+        could never run (it would block the queue for ever) or its id is live: both are the caller's to
+        prevent, as TGI's validation does.
         """
         self._run_to(now_ns)
-        need = request.prompt_tokens + request.max_new_tokens - 1
-        if request.prompt_tokens < 1 or not 1 <= request.output_tokens <= request.max_new_tokens:
-            raise ValueError(f"impossible token counts in {request!r}")
-        if len(request.blocks) * self.limits.block_tokens > request.prompt_tokens:
-            raise ValueError("more blocks than the prompt has tokens for")
-        if need > self.limits.kv_capacity_tokens:
-            raise ValueError(f"needs {need} KV tokens, the replica has {self.limits.kv_capacity_tokens}")
+        self.limits.check(request)
         if request.request_id in self._sequences:
             raise ValueError(f"request id {request.request_id!r} is live")
         if self._refuse or self._permits >= self.limits.max_concurrent_requests:
@@ -182,7 +196,7 @@ class SimReplica:
         sequence = Slot(request, now_ns if came_ns is None else came_ns)
         self._sequences[request.request_id] = sequence
         self._permits += 1
-        if not self._queue and self.running < self._batch_max:
+        if (not self._queue or not self._fifo) and self.running < self._batch_max:
             self._cut()  # it may be admitted; behind others, or while the batch is full, it is not
         self._queue.push(sequence)
         waiting = self._queue.live
@@ -312,6 +326,8 @@ class SimReplica:
                 tokens += n
                 squares += n * (2 * done + n)  # (done + n)² − done²
             ms = self.hardware.mixed_ms(tokens, squares, batch.size, batch.kv_tokens)
+            if self.beside is not None:
+                ms *= self.beside()
             self._step_ends = now_ns + max(1, round(ms * self._factor(1) * 1e6))
         elif batch.size:
             self._step_ends = batch.start(now_ns, self._factor(batch.plan(single=single)))
@@ -391,15 +407,7 @@ class SimReplica:
         self.memory.free(sequence)
         made = sequence.base + sequence.slice
         if made < request.output_tokens:
-            sequence.base = made
-            sequence.input_tokens += sequence.slice
-            # What was generated becomes prompt: nobody else's blocks, and cacheable at the next end.
-            full = sequence.input_tokens // self.limits.block_tokens
-            known = len(sequence.blocks)
-            sequence.blocks = (
-                *sequence.blocks,
-                *((request.request_id, "generated", index) for index in range(known, full)),
-            )
+            sequence.sliced(made, self.limits.block_tokens)
             self._pending.append(Requeued(request.request_id, at_ns, made))
             self._queue.push(sequence)
             return

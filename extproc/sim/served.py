@@ -20,7 +20,9 @@ class Served:
     """One request's end. Times count from the start in nanoseconds; −1 where it did not come so far.
 
     "shed" is our 429, "refused" a replica's own, "failed" an error, a timeout or a broken stream.
-    `cached_tokens` of the prompt were found in the replica's prefix cache.
+    `cached_tokens` of the prompt were found in the replica's prefix cache. `expected_ms` is the first token
+    that was predicted at dispatch, 0 where none was. `while_idle`: it was shed while a replica that would
+    have taken it had, in truth, nothing to do; `while_room`: while one would have begun its prefill at once.
     """
 
     arrival: Arrival
@@ -31,6 +33,9 @@ class Served:
     end_ns: int
     cached_tokens: int
     service_class: str = "standard"
+    expected_ms: float = 0.0
+    while_idle: bool = False
+    while_room: bool = False
 
 
 #: What requests are judged by: one class's targets, or each class's own by name.

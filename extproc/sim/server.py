@@ -262,7 +262,7 @@ class ReplicaServer:
         engine.settle()
         replica = engine.replica
         body = engine.metrics.render(
-            queue_size=replica.waiting,
+            queue_size=0 if self.spec.hidden_queue else replica.waiting,
             batch_size=replica.running,
             batch_max_tokens=replica.batch_current_max_tokens,
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from extproc.sim.slots import ReplicaLimits
+from extproc.sim.slots import ReplicaLimits, unlike_problems
 from extproc.sim.timing import HARDWARE, Hardware, hardware_named
 
 
@@ -28,6 +28,8 @@ class ReplicaSpec:
     `slice_explicit_limits` re-queues long generations every 1,024 tokens also where the request named
     its limit (our contract's reading of TGI 3.3; its validation code of early 2025 slices only
     requests without a limit: set False for that).
+    What makes an engine unlike TGI is `ReplicaLimits`'; besides, `hidden_queue` tells nobody what waits, and
+    each `stall_every_s` seconds of simulated time nothing moves for `stall_s` (0: never).
     """
 
     name: str
@@ -49,6 +51,13 @@ class ReplicaSpec:
     payload_limit_bytes: int = 2_000_000
     block_tokens: int = 16
     prefix_caching: bool = True
+    prefill_interference: float = 0.0
+    queue_order: str = "fifo"
+    cache_share: float = 1.0
+    eviction: str = "lru"
+    hidden_queue: bool = False
+    stall_s: float = 0.0
+    stall_every_s: float = 60.0
     slice_explicit_limits: bool = True
     bytes_per_token: int = 4
     time_scale: float = 1.0
@@ -95,6 +104,9 @@ class ReplicaSpec:
             for field in ("time_scale", "slowdown")
             if not (value := getattr(self, field)) > 0
         ]
+        found += unlike_problems(self)
+        if not 0 <= self.stall_s < self.stall_every_s:
+            found.append(f"stall_s ({self.stall_s}) must be below stall_every_s ({self.stall_every_s})")
         if not 0 <= self.noise <= 0.3:
             found.append(f"noise must lie in 0..0.3, not {self.noise}")
         if self.output_sigma < 0:
@@ -133,4 +145,8 @@ class ReplicaSpec:
             prefill_parallel=self.prefill_parallel,
             block_tokens=self.block_tokens,
             prefix_caching=self.prefix_caching,
+            prefill_interference=self.prefill_interference,
+            queue_order=self.queue_order,
+            cache_share=self.cache_share,
+            eviction=self.eviction,
         )

@@ -25,7 +25,10 @@ def test_the_short_form() -> None:
     members = fleet.members()
     assert [member.max_concurrent for member in members] == [128, 128, 64]
     assert members[2].price_per_hour == pytest.approx(3.5 * 0.35)
-    assert describe(fleet) == ["2 × a100-80g/llama-3-8b", "1 × h100-80g/llama-3-8b, 3× slower"]
+    assert describe(fleet) == [
+        "2 × a100-80g/llama-3-8b",
+        "1 × h100-80g/llama-3-8b, 3× slower, permits 64, spot true",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ def play(case: CampaignRun, folder: Path) -> Played:
         slo=slo,
         busy_s={address: busy / 1e9 for address, busy in result.busy_ns.items()},
         cost_per_hour=fleet.prices(),
+        change_known_s=result.change_known_s,
     )
     first = sorted(ttft_ms(row) for row in result.served if row.outcome == "ok")
     points = min(QUANTILES, len(first))

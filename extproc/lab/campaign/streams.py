@@ -120,17 +120,24 @@ def arrivals_of(case: CampaignRun, folder: Path) -> tuple[Workload, float]:
     """A case's arrivals at its load, and their requests/s; WorkloadError, FleetError.
 
     The load is of the capacity with TGI's permits, whatever the fleet's: cells that differ in permits
-    alone get the same arrivals.
+    alone get the same arrivals. What is not ours of a fleet's load is left to those whose it is.
     """
-    shares = tuple(replace(share, permits=LOAD_PERMITS) for share in case.simulated_fleet.shares)
-    workload, rate = _drawn(case.stream, case.seed, case.limit, str(folder), shares)
-    rate = case.load * rate
+    fleet = case.simulated_fleet.permitting(LOAD_PERMITS)
+    shares, cache, count = tuple(fleet.shares), fleet.cache_tokens, len(fleet.replicas)
+    workload, rate = _drawn(case.stream, case.seed, case.limit, str(folder), shares, cache, count)
+    rate = case.load * rate * fleet.own_share
     return workload.rescaled(rate), rate
 
 
 @lru_cache(maxsize=4)
 def _drawn(
-    stream: str, seed: int, limit: int, folder: str, shares: Sequence[ReplicaShare]
+    stream: str,
+    seed: int,
+    limit: int,
+    folder: str,
+    shares: Sequence[ReplicaShare],
+    cache_tokens: int,
+    replicas: int,
 ) -> tuple[Workload, float]:
     """The arrivals of a seed, and the requests/s of load 1."""
     name = stood_in(stream, Path(folder)) or stream
@@ -138,7 +145,7 @@ def _drawn(
         wanted = limit or SYNTHETIC_REQUESTS
         # Bursts make a short run's rate stray: draw more than is wanted.
         workload = SYNTHETIC[name](seed, (1.5 * wanted + 2_000) / _RATE).head(wanted)
-        hit_share = _hit_share(workload, shares[0])
+        hit_share = _hit_share(workload, cache_tokens, replicas)
         return workload, capacity(shares, workload, hit_share=hit_share)
     trace = TRACES.get(name)
     path = Path(folder) / trace.file if trace is not None else Path(name)
@@ -146,7 +153,9 @@ def _drawn(
     if trace is not None and trace.duration_s is not None:
         settings["duration_s"] = trace.duration_s
     workload = load(path, seed=seed, **settings)
-    hit_share = trace.hit_share if trace is not None else _hit_share(workload, shares[0])
+    hit_share = (
+        trace.hit_share * bool(cache_tokens) if trace else _hit_share(workload, cache_tokens, replicas)
+    )
     own = capacity(shares, workload, hit_share=hit_share)
     if not (trace and trace.duration_s):
         chance = Random(f"{seed}:turn")
@@ -156,10 +165,12 @@ def _drawn(
     return workload.head(limit) if limit else workload, own
 
 
-def _hit_share(workload: Workload, share: ReplicaShare) -> float:
-    """What one replica's cache finds of what all are asked: near what a blind placement finds."""
-    cache_tokens = share.kv_capacity_tokens or share.hardware.kv_capacity_tokens
-    return min(0.9, lru_hit_share(workload, cache_tokens=cache_tokens))
+def _hit_share(workload: Workload, cache_tokens: int, replicas: int) -> float:
+    """What one replica's cache, empty at first, finds where it is blindly given one request in `replicas`."""
+    if not cache_tokens:
+        return 0.0
+    own = replace(workload, arrivals=workload.arrivals[::replicas])
+    return min(0.9, lru_hit_share(own, cache_tokens=cache_tokens))
 
 
 def _bound(path: Path) -> int:

@@ -42,6 +42,10 @@ class Figures:
     `service_gap_tokens_per_s` is the most less the least that tenants were served, weighted tokens (1
     prompt, 2 output); it says something only where tenants ask for alike. `shed_prompt_ratio` is the mean
     prompt of the shed and refused over the mean prompt of all: above 1, long prompts pay.
+    `shed_idle` were turned away while a replica that would have taken them had nothing to do, `shed_room`
+    while one would have begun their prefill at once, by the simulator's truth. `ttft_error` is the median of
+    |predicted − observed| / observed of first tokens, both from dispatch. `change_known_s` is the mean time
+    until a step change of speed was known, where it ever was, `change_unknown` the replicas where it was not.
     `utilisation` is each endpoint's busy share. Cost is in the unit of the prices given. None where
     nothing was there to measure.
     """
@@ -69,6 +73,11 @@ class Figures:
     service_by_tenant: Mapping[str, float]
     service_gap_tokens_per_s: float
     shed_prompt_ratio: float | None
+    shed_idle: int = 0
+    shed_room: int = 0
+    ttft_error: float | None = None
+    change_known_s: float | None = None
+    change_unknown: int = 0
     utilisation: Mapping[str, float] | None = None
     utilisation_mean: float | None = None
     cost: float | None = None
@@ -83,12 +92,14 @@ def figures(
     duration_s: float | None = None,
     busy_s: Mapping[str, float] | None = None,
     cost_per_hour: Mapping[str, float] | None = None,
+    change_known_s: Mapping[str, float | None] | None = None,
 ) -> Figures:
     """The figures of one run.
 
     `duration_s` None is first arrival to last arrival or end. `busy_s` is each endpoint's time in steps;
-    `cost_per_hour` each endpoint's price, paid for the whole duration whether busy or not. `ValueError`
-    for no rows or an unknown outcome.
+    `cost_per_hour` each endpoint's price, paid for the whole duration whether busy or not;
+    `change_known_s` when each change of speed was known, None for never. `ValueError` for no rows or an
+    unknown outcome.
     """
     if not served:
         raise ValueError("no requests: there is nothing to report")
@@ -111,6 +122,8 @@ def figures(
     output_tokens = sum(row.arrival.output_tokens for row in answered)
     prompt_tokens = sum(row.arrival.prompt_tokens for row in answered)
     utilisation = {name: _per(busy, duration_s) for name, busy in sorted(busy_s.items())} if busy_s else None
+    changes = (change_known_s or {}).values()
+    found = [known_s for known_s in changes if known_s is not None]
     cost = sum(cost_per_hour.values()) * duration_s / 3600 if cost_per_hour is not None else None
     return Figures(
         requests=len(served),
@@ -136,6 +149,11 @@ def figures(
         service_by_tenant=service,
         service_gap_tokens_per_s=max(service.values()) - min(service.values()),
         shed_prompt_ratio=_shed_prompt_ratio(served),
+        shed_idle=sum(row.while_idle for row in served),
+        shed_room=sum(row.while_room for row in served),
+        ttft_error=_ttft_error(answered),
+        change_known_s=fmean(found) if found else None,
+        change_unknown=len(changes) - len(found),
         utilisation=utilisation,
         utilisation_mean=sum(utilisation.values()) / len(utilisation) if utilisation else None,
         cost=cost,
@@ -182,6 +200,15 @@ def _shares(rows: Iterable[tuple[str, bool]]) -> dict[str, float]:
         hits[group] += hit
         totals[group] += 1
     return {group: hits[group] / totals[group] for group in sorted(totals)}
+
+
+def _ttft_error(answered: Sequence[Served]) -> float | None:
+    errors = sorted(
+        abs(row.expected_ms / observed_ms - 1.0)
+        for row in answered
+        if row.expected_ms > 0.0 and (observed_ms := (row.first_ns - row.decided_ns) / 1e6) > 0.0
+    )
+    return quantile(errors, 0.5) if errors else None
 
 
 def _shed_prompt_ratio(served: Sequence[Served]) -> float | None:

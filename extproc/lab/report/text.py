@@ -34,6 +34,10 @@ def _ms(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def _count(value: float) -> str:
+    return f"{value:.4g}"
+
+
 def _plain(value: float) -> str:
     return f"{value:.2f}"
 
@@ -46,11 +50,14 @@ _COLUMNS: Final = (
     _Column("TPOT p50 ms", "tpot_p50_ms", _ms),
     _Column("TPOT p99 ms", "tpot_p99_ms", _ms),
     _Column("shed %", "shed_share", _percent),
+    _Column("shed idle", "shed_idle", _count),
     _Column("failed %", "failed_share", _percent),
     _Column("hit %", "hit_share", _percent),
     _Column("Jain", "fairness_jain", _plain),
     _Column("least tenant %", "attainment_least", _percent),
     _Column("shed prompt ×", "shed_prompt_ratio", _plain),
+    _Column("TTFT error %", "ttft_error", _percent),
+    _Column("change known s", "change_known_s", _plain),
     _Column("busy %", "utilisation", _percent),
     _Column("cost/1k", "cost_per_1k_attained", _plain),
 )

@@ -15,6 +15,7 @@ from extproc.core.endpoint import Member
 from extproc.sim.capacity import ReplicaShare
 from extproc.sim.slots import ReplicaLimits
 from extproc.sim.timing import HARDWARE, Hardware, hardware_named
+from extproc.sim.world.conduct import Conduct
 
 #: What NVML calls the cards of a timing model, how many make a replica, and what one costs an hour: list
 #: prices of 2026 for a card, rounded, in USD; only their ratio matters.
@@ -30,12 +31,42 @@ CARDS = {
 SPOT_SHARE = 0.35
 REPLICAS_MAX = 1_000
 
+#: Engines that are not as modelled, all of one size.
+UNLIKE = {
+    "8b-parallel2": "8*a100-80g/llama-3-8b:parallel=2",
+    "8b-parallel8": "8*a100-80g/llama-3-8b:parallel=8:batch=8",
+    "8b-parallel8-shared": "8*a100-80g/llama-3-8b:parallel=8:batch=64:interference=1",
+    "8b-parallel8-blind": "8*a100-80g/llama-3-8b:parallel=8:batch=8:agent=false",
+    "8b-budget512": "8*a100-80g/llama-3-8b:budget=512",
+    "8b-budget16k": "8*a100-80g/llama-3-8b:budget=16384",
+    "8b-hidden": "8*a100-80g/llama-3-8b:batch=16:permits=1024:hidden=true",
+    "8b-batch1": "8*a100-80g/llama-3-8b:batch=1:permits=1024",
+    "8b-urgent": "8*a100-80g/llama-3-8b:batch=16:permits=1024:order=urgent",
+    "8b-shortest": "8*a100-80g/llama-3-8b:batch=16:permits=1024:order=shortest",
+    "8b-stalls": "8*a100-80g/llama-3-8b:stall_s=2",
+    "8b-half-speed": "8*a100-80g/llama-3-8b:slowdown=2",
+    "8b-double-speed": "8*a100-80g/llama-3-8b:slowdown=0.5",
+    "8b-wrong-card": "4*a100-80g/llama-3-8b:told=h100-80g/llama-3-8b"
+    ",4*h100-80g/llama-3-8b:told=a100-80g/llama-3-8b",
+    "8b-no-cache": "8*a100-80g/llama-3-8b:cache=0",
+    "8b-small-cache": "8*a100-80g/llama-3-8b:cache=0.1",
+    "8b-random-cache": "8*a100-80g/llama-3-8b:cache=0.1:evict=random",
+    "8b-foreign": "8*a100-80g/llama-3-8b:foreign=0.5",
+    "8b-half-foreign": "4*a100-80g/llama-3-8b,4*a100-80g/llama-3-8b:foreign=0.5",
+    "8b-no-usage": "8*a100-80g/llama-3-8b:usage=false",
+    "8b-unheard": "8*a100-80g/llama-3-8b:heard=false",
+    "8b-blind": "8*a100-80g/llama-3-8b:agent=false",
+    "8b-late": "8*a100-80g/llama-3-8b:late_s=5",
+    "8b-flaky": "7*a100-80g/llama-3-8b,1*a100-80g/llama-3-8b:errors=0.5",
+    "8b-step-slower": "6*a100-80g/llama-3-8b,2*a100-80g/llama-3-8b:change=3",
+    "8b-step-faster": "6*a100-80g/llama-3-8b,2*a100-80g/llama-3-8b:change=0.5",
+}
+
 NAMED = {
     "8b": "8*a100-80g/llama-3-8b",
     "8b-mixed": "5*a100-80g/llama-3-8b,3*h100-80g/llama-3-8b",
     "8b-straggler": "7*a100-80g/llama-3-8b,1*a100-80g/llama-3-8b:slowdown=3",
-    "8b-parallel2": "8*a100-80g/llama-3-8b:parallel=2",
-    "8b-parallel8": "8*a100-80g/llama-3-8b:parallel=8:batch=8",
+    **UNLIKE,
     "70b": "8*a100-tp4/llama-2-70b",
     "70b-mixed": "5*a100-tp4/llama-2-70b,3*h100-tp4/llama-2-70b",
     "70b-straggler": "7*a100-tp4/llama-2-70b,1*a100-tp4/llama-2-70b:slowdown=3",
@@ -47,9 +78,12 @@ class FleetError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class Group(Conduct):
     """`count` replicas alike. `slowdown` 3 is a straggler; `permits` are the engine's, `batch` what it
-    runs of them (0: all), in `parallel` lanes side by side."""
+    runs of them (0: all), in `parallel` lanes side by side, whose prefills cost each other `interference`
+    (0..1). `budget` are the prompt tokens of a step. `order`, `cache` and `evict` are `ReplicaLimits`'
+    queue_order, cache_share and eviction. `told` is the hardware that the gateway is told of ("": its own).
+    How it behaves besides is `Conduct`'s."""
 
     hardware: str
     count: int = 1
@@ -57,6 +91,12 @@ class Group:
     permits: int = 128
     batch: int = 0
     parallel: int = 1
+    interference: float = 0.0
+    budget: int = 4096
+    order: str = "fifo"
+    cache: float = 1.0
+    evict: str = "lru"
+    told: str = ""
     kv_tokens: int = 0
     spot: bool = False
 
@@ -64,6 +104,11 @@ class Group:
     def timing(self) -> Hardware:
         """Its timing model."""
         return hardware_named(self.hardware)
+
+    @property
+    def cards(self) -> int:
+        """How many replicas of one lane it is worth: lanes that share a card wholly are one."""
+        return max(1, round(1 + (self.parallel - 1) * (1.0 - self.interference)))
 
     @property
     def kv(self) -> int:
@@ -76,7 +121,12 @@ class Group:
             kv_capacity_tokens=self.kv,
             max_concurrent_requests=self.permits,
             max_batch_size=self.batch or None,
+            max_batch_prefill_tokens=self.budget,
             prefill_parallel=self.parallel,
+            prefill_interference=self.interference,
+            queue_order=self.order,
+            cache_share=self.cache,
+            eviction=self.evict,
             block_tokens=block_tokens,
         )
 
@@ -101,18 +151,18 @@ class SimFleet:
             ReplicaShare(
                 hardware=group.timing,
                 slowdown=group.slowdown,
-                permits=max(1, (group.batch or group.permits) // group.parallel),
-                kv_capacity_tokens=group.kv // group.parallel,
+                permits=max(1, (group.batch or group.permits) // group.cards),
+                kv_capacity_tokens=group.kv // group.cards,
             )
             for _, group in self.replicas
-            for _lane in range(group.parallel)
+            for _card in range(group.cards)
         ]
 
     def members(self, *, permits: int | None = None) -> list[Member]:
         """What the gateway is told of each; `permits` overrides the engine's."""
         members = []
         for address, group in self.replicas:
-            card, count, price = CARDS.get(group.hardware.partition("/")[0], ("", 1, 0.0))
+            card, count, price = CARDS.get((group.told or group.hardware).partition("/")[0], ("", 1, 0.0))
             members.append(
                 Member(
                     address,
@@ -148,6 +198,16 @@ class SimFleet:
             rest[at] -= 1.0 if missing > 0 else -1.0
         groups = (replace(group, count=count) for group, count in zip(self.groups, counts, strict=True))
         return SimFleet(self.name, tuple(groups))
+
+    @property
+    def cache_tokens(self) -> int:
+        """What the first group's prefix cache holds."""
+        return int(self.groups[0].kv * self.groups[0].cache)
+
+    @property
+    def own_share(self) -> float:
+        """Which part of its load is the gateway's own, 0 to 1."""
+        return 1.0 - sum(group.foreign * group.count for group in self.groups) / len(self.replicas)
 
     def permitting(self, permits: int) -> SimFleet:
         """The same fleet whose engines take so many requests at once."""
@@ -191,15 +251,25 @@ def _group(part: str, text: str) -> Group:
             group = replace(group, **changed)
         except ValueError:
             raise FleetError(f"fleet {text!r}: {key}={value} is no {kind.__name__}") from None
-    if (
-        group.slowdown <= 0
-        or group.permits < 1
-        or group.batch < 0
-        or group.parallel < 1
-        or group.kv_tokens < 0
-    ):
-        raise FleetError(f"fleet {text!r}: slowdown and permits must be positive")
+    if problems := _problems(group):
+        raise FleetError(f"fleet {text!r}: {'; '.join(problems)}")
     return group
+
+
+def _problems(group: Group) -> list[str]:
+    found = group.problems()
+    if min(group.slowdown, group.permits, group.parallel, group.budget) <= 0 or group.batch < 0:
+        found.append("slowdown, permits, parallel and budget must be positive")
+    if group.kv_tokens < 0:
+        found.append("kv_tokens must be positive")
+    if group.told and group.told not in HARDWARE:
+        found.append(f"told: unknown hardware {group.told!r}; there are {', '.join(sorted(HARDWARE))}")
+    if not found:
+        try:
+            group.limits(block_tokens=16)
+        except ValueError as error:
+            found.append(str(error))
+    return found
 
 
 _FIXED = frozenset({"hardware", "count"})
@@ -211,7 +281,14 @@ def _names() -> str:
 
 def describe(fleet: SimFleet) -> Sequence[str]:
     """A line for each group."""
+    ordinary = {f.name: f.default for f in fields(Group)}
     return [
-        f"{g.count} × {g.hardware}" + (f", {g.slowdown:g}× slower" if g.slowdown != 1.0 else "")
+        f"{g.count} × {g.hardware}"
+        + (f", {g.slowdown:g}× slower" if g.slowdown != 1.0 else "")
+        + "".join(
+            f", {name} {str(value).lower() if isinstance(value, bool) else value}"
+            for name, default in ordinary.items()
+            if name not in _FIXED | {"slowdown"} and (value := getattr(g, name)) != default
+        )
         for g in fleet.groups
     ]

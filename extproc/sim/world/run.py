@@ -70,11 +70,13 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of each request, the scheduler as it was at the end, and how long each replica had work."""
+    """What became of each request, the scheduler as it was at the end, how long each replica had work, and
+    how long after each change of speed it was known (None: never)."""
 
     served: Sequence[Served]
     scheduler: Scheduler
     busy_ns: Mapping[str, int]
+    change_known_s: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def run(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
@@ -127,6 +129,9 @@ def run(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
         rng=Random(f"{setting.seed}/world"),
         faults=setting.faults,
         tenants=setting.tenants,
+        conducts=dict(fleet.replicas),
+        own_share=fleet.own_share,
+        chance=Random(f"{setting.seed}/conduct"),
     )
     if oracle:
         enlighten(
@@ -136,4 +141,4 @@ def run(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
             asked=lambda: world.asked_output,
             prefix_caching=setting.prefix_caching,
         )
-    return Result(world.run(), scheduler, world.busy_ns)
+    return Result(world.run(), scheduler, world.busy_ns, world.upsets.change_known_s)

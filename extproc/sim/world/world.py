@@ -6,7 +6,7 @@ from seeded generators, so equal settings give equal worlds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from random import Random
@@ -21,10 +21,14 @@ from extproc.sim.arrival import Arrival, Workload
 from extproc.sim.events import Accepted, Cancelled, Finished, FirstToken, SimRequest
 from extproc.sim.replica import SimReplica
 from extproc.sim.served import Served
+from extproc.sim.world.conduct import ORDINARY, Conduct
+from extproc.sim.world.upsets import Upsets
 
 MS_NS = 1_000_000
 #: Limit of a request whose client set none, at the replica.
 UNLIMITED_TOKENS = 1024
+#: A request is tried so often at most, as Envoy's routes say.
+ATTEMPTS_MAX = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,19 @@ class WorldFault:
 class _Flight:
     """A request between its decision and its end."""
 
-    __slots__ = ("arrival", "cached", "decided_ns", "first_ns", "index", "reservation")
+    __slots__ = (
+        "addresses",
+        "arrival",
+        "at",
+        "attempts",
+        "cached",
+        "decided_ns",
+        "first_ns",
+        "idle",
+        "index",
+        "reservation",
+        "room",
+    )
 
     def __init__(self, index: int, arrival: Arrival) -> None:
         self.index = index
@@ -64,6 +80,11 @@ class _Flight:
         self.reservation: Reservation | None = None
         self.decided_ns = self.first_ns = -1
         self.cached = 0
+        #: Where it may be tried, how often it was, and where it is.
+        self.addresses: tuple[str, ...] = ()
+        self.attempts = 0
+        self.at = ""
+        self.idle = self.room = False
 
 
 class World:
@@ -82,6 +103,9 @@ class World:
         faults: Sequence[WorldFault] = (),
         tenants: Mapping[str, Tenant] | None = None,
         grace_s: float = 600.0,
+        conducts: Mapping[str, Conduct] | None = None,
+        own_share: float = 1.0,
+        chance: Random | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.replicas = replicas
@@ -107,6 +131,20 @@ class World:
         scheduler.dispatcher.on_release = self._released
         for fault in faults:
             self._at(int(fault.at_s * 1e9), self._fault, fault)
+        self._conducts = {address: (conducts or {}).get(address, ORDINARY) for address in replicas}
+        self._chance = chance or Random(0)
+        #: Requests that are on their way to a replica.
+        self._coming = dict.fromkeys(replicas, 0)
+        self.upsets = Upsets(
+            self._conducts,
+            replicas,
+            scheduler.fleet,
+            workload.arrivals,
+            at=self._later,
+            changed=self._changed,
+            own_share=own_share,
+            rng=self._chance,
+        )
 
     def run(self) -> list[Served]:
         """Play everything. What has not ended `grace_s` after the last arrival counts as failed."""
@@ -137,6 +175,10 @@ class World:
         self._serial += 1
         heappush(self._events, (at_ns, self._serial, call, what))
 
+    def _later(self, at_ns: int, call: Callable[[Any, int], None], what: Any) -> None:
+        """Schedule a call that is told the time."""
+        self._at(at_ns, lambda told: call(told, self.now_ns), what)
+
     def _arrive(self, index: int, arrival: Arrival) -> None:
         flight = _Flight(index, arrival)
         self.asked_output = arrival.output_tokens
@@ -159,26 +201,51 @@ class World:
         if isinstance(decision, Hold):
             self._held[decision.id] = flight
         elif isinstance(decision, Reject):
-            self._end(flight, "shed", "")
+            self._shed(flight)
         else:
             self._go(flight, decision)
 
     def _released(self, reservation_id: str, decision: Routed | Reject) -> None:
         flight = self._held.pop(reservation_id)
         if isinstance(decision, Reject):
-            self._end(flight, "shed", "")
+            self._shed(flight)
         else:
             self._go(flight, decision)
+
+    def _shed(self, flight: _Flight) -> None:
+        """Turned away: note whether a replica stood idle, by the truth and not by what the gateway knows."""
+        arrival = flight.arrival
+        for endpoint in self.scheduler.fleet.endpoints:
+            replica = self.replicas[endpoint.address]
+            fits = arrival.prompt_tokens + arrival.output_tokens <= replica.limits.kv_capacity_tokens
+            suspect = endpoint.suspect_until_ns > self.now_ns
+            if endpoint.ready and fits and not suspect and not self._coming[endpoint.address]:
+                flight.idle = flight.idle or replica.idle
+                flight.room = flight.room or replica.has_room
+        self._end(flight, "shed", "")
 
     def _go(self, flight: _Flight, decision: Routed) -> None:
         flight.reservation = decision.reservation
         flight.decided_ns = self.now_ns
         self._flights[decision.reservation.id] = flight
-        self._at(self.now_ns + int(self.delays.hop_ms * MS_NS), self._submit, decision.reservation)
+        flight.addresses = decision.addresses
+        self._try(decision.reservation)
+
+    def _try(self, reservation: Reservation) -> None:
+        """Send it to the next address of its list, as Envoy does."""
+        flight = self._flights[reservation.id]
+        flight.at = flight.addresses[flight.attempts]
+        flight.attempts += 1
+        self._coming[flight.at] += 1
+        self._at(self.now_ns + int(self.delays.hop_ms * MS_NS), self._submit, reservation)
 
     def _submit(self, reservation: Reservation) -> None:
         flight = self._flights[reservation.id]
-        arrival, replica = flight.arrival, self.replicas[reservation.address]
+        self._coming[flight.at] -= 1
+        if self._struck(self._conducts[flight.at].errors):
+            self._at(self.now_ns + self._event_ns(), self._failed, reservation)
+            return
+        arrival, replica = flight.arrival, self.replicas[flight.at]
         limit = max(arrival.output_tokens, arrival.max_new_tokens or UNLIMITED_TOKENS)
         room = replica.limits.kv_capacity_tokens - arrival.prompt_tokens + 1
         answer = replica.submit(
@@ -195,13 +262,23 @@ class World:
             # TGI says so inside a 200 stream.
             self._at(self.now_ns + self._event_ns(), self._refused, reservation)
             return
-        self._watch(reservation.address)
+        self._watch(flight.at)
+
+    def _failed(self, reservation: Reservation) -> None:
+        """An attempt was answered 503: the next address, or the end."""
+        flight = self._flights[reservation.id]
+        if flight.attempts < min(len(flight.addresses), ATTEMPTS_MAX):
+            self._try(reservation)
+            return
+        del self._flights[reservation.id]
+        self._record(flight, reservation, End.ERROR, 0, status=503)
+        self._end(flight, "failed", flight.at)
 
     def _refused(self, reservation: Reservation) -> None:
         flight = self._flights.pop(reservation.id)
         self.scheduler.settlement.first_token(reservation.id, now_ns=self.now_ns, refused=True)
         self._record(flight, reservation, End.REFUSED, 0, refused=True)
-        self._end(flight, "refused", reservation.address)
+        self._end(flight, "refused", flight.at)
 
     def _watch(self, address: str) -> None:
         at_ns = self.replicas[address].next_event_ns()
@@ -225,7 +302,7 @@ class World:
                 if flight is not None:
                     flight.first_ns = event.at_ns
                     flight.cached = event.cached_tokens
-                    if not self._lost(self.delays.event_loss):
+                    if self._conducts[address].heard and not self._lost(self.delays.event_loss):
                         self._at(event.at_ns + delay_ns, self._first_token, event.request_id)
             elif isinstance(event, Finished):
                 self._at(event.at_ns + delay_ns, self._finished, event)
@@ -240,25 +317,34 @@ class World:
         flight = self._flights.pop(str(event.request_id), None)
         if flight is None or flight.reservation is None:
             return
-        self._end(flight, "ok", flight.reservation.address, at_ns=event.at_ns)
+        self._end(flight, "ok", flight.at, at_ns=event.at_ns)
         if not self._lost(self.delays.record_loss):
             self._record(flight, flight.reservation, End.OK, event.output_tokens)
 
     def _record(
-        self, flight: _Flight, reservation: Reservation, end: End, output: int, *, refused: bool = False
+        self,
+        flight: _Flight,
+        reservation: Reservation,
+        end: End,
+        output: int,
+        *,
+        refused: bool = False,
+        status: int = 200,
     ) -> None:
-        first_ns = flight.first_ns - flight.arrival.at_ns if flight.first_ns >= 0 else None
+        conduct = self._conducts[flight.at]
+        heard = conduct.heard and flight.first_ns >= 0
+        told = conduct.usage and not refused and end is End.OK
         outcome = Outcome(
             reservation=reservation,
             final=True,
-            status=200,
+            status=status,
             end=end,
-            served_by=reservation.address,
-            attempts=1,
+            served_by=flight.at,
+            attempts=flight.attempts,
             duration_ns=self.now_ns - flight.arrival.at_ns,
-            ttft_ns=first_ns,
-            prompt_tokens=None if refused else flight.arrival.prompt_tokens,
-            output_tokens=None if refused else output,
+            ttft_ns=flight.first_ns - flight.arrival.at_ns if heard else None,
+            prompt_tokens=flight.arrival.prompt_tokens if told else None,
+            output_tokens=output if told else None,
             refused=refused,
         )
         self.scheduler.settlement.settle(outcome, now_ns=self.now_ns)
@@ -274,6 +360,10 @@ class World:
             self.now_ns if at_ns is None else at_ns,
             max(0, flight.cached),
             tenant.service_class if tenant is not None else "standard",
+            # A retry was expected elsewhere.
+            flight.reservation.ttft_ms if flight.reservation and flight.attempts == 1 else 0.0,
+            flight.idle,
+            flight.room,
         )
         self._left -= 1
 
@@ -284,17 +374,19 @@ class World:
         """Every replica's figures leave now and arrive later."""
         delays = self.delays
         for address, replica in self.replicas.items():
-            if self._lost(delays.report_loss):
+            conduct = self._conducts[address]
+            if not conduct.agent or self._lost(delays.report_loss):
                 continue
             report = ReplicaReport(
                 address=address,
                 pool=self._pool,
-                waiting=replica.waiting,
+                waiting=None if conduct.hidden else replica.waiting,
                 running=replica.running,
                 kv_used_tokens=replica.kv_used_tokens,
                 kv_capacity_tokens=replica.limits.kv_capacity_tokens,
             )
-            self._at(self.now_ns + int(delays.report_delay_ms * MS_NS), self._heard, report)
+            delay_ns = int((delays.report_delay_ms + 1e3 * conduct.late_s) * MS_NS)
+            self._at(self.now_ns + delay_ns, self._heard, report)
         self._at(self.now_ns + int(delays.report_interval_ms * MS_NS), self._report, None)
 
     def _heard(self, report: ReplicaReport) -> None:
@@ -305,6 +397,10 @@ class World:
         self.replicas[address].set_fault(
             now_ns=self.now_ns, slowdown=fault.slowdown, hang=fault.hang, refuse=fault.refuse
         )
+        self._changed(address)
+
+    def _changed(self, address: str) -> None:
+        """A replica was changed from outside: what it does next is to be asked anew."""
         self._wake.pop(address, None)
         self._watch(address)
 
@@ -313,3 +409,6 @@ class World:
 
     def _lost(self, share: float) -> bool:
         return share > 0.0 and self._rng.random() < share
+
+    def _struck(self, share: float) -> bool:
+        return share > 0.0 and self._chance.random() < share
