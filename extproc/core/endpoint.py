@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from math import ceil
 from typing import NamedTuple
 
+from extproc.core.cached import CacheEvidence
 from extproc.core.health import Health
 from extproc.core.latency import Latency
 from extproc.core.load import Load
@@ -64,6 +65,7 @@ class Endpoint:
         "_surplus",
         "address",
         "announced",
+        "cache",
         "cache_tokens",
         "configured_max_concurrent",
         "draining",
@@ -149,6 +151,8 @@ class Endpoint:
         self.speed = Speed(SpeedModel(prior()))
         #: Prompt tokens that its prefix cache is taken to hold (feedback.py); 0 while nothing was learnt.
         self.cache_tokens = 0
+        #: What it says itself of its prefix cache (cached.py).
+        self.cache = CacheEvidence()
         #: How long its answers took of late (latency).
         self.latency = Latency()
         #: Its place in the smooth rotation (weighted_round_robin).

@@ -65,6 +65,7 @@ class Feedback:
         if entry is None or entry.adopted:
             return
         heard = entry.heard_first
+        _told(pool, entry, outcome)
         if not traits_of(pool.engine).caches_at_prefill or not heard:
             _cached(pool, entry)
         if entry.moved:
@@ -131,9 +132,10 @@ class Feedback:
     def _missed(self, entry: InFlight, observed_ms: float) -> bool:
         """Whether a first token took as long as if nothing had been cached; what is held is taken for less.
 
-        No engine says what its cache holds, and TGI not even how much: where prompts that should have been
-        cached come late, the index keeps a tenth less of that endpoint's than it has, and a hundredth more
-        with each that comes in time.
+        For engines that do not say what they found cached (TGI, and others without the option for it): where
+        prompts that should have been cached come late, the index keeps a tenth less of that endpoint's than
+        it has, and a hundredth more with each that comes in time. What usage or events tell goes before it
+        (cached.py).
         """
         endpoint, plan = entry.endpoint, entry.job.plan
         pool = self.fleet.pools.get(entry.reservation.pool)
@@ -141,16 +143,17 @@ class Feedback:
         if pool is None or spared_ms <= SPARED_SHARE_MIN * plan.ttft_ms:
             return False
         missed = observed_ms > plan.ttft_ms + spared_ms / 2.0
+        if endpoint.cache.told or endpoint.cache.events:
+            return missed
         each = plan.block_tokens
         capacity = float(cache_tokens(endpoint))
         if missed:
             capacity = min(capacity, pool.prefixes.blocks(endpoint.address) * each) * (1.0 - CACHE_SHRINK)
             self.misses += 1
+            endpoint.cache.corrections["late"] += 1
         else:
             capacity = min(float(endpoint.kv_tokens or KV_TOKENS_ASSUMED), capacity * (1.0 + CACHE_GROW))
-        endpoint.cache_tokens = max(1, int(capacity))
-        if missed:
-            pool.prefixes.shrink(endpoint.address, capacity_blocks=int(endpoint.cache_tokens / each))
+        resized(pool, endpoint, capacity, each)
         return missed
 
     def _decode(self, outcome: Outcome, ended: EndedRequest, now_ns: int) -> None:
@@ -176,6 +179,30 @@ def _cached(pool: Pool, entry: InFlight) -> None:
     if prefix:
         capacity = max(1, int(cache_tokens(entry.endpoint) / each))
         pool.prefixes.insert(entry.endpoint.address, prefix, capacity_blocks=capacity)
+
+
+def _told(pool: Pool, entry: InFlight, outcome: Outcome) -> None:
+    """A request's end: what its engine says that it found cached corrects what is held of that endpoint."""
+    plan, endpoint = entry.job.plan, entry.endpoint
+    cache, cached = endpoint.cache, outcome.cached_tokens
+    if entry.moved or outcome.reservation.permits != 1 or not plan.prefix:
+        return
+    prompt = outcome.prompt_tokens if outcome.prompt_tokens is not None else outcome.reservation.input_tokens
+    cache.prompt_tokens += prompt
+    cache.believed_tokens += min(prompt, plan.cached_tokens)
+    if cached is None or cached > prompt:
+        return
+    held = pool.prefixes.blocks(endpoint.address) * plan.block_tokens
+    capacity = cache.usage(plan, cached, float(cache_tokens(endpoint)), held)
+    if not cache.events:
+        resized(pool, endpoint, capacity, plan.block_tokens)
+
+
+def resized(pool: Pool, endpoint: Endpoint, capacity: float, block_tokens: float) -> None:
+    """An endpoint's prefix cache is taken to hold `capacity` tokens, within what its KV memory can hold."""
+    most = endpoint.kv_tokens or KV_TOKENS_ASSUMED
+    endpoint.cache_tokens = max(1, min(most, int(capacity)))
+    pool.prefixes.shrink(endpoint.address, capacity_blocks=int(endpoint.cache_tokens / block_tokens))
 
 
 def cache_tokens(endpoint: Endpoint) -> int:
