@@ -10,6 +10,7 @@ from extproc.core.blame import Blame, own_error
 from extproc.core.endpoint import Endpoint
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.forecast import others, running
+from extproc.core.kv_heard import KV_TOKENS_ASSUMED, cache_tokens, resized
 from extproc.core.ledger import EndedRequest, InFlight
 from extproc.core.load import Plan
 from extproc.core.outcome import End, Outcome
@@ -17,8 +18,6 @@ from extproc.core.predict.errors import Errors
 from extproc.engines import traits_of
 
 MS_NS = 1_000_000
-#: KV tokens that an endpoint is taken to hold where nobody says.
-KV_TOKENS_ASSUMED = 200_000
 #: A first token tells of the cache where so many tokens should have been cached, and their prefill would have
 #: taken this share of what was predicted.
 CACHE_JUDGED_MIN, SPARED_SHARE_MIN = 128, 0.3
@@ -153,7 +152,7 @@ class Feedback:
             endpoint.cache.corrections["late"] += 1
         else:
             capacity = min(float(endpoint.kv_tokens or KV_TOKENS_ASSUMED), capacity * (1.0 + CACHE_GROW))
-        resized(pool, endpoint, capacity, each)
+        resized(pool.prefixes, endpoint, capacity, each)
         return missed
 
     def _decode(self, outcome: Outcome, ended: EndedRequest, now_ns: int) -> None:
@@ -195,19 +194,7 @@ def _told(pool: Pool, entry: InFlight, outcome: Outcome) -> None:
     held = pool.prefixes.blocks(endpoint.address) * plan.block_tokens
     capacity = cache.usage(plan, cached, float(cache_tokens(endpoint)), held)
     if not cache.events:
-        resized(pool, endpoint, capacity, plan.block_tokens)
-
-
-def resized(pool: Pool, endpoint: Endpoint, capacity: float, block_tokens: float) -> None:
-    """An endpoint's prefix cache is taken to hold `capacity` tokens, within what its KV memory can hold."""
-    most = endpoint.kv_tokens or KV_TOKENS_ASSUMED
-    endpoint.cache_tokens = max(1, min(most, int(capacity)))
-    pool.prefixes.shrink(endpoint.address, capacity_blocks=int(endpoint.cache_tokens / block_tokens))
-
-
-def cache_tokens(endpoint: Endpoint) -> int:
-    """Tokens that an endpoint's prefix cache is taken to hold."""
-    return endpoint.cache_tokens or endpoint.kv_tokens or KV_TOKENS_ASSUMED
+        resized(pool.prefixes, endpoint, capacity, plan.block_tokens)
 
 
 def coming(pool: Pool, endpoint: Endpoint, plan: Plan) -> None:

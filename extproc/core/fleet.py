@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from extproc.core import kv_heard
 from extproc.core.calibrate import Calibration
 from extproc.core.contract import cluster_name
 from extproc.core.diagnosis import STALE_NS, Diagnosis, step_pool
@@ -258,6 +259,7 @@ class Fleet:
         self._diagnoses[report.address].heard(report, now_ns=now_ns)
         if said is not None and began_anew(said, report):
             self._emptied(endpoint)
+        kv_heard.heard(self.pools[endpoint.pool].prefixes, endpoint, said, report)
         self._recognise(endpoint, report)
         if (endpoint.draining, endpoint.health.hard) != before:
             # What silences acts at once, not at the next step; alone, since an agent may say it often.
