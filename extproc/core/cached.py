@@ -1,6 +1,6 @@
 """What an endpoint itself says of its prefix cache, and what follows for the learnt size of it.
 
-Owns the judgement of cached tokens told by usage, by hit counters and by KV events; the index is prefix.py's.
+Owns the judgement of cached tokens told by usage and by KV events; the index is prefix.py's.
 All of it moves the one endpoint that spoke, so that an engine or agent that lies misleads about itself alone.
 
 Usage tells of one request what was found when it was admitted. Far fewer tokens than the index said: the
@@ -12,7 +12,6 @@ at least.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Final
 
 from extproc.core.load import Plan
 
@@ -21,20 +20,15 @@ from extproc.core.load import Plan
 TOLERANCE_BLOCKS, TOLERANCE_SHARE = 2.0, 0.1
 #: A miss of all that was predicted takes this share of what is held; a hit gives back this.
 TOLD_SHRINK, TOLD_GROW = 0.2, 0.01
-#: Hit counters are judged over so many prompt tokens, and weigh so much.
-COUNTED_TOKENS_MIN: Final = 4096
-COUNTED_SHRINK, COUNTED_GROW = 0.1, 0.02
-#: A hit share below this part of the believed one is a cache that holds less.
-COUNTED_SHARE_MIN: Final = 0.7
 
 #: Where the index's knowledge of an endpoint comes from, from the weakest on.
-GUESSED, COUNTERS, USAGE, EVENTS = "guessed", "counters", "usage", "events"
+GUESSED, USAGE, EVENTS = "guessed", "usage", "events"
 
 
 class CacheEvidence:
     """What one endpoint has said of its cache. `corrections` counts what moved its index, by cause."""
 
-    __slots__ = ("believed_tokens", "corrections", "events", "prompt_tokens", "told")
+    __slots__ = ("corrections", "events", "told")
 
     def __init__(self) -> None:
         #: Usage told cached tokens since the engine's start.
@@ -42,10 +36,6 @@ class CacheEvidence:
         #: Its KV events are heard.
         self.events = False
         self.corrections: Counter[str] = Counter()
-        #: Of ended requests since hit counters were judged last: prompt tokens, and those believed to be
-        #: cached.
-        self.prompt_tokens = 0
-        self.believed_tokens = 0
 
     @property
     def source(self) -> str:
@@ -54,12 +44,11 @@ class CacheEvidence:
             return EVENTS
         if self.told:
             return USAGE
-        return COUNTERS if self.corrections["counters"] else GUESSED
+        return GUESSED
 
     def began_anew(self) -> None:
         """Another process of the engine: whether it tells is to be seen again."""
         self.told = self.events = False
-        self.prompt_tokens = self.believed_tokens = 0
         self.corrections["emptied"] += 1
 
     def usage(self, plan: Plan, cached: int, capacity: float, held: float) -> float:
@@ -78,25 +67,3 @@ class CacheEvidence:
             self.corrections["usage_gone"] += 1
             return min(capacity, held) * (1.0 - TOLD_SHRINK * (predicted - cached) / predicted)
         return capacity * (1.0 + TOLD_GROW) if predicted else capacity
-
-    def counted(self, hits: int, queries: int, capacity: float, held: float) -> float:
-        """The same after `queries` prompt tokens of which the engine's own counters say that `hits` were
-        cached.
-
-        Weak evidence, for where usage tells nothing: the counters are of all requests together. Only what
-        ended here since then is compared; too few tokens say nothing.
-        """
-        prompt, believed = self.prompt_tokens, self.believed_tokens
-        self.prompt_tokens = self.believed_tokens = 0
-        if (
-            self.told
-            or prompt < COUNTED_TOKENS_MIN
-            or not believed
-            or not 0 <= hits <= queries
-            or not queries
-        ):
-            return capacity
-        if hits / queries < COUNTED_SHARE_MIN * believed / prompt:
-            self.corrections["counters"] += 1
-            return min(capacity, held) * (1.0 - COUNTED_SHRINK)
-        return capacity * (1.0 + COUNTED_GROW)

@@ -187,8 +187,6 @@ def _told(pool: Pool, entry: InFlight, outcome: Outcome) -> None:
     if entry.moved or outcome.reservation.permits != 1 or not plan.prefix:
         return
     prompt = outcome.prompt_tokens if outcome.prompt_tokens is not None else outcome.reservation.input_tokens
-    cache.prompt_tokens += prompt
-    cache.believed_tokens += min(prompt, plan.cached_tokens)
     if cached is None or cached > prompt:
         return
     held = pool.prefixes.blocks(endpoint.address) * plan.block_tokens

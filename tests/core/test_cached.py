@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from extproc.core.cached import COUNTED_TOKENS_MIN, CacheEvidence
 from extproc.core.fleet import Fleet, Member, PoolSpec
 from extproc.core.outcome import Reservation
 from extproc.core.reports import ReplicaReport, ReportedState
@@ -93,16 +92,6 @@ def test_usage_moves_its_own_endpoint_alone() -> None:
     (other,) = {TELLING, "10.0.0.2:80"} - {liar}
     assert pool.prefixes.blocks(other) >= 100
     assert pool.prefixes.blocks(liar) < 120
-
-
-def test_hit_counters_are_weak_evidence_where_usage_is_silent() -> None:
-    """A hit share far below the believed one takes a tenth; usage goes before counters."""
-    cache = CacheEvidence()
-    cache.prompt_tokens, cache.believed_tokens = COUNTED_TOKENS_MIN, COUNTED_TOKENS_MIN // 2
-    assert cache.counted(100, 4096, 10_000.0, 10_000.0) == pytest.approx(9000.0)
-    assert cache.source == "counters"
-    cache.prompt_tokens, cache.believed_tokens, cache.told = COUNTED_TOKENS_MIN, COUNTED_TOKENS_MIN, True
-    assert cache.counted(0, 4096, 10_000.0, 10_000.0) == 10_000.0
 
 
 def report(**facts: object) -> ReplicaReport:
