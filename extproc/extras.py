@@ -39,6 +39,7 @@ EXTRAS: Final[Mapping[str, Extra]] = {
         ),
     ),
     "agent": Extra("the cards of a node", ("pynvml",)),
+    "kv-events": Extra("hearing an engine's KV events", ("zmq",)),
     "charts": Extra("the charts of the admin page", ("plotly",)),
     "demo": Extra("the demo", ("huggingface_hub", "openai", "text_generation")),
     "lab": Extra("tuning and plots of simulations", ("matplotlib", "optuna")),

@@ -63,6 +63,8 @@ def command(file: Path | None, once: bool, as_json: bool, check_only: bool, verb
     config = _load_or_exit(file, needs_services=not once)
     if not check_only and config.nvml != "off":
         need("agent", by="looking at GPUs", instead="set nvml: off")
+    if any(replica.kv_events is not None for replica in config.replicas) and not once:
+        need("kv-events", by="kv_events in agent.yaml", instead="leave it out")
     if check_only:
         click.echo(f"{file}: good: {len(config.replicas)} replicas, {len(config.services)} services")
     elif once:

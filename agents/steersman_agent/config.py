@@ -69,6 +69,12 @@ def _url(value: str | None) -> str | None:
     return value.rstrip("/") if value is not None else None
 
 
+def _zmq(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"tcp://[^\s/*]+:[0-9]{1,5}|ipc://\S+", value):
+        raise ValueError(f"{value!r} is not where a publisher is; write it such as tcp://127.0.0.1:5557")
+    return value
+
+
 def _name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", value):
         raise ValueError(f"must be a name of letters, digits, '.', '_', '-' and '/' (it is {value!r})")
@@ -107,6 +113,23 @@ class TlsSettings(AgentSection):
     server_name: str | None = None
 
 
+class KvEventsSettings(AgentSection):
+    """Where a vLLM or SGLang publishes its KV events (`--kv-events-config`)."""
+
+    endpoint: Annotated[str, AfterValidator(_zmq)]
+    #: Its `replay_endpoint`: what was missed is asked for there.
+    replay: Annotated[str | None, AfterValidator(_zmq)] = None
+    topic: str = Field(default="", max_length=256)
+    #: Data-parallel ranks; each has the port that is by its number higher.
+    ranks: int = Field(default=1, ge=1, le=64)
+
+    @staticmethod
+    def at(endpoint: str, rank: int) -> str:
+        """A rank's own address."""
+        host, _, port = endpoint.rpartition(":")
+        return f"{host}:{int(port) + rank}" if port.isdigit() else endpoint
+
+
 class ReplicaSettings(AgentSection):
     """One engine replica on this node."""
 
@@ -128,6 +151,8 @@ class ReplicaSettings(AgentSection):
     #: GPU indices or UUIDs; empty: found by the process that listens on the port.
     gpus: tuple[int | str, ...] = Field(default=(), max_length=64, strict=False)
     zone: Place | None = None
+    #: Its KV events; not heard when left out.
+    kv_events: KvEventsSettings | None = None
     #: Silence that counts as one timeout (two make it hung); the engine's own default when left out.
     timeout_ms: int | None = Field(default=None, ge=50, le=60_000)
 

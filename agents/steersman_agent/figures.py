@@ -46,6 +46,29 @@ class About:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KvView:
+    """What an engine's KV events tell (kv_book.py). `complete`: every block that is held is known.
+
+    `stored`, `removed` are our digests of token ids that changed within the last seconds. The rest counts
+    since the agent's start: `clears` how often the whole cache was dropped, `gaps` how often events were lost
+    for good.
+    """
+
+    cached_tokens: int = 0
+    complete: bool = True
+    stored_blocks: int = 0
+    removed_blocks: int = 0
+    clears: int = 0
+    events: int = 0
+    unreadable: int = 0
+    gaps: int = 0
+    replays: int = 0
+    changes_left_out: int = 0
+    stored: tuple[int, ...] = ()
+    removed: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaView:
     """A replica as it is reported. `scraped_s`, `probed_s`: when the figures were read, the probe made."""
 
@@ -71,6 +94,7 @@ class ReplicaView:
     probe_failures: int = 0
     gpu_uuids: tuple[str, ...] = ()
     engine_starts: int = 0
+    kv: KvView | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

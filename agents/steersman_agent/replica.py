@@ -6,12 +6,14 @@ Owns which page is asked when, how figures and configuration combine, and how of
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 
 from steersman_agent.config import AgentConfig, ReplicaSettings
 from steersman_agent.engines import EngineAdapter, adapter
 from steersman_agent.figures import About, ReplicaView, Scrape
+from steersman_agent.kv_book import KvBook, merged
 from steersman_agent.probe import Prober
 from steersman_agent.rates import CounterRate
 from steersman_agent.reply import PageReply, Reply
@@ -40,6 +42,8 @@ class ReplicaBook:
         self.prober = Prober(interval_s=config.probe_ms / 1000, timeout_s=self.timeout_s)
         self.draining = settings.address in config.drain
         self.gpu_uuids: tuple[str, ...] = ()
+        #: One for each rank whose KV events are heard.
+        self.kv_books: tuple[KvBook, ...] = ()
         self.no_metrics = False
         self._zone = settings.zone if settings.zone is not None else config.zone
         self._region = config.region
@@ -220,6 +224,7 @@ class ReplicaBook:
             probe_failures=self.prober.failures,
             gpu_uuids=self.gpu_uuids,
             engine_starts=self._starts,
+            kv=merged(self.kv_books, time.monotonic()),
         )
 
 

@@ -82,6 +82,7 @@ def _identity(view: ReplicaView) -> tuple[object, ...]:
         view.gpu_uuids,
         view.probe_failures > 0,
         view.engine_starts,
+        None if view.kv is None else (view.kv.clears, view.kv.complete),
     )
 
 
@@ -151,6 +152,7 @@ def _replica(view: ReplicaView) -> pb.Replica:
         probe_failures=view.probe_failures,
         gpu_uuids=view.gpu_uuids,
         engine_starts=view.engine_starts,
+        kv=None if view.kv is None else pb.KvCache(**asdict(view.kv)),
     )
 
 

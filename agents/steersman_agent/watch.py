@@ -13,6 +13,7 @@ from random import Random
 from typing import Any
 
 from steersman_agent.fetch import Fetcher
+from steersman_agent.kv_listen import KvListener
 from steersman_agent.replica import ReplicaBook
 from steersman_agent.reply import PageReply, Reply
 
@@ -35,9 +36,19 @@ class ReplicaWatch:
         self._changed = changed
         self._rng = rng
         self._key = book.settings.engine_key()
+        events = book.settings.kv_events
+        self._listeners = [
+            KvListener(events, rank, changed=self._heard)
+            for rank in range(events.ranks if events else 0)
+            if events is not None
+        ]
+        book.kv_books = tuple(listener.book for listener in self._listeners)
         self._prompt: asyncio.Task[None] | None = None
         self._said_no_metrics = False
         self._said_unwanted = False
+
+    def _heard(self) -> None:
+        self._changed(self.book)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -45,6 +56,8 @@ class ReplicaWatch:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._ask_metrics())
                 group.create_task(self._ask_health())
+                for listener in self._listeners:
+                    group.create_task(listener.run())
         finally:
             if self._prompt is not None:
                 self._prompt.cancel()

@@ -97,6 +97,10 @@ COUNTS = (
     (("index",), contract.INDEX_KEY),
     (("usage", "prompt_tokens"), contract.PROMPT_TOKENS_KEY),
     (("usage", "completion_tokens"), contract.COMPLETION_TOKENS_KEY),
+    # vLLM, SGLang and llama.cpp since 2026; llama.cpp before that. Its `tokens_cached` is what is cached when
+    # all is over, the answer included, and says nothing of a hit.
+    (("usage", "prompt_tokens_details", "cached_tokens"), contract.CACHED_TOKENS_KEY),
+    (("timings", "cache_n"), contract.CACHED_TOKENS_KEY),
     (("details", "input_length"), contract.PROMPT_TOKENS_KEY),
     (("details", "generated_tokens"), contract.GENERATED_TOKENS_KEY),
 )

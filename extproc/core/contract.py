@@ -80,6 +80,8 @@ INDEX_KEY = "index"
 PROMPT_TOKENS_KEY = "prompt_tokens"
 COMPLETION_TOKENS_KEY = "completion_tokens"
 GENERATED_TOKENS_KEY = "generated_tokens"
+#: Prompt tokens that the engine found in its prefix cache, where it says so.
+CACHED_TOKENS_KEY = "cached_tokens"
 
 #: The first-token event: a gRPC unary call of Envoy's Lua filter to the service, without a message.
 EVENT_SERVICE = "steersman.event.v1.Events"

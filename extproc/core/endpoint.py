@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from math import ceil
 from typing import NamedTuple
 
+from extproc.core.cached import CacheEvidence
 from extproc.core.health import Health
 from extproc.core.latency import Latency
 from extproc.core.load import Load
@@ -66,6 +67,7 @@ class Endpoint:
         "address",
         "admission",
         "announced",
+        "cache",
         "cache_tokens",
         "configured_max_concurrent",
         "draining",
@@ -152,6 +154,8 @@ class Endpoint:
         self.admission = Admission(self.speed.model.admission)
         #: Prompt tokens that its prefix cache is taken to hold (feedback.py); 0 while nothing was learnt.
         self.cache_tokens = 0
+        #: What it says itself of its prefix cache (cached.py).
+        self.cache = CacheEvidence()
         #: How long its answers took of late (latency).
         self.latency = Latency()
         #: Its place in the smooth rotation (weighted_round_robin).

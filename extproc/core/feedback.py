@@ -10,6 +10,7 @@ from extproc.core.blame import Blame, own_error
 from extproc.core.endpoint import Endpoint
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.forecast import others, running
+from extproc.core.kv_heard import KV_TOKENS_ASSUMED, cache_tokens, resized
 from extproc.core.ledger import EndedRequest, InFlight
 from extproc.core.load import Plan
 from extproc.core.outcome import End, Outcome
@@ -17,8 +18,6 @@ from extproc.core.predict.errors import Errors
 from extproc.engines import traits_of
 
 MS_NS = 1_000_000
-#: KV tokens that an endpoint is taken to hold where nobody says.
-KV_TOKENS_ASSUMED = 200_000
 #: A first token tells of the cache where so many tokens should have been cached, and their prefill would have
 #: taken this share of what was predicted.
 CACHE_JUDGED_MIN, SPARED_SHARE_MIN = 128, 0.3
@@ -70,6 +69,7 @@ class Feedback:
         if entry is None or entry.adopted:
             return
         heard = entry.heard_first
+        _told(pool, entry, outcome)
         if not traits_of(pool.engine).caches_at_prefill or not heard:
             _cached(pool, entry)
         if entry.moved:
@@ -150,9 +150,10 @@ class Feedback:
     def _missed(self, entry: InFlight, observed_ms: float) -> bool:
         """Whether a first token took as long as if nothing had been cached; what is held is taken for less.
 
-        No engine says what its cache holds, and TGI not even how much: where prompts that should have been
-        cached come late, the index keeps a tenth less of that endpoint's than it has, and a hundredth more
-        with each that comes in time.
+        For engines that do not say what they found cached (TGI, and others without the option for it): where
+        prompts that should have been cached come late, the index keeps a tenth less of that endpoint's than
+        it has, and a hundredth more with each that comes in time. What usage or events tell goes before it
+        (cached.py).
         """
         endpoint, plan = entry.endpoint, entry.job.plan
         pool = self.fleet.pools.get(entry.reservation.pool)
@@ -164,18 +165,17 @@ class Feedback:
         if pool is None or spared_ms <= SPARED_SHARE_MIN * expected_ms:
             return False
         missed = observed_ms > expected_ms + spared_ms / 2.0
-        if missed and self._delayed(entry, observed_ms):
-            return True
+        if (missed and self._delayed(entry, observed_ms)) or endpoint.cache.told or endpoint.cache.events:
+            return missed
         each = plan.block_tokens
         capacity = float(cache_tokens(endpoint))
         if missed:
             capacity = min(capacity, pool.prefixes.blocks(endpoint.address) * each) * (1.0 - CACHE_SHRINK)
             self.misses += 1
+            endpoint.cache.corrections["late"] += 1
         else:
             capacity = min(float(endpoint.kv_tokens or KV_TOKENS_ASSUMED), capacity * (1.0 + CACHE_GROW))
-        endpoint.cache_tokens = max(1, int(capacity))
-        if missed:
-            pool.prefixes.shrink(endpoint.address, capacity_blocks=int(endpoint.cache_tokens / each))
+        resized(pool.prefixes, endpoint, capacity, each)
         return missed
 
     def _delayed(self, entry: InFlight, observed_ms: float) -> bool:
@@ -220,17 +220,30 @@ def _cached(pool: Pool, entry: InFlight) -> None:
         pool.prefixes.insert(entry.endpoint.address, prefix, capacity_blocks=capacity)
 
 
-def cache_tokens(endpoint: Endpoint) -> int:
-    """Tokens that an endpoint's prefix cache is taken to hold."""
-    return endpoint.cache_tokens or endpoint.kv_tokens or KV_TOKENS_ASSUMED
+def _told(pool: Pool, entry: InFlight, outcome: Outcome) -> None:
+    """A request's end: what its engine says that it found cached corrects what is held of that endpoint."""
+    plan, endpoint = entry.job.plan, entry.endpoint
+    cache, cached = endpoint.cache, outcome.cached_tokens
+    if entry.moved or outcome.reservation.permits != 1 or not plan.prefix:
+        return
+    prompt = outcome.prompt_tokens if outcome.prompt_tokens is not None else outcome.reservation.input_tokens
+    if cached is None or cached > prompt:
+        return
+    held = pool.prefixes.blocks(endpoint.address) * plan.block_tokens
+    capacity = cache.usage(plan, cached, float(cache_tokens(endpoint)), held)
+    if not cache.events:
+        resized(pool.prefixes, endpoint, capacity, plan.block_tokens)
 
 
 def _waited(entry: InFlight, observed_ms: float) -> None:
-    """What a first token says of how its engine admits; by what is known of its speed now, which may be
-    more than
-    when it was placed."""
+    """What a first token says of how its engine admits.
+
+    By what is known of its speed now, which may be more than when it was placed.
+    """
     job, plan, endpoint = entry.job, entry.job.plan, entry.endpoint
     speed = endpoint.speed
+    if plan.prefill_ms <= 0.0:
+        return
     scale = speed.prefill_ms(plan.uncached_tokens, plan.cached_tokens) / plan.prefill_ms
     own_ms = scale * (plan.ttft_ms - plan.wait_ms)
     waited_ms = observed_ms - own_ms

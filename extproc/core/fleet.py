@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from extproc.core import kv_heard
 from extproc.core.calibrate import Calibration
 from extproc.core.contract import cluster_name
 from extproc.core.diagnosis import STALE_NS, Diagnosis, step_pool
@@ -258,7 +259,8 @@ class Fleet:
         before, said = (endpoint.draining, endpoint.health.hard), endpoint.report
         self._diagnoses[report.address].heard(report, now_ns=now_ns)
         if said is not None and began_anew(said, report):
-            self.pools[endpoint.pool].forget(report.address)
+            self._emptied(endpoint)
+        kv_heard.heard(self.pools[endpoint.pool].prefixes, endpoint, said, report)
         self._recognise(endpoint, report)
         if (endpoint.draining, endpoint.health.hard) != before:
             # What silences acts at once, not at the next step; alone, since an agent may say it often.
@@ -345,12 +347,18 @@ class Fleet:
         back = diagnosis.looked(found, now_ns=now_ns, neighbours_reached=reached)
         if back and before in (Look.REFUSED, Look.LOADING):
             # Another process: what the one before had cached is gone.
-            pool.forget(address)
+            self._emptied(endpoint)
         if endpoint.health.hard != hard:
             endpoint.health.silence(now_ns=now_ns)
             endpoint.refresh()
             self.version += 1
         return before, found
+
+    def _emptied(self, endpoint: Endpoint) -> None:
+        """Another process of its engine: nothing is held there, and nothing learnt of its size."""
+        self.pools[endpoint.pool].forget(endpoint.address)
+        endpoint.cache_tokens = 0
+        endpoint.cache.began_anew()
 
     def drain(self, address: str, *, draining: bool) -> bool:
         """An operator's drain; false for an address that is not here."""

@@ -253,6 +253,8 @@ class Outcome:
     #: When Envoy took it, in unix time; 0 where not said. And what of its trace rode with it.
     start_unix_ns: int = 0
     trace: str = ""
+    #: Prompt tokens that the engine says it found cached; None where it does not say.
+    cached_tokens: int | None = None
 
 
 def _finite(value: float | None) -> float | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 from itertools import compress
 
@@ -174,6 +174,34 @@ class PrefixIndex:
         if held is not None and len(held) > capacity_blocks:
             self._shrink(held, self._bits[self._slots[address]], max(capacity_blocks, 0))
             self.version += 1
+
+    def remove(self, address: str, blocks: Iterable[int]) -> int:
+        """An endpoint says that it dropped these; how many of them it was believed to hold.
+
+        Engines drop a chain's tail first. Should a middle go alone, a match may end before or behind it.
+        """
+        held = self._held.get(address)
+        if held is None:
+            return 0
+        gone = [block for block in dict.fromkeys(blocks) if block in held]
+        bit = self._bits[self._slots[address]]
+        for block in gone:
+            del held[block]
+            mask = self._holders[block] ^ bit
+            if mask:
+                self._holders[block] = mask
+            else:
+                del self._holders[block]
+        self.version += bool(gone)
+        return len(gone)
+
+    def known(self, block: int) -> bool:
+        """Whether any endpoint is believed to hold a block."""
+        return block in self._holders
+
+    def holds(self, address: str, block: int) -> bool:
+        """Whether an endpoint is."""
+        return block in self._held.get(address, ())
 
     def forget(self, address: str) -> None:
         """An endpoint left or lost its cache: it holds nothing."""

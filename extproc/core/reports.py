@@ -54,6 +54,26 @@ class GpuReport(msgspec.Struct, frozen=True, kw_only=True):
     utilization_others_percent: int | None = None
 
 
+class KvReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What KV events tell of a prefix cache. Counts since the agent's start, digests as prefix.chain_ids has.
+
+    `complete`: every block that is held is known. `gaps` are events that were lost for good.
+    """
+
+    cached_tokens: int = 0
+    complete: bool = False
+    stored_blocks: int = 0
+    removed_blocks: int = 0
+    clears: int = 0
+    events: int = 0
+    unreadable: int = 0
+    gaps: int = 0
+    replays: int = 0
+    changes_left_out: int = 0
+    stored: tuple[int, ...] = ()
+    removed: tuple[int, ...] = ()
+
+
 class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     """One replica in one report. Rates in tokens per second, times in milliseconds."""
 
@@ -82,6 +102,8 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[GpuReport, ...] = ()
     #: How often its agent saw the engine begin anew.
     engine_starts: int | None = None
+    #: Where its KV events are heard.
+    kv: KvReport | None = None
     #: The address lies in the networks of the node that speaks: it may silence it by its word alone.
     own: bool = True
 
@@ -94,6 +116,10 @@ def began_anew(before: ReplicaReport, now: ReplicaReport) -> bool:
     """Whether another process of the engine answers: what the one before had cached is gone."""
     if before.state in _WITHOUT and now.state in SERVING:
         return True
-    if before.boot_id != now.boot_id or before.engine_starts is None or now.engine_starts is None:
+    if before.boot_id != now.boot_id:
+        return False
+    if before.kv is not None and now.kv is not None and before.kv.clears < now.kv.clears:
+        return True
+    if before.engine_starts is None or now.engine_starts is None:
         return False
     return before.engine_starts < now.engine_starts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.reports import GpuReport
+from extproc.core.reports import GpuReport, KvReport
 
 
 def view(endpoint: Endpoint, *, now_ns: int) -> dict[str, Any]:
@@ -50,8 +50,24 @@ def view(endpoint: Endpoint, *, now_ns: int) -> dict[str, Any]:
         "running": report.running if report else None,
         "kv_used_tokens": report.kv_used_tokens if report else None,
         "kv_capacity_tokens": report.kv_capacity_tokens if report else None,
+        "cache_source": endpoint.cache.source,
+        "cache_corrections": dict(endpoint.cache.corrections),
+        "cache_tokens": endpoint.cache_tokens or None,
+        "kv_events": _kv(report.kv) if report and report.kv else None,
         "probe_ttft_ms": report.probe_ttft_ms if report else None,
         "gpus": [_gpu(gpu) for gpu in report.gpus] if report else [],
+    }
+
+
+def _kv(kv: KvReport) -> dict[str, Any]:
+    return {
+        "cached_tokens": kv.cached_tokens,
+        "complete": kv.complete,
+        "events": kv.events,
+        "unreadable": kv.unreadable,
+        "gaps": kv.gaps,
+        "replays": kv.replays,
+        "clears": kv.clears,
     }
 
 

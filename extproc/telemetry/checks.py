@@ -11,11 +11,13 @@ from functools import lru_cache
 
 from extproc._pb import telemetry_pb2 as pb
 from extproc.addresses import canonical
-from extproc.core.reports import GpuReport, ReplicaReport, ReportedState
+from extproc.core.reports import GpuReport, KvReport, ReplicaReport, ReportedState
 
 REPLICAS_MAX = 64
 GPUS_MAX = 64
 XIDS_MAX = 64
+#: Digests of KV blocks that came, and that went.
+DIGESTS_MAX = 1024
 NAMES_MAX = 256
 #: An IPv6 address in full, with brackets and port; a scope says nothing on another machine.
 ADDRESS_MAX = 64
@@ -93,7 +95,29 @@ def _replica(replica: pb.Replica, gpus: dict[str, GpuReport], report: pb.Report)
         probe_ttft_ms=_real(replica, "probe_ttft_ms", MILLISECONDS_MAX),
         probe_failures=min(replica.probe_failures, REQUESTS_MAX),
         engine_starts=_count(replica, "engine_starts", REQUESTS_MAX),
+        kv=_kv(replica.kv) if replica.HasField("kv") else None,
         gpus=tuple(gpus[uuid] for uuid in dict.fromkeys(replica.gpu_uuids) if uuid in gpus),
+    )
+
+
+def _kv(kv: pb.KvCache) -> KvReport:
+    if len(kv.stored) > DIGESTS_MAX or len(kv.removed) > DIGESTS_MAX:
+        raise ImplausibleError("too_many")
+    if kv.cached_tokens > TOKENS_MAX:
+        raise ImplausibleError("kv_cached_tokens_out_of_range")
+    return KvReport(
+        cached_tokens=kv.cached_tokens,
+        complete=kv.complete,
+        stored_blocks=kv.stored_blocks,
+        removed_blocks=kv.removed_blocks,
+        clears=kv.clears,
+        events=kv.events,
+        unreadable=kv.unreadable,
+        gaps=kv.gaps,
+        replays=kv.replays,
+        changes_left_out=kv.changes_left_out,
+        stored=tuple(kv.stored),
+        removed=tuple(kv.removed),
     )
 
 

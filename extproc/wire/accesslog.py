@@ -12,6 +12,7 @@ from typing import Any
 
 from extproc._pb import access_log_pb2 as pb
 from extproc.core.contract import (
+    CACHED_TOKENS_KEY,
     COMPLETION_TOKENS_KEY,
     DECISION_NAMESPACE,
     DONE_KEY,
@@ -130,6 +131,7 @@ def _outcome(entry: pb.HttpAccessLogEntry, reservation: Reservation) -> Outcome:
         ttft_ns=_ttft_ns(common, seen) if reservation.stream and output_seen else None,
         prompt_tokens=prompt,
         output_tokens=output,
+        cached_tokens=_count(seen, CACHED_TOKENS_KEY),
         refused=fault is ErrorOrigin.FULL,
         events=events,
         request_bytes=entry.request.request_body_bytes,

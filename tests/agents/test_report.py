@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from steersman_agent.figures import GpuFigures, MigDevice, NodeView, ProcessUse, ReplicaView, XidEvent
+from steersman_agent.figures import GpuFigures, KvView, MigDevice, NodeView, ProcessUse, ReplicaView, XidEvent
 from steersman_agent.report import Pacer, changed, describe, encode, resolve_gpus
 from steersman_agent.state import ReplicaState
 
@@ -125,6 +125,7 @@ def test_every_field_of_a_gpu_reaches_the_wire() -> None:
 
 def test_every_field_of_a_replica_reaches_the_wire() -> None:
     """As for GPUs."""
+    counts = {name: 1 for name, field in KvView.__dataclass_fields__.items() if field.type == "int"}
     full = replace(
         REPLICA,
         detail="d",
@@ -135,9 +136,12 @@ def test_every_field_of_a_replica_reaches_the_wire() -> None:
         probed_s=1.0,
         probe_failures=1,
         gpu_uuids=("GPU-1",),
+        kv=KvView(**counts, complete=True, stored=(2,), removed=(2**64 - 1,)),
     )
     wire = encode(NodeView(node="n", replicas=(full,)), boot_id=1, sequence=1, unix_ms=0).replicas[0]
-    assert {field.name for field, _ in wire.ListFields()} == {field.name for field in wire.DESCRIPTOR.fields}
+    for message in (wire, wire.kv):
+        told = {field.name for field, _ in message.ListFields()}
+        assert told == {field.name for field in message.DESCRIPTOR.fields}
 
 
 def test_describing_names_the_state_and_turns_moments_into_ages() -> None:

@@ -235,7 +235,7 @@ def test_the_table_is_pyprojects() -> None:
 def test_the_page_is_pyprojects() -> None:
     """docs/install.md has a row for each extra, in pyproject's order, and a sentence in it."""
     text = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", text, re.MULTILINE)
+    rows = re.findall(r"^\| `([\w-]+)` \| (.+?) \|", text, re.MULTILINE)
     assert [name for name, _ in rows] == list(PROJECT["optional-dependencies"])
     assert all(re.fullmatch(r"[A-Z`].*\.", sentence) for _, sentence in rows), rows
 

@@ -161,6 +161,13 @@ def test_whose_count_of_prompt_tokens() -> None:
     assert read(record()).prompt_tokens is None
 
 
+@pytest.mark.parametrize(("said", "cached"), [(96.0, 96), (0, 0), (None, None), (-1, None)])
+def test_what_was_found_cached(said: float | None, cached: int | None) -> None:
+    """The engine's own word; 0 is one, a null is none."""
+    assert read(record(seen={"cached_tokens": said})).cached_tokens == cached
+    assert read(record()).cached_tokens is None
+
+
 @pytest.mark.parametrize(
     ("first_us", "ttft_ns"),
     [

@@ -55,7 +55,7 @@ def test_a_response_that_comes_whole() -> None:
     )
     assert answer.response_headers.HasField("response")
     data = b'{"choices":[{"message":{"content":"\\"completion_tokens\\": 999"}}],"usage":{"prompt_tokens":7,'
-    last = b'"completion_tokens":3}}'
+    last = b'"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":5}}}'
     (answer,) = said(exchange.receive(piece(data, phase="response_body")))
     assert body_of([answer], "response_body") == data
     reply = exchange.receive(piece(last, end=True, phase="response_body"))
@@ -65,6 +65,7 @@ def test_a_response_that_comes_whole() -> None:
     (outcome,) = world.outcomes
     assert (outcome.end, outcome.status, outcome.served_by, outcome.attempts) == (End.OK, 200, A, 1)
     assert (outcome.prompt_tokens, outcome.output_tokens, outcome.duration_ns) == (7, 3, SECOND)
+    assert outcome.cached_tokens == 5
     assert (len(world.scheduler.ledger), world.processor.open_exchanges, world.processor.following) == (
         0,
         0,

@@ -22,6 +22,7 @@ HEAD_BYTES = 4 * 1024
 
 # In generated text quotes are escaped, so that no text can look like these.
 _PROMPT = re.compile(rb'"(?:prompt_tokens|input_length)"\s*:\s*(\d{1,9})\b')
+_CACHED = re.compile(rb'"(?:cached_tokens|cache_n)"\s*:\s*(\d{1,9})\b')
 _OUTPUT = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,9})\b')
 #: TGI's own count, which is of the best sequence alone.
 _BEST = re.compile(rb'"generated_tokens"\s*:\s*(\d{1,9})\b')
@@ -159,6 +160,7 @@ class Followed:
             ttft_ns=self.first_ns - self._begun_ns if seen and self.first_ns is not None else None,
             prompt_tokens=_bounded(prompt),
             output_tokens=_bounded(output),
+            cached_tokens=_bounded(_last(_CACHED, self._tail)),
             refused=self.refused,
             events=self._events.count if self.streams else None,
             request_bytes=self._request_bytes,
