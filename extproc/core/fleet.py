@@ -277,7 +277,7 @@ class Fleet:
         if name and not endpoint.hardware:
             endpoint.hardware, endpoint.gpus = name, count
             self._equip(endpoint, self.pools[endpoint.pool])
-        endpoint.speed.model.saw_rates(
+        endpoint.speed.saw_rates(
             prefill_tokens_per_s=report.prefill_tokens_per_s,
             decode_tokens_per_s=report.decode_tokens_per_s,
             batch=float(report.running or 0),

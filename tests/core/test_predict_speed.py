@@ -221,7 +221,7 @@ def test_what_is_no_time_is_left_out(bad: float) -> None:
     speed.saw_prefill(100, 0, bad)
     model.saw_decode(bad if math.isnan(bad) else -1, 100, 10.0)
     model.saw_prefill(100, math.nan, 10.0)
-    model.saw_rates(prefill_tokens_per_s=-1.0, decode_tokens_per_s=math.nan, batch=bad)
+    speed.saw_rates(prefill_tokens_per_s=-1.0, decode_tokens_per_s=math.nan, batch=bad)
     assert (speed.factor, *model._decode.coefficients, *model._prefill.coefficients) == before
     assert model.samples == 0
 
@@ -256,34 +256,62 @@ def test_errors_are_reported() -> None:
     assert speed.errors.count == 400
 
 
-def test_rates_move_a_fresh_model_within_a_factor_of_two() -> None:
-    """Rates that tell of an engine ten times slower or faster are weak evidence, and bounded."""
+def test_rates_move_a_fresh_endpoint_within_a_factor_of_two() -> None:
+    """Rates that tell of an engine ten times slower or faster are weak evidence, bounded, and its own."""
     for times in (0.1, 10.0):
         model = SpeedModel(A100_8B)
-        step, prefill = model.timing.step_ms(16, 16_000), model.timing.prefill_per_token_ms
+        speed, other = Speed(model), Speed(model)
+        step = speed.step_ms(16, 16_000)
         for _ in range(1_000):
-            model.saw_rates(
-                decode_tokens_per_s=16_000.0 / (step * times),
-                prefill_tokens_per_s=1_000.0 / (prefill * times),
-                batch=16,
+            speed.saw_rates(
+                decode_tokens_per_s=16_000.0 / (step * times), prefill_tokens_per_s=None, batch=16
             )
-        assert model.timing.step_ms(16, 16_000) / step == pytest.approx(0.5 if times < 1 else 2.0, rel=0.02)
-        # A low prefill rate may be idleness and says nothing; a high one bounds the time from above.
-        assert model.timing.prefill_per_token_ms / prefill == pytest.approx(
-            0.5 if times < 1 else 1.0, rel=0.02
-        )
-        assert model.samples == 0
+        assert speed.step_ms(16, 16_000) / step == pytest.approx(0.5 if times < 1 else 2.0, rel=0.02)
+        assert other.step_ms(16, 16_000) == step
+        assert model.samples == speed.observations == 0
+
+
+def test_a_prefill_rate_only_bounds() -> None:
+    """A low one may be idleness and says nothing; a high one bounds the time from above."""
+    for times, found in ((0.1, 0.5), (10.0, 1.0)):
+        speed = Speed(SpeedModel(A100_8B))
+        each = speed.model.timing.prefill_per_token_ms
+        for _ in range(1_000):
+            speed.saw_rates(prefill_tokens_per_s=1_000.0 / (each * times), decode_tokens_per_s=None, batch=16)
+        assert speed.factor == pytest.approx(found, rel=0.02)
 
 
 def test_rates_weigh_less_than_requests() -> None:
     """What requests have settled, contradicting rates hardly bend."""
-    model, (speed,) = pool(1)
+    _, (speed,) = pool(1)
     run([speed], [1.0], rounds=200)
-    before = model.timing.step_ms(16, 16_000)
+    before = speed.step_ms(16, 16_000)
     for _ in range(20):
-        model.saw_rates(prefill_tokens_per_s=None, decode_tokens_per_s=100.0, batch=16)
-    assert model.timing.step_ms(16, 16_000) == pytest.approx(before, rel=0.05)
-    model.saw_rates(prefill_tokens_per_s=None, decode_tokens_per_s=None, batch=0)
+        speed.saw_rates(prefill_tokens_per_s=None, decode_tokens_per_s=100.0, batch=16)
+    assert speed.step_ms(16, 16_000) == pytest.approx(before, rel=0.05)
+    speed.saw_rates(prefill_tokens_per_s=None, decode_tokens_per_s=None, batch=0)
+
+
+@pytest.mark.parametrize("times", [0.4, 3.0])
+def test_a_step_change_is_known_after_a_handful(times: float) -> None:
+    """Errors all one way are a change: within 20 % after eight, where 5 % of each took forty."""
+    _, speeds = pool(4)
+    run(speeds, [1.0] * 4, rounds=100)
+    changed, before = speeds[0], speeds[0].factor
+    for _ in range(8):
+        predicted = changed.prefill_ms(500)
+        changed.saw_first_token(predicted, predicted * times * before / changed.factor)
+    assert changed.factor == pytest.approx(times * before, rel=0.2)
+
+
+def test_one_outlier_changes_little() -> None:
+    """Nor do two: a stall is no change of speed."""
+    _, (speed,) = pool(1)
+    run([speed], [1.0], rounds=100)
+    before = speed.factor
+    for _ in range(2):
+        speed.saw_first_token(100.0, 1_000.0)
+    assert speed.factor == pytest.approx(before, rel=0.12)
 
 
 def test_no_excitation_does_not_blow_the_covariance_up() -> None:

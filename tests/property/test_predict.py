@@ -56,7 +56,7 @@ def test_predictions_survive_any_history(
         elif kind == "decode":
             speeds[at].saw_decode(one, two, three)
         else:
-            model.saw_rates(prefill_tokens_per_s=one, decode_tokens_per_s=two, batch=three)
+            speeds[at].saw_rates(prefill_tokens_per_s=one, decode_tokens_per_s=two, batch=three)
         assert 0.0 < model._decode.trace <= trace * 1.000001
         assert 0.0 < model._prefill.trace <= trace * 1.000001
     before, now = model.prior.timing, model.timing

@@ -27,6 +27,9 @@ FACTOR_MIN, FACTOR_MAX = 0.3, 10.0
 GAIN_MIN, FIRST_WEIGHT = 0.05, 1.25
 #: One error counts as at most this logarithm in a factor; of the first few observations as more.
 ERROR_CLIP, FIRST_ERROR_CLIP, FIRST_OBSERVATIONS = 1.0, 2.0, 3
+#: So many errors of this logarithm in a row, all one way, are a change and no noise: the factor follows at
+#: once, until one is below `FOLLOWED`.
+SURPRISE, SURPRISES, SURPRISED_GAIN, FOLLOWED = 0.4, 3, 0.4, 0.15
 #: An endpoint with fewer observations does not say what is typical.
 TYPICAL_OBSERVATIONS_MIN = 3
 #: The typical factor is found anew after so many observations, or one for each endpoint.
@@ -36,7 +39,7 @@ SETTLE_EVERY = 4
 PREFILL_STEPS_MIN, OWN_SHARE_MIN = 2.0, 0.25
 #: Times and counts beyond these are not believed at all.
 OBSERVED_MS_MAX, TOKENS_MAX, BATCH_MAX = 1e8, 1e8, 1e6
-#: Agents' rates move a scale by this share of their error, less as requests settle, and in all by no
+#: Agents' rates move a factor by this share of their error, less as requests settle, and in all by no
 #: more than this logarithm (a factor of two).
 RATES_GAIN, RATES_SETTLED, RATES_TOTAL_MAX = 0.05, 10.0, 0.7
 #: Tokens that one running sequence holds, before any was seen.
@@ -55,14 +58,12 @@ class SpeedModel:
     """The timing of one pool on one hardware, learned from the prior onwards."""
 
     __slots__ = (
-        "_context",
         "_decode",
         "_prefill",
-        "_rates_decode",
-        "_rates_prefill",
         "_speeds",
         "_unsettled",
         "admission",
+        "context_per_sequence",
         "prior",
         "samples",
         "timing",
@@ -79,8 +80,7 @@ class SpeedModel:
         at = prior.timing
         self._decode = Affine(at.decode_base_ms, at.decode_per_sequence_ms, at.decode_per_context_token_ms)
         self._prefill = Affine(at.prefill_base_ms, at.prefill_per_token_ms, at.prefill_per_square_ms)
-        self._context = CONTEXT_TOKENS_PER_SEQUENCE
-        self._rates_decode = self._rates_prefill = 0.0
+        self.context_per_sequence = CONTEXT_TOKENS_PER_SEQUENCE
         self._speeds: list[weakref.ref[Speed]] = []
         self._unsettled = 0
 
@@ -100,36 +100,9 @@ class SpeedModel:
             return
         self.samples += 1
         if batch >= 1.0:
-            self._context += 0.05 * (context_tokens / batch - self._context)
+            self.context_per_sequence += 0.05 * (context_tokens / batch - self.context_per_sequence)
         self._decode.saw(batch, context_tokens, observed_step_ms)
         self._publish_decode()
-
-    def saw_rates(
-        self, *, prefill_tokens_per_s: float | None, decode_tokens_per_s: float | None, batch: float
-    ) -> None:
-        """An agent read these rates while `batch` sequences ran: weak evidence, for the scale alone.
-
-        `batch` over the decode rate is the time of a step, stalls included. A prefill rate only bounds:
-        an engine that had little to prefill shows a low one, so it can make the model faster, not slower.
-        """
-        timing, gain = self.timing, RATES_GAIN / (1.0 + self.samples / RATES_SETTLED)
-        if decode_tokens_per_s is not None and 1.0 <= batch <= BATCH_MAX and decode_tokens_per_s > 0.0:
-            observed = 1_000.0 * batch / decode_tokens_per_s
-            predicted = timing.step_ms(batch, batch * self._context)
-            if _believed(observed) and predicted > 0.0:
-                at = self._rates_decode
-                to = at + gain * _clipped(log(observed / predicted), ERROR_CLIP / 2.0)
-                self._rates_decode = _clipped(to, RATES_TOTAL_MAX)
-                self._decode.scale(exp(self._rates_decode - at))
-                self._publish_decode()
-        if prefill_tokens_per_s is not None and prefill_tokens_per_s > 0.0:
-            observed = 1_000.0 / prefill_tokens_per_s
-            if 1e-9 < observed < timing.prefill_per_token_ms:
-                at = self._rates_prefill
-                to = at + gain * _clipped(log(observed / timing.prefill_per_token_ms), ERROR_CLIP / 2.0)
-                self._rates_prefill = _clipped(to, RATES_TOTAL_MAX)
-                self._prefill.scale(exp(self._rates_prefill - at))
-                self._publish_prefill()
 
     def _publish_decode(self) -> None:
         at = self.timing
@@ -184,7 +157,7 @@ class SpeedModel:
 class Speed:
     """The speed of one endpoint: its pool's model times a factor of its own."""
 
-    __slots__ = ("__weakref__", "_timing", "errors", "factor", "model", "observations")
+    __slots__ = ("__weakref__", "_rates", "_run", "_timing", "errors", "factor", "model", "observations")
 
     def __init__(self, model: SpeedModel) -> None:
         self.model = model
@@ -195,6 +168,9 @@ class Speed:
         self.errors = Errors()
         #: Observations that moved the factor.
         self.observations = 0
+        #: What its agent's rates have moved it by, a logarithm; large errors in a row, slow ones positive.
+        self._rates = 0.0
+        self._run = 0
         model.join(self)
 
     def prefill_ms(self, tokens: float, cached: float = 0.0) -> float:
@@ -245,6 +221,32 @@ class Speed:
         if self._move(self.step_ms(batch, context_tokens), observed_step_ms) and self._teaches:
             self.model.saw_decode(batch, context_tokens, observed_step_ms / self.factor)
 
+    def saw_rates(
+        self, *, prefill_tokens_per_s: float | None, decode_tokens_per_s: float | None, batch: float
+    ) -> None:
+        """Its agent read these rates while `batch` sequences ran: weak evidence, for this endpoint alone.
+
+        `batch` over the decode rate is the time of a step, stalls included. A prefill rate only bounds:
+        an engine that had little to prefill shows a low one, so it can make it faster, not slower. An agent
+        that lies moves nobody else, and its own replica by no more than `RATES_TOTAL_MAX`.
+        """
+        errors = []
+        if decode_tokens_per_s is not None and 1.0 <= batch <= BATCH_MAX and decode_tokens_per_s > 0.0:
+            observed = 1_000.0 * batch / decode_tokens_per_s
+            predicted = self.step_ms(batch, batch * self.model.context_per_sequence)
+            if _believed(observed) and predicted > 0.0:
+                errors.append(log(observed / predicted))
+        if prefill_tokens_per_s is not None and prefill_tokens_per_s > 0.0:
+            observed = 1_000.0 / prefill_tokens_per_s
+            predicted = self.factor * self._timing.prefill_per_token_ms
+            if 1e-9 < observed < predicted:
+                errors.append(log(observed / predicted))
+        gain = RATES_GAIN / (1.0 + self.observations / RATES_SETTLED)
+        for error in errors:
+            to = _clipped(self._rates + gain * _clipped(error, ERROR_CLIP / 2.0), RATES_TOTAL_MAX)
+            self.factor = min(max(self.factor * exp(to - self._rates), FACTOR_MIN), FACTOR_MAX)
+            self._rates = to
+
     @property
     def _teaches(self) -> bool:
         """Whether the factor has room: what it cannot hold must not spill into the pool's model."""
@@ -265,9 +267,16 @@ class Speed:
             return False
         self.errors.saw(predicted_ms, observed_ms)
         gain = max(GAIN_MIN, 1.0 / (self.observations + FIRST_WEIGHT))
+        error = log(observed_ms / predicted_ms)
+        if abs(error) < (SURPRISE if abs(self._run) < SURPRISES else FOLLOWED):
+            self._run = 0
+        else:
+            self._run = max(self._run, 0) + 1 if error > 0.0 else min(self._run, 0) - 1
+        if abs(self._run) >= SURPRISES:
+            gain = max(gain, SURPRISED_GAIN)
         self.observations += 1
         clip = ERROR_CLIP if self.observations > FIRST_OBSERVATIONS else FIRST_ERROR_CLIP
-        factor = self.factor * exp(gain * _clipped(log(observed_ms / predicted_ms), clip))
+        factor = self.factor * exp(gain * _clipped(error, clip))
         self.factor = min(max(factor, FACTOR_MIN), FACTOR_MAX)
         self.model.settle()
         return True
