@@ -209,7 +209,11 @@ class Steer(Strategy):
             tried = self._trial(candidates, work, scores, at)
             if tried is None and at.last:
                 tried = _untold(candidates, work, scores, self.kv_share)
-            return Ranking(scores, () if tried is None else (tried,))
+            if tried is None:
+                return Ranking(scores, ())
+            # It may be tried elsewhere, as any other.
+            rest = [i for i in lowest(candidates, scores, count) if i != tried]
+            return Ranking(scores, (tried, *rest)[:count])
         low = min(scores)
         # Not for prompts that somebody has begun to cache: that is worth more than a trial.
         trials = not cached_of
