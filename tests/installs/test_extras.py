@@ -187,7 +187,7 @@ def bare(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Bar
 def test_every_module_imports_from_the_base_or_names_its_extra(bare: Bare) -> None:
     """Those that need an extra are few, listed, and say which; nothing imports what nobody declares."""
     failed = {name: why for name, why in bare.imports.items() if why is not None}
-    named = {name: re.search(r"the extra '(\w+)'", why[2] or "") for name, why in failed.items()}
+    named = {name: re.search(r"the extra '([\w-]+)'", why[2] or "") for name, why in failed.items()}
     assert {name: failed[name] for name, extra in named.items() if extra is None} == {}
     assert {name: extra and extra[1] for name, extra in named.items()} == BEHIND
 
