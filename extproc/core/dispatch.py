@@ -410,7 +410,8 @@ class Dispatcher:
         # An arm's own instance hears of its own picks; what took its place, by the plain name.
         own = "#" in routing.strategy and routing.strategy.startswith(f"{reservation.strategy}#")
         strategy = pool.strategy_named(routing.strategy if own else reservation.strategy)
-        at = SchedulingContext(now_ns=now_ns, deciders=self._peers.deciders)
+        held = {} if placed.plan is None else {endpoint.address: placed.plan.cached_tokens}
+        at = SchedulingContext(now_ns=now_ns, cached=held, deciders=deciders)
         strategy.picked(pool.endpoints, endpoint, routing.work, at=at)
         if placed.plan is not None:
             coming(pool, endpoint, placed.plan)

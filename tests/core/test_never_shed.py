@@ -58,6 +58,34 @@ def test_a_trial_may_be_tried_elsewhere() -> None:
     assert isinstance(scene.ask(3000), Hold | Routed)
 
 
+def test_who_are_due_together_do_not_share_one_place() -> None:
+    """Each is in the books before the next is tried: a last chance overfills no replica."""
+    scene = Scene(max_concurrent=2)
+    (endpoint,) = scene.scheduler.fleet.endpoints
+    endpoint.admission = type(endpoint.admission)(type(endpoint.speed.model.admission)())
+    endpoint.admission.shares[:] = [1.0] * len(endpoint.admission.shares)
+    for _ in range(6):
+        endpoint.admission.tried(0)
+    scene.routed(3000)
+    held = [scene.ask(2000) for _ in range(4)]
+    assert all(isinstance(each, Hold) for each in held)
+    scene.now_ns = 5 * S
+    scene.scheduler.dispatcher.shed(now_ns=scene.now_ns)
+    assert sorted(type(decision).__name__ for _, decision in scene.released) == ["Reject"] * 3 + ["Routed"]
+    assert endpoint.permits == 2
+    assert not scene.scheduler.dispatcher.queue.by_pool_count("p")
+
+
+def test_a_trial_is_one() -> None:
+    """Prompts that are within the bound alone, and not with what is queued: one is sent to see, no more."""
+    scene = Scene()
+    (endpoint,) = scene.scheduler.fleet.endpoints
+    scene.now_ns = 64 * S
+    assert endpoint.admission.trial(scene.now_ns)
+    assert [isinstance(scene.ask(400), Routed) for _ in range(5)] == [True, True, True, False, False]
+    assert not endpoint.admission.trial(scene.now_ns)
+
+
 def test_a_shed_beside_an_idle_replica_is_counted() -> None:
     """One that became idle after the last look, by a fault of ours: the count says so."""
     scene = Scene()

@@ -134,21 +134,26 @@ class FairQueue:
 
     def last_chance(
         self, fits: Callable[[QueuedRequest], T | None], *, now_ns: int
-    ) -> list[tuple[QueuedRequest, T]]:
-        """Of those that `expire` would shed now, whom `fits` finds a place for: charged and gone."""
-        due: list[tuple[int, FlowEntry]] = []
-        while (timer := self._last.pop_due(now_ns)) is not None:
-            due.append(timer)
-        taken = []
-        for at_ns, entry in due:
-            place = fits(entry.held)
-            if place is None:
+    ) -> Iterator[tuple[QueuedRequest, T]]:
+        """Of those that `expire` would shed now, whom `fits` finds a place for: charged and gone.
+
+        The caller enters each in its books before it asks for the next.
+        """
+        left: list[tuple[int, FlowEntry]] = []
+        try:
+            while (timer := self._last.pop_due(now_ns)) is not None:
+                left.append(timer)
+                entry = timer[1]
+                place = fits(entry.held)
+                found = None
+                if place is not None:
+                    left.pop()
+                    found = self._dispatch(self._pool_queue(entry.held.pool), (entry, place), now_ns)
+                if found is not None:
+                    yield found
+        finally:
+            for at_ns, entry in left:
                 self._last.set(entry, at_ns)
-                continue
-            found = self._dispatch(self._pool_queue(entry.held.pool), (entry, place), now_ns)
-            assert found is not None
-            taken.append(found)
-        return taken
 
     def expire(self, *, now_ns: int) -> list[Shed]:
         """Shed what has waited as long as its class allows, or past the policy's hope."""

@@ -250,9 +250,12 @@ class Steer(Strategy):
     def picked(
         self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: SchedulingContext
     ) -> None:
-        """What goes into a queue that counts as closed is its trial."""
-        load = endpoint.load
-        if load.queued and waits(endpoint) * load.queued_tokens > self.queue_tokens // at.deciders:
+        """What goes into a queue that counts as closed is its trial, unless most of it is cached there."""
+        load, tokens = endpoint.load, max(1, work.input_tokens)
+        cached = min(at.cached.get(endpoint.address, 0), tokens - 1)
+        joins = 2 * cached > tokens
+        depth = self.queue_tokens // at.deciders
+        if load.queued and not joins and waits(endpoint) * (load.queued_tokens + tokens - cached) > depth:
             endpoint.admission.tried(at.now_ns)
 
     def _waits(
