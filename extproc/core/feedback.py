@@ -128,13 +128,11 @@ class Feedback:
             _waited(entry, observed_ms)
         if self._joined(entry, observed_ms):
             return
-        predicted_ms = plan.ttft_ms - plan.wait_ms
-        if job.ahead and endpoint.admission.known(job.ahead):
-            # By what is known of its waiting now: an error of that is none of the speed.
-            predicted_ms += endpoint.admission.share(job.ahead) * job.ahead_ms
-        elif job.ahead:
-            # Not at all, or for all of them: what is within that tells nothing.
-            predicted_ms = min(max(observed_ms, predicted_ms), predicted_ms + job.ahead_ms)
+        predicted_ms = _expected_ms(entry)
+        if job.ahead and not endpoint.admission.known(job.ahead):
+            # It waits not at all, or for all of them: what is within that tells nothing.
+            least_ms = plan.ttft_ms - plan.wait_ms
+            predicted_ms = min(max(observed_ms, least_ms), least_ms + job.ahead_ms)
         endpoint.speed.saw_first_token(predicted_ms, observed_ms)
         if plan.next:
             batch, context_tokens = running(endpoint)
@@ -158,10 +156,7 @@ class Feedback:
         endpoint, plan = entry.endpoint, entry.job.plan
         pool = self.fleet.pools.get(entry.reservation.pool)
         spared_ms = endpoint.speed.prefill_ms(plan.uncached_tokens + plan.cached_tokens) - plan.prefill_ms
-        # Prefills ahead delay those that are cached too, by as much as is known of that.
-        expected_ms = plan.ttft_ms - plan.wait_ms
-        if entry.job.ahead:
-            expected_ms += endpoint.admission.share(entry.job.ahead) * entry.job.ahead_ms
+        expected_ms = _expected_ms(entry)
         if pool is None or spared_ms <= SPARED_SHARE_MIN * expected_ms:
             return False
         missed = observed_ms > expected_ms + spared_ms / 2.0
@@ -233,6 +228,18 @@ def _told(pool: Pool, entry: InFlight, outcome: Outcome) -> None:
     capacity = cache.usage(plan, cached, float(cache_tokens(endpoint)), held)
     if not cache.events:
         resized(pool.prefixes, endpoint, capacity, plan.block_tokens)
+
+
+def _expected_ms(entry: InFlight) -> float:
+    """When its first token was to come, by what is known now of its waiting for the prefills ahead.
+
+    What was wrong with that when it was placed is no error of the speed, and no sign of a cache that misses.
+    """
+    job, plan = entry.job, entry.job.plan
+    expected_ms = plan.ttft_ms - plan.wait_ms
+    return (
+        expected_ms + entry.endpoint.admission.share(job.ahead) * job.ahead_ms if job.ahead else expected_ms
+    )
 
 
 def _waited(entry: InFlight, observed_ms: float) -> None:

@@ -134,7 +134,7 @@ def plan(work: Work, endpoint: Endpoint, expected: Forecast, *, given_tokens: in
 
 def waits(endpoint: Endpoint) -> float:
     """The share of the prefills queued there that a prompt placed there now would wait for, 0 to 1."""
-    return endpoint.admission.shares[min(endpoint.load.queued, AHEAD_MAX)]
+    return endpoint.admission.share(endpoint.load.queued)
 
 
 def growth_tokens(work: Work) -> int:

@@ -84,11 +84,13 @@ class AdmissionModel:
 
     def saw(self, level: int, observed: float) -> None:
         """One observation of any endpoint; told to those that go by the pool's."""
-        before = _typical(self.seen[level])
+        before = _share(self.seen[level])
         self.seen[level].append(observed)
-        if _typical(self.seen[level]) != before:
+        # Mostly it stays all or nothing: then nobody need look.
+        if len(self.seen[level]) == 1 or _share(self.seen[level]) != before:
             for member in self._members:
-                member.refresh()
+                if member.goes_by_pool(level):
+                    member.refresh()
 
 
 class Admission:
@@ -116,7 +118,7 @@ class Admission:
         self._stalls = deque[tuple[float, float]](maxlen=STALLS_KEPT)
         self.shares = [1.0] * (AHEAD_MAX + 1)
         #: The share of a prefill that holds up the streams beside it, 0 to 1.
-        self.stall = PRIOR_SHARE / SERIAL_SHARE
+        self.stall = _counted(PRIOR_SHARE)
         self._trial_ns = 0
         self._closed = 0
         self._answered = False
@@ -155,24 +157,27 @@ class Admission:
             # Taken for open at first, as a queue is; for what the forecast's engine does where nothing is
             # told.
             slope = PRIOR_SHARE if len(self._model.stalls) < STALLS_KEPT else 1.0
-        self.stall = min(1.0, max(0.0, slope) / SERIAL_SHARE)
+        self.stall = _counted(slope)
 
     def share(self, ahead: int) -> float:
         """The share of the prefills ahead that a prompt waits for, 0 to 1."""
         return self.shares[min(ahead, AHEAD_MAX)]
 
+    def goes_by_pool(self, level: int) -> bool:
+        """Whether it has too few observations of its own at a level."""
+        return len(self._own[level]) < OWN_ENOUGH
+
     def refresh(self) -> None:
         """Take what the pool has learnt since."""
         # Who has not answered yet, while others have, may be ill, or slow: it gets one at a time.
-        typical = PRIOR_SHARE
+        share = _counted(PRIOR_SHARE)
         shares, most = self.shares, 0.0 if self._answered or not self._model.answered else 1.0
         for level, start in enumerate(LEVEL_STARTS):
-            own = self._own[level]
-            seen = own if len(own) >= OWN_ENOUGH else self._model.seen[level]
+            seen = (self._model.seen if self.goes_by_pool(level) else self._own)[level]
             # Of a level that nobody has seen no worse is thought than of the one below it.
-            typical = _typical(seen) if seen else min(typical, PRIOR_SHARE)
+            share = _share(seen) if seen else min(share, _counted(PRIOR_SHARE))
             # An engine that waits for one ahead waits for more as well.
-            most = max(most, min(1.0, typical / SERIAL_SHARE))
+            most = max(most, share)
             end = LEVEL_STARTS[level + 1] if level + 1 < len(LEVEL_STARTS) else AHEAD_MAX + 1
             for ahead in range(start, end):
                 shares[ahead] = most
@@ -206,8 +211,11 @@ def _slope(points: deque[tuple[float, float]]) -> float | None:
     return slopes[len(slopes) // 2] if len(slopes) >= PAIRS_MIN else None
 
 
-def _typical(seen: deque[float]) -> float:
-    """The observation that counts, at least 0; the prior's where there is none."""
-    if not seen:
-        return PRIOR_SHARE
-    return max(0.0, sorted(seen)[int(QUANTILE * len(seen))])
+def _share(seen: deque[float]) -> float:
+    """The observation that counts, as a share of 0 to 1; the prior's where there is none."""
+    return _counted(sorted(seen)[int(QUANTILE * len(seen))] if seen else PRIOR_SHARE)
+
+
+def _counted(observed: float) -> float:
+    """From `SERIAL_SHARE` on 1; 0 at the least."""
+    return min(1.0, max(0.0, observed) / SERIAL_SHARE)
