@@ -17,6 +17,7 @@ from extproc.core.latency import Latency
 from extproc.core.load import Load
 from extproc.core.predict.admission import Admission
 from extproc.core.predict.prior import prior
+from extproc.core.predict.slots import Slots
 from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.reports import ReplicaReport
 
@@ -93,6 +94,7 @@ class Endpoint:
         "report",
         "reported_ns",
         "requests",
+        "slots",
         "smooth",
         "speed",
         "spot",
@@ -152,6 +154,8 @@ class Endpoint:
         #: How fast it is; its fleet gives endpoints of a pool and hardware one model between them.
         self.speed = Speed(SpeedModel(prior()))
         self.admission = Admission(self.speed.model.admission)
+        #: How many sequences its engine decodes at once, where that shows.
+        self.slots = Slots(self.speed.model.slots)
         #: Prompt tokens that its prefix cache is taken to hold (feedback.py); 0 while nothing was learnt.
         self.cache_tokens = 0
         #: What it says itself of its prefix cache (cached.py).

@@ -15,6 +15,7 @@ from extproc.core.ledger import EndedRequest, InFlight
 from extproc.core.load import Plan
 from extproc.core.outcome import End, Outcome
 from extproc.core.predict.errors import Errors
+from extproc.core.predict.slots import after_end
 from extproc.engines import traits_of
 
 MS_NS = 1_000_000
@@ -44,10 +45,26 @@ class Feedback:
         self.misses = 0
         self.blame = Blame()
 
-    def first_token(self, entry: InFlight, *, now_ns: int) -> None:
-        """The first token of a request in flight was seen now."""
-        entry.endpoint.speed.model.admission.heard = True
-        if not entry.adopted:
+    def slot(self, entry: InFlight, *, now_ns: int) -> bool:
+        """A first token was heard of, in time or not; true where it waited for another request's end.
+
+        Where several requests decode for one, or it was tried elsewhere before, nothing can be said.
+        """
+        endpoint, job = entry.endpoint, entry.job
+        endpoint.speed.model.admission.heard = True
+        if not job.silent:
+            return False
+        load = endpoint.load
+        load.heard(job)
+        waited = False
+        if load.left_ns >= job.placed_ns and not entry.moved and job.permits == 1:
+            observed_ms, since_ms = (now_ns - job.placed_ns) / MS_NS, (now_ns - load.left_ns) / MS_NS
+            waited = after_end(observed_ms, _expected_ms(entry), since_ms, job.plan.prefill_ms)
+        return endpoint.slots.saw(endpoint.load_permits - load.silent, waited=waited, now_ns=now_ns)
+
+    def first_token(self, entry: InFlight, *, now_ns: int, waited: bool = False) -> None:
+        """The first token of a request in flight was seen now; `waited`: for another's end (`slot`)."""
+        if not entry.adopted and not waited:
             self._ttft(entry, (now_ns - entry.job.placed_ns) / MS_NS, now_ns)
         pool = self.fleet.pools.get(entry.reservation.pool)
         if pool is not None and traits_of(pool.engine).caches_at_prefill:
@@ -69,11 +86,15 @@ class Feedback:
         if entry is None or entry.adopted:
             return
         heard = entry.heard_first
+        if reservation.stream and entry.job.silent:
+            entry.endpoint.speed.model.admission.missing += 1
         _told(pool, entry, outcome)
         if not traits_of(pool.engine).caches_at_prefill or not heard:
             _cached(pool, entry)
         if entry.moved:
             return
+        if ended.decoded is not None:
+            entry.endpoint.slots.ended(ended.decoded.elapsed_ms + entry.job.plan.prefill_ms)
         if outcome.ttft_ns is not None and not heard:
             # From the request's start, the hold included; what was held is known.
             self._ttft(entry, outcome.ttft_ns / MS_NS - reservation.held_ms, now_ns)

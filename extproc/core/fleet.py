@@ -19,6 +19,7 @@ from extproc.core.outcome import Outcome
 from extproc.core.predict.admission import Admission
 from extproc.core.predict.lengths import OutputLengths
 from extproc.core.predict.prior import prior
+from extproc.core.predict.slots import Slots
 from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.prefix import PrefixIndex
 from extproc.core.reach import Look
@@ -290,6 +291,7 @@ class Fleet:
             factor, endpoint.speed = endpoint.speed.factor, Speed(model)
             endpoint.speed.factor = factor
             endpoint.admission = Admission(model.admission)
+            endpoint.slots = Slots(model.slots)
         endpoint.prefill_budget_tokens = pool.prefill_budget_tokens
         if not endpoint.kv_capacity_tokens:
             endpoint.kv_capacity_tokens = pool.kv_capacity_tokens

@@ -1,6 +1,7 @@
 """What a request would meet on an endpoint, were it placed there now: the one formula. Pure.
 
     TTFT    = w·prefill queued there + own prefill + (step/2 + (m − 1)·(prefill base + step), if it decodes)
+              + (P + n − S)·life/S, where P are the sequences there and it decodes S < P + n at once
     prefill = f·(pa + pb·u + pc·((off + u)² − off²)),  without the base where it shares another's step
     step    = f·(a + b·B + c·K)
     TPOT    = f·(a + b·(B + n) + c·(K + its own context))
@@ -8,7 +9,8 @@
 
 where u are the prompt's uncached and off its cached tokens there, n its sequences, B the streams and K
 their context tokens, f the endpoint's learned factor, w the share of what is queued that its engine makes a
-prompt wait for (predict/admission.py; 1 is one at a time), and a, b, c, pa, pb, pc its speed
+prompt wait for (predict/admission.py; 1 is one at a time), life the mean time that a request has one of S
+slots (predict/slots.py, where they show), and a, b, c, pa, pb, pc its speed
 (predict/timing.py). Peers' and foreign requests count as streams, each with FOREIGN_CONTEXT_TOKENS. Health,
 zones and the price of copies are a strategy's. A reservation's plan is made of this whatever strategy
 chose, so that predictions are told, and learnt from, under each of them.
@@ -104,6 +106,8 @@ def forecasts(
             ttft -= wait * f * pa
         if streaming:
             ttft += 0.5 * step + (chunks - 1) * (f * pa + step)
+        if e.slots.limit:
+            ttft += slot_ms(e, sequences)
         found.append((ttft, step + f * more, step, prefill, u, held, streaming, chunks))
     return found
 
@@ -128,8 +132,13 @@ def plan(work: Work, endpoint: Endpoint, expected: Forecast, *, given_tokens: in
         next=not queued and expected.chunks == 1,
         wait_ms=waits(endpoint) * endpoint.load.queued_ms,
         wait_most_ms=endpoint.load.queued_ms,
-        sure=given_tokens - expected.cached_tokens < UNSURE_TOKENS,
+        sure=given_tokens - expected.cached_tokens < UNSURE_TOKENS and not slot_ms(endpoint, work.sequences),
     )
+
+
+def slot_ms(endpoint: Endpoint, sequences: int) -> float:
+    """How long so many sequences would wait for a slot there: 0 with nothing there, or no limit known."""
+    return endpoint.slots.wait_ms(endpoint.load_permits + sequences - 1) if endpoint.requests else 0.0
 
 
 def waits(endpoint: Endpoint) -> float:

@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.load import Decoded, Job, Plan, unheard_ns
+from extproc.core.load import (
+    UNHEARD_ENDS,
+    UNHEARD_FIRST,
+    UNHEARD_OTHER,
+    UNHEARD_STREAM,
+    Decoded,
+    Job,
+    Plan,
+    unheard_ns,
+)
 from extproc.core.outcome import Reservation
 from extproc.core.reservations import Reservations
 
@@ -95,7 +104,7 @@ class Ledger(Reservations[InFlight]):
         if adopted or not reservation.permits:
             endpoint.load.first(reservation.id, job, now_ns=now_ns)
         else:
-            self._await_first(reservation, plan, now_ns)
+            self._await_first(entry)
 
     def answering(self, reservation_id: str) -> None:
         """Its answer has begun: it will be tried nowhere else."""
@@ -122,7 +131,14 @@ class Ledger(Reservations[InFlight]):
         """Count as running whose first token should long have come; those that this was news of."""
         late: list[InFlight] = []
         while self._unheard and self._unheard[0][0] <= now_ns:
-            _, reservation_id = heappop(self._unheard)
+            due_ns, reservation_id = heappop(self._unheard)
+            entry = self.get(reservation_id)
+            if entry is not None and entry.job.queued:
+                # Since it was placed a first token may have been heard of: then this one will be, too.
+                later_ns = entry.job.placed_ns + unheard_ns(entry.job.plan, times=_patience(entry))
+                if later_ns > max(due_ns, now_ns):
+                    heappush(self._unheard, (later_ns, reservation_id))
+                    continue
             entry = self.first_token(reservation_id, now_ns=now_ns)
             if entry is not None:
                 late.append(entry)
@@ -141,7 +157,7 @@ class Ledger(Reservations[InFlight]):
         if running:
             endpoint.load.first(reservation_id, entry.job, now_ns=now_ns)
         else:
-            self._await_first(entry.reservation, entry.job.plan, now_ns)
+            self._await_first(entry)
 
     def endpoint_of(self, reservation_id: str) -> Endpoint | None:
         """The endpoint that carries a reservation now."""
@@ -212,8 +228,11 @@ class Ledger(Reservations[InFlight]):
         assert endpoint.tokens >= 0, endpoint
         return endpoint.load.leave(reservation_id, entry.job, now_ns=now_ns)
 
-    def _await_first(self, reservation: Reservation, plan: Plan, now_ns: int) -> None:
-        due_ns = now_ns + unheard_ns(plan, stream=reservation.stream)
+    def _await_first(self, entry: InFlight) -> None:
+        reservation = entry.reservation
+        if reservation.stream:
+            entry.endpoint.load.awaits(entry.job)
+        due_ns = entry.job.placed_ns + unheard_ns(entry.job.plan, times=_patience(entry))
         heappush(self._unheard, (due_ns, reservation.id))
         if len(self._unheard) > 2 * len(self) + DEAD_TIMERS_MAX:
             queued = {name for name, entry in self.items() if entry.job.queued}
@@ -225,6 +244,16 @@ class Ledger(Reservations[InFlight]):
         _stand_by(entry, standby)
         if entry.standby:
             self._standing.append((now_ns + STANDBY_NS, entry.reservation.id))
+
+
+def _patience(entry: InFlight) -> float:
+    """How many times its prediction a first token is waited for, by whether any is heard of in its pool."""
+    if not entry.reservation.stream:
+        return UNHEARD_OTHER
+    pool = entry.endpoint.speed.model.admission
+    if pool.heard:
+        return UNHEARD_STREAM
+    return UNHEARD_FIRST if pool.missing < UNHEARD_ENDS else UNHEARD_OTHER
 
 
 def _stand_by(entry: InFlight, endpoints: Sequence[Endpoint]) -> None:

@@ -25,6 +25,11 @@ RESIDUAL_BIN_TOKENS = 16
 SPARE_SHARE = 0.5
 #: No first token heard of: after so many times its prediction a stream counts as running all the same.
 UNHEARD_STREAM, UNHEARD_OTHER = 3.0, 1.0
+#: The same of streams while none was heard of in their pool, and none has ended unheard either: engines
+#: that nobody hears are started with more, slow ones are not flooded. By `make sim-unlike`.
+UNHEARD_FIRST = 1.5
+#: So many streams that ended unheard tell that none will be heard of.
+UNHEARD_ENDS = 3
 #: The least that is waited for a first token before that.
 UNHEARD_MIN_NS = 100_000_000
 #: Placements whose times are remembered: who came while another waited for its first token.
@@ -86,6 +91,7 @@ class Job:
         "placed_ns",
         "plan",
         "queued",
+        "silent",
     )
 
     def __init__(self, plan: Plan, permits: int, now_ns: int) -> None:
@@ -99,6 +105,8 @@ class Job:
         self.permits = permits
         self.placed_ns = now_ns
         self.queued = True
+        #: Its first token is to be heard of, and was not, however late it is.
+        self.silent = False
         self.first_ns = 0
         #: What it is counted with in `Load.context_tokens`: its prompt and half of what it may write.
         self.context_tokens = 0
@@ -143,11 +151,13 @@ class Load:
         "_unsure",
         "context_tokens",
         "entered",
+        "left_ns",
         "prefilled_ms",
         "queued",
         "queued_ms",
         "queued_tokens",
         "reserved_tokens",
+        "silent",
         "streaming",
     )
 
@@ -158,6 +168,9 @@ class Load:
         self.queued_tokens = 0
         self.queued_ms = 0.0
         self.streaming = 0
+        #: Sequences whose first token is to be heard of; and when the last of the others ended.
+        self.silent = 0
+        self.left_ns = -1
         self.context_tokens = 0
         self.reserved_tokens = 0
         #: Prefill done here, ever, in predicted milliseconds.
@@ -219,10 +232,26 @@ class Load:
         self._streams[id] = job
         self._tight_until_ns = -1
 
+    def awaits(self, job: Job) -> None:
+        """Its first token will be heard of."""
+        job.silent = True
+        self.silent += job.permits
+
+    def heard(self, job: Job) -> None:
+        """Its first token was heard of, whatever was taken for true before."""
+        if job.silent:
+            job.silent = False
+            self.silent -= job.permits
+
     def leave(self, id: str, job: Job, *, now_ns: int) -> Decoded | None:  # noqa: A002
         """It is over, or moved; how its decode went, None where it had no first token."""
         self.reserved_tokens -= job.plan.kv_tokens
         self._tight_until_ns = -1
+        if job.silent:
+            # It stays so: its end tells that nobody heard of it.
+            self.silent -= job.permits
+        else:
+            self.left_ns = now_ns
         if job.queued:
             self._leave_queue(job)
             return None
@@ -306,7 +335,7 @@ def _expect(job: Job, stalled_ms: float, step_ms: float, now_ns: int) -> None:
     job.length = made + residuals[min(made // RESIDUAL_BIN_TOKENS, len(residuals) - 1)]
 
 
-def unheard_ns(plan: Plan, *, stream: bool) -> int:
-    """How long after its placing a request counts as prefilling while no first token is heard of."""
-    times = UNHEARD_STREAM if stream else UNHEARD_OTHER
+def unheard_ns(plan: Plan, *, times: float) -> int:
+    """How long after its placing a request counts as prefilling while no first token is heard of: so many
+    times its prediction, and UNHEARD_MIN_NS at least."""
     return max(UNHEARD_MIN_NS, int(times * plan.latest_ms * MS_NS))

@@ -60,10 +60,12 @@ class Settlement:
             entry.endpoint.failed(now_ns)
         else:
             self._ledger.answering(reservation_id)
-            if self._ledger.first_token(reservation_id, now_ns=now_ns) is not None:
+            news = self._ledger.first_token(reservation_id, now_ns=now_ns) is not None
+            waited = self.feedback.slot(entry, now_ns=now_ns)
+            if news:
                 self._counts["first_token"] += 1
                 entry.heard_first = True
-                self.feedback.first_token(entry, now_ns=now_ns)
+                self.feedback.first_token(entry, now_ns=now_ns, waited=waited)
                 self._dispatcher.pump(entry.reservation.pool, now_ns=now_ns, at=entry.endpoint)
         self._events.first_token(reservation_id, refused=refused, now_ns=now_ns)
         return True

@@ -58,6 +58,9 @@ def spelt_out(endpoint: Endpoint, work: Work, cached: int) -> Forecast:
     ttft = wait * load.queued_ms + prefill
     if streams:
         ttft += step / 2 + (chunks - 1) * (speed.prefill_ms(0) + step)
+    slots, there = endpoint.slots, endpoint.permits + endpoint.peer_permits + endpoint.foreign
+    if slots.limit and endpoint.requests:
+        ttft += max(0, there + work.sequences - slots.limit) * slots.life_ms / slots.limit
     tpot = speed.step_ms(streams + work.sequences, context + tokens + work.output_tokens / 2)
     return Forecast(ttft, tpot, step, prefill, tokens - held, held, streams, chunks)
 

@@ -133,7 +133,7 @@ def test_memory_is_promised_once() -> None:
 
 
 def test_a_first_token_that_nobody_hears_of_wedges_nothing() -> None:
-    """After three times its prediction a request counts as running, and the next is placed."""
+    """Some time after its prediction a request counts as running, and the next is placed."""
     scene = Scene()
     scene.routed(3000)
     held = scene.ask(2000)

@@ -115,6 +115,22 @@ def test_side_by_side_is_served_side_by_side() -> None:
     assert [type(scene.ask(3000)) for _ in range(4)] == [Routed] * 4
 
 
+def test_how_long_a_stream_is_waited_for_follows_what_is_heard_in_its_pool() -> None:
+    """Half more than predicted while nothing is known, once where streams end unheard, three times where
+    others are heard of, also if that was since it was placed."""
+    for ends, heard, times in ((0, False, 1.5), (3, False, 1.0), (0, True, 3.0)):
+        scene = Scene()
+        (endpoint,) = scene.scheduler.fleet.endpoints
+        for _ in range(ends):
+            scene.ends(scene.routed(100))
+        scene.now_ns = S
+        expected_ns = int(scene.routed(3000).ttft_ms * MS)
+        endpoint.speed.model.admission.heard = heard
+        for due_ns, late in ((times * expected_ns - MS, 0), (times * expected_ns + MS, 1)):
+            scene.scheduler.dispatcher.try_again(now_ns=S + int(due_ns))
+            assert scene.scheduler.counts["first_token.overdue"] == late, (ends, heard, due_ns)
+
+
 def test_a_late_first_token_teaches_before_it_comes() -> None:
     """Where first tokens are heard of, one that is overdue makes its replica slow; else nothing is late."""
     for heard in (True, False):

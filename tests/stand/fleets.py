@@ -81,6 +81,7 @@ def fleet_of(size: int, seed: int) -> list[Endpoint]:
         load.reserved_tokens = count(10**7)
         e.admission.shares[1:] = sorted(rng.choice((0.0, rng.random(), 1.0)) for _ in range(AHEAD_MAX))
         e.admission.stall = rng.choice((0.0, rng.random(), 1.0))
+        e.slots.limit, e.slots.life_ms = rng.choice((0, 1, 8)), rng.choice((0.0, 500.0, 1e4))
         endpoints.append(e)
     return endpoints
 

@@ -60,11 +60,13 @@ TRIAL_FIRST_NS, TRIAL_MAX_NS = 1_000_000_000, 32_000_000_000
 class AdmissionModel:
     """What one pool's engines on one hardware have shown: the prior of each of them."""
 
-    __slots__ = ("_members", "answered", "heard", "seen", "stalls")
+    __slots__ = ("_members", "answered", "heard", "missing", "seen", "stalls")
 
     def __init__(self) -> None:
         #: Whether any endpoint has answered yet, and whether a first token was heard of when it came.
         self.answered = self.heard = False
+        #: Streams that ended without that.
+        self.missing = 0
         #: The last observations, by level.
         self.seen = [deque[float](maxlen=POOL_KEPT) for _ in LEVEL_STARTS]
         #: And of what a prefill cost a stream.

@@ -18,6 +18,7 @@ from extproc.core.predict.admission import AdmissionModel
 from extproc.core.predict.errors import Errors
 from extproc.core.predict.prior import Prior
 from extproc.core.predict.rls import Affine
+from extproc.core.predict.slots import SlotsModel
 from extproc.core.predict.timing import TYPICAL_BATCH, TYPICAL_CONTEXT_TOKENS
 
 #: An endpoint is at most so much faster or slower than its pool.
@@ -66,6 +67,7 @@ class SpeedModel:
         "context_per_sequence",
         "prior",
         "samples",
+        "slots",
         "timing",
     )
 
@@ -73,6 +75,7 @@ class SpeedModel:
         self.prior = prior
         #: How such engines admit.
         self.admission = AdmissionModel()
+        self.slots = SlotsModel()
         #: Changed in place: whoever holds it sees what was learned.
         self.timing = replace(prior.timing)
         #: Settled observations, agents' rates not counted.

@@ -3,6 +3,7 @@
 Score of an endpoint: the time to first token that is forecast there (core/forecast.py), in ms,
 
     TTFT = (step/2 if it decodes) + w·prefill queued there + own prefill + (m − 1)·(a prefill's base + step)
+           + the wait for a slot, where its engine decodes no more at once
     own prefill = f·(pa + pb·u + pc·((off + u)² − off²)),   step = f·(a + b·B + c·K)
     m = ceil((w·queued tokens + u) ÷ (prefill budget − B))  chunks, the first included
 
@@ -21,19 +22,23 @@ Scores within 4 % and 4 ms of the least count as equal. An endpoint *takes* the 
 
     its own queue is shallow:   nobody waits for a first token there, or w·(queued tokens + u) ≤ θ ÷ deciders,
                                 or more than half of it is cached there and its first token comes soon enough
+    slots:                      of those that its engine decodes at once one is free within SLOT_WAIT_MS, as
+                                far as that shows (predict/slots.py), or more than half is cached there and
+                                the first token comes soon enough
     memory:                     reserved + u + min(limit, 1024) − 1 ≤ .98 · KV capacity, or it is empty
     the guard:                  no running stream that can still meet its TPOT has less slack than the prefill
                                 would hold it up (learnt too: an engine may decode on beside it)
 
-If only queues keep it from all of them, one that was long not tried gets it all the same, to learn whether
-its engine takes one prefill at a time still (a *trial*: each endpoint after 1 s, and twice as long after
-each that finds nothing new). Else the request waits (an empty `best`), in the fair queue, which is ordered
-feasible first (fairqueue/order.py). With others waiting it also waits for a replica that holds more of its
-prefix, if that is cheaper by `affinity_ms` and still meets its deadline.
+If only queues or slots keep it from all of them, one that was long not tried gets it all the same, to learn
+whether its engine takes one prefill at a time still, or no more streams (a *trial*: each endpoint after 1
+s, or 2, and twice as long after each that finds nothing new). Else the request waits (an empty `best`), in
+the fair queue, which is ordered feasible first (fairqueue/order.py). With others waiting it also waits for
+a replica that holds more of its prefix, if that is cheaper by `affinity_ms` and still meets its deadline.
 
 Inputs: our own ledger (peers' and foreign requests count as running streams), the predictor, the prefix
 index. Unknown KV capacity: no bound by memory. Unknown hardware: a prior, corrected by the learned factor.
-No first tokens heard of: they are taken for come after three times their prediction (ledger.py).
+No first tokens heard of: they are taken for come after their prediction, where others are heard of after
+three times that (ledger.py).
 """
 
 from __future__ import annotations
@@ -54,6 +59,7 @@ from extproc.core.forecast import (
     forecasts,
     growth_tokens,
     reserved_tokens,
+    slot_ms,
     step_ms,
     waits,
 )
@@ -74,10 +80,12 @@ JOINS_SHARE = 0.5
 #: An endpoint that has answered fewer first tokens counts as good as the best while nobody waits there: a
 #: prior that is too gloomy would never be found out.
 TRIALS = 3
+#: One more than an engine decodes at once is sent where it waits no longer than this for its slot.
+SLOT_WAIT_MS = 100.0
 #: A closed queue is tried again with no more than so many times its bound in it: a trial may be in vain.
 TRIAL_DEPTHS = 4
-#: How the condition on an endpoint's queue begins in `holds_back`.
-QUEUE = "queue"
+#: How the conditions on an endpoint's queue and slots begin in `holds_back`.
+QUEUE, SLOTS = "queue", "slots"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +188,11 @@ class Steer(Strategy):
             kv = e.kv_capacity_tokens or (e.report is not None and e.kv_tokens)
             if (
                 (
+                    e.slots.limit
+                    and (slot := slot_ms(e, work.sequences)) > SLOT_WAIT_MS
+                    and not (2 * cached > tokens and slot <= price * cached and alone <= soon_ms)
+                )
+                or (
                     (queued := load.queued)
                     and e.admission.shares[min(AHEAD_MAX, queued)] * (load.queued_tokens + u) > depth
                     and not (2 * cached > tokens and load.queued_ms <= price * cached and alone <= soon_ms)
@@ -234,15 +247,22 @@ class Steer(Strategy):
     def _trial(
         self, candidates: Sequence[Endpoint], work: Work, scores: list[float], at: SchedulingContext
     ) -> int | None:
-        """The soonest of those that only their queue keeps from it, and whose queue is to be tried again."""
+        """The soonest of those that only queue or slots keep from it, and that are to be tried again."""
         found, most = None, TRIAL_DEPTHS * self.queue_tokens
         for i, e in enumerate(candidates):
+            open_to: list[str] = []
             if (
                 e.load.queued
                 and e.admission.trial(at.now_ns)
                 and e.load.queued_tokens + work.input_tokens <= most
+            ):
+                open_to.append(QUEUE)
+            if e.slots.limit and e.slots.trial(at.now_ns):
+                open_to.append(SLOTS)
+            if (
+                open_to
                 and (found is None or scores[i] < scores[found])
-                and all(why.startswith(QUEUE) for why in self.holds_back(e, candidates, work, at=at))
+                and all(why.startswith(tuple(open_to)) for why in self.holds_back(e, candidates, work, at=at))
             ):
                 found = i
         return found
@@ -250,7 +270,12 @@ class Steer(Strategy):
     def picked(
         self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: SchedulingContext
     ) -> None:
-        """What goes into a queue that counts as closed is its trial, unless most of it is cached there."""
+        """What goes into a queue that counts as closed is its trial, unless most of it is cached there.
+
+        So is what waits longer for a slot than it may.
+        """
+        if endpoint.slots.limit and slot_ms(endpoint, work.sequences) > SLOT_WAIT_MS:
+            endpoint.slots.tried(at.now_ns)
         load, tokens = endpoint.load, max(1, work.input_tokens)
         cached = min(at.cached.get(endpoint.address, 0), tokens - 1)
         joins = 2 * cached > tokens
@@ -311,14 +336,17 @@ class Steer(Strategy):
         uncached, cached, own_ms = expected.uncached_tokens, expected.cached_tokens, expected.prefill_ms
         depth = self.queue_tokens // at.deciders
         wait = waits(endpoint)
-        if load.queued and wait * (load.queued_tokens + uncached) > depth:
-            spared_ms = 0.0
-            if any(at.coming.values()) or any(at.given.values()):
-                spared_ms = self.copy_price * _token_ms(candidates) * cached
-            soon = load.queued_ms <= spared_ms and expected.ttft_ms <= JOINS_SHARE * work.ttft_ms
-            if not (2 * cached > uncached + cached and soon):
-                shared = f"{wait:.2f} of " if wait < 1.0 else ""
-                found.append(f"{QUEUE}: {shared}{load.queued_tokens} + {uncached} tokens above {depth}")
+        spared_ms = 0.0
+        if any(at.coming.values()) or any(at.given.values()):
+            spared_ms = self.copy_price * _token_ms(candidates) * cached
+        joins = 2 * cached > uncached + cached and expected.ttft_ms <= JOINS_SHARE * work.ttft_ms
+        slot = slot_ms(endpoint, work.sequences)
+        if slot > SLOT_WAIT_MS and not (joins and slot <= spared_ms):
+            found.append(f"{SLOTS}: all {endpoint.slots.limit} that it decodes are taken for {slot:.0f} ms")
+        deep = load.queued and wait * (load.queued_tokens + uncached) > depth
+        if deep and not (joins and load.queued_ms <= spared_ms):
+            shared = f"{wait:.2f} of " if wait < 1.0 else ""
+            found.append(f"{QUEUE}: {shared}{load.queued_tokens} + {uncached} tokens above {depth}")
         needed, reserved = uncached + growth_tokens(work), reserved_tokens(endpoint)
         room = self.kv_share * endpoint.kv_tokens
         if room and endpoint.requests and reserved + needed > room:
@@ -342,6 +370,7 @@ def _untold(
         i
         for i, e in enumerate(candidates)
         if not e.admission.known(e.load.queued)
+        and slot_ms(e, work.sequences) <= SLOT_WAIT_MS
         and (
             not e.kv_tokens
             or reserved_tokens(e) + work.input_tokens + growth_tokens(work) <= kv_share * e.kv_tokens

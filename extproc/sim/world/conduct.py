@@ -14,17 +14,18 @@ class Conduct:
     """What is out of the ordinary; the defaults are nothing.
 
     Of its agent: `agent` false, there is none; its reports come `late_s` later; `hidden`, they say nothing
-    of what waits. Of its answers: `usage` false, no record tells tokens; `heard` false, no first token is
-    heard of; a share `errors` of attempts is answered 503 at once. Of the engine: each `stall_every_s`
-    nothing moves for `stall_s`; from the share `change_at` of the workload's time on it is `change` times
-    slower (.5: twice as fast); a share `foreign` (below 1) of its load is requests that nobody told the
-    gateway of.
+    of what waits. Of its answers: `usage` false, no record tells tokens; `cached_told`, usage tells what was
+    found cached; `heard` false, no first token is heard of; a share `errors` of attempts is answered 503 at
+    once. Of the engine: each `stall_every_s` nothing moves for `stall_s`; from the share `change_at` of the
+    workload's time on it is `change` times slower (.5: twice as fast); a share `foreign` (below 1) of its
+    load is requests that nobody told the gateway of.
     """
 
     agent: bool = True
     late_s: float = 0.0
     hidden: bool = False
     usage: bool = True
+    cached_told: bool = False
     heard: bool = True
     errors: float = 0.0
     stall_s: float = 0.0

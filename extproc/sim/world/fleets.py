@@ -50,6 +50,7 @@ UNLIKE = {
     ",4*h100-80g/llama-3-8b:told=a100-80g/llama-3-8b",
     "8b-no-cache": "8*a100-80g/llama-3-8b:cache=0",
     "8b-small-cache": "8*a100-80g/llama-3-8b:cache=0.1",
+    "8b-small-cache-told": "8*a100-80g/llama-3-8b:cache=0.1:cached_told=true",
     "8b-random-cache": "8*a100-80g/llama-3-8b:cache=0.1:evict=random",
     "8b-foreign": "8*a100-80g/llama-3-8b:foreign=0.5",
     "8b-half-foreign": "4*a100-80g/llama-3-8b,4*a100-80g/llama-3-8b:foreign=0.5",

@@ -345,6 +345,7 @@ class World:
             ttft_ns=flight.first_ns - flight.arrival.at_ns if heard else None,
             prompt_tokens=flight.arrival.prompt_tokens if told else None,
             output_tokens=output if told else None,
+            cached_tokens=max(0, flight.cached) if conduct.cached_told and told else None,
             refused=refused,
         )
         self.scheduler.settlement.settle(outcome, now_ns=self.now_ns)

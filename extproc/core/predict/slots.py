@@ -1,0 +1,150 @@
+"""How many streams one engine decodes at once, where that is fewer than it is said to take.
+
+An engine with S slots (llama.cpp's `--parallel`, a batch of one, a queue of its own before the engine)
+accepts more requests than it runs. What it accepts beyond S has its first token only once one of the S has
+ended: such a first token is late, it comes within a prefill of an end, and then as many decode as ever did.
+`BLOCKED_MIN` of those in a row tell S: the most that were ever seen to decode at once. One that decodes as
+one more refutes it.
+
+An engine that is slow, or computes prompts one at a time, has late first tokens as well, but not as a rule
+with the most streams that it ever had, and right after an end.
+
+Owns what is learnt of this for one endpoint, and when one more than that is tried. In sequences.
+"""
+
+from __future__ import annotations
+
+import weakref
+
+#: First tokens in a row that waited for another's end, from which the slots count as known.
+BLOCKED_MIN = 3
+#: How late one is to be for that: by this share of what was expected, and by so many milliseconds.
+LATE_SHARE, LATE_MS = 0.5, 10.0
+#: And how long after an end it comes at most: so many of its prefills, and so many milliseconds.
+AFTER_PREFILLS, AFTER_MS = 1.5, 20.0
+#: The most that were seen to decode at once count for one to two of these.
+PEAK_NS = 60_000_000_000
+#: One more is tried again after this, twice as long after each trial in vain.
+TRIAL_FIRST_NS, TRIAL_MAX_NS = 2_000_000_000, 64_000_000_000
+#: The weight of the last request's time in a slot in their mean.
+LIFE_GAIN = 0.1
+
+
+class SlotsModel:
+    """What one pool's engines on one hardware have shown: the prior of each of them."""
+
+    __slots__ = ("_members", "limit")
+
+    def __init__(self) -> None:
+        self.limit = 0
+        self._members: weakref.WeakSet[Slots] = weakref.WeakSet()
+
+    def join(self, member: Slots) -> None:
+        """One more endpoint, for as long as it lives."""
+        self._members.add(member)
+
+    def learnt(self) -> None:
+        """An endpoint's own limit is another: the others go by the largest."""
+        self.limit = max((each.own for each in self._members), default=0)
+        for member in self._members:
+            member.refresh()
+
+
+class Slots:
+    """`limit` is how many sequences an engine decodes at once; 0 while nothing speaks for a limit.
+
+    `life_ms` is how long a request has its slot, in the mean; 0 unknown.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_blocked",
+        "_model",
+        "_peak",
+        "_peak_before",
+        "_peak_ns",
+        "_trial_ns",
+        "_vain",
+        "life_ms",
+        "limit",
+        "own",
+    )
+
+    def __init__(self, model: SlotsModel) -> None:
+        self._model = model
+        #: By its own first tokens alone.
+        self.own = 0
+        self.limit = 0
+        self.life_ms = 0.0
+        self._blocked = 0
+        self._peak = self._peak_before = 0
+        self._peak_ns = 0
+        self._trial_ns = self._vain = 0
+        model.join(self)
+        self.refresh()
+
+    def saw(self, running: int, *, waited: bool, now_ns: int) -> bool:
+        """A first token came, and so many decode now, it included; whether it waited for another's end.
+
+        `waited`: it was late, and came right after an end (`after_end`). True where it waited for a slot.
+        """
+        most = max(self._peak, self._peak_before)
+        if now_ns - self._peak_ns >= PEAK_NS:
+            self._peak_before, self._peak, self._peak_ns = self._peak, 0, now_ns
+        self._peak = max(self._peak, running)
+        if running > most:
+            # More than ever: no limit that was thought to be there.
+            self._blocked = 0
+            if running > self.limit > 0:
+                self._vain = 0
+                if self.own:
+                    self.own = 0
+                    self._model.learnt()
+                self.refresh()
+            return False
+        if not waited:
+            if running >= most:
+                self._blocked = 0
+            return False
+        if running < most:
+            return False
+        self._blocked += 1
+        if self._blocked >= BLOCKED_MIN and self.own != most:
+            self.own = most
+            self._model.learnt()
+        return True
+
+    def refresh(self) -> None:
+        """Take what the pool has learnt since: its limit counts where nothing speaks against it here."""
+        pool = self._model.limit
+        self.limit = self.own or (pool if pool >= max(self._peak, self._peak_before) else 0)
+
+    def ended(self, life_ms: float) -> None:
+        """A request was over, and had its slot so long."""
+        self.life_ms += (LIFE_GAIN if self.life_ms else 1.0) * (life_ms - self.life_ms)
+
+    def wait_ms(self, taken: int) -> float:
+        """How long one more waits for its slot, with so many sequences there: each end makes room for one."""
+        return (taken + 1 - self.limit) * self.life_ms / self.limit if self.full(taken) else 0.0
+
+    def full(self, taken: int) -> bool:
+        """Whether so many sequences there, waiting or decoding, are all that it decodes at once."""
+        return 0 < self.limit <= taken
+
+    def trial(self, now_ns: int) -> bool:
+        """Whether one more than the limit may be tried now."""
+        return now_ns >= self._trial_ns
+
+    def tried(self, now_ns: int) -> None:
+        """One more was sent, to see."""
+        self._trial_ns = now_ns + min(TRIAL_FIRST_NS << min(self._vain, 8), TRIAL_MAX_NS)
+        self._vain += 1
+
+
+def after_end(observed_ms: float, expected_ms: float, since_end_ms: float, prefill_ms: float) -> bool:
+    """Whether a first token was late, and came so soon after another's end that it may have waited for it.
+
+    `since_end_ms` is the time since the last end there; negative or infinite: none since it was placed.
+    """
+    late = observed_ms > expected_ms * (1.0 + LATE_SHARE) + LATE_MS
+    return late and 0.0 <= since_end_ms <= AFTER_PREFILLS * prefill_ms + AFTER_MS
