@@ -29,6 +29,7 @@ import bench_fleet
 import bench_gateway
 import bench_metrics
 import bench_notice
+import bench_path
 import bench_picker
 import bench_prefix
 import bench_quota
@@ -42,6 +43,7 @@ from rows import Row
 
 BENCHES = {
     "decide": bench_decide.run,
+    "path": bench_path.run,
     "prefix": bench_prefix.run,
     "bodies": bench_bodies.run,
     "gateway": bench_gateway.run,
