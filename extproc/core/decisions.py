@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from extproc.core.decide import RoutingRequest
 from extproc.core.events import Observer
@@ -24,8 +25,7 @@ NAMES_KEPT_MAX, NAME_CHARACTERS_MAX = 2_000, 128
 NOTED_MAX = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(msgspec.Struct, frozen=True):
     """A decision as it was made."""
 
     routing: RoutingRequest

@@ -7,7 +7,8 @@ observer returns within microseconds, raises nothing and changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from extproc.core.decide import RoutingRequest
 from extproc.core.outcome import Outcome, Reject, Reservation, Routed
@@ -15,8 +16,7 @@ from extproc.core.quota import Amounts
 from extproc.core.slo import Sample
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(msgspec.Struct, frozen=True):
     """A request's end, once each, as the books took it.
 
     `outcome` has its counts judged and completed (meter.py), `charged` is what its tenant pays, and `sample`

@@ -6,8 +6,11 @@ which maps every byte to a character and so never fails.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import ClassVar
+
+import msgspec
+from msgspec.structs import replace
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.core.contract import (
@@ -76,21 +79,19 @@ _REQUEST_BODY_TAG, _BODY_TAG = (4 << 3) | 2, (1 << 3) | 2
 _OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
 
-@dataclass(frozen=True, slots=True)
-class Headers:
+class Headers(msgspec.Struct, frozen=True):
     """The request's headers: the wanted ones, lower-case; `repeated` names a forbidden second copy."""
 
     values: dict[str, str]
     end_of_stream: bool
     repeated: str = ""
-    evidence: Credentials = field(default_factory=Credentials)
+    evidence: Credentials = Credentials()
     #: Nothing follows them here: who asks is all that is asked.
     alone: bool = False
     kind: ClassVar = "request_headers"
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
+class Body(msgspec.Struct, frozen=True):
     """The request's whole body (BUFFERED mode delivers it in one message)."""
 
     data: bytes
