@@ -31,13 +31,8 @@ class Kept(msgspec.Struct, frozen=True):
     routing: RoutingRequest
     routed: Routed
     at_ns: int
-
-    @property
-    def size(self) -> int:
-        """Values that it holds on to."""
-        trace = self.routed.trace
-        told = len(trace) if trace is not None else 0
-        return len(self.routed.reason.scores) + len(self.routing.work.prefix) + told
+    #: Values that it holds on to.
+    size: int
 
 
 class Noted(NamedTuple):
@@ -76,8 +71,10 @@ class Decisions(Observer):
 
     def note(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:
         """A decision was made; the oldest are forgotten for it."""
-        kept = self._kept[routing.id] = Kept(routing, routed, now_ns)
-        self._size += kept.size
+        told = len(routed.trace) if routed.trace is not None else 0
+        size = len(routed.reason.scores) + len(routing.work.prefix) + told
+        self._kept[routing.id] = Kept(routing, routed, now_ns, size)
+        self._size += size
         while len(self._kept) > DECISIONS_KEPT_MAX or (self._size > VALUES_KEPT_MAX and len(self._kept) > 1):
             self._size -= self._kept.popitem(last=False)[1].size
         self._note("placed", routing, None, now_ns)
