@@ -27,6 +27,7 @@ import bench_first_token
 import bench_fairness
 import bench_fleet
 import bench_gateway
+import bench_idle
 import bench_metrics
 import bench_notice
 import bench_path
@@ -44,6 +45,7 @@ from rows import Row
 BENCHES = {
     "decide": bench_decide.run,
     "path": bench_path.run,
+    "idle": bench_idle.run,
     "prefix": bench_prefix.run,
     "bodies": bench_bodies.run,
     "gateway": bench_gateway.run,
