@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -37,8 +36,7 @@ MESSAGES = msgspec.json.Decoder(list[ChatMessage])
 WIDE_MESSAGES = msgspec.json.Decoder(list[WideChatMessage])
 
 
-@dataclass(frozen=True, slots=True)
-class MessageTexts:
+class MessageTexts(msgspec.Struct, frozen=True):
     """What messages say: texts, what stands before each, images, how many there are, and bytes unread."""
 
     segments: tuple[str, ...] = ()

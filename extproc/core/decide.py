@@ -7,8 +7,9 @@ apart because a request that no replica would start now waits between them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from random import Random
+
+import msgspec
 
 from extproc.core.candidates import Needs, eligible, standing_by
 from extproc.core.endpoint import Endpoint, places
@@ -37,8 +38,7 @@ AFFINITY_CHARACTERS = 256
 FREE_KINDS = frozenset({RouteKind.TOKENIZE, RouteKind.INFO, RouteKind.METRICS})
 
 
-@dataclass(frozen=True, slots=True)
-class RoutingRequest:
+class RoutingRequest(msgspec.Struct, frozen=True):
     """A request that may be served: whose, by which pool, and what it is predicted to be.
 
     `input_tokens` and `output_tokens` are over all sequences; both 0 for what costs nothing.

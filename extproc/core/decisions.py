@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from extproc.core.decide import RoutingRequest
 from extproc.core.events import Observer
@@ -24,20 +25,14 @@ NAMES_KEPT_MAX, NAME_CHARACTERS_MAX = 2_000, 128
 NOTED_MAX = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(msgspec.Struct, frozen=True):
     """A decision as it was made."""
 
     routing: RoutingRequest
     routed: Routed
     at_ns: int
-
-    @property
-    def size(self) -> int:
-        """Values that it holds on to."""
-        trace = self.routed.trace
-        told = len(trace) if trace is not None else 0
-        return len(self.routed.reason.scores) + len(self.routing.work.prefix) + told
+    #: Values that it holds on to.
+    size: int
 
 
 class Noted(NamedTuple):
@@ -76,8 +71,10 @@ class Decisions(Observer):
 
     def note(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:
         """A decision was made; the oldest are forgotten for it."""
-        kept = self._kept[routing.id] = Kept(routing, routed, now_ns)
-        self._size += kept.size
+        told = len(routed.trace) if routed.trace is not None else 0
+        size = len(routed.reason.scores) + len(routing.work.prefix) + told
+        self._kept[routing.id] = Kept(routing, routed, now_ns, size)
+        self._size += size
         while len(self._kept) > DECISIONS_KEPT_MAX or (self._size > VALUES_KEPT_MAX and len(self._kept) > 1):
             self._size -= self._kept.popitem(last=False)[1].size
         self._note("placed", routing, None, now_ns)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from random import Random
+
+from msgspec.structs import replace
 
 from extproc.core.decide import WAITS, Full, RoutingRequest, full, place
 from extproc.core.decisions import Decisions

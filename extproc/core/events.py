@@ -7,7 +7,8 @@ observer returns within microseconds, raises nothing and changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from extproc.core.decide import RoutingRequest
 from extproc.core.outcome import Outcome, Reject, Reservation, Routed
@@ -15,8 +16,7 @@ from extproc.core.quota import Amounts
 from extproc.core.slo import Sample
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(msgspec.Struct, frozen=True):
     """A request's end, once each, as the books took it.
 
     `outcome` has its counts judged and completed (meter.py), `charged` is what its tenant pays, and `sample`
@@ -63,6 +63,10 @@ class Observer:
         """A request's end never came."""
 
 
+#: What an observer hears of.
+_EVENTS = tuple(name for name in vars(Observer) if not name.startswith("_"))
+
+
 class EventEmitter(Observer):
     """The emitter: what it is told, it tells every observer, in order.
 
@@ -70,8 +74,26 @@ class EventEmitter(Observer):
     """
 
     def __init__(self) -> None:
-        self.observers: tuple[Observer, ...] = ()
         self.failed: Callable[[Exception, str], None] = raises
+        self.observers = ()
+
+    @property
+    def observers(self) -> tuple[Observer, ...]:
+        """Whom it tells."""
+        return self._observers
+
+    @observers.setter
+    def observers(self, observers: tuple[Observer, ...]) -> None:
+        self._observers = observers
+        # Most hear of few events: only those who do something at one are called.
+        self._hearers = {
+            event: tuple(
+                getattr(each, event)
+                for each in observers
+                if getattr(type(each), event) is not getattr(Observer, event)
+            )
+            for event in _EVENTS
+        }
 
     def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:
         self._tell("placed", routing, routed, now_ns=now_ns)
@@ -100,11 +122,11 @@ class EventEmitter(Observer):
         self._tell("expired", reservation, now_ns=now_ns)
 
     def _tell(self, event: str, *what: object, **facts: object) -> None:
-        for each in self.observers:
+        for tell in self._hearers[event]:
             try:
-                getattr(each, event)(*what, **facts)
+                tell(*what, **facts)
             except Exception as error:  # noqa: BLE001 (who watches a request must not lose it)
-                self.failed(error, f"telling {type(each).__name__}")
+                self.failed(error, f"telling {type(tell.__self__).__name__}")
 
 
 def raises(error: Exception, _what: str) -> None:

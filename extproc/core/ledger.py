@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
+import msgspec
+
 from extproc.core.endpoint import Endpoint
 from extproc.core.load import (
     UNHEARD_ENDS,
@@ -52,8 +54,7 @@ class InFlight:
     standby: Sequence[Endpoint] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class EndedRequest:
+class EndedRequest(msgspec.Struct, frozen=True):
     """A request that has ended: its entry, None where this ledger had none, and how its decode went."""
 
     entry: InFlight | None

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 MS_NS = 1_000_000
 #: A running stream's expected length is looked up again after this.
@@ -119,8 +120,7 @@ class Job:
         self.context_mark = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(msgspec.Struct, frozen=True):
     """How one stream's decode went: what the predictor learns from.
 
     Means over its life: `batch` sequences and `context_tokens` beside it, itself included;

@@ -12,8 +12,9 @@ what each event's frame weighs).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from extproc.core.outcome import Counted, End, Outcome, Reservation
 

@@ -174,8 +174,7 @@ class LocalAnswer:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Routed:
+class Routed(msgspec.Struct, frozen=True, kw_only=True):
     """Go to `cluster`, trying `addresses` in order and nothing else; `reservation` is what it costs."""
 
     cluster: str
@@ -222,8 +221,7 @@ class Counted(Enum):
     ESTIMATED = "estimated"  # we, by events and bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """One access-log record, as the books need it. Times in nanoseconds, None where not seen.
 
     `final` is false for the heartbeat of a request that still runs. `served_by` is the endpoint of

@@ -302,7 +302,7 @@ def _read_vertex(route: Route, body: bytes, bounds: BodyBounds) -> Request | Rej
     if sequences > SEQUENCES_MAX:
         return Error.UNFIT.reject(f"'instances' ask for more than {SEQUENCES_MAX} answers")
     limits = [request.max_new_tokens for request in each]
-    return replace(
+    return msgspec.structs.replace(
         each[0],
         kind=route.kind,
         stream=False,

@@ -6,9 +6,12 @@ body is reading.py's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
 
 from extproc.core.prefix import chain, chain_ids
 from extproc.engines import traits_of
@@ -97,8 +100,7 @@ EXTRA_ROUTES: dict[str, tuple[Route, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One request as a decision sees it.
 
     `prompt_bytes` is the UTF-8 length of the prompt's text; `prompt_tokens` is set only where the
@@ -122,7 +124,7 @@ class Request:
     images: int = 0
     segments: tuple[str, ...] = ()
     marks: tuple[bytes, ...] = ()
-    prompt_ids: bytes = field(default=b"", repr=False)
+    prompt_ids: bytes = b""
     prefix: tuple[int, ...] = ()
     prefix_block_tokens: float | None = None
     messages: int = 0

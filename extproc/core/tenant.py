@@ -18,8 +18,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
+
+import msgspec
 
 from extproc.core.errors import Error
 from extproc.core.outcome import Reject
@@ -74,8 +76,7 @@ class ApiKey:
         return self.name or self.hash[:12]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
+class Credentials(msgspec.Struct, frozen=True, kw_only=True):
     """What a request says of who sent it.
 
     `authorization` and `api_key` are the client's own words. The rest only Envoy can have said: `jwt` is
@@ -102,8 +103,7 @@ class Credentials:
         return bool((self.authorization and self.jwt is None) or self.api_key)
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True):
     """Who asks, how that was proven ("key", "jwt", "certificate", "proxy"), and with which key."""
 
     tenant: Tenant
@@ -199,7 +199,7 @@ class Directory:
                 proven[method] = found
         key: ApiKey | None = None
         if evidence.jwt is not None and self.claim is not None:
-            evidence = replace(evidence, authorization=None)
+            evidence = msgspec.structs.replace(evidence, authorization=None)
         if evidence.authorization is not None or evidence.api_key or not proven:
             answer = self._by_key(evidence, now_s)
             if isinstance(answer, Reject):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
+
+import msgspec
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
 #: What is aimed at when nobody says (the class `standard` of the configuration).
 TTFT_MS, TPOT_MS = 1_000.0, 100.0
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(msgspec.Struct, frozen=True):
     """What a request is predicted to cost, over all its sequences, in tokens.
 
     An endpoint outside `zone` counts as if `zone_penalty_tokens` more were waiting on it; no zone, no
@@ -44,8 +44,7 @@ class Work:
         return max(1, self.input_tokens + self.output_tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class SchedulingContext:
+class SchedulingContext(msgspec.Struct, frozen=True):
     """The moment of a choice.
 
     `cached` are the prompt's tokens that an endpoint is believed to hold, by address. `patient` says that
@@ -54,15 +53,15 @@ class SchedulingContext:
     """
 
     now_ns: int = 0
-    cached: Mapping[str, int] = field(default_factory=lambda: NOTHING)
+    cached: Mapping[str, int] = NOTHING
     patient: bool = False
     deciders: int = 1
     #: It has waited as long as it may: what nobody would start now is turned away.
     last: bool = False
     #: The prompt's tokens that an endpoint will hold once what was placed there has ended, by address.
-    coming: Mapping[str, int] = field(default_factory=lambda: NOTHING)
+    coming: Mapping[str, int] = NOTHING
     #: For a prompt whose beginning nobody was given yet: prefix blocks given to each endpoint, by address.
-    given: Mapping[str, int] = field(default_factory=lambda: NOTHING)
+    given: Mapping[str, int] = NOTHING
 
 
 NOW = SchedulingContext()

@@ -7,9 +7,9 @@ changes anything, and no quota is asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from extproc.core.decisions import DECISIONS_KEPT_MAX
 from extproc.core.outcome import Reject

@@ -6,7 +6,6 @@ machine can be, and a claim of idleness never takes away what our own ledger kno
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 from extproc._pb import telemetry_pb2 as pb
@@ -59,14 +58,15 @@ def replicas(report: pb.Report) -> list[ReplicaReport]:
 
 
 def _replica(replica: pb.Replica, gpus: dict[str, GpuReport], report: pb.Report) -> ReplicaReport:
+    models, adapters, uuids = tuple(replica.models), tuple(replica.adapters), replica.gpu_uuids
+    if len(models) > NAMES_MAX or len(adapters) > NAMES_MAX or len(uuids) > GPUS_MAX:
+        raise ImplausibleError("too_many")
     for text in (replica.pool, replica.zone, replica.region, replica.engine, replica.detail):
         _text(text)
-    named = (replica.models, replica.adapters)
-    if any(len(names) > NAMES_MAX for names in named) or len(replica.gpu_uuids) > GPUS_MAX:
-        raise ImplausibleError("too_many")
-    for text in (*replica.models, *replica.adapters):
+    for text in (*models, *adapters):
         _text(text)
-    if replica.state not in _STATES:
+    state = _STATES.get(replica.state)
+    if state is None:
         raise ImplausibleError("unknown_state")
     used = _count(replica, "kv_used_tokens", TOKENS_MAX)
     capacity = _count(replica, "kv_capacity_tokens", TOKENS_MAX)
@@ -81,10 +81,10 @@ def _replica(replica: pb.Replica, gpus: dict[str, GpuReport], report: pb.Report)
         zone=replica.zone,
         region=replica.region,
         engine=replica.engine,
-        state=_STATES[replica.state],
+        state=state,
         detail=replica.detail,
-        models=tuple(replica.models),
-        adapters=tuple(replica.adapters),
+        models=models,
+        adapters=adapters,
         waiting=_count(replica, "waiting", REQUESTS_MAX),
         running=_count(replica, "running", REQUESTS_MAX),
         kv_used_tokens=used,
@@ -96,7 +96,7 @@ def _replica(replica: pb.Replica, gpus: dict[str, GpuReport], report: pb.Report)
         probe_failures=min(replica.probe_failures, REQUESTS_MAX),
         engine_starts=_count(replica, "engine_starts", REQUESTS_MAX),
         kv=_kv(replica.kv) if replica.HasField("kv") else None,
-        gpus=tuple(gpus[uuid] for uuid in dict.fromkeys(replica.gpu_uuids) if uuid in gpus),
+        gpus=tuple([gpus[uuid] for uuid in dict.fromkeys(uuids) if uuid in gpus]),
     )
 
 
@@ -151,7 +151,7 @@ def _gpu(gpu: pb.Gpu) -> GpuReport:
         lost=gpu.lost,
         memory_others_bytes=_count(gpu, "memory_others_bytes", 1 << 50),
         utilization_others_percent=_count(gpu, "utilization_others_percent", 100),
-        xids=tuple((xid.code, xid.unix_ms) for xid in gpu.xids),
+        xids=tuple([(xid.code, xid.unix_ms) for xid in gpu.xids]),
     )
 
 
@@ -172,18 +172,20 @@ def _address(text: str) -> str:
 
 
 def _count(message: pb.Replica | pb.Gpu, field: str, most: int) -> int | None:
-    if not message.HasField(field):
-        return None
     value: int = getattr(message, field)
+    # Only of a zero it is not plain whether it was said.
+    if not value and not message.HasField(field):
+        return None
     if value > most:
         raise ImplausibleError(f"{field}_out_of_range")
     return value
 
 
 def _real(message: pb.Replica | pb.Gpu, field: str, most: float) -> float | None:
-    if not message.HasField(field):
-        return None
     value: float = getattr(message, field)
-    if not math.isfinite(value) or not 0.0 <= value <= most:
+    if not value and not message.HasField(field):
+        return None
+    # What is no number is in no order.
+    if not 0.0 <= value <= most:
         raise ImplausibleError(f"{field}_out_of_range")
     return value

@@ -38,6 +38,10 @@ from extproc.wire.seal import Seal
 #: A count above this is read as this: a lie or a fault in any case.
 TOKENS_MAX = 100_000_000
 
+#: What a filter says, and the kinds of protobuf's Value that it may be.
+Seen = dict[str, str | float | bool]
+_KINDS = ("string_value", "number_value", "bool_value")
+
 #: Older Envoys say no type. An upstream's end is no request's end: a retry may follow.
 _FINAL_TYPES = (pb.NOT_SET, pb.DOWNSTREAM_END)
 _ENDED_BY_CLIENT = ("downstream_connection_termination", "downstream_remote_reset")
@@ -77,35 +81,48 @@ def read(
     """
     for entry in entries(data, failed):
         try:
-            sealed = _ticket(entry)
-            if sealed is None:
+            decided = _decided(entry)
+            if decided is None:
                 continue
-            reservation = ticket.read(sealed, seal)
+            reservation = ticket.read(decided[TICKET_KEY].string_value, seal)
             if reservation is None:
                 forged()
                 continue
-            outcome = _outcome(entry, reservation)
+            outcome = _outcome(entry, reservation, decided)
         except Exception as error:  # noqa: BLE001 (a bad record, such as a time of no calendar, is lost alone)
             failed(error)
             continue
         yield outcome
 
 
-def _ticket(entry: pb.HttpAccessLogEntry) -> str | None:
+def _decided(entry: pb.HttpAccessLogEntry) -> Mapping[str, Any] | None:
+    """What rode with the request; None where no ticket of ours did."""
     metadata = entry.common_properties.metadata.filter_metadata
-    if DECISION_NAMESPACE not in metadata or TICKET_KEY not in metadata[DECISION_NAMESPACE].fields:
+    if DECISION_NAMESPACE not in metadata:
         return None
-    return str(metadata[DECISION_NAMESPACE].fields[TICKET_KEY].string_value)
-
-
-def _outcome(entry: pb.HttpAccessLogEntry, reservation: Reservation) -> Outcome:
-    common = entry.common_properties
-    metadata = common.metadata.filter_metadata
     fields = metadata[DECISION_NAMESPACE].fields
-    seen: Mapping[str, Any] = metadata[OBSERVED_NAMESPACE].fields if OBSERVED_NAMESPACE in metadata else {}
-    headers = entry.response.response_headers
-    status = entry.response.response_code.value
+    return fields if TICKET_KEY in fields else None
+
+
+def _seen(common: pb.AccessLogCommon) -> Seen:
+    """What Envoy's filters saw of the answer, as plain values: each is looked at more than once."""
+    metadata = common.metadata.filter_metadata
+    if OBSERVED_NAMESPACE not in metadata:
+        return {}
+    found: Seen = {}
+    for key, value in metadata[OBSERVED_NAMESPACE].fields.items():
+        kind = value.WhichOneof("kind")
+        if kind in _KINDS:
+            found[key] = getattr(value, kind)
+    return found
+
+
+def _outcome(entry: pb.HttpAccessLogEntry, reservation: Reservation, decided: Mapping[str, Any]) -> Outcome:
+    common, response = entry.common_properties, entry.response
+    seen, headers = _seen(common), response.response_headers
+    status = response.response_code.value
     upstream = common.upstream_remote_address.socket_address
+    start_ns = common.start_time.ToNanoseconds()
     output = _count(seen, COMPLETION_TOKENS_KEY)
     if output is None:
         output = _best_of(seen, headers, reservation.permits)
@@ -124,30 +141,31 @@ def _outcome(entry: pb.HttpAccessLogEntry, reservation: Reservation) -> Outcome:
         final=common.access_log_type in _FINAL_TYPES,
         status=status,
         end=_end(common.response_flags, status, fault, done=_true(seen, DONE_KEY)),
-        served_by=_ip_port(upstream) if upstream.address else "",
+        served_by=_ip_port(upstream),
         attempts=common.upstream_request_attempt_count,
         duration_ns=common.duration.ToNanoseconds(),
         # A non-streamed answer's first byte is its last as well, and an error's is no token.
-        ttft_ns=_ttft_ns(common, seen) if reservation.stream and output_seen else None,
+        ttft_ns=_ttft_ns(start_ns, seen) if reservation.stream and output_seen else None,
         prompt_tokens=prompt,
         output_tokens=output,
         cached_tokens=_count(seen, CACHED_TOKENS_KEY),
         refused=fault is ErrorOrigin.FULL,
         events=events,
         request_bytes=entry.request.request_body_bytes,
-        response_bytes=entry.response.response_body_bytes if status == 200 else 0,
-        start_unix_ns=common.start_time.ToNanoseconds(),
-        trace=fields[TRACE_KEY].string_value if TRACE_KEY in fields else "",
+        response_bytes=response.response_body_bytes if status == 200 else 0,
+        start_unix_ns=start_ns,
+        trace=decided[TRACE_KEY].string_value if TRACE_KEY in decided else "",
     )
 
 
 def _end(flags: pb.ResponseFlags, status: int, fault: ErrorOrigin, *, done: bool) -> End:
+    said = {field.name for field, _ in flags.ListFields()}
     # Who has seen a stream's last event may close at once, and has left nothing.
-    gone = not done and any(getattr(flags, name) for name in _ENDED_BY_CLIENT)
-    return end_of(status, fault, gone=gone, broke=any(getattr(flags, name) for name in _ENDED_BY_FAULT))
+    gone = not done and not said.isdisjoint(_ENDED_BY_CLIENT)
+    return end_of(status, fault, gone=gone, broke=not said.isdisjoint(_ENDED_BY_FAULT))
 
 
-def _best_of(seen: Mapping[str, Any], headers: Mapping[str, str], sequences: int) -> int | None:
+def _best_of(seen: Seen, headers: Mapping[str, str], sequences: int) -> int | None:
     """TGI's own counts are of the best sequence alone; the others are taken to be as long."""
     best = _count(seen, GENERATED_TOKENS_KEY)
     if best is None:
@@ -156,29 +174,28 @@ def _best_of(seen: Mapping[str, Any], headers: Mapping[str, str], sequences: int
 
 
 def _ip_port(address: pb.SocketAddress) -> str:
-    host = f"[{address.address}]" if ":" in address.address else address.address
-    return f"{host}:{address.port_value}"
+    host = address.address
+    if not host:
+        return ""
+    return f"[{host}]:{address.port_value}" if ":" in host else f"{host}:{address.port_value}"
 
 
-def _ttft_ns(common: pb.AccessLogCommon, seen: Mapping[str, Any]) -> int | None:
+def _ttft_ns(start_ns: int, seen: Seen) -> int | None:
     first_us = _number(seen, FIRST_CHUNK_KEY)
     if first_us is None:
         return None
     # Whole microseconds first: the product would not fit a float's 53 bits.
-    ttft_ns = int(first_us) * 1_000 - common.start_time.ToNanoseconds()
+    ttft_ns = int(first_us) * 1_000 - start_ns
     # Envoy's two clocks are read apart; a stepped wall clock can turn the difference round.
     return ttft_ns if ttft_ns > 0 else None
 
 
-def _number(seen: Mapping[str, Any], key: str) -> float | None:
-    if key not in seen:
-        return None
-    value = seen[key]
-    kind = value.WhichOneof("kind")
-    if kind not in ("string_value", "number_value"):
+def _number(seen: Seen, key: str) -> float | None:
+    value = seen.get(key)
+    if value is None or isinstance(value, bool):
         return None  # a JSON null is no zero
     try:
-        number = float(getattr(value, kind))
+        number = float(value)
     except ValueError:
         return None
     return number if math.isfinite(number) else None
@@ -188,15 +205,16 @@ def _streams(headers: Mapping[str, str]) -> bool:
     return headers.get("content-type", "").lower().startswith("text/event-stream")
 
 
-def _text(seen: Mapping[str, Any], key: str) -> str:
-    return str(seen[key].string_value) if key in seen else ""
+def _text(seen: Seen, key: str) -> str:
+    value = seen.get(key)
+    return value if isinstance(value, str) else ""
 
 
-def _true(seen: Mapping[str, Any], key: str) -> bool:
-    return key in seen and bool(seen[key].bool_value)
+def _true(seen: Seen, key: str) -> bool:
+    return seen.get(key) is True
 
 
-def _count(seen: Mapping[str, Any], key: str) -> int | None:
+def _count(seen: Seen, key: str) -> int | None:
     return _bounded(_number(seen, key))
 
 

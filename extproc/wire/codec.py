@@ -6,8 +6,12 @@ which maps every byte to a character and so never fails.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
+
+import msgspec
+from msgspec.structs import replace
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.core.contract import (
@@ -69,6 +73,9 @@ WANTED = frozenset(
 #: Of these a second copy is refused: which one counts would be anybody's guess.
 SINGLE = frozenset({AUTHORIZATION, API_KEY, MODEL_HEADER, "content-length", "content-encoding"})
 
+#: What requests' headers become, kept written: a pool and class has about six of them.
+CHANGES_KEPT_MAX = 1_024
+
 #: Messages above this are mostly a body, of which each copy costs.
 LARGE_BYTES = 64 * 1024
 #: The beginnings of ProcessingRequest.request_body and of HttpBody.body: field number and wire type.
@@ -76,21 +83,19 @@ _REQUEST_BODY_TAG, _BODY_TAG = (4 << 3) | 2, (1 << 3) | 2
 _OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
 
-@dataclass(frozen=True, slots=True)
-class Headers:
+class Headers(msgspec.Struct, frozen=True):
     """The request's headers: the wanted ones, lower-case; `repeated` names a forbidden second copy."""
 
     values: dict[str, str]
     end_of_stream: bool
     repeated: str = ""
-    evidence: Credentials = field(default_factory=Credentials)
+    evidence: Credentials = Credentials()
     #: Nothing follows them here: who asks is all that is asked.
     alone: bool = False
     kind: ClassVar = "request_headers"
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
+class Body(msgspec.Struct, frozen=True):
     """The request's whole body (BUFFERED mode delivers it in one message)."""
 
     data: bytes
@@ -268,25 +273,38 @@ def routed(
     about = told(decision, seal=seal, event_cluster=event_cluster, explained=explained, carried=carried)
     if usage:
         about[USAGE_KEY] = usage
+    data = _changes(phase, decision.cluster, decision.retries, decision.reservation.stream, engine_key)
+    response = pb.ProcessingResponse()
+    if body is not None or as_json:
+        response.MergeFromString(data)
+        data = b""
+        common = getattr(response, phase).response
+        if body is not None:
+            common.body_mutation.body = body
+            # Envoy answers 500 itself where its own length and the new body's differ.
+            set_header(common.header_mutation, "content-length", str(len(body)))
+        if as_json:
+            set_header(common.header_mutation, "content-type", JSON)
+    tell(response, ",".join(decision.addresses), about)
+    # A message's fields may be written apart: what is told is a field of its own.
+    return data + response.SerializeToString()
+
+
+@lru_cache(maxsize=CHANGES_KEPT_MAX)
+def _changes(phase: str, cluster: str, retries: int, stream: bool, engine_key: str) -> bytes:
+    """The answer to a phase less what it tells: where the request goes, by its headers. Mostly the same."""
     response = pb.ProcessingResponse()
     common = getattr(response, phase).response
     common.clear_route_cache = True
     mutation = common.header_mutation
-    set_header(mutation, CLUSTER_HEADER, decision.cluster)
+    set_header(mutation, CLUSTER_HEADER, cluster)
     # Envoy tries as often as the list has endpoints: the last one's own answer is what the client gets.
-    set_header(mutation, RETRIES_HEADER, str(decision.retries))
-    if not decision.reservation.stream:
+    set_header(mutation, RETRIES_HEADER, str(retries))
+    if not stream:
         set_header(mutation, WHOLE_HEADER, "1")
     # The key opened our door; the engine has no use for it, and its logs no right to it.
     give_key(mutation, engine_key)
     mutation.remove_headers.extend((API_KEY, ENCODING_HEADER))
-    if body is not None:
-        common.body_mutation.body = body
-        # Envoy answers 500 itself where its own length and the new body's differ.
-        set_header(mutation, "content-length", str(len(body)))
-    if as_json:
-        set_header(mutation, "content-type", JSON)
-    tell(response, ",".join(decision.addresses), about)
     return response.SerializeToString()
 
 

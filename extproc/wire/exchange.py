@@ -8,7 +8,8 @@ may drive it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from extproc.core.errors import Error, as_engine_says
 from extproc.core.outcome import Hold, LocalAnswer, Reject, Routed

@@ -9,7 +9,7 @@ request or sent twice does no harm.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from extproc.core.contract import REFUSED_HEADER, RESERVATION_HEADER
@@ -29,8 +29,13 @@ class FirstTokens:
 
     async def receive(self, _: bytes, context: Any) -> bytes:
         """Take one event; answers empty, whatever becomes of it."""
+        self.take(context.invocation_metadata())
+        return b""
+
+    def take(self, metadata: Iterable[tuple[str, str]]) -> None:
+        """The event of a call with these headers."""
         sealed, refused = "", False
-        for name, value in context.invocation_metadata():
+        for name, value in metadata:
             if name == RESERVATION_HEADER:
                 sealed = value
             elif name == REFUSED_HEADER:
@@ -42,10 +47,9 @@ class FirstTokens:
         reservation_id = self._processor.seal.opened(sealed, EVENT)
         if reservation_id is None:
             counts["events.forged"] += 1
-            return b""
+            return
         try:
             if self._first_token is None or not self._first_token(reservation_id, refused):
                 counts["events.unknown"] += 1
         except Exception as error:  # noqa: BLE001 (an event is a hint: a fault of ours must not reach Envoy)
             self._processor.failed(error, "first token")
-        return b""

@@ -5,8 +5,9 @@ Owns `Reply`, what a transport is to send. The picker protocol's way is picker/r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from extproc.core.outcome import LocalAnswer, Reject, Routed
 from extproc.core.request import Dialect
@@ -20,8 +21,7 @@ HOLD_MARGIN_MS = 2_000
 BODIES_HELD = "the gateway holds as much of requests' bodies as it may"
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """What to send, and whether the exchange ends with it."""
 
     data: bytes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
+from functools import lru_cache
 from hashlib import blake2b
 from hmac import compare_digest
 
@@ -59,5 +60,12 @@ class Seal:
 
 
 def _mark(text: str, kind: bytes, key: bytes) -> str:
-    data = text.encode("utf-8", "surrogatepass")
-    return blake2b(data, digest_size=MARK_BYTES, key=key, person=kind).hexdigest()
+    mark = _keyed(kind, key).copy()
+    mark.update(text.encode("utf-8", "surrogatepass"))
+    return mark.hexdigest()
+
+
+@lru_cache(maxsize=4 * KEYS_MAX)
+def _keyed(kind: bytes, key: bytes) -> blake2b:
+    """A mark's beginning, which is the same for all texts: a third of its cost."""
+    return blake2b(digest_size=MARK_BYTES, key=key, person=kind)

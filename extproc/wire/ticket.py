@@ -7,6 +7,7 @@ records, a ticket is sealed (wire/seal.py). What stands in it, and in which orde
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Final
 
 import msgspec
@@ -28,6 +29,8 @@ _COUNTS: Final = (
     "held_ms",
 )
 
+#: Of each ticket's at once; of these none may be None.
+_counts = attrgetter(*(name for name in _COUNTS if name != "max_new_tokens"))
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Reservation)
 
@@ -46,5 +49,6 @@ def read(sealed: str, seal: Seal) -> Reservation | None:
         reservation = _decoder.decode(text)
     except (msgspec.DecodeError, RecursionError):
         return None
-    negative = {name: 0 for name in _COUNTS if (getattr(reservation, name) or 0) < 0}
-    return replace(reservation, **negative) if negative else reservation
+    if min(_counts(reservation)) >= 0 and (reservation.max_new_tokens or 0) >= 0:
+        return reservation
+    return replace(reservation, **{name: 0 for name in _COUNTS if (getattr(reservation, name) or 0) < 0})

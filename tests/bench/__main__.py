@@ -27,8 +27,10 @@ import bench_first_token
 import bench_fairness
 import bench_fleet
 import bench_gateway
+import bench_idle
 import bench_metrics
 import bench_notice
+import bench_path
 import bench_picker
 import bench_prefix
 import bench_quota
@@ -42,6 +44,8 @@ from rows import Row
 
 BENCHES = {
     "decide": bench_decide.run,
+    "path": bench_path.run,
+    "idle": bench_idle.run,
     "prefix": bench_prefix.run,
     "bodies": bench_bodies.run,
     "gateway": bench_gateway.run,

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -13,6 +12,7 @@ from extproc.core.outcome import Reject, Routed
 from extproc.core.request import IMAGE_TOKENS, Dialect, Request, RouteKind
 from extproc.core.strategies import STRATEGIES
 from extproc.core.tenant import ANONYMOUS, Tenant
+from tests.stand.changed import replace
 from tests.stand.schedulers import decided, make_reservation
 
 S = 1_000_000_000

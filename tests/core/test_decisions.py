@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from extproc.core.decisions import DECISIONS_KEPT_MAX, NAMES_KEPT_MAX, NOTED_MAX, VALUES_KEPT_MAX, Decisions
 from extproc.core.outcome import Reject, Routed
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import ANONYMOUS
 from extproc.observe.decisions import SHOWN_MAX, last_placed, plain
+from tests.stand.changed import replace
 from tests.stand.schedulers import make_pool, make_scheduler
 
 CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, model="m", prompt_bytes=400, max_new_tokens=50)

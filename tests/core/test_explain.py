@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -18,6 +17,7 @@ from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import Policy, Scheduler, SchedulerLimits
 from extproc.core.strategies import STRATEGIES, SchedulingContext, Work, build
 from extproc.core.tenant import ANONYMOUS, Tenant
+from tests.stand.changed import replace
 from tests.stand.fleets import one_at_a_time
 from tests.stand.schedulers import make_scheduler
 

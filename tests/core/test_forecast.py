@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import ceil
 from random import Random
 from typing import Any
@@ -23,6 +22,7 @@ from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.strategies import SchedulingContext, Work, build
 from extproc.core.strategies.base import weighted_ttft_ms
 from extproc.core.tenant import ANONYMOUS
+from tests.stand.changed import replace
 from tests.stand.examples import examples
 from tests.stand.fleets import contexts, fleets, one_at_a_time, works
 from tests.stand.schedulers import make_scheduler

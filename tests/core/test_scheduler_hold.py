@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from extproc.core.accounts import Accounts
@@ -12,6 +10,7 @@ from extproc.core.outcome import Outcome, Reject, Routed
 from extproc.core.quota import limits
 from extproc.core.request import RouteKind
 from extproc.core.scheduler import ClassSpec
+from tests.stand.changed import replace
 from tests.stand.holding import ACME, CHAT, GLOBEX, A, B, S, Scene, policy
 from tests.stand.schedulers import step
 

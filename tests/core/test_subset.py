@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from random import Random
 
 from extproc.core.fleet import Fleet, PoolSpec
@@ -11,6 +10,7 @@ from extproc.core.outcome import End, Hold, Outcome, Reject, Routed
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import ClassSpec, Policy
 from extproc.core.tenant import ANONYMOUS
+from tests.stand.changed import replace
 from tests.stand.schedulers import decided, make_scheduler
 
 A, B, C = "10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"

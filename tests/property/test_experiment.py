@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from random import Random
 
 from hypothesis import given
@@ -14,6 +13,7 @@ from extproc.core.fleet import Fleet
 from extproc.core.ledger import Ledger
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import ANONYMOUS
+from tests.stand.changed import replace
 from tests.stand.schedulers import make_pool
 
 CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=400, max_new_tokens=50)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -16,6 +15,7 @@ from extproc.core.endpoint import Endpoint
 from extproc.core.outcome import LATER_MS
 from extproc.core.predict.speed import Speed
 from extproc.core.strategies import NOW, STRATEGIES, SchedulingContext, Work, build
+from tests.stand.changed import replace
 from tests.stand.examples import examples
 from tests.stand.fleets import MODELS, contexts, fleets, terms_of, works
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "traces")
 
 from receiver import Receiver
 
+from tests.stand.changed import replace
 from tests.stand.schedulers import make_reservation
 from tests.stand.waits import PATIENCE_S
 

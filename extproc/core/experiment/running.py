@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from msgspec.structs import replace
 from xxhash import xxh3_64_intdigest
 
 from extproc.core.decide import RoutingRequest

@@ -207,8 +207,11 @@ class Admission:
 
 def _slope(points: deque[tuple[float, float]]) -> float | None:
     """The median slope of pairs of points; None for too few."""
+    at = [x for x, _ in points]
+    if not at or max(at) - min(at) < APART_MIN:
+        return None  # of the many pairs none would be
     slopes = sorted(
-        (y - v) / (x - u) for (x, y), (u, v) in combinations(points, 2) if abs(x - u) >= APART_MIN
+        [(y - v) / (x - u) for (x, y), (u, v) in combinations(points, 2) if abs(x - u) >= APART_MIN]
     )
     return slopes[len(slopes) // 2] if len(slopes) >= PAIRS_MIN else None
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 MINUTE_NS, HOUR_NS = 60 * 1_000_000_000, 3600 * 1_000_000_000
 DAY_NS, MONTH_NS = 24 * HOUR_NS, 30 * 24 * HOUR_NS
 
@@ -77,8 +79,7 @@ KINDS = (
 CONCURRENT = "concurrent_requests"
 
 
-@dataclass(frozen=True, slots=True)
-class Amounts:
+class Amounts(msgspec.Struct, frozen=True):
     """What one request uses. Negative and non-finite figures count as nothing."""
 
     requests: int
@@ -253,8 +254,7 @@ class Refused:
     figures: RateFigures
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(msgspec.Struct, frozen=True):
     """Reserved in every scope; `borrowed` when idle capacity had to be lent for it."""
 
     figures: RateFigures

@@ -5,9 +5,10 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
+
+import msgspec
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.fairqueue.order import Order
@@ -18,8 +19,7 @@ from extproc.core.work import NOW, SchedulingContext, Work
 SORTED_MAX = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Ranking:
+class Ranking(msgspec.Struct, frozen=True):
     """`scores[i]` of candidate i (lower is better, never NaN); `best` are indexes, best first.
 
     An empty `best` says that none of them should be given this request now: it waits.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from google.protobuf.message import DecodeError
+from msgspec import structs
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.core.contract import FAIRNESS_HEADER, OBJECTIVE_HEADER, SLO_TPOT_HEADER, SLO_TTFT_HEADER
@@ -137,7 +138,7 @@ class PickerExchange(Exchange):
         only = None if self._only is None else self._resolved(self._only, request)
         if only is None and not (ttft_ms or tpot_ms):
             return request
-        return replace(request, only=only, ttft_ms=ttft_ms, tpot_ms=tpot_ms)
+        return structs.replace(request, only=only, ttft_ms=ttft_ms, tpot_ms=tpot_ms)
 
     def _resolved(self, named: tuple[str, ...], request: Request) -> frozenset[str]:
         """The addresses that a subset allows; those that no pool has may join first."""

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -27,6 +26,7 @@ from extproc.core.scheduler import Scheduler
 from extproc.core.strategies import STRATEGIES, Strategy
 from extproc.core.strategies.steer import Steer
 from extproc.core.tenant import ANONYMOUS, Tenant
+from tests.stand.changed import replace
 from tests.stand.schedulers import make_pool, make_scheduler
 
 S, MS = 1_000_000_000, 1_000_000

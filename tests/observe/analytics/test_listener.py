@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from msgspec import structs
 
@@ -18,6 +16,7 @@ from extproc.observe.analytics.books import encoded
 from extproc.observe.analytics.listener import ORPHAN_WAIT_NS
 from extproc.observe.analytics.row import UNKNOWN, decoded
 from extproc.observe.analytics.spans import DAY
+from tests.stand.changed import replace
 from tests.stand.schedulers import make_pool, make_scheduler
 
 S = 1_000_000_000

@@ -19,6 +19,7 @@ from extproc.core.tenant import Tenant
 from extproc.observe.metrics.counting import Counting
 from extproc.observe.metrics.samples import families
 from extproc.observe.metrics.snapshot import MetricsSnapshot, take
+from tests.stand.changed import replace
 from tests.stand.schedulers import make_pool, make_scheduler, make_settled
 
 MS, S = 1_000_000, 1_000_000_000
@@ -71,7 +72,7 @@ class Scene:
 
     def admit(self, tenant: str = "acme", **facts: Any) -> Routed | Reject | Hold:
         """Decide on a request."""
-        request = Request(**{**{name: getattr(CHAT, name) for name in CHAT.__dataclass_fields__}, **facts})
+        request = replace(CHAT, **facts)
         decision = self.scheduler.admit(request, self.tenants[tenant], now_ns=self.now_ns)
         assert isinstance(decision, Routed | Reject | Hold)
         return decision

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from msgspec import structs
 from trips import OFFSET_NS, PARENT, SAMPLED, TRACE, UNSAMPLED, Trips
@@ -19,6 +17,7 @@ from extproc.observe.tracing.request_trace import (
     hashed,
     prompt_of,
 )
+from tests.stand.changed import replace
 
 
 def test_the_parent_is_the_call_s() -> None:
