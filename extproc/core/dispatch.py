@@ -13,7 +13,7 @@ from random import Random
 from extproc.core.decide import WAITS, Full, RoutingRequest, full, place
 from extproc.core.decisions import Decisions
 from extproc.core.endpoint import Endpoint
-from extproc.core.errors import Error
+from extproc.core.errors import Error, wanted_room
 from extproc.core.events import EventEmitter
 from extproc.core.experiment import Experiments
 from extproc.core.fairqueue import FairQueue, QueuedRequest, Shed
@@ -21,7 +21,7 @@ from extproc.core.feedback import MS_NS, coming, late
 from extproc.core.fleet import Fleet
 from extproc.core.forecast import fastest_prefill_ms
 from extproc.core.ledger import Ledger
-from extproc.core.outcome import Hold, Reject, Reservation, Routed, wanted_room
+from extproc.core.outcome import Hold, Reject, Reservation, Routed
 from extproc.core.peers import Peers
 from extproc.core.policy import Policy, SchedulerSettings
 from extproc.core.quota import QuotaBooks

@@ -19,8 +19,9 @@ from typing import Any
 from extproc.config.load import ConfigError
 from extproc.config.model import Config, PoolConfig, Tuning
 from extproc.core.decide import RoutingRequest
+from extproc.core.errors import wanted_room
 from extproc.core.events import Observer, Settled
-from extproc.core.outcome import Reject, wanted_room
+from extproc.core.outcome import Reject
 from extproc.core.scheduler import Scheduler
 from extproc.core.series import quantile
 from extproc.history.change import change

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 from extproc.core.decide import RoutingRequest
+from extproc.core.errors import wanted_room
 from extproc.core.events import Observer, Settled
-from extproc.core.outcome import Reject, Reservation, Routed, wanted_room
+from extproc.core.outcome import Reject, Reservation, Routed
 from extproc.core.peers import owner_of
 from extproc.core.scheduler import Scheduler
 from extproc.observe.analytics import fold
