@@ -22,7 +22,6 @@ from extproc.core.decide import RoutingRequest
 from extproc.core.errors import wanted_room
 from extproc.core.events import Observer, Settled
 from extproc.core.outcome import Reject
-from extproc.core.scheduler import Scheduler
 from extproc.core.series import quantile
 from extproc.history.change import change
 from extproc.history.surgery import EditError, Put, edited
@@ -64,8 +63,8 @@ class TunerPart(Part, Observer):
 
     name = "tuning"
 
-    def __init__(self, config: Config, scheduler: Scheduler, audit: AuditLog) -> None:
-        self._scheduler, self._audit = scheduler, audit
+    def __init__(self, config: Config, audit: AuditLog) -> None:
+        self._audit = audit
         self._tuner: Tuner | None = None
         self._section = config.tuning
         self._pool = ""

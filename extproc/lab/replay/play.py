@@ -123,7 +123,7 @@ def play(
     )
     if strategy == ORACLE:
         pool = scheduler.fleet.pools[scene.pool]
-        enlighten(scheduler, pool, replicas, asked=lambda: world.asked_output, prefix_caching=True)
+        enlighten(scheduler.fleet, pool, replicas, asked=lambda: world.asked_output, prefix_caching=True)
     return world.run()
 
 

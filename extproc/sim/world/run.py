@@ -135,7 +135,7 @@ def run(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
     )
     if oracle:
         enlighten(
-            scheduler,
+            scheduler.fleet,
             scheduler.fleet.pools[POOL],
             replicas,
             asked=lambda: world.asked_output,
