@@ -40,7 +40,7 @@ def load(kind: Kind, name: str) -> object:
         raise unfit(kind, name, f"{type(error).__name__}: {error}") from error
     if inspect.isabstract(made):
         missing = ", ".join(sorted(made.__abstractmethods__))
-        raise unfit(kind, name, f"it does not define {missing}")
+        raise unfit(kind, name, f"its class lacks {missing}")
     return made
 
 
