@@ -43,6 +43,8 @@ BOMBS = (
     (CHAT, b'{"model":"m","messages":[{"content":"x"}],"tools":[', b"1", b"]}"),
     ("/generate", b'{"inputs":"x","a":[', b"[" * 400 + b"]" * 400, b"]}"),
 )
+#: What a client sees that sends on after it was answered.
+CUT_OFF = ("ConnectionResetError", "BrokenPipeError")
 
 
 def filled(before: bytes, unit: bytes, after: bytes, size: int) -> bytes:
@@ -79,7 +81,13 @@ def parse_bombs(stand: Stand, full: bool) -> Report:
             for _ in bombs:
                 throw()
         report.served(stand.victim(5))
-    report.holds(set(report.answered) <= {200, 400, 413, 422, 429}, f"a bomb got {dict(report.answered)}")
+    # Once its budget is spent a body is refused on its headers: who goes on sending is cut off, and who only
+    # reads when all is sent sees that and not the 429. Each such is one that the service refused so.
+    cut = sum(report.answered[name] for name in CUT_OFF)
+    refused = sum(stand.counts("bound.refused_bytes_per_minute").values())
+    report.holds(cut + report.answered[429] <= refused, f"{cut} bombs were cut off, {refused} refused unread")
+    answers = {200, 400, 413, 422, 429, *CUT_OFF}
+    report.holds(set(report.answered) <= answers, f"a bomb got {dict(report.answered)}")
     report.holds(not stand.counts("exception."), f"faults of ours: {stand.counts('exception.')}")
     return report
 
