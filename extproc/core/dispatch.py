@@ -276,10 +276,11 @@ class Dispatcher:
             return None if isinstance(placed, Full) else placed
 
         while len(released) < RELEASES_MAX and (shortlist is None or shortlist.open):
-            if pool is not None and not self._peers.may(pool_name, self.queue, now_ns=now_ns):
+            turn = "" if pool is None else self._peers.turn(pool_name, self.queue, now_ns=now_ns)
+            if turn is None:
                 break
             taken: tuple[QueuedRequest, Routed | Reject] | None = self.queue.take(
-                pool_name, fits, now_ns=now_ns
+                pool_name, fits, first=turn, now_ns=now_ns
             )
             if taken is None:
                 if not (patient and waited):
@@ -305,7 +306,7 @@ class Dispatcher:
             return there if isinstance(there, Routed) else None
 
         while endpoint is not None and len(released) < most:
-            if not self._peers.may(held.pool, self.queue, now_ns=now_ns):
+            if self._peers.turn(held.pool, self.queue, now_ns=now_ns) is None:
                 break
             taken: tuple[QueuedRequest, Routed] | None = self.queue.take_affinity_group(
                 held, fits, now_ns=now_ns
