@@ -7,6 +7,7 @@ too. docs/plugins.md says how a package is made.
 
 from __future__ import annotations
 
+import inspect
 from importlib.metadata import EntryPoint, entry_points
 from typing import Final, Literal
 
@@ -34,9 +35,13 @@ def load(kind: Kind, name: str) -> object:
     if len(distributions) > 1:
         raise PluginError(f"{kind} {name!r} is in two distributions: {', '.join(distributions)}")
     try:
-        return found[0].load()
+        made = found[0].load()
     except Exception as error:
         raise unfit(kind, name, f"{type(error).__name__}: {error}") from error
+    if inspect.isabstract(made):
+        missing = ", ".join(sorted(made.__abstractmethods__))
+        raise unfit(kind, name, f"its class lacks {missing}")
+    return made
 
 
 def unfit(kind: Kind, name: str, why: str) -> PluginError:

@@ -86,8 +86,8 @@ class LeastPermits(Scored):
 Install the distribution where Steersman runs, and name the strategy in the file. It is imported when a file
 names it. If it is broken, `steersman check` names the distribution and what is wrong. Files that do not name
 it are not affected. A strategy that fails in a decision costs no request: `least_request` chooses then, and
-the reason says "degraded". Names of ours are not replaced. `replay` and `tune` take it too, `simulate` does
-not. The whole example is in `tests/plugins/steersman-example`.
+the reason says "degraded". Names of ours are not replaced. `simulate`, `replay` and `tune` take it as they
+take ours. The whole example is in `tests/plugins/steersman-example`.
 """
 
 

@@ -15,7 +15,8 @@ from steersman_agent.state import ReplicaState
 class Scrape:
     """One reading of an engine's metrics page.
 
-    `prompt_tokens`, `output_tokens` are counters. `progress` are figures that move only when the engine
+    `prompt_tokens`, `output_tokens`, and what was looked up and found in the prefix cache, are counters of
+    tokens. `progress` are figures that move only when the engine
     works, never because requests arrive; empty where it has none.
     """
 
@@ -26,6 +27,8 @@ class Scrape:
     adapters: tuple[str, ...] | None = None
     prompt_tokens: float | None = None
     output_tokens: float | None = None
+    prefix_queried_tokens: int | None = None
+    prefix_hit_tokens: int | None = None
     progress: tuple[float, ...] = ()
 
     @property
@@ -94,6 +97,8 @@ class ReplicaView:
     probe_failures: int = 0
     gpu_uuids: tuple[str, ...] = ()
     engine_starts: int = 0
+    prefix_queried_tokens: int | None = None
+    prefix_hit_tokens: int | None = None
     kv: KvView | None = None
 
 

@@ -224,6 +224,8 @@ class ReplicaBook:
             probe_failures=self.prober.failures,
             gpu_uuids=self.gpu_uuids,
             engine_starts=self._starts,
+            prefix_queried_tokens=scrape.prefix_queried_tokens,
+            prefix_hit_tokens=scrape.prefix_hit_tokens,
             kv=merged(self.kv_books, time.monotonic()),
         )
 

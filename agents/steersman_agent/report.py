@@ -152,6 +152,8 @@ def _replica(view: ReplicaView) -> pb.Replica:
         probe_failures=view.probe_failures,
         gpu_uuids=view.gpu_uuids,
         engine_starts=view.engine_starts,
+        prefix_queried_tokens=view.prefix_queried_tokens,
+        prefix_hit_tokens=view.prefix_hit_tokens,
         kv=None if view.kv is None else pb.KvCache(**asdict(view.kv)),
     )
 

@@ -151,7 +151,7 @@ class Hub:
         sources = self._sources
         now_ns = sources.clock()
         tiles = {}
-        async for endpoint in sliced(await shown_endpoints(sources.scheduler, now_ns=now_ns)):
+        async for endpoint in sliced(await shown_endpoints(sources.scheduler.fleet, now_ns=now_ns)):
             line = sources.stats.endpoints.get(endpoint.address)
             tiles[endpoint.address] = tile(endpoint, line, now_ns=now_ns)
         known = sources.tenants()
@@ -178,7 +178,7 @@ class Hub:
             "in_flight": len(sources.scheduler.ledger),
             "held": len(sources.scheduler.dispatcher.queue),
             "point": points[-1] if points else None,
-            "pools": pools_of(sources.scheduler),
+            "pools": pools_of(sources.scheduler.fleet),
         }
 
     async def _look(self) -> list[str]:

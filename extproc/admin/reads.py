@@ -84,7 +84,7 @@ class Reads:
             and (state is None or state_of(endpoint, now_ns=now_ns) == state)
         ]
         yield b'{"total":%d,"offset":%d,"pools":' % (len(found), offset)
-        yield msgspec.json.encode(pools_of(scheduler)) + b',"endpoints":'
+        yield msgspec.json.encode(pools_of(scheduler.fleet)) + b',"endpoints":'
         async for part in array(self._endpoints(found[offset : offset + limit], now_ns)):
             yield part
         yield b"}"
@@ -149,7 +149,7 @@ class Reads:
 
     async def strategies(self, _: web.Request) -> web.StreamResponse:
         """Every strategy, its parameters, and who uses it."""
-        return json_answer({"strategies": strategies_view(self._sources.scheduler)})
+        return json_answer({"strategies": strategies_view(self._sources.scheduler.fleet)})
 
     async def history(self, _: web.Request) -> web.StreamResponse:
         """The last minutes, a point a second."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from extproc.core.cached import EVENTS, GUESSED, USAGE
+
 TEXT: Final[dict[str, Any]] = {"type": "string"}
 FLAG: Final[dict[str, Any]] = {"type": "boolean"}
 COUNT: Final[dict[str, Any]] = {"type": "integer", "minimum": 0}
@@ -130,6 +132,11 @@ SCHEMAS: Final[dict[str, Any]] = {
             "running": MAYBE,
             "kv_used_tokens": MAYBE,
             "kv_capacity_tokens": MAYBE,
+            "cache_source": {"enum": [GUESSED, USAGE, EVENTS]},
+            "cache_tokens": MAYBE,
+            "cache_corrections": _map(COUNT),
+            "prefix_hit_ratio": MAYBE,
+            "kv_events": {"type": ["object", "null"]},
             "gpus": _list({"type": "object"}),
             **_FIGURES,
         }

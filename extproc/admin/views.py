@@ -13,6 +13,7 @@ from typing import Any
 from extproc.admin.slices import sliced
 from extproc.admin.sources import Sources
 from extproc.core.endpoint import Endpoint
+from extproc.core.fleet import Fleet
 from extproc.core.reports import GpuReport
 from extproc.core.scheduler import Scheduler
 from extproc.core.strategies import OWN, STRATEGIES, parameters
@@ -107,19 +108,19 @@ def _most(values: Iterable[int | None]) -> int | None:
     return max((value for value in values if value is not None), default=None)
 
 
-async def shown_endpoints(scheduler: Scheduler, *, now_ns: int) -> list[Endpoint]:
+async def shown_endpoints(fleet: Fleet, *, now_ns: int) -> list[Endpoint]:
     """All of a small fleet; of a big one who needs a person first, then the busiest."""
-    fleet = list(scheduler.fleet.endpoints)
-    if len(fleet) <= TILES_MAX:
-        return fleet
+    endpoints = list(fleet.endpoints)
+    if len(endpoints) <= TILES_MAX:
+        return endpoints
     ranked = [
         (state_of(each, now_ns=now_ns) == "ready", -each.requests, i)
-        async for i, each in sliced(enumerate(fleet))
+        async for i, each in sliced(enumerate(endpoints))
     ]
-    return [fleet[i] for _, _, i in heapq.nsmallest(TILES_MAX, ranked)]
+    return [endpoints[i] for _, _, i in heapq.nsmallest(TILES_MAX, ranked)]
 
 
-def pools_of(scheduler: Scheduler) -> list[dict[str, Any]]:
+def pools_of(fleet: Fleet) -> list[dict[str, Any]]:
     """The pools with what may be said of each in a line."""
     return [
         {
@@ -129,7 +130,7 @@ def pools_of(scheduler: Scheduler) -> list[dict[str, Any]]:
             "endpoints": len(pool.endpoints),
             "ready": sum(each.ready and not each.draining for each in pool.endpoints),
         }
-        for pool in scheduler.fleet.pools.values()
+        for pool in fleet.pools.values()
     ]
 
 
@@ -199,7 +200,7 @@ def decisions_after(sources: Sources, number: int, *, limit: int) -> tuple[list[
     return [plain(each, unix_s=offset_s + each.at_ns / 1e9) for each in found], left_out
 
 
-def strategies_view(scheduler: Scheduler) -> list[dict[str, Any]]:
+def strategies_view(fleet: Fleet) -> list[dict[str, Any]]:
     """Every strategy with its parameters, and the pools that use it."""
     own = {strategy.name for strategy in OWN}
     return [
@@ -207,7 +208,7 @@ def strategies_view(scheduler: Scheduler) -> list[dict[str, Any]]:
             "name": name,
             "summary": _summary(strategy),
             "own": name in own,
-            "pools": [pool.name for pool in scheduler.fleet.pools.values() if pool.strategy == name],
+            "pools": [pool.name for pool in fleet.pools.values() if pool.strategy == name],
             "parameters": {
                 parameter: {"type": kind.__name__, "default": default}
                 for parameter, (kind, default) in parameters(name).items()

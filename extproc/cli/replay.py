@@ -163,11 +163,9 @@ def _choices(
     tenants: tuple[str, ...],
 ) -> list[Choice]:
     """A choice for each strategy, with all the rest changed in each; none when nothing is asked for."""
-    from extproc.config.plugins import load_strategy
     from extproc.lab.campaign.case import CaseError, parameter_of
     from extproc.lab.replay.log import LogError
     from extproc.lab.replay.play import Choice, check
-    from extproc.plugins import PluginError
 
     given: dict[str, dict[str, Value]] = {}
     for text in parameters:
@@ -190,9 +188,8 @@ def _choices(
     for name in names:
         own = given.get(name, {})
         try:
-            load_strategy(name)
             check(name, own)
-        except (LogError, PluginError) as error:
+        except LogError as error:
             raise click.UsageError(f"{'--param' if own else '--strategy'}: {error}") from error
         said = " ".join([name, *(f"{key}={value}" for key, value in own.items()), *also])
         choices.append(Choice(name=said, strategy=name, parameters=own, weights=weighed, replicas=replicas))

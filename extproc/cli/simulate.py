@@ -200,7 +200,6 @@ def _cases(
     """Every cell asked for; a mistake names its option."""
     from extproc.lab.campaign import CampaignRun, CaseError, load_values
     from extproc.lab.campaign.case import check_strategy, parameter_of
-    from extproc.lab.campaign.plan import STRATEGIES
     from extproc.lab.campaign.streams import check_stream
     from extproc.sim.world import FleetError
 
@@ -211,7 +210,7 @@ def _cases(
             strategy, key, value = parameter_of(text)
             given.setdefault(strategy, {})[key] = value
         option = "--strategy"
-        names = STRATEGIES if strategies == "all" else tuple(strategies.split(","))
+        names = _every() if strategies == "all" else tuple(strategies.split(","))
         for name in names:
             check_strategy(name.strip(), {})
         option = "--param"
@@ -267,14 +266,21 @@ def _written(name: str) -> bool:
     return source is not click.core.ParameterSource.DEFAULT
 
 
+def _every() -> tuple[str, ...]:
+    """Ours and others', then what packages add."""
+    from extproc.config.plugins import strategy_names
+    from extproc.lab.campaign.plan import STRATEGIES
+
+    return (*STRATEGIES, *strategy_names())
+
+
 def _list() -> None:
     from extproc.lab.campaign import SYNTHETIC, TRACES
-    from extproc.lab.campaign.plan import STRATEGIES
     from extproc.sim.world.fleets import NAMED
 
     click.echo("public traces: " + ", ".join(TRACES))
     click.echo("made-up workloads: " + ", ".join(SYNTHETIC))
-    click.echo("strategies: " + ", ".join(STRATEGIES))
+    click.echo("strategies: " + ", ".join(_every()))
     for name, spec in NAMED.items():
         click.echo(f"fleet {name}: {spec}")
 

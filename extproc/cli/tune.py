@@ -95,15 +95,15 @@ def command(
     Needs the extra 'lab' (Optuna).
     """
     need("lab", by="tuning")
-    from extproc.config.plugins import load_strategy
     from extproc.lab.replay.fit import fitted
     from extproc.lab.replay.log import LogError
     from extproc.lab.replay.rebuild import scene
     from extproc.lab.search import axes_of, tune
+    from extproc.lab.strategies import check_strategy
 
     try:
         if strategy:
-            load_strategy(strategy)
+            check_strategy(strategy, {})
             axes_of(strategy)  # before the record is read and fitted, which takes seconds
         there = fitted(scene(open_log(log, begin, end), pool=pool, limit=limit or 0), seed=seed or 1)
         with steps("searching", trials, lines=not as_json) as step:

@@ -51,6 +51,10 @@ class CacheEvidence:
         self.told = self.events = False
         self.corrections["emptied"] += 1
 
+    def silent(self) -> None:
+        """Nobody hears its KV events any more: usage and late first tokens speak again."""
+        self.events = False
+
     def usage(self, plan: Plan, cached: int, capacity: float, held: float) -> float:
         """The size of the cache (tokens), after a request of `plan` that found `cached` tokens.
 

@@ -216,6 +216,7 @@ class Diagnosis:
         health.set("telemetry", _suspect(factor, f"silent for {age_ns / 1e9:.0f} s"))
         if endpoint.stale:
             endpoint.forget_foreign()
+            endpoint.cache.silent()
         state = health.causes.get("state")
         if age_ns > STATE_BELIEVED_NS and state is not None and state.kind is CauseKind.HARD:
             health.set("state", _suspect(STALE_FACTOR, f"{state.detail} when last heard"))

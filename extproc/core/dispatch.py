@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from extproc.core.decide import WAITS, Full, RoutingRequest, full, place
 from extproc.core.decisions import Decisions
 from extproc.core.endpoint import Endpoint
-from extproc.core.errors import Error
+from extproc.core.errors import Error, wanted_room
 from extproc.core.events import EventEmitter
 from extproc.core.experiment import Experiments
 from extproc.core.fairqueue import FairQueue, QueuedRequest, Shed
@@ -22,7 +22,7 @@ from extproc.core.feedback import MS_NS, coming, late
 from extproc.core.fleet import Fleet
 from extproc.core.forecast import fastest_prefill_ms
 from extproc.core.ledger import Ledger
-from extproc.core.outcome import Hold, Reject, Reservation, Routed, wanted_room
+from extproc.core.outcome import Hold, Reject, Reservation, Routed
 from extproc.core.peers import Peers
 from extproc.core.policy import Policy, SchedulerSettings
 from extproc.core.quota import QuotaBooks
@@ -277,10 +277,11 @@ class Dispatcher:
             return None if isinstance(placed, Full) else placed
 
         while len(released) < RELEASES_MAX and (shortlist is None or shortlist.open):
-            if pool is not None and not self._peers.may(pool_name, self.queue, now_ns=now_ns):
+            turn = "" if pool is None else self._peers.turn(pool_name, self.queue, now_ns=now_ns)
+            if turn is None:
                 break
             taken: tuple[QueuedRequest, Routed | Reject] | None = self.queue.take(
-                pool_name, fits, now_ns=now_ns
+                pool_name, fits, first=turn, now_ns=now_ns
             )
             if taken is None:
                 if not (patient and waited):
@@ -306,7 +307,7 @@ class Dispatcher:
             return there if isinstance(there, Routed) else None
 
         while endpoint is not None and len(released) < most:
-            if not self._peers.may(held.pool, self.queue, now_ns=now_ns):
+            if self._peers.turn(held.pool, self.queue, now_ns=now_ns) is None:
                 break
             taken: tuple[QueuedRequest, Routed] | None = self.queue.take_affinity_group(
                 held, fits, now_ns=now_ns

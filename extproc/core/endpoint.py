@@ -23,8 +23,6 @@ from extproc.core.reports import ReplicaReport
 
 #: The first and the longest time that an endpoint stays last in order after a failed attempt.
 SUSPECT_FIRST_NS, SUSPECT_MAX_NS = 1_000_000_000, 30_000_000_000
-#: What a request of somebody else's weighs, in tokens: all that is known is that it is there.
-FOREIGN_REQUEST_TOKENS = 512
 #: Reports over which the smallest surplus counts as foreign: a request that has just ended here may
 #: still be in the engine's figures.
 FOREIGN_SAMPLES = 3
@@ -229,11 +227,6 @@ class Endpoint:
     def load_permits(self) -> int:
         """Permits taken by everybody's account."""
         return self.permits + self.peer_permits + self.foreign
-
-    @property
-    def load_tokens(self) -> int:
-        """Outstanding tokens by everybody's account."""
-        return self.tokens + self.peer_tokens + self.foreign * FOREIGN_REQUEST_TOKENS
 
     def may_stand_by(self, first: str, permits: int) -> bool:
         """Whether it may be named for retries of a request that goes to `first`."""

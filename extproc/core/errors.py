@@ -199,6 +199,21 @@ class Error(Enum):
         )
 
 
+#: Codes of refusals that are the fleet's doing.
+_WANT_OF_ROOM: Final = frozenset(
+    each.code for each in (Error.OVERLOADED, Error.IN_FLIGHT, Error.NO_READY_ENDPOINT, Error.INTERNAL)
+)
+
+
+def wanted_room(code: str) -> bool:
+    """Whether a refusal was for want of room: such a request missed its targets.
+
+    A spent quota is not the fleet's doing, and neither is what only its sender is to blame for: a bad
+    request, or too many of them.
+    """
+    return code in _WANT_OF_ROOM
+
+
 def no_model(name: str | None) -> Reject:
     """A model that is not there for whoever asks: the same words whether it is nowhere or others'."""
     what = "no model was named, and none is yours by default"

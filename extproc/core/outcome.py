@@ -37,19 +37,6 @@ class Reject:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-#: Codes of refusals that are the fleet's doing.
-WANT_OF_ROOM = frozenset({"overloaded", "no_ready_endpoint", "internal"})
-
-
-def wanted_room(code: str) -> bool:
-    """Whether a refusal was for want of room: such a request missed its targets.
-
-    A spent quota is not the fleet's doing, and neither is what only its sender is to blame for: a bad
-    request, or too many of them.
-    """
-    return code in WANT_OF_ROOM
-
-
 class Named(Protocol):
     """Whatever has an address: an endpoint, as a reason sees it."""
 

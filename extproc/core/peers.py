@@ -67,10 +67,13 @@ class Peers:
         """Whether others hold requests for a pool."""
         return self._turns.contended(pool)
 
-    def may(self, pool: str, queue: FairQueue, *, now_ns: int) -> bool:
-        """Whether one more may begin here now, for all that waits at other services."""
+    def turn(self, pool: str, queue: FairQueue, *, now_ns: int) -> str | None:
+        """The tenant that may begin one more here now, for all that waits at other services.
+
+        "" for whoever is next here, None where it is the turn of another service.
+        """
         if not self._turns.contended(pool):
-            return True
+            return ""
         weights = self._settings.policy.weights
         return self._turns.mine(pool, self._rows(pool, queue, now_ns), weights=weights, now_ns=now_ns)
 

@@ -102,6 +102,9 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[GpuReport, ...] = ()
     #: How often its agent saw the engine begin anew.
     engine_starts: int | None = None
+    #: Prompt tokens looked up in its prefix cache and found there, by the engine's own counters.
+    prefix_queried_tokens: int | None = None
+    prefix_hit_tokens: int | None = None
     #: Where its KV events are heard.
     kv: KvReport | None = None
     #: The address lies in the networks of the node that speaks: it may silence it by its word alone.

@@ -7,10 +7,12 @@ services tell each other what waits and what runs, by tenant (`TurnRow`), and a 
     the best level at which anybody waits anywhere; there for the tenant that runs least for its weight, over
     all services; and for the service that holds its oldest request.
 
-That is what one queue would do. The same figures give all services the same answer, and each end of a request
-reaches all of them: so a place that was one's is another's within the milliseconds of its record. Figures are
-late by a message, so a place is now and then given twice, or to nobody until the next message. Pure: no I/O;
-what peers say comes in (`hear`), what they are told goes out (`tell`), and so does the time.
+That is what one queue would do. The service then takes that tenant's, whatever its own queue would say: what
+a tenant had elsewhere is charged there only when it has ended, so the queues are not of one mind. The same
+figures give all services the same answer, and each end of a request reaches all of them: so a place that was
+one's is another's within the milliseconds of its record. Figures are late by a message, so a place is now and
+then given twice, or to nobody until the next message. Pure: no I/O; what peers say comes in (`hear`), what
+they are told goes out (`tell`), and so does the time.
 """
 
 from __future__ import annotations
@@ -73,8 +75,8 @@ class Turns:
         self._kept_ns: dict[str, int] = {}
         #: What the others know of this service.
         self._told: dict[str, _Service] = {}
-        #: Pools with a place that is this service's by `ended`.
-        self._granted: set[str] = set()
+        #: Pools with a place that is this service's by `ended`, and whose it is.
+        self._granted: dict[str, str] = {}
 
     def hear(self, needs: Mapping[str, Mapping[str, Iterable[TurnRow]]]) -> None:
         """What each peer has by pool, all of it; who is not named has nothing."""
@@ -100,15 +102,22 @@ class Turns:
         """Pools for which others hold requests."""
         return {pool for pool in self._pools if self.contended(pool)}
 
-    def mine(self, pool: str, rows: Iterable[TurnRow], *, weights: Mapping[str, float], now_ns: int) -> bool:
-        """Whether the next place is this service's, which has these rows."""
+    def mine(
+        self, pool: str, rows: Iterable[TurnRow], *, weights: Mapping[str, float], now_ns: int
+    ) -> str | None:
+        """The tenant whose the next place is, of this service, which has these rows: "" for whoever is next.
+
+        None where it is another service's.
+        """
         if pool in self._granted:
-            self._granted.discard(pool)
-            return True
+            return self._granted.pop(pool)
         found = self._next({**self._pools.get(pool, {}), self.own: _Service(rows)}, weights)
-        if found is None or found[0] == self.own:
-            return True
-        return now_ns - self._kept_ns.setdefault(pool, now_ns) >= KEPT_NS
+        if found is None:
+            return ""
+        name, tenant, _ = found
+        if name == self.own:
+            return tenant
+        return "" if now_ns - self._kept_ns.setdefault(pool, now_ns) >= KEPT_NS else None
 
     def ended(self, owner: str, pool: str, tenant: str, *, weights: Mapping[str, float]) -> str:
         """A request of a service has ended; who fills its place: the owner where nobody is known to wait.
@@ -120,17 +129,17 @@ class Turns:
         if owner in services:
             services[owner].ended(tenant)
         found = self._next(services, weights, owner=owner)
-        name = owner
+        name, of = owner, ""
         if found is not None:
             name, of, level = found
             services[name].begins(of, level)
         if name == self.own:
-            self._granted.add(pool)
+            self._granted[pool] = of
         return name
 
     def spent(self, pool: str) -> None:
         """A place that was this service's was filled, or nobody here fits it."""
-        self._granted.discard(pool)
+        self._granted.pop(pool, None)
 
     def _next(
         self, services: Mapping[str, _Service], weights: Mapping[str, float], *, owner: str = ""

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 POLL_S = 0.5
 #: A changed file is read once nothing has changed for this long: a writer may be half way through.
 STILL_S = 0.3
+#: From one reading that a signal asked for to the next: a storm of them is four reloads a second.
+APART_S = 0.25
 #: What a folder that is not ours to write answers.
 READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
@@ -41,11 +43,14 @@ class Follow:
         # What the service starts with is a version too: the first edit can be undone by it.
         self._record = not supervised
         self._asked = asyncio.Event()
+        self._again_s = float("-inf")
+        #: Waits so many seconds.
+        self.pause: Callable[[float], Awaitable[None]] = asyncio.sleep
         #: Whether it was said that nothing is recorded; once until something was.
         self._said = False
 
     def now(self) -> None:
-        """Read it soon, as a signal asks; however many come while it is read, it is read once more."""
+        """Read it soon, as a signal asks: at once, or APART_S after the last time, once for all that ask."""
         self._asked.set()
 
     async def run(self) -> None:
@@ -58,10 +63,14 @@ class Follow:
                 async with asyncio.timeout(None if self._supervised else POLL_S):
                     await self._asked.wait()
             if self._asked.is_set():
+                clock = asyncio.get_running_loop().time
+                if (wait_s := self._again_s - clock()) > 0.0:
+                    await self.pause(wait_s)
                 self._asked.clear()
                 self._stamp = self._look()
                 self._digest = await asyncio.to_thread(self._content)
                 await self._take()
+                self._again_s = clock() + APART_S
             elif not self._supervised:
                 await self._watch()
 

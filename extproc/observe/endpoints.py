@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.reports import GpuReport, KvReport
+from extproc.core.reports import GpuReport, KvReport, ReplicaReport
 
 
 def view(endpoint: Endpoint, *, now_ns: int) -> dict[str, Any]:
@@ -53,10 +53,17 @@ def view(endpoint: Endpoint, *, now_ns: int) -> dict[str, Any]:
         "cache_source": endpoint.cache.source,
         "cache_corrections": dict(endpoint.cache.corrections),
         "cache_tokens": endpoint.cache_tokens or None,
+        "prefix_hit_ratio": prefix_hit_ratio(report) if report else None,
         "kv_events": _kv(report.kv) if report and report.kv else None,
         "probe_ttft_ms": report.probe_ttft_ms if report else None,
         "gpus": [_gpu(gpu) for gpu in report.gpus] if report else [],
     }
+
+
+def prefix_hit_ratio(report: ReplicaReport) -> float | None:
+    """The share of looked up prompt tokens that its engine found cached since its start; None: unknown."""
+    queried, hit = report.prefix_queried_tokens, report.prefix_hit_tokens
+    return round(min(1.0, hit / queried), 3) if queried and hit is not None else None
 
 
 def _kv(kv: KvReport) -> dict[str, Any]:

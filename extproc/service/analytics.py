@@ -21,7 +21,8 @@ import msgspec
 from extproc.config.analytics import Analytics
 from extproc.config.model import Config
 from extproc.core.events import Observer
-from extproc.core.scheduler import Scheduler
+from extproc.core.fleet import Fleet
+from extproc.core.peers import Peers
 from extproc.service.parts import Part
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class AnalyticsPart(Part):
     def __init__(
         self,
         config: Config,
-        scheduler: Scheduler,
+        fleet: Fleet,
+        peers: Peers,
         *,
         clock: Callable[[], int],
         connected: Callable[[], bool] = lambda: False,
@@ -61,13 +63,14 @@ class AnalyticsPart(Part):
         self._flushed_ns = clock()
         self._running = False
         self.listener = Listener(
-            scheduler,
+            fleet,
+            peers,
             alone=config.sharing is None and len(config.service_addresses) == 1,
             clock=clock,
             connected=connected,
             wall_ns=lambda: int(wall_s() * 1e9),
         )
-        self._worker = _Worker(_store(config), scheduler.instance, config.analytics, wall_s=wall_s)
+        self._worker = _Worker(_store(config), peers.own, config.analytics, wall_s=wall_s)
 
     @property
     def observers(self) -> tuple[Observer, ...]:

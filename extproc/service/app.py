@@ -84,8 +84,10 @@ class App:
         self.adjusting = Adjustment(config, scheduler, self.stats)
         self.keeping = QuotaJournal(config, scheduler, self.adjusting, failed=failed, clock=clock)
         self.record = Recorder(config.record, instance=scheduler.instance, clock=clock)
-        self.tuned = TunerPart(config, scheduler, self.audit)
-        self.experimenting = ExperimentsPart(config, scheduler, self.audit, clock=clock)
+        self.tuned = TunerPart(config, self.audit)
+        self.experimenting = ExperimentsPart(
+            config, scheduler.experiments, self.audit, counts=scheduler.counts, clock=clock
+        )
         self.measuring = MetricsPart(config, scheduler, tenants=tenants, clock=clock)
         self.picking = PickerPart(
             config,
@@ -95,7 +97,9 @@ class App:
             first_token=self.requests.first_token,
             clock=clock,
         )
-        self.analysing = AnalyticsPart(config, scheduler, clock=clock, connected=lambda: self.agents.sharing)
+        self.analysing = AnalyticsPart(
+            config, scheduler.fleet, scheduler.peers, clock=clock, connected=lambda: self.agents.sharing
+        )
         self.alerting = AlertsPart(config, scheduler, clock=clock)
         self.measuring.firing = self.alerting.firing
         operators = Operators(
@@ -160,7 +164,7 @@ class App:
                 self.analysing,
                 self.alerting,
                 self.administering,
-                TracingPart(config, scheduler, self.processor, clock=clock),
+                TracingPart(config, scheduler.peers, self.processor, clock=clock),
                 *([SharedQuotasPart(shared)] if shared is not None else []),
                 self.agents,
             ],

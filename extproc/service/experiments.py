@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -21,8 +22,7 @@ import msgspec
 
 from extproc.config.load import ConfigError
 from extproc.config.model import Config
-from extproc.core.experiment import Arm, Experiment, Guardrail, Happened, ShadowSpec
-from extproc.core.scheduler import Scheduler
+from extproc.core.experiment import Arm, Experiment, Experiments, Guardrail, Happened, ShadowSpec
 from extproc.history.change import change
 from extproc.history.surgery import EditError, Put, edited
 from extproc.history.versions import HistoryError
@@ -43,13 +43,14 @@ class ExperimentsPart(Part):
     def __init__(
         self,
         config: Config,
-        scheduler: Scheduler,
+        experiments: Experiments,
         audit: AuditLog,
         *,
+        counts: Counter[str],
         clock: Callable[[], int],
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._scheduler, self._audit = scheduler, audit
+        self._experiments, self._audit, self._counts = experiments, audit, counts
         self._clock, self._wall = clock, wall_clock
         self.file: Path | None = None
         #: What has happened and is not yet in the file.
@@ -60,13 +61,13 @@ class ExperimentsPart(Part):
         """Take a configuration's experiments; those that ask the same as before go on counting."""
         now_ns = self._clock()
         specs = experiments_of(config, now_ns=now_ns, wall_s=self._wall())
-        self._scheduler.experiments.apply(specs, now_ns=now_ns)
+        self._experiments.apply(specs, now_ns=now_ns)
 
     def step(self, *, now_ns: int) -> None:
         """Some time has passed: say what the guardrail has stopped and what has ended."""
-        for each in self._scheduler.experiments.step(now_ns=now_ns):
+        for each in self._experiments.step(now_ns=now_ns):
             what = "arm_stopped" if each.arm else "ended"
-            self._scheduler.counts[f"experiment.{what}"] += 1
+            self._counts[f"experiment.{what}"] += 1
             where = f"experiment {each.experiment}" + (f", arm {each.arm}" if each.arm else "")
             log.warning("%s %s: %s", where, "was stopped" if each.arm else "has ended", each.why)
             self._audit.event(
@@ -98,17 +99,17 @@ class ExperimentsPart(Part):
 
     def status(self) -> list[dict[str, Any]]:
         """All experiments, as `steersman status` tells them."""
-        return self._scheduler.experiments.view(now_ns=self._clock())
+        return self._experiments.view(now_ns=self._clock())
 
     def order(self, body: bytes) -> bytes:
         """`{"name": …}`, all when empty; answers `{"experiments": […]}`. ValueError for an unknown one."""
         name = msgspec.json.decode(body, type=_ExperimentOrder).name
-        found = self._scheduler.experiments.view(name, now_ns=self._clock())
+        found = self._experiments.view(name, now_ns=self._clock())
         if name and not found:
             known = [each["name"] for each in self.status()]
             have = f"there are {', '.join(known)}" if known else "none runs"
             raise ValueError(f"no experiment {name[:63]!r} here; {have}")
-        return msgspec.json.encode({"experiments": found, "past": self._scheduler.experiments.past})
+        return msgspec.json.encode({"experiments": found, "past": self._experiments.past})
 
 
 def experiments_of(config: Config, *, now_ns: int = 0, wall_s: float = 0.0) -> list[Experiment]:

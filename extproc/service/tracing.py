@@ -22,8 +22,7 @@ from extproc.config.load import ConfigError, Problem
 from extproc.config.model import Config
 from extproc.config.tracing import OpenTelemetry
 from extproc.core.events import Observer
-from extproc.core.peers import owner_of
-from extproc.core.scheduler import Scheduler
+from extproc.core.peers import Peers, owner_of
 from extproc.observe.tracing.figures import SpanMetrics
 from extproc.observe.tracing.pipeline import Pipeline
 from extproc.observe.tracing.request_trace import NO_TRACES, RequestTraces
@@ -52,7 +51,7 @@ class TracingPart(Part):
     def __init__(
         self,
         config: Config,
-        scheduler: Scheduler,
+        peers: Peers,
         processor: Processor,
         *,
         clock: Callable[[], int],
@@ -60,7 +59,7 @@ class TracingPart(Part):
     ) -> None:
         """Raises ConfigError where headers cannot be read, or a package is missing."""
         self._config = config
-        self._scheduler = scheduler
+        self._peers = peers
         self._processor = processor
         self._clock = clock
         self._wall_ns = wall_ns
@@ -145,7 +144,7 @@ class TracingPart(Part):
             settings,
             headers=export_headers(settings),
             engines=engines_of(self._config),
-            instance=self._scheduler.instance,
+            instance=self._peers.own,
             seed=self._rng.getrandbits(64),
         )
         if self.request_traces is None:
@@ -172,7 +171,7 @@ class TracingPart(Part):
         """
         if self._config.sharing is None:
             return self._alone
-        decider, peers = owner_of(reservation_id), self._scheduler.peers
+        decider, peers = owner_of(reservation_id), self._peers
         if decider in peers:
             return False
         heirs: set[str] = {peers.own, *peers}

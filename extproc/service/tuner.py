@@ -19,9 +19,9 @@ from typing import Any
 from extproc.config.load import ConfigError
 from extproc.config.model import Config, PoolConfig, Tuning
 from extproc.core.decide import RoutingRequest
+from extproc.core.errors import wanted_room
 from extproc.core.events import Observer, Settled
-from extproc.core.outcome import Reject, wanted_room
-from extproc.core.scheduler import Scheduler
+from extproc.core.outcome import Reject
 from extproc.core.series import quantile
 from extproc.history.change import change
 from extproc.history.surgery import EditError, Put, edited
@@ -63,8 +63,8 @@ class TunerPart(Part, Observer):
 
     name = "tuning"
 
-    def __init__(self, config: Config, scheduler: Scheduler, audit: AuditLog) -> None:
-        self._scheduler, self._audit = scheduler, audit
+    def __init__(self, config: Config, audit: AuditLog) -> None:
+        self._audit = audit
         self._tuner: Tuner | None = None
         self._section = config.tuning
         self._pool = ""

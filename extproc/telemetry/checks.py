@@ -25,6 +25,8 @@ ADDRESSES_CACHED_MAX = 16_384
 TEXT_BYTES_MAX = 512
 REQUESTS_MAX = 1_000_000
 TOKENS_MAX = 1_000_000_000
+#: A counter of tokens of an engine's whole life.
+LIFE_TOKENS_MAX = 2**53
 RATE_MAX = 10_000_000.0
 MILLISECONDS_MAX = 3_600_000.0
 #: A cache may hold a little more than it says it can (rounding to blocks), not twice as much.
@@ -95,6 +97,8 @@ def _replica(replica: pb.Replica, gpus: dict[str, GpuReport], report: pb.Report)
         probe_ttft_ms=_real(replica, "probe_ttft_ms", MILLISECONDS_MAX),
         probe_failures=min(replica.probe_failures, REQUESTS_MAX),
         engine_starts=_count(replica, "engine_starts", REQUESTS_MAX),
+        prefix_queried_tokens=_count(replica, "prefix_queried_tokens", LIFE_TOKENS_MAX),
+        prefix_hit_tokens=_count(replica, "prefix_hit_tokens", LIFE_TOKENS_MAX),
         kv=_kv(replica.kv) if replica.HasField("kv") else None,
         gpus=tuple([gpus[uuid] for uuid in dict.fromkeys(uuids) if uuid in gpus]),
     )

@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from extproc.core.cached import GUESSED
 from extproc.core.faults import THROTTLES
 from extproc.terminal.tables import (
     ACCENT,
@@ -49,6 +50,9 @@ def fleet_view(status: Figures, *, width: int, height: int) -> RenderableType:
     parts: list[RenderableType] = [endpoints_table(endpoints, width=width, rows=rows)]
     if causes:
         parts += ["", causes_table(causes, width=width, rows=max(2, height // 4))]
+    caches = [each for each in endpoints if _tells_cache(each)]
+    if caches:
+        parts += ["", caches_table(caches, width=width, rows=rows)]
     if any(endpoint["gpus"] for endpoint in endpoints):
         parts += ["", gpus_table(endpoints, width=width, rows=rows)]
     return Group(*parts)
@@ -100,6 +104,29 @@ def causes_table(causes: Sequence[tuple[Figures, str, Figures]], *, width: int, 
             Text(cause["detail"], style=QUIET, no_wrap=True, overflow="ellipsis"),
         )
     more(table, len(causes) - rows)
+    return table
+
+
+def _tells_cache(endpoint: Figures) -> bool:
+    """Whether anybody says anything of its prefix cache."""
+    told = endpoint["kv_events"] is not None or endpoint["prefix_hit_ratio"] is not None
+    return told or endpoint["cache_source"] != GUESSED
+
+
+def caches_table(endpoints: Sequence[Figures], *, width: int, rows: int) -> Table:
+    """Prefix caches of which something is told, a line each; `lost`: how often events were lost for good."""
+    columns = [("", "name"), ("known by", "text"), ("holds", "number"), ("hit", "number")]
+    columns += [(what, "number") for what in ("events", "unreadable", "lost", "replays")]
+    table = plain_table("Prefix caches", [*columns, ("", "text gives")])
+    for endpoint in endpoints[:rows]:
+        kv: Figures = endpoint["kv_events"] or {}
+        cells: list[RenderableType] = [_address(endpoint, wide=width >= WIDEST)]
+        cells += [Text(endpoint["cache_source"])]
+        cells += [_number(endpoint["cache_tokens"]), _share(endpoint["prefix_hit_ratio"], 1.0)]
+        cells += [_number(kv.get(what)) for what in ("events", "unreadable", "gaps", "replays")]
+        incomplete = bool(kv) and not kv["complete"]
+        table.add_row(*cells, Text("incomplete" if incomplete else "", style=ODD))
+    more(table, len(endpoints) - rows)
     return table
 
 

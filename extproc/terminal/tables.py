@@ -156,6 +156,8 @@ def state(endpoint: Figures) -> Text:
     words += ["draining"] if endpoint["draining"] else []
     words += [brief(name, cause) for name, cause in endpoint["causes"].items()]
     words += ["suspect"] if endpoint["suspect"] else []
+    kv = endpoint.get("kv_events")
+    words += ["KV events lost"] if kv is not None and not kv["complete"] else []
     if not words and not endpoint["ready"]:
         words = ["not ready"]
     return Text(", ".join(words), style=_style(endpoint), no_wrap=True, overflow="ellipsis")

@@ -46,6 +46,7 @@ from extproc.core.request import Dialect
 from extproc.core.tenant import Credentials, ProxyTrust
 from extproc.wire import ticket
 from extproc.wire.seal import EVENT, Seal
+from extproc.wire.varint import varint
 
 AUTHORIZATION = "authorization"
 API_KEY = "x-api-key"
@@ -135,11 +136,11 @@ def _large_body(data: bytes) -> Body | None:
     """
     if data[0] != _REQUEST_BODY_TAG:
         return None
-    length, inner = _varint(data, 1)
+    length, inner = varint(data, 1)
     outer_end = inner + length
     if outer_end > len(data) or data[inner] != _BODY_TAG:
         return None
-    length, start = _varint(data, inner + 1)
+    length, start = varint(data, inner + 1)
     end = start + length
     if end > outer_end:
         return None
@@ -149,18 +150,6 @@ def _large_body(data: bytes) -> Body | None:
     if rest.body or others.WhichOneof("request") is not None:
         return None
     return Body(data[start:end])
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A length and where it ends; one of more than five bytes is longer than any message."""
-    value = 0
-    for shift in range(0, 35, 7):
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    return 1 << 62, at
 
 
 def read_headers(

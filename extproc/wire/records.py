@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from google.protobuf.message import DecodeError
 
 from extproc._pb import access_log_pb2 as pb
+from extproc.wire.varint import varint
 
 #: The numbers of StreamAccessLogsMessage.http_logs and of its log_entry.
 HTTP_LOGS_FIELD, LOG_ENTRY_FIELD = 2, 1
@@ -38,14 +39,14 @@ def fields_of(data: bytes, number: int) -> Iterator[bytes]:
     """The values of a message's field that has a length, as far as the message is one."""
     at = 0
     while at < len(data):
-        tag, at = _varint(data, at)
+        tag, at = varint(data, at)
         kind, size = tag & 7, 0
         if kind == 0:
-            _, at = _varint(data, at)
+            _, at = varint(data, at)
         elif kind == 1:
             size = 8
         elif kind == 2:
-            size, at = _varint(data, at)
+            size, at = varint(data, at)
         elif kind == 5:
             size = 4
         else:
@@ -55,16 +56,3 @@ def fields_of(data: bytes, number: int) -> Iterator[bytes]:
         if kind == 2 and tag >> 3 == number:
             yield data[at : at + size]
         at += size
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number and where it ends; past the end of data that ends within one."""
-    value = shift = 0
-    while at < len(data) and shift < 70:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    return 0, len(data) + 1

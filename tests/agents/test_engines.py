@@ -59,6 +59,30 @@ def test_vllm_turns_the_fraction_into_tokens_and_knows_its_adapters() -> None:
     assert scrape.progress == (1_203_450.0, 88_123.0, 9014.0, 7.0, 0.25)
 
 
+@pytest.mark.parametrize("names", ["prefix_cache", "gpu_prefix_cache"])
+def test_vllm_tells_what_its_prefix_cache_found(names: str) -> None:
+    """Tokens looked up and found, over all engine cores, by the newer names and the older."""
+    page = "".join(
+        f'vllm:{names}_{what}_total{{engine="{core}"}} {value}\n'
+        for core in (0, 1)
+        for what, value in (("queries", 1_000.0), ("hits", 420.0))
+    )
+    scrape = ENGINES["vllm"].scrape(page.encode())
+    assert (scrape.prefix_queried_tokens, scrape.prefix_hit_tokens) == (2_000, 840)
+
+
+def test_sglang_tells_what_of_its_prompts_was_cached() -> None:
+    """Wherever it was kept; the gauge of the last batch is not taken for it."""
+    page = """\
+sglang:prompt_tokens_total{model_name="q"} 4096
+sglang:cached_tokens_total{model_name="q",cache_source="device"} 3000
+sglang:cached_tokens_total{model_name="q",cache_source="host"} 168
+sglang:cache_hit_rate{model_name="q"} 0.1
+"""
+    scrape = ENGINES["sglang"].scrape(page.encode())
+    assert (scrape.prefix_queried_tokens, scrape.prefix_hit_tokens) == (4_096, 3_168)
+
+
 def test_vllm_sums_engine_cores_and_takes_the_older_gauge_name() -> None:
     """Two cores: 0.5 of 1,600 tokens and 0.25 of 3,200."""
     page = """\

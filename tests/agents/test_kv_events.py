@@ -82,6 +82,30 @@ def test_the_unknown_and_the_broken_do_no_harm() -> None:
     assert (view.unreadable, view.gaps, view.complete, book.expected) == (5, 5, False, 6)
 
 
+NEWEST = {
+    "lora_id": None,
+    "lora_name": None,
+    "extra_keys": [None, None],
+    "group_idx": 0,
+    "kv_cache_spec_kind": "full_attention",
+    "kv_cache_spec_sliding_window": None,
+}
+
+
+@pytest.mark.parametrize("form", [ARRAYS, MAPS])
+def test_fields_that_are_newer_than_we_are_change_nothing(form: str) -> None:
+    """The newest fields of vLLM's events and any to come are passed over, in either form: what is told of
+    tokens and digests is the same."""
+    book, plain = KvBook(), KvBook()
+    event = stored([1, 2], IDS[:128], size=64)
+    book.take(0, batch({**event, **NEWEST, "of_tomorrow": {"a": [1]}}, form=form), 1.0)
+    plain.take(0, batch(event, form=form), 1.0)
+    assert book.view(1.0) == plain.view(1.0)
+    assert book.view(1.0).stored == ours(IDS[:128])
+    book.take(1, batch({**removed(2), "group_idx": 0, "of_tomorrow": 1}, at_s=2.0, form=form), 1.0)
+    assert (book.view(1.0).cached_tokens, book.view(1.0).removed) == (64, ours(IDS)[1:2])
+
+
 def test_another_tier_and_another_group_are_not_this_cache() -> None:
     """Blocks in the machine's memory, and those of a hybrid model's other groups, are not counted."""
     book = KvBook()

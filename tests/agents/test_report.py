@@ -88,11 +88,20 @@ def test_a_change_is_told_as_soon_as_the_spacing_allows() -> None:
 
 def test_unknown_is_absent_on_the_wire_and_zero_is_zero() -> None:
     """An engine that does not say is no idle engine."""
-    view = node(waiting=0, running=None, kv_used_tokens=None, ecc_corrected=0)
+    view = node(
+        waiting=0,
+        running=None,
+        kv_used_tokens=None,
+        ecc_corrected=0,
+        prefix_queried_tokens=9,
+        prefix_hit_tokens=0,
+    )
     report = encode(view, boot_id=2**64 - 1, sequence=7, unix_ms=5)
     replica, gpu = report.replicas[0], report.gpus[0]
     assert replica.HasField("waiting")
     assert not replica.HasField("running")
+    assert (replica.prefix_queried_tokens, replica.prefix_hit_tokens) == (9, 0)
+    assert replica.HasField("prefix_hit_tokens")
     assert not replica.HasField("kv_used_tokens")
     assert not replica.HasField("probe_ttft_ms")
     assert replica.state == ReplicaState.READY
@@ -136,6 +145,8 @@ def test_every_field_of_a_replica_reaches_the_wire() -> None:
         probed_s=1.0,
         probe_failures=1,
         gpu_uuids=("GPU-1",),
+        prefix_queried_tokens=5,
+        prefix_hit_tokens=4,
         kv=KvView(**counts, complete=True, stored=(2,), removed=(2**64 - 1,)),
     )
     wire = encode(NodeView(node="n", replicas=(full,)), boot_id=1, sequence=1, unix_ms=0).replicas[0]

@@ -60,7 +60,9 @@ def _run(folder: Path) -> Iterator[Row]:
     routed = scheduler.admit(CHAT, Tenant(name="acme"), now_ns=10**15)
     assert isinstance(routed, Routed)
     outcomes = [_outcome(routed, f"t{number}", number) for number in range(TENANTS)]
-    part = AnalyticsPart(loads(CONFIG.format(folder=folder)), scheduler, clock=time.monotonic_ns)
+    part = AnalyticsPart(
+        loads(CONFIG.format(folder=folder)), scheduler.fleet, scheduler.peers, clock=time.monotonic_ns
+    )
     listener = part.listener
     assert listener is not None
     listener.waiting_max = 10**9

@@ -78,7 +78,7 @@ def test_replicas_scale_the_fleet() -> None:
         (["--trace", "nothing.csv"], "--trace: no trace 'nothing.csv'"),
         (["--fleet", "9b"], "--fleet: fleet '9b': unknown hardware"),
         (["--fleet", "8b-mixed", "--replicas", "1"], "--replicas: fleet '8b-mixed' cannot have 1 replicas"),
-        (["--strategy", "best"], "--strategy: unknown strategy 'best'"),
+        (["--strategy", "best"], "--strategy: no strategy 'best'"),
         (["--load", "much"], "--load: 'much' is no load"),
         (["--seed", "one"], "--seed: 'one' is no seed"),
         (["--param", "steer.queue_tokens=few"], "--param: 'steer.queue_tokens=few': 'few' is no int"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from recorded_traffic import record
 
 from extproc.cli import group
 from extproc.config.load import ConfigError, loads
@@ -22,6 +24,7 @@ from extproc.core.strategies import STRATEGIES, parameters
 from extproc.core.tenant import ANONYMOUS
 from extproc.plugins import PluginError
 from extproc.service.build import pool_specs
+from extproc.sim.world.run import is_peer
 from tests.stand.schedulers import make_scheduler
 
 EXAMPLE = Path(__file__).parents[1] / "plugins" / "steersman-example"
@@ -139,6 +142,44 @@ def test_a_plugin_decides() -> None:
     assert parameters(NAME) == {"health": (float, 1.0)}
 
 
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_plugin_is_simulated(workers: str) -> None:
+    """As ours are, with its parameters, in this process and in others; not as other projects' routers,
+    which hold nothing and know of no permits."""
+    small = ["--fleet", "2*a100-80g/llama-3-8b", "--limit", "60", "--traces", "/nonexistent", "--load", ".9"]
+    options = [*small, "--strategy", f"{NAME},least_request", "--param", f"{NAME}.health=2", "--json"]
+    done = CliRunner().invoke(group, ["simulate", *options, "--workers", workers])
+    assert done.exit_code == 0, done.output
+    theirs, ours = json.loads(done.stdout)["cells"]
+    assert (theirs["strategy"], theirs["figures"]["requests"]) == (NAME, ours["figures"]["requests"])
+    wrong = CliRunner().invoke(group, ["simulate", *options, "--param", f"{NAME}.health=9"])
+    assert wrong.exit_code == 2
+    assert f"--param: {NAME}.health is at least 0 and at most 4, not 9" in wrong.output
+    assert NAME in CliRunner().invoke(group, ["simulate", "--strategy", "list"]).output
+    assert not is_peer(NAME)
+    assert is_peer("envoy-least-request")
+
+
+@pytest.mark.usefixtures("installed")
+def test_what_a_plugin_decided_is_replayed(tmp_path: Path) -> None:
+    """A record of it is played as recorded, without naming it again."""
+    path = tmp_path / "record.jsonl"
+    assert load_strategy(NAME)
+    record(path, requests=40, per_s=20.0, strategy=NAME)
+    done = CliRunner().invoke(group, ["replay", str(path), "--seed", "1", "--no-fit"])
+    assert done.exit_code == 0, done.output
+    assert f"strategy {NAME}; seeds 1" in done.output
+
+
+def test_a_broken_plugin_is_not_simulated(broken: Broken) -> None:
+    """The option is named, and the distribution with what is wrong; others are still simulated."""
+    broken("1/0\n")
+    done = CliRunner().invoke(group, ["simulate", "--strategy", "theirs", "--limit", "5"])
+    assert done.exit_code == 2
+    assert "--strategy: strategy 'theirs' of the distribution broken-one 0.3 cannot be used" in done.output
+
+
 def test_without_the_distribution_the_name_is_unknown(tmp_path: Path) -> None:
     """As any other name that nobody has."""
     done = checked(tmp_path, file_of(NAME))
@@ -156,7 +197,10 @@ def test_without_the_distribution_the_name_is_unknown(tmp_path: Path) -> None:
         ("class Other: pass\n", "AttributeError: module 'broken_one' has no attribute 'Theirs'"),
         ("class Theirs: name = 'theirs'\n", "derives from extproc.core.strategies.Strategy"),
         (
-            "from extproc.core.strategies import Scored\nclass Theirs(Scored): name = 'others'\n",
+            (
+                "from extproc.core.strategies import Scored\nclass Theirs(Scored):\n"
+                "    name = 'others'\n    def scores(self, *a): ...\n"
+            ),
             "its class says that its name is 'others'",
         ),
         (

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.core.bodies import BOUNDS, BodyBounds, refused_unread
+from extproc.core.bodies import BOUNDS, ESCAPES_MAX, BodyBounds, refused_unread
 from extproc.core.outcome import Reject
 from extproc.core.reading import parse
 from extproc.core.request import ROUTES, Request, prefix_of
@@ -158,3 +158,17 @@ def test_ids_are_counted_without_being_built() -> None:
             assert request.prompt_tokens == sum(map(len, lists))
             assert request.sequences == len(lists)
             assert len(request.prompt_ids) == 4 * len(lists[0])
+
+
+@pytest.mark.parametrize("escape", [rb"\"", rb"\\"])
+def test_escapes_are_counted_to_their_bound(escape: bytes) -> None:
+    """So many escaped quotes and backslashes are read, one more is too many, and so are a million."""
+
+    def code(escapes: int) -> bytes:
+        return b'{"inputs":"' + b"[" * (BOUNDS.pieces_max + 1) + escape * escapes + b'"}'
+
+    assert refused_unread(code(ESCAPES_MAX), BOUNDS) is None
+    for beyond in (ESCAPES_MAX + 1, 2 * ESCAPES_MAX):
+        refused = refused_unread(code(beyond), BOUNDS)
+        assert refused is not None
+        assert "escaped quotes and backslashes" in refused.message

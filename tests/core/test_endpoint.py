@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from extproc.core.endpoint import (
-    FOREIGN_REQUEST_TOKENS,
     SUSPECT_FIRST_NS,
     SUSPECT_MAX_NS,
     WEIGHT_MIN,
@@ -36,7 +35,7 @@ def test_an_idle_claim_attracts_nothing() -> None:
     one.peer_requests, one.peer_permits, one.peer_tokens = 2, 2, 700
     for second in range(5):
         one.heard(says(running=0, waiting=0), now_ns=second)
-    assert (one.load_requests, one.load_permits, one.load_tokens) == (7, 7, 5700)
+    assert (one.load_requests, one.load_permits, one.tokens + one.peer_tokens) == (7, 7, 5700)
 
 
 def test_foreign_requests_count_once_they_have_stayed() -> None:
@@ -49,7 +48,7 @@ def test_foreign_requests_count_once_they_have_stayed() -> None:
     for _ in range(3):
         one.heard(says(running=3, waiting=1), now_ns=0)
     assert (one.load_requests, one.load_permits) == (4, 4)
-    assert one.load_tokens == 2 * FOREIGN_REQUEST_TOKENS
+    assert one.foreign == 2
 
 
 def test_sequences_of_one_request_are_not_foreign() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from extproc.core.errors import Error, error_body, no_model
-from extproc.core.outcome import Reject, wanted_room
+from extproc.core.errors import Error, error_body, no_model, wanted_room
+from extproc.core.outcome import Reject
 from extproc.core.request import Dialect
 
 SOURCES = Path(__file__).resolve().parents[2] / "extproc"

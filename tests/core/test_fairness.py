@@ -39,6 +39,23 @@ class TestTenants:
         queue = filled(*(held(f"{t}{i}", t, arrived_ns=i) for t in "ab" for i in range(3)))
         assert drain(queue) == ["a0", "b0", "a1", "b1", "a2", "b2"]
 
+    def test_whose_turn_was_found_over_several_services_goes_first(self) -> None:
+        """Whatever it had here; where it does not fit, or does not wait, the order is the usual one."""
+        queue = filled(*(held(f"{t}{i}", t, arrived_ns=i) for t in "abc" for i in range(3)))
+        offered: list[str] = []
+
+        def none(request: QueuedRequest) -> None:
+            offered.append(request.id)
+
+        assert queue.take("p", none, first="c", now_ns=0, tries_max=8) is None
+        assert offered[:3] == ["c0", "a0", "b0"]
+        assert sorted(offered) == sorted({f"{t}{i}" for t in "abc" for i in range(3)})
+        for first, expected in (("b", "b0"), ("b", "b1"), ("nobody", "a0"), ("b", "b2"), ("b", "c0")):
+            taken = queue.take("p", anywhere, first=first, now_ns=0)
+            assert taken is not None
+            assert taken[0].id == expected
+        assert drain(queue) == ["a1", "c1", "a2", "c2"]
+
     def test_a_weight_of_two_gets_twice(self) -> None:
         """a is charged 200 / 2."""
         a = [held(f"a{i}", "a", weight=2.0, arrived_ns=i) for i in range(8)]

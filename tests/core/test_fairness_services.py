@@ -24,8 +24,9 @@ def test_services_that_share_are_as_fair_as_one(alone: Figures, count: int) -> N
     together = Services(count, EVEN).run(SECONDS)
     assert alone.jain(FLOOD, CALM) > 0.99
     assert together.jain(FLOOD, CALM) >= 0.95
-    # Two: 1.3 times, four: 1.7 times; it was 6.3 and 7.1.
-    assert together.p99(CALM) <= 2.0 * alone.p99(CALM)
+    # Over three seeds two are 1.03 times and four 0.95; each queue's own order in place of the turn's tenant
+    # made it 1.67 and 1.51.
+    assert together.p99(CALM) <= 1.2 * alone.p99(CALM)
     assert together.busy >= 0.98 * alone.busy
     assert together.overfilled <= 0.06, "places were given twice"
 

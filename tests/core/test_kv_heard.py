@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from extproc.core.diagnosis import STALE_NS
 from extproc.core.fleet import Fleet, Member, Pool, PoolSpec
 from extproc.core.reports import KvReport, ReplicaReport
 
@@ -67,6 +68,19 @@ def test_a_cache_that_drops_blocks_is_as_large_as_it_is_full() -> None:
     assert endpoint.cache_tokens == 128
     fleet.heard(ReplicaReport(address=ONE, pool="p", boot_id=7), now_ns=2)
     assert endpoint.cache.source == "guessed"
+
+
+def test_a_silent_agent_leaves_usage_to_speak() -> None:
+    """Events that nobody hears any more are no knowledge; when the agent is back they are again."""
+    fleet, _ = scene()
+    says(fleet)
+    endpoint = fleet.endpoint("p", ONE)
+    assert endpoint is not None
+    assert endpoint.cache.source == "events"
+    fleet.step(now_ns=STALE_NS + 10)
+    assert (endpoint.stale, endpoint.cache.source) == (True, "guessed")
+    says(fleet)
+    assert endpoint.cache.source == "events"
 
 
 def test_an_incomplete_set_does_not_tell_the_size() -> None:

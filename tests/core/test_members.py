@@ -244,7 +244,6 @@ class MembersMachine(RuleBasedStateMachine):
             assert before[e.address] == (e.requests, e.permits, e.tokens)
             assert e.load_requests >= e.requests
             assert e.load_permits >= e.permits
-            assert e.load_tokens >= e.tokens
 
     @rule(address=st.sampled_from(ADDRESSES), draining=st.booleans())
     def drain(self, address: str, draining: bool) -> None:

@@ -73,13 +73,13 @@ def test_a_turn_is_kept_for_others_for_a_while_alone() -> None:
     """What a peer holds may fit nowhere: then this service goes on, until something of the peer's begins."""
     rows = [TurnRow("x", 0, 5, 4)]
     known = turns("a", a=rows, b=[TurnRow("y", 0, 1, 0)])
-    assert not known.mine("p", rows, weights=SAME, now_ns=S)
-    assert not known.mine("p", rows, weights=SAME, now_ns=S + KEPT_NS - 1)
-    assert known.mine("p", rows, weights=SAME, now_ns=S + KEPT_NS)
+    assert known.mine("p", rows, weights=SAME, now_ns=S) is None
+    assert known.mine("p", rows, weights=SAME, now_ns=S + KEPT_NS - 1) is None
+    assert known.mine("p", rows, weights=SAME, now_ns=S + KEPT_NS) == ""
     known.hear({"b": {"p": [TurnRow("y", 0, 1, 1)]}})
-    assert not known.mine("p", rows, weights=SAME, now_ns=S + KEPT_NS)
+    assert known.mine("p", rows, weights=SAME, now_ns=S + KEPT_NS) is None
     known.hear({})
-    assert known.mine("p", rows, weights=SAME, now_ns=S + KEPT_NS)
+    assert known.mine("p", rows, weights=SAME, now_ns=S + KEPT_NS) == "x"
 
 
 def test_a_place_that_was_given_is_one_place() -> None:
@@ -88,13 +88,13 @@ def test_a_place_that_was_given_is_one_place() -> None:
     known = turns("a", a=rows, b=[TurnRow("x", 0, 5, 4, 5)])
     assert known.ended("b", "p", "x", weights=SAME) == "a"
     known.hear({"b": {"p": [TurnRow("x", 0, 5, 4, 50)]}})
-    assert known.mine("p", rows, weights=SAME, now_ns=S)
-    assert not known.mine("p", rows, weights=SAME, now_ns=S)
+    assert known.mine("p", rows, weights=SAME, now_ns=S) == "x"
+    assert known.mine("p", rows, weights=SAME, now_ns=S) is None
     assert known.ended("b", "p", "x", weights=SAME) == "b"
     known.tell({"p": [TurnRow("x", 0, 5, 0, 100)]})
     assert known.ended("b", "p", "x", weights=SAME) == "a"
     known.spent("p")
-    assert not known.mine("p", rows, weights=SAME, now_ns=S)
+    assert known.mine("p", rows, weights=SAME, now_ns=S) is None
 
 
 def test_needs_travel_whole_with_every_message_and_go_with_their_service() -> None:

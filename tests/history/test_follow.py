@@ -24,6 +24,7 @@ NOBODY = 65534
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POLL_S", 0.01)
     monkeypatch.setattr(module, "STILL_S", 0.03)
+    monkeypatch.setattr(module, "APART_S", 60.0)
 
 
 class Taker:
@@ -45,13 +46,15 @@ class Taker:
         return text != "bad"
 
 
-def following(tmp_path: Path, drive: Callable[[Follow, Taker, Path], object]) -> Taker:
+def following(
+    tmp_path: Path, drive: Callable[[Follow, Taker, Path], object], *, supervised: bool = False
+) -> Taker:
     file = tmp_path / "a.yaml"
     file.write_text("one")
     taker = Taker(file)
 
     async def main() -> None:
-        follow = Follow(file, taker)
+        follow = Follow(file, taker, supervised=supervised)
         task = asyncio.create_task(follow.run())
         try:
             found = drive(follow, taker, file)
@@ -165,6 +168,35 @@ def test_a_supervisors_copy_is_read_when_it_says_and_not_recorded(tmp_path: Path
 
     asyncio.run(main())
     assert not ConfigHistory(file).exists
+
+
+def test_a_storm_of_signals_is_one_reading_at_a_time(tmp_path: Path) -> None:
+    """The first is read at once; all that come until the next may be read are one, with the last text."""
+    waits: list[float] = []
+
+    async def drive(follow: Follow, taker: Taker, file: Path) -> None:
+        over = asyncio.Event()
+
+        async def pause(seconds: float) -> None:
+            waits.append(seconds)
+            await over.wait()
+
+        follow.pause = pause
+        follow.now()
+        await until(lambda: taker.read == ["one"])
+        for number in range(200):
+            taker.write(str(number))
+            follow.now()
+            await asyncio.sleep(0)
+        await until(lambda: waits)
+        assert taker.read == ["one"]
+        over.set()
+        await until(lambda: taker.read == ["one", "199"])
+
+    taker = following(tmp_path, drive, supervised=True)
+    assert taker.read == ["one", "199"]
+    assert len(waits) == 1
+    assert 0.0 < waits[0] <= module.APART_S
 
 
 def test_a_history_that_cannot_be_written_stops_nothing(

@@ -199,7 +199,7 @@ def test_parameters() -> None:
         "steer": "write STRATEGY.KEY=VALUE",
         "steer.nothing=1": "it has",
         "steer.queue_tokens=many": "is no int",
-        "nobody.key=1": "unknown strategy",
+        "nobody.key=1": "no strategy",
     }.items():
         with pytest.raises(CaseError, match=said):
             parameter_of(text)

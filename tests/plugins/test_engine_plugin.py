@@ -70,8 +70,9 @@ def test_commands_take_it(with_mlx: Run, config: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mlxx", "'vllm', 'sglang', 'llamacpp', 'broken', 'misspelt', 'mlx' or 'wrong'; did you mean 'mlx'?"),
+        ("mlxx", "'broken', 'misspelt', 'mlx', 'unfinished' or 'wrong'; did you mean 'mlx'?"),
         ("broken", "of the distribution steersman-mlx 1.0 cannot be used: AttributeError"),
+        ("unfinished", "of the distribution steersman-mlx 1.0 cannot be used: its class lacks scrape"),
         ("misspelt", "of the distribution steersman-mlx 1.0 cannot be used: its traits:"),
         (
             "wrong",

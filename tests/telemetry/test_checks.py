@@ -41,12 +41,14 @@ def test_a_whole_report() -> None:
     message.boot_id, message.sent_unix_ms = 9, 1234
     first = message.replicas[0]
     first.state, first.running, first.probe_ttft_ms, first.probe_failures = pb.DRAINING, 0, 12.5, 3
+    first.prefix_queried_tokens, first.prefix_hit_tokens = 2_000_000_000, 0
     first.models.append("m")
     [report] = replicas(message)
     assert (report.address, report.pool, report.node) == ("10.0.0.1:80", "p", "n")
     assert (report.boot_id, report.sent_unix_ms, report.state) == (9, 1234, ReportedState.DRAINING)
     assert (report.running, report.waiting, report.kv_used_tokens) == (0, None, None)
     assert (report.probe_ttft_ms, report.probe_failures, report.models) == (12.5, 3, ("m",))
+    assert (report.prefix_queried_tokens, report.prefix_hit_tokens) == (2_000_000_000, 0)
     [card] = report.gpus
     assert (card.name, card.utilization_percent, card.power_w, card.sm_clock_mhz) == (
         "H100",
@@ -74,6 +76,7 @@ def test_a_state_that_nobody_knows_yet_is_in_doubt() -> None:
         ({"waiting": 2**32 - 1}, "waiting_out_of_range"),
         ({"running": 1_000_001}, "running_out_of_range"),
         ({"max_concurrent": 2**32 - 1}, "max_concurrent_out_of_range"),
+        ({"prefix_hit_tokens": 2**63}, "prefix_hit_tokens_out_of_range"),
         ({"kv_used_tokens": 2**63}, "kv_used_tokens_out_of_range"),
         ({"kv_used_tokens": 126, "kv_capacity_tokens": 100}, "kv_over_capacity"),
         ({"kv_used_tokens": 1, "kv_capacity_tokens": 0}, "kv_over_capacity"),

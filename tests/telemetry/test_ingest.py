@@ -222,7 +222,7 @@ def known_fleet() -> Fleet:
 def tried(sent: list[Any]) -> Ingest:
     """Send everything twice; nothing raises, nothing lowers a load, nothing is taken twice."""
     fleet = known_fleet()
-    floors = {e.address: (e.load_requests, e.load_permits, e.load_tokens) for e in fleet.endpoints}
+    floors = {e.address: (e.load_requests, e.load_permits, e.tokens + e.peer_tokens) for e in fleet.endpoints}
     taken: list[ReplicaReport] = []
     here = Ingest(
         [PushingNode(name="n1"), PushingNode(name="n2")],
@@ -248,7 +248,7 @@ def tried(sent: list[Any]) -> Ingest:
             floor = floors[endpoint.address]
             assert endpoint.load_requests >= floor[0]
             assert endpoint.load_permits >= floor[1]
-            assert endpoint.load_tokens >= floor[2]
+            assert endpoint.tokens + endpoint.peer_tokens >= floor[2]
             assert 1 <= endpoint.max_concurrent <= 128
             assert 0.0 <= endpoint.health.value <= 1.0
     assert sum(here.counts.values()) == 2 * len(sent)

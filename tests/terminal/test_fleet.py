@@ -48,6 +48,10 @@ def endpoint(**values: Any) -> dict[str, Any]:
         "running": None,
         "kv_used_tokens": None,
         "kv_capacity_tokens": None,
+        "prefix_hit_ratio": None,
+        "cache_source": "guessed",
+        "cache_tokens": None,
+        "kv_events": None,
         "gpus": [],
         **values,
     }
@@ -63,6 +67,10 @@ FLEET = [
         peers_in_flight=2,
         foreign=1,
         kv_used_tokens=61_244,
+        prefix_hit_ratio=0.836,
+        cache_source="events",
+        cache_tokens=61_000,
+        kv_events={"complete": True, "events": 12_345, "unreadable": 0, "gaps": 0, "replays": 1},
         kv_capacity_tokens=450_000,
         gpus=[
             gpu(
@@ -88,6 +96,8 @@ FLEET = [
         waiting=3,
         running=4,
         kv_used_tokens=100,
+        cache_source="usage",
+        kv_events={"complete": False, "events": 7, "unreadable": 1, "gaps": 2, "replays": 0},
         causes={
             "state": {"kind": "hard", "factor": 0.0, "detail": "hung"},
             "gpu xid 79": {
@@ -143,6 +153,7 @@ def test_what_nobody_says_is_a_dash_and_no_nought(width: int) -> None:
     assert line.count("–") >= 6
     assert "GPUs" not in text
     assert "Causes" not in text
+    assert "Prefix caches" not in text
 
 
 def test_much_is_summed_up_within_the_height() -> None:

@@ -40,7 +40,7 @@ class Service:
             *pool_specs(self.config), instance="one", policy=policy_of(self.config)
         )
         self.audit = AuditLog(self.config.audit)
-        self.tuned = TunerPart(self.config, self.scheduler, self.audit)
+        self.tuned = TunerPart(self.config, self.audit)
         self.tuned.file = self.file
         self.now_ns = S
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from steersman_agent.figures import About, Scrape
 from steersman_agent.state import Symptom
 
 
-class EngineAdapter:
+class EngineAdapter(ABC):
     """An engine's pages and their meaning. `about_paths` are asked in order; a page may be missing."""
 
     name: ClassVar[str]
@@ -25,13 +26,13 @@ class EngineAdapter:
     #: Silence above this many milliseconds counts as a timeout, unless configured otherwise.
     timeout_ms: ClassVar[int] = 500
 
+    @abstractmethod
     def recognises(self, pages: Mapping[str, Any]) -> bool:
         """Whether the decoded JSON of `telling_paths` is this engine's."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scrape(self, page: bytes) -> Scrape:
         """Read `/metrics`; `ValueError` where it is not Prometheus text."""
-        raise NotImplementedError
 
     def about(self, pages: Mapping[str, Any]) -> About:
         """Read the decoded JSON of those of `about_paths` that were answered."""

@@ -3,6 +3,8 @@
 Its gauges move every few dozen decode steps; the histograms' counts move with each token, so they are
 what tells work from standstill. Tensor-parallel ranks may repeat the gauges: one rank speaks for all.
 Data-parallel ranks have a cache and a limit each: what one says is its own, and the replica's is the sum.
+`cached_tokens_total` is of the prompts in `prompt_tokens_total`, by where they were kept; `cache_hit_rate` is
+the last batch's alone, and not read.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ _WANTED: Final = WantedSamples(
     "sglang:cache_config_info",
     "sglang:prompt_tokens_total",
     "sglang:generation_tokens_total",
+    "sglang:cached_tokens_total",
     "sglang:time_to_first_token_seconds_count",
     "sglang:inter_token_latency_seconds_count",
 )
@@ -61,6 +64,8 @@ class SGLang(EngineAdapter):
             kv_capacity_tokens=tokens(capacity),
             prompt_tokens=prompt,
             output_tokens=output,
+            prefix_queried_tokens=tokens(prompt),
+            prefix_hit_tokens=tokens(found.total("sglang:cached_tokens_total")),
             progress=known(
                 prompt,
                 output,

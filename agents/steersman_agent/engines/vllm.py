@@ -14,10 +14,15 @@ from steersman_agent.engines.exposition import PageSamples, WantedSamples, count
 from steersman_agent.figures import Scrape
 
 _USAGE: Final = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+#: Tokens looked up in the prefix cache, and found there; the first V1 versions call it the GPU's.
+_QUERIED: Final = ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total")
+_HIT: Final = ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total")
 _WANTED: Final = WantedSamples(
     "vllm:num_requests_running",
     "vllm:num_requests_waiting",
     *_USAGE,
+    *_QUERIED,
+    *_HIT,
     "vllm:cache_config_info",
     "vllm:lora_requests_info",
     "vllm:prompt_tokens_total",
@@ -53,6 +58,8 @@ class Vllm(EngineAdapter):
             adapters=_adapters(found),
             prompt_tokens=prompt,
             output_tokens=output,
+            prefix_queried_tokens=tokens(found.total(*_QUERIED)),
+            prefix_hit_tokens=tokens(found.total(*_HIT)),
             progress=known(prompt, output, iterations, running, found.total(*_USAGE)),
         )
 

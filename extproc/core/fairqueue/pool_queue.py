@@ -81,7 +81,7 @@ class PoolQueue:
         self.drain_rate.dispatched(now_ns)
 
     def first_fit(
-        self, fits: Callable[[QueuedRequest], T | None], *, now_ns: int, tries_max: int
+        self, fits: Callable[[QueuedRequest], T | None], *, first: str = "", now_ns: int, tries_max: int
     ) -> tuple[FlowEntry, T] | None:
         """Offer up to 1 + tries_max requests; the first that fits, with its place.
 
@@ -95,7 +95,7 @@ class PoolQueue:
         for band in self.bands:
             if not band.size:
                 continue
-            candidates = band.candidates(now_ns)
+            candidates = band.candidates(now_ns, first)
             try:
                 for entry in candidates:
                     place = fits(entry.held)

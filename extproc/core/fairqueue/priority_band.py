@@ -101,16 +101,28 @@ class PriorityBand:
         if flow.size:
             self._rank(flow)
 
-    def candidates(self, now_ns: int) -> Generator[FlowEntry, None, None]:
+    def candidates(self, now_ns: int, first: str = "") -> Generator[FlowEntry, None, None]:
         """Held requests in fair order: each tenant's first by counter, then each one's second, ….
+
+        The tenant that is `first`, if it waits here, goes before the others.
 
         Nothing may enter or leave while it is iterated; closing it restores the order.
         """
         flows: list[Flow] = []
         aside: list[tuple[Flow, FlowEntry]] = []
         try:
+            ahead = self.flows.get(first) if first else None
+            if ahead is not None and ahead.size:
+                # Its record in the heap is put back with the others'; meanwhile it is passed over.
+                entry = ahead.peel(now_ns)
+                assert entry is not None, ahead.tenant
+                aside.append((ahead, entry))
+                yield entry
             while (flow := self._least()) is not None:
                 heappop(self._ranked)
+                if flow is ahead:
+                    flows.append(flow)
+                    continue
                 flows.append(flow)
                 entry = flow.peel(now_ns)
                 assert entry is not None, flow.tenant

@@ -104,18 +104,26 @@ class FairQueue:
         return entry.held
 
     def take(
-        self, pool: str, fits: Callable[[QueuedRequest], T | None], *, now_ns: int, tries_max: int = TRIES_MAX
+        self,
+        pool: str,
+        fits: Callable[[QueuedRequest], T | None],
+        *,
+        first: str = "",
+        now_ns: int,
+        tries_max: int = TRIES_MAX,
     ) -> tuple[QueuedRequest, T] | None:
         """The next request of a pool for which `fits` finds a place, with that place; charged and gone.
 
-        `fits` is called at most 1 + tries_max times. None means that none of those fitted.
+        A tenant that is `first` goes before fair order at the best band where it waits: its turn was found
+        over several services. `fits` is called at most 1 + tries_max times. None means that none of those
+        fitted.
         """
         pool_queue = self._pool_queues.get(pool)
         if pool_queue is None or not pool_queue:
             return None
         self._age(now_ns)
         return self._dispatch(
-            pool_queue, pool_queue.first_fit(fits, now_ns=now_ns, tries_max=tries_max), now_ns
+            pool_queue, pool_queue.first_fit(fits, first=first, now_ns=now_ns, tries_max=tries_max), now_ns
         )
 
     def take_affinity_group(

@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from extproc.core.endpoint import FOREIGN_REQUEST_TOKENS, Endpoint
+from extproc.core.endpoint import Endpoint
 from extproc.core.forecast import Forecast
 from extproc.core.strategies.base import Scored, handicaps
 from extproc.core.work import SchedulingContext, Work
+
+#: What a request of somebody else's weighs, in tokens: all that is known is that it is there.
+FOREIGN_REQUEST_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,6 @@ class LeastWork(Scored):
 def outstanding(candidates: Sequence[Endpoint], work: Work) -> list[float]:
     """Tokens that each candidate would have to do with this request, over its weight."""
     own = work.tokens
-    # Spelt out rather than through `load_tokens`: a property costs as much as the sum, 1,000 times.
     scores = [
         (e.tokens + e.peer_tokens + e.foreign * FOREIGN_REQUEST_TOKENS + own) / e.weight for e in candidates
     ]

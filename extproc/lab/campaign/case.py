@@ -11,11 +11,12 @@ from hashlib import sha256
 from json import dumps
 from typing import Final
 
-from extproc.core.strategies import STRATEGIES, build, parameters
+from extproc.core.strategies import parameters
 from extproc.core.strategies.parameter import Value
+from extproc.lab import strategies as registry
 from extproc.lab.report import Cell
-from extproc.sim.world import ORACLE, SimFleet, parse_fleet
-from extproc.sim.world.run import CLASSICS
+from extproc.sim.world import SimFleet, parse_fleet
+from extproc.sim.world.run import registered
 
 LOAD_STEP: Final = 0.1
 LOADS_MAX: Final = 100
@@ -75,18 +76,10 @@ class Played:
 
 def check_strategy(name: str, given: Mapping[str, Value]) -> None:
     """CaseError for a strategy that is not known, or a parameter that it has not."""
-    if name != ORACLE and name not in CLASSICS and name not in STRATEGIES:
-        known = ", ".join([*STRATEGIES, *CLASSICS, ORACLE])
-        raise CaseError(f"unknown strategy {name!r}; there are {known}")
     try:
-        build(registered(name), given)
+        registry.check_strategy(name, given)
     except ValueError as error:
         raise CaseError(str(error)) from error
-
-
-def registered(name: str) -> str:
-    """The name in the registry of a strategy that a report names."""
-    return "steer" if name == ORACLE else CLASSICS.get(name, name)
 
 
 def parameter_of(text: str) -> tuple[str, str, Value]:

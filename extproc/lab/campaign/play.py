@@ -18,12 +18,15 @@ from time import monotonic
 import msgspec
 
 import extproc
+from extproc.core.catalogue import STRATEGY_NAMES
 from extproc.core.series import quantile
 from extproc.core.slo import ClassSpec
 from extproc.lab.campaign.case import CampaignRun, Played
 from extproc.lab.campaign.streams import arrivals_of, stood_in
 from extproc.lab.report import SLO_8B, SLO_70B, Cell, figures, ttft_ms
+from extproc.lab.strategies import check_strategy
 from extproc.sim.world import Setting, run
+from extproc.sim.world.run import registered
 
 QUANTILES = 200
 #: What a result depends on, under the package.
@@ -62,6 +65,7 @@ def play(case: CampaignRun, folder: Path) -> Played:
     fleet = case.simulated_fleet
     workload, rate = arrivals_of(case, folder)
     slo = slo_of(case.fleet)
+    check_strategy(case.strategy, {})  # this process may be a new one
     setting = Setting(strategy=case.strategy, seed=case.seed, parameters=dict(case.parameters), slo=slo)
     result = run(workload, fleet, setting)
     found = figures(
@@ -84,6 +88,11 @@ def play(case: CampaignRun, folder: Path) -> Played:
     )
 
 
+def _foreign(case: CampaignRun) -> bool:
+    """Whether a package's code has a part in the result: then no version of ours tells when it is old."""
+    return registered(case.strategy) not in STRATEGY_NAMES
+
+
 class ResultStore:
     """Results on disk, one file each; without a folder nothing is kept."""
 
@@ -94,7 +103,7 @@ class ResultStore:
 
     def get(self, case: CampaignRun) -> Played | None:
         """What an earlier run of this very code made of it; a damaged file counts as none."""
-        if self._folder is None:
+        if self._folder is None or _foreign(case):
             return None
         try:
             raw = self._path(self._folder, case).read_bytes()
@@ -104,7 +113,7 @@ class ResultStore:
 
     def put(self, played: Played) -> None:
         """Whole or not at all."""
-        if self._folder is None:
+        if self._folder is None or _foreign(played.case):
             return
         path = self._path(self._folder, played.case)
         half = path.with_suffix(f".{os.getpid()}.half")

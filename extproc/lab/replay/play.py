@@ -1,7 +1,7 @@
 """Plays a scene under a choice of strategy: the project's own scheduler over simulated replicas.
 
 Owns how a scheduler is set up from a record: classes, weights and holds, the strategy's parameters, and the
-learned timings, known from the beginning as in the service. A peer's strategy (hyphenated)
+learned timings, known from the beginning as in the service. Another project's strategy
 holds nothing and knows of no permits, as in `extproc.sim.world.run`. Every figure is simulated.
 """
 
@@ -19,16 +19,16 @@ from extproc.core.predict.prior import Prior
 from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.scheduler import Scheduler
 from extproc.core.slo import ClassSpec
-from extproc.core.strategies import STRATEGIES, build
 from extproc.core.strategies.parameter import Value
 from extproc.core.tenant import Tenant
 from extproc.lab.replay.log import LogError
 from extproc.lab.replay.rebuild import Scene
+from extproc.lab.strategies import check_strategy
 from extproc.sim.replica import SimReplica
 from extproc.sim.served import Served
 from extproc.sim.slots import ReplicaLimits
 from extproc.sim.world.oracle import ORACLE, enlighten
-from extproc.sim.world.run import CLASSICS, HELD_MAX, UNBOUNDED_PERMITS
+from extproc.sim.world.run import HELD_MAX, UNBOUNDED_PERMITS, is_peer, registered
 from extproc.sim.world.world import Delays, World
 
 #: A step's length about its mean, and a replica's true speed about the learned one (standard deviations).
@@ -63,16 +63,12 @@ def slo_of(scene: Scene) -> Mapping[str, ClassSpec]:
     return {name: known.get(name, scene.classes[-1]) for name in named}
 
 
-def check(strategy: str, parameters: Mapping[str, Value]) -> None:
-    """LogError for a strategy that is not known, or a parameter that it has not."""
-    registered = _registered(strategy)
-    if registered not in STRATEGIES:
-        known = ", ".join([*STRATEGIES, *CLASSICS, ORACLE])
-        raise LogError(f"no strategy {strategy!r}; there are {known}")
+def check(strategy: str, parameters: Mapping[str, Value]) -> str:
+    """A strategy's name in the registry; LogError where nobody has it, or it has not a parameter."""
     try:
-        build(registered, parameters)
+        return check_strategy(strategy, parameters)
     except ValueError as error:
-        raise LogError(str(error)) from None
+        raise LogError(str(error)) from error
 
 
 def play(
@@ -85,13 +81,9 @@ def play(
     if choice.replicas:
         scene = scene.replicas(choice.replicas)
     strategy = choice.strategy or scene.strategy
-    registered = _registered(strategy)
-    given = {**scene.parameters.get(registered, {}), **choice.parameters}
-    check(strategy, given)
-    peer = "-" in strategy
-    scheduler = _scheduler(
-        scene, registered, given, {**scene.weights, **choice.weights}, peer=peer, seed=seed
-    )
+    given = {**scene.parameters.get(registered(strategy), {}), **choice.parameters}
+    own, peer = check(strategy, given), is_peer(strategy)
+    scheduler = _scheduler(scene, own, given, {**scene.weights, **choice.weights}, peer=peer, seed=seed)
     chance = Random(f"{seed}/error")
     errors = [chance.gauss(0.0, speed_error) for _ in scene.machines]
     # The fleet's speed as a whole is what was measured: only the replicas' are off, some this way, some that.
@@ -123,12 +115,8 @@ def play(
     )
     if strategy == ORACLE:
         pool = scheduler.fleet.pools[scene.pool]
-        enlighten(scheduler, pool, replicas, asked=lambda: world.asked_output, prefix_caching=True)
+        enlighten(scheduler.fleet, pool, replicas, asked=lambda: world.asked_output, prefix_caching=True)
     return world.run()
-
-
-def _registered(name: str) -> str:
-    return "steer" if name == ORACLE else CLASSICS.get(name, name)
 
 
 def _scheduler(

@@ -15,8 +15,9 @@ from typing import Final
 
 from extproc.config.signals import CODES, SIGNALS
 from extproc.core.decide import RoutingRequest
+from extproc.core.errors import wanted_room
 from extproc.core.events import Observer, Settled
-from extproc.core.outcome import End, Reject, Reservation, Routed, wanted_room
+from extproc.core.outcome import End, Reject, Reservation, Routed
 from extproc.core.series import Scale, binned, quantile
 from extproc.core.slo import ClassSpec
 from extproc.observe.alerts.history import RunningTotals, Tiers

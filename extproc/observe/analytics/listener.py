@@ -16,10 +16,11 @@ from collections.abc import Callable
 from typing import Any
 
 from extproc.core.decide import RoutingRequest
+from extproc.core.errors import wanted_room
 from extproc.core.events import Observer, Settled
-from extproc.core.outcome import Reject, Reservation, Routed, wanted_room
-from extproc.core.peers import owner_of
-from extproc.core.scheduler import Scheduler
+from extproc.core.fleet import Fleet
+from extproc.core.outcome import Reject, Reservation, Routed
+from extproc.core.peers import Peers, owner_of
 from extproc.observe.analytics import fold
 from extproc.observe.analytics.row import UNKNOWN, RowKey
 
@@ -40,7 +41,8 @@ class Listener(Observer):
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        fleet: Fleet,
+        peers: Peers,
         *,
         alone: bool,
         clock: Callable[[], int],
@@ -50,13 +52,14 @@ class Listener(Observer):
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.waiting_max = waiting_max
-        self._scheduler, self._alone, self._connected = scheduler, alone, connected
+        self._fleet, self._peers = fleet, peers
+        self._alone, self._connected = alone, connected
         self._clock, self._wall_ns = clock, wall_ns
         self._offset_ns = wall_ns() - clock()
         self._waiting: list[Event] = []
         #: By reservation, since when.
         self._orphans: dict[str, tuple[int, Event]] = {}
-        self._own = f"{scheduler.instance}-"
+        self._own = f"{peers.own}-"
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -77,7 +80,7 @@ class Listener(Observer):
                 break
             del self._orphans[name]
             # Without sharing every peer looks like nobody: then nothing is claimed.
-            if self._connected() and owner_of(name) not in self._scheduler.peers:
+            if self._connected() and owner_of(name) not in self._peers:
                 found[name] = event
         return found
 
@@ -131,7 +134,7 @@ class Listener(Observer):
             self._orphan(reservation.id, event, now_ns)
 
     def _orphan(self, reservation_id: str, event: Event, now_ns: int) -> None:
-        if owner_of(reservation_id) in self._scheduler.peers:
+        if owner_of(reservation_id) in self._peers:
             return
         if len(self._orphans) >= ORPHANS_MAX:
             self.counts["orphans_dropped"] += 1
@@ -149,6 +152,6 @@ class Listener(Observer):
 
     def _key(self, routing: RoutingRequest) -> RowKey:
         strategy = routing.strategy.partition("#")[0]
-        if not strategy and (pool := self._scheduler.fleet.pools.get(routing.pool)) is not None:
+        if not strategy and (pool := self._fleet.pools.get(routing.pool)) is not None:
             strategy = pool.strategy
         return RowKey(routing.tenant.name, routing.pool, routing.model, strategy, routing.arm)

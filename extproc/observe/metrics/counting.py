@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from extproc.core.decide import RoutingRequest
+from extproc.core.errors import wanted_room
 from extproc.core.events import Observer, Settled
-from extproc.core.outcome import End, Reject, Routed, wanted_room
+from extproc.core.outcome import End, Reject, Routed
 from extproc.core.scheduler import Scheduler
 from extproc.core.series import Counted, Histogram
 from extproc.core.slo import Sample

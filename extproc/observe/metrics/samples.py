@@ -5,10 +5,10 @@ Samples come one by one, so that whoever renders them may rest between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from extproc import __version__
-from extproc.core.reports import GpuReport
+from extproc.core.reports import GpuReport, ReplicaReport
 from extproc.observe.metrics.counting import COST, GPU_S, INPUT, OUTPUT, PLACES
 from extproc.observe.metrics.labels import OTHER
 from extproc.observe.metrics.snapshot import MetricsSnapshot
@@ -20,6 +20,8 @@ Make = Callable[[MetricsSnapshot, Spec], Iterator[MetricSample]]
 
 #: Cards of one endpoint that have series of their own.
 GPUS_MAX = 16
+#: What is counted of KV events: fields of KvReport.
+KV_COUNTS = ("events", "unreadable", "gaps", "replays", "clears")
 OUTCOMES = tuple((end.value, place) for end, place in PLACES.items())
 YES, NO = "yes", "no"
 
@@ -153,11 +155,48 @@ def _endpoints(snapshot: MetricsSnapshot, spec: Spec) -> Iterator[MetricSample]:
                 value = report.waiting if report is not None else None
             case "running":
                 value = report.running if report is not None else None
+            case "cache_tokens":
+                value = each.cache_tokens or None
+            case "kv_events_complete":
+                kv = report.kv if report is not None else None
+                value = kv.complete if kv is not None else None
             case _:
                 used = report.kv_used_tokens if report is not None else None
                 value = used / each.kv_tokens if used is not None and each.kv_tokens else None
         if value is not None:
             yield "", (each.pool, each.address), float(value)
+
+
+def _cache_source(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
+    for each in snapshot.seen:
+        yield "", (each.pool, each.address, each.cache_source), 1.0
+
+
+def _cache_corrections(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
+    for each in snapshot.seen:
+        for cause, count in each.cache_corrections.items():
+            yield "", (each.pool, each.address, cause), count
+
+
+def _reported(read: Callable[[ReplicaReport], Iterable[tuple[str, int | None]]]) -> Make:
+    """Counters that an agent tells, each by its name; what it does not say is left out."""
+
+    def samples(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
+        for each in snapshot.seen:
+            for what, count in read(each.report) if each.report is not None else ():
+                if count is not None:
+                    yield "", (each.pool, each.address, what), count
+
+    return samples
+
+
+def _prefix_tokens(report: ReplicaReport) -> Iterable[tuple[str, int | None]]:
+    return ("queried", report.prefix_queried_tokens), ("hit", report.prefix_hit_tokens)
+
+
+def _kv_events(report: ReplicaReport) -> Iterable[tuple[str, int | None]]:
+    kv = report.kv
+    return [(what, getattr(kv, what)) for what in KV_COUNTS] if kv is not None else ()
 
 
 def _gpus(
@@ -217,6 +256,12 @@ _MAKE: Mapping[str, Make] = {
     "endpoint_waiting": _endpoints,
     "endpoint_running": _endpoints,
     "endpoint_kv_utilization": _endpoints,
+    "endpoint_cache_source": _cache_source,
+    "endpoint_cache_tokens": _endpoints,
+    "endpoint_cache_corrections_total": _cache_corrections,
+    "endpoint_prefix_tokens_total": _reported(_prefix_tokens),
+    "endpoint_kv_events_total": _reported(_kv_events),
+    "endpoint_kv_events_complete": _endpoints,
     "endpoint_stale": _endpoints,
     "gpu_utilization_ratio": _gpus(_utilization),
     "gpu_memory_used_bytes": _gpus(lambda gpu: gpu.memory_used_bytes),

@@ -37,6 +37,11 @@ class SeenEndpoint(NamedTuple):
     stale: bool | None
     report: ReplicaReport | None
     kv_tokens: int
+    cache_source: str
+    #: 0 where nothing was learnt.
+    cache_tokens: int
+    #: By cause. Of texts and numbers alone: no garbage collector follows it.
+    cache_corrections: dict[str, int]
 
 
 @dataclass(slots=True)
@@ -131,6 +136,9 @@ async def _endpoints(found: MetricsSnapshot, counting: Counting, scheduler: Sche
                         endpoint.stale if spoke else None,
                         None if endpoint.stale else endpoint.report,
                         endpoint.kv_tokens,
+                        endpoint.cache.source,
+                        endpoint.cache_tokens,
+                        dict(endpoint.cache.corrections),
                     )
                 )
         await asyncio.sleep(0)

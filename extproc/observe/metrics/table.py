@@ -147,6 +147,47 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             "endpoint_kv_utilization", "gauge", AT_POOL, "Used share of its KV memory, 0 to 1, by its agent."
         ),
         Spec(
+            "endpoint_cache_source",
+            "gauge",
+            (*AT_POOL, "source"),
+            "1 with where the prefix index knows this endpoint's cache from: guessed (from what was sent "
+            "there), usage (answers tell cached tokens), or events (its KV events are heard, none missing).",
+        ),
+        Spec(
+            "endpoint_cache_tokens",
+            "gauge",
+            AT_POOL,
+            "Tokens that its prefix cache is taken to hold, once it was learnt.",
+        ),
+        Spec(
+            "endpoint_cache_corrections_total",
+            "counter",
+            (*AT_POOL, "cause"),
+            "What moved the prefix index of this endpoint: usage_found and usage_gone (answers told more or "
+            "fewer cached tokens than believed), late (a first token that came as if nothing was cached), "
+            "events_stored and events_removed (blocks), events_size, emptied (the engine began anew).",
+        ),
+        Spec(
+            "endpoint_prefix_tokens_total",
+            "counter",
+            (*AT_POOL, "what"),
+            "Prompt tokens that the engine looked up in its prefix cache (queried) and found there (hit), by "
+            "its own counters (vLLM, SGLang) as its agent reads them.",
+        ),
+        Spec(
+            "endpoint_kv_events_total",
+            "counter",
+            (*AT_POOL, "what"),
+            "KV events heard by its agent (events), batches that could not be read (unreadable), losses that "
+            "no replay made good (gaps), replays asked for (replays), whole caches dropped (clears).",
+        ),
+        Spec(
+            "endpoint_kv_events_complete",
+            "gauge",
+            AT_POOL,
+            "1 where KV events tell of every block that it holds, 0 where some were lost.",
+        ),
+        Spec(
             "endpoint_stale",
             "gauge",
             AT_POOL,

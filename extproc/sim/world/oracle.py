@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from extproc.core.fleet import Pool
+from extproc.core.fleet import Fleet, Pool
 from extproc.core.predict.lengths import OutputLengths
 from extproc.core.predict.prior import Prior
 from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.predict.timing import Timing
 from extproc.core.prefix import PrefixIndex
-from extproc.core.scheduler import Scheduler
 from extproc.sim.replica import SimReplica
 from extproc.sim.timing import Hardware
 
@@ -83,18 +82,18 @@ def true_timing(hardware: Hardware, slowdown: float) -> Timing:
 
 
 def enlighten(
-    scheduler: Scheduler,
+    fleet: Fleet,
     pool: Pool,
     replicas: Mapping[str, SimReplica],
     *,
     asked: Callable[[], int],
     prefix_caching: bool,
 ) -> None:
-    """Give a scheduler the truth instead of what it would learn."""
+    """Give a scheduler's fleet the truth instead of what would be learnt."""
     pool.lengths = KnownLengths(asked)
     if prefix_caching:
         pool.prefixes = KnownPrefixes(replicas)
-    for endpoint in scheduler.fleet.endpoints:
+    for endpoint in fleet.endpoints:
         replica = replicas[endpoint.address]
         timing = true_timing(replica.hardware, replica.slowdown)
         endpoint.speed = KnownSpeed(SpeedModel(Prior(timing, endpoint.kv_tokens, known=True)))

@@ -16,6 +16,7 @@ from extproc.core.fairqueue import QueueBounds
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.policy import ClassSpec, Policy, SchedulerLimits
 from extproc.core.scheduler import Scheduler
+from extproc.core.strategies import PEERS
 from extproc.core.tenant import Tenant
 from extproc.sim.arrival import Workload
 from extproc.sim.parallel import replica_of
@@ -37,6 +38,19 @@ CLASSICS = {
     "round-robin": "round_robin",
     "envoy-random": "random",
 }
+
+#: What other projects do, as their own projects would run it.
+_PEERS = frozenset((*(strategy.name for strategy in PEERS), *CLASSICS))
+
+
+def registered(name: str) -> str:
+    """The name in the registry of a strategy that a report names."""
+    return "steer" if name == ORACLE else CLASSICS.get(name, name)
+
+
+def is_peer(name: str) -> bool:
+    """Whether it is another project's policy; a package's strategy is run as ours are."""
+    return name in _PEERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +79,7 @@ class Setting:
     @property
     def peer(self) -> bool:
         """Whether it is another project's policy, as that project would run it."""
-        return "-" in self.strategy
+        return is_peer(self.strategy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +96,7 @@ class Result:
 def run(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
     """Play a workload on a fleet under a strategy."""
     oracle = setting.strategy == ORACLE
-    strategy = "steer" if oracle else CLASSICS.get(setting.strategy, setting.strategy)
+    strategy = registered(setting.strategy)
     hold_ns = 0 if setting.peer else int(setting.hold_ms * 1e6)
     spec = PoolSpec(
         name=POOL,
@@ -135,7 +149,7 @@ def run(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
     )
     if oracle:
         enlighten(
-            scheduler,
+            scheduler.fleet,
             scheduler.fleet.pools[POOL],
             replicas,
             asked=lambda: world.asked_output,

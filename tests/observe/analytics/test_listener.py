@@ -34,7 +34,8 @@ class Scene:
         self.scheduler = make_scheduler(pool, instance="here", policy=Policy(classes=(ClassSpec(hold_ns=0),)))
         self.now_ns = 10**15
         self.listener = Listener(
-            self.scheduler,
+            self.scheduler.fleet,
+            self.scheduler.peers,
             alone=alone,
             connected=lambda: connected,
             clock=lambda: self.now_ns,

@@ -3,10 +3,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
+from extproc.core.load import Plan
 from extproc.core.outcome import End, Hold, Reject, Routed
-from extproc.core.reports import GpuReport, ReplicaReport
+from extproc.core.reports import GpuReport, KvReport, ReplicaReport
 from extproc.core.request import RouteKind
 from extproc.core.series import Histogram
 from extproc.observe.metrics import counting
@@ -226,6 +228,9 @@ def test_endpoints_are_shown_as_their_agents_say(scene: Make) -> None:
         kv_used_tokens=50,
         kv_capacity_tokens=200,
         gpus=cards,
+        prefix_queried_tokens=1_000,
+        prefix_hit_tokens=840,
+        kv=KvReport(cached_tokens=64, complete=False, events=9, gaps=2, replays=3, unreadable=1),
     )
     at.scheduler.fleet.heard(report, now_ns=at.now_ns)
     seen = at.series()
@@ -234,6 +239,10 @@ def test_endpoints_are_shown_as_their_agents_say(scene: Make) -> None:
     assert seen["endpoint_running"] == {here: 3}
     assert seen["endpoint_kv_utilization"] == {here: 0.25}
     assert seen["endpoint_stale"] == {here: 0}
+    assert seen["endpoint_prefix_tokens_total"] == {(*here, "queried"): 1_000, (*here, "hit"): 840}
+    assert seen["endpoint_kv_events_complete"] == {here: 0}
+    events = {"events": 9, "unreadable": 1, "gaps": 2, "replays": 3, "clears": 0}
+    assert seen["endpoint_kv_events_total"] == {(*here, what): count for what, count in events.items()}
     assert len(seen["gpu_lost"]) == GPUS_MAX
     assert seen["gpu_lost"]["10.0.0.1:80", "GPU-1"] == 1
     assert seen["gpu_utilization_ratio"]["10.0.0.1:80", "GPU-0"] == 0.4
@@ -243,7 +252,37 @@ def test_endpoints_are_shown_as_their_agents_say(scene: Make) -> None:
     at.scheduler.fleet.step(now_ns=at.now_ns)
     late = at.series()
     assert late["endpoint_stale"] == {here: 1}
-    assert late["endpoint_running"] == late["gpu_lost"] == {}
+    assert late["endpoint_running"] == late["gpu_lost"] == late["endpoint_kv_events_total"] == {}
+
+
+def test_where_the_prefix_index_knows_a_cache_from_is_shown(scene: Make) -> None:
+    """Guessed at first, then by usage, then by KV events; with what moved it and what it is taken to hold."""
+    at = scene()
+    here = ("chat", "10.0.0.1:80")
+    first = at.series()
+    assert first["endpoint_cache_source"][*here, "guessed"] == 1
+    assert first["endpoint_cache_tokens"] == first["endpoint_cache_corrections_total"] == {}
+    endpoint = at.scheduler.fleet.endpoint(*here)
+    assert endpoint is not None
+    endpoint.cache.usage(
+        Plan(uncached_tokens=1_000, cached_tokens=0, prefill_ms=50.0, kv_tokens=1_100, output_tokens=100.0),
+        900,
+        capacity=2_000.0,
+        held=500.0,
+    )
+    told = at.series()
+    assert [key for key in told["endpoint_cache_source"] if key[1] == here[1]] == [(*here, "usage")]
+    assert told["endpoint_cache_corrections_total"] == {(*here, "usage_found"): 1}
+    kv = KvReport(cached_tokens=640, complete=True)
+    for removed in (0, 1):
+        said = ReplicaReport(
+            address=here[1], pool=here[0], kv=msgspec.structs.replace(kv, removed_blocks=removed)
+        )
+        at.scheduler.fleet.heard(said, now_ns=at.now_ns)
+    heard = at.series()
+    assert heard["endpoint_cache_source"][*here, "events"] == 1
+    assert heard["endpoint_cache_tokens"] == {here: 640}
+    assert heard["endpoint_cache_corrections_total"][*here, "events_size"] == 1
 
 
 def test_endpoints_beyond_the_bound_are_in_the_sums_alone(scene: Make) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pla
 from prometheus_client.registry import Collector
 
 from extproc.core.outcome import Reject
-from extproc.core.reports import GpuReport, ReplicaReport
+from extproc.core.reports import GpuReport, KvReport, ReplicaReport
 from extproc.observe.metrics import exposition
 from extproc.observe.metrics.exposition import PLAIN, SAMPLES_A_PIECE, chosen, render
 from extproc.observe.metrics.samples import families
@@ -83,8 +84,15 @@ def busy(scene: Make) -> Any:
         kv_used_tokens=5,
         kv_capacity_tokens=9,
         gpus=(gpu,),
+        prefix_queried_tokens=8,
+        prefix_hit_tokens=3,
+        kv=KvReport(cached_tokens=4, complete=True, events=2),
     )
     at.scheduler.fleet.heard(report, now_ns=at.now_ns)
+    at.scheduler.fleet.heard(
+        msgspec.structs.replace(report, kv=KvReport(cached_tokens=3, complete=True, removed_blocks=1)),
+        now_ns=at.now_ns,
+    )
     return at
 
 

@@ -58,4 +58,15 @@ class Misspelt(Mlx):
         return False
 
 
+class Unfinished(EngineAdapter):
+    """Says what it is, and reads no page."""
+
+    name = "unfinished"
+    telling_paths = ("/mlx",)
+
+    def recognises(self, pages: Mapping[str, Any]) -> bool:
+        """No server is one."""
+        return False
+
+
 dict_of_traits = {"queues": False}

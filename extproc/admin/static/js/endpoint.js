@@ -30,6 +30,7 @@ export async function endpointDialog(address) {
       ["in flight", `${found.in_flight} of ${found.max_concurrent} (${count(found.in_flight_tokens)} tokens), ${found.peers_in_flight} of other services, ${found.foreign} of nobody here`],
       ["engine's queue", `${found.waiting ?? DASH} waiting, ${found.running ?? DASH} running`],
       ["KV tokens", found.kv_capacity_tokens ? `${count(found.kv_used_tokens ?? found.kv_promised_tokens)} of ${count(found.kv_capacity_tokens)} (${percent((found.kv_used_tokens ?? found.kv_promised_tokens) / found.kv_capacity_tokens)})` : DASH],
+      ["prefix cache", cacheOf(found)],
       ["speed", `${found.speed_factor.toFixed(2)} of its model's (confidence ${found.speed_confidence.toFixed(2)})`],
       ["TTFT", `p50 ${ms(found.ttft_p50_ms)}, p99 ${ms(found.ttft_p99_ms)}`],
       ["since the start", `${count(found.ok)} ok, ${count(found.failed)} failed, ${count(found.refused)} refused by it, ${count(found.client_gone)} left by clients`],
@@ -40,6 +41,18 @@ export async function endpointDialog(address) {
     gpus.length ? h("h3", { text: "GPUs" }) : null,
     gpus.length ? table(["card", "busy", "memory", "temperature", "power", "XIDs"], gpus, "GPUs") : null,
     canWrite() ? actions(found) : h("p", { class: "quiet", text: "Draining and clearing faults need a token that may write (Access, above)." }));
+}
+
+// What the prefix index knows of its cache, and where from.
+function cacheOf(found) {
+  const kv = found.kv_events;
+  const said = { guessed: "guessed from what was sent there", usage: "told by answers' usage", events: "told by KV events" };
+  return [
+    said[found.cache_source] ?? found.cache_source,
+    found.cache_tokens ? `taken to hold ${count(found.cache_tokens)} tokens` : "",
+    found.prefix_hit_ratio === null ? "" : `its engine found ${percent(found.prefix_hit_ratio)} of prompt tokens cached`,
+    kv ? `${count(kv.events)} events, ${count(kv.gaps)} losses, ${count(kv.replays)} replays${kv.complete ? "" : " (incomplete)"}` : "",
+  ].filter(Boolean).join("; ");
 }
 
 function actions(found) {
