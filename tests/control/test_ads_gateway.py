@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from gateway import ASK_S
 
 from extproc.config.load import loads
 from extproc.control.ads_server import AdsPublisher
@@ -108,7 +109,7 @@ def load(gateway: Gateway) -> Iterator[None]:
 
 def members(gateway: Gateway) -> set[str]:
     """The pool's endpoints as Envoy's admin shows them."""
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.admin, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.admin, timeout=ASK_S)
     with contextlib.closing(connection):
         connection.request("GET", "/clusters?format=json")
         clusters = json.load(connection.getresponse())["cluster_statuses"]

@@ -32,6 +32,8 @@ from extproc.supervise.envoy import EnvoyMissingError, find_envoy
 KEYS = {"acme": "sk-test-acme", "globex": "sk-test-globex"}
 #: How long a process may take to start, on a machine that does much else.
 START_S = 60.0
+#: How long one question to a running part may take.
+ASK_S = 20.0
 #: How long Envoy waits for the service's health.
 HEALTH_TIMEOUT = "10s"
 STATUS_METHOD = "/steersman.status.v1.Status/Get"
@@ -252,7 +254,7 @@ class Gateway:
     def status(self, index: int = 0) -> dict[str, Any]:
         """A service's own figures."""
         with grpc.insecure_channel(self.orders_at(index)) as channel:
-            answer: dict[str, Any] = json.loads(channel.unary_unary(STATUS_METHOD)(b"", timeout=20))
+            answer: dict[str, Any] = json.loads(channel.unary_unary(STATUS_METHOD)(b"", timeout=ASK_S))
             return answer
 
     def tenant(self, name: str) -> Counter[str]:
@@ -268,7 +270,7 @@ class Gateway:
         """An operator's order (Drain, ClearFaults)."""
         with grpc.insecure_channel(self.orders_at()) as channel:
             call = channel.unary_unary(STATUS_METHOD.replace("/Get", f"/{name}"))
-            answer: dict[str, Any] = json.loads(call(json.dumps(order).encode(), timeout=5))
+            answer: dict[str, Any] = json.loads(call(json.dumps(order).encode(), timeout=ASK_S))
             return answer
 
     def quiet(self) -> bool:

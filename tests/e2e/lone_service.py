@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import grpc
 import yaml
-from gateway import KEYS, STATUS_METHOD, free_ports, wait_for
+from gateway import ASK_S, KEYS, STATUS_METHOD, free_ports, wait_for
 from processes import STEERSMAN, Child
 
 from extproc._pb import ext_proc_pb2 as ext_proc
@@ -55,7 +55,7 @@ class Service:
 
     def status(self) -> dict[str, Any]:
         with grpc.insecure_channel(f"unix:{orders_at(self.address) or 'nobody.sock'}") as channel:
-            found: dict[str, Any] = json.loads(channel.unary_unary(STATUS_METHOD)(b"", timeout=3))
+            found: dict[str, Any] = json.loads(channel.unary_unary(STATUS_METHOD)(b"", timeout=ASK_S))
         return found
 
     def ask(self, key: str) -> int:

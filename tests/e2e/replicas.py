@@ -9,6 +9,8 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
+from gateway import ASK_S
+
 from extproc.sim.listening import ReplicaSpec, RunningReplicas, start_replicas
 
 
@@ -50,7 +52,7 @@ class Replicas:
 
     def state(self, index: int) -> dict[str, Any]:
         """A replica's gauges."""
-        with urllib.request.urlopen(f"http://{self.addresses[index]}/sim/state", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{self.addresses[index]}/sim/state", timeout=ASK_S) as answer:
             state: dict[str, Any] = json.loads(answer.read())
             return state
 
@@ -62,7 +64,7 @@ class Replicas:
             headers={"content-type": "application/json"},
             method="POST",
         )
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=ASK_S) as answer:
             answer.read()
 
 

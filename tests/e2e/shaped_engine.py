@@ -7,6 +7,7 @@ Raw HTTP/1.1 on an event loop in a thread, so that what was written when a clien
 - `x-per-event`             tokens in one event
 - `x-say`                   JSON: what is written in place of tokens, event by event, or a whole body
 - `x-after`                 so many tokens come before what is said
+- `x-holds-at`              after so many tokens it waits for `goes_on`
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class ShapedEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self.written: dict[str, int] = {}
+        self.goes_on = threading.Event()
         self.asked: dict[str, tuple[dict[str, str], dict[str, Any]]] = {}
         #: It listens on several ports, as replicas of several pools.
         self.addresses: list[str] = []
@@ -110,6 +112,7 @@ class ShapedEngine:
     ) -> None:
         name, shape = headers.get("x-name", ""), headers.get("x-shape", "vllm")
         each, gap_s = int(headers.get("x-per-event", "1")), float(headers.get("x-gap-ms", "0")) / 1e3
+        holds_at = int(headers.get("x-holds-at", "0"))
         options = body.get("stream_options") or {}
         self.written[name] = 0
         for event in OPENING[shape] if said is None else ():
@@ -129,6 +132,8 @@ class ShapedEngine:
             self.written[name] = made
             if gap_s:
                 await asyncio.sleep(gap_s)
+            if made == holds_at:
+                await asyncio.to_thread(self.goes_on.wait)
         for event in said or ():
             _event(writer, event)
         if said is None:

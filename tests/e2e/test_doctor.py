@@ -18,7 +18,7 @@ import pytest
 import yaml
 from agents_harness import PUSH, Processes, telemetry, token
 from click.testing import CliRunner
-from gateway import KEYS, Gateway, free_ports, logs_of_failed, wait_for
+from gateway import ASK_S, KEYS, Gateway, free_ports, logs_of_failed, wait_for
 from redis_harness import Redis
 from replicas import Replicas, specs
 
@@ -391,7 +391,7 @@ def test_an_agent_with_an_old_clock_is_found(deployment: Gateway) -> None:
     with grpc.insecure_channel(deployment.config["telemetry"]["listen"][0]) as channel:
         call = channel.stream_stream(PUSH)
         metadata = (("authorization", f"Bearer {token('node-a')}"),)
-        answer = next(iter(call(iter([report.SerializeToString()]), metadata=metadata, timeout=5)))
+        answer = next(iter(call(iter([report.SerializeToString()]), metadata=metadata, timeout=ASK_S)))
         assert pb.Ack.FromString(answer).rejected == "clock_skew"
     finds(
         deployment,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from agents_harness import Load, Processes, telemetry
-from gateway import Gateway, free_ports, logs_of_failed, wait_for
+from gateway import ASK_S, Gateway, free_ports, logs_of_failed, wait_for
 
 pytestmark = pytest.mark.envoy
 
@@ -40,7 +40,7 @@ class Fleet:
     def hosts(self) -> set[str]:
         """The pool's endpoints as Envoy's admin shows them."""
         url = f"http://127.0.0.1:{self.gateway.admin_port}/clusters?format=json"
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=ASK_S) as answer:
             clusters = json.load(answer)["cluster_statuses"]
         found = next(each for each in clusters if each["name"] == "pool.chat/standard").get(
             "host_statuses", []

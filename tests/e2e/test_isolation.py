@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway import KEYS, Gateway, chat_pool, tenants, wait_for
+from gateway import ASK_S, KEYS, Gateway, chat_pool, tenants, wait_for
 from identity import AUDIENCE, ISSUER, Authority, TokenIssuer, ask, bearer
 from replicas import Replicas, specs
 from test_identity import PROXY, TlsGateway, client
@@ -75,7 +75,7 @@ def _stats(gateway: Gateway, text: str) -> dict[str, int]:
     import urllib.request
 
     url = f"http://127.0.0.1:{gateway.admin_port}/stats?filter={text}"
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    with urllib.request.urlopen(url, timeout=ASK_S) as answer:
         lines = answer.read().decode().splitlines()
     return {name: int(value) for name, _, value in (line.partition(": ") for line in lines)}
 

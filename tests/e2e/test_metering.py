@@ -177,13 +177,15 @@ def test_a_stream_is_charged_what_was_produced(
 def test_a_long_stream_is_charged_while_it_runs(gateway: Gateway, engine: ShapedEngine) -> None:
     """Heartbeats hold what is produced: a tenant cannot have several long streams on one reservation."""
     before = charged(gateway, "beats")
-    told = {"tokens": 1_500, "gap_ms": 4}
+    told = {"tokens": 1_500, "holds_at": 800}
     thread = threading.Thread(target=ask, args=(gateway, "beats", stream()), kwargs=told)
     thread.start()
-    wait_for("800 tokens", lambda: engine.written.get("beats", 0) >= 800)
-    assert wait_for("the charge", lambda: charged(gateway, "beats") - before >= 700, timeout_s=5)
-    assert thread.is_alive(), "it still runs"
-    thread.join(60)
+    try:
+        wait_for("the charge", lambda: charged(gateway, "beats") - before >= 700)
+        assert engine.written["beats"] == 800, "it still runs"
+    finally:
+        engine.goes_on.set()
+        thread.join(60)
     wait_for("quiet", gateway.quiet)
     assert charged(gateway, "beats") - before == pytest.approx(1_500, rel=0.05)
 

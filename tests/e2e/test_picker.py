@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from gateway import KEYS, Gateway, chat_pool, logs_of_failed, wait_for
+from gateway import ASK_S, KEYS, Gateway, chat_pool, logs_of_failed, wait_for
 from picker_gateway import PickerGateway, asks, connections, models_cluster
 from replicas import Replicas, specs
 
@@ -228,7 +228,7 @@ def test_usage_comes_from_the_stream(gateway: PickerGateway, echo: Echo) -> None
 
 def test_a_client_that_leaves_before_its_body_is_whole(gateway: PickerGateway) -> None:
     """What had come is forgotten."""
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=ASK_S) as connection:
         connection.sendall(chunked(prompt(1_000), 100)[:1_500])
         wait_for("the body", lambda: gateway.status()["picker"]["bodies_bytes"] > 0)
     wait_for("nothing", lambda: gateway.status()["picker"]["bodies_bytes"] == 0)
