@@ -18,7 +18,26 @@ import pytest
 import yaml
 from agents_harness import PUSH, Processes, telemetry, token
 from click.testing import CliRunner
-from gateway import ASK_S, KEYS, Gateway, free_ports, logs_of_failed, wait_for
+from doctor_plants import (
+    bodiless,
+    dead,
+    disobedient,
+    elsewhere,
+    expired,
+    exposed,
+    greedy,
+    misnamed,
+    misordered,
+    no_folder,
+    other_engine,
+    responding,
+    trusting,
+    undecided,
+    unlogged,
+    unretried,
+    without_metadata,
+)
+from gateway import ASK_S, KEYS, Gateway, logs_of_failed, wait_for
 from redis_harness import Redis
 from replicas import Replicas, specs
 
@@ -158,25 +177,6 @@ def file_with(gateway: Gateway, plant: Plant) -> Iterator[None]:
         gateway.write_config()
 
 
-def manager(bootstrap: dict[str, Any]) -> dict[str, Any]:
-    """The connection manager."""
-    listener = bootstrap["static_resources"]["listeners"][0]
-    found: dict[str, Any] = listener["filter_chains"][0]["filters"][0]["typed_config"]
-    return found
-
-
-def cluster(bootstrap: dict[str, Any], name: str) -> dict[str, Any]:
-    """A cluster."""
-    clusters = bootstrap["static_resources"]["clusters"]
-    return next(each for each in clusters if each["name"] == name)
-
-
-def ext_proc(bootstrap: dict[str, Any]) -> dict[str, Any]:
-    """The filter that asks for decisions."""
-    filters = manager(bootstrap)["http_filters"]
-    return next(each["typed_config"] for each in filters if each["name"].endswith("ext_proc"))
-
-
 def test_a_well_deployment_has_no_error_and_a_prompt_passes(fresh: Gateway) -> None:
     """Exit 0; the probe is answered, settled, and its first token told; nothing asked was left out."""
     last: dict[str, Any] = {}
@@ -204,57 +204,6 @@ def test_the_text_names_what_is_well_and_ends_with_a_count(fresh: Gateway) -> No
     assert "✓ envoy.filter-order\n" in result.stdout
     assert "checks passed, " in result.stdout.splitlines()[-1]
     assert "\x1b" not in result.stdout
-
-
-def misordered(bootstrap: dict[str, Any]) -> None:
-    filters = manager(bootstrap)["http_filters"]
-    names = [each["name"].rpartition(".")[2] for each in filters]
-    filters.insert(names.index("json_to_metadata"), filters.pop(names.index("lua")))
-
-
-def unlogged(bootstrap: dict[str, Any]) -> None:
-    del manager(bootstrap)["access_log"]
-
-
-def without_metadata(bootstrap: dict[str, Any]) -> None:
-    ext_proc(bootstrap)["metadata_options"]["receiving_namespaces"]["untyped"].remove("envoy.lb")
-
-
-def elsewhere(bootstrap: dict[str, Any]) -> None:
-    endpoint = cluster(bootstrap, "steersman")["load_assignment"]["endpoints"][0]["lb_endpoints"][0]
-    endpoint["endpoint"]["address"]["socket_address"]["port_value"] = free_ports(1)[0]
-
-
-def exposed(bootstrap: dict[str, Any]) -> None:
-    bootstrap["admin"]["address"]["socket_address"]["address"] = "0.0.0.0"
-
-
-def trusting(bootstrap: dict[str, Any]) -> None:
-    del manager(bootstrap)["early_header_mutation_extensions"]
-
-
-def disobedient(bootstrap: dict[str, Any]) -> None:
-    chosen = cluster(bootstrap, "pool.chat/standard")["load_balancing_policy"]
-    config = chosen["policies"][0]["typed_extension_config"]["typed_config"]
-    cluster(bootstrap, "pool.chat/standard")["load_balancing_policy"] = config["fallback_policy"]
-
-
-def undecided(bootstrap: dict[str, Any]) -> None:
-    host = manager(bootstrap)["route_config"]["virtual_hosts"][0]
-    host["routes"] = [each for each in host["routes"] if not each["name"].startswith("decided")]
-
-
-def unretried(bootstrap: dict[str, Any]) -> None:
-    for route in manager(bootstrap)["route_config"]["virtual_hosts"][0]["routes"]:
-        route.get("route", {}).pop("retry_policy", None)
-
-
-def responding(bootstrap: dict[str, Any]) -> None:
-    ext_proc(bootstrap)["processing_mode"]["response_header_mode"] = "SEND"
-
-
-def bodiless(bootstrap: dict[str, Any]) -> None:
-    ext_proc(bootstrap)["processing_mode"]["request_body_mode"] = "NONE"
 
 
 @pytest.mark.parametrize(
@@ -304,30 +253,6 @@ def test_what_is_wrong_in_envoy_is_found(
     """The real Envoy runs the spoilt bootstrap; its config_dump gives it away."""
     with envoy_with(deployment, plant):
         finds(deployment, id_, severity=severity, seen=seen, mend=mend)
-
-
-def expired(config: dict[str, Any]) -> None:
-    config["tenants"][0]["keys"][0]["expires"] = "2026-01-31T00:00:00Z"
-
-
-def misnamed(config: dict[str, Any]) -> None:
-    config["pools"][0]["models"] = ["llama-70b"]
-
-
-def greedy(config: dict[str, Any]) -> None:
-    config["pools"][0]["endpoints"][0]["max_concurrent"] = 500
-
-
-def dead(config: dict[str, Any]) -> None:
-    config["pools"][0]["endpoints"][1]["address"] = f"127.0.0.1:{free_ports(1)[0]}"
-
-
-def other_engine(config: dict[str, Any]) -> None:
-    config["pools"][0]["engine"] = "vllm"
-
-
-def no_folder(config: dict[str, Any]) -> None:
-    config["audit"] = {"file": "/nowhere/at/all/audit.jsonl"}
 
 
 @pytest.mark.parametrize(
