@@ -18,12 +18,13 @@ from extproc.core.reading import parse
 from extproc.core.request import ROUTES, Request, prefix_of
 
 MEBI = 1024 * 1024
-BODY_BYTES = 4 * MEBI - 64
+#: A quarter of what is allowed: what grows faster than the body is found here as well.
+BODY_BYTES = MEBI - 64
 CHAT, COMPLETION, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
 
 
 def filled(before: bytes, unit: bytes, after: bytes) -> bytes:
-    """A body of the allowed size, of as many units as go into it."""
+    """A body of that size, of as many units as go into it."""
     count = (BODY_BYTES - len(before) - len(after)) // (len(unit) + 1)
     return before + b",".join([unit] * count) + after
 

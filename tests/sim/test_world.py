@@ -23,7 +23,7 @@ S = 1_000_000_000
 TTL_S = 600
 
 
-def made(load: float, *, seed: int = 1, requests: int = 250, prefixes: bool = False) -> Workload:
+def made(load: float, *, seed: int = 1, requests: int = 120, prefixes: bool = False) -> Workload:
     """A short workload at a load of the small fleet."""
     drawn = (sessions if prefixes else poisson)(10.0, seed=seed, duration_s=requests / 8, limit=requests)
     return drawn.rescaled(load * capacity(FLEET.shares, drawn))
