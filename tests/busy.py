@@ -72,7 +72,7 @@ def main() -> int:
     )
     parser.add_argument("--runs", type=int, default=5, help="how often (%(default)s)")
     parser.add_argument("--loops", type=int, default=2, help="busy loops beside it (%(default)s)")
-    parser.add_argument("--workers", type=int, default=4, help="pytest's processes (%(default)s)")
+    parser.add_argument("--workers", type=int, default=5, help="pytest's processes (%(default)s)")
     parser.add_argument("--run-s-max", type=float, default=3_600, help="a run is ended after (%(default)s s)")
     given, arguments = parser.parse_known_args()
     folder = Path(tempfile.mkdtemp(prefix="steersman-busy-"))

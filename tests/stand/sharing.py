@@ -20,6 +20,22 @@ WAITING = ("tests/e2e/", "tests/attack/", "tests/control/", "tests/state/", "tes
 TOGETHER = "tests/e2e/live/"
 
 
+#: What takes more than ten seconds on a quiet machine, about by length: what is left for the end is short. A
+#: file that is not here and should be costs seconds of waiting, no more; a `slow` mark puts it next.
+LONG = (
+    *(TOGETHER, "tests/e2e/test_bound.py", "tests/e2e/test_doctor.py", "tests/e2e/test_fleet_members.py"),
+    *("tests/e2e/test_fleet_health.py", "tests/state/test_quota_redis.py", "tests/deploy/test_meshes.py"),
+    *("tests/control/test_golden.py", "tests/control/test_gateway.py", "tests/control/test_structure.py"),
+    *("tests/e2e/test_demo.py", "tests/e2e/test_picker.py", "tests/e2e/test_up.py", "tests/e2e/test_init.py"),
+    *("tests/e2e/test_identity.py", "tests/e2e/test_routing.py", "tests/e2e/test_report.py"),
+    *("tests/e2e/test_quickstart.py", "tests/e2e/test_edge.py", "tests/e2e/test_fleet_control.py"),
+    *("tests/e2e/test_isolation.py", "tests/e2e/test_quota.py", "tests/e2e/test_metering.py"),
+    *("tests/installs/test_extras.py", "tests/sim/test_world.py", "tests/cli/test_simulate.py"),
+    *("tests/observe/alerts/test_prometheus.py", "tests/lab/test_workload.py", "tests/sim/test_conduct.py"),
+    *("tests/lab/test_replay_play.py", "tests/cli/test_completion.py", "tests/core/test_fairness_run.py"),
+)
+
+
 class Sharing(LoadFileScheduling):
     """One queue of files, taken from by kind."""
 
@@ -70,6 +86,11 @@ def waits(scope: str) -> bool:
 
 
 def long_first(items: Sequence[Any]) -> list[Any]:
-    """Files with a test marked slow come first, so that no worker is left alone with one at the end."""
+    """What is LONG, then files with a test marked slow: no worker is left alone with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    return sorted(items, key=lambda item: item.path not in slow)
+
+    def place(item: Any) -> int:
+        found = (at for at, scope in enumerate(LONG) if item.nodeid.startswith(scope))
+        return next(found, len(LONG) if item.path in slow else len(LONG) + 1)
+
+    return sorted(items, key=place)
