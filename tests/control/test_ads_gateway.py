@@ -17,7 +17,6 @@ from gateway import ASK_S
 
 from extproc.config.load import loads
 from extproc.control.ads_server import AdsPublisher
-from extproc.control.resources import pool_cluster
 from extproc.control.snapshot import EndpointState, FleetSnapshot, Resource, Resources, SnapshotBuilder
 
 if TYPE_CHECKING:  # a conftest is not importable under importlib mode
@@ -190,6 +189,8 @@ def test_marked_as_draining_it_is_obeyed_too(gateway: Gateway) -> None:
 
 def changed(gateway: Gateway, *names: str, **fields: Any) -> FleetSnapshot:
     """A snapshot whose cluster differs."""
+    from extproc.control.resources import pool_cluster  # a second of CPU, in each worker's collection
+
     config = loads(POOL % "circuit_breakers: {max_requests: 77}")
     cluster = pool_cluster(config, config.pools[0], config.classes[0], mode="ads")
     for name, value in fields.items():
