@@ -133,6 +133,9 @@ def test_much_is_summed_up_within_the_height() -> None:
         ({"suspect": False, "ready": False}, "not ready"),
         ({"draining": True}, "draining, suspect"),
         ({"announced": False}, "not yet Envoy's, suspect"),
+        ({"suspect": False, "kv_events": None}, ""),
+        ({"suspect": False, "kv_events": {"complete": True}}, ""),
+        ({"suspect": False, "kv_events": {"complete": False}}, "KV events lost"),
         (
             {
                 "causes": {
