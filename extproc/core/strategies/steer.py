@@ -106,7 +106,7 @@ class Steer(Strategy):
     kv_share: float = 0.98
     guard: bool = True
     affinity_ms: float = 20.0
-    copy_price: float = 3.0
+    copy_price: float = 5.0
 
     def opens(self, endpoints: Sequence[Endpoint], *, at: SchedulingContext = NOW) -> list[Endpoint]:
         """Those that may take anything at all now: ready, with a permit, a shallow queue and slack for the
