@@ -1,8 +1,8 @@
 """Engines that cost nothing to ask: `python engine.py PORT…` answers at once, the same to everybody.
 
-A body that begins with `{"stream": true` is answered with TOKENS events, each written by itself a moment after
-the one before, as an engine's are; any other with one JSON object. In a process of its own, so that what it
-costs is in nobody's figures.
+A body that begins with `{"stream": true` is answered with TOKENS events, each written by itself a moment
+after the one before, as an engine's are; any other with one JSON object. In a process of its own, so that
+what it costs is in nobody's figures.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def request_bytes(body: bytes, key: str) -> bytes:
 
 
 class Load:
-    """Connections to one address. Latencies are to the first byte of the body: of a stream, its first token."""
+    """Connections to one address. Latencies are to the body's first byte: of a stream, its first token."""
 
     def __init__(self, port: int) -> None:
         self.port = port

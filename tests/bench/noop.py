@@ -6,7 +6,6 @@ written with protobuf's own classes, as everybody does.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import AsyncIterator
 

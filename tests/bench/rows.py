@@ -15,7 +15,7 @@ from extproc.core.slo import ClassSpec, sample_of
 
 @dataclass(frozen=True)
 class Row:
-    """One figure; `aim` is what was hoped for, in the same unit, if anything: no more, or at least (`more`)."""
+    """One figure; `aim` is what was hoped for, in the same unit: no more than it, or at least it (`more`)."""
 
     name: str
     value: float
