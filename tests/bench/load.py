@@ -148,6 +148,20 @@ class Load:
         await asyncio.gather(*tasks)
         return took
 
+    async def some(self, request: bytes, count: int, connections: int) -> list[float]:
+        """`count` requests, so many at a time; latencies in milliseconds."""
+        took: list[float] = []
+        left = count
+
+        async def each() -> None:
+            nonlocal left
+            while left > 0:
+                left -= 1
+                await self._one(request, took)
+
+        await asyncio.gather(*(each() for _ in range(connections)))
+        return took
+
     async def saturate(self, request: bytes, connections: int, seconds: float) -> float:
         """As many as go through, one after the other on each connection: those served, a second."""
         took: list[float] = []
