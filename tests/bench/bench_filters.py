@@ -152,7 +152,6 @@ PARTS: dict[str, Callable[[Tree], None]] = {
     "identity filter (skipped for small bodies)": _without_filter("steersman.identity"),
     "buffer": _without_filter("envoy.filters.http.buffer"),
     "json_to_metadata": _without_filter("envoy.filters.http.json_to_metadata"),
-    "sse_to_metadata": _without_filter("envoy.filters.http.sse_to_metadata"),
     "Lua: first chunk, events, errors": _without_filter("envoy.filters.http.lua"),
     "first-token event alone": _without_event,
     "access log": _dropped(_manager, "access_log"),
