@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import uvloop
 
 from extproc._pb import ext_proc_pb2 as pb
 
-SERVICE, METHOD = "envoy.service.ext_proc.v3.ExternalProcessor", "Process"
+PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+RECORDS = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"
 
 
 async def process(
@@ -30,15 +32,38 @@ async def process(
         yield response
 
 
+async def swallow(records: AsyncIterator[bytes], _context: object) -> bytes:
+    """Records are read and forgotten."""
+    async for _ in records:
+        pass
+    return b""
+
+
+async def nothing(_request: bytes, _context: object) -> bytes:
+    """Any other call: a first-token event."""
+    return b""
+
+
+class Methods(grpc.GenericRpcHandler):
+    """What is called, by its path."""
+
+    def service(self, details: Any) -> Any:
+        """The handler."""
+        if details.method == PROCESS:
+            return grpc.stream_stream_rpc_method_handler(
+                process,
+                request_deserializer=pb.ProcessingRequest.FromString,
+                response_serializer=pb.ProcessingResponse.SerializeToString,
+            )
+        if details.method == RECORDS:
+            return grpc.stream_unary_rpc_method_handler(swallow)
+        return grpc.unary_unary_rpc_method_handler(nothing)
+
+
 async def serve(port: int) -> None:
     """Listen until killed."""
     server = grpc.aio.server()
-    handler = grpc.stream_stream_rpc_method_handler(
-        process,
-        request_deserializer=pb.ProcessingRequest.FromString,
-        response_serializer=pb.ProcessingResponse.SerializeToString,
-    )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
+    server.add_generic_rpc_handlers((Methods(),))
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     await server.wait_for_termination()

@@ -21,6 +21,8 @@ from processes import stop_all
 HERE = Path(__file__).parent
 ENGINES = 4
 ALONE, NOOP = "Envoy alone", "no-op ext_proc, grpc.aio"
+#: The cluster of a service; ours has the same name.
+SERVICE = "steersman"
 #: Steersman's, each by the settings that make it.
 OURS: dict[str, Mapping[str, Any]] = {
     "Steersman, grpc.aio": {},
@@ -63,7 +65,7 @@ def variants(names: Sequence[str] = (ALONE, NOOP, *OURS)) -> Iterator[list[Varia
             if name in OURS:
                 found.append(stack.enter_context(steersman(name, addresses, **OURS[name])))
             else:
-                found.append(stack.enter_context(_plain(name, addresses, folder, noop=name == NOOP)))
+                found.append(stack.enter_context(_plain(name, addresses, folder, asks=name == NOOP)))
         yield found
 
 
@@ -79,55 +81,76 @@ def steersman(name: str, addresses: Sequence[str], **service: Any) -> Iterator[V
 
 
 @contextlib.contextmanager
-def _plain(name: str, addresses: Sequence[str], folder: Path, *, noop: bool) -> Iterator[Variant]:
-    port, admin_port, service_port = free_ports(3)
-    file = folder / f"plain{port}.json"
-    file.write_text(json.dumps(_bootstrap(addresses, port, admin_port, service_port if noop else None)))
-    options = ["--disable-hot-restart", "--concurrency", "1", "-l", "error"]
-    envoy = Child(f"envoy{port}", [envoy_binary(), "-c", str(file), *options], folder)
-    service = Child("noop", [sys.executable, str(HERE / "noop.py"), str(service_port)], folder)
-    started = [envoy]
+def noop(folder: Path) -> Iterator[tuple[int, int]]:
+    """The service that does nothing: its port and its pid."""
+    (port,) = free_ports(1)
+    child = Child("noop", [sys.executable, str(HERE / "noop.py"), str(port)], folder)
+    child.start()
     try:
-        if noop:
-            service.start()
-            started.append(service)
-            wait_for("the no-op service", lambda: listens(service_port))
-        envoy.start()
-        wait_for(name, lambda: listens(port))
-        yield Variant(name, port, envoy.pid, service.pid if noop else None)
+        wait_for("the no-op service", lambda: listens(port))
+        yield port, child.pid
     finally:
-        stop_all(started)
+        stop_all([child])
 
 
-def _bootstrap(
+@contextlib.contextmanager
+def _plain(name: str, addresses: Sequence[str], folder: Path, *, asks: bool) -> Iterator[Variant]:
+    port, admin_port = free_ports(2)
+    file = folder / f"plain{port}.json"
+    with contextlib.ExitStack() as stack:
+        service_port, service_pid = stack.enter_context(noop(folder)) if asks else (None, None)
+        tree = plain_bootstrap(addresses, port, admin_port, service_port)
+        if asks:
+            _manager(tree)["http_filters"].insert(0, _ASKING)
+        file.write_text(json.dumps(tree))
+        options = ["--disable-hot-restart", "--concurrency", "1", "-l", "error"]
+        envoy = Child(f"envoy{port}", [envoy_binary(), "-c", str(file), *options], folder)
+        envoy.start()
+        try:
+            wait_for(name, lambda: listens(port))
+            yield Variant(name, port, envoy.pid, service_pid)
+        finally:
+            stop_all([envoy])
+
+
+#: The phases that ours has: headers, and the buffered body.
+_ASKING = {
+    "name": "envoy.filters.http.ext_proc",
+    "typed_config": {
+        "@type": f"{_TYPES}.filters.http.ext_proc.v3.ExternalProcessor",
+        "grpc_service": {"envoy_grpc": {"cluster_name": SERVICE}},
+        "message_timeout": "30s",
+        "processing_mode": {
+            "request_header_mode": "SEND",
+            "request_body_mode": "BUFFERED",
+            "response_header_mode": "SKIP",
+            "response_body_mode": "NONE",
+        },
+    },
+}
+
+
+def _manager(tree: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = tree["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]
+    manager: dict[str, Any] = found["typed_config"]
+    return manager
+
+
+def plain_bootstrap(
     addresses: Sequence[str], port: int, admin_port: int, service_port: int | None
 ) -> dict[str, Any]:
-    """One route to the engines; with a service, the phases that ours has: headers, and the buffered body."""
-    filters: list[dict[str, Any]] = [
-        {
-            "name": "envoy.filters.http.router",
-            "typed_config": {"@type": f"{_TYPES}.filters.http.router.v3.Router"},
-        }
-    ]
+    """One route to the engines; the service's cluster, where there is one, for who asks it."""
+    router = {
+        "name": "envoy.filters.http.router",
+        "typed_config": {"@type": f"{_TYPES}.filters.http.router.v3.Router"},
+    }
     clusters = [_cluster("engines", addresses)]
     if service_port is not None:
-        clusters.append(_cluster("service", [f"127.0.0.1:{service_port}"], http2=True))
-        asked = {
-            "@type": f"{_TYPES}.filters.http.ext_proc.v3.ExternalProcessor",
-            "grpc_service": {"envoy_grpc": {"cluster_name": "service"}},
-            "message_timeout": "30s",
-            "processing_mode": {
-                "request_header_mode": "SEND",
-                "request_body_mode": "BUFFERED",
-                "response_header_mode": "SKIP",
-                "response_body_mode": "NONE",
-            },
-        }
-        filters.insert(0, {"name": "envoy.filters.http.ext_proc", "typed_config": asked})
+        clusters.append(_cluster(SERVICE, [f"127.0.0.1:{service_port}"], http2=True))
     manager = {
         "@type": f"{_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "plain",
-        "http_filters": filters,
+        "http_filters": [router],
         "route_config": {
             "virtual_hosts": [
                 {
