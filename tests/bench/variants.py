@@ -18,15 +18,19 @@ from typing import Any
 from gateway import Child, Gateway, envoy_binary, free_ports, listens, wait_for
 from processes import stop_all
 
+from extproc.config.decision_port import Service
+
 HERE = Path(__file__).parent
 ENGINES = 4
 ALONE, NOOP = "Envoy alone", "no-op ext_proc, grpc.aio"
 #: The cluster of a service; ours has the same name.
 SERVICE = "steersman"
-#: Steersman's, each by the settings that make it.
-OURS: dict[str, Mapping[str, Any]] = {
-    "Steersman, grpc.aio": {},
-}
+#: Steersman's, each by the settings of `service` that make it.
+OURS: dict[str, Mapping[str, Any]] = (
+    {"Steersman, grpc.aio": {"transport": "grpcio"}, "Steersman, http2": {"transport": "http2"}}
+    if "transport" in Service.model_fields
+    else {"Steersman, grpc.aio": {}}
+)
 _TYPES = "type.googleapis.com/envoy.extensions"
 
 
