@@ -16,10 +16,6 @@ from envoy_data_plane.envoy.config.common.mutation_rules.v3 import (
 )
 from envoy_data_plane.envoy.config.core.v3 import DataSource
 from envoy_data_plane.envoy.config.route.v3 import RouteMatch
-from envoy_data_plane.envoy.extensions.content_parsers.json.v3 import (
-    JsonContentParser,
-    JsonContentParserRuleConfig,
-)
 from envoy_data_plane.envoy.extensions.filters.http.buffer.v3 import Buffer
 from envoy_data_plane.envoy.extensions.filters.http.cors.v3 import Cors as CorsFilter
 from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
@@ -53,10 +49,6 @@ from envoy_data_plane.envoy.extensions.filters.http.jwt_authn.v3 import (
 from envoy_data_plane.envoy.extensions.filters.http.local_ratelimit.v3 import LocalRateLimit
 from envoy_data_plane.envoy.extensions.filters.http.lua.v3 import Lua
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
-from envoy_data_plane.envoy.extensions.filters.http.sse_to_metadata.v3 import (
-    SseToMetadata,
-    SseToMetadataProcessingRules,
-)
 from envoy_data_plane.envoy.extensions.filters.http.upstream_codec.v3 import UpstreamCodec
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import HttpFilter
 from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher, StringMatcher
@@ -67,7 +59,7 @@ from extproc.config.away import away_routes, fallback
 from extproc.config.model import Config, Jwt
 from extproc.control.cors import CORS_FILTER
 from extproc.control.identity import IDENTITY_FILTER, asks_first
-from extproc.control.pack import extension, ms, packed
+from extproc.control.pack import ms, packed
 from extproc.control.routes import FLOOR_FILTER, has_floor
 from extproc.control.services import decision_service
 from extproc.core import contract
@@ -76,9 +68,6 @@ JWT_PROVIDER = "tenants"
 
 #: The longest that the service may ask Envoy to wait for a held request.
 HOLD_MS_MAX = 5 * 60 * 1000
-#: An SSE event above this is not looked into (it passes unharmed). Envoy's default of 8 KiB would
-#: lose the last event of a TGI stream, which repeats the whole text.
-SSE_EVENT_BYTES_MAX = 1024 * 1024
 
 #: So much of what an engine says of an error inside a 200 rides to the service.
 ERROR_BYTES = 512
@@ -92,9 +81,9 @@ EVENT_TIMEOUT_MS = 250
 #: Envoy compares its own list with the whole header; engines add a charset to it.
 JSON_CONTENT_TYPE = r"application/json(\s*;.*)?"
 
-#: Where counts stand in bodies, and what they are called in metadata.
+#: Where counts stand in bodies, and what they are called in metadata. In whole answers json_to_metadata reads
+#: them; in streams the script, which looks at each event anyway. sse_to_metadata would parse each of them.
 COUNTS = (
-    (("index",), contract.INDEX_KEY),
     (("usage", "prompt_tokens"), contract.PROMPT_TOKENS_KEY),
     (("usage", "completion_tokens"), contract.COMPLETION_TOKENS_KEY),
     # vLLM, SGLang and llama.cpp since 2026; llama.cpp before that. Its `tokens_cached` is what is cached when
@@ -123,11 +112,9 @@ def http_filters(config: Config) -> list[HttpFilter]:
         _filter("envoy.filters.http.ext_proc", decides),
         # Does nothing but on the routes of requests without a decision.
         *([_filter(FLOOR_FILTER, LocalRateLimit(stat_prefix="floor"))] if floors else []),
-        # On the way back the first chunk is seen before json_to_metadata holds a JSON body back, and usage
-        # is read before the script takes it out of a stream.
+        # On the way back the first chunk is seen before json_to_metadata holds a JSON body back.
         _filter("envoy.filters.http.json_to_metadata", json_counts()),
         _filter("envoy.filters.http.lua", first_chunk()),
-        _filter("envoy.filters.http.sse_to_metadata", sse_counts()),
         # Attempts and upstream timings are for the access log, not for clients and engines.
         _filter("envoy.filters.http.router", router()),
     ]
@@ -241,22 +228,9 @@ def tokens(jwt: Jwt, config: Config) -> JwtAuthentication:
     )
 
 
-def sse_counts() -> SseToMetadata:
-    """Counts in streams; each event overwrites, so that the last one stands."""
-    parser = JsonContentParser(
-        rules=[JsonContentParserRuleConfig(rule=_rule(path, key)) for path, key in COUNTS]
-    )
-    return SseToMetadata(
-        response_rules=SseToMetadataProcessingRules(
-            content_parser=extension("envoy.content_parsers.json", parser),
-            max_event_size=SSE_EVENT_BYTES_MAX,
-        )
-    )
-
-
 def json_counts() -> JsonToMetadata:
     """Counts in whole JSON answers."""
-    rules = [_rule(path, key) for path, key in COUNTS if path[0] != "index"]
+    rules = [_rule(path, key) for path, key in COUNTS]
     return JsonToMetadata(
         response_rules=JsonToMetadataMatchRules(
             rules=rules, allow_content_types_regex=RegexMatcher(regex=JSON_CONTENT_TYPE)
@@ -265,9 +239,11 @@ def json_counts() -> JsonToMetadata:
 
 
 def first_chunk() -> Lua:
-    """When a response began, how many events a stream has had, what it says of an error."""
+    """When a response began, how many events a stream has had, its counts, what it says of an error."""
     source = resources.files("extproc.control").joinpath("lua/first_chunk.lua").read_text(encoding="utf-8")
     for name, value in (
+        ("COUNTS", "\n".join(f'  {{ "{path[0]}", "{path[-1]}", "{key}" }},' for path, key in COUNTS)),
+        ("INDEX_KEY", contract.INDEX_KEY),
         ("ERROR_BYTES", ERROR_BYTES),
         ("HELD_BYTES", HELD_BYTES),
         ("EVENT_TIMEOUT_MS", EVENT_TIMEOUT_MS),

@@ -18,7 +18,6 @@ EXT_PROC: Final = "ext_proc.v3.ExternalProcessor"
 BUFFER: Final = "buffer.v3.Buffer"
 JWT: Final = "jwt_authn.v3.JwtAuthentication"
 JSON_COUNTS: Final = "json_to_metadata.v3.JsonToMetadata"
-SSE_COUNTS: Final = "sse_to_metadata.v3.SseToMetadata"
 LUA: Final = "lua.v3.Lua"
 ROUTER: Final = "router.v3.Router"
 #: A filter that some requests pass by, its own type within: here the one that asks who it is.
@@ -31,7 +30,7 @@ SUBSET: Final = "subset.v3.Subset"
 PREVIOUS_HOSTS: Final = "previous_hosts.v3.PreviousHostsPredicate"
 
 #: The filters in the order in which a request must meet them; those that are there.
-ORDER: Final = (JWT, MATCHED, BUFFER, EXT_PROC, JSON_COUNTS, LUA, SSE_COUNTS, ROUTER)
+ORDER: Final = (JWT, MATCHED, BUFFER, EXT_PROC, JSON_COUNTS, LUA, ROUTER)
 
 Json = Mapping[str, Any]
 

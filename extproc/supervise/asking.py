@@ -9,13 +9,12 @@ import asyncio
 import re
 from typing import Any
 
-import grpc
 import msgspec
 
 from extproc import http1
-from extproc._pb import health_pb2
 from extproc.addresses import split
 from extproc.config.places import orders_at
+from extproc.supervise.grpc_call import NoMessageError, call
 
 ADMIN_S_MAX = 1.0
 ADMIN_ANSWER_BYTES_MAX = 64 * 1024
@@ -24,6 +23,10 @@ STATUS_S_MAX = 10.0
 ORDER_S_MAX = 30.0
 STATUS_BYTES_MAX = 64 * 1024 * 1024
 STATUS = "/steersman.status.v1.Status"
+HEALTH = "/grpc.health.v1.Health/Check"
+#: grpc.health.v1.HealthCheckResponse with the status SERVING.
+SERVING = b"\x08\x01"
+HEALTH_BYTES_MAX = 1024
 #: How often a drain looks whether requests are left.
 DRAIN_LOOK_S = 0.1
 #: Envoy closes its listeners this long after a drain began; clients see `connection: close` meanwhile.
@@ -103,7 +106,8 @@ class ServiceRefusedError(ServiceSilentError):
 class ServiceLink:
     """A running service on this machine, by the `service.listen` that it has or by its operators' socket.
 
-    Its figures and orders are at that socket (config/places.py); its health at either.
+    Its figures and orders are at that socket (config/places.py); its health at either. What a supervisor asks
+    again and again needs no gRPC library; orders, whose refusals have a text, do.
     """
 
     def __init__(self, address: str) -> None:
@@ -111,27 +115,38 @@ class ServiceLink:
         self._target = ""
         self._channel: Any = None
 
-    async def _reach(self, *, health: bool = False) -> Any:
-        """A channel to the socket as it is now: a service may come later, and elsewhere."""
+    def _at(self, *, health: bool = False) -> str:
+        """The socket as it is now: a service may come later, and elsewhere."""
         found = orders_at(self.address)
         if found is None and not health:
             raise ServiceSilentError(f"no Steersman answers at {self.address}")
-        target = f"unix:{found}" if found is not None else reachable(self.address)
+        return f"unix:{found}" if found is not None else reachable(self.address)
+
+    async def _reach(self) -> Any:
+        import grpc.aio
+
+        target = self._at()
         if target != self._target:
             await self.close()
             self._target, self._channel = target, grpc.aio.insecure_channel(target, options=_OPTIONS)
         return self._channel
 
     async def serving(self) -> bool:
-        """Whether it takes decisions (a draining one does not say so)."""
-        channel = await self._reach(health=True)
-        answer = await channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=HEALTH_S_MAX)
-        status = health_pb2.HealthCheckResponse.FromString(answer).status
-        return bool(status == health_pb2.HealthCheckResponse.SERVING)
+        """Whether it takes decisions (a draining one does not say so). Raises OSError, TimeoutError."""
+        async with asyncio.timeout(HEALTH_S_MAX):
+            return await call(self._at(health=True), HEALTH, answer_bytes_max=HEALTH_BYTES_MAX) == SERVING
 
     async def status(self) -> dict[str, Any]:
         """The service's own figures. Raises ServiceSilentError."""
-        return await self._ask("Get", b"")
+        target = self._at()
+        try:
+            async with asyncio.timeout(STATUS_S_MAX):
+                answer = await call(target, f"{STATUS}/Get", answer_bytes_max=STATUS_BYTES_MAX)
+        except (NoMessageError, ValueError):
+            raise ServiceSilentError(f"what listens at {self.address} is no Steersman") from None
+        except (OSError, TimeoutError):
+            raise ServiceSilentError(f"no Steersman answers at {self.address}") from None
+        return self._read(answer)
 
     async def drain(self, address: str, *, draining: bool) -> bool:
         """Order an endpoint's drain or its end; false for an address that is not in the fleet.
@@ -150,24 +165,30 @@ class ServiceLink:
         return list(answer["cleared"]) if answer["found"] else None
 
     async def _ask(self, method: str, body: bytes) -> dict[str, Any]:
-        call = (await self._reach()).unary_unary(f"{STATUS}/{method}")
+        import grpc.aio
+
+        method_ = (await self._reach()).unary_unary(f"{STATUS}/{method}")
         try:
-            answer = await call(body, timeout=STATUS_S_MAX)
+            answer = await method_(body, timeout=STATUS_S_MAX)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 raise ServiceSilentError(f"what listens at {self.address} is no Steersman") from None
             raise ServiceSilentError(f"no Steersman answers at {self.address}") from None
+        return self._read(answer)
+
+    def _read(self, answer: bytes) -> dict[str, Any]:
         try:
-            found = msgspec.json.decode(answer, type=dict[str, Any])
+            return msgspec.json.decode(answer, type=dict[str, Any])
         except msgspec.DecodeError:
             raise ServiceSilentError(f"what listens at {self.address} is no Steersman") from None
-        return found
 
     async def order(self, method: str, body: object) -> dict[str, Any]:
         """An operator's command. Raises ServiceSilentError, and ValueError with what it says against it."""
-        call = (await self._reach()).unary_unary(f"{STATUS}/{method}")
+        import grpc.aio
+
+        method_ = (await self._reach()).unary_unary(f"{STATUS}/{method}")
         try:
-            answer = await call(msgspec.json.encode(body), timeout=ORDER_S_MAX)
+            answer = await method_(msgspec.json.encode(body), timeout=ORDER_S_MAX)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                 raise ValueError((error.details() or "").removeprefix(f"{method}: ")) from None

@@ -16,7 +16,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -25,7 +25,7 @@ from random import Random
 from extproc.supervise.output import Output
 from extproc.supervise.restarts import RestartPolicy, Restarts
 
-#: How often a death is looked for.
+#: How often a death is looked for where the system does not tell of it, and while one is waited for.
 TICK_S = 0.05
 #: How often readiness is asked while starting, and afterwards.
 ASK_STARTING_S, ASK_READY_S = 0.05, 1.0
@@ -211,23 +211,26 @@ class Child:
         """Until the process has ended; says how."""
         loop = asyncio.get_running_loop()
         began_s = answered_s = ask_s = loop.time()
-        while (code := process.poll()) is None:
-            if loop.time() >= ask_s:
-                answers = await self._answers()
-                now_s = loop.time()
-                if answers:
-                    answered_s = now_s
-                    self._now_ready(process, now_s - began_s)
-                elif self.state is ChildState.READY:
-                    self.state = ChildState.SILENT
-                    self._report(f"{self.spec.name}: does not answer")
-                silent_s_max = self.spec.ready_s_max if self.state is ChildState.STARTING else SILENT_S_MAX
-                if now_s - answered_s > silent_s_max:
-                    process.kill()
-                    await _gone(process, KILL_S_MAX)
-                    return f"did not answer for {silent_s_max:g} s and was killed"
-                ask_s = now_s + (ASK_STARTING_S if self.state is ChildState.STARTING else ASK_READY_S)
-            await asyncio.sleep(TICK_S)
+        with _end_of(process) as ended:
+            while (code := process.poll()) is None:
+                if loop.time() >= ask_s:
+                    answers = await self._answers()
+                    now_s = loop.time()
+                    if answers:
+                        answered_s = now_s
+                        self._now_ready(process, now_s - began_s)
+                    elif self.state is ChildState.READY:
+                        self.state = ChildState.SILENT
+                        self._report(f"{self.spec.name}: does not answer")
+                    silent_s_max = (
+                        self.spec.ready_s_max if self.state is ChildState.STARTING else SILENT_S_MAX
+                    )
+                    if now_s - answered_s > silent_s_max:
+                        process.kill()
+                        await _gone(process, KILL_S_MAX)
+                        return f"did not answer for {silent_s_max:g} s and was killed"
+                    ask_s = now_s + (ASK_STARTING_S if self.state is ChildState.STARTING else ASK_READY_S)
+                await ended(max(0.0, ask_s - loop.time()))
         return how_it_ended(code)
 
     async def _answers(self) -> bool:
@@ -251,6 +254,38 @@ class Child:
         self.state = ChildState.FAILED
         tail = "".join(f"\n  {self.spec.name} | {line}" for line in self.output.tail)
         return ChildFailedError(f"{self.spec.name} {why}" + (f". Its last lines:{tail}" if tail else ""))
+
+
+@contextlib.contextmanager
+def _end_of(process: subprocess.Popen[bytes]) -> Iterator[Callable[[float], Awaitable[None]]]:
+    """Something to wait with, for so many seconds or until the process has ended."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except (AttributeError, OSError):  # not Linux, or one that forbids it: looked for now and then
+        descriptor = None
+
+    async def wait(delay_s: float) -> None:
+        # Told of and not to be had yet would be asked for without a pause.
+        if descriptor is None or ended.is_set():
+            await asyncio.sleep(min(delay_s, TICK_S) or TICK_S)
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), delay_s)
+
+    if descriptor is not None:
+
+        def told() -> None:
+            loop.remove_reader(descriptor)
+            ended.set()
+
+        loop.add_reader(descriptor, told)
+    try:
+        yield wait
+    finally:
+        if descriptor is not None:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
 
 
 async def _gone(process: subprocess.Popen[bytes], s_max: float) -> bool:

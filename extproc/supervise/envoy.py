@@ -10,7 +10,7 @@ from pathlib import Path
 from extproc.extras import MissingExtraError, needed
 from extproc.supervise.asking import DRAIN_TIME_S
 
-#: Envoy warns at every start that sse_to_metadata is young; that is known.
+#: Envoy warns at every start of extensions that it calls young; those that we use are tried.
 QUIET_COMPONENTS = "misc:error"
 
 

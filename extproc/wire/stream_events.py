@@ -10,8 +10,8 @@ import re
 
 #: So much of what an engine says of an error is kept.
 ERROR_BYTES = 512
-#: Of a line that is longer only its head is kept until it is whole.
-LINE_BYTES, LINE_HEAD_BYTES = 4096, 512
+#: Of a line that is longer only its head and its last bytes are kept until it is whole.
+LINE_BYTES, LINE_HEAD_BYTES, LINE_TAIL_BYTES = 4096, 512, 1024
 
 # In generated text quotes and line ends are escaped, so that no text can look like these.
 _ERROR = re.compile(rb'"error"\s*:\s*[{"]|"object"\s*:\s*"error"|^error: ')
@@ -47,7 +47,8 @@ class StreamEvents:
         if not piece:
             return
         *lines, rest = (self._rest + piece).split(b"\n")
-        self._rest = rest[:LINE_HEAD_BYTES] if len(rest) > LINE_BYTES else rest
+        long = len(rest) > LINE_BYTES
+        self._rest = rest[:LINE_HEAD_BYTES] + rest[-LINE_TAIL_BYTES:] if long else rest
         for line in lines:
             if not self.error and (said := error_in(line)):
                 self.error = said

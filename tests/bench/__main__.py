@@ -25,6 +25,7 @@ import bench_commands
 import bench_decide
 import bench_first_token
 import bench_fairness
+import bench_filters
 import bench_fleet
 import bench_gateway
 import bench_idle
@@ -40,6 +41,7 @@ import bench_sim
 import bench_telemetry
 import bench_tenants
 import bench_tracing
+import bench_up
 from rows import Row
 
 BENCHES = {
@@ -49,6 +51,8 @@ BENCHES = {
     "prefix": bench_prefix.run,
     "bodies": bench_bodies.run,
     "gateway": bench_gateway.run,
+    "filters": bench_filters.run,
+    "up": bench_up.run,
     "first_token": bench_first_token.run,
     "fleet": bench_fleet.run,
     "reload": bench_reload.run,

@@ -1,7 +1,8 @@
-"""What the service adds to a request, against the same Envoy without it, in one run.
+"""What the whole costs: Envoy alone, with a no-op ext_proc service, with Steersman, in one run.
 
-The second Envoy has the same configuration less ext_proc and access log, and goes straight to the
-pool. Blocks of requests alternate between the two, so that a noisy neighbour hits both.
+Blocks of requests alternate between them, so that a noisy neighbour hits all. CPU per request is the figure
+that holds on a shared machine; added times hold as a ratio; the best rate is that of the whole machine, load
+and engines included, where that has fewer than four quiet cores.
 """
 
 from __future__ import annotations
@@ -9,122 +10,156 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, field
 
-import yaml
-from gateway import KEYS, Child, Gateway, envoy_binary, free_ports, wait_for
-from load import Load, request_bytes, static_upstream
+import uvloop
+from gateway import KEYS
+from load import Load, request_bytes
 from rows import Row, cpu_ns, percentile
+from variants import ALONE, NOOP, OURS, Variant, variants
 
-BLOCKS = 6
-CLOSED_PER_BLOCK = 250
-RATE_PER_S, OPEN_SECONDS = 200.0, 4.0
-PROMPT_BYTES = 1_000
+BLOCKS = 3
+#: One after the other, in a block.
+CLOSED = 150
+OPEN_S = 2.0
+CONNECTIONS, SATURATED_S = 64, 2.0
+
+ADDED_C1_MS, ADDED_OPEN_MS, ADDED_P99_MS = 1.2, 2.0, 5.0
+STREAM_TIMES_ALONE, STREAM_PLUS_US = 1.5, 800.0
+LARGE_US = 4_000.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is asked, and how often a second in the open loop."""
+
+    name: str
+    prompt_bytes: int
+    rate_per_s: float
+    stream: bool = False
+
+    def request(self) -> bytes:
+        """One such request."""
+        said = {"stream": True} if self.stream else {}
+        messages = [{"role": "user", "content": "x" * self.prompt_bytes}]
+        body = json.dumps({**said, "model": "m", "messages": messages})
+        return request_bytes(body.encode(), KEYS["acme"])
+
+
+KINDS = (
+    Kind("plain", 1_000, 200.0),
+    Kind("stream of 16", 1_000, 200.0, stream=True),
+    Kind("400 KB", 400_000, 40.0),
+)
+
+
+@dataclass
+class Measured:
+    """One variant's figures for one kind of request."""
+
+    closed_ms: list[float] = field(default_factory=list)
+    open_ms: list[float] = field(default_factory=list)
+    #: CPU per request in the open loop, block by block; Envoy's, the service's.
+    envoy_us: list[float] = field(default_factory=list)
+    service_us: list[float] = field(default_factory=list)
+    #: Both together, at saturation.
+    saturated_us: list[float] = field(default_factory=list)
+    best_per_s: list[float] = field(default_factory=list)
+    failed: int = 0
+    refused: int = 0
+
+    @property
+    def whole_us(self) -> float:
+        """Envoy's and the service's, in the open loop."""
+        return _median(self.envoy_us) + _median(self.service_us)
 
 
 def run() -> Iterator[Row]:
-    """Yield latencies in milliseconds and CPU in microseconds."""
-    yield from asyncio.run(_measure())
+    """Yield microseconds of CPU, milliseconds added and requests a second, each beside its aim."""
+    with variants() as found:
+        yield from uvloop.run(_measure(found))
 
 
-def _without_service(bootstrap: dict[str, Any], port: int, admin_port: int) -> dict[str, Any]:
-    """The same Envoy, deciding nothing: no ext_proc, no access log, straight to the pool."""
-    plain: dict[str, Any] = json.loads(json.dumps(bootstrap))
-    listener = plain["static_resources"]["listeners"][0]
-    listener["address"]["socket_address"]["port_value"] = port
-    plain["admin"]["address"]["socket_address"]["port_value"] = admin_port
-    for chain in listener["filter_chains"]:
-        for network_filter in chain["filters"]:
-            manager = network_filter["typed_config"]
-            manager.pop("access_log", None)
-            manager["http_filters"] = [
-                each for each in manager["http_filters"] if "ext_proc" not in each["name"]
-            ]
-    return plain
+def _median(values: list[float]) -> float:
+    return percentile(values, 0.5)
 
 
-async def _measure() -> list[Row]:
-    addresses, servers = await static_upstream(4)
-    pools = {"chat": {"models": ["m"], "addresses": addresses}}
-    gateway = Gateway(pools, gateway={"failure_mode": "open", "debug_headers": False})
-    with gateway:
-        port, admin_port = free_ports(2)
-        bootstrap = yaml.safe_load((gateway.folder / "envoy.yaml").read_text())
-        plain_file = gateway.folder / "plain.yaml"
-        plain_file.write_text(yaml.safe_dump(_without_service(bootstrap, port, admin_port)))
-        plain = Child(
-            "plain",
-            [
-                envoy_binary(),
-                "-c",
-                str(plain_file),
-                "--disable-hot-restart",
-                "--concurrency",
-                "2",
-                "-l",
-                "error",
-            ],
-            gateway.folder,
-        )
-        plain.start()
-        try:
-            body = json.dumps(
-                {"model": "m", "messages": [{"role": "user", "content": "x" * PROMPT_BYTES}]}
-            ).encode()
-            return await _alternate(gateway, plain, port, request_bytes(body, KEYS["acme"]))
-        finally:
-            plain.stop()
-            for server in servers:
-                server.close()
+def _spent(variant: Variant) -> tuple[int, int]:
+    return cpu_ns(variant.envoy_pid), cpu_ns(variant.service_pid) if variant.service_pid else 0
 
 
-async def _alternate(gateway: Gateway, plain: Child, plain_port: int, request: bytes) -> list[Row]:
-    loads = {"with": Load(gateway.port), "without": Load(plain_port)}
-    await asyncio.to_thread(wait_for, "the plain Envoy", lambda: _listens(plain_port))
-    for load in loads.values():
-        await load.closed(request, 100)  # warm
-    closed: dict[str, list[float]] = {"with": [], "without": []}
-    opened: dict[str, list[float]] = {"with": [], "without": []}
-    service_ns = requests = 0
-    for _ in range(BLOCKS):
+async def _measure(found: list[Variant]) -> list[Row]:
+    rows: list[Row] = []
+    for kind in KINDS:
+        request = kind.request()
+        measured = {variant.name: Measured() for variant in found}
+        loads = {variant.name: Load(variant.port) for variant in found}
+        for load in loads.values():
+            await load.closed(request, 50)  # warm
+        for block in range(BLOCKS):
+            turn = block % len(found)
+            for variant in found[turn:] + found[:turn]:
+                await _block(variant, loads[variant.name], kind, request, measured[variant.name])
         for name, load in loads.items():
-            before = cpu_ns(gateway.service.pid)
-            closed[name] += await load.closed(request, CLOSED_PER_BLOCK)
-            if name == "with":
-                service_ns += cpu_ns(gateway.service.pid) - before
-                requests += CLOSED_PER_BLOCK
-    open_ns = open_requests = 0
-    for _ in range(2):
-        for name, load in loads.items():
-            before = cpu_ns(gateway.service.pid)
-            took = await load.open(request, RATE_PER_S, OPEN_SECONDS)
-            opened[name] += took
-            if name == "with":
-                open_ns += cpu_ns(gateway.service.pid) - before
-                open_requests += len(took)
-    failed = sum(load.failed for load in loads.values())
-    for load in loads.values():
-        load.close()
-    rows = []
-    for label, figures in (("concurrency 1", closed), (f"{RATE_PER_S:g} requests/s", opened)):
-        for share in (0.5, 0.99):
-            with_ms, without_ms = (percentile(figures[name], share) for name in ("with", "without"))
-            name = f"{label}, p{share * 100:g}"
-            rows += [
-                Row(f"Envoy alone, {name}", without_ms, "ms"),
-                Row(f"Envoy with Steersman, {name}", with_ms, "ms"),
-                Row(f"added by Steersman, {name}", with_ms - without_ms, "ms"),
-            ]
-    rows += [
-        Row("service CPU per request, concurrency 1", service_ns / requests / 1e3, "µs"),
-        Row(f"service CPU per request, {RATE_PER_S:g} requests/s", open_ns / open_requests / 1e3, "µs"),
-        Row("requests failed", float(failed), "", 0.0),
-    ]
+            measured[name].failed, measured[name].refused = load.failed, load.refused
+            load.close()
+        _print(kind, measured)
+        rows += _rows(kind, measured)
     return rows
 
 
-def _listens(port: int) -> bool:
-    import socket
+async def _block(variant: Variant, load: Load, kind: Kind, request: bytes, into: Measured) -> None:
+    into.closed_ms += await load.closed(request, CLOSED)
+    before = _spent(variant)
+    took = await load.open(request, kind.rate_per_s, OPEN_S)
+    await asyncio.sleep(0.1)  # what comes after an answer is part of what it costs
+    envoy, service = (b - a for a, b in zip(before, _spent(variant), strict=True))
+    into.open_ms += took
+    into.envoy_us.append(envoy / 1e3 / max(1, len(took)))
+    into.service_us.append(service / 1e3 / max(1, len(took)))
+    before = _spent(variant)
+    rate = await load.saturate(request, CONNECTIONS, SATURATED_S)
+    spent = sum(_spent(variant)) - sum(before)
+    into.best_per_s.append(rate)
+    into.saturated_us.append(spent / 1e3 / max(1.0, rate * SATURATED_S))
+    await asyncio.sleep(0.2)
 
-    with socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
+
+def _print(kind: Kind, measured: dict[str, Measured]) -> None:
+    at = f"{kind.rate_per_s:g}/s"
+    print(f"\n{kind.name}: CPU per request in µs, times in ms")
+    print(
+        f"{'':26}{'Envoy':>8}{'service':>9}{'whole':>8}{'full':>8}{'p50 c=1':>9}{'p50 ' + at:>10}"
+        f"{'p99 ' + at:>10}{'best/s':>9}{'failed':>8}{'429':>5}"
+    )
+    for name, m in measured.items():
+        print(
+            f"{name:26}{_median(m.envoy_us):8.0f}{_median(m.service_us):9.0f}{m.whole_us:8.0f}"
+            f"{_median(m.saturated_us):8.0f}{_median(m.closed_ms):9.2f}{_median(m.open_ms):10.2f}"
+            f"{percentile(m.open_ms, 0.99):10.2f}{max(m.best_per_s):9.0f}{m.failed:8}{m.refused:5}"
+        )
+
+
+def _rows(kind: Kind, measured: dict[str, Measured]) -> Iterator[Row]:
+    alone, noop = measured[ALONE], measured[NOOP]
+    plain, at = kind.name == "plain", f"{kind.rate_per_s:g}/s"
+    if plain:
+        cpu_aim = noop.whole_us
+    elif kind.stream:
+        cpu_aim = STREAM_TIMES_ALONE * alone.whole_us + STREAM_PLUS_US
+    else:
+        cpu_aim = LARGE_US
+    for name in (NOOP, *OURS):
+        m, ours, said = measured[name], name != NOOP, f"{kind.name}, {name}"
+        added = {
+            "p50, concurrency 1": (_median(m.closed_ms) - _median(alone.closed_ms), ADDED_C1_MS),
+            f"p50, {at}": (_median(m.open_ms) - _median(alone.open_ms), ADDED_OPEN_MS),
+            f"p99, {at}": (percentile(m.open_ms, 0.99) - percentile(alone.open_ms, 0.99), ADDED_P99_MS),
+        }
+        yield Row(f"{said}: CPU, Envoy + service", m.whole_us, "µs", cpu_aim if ours else None)
+        yield Row(f"{said}: CPU, service", _median(m.service_us), "µs")
+        for what, (value, aim) in added.items():
+            yield Row(f"{said}: added, {what}", value, "ms", aim if ours and plain else None)
+        least = max(noop.best_per_s) if ours and plain else None
+        yield Row(f"{said}: best", max(m.best_per_s), "/s", least, more=True)
+        yield Row(f"{said}: failed", float(m.failed), "", 0.0)

@@ -5,29 +5,35 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from typing import cast
 
 
 class _Client(asyncio.Protocol):
-    """One keep-alive connection; one request at a time; answers carry a content-length."""
+    """One keep-alive connection; one request at a time; answers carry a content-length or come in chunks."""
 
     def __init__(self) -> None:
         self.buffer = bytearray()
         self.waiter: asyncio.Future[int] | None = None
         self.transport: asyncio.Transport | None = None
+        self.first_s: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
         end = self.buffer.find(b"\r\n\r\n")
         if end < 0:
             return
+        if self.first_s is None and len(self.buffer) > end + 4:
+            self.first_s = time.perf_counter()
         head = bytes(self.buffer[:end]).lower()
         at = head.find(b"content-length:")
-        length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
-        if len(self.buffer) >= end + 4 + length and self.waiter is not None and not self.waiter.done():
+        if at >= 0:
+            whole = len(self.buffer) >= end + 4 + int(head[at + 15 :].split(b"\r\n", 1)[0])
+        else:
+            whole = b"transfer-encoding: chunked" not in head or self.buffer.endswith(b"\r\n0\r\n\r\n")
+        if whole and self.waiter is not None and not self.waiter.done():
             status = int(head.split(b" ", 2)[1])
             self.buffer.clear()
             self.waiter.set_result(status)
@@ -39,7 +45,7 @@ class _Client(asyncio.Protocol):
     async def send(self, request: bytes) -> int:
         """Send, and wait for the status of the whole answer; 0 for a lost connection."""
         assert self.transport is not None
-        self.waiter = asyncio.get_running_loop().create_future()
+        self.waiter, self.first_s = asyncio.get_running_loop().create_future(), None
         self.transport.write(request)
         return await self.waiter
 
@@ -52,8 +58,7 @@ class _Static(asyncio.Protocol):
         self.buffer = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -94,12 +99,13 @@ def request_bytes(body: bytes, key: str) -> bytes:
 
 
 class Load:
-    """Connections to one address."""
+    """Connections to one address. Latencies are to the body's first byte: of a stream, its first token."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.free: deque[_Client] = deque()
-        self.failed = 0
+        #: Refused is what was answered 429; failed whatever else was no 200.
+        self.failed = self.refused = 0
 
     async def _client(self) -> _Client:
         if self.free:
@@ -112,9 +118,13 @@ class Load:
         client = await self._client()
         began = time.perf_counter()
         status = await client.send(request)
-        into.append((time.perf_counter() - began) * 1e3)
-        if status == 200:
+        ended = time.perf_counter() if client.first_s is None else client.first_s
+        if status in (200, 429):
             self.free.append(client)
+        if status == 200:
+            into.append((ended - began) * 1e3)
+        elif status == 429:
+            self.refused += 1
         else:
             self.failed += 1
 
@@ -137,6 +147,32 @@ class Load:
             tasks.append(asyncio.create_task(self._one(request, took)))
         await asyncio.gather(*tasks)
         return took
+
+    async def some(self, request: bytes, count: int, connections: int) -> list[float]:
+        """`count` requests, so many at a time; latencies in milliseconds."""
+        took: list[float] = []
+        left = count
+
+        async def each() -> None:
+            nonlocal left
+            while left > 0:
+                left -= 1
+                await self._one(request, took)
+
+        await asyncio.gather(*(each() for _ in range(connections)))
+        return took
+
+    async def saturate(self, request: bytes, connections: int, seconds: float) -> float:
+        """As many as go through, one after the other on each connection: those served, a second."""
+        took: list[float] = []
+        began = time.perf_counter()
+
+        async def some() -> None:
+            while time.perf_counter() - began < seconds:
+                await self._one(request, took)
+
+        await asyncio.gather(*(some() for _ in range(connections)))
+        return len(took) / (time.perf_counter() - began)
 
     def close(self) -> None:
         """Drop the connections."""

@@ -15,19 +15,19 @@ from extproc.core.slo import ClassSpec, sample_of
 
 @dataclass(frozen=True)
 class Row:
-    """One figure; `aim` is what was hoped for, in the same unit (lower is better), if anything."""
+    """One figure; `aim` is what was hoped for, in the same unit: no more than it, or at least it (`more`)."""
 
     name: str
     value: float
     unit: str
     aim: float | None = None
+    more: bool = False
 
     def __str__(self) -> str:
-        aim = (
-            ""
-            if self.aim is None
-            else f"  (aim {self.aim:g}: {'met' if self.value <= self.aim else 'MISSED'})"
-        )
+        aim = ""
+        if self.aim is not None:
+            met = self.value >= self.aim if self.more else self.value <= self.aim
+            aim = f"  (aim {'≥ ' if self.more else ''}{self.aim:g}: {'met' if met else 'MISSED'})"
         return f"{self.name:<66} {self.value:>10.2f} {self.unit}{aim}"
 
 

@@ -79,7 +79,7 @@ def test_every_header_of_the_contract_is_stripped_first() -> None:
 def test_filters_stand_in_the_order_that_the_response_needs() -> None:
     """Backwards: usage is read before it is taken out, and a JSON body is timed before it is held back."""
     names = [each["name"].rpartition(".")[2] for each in manager(tree())["http_filters"]]
-    assert names == ["identity", "buffer", "ext_proc", "json_to_metadata", "lua", "sse_to_metadata", "router"]
+    assert names == ["identity", "buffer", "ext_proc", "json_to_metadata", "lua", "router"]
 
 
 def test_no_response_byte_goes_to_the_service() -> None:

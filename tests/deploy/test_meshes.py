@@ -153,7 +153,7 @@ def test_istios_gateway_has_our_way(root: Path) -> None:
     bootstrap = _patched(_istio_bootstrap(8080, 9901), patches)
     manager = bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     names = [each["name"].rpartition(".")[2] for each in manager["http_filters"]]
-    ours = ["identity", "buffer", "ext_proc", "json_to_metadata", "lua", "sse_to_metadata"]
+    ours = ["identity", "buffer", "ext_proc", "json_to_metadata", "lua"]
     assert names == ["stand_in", *ours, "router"]
     assert [r["name"] for r in manager["route_config"]["virtual_hosts"][0]["routes"]] == [
         "decided.whole",

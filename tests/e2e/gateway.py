@@ -121,10 +121,14 @@ class Gateway:
         unix: bool = False,
         mode: str = "static",
         services: int = 1,
+        concurrency: int = 2,
         service_script: Path | None = None,
         **sections: Any,
     ) -> None:
-        """`services` of them decide side by side; `service_script` runs in `steersman serve`'s place."""
+        """`services` of them decide side by side; `service_script` runs in `steersman serve`'s place.
+
+        Envoy has `concurrency` threads.
+        """
         self.mode = mode
         self.folder = Path(tempfile.mkdtemp(prefix="steersman-e2e-"))
         self.port, self.admin_port, *service_ports = free_ports(2 + services)
@@ -182,7 +186,7 @@ class Gateway:
                 str(self.folder / "envoy.yaml"),
                 "--disable-hot-restart",
                 "--concurrency",
-                "2",
+                str(concurrency),
                 "--log-level",
                 "warning",
             ],

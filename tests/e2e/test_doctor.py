@@ -214,7 +214,7 @@ def test_the_text_names_what_is_well_and_ends_with_a_count(fresh: Gateway) -> No
             "envoy.filter-order",
             "error",
             "lua → json_to_metadata",
-            "json_to_metadata → lua → sse_to_metadata",
+            "json_to_metadata → lua → router",
         ),
         (unlogged, "envoy.access-log", "error", "no gRPC access log", "envoy.access_loggers.http_grpc"),
         (

@@ -1,9 +1,9 @@
 -- What passes of a response: when its first output came, how many events
--- a stream has had, and what it says of an error. Envoy's response headers are not the first token,
--- because an engine may send them long before it begins to generate.
+-- a stream has had, its tokens by the engine's count, and what it says of an error. Envoy's response headers
+-- are not the first token, because an engine may send them long before it begins to generate.
 --
 -- A whole answer costs one call: the loop is left at its first chunk. Of a stream the lines are looked
--- through, and no more: the events are counted, not read. Lines that begin with ":" are SSE comments, which
+-- through, and no more: the events are counted, not read, but for those with the engine's counts. Lines that begin with ":" are SSE comments, which
 -- engines send to keep a waiting connection alive, and are no output.
 --
 -- In generated text quotes and line ends are escaped, so that no text can look like what is looked for.
@@ -11,8 +11,9 @@
 -- So much of what an engine says of an error is noted.
 local ERROR_BYTES = @ERROR_BYTES@
 
--- Of a line that is longer than this only its head is kept until it is whole.
-local LINE_BYTES, LINE_HEAD_BYTES = 4096, 512
+-- Of a line that is longer than this only its head and its last bytes are kept until it is whole. TGI's last
+-- event repeats the whole text, and ends with the counts.
+local LINE_BYTES, LINE_HEAD_BYTES, LINE_TAIL_BYTES = 4096, 512, 1024
 -- An event longer than this is not held back until it is whole, and from then on nothing is taken out.
 local HELD_BYTES = @HELD_BYTES@
 
@@ -23,6 +24,15 @@ local EVENT_OPTIONS = {
   ["send_xff"] = false,
   ["trace_sampled"] = false,
 }
+
+-- What is counted: the object of an event that says it, the name in there, and the name that it is noted by.
+local COUNTS = {
+@COUNTS@
+}
+for _, each in ipairs(COUNTS) do
+  each.named, each.object = '"' .. each[1] .. '"', '"' .. each[1] .. '"%s*:%s*(%b{})'
+  each.count, each.key = '"' .. each[2] .. '"%s*:%s*(%d+)', each[3]
+end
 
 local function answers_well(handle)
   local headers = handle:headers()
@@ -74,16 +84,57 @@ local function is_bare_later(event)
   return event:find("^data:%s*%[DONE%]") or event:find('"choices":[]', 1, true) or event:find('"choices": []', 1, true)
 end
 
+-- The counts of one event, where it has some.
+local function counts_in(found, line)
+  if not line:find('"choices"', 1, true) then
+    -- TGI's events are numbered; so are choices, which are no events.
+    local index = line:match('"index"%s*:%s*(%d+)')
+    if index then
+      found.counts["@INDEX_KEY@"] = tonumber(index)
+    end
+  end
+  for _, each in ipairs(COUNTS) do
+    local at = line:find(each.named, 1, true)
+    local object = at and line:match(each.object, at)
+    local count = object and object:match(each.count)
+    if count then
+      found.counts[each.key] = tonumber(count)
+    end
+  end
+end
+
+-- An object of this name; what many engines write is `"usage":null`.
+local function has(text, named, object)
+  local at = text:find(named, 1, true)
+  return at and text:find(object, at)
+end
+
+-- Whether all that these lines hold is choices with tokens.
+local function is_usual(text)
+  return text:find('"choices"', 1, true)
+    and not text:find("error", 1, true)
+    and not text:find("[DONE]", 1, true)
+    and not text:find('"choices":[]', 1, true)
+    and not text:find('"choices": []', 1, true)
+    and not has(text, '"usage"', '"usage"%s*:%s*{')
+    and not has(text, '"timings"', '"timings"%s*:%s*{')
+end
+
 -- Looks through the lines that are whole; answers what has come of one that is not. `found` is the stream's:
--- its events that held a token, its error and its end.
+-- its events that held a token, its counts, its error and its end.
 local function look_through(found, text)
   local at = 1
+  local usual = found.count > 0 and is_usual(text)
   while true do
     local line_end = text:find("\n", at, true)
     if not line_end then
       break
     end
-    if line_end > at + 5 then
+    if usual then
+      if line_end > at + 5 and text:find("^data:", at) then
+        found.count = found.count + 1
+      end
+    elseif line_end > at + 5 then
       local line = text:sub(at, line_end - 1)
       local failure = not found.failure and error_in(line)
       if failure then
@@ -94,12 +145,13 @@ local function look_through(found, text)
         elseif line:find("^data:%s*%[DONE%]") then
           found.done = true
         end
+        counts_in(found, line)
       end
     end
     at = line_end + 1
   end
   local rest = at > 1 and text:sub(at) or text
-  return #rest > LINE_BYTES and rest:sub(1, LINE_HEAD_BYTES) or rest
+  return #rest > LINE_BYTES and rest:sub(1, LINE_HEAD_BYTES) .. rest:sub(-LINE_TAIL_BYTES) or rest
 end
 
 -- Tells the service that decided: a gRPC unary call whose message is empty.
@@ -165,7 +217,7 @@ function envoy_on_response(handle)
     handle:streamInfo():dynamicMetadata():set("@OBSERVED_NAMESPACE@", key, value)
   end
   local begun, rest = false, ""
-  local found = { count = 0, failure = nil, done = false }
+  local found = { count = 0, counts = {}, failure = nil, done = false }
   for chunk in handle:bodyChunks() do
     local length = chunk:length()
     local text = length > 0 and chunk:getBytes(0, length) or ""
@@ -209,6 +261,10 @@ function envoy_on_response(handle)
         -- Each time: a client that leaves takes the loop with it.
         if found.count > count then
           note("@EVENTS_KEY@", found.count)
+        end
+        for key, value in pairs(found.counts) do
+          note(key, value)
+          found.counts[key] = nil
         end
         if found.failure and not failed then
           note("@ERROR_KEY@", found.failure)

@@ -12,7 +12,7 @@ from extproc.doctor import dump
 from extproc.doctor.evidence import NOT_ASKED, EnvoySeen, Evidence, Failed
 from extproc.doctor.finding import Check, Said, error, note, warning
 
-#: sse_to_metadata with content parsers, and override_host by metadata, as this project uses them.
+#: override_host by metadata, and the Lua filter's calls, as this project uses them.
 VERSION_MIN: Final = (1, 37)
 #: What the end-to-end tests run.
 VERSION_TRIED: Final = (1, 40)
@@ -181,8 +181,7 @@ def counting(evidence: Evidence) -> Iterator[Said]:
     """The filters that see token counts and the first chunk."""
     needed = {
         dump.JSON_COUNTS: "tokens of whole answers are not counted",
-        dump.SSE_COUNTS: "tokens of streams are not counted",
-        dump.LUA: "first tokens are not told",
+        dump.LUA: "first tokens are not told, and tokens of streams not counted",
         dump.BUFFER: "bodies are not bounded before the decision",
     }
     for manager in _managers(evidence):
