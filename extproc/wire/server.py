@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from extproc.core.contract import EVENT_METHOD, EVENT_SERVICE
 from extproc.core.outcome import Outcome
@@ -24,6 +24,9 @@ from extproc.wire.health import HEALTH, HealthService
 from extproc.wire.picker import Picker
 from extproc.wire.processor import Processor
 from extproc.wire.tls import TlsFiles
+
+if TYPE_CHECKING:
+    from extproc.wire.http2 import Http2Transport
 
 __all__ = ["ACCESS_LOG", "EXT_PROC", "HEALTH", "BindError", "Server"]
 
@@ -83,14 +86,25 @@ class Server:
             ),
             **self.health.methods,
         }
-        make, self.transport = _transport(transport)
-        self._transport: Transport = make(
-            methods,
-            message_bytes_max=message_bytes_max + MESSAGE_SLACK_BYTES,
-            tokens=TokenCheck(tokens, open_to_all=OPEN_TO_ALL, refused=self._refused) if tokens else None,
-            tls=tls,
-            handlers=handlers,
-        )
+        message_bytes_max += MESSAGE_SLACK_BYTES
+        check = TokenCheck(tokens, open_to_all=OPEN_TO_ALL, refused=self._refused) if tokens else None
+        http2 = _http2() if transport == "http2" else None
+        self._transport: Transport
+        if http2 is None:
+            self._transport = AioTransport(
+                methods, message_bytes_max=message_bytes_max, tokens=check, tls=tls, handlers=handlers
+            )
+        else:
+            self._transport = http2(
+                methods,
+                message_bytes_max=message_bytes_max,
+                tokens=check,
+                tls=tls,
+                handlers=handlers,
+                # Of each stream that is not decided one message: more are refused by their headers.
+                buffered_bytes_max=lambda: processor.decisions_concurrent_max * message_bytes_max,
+                count=self._reached,
+            )
 
     async def start(self, addresses: Sequence[str]) -> list[str]:
         """Listen; returns the addresses with the real ports. Raises BindError."""
@@ -130,6 +144,9 @@ class Server:
         except Exception as error:  # noqa: BLE001 (nor must a bad record lose the others of its message)
             self.processor.failed(error, "settling")
 
+    def _reached(self, bound: str) -> None:
+        self.processor.scheduler.counts[bound] += 1
+
     def _refused(self) -> None:
         self.processor.scheduler.counts["calls.unauthenticated"] += 1
 
@@ -158,16 +175,15 @@ class AccessLogCall:
         """What was read is settled."""
 
 
-def _transport(wanted: TransportName) -> tuple[Callable[..., Transport], TransportName]:
-    if wanted == "http2":
-        try:
-            from extproc.wire.http2 import Http2Transport
-        except ImportError as error:
-            log.warning(
-                "service.transport http2 cannot be had (%s): serving with grpcio, which costs more CPU; "
-                "install ngh2 for this platform, or set service.transport: grpcio",
-                error,
-            )
-        else:
-            return Http2Transport, "http2"
-    return AioTransport, "grpcio"
+def _http2() -> type[Http2Transport] | None:
+    """None where its package cannot be imported, which is said."""
+    try:
+        from extproc.wire.http2 import Http2Transport
+    except ImportError as error:
+        log.warning(
+            "service.transport http2 cannot be had (%s): serving with grpcio, which costs more CPU; "
+            "install ngh2 for this platform, or set service.transport: grpcio",
+            error,
+        )
+        return None
+    return Http2Transport

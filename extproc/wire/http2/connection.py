@@ -155,6 +155,10 @@ class Http2Connection(asyncio.Protocol):
     def wrote(self, stream: GrpcStream) -> None:
         """It has something to send: with what else this turn brings."""
         self._written.append(stream)
+        self.turn()
+
+    def turn(self) -> None:
+        """The session has something to send, such as a window's update."""
         if not self._busy and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._flush_soon)
@@ -164,6 +168,12 @@ class Http2Connection(asyncio.Protocol):
         return self._owner.buffered(more)
 
     # for who listens
+
+    def notify(self) -> None:
+        """Ask the peer to open no further streams here; those that it opens meanwhile are served."""
+        if not self._closing and self._transport is not None:
+            self._attempt(self.session.send_shutdown_notice)
+            self._flush()
 
     def go_away(self) -> None:
         """No further stream is taken; the connection ends with the last that runs."""
@@ -207,7 +217,7 @@ class Http2Connection(asyncio.Protocol):
         elif (begin := self._owner.method(path)) is None:
             stream.fail(GrpcStatus.UNIMPLEMENTED, "nothing is served at this path")
         else:
-            stream.begin(begin)
+            stream.begin(begin, fields.get(b"grpc-timeout"))
         if event.end_stream:
             stream.data(b"", end=True)
 
@@ -260,38 +270,38 @@ class Http2Connection(asyncio.Protocol):
         self._flush()
 
     def _flush(self) -> None:
-        """Send what there is, and tell whose words have left."""
+        """Send what there is in one write, and tell whose words have left."""
         if self._paused or self._busy or self._transport is None:
             return
-        self._busy = True
+        self._busy, out = True, list[bytes]()
         try:
             while True:
-                whole = self._send_out()
+                data = self.session.data_to_send(OUT_BYTES_MAX)
+                if data:
+                    out.append(data)
+                if len(data) == OUT_BYTES_MAX:
+                    self._write(out)
+                    if self._paused:
+                        break  # what is left stays in the session, bounded by what its streams may have
+                    continue
                 self._take_events()
-                if not whole or not self._written:
+                if not self._written:
                     break
                 self._tell()
+        except ngh2.NGH2Error as error:
+            self._close(f"{error}")
         finally:
             self._busy = False
+        self._write(out)
         if self._closing:
             self._transport.close()
         elif not self.streams:
             self._close_if_idle()
 
-    def _send_out(self) -> bool:
-        """Write what the session has; False where the peer's socket took no more."""
-        while True:
-            try:
-                out = self.session.data_to_send(OUT_BYTES_MAX)
-            except ngh2.NGH2Error as error:
-                self._close(f"{error}")
-                return False
-            if out:
-                self._transport.write(out)
-            if len(out) < OUT_BYTES_MAX:
-                return True
-            if self._paused:
-                return False
+    def _write(self, out: list[bytes]) -> None:
+        if out:
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            out.clear()
 
     def _tell(self) -> None:
         written, self._written = self._written, []

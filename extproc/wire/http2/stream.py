@@ -30,6 +30,9 @@ class Carrier(Protocol):
     def wrote(self, stream: GrpcStream) -> None:
         """It has something to send."""
 
+    def turn(self) -> None:
+        """The session has something to send, such as a window's update."""
+
     def buffered(self, more: int) -> bool:
         """So many bytes of unfinished messages more (or less) are kept; False where they are too many."""
 
@@ -132,20 +135,24 @@ class GrpcStream:
         """The handler has ceased to be busy by itself: it may have its next message."""
         if not self.over:
             self._guarded(self._parse)
+            self._carrier.turn()
 
     # What the connection tells.
 
-    def begin(self, begin: Begin) -> None:
-        """The call begins; a deadline that it names holds from here on."""
-        self.handler = begin(self)
-        for name, value in self._headers:
-            if name == b"grpc-timeout":
-                seconds = framing.timeout_s(value)
-                if seconds is None:
-                    self.fail(GrpcStatus.INVALID_ARGUMENT, "grpc-timeout is no time")
-                else:
-                    loop = asyncio.get_running_loop()
-                    self._timer = loop.call_later(seconds, self._too_late)
+    def begin(self, begin: Begin, timeout: bytes | None) -> None:
+        """The call begins; a deadline that it names (`grpc-timeout`) holds from here on."""
+        try:
+            self.handler = begin(self)
+        except Exception:
+            log.exception("a call could not begin")
+            self.fail(GrpcStatus.UNKNOWN, "a fault of the service")
+            return
+        if timeout is not None:
+            seconds = framing.timeout_s(timeout)
+            if seconds is None:
+                self.fail(GrpcStatus.INVALID_ARGUMENT, "grpc-timeout is no time")
+            else:
+                self._timer = asyncio.get_running_loop().call_later(seconds, self._too_late)
 
     def data(self, data: bytes, *, end: bool) -> None:
         """Bytes have come, and with `end` the last."""

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,23 @@ from extproc.wire.http2.bridge import Bridge
 from extproc.wire.http2.connection import ConnectionSettings, Http2Connection
 from extproc.wire.tls import TlsFiles
 
-log = logging.getLogger(__name__)
-
 #: Connections at once; an Envoy has one a worker thread and cluster.
 CONNECTIONS_MAX = 4_096
-#: Bytes of messages that are not whole yet, over all connections.
-BUFFERED_BYTES_MAX = 1024 * 1024 * 1024
+#: How long after the first GOAWAY, which asks for no further streams, the last one follows.
+NOTICE_S = 0.05
 TLS_HANDSHAKE_S = 10.0
 
 
+def _uncounted(_: str) -> None:
+    """Nobody counts."""
+
+
 class Http2Transport:
-    """The transport of calls.py over libnghttp2. `handlers` are generic ones of grpc's kind."""
+    """The transport of calls.py over libnghttp2. `handlers` are generic ones of grpc's kind.
+
+    `buffered_bytes_max` says how many bytes of messages that are not whole yet are kept over all connections;
+    `count` hears of each bound that was reached, by name.
+    """
 
     def __init__(
         self,
@@ -41,7 +46,8 @@ class Http2Transport:
         handlers: Sequence[Any] = (),
         settings: ConnectionSettings | None = None,
         connections_max: int = CONNECTIONS_MAX,
-        buffered_bytes_max: int = BUFFERED_BYTES_MAX,
+        buffered_bytes_max: Callable[[], int],
+        count: Callable[[str], None] = _uncounted,
     ) -> None:
         self.message_bytes_max, self.tokens = message_bytes_max, tokens
         self.settings = ConnectionSettings() if settings is None else settings
@@ -50,8 +56,7 @@ class Http2Transport:
         self._connections_max, self._buffered_bytes_max = connections_max, buffered_bytes_max
         self.connections: set[Http2Connection] = set()
         self.buffered_bytes = 0
-        #: Connections that were refused at the bound.
-        self.refused = 0
+        self._count = count
         self._servers: list[asyncio.Server] = []
         #: The unix sockets that are ours, with what tells them from a successor's.
         self._sockets: list[tuple[Path, int]] = []
@@ -85,6 +90,11 @@ class Http2Transport:
     async def stop(self, grace_s: float) -> None:
         """Take no more connections and calls; those that run may end for so long."""
         self._unlisten()
+        if self.connections:
+            for connection in tuple(self.connections):
+                connection.notify()
+            # What was on its way meanwhile is served as well.
+            await asyncio.sleep(min(NOTICE_S, grace_s))
         for connection in tuple(self.connections):
             connection.go_away()
         await self._all_gone(grace_s)
@@ -104,14 +114,15 @@ class Http2Transport:
     def buffered(self, more: int) -> bool:
         """So many bytes of unfinished messages more (or less); False where they are too many."""
         self.buffered_bytes += more
-        return self.buffered_bytes <= self._buffered_bytes_max
+        if more <= 0 or self.buffered_bytes <= self._buffered_bytes_max():
+            return True
+        self._count("bound.http2_buffered_bytes_max")
+        return False
 
     def opened(self, connection: Http2Connection) -> bool:
         """A connection has come; False where there are too many."""
         if len(self.connections) >= self._connections_max:
-            if not self.refused:
-                log.warning("%d connections are open: more are refused", self._connections_max)
-            self.refused += 1
+            self._count("bound.http2_connections_max")
             return False
         self.connections.add(connection)
         return True
