@@ -143,7 +143,7 @@ class AioCall:
                     data = await self._read()
                     if data is grpc.aio.EOF:
                         handler.sent_all()
-                        if not self._out and self._failed is None:
+                        if not self._out and self._failed is None and not handler.busy:
                             return
                     elif data is not None:
                         handler.message(data)

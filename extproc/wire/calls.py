@@ -56,7 +56,7 @@ class RpcHandler(Protocol):
         """What was written last has left whole: it is past the peer's windows."""
 
     def sent_all(self) -> None:
-        """The caller has no more to say. A call that is not answered by then ends with OK."""
+        """The caller has no more to say. A call that is neither answered nor busy after it ends with OK."""
 
     def closed(self) -> None:
         """The call is over, however it ended; nothing can be written. Told once, last."""

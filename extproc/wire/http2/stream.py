@@ -248,7 +248,7 @@ class GrpcStream:
                 self.fail(GrpcStatus.INTERNAL, "the stream ended within a message")
             else:
                 handler.sent_all()
-                if not self.ended:
+                if not self.ended and not handler.busy:
                     self.write((), end=True)
 
     def _acknowledge(self, amount: int) -> None:
