@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from extproc.core.contract import (
 )
 from extproc.core.fleet import PoolSpec
 from extproc.core.outcome import Outcome
+from extproc.core.scheduler import Scheduler
 from extproc.wire import server as server_module
 from extproc.wire.firsttoken import FirstToken
 from extproc.wire.picker import Picker
@@ -30,6 +31,7 @@ from tests.stand.waits import PATIENCE_S
 BODY = json.dumps({"prompt": "hello", "max_tokens": 5}).encode()
 HEADERS = envoy.headers("POST", "/v1/completions")
 TIMEOUT_S = PATIENCE_S / 2
+EXT_PROC_PATH = f"/{server_module.EXT_PROC}/Process"
 
 
 class Running:
@@ -76,10 +78,13 @@ def build(
     picker: PickerSettings | None = None,
     ready: Callable[[], bool] = lambda: True,
     transport: TransportName = "http2",
+    scheduler: Scheduler | None = None,
+    tokens: Collection[bytes] = (),
 ) -> tuple[Server, Processor, list[Outcome]]:
     endpoints = (("10.0.0.1:80", "", 64), ("10.0.0.2:80", "", 64))
     pool = PoolSpec(name="p", models=("m",), strategy="least_work", endpoints=endpoints)
-    scheduler = make_scheduler(pool)
+    if scheduler is None:
+        scheduler = make_scheduler(pool)
     processor = make_processor(scheduler, decisions_concurrent_max=64, body_bytes_max=100_000)
     settled: list[Outcome] = []
 
@@ -97,6 +102,7 @@ def build(
         picker=Picker(processor, picker, settle=take, first_token=lambda *_: None) if picker else None,
         ready=ready,
         transport=transport,
+        tokens=tokens,
     )
     return server, processor, settled
 
@@ -109,8 +115,10 @@ async def running(
     picker: PickerSettings | None = None,
     ready: Callable[[], bool] = lambda: True,
     transport: TransportName = "http2",
+    scheduler: Scheduler | None = None,
+    tokens: Collection[bytes] = (),
 ) -> AsyncIterator[Running]:
-    server, processor, settled = build(settle, first_token, picker, ready, transport)
+    server, processor, settled = build(settle, first_token, picker, ready, transport, scheduler, tokens)
     it = Running(server, processor, settled)
     (it.address,) = await server.start([address])
     async with grpc.aio.insecure_channel(it.address) as channel:
