@@ -80,7 +80,7 @@ class Server:
         self._settle = settle
         methods: Methods = {
             f"/{EXT_PROC}/Process": partial(DecisionCall, processor=processor, picker=picker),
-            f"/{ACCESS_LOG}/StreamAccessLogs": partial(AccessLogCall, take=self._take_records),
+            f"/{ACCESS_LOG}/StreamAccessLogs": partial(AccessLogCall, take=self.take_records),
             f"/{EVENT_SERVICE}/{EVENT_METHOD}": partial(
                 Unary, answer=FirstTokens(processor, first_token).receive
             ),
@@ -125,7 +125,8 @@ class Server:
         # What remains are Envoy's standing streams (access log, health watch): nothing is cut.
         await self._transport.stop(0.2)
 
-    def _take_records(self, data: bytes) -> None:
+    def take_records(self, data: bytes) -> None:
+        """Settle what a message of the access log tells."""
         try:
             for outcome in accesslog.read(
                 data, self.processor.seal, failed=self._lost_record, forged=self.processor.forged

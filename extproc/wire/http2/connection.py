@@ -280,8 +280,7 @@ class Http2Connection(asyncio.Protocol):
                 if data:
                     out.append(data)
                 if len(data) == OUT_BYTES_MAX:
-                    self._write(out)
-                    if self._paused:
+                    if not self._write(out):
                         break  # what is left stays in the session, bounded by what its streams may have
                     continue
                 self._take_events()
@@ -298,10 +297,12 @@ class Http2Connection(asyncio.Protocol):
         elif not self.streams:
             self._close_if_idle()
 
-    def _write(self, out: list[bytes]) -> None:
+    def _write(self, out: list[bytes]) -> bool:
+        """Whether the peer's socket takes more."""
         if out:
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
+        return not self._paused
 
     def _tell(self) -> None:
         written, self._written = self._written, []
