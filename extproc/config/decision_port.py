@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from extproc.config.section import Section
@@ -41,6 +43,9 @@ class Service(Section):
 
     listen: list[Listen] = Field(default=["127.0.0.1:50051"], min_length=1)
     """Where it serves gRPC to Envoy: ip:port or unix:/path, several allowed. Orders are not taken here."""
+    transport: Literal["http2", "grpcio"] = "http2"
+    """What carries the calls of Envoy there. 'http2' is libnghttp2 on the service's own event loop, several
+    times as cheap; 'grpcio' is gRPC's own, which is also taken where the package ngh2 cannot be imported."""
     run_dir: str | None = Field(default=None, pattern=r"^/")
     """The folder of the operators' socket (mode 0600) and of the key of its tickets. When left out it is the
     folder of the first of listen where that is a unix socket, else a private one of the user:

@@ -198,7 +198,8 @@ class App:
             picker=self.picking.picker,
             ready=lambda: self.roster.complete,
             tokens=[token.encode() for token in self._tokens],
-            credentials=tls_of(self.config),
+            tls=tls_of(self.config),
+            transport=self.config.service.transport,
         )
         self.addresses = await self.server.start(self.config.service.listen)
         try:

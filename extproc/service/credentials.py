@@ -11,17 +11,16 @@ import hashlib
 import logging
 import os
 import secrets
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import grpc
 
 from extproc.config.load import ConfigError, Problem
 from extproc.config.model import Config
 from extproc.config.places import SOCKET_PATH_BYTES_MAX, key_file, orders_socket, run_folder
 from extproc.wire.seal import KEY_BYTES, Seal
+from extproc.wire.tls import TlsFiles
 
 log = logging.getLogger(__name__)
 
@@ -52,20 +51,28 @@ def place_of(config: Config) -> RunFolder | None:
     return RunFolder(orders, key_file(folder, listen))
 
 
-def tls_of(config: Config) -> Any:
-    """gRPC's credentials of the decision port; None in the clear. Raises ConfigError."""
+def tls_of(config: Config) -> TlsFiles | None:
+    """The files of the decision port's TLS; None in the clear. Raises ConfigError where they are no good."""
     tls = config.service.tls
     if tls is None:
         return None
-    try:
-        chain = [(Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes())]
-        authority = Path(tls.client_ca).read_bytes() if tls.client_ca is not None else None
-    except OSError as error:
-        message = f"cannot be read: {error.strerror}"
-        raise ConfigError([Problem(str(error.filename), None, "service.tls", message)]) from error
-    return grpc.ssl_server_credentials(
-        chain, root_certificates=authority, require_client_auth=authority is not None
+    files = TlsFiles(
+        certificate=Path(tls.certificate),
+        key=Path(tls.key),
+        client_ca=Path(tls.client_ca) if tls.client_ca is not None else None,
     )
+    for file in filter(None, (files.key, files.certificate, files.client_ca)):
+        try:
+            file.read_bytes()
+        except OSError as error:
+            message = f"cannot be read: {error.strerror}"
+            raise ConfigError([Problem(str(file), None, "service.tls", message)]) from error
+    try:
+        files.context()
+    except ssl.SSLError as error:
+        message = f"is no certificate with its key (and authority), as PEM: {error.reason or error}"
+        raise ConfigError([Problem(str(files.certificate), None, "service.tls", message)]) from error
+    return files
 
 
 def seal_of(tokens: Sequence[str], file: Path | None) -> Seal:

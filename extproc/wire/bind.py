@@ -12,6 +12,8 @@ from typing import Any
 
 #: How long a unix socket may take to accept before it counts as somebody's.
 PROBE_S = 0.5
+#: Connections that wait to be accepted: Envoys come back together after a restart.
+BACKLOG = 1024
 
 
 class BindError(OSError):
@@ -25,13 +27,7 @@ def bind(server: Any, address: str, *, credentials: Any = None, private: bool = 
     """
     unix, setting = address.startswith("unix:"), "service.run_dir" if private else "service.listen"
     if unix:
-        path = Path(address.removeprefix("unix:"))
-        if not path.parent.is_dir():
-            raise BindError(f"cannot listen on {address}: {path.parent} is not a folder; make it first")
-        # grpc replaces any socket it finds: right for one left by a killed predecessor, but a living
-        # one would go on without its clients and know nothing of it.
-        if path.is_socket() and _answers(path):
-            raise BindError(_taken(address, setting))
+        _checked(address, setting)
     masked = os.umask(0o177) if private else None
     try:
         if credentials is None or unix:
@@ -44,6 +40,46 @@ def bind(server: Any, address: str, *, credentials: Any = None, private: bool = 
         if masked is not None:
             os.umask(masked)
     return address if unix else f"{address.rpartition(':')[0]}:{port}"
+
+
+def listening(address: str) -> socket.socket:
+    """A socket that is bound there, for whoever accepts on it. Raises BindError."""
+    where: str | tuple[str, int]
+    if address.startswith("unix:"):
+        path = _checked(address, "service.listen")
+        if path.is_socket():
+            path.unlink()  # a killed predecessor left it
+        bound, where = socket.socket(socket.AF_UNIX), str(path)
+    else:
+        host, _, port = address.rpartition(":")  # 0 is a port here: any that is free
+        host = host.strip("[]")
+        bound, where = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET), (host, int(port))
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if host == "::":
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # every address, as grpc has it
+    try:
+        bound.bind(where)
+        # Two sockets may share a bind with SO_REUSEADDR, but not a listen.
+        bound.listen(BACKLOG)
+    except OSError as error:
+        bound.close()
+        raise BindError(_taken(address, "service.listen")) from error
+    bound.setblocking(False)
+    return bound
+
+
+def _checked(address: str, setting: str) -> Path:
+    """A unix socket's path, in a folder, and nobody's who lives. Raises BindError.
+
+    grpc replaces any socket it finds, as we do: right for one left by a killed predecessor, but a living one
+    would go on without its clients and know nothing of it.
+    """
+    path = Path(address.removeprefix("unix:"))
+    if not path.parent.is_dir():
+        raise BindError(f"cannot listen on {address}: {path.parent} is not a folder; make it first")
+    if path.is_socket() and _answers(path):
+        raise BindError(_taken(address, setting))
+    return path
 
 
 def _taken(address: str, setting: str) -> str:

@@ -10,9 +10,9 @@ request or sent twice does no harm.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from extproc.core.contract import REFUSED_HEADER, RESERVATION_HEADER
+from extproc.wire.calls import RpcCall
 from extproc.wire.processor import Processor
 from extproc.wire.seal import EVENT
 
@@ -27,9 +27,9 @@ class FirstTokens:
         self._processor = processor
         self._first_token = first_token
 
-    async def receive(self, _: bytes, context: Any) -> bytes:
+    def receive(self, _: bytes, call: RpcCall) -> bytes:
         """Take one event; answers empty, whatever becomes of it."""
-        self.take(context.invocation_metadata())
+        self.take(call.metadata())
         return b""
 
     def take(self, metadata: Iterable[tuple[str, str]]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 
+from extproc.wire.aio import generic_handlers
 from extproc.wire.bind import bind
 from extproc.wire.health import HealthService
 
@@ -38,7 +39,7 @@ class OrdersServer:
         methods["Get"] = grpc.unary_unary_rpc_method_handler(get)
         self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", ORDER_BYTES_MAX)])
         self._server.add_generic_rpc_handlers(
-            (health.handler(), grpc.method_handlers_generic_handler(STATUS, methods))
+            (*generic_handlers(health.methods), grpc.method_handlers_generic_handler(STATUS, methods))
         )
 
     async def start(self, path: Path) -> None:

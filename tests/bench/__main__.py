@@ -42,6 +42,7 @@ import bench_telemetry
 import bench_tenants
 import bench_tracing
 import bench_up
+import bench_transport
 from rows import Row
 
 BENCHES = {
@@ -53,6 +54,7 @@ BENCHES = {
     "gateway": bench_gateway.run,
     "filters": bench_filters.run,
     "up": bench_up.run,
+    "transport": bench_transport.run,
     "first_token": bench_first_token.run,
     "fleet": bench_fleet.run,
     "reload": bench_reload.run,

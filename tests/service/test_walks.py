@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -155,14 +155,7 @@ class Played:
         """A record comes on the access log's stream."""
         data = self.request(lambda receive: receive())
 
-        async def messages() -> AsyncIterator[bytes]:
-            yield data
-
-        def play() -> None:
-            with pytest.raises(StopIteration):
-                self.server._access_log(messages(), None).send(None)
-
-        watched(play)
+        watched(lambda: self.server.take_records(data))
 
     def report(self, watched: Callable[[Callable[[], Any]], Any]) -> None:
         """A node's agent pushes its next report."""

@@ -1,0 +1,277 @@
+"""One call on one HTTP/2 stream: messages out of bytes for its handler, and what that writes into frames.
+
+Owns the bytes that wait: a handler that is busy is given nothing, and what comes meanwhile is not
+acknowledged, so that the peer's window bounds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import ngh2
+
+from extproc.wire.calls import Begin, GrpcStatus, RpcHandler
+from extproc.wire.http2 import framing
+
+log = logging.getLogger(__name__)
+
+
+class Carrier(Protocol):
+    """What a stream needs of its connection."""
+
+    session: ngh2.Connection
+    #: The largest message that is taken.
+    message_bytes_max: int
+
+    def wrote(self, stream: GrpcStream) -> None:
+        """It has something to send."""
+
+    def turn(self) -> None:
+        """The session has something to send, such as a window's update."""
+
+    def buffered(self, more: int) -> bool:
+        """So many bytes of unfinished messages more (or less) are kept; False where they are too many."""
+
+
+class GrpcStream:
+    """The `RpcCall` of one stream."""
+
+    __slots__ = (
+        "_buffer",
+        "_carrier",
+        "_headers",
+        "_held",
+        "_peer_done",
+        "_started",
+        "_timer",
+        "ended",
+        "handler",
+        "id",
+        "over",
+    )
+
+    def __init__(self, carrier: Carrier, id_: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        self._carrier, self.id, self._headers = carrier, id_, headers
+        self.handler: RpcHandler | None = None
+        #: Bytes that are no whole message yet, or whose turn has not come; how many are unacknowledged.
+        self._buffer = bytearray()
+        self._held = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._started = self._peer_done = False
+        #: Nothing more is written; and nothing at all happens any more.
+        self.ended = self.over = False
+
+    # The call, as its handler sees it.
+
+    def metadata(self) -> Iterable[tuple[str, str]]:
+        """What the caller sent beside its messages."""
+        return [
+            (name.decode("ascii", "replace"), value.decode("ascii", "replace"))
+            for name, value in self._headers
+            if not name.startswith(b":")
+        ]
+
+    def write(self, messages: Sequence[bytes], *, end: bool = False) -> None:
+        """Send these, and with `end` the trailers of a call that ended well."""
+        if self.ended:
+            return
+        session, id_, started = self._carrier.session, self.id, self._started
+        self._started, self.ended = True, end
+        try:
+            if messages or not end:
+                if not started:
+                    session.send_response(id_, framing.RESPONSE)
+                for message in messages:
+                    session.send_data(id_, framing.framed(message))
+                if end:
+                    session.send_trailers(id_, framing.OK_TRAILERS)
+            elif started:
+                session.send_trailers(id_, framing.OK_TRAILERS)
+            else:
+                session.send_response(id_, framing.OK_ALONE, end_stream=True)
+        except ngh2.NGH2Error:
+            self._left()
+        else:
+            self._carrier.wrote(self)
+
+    def fail(self, status: GrpcStatus, message: str) -> None:
+        """End it with another status."""
+        said = framing.trailers(status, message)
+        if not self._started:
+            self.answer((*framing.RESPONSE, *said))
+        elif not self.ended:
+            self.ended = True
+            try:
+                self._carrier.session.send_trailers(self.id, said)
+            except ngh2.NGH2Error:
+                self._left()
+            else:
+                self._carrier.wrote(self)
+
+    def answer(self, headers: framing.Headers) -> None:
+        """End it with headers alone."""
+        if self.ended:
+            return
+        self._started = self.ended = True
+        try:
+            self._carrier.session.send_response(self.id, headers, end_stream=True)
+        except ngh2.NGH2Error:
+            self._left()
+        else:
+            self._carrier.wrote(self)
+
+    def _left(self) -> None:
+        """The caller has left in the very bytes that are being read: its end comes right behind, as an event.
+
+        Nothing was sent, so that nothing counts as delivered.
+        """
+        self.ended = True
+
+    def resume(self) -> None:
+        """The handler has ceased to be busy by itself: it may have its next message."""
+        if not self.over:
+            self._guarded(self._parse)
+            self._carrier.turn()
+
+    # What the connection tells.
+
+    def begin(self, begin: Begin, timeout: bytes | None) -> None:
+        """The call begins; a deadline that it names (`grpc-timeout`) holds from here on."""
+        try:
+            self.handler = begin(self)
+        except Exception:
+            log.exception("a call could not begin")
+            self.fail(GrpcStatus.UNKNOWN, "a fault of the service")
+            return
+        if timeout is not None:
+            seconds = framing.timeout_s(timeout)
+            if seconds is None:
+                self.fail(GrpcStatus.INVALID_ARGUMENT, "grpc-timeout is no time")
+            else:
+                self._timer = asyncio.get_running_loop().call_later(seconds, self._too_late)
+
+    def data(self, data: bytes, *, end: bool) -> None:
+        """Bytes have come, and with `end` the last."""
+        if end:
+            self._peer_done = True
+        handler = self.handler
+        if self.ended or handler is None:
+            self._acknowledge(len(data))
+            return
+        if handler.busy:
+            self._held += len(data)
+            self._keep(data)
+            return
+        self._acknowledge(len(data))
+        whole = len(data) - framing.PREFIX_BYTES
+        if (
+            not self._buffer
+            and 0 <= whole <= self._carrier.message_bytes_max
+            and int.from_bytes(data[: framing.PREFIX_BYTES], "big") == whole
+        ):
+            # One message in one frame, uncompressed: what nearly all are.
+            try:
+                handler.message(data[framing.PREFIX_BYTES :])
+            except Exception:  # noqa: BLE001 (as in _guarded)
+                self._failed()
+            if not self._peer_done:
+                return
+        elif data:
+            self._keep(data)
+        self._guarded(self._parse)
+
+    def flushed(self) -> None:
+        """What was written has left whole."""
+        if self.over:
+            return
+        if self.handler is not None:
+            try:
+                self.handler.sent()
+            except Exception:  # noqa: BLE001 (as in _guarded)
+                self._failed()
+        if self.ended:
+            if not self._peer_done:
+                # The caller need not send the rest: as gRPC's servers say it.
+                try:  # noqa: SIM105 (contextlib's costs more than the call)
+                    self._carrier.session.reset_stream(self.id, 0)
+                except ngh2.NGH2Error:
+                    pass  # it is over already
+        elif self._buffer or self._peer_done:
+            self._guarded(self._parse)
+
+    def close(self) -> None:
+        """The stream is no more."""
+        if self.over:
+            return
+        self.over = self.ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._buffer:
+            self._carrier.buffered(-len(self._buffer))
+            self._buffer.clear()
+        self._acknowledge(self._held)
+        if self.handler is not None:
+            self._guarded(self.handler.closed)
+
+    def _too_late(self) -> None:
+        self._timer = None
+        self.fail(GrpcStatus.DEADLINE_EXCEEDED, "the caller's deadline has passed")
+
+    def _keep(self, data: bytes) -> None:
+        self._buffer += data
+        if not self._carrier.buffered(len(data)):
+            self.fail(GrpcStatus.RESOURCE_EXHAUSTED, "the service holds as many bytes as it may")
+
+    def _parse(self) -> None:
+        """Give the handler what is whole, while it takes it."""
+        buffer, handler = self._buffer, self.handler
+        assert handler is not None
+        while not handler.busy and not self.ended:
+            if self._held:
+                self._acknowledge(self._held)
+                self._held = 0
+            if len(buffer) < framing.PREFIX_BYTES:
+                break
+            if buffer[0]:
+                self.fail(GrpcStatus.UNIMPLEMENTED, "messages are taken uncompressed alone")
+                return
+            length = int.from_bytes(buffer[1 : framing.PREFIX_BYTES], "big")
+            if length > self._carrier.message_bytes_max:
+                self.fail(GrpcStatus.RESOURCE_EXHAUSTED, f"a message of {length} bytes is too large")
+                return
+            end = framing.PREFIX_BYTES + length
+            if len(buffer) < end:
+                break
+            with memoryview(buffer) as view:
+                message = bytes(view[framing.PREFIX_BYTES : end])
+            del buffer[:end]
+            self._carrier.buffered(-end)
+            handler.message(message)
+        if self._peer_done and not handler.busy and not self.ended:
+            if buffer:
+                self.fail(GrpcStatus.INTERNAL, "the stream ended within a message")
+            else:
+                handler.sent_all()
+                if not self.ended and not handler.busy:
+                    self.write((), end=True)
+
+    def _acknowledge(self, amount: int) -> None:
+        if amount:
+            try:  # noqa: SIM105 (as in `flushed`)
+                self._carrier.session.acknowledge_received_data(amount, self.id)
+            except ngh2.NGH2Error:
+                pass  # the connection is over
+
+    def _guarded(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception:  # noqa: BLE001 (a fault of ours ends its own call, and no other)
+            self._failed()
+
+    def _failed(self) -> None:
+        log.exception("a call failed; it is ended")
+        if not self.over:
+            self.fail(GrpcStatus.UNKNOWN, "a fault of the service")
