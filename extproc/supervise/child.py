@@ -168,7 +168,8 @@ class Child:
         process = self._process
         if process is not None and process.poll() is None:
             with contextlib.suppress(Exception):  # a drain that fails only makes the stop less gentle
-                await asyncio.wait_for(self.spec.drain(), self.spec.drain_s_max)
+                async with asyncio.timeout(self.spec.drain_s_max):
+                    await self.spec.drain()
             process.terminate()
             process.send_signal(signal.SIGCONT)  # one that was halted would never hear of it
             if not await _gone(process, self.spec.stop_s_max):
@@ -235,7 +236,9 @@ class Child:
 
     async def _answers(self) -> bool:
         try:
-            return await asyncio.wait_for(self.spec.ready(), ASK_S_MAX)
+            # Not `wait_for`: until Python 3.12 it forgets a cancellation that comes with the answer.
+            async with asyncio.timeout(ASK_S_MAX):
+                return await self.spec.ready()
         except Exception:  # noqa: BLE001 (whatever goes wrong in asking, the answer is no)
             return False
 
@@ -271,7 +274,8 @@ def _end_of(process: subprocess.Popen[bytes]) -> Iterator[Callable[[float], Awai
             await asyncio.sleep(min(delay_s, TICK_S) or TICK_S)
             return
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(ended.wait(), delay_s)
+            async with asyncio.timeout(delay_s):
+                await ended.wait()
 
     if descriptor is not None:
 

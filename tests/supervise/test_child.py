@@ -187,6 +187,32 @@ def test_a_killed_child_stays_down_until_its_turn_to_stop(tmp_path: Path) -> Non
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("turns", range(5))
+def test_a_stop_that_comes_with_an_answer_is_not_forgotten(tmp_path: Path, turns: int) -> None:
+    """However near to each other the two come: it is stopped, and not asked again for ever."""
+
+    async def main() -> None:
+        asked: list[asyncio.Future[bool]] = []
+
+        async def ready() -> bool:
+            asked.append(asyncio.get_running_loop().create_future())
+            return await asked[-1]
+
+        it, _ = child(SLEEPER, tmp_path / "mark", ready=ready)
+        it.begin()
+        await until(lambda: asked, "a question")
+        asked[-1].set_result(True)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        stopping = asyncio.create_task(it.stop())
+        # Not `timeout`: a stop takes a cancellation for its child's.
+        await asyncio.wait({stopping}, timeout=PATIENCE_S)
+        assert stopping.done()
+        assert it.state is ChildState.STOPPED
+
+    asyncio.run(main())
+
+
 def test_a_signal_waits_for_readiness(tmp_path: Path) -> None:
     """SIGHUP to a process that has no handler yet would kill it."""
     mark, got = tmp_path / "mark", tmp_path / "got"
