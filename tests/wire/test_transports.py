@@ -78,6 +78,25 @@ async def asked(it: Running) -> Any:
     return call
 
 
+def test_a_caller_that_has_said_all_gets_its_decision(transport: TransportName) -> None:
+    """With its side closed before the answer is there: what was decided is delivered, and stays reserved."""
+
+    async def play() -> None:
+        async with running(transport=transport) as it:
+            for _ in range(20):
+                call = it.exchange()
+                await call.write(HEADERS)
+                await call.write(envoy.body(BODY))
+                await call.done_writing()
+                answers = [envoy.response(data) async for data in call]
+                assert answers[-1].HasField("request_body")
+            await until(lambda: it.processor.open_exchanges == 0)
+            assert it.processor.scheduler.counts["cancelled"] == 0
+            assert len(it.processor.scheduler.ledger) == 20
+
+    asyncio.run(play())
+
+
 def test_a_hold_ends_with_its_decision(transport: TransportName) -> None:
     """Envoy is told to be patient, and gets the decision when a replica has room."""
 

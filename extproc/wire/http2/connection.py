@@ -283,10 +283,12 @@ class Http2Connection(asyncio.Protocol):
                     if not self._write(out):
                         break  # what is left stays in the session, bounded by what its streams may have
                     continue
-                self._take_events()
-                if not self._written:
-                    break
+                # Before the events: where the caller had closed its side, that all has left ends the stream.
+                told = bool(self._written)
                 self._tell()
+                self._take_events()
+                if not told and not self._written:
+                    break
         except ngh2.NGH2Error as error:
             self._close(f"{error}")
         finally:
