@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +22,15 @@ from text_generation.errors import NotFoundError as TgiNotFoundError
 pytestmark = pytest.mark.envoy
 
 MESSAGES = [{"role": "user", "content": "Which way to the harbour? [[sim:out=12]]"}]
+
+
+@pytest.fixture(autouse=True)
+def others_sockets() -> Iterator[None]:
+    """Libraries leave connections to the collector, which would tell of them in whatever test it runs."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture
