@@ -45,8 +45,8 @@ class Service(Section):
     """Where it serves gRPC to Envoy: ip:port or unix:/path, several allowed. Orders are not taken here."""
     transport: Literal["http2", "grpcio"] = "grpcio"
     """What carries the calls of Envoy there. 'grpcio' is gRPC's own, also taken where the package ngh2 cannot
-    be imported. 'http2', a trial, is libnghttp2 on the service's own event loop and takes about a third of the
-    service's CPU off; beside very many large bodies it fails a call, or loses log records, now and then
+    be imported. 'http2', a trial, is libnghttp2 on the service's own event loop and takes about a third of
+    the service's CPU off; beside very many large bodies it fails a call, or loses log records, now and then
     (docs/performance.md)."""
     run_dir: str | None = Field(default=None, pattern=r"^/")
     """The folder of the operators' socket (mode 0600) and of the key of its tickets. When left out it is the
