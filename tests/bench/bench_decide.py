@@ -92,6 +92,25 @@ def run() -> Iterator[Row]:
         yield Row(f"exchange of bytes with settle, 10 endpoints, {size_name}", _exchange_us(size), "µs")
 
 
+def headers_message(key: str, **more: str) -> pb.ProcessingRequest:
+    """The headers of a request with this key, as Envoy sends them; `more` are further ones."""
+    message = pb.ProcessingRequest()
+    for name, value in {
+        ":method": "POST",
+        ":path": "/v1/chat/completions",
+        ":authority": "gateway",
+        ":scheme": "http",
+        "user-agent": "bench",
+        "content-type": "application/json",
+        "authorization": f"Bearer {key}",
+        "x-request-id": "0b5ee4f6-4ee1-4a84-9b6b-5b2ab5ba2f6a",
+        "x-forwarded-for": "10.1.2.3",
+        **more,
+    }.items():
+        message.request_headers.headers.headers.add(key=name, raw_value=value.encode())
+    return message
+
+
 def exchange_messages(size: int) -> tuple[Processor, bytes, bytes]:
     """A processor of 10 endpoints, and the two messages of a request with a prompt of so many bytes."""
     processor = Processor(
@@ -102,19 +121,7 @@ def exchange_messages(size: int) -> tuple[Processor, bytes, bytes]:
         clock=time.monotonic_ns,
     )
     processor.scheduler.events.observers = (Stats(), Recent())
-    head = pb.ProcessingRequest()
-    for key, value in {
-        ":method": "POST",
-        ":path": "/v1/chat/completions",
-        ":authority": "gateway",
-        ":scheme": "http",
-        "user-agent": "bench",
-        "content-type": "application/json",
-        "authorization": "Bearer sk-bench",
-        "x-request-id": "0b5ee4f6-4ee1-4a84-9b6b-5b2ab5ba2f6a",
-        "x-forwarded-for": "10.1.2.3",
-    }.items():
-        head.request_headers.headers.headers.add(key=key, raw_value=value.encode())
+    head = headers_message("sk-bench")
     body = pb.ProcessingRequest()
     body.request_body.body = _body(size)
     return processor, head.SerializeToString(), body.SerializeToString()

@@ -22,6 +22,7 @@ from random import Random
 from statistics import mean, median
 from typing import Any, NamedTuple
 
+from bench_decide import headers_message
 from rows import Row
 
 from extproc._pb import access_log_pb2
@@ -177,21 +178,7 @@ def _forged() -> None:
 
 
 def _head() -> bytes:
-    message = pb.ProcessingRequest()
-    for key, value in {
-        ":method": "POST",
-        ":path": "/v1/chat/completions",
-        ":authority": "gateway",
-        ":scheme": "http",
-        "user-agent": "bench",
-        "accept": "*/*",
-        "content-type": "application/json",
-        "authorization": f"Bearer {KEY}",
-        "x-request-id": "0b5ee4f6-4ee1-4a84-9b6b-5b2ab5ba2f6a",
-        "x-forwarded-for": "10.1.2.3",
-        "x-forwarded-proto": "http",
-    }.items():
-        message.request_headers.headers.headers.add(key=key, raw_value=value.encode())
+    message = headers_message(KEY, accept="*/*", **{"x-forwarded-proto": "http"})
     message.attributes["envoy.filters.http.ext_proc"].update({"source.address": "10.1.2.3:4711"})
     return message.SerializeToString()
 
