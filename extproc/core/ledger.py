@@ -16,16 +16,7 @@ from heapq import heapify, heappop, heappush
 import msgspec
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.load import (
-    UNHEARD_ENDS,
-    UNHEARD_FIRST,
-    UNHEARD_OTHER,
-    UNHEARD_STREAM,
-    Decoded,
-    Job,
-    Plan,
-    unheard_ns,
-)
+from extproc.core.load import UNHEARD_OTHER, Decoded, Job, Plan, unheard_ns
 from extproc.core.outcome import Reservation
 from extproc.core.reservations import Reservations
 
@@ -249,12 +240,7 @@ class Ledger(Reservations[InFlight]):
 
 def _patience(entry: InFlight) -> float:
     """How many times its prediction a first token is waited for, by whether any is heard of in its pool."""
-    if not entry.reservation.stream:
-        return UNHEARD_OTHER
-    pool = entry.endpoint.speed.model.admission
-    if pool.heard:
-        return UNHEARD_STREAM
-    return UNHEARD_FIRST if pool.missing < UNHEARD_ENDS else UNHEARD_OTHER
+    return entry.endpoint.speed.model.admission.patience if entry.reservation.stream else UNHEARD_OTHER
 
 
 def _stand_by(entry: InFlight, endpoints: Sequence[Endpoint]) -> None:

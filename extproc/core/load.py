@@ -24,13 +24,8 @@ RESIDUAL_BIN_TOKENS = 16
 #: The share of a running stream's time to spare that the guard counts on: lengths and steps are guesses.
 #: Simulated at .4 to .7: below, more is shed; above, more short answers miss their TPOT.
 SPARE_SHARE = 0.5
-#: No first token heard of: after so many times its prediction a stream counts as running all the same.
-UNHEARD_STREAM, UNHEARD_OTHER = 3.0, 1.0
-#: The same of streams while none was heard of in their pool, and none has ended unheard either: engines
-#: that nobody hears are started with more, slow ones are not flooded. By `make sim-unlike`.
-UNHEARD_FIRST = 1.5
-#: So many streams that ended unheard tell that none will be heard of.
-UNHEARD_ENDS = 3
+#: What is no stream has no first token to hear of: after so many times its prediction it counts as running.
+UNHEARD_OTHER = 1.0
 #: The least that is waited for a first token before that.
 UNHEARD_MIN_NS = 100_000_000
 #: Placements whose times are remembered: who came while another waited for its first token.

@@ -20,7 +20,7 @@ def test_an_engine_that_has_shown_nothing_gets_who_would_be_shed() -> None:
             endpoint.admission = type(endpoint.admission)(type(endpoint.speed.model.admission)())
             endpoint.admission.shares[:] = [1.0] * len(endpoint.admission.shares)
             for _ in range(6):
-                endpoint.admission.tried(0)
+                endpoint.admission.trials.tried(0)
             scene = fresh
             scene.routed(3000)
         held = scene.ask(2000)
@@ -65,7 +65,7 @@ def test_who_are_due_together_do_not_share_one_place() -> None:
     endpoint.admission = type(endpoint.admission)(type(endpoint.speed.model.admission)())
     endpoint.admission.shares[:] = [1.0] * len(endpoint.admission.shares)
     for _ in range(6):
-        endpoint.admission.tried(0)
+        endpoint.admission.trials.tried(0)
     scene.routed(3000)
     held = [scene.ask(2000) for _ in range(4)]
     assert all(isinstance(each, Hold) for each in held)
@@ -81,9 +81,9 @@ def test_a_trial_is_one() -> None:
     scene = Scene()
     (endpoint,) = scene.scheduler.fleet.endpoints
     scene.now_ns = 64 * S
-    assert endpoint.admission.trial(scene.now_ns)
+    assert endpoint.admission.trials.due(scene.now_ns)
     assert [isinstance(scene.ask(400), Routed) for _ in range(5)] == [True, True, True, False, False]
-    assert not endpoint.admission.trial(scene.now_ns)
+    assert not endpoint.admission.trials.due(scene.now_ns)
 
 
 def test_a_shed_beside_an_idle_replica_is_counted() -> None:

@@ -150,14 +150,14 @@ def test_a_closed_queue_is_tried_ever_less_often() -> None:
     admission, now_ns, waits = Admission(AdmissionModel()), 0, []
     serves(admission, times=4)
     for _ in range(8):
-        assert admission.trial(now_ns)
-        admission.tried(now_ns)
-        assert not admission.trial(now_ns)
+        assert admission.trials.due(now_ns)
+        admission.trials.tried(now_ns)
+        assert not admission.trials.due(now_ns)
         began_ns = now_ns
-        while not admission.trial(now_ns):
+        while not admission.trials.due(now_ns):
             now_ns += TRIAL_FIRST_NS // 2
         waits.append(now_ns - began_ns)
     assert waits == [min(TRIAL_FIRST_NS << i, TRIAL_MAX_NS) for i in range(8)]
     serves(admission, waited=0.0, times=8)
-    admission.tried(now_ns)
-    assert admission.trial(now_ns + TRIAL_FIRST_NS)
+    admission.trials.tried(now_ns)
+    assert admission.trials.due(now_ns + TRIAL_FIRST_NS)

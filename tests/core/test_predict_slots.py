@@ -109,10 +109,10 @@ def test_trials_get_rarer() -> None:
     """One more than the limit is tried at once, then after two seconds, four, and so on."""
     slots, now_ns, waits = learnt(4), 0, []
     for _ in range(8):
-        assert slots.trial(now_ns)
-        slots.tried(now_ns)
+        assert slots.trials.due(now_ns)
+        slots.trials.tried(now_ns)
         due = now_ns
-        while not slots.trial(due):
+        while not slots.trials.due(due):
             due += S
         waits.append(due - now_ns)
         now_ns = due
@@ -143,7 +143,7 @@ def test_nothing_is_sent_into_an_engines_own_queue() -> None:
     """With its one slot taken the next waits here, with the reason said, and goes when that one has ended."""
     scene = Scene()
     endpoint = batch_of_one(scene)
-    endpoint.slots.tried(0)
+    endpoint.slots.trials.tried(0)
     first = scene.routed(300)
     scene.now_ns = 100 * MS
     scene.scheduler.settlement.first_token(first.id, now_ns=scene.now_ns)

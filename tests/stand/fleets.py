@@ -127,4 +127,4 @@ def one_at_a_time(*endpoints: Endpoint) -> None:
         for prefills_ms in range(0, 1_200, 100):
             endpoint.admission.saw_decode(500.0 + prefills_ms, 500.0, prefills_ms)
         for _ in range(6):
-            endpoint.admission.tried(0)
+            endpoint.admission.trials.tried(0)

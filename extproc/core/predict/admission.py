@@ -29,6 +29,8 @@ import weakref
 from collections import deque
 from itertools import combinations
 
+from extproc.core.predict.trials import Trials
+
 #: Requests ahead, by level: 1, 2, 3 and 4, 5 to 8, 9 and more. An engine may run two at once and no third.
 LEVEL_STARTS = (1, 2, 3, 5, 9)
 #: Requests ahead that are told apart; more count as so many.
@@ -53,6 +55,12 @@ AHEAD_MS_MIN, AHEAD_SHARE_MIN = 5.0, 0.3
 STALLS_KEPT, PAIRS_MIN, APART_MIN = 12, 12, 0.3
 #: Observations from which a share is evidence, and no prior.
 KNOWN_MIN = 2
+#: No first token heard of: after so many times its prediction a stream counts as running all the same, where
+#: others are heard of; where nobody is and streams have ended so; and while neither is known: engines that
+#: nobody hears are started with more, slow ones are not flooded. By `make sim-unlike`.
+UNHEARD_STREAM, UNHEARD_NEVER, UNHEARD_FIRST = 3.0, 1.0, 1.5
+#: So many streams that ended unheard tell that none will be heard of.
+UNHEARD_ENDS = 3
 #: A closed queue is tried again after this, twice as long after each trial that finds it closed.
 TRIAL_FIRST_NS, TRIAL_MAX_NS = 1_000_000_000, 32_000_000_000
 
@@ -72,6 +80,13 @@ class AdmissionModel:
         #: And of what a prefill cost a stream.
         self.stalls = deque[tuple[float, float]](maxlen=STALLS_KEPT)
         self._members: weakref.WeakSet[Admission] = weakref.WeakSet()
+
+    @property
+    def patience(self) -> float:
+        """How many times its prediction a stream's first token is waited for."""
+        if self.heard:
+            return UNHEARD_STREAM
+        return UNHEARD_FIRST if self.missing < UNHEARD_ENDS else UNHEARD_NEVER
 
     def join(self, member: Admission) -> None:
         """One more endpoint, for as long as it lives."""
@@ -104,13 +119,12 @@ class Admission:
     __slots__ = (
         "__weakref__",
         "_answered",
-        "_closed",
         "_model",
         "_own",
         "_stalls",
-        "_trial_ns",
         "shares",
         "stall",
+        "trials",
     )
 
     def __init__(self, model: AdmissionModel) -> None:
@@ -121,8 +135,8 @@ class Admission:
         self.shares = [1.0] * (AHEAD_MAX + 1)
         #: The share of a prefill that holds up the streams beside it, 0 to 1.
         self.stall = _counted(PRIOR_SHARE)
-        self._trial_ns = 0
-        self._closed = 0
+        #: When a queue that is taken for closed is tried again.
+        self.trials = Trials(TRIAL_FIRST_NS, TRIAL_MAX_NS)
         self._answered = False
         self.refresh()
 
@@ -143,7 +157,7 @@ class Admission:
         self._model.saw(level, observed)
         self.refresh()
         if self.share(ahead) < 1.0:
-            self._closed = 0
+            self.trials.succeeded()
 
     def saw_decode(self, elapsed_ms: float, steps_ms: float, prefills_ms: float) -> None:
         """A stream decoded so long, its steps alone predicted to take `steps_ms`, beside others' prefills."""
@@ -194,15 +208,6 @@ class Admission:
             len(self._model.seen[i]) >= KNOWN_MIN and (i == level or self.shares[start] >= 1.0)
             for i, start in enumerate(LEVEL_STARTS[: level + 1])
         )
-
-    def trial(self, now_ns: int) -> bool:
-        """Whether a queue that is taken for closed may be tried now."""
-        return now_ns >= self._trial_ns
-
-    def tried(self, now_ns: int) -> None:
-        """One request was sent into a closed queue, to see."""
-        self._trial_ns = now_ns + min(TRIAL_FIRST_NS << min(self._closed, 8), TRIAL_MAX_NS)
-        self._closed += 1
 
 
 def _slope(points: deque[tuple[float, float]]) -> float | None:

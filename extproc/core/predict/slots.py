@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import weakref
 
+from extproc.core.predict.trials import Trials
+
 #: First tokens in a row that waited for another's end, from which the slots count as known.
 BLOCKED_MIN = 3
 #: How late one is to be for that: by this share of what was expected, and by so many milliseconds.
@@ -63,11 +65,10 @@ class Slots:
         "_peak",
         "_peak_before",
         "_peak_ns",
-        "_trial_ns",
-        "_vain",
         "life_ms",
         "limit",
         "own",
+        "trials",
     )
 
     def __init__(self, model: SlotsModel) -> None:
@@ -79,7 +80,8 @@ class Slots:
         self._blocked = 0
         self._peak = self._peak_before = 0
         self._peak_ns = 0
-        self._trial_ns = self._vain = 0
+        #: When one more than the limit is tried.
+        self.trials = Trials(TRIAL_FIRST_NS, TRIAL_MAX_NS)
         model.join(self)
         self.refresh()
 
@@ -96,7 +98,7 @@ class Slots:
             # More than ever: no limit that was thought to be there.
             self._blocked = 0
             if running > self.limit > 0:
-                self._vain = 0
+                self.trials.succeeded()
                 if self.own:
                     self.own = 0
                     self._model.learnt()
@@ -130,15 +132,6 @@ class Slots:
     def full(self, taken: int) -> bool:
         """Whether so many sequences there, waiting or decoding, are all that it decodes at once."""
         return 0 < self.limit <= taken
-
-    def trial(self, now_ns: int) -> bool:
-        """Whether one more than the limit may be tried now."""
-        return now_ns >= self._trial_ns
-
-    def tried(self, now_ns: int) -> None:
-        """One more was sent, to see."""
-        self._trial_ns = now_ns + min(TRIAL_FIRST_NS << min(self._vain, 8), TRIAL_MAX_NS)
-        self._vain += 1
 
 
 def after_end(observed_ms: float, expected_ms: float, since_end_ms: float, prefill_ms: float) -> bool:

@@ -115,7 +115,11 @@ class Steer(Strategy):
         return [
             e
             for e in endpoints
-            if (not e.load.queued or waits(e) * e.load.queued_tokens < depth or e.admission.trial(at.now_ns))
+            if (
+                not e.load.queued
+                or waits(e) * e.load.queued_tokens < depth
+                or e.admission.trials.due(at.now_ns)
+            )
             and e.ready
             and e.permits + e.peer_permits + e.foreign < e.max_concurrent
             and not (self.guard and e.load.streaming and _tight(e, at.now_ns))
@@ -132,7 +136,7 @@ class Steer(Strategy):
         return any(
             not e.load.queued
             or waits(e) * (e.load.queued_tokens + own) <= depth
-            or e.admission.trial(at.now_ns)
+            or e.admission.trials.due(at.now_ns)
             for e in among
         )
 
@@ -253,11 +257,11 @@ class Steer(Strategy):
             open_to: list[str] = []
             if (
                 e.load.queued
-                and e.admission.trial(at.now_ns)
+                and e.admission.trials.due(at.now_ns)
                 and e.load.queued_tokens + work.input_tokens <= most
             ):
                 open_to.append(QUEUE)
-            if e.slots.limit and e.slots.trial(at.now_ns):
+            if e.slots.limit and e.slots.trials.due(at.now_ns):
                 open_to.append(SLOTS)
             if (
                 open_to
@@ -275,13 +279,13 @@ class Steer(Strategy):
         So is what waits longer for a slot than it may.
         """
         if endpoint.slots.limit and slot_ms(endpoint, work.sequences) > SLOT_WAIT_MS:
-            endpoint.slots.tried(at.now_ns)
+            endpoint.slots.trials.tried(at.now_ns)
         load, tokens = endpoint.load, max(1, work.input_tokens)
         cached = min(at.cached.get(endpoint.address, 0), tokens - 1)
         joins = 2 * cached > tokens
         depth = self.queue_tokens // at.deciders
         if load.queued and not joins and waits(endpoint) * (load.queued_tokens + tokens - cached) > depth:
-            endpoint.admission.tried(at.now_ns)
+            endpoint.admission.trials.tried(at.now_ns)
 
     def _waits(
         self,
