@@ -22,6 +22,7 @@ from extproc.config.metrics import MetricsConfig
 from extproc.config.picker import PickerConfig
 from extproc.config.pools import Discovery, DnsConfig, EndpointConfig, PoolConfig, PriceConfig
 from extproc.config.recording import Record, Tuning
+from extproc.config.scaling import Scaling
 from extproc.config.section import RELOADABLE, CircuitBreakers, OutlierDetection, Section
 from extproc.config.state import JournalConfig
 from extproc.config.tenancy import Adjust, KeyConfig, Quota, ServiceClass, TenantConfig
@@ -70,6 +71,7 @@ __all__ = [
     "Probes",
     "Quota",
     "Record",
+    "Scaling",
     "Section",
     "Service",
     "ServiceClass",
@@ -387,6 +389,8 @@ class Config(Section):
     """Service classes, the first served first."""
     pools: list[PoolConfig] = Field(min_length=1)
     """The replicas, grouped by the model they serve."""
+    scaling: Scaling = Scaling()
+    """How replicas become more and fewer, in pools that say so."""
     families: list[FamilyConfig] = Field(default=[], max_length=64)
     """Names that stand for several models, of which each request gets the one that it needs."""
     experiments: dict[Name, ExperimentConfig] = Field(default={}, max_length=EXPERIMENTS_MAX)

@@ -1,0 +1,1 @@
+"""How many replicas a pool needs, before it needs them: demand, forecasts, capacity, plans."""

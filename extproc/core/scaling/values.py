@@ -1,0 +1,158 @@
+"""What scaling speaks of: work that comes, replicas that bear it, forecasts, needs and plans. Values alone.
+
+Owns the shapes that cross the rooms of scaling (core, service, external scaler, launcher, simulator, page).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from extproc.core.predict.timing import Timing
+
+#: What keeps a replica from bearing more: first tokens come late, tokens come slowly, no request permit or no
+#: KV memory is left; or nothing does.
+Binding = Literal["ttft", "tpot", "permits", "kv", "none"]
+
+#: A replica's life, as scaling counts it.
+ReplicaStage = Literal["starting", "loading", "ready", "draining", "failed", "gone"]
+
+
+class WorkSample(NamedTuple):
+    """One request that came: what it asks of a replica. Tokens over all its sequences."""
+
+    service_class: str
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+class Demand(msgspec.Struct, frozen=True, kw_only=True):
+    """Work that comes to a pool: arrivals a second, and recent requests as their distribution."""
+
+    requests_per_s: float
+    samples: tuple[WorkSample, ...] = ()
+
+
+class ReplicaKind(msgspec.Struct, frozen=True, kw_only=True):
+    """Replicas that are alike: their speed as it was learnt (prior until then), bounds and price."""
+
+    name: str
+    timing: Timing
+    permits: int = 128
+    #: 0 where it is not known: then no bound.
+    kv_capacity_tokens: int = 0
+    prefill_budget_tokens: int = 4096
+    price_per_hour: float = 0.0
+    hardware: str = ""
+    gpus: int = 1
+
+
+class Band(msgspec.Struct, frozen=True, kw_only=True):
+    """A forecast of one figure so many seconds ahead: median and an interval from empirical errors."""
+
+    ahead_s: float
+    low: float
+    median: float
+    high: float
+    #: Which method made it ("last", "seasonal", "ets", ...).
+    method: str = "last"
+
+
+class Need(msgspec.Struct, frozen=True, kw_only=True):
+    """Replicas of one kind that a demand needs for a share of its requests to attain their targets.
+
+    `attainment` (0..1) and `utilization` (0..1) are predicted at `replicas`; `binding` is what keeps one
+    replica fewer from being enough. `simulated`: checked by a simulation of the shipped scheduler.
+    """
+
+    replicas: int
+    attainment: float
+    utilization: float
+    binding: Binding
+    simulated: bool = False
+
+
+class LoadTime(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a replica takes from its start to its first readiness, in seconds, measured or configured."""
+
+    p50_s: float
+    p90_s: float
+    #: Loads that were measured; 0: this is what the file says.
+    measured: int = 0
+
+
+class PoolScale(msgspec.Struct, frozen=True, kw_only=True):
+    """What a pool's replicas may be: the file's `pools[].scaling`, as the planner reads it."""
+
+    pool: str
+    min_replicas: int = 1
+    max_replicas: int = 1
+    #: Share (0..1) of requests that are to attain their class's targets.
+    target_attainment: float = 0.99
+    #: Replicas more or fewer in one step.
+    step_up_max: int = 8
+    step_down_max: int = 1
+    #: How long fewer must have been enough, beyond the load time, before one leaves.
+    down_after_s: float = 300.0
+    #: From the decision until the orchestrator begins to start one.
+    reaction_s: float = 15.0
+    #: Before any load was measured.
+    load_time_s: float = 60.0
+    #: 0: no bound.
+    budget_per_hour: float = 0.0
+    #: A pool whose last replica may go waits so long without a request before it does.
+    zero_after_s: float = 900.0
+
+
+class ReplicaFact(msgspec.Struct, frozen=True, kw_only=True):
+    """One replica, as who goes first is chosen by."""
+
+    address: str
+    stage: ReplicaStage
+    kind: str = ""
+    zone: str = ""
+    requests: int = 0
+    #: Until its last request is expected to end, in milliseconds.
+    empty_in_ms: float = 0.0
+    #: Prompt tokens that its prefix cache is believed to hold and are in use.
+    cached_value_tokens: float = 0.0
+    price_per_hour: float = 0.0
+    since_ns: int = 0
+
+
+class PoolPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wanted of one pool now, and why.
+
+    `wanted` is the number that scalers are told; `leaving` are the addresses to drain first, in order, when
+    it is fewer than there are. `why` is one line for people. `load_time` and `horizon_s` say how far ahead
+    was looked; `forecast` is of arrivals a second then.
+    """
+
+    pool: str
+    at_ns: int
+    wanted: int
+    ready: int
+    loading: int
+    draining: int
+    why: str
+    #: What kept it from being more or fewer: "min", "max", "budget", "step", "hold", "schedule" or "".
+    bound: str = ""
+    leaving: tuple[str, ...] = ()
+    #: Which kind to add, the cheapest that is enough; "" where the pool has one.
+    kind: str = ""
+    now: Demand = Demand(requests_per_s=0.0)
+    forecast: Band = Band(ahead_s=0.0, low=0.0, median=0.0, high=0.0)
+    need: Need = Need(replicas=0, attainment=1.0, utilization=0.0, binding="none")
+    #: The same for the forecast's upper bound: never fewer than this within a load time.
+    need_high: Need = Need(replicas=0, attainment=1.0, utilization=0.0, binding="none")
+    load_time: LoadTime = LoadTime(p50_s=0.0, p90_s=0.0)
+    horizon_s: float = 0.0
+    held: int = 0
+    cost_per_hour: float = 0.0
+
+    @property
+    def had(self) -> int:
+        """Replicas that serve or will: not those that leave."""
+        return self.ready + self.loading
