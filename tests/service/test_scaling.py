@@ -42,7 +42,7 @@ def test_plans_reach_every_listener_and_are_kept() -> None:
     assert [each.wanted for each in heard] == [2, 3]
     assert app.scaling.plans["llama"].wanted == 3
     assert [each.wanted for each in app.scaling.history("llama")] == [2, 3]
-    assert app.operating.status()["scaling"]["llama"]["wanted"] == 3
+    assert app.scaling.status()["llama"]["wanted"] == 3
     assert app.scheduler.counts["exception.telling of a plan"] == 2
 
 
