@@ -50,7 +50,8 @@ class Clients:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Counts and work by interval of `STEP_S`; `samples` are (prompt, output) of each of the curve's hours."""
+    """Counts and work by interval of `STEP_S`; `samples` are (prompt, output) of some requests of each of the
+    clients' windows, which last `sample_steps`."""
 
     name: str
     requests: Series
@@ -147,19 +148,19 @@ def counted(clients: Clients, curve: RateCurve, work: WorkModel, *, seed: int) -
     """The whole curve's requests, counted."""
     steps = int(np.ceil(curve.duration_s / STEP_S))
     requests, load = np.zeros(steps), np.zeros(steps)
-    hours = max(1, int(np.ceil(curve.duration_s / 3600)))
-    samples: list[tuple[tuple[int, int], ...]] = [()] * hours
+    window_s = clients.header.window_s
+    samples: list[tuple[tuple[int, int], ...]] = [()] * int(np.ceil(curve.duration_s / window_s))
     for at_s, prompt, output, _ in batches(clients, curve, seed=seed):
         place = np.minimum((at_s / STEP_S).astype(np.int64), steps - 1)
         requests += np.bincount(place, minlength=steps)
         load += np.bincount(place, weights=work.seconds(prompt, output), minlength=steps)
         if len(at_s):
             some = slice(None, None, max(1, len(at_s) // SAMPLES))
-            hour = min(hours - 1, int(at_s[0] / 3600))
-            samples[hour] = tuple(zip(prompt[some].tolist(), output[some].tolist(), strict=True))
-    for hour in range(1, hours):
-        samples[hour] = samples[hour] or samples[hour - 1]
-    return Traffic(curve.name, requests, load / STEP_S, tuple(samples), round(3600 / STEP_S))
+            window = min(len(samples) - 1, int(at_s[0] / window_s))
+            samples[window] = tuple(zip(prompt[some].tolist(), output[some].tolist(), strict=True))
+    for window in range(1, len(samples)):
+        samples[window] = samples[window] or samples[window - 1]
+    return Traffic(curve.name, requests, load / STEP_S, tuple(samples), round(window_s / STEP_S))
 
 
 def listed(clients: Clients, curve: RateCurve, *, seed: int, start_s: float, duration_s: float) -> Workload:
