@@ -93,7 +93,9 @@ class HorizontalPodAutoscaler:
         self._wishes.put(wish)
         most = np.maximum(pods * 2, pods + 4)
         stable = np.minimum(pods, self._wishes.max())
-        self._wanted = np.maximum(1.0, np.where(wish > pods, np.minimum(wish, most), np.maximum(wish, stable)))
+        self._wanted = np.maximum(
+            1.0, np.where(wish > pods, np.minimum(wish, most), np.maximum(wish, stable))
+        )
         return self._wanted
 
 

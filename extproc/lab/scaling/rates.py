@@ -66,7 +66,9 @@ def read_weeks(path: Path, *, fill: bool = True) -> RateCurve:
     times: list[float] = []
     rates: list[float] = []
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if _packed(path) else path.open(encoding="utf-8") as file:
+        with (
+            gzip.open(path, "rt", encoding="utf-8") if _packed(path) else path.open(encoding="utf-8") as file
+        ):
             for number, line in enumerate(file, 1):
                 if not line.strip() or line.startswith(("#", "t_s")):
                     continue
@@ -126,7 +128,9 @@ def _flash(hour: float) -> float:
     """A calm day, and at noon three times as much within a minute, which fades over half an hour."""
     after = hour - 12.0
     calm = 0.3 + 0.05 * cos(2 * pi * (hour - 14.0) / 24.0)
-    return calm + (0.65 * min(1.0, after * 60.0) * 0.5 ** (max(0.0, after - 0.25) / 0.25) if after > 0 else 0.0)
+    return calm + (
+        0.65 * min(1.0, after * 60.0) * 0.5 ** (max(0.0, after - 0.25) / 0.25) if after > 0 else 0.0
+    )
 
 
 #: Curves made up: hours, seconds a window, and the share (0..1) of the peak at an hour.
