@@ -44,7 +44,7 @@ def test_a_play_tells_few_replicas_from_enough() -> None:
     """At forty a second one A100 is far over its edge; at eight three are idle most of the time."""
     few, judged, _ = play(job(40.0, 1), 1, 1_200)
     enough, _, _ = play(job(8.0, 3), 3, 400)
-    assert judged >= 800
+    assert judged >= 600
     assert enough == 1.0
     assert few < 0.9
 
