@@ -109,7 +109,7 @@ class Forecaster:
         if not isfinite(count) or count < 0.0 or (recent and bucket <= recent[-1][0]):
             return
         if recent and (bucket - recent[-1][0]) * self.bucket_s > GAP_S:
-            self._begin_anew()
+            self.forget()
         self._spread(count)
         recent.append((bucket, count))
         rate = count / self.bucket_s
@@ -275,12 +275,13 @@ class Forecaster:
         middle = max(min(trust * middle, high), low)
         return exp(low), exp(middle), exp(high)
 
-    def _begin_anew(self) -> None:
-        """After a long gap nothing of late is known; seasons and errors stay."""
+    def forget(self) -> None:
+        """Nothing of late is known (a long gap, a clock that was set); seasons and errors stay."""
         self._recent.clear()
         self._pending.clear()
         self._grain.clear()
         self._level, self._trend = None, 0.0
+        self._next = 0
 
 
 def _bounded(ratio: float) -> float:

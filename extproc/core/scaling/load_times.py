@@ -21,6 +21,8 @@ PRIOR_LOADS: Final = 2
 #: A load is within these seconds, or is no load: a start within a moment is a replica that was there.
 SECONDS_MIN: Final = 0.2
 SECONDS_MAX: Final = 7_200.0
+#: Where nobody said that it loads, what is ready sooner after it was first heard of was there before.
+UNSAID_MIN_S: Final = 3.0
 #: Kinds of hardware that are told apart in all pools together.
 KEYS_MAX: Final = 1_024
 #: Replicas whose loading is watched at once.
@@ -42,8 +44,8 @@ class LoadTimes:
 
     def __init__(self) -> None:
         self._kept: dict[LoadKey, deque[float]] = {}
-        #: Since when a replica loads, by pool and address.
-        self._began: dict[tuple[str, str], int] = {}
+        #: Since when a replica starts or loads, by pool and address, and whether somebody said that it loads.
+        self._began: dict[tuple[str, str], tuple[int, bool]] = {}
         #: Those that were told of by whoever started them: looks count nothing there.
         self._told: set[tuple[str, str]] = set()
 
@@ -63,12 +65,14 @@ class LoadTimes:
         """A replica is at a stage; called as often as is looked."""
         at = (pool, address)
         if stage in ("starting", "loading"):
-            if at not in self._began and len(self._began) < WATCHED_MAX:
-                self._began[at] = now_ns
+            if at in self._began or len(self._began) < WATCHED_MAX:
+                began_ns, said = self._began.get(at, (now_ns, False))
+                self._began[at] = began_ns, said or stage == "loading"
         elif stage == "ready":
-            began_ns = self._began.pop(at, None)
-            if began_ns is not None and at not in self._told:
-                self.loaded(pool, hardware, (now_ns - began_ns) / NS)
+            began_ns, said = self._began.pop(at, (now_ns, False))
+            seconds = (now_ns - began_ns) / NS
+            if at not in self._told and (said or seconds >= UNSAID_MIN_S):
+                self.loaded(pool, hardware, seconds)
         else:
             self._began.pop(at, None)
 

@@ -76,8 +76,12 @@ class Seasons:
             self._first += cut
 
     def kept(self) -> tuple[int, list[float]]:
-        """(the place of the first, the means, NaN for gaps), for a file."""
+        """(the place of the first, the means, NaN for gaps)."""
         return self._first, list(self._values)
+
+    def packed(self) -> tuple[int, bytes]:
+        """The same for a file: 32-bit floats in this machine's order."""
+        return self._first, self._values.tobytes()
 
     def known(self) -> Iterator[tuple[int, float]]:
         """Place and mean of all grains that are known."""
