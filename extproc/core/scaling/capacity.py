@@ -223,8 +223,8 @@ class Capacity:
         budget = self.kind.prefill_budget_tokens
         batch_max = max(1.0, budget / max(1.0, work.prompt_tokens))
         pooled = replicas**POOLED
-        together, state, busy, wait = 1.0, Steady(inf, inf, inf, 1.0), 0.0, 0.0
-        late = 0.0
+        together, state, busy, wait = 1.0, Steady(inf, inf, inf, 1.0), 0.0, inf
+        step = waits = 0.0
         for _ in range(4):
             each = work.own_ms + work.loops * timing.prefill_base_ms / together
             state = steady(
@@ -254,15 +254,16 @@ class Capacity:
             mean = serve * varied * waits / (pooled * (1.0 - busy))
             # Given that it waits, exponential: mean over P(wait), and P(wait) by Sakasegawa's power.
             wait = mean / max(waits, 1e-12)
-            late = sum(
-                share * (1.0 if slack <= step else min(1.0, waits * exp(-(slack - step) / max(wait, 1e-9))))
-                for slack, share in work.slacks
-            )
             now = min(batch_max, 1.0 + per_ms * mean)
             if abs(now - together) < 0.02:
                 break
             together = now
-        return (1.0 if wait == inf else late), busy, state
+        if wait == inf:
+            return 1.0, busy, state
+        late, long = 0.0, max(wait, 1e-9)
+        for slack, share in work.slacks:
+            late += share * (1.0 if slack <= step else min(1.0, waits * exp(-(slack - step) / long)))
+        return late, busy, state
 
     def _streams(self, rate: float, state: Steady, replicas: int) -> tuple[float, Binding, float]:
         """(the share that meets too many streams, what they run out of, how much of it is used)."""
@@ -306,21 +307,45 @@ def rate_max(capacity: Capacity, replicas: int, target: float) -> float:
     return low * replicas
 
 
-def need(capacity: Capacity, requests_per_s: float, target: float, *, most: int = REPLICAS_MAX) -> Need:
-    """The fewest replicas that bear a rate at a share `target`; `most` where no number up to it does."""
+def need(
+    capacity: Capacity, requests_per_s: float, target: float, *, most: int = REPLICAS_MAX, near: int = 0
+) -> Need:
+    """The fewest replicas that bear a rate at a share `target`; `most` where no number up to it does. `near` is
+    where it is looked first: the last answer is seldom far."""
     if requests_per_s <= 0.0:
         return Need(replicas=0, attainment=1.0, utilization=0.0, binding="none")
-    low, high = 0, 1
-    while high < most and capacity.at(requests_per_s, high).attainment < target:
-        low, high = high, min(most, high * 2)
+    known: dict[int, Attained] = {}
+
+    def enough(replicas: int) -> bool:
+        if replicas not in known:
+            known[replicas] = capacity.at(requests_per_s, replicas)
+        return known[replicas].attainment >= target
+
+    low, high = 0, min(most, max(near, 1))
+    if enough(high):
+        # Down from there by ones, then twos, …: nearly always the first already says no.
+        step = 1
+        while high - step > 0 and enough(high - step):
+            high -= step
+            step *= 2
+        low = max(0, high - step)
+    else:
+        step = 1
+        while high < most and not enough(high):
+            low, high = high, min(most, high + step)
+            step *= 2
     while high - low > 1:
         middle = (low + high) // 2
-        if capacity.at(requests_per_s, middle).attainment < target:
-            low = middle
-        else:
+        if enough(middle):
             high = middle
-    found = capacity.at(requests_per_s, high)
-    fewer = capacity.at(requests_per_s, high - 1) if high > 1 else found
+        else:
+            low = middle
+    enough(high)
+    found = known[high]
+    fewer = found
+    if high > 1:
+        enough(high - 1)
+        fewer = known[high - 1]
     return Need(
         replicas=high,
         attainment=found.attainment,
