@@ -310,8 +310,8 @@ def rate_max(capacity: Capacity, replicas: int, target: float) -> float:
 def need(
     capacity: Capacity, requests_per_s: float, target: float, *, most: int = REPLICAS_MAX, near: int = 0
 ) -> Need:
-    """The fewest replicas that bear a rate at a share `target`; `most` where no number up to it does. `near` is
-    where it is looked first: the last answer is seldom far."""
+    """The fewest replicas that bear a rate at a share `target`; `most` where no number up to it does. It is
+    looked for beside `near` first: the last answer is seldom far."""
     if requests_per_s <= 0.0:
         return Need(replicas=0, attainment=1.0, utilization=0.0, binding="none")
     known: dict[int, Attained] = {}

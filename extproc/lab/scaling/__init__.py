@@ -1,4 +1,4 @@
-"""`make sim-scaling`: how many replicas a pool has over days and weeks, by our planner, by others, by an oracle.
+"""`make sim-scaling`: replicas of a pool over days and weeks, by our planner, others, and an oracle.
 
 All of it is simulated. Needs the extra `lab` (numpy).
 """

@@ -1,4 +1,4 @@
-"""`python -m extproc.lab.scaling`: play scaling over days and weeks and write the report (`make sim-scaling`)."""
+"""`python -m extproc.lab.scaling`: scaling over days and weeks, and its report (`make sim-scaling`)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from typing import Final
 from extproc.extras import need, one_line
 
 OUT: Final = Path("out/sim-scaling")
-QUICK_DAYS: Final = 0.5
+QUICK_DAYS: Final = 0.25
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 done, 2 bad usage or a file that cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m extproc.lab.scaling", description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="half a day of the first weeks and a flash crowd"
-    )
+    parser.add_argument("--quick", action="store_true", help="six hours of the first weeks, and a ramp")
     parser.add_argument("--weeks", type=Path, nargs="+", help="weeks' files instead of the public ones")
     parser.add_argument("--day", type=Path, nargs="+", help="their clients' day files, in the same order")
     parser.add_argument("--traces", type=Path, help="folder of the public traces (default $TRACES)")
@@ -50,6 +48,7 @@ def _run(given: argparse.Namespace, refuse: Callable[[str], object]) -> int:
     from extproc.lab.scaling.play import CaseResult, play_all_cases
     from extproc.lab.scaling.rates import SYNTHETIC_CURVES
     from extproc.lab.scaling.report import markdown_report
+    from extproc.lab.scaling.service import KNOWN
     from extproc.sim.arrival import WorkloadError
 
     notes = []
@@ -80,8 +79,8 @@ def _run(given: argparse.Namespace, refuse: Callable[[str], object]) -> int:
         refuse("--load-times are seconds above 0 and at most 7200")
     days = given.days
     if given.quick:
-        pairs, names = pairs[:1], ["flash"] if given.synthetic is None else names
-        seeds, load_times_s, days = seeds[:1], load_times_s[-2:], days or QUICK_DAYS
+        pairs, names = pairs[:1], ["ramp"] if given.synthetic is None else names
+        seeds, load_times_s, days = seeds[:1], load_times_s[1:2] or load_times_s, days or QUICK_DAYS
         notes.append("Quick: one seed, a part of the time, no comparison with requests.")
     began = monotonic()
 
@@ -103,7 +102,7 @@ def _run(given: argparse.Namespace, refuse: Callable[[str], object]) -> int:
         check: list[FidelityRow] = []
         if not (given.no_check or given.quick):
             check = ScalingStore(cells).part(
-                wanted[0], "ours check", list[FidelityRow], partial(fidelity, seed=1)
+                wanted[0], "ours check", list[FidelityRow], partial(fidelity, KNOWN["made-up chat"], seed=1)
             )
     except WorkloadError as error:
         print(f"error: {error}", file=sys.stderr)

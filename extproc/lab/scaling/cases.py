@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -35,11 +35,12 @@ TRACE_PAIRS: Final = (
     ("servegen_m-small_weeks.csv.gz", "servegen_m-small_day9.jsonl.gz"),
 )
 
-Part = Literal["oracle", "peers", "ours"]
 Kept = TypeVar("Kept")
 #: What each part's result depends on, under the package.
 _CODE: Final = ("lab/scaling/*.py", "lab/workload/servegen.py", "sim/timing.py", "sim/capacity.py")
 _PLANNER: Final = ("core/scaling/*.py",)
+_TRAFFIC: Final = (*_CODE[1:], "lab/scaling/traffic.py", "lab/scaling/rates.py")
+_CURVE: Final = (*_TRAFFIC, "lab/scaling/measure.py", "lab/scaling/requests.py")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,7 @@ class ScalingCase:
 
 def curve_of(case: ScalingCase) -> tuple[RateCurve, Clients]:
     """Its curve in requests a second, at its scale, and who sends; `WorkloadError`."""
-    clients = _clients(case.day)
+    clients = clients_of(case.day)
     each_s = mean_work_s(clients, work_model())
     if case.weeks:
         curve = read_weeks(Path(case.weeks), fill=case.fill)
@@ -69,7 +70,8 @@ def curve_of(case: ScalingCase) -> tuple[RateCurve, Clients]:
 
 
 @lru_cache(maxsize=2)
-def _clients(day: str) -> Clients:
+def clients_of(day: str) -> Clients:
+    """A day file's, or made-up chat for ""."""
     return from_day(Path(day)) if day else made_up()
 
 
@@ -135,7 +137,8 @@ class ScalingStore:
 
     def part(self, case: ScalingCase, part: str, kind: type[Kept], make: Callable[[], Kept]) -> Kept:
         """What was kept of a part, else what `make` makes, which is kept."""
-        path = self._path(case, part, ".json", _CODE + (_PLANNER if part.startswith("ours") else ()))
+        code = _CURVE if part == "curve" else _CODE + (_PLANNER if part.startswith("ours") else ())
+        path = self._path(case, part, ".json", code)
         try:
             return msgspec.json.decode(path.read_bytes(), type=kind)
         except (FileNotFoundError, msgspec.MsgspecError):
@@ -145,9 +148,7 @@ class ScalingStore:
 
     def traffic(self, case: ScalingCase) -> Traffic:
         """Its requests, counted once."""
-        path = self._path(
-            case, "traffic", ".npz", (*_CODE[1:], "lab/scaling/traffic.py", "lab/scaling/rates.py")
-        )
+        path = self._path(case, "traffic", ".npz", _TRAFFIC)
         if not path.is_file():
             curve, clients = curve_of(case)
             made = counted(clients, curve, work_model(), seed=case.seed)

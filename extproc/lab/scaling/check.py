@@ -19,6 +19,7 @@ from extproc.lab.scaling.play import TARGET
 from extproc.lab.scaling.rates import RateCurve
 from extproc.lab.scaling.replicas import Scaler
 from extproc.lab.scaling.requests import play_requests
+from extproc.lab.scaling.service import ServiceCurve
 from extproc.lab.scaling.traffic import STEP_S, Traffic, counted, listed
 from extproc.lab.scaling.weeks import WeeksTraffic, play
 from extproc.sim.timing import hardware_named
@@ -43,7 +44,9 @@ class FidelityRow:
     hours_by_model: float
 
 
-def fidelity(*, seed: int = 1, lasts_s: float = LASTS_S, replicas: float = 0.0) -> list[FidelityRow]:
+def fidelity(
+    curve_known: ServiceCurve, *, seed: int = 1, lasts_s: float = LASTS_S, replicas: float = 0.0
+) -> list[FidelityRow]:
     """Both ways for our planner and for the HPA; `replicas` other than 0 is another peak."""
     curve, clients = curve_of(ScalingCase(name="ramp", seed=seed))
     first, last = round(FROM_S / curve.window_s), round((FROM_S + lasts_s) / curve.window_s)
@@ -65,11 +68,12 @@ def fidelity(*, seed: int = 1, lasts_s: float = LASTS_S, replicas: float = 0.0) 
             first=at_first,
             duration_s=part.duration_s,
             seed=seed,
+            full=curve_known.full,
         )
         scaler = make()
         found, _ = play(
             scaler,
-            WeeksTraffic.of((traffic,)),
+            WeeksTraffic.of((traffic,), curve_known),
             np.zeros(1, dtype=np.int64),
             np.array([LOAD_S]),
             first=np.array([at_first]),

@@ -3,11 +3,11 @@
 Owns the search. With a price θ on a request that misses, the cheapest schedule is found exactly by dynamic
 programming over the number that is ready at each step:
 
-    V(n, t) = n + θ · missed(n, t) + min over m of V(m, t − 1) + load_steps · (n − m)⁺ + drain_steps · (m − n)⁺
+    V(n, t) = n + θ · missed(n, t) + min over m of V(m, t − 1) + load · (n − m)⁺ + drain · (m − n)⁺
 
-A replica that is ready at t was started a load time before and was paid for meanwhile; one that leaves is paid
-until it is empty. Prices are tried in one pass, dear to cheap; the frontier between them is what the oracle can
-have (its lower convex hull: what no θ reaches lies above it). It is a bound for the fast model alone, and for
+A replica that is ready at t was started a load time before and was paid for meanwhile; one that leaves is
+paid until it is empty. Prices are tried in one pass; the frontier between them is what the oracle can have
+(its lower convex hull: what no θ reaches lies above it). It is a bound for the fast model alone, and for
 schedules that end what they start: it never takes a loading replica back, since it never has to.
 """
 
@@ -18,9 +18,9 @@ from typing import Final
 
 import numpy as np
 
-from extproc.lab.scaling import service
 from extproc.lab.scaling.rates import DAY_S, Series
 from extproc.lab.scaling.replicas import Counts
+from extproc.lab.scaling.service import ServiceCurve
 from extproc.lab.scaling.traffic import STEP_S
 from extproc.lab.scaling.weeks import DRAIN_S, turns
 
@@ -39,7 +39,14 @@ class OraclePoint:
 
 
 def schedule(
-    requests: Series, felt: Series, *, load_s: float, most: int, prices: Series, step_s: float = STEP_S
+    requests: Series,
+    felt: Series,
+    curve: ServiceCurve,
+    *,
+    load_s: float,
+    most: int,
+    prices: Series,
+    step_s: float = STEP_S,
 ) -> Counts:
     """Ready replicas at each step (rows) for each price (columns)."""
     steps, lanes = len(requests), len(prices)
@@ -48,7 +55,7 @@ def schedule(
     value = np.tile(counts * 1.0, (lanes, 1))
     value[:, 0] = np.inf
     came = np.zeros((steps, lanes, most + 1), dtype=np.int8)
-    share = service.attainment(felt[:, None], counts[None, :].astype(float))
+    share = curve.attainment(felt[:, None], counts[None, :].astype(float))
     missed = (requests[:, None] * (1.0 - share) / step_s).astype(np.float64)
     rows = np.arange(lanes)[:, None]
     for step in range(steps):
@@ -78,16 +85,18 @@ def _argmin_running(values: Series, least: Series, places: Counts) -> Counts:
     return np.maximum.accumulate(np.where(values <= least, places, 0), axis=1)
 
 
-def frontier(requests: Series, felt: Series, *, load_s: float, most: int) -> list[OraclePoint]:
+def frontier(
+    requests: Series, felt: Series, curve: ServiceCurve, *, load_s: float, most: int
+) -> list[OraclePoint]:
     """The oracle's schedules over `PRICES`, by ascending attainment."""
     prices = np.array(PRICES)
-    ready = schedule(requests, felt, load_s=load_s, most=most, prices=prices)
+    ready = schedule(requests, felt, curve, load_s=load_s, most=most, prices=prices)
     up, down = max(STEP_S, load_s), DRAIN_S
     days = len(requests) * STEP_S / DAY_S
     points = []
     for lane, price in enumerate(PRICES):
         own = ready[:, lane]
-        good = requests * service.attainment(felt, own.astype(float))
+        good = requests * curve.attainment(felt, own.astype(float))
         change = np.diff(own)
         seconds = own.sum() * STEP_S + up * change[change > 0].sum() - down * change[change < 0].sum()
         share = float(good.sum() / max(1.0, requests.sum()))

@@ -10,9 +10,9 @@ from typing import Final
 
 import numpy as np
 
-from extproc.lab.scaling import service
 from extproc.lab.scaling.rates import Series
 from extproc.lab.scaling.replicas import Seen
+from extproc.lab.scaling.service import ServiceCurve
 from extproc.lab.scaling.traffic import STEP_S
 
 
@@ -105,17 +105,17 @@ class KnativePodAutoscaler:
     It panics where the wish of the short window is twice what is ready, until that was not so for 60 s, and
     never goes down meanwhile. Down by half at a time at most. (knative.dev, "Additional autoscaling
     configuration for KPA": stable-window, panic-window-percentage 10, panic-threshold-percentage 200,
-    max-scale-down-rate 2, max-scale-up-rate 1000.) The panic window is one step of 5 s here. The target is the
-    concurrency of a replica at the load given; Knative's own default, 70 of 100, is beyond these replicas.
+    max-scale-down-rate 2, max-scale-up-rate 1000.) The panic window is one step of 5 s here. The target is
+    the concurrency of a replica at `share` of its full load; its own default, 70 of 100, is beyond these.
     """
 
     name = "Knative"
     STABLE_S: Final = 60.0
     PANIC: Final = 2.0
 
-    def __init__(self, load: Series) -> None:
-        self.lanes = len(load)
-        self._target = np.array([service.load_in_flight(float(each)) for each in load])
+    def __init__(self, share: Series, curve: ServiceCurve) -> None:
+        self.lanes = len(share)
+        self._target = np.array([curve.in_flight(float(each) * curve.full) for each in share])
         self._stable = _Recent(_steps(self.STABLE_S), self.lanes)
         self._panicked = np.full(self.lanes, -1_000_000)
         self._highest = np.zeros(self.lanes)
@@ -139,19 +139,19 @@ class KnativePodAutoscaler:
 class IntervalPlanner:
     """A planner of one interval: what the next one's mean load will be, by what one replica bears.
 
-    As NVIDIA Dynamo's planner in its throughput mode does it (docs: planner design; adjustment interval 180 s):
-    predicted requests and lengths, by the profiled throughput at the targets. `lags` 0 predicts the last value
-    ("constant"), else an autoregression of the intervals' differences, by least squares over the last day:
-    ARIMA(lags, 1, 0). `load` is what a replica is planned to bear.
+    As NVIDIA Dynamo's planner in its throughput mode does it (docs: planner design; adjustment interval
+    180 s): predicted requests and lengths, by the profiled throughput at the targets. `lags` 0 predicts the
+    last value ("constant"), else an autoregression of the intervals' differences, by least squares over the
+    last day: ARIMA(lags, 1, 0). `share` of its full load is what a replica is planned to bear.
     """
 
     INTERVAL_S: Final = 180.0
     KEPT: Final = 480
 
-    def __init__(self, load: Series, *, lags: int) -> None:
-        self.lanes = len(load)
+    def __init__(self, share: Series, *, lags: int) -> None:
+        self.lanes = len(share)
         self.name = f"interval, ARIMA({lags},1,0)" if lags else "interval, last value"
-        self._load, self._lags = load, lags
+        self._share, self._lags = share, lags
         self._sum = np.zeros(self.lanes)
         self._means: list[Series] = []
         self._wanted: Series | None = None
@@ -169,7 +169,7 @@ class IntervalPlanner:
         self._means.append(self._sum / every)
         self._means = self._means[-self.KEPT :]
         self._sum = np.zeros(self.lanes)
-        self._wanted = np.maximum(1.0, np.ceil(np.round(self._next() / self._load, 6)))
+        self._wanted = np.maximum(1.0, np.ceil(np.round(self._next() / self._share, 6)))
         return self._wanted
 
     def _next(self) -> Series:

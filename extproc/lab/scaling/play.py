@@ -13,7 +13,8 @@ from typing import Final
 
 import numpy as np
 
-from extproc.lab.scaling.cases import HARDWARE_NAME, ScalingCase, ScalingStore
+from extproc.lab.scaling.cases import HARDWARE_NAME, ScalingCase, ScalingStore, clients_of
+from extproc.lab.scaling.measure import measure
 from extproc.lab.scaling.oracle import OraclePoint, frontier
 from extproc.lab.scaling.ours import PlannedLane, ShippedPlanner, kind_of
 from extproc.lab.scaling.peers import (
@@ -24,7 +25,7 @@ from extproc.lab.scaling.peers import (
 )
 from extproc.lab.scaling.rates import Series
 from extproc.lab.scaling.replicas import Scaler
-from extproc.lab.scaling.service import replica_load_for
+from extproc.lab.scaling.service import KNOWN, ServiceCurve
 from extproc.lab.scaling.traffic import STEP_S, Traffic
 from extproc.lab.scaling.weeks import REPLICAS_MAX, Outcome, WeeksTraffic, play
 from extproc.sim.timing import hardware_named
@@ -34,13 +35,14 @@ TARGET: Final = 0.98
 #: A planner's interval by load time: as often as it can matter, and no oftener.
 INTERVALS_S: Final = {5.0: 10.0, 60.0: 20.0, 300.0: 30.0}
 
-#: Peers, their settings, and the one that their users have. HPA 70 %, Knative's target-utilization 70 %, and
-#: for the planner of one interval the load at which the aim is just met in the mean.
-PEERS: Final[tuple[tuple[Callable[[Series], Scaler], tuple[float, ...], float], ...]] = (
-    (HorizontalPodAutoscaler, (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95), 0.7),
+Maker = Callable[[Series, ServiceCurve], Scaler]
+#: Peers, their settings (shares of a replica's full load), and the one that their users have: HPA 70 %,
+#: Knative's target-utilization 70 %; the planner of one interval goes by what was profiled, .8 here.
+PEERS: Final[tuple[tuple[Maker, tuple[float, ...], float], ...]] = (
+    (lambda shares, _: HorizontalPodAutoscaler(shares), (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95), 0.7),
     (KnativePodAutoscaler, (0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 0.7),
-    (lambda loads: IntervalPlanner(loads, lags=0), (0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 0.8),
-    (lambda loads: IntervalPlanner(loads, lags=4), (0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 0.8),
+    (lambda shares, _: IntervalPlanner(shares, lags=0), (0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 0.8),
+    (lambda shares, _: IntervalPlanner(shares, lags=4), (0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 0.8),
 )
 
 
@@ -73,18 +75,23 @@ def play_case(case: ScalingCase, store: ScalingStore) -> CaseResult:
             kept.append(store.traffic(case))
         return kept[0]
 
+    curve = curve_for(case, store)
+
     oracle = tuple(
         store.part(
             case,
             f"oracle {load_s:g}",
             tuple[OraclePoint, ...],
-            lambda load_s=load_s: _oracle(traffic(), load_s),  # type: ignore[misc]
+            lambda load_s=load_s: _oracle(traffic(), curve, load_s),  # type: ignore[misc]
         )
         for load_s in case.load_times_s
     )
     rows = list(
         store.part(
-            case, "peers", tuple[ScalingRow, ...], lambda: _peers(traffic(), np.array(case.load_times_s))
+            case,
+            "peers",
+            tuple[ScalingRow, ...],
+            lambda: _peers(traffic(), curve, np.array(case.load_times_s)),
         )
     )
     for load_s in case.load_times_s:
@@ -92,37 +99,48 @@ def play_case(case: ScalingCase, store: ScalingStore) -> CaseResult:
             case,
             f"ours {load_s:g}",
             tuple[ScalingRow, ...],
-            lambda load_s=load_s: (ours(traffic(), load_s),),  # type: ignore[misc]
+            lambda load_s=load_s: (ours(traffic(), curve, load_s),),  # type: ignore[misc]
         )
     return CaseResult(case=case, rows=tuple(rows), oracle=oracle)
 
 
-def _oracle(traffic: Traffic, load_s: float) -> tuple[OraclePoint, ...]:
-    weeks = WeeksTraffic.of((traffic,))
-    return tuple(frontier(weeks.requests[:, 0], weeks.felt[:, 0], load_s=load_s, most=REPLICAS_MAX))
+def curve_for(case: ScalingCase, store: ScalingStore) -> ServiceCurve:
+    """What is known of the case's clients, else measured once and kept."""
+    clients = clients_of(case.day)
+    known = KNOWN.get(clients.name)
+    if known is not None:
+        return known
+    alone = ScalingCase(name="curve", seed=0, day=case.day)
+    return store.part(alone, "curve", ServiceCurve, lambda: measure(clients))
 
 
-def at_peak(traffic: Traffic) -> float:
+def _oracle(traffic: Traffic, curve: ServiceCurve, load_s: float) -> tuple[OraclePoint, ...]:
+    weeks = WeeksTraffic.of((traffic,), curve)
+    found = frontier(weeks.requests[:, 0], weeks.felt[:, 0], curve, load_s=load_s, most=REPLICAS_MAX)
+    return tuple(found)
+
+
+def at_peak(traffic: Traffic, curve: ServiceCurve) -> float:
     """Replicas with which even the worst ten minutes are within the aim, in the mean of them."""
     window = round(600 / STEP_S)
     whole = max(window, len(traffic.load) // window * window)
     means = traffic.load[:whole].reshape(-1, min(window, len(traffic.load))).mean(1)
-    return float(np.ceil(means.max() / replica_load_for(TARGET)))
+    return float(np.ceil(means.max() / curve.load_at(TARGET)))
 
 
-def _peers(traffic: Traffic, load_times_s: Series) -> tuple[ScalingRow, ...]:
-    weeks = WeeksTraffic.of((traffic,))
-    peak = at_peak(traffic)
-    every: list[tuple[Callable[[Series], Scaler], tuple[float, ...], float]] = [
+def _peers(traffic: Traffic, curve: ServiceCurve, load_times_s: Series) -> tuple[ScalingRow, ...]:
+    weeks = WeeksTraffic.of((traffic,), curve)
+    peak = at_peak(traffic, curve)
+    every: list[tuple[Maker, tuple[float, ...], float]] = [
         *PEERS,
-        (FixedReplicas, (peak,), peak),
+        (lambda counts, _: FixedReplicas(counts), (peak,), peak),
     ]
     rows = []
     for make, settings, usual in every:
         each = np.tile(np.array(settings), len(load_times_s))
         load_s = np.repeat(load_times_s, len(settings))
-        scaler = make(each)
-        first = np.full(len(each), round(peak)) if make is FixedReplicas else None
+        scaler = make(each, curve)
+        first = np.full(len(each), round(peak)) if isinstance(scaler, FixedReplicas) else None
         found, _ = play(scaler, weeks, np.zeros(len(each), dtype=np.int64), load_s, first=first)
         rows += [
             ScalingRow(
@@ -133,13 +151,13 @@ def _peers(traffic: Traffic, load_times_s: Series) -> tuple[ScalingRow, ...]:
     return tuple(rows)
 
 
-def ours(traffic: Traffic, load_s: float, *, target: float = TARGET) -> ScalingRow:
+def ours(traffic: Traffic, curve: ServiceCurve, load_s: float, *, target: float = TARGET) -> ScalingRow:
     """The shipped planner on one lane."""
     lane = PlannedLane(
         traffic=traffic, load_s=load_s, target=target, interval_s=INTERVALS_S.get(load_s, 20.0)
     )
     scaler = ShippedPlanner([lane], kind_of(hardware_named(HARDWARE_NAME)), most=REPLICAS_MAX)
-    weeks = WeeksTraffic.of((traffic,))
+    weeks = WeeksTraffic.of((traffic,), curve)
     found, _ = play(scaler, weeks, np.zeros(1, dtype=np.int64), np.array([load_s]))
     return ScalingRow(scaler=scaler.name, setting=target, usual=True, load_s=load_s, outcome=found[0])
 

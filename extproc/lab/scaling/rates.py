@@ -10,6 +10,7 @@ import gzip
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import cos, pi
 from pathlib import Path
 from typing import Final
@@ -29,7 +30,7 @@ DAY_S: Final = 86_400
 
 @dataclass(frozen=True, slots=True)
 class RateCurve:
-    """Mean rates of windows of `window_s` seconds one after the other, any unit; `filled` of them were gaps."""
+    """Mean rates of windows of `window_s` seconds, any unit; `filled` of them were gaps."""
 
     name: str
     window_s: float
@@ -90,7 +91,7 @@ def read_weeks(path: Path, *, fill: bool = True) -> RateCurve:
     if len(rates) < 2 or times[1] <= times[0]:
         raise WorkloadError(f"{path}: needs at least two rows in time order ({COLUMNS})")
     window_s = times[1] - times[0]
-    if any(abs(later - sooner - window_s) > 1e-6 for sooner, later in zip(times, times[1:], strict=False)):
+    if any(abs(later - sooner - window_s) > 1e-6 for sooner, later in pairwise(times)):
         raise WorkloadError(f"{path}: the rows must be {window_s:g} s apart all through; mend the file")
     values = np.array(rates)
     if not values.max() > 0:

@@ -23,8 +23,8 @@ Counts = NDArray[np.int64]
 class Seen:
     """What a scaler may see at a step; arrays have a value a lane.
 
-    `load` is work that came, in replicas wholly used; `utilization` (0..1) is of those ready, smoothed over
-    `SMOOTH_S`; `concurrency` are requests in flight or held, all replicas together.
+    `load` is work that came, in replicas that are full; `utilization` (0..1) is of those ready, smoothed over
+    `SMOOTH_S`, 1 where they are full (`service.py`); `concurrency` are requests in flight or held, in all.
     """
 
     step: int

@@ -21,13 +21,17 @@ from extproc.lab.scaling.play import TARGET, CaseResult, ScalingRow
 #: The aims: hours by the oracle's, turns by the oracle's, hours less than the best peer's.
 HOURS_MOST, TURNS_MOST, LESS_LEAST = 1.10, 1.5, 0.15
 OURS: Final = "steersman"
+_OURS_HEAD: Final = (
+    "| workload | load s | attained % | worst 10 min % | hours | /oracle | same | turns | oracle's "
+    "| best peer, in hindsight | less % | misses |"
+)
 _HEAD: Final = (
     "Everything here is simulated: {cards} cards a replica ({hardware}), timings from splitwise-sim. "
-    "`hours` are GPU-hours, paid from a replica's start until it is empty; `/oracle` divides them by those of an "
-    "oracle that knows what comes and has the same load time, at {target:.0%} attainment and (`same`) at the "
-    "attainment that was reached. `turns` are changes of direction a day. `less` is how much less than a peer we "
-    "paid at the attainment that we reached, the peer's setting chosen in hindsight for that; `usual` are peers "
-    "with the setting that users have, as they are. Means of {seeds} seeds, ± half of the 95 % interval."
+    "`hours` are GPU-hours, paid from a replica's start until it is empty; `/oracle` divides them by those of "
+    "an oracle that knows what comes and has the same load time, at {target:.0%} attainment and (`same`) at "
+    "the attainment that was reached. `turns` are changes of direction a day. `less` is how much less than "
+    "a peer we paid at the attainment that we reached, the peer's setting chosen in hindsight for that. "
+    "Means of {seeds} seeds, ± half of the 95 % interval."
 )
 
 
@@ -173,8 +177,7 @@ def markdown_report(
     lines += [
         "## Ours",
         "",
-        "| workload | load s | attained % | worst 10 min % | hours | /oracle | same | turns | oracle's "
-        "| best peer, in hindsight | less % | misses |",
+        _OURS_HEAD,
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|---:|---|",
     ]
     for cell in cells:

@@ -46,8 +46,10 @@ class Steps:
 class ElasticWorld(World):
     """A world whose fleet's members are those that a scaler wants, once they have loaded."""
 
-    def govern(self, scaler: Scaler, stages: ReplicaStages, work: Series, steps: int) -> None:
-        """Before `run`: who decides, and the work of each step."""
+    def govern(self, scaler: Scaler, stages: ReplicaStages, work: Series, full: float) -> None:
+        """Before `run`: who decides, the work of each step, and the load at which a replica is full."""
+        steps = len(work)
+        self._full = full
         self._scaler, self._stages, self._work = scaler, stages, work
         self._members: dict[str, Member] = {
             endpoint.address: Member(
@@ -85,8 +87,8 @@ class ElasticWorld(World):
             ready=stages.ready,
             wanted=stages.wanted,
             requests=np.array([float(self._came[last]) if step else 0.0]),
-            load=load,
-            utilization=np.minimum(1.0, self._smoothed.step(load) / np.maximum(1, stages.ready)),
+            load=load / self._full,
+            utilization=np.minimum(1.0, self._smoothed.step(load) / self._full / np.maximum(1, stages.ready)),
             concurrency=np.array([in_flight]),
         )
         ready = int(stages.step(step, self._scaler.wanted(seen))[0])
@@ -124,6 +126,7 @@ def play_requests(
     first: int,
     duration_s: float,
     seed: int,
+    full: float = 1.0,
     slo: Slo = SLO_70B,
 ) -> Steps:
     """Plays it; the fleet's replicas are the most that there may be."""
@@ -140,7 +143,7 @@ def play_requests(
     stages = ReplicaStages(
         load_steps=np.array([load_steps]), first=at_first, most=len(fleet.replicas), drain_steps=0
     )
-    world.govern(scaler, stages, load, steps)
+    world.govern(scaler, stages, load, full)
     served = world.run()
     good = [min(steps - 1, row.arrival.at_ns // STEP_NS) for row in served if met(row, slo)]
     return Steps(

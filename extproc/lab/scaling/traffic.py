@@ -2,8 +2,8 @@
 
 Owns the sampling. Clients are ServeGen's (each with its share, its burstiness and its lengths by the time of
 day), or one made-up client. In each of the clients' windows its share of the curve is spread on a circle with
-gaps of its own family, as `workload/servegen.py` does, and then bent to the curve's slope. The same seed gives
-the same requests, whether they are counted or listed.
+gaps of its own family, as `workload/servegen.py` does, and then bent to the curve's slope. The same seed
+gives the same requests, whether they are counted or listed.
 
 Work is told in replica-seconds at load 1 (`sim/capacity.py`, where T, the time per token, is at its bound):
 w = (prefill + output·(b + c·context)) / (1 − a/T). Its sum a second is how many replicas are wholly used.

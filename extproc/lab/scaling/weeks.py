@@ -11,9 +11,9 @@ from typing import Final
 
 import numpy as np
 
-from extproc.lab.scaling import service
 from extproc.lab.scaling.rates import DAY_S, Series
 from extproc.lab.scaling.replicas import Counts, ReplicaStages, Scaler, Seen
+from extproc.lab.scaling.service import ServiceCurve
 from extproc.lab.scaling.smooth import smoothed
 from extproc.lab.scaling.traffic import STEP_S, Traffic
 
@@ -27,17 +27,18 @@ WORST_S: Final = 600.0
 
 @dataclass(frozen=True, slots=True)
 class WeeksTraffic:
-    """Steps by seeds: requests, work, and the work as replicas feel it."""
+    """Steps by seeds: requests, work, and the work as replicas feel it; and what that does to them."""
 
     requests: Series
     load: Series
     felt: Series
+    curve: ServiceCurve
 
     @classmethod
-    def of(cls, seeds: tuple[Traffic, ...]) -> WeeksTraffic:
+    def of(cls, seeds: tuple[Traffic, ...], curve: ServiceCurve) -> WeeksTraffic:
         """Side by side."""
         load = np.stack([one.load for one in seeds], axis=1)
-        return cls(np.stack([one.requests for one in seeds], axis=1), load, smoothed(load))
+        return cls(np.stack([one.requests for one in seeds], axis=1), load, smoothed(load), curve)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +57,14 @@ class Outcome:
 def play(
     scaler: Scaler, traffic: WeeksTraffic, seed_of: Counts, load_s: Series, *, first: Counts | None = None
 ) -> tuple[list[Outcome], Counts]:
-    """Each lane's outcome, and what was wanted at each step. `seed_of` names a lane's column of the traffic."""
+    """Each lane's outcome, and what was wanted at each step. `seed_of` names a lane's column of traffic."""
     steps = len(traffic.requests)
     lanes = len(seed_of)
-    at_first = first if first is not None else np.ceil(traffic.felt[0, seed_of] / 0.7).astype(np.int64)
+    at_first = (
+        first
+        if first is not None
+        else np.ceil(traffic.felt[:60, seed_of].mean(0) / traffic.curve.full / 0.8).astype(np.int64)
+    )
     stages = ReplicaStages(
         load_steps=np.maximum(1, np.rint(load_s / STEP_S)).astype(np.int64),
         first=np.maximum(1, at_first),
@@ -69,14 +74,16 @@ def play(
     ready = np.zeros((steps, lanes), dtype=np.int16)
     wanted = np.zeros((steps, lanes), dtype=np.int16)
     nothing = np.zeros(lanes)
+    full = traffic.curve.full
     seen = Seen(0, stages.ready, stages.wanted, nothing, nothing, nothing, nothing)
     for step in range(steps):
         seen.step, seen.ready, seen.wanted = step, stages.ready, stages.wanted
         if step:
             felt = traffic.felt[step - 1, seed_of]
-            seen.requests, seen.load = traffic.requests[step - 1, seed_of], traffic.load[step - 1, seed_of]
-            seen.utilization = np.minimum(1.0, felt / np.maximum(1, stages.ready))
-            seen.concurrency = service.concurrency(felt, stages.ready.astype(float))
+            seen.requests = traffic.requests[step - 1, seed_of]
+            seen.load = traffic.load[step - 1, seed_of] / full
+            seen.utilization = np.minimum(1.0, felt / full / np.maximum(1, stages.ready))
+            seen.concurrency = traffic.curve.concurrency(felt, stages.ready.astype(float))
         ready[step] = stages.step(step, scaler.wanted(seen))
         wanted[step] = stages.wanted
     return outcomes(traffic, seed_of, ready, wanted, stages.paid), wanted
@@ -90,7 +97,7 @@ def outcomes(
     window = round(WORST_S / STEP_S)
     for lane, seed in enumerate(seed_of.tolist()):
         requests = traffic.requests[:, seed]
-        good = requests * service.attainment(traffic.felt[:, seed], ready[:, lane].astype(float))
+        good = requests * traffic.curve.attainment(traffic.felt[:, seed], ready[:, lane].astype(float))
         whole = len(requests) // window * window
         came = requests[:whole].reshape(-1, window).sum(1)
         attained = good[:whole].reshape(-1, window).sum(1)
