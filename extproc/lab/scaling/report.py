@@ -27,10 +27,10 @@ _OURS_HEAD: Final = (
 )
 _HEAD: Final = (
     "Everything here is simulated: {cards} cards a replica ({hardware}), timings from splitwise-sim. "
-    "`hours` are GPU-hours, paid from a replica's start until it is empty; `/oracle` divides them by those of "
-    "an oracle that knows what comes and has the same load time, at {target:.0%} attainment and (`same`) at "
-    "the attainment that was reached. `turns` are changes of direction a day. `less` is how much less than "
-    "a peer we paid at the attainment that we reached, the peer's setting chosen in hindsight for that. "
+    "`hours` are GPU-hours, paid from a replica's start until it is empty; `/oracle` divides them by those "
+    "of an oracle that knows what comes and has the same load time, at {target:.0%} attainment and (`same`) "
+    "at the attainment that was reached. `turns` are changes of direction a day. `less` is how much less "
+    "than a peer we paid at the attainment that we reached, the peer's setting chosen in hindsight for that. "
     "Means of {seeds} seeds, ± half of the 95 % interval."
 )
 
