@@ -230,7 +230,7 @@ class GrpcStream:
         self._let_go()
 
     def _let_go(self) -> None:
-        """The call is over for its handler, and nothing of it is kept; its caller's side may still be open."""
+        """It is over for its handler, and nothing of it is kept; its caller's side may still be open."""
         if self._timer is not None:
             self._timer.cancel()
         if self._buffer:
