@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 import grpc
 
 from extproc._pb import externalscaler_pb2 as pb
-from extproc.config.scaling import ScalerConfig
+from extproc.config.scaling import ScalerConfig, ScalerTls
 from extproc.core.scaling.reported import reported_milli
 from extproc.core.scaling.values import PoolPlan
 from extproc.scaling.trigger import ScalerTrigger, TriggerError, UnknownPoolError, trigger_of
@@ -74,12 +74,7 @@ class ExternalScaler:
         self._asleep: dict[asyncio.Event, str] = {}
         self._told: set[str] = set()
         self._server: Any = None
-        tls = settings.tls
-        self._tls = tls and TlsFiles(
-            certificate=Path(tls.certificate),
-            key=Path(tls.key),
-            client_ca=None if tls.client_ca is None else Path(tls.client_ca),
-        )
+        self._tls = None if settings.tls is None else files_of(settings.tls)
         #: When TLS's files were written, as they were read.
         self._files: tuple[int, ...] = ()
 
@@ -154,9 +149,13 @@ class ExternalScaler:
             await server.stop(STOP_S)
 
     def look(self) -> None:
-        """Wake the streams whose pool somebody asks for now; called when a request is held."""
-        woken = {event: pool for event, pool in self._asleep.items() if self._active(pool)}
-        for event in woken:
+        """Wake the streams for whose pool somebody waits; cheap, for each decision while any is asleep."""
+        for pool in {pool for pool in self._asleep.values() if self._source.held(pool)}:
+            self.wake(pool)
+
+    def wake(self, pool: str) -> None:
+        """Let the streams of a pool look now, and not at their interval's end."""
+        for event in [event for event, asleep in self._asleep.items() if asleep == pool]:
             del self._asleep[event]
             event.set()
 
@@ -315,6 +314,12 @@ def _spec(trigger: ScalerTrigger) -> pb.GetMetricSpecResponse:
         metricName=trigger.name, targetSize=max(1, round(milli / 1_000)), targetSizeFloat=_exact(milli)
     )
     return pb.GetMetricSpecResponse(metricSpecs=[spec])
+
+
+def files_of(tls: ScalerTls) -> TlsFiles:
+    """TLS's files as the transports take them."""
+    authority = None if tls.client_ca is None else Path(tls.client_ca)
+    return TlsFiles(certificate=Path(tls.certificate), key=Path(tls.key), client_ca=authority)
 
 
 def _at(settings: ScalerConfig, listen: str) -> ScalerConfig:
