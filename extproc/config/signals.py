@@ -81,7 +81,7 @@ SIGNALS: Final[dict[str, SignalKind]] = {
         windowed=False,
     ),
     "scaling_unmet": SignalKind(
-        "Replicas that are needed beyond what max_replicas or the budget allows.",
+        "Replicas that are wanted beyond what max_replicas or the budget allows, at least.",
         scopes=("pool",),
         windowed=False,
     ),

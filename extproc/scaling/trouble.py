@@ -23,9 +23,9 @@ LOAD_S_MIN: Final = 1.0
 class PoolTrouble(NamedTuple):
     """What is wrong with a pool's scaling at a moment; zeros where nothing is.
 
-    `unmet`: replicas that are needed beyond what `max_replicas` or the budget allows. `overdue`: load times
-    that have passed without another replica becoming ready, while fewer are ready than are wanted. `turns`:
-    how often what is wanted changed its direction within the last hour.
+    `unmet`: replicas that are wanted beyond what `max_replicas` or the budget allows, at least. `overdue`:
+    load times that have passed without another replica becoming ready, while fewer are ready than are
+    wanted. `turns`: how often what is wanted changed its direction within the last hour.
     """
 
     unmet: float = 0.0
@@ -84,5 +84,6 @@ class ScalingTrouble:
             # The horizon is a load time and the orchestrator's own.
             load_s = max(plan.load_time.p90_s, plan.horizon_s, LOAD_S_MIN)
             overdue = (now_ns - state.since_ns) / 1e9 / load_s
-        unmet = max(0, plan.need.replicas - plan.wanted) if plan.bound in LIMITS else 0
+        # A planner looks no further than to the limit: that it binds is one at least.
+        unmet = max(1, plan.need_high.replicas - plan.wanted) if plan.bound in LIMITS else 0
         return PoolTrouble(float(unmet), overdue, len(state.turns))

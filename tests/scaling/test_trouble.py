@@ -33,11 +33,14 @@ def test_nothing_is_wrong_with_what_is_unknown_or_well() -> None:
 
 
 def test_more_is_needed_than_is_allowed() -> None:
-    """Only what max_replicas or the budget keeps away counts; a step that is coming does not."""
+    """Only what max_replicas or the budget keeps away counts, as one at least; a step that is coming does
+    not."""
     trouble = ScalingTrouble()
-    need = Need(replicas=9, attainment=0.5, utilization=1.0, binding="kv")
-    for bound, unmet in (("max", 5.0), ("budget", 5.0), ("step", 0.0), ("", 0.0)):
-        trouble.heard(plan(1, 4, 4, need=need, bound=bound))
+    for bound, needed, unmet in (
+        ("max", 9, 5.0), ("budget", 9, 5.0), ("max", 4, 1.0), ("step", 9, 0.0), ("", 9, 0.0)
+    ):  # fmt: skip
+        need = Need(replicas=needed, attainment=0.5, utilization=1.0, binding="kv")
+        trouble.heard(plan(1, 4, 4, need_high=need, bound=bound))
         assert trouble.of("llama", now_ns=S).unmet == unmet
 
 

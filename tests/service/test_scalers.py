@@ -129,7 +129,9 @@ def test_gauges_are_those_that_others_look_for() -> None:
     world = World(config_of(**KEDA))
     need = Need(replicas=13, attainment=0.9, utilization=0.8, binding="kv")
     load_time = LoadTime(p50_s=40.0, p90_s=60.0, measured=3)
-    world.publish(11, ready=8, loading=2, bound="max", need=need, load_time=load_time, horizon_s=75.0)
+    world.publish(
+        11, ready=8, loading=2, bound="max", need=need, need_high=need, load_time=load_time, horizon_s=75.0
+    )
     world.now_ns += 2 * S
     variant = '{accelerator_type="nvidia-h100",namespace="llm",variant_name="llama"}'
     found = world.lines("wva_")

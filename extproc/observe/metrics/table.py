@@ -265,7 +265,7 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             "scaling_unmet_replicas",
             "gauge",
             ("pool",),
-            "Replicas that are needed beyond what max_replicas or the budget allows.",
+            "Replicas that are wanted beyond what max_replicas or the budget allows, at least.",
         ),
         Spec(
             "scaling_overdue_ratio",
