@@ -83,6 +83,11 @@ class ExternalScaler:
         """Whether some stream waits for its pool to become active; cheap, for each decision."""
         return bool(self._asleep)
 
+    @property
+    def sleeping(self) -> set[str]:
+        """Their pools."""
+        return set(self._asleep.values())
+
     def silence_s(self) -> float:
         """Seconds since anybody called (since the start, where nobody did); open streams are no calls."""
         return (self._clock() - self._asked_ns) / 1e9
@@ -150,8 +155,9 @@ class ExternalScaler:
 
     def look(self) -> None:
         """Wake the streams for whose pool somebody waits; cheap, for each decision while any is asleep."""
-        for pool in {pool for pool in self._asleep.values() if self._source.held(pool)}:
-            self.wake(pool)
+        for pool in self.sleeping:
+            if self._source.held(pool):
+                self.wake(pool)
 
     def wake(self, pool: str) -> None:
         """Let the streams of a pool look now, and not at their interval's end."""

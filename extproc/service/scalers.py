@@ -110,9 +110,12 @@ class ScalersPart(Part, Observer):
         self._tell()
 
     def step(self, *, now_ns: int) -> None:
-        """Look now and then whether certificates were renewed."""
+        """Wake who sleeps where another service holds a request; look whether certificates were renewed."""
         if self.scaler is None:
             return
+        for pool in self.scaler.sleeping if self.scaler.asleep else ():
+            if self._scheduler.peers.contended(pool):
+                self.scaler.wake(pool)
         if now_ns - self._renewed_ns >= RENEW_NS and self.scaler.settings.tls is not None:
             self._renewed_ns = now_ns
             if self._renewing is None or self._renewing.done():
@@ -162,11 +165,15 @@ class ScalersPart(Part, Observer):
         return self._scheduler.dispatcher.queue.by_pool_count(pool)
 
     def asked(self, pool: str) -> bool:
-        """Whether somebody waits, runs, or was turned away within the last minute for want of a replica."""
-        if self.held(pool) or self._clock() - self._refused_ns.get(pool, -ASKED_NS) < ASKED_NS:
+        """Whether somebody waits or runs, here or at another service, or was turned away within the last
+        minute for want of a replica."""
+        if self.held(pool) or self._scheduler.peers.contended(pool):
+            return True
+        refused_ns = self._refused_ns.get(pool)
+        if refused_ns is not None and self._clock() - refused_ns < ASKED_NS:
             return True
         known = self._scheduler.fleet.pools.get(pool)
-        return known is not None and any(each.requests for each in known.endpoints)
+        return known is not None and any(each.requests + each.peer_requests for each in known.endpoints)
 
     def seen(self) -> ScalingSeen:
         """For the metrics."""

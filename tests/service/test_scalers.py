@@ -15,9 +15,11 @@ from extproc.config.model import Config
 from extproc.config.restart import restart_needed
 from extproc.core.errors import Error
 from extproc.core.scaling.values import LoadTime, Need, PoolPlan
+from extproc.core.turns import TurnRow
 from extproc.observe.alerts.engine import AlertState
 from extproc.service.app import App
 from tests.stand.keda import KedaClient
+from tests.stand.queues import held
 from tests.stand.waits import until
 
 S = 1_000_000_000
@@ -113,6 +115,37 @@ def test_keda_is_told_of_plans_and_of_who_waits() -> None:
 
     asyncio.run(asyncio.wait_for(run(), 60))
     assert world.part.status()["external"]["calls"]["GetMetrics"] == 2  # type: ignore[index]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_who_is_held_here_or_elsewhere_wakes_keda(elsewhere: bool) -> None:
+    """With nothing wanted and nothing ready: a request in the queue of this service, or of a peer."""
+    world = World(config_of(external_scaler={"listen": "127.0.0.1:1", "push_interval_s": 60.0}))
+    scheduler = world.app.scheduler
+
+    async def run() -> None:
+        await world.part.start()
+        scaler = world.part.scaler
+        assert scaler is not None
+        world.publish(0, ready=0)
+        async with KedaClient(scaler.address, pool="llama") as keda, aclosing(keda.stream_active()) as said:
+            assert not await anext(said)
+            await until(lambda: scaler.asleep)
+            world.part.decided(1, now_ns=world.now_ns)
+            world.part.step(now_ns=world.now_ns)
+            assert scaler.asleep
+            if elsewhere:
+                scheduler.peers.hear(["other"], {"other": {"llama": [TurnRow("acme", 0, 1, 0)]}})
+                world.part.step(now_ns=world.now_ns)
+            else:
+                waiting = held("one", "acme", pool="llama", shed_at_ns=world.now_ns + 60 * S)
+                assert scheduler.dispatcher.queue.push(waiting, now_ns=world.now_ns) == []
+                world.part.decided(1, now_ns=world.now_ns)
+            assert await anext(said)
+            assert await keda.is_active()
+        await world.part.stop()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
 
 
 def test_what_costs_a_decision_is_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
