@@ -39,6 +39,7 @@ from extproc.service.records import AuditPart, ExpiryLog, RecordPart
 from extproc.service.reload import Reread, Unusable, built, read_again, uncollected
 from extproc.service.requests import Requests
 from extproc.service.rpc import RpcPart
+from extproc.service.scalers import ScalersPart
 from extproc.service.scaling import ScalingPart
 from extproc.service.schedule import Schedule
 from extproc.service.status import Status
@@ -104,6 +105,8 @@ class App:
         self.alerting = AlertsPart(config, scheduler, clock=clock)
         self.measuring.firing = self.alerting.firing
         self.scaling = ScalingPart(config, scheduler, clock=clock, failed=failed)
+        self.scalers = ScalersPart(config, scheduler, self.scaling, clock=clock)
+        self.measuring.scaling, self.alerting.values.scaling = self.scalers.seen, self.scalers.signals
         operators = Operators(
             scheduler,
             self.recent,
@@ -166,6 +169,7 @@ class App:
                 self.analysing,
                 self.alerting,
                 self.scaling,
+                self.scalers,
                 self.administering,
                 TracingPart(config, scheduler.peers, self.processor, clock=clock),
                 *([SharedQuotasPart(shared)] if shared is not None else []),
