@@ -36,6 +36,8 @@ class LauncherConfig(Section):
     """How long after a crash it is started again; doubled at each further one."""
     backoff_max_s: float = Field(default=60.0, ge=0.05, le=3_600.0)
     """That wait is no longer than this."""
+    drain_timeout_s: float = Field(default=900.0, ge=0.0, le=86_400.0)
+    """How long the last requests of a replica that is not wanted any more may take, until SIGTERM."""
     log_dir: str | None = Field(default=None, pattern=r"^/")
     """Where each process's output goes, one file a port; nowhere when left out."""
 
