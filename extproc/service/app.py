@@ -30,6 +30,7 @@ from extproc.service.credentials import place_of, seal_of, tls_of
 from extproc.service.experiments import ExperimentsPart
 from extproc.service.explanations import Explanations
 from extproc.service.journal import QuotaJournal
+from extproc.service.launcher import LauncherPart
 from extproc.service.metrics import MetricsPart
 from extproc.service.operators import Operators
 from extproc.service.parts import ServiceParts
@@ -104,6 +105,14 @@ class App:
         self.alerting = AlertsPart(config, scheduler, clock=clock)
         self.measuring.firing = self.alerting.firing
         self.scaling = ScalingPart(config, scheduler, clock=clock, failed=failed)
+        self.launching = LauncherPart(
+            config,
+            scheduler,
+            self.roster,
+            self.scaling,
+            clock=clock,
+            file=lambda: self.experimenting.file,
+        )
         operators = Operators(
             scheduler,
             self.recent,
@@ -166,6 +175,7 @@ class App:
                 self.analysing,
                 self.alerting,
                 self.scaling,
+                self.launching,
                 self.administering,
                 TracingPart(config, scheduler.peers, self.processor, clock=clock),
                 *([SharedQuotasPart(shared)] if shared is not None else []),

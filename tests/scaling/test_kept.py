@@ -12,7 +12,7 @@ import pytest
 from extproc.scaling import keeper, kept
 from extproc.scaling.kept import STATE_SUFFIX, KeptFolder, KeptProcess, marks, read_state
 from extproc.supervise.ports import free_ports
-from tests.scaling.test_launcher import ENGINE, Stand
+from tests.stand.launching import ENGINE, LauncherStand
 from tests.stand.waits import until, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what is swept up is found in /proc")
@@ -100,7 +100,7 @@ def test_files_that_are_broken_are_no_replicas(folder: KeptFolder) -> None:
 
 def test_a_launcher_takes_over_what_it_finds(tmp_path: Path) -> None:
     """A member at once where it was ready before, without a new process; more than wanted leaves."""
-    first, second = Stand(tmp_path), Stand(tmp_path)
+    first, second = LauncherStand(tmp_path), LauncherStand(tmp_path)
 
     async def run() -> None:
         first.launcher.want(2)

@@ -3,92 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from extproc.addresses import split
-from extproc.config.load import loads
 from extproc.scaling import keeper, kept, launcher
-from extproc.scaling.kept import KeptFolder, marks
-from extproc.scaling.launcher import PoolLauncher
-from extproc.scaling.places import Places
-from extproc.scaling.replica import FleetSide
-from extproc.service.probes import ALIVE, ask, found
+from extproc.scaling.kept import marks
+from tests.stand.launching import ENGINE, LauncherStand
 from tests.stand.waits import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what is swept up is found in /proc")
 
-ENGINE = [sys.executable, "-I", "-S", str(Path(__file__).parents[1] / "stand" / "fake_engine.py"), "{port}"]
 
-
-class Stand:
-    """A launcher of one pool, and what the service around it hears."""
-
-    def __init__(self, folder: Path, *traits: str, gpus: int = 1, **settings: Any) -> None:
-        self.folder = KeptFolder(folder)
-        self.folder.own()
-        self.members: list[str] = []
-        self.drained: dict[str, bool] = {}
-        self.running: dict[str, int] = {}
-        self.loads: list[tuple[str, str, float, bool]] = []
-        self.places = Places()
-        self.launcher = self.of([*ENGINE, *traits], gpus=gpus, **settings)
-
-    def of(self, command: list[str], *, gpus: int = 1, **settings: Any) -> PoolLauncher:
-        """A launcher of a command."""
-        quick = {"backoff_s": 0.05, "backoff_max_s": 0.2, "stop_timeout_s": 5.0, **settings}
-        scaling = {"max_replicas": 4, "launcher": {"command": command, **quick}}
-        pool = {"name": "chat", "models": ["m"], "hardware": "NVIDIA L4", "gpus": gpus, "scaling": scaling}
-        (config,) = loads(repr({"gateway": {"auth": "none"}, "pools": [pool]})).pools
-        assert config.scaling is not None
-        assert config.scaling.launcher is not None
-        return PoolLauncher(
-            config,
-            config.scaling.launcher,
-            where="steersman.yaml: pools[0].scaling.launcher",
-            places=self.places,
-            folder=self.folder,
-            side=FleetSide(
-                healthy=self.healthy,
-                joined=lambda _, address: self.members.append(address),
-                left=lambda _, address: self.members.remove(address),
-                drain=self.drained.__setitem__,
-                requests=lambda address: self.running.get(address, 0),
-            ),
-            clock=lambda: 7,
-            on_loaded=lambda *facts: self.loads.append(facts),
-            on_began=lambda _: None,
-        )
-
-    async def healthy(self, address: str) -> bool:
-        with contextlib.suppress(ConnectionRefusedError):
-            return found(await ask(address, "/health", 5.0), "tgi") in ALIVE
-        return False
-
-    @property
-    def stages(self) -> list[str]:
-        return sorted(fact.stage for fact in self.launcher.facts())
-
-    @property
-    def pids(self) -> set[int]:
-        """All processes that its engines are and have started."""
-        own = f"{self.folder.path}/"
-        return {pid for pid, mark in kept._marked() if mark.startswith(own) and keeper.started(pid)}
+Play = Callable[[LauncherStand, Callable[[LauncherStand], Awaitable[None]]], None]
 
 
 @pytest.fixture
-def play(tmp_path: Path) -> Iterator[Callable[[Stand, Callable[[Stand], Awaitable[None]]], None]]:
+def play(
+    tmp_path: Path,
+) -> Iterator[Callable[[LauncherStand, Callable[[LauncherStand], Awaitable[None]]], None]]:
     """Runs a scene; whatever it leaves is ended, and a launcher that was stopped has left nothing."""
 
-    def run(stand: Stand, scene: Callable[[Stand], Awaitable[None]]) -> None:
+    def run(stand: LauncherStand, scene: Callable[[LauncherStand], Awaitable[None]]) -> None:
         async def whole() -> None:
             try:
                 await scene(stand)
@@ -102,13 +44,10 @@ def play(tmp_path: Path) -> Iterator[Callable[[Stand, Callable[[Stand], Awaitabl
     kept.kill_marked({mark for mark in marks() if mark.startswith(str(tmp_path))})
 
 
-Play = Callable[[Stand, Callable[[Stand], Awaitable[None]]], None]
-
-
 def test_as_many_as_are_wanted_each_at_its_own_port(tmp_path: Path, play: Play) -> None:
     """Up to three, members when they answer; down to one; the load time is told, the first as cold."""
 
-    async def scene(stand: Stand) -> None:
+    async def scene(stand: LauncherStand) -> None:
         stand.launcher.want(3)
         assert stand.stages == ["starting"] * 3
         await until(lambda: len(stand.members) == 3, stand.launcher.status)
@@ -127,13 +66,13 @@ def test_as_many_as_are_wanted_each_at_its_own_port(tmp_path: Path, play: Play) 
         assert stand.drained[gone]
         assert len(stand.pids) == 1
 
-    play(Stand(tmp_path), scene)
+    play(LauncherStand(tmp_path), scene)
 
 
 def test_each_card_bears_one_replica(tmp_path: Path, play: Play) -> None:
     """Two cards a replica: the third finds none, and says so until one is free again."""
 
-    async def scene(stand: Stand) -> None:
+    async def scene(stand: LauncherStand) -> None:
         stand.launcher.want(3)
         await until(lambda: len(stand.members) == 2, stand.launcher.status)
         assert sorted(each.place.cards for each in stand.launcher.replicas) == [(0, 1), (2, 3)]
@@ -144,7 +83,7 @@ def test_each_card_bears_one_replica(tmp_path: Path, play: Play) -> None:
         assert stand.launcher.problem == ""
 
     settings = {"gpus": [0, 1, 2, 3], "environment": {"CARDS": "{gpu}"}}
-    stand = Stand(tmp_path)
+    stand = LauncherStand(tmp_path)
     stand.launcher = stand.of(ENGINE, gpus=1)
     stand.launcher.settings = stand.launcher.settings.model_copy(update=settings)
     stand.launcher.pool = stand.launcher.pool.model_copy(update={"gpus": 2})
@@ -154,7 +93,7 @@ def test_each_card_bears_one_replica(tmp_path: Path, play: Play) -> None:
 def test_a_taken_port_is_passed_over(tmp_path: Path, play: Play) -> None:
     """Somebody else listens at the range's first port; with the range used up it says which setting."""
 
-    async def scene(stand: Stand) -> None:
+    async def scene(stand: LauncherStand) -> None:
         stand.launcher.want(2)
         await until(lambda: len(stand.members) == 1, stand.launcher.status)
         assert split(stand.members[0])[1] == taken + 1
@@ -171,7 +110,7 @@ def test_a_taken_port_is_passed_over(tmp_path: Path, play: Play) -> None:
                     break
                 except OSError:
                     continue
-        stand = Stand(tmp_path)
+        stand = LauncherStand(tmp_path)
         stand.launcher.settings = stand.launcher.settings.model_copy(update={"ports": (taken, taken + 1)})
         play(stand, scene)
 
@@ -179,7 +118,7 @@ def test_a_taken_port_is_passed_over(tmp_path: Path, play: Play) -> None:
 def test_drained_before_it_goes_and_kept_when_it_is_wanted_again(tmp_path: Path, play: Play) -> None:
     """No new requests, its last one ends, then it is stopped; wanted meanwhile, it simply stays."""
 
-    async def scene(stand: Stand) -> None:
+    async def scene(stand: LauncherStand) -> None:
         stand.launcher.want(1)
         await until(lambda: stand.members, stand.launcher.status)
         (address,) = stand.members
@@ -197,26 +136,26 @@ def test_drained_before_it_goes_and_kept_when_it_is_wanted_again(tmp_path: Path,
         stand.running.clear()
         await until(lambda: not stand.launcher.replicas, stand.launcher.status)
 
-    play(Stand(tmp_path), scene)
+    play(LauncherStand(tmp_path), scene)
 
 
 def test_a_drain_has_an_end(tmp_path: Path, play: Play) -> None:
     """A request that never ends keeps it for drain_timeout_s and no longer."""
 
-    async def scene(stand: Stand) -> None:
+    async def scene(stand: LauncherStand) -> None:
         stand.launcher.want(1)
         await until(lambda: stand.members, stand.launcher.status)
         stand.running[stand.members[0]] = 1
         stand.launcher.want(0)
         await until(lambda: not stand.launcher.replicas, stand.launcher.status)
 
-    play(Stand(tmp_path, drain_timeout_s=0.2), scene)
+    play(LauncherStand(tmp_path, drain_timeout_s=0.2), scene)
 
 
 def test_started_again_after_a_crash(tmp_path: Path, play: Play) -> None:
     """A member that is killed is none at once, and another takes its place."""
 
-    async def scene(stand: Stand) -> None:
+    async def scene(stand: LauncherStand) -> None:
         stand.launcher.want(1)
         await until(lambda: stand.members, stand.launcher.status)
         (pid,) = stand.pids
@@ -226,7 +165,7 @@ def test_started_again_after_a_crash(tmp_path: Path, play: Play) -> None:
         assert (stand.launcher.crashes, stand.launcher.starts) == (1, 2)
         assert stand.launcher.problem == "", "it is ready again"
 
-    play(Stand(tmp_path), scene)
+    play(LauncherStand(tmp_path), scene)
 
 
 def test_one_that_exits_at_once_is_tried_with_pauses_that_double(
@@ -234,7 +173,7 @@ def test_one_that_exits_at_once_is_tried_with_pauses_that_double(
 ) -> None:
     """The message has its last lines, the setting, and when the next start is; the pause has a bound."""
 
-    async def scene(stand: Stand) -> None:
+    async def scene(stand: LauncherStand) -> None:
         stand.launcher.want(1)
         pauses = []
         for crash in range(1, 5):
@@ -247,13 +186,13 @@ def test_one_that_exits_at_once_is_tried_with_pauses_that_double(
 
     # Pauses as short as a test's are over before a busy machine has started a process.
     monkeypatch.setattr(launcher, "CALM_PAUSES", 1e6)
-    play(Stand(tmp_path, "exit=3"), scene)
+    play(LauncherStand(tmp_path, "exit=3"), scene)
 
 
 def test_a_command_that_does_not_exist(tmp_path: Path, play: Play) -> None:
     """It says which setting names it, and what to write."""
 
-    async def scene(stand: Stand) -> None:
+    async def scene(stand: LauncherStand) -> None:
         stand.launcher.want(1)
         await until(lambda: stand.launcher.crashes, stand.launcher.status)
         assert stand.launcher.problem.startswith(
@@ -263,7 +202,7 @@ def test_a_command_that_does_not_exist(tmp_path: Path, play: Play) -> None:
             stand.launcher.problem
         )
 
-    stand = Stand(tmp_path)
+    stand = LauncherStand(tmp_path)
     stand.launcher = stand.of(["/no/such/engine"])
     play(stand, scene)
 
@@ -271,12 +210,12 @@ def test_a_command_that_does_not_exist(tmp_path: Path, play: Play) -> None:
 def test_one_that_never_listens_is_ended(tmp_path: Path, play: Play) -> None:
     """After ready_timeout_s, with a hint; nothing of it stays."""
 
-    async def scene(stand: Stand) -> None:
+    async def scene(stand: LauncherStand) -> None:
         stand.launcher.want(1)
         await until(lambda: stand.launcher.crashes, stand.launcher.status)
         assert "did not answer its health page within 0.5 s (ready_timeout_s)" in stand.launcher.problem
 
-    stand = Stand(tmp_path)
+    stand = LauncherStand(tmp_path)
     stand.launcher.settings = stand.launcher.settings.model_copy(
         update={"ready_timeout_s": 0.5, "command": [*ENGINE, "silent"]}
     )
@@ -286,7 +225,7 @@ def test_one_that_never_listens_is_ended(tmp_path: Path, play: Play) -> None:
 def test_what_it_leaves_is_ended_too(tmp_path: Path, play: Play) -> None:
     """A child of its group and one that has made itself a daemon, at a stop and after a crash."""
 
-    async def scene(stand: Stand) -> None:
+    async def scene(stand: LauncherStand) -> None:
         stand.launcher.want(1)
         await until(lambda: stand.members, stand.launcher.status)
         await until(lambda: len(stand.pids) == 3, "engine, child, daemon")
@@ -300,25 +239,25 @@ def test_what_it_leaves_is_ended_too(tmp_path: Path, play: Play) -> None:
         await until(lambda: not stand.launcher.replicas, stand.launcher.status)
         assert not stand.pids
 
-    play(Stand(tmp_path, "child", "daemon"), scene)
+    play(LauncherStand(tmp_path, "child", "daemon"), scene)
 
 
 def test_one_that_ignores_sigterm_is_killed(tmp_path: Path, play: Play) -> None:
     """After stop_timeout_s, and its children with it."""
 
-    async def scene(stand: Stand) -> None:
+    async def scene(stand: LauncherStand) -> None:
         stand.launcher.want(1)
         await until(lambda: stand.members, stand.launcher.status)
         stand.launcher.want(0)
         await until(lambda: not stand.launcher.replicas, stand.launcher.status)
 
-    play(Stand(tmp_path, "deaf", "child", stop_timeout_s=0.3), scene)
+    play(LauncherStand(tmp_path, "deaf", "child", stop_timeout_s=0.3), scene)
 
 
 def test_a_killed_keeper_leaves_nothing(tmp_path: Path, play: Play) -> None:
     """The kernel ends the engine, the launcher what it had started; then it is started again."""
 
-    async def scene(stand: Stand) -> None:
+    async def scene(stand: LauncherStand) -> None:
         stand.launcher.want(1)
         await until(lambda: stand.members and len(stand.pids) == 2, stand.launcher.status)
         before = stand.pids
@@ -328,26 +267,26 @@ def test_a_killed_keeper_leaves_nothing(tmp_path: Path, play: Play) -> None:
         await until(lambda: not stand.pids & before, "all of it is ended")
         await until(lambda: stand.members, stand.launcher.status)
 
-    play(Stand(tmp_path, "daemon"), scene)
+    play(LauncherStand(tmp_path, "daemon"), scene)
 
 
 def test_wanted_no_more_while_it_loads(tmp_path: Path, play: Play) -> None:
     """It is ended, and was never a member."""
 
-    async def scene(stand: Stand) -> None:
+    async def scene(stand: LauncherStand) -> None:
         stand.launcher.want(1)
         await until(lambda: stand.stages == ["loading"], stand.launcher.status)
         stand.launcher.want(0)
         await until(lambda: not stand.launcher.replicas, stand.launcher.status)
         assert (stand.members, stand.loads, stand.launcher.crashes) == ([], [], 0)
 
-    play(Stand(tmp_path, "load=60"), scene)
+    play(LauncherStand(tmp_path, "load=60"), scene)
 
 
 def test_who_loads_goes_before_who_serves(tmp_path: Path, play: Play) -> None:
     """Without a word of who is to leave, nobody loses a request by it."""
 
-    async def scene(stand: Stand) -> None:
+    async def scene(stand: LauncherStand) -> None:
         stand.launcher.want(1)
         await until(lambda: stand.members, stand.launcher.status)
         stand.launcher.settings = stand.launcher.settings.model_copy(update={"command": [*ENGINE, "load=60"]})
@@ -357,7 +296,7 @@ def test_who_loads_goes_before_who_serves(tmp_path: Path, play: Play) -> None:
         await until(lambda: len(stand.launcher.replicas) == 1, stand.launcher.status)
         assert stand.stages == ["ready"]
 
-    play(Stand(tmp_path), scene)
+    play(LauncherStand(tmp_path), scene)
 
 
 def test_logs_are_bounded(tmp_path: Path) -> None:
