@@ -15,8 +15,8 @@ from typing import Any, Final
 from extproc.config.pools import PoolConfig
 from extproc.config.scaling import LauncherConfig
 from extproc.core.scaling.values import ReplicaFact
-from extproc.scaling.kept import KeptFolder, KeptProcess
-from extproc.scaling.places import Place, Places
+from extproc.scaling.places import LocalPlace, LocalPlaces
+from extproc.scaling.process import KeptFolder, KeptProcess
 from extproc.scaling.replica import FleetSide, LaunchedReplica, ReplicaFailedError
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class PoolLauncher:
         settings: LauncherConfig,
         *,
         where: str,
-        places: Places,
+        places: LocalPlaces,
         folder: KeptFolder,
         side: FleetSide,
         clock: Callable[[], int],
@@ -91,7 +91,7 @@ class PoolLauncher:
     def adopt(self, process: KeptProcess) -> None:
         """Take over a replica that runs already."""
         facts = process.facts
-        place = self._places.hold(Place(int(facts["port"]), tuple(facts.get("cards", ()))))
+        place = self._places.hold(LocalPlace(int(facts["port"]), tuple(facts.get("cards", ()))))
         log.info("pool %s: the replica at %s runs on", self.pool.name, place.address)
         self._live(place, process)
 
@@ -188,7 +188,7 @@ class PoolLauncher:
         self._live(place, None)
         return True
 
-    def _live(self, place: Place, process: KeptProcess | None) -> None:
+    def _live(self, place: LocalPlace, process: KeptProcess | None) -> None:
         replica = LaunchedReplica(self.pool.name, place, self.settings, self._side, loaded=self._loaded)
 
         async def start() -> KeptProcess:

@@ -15,7 +15,7 @@ HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LocalPlace:
     """A port, and the cards beside it; none where no cards are named."""
 
     port: int
@@ -39,7 +39,7 @@ class Place:
 
 
 @dataclass(slots=True)
-class Places:
+class LocalPlaces:
     """What is taken. A port is only given out when nobody listens on it."""
 
     _ports: set[int] = field(default_factory=set)
@@ -49,7 +49,7 @@ class Places:
 
     def take(
         self, ports: tuple[int, int], cards: Sequence[int], *, cards_each: int, avoid: Sequence[int] = ()
-    ) -> Place | str:
+    ) -> LocalPlace | str:
         """A place; or in words why there is none. `ports` (0, 0) for any; `cards` empty for none.
 
         `avoid`: cards on which a replica has just failed come last.
@@ -67,16 +67,16 @@ class Places:
                 continue
             if (wrong := tcp_problem(f"{HOST}:{port}")) == "":
                 self._last = port
-                return self.hold(Place(port, taken))
+                return self.hold(LocalPlace(port, taken))
         return f"no port from {asked[0]} to {asked[-1]} is free: the last one tried {wrong}"
 
-    def hold(self, place: Place) -> Place:
+    def hold(self, place: LocalPlace) -> LocalPlace:
         """Take a place that is known already."""
         self._ports.add(place.port)
         self._cards.update(place.cards)
         return place
 
-    def give_back(self, place: Place) -> None:
+    def give_back(self, place: LocalPlace) -> None:
         """Nothing is there any more."""
         self._ports.discard(place.port)
         self._cards.difference_update(place.cards)

@@ -15,8 +15,8 @@ from typing import Final
 
 from extproc.config.scaling import LauncherConfig
 from extproc.core.scaling.values import ReplicaStage
-from extproc.scaling.kept import KeptProcess
-from extproc.scaling.places import Place
+from extproc.scaling.places import LocalPlace
+from extproc.scaling.process import KeptProcess
 
 #: How often a process is looked at: while it loads, drains or is stopped, and while it serves.
 LOOK_S, SERVING_LOOK_S = 0.1, 0.25
@@ -49,7 +49,7 @@ class LaunchedReplica:
     def __init__(
         self,
         pool: str,
-        place: Place,
+        place: LocalPlace,
         settings: LauncherConfig,
         side: FleetSide,
         *,

@@ -19,9 +19,9 @@ from extproc.core.reach import ALIVE
 from extproc.core.scaling.values import PoolPlan, ReplicaFact
 from extproc.core.scheduler import Scheduler
 from extproc.discovery.member import DiscoveredMember
-from extproc.scaling.kept import KeptFolder, KeptProcess
 from extproc.scaling.launcher import OnLoaded, PoolLauncher
-from extproc.scaling.places import Places
+from extproc.scaling.places import LocalPlaces
+from extproc.scaling.process import KeptFolder, KeptProcess
 from extproc.scaling.replica import FleetSide
 from extproc.service.parts import Part
 from extproc.service.probes import HEALTH_PATH, Ask, ask, found
@@ -52,7 +52,7 @@ class LauncherPart(Part):
     ) -> None:
         self._config, self._scheduler, self._roster = config, scheduler, roster
         self._clock, self._file, self._ask = clock, file, asking
-        self._places = Places()
+        self._places = LocalPlaces()
         self._folder: KeptFolder | None = None
         self._launchers: dict[str, PoolLauncher] = {}
         self._members: dict[str, dict[str, DiscoveredMember]] = {}

@@ -13,7 +13,7 @@ from gateway import KEYS, Gateway, wait_for
 from openai import OpenAI
 
 from extproc.scaling.keeper import started
-from extproc.scaling.kept import _marked
+from extproc.scaling.process import marked
 
 pytestmark = [
     pytest.mark.envoy,
@@ -59,7 +59,7 @@ def replicas(gateway: Gateway) -> list[dict[str, Any]]:
 def processes(gateway: Gateway) -> set[int]:
     """What its launcher's replicas are and have started."""
     name = gateway.service_address.replace(":", "_")
-    return {pid for pid, mark in _marked() if f"/{name}.launcher/" in mark and started(pid)}
+    return {pid for pid, mark in marked() if f"/{name}.launcher/" in mark and started(pid)}
 
 
 def test_from_zero_to_the_first_token_with_a_real_engine() -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from extproc.addresses import split
-from extproc.scaling import keeper, kept, launcher
-from extproc.scaling.kept import marks
+from extproc.scaling import keeper, launcher
+from extproc.scaling.process import kill_marked, marks
 from tests.stand.launching import ENGINE, LauncherStand
 from tests.stand.waits import until
 
@@ -41,7 +41,7 @@ def play(
         assert not stand.pids, "a launcher that has stopped leaves nothing behind"
 
     yield run
-    kept.kill_marked({mark for mark in marks() if mark.startswith(str(tmp_path))})
+    kill_marked({mark for mark in marks() if mark.startswith(str(tmp_path))})
 
 
 def test_as_many_as_are_wanted_each_at_its_own_port(tmp_path: Path, play: Play) -> None:

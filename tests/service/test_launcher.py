@@ -16,7 +16,7 @@ from extproc.core.fleet import Fleet
 from extproc.core.outcome import Hold, Routed
 from extproc.core.scaling.values import LoadTime, PoolPlan
 from extproc.core.scheduler import Scheduler
-from extproc.scaling import kept
+from extproc.scaling.process import marks
 from extproc.service.build import pool_specs, settings_of
 from extproc.service.launcher import LauncherPart
 from extproc.service.roster import Roster
@@ -106,7 +106,7 @@ def play(config: Config, scene: Callable[[PartStand], Awaitable[None]]) -> None:
 
     asyncio.run(run())
     folder = f"{config.service.run_dir}/"
-    assert not [mark for mark in kept.marks() if mark.startswith(folder)]
+    assert not [mark for mark in marks() if mark.startswith(folder)]
 
 
 def test_plans_become_members(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from extproc.config.load import loads
-from extproc.scaling import keeper, kept
-from extproc.scaling.kept import KeptFolder
+from extproc.scaling import keeper
 from extproc.scaling.launcher import PoolLauncher
-from extproc.scaling.places import Places
+from extproc.scaling.places import LocalPlaces
+from extproc.scaling.process import KeptFolder, marked
 from extproc.scaling.replica import FleetSide
 from extproc.service.probes import ALIVE, ask, found
 
@@ -28,7 +28,7 @@ class LauncherStand:
         self.drained: dict[str, bool] = {}
         self.running: dict[str, int] = {}
         self.loads: list[tuple[str, str, float, bool]] = []
-        self.places = Places()
+        self.places = LocalPlaces()
         self.launcher = self.of([*ENGINE, *traits], gpus=gpus, **settings)
 
     def of(self, command: list[str], *, gpus: int = 1, **settings: Any) -> PoolLauncher:
@@ -70,4 +70,4 @@ class LauncherStand:
     def pids(self) -> set[int]:
         """All processes that its engines are and have started."""
         own = f"{self.folder.path}/"
-        return {pid for pid, mark in kept._marked() if mark.startswith(own) and keeper.started(pid)}
+        return {pid for pid, mark in marked() if mark.startswith(own) and keeper.started(pid)}

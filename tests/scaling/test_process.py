@@ -9,8 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from extproc.scaling import keeper, kept
-from extproc.scaling.kept import STATE_SUFFIX, KeptFolder, KeptProcess, marks, read_state
+from extproc.scaling import keeper
+from extproc.scaling.process import (
+    STATE_SUFFIX,
+    KeptFolder,
+    KeptProcess,
+    kill_marked,
+    marked,
+    marks,
+    read_state,
+)
 from extproc.supervise.ports import free_ports
 from tests.stand.launching import ENGINE, LauncherStand
 from tests.stand.waits import until, wait_until
@@ -49,7 +57,7 @@ def folder(tmp_path: Path) -> KeptFolder:
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path: Path) -> object:
     yield
-    kept.kill_marked({mark for mark in marks() if mark.startswith(str(tmp_path))})
+    kill_marked({mark for mark in marks() if mark.startswith(str(tmp_path))})
 
 
 def test_a_successor_finds_what_runs(folder: KeptFolder) -> None:
@@ -69,7 +77,7 @@ def test_a_successor_finds_what_runs(folder: KeptFolder) -> None:
 
 def test_an_engine_without_a_service_ends(folder: KeptFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever owned it is gone, and nobody takes it over in time."""
-    monkeypatch.setattr(kept, "ORPHAN_S", 0.2)
+    monkeypatch.setattr("extproc.scaling.process.ORPHAN_S", 0.2)
     process = started(folder, "daemon")
     written(process)
     assert process.alive
@@ -83,7 +91,7 @@ def test_what_a_killed_keeper_left_is_swept_up_by_the_successor(folder: KeptFold
     """Its state file is forgotten, and its daemon is ended."""
     process = started(folder, "daemon")
     written(process)
-    wait_until(lambda: len([m for _, m in kept._marked() if m == process.facts["state"]]) == 2, "both run")
+    wait_until(lambda: len([m for _, m in marked() if m == process.facts["state"]]) == 2, "both run")
     process.kill()
     wait_until(lambda: not process.alive, "the keeper is gone")
     assert list(folder.found()) == []

@@ -186,14 +186,14 @@ def read_state(file: Path) -> dict[str, Any]:
 
 def marks() -> Iterable[str]:
     """The marks of all of this user's processes."""
-    return {mark for _, mark in _marked()}
+    return {mark for _, mark in marked()}
 
 
 def kill_marked(those: set[str]) -> int:
     """Kill every process with one of these marks, however far it has gone; how many there were."""
     killed: set[int] = set()
     for _ in range(SWEEPS_MAX if those else 0):
-        found = [pid for pid, mark in _marked() if mark in those and started(pid)]
+        found = [pid for pid, mark in marked() if mark in those and started(pid)]
         if not found:
             break
         for pid in found:
@@ -204,7 +204,8 @@ def kill_marked(those: set[str]) -> int:
     return len(killed)
 
 
-def _marked() -> Iterator[tuple[int, str]]:
+def marked() -> Iterator[tuple[int, str]]:
+    """This user's processes that are of some replica, with its mark."""
     wanted = f"{MARK}=".encode()
     for pid in processes():
         try:
