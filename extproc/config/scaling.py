@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, model_validator
+from cronsim import CronSim, CronSimError
+from pydantic import Field, field_validator, model_validator
 
-from extproc.config.section import Section
+from extproc.config.section import RELOADABLE, Section
 from extproc.config.types import IpPort, Name
 
 #: How the load ahead is forecast; `auto` takes whichever was best on the pool's own past.
@@ -104,6 +107,26 @@ class ScheduledScaling(Section):
     replicas: int = Field(ge=0, le=1_000)
     """At least so many; the pool's max_replicas holds."""
 
+    @field_validator("cron")
+    @classmethod
+    def _is_cron(cls, value: str) -> str:
+        try:
+            CronSim(value, datetime(2026, 1, 1, tzinfo=UTC))
+        except CronSimError as error:
+            raise ValueError(
+                f"{value!r} is no cron line ({error}); five fields, as in '30 8 * * mon-fri'"
+            ) from None
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"{value!r} is no time zone that is known here, as Europe/Berlin is") from None
+        return value
+
 
 class ScalerTls(Section):
     """TLS of the external scaler's port."""
@@ -156,5 +179,5 @@ class Scaling(Section):
     """KEDA asks here; no such port when left out."""
     webhook: ScalingWebhook | None = None
     """Who is told; nobody when left out."""
-    schedule: list[ScheduledScaling] = Field(default=[], max_length=256)
+    schedule: Annotated[list[ScheduledScaling], RELOADABLE] = Field(default=[], max_length=256)
     """Known events."""

@@ -346,6 +346,11 @@ class Fleet:
             and (diagnosis.newcomer or not newcomers)
         ]
 
+    def last_look(self, address: str) -> Look | None:
+        """What our own last look at an endpoint found; None where none was made."""
+        diagnosis = self._diagnoses.get(address)
+        return diagnosis.reach.last if diagnosis is not None else None
+
     def looked(self, address: str, found: Look, *, now_ns: int) -> tuple[Look | None, Look | None]:
         """We have looked at an endpoint's health page; gives what was found before, and now.
 
