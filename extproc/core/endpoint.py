@@ -174,6 +174,21 @@ class Endpoint:
         self.price_per_hour, self.spot = member.price_per_hour, member.spot
         self._bound()
 
+    @property
+    def member(self) -> Member:
+        """What a source said of it."""
+        return Member(
+            self.address,
+            self.zone,
+            self.configured_max_concurrent,
+            self.region,
+            self.hardware,
+            self.gpus,
+            self.kv_capacity_tokens,
+            self.price_per_hour,
+            self.spot,
+        )
+
     def heard(self, report: ReplicaReport, *, now_ns: int) -> None:
         """Take an agent's report.
 

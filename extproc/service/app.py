@@ -30,6 +30,7 @@ from extproc.service.credentials import place_of, seal_of, tls_of
 from extproc.service.experiments import ExperimentsPart
 from extproc.service.explanations import Explanations
 from extproc.service.journal import QuotaJournal
+from extproc.service.launcher import LauncherPart
 from extproc.service.metrics import MetricsPart
 from extproc.service.operators import Operators
 from extproc.service.parts import ServiceParts
@@ -107,6 +108,14 @@ class App:
         self.scaling = ScalingPart(config, scheduler, clock=clock, failed=failed)
         self.scalers = ScalersPart(config, scheduler, self.scaling, clock=clock)
         self.measuring.scaling, self.alerting.values.scaling = self.scalers.seen, self.scalers.signals
+        self.launching = LauncherPart(
+            config,
+            scheduler,
+            self.roster,
+            self.scaling,
+            clock=clock,
+            file=lambda: self.experimenting.file,
+        )
         operators = Operators(
             scheduler,
             self.recent,
@@ -170,6 +179,7 @@ class App:
                 self.alerting,
                 self.scaling,
                 self.scalers,
+                self.launching,
                 self.administering,
                 TracingPart(config, scheduler.peers, self.processor, clock=clock),
                 *([SharedQuotasPart(shared)] if shared is not None else []),
