@@ -43,6 +43,7 @@ COMMANDS = {
     "completion": ("completion", "Print the completion script of bash, zsh or fish."),
     "simulate": ("simulate", "Compare strategies on simulated replicas, on a virtual clock."),
     "replay": ("replay", "Replay recorded traffic under other choices, simulated."),
+    "plan": ("plan", "Size a fleet on recorded traffic, and find the cheapest, simulated."),
     "tune": ("tune", "Search a strategy's parameters over recorded traffic."),
 }
 
@@ -51,7 +52,7 @@ GROUPS = {
     "Run": ("init", "up", "serve", "agent", "demo", "demo-fault", "sim-replica"),
     "Look": ("top", "status", "fleet", "tenants", "report", "alerts", "explain", "doctor"),
     "Change": ("check", "tenant", "config", "experiment", "envoy-config", "families", "completion"),
-    "Try out, simulated": ("simulate", "replay", "tune"),
+    "Try out, simulated": ("simulate", "replay", "plan", "tune"),
 }
 
 
