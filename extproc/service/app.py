@@ -39,6 +39,7 @@ from extproc.service.records import AuditPart, ExpiryLog, RecordPart
 from extproc.service.reload import Reread, Unusable, built, read_again, uncollected
 from extproc.service.requests import Requests
 from extproc.service.rpc import RpcPart
+from extproc.service.scaling import ScalingPart
 from extproc.service.schedule import Schedule
 from extproc.service.status import Status
 from extproc.service.tracing import TracingPart
@@ -102,6 +103,7 @@ class App:
         )
         self.alerting = AlertsPart(config, scheduler, clock=clock)
         self.measuring.firing = self.alerting.firing
+        self.scaling = ScalingPart(config, scheduler, clock=clock, failed=failed)
         operators = Operators(
             scheduler,
             self.recent,
@@ -163,6 +165,7 @@ class App:
                 self.picking,
                 self.analysing,
                 self.alerting,
+                self.scaling,
                 self.administering,
                 TracingPart(config, scheduler.peers, self.processor, clock=clock),
                 *([SharedQuotasPart(shared)] if shared is not None else []),

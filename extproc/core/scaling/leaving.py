@@ -1,0 +1,47 @@
+"""Which replicas leave first, when fewer are enough. Pure values.
+
+What does not serve yet goes before what serves: it holds nothing. Of those that serve, one after the other:
+from the zone that has the most (so that zones stay even), the dearest, and of equal ones the one that costs
+least to lose: what it has cached would be computed anew elsewhere, and until its last request has ended it
+is paid for without taking new ones.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from extproc.core.scaling.values import ReplicaFact, ReplicaStage
+
+#: Stages that count as had, the first to leave first.
+HAD: Final[Mapping[ReplicaStage, int]] = {"starting": 0, "loading": 1, "ready": 2}
+#: A zone has too many when it has so many more than the one with the fewest.
+ZONE_SPREAD: Final = 2
+
+
+def leaving(
+    replicas: Sequence[ReplicaFact], count: int, *, prefill_ms_per_token: float = 0.0
+) -> tuple[str, ...]:
+    """The addresses of `count` replicas in the order in which they should be drained; fewer where there are
+    no more that are had. Those that drain already are not among them."""
+    had = [each for each in replicas if each.stage in HAD]
+    zones = Counter(each.zone for each in had)
+    gone: list[str] = []
+    while had and len(gone) < count:
+        first = min(HAD[each.stage] for each in had)
+        among = [each for each in had if HAD[each.stage] == first]
+        if zones and max(zones.values()) - min(zones.values()) >= ZONE_SPREAD:
+            crowded = [each for each in among if zones[each.zone] == max(zones.values())]
+            among = crowded or among
+        chosen = min(among, key=lambda each: _rank(each, prefill_ms_per_token))
+        had.remove(chosen)
+        zones[chosen.zone] -= 1
+        gone.append(chosen.address)
+    return tuple(gone)
+
+
+def _rank(fact: ReplicaFact, prefill_ms_per_token: float) -> tuple[float, float, str]:
+    """Lower leaves sooner: dear first, then what losing it costs in milliseconds of a replica."""
+    lost_ms = fact.cached_value_tokens * prefill_ms_per_token + fact.empty_in_ms
+    return -fact.price_per_hour, lost_ms, fact.address
