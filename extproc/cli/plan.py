@@ -173,6 +173,7 @@ def _choices(given: dict[str, Any]) -> list[FleetChoice]:
     loads = _numbers(given["load"], "--load", 0.01, LOAD_MAX)
     if given["gpus"] and not cards:
         raise click.UsageError("--gpus: say of which card, with --hardware")
+    nothing: list[None] = [None]
     made = [
         FleetChoice(
             replicas=n,
@@ -186,11 +187,11 @@ def _choices(given: dict[str, Any]) -> list[FleetChoice]:
         )
         for load, ttft, tpot, card, most, budget, n in product(
             loads or [1.0],
-            first or [None],
-            each_token or [None],
+            first or nothing,
+            each_token or nothing,
             cards or [""],
-            permits or [None],
-            budgets or [None],
+            permits or nothing,
+            budgets or nothing,
             counts or [0],
         )
     ]

@@ -35,7 +35,7 @@ def test_fleets_stand_beside_the_recorded_one(log: Path) -> None:
 
 def test_the_cheapest_fleet_is_searched(log: Path) -> None:
     """Of the kinds asked for, with their prices, as JSON; lists are combined each with each."""
-    options = (
+    options: tuple[str, ...] = (
         "--hardware",
         "H100,L40S",
         "--price",

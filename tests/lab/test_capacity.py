@@ -10,6 +10,7 @@ from extproc.core.predict.prior import prior
 from extproc.lab.capacity.cheapest import FewestReplicas, cheapest, fewest
 from extproc.lab.capacity.choice import FleetChoice, busiest, planned
 from extproc.lab.capacity.figures import binding_of, play_fleet
+from extproc.lab.capacity.model import modelled
 from extproc.lab.capacity.plays import FleetPlays
 from extproc.lab.capacity.plot import plot_fleets
 from extproc.lab.replay.log import LogError, read
@@ -185,3 +186,16 @@ def test_fleets_are_drawn(there: Scene, tmp_path: Path) -> None:
     assert "cost an hour" in picture.read_text() or picture.stat().st_size > 5_000
     with pytest.raises(ValueError, match="ends in none of"):
         plot_fleets(tmp_path / "plan.txt", rows)
+
+
+def test_the_models_word_stands_beside_the_simulation(there: Scene) -> None:
+    """More replicas are expected to attain more, and of a fleet of several kinds nothing is said."""
+    with FleetPlays(there, seeds=(1,), workers=1) as plays:
+        few, many = plays.figures([FleetChoice(replicas=1), FleetChoice(replicas=6)])
+    assert few.model is not None
+    assert many.model is not None
+    assert 0.0 <= few.model < many.model <= 1.0
+    mixed = replace(
+        there, machines=(*there.machines[:2], planned(there, FleetChoice(hardware="T4")).scene.machines[0])
+    )
+    assert modelled(planned(mixed, FleetChoice()), 0.0) is None

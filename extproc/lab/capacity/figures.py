@@ -19,6 +19,7 @@ from extproc.core.scaling.use import KV_FULL, PERMITS_FULL, ResourceUse, UseMete
 from extproc.core.scaling.values import Binding
 from extproc.core.slo import ClassSpec
 from extproc.lab.capacity.choice import PlannedFleet
+from extproc.lab.capacity.model import modelled
 from extproc.lab.replay.play import Choice, slo_of, world_of
 from extproc.lab.report.cells import MeanInterval, interval
 from extproc.lab.report.figures import figures
@@ -45,6 +46,7 @@ class PlayedFleet(msgspec.Struct, frozen=True, kw_only=True):
     tpot_p50_ms: float | None
     tpot_p99_ms: float | None
     shed_share: float
+    hit_share: float
     output_tokens_per_s: float
     use: ResourceUse
     #: Of the requests that missed: which target, or that no answer came.
@@ -70,6 +72,8 @@ class FleetFigures:
     by_class: Mapping[str, float]
     binding: Binding
     cost_per_hour: float | None
+    #: Attainment (0..1) as the capacity model predicts it; None for a fleet of several kinds.
+    model: float | None
 
     @property
     def attainment(self) -> float:
@@ -97,6 +101,7 @@ def play_fleet(fleet: PlannedFleet, *, seed: int) -> PlayedFleet:
         tpot_p50_ms=tpot.p50 if tpot else None,
         tpot_p99_ms=tpot.p99 if tpot else None,
         shed_share=(found.shed + found.refused) / found.requests,
+        hit_share=found.hit_share,
         output_tokens_per_s=found.output_tokens_per_s,
         use=meter.use(),
         missed=dict(_missed(served, slo)),
@@ -152,6 +157,7 @@ def gathered(fleet: PlannedFleet, plays: Sequence[PlayedFleet]) -> FleetFigures:
         by_class=classes,
         binding=binding_of(plays),
         cost_per_hour=fleet.cost_per_hour,
+        model=modelled(fleet, fmean(each.hit_share for each in plays)),
     )
 
 

@@ -43,6 +43,7 @@ def fleet_plain(row: FleetFigures) -> dict[str, Any]:
         "attainment_by_class": dict(row.by_class),
         "binding": row.binding,
         "cost_per_hour": row.cost_per_hour,
+        "attainment_by_model": row.model,
     }
 
 
@@ -134,4 +135,5 @@ _COLUMNS: Final[tuple[tuple[str, Callable[[FleetFigures], str]], ...]] = (
     ("KV p99", _share("kv_p99")),
     ("cost/h", lambda row: "-" if row.cost_per_hour is None else f"{row.cost_per_hour:,.2f}"),
     ("bound by", lambda row: row.binding),
+    ("model says", lambda row: "-" if row.model is None else f"{row.model:.1%}"),
 )
