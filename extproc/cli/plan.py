@@ -110,7 +110,7 @@ def command(log: Path, as_json: bool, plot: Path | None, **given: Any) -> None:
             raise click.UsageError(f"--plot: {plot.name!r} ends in none of .png, .svg, .pdf")
     seeds = seeds_of(given["seed"])
     choices = _choices(given)
-    prices = dict(_price(text) for text in given["prices"])
+    prices = prices_of(given["prices"])
     try:
         there = scene_of(log, given, seeds[0])
         with (
@@ -218,6 +218,11 @@ def _numbers(text: str, option: str, low: float, high: float, *, spans: bool = F
             raise click.UsageError(f"{option}: {each!r} cannot be used; write {like}")
         found += [begin + step for step in range(int(end - begin) + 1)] if dots else [begin]
     return list(dict.fromkeys(found))
+
+
+def prices_of(texts: tuple[str, ...]) -> dict[str, float]:
+    """Prices by card, from CARD=PRICE; a wrong usage otherwise."""
+    return dict(_price(text) for text in texts)
 
 
 def _price(text: str) -> tuple[str, float]:

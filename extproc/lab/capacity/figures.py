@@ -69,6 +69,9 @@ class FleetFigures:
     requests: int
     unfit: int
     values: Mapping[str, MeanInterval | None]
+    #: Each seed's, in their order.
+    attainments: tuple[float, ...]
+    use: ResourceUse
     by_class: Mapping[str, float]
     binding: Binding
     cost_per_hour: float | None
@@ -154,10 +157,25 @@ def gathered(fleet: PlannedFleet, plays: Sequence[PlayedFleet]) -> FleetFigures:
         requests=len(fleet.scene.workload.arrivals) + fleet.unfit,
         unfit=fleet.unfit,
         values=values,
+        attainments=tuple(each.attainment for each in plays),
+        use=_mean_use([each.use for each in plays]),
         by_class=classes,
         binding=binding_of(plays),
         cost_per_hour=fleet.cost_per_hour,
         model=modelled(fleet, fmean(each.hit_share for each in plays)),
+    )
+
+
+def _mean_use(uses: Sequence[ResourceUse]) -> ResourceUse:
+    kv = [each for each in uses if each.kv_p50 is not None and each.kv_p99 is not None]
+    return ResourceUse(
+        kv_p50=fmean(each.kv_p50 or 0.0 for each in kv) if kv else None,
+        kv_p99=fmean(each.kv_p99 or 0.0 for each in kv) if kv else None,
+        permits_p50=fmean(each.permits_p50 for each in uses),
+        permits_p99=fmean(each.permits_p99 for each in uses),
+        waiting=fmean(each.waiting for each in uses),
+        busy=fmean(each.busy for each in uses),
+        looks=sum(each.looks for each in uses),
     )
 
 
