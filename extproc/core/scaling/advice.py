@@ -42,7 +42,7 @@ CUT: Final = ("a100", "h100", "h200", "b200")
 CARDS_TRIED: Final = 2
 
 
-class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
+class PoolDiagnosis(msgspec.Struct, frozen=True, kw_only=True):
     """What binds, and why, in one line for people."""
 
     bound: PoolBound
@@ -86,7 +86,7 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
     """What is said of one pool. `gains` are simulated, the best first; none where nobody simulated."""
 
     pool: str
-    diagnosis: Diagnosis
+    diagnosis: PoolDiagnosis
     use: ResourceUse
     attainment: float | None = None
     cost_per_hour: float | None = None
@@ -94,25 +94,25 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
     best: ChangeGain | None = None
 
 
-def diagnose(use: ResourceUse, *, attainment: float | None = None, target: float = 0.99) -> Diagnosis:
+def diagnose(use: ResourceUse, *, attainment: float | None = None, target: float = 0.99) -> PoolDiagnosis:
     """What binds a pool of this use; `attainment` (0..1) None where nobody measured it."""
     if use.looks < LOOKS_MIN:
-        return Diagnosis(bound="unknown", why=f"only {use.looks:.0f} looks at replicas so far")
+        return PoolDiagnosis(bound="unknown", why=f"only {use.looks:.0f} looks at replicas so far")
     kv, permits = use.kv_p99 or 0.0, use.permits_p99
     said = f"KV memory p99 {kv:.0%}, max_concurrent p99 {permits:.0%}, busy {use.busy:.0%}"
     if use.kv_p99 is None:
         said = f"KV memory unknown, max_concurrent p99 {permits:.0%}, busy {use.busy:.0%}"
     missed = attainment is not None and attainment < target
     if kv >= KV_FULL:
-        return Diagnosis(bound="memory", why=f"KV memory was full ({said})")
+        return PoolDiagnosis(bound="memory", why=f"KV memory was full ({said})")
     if permits >= PERMITS_FULL:
-        return Diagnosis(bound="permits", why=f"max_concurrent was full while KV memory was not ({said})")
+        return PoolDiagnosis(bound="permits", why=f"max_concurrent was full while KV memory was not ({said})")
     if missed or use.waiting >= WAITING_SHARE:
         why = f"targets were missed at {attainment:.1%}" if missed else "requests waited inside replicas"
-        return Diagnosis(bound="compute", why=f"{why} while memory and permits had room ({said})")
+        return PoolDiagnosis(bound="compute", why=f"{why} while memory and permits had room ({said})")
     if kv < IDLE_SHARE and permits < IDLE_SHARE:
-        return Diagnosis(bound="idle", why=f"most of each replica was never used ({said})")
-    return Diagnosis(bound="balanced", why=f"nothing was full, and little was spare ({said})")
+        return PoolDiagnosis(bound="idle", why=f"most of each replica was never used ({said})")
+    return PoolDiagnosis(bound="balanced", why=f"nothing was full, and little was spare ({said})")
 
 
 def changes_for(bound: PoolBound, kind: ReplicaKind, cards: Sequence[str] = ()) -> list[VerticalChange]:

@@ -27,7 +27,7 @@ from extproc.sim.served import Served, met
 from extproc.sim.world.world import World
 
 #: How often replicas are looked at, on the simulated clock.
-LOOK_MS: Final = 250.0
+LOOK_MS: Final = 100.0
 #: The figures that are told of a fleet: those of a play, and those of its use.
 USES: Final = ("kv_p99", "permits_p99", "waiting", "busy")
 FIGURES: Final = (
