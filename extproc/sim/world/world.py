@@ -171,6 +171,15 @@ class World:
             self.busy_ns[address] += self.now_ns - since_ns
         return [served for served in self._served if served is not None]
 
+    def watch(self, every_ns: int, look: Callable[[], None]) -> None:
+        """Call `look` now and then while it runs; it may read everything and change nothing."""
+
+        def again(_: None) -> None:
+            look()
+            self._at(self.now_ns + every_ns, again, None)
+
+        self._at(self.now_ns, again, None)
+
     def _at(self, at_ns: int, call: Any, what: Any) -> None:
         self._serial += 1
         heappush(self._events, (at_ns, self._serial, call, what))
