@@ -43,11 +43,10 @@ class Service(Section):
 
     listen: list[Listen] = Field(default=["127.0.0.1:50051"], min_length=1)
     """Where it serves gRPC to Envoy: ip:port or unix:/path, several allowed. Orders are not taken here."""
-    transport: Literal["http2", "grpcio"] = "grpcio"
-    """What carries the calls of Envoy there. 'grpcio' is gRPC's own, also taken where the package ngh2 cannot
-    be imported. 'http2', a trial, is libnghttp2 on the service's own event loop and takes about a third of
-    the service's CPU off; beside very many large bodies it fails a call, or loses log records, now and then
-    (docs/performance.md)."""
+    transport: Literal["http2", "grpcio"] = "http2"
+    """What carries the calls of Envoy there. 'http2' is libnghttp2 on the service's own event loop, and takes
+    about a third of the service's CPU off; 'grpcio' is gRPC's own, which is also taken where the package ngh2
+    cannot be imported."""
     run_dir: str | None = Field(default=None, pattern=r"^/")
     """The folder of the operators' socket (mode 0600) and of the key of its tickets. When left out it is the
     folder of the first of listen where that is a unix socket, else a private one of the user:

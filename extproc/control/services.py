@@ -81,7 +81,7 @@ SERVICE_REQUESTS_MARGIN = 1024
 
 
 def service_cluster(config: Config) -> Cluster:
-    """The deciding service(s): decisions and access logs go here."""
+    """The deciding service(s)."""
     limits, alone = config.limits, len(config.service_addresses) == 1
     requests_max = 2 * limits.decisions_concurrent_max + limits.held_max + SERVICE_REQUESTS_MARGIN
     cluster = _service_cluster(config, SERVICE_CLUSTER, config.service_addresses)
@@ -113,16 +113,13 @@ def service_cluster(config: Config) -> Cluster:
 
 
 def service_log_clusters(config: Config) -> list[Cluster]:
-    """One cluster a service for its copy of the records; none where there is one service.
+    """One cluster a service for its copy of the records.
 
     No health checks: a log stream that breaks is opened again, and a drained service still settles.
     """
-    addresses = config.service_addresses
-    if len(addresses) == 1:
-        return []
     return [
         _service_cluster(config, name, [where])
-        for name, where in zip(log_clusters(config), addresses, strict=True)
+        for name, where in zip(log_clusters(config), config.service_addresses, strict=True)
     ]
 
 

@@ -282,7 +282,7 @@ def test_without_the_token_nothing_is_decided_logged_or_told(folder: Path) -> No
             for method in calls:
                 for shown in (
                     "",
-                    "Bearer ",
+                    "Bearer",
                     "Bearer " + "x" * 32,
                     f"Basic {TOKEN}",
                     f"Bearer {TOKEN}x",
@@ -291,6 +291,8 @@ def test_without_the_token_nothing_is_decided_logged_or_told(folder: Path) -> No
                     said = await at.refusal(method, ("authorization", shown))
                     assert said is grpc.StatusCode.UNAUTHENTICATED, (method, shown)
                 assert await at.refusal(method) is grpc.StatusCode.UNAUTHENTICATED
+                # A value that ends in a space is no HTTP/2 (RFC 9113, 8.2.1): its stream ends unread.
+                assert await at.refusal(method, ("authorization", "Bearer ")) is grpc.StatusCode.INTERNAL
                 for token in (TOKEN, OLD_TOKEN):
                     said = await at.refusal(method, ("authorization", f"Bearer {token}"))
                     assert said is not grpc.StatusCode.UNAUTHENTICATED, method

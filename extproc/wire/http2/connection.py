@@ -338,8 +338,16 @@ class Http2Connection(asyncio.Protocol):
             self._close(f"{error}")
 
     def _ask_after(self) -> None:
-        """A while has passed: a peer of which nothing came is asked, and let go when it was asked before."""
+        """A while has passed: a peer of which nothing came is asked, and let go when it was asked before.
+
+        Calls that ended a while ago, and whose callers have not closed their side, are closed.
+        """
         settings = self._settings
+        lingering = [stream for stream in self.streams.values() if stream.lingers()]
+        if lingering:
+            for stream in lingering:
+                stream.give_up()
+            self._flush()
         if self._heard:
             self._heard = self._pinged = False
         elif self._pinged:

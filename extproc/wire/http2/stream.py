@@ -42,8 +42,11 @@ class GrpcStream:
     __slots__ = (
         "_buffer",
         "_carrier",
+        "_failing",
+        "_flushed",
         "_headers",
         "_held",
+        "_lingers",
         "_peer_done",
         "_started",
         "_timer",
@@ -61,6 +64,8 @@ class GrpcStream:
         self._held = 0
         self._timer: asyncio.TimerHandle | None = None
         self._started = self._peer_done = False
+        #: It ends other than well; all of its end has left; and that was so a while ago.
+        self._failing = self._flushed = self._lingers = False
         #: Nothing more is written; and nothing at all happens any more.
         self.ended = self.over = False
 
@@ -100,6 +105,7 @@ class GrpcStream:
     def fail(self, status: GrpcStatus, message: str) -> None:
         """End it with another status."""
         said = framing.trailers(status, message)
+        self._failing = True
         if not self._started:
             self.answer((*framing.RESPONSE, *said))
         elif not self.ended:
@@ -115,7 +121,7 @@ class GrpcStream:
         """End it with headers alone."""
         if self.ended:
             return
-        self._started = self.ended = True
+        self._started = self.ended = self._failing = True
         try:
             self._carrier.session.send_response(self.id, headers, end_stream=True)
         except ngh2.NGH2Error:
@@ -132,7 +138,7 @@ class GrpcStream:
 
     def resume(self) -> None:
         """The handler has ceased to be busy by itself: it may have its next message."""
-        if not self.over:
+        if self.handler is not None:
             self._guarded(self._parse)
             self._carrier.turn()
 
@@ -193,28 +199,48 @@ class GrpcStream:
             except Exception:  # noqa: BLE001 (as in _guarded)
                 self._failed()
         if self.ended:
-            if not self._peer_done:
+            self._let_go()
+            if self._failing and not self._peer_done:
                 # The caller need not send the rest: as gRPC's servers say it.
-                try:  # noqa: SIM105 (contextlib's costs more than the call)
-                    self._carrier.session.reset_stream(self.id, 0)
-                except ngh2.NGH2Error:
-                    pass  # it is over already
+                self.give_up()
+            else:
+                # No reset behind a good end: an Envoy that puts off reading takes one for a failure, even of
+                # what has come whole. It closes its own side by itself.
+                self._flushed = True
         elif self._buffer or self._peer_done:
             self._guarded(self._parse)
+
+    def lingers(self) -> bool:
+        """Whether it has ended and was already asked this: its caller does not close its own side."""
+        asked, self._lingers = self._lingers, self._flushed
+        return asked
+
+    def give_up(self) -> None:
+        """Close the caller's side for it."""
+        try:  # noqa: SIM105 (contextlib's costs more than the call)
+            self._carrier.session.reset_stream(self.id, 0)
+        except ngh2.NGH2Error:
+            pass  # it is over already
 
     def close(self) -> None:
         """The stream is no more."""
         if self.over:
             return
         self.over = self.ended = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """It is over for its handler, and nothing of it is kept; its caller's side may still be open."""
         if self._timer is not None:
             self._timer.cancel()
         if self._buffer:
             self._carrier.buffered(-len(self._buffer))
             self._buffer.clear()
         self._acknowledge(self._held)
-        if self.handler is not None:
-            self._guarded(self.handler.closed)
+        self._held = 0
+        handler, self.handler = self.handler, None
+        if handler is not None:
+            self._guarded(handler.closed)
 
     def _too_late(self) -> None:
         self._timer = None

@@ -80,6 +80,8 @@ class Peer:
         self.fields: dict[int, dict[bytes, bytes]] = {}
         self.ended: dict[int, int] = {}
         self.events: list[Any] = []
+        #: As Envoy does, it closes its own side once the response is there whole.
+        self.closes = True
         self._read = 0
         self.connection.connection_made(self.wire)
 
@@ -111,6 +113,9 @@ class Peer:
                 self.data[event.stream_id] = self.data.get(event.stream_id, b"") + event.data
             elif isinstance(event, ngh2.StreamClosed):
                 self.ended[event.stream_id] = event.error_code
+            whole = isinstance(event, ngh2.TrailersReceived) or getattr(event, "end_stream", False)
+            if whole and self.closes and event.stream_id not in self.ended:
+                self.session.reset_stream(event.stream_id, 0)
 
     def open(self, path: str = PROCESS, *more: tuple[bytes, bytes], end: bool = False) -> int:
         """Begin a call."""

@@ -279,3 +279,44 @@ def test_an_end_that_waits_for_nobody() -> None:
         port.nothing_is_left()
 
     play(test)
+
+
+def test_a_caller_whose_side_stays_open() -> None:
+    """No reset stands behind a good end, which Envoy would take for a failure; the call is over all the same.
+
+    A caller that never closes its side is reset after a while, so that its streams are not kept for ever.
+    """
+
+    async def test() -> None:
+        settings = ConnectionSettings(keepalive_s=0.05, keepalive_timeout_s=30.0)
+        with one_peer(settings=settings) as (port, peer):
+            peer.closes = False
+            stream = peer.decide()
+            assert peer.status(stream) == 0
+            assert stream not in peer.ended, "there was a reset behind the end"
+            port.nothing_is_left()
+            assert stream in peer.connection.streams
+
+            def swept() -> bool:
+                peer.pump()
+                return stream in peer.ended and not peer.connection.streams
+
+            await until(swept)
+            assert peer.ended[stream] == 0
+            assert peer.status(peer.decide()) == 0
+
+    play(test)
+
+
+def test_a_call_that_fails_is_reset_at_once() -> None:
+    """What its caller would still send is not waited for."""
+
+    async def test() -> None:
+        with one_peer() as (_, peer):
+            peer.closes = False
+            stream = peer.open("/no.Such/Method")
+            peer.pump()
+            assert (peer.status(stream), peer.ended[stream]) == (12, 0)
+            assert not peer.connection.streams
+
+    play(test)
