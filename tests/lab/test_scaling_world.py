@@ -33,7 +33,10 @@ def stages(first: int, *, load_steps: int = 3, drain_steps: int = 2) -> ReplicaS
 
 
 def seen(step: int, **given: float) -> Seen:
-    values = {name: np.array([float(given.get(name, 0.0))]) for name in ("requests", "load", "utilization")}
+    values = {
+        name: np.array([float(given.get(name, 0.0))])
+        for name in ("requests", "attained", "load", "utilization")
+    }
     return Seen(
         step=step,
         ready=np.array([int(given.get("ready", 1))]),

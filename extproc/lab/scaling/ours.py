@@ -87,7 +87,7 @@ class _Lane:
     def __init__(self, lane: PlannedLane, kind: ReplicaKind, most: int) -> None:
         self._lane, self._kind = lane, kind
         self._every = max(1, round(lane.interval_s / STEP_S))
-        self._count = 0.0
+        self._count = self._good = 0.0
         self._last_s: float | None = None
         self._load_time = LoadTime(p50_s=lane.load_s, p90_s=lane.load_s, measured=10)
         scale = PoolScale(
@@ -109,12 +109,14 @@ class _Lane:
         now_s = seen.step * STEP_S
         if seen.step:
             self._count += float(seen.requests[index])
+            self._good += float(seen.attained[index])
             if seen.requests[index]:
                 self._last_s = now_s
         if not seen.step or seen.step % self._every:
             return None
         self._forecaster.saw(seen.step // self._every - 1, self._count)
-        self._count = 0.0
+        judged, attained = round(self._count), min(round(self._good), round(self._count))
+        self._count = self._good = 0.0
         ready, wanted = int(seen.ready[index]), int(seen.wanted[index])
         plan = self._planner.step(
             int(now_s * NS),
@@ -126,6 +128,8 @@ class _Lane:
                 load_time=self._load_time,
                 idle_s=None if self._last_s is None else now_s - self._last_s,
                 dispersion=self._forecaster.dispersion,
+                judged=judged,
+                attained=attained,
             ),
         )
         return plan.wanted

@@ -23,6 +23,7 @@ Counts = NDArray[np.int64]
 class Seen:
     """What a scaler may see at a step; arrays have a value a lane.
 
+    `attained` are those of the requests that did (of requests that ended, where they are played one by one);
     `load` is work that came, in replicas that are full; `utilization` (0..1) is of those ready, smoothed over
     `SMOOTH_S`, 1 where they are full (`service.py`); `concurrency` are requests in flight or held, in all.
     """
@@ -31,6 +32,7 @@ class Seen:
     ready: Counts
     wanted: Counts
     requests: Series
+    attained: Series
     load: Series
     utilization: Series
     concurrency: Series
