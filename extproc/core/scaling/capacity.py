@@ -38,6 +38,8 @@ STREAMS_SPREAD: Final = 1.3
 #: Requests that a demand is judged by at the most; and the groups that their slacks are put in.
 SAMPLES_MAX: Final = 512
 SLACKS: Final = 24
+#: How much of a new shape counts beside the one before, half a minute older: three minutes' requests do.
+BLENDED: Final = 0.15
 #: Arrivals that vary more count as this; and a correction is by no more than this, either way.
 DISPERSION_MAX: Final = 20.0
 CORRECTION_MAX: Final = 3.0
@@ -153,6 +155,31 @@ def _grouped(ordered: Sequence[float]) -> tuple[tuple[float, float], ...]:
     )
 
 
+def blended(before: Shape | None, now: Shape) -> Shape:
+    """A shape a while later: BLENDED of it is new. A few hundred requests of a long-tailed mix differ from
+    the next few hundred by a fifth; what is planned should not."""
+    if before is None or len(before.slacks) != len(now.slacks) or len(before.tpot_ms) != len(now.tpot_ms):
+        return now
+
+    def mixed(old: float, new: float) -> float:
+        return old + BLENDED * (new - old)
+
+    def mixed_pairs(
+        old: tuple[tuple[float, float], ...], new: tuple[tuple[float, float], ...]
+    ) -> tuple[tuple[float, float], ...]:
+        return tuple(
+            (mixed(one, two), mixed(share, other))
+            for (one, share), (two, other) in zip(old, new, strict=True)
+        )
+
+    numbers = (mixed(old, new) for old, new in zip(before[:6], now[:6], strict=True))
+    return Shape(
+        *numbers,
+        mixed_pairs(before.slacks, now.slacks),
+        mixed_pairs(before.tpot_ms, now.tpot_ms),
+    )
+
+
 class Attained(NamedTuple):
     """What is predicted at a rate: shares (0..1) that attain, the time that is used, and what binds."""
 
@@ -179,16 +206,13 @@ class Capacity:
         """How arrivals vary (variance over mean of their counts, 1 is Poisson), and the correction."""
         self.dispersion = min(max(dispersion, 1.0), DISPERSION_MAX)
         self.correction = min(max(correction, 1.0 / CORRECTION_MAX), CORRECTION_MAX)
-        self._edges: dict[int, float] = {}
 
     def at(self, requests_per_s: float, replicas: int) -> Attained:
         """What a pool of so many replicas does at a rate, all told."""
-        found = self._at(requests_per_s, replicas)
+        found = self.within(requests_per_s, replicas)
         if found.attainment >= EDGE or replicas <= 0:
             return found
-        edge = self._edges.get(replicas)
-        if edge is None:
-            edge = self._edges[replicas] = self._edge(requests_per_s, replicas)
+        edge = self._edge(requests_per_s, replicas)
         return found._replace(attainment=max(found.attainment, min(EDGE, EDGE * edge / requests_per_s)))
 
     def _edge(self, above: float, replicas: int) -> float:
@@ -196,10 +220,11 @@ class Capacity:
         low, high = 0.0, above
         for _ in range(20):
             middle = (low + high) / 2.0
-            low, high = (middle, high) if self._at(middle, replicas).attainment >= EDGE else (low, middle)
+            low, high = (middle, high) if self.within(middle, replicas).attainment >= EDGE else (low, middle)
         return low
 
-    def _at(self, requests_per_s: float, replicas: int) -> Attained:
+    def within(self, requests_per_s: float, replicas: int) -> Attained:
+        """The same where nothing is refused: beyond its edge a pool then falls to nothing."""
         if requests_per_s <= 0.0:
             return Attained(1.0, 0.0, "none")
         if replicas <= 0:
@@ -293,12 +318,13 @@ def rate_max(capacity: Capacity, replicas: int, target: float) -> float:
     """The largest rate, all told, that so many replicas bear at a share `target` (0..1); 0 for none."""
     if replicas <= 0:
         return 0.0
+    at = capacity.at if target < EDGE else capacity.within
     low, high = 0.0, 1.0
-    while high < 1e7 and capacity.at(high * replicas, replicas).attainment >= target:
+    while high < 1e7 and at(high * replicas, replicas).attainment >= target:
         low, high = high, high * 2.0
     for _ in range(24):
         middle = (low + high) / 2.0
-        if capacity.at(middle * replicas, replicas).attainment >= target:
+        if at(middle * replicas, replicas).attainment >= target:
             low = middle
         else:
             high = middle
@@ -314,11 +340,12 @@ def need(
     looked for beside `near` first: the last answer is seldom far."""
     if requests_per_s <= 0.0:
         return Need(replicas=0, attainment=1.0, utilization=0.0, binding="none")
+    at = capacity.at if target < EDGE else capacity.within
     known: dict[int, Attained] = {}
 
     def enough(replicas: int) -> bool:
         if replicas not in known:
-            known[replicas] = capacity.at(requests_per_s, replicas)
+            known[replicas] = at(requests_per_s, replicas)
         return known[replicas].attainment >= target
 
     low, high = 0, min(most, max(near, 1))
@@ -340,8 +367,7 @@ def need(
             high = middle
         else:
             low = middle
-    enough(high)
-    found = known[high]
+    found = capacity.at(requests_per_s, high)
     fewer = found
     if high > 1:
         enough(high - 1)
