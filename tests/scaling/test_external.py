@@ -162,10 +162,10 @@ def test_a_held_request_wakes_the_stream_at_once() -> None:
         ):
             assert not await anext(said)
             server.settings = ScalerConfig.model_construct(push_interval_s=3_600.0)
-            await until(lambda: server.asleep)
+            await until(lambda: server.sleeping == {"llama"})
             await asyncio.sleep(0.4)  # the old interval is over: from now on only a wake is heard
             pools.waiting = {"llama": 1}
-            server.look()
+            server.wake("llama")
             assert await anext(said)
             assert await keda.is_active()
             server.settings = ScalerConfig.model_construct(push_interval_s=0.1)
