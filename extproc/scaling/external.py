@@ -117,6 +117,7 @@ class ExternalScaler:
             ) from error
         await server.start()
         self._server, self.address = server, f"{host}:{port}"
+        log.info("the external scaler listens on %s%s", self.address, "" if self._tls is None else " (TLS)")
         return self.address
 
     async def renew(self) -> bool:
