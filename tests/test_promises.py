@@ -10,7 +10,11 @@ import pytest
 from documents import ROOT
 
 #: Where promises stand: the page, and the section whose bullets or rows are promises.
-PLACES = (("README.md", "What it promises"), ("docs/security.md", "What holds, and how far"))
+PLACES = (
+    ("README.md", "What it promises"),
+    ("docs/security.md", "What holds, and how far"),
+    ("docs/scaling.md", "What it promises"),
+)
 _NODE = re.compile(r"`(tests/[\w/]+\.py)((?:::\w+)*)(?:\[([^\]`]+)\])?`")
 
 

@@ -174,6 +174,7 @@ def _paths() -> dict[str, Any]:
                 ("Experiment", "Experiments with their figures."),
                 ("Report", "What the analytics say of a span."),
                 ("Alerts", "What is wrong, by the rules."),
+                ("Scaling", "Replicas wanted and had, and why."),
                 ("Drain", "An endpoint's drain, or its end."),
                 ("ClearFaults", "An endpoint's GPU was seen to."),
                 ("Credit", "Forgive what a tenant used."),
@@ -182,6 +183,13 @@ def _paths() -> dict[str, Any]:
         "/api/v1/strategies": _get("strategies", "Every strategy and its parameters.", "Strategies"),
         "/api/v1/history": _get("history", "The last 15 minutes, a point a second.", "History"),
         "/api/v1/alerts": _get("alerts", "What is wrong, by the rules.", "Alerts", errors=("404",)),
+        "/api/v1/scaling": _get(
+            "scaling",
+            "Pools that scale: replicas wanted and had, the forecast, why, and what binds each pool.",
+            "Scaling",
+            parameters=[_query("points", "Points of each pool's past, 1,000 at the most.", 100)],
+            errors=("400",),
+        ),
         "/api/v1/report": _get(
             "report",
             "What the analytics say of a span; the query goes to them (docs/analytics.md).",
@@ -190,8 +198,8 @@ def _paths() -> dict[str, Any]:
         ),
         "/api/v1/events": _other(
             "events",
-            "Server-sent events: `snapshot` first, then `figures` (what has changed), `decisions`, `alerts` "
-            "and `experiments`. `Last-Event-ID` resumes.",
+            "Server-sent events: `snapshot` first, then `figures` (what has changed), `decisions`, `alerts`, "
+            "`experiments` and `scaling`. `Last-Event-ID` resumes.",
             "text/event-stream",
         ),
     }

@@ -159,6 +159,11 @@ class Reads:
         """What is wrong, by the rules."""
         return json_answer(await self._sources.alerts())
 
+    async def scaling(self, request: web.Request) -> web.StreamResponse:
+        """Pools that scale, their plans of late, and what binds each pool."""
+        points = whole(request, "points", default=PAGE, low=1, high=PAGE_MAX)
+        return json_answer(self._sources.scaling(points))
+
     async def report(self, request: web.Request) -> web.StreamResponse:
         """What the analytics say of a span."""
         return json_answer(await self._sources.report(dict(request.query)))

@@ -232,6 +232,32 @@ SCHEMAS: Final[dict[str, Any]] = {
             )
         }
     ),
+    "Scaling": _object(
+        {
+            "pools": _list(_ref("ScalePool")),
+            "pools_left_out": COUNT,
+            "advice": _list(_object({"pool": TEXT, "bound": TEXT, "why": TEXT})),
+        }
+    ),
+    "ScalePool": _object(
+        {
+            **dict.fromkeys(("pool", "why", "bound", "kind"), TEXT),
+            **dict.fromkeys(("wanted", "had", "ready", "loading", "draining", "held"), COUNT),
+            **dict.fromkeys(("at", "horizon_s", "cost_per_hour"), NUMBER),
+            "leaving": _list(TEXT),
+            "forecast": _object(
+                {**dict.fromkeys(("ahead_s", "low", "median", "high"), NUMBER), "method": TEXT}
+            ),
+            "points": _list(_ref("ScalePoint")),
+        }
+    ),
+    "ScalePoint": _object(
+        {
+            **dict.fromkeys(("at", "requests_per_s", "low", "median", "high", "cost_per_hour"), NUMBER),
+            **dict.fromkeys(("wanted", "ready", "loading", "draining", "held"), COUNT),
+            "bound": TEXT,
+        }
+    ),
     "History": _object({"points": _list(_ref("Point"))}),
     "Point": _object(
         {

@@ -81,6 +81,7 @@ ROUTES = (
     AdminRoute("GET", "/api/v1/strategies", "strategies", READ),
     AdminRoute("GET", "/api/v1/history", "history", READ),
     AdminRoute("GET", "/api/v1/alerts", "alerts", READ),
+    AdminRoute("GET", "/api/v1/scaling", "scaling", READ),
     AdminRoute("GET", "/api/v1/report", "report", READ),
     AdminRoute("GET", "/api/v1/events", "events", READ),
 )

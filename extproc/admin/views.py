@@ -15,6 +15,7 @@ from extproc.admin.sources import Sources
 from extproc.core.endpoint import Endpoint
 from extproc.core.fleet import Fleet
 from extproc.core.reports import GpuReport
+from extproc.core.scaling.use import kv_share
 from extproc.core.scheduler import Scheduler
 from extproc.core.strategies import OWN, STRATEGIES, parameters
 from extproc.core.tenant import Tenant
@@ -79,12 +80,9 @@ def tile(endpoint: Endpoint, line: Counters | None, *, now_ns: int) -> dict[str,
 
 
 def kv_of(endpoint: Endpoint) -> float | None:
-    """The share of KV memory in use as the engine says, else as promised by us; None where unknown."""
-    report = endpoint.report
-    if report is not None and report.kv_used_tokens is not None and report.kv_capacity_tokens:
-        return round(min(1.0, report.kv_used_tokens / report.kv_capacity_tokens), 3)
-    capacity = endpoint.kv_capacity_tokens or (report.kv_capacity_tokens if report else None)
-    return round(min(1.0, endpoint.load.reserved_tokens / capacity), 3) if capacity else None
+    """The share of KV memory in use; None where unknown."""
+    share = kv_share(endpoint)
+    return None if share is None else round(share, 3)
 
 
 def gpus_of(gpus: Iterable[GpuReport]) -> dict[str, Any]:

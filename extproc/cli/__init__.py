@@ -31,6 +31,7 @@ COMMANDS = {
     "fleet": ("fleet", "Show endpoints, health and GPUs; drain one, clear faults."),
     "tenants": ("tenants", "Show what tenants use of their quotas."),
     "report": ("report", "Show latencies, use and cost of the past; export charges."),
+    "scale": ("scale", "Show replicas wanted and had, and why; advise on larger ones."),
     "alerts": ("alerts", "Show alerts; export the rules to Prometheus; test webhooks."),
     "explain": ("explain", "Show why a request went where it went, endpoint by endpoint."),
     "doctor": ("doctor", "Check a running deployment, and say what to mend."),
@@ -43,15 +44,16 @@ COMMANDS = {
     "completion": ("completion", "Print the completion script of bash, zsh or fish."),
     "simulate": ("simulate", "Compare strategies on simulated replicas, on a virtual clock."),
     "replay": ("replay", "Replay recorded traffic under other choices, simulated."),
+    "plan": ("plan", "Size a fleet on recorded traffic, and find the cheapest, simulated."),
     "tune": ("tune", "Search a strategy's parameters over recorded traffic."),
 }
 
 #: Headings of `steersman --help` → their commands; one that stands nowhere comes last, under "Other".
 GROUPS = {
     "Run": ("init", "up", "serve", "agent", "demo", "demo-fault", "sim-replica"),
-    "Look": ("top", "status", "fleet", "tenants", "report", "alerts", "explain", "doctor"),
+    "Look": ("top", "status", "fleet", "tenants", "report", "scale", "alerts", "explain", "doctor"),
     "Change": ("check", "tenant", "config", "experiment", "envoy-config", "families", "completion"),
-    "Try out, simulated": ("simulate", "replay", "tune"),
+    "Try out, simulated": ("simulate", "replay", "plan", "tune"),
 }
 
 

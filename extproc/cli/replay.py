@@ -265,7 +265,7 @@ def _told(comparison: Comparison, log: Log) -> str:
         if each.measured and each.replayed is not None:
             off = f"{each.replayed.mean / each.measured - 1:+.0%}"
         table.append([each.figure, number(each.measured), said(each.replayed), off])
-    lines += _columns(table)
+    lines += columns(table)
     if len(comparison.columns) > 1:
         lines += ["", "Simulated; behind a change stands half of its 95 % interval over seeds:"]
     base = comparison.columns[0]
@@ -276,7 +276,7 @@ def _told(comparison: Comparison, log: Log) -> str:
             [name, said(base.values[name]), said(column.values[name]), said(value, signed=True)]
             for name, value in column.differences.items()
         ]
-        lines += _columns(table)
+        lines += columns(table)
     return "\n".join(lines)
 
 
@@ -305,7 +305,8 @@ def said(value: MeanInterval | None, *, signed: bool = False) -> str:
     return number(value.mean, signed=signed) + half
 
 
-def _columns(table: list[list[str]]) -> list[str]:
+def columns(table: list[list[str]]) -> list[str]:
+    """A table's lines: the first column to the left, the others to the right."""
     widths = [max(len(row[at]) for row in table) for at in range(len(table[0]))]
     return [
         "  "

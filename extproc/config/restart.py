@@ -45,6 +45,8 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
         for name in ("dir", "bytes_max")
         if getattr(old.analytics, name) != getattr(new.analytics, name)
     ]
+    if old.scaling.external_scaler != new.scaling.external_scaler:
+        changed.append("scaling.external_scaler")
     changed += [
         section
         for section in ("telemetry", "sharing", "state")

@@ -161,6 +161,17 @@ class ScalingWebhook(Section):
     """How long an answer may take; then it is tried again, with what is wanted by then."""
 
 
+class PodDeletionCost(Section):
+    """Kubernetes is told which pods are to go first. Needs the right to list and patch pods."""
+
+    namespace: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)
+    """Where the replicas' pods are."""
+    selector: str = Field(default="steersman/replica=true", min_length=1, max_length=256)
+    """Their labels, as kubectl's -l takes them."""
+    account_dir: str = Field(default="/var/run/secrets/kubernetes.io/serviceaccount", pattern=r"^/")
+    """The folder of the service account's token and ca.crt."""
+
+
 class Scaling(Section):
     """How replicas become more and fewer. A pool takes part with its own 'scaling'."""
 
@@ -179,5 +190,7 @@ class Scaling(Section):
     """KEDA asks here; no such port when left out."""
     webhook: ScalingWebhook | None = None
     """Who is told; nobody when left out."""
+    pod_deletion_cost: PodDeletionCost | None = None
+    """Pods of replicas that are to leave are marked so that Kubernetes ends those; none when left out."""
     schedule: Annotated[list[ScheduledScaling], RELOADABLE] = Field(default=[], max_length=256)
     """Known events."""

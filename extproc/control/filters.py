@@ -258,6 +258,7 @@ def first_chunk() -> Lua:
         ("EVENT_PATH", f"/{contract.EVENT_SERVICE}/{contract.EVENT_METHOD}"),
         ("RESERVATION_HEADER", contract.RESERVATION_HEADER),
         ("REFUSED_HEADER", contract.REFUSED_HEADER),
+        ("SERVED_HEADER", contract.SERVED_HEADER),
     ):
         source = source.replace(f"@{name}@", str(value))
     return Lua(default_source_code=DataSource(inline_string=source), stat_prefix="first_chunk")

@@ -353,7 +353,14 @@ class Dispatcher:
     def _last(self, held: QueuedRequest, now_ns: int) -> Routed | None:
         """A place for one that would be turned away: where nothing but a prior says that it must wait."""
         placed = self._placed(held.payload[0], now_ns, last=True)
-        return placed if isinstance(placed, Routed) else None
+        if not isinstance(placed, Routed):
+            return None
+        endpoint = self._fleet.endpoint(held.pool, placed.addresses[0])
+        idle = endpoint is not None and not endpoint.load_permits
+        # Room is whose turn it is, over all services; but who has it has left an idle one to nobody.
+        if idle or self._peers.turn(held.pool, self.queue, now_ns=now_ns) is not None:
+            return placed
+        return None
 
     def _idle(self, routing: RoutingRequest) -> bool:
         """Whether a replica that may serve it has nothing to do, by everybody's account."""

@@ -29,6 +29,7 @@ from extproc.history.surgery import EditError
 from extproc.history.versions import HistoryError
 from extproc.observe.stats import Stats
 from extproc.service.parts import Part
+from extproc.service.scale_view import ScaleView
 from extproc.wire.server import BindError
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Administration(Part):
         brief: Callable[[], dict[str, Any]],
         orders: Mapping[str, Order],
         parts: Callable[[], Sequence[Part]],
+        scaling: ScaleView,
         serving: Callable[[], bool],
         file: Callable[[], Path | None],
         note: Callable[..., None],
@@ -89,6 +91,8 @@ class Administration(Part):
             stop_experiment=self._stop_experiment,
             report=self._report,
             alerts=self._alerts,
+            scaling=scaling.view,
+            scaling_now=scaling.live,
             exposition=self._exposition,
             note=note,
         )

@@ -23,6 +23,7 @@ from extproc.observe.stats import Stats
 from extproc.observe.what_if import Recent
 from extproc.service.adjustment import Adjustment
 from extproc.service.administration import Administration
+from extproc.service.advice import AdvicePart
 from extproc.service.agents import Agents, SharedQuotasPart
 from extproc.service.alerts import AlertsPart
 from extproc.service.analytics import AnalyticsPart
@@ -40,6 +41,8 @@ from extproc.service.records import AuditPart, ExpiryLog, RecordPart
 from extproc.service.reload import Reread, Unusable, built, read_again, uncollected
 from extproc.service.requests import Requests
 from extproc.service.rpc import RpcPart
+from extproc.service.scalers import ScalersPart
+from extproc.service.scale_view import ScaleView
 from extproc.service.scaling import ScalingPart
 from extproc.service.schedule import Schedule
 from extproc.service.status import Status
@@ -105,6 +108,8 @@ class App:
         self.alerting = AlertsPart(config, scheduler, clock=clock)
         self.measuring.firing = self.alerting.firing
         self.scaling = ScalingPart(config, scheduler, clock=clock, failed=failed)
+        self.scalers = ScalersPart(config, scheduler, self.scaling, clock=clock)
+        self.measuring.scaling, self.alerting.values.scaling = self.scalers.seen, self.scalers.signals
         self.launching = LauncherPart(
             config,
             scheduler,
@@ -113,6 +118,8 @@ class App:
             clock=clock,
             file=lambda: self.experimenting.file,
         )
+        self.advising = AdvicePart(config, scheduler, clock=clock)
+        scale_view = ScaleView(lambda: self.config, self.scaling, self.advising, clock=clock)
         operators = Operators(
             scheduler,
             self.recent,
@@ -141,6 +148,7 @@ class App:
                 "Experiment": self.experimenting.order,
                 "Report": self.analysing.order,
                 "Alerts": self.alerting.order,
+                "Scaling": scale_view.order,
             },
             health=lambda: self._listening.health,
         )
@@ -152,6 +160,7 @@ class App:
             brief=self.view.brief,
             orders=self.rpc.commands,
             parts=lambda: self.operating.parts,
+            scaling=scale_view,
             serving=lambda: not self._stop.is_set(),
             file=lambda: self.experimenting.file,
             note=self.audit.event,
@@ -175,7 +184,9 @@ class App:
                 self.analysing,
                 self.alerting,
                 self.scaling,
+                self.scalers,
                 self.launching,
+                self.advising,
                 self.administering,
                 TracingPart(config, scheduler.peers, self.processor, clock=clock),
                 *([SharedQuotasPart(shared)] if shared is not None else []),

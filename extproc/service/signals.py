@@ -5,7 +5,7 @@ Owns the gauges. Reads alone; what rules make of them is `observe/alerts`'s.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.quota import Account
@@ -21,6 +21,8 @@ class Values:
         self._scheduler, self._watch, self._anomalies = scheduler, watch, anomalies
         self._gauges: dict[tuple[str, Key], float] = {}
         self._now_ns = 0
+        #: What is wrong with scaling; set by who knows.
+        self.scaling: Callable[[], Mapping[tuple[str, Key], float]] = dict
 
     def windowed(
         self, signal: str, key: Key, since: int, until: int, *, code: str | None
@@ -54,6 +56,7 @@ class Values:
         _fleet_gauges(gauges, FLEET, everyone)
         if (median := scheduler.settlement.feedback.ttft.median) is not None:
             gauges["prediction_error", FLEET] = median
+        gauges.update(self.scaling())
         self._gauges = gauges
 
     def _of_tenant(self, signal: str, name: str) -> float | None:

@@ -63,6 +63,7 @@ def test_answers_are_as_described(stand: Stand) -> None:
             "order_Explain": {"id": waiting.id},
             "order_Drain": {"address": waiting.address, "draining": False},
             "order_ClearFaults": {"address": waiting.address},
+            "order_Scaling": {"what": "advice"},
             "order_Credit": {"tenant": "acme", "why": "a test", "everything": True},
         }
         seen = set()

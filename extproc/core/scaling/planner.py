@@ -25,6 +25,7 @@ from extproc.core.scaling.values import (
     Demand,
     LoadTime,
     Need,
+    PlanTerm,
     PoolPlan,
     PoolScale,
     ReplicaFact,
@@ -119,6 +120,8 @@ class Planner:
             horizon_s=facts.forecast.ahead_s,
             held=facts.held,
             cost_per_hour=_cost(facts, kind, wanted, had),
+            terms=_terms(capacities, high, wanted),
+            floor=facts.floor,
         )
 
     def _known(self, now_ns: int, facts: PoolFacts) -> list[Capacity]:
@@ -290,6 +293,18 @@ def _mixed(
             binding=chosen.at(rate, max(1, total)).binding,
         ),
         chosen.kind.name,
+    )
+
+
+def _terms(capacities: Sequence[Capacity], rate: float, wanted: int) -> tuple[PlanTerm, ...]:
+    """What one fewer, as many and one more would do with a rate."""
+    if not capacities:
+        return ()
+    counts = [count for count in (wanted - 1, wanted, wanted + 1) if count >= 0]
+    found = [(count, capacities[0].at(rate, count)) for count in counts]
+    return tuple(
+        PlanTerm(replicas=n, attainment=at.attainment, utilization=at.utilization, binding=at.binding)
+        for n, at in found
     )
 
 

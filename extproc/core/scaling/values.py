@@ -122,6 +122,15 @@ class ReplicaFact(msgspec.Struct, frozen=True, kw_only=True):
     since_ns: int = 0
 
 
+class PlanTerm(msgspec.Struct, frozen=True, kw_only=True):
+    """What so many replicas would do with the forecast's upper bound: shares 0..1, as `Need` has them."""
+
+    replicas: int
+    attainment: float
+    utilization: float
+    binding: Binding
+
+
 class PoolPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What is wanted of one pool now, and why.
 
@@ -151,6 +160,10 @@ class PoolPlan(msgspec.Struct, frozen=True, kw_only=True):
     horizon_s: float = 0.0
     held: int = 0
     cost_per_hour: float = 0.0
+    #: Around `wanted`: one replica fewer, as many, one more; as if all were of the pool's usual kind.
+    terms: tuple[PlanTerm, ...] = ()
+    #: What the schedule asks for at the least.
+    floor: int = 0
 
     @property
     def had(self) -> int:

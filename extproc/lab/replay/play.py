@@ -78,6 +78,11 @@ def play(
 
     `speed_error` is how far, in standard deviations, replicas are off their learned speeds.
     """
+    return world_of(scene, choice, seed=seed, speed_error=speed_error).run()
+
+
+def world_of(scene: Scene, choice: Choice, *, seed: int, speed_error: float = SPEED_ERROR) -> World:
+    """The same, before it is run: who wants more than the ends of requests looks on. Raises LogError."""
     if choice.replicas:
         scene = scene.replicas(choice.replicas)
     strategy = choice.strategy or scene.strategy
@@ -116,7 +121,7 @@ def play(
     if strategy == ORACLE:
         pool = scheduler.fleet.pools[scene.pool]
         enlighten(scheduler.fleet, pool, replicas, asked=lambda: world.asked_output, prefix_caching=True)
-    return world.run()
+    return world
 
 
 def _scheduler(

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours (tell apart also by the colour-blind), then greys; markers differ besides.
-_COLOURS: Final = (
+COLOURS: Final = (
     *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00"),
     *("#56B4E9", "#7A7A00", "#7F3C8D", "#888888", "#444444"),
 )
 _MARKERS: Final = "osD^vP*Xhp"
 _CDF_POINTS_MAX: Final = 500
 # Keys are `Any`: matplotlib types them as a literal of every setting that its version has.
-_STYLE: Final[dict[Any, Any]] = {
+STYLE: Final[dict[Any, Any]] = {
     "svg.hashsalt": "steersman",
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs everywhere
     "font.size": 9,
@@ -60,7 +60,7 @@ def plots(
     folder.mkdir(parents=True, exist_ok=True)
     strategies = list(dict.fromkeys(row.strategy for row in held))
     written: list[Path] = []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         drawn = {
             "attainment-by-load": _by_load(held, strategies, emphasis),
             "cells": _heat_map(held, strategies),
@@ -82,7 +82,7 @@ def _line(strategy: str, strategies: Sequence[str], emphasis: str | None) -> dic
     at = strategies.index(strategy) if strategy in strategies else 0
     bold = strategy == emphasis
     return {
-        "color": _COLOURS[at % len(_COLOURS)],
+        "color": COLOURS[at % len(COLOURS)],
         "linewidth": 2.4 if bold else 1.3,
         "zorder": 4 if bold else 3,
     }
@@ -124,7 +124,7 @@ def _attainment_line(axes: Axes, own: list[StrategyRow], style: dict[str, Any]) 
     if not points:
         return
     strategy = own[0].strategy
-    marker = "" if strategy == ORACLE else _MARKERS[_COLOURS.index(style["color"])]
+    marker = "" if strategy == ORACLE else _MARKERS[COLOURS.index(style["color"])]
     loads = [load for load, _ in points]
     axes.plot(
         loads, [100 * one.mean for _, one in points], marker=marker, markersize=4.5, label=strategy, **style

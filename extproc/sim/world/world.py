@@ -171,6 +171,15 @@ class World:
             self.busy_ns[address] += self.now_ns - since_ns
         return [served for served in self._served if served is not None]
 
+    def watch(self, every_ns: int, look: Callable[[], None]) -> None:
+        """Call `look` now and then while it runs; it may read everything and change nothing."""
+
+        def again(_: None) -> None:
+            look()
+            self._at(self.now_ns + every_ns, again, None)
+
+        self._at(self.now_ns, again, None)
+
     def _at(self, at_ns: int, call: Any, what: Any) -> None:
         self._serial += 1
         heappush(self._events, (at_ns, self._serial, call, what))
@@ -311,7 +320,9 @@ class World:
         self._watch(address)
 
     def _first_token(self, reservation_id: str) -> None:
-        self.scheduler.settlement.first_token(reservation_id, now_ns=self.now_ns)
+        flight = self._flights.get(reservation_id)
+        served_by = flight.at if flight is not None else ""
+        self.scheduler.settlement.first_token(reservation_id, now_ns=self.now_ns, served_by=served_by)
 
     def _finished(self, event: Finished) -> None:
         flight = self._flights.pop(str(event.request_id), None)

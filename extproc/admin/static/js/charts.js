@@ -22,6 +22,8 @@ let loading = null;
 let visible = false;
 let drawnAt = 0;
 const figures = [];
+/** Who draws with the library too: told when it is there, or why it is not. */
+const others = [];
 
 export function reset(list) {
   points = list.slice(-KEPT);
@@ -56,7 +58,11 @@ export function begin() {
   document.addEventListener("themechange", () => draw(true));
 }
 
-function load() {
+export function whenLoaded(there, missing) {
+  others.push({ there, missing });
+}
+
+export function load() {
   if (loading) return;
   // The page stands before five megabytes are asked for.
   loading = new Promise((done, failed) => {
@@ -70,7 +76,9 @@ function load() {
   }).finally(() => stylesAside(false)).then(() => {
     plotly = window.Plotly;
     draw(true);
+    for (const each of others) each.there(plotly);
   }, () => {
+    for (const each of others) each.missing(MISSING);
     for (const { plot } of figures) plot.replaceChildren(h("p", { class: "empty bad", text: MISSING }));
   });
 }
@@ -96,21 +104,24 @@ export function draw(now = false) {
   const from = points.length ? Math.max(end - spanS, Math.min(points[0].at, end - SPAN_MIN_S)) : end - spanS;
   const shown = points.filter((point) => point.at >= from);
   const x = shown.map((point) => new Date(point.at * 1000));
-  const style = getComputedStyle(document.documentElement);
-  const colour = (name) => style.getPropertyValue(name).trim();
-  const colours = [colour("--fill"), colour("--fill2"), colour("--bad")];
+  const [first, second, third] = colours();
   for (const figure of figures) {
     const empty = figure.plot.querySelector(":scope > .empty");
     if (empty) empty.remove();
     const traces = figure.lines.map(([name, key], i) => ({
       x, y: shown.map((point) => point[key]), name, type: "scatter", mode: "lines", connectgaps: false,
-      line: { color: colours[i], width: 1.6 }, hovertemplate: `%{y:,.4~g}${figure.unit ? ` ${figure.unit}` : ""}`,
+      line: { color: [first, second, third][i], width: 1.6 }, hovertemplate: `%{y:,.4~g}${figure.unit ? ` ${figure.unit}` : ""}`,
     }));
-    plotly.react(figure.plot, traces, layout(colour, from, end), { displayModeBar: false, responsive: true, showTips: false, doubleClick: false });
+    plotly.react(figure.plot, traces, axes(from, end), { displayModeBar: false, responsive: true, showTips: false, doubleClick: false });
   }
 }
 
-function layout(colour, from, end) {
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+export const colours = () => [colour("--fill"), colour("--fill2"), colour("--bad")];
+
+/** A chart's layout over a span, unix seconds. */
+export function axes(from, end) {
   const axis = { gridcolor: colour("--line"), linecolor: colour("--line"), zeroline: false, fixedrange: true, tickfont: { size: 11, color: colour("--quiet") } };
   return {
     margin: { l: 44, r: 8, t: 8, b: 24 }, height: 168, showlegend: false, hovermode: "x unified", dragmode: false,

@@ -8,6 +8,7 @@ import { $, h, say } from "./dom.js";
 import * as experiments from "./experiments.js";
 import * as fleet from "./fleet.js";
 import { brief, count, ms } from "./format.js";
+import * as scaling from "./scaling.js";
 import * as session from "./session.js";
 import { Stream } from "./stream.js";
 import * as tenants from "./tenants.js";
@@ -51,10 +52,12 @@ function on(event, data) {
     alerts.take(data.alerts);
     take(data);
     experiments.take(data.experiments);
+    scaling.reset(data.scaling);
   } else if (event === "figures") take(data);
   else if (event === "decisions") decisions.add(data);
   else if (event === "alerts") alerts.take(data);
   else if (event === "experiments") experiments.take(data);
+  else if (event === "scaling") scaling.take(data);
 }
 
 function take(data) {
@@ -107,6 +110,7 @@ tenants.begin();
 decisions.begin();
 experiments.begin();
 charts.begin();
+scaling.begin();
 $("numbers").firstElementChild.append(...NUMBERS.map(([name]) => {
   const value = h("dd", { text: "–" });
   dds.push(value);
