@@ -41,8 +41,8 @@ from extproc.service.records import AuditPart, ExpiryLog, RecordPart
 from extproc.service.reload import Reread, Unusable, built, read_again, uncollected
 from extproc.service.requests import Requests
 from extproc.service.rpc import RpcPart
-from extproc.service.scalers import ScalersPart
 from extproc.service.scale_view import ScaleView
+from extproc.service.scalers import ScalersPart
 from extproc.service.scaling import ScalingPart
 from extproc.service.schedule import Schedule
 from extproc.service.status import Status
