@@ -34,6 +34,8 @@ class KeptPool(msgspec.Struct, array_like=True):
     #: (class, prompt, cached, output) of recent requests.
     samples: Sequence[tuple[str, int, int, int]] = ()
     damped: tuple[float, float, float] | None = None
+    #: Requests by load, and those that attained (core/scaling/record.py).
+    record: tuple[list[float], list[float]] = ([], [])
 
     def rates(self) -> array[float]:
         """The means."""

@@ -70,6 +70,8 @@ class ScaledPool:
         #: Replicas bear so much more than the model says, by simulations.
         self.correction = 1.0
         self.checked: tuple[int, float, bool] | None = None
+        #: Requests that ended since the last plan, and those of them that attained their targets.
+        self.judged = self.attained = 0
         self.kinds: tuple[ReplicaKind, ...] = ()
 
     def told(self, settings: PoolScaling, section: Scaling) -> bool:
@@ -112,9 +114,17 @@ class ScaledPool:
                 idle_s=None if last_s is None else max(0.0, at_s - last_s),
                 correction=self.correction,
                 dispersion=self.forecaster.dispersion,
+                judged=self.judged,
+                attained=self.attained,
             ),
         )
+        self.judged = self.attained = 0
         return self._marked(plan, now_ns)
+
+    def ended(self, *, attained: bool) -> None:
+        """A request ended (or was refused for want of room), within its targets or not."""
+        self.judged += 1
+        self.attained += attained
 
     def tick(self, *, at_s: float) -> None:
         """Let time pass: intervals that are over are forecast from."""
@@ -200,6 +210,7 @@ class ScaledPool:
             correction=self.correction,
             samples=list(self.demand.samples),
             damped=self.forecaster.damped,
+            record=self.planner.record.kept(),
         )
 
     def status(self) -> dict[str, Any]:
@@ -208,7 +219,7 @@ class ScaledPool:
             "method": self.forecaster.chosen,
             "losses": {name: round(loss, 4) for name, loss in self.forecaster.losses.items()},
             "dispersion": round(self.forecaster.dispersion, 3),
-            "correction": round(self.correction, 3),
+            "correction": round(self.correction * self.planner.correction, 3),
             "clock_steps": self.demand.clock_steps,
         }
 
@@ -220,6 +231,7 @@ class ScaledPool:
                     self.forecaster.seasons.put(place, rate)
         if CORRECTION_MIN <= kept.correction <= CORRECTION_MAX:
             self.correction = kept.correction
+        self.planner.record.recall(*kept.record)
         for sample in kept.samples:
             self.demand.ended(WorkSample(*sample))
         if kept.damped is not None and all(0.0 <= each <= 1.0 for each in kept.damped):

@@ -227,19 +227,19 @@ class ScalingPart(Part, Observer):
     def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
         """Who found no room is demand; who spent its quota would not be served by more replicas."""
         if wanted_room(reject.code):
-            self._came(routing, now_ns)
+            self._came(routing, now_ns, lost=True)
 
     def left(
         self,
         reservation_id: str,  # noqa: ARG002
         routing: RoutingRequest | None,
         *,
-        gave_up: bool,  # noqa: ARG002
+        gave_up: bool,
         now_ns: int,
     ) -> None:
         """Who left while it was held was demand too."""
         if routing is not None:
-            self._came(routing, now_ns)
+            self._came(routing, now_ns, lost=gave_up)
 
     def settled(self, event: Settled, *, now_ns: int) -> None:
         """What a request was, in the end; another service's is counted now."""
@@ -248,6 +248,8 @@ class ScalingPart(Part, Observer):
         pool = self.pools.get(reservation.pool)
         if pool is None or not reservation.permits:
             return
+        if event.sample.attained is not None:
+            pool.ended(attained=event.sample.attained)
         if not event.here:
             pool.demand.came(at_s=self._zero_s + now_ns / 1e9)
         prompt = outcome.prompt_tokens or reservation.input_tokens
@@ -257,9 +259,11 @@ class ScalingPart(Part, Observer):
             output = reservation.output_tokens
         pool.demand.ended(WorkSample(reservation.service_class, prompt, min(cached, prompt), output))
 
-    def _came(self, routing: RoutingRequest, now_ns: int) -> None:
+    def _came(self, routing: RoutingRequest, now_ns: int, *, lost: bool = False) -> None:
         pool = self.pools.get(routing.pool)
         if pool is not None and not routing.free:
+            if lost:
+                pool.ended(attained=False)
             pool.demand.came(at_s=self._zero_s + now_ns / 1e9)
 
     def _plan(self, name: str, now_ns: int) -> PoolPlan:

@@ -20,6 +20,7 @@ import msgspec
 
 from extproc.core.scaling.capacity import Capacity, need, rate_max, shape
 from extproc.core.scaling.leaving import HAD, leaving
+from extproc.core.scaling.record import ServedRecord
 from extproc.core.scaling.values import (
     Band,
     Demand,
@@ -63,6 +64,9 @@ class PoolFacts(msgspec.Struct, frozen=True, kw_only=True):
     idle_s: float | None = None
     correction: float = 1.0
     dispersion: float = 1.0
+    #: Requests that ended (or were refused) since the last step, and how many of them attained their targets.
+    judged: int = 0
+    attained: int = 0
 
 
 class Planner:
@@ -79,6 +83,10 @@ class Planner:
         self._shaped_ns: int | None = None
         self._shaped: tuple[ReplicaKind, ...] = ()
         self._capacities: list[Capacity] = []
+        #: What replicas were seen to bear, and by how much that differs from the model.
+        self.record = ServedRecord()
+        self.correction = 1.0
+        self._bears: dict[int, float] = {}
 
     def horizon_s(self, load_time: LoadTime, interval_s: float) -> float:
         """How far ahead is to be looked: until a replica that is wanted at the next step is ready."""
@@ -132,9 +140,26 @@ class Planner:
             self._capacities = [
                 Capacity(shape(facts.demand.samples, kind, self.classes), kind) for kind in facts.kinds
             ]
+            self.correction = self.record.correction(self.scale.target_attainment)
+            self._bears.clear()
+        self._learn(facts)
         for each in self._capacities:
-            each.told(dispersion=facts.dispersion, correction=facts.correction)
+            each.told(dispersion=facts.dispersion, correction=facts.correction * self.correction)
         return self._capacities
+
+    def _learn(self, facts: PoolFacts) -> None:
+        """What ended since the last step, at the load that there was."""
+        ready = sum(each.stage == "ready" for each in facts.replicas)
+        rate = facts.demand.requests_per_s
+        if not (facts.judged and ready and self._capacities and rate > 0.0):
+            return
+        bears = self._bears.get(ready)
+        if bears is None:
+            usual = self._capacities[0]
+            usual.told(dispersion=facts.dispersion, correction=facts.correction)
+            bears = self._bears[ready] = rate_max(usual, ready, self.scale.target_attainment)
+        if bears > 0.0:
+            self.record.saw(rate / bears, attained=facts.attained, judged=facts.judged)
 
     def _need(self, capacities: Sequence[Capacity], facts: PoolFacts, rate: float) -> tuple[Need, str]:
         """Replicas for a rate, and which kind to add: the cheapest that is enough."""
