@@ -107,6 +107,7 @@ class App:
         self.measuring.firing = self.alerting.firing
         self.scaling = ScalingPart(config, scheduler, clock=clock, failed=failed)
         self.advising = AdvicePart(config, scheduler, clock=clock)
+        self.measuring.bound = self.alerting.values.bound = self.advising.bound
         scale_view = ScaleView(lambda: self.config, self.scaling, self.advising, clock=clock)
         operators = Operators(
             scheduler,
