@@ -42,6 +42,7 @@ EXTRAS: Final[Mapping[str, Extra]] = {
     "kv-events": Extra("hearing an engine's KV events", ("zmq",)),
     "charts": Extra("the charts of the admin page", ("plotly",)),
     "demo": Extra("the demo", ("huggingface_hub", "openai", "text_generation")),
+    "forecast": Extra("fitting the trends of forecasts", ("statsmodels",)),
     "lab": Extra("tuning and plots of simulations", ("matplotlib", "optuna")),
 }
 

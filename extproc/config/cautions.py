@@ -33,6 +33,13 @@ def cautions(config: Config) -> Iterator[str]:
             "gateway.services: several services without sharing do not know each other's decisions, and each "
             "counts its own requests alone; set service.token_file (or token_env), the same for all"
         )
+    if not any(pool.scaling for pool in config.pools):
+        for name in ("external_scaler", "webhook", "pod_deletion_cost"):
+            if getattr(config.scaling, name) is not None:
+                yield (
+                    f"scaling.{name}: no pool scales, so nobody is ever told anything; "
+                    "give a pool 'scaling: {max_replicas: …}'"
+                )
     yield from _open_and_closed(config)
     yield from _forgotten(config)
 

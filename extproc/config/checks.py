@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from extproc.config.check_launcher import launcher_checks
 from extproc.config.check_service import service_checks
 from extproc.config.check_tenants import class_checks, identity_checks
 from extproc.config.experiment_checks import experiment_checks
@@ -68,6 +69,7 @@ def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
     yield from identity_checks(config)
     yield from service_checks(config)
     yield from class_checks(config)
+    yield from launcher_checks(config)
     yield from _sources(config)
     if config.limits.reservation_ttl_s < 3 * config.gateway.heartbeat_s:
         yield (
@@ -136,12 +138,14 @@ def _sources(config: Config) -> Iterator[tuple[Loc, str]]:
     for i, pool in enumerate(config.pools):
         found = pool.discovery
         agents = found.agents and telemetry is not None
-        if not pool.endpoints and not found.dns and not found.file and not agents:
+        launched = pool.scaling is not None and pool.scaling.launcher is not None
+        if not (pool.endpoints or found.dns or found.file or agents or launched):
             yield (
                 ("pools", i, "endpoints"),
                 (
-                    "is empty; list at least one, name a source under discovery (dns, file), or set "
-                    "discovery.agents: true beside a 'telemetry' section so that agents can register replicas"
+                    "is empty; list at least one, name a source under discovery (dns, file), let a "
+                    "scaling.launcher start them, or set discovery.agents: true beside a 'telemetry' section "
+                    "so that agents can register replicas"
                 ),
             )
     if telemetry is None:

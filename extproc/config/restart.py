@@ -6,6 +6,7 @@ Beside the models and not in the service, so that a supervisor can tell it witho
 from __future__ import annotations
 
 from extproc.config.away import away_routes, fallback
+from extproc.config.holds import longest_hold_ms
 from extproc.config.model import Config, GatewayConfig, PoolConfig, ServiceClass
 from extproc.config.section import reloadable
 
@@ -32,6 +33,8 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
         changed.append("what Envoy does with tenants that it knows by itself (classes, tenants)")
     if _routes(old) != _routes(new):
         changed.append("classes (the retries and timeouts of Envoy's routes)")
+    if longest_hold_ms(old) != longest_hold_ms(new):
+        changed.append("classes (cold_hold_ms above 240000 is how long Envoy waits)")
     changed += [
         f"service.{name}"
         for name in type(old.service).model_fields
@@ -42,6 +45,8 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
         for name in ("dir", "bytes_max")
         if getattr(old.analytics, name) != getattr(new.analytics, name)
     ]
+    if old.scaling.external_scaler != new.scaling.external_scaler:
+        changed.append("scaling.external_scaler")
     changed += [
         section
         for section in ("telemetry", "sharing", "state")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, model_validator
+from cronsim import CronSim, CronSimError
+from pydantic import Field, field_validator, model_validator
 
-from extproc.config.section import Section
+from extproc.config.section import RELOADABLE, Section
 from extproc.config.types import IpPort, Name
 
 #: How the load ahead is forecast; `auto` takes whichever was best on the pool's own past.
@@ -17,8 +20,8 @@ class LauncherConfig(Section):
     """Replicas as local processes, started and stopped by the service."""
 
     command: list[Annotated[str, Field(min_length=1, max_length=4_096)]] = Field(min_length=1, max_length=256)
-    """The command and its arguments. {port}, {address}, {gpu} (its index) and {pool} are filled in; no
-    shell reads it."""
+    """The command and its arguments. {port}, {address} (127.0.0.1 and the port), {gpu} (its card's index,
+    or several with commas) and {pool} are filled in; no shell reads it."""
     environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(
         default={}, max_length=256
     )
@@ -27,7 +30,10 @@ class LauncherConfig(Section):
     ports: tuple[int, int] = (0, 0)
     """The first and the last port that replicas listen on; any free port when left out."""
     gpus: list[Annotated[int, Field(ge=0, le=63)]] = Field(default=[], max_length=64)
-    """Indexes of the cards that replicas are put on, one replica a card; not said to them when left out."""
+    """Indexes of the cards that replicas are put on, `pools[].gpus` a replica, each once; not said to them
+    when left out."""
+    max_concurrent: int = Field(default=128, ge=1, le=65_536)
+    """Requests that each takes at once."""
     ready_timeout_s: float = Field(default=600.0, ge=1.0, le=86_400.0)
     """A process that does not answer its health page for so long is ended, and started again later."""
     stop_timeout_s: float = Field(default=30.0, ge=0.1, le=3_600.0)
@@ -36,8 +42,11 @@ class LauncherConfig(Section):
     """How long after a crash it is started again; doubled at each further one."""
     backoff_max_s: float = Field(default=60.0, ge=0.05, le=3_600.0)
     """That wait is no longer than this."""
+    drain_timeout_s: float = Field(default=900.0, ge=0.0, le=86_400.0)
+    """How long the last requests of a replica that is not wanted any more may take, until SIGTERM."""
     log_dir: str | None = Field(default=None, pattern=r"^/")
-    """Where each process's output goes, one file a port; nowhere when left out."""
+    """Where each process's output goes, one file a port, of 16 MB at the most; its last half a megabyte is
+    kept in the service's run folder when left out."""
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
@@ -98,6 +107,26 @@ class ScheduledScaling(Section):
     replicas: int = Field(ge=0, le=1_000)
     """At least so many; the pool's max_replicas holds."""
 
+    @field_validator("cron")
+    @classmethod
+    def _is_cron(cls, value: str) -> str:
+        try:
+            CronSim(value, datetime(2026, 1, 1, tzinfo=UTC))
+        except CronSimError as error:
+            raise ValueError(
+                f"{value!r} is no cron line ({error}); five fields, as in '30 8 * * mon-fri'"
+            ) from None
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"{value!r} is no time zone that is known here, as Europe/Berlin is") from None
+        return value
+
 
 class ScalerTls(Section):
     """TLS of the external scaler's port."""
@@ -132,6 +161,17 @@ class ScalingWebhook(Section):
     """How long an answer may take; then it is tried again, with what is wanted by then."""
 
 
+class PodDeletionCost(Section):
+    """Kubernetes is told which pods are to go first. Needs the right to list and patch pods."""
+
+    namespace: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)
+    """Where the replicas' pods are."""
+    selector: str = Field(default="steersman/replica=true", min_length=1, max_length=256)
+    """Their labels, as kubectl's -l takes them."""
+    account_dir: str = Field(default="/var/run/secrets/kubernetes.io/serviceaccount", pattern=r"^/")
+    """The folder of the service account's token and ca.crt."""
+
+
 class Scaling(Section):
     """How replicas become more and fewer. A pool takes part with its own 'scaling'."""
 
@@ -150,5 +190,7 @@ class Scaling(Section):
     """KEDA asks here; no such port when left out."""
     webhook: ScalingWebhook | None = None
     """Who is told; nobody when left out."""
-    schedule: list[ScheduledScaling] = Field(default=[], max_length=256)
+    pod_deletion_cost: PodDeletionCost | None = None
+    """Pods of replicas that are to leave are marked so that Kubernetes ends those; none when left out."""
+    schedule: Annotated[list[ScheduledScaling], RELOADABLE] = Field(default=[], max_length=256)
     """Known events."""

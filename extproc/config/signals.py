@@ -90,6 +90,26 @@ SIGNALS: Final[dict[str, SignalKind]] = {
         scopes=("fleet",),
         windowed=False,
     ),
+    "scaling_unmet": SignalKind(
+        "Replicas that are wanted beyond what max_replicas or the budget allows, at least.",
+        scopes=("pool",),
+        windowed=False,
+    ),
+    "scaling_overdue": SignalKind(
+        "Load times that have passed without a replica becoming ready, while fewer are ready than wanted.",
+        scopes=("pool",),
+        windowed=False,
+    ),
+    "scaling_turns": SignalKind(
+        "How often what is wanted of a pool changed its direction within the last hour.",
+        scopes=("pool",),
+        windowed=False,
+    ),
+    "scaler_silence_s": SignalKind(
+        "Seconds since anybody asked the external scaler, where there is one.",
+        scopes=("fleet",),
+        windowed=False,
+    ),
     "quota_used": SignalKind(
         "The most used of the tenant's limits, as a share of it.", scopes=("tenant",), windowed=False
     ),

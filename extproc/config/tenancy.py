@@ -71,9 +71,10 @@ class ServiceClass(Section):
     """The time to first token that a long prompt aims at, where that is above ttft_ms."""
     long_hold_ms: int = Field(default=9_000, ge=0, le=240_000)
     """How long one may be held, where that is above hold_ms and the class holds at all."""
-    cold_hold_ms: int = Field(default=120_000, ge=0, le=3_600_000)
+    cold_hold_ms: int = Field(default=120_000, ge=0, le=3_540_000)
     """How long a request may be held while none of its pool's replicas is ready and one can be started
-    (`pools[].scaling`); above it 503 with what is left of the load time as Retry-After. 0: not held."""
+    (`pools[].scaling`); above it 503 with what is left of the load time as Retry-After. 0: not held. Envoy
+    waits for an hour at most."""
     failure_mode: Literal["closed", "open"] | None = None
     """When the service is away; the gateway's when left out. Envoy alone knows a tenant by its JWT,
     certificate or trusted proxy, not by an API key: such requests get the gateway's mode, unless all

@@ -56,6 +56,7 @@ from envoy_data_plane.envoy.type.v3 import HttpStatus, StatusCode
 from envoy_data_plane.google.protobuf import Empty
 
 from extproc.config.away import away_routes, fallback
+from extproc.config.holds import longest_hold_ms
 from extproc.config.model import Config, Jwt
 from extproc.control.cors import CORS_FILTER
 from extproc.control.identity import IDENTITY_FILTER, asks_first
@@ -65,9 +66,6 @@ from extproc.control.services import decision_service
 from extproc.core import contract
 
 JWT_PROVIDER = "tenants"
-
-#: The longest that the service may ask Envoy to wait for a held request.
-HOLD_MS_MAX = 5 * 60 * 1000
 
 #: So much of what an engine says of an error inside a 200 rides to the service.
 ERROR_BYTES = 512
@@ -151,7 +149,7 @@ def decision(config: Config) -> ExternalProcessor:
         request_attributes=attributes,
         status_on_error=HttpStatus(code=StatusCode(503)),
         message_timeout=ms(gateway.decision_timeout_ms),
-        max_message_timeout=ms(max(HOLD_MS_MAX, gateway.decision_timeout_ms)),
+        max_message_timeout=ms(max(longest_hold_ms(config), gateway.decision_timeout_ms)),
         processing_mode=ProcessingMode(
             # SEND, though the body decides: with SKIP the router would route before the body is here.
             request_header_mode=ProcessingModeHeaderSendMode.SEND,
@@ -260,6 +258,7 @@ def first_chunk() -> Lua:
         ("EVENT_PATH", f"/{contract.EVENT_SERVICE}/{contract.EVENT_METHOD}"),
         ("RESERVATION_HEADER", contract.RESERVATION_HEADER),
         ("REFUSED_HEADER", contract.REFUSED_HEADER),
+        ("SERVED_HEADER", contract.SERVED_HEADER),
     ):
         source = source.replace(f"@{name}@", str(value))
     return Lua(default_source_code=DataSource(inline_string=source), stat_prefix="first_chunk")

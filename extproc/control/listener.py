@@ -57,9 +57,10 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
 from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.envoy.type.v3 import Percent
 
+from extproc.config.holds import longest_hold_ms
 from extproc.config.model import Config, GatewayTls, TracingConfig
 from extproc.control.accesslog import access_logs
-from extproc.control.filters import HOLD_MS_MAX, http_filters
+from extproc.control.filters import http_filters
 from extproc.control.pack import address, extension, ms, packed
 from extproc.control.replies import local_reply_config
 from extproc.control.routes import peer_address_header, peer_headers, route_configuration
@@ -234,7 +235,9 @@ def connection_manager(config: Config, peer: Peer = Peer()) -> HttpConnectionMan
         request_headers_timeout=timedelta(seconds=REQUEST_HEADERS_TIMEOUT_S),
         # Envoy stops this clock when the body is here, so that a hold does not count.
         request_timeout=ms(gateway.upload_timeout_ms),
-        stream_idle_timeout=ms(max(gateway.stream_idle_timeout_ms, HOLD_MS_MAX + gateway.upload_timeout_ms)),
+        stream_idle_timeout=ms(
+            max(gateway.stream_idle_timeout_ms, longest_hold_ms(config) + gateway.upload_timeout_ms)
+        ),
         drain_timeout=timedelta(seconds=DRAIN_S),
         http_filters=http_filters(config),
         route_config=route_configuration(config),

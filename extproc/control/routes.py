@@ -339,6 +339,8 @@ def _decided_headers(config: Config) -> list[HeaderValueOption]:
 
     values = {name: decided(name) for name in (*contract.RATE_LIMIT_HEADERS, *contract.FAMILY_HEADERS)}
     values[contract.REASON_HEADER] = decided(contract.EXPLAINED_KEY)
+    # For the Lua filter, which takes it away: after a retry the answer is another's than the first named.
+    values[contract.SERVED_HEADER] = "%UPSTREAM_REMOTE_ADDRESS%"
     if config.gateway.debug_headers:
         values |= {
             "x-steersman-pool": decided(contract.POOL_KEY),

@@ -86,9 +86,11 @@ CACHED_TOKENS_KEY = "cached_tokens"
 #: The first-token event: a gRPC unary call of Envoy's Lua filter to the service, without a message.
 EVENT_SERVICE = "steersman.event.v1.Events"
 EVENT_METHOD = "FirstToken"
-#: Headers of that call: the reservation's id; and "1" with a refusal, else absent.
+#: Headers of that call: the reservation's id; "1" with a refusal, else absent; "ip:port" of who answers.
 RESERVATION_HEADER = "x-steersman-reservation"
 REFUSED_HEADER = "x-steersman-refused"
+#: The route puts it on the answer, where the Lua filter takes it away: it has no other way to know.
+SERVED_HEADER = "x-steersman-served"
 
 #: Response headers that TGI sends with a non-streamed answer; logged by the access log.
 PROMPT_TOKENS_HEADER = "x-prompt-tokens"

@@ -95,6 +95,8 @@ class Full:
 FULL = Full()
 #: The same, but only for now: a replica that would serve it better is about to be free.
 WAITS = Full()
+#: None is ready, and one can be started.
+COLD = Full()
 
 
 def _nobody_waits(_pool: str) -> int:
@@ -350,6 +352,8 @@ def _no_subset(pool: Pool) -> Reject:
 def _none_left(pool: Pool, endpoints: Sequence[Endpoint], permits: int) -> Reject | Full:
     ready = [endpoint for endpoint in endpoints if endpoint.ready]
     if not ready:
+        if pool.starting:
+            return COLD
         return Error.NO_READY_ENDPOINT.reject(f"no replica of pool {pool.name!r} is ready")
     most = max(endpoint.max_concurrent for endpoint in ready)
     if permits > most and not traits_of(pool.engine).queues:
@@ -361,3 +365,11 @@ def _none_left(pool: Pool, endpoints: Sequence[Endpoint], permits: int) -> Rejec
 def full(routing: RoutingRequest) -> Reject:
     """A case that cannot wait, and no replica has room."""
     return Error.OVERLOADED.reject(pool=routing.pool)
+
+
+def cold(pool: Pool, *, now_ns: int, waited_s: float = 0.0) -> Reject:
+    """A case that waits no longer, or not at all, for a first replica: when that is expected."""
+    left_s = pool.cold.left_s(now_ns=now_ns)
+    held = f" within {waited_s:.1f} s" if waited_s else ""
+    message = f"no replica of pool {pool.name!r} was ready{held}; one is expected in about {left_s} s"
+    return Error.NO_READY_ENDPOINT.reject(message, retry_after_s=left_s)

@@ -11,7 +11,7 @@ from random import Random
 
 from msgspec.structs import replace
 
-from extproc.core.decide import WAITS, Full, RoutingRequest, full, place
+from extproc.core.decide import WAITS, Full, RoutingRequest, cold, full, place
 from extproc.core.decisions import Decisions
 from extproc.core.endpoint import Endpoint
 from extproc.core.errors import Error, wanted_room
@@ -66,6 +66,8 @@ class Dispatcher:
         #: The last decisions, for who asks why.
         self.decisions = Decisions()
         self.on_release: Callable[[str, Routed | Reject], None] = _nobody
+        #: Hear at once of a pool that a request has found without a ready replica, once until there is one.
+        self.on_cold: list[Callable[[str, int], None]] = []
         #: How many requests have been admitted.
         self.number = 0
         #: QueuedRequest requests, whose quota must outlive their wait; when it was last renewed.
@@ -156,7 +158,9 @@ class Dispatcher:
 
     def pump(self, pool: str, *, now_ns: int, at: Endpoint | None = None) -> None:
         """Release held requests of a pool to whatever has room now; `at`: only there anything changed."""
-        if self.queue.by_pool_count(pool):
+        there = self._fleet.pools.get(pool)
+        # Nobody can go yet, and each step would ask for all who wait.
+        if self.queue.by_pool_count(pool) and not (there is not None and there.starting):
             self._tell(self._pump(pool, now_ns, at=at))
 
     def pump_all(self, *, now_ns: int) -> None:
@@ -203,11 +207,17 @@ class Dispatcher:
     ) -> Routed | Reject | Hold:
         policy, work = self._settings.policy, routing.work
         spec = policy.classes[policy.rank(routing.tenant.service_class)]
-        if spec.hold_ns <= 0 or not routing.permits:
-            self._quotas.cancel(routing.id, now_ns=now_ns)
-            return self.refuse(full(routing), routing, now_ns=now_ns)
         pool = self._fleet.pools[routing.pool]
-        until_ns = now_ns + spec.wait_ns(work.input_tokens)
+        starting = pool.starting
+        if starting and routing.permits and pool.cold.asked(now_ns=now_ns):
+            for told in self.on_cold:
+                told(pool.name, now_ns)
+        wait_ns = spec.cold_hold_ns if starting else spec.wait_ns(work.input_tokens)
+        if wait_ns <= 0 or not routing.permits:
+            self._quotas.cancel(routing.id, now_ns=now_ns)
+            refusal = cold(pool, now_ns=now_ns) if starting else full(routing)
+            return self.refuse(refusal, routing, now_ns=now_ns)
+        until_ns = now_ns + wait_ns
         held = QueuedRequest(
             id=routing.id,
             tenant=routing.tenant.name,
@@ -225,13 +235,16 @@ class Dispatcher:
             payload=(routing, headers),
         )
         self._counts["held"] += 1
+        if starting:
+            self._counts["held.cold"] += 1
         self._waiting[routing.id] = held
         sheds = [
             (each.held.id, self._shed_one(each, now_ns)) for each in self.queue.push(held, now_ns=now_ns)
         ]
         own = self._tell(sheds, but=routing.id)
         # Its own caller hears of it at once.
-        own = self._tell(self._pump(routing.pool, now_ns), but=routing.id) or own
+        if not starting:
+            own = self._tell(self._pump(routing.pool, now_ns), but=routing.id) or own
         return own if own is not None else Hold(id=routing.id, until_ns=until_ns)
 
     def _tell(
@@ -340,7 +353,14 @@ class Dispatcher:
     def _last(self, held: QueuedRequest, now_ns: int) -> Routed | None:
         """A place for one that would be turned away: where nothing but a prior says that it must wait."""
         placed = self._placed(held.payload[0], now_ns, last=True)
-        return placed if isinstance(placed, Routed) else None
+        if not isinstance(placed, Routed):
+            return None
+        endpoint = self._fleet.endpoint(held.pool, placed.addresses[0])
+        idle = endpoint is not None and not endpoint.load_permits
+        # Room is whose turn it is, over all services; but who has it has left an idle one to nobody.
+        if idle or self._peers.turn(held.pool, self.queue, now_ns=now_ns) is not None:
+            return placed
+        return None
 
     def _idle(self, routing: RoutingRequest) -> bool:
         """Whether a replica that may serve it has nothing to do, by everybody's account."""
@@ -396,6 +416,10 @@ class Dispatcher:
         self._waiting.pop(held.id, None)
         self._quotas.cancel(held.id, now_ns=now_ns)
         waited_s = (now_ns - held.arrived_ns) / 1e9
+        pool = self._fleet.pools.get(held.pool)
+        if pool is not None and pool.starting:
+            reject = cold(pool, now_ns=now_ns, waited_s=waited_s)
+            return self.refuse(reject, held.payload[0], now_ns=now_ns)
         message = f"no replica of pool {held.pool!r} had room within {waited_s:.1f} s"
         reject = Error.OVERLOADED.reject(message, retry_after_s=max(1, shed.retry_after_s))
         return self.refuse(reject, held.payload[0], now_ns=now_ns)

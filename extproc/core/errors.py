@@ -130,7 +130,13 @@ class Error(Enum):
         "too many wrong keys from one address",
         1,
     )
-    NO_READY_ENDPOINT = (503, "no_ready_endpoint", "no replica is ready", "no replica is ready", 5)
+    NO_READY_ENDPOINT = (
+        503,
+        "no_ready_endpoint",
+        "no replica is ready",
+        "no replica is ready; where one can be started, after `cold_hold_ms`, and it says when",
+        5,
+    )
     IN_FLIGHT = (
         503,
         "overloaded",

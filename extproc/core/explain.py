@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from extproc.core.decide import Full, RoutingRequest, place
+from extproc.core.decide import COLD, Full, RoutingRequest, place
 from extproc.core.decisions import Kept
 from extproc.core.fairqueue import QueuedRequest
 from extproc.core.families import FamilyChoice
@@ -105,6 +105,9 @@ def explain(
         outcome = f"would wait: {waiting} held for pool {routing.pool!r} go first"
     elif isinstance(placed, Routed):
         outcome = "would go to " + ", on retries ".join(placed.addresses)
+    elif placed is COLD:
+        left_s = fleet.pools[routing.pool].cold.left_s(now_ns=now_ns)
+        outcome = f"would wait: no replica is ready, one is expected in about {left_s} s"
     elif isinstance(placed, Full):
         outcome = "would wait: no replica takes it now"
     else:

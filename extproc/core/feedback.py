@@ -85,6 +85,12 @@ class Feedback:
             pool.lengths.saw(reservation.tenant, reservation.model, reservation.max_new_tokens, each)
         if entry is None or entry.adopted:
             return
+        serving = self.fleet.endpoint(reservation.pool, outcome.served_by)
+        if serving is not None and serving is not entry.endpoint:
+            # It was tried elsewhere in vain, and nobody said so before: nothing of it was measured there.
+            moved(entry, entry.endpoint)
+            _cached_elsewhere(pool, entry, serving)
+            return
         heard = entry.heard_first
         if reservation.stream and entry.job.silent:
             entry.endpoint.speed.model.admission.missing += 1
@@ -236,6 +242,18 @@ def _cached(pool: Pool, entry: InFlight) -> None:
         pool.prefixes.insert(entry.endpoint.address, prefix, capacity_blocks=capacity)
 
 
+def _cached_elsewhere(pool: Pool, entry: InFlight, serving: Endpoint) -> None:
+    """A retry's answer, known by its end alone: who served holds the prompt, and who failed no more of it."""
+    plan = entry.job.plan
+    if not plan.prefix:
+        return
+    if entry.heard_first and traits_of(pool.engine).caches_at_prefill:
+        held = round(plan.cached_tokens / plan.block_tokens)
+        pool.prefixes.remove(entry.endpoint.address, plan.prefix[held:])
+    capacity = max(1, int(cache_tokens(serving) / plan.block_tokens))
+    pool.prefixes.insert(serving.address, plan.prefix, capacity_blocks=capacity)
+
+
 def _told(pool: Pool, entry: InFlight, outcome: Outcome) -> None:
     """A request's end: what its engine says that it found cached corrects what is held of that endpoint."""
     plan, endpoint = entry.job.plan, entry.endpoint
@@ -285,9 +303,17 @@ def late(entry: InFlight, *, now_ns: int) -> None:
 
     Not where nobody hears of first tokens: then nothing is late.
     """
-    endpoint, plan = entry.endpoint, entry.job.plan
-    if entry.reservation.stream and not entry.moved and endpoint.speed.model.admission.heard:
-        endpoint.speed.saw_first_token(plan.latest_ms, (now_ns - entry.job.placed_ns) / MS_NS)
+    speed, plan = entry.endpoint.speed, entry.job.plan
+    if entry.reservation.stream and not entry.moved and speed.model.admission.heard:
+        before = speed.factor
+        speed.saw_first_token(plan.latest_ms, (now_ns - entry.job.placed_ns) / MS_NS)
+        entry.late = speed.factor / before
+
+
+def moved(entry: InFlight, failed: Endpoint) -> None:
+    """A retry took it elsewhere: that its first token did not come says nothing of how fast `failed` is."""
+    failed.speed.takes_back(entry.late)
+    entry.late = 1.0
 
 
 def coming(pool: Pool, endpoint: Endpoint, plan: Plan) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from extproc.core import kv_heard
 from extproc.core.calibrate import Calibration
+from extproc.core.coldstart import ColdStart
 from extproc.core.contract import cluster_name
 from extproc.core.diagnosis import STALE_NS, Diagnosis, step_pool
 from extproc.core.endpoint import PREFILL_BUDGET_TOKENS, Endpoint, Member
@@ -57,6 +58,10 @@ class PoolSpec:
     prefill_budget_tokens: int = PREFILL_BUDGET_TOKENS
     #: The tenants that it is reserved for; None for everybody.
     tenants: frozenset[str] | None = None
+    #: Whether a replica can be started where none is ready, and how long it takes: to react, and to load.
+    starts: bool = False
+    load_ns: int = 0
+    reaction_ns: int = 0
 
 
 class Pool:
@@ -67,6 +72,7 @@ class Pool:
         "ask_usage",
         "blind",
         "calibration",
+        "cold",
         "coming",
         "endpoints",
         "engine",
@@ -109,6 +115,8 @@ class Pool:
         self.zone_penalty_tokens = spec.zone_penalty_tokens
         self.endpoints = endpoints
         self.calibration = calibration
+        #: How it gets its first replica.
+        self.cold = ColdStart(possible=spec.starts, load_ns=spec.load_ns, reaction_ns=spec.reaction_ns)
         #: Its telemetry is stale everywhere it ever was.
         self.blind = False
         #: How far the weighted rotation has come (round_robin).
@@ -118,6 +126,7 @@ class Pool:
         """Go on with what a pool of the same name has learnt; strategies keep their state where they stay."""
         self.blind, self.turn = before.blind, before.turn
         self.prefixes, self.coming, self.speeds = before.prefixes, before.coming, before.speeds
+        self.cold.learnt(before.cold)
         if self.prior == before.prior:
             self.lengths = before.lengths
         self._strategies = {
@@ -141,6 +150,11 @@ class Pool:
     def ready(self) -> bool:
         """Whether any of its endpoints is."""
         return any(endpoint.ready for endpoint in self.endpoints)
+
+    @property
+    def starting(self) -> bool:
+        """Whether none is ready, and one can be started: requests may wait for it."""
+        return self.cold.possible and not self.ready
 
     @property
     def plain(self) -> bool:
@@ -215,7 +229,7 @@ class Fleet:
     def set_members(self, members: Mapping[str, Sequence[Member]]) -> None:
         """Replace the members of the pools named; an address in two pools is an assertion."""
         everyone = {
-            name: [_member(endpoint) for endpoint in pool.endpoints] for name, pool in self.pools.items()
+            name: [endpoint.member for endpoint in pool.endpoints] for name, pool in self.pools.items()
         }
         everyone |= {name: list(each) for name, each in members.items() if name in everyone}
         self._check(everyone)
@@ -332,6 +346,11 @@ class Fleet:
             and (diagnosis.newcomer or not newcomers)
         ]
 
+    def last_look(self, address: str) -> Look | None:
+        """What our own last look at an endpoint found; None where none was made."""
+        diagnosis = self._diagnoses.get(address)
+        return diagnosis.reach.last if diagnosis is not None else None
+
     def looked(self, address: str, found: Look, *, now_ns: int) -> tuple[Look | None, Look | None]:
         """We have looked at an endpoint's health page; gives what was found before, and now.
 
@@ -384,6 +403,8 @@ class Fleet:
             diagnoses = [self._diagnoses[endpoint.address] for endpoint in pool.endpoints]
             before = [(e.ready, e.weight) for e in pool.endpoints]
             pool.blind = step_pool(diagnoses, now_ns=now_ns)
+            if pool.cold.wanted and pool.ready:
+                pool.cold.over()
             after = [(e.ready, e.weight) for e in pool.endpoints]
             if before != after and _rounded(before) != _rounded(after):
                 self.version += 1
@@ -430,17 +451,3 @@ class Fleet:
 
 def _rounded(seen: Iterable[tuple[bool, float]]) -> list[tuple[bool, float]]:
     return [(ready, round(weight, 2)) for ready, weight in seen]
-
-
-def _member(endpoint: Endpoint) -> Member:
-    return Member(
-        endpoint.address,
-        endpoint.zone,
-        endpoint.configured_max_concurrent,
-        endpoint.region,
-        endpoint.hardware,
-        endpoint.gpus,
-        endpoint.kv_capacity_tokens,
-        endpoint.price_per_hour,
-        endpoint.spot,
-    )

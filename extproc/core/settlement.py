@@ -12,9 +12,9 @@ from extproc.core.accounts import used
 from extproc.core.dispatch import Dispatcher
 from extproc.core.events import EventEmitter, Settled
 from extproc.core.experiment import Experiments
-from extproc.core.feedback import Feedback
+from extproc.core.feedback import Feedback, coming, moved
 from extproc.core.fleet import Fleet
-from extproc.core.ledger import Ledger
+from extproc.core.ledger import InFlight, Ledger
 from extproc.core.meter import metered
 from extproc.core.outcome import End, Outcome, Reservation
 from extproc.core.peers import Peers
@@ -46,15 +46,20 @@ class Settlement:
         #: What has ended, and first tokens, teach.
         self.feedback = Feedback(fleet)
 
-    def first_token(self, reservation_id: str, *, now_ns: int, refused: bool = False) -> bool:
+    def first_token(
+        self, reservation_id: str, *, now_ns: int, refused: bool = False, served_by: str = ""
+    ) -> bool:
         """The first chunk of a stream was seen; true when the request is one that we placed.
 
         `refused`: it says inside a 200 that the engine is overloaded. Its place is no better known than
-        before, but the endpoint is suspect, and the request's end will come in its record.
+        before, but the endpoint is suspect, and the request's end will come in its record. `served_by` is who
+        answers, where Envoy says it: after a retry another than it was given to.
         """
         entry = self._ledger.get(reservation_id)
         if entry is None:
             return False
+        if served_by:
+            self._moved(entry, served_by, now_ns)
         if refused:
             self._counts["refused_in_stream"] += 1
             entry.endpoint.failed(now_ns)
@@ -121,11 +126,10 @@ class Settlement:
         reservation, ledger = outcome.reservation, self._ledger
         serving = self._fleet.endpoint(reservation.pool, outcome.served_by or reservation.address)
         if ledger.renew(reservation.id, now_ns=now_ns):
+            entry = ledger.get(reservation.id)
             # Between two attempts nobody serves it: the load stays where it was.
-            moved = outcome.served_by and ledger.endpoint_of(reservation.id) is not serving
-            if serving is not None and moved:
-                ledger.move(reservation.id, serving, now_ns=now_ns)
-                self._counts["moved"] += 1
+            if entry is not None and outcome.served_by:
+                self._moved(entry, outcome.served_by, now_ns)
         elif (
             serving is not None
             and not ledger.ended(reservation.id)
@@ -134,6 +138,18 @@ class Settlement:
         ):
             ledger.enter(reservation, serving, now_ns=now_ns)
             self._counts["adopted"] += 1
+
+    def _moved(self, entry: InFlight, served_by: str, now_ns: int) -> None:
+        """Another endpoint answers than the one that it is entered on, if so: its load goes along."""
+        serving = self._fleet.endpoint(entry.reservation.pool, served_by)
+        if serving is None or serving is entry.endpoint:
+            return
+        moved(entry, entry.endpoint)
+        self._ledger.move(entry.reservation.id, serving, now_ns=now_ns)
+        self._counts["moved"] += 1
+        pool = self._fleet.pools.get(entry.reservation.pool)
+        if pool is not None:
+            coming(pool, serving, entry.job.plan)
 
     def _so_far(self, outcome: Outcome) -> Amounts | None:
         """What a running request has used; None where nothing of it was seen."""

@@ -33,6 +33,8 @@ class ClassSpec:
     long_hold_ns: int = 9_000_000_000
     #: Further endpoints that are tried, at the most: so many more does a decision name.
     retries: int = 2
+    #: How long its requests may wait for a pool's first replica (`ColdStart`).
+    cold_hold_ns: int = 0
 
     def target_ns(self, input_tokens: int) -> int:
         """The time to first token that a prompt of so many tokens aims at."""

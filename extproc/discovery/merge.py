@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from extproc.discovery.member import MEMBERS_MAX, DiscoveredMember
 
 #: The strongest first.
-PRECEDENCE = ("static", "file", "dns", "agent", "picker")
+PRECEDENCE = ("static", "file", "dns", "launcher", "agent", "picker")
 
 
 @dataclass(frozen=True, slots=True, order=True)

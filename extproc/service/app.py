@@ -31,6 +31,7 @@ from extproc.service.credentials import place_of, seal_of, tls_of
 from extproc.service.experiments import ExperimentsPart
 from extproc.service.explanations import Explanations
 from extproc.service.journal import QuotaJournal
+from extproc.service.launcher import LauncherPart
 from extproc.service.metrics import MetricsPart
 from extproc.service.operators import Operators
 from extproc.service.parts import ServiceParts
@@ -41,6 +42,7 @@ from extproc.service.reload import Reread, Unusable, built, read_again, uncollec
 from extproc.service.requests import Requests
 from extproc.service.rpc import RpcPart
 from extproc.service.scale_view import ScaleView
+from extproc.service.scalers import ScalersPart
 from extproc.service.scaling import ScalingPart
 from extproc.service.schedule import Schedule
 from extproc.service.status import Status
@@ -106,6 +108,16 @@ class App:
         self.alerting = AlertsPart(config, scheduler, clock=clock)
         self.measuring.firing = self.alerting.firing
         self.scaling = ScalingPart(config, scheduler, clock=clock, failed=failed)
+        self.scalers = ScalersPart(config, scheduler, self.scaling, clock=clock)
+        self.measuring.scaling, self.alerting.values.scaling = self.scalers.seen, self.scalers.signals
+        self.launching = LauncherPart(
+            config,
+            scheduler,
+            self.roster,
+            self.scaling,
+            clock=clock,
+            file=lambda: self.experimenting.file,
+        )
         self.advising = AdvicePart(config, scheduler, clock=clock)
         self.measuring.bound = self.alerting.values.bound = self.advising.bound
         scale_view = ScaleView(lambda: self.config, self.scaling, self.advising, clock=clock)
@@ -173,6 +185,8 @@ class App:
                 self.analysing,
                 self.alerting,
                 self.scaling,
+                self.scalers,
+                self.launching,
                 self.advising,
                 self.administering,
                 TracingPart(config, scheduler.peers, self.processor, clock=clock),

@@ -38,9 +38,24 @@ def pool_specs(config: Config) -> list[PoolSpec]:
             endpoints=tuple(member_of(pool, endpoint) for endpoint in pool.endpoints),
             parameters=parameters_of(config, pool),
             tenants=None if pool.tenants is None else frozenset(pool.tenants),
+            **_start_of(pool),
         )
         for pool in config.pools
     ]
+
+
+def _start_of(pool: PoolConfig) -> dict[str, Any]:
+    """How a pool gets its first replica."""
+    scaling = pool.scaling
+    if scaling is None:
+        return {}
+    # Its own processes begin at once; an orchestrator takes its time.
+    reaction_s = scaling.reaction_s if scaling.launcher is None else 0.0
+    return {
+        "starts": True,
+        "load_ns": round(scaling.load_time_s * 1e9),
+        "reaction_ns": round(reaction_s * 1e9),
+    }
 
 
 def member_of(pool: PoolConfig, endpoint: EndpointConfig) -> Member:
@@ -142,6 +157,7 @@ def classes_of(config: Config) -> tuple[ClassSpec, ...]:
             long_ttft_ns=each.long_ttft_ms * MS,
             long_hold_ns=each.long_hold_ms * MS,
             retries=config.gateway.retries if each.retries is None else each.retries,
+            cold_hold_ns=each.cold_hold_ms * MS,
         )
         for each in config.classes
     )

@@ -61,18 +61,23 @@ def tls_of(config: Config) -> TlsFiles | None:
         key=Path(tls.key),
         client_ca=Path(tls.client_ca) if tls.client_ca is not None else None,
     )
+    check_tls(files, "service.tls")
+    return files
+
+
+def check_tls(files: TlsFiles, where: str) -> None:
+    """Raises ConfigError where a server's files are no good; `where` is the setting that names them."""
     for file in filter(None, (files.key, files.certificate, files.client_ca)):
         try:
             file.read_bytes()
         except OSError as error:
             message = f"cannot be read: {error.strerror}"
-            raise ConfigError([Problem(str(file), None, "service.tls", message)]) from error
+            raise ConfigError([Problem(str(file), None, where, message)]) from error
     try:
         files.context()
     except ssl.SSLError as error:
         message = f"is no certificate with its key (and authority), as PEM: {error.reason or error}"
-        raise ConfigError([Problem(str(files.certificate), None, "service.tls", message)]) from error
-    return files
+        raise ConfigError([Problem(str(files.certificate), None, where, message)]) from error
 
 
 def seal_of(tokens: Sequence[str], file: Path | None) -> Seal:

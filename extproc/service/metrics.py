@@ -16,7 +16,7 @@ from extproc.core.events import Observer
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
 from extproc.observe.metrics.counting import Counting
-from extproc.observe.metrics.snapshot import MetricsSnapshot, take
+from extproc.observe.metrics.snapshot import MetricsSnapshot, ScalingSeen, take
 from extproc.service.parts import Part
 
 #: How often the event loop is asked to wake, to see how late it is.
@@ -53,6 +53,8 @@ class MetricsPart(Part):
         self.counting = Counting(scheduler, tenants=tenants, tenants_max=config.metrics.tenants_max)
         #: Alert rules by name, and whether each fires; set by who has them.
         self.firing: Callable[[], Mapping[str, bool]] = _no_rules
+        #: Pools that scale; set by who plans for them.
+        self.scaling: Callable[[], ScalingSeen] = ScalingSeen
         #: What other parts show beside: prometheus_client's metrics, asked for on the event loop.
         self.extra: list[Callable[[], Iterable[Any]]] = []
         #: For how long what binds a pool has bound it; set by who watches.
@@ -117,6 +119,7 @@ class MetricsPart(Part):
                 clock=self._clock,
                 bound=self.bound,
                 firing=self.firing,
+                scaling=self.scaling,
                 extra=self.extra,
             )
             answer = await asyncio.to_thread(_render, snapshot, accept)

@@ -37,7 +37,7 @@ class PickerPart(Part):
         roster: Roster,
         *,
         settle: Callable[[Outcome], None],
-        first_token: Callable[[str, bool], bool],
+        first_token: Callable[[str, bool, str], bool],
         clock: Callable[[], int],
     ) -> None:
         self._roster, self._clock = roster, clock

@@ -92,9 +92,11 @@ class Requests:
         """Take one access-log outcome into the books."""
         self.scheduler.settlement.settle(outcome, now_ns=self._clock())
 
-    def first_token(self, reservation_id: str, refused: bool) -> bool:
+    def first_token(self, reservation_id: str, refused: bool, served_by: str) -> bool:
         """A stream's first chunk has come, by Envoy's event; whether the request was known."""
-        return self.scheduler.settlement.first_token(reservation_id, now_ns=self._clock(), refused=refused)
+        return self.scheduler.settlement.first_token(
+            reservation_id, now_ns=self._clock(), refused=refused, served_by=served_by
+        )
 
     def tenants(self) -> Mapping[str, Tenant]:
         """Who may ask, by name."""

@@ -341,6 +341,8 @@ def _sources(config: Config) -> Iterator[tuple[str, str]]:
             yield "dns", pool.name
         if pool.discovery.file:
             yield "file", pool.name
+        if pool.scaling is not None and pool.scaling.launcher is not None:
+            yield "launcher", pool.name
     if config.telemetry is not None and any(pool.discovery.agents for pool in config.pools):
         for node in config.telemetry.nodes:
             yield "node", node.name

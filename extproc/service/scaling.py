@@ -1,26 +1,52 @@
 """The running service's side of scaling: what comes is counted, plans are made, and who acts on them is told.
 
-Owns the newest plan of each pool and the plans before it. Whoever acts on plans (the external scaler, the
-launcher, the webhook) or shows them hangs on `plans`, `listeners` and `history`. Off unless a pool has
-`scaling`.
+Owns the newest plan of each pool, the plans before it, and when each is made: a few pools a step of the
+schedule, so that no decision waits for all of them. Whoever acts on plans (the external scaler, the launcher,
+the webhook) or shows them hangs on `plans`, `listeners` and `history`. Off unless a pool has `scaling`.
+
+Several services count alike: each hears of the ends of all requests, so what others decided on is counted
+when it ends. What others refused is not heard of, and is demand that only they see.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
+from math import ceil
+from pathlib import Path
+from random import Random
 from typing import Any, Final
 
 import msgspec
 
 from extproc.config.model import Config
-from extproc.core.events import Observer
-from extproc.core.scaling.values import PoolPlan
+from extproc.core.decide import RoutingRequest
+from extproc.core.errors import wanted_room
+from extproc.core.events import Observer, Settled
+from extproc.core.outcome import Reject, Routed
+from extproc.core.scaling.load_times import LoadTimes
+from extproc.core.scaling.values import PoolPlan, WorkSample
 from extproc.core.scheduler import Scheduler
+from extproc.scaling.events import ScheduledFloors
+from extproc.scaling.kept import KeptScaling, KeptScalingFile
+from extproc.scaling.pool import ScaledPool
+from extproc.scaling.worker import Job, Worker
 from extproc.service.parts import Part
+from extproc.service.pool_facts import ReplicaBook, kinds_of
 
 #: Plans kept of each pool, the newest last: four hours of one every five seconds.
 PLANS_KEPT: Final = 2_880
+#: How often what was learnt is written.
+WRITE_EVERY_NS: Final = 300 * 1_000_000_000
+#: A pool's plan is checked by simulation, and its trend fitted anew, so often.
+CHECK_EVERY_NS: Final = 60 * 1_000_000_000
+FIT_EVERY_NS: Final = 1_800 * 1_000_000_000
+#: The worker process is ended when it takes longer than this.
+LATE_S: Final = 120.0
+#: Steps of the service's schedule in a second.
+STEPS_PER_S: Final = 4.0
 
 
 class ScalingPart(Part, Observer):
@@ -35,45 +61,230 @@ class ScalingPart(Part, Observer):
         *,
         clock: Callable[[], int],
         failed: Callable[[Exception, str], None],
+        wall_s: Callable[[], float] = time.time,
+        rng: Random | None = None,
     ) -> None:
-        self._scheduler, self._clock, self._failed = scheduler, clock, failed
+        self._scheduler, self._clock, self._failed, self._wall_s = scheduler, clock, failed, wall_s
+        self._rng = rng or Random(0)
         #: The newest plan of each pool that has one.
         self.plans: dict[str, PoolPlan] = {}
         #: Who is told of each new plan; an exception of theirs is said and counted.
         self.listeners: list[Callable[[PoolPlan], None]] = []
+        self.loads = LoadTimes()
+        self.pools: dict[str, ScaledPool] = {}
+        self._books: dict[str, ReplicaBook] = {}
         self._kept: dict[str, deque[PoolPlan]] = {}
+        #: When each pool is planned for next.
+        self._due: dict[str, int] = {}
+        #: Unix seconds at the clock's zero, as it was at the last step.
+        self._zero_s = wall_s() - clock() / 1e9
+        self._file: KeptScalingFile | None = None
+        self._to_write: KeptScaling | None = None
+        self._written_ns = 0
+        self.worker = Worker(clock=clock)
+        self._asking: asyncio.Task[None] | None = None
+        #: When each pool's next check and fit are due.
+        self._jobs: dict[tuple[str, str], int] = {}
         self.apply(config)
 
     @property
     def observers(self) -> tuple[Observer, ...]:
         """Itself, where a pool scales."""
-        return (self,) if self._pools else ()
+        return (self,) if self.pools else ()
 
     def apply(self, config: Config) -> None:
         """A new configuration holds: pools that do not scale any more have no plan."""
         self._config = config
-        self._pools = {pool.name: pool.scaling for pool in config.pools if pool.scaling is not None}
-        for known in (self.plans, self._kept):
-            for name in [name for name in known if name not in self._pools]:
-                del known[name]
+        section = config.scaling
+        self._pool_configs = {pool.name: pool for pool in config.pools}
+        self._floors = ScheduledFloors(section.schedule)
+        pools: dict[str, ScaledPool] = {}
+        for pool in config.pools:
+            if pool.scaling is None:
+                continue
+            known = self.pools.get(pool.name)
+            if known is None or not known.told(pool.scaling, section):
+                rng = Random(self._rng.getrandbits(64))
+                known = ScaledPool(pool.name, pool.scaling, section, rng=rng)
+            pools[pool.name] = known
+            self._due.setdefault(pool.name, 0)
+            self._books.setdefault(pool.name, ReplicaBook())
+        self.pools = pools
+        for names in (self.plans, self._kept, self._due, self._books):
+            for name in [name for name in names if name not in pools]:
+                del names[name]
+
+    async def start(self) -> None:
+        """Recall what was learnt before."""
+        folder = self._config.scaling.dir
+        if not self.pools or folder is None:
+            return
+        self._file = KeptScalingFile(Path(folder))
+        self._written_ns = self._clock()
+        kept, at_s = self._file.load(), self._wall_s()
+        for name, pool in kept.pools.items():
+            if name in self.pools:
+                self.pools[name].recall(pool, at_s=at_s)
+        for name, hardware, cold, seconds in kept.loads:
+            for each in seconds:
+                self.loads.loaded(name, hardware, each, cold)
+
+    async def stop(self) -> None:
+        """End the worker process, and write what was learnt."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+        await self.worker.stop()
+        if self._file is not None:
+            self._file.write(self._learnt())
 
     def history(self, pool: str) -> list[PoolPlan]:
         """The plans of a pool that are kept, the oldest first."""
         return list(self._kept.get(pool, ()))
 
+    def loaded(self, pool: str, hardware: str, seconds: float, cold: bool | None = None) -> None:
+        """Whoever starts replicas: one was ready so many seconds after it was begun."""
+        self.loads.loaded(pool, hardware, seconds, cold)
+
     def publish(self, plan: PoolPlan) -> None:
         """A plan holds from now on: keep it, and tell whoever acts on it."""
         self.plans[plan.pool] = plan
-        self._kept.setdefault(plan.pool, deque(maxlen=PLANS_KEPT)).append(plan)
+        # The requests that it was made of are in the newest alone.
+        bare = msgspec.structs.replace(plan, now=msgspec.structs.replace(plan.now, samples=()))
+        self._kept.setdefault(plan.pool, deque(maxlen=PLANS_KEPT)).append(bare)
         for listener in tuple(self.listeners):
             try:
                 listener(plan)
             except Exception as error:  # noqa: BLE001 (one who acts on plans must not keep it from the others)
                 self._failed(error, "telling of a plan")
 
+    def step(self, *, now_ns: int) -> None:
+        """Plan for the pools that are due: few of them a step, and those at once that nobody serves."""
+        if not self.pools:
+            return
+        self._zero_s = self._wall_s() - now_ns / 1e9
+        held = self._scheduler.dispatcher.queue.by_pool_count
+        for name in self.pools:
+            plan = self.plans.get(name)
+            if plan is not None and plan.wanted == 0 and held(name):
+                self._due[name] = 0
+        interval_s = self._config.scaling.interval_s
+        most = ceil(len(self.pools) / (interval_s * STEPS_PER_S))
+        due = sorted((at_ns, name) for name, at_ns in self._due.items() if at_ns <= now_ns)
+        for _, name in due[:most]:
+            self._due[name] = now_ns + int(interval_s * 1e9)
+            self.publish(self._plan(name, now_ns))
+        if self._config.scaling.simulate and self.worker.free:
+            self._ask(now_ns)
+        if self._file is not None and now_ns - self._written_ns >= WRITE_EVERY_NS:
+            self._written_ns, self._to_write = now_ns, self._learnt()
+
+    def _ask(self, now_ns: int) -> None:
+        """Give the worker the job that is due, one a step."""
+        for name, plan in self.plans.items():
+            pool = self.pools[name]
+            for kind, every_ns in (("check", CHECK_EVERY_NS), ("fit", FIT_EVERY_NS)):
+                due_ns = self._jobs.setdefault((name, kind), now_ns + every_ns // 4)
+                if due_ns > now_ns or (kind == "fit" and pool.settings.forecast not in ("auto", "ets")):
+                    continue
+                # With many pools each waits for its turn.
+                self._jobs[name, kind] = now_ns + every_ns
+                job = pool.check_job(plan, seed=now_ns) if kind == "check" else pool.fit_job()
+                if job is not None:
+                    self._asking = asyncio.get_running_loop().create_task(self._asked(pool, plan, job))
+                    return
+
+    async def _asked(self, pool: ScaledPool, plan: PoolPlan, job: Job) -> None:
+        answer = await self.worker.ask(job, timeout_s=LATE_S)
+        if answer is not None:
+            pool.answered(answer, plan, now_ns=self._clock())
+
+    @property
+    def waiting(self) -> bool:
+        """Whether what was learnt is to be written."""
+        return self._to_write is not None
+
+    def write(self) -> None:
+        """Write it, in a thread."""
+        kept, self._to_write = self._to_write, None
+        if kept is not None and self._file is not None:
+            self._file.write(kept)
+
     def status(self) -> dict[str, Any]:
-        """For `steersman status`: the newest plan of each pool, without its samples."""
-        return {name: brief(plan) for name, plan in self.plans.items()}
+        """For `steersman status`: each pool's newest plan, without its samples, and how it is forecast."""
+        return {
+            name: {**brief(plan), **self.pools[name].status()}
+            for name, plan in self.plans.items()
+            if name in self.pools
+        }
+
+    def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
+        """It came, or came a while ago and was held."""
+        self._came(routing, now_ns)
+
+    def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
+        """Who found no room is demand; who spent its quota would not be served by more replicas."""
+        if wanted_room(reject.code):
+            self._came(routing, now_ns)
+
+    def left(
+        self,
+        reservation_id: str,  # noqa: ARG002
+        routing: RoutingRequest | None,
+        *,
+        gave_up: bool,  # noqa: ARG002
+        now_ns: int,
+    ) -> None:
+        """Who left while it was held was demand too."""
+        if routing is not None:
+            self._came(routing, now_ns)
+
+    def settled(self, event: Settled, *, now_ns: int) -> None:
+        """What a request was, in the end; another service's is counted now."""
+        outcome = event.outcome
+        reservation = outcome.reservation
+        pool = self.pools.get(reservation.pool)
+        if pool is None or not reservation.permits:
+            return
+        if not event.here:
+            pool.demand.came(at_s=self._zero_s + now_ns / 1e9)
+        prompt = outcome.prompt_tokens or reservation.input_tokens
+        cached = reservation.cached_tokens if outcome.cached_tokens is None else outcome.cached_tokens
+        output = outcome.output_tokens
+        if output is None:
+            output = reservation.output_tokens
+        pool.demand.ended(WorkSample(reservation.service_class, prompt, min(cached, prompt), output))
+
+    def _came(self, routing: RoutingRequest, now_ns: int) -> None:
+        pool = self.pools.get(routing.pool)
+        if pool is not None and not routing.free:
+            pool.demand.came(at_s=self._zero_s + now_ns / 1e9)
+
+    def _plan(self, name: str, now_ns: int) -> PoolPlan:
+        pool, config = self.pools[name], self._pool_configs[name]
+        fleet = self._scheduler.fleet
+        known = fleet.pools[name]
+        settings, at_s = pool.settings, self._zero_s + now_ns / 1e9
+        load = self.loads.of(name, prior_s=settings.load_time_s)
+        replicas = self._books[name].read(fleet, known, config, load_time_s=load.p90_s, now_ns=now_ns)
+        for fact in replicas:
+            self.loads.saw(name, fact.address, fact.stage, fact.kind, now_ns=now_ns)
+        lead_s = load.p90_s + settings.reaction_s + self._config.scaling.interval_s
+        return pool.step(
+            now_ns=now_ns,
+            at_s=at_s,
+            replicas=replicas,
+            kinds=kinds_of(known, config),
+            classes={spec.name: spec for spec in self._scheduler.settings.policy.classes},
+            load_time=load,
+            held=self._scheduler.dispatcher.queue.by_pool_count(name),
+            floor=self._floors.floor(name, at_s=at_s, lead_s=lead_s),
+        )
+
+    def _learnt(self) -> KeptScaling:
+        return KeptScaling(
+            pools={name: pool.kept() for name, pool in self.pools.items()}, loads=self.loads.kept()
+        )
 
 
 def brief(plan: PoolPlan) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class Values:
         self.bound: Callable[[], Mapping[tuple[str, str], float]] = dict
         self._gauges: dict[tuple[str, Key], float] = {}
         self._now_ns = 0
+        #: What is wrong with scaling; set by who knows.
+        self.scaling: Callable[[], Mapping[tuple[str, Key], float]] = dict
 
     def windowed(
         self, signal: str, key: Key, since: int, until: int, *, code: str | None
@@ -62,6 +64,7 @@ class Values:
                 gauges[signal, ("pool", pool)] = seconds
         if (median := scheduler.settlement.feedback.ttft.median) is not None:
             gauges["prediction_error", FLEET] = median
+        gauges.update(self.scaling())
         self._gauges = gauges
 
     def _of_tenant(self, signal: str, name: str) -> float | None:

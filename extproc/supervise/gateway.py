@@ -202,7 +202,7 @@ class SupervisedGateway:
             ),
             ready=self.link.serving,
             ready_s_max=READY_S_MAX,
-            stop_s_max=self.config.service.drain_s + STOP_S_MAX,
+            stop_s_max=self.config.service.drain_s + _replicas_stop_s(self.config) + STOP_S_MAX,
         )
 
     def _envoy_spec(self) -> ChildSpec:
@@ -231,3 +231,9 @@ class SupervisedGateway:
             rng=Random(os.urandom(8)),
             policy=policy,
         )
+
+
+def _replicas_stop_s(config: Config) -> float:
+    """How long the replicas that the service has started may take to end."""
+    launchers = (pool.scaling.launcher for pool in config.pools if pool.scaling is not None)
+    return max((each.stop_timeout_s for each in launchers if each is not None), default=0.0)

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from extproc.core.contract import REFUSED_HEADER, RESERVATION_HEADER
+from extproc.core.contract import REFUSED_HEADER, RESERVATION_HEADER, SERVED_HEADER
 from extproc.wire.calls import RpcCall
 from extproc.wire.processor import Processor
 from extproc.wire.seal import EVENT
 
-#: Takes a reservation's id and whether the engine refused; says whether it knew the request.
-FirstToken = Callable[[str, bool], bool]
+#: Takes a reservation's id, whether the engine refused, and who answers ("" where that is not said); says
+#: whether it knew the request.
+FirstToken = Callable[[str, bool, str], bool]
 
 
 class FirstTokens:
@@ -34,12 +35,14 @@ class FirstTokens:
 
     def take(self, metadata: Iterable[tuple[str, str]]) -> None:
         """The event of a call with these headers."""
-        sealed, refused = "", False
+        sealed, refused, served_by = "", False, ""
         for name, value in metadata:
             if name == RESERVATION_HEADER:
                 sealed = value
             elif name == REFUSED_HEADER:
                 refused = True
+            elif name == SERVED_HEADER:
+                served_by = value
         counts = self._processor.scheduler.counts
         counts["events.first_token"] += 1
         if refused:
@@ -49,7 +52,7 @@ class FirstTokens:
             counts["events.forged"] += 1
             return
         try:
-            if self._first_token is None or not self._first_token(reservation_id, refused):
+            if self._first_token is None or not self._first_token(reservation_id, refused, served_by):
                 counts["events.unknown"] += 1
         except Exception as error:  # noqa: BLE001 (an event is a hint: a fault of ours must not reach Envoy)
             self._processor.failed(error, "first token")

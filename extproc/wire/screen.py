@@ -108,7 +108,8 @@ def declared(length: str, otherwise: int) -> int:
 
 def _health(processor: Processor) -> LocalAnswer | Reject:
     # Nobody is asked for a key here: whether it serves, and nothing else.
-    if any(endpoint.ready for endpoint in processor.scheduler.fleet.endpoints):
+    # A pool at zero serves as well: whoever asks of it starts it.
+    if any(pool.ready or pool.cold.possible for pool in processor.scheduler.fleet.pools.values()):
         return LocalAnswer(status=200, body=b'{"status":"ok"}')
     return Error.NO_READY_ENDPOINT.reject()
 

@@ -85,3 +85,11 @@ def test_proofs_that_cannot_work_are_mistakes(service: str, gateway: str, path: 
     with pytest.raises(ConfigError) as caught:
         loads(f"service: {{{service}}}\ngateway: {{auth: none{more}}}\n{POOLS}")
     assert path in str(caught.value.problems[0])
+
+
+def test_who_is_told_of_pools_that_do_not_scale() -> None:
+    """An external scaler, a webhook or pods' costs without a pool that scales are said."""
+    told = "{external_scaler: {}, webhook: {url: 'http://h/x'}, pod_deletion_cost: {namespace: n}}"
+    text = f"gateway: {{auth: none}}\nscaling: {told}\n{POOLS}"
+    assert said(text) == ["scaling.external_scaler", "scaling.webhook", "scaling.pod_deletion_cost"]
+    assert said(text.replace("models: [m],", "models: [m], scaling: {max_replicas: 2},")) == []

@@ -13,7 +13,11 @@ from extproc.config.schema import schema
 from tests.stand import schemas
 
 ROOT = Path(__file__).parents[2]
-GOOD = [*sorted((ROOT / "envoy" / "examples").glob("*.yaml")), ROOT / "deploy" / "compose" / "steersman.yaml"]
+GOOD = [
+    *sorted((ROOT / "envoy" / "examples").glob("*.yaml")),
+    ROOT / "examples" / "one-machine.yaml",
+    ROOT / "deploy" / "compose" / "steersman.yaml",
+]
 BAD = Path(__file__).parent / "bad"
 #: Files that a schema has nothing to say of: no YAML at all, or names that stand there twice.
 NO_YAML = frozenset(
@@ -70,6 +74,7 @@ BEYOND = frozenset(
         "key_times",
         "key_times_order",
         "key_weak",
+        "launcher_too_little",
         "limits_ttl",
         "meant_names",
         "model_quotas",

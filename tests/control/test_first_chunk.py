@@ -109,6 +109,18 @@ def test_envoy_counts_as_the_picker_does(gateway: Gateway, said: str, tokens: in
 
 
 @pytest.mark.envoy
+@pytest.mark.parametrize(("headers", "served"), [({}, "a"), ({"x-test-status-a": "503"}, "b")])
+def test_who_answers_is_told(gateway: Gateway, headers: dict[str, str], served: str) -> None:
+    """After a retry it is another than the first named; the client is not told where it was served."""
+    answer = gateway.call("/generate_stream", headers={"x-test-endpoints": "a,b", **headers})
+    ((seen, _),) = events_of(gateway, answer.request_id)
+    assert seen[contract.SERVED_HEADER] == gateway.services[0].addresses[served]
+    assert contract.SERVED_HEADER not in answer.headers
+    refused = gateway.call(headers={"x-test-reject": "429"})
+    assert contract.SERVED_HEADER not in refused.headers
+
+
+@pytest.mark.envoy
 def test_a_whole_answer_is_not_told(gateway: Gateway) -> None:
     """Its first chunk is its last; the record says as much."""
     answer = gateway.call()

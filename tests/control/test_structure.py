@@ -210,7 +210,8 @@ def test_the_body_bound_is_the_buffer_filters() -> None:
 def test_debug_headers_only_when_asked() -> None:
     """They tell which endpoints there are; without them a reason is told where the decision says so."""
     debug = {"x-steersman-pool", "x-steersman-endpoint", "x-steersman-attempts"}
-    always = {contract.REASON_HEADER, *contract.FAMILY_HEADERS}
+    # The last is for the Lua filter, which takes it away.
+    always = {contract.REASON_HEADER, *contract.FAMILY_HEADERS, contract.SERVED_HEADER}
     for asked, headers, key in ((False, always, "explained"), (True, always | debug, "reason")):
         route = manager(tree(f"debug_headers: {str(asked).lower()}"))["route_config"]["virtual_hosts"][0]
         added = [each["header"]["key"] for each in route["routes"][0]["response_headers_to_add"]]

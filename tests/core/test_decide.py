@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from extproc.core.decide import ENDPOINTS_NAMED
+from extproc.core.endpoint import SUSPECT_FIRST_NS
 from extproc.core.fleet import Endpoint, Fleet, PoolSpec
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import Reject, Routed
@@ -239,9 +240,9 @@ def test_failures_in_a_burst_count_once() -> None:
     endpoint = Endpoint(address="10.0.0.1:80", pool="p")
     for _ in range(10):
         endpoint.failed(100 * S)
-    assert endpoint.suspect_until_ns == 101 * S
+    assert endpoint.suspect_until_ns == 100 * S + SUSPECT_FIRST_NS
     endpoint.failed(101 * S)
-    assert endpoint.suspect_until_ns == 103 * S
+    assert endpoint.suspect_until_ns == 101 * S + 2 * SUSPECT_FIRST_NS
     for k in range(40):
         endpoint.failed((1_000 + 100 * k) * S)
     assert endpoint.suspect_until_ns == (1_000 + 3_900 + 30) * S

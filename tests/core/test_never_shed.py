@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from extproc.core.outcome import Hold, Reject, Routed
+from extproc.core.turns import TurnRow
 from tests.core.test_late_binding import MS, S, Scene
 from tests.stand.fleets import one_at_a_time
 
@@ -74,6 +77,29 @@ def test_who_are_due_together_do_not_share_one_place() -> None:
     assert sorted(type(decision).__name__ for _, decision in scene.released) == ["Reject"] * 3 + ["Routed"]
     assert endpoint.permits == 2
     assert not scene.scheduler.dispatcher.queue.by_pool_count("p")
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "busy", "placed"), [(0, True, True), (9_000, True, False), (9_000, False, True)]
+)
+def test_a_last_chance_is_no_way_past_others_turn(elsewhere: int, busy: bool, placed: bool) -> None:
+    """What waits longer at another service is next; it is turned away then, but beside no idle replica."""
+    scene = Scene(max_concurrent=4)
+    (endpoint,) = scene.scheduler.fleet.endpoints
+    first = scene.routed(3000)
+    held = scene.ask(3000)
+    assert isinstance(held, Hold)
+    if elsewhere:
+        rows = {"p": [TurnRow("anonymous", 0, held=1, running=0, waited_ms=elsewhere)]}
+        scene.scheduler.peers.hear(["other"], {"other": rows})
+    if not busy:
+        scene.scheduler.ledger.cancel(first.id, now_ns=0)
+    endpoint.admission = type(endpoint.admission)(type(endpoint.speed.model.admission)())
+    scene.now_ns = held.until_ns
+    scene.scheduler.dispatcher.shed(now_ns=scene.now_ns)
+    ((_, decision),) = scene.released
+    assert isinstance(decision, Routed) is placed
+    assert scene.scheduler.counts["shed.idle"] == 0
 
 
 def test_a_trial_is_one() -> None:

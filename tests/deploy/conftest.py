@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from deploy_harness import GOLDEN, MODES, ROOT
+from deploy_harness import GOLDEN, MODES, ROOT, SCALING
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +34,11 @@ def chart(request: pytest.FixtureRequest) -> tuple[str, list[dict[str, Any]]]:
     mode = str(request.param)
     text = (GOLDEN / f"{mode}.yaml").read_text(encoding="utf-8")
     return mode, [document for document in yaml.safe_load_all(text) if document]
+
+
+@pytest.fixture(scope="session", params=(*MODES, *SCALING))
+def any_chart(request: pytest.FixtureRequest) -> tuple[str, list[dict[str, Any]]]:
+    """The same of every kept rendering, those of scaling too."""
+    name = str(request.param)
+    text = (GOLDEN / f"{name}.yaml").read_text(encoding="utf-8")
+    return name, [document for document in yaml.safe_load_all(text) if document]

@@ -22,6 +22,8 @@ CHART = ROOT / "deploy" / "helm" / "steersman"
 GOLDEN = ROOT / "tests" / "deploy" / "golden"
 SCHEMAS = ROOT / "tests" / "deploy" / "schemas"
 MODES = ("sidecar", "shared", "picker")
+#: Values of the replicas' scaling, one for each way; their modes are those three.
+SCALING = ("scaling-push", "scaling-tls", "scaling-hpa")
 #: The Kubernetes release that the chart is rendered and checked for.
 KUBERNETES = "1.33.0"
 

@@ -1,19 +1,75 @@
-"""The scaling part: whose plans are kept, and who hears of them."""
+"""The scaling part: what it counts, when it plans, whose plans are kept, and who hears of them."""
 
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
 from typing import Any
 
 from extproc.config.model import Config
+from extproc.core.outcome import Outcome, Routed
+from extproc.core.reach import Look
+from extproc.core.reports import ReplicaReport, ReportedState
+from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scaling.values import PoolPlan
 from extproc.service.app import App
 
+S = 1_000_000_000
 SCALED = {"max_replicas": 4}
+CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=4_000, max_new_tokens=200)
 
 
-def config(scaling: dict[str, Any] | None, **more: Any) -> Config:
-    pool: dict[str, Any] = {"name": "llama", "models": ["llama"], "endpoints": [{"address": "127.0.0.1:9"}]}
-    if scaling is not None:
-        pool["scaling"] = scaling
-    return Config.model_validate({"pools": [pool], **more})
+def config(scaled: dict[str, Any] | None, *addresses: str, **more: Any) -> Config:
+    """A pool of these replicas, or of one; nothing is simulated beside unless `more` says so."""
+    endpoints = [{"address": each} for each in addresses or ("10.0.0.1:80",)]
+    pool: dict[str, Any] = {"name": "llama", "models": ["llama"], "endpoints": endpoints}
+    if scaled is not None:
+        pool["scaling"] = scaled
+    return Config.model_validate(
+        {"gateway": {"auth": "none"}, "pools": [pool], "scaling": {"simulate": False, **more}}
+    )
+
+
+class Town:
+    """An App whose clocks, both, are the test's."""
+
+    def __init__(self, given: Config) -> None:
+        self.now_ns = 1_000 * S
+        self.app = App(given, clock=lambda: self.now_ns)
+        self.scaling = self.app.scaling
+        self.scaling._wall_s = lambda: 1_750_000_000.0 + self.now_ns / 1e9
+
+    def pass_time(self, seconds: float, *, per_second: float = 0.0) -> None:
+        """Quarters of a second go by; so many requests a second come and end at once."""
+        owed = 0.0
+        for _ in range(int(seconds * 4)):
+            self.now_ns += S // 4
+            owed += per_second / 4
+            while owed >= 1.0:
+                owed -= 1.0
+                self.request()
+            self.scaling.step(now_ns=self.now_ns)
+
+    def request(self) -> None:
+        """A request that is served at once, of 1,000 tokens and 200 more."""
+        tenant = self.app.processor.directory.anonymous
+        decision = self.app.scheduler.admit(CHAT, tenant, now_ns=self.now_ns)
+        if isinstance(decision, Routed):
+            self.app.settle(
+                Outcome(
+                    reservation=decision.reservation,
+                    final=True,
+                    status=200,
+                    prompt_tokens=1_000,
+                    output_tokens=200,
+                    duration_ns=S,
+                    ttft_ns=S // 5,
+                )
+            )
+
+    @property
+    def plan(self) -> PoolPlan:
+        return self.scaling.plans["llama"]
 
 
 def plan(wanted: int, pool: str = "llama") -> PoolPlan:
@@ -53,3 +109,119 @@ def test_a_pool_that_scales_no_more_has_no_plan() -> None:
     app.scaling.apply(config(None))
     assert app.scaling.plans == {}
     assert app.scaling.history("llama") == []
+
+
+def test_load_makes_the_plan_grow_and_the_plan_says_what_it_was_made_of() -> None:
+    """Requests that come are counted, what they were is sampled, and more replicas are wanted."""
+    town = Town(config({"max_replicas": 9}))
+    town.pass_time(20.0, per_second=1.0)
+    assert town.plan.wanted == 1
+    town.pass_time(120.0, per_second=40.0)
+    assert town.plan.wanted > 2
+    assert 35.0 < town.plan.now.requests_per_s < 45.0
+    sample = town.plan.now.samples[-1]
+    assert (sample.service_class, sample.prompt_tokens, sample.output_tokens) == ("standard", 1_000, 200)
+    assert town.plan.horizon_s == 60.0 + 15.0 + 5.0
+    assert town.scaling.history("llama")[-1].now.samples == ()
+
+
+def test_a_request_that_is_held_for_want_of_any_replica_is_planned_for_at_once() -> None:
+    """Between two plans: the pool that stands at zero is due when somebody waits."""
+    given = config({"min_replicas": 0, "max_replicas": 2, "down_after_s": 0, "zero_after_s": 0})
+    town = Town(given)
+    town.scaling.publish(plan(0))
+    town.scaling._due["llama"] = town.now_ns + 100 * S
+    town.pass_time(0.25)
+    assert town.plan.wanted == 0
+    town.app.scheduler.dispatcher.queue.by_pool_count = lambda pool: 1  # type: ignore[method-assign]
+    town.pass_time(0.25)
+    assert town.plan.wanted == 1
+    assert town.plan.held == 1
+
+
+def test_replicas_are_told_apart_by_what_they_do() -> None:
+    """Ready, loading by its agent's word, draining by an operator's; a dead one was ready once."""
+    town = Town(config(SCALED, "10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80", "10.0.0.4:80"))
+    fleet = town.app.scheduler.fleet
+    town.pass_time(5.0)
+    assert (town.plan.ready, town.plan.loading, town.plan.draining) == (4, 0, 0)
+    loads = ReplicaReport(address="10.0.0.2:80", pool="llama", state=ReportedState.LOADING)
+    fleet.heard(loads, now_ns=town.now_ns)
+    fleet.drain("10.0.0.3:80", draining=True)
+    fleet.looked("10.0.0.4:80", Look.REFUSED, now_ns=town.now_ns)
+    fleet.step(now_ns=town.now_ns)
+    town.pass_time(5.0)
+    assert (town.plan.ready, town.plan.loading, town.plan.draining) == (1, 1, 1)
+
+
+def test_a_load_is_measured_by_what_agents_say() -> None:
+    """From the report that it loads to the one that it is ready; plans look as far ahead as that takes."""
+    town = Town(config(SCALED))
+    fleet = town.app.scheduler.fleet
+    for state, seconds in ((ReportedState.LOADING, 120.0), (ReportedState.READY, 30.0)):
+        for _ in range(int(seconds)):
+            report = ReplicaReport(address="10.0.0.1:80", pool="llama", state=state)
+            fleet.heard(report, now_ns=town.now_ns)
+            fleet.step(now_ns=town.now_ns)
+            town.pass_time(1.0)
+    load = town.plan.load_time
+    assert load.measured == 1
+    assert 115.0 <= load.p90_s <= 125.0
+
+
+def test_what_was_learnt_is_there_after_a_restart(tmp_path: Path) -> None:
+    """Counts, samples and load times are written at the end and read at the beginning."""
+    given = config(SCALED, dir=str(tmp_path))
+
+    async def life(town: Town, seconds: float) -> None:
+        await town.scaling.start()
+        town.pass_time(seconds, per_second=8.0)
+        await town.scaling.stop()
+
+    first = Town(given)
+    first.scaling.loaded("llama", "", 77.0)
+    first.scaling.loaded("llama", "", 78.0)
+    first.scaling.loaded("llama", "", 79.0)
+    asyncio.run(life(first, 180.0))
+    second = Town(given)
+    second.now_ns = first.now_ns
+    asyncio.run(life(second, 0.0))
+    pool = second.scaling.pools["llama"]
+    _, rates = pool.forecaster.seasons.kept()
+    assert [round(rate) for rate in rates if rate == rate][-1] == 8
+    assert len(pool.demand.samples) > 100
+    assert second.scaling.loads.of("llama", prior_s=60.0).p50_s == 78.0
+
+
+def test_a_damaged_file_is_put_aside(tmp_path: Path) -> None:
+    """A file that is not ours, or was cut, stops nothing: it stands beside under another name."""
+    for content in (b"", b"nonsense", b"steersman scaling 1\n" + b"x" * 40):
+        (tmp_path / "scaling.kept").write_bytes(content)
+        town = Town(config(SCALED, dir=str(tmp_path)))
+        asyncio.run(town.scaling.start())
+        assert (tmp_path / "scaling.kept.damaged").read_bytes() == content
+        assert not (tmp_path / "scaling.kept").exists()
+        town.pass_time(5.0)
+        assert town.plan.wanted == 1
+
+
+def test_many_pools_are_planned_a_few_at_a_time() -> None:
+    """Twenty pools every five seconds: one a step, none left out."""
+    pools = [
+        {
+            "name": f"p{i}",
+            "models": [f"m{i}"],
+            "endpoints": [{"address": f"10.0.{i}.1:80"}],
+            "scaling": SCALED,
+        }
+        for i in range(20)
+    ]
+    town = Town(
+        Config.model_validate({"gateway": {"auth": "none"}, "pools": pools, "scaling": {"simulate": False}})
+    )
+    seen: list[str] = []
+    town.scaling.listeners.append(lambda each: seen.append(each.pool))
+    town.pass_time(0.25)
+    assert len(seen) == 1
+    town.pass_time(4.75)
+    assert sorted(seen) == sorted(f"p{i}" for i in range(20))

@@ -54,7 +54,7 @@ class World:
             clock=lambda: self.now_ns,
         )
         self.outcomes: list[Outcome] = []
-        self.first_tokens: list[tuple[str, bool]] = []
+        self.first_tokens: list[tuple[str, bool, str]] = []
         self.joined: list[tuple[str, tuple[str, ...]]] = []
         self.picker = Picker(
             self.processor,

@@ -84,7 +84,7 @@ def test_a_stream_tells_of_its_first_token() -> None:
     world.now_ns += 300_000_000
     exchange.receive(piece(b'data:{"index":1,"token":{"text":"a"}}\n\n', phase="response_body"))
     exchange.receive(piece(b'data:{"index":2,"token":{"text":"b"}}\n\n', phase="response_body"))
-    assert world.first_tokens == [("i-1", False)]
+    assert world.first_tokens == [("i-1", False, "")]
     exchange.receive(piece(b"", end=True, phase="response_body"))
     (outcome,) = world.outcomes
     assert (outcome.ttft_ns, outcome.output_tokens, outcome.end) == (300_000_000, 2, End.OK)
@@ -98,7 +98,7 @@ def test_a_refusal_inside_a_stream() -> None:
     exchange.receive(response_head(*STREAM))
     line = b'data:{"error":"Model is overloaded","error_type":"overloaded"}\n\n'
     exchange.receive(piece(line, end=True, phase="response_body"))
-    assert world.first_tokens == [("i-1", True)]
+    assert world.first_tokens == [("i-1", True, "")]
     (outcome,) = world.outcomes
     assert (outcome.end, outcome.refused, outcome.ttft_ns) == (End.REFUSED, True, None)
 
@@ -190,7 +190,7 @@ def test_an_error_inside_a_200_is_an_error(tokens: int, charged: int | None) -> 
     exchange.receive(piece(b"data: [DONE]\n\n", end=True, phase="response_body"))
     outcome = metered(world.outcomes[-1], world.meters)
     assert (outcome.end, outcome.refused, outcome.output_tokens) == (End.ERROR, False, charged)
-    assert world.first_tokens == ([("i-1", False)] if tokens else [])
+    assert world.first_tokens == ([("i-1", False, "")] if tokens else [])
     engine = world.scheduler.fleet.endpoint("p", A)
     assert engine is not None
     assert engine.suspect_until_ns > world.now_ns

@@ -20,6 +20,7 @@ from extproc.config.picker import PickerConfig as PickerSettings
 from extproc.core.contract import (
     REFUSED_HEADER,
     RESERVATION_HEADER,
+    SERVED_HEADER,
 )
 from extproc.core.outcome import Outcome
 from extproc.wire import server as server_module
@@ -136,11 +137,11 @@ def test_a_half_closed_stream() -> None:
 
 
 def test_first_tokens() -> None:
-    """The id and whether it was a refusal; unknown ones are counted, and every answer is empty."""
-    seen: list[tuple[str, bool]] = []
+    """The id, whether it was a refusal and who answers; unknown ones are counted, every answer is empty."""
+    seen: list[tuple[str, bool, str]] = []
 
-    def first_token(reservation_id: str, refused: bool) -> bool:
-        seen.append((reservation_id, refused))
+    def first_token(reservation_id: str, refused: bool, served_by: str) -> bool:
+        seen.append((reservation_id, refused, served_by))
         return reservation_id.startswith("i-")
 
     async def play() -> None:
@@ -149,13 +150,16 @@ def test_first_tokens() -> None:
             assert (
                 await it.event((RESERVATION_HEADER, SEAL.sealed("i-2", EVENT)), (REFUSED_HEADER, "1")) == b""
             )
-            assert await it.event((RESERVATION_HEADER, SEAL.sealed("other", EVENT))) == b""
+            for said in ("10.0.0.2:80", "-"):
+                served = (SERVED_HEADER, said)
+                assert await it.event((RESERVATION_HEADER, SEAL.sealed("other", EVENT)), served) == b""
             assert await it.event() == b""
             assert await it.event((RESERVATION_HEADER, "i-3")) == b""
-            assert seen == [("i-1", False), ("i-2", True), ("other", False)]
-            assert it.processor.scheduler.counts["events.first_token"] == 5
+            others = [("other", False, "10.0.0.2:80"), ("other", False, "-")]
+            assert seen == [("i-1", False, ""), ("i-2", True, ""), *others]
+            assert it.processor.scheduler.counts["events.first_token"] == 6
             assert it.processor.scheduler.counts["events.refused"] == 1
-            assert it.processor.scheduler.counts["events.unknown"] == 1
+            assert it.processor.scheduler.counts["events.unknown"] == 2
             assert it.processor.scheduler.counts["events.forged"] == 2
 
     asyncio.run(play())
@@ -164,7 +168,7 @@ def test_first_tokens() -> None:
 def test_a_first_token_that_cannot_be_taken(caplog: pytest.LogCaptureFixture) -> None:
     """A fault of ours is counted and answered like any other; so is an event that nobody wants."""
 
-    def broken(_: str, __: bool) -> bool:
+    def broken(_: str, __: bool, ___: str) -> bool:
         raise ZeroDivisionError("a fault of ours")
 
     async def play() -> None:

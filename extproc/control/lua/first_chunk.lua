@@ -155,7 +155,7 @@ local function look_through(found, text)
 end
 
 -- Tells the service that decided: a gRPC unary call whose message is empty.
-local function tell(handle, refused)
+local function tell(handle, refused, served)
   local decision = handle:streamInfo():dynamicMetadata():get("@DECISION_NAMESPACE@")
   local id = decision and decision["@RESERVATION_KEY@"]
   local cluster = decision and decision["@EVENT_CLUSTER_KEY@"]
@@ -170,6 +170,7 @@ local function tell(handle, refused)
     ["te"] = "trailers",
     ["@RESERVATION_HEADER@"] = id,
     ["@REFUSED_HEADER@"] = refused and "1" or nil,
+    ["@SERVED_HEADER@"] = served,
   }, "\0\0\0\0\0", EVENT_OPTIONS)
 end
 
@@ -208,6 +209,9 @@ local function usage_asked(handle, streams)
 end
 
 function envoy_on_response(handle)
+  -- By the route, for us alone.
+  local served = handle:headers():get("@SERVED_HEADER@")
+  handle:headers():remove("@SERVED_HEADER@")
   local well, stream = answers_well(handle)
   local asked = usage_asked(handle, well and stream)
   -- What has come of an event whose end has not, where something may have to be taken out of it.
@@ -252,7 +256,7 @@ function envoy_on_response(handle)
         end
         -- Another error is no first token, and its record follows at once.
         if refused or not failure then
-          tell(handle, refused)
+          tell(handle, refused, served)
         end
       end
       if well and stream then

@@ -188,6 +188,10 @@ class Speed:
         """A first token that was predicted after so long, waits included, came after so long."""
         self._move(predicted_ms, observed_ms)
 
+    def takes_back(self, moved_by: float) -> None:
+        """What multiplied the factor by `moved_by` was not measured here."""
+        self.factor = min(max(self.factor / moved_by, FACTOR_MIN), FACTOR_MAX)
+
     def saw_prefill(self, tokens: float, cached: float, observed_ms: float) -> None:
         """A prefill here took so long with nothing else in the way: teaches factor and model."""
         if self._move(self.prefill_ms(tokens, cached), observed_ms) and self._teaches:

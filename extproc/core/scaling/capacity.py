@@ -41,6 +41,8 @@ SLACKS: Final = 24
 #: Arrivals that vary more count as this; and a correction is by no more than this, either way.
 DISPERSION_MAX: Final = 20.0
 CORRECTION_MAX: Final = 3.0
+#: Below this share a pool is over its edge: what it cannot bear is refused, and the rest attains as there.
+EDGE: Final = 0.95
 #: Nothing is asked about more.
 REPLICAS_MAX: Final = 1_000
 #: What is assumed of requests before any was seen (tokens).
@@ -177,9 +179,27 @@ class Capacity:
         """How arrivals vary (variance over mean of their counts, 1 is Poisson), and the correction."""
         self.dispersion = min(max(dispersion, 1.0), DISPERSION_MAX)
         self.correction = min(max(correction, 1.0 / CORRECTION_MAX), CORRECTION_MAX)
+        self._edges: dict[int, float] = {}
 
     def at(self, requests_per_s: float, replicas: int) -> Attained:
         """What a pool of so many replicas does at a rate, all told."""
+        found = self._at(requests_per_s, replicas)
+        if found.attainment >= EDGE or replicas <= 0:
+            return found
+        edge = self._edges.get(replicas)
+        if edge is None:
+            edge = self._edges[replicas] = self._edge(requests_per_s, replicas)
+        return found._replace(attainment=max(found.attainment, min(EDGE, EDGE * edge / requests_per_s)))
+
+    def _edge(self, above: float, replicas: int) -> float:
+        """The rate at which EDGE attain."""
+        low, high = 0.0, above
+        for _ in range(20):
+            middle = (low + high) / 2.0
+            low, high = (middle, high) if self._at(middle, replicas).attainment >= EDGE else (low, middle)
+        return low
+
+    def _at(self, requests_per_s: float, replicas: int) -> Attained:
         if requests_per_s <= 0.0:
             return Attained(1.0, 0.0, "none")
         if replicas <= 0:

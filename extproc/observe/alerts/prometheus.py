@@ -157,6 +157,15 @@ def _moment(name: str, label: str, matcher: str) -> str | None:
             return f"max{by} (steersman_pool_bound_seconds{resource})"
         case "prediction_error":
             return 'max(steersman_prediction_error_ratio{what="ttft"})'
+        case "scaling_unmet":
+            return f"max{by} (steersman_scaling_unmet_replicas{braces})"
+        case "scaling_overdue":
+            return f"max{by} (steersman_scaling_overdue_ratio{braces})"
+        case "scaling_turns":
+            return f"max{by} (steersman_scaling_turns{braces})"
+        case "scaler_silence_s":
+            # KEDA asks one of several services.
+            return "min(steersman_scaler_silence_seconds)"
         case "quota_used":
             return f"max{by} (steersman_quota_used_ratio{braces})"
     return None

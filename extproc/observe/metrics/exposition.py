@@ -24,7 +24,7 @@ from prometheus_client.utils import floatToGoString
 
 from extproc.observe.metrics.samples import families
 from extproc.observe.metrics.snapshot import MetricsSnapshot
-from extproc.observe.metrics.table import PREFIX, Spec
+from extproc.observe.metrics.table import Spec
 from extproc.observe.metrics.text import PLAIN, MetricSample, escaped
 
 #: Samples that are rendered before the thread rests, and how long it rests.
@@ -85,7 +85,7 @@ class _Form:
 
     def __init__(self, spec: Spec, encode: Encode) -> None:
         counter = spec.kind == "counter"
-        name = PREFIX + (spec.name.removesuffix("_total") if counter else spec.name)
+        name = spec.full_name.removesuffix("_total") if counter else spec.full_name
         self.head = _written(Metric(name, spec.meaning, spec.kind), encode)
         endings = ("_bucket", "_count", "_sum") if spec.kind == "histogram" else ("",)
         self._lines: dict[str, Callable[..., str]] = {}

@@ -5,13 +5,16 @@ Samples come one by one, so that whoever renders them may rest between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from extproc import __version__
 from extproc.core.reports import GpuReport, ReplicaReport
-from extproc.observe.metrics.counting import COST, GPU_S, INPUT, OUTPUT, PLACES
+from extproc.core.scaling.reported import reported_milli
+from extproc.core.scaling.values import PoolPlan
+from extproc.observe.metrics.counting import COST, GPU_S, INPUT, OUTPUT, PLACES, POOLS_MAX
 from extproc.observe.metrics.labels import OTHER
-from extproc.observe.metrics.snapshot import MetricsSnapshot
+from extproc.observe.metrics.snapshot import MetricsSnapshot, SeenScaling
 from extproc.observe.metrics.table import TABLE, Spec
 from extproc.observe.metrics.text import MetricSample, histogram
 
@@ -24,6 +27,9 @@ GPUS_MAX = 16
 KV_COUNTS = ("events", "unreadable", "gaps", "replays", "clears")
 OUTCOMES = tuple((end.value, place) for end, place in PLACES.items())
 YES, NO = "yes", "no"
+#: Words of PoolPlan (core/scaling/values.py).
+BINDINGS = ("ttft", "tpot", "permits", "kv", "none")
+BOUNDS = ("min", "max", "budget", "step", "hold", "schedule")
 
 
 def families(snapshot: MetricsSnapshot) -> Iterator[tuple[Spec, Iterator[MetricSample]]]:
@@ -232,6 +238,60 @@ def _firing(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
         yield "", (rule,), float(fires)
 
 
+def _pooled(read: Callable[[SeenScaling], float], *, fresh: bool = False) -> Make:
+    """A figure of each pool that scales; with `fresh` none of a plan that is too old."""
+
+    def samples(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
+        for each in snapshot.scaling.pools[:POOLS_MAX]:
+            if not (fresh and each.stale):
+                yield "", (each.plan.pool,), read(each)
+
+    return samples
+
+
+def _parted(read: Callable[[PoolPlan], Iterable[tuple[str, float]]]) -> Make:
+    """Some figures of each pool's plan, by a second label."""
+
+    def samples(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
+        for each in snapshot.scaling.pools[:POOLS_MAX]:
+            for part, value in read(each.plan):
+                yield "", (each.plan.pool, part), value
+
+    return samples
+
+
+def _stages(plan: PoolPlan) -> Iterable[tuple[str, float]]:
+    return ("ready", plan.ready), ("loading", plan.loading), ("draining", plan.draining)
+
+
+def _forecast(plan: PoolPlan) -> Iterable[tuple[str, float]]:
+    band = plan.forecast
+    return ("low", band.low), ("median", band.median), ("high", band.high)
+
+
+def _loads(plan: PoolPlan) -> Iterable[tuple[str, float]]:
+    return ("50", plan.load_time.p50_s), ("90", plan.load_time.p90_s)
+
+
+def _one_of(names: Sequence[str], read: Callable[[PoolPlan], str]) -> Callable[[PoolPlan], Any]:
+    """1 for the one that holds, 0 for the others: a series does not stop when another begins."""
+    return lambda plan: [(name, float(read(plan) == name)) for name in names]
+
+
+def _silence(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
+    if snapshot.scaling.silence_s is not None:
+        yield "", (), snapshot.scaling.silence_s
+
+
+def _variants(read: Callable[[PoolPlan], float]) -> Make:
+    def samples(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
+        for each in snapshot.scaling.pools[:POOLS_MAX]:
+            if not each.stale:
+                yield "", (each.plan.pool, each.namespace, each.accelerator), read(each.plan)
+
+    return samples
+
+
 def _build(_snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
     yield "", (__version__,), 1.0
 
@@ -275,6 +335,25 @@ _MAKE: Mapping[str, Make] = {
     "gpu_temperature_celsius": _gpus(lambda gpu: gpu.temperature_c),
     "gpu_power_watts": _gpus(lambda gpu: gpu.power_w),
     "gpu_lost": _gpus(lambda gpu: gpu.lost),
+    "scaling_wanted_replicas": _pooled(lambda each: each.plan.wanted, fresh=True),
+    "scaling_reported_replicas": _pooled(
+        lambda each: reported_milli(each.plan.wanted, each.plan.had) / 1_000, fresh=True
+    ),
+    "scaling_replicas": _parted(_stages),
+    "scaling_forecast_requests_per_second": _parted(_forecast),
+    "scaling_horizon_seconds": _pooled(lambda each: each.plan.horizon_s),
+    "scaling_load_seconds": _parted(_loads),
+    "scaling_loads_measured": _pooled(lambda each: each.plan.load_time.measured),
+    "scaling_binding": _parted(_one_of(BINDINGS, lambda plan: plan.need.binding)),
+    "scaling_bound": _parted(_one_of(BOUNDS, lambda plan: plan.bound)),
+    "scaling_unmet_replicas": _pooled(lambda each: each.unmet),
+    "scaling_overdue_ratio": _pooled(lambda each: each.overdue),
+    "scaling_turns": _pooled(lambda each: each.turns),
+    "scaling_plan_age_seconds": _pooled(lambda each: each.age_s),
+    "scaler_silence_seconds": _silence,
+    "desired_replicas": _variants(lambda plan: plan.wanted),
+    "current_replicas": _variants(lambda plan: plan.had),
+    "desired_ratio": _variants(lambda plan: plan.wanted / plan.had if plan.had else plan.wanted),
     "prediction_error_ratio": _errors,
     "events_total": _plain(lambda snapshot: snapshot.counts.events),
     "event_loop_lag_seconds": _lag,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from extproc.core.reports import ReplicaReport
+from extproc.core.scaling.values import PoolPlan
 from extproc.core.scheduler import Scheduler
 from extproc.observe.metrics.counting import Counting, Counts
 
@@ -44,6 +45,27 @@ class SeenEndpoint(NamedTuple):
     cache_corrections: dict[str, int]
 
 
+class SeenScaling(NamedTuple):
+    """A pool that scales, as it was: its newest plan, how old that is, and what is wrong."""
+
+    plan: PoolPlan
+    age_s: float
+    #: Whether it is too old to go by; then it says no number of replicas.
+    stale: bool = False
+    unmet: float = 0.0
+    overdue: float = 0.0
+    turns: int = 0
+    namespace: str = ""
+    accelerator: str = ""
+
+
+class ScalingSeen(NamedTuple):
+    """Everything of scaling; `silence_s` is None without an external scaler."""
+
+    pools: tuple[SeenScaling, ...] = ()
+    silence_s: float | None = None
+
+
 @dataclass(slots=True)
 class MetricsSnapshot:
     """Label values and figures, by metric."""
@@ -67,6 +89,7 @@ class MetricsSnapshot:
     quota_ratios: array[float] = field(default_factory=lambda: array("d"))
     quota_tenants: list[str] = field(default_factory=list)
     quota_limits: list[str] = field(default_factory=list)
+    scaling: ScalingSeen = field(default_factory=ScalingSeen)
     #: What other parts show: prometheus_client's metrics.
     extra: list[Any] = field(default_factory=list)
 
@@ -79,12 +102,14 @@ async def take(
     clock: Callable[[], int],
     bound: Callable[[], Mapping[tuple[str, str], float]] = dict,
     firing: Callable[[], Mapping[str, bool]],
+    scaling: Callable[[], ScalingSeen] = ScalingSeen,
     extra: Iterable[Callable[[], Iterable[Any]]] = (),
 ) -> MetricsSnapshot:
     """Take everything; on the event loop that owns the scheduler."""
     found = _counted(counting, scheduler, firing())
     for (pool, resource), seconds in bound().items():
         found.bound[counting.pools.of(pool), resource] = seconds
+    found.scaling = scaling()
     for more in extra:
         found.extra += more()
     await asyncio.sleep(0)

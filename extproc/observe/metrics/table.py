@@ -31,9 +31,18 @@ class Spec:
     labels: tuple[str, ...]
     meaning: str
     buckets: tuple[float, ...] = ()
+    #: Another where other programs look for the name.
+    prefix: str = PREFIX
+
+    @property
+    def full_name(self) -> str:
+        """As it is exported."""
+        return self.prefix + self.name
 
 
 AT_POOL, AT_GPU = ("pool", "endpoint"), ("endpoint", "gpu")
+#: What the workload-variant autoscaler calls its gauges, and their labels.
+WVA, AT_VARIANT = "wva_", ("variant_name", "namespace", "accelerator_type")
 
 #: By what they are of, in the order in which they are shown.
 GROUPS: Mapping[str, tuple[Spec, ...]] = {
@@ -207,6 +216,97 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
         Spec("gpu_temperature_celsius", "gauge", AT_GPU, "Temperature."),
         Spec("gpu_power_watts", "gauge", AT_GPU, "Power draw."),
         Spec("gpu_lost", "gauge", AT_GPU, "1 where the driver has lost the card, else 0."),
+    ),
+    "Scaling": (
+        Spec("scaling_wanted_replicas", "gauge", ("pool",), "Replicas that are wanted, by the newest plan."),
+        Spec(
+            "scaling_reported_replicas",
+            "gauge",
+            ("pool",),
+            "The same as a HorizontalPodAutoscaler must see it to make them, beyond its tolerance of 0.1.",
+        ),
+        Spec(
+            "scaling_replicas",
+            "gauge",
+            ("pool", "stage"),
+            "Replicas that take work (ready), are on their way (loading) or leave (draining).",
+        ),
+        Spec(
+            "scaling_forecast_requests_per_second",
+            "gauge",
+            ("pool", "bound"),
+            "Arrivals a second that are expected when a replica that begins now is ready: low, median, high.",
+        ),
+        Spec(
+            "scaling_horizon_seconds",
+            "gauge",
+            ("pool",),
+            "How far ahead that is: the load time and the orchestrator's own.",
+        ),
+        Spec(
+            "scaling_load_seconds",
+            "gauge",
+            ("pool", "percentile"),
+            "How long a replica takes until it is ready (50, 90): as configured until measured.",
+        ),
+        Spec(
+            "scaling_loads_measured",
+            "gauge",
+            ("pool",),
+            "Loads that this is measured of; 0: it is what the file says.",
+        ),
+        Spec(
+            "scaling_binding",
+            "gauge",
+            ("pool", "resource"),
+            "1 for what one replica fewer would lack: ttft, tpot, permits, kv or none.",
+        ),
+        Spec(
+            "scaling_bound",
+            "gauge",
+            ("pool", "bound"),
+            "1 for what kept the plan from more or fewer: min, max, budget, step, hold or schedule.",
+        ),
+        Spec(
+            "scaling_unmet_replicas",
+            "gauge",
+            ("pool",),
+            "Replicas that are wanted beyond what max_replicas or the budget allows, at least.",
+        ),
+        Spec(
+            "scaling_overdue_ratio",
+            "gauge",
+            ("pool",),
+            "Load times that have passed without a replica becoming ready, while fewer are than wanted.",
+        ),
+        Spec(
+            "scaling_turns",
+            "gauge",
+            ("pool",),
+            "How often what is wanted changed its direction within the last hour.",
+        ),
+        Spec("scaling_plan_age_seconds", "gauge", ("pool",), "How old the newest plan is."),
+        Spec(
+            "scaler_silence_seconds",
+            "gauge",
+            (),
+            "How long nobody has asked the external scaler, where there is one.",
+        ),
+        Spec(
+            "desired_replicas",
+            "gauge",
+            AT_VARIANT,
+            "scaling_wanted_replicas under the name that the workload-variant autoscaler gave it.",
+            prefix=WVA,
+        ),
+        Spec("current_replicas", "gauge", AT_VARIANT, "Replicas that are ready or loading.", prefix=WVA),
+        Spec(
+            "desired_ratio",
+            "gauge",
+            AT_VARIANT,
+            "Wanted over current; wanted where there is none.",
+            prefix=WVA,
+        ),
     ),
     "The service": (
         Spec(

@@ -320,7 +320,9 @@ class World:
         self._watch(address)
 
     def _first_token(self, reservation_id: str) -> None:
-        self.scheduler.settlement.first_token(reservation_id, now_ns=self.now_ns)
+        flight = self._flights.get(reservation_id)
+        served_by = flight.at if flight is not None else ""
+        self.scheduler.settlement.first_token(reservation_id, now_ns=self.now_ns, served_by=served_by)
 
     def _finished(self, event: Finished) -> None:
         flight = self._flights.pop(str(event.request_id), None)

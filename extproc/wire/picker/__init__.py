@@ -34,8 +34,9 @@ def _nobody_joins(_model: str, _tenant: str, _addresses: tuple[str, ...]) -> Non
 class Picker:
     """What all streams of the protocol share.
 
-    `settle` takes outcomes as the access log's, `first_token` a reservation's id and whether the engine
-    refused. `join(model, tenant, addresses)` hears of endpoints that a gateway named and no pool has.
+    `settle` takes outcomes as the access log's, `first_token` a reservation's id, whether the engine
+    refused, and who answers. `join(model, tenant, addresses)` hears of endpoints that a gateway named and
+    no pool has.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Picker:
         settings: Settings,
         *,
         settle: Callable[[Outcome], object],
-        first_token: Callable[[str, bool], object],
+        first_token: Callable[[str, bool, str], object],
         join: Callable[[str, str, tuple[str, ...]], object] = _nobody_joins,
     ) -> None:
         self.processor = processor

@@ -183,7 +183,7 @@ class PickerExchange(Exchange):
             # Of a body that never comes here the end does not either; an answer that is no stream is whole.
             end = end or (self._side.response_mode == codec.NO_BODY and not followed.streams)
         elif kind == "response_body" and followed.body(message.response_body.body, now_ns=now_ns):
-            self._picker.first_token(followed.reservation_id, followed.refused)
+            self._picker.first_token(followed.reservation_id, followed.refused, followed.served_by)
         if end:
             self._ended(complete=True)
 

@@ -22,6 +22,7 @@ SOURCES = {
     "networking.istio.io": "istio.io/api v1.32.0, kubernetes/customresourcedefinitions.gen.yaml",
     "gateway.networking.k8s.io": "sigs.k8s.io/gateway-api v1.4.1, config/crd/standard",
     "gateway.envoyproxy.io": "github.com/envoyproxy/gateway v1.9.1, charts/gateway-helm/charts/crds",
+    "keda.sh": "github.com/kedacore/keda/v2 v2.18.0, config/crd/bases",
     "inference.networking.k8s.io": "sigs.k8s.io/gateway-api-inference-extension v1.2.0, config/crd/bases",
     "monitoring.coreos.com": "prometheus-operator v0.85.0, example/prometheus-operator-crd",
 }

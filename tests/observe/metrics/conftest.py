@@ -18,7 +18,7 @@ from extproc.core.slo import ClassSpec
 from extproc.core.tenant import Tenant
 from extproc.observe.metrics.counting import Counting
 from extproc.observe.metrics.samples import families
-from extproc.observe.metrics.snapshot import MetricsSnapshot, take
+from extproc.observe.metrics.snapshot import MetricsSnapshot, ScalingSeen, take
 from tests.stand.changed import replace
 from tests.stand.schedulers import make_pool, make_scheduler, make_settled
 
@@ -69,6 +69,7 @@ class Scene:
         self.scheduler.dispatcher.on_release = lambda name, decision: self.released.append((name, decision))
         self.counting = Counting(self.scheduler, tenants=lambda: self.tenants, tenants_max=tenants_max)
         self.scheduler.events.observers = (self.counting,)
+        self.scaling = ScalingSeen()
 
     def admit(self, tenant: str = "acme", **facts: Any) -> Routed | Reject | Hold:
         """Decide on a request."""
@@ -117,6 +118,7 @@ class Scene:
                 endpoints_max=endpoints_max,
                 clock=lambda: self.now_ns,
                 firing=lambda: firing or {},
+                scaling=lambda: self.scaling,
             )
         )
 

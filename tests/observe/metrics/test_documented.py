@@ -17,7 +17,7 @@ from extproc.observe.metrics import counting
 from extproc.observe.metrics.exposition import render
 from extproc.observe.metrics.samples import GPUS_MAX
 from extproc.observe.metrics.snapshot import RULES_MAX
-from extproc.observe.metrics.table import GROUPS, PREFIX, TABLE
+from extproc.observe.metrics.table import GROUPS, PREFIX, TABLE, WVA
 
 DOC = Path(__file__).resolve().parents[3] / "docs" / "metrics.md"
 SETTINGS = MetricsConfig()
@@ -89,7 +89,7 @@ def page() -> str:
     for group, specs in GROUPS.items():
         lines += [f"## {group}", "", "| name | type | labels | meaning |", "|---|---|---|---|"]
         lines += [
-            f"| `{PREFIX}{spec.name}` | {spec.kind} | {', '.join(spec.labels)} | "
+            f"| `{spec.full_name}` | {spec.kind} | {', '.join(spec.labels)} | "
             + spec.meaning.replace("|", "\\|")
             + " |"
             for spec in specs
@@ -121,20 +121,20 @@ def test_what_is_documented_is_what_is_exported(scene: Callable[..., Any]) -> No
     exported = {
         metric.name + ("_total" if metric.type == "counter" else ""): metric.type
         for metric in parse(exposed.decode())
-        if metric.name.startswith(PREFIX)
+        if metric.name.startswith((PREFIX, WVA))
     }
     assert exported == documented
 
 
 def test_whatever_names_a_metric_names_one_that_there_is() -> None:
     """Dashboards, alert rules and documents: a query for a metric that is not there answers nothing."""
-    names = {PREFIX + spec.name for spec in TABLE}
+    names = {spec.full_name for spec in TABLE}
     root, ends = DOC.parents[1], {".md", ".json", ".yaml", ".yml", ".tpl"}
     asked: dict[str, str] = {}
     for folder in ("docs", "deploy"):
         for file in sorted((root / folder).rglob("*")):
             if file.is_file() and file.suffix in ends:
-                for name in re.findall(r"\bsteersman_[a-z0-9_]+", file.read_text(encoding="utf-8")):
+                for name in re.findall(r"\b(?:steersman|wva)_[a-z0-9_]+", file.read_text(encoding="utf-8")):
                     asked.setdefault(re.sub(r"_(bucket|count|sum)$", "", name), str(file.relative_to(root)))
     for package in ("steersman_agent", "steersman_mlx"):
         asked.pop(package, None)

@@ -20,10 +20,12 @@ from prometheus_client.registry import Collector
 
 from extproc.core.outcome import Reject
 from extproc.core.reports import GpuReport, KvReport, ReplicaReport
+from extproc.core.scaling.values import PoolPlan
 from extproc.observe.metrics import exposition
 from extproc.observe.metrics.exposition import PLAIN, SAMPLES_A_PIECE, chosen, render
 from extproc.observe.metrics.samples import families
-from extproc.observe.metrics.table import PREFIX, TABLE
+from extproc.observe.metrics.snapshot import ScalingSeen, SeenScaling
+from extproc.observe.metrics.table import TABLE
 from tests.stand.examples import examples
 
 Make = Callable[..., Any]
@@ -48,7 +50,7 @@ class Library(Collector):
     def collect(self) -> Iterable[Metric]:
         for spec, samples in families(self.snapshot):
             counter = spec.kind == "counter"
-            name = PREFIX + (spec.name.removesuffix("_total") if counter else spec.name)
+            name = spec.full_name.removesuffix("_total") if counter else spec.full_name
             metric = Metric(name, spec.meaning, spec.kind)
             for ending, values, value in samples:
                 labels = (*spec.labels, "le") if ending == "_bucket" else spec.labels
@@ -93,6 +95,8 @@ def busy(scene: Make) -> Any:
         msgspec.structs.replace(report, kv=KvReport(cached_tokens=3, complete=True, removed_blocks=1)),
         now_ns=at.now_ns,
     )
+    plan = PoolPlan(pool="chat", at_ns=0, wanted=2, ready=1, loading=1, draining=0, why="a test", bound="max")
+    at.scaling = ScalingSeen((SeenScaling(plan, age_s=1.0, turns=2),), silence_s=3.0)
     return at
 
 
@@ -131,7 +135,7 @@ def test_every_metric_is_read_back(busy: Any, accept: str, parse: Callable[[str]
     text, _ = written(busy.snapshot(firing={"burn": True}), accept)
     read = {metric.name: metric for metric in parse(text.decode())}
     for spec in TABLE:
-        metric = read[PREFIX + (spec.name.removesuffix("_total") if spec.kind == "counter" else spec.name)]
+        metric = read[spec.full_name.removesuffix("_total") if spec.kind == "counter" else spec.full_name]
         assert (metric.type, metric.documentation) == (spec.kind, spec.meaning)
         assert metric.samples, spec.name
         assert all(tuple(set(sample.labels) - {"le"}) or not spec.labels for sample in metric.samples)
@@ -148,7 +152,7 @@ def test_an_empty_service_has_every_metric(scene: Make) -> None:
     text, content_type = written(scene().snapshot())
     assert content_type == PLAIN
     for spec in TABLE:
-        assert f"# TYPE {PREFIX}{spec.name} {spec.kind}\n" in text.decode()
+        assert f"# TYPE {spec.full_name} {spec.kind}\n" in text.decode()
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,16 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if or (eq .Values.mode "sidecar") (and (eq .Values.mode "shared") .Values.gateway.enabled) -}}yes{{- end -}}
 {{- end }}
 
+{{/* Whether KEDA asks the service. */}}
+{{- define "steersman.scaler" -}}
+{{- if and .Values.scaling.enabled (ne .Values.scaling.mode "hpa") -}}yes{{- end -}}
+{{- end }}
+
+{{/* The replicas' namespace. */}}
+{{- define "steersman.replicasNamespace" -}}
+{{- (first .Values.scaling.targets).namespace | default .Release.Namespace -}}
+{{- end }}
+
 {{/* What the pod security standard `restricted` asks for. */}}
 {{- define "steersman.podSecurity" -}}
 runAsNonRoot: true
@@ -70,6 +80,20 @@ capabilities: {drop: [ALL]}
 {{- $_ := set $service "token_file" "/etc/steersman-decision/token" -}}
 {{- end -}}
 {{- $_ := set $over "service" $service -}}
+{{- $scaling := dict -}}
+{{- if include "steersman.scaler" . -}}
+{{- $external := dict "listen" (printf "0.0.0.0:%v" .Values.scaling.port) -}}
+{{- if .Values.scaling.tls.secretName -}}
+{{- $tls := dict "certificate" "/etc/steersman-scaler/tls.crt" "key" "/etc/steersman-scaler/tls.key" -}}
+{{- if .Values.scaling.tls.clientSecretName -}}{{- $_ := set $tls "client_ca" "/etc/steersman-scaler/ca.crt" -}}{{- end -}}
+{{- $_ := set $external "tls" $tls -}}
+{{- end -}}
+{{- $_ := set $scaling "external_scaler" $external -}}
+{{- end -}}
+{{- if and .Values.scaling.enabled .Values.scaling.podDeletionCost -}}
+{{- $_ := set $scaling "pod_deletion_cost" (dict "namespace" (include "steersman.replicasNamespace" .) "selector" .Values.agents.selector) -}}
+{{- end -}}
+{{- if $scaling -}}{{- $_ := set $over "scaling" $scaling -}}{{- end -}}
 {{- if .Values.keySecret.name -}}
 {{- $_ := set $over "identity" (dict "key_secret_file" "/etc/steersman/secrets/key-secret") -}}
 {{- end -}}
@@ -181,6 +205,40 @@ unix:/var/lib/steersman/run/{{ $name }}.orders.sock
 {{- end -}}
 {{- if and (.Values.config.service | default dict).tls (ne .Values.mode "sidecar") -}}
 {{- fail "config.service.tls: the kubelet's gRPC probes do not speak TLS; use decisionToken, and a mesh or the cluster's network for encryption" -}}
+{{- end -}}
+{{- if .Values.scaling.enabled -}}
+{{- if not .Values.scaling.targets -}}
+{{- fail "scaling.targets is missing: which workload has the replicas of which pool, [{pool: NAME, name: DEPLOYMENT}]" -}}
+{{- end -}}
+{{- $scaled := dict -}}
+{{- range .Values.config.pools -}}{{- if .scaling -}}{{- $_ := set $scaled .name .scaling -}}{{- end -}}{{- end -}}
+{{- $places := dict -}}
+{{- $seen := dict -}}
+{{- range .Values.scaling.targets -}}
+{{- if not (hasKey $scaled .pool) -}}
+{{- fail (printf "scaling.targets names pool %s, and config.pools has no such pool with `scaling` (max_replicas and so on)" .pool) -}}
+{{- end -}}
+{{- if hasKey $seen .pool -}}
+{{- fail (printf "scaling.targets names pool %s twice: what is wanted of a pool is one workload's replicas" .pool) -}}
+{{- end -}}
+{{- $_ := set $seen .pool true -}}
+{{- $_ := set $places (.namespace | default $.Release.Namespace) true -}}
+{{- if and (eq $.Values.scaling.mode "hpa") (lt (int (dig "min_replicas" 1 (get $scaled .pool))) 1) -}}
+{{- fail (printf "scaling.mode hpa cannot start pool %s from zero; use keda-push, or min_replicas 1" .pool) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.scaling.podDeletionCost (gt (len $places) 1) -}}
+{{- fail "scaling.podDeletionCost goes with targets of one namespace" -}}
+{{- end -}}
+{{- if and (eq .Values.scaling.mode "hpa") (not .Values.metrics.enabled) -}}
+{{- fail "scaling.mode hpa needs metrics.enabled: prometheus-adapter gives HPA what Prometheus reads there" -}}
+{{- end -}}
+{{- if and .Values.scaling.tls.clientSecretName (not .Values.scaling.tls.secretName) -}}
+{{- fail "scaling.tls.clientSecretName needs scaling.tls.secretName" -}}
+{{- end -}}
+{{- if and (include "steersman.scaler" .) .Values.networkPolicy.enabled (not .Values.scaling.peers) -}}
+{{- fail "scaling.peers is missing: who may ask the external scaler (KEDA's operator)" -}}
+{{- end -}}
 {{- end -}}
 {{- if and (eq .Values.mode "picker") .Values.picker.inferencePool.create (not .Values.picker.inferencePool.matchLabels) -}}
 {{- fail "picker.inferencePool.matchLabels is missing: the labels of the replicas' pods" -}}

@@ -10,10 +10,16 @@ env:
   - name: POD_NAME
     valueFrom: {fieldRef: {fieldPath: metadata.name}}
   {{- end }}
+  {{- if .Values.scaling.enabled }}
+  # The namespace label of the gauges wva_*.
+  - name: POD_NAMESPACE
+    valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+  {{- end }}
 {{- $ports := list }}
 {{- if .grpcPort }}{{ $ports = append $ports (dict "name" "grpc" "containerPort" .grpcPort) }}{{ end }}
 {{- if .Values.agents.enabled }}{{ $ports = append $ports (dict "name" "telemetry" "containerPort" 50052) }}{{ end }}
 {{- if .Values.metrics.enabled }}{{ $ports = append $ports (dict "name" "metrics" "containerPort" (int .Values.metrics.port)) }}{{ end }}
+{{- if include "steersman.scaler" . }}{{ $ports = append $ports (dict "name" "scaler" "containerPort" (int .Values.scaling.port)) }}{{ end }}
 {{- with $ports }}
 ports: {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -26,6 +32,12 @@ volumeMounts:
   {{- end }}
   {{- if .Values.decisionToken.name }}
   - {name: decision-token, mountPath: /etc/steersman-decision, readOnly: true}
+  {{- end }}
+  {{- if .Values.scaling.tls.secretName }}
+  - {name: scaler-tls, mountPath: /etc/steersman-scaler, readOnly: true}
+  {{- end }}
+  {{- if and .Values.scaling.enabled .Values.scaling.podDeletionCost }}
+  - {name: api, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
   {{- end }}
   - {name: run, mountPath: /run/steersman}
   - {name: data, mountPath: /var/lib/steersman}
@@ -50,6 +62,19 @@ volumeMounts:
 {{- end }}
 - {name: run, emptyDir: {medium: Memory, sizeLimit: 16Mi}}
 {{- if .service }}
+{{- if .Values.scaling.tls.secretName }}
+- name: scaler-tls
+  secret: {secretName: {{ .Values.scaling.tls.secretName }}, defaultMode: 0440}
+{{- end }}
+{{- if and .Values.scaling.enabled .Values.scaling.podDeletionCost }}
+# The API's token for the service's container, and for no other: it may list and patch the replicas' pods.
+- name: api
+  projected:
+    defaultMode: 0440
+    sources:
+      - serviceAccountToken: {path: token, expirationSeconds: 3600}
+      - configMap: {name: kube-root-ca.crt, items: [{key: ca.crt, path: ca.crt}]}
+{{- end }}
 - {name: data, emptyDir: {sizeLimit: 1Gi}}
 {{- end }}
 - {name: tmp, emptyDir: {sizeLimit: 64Mi}}

@@ -1,0 +1,89 @@
+"""The number that HPA sees, against HPA's own arithmetic."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from extproc.core.scaling.reported import reported_milli
+
+
+def hpa(current: int, value_milli: int, target_milli: int, tolerance: float) -> int:
+    """What a HorizontalPodAutoscaler makes of a metric with an AverageValue (kube-controller-manager).
+
+    Its two spellings of "within", of before and since Kubernetes 1.33, differ at the very edge: neither is
+    relied on.
+    """
+    ratio = value_milli / (target_milli * current)
+    before = abs(1.0 - ratio) <= tolerance
+    since = 1.0 - tolerance <= ratio <= 1.0 + tolerance
+    if before != since:
+        assert abs(abs(1.0 - ratio) - tolerance) < 1e-9
+    return current if since else math.ceil(value_milli / target_milli)
+
+
+def settle(current: int, wanted: int, *, tolerance: float, target_milli: int = 1_000) -> list[int]:
+    """The replicas that there are at HPA's steps, until they stay as they are."""
+    seen = [current]
+    while True:
+        value = reported_milli(wanted, seen[-1], tolerance=tolerance, target_milli=target_milli)
+        step = hpa(seen[-1], value, target_milli, tolerance)
+        if step == seen[-1]:
+            return seen
+        seen.append(step)
+        assert len(seen) < 5, f"no rest: {seen}"
+
+
+@pytest.mark.parametrize("target_milli", [1_000, 100, 570, 7_500])
+def test_a_cluster_without_tolerance_makes_what_is_wanted(target_milli: int) -> None:
+    """With tolerance 0 every number of replicas becomes every other in one step."""
+    for current in range(1, 101):
+        for wanted in range(1, 101):
+            steps = settle(current, wanted, tolerance=0.0, target_milli=target_milli)
+            assert steps == ([current] if current == wanted else [current, wanted])
+
+
+@pytest.mark.parametrize("tolerance", [0.1, 0.05, 0.2])
+@pytest.mark.parametrize("target_milli", [1_000, 100, 7_500])
+def test_more_are_always_made_and_never_too_few(tolerance: float, target_milli: int) -> None:
+    """Up, HPA ends at the very number, or a tolerance above it; down never below what is wanted; and it comes
+    to rest."""
+    for current in range(1, 101):
+        for wanted in range(1, 101):
+            steps = settle(current, wanted, tolerance=tolerance, target_milli=target_milli)
+            assert min(steps[1:], default=wanted) >= wanted
+            # Nothing is made that would not have to be for HPA to hear.
+            assert max(steps) <= max(current, wanted, math.floor(current * (1 + tolerance)) + 1)
+            assert (steps[-1] - wanted) <= tolerance * steps[-1] + 1e-9
+
+
+def test_the_default_tolerance_swallows_less_than_it_would() -> None:
+    """Up to 18 replicas each number is reached, where wanted with a target of 1 stays at 10 for ever."""
+    assert hpa(10, 11_000, 1_000, 0.1) == 10
+    assert settle(10, 11, tolerance=0.1) == [10, 12, 11]
+    assert settle(20, 21, tolerance=0.1) == [20, 23, 21]
+    assert settle(11, 10, tolerance=0.1) == [11, 10]
+    assert settle(30, 29, tolerance=0.1) == [30]
+    for current in range(1, 19):
+        for wanted in range(1, 19):
+            assert settle(current, wanted, tolerance=0.1)[-1] == wanted
+
+
+def test_a_stale_count_of_replicas_does_no_harm() -> None:
+    """HPA counts pods that we do not see yet, or no more: it makes no fewer than wanted, and what is too
+    many is bounded by what we see."""
+    for seen in range(40):
+        for wanted in range(1, 40):
+            value = reported_milli(wanted, seen)
+            for current in range(1, 40):
+                made = hpa(current, value, 1_000, 0.1)
+                if made != current:
+                    assert wanted <= made <= max(wanted, math.floor(seen * 1.1) + 1)
+
+
+def test_nothing_is_wanted() -> None:
+    """None wanted, or none there yet: the number is what it is."""
+    assert reported_milli(0, 7) == 0
+    assert reported_milli(3, 0) == 3_000
+    assert reported_milli(0, 0) == 0

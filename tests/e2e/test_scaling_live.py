@@ -1,0 +1,133 @@
+"""Replicas that come and go as processes, before the real Envoy, in real time."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gateway import KEYS, Gateway, wait_for
+from openai import OpenAI
+
+from extproc.scaling.keeper import started
+from extproc.scaling.process import marked
+
+pytestmark = [
+    pytest.mark.envoy,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(sys.platform != "linux", reason="what is swept up is found in /proc"),
+]
+
+WEIGHTS = Path(__file__).resolve().parents[2] / ".weights" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+SIMULATED = [sys.executable, "-P", "-m", "extproc.cli", "sim-replica"]
+MESSAGES: Any = [{"role": "user", "content": "Name three colours of the rainbow."}]
+
+
+FAKE = [sys.executable, "-I", "-S", str(Path(__file__).parents[1] / "stand" / "fake_engine.py"), "{port}"]
+
+
+def launched(command: list[str], *, cold_hold_ms: int = 300_000, **scaling: Any) -> Gateway:
+    """A gateway whose one pool has nothing but what it starts itself."""
+    pool = {
+        "models": ["smollm2"],
+        "engine": scaling.pop("engine", "tgi"),
+        "addresses": [],
+        "scaling": {
+            "min_replicas": 0,
+            "max_replicas": 1,
+            "load_time_s": 300,
+            "launcher": {"command": command, "backoff_s": 0.1, "stop_timeout_s": 10},
+            **scaling,
+        },
+    }
+    return Gateway(
+        {"chat": pool},
+        mode="ads",
+        classes=[{"name": "standard", "cold_hold_ms": cold_hold_ms, "hold_ms": 60_000}],
+    )
+
+
+def replicas(gateway: Gateway) -> list[dict[str, Any]]:
+    """What the launcher has, as `steersman status` tells it."""
+    found: list[dict[str, Any]] = gateway.status()["launcher"]["chat"]["replicas"]
+    return found
+
+
+def processes(gateway: Gateway) -> set[int]:
+    """What its launcher's replicas are and have started."""
+    name = gateway.service_address.replace(":", "_")
+    return {pid for pid, mark in marked() if f"/{name}.launcher/" in mark and started(pid)}
+
+
+def test_from_zero_to_the_first_token_with_a_real_engine() -> None:
+    """llama.cpp is started by the first request, which is held meanwhile and answered like any other."""
+    if not WEIGHTS.exists():
+        pytest.fail("no weights: make weights") if os.environ.get("CI") else pytest.skip(
+            "no weights: make weights"
+        )
+    pytest.importorskip("xllamacpp")
+    engine = [sys.executable, str(Path(__file__).with_name("engine_server.py")), str(WEIGHTS), "{port}"]
+    with launched(engine, engine="llamacpp") as gateway:
+        assert replicas(gateway) == []
+        client = OpenAI(base_url=f"{gateway.url}/v1", api_key=KEYS["acme"], max_retries=0, timeout=400)
+        began_s = time.monotonic()
+        stream = client.chat.completions.create(
+            model="smollm2", messages=MESSAGES, max_tokens=16, stream=True
+        )
+        text, first_s = "", None
+        for chunk in stream:
+            text += chunk.choices[0].delta.content or "" if chunk.choices else ""
+            first_s = first_s or time.monotonic() - began_s
+        print(f"from zero to the first token in {first_s:.1f} s: {text!r}")
+        assert text
+        wait_for("the records", gateway.quiet)
+        status = gateway.status()
+        assert status["counts"]["held.cold"] == 1
+        assert [each["stage"] for each in replicas(gateway)] == ["ready"]
+        # A second one finds it there.
+        again = client.chat.completions.create(model="smollm2", messages=MESSAGES, max_tokens=4)
+        assert again.choices[0].message.content
+        assert gateway.status()["counts"]["held.cold"] == 1
+        gateway.service.stop()
+        assert not processes(gateway), "a service that was stopped leaves no replica"
+
+
+def test_who_is_not_held_is_told_when_to_come_again() -> None:
+    """503, and a Retry-After that counts down to when the replica is expected."""
+    with launched([*FAKE, "load=600"], cold_hold_ms=0) as gateway:
+        body = {"model": "smollm2", "messages": MESSAGES}
+        told = []
+        for _ in range(2):
+            status, headers, answer = gateway.call("/v1/chat/completions", body)
+            assert (status, answer["error"]["code"]) == (503, "no_ready_endpoint")
+            told.append(int(headers["retry-after"]))
+            time.sleep(1.5)
+        # It counts from the start of the process on, which is a moment after the question.
+        assert 301 >= told[0] > told[1] > 0
+        wait_for("it loads", lambda: [each["stage"] for each in replicas(gateway)] == ["loading"])
+
+
+def test_a_killed_service_leaves_its_replicas_to_its_successor() -> None:
+    """A stream that runs goes on, and the next service has the same process in its pool."""
+    command = [*SIMULATED, "--port", "{port}", "--model", "smollm2"]
+    with launched(command) as gateway:
+        client = OpenAI(base_url=f"{gateway.url}/v1", api_key=KEYS["acme"], max_retries=0, timeout=400)
+        prompt: Any = [{"role": "user", "content": "Count. [[sim:out=600]]"}]
+        stream = client.chat.completions.create(model="smollm2", messages=prompt, max_tokens=600, stream=True)
+        chunks = iter(stream)
+        next(chunks)
+        before = processes(gateway)
+        assert before
+        gateway.service.kill()
+        tokens = 1
+        gateway.start_service()
+        tokens += sum(bool(chunk.choices and chunk.choices[0].delta.content) for chunk in chunks)
+        assert tokens >= 600, "nothing was cut"
+        wait_for("it is taken over", lambda: [each["stage"] for each in replicas(gateway)] == ["ready"])
+        assert processes(gateway) == before
+        answer = client.chat.completions.create(model="smollm2", messages=MESSAGES, max_tokens=4)
+        assert answer.choices[0].message.content
+        assert gateway.status()["launcher"]["chat"]["starts"] == 0
