@@ -18,8 +18,8 @@ from extproc.core.scaling.use import UseMeter, look_at
 from extproc.core.scheduler import Scheduler
 from extproc.service.parts import Part
 
-#: Endpoints looked at in one step (a quarter of a second): a thousand of them within 2.5 s.
-LOOKED_AT: Final = 100
+#: Endpoints looked at in one step (a quarter of a second): a thousand of them within 5 s.
+LOOKED_AT: Final = 50
 #: What may bind a pool, as it is told of.
 RESOURCES: Final = ("memory", "compute", "permits", "idle")
 #: What was seen counts half after so long, and how often it is aged and judged.

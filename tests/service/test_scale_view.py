@@ -17,7 +17,7 @@ from extproc.core.scaling.values import Band, Demand, LoadTime, Need, PlanTerm, 
 from extproc.observe.alerts.defaults import RULES
 from extproc.service.advice import JUDGED_EVERY_S, LOOKED_AT, AdvicePart
 from extproc.service.app import App
-from extproc.service.scale_view import POINTS_MAX, ScaleView, thinned
+from extproc.service.scale_view import POINTS_ALL_MAX, POINTS_MAX, ScaleView, thinned
 
 CONFIG = """
 gateway: {auth: none}
@@ -70,7 +70,7 @@ class Stand:
         return round(self.now_s * S)
 
     def ask(self, **order: Any) -> Any:
-        return json.loads(self.view.order(json.dumps(order).encode()))
+        return json.loads(asyncio.run(self.view.order(json.dumps(order).encode())))
 
 
 def test_the_newest_plan_of_each_pool_is_told() -> None:
@@ -197,3 +197,36 @@ def test_a_pool_that_stays_short_of_memory_is_an_alert() -> None:
     text = asyncio.run(app.measuring.exposition())[0].decode()
     assert 'steersman_pool_bound_seconds{pool="chat",resource="memory"} 18' in text
     assert 'steersman_pool_bound_seconds{pool="chat",resource="idle"} 0' in text
+
+
+def test_a_long_past_of_many_pools_is_bounded_and_lets_others_go_on() -> None:
+    """Points of all pools together are bounded, and the loop turns between two pools."""
+    pools = "".join(
+        f"  - {{name: p{i}, models: [m{i}], endpoints: [{{address: '10.1.0.{i + 1}:80'}}], "
+        "scaling: {max_replicas: 8}}\n"
+        for i in range(40)
+    )
+    stand = Stand(f"gateway: {{auth: none}}\npools:\n{pools}")
+    for i in range(40):
+        for at in range(600):
+            stand.app.scaling.publish(plan(2, 100.0 + at, pool=f"p{i}"))
+
+    async def main() -> tuple[Any, int]:
+        turns, over = 0, False
+
+        async def others() -> None:
+            nonlocal turns
+            while not over:
+                turns += 1
+                await asyncio.sleep(0)
+
+        beside = asyncio.create_task(others())
+        found = json.loads(await stand.view.view(1_000))
+        over = True
+        await beside
+        return found, turns
+
+    found, turns = asyncio.run(main())
+    assert len(found["pools"]) == 40
+    assert sum(len(pool["points"]) for pool in found["pools"]) == POINTS_ALL_MAX
+    assert turns >= 40
