@@ -59,9 +59,9 @@ class Values:
             _fleet_gauges(gauges, ("pool", name), pool.endpoints)
             everyone += pool.endpoints
         _fleet_gauges(gauges, FLEET, everyone)
-        for (pool, resource), seconds in self.bound().items():
+        for (bound, resource), seconds in self.bound().items():
             if (signal := _BOUND.get(resource)) is not None:
-                gauges[signal, ("pool", pool)] = seconds
+                gauges[signal, ("pool", bound)] = seconds
         if (median := scheduler.settlement.feedback.ttft.median) is not None:
             gauges["prediction_error", FLEET] = median
         gauges.update(self.scaling())
