@@ -258,10 +258,9 @@ class Capacity:
             together = now
         if wait == inf:
             return 1.0, busy, state
-        late = sum(
-            share * (1.0 if slack <= step else min(1.0, waits * exp(-(slack - step) / max(wait, 1e-9))))
-            for slack, share in work.slacks
-        )
+        late, long = 0.0, max(wait, 1e-9)
+        for slack, share in work.slacks:
+            late += share * (1.0 if slack <= step else min(1.0, waits * exp(-(slack - step) / long)))
         return late, busy, state
 
     def _streams(self, rate: float, state: Steady, replicas: int) -> tuple[float, Binding, float]:
@@ -307,22 +306,45 @@ def rate_max(capacity: Capacity, replicas: int, target: float) -> float:
     return low * replicas
 
 
-def need(capacity: Capacity, requests_per_s: float, target: float, *, most: int = REPLICAS_MAX) -> Need:
-    """The fewest replicas that bear a rate at a share `target`; `most` where no number up to it does."""
+def need(
+    capacity: Capacity, requests_per_s: float, target: float, *, most: int = REPLICAS_MAX, near: int = 0
+) -> Need:
+    """The fewest replicas that bear a rate at a share `target`; `most` where no number up to it does. It is
+    looked for beside `near` first: the last answer is seldom far."""
     if requests_per_s <= 0.0:
         return Need(replicas=0, attainment=1.0, utilization=0.0, binding="none")
     at = capacity.at if target < EDGE else capacity.within
-    low, high = 0, 1
-    while high < most and at(requests_per_s, high).attainment < target:
-        low, high = high, min(most, high * 2)
+    known: dict[int, Attained] = {}
+
+    def enough(replicas: int) -> bool:
+        if replicas not in known:
+            known[replicas] = at(requests_per_s, replicas)
+        return known[replicas].attainment >= target
+
+    low, high = 0, min(most, max(near, 1))
+    if enough(high):
+        # Down from there by ones, then twos, …: nearly always the first already says no.
+        step = 1
+        while high - step > 0 and enough(high - step):
+            high -= step
+            step *= 2
+        low = max(0, high - step)
+    else:
+        step = 1
+        while high < most and not enough(high):
+            low, high = high, min(most, high + step)
+            step *= 2
     while high - low > 1:
         middle = (low + high) // 2
-        if at(requests_per_s, middle).attainment < target:
-            low = middle
-        else:
+        if enough(middle):
             high = middle
+        else:
+            low = middle
     found = capacity.at(requests_per_s, high)
-    fewer = at(requests_per_s, high - 1) if high > 1 else found
+    fewer = found
+    if high > 1:
+        enough(high - 1)
+        fewer = known[high - 1]
     return Need(
         replicas=high,
         attainment=found.attainment,
