@@ -22,6 +22,7 @@ from extproc.core.tenant import Tenant
 from extproc.core.turns import TurnRow
 from extproc.observe.alerts.engine import AlertState
 from extproc.service.app import App
+from tests.stand.cluster import cluster, pod
 from tests.stand.keda import KedaClient
 from tests.stand.waits import until
 
@@ -239,6 +240,35 @@ def test_fewer_are_told_when_kubernetes_knows_who_goes(tmp_path: Path) -> None:
         world.publish(4, ready=3)
         assert world.part.plan("llama").wanted == 4  # type: ignore[union-attr]
         await world.part.stop()
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_who_leaves_is_marked_before_fewer_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a plan to the pods' annotations, through a Kubernetes API, and then to KEDA; taken back when they
+    stay, and when the setting goes."""
+    (tmp_path / "token").write_text("the-account")
+    cost = {"pod_deletion_cost": {"namespace": "llm", "account_dir": str(tmp_path)}}
+
+    async def run() -> None:
+        async with cluster(*(pod(f"llama-{i}", f"10.0.0.{i}") for i in range(3))) as api:
+            monkeypatch.setenv("KUBERNETES_API", api.url)
+            world = World(config_of(**cost, **KEDA))
+            await world.part.start()
+            scaler, costs = world.part.scaler, world.part.costs
+            assert scaler is not None
+            assert costs is not None
+            async with KedaClient(scaler.address, pool="llama") as keda:
+                name, _ = await keda.metric_spec()
+                world.publish(1, ready=3, leaving=("10.0.0.2:8000", "10.0.0.0:8000"))
+                assert await keda.metrics(name) == 3_000
+                await until(lambda: costs.written("llama"))
+                assert api.costs() == {"llama-2": "-2", "llama-0": "-1"}
+                assert await keda.metrics(name) == 1_000
+                world.publish(3, ready=3)
+                await until(lambda: costs.written("llama"))
+                assert api.costs() == {}
+            await world.part.stop()
 
     asyncio.run(asyncio.wait_for(run(), 60))
 
