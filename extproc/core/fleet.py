@@ -401,12 +401,12 @@ class Fleet:
         """Let time pass: health follows its causes, telemetry ages, what has left is let go."""
         for pool in self.pools.values() if pools is None else pools:
             diagnoses = [self._diagnoses[endpoint.address] for endpoint in pool.endpoints]
-            before = [(e.ready, e.weight) for e in pool.endpoints]
+            before = [(e.ready, round(e.weight, 2)) for e in pool.endpoints]
             pool.blind = step_pool(diagnoses, now_ns=now_ns)
             if pool.cold.wanted and pool.ready:
                 pool.cold.over()
-            after = [(e.ready, e.weight) for e in pool.endpoints]
-            if before != after and _rounded(before) != _rounded(after):
+            after = [(e.ready, round(e.weight, 2)) for e in pool.endpoints]
+            if before != after:
                 self.version += 1
         gone = [address for address, endpoint in self.leaving.items() if endpoint.requests == 0]
         for address in gone:
@@ -447,7 +447,3 @@ class Fleet:
                     before.forget(address)
         self._by_address = by_address
         self.version += 1
-
-
-def _rounded(seen: Iterable[tuple[bool, float]]) -> list[tuple[bool, float]]:
-    return [(ready, round(weight, 2)) for ready, weight in seen]

@@ -16,6 +16,7 @@ import yaml
 
 from extproc.addresses import port_of, split
 from extproc.core.tenant import hash_key
+from extproc.demo import wave
 from extproc.demo.tenancy import (
     ALERTS,
     BY_NAME,
@@ -227,7 +228,9 @@ def _config(fleet: DemoFleet, *, admin: str, telemetry: str, tokens: dict[str, s
                 ],
             }
             for serving in POOLS
-        ],
+        ]
+        + [wave.pool(speed=fleet.speed, hardware=A100.hardware)],
+        "scaling": {"interval_s": 1, "bucket_s": 2},
         "families": [{"name": FAMILY, "models": [serving.model for serving in POOLS]}],
         "experiments": EXPERIMENTS,
         "alerts": ALERTS,

@@ -20,7 +20,7 @@ from rich.console import Console, RenderableType
 
 from extproc.config.load import load
 from extproc.core.series import shown
-from extproc.demo import running
+from extproc.demo import running, wave
 from extproc.demo.cards import Cards
 from extproc.demo.clients import TenantClients
 from extproc.demo.parts import RESTARTS, Parts
@@ -118,7 +118,7 @@ class Demo:
                 await signals.unless_stopped(self._start(gateway, parts))
                 if signals.stop.is_set():
                     return None
-                models = [*(serving.model for serving in POOLS), FAMILY]
+                models = [*(serving.model for serving in POOLS), FAMILY, wave.MODEL]
                 for tenant, key in self.fleet.keys.items():
                     clients[tenant] = TenantClients(gateway.url, key=key, models=models)
                 if faults:
@@ -244,7 +244,9 @@ class Demo:
         )
         ending = asyncio.sleep(self.options.for_s) if self.options.for_s else asyncio.Event().wait()
         try:
-            await first_of(traffic.replay(self.work, speed=self.options.speed), watching, ending)
+            speed = self.options.speed
+            sending = traffic.replay(self.work, speed=speed), traffic.wave(speed=speed)
+            await first_of(*sending, watching, ending)
         finally:
             self._say(_line(figures, time.monotonic() - began_s))
 
@@ -297,6 +299,7 @@ class Demo:
         return [
             f"{count} SIMULATED replicas ({CAPTION}), {speed:g}× as fast as life",
             f"workload: {self.work.source}",
+            f"pool {wave.POOL}: none at rest, up to {wave.REPLICAS_MAX} on a wave every {wave.PERIOD_S:g} s",
             *([f"a fault every {EVERY_S:g} s, said when it comes; {OFF} turns this off"] if faults else []),
         ]
 

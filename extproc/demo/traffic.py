@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from random import Random
 from typing import Any, Final
 
 from extproc.core.series import shown
+from extproc.demo import wave
 from extproc.demo.clients import WAYS, Call, ClientSample, Send, Way
 from extproc.demo.refusals import Refusal, refusal
 from extproc.demo.tenancy import BY_NAME, FAMILY, POOLS, TENANTS
@@ -123,7 +124,7 @@ class Traffic:
     def __init__(self, send: Mapping[str, Send], *, seed: int) -> None:
         self.figures = TrafficFigures()
         self._send = send
-        self._rng = Random(seed)
+        self._rng, self._seed = Random(seed), seed
         self._text = " ".join(self._rng.choice(_WORDS) for _ in range(12_000))
         self._room = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._running: set[asyncio.Task[None]] = set()
@@ -140,6 +141,19 @@ class Traffic:
                 self._begin(self.call(arrival, way), self._room)
         finally:
             await self._cancel_running()
+
+    async def wave(self, *, speed: float) -> None:
+        """Send the requests of the pool that grows and shrinks, until cancelled."""
+
+        def send(arrival: DemoArrival) -> None:
+            # Those that find no room here are not sent: a wave must not hold up the others.
+            if len(self._running) < IN_FLIGHT_MAX:
+                way = next(way for way in WAYS if way.client == "openai" and way.stream)
+                task = asyncio.create_task(self._one(replace(self.call(arrival, way), model=wave.MODEL)))
+                self._running.add(task)
+                task.add_done_callback(self._running.discard)
+
+        await wave.waves(send, speed=speed, seed=self._seed)
 
     async def smoke(self, work: DemoWorkload, *, requests: int = SMOKE_REQUESTS) -> None:
         """Send so many requests of both tenants through every way, a few at once, and wait for all."""

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from extproc.config.model import Config, PoolConfig
 from extproc.config.places import name_of, run_folder
 from extproc.config.scaling import LauncherConfig
@@ -24,6 +26,7 @@ from extproc.scaling.places import LocalPlaces
 from extproc.scaling.process import KeptFolder, KeptProcess
 from extproc.scaling.replica import FleetSide
 from extproc.service.parts import Part
+from extproc.service.pool_facts import kind_name
 from extproc.service.probes import HEALTH_PATH, Ask, ask, found
 from extproc.service.roster import Roster
 from extproc.service.scaling import ScalingPart
@@ -59,6 +62,8 @@ class LauncherPart(Part):
         #: Hear how long a replica took to load.
         self.loaded: list[OnLoaded] = []
         scaling.listeners.append(self._planned)
+        scaling.starting = self.facts
+        self.loaded.append(scaling.loaded)
         scheduler.dispatcher.on_cold.append(self._cold)
 
     async def start(self) -> None:
@@ -110,7 +115,10 @@ class LauncherPart(Part):
     def facts(self, pool: str) -> list[ReplicaFact]:
         """Each replica that was started here, those that load too; none of a pool without a launcher."""
         launcher = self._launchers.get(pool)
-        return launcher.facts() if launcher is not None else []
+        if launcher is None:
+            return []
+        kind = kind_name(launcher.pool.hardware, launcher.pool.gpus)
+        return [replace(fact, kind=kind) for fact in launcher.facts() if fact.stage != "gone"]
 
     def status(self) -> dict[str, Any]:
         """Figures of each pool."""

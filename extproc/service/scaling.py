@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import ceil
 from pathlib import Path
 from random import Random
@@ -27,7 +27,7 @@ from extproc.core.errors import wanted_room
 from extproc.core.events import Observer, Settled
 from extproc.core.outcome import Reject, Routed
 from extproc.core.scaling.load_times import LoadTimes
-from extproc.core.scaling.values import PoolPlan, WorkSample
+from extproc.core.scaling.values import PoolPlan, ReplicaFact, WorkSample
 from extproc.core.scheduler import Scheduler
 from extproc.scaling.events import ScheduledFloors
 from extproc.scaling.kept import KeptScaling, KeptScalingFile
@@ -70,6 +70,8 @@ class ScalingPart(Part, Observer):
         self.plans: dict[str, PoolPlan] = {}
         #: Who is told of each new plan; an exception of theirs is said and counted.
         self.listeners: list[Callable[[PoolPlan], None]] = []
+        #: Replicas of a pool that are being started and no members yet: whoever starts them says it.
+        self.starting: Callable[[str], Sequence[ReplicaFact]] = lambda _pool: ()
         self.loads = LoadTimes()
         self.pools: dict[str, ScaledPool] = {}
         self._books: dict[str, ReplicaBook] = {}
@@ -273,6 +275,9 @@ class ScalingPart(Part, Observer):
         replicas = self._books[name].read(fleet, known, config, load_time_s=load.p90_s, now_ns=now_ns)
         for fact in replicas:
             self.loads.saw(name, fact.address, fact.stage, fact.kind, now_ns=now_ns)
+        # Who starts them says how long they took.
+        known_already = {fact.address for fact in replicas}
+        replicas += tuple(each for each in self.starting(name) if each.address not in known_already)
         lead_s = load.p90_s + settings.reaction_s + self._config.scaling.interval_s
         return pool.step(
             now_ns=now_ns,

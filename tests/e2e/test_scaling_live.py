@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,74 @@ MESSAGES: Any = [{"role": "user", "content": "Name three colours of the rainbow.
 
 
 FAKE = [sys.executable, "-I", "-S", str(Path(__file__).parents[1] / "stand" / "fake_engine.py"), "{port}"]
+
+
+#: The ramp: requests a second at its beginning and end, how long it takes, and how long it stays at the end.
+RATE_FROM, RATE_TO, RAMP_S, TOP_S = 0.2, 2.6, 120.0, 20.0
+#: Of each replica; what each request takes of one; and the first token that is aimed at.
+PERMITS, TOKENS, TTFT_MS = 1, 100, 5_000
+
+
+class Ramp:
+    """Streams at a rate that rises: when each one's first token came, and what went wrong."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._client = OpenAI(base_url=f"{gateway.url}/v1", api_key=KEYS["acme"], max_retries=0, timeout=200)
+        self.firsts: list[float] = []
+        self.late: list[tuple[int, int]] = []
+        #: What was so each time that it was looked at: (seconds, ready, wanted, why).
+        self.seen: list[tuple[float, int, int, str]] = []
+        self._began_s = time.monotonic()
+        self.errors: list[str] = []
+
+    def run(self) -> int:
+        """Play it; the most replicas that were ready at once."""
+        began_s, due_s, most, threads = time.monotonic(), 0.0, 0, []
+        while due_s < RAMP_S + TOP_S:
+            while (left_s := began_s + due_s - time.monotonic()) > 0:
+                most = max(most, self._ready())
+                time.sleep(min(left_s, 1.0))
+            threads.append(threading.Thread(target=self._ask))
+            threads[-1].start()
+            due_s += 1 / (RATE_FROM + (RATE_TO - RATE_FROM) * min(1.0, due_s / RAMP_S))
+        for each in threads:
+            each.join(200)
+        return max(most, self._ready())
+
+    def trickle(self) -> list[str]:
+        """One more, for what is left of the replicas; what went wrong."""
+        self._ask()
+        return self.errors
+
+    def _ready(self) -> int:
+        status = self._gateway.status()
+        ready = sum(each["stage"] == "ready" for each in status["launcher"]["chat"]["replicas"])
+        plan = status["scaling"].get("chat", {})
+        self.seen.append(
+            (time.monotonic() - self._began_s, ready, plan.get("wanted", 0), plan.get("why", ""))
+        )
+        return ready
+
+    def _ask(self) -> None:
+        prompt: Any = [{"role": "user", "content": f"Count. [[sim:out={TOKENS}]]"}]
+        began_s, first_s, tokens = time.monotonic(), None, 0
+        try:
+            for chunk in self._client.chat.completions.create(
+                model="smollm2", messages=prompt, max_tokens=TOKENS, stream=True
+            ):
+                if chunk.choices and chunk.choices[0].delta.content:
+                    first_s = first_s or time.monotonic() - began_s
+                    tokens += 1
+        except Exception as error:  # noqa: BLE001 (whatever it is, the test tells it)
+            self.errors.append(f"{type(error).__name__}: {error}")
+            return
+        if tokens < TOKENS or first_s is None:
+            self.errors.append(f"{tokens} tokens of {TOKENS} came")
+            return
+        self.firsts.append(first_s)
+        if first_s * 1_000 > TTFT_MS:
+            self.late.append((round(began_s - self._began_s), round(first_s)))
 
 
 def launched(command: list[str], *, cold_hold_ms: int = 300_000, **scaling: Any) -> Gateway:
@@ -131,3 +200,43 @@ def test_a_killed_service_leaves_its_replicas_to_its_successor() -> None:
         answer = client.chat.completions.create(model="smollm2", messages=MESSAGES, max_tokens=4)
         assert answer.choices[0].message.content
         assert gateway.status()["launcher"]["chat"]["starts"] == 0
+
+
+def test_one_to_four_under_a_ramp_and_back() -> None:
+    """Replicas come before requests wait too long, and go again without cutting a stream."""
+    command = [
+        *SIMULATED,
+        "--port",
+        "{port}",
+        "--model",
+        "smollm2",
+        "--max-concurrent-requests",
+        str(PERMITS),
+    ]
+    launcher = {"command": command, "stop_timeout_s": 10, "max_concurrent": PERMITS}
+    scaling = {"min_replicas": 1, "max_replicas": 4, "load_time_s": 10, "reaction_s": 0, "down_after_s": 5}
+    pool = {
+        "models": ["smollm2"],
+        "addresses": [],
+        "hardware": "NVIDIA A100-SXM4-80GB",
+        "output_tokens": TOKENS,
+    }
+    with Gateway(
+        {"chat": {**pool, "scaling": {**scaling, "launcher": launcher}}},
+        mode="ads",
+        classes=[{"name": "standard", "ttft_ms": TTFT_MS, "tpot_ms": 1_000, "hold_ms": 60_000}],
+        scaling={"interval_s": 1, "bucket_s": 2, "simulate": False},
+    ) as gateway:
+        wait_for("the first", lambda: [each["stage"] for each in replicas(gateway)] == ["ready"])
+        ramp = Ramp(gateway)
+        most = ramp.run()
+        assert most == 4, "the ramp's end needs four"
+        assert ramp.errors == [], "no stream was cut, and nobody was refused"
+        attained = sum(first_s * 1_000 <= TTFT_MS for first_s in ramp.firsts) / len(ramp.firsts)
+        for seen in ramp.seen[::5]:
+            print(seen)
+        print(ramp.late)
+        print(f"{len(ramp.firsts)} requests, {attained:.3f} attained, at most {most} replicas")
+        assert attained >= 0.95
+        wait_for("one again", lambda: len(replicas(gateway)) == 1, timeout_s=400)
+        assert ramp.trickle() == []

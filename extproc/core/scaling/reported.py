@@ -24,11 +24,11 @@ def reported_milli(
 ) -> int:
     """The metric's total, in thousandths, for `wanted` replicas of `current` that there are.
 
-    Wanted itself where HPA hears it. More are asked for beyond the tolerance's edge, whatever that comes to:
-    at most a tenth more than wanted and one, and the number goes back to what is wanted once they are there
-    (20 -> 23 -> 21). Fewer likewise where that gives the very number; where it would give fewer than wanted
-    (30 -> 29 could only be 27), HPA is left to swallow it: at most a tenth too many stay. With tolerance 0
-    it is always what is wanted.
+    Wanted itself where HPA hears it. More are asked for beyond the tolerance's edge, and so many that the way
+    back to what is wanted is beyond it as well: at most a ninth more than wanted and one, until they are
+    there (20 -> 23 -> 21). Fewer likewise where that gives the very number; where it would give fewer than
+    wanted (30 -> 29 could only be 27), HPA is left to swallow it: at most a tenth too many stay. With
+    tolerance 0 it is always what is wanted.
     """
     value = wanted * target_milli
     if wanted <= 0 or current <= 0 or wanted == current:
@@ -36,7 +36,11 @@ def reported_milli(
     whole = current * target_milli
     if wanted > current:
         edge = whole * (1.0 + tolerance)
-        return value if value > edge + 1 else math.floor(edge) + _BEYOND
+        if value > edge + 1:
+            return value
+        # As many that HPA hears of the way back, too.
+        back = math.floor((wanted - 1) / (1.0 - tolerance)) * target_milli
+        return max(math.floor(edge), back) + _BEYOND
     edge = whole * (1.0 - tolerance)
     if value < edge - 1:
         return value

@@ -77,6 +77,9 @@ class Setting:
     prefix_caching: bool = True
     hold_ms: float = 5_000.0
     hold_long_ms: float = 9_000.0
+    #: When the first replicas are ready; until then the pool is at zero, and its requests may wait so long.
+    cold_s: float = 0.0
+    cold_hold_ms: float = 120_000.0
 
     @property
     def peer(self) -> bool:
@@ -106,15 +109,25 @@ def set_up(kind: type[AnyWorld], workload: Workload, fleet: SimFleet, setting: S
     oracle = setting.strategy == ORACLE
     strategy = registered(setting.strategy)
     hold_ns = 0 if setting.peer else int(setting.hold_ms * 1e6)
+    members = tuple(fleet.members(permits=UNBOUNDED_PERMITS if setting.peer else None))
     spec = PoolSpec(
         name=POOL,
         models=(MODEL,),
         strategy=strategy,
         parameters={strategy: setting.parameters},
-        endpoints=tuple(fleet.members(permits=UNBOUNDED_PERMITS if setting.peer else None)),
+        endpoints=() if setting.cold_s else members,
+        starts=setting.cold_s > 0.0,
+        load_ns=int(setting.cold_s * 1e9),
     )
     policy = Policy(
-        classes=(replace(setting.slo, hold_ns=hold_ns, long_hold_ns=int(setting.hold_long_ms * 1e6)),),
+        classes=(
+            replace(
+                setting.slo,
+                hold_ns=hold_ns,
+                long_hold_ns=int(setting.hold_long_ms * 1e6),
+                cold_hold_ns=int(setting.cold_hold_ms * 1e6),
+            ),
+        ),
         bounds=QueueBounds(
             held_max=HELD_MAX,
             class_held_max=(HELD_MAX,),
@@ -155,6 +168,8 @@ def set_up(kind: type[AnyWorld], workload: Workload, fleet: SimFleet, setting: S
         own_share=fleet.own_share,
         chance=Random(f"{setting.seed}/conduct"),
     )
+    if setting.cold_s:
+        world.happens(int(setting.cold_s * 1e9), lambda: scheduler.fleet.set_members({POOL: members}))
     if oracle:
         enlighten(
             scheduler.fleet,

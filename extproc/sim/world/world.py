@@ -180,6 +180,10 @@ class World:
 
         self._at(self.now_ns, again, None)
 
+    def happens(self, at_ns: int, call: Callable[[], None]) -> None:
+        """Have something happen to the fleet at a moment of its own: a replica becomes ready, or leaves."""
+        self._at(at_ns, lambda _: call(), None)
+
     def _at(self, at_ns: int, call: Any, what: Any) -> None:
         self._serial += 1
         heappush(self._events, (at_ns, self._serial, call, what))

@@ -70,6 +70,7 @@ class Scene:
         self.counting = Counting(self.scheduler, tenants=lambda: self.tenants, tenants_max=tenants_max)
         self.scheduler.events.observers = (self.counting,)
         self.scaling = ScalingSeen()
+        self.bound: dict[tuple[str, str], float] = {}
 
     def admit(self, tenant: str = "acme", **facts: Any) -> Routed | Reject | Hold:
         """Decide on a request."""
@@ -119,6 +120,7 @@ class Scene:
                 clock=lambda: self.now_ns,
                 firing=lambda: firing or {},
                 scaling=lambda: self.scaling,
+                bound=lambda: self.bound,
             )
         )
 

@@ -96,6 +96,7 @@ def busy(scene: Make) -> Any:
         now_ns=at.now_ns,
     )
     plan = PoolPlan(pool="chat", at_ns=0, wanted=2, ready=1, loading=1, draining=0, why="a test", bound="max")
+    at.bound = {("chat", "memory"): 18.0}
     at.scaling = ScalingSeen((SeenScaling(plan, age_s=1.0, turns=2),), silence_s=3.0)
     return at
 
