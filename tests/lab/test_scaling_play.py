@@ -69,7 +69,7 @@ def test_the_shipped_planner_follows_a_ramp_and_two_lanes_do_not_meet() -> None:
     part = RateCurve("ramp", curve.window_s, curve.rates[120:300])
     traffic = counted(clients, part, work_model(), seed=1)
     weeks = WeeksTraffic.of((traffic,), CHAT)
-    lane = PlannedLane(traffic=traffic, load_s=60.0, target=0.98, interval_s=30.0)
+    lane = PlannedLane(traffic=traffic, load_s=60.0, target=0.98, interval_s=30.0, full=CHAT.full)
     kind = kind_of(hardware_named(HARDWARE_NAME))
     alone, wanted = play(
         ShippedPlanner([lane], kind, most=24), weeks, np.zeros(1, dtype=np.int64), np.array([60.0])
