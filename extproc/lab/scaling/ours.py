@@ -153,15 +153,13 @@ class _Lane:
             self._count += load * STEP_S / self._unit
 
     def _ms_of_unit(self, step: int) -> float:
-        """Milliseconds of the planner's work a replica-second of the simulation's, by the requests of late."""
+        """Milliseconds of the planner's work a replica-second here, by the requests of late."""
         samples = self._known(step)
         if self._ratio is None and samples:
             timing = self._kind.timing
             planned = sum(work_ms(timing, one.prompt_tokens, 0, one.output_tokens) for one in samples)
-            seconds = work_model().seconds(
-                np.array([one.prompt_tokens for one in samples]),
-                np.array([one.output_tokens for one in samples]),
-            )
+            lengths = np.array([(one.prompt_tokens, one.output_tokens) for one in samples])
+            seconds = work_model().seconds(lengths[:, 0], lengths[:, 1])
             self._ratio = planned / float(seconds.sum()) * self._lane.full
         return self._ratio or 0.0
 

@@ -154,7 +154,11 @@ def _peers(traffic: Traffic, curve: ServiceCurve, load_times_s: Series) -> tuple
 def ours(traffic: Traffic, curve: ServiceCurve, load_s: float, *, target: float = TARGET) -> ScalingRow:
     """The shipped planner on one lane."""
     lane = PlannedLane(
-        traffic=traffic, load_s=load_s, target=target, interval_s=INTERVALS_S.get(load_s, 20.0)
+        traffic=traffic,
+        load_s=load_s,
+        target=target,
+        interval_s=INTERVALS_S.get(load_s, 20.0),
+        full=curve.full,
     )
     scaler = ShippedPlanner([lane], kind_of(hardware_named(HARDWARE_NAME)), most=REPLICAS_MAX)
     weeks = WeeksTraffic.of((traffic,), curve)
