@@ -19,7 +19,7 @@ from extproc.lab.scaling.report import hours_at, judged, markdown_report
 from extproc.lab.scaling.requests import play_requests
 from extproc.lab.scaling.service import KNOWN
 from extproc.lab.scaling.traffic import counted, listed, made_up, mean_work_s
-from extproc.lab.scaling.weeks import Outcome, WeeksTraffic, play
+from extproc.lab.scaling.weeks import LaneOutcome, WeeksTraffic, play
 from extproc.sim.timing import hardware_named
 from extproc.sim.world import parse_fleet
 
@@ -103,7 +103,7 @@ def test_a_case_is_kept_and_not_played_again(tmp_path: Path) -> None:
 
 
 def row(scaler: str, setting: float, attainment: float, hours: float, *, usual: bool = True) -> ScalingRow:
-    outcome = Outcome(attainment=attainment, hours=hours, turns=6.0, starts=3.0, worst=0.9)
+    outcome = LaneOutcome(attainment=attainment, hours=hours, turns=6.0, starts=3.0, worst=0.9)
     return ScalingRow(scaler=scaler, setting=setting, usual=usual, load_s=60.0, outcome=outcome)
 
 

@@ -20,7 +20,7 @@ from extproc.lab.scaling.rates import RateCurve
 from extproc.lab.scaling.replicas import Scaler
 from extproc.lab.scaling.requests import play_requests
 from extproc.lab.scaling.service import ServiceCurve
-from extproc.lab.scaling.traffic import STEP_S, Traffic, counted, listed
+from extproc.lab.scaling.traffic import STEP_S, CountedTraffic, counted, listed
 from extproc.lab.scaling.weeks import WeeksTraffic, play
 from extproc.sim.timing import hardware_named
 from extproc.sim.world import parse_fleet
@@ -91,7 +91,7 @@ def fidelity(
     return rows
 
 
-def _scalers(traffic: Traffic, full: float) -> tuple[Callable[[], Scaler], ...]:
+def _scalers(traffic: CountedTraffic, full: float) -> tuple[Callable[[], Scaler], ...]:
     kind = kind_of(hardware_named(HARDWARE_NAME))
     lane = PlannedLane(traffic=traffic, load_s=LOAD_S, target=TARGET, full=full)
     return (

@@ -29,7 +29,7 @@ from extproc.core.slo import ClassSpec
 from extproc.lab.scaling.cases import work_model
 from extproc.lab.scaling.rates import Series
 from extproc.lab.scaling.replicas import Seen
-from extproc.lab.scaling.traffic import STEP_S, Traffic
+from extproc.lab.scaling.traffic import STEP_S, CountedTraffic
 from extproc.sim.served import SLO_70B
 from extproc.sim.timing import Hardware
 from extproc.sim.world.oracle import true_timing
@@ -54,7 +54,7 @@ def kind_of(hardware: Hardware, *, permits: int = 128) -> ReplicaKind:
 class PlannedLane:
     """A lane's setting: whose traffic, how long a load takes, what is aimed at."""
 
-    traffic: Traffic
+    traffic: CountedTraffic
     load_s: float
     target: float
     slo: ClassSpec = SLO_70B
@@ -191,6 +191,6 @@ def _fact(place: int, ready: int) -> ReplicaFact:
     return found
 
 
-def first_ready(traffic: Traffic, each: float = 0.7) -> int:
+def first_ready(traffic: CountedTraffic, each: float = 0.7) -> int:
     """Replicas at the beginning: what its first minutes need."""
     return max(1, int(np.ceil(traffic.load[: round(300 / STEP_S)].mean() / each)))
