@@ -16,8 +16,9 @@ pool's m replicas, whose service is the prompt's own share of a step and its par
 (a batch of those that wait shares it). The tail of the wait is exponential, its rate by the heavy-traffic
 form of Kingman (1961) and its weight by Sakasegawa's (1977) for m servers. Or too many stream at once: the
 streams of the pool are taken as normal about m·B, and a replica is over when it has more than the time per
-token allows; permits and KV memory are places in a queue like the first, kept to each stream's end. Pooling is not perfect (the balancer hears late, streams cannot move):
-m counts as m^POOLED. The figure is calibrated against the simulator (docs/scaling.md has the table).
+token allows; permits and KV memory are places of a queue like the first, kept to each stream's end. Pooling
+is not perfect (the balancer hears late, streams cannot move): m counts as m^POOLED. The figure is calibrated
+against the simulator (docs/scaling.md has the table).
 """
 
 from __future__ import annotations
