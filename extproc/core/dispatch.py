@@ -158,9 +158,11 @@ class Dispatcher:
 
     def pump(self, pool: str, *, now_ns: int, at: Endpoint | None = None) -> None:
         """Release held requests of a pool to whatever has room now; `at`: only there anything changed."""
+        if not self.queue.by_pool_count(pool):
+            return
         there = self._fleet.pools.get(pool)
-        # Nobody can go yet, and each step would ask for all who wait.
-        if self.queue.by_pool_count(pool) and not (there is not None and there.starting):
+        # While a first replica starts nobody can go, and each step would ask for all who wait.
+        if there is None or not there.starting:
             self._tell(self._pump(pool, now_ns, at=at))
 
     def pump_all(self, *, now_ns: int) -> None:
