@@ -162,7 +162,7 @@ class Reads:
     async def scaling(self, request: web.Request) -> web.StreamResponse:
         """Pools that scale, their plans of late, and what binds each pool."""
         points = whole(request, "points", default=PAGE, low=1, high=PAGE_MAX)
-        return json_answer(self._sources.scaling(points))
+        return encoded(await self._sources.scaling(points))
 
     async def report(self, request: web.Request) -> web.StreamResponse:
         """What the analytics say of a span."""

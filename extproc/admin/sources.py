@@ -55,7 +55,7 @@ class Sources:
     report: Callable[[dict[str, str]], Awaitable[dict[str, Any]]]
     alerts: Callable[[], Awaitable[dict[str, Any]]]
     #: Pools that scale with so many points of their past each; and without, for the live events.
-    scaling: Callable[[int], dict[str, Any]]
+    scaling: Callable[[int], Awaitable[bytes]]
     scaling_now: Callable[[], dict[str, Any]]
     exposition: Callable[[str], Awaitable[tuple[bytes, str]]]
     #: Notes an event for the audit log.

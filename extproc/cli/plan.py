@@ -47,6 +47,7 @@ FLEETS_MAX = 200
 @click.option("--gpus", type=click.IntRange(1, 64), help="Cards of one replica.")
 @click.option("--max-concurrent", default="", metavar="N[,N…]", help="Requests at once in one replica.")
 @click.option("--prefill-tokens", default="", metavar="N[,N…]", help="max_batch_prefill_tokens.")
+@click.option("--kv-scale", default="", metavar="F[,F…]", help="So many times the KV memory; 2: 8-bit cache.")
 @click.option("--ttft-ms", default="", metavar="MS[,MS…]", help="Every class's target of the first token.")
 @click.option("--tpot-ms", default="", metavar="MS[,MS…]", help="And of each further one.")
 @click.option("--load", default="", metavar="F[,F…]", help="So many times the traffic: 1.5.")
@@ -168,6 +169,7 @@ def _choices(given: dict[str, Any]) -> list[FleetChoice]:
             raise click.UsageError(f"--hardware: {error}") from error
     permits = [int(each) for each in _numbers(given["max_concurrent"], "--max-concurrent", 1, 100_000)]
     budgets = [int(each) for each in _numbers(given["prefill_tokens"], "--prefill-tokens", 1, 10_000_000)]
+    scales = _numbers(given["kv_scale"], "--kv-scale", 0.01, 100.0)
     first = _numbers(given["ttft_ms"], "--ttft-ms", 1.0, 3_600_000.0)
     each_token = _numbers(given["tpot_ms"], "--tpot-ms", 0.1, 60_000.0)
     loads = _numbers(given["load"], "--load", 0.01, LOAD_MAX)
@@ -181,17 +183,19 @@ def _choices(given: dict[str, Any]) -> list[FleetChoice]:
             gpus=given["gpus"],
             max_concurrent=most,
             prefill_budget_tokens=budget,
+            kv_scale=scale,
             ttft_ms=ttft,
             tpot_ms=tpot,
             load=load,
         )
-        for load, ttft, tpot, card, most, budget, n in product(
+        for load, ttft, tpot, card, most, budget, scale, n in product(
             loads or [1.0],
             first or nothing,
             each_token or nothing,
             cards or [""],
             permits or nothing,
             budgets or nothing,
+            scales or [1.0],
             counts or [0],
         )
     ]

@@ -70,6 +70,16 @@ SIGNALS: Final[dict[str, SignalKind]] = {
     ),
     "health": SignalKind("Mean health of the replicas, 0 to 1.", scopes=("fleet", "pool"), windowed=False),
     "gpu_faults": SignalKind("Replicas with a fault of a GPU.", scopes=("fleet", "pool"), windowed=False),
+    "memory_bound_s": SignalKind(
+        "Seconds for which the pool has been bound by KV memory (docs/scaling.md).",
+        scopes=("pool",),
+        windowed=False,
+    ),
+    "idle_s": SignalKind(
+        "Seconds for which most of the pool's memory and permits was never used.",
+        scopes=("pool",),
+        windowed=False,
+    ),
     "stale_share": SignalKind(
         "Share of the replicas whose agents have fallen silent, of those that were ever heard of.",
         scopes=("fleet", "pool"),

@@ -103,6 +103,7 @@ class Endpoint:
         "suspect_until_ns",
         "tokens",
         "turn",
+        "waiting",
         "weight",
         "zone",
     )
@@ -133,6 +134,8 @@ class Endpoint:
         self.peer_permits = 0
         self.peer_tokens = 0
         self.foreign = 0
+        #: Requests that its engine says wait in it, ours and others'; 0 where it does not say.
+        self.waiting = 0
         #: Permits kept for retries: what the worst loss of one other endpoint would send here.
         self.standby = 0
         self._promised: dict[str, int] = {}
@@ -201,7 +204,8 @@ class Endpoint:
         if report.running is None and report.waiting is None:
             self.forget_foreign()
             return
-        seen = (report.running or 0) + (report.waiting or 0)
+        self._waits(report.waiting or 0)
+        seen = (report.running or 0) + self.waiting
         # An engine counts sequences, as permits do: a request for four is four there.
         surplus = max(0, seen - self.permits - self.peer_permits)
         self._surplus = [*self._surplus[1 - FOREIGN_SAMPLES :], surplus]
@@ -223,6 +227,7 @@ class Endpoint:
         """Nobody says any more what else the engine has: our ledgers carry on alone."""
         self.foreign = 0
         self._surplus = []
+        self._waits(0)
 
     def refresh(self) -> None:
         """Derive readiness and weight from health and drain."""
@@ -284,6 +289,10 @@ class Endpoint:
         """It answered: trusted again."""
         self.failures = 0
         self.suspect_until_ns = 0
+
+    def _waits(self, waiting: int) -> None:
+        self.waiting = waiting
+        self.admission.told(waiting)
 
     def _bound(self) -> None:
         """The engine's own limit counts where it is the lower: a claim cannot raise the configured one."""

@@ -132,7 +132,10 @@ def plan(work: Work, endpoint: Endpoint, expected: Forecast, *, given_tokens: in
         next=not queued and expected.chunks == 1,
         wait_ms=waits(endpoint) * endpoint.load.queued_ms,
         wait_most_ms=endpoint.load.queued_ms,
-        sure=given_tokens - expected.cached_tokens < UNSURE_TOKENS and not slot_ms(endpoint, work.sequences),
+        sure=given_tokens - expected.cached_tokens < UNSURE_TOKENS
+        # Others' requests wait there, and nobody here knows their prefills.
+        and not (endpoint.waiting > queued and (endpoint.foreign or endpoint.peer_permits))
+        and not slot_ms(endpoint, work.sequences),
     )
 
 

@@ -60,7 +60,8 @@ class Plan(NamedTuple):
     #: What of `ttft_ms` is the wait for prefills ahead, and what it would be with one prefill at a time.
     wait_ms: float = 0.0
     wait_most_ms: float = 0.0
-    #: What its endpoint holds of its prefix is sure: nothing else of it was ever given there.
+    #: What its first token waits for is known: what its endpoint holds of its prefix is sure (nothing else of
+    #: it was ever given there), and no more wait in its engine than ours.
     sure: bool = True
 
     @property

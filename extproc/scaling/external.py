@@ -79,13 +79,8 @@ class ExternalScaler:
         self._files: tuple[int, ...] = ()
 
     @property
-    def asleep(self) -> bool:
-        """Whether some stream waits for its pool to become active; cheap, for each decision."""
-        return bool(self._asleep)
-
-    @property
     def sleeping(self) -> set[str]:
-        """Their pools."""
+        """The pools whose streams have last said that nobody needs them."""
         return set(self._asleep.values())
 
     def silence_s(self) -> float:
@@ -122,6 +117,7 @@ class ExternalScaler:
             ) from error
         await server.start()
         self._server, self.address = server, f"{host}:{port}"
+        log.info("the external scaler listens on %s%s", self.address, "" if self._tls is None else " (TLS)")
         return self.address
 
     async def renew(self) -> bool:
@@ -152,12 +148,6 @@ class ExternalScaler:
         if self._server is not None:
             server, self._server = self._server, None
             await server.stop(STOP_S)
-
-    def look(self) -> None:
-        """Wake the streams for whose pool somebody waits; cheap, for each decision while any is asleep."""
-        for pool in self.sleeping:
-            if self._source.held(pool):
-                self.wake(pool)
 
     def wake(self, pool: str) -> None:
         """Let the streams of a pool look now, and not at their interval's end."""

@@ -18,8 +18,10 @@ from extproc.core.scaling.use import UseMeter, look_at
 from extproc.core.scheduler import Scheduler
 from extproc.service.parts import Part
 
-#: Endpoints looked at in one step (a quarter of a second): a thousand of them within 2.5 s.
-LOOKED_AT: Final = 100
+#: Endpoints looked at in one step (a quarter of a second): a thousand of them within 5 s.
+LOOKED_AT: Final = 50
+#: What may bind a pool, as it is told of.
+RESOURCES: Final = ("memory", "compute", "permits", "idle")
 #: What was seen counts half after so long, and how often it is aged and judged.
 HALF_LIFE_S, JUDGED_EVERY_S = 3_600.0, 30.0
 
@@ -67,12 +69,14 @@ class AdvicePart(Part):
                 if before is None or before[0] != bound:
                     self._bound[name] = (bound, now_ns)
 
-    def bound_s(self, pool: str, bound: PoolBound) -> float | None:
-        """For how long a pool has been bound so, in seconds; 0 while it is not, None before it was judged."""
-        known = self._bound.get(pool)
-        if known is None:
-            return None
-        return (self._clock() - known[1]) / 1e9 if known[0] == bound else 0.0
+    def bound(self) -> dict[tuple[str, str], float]:
+        """By pool and resource for how long it has bound the pool, in seconds; 0 for those that do not."""
+        now_ns = self._clock()
+        return {
+            (pool, name): (now_ns - since) / 1e9 if name == found else 0.0
+            for pool, (found, since) in self._bound.items()
+            for name in RESOURCES
+        }
 
     def advice(self, pool: str = "") -> list[Advice]:
         """Of each pool that was looked at, or of one, what binds it now."""

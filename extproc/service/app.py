@@ -119,6 +119,7 @@ class App:
             file=lambda: self.experimenting.file,
         )
         self.advising = AdvicePart(config, scheduler, clock=clock)
+        self.measuring.bound = self.alerting.values.bound = self.advising.bound
         scale_view = ScaleView(lambda: self.config, self.scaling, self.advising, clock=clock)
         operators = Operators(
             scheduler,

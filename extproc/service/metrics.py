@@ -57,6 +57,8 @@ class MetricsPart(Part):
         self.scaling: Callable[[], ScalingSeen] = ScalingSeen
         #: What other parts show beside: prometheus_client's metrics, asked for on the event loop.
         self.extra: list[Callable[[], Iterable[Any]]] = []
+        #: For how long what binds a pool has bound it; set by who watches.
+        self.bound: Callable[[], Mapping[tuple[str, str], float]] = dict
         self.scrapes = 0
         self._scrape_ms = 0.0
         self._reading = asyncio.Lock()
@@ -115,6 +117,7 @@ class MetricsPart(Part):
                 self._scheduler,
                 endpoints_max=self._settings.endpoints_max,
                 clock=self._clock,
+                bound=self.bound,
                 firing=self.firing,
                 scaling=self.scaling,
                 extra=self.extra,

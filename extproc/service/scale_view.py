@@ -5,6 +5,7 @@ Owns the shapes of the answers and their bounds. Plans are `service.scaling`'s, 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
@@ -17,6 +18,8 @@ from extproc.service.advice import AdvicePart
 
 #: Points of a pool's history in one answer: by default, and at the most. More are thinned out evenly.
 POINTS, POINTS_MAX = 120, 1_000
+#: Of all pools of one answer together.
+POINTS_ALL_MAX: Final = 20_000
 #: Pools in one answer.
 POOLS_MAX: Final = 200
 
@@ -45,7 +48,7 @@ class ScaleView:
         self._config, self._plans, self._advice = config, plans, advice
         self._clock, self._wall_s = clock, wall_s
 
-    def order(self, body: bytes) -> bytes:
+    async def order(self, body: bytes) -> bytes:
         """`{"what": "status" | "history" | "explain" | "advice", "pool": "", "points": 120}`.
 
         ValueError for a pool that has no `scaling`, and where no pool has.
@@ -55,25 +58,36 @@ class ScaleView:
             return msgspec.json.encode({"pools": self.advised(order.pool)})
         self._known(order.pool)
         found = {name: plan for name, plan in self._plans.plans.items() if order.pool in ("", name)}
-        if order.what == "explain":
-            answer = [self._explained(plan) for plan in found.values()]
-        elif order.what == "history":
-            answer = [self._told(plan, order.points) for plan in found.values()]
+        plans = list(found.values())[:POOLS_MAX]
+        if order.what == "history":
+            answer = await self._told_all(plans, order.points)
         else:
-            answer = [self._brief(plan) for plan in found.values()]
+            tell = self._explained if order.what == "explain" else self._brief
+            answer = [msgspec.Raw(msgspec.json.encode(tell(plan))) for plan in plans]
         waiting = [name for name in self._scaled() if name not in self._plans.plans]
         return msgspec.json.encode(
-            {"pools": answer[:POOLS_MAX], "waiting": [each for each in waiting if order.pool in ("", each)]}
+            {"pools": answer, "waiting": [each for each in waiting if order.pool in ("", each)]}
         )
 
-    def view(self, points: int = POINTS) -> dict[str, Any]:
-        """Every pool that scales with its history, and what binds each: for the page and the API."""
+    async def view(self, points: int = POINTS) -> bytes:
+        """Every pool that scales with its history, and what binds each, as JSON: for the page and the API."""
         plans = list(self._plans.plans.values())
-        return {
-            "pools": [self._told(plan, points) for plan in plans[:POOLS_MAX]],
-            "pools_left_out": max(0, len(plans) - POOLS_MAX),
-            "advice": self.advised(),
-        }
+        return msgspec.json.encode(
+            {
+                "pools": await self._told_all(plans[:POOLS_MAX], points),
+                "pools_left_out": max(0, len(plans) - POOLS_MAX),
+                "advice": self.advised(),
+            }
+        )
+
+    async def _told_all(self, plans: Sequence[PoolPlan], points: int) -> list[msgspec.Raw]:
+        """Pools with their history; decisions go on in between."""
+        points = min(points, max(1, POINTS_ALL_MAX // max(1, len(plans))))
+        told = []
+        for plan in plans:
+            told.append(msgspec.Raw(msgspec.json.encode(self._told(plan, points))))
+            await asyncio.sleep(0)
+        return told
 
     def live(self) -> dict[str, Any]:
         """The same without history, for the live events: the page gathers the points itself."""

@@ -72,6 +72,7 @@ class ScalersPart(Part, Observer):
         settings = config.scaling
         if settings.external_scaler is not None:
             self.scaler = ExternalScaler(settings.external_scaler, self, clock=clock)
+            scheduler.dispatcher.on_cold.append(self._cold)
         planner.listeners.append(self.heard)
 
     @property
@@ -110,27 +111,22 @@ class ScalersPart(Part, Observer):
         self._tell()
 
     def step(self, *, now_ns: int) -> None:
-        """Wake who sleeps where another service holds a request; look whether certificates were renewed."""
+        """Wake who sleeps where somebody waits, here or elsewhere; look whether certificates were renewed."""
         if self.scaler is None:
             return
-        for pool in self.scaler.sleeping if self.scaler.asleep else ():
-            if self._scheduler.peers.contended(pool):
+        for pool in self.scaler.sleeping:
+            if self.held(pool) or self._scheduler.peers.contended(pool):
                 self.scaler.wake(pool)
         if now_ns - self._renewed_ns >= RENEW_NS and self.scaler.settings.tls is not None:
             self._renewed_ns = now_ns
             if self._renewing is None or self._renewing.done():
                 self._renewing = asyncio.get_running_loop().create_task(self.scaler.renew())
 
-    def decided(self, elapsed_ns: int, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
-        """A request may be held now: who sleeps is woken at once."""
-        if self.scaler is not None and self.scaler.asleep:
-            self.scaler.look()
-
     def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
         """Somebody was turned away since no replica is there."""
         if reject.code == Error.NO_READY_ENDPOINT.code:
             self._refused_ns[routing.pool] = now_ns
-            if self.scaler is not None and self.scaler.asleep:
+            if self.scaler is not None:
                 self.scaler.wake(routing.pool)
 
     def heard(self, plan: PoolPlan) -> None:
@@ -213,6 +209,12 @@ class ScalersPart(Part, Observer):
         """Who asked, and who was told."""
         parts = {"external": self.scaler, "webhook": self.notices, "pod_deletion_cost": self.costs}
         return {name: part.status() for name, part in parts.items() if part is not None}
+
+    def _cold(self, pool: str, now_ns: int) -> None:
+        """A request found nobody ready: who sleeps looks as soon as it is held, or turned away."""
+        self._refused_ns[pool] = now_ns
+        if self.scaler is not None:
+            self.scaler.wake(pool)
 
     def _stale(self, plan: PoolPlan) -> bool:
         patience_s = max(STALE_S_MIN, STALE_INTERVALS * self._config.scaling.interval_s)

@@ -13,12 +13,17 @@ from extproc.core.scheduler import Scheduler
 from extproc.observe.alerts.anomaly import Anomalies
 from extproc.observe.alerts.watch import FLEET, AlertWatch, Key
 
+#: What binds a pool, by the signal that it is.
+_BOUND = {"memory": "memory_bound_s", "idle": "idle_s"}
+
 
 class Values:
     """Where rules find their signals (`rules.Signals`): the watch's windows, and the fleet as it is now."""
 
     def __init__(self, scheduler: Scheduler, watch: AlertWatch, anomalies: Anomalies) -> None:
         self._scheduler, self._watch, self._anomalies = scheduler, watch, anomalies
+        #: For how long what binds a pool has bound it; set by who watches.
+        self.bound: Callable[[], Mapping[tuple[str, str], float]] = dict
         self._gauges: dict[tuple[str, Key], float] = {}
         self._now_ns = 0
         #: What is wrong with scaling; set by who knows.
@@ -54,6 +59,9 @@ class Values:
             _fleet_gauges(gauges, ("pool", name), pool.endpoints)
             everyone += pool.endpoints
         _fleet_gauges(gauges, FLEET, everyone)
+        for (bound, resource), seconds in self.bound().items():
+            if (signal := _BOUND.get(resource)) is not None:
+                gauges[signal, ("pool", bound)] = seconds
         if (median := scheduler.settlement.feedback.ttft.median) is not None:
             gauges["prediction_error", FLEET] = median
         gauges.update(self.scaling())

@@ -2,16 +2,9 @@
 
 Owns the definition. Pure arithmetic on a hardware's timings and a workload's means; simulates nothing.
 
-A replica under λ requests/s of the workload, in the mean (s its slowdown, O the mean output):
-
-    ρ = λ · s · E[prefill of the uncached prompt]           share of time that prefill takes
-    T = s · (a + b·B + c·K) / (1 − ρ)                       time per output token
-    B = λ · O · T                                           streams running (Little's law)
-    K = B · E[context]                                      KV tokens resident
-
-E[context] weighs each request by its output: prompt plus half the output, as long as it decodes. T is
-linear in itself, so T = s·a / (1 − ρ − λ·O·s·(b + c·E[context])). Load 1 is the largest λ with T at
-most the bound, B at most the permits, K at most .98 of the KV capacity, and the denominator above 0.
+A replica under λ requests/s of the workload is in the mean what core/scaling/capacity.py's `steady` says:
+share of time that prefill takes, time per output token T, streams B, KV tokens K. Load 1 is the largest λ
+with T at most the bound, B at most the permits, K at most .98 of the KV capacity, and a steady state at all.
 All four only worsen with λ, so bisection finds it. A fleet's load 1 is its replicas' sum: each is
 loaded to its own edge, as a balancer that knows them would.
 
@@ -25,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from extproc.core.scaling.capacity import steady
 from extproc.sim.arrival import Workload, WorkloadError
 from extproc.sim.timing import Hardware
 
@@ -134,16 +128,16 @@ def _demand(hardware: Hardware, workload: Workload, hit_share: float) -> _Demand
 
 def _steady(share: ReplicaShare, demand: _Demand, rate: float) -> tuple[float, float, float, float]:
     """(T ms, B, K, ρ) at `rate` requests/s; T is infinite where there is no steady state."""
-    hardware, per_ms = share.hardware, rate / 1000
-    prefill_share = per_ms * share.slowdown * demand.prefill_ms
-    timing = hardware.timing
+    timing, slowdown = share.hardware.timing, share.slowdown
     growth = timing.decode_per_sequence_ms + timing.decode_per_context_token_ms * demand.context_tokens
-    room = 1 - prefill_share - per_ms * demand.output_tokens * share.slowdown * growth
-    if room <= 0:
-        return float("inf"), float("inf"), float("inf"), prefill_share
-    tpot = share.slowdown * hardware.decode_ms(0, 0) / room
-    batch = per_ms * demand.output_tokens * tpot
-    return tpot, batch, batch * demand.context_tokens, prefill_share
+    return steady(
+        rate,
+        prefill_ms=slowdown * demand.prefill_ms,
+        output_tokens=demand.output_tokens,
+        context_tokens=demand.context_tokens,
+        base_ms=slowdown * share.hardware.decode_ms(0, 0),
+        growth_ms=slowdown * growth,
+    )
 
 
 def _breach(

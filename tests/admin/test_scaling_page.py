@@ -109,6 +109,8 @@ def test_the_page_draws_it(stand: Stand) -> None:
             await page.reload()
             await page.locator("#scaling").scroll_into_view_if_needed()
             await page.wait_for_selector("#scaling .plot .main-svg", timeout=60_000)
+            # The other charts draw with the same library.
+            await page.wait_for_function("() => document.querySelectorAll('#plots .main-svg').length >= 4")
             arrivals = "document.querySelector('#scaling .plot').data?.find((t) => t.name === 'arrivals')"
             await page.wait_for_function(f"() => {arrivals}?.x.length >= 31")
             label = await page.locator("#scaling .plot").nth(1).get_attribute("aria-label")

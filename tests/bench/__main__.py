@@ -37,6 +37,7 @@ import bench_prefix
 import bench_quota
 import bench_reload
 import bench_replica
+import bench_scaling
 import bench_sim
 import bench_telemetry
 import bench_tenants
@@ -72,6 +73,7 @@ BENCHES = {
     "analytics": bench_analytics.run,
     "metrics": bench_metrics.run,
     "alerts": bench_alerts.run,
+    "scaling": bench_scaling.run,
     "anomalies": bench_anomalies.run,
 }
 

@@ -13,6 +13,7 @@ from recorded_traffic import record
 from extproc.cli import group
 from extproc.cli.replay import columns
 from extproc.terminal.scale import explain_lines, history_lines, status_lines
+from tests.stand.waits import wait_until
 
 POINT = {
     "at": 1_790_000_000.0,
@@ -127,6 +128,22 @@ def test_a_service_without_scaling_says_how_to_switch_it_on(service: str) -> Non
         "no replica was looked at yet" in run("advice", "--address", service).output
     )
     assert "pools" in json.loads(run("advice", "--address", service, "--json").stdout)
+
+
+def test_a_running_service_tells_its_plans(scaling_service: str) -> None:
+    """Its planner's own: wanted by the bounds of the file, with history and terms."""
+    wait_until(
+        lambda: "chat" in run("status", "--address", scaling_service).output.split("no plan yet")[0],
+        "the first plan",
+    )
+    found = json.loads(run("status", "chat", "--address", scaling_service, "--json").stdout)
+    assert (found["pools"][0]["pool"], found["pools"][0]["wanted"]) == ("chat", 2)
+    said = run("explain", "--address", scaling_service).output
+    assert "2 to 4 replicas" in said
+    assert "load time p90 30 s (as configured)" in said
+    assert "2 (wanted)" in said
+    assert run("history", "chat", "--address", scaling_service, "--points", 3).output.startswith("chat:")
+    assert "does not scale; there are chat" in run("status", "x", "--address", scaling_service, code=1).output
 
 
 @pytest.fixture(scope="module")

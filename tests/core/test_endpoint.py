@@ -72,6 +72,18 @@ def test_an_engine_that_does_not_say_has_nothing_foreign() -> None:
     assert one.foreign == 0, "it begins to count anew"
 
 
+def test_what_waits_in_an_engine_is_known_while_it_says_so() -> None:
+    """By its last report; of one that does not say, or that nobody hears of any more, nothing is."""
+    one = endpoint()
+    for report, waiting in ((says(waiting=3), 3), (says(running=6, waiting=1), 1), (says(running=6), 0)):
+        one.heard(report, now_ns=0)
+        assert one.waiting == waiting
+        assert (one.admission.share(1) == 1.0) is (waiting > 0)
+    one.heard(says(waiting=3), now_ns=0)
+    one.forget_foreign()
+    assert (one.waiting, one.admission.share(1) < 1.0) == (0, True)
+
+
 @pytest.mark.parametrize(("said", "limit"), [(None, 8), (4, 4), (8, 8), (1000, 8), (0, 1)])
 def test_the_lower_limit_counts(said: int | None, limit: int) -> None:
     """An engine's own permit count lowers the configured one and never raises it."""

@@ -18,6 +18,7 @@ from extproc.core.outcome import LATER_MS, Outcome, Routed
 from extproc.core.predict.prior import Prior
 from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.predict.timing import Timing
+from extproc.core.reports import ReplicaReport
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.strategies import SchedulingContext, Work, build
 from extproc.core.strategies.base import weighted_ttft_ms
@@ -171,6 +172,23 @@ def test_what_a_request_will_hold_is_what_it_then_holds() -> None:
     endpoint.load.first("x", job, now_ns=1)
     assert endpoint.load.context_tokens == 130
     assert expected.tpot_ms == pytest.approx(endpoint.speed.step_ms(3, 130))
+
+
+def test_where_others_wait_a_first_token_tells_nothing_of_the_speed() -> None:
+    """More wait in the engine than are queued by us: how much prefill that is nobody here knows.
+
+    One report may still count what has just begun: three in a row tell of others.
+    """
+    work, endpoint = Work(1_000, 60), endpoint_of()
+    for sure in (True, True, False):
+        endpoint.heard(ReplicaReport(address="x", pool="p", running=0, waiting=2), now_ns=0)
+        assert plan(work, endpoint, forecast(endpoint, work)).sure is sure
+    first = plan(work, endpoint, forecast(endpoint, work))
+    endpoint.load.enter(first, 1, now_ns=0)
+    second = plan(work, endpoint, forecast(endpoint, work))
+    endpoint.load.enter(second, 1, now_ns=0)
+    third = plan(work, endpoint, forecast(endpoint, work))
+    assert [each.sure for each in (first, second, third)] == [False, False, True]
 
 
 def test_what_others_run_is_not_learnt_as_slowness() -> None:

@@ -53,6 +53,22 @@ def test_side_by_side_is_open_as_far_as_it_was_seen() -> None:
     assert admission.share(2) == admission.share(9) == 1.0
 
 
+def test_what_waits_in_the_engine_is_waited_for() -> None:
+    """Whatever first tokens said: an engine that lets two wait starts neither them nor who comes after."""
+    admission = Admission(AdmissionModel())
+    for ahead in (1, 2, 3, 5, 9):
+        serves(admission, ahead=ahead, waited=0.0, times=3)
+    shares = admission.shares
+    assert shares[1:] == [0.0] * AHEAD_MAX
+    admission.told(2)
+    assert shares[1:] == [min(1.0, 2 / ahead) for ahead in range(1, AHEAD_MAX + 1)]
+    serves(admission, waited=1.0, times=6)
+    assert shares[1:] == [1.0] * AHEAD_MAX, "what was learnt counts where it is more"
+    serves(admission, waited=0.0, times=9)
+    admission.told(0)
+    assert shares[1:] == [0.0] * AHEAD_MAX
+
+
 def test_between_the_share_is_in_proportion() -> None:
     """Half of what is ahead is waited for."""
     admission = Admission(AdmissionModel())

@@ -85,15 +85,16 @@ def test_helm_finds_nothing_to_say(helm: str, root: Path) -> None:
         ("shared", "networkPolicy.enabled=false", "guarded by the NetworkPolicy alone"),
         ("picker", "networkPolicy.clients=null", "networkPolicy.clients is missing"),
         ("picker", "picker.inferencePool.matchLabels=null", "matchLabels is missing"),
-        ("picker", "config.pools=null", "at '/config/pools'"),
-        ("picker", "gateway.drainSecond=3", "additional properties 'drainSecond' not allowed"),
+        # Of the schema, which helm's releases word each in their own way.
+        ("picker", "config.pools=null", "config.pools"),
+        ("picker", "gateway.drainSecond=3", "drainSecond"),
     ],
 )
 def test_mistakes_are_said(helm: str, mode: str, values: str, said: str) -> None:
     """A mistake in the values is refused, in words that say the mend."""
     done = render(helm, mode, "--set", values)
     assert done.returncode != 0
-    assert said in done.stderr
+    assert said in done.stderr.replace("/", ".")
 
 
 def test_values_keep_to_their_schema(root: Path) -> None:

@@ -13,6 +13,7 @@ from extproc.lab.capacity.figures import binding_of, play_fleet
 from extproc.lab.capacity.model import modelled
 from extproc.lab.capacity.plays import FleetPlays
 from extproc.lab.capacity.plot import plot_fleets
+from extproc.lab.replay.fit import fitted
 from extproc.lab.replay.log import LogError, read
 from extproc.lab.replay.play import play
 from extproc.lab.replay.rebuild import Scene, scene
@@ -199,3 +200,15 @@ def test_the_models_word_stands_beside_the_simulation(there: Scene) -> None:
         there, machines=(*there.machines[:2], planned(there, FleetChoice(hardware="T4")).scene.machines[0])
     )
     assert modelled(planned(mixed, FleetChoice()), 0.0) is None
+
+
+def test_a_plan_says_what_a_record_of_that_fleet_says(there: Scene, tmp_path: Path) -> None:
+    """The same traffic on the fleet that was asked about (simulated too): few replicas, and few permits."""
+    slo = {spec.name: spec for spec in there.classes}
+    with FleetPlays(fitted(there), seeds=(1, 2), workers=1) as plays:
+        found = plays.figures([FleetChoice(replicas=1), FleetChoice(max_concurrent=8)])
+    for number, fleet in enumerate(("1*a100-80g/llama-3-8b:permits=64", "3*a100-80g/llama-3-8b:permits=8")):
+        served = record(tmp_path / f"{number}.jsonl", requests=200, per_s=25.0, fleet=fleet)
+        truth = sum(met(each, slo) for each in served) / len(served)
+        assert truth < 0.9
+        assert found[number].attainment == pytest.approx(truth, abs=0.15)

@@ -15,6 +15,7 @@ from identity import Authority
 
 from extproc.config.scaling import ScalerConfig, ScalerTls
 from extproc.core.scaling.values import Band, PoolPlan
+from extproc.scaling import external
 from extproc.scaling.external import ExternalScaler
 from extproc.scaling.trigger import TriggerError, trigger_of
 from tests.stand.keda import FakePools, KedaClient
@@ -162,10 +163,10 @@ def test_a_held_request_wakes_the_stream_at_once() -> None:
         ):
             assert not await anext(said)
             server.settings = ScalerConfig.model_construct(push_interval_s=3_600.0)
-            await until(lambda: server.asleep)
+            await until(lambda: server.sleeping == {"llama"})
             await asyncio.sleep(0.4)  # the old interval is over: from now on only a wake is heard
             pools.waiting = {"llama": 1}
-            server.look()
+            server.wake("llama")
             assert await anext(said)
             assert await keda.is_active()
             server.settings = ScalerConfig.model_construct(push_interval_s=0.1)
@@ -338,6 +339,33 @@ def test_tls_and_clients_certificates(tmp_path: Path) -> None:
             assert server.address == address
             async with KedaClient(address, pool="llama", ca=renewed.certificate, pair=client) as keda:
                 assert await keda.is_active()
+
+    driven(run)
+
+
+def test_strangers_cost_no_more_than_the_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams beyond the bound are refused and leave room when others end; a message that is too long is not
+    read."""
+    monkeypatch.setattr(external, "STREAMS_MAX", 2)
+
+    async def run() -> None:
+        pools = FakePools("llama")
+        pools.plans["llama"] = plan()
+        async with scaler(pools) as server, KedaClient(server.address, pool="llama") as keda:
+            streams = [keda.stream_active() for _ in range(2)]
+            for stream in streams:
+                assert await anext(stream)
+            code, text = await code_of(lambda: anext(keda.stream_specs()))
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert text == "2 streams are open"
+            await streams.pop().aclose()
+            await until(lambda: server.streams == 1)
+            async with aclosing(keda.stream_specs()) as specs:
+                assert await anext(specs)
+            await streams.pop().aclose()
+            async with KedaClient(server.address, pool="llama", more="x" * 70_000) as long:
+                assert (await code_of(long.is_active))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert await keda.is_active()
 
     driven(run)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from itertools import pairwise
@@ -13,9 +14,10 @@ import pytest
 from extproc.admin.orders import CHANGING, LOOKING
 from extproc.config.load import loads
 from extproc.core.scaling.values import Band, Demand, LoadTime, Need, PlanTerm, PoolPlan, WorkSample
+from extproc.observe.alerts.defaults import RULES
 from extproc.service.advice import JUDGED_EVERY_S, LOOKED_AT, AdvicePart
 from extproc.service.app import App
-from extproc.service.scale_view import POINTS_MAX, ScaleView, thinned
+from extproc.service.scale_view import POINTS_ALL_MAX, POINTS_MAX, ScaleView, thinned
 
 CONFIG = """
 gateway: {auth: none}
@@ -68,7 +70,7 @@ class Stand:
         return round(self.now_s * S)
 
     def ask(self, **order: Any) -> Any:
-        return json.loads(self.view.order(json.dumps(order).encode()))
+        return json.loads(asyncio.run(self.view.order(json.dumps(order).encode())))
 
 
 def test_the_newest_plan_of_each_pool_is_told() -> None:
@@ -136,18 +138,18 @@ def test_what_binds_a_pool_is_watched() -> None:
     endpoint.announced = True
     endpoint.refresh()
     endpoint.permits = endpoint.max_concurrent
-    assert stand.advice.bound_s("chat", "permits") is None
-    for _ in range(int(JUDGED_EVERY_S * 4) + 100):
+    assert stand.advice.bound() == {}
+    for _ in range(int(JUDGED_EVERY_S * 4) * 3 + 1):
         stand.now_s += 0.25
         stand.advice.step(now_ns=stand.clock())
     stand.now_s += 60.0
     for _ in range(2):
         stand.advice.step(now_ns=stand.clock())
-    since = stand.advice.bound_s("chat", "permits")
-    assert since is not None
+    since = stand.advice.bound()["chat", "permits"]
+    assert since >= 60.0
     stand.now_s += 10.0
-    assert stand.advice.bound_s("chat", "permits") == pytest.approx(since + 10.0)
-    assert stand.advice.bound_s("chat", "memory") == 0.0
+    assert stand.advice.bound()["chat", "permits"] == pytest.approx(since + 10.0)
+    assert stand.advice.bound()["chat", "memory"] == 0.0
     (found,) = stand.ask(what="advice", pool="chat")["pools"]
     assert (found["bound"], found["use"]["permits_p99"]) == ("permits", 1.0)
     assert stand.advice.status()["chat"]["why"].startswith("max_concurrent was full")
@@ -175,3 +177,56 @@ def test_the_order_is_an_operators_and_looks_alone() -> None:
     assert "Scaling" in stand.app.rpc.commands
     assert "Scaling" in LOOKING
     assert "Scaling" not in CHANGING
+
+
+def test_a_pool_that_stays_short_of_memory_is_an_alert() -> None:
+    """The rule's signal and its metric say for how long; the rule waits for an hour of it."""
+    stand = Stand()
+    app = stand.app
+    app.advising._bound["chat"] = ("memory", app.clock() - 1_800 * S)
+    values = app.alerting.values
+    values.look(now_ns=app.clock())
+    found = values.moment("memory_bound_s", ("pool", "chat"))
+    assert found == pytest.approx(1_800.0, abs=60.0)
+    assert values.moment("idle_s", ("pool", "chat")) == 0.0
+    rule = next(each for each in RULES if each.name == "PoolShortOfMemory")
+    condition = rule.when[0][0]
+    assert condition.signal == "memory_bound_s"
+    assert condition.above is not None
+    assert found < condition.above <= 7_200.0
+    text = asyncio.run(app.measuring.exposition())[0].decode()
+    assert 'steersman_pool_bound_seconds{pool="chat",resource="memory"} 18' in text
+    assert 'steersman_pool_bound_seconds{pool="chat",resource="idle"} 0' in text
+
+
+def test_a_long_past_of_many_pools_is_bounded_and_lets_others_go_on() -> None:
+    """Points of all pools together are bounded, and the loop turns between two pools."""
+    pools = "".join(
+        f"  - {{name: p{i}, models: [m{i}], endpoints: [{{address: '10.1.0.{i + 1}:80'}}], "
+        "scaling: {max_replicas: 8}}\n"
+        for i in range(40)
+    )
+    stand = Stand(f"gateway: {{auth: none}}\npools:\n{pools}")
+    for i in range(40):
+        for at in range(600):
+            stand.app.scaling.publish(plan(2, 100.0 + at, pool=f"p{i}"))
+
+    async def main() -> tuple[Any, int]:
+        turns, over = 0, False
+
+        async def others() -> None:
+            nonlocal turns
+            while not over:
+                turns += 1
+                await asyncio.sleep(0)
+
+        beside = asyncio.create_task(others())
+        found = json.loads(await stand.view.view(1_000))
+        over = True
+        await beside
+        return found, turns
+
+    found, turns = asyncio.run(main())
+    assert len(found["pools"]) == 40
+    assert sum(len(pool["points"]) for pool in found["pools"]) == POINTS_ALL_MAX
+    assert turns >= 40

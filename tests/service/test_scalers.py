@@ -14,18 +14,21 @@ from extproc.config.load import ConfigError
 from extproc.config.model import Config
 from extproc.config.restart import restart_needed
 from extproc.core.errors import Error
+from extproc.core.events import Observer
+from extproc.core.outcome import Hold, Reject
+from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scaling.values import LoadTime, Need, PoolPlan
+from extproc.core.tenant import Tenant
 from extproc.core.turns import TurnRow
 from extproc.observe.alerts.engine import AlertState
 from extproc.service.app import App
 from tests.stand.keda import KedaClient
-from tests.stand.queues import held
 from tests.stand.waits import until
 
 S = 1_000_000_000
 
 
-def config_of(*, scaled: bool = True, **scaling: Any) -> Config:
+def config_of(*, scaled: bool = True, cold_hold_ms: int = 0, **scaling: Any) -> Config:
     pool: dict[str, Any] = {
         "name": "llama",
         "models": ["llama"],
@@ -34,7 +37,15 @@ def config_of(*, scaled: bool = True, **scaling: Any) -> Config:
     }
     if scaled:
         pool["scaling"] = {"min_replicas": 0, "max_replicas": 4}
-    return Config.model_validate({"gateway": {"auth": "none"}, "pools": [pool], "scaling": scaling})
+    classes = [{"name": "standard", "cold_hold_ms": cold_hold_ms}]
+    given = {"gateway": {"auth": "none"}, "pools": [pool], "classes": classes, "scaling": scaling}
+    return Config.model_validate(given)
+
+
+CHAT = Request(
+    kind=RouteKind.CHAT, dialect=Dialect.OPENAI, model="llama", prompt_bytes=400, max_new_tokens=50
+)
+ACME = Tenant(name="acme", service_class="standard")
 
 
 KEDA = {"external_scaler": {"listen": "127.0.0.1:1"}}
@@ -101,7 +112,7 @@ def test_keda_is_told_of_plans_and_of_who_waits() -> None:
             assert await anext(said)
             world.publish(0, ready=0)
             assert not await anext(said)
-            await until(lambda: world.part.scaler is not None and world.part.scaler.asleep)
+            await until(lambda: world.part.scaler is not None and world.part.scaler.sleeping)
             routing = type("Routing", (), {"pool": "llama"})()
             world.part.refused(routing, Error.OVERLOADED.reject("full"), now_ns=world.now_ns)
             assert not await keda.is_active()
@@ -117,10 +128,13 @@ def test_keda_is_told_of_plans_and_of_who_waits() -> None:
     assert world.part.status()["external"]["calls"]["GetMetrics"] == 2  # type: ignore[index]
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
-def test_who_is_held_here_or_elsewhere_wakes_keda(elsewhere: bool) -> None:
-    """With nothing wanted and nothing ready: a request in the queue of this service, or of a peer."""
-    world = World(config_of(external_scaler={"listen": "127.0.0.1:1", "push_interval_s": 60.0}))
+@pytest.mark.parametrize("where", ["held here", "turned away here", "held elsewhere"])
+def test_a_request_that_finds_nobody_ready_wakes_keda(where: str) -> None:
+    """With nothing wanted: whoever waits or is turned away here, through the scheduler, and who waits at a
+    service that shares; long before the stream's next look."""
+    world = World(config_of(external_scaler={"listen": "127.0.0.1:1", "push_interval_s": 60.0}, cold_hold_ms=(
+        60_000 if where == "held here" else 0
+    )))  # fmt: skip
     scheduler = world.app.scheduler
 
     async def run() -> None:
@@ -128,19 +142,18 @@ def test_who_is_held_here_or_elsewhere_wakes_keda(elsewhere: bool) -> None:
         scaler = world.part.scaler
         assert scaler is not None
         world.publish(0, ready=0)
+        scheduler.fleet.set_members({"llama": []})
         async with KedaClient(scaler.address, pool="llama") as keda, aclosing(keda.stream_active()) as said:
             assert not await anext(said)
-            await until(lambda: scaler.asleep)
-            world.part.decided(1, now_ns=world.now_ns)
+            await until(lambda: scaler.sleeping == {"llama"})
             world.part.step(now_ns=world.now_ns)
-            assert scaler.asleep
-            if elsewhere:
+            assert scaler.sleeping
+            if where == "held elsewhere":
                 scheduler.peers.hear(["other"], {"other": {"llama": [TurnRow("acme", 0, 1, 0)]}})
                 world.part.step(now_ns=world.now_ns)
             else:
-                waiting = held("one", "acme", pool="llama", shed_at_ns=world.now_ns + 60 * S)
-                assert scheduler.dispatcher.queue.push(waiting, now_ns=world.now_ns) == []
-                world.part.decided(1, now_ns=world.now_ns)
+                decision = scheduler.admit(CHAT, ACME, now_ns=world.now_ns)
+                assert isinstance(decision, Hold if where == "held here" else Reject)
             assert await anext(said)
             assert await keda.is_active()
         await world.part.stop()
@@ -148,13 +161,17 @@ def test_who_is_held_here_or_elsewhere_wakes_keda(elsewhere: bool) -> None:
     asyncio.run(asyncio.wait_for(run(), 30))
 
 
-def test_what_costs_a_decision_is_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While no stream sleeps a decision asks nothing of the queue; without a scaler nobody hears."""
+def test_a_service_without_an_external_scaler_hears_of_no_request() -> None:
+    """Who does not use it pays nothing; who does pays at refusals alone."""
     assert World(config_of()).part.observers == ()
     world = World(config_of(**KEDA))
     assert world.part.observers == (world.part,)
-    monkeypatch.setattr(world.part, "held", lambda _pool: pytest.fail("asked"))
-    world.part.decided(1, now_ns=world.now_ns)
+    heard = {
+        name
+        for name in vars(Observer)
+        if getattr(type(world.part), name, None) is not getattr(Observer, name)
+    }
+    assert {name for name in heard if not name.startswith("_")} == {"refused"}
 
 
 def test_gauges_are_those_that_others_look_for() -> None:

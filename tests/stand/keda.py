@@ -80,8 +80,11 @@ class KedaClient:
             request_serializer=pb.ScaledObjectRef.SerializeToString,
             response_deserializer=pb.IsActiveResponse.FromString,
         )(self.ref)
-        async for answer in call:
-            yield bool(answer.result)
+        try:
+            async for answer in call:
+                yield bool(answer.result)
+        finally:
+            call.cancel()
 
     async def stream_specs(self) -> AsyncIterator[tuple[str, int]]:
         call = self._channel.unary_stream(
@@ -89,8 +92,11 @@ class KedaClient:
             request_serializer=pb.ScaledObjectRef.SerializeToString,
             response_deserializer=pb.GetMetricSpecResponse.FromString,
         )(self.ref)
-        async for answer in call:
-            yield self._spec(answer)
+        try:
+            async for answer in call:
+                yield self._spec(answer)
+        finally:
+            call.cancel()
 
     def _spec(self, answer: Any) -> tuple[str, int]:
         (spec,) = answer.metricSpecs

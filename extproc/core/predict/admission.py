@@ -14,7 +14,9 @@ the mean: a prompt that was taken for cached and was not is late as well, but no
 behind others on an engine that takes one at a time. Without observations a queue is taken for open
 (`PRIOR_SHARE`): a few first tokens correct it, while a bound that is never tried is never found wrong. From
 `SERIAL_SHARE` on it counts as 1, so that noise opens nothing. An endpoint's own observations count, and the
-pool's until it has enough.
+pool's until it has enough. Where an agent says that requests wait in the engine, it starts no more of them
+now: with W of them waiting the share with q ahead is at least W/q, whatever was learnt. (Foreign traffic that
+is not known of makes replicas look slow, and then those that are waited for as if they took all at once.)
 
 The share of a prefill that holds up the streams beside it is learnt from their ends: the median slope
 (Theil, Sen) of decode time over prefills of others meanwhile, both in predicted steps. An error of the
@@ -122,6 +124,7 @@ class Admission:
         "_model",
         "_own",
         "_stalls",
+        "_waiting",
         "shares",
         "stall",
         "trials",
@@ -138,6 +141,8 @@ class Admission:
         #: When a queue that is taken for closed is tried again.
         self.trials = Trials(TRIAL_FIRST_NS, TRIAL_MAX_NS)
         self._answered = False
+        #: How many its engine says wait in it.
+        self._waiting = 0
         self.refresh()
 
     def answers(self) -> None:
@@ -146,6 +151,12 @@ class Admission:
             self._answered = True
             self.refresh()
             self._model.answers()
+
+    def told(self, waiting: int) -> None:
+        """Its agent says that so many requests (ours, others') wait in its engine: it starts no more now."""
+        if waiting != self._waiting:
+            self._waiting = waiting
+            self.refresh()
 
     def saw(self, ahead: int, ahead_ms: float, own_ms: float, waited_ms: float) -> None:
         """A first token came `waited_ms` later than its own `own_ms`, with so much prefill ahead of it."""
@@ -197,6 +208,9 @@ class Admission:
             end = LEVEL_STARTS[level + 1] if level + 1 < len(LEVEL_STARTS) else AHEAD_MAX + 1
             for ahead in range(start, end):
                 shares[ahead] = most
+        if self._waiting:
+            for ahead in range(1, AHEAD_MAX + 1):
+                shares[ahead] = max(shares[ahead], min(1.0, self._waiting / ahead))
 
     def known(self, ahead: int) -> bool:
         """Whether the share with so many ahead rests on evidence, and not on the prior.

@@ -180,16 +180,13 @@ class Capacity:
         """How arrivals vary (variance over mean of their counts, 1 is Poisson), and the correction."""
         self.dispersion = min(max(dispersion, 1.0), DISPERSION_MAX)
         self.correction = min(max(correction, 1.0 / CORRECTION_MAX), CORRECTION_MAX)
-        self._edges: dict[int, float] = {}
 
     def at(self, requests_per_s: float, replicas: int) -> Attained:
         """What a pool of so many replicas does at a rate, all told."""
-        found = self._at(requests_per_s, replicas)
+        found = self.within(requests_per_s, replicas)
         if found.attainment >= EDGE or replicas <= 0:
             return found
-        edge = self._edges.get(replicas)
-        if edge is None:
-            edge = self._edges[replicas] = self._edge(requests_per_s, replicas)
+        edge = self._edge(requests_per_s, replicas)
         return found._replace(attainment=max(found.attainment, min(EDGE, EDGE * edge / requests_per_s)))
 
     def _edge(self, above: float, replicas: int) -> float:
@@ -197,10 +194,11 @@ class Capacity:
         low, high = 0.0, above
         for _ in range(20):
             middle = (low + high) / 2.0
-            low, high = (middle, high) if self._at(middle, replicas).attainment >= EDGE else (low, middle)
+            low, high = (middle, high) if self.within(middle, replicas).attainment >= EDGE else (low, middle)
         return low
 
-    def _at(self, requests_per_s: float, replicas: int) -> Attained:
+    def within(self, requests_per_s: float, replicas: int) -> Attained:
+        """The same where nothing is refused: beyond its edge a pool then falls to nothing."""
         if requests_per_s <= 0.0:
             return Attained(1.0, 0.0, "none")
         if replicas <= 0:
@@ -224,8 +222,8 @@ class Capacity:
         budget = self.kind.prefill_budget_tokens
         batch_max = max(1.0, budget / max(1.0, work.prompt_tokens))
         pooled = replicas**POOLED
-        together, state, busy, wait = 1.0, Steady(inf, inf, inf, 1.0), 0.0, 0.0
-        late = 0.0
+        together, state, busy, wait = 1.0, Steady(inf, inf, inf, 1.0), 0.0, inf
+        step = waits = 0.0
         for _ in range(4):
             each = work.own_ms + work.loops * timing.prefill_base_ms / together
             state = steady(
@@ -255,15 +253,16 @@ class Capacity:
             mean = serve * varied * waits / (pooled * (1.0 - busy))
             # Given that it waits, exponential: mean over P(wait), and P(wait) by Sakasegawa's power.
             wait = mean / max(waits, 1e-12)
-            late = sum(
-                share * (1.0 if slack <= step else min(1.0, waits * exp(-(slack - step) / max(wait, 1e-9))))
-                for slack, share in work.slacks
-            )
             now = min(batch_max, 1.0 + per_ms * mean)
             if abs(now - together) < 0.02:
                 break
             together = now
-        return (1.0 if wait == inf else late), busy, state
+        if wait == inf:
+            return 1.0, busy, state
+        late, long = 0.0, max(wait, 1e-9)
+        for slack, share in work.slacks:
+            late += share * (1.0 if slack <= step else min(1.0, waits * exp(-(slack - step) / long)))
+        return late, busy, state
 
     def _no_place(
         self, rate: float, state: Steady, places: float, name: Binding, replicas: int
@@ -308,12 +307,13 @@ def rate_max(capacity: Capacity, replicas: int, target: float) -> float:
     """The largest rate, all told, that so many replicas bear at a share `target` (0..1); 0 for none."""
     if replicas <= 0:
         return 0.0
+    at = capacity.at if target < EDGE else capacity.within
     low, high = 0.0, 1.0
-    while high < 1e7 and capacity.at(high * replicas, replicas).attainment >= target:
+    while high < 1e7 and at(high * replicas, replicas).attainment >= target:
         low, high = high, high * 2.0
     for _ in range(24):
         middle = (low + high) / 2.0
-        if capacity.at(middle * replicas, replicas).attainment >= target:
+        if at(middle * replicas, replicas).attainment >= target:
             low = middle
         else:
             high = middle
@@ -322,21 +322,45 @@ def rate_max(capacity: Capacity, replicas: int, target: float) -> float:
     return low * replicas
 
 
-def need(capacity: Capacity, requests_per_s: float, target: float, *, most: int = REPLICAS_MAX) -> Need:
-    """The fewest replicas that bear a rate at a share `target`; `most` where no number up to it does."""
+def need(
+    capacity: Capacity, requests_per_s: float, target: float, *, most: int = REPLICAS_MAX, near: int = 0
+) -> Need:
+    """The fewest replicas that bear a rate at a share `target`; `most` where no number up to it does. It is
+    looked for beside `near` first: the last answer is seldom far."""
     if requests_per_s <= 0.0:
         return Need(replicas=0, attainment=1.0, utilization=0.0, binding="none")
-    low, high = 0, 1
-    while high < most and capacity.at(requests_per_s, high).attainment < target:
-        low, high = high, min(most, high * 2)
+    at = capacity.at if target < EDGE else capacity.within
+    known: dict[int, Attained] = {}
+
+    def enough(replicas: int) -> bool:
+        if replicas not in known:
+            known[replicas] = at(requests_per_s, replicas)
+        return known[replicas].attainment >= target
+
+    low, high = 0, min(most, max(near, 1))
+    if enough(high):
+        # Down from there by ones, then twos, …: nearly always the first already says no.
+        step = 1
+        while high - step > 0 and enough(high - step):
+            high -= step
+            step *= 2
+        low = max(0, high - step)
+    else:
+        step = 1
+        while high < most and not enough(high):
+            low, high = high, min(most, high + step)
+            step *= 2
     while high - low > 1:
         middle = (low + high) // 2
-        if capacity.at(requests_per_s, middle).attainment < target:
-            low = middle
-        else:
+        if enough(middle):
             high = middle
+        else:
+            low = middle
     found = capacity.at(requests_per_s, high)
-    fewer = capacity.at(requests_per_s, high - 1) if high > 1 else found
+    fewer = found
+    if high > 1:
+        enough(high - 1)
+        fewer = known[high - 1]
     return Need(
         replicas=high,
         attainment=found.attainment,

@@ -25,19 +25,22 @@ def leaving(
 ) -> tuple[str, ...]:
     """The addresses of `count` replicas in the order in which they should be drained; fewer where there are
     no more that are had. Those that drain already are not among them."""
-    had = [each for each in replicas if each.stage in HAD]
-    zones = Counter(each.zone for each in had)
+    zones = Counter(each.zone for each in replicas if each.stage in HAD)
+    # The best to go last, by stage and zone: each is taken from the end.
+    waiting: dict[int, dict[str, list[ReplicaFact]]] = {stage: {} for stage in sorted(HAD.values())}
+    for each in sorted(replicas, key=lambda each: _rank(each, prefill_ms_per_token), reverse=True):
+        if each.stage in HAD:
+            waiting[HAD[each.stage]].setdefault(each.zone, []).append(each)
     gone: list[str] = []
-    while had and len(gone) < count:
-        first = min(HAD[each.stage] for each in had)
-        among = [each for each in had if HAD[each.stage] == first]
-        if zones and max(zones.values()) - min(zones.values()) >= ZONE_SPREAD:
-            crowded = [each for each in among if zones[each.zone] == max(zones.values())]
-            among = crowded or among
-        chosen = min(among, key=lambda each: _rank(each, prefill_ms_per_token))
-        had.remove(chosen)
-        zones[chosen.zone] -= 1
-        gone.append(chosen.address)
+    for by_zone in waiting.values():
+        while by_zone and len(gone) < count:
+            crowded = max(zones.values()) - min(zones.values()) >= ZONE_SPREAD
+            among = [zone for zone in by_zone if zones[zone] == max(zones.values())] if crowded else []
+            zone = min(among or by_zone, key=lambda zone: _rank(by_zone[zone][-1], prefill_ms_per_token))
+            gone.append(by_zone[zone].pop().address)
+            zones[zone] -= 1
+            if not by_zone[zone]:
+                del by_zone[zone]
     return tuple(gone)
 
 

@@ -168,9 +168,9 @@ class Planner:
             name = capacities[0].kind.name if capacities else ""
             return Need(replicas=0, attainment=1.0, utilization=0.0, binding="none"), name
         if len(capacities) == 1:
-            return need(capacities[0], rate, scale.target_attainment, most=scale.max_replicas), (
-                capacities[0].kind.name
-            )
+            most, target = scale.max_replicas, scale.target_attainment
+            found = need(capacities[0], rate, target, most=most, near=self.wanted or 0)
+            return found, capacities[0].kind.name
         return _mixed(capacities, facts, rate, scale)
 
     def _decide(

@@ -8,7 +8,8 @@ Score of an endpoint: the time to first token that is forecast there (core/forec
     m = ceil((w·queued tokens + u) ÷ (prefill budget − B))  chunks, the first included
 
 where w is the share of what is queued there that its engine makes a prompt wait for (predict/admission.py:
-1 for one prefill at a time, 0 for side by side), u are the prompt's uncached and off its cached tokens
+1 for one prefill at a time, 0 for side by side; where its agent says that W requests wait in it, at least
+W ÷ Q of those Q that are queued), u are the prompt's uncached and off its cached tokens
 there, B the streams and K their context tokens, f the endpoint's learned factor, and a, b, c, pa, pb, pc
 its speed. To that is added:
 

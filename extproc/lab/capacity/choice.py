@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, replace
-from typing import Final
 
 from extproc.core.predict.hardware import find_gpu
 from extproc.core.predict.prior import Prior, prior
@@ -21,8 +20,6 @@ from extproc.lab.replay.rebuild import Machine, Scene
 
 #: Replicas of one fleet that are simulated at most, and how many times its load.
 REPLICAS_MAX, LOAD_MAX = 1_000, 1_000.0
-#: Bytes of a cached token as a share of 16 bits, by what an engine calls the type.
-KV_DTYPES: Final[Mapping[str, float]] = {"fp16": 1.0, "bf16": 1.0, "fp8": 0.5, "int8": 0.5, "int4": 0.25}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,15 @@ from typing import Any, Final
 import msgspec
 
 from extproc.lab.workload.fit import ClientLimits, Draw, Oversize, assemble
-from extproc.lab.workload.servegen import DURATION_S, REQUESTS_PER_S, parse_client, parse_header, sample
+from extproc.lab.workload.servegen import (
+    DURATION_S,
+    REQUESTS_PER_S,
+    Header,
+    ServeGenClient,
+    parse_client,
+    parse_header,
+    sample,
+)
 from extproc.sim.arrival import NS_PER_S, Workload, WorkloadError
 
 AZURE_COLUMNS: Final = "arrival_s,input_tokens,output_tokens"
@@ -105,6 +113,16 @@ def load(
             f"{path}: no arrival in {start_s:g} to {end_s:g} s that fits; widen the range or max_total_tokens"
         )
     return workload.rescaled(requests_per_s) if requests_per_s and scale_time else workload
+
+
+def servegen_clients(path: Path) -> tuple[Header, list[ServeGenClient]]:
+    """ServeGen's clients as the file has them, for who samples them otherwise; `WorkloadError`."""
+    lines = _lines(path)
+    number, first = next(lines, (1, ""))
+    header = parse_header(path, _decode(path, number, first))
+    return header, [
+        parse_client(path, at, _decode(path, at, line), header) for at, line in lines if line.strip()
+    ]
 
 
 def _lines(path: Path) -> Lines:

@@ -64,6 +64,22 @@ RULES: Final[tuple[Rule, ...]] = (
         summary="A replica has a GPU fault; `steersman fleet` names it and what it needs.",
     ),
     Rule(
+        name="PoolShortOfMemory",
+        each="pool",
+        when=((Condition("memory_bound_s", above=3_600.0),),),
+        for_ns=0,
+        severity="info",
+        summary="KV memory has been full for an hour; `steersman scale advice` says what would help.",
+    ),
+    Rule(
+        name="PoolTooLarge",
+        each="pool",
+        when=((Condition("idle_s", above=86_400.0),),),
+        for_ns=0,
+        severity="info",
+        summary="Most of the replicas has not been used for a day; a smaller card or slice may do.",
+    ),
+    Rule(
         name="AgentsSilent",
         each="pool",
         when=((Condition("stale_share", above=0.5),),),

@@ -152,6 +152,9 @@ def _moment(name: str, label: str, matcher: str) -> str | None:
             return f"avg{by} (steersman_endpoint_health{braces})"
         case "stale_share":
             return f"avg{by} (steersman_endpoint_stale{braces})"
+        case "memory_bound_s" | "idle_s":
+            resource = _braces(_both(matcher, f'resource="{"idle" if name == "idle_s" else "memory"}"'))
+            return f"max{by} (steersman_pool_bound_seconds{resource})"
         case "prediction_error":
             return 'max(steersman_prediction_error_ratio{what="ttft"})'
         case "scaling_unmet":

@@ -143,6 +143,11 @@ def _pool_endpoints(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSa
         yield "", (pool, NO), snapshot.endpoints[pool, False]
 
 
+def _pool_bound(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
+    for key, seconds in snapshot.bound.items():
+        yield "", key, seconds
+
+
 def _endpoints(snapshot: MetricsSnapshot, spec: Spec) -> Iterator[MetricSample]:
     what = spec.name.removeprefix("endpoint_")
     for each in snapshot.seen:
@@ -310,6 +315,7 @@ _MAKE: Mapping[str, Make] = {
     "tenant_held": _by_tenant(lambda snapshot: snapshot.held_of),
     "quota_used_ratio": _quotas,
     "pool_endpoints": _pool_endpoints,
+    "pool_bound_seconds": _pool_bound,
     "endpoint_ready": _endpoints,
     "endpoint_health": _endpoints,
     "endpoint_in_flight": _endpoints,

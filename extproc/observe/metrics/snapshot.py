@@ -83,6 +83,8 @@ class MetricsSnapshot:
     #: By pool and readiness.
     endpoints: Counter[tuple[str, bool]] = field(default_factory=Counter)
     seen: list[SeenEndpoint] = field(default_factory=list)
+    #: For how long what binds a pool has bound it, by pool and resource, in seconds.
+    bound: dict[tuple[str, str], float] = field(default_factory=dict)
     #: Used over allowed, and whose and which limit it is, side by side.
     quota_ratios: array[float] = field(default_factory=lambda: array("d"))
     quota_tenants: list[str] = field(default_factory=list)
@@ -98,12 +100,15 @@ async def take(
     *,
     endpoints_max: int,
     clock: Callable[[], int],
+    bound: Callable[[], Mapping[tuple[str, str], float]] = dict,
     firing: Callable[[], Mapping[str, bool]],
     scaling: Callable[[], ScalingSeen] = ScalingSeen,
     extra: Iterable[Callable[[], Iterable[Any]]] = (),
 ) -> MetricsSnapshot:
     """Take everything; on the event loop that owns the scheduler."""
     found = _counted(counting, scheduler, firing())
+    for (pool, resource), seconds in bound().items():
+        found.bound[counting.pools.of(pool), resource] = seconds
     found.scaling = scaling()
     for more in extra:
         found.extra += more()

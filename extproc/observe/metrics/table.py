@@ -147,6 +147,12 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             ("pool", "ready"),
             "The pool's endpoints, ready (yes) or not (no); those without series of their own included.",
         ),
+        Spec(
+            "pool_bound_seconds",
+            "gauge",
+            ("pool", "resource"),
+            "How long the pool has been bound so (memory, compute, permits), or idle; 0 while it is not.",
+        ),
         Spec("endpoint_ready", "gauge", AT_POOL, "1 where the endpoint takes requests, else 0."),
         Spec("endpoint_health", "gauge", AT_POOL, "Health, 0 to 1; traffic follows it."),
         Spec("endpoint_in_flight", "gauge", AT_POOL, "Requests on it by this service."),

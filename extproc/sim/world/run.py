@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from extproc.core.fairqueue import QueueBounds
 from extproc.core.fleet import Fleet, PoolSpec
@@ -38,6 +38,8 @@ CLASSICS = {
     "round-robin": "round_robin",
     "envoy-random": "random",
 }
+
+AnyWorld = TypeVar("AnyWorld", bound=World)
 
 #: What other projects do, as their own projects would run it.
 _PEERS = frozenset((*(strategy.name for strategy in PEERS), *CLASSICS))
@@ -98,6 +100,12 @@ class Result:
 
 def run(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
     """Play a workload on a fleet under a strategy."""
+    world = set_up(World, workload, fleet, setting)
+    return Result(world.run(), world.scheduler, world.busy_ns, world.upsets.change_known_s)
+
+
+def set_up(kind: type[AnyWorld], workload: Workload, fleet: SimFleet, setting: Setting) -> AnyWorld:
+    """A world that is ready to `run`; of a kind of one's own where more is to happen in it."""
     oracle = setting.strategy == ORACLE
     strategy = registered(setting.strategy)
     hold_ns = 0 if setting.peer else int(setting.hold_ms * 1e6)
@@ -146,7 +154,7 @@ def run(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
         )
         for address, group in fleet.replicas
     }
-    world = World(
+    world = kind(
         scheduler,
         replicas,
         workload,
@@ -170,4 +178,4 @@ def run(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
             asked=lambda: world.asked_output,
             prefix_caching=setting.prefix_caching,
         )
-    return Result(world.run(), scheduler, world.busy_ns, world.upsets.change_known_s)
+    return world

@@ -45,6 +45,14 @@ def test_a_bin_forgets_what_is_long_ago() -> None:
     assert record.correction(0.98) <= 0.8
 
 
+def test_a_bin_that_attains_just_the_target_is_no_division_by_zero() -> None:
+    """Those below are short by two requests, and what this one lost is nothing: it is where it ends."""
+    record = ServedRecord()
+    for load, attained, judged in ((0.95, 1_138, 1_150), (1.05, 1_980, 2_000), (1.15, 1_287, 1_300)):
+        record.saw(load, attained=attained, judged=judged)
+    assert record.correction(0.99) == 1.0
+
+
 @given(
     st.lists(st.tuples(st.floats(), st.floats(), st.floats()), max_size=40),
     st.floats(0.5, 0.9999),
