@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway import KEYS, Gateway, wait_for
+import yaml
+from gateway import KEYS, Gateway, envoy_binary, free_ports, wait_for
 from openai import OpenAI
+from processes import Child
 
 from extproc.scaling.keeper import started
 from extproc.scaling.process import marked
@@ -130,10 +132,15 @@ def stages(gateway: Gateway) -> list[str]:
     return [each["stage"] for each in replicas(gateway)]
 
 
-def processes(gateway: Gateway) -> set[int]:
-    """What its launcher's replicas are and have started."""
-    name = gateway.service_address.replace(":", "_")
+def of_service(listen: str) -> set[int]:
+    """What the replicas of a service that listens there are and have started."""
+    name = listen.replace(":", "_")
     return {pid for pid, mark in marked() if f"/{name}.launcher/" in mark and started(pid)}
+
+
+def processes(gateway: Gateway) -> set[int]:
+    """The same of a gateway's service."""
+    return of_service(gateway.service_address)
 
 
 def test_from_zero_to_the_first_token_with_a_real_engine() -> None:
@@ -250,3 +257,42 @@ def test_one_to_four_under_a_ramp_and_back() -> None:
         assert attained >= 0.95
         wait_for("one again", lambda: len(replicas(gateway)) == 1, timeout_s=400)
         assert ramp.trickle() == []
+
+
+@pytest.mark.parametrize(
+    "killed", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["stopped", "killed"]
+)
+def test_up_leaves_no_replica(tmp_path: Path, *, killed: bool) -> None:
+    """Stopped, they end with it; killed, when nobody has taken them over for a minute."""
+    listen, admin, service = (f"127.0.0.1:{port}" for port in free_ports(3))
+    launcher = {"command": [*FAKE, "daemon"], "stop_timeout_s": 5}
+    config = {
+        "gateway": {"listen": listen, "envoy_admin": admin, "auth": "none"},
+        "service": {"listen": [service], "drain_s": 1},
+        "pools": [{"name": "chat", "models": ["m"], "scaling": {"max_replicas": 1, "launcher": launcher}}],
+    }
+    file = tmp_path / "steersman.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "extproc.cli",
+        "up",
+        "-f",
+        str(file),
+        "--no-table",
+        "--envoy",
+        envoy_binary(),
+    ]
+    up = Child("up", [*command, "--run-dir", str(tmp_path / "run")], tmp_path)
+    up.start()
+    try:
+        wait_for("the engine and its daemon", lambda: len(of_service(service)) == 2, timeout_s=200)
+        if killed:
+            up.kill()
+            assert of_service(service), "a successor would find them"
+        else:
+            up.stop()
+        wait_for("they have ended", lambda: not of_service(service), timeout_s=200 if killed else 10)
+    finally:
+        up.kill()
