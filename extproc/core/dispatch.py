@@ -158,9 +158,7 @@ class Dispatcher:
 
     def pump(self, pool: str, *, now_ns: int, at: Endpoint | None = None) -> None:
         """Release held requests of a pool to whatever has room now; `at`: only there anything changed."""
-        there = self._fleet.pools.get(pool)
-        # Nobody can go yet, and each step would ask for all who wait.
-        if self.queue.by_pool_count(pool) and not (there is not None and there.starting):
+        if self.queue.by_pool_count(pool):
             self._tell(self._pump(pool, now_ns, at=at))
 
     def pump_all(self, *, now_ns: int) -> None:
@@ -235,16 +233,14 @@ class Dispatcher:
             payload=(routing, headers),
         )
         self._counts["held"] += 1
-        if starting:
-            self._counts["held.cold"] += 1
+        self._counts["held.cold"] += starting
         self._waiting[routing.id] = held
         sheds = [
             (each.held.id, self._shed_one(each, now_ns)) for each in self.queue.push(held, now_ns=now_ns)
         ]
         own = self._tell(sheds, but=routing.id)
         # Its own caller hears of it at once.
-        if not starting:
-            own = self._tell(self._pump(routing.pool, now_ns), but=routing.id) or own
+        own = self._tell(self._pump(routing.pool, now_ns), but=routing.id) or own
         return own if own is not None else Hold(id=routing.id, until_ns=until_ns)
 
     def _tell(
@@ -267,6 +263,8 @@ class Dispatcher:
         """
         released: Released = []
         pool = self._fleet.pools.get(pool_name)
+        if pool is not None and pool.starting:
+            return released  # nobody can go, and each step would ask for all who wait
         # Of a pool that is no more everybody is told so.
         context = SchedulingContext(now_ns=now_ns, deciders=self._peers.deciders)
         shortlist = None if pool is None else Shortlist(pool, at, context)
@@ -418,8 +416,7 @@ class Dispatcher:
         waited_s = (now_ns - held.arrived_ns) / 1e9
         pool = self._fleet.pools.get(held.pool)
         if pool is not None and pool.starting:
-            reject = cold(pool, now_ns=now_ns, waited_s=waited_s)
-            return self.refuse(reject, held.payload[0], now_ns=now_ns)
+            return self.refuse(cold(pool, now_ns=now_ns, waited_s=waited_s), held.payload[0], now_ns=now_ns)
         message = f"no replica of pool {held.pool!r} had room within {waited_s:.1f} s"
         reject = Error.OVERLOADED.reject(message, retry_after_s=max(1, shed.retry_after_s))
         return self.refuse(reject, held.payload[0], now_ns=now_ns)
