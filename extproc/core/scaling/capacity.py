@@ -39,6 +39,8 @@ STREAMS_SPREAD: Final = 1.3
 #: Requests that a demand is judged by at the most; and the groups that their slacks are put in.
 SAMPLES_MAX: Final = 512
 SLACKS: Final = 24
+#: How much of a new shape counts beside the one before, half a minute older: three minutes' requests do.
+BLENDED: Final = 0.15
 #: Arrivals that vary more count as this; and a correction is by no more than this, either way.
 DISPERSION_MAX: Final = 20.0
 CORRECTION_MAX: Final = 3.0
@@ -151,6 +153,31 @@ def _grouped(ordered: Sequence[float]) -> tuple[tuple[float, float], ...]:
         (ordered[(at + end) // 2 if end - at > 1 else at], (end - at) / count)
         for at, end in zip(edges, [*edges[1:], count], strict=True)
         if end > at
+    )
+
+
+def blended(before: Shape | None, now: Shape) -> Shape:
+    """A shape a while later: BLENDED of it is new. A few hundred requests of a long-tailed mix differ from
+    the next few hundred by a fifth; what is planned should not."""
+    if before is None or len(before.slacks) != len(now.slacks) or len(before.tpot_ms) != len(now.tpot_ms):
+        return now
+
+    def mixed(old: float, new: float) -> float:
+        return old + BLENDED * (new - old)
+
+    def mixed_pairs(
+        old: tuple[tuple[float, float], ...], new: tuple[tuple[float, float], ...]
+    ) -> tuple[tuple[float, float], ...]:
+        return tuple(
+            (mixed(one, two), mixed(share, other))
+            for (one, share), (two, other) in zip(old, new, strict=True)
+        )
+
+    numbers = (mixed(old, new) for old, new in zip(before[:6], now[:6], strict=True))
+    return Shape(
+        *numbers,
+        mixed_pairs(before.slacks, now.slacks),
+        mixed_pairs(before.tpot_ms, now.tpot_ms),
     )
 
 

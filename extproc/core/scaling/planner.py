@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from extproc.core.scaling.capacity import Capacity, need, rate_max, shape
+from extproc.core.scaling.capacity import Capacity, blended, need, rate_max, shape
 from extproc.core.scaling.leaving import HAD, leaving
 from extproc.core.scaling.record import ServedRecord
 from extproc.core.scaling.values import (
@@ -43,6 +43,8 @@ DOWN_EVERY_S: Final = 60.0
 DOWN_MARGIN: Final = 0.05
 #: How often the mean of recent requests is made anew from the samples.
 SHAPE_EVERY_NS: Final = 30 * NS
+#: And by how much the correction moves then at the most: its record is of bins, and jumps.
+CORRECTION_STEP: Final = 0.02
 
 
 class PoolFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,10 +139,13 @@ class Planner:
         due = self._shaped_ns is None or not 0 <= now_ns - self._shaped_ns < SHAPE_EVERY_NS
         if due or facts.kinds != self._shaped:
             self._shaped_ns, self._shaped = now_ns, facts.kinds
+            known = {each.kind.name: each.work for each in self._capacities}
             self._capacities = [
-                Capacity(shape(facts.demand.samples, kind, self.classes), kind) for kind in facts.kinds
+                Capacity(blended(known.get(kind.name), shape(facts.demand.samples, kind, self.classes)), kind)
+                for kind in facts.kinds
             ]
-            self.correction = self.record.correction(self.scale.target_attainment)
+            found = self.record.correction(self.scale.target_attainment)
+            self.correction += min(max(found - self.correction, -CORRECTION_STEP), CORRECTION_STEP)
             self._bears.clear()
         self._learn(facts)
         for each in self._capacities:

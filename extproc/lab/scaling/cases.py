@@ -38,7 +38,9 @@ TRACE_PAIRS: Final = (
 Kept = TypeVar("Kept")
 #: What each part's result depends on, under the package.
 _CODE: Final = ("lab/scaling/*.py", "lab/workload/servegen.py", "sim/timing.py", "sim/capacity.py")
-_PLANNER: Final = ("core/scaling/*.py",)
+_PLANNER: Final = ("core/scaling/*.py", "lab/scaling/ours.py")
+#: Beside them, in their folder: what shows results, and ours (which is `_PLANNER`'s).
+_NOT_OF_RESULTS: Final = ("report.py", "__main__.py", "check.py", "ours.py")
 _TRAFFIC: Final = (*_CODE[1:], "lab/scaling/traffic.py", "lab/scaling/rates.py")
 _CURVE: Final = (*_TRAFFIC, "lab/scaling/measure.py", "lab/scaling/requests.py")
 
@@ -123,7 +125,7 @@ def _version(patterns: tuple[str, ...]) -> str:
     digest = sha256()
     for pattern in patterns:
         for path in sorted(root.glob(pattern)):
-            if path.name not in ("report.py", "__main__.py", "check.py"):
+            if path.name not in _NOT_OF_RESULTS or path.name in patterns[-1]:
                 digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -137,8 +139,7 @@ class ScalingStore:
 
     def part(self, case: ScalingCase, part: str, kind: type[Kept], make: Callable[[], Kept]) -> Kept:
         """What was kept of a part, else what `make` makes, which is kept."""
-        code = _CURVE if part == "curve" else _CODE + (_PLANNER if part.startswith("ours") else ())
-        path = self._path(case, part, ".json", code)
+        path = self._path(case, part, ".json", self._code(part))
         try:
             return msgspec.json.decode(path.read_bytes(), type=kind)
         except (FileNotFoundError, msgspec.MsgspecError):
@@ -170,6 +171,12 @@ class ScalingStore:
                 for end, count in zip(ends, kept["counts"].tolist(), strict=True)
             )
             return Traffic(case.name, kept["requests"], kept["load"], samples, int(kept["sample_steps"]))
+
+    @staticmethod
+    def _code(part: str) -> tuple[str, ...]:
+        if part == "curve":
+            return _CURVE
+        return _CODE + _PLANNER if part.startswith("ours") else _CODE
 
     def _path(self, case: ScalingCase, part: str, suffix: str, code: tuple[str, ...]) -> Path:
         whole = msgspec.json.encode([msgspec.to_builtins(case), part, _version(code)])

@@ -7,7 +7,7 @@ has a planner of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -57,7 +57,7 @@ class PlannedLane:
     slo: ClassSpec = SLO_70B
     method: str = "auto"
     interval_s: float = 10.0
-    changes: dict[str, float] = field(default_factory=dict)
+    down_after_s: float = 300.0
 
 
 class ShippedPlanner:
@@ -96,7 +96,7 @@ class _Lane:
             target_attainment=lane.target,
             reaction_s=STEP_S,
             load_time_s=lane.load_s,
-            **lane.changes,
+            down_after_s=lane.down_after_s,
         )
         self._planner = Planner(scale, {"standard": lane.slo})
         self._forecaster = Forecaster(lane.interval_s, method=lane.method)

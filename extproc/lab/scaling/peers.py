@@ -186,4 +186,4 @@ class IntervalPlanner:
         normal = past.transpose(0, 2, 1) @ past + 1e-6 * np.eye(lags)
         weights = np.linalg.solve(normal, past.transpose(0, 2, 1) @ ahead)[:, :, 0]
         newest = change[-1 : -lags - 1 : -1].T
-        return np.maximum(0.0, last + (weights * newest).sum(1))
+        return np.asarray(np.maximum(0.0, last + (weights * newest).sum(1)))

@@ -71,8 +71,8 @@ def play(
         most=REPLICAS_MAX,
         drain_steps=round(DRAIN_S / STEP_S),
     )
-    ready = np.zeros((steps, lanes), dtype=np.int16)
-    wanted = np.zeros((steps, lanes), dtype=np.int16)
+    ready = np.zeros((steps, lanes), dtype=np.int64)
+    wanted = np.zeros((steps, lanes), dtype=np.int64)
     nothing = np.zeros(lanes)
     full = traffic.curve.full
     seen = Seen(0, stages.ready, stages.wanted, nothing, nothing, nothing, nothing, nothing)
