@@ -221,6 +221,7 @@ def test_a_pool_that_stays_short_of_memory_is_an_alert() -> None:
     values = app.alerting.values
     values.look(now_ns=app.clock())
     found = values.moment("memory_bound_s", ("pool", "chat"))
+    assert found is not None
     assert found == pytest.approx(1_800.0, abs=60.0)
     assert values.moment("idle_s", ("pool", "chat")) == 0.0
     rule = next(each for each in RULES if each.name == "PoolShortOfMemory")
