@@ -353,12 +353,11 @@ class Dispatcher:
         placed = self._placed(held.payload[0], now_ns, last=True)
         if not isinstance(placed, Routed):
             return None
-        endpoint = self._fleet.endpoint(held.pool, placed.addresses[0])
-        idle = endpoint is not None and not endpoint.load_permits
-        # Room is whose turn it is, over all services; but who has it has left an idle one to nobody.
-        if idle or self._peers.turn(held.pool, self.queue, now_ns=now_ns) is not None:
-            return placed
-        return None
+        at = self._fleet.endpoint(held.pool, placed.addresses[0])
+        # Another service's turn is its own; but an idle replica it has left to nobody.
+        idle = at is not None and not at.load_permits
+        mine = idle or self._peers.turn(held.pool, self.queue, now_ns=now_ns) is not None
+        return placed if mine else None
 
     def _idle(self, routing: RoutingRequest) -> bool:
         """Whether a replica that may serve it has nothing to do, by everybody's account."""
