@@ -351,14 +351,12 @@ class Dispatcher:
     def _last(self, held: QueuedRequest, now_ns: int) -> Routed | None:
         """A place for one that would be turned away: where nothing but a prior says that it must wait."""
         placed = self._placed(held.payload[0], now_ns, last=True)
-        if not isinstance(placed, Routed):
+        at = self._fleet.endpoint(held.pool, placed.addresses[0]) if isinstance(placed, Routed) else None
+        # Another service's turn is its own; but an idle replica it has left to nobody.
+        asks = at is not None and at.load_permits > 0
+        if asks and self._peers.turn(held.pool, self.queue, now_ns=now_ns) is None:
             return None
-        endpoint = self._fleet.endpoint(held.pool, placed.addresses[0])
-        idle = endpoint is not None and not endpoint.load_permits
-        # Room is whose turn it is, over all services; but who has it has left an idle one to nobody.
-        if idle or self._peers.turn(held.pool, self.queue, now_ns=now_ns) is not None:
-            return placed
-        return None
+        return placed if isinstance(placed, Routed) else None
 
     def _idle(self, routing: RoutingRequest) -> bool:
         """Whether a replica that may serve it has nothing to do, by everybody's account."""
@@ -438,13 +436,8 @@ class Dispatcher:
         strategy.picked(pool.endpoints, endpoint, routing.work, at=at)
         if placed.plan is not None:
             coming(pool, endpoint, placed.plan)
-        standby = [self._fleet.endpoint(reservation.pool, each) for each in placed.addresses[1:]]
-        self._ledger.enter(
-            reservation,
-            endpoint,
-            now_ns=now_ns,
-            plan=placed.plan,
-            standby=[each for each in standby if each is not None],
-        )
+        others = [self._fleet.endpoint(reservation.pool, each) for each in placed.addresses[1:]]
+        standby = [each for each in others if each is not None]
+        self._ledger.enter(reservation, endpoint, now_ns=now_ns, plan=placed.plan, standby=standby)
         self.decisions.note(routing, placed, now_ns=now_ns)
         self._events.placed(routing, placed, now_ns=now_ns)
