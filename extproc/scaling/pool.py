@@ -12,6 +12,7 @@ from typing import Any, Final
 from msgspec import structs
 
 from extproc.config.scaling import PoolScaling, Scaling
+from extproc.core.scaling.capacity import work_ms
 from extproc.core.scaling.demand import PoolDemand
 from extproc.core.scaling.forecast import GRAIN_S, Damped, Forecaster
 from extproc.core.scaling.planner import Planner, PoolFacts
@@ -116,10 +117,17 @@ class ScaledPool:
                 dispersion=self.forecaster.dispersion,
                 judged=self.judged,
                 attained=self.attained,
+                unit_ms=self.demand.unit_ms,
             ),
         )
         self.judged = self.attained = 0
         return self._marked(plan, now_ns)
+
+    def came(self, prompt_tokens: int, output_tokens: int, *, at_s: float) -> None:
+        """A request came that is expected to have so many tokens."""
+        kinds = self.kinds
+        work = work_ms(kinds[0].timing, prompt_tokens, 0.0, output_tokens) if kinds else 0.0
+        self.demand.worked(work, at_s=at_s)
 
     def ended(self, *, attained: bool) -> None:
         """A request ended (or was refused for want of room), within its targets or not."""

@@ -251,7 +251,11 @@ class ScalingPart(Part, Observer):
         if event.sample.attained is not None:
             pool.ended(attained=event.sample.attained)
         if not event.here:
-            pool.demand.came(at_s=self._zero_s + now_ns / 1e9)
+            pool.came(
+                reservation.input_tokens,
+                reservation.output_tokens,
+                at_s=self._zero_s + (now_ns - outcome.duration_ns) / 1e9,
+            )
         prompt = outcome.prompt_tokens or reservation.input_tokens
         cached = reservation.cached_tokens if outcome.cached_tokens is None else outcome.cached_tokens
         output = outcome.output_tokens
@@ -264,7 +268,8 @@ class ScalingPart(Part, Observer):
         if pool is not None and not routing.free:
             if lost:
                 pool.ended(attained=False)
-            pool.demand.came(at_s=self._zero_s + now_ns / 1e9)
+            at_s = self._zero_s + now_ns / 1e9
+            pool.came(routing.input_tokens, routing.output_tokens, at_s=at_s)
 
     def _plan(self, name: str, now_ns: int) -> PoolPlan:
         pool, config = self.pools[name], self._pool_configs[name]

@@ -5,6 +5,7 @@ Steps are in CPU time of the thread: other processes of the machine are not in t
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -66,6 +67,8 @@ def run(seconds: int = 120) -> Iterator[Row]:
         app = App(_config(pools, replicas), clock=lambda at=now_ns: at[0])  # type: ignore[misc]
         part = app.scaling
         part._wall_s = lambda at=now_ns: at[0] / 1e9  # type: ignore[assignment, misc]
+        gc.collect()
+        gc.freeze()  # as `steersman serve` does
         took = _steps_ms(part, seconds, now_ns)
         what = f"{pools} pools of {replicas} replicas" if pools > 1 else f"one pool of {replicas} replicas"
         yield Row(f"scaling, {what}: a step, 99th percentile", percentile(took, 0.99), "ms", 20.0)

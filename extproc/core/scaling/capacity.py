@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from math import erfc, exp, inf, sqrt
 from typing import Final, NamedTuple
 
+from extproc.core.predict.timing import Timing
 from extproc.core.scaling.values import Binding, Need, ReplicaKind, WorkSample
 from extproc.core.slo import ClassSpec
 
@@ -87,6 +88,17 @@ def steady(
     return Steady(tpot, batch, batch * context_tokens, prefill_share)
 
 
+def work_ms(timing: Timing, prompt_tokens: float, cached_tokens: float, output_tokens: float) -> float:
+    """What a request takes of a replica that serves many: its prefill, and what it adds to each of its steps.
+
+    What a step costs in any case is left out: it is shared by whoever is there.
+    """
+    each = timing.decode_per_sequence_ms + timing.decode_per_context_token_ms * (
+        prompt_tokens + output_tokens / 2.0
+    )
+    return timing.prefill_ms(prompt_tokens - cached_tokens, cached_tokens) + output_tokens * each
+
+
 class Shape(NamedTuple):
     """What recent requests ask of one kind of replica, in the mean; times in milliseconds.
 
@@ -103,6 +115,8 @@ class Shape(NamedTuple):
     context_tokens: float
     slacks: tuple[tuple[float, float], ...]
     tpot_ms: tuple[tuple[float, float], ...]
+    #: `work_ms` in the mean.
+    work_ms: float = 0.0
 
 
 def shape(samples: Sequence[WorkSample], kind: ReplicaKind, classes: Mapping[str, ClassSpec]) -> Shape:
@@ -111,7 +125,7 @@ def shape(samples: Sequence[WorkSample], kind: ReplicaKind, classes: Mapping[str
     taken = samples if len(samples) <= SAMPLES_MAX else samples[-SAMPLES_MAX:]
     if not taken:
         taken = (WorkSample("", PROMPT_TOKENS, 0, OUTPUT_TOKENS),)
-    own = square = loops = prompt = output = context = 0.0
+    own = square = loops = prompt = output = context = work = 0.0
     slacks: list[float] = []
     paces: dict[float, int] = {}
     budget = max(1, kind.prefill_budget_tokens)
@@ -121,6 +135,7 @@ def shape(samples: Sequence[WorkSample], kind: ReplicaKind, classes: Mapping[str
         uncached, tokens = max(1, prompt_tokens - cached), max(1, output_tokens)
         ms = timing.prefill_ms(uncached, cached) - timing.prefill_base_ms
         steps = -(-uncached // budget)
+        work += work_ms(timing, prompt_tokens, cached, tokens)
         own += ms
         square += ms * ms
         loops += steps
@@ -141,6 +156,7 @@ def shape(samples: Sequence[WorkSample], kind: ReplicaKind, classes: Mapping[str
         context / output,
         _grouped(slacks),
         tuple((pace, share / count) for pace, share in sorted(paces.items())),
+        work / count,
     )
 
 

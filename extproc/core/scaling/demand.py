@@ -1,4 +1,4 @@
-"""Work that comes to a pool: how many requests in each interval, and what the last ones were like.
+"""Work that comes to a pool: how much of it in each interval, and what the last requests were like.
 
 Owns the counting. Pure; a request costs about a microsecond. Time is that of the day in seconds, so that a
 season is where it was after a restart; the day's clock may be set. A step back of less than STEP_BACK_S goes
@@ -17,6 +17,10 @@ from extproc.core.scaling.values import Demand, WorkSample
 #: Requests that are kept as samples: each new one takes the place of a random one, so that the last few
 #: hundred are there, the newest most likely.
 SAMPLES_MAX: Final = 512
+#: The work that counts as one request follows the requests' mean: about so many are in it.
+UNIT_REQUESTS: Final = 2_000.0
+#: No request counts as more than so many usual ones.
+WEIGHT_MAX: Final = 50.0
 #: No request counts as more tokens.
 TOKENS_MAX: Final = 10_000_000
 #: A clock that went back by more has been set: what was counted cannot be put in order with what comes.
@@ -26,7 +30,10 @@ QUIET_BUCKETS_MAX: Final = 360
 
 
 class PoolDemand:
-    """One pool's counts. `closed` are the (bucket, requests) that are over and not yet taken."""
+    """One pool's counts, weighed by work: a request of twice the mean work is two.
+
+    `closed` are the (bucket, requests) that are over and not yet taken; `unit_ms` is the work of one.
+    """
 
     def __init__(self, bucket_s: float, *, rng: Random) -> None:
         self.bucket_s = bucket_s
@@ -38,13 +45,25 @@ class PoolDemand:
         self.closed: deque[tuple[int, float]] = deque(maxlen=QUIET_BUCKETS_MAX)
         self._rng = rng
         self._open: int | None = None
-        self._count = 0
+        self._count = 0.0
+        self.unit_ms = 0.0
+        self._seen = 0.0
 
-    def came(self, count: int = 1, *, at_s: float) -> None:
-        """So many requests came now."""
+    def came(self, count: float = 1.0, *, at_s: float) -> None:
+        """So many requests of the usual work came now."""
         self.step(at_s=at_s)
         self._count += count
         self.last_s = at_s
+
+    def worked(self, work_ms: float, *, at_s: float) -> None:
+        """A request came that is expected to be so much work."""
+        if not 0.0 < work_ms < float("inf"):
+            self.came(at_s=at_s)
+            return
+        if self._seen < UNIT_REQUESTS:
+            self._seen += 1.0
+        self.unit_ms += (work_ms - self.unit_ms) / self._seen
+        self.came(min(work_ms / self.unit_ms, WEIGHT_MAX), at_s=at_s)
 
     def ended(self, sample: WorkSample) -> None:
         """What a request was, in the end; what cannot be is left out."""
@@ -69,11 +88,11 @@ class PoolDemand:
             if (at - bucket) * self.bucket_s <= STEP_BACK_S:
                 return True
             self.clock_steps += 1
-            self._open, self._count, self.last_s = bucket, 0, at_s if self.last_s is not None else None
+            self._open, self._count, self.last_s = bucket, 0.0, at_s if self.last_s is not None else None
             self.closed.clear()
             return False
-        self.closed.append((at, float(self._count)))
-        self._count, self._open = 0, bucket
+        self.closed.append((at, self._count))
+        self._count, self._open = 0.0, bucket
         if bucket - at <= QUIET_BUCKETS_MAX:
             # Nobody came in these; who did not count (asleep, another clock) skips more.
             self.closed.extend((each, 0.0) for each in range(at + 1, bucket))

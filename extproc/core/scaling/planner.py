@@ -41,6 +41,8 @@ DRAIN_S: Final = 30.0
 DOWN_EVERY_S: Final = 60.0
 #: Fewer must bear so much more than the upper bound: what is just enough now is not a moment later.
 DOWN_MARGIN: Final = 0.05
+#: Ends that say more of bursts than the counts' dispersion does.
+RECORD_REQUESTS: Final = 2_000.0
 #: How often the mean of recent requests is made anew from the samples.
 SHAPE_EVERY_NS: Final = 30 * NS
 #: And by how much the correction moves then at the most: its record is of bins, and jumps.
@@ -69,6 +71,8 @@ class PoolFacts(msgspec.Struct, frozen=True, kw_only=True):
     #: Requests that ended (or were refused) since the last step, and how many of them attained their targets.
     judged: int = 0
     attained: int = 0
+    #: Where arrivals are weighed by their work: the milliseconds (`capacity.work_ms`) that count as one.
+    unit_ms: float = 0.0
 
 
 class Planner:
@@ -103,7 +107,7 @@ class Planner:
             self.wanted = min(max(had, scale.min_replicas), scale.max_replicas)
             self._began_ns = now_ns
         capacities = self._known(now_ns, facts)
-        median, high = _rates(facts, ready)
+        median, high = _rates(facts, ready, self._weight(facts))
         wants, kind = self._need(capacities, facts, median)
         upper, kind = self._need(capacities, facts, high)
         spared, _ = self._need(capacities, facts, high * (1.0 + DOWN_MARGIN))
@@ -148,20 +152,30 @@ class Planner:
             self.correction += min(max(found - self.correction, -CORRECTION_STEP), CORRECTION_STEP)
             self._bears.clear()
         self._learn(facts)
+        # What bursts cost is in the record, once there is one.
+        known = self.record.requests >= RECORD_REQUESTS
         for each in self._capacities:
-            each.told(dispersion=facts.dispersion, correction=facts.correction * self.correction)
+            each.told(
+                dispersion=1.0 if known else facts.dispersion,
+                correction=facts.correction * self.correction,
+            )
         return self._capacities
+
+    def _weight(self, facts: PoolFacts) -> float:
+        """How many of the samples' requests one that counts as one is."""
+        mean_ms = self._capacities[0].work.work_ms if self._capacities else 0.0
+        return facts.unit_ms / mean_ms if facts.unit_ms > 0.0 and mean_ms > 0.0 else 1.0
 
     def _learn(self, facts: PoolFacts) -> None:
         """What ended since the last step, at the load that there was."""
         ready = sum(each.stage == "ready" for each in facts.replicas)
-        rate = facts.demand.requests_per_s
+        rate = facts.demand.requests_per_s * self._weight(facts)
         if not (facts.judged and ready and self._capacities and rate > 0.0):
             return
         bears = self._bears.get(ready)
         if bears is None:
             usual = self._capacities[0]
-            usual.told(dispersion=facts.dispersion, correction=facts.correction)
+            usual.told(dispersion=1.0, correction=facts.correction)
             bears = self._bears[ready] = rate_max(usual, ready, self.scale.target_attainment)
         if bears > 0.0:
             self.record.saw(rate / bears, attained=facts.attained, judged=facts.judged)
@@ -256,17 +270,17 @@ class Planner:
         """Whether even all that may be do not bear the upper bound."""
         if not self._capacities:
             return False
-        _, high = _rates(facts, 1)
+        _, high = _rates(facts, 1, self._weight(facts))
         found = self._capacities[0].at(high, self.scale.max_replicas)
         return len(self._capacities) == 1 and found.attainment < self.scale.target_attainment
 
 
-def _rates(facts: PoolFacts, ready: int) -> tuple[float, float]:
+def _rates(facts: PoolFacts, ready: int, weight: float) -> tuple[float, float]:
     """The forecast's median and upper bound, with what is held: it comes beside. No number counts as none."""
     backlog = facts.held / DRAIN_S if ready else 0.0
     known = facts.forecast
-    median = max(known.median, 0.0) if isfinite(known.median) else 0.0
-    high = max(known.high, median) if isfinite(known.high) else median
+    median = max(known.median, 0.0) * weight if isfinite(known.median) else 0.0
+    high = max(known.high * weight, median) if isfinite(known.high) else median
     return median + backlog, high + backlog
 
 

@@ -31,6 +31,11 @@ class ServedRecord:
         self.came = [0.0] * BINS
         self.good = [0.0] * BINS
 
+    @property
+    def requests(self) -> float:
+        """How many it is made of."""
+        return sum(self.came)
+
     def saw(self, load: float, *, attained: float, judged: float) -> None:
         """`judged` requests ended at a load, of which so many attained; nonsense is left out."""
         if (

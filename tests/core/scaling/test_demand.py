@@ -40,6 +40,21 @@ def test_a_service_that_slept_leaves_a_gap() -> None:
     assert demand.taken() == [(0, 1.0)]
 
 
+def test_requests_are_weighed_by_their_work() -> None:
+    """A request of thrice the usual work counts about thrice; one whose work is unknown counts once."""
+    demand = PoolDemand(10.0, rng=Random(1))
+    for _ in range(1_000):
+        demand.worked(100.0, at_s=0.0)
+    demand.step(at_s=10.0)
+    demand.worked(300.0, at_s=11.0)
+    demand.worked(float("nan"), at_s=12.0)
+    demand.step(at_s=20.0)
+    (_, usual), (_, heavy) = demand.taken()
+    assert usual == 1_000.0
+    assert 3.9 < heavy < 4.0
+    assert 99.0 < demand.unit_ms < 101.0
+
+
 def test_samples_are_bounded_and_recent() -> None:
     """So many are kept at the most, the newest likelier than the old; what cannot be is none."""
     demand = PoolDemand(10.0, rng=Random(1))

@@ -54,8 +54,18 @@ def test_noise_alone_is_averaged() -> None:
     assert spread < 0.4  # one bucket alone has 1.0
 
 
+def test_bursts_that_are_usual_are_not_followed_and_a_first_step_is() -> None:
+    """A pool that has a burst each few minutes keeps its level through the next one."""
+    rng, known = Random(4), Forecaster(BUCKET_S)
+    for i in range(721):
+        burst = 6.0 if i % 30 == 0 else 1.0
+        known.saw(i, poisson(rng, 200.0 * burst))
+    # The last bucket was a burst; the level is the mean of two minutes.
+    assert known.rate < 45.0
+
+
 def test_the_band_holds_what_comes_as_often_as_it_says() -> None:
-    """On a noisy day nine in ten of what came were at most `high`; simulated, one seed."""
+    """On a noisy day as much of what came as HIGH says was at most `high`; made up, one seed."""
     rng, known, inside, judged = Random(7), Forecaster(BUCKET_S), 0, 0
     rate, waiting = 30.0, []
     for i in range(8_640):
