@@ -43,6 +43,8 @@ WRITE_EVERY_NS: Final = 300 * 1_000_000_000
 #: A pool's plan is checked by simulation, and its trend fitted anew, so often.
 CHECK_EVERY_NS: Final = 60 * 1_000_000_000
 FIT_EVERY_NS: Final = 1_800 * 1_000_000_000
+#: And the worker process rests so many times as long as it worked.
+WORKER_REST: Final = 3
 #: The worker process is ended when it takes longer than this.
 LATE_S: Final = 120.0
 #: Steps of the service's schedule in a second.
@@ -85,6 +87,7 @@ class ScalingPart(Part, Observer):
         self._written_ns = 0
         self.worker = Worker(clock=clock)
         self._asking: asyncio.Task[None] | None = None
+        self._quiet_ns = 0
         #: When each pool's next check and fit are due.
         self._jobs: dict[tuple[str, str], int] = {}
         self.apply(config)
@@ -176,13 +179,15 @@ class ScalingPart(Part, Observer):
         for _, name in due[:most]:
             self._due[name] = now_ns + int(interval_s * 1e9)
             self.publish(self._plan(name, now_ns))
-        if self._config.scaling.simulate and self.worker.free:
+        if self._config.scaling.simulate and now_ns >= self._quiet_ns and self.worker.free:
             self._ask(now_ns)
         if self._file is not None and now_ns - self._written_ns >= WRITE_EVERY_NS:
             self._written_ns, self._to_write = now_ns, self._learnt()
 
     def _ask(self, now_ns: int) -> None:
-        """Give the worker the job that is due, one a step."""
+        """Give the worker the job that is due, one at a time."""
+        if self._asking is not None and not self._asking.done():
+            return
         for name, plan in self.plans.items():
             pool = self.pools[name]
             for kind, every_ns in (("check", CHECK_EVERY_NS), ("fit", FIT_EVERY_NS)):
@@ -197,7 +202,10 @@ class ScalingPart(Part, Observer):
                     return
 
     async def _asked(self, pool: ScaledPool, plan: PoolPlan, job: Job) -> None:
+        began_ns = self._clock()
         answer = await self.worker.ask(job, timeout_s=LATE_S)
+        # However many pools there are, it works a fourth of the time at the most.
+        self._quiet_ns = self._clock() + WORKER_REST * (self._clock() - began_ns)
         if answer is not None:
             pool.answered(answer, plan, now_ns=self._clock())
 

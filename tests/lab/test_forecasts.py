@@ -13,7 +13,7 @@ from extproc.lab.forecasts import BUCKET_S, PEAK, WINDOW_S, judged, rates_at, wi
 
 
 def test_gaps_of_the_recording_are_filled_and_windows_keep_their_means(tmp_path: Path) -> None:
-    """A zero is the window before; within windows the rate is drawn straight, and at most the peak in the mean."""
+    """A zero is the window before; within windows the rate is drawn straight about the mean."""
     path = tmp_path / "weeks.csv.gz"
     with gzip.open(path, "wt") as file:
         file.write("# of somewhere\nt_s,rate,clients_active,largest_client_rate\n")
