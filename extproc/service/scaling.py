@@ -27,14 +27,14 @@ from extproc.core.errors import wanted_room
 from extproc.core.events import Observer, Settled
 from extproc.core.outcome import Reject, Routed
 from extproc.core.scaling.load_times import LoadTimes
-from extproc.core.scaling.values import PoolPlan, ReplicaFact, WorkSample
+from extproc.core.scaling.values import Demand, PoolPlan, ReplicaFact, WorkSample
 from extproc.core.scheduler import Scheduler
 from extproc.scaling.events import ScheduledFloors
 from extproc.scaling.kept import KeptScaling, KeptScalingFile
 from extproc.scaling.pool import ScaledPool
 from extproc.scaling.worker import Job, Worker
 from extproc.service.parts import Part
-from extproc.service.pool_facts import ReplicaBook, kinds_of
+from extproc.service.pool_facts import StageBook, kinds_of
 
 #: Plans kept of each pool, the newest last: four hours of one every five seconds.
 PLANS_KEPT: Final = 2_880
@@ -74,7 +74,7 @@ class ScalingPart(Part, Observer):
         self.starting: Callable[[str], Sequence[ReplicaFact]] = lambda _pool: ()
         self.loads = LoadTimes()
         self.pools: dict[str, ScaledPool] = {}
-        self._books: dict[str, ReplicaBook] = {}
+        self._books: dict[str, StageBook] = {}
         self._kept: dict[str, deque[PoolPlan]] = {}
         #: When each pool is planned for next.
         self._due: dict[str, int] = {}
@@ -110,7 +110,7 @@ class ScalingPart(Part, Observer):
                 known = ScaledPool(pool.name, pool.scaling, section, rng=rng)
             pools[pool.name] = known
             self._due.setdefault(pool.name, 0)
-            self._books.setdefault(pool.name, ReplicaBook())
+            self._books.setdefault(pool.name, StageBook())
         self.pools = pools
         for names in (self.plans, self._kept, self._due, self._books):
             for name in [name for name in names if name not in pools]:
@@ -298,6 +298,7 @@ class ScalingPart(Part, Observer):
 
 def brief(plan: PoolPlan) -> dict[str, Any]:
     """A plan as plain values, without the requests that its demand holds."""
-    told: dict[str, Any] = msgspec.to_builtins(plan)
+    bare = Demand(requests_per_s=plan.now.requests_per_s)
+    told: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(plan, now=bare))
     told["now"] = {"requests_per_s": plan.now.requests_per_s}
     return told

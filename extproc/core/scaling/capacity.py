@@ -173,11 +173,15 @@ def blended(before: Shape | None, now: Shape) -> Shape:
             for (one, share), (two, other) in zip(old, new, strict=True)
         )
 
-    numbers = (mixed(old, new) for old, new in zip(before[:6], now[:6], strict=True))
     return Shape(
-        *numbers,
-        mixed_pairs(before.slacks, now.slacks),
-        mixed_pairs(before.tpot_ms, now.tpot_ms),
+        own_ms=mixed(before.own_ms, now.own_ms),
+        own_square=mixed(before.own_square, now.own_square),
+        loops=mixed(before.loops, now.loops),
+        prompt_tokens=mixed(before.prompt_tokens, now.prompt_tokens),
+        output_tokens=mixed(before.output_tokens, now.output_tokens),
+        context_tokens=mixed(before.context_tokens, now.context_tokens),
+        slacks=mixed_pairs(before.slacks, now.slacks),
+        tpot_ms=mixed_pairs(before.tpot_ms, now.tpot_ms),
     )
 
 
