@@ -75,8 +75,9 @@ def command(
 
     Starts four simulated replicas in a cheap and a strong pool, the service and Envoy on free local ports,
     and sends them requests of three tenants, each of another class, through openai, huggingface_hub and
-    text-generation. One tenant asks for more than its quota, and every minute a replica is slowed down for
-    20 s (--no-faults: never). Ctrl-C stops all.
+    text-generation. A third pool has none at rest: the service starts up to four on a wave of requests, and
+    stops them after it. One tenant asks for more than its quota, and every minute a replica is slowed down
+    for 20 s (--no-faults: never). Ctrl-C stops all.
     """
     log_to_stderr()
     click.echo("starting: simulated replicas, agents, the service and Envoy", err=True)

@@ -158,9 +158,7 @@ class Dispatcher:
 
     def pump(self, pool: str, *, now_ns: int, at: Endpoint | None = None) -> None:
         """Release held requests of a pool to whatever has room now; `at`: only there anything changed."""
-        there = self._fleet.pools.get(pool)
-        # Nobody can go yet, and each step would ask for all who wait.
-        if self.queue.by_pool_count(pool) and not (there is not None and there.starting):
+        if self.queue.by_pool_count(pool):
             self._tell(self._pump(pool, now_ns, at=at))
 
     def pump_all(self, *, now_ns: int) -> None:
@@ -235,16 +233,14 @@ class Dispatcher:
             payload=(routing, headers),
         )
         self._counts["held"] += 1
-        if starting:
-            self._counts["held.cold"] += 1
+        self._counts["held.cold"] += starting
         self._waiting[routing.id] = held
         sheds = [
             (each.held.id, self._shed_one(each, now_ns)) for each in self.queue.push(held, now_ns=now_ns)
         ]
         own = self._tell(sheds, but=routing.id)
         # Its own caller hears of it at once.
-        if not starting:
-            own = self._tell(self._pump(routing.pool, now_ns), but=routing.id) or own
+        own = self._tell(self._pump(routing.pool, now_ns), but=routing.id) or own
         return own if own is not None else Hold(id=routing.id, until_ns=until_ns)
 
     def _tell(
@@ -267,6 +263,8 @@ class Dispatcher:
         """
         released: Released = []
         pool = self._fleet.pools.get(pool_name)
+        if pool is not None and pool.starting:
+            return released  # nobody can go, and each step would ask for all who wait
         # Of a pool that is no more everybody is told so.
         context = SchedulingContext(now_ns=now_ns, deciders=self._peers.deciders)
         shortlist = None if pool is None else Shortlist(pool, at, context)
@@ -353,14 +351,12 @@ class Dispatcher:
     def _last(self, held: QueuedRequest, now_ns: int) -> Routed | None:
         """A place for one that would be turned away: where nothing but a prior says that it must wait."""
         placed = self._placed(held.payload[0], now_ns, last=True)
-        if not isinstance(placed, Routed):
+        at = self._fleet.endpoint(held.pool, placed.addresses[0]) if isinstance(placed, Routed) else None
+        # Another service's turn is its own; but an idle replica it has left to nobody.
+        asks = at is not None and at.load_permits > 0
+        if asks and self._peers.turn(held.pool, self.queue, now_ns=now_ns) is None:
             return None
-        endpoint = self._fleet.endpoint(held.pool, placed.addresses[0])
-        idle = endpoint is not None and not endpoint.load_permits
-        # Room is whose turn it is, over all services; but who has it has left an idle one to nobody.
-        if idle or self._peers.turn(held.pool, self.queue, now_ns=now_ns) is not None:
-            return placed
-        return None
+        return placed if isinstance(placed, Routed) else None
 
     def _idle(self, routing: RoutingRequest) -> bool:
         """Whether a replica that may serve it has nothing to do, by everybody's account."""
@@ -418,8 +414,7 @@ class Dispatcher:
         waited_s = (now_ns - held.arrived_ns) / 1e9
         pool = self._fleet.pools.get(held.pool)
         if pool is not None and pool.starting:
-            reject = cold(pool, now_ns=now_ns, waited_s=waited_s)
-            return self.refuse(reject, held.payload[0], now_ns=now_ns)
+            return self.refuse(cold(pool, now_ns=now_ns, waited_s=waited_s), held.payload[0], now_ns=now_ns)
         message = f"no replica of pool {held.pool!r} had room within {waited_s:.1f} s"
         reject = Error.OVERLOADED.reject(message, retry_after_s=max(1, shed.retry_after_s))
         return self.refuse(reject, held.payload[0], now_ns=now_ns)
@@ -441,13 +436,8 @@ class Dispatcher:
         strategy.picked(pool.endpoints, endpoint, routing.work, at=at)
         if placed.plan is not None:
             coming(pool, endpoint, placed.plan)
-        standby = [self._fleet.endpoint(reservation.pool, each) for each in placed.addresses[1:]]
-        self._ledger.enter(
-            reservation,
-            endpoint,
-            now_ns=now_ns,
-            plan=placed.plan,
-            standby=[each for each in standby if each is not None],
-        )
+        others = [self._fleet.endpoint(reservation.pool, each) for each in placed.addresses[1:]]
+        standby = [each for each in others if each is not None]
+        self._ledger.enter(reservation, endpoint, now_ns=now_ns, plan=placed.plan, standby=standby)
         self.decisions.note(routing, placed, now_ns=now_ns)
         self._events.placed(routing, placed, now_ns=now_ns)

@@ -17,7 +17,7 @@ from extproc.config.scaling import LauncherConfig
 from extproc.core.scaling.values import ReplicaFact
 from extproc.scaling.places import LocalPlace, LocalPlaces
 from extproc.scaling.process import KeptFolder, KeptProcess
-from extproc.scaling.replica import FleetSide, LaunchedReplica, ReplicaFailedError
+from extproc.scaling.replica import FleetSide, LaunchedReplica
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +210,7 @@ class PoolLauncher:
         try:
             await replica.run(start)
             log.info("pool %s: the replica at %s has ended", self.pool.name, replica.address)
-        except (ReplicaFailedError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 (whatever it is, the next start waits its pause)
             await self._failed(replica, error)
         finally:
             if not self._closing:

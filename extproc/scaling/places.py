@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from extproc.supervise.ports import FREE_PORTS, tcp_problem
 
@@ -61,14 +62,15 @@ class LocalPlaces:
         taken = tuple(sorted(free[:cards_each])) if cards else ()
         first, last = ports
         asked = range(first, last + 1) if first else FREE_PORTS
-        wrong = "each has a replica"
-        for port in sorted(asked, key=lambda port: (port <= self._last, port)):
+        wrong = "has a replica"
+        after = max(asked[0], min(self._last + 1, asked[-1] + 1))
+        for port in chain(range(after, asked[-1] + 1), range(asked[0], after)):
             if port in self._ports:
                 continue
             if (wrong := tcp_problem(f"{HOST}:{port}")) == "":
                 self._last = port
                 return self.hold(LocalPlace(port, taken))
-        return f"no port from {asked[0]} to {asked[-1]} is free: the last one tried {wrong}"
+        return f"no port from {asked[0]} to {asked[-1]} is free: the last one that was tried {wrong}"
 
     def hold(self, place: LocalPlace) -> LocalPlace:
         """Take a place that is known already."""

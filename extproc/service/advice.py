@@ -8,12 +8,13 @@ advice` on recorded traffic. Nothing is ever applied.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
 
 from extproc.config.model import Config
-from extproc.core.scaling.advice import Advice, PoolBound, advise
+from extproc.core.scaling.advice import Advice, advise
 from extproc.core.scaling.use import UseMeter, look_at
 from extproc.core.scheduler import Scheduler
 from extproc.service.parts import Part
@@ -22,8 +23,18 @@ from extproc.service.parts import Part
 LOOKED_AT: Final = 50
 #: What may bind a pool, as it is told of.
 RESOURCES: Final = ("memory", "compute", "permits", "idle")
-#: What was seen counts half after so long, and how often it is aged and judged.
-HALF_LIFE_S, JUDGED_EVERY_S = 3_600.0, 30.0
+#: What was seen counts half after so long; how often a pool is aged and judged, and how many in one step.
+HALF_LIFE_S, JUDGED_EVERY_S, JUDGED_AT_ONCE = 3_600.0, 30.0, 4
+
+
+@dataclass(slots=True)
+class _Watched:
+    """One pool: its meter, what was last said of it, and since when the same binds it."""
+
+    meter: UseMeter = field(default_factory=UseMeter)
+    judged_ns: int | None = None
+    advice: Advice | None = None
+    since_ns: int = 0
 
 
 class AdvicePart(Part):
@@ -33,67 +44,65 @@ class AdvicePart(Part):
 
     def __init__(self, config: Config, scheduler: Scheduler, *, clock: Callable[[], int]) -> None:
         self._scheduler, self._clock = scheduler, clock
-        self._meters: dict[str, UseMeter] = {}
-        #: What binds each pool, and since when by our clock.
-        self._bound: dict[str, tuple[PoolBound, int]] = {}
-        self._at = 0
-        self._judged_ns = clock()
+        self._pools: dict[str, _Watched] = {}
+        self._at = self._turn = 0
         self.apply(config)
 
     def apply(self, config: Config) -> None:
         """Pools that are no more are forgotten."""
         names = {pool.name for pool in config.pools}
-        for known in (self._meters, self._bound):
-            for name in [name for name in known if name not in names]:
-                del known[name]
+        for name in [name for name in self._pools if name not in names]:
+            del self._pools[name]
 
     def step(self, *, now_ns: int) -> None:
-        """Look at the next endpoints; now and then judge."""
+        """Look at the next endpoints, and judge the next pools that it is time for."""
         endpoints = self._scheduler.fleet.endpoints
         count = len(endpoints)
         for i in range(min(LOOKED_AT, count)):
             endpoint = endpoints[(self._at + i) % count]
             if endpoint.ready and not endpoint.draining:
-                meter = self._meters.get(endpoint.pool)
-                if meter is None:
-                    meter = self._meters[endpoint.pool] = UseMeter()
-                look_at(meter, endpoint)
+                watched = self._pools.get(endpoint.pool)
+                if watched is None:
+                    watched = self._pools[endpoint.pool] = _Watched()
+                look_at(watched.meter, endpoint)
         self._at = (self._at + LOOKED_AT) % count if count else 0
-        passed_s = (now_ns - self._judged_ns) / 1e9
-        if passed_s >= JUDGED_EVERY_S:
-            self._judged_ns = now_ns
-            for name, meter in self._meters.items():
-                meter.age(0.5 ** (passed_s / HALF_LIFE_S))
-                bound = advise(name, meter.use()).diagnosis.bound
-                before = self._bound.get(name)
-                if before is None or before[0] != bound:
-                    self._bound[name] = (bound, now_ns)
+        names = list(self._pools)
+        for i in range(min(JUDGED_AT_ONCE, len(names))):
+            self._judge(names[(self._turn + i) % len(names)], now_ns)
+        self._turn = (self._turn + JUDGED_AT_ONCE) % len(names) if names else 0
+
+    def _judge(self, name: str, now_ns: int) -> None:
+        watched = self._pools[name]
+        passed_s = JUDGED_EVERY_S if watched.judged_ns is None else (now_ns - watched.judged_ns) / 1e9
+        if passed_s < JUDGED_EVERY_S:
+            return
+        if watched.judged_ns is not None:
+            watched.meter.age(0.5 ** (passed_s / HALF_LIFE_S))
+        found = advise(name, watched.meter.use())
+        if watched.advice is None or watched.advice.diagnosis.bound != found.diagnosis.bound:
+            watched.since_ns = now_ns
+        watched.judged_ns, watched.advice = now_ns, found
 
     def bound(self) -> dict[tuple[str, str], float]:
         """By pool and resource for how long it has bound the pool, in seconds; 0 for those that do not."""
         now_ns = self._clock()
         return {
-            (pool, name): (now_ns - since) / 1e9 if name == found else 0.0
-            for pool, (found, since) in self._bound.items()
+            (pool, name): (now_ns - each.since_ns) / 1e9 if each.advice.diagnosis.bound == name else 0.0
+            for pool, each in self._pools.items()
+            if each.advice is not None
             for name in RESOURCES
         }
 
-    def advice(self, pool: str = "") -> list[Advice]:
-        """Of each pool that was looked at, or of one, what binds it now."""
-        return [advise(name, meter.use()) for name, meter in self._meters.items() if not pool or name == pool]
-
     def status(self) -> dict[str, Any]:
-        """By pool: what binds it, since how long, and what it uses."""
+        """By pool as it was last judged: what binds it, since how long, and what it uses."""
+        now_ns = self._clock()
         return {
-            each.pool: {
-                "bound": each.diagnosis.bound,
-                "why": each.diagnosis.why,
-                "since_s": self._since_s(each.pool),
-                "use": msgspec.to_builtins(each.use),
+            pool: {
+                "bound": each.advice.diagnosis.bound,
+                "why": each.advice.diagnosis.why,
+                "since_s": round((now_ns - each.since_ns) / 1e9, 1),
+                "use": msgspec.to_builtins(each.advice.use),
             }
-            for each in self.advice()
+            for pool, each in self._pools.items()
+            if each.advice is not None
         }
-
-    def _since_s(self, pool: str) -> float | None:
-        known = self._bound.get(pool)
-        return round((self._clock() - known[1]) / 1e9, 1) if known is not None else None

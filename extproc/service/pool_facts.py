@@ -94,7 +94,7 @@ def fact_of(
     )
 
 
-class ReplicaBook:
+class StageBook:
     """Since when each replica of a pool is known and at its stage, and whether it ever was ready."""
 
     def __init__(self) -> None:

@@ -27,14 +27,14 @@ from extproc.core.errors import wanted_room
 from extproc.core.events import Observer, Settled
 from extproc.core.outcome import Reject, Routed
 from extproc.core.scaling.load_times import LoadTimes
-from extproc.core.scaling.values import PoolPlan, ReplicaFact, WorkSample
+from extproc.core.scaling.values import Demand, PoolPlan, ReplicaFact, WorkSample
 from extproc.core.scheduler import Scheduler
 from extproc.scaling.events import ScheduledFloors
 from extproc.scaling.kept import KeptScaling, KeptScalingFile
 from extproc.scaling.pool import ScaledPool
 from extproc.scaling.worker import Job, Worker
 from extproc.service.parts import Part
-from extproc.service.pool_facts import ReplicaBook, kinds_of
+from extproc.service.pool_facts import StageBook, kinds_of
 
 #: Plans kept of each pool, the newest last: four hours of one every five seconds.
 PLANS_KEPT: Final = 2_880
@@ -43,6 +43,8 @@ WRITE_EVERY_NS: Final = 300 * 1_000_000_000
 #: A pool's plan is checked by simulation, and its trend fitted anew, so often.
 CHECK_EVERY_NS: Final = 60 * 1_000_000_000
 FIT_EVERY_NS: Final = 1_800 * 1_000_000_000
+#: And the worker process rests so many times as long as it worked.
+WORKER_REST: Final = 3
 #: The worker process is ended when it takes longer than this.
 LATE_S: Final = 120.0
 #: Steps of the service's schedule in a second.
@@ -74,7 +76,7 @@ class ScalingPart(Part, Observer):
         self.starting: Callable[[str], Sequence[ReplicaFact]] = lambda _pool: ()
         self.loads = LoadTimes()
         self.pools: dict[str, ScaledPool] = {}
-        self._books: dict[str, ReplicaBook] = {}
+        self._books: dict[str, StageBook] = {}
         self._kept: dict[str, deque[PoolPlan]] = {}
         #: When each pool is planned for next.
         self._due: dict[str, int] = {}
@@ -85,6 +87,7 @@ class ScalingPart(Part, Observer):
         self._written_ns = 0
         self.worker = Worker(clock=clock)
         self._asking: asyncio.Task[None] | None = None
+        self._quiet_ns = 0
         #: When each pool's next check and fit are due.
         self._jobs: dict[tuple[str, str], int] = {}
         self.apply(config)
@@ -110,7 +113,7 @@ class ScalingPart(Part, Observer):
                 known = ScaledPool(pool.name, pool.scaling, section, rng=rng)
             pools[pool.name] = known
             self._due.setdefault(pool.name, 0)
-            self._books.setdefault(pool.name, ReplicaBook())
+            self._books.setdefault(pool.name, StageBook())
         self.pools = pools
         for names in (self.plans, self._kept, self._due, self._books):
             for name in [name for name in names if name not in pools]:
@@ -176,13 +179,15 @@ class ScalingPart(Part, Observer):
         for _, name in due[:most]:
             self._due[name] = now_ns + int(interval_s * 1e9)
             self.publish(self._plan(name, now_ns))
-        if self._config.scaling.simulate and self.worker.free:
+        if self._config.scaling.simulate and now_ns >= self._quiet_ns and self.worker.free:
             self._ask(now_ns)
         if self._file is not None and now_ns - self._written_ns >= WRITE_EVERY_NS:
             self._written_ns, self._to_write = now_ns, self._learnt()
 
     def _ask(self, now_ns: int) -> None:
-        """Give the worker the job that is due, one a step."""
+        """Give the worker the job that is due, one at a time."""
+        if self._asking is not None and not self._asking.done():
+            return
         for name, plan in self.plans.items():
             pool = self.pools[name]
             for kind, every_ns in (("check", CHECK_EVERY_NS), ("fit", FIT_EVERY_NS)):
@@ -197,7 +202,10 @@ class ScalingPart(Part, Observer):
                     return
 
     async def _asked(self, pool: ScaledPool, plan: PoolPlan, job: Job) -> None:
+        began_ns = self._clock()
         answer = await self.worker.ask(job, timeout_s=LATE_S)
+        # However many pools there are, it works a fourth of the time at the most.
+        self._quiet_ns = self._clock() + WORKER_REST * (self._clock() - began_ns)
         if answer is not None:
             pool.answered(answer, plan, now_ns=self._clock())
 
@@ -303,6 +311,7 @@ class ScalingPart(Part, Observer):
 
 def brief(plan: PoolPlan) -> dict[str, Any]:
     """A plan as plain values, without the requests that its demand holds."""
-    told: dict[str, Any] = msgspec.to_builtins(plan)
+    bare = Demand(requests_per_s=plan.now.requests_per_s)
+    told: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(plan, now=bare))
     told["now"] = {"requests_per_s": plan.now.requests_per_s}
     return told

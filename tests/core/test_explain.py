@@ -85,7 +85,7 @@ def test_what_removes_an_endpoint() -> None:
         draining.address: ("removed", "draining"),
         hung.address: ("removed", "not ready: hung (12 s without a token)"),
         full.address: ("removed", "permits full: 4 of 4"),
-        suspect.address: ("chosen #2", "an attempt failed: last for 1000 ms"),
+        suspect.address: ("chosen #2", "an attempt failed: last for 100 ms"),
         fine.address: ("chosen #1",),
     }
     assert found[us.address].score is None

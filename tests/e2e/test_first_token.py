@@ -151,6 +151,24 @@ def test_a_refusal_inside_a_200_is_told() -> None:
         assert events(gateway, "refused") == 1
 
 
+def test_a_retried_stream_counts_where_it_is_served() -> None:
+    """The event says who answers; a stream as short as these has no heartbeat that would say it."""
+    with Replicas(specs(2, time_scale=1.0)) as replicas:
+        pool = chat_pool(replicas.addresses, strategy="round_robin")
+        with Gateway(pool, probes={"enabled": False}) as gateway:
+            assert all(stream(gateway, 5).whole for _ in range(4))
+            wait_for("quiet", gateway.quiet)
+            assert "moved" not in gateway.status()["counts"]
+            replicas.fault(0, refuse_share=1.0, status=503)
+
+            def moved() -> bool:
+                assert stream(gateway, 5).whole
+                return bool(gateway.status()["counts"].get("moved"))
+
+            wait_for("a stream that goes on elsewhere", moved)
+            wait_for("quiet", gateway.quiet)
+
+
 def test_only_the_service_that_decided_is_told() -> None:
     """Two services decide side by side; each gets the events of its own requests, and knows them all."""
     with (

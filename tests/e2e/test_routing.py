@@ -38,7 +38,7 @@ def test_a_failing_first_endpoint_is_one_success_for_the_client(fault: str | int
                 return bool(headers["x-steersman-attempts"] == "2")
 
             def suspected() -> bool:
-                # The record comes soon after the answer; the suspicion lasts for a second.
+                # The record comes soon after the answer; the suspicion lasts twice as long each time.
                 gateway.call(path, GENERATE)
                 suspects = {e["address"]: e["suspect"] for e in gateway.status()["endpoints"]}
                 return suspects == {addresses[0]: True, addresses[1]: False}

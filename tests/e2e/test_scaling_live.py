@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway import KEYS, Gateway, wait_for
+import yaml
+from gateway import KEYS, Gateway, envoy_binary, free_ports, wait_for
 from openai import OpenAI
+from processes import Child
 
 from extproc.scaling.keeper import started
 from extproc.scaling.process import marked
@@ -125,10 +127,20 @@ def replicas(gateway: Gateway) -> list[dict[str, Any]]:
     return found
 
 
-def processes(gateway: Gateway) -> set[int]:
-    """What its launcher's replicas are and have started."""
-    name = gateway.service_address.replace(":", "_")
+def stages(gateway: Gateway) -> list[str]:
+    """Of each replica."""
+    return [each["stage"] for each in replicas(gateway)]
+
+
+def of_service(listen: str) -> set[int]:
+    """What the replicas of a service that listens there are and have started."""
+    name = listen.replace(":", "_")
     return {pid for pid, mark in marked() if f"/{name}.launcher/" in mark and started(pid)}
+
+
+def processes(gateway: Gateway) -> set[int]:
+    """The same of a gateway's service."""
+    return of_service(gateway.service_address)
 
 
 def test_from_zero_to_the_first_token_with_a_real_engine() -> None:
@@ -155,7 +167,7 @@ def test_from_zero_to_the_first_token_with_a_real_engine() -> None:
         wait_for("the records", gateway.quiet)
         status = gateway.status()
         assert status["counts"]["held.cold"] == 1
-        assert [each["stage"] for each in replicas(gateway)] == ["ready"]
+        assert stages(gateway) == ["ready"]
         # A second one finds it there.
         again = client.chat.completions.create(model="smollm2", messages=MESSAGES, max_tokens=4)
         assert again.choices[0].message.content
@@ -176,7 +188,7 @@ def test_who_is_not_held_is_told_when_to_come_again() -> None:
             time.sleep(1.5)
         # It counts from the start of the process on, which is a moment after the question.
         assert 301 >= told[0] > told[1] > 0
-        wait_for("it loads", lambda: [each["stage"] for each in replicas(gateway)] == ["loading"])
+        wait_for("it loads", lambda: stages(gateway) == ["loading"])
 
 
 def test_a_killed_service_leaves_its_replicas_to_its_successor() -> None:
@@ -195,13 +207,14 @@ def test_a_killed_service_leaves_its_replicas_to_its_successor() -> None:
         gateway.start_service()
         tokens += sum(bool(chunk.choices and chunk.choices[0].delta.content) for chunk in chunks)
         assert tokens >= 600, "nothing was cut"
-        wait_for("it is taken over", lambda: [each["stage"] for each in replicas(gateway)] == ["ready"])
+        wait_for("it is taken over", lambda: stages(gateway) == ["ready"])
         assert processes(gateway) == before
         answer = client.chat.completions.create(model="smollm2", messages=MESSAGES, max_tokens=4)
         assert answer.choices[0].message.content
         assert gateway.status()["launcher"]["chat"]["starts"] == 0
 
 
+@pytest.mark.soak
 def test_one_to_four_under_a_ramp_and_back() -> None:
     """Replicas come before requests wait too long, and go again without cutting a stream."""
     command = [
@@ -227,8 +240,12 @@ def test_one_to_four_under_a_ramp_and_back() -> None:
         classes=[{"name": "standard", "ttft_ms": TTFT_MS, "tpot_ms": 1_000, "hold_ms": 60_000}],
         scaling={"interval_s": 1, "bucket_s": 2, "simulate": False},
     ) as gateway:
-        wait_for("the first", lambda: [each["stage"] for each in replicas(gateway)] == ["ready"])
+        wait_for("the first", lambda: stages(gateway) == ["ready"])
         ramp = Ramp(gateway)
+        # Before any request has ended, requests are taken to be longer than these, and more replicas wanted.
+        assert [ramp.trickle() for _ in range(10)] == [[]] * 10
+        wait_for("one, and none leaves", lambda: stages(gateway) == ["ready"], timeout_s=200)
+        ramp.firsts.clear()
         most = ramp.run()
         assert most == 4, "the ramp's end needs four"
         assert ramp.errors == [], "no stream was cut, and nobody was refused"
@@ -240,3 +257,42 @@ def test_one_to_four_under_a_ramp_and_back() -> None:
         assert attained >= 0.95
         wait_for("one again", lambda: len(replicas(gateway)) == 1, timeout_s=400)
         assert ramp.trickle() == []
+
+
+@pytest.mark.parametrize(
+    "killed", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["stopped", "killed"]
+)
+def test_up_leaves_no_replica(tmp_path: Path, *, killed: bool) -> None:
+    """Stopped, they end with it; killed, when nobody has taken them over for a minute."""
+    listen, admin, service = (f"127.0.0.1:{port}" for port in free_ports(3))
+    launcher = {"command": [*FAKE, "daemon"], "stop_timeout_s": 5}
+    config = {
+        "gateway": {"listen": listen, "envoy_admin": admin, "auth": "none"},
+        "service": {"listen": [service], "drain_s": 1},
+        "pools": [{"name": "chat", "models": ["m"], "scaling": {"max_replicas": 1, "launcher": launcher}}],
+    }
+    file = tmp_path / "steersman.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "extproc.cli",
+        "up",
+        "-f",
+        str(file),
+        "--no-table",
+        "--envoy",
+        envoy_binary(),
+    ]
+    up = Child("up", [*command, "--run-dir", str(tmp_path / "run")], tmp_path)
+    up.start()
+    try:
+        wait_for("the engine and its daemon", lambda: len(of_service(service)) == 2, timeout_s=200)
+        if killed:
+            up.kill()
+            assert of_service(service), "a successor would find them"
+        else:
+            up.stop()
+        wait_for("they have ended", lambda: not of_service(service), timeout_s=200 if killed else 10)
+    finally:
+        up.kill()

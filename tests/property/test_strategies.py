@@ -90,14 +90,18 @@ def test_the_scorers_of_llmd_are_bounded(name: str, candidates: list[Endpoint], 
 def test_the_order_of_candidates_does_not_matter(
     name: str, candidates: list[Endpoint], work: Work, at: SchedulingContext, wanted: int, data: st.DataObject
 ) -> None:
-    """A policy of scores names the same endpoints however the fleet is listed, and takes the lowest."""
+    """A policy of scores names the same endpoints however the fleet is listed, and takes the lowest.
+
+    Where none takes it, one that may be tried all the same need not be the lowest.
+    """
     shuffled = data.draw(st.permutations(candidates))
     count = min(wanted, len(candidates))
     strategy = taught(name, candidates, work, {"choices": 0} if name == "latency" else None)
     one = strategy.rank(candidates, work, count=count, rng=Random(1), at=at)
     other = strategy.rank(shuffled, work, count=count, rng=Random(2), at=at)
     assert [candidates[i].address for i in one.best] == [shuffled[i].address for i in other.best]
-    assert not one.best or one.scores[one.best[0]] == min(one.scores)
+    low = min(one.scores)
+    assert not one.best or one.scores[one.best[0]] == low or (strategy.binds_late and low >= LATER_MS)
 
 
 @pytest.mark.parametrize("name", sorted(set(STRATEGIES) & DRAWING))

@@ -207,6 +207,19 @@ def test_a_command_that_does_not_exist(tmp_path: Path, play: Play) -> None:
     play(stand, scene)
 
 
+def test_a_command_that_no_system_takes(tmp_path: Path, play: Play) -> None:
+    """What cannot even be asked of the system fails like any other start, with its pause."""
+
+    async def scene(stand: LauncherStand) -> None:
+        stand.launcher.want(1)
+        await until(lambda: stand.launcher.crashes == 2, stand.launcher.status)
+        assert "embedded null byte; the next start is in" in stand.launcher.problem
+
+    stand = LauncherStand(tmp_path)
+    stand.launcher.settings = stand.launcher.settings.model_copy(update={"command": ["a\0b"]})
+    play(stand, scene)
+
+
 def test_one_that_never_listens_is_ended(tmp_path: Path, play: Play) -> None:
     """After ready_timeout_s, with a hint; nothing of it stays."""
 

@@ -15,7 +15,7 @@ from extproc.admin.orders import CHANGING, LOOKING
 from extproc.config.load import loads
 from extproc.core.scaling.values import Band, Demand, LoadTime, Need, PlanTerm, PoolPlan, WorkSample
 from extproc.observe.alerts.defaults import RULES
-from extproc.service.advice import JUDGED_EVERY_S, LOOKED_AT, AdvicePart
+from extproc.service.advice import JUDGED_AT_ONCE, JUDGED_EVERY_S, LOOKED_AT, AdvicePart
 from extproc.service.app import App
 from extproc.service.scale_view import POINTS_ALL_MAX, POINTS_MAX, ScaleView, thinned
 
@@ -164,11 +164,38 @@ def test_a_step_looks_at_a_bounded_number() -> None:
     for endpoint in stand.app.scheduler.fleet.endpoints:
         endpoint.announced = True
         endpoint.refresh()
-    stand.advice.step(now_ns=stand.clock())
-    assert stand.advice.status()["chat"]["use"]["looks"] == LOOKED_AT
-    for _ in range(2):
+
+    def looks() -> float:
+        stand.now_s += JUDGED_EVERY_S
         stand.advice.step(now_ns=stand.clock())
-    assert stand.advice.status()["chat"]["use"]["looks"] == 3 * LOOKED_AT
+        found: float = stand.advice.status()["chat"]["use"]["looks"]
+        return found
+
+    assert looks() == LOOKED_AT
+    assert looks() == pytest.approx(2 * LOOKED_AT, rel=0.01)
+    assert looks() == pytest.approx(3 * LOOKED_AT, rel=0.02)
+
+
+def test_pools_are_judged_a_few_a_step() -> None:
+    """However many there are: each has its turn, and is judged again only after a while."""
+    count = 5 * JUDGED_AT_ONCE
+    pools = "".join(
+        f"  - {{name: p{i}, models: [m{i}], endpoints: [{{address: '10.1.0.{i + 1}:80'}}]}}\n"
+        for i in range(count)
+    )
+    stand = Stand(f"gateway: {{auth: none}}\npools:\n{pools}")
+    for endpoint in stand.app.scheduler.fleet.endpoints:
+        endpoint.announced = True
+        endpoint.refresh()
+    seen = []
+    for _ in range(5):
+        stand.now_s += 0.25
+        stand.advice.step(now_ns=stand.clock())
+        seen.append(len(stand.advice.status()))
+    assert seen == [JUDGED_AT_ONCE * turn for turn in (1, 2, 3, 4, 5)]
+    looks = stand.advice.status()["p0"]["use"]["looks"]
+    stand.advice.step(now_ns=stand.clock())
+    assert stand.advice.status()["p0"]["use"]["looks"] == looks
 
 
 def test_the_order_is_an_operators_and_looks_alone() -> None:
@@ -183,10 +210,18 @@ def test_a_pool_that_stays_short_of_memory_is_an_alert() -> None:
     """The rule's signal and its metric say for how long; the rule waits for an hour of it."""
     stand = Stand()
     app = stand.app
-    app.advising._bound["chat"] = ("memory", app.clock() - 1_800 * S)
+    endpoint = app.scheduler.fleet.endpoints[0]
+    endpoint.announced = True
+    endpoint.kv_capacity_tokens = 1_000
+    endpoint.load.reserved_tokens = 990
+    endpoint.refresh()
+    began_ns = app.clock() - 1_900 * S
+    for i in range(400):
+        app.advising.step(now_ns=began_ns + i * S // 4)
     values = app.alerting.values
     values.look(now_ns=app.clock())
     found = values.moment("memory_bound_s", ("pool", "chat"))
+    assert found is not None
     assert found == pytest.approx(1_800.0, abs=60.0)
     assert values.moment("idle_s", ("pool", "chat")) == 0.0
     rule = next(each for each in RULES if each.name == "PoolShortOfMemory")

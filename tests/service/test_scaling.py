@@ -12,6 +12,7 @@ from extproc.core.reach import Look
 from extproc.core.reports import ReplicaReport, ReportedState
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scaling.values import PoolPlan
+from extproc.scaling.worker import Answer, Job, Worker
 from extproc.service.app import App
 
 S = 1_000_000_000
@@ -225,3 +226,32 @@ def test_many_pools_are_planned_a_few_at_a_time() -> None:
     assert len(seen) == 1
     town.pass_time(4.75)
     assert sorted(seen) == sorted(f"p{i}" for i in range(20))
+
+
+def test_the_worker_process_rests_three_times_as_long_as_it_worked() -> None:
+    """However many pools want a check: one job at a time, and a fourth of the time at the most."""
+
+    class Slow(Worker):
+        jobs = 0
+
+        async def ask(self, job: Job, *, timeout_s: float) -> Answer | None:
+            self.jobs += 1
+            town.now_ns += 40 * S
+            return None
+
+    async def go() -> None:
+        town.pass_time(300.0, per_second=2.0)
+        assert slow.jobs == 0  # nothing is asked for before the loop turns
+        for _ in range(100):
+            town.pass_time(1.0, per_second=2.0)
+            await asyncio.sleep(0)
+        assert slow.jobs == 1
+        for _ in range(100):
+            town.pass_time(1.0, per_second=2.0)
+            await asyncio.sleep(0)
+        assert slow.jobs == 2
+
+    town = Town(config(SCALED, simulate=True))
+    slow = Slow(clock=lambda: town.now_ns)
+    town.scaling.worker = slow
+    asyncio.run(go())

@@ -121,6 +121,7 @@ class Admission:
     __slots__ = (
         "__weakref__",
         "_answered",
+        "_learnt",
         "_model",
         "_own",
         "_stalls",
@@ -136,6 +137,8 @@ class Admission:
         self._own = [deque[float](maxlen=OWN_KEPT) for _ in LEVEL_STARTS]
         self._stalls = deque[tuple[float, float]](maxlen=STALLS_KEPT)
         self.shares = [1.0] * (AHEAD_MAX + 1)
+        #: The same as first tokens alone say it.
+        self._learnt = list(self.shares)
         #: The share of a prefill that holds up the streams beside it, 0 to 1.
         self.stall = _counted(PRIOR_SHARE)
         #: When a queue that is taken for closed is tried again.
@@ -156,7 +159,7 @@ class Admission:
         """Its agent says that so many requests (ours, others') wait in its engine: it starts no more now."""
         if waiting != self._waiting:
             self._waiting = waiting
-            self.refresh()
+            self._apply()
 
     def saw(self, ahead: int, ahead_ms: float, own_ms: float, waited_ms: float) -> None:
         """A first token came `waited_ms` later than its own `own_ms`, with so much prefill ahead of it."""
@@ -198,7 +201,7 @@ class Admission:
         """Take what the pool has learnt since."""
         # Who has not answered yet, while others have, may be ill, or slow: it gets one at a time.
         share = _counted(PRIOR_SHARE)
-        shares, most = self.shares, 0.0 if self._answered or not self._model.answered else 1.0
+        shares, most = self._learnt, 0.0 if self._answered or not self._model.answered else 1.0
         for level, start in enumerate(LEVEL_STARTS):
             seen = (self._model.seen if self.goes_by_pool(level) else self._own)[level]
             # Of a level that nobody has seen no worse is thought than of the one below it.
@@ -208,9 +211,16 @@ class Admission:
             end = LEVEL_STARTS[level + 1] if level + 1 < len(LEVEL_STARTS) else AHEAD_MAX + 1
             for ahead in range(start, end):
                 shares[ahead] = most
-        if self._waiting:
-            for ahead in range(1, AHEAD_MAX + 1):
-                shares[ahead] = max(shares[ahead], min(1.0, self._waiting / ahead))
+        self._apply()
+
+    def _apply(self) -> None:
+        """What was learnt, and no less than what waits now. Cheap: each report may say another number."""
+        shares, waiting = self.shares, self._waiting
+        shares[:] = self._learnt
+        for ahead in range(1, AHEAD_MAX + 1) if waiting else ():
+            least = waiting / ahead if waiting < ahead else 1.0
+            if shares[ahead] < least:
+                shares[ahead] = least
 
     def known(self, ahead: int) -> bool:
         """Whether the share with so many ahead rests on evidence, and not on the prior.

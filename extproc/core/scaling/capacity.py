@@ -15,9 +15,10 @@ Two things keep a request from its targets. It waits for its first token: prefil
 pool's m replicas, whose service is the prompt's own share of a step and its part of what every loop costs
 (a batch of those that wait shares it). The tail of the wait is exponential, its rate by the heavy-traffic
 form of Kingman (1961) and its weight by Sakasegawa's (1977) for m servers. Or too many stream at once: the
-streams of the pool are taken as normal about m·B, and a replica is over when it has more than permits, KV
-memory or the time per token allow. Pooling is not perfect (the balancer hears late, streams cannot move):
-m counts as m^POOLED. The figure is calibrated against the simulator (docs/scaling.md has the table).
+streams of the pool are taken as normal about m·B, and a replica is over when it has more than the time per
+token allows; permits and KV memory are places of a queue like the first, kept to each stream's end. Pooling
+is not perfect (the balancer hears late, streams cannot move): m counts as m^POOLED. The figure is calibrated
+against the simulator (docs/scaling.md has the table).
 """
 
 from __future__ import annotations
@@ -311,23 +312,38 @@ class Capacity:
             late += share * (1.0 if slack <= step else min(1.0, waits * exp(-(slack - step) / long)))
         return late, busy, state
 
+    def _no_place(
+        self, rate: float, state: Steady, places: float, name: Binding, replicas: int
+    ) -> tuple[float, float, Binding]:
+        """The share that finds no place within its first token's slack, and how much of the places is used.
+
+        A queue of its own, with as many servers as places: whoever has one keeps it to its end. More than
+        there are places cannot stay, however long others may wait.
+        """
+        use = state.batch / places if places > 0.0 else 1.0
+        if use >= 1.0:
+            return 1.0, use, name
+        slack_ms = max(0.0, self.work.slacks[len(self.work.slacks) // 2][0])
+        pooled = places * replicas**POOLED
+        waits = use ** (sqrt(2.0 * (pooled + 1.0)) - 1.0)
+        stays_ms = 1000.0 * state.batch / rate
+        return waits * exp(-slack_ms * pooled * (1.0 - use) / (stays_ms * self.dispersion)), use, name
+
     def _streams(self, rate: float, state: Steady, replicas: int) -> tuple[float, Binding, float]:
         """(the share that meets too many streams, what they run out of, how much of it is used)."""
         work, kind = self.work, self.kind
         limits: list[tuple[float, Binding, float]] = []
-        # Who finds no room waits for the next end, and has its first token's slack for that.
-        waits = rate * max(0.0, work.slacks[len(work.slacks) // 2][0]) / 1000.0
+        found: list[tuple[float, float, Binding]] = []
         if kind.permits > 0:
-            limits.append((kind.permits + waits, "permits", 1.0))
+            found.append(self._no_place(rate, state, kind.permits, "permits", replicas))
         if kind.kv_capacity_tokens > 0:
             most = KV_SHARE_MAX * kind.kv_capacity_tokens / max(1.0, work.context_tokens)
-            limits.append((most + waits, "kv", 1.0))
+            found.append(self._no_place(rate, state, most, "kv", replicas))
         room = 1.0 - state.prefill_share
         for pace, share in work.tpot_ms:
             most = (pace * room - kind.timing.decode_base_ms) / max(self._growth, 1e-9)
             limits.append((max(0.0, most), "tpot", share))
         spread = STREAMS_SPREAD * sqrt(max(state.batch, 1e-9) * self.dispersion / replicas**POOLED)
-        found: list[tuple[float, float, Binding]] = []
         for most, name, share in limits:
             full = state.batch / most if most > 0.0 else 1.0
             found.append((share * 0.5 * erfc((most - state.batch) / (spread * sqrt(2.0))), full, name))
