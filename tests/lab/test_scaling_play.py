@@ -19,7 +19,7 @@ from extproc.lab.scaling.report import hours_at, judged, markdown_report
 from extproc.lab.scaling.requests import play_requests
 from extproc.lab.scaling.service import KNOWN
 from extproc.lab.scaling.traffic import counted, listed, made_up, mean_work_s
-from extproc.lab.scaling.weeks import Outcome, WeeksTraffic, play
+from extproc.lab.scaling.weeks import LaneOutcome, WeeksTraffic, play
 from extproc.sim.timing import hardware_named
 from extproc.sim.world import parse_fleet
 
@@ -69,7 +69,7 @@ def test_the_shipped_planner_follows_a_ramp_and_two_lanes_do_not_meet() -> None:
     part = RateCurve("ramp", curve.window_s, curve.rates[120:300])
     traffic = counted(clients, part, work_model(), seed=1)
     weeks = WeeksTraffic.of((traffic,), CHAT)
-    lane = PlannedLane(traffic=traffic, load_s=60.0, target=0.98, interval_s=30.0)
+    lane = PlannedLane(traffic=traffic, load_s=60.0, target=0.98, interval_s=30.0, full=CHAT.full)
     kind = kind_of(hardware_named(HARDWARE_NAME))
     alone, wanted = play(
         ShippedPlanner([lane], kind, most=24), weeks, np.zeros(1, dtype=np.int64), np.array([60.0])
@@ -103,7 +103,7 @@ def test_a_case_is_kept_and_not_played_again(tmp_path: Path) -> None:
 
 
 def row(scaler: str, setting: float, attainment: float, hours: float, *, usual: bool = True) -> ScalingRow:
-    outcome = Outcome(attainment=attainment, hours=hours, turns=6.0, starts=3.0, worst=0.9)
+    outcome = LaneOutcome(attainment=attainment, hours=hours, turns=6.0, starts=3.0, worst=0.9)
     return ScalingRow(scaler=scaler, setting=setting, usual=usual, load_s=60.0, outcome=outcome)
 
 

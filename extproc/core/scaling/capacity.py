@@ -198,6 +198,7 @@ def blended(before: Shape | None, now: Shape) -> Shape:
         context_tokens=mixed(before.context_tokens, now.context_tokens),
         slacks=mixed_pairs(before.slacks, now.slacks),
         tpot_ms=mixed_pairs(before.tpot_ms, now.tpot_ms),
+        work_ms=mixed(before.work_ms, now.work_ms),
     )
 
 

@@ -143,9 +143,11 @@ class Planner:
         due = self._shaped_ns is None or not 0 <= now_ns - self._shaped_ns < SHAPE_EVERY_NS
         if due or facts.kinds != self._shaped:
             self._shaped_ns, self._shaped = now_ns, facts.kinds
-            known = {each.kind.name: each.work for each in self._capacities}
+            shapes = {each.kind.name: each.work for each in self._capacities}
             self._capacities = [
-                Capacity(blended(known.get(kind.name), shape(facts.demand.samples, kind, self.classes)), kind)
+                Capacity(
+                    blended(shapes.get(kind.name), shape(facts.demand.samples, kind, self.classes)), kind
+                )
                 for kind in facts.kinds
             ]
             found = self.record.correction(self.scale.target_attainment)

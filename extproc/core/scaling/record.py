@@ -68,8 +68,7 @@ class ServedRecord:
             if came + bin_came > 0.0 and good + bin_good < target * (came + bin_came):
                 # Within the bin: how much of it the others make up for.
                 spare, lost = good - target * came, target * bin_came - bin_good
-                made_up = min(1.0, max(0.0, spare) / lost) if lost > 0.0 else 0.0
-                found = max(found, (at + made_up) * WIDTH)
+                found = max(found, at * WIDTH + WIDTH * min(1.0, max(0.0, spare) / max(lost, 1e-9)))
                 break
             # Bins that nobody was in say nothing for or against others.
             came, good = came + seen, good + self.good[at]

@@ -19,7 +19,15 @@ import numpy as np
 
 import extproc
 from extproc.lab.scaling.rates import SYNTHETIC_CURVES, RateCurve, read_weeks, synthetic
-from extproc.lab.scaling.traffic import Clients, Traffic, WorkModel, counted, from_day, made_up, mean_work_s
+from extproc.lab.scaling.traffic import (
+    Clients,
+    CountedTraffic,
+    WorkModel,
+    counted,
+    from_day,
+    made_up,
+    mean_work_s,
+)
 from extproc.sim.timing import hardware_named
 
 HARDWARE_NAME: Final = "a100-tp4/llama-2-70b"
@@ -147,7 +155,7 @@ class ScalingStore:
         self._put(path, msgspec.json.encode(made))
         return made
 
-    def traffic(self, case: ScalingCase) -> Traffic:
+    def traffic(self, case: ScalingCase) -> CountedTraffic:
         """Its requests, counted once."""
         path = self._path(case, "traffic", ".npz", _TRAFFIC)
         if not path.is_file():
@@ -170,7 +178,9 @@ class ScalingStore:
                 tuple(lengths[end - count : end])
                 for end, count in zip(ends, kept["counts"].tolist(), strict=True)
             )
-            return Traffic(case.name, kept["requests"], kept["load"], samples, int(kept["sample_steps"]))
+            return CountedTraffic(
+                case.name, kept["requests"], kept["load"], samples, int(kept["sample_steps"])
+            )
 
     @staticmethod
     def _code(part: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from extproc.lab.scaling.rates import RateCurve
 from extproc.lab.scaling.replicas import Scaler
 from extproc.lab.scaling.requests import play_requests
 from extproc.lab.scaling.service import ServiceCurve
-from extproc.lab.scaling.traffic import STEP_S, Traffic, counted, listed
+from extproc.lab.scaling.traffic import STEP_S, CountedTraffic, counted, listed
 from extproc.lab.scaling.weeks import WeeksTraffic, play
 from extproc.sim.timing import hardware_named
 from extproc.sim.world import parse_fleet
@@ -58,7 +58,7 @@ def fidelity(
     traffic = counted(clients, part, work, seed=seed)
     at_first = max(1, int(np.ceil(traffic.load[: round(300 / STEP_S)].mean() / 0.7)))
     rows = []
-    for make in _scalers(traffic):
+    for make in _scalers(traffic, curve_known.full):
         steps = play_requests(
             workload,
             parse_fleet(f"{MOST}*{HARDWARE_NAME}"),
@@ -91,9 +91,9 @@ def fidelity(
     return rows
 
 
-def _scalers(traffic: Traffic) -> tuple[Callable[[], Scaler], ...]:
+def _scalers(traffic: CountedTraffic, full: float) -> tuple[Callable[[], Scaler], ...]:
     kind = kind_of(hardware_named(HARDWARE_NAME))
-    lane = PlannedLane(traffic=traffic, load_s=LOAD_S, target=TARGET)
+    lane = PlannedLane(traffic=traffic, load_s=LOAD_S, target=TARGET, full=full)
     return (
         lambda: ShippedPlanner([lane], kind, most=MOST),
         lambda: HorizontalPodAutoscaler(np.array([0.7])),

@@ -12,6 +12,8 @@ from typing import Final
 
 import numpy as np
 
+from extproc.core.scaling.capacity import work_ms
+from extproc.core.scaling.demand import UNIT_REQUESTS
 from extproc.core.scaling.forecast import Forecaster
 from extproc.core.scaling.planner import Planner, PoolFacts
 from extproc.core.scaling.values import (
@@ -24,9 +26,10 @@ from extproc.core.scaling.values import (
     WorkSample,
 )
 from extproc.core.slo import ClassSpec
+from extproc.lab.scaling.cases import work_model
 from extproc.lab.scaling.rates import Series
 from extproc.lab.scaling.replicas import Seen
-from extproc.lab.scaling.traffic import STEP_S, Traffic
+from extproc.lab.scaling.traffic import STEP_S, CountedTraffic
 from extproc.sim.served import SLO_70B
 from extproc.sim.timing import Hardware
 from extproc.sim.world.oracle import true_timing
@@ -51,13 +54,15 @@ def kind_of(hardware: Hardware, *, permits: int = 128) -> ReplicaKind:
 class PlannedLane:
     """A lane's setting: whose traffic, how long a load takes, what is aimed at."""
 
-    traffic: Traffic
+    traffic: CountedTraffic
     load_s: float
     target: float
     slo: ClassSpec = SLO_70B
     method: str = "auto"
     interval_s: float = 10.0
     down_after_s: float = 300.0
+    #: A replica's full load: what `Seen.load` is told in.
+    full: float = 1.0
 
 
 class ShippedPlanner:
@@ -87,7 +92,9 @@ class _Lane:
     def __init__(self, lane: PlannedLane, kind: ReplicaKind, most: int) -> None:
         self._lane, self._kind = lane, kind
         self._every = max(1, round(lane.interval_s / STEP_S))
-        self._count = self._good = 0.0
+        self._count = self._judged = self._good = 0.0
+        #: Requests that the usual work is the mean of, and that: replica-seconds as `Seen.load` tells them.
+        self._known_requests = self._unit = 0.0
         self._last_s: float | None = None
         self._load_time = LoadTime(p50_s=lane.load_s, p90_s=lane.load_s, measured=10)
         scale = PoolScale(
@@ -102,21 +109,21 @@ class _Lane:
         self._forecaster = Forecaster(lane.interval_s, method=lane.method)
         self._ahead_s = self._planner.horizon_s(self._load_time, lane.interval_s)
         self._forecaster.look(self._ahead_s)
+        self._ratio: float | None = None
         self._samples: dict[int, tuple[WorkSample, ...]] = {}
 
     def step(self, seen: Seen, index: int) -> int | None:
         """What is wanted now, where an interval ended."""
         now_s = seen.step * STEP_S
         if seen.step:
-            self._count += float(seen.requests[index])
-            self._good += float(seen.attained[index])
+            self._came(float(seen.requests[index]), float(seen.attained[index]), float(seen.load[index]))
             if seen.requests[index]:
                 self._last_s = now_s
         if not seen.step or seen.step % self._every:
             return None
         self._forecaster.saw(seen.step // self._every - 1, self._count)
-        judged, attained = round(self._count), min(round(self._good), round(self._count))
-        self._count = self._good = 0.0
+        judged, attained = round(self._judged), min(round(self._good), round(self._judged))
+        self._count = self._judged = self._good = 0.0
         ready, wanted = int(seen.ready[index]), int(seen.wanted[index])
         plan = self._planner.step(
             int(now_s * NS),
@@ -130,9 +137,31 @@ class _Lane:
                 dispersion=self._forecaster.dispersion,
                 judged=judged,
                 attained=attained,
+                unit_ms=self._unit * self._ms_of_unit(seen.step),
             ),
         )
         return plan.wanted
+
+    def _came(self, requests: float, attained: float, load: float) -> None:
+        """Count a step's requests, weighed by their work as the service weighs each (`PoolDemand.worked`)."""
+        self._judged += requests
+        self._good += attained
+        if requests:
+            self._known_requests = min(UNIT_REQUESTS, self._known_requests + requests)
+            each = load * STEP_S / requests
+            self._unit += (each - self._unit) * min(1.0, requests / self._known_requests)
+            self._count += load * STEP_S / self._unit
+
+    def _ms_of_unit(self, step: int) -> float:
+        """Milliseconds of the planner's work a replica-second here, by the requests of late."""
+        samples = self._known(step)
+        if self._ratio is None and samples:
+            timing = self._kind.timing
+            planned = sum(work_ms(timing, one.prompt_tokens, 0, one.output_tokens) for one in samples)
+            lengths = np.array([(one.prompt_tokens, one.output_tokens) for one in samples])
+            seconds = work_model().seconds(lengths[:, 0], lengths[:, 1])
+            self._ratio = planned / float(seconds.sum()) * self._lane.full
+        return self._ratio or 0.0
 
     def _known(self, step: int) -> tuple[WorkSample, ...]:
         """Requests that ended of late: those of the window, once it is a minute old."""
@@ -162,6 +191,6 @@ def _fact(place: int, ready: int) -> ReplicaFact:
     return found
 
 
-def first_ready(traffic: Traffic, each: float = 0.7) -> int:
+def first_ready(traffic: CountedTraffic, each: float = 0.7) -> int:
     """Replicas at the beginning: what its first minutes need."""
     return max(1, int(np.ceil(traffic.load[: round(300 / STEP_S)].mean() / each)))

@@ -26,8 +26,8 @@ from extproc.lab.scaling.peers import (
 from extproc.lab.scaling.rates import Series
 from extproc.lab.scaling.replicas import Scaler
 from extproc.lab.scaling.service import KNOWN, ServiceCurve
-from extproc.lab.scaling.traffic import STEP_S, Traffic
-from extproc.lab.scaling.weeks import REPLICAS_MAX, Outcome, WeeksTraffic, play
+from extproc.lab.scaling.traffic import STEP_S, CountedTraffic
+from extproc.lab.scaling.weeks import REPLICAS_MAX, LaneOutcome, WeeksTraffic, play
 from extproc.sim.timing import hardware_named
 
 #: What is aimed at, of all requests.
@@ -54,7 +54,7 @@ class ScalingRow:
     setting: float
     usual: bool
     load_s: float
-    outcome: Outcome
+    outcome: LaneOutcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +68,9 @@ class CaseResult:
 
 def play_case(case: ScalingCase, store: ScalingStore) -> CaseResult:
     """All of a case; what the store has is not played again."""
-    kept: list[Traffic] = []
+    kept: list[CountedTraffic] = []
 
-    def traffic() -> Traffic:
+    def traffic() -> CountedTraffic:
         if not kept:
             kept.append(store.traffic(case))
         return kept[0]
@@ -114,13 +114,13 @@ def curve_for(case: ScalingCase, store: ScalingStore) -> ServiceCurve:
     return store.part(alone, "curve", ServiceCurve, lambda: measure(clients))
 
 
-def _oracle(traffic: Traffic, curve: ServiceCurve, load_s: float) -> tuple[OraclePoint, ...]:
+def _oracle(traffic: CountedTraffic, curve: ServiceCurve, load_s: float) -> tuple[OraclePoint, ...]:
     weeks = WeeksTraffic.of((traffic,), curve)
     found = frontier(weeks.requests[:, 0], weeks.felt[:, 0], curve, load_s=load_s, most=REPLICAS_MAX)
     return tuple(found)
 
 
-def at_peak(traffic: Traffic, curve: ServiceCurve) -> float:
+def at_peak(traffic: CountedTraffic, curve: ServiceCurve) -> float:
     """Replicas with which even the worst ten minutes are within the aim, in the mean of them."""
     window = round(600 / STEP_S)
     whole = max(window, len(traffic.load) // window * window)
@@ -128,7 +128,7 @@ def at_peak(traffic: Traffic, curve: ServiceCurve) -> float:
     return float(np.ceil(means.max() / curve.load_at(TARGET)))
 
 
-def _peers(traffic: Traffic, curve: ServiceCurve, load_times_s: Series) -> tuple[ScalingRow, ...]:
+def _peers(traffic: CountedTraffic, curve: ServiceCurve, load_times_s: Series) -> tuple[ScalingRow, ...]:
     weeks = WeeksTraffic.of((traffic,), curve)
     peak = at_peak(traffic, curve)
     every: list[tuple[Maker, tuple[float, ...], float]] = [
@@ -151,10 +151,16 @@ def _peers(traffic: Traffic, curve: ServiceCurve, load_times_s: Series) -> tuple
     return tuple(rows)
 
 
-def ours(traffic: Traffic, curve: ServiceCurve, load_s: float, *, target: float = TARGET) -> ScalingRow:
+def ours(
+    traffic: CountedTraffic, curve: ServiceCurve, load_s: float, *, target: float = TARGET
+) -> ScalingRow:
     """The shipped planner on one lane."""
     lane = PlannedLane(
-        traffic=traffic, load_s=load_s, target=target, interval_s=INTERVALS_S.get(load_s, 20.0)
+        traffic=traffic,
+        load_s=load_s,
+        target=target,
+        interval_s=INTERVALS_S.get(load_s, 20.0),
+        full=curve.full,
     )
     scaler = ShippedPlanner([lane], kind_of(hardware_named(HARDWARE_NAME)), most=REPLICAS_MAX)
     weeks = WeeksTraffic.of((traffic,), curve)

@@ -49,7 +49,7 @@ class Clients:
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
+class CountedTraffic:
     """Counts and work by interval of `STEP_S`; `samples` are (prompt, output) of some requests of each of the
     clients' windows, which last `sample_steps`."""
 
@@ -144,7 +144,7 @@ def batches(
         yield at_s[order], prompt[order], output[order], np.concatenate(names)[order]
 
 
-def counted(clients: Clients, curve: RateCurve, work: WorkModel, *, seed: int) -> Traffic:
+def counted(clients: Clients, curve: RateCurve, work: WorkModel, *, seed: int) -> CountedTraffic:
     """The whole curve's requests, counted."""
     steps = int(np.ceil(curve.duration_s / STEP_S))
     requests, load = np.zeros(steps), np.zeros(steps)
@@ -160,7 +160,7 @@ def counted(clients: Clients, curve: RateCurve, work: WorkModel, *, seed: int) -
             samples[window] = tuple(zip(prompt[some].tolist(), output[some].tolist(), strict=True))
     for window in range(1, len(samples)):
         samples[window] = samples[window] or samples[window - 1]
-    return Traffic(curve.name, requests, load / STEP_S, tuple(samples), round(window_s / STEP_S))
+    return CountedTraffic(curve.name, requests, load / STEP_S, tuple(samples), round(window_s / STEP_S))
 
 
 def listed(clients: Clients, curve: RateCurve, *, seed: int, start_s: float, duration_s: float) -> Workload:

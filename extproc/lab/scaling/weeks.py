@@ -15,13 +15,13 @@ from extproc.lab.scaling.rates import DAY_S, Series
 from extproc.lab.scaling.replicas import Counts, ReplicaStages, Scaler, Seen
 from extproc.lab.scaling.service import ServiceCurve
 from extproc.lab.scaling.smooth import smoothed
-from extproc.lab.scaling.traffic import STEP_S, Traffic
+from extproc.lab.scaling.traffic import STEP_S, CountedTraffic
 
 #: Replicas that there may be at the most; enough for three times the peak.
 REPLICAS_MAX: Final = 48
 #: How long one that leaves is paid for until it is empty: about the longest stay of most requests.
 DRAIN_S: Final = 20.0
-#: Attainment by day is judged in intervals of this length too (`Outcome.worst`).
+#: Attainment by day is judged in intervals of this length too (`LaneOutcome.worst`).
 WORST_S: Final = 600.0
 
 
@@ -35,14 +35,14 @@ class WeeksTraffic:
     curve: ServiceCurve
 
     @classmethod
-    def of(cls, seeds: tuple[Traffic, ...], curve: ServiceCurve) -> WeeksTraffic:
+    def of(cls, seeds: tuple[CountedTraffic, ...], curve: ServiceCurve) -> WeeksTraffic:
         """Side by side."""
         load = np.stack([one.load for one in seeds], axis=1)
         return cls(np.stack([one.requests for one in seeds], axis=1), load, smoothed(load), curve)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class LaneOutcome:
     """One lane's figures. `hours` are replica-hours paid: loading, ready and leaving. `turns` are changes of
     the direction of what was wanted, a day. `worst` is the attainment of the worst ten minutes that had
     traffic."""
@@ -56,7 +56,7 @@ class Outcome:
 
 def play(
     scaler: Scaler, traffic: WeeksTraffic, seed_of: Counts, load_s: Series, *, first: Counts | None = None
-) -> tuple[list[Outcome], Counts]:
+) -> tuple[list[LaneOutcome], Counts]:
     """Each lane's outcome, and what was wanted at each step. `seed_of` names a lane's column of traffic."""
     steps = len(traffic.requests)
     lanes = len(seed_of)
@@ -93,7 +93,7 @@ def play(
 
 def outcomes(
     traffic: WeeksTraffic, seed_of: Counts, ready: Counts, wanted: Counts, paid: Series
-) -> list[Outcome]:
+) -> list[LaneOutcome]:
     """From the replicas of each step to figures, a lane each."""
     found = []
     window = round(WORST_S / STEP_S)
@@ -105,7 +105,7 @@ def outcomes(
         attained = good[:whole].reshape(-1, window).sum(1)
         busy = came > 0
         found.append(
-            Outcome(
+            LaneOutcome(
                 attainment=float(good.sum() / max(1.0, requests.sum())),
                 hours=float(paid[lane]) * STEP_S / 3600,
                 turns=turns(wanted[:, lane]) * DAY_S / (len(requests) * STEP_S),
