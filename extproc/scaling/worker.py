@@ -14,6 +14,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
+from importlib.util import find_spec
 from math import isfinite
 from math import log as ln
 from typing import BinaryIO, Final
@@ -64,11 +65,11 @@ def fit(job: FitJob) -> Fitted:
     some = [each for each in job.rates[-FITTED_MAX:] if isfinite(each) and each >= 0.0]
     if len(some) < FITTED_MIN or max(some) <= 0.0:
         return Fitted()
-    try:
-        import numpy as np
-        from statsmodels.tsa.exponential_smoothing.ets import ETSModel
-    except ImportError:
+    if find_spec("statsmodels") is None:
         return Fitted()
+    import numpy as np
+    from statsmodels.tsa.exponential_smoothing.ets import ETSModel
+
     floor = max(max(some) * 1e-3, 1e-6)
     model = ETSModel(
         np.array([ln(max(each, floor)) for each in some]), error="add", trend="add", damped_trend=True

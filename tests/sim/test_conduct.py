@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -55,9 +56,9 @@ def watched(monkeypatch: pytest.MonkeyPatch, fleet: str) -> tuple[list[Outcome],
         records.append(outcome)
         return settle(self, outcome, now_ns=now_ns)
 
-    def heard(self: Settlement, reservation_id: str, *, now_ns: int, refused: bool = False) -> bool:
+    def heard(self: Settlement, reservation_id: str, **more: Any) -> bool:
         firsts.append(reservation_id)
-        return first_token(self, reservation_id, now_ns=now_ns, refused=refused)
+        return first_token(self, reservation_id, **more)
 
     monkeypatch.setattr(Settlement, "settle", noted)
     monkeypatch.setattr(Settlement, "first_token", heard)

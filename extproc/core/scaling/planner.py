@@ -155,10 +155,10 @@ class Planner:
             self._bears.clear()
         self._learn(facts)
         # What bursts cost is in the record, once there is one.
-        known = self.record.requests >= RECORD_REQUESTS
+        recorded = self.record.requests >= RECORD_REQUESTS
         for each in self._capacities:
             each.told(
-                dispersion=1.0 if known else facts.dispersion,
+                dispersion=1.0 if recorded else facts.dispersion,
                 correction=facts.correction * self.correction,
             )
         return self._capacities
