@@ -35,7 +35,7 @@ def stages(first: int, *, load_steps: int = 3, drain_steps: int = 2) -> ReplicaS
 def seen(step: int, **given: float) -> Seen:
     values = {
         name: np.array([float(given.get(name, 0.0))])
-        for name in ("requests", "attained", "load", "utilization")
+        for name in ("requests", "ended", "attained", "load", "utilization")
     }
     return Seen(
         step=step,

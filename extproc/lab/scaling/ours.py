@@ -116,7 +116,9 @@ class _Lane:
         """What is wanted now, where an interval ended."""
         now_s = seen.step * STEP_S
         if seen.step:
-            self._came(float(seen.requests[index]), float(seen.attained[index]), float(seen.load[index]))
+            self._judged += float(seen.ended[index])
+            self._good += float(seen.attained[index])
+            self._came(float(seen.requests[index]), float(seen.load[index]))
             if seen.requests[index]:
                 self._last_s = now_s
         if not seen.step or seen.step % self._every:
@@ -142,10 +144,8 @@ class _Lane:
         )
         return plan.wanted
 
-    def _came(self, requests: float, attained: float, load: float) -> None:
+    def _came(self, requests: float, load: float) -> None:
         """Count a step's requests, weighed by their work as the service weighs each (`PoolDemand.worked`)."""
-        self._judged += requests
-        self._good += attained
         if requests:
             self._known_requests = min(UNIT_REQUESTS, self._known_requests + requests)
             each = load * STEP_S / requests

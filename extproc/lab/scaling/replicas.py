@@ -23,7 +23,8 @@ Counts = NDArray[np.int64]
 class Seen:
     """What a scaler may see at a step; arrays have a value a lane.
 
-    `attained` are those of the requests that did (of requests that ended, where they are played one by one);
+    `ended` are requests that did since the step before (in the fast model those that came), and `attained`
+    those of them that attained;
     `load` is work that came, in replicas that are full; `utilization` (0..1) is of those ready, smoothed over
     `SMOOTH_S`, 1 where they are full (`service.py`); `concurrency` are requests in flight or held, in all.
     """
@@ -32,6 +33,7 @@ class Seen:
     ready: Counts
     wanted: Counts
     requests: Series
+    ended: Series
     attained: Series
     load: Series
     utilization: Series

@@ -64,7 +64,7 @@ class ElasticWorld(World):
         }
         self._smoothed = Smoothed(1)
         self._present = -1
-        self._good = 0
+        self._good = self._ended = 0
         self.ready = np.zeros(steps)
         self.paid = np.zeros(steps)
         self.concurrency = np.zeros(steps)
@@ -88,12 +88,13 @@ class ElasticWorld(World):
             ready=stages.ready,
             wanted=stages.wanted,
             requests=np.array([float(self._came[last]) if step else 0.0]),
+            ended=np.array([float(self._ended)]),
             attained=np.array([float(self._good)]),
             load=load / self._full,
             utilization=np.minimum(1.0, self._smoothed.step(load) / self._full / np.maximum(1, stages.ready)),
             concurrency=np.array([in_flight]),
         )
-        self._good = 0
+        self._good = self._ended = 0
         ready = int(stages.step(step, self._scaler.wanted(seen))[0])
         self._change(ready)
         self.ready[step] = ready
@@ -103,6 +104,7 @@ class ElasticWorld(World):
     def _end(self, flight: Any, outcome: str, endpoint: str, *, at_ns: int | None = None) -> None:
         super()._end(flight, outcome, endpoint, at_ns=at_ns)
         served = self._served[flight.index]
+        self._ended += 1
         self._good += served is not None and met(served, SLO_70B)
 
     def _change(self, ready: int) -> None:

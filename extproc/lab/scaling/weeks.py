@@ -75,14 +75,14 @@ def play(
     wanted = np.zeros((steps, lanes), dtype=np.int64)
     nothing = np.zeros(lanes)
     full = traffic.curve.full
-    seen = Seen(0, stages.ready, stages.wanted, nothing, nothing, nothing, nothing, nothing)
+    seen = Seen(0, stages.ready, stages.wanted, nothing, nothing, nothing, nothing, nothing, nothing)
     for step in range(steps):
         seen.step, seen.ready, seen.wanted = step, stages.ready, stages.wanted
         if step:
             felt = traffic.felt[step - 1, seed_of]
             seen.requests = traffic.requests[step - 1, seed_of]
             share = traffic.curve.attainment(felt, ready[step - 1].astype(float))
-            seen.attained = seen.requests * share
+            seen.ended, seen.attained = seen.requests, seen.requests * share
             seen.load = traffic.load[step - 1, seed_of] / full
             seen.utilization = np.minimum(1.0, felt / full / np.maximum(1, stages.ready))
             seen.concurrency = traffic.curve.concurrency(felt, stages.ready.astype(float))
