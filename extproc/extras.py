@@ -43,7 +43,7 @@ EXTRAS: Final[Mapping[str, Extra]] = {
     "charts": Extra("the charts of the admin page", ("plotly",)),
     "demo": Extra("the demo", ("huggingface_hub", "openai", "text_generation")),
     "forecast": Extra("fitting the trends of forecasts", ("statsmodels",)),
-    "lab": Extra("tuning and plots of simulations", ("matplotlib", "optuna")),
+    "lab": Extra("tuning and plots of simulations", ("matplotlib", "numpy", "optuna")),
 }
 
 
