@@ -95,7 +95,7 @@ def test_what_a_killed_keeper_left_is_swept_up_by_the_successor(folder: KeptFold
     process.kill()
     wait_until(lambda: not process.alive, "the keeper is gone")
     assert list(folder.found()) == []
-    assert str(process.facts["state"]) not in marks()
+    wait_until(lambda: str(process.facts["state"]) not in marks(), "its daemon is gone")
     assert list(folder.path.glob(f"*{STATE_SUFFIX}")) == []
 
 

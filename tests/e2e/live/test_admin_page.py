@@ -179,7 +179,8 @@ def test_it_is_whole_and_quiet(live: LiveDemo, looking: Seen, size: tuple[int, i
     page.locator("#charts").scroll_into_view_if_needed()
     page.wait_for_selector(".plot .main-svg")
     assert page.locator(".plot .main-svg").count() >= 4
-    assert page.locator(".tile").count() == 4
+    # Four stay; the pool that scales has up to four more.
+    assert 4 <= page.locator(".tile").count() <= 8
     assert page.locator("#tenants-table tbody tr").count() == 3
     page.wait_for_selector("#alerts-body:has-text('TrialOverItsQuota')", timeout=90_000)
     for pane, shown in PANES.items():
