@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
+from extproc.core.cachekeys import CachedAnswer, Wanted
 from extproc.core.errors import Error, as_engine_says
-from extproc.core.outcome import Hold, LocalAnswer, Reject, Routed
+from extproc.core.outcome import CacheHit, Hold, LocalAnswer, Reject, Reservation, Routed
 from extproc.core.quota import Granted, Refused
 from extproc.core.reading import BYTE_ORDER_MARK, bare, parse
 from extproc.core.request import Dialect, Request, UsageAsked
@@ -20,6 +21,7 @@ from extproc.core.scheduler import AskQuota
 from extproc.core.tenant import Tenant
 from extproc.observe.tracing.request_trace import UNTRACED, StreamTrace
 from extproc.wire import codec, usage
+from extproc.wire.caching import answer_of, looked_up
 from extproc.wire.processor import Processor
 from extproc.wire.rename import renamed
 from extproc.wire.responder import BODIES_HELD, EnvoyResponder, Reply, Responder
@@ -48,6 +50,7 @@ class Exchange:
         "_responder",
         "_state",
         "_usage",
+        "_wanted",
         "request_trace",
     )
 
@@ -67,6 +70,8 @@ class Exchange:
         self._body = b""
         self._family = False
         self._usage = UsageAsked.NO_STREAM
+        #: What its answer will be kept under, where no answer was known.
+        self._wanted: Wanted | None = None
         self._ready: Reply | None = None
         self._on_ready: Callable[[Reply], None] | None = None
 
@@ -245,7 +250,7 @@ class Exchange:
             request = self._parsed(body)
             if isinstance(request, Reject):
                 return self._refused_read(request, body)
-            return self._decide(request)
+            return self._decide(request, cached=self._looked_up(request, body))
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
             self._undo()
             processor.failed(error, "decision")
@@ -290,14 +295,31 @@ class Exchange:
         processor.refused(asked.tenant.name, asked.source, len(body))
         return self._turned_away(refused)
 
-    def _decide(self, request: Request, *, degraded: str = "") -> Reply:
+    def _decide(self, request: Request, *, degraded: str = "", cached: CachedAnswer | None = None) -> Reply:
         processor, asked = self._processor, self._asked
         request = self._complete(request)
         self.request_trace.read(request)
         decision = processor.scheduler.admit(
-            request, asked.tenant, key=asked.key, now_ns=processor.clock(), degraded=degraded
+            request, asked.tenant, key=asked.key, now_ns=processor.clock(), degraded=degraded, cached=cached
         )
         return self._told(decision)
+
+    def _looked_up(self, request: Request, body: bytes) -> CachedAnswer | None:
+        """The answer that the cache has for it; else what it wants is noted. A fault is a miss."""
+        cache = self._processor.cache
+        if cache is None or self._family or not self._responder.caches:
+            return None
+        try:
+            asked, complete = self._asked, self._complete(request)
+            scheduler = self._processor.scheduler
+            found = looked_up(cache, scheduler, complete, body, asked.tenant, asked.cache)
+        except Exception as error:  # noqa: BLE001 (what is not cached is served)
+            self._processor.failed(error, "looking into the cache")
+            return None
+        if isinstance(found, CachedAnswer):
+            return found
+        self._wanted = found
+        return None
 
     def _complete(self, request: Request) -> Request:
         """What is not in the body: the model header counts where the body names none."""
@@ -305,7 +327,7 @@ class Exchange:
             return replace(request, model=self._asked.model)
         return request
 
-    def _told(self, decision: Routed | Reject | Hold | AskQuota) -> Reply:
+    def _told(self, decision: Routed | Reject | Hold | AskQuota | CacheHit) -> Reply:
         """The answer to what was decided."""
         if isinstance(decision, Routed):
             return self._routed(decision)
@@ -313,6 +335,9 @@ class Exchange:
             return self._answer(decision)
         if isinstance(decision, Hold):
             return self._held(decision)
+        if isinstance(decision, CacheHit):
+            self._processor.scheduler.dispatcher.decisions.named(self._asked.request_id, decision.id)
+            return self._answer(answer_of(decision))
         self._become(AskQuota, decision.routing.id)
         self.request_trace.asks()
         return Reply(b"", end=False, ask=decision)
@@ -351,7 +376,16 @@ class Exchange:
             trace=self.request_trace.placed(decision),
             body=body,
             usage=usage_asked,
+            cache=self._flag(reservation),
         )
+
+    def _flag(self, reservation: Reservation) -> str:
+        """How much of its answer Envoy is to gather; "" for nothing."""
+        processor, wanted = self._processor, self._wanted
+        # Without a cluster of its own Envoy cannot say it to this service.
+        if wanted is None or processor.cache is None or not processor.event_cluster:
+            return ""
+        return processor.cache.flagged(reservation.id, reservation.tenant, wanted)
 
     def _turned_away(self, refused: Reject) -> Reply:
         """Refused before it was a request that may be served; a stranger's is nobody's."""

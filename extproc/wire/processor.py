@@ -22,6 +22,7 @@ from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Credentials, Directory, Identity, Tenant
 from extproc.observe.audit import AuditLog, offered
 from extproc.observe.tracing.request_trace import NO_TRACES, StreamTraces
+from extproc.wire.caching import AnswerCache
 from extproc.wire.seal import Seal
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,8 @@ class Processor:
         self.seal = seal if seal is not None else Seal()
         #: Who failed to prove who they are is noted here.
         self.audit: AuditLog | None = None
+        #: The response cache; None where there is none.
+        self.cache: AnswerCache | None = None
         #: Who notes each request's way, for its spans.
         self.request_traces: StreamTraces = NO_TRACES
         self.open_exchanges = 0
