@@ -19,7 +19,7 @@ from extproc.core.cachekeys import (
     CacheDirective,
     CacheRule,
     Uncanonical,
-    Wanted,
+    WantedAnswer,
     Wrong,
     canonical,
     digest,
@@ -54,7 +54,7 @@ class CacheSaved(msgspec.Struct):
 class Awaited(msgspec.Struct):
     """A request on its way whose answer will be kept."""
 
-    wanted: Wanted
+    wanted: WantedAnswer
     tenant: str
     gpu_ms: float = 0.0
     filled: bool = False
@@ -93,7 +93,7 @@ class ResponseCache:
         model: str,
         pool: str,
         directive: CacheDirective | None,
-    ) -> CachedAnswer | Wanted | None:
+    ) -> CachedAnswer | WantedAnswer | None:
         """An answer that is known, what to keep the coming one under, or None: it is not cached."""
         rule = self.rule_for(tenant, pool)
         if rule is None or request.kind not in CACHED_KINDS:
@@ -127,7 +127,7 @@ class ResponseCache:
 
     def wanted(
         self, request: Request, body: bytes, rule: CacheRule, *, model: str, pool: str
-    ) -> Wanted | str:
+    ) -> WantedAnswer | str:
         """What a request's answer is kept under, or why it is not."""
         if len(body) > self.request_bytes_max:
             return "large"
@@ -142,7 +142,7 @@ class ResponseCache:
             return why.value
         parameters = value.get("parameters")
         details = tgi and isinstance(parameters, dict) and bool(parameters.get("details"))
-        return Wanted(
+        return WantedAnswer(
             scope=rule.scope,
             key=digest(
                 scope=rule.scope,
@@ -164,7 +164,7 @@ class ResponseCache:
             tools=rule.tools,
         )
 
-    def flagged(self, reservation_id: str, tenant: str, wanted: Wanted) -> str:
+    def flagged(self, reservation_id: str, tenant: str, wanted: WantedAnswer) -> str:
         """It goes to an engine, its answer is awaited. What Envoy is told: how much of it to gather."""
         self._awaited[reservation_id] = Awaited(wanted, tenant)
         if len(self._awaited) > AWAITED_MAX:

@@ -26,7 +26,7 @@ class Shelf:
         self.size = 0
 
 
-class MemoryStore:
+class MemoryAnswers:
     """An AnswerStore of at most `bytes_max` bytes; `evicted` counts what went for room."""
 
     def __init__(self, bytes_max: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from extproc.cache.exact import ResponseCache
-from extproc.cache.memory import MemoryStore
+from extproc.cache.memory import MemoryAnswers
 from extproc.config.cache import PoolCache, TenantCache
 from extproc.config.model import Config
 from extproc.core.cachekeys import CacheCharge, CacheRule
@@ -38,7 +38,7 @@ class CachePart(Part, Observer):
     def __init__(self, config: Config, processor: Processor, *, clock: Callable[[], int]) -> None:
         self._processor, self._clock = processor, clock
         self.cache: ResponseCache | None = None
-        self.store: MemoryStore | None = None
+        self.store: MemoryAnswers | None = None
         self._rules: dict[tuple[str, str], CacheRule | None] = {}
         self._config = config
         self.apply(config)
@@ -59,7 +59,7 @@ class CachePart(Part, Observer):
             self.cache = self.store = self._processor.cache = None
             return
         if self.cache is None or self.store is None:
-            self.store = MemoryStore(section.bytes_max)
+            self.store = MemoryAnswers(section.bytes_max)
             self.cache = self._processor.cache = ResponseCache(
                 self.store,
                 self.rule_for,

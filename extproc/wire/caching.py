@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from extproc.core.cachekeys import CachedAnswer, CacheDirective, Wanted
+from extproc.core.cachekeys import CachedAnswer, CacheDirective, WantedAnswer
 from extproc.core.contract import CACHE_HEADER
 from extproc.core.outcome import CacheHit, LocalAnswer
 from extproc.core.request import Request
@@ -33,10 +33,10 @@ class AnswerCache(Protocol):
         model: str,
         pool: str,
         directive: CacheDirective | None,
-    ) -> CachedAnswer | Wanted | None:
+    ) -> CachedAnswer | WantedAnswer | None:
         """An answer that is known, what to keep the coming one under, or None: it is not cached."""
 
-    def flagged(self, reservation_id: str, tenant: str, wanted: Wanted) -> str:
+    def flagged(self, reservation_id: str, tenant: str, wanted: WantedAnswer) -> str:
         """It goes to an engine; what Envoy is told of its answer."""
 
     def fill(self, reservation_id: str, body: bytes) -> bool:
@@ -50,7 +50,7 @@ def looked_up(
     body: bytes,
     tenant: Tenant,
     directive: CacheDirective | None,
-) -> CachedAnswer | Wanted | None:
+) -> CachedAnswer | WantedAnswer | None:
     """What the cache says of a request; nothing of a model that its tenant may not use."""
     model = request.model or tenant.default_model or scheduler.settings.default_model
     pool = scheduler.fleet.pool_for(model, tenant.name)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from extproc.core.cachekeys import CachedAnswer, Wanted
+from extproc.core.cachekeys import CachedAnswer, WantedAnswer
 from extproc.core.errors import Error, as_engine_says
 from extproc.core.outcome import CacheHit, Hold, LocalAnswer, Reject, Reservation, Routed
 from extproc.core.quota import Granted, Refused
@@ -71,7 +71,7 @@ class Exchange:
         self._family = False
         self._usage = UsageAsked.NO_STREAM
         #: What its answer will be kept under, where no answer was known.
-        self._wanted: Wanted | None = None
+        self._wanted: WantedAnswer | None = None
         self._ready: Reply | None = None
         self._on_ready: Callable[[Reply], None] | None = None
 

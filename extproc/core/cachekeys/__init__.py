@@ -16,7 +16,7 @@ from extproc.core.cachekeys.values import (
     CacheDirective,
     CacheRule,
     Usage,
-    Wanted,
+    WantedAnswer,
     digest,
 )
 
@@ -29,7 +29,7 @@ __all__ = [
     "Uncanonical",
     "Unfit",
     "Usage",
-    "Wanted",
+    "WantedAnswer",
     "Wrong",
     "canonical",
     "digest",

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from extproc.core.cachekeys.eligible import TGI_KINDS
-from extproc.core.cachekeys.values import Usage, Wanted
+from extproc.core.cachekeys.values import Usage, WantedAnswer
 
 #: How an answer ends well. Others are filters, faults, or words that nobody has told us of.
 GOOD_ENDS: Final = frozenset({"stop", "length", "eos", "eos_token", "stop_sequence"})
@@ -36,7 +36,7 @@ class _WrongError(Exception):
         self.wrong = wrong
 
 
-def judge(body: bytes, wanted: Wanted) -> Usage | Wrong:
+def judge(body: bytes, wanted: WantedAnswer) -> Usage | Wrong:
     """What an answer's usage is, or why it is not kept. `body` is all that came, headers apart."""
     try:
         if wanted.kind in TGI_KINDS:
@@ -61,7 +61,7 @@ def _object(raw: bytes) -> Mapping[str, Any]:
     return value
 
 
-def _ended(choice: Mapping[str, Any], wanted: Wanted) -> bool:
+def _ended(choice: Mapping[str, Any], wanted: WantedAnswer) -> bool:
     """Whether a choice says how it ended, and well. Raises _WrongError where it did not end well."""
     finish = choice.get("finish_reason")
     if finish is None:
@@ -71,7 +71,7 @@ def _ended(choice: Mapping[str, Any], wanted: Wanted) -> bool:
     raise _WrongError(Wrong.REFUSED)
 
 
-def _said(holder: Any, wanted: Wanted) -> bool:
+def _said(holder: Any, wanted: WantedAnswer) -> bool:
     """Whether a message or delta holds output; a refusal is none."""
     if not isinstance(holder, dict):
         return False
@@ -105,7 +105,7 @@ def _choice(value: Mapping[str, Any], *, most: int = 1) -> Mapping[str, Any] | N
     return choices[0]
 
 
-def _whole(body: bytes, wanted: Wanted) -> Usage | None:
+def _whole(body: bytes, wanted: WantedAnswer) -> Usage | None:
     value = _object(body)
     choice = _choice(value)
     if choice is None or not (choice.get("text") or _said(choice.get("message"), wanted)):
@@ -129,7 +129,7 @@ def _events(body: bytes) -> Iterator[bytes]:
             raise _WrongError(Wrong.UNREADABLE)
 
 
-def _stream(body: bytes, wanted: Wanted) -> Usage | None:
+def _stream(body: bytes, wanted: WantedAnswer) -> Usage | None:
     said = ended = done = False
     usage: Usage | None = None
     for data in _events(body):
@@ -152,7 +152,7 @@ def _stream(body: bytes, wanted: Wanted) -> Usage | None:
     return usage
 
 
-def _details(details: Any, wanted: Wanted) -> Usage | None:
+def _details(details: Any, wanted: WantedAnswer) -> Usage | None:
     """The counts and the end in TGI's details, where it tells any."""
     if not isinstance(details, dict):
         return None
@@ -164,7 +164,7 @@ def _details(details: Any, wanted: Wanted) -> Usage | None:
     return Usage(tokens_in, _count(details.get("generated_tokens")))
 
 
-def _tgi_whole(body: bytes, wanted: Wanted) -> Usage | None:
+def _tgi_whole(body: bytes, wanted: WantedAnswer) -> Usage | None:
     value = msgspec.json.decode(body)
     if isinstance(value, list):
         # POST / answers a list of one.
@@ -177,7 +177,7 @@ def _tgi_whole(body: bytes, wanted: Wanted) -> Usage | None:
     return _details(value.get("details"), wanted)
 
 
-def _tgi_stream(body: bytes, wanted: Wanted) -> Usage | None:
+def _tgi_stream(body: bytes, wanted: WantedAnswer) -> Usage | None:
     last: Mapping[str, Any] = {}
     for data in _events(body):
         if last.get("generated_text") is not None:

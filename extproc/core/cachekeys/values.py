@@ -65,7 +65,7 @@ class Usage(msgspec.Struct, frozen=True):
     output_tokens: int = 0
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+class WantedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """A request that no answer is known for: what its answer will be kept under, and must be like."""
 
     scope: str
