@@ -53,6 +53,12 @@ class MemoryAnswers:
         shelf.answers.move_to_end(key)
         return answer
 
+    def peek(self, scope: str, key: bytes, *, now_ns: int) -> KeptAnswer | None:
+        """The same, and it does not count as used."""
+        shelf = self.shelves.get(scope)
+        answer = shelf.answers.get(key) if shelf is not None else None
+        return answer if answer is not None and now_ns < answer.expires_ns else None
+
     def put(self, scope: str, key: bytes, answer: KeptAnswer, *, scope_bytes_max: int, now_ns: int) -> bool:
         """Keep an answer; the least recently used of its scope go for it, then of whichever has most."""
         size = answer.size

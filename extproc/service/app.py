@@ -108,7 +108,8 @@ class App:
         )
         self.alerting = AlertsPart(config, scheduler, clock=clock)
         self.measuring.firing = self.alerting.firing
-        self.caching = CachePart(config, self.processor, clock=clock)
+        self.caching = CachePart(config, self.processor, tenants=tenants, clock=clock)
+        self.measuring.caching = self.caching.seen
         self.scaling = ScalingPart(config, scheduler, clock=clock, failed=failed)
         self.scalers = ScalersPart(config, scheduler, self.scaling, clock=clock)
         self.measuring.scaling, self.alerting.values.scaling = self.scalers.seen, self.scalers.signals
@@ -153,6 +154,7 @@ class App:
                 "Alerts": self.alerting.order,
                 "Scaling": scale_view.order,
                 "Cache": self.caching.order,
+                "PurgeCache": self.caching.purge,
             },
             health=lambda: self._listening.health,
         )

@@ -6,7 +6,7 @@ Owns what a configuration makes of tenants, pools and groups. Off without the se
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -15,10 +15,13 @@ from extproc.cache.exact import ResponseCache
 from extproc.cache.memory import MemoryAnswers
 from extproc.config.cache import PoolCache, TenantCache
 from extproc.config.model import Config
-from extproc.core.cachekeys import CacheCharge, CacheRule
+from extproc.core.cachekeys import CACHED_KINDS, CacheCharge, CacheRule
 from extproc.core.events import Observer, Settled
-from extproc.core.outcome import Reservation
+from extproc.core.outcome import Reject, Reservation
+from extproc.core.reading import parse
+from extproc.core.request import find_route
 from extproc.core.tenant import Tenant
+from extproc.observe.metrics.snapshot import CacheSeen
 from extproc.service.parts import Part
 from extproc.wire.processor import Processor
 
@@ -27,6 +30,16 @@ SCOPES_SHOWN_MAX: Final = 100
 #: Rules kept ready; above it the table is begun anew.
 RULES_MAX: Final = 100_000
 NO_TENANT, NO_POOL = TenantCache(), PoolCache()
+#: Why a request is not looked up, in words.
+WHY: Final = {
+    "sampled": "it is not deterministic: no temperature 0, no seed, or sampling is asked for",
+    "tools": "it has tools, and its tenant has not cache.tools",
+    "several": "it asks for several answers",
+    "outside": "it speaks of an image or another part that is elsewhere",
+    "state": "it hangs on an engine's own memory",
+    "large": "it is larger than cache.request_bytes_max",
+    "uncanonical": "its JSON can be read in two ways, or in none",
+}
 NO_CACHE = "there is no cache: the configuration has no section `cache`"
 
 
@@ -35,8 +48,15 @@ class CachePart(Part, Observer):
 
     name = "cache"
 
-    def __init__(self, config: Config, processor: Processor, *, clock: Callable[[], int]) -> None:
-        self._processor, self._clock = processor, clock
+    def __init__(
+        self,
+        config: Config,
+        processor: Processor,
+        *,
+        tenants: Callable[[], Mapping[str, Tenant]],
+        clock: Callable[[], int],
+    ) -> None:
+        self._processor, self._tenants_of, self._clock = processor, tenants, clock
         self.cache: ResponseCache | None = None
         self.store: MemoryAnswers | None = None
         self._rules: dict[tuple[str, str], CacheRule | None] = {}
@@ -167,16 +187,89 @@ class CachePart(Part, Observer):
             "saved": {tenant: msgspec.to_builtins(saved) for tenant, saved in cache.saved.items()},
         }
 
-    def order(self, body: bytes) -> bytes:
-        """`{"purge": {"tenant", "model", "pool", "key", "older_s", "all"}}` or `{}`; answers the figures.
+    def seen(self) -> CacheSeen:
+        """For the metrics."""
+        cache, store = self.cache, self.store
+        if cache is None or store is None:
+            return CacheSeen()
+        return CacheSeen(
+            requests=dict(cache.looked),
+            fills=dict(cache.filled),
+            saved={
+                name: (each.input_tokens, each.output_tokens, each.gpu_ms / 1e3)
+                for name, each in cache.saved.items()
+            },
+            answers=len(store),
+            bytes=store.size,
+            evicted=store.evicted,
+            on=True,
+        )
 
-        A purge without any of these is a mistake: `all` empties the cache. Raises ValueError.
+    def order(self, body: bytes) -> bytes:
+        """`{}` answers the figures; `{"tenant", "path", "body", "model"}` whether such a request is cached.
+
+        And why not, its key, and what is kept. Changes nothing. Raises ValueError.
         """
-        order = msgspec.json.decode(body, type=CacheOrder)
+        order = msgspec.json.decode(body, type=CacheQuestion)
+        if self.cache is None:
+            raise ValueError(NO_CACHE)
+        return msgspec.json.encode(self._explained(order) if order.body else self.status())
+
+    def _explained(self, order: CacheQuestion) -> dict[str, Any]:
+        tenants, scheduler = self._tenants_of(), self._processor.scheduler
+        name = order.tenant or (next(iter(tenants)) if len(tenants) == 1 else "")
+        tenant = tenants.get(name)
+        if tenant is None:
+            wrong = f"no tenant {name[:63]!r} here" if name else "whose request? Name its tenant"
+            raise ValueError(wrong)
+        data = order.body.encode()
+        route = find_route("POST", order.path)
+        if route is None:
+            raise ValueError(f"no route POST {order.path[:80]!r}")
+        request = parse(route, data)
+        if isinstance(request, Reject):
+            raise ValueError(f"the request would get {request.status}: {request.message}")
+        model = request.model or order.model or tenant.default_model or scheduler.settings.default_model
+        pool = scheduler.fleet.pool_for(model, name)
+        if pool is None or not tenant.may(model):
+            raise ValueError(f"tenant {name!r} has no model {model[:80]!r}")
+        rule = self.rule_for(tenant, pool.name)
+        about: dict[str, Any] = {"tenant": name, "model": model, "pool": pool.name, "cached": False}
+        if rule is None or self.cache is None or self.store is None:
+            return {**about, "why": "neither its tenant nor its pool has a cache"}
+        if request.kind not in CACHED_KINDS or model in scheduler.settings.families:
+            return {**about, "why": "answers of this route or family are not cached"}
+        wanted = self.cache.wanted(request, data, rule, model=model, pool=pool.name)
+        if isinstance(wanted, str):
+            return {**about, "why": WHY.get(wanted, wanted)}
+        kept = self.store.peek(wanted.scope, wanted.key, now_ns=self._clock())
+        return {
+            **about,
+            "cached": True,
+            "why": "only with the header x-steersman-cache: use" if rule.asks else "",
+            "scope": wanted.scope,
+            "key": wanted.key.hex(),
+            "kept": None
+            if kept is None
+            else {
+                "age_s": (self._clock() - kept.made_ns) / 1e9,
+                "left_s": (kept.expires_ns - self._clock()) / 1e9,
+                "bytes": kept.length,
+                "packed_bytes": len(kept.packed),
+                "hits": kept.hits,
+                "made_for": kept.tenant,
+            },
+        }
+
+    def purge(self, body: bytes) -> bytes:
+        """`{"tenant", "model", "pool", "key", "older_s", "all"}`: answers `{"purged": 3}`.
+
+        Without any of these it is a mistake: `all` empties the cache. Raises ValueError.
+        """
+        order = msgspec.json.decode(body, type=CachePurge)
         if self.store is None:
             raise ValueError(NO_CACHE)
-        purged = self._purge(order.purge) if order.purge is not None else 0
-        return msgspec.json.encode({"purged": purged, **self.status()})
+        return msgspec.json.encode({"purged": self._purge(order)})
 
     def _purge(self, order: CachePurge) -> int:
         assert self.store is not None
@@ -216,7 +309,10 @@ class CachePurge(msgspec.Struct):
     all: bool = False
 
 
-class CacheOrder(msgspec.Struct):
-    """An operator's order to the cache."""
+class CacheQuestion(msgspec.Struct):
+    """Which request is asked about; none where `body` is empty."""
 
-    purge: CachePurge | None = None
+    tenant: str | None = None
+    path: str = "/v1/chat/completions"
+    body: str = ""
+    model: str | None = None

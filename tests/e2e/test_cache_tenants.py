@@ -43,13 +43,13 @@ def test_a_group_shares_and_a_purge_takes_a_tenants_answers_out_of_it() -> None:
         ask(gateway)
         kept(gateway, 1)
         assert ask(gateway, "globex")["x-steersman-cache"].startswith("hit")
-        assert gateway.order("Cache", purge={"tenant": "globex"})["purged"] == 0
-        assert gateway.order("Cache", purge={"model": "other"})["purged"] == 0
-        assert gateway.order("Cache", purge={"tenant": "acme", "older_s": 3_600})["purged"] == 0
-        assert gateway.order("Cache", purge={"tenant": "acme", "model": "tiny-chat"})["purged"] == 1
+        assert gateway.order("PurgeCache", tenant="globex")["purged"] == 0
+        assert gateway.order("PurgeCache", model="other")["purged"] == 0
+        assert gateway.order("PurgeCache", tenant="acme", older_s=3_600)["purged"] == 0
+        assert gateway.order("PurgeCache", tenant="acme", model="tiny-chat")["purged"] == 1
         assert figures(gateway)["answers"] == 0
         with pytest.raises(Exception, match="say what is to be purged"):
-            gateway.order("Cache", purge={})
+            gateway.order("PurgeCache")
 
 
 def test_clients_say_whether_where_they_may() -> None:
