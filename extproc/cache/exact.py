@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -49,6 +49,15 @@ class CacheSaved(msgspec.Struct):
     input_tokens: int = 0
     output_tokens: int = 0
     gpu_ms: float = 0.0
+
+
+class Whose(NamedTuple):
+    """For whom an answer was made, by which model and pool, and when."""
+
+    tenant: str
+    model: str
+    pool: str
+    made_ns: int
 
 
 class Awaited(msgspec.Struct):
@@ -238,6 +247,29 @@ class ResponseCache:
                 break
             self.gone(reservation_id)
             self.filled["none"] += 1
+
+    def purge(self, unwanted: Callable[[str, bytes, Whose], bool]) -> int:
+        """Forget what is unwanted by scope, key and whose it is; how many answers were kept of it.
+
+        Answers that are on their way are not kept then either: they were asked for before.
+        """
+        now_ns = self._clock()
+        coming = [
+            reservation_id
+            for reservation_id, each in self._awaited.items()
+            if unwanted(
+                each.wanted.scope,
+                each.wanted.key,
+                Whose(each.tenant, each.wanted.model, each.wanted.pool, now_ns),
+            )
+        ]
+        for reservation_id in coming:
+            self.gone(reservation_id)
+        return self.store.purge(
+            lambda scope, key, kept: unwanted(
+                scope, key, Whose(kept.tenant, kept.model, kept.pool, kept.made_ns)
+            )
+        )
 
     @property
     def awaited(self) -> int:

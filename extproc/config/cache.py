@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from extproc.config.section import Section
 from extproc.config.types import Name
 
+
+def _as_written(value: Any) -> Any:
+    """YAML reads a bare on and off as true and false."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
 #: Whether requests are answered from the cache: never, where they ask for it, or unless they ask not to be.
-CacheMode = Literal["off", "ask", "on"]
+CacheMode = Annotated[Literal["off", "ask", "on"], BeforeValidator(_as_written)]
 
 
 class CacheConfig(Section):

@@ -94,7 +94,7 @@ class CachePart(Part, Observer):
 
     def _forget(self, before: Config) -> None:
         """Purge what nobody may be given any more."""
-        assert self.store is not None
+        assert self.cache is not None
         old = {pool.name: pool for pool in before.pools}
         changed = {
             pool.name
@@ -115,11 +115,11 @@ class CachePart(Part, Observer):
         }
         if pools or tenants or left:
             # Who leaves a group takes its answers along.
-            self.store.purge(
-                lambda scope, _, answer: (
-                    answer.pool in pools
-                    or answer.tenant in tenants
-                    or (answer.tenant in left and scope.startswith("group:"))
+            self.cache.purge(
+                lambda scope, _, whose: (
+                    whose.pool in pools
+                    or whose.tenant in tenants
+                    or (whose.tenant in left and scope.startswith("group:"))
                 )
             )
 
@@ -272,18 +272,18 @@ class CachePart(Part, Observer):
         return msgspec.json.encode({"purged": self._purge(order)})
 
     def _purge(self, order: CachePurge) -> int:
-        assert self.store is not None
+        assert self.cache is not None
         key = _key(order.key)
         if not (order.all or order.tenant or order.model or order.pool or key or order.older_s is not None):
             raise ValueError("say what is to be purged: a tenant, a model, a pool, a key, an age, or all")
         born_ns = None if order.older_s is None else self._clock() - int(order.older_s * 1e9)
-        return self.store.purge(
-            lambda _, its, answer: (
-                (not order.tenant or answer.tenant == order.tenant)
-                and (not order.model or answer.model == order.model)
-                and (not order.pool or answer.pool == order.pool)
+        return self.cache.purge(
+            lambda _, its, whose: (
+                (not order.tenant or whose.tenant == order.tenant)
+                and (not order.model or whose.model == order.model)
+                and (not order.pool or whose.pool == order.pool)
                 and (not key or its == key)
-                and (born_ns is None or answer.made_ns <= born_ns)
+                and (born_ns is None or whose.made_ns <= born_ns)
             )
         )
 

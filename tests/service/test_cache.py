@@ -200,3 +200,15 @@ def test_a_purge_takes_what_fits_all_that_is_said() -> None:
         serving.purge()
     with pytest.raises(ValueError, match="is no key"):
         serving.purge(key="xyz")
+
+
+def test_an_answer_that_is_on_its_way_is_purged_too() -> None:
+    """It was asked for before: it is not kept when it comes."""
+    serving = Serving(config({"a": ON}))
+    found = serving.look("a")
+    assert isinstance(found, WantedAnswer)
+    assert serving.part.cache is not None
+    serving.part.cache.flagged("r1", "a", found)
+    assert serving.purge(tenant="a") == 0
+    assert not serving.part.cache.fill("r1", answer_of())
+    assert serving.part.status()["answers"] == 0

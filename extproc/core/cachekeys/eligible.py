@@ -19,11 +19,14 @@ MARKS: Final = (b'"temperature"', b'"seed"', b'"top_k"')
 #: What makes TGI sample, where it is set (its router's `do_sample` follows from them).
 SAMPLES: Final = ("temperature", "top_k", "top_p", "typical_p")
 #: What lets an engine or a model act, or asks the world outside.
-TOOLS: Final = ("tools", "functions", "web_search_options", "mcp_servers")
+TOOLS: Final = frozenset({"tools", "functions", "web_search_options", "mcp_servers"})
 #: Fields of an engine's own memory: the answer follows from more than the request.
-STATEFUL: Final = ("id_slot", "previous_response_id", "conversation", "session_params")
+STATEFUL: Final = frozenset({"id_slot", "previous_response_id", "conversation", "session_params"})
 #: Parts of a message that are what they say, in themselves.
 PLAIN_PARTS: Final = frozenset({"text", "input_text", "refusal"})
+
+
+_NOTHING: Final[tuple[Any, ...]] = (None, [], {}, "", False)
 
 
 class Unfit(Enum):
@@ -46,11 +49,11 @@ def unfit(
     parameters = body.get("parameters") if request.kind in TGI_KINDS else body
     if not isinstance(parameters, Mapping):
         parameters = {}
-    if request.sequences > 1 or any(_many(parameters.get(name)) for name in ("n", "best_of")):
+    if request.sequences > 1 or _many(parameters.get("n")) or _many(parameters.get("best_of")):
         return Unfit.SEVERAL
-    if any(body.get(name) for name in STATEFUL):
+    if _says(body, STATEFUL):
         return Unfit.STATE
-    if not tools and any(body.get(name) for name in TOOLS):
+    if not tools and _says(body, TOOLS):
         return Unfit.TOOLS
     if _outside(request, body):
         return Unfit.OUTSIDE
@@ -72,6 +75,11 @@ def _greedy(kind: RouteKind, given: Mapping[str, Any]) -> bool:
 
 def _is(value: Any, number: int) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == number
+
+
+def _says(body: Mapping[str, Any], names: frozenset[str]) -> bool:
+    """Whether it sets one of these fields; an empty one is as good as none, 0 is a slot."""
+    return not names.isdisjoint(body) and any(body.get(name) not in _NOTHING for name in names)
 
 
 def _many(value: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from hashlib import blake2b
+from hashlib import sha256
 from typing import Final
 
 import msgspec
@@ -12,7 +12,6 @@ from extproc.core.request import RouteKind
 
 #: A change of how keys are made makes every older answer unknown.
 KEY_VERSION: Final = 1
-KEY_BYTES: Final = 32
 #: The routes whose answers are cached.
 CACHED_KINDS: Final = frozenset(
     {
@@ -96,12 +95,9 @@ class CachedAnswer(msgspec.Struct, frozen=True, kw_only=True):
 def digest(
     *, scope: str, model: str, pool: str, revision: str, kind: RouteKind, stream: bool, body: bytes
 ) -> bytes:
-    """The key of a request: KEY_BYTES of BLAKE2b over everything that its answer follows from.
+    """The key of a request: SHA-256 over everything that its answer follows from.
 
     `body` is canonical. The parts are JSON texts in a list, so that no two lists of parts are one text.
     """
     head = msgspec.json.encode([KEY_VERSION, scope, model, pool, revision, kind.value, stream])
-    hasher = blake2b(head, digest_size=KEY_BYTES, person=b"steersman cache")
-    hasher.update(b"\n")
-    hasher.update(body)
-    return hasher.digest()
+    return sha256(b"%b\n%b" % (head, body)).digest()

@@ -67,6 +67,11 @@ def test_unknown_fields_and_their_order_in_lists_count() -> None:
         b'{"prompt":"a","prompt":"b"}',
         b'{"m":{"x":1,"x":1}}',
         b'{"m":{"\\u0078":1,"x":2}}',
+        b'{"a":{"x\\\\":"\\\\","x\\\\":"y"}}',
+        b'{"\\\\":1,"\\\\":2}',
+        b'{"a":"x\\\\","a":1}',
+        b'{"a":1,"b":"\\u0022\\u0022","a":2}',
+        b'{"a":1,"b":"\\u005c","a":2}',
         b'{"t":NaN}',
         b'{"t":Infinity}',
         b'{"t":1e999}',
@@ -83,3 +88,16 @@ def test_what_may_be_read_in_two_ways_has_no_spelling(body: bytes) -> None:
     """A name twice, a number that is none, and what is no object in UTF-8 are not cached."""
     with pytest.raises(Uncanonical):
         canonical(body)
+
+
+@given(BODIES, st.text(alphabet='\\"ax', max_size=6), st.text(alphabet='\\"a', max_size=6), st.booleans())
+def test_no_name_stands_twice(body: dict[str, Any], name: str, value: str, escaped: bool) -> None:
+    """However its quotes and backslashes are spelt, at whatever depth, and whatever stands beside it."""
+    spelt = json.dumps(name)
+    if escaped:
+        spelt = '"' + "".join(f"\\u{ord(each):04x}" for each in name) + '"'
+    inner = f"{{{spelt}:{json.dumps(value)},{json.dumps(name)}:1}}"
+    whole = json.dumps({**body, "inner": None})
+    for text in (inner, whole.replace('"inner": null', f'"inner": [{inner}]')):
+        with pytest.raises(Uncanonical):
+            canonical(text.encode())
