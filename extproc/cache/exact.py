@@ -12,9 +12,11 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from extproc.cache.flights import Flights
 from extproc.cache.store import AnswerStore, KeptAnswer, packed
 from extproc.core.cachekeys import (
     CACHED_KINDS,
+    CacheCharge,
     CachedAnswer,
     CacheDirective,
     CacheRule,
@@ -38,6 +40,8 @@ LATE_NS: Final = 10_000_000_000
 COUNTED_TENANTS_MAX: Final = 1_000
 OTHER: Final = "(other)"
 
+#: Hears what became of a wait.
+Told = Callable[[CachedAnswer | None], None]
 #: By which rule a tenant's requests to a pool are cached; None where they are not.
 RuleFor = Callable[[Tenant, str], CacheRule | None]
 
@@ -92,6 +96,7 @@ class ResponseCache:
         #: By what became of answers that came: kept, or why not.
         self.filled: Counter[str] = Counter()
         self.saved: dict[str, CacheSaved] = {}
+        self.flights = Flights(clock)
 
     def look(
         self,
@@ -128,11 +133,42 @@ class ResponseCache:
             self._count(tenant.name, "poisoned")
             return wanted
         self._count(tenant.name, "hit")
-        self._save(tenant.name, kept)
-        age_s = max(0, now_ns - kept.made_ns) // 1_000_000_000
-        return CachedAnswer(
-            body=answer, stream=kept.stream, age_s=age_s, usage=kept.usage, charge=rule.charge
-        )
+        return self._given(tenant.name, kept, answer, rule.charge)
+
+    def _given(self, tenant: str, kept: KeptAnswer, body: bytes, charge: CacheCharge) -> CachedAnswer:
+        """An answer is given once more."""
+        self._save(tenant, kept)
+        age_s = max(0, self._clock() - kept.made_ns) // 1_000_000_000
+        return CachedAnswer(body=body, stream=kept.stream, age_s=age_s, usage=kept.usage, charge=charge)
+
+    def join(self, wanted: WantedAnswer, tenant: str, *, until_ns: int, size: int, tell: Told) -> str:
+        """Wait for the answer of an equal request; the wait's name, "" where there is none to wait for.
+
+        `tell` hears of the answer, or None where it is to go on by itself: the first has failed and this one
+        is next, or `until_ns` has come. `size` is what waits of its body.
+        """
+        if not wanted.joins:
+            return ""
+
+        def heard(answered: bool) -> None:
+            found = self._joined(wanted, tenant) if answered else None
+            if found is None:
+                self._count(tenant, "waited")
+            tell(found)
+
+        return self.flights.join((wanted.scope, wanted.key), heard, until_ns=until_ns, size=size)
+
+    def _joined(self, wanted: WantedAnswer, tenant: str) -> CachedAnswer | None:
+        """The answer that has just come."""
+        kept = self.store.get(wanted.scope, wanted.key, now_ns=self._clock())
+        if kept is None:
+            return None
+        self._count(tenant, "joined")
+        return self._given(tenant, kept, kept.body(), wanted.charge)
+
+    def leave(self, name: str) -> None:
+        """One that waits has left."""
+        self.flights.leave(name)
 
     def wanted(
         self, request: Request, body: bytes, rule: CacheRule, *, model: str, pool: str
@@ -171,13 +207,16 @@ class ResponseCache:
             bytes_max=rule.bytes_max,
             charge=rule.charge,
             tools=rule.tools,
+            joins=rule.joins,
         )
 
     def flagged(self, reservation_id: str, tenant: str, wanted: WantedAnswer) -> str:
         """It goes to an engine, its answer is awaited. What Envoy is told: how much of it to gather."""
         self._awaited[reservation_id] = Awaited(wanted, tenant)
+        self.flights.begins((wanted.scope, wanted.key), reservation_id)
         if len(self._awaited) > AWAITED_MAX:
-            self._awaited.popitem(last=False)
+            oldest, forgotten = self._awaited.popitem(last=False)
+            self.flights.ends((forgotten.wanted.scope, forgotten.wanted.key), oldest, answered=False)
             self.filled["bound.awaited_max"] += 1
         return str(self.answer_bytes_max)
 
@@ -188,7 +227,10 @@ class ResponseCache:
             self.filled["unknown"] += 1
             return False
         awaited.filled = True
-        self.filled[self._kept(awaited, body)] += 1
+        became = self._kept(awaited, body)
+        self.filled[became] += 1
+        wanted = awaited.wanted
+        self.flights.ends((wanted.scope, wanted.key), reservation_id, answered=became == "kept")
         if reservation_id in self._ended:
             del self._ended[reservation_id], self._awaited[reservation_id]
         return True
@@ -226,6 +268,7 @@ class ResponseCache:
         awaited.gpu_ms = gpu_ms
         if not awaited.filled:
             self._ended[reservation_id] = self._clock() + LATE_NS
+            self.flights.late((awaited.wanted.scope, awaited.wanted.key), reservation_id)
             return
         del self._awaited[reservation_id]
         wanted = awaited.wanted
@@ -235,12 +278,15 @@ class ResponseCache:
 
     def gone(self, reservation_id: str) -> None:
         """A request's end will never be heard of, nor its answer."""
-        self._awaited.pop(reservation_id, None)
+        awaited = self._awaited.pop(reservation_id, None)
         self._ended.pop(reservation_id, None)
+        if awaited is not None:
+            self.flights.ends((awaited.wanted.scope, awaited.wanted.key), reservation_id, answered=False)
 
     def step(self, *, now_ns: int) -> None:
         """Let time pass: what is too old goes, and what is not awaited any more."""
         self.store.expire(now_ns=now_ns, most=256)
+        self.flights.step(now_ns=now_ns)
         while self._ended:
             reservation_id, late_ns = next(iter(self._ended.items()))
             if late_ns > now_ns:

@@ -47,6 +47,9 @@ class TenantCache(Section):
     the same answer again then."""
     tools: bool = False
     """Whether requests with tools are cached."""
+    join: bool = True
+    """Whether a request that equals one under way waits for that one's answer, for as long as its class may
+    be held (hold_ms; 30 s at most), instead of being sent as well. A stream's comes in one piece then."""
     charge: Literal["request", "nothing", "tokens"] = "request"
     """What a hit costs of its quotas: a request, nothing, or a request and the answer's tokens."""
     ttl_s: float | None = Field(default=None, ge=1.0, le=2_592_000.0)

@@ -16,6 +16,7 @@ from extproc.cache.memory import MemoryAnswers
 from extproc.config.cache import PoolCache, TenantCache
 from extproc.config.model import Config
 from extproc.core.cachekeys import CACHED_KINDS, CacheCharge, CacheRule
+from extproc.core.decide import RoutingRequest
 from extproc.core.events import Observer, Settled
 from extproc.core.outcome import Reject, Reservation
 from extproc.core.reading import parse
@@ -142,6 +143,7 @@ class CachePart(Part, Observer):
             asks=mode == "ask",
             sampled=own.sampled,
             tools=own.tools,
+            joins=own.join,
             charge=CacheCharge(own.charge),
             ttl_ns=int((own.ttl_s or section.ttl_s) * 1e9),
             bytes_max=own.bytes_max,
@@ -157,6 +159,18 @@ class CachePart(Part, Observer):
         """A request's end never came."""
         if self.cache is not None:
             self.cache.gone(reservation.id)
+
+    def left(
+        self,
+        reservation_id: str,
+        routing: RoutingRequest | None,
+        *,
+        gave_up: bool,  # noqa: ARG002 (an observer's)
+        now_ns: int,  # noqa: ARG002
+    ) -> None:
+        """A client left before its decision reached Envoy: no answer comes."""
+        if self.cache is not None and routing is None:
+            self.cache.gone(reservation_id)
 
     def step(self, *, now_ns: int) -> None:
         """Let time pass."""
@@ -178,6 +192,7 @@ class CachePart(Part, Observer):
             "bytes_max": store.bytes_max,
             "evicted": store.evicted,
             "awaited": cache.awaited,
+            "joined": len(cache.flights),
             "scopes": {
                 scope: {"answers": len(shelf.answers), "bytes": shelf.size}
                 for scope, shelf in scopes[:SCOPES_SHOWN_MAX]

@@ -5,6 +5,7 @@ What is cached is the cache's; how it is filled is fills.py's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from extproc.core.cachekeys import CachedAnswer, CacheDirective, WantedAnswer
@@ -38,6 +39,20 @@ class AnswerCache(Protocol):
 
     def flagged(self, reservation_id: str, tenant: str, wanted: WantedAnswer) -> str:
         """It goes to an engine; what Envoy is told of its answer."""
+
+    def join(
+        self,
+        wanted: WantedAnswer,
+        tenant: str,
+        *,
+        until_ns: int,
+        size: int,
+        tell: Callable[[CachedAnswer | None], None],
+    ) -> str:
+        """Wait for the answer of an equal request; the wait's name, "" where there is none to wait for."""
+
+    def leave(self, name: str) -> None:
+        """One that waits has left."""
 
     def fill(self, reservation_id: str, body: bytes) -> bool:
         """An answer has come whole; False where nobody awaits it."""

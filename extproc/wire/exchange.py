@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from extproc.core.cachekeys import CachedAnswer, WantedAnswer
+from extproc.core.cachekeys import CachedAnswer, CacheDirective, WantedAnswer
 from extproc.core.errors import Error, as_engine_says
 from extproc.core.outcome import CacheHit, Hold, LocalAnswer, Reject, Reservation, Routed
 from extproc.core.quota import Granted, Refused
@@ -26,10 +26,12 @@ from extproc.wire.processor import Processor
 from extproc.wire.rename import renamed
 from extproc.wire.responder import BODIES_HELD, EnvoyResponder, Reply, Responder
 from extproc.wire.screen import Asked, declared, screen
-from extproc.wire.states import BODY, DONE, HEADERS, ROUTED, Over
+from extproc.wire.states import BODY, DONE, HEADERS, JOINED, ROUTED, Joining, Over
 
 #: Bodies kept while their requests are held (those that ask for a family get another model's name).
 BODIES_BYTES_MAX = 256 * 1024 * 1024
+#: The longest wait for an equal request's answer. It and a class's hold together stay below Envoy's bound.
+JOIN_NS_MAX = 30_000_000_000
 
 
 class Exchange:
@@ -129,8 +131,9 @@ class Exchange:
 
     def when_ready(self, call: Callable[[Reply], None]) -> None:
         """After a reply that waits: call with the real one, at once if it is there already."""
-        if self._ready is not None:
-            call(self._ready)
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            call(ready)
         else:
             self._on_ready = call
 
@@ -143,9 +146,7 @@ class Exchange:
             self._undo()
             self._processor.failed(error, "release")
             reply = self._turned_away(Error.INTERNAL.reject("the gateway could not release this request"))
-        self._ready = reply
-        if self._on_ready is not None:
-            self._on_ready(reply)
+        self._now_ready(reply)
 
     def close(self) -> None:
         """The stream is over; what was not delivered is undone, a wait given up."""
@@ -250,7 +251,10 @@ class Exchange:
             request = self._parsed(body)
             if isinstance(request, Reject):
                 return self._refused_read(request, body)
-            return self._decide(request, cached=self._looked_up(request, body))
+            cached = self._looked_up(request, body)
+            if cached is None and (joined := self._join(request, body)) is not None:
+                return joined
+            return self._decide(request, cached=cached)
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
             self._undo()
             processor.failed(error, "decision")
@@ -326,6 +330,52 @@ class Exchange:
         if request.model is None and self._asked.model:
             return replace(request, model=self._asked.model)
         return request
+
+    def _join(self, request: Request, body: bytes) -> Reply | None:
+        """Wait for the answer of an equal request that is on its way, where there is one."""
+        processor, asked, wanted = self._processor, self._asked, self._wanted
+        cache = processor.cache
+        if cache is None or wanted is None or asked.cache is CacheDirective.REFRESH:
+            return None
+        policy = processor.scheduler.policy
+        spec = policy.classes[policy.rank(asked.tenant.service_class)]
+        wait_ns = min(spec.hold_ns, JOIN_NS_MAX)
+        name = cache.join(
+            wanted,
+            asked.tenant.name,
+            until_ns=processor.clock() + wait_ns,
+            size=len(body),
+            tell=lambda found: self._rejoin(request, found),
+        )
+        if not name:
+            return None
+        self._become(Joining, name)
+        processor.joined += 1
+        # Envoy is told once how long it shall wait: it may be held after this as well.
+        return self._responder.hold((wait_ns + max(spec.hold_ns, spec.long_hold_ns)) // 1_000_000)
+
+    def _rejoin(self, request: Request, found: CachedAnswer | None) -> None:
+        """The wait is over: with the answer, or without."""
+        if self._state is not JOINED:
+            return
+        processor = self._processor
+        processor.joined -= 1
+        self._state, self._id = BODY, ""
+        try:
+            reply = self._decide(request, cached=found)
+        except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
+            self._undo()
+            processor.failed(error, "decision after a wait")
+            reply = self._turned_away(Error.INTERNAL.reject())
+        self._now_ready(reply)
+
+    def _now_ready(self, reply: Reply) -> None:
+        """A reply that was waited for; it may be another wait."""
+        call, self._on_ready = self._on_ready, None
+        if call is None:
+            self._ready = reply
+        else:
+            call(reply)
 
     def _told(self, decision: Routed | Reject | Hold | AskQuota | CacheHit) -> Reply:
         """The answer to what was decided."""

@@ -13,6 +13,7 @@ from extproc.cache.exact import ResponseCache
 from extproc.cache.memory import MemoryAnswers
 from extproc.core.cachekeys import CacheRule
 from extproc.core.contract import CACHE_KEY, DECISION_NAMESPACE, RESERVATION_HEADER, RESERVATION_KEY
+from extproc.core.policy import ClassSpec, Policy
 from extproc.wire.exchange import Exchange
 from extproc.wire.fills import CacheFills
 from extproc.wire.processor import Processor
@@ -162,3 +163,72 @@ def test_who_may_not_use_a_model_gets_no_answer_of_it() -> None:
     CacheFills(processor).receive(answer_of(), Posted((RESERVATION_HEADER, told[RESERVATION_KEY])))
     other = json.dumps({**json.loads(body_of()), "model": "z"}).encode()
     assert ask(processor, other).immediate_response.status.code == 404
+
+
+def waits(processor: Processor, body: bytes) -> tuple[Exchange, list[Any]]:
+    """A request that waits for an equal one's answer, and what it is answered once that is decided."""
+    exchange = Exchange(processor)
+    exchange.receive(envoy.headers("POST", "/v1/chat/completions"))
+    reply = exchange.receive(envoy.body(body))
+    assert reply.wait
+    assert envoy.response(reply.data).HasField("override_message_timeout")
+    replies: list[Any] = []
+    exchange.when_ready(replies.append)
+    return exchange, replies
+
+
+def holding(*, permits: int = 4) -> Processor:
+    policy = Policy(classes=(ClassSpec(hold_ns=10**10),))
+    return make_processor(make_scheduler(make_pool("10.0.0.1:80", permits=permits), policy=policy))
+
+
+def test_an_equal_request_waits_and_gets_the_answer() -> None:
+    """It is no decision under way meanwhile, and holds nothing once it is answered."""
+    processor, _ = caching(holding())
+    told = envoy.metadata(ask(processor, body_of()), DECISION_NAMESPACE)
+    exchange, replies = waits(processor, body_of())
+    assert (processor.joined, processor.deciding) == (1, 0)
+    call = Posted((RESERVATION_HEADER, told[RESERVATION_KEY]))
+    CacheFills(processor).receive(answer_of(), call)
+    assert [envoy.response(each.data).immediate_response.body for each in replies] == [answer_of()]
+    exchange.close()
+    assert (processor.joined, processor.open_exchanges) == (0, 0)
+
+
+def test_one_that_waited_in_vain_is_decided_on_and_may_be_held() -> None:
+    """The answer was a bad one: the next goes, waits for room like any other, and is then the first."""
+    processor, store = caching(holding(permits=1))
+    told = envoy.metadata(ask(processor, body_of()), DECISION_NAMESPACE)
+    exchange, replies = waits(processor, body_of())
+    call = Posted((RESERVATION_HEADER, told[RESERVATION_KEY]))
+    CacheFills(processor).receive(b"{}", call)
+    assert replies[0].wait
+    exchange.when_ready(replies.append)
+    name = processor.seal.opened(told[RESERVATION_KEY], EVENT)
+    assert name is not None
+    processor.scheduler.cancel(name, now_ns=0)
+    second = envoy.metadata(envoy.response(replies[1].data), DECISION_NAMESPACE)
+    exchange.delivered()
+    exchange.close()
+    CacheFills(processor).receive(answer_of(), Posted((RESERVATION_HEADER, second[RESERVATION_KEY])))
+    assert len(store) == 1
+
+
+def test_one_that_leaves_while_it_waits_is_forgotten() -> None:
+    """The answer comes for nobody, and is kept."""
+    processor, store = caching(holding())
+    told = envoy.metadata(ask(processor, body_of()), DECISION_NAMESPACE)
+    exchange, replies = waits(processor, body_of())
+    exchange.close()
+    assert (processor.joined, processor.open_exchanges) == (0, 0)
+    CacheFills(processor).receive(answer_of(), Posted((RESERVATION_HEADER, told[RESERVATION_KEY])))
+    assert replies == []
+    assert len(store) == 1
+
+
+def test_who_asks_for_a_new_answer_waits_for_none() -> None:
+    """`refresh` is sent beside the first."""
+    processor, _ = caching(holding())
+    ask(processor, body_of())
+    answer = ask(processor, body_of(), ("x-steersman-cache", "refresh"))
+    assert CACHE_KEY in envoy.metadata(answer, DECISION_NAMESPACE)

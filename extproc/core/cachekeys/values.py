@@ -55,6 +55,8 @@ class CacheRule(msgspec.Struct, frozen=True, kw_only=True):
     ttl_ns: int = 3_600_000_000_000
     bytes_max: int = 64 * 1024 * 1024
     revision: str = ""
+    #: Whether an equal request that comes while the first is answered waits for that answer.
+    joins: bool = True
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -80,6 +82,8 @@ class WantedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     charge: CacheCharge = CacheCharge.REQUEST
     #: Tool calls may stand in it.
     tools: bool = False
+    #: It may wait for the answer of an equal one.
+    joins: bool = False
 
 
 class CachedAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -145,7 +145,8 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             "cache_requests_total",
             "counter",
             ("tenant", "outcome"),
-            "Requests of tenants that have a cache: hit, miss, refresh, poisoned (a damaged answer); else "
+            "Requests of tenants that have a cache: hit, miss, refresh, poisoned (a damaged answer), joined "
+            "(a miss that got the answer of an equal one), waited (one that waited in vain); else "
             "why it was not looked up: sampled, tools, several, outside (an image by URL), state, large, "
             "uncanonical.",
         ),
