@@ -55,7 +55,7 @@ class CacheSaved(msgspec.Struct):
     gpu_ms: float = 0.0
 
 
-class Whose(NamedTuple):
+class AnswerOrigin(NamedTuple):
     """For whom an answer was made, by which model and pool, and when."""
 
     tenant: str
@@ -294,7 +294,7 @@ class ResponseCache:
             self.gone(reservation_id)
             self.filled["none"] += 1
 
-    def purge(self, unwanted: Callable[[str, bytes, Whose], bool]) -> int:
+    def purge(self, unwanted: Callable[[str, bytes, AnswerOrigin], bool]) -> int:
         """Forget what is unwanted by scope, key and whose it is; how many answers were kept of it.
 
         Answers that are on their way are not kept then either: they were asked for before.
@@ -306,14 +306,14 @@ class ResponseCache:
             if unwanted(
                 each.wanted.scope,
                 each.wanted.key,
-                Whose(each.tenant, each.wanted.model, each.wanted.pool, now_ns),
+                AnswerOrigin(each.tenant, each.wanted.model, each.wanted.pool, now_ns),
             )
         ]
         for reservation_id in coming:
             self.gone(reservation_id)
         return self.store.purge(
             lambda scope, key, kept: unwanted(
-                scope, key, Whose(kept.tenant, kept.model, kept.pool, kept.made_ns)
+                scope, key, AnswerOrigin(kept.tenant, kept.model, kept.pool, kept.made_ns)
             )
         )
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from extproc.core.cachekeys import CachedAnswer, CacheDirective, WantedAnswer
+from extproc.core.cachekeys import CachedAnswer
 from extproc.core.errors import Error, as_engine_says
-from extproc.core.outcome import CacheHit, Hold, LocalAnswer, Reject, Reservation, Routed
+from extproc.core.outcome import CacheHit, Hold, LocalAnswer, Reject, Routed
 from extproc.core.quota import Granted, Refused
 from extproc.core.reading import BYTE_ORDER_MARK, bare, parse
 from extproc.core.request import Dialect, Request, UsageAsked
@@ -21,7 +21,8 @@ from extproc.core.scheduler import AskQuota
 from extproc.core.tenant import Tenant
 from extproc.observe.tracing.request_trace import UNTRACED, StreamTrace
 from extproc.wire import codec, usage
-from extproc.wire.caching import answer_of, looked_up
+from extproc.wire.caching import answer_of
+from extproc.wire.joining import CacheWants
 from extproc.wire.processor import Processor
 from extproc.wire.rename import renamed
 from extproc.wire.responder import BODIES_HELD, EnvoyResponder, Reply, Responder
@@ -30,8 +31,6 @@ from extproc.wire.states import BODY, DONE, HEADERS, JOINED, ROUTED, Joining, Ov
 
 #: Bodies kept while their requests are held (those that ask for a family get another model's name).
 BODIES_BYTES_MAX = 256 * 1024 * 1024
-#: The longest wait for an equal request's answer. It and a class's hold together stay below Envoy's bound.
-JOIN_NS_MAX = 30_000_000_000
 
 
 class Exchange:
@@ -52,7 +51,7 @@ class Exchange:
         "_responder",
         "_state",
         "_usage",
-        "_wanted",
+        "_wants",
         "request_trace",
     )
 
@@ -72,8 +71,7 @@ class Exchange:
         self._body = b""
         self._family = False
         self._usage = UsageAsked.NO_STREAM
-        #: What its answer will be kept under, where no answer was known.
-        self._wanted: WantedAnswer | None = None
+        self._wants: CacheWants | None = None
         self._ready: Reply | None = None
         self._on_ready: Callable[[Reply], None] | None = None
 
@@ -251,10 +249,7 @@ class Exchange:
             request = self._parsed(body)
             if isinstance(request, Reject):
                 return self._refused_read(request, body)
-            cached = self._looked_up(request, body)
-            if cached is None and (joined := self._join(request, body)) is not None:
-                return joined
-            return self._decide(request, cached=cached)
+            return self._looked_up(request, body)
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
             self._undo()
             processor.failed(error, "decision")
@@ -308,51 +303,24 @@ class Exchange:
         )
         return self._told(decision)
 
-    def _looked_up(self, request: Request, body: bytes) -> CachedAnswer | None:
-        """The answer that the cache has for it; else what it wants is noted. A fault is a miss."""
-        cache = self._processor.cache
-        if cache is None or self._family or not self._responder.caches:
-            return None
-        try:
-            asked, complete = self._asked, self._complete(request)
-            scheduler = self._processor.scheduler
-            found = looked_up(cache, scheduler, complete, body, asked.tenant, asked.cache)
-        except Exception as error:  # noqa: BLE001 (what is not cached is served)
-            self._processor.failed(error, "looking into the cache")
-            return None
-        if isinstance(found, CachedAnswer):
-            return found
-        self._wanted = found
-        return None
+    def _looked_up(self, request: Request, body: bytes) -> Reply:
+        """Decide on it; with an answer from the cache, or once an equal request has got one."""
+        if self._family or not self._responder.caches:
+            return self._decide(request)
+        wants = self._wants = CacheWants(self._processor, self._asked)
+        cached = wants.look(self._complete(request), body)
+        if cached is None:
+            name, left_ms = wants.join(len(body), lambda found: self._rejoin(request, found))
+            if name:
+                self._become(Joining, name)
+                return self._responder.hold(left_ms)
+        return self._decide(request, cached=cached)
 
     def _complete(self, request: Request) -> Request:
         """What is not in the body: the model header counts where the body names none."""
         if request.model is None and self._asked.model:
             return replace(request, model=self._asked.model)
         return request
-
-    def _join(self, request: Request, body: bytes) -> Reply | None:
-        """Wait for the answer of an equal request that is on its way, where there is one."""
-        processor, asked, wanted = self._processor, self._asked, self._wanted
-        cache = processor.cache
-        if cache is None or wanted is None or asked.cache is CacheDirective.REFRESH:
-            return None
-        policy = processor.scheduler.policy
-        spec = policy.classes[policy.rank(asked.tenant.service_class)]
-        wait_ns = min(spec.hold_ns, JOIN_NS_MAX)
-        name = cache.join(
-            wanted,
-            asked.tenant.name,
-            until_ns=processor.clock() + wait_ns,
-            size=len(body),
-            tell=lambda found: self._rejoin(request, found),
-        )
-        if not name:
-            return None
-        self._become(Joining, name)
-        processor.joined += 1
-        # Envoy is told once how long it shall wait: it may be held after this as well.
-        return self._responder.hold((wait_ns + max(spec.hold_ns, spec.long_hold_ns)) // 1_000_000)
 
     def _rejoin(self, request: Request, found: CachedAnswer | None) -> None:
         """The wait is over: with the answer, or without."""
@@ -426,16 +394,8 @@ class Exchange:
             trace=self.request_trace.placed(decision),
             body=body,
             usage=usage_asked,
-            cache=self._flag(reservation),
+            cache="" if self._wants is None else self._wants.flag(reservation),
         )
-
-    def _flag(self, reservation: Reservation) -> str:
-        """How much of its answer Envoy is to gather; "" for nothing."""
-        processor, wanted = self._processor, self._wanted
-        # Without a cluster of its own Envoy cannot say it to this service.
-        if wanted is None or processor.cache is None or not processor.event_cluster:
-            return ""
-        return processor.cache.flagged(reservation.id, reservation.tenant, wanted)
 
     def _turned_away(self, refused: Reject) -> Reply:
         """Refused before it was a request that may be served; a stranger's is nobody's."""

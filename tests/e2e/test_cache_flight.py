@@ -97,3 +97,39 @@ def test_who_waits_and_leaves_is_forgotten(stand: tuple[Gateway, CacheEngine]) -
         assert first.result(60) == whole("one") + b" "
     wait_for("quiet", gateway.quiet)
     assert engine.requests == 1
+
+
+def test_one_that_waited_in_vain_may_be_held_after_that() -> None:
+    """The replica has one place, and another request is before it: Envoy waits a second time as well."""
+    with (
+        CacheEngine() as engine,
+        Gateway(
+            chat_pool([{"address": engine.address, "max_concurrent": 1}], ask_usage=False),
+            tenants=[tenant("acme"), tenant("globex")],
+            cache={},
+            classes=[{"name": "standard", "hold_ms": 60_000}],
+            gateway={"retries": 0, "decision_timeout_ms": 2_000},
+        ) as gateway,
+        ThreadPoolExecutor(3) as threads,
+    ):
+        engine.tell(whole(error={"message": "no"}), b" ", holds_at=1)
+        first = threads.submit(ask, gateway, "equal")
+        wait_for("the first to be there", engine.holding.is_set)
+        equal = threads.submit(ask, gateway, "equal")
+        wait_for("one to wait", lambda: joined(gateway) == 1)
+        other = threads.submit(ask, gateway, "other")
+        wait_for("another to be held", lambda: gateway.status()["counts"].get("held", 0) == 1)
+        before, release = engine.requests, engine.goes_on
+        engine.goes_on, engine.holding = type(release)(), type(release)()
+        engine.told = type(engine.told)()
+        engine.told.pieces, engine.told.holds_at = (whole("good"), b" "), 1
+        release.set()
+        assert b"error" in first.result(60)
+        wait_for("the next to be there", engine.holding.is_set)
+        wait_for("both to have been held", lambda: gateway.status()["counts"]["held"] == 2)
+        assert engine.requests == before + 1
+        begun = time.monotonic()
+        wait_for("it", lambda: time.monotonic() - begun > 2.5)
+        engine.goes_on.set()
+        assert [other.result(60), equal.result(60)] == [whole("good") + b" "] * 2
+        assert engine.requests == before + 2
