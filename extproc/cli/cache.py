@@ -69,7 +69,10 @@ def purge(
     everything: bool,
     as_json: bool,
 ) -> None:
-    """Forget answers: those that fit every option that is given."""
+    """Forget answers: those that fit every option that is given.
+
+    Answers that are on their way are not kept then either. With several services each has a cache of its own.
+    """
     order = {"tenant": tenant, "model": model, "pool": pool, "key": key, "older_s": older}
     order = {name: value for name, value in order.items() if value is not None}
     if not order and not everything:
@@ -116,6 +119,9 @@ def explain(
 
 def show(found: Mapping[str, Any]) -> None:
     """Draw the figures."""
+    if not found["on"]:
+        click.echo("there is no cache: the configuration has no section cache (docs/caching.md)")
+        return
     click.echo(
         f"{found['answers']} answers, {found['bytes'] / MIB:.1f} of {found['bytes_max'] / MIB:.0f} MiB; "
         f"{found['evicted']} went for room, {found['awaited']} are awaited"

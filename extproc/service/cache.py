@@ -226,9 +226,11 @@ class CachePart(Part, Observer):
         And why not, its key, and what is kept. Changes nothing. Raises ValueError.
         """
         order = msgspec.json.decode(body, type=CacheQuestion)
+        if not order.body:
+            return msgspec.json.encode({"on": self.cache is not None, **self.status()})
         if self.cache is None:
             raise ValueError(NO_CACHE)
-        return msgspec.json.encode(self._explained(order) if order.body else self.status())
+        return msgspec.json.encode(self._explained(order))
 
     def _explained(self, order: CacheQuestion) -> dict[str, Any]:
         tenants, scheduler = self._tenants_of(), self._processor.scheduler
@@ -282,9 +284,8 @@ class CachePart(Part, Observer):
         Without any of these it is a mistake: `all` empties the cache. Raises ValueError.
         """
         order = msgspec.json.decode(body, type=CachePurge)
-        if self.store is None:
-            raise ValueError(NO_CACHE)
-        return msgspec.json.encode({"purged": self._purge(order)})
+        # Nothing can be purged where there is nothing.
+        return msgspec.json.encode({"purged": self._purge(order) if self.cache is not None else 0})
 
     def _purge(self, order: CachePurge) -> int:
         assert self.cache is not None

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from extproc.cli.cache import command, explained, show
 
 FOUND = {
+    "on": True,
     "answers": 3,
     "bytes": 2_097_152,
     "bytes_max": 268_435_456,
@@ -28,6 +29,12 @@ def test_figures_are_told_by_tenant(capsys: pytest.CaptureFixture[str]) -> None:
     assert "acme: 5 hit, 3 miss, 9 sampled" in lines
     assert "  saved 50 input and 60 output tokens, 1.5 s of replicas" in lines
     assert lines[-2:] == ["globex: 1 miss", "answers that came: 1 cut, 3 kept"]
+
+
+def test_without_a_cache_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """And nothing else."""
+    show({"on": False})
+    assert capsys.readouterr().out.startswith("there is no cache")
 
 
 def test_an_explanation_says_why_not_or_what_is_kept() -> None:

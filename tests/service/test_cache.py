@@ -106,9 +106,10 @@ def test_without_the_section_there_is_none() -> None:
     assert serving.app.processor.cache is None
     assert serving.part.observers == ()
     assert serving.part.status() == {}
-    for order in (serving.order, serving.purge):
-        with pytest.raises(ValueError, match="no section"):
-            order(all=True)
+    assert serving.order() == {"on": False}
+    assert serving.purge(all=True) == 0
+    with pytest.raises(ValueError, match="no section"):
+        serving.order(tenant="a", body="{}")
 
 
 def test_a_rule_holds_what_the_file_says() -> None:
