@@ -120,9 +120,9 @@ def _fill(made: App, head: bytes, bodies: list[bytes], rng: Random) -> None:
         exchange = Exchange(processor)
         exchange.receive(head)
         exchange.receive(each)
-        exchange.close()
         assert cache.awaited == before + 1
         cache.fill(next(reversed(cache._awaited)), answer(rng))
+        exchange.close()
     assert cache.filled["kept"] == len(bodies)
 
 
