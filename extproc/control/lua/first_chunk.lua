@@ -327,6 +327,11 @@ function envoy_on_response(handle)
         if found.done and not done then
           note("@DONE_KEY@", true)
         end
+        -- Some clients leave at the end that their dialect has, before the connection's own.
+        if found.done and parts and not found.failure and parts[#parts]:sub(-2) == "\n\n" then
+          fill(handle, parts)
+          parts = nil
+        end
       elseif begun and not parts then
         break
       end
