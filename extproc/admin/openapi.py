@@ -175,6 +175,8 @@ def _paths() -> dict[str, Any]:
                 ("Report", "What the analytics say of a span."),
                 ("Alerts", "What is wrong, by the rules."),
                 ("Scaling", "Replicas wanted and had, and why."),
+                ("Cache", "What the response cache holds, or what it knows of a request."),
+                ("PurgeCache", "Forget answers of the response cache."),
                 ("Drain", "An endpoint's drain, or its end."),
                 ("ClearFaults", "An endpoint's GPU was seen to."),
                 ("Credit", "Forgive what a tenant used."),

@@ -20,8 +20,8 @@ from extproc.config.types import NAME_PATTERN
 #: Who asks: the server sets it before each request.
 ACCESS: ContextVar[Access] = ContextVar("access")
 #: The orders of operators' commands: those that only look, and those that change something.
-LOOKING = ("Tenant", "Shadow", "Explain", "Experiment", "Report", "Alerts", "Scaling")
-CHANGING = ("Drain", "ClearFaults", "Credit")
+LOOKING = ("Tenant", "Shadow", "Explain", "Experiment", "Report", "Alerts", "Scaling", "Cache")
+CHANGING = ("Drain", "ClearFaults", "Credit", "PurgeCache")
 #: A reason for the history, in characters.
 WHY_MAX = 500
 

@@ -149,7 +149,7 @@ SCHEMAS: Final[dict[str, Any]] = {
         {
             "number": COUNT,
             "at": NUMBER,
-            "kind": {"enum": ["placed", "refused", "left"]},
+            "kind": {"enum": ["placed", "refused", "left", "cached"]},
             "id": TEXT,
             "tenant": TEXT,
             "class": TEXT,

@@ -33,6 +33,7 @@ COMMANDS = {
     "report": ("report", "Show latencies, use and cost of the past; export charges."),
     "scale": ("scale", "Show replicas wanted and had, and why; advise on larger ones."),
     "alerts": ("alerts", "Show alerts; export the rules to Prometheus; test webhooks."),
+    "cache": ("cache", "Show what the response cache holds and saves; purge it."),
     "explain": ("explain", "Show why a request went where it went, endpoint by endpoint."),
     "doctor": ("doctor", "Check a running deployment, and say what to mend."),
     "check": ("check", "Check a configuration; report every mistake at once."),
@@ -51,7 +52,7 @@ COMMANDS = {
 #: Headings of `steersman --help` → their commands; one that stands nowhere comes last, under "Other".
 GROUPS = {
     "Run": ("init", "up", "serve", "agent", "demo", "demo-fault", "sim-replica"),
-    "Look": ("top", "status", "fleet", "tenants", "report", "scale", "alerts", "explain", "doctor"),
+    "Look": ("top", "status", "fleet", "tenants", "report", "scale", "alerts", "cache", "explain", "doctor"),
     "Change": ("check", "tenant", "config", "experiment", "envoy-config", "families", "completion"),
     "Try out, simulated": ("simulate", "replay", "plan", "tune"),
 }

@@ -14,6 +14,7 @@ from pydantic import Field
 from extproc.config.admin import Admin
 from extproc.config.alerts import Alerts
 from extproc.config.analytics import Analytics
+from extproc.config.cache import CacheConfig
 from extproc.config.decision_port import Service, ServiceClientTls, ServiceTls
 from extproc.config.edge import ClientAddress, Cors
 from extproc.config.experiments import EXPERIMENTS_MAX, ExperimentConfig
@@ -46,6 +47,7 @@ __all__ = [
     "Alerts",
     "Analytics",
     "Audit",
+    "CacheConfig",
     "CircuitBreakers",
     "ClientAddress",
     "Config",
@@ -391,6 +393,8 @@ class Config(Section):
     """The replicas, grouped by the model they serve."""
     scaling: Scaling = Scaling()
     """How replicas become more and fewer, in pools that say so."""
+    cache: CacheConfig | None = None
+    """Answers that need no replica, for tenants or pools that say so; none are kept when left out."""
     families: list[FamilyConfig] = Field(default=[], max_length=64)
     """Names that stand for several models, of which each request gets the one that it needs."""
     experiments: dict[Name, ExperimentConfig] = Field(default={}, max_length=EXPERIMENTS_MAX)

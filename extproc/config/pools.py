@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from extproc import engines
+from extproc.config.cache import PoolCache
 from extproc.config.scaling import PoolScaling
 from extproc.config.section import RELOADABLE, CircuitBreakers, OutlierDetection, Section
 from extproc.config.types import (
@@ -117,6 +118,8 @@ class PoolConfig(Section):
     """Where further replicas come from."""
     scaling: Annotated[PoolScaling | None, RELOADABLE] = None
     """How many replicas it may have, and when that changes; as many as there are when left out."""
+    cache: Annotated[PoolCache | None, RELOADABLE] = None
+    """Whether its answers are cached (`cache`); where tenants say so when left out."""
     tenants: Annotated[list[Name] | None, RELOADABLE] = Field(default=None, min_length=1, max_length=10_000)
     """The tenants that it is reserved for: to all others its models are not there, and neither its replicas
     nor their prefix caches are shared with them. Everybody's when left out."""

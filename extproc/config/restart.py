@@ -52,6 +52,8 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
         for section in ("telemetry", "sharing", "state")
         if getattr(old, section) != getattr(new, section)
     ]
+    if (old.cache is None) != (new.cache is None):
+        changed.append("cache (Envoy gathers answers for it)")
     if _admin_port(old) != _admin_port(new):
         changed.append("admin.listen or admin.tls")
     if live:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field, create_model
 
+from extproc.config.cache import TenantCache
 from extproc.config.section import OutlierDetection, Section
 from extproc.config.types import Floor, ModelName, Name, Sha256, StrategyName
 from extproc.core.quota.values import KINDS, QuotaUnit
@@ -149,6 +150,8 @@ class TenantConfig(Section):
     """Lets the limits follow history within these bounds; fixed when left out."""
     model_quotas: dict[ModelName, Quota] = {}
     """What it may use of single models, within the above."""
+    cache: TenantCache | None = None
+    """How its requests are answered from the cache (`cache`); as the pools say when left out."""
     jwt_subject: str | None = Field(default=None, min_length=1, max_length=256)
     """The value of the gateway's JWT claim (gateway.jwt) that is this tenant's."""
     certificate_sans: list[Annotated[str, Field(min_length=1, max_length=256)]] = []

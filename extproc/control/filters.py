@@ -75,6 +75,8 @@ HELD_BYTES = 64 * 1024
 #: A first-token event that a hung service does not take is given up after this, and only then is its
 #: place among the cluster's requests free again.
 EVENT_TIMEOUT_MS = 250
+#: The same for a whole answer that goes to the service's cache.
+FILL_TIMEOUT_MS = 1_000
 
 #: Envoy compares its own list with the whole header; engines add a charset to it.
 JSON_CONTENT_TYPE = r"application/json(\s*;.*)?"
@@ -112,7 +114,7 @@ def http_filters(config: Config) -> list[HttpFilter]:
         *([_filter(FLOOR_FILTER, LocalRateLimit(stat_prefix="floor"))] if floors else []),
         # On the way back the first chunk is seen before json_to_metadata holds a JSON body back.
         _filter("envoy.filters.http.json_to_metadata", json_counts()),
-        _filter("envoy.filters.http.lua", first_chunk()),
+        _filter("envoy.filters.http.lua", first_chunk(caches=config.cache is not None)),
         # Attempts and upstream timings are for the access log, not for clients and engines.
         _filter("envoy.filters.http.router", router()),
     ]
@@ -236,8 +238,11 @@ def json_counts() -> JsonToMetadata:
     )
 
 
-def first_chunk() -> Lua:
-    """When a response began, how many events a stream has had, its counts, what it says of an error."""
+def first_chunk(*, caches: bool = False) -> Lua:
+    """When a response began, how many events a stream has had, its counts, what it says of an error.
+
+    `caches`: answers are gathered where a decision asks for that; without it nothing is asked of any.
+    """
     source = resources.files("extproc.control").joinpath("lua/first_chunk.lua").read_text(encoding="utf-8")
     for name, value in (
         ("COUNTS", "\n".join(f'  {{ "{path[0]}", "{path[-1]}", "{key}" }},' for path, key in COUNTS)),
@@ -245,6 +250,10 @@ def first_chunk() -> Lua:
         ("ERROR_BYTES", ERROR_BYTES),
         ("HELD_BYTES", HELD_BYTES),
         ("EVENT_TIMEOUT_MS", EVENT_TIMEOUT_MS),
+        ("FILL_TIMEOUT_MS", FILL_TIMEOUT_MS),
+        ("CACHES", "true" if caches else "false"),
+        ("CACHE_KEY", contract.CACHE_KEY),
+        ("FILL_PATH", f"/{contract.EVENT_SERVICE}/{contract.FILL_METHOD}"),
         ("OBSERVED_NAMESPACE", contract.OBSERVED_NAMESPACE),
         ("FIRST_CHUNK_KEY", contract.FIRST_CHUNK_KEY),
         ("REFUSED_KEY", contract.REFUSED_KEY),

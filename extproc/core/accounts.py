@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from extproc.core.cachekeys.values import CacheCharge, CachedAnswer
 from extproc.core.decide import RoutingRequest
 from extproc.core.fleet import Pool
 from extproc.core.outcome import End, Outcome, Reservation
-from extproc.core.quota import Account, Amounts, ScopeLimits
+from extproc.core.quota import NOTHING, Account, Amounts, ScopeLimits
 
 #: Accounts kept ready; above it the table is begun anew (they are rebuilt in microseconds).
 ACCOUNTS_MAX = 100_000
@@ -75,6 +76,16 @@ def reserved(routing: RoutingRequest, pool: Pool, price: Price) -> Amounts:
         gpu_ms=pool.calibration.predict_gpu_ms(tokens_in, tokens_out),
         cost=price.of(tokens_in, tokens_out),
     )
+
+
+def spared(answer: CachedAnswer, price: Price) -> Amounts:
+    """What a request is charged that the cache answers, by its tenant's setting; no replica's time."""
+    if answer.charge is CacheCharge.NOTHING:
+        return NOTHING
+    if answer.charge is CacheCharge.REQUEST:
+        return Amounts(1, 0, 0, 0.0, 0.0)
+    tokens_in, tokens_out = answer.usage.input_tokens, answer.usage.output_tokens
+    return Amounts(1, tokens_in, tokens_out, 0.0, price.of(tokens_in, tokens_out))
 
 
 def used(outcome: Outcome, pool: Pool | None, price: Price, *, gpu_ms: float | None) -> Amounts:

@@ -41,6 +41,8 @@ RESERVATION_KEY = "reservation"
 #: Whose trace the request is of, where it is followed (observe/tracing/propagation.py).
 TRACE_KEY = "trace"
 EVENT_CLUSTER_KEY = "event_cluster"
+#: The answer is to be kept: Envoy gathers it up to so many bytes, and posts it to the service that decided.
+CACHE_KEY = "cache"
 #: Usage that was asked for in the client's name, and is taken out of the stream again: "last" the event that
 #: holds it alone, "every" that of events with a choice; both with a blank between.
 USAGE_KEY = "usage"
@@ -62,6 +64,10 @@ EXPLAIN_HEADER = "x-steersman-explain"
 REASON_HEADER = "x-steersman-reason"
 #: The reason once more, where it was asked for and may be told.
 EXPLAINED_KEY = "explained"
+
+#: A client says whether it may be answered from the cache (use, refresh, off), and is told of a hit and its
+#: age in seconds (hit; age=12).
+CACHE_HEADER = "x-steersman-cache"
 
 #: What Envoy's own filters saw of the response.
 OBSERVED_NAMESPACE = "steersman.observed"
@@ -86,6 +92,8 @@ CACHED_TOKENS_KEY = "cached_tokens"
 #: The first-token event: a gRPC unary call of Envoy's Lua filter to the service, without a message.
 EVENT_SERVICE = "steersman.event.v1.Events"
 EVENT_METHOD = "FirstToken"
+#: The same with a whole answer in it, where the decision asked for that (CACHE_KEY).
+FILL_METHOD = "Fill"
 #: Headers of that call: the reservation's id; "1" with a refusal, else absent; "ip:port" of who answers.
 RESERVATION_HEADER = "x-steersman-reservation"
 REFUSED_HEADER = "x-steersman-refused"

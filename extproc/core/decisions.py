@@ -13,12 +13,15 @@ from typing import NamedTuple
 
 import msgspec
 
+from extproc.core.cachekeys.values import CachedAnswer
 from extproc.core.decide import RoutingRequest
 from extproc.core.events import Observer
 from extproc.core.outcome import Reject, Routed
 
 #: Decisions remembered, and the scores and prefix blocks of all of them together.
 DECISIONS_KEPT_MAX, VALUES_KEPT_MAX = 1_000, 200_000
+#: Requests remembered that the cache answered.
+HITS_KEPT_MAX = 1_000
 #: Foreign names (Envoy's x-request-id) of decisions remembered, and the longest of them.
 NAMES_KEPT_MAX, NAME_CHARACTERS_MAX = 2_000, 128
 #: Placements, refusals and clients that left, in order: a flood of refusals costs no placement that is kept.
@@ -33,6 +36,14 @@ class Kept(msgspec.Struct, frozen=True):
     at_ns: int
     #: Values that it holds on to.
     size: int
+
+
+class KeptHit(NamedTuple):
+    """A request that the cache answered: how old the answer was, and when (clock) it was given."""
+
+    routing: RoutingRequest
+    age_s: int
+    at_ns: int
 
 
 class Noted(NamedTuple):
@@ -61,6 +72,7 @@ class Decisions(Observer):
     def __init__(self) -> None:
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._names: OrderedDict[str, str] = OrderedDict()
+        self._hits: OrderedDict[str, KeptHit] = OrderedDict()
         self._size = 0
         self._noted: deque[_Noted] = deque(maxlen=NOTED_MAX)
         #: Noted since the start: the number of the last one.
@@ -82,6 +94,17 @@ class Decisions(Observer):
     def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
         """A request was turned away."""
         self._note("refused", routing, reject, now_ns)
+
+    def cached(self, routing: RoutingRequest, answer: CachedAnswer, *, now_ns: int) -> None:
+        """A request was answered from the cache."""
+        self._hits[routing.id] = KeptHit(routing, answer.age_s, now_ns)
+        if len(self._hits) > HITS_KEPT_MAX:
+            self._hits.popitem(last=False)
+        self._note("cached", routing, None, now_ns)
+
+    def hit(self, reservation_id: str) -> KeptHit | None:
+        """A request that the cache answered, None where it is not remembered (any more)."""
+        return self._hits.get(reservation_id)
 
     def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
         """The same before it was routed."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from extproc.core.cachekeys.values import CachedAnswer
 from extproc.core.decide import RoutingRequest
 from extproc.core.outcome import Outcome, Reject, Reservation, Routed
 from extproc.core.quota import Amounts
@@ -38,6 +39,9 @@ class Observer:
 
     def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
         """It was turned away: its quota, no room, or its hold was over."""
+
+    def cached(self, routing: RoutingRequest, answer: CachedAnswer, *, now_ns: int) -> None:
+        """It was answered from the cache: no endpoint hears of it, and nothing more is told of it."""
 
     def left(
         self, reservation_id: str, routing: RoutingRequest | None, *, gave_up: bool, now_ns: int
@@ -100,6 +104,9 @@ class EventEmitter(Observer):
 
     def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
         self._tell("refused", routing, reject, now_ns=now_ns)
+
+    def cached(self, routing: RoutingRequest, answer: CachedAnswer, *, now_ns: int) -> None:
+        self._tell("cached", routing, answer, now_ns=now_ns)
 
     def left(
         self, reservation_id: str, routing: RoutingRequest | None, *, gave_up: bool, now_ns: int

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from extproc.core.decide import COLD, Full, RoutingRequest, place
-from extproc.core.decisions import Kept
+from extproc.core.decisions import Kept, KeptHit
 from extproc.core.fairqueue import QueuedRequest
 from extproc.core.families import FamilyChoice
 from extproc.core.fleet import Fleet
@@ -160,6 +160,12 @@ def explain_kept(
         now=live.outcome,
         now_rows=live.rows,
     )
+
+
+def explain_hit(hit: KeptHit, *, now_ns: int) -> Explanation:
+    """A request that the cache answered: no endpoint was looked at."""
+    outcome = f"was answered from the cache; the answer was {hit.age_s} s old, and no replica was asked"
+    return replace(_about(hit.routing, outcome, THEN), age_ms=_ms(now_ns - hit.at_ns))
 
 
 def refused(reject: Reject) -> str:

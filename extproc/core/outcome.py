@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from extproc.core.cachekeys.values import CachedAnswer
 from extproc.core.load import Plan
 
 #: What late binding adds to the score of an endpoint that does not take the request now.
@@ -155,10 +156,16 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalAnswer:
-    """An answer that the service itself knows (the model list, the gateway's health)."""
+    """An answer that the service itself knows: the model list, the gateway's health, what was cached.
+
+    `by` is what it is called in Envoy's response code details.
+    """
 
     status: int
     body: bytes
+    content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
+    by: str = "answered"
 
 
 class Routed(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,6 +197,15 @@ class Hold:
 
     id: str
     until_ns: int
+
+
+class CacheHit(msgspec.Struct, frozen=True, kw_only=True):
+    """It is answered from the cache: no endpoint hears of it. `id` is what it is called in explanations."""
+
+    id: str
+    answer: CachedAnswer
+    #: For the client: the rate limits' figures.
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 class End(Enum):

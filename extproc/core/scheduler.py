@@ -13,16 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from extproc.core.accounts import borrows, reserved
+from extproc.core.accounts import borrows, reserved, spared
+from extproc.core.cachekeys.values import CacheCharge, CachedAnswer
 from extproc.core.decide import RoutingRequest, resolve
 from extproc.core.dispatch import Dispatcher
 from extproc.core.errors import Error
 from extproc.core.events import EventEmitter, raises
 from extproc.core.experiment import Experiments
-from extproc.core.explain import Explanation, explain, explain_held, explain_kept, refused
+from extproc.core.explain import Explanation, explain, explain_held, explain_hit, explain_kept, refused
 from extproc.core.fleet import Fleet
 from extproc.core.ledger import Ledger
-from extproc.core.outcome import Hold, Reject, Routed
+from extproc.core.outcome import CacheHit, Hold, Reject, Routed
 from extproc.core.peers import Peers
 from extproc.core.policy import ClassSpec, Policy, SchedulerLimits, SchedulerSettings
 from extproc.core.quota import Account, Amounts, Ask, ExactBooks, Granted, QuotaBooks, Refused
@@ -50,6 +51,8 @@ class AskQuota:
     amounts: Amounts
     idle: bool
     degraded: str
+    #: What it is answered with once the store has granted it; None where it is to be served.
+    cached: CachedAnswer | None = None
 
 
 class Scheduler:
@@ -123,25 +126,41 @@ class Scheduler:
         return self.settings.policy
 
     def admit(
-        self, request: Request, tenant: Tenant, *, now_ns: int, key: str = "", degraded: str = ""
-    ) -> Routed | Reject | Hold | AskQuota:
-        """Decide and enter the reservation; or hold the request until a replica would start it."""
+        self,
+        request: Request,
+        tenant: Tenant,
+        *,
+        now_ns: int,
+        key: str = "",
+        degraded: str = "",
+        cached: CachedAnswer | None = None,
+    ) -> Routed | Reject | Hold | AskQuota | CacheHit:
+        """Decide and enter the reservation; or hold the request until a replica would start it.
+
+        `cached` answers it, where its tenant may ask for it and its quota allows.
+        """
         self.dispatcher.number += 1
         name = f"{self.instance}-{self.dispatcher.number}"
         routing = self.resolve(request, tenant, name, key=key, now_ns=now_ns)
         if isinstance(routing, Reject):
             self.turned_away(tenant.name, routing, now_ns=now_ns)
             return routing
-        routing = self.experiments.assign(routing, request)
         account = self.policy.accounts.of(tenant.name, key, routing.model)
-        if not account.scopes:
-            return self._go_on(routing, None, now_ns=now_ns, degraded=degraded)
-        amounts = reserved(routing, self.fleet.pools[routing.pool], self.policy.price(routing.pool))
+        price = self.policy.price(routing.pool)
+        if cached is None:
+            routing = self.experiments.assign(routing, request)
+        if not account.scopes or (cached is not None and cached.charge is CacheCharge.NOTHING):
+            return self._go_on(routing, None, now_ns=now_ns, degraded=degraded, cached=cached)
+        amounts = (
+            reserved(routing, self.fleet.pools[routing.pool], price)
+            if cached is None
+            else spared(cached, price)
+        )
         idle = borrows(account) and self.idle(routing.pool)
         answer = self.quotas.reserve(account, routing.id, amounts, now_ns=now_ns, idle_capacity=idle)
         if isinstance(answer, Ask):
-            return AskQuota(routing, account, amounts, idle, degraded)
-        return self._go_on(routing, answer, now_ns=now_ns, degraded=degraded)
+            return AskQuota(routing, account, amounts, idle, degraded, cached)
+        return self._go_on(routing, answer, now_ns=now_ns, degraded=degraded, cached=cached)
 
     def resolve(
         self, request: Request, tenant: Tenant, reservation_id: str, *, key: str = "", now_ns: int
@@ -192,6 +211,8 @@ class Scheduler:
             return explain_held(
                 held, everyone, self.fleet, now_ns=now_ns, rng=rng, deciders=self.peers.deciders
             )
+        if (hit := self.dispatcher.decisions.hit(reservation_id)) is not None:
+            return explain_hit(hit, now_ns=now_ns)
         kept = self.dispatcher.decisions.get(reservation_id)
         if kept is None:
             return None
@@ -199,9 +220,11 @@ class Scheduler:
         rng, deciders = self._rng, self.peers.deciders
         return explain_kept(kept, self.fleet, now_ns=now_ns, rng=rng, deciders=deciders, state=state)
 
-    def answered(self, asked: AskQuota, answer: Granted | Refused, *, now_ns: int) -> Routed | Reject | Hold:
+    def answered(
+        self, asked: AskQuota, answer: Granted | Refused, *, now_ns: int
+    ) -> Routed | Reject | Hold | CacheHit:
         """The shared store has answered: the case goes on, or is refused."""
-        return self._go_on(asked.routing, answer, now_ns=now_ns, degraded=asked.degraded)
+        return self._go_on(asked.routing, answer, now_ns=now_ns, degraded=asked.degraded, cached=asked.cached)
 
     def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
         """A request was refused before it was a case; `tenant` is empty where nobody knows whose it is."""
@@ -264,16 +287,42 @@ class Scheduler:
         return taken <= room * IDLE_BELOW
 
     def _go_on(
-        self, routing: RoutingRequest, answer: Granted | Refused | None, *, now_ns: int, degraded: str
-    ) -> Routed | Reject | Hold:
+        self,
+        routing: RoutingRequest,
+        answer: Granted | Refused | None,
+        *,
+        now_ns: int,
+        degraded: str,
+        cached: CachedAnswer | None = None,
+    ) -> Routed | Reject | Hold | CacheHit:
         headers = answer.figures.headers() if answer is not None else ()
         if isinstance(answer, Refused):
             return self.dispatcher.refuse(_spent(answer, headers), routing, now_ns=now_ns)
         if isinstance(answer, Granted) and answer.borrowed:
             self.counts["borrowed"] += 1
+        if cached is not None:
+            return self._from_cache(routing, cached, headers, reserved=answer is not None, now_ns=now_ns)
         if routing.choice is not None:
             headers += routing.choice.headers()
         return self.dispatcher.go(routing, headers, now_ns=now_ns, degraded=degraded)
+
+    def _from_cache(
+        self,
+        routing: RoutingRequest,
+        cached: CachedAnswer,
+        headers: tuple[tuple[str, str], ...],
+        *,
+        reserved: bool,
+        now_ns: int,
+    ) -> CacheHit:
+        """It ends as it begins: what was reserved is charged at once, and the ledger never hears of it."""
+        account = self.policy.accounts.of(routing.tenant.name, routing.key, routing.model)
+        charged = spared(cached, self.policy.price(routing.pool))
+        if reserved:
+            self.quotas.settle(routing.id, charged, now_ns=now_ns, account=account)
+        self.counts["cache.hits"] += 1
+        self.events.cached(routing, cached, now_ns=now_ns)
+        return CacheHit(id=routing.id, answer=cached, headers=headers)
 
 
 def _spent(answer: Refused, headers: tuple[tuple[str, str], ...]) -> Reject:

@@ -44,6 +44,8 @@ def plain(noted: Noted, *, unix_s: float) -> dict[str, Any]:
         return about | {"status": reject.status, "code": reject.code, "reason": reject.message}
     if noted.kind == "left":
         return about | {"reason": "the client left before it was placed"}
+    if noted.kind == "cached":
+        return about | {"reason": "answered from the cache; no replica was asked"}
     if noted.kept is None:
         return about | {"reason": "no longer remembered"}
     routed = noted.kept.routed

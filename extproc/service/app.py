@@ -27,6 +27,7 @@ from extproc.service.advice import AdvicePart
 from extproc.service.agents import Agents, SharedQuotasPart
 from extproc.service.alerts import AlertsPart
 from extproc.service.analytics import AnalyticsPart
+from extproc.service.cache import CachePart
 from extproc.service.credentials import place_of, seal_of, tls_of
 from extproc.service.experiments import ExperimentsPart
 from extproc.service.explanations import Explanations
@@ -107,6 +108,8 @@ class App:
         )
         self.alerting = AlertsPart(config, scheduler, clock=clock)
         self.measuring.firing = self.alerting.firing
+        self.caching = CachePart(config, self.processor, tenants=tenants, clock=clock)
+        self.measuring.caching = self.caching.seen
         self.scaling = ScalingPart(config, scheduler, clock=clock, failed=failed)
         self.scalers = ScalersPart(config, scheduler, self.scaling, clock=clock)
         self.measuring.scaling, self.alerting.values.scaling = self.scalers.seen, self.scalers.signals
@@ -150,6 +153,8 @@ class App:
                 "Report": self.analysing.order,
                 "Alerts": self.alerting.order,
                 "Scaling": scale_view.order,
+                "Cache": self.caching.order,
+                "PurgeCache": self.caching.purge,
             },
             health=lambda: self._listening.health,
         )
@@ -188,6 +193,7 @@ class App:
                 self.scalers,
                 self.launching,
                 self.advising,
+                self.caching,
                 self.administering,
                 TracingPart(config, scheduler.peers, self.processor, clock=clock),
                 *([SharedQuotasPart(shared)] if shared is not None else []),

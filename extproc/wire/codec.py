@@ -16,6 +16,8 @@ from msgspec.structs import replace
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.core.contract import (
     ATTRIBUTES_NAMESPACE,
+    CACHE_HEADER,
+    CACHE_KEY,
     CLUSTER_HEADER,
     DECISION_NAMESPACE,
     ENCODING_HEADER,
@@ -60,6 +62,7 @@ WANTED = frozenset(
         ":scheme",
         AUTHORIZATION,
         API_KEY,
+        CACHE_HEADER,
         "content-encoding",
         "content-length",
         "content-type",
@@ -251,17 +254,20 @@ def routed(
     as_json: bool = False,
     usage: str = "",
     engine_key: str = "",
+    cache: str = "",
 ) -> bytes:
     """The decision as the answer to a phase (request_headers or request_body).
 
     `event_cluster` is the cluster that Envoy tells of the first token; none when empty. `explained`: the
     client is told the reason. `carried` is what of its trace rides along. `body` goes on in place of the
     client's. `as_json` has it declared as what it was read as. `usage` was asked for in its name.
-    `engine_key` opens the engine's door.
+    `engine_key` opens the engine's door. `cache` has Envoy gather the answer, up to so many bytes.
     """
     about = told(decision, seal=seal, event_cluster=event_cluster, explained=explained, carried=carried)
     if usage:
         about[USAGE_KEY] = usage
+    if cache:
+        about[CACHE_KEY] = cache
     data = _changes(phase, decision.cluster, decision.retries, decision.reservation.stream, engine_key)
     response = pb.ProcessingResponse()
     if body is not None or as_json:
@@ -355,11 +361,14 @@ def immediate(
     response = pb.ProcessingResponse()
     out = response.immediate_response
     out.status.code = answer.status
-    set_header(out.headers, "content-type", JSON)
     if isinstance(answer, LocalAnswer):
+        set_header(out.headers, "content-type", answer.content_type)
         out.body = answer.body
-        out.details = "steersman_answered"
+        out.details = f"steersman_{answer.by}"
+        for name, value in answer.headers:
+            set_header(out.headers, name, value)
     else:
+        set_header(out.headers, "content-type", JSON)
         out.body = error_body(answer, dialect)
         # %RESPONSE_CODE_DETAILS% must hold no blanks.
         out.details = f"steersman_{answer.code}"

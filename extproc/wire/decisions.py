@@ -7,6 +7,7 @@ exchange's, how bytes travel the transport's.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from google.protobuf.message import DecodeError
 
@@ -55,7 +56,7 @@ class DecisionCall:
             exchange.delivered()
         if reply.wait:
             # A client that leaves meanwhile ends this call, and `closed` gives the wait up.
-            exchange.when_ready(self._send)
+            exchange.when_ready(partial(self._take, exchange))
         elif not reply.end:
             if reply.reservation_id:
                 self._forget_limit()

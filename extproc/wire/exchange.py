@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
+from extproc.core.cachekeys import CachedAnswer
 from extproc.core.errors import Error, as_engine_says
-from extproc.core.outcome import Hold, LocalAnswer, Reject, Routed
+from extproc.core.outcome import CacheHit, Hold, LocalAnswer, Reject, Routed
 from extproc.core.quota import Granted, Refused
 from extproc.core.reading import BYTE_ORDER_MARK, bare, parse
 from extproc.core.request import Dialect, Request, UsageAsked
@@ -20,11 +21,13 @@ from extproc.core.scheduler import AskQuota
 from extproc.core.tenant import Tenant
 from extproc.observe.tracing.request_trace import UNTRACED, StreamTrace
 from extproc.wire import codec, usage
+from extproc.wire.caching import answer_of
+from extproc.wire.joining import CacheWants
 from extproc.wire.processor import Processor
 from extproc.wire.rename import renamed
 from extproc.wire.responder import BODIES_HELD, EnvoyResponder, Reply, Responder
 from extproc.wire.screen import Asked, declared, screen
-from extproc.wire.states import BODY, DONE, HEADERS, ROUTED, Over
+from extproc.wire.states import BODY, DONE, HEADERS, JOINED, ROUTED, Joining, Over
 
 #: Bodies kept while their requests are held (those that ask for a family get another model's name).
 BODIES_BYTES_MAX = 256 * 1024 * 1024
@@ -48,6 +51,7 @@ class Exchange:
         "_responder",
         "_state",
         "_usage",
+        "_wants",
         "request_trace",
     )
 
@@ -67,6 +71,7 @@ class Exchange:
         self._body = b""
         self._family = False
         self._usage = UsageAsked.NO_STREAM
+        self._wants: CacheWants | None = None
         self._ready: Reply | None = None
         self._on_ready: Callable[[Reply], None] | None = None
 
@@ -124,8 +129,9 @@ class Exchange:
 
     def when_ready(self, call: Callable[[Reply], None]) -> None:
         """After a reply that waits: call with the real one, at once if it is there already."""
-        if self._ready is not None:
-            call(self._ready)
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            call(ready)
         else:
             self._on_ready = call
 
@@ -138,9 +144,7 @@ class Exchange:
             self._undo()
             self._processor.failed(error, "release")
             reply = self._turned_away(Error.INTERNAL.reject("the gateway could not release this request"))
-        self._ready = reply
-        if self._on_ready is not None:
-            self._on_ready(reply)
+        self._now_ready(reply)
 
     def close(self) -> None:
         """The stream is over; what was not delivered is undone, a wait given up."""
@@ -245,7 +249,7 @@ class Exchange:
             request = self._parsed(body)
             if isinstance(request, Reject):
                 return self._refused_read(request, body)
-            return self._decide(request)
+            return self._looked_up(request, body)
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
             self._undo()
             processor.failed(error, "decision")
@@ -290,14 +294,27 @@ class Exchange:
         processor.refused(asked.tenant.name, asked.source, len(body))
         return self._turned_away(refused)
 
-    def _decide(self, request: Request, *, degraded: str = "") -> Reply:
+    def _decide(self, request: Request, *, degraded: str = "", cached: CachedAnswer | None = None) -> Reply:
         processor, asked = self._processor, self._asked
         request = self._complete(request)
         self.request_trace.read(request)
         decision = processor.scheduler.admit(
-            request, asked.tenant, key=asked.key, now_ns=processor.clock(), degraded=degraded
+            request, asked.tenant, key=asked.key, now_ns=processor.clock(), degraded=degraded, cached=cached
         )
         return self._told(decision)
+
+    def _looked_up(self, request: Request, body: bytes) -> Reply:
+        """Decide on it; with an answer from the cache, or once an equal request has got one."""
+        if self._family or not self._responder.caches:
+            return self._decide(request)
+        wants = self._wants = CacheWants(self._processor, self._asked)
+        cached = wants.look(self._complete(request), body)
+        if cached is None:
+            name, left_ms = wants.join(len(body), lambda found: self._rejoin(request, found))
+            if name:
+                self._become(Joining, name)
+                return self._responder.hold(left_ms)
+        return self._decide(request, cached=cached)
 
     def _complete(self, request: Request) -> Request:
         """What is not in the body: the model header counts where the body names none."""
@@ -305,7 +322,30 @@ class Exchange:
             return replace(request, model=self._asked.model)
         return request
 
-    def _told(self, decision: Routed | Reject | Hold | AskQuota) -> Reply:
+    def _rejoin(self, request: Request, found: CachedAnswer | None) -> None:
+        """The wait is over: with the answer, or without."""
+        if self._state is not JOINED:
+            return
+        processor = self._processor
+        processor.joined -= 1
+        self._state, self._id = BODY, ""
+        try:
+            reply = self._decide(request, cached=found)
+        except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
+            self._undo()
+            processor.failed(error, "decision after a wait")
+            reply = self._turned_away(Error.INTERNAL.reject())
+        self._now_ready(reply)
+
+    def _now_ready(self, reply: Reply) -> None:
+        """A reply that was waited for; it may be another wait."""
+        call, self._on_ready = self._on_ready, None
+        if call is None:
+            self._ready = reply
+        else:
+            call(reply)
+
+    def _told(self, decision: Routed | Reject | Hold | AskQuota | CacheHit) -> Reply:
         """The answer to what was decided."""
         if isinstance(decision, Routed):
             return self._routed(decision)
@@ -313,6 +353,9 @@ class Exchange:
             return self._answer(decision)
         if isinstance(decision, Hold):
             return self._held(decision)
+        if isinstance(decision, CacheHit):
+            self._processor.scheduler.dispatcher.decisions.named(self._asked.request_id, decision.id)
+            return self._answer(answer_of(decision))
         self._become(AskQuota, decision.routing.id)
         self.request_trace.asks()
         return Reply(b"", end=False, ask=decision)
@@ -351,6 +394,7 @@ class Exchange:
             trace=self.request_trace.placed(decision),
             body=body,
             usage=usage_asked,
+            cache="" if self._wants is None else self._wants.flag(reservation),
         )
 
     def _turned_away(self, refused: Reject) -> Reply:

@@ -22,6 +22,7 @@ from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Credentials, Directory, Identity, Tenant
 from extproc.observe.audit import AuditLog, offered
 from extproc.observe.tracing.request_trace import NO_TRACES, StreamTraces
+from extproc.wire.caching import AnswerCache
 from extproc.wire.seal import Seal
 
 log = logging.getLogger(__name__)
@@ -97,11 +98,15 @@ class Processor:
         self.seal = seal if seal is not None else Seal()
         #: Who failed to prove who they are is noted here.
         self.audit: AuditLog | None = None
+        #: The response cache; None where there is none.
+        self.cache: AnswerCache | None = None
         #: Who notes each request's way, for its spans.
         self.request_traces: StreamTraces = NO_TRACES
         self.open_exchanges = 0
         #: Those of them that have been decided, whose responses pass through here (the picker protocol).
         self.following = 0
+        #: Those that wait for the answer of an equal request.
+        self.joined = 0
         #: Exchanges whose requests are held, by reservation id.
         self._held: dict[str, HeldStream] = {}
         #: The size of their bodies, as far as they are kept.
@@ -120,7 +125,7 @@ class Processor:
     @property
     def deciding(self) -> int:
         """Exchanges open, not held and not decided: what the bound on concurrent decisions counts."""
-        return self.open_exchanges - len(self._held) - self.following
+        return self.open_exchanges - len(self._held) - self.following - self.joined
 
     def _released(self, reservation_id: str, decision: Routed | Reject) -> None:
         """The scheduler has decided on a held request."""
@@ -148,6 +153,12 @@ class Processor:
     def forgo_quota(self, reservation_id: str) -> None:
         """Who left had its quota asked for: a reservation is refunded, an unknown one is nothing."""
         self.scheduler.quotas.cancel(reservation_id, now_ns=self.clock())
+
+    def left_flight(self, name: str) -> None:
+        """A request that waited for an equal one's answer is given up."""
+        self.joined -= 1
+        if self.cache is not None:
+            self.cache.leave(name)
 
     def undo(self, reservation_id: str) -> None:
         """A decision was not delivered."""

@@ -45,6 +45,10 @@ class Responder(Protocol):
     def asks_usage(self) -> bool:
         """Whether usage that was asked for in the client's name is taken out of the answer again."""
 
+    @property
+    def caches(self) -> bool:
+        """Whether its gateway gathers answers for the cache."""
+
     def let_come(self) -> Reply:
         """The headers are in order; the body is awaited."""
 
@@ -61,12 +65,14 @@ class Responder(Protocol):
         trace: str,
         body: bytes | None,
         usage: str,
+        cache: str = "",
     ) -> Reply:
         """It goes to the decision's endpoints.
 
         `phase` is what it was decided on (request_headers or request_body); `explained` tells the client why;
         `as_json` declares its body as what it was read as; `trace` rides along; `body` goes on in place of
-        the client's, with `usage` asked for in its name.
+        the client's, with `usage` asked for in its name; with `cache` its answer is gathered, up to so many
+        bytes.
         """
 
     def refuse(self, answer: LocalAnswer | Reject, dialect: Dialect) -> Reply:
@@ -79,6 +85,7 @@ class EnvoyResponder:
     __slots__ = ("_processor",)
 
     asks_usage = True
+    caches = True
 
     def __init__(self, processor: Processor) -> None:
         self._processor = processor
@@ -101,6 +108,7 @@ class EnvoyResponder:
         trace: str,
         body: bytes | None,
         usage: str,
+        cache: str = "",
     ) -> Reply:
         """Where it goes, and with which body in place of its own."""
         processor, reservation = self._processor, decision.reservation
@@ -114,6 +122,7 @@ class EnvoyResponder:
             body=body,
             as_json=as_json,
             usage=usage,
+            cache=cache,
             engine_key=processor.engine_keys.get(reservation.pool, ""),
         )
         return Reply(data, end=True, reservation_id=reservation.id)

@@ -10,7 +10,8 @@ from typing import Final, Protocol
 
 import msgspec
 
-from extproc.core.contract import EXPLAIN_HEADER, MODEL_HEADER
+from extproc.core.cachekeys import CacheDirective
+from extproc.core.contract import CACHE_HEADER, EXPLAIN_HEADER, MODEL_HEADER
 from extproc.core.errors import Error
 from extproc.core.families import members
 from extproc.core.misrouted import advice, dialect_of
@@ -25,6 +26,7 @@ from extproc.wire.processor import Processor
 LENGTH_DIGITS_MAX: Final = 18
 #: The value of the header with which a client asks for the reason.
 EXPLAIN_REASON: Final = "reason"
+_DIRECTIVES: Final = {each.value: each for each in CacheDirective}
 
 
 @dataclass(slots=True)
@@ -41,6 +43,8 @@ class Asked:
     #: What counts where its body names no model.
     model: str | None = None
     request_id: str = ""
+    #: What it asks of the cache; None where it says nothing that we know.
+    cache: CacheDirective | None = None
     #: The client is told the reason.
     explain: bool = False
     #: Declared as something else, a body that was read as JSON goes on as JSON.
@@ -82,6 +86,8 @@ def screen(
         return _models(processor, tenant)
     asked.model, asked.request_id = values.get(MODEL_HEADER), values.get("x-request-id", "")
     asked.explain = tenant.explain and values.get(EXPLAIN_HEADER, "").strip().lower() == EXPLAIN_REASON
+    if processor.cache is not None:
+        asked.cache = _DIRECTIVES.get(values.get(CACHE_HEADER, "").strip().lower())
     if processor.deciding > processor.decisions_concurrent_max:
         processor.scheduler.counts["bound.decisions_concurrent_max"] += 1
         return Error.OVERLOADED.reject("the gateway decides as many requests as it may")

@@ -11,13 +11,14 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from extproc.core.contract import EVENT_METHOD, EVENT_SERVICE
+from extproc.core.contract import EVENT_METHOD, EVENT_SERVICE, FILL_METHOD
 from extproc.core.outcome import Outcome
 from extproc.wire import accesslog
 from extproc.wire.aio import AioTransport
 from extproc.wire.bind import BindError
 from extproc.wire.calls import Methods, RpcCall, Unary
 from extproc.wire.decisions import DecisionCall
+from extproc.wire.fills import CacheFills
 from extproc.wire.firsttoken import FirstToken, FirstTokens
 from extproc.wire.gate import TokenCheck
 from extproc.wire.health import HEALTH, HealthService
@@ -84,6 +85,7 @@ class Server:
             f"/{EVENT_SERVICE}/{EVENT_METHOD}": partial(
                 Unary, answer=FirstTokens(processor, first_token).receive
             ),
+            f"/{EVENT_SERVICE}/{FILL_METHOD}": partial(Unary, answer=CacheFills(processor).receive),
             **self.health.methods,
         }
         message_bytes_max += MESSAGE_SLACK_BYTES

@@ -1,7 +1,8 @@
 """The states of a stream, as a table: what each becomes by what is said next, and what it undoes.
 
 HEADERS ── BODY ─┬─ ASKING ─┬─ HELD ── ROUTED ── DONE
-                 └──────────┴──────────┘
+                 ├──────────┴──────────┘
+                 └─ JOINED (back to BODY)
 and from each of the first four, by an answer of ours: DONE
 """
 
@@ -19,6 +20,10 @@ from extproc.wire.processor import Processor
 
 class Over:
     """Nothing more is decided on this stream: its decision went out whole, or its body comes on another."""
+
+
+class Joining:
+    """It waits for the answer of an equal request."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +44,10 @@ ROUTED: Final = ExchangeState("routed", {Over: DONE}, Processor.undo)
 HELD: Final = ExchangeState("held", {Routed: ROUTED, **_ANSWERED}, Processor.gave_up)
 #: The quota's shared store is asked.
 ASKING: Final = ExchangeState("asking", {Hold: HELD, Routed: ROUTED, **_ANSWERED}, Processor.forgo_quota)
+#: It waits for the answer of an equal request; then it is decided on as when its body came.
+JOINED: Final = ExchangeState("joined", {}, Processor.left_flight)
 #: The body may come.
-BODY: Final = ExchangeState("body", {AskQuota: ASKING, Hold: HELD, Routed: ROUTED, **_ANSWERED})
+BODY: Final = ExchangeState(
+    "body", {AskQuota: ASKING, Hold: HELD, Routed: ROUTED, Joining: JOINED, **_ANSWERED}
+)
 HEADERS: Final = ExchangeState("headers", {Headers: BODY, Over: DONE, **_ANSWERED})

@@ -21,6 +21,7 @@ import bench_alerts
 import bench_anomalies
 import bench_bodies
 import bench_analytics
+import bench_cache
 import bench_commands
 import bench_decide
 import bench_first_token
@@ -52,6 +53,7 @@ BENCHES = {
     "idle": bench_idle.run,
     "prefix": bench_prefix.run,
     "bodies": bench_bodies.run,
+    "cache": bench_cache.run,
     "gateway": bench_gateway.run,
     "filters": bench_filters.run,
     "up": bench_up.run,

@@ -16,11 +16,22 @@ from extproc.core.tenant import ANONYMOUS
 from extproc.wire.codec import Headers
 from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
-from extproc.wire.states import ASKING, BODY, DONE, HEADERS, HELD, ROUTED, ExchangeState, Over
+from extproc.wire.states import (
+    ASKING,
+    BODY,
+    DONE,
+    HEADERS,
+    HELD,
+    JOINED,
+    ROUTED,
+    ExchangeState,
+    Joining,
+    Over,
+)
 from tests.stand.schedulers import make_pool, make_processor, make_scheduler
 
 CHAT = json.dumps({"model": "m", "messages": [{"content": "hello"}], "max_tokens": 5}).encode()
-STATES = (HEADERS, BODY, ASKING, HELD, ROUTED, DONE)
+STATES = (HEADERS, BODY, JOINED, ASKING, HELD, ROUTED, DONE)
 
 
 class Remote:
@@ -54,13 +65,20 @@ def test_what_follows_what() -> None:
     answers: dict[type, ExchangeState] = {LocalAnswer: DONE, Reject: DONE}
     assert {state.name: dict(state.then) for state in STATES} == {
         "headers": {Headers: BODY, Over: DONE, **answers},
-        "body": {AskQuota: ASKING, Hold: HELD, Routed: ROUTED, **answers},
+        "body": {AskQuota: ASKING, Hold: HELD, Routed: ROUTED, Joining: JOINED, **answers},
+        # Nothing is said while it waits: it is decided on as when its body came.
+        "joined": {},
         "asking": {Hold: HELD, Routed: ROUTED, **answers},
         "held": {Routed: ROUTED, **answers},
         "routed": {Over: DONE},
         "done": {},
     }
-    assert [state.name for state in STATES if state.undo is not None] == ["asking", "held", "routed"]
+    assert [state.name for state in STATES if state.undo is not None] == [
+        "joined",
+        "asking",
+        "held",
+        "routed",
+    ]
 
 
 def test_a_stream_that_breaks_while_the_store_is_asked_gives_its_quota_back() -> None:

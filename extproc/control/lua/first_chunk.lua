@@ -17,6 +17,15 @@ local LINE_BYTES, LINE_HEAD_BYTES, LINE_TAIL_BYTES = 4096, 512, 1024
 -- An event longer than this is not held back until it is whole, and from then on nothing is taken out.
 local HELD_BYTES = @HELD_BYTES@
 
+-- Whether answers are gathered for the service's cache, where a decision asks for that.
+local CACHES = @CACHES@
+local FILL_OPTIONS = {
+  ["asynchronous"] = true,
+  ["timeout_ms"] = @FILL_TIMEOUT_MS@,
+  ["send_xff"] = false,
+  ["trace_sampled"] = false,
+}
+
 local EVENT_OPTIONS = {
   -- Nobody waits for the answer: the chunk passes on at once, whatever becomes of the service.
   ["asynchronous"] = true,
@@ -174,6 +183,33 @@ local function tell(handle, refused, served)
   }, "\0\0\0\0\0", EVENT_OPTIONS)
 end
 
+-- How many bytes of the answer are gathered for the service's cache; nil where none are.
+local function gathers(handle)
+  local decision = handle:streamInfo():dynamicMetadata():get("@DECISION_NAMESPACE@")
+  return decision and tonumber(decision["@CACHE_KEY@"])
+end
+
+-- Gives the service a whole answer: a gRPC unary call whose message it is.
+local function fill(handle, parts)
+  local decision = handle:streamInfo():dynamicMetadata():get("@DECISION_NAMESPACE@")
+  local id = decision and decision["@RESERVATION_KEY@"]
+  local cluster = decision and decision["@EVENT_CLUSTER_KEY@"]
+  if not id or not cluster then
+    return
+  end
+  local whole = table.concat(parts)
+  local length = #whole
+  local head = string.char(0, 0, math.floor(length / 65536) % 256, math.floor(length / 256) % 256, length % 256)
+  handle:httpCall(cluster, {
+    [":method"] = "POST",
+    [":path"] = "@FILL_PATH@",
+    [":authority"] = cluster,
+    ["content-type"] = "application/grpc",
+    ["te"] = "trailers",
+    ["@RESERVATION_HEADER@"] = id,
+  }, head .. whole, FILL_OPTIONS)
+end
+
 -- Without the usage that was asked for in the client's name: the event that holds it alone, or the field of
 -- an event with a choice. `text` is whole events.
 local function without_usage(text, asked)
@@ -220,11 +256,15 @@ function envoy_on_response(handle)
     -- Asked for each time: Envoy takes the object away whenever the loop waits.
     handle:streamInfo():dynamicMetadata():set("@OBSERVED_NAMESPACE@", key, value)
   end
+  -- The pieces of an answer that is gathered, as the client gets them.
+  local left = CACHES and well and gathers(handle)
+  local parts = left and {}
   local begun, rest = false, ""
   local found = { count = 0, counts = {}, failure = nil, done = false }
   for chunk in handle:bodyChunks() do
     local length = chunk:length()
     local text = length > 0 and chunk:getBytes(0, length) or ""
+    local shown
     if asked and length > 0 then
       text = held .. text
       local last = text:sub(-2) == "\n\n" and #text or (text:match(".*\n\n()") or 1) - 1
@@ -233,13 +273,23 @@ function envoy_on_response(handle)
       if #held > HELD_BYTES then
         text, held, asked = text .. held, "", nil
       end
-      chunk:setBytes(asked and without_usage(text, asked) or text)
+      shown = asked and without_usage(text, asked) or text
+      chunk:setBytes(shown)
     elseif held ~= "" then
       -- The end came without the event's: it goes on as it is.
       text, held = held, ""
       chunk:setBytes(text)
     end
     if text ~= "" then
+      if parts then
+        shown = shown or text
+        left = left - #shown
+        if left >= 0 then
+          parts[#parts + 1] = shown
+        else
+          parts = nil
+        end
+      end
       if not begun and (text:sub(1, 1) ~= ":" or text:find("\ndata:", 1, true)) then
         begun = true
         note("@FIRST_CHUNK_KEY@", handle:timestampString(EnvoyTimestampResolution.MICROSECOND))
@@ -247,16 +297,17 @@ function envoy_on_response(handle)
         if not (well and stream) then
           if failure then
             note("@ERROR_KEY@", failure)
+            parts = nil
           end
-          break
-        end
-        local refused = failure and failure:find("overloaded", 1, true) ~= nil
-        if refused then
-          note("@REFUSED_KEY@", true)
-        end
-        -- Another error is no first token, and its record follows at once.
-        if refused or not failure then
-          tell(handle, refused, served)
+        else
+          local refused = failure and failure:find("overloaded", 1, true) ~= nil
+          if refused then
+            note("@REFUSED_KEY@", true)
+          end
+          -- Another error is no first token, and its record follows at once.
+          if refused or not failure then
+            tell(handle, refused, served)
+          end
         end
       end
       if well and stream then
@@ -276,7 +327,18 @@ function envoy_on_response(handle)
         if found.done and not done then
           note("@DONE_KEY@", true)
         end
+        -- Some clients leave at the end that their dialect has, before the connection's own.
+        if found.done and parts and not found.failure and parts[#parts]:sub(-2) == "\n\n" then
+          fill(handle, parts)
+          parts = nil
+        end
+      elseif begun and not parts then
+        break
       end
     end
+  end
+  -- Only here at the answer's own end: who leaves, or is cut off, takes the loop with it.
+  if parts and not found.failure then
+    fill(handle, parts)
   end
 end

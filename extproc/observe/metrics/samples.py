@@ -14,7 +14,7 @@ from extproc.core.scaling.reported import reported_milli
 from extproc.core.scaling.values import PoolPlan
 from extproc.observe.metrics.counting import COST, GPU_S, INPUT, OUTPUT, PLACES, POOLS_MAX
 from extproc.observe.metrics.labels import OTHER
-from extproc.observe.metrics.snapshot import MetricsSnapshot, SeenScaling
+from extproc.observe.metrics.snapshot import CacheSeen, MetricsSnapshot, SeenScaling
 from extproc.observe.metrics.table import TABLE, Spec
 from extproc.observe.metrics.text import MetricSample, histogram
 
@@ -278,6 +278,32 @@ def _one_of(names: Sequence[str], read: Callable[[PoolPlan], str]) -> Callable[[
     return lambda plan: [(name, float(read(plan) == name)) for name in names]
 
 
+def _cached(read: Callable[[CacheSeen], float]) -> Make:
+    """A figure of the cache, where there is one."""
+
+    def samples(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
+        if snapshot.cache.on:
+            yield "", (), read(snapshot.cache)
+
+    return samples
+
+
+def _cache_requests(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
+    for key, count in snapshot.cache.requests.items():
+        yield "", key, count
+
+
+def _saved_tokens(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
+    for place, direction in enumerate(("input", "output")):
+        for tenant, saved in snapshot.cache.saved.items():
+            yield "", (tenant, direction), saved[place]
+
+
+def _saved_seconds(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
+    for tenant, saved in snapshot.cache.saved.items():
+        yield "", (tenant,), saved[2]
+
+
 def _silence(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
     if snapshot.scaling.silence_s is not None:
         yield "", (), snapshot.scaling.silence_s
@@ -335,6 +361,13 @@ _MAKE: Mapping[str, Make] = {
     "gpu_temperature_celsius": _gpus(lambda gpu: gpu.temperature_c),
     "gpu_power_watts": _gpus(lambda gpu: gpu.power_w),
     "gpu_lost": _gpus(lambda gpu: gpu.lost),
+    "cache_requests_total": _cache_requests,
+    "cache_fills_total": _plain(lambda snapshot: snapshot.cache.fills),
+    "cache_answers": _cached(lambda cache: cache.answers),
+    "cache_bytes": _cached(lambda cache: cache.bytes),
+    "cache_evicted_total": _cached(lambda cache: cache.evicted),
+    "cache_saved_tokens_total": _saved_tokens,
+    "cache_saved_gpu_seconds_total": _saved_seconds,
     "scaling_wanted_replicas": _pooled(lambda each: each.plan.wanted, fresh=True),
     "scaling_reported_replicas": _pooled(
         lambda each: reported_milli(each.plan.wanted, each.plan.had) / 1_000, fresh=True

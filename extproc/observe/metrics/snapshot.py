@@ -13,6 +13,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from extproc.core.reports import ReplicaReport
@@ -66,6 +67,21 @@ class ScalingSeen(NamedTuple):
     silence_s: float | None = None
 
 
+class CacheSeen(NamedTuple):
+    """Everything of the response cache; tenants by their own names, a few hundred of them."""
+
+    #: By tenant and outcome; by what became of answers.
+    requests: Mapping[tuple[str, str], int] = MappingProxyType({})
+    fills: Mapping[str, int] = MappingProxyType({})
+    #: Input tokens, output tokens and replica seconds, by tenant.
+    saved: Mapping[str, tuple[float, float, float]] = MappingProxyType({})
+    answers: int = 0
+    bytes: int = 0
+    evicted: int = 0
+    #: Whether there is one at all.
+    on: bool = False
+
+
 @dataclass(slots=True)
 class MetricsSnapshot:
     """Label values and figures, by metric."""
@@ -90,6 +106,7 @@ class MetricsSnapshot:
     quota_tenants: list[str] = field(default_factory=list)
     quota_limits: list[str] = field(default_factory=list)
     scaling: ScalingSeen = field(default_factory=ScalingSeen)
+    cache: CacheSeen = field(default_factory=CacheSeen)
     #: What other parts show: prometheus_client's metrics.
     extra: list[Any] = field(default_factory=list)
 
@@ -104,18 +121,33 @@ async def take(
     firing: Callable[[], Mapping[str, bool]],
     scaling: Callable[[], ScalingSeen] = ScalingSeen,
     extra: Iterable[Callable[[], Iterable[Any]]] = (),
+    cache: Callable[[], CacheSeen] = CacheSeen,
 ) -> MetricsSnapshot:
     """Take everything; on the event loop that owns the scheduler."""
     found = _counted(counting, scheduler, firing())
     for (pool, resource), seconds in bound().items():
         found.bound[counting.pools.of(pool), resource] = seconds
     found.scaling = scaling()
+    found.cache = _labelled(cache(), counting)
     for more in extra:
         found.extra += more()
     await asyncio.sleep(0)
     await _endpoints(found, counting, scheduler, endpoints_max)
     await _quotas(found, scheduler, clock)
     return found
+
+
+def _labelled(cache: CacheSeen, counting: Counting) -> CacheSeen:
+    """The same by tenants' label values, of which there is a bound."""
+    requests: Counter[tuple[str, str]] = Counter()
+    for (tenant, outcome), count in cache.requests.items():
+        requests[counting.tenants.of(tenant), outcome] += count
+    saved: dict[str, tuple[float, float, float]] = {}
+    for tenant, more in cache.saved.items():
+        label = counting.tenants.of(tenant)
+        before = saved.get(label, (0.0, 0.0, 0.0))
+        saved[label] = (before[0] + more[0], before[1] + more[1], before[2] + more[2])
+    return cache._replace(requests=requests, saved=saved)
 
 
 def _counted(counting: Counting, scheduler: Scheduler, firing: Mapping[str, bool]) -> MetricsSnapshot:

@@ -140,6 +140,39 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             "more was used than predicted.",
         ),
     ),
+    "Cache": (
+        Spec(
+            "cache_requests_total",
+            "counter",
+            ("tenant", "outcome"),
+            "Requests of tenants that have a cache: hit, miss, refresh, poisoned (a damaged answer), joined "
+            "(a miss that got the answer of an equal one), waited (one that waited in vain); else "
+            "why it was not looked up: sampled, tools, several, outside (an image by URL), state, large, "
+            "uncanonical.",
+        ),
+        Spec(
+            "cache_fills_total",
+            "counter",
+            ("outcome",),
+            "Answers that came for the cache: kept, or why not (error, empty, refused, cut, uncounted, "
+            "unreadable, large, unknown), and none where the request ended without.",
+        ),
+        Spec("cache_answers", "gauge", (), "Answers in the cache."),
+        Spec("cache_bytes", "gauge", (), "Bytes that they count as, packed."),
+        Spec("cache_evicted_total", "counter", (), "Answers that went for room."),
+        Spec(
+            "cache_saved_tokens_total",
+            "counter",
+            ("tenant", "direction"),
+            "Tokens of hits, as the engine counted them when it made the answer: input or output.",
+        ),
+        Spec(
+            "cache_saved_gpu_seconds_total",
+            "counter",
+            ("tenant",),
+            "Replica time of hits, as measured when the answer was made.",
+        ),
+    ),
     "Endpoints": (
         Spec(
             "pool_endpoints",

@@ -12,7 +12,7 @@ from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
-from extproc.core.outcome import End, Hold, Outcome, Reject, Reservation, Routed
+from extproc.core.outcome import CacheHit, End, Hold, Outcome, Reject, Reservation, Routed
 from extproc.core.reports import ReplicaReport
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import AskQuota, Scheduler
@@ -210,7 +210,7 @@ class World:
         if tenant is None:
             tenant = self._tenants[arrival.tenant] = Tenant(name=arrival.tenant)
         decision = self.scheduler.admit(request, tenant, now_ns=self.now_ns)
-        assert not isinstance(decision, AskQuota), "a simulation keeps its quotas in memory"
+        assert not isinstance(decision, AskQuota | CacheHit), "a simulation keeps quotas here, and no answers"
         if isinstance(decision, Hold):
             self._held[decision.id] = flight
         elif isinstance(decision, Reject):

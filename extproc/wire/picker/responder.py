@@ -82,6 +82,8 @@ class PickerResponder:
 
     #: Nobody would take it out of the answer again.
     asks_usage = False
+    #: What comes back passes through another gateway, which gathers nothing.
+    caches = False
 
     def __init__(self, picker: Picker) -> None:
         self._picker = picker
@@ -114,6 +116,7 @@ class PickerResponder:
         trace: str,
         body: bytes | None,
         usage: str,  # noqa: ARG002 (none is asked)
+        cache: str = "",  # noqa: ARG002 (none is gathered)
     ) -> Reply:
         """The headers' answer, then the body in pieces, then the trailers'."""
         processor, kept, reservation = self._picker.processor, self.body, decision.reservation

@@ -18,7 +18,7 @@ from extproc.core.slo import ClassSpec
 from extproc.core.tenant import Tenant
 from extproc.observe.metrics.counting import Counting
 from extproc.observe.metrics.samples import families
-from extproc.observe.metrics.snapshot import MetricsSnapshot, ScalingSeen, take
+from extproc.observe.metrics.snapshot import CacheSeen, MetricsSnapshot, ScalingSeen, take
 from tests.stand.changed import replace
 from tests.stand.schedulers import make_pool, make_scheduler, make_settled
 
@@ -70,6 +70,7 @@ class Scene:
         self.counting = Counting(self.scheduler, tenants=lambda: self.tenants, tenants_max=tenants_max)
         self.scheduler.events.observers = (self.counting,)
         self.scaling = ScalingSeen()
+        self.cache = CacheSeen()
         self.bound: dict[tuple[str, str], float] = {}
 
     def admit(self, tenant: str = "acme", **facts: Any) -> Routed | Reject | Hold:
@@ -120,6 +121,7 @@ class Scene:
                 clock=lambda: self.now_ns,
                 firing=lambda: firing or {},
                 scaling=lambda: self.scaling,
+                cache=lambda: self.cache,
                 bound=lambda: self.bound,
             )
         )

@@ -24,7 +24,7 @@ from extproc.core.scaling.values import PoolPlan
 from extproc.observe.metrics import exposition
 from extproc.observe.metrics.exposition import PLAIN, SAMPLES_A_PIECE, chosen, render
 from extproc.observe.metrics.samples import families
-from extproc.observe.metrics.snapshot import ScalingSeen, SeenScaling
+from extproc.observe.metrics.snapshot import CacheSeen, ScalingSeen, SeenScaling
 from extproc.observe.metrics.table import TABLE
 from tests.stand.examples import examples
 
@@ -97,6 +97,15 @@ def busy(scene: Make) -> Any:
     )
     plan = PoolPlan(pool="chat", at_ns=0, wanted=2, ready=1, loading=1, draining=0, why="a test", bound="max")
     at.bound = {("chat", "memory"): 18.0}
+    at.cache = CacheSeen(
+        requests={("acme", "hit"): 3, ("acme", "miss"): 2},
+        fills={"kept": 2},
+        saved={"acme": (30.0, 15.0, 1.5)},
+        answers=2,
+        bytes=1_300,
+        evicted=1,
+        on=True,
+    )
     at.scaling = ScalingSeen((SeenScaling(plan, age_s=1.0, turns=2),), silence_s=3.0)
     return at
 

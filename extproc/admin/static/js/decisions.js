@@ -79,6 +79,7 @@ function row(each, fresh) {
   const tags = [];
   if (each.kind === "refused") tags.push(h("span", { class: "tag bad", text: `${each.status} ${each.code}` }));
   if (each.kind === "left") tags.push(h("span", { class: "tag quiet", text: "left" }));
+  if (each.kind === "cached") tags.push(h("span", { class: "tag quiet", text: "cached" }));
   if (each.degraded) tags.push(h("span", { class: "tag odd", text: "degraded" }));
   if (each.held_ms > 0) tags.push(h("span", { class: "tag odd", text: `held ${ms(each.held_ms)}` }));
   if (each.arm) tags.push(h("span", { class: "tag quiet", text: each.arm }));

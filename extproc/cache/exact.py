@@ -1,0 +1,343 @@
+"""The exact response cache: what is known is answered, what is not is noted, and filled by its answer.
+
+Owns the order of the looks (the cheapest first), the requests whose answers are awaited, and the counts.
+Knows nothing of Envoy: who sends the answers is wire's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import msgspec
+
+from extproc.cache.flights import Flights
+from extproc.cache.store import AnswerStore, KeptAnswer, packed
+from extproc.core.cachekeys import (
+    CACHED_KINDS,
+    CacheCharge,
+    CachedAnswer,
+    CacheDirective,
+    CacheRule,
+    Uncanonical,
+    WantedAnswer,
+    Wrong,
+    canonical,
+    digest,
+    judge,
+    unfit,
+)
+from extproc.core.cachekeys.eligible import MARKS, TGI_KINDS
+from extproc.core.request import Request, UsageAsked
+from extproc.core.tenant import Tenant
+
+#: Requests whose answers are awaited; above it the oldest is forgotten, and its answer not kept.
+AWAITED_MAX: Final = 20_000
+#: An answer comes before its request's record or right after it; what has not come by then never will.
+LATE_NS: Final = 10_000_000_000
+#: Tenants that are counted by name; those beyond are one.
+COUNTED_TENANTS_MAX: Final = 1_000
+OTHER: Final = "(other)"
+
+#: Hears what became of a wait.
+Told = Callable[[CachedAnswer | None], None]
+#: By which rule a tenant's requests to a pool are cached; None where they are not.
+RuleFor = Callable[[Tenant, str], CacheRule | None]
+
+
+class CacheSaved(msgspec.Struct):
+    """What a tenant's hits did not ask of an engine: tokens by its counts, and replica time as measured."""
+
+    hits: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    gpu_ms: float = 0.0
+
+
+class AnswerOrigin(NamedTuple):
+    """For whom an answer was made, by which model and pool, and when."""
+
+    tenant: str
+    model: str
+    pool: str
+    made_ns: int
+
+
+class Awaited(msgspec.Struct):
+    """A request on its way whose answer will be kept."""
+
+    wanted: WantedAnswer
+    tenant: str
+    gpu_ms: float = 0.0
+    filled: bool = False
+
+
+class ResponseCache:
+    """Answers, and what is to become one. Larger ones, and those of larger requests, are not kept."""
+
+    def __init__(
+        self,
+        store: AnswerStore,
+        rule_for: RuleFor,
+        *,
+        answer_bytes_max: int,
+        request_bytes_max: int,
+        clock: Callable[[], int],
+    ) -> None:
+        self.store, self.rule_for = store, rule_for
+        self.answer_bytes_max, self.request_bytes_max = answer_bytes_max, request_bytes_max
+        self._clock = clock
+        self._awaited: OrderedDict[str, Awaited] = OrderedDict()
+        #: Requests that have ended: from when their answers do not come any more.
+        self._ended: OrderedDict[str, int] = OrderedDict()
+        #: By tenant and outcome: hit, miss, or why neither was looked for.
+        self.looked: Counter[tuple[str, str]] = Counter()
+        #: By what became of answers that came: kept, or why not.
+        self.filled: Counter[str] = Counter()
+        self.saved: dict[str, CacheSaved] = {}
+        self.flights = Flights(clock)
+
+    def look(
+        self,
+        request: Request,
+        body: bytes,
+        tenant: Tenant,
+        *,
+        model: str,
+        pool: str,
+        directive: CacheDirective | None,
+    ) -> CachedAnswer | WantedAnswer | None:
+        """An answer that is known, what to keep the coming one under, or None: it is not cached."""
+        rule = self.rule_for(tenant, pool)
+        if rule is None or request.kind not in CACHED_KINDS:
+            return None
+        if directive is CacheDirective.OFF or (rule.asks and directive is None):
+            return None
+        wanted = self.wanted(request, body, rule, model=model, pool=pool)
+        if isinstance(wanted, str):
+            self._count(tenant.name, wanted)
+            return None
+        if directive is CacheDirective.REFRESH:
+            self._count(tenant.name, "refresh")
+            return wanted
+        now_ns = self._clock()
+        kept = self.store.get(wanted.scope, wanted.key, now_ns=now_ns)
+        if kept is None:
+            self._count(tenant.name, "miss")
+            return wanted
+        try:
+            answer = kept.body()
+        except ValueError:
+            self.store.drop(wanted.scope, wanted.key)
+            self._count(tenant.name, "poisoned")
+            return wanted
+        self._count(tenant.name, "hit")
+        return self._given(tenant.name, kept, answer, rule.charge)
+
+    def _given(self, tenant: str, kept: KeptAnswer, body: bytes, charge: CacheCharge) -> CachedAnswer:
+        """An answer is given once more."""
+        self._save(tenant, kept)
+        age_s = max(0, self._clock() - kept.made_ns) // 1_000_000_000
+        return CachedAnswer(body=body, stream=kept.stream, age_s=age_s, usage=kept.usage, charge=charge)
+
+    def join(self, wanted: WantedAnswer, tenant: str, *, until_ns: int, size: int, tell: Told) -> str:
+        """Wait for the answer of an equal request; the wait's name, "" where there is none to wait for.
+
+        `tell` hears of the answer, or None where it is to go on by itself: the first has failed and this one
+        is next, or `until_ns` has come. `size` is what waits of its body.
+        """
+        if not wanted.joins:
+            return ""
+
+        def heard(answered: bool) -> None:
+            found = self._joined(wanted, tenant) if answered else None
+            if found is None:
+                self._count(tenant, "waited")
+            tell(found)
+
+        return self.flights.join((wanted.scope, wanted.key), heard, until_ns=until_ns, size=size)
+
+    def _joined(self, wanted: WantedAnswer, tenant: str) -> CachedAnswer | None:
+        """The answer that has just come."""
+        kept = self.store.get(wanted.scope, wanted.key, now_ns=self._clock())
+        if kept is None:
+            return None
+        self._count(tenant, "joined")
+        return self._given(tenant, kept, kept.body(), wanted.charge)
+
+    def leave(self, name: str) -> None:
+        """One that waits has left."""
+        self.flights.leave(name)
+
+    def wanted(
+        self, request: Request, body: bytes, rule: CacheRule, *, model: str, pool: str
+    ) -> WantedAnswer | str:
+        """What a request's answer is kept under, or why it is not."""
+        if len(body) > self.request_bytes_max:
+            return "large"
+        tgi = request.kind in TGI_KINDS
+        if not (tgi or rule.sampled or any(mark in body for mark in MARKS)):
+            return "sampled"
+        try:
+            value, text = canonical(body)
+        except Uncanonical:
+            return "uncanonical"
+        if (why := unfit(request, value, sampled=rule.sampled, tools=rule.tools)) is not None:
+            return why.value
+        parameters = value.get("parameters")
+        details = tgi and isinstance(parameters, dict) and bool(parameters.get("details"))
+        return WantedAnswer(
+            scope=rule.scope,
+            key=digest(
+                scope=rule.scope,
+                model=model,
+                pool=pool,
+                revision=rule.revision,
+                kind=request.kind,
+                stream=request.stream,
+                body=text,
+            ),
+            model=model,
+            pool=pool,
+            kind=request.kind,
+            stream=request.stream,
+            counts=details if tgi else not request.stream or request.usage in _TOLD,
+            ttl_ns=rule.ttl_ns,
+            bytes_max=rule.bytes_max,
+            charge=rule.charge,
+            tools=rule.tools,
+            joins=rule.joins,
+        )
+
+    def flagged(self, reservation_id: str, tenant: str, wanted: WantedAnswer) -> str:
+        """It goes to an engine, its answer is awaited. What Envoy is told: how much of it to gather."""
+        self._awaited[reservation_id] = Awaited(wanted, tenant)
+        self.flights.begins((wanted.scope, wanted.key), reservation_id)
+        if len(self._awaited) > AWAITED_MAX:
+            oldest, forgotten = self._awaited.popitem(last=False)
+            self.flights.ends((forgotten.wanted.scope, forgotten.wanted.key), oldest, answered=False)
+            self.filled["bound.awaited_max"] += 1
+        return str(self.answer_bytes_max)
+
+    def fill(self, reservation_id: str, body: bytes) -> bool:
+        """An answer has come whole: keep it where it is a good one. False where nobody awaits it."""
+        awaited = self._awaited.get(reservation_id)
+        if awaited is None or awaited.filled:
+            self.filled["unknown"] += 1
+            return False
+        awaited.filled = True
+        became = self._kept(awaited, body)
+        self.filled[became] += 1
+        wanted = awaited.wanted
+        self.flights.ends((wanted.scope, wanted.key), reservation_id, answered=became == "kept")
+        if reservation_id in self._ended:
+            del self._ended[reservation_id], self._awaited[reservation_id]
+        return True
+
+    def _kept(self, awaited: Awaited, body: bytes) -> str:
+        """Keep it; what became of it."""
+        wanted = awaited.wanted
+        if len(body) > self.answer_bytes_max:
+            return "large"
+        usage = judge(body, wanted)
+        if isinstance(usage, Wrong):
+            return usage.value
+        now_ns = self._clock()
+        answer = KeptAnswer(
+            packed=packed(body),
+            length=len(body),
+            stream=wanted.stream,
+            tenant=awaited.tenant,
+            model=wanted.model,
+            pool=wanted.pool,
+            usage=usage,
+            made_ns=now_ns,
+            expires_ns=now_ns + wanted.ttl_ns,
+            gpu_ms=awaited.gpu_ms,
+        )
+        if self.store.put(wanted.scope, wanted.key, answer, scope_bytes_max=wanted.bytes_max, now_ns=now_ns):
+            return "kept"
+        return "large"
+
+    def settled(self, reservation_id: str, *, gpu_ms: float) -> None:
+        """A request has ended, and took so much of a replica's time; its answer comes about now, or never."""
+        awaited = self._awaited.get(reservation_id)
+        if awaited is None:
+            return
+        awaited.gpu_ms = gpu_ms
+        if not awaited.filled:
+            self._ended[reservation_id] = self._clock() + LATE_NS
+            self.flights.late((awaited.wanted.scope, awaited.wanted.key), reservation_id)
+            return
+        del self._awaited[reservation_id]
+        wanted = awaited.wanted
+        kept = self.store.get(wanted.scope, wanted.key, now_ns=self._clock())
+        if kept is not None and not kept.gpu_ms:
+            kept.gpu_ms = gpu_ms
+
+    def gone(self, reservation_id: str) -> None:
+        """A request's end will never be heard of, nor its answer."""
+        awaited = self._awaited.pop(reservation_id, None)
+        self._ended.pop(reservation_id, None)
+        if awaited is not None:
+            self.flights.ends((awaited.wanted.scope, awaited.wanted.key), reservation_id, answered=False)
+
+    def step(self, *, now_ns: int) -> None:
+        """Let time pass: what is too old goes, and what is not awaited any more."""
+        self.store.expire(now_ns=now_ns, most=256)
+        self.flights.step(now_ns=now_ns)
+        while self._ended:
+            reservation_id, late_ns = next(iter(self._ended.items()))
+            if late_ns > now_ns:
+                break
+            self.gone(reservation_id)
+            self.filled["none"] += 1
+
+    def purge(self, unwanted: Callable[[str, bytes, AnswerOrigin], bool]) -> int:
+        """Forget what is unwanted by scope, key and whose it is; how many answers were kept of it.
+
+        Answers that are on their way are not kept then either: they were asked for before.
+        """
+        now_ns = self._clock()
+        coming = [
+            reservation_id
+            for reservation_id, each in self._awaited.items()
+            if unwanted(
+                each.wanted.scope,
+                each.wanted.key,
+                AnswerOrigin(each.tenant, each.wanted.model, each.wanted.pool, now_ns),
+            )
+        ]
+        for reservation_id in coming:
+            self.gone(reservation_id)
+        return self.store.purge(
+            lambda scope, key, kept: unwanted(
+                scope, key, AnswerOrigin(kept.tenant, kept.model, kept.pool, kept.made_ns)
+            )
+        )
+
+    @property
+    def awaited(self) -> int:
+        """Answers that may still come."""
+        return len(self._awaited)
+
+    def _count(self, tenant: str, outcome: str) -> None:
+        key = (tenant, outcome)
+        if key not in self.looked and tenant not in self.saved:
+            if len(self.saved) >= COUNTED_TENANTS_MAX:
+                key = (OTHER, outcome)
+            self.saved.setdefault(key[0], CacheSaved())
+        self.looked[key] += 1
+
+    def _save(self, tenant: str, kept: KeptAnswer) -> None:
+        kept.hits += 1
+        saved = self.saved.get(tenant) or self.saved.setdefault(OTHER, CacheSaved())
+        saved.hits += 1
+        saved.input_tokens += kept.usage.input_tokens
+        saved.output_tokens += kept.usage.output_tokens
+        saved.gpu_ms += kept.gpu_ms
+
+
+#: What the client of an OpenAI stream asked to be told of its usage.
+_TOLD: Final = (UsageAsked.LAST, UsageAsked.EACH)

@@ -1,0 +1,68 @@
+"""The response cache in the file: how much is kept, and whose requests are answered from it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from extproc.config.section import Section
+from extproc.config.types import Name
+
+
+def _as_written(value: Any) -> Any:
+    """YAML reads a bare on and off as true and false."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+#: Whether requests are answered from the cache: never, where they ask for it, or unless they ask not to be.
+CacheMode = Annotated[Literal["off", "ask", "on"], BeforeValidator(_as_written)]
+
+
+class CacheConfig(Section):
+    """Answers that are given again to the same deterministic request. Nobody's before a tenant or a pool says
+    so (`tenants[].cache`, `pools[].cache`)."""
+
+    bytes_max: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024, le=256 * 1024**3)
+    """Memory for the answers of all tenants; above it the least recently used of whoever has most go."""
+    answer_bytes_max: int = Field(default=256 * 1024, ge=1024, le=1024 * 1024)
+    """A larger answer is not kept. Envoy gathers up to so much of each that may be."""
+    request_bytes_max: int = Field(default=256 * 1024, ge=1024, le=16 * 1024 * 1024)
+    """A larger request is not looked up."""
+    ttl_s: float = Field(default=3_600.0, ge=1.0, le=2_592_000.0)
+    """How long an answer may be given again, where its tenant says nothing."""
+
+
+class TenantCache(Section):
+    """How a tenant's requests are answered from the cache."""
+
+    mode: CacheMode | None = None
+    """'on', 'ask' (only with the header 'x-steersman-cache: use') or 'off'; the pool's when left out. With
+    the header a client may also say 'refresh' or 'off'. A pool's 'off' holds for everybody."""
+    share: Name | None = None
+    """A group whose tenants are given each other's answers: those that name the same group here, and no
+    others. Its own alone when left out."""
+    sampled: bool = False
+    """Whether requests that are not deterministic (no temperature 0, no seed) are cached as well: they get
+    the same answer again then."""
+    tools: bool = False
+    """Whether requests with tools are cached."""
+    join: bool = True
+    """Whether a request that equals one under way waits for that one's answer, for as long as its class may
+    be held (hold_ms; 30 s at most), instead of being sent as well. A stream's comes in one piece then."""
+    charge: Literal["request", "nothing", "tokens"] = "request"
+    """What a hit costs of its quotas: a request, nothing, or a request and the answer's tokens."""
+    ttl_s: float | None = Field(default=None, ge=1.0, le=2_592_000.0)
+    """How long its answers may be given again; cache.ttl_s when left out."""
+    bytes_max: int = Field(default=64 * 1024 * 1024, ge=64 * 1024, le=256 * 1024**3)
+    """Memory for its answers; above it the least recently used go."""
+
+
+class PoolCache(Section):
+    """Whether a pool's answers are cached."""
+
+    mode: CacheMode = "on"
+    """For tenants that say nothing themselves; 'off' for all."""
+    revision: str = Field(default="", max_length=128)
+    """What the replicas run exactly (a commit of the model): another text here, and older answers are gone.
+    Change it with the model."""

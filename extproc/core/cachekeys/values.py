@@ -1,0 +1,107 @@
+"""The words of the response cache: whose answers, by which rule, under which key."""
+
+from __future__ import annotations
+
+from enum import Enum
+from hashlib import sha256
+from typing import Final
+
+import msgspec
+
+from extproc.core.request import RouteKind
+
+#: A change of how keys are made makes every older answer unknown.
+KEY_VERSION: Final = 1
+#: The routes whose answers are cached.
+CACHED_KINDS: Final = frozenset(
+    {
+        RouteKind.CHAT,
+        RouteKind.COMPLETION,
+        RouteKind.GENERATE,
+        RouteKind.GENERATE_STREAM,
+        RouteKind.COMPAT,
+    }
+)
+
+
+class CacheDirective(Enum):
+    """What a client asks for in `x-steersman-cache`."""
+
+    USE = "use"
+    REFRESH = "refresh"  # ask an engine, and keep the new answer
+    OFF = "off"  # neither read nor kept
+
+
+class CacheCharge(Enum):
+    """What a hit costs its tenant."""
+
+    REQUEST = "request"
+    NOTHING = "nothing"
+    TOKENS = "tokens"  # as if an engine had made the answer, less its time
+
+
+class CacheRule(msgspec.Struct, frozen=True, kw_only=True):
+    """How one tenant's requests to one pool are cached.
+
+    `scope` is whose answers they are: nobody outside of it ever gets one. `asks`: only where the client asks
+    for it. `revision` is the model's, as the file says.
+    """
+
+    scope: str
+    asks: bool = False
+    sampled: bool = False
+    tools: bool = False
+    charge: CacheCharge = CacheCharge.REQUEST
+    ttl_ns: int = 3_600_000_000_000
+    bytes_max: int = 64 * 1024 * 1024
+    revision: str = ""
+    #: Whether an equal request that comes while the first is answered waits for that answer.
+    joins: bool = True
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of an answer, as its engine counted them; 0 where it did not say."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class WantedAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that no answer is known for: what its answer will be kept under, and must be like."""
+
+    scope: str
+    key: bytes
+    model: str
+    pool: str
+    kind: RouteKind
+    stream: bool
+    #: The client asked for usage or details: an answer without is not whole.
+    counts: bool
+    ttl_ns: int
+    bytes_max: int
+    charge: CacheCharge = CacheCharge.REQUEST
+    #: Tool calls may stand in it.
+    tools: bool = False
+    #: It may wait for the answer of an equal one.
+    joins: bool = False
+
+
+class CachedAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer from the cache: the body as its client would have had it, and how old it is."""
+
+    body: bytes
+    stream: bool
+    age_s: int
+    usage: Usage
+    charge: CacheCharge
+
+
+def digest(
+    *, scope: str, model: str, pool: str, revision: str, kind: RouteKind, stream: bool, body: bytes
+) -> bytes:
+    """The key of a request: SHA-256 over everything that its answer follows from.
+
+    `body` is canonical. The parts are JSON texts in a list, so that no two lists of parts are one text.
+    """
+    head = msgspec.json.encode([KEY_VERSION, scope, model, pool, revision, kind.value, stream])
+    return sha256(b"%b\n%b" % (head, body)).digest()

@@ -1,0 +1,86 @@
+"""The response cache on a request's way: what the wire asks of it, and what of a hit a client sees.
+
+What is cached is the cache's; how it is filled is fills.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from extproc.core.cachekeys import CachedAnswer, CacheDirective, WantedAnswer
+from extproc.core.contract import CACHE_HEADER
+from extproc.core.outcome import CacheHit, LocalAnswer
+from extproc.core.request import Request
+from extproc.core.scheduler import Scheduler
+from extproc.core.tenant import Tenant
+
+JSON, EVENTS = "application/json", "text/event-stream"
+
+
+class AnswerCache(Protocol):
+    """Whatever keeps answers; each method returns within a millisecond or two, and waits for nothing."""
+
+    @property
+    def answer_bytes_max(self) -> int:
+        """The largest answer that is kept."""
+
+    def look(
+        self,
+        request: Request,
+        body: bytes,
+        tenant: Tenant,
+        *,
+        model: str,
+        pool: str,
+        directive: CacheDirective | None,
+    ) -> CachedAnswer | WantedAnswer | None:
+        """An answer that is known, what to keep the coming one under, or None: it is not cached."""
+
+    def flagged(self, reservation_id: str, tenant: str, wanted: WantedAnswer) -> str:
+        """It goes to an engine; what Envoy is told of its answer."""
+
+    def join(
+        self,
+        wanted: WantedAnswer,
+        tenant: str,
+        *,
+        until_ns: int,
+        size: int,
+        tell: Callable[[CachedAnswer | None], None],
+    ) -> str:
+        """Wait for the answer of an equal request; the wait's name, "" where there is none to wait for."""
+
+    def leave(self, name: str) -> None:
+        """One that waits has left."""
+
+    def fill(self, reservation_id: str, body: bytes) -> bool:
+        """An answer has come whole; False where nobody awaits it."""
+
+
+def looked_up(
+    cache: AnswerCache,
+    scheduler: Scheduler,
+    request: Request,
+    body: bytes,
+    tenant: Tenant,
+    directive: CacheDirective | None,
+) -> CachedAnswer | WantedAnswer | None:
+    """What the cache says of a request; nothing of a model that its tenant may not use."""
+    model = request.model or tenant.default_model or scheduler.settings.default_model
+    pool = scheduler.fleet.pool_for(model, tenant.name)
+    if pool is None or not tenant.may(model) or model in scheduler.settings.families:
+        return None
+    return cache.look(request, body, tenant, model=model, pool=pool.name, directive=directive)
+
+
+def answer_of(hit: CacheHit) -> LocalAnswer:
+    """A hit as its client gets it: the body as it was, and how old it is."""
+    answer = hit.answer
+    return LocalAnswer(
+        status=200,
+        body=answer.body,
+        content_type=EVENTS if answer.stream else JSON,
+        headers=(*hit.headers, (CACHE_HEADER, f"hit; age={answer.age_s}")),
+        by="cached",
+    )

@@ -1,0 +1,56 @@
+"""`steersman cache`: what it prints."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from extproc.cli.cache import command, explained, show
+
+FOUND = {
+    "on": True,
+    "answers": 3,
+    "bytes": 2_097_152,
+    "bytes_max": 268_435_456,
+    "evicted": 1,
+    "awaited": 2,
+    "scopes": {"tenant:acme": {"answers": 3, "bytes": 2_097_152}},
+    "requests": {"acme": {"hit": 5, "miss": 3, "sampled": 9}, "globex": {"miss": 1}},
+    "saved": {"acme": {"hits": 5, "input_tokens": 50, "output_tokens": 60, "gpu_ms": 1_500.0}},
+    "fills": {"kept": 3, "cut": 1},
+}
+
+
+def test_figures_are_told_by_tenant(capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes, outcomes, and what hits saved; nothing is said to be saved where nothing was."""
+    show(FOUND)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "3 answers, 2.0 of 256 MiB; 1 went for room, 2 are awaited"
+    assert "acme: 5 hit, 3 miss, 9 sampled" in lines
+    assert "  saved 50 input and 60 output tokens, 1.5 s of replicas" in lines
+    assert lines[-2:] == ["globex: 1 miss", "answers that came: 1 cut, 3 kept"]
+
+
+def test_without_a_cache_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """And nothing else."""
+    show({"on": False})
+    assert capsys.readouterr().out.startswith("there is no cache")
+
+
+def test_an_explanation_says_why_not_or_what_is_kept() -> None:
+    """One line, or with the key and the answer's age."""
+    about = {"tenant": "acme", "model": "m", "pool": "p"}
+    assert explained({**about, "cached": False, "why": "it has tools"}) == [
+        "acme, model m, pool p: not cached: it has tools"
+    ]
+    kept = {"bytes": 9, "packed_bytes": 5, "age_s": 3.2, "left_s": 60.0, "hits": 2, "made_for": "acme"}
+    lines = explained({**about, "cached": True, "why": "", "key": "ab", "scope": "tenant:acme", "kept": kept})
+    assert lines[1] == "  key ab, of tenant:acme"
+    assert "3 s old, made for acme, given 2 times; it goes in 60 s" in lines[2]
+
+
+def test_a_purge_of_nothing_is_wrong_usage() -> None:
+    """Nothing is asked of any service then."""
+    found = CliRunner().invoke(command, ["purge"])
+    assert found.exit_code == 2
+    assert "--all" in found.output
