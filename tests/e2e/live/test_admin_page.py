@@ -182,7 +182,7 @@ def test_it_is_whole_and_quiet(live: LiveDemo, looking: Seen, size: tuple[int, i
     # Four stay; the pool that scales has up to four more.
     assert 4 <= page.locator(".tile").count() <= 8
     assert page.locator("#tenants-table tbody tr").count() == 3
-    page.wait_for_selector("#alerts-body:has-text('TrialOverItsQuota')", timeout=90_000)
+    page.wait_for_selector("#alerts-body:has-text('TrialOverItsQuota')", timeout=240_000)
     for pane, shown in PANES.items():
         assert shown in (page.locator(pane).text_content() or ""), pane  # a narrow screen hides columns
     assert "token" not in page.url
