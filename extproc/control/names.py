@@ -14,12 +14,11 @@ SERVICE_CLUSTER = "steersman"
 
 
 def log_clusters(config: Config) -> list[str]:
-    """The clusters that records go to, one for each service: connections of their own.
-
-    Envoy drops records while what it writes them to is above its buffer, which the bodies of large requests
-    would bring it to.
-    """
-    return [f"{SERVICE_CLUSTER}.log.{i}" for i in range(len(config.service_addresses))]
+    """The clusters that records go to, one for each service; the deciding one itself where it is alone."""
+    addresses = config.service_addresses
+    if len(addresses) == 1:
+        return [SERVICE_CLUSTER]
+    return [f"{SERVICE_CLUSTER}.log.{i}" for i in range(len(addresses))]
 
 
 def event_cluster(config: Config) -> str:

@@ -76,15 +76,18 @@ HOST_PICKS_MAX = 16
 #: A lost ADS stream is opened again after this, doubling up to the second; Envoy's own would be 30 s.
 ADS_BACK_OFF_MS = 100
 ADS_BACK_OFF_MS_MAX = 1_000
+#: What a connection may have to send. Envoy drops log records while theirs has more, and bodies go there too.
+SERVICE_BUFFER_BYTES = 64 * 1024 * 1024
 #: Room above what decides and what is held: the service answers 429 itself, Envoy must not first.
 SERVICE_REQUESTS_MARGIN = 1024
 
 
 def service_cluster(config: Config) -> Cluster:
-    """The deciding service(s)."""
+    """The deciding service(s): decisions and access logs go here."""
     limits, alone = config.limits, len(config.service_addresses) == 1
     requests_max = 2 * limits.decisions_concurrent_max + limits.held_max + SERVICE_REQUESTS_MARGIN
     cluster = _service_cluster(config, SERVICE_CLUSTER, config.service_addresses)
+    cluster.per_connection_buffer_limit_bytes = SERVICE_BUFFER_BYTES
     cluster.health_checks = [
         HealthCheck(
             timeout=ms(HEALTH_TIMEOUT_ALONE_MS if alone else HEALTH_TIMEOUT_MS),
@@ -113,13 +116,16 @@ def service_cluster(config: Config) -> Cluster:
 
 
 def service_log_clusters(config: Config) -> list[Cluster]:
-    """One cluster a service for its copy of the records.
+    """One cluster a service for its copy of the records; none where there is one service.
 
     No health checks: a log stream that breaks is opened again, and a drained service still settles.
     """
+    addresses = config.service_addresses
+    if len(addresses) == 1:
+        return []
     return [
         _service_cluster(config, name, [where])
-        for name, where in zip(log_clusters(config), config.service_addresses, strict=True)
+        for name, where in zip(log_clusters(config), addresses, strict=True)
     ]
 
 

@@ -49,8 +49,5 @@ def test_ads_leaves_the_pools_to_the_service() -> None:
     """Static is the default."""
     result = CliRunner().invoke(command, ["-f", str(MINIMAL), "--mode", "ads"])
     tree = yaml.safe_load(result.stdout)
-    assert [cluster["name"] for cluster in tree["static_resources"]["clusters"]] == [
-        "steersman",
-        "steersman.log.0",
-    ]
+    assert [cluster["name"] for cluster in tree["static_resources"]["clusters"]] == ["steersman"]
     assert "ads" in tree["dynamic_resources"]["cds_config"]
