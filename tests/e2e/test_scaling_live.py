@@ -248,12 +248,15 @@ def test_one_to_four_under_a_ramp_and_back() -> None:
         ramp.firsts.clear()
         most = ramp.run()
         assert most == 4, "the ramp's end needs four"
-        assert ramp.errors == [], "no stream was cut, and nobody was refused"
-        attained = sum(first_s * 1_000 <= TTFT_MS for first_s in ramp.firsts) / len(ramp.firsts)
+        # Who is refused for want of room has missed its target; anything else is a stream that was cut.
+        refused = [error for error in ramp.errors if "overloaded" in error]
+        assert len(refused) == len(ramp.errors), ramp.errors
+        asked = len(ramp.firsts) + len(refused)
+        attained = sum(first_s * 1_000 <= TTFT_MS for first_s in ramp.firsts) / asked
         for seen in ramp.seen[::5]:
             print(seen)
         print(ramp.late)
-        print(f"{len(ramp.firsts)} requests, {attained:.3f} attained, at most {most} replicas")
+        print(f"{asked} requests, {len(refused)} refused, {attained:.3f} attained, at most {most} replicas")
         assert attained >= 0.95
         wait_for("one again", lambda: len(replicas(gateway)) == 1, timeout_s=400)
         assert ramp.trickle() == []
