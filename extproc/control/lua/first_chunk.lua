@@ -19,20 +19,17 @@ local HELD_BYTES = @HELD_BYTES@
 
 -- Whether answers are gathered for the service's cache, where a decision asks for that.
 local CACHES = @CACHES@
-local FILL_OPTIONS = {
-  ["asynchronous"] = true,
-  ["timeout_ms"] = @FILL_TIMEOUT_MS@,
-  ["send_xff"] = false,
-  ["trace_sampled"] = false,
-}
 
-local EVENT_OPTIONS = {
-  -- Nobody waits for the answer: the chunk passes on at once, whatever becomes of the service.
-  ["asynchronous"] = true,
-  ["timeout_ms"] = @EVENT_TIMEOUT_MS@,
-  ["send_xff"] = false,
-  ["trace_sampled"] = false,
-}
+local function options(timeout_ms)
+  return {
+    -- Nobody waits for the answer: the chunk passes on at once, whatever becomes of the service.
+    ["asynchronous"] = true,
+    ["timeout_ms"] = timeout_ms,
+    ["send_xff"] = false,
+    ["trace_sampled"] = false,
+  }
+end
+local EVENT_OPTIONS, FILL_OPTIONS = options(@EVENT_TIMEOUT_MS@), options(@FILL_TIMEOUT_MS@)
 
 -- What is counted: the object of an event that says it, the name in there, and the name that it is noted by.
 local COUNTS = {
@@ -163,9 +160,14 @@ local function look_through(found, text)
   return #rest > LINE_BYTES and rest:sub(1, LINE_HEAD_BYTES) .. rest:sub(-LINE_TAIL_BYTES) or rest
 end
 
--- Tells the service that decided: a gRPC unary call whose message is empty.
-local function tell(handle, refused, served)
-  local decision = handle:streamInfo():dynamicMetadata():get("@DECISION_NAMESPACE@")
+-- What the decision has noted for us; nil where there was none.
+local function noted(handle)
+  return handle:streamInfo():dynamicMetadata():get("@DECISION_NAMESPACE@")
+end
+
+-- Calls the service that decided: a gRPC unary call.
+local function call(handle, path, message, how, refused, served)
+  local decision = noted(handle)
   local id = decision and decision["@RESERVATION_KEY@"]
   local cluster = decision and decision["@EVENT_CLUSTER_KEY@"]
   if not id or not cluster then
@@ -173,41 +175,33 @@ local function tell(handle, refused, served)
   end
   handle:httpCall(cluster, {
     [":method"] = "POST",
-    [":path"] = "@EVENT_PATH@",
+    [":path"] = path,
     [":authority"] = cluster,
     ["content-type"] = "application/grpc",
     ["te"] = "trailers",
     ["@RESERVATION_HEADER@"] = id,
     ["@REFUSED_HEADER@"] = refused and "1" or nil,
     ["@SERVED_HEADER@"] = served,
-  }, "\0\0\0\0\0", EVENT_OPTIONS)
+  }, message, how)
+end
+
+-- Tells it of the first token: the message is empty.
+local function tell(handle, refused, served)
+  call(handle, "@EVENT_PATH@", "\0\0\0\0\0", EVENT_OPTIONS, refused, served)
 end
 
 -- How many bytes of the answer are gathered for the service's cache; nil where none are.
 local function gathers(handle)
-  local decision = handle:streamInfo():dynamicMetadata():get("@DECISION_NAMESPACE@")
+  local decision = noted(handle)
   return decision and tonumber(decision["@CACHE_KEY@"])
 end
 
--- Gives the service a whole answer: a gRPC unary call whose message it is.
+-- Gives it a whole answer, which is the message.
 local function fill(handle, parts)
-  local decision = handle:streamInfo():dynamicMetadata():get("@DECISION_NAMESPACE@")
-  local id = decision and decision["@RESERVATION_KEY@"]
-  local cluster = decision and decision["@EVENT_CLUSTER_KEY@"]
-  if not id or not cluster then
-    return
-  end
   local whole = table.concat(parts)
   local length = #whole
   local head = string.char(0, 0, math.floor(length / 65536) % 256, math.floor(length / 256) % 256, length % 256)
-  handle:httpCall(cluster, {
-    [":method"] = "POST",
-    [":path"] = "@FILL_PATH@",
-    [":authority"] = cluster,
-    ["content-type"] = "application/grpc",
-    ["te"] = "trailers",
-    ["@RESERVATION_HEADER@"] = id,
-  }, head .. whole, FILL_OPTIONS)
+  call(handle, "@FILL_PATH@", head .. whole, FILL_OPTIONS)
 end
 
 -- Without the usage that was asked for in the client's name: the event that holds it alone, or the field of
@@ -236,7 +230,7 @@ end
 
 -- What the service asked for in the client's name, where this is a stream that may hold it.
 local function usage_asked(handle, streams)
-  local decision = streams and handle:streamInfo():dynamicMetadata():get("@DECISION_NAMESPACE@")
+  local decision = streams and noted(handle)
   local asked = decision and decision["@USAGE_KEY@"]
   if asked then
     handle:headers():remove("content-length")
