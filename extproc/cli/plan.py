@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from extproc.cli.completion import complete_pools
 from extproc.cli.options import examples, json_option
-from extproc.cli.replay import columns, open_log, seeds_of
+from extproc.cli.replay import columns, fit_option, open_log, record_options, seeds_of
 from extproc.extras import need
 from extproc.terminal.progress import steps
 
@@ -67,17 +66,8 @@ FLEETS_MAX = 200
     show_default=True,
     help="With --cheapest: no more of one kind.",
 )
-@click.option(
-    "--pool",
-    default="",
-    shell_complete=complete_pools,
-    help="The pool; the one with most requests when left out.",
-)
+@record_options
 @click.option("--seed", default="1..3", show_default=True, help="1, 1,2 or 1..3; intervals are over seeds.")
-@click.option(
-    "--from", "begin", default="", metavar="TIME", help="2026-01-31T12:00:00Z, or +90 (s from the first)."
-)
-@click.option("--to", "end", default="", metavar="TIME", help="The same; itself left out.")
 @click.option(
     "--requests",
     type=click.IntRange(0),
@@ -85,9 +75,7 @@ FLEETS_MAX = 200
     show_default=True,
     help="The busiest so many in a row; 0: all.",
 )
-@click.option(
-    "--fit/--no-fit", default=True, show_default=True, help="Fit the timings to the times on record."
-)
+@fit_option
 @click.option("--workers", type=click.IntRange(0, 64), default=0, help="Processes; one a core when left out.")
 @json_option
 @click.option(
@@ -253,7 +241,7 @@ def _plain(
         "simulated": True,
         "pool": there.pool,
         "requests": len(there.workload.arrivals),
-        "seconds": _span_s(there),
+        "seconds": there.workload.span_s,
         "seeds": list(seeds),
         "notes": list(there.notes),
         "fleets": [fleet_plain(row) for row in rows],
@@ -272,7 +260,7 @@ def _told(
 
     count, listed = len(there.workload.arrivals), ", ".join(map(str, seeds))
     lines = [
-        f"pool {there.pool}: {count} requests in {_span_s(there):.0f} s; seeds {listed} (simulated)",
+        f"pool {there.pool}: {count} requests in {there.workload.span_s:.0f} s; seeds {listed} (simulated)",
         *(f"  {note}" for note in there.notes),
         *(
             f"  {row.name}: {row.unfit} of {row.requests} prompts do not fit a replica, and count as missed"
@@ -285,8 +273,3 @@ def _told(
     if found:
         lines += ["", *cheapest_told(found, given["target"], given["max_replicas"])]
     return "\n".join(lines)
-
-
-def _span_s(there: Scene) -> float:
-    arrivals = there.workload.arrivals
-    return (arrivals[-1].at_ns - arrivals[0].at_ns) / 1e9

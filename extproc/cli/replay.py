@@ -24,6 +24,35 @@ if TYPE_CHECKING:
     from extproc.lab.report.cells import MeanInterval
 
 
+def record_options(command: Any) -> Any:
+    """Which part of a record: --pool, --from and --to, for every command that plays one."""
+    for option in reversed(
+        (
+            click.option(
+                "--pool",
+                default="",
+                shell_complete=complete_pools,
+                help="The pool; the one with most requests when left out.",
+            ),
+            click.option(
+                "--from",
+                "begin",
+                default="",
+                metavar="TIME",
+                help="2026-01-31T12:00:00Z, or +90 (s from the first).",
+            ),
+            click.option("--to", "end", default="", metavar="TIME", help="The same; itself left out."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+fit_option = click.option(
+    "--fit/--no-fit", default=True, show_default=True, help="Fit the timings to the times on record."
+)
+
+
 @click.command(
     "replay",
     epilog=examples(
@@ -50,21 +79,10 @@ if TYPE_CHECKING:
 )
 @click.option("--weight", "weights", multiple=True, metavar="TENANT=WEIGHT", help="A tenant's weight.")
 @click.option("--replicas", type=int, default=0, metavar="N", help="So many fewer or more: -2, +1.")
-@click.option(
-    "--pool",
-    default="",
-    shell_complete=complete_pools,
-    help="The pool; the one with most requests when left out.",
-)
+@record_options
 @click.option("--seed", default="1..5", show_default=True, help="1, 1,2 or 1..5; intervals are over seeds.")
-@click.option(
-    "--from", "begin", default="", metavar="TIME", help="2026-01-31T12:00:00Z, or +90 (s from the first)."
-)
-@click.option("--to", "end", default="", metavar="TIME", help="The same; itself left out.")
 @click.option("--limit", type=click.IntRange(1), help="The first so many requests alone.")
-@click.option(
-    "--fit/--no-fit", default=True, show_default=True, help="Fit the timings to the times on record."
-)
+@fit_option
 @json_option
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Writes replay.json and replay.txt there."
@@ -247,7 +265,7 @@ def _interval(value: MeanInterval | None) -> dict[str, float | None] | None:
 def _told(comparison: Comparison, log: Log) -> str:
     there = comparison.scene
     lines = [
-        f"pool {there.pool}: {len(there.rows)} requests in {_span_s(comparison):.0f} s",
+        f"pool {there.pool}: {len(there.rows)} requests in {there.workload.span_s:.0f} s",
         f"  {len(there.machines)} replicas, strategy {there.strategy}; seeds {_listed(comparison.seeds)}",
         *(f"  {note}" for note in there.notes),
     ]
@@ -278,11 +296,6 @@ def _told(comparison: Comparison, log: Log) -> str:
         ]
         lines += columns(table)
     return "\n".join(lines)
-
-
-def _span_s(comparison: Comparison) -> float:
-    arrivals = comparison.scene.workload.arrivals
-    return (arrivals[-1].at_ns - arrivals[0].at_ns) / 1e9
 
 
 def _listed(seeds: tuple[int, ...]) -> str:

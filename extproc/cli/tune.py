@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from extproc.cli.completion import complete_pools, complete_strategies
+from extproc.cli.completion import complete_strategies
 from extproc.cli.options import examples, json_option
-from extproc.cli.replay import number, open_log
+from extproc.cli.replay import number, open_log, record_options
 from extproc.extras import need
 from extproc.terminal.progress import steps
 
@@ -54,22 +54,13 @@ UNITS = {"attainment": "share of requests", "ttft_p99": "ms", "goodput": "reques
     show_default=True,
     help="What is to become better.",
 )
-@click.option(
-    "--pool",
-    default="",
-    shell_complete=complete_pools,
-    help="The pool; the one with most requests when left out.",
-)
+@record_options
 @click.option(
     "--seed", type=click.IntRange(0), default=1, show_default=True, help="The same seed finds the same."
 )
 @click.option(
     "--seeds", type=click.IntRange(1, 100), default=3, show_default=True, help="Seeds of the held-out part."
 )
-@click.option(
-    "--from", "begin", default="", metavar="TIME", help="2026-01-31T12:00:00Z, or +90 (s from the first)."
-)
-@click.option("--to", "end", default="", metavar="TIME", help="The same; itself left out.")
 @click.option("--limit", type=click.IntRange(1), help="The first so many requests alone.")
 @json_option
 @click.option(

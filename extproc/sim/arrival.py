@@ -65,6 +65,11 @@ class Workload:
     dropped: int = 0
     clipped: int = 0
 
+    @property
+    def span_s(self) -> float:
+        """Seconds from the first arrival to the last; there is one at least."""
+        return (self.arrivals[-1].at_ns - self.arrivals[0].at_ns) / 1e9
+
     @cached_property
     def stats(self) -> WorkloadStats:
         """The workload's means; `WorkloadError` where it is empty."""

@@ -6,8 +6,10 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+from recorded_traffic import record
 
 from extproc.config.load import loads
 from extproc.service.app import App
@@ -19,6 +21,14 @@ gateway: {{auth: none}}
 service: {{listen: ['{listen}'], drain_s: 0}}
 pools: [{{name: chat, models: [m], endpoints: [{{address: '{address}', zone: z}}]}}]
 """
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The record of 150 requests, twenty a second."""
+    path = tmp_path_factory.mktemp("record") / "record.jsonl"
+    record(path, requests=150, per_s=20.0)
+    return path
 
 
 @contextmanager

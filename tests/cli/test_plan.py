@@ -5,16 +5,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from recorded_traffic import record
 
 from extproc.cli import group
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("record") / "record.jsonl"
-    record(path, requests=150, per_s=20.0)
-    return path
 
 
 def run(*arguments: object, code: int = 0) -> Result:

@@ -26,7 +26,7 @@ def modelled(fleet: PlannedFleet, hit_share: float) -> float | None:
     """
     kind = kind_of(fleet)
     arrivals = fleet.scene.workload.arrivals
-    span_s = (arrivals[-1].at_ns - arrivals[0].at_ns) / 1e9
+    span_s = fleet.scene.workload.span_s
     if kind is None or span_s <= 0.0:
         return None
     step = max(1, len(arrivals) // SAMPLES_MAX)
