@@ -156,7 +156,7 @@ class ResponseCache:
                 self._count(tenant, "waited")
             tell(found)
 
-        return self.flights.join((wanted.scope, wanted.key), heard, until_ns=until_ns, size=size)
+        return self.flights.join(wanted.question, heard, until_ns=until_ns, size=size)
 
     def _joined(self, wanted: WantedAnswer, tenant: str) -> CachedAnswer | None:
         """The answer that has just come."""
@@ -213,10 +213,10 @@ class ResponseCache:
     def flagged(self, reservation_id: str, tenant: str, wanted: WantedAnswer) -> str:
         """It goes to an engine, its answer is awaited. What Envoy is told: how much of it to gather."""
         self._awaited[reservation_id] = Awaited(wanted, tenant)
-        self.flights.begins((wanted.scope, wanted.key), reservation_id)
+        self.flights.begins(wanted.question, reservation_id)
         if len(self._awaited) > AWAITED_MAX:
             oldest, forgotten = self._awaited.popitem(last=False)
-            self.flights.ends((forgotten.wanted.scope, forgotten.wanted.key), oldest, answered=False)
+            self.flights.ends(forgotten.wanted.question, oldest, answered=False)
             self.filled["bound.awaited_max"] += 1
         return str(self.answer_bytes_max)
 
@@ -230,7 +230,7 @@ class ResponseCache:
         became = self._kept(awaited, body)
         self.filled[became] += 1
         wanted = awaited.wanted
-        self.flights.ends((wanted.scope, wanted.key), reservation_id, answered=became == "kept")
+        self.flights.ends(wanted.question, reservation_id, answered=became == "kept")
         if reservation_id in self._ended:
             del self._ended[reservation_id], self._awaited[reservation_id]
         return True
@@ -268,7 +268,7 @@ class ResponseCache:
         awaited.gpu_ms = gpu_ms
         if not awaited.filled:
             self._ended[reservation_id] = self._clock() + LATE_NS
-            self.flights.late((awaited.wanted.scope, awaited.wanted.key), reservation_id)
+            self.flights.late(awaited.wanted.question, reservation_id)
             return
         del self._awaited[reservation_id]
         wanted = awaited.wanted
@@ -281,7 +281,7 @@ class ResponseCache:
         awaited = self._awaited.pop(reservation_id, None)
         self._ended.pop(reservation_id, None)
         if awaited is not None:
-            self.flights.ends((awaited.wanted.scope, awaited.wanted.key), reservation_id, answered=False)
+            self.flights.ends(awaited.wanted.question, reservation_id, answered=False)
 
     def step(self, *, now_ns: int) -> None:
         """Let time pass: what is too old goes, and what is not awaited any more."""

@@ -103,6 +103,12 @@ def _nobody_waits(_pool: str) -> int:
     return 0
 
 
+def serving(model: str, tenant: Tenant, fleet: Fleet) -> Pool | None:
+    """The pool that serves a model to a tenant; None where it is not there, or not the tenant's to use."""
+    pool = fleet.pool_for(model, tenant.name)
+    return pool if pool is not None and tenant.may(model) else None
+
+
 def resolve(
     request: Request,
     tenant: Tenant,
@@ -133,8 +139,8 @@ def resolve(
         if isinstance(picked, Reject):
             return picked
         choice, model = picked, picked.model
-    pool = fleet.pool_for(model, tenant.name)
-    if pool is None or not tenant.may(model):
+    pool = serving(model, tenant, fleet)
+    if pool is None:
         # What a tenant may not use, or is reserved for others, is to it as if it were not there.
         return no_model(request.model)
     only = request.only

@@ -16,7 +16,7 @@ from extproc.cache.memory import MemoryAnswers
 from extproc.config.cache import PoolCache, TenantCache
 from extproc.config.model import Config
 from extproc.core.cachekeys import CACHED_KINDS, CacheCharge, CacheRule
-from extproc.core.decide import RoutingRequest
+from extproc.core.decide import RoutingRequest, serving
 from extproc.core.events import Observer, Settled
 from extproc.core.outcome import Reject, Reservation
 from extproc.core.reading import parse
@@ -247,8 +247,8 @@ class CachePart(Part, Observer):
         if isinstance(request, Reject):
             raise ValueError(f"the request would get {request.status}: {request.message}")
         model = request.model or order.model or tenant.default_model or scheduler.settings.default_model
-        pool = scheduler.fleet.pool_for(model, name)
-        if pool is None or not tenant.may(model):
+        pool = serving(model, tenant, scheduler.fleet)
+        if pool is None:
             raise ValueError(f"tenant {name!r} has no model {model[:80]!r}")
         rule = self.rule_for(tenant, pool.name)
         about: dict[str, Any] = {"tenant": name, "model": model, "pool": pool.name, "cached": False}

@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
-from msgspec import structs
 
 from extproc.config.model import Config
-from extproc.core.scaling.values import Demand, PoolPlan
+from extproc.core.scaling.values import PoolPlan
 from extproc.service.advice import AdvicePart
 
 #: Points of a pool's history in one answer: by default, and at the most. More are thinned out evenly.
@@ -123,9 +122,7 @@ class ScaleView:
         return round(self._wall_s() - (self._clock() - at_ns) / 1e9, 1)
 
     def _brief(self, plan: PoolPlan) -> dict[str, Any]:
-        # Without the requests that its demand holds, hundreds of them: nobody reads them here.
-        bare = structs.replace(plan, now=Demand(requests_per_s=plan.now.requests_per_s))
-        told: dict[str, Any] = msgspec.to_builtins(bare)
+        told: dict[str, Any] = msgspec.to_builtins(plan.bare)
         del told["at_ns"], told["now"]["samples"]
         return {**told, "at": self._unix_s(plan.at_ns), "had": plan.had}
 

@@ -27,7 +27,7 @@ from extproc.core.errors import wanted_room
 from extproc.core.events import Observer, Settled
 from extproc.core.outcome import Reject, Routed
 from extproc.core.scaling.load_times import LoadTimes
-from extproc.core.scaling.values import Demand, PoolPlan, ReplicaFact, WorkSample
+from extproc.core.scaling.values import PoolPlan, ReplicaFact, WorkSample
 from extproc.core.scheduler import Scheduler
 from extproc.scaling.events import ScheduledFloors
 from extproc.scaling.kept import KeptScaling, KeptScalingFile
@@ -155,8 +155,7 @@ class ScalingPart(Part, Observer):
         """A plan holds from now on: keep it, and tell whoever acts on it."""
         self.plans[plan.pool] = plan
         # The requests that it was made of are in the newest alone.
-        bare = msgspec.structs.replace(plan, now=msgspec.structs.replace(plan.now, samples=()))
-        self._kept.setdefault(plan.pool, deque(maxlen=PLANS_KEPT)).append(bare)
+        self._kept.setdefault(plan.pool, deque(maxlen=PLANS_KEPT)).append(plan.bare)
         for listener in tuple(self.listeners):
             try:
                 listener(plan)
@@ -311,7 +310,6 @@ class ScalingPart(Part, Observer):
 
 def brief(plan: PoolPlan) -> dict[str, Any]:
     """A plan as plain values, without the requests that its demand holds."""
-    bare = Demand(requests_per_s=plan.now.requests_per_s)
-    told: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(plan, now=bare))
+    told: dict[str, Any] = msgspec.to_builtins(plan.bare)
     told["now"] = {"requests_per_s": plan.now.requests_per_s}
     return told

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from extproc.core.cachekeys import CachedAnswer, CacheDirective, WantedAnswer
 from extproc.core.contract import CACHE_HEADER
+from extproc.core.decide import serving
 from extproc.core.outcome import CacheHit, LocalAnswer
 from extproc.core.request import Request
 from extproc.core.scheduler import Scheduler
@@ -68,8 +69,8 @@ def looked_up(
 ) -> CachedAnswer | WantedAnswer | None:
     """What the cache says of a request; nothing of a model that its tenant may not use."""
     model = request.model or tenant.default_model or scheduler.settings.default_model
-    pool = scheduler.fleet.pool_for(model, tenant.name)
-    if pool is None or not tenant.may(model) or model in scheduler.settings.families:
+    pool = serving(model, tenant, scheduler.fleet)
+    if pool is None or model in scheduler.settings.families:
         return None
     return cache.look(request, body, tenant, model=model, pool=pool.name, directive=directive)
 

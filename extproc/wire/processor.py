@@ -15,6 +15,7 @@ from typing import Protocol
 from extproc.core.attempts import AttemptLimiter, network_of
 from extproc.core.bodies import BOUNDS, BodyBounds
 from extproc.core.body_rate import BodyRate
+from extproc.core.decide import serving
 from extproc.core.errors import Error
 from extproc.core.outcome import Reject, Routed
 from extproc.core.refusals import RefusalBudget
@@ -230,9 +231,9 @@ class Processor:
     def engine_for(self, model: str | None, tenant: Tenant) -> str:
         """What the replicas run that would serve a model; "" where none does."""
         name = model or tenant.default_model or self.scheduler.settings.default_model
-        pool = self.scheduler.fleet.pool_for(name, tenant.name)
         # Of a model that is not this tenant's nothing is told, the engine's way to refuse included.
-        return pool.engine if pool is not None and tenant.may(name) else ""
+        pool = serving(name, tenant, self.scheduler.fleet)
+        return pool.engine if pool is not None else ""
 
     def forged(self) -> None:
         """Count a record or an event of no decision that is known here, and say it now and then."""

@@ -85,6 +85,11 @@ class WantedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     #: It may wait for the answer of an equal one.
     joins: bool = False
 
+    @property
+    def question(self) -> tuple[str, bytes]:
+        """What equal requests have in common: scope and key."""
+        return self.scope, self.key
+
 
 class CachedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """An answer from the cache: the body as its client would have had it, and how old it is."""

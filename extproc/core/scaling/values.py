@@ -166,6 +166,11 @@ class PoolPlan(msgspec.Struct, frozen=True, kw_only=True):
     floor: int = 0
 
     @property
+    def bare(self) -> PoolPlan:
+        """Without the requests that it was made of: hundreds, which few readers want."""
+        return msgspec.structs.replace(self, now=Demand(requests_per_s=self.now.requests_per_s))
+
+    @property
     def had(self) -> int:
         """Replicas that serve or will: not those that leave."""
         return self.ready + self.loading

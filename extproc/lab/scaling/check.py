@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from extproc.lab.scaling.cases import HARDWARE_NAME, ScalingCase, curve_of, work_model
-from extproc.lab.scaling.ours import PlannedLane, ShippedPlanner, kind_of
+from extproc.lab.scaling.ours import PlannedLane, ShippedPlanner, first_ready, kind_of
 from extproc.lab.scaling.peers import HorizontalPodAutoscaler
 from extproc.lab.scaling.play import TARGET
 from extproc.lab.scaling.rates import RateCurve
@@ -56,7 +56,7 @@ def fidelity(
     work = work_model()
     workload = listed(clients, part, seed=seed, start_s=0.0, duration_s=part.duration_s)
     traffic = counted(clients, part, work, seed=seed)
-    at_first = max(1, int(np.ceil(traffic.load[: round(300 / STEP_S)].mean() / 0.7)))
+    at_first = first_ready(traffic)
     rows = []
     for make in _scalers(traffic, curve_known.full):
         steps = play_requests(
