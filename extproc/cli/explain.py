@@ -155,6 +155,8 @@ def facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append(
             ("pool", f"{found['pool']}, model {_plain(found['model'])}, by {found['strategy']}{arm}")
         )
+    if (spilled := found.get("spilled")) is not None:
+        lines.append(("spilled", f"from pool {_plain(spilled['from'])}: {spilled['why']}"))
     if (family := found["family"]) is not None:
         told = ", ".join(f"{name} {value:g}" for name, value in family["features"].items() if value)
         shifted = (

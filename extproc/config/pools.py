@@ -10,6 +10,7 @@ from extproc import engines
 from extproc.config.cache import PoolCache
 from extproc.config.scaling import PoolScaling
 from extproc.config.section import RELOADABLE, CircuitBreakers, OutlierDetection, Section
+from extproc.config.spill import RateLimitsConfig, SpillConfig
 from extproc.config.types import (
     EndpointAddress,
     EngineName,
@@ -120,6 +121,10 @@ class PoolConfig(Section):
     """How many replicas it may have, and when that changes; as many as there are when left out."""
     cache: Annotated[PoolCache | None, RELOADABLE] = None
     """Whether its answers are cached (`cache`); where tenants say so when left out."""
+    spill: Annotated[SpillConfig | None, RELOADABLE] = None
+    """Where its requests go that it cannot serve in time; they wait when left out."""
+    rate_limits: Annotated[RateLimitsConfig | None, RELOADABLE] = None
+    """What the provider behind it lets our account do, where other pools spill to it."""
     tenants: Annotated[list[Name] | None, RELOADABLE] = Field(default=None, min_length=1, max_length=10_000)
     """The tenants that it is reserved for: to all others its models are not there, and neither its replicas
     nor their prefix caches are shared with them. Everybody's when left out."""

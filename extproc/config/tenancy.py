@@ -8,6 +8,7 @@ from pydantic import AwareDatetime, Field, create_model
 
 from extproc.config.cache import TenantCache
 from extproc.config.section import OutlierDetection, Section
+from extproc.config.spill import TenantSpill
 from extproc.config.types import Floor, ModelName, Name, Sha256, StrategyName
 from extproc.core.quota.values import KINDS, QuotaUnit
 
@@ -152,6 +153,9 @@ class TenantConfig(Section):
     """What it may use of single models, within the above."""
     cache: TenantCache | None = None
     """How its requests are answered from the cache (`cache`); as the pools say when left out."""
+    spill: TenantSpill | None = None
+    """Lets its requests go to other pools, such as a provider's, where their own has `spill` (`spill: {}`);
+    they stay when left out."""
     jwt_subject: str | None = Field(default=None, min_length=1, max_length=256)
     """The value of the gateway's JWT claim (gateway.jwt) that is this tenant's."""
     certificate_sans: list[Annotated[str, Field(min_length=1, max_length=256)]] = []

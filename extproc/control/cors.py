@@ -19,6 +19,7 @@ EXPOSED = (
     "x-request-id",
     *contract.RATE_LIMIT_HEADERS,
     *contract.FAMILY_HEADERS,
+    contract.SPILLED_HEADER,
     contract.REASON_HEADER,
 )
 

@@ -338,6 +338,8 @@ def _decided_headers(config: Config) -> list[HeaderValueOption]:
         return f"%DYNAMIC_METADATA({contract.DECISION_NAMESPACE}:{key})%"
 
     values = {name: decided(name) for name in (*contract.RATE_LIMIT_HEADERS, *contract.FAMILY_HEADERS)}
+    if any(pool.spill is not None for pool in config.pools):
+        values[contract.SPILLED_HEADER] = decided(contract.SPILLED_HEADER)
     values[contract.REASON_HEADER] = decided(contract.EXPLAINED_KEY)
     # For the Lua filter, which takes it away: after a retry the answer is another's than the first named.
     values[contract.SERVED_HEADER] = "%UPSTREAM_REMOTE_ADDRESS%"

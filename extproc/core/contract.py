@@ -58,6 +58,8 @@ RATE_LIMIT_HEADERS = tuple(
 ANSWERED_MODEL_HEADER = "x-steersman-model"
 SHIFTED_HEADER = "x-steersman-model-shifted"
 FAMILY_HEADERS = (ANSWERED_MODEL_HEADER, SHIFTED_HEADER)
+#: Why a request was served by another pool than its model's (core/spill).
+SPILLED_HEADER = "x-steersman-spilled"
 
 #: A client asks for the decision's reason (`reason`), and is told where its tenant may know.
 EXPLAIN_HEADER = "x-steersman-explain"

@@ -22,6 +22,7 @@ from extproc.core.outcome import LATER_MS, Reason, Reject, Reservation, Routed
 from extproc.core.request import Request, RouteKind, limited
 from extproc.core.sizing import STANDARD, context, predict
 from extproc.core.slo import ClassSpec
+from extproc.core.spill.values import Spilled
 from extproc.core.strategies import FALLBACK, Ranking, SchedulingContext, Strategy, Work
 from extproc.core.strategies.base import lowest
 from extproc.core.tenant import Tenant
@@ -72,6 +73,8 @@ class RoutingRequest(msgspec.Struct, frozen=True):
     route: str = ""
     #: How many endpoints it may be tried on, the first included.
     tries: int = ENDPOINTS_NAMED
+    #: Where another pool serves it than its model's.
+    spill: Spilled | None = None
 
     @property
     def input_tokens(self) -> int:
@@ -125,21 +128,26 @@ def resolve(
     now_ns: int = 0,
     families: Mapping[str, Family] = NONE,
     waiting: Callable[[str], int] = _nobody_waits,
+    spill: Spilled | None = None,
+    to: str = "",
 ) -> RoutingRequest | Reject:
     """What a request is: its pool and its work; Reject when the tenant may not have it.
 
     `zone` is where we are: endpoints elsewhere carry their pool's handicap. `key` names the API key.
     `spec` is what the tenant's class aims at, `rank` its place among the classes. A family's name stands
-    for one of its models; `waiting` says how many requests wait for a pool.
+    for one of its models; `waiting` says how many requests wait for a pool. `spill` sends it to pool `to`.
     """
     model = request.model or tenant.default_model or default_model
     choice: FamilyChoice | None = None
-    if (family := families.get(model)) is not None:
+    if spill is None and (family := families.get(model)) is not None:
         picked = pick(request, tenant, fleet, family, waiting=waiting)
         if isinstance(picked, Reject):
             return picked
         choice, model = picked, picked.model
-    pool = serving(model, tenant, fleet)
+    if spill is not None:
+        model, pool = spill.model, fleet.pools.get(to)
+    else:
+        pool = serving(model, tenant, fleet)
     if pool is None:
         # What a tenant may not use, or is reserved for others, is to it as if it were not there.
         return no_model(request.model)
@@ -172,6 +180,7 @@ def resolve(
         only=request.only,
         route=request.kind.value,
         tries=spec.retries + 1,
+        spill=spill,
     )
 
 
@@ -274,6 +283,7 @@ def place(
             arm=routing.arm,
             unit=routing.unit,
             route=routing.route,
+            spilled_from="" if routing.spill is None else routing.spill.pool,
             held_ms=round(max(0, now_ns - routing.arrived_ns) / 1e6, 3),
         ),
     )

@@ -18,6 +18,7 @@ from extproc.core.fairqueue import QueuedRequest
 from extproc.core.families import FamilyChoice
 from extproc.core.fleet import Fleet
 from extproc.core.outcome import EndpointRow, Reject, Routed
+from extproc.core.spill.values import Spilled
 from extproc.core.trace import PlacementTrace
 
 THEN, NOW = "then", "now"
@@ -56,6 +57,7 @@ class Explanation:
     arm: str = ""
     work: Mapping[str, float | None] = field(default_factory=dict)
     choice: FamilyChoice | None = None
+    spill: Spilled | None = None
     wait: Wait | None = None
     age_ms: float = 0.0
     rows: Sequence[EndpointRow] = ()
@@ -81,6 +83,7 @@ class Explanation:
             "age_ms": round(self.age_ms, 1),
             "work": dict(self.work),
             "family": self.choice.plain() if self.choice is not None else None,
+            "spilled": {"from": self.spill.pool, "why": self.spill.why} if self.spill is not None else None,
             "held": {name: getattr(wait, name) for name in Wait.__slots__} if wait is not None else None,
             "endpoints": [row.plain() for row in self.rows],
             "now": {"outcome": self.now, "endpoints": [row.plain() for row in self.now_rows]}
@@ -185,6 +188,7 @@ def _about(routing: RoutingRequest, outcome: str, of: str) -> Explanation:
         of=of,
         arm=routing.arm,
         choice=routing.choice,
+        spill=routing.spill,
         work={
             "input_tokens": routing.input_tokens,
             "output_tokens": routing.output_tokens,

@@ -152,6 +152,8 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     unit: int = 0
     #: What was called, as `request.Kind` has it; "" where that is not known.
     route: str = ""
+    #: The pool that should have served it, where another does.
+    spilled_from: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

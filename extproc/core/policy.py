@@ -9,6 +9,7 @@ from extproc.core.accounts import Accounts, Price
 from extproc.core.fairqueue import QueueBounds
 from extproc.core.families import NONE, Family
 from extproc.core.slo import ClassSpec
+from extproc.core.spill.values import NO_RULES, RateLimits, SpillRule
 
 __all__ = ["ClassSpec", "Policy", "SchedulerLimits", "SchedulerSettings"]
 
@@ -60,6 +61,9 @@ class SchedulerSettings:
     policy: Policy
     #: By name, what clients may ask for instead of a model.
     families: Mapping[str, Family] = field(default_factory=lambda: NONE)
+    #: By pool, where its requests may go; and what a pool's provider lets our account do.
+    spills: Mapping[str, SpillRule] = field(default_factory=lambda: NO_RULES)
+    rate_limits: Mapping[str, RateLimits] = field(default_factory=dict)
     #: Where we are; endpoints elsewhere carry their pool's handicap.
     zone: str = ""
 
@@ -67,3 +71,4 @@ class SchedulerSettings:
         """What another says, but for where we are: that never changes."""
         self.default_model, self.limits = other.default_model, other.limits
         self.policy, self.families = other.policy, other.families
+        self.spills, self.rate_limits = other.spills, other.rate_limits

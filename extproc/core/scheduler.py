@@ -15,7 +15,7 @@ from random import Random
 
 from extproc.core.accounts import borrows, reserved, spared
 from extproc.core.cachekeys.values import CacheCharge, CachedAnswer
-from extproc.core.decide import RoutingRequest, resolve
+from extproc.core.decide import RoutingRequest, resolve, serving
 from extproc.core.dispatch import Dispatcher
 from extproc.core.errors import Error
 from extproc.core.events import EventEmitter, raises
@@ -29,6 +29,9 @@ from extproc.core.policy import ClassSpec, Policy, SchedulerLimits, SchedulerSet
 from extproc.core.quota import Account, Amounts, Ask, ExactBooks, Granted, QuotaBooks, Refused
 from extproc.core.request import Request
 from extproc.core.settlement import Settlement
+from extproc.core.spill.books import SpillBooks
+from extproc.core.spill.choice import elsewhere
+from extproc.core.spill.values import Spilled
 from extproc.core.tenant import Tenant
 
 __all__ = ["AskQuota", "ClassSpec", "Policy", "Scheduler", "SchedulerLimits"]
@@ -110,6 +113,8 @@ class Scheduler:
             events=self.events,
             counts=self.counts,
         )
+        #: What went to other pools, and for how much.
+        self.spills = SpillBooks(lambda: self.peers.deciders, self.peers.made)
         #: Hears of what a step could not do.
         self.failed: Callable[[Exception, str], None] = raises
         self._rng = rng
@@ -145,6 +150,8 @@ class Scheduler:
         if isinstance(routing, Reject):
             self.turned_away(tenant.name, routing, now_ns=now_ns)
             return routing
+        if routing.spill is not None:
+            self.spills.enter(routing)
         account = self.policy.accounts.of(tenant.name, key, routing.model)
         price = self.policy.price(routing.pool)
         if cached is None:
@@ -166,6 +173,42 @@ class Scheduler:
         self, request: Request, tenant: Tenant, reservation_id: str, *, key: str = "", now_ns: int
     ) -> RoutingRequest | Reject:
         """What a request is here and now (`decide.resolve`); changes nothing."""
+        routing = self._resolved(request, tenant, reservation_id, key=key, now_ns=now_ns)
+        if not self.settings.spills or isinstance(routing, Reject):
+            return routing
+        rule = self.settings.spills.get(routing.pool)
+        if rule is None or tenant.spill is None:
+            return routing
+        spill = elsewhere(
+            request,
+            routing.model,
+            tenant,
+            self.fleet,
+            rule,
+            self.spills,
+            self.dispatcher.queue,
+            price=self.policy.price(rule.to),
+            rank=routing.work.rank,
+            now_ns=now_ns,
+        )
+        if spill is None:
+            return routing
+        there = self._resolved(
+            request, tenant, reservation_id, key=key, now_ns=now_ns, spill=spill, to=rule.to
+        )
+        return there if isinstance(there, RoutingRequest) else routing
+
+    def _resolved(
+        self,
+        request: Request,
+        tenant: Tenant,
+        reservation_id: str,
+        *,
+        key: str,
+        now_ns: int,
+        spill: Spilled | None = None,
+        to: str = "",
+    ) -> RoutingRequest | Reject:
         settings, policy = self.settings, self.policy
         rank = policy.rank(tenant.service_class)
         return resolve(
@@ -183,7 +226,19 @@ class Scheduler:
             now_ns=now_ns,
             families=settings.families,
             waiting=self.dispatcher.queue.by_pool_count,
+            spill=spill,
+            to=to,
         )
+
+    def may_rename(self, request: Request, tenant: Tenant) -> bool:
+        """Whether a request may go on under another model's name: its pool may send it elsewhere."""
+        settings = self.settings
+        if not settings.spills or tenant.spill is None:
+            return False
+        if request.model in settings.families:
+            return True
+        pool = serving(request.model or tenant.default_model or settings.default_model, tenant, self.fleet)
+        return pool is not None and pool.name in settings.spills
 
     def explain(self, request: Request, tenant: Tenant, *, now_ns: int, key: str = "") -> Explanation:
         """What would be done with a request now, endpoint by endpoint; changes nothing, asks no quota."""
@@ -235,6 +290,7 @@ class Scheduler:
         """The client left before the decision reached Envoy."""
         reservation = self.ledger.cancel(reservation_id, now_ns=now_ns)
         self.quotas.cancel(reservation_id, now_ns=now_ns)
+        self.spills.gave_up(reservation_id, now_ns=now_ns)
         if reservation is not None:
             self.counts["cancelled"] += 1
             self.events.left(reservation_id, None, gave_up=False, now_ns=now_ns)
@@ -273,6 +329,7 @@ class Scheduler:
         self.ledger.ttl_ns = settings.limits.reservation_ttl_ns
         self.ledger.remembered_max = settings.limits.settled_remembered_max
         self.dispatcher.apply(before, now_ns=now_ns)
+        self.spills.apply(settings.spills, settings.rate_limits)
 
     def idle(self, pool_name: str) -> bool:
         """Whether a pool has capacity to lend: nobody waits, and most permits are free."""
@@ -302,9 +359,15 @@ class Scheduler:
             self.counts["borrowed"] += 1
         if cached is not None:
             return self._from_cache(routing, cached, headers, reserved=answer is not None, now_ns=now_ns)
-        if routing.choice is not None:
+        if routing.spill is not None:
+            headers += routing.spill.headers()
+        elif routing.choice is not None:
             headers += routing.choice.headers()
-        return self.dispatcher.go(routing, headers, now_ns=now_ns, degraded=degraded)
+        try:
+            return self.dispatcher.go(routing, headers, now_ns=now_ns, degraded=degraded)
+        except Exception:
+            self.spills.gave_up(routing.id, now_ns=now_ns)
+            raise
 
     def _from_cache(
         self,

@@ -46,6 +46,7 @@ from extproc.service.scale_view import ScaleView
 from extproc.service.scalers import ScalersPart
 from extproc.service.scaling import ScalingPart
 from extproc.service.schedule import Schedule
+from extproc.service.spill import SpillPart
 from extproc.service.status import Status
 from extproc.service.tracing import TracingPart
 from extproc.service.tuner import TunerPart
@@ -175,7 +176,12 @@ class App:
         )
         #: What is there before anybody is let in, and outlives them.
         self.kept = ServiceParts(
-            [AuditPart(self.audit), RecordPart(self.record, scheduler, clock=clock), self.keeping],
+            [
+                AuditPart(self.audit),
+                RecordPart(self.record, scheduler, clock=clock),
+                self.keeping,
+                SpillPart(config, scheduler, clock=clock),
+            ],
             failed=failed,
         )
         self.operating = ServiceParts(

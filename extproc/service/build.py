@@ -20,6 +20,7 @@ from extproc.core.families import Family, thresholds_for
 from extproc.core.fleet import Member, PoolSpec
 from extproc.core.policy import ClassSpec, Policy, SchedulerLimits, SchedulerSettings
 from extproc.core.quota import QuotaLimits, ScopeLimits, limits
+from extproc.core.spill.values import RateLimits, SpillRule, TenantSpill
 from extproc.core.tenant import ANONYMOUS, ApiKey, Directory, ProxyTrust, Tenant
 from extproc.service.experiments import experiments_of
 
@@ -83,7 +84,8 @@ def directory_of(config: Config) -> Directory:
     return Directory(
         ((_tenant(tenant), [_key(key) for key in tenant.keys]) for tenant in config.tenants),
         required=gateway.auth == "api_key",
-        anonymous=replace(ANONYMOUS, service_class=config.default_class),
+        # Without tenants there is nobody else to ask: whoever wrote the pool's `spill` allows it.
+        anonymous=replace(ANONYMOUS, service_class=config.default_class, spill=TenantSpill()),
         secret=key_secret(config.identity),
         claim=gateway.jwt.claim if gateway.jwt is not None else None,
         proxy=ProxyTrust(
@@ -109,6 +111,7 @@ def _tenant(tenant: TenantSection) -> Tenant:
         quality_floor=tenant.quality_floor,
         explain=tenant.explain,
         trace_prompts=tenant.trace_prompts,
+        spill=None if tenant.spill is None else TenantSpill(budget_per_hour=tenant.spill.budget_per_hour),
     )
 
 
@@ -137,6 +140,34 @@ def families_of(config: Config) -> dict[str, Family]:
         )
         for family in config.families
     }
+
+
+def spills_of(config: Config) -> dict[str, SpillRule]:
+    """Where pools' requests may go, by pool."""
+    return {
+        pool.name: SpillRule(
+            pool=pool.name,
+            to=pool.spill.to,
+            models=dict(pool.spill.models),
+            wait_ms=pool.spill.wait_ms,
+            attained_min=pool.spill.attained_min,
+            budget_per_hour=pool.spill.budget_per_hour,
+            output_tokens_max=pool.spill.output_tokens_max,
+        )
+        for pool in config.pools
+        if pool.spill is not None
+    }
+
+
+def rate_limits_of(config: Config) -> dict[str, RateLimits]:
+    """What is known of the minutes of pools that others spill to."""
+    given = {pool.name: pool.rate_limits for pool in config.pools}
+    found = {}
+    for pool in config.pools:
+        if pool.spill is not None:
+            limits = given[pool.spill.to]
+            found[pool.spill.to] = RateLimits() if limits is None else RateLimits(**limits.model_dump())
+    return found
 
 
 def attempts_of(config: Config) -> AttemptLimiter:
@@ -230,5 +261,7 @@ def settings_of(config: Config) -> SchedulerSettings:
         ),
         policy=policy_of(config),
         families=families_of(config),
+        spills=spills_of(config),
+        rate_limits=rate_limits_of(config),
         zone=config.service.zone,
     )

@@ -44,6 +44,7 @@ class Exchange:
         "_body",
         "_family",
         "_id",
+        "_may_spill",
         "_on_ready",
         "_phase",
         "_processor",
@@ -70,6 +71,8 @@ class Exchange:
         #: Kept where it names a family, or where usage may be asked for in its name.
         self._body = b""
         self._family = False
+        #: It may go on under another model's name, though its own is no family's.
+        self._may_spill = False
         self._usage = UsageAsked.NO_STREAM
         self._wants: CacheWants | None = None
         self._ready: Reply | None = None
@@ -280,7 +283,8 @@ class Exchange:
             return mistake
         if self._responder.asks_usage and len(body) <= usage.BODY_BYTES_MAX:
             self._usage = request.usage
-        if self._family or self._usage is not UsageAsked.NO_STREAM:
+        self._may_spill = processor.scheduler.may_rename(self._complete(request), self._asked.tenant)
+        if self._family or self._may_spill or self._usage is not UsageAsked.NO_STREAM:
             self._body = body
         return request
 
@@ -364,7 +368,7 @@ class Exchange:
         processor = self._processor
         processor.scheduler.dispatcher.decisions.named(self._asked.request_id, hold.id)
         if processor.bodies_bytes + len(self._body) > BODIES_BYTES_MAX:
-            if self._family:
+            if self._family or self._waits_elsewhere(hold.id):
                 processor.scheduler.counts["bound.bodies_bytes_max"] += 1
                 processor.scheduler.leave(hold.id, now_ns=processor.clock())
                 return self._turned_away(Error.OVERLOADED.reject(BODIES_HELD))
@@ -374,15 +378,24 @@ class Exchange:
         self.request_trace.waits()
         return self._responder.hold((hold.until_ns - processor.clock()) // 1_000_000)
 
+    def _waits_elsewhere(self, reservation_id: str) -> bool:
+        """Whether a held request will go on under another model's name."""
+        held = self._processor.scheduler.dispatcher.waiting.get(reservation_id)
+        return held is not None and held.payload[0].spill is not None
+
     def _routed(self, decision: Routed) -> Reply:
         processor, asked, reservation = self._processor, self._asked, decision.reservation
         self._become(Routed, reservation.id)
         processor.scheduler.dispatcher.decisions.named(asked.request_id, reservation.id)
         body: bytes | None = None
         usage_asked = ""
+        spilled = bool(reservation.spilled_from) and asked.dialect is Dialect.OPENAI
+        if spilled and (mistake := _not_utf8(self._body)):
+            processor.scheduler.cancel(reservation.id, now_ns=processor.clock())
+            return self._turned_away(mistake)
         if self._body:
             # Engines refuse names that they do not know: a family's is none of theirs.
-            body = renamed(self._body, reservation.model) if self._family else None
+            body = renamed(self._body, reservation.model) if self._family or spilled else None
             pool = processor.scheduler.fleet.pools.get(reservation.pool)
             if pool is not None and asked.route is not None:
                 usage_asked, body = usage.onward(self._body, body, pool, asked.route.kind, self._usage)
@@ -394,7 +407,8 @@ class Exchange:
             trace=self.request_trace.placed(decision),
             body=body,
             usage=usage_asked,
-            cache="" if self._wants is None else self._wants.flag(reservation),
+            # What another pool answers is not what this model would have said.
+            cache="" if self._wants is None or reservation.spilled_from else self._wants.flag(reservation),
         )
 
     def _turned_away(self, refused: Reject) -> Reply:

@@ -8,11 +8,11 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 from gateway import KEYS, Gateway, wait_for
+from one_model import Engine
 
 from extproc.core.tenant import hash_key
 
@@ -25,54 +25,6 @@ COMPLEX = (
     "tests for each edge case."
 )
 EXPLAIN = {"x-steersman-explain": "reason"}
-
-
-class Engine:
-    """A server that knows one model only, as vLLM and SGLang do, and keeps what it was sent."""
-
-    def __init__(self, model: str) -> None:
-        self.model = model
-        self.seen: list[tuple[dict[str, str], bytes]] = []
-        self.open = threading.Event()
-        self.open.set()
-        engine = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                engine.seen.append(({k.lower(): v for k, v in self.headers.items()}, body))
-                engine.open.wait(20)
-                known = json.loads(body).get("model") == engine.model
-                answer = json.dumps(
-                    {"choices": [{"message": {"content": engine.model}}], "usage": {"completion_tokens": 1}}
-                    if known
-                    else {"error": {"message": "no such model"}}
-                ).encode()
-                self.send_response(200 if known else 404)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
-
-            def log_message(self, *_: object) -> None:
-                """Nothing: the tests read `seen`."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.address = f"127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-
-    def __enter__(self) -> Engine:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.open.set()
-        self._server.shutdown()
-        self._thread.join(5)
-        self._server.server_close()
 
 
 TENANTS = [

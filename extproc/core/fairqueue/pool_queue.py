@@ -135,6 +135,11 @@ class PoolQueue:
                     return entry, place
         return None
 
+    def wait_s(self, klass: int, *, now_ns: int) -> float | None:
+        """How long one more at a level would wait; None while too few have been dispatched to know."""
+        ahead = 1.0 + sum(band.size for band in self.bands[: klass + 1])
+        return self.drain_rate.wait_s(ahead, now_ns=now_ns, held=bool(self._rotation))
+
     def retry_after_s(self, held: QueuedRequest, *, last_ns: int, now_ns: int) -> int:
         """When one more of its tenant would have been dispatched, had it stayed, and those before it that
         were told to come back.

@@ -227,6 +227,12 @@ class FairQueue:
         pool_queue = self._pool_queues.get(pool)
         return len(pool_queue) if pool_queue is not None else 0
 
+    def wait_s(self, pool: str, klass: int, *, now_ns: int) -> float | None:
+        """How long one more of a class would wait for a pool, by its measured drain; None while that is not
+        known."""
+        pool_queue = self._pool_queues.get(pool)
+        return None if pool_queue is None else pool_queue.wait_s(klass, now_ns=now_ns)
+
     def backlog(self, pool: str) -> Iterator[tuple[str, int, int, int]]:
         """Who waits for a pool: tenant, band, how many, and when the oldest of them came."""
         pool_queue = self._pool_queues.get(pool)

@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from extproc.core.catalogue import WAIT_MS
-from extproc.core.families.choice import Family, FamilyChoice, floor_of, members, pick, thresholds_for
+from extproc.core.families.choice import (
+    Family,
+    FamilyChoice,
+    begins,
+    floor_of,
+    members,
+    pick,
+    thresholds_for,
+)
 from extproc.core.families.difficulty import NAMES, features
 from extproc.core.families.score import DEFAULT, Weights, read, write
 
@@ -26,6 +34,7 @@ __all__ = [
     "Family",
     "FamilyChoice",
     "Weights",
+    "begins",
     "features",
     "floor_of",
     "members",

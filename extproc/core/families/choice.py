@@ -151,11 +151,11 @@ def _with_room(
 
     def room(model: str) -> bool:
         pool = fleet.pool_for(model, tenant.name)
-        return pool is not None and not waiting(pool.name) and _begins(pool, tenant, permits, family.wait_ms)
+        return pool is not None and not waiting(pool.name) and begins(pool, tenant, permits, family.wait_ms)
 
     def ready(model: str) -> bool:
         pool = fleet.pool_for(model, tenant.name)
-        return pool is not None and _begins(pool, tenant, 0, None)
+        return pool is not None and begins(pool, tenant, 0, None)
 
     gone = not ready(models[at])
     if not gone and (family.wait_ms is None or room(models[at])):
@@ -171,8 +171,11 @@ def _with_room(
     return at, ""
 
 
-def _begins(pool: Pool, tenant: Tenant, permits: int, wait_ms: float | None) -> bool:
-    """Whether any replica would begin within a time; any time where it is None."""
+def begins(pool: Pool, tenant: Tenant, permits: int, wait_ms: float | None) -> bool:
+    """Whether any replica that a tenant may use would begin within a time; any time where it is None.
+
+    It has so many permits free; with 0 that is not asked.
+    """
     regions = tenant.regions
     may = [e for e in pool.endpoints if e.ready and (regions is None or e.region in regions)]
     if permits > 1 and traits_of(pool.engine).queues:

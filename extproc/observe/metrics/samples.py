@@ -288,6 +288,16 @@ def _cached(read: Callable[[CacheSeen], float]) -> Make:
     return samples
 
 
+def _spilled(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
+    for key, count in snapshot.spilled.items():
+        yield "", key, count
+
+
+def _spill_spent(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
+    for pool, spent in snapshot.spill_spent.items():
+        yield "", (pool,), spent
+
+
 def _cache_requests(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
     for key, count in snapshot.cache.requests.items():
         yield "", key, count
@@ -361,6 +371,8 @@ _MAKE: Mapping[str, Make] = {
     "gpu_temperature_celsius": _gpus(lambda gpu: gpu.temperature_c),
     "gpu_power_watts": _gpus(lambda gpu: gpu.power_w),
     "gpu_lost": _gpus(lambda gpu: gpu.lost),
+    "spilled_total": _spilled,
+    "spill_spent": _spill_spent,
     "cache_requests_total": _cache_requests,
     "cache_fills_total": _plain(lambda snapshot: snapshot.cache.fills),
     "cache_answers": _cached(lambda cache: cache.answers),

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from extproc.core.reports import ReplicaReport
 from extproc.core.scaling.values import PoolPlan
 from extproc.core.scheduler import Scheduler
+from extproc.core.spill.books import SpillBooks
 from extproc.observe.metrics.counting import Counting, Counts
 
 #: Endpoints, and tenants with quotas, that are read before the event loop runs again: about a millisecond.
@@ -106,6 +107,9 @@ class MetricsSnapshot:
     quota_tenants: list[str] = field(default_factory=list)
     quota_limits: list[str] = field(default_factory=list)
     scaling: ScalingSeen = field(default_factory=ScalingSeen)
+    #: Spilled requests by pool, other pool and why; what they cost in the last hour, by pool.
+    spilled: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    spill_spent: dict[str, float] = field(default_factory=dict)
     cache: CacheSeen = field(default_factory=CacheSeen)
     #: What other parts show: prometheus_client's metrics.
     extra: list[Any] = field(default_factory=list)
@@ -129,12 +133,21 @@ async def take(
         found.bound[counting.pools.of(pool), resource] = seconds
     found.scaling = scaling()
     found.cache = _labelled(cache(), counting)
+    _spills(found, counting, scheduler.spills, clock())
     for more in extra:
         found.extra += more()
     await asyncio.sleep(0)
     await _endpoints(found, counting, scheduler, endpoints_max)
     await _quotas(found, scheduler, clock)
     return found
+
+
+def _spills(found: MetricsSnapshot, counting: Counting, spills: SpillBooks, now_ns: int) -> None:
+    for (pool, to, why), count in spills.counts.items():
+        key = counting.pools.of(pool), counting.pools.of(to), why
+        found.spilled[key] = found.spilled.get(key, 0) + count
+    for pool in spills.rules:
+        found.spill_spent[counting.pools.of(pool)] = spills.spent(pool, now_ns=now_ns)
 
 
 def _labelled(cache: CacheSeen, counting: Counting) -> CacheSeen:

@@ -140,6 +140,21 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             "more was used than predicted.",
         ),
     ),
+    "Spill-over": (
+        Spec(
+            "spilled_total",
+            "counter",
+            ("pool", "to", "why"),
+            "Requests of a pool that went to another one: load, attainment, or unavailable (no replica of "
+            "its own was ready).",
+        ),
+        Spec(
+            "spill_spent",
+            "gauge",
+            ("pool",),
+            "What they cost in the last hour, those that run with the most that they can cost.",
+        ),
+    ),
     "Cache": (
         Spec(
             "cache_requests_total",

@@ -1,0 +1,113 @@
+"""When a request goes to another pool, such as a provider's, because its own cannot serve it in time. Pure.
+
+Owns the order of the rules. A request stays unless all of these hold:
+
+1. Its pool says where to (`SpillRule`), its tenant allows it, and the other pool can read it: an OpenAI
+   route, or the same engine; no token ids, which are another tokenizer's there.
+2. Its own pool has no ready replica (`unavailable`), would begin later than `wait_ms` (`load`), or has met
+   the targets of too few of its requests in the last minute (`attainment`).
+3. The other pool would begin at once, in a region that the tenant allows.
+4. There is room in the other pool's rate limits, and in the budgets of the hour, for the most that the
+   request can cost.
+
+Each request is asked anew, so the first that finds room at home stays there.
+"""
+
+from __future__ import annotations
+
+from extproc.core.accounts import Price
+from extproc.core.fairqueue import FairQueue
+from extproc.core.families import begins
+from extproc.core.fleet import Fleet, Pool
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.spill.books import SpillBooks
+from extproc.core.spill.values import ATTAINMENT, LOAD, UNAVAILABLE, SpillCost, Spilled, SpillRule
+from extproc.core.tenant import Tenant
+
+#: What one model can do in another's place.
+KINDS = frozenset({RouteKind.CHAT, RouteKind.COMPLETION, RouteKind.GENERATE, RouteKind.GENERATE_STREAM})
+#: Tokens that a chat's template may add to each message, and to the whole: more than any that is known.
+MESSAGE_TOKENS, REQUEST_TOKENS = 16, 64
+
+
+def may_spill(request: Request, pool: Pool, tenant: Tenant, there: Pool) -> bool:
+    """Whether a request of a pool may go to the other at all, whatever the load."""
+    return (
+        tenant.spill is not None
+        and request.kind in KINDS
+        and (request.dialect is Dialect.OPENAI or pool.engine == there.engine)
+        and request.prompt_tokens is None
+        and request.only is None
+    )
+
+
+def elsewhere(
+    request: Request,
+    model: str,
+    tenant: Tenant,
+    fleet: Fleet,
+    rule: SpillRule,
+    books: SpillBooks,
+    queue: FairQueue,
+    *,
+    price: Price,
+    rank: int = 0,
+    now_ns: int,
+) -> Spilled | None:
+    """Where a request for a model of the rule's pool goes instead; None where it stays. Changes nothing.
+
+    `price` is the other pool's, `rank` the tenant's class among the classes.
+    """
+    pool, there = fleet.pools[rule.pool], fleet.pools.get(rule.to)
+    if there is None or tenant.spill is None or not may_spill(request, pool, tenant, there):
+        return None
+    why = _why(pool, tenant, request.sequences, rank, rule, books, queue, now_ns)
+    if (
+        not why
+        or queue.by_pool_count(there.name)
+        or not begins(there, tenant, request.sequences, rule.wait_ms)
+    ):
+        return None
+    budgets = (rule.budget_per_hour, tenant.spill.budget_per_hour)
+    if request.images and budgets != (None, None):
+        return None  # what an image costs there nobody can say beforehand
+    most = most_of(request, rule, price)
+    if not books.has_room(rule, tenant, most, now_ns=now_ns):
+        return None
+    return Spilled(pool.name, rule.model(model), why, most)
+
+
+def most_of(request: Request, rule: SpillRule, price: Price) -> SpillCost:
+    """The most that a request can be: no tokenizer makes more tokens of a text than it has bytes."""
+    limit = request.max_new_tokens
+    tokens_in = request.prompt_bytes + MESSAGE_TOKENS * request.messages + REQUEST_TOKENS
+    tokens_out = (rule.output_tokens_max if limit is None else limit) * request.sequences
+    return SpillCost(tokens_in + tokens_out, price.of(tokens_in, tokens_out))
+
+
+def _why(
+    pool: Pool,
+    tenant: Tenant,
+    permits: int,
+    rank: int,
+    rule: SpillRule,
+    books: SpillBooks,
+    queue: FairQueue,
+    now_ns: int,
+) -> str:
+    """Why a request should not stay; empty where it should."""
+    if not begins(pool, tenant, 0, None):
+        return UNAVAILABLE
+    bound_ms = rule.wait_ms
+    if bound_ms is not None and (
+        queue.by_pool_count(pool.name) or not begins(pool, tenant, permits, bound_ms)
+    ):
+        # Where too few have waited to know how long it takes, nothing says that it is in time.
+        wait_s = queue.wait_s(pool.name, rank, now_ns=now_ns)
+        if wait_s is None or wait_s * 1e3 > bound_ms:
+            return LOAD
+    if rule.attained_min is not None:
+        share = books.attained(pool.name, now_ns=now_ns)
+        if share is not None and share < rule.attained_min:
+            return ATTAINMENT
+    return ""

@@ -1,0 +1,74 @@
+"""What the configuration says of spill-over, and what becomes of a request that goes elsewhere: values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from extproc.core.contract import ANSWERED_MODEL_HEADER, SPILLED_HEADER
+
+#: Why a request did not stay in its own pool.
+UNAVAILABLE, LOAD, ATTAINMENT = "unavailable", "load", "attainment"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpillRule:
+    """Where a pool's requests may go, when, and for how much.
+
+    `models` are the other pool's by this pool's; a model that is not in it keeps its name. `wait_ms` and
+    `attained_min` (0 to 1) None never spill for that cause. Budgets are in the currency of prices, None where
+    there is none. `output_tokens_max` is what a request is reckoned to generate that sets no limit.
+    """
+
+    pool: str
+    to: str
+    models: Mapping[str, str] = field(default_factory=dict)
+    wait_ms: float | None = 2_000.0
+    attained_min: float | None = None
+    budget_per_hour: float | None = None
+    output_tokens_max: int = 4_096
+
+    def model(self, model: str) -> str:
+        """What a model is called there."""
+        return self.models.get(model, model)
+
+
+#: No pool spills.
+NO_RULES: Mapping[str, SpillRule] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantSpill:
+    """A tenant whose requests may go elsewhere, and for how much an hour; None without a bound of its own."""
+
+    budget_per_hour: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimits:
+    """What a provider lets one account do in a minute; None where nothing is said."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+class SpillCost(msgspec.Struct, frozen=True):
+    """What a request is to a provider: tokens in and out, and currency."""
+
+    tokens: int
+    cost: float
+
+
+class Spilled(msgspec.Struct, frozen=True):
+    """A request that goes elsewhere: from which pool, the model there, why, and the most that it can cost."""
+
+    pool: str
+    model: str
+    why: str
+    most: SpillCost
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """What the client is told."""
+        return ((ANSWERED_MODEL_HEADER, self.model), (SPILLED_HEADER, self.why))
