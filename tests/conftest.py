@@ -22,8 +22,8 @@ if "STEERSMAN_TEST_RUN" not in os.environ:
     os.environ["STEERSMAN_TEST_RUN"] = os.environ["XDG_RUNTIME_DIR"] = _folder
     atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 parsing.install()
-# Envoy's messages as the product has them: with validators each worker pays 1.2 s to import them, and a second and a
-# half for what it renders first. tests/control/test_golden.py renders with validators, in a process of its own.
+# Envoy's messages as the product has them: with validators each worker pays 1.2 s to import them, and 1.5 s
+# for what it renders first. tests/control/test_golden.py renders with validators, in a process of its own.
 light.install()
 examples.register()
 
