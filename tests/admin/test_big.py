@@ -17,7 +17,7 @@ Stand = Callable[..., None]
 TENANTS, ENDPOINTS = 10_000, 1_000
 #: What the loop's thread may do without a break, in CPU time: others on the machine are not counted.
 HELD_S_MAX = 0.02
-#: Who shares a core and its caches makes CPU time longer now and then; what holds the loop holds it each time.
+#: Who shares a core makes CPU time longer now and then; what holds the loop holds it each time.
 ROUNDS_MAX = 5
 
 
