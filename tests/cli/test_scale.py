@@ -165,7 +165,7 @@ def test_advice_on_a_record_is_simulated(log: Path) -> None:
 
 def test_advice_as_a_vertical_pod_autoscalers_status(log: Path) -> None:
     """The change stands in its annotations; what is no GPU resource has no other place there."""
-    options = ("--record", log, "--seed", "1,2", "--workers", "1")
+    options = ("--record", log, "--seed", "1", "--workers", "1")
     found = json.loads(run("advice", "chat", *options, "--vpa", "--container", "vllm").stdout)
     assert found["kind"] == "VerticalPodAutoscaler"
     assert found["metadata"]["annotations"]["steersman.io/bound"] == "permits"

@@ -33,7 +33,7 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     written = []
     for name in ("a", "b"):
         result = simulate(
-            "--strategy", "steer,oracle", "--load", ".8", "--limit", "60", "--out", str(tmp_path / name)
+            "--strategy", "steer,oracle", "--load", ".8", "--limit", "20", "--out", str(tmp_path / name)
         )
         assert result.exit_code == 0, result.output
         written.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})

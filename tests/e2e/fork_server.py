@@ -25,12 +25,16 @@ import socket
 import sys
 from typing import Any
 
+from extproc.control import light
+
 PR_SET_PDEATHSIG = 1
 
 
 def main(link: socket.socket, preloaded: list[str]) -> None:
     """Serve until the client is gone; in a child, be what was asked for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # As in the service and in `envoy-config`, which install it before they import any of Envoy's messages.
+    light.install()
     for name in preloaded:
         importlib.import_module(name)
     gc.collect()

@@ -88,7 +88,7 @@ def test_the_shipped_planner_follows_a_ramp_and_two_lanes_do_not_meet() -> None:
 def test_a_case_is_kept_and_not_played_again(tmp_path: Path) -> None:
     """The second time gives the same, and writes nothing; a damaged file is played anew."""
     store = ScalingStore(tmp_path)
-    case = ScalingCase(name="ramp", seed=1, load_times_s=(60.0,))
+    case = ScalingCase(name="ramp", seed=1, days=1 / 48, load_times_s=(60.0,))
     first = play_case(case, store)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert len(files) == 4  # traffic, oracle, peers, ours
@@ -153,6 +153,7 @@ def test_points_of_a_curve_only_worsen() -> None:
     assert [point[2] for point in curve.points] == [0.0, 2.0, 2.0, 6.0]
 
 
+@pytest.mark.soak
 def test_the_fast_model_is_near_the_requests() -> None:
     """A quarter of an hour of the ramp at a small scale: attainment by the model within 6 points of the
     scheduler's, replica-hours within 15 %."""

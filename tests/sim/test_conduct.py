@@ -38,12 +38,12 @@ def played(fleet: str, strategy: str = "steer", **of: object) -> Result:
 def test_every_arrival_ends_once_on_every_engine(name: str) -> None:
     """And the books are empty: nothing out of the ordinary loses or doubles a request."""
     fleet = parse_fleet(name).scaled(2)
-    drawn = sessions(10.0, seed=1, duration_s=20.0, limit=80)
+    drawn = sessions(10.0, seed=1, duration_s=20.0, limit=40)
     workload = drawn.rescaled(0.8 * fleet.own_share * capacity(fleet.shares, drawn))
     result = run(workload, fleet, Setting(strategy="steer"))
     assert [row.arrival for row in result.served] == list(workload.arrivals)
     assert len(result.scheduler.ledger) == 0
-    assert Counter(row.outcome for row in result.served)["ok"] > 20
+    assert Counter(row.outcome for row in result.served)["ok"] > 10
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, fleet: str) -> tuple[list[Outcome], list[str]]:
@@ -107,11 +107,11 @@ def test_503s_are_tried_elsewhere_and_fail_in_the_end() -> None:
 
 def test_others_take_half_of_the_time() -> None:
     """With as much of others' work again a replica that is seldom busy is busy for nearly twice as long."""
-    own = made(PLAIN, requests=300, load=0.03)
+    own = made(PLAIN, requests=100, load=0.03)
     alone = run(own, parse_fleet(PLAIN), Setting(strategy="round_robin"))
     shared = run(own, parse_fleet(PLAIN + ":foreign=0.5"), Setting(strategy="round_robin"))
     assert 1.4 < sum(shared.busy_ns.values()) / sum(alone.busy_ns.values()) < 2.2
-    assert len(shared.served) == 300
+    assert len(shared.served) == 100
 
 
 def test_others_ask_as_often_as_is_said() -> None:
@@ -142,7 +142,7 @@ def test_a_change_of_speed_happens_and_is_looked_for() -> None:
 def test_a_stall_delays_what_runs() -> None:
     """The longest answer takes as long as a stall at least."""
     plain, stalled = (
-        max(row.end_ns - row.first_ns for row in played(PLAIN + setting, requests=250).served)
+        max(row.end_ns - row.first_ns for row in played(PLAIN + setting, requests=120).served)
         for setting in ("", ":stall_s=5:stall_every_s=10")
     )
     assert stalled > plain + 4_000_000_000
@@ -181,7 +181,7 @@ def test_what_is_shed_while_a_replica_is_idle_is_counted(monkeypatch: pytest.Mon
 
 def test_what_is_shed_under_overload_was_shed_by_busy_replicas() -> None:
     """No replica idles while the default turns requests away."""
-    found = figures(played(PLAIN, load=3.0, requests=500).served, slo=SLO_8B)
+    found = figures(played(PLAIN, load=3.0, requests=250).served, slo=SLO_8B)
     assert found.shed > 20
     assert found.shed_idle == 0
 

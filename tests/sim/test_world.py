@@ -37,7 +37,7 @@ def attained(result: Result) -> float:
 @pytest.mark.parametrize("strategy", [*STRATEGIES, *CLASSICS, ORACLE])
 def test_every_arrival_ends_once_and_the_books_are_empty(strategy: str) -> None:
     """Each strategy answers for every request, in order, and leaves nothing in the ledger or the queue."""
-    workload = made(1.5, prefixes=True)
+    workload = made(1.5, requests=70, prefixes=True)
     result = run(workload, FLEET, Setting(strategy=strategy))
     assert [row.arrival for row in result.served] == list(workload.arrivals)
     for row in result.served:
@@ -56,7 +56,7 @@ def test_every_arrival_ends_once_and_the_books_are_empty(strategy: str) -> None:
 @pytest.mark.parametrize("strategy", ["steer", ORACLE, "llmd-default", "envoy-random"])
 def test_the_same_seed_is_the_same_world(strategy: str) -> None:
     """Two runs agree in every nanosecond; another seed does not."""
-    workload = made(1.1)
+    workload = made(1.1, requests=60)
     first, again, other = (run(workload, FLEET, Setting(strategy=strategy, seed=seed)) for seed in (3, 3, 4))
     assert first.served == again.served
     assert first.busy_ns == again.busy_ns
@@ -112,7 +112,7 @@ def test_what_is_lost_on_the_way_expires(
 
 def test_all_reports_late_or_lost_change_little() -> None:
     """Our own ledger carries the decisions: without telemetry attainment stays."""
-    workload = made(0.8, requests=400)
+    workload = made(0.8, requests=200)
     fresh, late, never = (
         attained(run(workload, FLEET, Setting(strategy="steer", delays=delays)))
         for delays in (Delays(), Delays(report_delay_ms=1_000.0), Delays(report_interval_ms=0.0))
@@ -159,7 +159,7 @@ def test_a_refusing_replica() -> None:
 
 def test_a_slowdown_moves_work_away() -> None:
     """A replica that becomes five times slower is given less by the default."""
-    workload = made(0.6, requests=400)
+    workload = made(0.6, requests=150)
     calm = run(workload, FLEET, Setting(strategy="steer", model_error=0.0))
     slow = run(
         workload,
@@ -173,7 +173,7 @@ def test_a_slowdown_moves_work_away() -> None:
 
 def test_the_oracle_bounds_the_default() -> None:
     """With nothing to guess the same policy is not worse by more than a point."""
-    workload = made(1.1, requests=500)
+    workload = made(1.1, requests=250)
     ours, oracle = (attained(run(workload, FLEET, Setting(strategy=name))) for name in ("steer", ORACLE))
     assert oracle >= ours - 1.0
 

@@ -88,9 +88,12 @@ def waits(scope: str) -> bool:
 def long_first(items: Sequence[Any]) -> list[Any]:
     """What is LONG, then files with a test marked slow: no worker is left alone with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
+    # Asked once a file, and not for each of thousands of tests in each worker.
+    nodeids = {item.path: item.nodeid for item in items}
 
-    def place(item: Any) -> int:
-        found = (at for at, scope in enumerate(LONG) if item.nodeid.startswith(scope))
-        return next(found, len(LONG) if item.path in slow else len(LONG) + 1)
+    def place(nodeid: str, slow: bool) -> int:
+        found = (at for at, scope in enumerate(LONG) if nodeid.startswith(scope))
+        return next(found, len(LONG) if slow else len(LONG) + 1)
 
-    return sorted(items, key=place)
+    places = {path: place(nodeid, path in slow) for path, nodeid in nodeids.items()}
+    return sorted(items, key=lambda item: places[item.path])

@@ -36,8 +36,8 @@ def ever_wrong(rng: Random, share: float, *, alpha: float, upto: int) -> tuple[b
 
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_peeking_does_not_fool_it(share: float) -> None:
-    """Of 600 lives, looked at again and again, at most alpha are ever wrong; ordinary intervals in many."""
-    rng, alpha, lives = Random(7), 0.05, 600
+    """Of 300 lives, looked at again and again, at most alpha are ever wrong; ordinary intervals in many."""
+    rng, alpha, lives = Random(7), 0.05, 300
     wrong = [ever_wrong(rng, share, alpha=alpha, upto=600) for _ in range(lives)]
     ours, ordinary = sum(each[0] for each in wrong) / lives, sum(each[1] for each in wrong) / lives
     assert ours <= alpha

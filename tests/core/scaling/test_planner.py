@@ -149,13 +149,13 @@ def test_no_oscillation_on_a_constant_load_with_noise() -> None:
     rng = Random(5)
     planner, count = Planner(SCALE), 4
     path = []
-    for at in range(0, 6 * 3600, 5):
+    for at in range(0, 2 * 3600, 5):
         rate = 30.0 * (1.0 + rng.gauss(0.0, 0.03))
         count = planner.step(at * NS, facts(rate, count)).wanted
         path.append(count)
     moves = [b - a for a, b in pairwise(path) if a != b]
     turns = sum((a > 0) != (b > 0) for a, b in pairwise(moves))
-    assert turns <= 6
+    assert turns <= 2
 
 
 @given(
