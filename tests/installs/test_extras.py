@@ -55,6 +55,7 @@ BEHIND = {
     "extproc.state.quota.scripts": "redis",
     "extproc.state.quota.session": "redis",
     "extproc.state.redis_client": "redis",
+    "extproc.state.redis_session": "redis",
     "extproc.state.redis_share": "redis",
     "extproc.state.shared_key": "redis",
 }
