@@ -154,13 +154,17 @@ class ResponseCache:
         age_s = max(0, self._clock() - kept.made_ns) // 1_000_000_000
         return CachedAnswer(body=body, stream=kept.stream, age_s=age_s, usage=kept.usage, charge=charge)
 
+    def flying(self, wanted: WantedAnswer) -> bool:
+        """Whether an equal request is on its way whose answer this one may wait for."""
+        return wanted.joins and wanted.question in self.flights
+
     def join(self, wanted: WantedAnswer, tenant: str, *, until_ns: int, size: int, tell: Told) -> str:
         """Wait for the answer of an equal request; the wait's name, "" where there is none to wait for.
 
         `tell` hears of the answer, or None where it is to go on by itself: the first has failed and this one
         is next, or `until_ns` has come. `size` is what waits of its body.
         """
-        if not wanted.joins:
+        if not self.flying(wanted):
             return ""
 
         def heard(answered: bool) -> None:

@@ -48,6 +48,9 @@ class AnswerCache(Protocol):
     def flagged(self, reservation_id: str, tenant: str, wanted: WantedAnswer) -> str:
         """It goes to an engine; what Envoy is told of its answer."""
 
+    def flying(self, wanted: WantedAnswer) -> bool:
+        """Whether an equal request is on its way whose answer this one may wait for."""
+
     def join(
         self,
         wanted: WantedAnswer,

@@ -60,6 +60,8 @@ class CacheWants:
         cache = processor.cache
         if cache is None or wanted is None or asked.cache is CacheDirective.REFRESH:
             return "", 0
+        if not cache.flying(wanted):
+            return "", 0
         policy, tenant = processor.scheduler.policy, asked.tenant
         spec = policy.classes[policy.rank(tenant.service_class)]
         wait_ns = min(spec.hold_ns, JOIN_NS_MAX)

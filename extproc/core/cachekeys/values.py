@@ -125,4 +125,6 @@ def digest(
     `body` is canonical. The parts are JSON texts in a list, so that no two lists of parts are one text.
     """
     head = msgspec.json.encode([KEY_VERSION, scope, model, pool, revision, served, kind.value, stream])
-    return sha256(b"%b\n%b" % (head, body)).digest()
+    key = sha256(head + b"\n")
+    key.update(body)
+    return key.digest()
