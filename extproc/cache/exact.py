@@ -7,15 +7,18 @@ Knows nothing of Envoy: who sends the answers is wire's.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 import msgspec
 
 from extproc.cache.flights import Flights
-from extproc.cache.store import AnswerStore, KeptAnswer, packed
+from extproc.cache.purging import AnswerOrigin, PurgeOrder
+from extproc.cache.purging import wanted as meant
+from extproc.cache.store import Absent, AnswerStore, KeptAnswer, packed
 from extproc.core.cachekeys import (
     CACHED_KINDS,
+    AskAnswer,
     CacheCharge,
     CachedAnswer,
     CacheDirective,
@@ -55,20 +58,12 @@ class CacheSaved(msgspec.Struct):
     gpu_ms: float = 0.0
 
 
-class AnswerOrigin(NamedTuple):
-    """For whom an answer was made, by which model and pool, and when."""
-
-    tenant: str
-    model: str
-    pool: str
-    made_ns: int
-
-
 class Awaited(msgspec.Struct):
     """A request on its way whose answer will be kept."""
 
     wanted: WantedAnswer
     tenant: str
+    begun_ns: int
     gpu_ms: float = 0.0
     filled: bool = False
 
@@ -97,6 +92,8 @@ class ResponseCache:
         self.filled: Counter[str] = Counter()
         self.saved: dict[str, CacheSaved] = {}
         self.flights = Flights(clock)
+        #: The answer that has just come, while those that wait for it are told.
+        self._fresh: KeptAnswer | None = None
 
     def look(
         self,
@@ -107,8 +104,11 @@ class ResponseCache:
         model: str,
         pool: str,
         directive: CacheDirective | None,
-    ) -> CachedAnswer | WantedAnswer | None:
-        """An answer that is known, what to keep the coming one under, or None: it is not cached."""
+    ) -> CachedAnswer | WantedAnswer | AskAnswer | None:
+        """An answer that is known, what to keep the coming one under, or None: it is not cached.
+
+        AskAnswer where the store has to be asked: `ask`.
+        """
         rule = self.rule_for(tenant, pool)
         if rule is None or request.kind not in CACHED_KINDS:
             return None
@@ -121,19 +121,32 @@ class ResponseCache:
         if directive is CacheDirective.REFRESH:
             self._count(tenant.name, "refresh")
             return wanted
-        now_ns = self._clock()
-        kept = self.store.get(wanted.scope, wanted.key, now_ns=now_ns)
-        if kept is None:
-            self._count(tenant.name, "miss")
-            return wanted
+        kept = self.store.get(wanted.scope, wanted.key, now_ns=self._clock())
+        if kept is Absent.ASK:
+            return AskAnswer(wanted, tenant.name)
+        return self._found(wanted, tenant.name, kept) or wanted
+
+    async def ask(self, asked: AskAnswer) -> CachedAnswer | None:
+        """What the store says, within its budget; None for a miss, of whatever kind."""
+        wanted = asked.wanted
+        return self._found(wanted, asked.tenant, await self.store.ask(wanted.scope, wanted.key))
+
+    def _found(self, wanted: WantedAnswer, tenant: str, kept: KeptAnswer | Absent) -> CachedAnswer | None:
+        """What the store gave, counted, and refused where it is not what was kept."""
+        if isinstance(kept, Absent):
+            self._count(tenant, kept.value)
+            return None
         try:
+            # The stream and the model are of the key already; a store that others write to is not trusted.
+            if (kept.stream, kept.model, kept.pool) != (wanted.stream, wanted.model, wanted.pool):
+                raise ValueError("a kept answer is of another request")
             answer = kept.body()
         except ValueError:
             self.store.drop(wanted.scope, wanted.key)
-            self._count(tenant.name, "poisoned")
-            return wanted
-        self._count(tenant.name, "hit")
-        return self._given(tenant.name, kept, answer, rule.charge)
+            self._count(tenant, "poisoned")
+            return None
+        self._count(tenant, "hit")
+        return self._given(tenant, kept, answer, wanted.charge)
 
     def _given(self, tenant: str, kept: KeptAnswer, body: bytes, charge: CacheCharge) -> CachedAnswer:
         """An answer is given once more."""
@@ -141,13 +154,17 @@ class ResponseCache:
         age_s = max(0, self._clock() - kept.made_ns) // 1_000_000_000
         return CachedAnswer(body=body, stream=kept.stream, age_s=age_s, usage=kept.usage, charge=charge)
 
+    def flying(self, wanted: WantedAnswer) -> bool:
+        """Whether an equal request is on its way whose answer this one may wait for."""
+        return wanted.joins and wanted.question in self.flights
+
     def join(self, wanted: WantedAnswer, tenant: str, *, until_ns: int, size: int, tell: Told) -> str:
         """Wait for the answer of an equal request; the wait's name, "" where there is none to wait for.
 
         `tell` hears of the answer, or None where it is to go on by itself: the first has failed and this one
         is next, or `until_ns` has come. `size` is what waits of its body.
         """
-        if not wanted.joins:
+        if not self.flying(wanted):
             return ""
 
         def heard(answered: bool) -> None:
@@ -160,7 +177,7 @@ class ResponseCache:
 
     def _joined(self, wanted: WantedAnswer, tenant: str) -> CachedAnswer | None:
         """The answer that has just come."""
-        kept = self.store.get(wanted.scope, wanted.key, now_ns=self._clock())
+        kept = self._fresh
         if kept is None:
             return None
         self._count(tenant, "joined")
@@ -194,6 +211,7 @@ class ResponseCache:
                 model=model,
                 pool=pool,
                 revision=rule.revision,
+                served=rule.served,
                 kind=request.kind,
                 stream=request.stream,
                 body=text,
@@ -212,7 +230,8 @@ class ResponseCache:
 
     def flagged(self, reservation_id: str, tenant: str, wanted: WantedAnswer) -> str:
         """It goes to an engine, its answer is awaited. What Envoy is told: how much of it to gather."""
-        self._awaited[reservation_id] = Awaited(wanted, tenant)
+        self._awaited[reservation_id] = Awaited(wanted, tenant, self._clock())
+        self.store.expects(wanted.scope)
         self.flights.begins(wanted.question, reservation_id)
         if len(self._awaited) > AWAITED_MAX:
             oldest, forgotten = self._awaited.popitem(last=False)
@@ -229,14 +248,15 @@ class ResponseCache:
         awaited.filled = True
         became = self._kept(awaited, body)
         self.filled[became] += 1
-        wanted = awaited.wanted
-        self.flights.ends(wanted.question, reservation_id, answered=became == "kept")
+        answered = self._fresh is not None
+        self.flights.ends(awaited.wanted.question, reservation_id, answered=answered)
+        self._fresh = None
         if reservation_id in self._ended:
             del self._ended[reservation_id], self._awaited[reservation_id]
         return True
 
     def _kept(self, awaited: Awaited, body: bytes) -> str:
-        """Keep it; what became of it."""
+        """Keep it; what became of it. `_fresh` is it where it is a good one, kept or not."""
         wanted = awaited.wanted
         if len(body) > self.answer_bytes_max:
             return "large"
@@ -256,9 +276,15 @@ class ResponseCache:
             expires_ns=now_ns + wanted.ttl_ns,
             gpu_ms=awaited.gpu_ms,
         )
-        if self.store.put(wanted.scope, wanted.key, answer, scope_bytes_max=wanted.bytes_max, now_ns=now_ns):
-            return "kept"
-        return "large"
+        self._fresh = answer
+        return self.store.put(
+            wanted.scope,
+            wanted.key,
+            answer,
+            scope_bytes_max=wanted.bytes_max,
+            begun_ns=awaited.begun_ns,
+            now_ns=now_ns,
+        )
 
     def settled(self, reservation_id: str, *, gpu_ms: float) -> None:
         """A request has ended, and took so much of a replica's time; its answer comes about now, or never."""
@@ -272,9 +298,7 @@ class ResponseCache:
             return
         del self._awaited[reservation_id]
         wanted = awaited.wanted
-        kept = self.store.get(wanted.scope, wanted.key, now_ns=self._clock())
-        if kept is not None and not kept.gpu_ms:
-            kept.gpu_ms = gpu_ms
+        self.store.took(wanted.scope, wanted.key, gpu_ms)
 
     def gone(self, reservation_id: str) -> None:
         """A request's end will never be heard of, nor its answer."""
@@ -294,28 +318,28 @@ class ResponseCache:
             self.gone(reservation_id)
             self.filled["none"] += 1
 
-    def purge(self, unwanted: Callable[[str, bytes, AnswerOrigin], bool]) -> int:
-        """Forget what is unwanted by scope, key and whose it is; how many answers were kept of it.
+    def purge(self, orders: Sequence[PurgeOrder]) -> int | Awaitable[int]:
+        """Forget what one of the orders means; how many answers were kept of it.
 
         Answers that are on their way are not kept then either: they were asked for before.
         """
-        now_ns = self._clock()
+        self.forget(orders)
+        return self.store.purge(orders)
+
+    def forget(self, orders: Sequence[PurgeOrder]) -> None:
+        """What is meant and on its way is not awaited any more, and nobody waits for it."""
         coming = [
             reservation_id
             for reservation_id, each in self._awaited.items()
-            if unwanted(
+            if meant(
+                orders,
                 each.wanted.scope,
                 each.wanted.key,
-                AnswerOrigin(each.tenant, each.wanted.model, each.wanted.pool, now_ns),
+                AnswerOrigin(each.tenant, each.wanted.model, each.wanted.pool),
             )
         ]
         for reservation_id in coming:
             self.gone(reservation_id)
-        return self.store.purge(
-            lambda scope, key, kept: unwanted(
-                scope, key, AnswerOrigin(kept.tenant, kept.model, kept.pool, kept.made_ns)
-            )
-        )
 
     @property
     def awaited(self) -> int:

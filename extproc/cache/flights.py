@@ -54,6 +54,10 @@ class Flights:
     def __len__(self) -> int:
         return len(self._joined)
 
+    def __contains__(self, question: Question) -> bool:
+        """Whether it is being answered."""
+        return question in self._flights
+
     def begins(self, question: Question, leader: str) -> None:
         """A request goes to an engine; it is the first, unless another one is."""
         flight = self._flights.setdefault(question, Flight(leader))

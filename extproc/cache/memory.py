@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from extproc.cache.store import KeptAnswer
+from extproc.cache.purging import AnswerOrigin, PurgeOrder, wanted
+from extproc.cache.store import Absent, KeptAnswer, ScopeHeld, StoreFigures
 
 #: The table of times is made anew once it holds this many times more than is kept.
 STALE_TIMES = 2
@@ -29,8 +30,9 @@ class Shelf:
 class MemoryAnswers:
     """An AnswerStore of at most `bytes_max` bytes; `evicted` counts what went for room."""
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, *, clock: Callable[[], int] = lambda: 0) -> None:
         self.bytes_max = bytes_max
+        self._clock = clock
         self.size = 0
         self.evicted = 0
         self._count = 0
@@ -41,29 +43,45 @@ class MemoryAnswers:
     def __len__(self) -> int:
         return self._count
 
-    def get(self, scope: str, key: bytes, *, now_ns: int) -> KeptAnswer | None:
+    def get(self, scope: str, key: bytes, *, now_ns: int) -> KeptAnswer | Absent:
         """An answer that is kept and not too old."""
         shelf = self.shelves.get(scope)
         answer = shelf.answers.get(key) if shelf is not None else None
         if shelf is None or answer is None:
-            return None
+            return Absent.MISS
         if now_ns >= answer.expires_ns:
             self._remove(scope, shelf, key)
-            return None
+            return Absent.MISS
         shelf.answers.move_to_end(key)
         return answer
 
-    def peek(self, scope: str, key: bytes, *, now_ns: int) -> KeptAnswer | None:
+    async def ask(self, scope: str, key: bytes) -> KeptAnswer | Absent:
+        """The same; nobody has to."""
+        return self.get(scope, key, now_ns=self._clock())
+
+    async def peek(self, scope: str, key: bytes) -> KeptAnswer | Absent:
         """The same, and it does not count as used."""
         shelf = self.shelves.get(scope)
         answer = shelf.answers.get(key) if shelf is not None else None
-        return answer if answer is not None and now_ns < answer.expires_ns else None
+        return answer if answer is not None and self._clock() < answer.expires_ns else Absent.MISS
 
-    def put(self, scope: str, key: bytes, answer: KeptAnswer, *, scope_bytes_max: int, now_ns: int) -> bool:
+    def expects(self, scope: str) -> None:
+        """Whoever purges knows who is awaited."""
+
+    def put(
+        self,
+        scope: str,
+        key: bytes,
+        answer: KeptAnswer,
+        *,
+        scope_bytes_max: int,
+        begun_ns: int = 0,  # noqa: ARG002 (a purge here takes what is awaited along)
+        now_ns: int,
+    ) -> str:
         """Keep an answer; the least recently used of its scope go for it, then of whichever has most."""
         size = answer.size
         if size > min(scope_bytes_max, self.bytes_max):
-            return False
+            return "large"
         self.expire(now_ns=now_ns, most=8)
         shelf = self.shelves.setdefault(scope, Shelf())
         if key in shelf.answers:
@@ -80,23 +98,34 @@ class MemoryAnswers:
         heapq.heappush(self._times, (answer.expires_ns, scope, key))
         if len(self._times) > STALE_TIMES * self._count + 1_000:
             self._retime()
-        return key in shelf.answers
+        return "kept" if key in shelf.answers else "large"
 
-    def drop(self, scope: str, key: bytes) -> bool:
-        """Forget one; whether it was there."""
+    def took(self, scope: str, key: bytes, gpu_ms: float) -> None:
+        """How much of a replica's time an answer took; the first word stands."""
         shelf = self.shelves.get(scope)
-        if shelf is None or key not in shelf.answers:
-            return False
-        self._remove(scope, shelf, key)
-        return True
+        answer = shelf.answers.get(key) if shelf is not None else None
+        if answer is not None and not answer.gpu_ms:
+            answer.gpu_ms = gpu_ms
 
-    def purge(self, unwanted: Callable[[str, bytes, KeptAnswer], bool]) -> int:
-        """Forget every one that is unwanted; how many."""
+    def drop(self, scope: str, key: bytes) -> None:
+        """Forget one."""
+        shelf = self.shelves.get(scope)
+        if shelf is not None and key in shelf.answers:
+            self._remove(scope, shelf, key)
+
+    def purge(self, orders: Sequence[PurgeOrder]) -> int:
+        """Forget every one that is meant; how many."""
+        now_ns = self._clock()
         gone = [
             (scope, key)
             for scope, shelf in self.shelves.items()
             for key, answer in shelf.answers.items()
-            if unwanted(scope, key, answer)
+            if wanted(
+                orders,
+                scope,
+                key,
+                AnswerOrigin(answer.tenant, answer.model, answer.pool, now_ns - answer.made_ns),
+            )
         ]
         for scope, key in gone:
             self.drop(scope, key)
@@ -113,6 +142,17 @@ class MemoryAnswers:
                 self._remove(scope, shelf, key)
                 count += 1
         return count
+
+    def figures(self) -> StoreFigures:
+        """What it holds."""
+        scopes = {name: ScopeHeld(len(each.answers), each.size) for name, each in self.shelves.items()}
+        return StoreFigures(
+            answers=self._count,
+            size=self.size,
+            bytes_max=self.bytes_max,
+            evicted=self.evicted,
+            scopes=scopes,
+        )
 
     def _evict(self, scope: str, shelf: Shelf) -> None:
         self.evicted += 1

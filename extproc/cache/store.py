@@ -7,11 +7,13 @@ from a store is either that answer or refused.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Sequence
+from enum import Enum
 from typing import Final, Protocol
 
 import msgspec
 
+from extproc.cache.purging import PurgeOrder
 from extproc.core.cachekeys import Usage
 
 #: Fast: most of what JSON and events repeat is gone at the lowest level.
@@ -60,20 +62,71 @@ def packed(body: bytes) -> bytes:
     return zlib.compress(body, LEVEL)
 
 
+class Absent(Enum):
+    """Why a store gives no answer."""
+
+    ASK = "ask"  # it has to be asked: `AnswerStore.ask`
+    MISS = "miss"
+    AWAY = "away"  # it cannot be reached, or was late a moment ago
+    LATE = "late"  # it did not answer within its budget
+    POISONED = "poisoned"  # what it holds there is not what was kept; it is gone now
+
+
+class ScopeHeld(msgspec.Struct, frozen=True):
+    """What a store holds of one scope."""
+
+    answers: int
+    size: int
+
+
+class StoreFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store holds. `refused` by what was wrong with it; `away` where it cannot be reached."""
+
+    answers: int
+    size: int
+    bytes_max: int
+    evicted: int
+    scopes: dict[str, ScopeHeld]
+    kind: str = "memory"
+    away: bool = False
+    refused: dict[str, int] = {}
+    dropped: dict[str, int] = {}
+
+
 class AnswerStore(Protocol):
     """Keeps answers by scope and key; no answer is ever found under another scope."""
 
-    def get(self, scope: str, key: bytes, *, now_ns: int) -> KeptAnswer | None:
-        """An answer that is kept and not too old; it counts as used now."""
+    def get(self, scope: str, key: bytes, *, now_ns: int) -> KeptAnswer | Absent:
+        """An answer that is kept and not too old, which counts as used now; or why there is none."""
 
-    def put(self, scope: str, key: bytes, answer: KeptAnswer, *, scope_bytes_max: int, now_ns: int) -> bool:
-        """Keep an answer, in place of an older one; others go for it. False where it is larger than all."""
+    async def ask(self, scope: str, key: bytes) -> KeptAnswer | Absent:
+        """The same where `get` says ASK; within the store's budget."""
 
-    def drop(self, scope: str, key: bytes) -> bool:
-        """Forget one; whether it was there."""
+    async def peek(self, scope: str, key: bytes) -> KeptAnswer | Absent:
+        """The same, for whoever only wants to know: it does not count as used."""
 
-    def purge(self, unwanted: Callable[[str, bytes, KeptAnswer], bool]) -> int:
-        """Forget every one that is unwanted by its scope, key and itself; how many."""
+    def expects(self, scope: str) -> None:
+        """An answer of this scope may come: a purge from now on has to know of it."""
+
+    def put(
+        self, scope: str, key: bytes, answer: KeptAnswer, *, scope_bytes_max: int, begun_ns: int, now_ns: int
+    ) -> str:
+        """Keep an answer, in place of an older one; others go for it. What became of it: `kept`, or why not.
+
+        `begun_ns`: when its request went to an engine; what was purged since is not kept.
+        """
+
+    def took(self, scope: str, key: bytes, gpu_ms: float) -> None:
+        """How much of a replica's time an answer took is known."""
+
+    def drop(self, scope: str, key: bytes) -> None:
+        """Forget one."""
+
+    def purge(self, orders: Sequence[PurgeOrder]) -> int | Awaitable[int]:
+        """Forget what one of the orders means; how many. What cannot be done now is done later, for sure."""
 
     def expire(self, *, now_ns: int, most: int) -> int:
         """Forget those that are too old, `most` of them; how many."""
+
+    def figures(self) -> StoreFigures:
+        """What it holds, as far as it is known now."""

@@ -71,7 +71,8 @@ def purge(
 ) -> None:
     """Forget answers: those that fit every option that is given.
 
-    Answers that are on their way are not kept then either. With several services each has a cache of its own.
+    Answers that are on their way are not kept then either. In memory each service has a cache of its own; in
+    Redis (cache.store) there is one, and all of them keep to it.
     """
     order = {"tenant": tenant, "model": model, "pool": pool, "key": key, "older_s": older}
     order = {name: value for name, value in order.items() if value is not None}
@@ -81,7 +82,11 @@ def purge(
     if as_json:
         print_json(found)
     else:
-        click.echo(f"{found['purged']} answers purged")
+        click.echo(
+            "the store is away; it is purged when it is back"
+            if found["later"]
+            else f"{found['purged']} answers purged"
+        )
 
 
 @command.command(

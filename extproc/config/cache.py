@@ -24,13 +24,22 @@ class CacheConfig(Section):
     so (`tenants[].cache`, `pools[].cache`)."""
 
     bytes_max: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024, le=256 * 1024**3)
-    """Memory for the answers of all tenants; above it the least recently used of whoever has most go."""
+    """Bytes for the answers of all tenants; above it the least recently used of whoever has most go."""
     answer_bytes_max: int = Field(default=256 * 1024, ge=1024, le=1024 * 1024)
     """A larger answer is not kept. Envoy gathers up to so much of each that may be."""
     request_bytes_max: int = Field(default=256 * 1024, ge=1024, le=16 * 1024 * 1024)
     """A larger request is not looked up."""
     ttl_s: float = Field(default=3_600.0, ge=1.0, le=2_592_000.0)
     """How long an answer may be given again, where its tenant says nothing."""
+    store: Literal["memory", "redis"] = "memory"
+    """Where answers are kept: in this service's memory, or in the Redis of `sharing`, for all services."""
+    store_budget_ms: int = Field(default=5, ge=1, le=1_000)
+    """How long a request waits for Redis; what takes longer is a miss."""
+    keys_file: str | None = Field(default=None, min_length=1)
+    """A file with keys that answers in Redis are encrypted with (AES-256-GCM), one a line, of 64 hex digits:
+    from 'openssl rand -hex 32'. The first encrypts, each of them decrypts. Not encrypted when left out."""
+    keys_env: str | None = Field(default=None, min_length=1, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """The environment variable with those keys, blanks between them. Either this or keys_file."""
 
 
 class TenantCache(Section):
@@ -55,7 +64,7 @@ class TenantCache(Section):
     ttl_s: float | None = Field(default=None, ge=1.0, le=2_592_000.0)
     """How long its answers may be given again; cache.ttl_s when left out."""
     bytes_max: int = Field(default=64 * 1024 * 1024, ge=64 * 1024, le=256 * 1024**3)
-    """Memory for its answers; above it the least recently used go."""
+    """Bytes for its answers; above it the least recently used go."""
 
 
 class PoolCache(Section):

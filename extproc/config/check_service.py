@@ -1,15 +1,17 @@
-"""The checks of how Envoy and the service prove to each other who they are."""
+"""The checks of how Envoy and the service prove to each other who they are, and of where answers are kept."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from extproc.config.cache import CacheConfig
 from extproc.config.locations import Loc
 from extproc.config.model import Config
 
 
 def service_checks(config: Config) -> Iterator[tuple[Loc, str]]:
     """Proofs that the other side does not take, or that nobody shows."""
+    yield from _cache_checks(config)
     service, client = config.service, config.gateway.service_tls
     if service.token_file and service.token_env:
         yield ("service", "token_env"), "stands beside service.token_file; keep one of them"
@@ -37,3 +39,26 @@ def service_checks(config: Config) -> Iterator[tuple[Loc, str]]:
             ("gateway", "service_tls"),
             f"does not go with {unix[0]}, which is spoken to in the clear; take one of them out",
         )
+
+
+def _cache_checks(config: Config) -> Iterator[tuple[Loc, str]]:
+    """Answers in a Redis that is not there, and keys that encrypt nothing."""
+    cache = config.cache
+    if cache is None:
+        return
+    if cache.store == "redis" and config.sharing is None:
+        yield (
+            ("cache", "store"),
+            "is redis, and there is none: add `sharing: {redis: redis://HOST:6379/0}`, or write memory",
+        )
+    if cache.keys_file and cache.keys_env:
+        yield ("cache", "keys_env"), "stands beside cache.keys_file; keep one of them"
+    if cache.store == "memory" and (name := _keys_name(cache)):
+        yield (
+            ("cache", name),
+            "encrypts nothing: answers are in memory; write cache.store: redis, or leave it out",
+        )
+
+
+def _keys_name(cache: CacheConfig) -> str:
+    return "keys_file" if cache.keys_file else "keys_env" if cache.keys_env else ""

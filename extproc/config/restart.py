@@ -54,6 +54,8 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
     ]
     if (old.cache is None) != (new.cache is None):
         changed.append("cache (Envoy gathers answers for it)")
+    elif old.cache is not None and new.cache is not None and old.cache.store != new.cache.store:
+        changed.append("cache.store")
     if _admin_port(old) != _admin_port(new):
         changed.append("admin.listen or admin.tls")
     if live:

@@ -1,4 +1,4 @@
-"""Secrets from files and the environment: that of the keys' hashes, and the token of the decision port.
+"""Secrets from files and the environment: of the keys' hashes, the decision port's token, the answers' keys.
 
 Owns the reading alone. They are read by the service at its start and at a reload, and by who renders Envoy's
 configuration; not by `steersman check`, which may run where they are not.
@@ -10,6 +10,8 @@ import os
 import re
 from pathlib import Path
 
+from extproc import extras
+from extproc.config.cache import CacheConfig
 from extproc.config.decision_port import TOKEN_CHARS_MIN, Service
 from extproc.config.load import ConfigError, Problem
 from extproc.config.model import IdentitySection
@@ -17,6 +19,8 @@ from extproc.config.model import IdentitySection
 SECRET_BYTES_MIN = 16
 #: What goes through an HTTP header and Envoy's own formats unchanged.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")
+#: A key of AES-256, in hex.
+_KEY = re.compile(r"[0-9A-Fa-f]{64}")
 
 
 def key_secret(identity: IdentitySection) -> bytes | None:
@@ -49,6 +53,26 @@ def service_tokens(service: Service) -> list[str]:
         )
         raise ConfigError([Problem(where, None, name, message)])
     return tokens
+
+
+def answer_keys(cache: CacheConfig | None) -> list[bytes]:
+    """The keys that answers in Redis are encrypted with, the first encrypts; none where none is named.
+
+    Raises ConfigError.
+    """
+    found = None if cache is None else _named("cache.keys", cache.keys_file, cache.keys_env)
+    if found is None:
+        return []
+    secret, name, where = found
+    texts = secret.decode("utf-8", "replace").split()
+    if not texts or not all(_KEY.fullmatch(text) for text in texts):
+        message = (
+            "has no key, or one that is not 64 hex digits; write one a line, from 'openssl rand -hex 32'"
+        )
+        raise ConfigError([Problem(where, None, name, message)])
+    if extras.missing("encryption"):
+        raise ConfigError([Problem("", None, name, extras.needed("encryption", by="it"))])
+    return [bytes.fromhex(text) for text in texts]
 
 
 def _named(setting: str, file: str | None, env: str | None) -> tuple[bytes, str, str] | None:

@@ -28,6 +28,7 @@ from extproc.service.agents import Agents, SharedQuotasPart
 from extproc.service.alerts import AlertsPart
 from extproc.service.analytics import AnalyticsPart
 from extproc.service.cache import CachePart
+from extproc.service.cache_orders import CacheOrders
 from extproc.service.credentials import place_of, seal_of, tls_of
 from extproc.service.experiments import ExperimentsPart
 from extproc.service.explanations import Explanations
@@ -110,6 +111,7 @@ class App:
         self.alerting = AlertsPart(config, scheduler, clock=clock)
         self.measuring.firing = self.alerting.firing
         self.caching = CachePart(config, self.processor, tenants=tenants, clock=clock)
+        cache_orders = CacheOrders(self.caching, self.processor, tenants=tenants, clock=clock)
         self.measuring.caching = self.caching.seen
         self.scaling = ScalingPart(config, scheduler, clock=clock, failed=failed)
         self.scalers = ScalersPart(config, scheduler, self.scaling, clock=clock)
@@ -154,8 +156,8 @@ class App:
                 "Report": self.analysing.order,
                 "Alerts": self.alerting.order,
                 "Scaling": scale_view.order,
-                "Cache": self.caching.order,
-                "PurgeCache": self.caching.purge,
+                "Cache": cache_orders.order,
+                "PurgeCache": cache_orders.purge,
             },
             health=lambda: self._listening.health,
         )

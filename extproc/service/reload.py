@@ -15,6 +15,7 @@ from extproc.config.engine_keys import engine_keys
 from extproc.config.load import ConfigError, load
 from extproc.config.model import Config
 from extproc.config.restart import restart_needed
+from extproc.config.secret import answer_keys
 from extproc.core.policy import SchedulerSettings
 from extproc.core.tenant import Directory
 from extproc.history.changes import Event, changes
@@ -42,6 +43,7 @@ class Unusable:
 
 def built(config: Config) -> Reread:
     """Everything that requests go by. Raises ConfigError."""
+    answer_keys(config.cache)  # so that a mistake there changes nothing
     return Reread(config, directory_of(config), settings_of(config), engine_keys(config))
 
 

@@ -91,12 +91,19 @@ async def at(client: Redis, key: str) -> Redis:
 
 async def server_time_s(client: Redis, key: str) -> int:
     """Whole seconds of the clock of the server that holds a key."""
+    return await server_time_ms(client, key) // 1_000
+
+
+async def server_time_ms(client: Redis, key: str) -> int:
+    """Milliseconds of the clock of the server that holds a key."""
     cluster: Any = client
     if isinstance(cluster, RedisCluster):
         await cluster.initialize()
         answer: Any = await cluster.execute_command("TIME", target_nodes=cluster.get_node_from_key(key))
-        return int((next(iter(answer.values())) if isinstance(answer, dict) else answer)[0])
-    return int((await client.time())[0])
+        answer = next(iter(answer.values())) if isinstance(answer, dict) else answer
+    else:
+        answer = await client.time()
+    return int(answer[0]) * 1_000 + int(answer[1]) // 1_000
 
 
 def place(url: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from extproc.core.cachekeys import CachedAnswer, CacheDirective, WantedAnswer
+from extproc.core.cachekeys import AskAnswer, CachedAnswer, CacheDirective, WantedAnswer
 from extproc.core.contract import CACHE_HEADER
 from extproc.core.decide import serving
 from extproc.core.outcome import CacheHit, LocalAnswer
@@ -20,7 +20,8 @@ JSON, EVENTS = "application/json", "text/event-stream"
 
 
 class AnswerCache(Protocol):
-    """Whatever keeps answers; each method returns within a millisecond or two, and waits for nothing."""
+    """Whatever keeps answers; each method but `ask` returns within a millisecond or two, and waits for
+    nothing."""
 
     @property
     def answer_bytes_max(self) -> int:
@@ -35,11 +36,20 @@ class AnswerCache(Protocol):
         model: str,
         pool: str,
         directive: CacheDirective | None,
-    ) -> CachedAnswer | WantedAnswer | None:
-        """An answer that is known, what to keep the coming one under, or None: it is not cached."""
+    ) -> CachedAnswer | WantedAnswer | AskAnswer | None:
+        """An answer that is known, what to keep the coming one under, or None: it is not cached.
+
+        AskAnswer where the store has to be asked.
+        """
+
+    async def ask(self, asked: AskAnswer) -> CachedAnswer | None:
+        """What the store says, within its budget; None for a miss, of whatever kind."""
 
     def flagged(self, reservation_id: str, tenant: str, wanted: WantedAnswer) -> str:
         """It goes to an engine; what Envoy is told of its answer."""
+
+    def flying(self, wanted: WantedAnswer) -> bool:
+        """Whether an equal request is on its way whose answer this one may wait for."""
 
     def join(
         self,
@@ -66,7 +76,7 @@ def looked_up(
     body: bytes,
     tenant: Tenant,
     directive: CacheDirective | None,
-) -> CachedAnswer | WantedAnswer | None:
+) -> CachedAnswer | WantedAnswer | AskAnswer | None:
     """What the cache says of a request; nothing of a model that its tenant may not use."""
     model = request.model or tenant.default_model or scheduler.settings.default_model
     pool = serving(model, tenant, scheduler.fleet)

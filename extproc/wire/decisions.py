@@ -11,6 +11,7 @@ from functools import partial
 
 from google.protobuf.message import DecodeError
 
+from extproc.core.cachekeys import AskAnswer
 from extproc.core.scheduler import AskQuota
 from extproc.wire.calls import GrpcStatus, RpcCall
 from extproc.wire.exchange import Exchange
@@ -94,7 +95,9 @@ class DecisionCall:
     def _take(self, exchange: Exchange, reply: Reply) -> None:
         if reply.ask is not None:
             self.busy = True
-            self._waiting = asyncio.get_running_loop().create_task(self._ask(exchange, reply.ask))
+            asked = reply.ask
+            asks = self._look(exchange, asked) if isinstance(asked, AskAnswer) else self._ask(exchange, asked)
+            self._waiting = asyncio.get_running_loop().create_task(asks)
         elif reply.after_s:
             self.busy = True
             self._waiting = asyncio.get_running_loop().call_later(reply.after_s, self._send, reply)
@@ -120,6 +123,17 @@ class DecisionCall:
             reply = exchange.unanswered(error)
         else:
             reply = exchange.answered(asked, answer)
+        self._waiting = None
+        self._take(exchange, reply)
+
+    async def _look(self, exchange: Exchange, asked: AskAnswer) -> None:
+        processor, found = self._processor, None
+        try:
+            if processor.cache is not None:
+                found = await processor.cache.ask(asked)
+        except Exception as error:  # noqa: BLE001 (what cannot be looked up is served)
+            processor.failed(error, "asking the store of answers")
+        reply = exchange.looked(found)
         self._waiting = None
         self._take(exchange, reply)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from extproc.core.cachekeys import CachedAnswer
+from extproc.core.cachekeys import AskAnswer, CachedAnswer
 from extproc.core.errors import Error, as_engine_says
 from extproc.core.outcome import CacheHit, Hold, LocalAnswer, Reject, Routed
 from extproc.core.quota import Granted, Refused
@@ -44,6 +44,7 @@ class Exchange:
         "_body",
         "_family",
         "_id",
+        "_looking",
         "_may_spill",
         "_on_ready",
         "_phase",
@@ -75,6 +76,8 @@ class Exchange:
         self._may_spill = False
         self._usage = UsageAsked.NO_STREAM
         self._wants: CacheWants | None = None
+        #: What is decided on once the store of answers was asked, and the size of its body.
+        self._looking: tuple[Request, int] | None = None
         self._ready: Reply | None = None
         self._on_ready: Callable[[Reply], None] | None = None
 
@@ -312,13 +315,34 @@ class Exchange:
         if self._family or not self._responder.caches:
             return self._decide(request)
         wants = self._wants = CacheWants(self._processor, self._asked)
-        cached = wants.look(self._complete(request), body)
-        if cached is None:
-            name, left_ms = wants.join(len(body), lambda found: self._rejoin(request, found))
+        found = wants.look(self._complete(request), body)
+        if isinstance(found, AskAnswer):
+            self._become(AskAnswer)
+            self._looking = request, len(body)
+            return Reply(b"", end=False, ask=found)
+        return self._known(request, len(body), found)
+
+    def _known(self, request: Request, size: int, cached: CachedAnswer | None) -> Reply:
+        """Whether an answer is known was looked up: it is given, waited for, or asked of a replica."""
+        wants = self._wants
+        if cached is None and wants is not None:
+            name, left_ms = wants.join(size, lambda found: self._rejoin(request, found))
             if name:
                 self._become(Joining, name)
                 return self._responder.hold(left_ms)
         return self._decide(request, cached=cached)
+
+    def looked(self, found: CachedAnswer | None) -> Reply:
+        """The store of answers was asked (`Reply.ask`): the decision goes on."""
+        assert self._looking is not None
+        (request, size), self._looking = self._looking, None
+        self._state = BODY
+        try:
+            return self._known(request, size, found)
+        except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
+            self._undo()
+            self._processor.failed(error, "decision after a look")
+            return self._turned_away(Error.INTERNAL.reject())
 
     def _complete(self, request: Request) -> Request:
         """What is not in the body: the model header counts where the body names none."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from extproc.core.cachekeys import CachedAnswer, CacheDirective, WantedAnswer
+from extproc.core.cachekeys import AskAnswer, CachedAnswer, CacheDirective, WantedAnswer
 from extproc.core.outcome import Reservation
 from extproc.core.request import Request
 from extproc.wire.caching import looked_up
@@ -32,8 +32,8 @@ class CacheWants:
         #: What its answer will be kept under, where no answer was known.
         self.wanted: WantedAnswer | None = None
 
-    def look(self, request: Request, body: bytes) -> CachedAnswer | None:
-        """The answer that is known; else what it wants is noted. A fault is a miss."""
+    def look(self, request: Request, body: bytes) -> CachedAnswer | AskAnswer | None:
+        """The answer that is known, or whom to ask; else what it wants is noted. A fault is a miss."""
         processor, asked = self._processor, self._asked
         cache = processor.cache
         if cache is None:
@@ -43,6 +43,9 @@ class CacheWants:
         except Exception as error:  # noqa: BLE001 (what is not cached is served)
             processor.failed(error, "looking into the cache")
             return None
+        if isinstance(found, AskAnswer):
+            self.wanted = found.wanted
+            return found
         if isinstance(found, CachedAnswer):
             return found
         self.wanted = found
@@ -56,6 +59,8 @@ class CacheWants:
         processor, asked, wanted = self._processor, self._asked, self.wanted
         cache = processor.cache
         if cache is None or wanted is None or asked.cache is CacheDirective.REFRESH:
+            return "", 0
+        if not cache.flying(wanted):
             return "", 0
         policy, tenant = processor.scheduler.policy, asked.tenant
         spec = policy.classes[policy.rank(tenant.service_class)]

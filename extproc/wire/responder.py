@@ -9,6 +9,7 @@ from typing import Protocol
 
 import msgspec
 
+from extproc.core.cachekeys import AskAnswer
 from extproc.core.outcome import LocalAnswer, Reject, Routed
 from extproc.core.request import Dialect
 from extproc.core.scheduler import AskQuota
@@ -34,8 +35,9 @@ class Reply(msgspec.Struct, frozen=True):
     more: tuple[bytes, ...] = ()
     #: It is sent only so much later.
     after_s: float = 0.0
-    #: Nothing to send yet: the quota's shared store must be asked, and `Exchange.answered` told.
-    ask: AskQuota | None = None
+    #: Nothing to send yet: the quota's shared store must be asked, and `Exchange.answered` told; or the store
+    #: of answers, and `Exchange.looked`.
+    ask: AskQuota | AskAnswer | None = None
 
 
 class Responder(Protocol):

@@ -2,7 +2,7 @@
 
 HEADERS ── BODY ─┬─ ASKING ─┬─ HELD ── ROUTED ── DONE
                  ├──────────┴──────────┘
-                 └─ JOINED (back to BODY)
+                 └─ LOOKING, JOINED (back to BODY)
 and from each of the first four, by an answer of ours: DONE
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from extproc.core.cachekeys import AskAnswer
 from extproc.core.outcome import Hold, LocalAnswer, Reject, Routed
 from extproc.core.scheduler import AskQuota
 from extproc.wire.codec import Headers
@@ -46,8 +47,11 @@ HELD: Final = ExchangeState("held", {Routed: ROUTED, **_ANSWERED}, Processor.gav
 ASKING: Final = ExchangeState("asking", {Hold: HELD, Routed: ROUTED, **_ANSWERED}, Processor.forgo_quota)
 #: It waits for the answer of an equal request; then it is decided on as when its body came.
 JOINED: Final = ExchangeState("joined", {}, Processor.left_flight)
+#: The store of answers is asked; then it is decided on as when its body came.
+LOOKING: Final = ExchangeState("looking")
 #: The body may come.
 BODY: Final = ExchangeState(
-    "body", {AskQuota: ASKING, Hold: HELD, Routed: ROUTED, Joining: JOINED, **_ANSWERED}
+    "body",
+    {AskAnswer: LOOKING, AskQuota: ASKING, Hold: HELD, Routed: ROUTED, Joining: JOINED, **_ANSWERED},
 )
 HEADERS: Final = ExchangeState("headers", {Headers: BODY, Over: DONE, **_ANSWERED})

@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from extproc.cache.purging import PurgeOrder
 from extproc.core.cachekeys import CachedAnswer, CacheRule, WantedAnswer, digest
 from extproc.core.request import RouteKind
 from tests.stand.cached import CHAT, Asking, answer_of, body_of
@@ -79,8 +80,8 @@ class Tenants(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES))
     def goes(self, name: str) -> None:
-        """A tenant is removed: its answers go, of a group too."""
-        self.asking.store.purge(lambda _scope, _key, answer: answer.tenant == name)
+        """A tenant is removed: its answers go, of a group too (an order of no name is one of everything)."""
+        self.asking.store.purge([PurgeOrder(tenant=name)])
 
     @invariant()
     def sizes_add_up(self) -> None:

@@ -46,6 +46,9 @@ BEHIND = {
     "extproc.lab.scaling.smooth": "lab",
     "extproc.lab.scaling.traffic": "lab",
     "extproc.lab.scaling.weeks": "lab",
+    "extproc.cache.redis.answers": "redis",
+    "extproc.cache.redis.scripts": "redis",
+    "extproc.cache.redis.session": "redis",
     "extproc.observe.analytics.redis_store": "redis",
     "extproc.state.kept_redis": "redis",
     "extproc.state.quota.books": "redis",
@@ -55,6 +58,7 @@ BEHIND = {
     "extproc.state.quota.scripts": "redis",
     "extproc.state.quota.session": "redis",
     "extproc.state.redis_client": "redis",
+    "extproc.state.redis_session": "redis",
     "extproc.state.redis_share": "redis",
     "extproc.state.shared_key": "redis",
 }

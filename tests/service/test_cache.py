@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
 from extproc.config.model import Config
-from extproc.core.cachekeys import CacheCharge, CachedAnswer, WantedAnswer
+from extproc.core.cachekeys import AskAnswer, CacheCharge, CachedAnswer, WantedAnswer
 from extproc.core.reading import parse
 from extproc.core.request import Request, find_route
 from extproc.core.tenant import hash_key
 from extproc.service.app import App
+from extproc.service.cache_orders import CacheOrders
 from tests.stand.cached import CHAT, answer_of, body_of
 
 KEY = hash_key("k")
@@ -45,6 +47,10 @@ class Serving:
         self.now_ns = 5_000_000_000
         self.app = App(given, clock=lambda: self.now_ns)
         self.part = self.app.caching
+        app = self.app
+        self.orders = CacheOrders(
+            self.part, app.processor, tenants=app.requests.tenants, clock=lambda: self.now_ns
+        )
         self.number = 0
 
     def look(
@@ -56,7 +62,9 @@ class Serving:
         request = parse(route, body)
         assert isinstance(request, Request)
         whose = self.app.processor.directory.tenants[tenant]
-        return cache.look(request, body, whose, model=model, pool=model, directive=None)
+        found = cache.look(request, body, whose, model=model, pool=model, directive=None)
+        assert not isinstance(found, AskAnswer)
+        return found
 
     def fill(self, tenant: str, body: bytes = body_of(), *, model: str = "m") -> None:
         found = self.look(tenant, body, model=model)
@@ -70,11 +78,11 @@ class Serving:
         self.part.apply(given)
 
     def order(self, **order: Any) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.part.order(json.dumps(order).encode()))
+        found: dict[str, Any] = json.loads(asyncio.run(self.orders.order(json.dumps(order).encode())))
         return found
 
     def purge(self, **order: Any) -> int:
-        count: int = json.loads(self.part.purge(json.dumps(order).encode()))["purged"]
+        count: int = json.loads(asyncio.run(self.orders.purge(json.dumps(order).encode())))["purged"]
         return count
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from extproc.cache.exact import ResponseCache
 from extproc.cache.memory import MemoryAnswers
-from extproc.core.cachekeys import CachedAnswer, CacheDirective, CacheRule, WantedAnswer
+from extproc.core.cachekeys import AskAnswer, CachedAnswer, CacheDirective, CacheRule, WantedAnswer
 from extproc.core.reading import parse
 from extproc.core.request import Request, find_route
 from extproc.core.tenant import Tenant
@@ -34,7 +34,7 @@ class Asking:
     def __init__(self, rules: Mapping[str, CacheRule | None], *, bytes_max: int = 64 * MIB) -> None:
         self.now_ns = 1_000
         self.rules = dict(rules)
-        self.store = MemoryAnswers(bytes_max)
+        self.store = MemoryAnswers(bytes_max, clock=lambda: self.now_ns)
         self.cache = ResponseCache(
             self.store,
             lambda tenant, _: self.rules.get(tenant.name),
@@ -58,9 +58,11 @@ class Asking:
         assert route is not None
         request = parse(route, body)
         assert isinstance(request, Request), request
-        return self.cache.look(
+        found = self.cache.look(
             request, body, Tenant(name=tenant), model=model, pool=pool, directive=directive
         )
+        assert not isinstance(found, AskAnswer)
+        return found
 
     def serve(self, tenant: str, body: bytes, answer: bytes, **where: Any) -> bytes:
         """As the gateway does: from the cache, or by the engine's `answer`, which is filled in."""

@@ -17,7 +17,7 @@ from extproc.observe.analytics.spans import HOUR, Retention
 from extproc.observe.analytics.store import StoredRow, StoreError
 from extproc.state import redis_client
 from extproc.state.quota.books import RedisQuota
-from extproc.state.quota.scripts import poisonous
+from extproc.state.redis_session import poisonous
 from tests.state.conftest import RedisServer, until
 
 ONE = Amounts(1, 10, 10, 1.0, 0.0)

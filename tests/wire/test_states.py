@@ -8,6 +8,7 @@ import envoy_messages as envoy
 import pytest
 
 from extproc.core.accounts import Accounts
+from extproc.core.cachekeys import AskAnswer
 from extproc.core.outcome import Hold, LocalAnswer, Reject, Routed
 from extproc.core.policy import ClassSpec, Policy
 from extproc.core.quota.values import ASK, ScopeLimits
@@ -23,6 +24,7 @@ from extproc.wire.states import (
     HEADERS,
     HELD,
     JOINED,
+    LOOKING,
     ROUTED,
     ExchangeState,
     Joining,
@@ -31,7 +33,7 @@ from extproc.wire.states import (
 from tests.stand.schedulers import make_pool, make_processor, make_scheduler
 
 CHAT = json.dumps({"model": "m", "messages": [{"content": "hello"}], "max_tokens": 5}).encode()
-STATES = (HEADERS, BODY, JOINED, ASKING, HELD, ROUTED, DONE)
+STATES = (HEADERS, BODY, LOOKING, JOINED, ASKING, HELD, ROUTED, DONE)
 
 
 class Remote:
@@ -65,7 +67,15 @@ def test_what_follows_what() -> None:
     answers: dict[type, ExchangeState] = {LocalAnswer: DONE, Reject: DONE}
     assert {state.name: dict(state.then) for state in STATES} == {
         "headers": {Headers: BODY, Over: DONE, **answers},
-        "body": {AskQuota: ASKING, Hold: HELD, Routed: ROUTED, Joining: JOINED, **answers},
+        "body": {
+            AskAnswer: LOOKING,
+            AskQuota: ASKING,
+            Hold: HELD,
+            Routed: ROUTED,
+            Joining: JOINED,
+            **answers,
+        },
+        "looking": {},
         # Nothing is said while it waits: it is decided on as when its body came.
         "joined": {},
         "asking": {Hold: HELD, Routed: ROUTED, **answers},

@@ -11,6 +11,7 @@ from extproc.core.cachekeys.canonical import Uncanonical, canonical
 from extproc.core.cachekeys.eligible import Unfit, unfit
 from extproc.core.cachekeys.values import (
     CACHED_KINDS,
+    AskAnswer,
     CacheCharge,
     CachedAnswer,
     CacheDirective,
@@ -22,6 +23,7 @@ from extproc.core.cachekeys.values import (
 
 __all__ = [
     "CACHED_KINDS",
+    "AskAnswer",
     "CacheCharge",
     "CacheDirective",
     "CacheRule",

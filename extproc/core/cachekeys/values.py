@@ -11,7 +11,7 @@ import msgspec
 from extproc.core.request import RouteKind
 
 #: A change of how keys are made makes every older answer unknown.
-KEY_VERSION: Final = 1
+KEY_VERSION: Final = 2
 #: The routes whose answers are cached.
 CACHED_KINDS: Final = frozenset(
     {
@@ -44,7 +44,7 @@ class CacheRule(msgspec.Struct, frozen=True, kw_only=True):
     """How one tenant's requests to one pool are cached.
 
     `scope` is whose answers they are: nobody outside of it ever gets one. `asks`: only where the client asks
-    for it. `revision` is the model's, as the file says.
+    for it. `revision` is the model's, as the file says; `served` what the engine says of it.
     """
 
     scope: str
@@ -55,6 +55,7 @@ class CacheRule(msgspec.Struct, frozen=True, kw_only=True):
     ttl_ns: int = 3_600_000_000_000
     bytes_max: int = 64 * 1024 * 1024
     revision: str = ""
+    served: str = ""
     #: Whether an equal request that comes while the first is answered waits for that answer.
     joins: bool = True
 
@@ -91,6 +92,13 @@ class WantedAnswer(msgspec.Struct, frozen=True, kw_only=True):
         return self.scope, self.key
 
 
+class AskAnswer(msgspec.Struct, frozen=True, gc=False):
+    """The store of answers has to be asked, which takes a round trip; `tenant` is who asks."""
+
+    wanted: WantedAnswer
+    tenant: str
+
+
 class CachedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """An answer from the cache: the body as its client would have had it, and how old it is."""
 
@@ -102,11 +110,21 @@ class CachedAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def digest(
-    *, scope: str, model: str, pool: str, revision: str, kind: RouteKind, stream: bool, body: bytes
+    *,
+    scope: str,
+    model: str,
+    pool: str,
+    revision: str,
+    kind: RouteKind,
+    stream: bool,
+    body: bytes,
+    served: str = "",
 ) -> bytes:
     """The key of a request: SHA-256 over everything that its answer follows from.
 
     `body` is canonical. The parts are JSON texts in a list, so that no two lists of parts are one text.
     """
-    head = msgspec.json.encode([KEY_VERSION, scope, model, pool, revision, kind.value, stream])
-    return sha256(b"%b\n%b" % (head, body)).digest()
+    head = msgspec.json.encode([KEY_VERSION, scope, model, pool, revision, served, kind.value, stream])
+    key = sha256(head + b"\n")
+    key.update(body)
+    return key.digest()

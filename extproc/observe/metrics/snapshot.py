@@ -79,6 +79,10 @@ class CacheSeen(NamedTuple):
     answers: int = 0
     bytes: int = 0
     evicted: int = 0
+    #: What a store that others reach gave back wrong, and what it was not told; whether it cannot be reached.
+    refused: Mapping[str, int] = MappingProxyType({})
+    dropped: Mapping[str, int] = MappingProxyType({})
+    away: bool = False
     #: Whether there is one at all.
     on: bool = False
 

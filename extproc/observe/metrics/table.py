@@ -160,8 +160,9 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             "cache_requests_total",
             "counter",
             ("tenant", "outcome"),
-            "Requests of tenants that have a cache: hit, miss, refresh, poisoned (a damaged answer), joined "
-            "(a miss that got the answer of an equal one), waited (one that waited in vain); else "
+            "Requests of tenants that have a cache: hit, miss, away (the store cannot be asked), late (it "
+            "took longer than its budget), poisoned (what it gave was not what was kept), refresh, joined (a "
+            "miss that got the answer of an equal one), waited (one that waited in vain); else "
             "why it was not looked up: sampled, tools, several, outside (an image by URL), state, large, "
             "uncanonical.",
         ),
@@ -170,11 +171,26 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             "counter",
             ("outcome",),
             "Answers that came for the cache: kept, or why not (error, empty, refused, cut, uncounted, "
-            "unreadable, large, unknown), and none where the request ended without.",
+            "unreadable, large, unknown, away), and none where the request ended without.",
         ),
         Spec("cache_answers", "gauge", (), "Answers in the cache."),
         Spec("cache_bytes", "gauge", (), "Bytes that they count as, packed."),
         Spec("cache_evicted_total", "counter", (), "Answers that went for room."),
+        Spec("cache_store_up", "gauge", (), "1 while the store of answers can be asked; memory always."),
+        Spec(
+            "cache_refused_total",
+            "counter",
+            ("reason",),
+            "Entries of Redis that were not what had been kept there, and are gone: damaged, unreadable, "
+            "another's, key (no key of ours), encrypted, unencrypted.",
+        ),
+        Spec(
+            "cache_dropped_total",
+            "counter",
+            ("reason",),
+            "Answers that Redis was to keep and does not: dropped.away, bound.errands_max, out_of_memory, "
+            "put.large, and put.purged (purged since they were asked for).",
+        ),
         Spec(
             "cache_saved_tokens_total",
             "counter",

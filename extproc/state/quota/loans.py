@@ -19,7 +19,8 @@ from extproc.state import redis_client
 from extproc.state.quota import payload
 from extproc.state.quota.lease import LEASE_NS, QuotaLease, begin_loan, end_loan
 from extproc.state.quota.payload import ReserveReply
-from extproc.state.quota.scripts import QuotaScripts, refused
+from extproc.state.quota.scripts import QuotaScripts
+from extproc.state.redis_session import refused
 
 #: Operations in one round trip.
 BATCH_MAX = 256

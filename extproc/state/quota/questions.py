@@ -15,13 +15,12 @@ from extproc.core.quota import Account
 from extproc.state.quota import payload
 from extproc.state.quota.loans import Leases, Loans
 from extproc.state.quota.payload import ReserveReply
-from extproc.state.quota.scripts import QuotaScripts, refused
+from extproc.state.quota.scripts import QuotaScripts
 from extproc.state.quota.session import QuotaSession
+from extproc.state.redis_session import ASK_PAUSE_NS
 
 #: Questions under way; above it the local share decides.
 ASKS_MAX = 64
-#: After a question without an answer nobody asks for this long.
-ASK_PAUSE_NS = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +90,4 @@ class Questions:
     def _answered(self, task: asyncio.Task[ReserveReply]) -> None:
         self.under_way.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            if isinstance(error, Exception) and refused(error):
-                self._session.refused = error
-            self._session.work.set()
+            self._session.failed(error)

@@ -18,7 +18,8 @@ from extproc.state.quota import payload
 from extproc.state.quota.journal import Journal, Op
 from extproc.state.quota.lease import QuotaLease, told
 from extproc.state.quota.loans import BATCH_MAX, Loans
-from extproc.state.quota.scripts import QuotaScripts, poisonous
+from extproc.state.quota.scripts import QuotaScripts
+from extproc.state.redis_session import poisonous
 
 log = logging.getLogger(__name__)
 

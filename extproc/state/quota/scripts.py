@@ -1,4 +1,4 @@
-"""The two scripts in Redis: how they are called, on whose keys, and what their failures mean.
+"""The two scripts in Redis: how they are called, and on whose keys.
 
 Owns the keys of a tenant's books and the texts of lua/. Knows no lease.
 """
@@ -13,15 +13,12 @@ from urllib.parse import quote
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError
 
 from extproc.core.quota import QuotaLimits
 from extproc.state.quota.journal import Op
 from extproc.state.quota.lease import LEASE_NS
 from extproc.state.quota.payload import ending
-
-#: What a script is told whose user may not run a command of it.
-NO_RIGHTS = "The user executing the script"
 
 #: A script's text and its SHA-1.
 Script = tuple[str, str]
@@ -101,22 +98,3 @@ class QuotaScripts:
             tag = f"{{{self._prefix}:quota:{quote(tenant, safe='')}}}"
             keys = self._keys[tenant] = tuple(f"{tag}:{part}" for part in "brxez")
         return keys
-
-
-def poisonous(error: BaseException) -> bool:
-    """A fault of the script or of what it found: the same words would fail again.
-
-    What the server itself refuses (READONLY, OOM, NOPERM, NOREPLICAS, MISCONF) is read by a class of its own
-    or by the code before the text: redis-py cuts off the codes that it knows. Redis 7 has no code for a user
-    with too few rights.
-    """
-    text = str(error)
-    if type(error) is not ResponseError or "user_script" not in text or text.startswith(NO_RIGHTS):
-        return False
-    code = text.partition(" ")[0]
-    return not code.isupper() or code in ("ERR", "WRONGTYPE")
-
-
-def refused(error: BaseException) -> bool:
-    """The server refused the words unread: who answers is none for us (any more)."""
-    return isinstance(error, ResponseError) and not poisonous(error)

@@ -1,0 +1,29 @@
+-- ARGV: BASE, key, answer, ttl_ms, size, bytes_max, age_ms of its request, tenant, model, pool, gpu_ms.
+-- Answers { what became of it, bytes, answers, how many went for it }.
+local key, answer, ttl_ms, size, bytes_max = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local began_ms = now_ms - tonumber(ARGV[7])
+local tenant, model, pool = ARGV[8], ARGV[9], ARGV[10]
+
+local function meant(said, its) return not said or said == '' or said == its end
+
+for _, raw in ipairs(redis.call('LRANGE', P, 0, -1)) do
+  local fine, order = pcall(cmsgpack.unpack, raw)
+  if fine and type(order) == 'table' and tonumber(order.at) and began_ms <= order.at and meant(order.tenant, tenant) and meant(order.model, model) and meant(order.pool, pool)
+    and meant(order.key, key) then
+    return { 'purged', total(), count(), 0 }
+  end
+end
+sweep()
+if size > bytes_max then return { 'large', total(), count(), 0 } end
+drop(key)
+redis.call('SET', BASE .. key, answer, 'PX', ttl_ms)
+redis.call('HSET', M, key, cmsgpack.pack({
+  size = size, born = now_ms, gpu = tonumber(ARGV[11]), hits = 0, tenant = tenant, model = model, pool = pool,
+}))
+redis.call('HINCRBY', M, 't', size)
+redis.call('ZADD', U, now_us, key)
+redis.call('ZADD', X, now_ms + ttl_ms, key)
+local gone = evict(bytes_max)
+local lives_ms = math.max(ttl_ms, redis.call('PTTL', M)) + SLACK_MS
+for _, index in ipairs({ M, U, X }) do redis.call('PEXPIRE', index, lives_ms) end
+return { 'kept', total(), count(), gone }
