@@ -40,6 +40,8 @@ class EngineRow:
     strict_models: bool = False
     #: Its status for JSON on OpenAI's routes that is no request.
     unfit_status: int = 400
+    #: The field in which its /tokenize takes a text.
+    tokenize_field: Literal["inputs", "prompt", "content"] = "prompt"
     #: Its flag for the requests it runs at once, where none of its pages tells the number.
     limit_flag: str = ""
 
@@ -54,6 +56,7 @@ ENGINES: Final[Mapping[str, EngineRow]] = {
             caches_at_prefill=False,
             usage_in_completions=True,
             unfit_status=422,
+            tokenize_field="inputs",
         ),
         EngineRow(
             name="vllm",
@@ -65,7 +68,7 @@ ENGINES: Final[Mapping[str, EngineRow]] = {
         ),
         # It took over vLLM's option for the usage.
         EngineRow(name="sglang", title="SGLang", obeys="max_tokens", usage_each=True, strict_models=True),
-        EngineRow(name="llamacpp", title="llama.cpp", n_predict=True),
+        EngineRow(name="llamacpp", title="llama.cpp", n_predict=True, tokenize_field="content"),
     )
 }
 #: What a pool runs that does not say it.

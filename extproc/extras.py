@@ -41,6 +41,7 @@ EXTRAS: Final[Mapping[str, Extra]] = {
     ),
     "agent": Extra("the cards of a node", ("pynvml",)),
     "kv-events": Extra("hearing an engine's KV events", ("zmq",)),
+    "tokenizers": Extra("counting prompts with the model's tokenizer", ("tokenizers",)),
     "charts": Extra("the charts of the admin page", ("plotly",)),
     "demo": Extra("the demo", ("huggingface_hub", "openai", "text_generation")),
     "forecast": Extra("fitting the trends of forecasts", ("statsmodels",)),

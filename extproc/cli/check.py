@@ -25,7 +25,7 @@ def command(file: Path, as_json: bool, schema: bool) -> None:
 
     Prints every mistake at once as FILE:LINE: PATH: what to write instead, and exits 2; exits 0 with
     one line when there is none. What is good and may not be meant is said on standard error as a warning.
-    Nobody is asked: what runs is `steersman doctor`'s to check.
+    Tokenizers' files are read. Nobody is asked: what runs is `steersman doctor`'s to check.
     """
     if schema:
         from extproc.config.schema import schema as made
@@ -33,9 +33,10 @@ def command(file: Path, as_json: bool, schema: bool) -> None:
         print_json(made())
         return
     from extproc.config.cautions import cautions
+    from extproc.tokens.check import wrong_tokenizers
 
     config = load_or_exit(file, as_json=as_json)
-    warnings = list(cautions(config))
+    warnings = [*cautions(config), *wrong_tokenizers(config)]
     endpoints = sum(len(pool.endpoints) for pool in config.pools)
     if as_json:
         print_json(

@@ -11,6 +11,7 @@ from extproc.config.cache import PoolCache
 from extproc.config.scaling import PoolScaling
 from extproc.config.section import RELOADABLE, CircuitBreakers, OutlierDetection, Section
 from extproc.config.spill import RateLimitsConfig, SpillConfig
+from extproc.config.tokenizers import PoolTokenizer
 from extproc.config.types import (
     EndpointAddress,
     EngineName,
@@ -109,6 +110,8 @@ class PoolConfig(Section):
     """Cards of one replica."""
     kv_capacity_tokens: Annotated[int, RELOADABLE] = Field(default=0, ge=0, le=1_000_000_000)
     """KV tokens that a replica holds; 0 when not known: then what agents say, else no bound by memory."""
+    tokenizer: Annotated[PoolTokenizer | None, RELOADABLE] = None
+    """The model's own tokenizer (docs/tokenizers.md); prompts are estimated by their bytes when left out."""
     prefill_budget_tokens: Annotated[int, RELOADABLE] = Field(default=4096, ge=1, le=10_000_000)
     """Prompt tokens that a replica computes in one step (TGI's max_batch_prefill_tokens)."""
     price_per_hour: Annotated[float, RELOADABLE] = Field(default=0.0, ge=0.0, le=1e6)

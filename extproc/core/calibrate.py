@@ -7,6 +7,7 @@ Owns two running ratios with forgetting. A better predictor (quantiles by tenant
 from __future__ import annotations
 
 from extproc.core.meter import Meters
+from extproc.core.promptcount import CountErrors, PromptCounter
 
 #: Prompt bytes that the configured prior weighs: a dozen short prompts outvote it.
 PRIOR_BYTES = 8_192.0
@@ -30,7 +31,17 @@ INPUT_WEIGHT = 0.1
 class Calibration:
     """Running estimates of one pool."""
 
-    __slots__ = ("_bytes", "_gpu_ms", "_gpu_tokens", "_outputs", "_requests", "_tokens", "meters")
+    __slots__ = (
+        "_bytes",
+        "_gpu_ms",
+        "_gpu_tokens",
+        "_outputs",
+        "_requests",
+        "_tokens",
+        "counter",
+        "errors",
+        "meters",
+    )
 
     def __init__(self, *, bytes_per_token: float, output_tokens: float) -> None:
         self._bytes = PRIOR_BYTES
@@ -39,6 +50,9 @@ class Calibration:
         self._gpu_ms = self._gpu_tokens * GPU_MS_PER_TOKEN
         #: What answers had that nobody counted.
         self.meters = Meters()
+        #: How far off the estimates of prompts were; who counts them with the model's tokenizer, if anybody.
+        self.errors = CountErrors()
+        self.counter: PromptCounter | None = None
         self._requests = PRIOR_REQUESTS
         self._outputs = PRIOR_REQUESTS * output_tokens
 
@@ -56,6 +70,7 @@ class Calibration:
         """A prompt of so many bytes was counted as so many tokens by the engine."""
         if prompt_bytes <= 0 or tokens <= 0:
             return
+        self.errors.saw(self.predict_input(prompt_bytes), tokens)
         fits = min(max(tokens, prompt_bytes / BYTES_PER_TOKEN_MAX), prompt_bytes / BYTES_PER_TOKEN_MIN)
         self._bytes += prompt_bytes
         self._tokens += fits

@@ -20,7 +20,7 @@ from extproc.core.forecast import FREE, Forecast, forecasts, plan
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import LATER_MS, Reason, Reject, Reservation, Routed
 from extproc.core.request import Request, RouteKind, limited
-from extproc.core.sizing import STANDARD, context, predict
+from extproc.core.sizing import STANDARD, beyond_context, context, predict
 from extproc.core.slo import ClassSpec
 from extproc.core.spill.values import Spilled
 from extproc.core.strategies import FALLBACK, Ranking, SchedulingContext, Strategy, Work
@@ -160,6 +160,10 @@ def resolve(
     free = request.kind in FREE_KINDS
     request = limited(request, pool.engine)
     work = predict(request, pool, tenant.name, model, zone=zone, rank=rank, spec=spec, now_ns=now_ns)
+    counter = pool.calibration.counter
+    if counter is not None and not free and (prompt := beyond_context(request, work, counter.context_tokens)):
+        asked = request.max_new_tokens or 0
+        return Error.CONTEXT_LENGTH.reject(prompt=prompt, asked=asked, context=counter.context_tokens)
     return RoutingRequest(
         id=id,
         tenant=tenant,

@@ -27,7 +27,11 @@ OPENAI_TYPES: Final = {
     429: "rate_limit_error",
 }
 #: TGI's `error_type` by code, where it has a word of its own (router/src/lib.rs); elsewhere the code.
-TGI_TYPES: Final = {"invalid_request": "validation", "body_too_large": "validation"}
+TGI_TYPES: Final = {
+    "invalid_request": "validation",
+    "body_too_large": "validation",
+    "context_length_exceeded": "validation",
+}
 #: The code of what Envoy says in its own words.
 GATEWAY_ERROR: Final = "gateway_error"
 
@@ -51,6 +55,12 @@ class Error(Enum):
         "invalid_request",
         "the body is no request",
         "JSON that is no request, where TGI serves the model or TGI's own path was called; elsewhere 400",
+    )
+    CONTEXT_LENGTH = (
+        400,
+        "context_length_exceeded",
+        "the prompt has {prompt} tokens and {asked} more are asked for; the model's context is {context}",
+        "the prompt and what is asked for do not fit `pools[].tokenizer.context_tokens`, as counted",
     )
     INVALID_API_KEY = (
         401,

@@ -51,9 +51,13 @@ def predict(
 ) -> Work:
     """What a request will cost on a pool, over all its sequences, and what its class asks for."""
     calibration, limit = pool.calibration, request.max_new_tokens
-    text = request.prompt_tokens
+    text, counted = request.prompt_tokens, None
     if text is None:
         text = calibration.predict_input(request.prompt_bytes)
+        if calibration.counter is not None:
+            counted = calibration.counter.count(request, text, calibration.bytes_per_token)
+            if counted is not None and counted.tokens is not None:
+                text = counted.tokens
     # What is predicted to cost nothing would pass a quota that is spent.
     tokens = max(1, text + IMAGE_TOKENS * request.images)
     expected = pool.lengths.expected(tenant, model, limit)
@@ -73,4 +77,24 @@ def predict(
         tpot_ms=request.tpot_ms or spec.tpot_ns / MS_NS,
         deadline_ns=now_ns + ttft_ns,
         residuals=pool.lengths.residuals(tenant, model, limit),
+        counted=counted,
     )
+
+
+def beyond_context(request: Request, work: Work, bound: int) -> int:
+    """Tokens of a prompt that, with what it asks for, do not fit the model's context; 0 where they may.
+
+    Only what was counted is held to it, and by as much as counts were off: an engine refuses the rest.
+    """
+    if not bound or request.sequences != 1 or request.images:
+        return 0
+    counted = work.counted
+    if request.prompt_tokens is not None:
+        margin = 0
+    elif counted is not None and counted.tokens is not None and counted.margin is not None:
+        margin = counted.margin
+    else:
+        return 0
+    # An engine that is told no limit writes one token at least.
+    asked = 1 if request.max_new_tokens is None else request.max_new_tokens
+    return work.input_tokens if work.input_tokens - margin + asked > bound else 0

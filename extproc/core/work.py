@@ -7,6 +7,8 @@ from types import MappingProxyType
 
 import msgspec
 
+from extproc.core.promptcount import PromptCount
+
 NOTHING: Mapping[str, int] = MappingProxyType({})
 #: What is aimed at when nobody says (the class `standard` of the configuration).
 TTFT_MS, TPOT_MS = 1_000.0, 100.0
@@ -37,6 +39,8 @@ class Work(msgspec.Struct, frozen=True):
     tpot_ms: float = TPOT_MS
     deadline_ns: int = 0
     residuals: Sequence[float] = ()
+    #: The prompt's count, where there is a tokenizer.
+    counted: PromptCount | None = None
 
     @property
     def tokens(self) -> int:

@@ -49,6 +49,7 @@ from extproc.service.scaling import ScalingPart
 from extproc.service.schedule import Schedule
 from extproc.service.spill import SpillPart
 from extproc.service.status import Status
+from extproc.service.tokens import TokensPart
 from extproc.service.tracing import TracingPart
 from extproc.service.tuner import TunerPart
 from extproc.wire.server import BindError, Server
@@ -113,6 +114,8 @@ class App:
         self.caching = CachePart(config, self.processor, tenants=tenants, clock=clock)
         cache_orders = CacheOrders(self.caching, self.processor, tenants=tenants, clock=clock)
         self.measuring.caching = self.caching.seen
+        self.counting = TokensPart(config, scheduler.fleet, keys=lambda: self.processor.engine_keys)
+        self.measuring.tokens = self.counting.seen
         self.scaling = ScalingPart(config, scheduler, clock=clock, failed=failed)
         self.scalers = ScalersPart(config, scheduler, self.scaling, clock=clock)
         self.measuring.scaling, self.alerting.values.scaling = self.scalers.seen, self.scalers.signals
@@ -202,6 +205,7 @@ class App:
                 self.launching,
                 self.advising,
                 self.caching,
+                self.counting,
                 self.administering,
                 TracingPart(config, scheduler.peers, self.processor, clock=clock),
                 *([SharedQuotasPart(shared)] if shared is not None else []),

@@ -16,7 +16,7 @@ from extproc.core.events import Observer
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
 from extproc.observe.metrics.counting import Counting
-from extproc.observe.metrics.snapshot import CacheSeen, MetricsSnapshot, ScalingSeen, take
+from extproc.observe.metrics.snapshot import CacheSeen, MetricsSnapshot, ScalingSeen, TokensSeen, take
 from extproc.service.parts import Part
 
 #: How often the event loop is asked to wake, to see how late it is.
@@ -57,6 +57,8 @@ class MetricsPart(Part):
         self.scaling: Callable[[], ScalingSeen] = ScalingSeen
         #: The response cache; set by who has it.
         self.caching: Callable[[], CacheSeen] = CacheSeen
+        #: How prompts are counted; set by who counts them.
+        self.tokens: Callable[[], TokensSeen] = TokensSeen
         #: What other parts show beside: prometheus_client's metrics, asked for on the event loop.
         self.extra: list[Callable[[], Iterable[Any]]] = []
         #: For how long what binds a pool has bound it; set by who watches.
@@ -123,6 +125,7 @@ class MetricsPart(Part):
                 firing=self.firing,
                 scaling=self.scaling,
                 cache=self.caching,
+                tokens=self.tokens,
                 extra=self.extra,
             )
             answer = await asyncio.to_thread(_render, snapshot, accept)

@@ -42,6 +42,7 @@ import bench_scaling
 import bench_sim
 import bench_telemetry
 import bench_tenants
+import bench_tokens
 import bench_tracing
 import bench_up
 import bench_transport
@@ -70,6 +71,7 @@ BENCHES = {
     "quota": bench_quota.run,
     "fairness": bench_fairness.run,
     "tenants": bench_tenants.run,
+    "tokens": bench_tokens.run,
     "picker": bench_picker.run,
     "tracing": bench_tracing.run,
     "analytics": bench_analytics.run,

@@ -296,3 +296,13 @@ def test_an_envoy_without_the_filter_is_found() -> None:
     report = run(CHECKS, evidence(envoy=envoy()))
     assert "envoy.ext-proc" in {each.id for each in report.findings}
     assert report.left_out["envoy.filter-order"] == "no listener with an ext_proc filter"
+
+
+def test_a_tokenizer_that_is_not_gone_by() -> None:
+    """A pool whose tokenizer is missing or another model's is a warning that says why."""
+    well = {"chat": {"problem": ""}}
+    assert not said(evidence(services={"a": service(tokens=well)}), "service.tokenizers")
+    wrong = {"chat": {"problem": "/m/tokenizer.json: cannot be read: No such file or directory"}}
+    (found,) = said(evidence(services={"a": service(tokens=wrong)}), "service.tokenizers")
+    assert found.severity == "warning"
+    assert "/m/tokenizer.json" in found.seen

@@ -173,6 +173,16 @@ def faults(evidence: Evidence) -> Iterator[Said]:
             )
 
 
+def tokenizers(evidence: Evidence) -> Iterator[Said]:
+    """Pools with a tokenizer are counted with it."""
+    for pool, seen in service_of(evidence).later.get("tokens", {}).items():
+        if seen.get("problem"):
+            yield warning(
+                f"pool {pool}: prompts are estimated, its tokenizer is not gone by: {seen['problem']}",
+                "write the path of the served model's tokenizer.json into pools[].tokenizer, or leave it out",
+            )
+
+
 def probe(evidence: Evidence) -> Iterator[Said]:
     """One token, all the way to a replica and back into the books."""
     seen = evidence.probe
@@ -254,6 +264,12 @@ CHECKS: Final = (
         id="service.faults",
         about="nothing failed inside, no bound was reached",
         look=faults,
+        missing=without_service,
+    ),
+    Check(
+        id="service.tokenizers",
+        about="tokenizers are their pools' models'",
+        look=tokenizers,
         missing=without_service,
     ),
     Check(

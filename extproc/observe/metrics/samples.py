@@ -108,6 +108,14 @@ def _plain(
     return samples
 
 
+def _paired(read: Callable[[MetricsSnapshot], Mapping[tuple[str, str], float]]) -> Make:
+    def samples(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
+        for key, figure in read(snapshot).items():
+            yield "", key, figure
+
+    return samples
+
+
 def _held(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
     for key, count in snapshot.held.items():
         yield "", key, count
@@ -383,6 +391,11 @@ _MAKE: Mapping[str, Make] = {
     "cache_dropped_total": _plain(lambda snapshot: snapshot.cache.dropped),
     "cache_saved_tokens_total": _saved_tokens,
     "cache_saved_gpu_seconds_total": _saved_seconds,
+    "prompt_error_ratio": _paired(lambda snapshot: snapshot.tokens.errors),
+    "prompt_counts_total": _paired(lambda snapshot: snapshot.tokens.prompts),
+    "prompt_texts_total": _paired(lambda snapshot: snapshot.tokens.texts),
+    "prompt_counts_bytes": _plain(lambda snapshot: snapshot.tokens.bytes),
+    "tokenizer_usable": _plain(lambda snapshot: snapshot.tokens.usable),
     "scaling_wanted_replicas": _pooled(lambda each: each.plan.wanted, fresh=True),
     "scaling_reported_replicas": _pooled(
         lambda each: reported_milli(each.plan.wanted, each.plan.had) / 1_000, fresh=True

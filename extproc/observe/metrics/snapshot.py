@@ -87,6 +87,27 @@ class CacheSeen(NamedTuple):
     on: bool = False
 
 
+class TokensSeen(NamedTuple):
+    """How prompts are sized, by pool and a word; `usable` and `bytes` are of pools with a tokenizer."""
+
+    #: By "estimate" and "tokenizer".
+    errors: Mapping[tuple[str, str], float] = MappingProxyType({})
+    prompts: Mapping[tuple[str, str], int] = MappingProxyType({})
+    texts: Mapping[tuple[str, str], int] = MappingProxyType({})
+    usable: Mapping[str, bool] = MappingProxyType({})
+    bytes: Mapping[str, int] = MappingProxyType({})
+
+    def labelled(self, of: Callable[[str], str]) -> TokensSeen:
+        """The same by pools' label values."""
+        return TokensSeen(
+            {(of(pool), word): value for (pool, word), value in self.errors.items()},
+            {(of(pool), word): value for (pool, word), value in self.prompts.items()},
+            {(of(pool), word): value for (pool, word), value in self.texts.items()},
+            {of(pool): value for pool, value in self.usable.items()},
+            {of(pool): value for pool, value in self.bytes.items()},
+        )
+
+
 @dataclass(slots=True)
 class MetricsSnapshot:
     """Label values and figures, by metric."""
@@ -115,6 +136,7 @@ class MetricsSnapshot:
     spilled: dict[tuple[str, str, str], int] = field(default_factory=dict)
     spill_spent: dict[str, float] = field(default_factory=dict)
     cache: CacheSeen = field(default_factory=CacheSeen)
+    tokens: TokensSeen = field(default_factory=TokensSeen)
     #: What other parts show: prometheus_client's metrics.
     extra: list[Any] = field(default_factory=list)
 
@@ -130,6 +152,7 @@ async def take(
     scaling: Callable[[], ScalingSeen] = ScalingSeen,
     extra: Iterable[Callable[[], Iterable[Any]]] = (),
     cache: Callable[[], CacheSeen] = CacheSeen,
+    tokens: Callable[[], TokensSeen] | None = None,
 ) -> MetricsSnapshot:
     """Take everything; on the event loop that owns the scheduler."""
     found = _counted(counting, scheduler, firing())
@@ -138,6 +161,8 @@ async def take(
     found.scaling = scaling()
     found.cache = _labelled(cache(), counting)
     _spills(found, counting, scheduler.spills, clock())
+    if tokens is not None:
+        found.tokens = tokens().labelled(counting.pools.of)
     for more in extra:
         found.extra += more()
     await asyncio.sleep(0)

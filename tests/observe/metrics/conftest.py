@@ -18,7 +18,7 @@ from extproc.core.slo import ClassSpec
 from extproc.core.tenant import Tenant
 from extproc.observe.metrics.counting import Counting
 from extproc.observe.metrics.samples import families
-from extproc.observe.metrics.snapshot import CacheSeen, MetricsSnapshot, ScalingSeen, take
+from extproc.observe.metrics.snapshot import CacheSeen, MetricsSnapshot, ScalingSeen, TokensSeen, take
 from tests.stand.changed import replace
 from tests.stand.schedulers import make_pool, make_scheduler, make_settled
 
@@ -71,6 +71,7 @@ class Scene:
         self.scheduler.events.observers = (self.counting,)
         self.scaling = ScalingSeen()
         self.cache = CacheSeen()
+        self.tokens = TokensSeen()
         self.bound: dict[tuple[str, str], float] = {}
 
     def admit(self, tenant: str = "acme", **facts: Any) -> Routed | Reject | Hold:
@@ -122,6 +123,7 @@ class Scene:
                 firing=lambda: firing or {},
                 scaling=lambda: self.scaling,
                 cache=lambda: self.cache,
+                tokens=lambda: self.tokens,
                 bound=lambda: self.bound,
             )
         )

@@ -24,7 +24,7 @@ from extproc.core.scaling.values import PoolPlan
 from extproc.observe.metrics import exposition
 from extproc.observe.metrics.exposition import PLAIN, SAMPLES_A_PIECE, chosen, render
 from extproc.observe.metrics.samples import families
-from extproc.observe.metrics.snapshot import CacheSeen, ScalingSeen, SeenScaling
+from extproc.observe.metrics.snapshot import CacheSeen, ScalingSeen, SeenScaling, TokensSeen
 from extproc.observe.metrics.table import TABLE
 from tests.stand.examples import examples
 
@@ -105,6 +105,13 @@ def busy(scene: Make) -> Any:
         bytes=1_300,
         evicted=1,
         on=True,
+    )
+    at.tokens = TokensSeen(
+        errors={("chat", "estimate"): 0.08},
+        prompts={("chat", "exact"): 3},
+        texts={("chat", "known"): 5},
+        usable={"chat": True},
+        bytes={"chat": 1_200},
     )
     at.scaling = ScalingSeen((SeenScaling(plan, age_s=1.0, turns=2),), silence_s=3.0)
     return at
