@@ -20,7 +20,7 @@ from extproc.core.decide import RoutingRequest, serving
 from extproc.core.events import Observer, Settled
 from extproc.core.outcome import Reject, Reservation
 from extproc.core.reading import parse
-from extproc.core.request import find_route
+from extproc.core.routes import find_route
 from extproc.core.tenant import Tenant
 from extproc.observe.metrics.snapshot import CacheSeen
 from extproc.service.parts import Part

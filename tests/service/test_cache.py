@@ -10,7 +10,8 @@ import pytest
 from extproc.config.model import Config
 from extproc.core.cachekeys import CacheCharge, CachedAnswer, WantedAnswer
 from extproc.core.reading import parse
-from extproc.core.request import Request, find_route
+from extproc.core.request import Request
+from extproc.core.routes import find_route
 from extproc.core.tenant import hash_key
 from extproc.service.app import App
 from tests.stand.cached import CHAT, answer_of, body_of
