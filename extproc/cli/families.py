@@ -86,7 +86,7 @@ def examples_of(path: Path) -> tuple[list[tuple[tuple[float, ...], float]], list
     from extproc.core.families.train import LABELS
     from extproc.core.outcome import Reject
     from extproc.core.reading import parse
-    from extproc.core.request import find_route
+    from extproc.core.routes import find_route
 
     route = find_route("POST", "/v1/chat/completions")
     assert route is not None

@@ -6,6 +6,7 @@ the first chunk. The service never sees a response; it is told once that the fir
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import resources
 
 from betterproto2 import Message
@@ -64,6 +65,7 @@ from extproc.control.pack import ms, packed
 from extproc.control.routes import FLOOR_FILTER, has_floor
 from extproc.control.services import decision_service
 from extproc.core import contract
+from extproc.core.routes import counts, ends
 
 JWT_PROVIDER = "tenants"
 
@@ -83,16 +85,7 @@ JSON_CONTENT_TYPE = r"application/json(\s*;.*)?"
 
 #: Where counts stand in bodies, and what they are called in metadata. In whole answers json_to_metadata reads
 #: them; in streams the script, which looks at each event anyway. sse_to_metadata would parse each of them.
-COUNTS = (
-    (("usage", "prompt_tokens"), contract.PROMPT_TOKENS_KEY),
-    (("usage", "completion_tokens"), contract.COMPLETION_TOKENS_KEY),
-    # vLLM, SGLang and llama.cpp since 2026; llama.cpp before that. Its `tokens_cached` is what is cached when
-    # all is over, the answer included, and says nothing of a hit.
-    (("usage", "prompt_tokens_details", "cached_tokens"), contract.CACHED_TOKENS_KEY),
-    (("timings", "cache_n"), contract.CACHED_TOKENS_KEY),
-    (("details", "input_length"), contract.PROMPT_TOKENS_KEY),
-    (("details", "generated_tokens"), contract.GENERATED_TOKENS_KEY),
-)
+COUNTS = counts()
 
 
 def http_filters(config: Config) -> list[HttpFilter]:
@@ -245,7 +238,8 @@ def first_chunk(*, caches: bool = False) -> Lua:
     """
     source = resources.files("extproc.control").joinpath("lua/first_chunk.lua").read_text(encoding="utf-8")
     for name, value in (
-        ("COUNTS", "\n".join(f'  {{ "{path[0]}", "{path[-1]}", "{key}" }},' for path, key in COUNTS)),
+        ("COUNTS", "\n".join(_counted())),
+        ("ENDS", ", ".join(f'["{name}"] = true' for name in ends())),
         ("INDEX_KEY", contract.INDEX_KEY),
         ("ERROR_BYTES", ERROR_BYTES),
         ("HELD_BYTES", HELD_BYTES),
@@ -258,6 +252,7 @@ def first_chunk(*, caches: bool = False) -> Lua:
         ("FIRST_CHUNK_KEY", contract.FIRST_CHUNK_KEY),
         ("REFUSED_KEY", contract.REFUSED_KEY),
         ("ERROR_KEY", contract.ERROR_KEY),
+        ("COMPLETION_TOKENS_KEY", contract.COMPLETION_TOKENS_KEY),
         ("EVENTS_KEY", contract.EVENTS_KEY),
         ("DONE_KEY", contract.DONE_KEY),
         ("USAGE_KEY", contract.USAGE_KEY),
@@ -271,6 +266,16 @@ def first_chunk(*, caches: bool = False) -> Lua:
     ):
         source = source.replace(f"@{name}@", str(value))
     return Lua(default_source_code=DataSource(inline_string=source), stat_prefix="first_chunk")
+
+
+def _counted() -> Iterator[str]:
+    """What the script looks for, an object a line."""
+    objects: dict[str, dict[tuple[str, str], None]] = {}
+    for path, key in COUNTS:
+        objects.setdefault(path[0], {})[path[-1], key] = None
+    for name, found in objects.items():
+        inside = ", ".join(f'{{ "{count}", "{key}" }}' for count, key in found)
+        yield f'  {{ of = "{name}", {inside} }},'
 
 
 def _rule(path: tuple[str, ...], key: str) -> JsonToMetadataRule:

@@ -1,9 +1,9 @@
 """Envoy's own errors, in the dialect of the route that was called.
 
 Owns which error of core/errors.py Envoy's status and response flag stand for, and where it is said: OpenAI's
-error object where OpenAI's clients read it (core/misrouted.py), TGI's pair elsewhere. The status stays what
-Envoy chose. Answers of the service pass through: they carry a content type, Envoy's own texts carry none
-before this.
+error object where OpenAI's clients read it (core/misrouted.py), Anthropic's where theirs do, TGI's pair
+elsewhere. The status stays what Envoy chose. Answers of the service pass through: they carry a content type,
+Envoy's own texts carry none before this.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from envoy_data_plane.google.protobuf import Struct
 from extproc.config.model import Config
 from extproc.control.pack import packed
 from extproc.core.errors import GATEWAY_ERROR, OPENAI_TYPES, Error, told
-from extproc.core.misrouted import OPENAI_BEGINS, OPENAI_ENDS, TGI_ENDS
+from extproc.core.misrouted import ANTHROPIC_ENDS, OPENAI_BEGINS, OPENAI_ENDS, TGI_ENDS
 from extproc.core.request import Dialect
 
 NOT_THE_SERVICES = "!('content-type' in response.headers)"
@@ -46,8 +46,11 @@ def _path(regex: str) -> str:
     return f"request.url_path.matches('{regex}')"
 
 
-#: And on a path where OpenAI's clients read it.
+#: And on a path where Anthropic's clients read it, or OpenAI's.
+ANTHROPIC = f"{NOT_THE_SERVICES} && {_path(ANTHROPIC_ENDS)}"
 OPENAI = f"{NOT_THE_SERVICES} && ({_path(OPENAI_ENDS)} || ({_path(OPENAI_BEGINS)} && !{_path(TGI_ENDS)}))"
+#: The first that fits.
+WHERE = {Dialect.ANTHROPIC: ANTHROPIC, Dialect.OPENAI: OPENAI, Dialect.TGI: NOT_THE_SERVICES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +97,15 @@ def replies(body_bytes_max: int) -> list[LocalReply]:
 
 
 def local_reply_config(config: Config) -> LocalReplyConfig:
-    """Two mappers a row: OpenAI's routes first, then the rest."""
+    """Three mappers a row: Anthropic's routes first, then OpenAI's, then the rest."""
     mappers: list[ResponseMapper] = []
     for reply in replies(config.gateway.body_bytes_max):
-        mappers += [_mapper(reply, dialect) for dialect in (Dialect.OPENAI, Dialect.TGI)]
+        mappers += [_mapper(reply, dialect) for dialect in WHERE]
     return LocalReplyConfig(mappers=mappers)
 
 
 def _mapper(reply: LocalReply, dialect: Dialect) -> ResponseMapper:
-    filters = [_which(OPENAI if dialect is Dialect.OPENAI else NOT_THE_SERVICES)]
+    filters = [_which(WHERE[dialect])]
     if reply.statuses is not None:
         first, last = reply.statuses
         same = first == last

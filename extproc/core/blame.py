@@ -23,8 +23,9 @@ WINDOW_NS = 60_000_000_000
 FAILURES_IN_A_ROW = 3
 #: Replicas and tenants remembered, and how many of the one for each of the other; the oldest give way.
 REPLICAS_MAX, TENANTS_MAX, EACH_MAX = 8_192, 8_192, 16
-#: Statuses that an engine gives of its own; Envoy's own are 502 to 504.
-OWN_STATUSES = frozenset({500, 501})
+#: Statuses of errors that an engine gives of its own; Envoy's own are 502 to 504, and 501 is no error of it
+#: (wire/ended.py).
+OWN_STATUSES = frozenset({500})
 
 
 def own_error(outcome: Outcome) -> bool:

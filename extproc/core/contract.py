@@ -90,6 +90,11 @@ COMPLETION_TOKENS_KEY = "completion_tokens"
 GENERATED_TOKENS_KEY = "generated_tokens"
 #: Prompt tokens that the engine found in its prefix cache, where it says so.
 CACHED_TOKENS_KEY = "cached_tokens"
+#: Prompt and output together, of answers that may say nothing else.
+TOTAL_TOKENS_KEY = "total_tokens"
+#: Of Anthropic's `usage`, whose `input_tokens` hold neither: what a cache held, and what was put into one.
+CACHE_READ_TOKENS_KEY = "cache_read_tokens"
+CACHE_WRITTEN_TOKENS_KEY = "cache_written_tokens"
 
 #: The first-token event: a gRPC unary call of Envoy's Lua filter to the service, without a message.
 EVENT_SERVICE = "steersman.event.v1.Events"

@@ -19,7 +19,8 @@ from extproc.core.fleet import Fleet, Pool
 from extproc.core.forecast import FREE, Forecast, forecasts, plan
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import LATER_MS, Reason, Reject, Reservation, Routed
-from extproc.core.request import Request, RouteKind, limited
+from extproc.core.request import Request, limited
+from extproc.core.routes import FREE_KINDS
 from extproc.core.sizing import STANDARD, beyond_context, context, predict
 from extproc.core.slo import ClassSpec
 from extproc.core.spill.values import Spilled
@@ -35,8 +36,6 @@ ENDPOINTS_NAMED = 3
 ALTERNATES_DRAWN = 8
 #: The beginning by which prompts are of one group: a system prompt's worth, not a question's.
 AFFINITY_CHARACTERS = 256
-#: Kinds that an engine answers without a permit, and without work worth counting.
-FREE_KINDS = frozenset({RouteKind.TOKENIZE, RouteKind.INFO, RouteKind.METRICS})
 
 
 class RoutingRequest(msgspec.Struct, frozen=True):

@@ -1,6 +1,6 @@
-"""What a client is told when its request is not served: the one table of errors, in both dialects.
+"""What a client is told when its request is not served: the one table of errors, in every dialect.
 
-Owns each error's status, code, message, Retry-After and type in either dialect. The service's own refusals
+Owns each error's status, code, message, Retry-After and type in each dialect. The service's own refusals
 (`Error.reject`), Envoy's local replies (control/replies.py) and the table of docs/api.md are made from it.
 """
 
@@ -31,6 +31,16 @@ TGI_TYPES: Final = {
     "invalid_request": "validation",
     "body_too_large": "validation",
     "context_length_exceeded": "validation",
+}
+#: Anthropic's `error.type` by status; any other 4xx is an invalid request, any other status the server's.
+ANTHROPIC_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
 }
 #: The code of what Envoy says in its own words.
 GATEWAY_ERROR: Final = "gateway_error"
@@ -240,15 +250,20 @@ def no_model(name: str | None) -> Reject:
 
 def as_engine_says(refused: Reject, dialect: Dialect, engine: str) -> Reject:
     """A refusal of a body with the status that the client's engine has for it."""
-    if refused.status == Error.UNFIT.status and dialect is Dialect.OPENAI:
-        return replace(refused, status=traits_of(engine).unfit_status)
-    return refused
+    if refused.status != Error.UNFIT.status or dialect is Dialect.TGI:
+        return refused
+    if dialect is Dialect.ANTHROPIC:
+        return replace(refused, status=Error.INVALID_REQUEST.status)
+    return replace(refused, status=traits_of(engine).unfit_status)
 
 
 def told(status: int, code: str, message: str, dialect: Dialect) -> dict[str, object]:
-    """An error's body: OpenAI's error object, or TGI's pair."""
+    """An error's body: OpenAI's error object, TGI's pair, or Anthropic's object."""
     if dialect is Dialect.TGI:
         return {"error": message, "error_type": TGI_TYPES.get(code, code)}
+    if dialect is Dialect.ANTHROPIC:
+        kind = ANTHROPIC_TYPES.get(status, "invalid_request_error" if 400 <= status < 500 else "api_error")
+        return {"type": "error", "error": {"type": kind, "message": message}}
     kind = OPENAI_TYPES.get(status, "invalid_request_error" if 400 <= status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 

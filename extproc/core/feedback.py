@@ -79,7 +79,7 @@ class Feedback:
         pool.calibration.meters.saw(outcome)
         if outcome.prompt_tokens is not None:
             pool.calibration.saw_prompt(reservation.prompt_bytes, outcome.prompt_tokens)
-        if outcome.output_tokens is not None:
+        if outcome.output_tokens is not None and reservation.max_new_tokens != 0:
             each = outcome.output_tokens // max(1, reservation.permits)
             pool.calibration.saw_output(each)
             pool.lengths.saw(reservation.tenant, reservation.model, reservation.max_new_tokens, each)

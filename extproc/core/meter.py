@@ -158,13 +158,15 @@ def metered(outcome: Outcome, meters: Meters | None) -> Outcome:
         return outcome
     most = output_bound(reservation)
     prompt, output = outcome.prompt_tokens, outcome.output_tokens
+    if not most and output is None:
+        output = 0  # it generates nothing, and engines mostly do not say so
     impossible = False
     if prompt is not None and prompt > prompt_bound(outcome):
         prompt, impossible = None, True
     if output is not None and output > most + SLACK_TOKENS * reservation.permits:
         output, impossible = None, True
     if output is not None and not impossible:
-        return outcome
+        return outcome if output == outcome.output_tokens else replace(outcome, output_tokens=output)
     counted = outcome.counted
     if output is None:
         estimate = _estimate(outcome, meters)

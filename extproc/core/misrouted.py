@@ -10,10 +10,11 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from extproc.core.request import ROUTES, Dialect
+from extproc.core.request import Dialect
+from extproc.core.routes import ROUTES, of_item
 
-#: The base addresses, after `http://HOST`: what OpenAI's clients are given, and what TGI's are.
-BASES: Final = {Dialect.OPENAI: "/v1", Dialect.TGI: ""}
+#: The base addresses, after `http://HOST`, that each dialect's clients are given.
+BASES: Final = {Dialect.OPENAI: "/v1", Dialect.TGI: "", Dialect.ANTHROPIC: ""}
 #: What clients add to their base address, and whose clients do. Those of them that are no routes here are
 #: listed too: a client that looks for `/embeddings` has the wrong base address as much as one for a chat.
 ADDED: Final[dict[str, Dialect]] = {
@@ -21,6 +22,8 @@ ADDED: Final[dict[str, Dialect]] = {
     "completions": Dialect.OPENAI,
     "models": Dialect.OPENAI,
     "embeddings": Dialect.OPENAI,
+    "rerank": Dialect.OPENAI,
+    "score": Dialect.OPENAI,
     "responses": Dialect.OPENAI,
     "generate": Dialect.TGI,
     "generate_stream": Dialect.TGI,
@@ -28,6 +31,9 @@ ADDED: Final[dict[str, Dialect]] = {
     "chat_tokenize": Dialect.TGI,
     "info": Dialect.TGI,
     "health": Dialect.TGI,
+    "v1/messages": Dialect.ANTHROPIC,
+    "v1/messages/count_tokens": Dialect.ANTHROPIC,
+    "v1/messages/batches": Dialect.ANTHROPIC,
 }
 #: What engines serve besides, and the route here that does the same.
 INSTEAD: Final = {
@@ -36,7 +42,6 @@ INSTEAD: Final = {
     "/api/chat": "/v1/chat/completions",
     "/api/generate": "/v1/completions",
     "/v1/messages": "/v1/chat/completions",
-    "/v1/rerank": "",
 }
 #: `models/NAME` has one part after it.
 NAMED: Final = "models"
@@ -47,11 +52,13 @@ def _ends_with(dialect: Dialect, *more: str) -> str:
     return f"/({'|'.join([*names, *more])})/*$"
 
 
-#: The same as `dialect_of` for whoever has regular expressions alone (Envoy): OpenAI's are the paths that the
-#: first finds, and those that the second finds and the third does not.
+#: The same as `dialect_of` for whoever has regular expressions alone (Envoy): Anthropic's are the paths that
+#: the last finds; of the others OpenAI's are those that the first finds, and those that the second finds and
+#: the third does not.
 OPENAI_ENDS: Final = _ends_with(Dialect.OPENAI, f"{NAMED}/+[^/]+")
 OPENAI_BEGINS: Final = "^/v1/+[^/]"
 TGI_ENDS: Final = _ends_with(Dialect.TGI)
+ANTHROPIC_ENDS: Final = _ends_with(Dialect.ANTHROPIC)
 #: The last parts of a path that are looked at, and how much of it is said again.
 PARTS_MAX: Final = 3
 PATH_SAID_MAX: Final = 200
@@ -86,15 +93,15 @@ def advice(method: str, path: str, *, scheme: str = "http", host: str = "") -> s
 
 
 def _advice(path: str, root: str) -> str:
-    if path in ROUTES:
-        return "it takes " + " or ".join(dict.fromkeys(route.method for route in ROUTES[path]))
+    if routes := ROUTES.get(path) or of_item(path):
+        return "it takes " + " or ".join(dict.fromkeys(route.method for route in routes))
     tidy = _tidy(path)
     if tidy == "/v1":
         return (
             f"this is the base address of OpenAI's clients, which add /chat/completions to it; "
             f"for TGI's clients use the base address {root}"
         )
-    if tidy in ROUTES:
+    if tidy in ROUTES or of_item(tidy):
         return f"write {tidy}"
     if tidy in INSTEAD:
         other = INSTEAD[tidy]
@@ -103,7 +110,8 @@ def _advice(path: str, root: str) -> str:
     if meant is None or meant.base == BASES[meant.dialect]:
         return ""
     right = BASES[meant.dialect]
-    served = f"{right}/{meant.added}" in ROUTES
+    right_path = f"{right}/{meant.added}"
+    served = right_path in ROUTES or of_item(right_path)
     return f"use the base address {root}{right}" + (
         "" if served else f" (/{meant.added} is not served there)"
     )

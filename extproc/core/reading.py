@@ -26,6 +26,7 @@ from extproc.core.body_fields import (
     user_of,
     wants_json,
 )
+from extproc.core.body_inputs import read_embeddings, read_pairs
 from extproc.core.body_messages import (
     MESSAGES,
     WIDE_MESSAGES,
@@ -44,12 +45,12 @@ from extproc.core.prefix import BLOCK_TOKENS
 from extproc.core.prompts import SEQUENCES_MAX, TooManyError, as_text, elements, embedded, read_prompts
 from extproc.core.request import (
     Request,
-    Route,
     RouteKind,
     TokenLimits,
     UsageAsked,
     bounded,
 )
+from extproc.core.routes import Route, RouteWork
 from extproc.core.wrapped import instances, wrapped_kind
 
 #: Quotes of a body whose messages may be lists of texts.
@@ -134,6 +135,10 @@ def parse(route: Route, body: bytes, bounds: BodyBounds = BOUNDS) -> Request | R
                 return _read_completion(route, _completion.decode(body))
             case RouteKind.GENERATE | RouteKind.GENERATE_STREAM | RouteKind.COMPAT:
                 return _read_generate(route, _generate.decode(body))
+            case RouteKind.EMBEDDINGS:
+                return read_embeddings(route, body)
+            case RouteKind.RERANK | RouteKind.SCORE:
+                return read_pairs(route, body)
             case RouteKind.TOKENIZE:
                 return _read_tokenize(route, _tokenize.decode(body), bounds)
             case RouteKind.INVOCATIONS:
@@ -171,13 +176,14 @@ def bare(route: Route, body: bytes) -> Request:
     named = (fields.max_completion_tokens, fields.max_tokens, parameters.max_new_tokens)
     limit = next((found for raw in named if (found := limit_of(raw)) is not None), None)
     predict = limit_of(fields.n_predict)
+    generates = route.work is RouteWork.GENERATES
     return Request(
         kind=route.kind,
         dialect=route.dialect,
         model=peek(TEXT, fields.model) or None,
         stream=route.kind is RouteKind.GENERATE_STREAM or flag(fields.stream),
-        max_new_tokens=bounded(limit),
-        limits=None if predict is None else TokenLimits(limit, None, predict),
+        max_new_tokens=bounded(limit) if generates else 0,
+        limits=None if predict is None or not generates else TokenLimits(limit, None, predict),
         sequences=max(1, min(each * max(1, prompts), SEQUENCES_MAX)),
         prompt_bytes=len(body),
     )

@@ -1,12 +1,11 @@
 """What a decision sees of a client's request: its route, its dialect, and what it asks for.
 
-Owns the routes and what they make of the limits that engines read differently. How a request is read from a
-body is reading.py's.
+Owns what becomes of the limits that engines read differently. The routes are the table of routes.py; how a
+request is read from a body is reading.py's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
@@ -29,6 +28,7 @@ class Dialect(Enum):
 
     OPENAI = "openai"
     TGI = "tgi"
+    ANTHROPIC = "anthropic"
 
 
 class RouteKind(Enum):
@@ -39,7 +39,17 @@ class RouteKind(Enum):
     GENERATE = "generate"
     GENERATE_STREAM = "generate_stream"
     COMPAT = "compat"  # TGI's POST /, streamed or not by its `stream` field
+    EMBEDDINGS = "embeddings"
+    RERANK = "rerank"
+    SCORE = "score"
+    RESPONSES = "responses"
+    RESPONSE = "response"  # one that was made before, by its id
+    MESSAGES = "messages"
+    COUNT_TOKENS = "count_tokens"
+    TRANSCRIPTION = "transcription"
+    SPEECH = "speech"
     TOKENIZE = "tokenize"
+    MODEL = "model"
     MODELS = "models"
     INFO = "info"
     HEALTH = "health"
@@ -68,36 +78,6 @@ class TokenLimits(NamedTuple):
 
 #: A limit that bounds nothing: `-1` to llama.cpp, a mistake to the others, which is theirs to refuse.
 NO_LIMIT = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A path the gateway serves."""
-
-    method: str
-    kind: RouteKind
-    dialect: Dialect
-
-
-ROUTES: dict[str, tuple[Route, ...]] = {
-    "/v1/chat/completions": (Route("POST", RouteKind.CHAT, Dialect.OPENAI),),
-    "/v1/completions": (Route("POST", RouteKind.COMPLETION, Dialect.OPENAI),),
-    "/v1/models": (Route("GET", RouteKind.MODELS, Dialect.OPENAI),),
-    "/generate": (Route("POST", RouteKind.GENERATE, Dialect.TGI),),
-    "/generate_stream": (Route("POST", RouteKind.GENERATE_STREAM, Dialect.TGI),),
-    "/": (Route("POST", RouteKind.COMPAT, Dialect.TGI), Route("GET", RouteKind.HEALTH, Dialect.TGI)),
-    "/tokenize": (Route("POST", RouteKind.TOKENIZE, Dialect.TGI),),
-    "/chat_tokenize": (Route("POST", RouteKind.TOKENIZE, Dialect.TGI),),
-    "/info": (Route("GET", RouteKind.INFO, Dialect.TGI),),
-    "/health": (Route("GET", RouteKind.HEALTH, Dialect.TGI),),
-}
-#: Served where `gateway.extra_routes` names them.
-EXTRA_ROUTES: dict[str, tuple[Route, ...]] = {
-    "/ping": (Route("GET", RouteKind.HEALTH, Dialect.TGI),),
-    "/metrics": (Route("GET", RouteKind.METRICS, Dialect.TGI),),
-    "/invocations": (Route("POST", RouteKind.INVOCATIONS, Dialect.TGI),),
-    "/vertex": (Route("POST", RouteKind.VERTEX, Dialect.TGI),),
-}
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,17 +119,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     usage: UsageAsked = UsageAsked.NO_STREAM
     ttft_ms: int = 0
     tpot_ms: int = 0
-
-
-def find_route(method: str, path: str, extra: frozenset[str] = frozenset()) -> Route | None:
-    """The route of a method and path (query ignored); what to say without one is in misrouted.py.
-
-    `extra` are the paths of EXTRA_ROUTES that are served. What answers GET answers HEAD.
-    """
-    bare = path.partition("?")[0]
-    routes = ROUTES.get(bare) or (EXTRA_ROUTES[bare] if bare in extra else ())
-    wanted = "GET" if method == "HEAD" else method
-    return next((route for route in routes if route.method == wanted), None)
 
 
 def limited(request: Request, engine: str) -> Request:

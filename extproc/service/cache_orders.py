@@ -18,7 +18,7 @@ from extproc.core.cachekeys import CACHED_KINDS
 from extproc.core.decide import serving
 from extproc.core.outcome import Reject
 from extproc.core.reading import parse
-from extproc.core.request import find_route
+from extproc.core.routes import find_route
 from extproc.core.tenant import Tenant
 from extproc.service.cache import CachePart
 from extproc.wire.processor import Processor

@@ -14,14 +14,12 @@ from msgspec.structs import replace
 from extproc.core.decisions import DECISIONS_KEPT_MAX
 from extproc.core.outcome import Reject
 from extproc.core.reading import parse
-from extproc.core.request import RouteKind, find_route
+from extproc.core.routes import RouteWork, find_route
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
 
 #: What an unknown id's message repeats of it.
 ID_SHOWN_MAX = 80
-#: Routes that the service answers itself: nothing is decided there.
-ANSWERED_HERE = frozenset({RouteKind.HEALTH, RouteKind.MODELS})
 
 
 class Explanations:
@@ -52,7 +50,7 @@ class Explanations:
         tenant = self._tenant(order.tenant)
         method = "POST" if order.body else "GET"
         route = find_route(method, order.path)
-        if route is None or route.kind in ANSWERED_HERE:
+        if route is None or route.work is RouteWork.HERE:
             raise ValueError(f"nothing is decided for {method} {order.path[:ID_SHOWN_MAX]}")
         request = parse(route, order.body.encode())
         if isinstance(request, Reject):

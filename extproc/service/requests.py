@@ -17,6 +17,7 @@ from extproc.core.experiment import Experiments
 from extproc.core.fleet import Fleet
 from extproc.core.outcome import Outcome
 from extproc.core.quota import ExactBooks
+from extproc.core.routes import EXTRA_ROUTES
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
 from extproc.service.agents import shared_quotas
@@ -80,7 +81,7 @@ class Requests:
             processor.attempts = attempts_of(config)
         processor.body_bounds = body_bounds(config)
         processor.refusals.bytes_per_minute = config.limits.refused_bytes_per_minute
-        processor.extra_routes = frozenset(config.gateway.extra_routes)
+        processor.extra_routes = {path: EXTRA_ROUTES[path] for path in config.gateway.extra_routes}
         processor.body_rate.bytes_per_second = config.limits.large_bytes_per_second
         processor.directory = read.directory
         processor.engine_keys = read.engine_keys

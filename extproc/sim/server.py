@@ -1,8 +1,9 @@
 """A TGI-compatible HTTP server over simulated replicas: one port a replica, one event loop for all.
 
-Owns the routes, status codes, headers and error bodies. Knows nothing of Steersman. Two things are ours
-and not TGI's: the headers `x-sim-replica` and `x-sim-port` on every answer, and the control routes under
-`/sim`. A request's header `x-sim-output-tokens: N`, or `[[sim:out=N]]` in its prompt, fixes its length.
+Owns the routes, status codes, headers and error bodies. Knows nothing of Steersman. Routes that TGI lacks
+answer as other engines do (other_routes.py). Two more things are ours and not TGI's: the headers
+`x-sim-replica` and `x-sim-port` on every answer, and the control routes under `/sim`. A request's header
+`x-sim-output-tokens: N`, or `[[sim:out=N]]` in its prompt, fixes its length.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from extproc.observe.metrics.text import PLAIN
 from extproc.sim import control, sse
 from extproc.sim.answer import Answers
 from extproc.sim.engine import SimEngine, validation_error
+from extproc.sim.other_routes import OtherRoutes
 from extproc.sim.protocol import (
     BodyError,
     ChatRequest,
@@ -42,6 +44,7 @@ class ReplicaServer:
         self.spec = spec
         self.engine = SimEngine(spec)
         self.answers = Answers(self.engine)
+        self.others = OtherRoutes(spec, self.answers)
         self.faults = control.HttpFaults(f"{spec.seed}/{spec.name}/faults")
         self.port = spec.port
 
@@ -56,6 +59,17 @@ class ReplicaServer:
                 web.post("/generate_stream", self._guard(self._generate_stream)),
                 web.post("/v1/chat/completions", self._guard(self._chat)),
                 web.post("/v1/completions", self._guard(self._completions)),
+                web.post("/v1/embeddings", self._guard(self.others.embeddings)),
+                web.post("/v1/rerank", self._guard(self.others.rerank)),
+                web.post("/rerank", self._guard(self.others.rerank)),
+                web.post("/v1/score", self._guard(self.others.score)),
+                web.post("/v1/responses", self._guard(self.others.responses)),
+                web.get("/v1/responses/{id}", self._guard(self.others.response)),
+                web.delete("/v1/responses/{id}", self._guard(self.others.forget)),
+                web.post("/v1/messages", self._guard(self.others.messages)),
+                web.post("/v1/messages/count_tokens", self._guard(self.others.count_tokens, faulty=False)),
+                web.post("/v1/audio/transcriptions", self._guard(self.others.transcription)),
+                web.post("/v1/audio/speech", self._guard(self.others.speech)),
                 web.post("/vertex", self._guard(self._vertex)),
                 web.post("/invocations", self._guard(self._invocations)),
                 web.post("/tokenize", self._guard(self._tokenize, faulty=False)),

@@ -12,6 +12,8 @@ from typing import Any
 
 from extproc._pb import access_log_pb2 as pb
 from extproc.core.contract import (
+    CACHE_READ_TOKENS_KEY,
+    CACHE_WRITTEN_TOKENS_KEY,
     CACHED_TOKENS_KEY,
     COMPLETION_TOKENS_KEY,
     DECISION_NAMESPACE,
@@ -27,6 +29,7 @@ from extproc.core.contract import (
     PROMPT_TOKENS_KEY,
     REFUSED_KEY,
     TICKET_KEY,
+    TOTAL_TOKENS_KEY,
     TRACE_KEY,
 )
 from extproc.core.outcome import End, Outcome, Reservation
@@ -131,6 +134,13 @@ def _outcome(entry: pb.HttpAccessLogEntry, reservation: Reservation, decided: Ma
     prompt = _count(seen, PROMPT_TOKENS_KEY)
     if prompt is None:
         prompt = _header_count(headers, PROMPT_TOKENS_HEADER)
+    if prompt is None and reservation.max_new_tokens == 0:
+        prompt = _count(seen, TOTAL_TOKENS_KEY)
+    cached, read = _count(seen, CACHED_TOKENS_KEY), _count(seen, CACHE_READ_TOKENS_KEY)
+    if prompt is not None and (read is not None or CACHE_WRITTEN_TOKENS_KEY in seen):
+        # Anthropic's dialect says three parts of a prompt.
+        prompt = min(TOKENS_MAX, prompt + (read or 0) + (_count(seen, CACHE_WRITTEN_TOKENS_KEY) or 0))
+        cached = read
     events = _count(seen, EVENTS_KEY)
     if events is None and FIRST_CHUNK_KEY in seen and _streams(headers):
         events = 0  # counted, and there were none
@@ -148,7 +158,7 @@ def _outcome(entry: pb.HttpAccessLogEntry, reservation: Reservation, decided: Ma
         ttft_ns=_ttft_ns(start_ns, seen) if reservation.stream and output_seen else None,
         prompt_tokens=prompt,
         output_tokens=output,
-        cached_tokens=_count(seen, CACHED_TOKENS_KEY),
+        cached_tokens=cached,
         refused=fault is ErrorOrigin.FULL,
         events=events,
         request_bytes=entry.request.request_body_bytes,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
+from typing import Final
 
 from extproc.core.outcome import End
 
@@ -19,6 +20,10 @@ _REJECTS = re.compile(
     r"BadRequestError|NotFoundError|UnprocessableEntityError)\"|"
     r'"(?:Input validation|Template|Tool) error:'
 )
+
+#: What an engine answers on a route that it knows and does not serve: llama.cpp for embeddings without its
+#: flag for them.
+NOT_IMPLEMENTED: Final = 501
 
 
 class ErrorOrigin(Enum):
@@ -54,6 +59,9 @@ def end_of(status: int, fault: ErrorOrigin, *, gone: bool, broke: bool) -> End:
         return End.ERROR
     if gone:
         return End.CLIENT_GONE
+    if status == NOT_IMPLEMENTED:
+        # It says that it has no such route, or was not started with it: it answers, and well.
+        return End.REFUSED
     if broke or status >= 500 or status == 0:
         return End.ERROR
     return End.REFUSED if status >= 400 else End.OK

@@ -295,7 +295,7 @@ class Exchange:
         """Refused for what is in its body: it cost what a served one costs to carry and to read."""
         processor, asked = self._processor, self._asked
         assert asked.route is not None
-        if refused.status == Error.UNFIT.status and asked.dialect is Dialect.OPENAI:
+        if refused.status == Error.UNFIT.status and asked.dialect is not Dialect.TGI:
             model = bare(asked.route, body).model or asked.model
             refused = as_engine_says(refused, asked.dialect, processor.engine_for(model, asked.tenant))
         processor.refused(asked.tenant.name, asked.source, len(body))

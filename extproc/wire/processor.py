@@ -19,6 +19,7 @@ from extproc.core.decide import serving
 from extproc.core.errors import Error
 from extproc.core.outcome import Reject, Routed
 from extproc.core.refusals import RefusalBudget
+from extproc.core.routes import NO_ROUTES, Routes
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Credentials, Directory, Identity, Tenant
 from extproc.observe.audit import AuditLog, offered
@@ -71,7 +72,7 @@ class Processor:
         refused_bytes_per_minute: int = REFUSED_BYTES_PER_MINUTE,
         engine_keys: Mapping[str, str] = NO_KEYS,
         seal: Seal | None = None,
-        extra_routes: frozenset[str] = frozenset(),
+        extra_routes: Routes = NO_ROUTES,
         large_bytes_per_second: int = LARGE_BYTES_PER_SECOND,
         decision_timeout_ms: int = DECISION_TIMEOUT_MS,
     ) -> None:
@@ -83,7 +84,7 @@ class Processor:
         #: How fast large bodies are taken, and how long one may wait: Envoy waits for our answer meanwhile.
         self.body_rate = BodyRate(large_bytes_per_second)
         self.pace_wait_ns = min(PACE_WAIT_NS_MAX, decision_timeout_ms * 1_000_000 // 2)
-        #: The paths that are served beside the usual ones.
+        #: The routes that are served beside the usual ones.
         self.extra_routes = extra_routes
         #: What bodies that are refused may cost, by tenant.
         self.refusals = RefusalBudget(refused_bytes_per_minute)

@@ -16,7 +16,8 @@ from extproc.core.errors import Error
 from extproc.core.families import members
 from extproc.core.misrouted import advice, dialect_of
 from extproc.core.outcome import LocalAnswer, Reject
-from extproc.core.request import Dialect, Route, RouteKind, find_route
+from extproc.core.request import Dialect, RouteKind
+from extproc.core.routes import Route, find_route
 from extproc.core.tenant import ANONYMOUS, Tenant
 from extproc.observe.tracing.request_trace import StreamTrace
 from extproc.wire import codec

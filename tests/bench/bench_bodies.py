@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from rows import Row
 
 from extproc.core.reading import parse
-from extproc.core.request import ROUTES, Request, prefix_of
+from extproc.core.request import Request, prefix_of
+from extproc.core.routes import ROUTES
 
 BODY_BYTES = 4 * 1024 * 1024 - 64
 AIM_MS = 20.0

@@ -14,7 +14,8 @@ from extproc.core.decide import place, resolve
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Outcome, Reject, Routed
 from extproc.core.reading import parse
-from extproc.core.request import Dialect, Request, RouteKind, find_route
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.routes import find_route
 from extproc.core.scheduler import Scheduler, SchedulerLimits
 from extproc.core.tenant import ANONYMOUS, Directory
 from extproc.observe.stats import Stats

@@ -20,7 +20,7 @@ from extproc._pb import ext_proc_pb2 as pb
 from extproc.config.tracing import OpenTelemetry
 from extproc.core.outcome import Outcome, Reject
 from extproc.core.reading import parse
-from extproc.core.request import find_route
+from extproc.core.routes import find_route
 from extproc.core.tenant import ANONYMOUS
 from extproc.observe.tracing.pipeline import SPANS_AT_ONCE, Pipeline
 from extproc.observe.tracing.request_trace import Decided, Note, RequestTrace, RequestTraces, TraceEnd

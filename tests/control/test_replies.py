@@ -10,7 +10,7 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.config.load import loads
-from extproc.control.replies import OPENAI, local_reply_config, replies
+from extproc.control.replies import WHERE, local_reply_config, replies
 from extproc.core.errors import GATEWAY_ERROR, Error
 from extproc.core.outcome import Reject
 from extproc.core.request import Dialect
@@ -29,8 +29,9 @@ def fits(mapper: ResponseMapper, status: int, flag: str, dialect: Dialect) -> bo
     for each in both.filters if both is not None else [mapper.filter]:
         if each.extension_filter is not None:
             expression = each.extension_filter.typed_config
-            if OPENAI.encode() in expression.value and dialect is not Dialect.OPENAI:
-                return False
+            for where in (Dialect.OPENAI, Dialect.ANTHROPIC):
+                if WHERE[where].encode() in expression.value and dialect is not where:
+                    return False
         elif each.response_flag_filter is not None:
             if flag not in each.response_flag_filter.flags:
                 return False

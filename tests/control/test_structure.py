@@ -13,6 +13,7 @@ from extproc.control import filters, identity, replies, routes
 from extproc.control.bootstrap import render_bootstrap, to_json
 from extproc.control.resources import Mode, load_assignment, pool_cluster, pool_clusters
 from extproc.core import contract
+from extproc.core.request import Dialect
 
 POOLS = """
 pools:
@@ -229,11 +230,11 @@ def test_tracing_brings_its_cluster() -> None:
     assert cluster(traced, "otlp")["load_assignment"]["cluster_name"] == "otlp"
 
 
-def test_every_reply_has_both_dialects() -> None:
-    """Two mappers a row, and the last row fits every status."""
+def test_every_reply_has_every_dialect() -> None:
+    """Three mappers a row, and the last row fits every status."""
     mappers = manager(tree())["local_reply_config"]["mappers"]
     table = replies.replies(1)
-    assert len(mappers) == 2 * len(table)
+    assert len(mappers) == len(Dialect) * len(table)
     assert table[-1].statuses is None
 
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from extproc.core.bodies import BOUNDS, ESCAPES_MAX, BodyBounds, refused_unread
 from extproc.core.outcome import Reject
 from extproc.core.reading import parse
-from extproc.core.request import ROUTES, Request, prefix_of
+from extproc.core.request import Request, prefix_of
+from extproc.core.routes import ROUTES
 
 MEBI = 1024 * 1024
 #: A quarter of what is allowed: what grows faster than the body is found here as well.

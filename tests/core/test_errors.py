@@ -45,6 +45,24 @@ def test_tgi(code: str, kind: str) -> None:
     assert msgspec.json.decode(body) == {"error": "no", "error_type": kind}
 
 
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (401, "authentication_error"),
+        (404, "not_found_error"),
+        (413, "request_too_large"),
+        (429, "rate_limit_error"),
+        (503, "overloaded_error"),
+        (504, "timeout_error"),
+    ],
+)
+def test_anthropic(status: int, kind: str) -> None:
+    """Anthropic's error object, its type by the status."""
+    body = error_body(Reject(status=status, code="overloaded", message="full"), Dialect.ANTHROPIC)
+    assert msgspec.json.decode(body) == {"type": "error", "error": {"type": kind, "message": "full"}}
+
+
 def test_no_error_is_twice_in_the_table() -> None:
     """A status and a code name one; who is asked to come again is told when."""
     assert len({(each.status, each.code) for each in Error}) == len(Error)

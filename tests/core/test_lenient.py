@@ -15,12 +15,12 @@ from extproc.core.outcome import Reject
 from extproc.core.reading import bare, parse
 from extproc.core.request import (
     NEW_TOKENS_MAX,
-    ROUTES,
     Dialect,
     Request,
     UsageAsked,
     limited,
 )
+from extproc.core.routes import ROUTES
 
 CHAT, COMPLETION, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
 SAY = [{"role": "user", "content": "hi"}]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from extproc.core.misrouted import (
     ADDED,
+    ANTHROPIC_ENDS,
     BASES,
     INSTEAD,
     OPENAI_BEGINS,
@@ -19,9 +20,10 @@ from extproc.core.misrouted import (
     advice,
     dialect_of,
 )
-from extproc.core.request import ROUTES, Dialect, RouteKind
+from extproc.core.request import Dialect, RouteKind
+from extproc.core.routes import ROUTES
 
-OPENAI, TGI = Dialect.OPENAI, Dialect.TGI
+OPENAI, TGI, ANTHROPIC = Dialect.OPENAI, Dialect.TGI, Dialect.ANTHROPIC
 V1, BARE = "use the base address http://gw:8080/v1", "use the base address http://gw:8080"
 
 
@@ -32,7 +34,8 @@ V1, BARE = "use the base address http://gw:8080/v1", "use the base address http:
         ("POST", "/completions", OPENAI, V1),
         ("GET", "/models", OPENAI, V1),
         ("GET", "/models/tiny-chat", OPENAI, f"{V1} (/models/tiny-chat is not served there)"),
-        ("POST", "/embeddings", OPENAI, f"{V1} (/embeddings is not served there)"),
+        ("POST", "/embeddings", OPENAI, V1),
+        ("POST", "/score", OPENAI, V1),
         ("POST", "/chat/completions/", OPENAI, V1),
         ("POST", "//chat//completions", OPENAI, V1),
         ("POST", "/v1/v1/chat/completions", OPENAI, V1),
@@ -54,10 +57,11 @@ V1, BARE = "use the base address http://gw:8080/v1", "use the base address http:
         ("HEAD", "/", TGI, "it takes POST or GET"),
         ("POST", "/completion", TGI, "not served here; /v1/completions is"),
         ("POST", "/api/chat", TGI, "not served here; /v1/chat/completions is"),
-        ("POST", "/v1/messages", OPENAI, "not served here; /v1/chat/completions is"),
-        ("POST", "/v1/rerank", OPENAI, "not served here"),
+        ("POST", "/v1/messages", ANTHROPIC, "not served here; /v1/chat/completions is"),
+        ("GET", "/rerank", OPENAI, "it takes POST"),
+        ("GET", "/v1/embeddings", OPENAI, "it takes POST"),
         ("GET", "/v1/models/tiny-chat", OPENAI, ""),
-        ("POST", "/v1/embeddings", OPENAI, ""),
+        ("POST", "/v1/audio/translations", OPENAI, ""),
         ("POST", "/GENERATE", TGI, ""),
         ("HEAD", "/nowhere", TGI, ""),
         ("CONNECT", "", TGI, "write /"),
@@ -89,6 +93,8 @@ def test_every_route_without_or_with_v1_leads_back_to_it() -> None:
             added = path.removeprefix(right)
             assert ADDED[added[1:]] is route.dialect
             for wrong in {"", "/v1", "/v1/v1", "/x"} - {right}:
+                if wrong + added in ROUTES:
+                    continue
                 said = advice(route.method, wrong + added, host="h")
                 assert said.endswith(f": use the base address http://h{right}"), said
 
@@ -103,7 +109,9 @@ def test_expressions_say_the_same(parts: list[str], end: str) -> None:
     openai = bool(
         re.search(OPENAI_ENDS, path) or (re.search(OPENAI_BEGINS, path) and not re.search(TGI_ENDS, path))
     )
-    assert openai is (dialect_of(path) is OPENAI), path
+    anthropic = bool(re.search(ANTHROPIC_ENDS, path))
+    assert anthropic is (dialect_of(path) is ANTHROPIC), path
+    assert (openai and not anthropic) is (dialect_of(path) is OPENAI), path
 
 
 def test_what_is_served_instead_is_a_route() -> None:

@@ -11,7 +11,8 @@ import pytest
 from extproc.core.families.difficulty import features
 from extproc.core.families.score import DEFAULT
 from extproc.core.reading import parse
-from extproc.core.request import Request, find_route
+from extproc.core.request import Request
+from extproc.core.routes import find_route
 from extproc.demo import traffic
 from extproc.demo.clients import WAYS, Call, ClientSample
 from extproc.demo.tenancy import BY_NAME, FAMILY, TRIAL_PER_MINUTE

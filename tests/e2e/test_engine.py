@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from gateway import KEYS, Child, Gateway, free_ports, wait_for
-from openai import OpenAI
+from openai import InternalServerError, OpenAI
 
 pytestmark = [pytest.mark.envoy, pytest.mark.engine]
 
@@ -26,6 +26,16 @@ def _missing(reason: str) -> None:
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a running engine."""
+    yield from _engine(tmp_path_factory.mktemp("e"))
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of one that was started for embeddings."""
+    yield from _engine(tmp_path_factory.mktemp("e"), "embedding")
+
+
+def _engine(folder: Path, *told: str) -> Iterator[str]:
     if not WEIGHTS.exists():
         _missing(f"no weights at {WEIGHTS}: make weights")
     try:
@@ -34,9 +44,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         _missing("xllamacpp is not installed: make setup")
     port = free_ports(1)[0]
     script = Path(__file__).parent / "engine_server.py"
-    child = Child(
-        "engine", [sys.executable, str(script), str(WEIGHTS), str(port)], tmp_path_factory.mktemp("e")
-    )
+    child = Child("engine", [sys.executable, str(script), str(WEIGHTS), str(port), *told], folder)
     child.start()
     try:
         wait_for("the engine", lambda: "listening on http" in child.log.read_text(errors="replace"))
@@ -73,3 +81,32 @@ def test_a_real_engine_answers_through_envoy_and_its_tokens_are_counted(engine: 
         assert acme["ttft_p50_ms"] > 0
         # The engine's count of this prompt has taught the pool its bytes per token.
         assert status["pools"]["smol"]["bytes_per_token"] != 4.0
+
+
+def test_a_real_engine_embeds_and_says_itself_what_it_lacks(engine: str, embedder: str) -> None:
+    """Embeddings of a batch: the service's count is the engine's, and there is no output to pay; the other
+    engine answers 501, its own words come back, and it is as well as before."""
+    pools = {
+        "embed": {"models": ["embed"], "engine": "llamacpp", "addresses": [embedder]},
+        "smol": {"models": ["smollm2"], "engine": "llamacpp", "addresses": [engine]},
+    }
+    with Gateway(pools) as gateway:
+        client = OpenAI(base_url=f"{gateway.url}/v1", api_key=KEYS["acme"], max_retries=0, timeout=60)
+        one = client.embeddings.create(model="embed", input="Red sails in the sunset.")
+        many = client.embeddings.create(
+            model="embed", input=["To port!", "To starboard, and quickly."], encoding_format="float"
+        )
+        assert [each.index for each in many.data] == [0, 1]
+        assert len(one.data[0].embedding) == len(many.data[0].embedding) > 100
+        wait_for("the records", gateway.quiet)
+        acme = gateway.status()["tenants"]["acme"]
+        assert acme["ok"] == 2
+        assert acme["prompt_tokens"] == one.usage.prompt_tokens + many.usage.prompt_tokens
+        assert acme["output_tokens"] == 0
+        for _ in range(4):
+            with pytest.raises(InternalServerError, match="--embeddings") as caught:
+                client.embeddings.create(model="smollm2", input="Ahoy!")
+            assert caught.value.status_code == 501
+        wait_for("the records", gateway.quiet)
+        assert gateway.status()["tenants"]["acme"]["refused"] == 4
+        assert gateway.endpoint(engine)["health"] == 1.0

@@ -16,7 +16,8 @@ from extproc.core.errors import error_body
 from extproc.core.fleet import Fleet
 from extproc.core.outcome import Outcome, Reject, Reservation
 from extproc.core.reading import parse
-from extproc.core.request import ROUTES, Dialect, Request
+from extproc.core.request import Dialect, Request
+from extproc.core.routes import ROUTES
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire import accesslog, codec, ticket
 from extproc.wire.exchange import Exchange

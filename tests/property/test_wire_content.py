@@ -17,7 +17,7 @@ import envoy_messages as envoy
 from extproc.core.families import Family
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.policy import ClassSpec
-from extproc.core.request import ROUTES
+from extproc.core.routes import ROUTES
 from extproc.core.scheduler import Policy, Scheduler, SchedulerLimits
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire.exchange import Exchange

@@ -11,7 +11,8 @@ import pytest
 from extproc.config.model import Config
 from extproc.core.cachekeys import AskAnswer, CacheCharge, CachedAnswer, WantedAnswer
 from extproc.core.reading import parse
-from extproc.core.request import Request, find_route
+from extproc.core.request import Request
+from extproc.core.routes import find_route
 from extproc.core.tenant import hash_key
 from extproc.service.app import App
 from extproc.service.cache_orders import CacheOrders

@@ -227,7 +227,7 @@ def test_what_applies_live(path: Path) -> None:
     assert (pool.strategy, pool.calibration) == ("random", calibration)
     assert app.scheduler.settings.default_model == "alias"
     assert app.processor.decisions_concurrent_max == 9
-    assert app.processor.extra_routes == {"/ping"}
+    assert list(app.processor.extra_routes) == ["/ping"]
     assert app.processor.body_rate.bytes_per_second == 70_000
     assert (app.scheduler.ledger.ttl_ns, app.scheduler.ledger.remembered_max) == (30 * S, 2048)
     assert isinstance(app.requests.quotas, ExactBooks)

@@ -10,7 +10,8 @@ from extproc.cache.exact import ResponseCache
 from extproc.cache.memory import MemoryAnswers
 from extproc.core.cachekeys import AskAnswer, CachedAnswer, CacheDirective, CacheRule, WantedAnswer
 from extproc.core.reading import parse
-from extproc.core.request import Request, find_route
+from extproc.core.request import Request
+from extproc.core.routes import find_route
 from extproc.core.tenant import Tenant
 
 CHAT = "/v1/chat/completions"

@@ -31,14 +31,19 @@ local function options(timeout_ms)
 end
 local EVENT_OPTIONS, FILL_OPTIONS = options(@EVENT_TIMEOUT_MS@), options(@FILL_TIMEOUT_MS@)
 
--- What is counted: the object of an event that says it, the name in there, and the name that it is noted by.
+-- What is counted: the object of an event that says it, and in there each name and what it is noted by.
 local COUNTS = {
 @COUNTS@
 }
 for _, each in ipairs(COUNTS) do
-  each.named, each.object = '"' .. each[1] .. '"', '"' .. each[1] .. '"%s*:%s*(%b{})'
-  each.count, each.key = '"' .. each[2] .. '"%s*:%s*(%d+)', each[3]
+  each.named, each.object = '"' .. each.of .. '"', '"' .. each.of .. '"%s*:%s*(%b{})'
+  for _, count in ipairs(each) do
+    count.pattern, count.key = '"' .. count[1] .. '"%s*:%s*(%d+)', count[2]
+  end
 end
+
+-- The last events of streams whose events have names.
+local ENDS = {@ENDS@}
 
 local function answers_well(handle)
   local headers = handle:headers()
@@ -92,8 +97,8 @@ end
 
 -- The counts of one event, where it has some.
 local function counts_in(found, line)
-  if not line:find('"choices"', 1, true) then
-    -- TGI's events are numbered; so are choices, which are no events.
+  if not found.event and not line:find('"choices"', 1, true) then
+    -- TGI's events are numbered; so are choices, which are no events, and blocks of named ones.
     local index = line:match('"index"%s*:%s*(%d+)')
     if index then
       found.counts["@INDEX_KEY@"] = tonumber(index)
@@ -102,11 +107,44 @@ local function counts_in(found, line)
   for _, each in ipairs(COUNTS) do
     local at = line:find(each.named, 1, true)
     local object = at and line:match(each.object, at)
-    local count = object and object:match(each.count)
-    if count then
-      found.counts[each.key] = tonumber(count)
+    if object then
+      for _, count in ipairs(each) do
+        local number = object:match(count.pattern)
+        if number then
+          found.counts[count.key] = tonumber(number)
+        end
+      end
     end
   end
+  if found.event == "message_start" then
+    -- What it says of the output is what it begins with.
+    found.counts["@COMPLETION_TOKENS_KEY@"] = nil
+  end
+end
+
+-- One event with a name, as OpenAI's responses and Anthropic's messages have them: what holds a token is
+-- called so, and the last one's name is known. Of the rest some may say counts.
+local function named_event(found, line)
+  local name = found.event
+  if name:find("delta$") and name ~= "message_delta" then
+    found.count = found.count + 1
+    return
+  end
+  if ENDS[name] then
+    found.done = true
+  end
+  counts_in(found, line)
+end
+
+-- Whether named events have come to their first token, or to their end: until then an engine may have said
+-- no more than that it has begun.
+local function tokens_begin(text)
+  for name in text:gmatch("event:%s*([%w_.]+)") do
+    if name == "error" or ENDS[name] or (name:find("delta$") and name ~= "message_delta") then
+      return true
+    end
+  end
+  return false
 end
 
 -- An object of this name; what many engines write is `"usage":null`.
@@ -130,7 +168,7 @@ end
 -- its events that held a token, its counts, its error and its end.
 local function look_through(found, text)
   local at = 1
-  local usual = found.count > 0 and is_usual(text)
+  local usual = found.count > 0 and not found.event and is_usual(text)
   while true do
     local line_end = text:find("\n", at, true)
     if not line_end then
@@ -145,6 +183,10 @@ local function look_through(found, text)
       local failure = not found.failure and error_in(line)
       if failure then
         found.failure = failure
+      elseif line:sub(1, 6) == "event:" then
+        found.event = line:match("^event:%s*([%w_.]+)")
+      elseif line:sub(1, 5) == "data:" and found.event then
+        named_event(found, line)
       elseif line:sub(1, 5) == "data:" then
         if not (found.count == 0 and is_bare or is_bare_later)(line) then
           found.count = found.count + 1
@@ -254,6 +296,8 @@ function envoy_on_response(handle)
   local left = CACHES and well and gathers(handle)
   local parts = left and {}
   local begun, rest = false, ""
+  -- Its events have names, and none with a token has come.
+  local waits = false
   local found = { count = 0, counts = {}, failure = nil, done = false }
   for chunk in handle:bodyChunks() do
     local length = chunk:length()
@@ -284,7 +328,10 @@ function envoy_on_response(handle)
           parts = nil
         end
       end
-      if not begun and (text:sub(1, 1) ~= ":" or text:find("\ndata:", 1, true)) then
+      -- Events with names: an event that begins here is enough of it to tell.
+      local named = not begun and well and stream and text:find("^event:")
+      waits = waits or named
+      if not begun and (waits and tokens_begin(text) or not waits and (text:sub(1, 1) ~= ":" or text:find("\ndata:", 1, true))) then
         begun = true
         note("@FIRST_CHUNK_KEY@", handle:timestampString(EnvoyTimestampResolution.MICROSECOND))
         local failure = well and error_in(text)

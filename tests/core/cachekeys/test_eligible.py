@@ -9,7 +9,8 @@ import pytest
 
 from extproc.core.cachekeys import Unfit, unfit
 from extproc.core.reading import parse
-from extproc.core.request import Request, find_route
+from extproc.core.request import Request
+from extproc.core.routes import find_route
 
 CHAT, COMPLETION, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
 ASK = [{"role": "user", "content": "hello"}]

@@ -12,7 +12,8 @@ from extproc.core.families import DEFAULT, NAMES, Weights, features, read, write
 from extproc.core.families.difficulty import HEAD_CHARACTERS, TAIL_CHARACTERS
 from extproc.core.families.train import LABELS, Example, accuracy, fit, train
 from extproc.core.reading import parse
-from extproc.core.request import Dialect, Request, RouteKind, find_route
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.routes import find_route
 
 LABELLED = Path(__file__).with_name("labelled.jsonl")
 

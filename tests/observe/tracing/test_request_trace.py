@@ -6,7 +6,7 @@ from trips import OFFSET_NS, PARENT, SAMPLED, TRACE, UNSAMPLED, Trips
 
 from extproc.core.outcome import Reject
 from extproc.core.reading import parse
-from extproc.core.request import find_route
+from extproc.core.routes import find_route
 from extproc.observe.tracing import propagation
 from extproc.observe.tracing.request_trace import (
     ORPHANS_MAX,

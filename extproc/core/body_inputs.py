@@ -1,0 +1,124 @@
+"""Bodies of what is prefilled and generates nothing: embeddings, reranking, scores.
+
+Owns what counts as one of their inputs, and how much of a prompt each is. Nothing is kept of the texts:
+engines that serve these hold no prefix of them worth going back to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from extproc.core.body_fields import ABSENT, TEXT, given, peek
+from extproc.core.body_messages import bytes_of
+from extproc.core.errors import Error
+from extproc.core.outcome import Reject
+from extproc.core.prompts import SEQUENCES_MAX, TOKEN_BYTES, Prompts, TooManyError, read_prompts
+from extproc.core.request import Request
+from extproc.core.routes import Route
+
+
+class _Embeddings(msgspec.Struct):
+    model: str | None = None
+    input: msgspec.Raw = ABSENT
+    messages: msgspec.Raw = ABSENT
+    content: msgspec.Raw = ABSENT
+    user: msgspec.Raw = ABSENT
+
+
+class _Pairs(msgspec.Struct):
+    """Reranking and scores, in the words of every engine that has one for it."""
+
+    model: str | None = None
+    query: msgspec.Raw = ABSENT
+    text_1: msgspec.Raw = ABSENT
+    queries: msgspec.Raw = ABSENT
+    data_1: msgspec.Raw = ABSENT
+    documents: msgspec.Raw = ABSENT
+    texts: msgspec.Raw = ABSENT
+    text_2: msgspec.Raw = ABSENT
+    items: msgspec.Raw = ABSENT
+    data_2: msgspec.Raw = ABSENT
+
+
+class _Document(msgspec.Struct):
+    text: Any = None
+
+
+_embeddings = msgspec.json.Decoder(_Embeddings)
+_pairs = msgspec.json.Decoder(_Pairs)
+_texts = msgspec.json.Decoder(list[str])
+_document = msgspec.json.Decoder(_Document)
+_documents = msgspec.json.Decoder(list[_Document])
+
+
+def read_embeddings(route: Route, body: bytes) -> Request | Reject:
+    """OpenAI's `input`, vLLM's `messages`, llama.cpp's `content`."""
+    fields = _embeddings.decode(body)
+    raw = next((each for each in (fields.input, fields.messages, fields.content) if given(each)), None)
+    inputs = None if raw is None else _inputs(raw)
+    if inputs is None:
+        return Error.UNFIT.reject("'input' is missing")
+    return _request(route, fields.model, inputs.count, _bytes_of(inputs), inputs.tokens)
+
+
+def read_pairs(route: Route, body: bytes) -> Request | Reject:
+    """A query beside each document: the engine reads it so many times."""
+    fields = _pairs.decode(body)
+    one = next((r for r in (fields.query, fields.text_1, fields.queries, fields.data_1) if given(r)), None)
+    other = next(
+        (r for r in (fields.documents, fields.texts, fields.text_2, fields.items, fields.data_2) if given(r)),
+        None,
+    )
+    if one is None:
+        return Error.UNFIT.reject("'query' is missing (vLLM's scores: 'text_1' or 'queries')")
+    if other is None:
+        return Error.UNFIT.reject("'documents' is missing (vLLM's scores: 'text_2'; SGLang's: 'items')")
+    queries, documents = _inputs(one), _inputs(other)
+    if queries is None or documents is None:
+        return Error.UNFIT.reject("there is nothing to compare: a list is empty")
+    # One query with each of many documents, or as many of the one as of the other.
+    count = max(queries.count, documents.count)
+    size = _bytes_of(queries) * count // queries.count + _bytes_of(documents) * count // documents.count
+    return _request(route, fields.model, count, size, None)
+
+
+def _request(route: Route, model: str | None, count: int, size: int, tokens: int | None) -> Request:
+    return Request(
+        kind=route.kind,
+        dialect=route.dialect,
+        model=model or None,
+        max_new_tokens=0,
+        # What no engine runs at once is run by it in turns.
+        sequences=max(1, min(count, SEQUENCES_MAX)),
+        prompt_bytes=size,
+        prompt_tokens=tokens,
+    )
+
+
+def _bytes_of(inputs: Prompts) -> int:
+    return bytes_of(inputs.texts) + inputs.bytes_beside + TOKEN_BYTES * (inputs.tokens or 0)
+
+
+def _inputs(raw: msgspec.Raw) -> Prompts | None:
+    """A text, texts, documents with a text, token ids, lists of those; None for an empty list.
+
+    Unlike prompts there may be any number: what an engine takes of them is its own to say.
+    """
+    data = bytes(raw)
+    if data[:1] != b"[":
+        document = peek(_document, raw) if data[:1] == b"{" else None
+        text = document.text if document is not None else peek(TEXT, raw)
+        return Prompts((text,)) if isinstance(text, str) else Prompts(bytes_beside=len(data))
+    texts = peek(_texts, raw)
+    if texts is None:
+        found = peek(_documents, raw)
+        if found is not None and all(isinstance(each.text, str) for each in found):
+            texts = [each.text for each in found]
+    if texts is not None:
+        return Prompts(tuple(texts), count=len(texts)) if texts else None
+    try:
+        return read_prompts(raw)
+    except TooManyError:
+        return Prompts(count=SEQUENCES_MAX, bytes_beside=len(data))

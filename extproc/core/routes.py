@@ -1,0 +1,207 @@
+"""The routes, one row each: what a path asks for, and what the gateway makes of it.
+
+Owns which paths are served, in whose dialect, what kind of body they take, whether they stream, what work
+they are, and where their answers say what they cost (the counts and the ends that Envoy's filters look for
+are made from it: control/filters.py). How a body is read is reading.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import Final
+
+from extproc.core import contract
+from extproc.core.request import Dialect, RouteKind
+
+#: What stands in a row's path for one part of it: a response's id, or a model's name.
+ITEM: Final = "/{id}"
+
+
+class BodyKind(Enum):
+    """What a client sends."""
+
+    JSON = "json"
+    FORM = "form"  # multipart/form-data, of which the head alone is read
+    NONE = "none"
+
+
+class RouteWork(Enum):
+    """What a request of the route costs a replica."""
+
+    GENERATES = "generates"  # a prompt, and tokens after it
+    PREFILLS = "prefills"  # a prompt alone: it has no output tokens
+    FREE = "free"  # nothing worth counting, and no permit
+    HERE = "here"  # the gateway answers
+
+
+class Streams(Enum):
+    """Whether an answer may be a stream."""
+
+    NEVER = "never"
+    ASKED = "asked"  # by the body's `stream`
+    ALWAYS = "always"
+    QUERY = "query"  # by `?stream=true`
+
+
+#: Where an answer says what it cost: fields from its outermost object inwards, and what they are called in
+#: metadata (contract.py). In a stream the outermost that is named here may stand inside another object.
+Counts = tuple[tuple[tuple[str, ...], str], ...]
+OPENAI_COUNTS: Final[Counts] = (
+    (("usage", "prompt_tokens"), contract.PROMPT_TOKENS_KEY),
+    (("usage", "completion_tokens"), contract.COMPLETION_TOKENS_KEY),
+    # vLLM, SGLang and llama.cpp since 2026; llama.cpp before that. Its `tokens_cached` is what is cached when
+    # all is over, the answer included, and says nothing of a hit.
+    (("usage", "prompt_tokens_details", "cached_tokens"), contract.CACHED_TOKENS_KEY),
+    (("timings", "cache_n"), contract.CACHED_TOKENS_KEY),
+)
+TGI_COUNTS: Final[Counts] = (
+    (("details", "input_length"), contract.PROMPT_TOKENS_KEY),
+    (("details", "generated_tokens"), contract.GENERATED_TOKENS_KEY),
+)
+#: Some rerankers say no other number than the sum, which is the prompts' where nothing is generated.
+PREFILL_COUNTS: Final[Counts] = (
+    (("usage", "prompt_tokens"), contract.PROMPT_TOKENS_KEY),
+    (("usage", "total_tokens"), contract.TOTAL_TOKENS_KEY),
+)
+RESPONSES_COUNTS: Final[Counts] = (
+    (("usage", "input_tokens"), contract.PROMPT_TOKENS_KEY),
+    (("usage", "output_tokens"), contract.COMPLETION_TOKENS_KEY),
+    (("usage", "input_tokens_details", "cached_tokens"), contract.CACHED_TOKENS_KEY),
+)
+#: Anthropic's `input_tokens` are those that no cache held: the prompt is the sum of the three.
+MESSAGES_COUNTS: Final[Counts] = (
+    (("usage", "input_tokens"), contract.PROMPT_TOKENS_KEY),
+    (("usage", "output_tokens"), contract.COMPLETION_TOKENS_KEY),
+    (("usage", "cache_read_input_tokens"), contract.CACHE_READ_TOKENS_KEY),
+    (("usage", "cache_creation_input_tokens"), contract.CACHE_WRITTEN_TOKENS_KEY),
+)
+#: How streams say that they have ended: a word in place of an event's data, or the names of the last events.
+OPENAI_END: Final = ("[DONE]",)
+RESPONSES_END: Final = ("response.completed", "response.incomplete", "response.failed")
+MESSAGES_END: Final = ("message_stop",)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A path the gateway serves."""
+
+    method: str
+    path: str
+    kind: RouteKind
+    dialect: Dialect
+    body: BodyKind = BodyKind.JSON
+    streams: Streams = Streams.NEVER
+    work: RouteWork = RouteWork.GENERATES
+    counts: Counts = ()
+    ends: tuple[str, ...] = ()
+
+    @property
+    def named(self) -> str:
+        """As people write it: `POST /v1/embeddings`."""
+        return f"{self.method} {self.path}"
+
+
+_O, _T, _A = Dialect.OPENAI, Dialect.TGI, Dialect.ANTHROPIC
+_JSON, _FORM, _NONE = BodyKind.JSON, BodyKind.FORM, BodyKind.NONE
+_ASKED, _NEVER, _ALWAYS = Streams.ASKED, Streams.NEVER, Streams.ALWAYS
+_GENERATES, _PREFILLS, _FREE, _HERE = RouteWork
+_OPENAI = (OPENAI_COUNTS, OPENAI_END)
+
+# fmt: off
+ROWS: Final = (
+    Route("POST", "/v1/chat/completions", RouteKind.CHAT, _O, _JSON, _ASKED, _GENERATES, *_OPENAI),
+    Route("POST", "/v1/completions", RouteKind.COMPLETION, _O, _JSON, _ASKED, _GENERATES, *_OPENAI),
+    Route("POST", "/v1/embeddings", RouteKind.EMBEDDINGS, _O, _JSON, _NEVER, _PREFILLS, PREFILL_COUNTS),
+    Route("POST", "/v1/rerank", RouteKind.RERANK, _O, _JSON, _NEVER, _PREFILLS, PREFILL_COUNTS),
+    Route("POST", "/rerank", RouteKind.RERANK, _O, _JSON, _NEVER, _PREFILLS, PREFILL_COUNTS),
+    Route("POST", "/v1/score", RouteKind.SCORE, _O, _JSON, _NEVER, _PREFILLS, PREFILL_COUNTS),
+    Route("GET", "/v1/models", RouteKind.MODELS, _O, _NONE, _NEVER, _HERE),
+    Route("POST", "/generate", RouteKind.GENERATE, _T, _JSON, _NEVER, _GENERATES, TGI_COUNTS),
+    Route("POST", "/generate_stream", RouteKind.GENERATE_STREAM, _T, _JSON, _ALWAYS, _GENERATES, TGI_COUNTS),
+    Route("POST", "/", RouteKind.COMPAT, _T, _JSON, _ASKED, _GENERATES, TGI_COUNTS),
+    Route("GET", "/", RouteKind.HEALTH, _T, _NONE, _NEVER, _HERE),
+    Route("POST", "/tokenize", RouteKind.TOKENIZE, _T, _JSON, _NEVER, _FREE),
+    Route("POST", "/chat_tokenize", RouteKind.TOKENIZE, _T, _JSON, _NEVER, _FREE),
+    Route("GET", "/info", RouteKind.INFO, _T, _NONE, _NEVER, _FREE),
+    Route("GET", "/health", RouteKind.HEALTH, _T, _NONE, _NEVER, _HERE),
+)
+#: Served where `gateway.extra_routes` names them.
+EXTRA_ROWS: Final = (
+    Route("GET", "/ping", RouteKind.HEALTH, _T, _NONE, _NEVER, _HERE),
+    Route("GET", "/metrics", RouteKind.METRICS, _T, _NONE, _NEVER, _FREE),
+    Route("POST", "/invocations", RouteKind.INVOCATIONS, _T, _JSON, _ASKED, _GENERATES, TGI_COUNTS),
+    Route("POST", "/vertex", RouteKind.VERTEX, _T, _JSON, _NEVER, _GENERATES, TGI_COUNTS),
+)
+# fmt: on
+
+Routes = Mapping[str, tuple[Route, ...]]
+
+
+def by_path(rows: Iterable[Route]) -> Routes:
+    """The rows by their path."""
+    found: dict[str, tuple[Route, ...]] = {}
+    for row in rows:
+        found[row.path] = (*found.get(row.path, ()), row)
+    return MappingProxyType(found)
+
+
+ROUTES: Final = by_path(row for row in ROWS if ITEM not in row.path)
+EXTRA_ROUTES: Final = by_path(EXTRA_ROWS)
+NO_ROUTES: Final[Routes] = by_path(())
+#: The routes of one of several, by what stands before its name.
+_OF_ITEMS: Final = tuple((row.path.partition(ITEM)[0] + "/", row) for row in ROWS if ITEM in row.path)
+#: Kinds that an engine answers without a permit, and without work worth counting.
+FREE_KINDS: Final = frozenset(row.kind for row in (*ROWS, *EXTRA_ROWS) if row.work is RouteWork.FREE)
+#: Kinds that the gateway answers.
+HERE_KINDS: Final = frozenset(row.kind for row in (*ROWS, *EXTRA_ROWS) if row.work is RouteWork.HERE)
+
+
+def find_route(method: str, path: str, extra: Routes = NO_ROUTES) -> Route | None:
+    """The route of a method and path (query ignored); what to say without one is in misrouted.py.
+
+    `extra` are the routes that are served beside the usual ones. What answers GET answers HEAD.
+    """
+    bare = path.partition("?")[0]
+    wanted = "GET" if method == "HEAD" else method
+    for route in ROUTES.get(bare) or extra.get(bare, ()):
+        if route.method == wanted:
+            return route
+    if not bare.startswith("/v1/"):
+        return None
+    return next((row for row in of_item(bare) if row.method == wanted), None)
+
+
+def of_item(bare: str) -> list[Route]:
+    """The routes of a path that names one of several; without its query."""
+    found = []
+    for before, row in _OF_ITEMS:
+        if bare.startswith(before):
+            after = row.path.partition(ITEM)[2]
+            name = bare[len(before) :]
+            if not name.endswith(after):
+                continue
+            item = name.removesuffix(after)
+            # A model's name may have slashes in it, a response's id has none.
+            if item and (row.kind is RouteKind.MODEL or "/" not in item):
+                found.append(row)
+    return found
+
+
+def item_of(route: Route, path: str) -> str:
+    """The part of a path (its query ignored) that a row leaves open; "" where it leaves none."""
+    before, item, after = route.path.partition(ITEM)
+    return path.partition("?")[0][len(before) + 1 :].removesuffix(after) if item else ""
+
+
+def ends() -> tuple[str, ...]:
+    """The names of the events that are the last of any route's stream."""
+    named = (each for row in (*ROWS, *EXTRA_ROWS) for each in row.ends if each not in OPENAI_END)
+    return tuple(dict.fromkeys(named))
+
+
+def counts() -> Counts:
+    """Where any route's answers say what they cost, each once."""
+    return tuple(dict.fromkeys(each for row in (*ROWS, *EXTRA_ROWS) for each in row.counts))
