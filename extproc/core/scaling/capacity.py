@@ -51,6 +51,8 @@ EDGE: Final = 0.95
 ANSWERS_MAX: Final = 256
 #: Nothing is asked about more.
 REPLICAS_MAX: Final = 1_000
+#: Fewer requests a second are none: one in thirty years.
+RATE_MIN: Final = 1e-9
 #: What is assumed of requests before any was seen (tokens).
 PROMPT_TOKENS, OUTPUT_TOKENS = 1_000, 250
 #: From here on a share counts as attained by nobody.
@@ -252,7 +254,7 @@ class Capacity:
 
     def within(self, requests_per_s: float, replicas: int) -> Attained:
         """The same where nothing is refused: beyond its edge a pool then falls to nothing."""
-        if requests_per_s <= 0.0:
+        if requests_per_s < RATE_MIN:
             return Attained(1.0, 0.0, "none")
         if replicas <= 0:
             return Attained(0.0, 1.0, "ttft")
@@ -389,7 +391,7 @@ def need(
 ) -> Need:
     """The fewest replicas that bear a rate at a share `target`; `most` where no number up to it does. It is
     looked for beside `near` first: the last answer is seldom far."""
-    if requests_per_s <= 0.0:
+    if requests_per_s < RATE_MIN:
         return Need(replicas=0, attainment=1.0, utilization=0.0, binding="none")
     at = capacity.at if target < EDGE else capacity.within
     known: dict[int, Attained] = {}
