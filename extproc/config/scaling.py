@@ -67,6 +67,9 @@ class PoolScaling(Section):
     """Never more."""
     target_attainment: float = Field(default=0.99, ge=0.5, le=0.9999)
     """The share of requests that is to attain its class's targets."""
+    margin_max: float = Field(default=0.25, ge=0.0, le=0.5)
+    """While fewer attain than target_attainment, each replica is asked for less than it was seen to bear:
+    learnt, and never by more than this share. 0: never."""
     forecast: ForecastName = "auto"
     """How the load ahead is forecast."""
     load_time_s: float = Field(default=60.0, ge=0.1, le=7_200.0)
@@ -75,8 +78,8 @@ class PoolScaling(Section):
     """From what is wanted until a replica begins to start: the orchestrator's own time."""
     step_up_max: int = Field(default=8, ge=1, le=1_000)
     """Replicas more in one step."""
-    step_down_max: int = Field(default=1, ge=1, le=1_000)
-    """Replicas fewer in one step."""
+    step_down_max: int = Field(default=0, ge=0, le=1_000)
+    """Replicas fewer in one step; 0: a quarter of those that there are, at least one."""
     down_after_s: float = Field(default=300.0, ge=0.0, le=86_400.0)
     """How long fewer must have been enough before one goes; never sooner than a load time."""
     zero_after_s: float = Field(default=900.0, ge=0.0, le=604_800.0)

@@ -36,6 +36,8 @@ class KeptPool(msgspec.Struct, array_like=True):
     damped: tuple[float, float, float] | None = None
     #: Requests by load, and those that attained (core/scaling/record.py).
     record: tuple[list[float], list[float]] = ([], [])
+    #: What is left free of what replicas were seen to bear (core/scaling/margin.py).
+    margin: float = 0.0
 
     def rates(self) -> array[float]:
         """The means."""

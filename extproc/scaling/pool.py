@@ -46,6 +46,7 @@ def scale_of(pool: str, settings: PoolScaling) -> PoolScale:
         min_replicas=settings.min_replicas,
         max_replicas=settings.max_replicas,
         target_attainment=settings.target_attainment,
+        margin_max=settings.margin_max,
         step_up_max=settings.step_up_max,
         step_down_max=settings.step_down_max,
         down_after_s=settings.down_after_s,
@@ -219,6 +220,7 @@ class ScaledPool:
             samples=list(self.demand.samples),
             damped=self.forecaster.damped,
             record=self.planner.record.kept(),
+            margin=self.planner.margin.share,
         )
 
     def status(self) -> dict[str, Any]:
@@ -228,6 +230,7 @@ class ScaledPool:
             "losses": {name: round(loss, 4) for name, loss in self.forecaster.losses.items()},
             "dispersion": round(self.forecaster.dispersion, 3),
             "correction": round(self.correction * self.planner.correction, 3),
+            "margin": round(self.planner.margin.share, 3),
             "clock_steps": self.demand.clock_steps,
         }
 
@@ -240,6 +243,7 @@ class ScaledPool:
         if CORRECTION_MIN <= kept.correction <= CORRECTION_MAX:
             self.correction = kept.correction
         self.planner.record.recall(*kept.record)
+        self.planner.margin.recall(kept.margin)
         for sample in kept.samples:
             self.demand.ended(WorkSample(*sample))
         if kept.damped is not None and all(0.0 <= each <= 1.0 for each in kept.damped):

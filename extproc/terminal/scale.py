@@ -98,7 +98,8 @@ def _explained(each: Mapping[str, Any]) -> list[str]:
     counts = f"{each['ready']} ready, {each['loading']} loading, {each['draining']} draining"
     horizon = f"load time p90 {_s(loads['p90_s'])} ({measured}), reaction {_s(bounds['reaction_s'])}"
     ahead = f"in {_s(forecast['ahead_s'])}, by {forecast['method']}"
-    most = f"+{bounds['step_up_max']} and -{bounds['step_down_max']}, down after {_s(bounds['down_after_s'])}"
+    down = f"-{bounds['step_down_max']}" if bounds["step_down_max"] else "a quarter fewer"
+    most = f"+{bounds['step_up_max']} and {down}, down after {_s(bounds['down_after_s'])}"
     budget = f"{bounds['budget_per_hour']:g} an hour" if bounds["budget_per_hour"] else "none"
     return [
         f"{each['pool']}: {each['wanted']} wanted{changed}, {counts}",
@@ -109,6 +110,7 @@ def _explained(each: Mapping[str, Any]) -> list[str]:
         f"  need       {_need(each['need'])} for the median",
         f"             {_need(each['need_high'])} for the upper bound",
         f"  target     {bounds['target_attainment']:.2%} within targets",
+        f"  margin     {each['margin']:.1%} of what a replica was seen to bear is left free, for that",
         f"  bounds     {bounds['min_replicas']} to {bounds['max_replicas']} replicas, steps of {most}",
         f"  budget     {budget}",
         f"  schedule   at least {each['floor']}" if each["floor"] else "  schedule   asks for nothing",

@@ -55,6 +55,7 @@ PLAN: dict[str, Any] = {
     "horizon_s": 80.0,
     "cost_per_hour": 6.0,
     "floor": 2,
+    "margin": 0.04,
     "terms": [
         {"replicas": 3, "attainment": 0.9, "utilization": 0.9, "binding": "ttft"},
         {"replicas": 4, "attainment": 0.97, "utilization": 0.8, "binding": "ttft"},
@@ -109,6 +110,7 @@ def test_an_explanation_says_each_term() -> None:
         "load time p90 60 s (of 4 loads), reaction 15 s",
         "6 replicas (99.20% attain, one fewer fails by ttft, checked by a simulation) for the upper bound",
         "4 (wanted)",
+        "margin     4.0% of what a replica was seen to bear is left free",
         "1 to 8 replicas, steps of +8 and -1, down after 300 s",
         "schedule   at least 2",
         "kept by    one step at a time",

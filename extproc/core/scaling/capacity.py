@@ -47,8 +47,12 @@ DISPERSION_MAX: Final = 20.0
 CORRECTION_MAX: Final = 3.0
 #: Below this share a pool is over its edge: what it cannot bear is refused, and the rest attains as there.
 EDGE: Final = 0.95
+#: Answers that are kept of one shape: the next step asks about the same rates and numbers.
+ANSWERS_MAX: Final = 256
 #: Nothing is asked about more.
 REPLICAS_MAX: Final = 1_000
+#: Fewer requests a second are none: one in thirty years.
+RATE_MIN: Final = 1e-9
 #: What is assumed of requests before any was seen (tokens).
 PROMPT_TOKENS, OUTPUT_TOKENS = 1_000, 250
 #: From here on a share counts as attained by nobody.
@@ -218,6 +222,10 @@ class Capacity:
         self, work: Shape, kind: ReplicaKind, *, dispersion: float = 1.0, correction: float = 1.0
     ) -> None:
         self.work, self.kind = work, kind
+        self.dispersion, self.correction = 1.0, 1.0
+        #: By a replica's rate as the model has it and replicas; and the rate of all at which EDGE attain.
+        self._answers: dict[tuple[float, int], Attained] = {}
+        self._edges: dict[int, float] = {}
         self.told(dispersion=dispersion, correction=correction)
         timing = kind.timing
         self._growth = (
@@ -226,7 +234,11 @@ class Capacity:
 
     def told(self, *, dispersion: float, correction: float) -> None:
         """How arrivals vary (variance over mean of their counts, 1 is Poisson), and the correction."""
-        self.dispersion = min(max(dispersion, 1.0), DISPERSION_MAX)
+        dispersion = min(max(dispersion, 1.0), DISPERSION_MAX)
+        if dispersion != self.dispersion:
+            self.dispersion = dispersion
+            self._answers.clear()
+            self._edges.clear()
         self.correction = min(max(correction, 1.0 / CORRECTION_MAX), CORRECTION_MAX)
 
     def at(self, requests_per_s: float, replicas: int) -> Attained:
@@ -234,24 +246,28 @@ class Capacity:
         found = self.within(requests_per_s, replicas)
         if found.attainment >= EDGE or replicas <= 0:
             return found
-        edge = self._edge(requests_per_s, replicas)
-        return found._replace(attainment=max(found.attainment, min(EDGE, EDGE * edge / requests_per_s)))
-
-    def _edge(self, above: float, replicas: int) -> float:
-        """The rate at which EDGE attain."""
-        low, high = 0.0, above
-        for _ in range(20):
-            middle = (low + high) / 2.0
-            low, high = (middle, high) if self.within(middle, replicas).attainment >= EDGE else (low, middle)
-        return low
+        edge = self._edges.get(replicas)
+        if edge is None:
+            edge = self._edges[replicas] = rate_max(self, replicas, EDGE) / self.correction
+        share = EDGE * edge * self.correction / requests_per_s
+        return found._replace(attainment=max(found.attainment, min(EDGE, share)))
 
     def within(self, requests_per_s: float, replicas: int) -> Attained:
         """The same where nothing is refused: beyond its edge a pool then falls to nothing."""
-        if requests_per_s <= 0.0:
+        if requests_per_s < RATE_MIN:
             return Attained(1.0, 0.0, "none")
         if replicas <= 0:
             return Attained(0.0, 1.0, "ttft")
         rate = requests_per_s / self.correction / replicas
+        found = self._answers.get((rate, replicas))
+        if found is None:
+            if len(self._answers) >= ANSWERS_MAX:
+                self._answers.clear()
+            found = self._answers[rate, replicas] = self._found(rate, replicas)
+        return found
+
+    def _found(self, rate: float, replicas: int) -> Attained:
+        """At a replica's rate, as the model has it."""
         late, busy, state = self._first(rate, replicas)
         if late >= SATURATED:
             return Attained(0.0, 1.0, "ttft" if busy >= 1.0 else "tpot")
@@ -375,7 +391,7 @@ def need(
 ) -> Need:
     """The fewest replicas that bear a rate at a share `target`; `most` where no number up to it does. It is
     looked for beside `near` first: the last answer is seldom far."""
-    if requests_per_s <= 0.0:
+    if requests_per_s < RATE_MIN:
         return Need(replicas=0, attainment=1.0, utilization=0.0, binding="none")
     at = capacity.at if target < EDGE else capacity.within
     known: dict[int, Attained] = {}

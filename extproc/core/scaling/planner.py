@@ -20,6 +20,7 @@ import msgspec
 
 from extproc.core.scaling.capacity import Capacity, blended, need, rate_max, shape
 from extproc.core.scaling.leaving import HAD, leaving
+from extproc.core.scaling.margin import AttainmentMargin
 from extproc.core.scaling.record import ServedRecord
 from extproc.core.scaling.values import (
     Band,
@@ -39,6 +40,9 @@ NS: Final = 1_000_000_000
 DRAIN_S: Final = 30.0
 #: Between two steps down at the least.
 DOWN_EVERY_S: Final = 60.0
+#: Where the file does not say how many leave at once, one in so many does: a burst of an hour that needed
+#: eight times as many would be paid for until the next one otherwise.
+DOWN_PART: Final = 4
 #: Fewer must bear so much more than the upper bound: what is just enough now is not a moment later.
 DOWN_MARGIN: Final = 0.05
 #: Ends that say more of bursts than the counts' dispersion does.
@@ -92,6 +96,8 @@ class Planner:
         #: What replicas were seen to bear, and by how much that differs from the model.
         self.record = ServedRecord()
         self.correction = 1.0
+        #: What of that is left free, since fewer attained than are to.
+        self.margin = AttainmentMargin()
         self._bears: dict[int, float] = {}
 
     def horizon_s(self, load_time: LoadTime, interval_s: float) -> float:
@@ -113,6 +119,16 @@ class Planner:
         spared, _ = self._need(capacities, facts, high * (1.0 + DOWN_MARGIN))
         wanted, bound, why = self._decide(now_ns, facts, upper, spared.replicas, kind)
         self.wanted = wanted
+        if bound in ("max", "budget"):
+            self.margin.pause()
+        else:
+            self.margin.saw(
+                now_ns,
+                attained=facts.attained,
+                judged=facts.judged,
+                target=scale.target_attainment,
+                most=scale.margin_max,
+            )
         per_token = capacities[0].kind.timing.prefill_per_token_ms if capacities else 0.0
         fewer = max(0, had - wanted)
         return PoolPlan(
@@ -136,6 +152,7 @@ class Planner:
             cost_per_hour=_cost(facts, kind, wanted, had),
             terms=_terms(capacities, high, wanted),
             floor=facts.floor,
+            margin=self.margin.share,
         )
 
     def _known(self, now_ns: int, facts: PoolFacts) -> list[Capacity]:
@@ -159,7 +176,7 @@ class Planner:
         for each in self._capacities:
             each.told(
                 dispersion=1.0 if recorded else facts.dispersion,
-                correction=facts.correction * self.correction,
+                correction=facts.correction * self.correction * (1.0 - self.margin.share),
             )
         return self._capacities
 
@@ -246,7 +263,8 @@ class Planner:
         if begins or kept >= before or 0 <= now_ns - self._down_ns < every_s * NS:
             return before, "hold"
         self._down_ns = now_ns
-        fewest = max(kept, before - scale.step_down_max)
+        step = scale.step_down_max or max(1, before // DOWN_PART)
+        fewest = max(kept, before - step)
         return fewest, "step" if fewest > needed else ""
 
     def _bounded(

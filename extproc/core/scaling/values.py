@@ -91,9 +91,11 @@ class PoolScale(msgspec.Struct, frozen=True, kw_only=True):
     max_replicas: int = 1
     #: Share (0..1) of requests that are to attain their class's targets.
     target_attainment: float = 0.99
-    #: Replicas more or fewer in one step.
+    #: The most (0..1) of what a replica was seen to bear that is left free where fewer attain.
+    margin_max: float = 0.25
+    #: Replicas more or fewer in one step; fewer by a quarter of them where it is 0.
     step_up_max: int = 8
-    step_down_max: int = 1
+    step_down_max: int = 0
     #: How long fewer must have been enough, beyond the load time, before one leaves.
     down_after_s: float = 300.0
     #: From the decision until the orchestrator begins to start one.
@@ -164,6 +166,8 @@ class PoolPlan(msgspec.Struct, frozen=True, kw_only=True):
     terms: tuple[PlanTerm, ...] = ()
     #: What the schedule asks for at the least.
     floor: int = 0
+    #: Which share (0..1) of what a replica was seen to bear is left free, since fewer attained than are to.
+    margin: float = 0.0
 
     @property
     def bare(self) -> PoolPlan:

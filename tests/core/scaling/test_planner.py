@@ -74,6 +74,15 @@ def test_fewer_are_wanted_only_when_fewer_were_enough_for_a_load_time_and_the_ho
     assert len(plan.leaving) == 1
 
 
+def test_where_the_file_does_not_say_a_quarter_leaves_at_once() -> None:
+    """Sixteen that one is enough for go by quarters, a minute apart; one leaves of three."""
+    planner = Planner(structs.replace(SCALE, step_down_max=0))
+    path = [planner.step(60 * minute * NS, facts(0.5, 16)).wanted for minute in range(16)]
+    assert [count for at, count in enumerate(path) if not at or path[at - 1] != count] == [
+        *(16, 12, 9, 7, 6, 5, 4, 3, 2, 1),
+    ]
+
+
 def test_a_service_that_has_just_begun_takes_nobody_away() -> None:
     """A restarted service knows no past: what it finds stays for the hold and a load time."""
     planner = Planner(SCALE)
