@@ -1,0 +1,158 @@
+"""A question taken apart: words, numbers, units, names and what is literal, as the guards compare them.
+
+Owns the spelling of each token. What stands in quotes or looks like code is literal: it is compared letter by
+letter.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Final
+
+import msgspec
+
+from extproc.core.cachekeys.guards.words import CARDINALS, MONTHS, PER, RATES, UNITS, words_of
+
+_TOKEN: Final = re.compile(
+    r"""
+    (?P<quoted>```.*?```|`[^`]*`|"[^"]*"|“[^”]*”|«[^»]*»|(?<!\w)'[^'\s](?:[^']*[^'\s])?'(?!\w))
+  | (?P<url>[a-z]+://\S+|www\.\S+)
+  | (?P<date>\d{4}-\d{1,2}-\d{1,2}(?!\w)|\d{1,2}[/.]\d{1,2}[/.]\d{2,4}(?!\w))
+  | (?P<meridiem>\d{1,2}(?::\d{2})?(?=\s?[ap]\.?m\b))
+  | (?P<code>\w*[_$@\\]\w[\w.]*(?:\(\))?|\w+(?:\.\w+)*\(\)
+      |\w+(?:\.[a-z_]\w*)+(?=\W|$)(?<!\bu\.s)(?<!\be\.g)(?<!\bi\.e)
+      |\w+\[[^\]]*\]|[a-z]+[A-Z]\w*|\w+(?:::\w+)+|C\+\+|[CF]\#|--?[a-zA-Z]\w*(?<!\w-\w)|\.\w+)
+  | (?P<number>(?<![\w)])[-−+]?\d[\d,]*(?:[.:/]\d+)*(?:st|nd|rd|th|s|x)?(?![\w]))
+  | (?P<measured>(?<![\w])[-−+]?\d[\d,]*(?:\.\d+)?(?=[A-Za-z°%]{1,3}(?!\w)))
+  | (?P<word>km/h|\d*[^\W\d_]+(?:['’\-.][^\W\d_]+)*\d*|\w+)
+  | (?P<symbol>[^\s\w])
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+#: Ends and joins of sentences: they say nothing where a blank or the end follows.
+_ENDS: Final = frozenset(".,?!:;…。？！、，¿¡")
+_IS: Final = words_of("what who where when how why it that there here he she let")
+_SHORT: Final = {
+    "won't": ("will", "not"),
+    "can't": ("can", "not"),
+    "cannot": ("can", "not"),
+    "let's": ("let", "us"),
+}
+
+#: Bits, which are no bytes.
+_BITS: Final = frozenset({"Kb", "Mb", "Gb", "Tb"})
+
+
+class GuardToken(msgspec.Struct, frozen=True):
+    """One token: `text` as it is compared. `kind` is word, number, unit, literal or symbol; `named` says that
+    it begins large within a sentence; `owns` that a possessive stood on it, `sign` that it is a
+    currency's or unit's sign."""
+
+    text: str
+    kind: str = "word"
+    named: bool = False
+    owns: bool = False
+    sign: bool = False
+
+
+def tokens(text: str) -> list[GuardToken]:
+    """The tokens of a text, in order."""
+    text = unicodedata.normalize("NFC", text).replace("’", "'").strip()
+    found: list[GuardToken] = []
+    begins = True
+    for match in _TOKEN.finditer(text):
+        kind, raw = str(match.lastgroup), match.group()
+        if kind == "symbol":
+            after = text[match.end() : match.end() + 1]
+            if raw in _ENDS and (not after or after.isspace() or raw in "¿¡。？！、，"):
+                begins = begins or raw in ".?!:。？！"
+                continue
+            found.append(_symbol(raw))
+        elif kind in ("number", "measured", "meridiem", "date"):
+            found.append(GuardToken(_number(raw), "number"))
+        elif kind in ("quoted", "url", "code"):
+            found.append(GuardToken(_inner(raw) if kind == "quoted" else raw, "literal"))
+        else:
+            found += _words(raw, begins=begins)
+        begins = False
+    return _dated(found)
+
+
+def _symbol(raw: str) -> GuardToken:
+    unit = UNITS.get(raw)
+    return GuardToken(raw, "symbol") if unit is None else GuardToken(unit, "unit", sign=True)
+
+
+def _inner(raw: str) -> str:
+    """What stands in quotes, and in which kind: `x` is code, "x" and 'x' are one."""
+    return raw if raw.startswith("`") else f'"{raw[1:-1]}"'
+
+
+def _number(raw: str) -> str:
+    """Digits without their commas. What stands behind a point stays as it is: version 3.10 is not 3.1."""
+    return raw.replace(",", "").replace("−", "-").lstrip("+").lower()
+
+
+def _words(raw: str, *, begins: bool) -> list[GuardToken]:
+    low = raw.lower()
+    # What is all large (US, TCP) is a name at the beginning too.
+    named = (raw[0].isupper() and not begins and low != "i") or (len(raw) > 1 and raw.isupper())
+    if raw in ("US", "U.S", "USA", "U.S.A"):
+        return [GuardToken("usa", named=True)]
+    if raw in _BITS:
+        return [GuardToken(raw, "unit")]
+    if low in _SHORT:
+        return [GuardToken(each) for each in _SHORT[low]]
+    if low.endswith("n't"):
+        return [GuardToken(low[:-3]), GuardToken("not")]
+    head, mark, tail = low.rpartition("'")
+    if mark:
+        if tail == "s" and head in _IS:
+            return [GuardToken(head), GuardToken("is")]
+        if tail == "s":
+            return [GuardToken(head, named=named, owns=True)]
+        whole = {"m": "am", "re": "are", "ve": "have", "ll": "will", "d": "would"}.get(tail)
+        if whole is not None:
+            return [GuardToken(head), GuardToken(whole)]
+    if low in CARDINALS:
+        return [GuardToken(CARDINALS[low], "number")]
+    # One capital letter is a name (C, R, A), m may be anything: only behind a number it is a unit.
+    if low in UNITS and not (len(low) == 1 and raw.isupper()) and not named:
+        return [GuardToken(UNITS[low], "unit")]
+    if named and low in UNITS and low not in MONTHS:
+        return [GuardToken(UNITS[low], "unit")]
+    return [GuardToken(low, named=named)]
+
+
+def _dated(found: list[GuardToken]) -> list[GuardToken]:
+    """One order for what has several: `July 20 1969` is `20 July 1969`, `$20` is 20 dollars, `a day` is per
+    day; and no `year` before its number."""
+    out: list[GuardToken] = []
+    for index, token in enumerate(found):
+        after = found[index + 1] if index + 1 < len(found) else None
+        before = out[-1] if out else None
+        number = token.kind == "number"
+        if token.text == "year" and after is not None and after.kind == "number" and len(after.text) == 4:
+            continue
+        if token.text == "am" and (before is None or before.kind != "number"):
+            out.append(GuardToken("am"))
+        elif token.text in RATES:
+            out.append(GuardToken(f"per {RATES[token.text]}", "unit"))
+        elif token.kind == "unit" and before is not None and before.text in PER:
+            out[-1] = GuardToken(f"per {token.text}", "unit")
+        elif (number and before is not None and before.sign and before.text != "%") or (
+            number and len(token.text) <= 2 and _is_month(before) and not (len(out) > 1 and _is_day(out[-2]))
+        ):
+            out.insert(len(out) - 1, token)
+        else:
+            out.append(token)
+    return out
+
+
+def _is_month(token: GuardToken | None) -> bool:
+    return token is not None and token.named and token.text in MONTHS
+
+
+def _is_day(token: GuardToken) -> bool:
+    return token.kind == "number" and len(token.text) <= 2

@@ -1,0 +1,134 @@
+"""The guards tell questions apart that embeddings take for one, and know some that are one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.core.cachekeys.guards import GUARD_KINDS, differs, signature
+from extproc.core.cachekeys.guards.words import FOREIGN, SAME, STOP, UNITS
+from tests.cache.semantic.pairs import Pair, pairs
+
+#: Of pairs with different answers so many may pass, of those that were never looked at as of all.
+WRONG_MAX = 0.005
+#: Of pairs that mean the same at least so many pass: the guards refuse what they do not know.
+PASSED_MIN = 0.4
+
+
+def refused(text: str, another: str) -> str:
+    """The kind in which two questions differ for the guards; "" where they are one."""
+    one, other = signature(text), signature(another)
+    assert one is not None
+    assert other is not None
+    return differs(one, other)
+
+
+def passes(pair: Pair) -> bool:
+    """Whether the guards take two questions for one."""
+    return not refused(pair.one, pair.other)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_questions_with_other_answers_do_not_pass(held: bool) -> None:
+    """Numbers, units, negations, names, dates, code, order and opposites: none of our pairs gets through."""
+    judged = [pair for pair in pairs("adversarial") if pair.held == held]
+    wrong = [pair for pair in judged if passes(pair)]
+    assert len(judged) >= 100
+    assert len(wrong) <= WRONG_MAX * len(judged), wrong
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_paraphrases_pass_in_part(held: bool) -> None:
+    """What is said in another known way passes; the rest is refused, and costs nothing but a hit."""
+    judged = [pair for pair in pairs("paraphrases") if pair.held == held]
+    passed = [pair for pair in judged if passes(pair)]
+    assert len(judged) >= 90
+    assert len(passed) >= PASSED_MIN * len(judged)
+
+
+def test_there_are_as_many_pairs_as_promised() -> None:
+    """200 of each and more, and no pair stands twice."""
+    for name in ("adversarial", "paraphrases"):
+        found = list(pairs(name))
+        assert len(found) >= 200
+        assert len({frozenset((pair.one, pair.other)) for pair in found if pair.one != pair.other}) >= 200
+
+
+ALL = [
+    text for name in ("adversarial", "paraphrases") for pair in pairs(name) for text in (pair.one, pair.other)
+]
+
+
+@given(st.sampled_from(ALL), st.data())
+def test_another_word_makes_it_another_question(text: str, data: st.DataObject) -> None:
+    """A word that nobody knows, put anywhere between two words, is never overlooked."""
+    words = text.split(" ")
+    at = data.draw(st.integers(0, len(words)))
+    assert refused(text, " ".join([*words[:at], "zyzzyva", *words[at:]]))
+
+
+@given(st.sampled_from(ALL), st.data())
+def test_a_negation_makes_it_another_question(text: str, data: st.DataObject) -> None:
+    """`not` put anywhere between two words is never overlooked."""
+    words = text.split(" ")
+    at = data.draw(st.integers(1, len(words)))
+    assert refused(text, " ".join([*words[:at], "not", *words[at:]]))
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.sampled_from(sorted(UNITS)))
+def test_numbers_and_units_are_never_overlooked(one: int, other: int, unit: str) -> None:
+    """Two amounts are one only where number and unit are."""
+    assert (refused(f"How far is {one} {unit}?", f"How far is {other} {unit}?") == "") == (one == other)
+    assert refused(f"How far is {one} {unit}?", f"How far is {one} parsecs?")
+
+
+NAMES = ["ann", "bob", "eve", "ted"]
+
+
+@given(st.permutations(NAMES), st.permutations(NAMES))
+def test_who_does_what_to_whom_counts(names: list[str], others: list[str]) -> None:
+    """The same names in another order are another question."""
+    same = refused("Did " + " hit ".join(names) + "?", "Did " + " hit ".join(others) + "?") == ""
+    assert same == (names == others)
+
+
+@given(st.text(max_size=300))
+def test_any_text_can_be_looked_at(text: str) -> None:
+    """Whatever a client sends has a signature or none, and equals itself."""
+    one, other = signature(text), signature(text)
+    assert one == other
+    assert one is None or (other is not None and differs(one, other) == "")
+
+
+def test_words_of_other_languages_count_each() -> None:
+    """Nothing is left out of a question in a language that the guards do not read."""
+    pairs_of = [
+        ("Wie spät ist es in Rom?", "Wie spät ist es in der Stadt Rom?"),
+        ("Quelle est la capitale de la France ?", "Quelle est une capitale de la France ?"),
+        ("東京の人口は？", "東京の人口は多い？"),
+    ]
+    for text, longer in pairs_of:
+        one = signature(text)
+        assert one is not None
+        assert one.language == "other"
+        assert refused(text, longer)
+
+
+def test_what_is_refused_has_a_kind() -> None:
+    """Each kind that is documented refuses at least one of the pairs, and no other kind is given."""
+    kinds = {refused(pair.one, pair.other) for pair in pairs("adversarial")}
+    assert kinds <= {*GUARD_KINDS, ""}
+    assert kinds >= set(GUARD_KINDS) - {"tense"}
+
+
+def test_a_text_that_is_too_long_to_compare_has_no_signature() -> None:
+    """More than the bound of tokens is no question, nor is nothing at all."""
+    assert signature("why " * 500) is None
+    assert signature(" \n ") is None
+
+
+def test_the_tables_hold_together() -> None:
+    """A word that says nothing has no synonym that says something, and none is of another language."""
+    assert not {word for word, same in SAME.items() if (word in STOP) != (same in STOP)}
+    assert not STOP & FOREIGN
