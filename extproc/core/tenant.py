@@ -25,7 +25,7 @@ import msgspec
 
 from extproc.core.errors import Error
 from extproc.core.outcome import Reject
-from extproc.core.spill.values import TenantSpill
+from extproc.core.spill.values import SpillAllowance
 
 #: A longer key is refused unread.
 KEY_BYTES_MAX = 4096
@@ -53,7 +53,7 @@ class Tenant:
     #: Whether its prompts may stand in traces.
     trace_prompts: bool = False
     #: Whether, and for how much, its requests may go to another pool that is no better but has room.
-    spill: TenantSpill | None = None
+    spill: SpillAllowance | None = None
 
     def may(self, model: str) -> bool:
         """Whether its requests may go to a model, where there is such a one."""

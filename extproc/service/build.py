@@ -20,7 +20,7 @@ from extproc.core.families import Family, thresholds_for
 from extproc.core.fleet import Member, PoolSpec
 from extproc.core.policy import ClassSpec, Policy, SchedulerLimits, SchedulerSettings
 from extproc.core.quota import QuotaLimits, ScopeLimits, limits
-from extproc.core.spill.values import RateLimits, SpillRule, TenantSpill
+from extproc.core.spill.values import RateLimits, SpillAllowance, SpillRule
 from extproc.core.tenant import ANONYMOUS, ApiKey, Directory, ProxyTrust, Tenant
 from extproc.service.experiments import experiments_of
 
@@ -85,7 +85,7 @@ def directory_of(config: Config) -> Directory:
         ((_tenant(tenant), [_key(key) for key in tenant.keys]) for tenant in config.tenants),
         required=gateway.auth == "api_key",
         # Without tenants there is nobody else to ask: whoever wrote the pool's `spill` allows it.
-        anonymous=replace(ANONYMOUS, service_class=config.default_class, spill=TenantSpill()),
+        anonymous=replace(ANONYMOUS, service_class=config.default_class, spill=SpillAllowance()),
         secret=key_secret(config.identity),
         claim=gateway.jwt.claim if gateway.jwt is not None else None,
         proxy=ProxyTrust(
@@ -111,7 +111,7 @@ def _tenant(tenant: TenantSection) -> Tenant:
         quality_floor=tenant.quality_floor,
         explain=tenant.explain,
         trace_prompts=tenant.trace_prompts,
-        spill=None if tenant.spill is None else TenantSpill(budget_per_hour=tenant.spill.budget_per_hour),
+        spill=None if tenant.spill is None else SpillAllowance(budget_per_hour=tenant.spill.budget_per_hour),
     )
 
 

@@ -111,7 +111,7 @@ def joining(fleet: Fleet, pool: str) -> Iterator[None]:
         shares: dict[str, float] = {}
 
         def shared() -> bool:
-            """About a fifth of the last forty (4 to 12); a busy machine may hold a replica back for a while."""
+            """About a fifth of the last forty (4 to 12); a busy machine may hold a replica back."""
             nonlocal shares
             shares = load.shares(load.more(SHARED // 2))
             return bool(shares.get(fifth, 0.0) == pytest.approx(0.2, rel=0.5))

@@ -10,7 +10,8 @@ import msgspec
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from extproc.core.reading import parse
-from extproc.core.request import Request, find_route
+from extproc.core.request import Request
+from extproc.core.routes import find_route
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Llama 3's and Qwen's way to split a text into words.

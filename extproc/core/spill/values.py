@@ -40,7 +40,7 @@ NO_RULES: Mapping[str, SpillRule] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TenantSpill:
+class SpillAllowance:
     """A tenant whose requests may go elsewhere, and for how much an hour; None without a bound of its own."""
 
     budget_per_hour: float | None = None

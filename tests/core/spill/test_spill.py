@@ -18,13 +18,13 @@ from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import Scheduler
 from extproc.core.spill.books import BACK_OFF_NS, HOUR_NS, MINUTE_NS
 from extproc.core.spill.sliding import PARTS, SlidingSum
-from extproc.core.spill.values import RateLimits, SpillRule, TenantSpill
+from extproc.core.spill.values import RateLimits, SpillAllowance, SpillRule
 from extproc.core.tenant import Tenant
 from tests.stand.changed import replace
 from tests.stand.schedulers import make_pool, make_scheduler
 
 S = 1_000_000_000
-ACME, PRIVATE = Tenant(name="acme", spill=TenantSpill()), Tenant(name="private")
+ACME, PRIVATE = Tenant(name="acme", spill=SpillAllowance()), Tenant(name="private")
 ASKED = Request(
     kind=RouteKind.CHAT,
     dialect=Dialect.OPENAI,
@@ -188,7 +188,7 @@ def test_the_budget_counts_the_most_that_a_request_can_cost_until_it_ends() -> N
 def test_a_tenants_own_budget() -> None:
     """A tenant's bound is its own; another goes on."""
     made = full()
-    poor = replace(ACME, name="poor", spill=TenantSpill(budget_per_hour=MOST))
+    poor = replace(ACME, name="poor", spill=SpillAllowance(budget_per_hour=MOST))
     assert [made.pool(tenant=poor), made.pool(tenant=poor), made.pool()] == ["paid", "held", "paid"]
 
 
