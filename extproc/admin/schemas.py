@@ -137,6 +137,8 @@ SCHEMAS: Final[dict[str, Any]] = {
             "cache_corrections": _map(COUNT),
             "prefix_hit_ratio": MAYBE,
             "kv_events": {"type": ["object", "null"]},
+            "adapters": {"type": ["array", "null"]},
+            "adapter_loads": MAYBE,
             "gpus": _list({"type": "object"}),
             **_FIGURES,
         }

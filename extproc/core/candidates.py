@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from extproc.core.endpoint import Endpoint
+from extproc.core.forecast import start_ms
 
 #: What `Needs.standing` calls an endpoint.
 REMOVED, SUSPECT, CANDIDATE = "removed", "suspect", "candidate"
@@ -97,3 +98,33 @@ def standing_by(chosen: Sequence[Endpoint], permits: int) -> list[Endpoint]:
         return list(chosen)
     address = chosen[0].address
     return [each for i, each in enumerate(chosen) if not i or each.may_stand_by(address, permits)]
+
+
+def near(
+    everyone: Sequence[Endpoint], candidates: list[Endpoint], name: str, permits: int, *, now_ns: int
+) -> list[Endpoint]:
+    """Those of the candidates that may take a request for an adapter.
+
+    Those that have it, while the first of them would begin it no later than another could with the load of a
+    copy; else those others as well where a copy costs least. So what few ask for is on few replicas, and what
+    many ask for spreads. A copy costs twice where it would drop another in use: no two adapters chase each
+    other. `everyone` are all that the request may go to: of an event's few candidates none is taken where one
+    of the rest has it and room.
+    """
+    costs: dict[str, float] = {}
+    for each in everyone:
+        if each.ready and (not permits or each.load_permits + each.standby + permits <= each.max_concurrent):
+            cost = 0.0 if each.adapters is None else each.adapters.cost_ms(name, now_ns=now_ns)
+            if cost is not None:
+                costs[each.address] = cost
+    have = [each for each in everyone if costs.get(each.address, 1.0) == 0.0]
+    others = [each for each in everyone if costs.get(each.address, 0.0) > 0.0]
+    if others:
+        soonest = min(start_ms(each) + costs[each.address] for each in others)
+        if have and min(map(start_ms, have)) <= soonest:
+            others = []
+        else:
+            least = min(costs[each.address] for each in others)
+            others = [each for each in others if costs[each.address] == least]
+    may = {each.address for each in (*have, *others)}
+    return [each for each in candidates if each.address in may]

@@ -11,7 +11,7 @@ from random import Random
 
 import msgspec
 
-from extproc.core.candidates import Needs, eligible, standing_by
+from extproc.core.candidates import Needs, eligible, near, standing_by
 from extproc.core.endpoint import Endpoint, places
 from extproc.core.errors import Error, no_model
 from extproc.core.families import NONE, Family, FamilyChoice, pick
@@ -150,6 +150,10 @@ def resolve(
     if pool is None:
         # What a tenant may not use, or is reserved for others, is to it as if it were not there.
         return no_model(request.model)
+    if request.adapter and pool.adapters is not None and request.adapter in pool.adapters.names:
+        model = request.adapter
+        if not tenant.may(model):
+            return no_model(model)
     only = request.only
     if only is not None and not any(each.ready and each.address in only for each in pool.endpoints):
         # Now, whoever waits for the same pool: no place that may become free would do.
@@ -178,7 +182,7 @@ def resolve(
         strategy=tenant.strategy or "",
         arrived_ns=now_ns,
         waits=spec.wait_ns(work.input_tokens) > 0,
-        affinity_group=hash(request.segments[0][:AFFINITY_CHARACTERS]) if request.segments else None,
+        affinity_group=_affinity_group(request, model, pool),
         choice=choice,
         only=request.only,
         route=request.kind.value,
@@ -237,6 +241,14 @@ def place(
         removed["outside the subset"] = outside
     if not candidates and not suspects:
         return FULL if among is not None else _none_left(pool, endpoints, routing.permits)
+    if pool.adapters is not None and routing.model in pool.adapters.names:
+        allows = routing.needs(permits).allows
+        everyone_may = [each for each in pool.endpoints if allows(each)]
+        fit = near(everyone_may, candidates, routing.model, permits, now_ns=now_ns)
+        if candidates and not fit:
+            return FULL
+        removed["without the adapter"] = len(candidates) - len(fit)
+        candidates = fit
     at = context(routing.work, pool, now_ns=now_ns, patient=patient, deciders=deciders, last=last)
     considered = [*candidates, *suspects] if suspects else candidates
     reason = choose(strategy, candidates, suspects, routing, removed, rng, degraded, at)
@@ -245,7 +257,7 @@ def place(
             trace.ranked(strategy, reason, considered, (), (), routing.work, at)
         return WAITS if patient and min(reason.scores) < LATER_MS else FULL
     chosen = [considered[i] for i in reason.best]
-    if among is not None:
+    if among is not None or pool.adapters is not None:
         chosen += _alternates(routing, pool, tuple(chosen), now_ns, rng)
     named = standing_by(chosen, routing.permits)
     found = forecasts(named, routing.work, cached=at.cached)
@@ -290,6 +302,14 @@ def place(
             held_ms=round(max(0, now_ns - routing.arrived_ns) / 1e6, 3),
         ),
     )
+
+
+def _affinity_group(request: Request, model: str, pool: Pool) -> int | None:
+    """Prompts that begin alike; the cache of one adapter is no other's."""
+    if not request.segments:
+        return None
+    beginning = request.segments[0][:AFFINITY_CHARACTERS]
+    return hash(beginning) if pool.adapters is None else hash((model, beginning))
 
 
 def strategy_of(routing: RoutingRequest, pool: Pool, degraded: str = "") -> tuple[Strategy, str]:

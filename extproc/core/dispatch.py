@@ -79,6 +79,11 @@ class Dispatcher:
         """Who is held now, by id."""
         return self._waiting
 
+    def goes_elsewhere(self, reservation_id: str) -> bool:
+        """Whether a held request will be served by another pool than its model's."""
+        held = self._waiting.get(reservation_id)
+        return held is not None and held.payload[0].spill is not None
+
     def go(
         self,
         routing: RoutingRequest,

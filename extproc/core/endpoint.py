@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from math import ceil
 from typing import NamedTuple
 
+from extproc.core.adapters import LoadedAdapters
 from extproc.core.cached import CacheEvidence
 from extproc.core.health import Health
 from extproc.core.latency import Latency
@@ -65,6 +66,7 @@ class Endpoint:
     __slots__ = (
         "_promised",
         "_surplus",
+        "adapters",
         "address",
         "admission",
         "announced",
@@ -165,6 +167,8 @@ class Endpoint:
         self.cache = CacheEvidence()
         #: How long its answers took of late (latency).
         self.latency = Latency()
+        #: Which LoRA adapters it has loaded; None where its pool has none.
+        self.adapters: LoadedAdapters | None = None
         #: Its place in the smooth rotation (weighted_round_robin).
         self.smooth = 0.0
 
@@ -201,6 +205,8 @@ class Endpoint:
         """
         self.report, self.reported_ns, self.stale = report, now_ns, False
         self._bound()
+        if self.adapters is not None:
+            self.adapters.heard(report.adapters, now_ns=now_ns)
         if report.running is None and report.waiting is None:
             self.forget_foreign()
             return

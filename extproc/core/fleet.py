@@ -7,16 +7,16 @@ promise its permits twice. What leaves stays known until its last request has en
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 from extproc.core import kv_heard
+from extproc.core.adapters import LoadedAdapters
 from extproc.core.calibrate import Calibration
 from extproc.core.coldstart import ColdStart
 from extproc.core.contract import cluster_name
 from extproc.core.diagnosis import STALE_NS, Diagnosis, step_pool
-from extproc.core.endpoint import PREFILL_BUDGET_TOKENS, Endpoint, Member
+from extproc.core.endpoint import Endpoint, Member
 from extproc.core.outcome import Outcome
+from extproc.core.pool_spec import PoolSpec
 from extproc.core.predict.admission import Admission
 from extproc.core.predict.lengths import OutputLengths
 from extproc.core.predict.prior import prior
@@ -26,42 +26,11 @@ from extproc.core.prefix import PrefixIndex
 from extproc.core.reach import Look
 from extproc.core.reports import ReplicaReport, began_anew
 from extproc.core.strategies import Strategy, build
-from extproc.engines import DEFAULT
 
 __all__ = ["Endpoint", "Fleet", "Member", "Pool", "PoolSpec"]
 
 #: Kinds of hardware that a pool tells apart; a further one is taken for the first.
 HARDWARE_MAX = 64
-#: A zone's worth when none is configured: about what a request of the usual kind costs.
-ZONE_PENALTY_TOKENS = 2_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSpec:
-    """A pool as it is configured; `endpoints` are members, or tuples of a member's fields."""
-
-    name: str
-    models: tuple[str, ...]
-    strategy: str
-    endpoints: tuple[tuple[str, str, int] | Member, ...]
-    bytes_per_token: float = 4.0
-    output_tokens: int = 256
-    zone_penalty_tokens: int = ZONE_PENALTY_TOKENS
-    engine: str = DEFAULT
-    #: Whether the engine is asked for a stream's usage that the client did not ask for.
-    ask_usage: bool = True
-    #: Parameters by strategy: of `strategy`, and of those that tenants have instead.
-    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    #: KV tokens of a replica that says nothing of its own; 0 unknown.
-    kv_capacity_tokens: int = 0
-    #: Prompt tokens that a replica computes in one step.
-    prefill_budget_tokens: int = PREFILL_BUDGET_TOKENS
-    #: The tenants that it is reserved for; None for everybody.
-    tenants: frozenset[str] | None = None
-    #: Whether a replica can be started where none is ready, and how long it takes: to react, and to load.
-    starts: bool = False
-    load_ns: int = 0
-    reaction_ns: int = 0
 
 
 class Pool:
@@ -69,6 +38,7 @@ class Pool:
 
     __slots__ = (
         "_strategies",
+        "adapters",
         "ask_usage",
         "blind",
         "calibration",
@@ -94,6 +64,7 @@ class Pool:
     def __init__(self, spec: PoolSpec, endpoints: list[Endpoint], calibration: Calibration) -> None:
         self.name = spec.name
         self.models = spec.models
+        self.adapters = spec.adapters
         self.strategy = spec.strategy
         self.tenants = spec.tenants
         self.engine = spec.engine
@@ -307,6 +278,12 @@ class Fleet:
             endpoint.admission = Admission(model.admission)
             endpoint.slots = Slots(model.slots)
         endpoint.prefill_budget_tokens = pool.prefill_budget_tokens
+        if pool.adapters is None:
+            endpoint.adapters = None
+        elif endpoint.adapters is None:
+            endpoint.adapters = LoadedAdapters(pool.adapters)
+        else:
+            endpoint.adapters.of = pool.adapters
         if not endpoint.kv_capacity_tokens:
             endpoint.kv_capacity_tokens = pool.kv_capacity_tokens
 
@@ -380,6 +357,8 @@ class Fleet:
         self.pools[endpoint.pool].forget(endpoint.address)
         endpoint.cache_tokens = 0
         endpoint.cache.began_anew()
+        if endpoint.adapters is not None:
+            endpoint.adapters.emptied()
 
     def drain(self, address: str, *, draining: bool) -> bool:
         """An operator's drain; false for an address that is not here."""

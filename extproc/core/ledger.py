@@ -194,6 +194,8 @@ class Ledger(Reservations[InFlight]):
             if running is None:
                 running = self.by_pool[reservation.pool] = Counter()
             running[reservation.tenant, reservation.service_class] += 1
+        if endpoint.adapters is not None:
+            endpoint.adapters.begins(reservation.model, now_ns=now_ns)
         endpoint.requests += 1
         endpoint.permits += reservation.permits
         endpoint.tokens += reservation.input_tokens + reservation.output_tokens
@@ -214,6 +216,8 @@ class Ledger(Reservations[InFlight]):
             self.by_tenant[reservation.tenant] = left
         else:
             del self.by_tenant[reservation.tenant]
+        if endpoint.adapters is not None:
+            endpoint.adapters.ends(reservation.model, now_ns=now_ns)
         endpoint.requests -= 1
         endpoint.permits -= reservation.permits
         endpoint.tokens -= reservation.input_tokens + reservation.output_tokens

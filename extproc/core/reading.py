@@ -81,6 +81,7 @@ class _Parameters(msgspec.Struct):
     max_new_tokens: msgspec.Raw = ABSENT
     best_of: msgspec.Raw = ABSENT
     grammar: msgspec.Raw = ABSENT
+    adapter_id: msgspec.Raw = ABSENT
 
 
 class _Generate(BodyFields):
@@ -120,6 +121,7 @@ _generate = msgspec.json.Decoder(_Generate)
 _parameters = msgspec.json.Decoder(_Parameters)
 _tokenize = msgspec.json.Decoder(_Tokenize)
 _bare = msgspec.json.Decoder(_Bare)
+_text = msgspec.json.Decoder(str)
 
 
 def parse(route: Route, body: bytes, bounds: BodyBounds = BOUNDS) -> Request | Reject:
@@ -285,6 +287,7 @@ def _read_generate(route: Route, body: _Generate) -> Request | Reject:
         segments=(body.inputs,),
         tools=count_of(body.tools),
         user=user_of(body),
+        adapter=peek(_text, parameters.adapter_id) or None,
         json_output=given(parameters.grammar) or wants_json(body.response_format),
     )
 

@@ -111,6 +111,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     tools: int = 0
     user: str | None = None
     json_output: bool = False
+    #: The LoRA adapter that it names beside its model (TGI's `adapter_id`).
+    adapter: str | None = None
     #: Not of the body but of the gateway that asks: the addresses it may go to (None any), and targets of
     #: its own instead of its class's (0 none).
     only: frozenset[str] | None = None

@@ -230,14 +230,14 @@ class Scheduler:
             to=to,
         )
 
-    def may_rename(self, request: Request, tenant: Tenant) -> bool:
-        """Whether a request may go on under another model's name: its pool may send it elsewhere."""
+    def may_rename(self, model: str | None, tenant: Tenant) -> bool:
+        """Whether a request for a model may go on under another name: its pool may send it elsewhere."""
         settings = self.settings
-        if not settings.spills or tenant.spill is None:
+        if tenant.spill is None:
             return False
-        if request.model in settings.families:
+        if model in settings.families:
             return True
-        pool = serving(request.model or tenant.default_model or settings.default_model, tenant, self.fleet)
+        pool = serving(model or tenant.default_model or settings.default_model, tenant, self.fleet)
         return pool is not None and pool.name in settings.spills
 
     def explain(self, request: Request, tenant: Tenant, *, now_ns: int, key: str = "") -> Explanation:

@@ -38,6 +38,15 @@ def _held(index: PrefixIndex, work: Work) -> Mapping[str, int]:
     return {address: int(blocks * each) for address, blocks in index.match(work.prefix).items()}
 
 
+def _prefix(request: Request, pool: Pool, model: str) -> tuple[int, ...]:
+    """What a prompt begins with, by blocks; what one adapter has cached is of no use to another."""
+    blocks = prefix_of(request)
+    if pool.adapters is None or model not in pool.adapters.names:
+        return blocks
+    own = xxh3_64_intdigest(model.encode())
+    return tuple(each ^ own for each in blocks)
+
+
 def predict(
     request: Request,
     pool: Pool,
@@ -69,7 +78,7 @@ def predict(
         zone_penalty_tokens=pool.zone_penalty_tokens,
         max_new_tokens=limit,
         sequences=request.sequences,
-        prefix=prefix_of(request),
+        prefix=_prefix(request, pool, model),
         block_tokens=request.prefix_block_tokens or BLOCK_BYTES / calibration.bytes_per_token,
         session=xxh3_64_intdigest(request.user.encode()) if request.user else 0,
         rank=rank,

@@ -55,6 +55,8 @@ def view(endpoint: Endpoint, *, now_ns: int) -> dict[str, Any]:
         "cache_tokens": endpoint.cache_tokens or None,
         "prefix_hit_ratio": prefix_hit_ratio(report) if report else None,
         "kv_events": _kv(report.kv) if report and report.kv else None,
+        "adapters": None if endpoint.adapters is None else endpoint.adapters.names,
+        "adapter_loads": None if endpoint.adapters is None else endpoint.adapters.loads,
         "probe_ttft_ms": report.probe_ttft_ms if report else None,
         "gpus": [_gpu(gpu) for gpu in report.gpus] if report else [],
     }

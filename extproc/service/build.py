@@ -11,6 +11,7 @@ from extproc.config.model import TenantConfig as TenantSection
 from extproc.config.secret import key_secret
 from extproc.config.weights import family_weights
 from extproc.core.accounts import Accounts, Price
+from extproc.core.adapters import PoolAdapters
 from extproc.core.attempts import AttemptLimiter
 from extproc.core.bodies import BodyBounds
 from extproc.core.contract import PEER_ADDRESS_HEADER
@@ -27,7 +28,7 @@ from extproc.service.experiments import experiments_of
 MS = 1_000_000
 #: A pool's settings that the core takes as they stand in the file, by the same names.
 _AS_IT_IS = {each.name for each in fields(PoolSpec)} & PoolConfig.model_fields.keys()
-_AS_IT_IS -= {"models", "endpoints", "tenants"}
+_AS_IT_IS -= {"models", "endpoints", "tenants", "adapters"}
 
 
 def pool_specs(config: Config) -> list[PoolSpec]:
@@ -39,10 +40,18 @@ def pool_specs(config: Config) -> list[PoolSpec]:
             endpoints=tuple(member_of(pool, endpoint) for endpoint in pool.endpoints),
             parameters=parameters_of(config, pool),
             tenants=None if pool.tenants is None else frozenset(pool.tenants),
+            adapters=_adapters(pool),
             **_start_of(pool),
         )
         for pool in config.pools
     ]
+
+
+def _adapters(pool: PoolConfig) -> PoolAdapters | None:
+    given = pool.adapters
+    if given is None:
+        return None
+    return PoolAdapters(names=frozenset(given.names), loaded_max=given.loaded_max, load_ms=given.load_ms)
 
 
 def _start_of(pool: PoolConfig) -> dict[str, Any]:

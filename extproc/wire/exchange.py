@@ -24,7 +24,7 @@ from extproc.wire import codec, usage
 from extproc.wire.caching import answer_of
 from extproc.wire.joining import CacheWants
 from extproc.wire.processor import Processor
-from extproc.wire.rename import renamed
+from extproc.wire.rename import not_utf8, renamed
 from extproc.wire.responder import BODIES_HELD, EnvoyResponder, Reply, Responder
 from extproc.wire.screen import Asked, declared, screen
 from extproc.wire.states import BODY, DONE, HEADERS, JOINED, ROUTED, Joining, Over
@@ -281,12 +281,14 @@ class Exchange:
         if isinstance(request, Reject):
             return request
         self._family = request.model in processor.scheduler.settings.families
-        if self._family and (mistake := _not_utf8(body)):
+        if self._family and (mistake := not_utf8(body)):
             # It goes on with another name in it, which wants every field's own name to be one.
             return mistake
         if self._responder.asks_usage and len(body) <= usage.BODY_BYTES_MAX:
             self._usage = request.usage
-        self._may_spill = processor.scheduler.may_rename(self._complete(request), self._asked.tenant)
+        self._may_spill = bool(processor.scheduler.settings.spills) and processor.scheduler.may_rename(
+            request.model or self._asked.model, self._asked.tenant
+        )
         if self._family or self._may_spill or self._usage is not UsageAsked.NO_STREAM:
             self._body = body
         return request
@@ -392,7 +394,7 @@ class Exchange:
         processor = self._processor
         processor.scheduler.dispatcher.decisions.named(self._asked.request_id, hold.id)
         if processor.bodies_bytes + len(self._body) > BODIES_BYTES_MAX:
-            if self._family or self._waits_elsewhere(hold.id):
+            if self._family or processor.scheduler.dispatcher.goes_elsewhere(hold.id):
                 processor.scheduler.counts["bound.bodies_bytes_max"] += 1
                 processor.scheduler.leave(hold.id, now_ns=processor.clock())
                 return self._turned_away(Error.OVERLOADED.reject(BODIES_HELD))
@@ -402,11 +404,6 @@ class Exchange:
         self.request_trace.waits()
         return self._responder.hold((hold.until_ns - processor.clock()) // 1_000_000)
 
-    def _waits_elsewhere(self, reservation_id: str) -> bool:
-        """Whether a held request will go on under another model's name."""
-        held = self._processor.scheduler.dispatcher.waiting.get(reservation_id)
-        return held is not None and held.payload[0].spill is not None
-
     def _routed(self, decision: Routed) -> Reply:
         processor, asked, reservation = self._processor, self._asked, decision.reservation
         self._become(Routed, reservation.id)
@@ -414,7 +411,7 @@ class Exchange:
         body: bytes | None = None
         usage_asked = ""
         spilled = bool(reservation.spilled_from) and asked.dialect is Dialect.OPENAI
-        if spilled and (mistake := _not_utf8(self._body)):
+        if spilled and (mistake := not_utf8(self._body)):
             processor.scheduler.cancel(reservation.id, now_ns=processor.clock())
             return self._turned_away(mistake)
         if self._body:
@@ -446,16 +443,6 @@ class Exchange:
         self._become(type(answer))
         self.request_trace.answer(answer)
         return reply
-
-
-def _not_utf8(body: bytes) -> Reject | None:
-    if body.isascii():
-        return None
-    try:
-        body.decode()
-    except UnicodeDecodeError as error:
-        return Error.INVALID_REQUEST.reject(f"the body is not UTF-8: {error.reason}")
-    return None
 
 
 def _without_text(request: Request) -> Request:

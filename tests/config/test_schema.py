@@ -45,6 +45,7 @@ NO_YAML = frozenset(
 #: stands for; and texts that validators read with more sense than a pattern has (addresses, networks, times).
 BEYOND = frozenset(
     [
+        "adapters",
         "admin",
         "auth_none_with_proofs",
         "auth_without_tenants",
@@ -88,6 +89,8 @@ BEYOND = frozenset(
         "quality_floor",
         "service_listen",
         "service_listen_twice",
+        "spill",
+        "spill_nowhere",
         "strategy_parameters",
         "telemetry_network",
         "telemetry_no_nodes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -11,8 +12,9 @@ from typing import Any
 class Engine:
     """It answers while `open` is set, with `status` where that is not 200; it may want a `key`."""
 
-    def __init__(self, model: str, *, key: str = "") -> None:
-        self.model, self.key = model, key
+    def __init__(self, model: str, *, key: str = "", adapters: Sequence[str] = ()) -> None:
+        """`adapters` are names that it knows beside its model's."""
+        self.model, self.key, self.names = model, key, {model, *adapters}
         self.seen: list[tuple[dict[str, str], bytes]] = []
         self.open = threading.Event()
         self.open.set()
@@ -34,7 +36,7 @@ class Engine:
                     self._answer(401, {"error": {"message": "wrong key"}})
                 elif engine.status != 200:
                     self._answer(engine.status, {"error": {"message": "not now"}})
-                elif asked.get("model") != engine.model:
+                elif asked.get("model") not in engine.names:
                     self._answer(404, {"error": {"message": "no such model"}})
                 elif asked.get("stream"):
                     self._stream(asked)

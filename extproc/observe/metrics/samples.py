@@ -186,6 +186,12 @@ def _endpoints(snapshot: MetricsSnapshot, spec: Spec) -> Iterator[MetricSample]:
             yield "", (each.pool, each.address), float(value)
 
 
+def _adapter_loads(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
+    for each in snapshot.seen:
+        if each.adapter_loads is not None:
+            yield "", (each.pool, each.address), each.adapter_loads
+
+
 def _cache_source(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
     for each in snapshot.seen:
         yield "", (each.pool, each.address, each.cache_source), 1.0
@@ -366,6 +372,7 @@ _MAKE: Mapping[str, Make] = {
     "endpoint_waiting": _endpoints,
     "endpoint_running": _endpoints,
     "endpoint_kv_utilization": _endpoints,
+    "endpoint_adapter_loads_total": _adapter_loads,
     "endpoint_cache_source": _cache_source,
     "endpoint_cache_tokens": _endpoints,
     "endpoint_cache_corrections_total": _cache_corrections,

@@ -45,6 +45,8 @@ class SeenEndpoint(NamedTuple):
     cache_tokens: int
     #: By cause. Of texts and numbers alone: no garbage collector follows it.
     cache_corrections: dict[str, int]
+    #: None where its pool has no adapters.
+    adapter_loads: int | None = None
 
 
 class SeenScaling(NamedTuple):
@@ -243,6 +245,7 @@ async def _endpoints(found: MetricsSnapshot, counting: Counting, scheduler: Sche
                         endpoint.cache.source,
                         endpoint.cache_tokens,
                         dict(endpoint.cache.corrections),
+                        None if endpoint.adapters is None else endpoint.adapters.loads,
                     )
                 )
         await asyncio.sleep(0)

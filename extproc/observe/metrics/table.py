@@ -276,6 +276,12 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             "events_stored and events_removed (blocks), events_size, emptied (the engine began anew).",
         ),
         Spec(
+            "endpoint_adapter_loads_total",
+            "counter",
+            AT_POOL,
+            "LoRA adapters that requests went there for which were not loaded, as far as is known.",
+        ),
+        Spec(
             "endpoint_prefix_tokens_total",
             "counter",
             (*AT_POOL, "what"),
