@@ -90,7 +90,7 @@ def test_two_services_spread_as_evenly_as_one(pool: list[str], redis: Redis) -> 
 
 
 def test_two_services_outlive_redis(pool: list[str], redis: Redis) -> None:
-    """Both decide, also while it is dead; each going has a line and one of coming; the books end at nought."""
+    """Both decide, also while it is dead; as many lines of coming as of going; books end at nought."""
     with gateway_of(pool, 2, redis) as gateway:
         wait_for("sharing", lambda: connected(gateway))
         rng = Random(1)
