@@ -33,7 +33,7 @@ def chart(request: pytest.FixtureRequest) -> tuple[str, list[dict[str, Any]]]:
     """A mode, and the chart's manifests in it as the real helm rendered them."""
     mode = str(request.param)
     text = (GOLDEN / f"{mode}.yaml").read_text(encoding="utf-8")
-    return mode, [document for document in yaml.safe_load_all(text) if document]
+    return mode, [document for document in yaml.load_all(text, Loader=yaml.CSafeLoader) if document]
 
 
 @pytest.fixture(scope="session", params=(*MODES, *SCALING))
@@ -41,4 +41,4 @@ def any_chart(request: pytest.FixtureRequest) -> tuple[str, list[dict[str, Any]]
     """The same of every kept rendering, those of scaling too."""
     name = str(request.param)
     text = (GOLDEN / f"{name}.yaml").read_text(encoding="utf-8")
-    return name, [document for document in yaml.safe_load_all(text) if document]
+    return name, [document for document in yaml.load_all(text, Loader=yaml.CSafeLoader) if document]

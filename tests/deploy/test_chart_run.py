@@ -44,7 +44,7 @@ class Cluster:
 
     def __init__(self, mode: str, folder: Path, *, redis: str, replica: str, api: str = "") -> None:
         text = (GOLDEN / f"{mode}.yaml").read_text(encoding="utf-8")
-        self.documents = [each for each in yaml.safe_load_all(text) if each]
+        self.documents = [each for each in yaml.load_all(text, Loader=yaml.CSafeLoader) if each]
         self.folder = folder
         self.replica, self.api = replica, api
         self.redis = redis.removeprefix("redis://").partition("/")[0]

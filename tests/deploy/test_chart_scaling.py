@@ -17,7 +17,7 @@ from extproc.scaling.trigger import trigger_of
 
 def _documents(name: str) -> list[dict[str, Any]]:
     text = (GOLDEN / f"{name}.yaml").read_text(encoding="utf-8")
-    return [each for each in yaml.safe_load_all(text) if each]
+    return [each for each in yaml.load_all(text, Loader=yaml.CSafeLoader) if each]
 
 
 def _of(documents: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ TYPES = "type.googleapis.com/envoy.extensions.filters"
 
 
 def _documents(path: Path) -> list[dict[str, Any]]:
-    return [each for each in yaml.safe_load_all(path.read_text(encoding="utf-8")) if each]
+    return [each for each in yaml.load_all(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader) if each]
 
 
 def _istio_bootstrap(port: int, admin: int) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def test_envoy_takes_istios_patches(root: Path, tmp_path: Path) -> None:
     """A gateway's bootstrap with the patches on it is one that the real Envoy accepts."""
     patches = _envoy_filter(_documents(root / "deploy/istio/envoyfilter.yaml"))
     bootstrap = _patched(_istio_bootstrap(*free_ports(2)), patches)
-    assert envoy_validates(yaml.safe_dump(bootstrap), tmp_path) == ""
+    assert envoy_validates(yaml.dump(bootstrap, Dumper=yaml.CSafeDumper), tmp_path) == ""
 
 
 @pytest.mark.envoy
@@ -197,7 +197,7 @@ def test_requests_go_through_istios_patches(root: Path, tmp_path: Path) -> None:
             config, services=[("127.0.0.1", decides)], host="llm.example.com"
         )
         envoy_file = tmp_path / "envoy.yaml"
-        envoy_file.write_text(yaml.safe_dump(_patched(_istio_bootstrap(port, admin), _envoy_filter(made))))
+        envoy_file.write_text(json.dumps(_patched(_istio_bootstrap(port, admin), _envoy_filter(made))))
         beside = Path(envoy_binary())
         service = Child("service", [*STEERSMAN, "serve", "-f", str(file)], tmp_path)
         envoy = Child(

@@ -51,6 +51,8 @@ def demo(folder: Path, *options: str, **environment: str) -> subprocess.Popen[st
     )
 
 
+#: Ten processes and three clients; `make installs` plays it too, and the page's tests a whole demo.
+@pytest.mark.soak
 def test_smoke_serves_every_client_and_says_so_in_json(tmp_path: Path) -> None:
     """SMOKE=1: 200 requests of all tenants over all routes, none failed, JSON last, nothing left behind."""
     running = demo(tmp_path, SMOKE="1")

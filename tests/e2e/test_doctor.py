@@ -15,7 +15,6 @@ from typing import Any
 
 import grpc
 import pytest
-import yaml
 from agents_harness import PUSH, Processes, telemetry, token
 from click.testing import CliRunner
 from doctor_plants import (
@@ -139,10 +138,10 @@ def envoy_with(gateway: Gateway, plant: Plant) -> Iterator[None]:
     """Envoy started anew from a bootstrap that was spoilt; from the good one again afterwards."""
     file = gateway.folder / "envoy.yaml"
     good = file.read_text()
-    bad = yaml.safe_load(good)
+    bad = json.loads(good)
     plant(bad)
     gateway.envoy.stop()
-    file.write_text(yaml.safe_dump(bad))
+    file.write_text(json.dumps(bad))
     gateway.envoy.start()
     try:
         admin = f"http://127.0.0.1:{gateway.admin_port}"

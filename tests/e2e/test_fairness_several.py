@@ -18,7 +18,8 @@ from test_tenants_fairness import SLOTS, Run, run
 
 from extproc.core.tenant import hash_key
 
-pytestmark = [pytest.mark.envoy, pytest.mark.slow]
+#: In real time, with clients that have to keep up; tests/core/test_fairness_services.py has virtual time.
+pytestmark = [pytest.mark.envoy, pytest.mark.soak]
 
 #: Both want more than half; one sends six times as much.
 CLIENTS = {"noisy": 24, "ada": 4}

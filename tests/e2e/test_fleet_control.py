@@ -116,13 +116,14 @@ def test_a_killed_service_comes_back_and_envoy_loses_no_member(fleet: Fleet) -> 
         back_s = time.monotonic()
         wait_for("Envoy to ask again", lambda: any(e.ok for e in load.between(back_s)))
         served_s = load.more(40)
+        wait_for("all to have work", lambda: set(load.shares(served_s)) == set(fleet.pool))
         over.set()
         watching.join()
     assert min(fewest) == 4
     assert running
     assert all(each.ok for each in running)
     assert {each.status for each in load.failed} <= {503}
-    assert all(killed_s - 0.1 < each.began_s < served_s for each in load.failed)
-    assert set(load.shares(served_s)) == set(fleet.pool)
+    # Who failed was under way when it went, without a decision, or came before it was back.
+    assert all(killed_s <= each.ended_s and each.began_s < served_s for each in load.failed)
     assert fleet.counts()["nacks"] == 0
     wait_for("quiet", gateway.quiet)

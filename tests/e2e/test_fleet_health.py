@@ -228,10 +228,13 @@ def test_poison_is_refused_counted_and_moves_nothing(fleet: Fleet) -> None:
                 stranger.push(good(500))
             assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
             stranger.close()
-        assert {gateway.endpoint(address)["health"] for address in pool} == {1.0}
+        # A busy machine's answers may be slow, and what is no longer told old: neither is what was refused.
+        found = {cause for address in pool for cause in causes(fleet, address)}
+        assert found <= {"latency", "telemetry"}
         shares = load.shares(began_s)
     assert not load.failed
-    assert all(shares[address] == pytest.approx(0.25, rel=0.3) for address in pool), shares
+    # A quarter each, of some thirty requests.
+    assert all(0.08 < shares[address] < 0.5 for address in pool), shares
     after = gateway.status()["telemetry"]["counts"]
     for _, why in refused:
         assert after[f"rejected.{why}"] - before.get(f"rejected.{why}", 0) == 1

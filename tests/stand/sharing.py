@@ -23,16 +23,24 @@ TOGETHER = "tests/e2e/live/"
 #: What takes more than ten seconds on a quiet machine, about by length: what is left for the end is short. A
 #: file that is not here and should be costs seconds of waiting, no more; a `slow` mark puts it next.
 LONG = (
-    *(TOGETHER, "tests/e2e/test_bound.py", "tests/e2e/test_doctor.py", "tests/e2e/test_fleet_members.py"),
-    *("tests/e2e/test_fleet_health.py", "tests/state/test_quota_redis.py", "tests/deploy/test_meshes.py"),
-    *("tests/control/test_golden.py", "tests/control/test_gateway.py", "tests/control/test_structure.py"),
-    *("tests/e2e/test_demo.py", "tests/e2e/test_picker.py", "tests/e2e/test_up.py", "tests/e2e/test_init.py"),
-    *("tests/e2e/test_identity.py", "tests/e2e/test_routing.py", "tests/e2e/test_report.py"),
-    *("tests/e2e/test_quickstart.py", "tests/e2e/test_edge.py", "tests/e2e/test_fleet_control.py"),
-    *("tests/e2e/test_isolation.py", "tests/e2e/test_quota.py", "tests/e2e/test_metering.py"),
-    *("tests/installs/test_extras.py", "tests/sim/test_world.py", "tests/cli/test_simulate.py"),
-    *("tests/observe/alerts/test_prometheus.py", "tests/lab/test_workload.py", "tests/sim/test_conduct.py"),
-    *("tests/lab/test_replay_play.py", "tests/cli/test_completion.py", "tests/core/test_fairness_run.py"),
+    *(TOGETHER, "tests/e2e/test_fleet_members.py", "tests/e2e/test_cache_tenants.py"),
+    *("tests/e2e/test_routing.py", "tests/e2e/test_doctor.py", "tests/e2e/test_cache_answers.py"),
+    *("tests/e2e/test_quickstart.py", "tests/e2e/test_cache_flight.py", "tests/e2e/test_scaling_live.py"),
+    *("tests/e2e/test_bound.py", "tests/e2e/test_first_token.py", "tests/state/test_quota_redis.py"),
+    *("tests/e2e/test_identity.py", "tests/e2e/test_picker.py", "tests/e2e/test_isolation.py"),
+    *("tests/e2e/test_survival.py", "tests/e2e/test_report.py", "tests/e2e/test_clients.py"),
+    *("tests/e2e/test_fleet_health.py", "tests/e2e/test_quota.py", "tests/e2e/test_documented_requests.py"),
+    *("tests/e2e/test_engine.py", "tests/e2e/test_up.py", "tests/e2e/test_metrics.py"),
+    *("tests/control/test_gateway.py", "tests/attack/test_attacks.py", "tests/state/test_quota_contract.py"),
+    *("tests/e2e/test_metering.py", "tests/e2e/test_edge.py", "tests/e2e/test_init.py"),
+    *("tests/e2e/test_cache_clients.py", "tests/control/test_golden.py", "tests/deploy/test_meshes.py"),
+    *("tests/core/test_fairness_services.py", "tests/installs/test_extras.py", "tests/lab/test_capacity.py"),
+    *("tests/core/test_fairness_run.py", "tests/property/test_strategies.py", "tests/config/test_load.py"),
+    *("tests/plugins/test_engine_plugin.py", "tests/lab/test_replay_play.py", "tests/lab/test_workload.py"),
+    *("tests/core/experiment/test_running.py", "tests/sim/test_world.py", "tests/sim/test_conduct.py"),
+    *("tests/core/scaling/test_forecast.py", "tests/test_laws.py", "tests/lab/test_report.py"),
+    *("tests/cli/test_init.py", "tests/cli/test_scale.py", "tests/cli/test_simulate.py"),
+    *("tests/observe/alerts/test_prometheus.py", "tests/cli/test_completion.py"),
 )
 
 

@@ -170,8 +170,17 @@ def stranger(live: LiveDemo, browser: Any) -> Iterator[Seen]:
     nobody.context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [WIDE, NARROW, PHONE], ids=["wide", "narrow", "phone"])
+@pytest.mark.parametrize(
+    ("size", "scheme"),
+    [
+        pytest.param(WIDE, "light", id="wide-light"),
+        pytest.param(WIDE, "dark", id="wide-dark", marks=pytest.mark.soak),
+        pytest.param(NARROW, "light", id="narrow-light", marks=pytest.mark.soak),
+        pytest.param(NARROW, "dark", id="narrow-dark", marks=pytest.mark.soak),
+        pytest.param(PHONE, "light", id="phone-light", marks=pytest.mark.soak),
+        pytest.param(PHONE, "dark", id="phone-dark"),
+    ],
+)
 def test_it_is_whole_and_quiet(live: LiveDemo, looking: Seen, size: tuple[int, int], scheme: str) -> None:
     """All its parts; no error, no failed request, no stranger, no sideways scroll, no pale text."""
     page = looking.look(size, scheme)
