@@ -15,10 +15,11 @@ from extproc.config.scaling import PoolScaling, Scaling
 from extproc.core.scaling.capacity import work_ms
 from extproc.core.scaling.demand import PoolDemand
 from extproc.core.scaling.forecast import GRAIN_S, Damped, Forecaster
-from extproc.core.scaling.planner import Planner, PoolFacts
+from extproc.core.scaling.planner import Planner
 from extproc.core.scaling.seasons import Seasons
 from extproc.core.scaling.values import (
     LoadTime,
+    PoolFacts,
     PoolPlan,
     PoolScale,
     ReplicaFact,

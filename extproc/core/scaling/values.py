@@ -124,6 +124,32 @@ class ReplicaFact(msgspec.Struct, frozen=True, kw_only=True):
     since_ns: int = 0
 
 
+class PoolFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is so of a pool at a moment.
+
+    `forecast` is of arrivals a second at the horizon. `kinds` are those that there are or may be added, the
+    first the pool's usual one. `floor`: what the schedule asks for at the least. `idle_s`: since the last
+    request came; None where none ever did. `correction`: replicas bear so much more (above 1) or less than
+    the model says; `dispersion`: variance over mean of the counts of arrivals.
+    """
+
+    demand: Demand
+    forecast: Band
+    kinds: tuple[ReplicaKind, ...]
+    replicas: tuple[ReplicaFact, ...] = ()
+    load_time: LoadTime
+    held: int = 0
+    floor: int = 0
+    idle_s: float | None = None
+    correction: float = 1.0
+    dispersion: float = 1.0
+    #: Requests that ended (or were refused) since the last step, and how many of them attained their targets.
+    judged: int = 0
+    attained: int = 0
+    #: Where arrivals are weighed by their work: the milliseconds (`capacity.work_ms`) that count as one.
+    unit_ms: float = 0.0
+
+
 class PlanTerm(msgspec.Struct, frozen=True, kw_only=True):
     """What so many replicas would do with the forecast's upper bound: shares 0..1, as `Need` has them."""
 
