@@ -136,6 +136,11 @@ class ScaledPool:
         self.judged += 1
         self.attained += attained
 
+    def lost(self, count: int, *, at_s: float) -> None:
+        """Requests that found no room elsewhere; how much work each was is not told."""
+        self.judged += count
+        self.demand.came(float(count), at_s=at_s)
+
     def tick(self, *, at_s: float) -> None:
         """Let time pass: intervals that are over are forecast from."""
         if not self.demand.step(at_s=at_s):

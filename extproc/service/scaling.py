@@ -5,7 +5,7 @@ schedule, so that no decision waits for all of them. Whoever acts on plans (the 
 the webhook) or shows them hangs on `plans`, `listeners` and `history`. Off unless a pool has `scaling`.
 
 Several services count alike: each hears of the ends of all requests, so what others decided on is counted
-when it ends. What others refused is not heard of, and is demand that only they see.
+when it ends. What others refused they tell with their loads (state/share.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from random import Random
@@ -76,6 +76,8 @@ class ScalingPart(Part, Observer):
         self.starting: Callable[[str], Sequence[ReplicaFact]] = lambda _pool: ()
         self.loads = LoadTimes()
         self.pools: dict[str, ScaledPool] = {}
+        #: Requests that found no room here since the service began, by pool: for the other services.
+        self.lost: dict[str, int] = {}
         self._books: dict[str, StageBook] = {}
         self._kept: dict[str, deque[PoolPlan]] = {}
         #: When each pool is planned for next.
@@ -274,9 +276,18 @@ class ScalingPart(Part, Observer):
         pool = self.pools.get(routing.pool)
         if pool is not None and not routing.free:
             if lost:
+                self.lost[routing.pool] = self.lost.get(routing.pool, 0) + 1
                 pool.ended(attained=False)
             at_s = self._zero_s + now_ns / 1e9
             pool.came(routing.input_tokens, routing.output_tokens, at_s=at_s)
+
+    def lost_elsewhere(self, lost: Mapping[str, int]) -> None:
+        """Other services refused so many: demand of the usual work, that did not attain."""
+        at_s = self._zero_s + self._clock() / 1e9
+        for name, count in lost.items():
+            pool = self.pools.get(name)
+            if pool is not None:
+                pool.lost(count, at_s=at_s)
 
     def _plan(self, name: str, now_ns: int) -> PoolPlan:
         pool, config = self.pools[name], self._pool_configs[name]

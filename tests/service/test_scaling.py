@@ -14,6 +14,7 @@ from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scaling.values import PoolPlan
 from extproc.scaling.worker import Answer, Job, Worker
 from extproc.service.app import App
+from extproc.state.share import OwnLoad, PeerLoads
 
 S = 1_000_000_000
 SCALED = {"max_replicas": 4}
@@ -124,6 +125,42 @@ def test_load_makes_the_plan_grow_and_the_plan_says_what_it_was_made_of() -> Non
     assert (sample.service_class, sample.prompt_tokens, sample.output_tokens) == ("standard", 1_000, 200)
     assert town.plan.horizon_s == 60.0 + 15.0 + 5.0
     assert town.scaling.history("llama")[-1].now.samples == ()
+
+
+def test_what_another_service_refused_is_demand_here_too() -> None:
+    """The others are told with the loads; there it counts as work that came and did not attain."""
+    cold = {"classes": [{"name": "standard", "cold_hold_ms": 0, "hold_ms": 0}]}
+    given = Config.model_validate(
+        {
+            **cold,
+            "gateway": {"auth": "none"},
+            "pools": [
+                {"name": "llama", "models": ["llama"], "scaling": {"min_replicas": 0, "max_replicas": 4}}
+            ],
+            "scaling": {"simulate": False},
+        }
+    )
+    one, other = Town(given), Town(given)
+    told, peers = OwnLoad("one-1"), PeerLoads("other-1")
+
+    def tell() -> None:
+        one.now_ns += S
+        said = told.next({}, now_ns=one.now_ns, refused=one.app.agents.refused())
+        assert said is not None
+        peers.take(said.frame, now_ns=other.now_ns)
+        other.app.agents._on_peers(peers)
+
+    for town in (one, other):
+        town.pass_time(1.0)
+    tell()
+    for _ in range(3):
+        one.request()
+    tell()
+    for town in (one, other):
+        pool = town.scaling.pools["llama"]
+        assert (pool.judged, pool.attained) == (3, 0)
+        town.pass_time(30.0)
+        assert town.plan.now.requests_per_s > 0.0
 
 
 def test_a_request_that_is_held_for_want_of_any_replica_is_planned_for_at_once() -> None:
