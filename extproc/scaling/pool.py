@@ -24,6 +24,7 @@ from extproc.core.scaling.values import (
     PoolScale,
     ReplicaFact,
     ReplicaKind,
+    SwitchOffer,
     WorkSample,
 )
 from extproc.core.slo import ClassSpec
@@ -97,6 +98,7 @@ class ScaledPool:
         load_time: LoadTime,
         held: int,
         floor: int,
+        offers: tuple[SwitchOffer, ...] = (),
     ) -> PoolPlan:
         """The plan of this moment."""
         self.tick(at_s=at_s)
@@ -120,6 +122,7 @@ class ScaledPool:
                 judged=self.judged,
                 attained=self.attained,
                 unit_ms=self.demand.unit_ms,
+                offers=offers,
             ),
         )
         self.judged = self.attained = 0

@@ -21,8 +21,10 @@ from extproc.core.scaling.leaving import HAD, leaving
 from extproc.core.scaling.margin import AttainmentMargin
 from extproc.core.scaling.needs import ENDED_FEW, first_need, mixed_need
 from extproc.core.scaling.record import ServedRecord
+from extproc.core.scaling.switches import chosen_switch
 from extproc.core.scaling.values import (
     LoadTime,
+    ModelSwitch,
     Need,
     PlanTerm,
     PoolFacts,
@@ -126,6 +128,7 @@ class Planner:
             terms=_terms(capacities, high, wanted),
             floor=facts.floor,
             margin=self.margin.share,
+            switch=_switch(facts) if wanted > had else None,
         )
 
     def _known(self, now_ns: int, facts: PoolFacts) -> list[Capacity]:
@@ -278,6 +281,12 @@ def _rates(facts: PoolFacts, ready: int, weight: float) -> tuple[float, float]:
     median = max(known.median, 0.0) * weight if isfinite(known.median) else 0.0
     high = max(known.high * weight, median) if isfinite(known.high) else median
     return median + backlog, high + backlog
+
+
+def _switch(facts: PoolFacts) -> ModelSwitch | None:
+    """Whether a replica that another pool gives up is sooner there than a new one."""
+    held = [each.used_bytes for each in facts.replicas if each.stage == "ready" and each.used_bytes]
+    return chosen_switch(facts.offers, facts.load_time, takes_bytes=min(held, default=0))
 
 
 def _terms(capacities: Sequence[Capacity], rate: float, wanted: int) -> tuple[PlanTerm, ...]:

@@ -101,8 +101,8 @@ def test_a_step_up_is_no_larger_than_the_file_allows() -> None:
 
 
 def test_before_any_request_ended_those_that_are_there_count() -> None:
-    """Four permits, ten requests a second, three of them there at a time: not the eleven that a usual answer's
-    length would need; and as they pile up more are wanted."""
+    """Four permits, ten requests a second, three of them there at a time: not the eleven that a usual
+    answer's length would need; and as they pile up more are wanted."""
     planner, few = Planner(SCALE), structs.replace(A100, permits=4)
 
     def after(second: int, there: int, **more: Any) -> int:
