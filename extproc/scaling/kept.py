@@ -52,6 +52,8 @@ class KeptScaling(msgspec.Struct):
     pools: dict[str, KeptPool] = {}
     #: (pool, hardware, cold, seconds).
     loads: list[tuple[str, str, bool | None, list[float]]] = []
+    #: The same of switches to the pool's model, by kind.
+    switches: list[tuple[str, str, bool | None, list[float]]] = []
 
 
 class KeptScalingFile:

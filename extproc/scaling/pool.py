@@ -15,14 +15,16 @@ from extproc.config.scaling import PoolScaling, Scaling
 from extproc.core.scaling.capacity import work_ms
 from extproc.core.scaling.demand import PoolDemand
 from extproc.core.scaling.forecast import GRAIN_S, Damped, Forecaster
-from extproc.core.scaling.planner import Planner, PoolFacts
+from extproc.core.scaling.planner import Planner
 from extproc.core.scaling.seasons import Seasons
 from extproc.core.scaling.values import (
     LoadTime,
+    PoolFacts,
     PoolPlan,
     PoolScale,
     ReplicaFact,
     ReplicaKind,
+    SwitchOffer,
     WorkSample,
 )
 from extproc.core.slo import ClassSpec
@@ -96,6 +98,7 @@ class ScaledPool:
         load_time: LoadTime,
         held: int,
         floor: int,
+        offers: tuple[SwitchOffer, ...] = (),
     ) -> PoolPlan:
         """The plan of this moment."""
         self.tick(at_s=at_s)
@@ -119,6 +122,7 @@ class ScaledPool:
                 judged=self.judged,
                 attained=self.attained,
                 unit_ms=self.demand.unit_ms,
+                offers=offers,
             ),
         )
         self.judged = self.attained = 0
@@ -134,6 +138,11 @@ class ScaledPool:
         """A request ended (or was refused for want of room), within its targets or not."""
         self.judged += 1
         self.attained += attained
+
+    def lost(self, count: int, *, at_s: float) -> None:
+        """Requests that found no room elsewhere; how much work each was is not told."""
+        self.judged += count
+        self.demand.came(float(count), at_s=at_s)
 
     def tick(self, *, at_s: float) -> None:
         """Let time pass: intervals that are over are forecast from."""

@@ -47,6 +47,9 @@ class Agents(Part):
         self._roster = roster
         self._clock = clock
         self._peered: set[tuple[str, str]] = set()
+        #: What was refused here since the service began, by pool, for the peers; and who hears of theirs.
+        self.refused: Callable[[], Mapping[str, int]] = dict
+        self.refused_elsewhere: Callable[[Mapping[str, int]], None] = lambda _: None
         self.server: TelemetryServer | None = None
         self.ingest: Ingest | None = None
         self.share: RedisShare | None = None
@@ -70,6 +73,7 @@ class Agents(Part):
                 needs=lambda: self._scheduler.peers.needs(
                     self._scheduler.dispatcher.queue, now_ns=self._clock()
                 ),
+                refused=self._refused,
                 on_peers=self._on_peers,
                 on_report=self._on_relayed,
                 clock=clock,
@@ -153,6 +157,9 @@ class Agents(Part):
             if endpoint.requests
         }
 
+    def _refused(self) -> Mapping[str, int]:
+        return self.refused()
+
     def _on_peers(self, peers: PeerLoads) -> None:
         # What was reckoned between two messages is said now, also where it came to nothing.
         reckoned = self._scheduler.peers.hear(map(owner_of, peers.names), peers.needs)
@@ -163,6 +170,8 @@ class Agents(Part):
                 load = peers.load(*key)
                 endpoint.peer_requests, endpoint.peer_permits, endpoint.peer_tokens = load
         self._peered = now_loaded
+        if refused := peers.refused():
+            self.refused_elsewhere(refused)
 
 
 def shared_quotas(config: Config, instance: str, *, clock: Callable[[], int]) -> RedisQuota | None:

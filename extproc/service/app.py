@@ -117,6 +117,8 @@ class App:
         self.counting = TokensPart(config, scheduler.fleet, keys=lambda: self.processor.engine_keys)
         self.measuring.tokens = self.counting.seen
         self.scaling = ScalingPart(config, scheduler, clock=clock, failed=failed)
+        self.agents.refused = lambda: self.scaling.lost
+        self.agents.refused_elsewhere = self.scaling.lost_elsewhere
         self.scalers = ScalersPart(config, scheduler, self.scaling, clock=clock)
         self.measuring.scaling, self.alerting.values.scaling = self.scalers.seen, self.scalers.signals
         self.launching = LauncherPart(

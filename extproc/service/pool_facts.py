@@ -5,7 +5,7 @@ Owns the reading of the fleet. Nothing here changes it; about five microseconds 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from extproc.config.model import PoolConfig
@@ -13,7 +13,8 @@ from extproc.core.endpoint import Endpoint
 from extproc.core.fleet import Fleet, Pool
 from extproc.core.prefix import BLOCK_BYTES
 from extproc.core.reach import Look
-from extproc.core.reports import ReportedState
+from extproc.core.reports import SERVING, GpuReport, ReportedState
+from extproc.core.scaling.switches import Cards, memory_lost
 from extproc.core.scaling.values import ReplicaFact, ReplicaKind, ReplicaStage
 
 #: A replica that was never ready counts as starting for so many load times, and so long at the least.
@@ -73,13 +74,20 @@ def _kind(pool: Pool, hardware: str, gpus: int, price: float, among: Iterable[En
 
 
 def fact_of(
-    endpoint: Endpoint, pool: Pool, stage: ReplicaStage, price_per_hour: float, since_ns: int
+    endpoint: Endpoint,
+    pool: Pool,
+    stage: ReplicaStage,
+    price_per_hour: float,
+    since_ns: int,
+    best_kv_tokens: int = 0,
 ) -> ReplicaFact:
-    """One replica."""
+    """One replica; `best_kv_tokens` is what the best of its kind has."""
     load = endpoint.load
     running = max(1, load.streaming)
     left = max(0, load.reserved_tokens - load.context_tokens) / running if endpoint.requests else 0.0
     pace_ms = endpoint.speed.step_ms(load.streaming, load.context_tokens) if left else 0.0
+    cards = endpoint.report.gpus if endpoint.report is not None else ()
+    total, used, room = card_bytes(cards)
     block_tokens = BLOCK_BYTES / pool.calibration.bytes_per_token
     return ReplicaFact(
         address=endpoint.address,
@@ -91,7 +99,40 @@ def fact_of(
         cached_value_tokens=pool.prefixes.blocks(endpoint.address) * block_tokens,
         price_per_hour=price_per_hour,
         since_ns=since_ns,
+        node=endpoint.report.node if endpoint.report is not None else "",
+        memory_lost=memory_lost(endpoint.kv_tokens, best_kv_tokens),
+        total_bytes=total,
+        used_bytes=used,
+        room_bytes=room,
     )
+
+
+def card_bytes(cards: Sequence[GpuReport]) -> tuple[int, int, int]:
+    """(the cards' memory, what a replica holds of it, what it may hold: all but what other processes do);
+    zeros where a card does not say."""
+    total = used = room = 0
+    for card in cards:
+        if card.memory_total_bytes is None or card.memory_used_bytes is None:
+            return 0, 0, 0
+        total += card.memory_total_bytes
+        others = card.memory_others_bytes or 0
+        used += max(0, card.memory_used_bytes - others)
+        room += max(0, card.memory_total_bytes - others)
+    return total, used, room
+
+
+def cards_of(endpoint: Endpoint) -> Cards | None:
+    """The cards of a replica that serves, by its agent's word."""
+    report = endpoint.report
+    if report is None or not report.node or report.state not in SERVING:
+        return None
+    return Cards(report.node, tuple(card.uuid for card in report.gpus) or (endpoint.address,))
+
+
+def model_of(endpoint: Endpoint) -> str:
+    """Which model's weights a replica has loaded, by its agent's word; its pool's where it does not say."""
+    report = endpoint.report
+    return report.models[0] if report is not None and report.models else endpoint.pool
 
 
 class StageBook:
@@ -108,6 +149,10 @@ class StageBook:
         known, facts = self._known, []
         now: dict[str, tuple[int, ReplicaStage, int, bool]] = {}
         leaving = [each for each in fleet.leaving.values() if each.pool == pool.name]
+        best: dict[tuple[str, int], int] = {}
+        for endpoint in pool.endpoints:
+            at = (endpoint.hardware, endpoint.gpus)
+            best[at] = max(best.get(at, 0), endpoint.kv_tokens)
         for endpoint in (*pool.endpoints, *leaving):
             address = endpoint.address
             first_ns, before, since_ns, seen = known.get(address, (now_ns, "gone", now_ns, False))
@@ -124,6 +169,7 @@ class StageBook:
                 since_ns = now_ns
             now[address] = (first_ns, stage, since_ns, seen or stage == "ready")
             price = endpoint.price_per_hour or config.price_per_hour
-            facts.append(fact_of(endpoint, pool, stage, price, since_ns))
+            most = best.get((endpoint.hardware, endpoint.gpus), 0)
+            facts.append(fact_of(endpoint, pool, stage, price, since_ns, most))
         self._known = now
         return tuple(facts)

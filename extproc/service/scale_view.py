@@ -32,6 +32,9 @@ class PlanSource(Protocol):
     def history(self, pool: str) -> list[PoolPlan]:
         """The plans of a pool that are kept, the oldest first."""
 
+    def notes(self, pool: str) -> list[str]:
+        """What model switches cost, and who lacks memory, in words."""
+
 
 class ScaleView:
     """Answers of one service. `clock` in ns is the plans' own, `wall_s` unix seconds."""
@@ -106,7 +109,11 @@ class ScaleView:
         status = self._advice.status()
         if pool and pool not in status:
             raise ValueError(f"pool {pool[:63]!r} has no replica that was looked at yet; {_listed(status)}")
-        return [{"pool": name, **each} for name, each in status.items() if pool in ("", name)]
+        return [
+            {"pool": name, **each, "notes": self._plans.notes(name)}
+            for name, each in status.items()
+            if pool in ("", name)
+        ]
 
     def _scaled(self) -> list[str]:
         return [pool.name for pool in self._config().pools if pool.scaling is not None]

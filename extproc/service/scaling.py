@@ -5,7 +5,7 @@ schedule, so that no decision waits for all of them. Whoever acts on plans (the 
 the webhook) or shows them hangs on `plans`, `listeners` and `history`. Off unless a pool has `scaling`.
 
 Several services count alike: each hears of the ends of all requests, so what others decided on is counted
-when it ends. What others refused is not heard of, and is demand that only they see.
+when it ends. What others refused they tell with their loads (state/share.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from random import Random
@@ -27,14 +27,15 @@ from extproc.core.errors import wanted_room
 from extproc.core.events import Observer, Settled
 from extproc.core.outcome import Reject, Routed
 from extproc.core.scaling.load_times import LoadTimes
-from extproc.core.scaling.values import PoolPlan, ReplicaFact, WorkSample
+from extproc.core.scaling.switches import ModelSwitches
+from extproc.core.scaling.values import PoolPlan, ReplicaFact, SwitchOffer, WorkSample
 from extproc.core.scheduler import Scheduler
 from extproc.scaling.events import ScheduledFloors
 from extproc.scaling.kept import KeptScaling, KeptScalingFile
 from extproc.scaling.pool import ScaledPool
 from extproc.scaling.worker import Job, Worker
 from extproc.service.parts import Part
-from extproc.service.pool_facts import StageBook, kinds_of
+from extproc.service.pool_facts import StageBook, cards_of, kinds_of, model_of
 
 #: Plans kept of each pool, the newest last: four hours of one every five seconds.
 PLANS_KEPT: Final = 2_880
@@ -47,6 +48,10 @@ FIT_EVERY_NS: Final = 1_800 * 1_000_000_000
 WORKER_REST: Final = 3
 #: The worker process is ended when it takes longer than this.
 LATE_S: Final = 120.0
+#: Replicas that other pools give up that one plan looks at.
+OFFERS_MAX: Final = 64
+#: Replicas that lack memory of which advice speaks, of one pool.
+LACKING_SHOWN: Final = 8
 #: Steps of the service's schedule in a second.
 STEPS_PER_S: Final = 4.0
 
@@ -75,7 +80,12 @@ class ScalingPart(Part, Observer):
         #: Replicas of a pool that are being started and no members yet: whoever starts them says it.
         self.starting: Callable[[str], Sequence[ReplicaFact]] = lambda _pool: ()
         self.loads = LoadTimes()
+        self.switches = ModelSwitches()
+        #: The replicas of each pool's newest plan, by address.
+        self._facts: dict[str, dict[str, ReplicaFact]] = {}
         self.pools: dict[str, ScaledPool] = {}
+        #: Requests that found no room here since the service began, by pool: for the other services.
+        self.lost: dict[str, int] = {}
         self._books: dict[str, StageBook] = {}
         self._kept: dict[str, deque[PoolPlan]] = {}
         #: When each pool is planned for next.
@@ -115,7 +125,7 @@ class ScalingPart(Part, Observer):
             self._due.setdefault(pool.name, 0)
             self._books.setdefault(pool.name, StageBook())
         self.pools = pools
-        for names in (self.plans, self._kept, self._due, self._books):
+        for names in (self.plans, self._kept, self._due, self._books, self._facts):
             for name in [name for name in names if name not in pools]:
                 del names[name]
 
@@ -133,6 +143,9 @@ class ScalingPart(Part, Observer):
         for name, hardware, cold, seconds in kept.loads:
             for each in seconds:
                 self.loads.loaded(name, hardware, each, cold)
+        for name, hardware, _, seconds in kept.switches:
+            for each in seconds:
+                self.switches.times.loaded(name, hardware, each)
 
     async def stop(self) -> None:
         """End the worker process, and write what was learnt."""
@@ -146,6 +159,29 @@ class ScalingPart(Part, Observer):
     def history(self, pool: str) -> list[PoolPlan]:
         """The plans of a pool that are kept, the oldest first."""
         return list(self._kept.get(pool, ()))
+
+    def notes(self, pool: str) -> list[str]:
+        """What model switches cost a pool, and which of its replicas lack memory: advice, in words."""
+        load = self.plans[pool].load_time if pool in self.plans else None
+        facts = [each for each in self._facts.get(pool, {}).values() if each.stage == "ready"]
+        notes = []
+        for kind in sorted({each.kind for each in facts}):
+            took = self.switches.of(pool, kind)
+            if took.measured and load is not None:
+                notes.append(
+                    f"a node that changes to this model: {took.p50_s:.0f} s (90 %: {took.p90_s:.0f} s; "
+                    f"{took.measured} seen on {kind}); a new replica: {load.p50_s:.0f} s"
+                )
+        lacking = sorted((each for each in facts if each.memory_lost), key=lambda each: -each.memory_lost)
+        for each in lacking[:LACKING_SHOWN]:
+            held = ""
+            if each.room_bytes and (total := each.total_bytes) > each.room_bytes:
+                held = f", and other processes hold {(total - each.room_bytes) / 2**30:.1f} GiB of its cards"
+            notes.append(
+                f"{each.address}{f' on {each.node}' if each.node else ''} got {each.memory_lost:.0%} less KV "
+                f"memory than the best of its kind{held}: it leaves first, and begun anew it may get it back"
+            )
+        return notes
 
     def loaded(self, pool: str, hardware: str, seconds: float, cold: bool | None = None) -> None:
         """Whoever starts replicas: one was ready so many seconds after it was begun."""
@@ -274,9 +310,18 @@ class ScalingPart(Part, Observer):
         pool = self.pools.get(routing.pool)
         if pool is not None and not routing.free:
             if lost:
+                self.lost[routing.pool] = self.lost.get(routing.pool, 0) + 1
                 pool.ended(attained=False)
             at_s = self._zero_s + now_ns / 1e9
             pool.came(routing.input_tokens, routing.output_tokens, at_s=at_s)
+
+    def lost_elsewhere(self, lost: Mapping[str, int]) -> None:
+        """Other services refused so many: demand of the usual work, that did not attain."""
+        at_s = self._zero_s + self._clock() / 1e9
+        for name, count in lost.items():
+            pool = self.pools.get(name)
+            if pool is not None:
+                pool.lost(count, at_s=at_s)
 
     def _plan(self, name: str, now_ns: int) -> PoolPlan:
         pool, config = self.pools[name], self._pool_configs[name]
@@ -287,24 +332,59 @@ class ScalingPart(Part, Observer):
         replicas = self._books[name].read(fleet, known, config, load_time_s=load.p90_s, now_ns=now_ns)
         for fact in replicas:
             self.loads.saw(name, fact.address, fact.stage, fact.kind, now_ns=now_ns)
+        self._facts[name] = {fact.address: fact for fact in replicas}
+        self._switched(name, now_ns)
         # Who starts them says how long they took.
         known_already = {fact.address for fact in replicas}
         replicas += tuple(each for each in self.starting(name) if each.address not in known_already)
         lead_s = load.p90_s + settings.reaction_s + self._config.scaling.interval_s
+        kinds = kinds_of(known, config)
         return pool.step(
             now_ns=now_ns,
             at_s=at_s,
             replicas=replicas,
-            kinds=kinds_of(known, config),
+            kinds=kinds,
+            offers=self._offers(name, {kind.name for kind in kinds}),
             classes={spec.name: spec for spec in self._scheduler.settings.policy.classes},
             load_time=load,
             held=self._scheduler.dispatcher.queue.by_pool_count(name),
             floor=self._floors.floor(name, at_s=at_s, lead_s=lead_s),
         )
 
+    def _switched(self, name: str, now_ns: int) -> None:
+        """Which model is ready on which cards now: those that had another one were switched."""
+        facts = self._facts[name]
+        for endpoint in self._scheduler.fleet.pools[name].endpoints:
+            fact, cards = facts.get(endpoint.address), cards_of(endpoint)
+            if fact is not None and fact.stage == "ready" and cards is not None:
+                self.switches.saw(
+                    cards, model=model_of(endpoint), pool=name, hardware=fact.kind, now_ns=now_ns
+                )
+
+    def _offers(self, name: str, kinds: Collection[str]) -> tuple[SwitchOffer, ...]:
+        """Replicas of these kinds that other pools give up now, the first of them."""
+        offers = []
+        for other, plan in self.plans.items():
+            for address in plan.leaving if other != name else ():
+                fact = self._facts.get(other, {}).get(address)
+                if fact is not None and fact.node and fact.kind in kinds:
+                    offers.append(
+                        SwitchOffer(
+                            address=address,
+                            node=fact.node,
+                            pool=other,
+                            switch=self.switches.of(name, fact.kind),
+                            room_bytes=fact.room_bytes,
+                            memory_lost=fact.memory_lost,
+                        )
+                    )
+        return tuple(offers[:OFFERS_MAX])
+
     def _learnt(self) -> KeptScaling:
         return KeptScaling(
-            pools={name: pool.kept() for name, pool in self.pools.items()}, loads=self.loads.kept()
+            pools={name: pool.kept() for name, pool in self.pools.items()},
+            loads=self.loads.kept(),
+            switches=self.switches.times.kept(),
         )
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from extproc.core.turns import TurnRow
 
-VERSION = 2
+VERSION = 3
 
 #: A peer's endpoints; above it the peer is not believed, and our own further ones are not told.
 ENDPOINTS_MAX = 10_000
@@ -26,6 +26,8 @@ MESSAGE_BYTES_MAX = 2 * 1024 * 1024
 REQUESTS_MAX, PERMITS_MAX, TOKENS_MAX = 1_000_000, 1_000_000, 1_000_000_000
 #: Service classes, from 0; (tenant, level) of all pools in one message.
 LEVELS_MAX, NEEDS_MAX, WAITED_MS_MAX = 15, 2_000, 86_400_000
+#: Pools of which a service tells how many it refused, and how many each.
+REFUSED_POOLS_MAX, REFUSED_MAX = 1_000, 2**53
 #: A pool's name, an endpoint's address.
 TEXT_CHARACTERS_MAX = 128
 #: An agent's report: what its server takes at most.
@@ -75,18 +77,25 @@ _Needs = dict[
         ],
     ],
 ]
+#: By pool: requests that found no room, since the sender began.
+_Refused = Annotated[
+    dict[_Text, Annotated[int, msgspec.Meta(ge=0, le=REFUSED_MAX)]],
+    msgspec.Meta(max_length=REFUSED_POOLS_MAX),
+]
 _Sequence = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 
 
 class FullLoads(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag="full"):
     """All that a service has in flight, by pool and address; what is not named is nothing.
 
-    `needs` is who waits and runs, in pools that somebody waits for. It is always whole.
+    `needs` is who waits and runs, in pools that somebody waits for; `refused` how many found no room since
+    the service began, of pools that scale. Both are always whole.
     """
 
     sequence: _Sequence
     loads: _Loads
     needs: _Needs = {}
+    refused: _Refused = {}
 
 
 class Delta(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag="delta"):
@@ -95,6 +104,7 @@ class Delta(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag="de
     sequence: _Sequence
     loads: _Loads
     needs: _Needs = {}
+    refused: _Refused = {}
 
 
 class Bye(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag="bye"):

@@ -67,6 +67,7 @@ class RedisShare:
         interval_ms: int = 100,
         loads: Callable[[], Mapping[Key, Load]],
         needs: Callable[[], Mapping[str, Iterable[TurnRow]]] = dict,
+        refused: Callable[[], Mapping[str, int]] = dict,
         on_peers: Callable[[PeerLoads], None],
         on_report: Callable[[str, bytes], None],
         clock: Callable[[], int] = time.monotonic_ns,
@@ -74,7 +75,8 @@ class RedisShare:
     ) -> None:
         """Raises ValueError for a URL that names no Redis.
 
-        `loads` is our own ledger's sums now, `needs` who waits and runs where somebody waits. `on_peers` is
+        `loads` is our own ledger's sums now, `needs` who waits and runs where somebody waits,
+        `refused` how many found no room since the service began, by pool. `on_peers` is
         called when sums, needs or deciders are different, at most once a turn of the loop; `peers.changed`
         names the endpoints during the call.
         """
@@ -84,7 +86,7 @@ class RedisShare:
         self.peers = PeerLoads(self.id, counts=self.counts)
         self.connected = False
         self._url = url
-        self._loads, self._needs = loads, needs
+        self._loads, self._needs, self._refused = loads, needs, refused
         self._on_peers, self._on_report, self._clock = on_peers, on_report, clock
         self._shared_key = shared_key
         self._own = OwnLoad(self.id, interval_ns=interval_ms * 1_000_000)
@@ -250,7 +252,9 @@ class RedisShare:
             self.peers.wants_full = False
             self._hello_ns = now_ns
             essential.append(("PUBLISH", self._channel, self._own.hello()))
-        publication = self._own.next(self._loads(), now_ns=now_ns, needs=self._needs())
+        publication = self._own.next(
+            self._loads(), now_ns=now_ns, needs=self._needs(), refused=self._refused()
+        )
         if publication is not None:
             essential.append(("PUBLISH", self._channel, publication.frame))
             self.counts["published_full" if publication.full else "published_delta"] += 1

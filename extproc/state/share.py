@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -33,6 +34,8 @@ REFRESH_NS = 1_000_000_000
 URGENT_NS = 25_000_000
 #: A peer that has said nothing for this long is gone and its load with it.
 PEER_SILENT_NS = 3_000_000_000
+#: Of one pool in one message no more are believed: what is said is bounded.
+REFUSED_AT_ONCE_MAX = 100_000
 #: Peers beside us; further ones are counted and not heard.
 PEERS_MAX = 64
 #: Endpoints of all peers together; what would go above it is refused.
@@ -60,6 +63,7 @@ class OwnLoad:
         self._sequence = 0
         self._told: dict[Key, Load] = {}
         self._needs_told: messages.Needs = {}
+        self._refused_told: dict[str, int] = {}
         self._full_wanted = True
         self._full_ns = 0
 
@@ -68,7 +72,12 @@ class OwnLoad:
         self._full_wanted = True
 
     def next(
-        self, loads: Mapping[Key, Load], *, now_ns: int, needs: Mapping[str, Iterable[TurnRow]] | None = None
+        self,
+        loads: Mapping[Key, Load],
+        *,
+        now_ns: int,
+        needs: Mapping[str, Iterable[TurnRow]] | None = None,
+        refused: Mapping[str, int] | None = None,
     ) -> Publication | None:
         """What to publish now; None when it is too early or there is nothing new.
 
@@ -85,14 +94,17 @@ class OwnLoad:
         changed += [(key, NO_LOAD) for key in told.keys() - now.keys()]
         asked = messages.needs_by_pool(needs or {})
         needs_told, self._needs_told = self._needs_told, asked
+        lost = dict(islice((refused or {}).items(), messages.REFUSED_POOLS_MAX))
+        refused_told, self._refused_told = self._refused_told, lost
         refresh = self._full_wanted or now_ns - self._full_ns >= REFRESH_NS
         if refresh or len(changed) > ENDPOINTS_MAX:
             self._full_wanted = False
             self._full_ns = now_ns
-            return self._publication(FullLoads(self._next_sequence(), messages.by_pool(now.items()), asked))
-        if not changed and asked == needs_told:
+            whole = messages.by_pool(now.items())
+            return self._publication(FullLoads(self._next_sequence(), whole, asked, lost))
+        if not changed and asked == needs_told and lost == refused_told:
             return None
-        return self._publication(Delta(self._next_sequence(), messages.by_pool(changed), asked))
+        return self._publication(Delta(self._next_sequence(), messages.by_pool(changed), asked, lost))
 
     def hello(self) -> bytes:
         """The frame that asks the others for everything."""
@@ -111,13 +123,15 @@ class OwnLoad:
 
 
 class _Peer:
-    __slots__ = ("heard_ns", "loads", "needs", "sequence")
+    __slots__ = ("heard_ns", "loads", "needs", "refused", "sequence")
 
     def __init__(self, heard_ns: int) -> None:
         self.heard_ns = heard_ns
         self.sequence = 0
         self.loads: dict[Key, Load] = {}
         self.needs: dict[str, list[TurnRow]] = {}
+        #: What it has refused since it began, by pool; None until it said so once.
+        self.refused: dict[str, int] | None = None
 
 
 class PeerLoads:
@@ -131,6 +145,7 @@ class PeerLoads:
         #: Something was missed: the others should be asked for everything.
         self.wants_full = False
         self._membership_changed = False
+        self._refused: Counter[str] = Counter()
         self._peers: dict[str, _Peer] = {}
         self._gone: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._sums: dict[Key, Load] = {}
@@ -151,6 +166,11 @@ class PeerLoads:
         """What waits and runs at each live peer, by its service's id (without what its connection added)."""
         return {name.partition("-")[0]: peer.needs for name, peer in self._peers.items()}
 
+    def refused(self) -> dict[str, int]:
+        """Requests that peers refused for want of room since this was asked last, by pool."""
+        taken, self._refused = self._refused, Counter()
+        return dict(taken)
+
     @property
     def sums(self) -> Mapping[Key, Load]:
         """(requests, permits, tokens) of all live peers by (pool, address); nothing is left out but zeros."""
@@ -162,8 +182,8 @@ class PeerLoads:
 
     @property
     def news(self) -> bool:
-        """Whether a sum or the number of deciders is different since `told`."""
-        return self._membership_changed or bool(self.changed)
+        """Whether a sum or the number of deciders is different since `told`, or a peer refused somebody."""
+        return self._membership_changed or bool(self.changed) or bool(self._refused)
 
     def told(self) -> None:
         """Whoever needed the changes has them."""
@@ -271,6 +291,12 @@ class PeerLoads:
         self.counts["taken_delta"] += 1
 
     def _need(self, peer: _Peer, message: FullLoads | Delta) -> None:
+        # What a peer refused before it was heard of first is not known to be of late.
+        if peer.refused is not None:
+            for pool, count in message.refused.items():
+                if (more := count - peer.refused.get(pool, 0)) > 0:
+                    self._refused[pool] += min(more, REFUSED_AT_ONCE_MAX)
+        peer.refused = message.refused
         if peer.needs or message.needs:
             peer.needs = {
                 pool: [TurnRow(tenant, *figures) for tenant, rows in tenants.items() for figures in rows]

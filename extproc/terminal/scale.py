@@ -113,10 +113,21 @@ def _explained(each: Mapping[str, Any]) -> list[str]:
         f"  margin     {each['margin']:.1%} of what a replica was seen to bear is left free, for that",
         f"  bounds     {bounds['min_replicas']} to {bounds['max_replicas']} replicas, steps of {most}",
         f"  budget     {budget}",
+        *_switch(each.get("switch")),
         f"  schedule   at least {each['floor']}" if each["floor"] else "  schedule   asks for nothing",
         f"  kept by    {BOUNDS.get(each['bound'], each['bound']) or 'nothing'}",
         f"  cost       {_cost(each['cost_per_hour'])} an hour",
     ]
+
+
+def _switch(switch: Mapping[str, Any] | None) -> list[str]:
+    """Which replica of another pool should change models for this one."""
+    if switch is None:
+        return []
+    took = f"{_s(switch['switch']['p50_s'])} (of {switch['switch']['measured']}), a new one "
+    what = f"  switch     {switch['address']} on {switch['node']}, which {switch['pool']} gives up: "
+    full = f"; {switch['passed_over']} others have too little free memory" if switch["passed_over"] else ""
+    return [f"{what}{took}{_s(switch['load_p50_s'])}{full}"]
 
 
 def bound_lines(found: Mapping[str, Any], setter: Setter) -> list[str]:
@@ -134,7 +145,11 @@ def bound_lines(found: Mapping[str, Any], setter: Setter) -> list[str]:
                 *(_share(use[name]) for name in ("kv_p99", "permits_p99", "busy", "waiting")),
             ]
         )
-    why = [f"  {each['pool']}: {each['why']}" for each in found["pools"]]
+    why = [
+        f"  {each['pool']}: {line}"
+        for each in found["pools"]
+        for line in (each["why"], *each.get("notes", ()))
+    ]
     return [*setter(table), *why, "What a change would do: steersman scale advice --record FILE (simulated)"]
 
 

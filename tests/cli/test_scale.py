@@ -56,6 +56,14 @@ PLAN: dict[str, Any] = {
     "cost_per_hour": 6.0,
     "floor": 2,
     "margin": 0.04,
+    "switch": {
+        "address": "10.1.0.1:80",
+        "node": "node-3",
+        "pool": "code",
+        "switch": {"p50_s": 85.0, "p90_s": 100.0, "measured": 3},
+        "load_p50_s": 240.0,
+        "passed_over": 1,
+    },
     "terms": [
         {"replicas": 3, "attainment": 0.9, "utilization": 0.9, "binding": "ttft"},
         {"replicas": 4, "attainment": 0.97, "utilization": 0.8, "binding": "ttft"},
@@ -112,6 +120,7 @@ def test_an_explanation_says_each_term() -> None:
         "4 (wanted)",
         "margin     4.0% of what a replica was seen to bear is left free",
         "1 to 8 replicas, steps of +8 and -1, down after 300 s",
+        "switch     10.1.0.1:80 on node-3, which code gives up: 85 s (of 3), a new one 240 s; 1 others",
         "schedule   at least 2",
         "kept by    one step at a time",
         "cost       6.00 an hour",

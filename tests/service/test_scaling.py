@@ -9,13 +9,15 @@ from typing import Any
 from extproc.config.model import Config
 from extproc.core.outcome import Outcome, Routed
 from extproc.core.reach import Look
-from extproc.core.reports import ReplicaReport, ReportedState
+from extproc.core.reports import GpuReport, ReplicaReport, ReportedState
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scaling.values import PoolPlan
 from extproc.scaling.worker import Answer, Job, Worker
 from extproc.service.app import App
+from extproc.state.share import OwnLoad, PeerLoads
 
 S = 1_000_000_000
+GIB = 2**30
 SCALED = {"max_replicas": 4}
 CHAT = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=4_000, max_new_tokens=200)
 
@@ -126,6 +128,42 @@ def test_load_makes_the_plan_grow_and_the_plan_says_what_it_was_made_of() -> Non
     assert town.scaling.history("llama")[-1].now.samples == ()
 
 
+def test_what_another_service_refused_is_demand_here_too() -> None:
+    """The others are told with the loads; there it counts as work that came and did not attain."""
+    cold = {"classes": [{"name": "standard", "cold_hold_ms": 0, "hold_ms": 0}]}
+    given = Config.model_validate(
+        {
+            **cold,
+            "gateway": {"auth": "none"},
+            "pools": [
+                {"name": "llama", "models": ["llama"], "scaling": {"min_replicas": 0, "max_replicas": 4}}
+            ],
+            "scaling": {"simulate": False},
+        }
+    )
+    one, other = Town(given), Town(given)
+    told, peers = OwnLoad("one-1"), PeerLoads("other-1")
+
+    def tell() -> None:
+        one.now_ns += S
+        said = told.next({}, now_ns=one.now_ns, refused=one.app.agents.refused())
+        assert said is not None
+        peers.take(said.frame, now_ns=other.now_ns)
+        other.app.agents._on_peers(peers)
+
+    for town in (one, other):
+        town.pass_time(1.0)
+    tell()
+    for _ in range(3):
+        one.request()
+    tell()
+    for town in (one, other):
+        pool = town.scaling.pools["llama"]
+        assert (pool.judged, pool.attained) == (3, 0)
+        town.pass_time(30.0)
+        assert town.plan.now.requests_per_s > 0.0
+
+
 def test_a_request_that_is_held_for_want_of_any_replica_is_planned_for_at_once() -> None:
     """Between two plans: the pool that stands at zero is due when somebody waits."""
     given = config({"min_replicas": 0, "max_replicas": 2, "down_after_s": 0, "zero_after_s": 0})
@@ -168,6 +206,60 @@ def test_a_load_is_measured_by_what_agents_say() -> None:
     load = town.plan.load_time
     assert load.measured == 1
     assert 115.0 <= load.p90_s <= 125.0
+
+
+def test_a_node_that_changes_models_is_measured_offered_and_told_of() -> None:
+    """Its card bore one pool's replica and then another's: how long that took is advice, and where a pool
+    wants more while the other gives one up on such a card, the plan names it."""
+    scaled = {"max_replicas": 6, "load_time_s": 300.0, "down_after_s": 0.0}
+    endpoints = {"chat": ["10.0.0.1:80"], "code": ["10.0.1.1:80", "10.0.1.2:80", "10.0.1.3:80"]}
+    given = Config.model_validate(
+        {
+            "gateway": {"auth": "none"},
+            "pools": [
+                {
+                    "name": name,
+                    "models": [name],
+                    "hardware": "A100",
+                    "endpoints": [{"address": each} for each in addresses],
+                    "scaling": scaled,
+                }
+                for name, addresses in endpoints.items()
+            ],
+            "scaling": {"simulate": False},
+        }
+    )
+    town = Town(given)
+    fleet = town.app.scheduler.fleet
+
+    def reports(state: ReportedState, pool: str, address: str, seconds: int, kv: int = 100_000) -> None:
+        card = GpuReport(
+            uuid="GPU-1", name="A100", memory_used_bytes=70 * GIB, memory_total_bytes=80 * GIB,
+            memory_others_bytes=3 * GIB,
+        )  # fmt: skip
+        for _ in range(seconds):
+            told = {"node": "node-1", "models": (pool,), "kv_capacity_tokens": kv, "gpus": (card,)}
+            fleet.heard(ReplicaReport(address=address, pool=pool, state=state, **told), now_ns=town.now_ns)
+            fleet.step(now_ns=town.now_ns)
+            town.pass_time(1.0)
+
+    reports(ReportedState.READY, "chat", "10.0.0.1:80", 20)
+    reports(ReportedState.GONE, "chat", "10.0.0.1:80", 60)
+    reports(ReportedState.READY, "code", "10.0.1.1:80", 90, kv=80_000)
+    (kind,) = {each.kind for each in town.scaling._facts["code"].values()}
+    took = town.scaling.switches.of("code", kind)
+    assert took.measured == 1
+    assert 55.0 <= took.p50_s <= 75.0
+    fact = town.scaling._facts["code"]["10.0.1.1:80"]
+    assert (fact.node, fact.room_bytes, fact.used_bytes) == ("node-1", 77 * GIB, 67 * GIB)
+    assert "a node that changes to this model: " in town.scaling.notes("code")[0]
+    # Back again: code gives it up, and chat's replicas take five minutes.
+    town.scaling.switches.times.loaded("chat", kind, 70.0)
+    town.scaling.plans["code"] = PoolPlan(
+        pool="code", at_ns=0, wanted=2, ready=3, loading=0, draining=0, why="", leaving=("10.0.1.1:80",)
+    )
+    (offer,) = town.scaling._offers("chat", {kind})
+    assert (offer.node, offer.pool, offer.switch.p50_s) == ("node-1", "code", 70.0)
 
 
 def test_what_was_learnt_is_there_after_a_restart(tmp_path: Path) -> None:

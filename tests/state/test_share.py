@@ -371,3 +371,38 @@ def test_garbage_and_damage_never_raise_and_never_break_the_sums(junk: bytes, pl
     peers.take(bytes(damaged), now_ns=0)
     assert peers.sums == added([peer.loads for peer in peers._peers.values()])
     assert peers._entries == sum(len(peer.loads) for peer in peers._peers.values())
+
+
+def test_peers_hear_what_was_refused_and_count_it_once() -> None:
+    """Counts are since the sender began: lost messages and repeated ones change nothing, and neither does
+    what was refused before it was heard of."""
+    load, peers = own(), PeerLoads("b")
+    frames = []
+    for step, count in enumerate((5, 5, 8, 8, 20)):
+        publication = load.next({}, now_ns=step * 100 * MS, refused={"p": count})
+        assert (publication is None) is (step in (1, 3)), "nothing new is not published"
+        if publication is not None:
+            frames.append(publication.frame)
+    peers.take(frames[0], now_ns=0)
+    assert peers.refused() == {}
+    peers.take(frames[2], now_ns=MS)
+    assert peers.news
+    assert peers.refused() == {"p": 15}
+    assert not peers.refused()
+    peers.take(frames[1], now_ns=2 * MS)
+    beat = load.next({}, now_ns=2 * REFRESH_NS, refused={"p": 20})
+    assert beat is not None
+    peers.take(beat.frame, now_ns=3 * MS)
+    assert peers.refused() == {}
+
+
+def test_a_peer_that_claims_absurdly_many_refusals_is_believed_a_bounded_number() -> None:
+    """One message adds a hundred thousand of one pool at the most; more pools than are told are refused."""
+    peers = PeerLoads("b")
+    peers.take(encode("a", FullLoads(1, {}, {}, {"p": 0})), now_ns=0)
+    peers.take(encode("a", Delta(2, {}, {}, {"p": messages.REFUSED_MAX})), now_ns=0)
+    assert peers.refused() == {"p": share.REFUSED_AT_ONCE_MAX}
+    many = {f"p{at}": 1 for at in range(messages.REFUSED_POOLS_MAX + 1)}
+    peers.take(encode("a", Delta(3, {}, {}, many)), now_ns=0)
+    assert peers.counts["rejected_malformed"] == 1
+    assert peers.refused() == {}

@@ -1,9 +1,9 @@
 """Which replicas leave first, when fewer are enough. Pure values.
 
 What does not serve yet goes before what serves: it holds nothing. Of those that serve, one after the other:
-from the zone that has the most (so that zones stay even), the dearest, and of equal ones the one that costs
-least to lose: what it has cached would be computed anew elsewhere, and until its last request has ended it
-is paid for without taking new ones.
+from the zone that has the most (so that zones stay even), the dearest, the one that lacks KV memory which
+others of its kind have (by tenths), and of equal ones the one that costs least to lose: what it has cached
+would be computed anew elsewhere, and until its last request has ended it is paid for without taking new ones.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def leaving(
     return tuple(gone)
 
 
-def _rank(fact: ReplicaFact, prefill_ms_per_token: float) -> tuple[float, float, str]:
-    """Lower leaves sooner: dear first, then what losing it costs in milliseconds of a replica."""
+def _rank(fact: ReplicaFact, prefill_ms_per_token: float) -> tuple[float, float, float, str]:
+    """Lower leaves sooner: dear first, then who lacks memory, then what losing it costs in milliseconds."""
     lost_ms = fact.cached_value_tokens * prefill_ms_per_token + fact.empty_in_ms
-    return -fact.price_per_hour, lost_ms, fact.address
+    return -fact.price_per_hour, -round(fact.memory_lost, 1), lost_ms, fact.address

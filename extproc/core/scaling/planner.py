@@ -13,24 +13,23 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from math import ceil, isfinite
+from math import isfinite
 from typing import Final
-
-import msgspec
 
 from extproc.core.scaling.capacity import Capacity, blended, need, rate_max, shape
 from extproc.core.scaling.leaving import HAD, leaving
 from extproc.core.scaling.margin import AttainmentMargin
+from extproc.core.scaling.needs import ENDED_FEW, first_need, mixed_need
 from extproc.core.scaling.record import ServedRecord
+from extproc.core.scaling.switches import chosen_switch
 from extproc.core.scaling.values import (
-    Band,
-    Demand,
     LoadTime,
+    ModelSwitch,
     Need,
     PlanTerm,
+    PoolFacts,
     PoolPlan,
     PoolScale,
-    ReplicaFact,
     ReplicaKind,
 )
 from extproc.core.slo import ClassSpec
@@ -53,32 +52,6 @@ SHAPE_EVERY_NS: Final = 30 * NS
 CORRECTION_STEP: Final = 0.02
 
 
-class PoolFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What is so of a pool at a moment.
-
-    `forecast` is of arrivals a second at the horizon. `kinds` are those that there are or may be added, the
-    first the pool's usual one. `floor`: what the schedule asks for at the least. `idle_s`: since the last
-    request came; None where none ever did. `correction`: replicas bear so much more (above 1) or less than
-    the model says; `dispersion`: variance over mean of the counts of arrivals.
-    """
-
-    demand: Demand
-    forecast: Band
-    kinds: tuple[ReplicaKind, ...]
-    replicas: tuple[ReplicaFact, ...] = ()
-    load_time: LoadTime
-    held: int = 0
-    floor: int = 0
-    idle_s: float | None = None
-    correction: float = 1.0
-    dispersion: float = 1.0
-    #: Requests that ended (or were refused) since the last step, and how many of them attained their targets.
-    judged: int = 0
-    attained: int = 0
-    #: Where arrivals are weighed by their work: the milliseconds (`capacity.work_ms`) that count as one.
-    unit_ms: float = 0.0
-
-
 class Planner:
     """One pool's planner. A step takes well below a millisecond, but for one each half minute (about two)."""
 
@@ -91,6 +64,8 @@ class Planner:
         #: (when, replicas that the upper bound needed), only those that no later one reaches.
         self._needed: deque[tuple[int, int]] = deque()
         self._shaped_ns: int | None = None
+        #: Samples that the shape was made of.
+        self._shaped_of = 0
         self._shaped: tuple[ReplicaKind, ...] = ()
         self._capacities: list[Capacity] = []
         #: What replicas were seen to bear, and by how much that differs from the model.
@@ -153,14 +128,18 @@ class Planner:
             terms=_terms(capacities, high, wanted),
             floor=facts.floor,
             margin=self.margin.share,
+            switch=_switch(facts) if wanted > had else None,
         )
 
     def _known(self, now_ns: int, facts: PoolFacts) -> list[Capacity]:
         """The kinds' capacities, made anew now and then: samples are many, and change slowly."""
         due = self._shaped_ns is None or not 0 <= now_ns - self._shaped_ns < SHAPE_EVERY_NS
-        if due or facts.kinds != self._shaped:
+        samples, few = len(facts.demand.samples), self._shaped_of < ENDED_FEW
+        # What is assumed before the first end holds no longer than it must.
+        if due or facts.kinds != self._shaped or (few and samples >= max(1, 2 * self._shaped_of)):
             self._shaped_ns, self._shaped = now_ns, facts.kinds
-            shapes = {each.kind.name: each.work for each in self._capacities}
+            shapes = {} if few else {each.kind.name: each.work for each in self._capacities}
+            self._shaped_of = samples
             self._capacities = [
                 Capacity(
                     blended(shapes.get(kind.name), shape(facts.demand.samples, kind, self.classes)), kind
@@ -208,8 +187,8 @@ class Planner:
         if len(capacities) == 1:
             most, target = scale.max_replicas, scale.target_attainment
             found = need(capacities[0], rate, target, most=most, near=self.wanted or 0)
-            return found, capacities[0].kind.name
-        return _mixed(capacities, facts, rate, scale)
+            return first_need(found, facts, capacities[0].kind), capacities[0].kind.name
+        return mixed_need(capacities, facts, rate, scale)
 
     def _decide(
         self, now_ns: int, facts: PoolFacts, upper: Need, spared: int, kind: str
@@ -304,60 +283,10 @@ def _rates(facts: PoolFacts, ready: int, weight: float) -> tuple[float, float]:
     return median + backlog, high + backlog
 
 
-def _mixed(
-    capacities: Sequence[Capacity], facts: PoolFacts, rate: float, scale: PoolScale
-) -> tuple[Need, str]:
-    """Replicas of several kinds: those that are had, the cheapest first to be kept, and the kind to add.
-
-    Each kind bears what it would in a pool of as many of its own. Of the kinds that could be added, the one
-    whose addition costs least an hour; of equal ones the one of which fewer are enough.
-    """
-    by_name = {each.kind.name: each for each in capacities}
-    had = [by_name.get(each.kind, capacities[0]) for each in facts.replicas if each.stage in HAD]
-    size = max(1, len(had))
-    bears = {each.kind.name: rate_max(each, size, scale.target_attainment) / size for each in capacities}
-
-    def worth(each: Capacity) -> float:
-        return each.kind.price_per_hour / max(bears[each.kind.name], 1e-9)
-
-    borne, count = 0.0, 0
-    for each in sorted(had, key=worth):
-        if borne >= rate:
-            break
-        borne += bears[each.kind.name]
-        count += 1
-    short = rate - borne
-    if short <= 0.0:
-        kind = min(capacities, key=worth).kind.name
-        used = by_name.get(kind, capacities[0]).at(rate, count)
-        return (
-            Need(
-                replicas=count,
-                attainment=scale.target_attainment,
-                utilization=rate / borne,
-                binding=used.binding,
-            ),
-            kind,
-        )
-
-    def price(each: Capacity) -> tuple[float, int]:
-        many = ceil(short / bears[each.kind.name]) if bears[each.kind.name] > 0.0 else scale.max_replicas
-        return many * each.kind.price_per_hour, many
-
-    chosen = min(capacities, key=price)
-    many = min(price(chosen)[1], max(0, scale.max_replicas - count))
-    total = count + many
-    borne += many * bears[chosen.kind.name]
-    enough = borne >= rate
-    return (
-        Need(
-            replicas=total,
-            attainment=scale.target_attainment if enough else scale.target_attainment * borne / rate,
-            utilization=min(1.0, rate / borne) if borne > 0.0 else 1.0,
-            binding=chosen.at(rate, max(1, total)).binding,
-        ),
-        chosen.kind.name,
-    )
+def _switch(facts: PoolFacts) -> ModelSwitch | None:
+    """Whether a replica that another pool gives up is sooner there than a new one."""
+    held = [each.used_bytes for each in facts.replicas if each.stage == "ready" and each.used_bytes]
+    return chosen_switch(facts.offers, facts.load_time, takes_bytes=min(held, default=0))
 
 
 def _terms(capacities: Sequence[Capacity], rate: float, wanted: int) -> tuple[PlanTerm, ...]:

@@ -122,6 +122,61 @@ class ReplicaFact(msgspec.Struct, frozen=True, kw_only=True):
     cached_value_tokens: float = 0.0
     price_per_hour: float = 0.0
     since_ns: int = 0
+    #: Where it runs, "" where nobody says; which share (0..1) of the KV memory of its kind's best it lacks.
+    node: str = ""
+    memory_lost: float = 0.0
+    #: Of its cards: all, what it holds, and what it may hold (all but other processes'). 0: not known.
+    total_bytes: int = 0
+    used_bytes: int = 0
+    room_bytes: int = 0
+
+
+class SwitchOffer(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica that another pool gives up, whose cards might bear this pool's model; `switch` is how long
+    such a change took."""
+
+    address: str
+    node: str
+    pool: str
+    switch: LoadTime
+    room_bytes: int = 0
+    memory_lost: float = 0.0
+
+
+class ModelSwitch(SwitchOffer, frozen=True, kw_only=True):
+    """The offer that is taken rather than a new replica, which takes `load_p50_s`; `passed_over` others have
+    too little free memory."""
+
+    load_p50_s: float
+    passed_over: int = 0
+
+
+class PoolFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is so of a pool at a moment.
+
+    `forecast` is of arrivals a second at the horizon. `kinds` are those that there are or may be added, the
+    first the pool's usual one. `floor`: what the schedule asks for at the least. `idle_s`: since the last
+    request came; None where none ever did. `correction`: replicas bear so much more (above 1) or less than
+    the model says; `dispersion`: variance over mean of the counts of arrivals.
+    """
+
+    demand: Demand
+    forecast: Band
+    kinds: tuple[ReplicaKind, ...]
+    replicas: tuple[ReplicaFact, ...] = ()
+    load_time: LoadTime
+    held: int = 0
+    floor: int = 0
+    idle_s: float | None = None
+    correction: float = 1.0
+    dispersion: float = 1.0
+    #: Requests that ended (or were refused) since the last step, and how many of them attained their targets.
+    judged: int = 0
+    attained: int = 0
+    #: Replicas of the same kind that other pools give up now.
+    offers: tuple[SwitchOffer, ...] = ()
+    #: Where arrivals are weighed by their work: the milliseconds (`capacity.work_ms`) that count as one.
+    unit_ms: float = 0.0
 
 
 class PlanTerm(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,6 +223,8 @@ class PoolPlan(msgspec.Struct, frozen=True, kw_only=True):
     floor: int = 0
     #: Which share (0..1) of what a replica was seen to bear is left free, since fewer attained than are to.
     margin: float = 0.0
+    #: Where more are wanted: the replica of another pool that should change models for it.
+    switch: ModelSwitch | None = None
 
     @property
     def bare(self) -> PoolPlan:

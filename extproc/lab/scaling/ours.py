@@ -15,10 +15,11 @@ import numpy as np
 from extproc.core.scaling.capacity import work_ms
 from extproc.core.scaling.demand import UNIT_REQUESTS
 from extproc.core.scaling.forecast import Forecaster
-from extproc.core.scaling.planner import Planner, PoolFacts
+from extproc.core.scaling.planner import Planner
 from extproc.core.scaling.values import (
     Demand,
     LoadTime,
+    PoolFacts,
     PoolScale,
     ReplicaFact,
     ReplicaKind,

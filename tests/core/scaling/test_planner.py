@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from extproc.core.predict.timing import Timing
-from extproc.core.scaling.planner import NS, Planner, PoolFacts
+from extproc.core.scaling.planner import NS, Planner
 from extproc.core.scaling.values import (
     Band,
     Demand,
     LoadTime,
+    PoolFacts,
     PoolScale,
     ReplicaFact,
     ReplicaKind,
@@ -97,6 +98,24 @@ def test_a_step_up_is_no_larger_than_the_file_allows() -> None:
     first = planner.step(0, facts(100.0))
     assert (first.wanted, first.bound) == (3, "step")
     assert planner.step(5 * NS, facts(100.0)).wanted == 5
+
+
+def test_before_any_request_ended_those_that_are_there_count() -> None:
+    """Four permits, ten requests a second, three of them there at a time: not the eleven that a usual
+    answer's length would need; and as they pile up more are wanted."""
+    planner, few = Planner(SCALE), structs.replace(A100, permits=4)
+
+    def after(second: int, there: int, **more: Any) -> int:
+        ready = (ReplicaFact(address="a", stage="ready", requests=there),)
+        told = {"demand": Demand(requests_per_s=10.0), "replicas": ready, **more}
+        return planner.step(second * NS, facts(10.0, kinds=(few,), **told)).need_high.replicas
+
+    assert after(0, 1) == 1
+    assert after(5, 3) == 2
+    assert after(10, 8, held=8) == 8
+    # The first ends are believed at once, not after half a minute of what was assumed.
+    short = tuple(WorkSample("standard", 100, 0, 8 + at % 2) for at in range(32))
+    assert after(15, 3, demand=Demand(requests_per_s=10.0, samples=short)) == 1
 
 
 def test_the_budget_bounds_what_is_wanted() -> None:
