@@ -74,4 +74,4 @@ class PoolCache(Section):
     """For tenants that say nothing themselves; 'off' for all."""
     revision: str = Field(default="", max_length=128)
     """What the replicas run exactly (a commit of the model): another text here, and older answers are gone.
-    Change it with the model."""
+    Change it with the model. When left out, what the replicas say by their agents counts."""

@@ -84,6 +84,12 @@ class CacheOrders:
         cache, store = self._part.cache, self._part.store
         rule = self._part.rule_for(tenant, pool.name)
         about: dict[str, Any] = {"tenant": name, "model": model, "pool": pool.name, "cached": False}
+        several = self._part.revisions.split.get(pool.name)
+        if rule is None and several is not None:
+            return {
+                **about,
+                "why": f"the replicas of its pool run different things: {', '.join(several)[:300]}",
+            }
         if rule is None or cache is None or store is None:
             return {**about, "why": "neither its tenant nor its pool has a cache"}
         if request.kind not in CACHED_KINDS or model in scheduler.settings.families:
