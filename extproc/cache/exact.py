@@ -94,6 +94,8 @@ class ResponseCache:
         self.flights = Flights(clock)
         #: The answer that has just come, while those that wait for it are told.
         self._fresh: KeptAnswer | None = None
+        #: Hears of each answer that was awaited what became of it.
+        self.on_filled: Callable[[str, str], None] = _nobody
 
     def look(
         self,
@@ -248,6 +250,7 @@ class ResponseCache:
         awaited.filled = True
         became = self._kept(awaited, body)
         self.filled[became] += 1
+        self.on_filled(reservation_id, became)
         answered = self._fresh is not None
         self.flights.ends(awaited.wanted.question, reservation_id, answered=answered)
         self._fresh = None
@@ -365,3 +368,7 @@ class ResponseCache:
 
 #: What the client of an OpenAI stream asked to be told of its usage.
 _TOLD: Final = (UsageAsked.LAST, UsageAsked.EACH)
+
+
+def _nobody(_reservation_id: str, _became: str) -> None:
+    """Nobody wants to know."""

@@ -88,6 +88,7 @@ class CachePart(Part, Observer):
                 request_bytes_max=section.request_bytes_max,
                 clock=self._clock,
             )
+            self.cache.on_filled = self._filled
         self.store.bytes_max = section.bytes_max
         if not isinstance(self.store, MemoryAnswers):
             self.store.seal = AnswerSeal(answer_keys(section))
@@ -142,6 +143,10 @@ class CachePart(Part, Observer):
             clock=self._clock,
             on_purged=self._purged_elsewhere,
         )
+
+    def _filled(self, reservation_id: str, became: str) -> None:
+        """An answer has come: its request's span says what became of it. Who traces may be another by now."""
+        self._processor.request_traces.filled(reservation_id, became)
 
     def _purged_elsewhere(self, orders: Sequence[PurgeOrder]) -> None:
         """Another service has purged: what is on its way here is not kept either."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from extproc.core.errors import Error
+from extproc.core.outcome import Reject
+
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -14,3 +17,14 @@ def renamed(body: bytes, model: str) -> bytes:
     fields = _fields.decode(body)
     fields["model"] = msgspec.Raw(msgspec.json.encode(model))
     return msgspec.json.encode(fields)
+
+
+def not_utf8(body: bytes) -> Reject | None:
+    """What to say of a body that is not; None where it is."""
+    if body.isascii():
+        return None
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return Error.INVALID_REQUEST.reject(f"the body is not UTF-8: {error.reason}")
+    return None
