@@ -123,14 +123,14 @@ class CacheOrders:
         it is purged when it is back. Raises ValueError.
         """
         order = msgspec.json.decode(body, type=CachePurge)
+        # Nothing can be purged where there is nothing.
+        if self._part.cache is None:
+            return msgspec.json.encode({"purged": 0, "later": False})
         if not (
             order.all or order.tenant or order.model or order.pool or order.key or order.older_s is not None
         ):
             raise ValueError("say what is to be purged: a tenant, a model, a pool, a key, an age, or all")
         key = _key(order.key)
-        # Nothing can be purged where there is nothing.
-        if self._part.cache is None:
-            return msgspec.json.encode({"purged": 0, "later": False})
         purged = self._part.cache.purge(
             [
                 PurgeOrder(
