@@ -19,7 +19,6 @@ from extproc.cache.store import Absent, AnswerStore, KeptAnswer, packed
 from extproc.core.cachekeys import (
     CACHED_KINDS,
     AskAnswer,
-    CacheCharge,
     CachedAnswer,
     CacheDirective,
     CacheRule,
@@ -29,6 +28,7 @@ from extproc.core.cachekeys import (
     canonical,
     digest,
     judge,
+    marked,
     unfit,
 )
 from extproc.core.cachekeys.eligible import MARKS, TGI_KINDS
@@ -148,13 +148,17 @@ class ResponseCache:
             self._count(tenant, "poisoned")
             return None
         self._count(tenant, "hit")
-        return self._given(tenant, kept, answer, wanted.charge)
+        return self._given(tenant, kept, answer, wanted)
 
-    def _given(self, tenant: str, kept: KeptAnswer, body: bytes, charge: CacheCharge) -> CachedAnswer:
+    def _given(self, tenant: str, kept: KeptAnswer, body: bytes, wanted: WantedAnswer) -> CachedAnswer:
         """An answer is given once more."""
+        if wanted.marks:
+            body = marked(body, stream=kept.stream)
         self._save(tenant, kept)
         age_s = max(0, self._clock() - kept.made_ns) // 1_000_000_000
-        return CachedAnswer(body=body, stream=kept.stream, age_s=age_s, usage=kept.usage, charge=charge)
+        return CachedAnswer(
+            body=body, stream=kept.stream, age_s=age_s, usage=kept.usage, charge=wanted.charge
+        )
 
     def flying(self, wanted: WantedAnswer) -> bool:
         """Whether an equal request is on its way whose answer this one may wait for."""
@@ -183,7 +187,7 @@ class ResponseCache:
         if kept is None:
             return None
         self._count(tenant, "joined")
-        return self._given(tenant, kept, kept.body(), wanted.charge)
+        return self._given(tenant, kept, kept.body(), wanted)
 
     def leave(self, name: str) -> None:
         """One that waits has left."""
@@ -228,6 +232,7 @@ class ResponseCache:
             charge=rule.charge,
             tools=rule.tools,
             joins=rule.joins,
+            marks=rule.marks and not tgi,
         )
 
     def flagged(self, reservation_id: str, tenant: str, wanted: WantedAnswer) -> str:

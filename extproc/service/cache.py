@@ -197,6 +197,7 @@ class CachePart(Part, Observer):
             sampled=own.sampled,
             tools=own.tools,
             joins=own.join,
+            marks=own.mark_usage,
             charge=CacheCharge(own.charge),
             ttl_ns=int((own.ttl_s or section.ttl_s) * 1e9),
             bytes_max=own.bytes_max,
