@@ -11,7 +11,8 @@ import pytest
 
 from extproc.core.cachekeys import AskAnswer, CachedAnswer
 from extproc.core.reading import parse
-from extproc.core.request import Request, find_route
+from extproc.core.request import Request
+from extproc.core.routes import find_route
 from extproc.core.tenant import Tenant
 from tests.admin.test_scaling_page import CHROMIUM
 from tests.stand.cached import CHAT, answer_of, body_of

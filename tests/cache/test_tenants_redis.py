@@ -17,7 +17,8 @@ from extproc.cache.purging import PurgeOrder
 from extproc.cache.redis.answers import RedisAnswers
 from extproc.core.cachekeys import AskAnswer, CachedAnswer, CacheRule, WantedAnswer
 from extproc.core.reading import parse
-from extproc.core.request import Request, find_route
+from extproc.core.request import Request
+from extproc.core.routes import find_route
 from extproc.core.tenant import Tenant
 from tests.cache.test_tenants import BODIES, NAMES
 from tests.stand.cached import CHAT, answer_of
