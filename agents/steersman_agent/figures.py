@@ -46,6 +46,8 @@ class About:
     max_concurrent: int | None = None
     kv_capacity_tokens: int | None = None
     prefill_budget_tokens: int | None = None
+    #: What it runs exactly, in its own words; "" where it does not say.
+    revision: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,8 @@ class ReplicaView:
     engine_starts: int = 0
     prefix_queried_tokens: int | None = None
     prefix_hit_tokens: int | None = None
+    #: What its engine runs, in its own words.
+    revision: str = ""
     kv: KvView | None = None
 
 

@@ -210,6 +210,7 @@ class ReplicaBook:
             state=state,
             detail=detail,
             models=about.models or settings.models,
+            revision=about.revision,
             adapters=adapters or (),
             waiting=scrape.waiting,
             running=scrape.running,

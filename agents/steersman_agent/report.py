@@ -76,6 +76,7 @@ def _identity(view: ReplicaView) -> tuple[object, ...]:
         view.pool,
         view.state,
         view.models,
+        view.revision,
         view.adapters,
         view.kv_capacity_tokens,
         view.max_concurrent,
@@ -154,6 +155,7 @@ def _replica(view: ReplicaView) -> pb.Replica:
         engine_starts=view.engine_starts,
         prefix_queried_tokens=view.prefix_queried_tokens,
         prefix_hit_tokens=view.prefix_hit_tokens,
+        revision=view.revision,
         kv=None if view.kv is None else pb.KvCache(**asdict(view.kv)),
     )
 

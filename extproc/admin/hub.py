@@ -31,7 +31,7 @@ DECISIONS_PER_ROUND = 40
 QUEUE_MAX, KEPT_MAX, KEPT_BYTES_MAX = 64, 64, 4 * 1024 * 1024
 #: How long figures are followed on after the last page left, so that one that comes back misses nothing.
 LINGER_S = 15.0
-#: Rounds between two looks at alerts, experiments and scaling.
+#: Rounds between two looks at alerts, experiments, scaling and the cache.
 SLOW_EVERY = 4
 
 
@@ -182,11 +182,12 @@ class Hub:
         }
 
     async def _look(self) -> list[str]:
-        """Alerts, experiments and scaling; the names of those that have changed."""
+        """Alerts, experiments, scaling and the cache; the names of those that have changed."""
         now = {
             "alerts": await self._alerts(),
             "experiments": self._experiments(),
             "scaling": self._sources.scaling_now(),
+            "cache": self._sources.cache_now(),
         }
         changed = [name for name, value in now.items() if self._slow.get(name) != value]
         self._slow = now

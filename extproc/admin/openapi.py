@@ -201,7 +201,7 @@ def _paths() -> dict[str, Any]:
         "/api/v1/events": _other(
             "events",
             "Server-sent events: `snapshot` first, then `figures` (what has changed), `decisions`, `alerts`, "
-            "`experiments` and `scaling`. `Last-Event-ID` resumes.",
+            "`experiments`, `scaling` and `cache`. `Last-Event-ID` resumes.",
             "text/event-stream",
         ),
     }

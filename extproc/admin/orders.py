@@ -22,6 +22,8 @@ ACCESS: ContextVar[Access] = ContextVar("access")
 #: The orders of operators' commands: those that only look, and those that change something.
 LOOKING = ("Tenant", "Shadow", "Explain", "Experiment", "Report", "Alerts", "Scaling", "Cache")
 CHANGING = ("Drain", "ClearFaults", "Credit", "PurgeCache")
+#: What of an order is noted.
+NOTED = ("address", "draining", "tenant", "model", "pool", "key", "older_s", "all")
 #: A reason for the history, in characters.
 WHY_MAX = 500
 
@@ -63,7 +65,7 @@ class Orders:
         body = await body_of(request, dict[str, Any])
         answer = await ordered(self._sources.orders[name], body)
         if name in CHANGING:
-            facts = {key: body[key] for key in ("address", "draining", "tenant") if key in body}
+            facts = {key: body[key] for key in NOTED if key in body}
             self._note(request, name.lower(), **facts)
         return encoded(answer)
 

@@ -57,6 +57,8 @@ class Sources:
     #: Pools that scale with so many points of their past each; and without, for the live events.
     scaling: Callable[[int], Awaitable[bytes]]
     scaling_now: Callable[[], dict[str, Any]]
+    #: The response cache's figures; empty where there is none.
+    cache_now: Callable[[], dict[str, Any]]
     exposition: Callable[[str], Awaitable[tuple[bytes, str]]]
     #: Notes an event for the audit log.
     note: Callable[..., None]

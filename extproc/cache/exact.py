@@ -19,7 +19,6 @@ from extproc.cache.store import Absent, AnswerStore, KeptAnswer, packed
 from extproc.core.cachekeys import (
     CACHED_KINDS,
     AskAnswer,
-    CacheCharge,
     CachedAnswer,
     CacheDirective,
     CacheRule,
@@ -29,6 +28,7 @@ from extproc.core.cachekeys import (
     canonical,
     digest,
     judge,
+    marked,
     unfit,
 )
 from extproc.core.cachekeys.eligible import MARKS, TGI_KINDS
@@ -94,6 +94,8 @@ class ResponseCache:
         self.flights = Flights(clock)
         #: The answer that has just come, while those that wait for it are told.
         self._fresh: KeptAnswer | None = None
+        #: Hears of each answer that was awaited what became of it.
+        self.on_filled: Callable[[str, str], None] = _nobody
 
     def look(
         self,
@@ -146,13 +148,17 @@ class ResponseCache:
             self._count(tenant, "poisoned")
             return None
         self._count(tenant, "hit")
-        return self._given(tenant, kept, answer, wanted.charge)
+        return self._given(tenant, kept, answer, wanted)
 
-    def _given(self, tenant: str, kept: KeptAnswer, body: bytes, charge: CacheCharge) -> CachedAnswer:
+    def _given(self, tenant: str, kept: KeptAnswer, body: bytes, wanted: WantedAnswer) -> CachedAnswer:
         """An answer is given once more."""
+        if wanted.marks:
+            body = marked(body, stream=kept.stream)
         self._save(tenant, kept)
         age_s = max(0, self._clock() - kept.made_ns) // 1_000_000_000
-        return CachedAnswer(body=body, stream=kept.stream, age_s=age_s, usage=kept.usage, charge=charge)
+        return CachedAnswer(
+            body=body, stream=kept.stream, age_s=age_s, usage=kept.usage, charge=wanted.charge
+        )
 
     def flying(self, wanted: WantedAnswer) -> bool:
         """Whether an equal request is on its way whose answer this one may wait for."""
@@ -181,7 +187,7 @@ class ResponseCache:
         if kept is None:
             return None
         self._count(tenant, "joined")
-        return self._given(tenant, kept, kept.body(), wanted.charge)
+        return self._given(tenant, kept, kept.body(), wanted)
 
     def leave(self, name: str) -> None:
         """One that waits has left."""
@@ -226,6 +232,7 @@ class ResponseCache:
             charge=rule.charge,
             tools=rule.tools,
             joins=rule.joins,
+            marks=rule.marks and not tgi,
         )
 
     def flagged(self, reservation_id: str, tenant: str, wanted: WantedAnswer) -> str:
@@ -248,6 +255,7 @@ class ResponseCache:
         awaited.filled = True
         became = self._kept(awaited, body)
         self.filled[became] += 1
+        self.on_filled(reservation_id, became)
         answered = self._fresh is not None
         self.flights.ends(awaited.wanted.question, reservation_id, answered=answered)
         self._fresh = None
@@ -365,3 +373,7 @@ class ResponseCache:
 
 #: What the client of an OpenAI stream asked to be told of its usage.
 _TOLD: Final = (UsageAsked.LAST, UsageAsked.EACH)
+
+
+def _nobody(_reservation_id: str, _became: str) -> None:
+    """Nobody wants to know."""

@@ -133,6 +133,12 @@ def show(found: Mapping[str, Any]) -> None:
     )
     for scope, each in list(found["scopes"].items())[:ROWS_MAX]:
         click.echo(f"  {scope}: {each['answers']} answers, {each['bytes'] / MIB:.1f} MiB")
+    if found["away"]:
+        click.echo("the store is away: nothing is answered from it, and nothing kept")
+    for reason, count in found["refused"].items():
+        click.echo(f"{count} entries of the store were refused: {reason}")
+    for pool, several in found["split"].items():
+        click.echo(f"pool {pool} is not cached: its replicas run different things: {', '.join(several)}")
     for tenant, counts in list(found["requests"].items())[:ROWS_MAX]:
         saved = found["saved"].get(tenant, {})
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())

@@ -59,6 +59,10 @@ class TenantCache(Section):
     join: bool = True
     """Whether a request that equals one under way waits for that one's answer, for as long as its class may
     be held (hold_ms; 30 s at most), instead of being sent as well. A stream's comes in one piece then."""
+    mark_usage: bool = False
+    """Whether a hit's usage says that its prompt tokens were cached, as OpenAI's dialect can
+    (usage.prompt_tokens_details.cached_tokens). A hit then differs from its miss in that. The header
+    'x-steersman-cache' says it in any case."""
     charge: Literal["request", "nothing", "tokens"] = "request"
     """What a hit costs of its quotas: a request, nothing, or a request and the answer's tokens."""
     ttl_s: float | None = Field(default=None, ge=1.0, le=2_592_000.0)
@@ -74,4 +78,4 @@ class PoolCache(Section):
     """For tenants that say nothing themselves; 'off' for all."""
     revision: str = Field(default="", max_length=128)
     """What the replicas run exactly (a commit of the model): another text here, and older answers are gone.
-    Change it with the model."""
+    Change it with the model. When left out, what the replicas say by their agents counts."""

@@ -90,6 +90,8 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
     models: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
+    #: What the engine runs, in its own words; "" where it does not say.
+    revision: str = ""
     waiting: int | None = None
     running: int | None = None
     kv_used_tokens: int | None = None

@@ -61,6 +61,7 @@ class Administration(Part):
         orders: Mapping[str, Order],
         parts: Callable[[], Sequence[Part]],
         scaling: ScaleView,
+        cache: Callable[[], dict[str, Any]],
         serving: Callable[[], bool],
         file: Callable[[], Path | None],
         note: Callable[..., None],
@@ -93,6 +94,7 @@ class Administration(Part):
             alerts=self._alerts,
             scaling=scaling.view,
             scaling_now=scaling.live,
+            cache_now=cache,
             exposition=self._exposition,
             note=note,
         )

@@ -175,6 +175,7 @@ class App:
             orders=self.rpc.commands,
             parts=lambda: self.operating.parts,
             scaling=scale_view,
+            cache=self.caching.status,
             serving=lambda: not self._stop.is_set(),
             file=lambda: self.experimenting.file,
             note=self.audit.event,

@@ -24,6 +24,7 @@ from extproc.core.outcome import Reservation
 from extproc.core.tenant import Tenant
 from extproc.observe.metrics.snapshot import CacheSeen
 from extproc.service.parts import Part
+from extproc.service.revisions import EngineRevisions
 from extproc.wire.processor import Processor
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Scopes shown in the status, those with most bytes.
 SCOPES_SHOWN_MAX: Final = 100
+#: How often what the replicas say of themselves is looked at.
+LOOK_EVERY_NS: Final = 1_000_000_000
 #: Rules kept ready; above it the table is begun anew.
 RULES_MAX: Final = 100_000
 NO_TENANT, NO_POOL = TenantCache(), PoolCache()
@@ -54,6 +57,9 @@ class CachePart(Part, Observer):
         self.store: MemoryAnswers | RedisAnswers | None = None
         self._rules: dict[tuple[str, str], CacheRule | None] = {}
         self._config = config
+        #: What the replicas say that they run.
+        self.revisions = EngineRevisions()
+        self._looked_ns = clock() - LOOK_EVERY_NS
         self.apply(config)
 
     @property
@@ -67,6 +73,7 @@ class CachePart(Part, Observer):
         self._rules.clear()
         self._tenants = {tenant.name: tenant.cache or NO_TENANT for tenant in config.tenants}
         self._pools = {pool.name: pool.cache for pool in config.pools}
+        self.revisions.keep(set(self._pools))
         self._engines = {pool.name: pool.engine for pool in config.pools}
         section = config.cache
         if section is None:
@@ -81,6 +88,7 @@ class CachePart(Part, Observer):
                 request_bytes_max=section.request_bytes_max,
                 clock=self._clock,
             )
+            self.cache.on_filled = self._filled
         self.store.bytes_max = section.bytes_max
         if not isinstance(self.store, MemoryAnswers):
             self.store.seal = AnswerSeal(answer_keys(section))
@@ -136,6 +144,10 @@ class CachePart(Part, Observer):
             on_purged=self._purged_elsewhere,
         )
 
+    def _filled(self, reservation_id: str, became: str) -> None:
+        """An answer has come: its request's span says what became of it. Who traces may be another by now."""
+        self._processor.request_traces.filled(reservation_id, became)
+
     def _purged_elsewhere(self, orders: Sequence[PurgeOrder]) -> None:
         """Another service has purged: what is on its way here is not kept either."""
         if self.cache is not None:
@@ -174,17 +186,23 @@ class CachePart(Part, Observer):
         mode = own.mode or (there.mode if there is not None else "off")
         if section is None or mode == "off" or (there is not None and there.mode == "off"):
             return None
+        # A revision in the file is somebody's word who knows: what replicas say (a path) may differ then.
+        revision = there.revision if there is not None else ""
+        if pool in self.revisions.split and not revision:
+            return None
+        said = "" if revision else self.revisions.known.get(pool, "")
         return CacheRule(
             scope=_scope_of(name, own),
             asks=mode == "ask",
             sampled=own.sampled,
             tools=own.tools,
             joins=own.join,
+            marks=own.mark_usage,
             charge=CacheCharge(own.charge),
             ttl_ns=int((own.ttl_s or section.ttl_s) * 1e9),
             bytes_max=own.bytes_max,
-            revision=there.revision if there is not None else "",
-            served=self._engines.get(pool, ""),
+            revision=revision,
+            served=f"{self._engines.get(pool, '')} {said}",
         )
 
     def settled(self, event: Settled, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
@@ -211,8 +229,17 @@ class CachePart(Part, Observer):
 
     def step(self, *, now_ns: int) -> None:
         """Let time pass."""
-        if self.cache is not None:
-            self.cache.step(now_ns=now_ns)
+        if self.cache is None:
+            return
+        self.cache.step(now_ns=now_ns)
+        if now_ns - self._looked_ns >= LOOK_EVERY_NS:
+            self._looked_ns = now_ns
+            new, other = self.revisions.look(self._processor.scheduler.fleet)
+            if new:
+                self._rules.clear()
+            other = {name for name in other if not (self._pools.get(name) or NO_POOL).revision}
+            if other:
+                self.cache.purge([PurgeOrder(pool=name) for name in sorted(other)])
 
     def status(self) -> dict[str, Any]:
         """For `steersman status` and `steersman cache stats`; empty where there is no cache."""
@@ -239,6 +266,7 @@ class CachePart(Part, Observer):
                 scope: {"answers": each.answers, "bytes": each.size}
                 for scope, each in scopes[:SCOPES_SHOWN_MAX]
             },
+            "split": {pool: list(several) for pool, several in self.revisions.split.items()},
             "requests": requests,
             "fills": dict(cache.filled),
             "saved": {tenant: msgspec.to_builtins(saved) for tenant, saved in cache.saved.items()},

@@ -84,6 +84,12 @@ class CacheOrders:
         cache, store = self._part.cache, self._part.store
         rule = self._part.rule_for(tenant, pool.name)
         about: dict[str, Any] = {"tenant": name, "model": model, "pool": pool.name, "cached": False}
+        several = self._part.revisions.split.get(pool.name)
+        if rule is None and several is not None:
+            return {
+                **about,
+                "why": f"the replicas of its pool run different things: {', '.join(several)[:300]}",
+            }
         if rule is None or cache is None or store is None:
             return {**about, "why": "neither its tenant nor its pool has a cache"}
         if request.kind not in CACHED_KINDS or model in scheduler.settings.families:
@@ -117,14 +123,14 @@ class CacheOrders:
         it is purged when it is back. Raises ValueError.
         """
         order = msgspec.json.decode(body, type=CachePurge)
+        # Nothing can be purged where there is nothing.
+        if self._part.cache is None:
+            return msgspec.json.encode({"purged": 0, "later": False})
         if not (
             order.all or order.tenant or order.model or order.pool or order.key or order.older_s is not None
         ):
             raise ValueError("say what is to be purged: a tenant, a model, a pool, a key, an age, or all")
         key = _key(order.key)
-        # Nothing can be purged where there is nothing.
-        if self._part.cache is None:
-            return msgspec.json.encode({"purged": 0, "later": False})
         purged = self._part.cache.purge(
             [
                 PurgeOrder(

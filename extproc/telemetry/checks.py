@@ -63,7 +63,14 @@ def _replica(replica: pb.Replica, gpus: dict[str, GpuReport], report: pb.Report)
     models, adapters, uuids = tuple(replica.models), tuple(replica.adapters), replica.gpu_uuids
     if len(models) > NAMES_MAX or len(adapters) > NAMES_MAX or len(uuids) > GPUS_MAX:
         raise ImplausibleError("too_many")
-    for text in (replica.pool, replica.zone, replica.region, replica.engine, replica.detail):
+    for text in (
+        replica.pool,
+        replica.zone,
+        replica.region,
+        replica.engine,
+        replica.detail,
+        replica.revision,
+    ):
         _text(text)
     for text in (*models, *adapters):
         _text(text)
@@ -86,6 +93,7 @@ def _replica(replica: pb.Replica, gpus: dict[str, GpuReport], report: pb.Report)
         state=state,
         detail=replica.detail,
         models=models,
+        revision=replica.revision,
         adapters=adapters,
         waiting=_count(replica, "waiting", REQUESTS_MAX),
         running=_count(replica, "running", REQUESTS_MAX),

@@ -108,11 +108,18 @@ class Exchange:
         """The shared store has answered `Reply.ask`: the decision goes on."""
         processor = self._processor
         self.request_trace.answered(granted=isinstance(answer, Granted))
+        return self._after(
+            "the quota",
+            lambda: self._told(processor.scheduler.answered(asked, answer, now_ns=processor.clock())),
+        )
+
+    def _after(self, what: str, decide: Callable[[], Reply]) -> Reply:
+        """The decision after something was waited for; a fault of ours is a refusal."""
         try:
-            return self._told(processor.scheduler.answered(asked, answer, now_ns=processor.clock()))
+            return decide()
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
             self._undo()
-            processor.failed(error, "decision after the quota")
+            self._processor.failed(error, f"decision after {what}")
             return self._turned_away(Error.INTERNAL.reject())
 
     def unanswered(self, error: Exception) -> Reply:
@@ -144,13 +151,7 @@ class Exchange:
     def release(self, decision: Routed | Reject) -> None:
         """It was held, and is decided on."""
         self.request_trace.released()
-        try:
-            reply = self._told(decision)
-        except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
-            self._undo()
-            self._processor.failed(error, "release")
-            reply = self._turned_away(Error.INTERNAL.reject("the gateway could not release this request"))
-        self._now_ready(reply)
+        self._now_ready(self._after("a hold", lambda: self._told(decision)))
 
     def close(self) -> None:
         """The stream is over; what was not delivered is undone, a wait given up."""
@@ -320,6 +321,7 @@ class Exchange:
         found = wants.look(self._complete(request), body)
         if isinstance(found, AskAnswer):
             self._become(AskAnswer)
+            self.request_trace.cache("asks")
             self._looking = request, len(body)
             return Reply(b"", end=False, ask=found)
         return self._known(request, len(body), found)
@@ -327,10 +329,12 @@ class Exchange:
     def _known(self, request: Request, size: int, cached: CachedAnswer | None) -> Reply:
         """Whether an answer is known was looked up: it is given, waited for, or asked of a replica."""
         wants = self._wants
-        if cached is None and wants is not None:
+        if cached is None and wants is not None and wants.wanted is not None:
+            self.request_trace.cache("miss")
             name, left_ms = wants.join(size, lambda found: self._rejoin(request, found))
             if name:
                 self._become(Joining, name)
+                self.request_trace.cache("joins")
                 return self._responder.hold(left_ms)
         return self._decide(request, cached=cached)
 
@@ -339,12 +343,8 @@ class Exchange:
         assert self._looking is not None
         (request, size), self._looking = self._looking, None
         self._state = BODY
-        try:
-            return self._known(request, size, found)
-        except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
-            self._undo()
-            self._processor.failed(error, "decision after a look")
-            return self._turned_away(Error.INTERNAL.reject())
+        self.request_trace.cache("answered")
+        return self._after("a look", lambda: self._known(request, size, found))
 
     def _complete(self, request: Request) -> Request:
         """What is not in the body: the model header counts where the body names none."""
@@ -356,16 +356,10 @@ class Exchange:
         """The wait is over: with the answer, or without."""
         if self._state is not JOINED:
             return
-        processor = self._processor
-        processor.joined -= 1
+        self._processor.joined -= 1
         self._state, self._id = BODY, ""
-        try:
-            reply = self._decide(request, cached=found)
-        except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
-            self._undo()
-            processor.failed(error, "decision after a wait")
-            reply = self._turned_away(Error.INTERNAL.reject())
-        self._now_ready(reply)
+        self.request_trace.cache("told")
+        self._now_ready(self._after("a wait", lambda: self._decide(request, cached=found)))
 
     def _now_ready(self, reply: Reply) -> None:
         """A reply that was waited for; it may be another wait."""
@@ -385,6 +379,7 @@ class Exchange:
             return self._held(decision)
         if isinstance(decision, CacheHit):
             self._processor.scheduler.dispatcher.decisions.named(self._asked.request_id, decision.id)
+            self.request_trace.hit(decision)
             return self._answer(answer_of(decision))
         self._become(AskQuota, decision.routing.id)
         self.request_trace.asks()

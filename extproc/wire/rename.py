@@ -20,7 +20,7 @@ def renamed(body: bytes, model: str) -> bytes:
 
 
 def not_utf8(body: bytes) -> Reject | None:
-    """What is wrong with a body that is to go on with another name in it."""
+    """What to say of a body that is not; None where it is."""
     if body.isascii():
         return None
     try:

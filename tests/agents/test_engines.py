@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -162,16 +163,38 @@ def test_junk_is_nothing_or_a_value_error(name: str, junk: bytes) -> None:
         (
             "tgi",
             {"/info": {"model_id": "m", "max_concurrent_requests": 128}},
-            About(models=("m",), max_concurrent=128),
+            About(models=("m",), max_concurrent=128, revision="m"),
+        ),
+        (
+            "tgi",
+            {"/info": {"model_id": "m", "model_sha": "5f0b", "model_dtype": "float16", "version": "3.0"}},
+            About(models=("m",), revision="m 5f0b float16 3.0"),
         ),
         ("vllm", {"/v1/models": {"data": [{"id": "m"}, {"id": "lora"}]}}, About(models=("m", "lora"))),
+        (
+            "vllm",
+            {
+                "/v1/models": {
+                    "data": [
+                        {"id": "m", "root": "/models/m@1", "created": 1},
+                        {"id": "lora", "root": "/loras/a", "parent": "m"},
+                    ]
+                }
+            },
+            About(models=("m", "lora"), revision="/models/m@1"),
+        ),
+        (
+            "vllm",
+            {"/v1/models": {"data": [{"id": "m", "root": "/" + "x" * 200}]}},
+            About(models=("m",), revision=sha256(b"/" + b"x" * 200).hexdigest()),
+        ),
         (
             "sglang",
             {
                 "/get_model_info": {"model_path": "Qwen/Q"},
                 "/get_server_info": {"max_running_requests": 48, "max_total_num_tokens": 256_000},
             },
-            About(models=("Qwen/Q",), max_concurrent=48, kv_capacity_tokens=256_000),
+            About(models=("Qwen/Q",), max_concurrent=48, kv_capacity_tokens=256_000, revision="Qwen/Q"),
         ),
         (
             "sglang",
@@ -179,7 +202,7 @@ def test_junk_is_nothing_or_a_value_error(name: str, junk: bytes) -> None:
                 "/get_model_info": {"model_path": "Qwen/Q"},
                 "/get_server_info": {"dp_size": 4, "max_running_requests": 64, "max_total_num_tokens": 1000},
             },
-            About(models=("Qwen/Q",), max_concurrent=64, kv_capacity_tokens=4000),
+            About(models=("Qwen/Q",), max_concurrent=64, kv_capacity_tokens=4000, revision="Qwen/Q"),
         ),
         (
             "sglang",
@@ -201,7 +224,7 @@ def test_junk_is_nothing_or_a_value_error(name: str, junk: bytes) -> None:
                     ],
                 },
             },
-            About(models=("Qwen/Q",), max_concurrent=40, kv_capacity_tokens=1900),
+            About(models=("Qwen/Q",), max_concurrent=40, kv_capacity_tokens=1900, revision="Qwen/Q"),
         ),
         (
             "llamacpp",
@@ -211,9 +234,12 @@ def test_junk_is_nothing_or_a_value_error(name: str, junk: bytes) -> None:
                     "default_generation_settings": {"n_ctx": 512},
                     "kv_unified": False,
                     "model_path": "/m.gguf",
+                    "build_info": "b6000-abc",
                 },
             },
-            About(models=("/m.gguf",), max_concurrent=4, kv_capacity_tokens=2048),
+            About(
+                models=("/m.gguf",), max_concurrent=4, kv_capacity_tokens=2048, revision="/m.gguf b6000-abc"
+            ),
         ),
         (
             "llamacpp",

@@ -147,6 +147,7 @@ def test_every_field_of_a_replica_reaches_the_wire() -> None:
         gpu_uuids=("GPU-1",),
         prefix_queried_tokens=5,
         prefix_hit_tokens=4,
+        revision="m@1",
         kv=KvView(**counts, complete=True, stored=(2,), removed=(2**64 - 1,)),
     )
     wire = encode(NodeView(node="n", replicas=(full,)), boot_id=1, sequence=1, unix_ms=0).replicas[0]

@@ -25,6 +25,7 @@ def main() -> int:
     # They register themselves; late, since the path above is for them.
     from tests.attack import admin_port as _admin_port  # noqa: F401
     from tests.attack import attacks as _attacks  # noqa: F401
+    from tests.attack import cached as _cached  # noqa: F401
     from tests.attack import disk as _disk  # noqa: F401
     from tests.attack import forgeries as _forgeries  # noqa: F401
     from tests.attack import redis_books as _redis_books  # noqa: F401

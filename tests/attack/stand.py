@@ -137,6 +137,7 @@ def standing() -> Iterator[Stand]:
                 **({"quota": quotas[name]} if name in quotas else {}),
                 **({"regions": ["eu"]} if name == EU else {}),
                 **({"models": ["m"]} if name == CURIOUS else {}),
+                **({"cache": {"mode": "on"}} if name in (VICTIM, MALLORY) else {}),
             }
             for name in (VICTIM, MALLORY, CURIOUS, SPENT, DODGER, EU)
         ]
@@ -151,6 +152,7 @@ def standing() -> Iterator[Stand]:
                 "tokens": [{"name": name, "sha256": each} for name, each in hashes.items()],
             },
             tenants=tenants,
+            cache={},
         ) as gateway:
             yield Stand(gateway, engine, outside, admin)
 

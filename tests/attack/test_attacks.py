@@ -10,6 +10,7 @@ from gateway import logs_of_failed
 
 from tests.attack import admin_port as _admin_port  # noqa: F401 (they register themselves)
 from tests.attack import attacks as _attacks  # noqa: F401
+from tests.attack import cached as _cached  # noqa: F401
 from tests.attack import forgeries as _forgeries  # noqa: F401
 from tests.attack.disk import on_a_full_disk, possible
 from tests.attack.report import ATTACKS, Attack, Report, table

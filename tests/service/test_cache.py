@@ -11,10 +11,12 @@ import pytest
 from extproc.config.model import Config
 from extproc.core.cachekeys import AskAnswer, CacheCharge, CachedAnswer, WantedAnswer
 from extproc.core.reading import parse
+from extproc.core.reports import ReplicaReport, ReportedState
 from extproc.core.request import Request
 from extproc.core.routes import find_route
 from extproc.core.tenant import hash_key
 from extproc.service.app import App
+from extproc.service.cache import LOOK_EVERY_NS
 from extproc.service.cache_orders import CacheOrders
 from tests.stand.cached import CHAT, answer_of, body_of
 
@@ -222,3 +224,75 @@ def test_an_answer_that_is_on_its_way_is_purged_too() -> None:
     assert serving.purge(tenant="a") == 0
     assert not serving.part.cache.fill("r1", answer_of())
     assert serving.part.status()["answers"] == 0
+
+
+def told(serving: Serving, *said: str, state: ReportedState = ReportedState.READY) -> None:
+    """The replicas of pool m have said that they run this; a look is due."""
+    fleet = serving.app.scheduler.fleet
+    for endpoint, revision in zip((e for e in fleet.endpoints if e.pool == "m"), said, strict=False):
+        endpoint.report = ReplicaReport(address=endpoint.address, pool="m", revision=revision, state=state)
+    serving.now_ns += LOOK_EVERY_NS
+    serving.part.step(now_ns=serving.now_ns)
+
+
+def two_replicas(pool: dict[str, Any] | None = None) -> Config:
+    given = config({"a": ON}, {"m": pool, "n": None})
+    both = [{"address": "10.0.0.1:80"}, {"address": "10.0.0.9:80"}]
+    return Config.model_validate(
+        {
+            "tenants": [tenant.model_dump(exclude_defaults=True) for tenant in given.tenants],
+            "cache": {},
+            "pools": [
+                {"name": "m", "models": ["m"], "endpoints": both, **({"cache": pool} if pool else {})},
+                {"name": "n", "models": ["n"], "endpoints": [{"address": "10.0.0.2:80"}]},
+            ],
+        }
+    )
+
+
+def test_another_model_behind_a_pool_empties_it() -> None:
+    """By what its replicas say; a first word, a replica that is loading and another pool change nothing."""
+    serving = Serving(two_replicas())
+    told(serving, "", "")
+    serving.fill("a", model="n")
+    told(serving, "m@1", "m@1")
+    serving.fill("a")
+    told(serving, "m@1", "m@1")
+    assert isinstance(serving.look("a"), CachedAnswer)
+    told(serving, "m@2", "m@2", state=ReportedState.LOADING)
+    told(serving, "", "")
+    assert isinstance(serving.look("a"), CachedAnswer)
+    told(serving, "m@2", "m@2")
+    assert isinstance(serving.look("a"), WantedAnswer)
+    assert serving.part.status()["answers"] == 1
+    assert isinstance(serving.look("a", model="n"), CachedAnswer)
+    told(serving, "m@1", "m@1")
+    assert isinstance(serving.look("a"), WantedAnswer)
+
+
+def test_replicas_that_disagree_are_not_cached() -> None:
+    """Until they agree again; the log, the figures and the explanation say so."""
+    serving = Serving(two_replicas())
+    told(serving, "m@1", "m@1")
+    serving.fill("a")
+    told(serving, "m@1", "m@2")
+    assert serving.look("a") is None
+    assert serving.part.status()["split"] == {"m": ["m@1", "m@2"]}
+    assert "different things: m@1, m@2" in serving.order(tenant="a", body=body_of().decode())["why"]
+    told(serving, "m@1", "m@1")
+    assert isinstance(serving.look("a"), CachedAnswer)
+    assert serving.part.status()["split"] == {}
+    told(serving, "m@1", "m@2")
+    told(serving, "m@2", "m@2")
+    assert isinstance(serving.look("a"), WantedAnswer)
+
+
+def test_the_files_own_revision_is_the_last_word() -> None:
+    """Replicas with one model at different paths are cached all the same."""
+    serving = Serving(two_replicas({"revision": "5f0b"}))
+    told(serving, "/a/m", "/b/m")
+    serving.fill("a")
+    told(serving, "/c/m", "/c/m")
+    assert isinstance(serving.look("a"), CachedAnswer)
+    serving.reload(two_replicas({"revision": "5f0c"}))
+    assert isinstance(serving.look("a"), WantedAnswer)

@@ -42,6 +42,7 @@ def test_a_whole_report() -> None:
     first = message.replicas[0]
     first.state, first.running, first.probe_ttft_ms, first.probe_failures = pb.DRAINING, 0, 12.5, 3
     first.prefix_queried_tokens, first.prefix_hit_tokens = 2_000_000_000, 0
+    first.revision = "m@1"
     first.models.append("m")
     [report] = replicas(message)
     assert (report.address, report.pool, report.node) == ("10.0.0.1:80", "p", "n")
@@ -49,6 +50,7 @@ def test_a_whole_report() -> None:
     assert (report.running, report.waiting, report.kv_used_tokens) == (0, None, None)
     assert (report.probe_ttft_ms, report.probe_failures, report.models) == (12.5, 3, ("m",))
     assert (report.prefix_queried_tokens, report.prefix_hit_tokens) == (2_000_000_000, 0)
+    assert report.revision == "m@1"
     [card] = report.gpus
     assert (card.name, card.utilization_percent, card.power_w, card.sm_clock_mhz) == (
         "H100",

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from hashlib import sha256
+from typing import Any, ClassVar, Final
 
 from steersman_agent.engines.exposition import names
 from steersman_agent.figures import About, Scrape
 from steersman_agent.state import Symptom
+
+#: Of what an engine says that it runs; a longer text is told by its hash.
+REVISION_CHARACTERS_MAX: Final = 200
 
 
 class EngineAdapter(ABC):
@@ -36,7 +40,8 @@ class EngineAdapter(ABC):
 
     def about(self, pages: Mapping[str, Any]) -> About:
         """Read the decoded JSON of those of `about_paths` that were answered."""
-        return About(models=served_models(pages.get("/v1/models")))
+        models = pages.get("/v1/models")
+        return About(models=served_models(models), revision=revision_of(*roots(models)))
 
     def health(self, status: int) -> Symptom:
         """What an answer of `/health` says."""
@@ -56,6 +61,23 @@ class EngineAdapter(ABC):
 def served_models(page: Any) -> tuple[str, ...]:
     """The ids in OpenAI's model list; a LoRA adapter (vLLM gives it a parent) counts as a model too."""
     return names(mapping(entry).get("id") for entry in listed(mapping(page).get("data")))
+
+
+def roots(page: Any) -> tuple[str, ...]:
+    """What the ids in OpenAI's model list stand for, where it tells (vLLM: the weights); adapters' apart.
+
+    Not `created`: some engines say there what time it is.
+    """
+    entries = [mapping(entry) for entry in listed(mapping(page).get("data"))]
+    return names(entry.get("root") for entry in entries if not entry.get("parent"))
+
+
+def revision_of(*parts: Any) -> str:
+    """One text of what an engine tells of its model and itself; a hash of it where that is long."""
+    text = " ".join(part for part in parts if isinstance(part, str) and part)
+    if len(text) <= REVISION_CHARACTERS_MAX and text.isprintable():
+        return text
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def mapping(page: Any) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from steersman_agent.engines.base import EngineAdapter, mapping, served_models
+from steersman_agent.engines.base import EngineAdapter, mapping, revision_of, served_models
 from steersman_agent.engines.exposition import WantedSamples, count, known, names, tokens
 from steersman_agent.figures import About, Scrape
 from steersman_agent.state import Symptom
@@ -72,6 +72,7 @@ class LlamaCpp(EngineAdapter):
             models=served_models(pages.get("/v1/models")) or names([props.get("model_path")]),
             max_concurrent=slots,
             kv_capacity_tokens=context * (slots or 1) if context and apart else context or None,
+            revision=revision_of(props.get("model_path"), props.get("build_info")),
         )
 
     def health(self, status: int) -> Symptom:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from steersman_agent.engines.base import EngineAdapter, listed, mapping, served_models
+from steersman_agent.engines.base import EngineAdapter, listed, mapping, revision_of, served_models
 from steersman_agent.engines.exposition import PageSamples, WantedSamples, count, known, names, tokens
 from steersman_agent.figures import About, Scrape
 from steersman_agent.state import Symptom
@@ -94,6 +94,7 @@ class SGLang(EngineAdapter):
             if len(known_limits) == ranks
             else count(server.get("max_running_requests")),
             kv_capacity_tokens=capacity,
+            revision=revision_of(model.get("model_path"), model.get("weight_version"), server.get("version")),
         )
 
 

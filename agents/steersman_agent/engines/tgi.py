@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from steersman_agent.engines.base import EngineAdapter, mapping
+from steersman_agent.engines.base import EngineAdapter, mapping, revision_of
 from steersman_agent.engines.exposition import WantedSamples, count, known, names, tokens
 from steersman_agent.figures import About, Scrape
 
@@ -59,6 +59,9 @@ class Tgi(EngineAdapter):
             models=names([info.get("model_id")]),
             max_concurrent=count(info.get("max_concurrent_requests")),
             prefill_budget_tokens=count(info.get("max_batch_prefill_tokens")),
+            revision=revision_of(
+                *(info.get(name) for name in ("model_id", "model_sha", "model_dtype", "version"))
+            ),
         )
 
     def prompt(self, model: str | None) -> tuple[str, dict[str, Any]]:  # noqa: ARG002 (TGI serves one model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from extproc.core.cachekeys.answers import Wrong, judge
 from extproc.core.cachekeys.canonical import Uncanonical, canonical
 from extproc.core.cachekeys.eligible import Unfit, unfit
+from extproc.core.cachekeys.marking import marked
 from extproc.core.cachekeys.values import (
     CACHED_KINDS,
     AskAnswer,
@@ -36,5 +37,6 @@ __all__ = [
     "canonical",
     "digest",
     "judge",
+    "marked",
     "unfit",
 ]

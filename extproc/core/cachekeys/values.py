@@ -56,6 +56,8 @@ class CacheRule(msgspec.Struct, frozen=True, kw_only=True):
     bytes_max: int = 64 * 1024 * 1024
     revision: str = ""
     served: str = ""
+    #: A hit's usage says that its prompt tokens were cached.
+    marks: bool = False
     #: Whether an equal request that comes while the first is answered waits for that answer.
     joins: bool = True
 
@@ -83,6 +85,8 @@ class WantedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     charge: CacheCharge = CacheCharge.REQUEST
     #: Tool calls may stand in it.
     tools: bool = False
+    #: A hit's usage says that its prompt tokens were cached.
+    marks: bool = False
     #: It may wait for the answer of an equal one.
     joins: bool = False
 

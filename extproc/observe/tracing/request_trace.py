@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from extproc.config.tracing import OpenTelemetry
 from extproc.core.events import Observer, Settled
-from extproc.core.outcome import LocalAnswer, Outcome, Reject, Reservation, Routed
+from extproc.core.outcome import CacheHit, LocalAnswer, Outcome, Reject, Reservation, Routed
 from extproc.core.prefix import CALLS_MARK, IMAGE_MARK, MESSAGE_MARK, TOOLS_MARK
 from extproc.core.request import Request, RouteKind
 from extproc.core.slo import Sample
@@ -94,6 +94,12 @@ class StreamTrace:
     def released(self) -> None:
         """It was held, and is decided on."""
 
+    def cache(self, what: str) -> None:
+        """Of the cache: `asks` the store, which `answered`; `miss`; `joins` an equal one, is `told`."""
+
+    def hit(self, hit: CacheHit) -> None:
+        """It is answered from the cache."""
+
     def placed(self, routed: Routed) -> str:  # noqa: ARG002 (nothing rides along)
         """It goes to an endpoint; returns what is to ride with it."""
         return ""
@@ -114,6 +120,9 @@ class StreamTrace:
 class StreamTraces:
     """Begins each request's trace; here nobody's."""
 
+    def filled(self, reservation_id: str, became: str) -> None:
+        """A request's answer has come for the cache: what became of it there."""
+
     def begin(self, metadata: Metadata) -> StreamTrace:  # noqa: ARG002 (nobody wants to know)
         """A request has come; `metadata` is its gRPC call's."""
         return UNTRACED
@@ -132,11 +141,14 @@ class RequestTrace(StreamTrace):
         "asked",
         "asked_ns",
         "body_ns",
+        "cache_marks",
         "decided_ns",
         "done_ns",
+        "filled",
         "gone",
         "granted",
         "held_ns",
+        "hit_of",
         "max_tokens",
         "parent_id",
         "parsed_ns",
@@ -170,6 +182,11 @@ class RequestTrace(StreamTrace):
         self.tenant: Tenant = ANONYMOUS
         self.routed: Routed | None = None
         self.reject: Reject | None = None
+        #: When what came of the cache; None where it was not asked.
+        self.cache_marks: dict[str, int] | None = None
+        self.hit_of: CacheHit | None = None
+        #: What became of its answer there.
+        self.filled = ""
         self.prompt: tuple[tuple[str, str], ...] = ()
 
     def headers(self, kind: RouteKind | None, values: Mapping[str, str]) -> None:
@@ -210,6 +227,16 @@ class RequestTrace(StreamTrace):
         """It was held, and is decided on."""
         self.released_ns = self._request_traces.clock()
 
+    def cache(self, what: str) -> None:
+        """Of the cache: `asks` the store, which `answered`; `miss`; `joins` an equal one, is `told`."""
+        if self.cache_marks is None:
+            self.cache_marks = {}
+        self.cache_marks[what] = self._request_traces.clock()
+
+    def hit(self, hit: CacheHit) -> None:
+        """It is answered from the cache."""
+        self.hit_of = hit
+
     def placed(self, routed: Routed) -> str:
         """It goes to an endpoint; returns what is to ride with it."""
         self._unplaced()
@@ -233,7 +260,7 @@ class RequestTrace(StreamTrace):
         if isinstance(answer, Reject):
             self._unplaced()
             self.reject = answer
-        else:
+        elif self.hit_of is None:
             self.sampled = False
 
     def _unplaced(self) -> None:
@@ -251,7 +278,7 @@ class RequestTrace(StreamTrace):
         if self.done_ns:
             return
         self.done_ns = self._request_traces.clock()
-        if self.sampled and (self.routed is not None or self.reject is not None):
+        if self.sampled and (self.routed or self.reject or self.hit_of) is not None:
             self._request_traces.note(self, last=self.routed is None)
 
     def closed(self) -> None:
@@ -328,6 +355,12 @@ class RequestTraces(StreamTraces, Observer):
     def forget(self, request_trace: RequestTrace) -> None:
         """Its end will not come."""
         self._open.pop(request_trace.reservation_id, None)
+
+    def filled(self, reservation_id: str, became: str) -> None:
+        """A request's answer has come for the cache; its record comes about now."""
+        request_trace = self._open.get(reservation_id)
+        if request_trace is not None:
+            request_trace.filled = became
 
     def note(self, request_trace: RequestTrace, *, last: bool) -> None:
         """Its decision is out."""

@@ -112,7 +112,7 @@ class Spans:
             about[semconv.HTTP_STATUS] = reject.status
             if reject.retry_after_s is not None:
                 about["steersman.retry_after_s"] = reject.retry_after_s
-        spans = [span]
+        spans = [span, *self._cache(request_trace, span, offset_ns)]
         if request_trace.asked_ns:
             ended_ns = request_trace.answered_ns or request_trace.done_ns
             spans.append(self._within(span, "steersman.reserve", request_trace.asked_ns, ended_ns, offset_ns))
@@ -123,6 +123,25 @@ class Spans:
             fate = "left" if request_trace.gone else "placed" if routed is not None else "refused"
             spans[-1].attributes["steersman.outcome"] = fate
             about["steersman.held_ms"] = _ms(ended_ns - request_trace.held_ns)
+        return spans
+
+    def _cache(self, request_trace: RequestTrace, span: Span, offset_ns: int) -> list[Span]:
+        """What was looked for in the response cache, and the waits for it."""
+        marks, hit = request_trace.cache_marks, request_trace.hit_of
+        if marks is None and hit is None:
+            return []
+        marks, about = marks or {}, span.attributes
+        about["steersman.cache"] = "miss" if hit is None else "joined" if "joins" in marks else "hit"
+        if hit is not None:
+            about["steersman.cache.age_s"] = hit.answer.age_s
+        spans = []
+        for name, begins, ends in (
+            ("steersman.look", "asks", "answered"),
+            ("steersman.join", "joins", "told"),
+        ):
+            if begins in marks:
+                ended_ns = marks.get(ends, request_trace.done_ns)
+                spans.append(self._within(span, name, marks[begins], ended_ns, offset_ns))
         return spans
 
     def _within(self, span: Span, name: str, start_ns: int, end_ns: int, offset_ns: int) -> Span:
@@ -152,6 +171,9 @@ class Spans:
             about[semconv.ERROR_TYPE] = request_trace.reject.code
             about[semconv.HTTP_STATUS] = request_trace.reject.status
             span.error = request_trace.reject.message[:TEXT_MAX]
+        elif request_trace.hit_of is not None and not request_trace.gone:
+            about[semconv.HTTP_STATUS] = 200
+            about["steersman.cache"] = "hit"
         elif request_trace.gone:
             about[semconv.ERROR_TYPE] = CLIENT_GONE
             span.error = "the client left before it was served"
@@ -169,6 +191,8 @@ class Spans:
         about, names = span.attributes, self.names
         about[semconv.HTTP_STATUS] = outcome.status
         about["steersman.attempts"] = outcome.attempts
+        if isinstance(origin, RequestTrace) and origin.filled:
+            about["steersman.cache.fill"] = origin.filled
         if not note.here:
             about["steersman.settled_by_another"] = True
         self._served_by(span, outcome.served_by or reservation.address)

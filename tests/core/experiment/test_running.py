@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from extproc.core.cachekeys import CacheCharge, CachedAnswer, Usage
 from extproc.core.experiment import (
     Arm,
     Experiment,
@@ -19,7 +20,7 @@ from extproc.core.experiment import (
 )
 from extproc.core.experiment.spec import composite
 from extproc.core.fleet import Fleet, PoolSpec
-from extproc.core.outcome import End, Outcome, Reject, Reservation, Routed
+from extproc.core.outcome import CacheHit, End, Outcome, Reject, Reservation, Routed
 from extproc.core.policy import ClassSpec, Policy
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import Scheduler
@@ -89,6 +90,21 @@ def test_an_arm_decides_and_its_results_come_from_the_record() -> None:
     assert arms(here) == arms(there)
     assert sum(arm["requests"] for arm in arms(here).values()) == 40
     assert arms(here)["b"]["attainment"]["mean"] == 1.0
+
+
+def test_a_hit_of_the_cache_is_in_no_arm() -> None:
+    """Nor refused in one: its figures are of what replicas served."""
+    tokens = CachedAnswer(body=b"{}", stream=False, age_s=1, usage=Usage(5, 5), charge=CacheCharge.TOKENS)
+    mixed = scheduler_of(AB)
+    for _ in range(60):
+        reservation = admit(mixed)
+        mixed.settlement.settle(end(reservation, output_tokens=5), now_ns=S)
+    before = arms(mixed)
+    for _ in range(60):
+        assert isinstance(mixed.admit(CHAT, ANONYMOUS, now_ns=S, cached=tokens), CacheHit)
+    assert arms(mixed) == before
+    assert before["b"] != arms(scheduler_of(AB))["b"]
+    assert mixed.counts["cache.hits"] == 60
 
 
 def test_a_record_that_comes_twice_counts_once() -> None:

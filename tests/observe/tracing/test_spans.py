@@ -7,12 +7,18 @@ from typing import Any
 import pytest
 from trips import MS_NS, OFFSET_NS, PARENT, SAMPLED, TRACE, Trips
 
+from extproc.cache.exact import ResponseCache
+from extproc.cache.memory import MemoryAnswers
+from extproc.cache.store import Absent
 from extproc.core.accounts import Accounts
+from extproc.core.cachekeys import CacheRule
 from extproc.core.outcome import End
 from extproc.core.quota import ExactBooks, Granted, Refused
 from extproc.core.quota.values import ASK, RateFigures, ScopeLimits
 from extproc.observe.tracing import semconv
 from extproc.observe.tracing.request_trace import RequestTrace
+from extproc.wire.responder import Reply
+from tests.stand.cached import answer_of
 
 METADATA = ("traceparent", SAMPLED)
 
@@ -302,3 +308,84 @@ def test_names_are_of_the_conventions() -> None:
         semconv.RELEASES["1.36"].provider,
     }
     assert spelled <= known
+
+
+def cached(trips: Trips, *, store: MemoryAnswers | None = None) -> ResponseCache:
+    """Its processor has a cache, whose fills its traces hear of."""
+    cache = ResponseCache(
+        MemoryAnswers(1 << 20, clock=lambda: trips.now_ns) if store is None else store,
+        lambda tenant, _: CacheRule(scope=f"tenant:{tenant.name}"),
+        answer_bytes_max=4_096,
+        request_bytes_max=4_096,
+        clock=lambda: trips.now_ns,
+    )
+    cache.on_filled = trips.request_traces.filled
+    trips.processor.cache, trips.processor.event_cluster = cache, "events"
+    return cache
+
+
+SURE = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
+
+
+def test_a_miss_its_fill_and_a_hit() -> None:
+    """The miss's spans say what became of its answer; a hit's that none was asked, and how old it was."""
+    trips = Trips()
+    cache = cached(trips)
+    _, reply = trips.ask(METADATA, body=SURE)
+    assert cache.fill(reply.reservation_id, answer_of())
+    trips.end(reply)
+    spans = trips.spans()
+    assert spans["steersman.decide"].attributes["steersman.cache"] == "miss"
+    assert spans["chat m"].attributes["steersman.cache.fill"] == "kept"
+    trips.notes.clear()
+    trips.now_ns += 7_000 * MS_NS
+    trips.ask(METADATA, body=SURE)
+    spans = trips.spans()
+    assert list(spans) == ["steersman.decide", "chat m"]
+    about = spans["steersman.decide"].attributes
+    assert (about["steersman.cache"], about["steersman.cache.age_s"]) == ("hit", 7)
+    about = spans["chat m"].attributes
+    assert (about["steersman.cache"], about["http.response.status_code"]) == ("hit", 200)
+    assert not spans["chat m"].error
+
+
+def test_the_waits_of_a_cache_are_spans() -> None:
+    """For its store, and for an equal request's answer; a hit that was waited for is `joined`."""
+
+    class Remote(MemoryAnswers):
+        def get(self, scope: str, key: bytes, *, now_ns: int) -> Absent:
+            return Absent.ASK
+
+    trips = Trips(hold_ms=9_000)
+    cache = cached(trips, store=Remote(1 << 20))
+    first, reply = trips.ask(METADATA, body=SURE)
+    second, _ = trips.ask(METADATA, body=SURE)
+    placed = first.looked(None)
+    trips.deliver(first)
+    trips.now_ns += 4 * MS_NS
+    replies: list[Reply] = []
+    assert second.looked(None).wait
+    second.when_ready(replies.append)
+    trips.now_ns += 30 * MS_NS
+    assert cache.fill(placed.reservation_id, answer_of())
+    assert replies
+    trips.notes.clear()
+    trips.deliver(second)
+    spans = trips.spans()
+    assert spans["steersman.decide"].attributes["steersman.cache"] == "joined"
+    look, join = spans["steersman.look"], spans["steersman.join"]
+    assert look.parent_id == join.parent_id == spans["steersman.decide"].span_id
+    assert (join.end_ns - join.start_ns, look.end_ns - look.start_ns) == (30 * MS_NS, 6 * MS_NS)
+    assert reply.ask is not None
+
+
+def test_a_request_that_is_not_looked_up_says_nothing_of_the_cache() -> None:
+    """Nor does one where there is none."""
+    for has in (True, False):
+        trips = Trips()
+        if has:
+            cached(trips)
+        _, reply = trips.ask(METADATA)
+        trips.end(reply)
+        for span in trips.spans().values():
+            assert not [name for name in span.attributes if name.startswith("steersman.cache")]

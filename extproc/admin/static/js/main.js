@@ -1,6 +1,7 @@
 // Puts the page together: events into the parts, the parts onto the page, once a frame at the most.
 
 import * as alerts from "./alerts.js";
+import * as cache from "./cache.js";
 import * as charts from "./charts.js";
 import * as decisions from "./decisions.js";
 import { confirm } from "./dialog.js";
@@ -53,11 +54,13 @@ function on(event, data) {
     take(data);
     experiments.take(data.experiments);
     scaling.reset(data.scaling);
+    cache.take(data.cache);
   } else if (event === "figures") take(data);
   else if (event === "decisions") decisions.add(data);
   else if (event === "alerts") alerts.take(data);
   else if (event === "experiments") experiments.take(data);
   else if (event === "scaling") scaling.take(data);
+  else if (event === "cache") cache.take(data);
 }
 
 function take(data) {
@@ -111,6 +114,7 @@ decisions.begin();
 experiments.begin();
 charts.begin();
 scaling.begin();
+cache.begin();
 $("numbers").firstElementChild.append(...NUMBERS.map(([name]) => {
   const value = h("dd", { text: "–" });
   dds.push(value);

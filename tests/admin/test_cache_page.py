@@ -1,0 +1,110 @@
+"""The pane of the cache: the live events, a purge with a token that may, and the page in a real browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from extproc.core.cachekeys import AskAnswer, CachedAnswer
+from extproc.core.reading import parse
+from extproc.core.request import Request
+from extproc.core.routes import find_route
+from extproc.core.tenant import Tenant
+from tests.admin.test_scaling_page import CHROMIUM
+from tests.stand.cached import CHAT, answer_of, body_of
+
+Stand = Callable[..., None]
+CONFIG = """
+gateway: {auth: none}
+cache: {}
+pools:
+  - {name: chat, models: [m], endpoints: [{address: "10.0.0.1:80"}], cache: {mode: 'on'}}
+"""
+
+
+def asks(port: Any, text: str, tenant: str = "anonymous") -> bool:
+    """A request of a tenant, answered by its engine where it is not cached; whether it was a hit."""
+    cache, route, body = port.app.caching.cache, find_route("POST", CHAT), body_of(text)
+    assert route is not None
+    request = parse(route, body)
+    assert isinstance(request, Request)
+    found = cache.look(request, body, Tenant(name=tenant), model="m", pool="chat", directive=None)
+    assert not isinstance(found, AskAnswer)
+    if isinstance(found, CachedAnswer):
+        return True
+    name = f"r{sum(cache.looked.values())}"
+    cache.flagged(name, tenant, found)
+    cache.fill(name, answer_of())
+    cache.settled(name, gpu_ms=1_500.0)
+    return False
+
+
+def test_live_events_tell_of_the_cache(stand: Stand) -> None:
+    """The snapshot has its figures, and an event comes when they change; without a cache they are empty."""
+
+    async def body(port: Any) -> None:
+        asks(port, "a")
+        async with port.events() as events:
+            _, name, data = await anext(events)
+            assert name == "snapshot"
+            assert (data["cache"]["answers"], data["cache"]["store"]) == (1, "memory")
+            assert asks(port, "a")
+            while name != "cache":
+                _, name, data = await anext(events)
+            assert data["requests"] == {"anonymous": {"hit": 1, "miss": 1}}
+            assert data["saved"]["anonymous"]["gpu_ms"] == 1_500.0
+
+    stand(body, config=CONFIG)
+
+    async def without(port: Any) -> None:
+        async with port.events() as events:
+            assert (await anext(events))[2]["cache"] == {}
+
+    stand(without, config=CONFIG.replace("cache: {}\n", ""))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_page_shows_and_purges(stand: Stand) -> None:
+    """In a browser: hits, misses and what they saved by tenant; a purge of one, and of all."""
+    if shutil.which(CHROMIUM) is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no chromium here; apt-get install chromium")
+
+    async def body(port: Any) -> None:
+        from playwright.async_api import async_playwright
+
+        for name in ("anonymous", "<b>b</b>"):
+            for text in ("one", "two", "one"):
+                asks(port, text, name)
+        async with async_playwright() as playwright:
+            chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            page = await chromium.new_page(viewport={"width": 1440, "height": 900})
+            wrong: list[str] = []
+            page.on("pageerror", lambda error: wrong.append(str(error)))
+            page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+            await page.goto(port.url)
+            await page.wait_for_selector("#cache tr[data-tenant=anonymous]")
+            text = await page.locator("#cache tr[data-tenant=anonymous]").inner_text()
+            assert text.split("\t")[:4] == ["anonymous", "1", "33%", "1 hit, 2 miss"]
+            assert "<b>b</b>" in await page.locator("#cache-table").inner_text()
+            assert "4 answers" in await page.locator("#cache-note").inner_text()
+            await page.click("#cache tr[data-tenant=anonymous] button")
+            await page.click("#dialog button[type=submit]")
+            await page.wait_for_selector("#cache-note:has-text('2 answers')")
+            assert set(port.app.caching.store.shelves) == {"tenant:<b>b</b>"}
+            await page.click("#cache-purge")
+            await page.click("#dialog button[type=submit]")
+            await page.wait_for_selector("#cache-note:has-text('0 answers')")
+            await page.set_viewport_size({"width": 390, "height": 844})
+            await page.wait_for_function("() => document.documentElement.scrollWidth <= 390")
+            if folder := os.environ.get("STEERSMAN_SCREENSHOTS"):
+                await page.set_viewport_size({"width": 1440, "height": 1200})
+                await page.locator("#cache").screenshot(path=f"{folder}/cache.png")
+            assert wrong == []
+            await chromium.close()
+
+    stand(body, ", auth: none", config=CONFIG)
