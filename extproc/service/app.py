@@ -351,6 +351,7 @@ class App:
     def _observe(self) -> None:
         """The scheduler tells of its decisions whoever the configuration wants told."""
         parts = (*self.kept.observers, *self.operating.observers)
+        self.processor.questions = self.record.question if self.record.repeats else None
         self.scheduler.events.observers = (
             self.scheduler.dispatcher.decisions,
             self.stats,
