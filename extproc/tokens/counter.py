@@ -29,6 +29,11 @@ JUDGED_MIN, SURE_MIN = 16, 8
 #: Answers of a kind that teach its template before its counts are judged.
 TAUGHT_MIN: Final = 3
 
+#: Plain prompts, of which nothing counts but their texts.
+TEXT_KINDS: Final = frozenset(
+    {RouteKind.COMPLETION, RouteKind.GENERATE, RouteKind.GENERATE_STREAM, RouteKind.COMPAT}
+)
+
 _SYSTEM: Final = MESSAGE_MARK + b'"system"'
 
 
@@ -222,7 +227,7 @@ PARTS_MAX: Final = 4_096
 def shape_of(request: Request) -> PromptShape:
     """What a template adds tokens for."""
     if request.kind is not RouteKind.CHAT:
-        known = request.images == 0 and request.kind is not RouteKind.VERTEX
+        known = request.images == 0 and request.kind in TEXT_KINDS
         return PromptShape("text", len(request.segments), known=known)
     first = request.marks[0] if request.marks else b""
     tools = b""

@@ -13,7 +13,8 @@ from recorded_traffic import record
 
 from extproc.cli import group
 from extproc.core.reading import parse
-from extproc.core.request import Request, find_route
+from extproc.core.request import Request
+from extproc.core.routes import find_route
 from extproc.core.scaling.capacity import work_ms
 from extproc.lab.replay.answers import hits_of, saving, without
 from extproc.lab.replay.log import LogError, read

@@ -311,6 +311,22 @@ def test_shapes_of_plain_prompts(llama: FileTokenizer) -> None:
     assert known(counter, single).exact
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/rerank", {"query": "what", "texts": ["one", "two"]}),
+        ("/v1/embeddings", {"input": ["one two", "three"]}),
+    ],
+)
+def test_routes_whose_texts_are_not_kept_are_estimated(
+    llama: FileTokenizer, path: str, body: dict[str, object]
+) -> None:
+    """A rerank's query counts with each text, and a batch is many: bytes size them, and nothing waits."""
+    counter = counter_of(llama)
+    assert counter.count(asked(path=path, **body), 1, 4.0) is None
+    assert counter.waiting == 0
+
+
 def counts_of(texts: Sequence[str]) -> list[int]:
     return [len(text.split()) + 1 for text in texts]
 
