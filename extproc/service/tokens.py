@@ -20,7 +20,7 @@ from extproc.config.tokenizers import PoolTokenizer
 from extproc.core.decide import RoutingRequest
 from extproc.core.events import Observer, Settled
 from extproc.core.fleet import Fleet, Pool
-from extproc.core.outcome import End, Routed
+from extproc.core.outcome import End, Reservation, Routed
 from extproc.core.promptcount import PromptCount
 from extproc.engines import traits_of
 from extproc.observe.metrics.snapshot import TokensSeen
@@ -71,7 +71,7 @@ class TokensPart(Part, Observer):
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._session: aiohttp.ClientSession | None = None
-        self._failed: Callable[[Exception, str], None] | None = None
+        self._running = False
         self.apply(config)
 
     @property
@@ -128,8 +128,6 @@ class TokensPart(Part, Observer):
             await self._session.close()
             self._session = None
 
-    _running = False
-
     def _begin(self) -> None:
         if self._running and self._sources and self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
@@ -151,6 +149,21 @@ class TokensPart(Part, Observer):
         if counted is None or source is None or outcome.end is not End.OK or not outcome.prompt_tokens:
             return
         source.counter.ended(counted, outcome.prompt_tokens)
+
+    def expired(self, reservation: Reservation, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
+        """A request's end never came."""
+        self._awaited.pop(reservation.id, None)
+
+    def left(
+        self,
+        reservation_id: str,
+        routing: RoutingRequest | None,  # noqa: ARG002 (an observer's)
+        *,
+        gave_up: bool,  # noqa: ARG002
+        now_ns: int,  # noqa: ARG002
+    ) -> None:
+        """Its client left before Envoy heard of it."""
+        self._awaited.pop(reservation_id, None)
 
     def status(self) -> dict[str, object]:
         """By pool: whether its tokenizer is gone by, and how far off counts and estimates are."""

@@ -59,7 +59,7 @@ class PoolCounter:
         self.texts: Counter[str] = Counter()
         #: Texts to be counted, by key: of a long text its blocks, which are its parts.
         self._backlog: OrderedDict[bytes, str] = OrderedDict()
-        self._backlog_bytes = 0
+        self._backlog_bytes = self._taken_bytes = 0
         self._parts: OrderedDict[bytes, tuple[bytes, ...]] = OrderedDict()
 
     def begin(self, bias: float, inline: CountTexts | None) -> None:
@@ -74,7 +74,7 @@ class PoolCounter:
         """There is none any more, and why."""
         self.problem, self.inline = problem, None
         self._backlog.clear()
-        self._backlog_bytes = 0
+        self._backlog_bytes = self._taken_bytes = 0
 
     @property
     def distrusted(self) -> str:
@@ -149,17 +149,19 @@ class PoolCounter:
             taken[key] = text
             size += len(text)
             self._backlog_bytes -= len(text)
+        self._taken_bytes = size
         return taken
 
     def counted(self, counts: Mapping[bytes, int]) -> None:
-        """Texts were counted."""
+        """Texts that were taken were counted."""
+        self._taken_bytes = 0
         for key, tokens in counts.items():
             self.known.put(key, tokens)
 
     @property
     def waiting(self) -> int:
-        """Characters that wait to be counted."""
-        return self._backlog_bytes
+        """Characters that wait to be counted, or are being counted."""
+        return self._backlog_bytes + self._taken_bytes
 
     def _count(self, key: bytes, text: str) -> tuple[int, int]:
         """A text's tokens as far as they are known, and of how many of its bytes."""
