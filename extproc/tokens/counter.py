@@ -82,6 +82,9 @@ class PoolCounter:
         share = self.errors.share
         if self.errors.count < JUDGED_MIN or share is None or share <= self.error_max:
             return ""
+        # Another model's is off everywhere; a few prompts that hold what nobody counts are not.
+        if self.errors.median <= self.error_max:
+            return ""
         return (
             f"its counts are {share:.0%} off those that the engine tells (more than {self.error_max:.0%}): "
             "it is another model's; write the path of the served model's tokenizer.json"
