@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from extproc.cli.intervals import columns
 from extproc.cli.options import examples, json_option
-from extproc.cli.replay import columns, fit_option, open_log, record_options, seeds_of
+from extproc.cli.replay import fit_option, open_log, record_options, seeds_of
 from extproc.extras import need
 from extproc.terminal.progress import steps
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from extproc.cli.completion import complete_pools, complete_strategies
+from extproc.cli.intervals import columns, number, said
 from extproc.cli.options import examples, json_option
 from extproc.terminal.progress import steps
 
@@ -59,6 +60,7 @@ fit_option = click.option(
         "steersman replay record.jsonl                  # does the replay agree with what was measured?",
         "steersman replay record.jsonl --strategy least_work,steer --seed 1..5",
         "steersman replay record.jsonl --replicas -2 --weight acme=3 --json",
+        "steersman replay record.jsonl --cache 256       # what a response cache would have saved",
         "steersman replay record.jsonl --from +0 --to +600 --param steer.queue_tokens=2048 --out out/",
     ),
 )
@@ -82,6 +84,25 @@ fit_option = click.option(
 @record_options
 @click.option("--seed", default="1..5", show_default=True, help="1, 1,2 or 1..5; intervals are over seeds.")
 @click.option("--limit", type=click.IntRange(1), help="The first so many requests alone.")
+@click.option(
+    "--cache",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MIB",
+    help="What a response cache of so many MiB would have saved; the record must have 'repeats'.",
+)
+@click.option(
+    "--cache-ttl",
+    type=click.FloatRange(1),
+    default=3_600.0,
+    show_default=True,
+    help="Seconds that answers live.",
+)
+@click.option(
+    "--cache-also",
+    type=click.Choice(("sampled", "tools")),
+    multiple=True,
+    help="Cache these requests too, as tenants[].cache may.",
+)
 @fit_option
 @json_option
 @click.option(
@@ -98,6 +119,9 @@ def command(
     begin: str,
     end: str,
     limit: int | None,
+    cache: float | None,
+    cache_ttl: float,
+    cache_also: tuple[str, ...],
     fit: bool,
     as_json: bool,
     out: Path | None,
@@ -107,10 +131,13 @@ def command(
     LOG is what a service with 'record: {file: …}' wrote; the files put aside beside it are read too. First
     the replay under the recorded strategy stands beside what was measured. Every other figure is simulated.
     """
+    from extproc.cli.replay_cache import plain_saving, told_saving
+    from extproc.lab.replay.answers import saving
     from extproc.lab.replay.compare import compare
     from extproc.lab.replay.fit import fitted
     from extproc.lab.replay.log import LogError
     from extproc.lab.replay.rebuild import scene
+    from extproc.sim.answers import CacheSize
 
     seeds = seeds_of(seed)
     try:
@@ -125,10 +152,17 @@ def command(
             comparison = compare(
                 there, choices, seeds=seeds, told=lambda choice, seed: step(f"{choice}, seed {seed}")
             )
+        saved = None
+        if cache is not None:
+            size = CacheSize(bytes_max=round(cache * 1024 * 1024), ttl_s=cache_ttl)
+            saved = saving(there, size, seeds=seeds, allowed=cache_also)
     except LogError as error:
         raise click.ClickException(str(error)) from error
     plain = plain_of(comparison, read)
     told = _told(comparison, read)
+    if saved is not None:
+        plain["cache"] = plain_saving(saved)
+        told += "\n" + "\n".join(told_saving(saved))
     click.echo(json.dumps(plain, indent=2) if as_json else told)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -300,30 +334,3 @@ def _told(comparison: Comparison, log: Log) -> str:
 
 def _listed(seeds: tuple[int, ...]) -> str:
     return ", ".join(map(str, seeds))
-
-
-def number(value: float | None, *, signed: bool = False) -> str:
-    """A figure with as many digits as say something."""
-    if value is None:
-        return "-"
-    sign = "+" if signed else ""
-    return f"{value:{sign}.4f}" if abs(value) < 10 else f"{value:{sign}.0f}"
-
-
-def said(value: MeanInterval | None, *, signed: bool = False) -> str:
-    """A mean, and half of its interval where there is one."""
-    if value is None:
-        return "-"
-    half = "" if value.half is None else f" ± {number(value.half)}"
-    return number(value.mean, signed=signed) + half
-
-
-def columns(table: list[list[str]]) -> list[str]:
-    """A table's lines: the first column to the left, the others to the right."""
-    widths = [max(len(row[at]) for row in table) for at in range(len(table[0]))]
-    return [
-        "  "
-        + row[0].ljust(widths[0])
-        + "".join(f"  {cell:>{widths[at]}}" for at, cell in enumerate(row[1:], 1))
-        for row in table
-    ]

@@ -12,9 +12,10 @@ from typing import Any
 import click
 
 from extproc.cli.completion import complete_pools
+from extproc.cli.intervals import columns
 from extproc.cli.options import examples, fail, json_option, print_json
 from extproc.cli.plan import prices_of, scene_of
-from extproc.cli.replay import columns, seeds_of
+from extproc.cli.replay import seeds_of
 from extproc.cli.status import address_option
 from extproc.cli.tenants import asked
 from extproc.terminal.progress import steps

@@ -6,6 +6,7 @@ Owns the command line only; the cells are `extproc.lab.campaign`'s.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,19 @@ if TYPE_CHECKING:
     "--permits", type=click.IntRange(1), help="Requests that an engine takes at once; TGI's are 128."
 )
 @click.option(
+    "--cache",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MIB",
+    help="A response cache before the fleet: what a trace repeats is answered from it.",
+)
+@click.option(
+    "--cache-ttl",
+    type=click.FloatRange(1),
+    default=3_600.0,
+    show_default=True,
+    help="Seconds that answers live.",
+)
+@click.option(
     "--param",
     "parameters",
     multiple=True,
@@ -94,6 +108,8 @@ def command(
     limit: int | None,
     replicas: int | None,
     permits: int | None,
+    cache: float | None,
+    cache_ttl: float,
     parameters: tuple[str, ...],
     out: Path | None,
     as_json: bool,
@@ -139,7 +155,10 @@ def command(
         )
     if out is not None:
         need("lab", by="--out (its plots)", instead="leave it out, with --json > cells.json")
-    cases = _cases(streams, fleet, strategies, load, seed, limit, replicas, permits, parameters)
+    cases = [
+        replace(case, cache_mib=cache or 0.0, cache_ttl_s=cache_ttl)
+        for case in _cases(streams, fleet, strategies, load, seed, limit, replicas, permits, parameters)
+    ]
     for stream in streams:
         if (made := stood_in(stream, folder)) is not None:
             click.echo(f"no trace {stream} in {folder}: {made} stands in (set TRACES)", err=True)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from extproc.cli.completion import complete_strategies
+from extproc.cli.intervals import number
 from extproc.cli.options import examples, json_option
-from extproc.cli.replay import number, open_log, record_options
+from extproc.cli.replay import open_log, record_options
 from extproc.extras import need
 from extproc.terminal.progress import steps
 

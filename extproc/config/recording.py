@@ -20,6 +20,10 @@ class Record(Section):
     prefixes: bool = True
     """Whether hashes of the prompts' beginnings are kept, so that a replay knows of prefix caches. They are
     keyed with a secret that nobody keeps: equal beginnings show as equal, and tell nothing else."""
+    repeats: bool = False
+    """Whether each request's hash is kept, so that 'steersman replay --cache' says what a cache would save.
+    It is keyed with a secret that nobody keeps, and with the tenant: a tenant's equal requests show as
+    equal, until the service is started again. It costs a decision some 50 µs for 10 KB."""
     tenants: Literal["named", "hashed"] = "named"
     """Tenants as 'named', or 'hashed' (the beginning of their name's SHA-256: who knows a name finds it)."""
 

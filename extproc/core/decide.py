@@ -74,6 +74,8 @@ class RoutingRequest(msgspec.Struct, frozen=True):
     tries: int = ENDPOINTS_NAMED
     #: Where another pool serves it than its model's.
     spill: Spilled | None = None
+    #: As the request has it.
+    question: str = ""
 
     @property
     def input_tokens(self) -> int:
@@ -188,6 +190,7 @@ def resolve(
         route=request.kind.value,
         tries=spec.retries + 1,
         spill=spill,
+        question=request.question,
     )
 
 

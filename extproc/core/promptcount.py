@@ -93,6 +93,12 @@ class CountErrors:
         return self._off / self._told if self._told else None
 
     @property
+    def median(self) -> float:
+        """Half of the recent answers were no further off, each by itself; 0 before the first."""
+        each = sorted(off / told for off, told in self._pairs)
+        return each[(len(each) - 1) // 2] if each else 0.0
+
+    @property
     def worst(self) -> int:
         """The largest of the recent differences, in tokens."""
         return max((off for off, _ in self._pairs), default=0)

@@ -121,6 +121,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     usage: UsageAsked = UsageAsked.NO_STREAM
     ttft_ms: int = 0
     tpot_ms: int = 0
+    #: For the record: by what hash it shows that it equals another; "" where nobody asks.
+    question: str = ""
 
 
 def limited(request: Request, engine: str) -> Request:

@@ -12,7 +12,8 @@ Times of requests are unix milliseconds, reckoned from one reading of the wall c
 gaps are those of the monotonic clock. Of a prompt at most PREFIX_BLOCKS_MAX block hashes are kept
 (block_tokens tokens each, about 64), each as 8 hex digits of a keyed BLAKE2b; the key is the process's own
 and written nowhere, so that nobody can try guesses of prompts against the file. With 32 bits and a million
-different blocks, one of 4,000 new blocks is taken for a known one.
+different blocks, one of 4,000 new blocks is taken for a known one. With `repeats` a request's
+`question` is 16 digits of such a hash of all of it and its tenant, and `unfit` why it would not be cached.
 
 What waits (a quarter of a second) is lost with the process; a line cut off by a kill is the last one, since
 each process begins on a line of its own.
@@ -31,6 +32,7 @@ from typing import Any, Final
 import msgspec
 
 from extproc.config.model import Record
+from extproc.core.cachekeys.values import CachedAnswer
 from extproc.core.decide import RoutingRequest
 from extproc.core.endpoint import Endpoint
 from extproc.core.events import Observer, Settled
@@ -38,6 +40,7 @@ from extproc.core.fleet import Pool
 from extproc.core.outcome import End, Outcome, Reject, Reservation, Routed
 from extproc.core.scheduler import Scheduler
 from extproc.core.slo import ClassSpec
+from extproc.observe.questions import QuestionHash
 from extproc.observe.spool import Spool
 
 VERSION: Final = 1
@@ -48,6 +51,7 @@ FIELDS: Final = (
     *("endpoint", "strategy", "arm", "stream", "sequences", "max_new_tokens"),
     *("expected_input_tokens", "expected_output_tokens", "cached_tokens", "expected_ttft_ms"),
     *("held_ms", "ttft_ms", "duration_ms", "input_tokens", "output_tokens", "block_tokens", "prefix"),
+    *("question", "unfit", "answer_bytes"),
 )
 #: Of a replica in a fleet line, and of a timing (milliseconds; predict/timing.py's a, b, c, pa, pb, pc).
 MEMBER_FIELDS: Final = (
@@ -73,8 +77,8 @@ FLEET_NS, LEARNED_NS, LEARNED_MOVED = 5_000_000_000, 60_000_000_000, 0.05
 #: Lines encoded in one go: other threads get their turn between.
 ENCODED_AT_ONCE, PAUSE_S = 64, 0.001
 
-#: What is kept of a request in flight: when it came, its prefix, tokens a block.
-_Open = tuple[int, Sequence[int], float]
+#: What is kept of a request in flight: when it came, its prefix, tokens a block, its question.
+_Open = tuple[int, Sequence[int], float, str]
 
 
 class Recorder(Observer):
@@ -93,6 +97,8 @@ class Recorder(Observer):
         self._offset_ns = wall_ns() - clock()
         #: Copied for each block: half the cost of keying anew.
         self._keyed = blake2b(digest_size=PREFIX_DIGITS // 2, key=os.urandom(16))
+        #: What shows that requests are equal.
+        self.question = QuestionHash()
         self._spool: Spool[Any] = Spool("record", waiting_max=WAITING_MAX)
         self._open: dict[str, _Open] = {}
         self._begun = False
@@ -104,6 +110,11 @@ class Recorder(Observer):
     def on(self) -> bool:
         """Whether anything is recorded."""
         return self.settings.file is not None
+
+    @property
+    def repeats(self) -> bool:
+        """Whether requests are to be told apart by their whole bodies."""
+        return self.on and self.settings.repeats
 
     @property
     def waiting(self) -> bool:
@@ -129,7 +140,11 @@ class Recorder(Observer):
         if len(self._open) < OPEN_MAX:
             work = routing.work
             prefix = work.prefix[:PREFIX_BLOCKS_MAX] if self.settings.prefixes else ()
-            self._open[routing.id] = (routing.arrived_ns, prefix, work.block_tokens)
+            self._open[routing.id] = (routing.arrived_ns, prefix, work.block_tokens, routing.question)
+
+    def cached(self, routing: RoutingRequest, answer: CachedAnswer, *, now_ns: int) -> None:  # noqa: ARG002
+        """The cache answered a request."""
+        self._turned(routing, "cached", "", 200, now_ns)
 
     def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
         """A request was turned away."""
@@ -242,7 +257,7 @@ class Recorder(Observer):
                     routing.stream,
                 ),
                 *(max(1, routing.permits), work.max_new_tokens, routing.input_tokens, routing.output_tokens),
-                *(work.block_tokens, prefix),
+                *(work.block_tokens, prefix, routing.question),
             )
         )
 
@@ -261,7 +276,8 @@ class Recorder(Observer):
 
     def _of_outcome(self, outcome: Outcome, opened: _Open | None, now_ns: int) -> list[Any]:
         r = outcome.reservation
-        arrived_ns, prefix, block_tokens = opened or (now_ns - outcome.duration_ns, (), 0.0)
+        unknown = (now_ns - outcome.duration_ns, (), 0.0, "")
+        arrived_ns, prefix, block_tokens, question = opened or unknown
         return [
             self._unix_ms(arrived_ns),
             *(r.id, r.pool, r.model, self._tenant(r.tenant), r.service_class),
@@ -274,6 +290,8 @@ class Recorder(Observer):
             None if outcome.ttft_ns is None else round(outcome.ttft_ns / 1e6, 3),
             round((outcome.duration_ns or now_ns - arrived_ns) / 1e6, 3),
             *(outcome.prompt_tokens, outcome.output_tokens, round(block_tokens, 2), self._prefix(prefix)),
+            *_question(question),
+            outcome.response_bytes,
         ]
 
     def _of_case(
@@ -297,6 +315,7 @@ class Recorder(Observer):
         expected_output: int,
         block_tokens: float,
         prefix: Sequence[int],
+        question: str,
     ) -> list[Any]:
         waited_ms = round((now_ns - arrived_ns) / 1e6, 3)
         return [
@@ -305,6 +324,8 @@ class Recorder(Observer):
             *("", strategy, arm, stream, sequences, max_new_tokens, expected_input, expected_output),
             *(0, 0.0, waited_ms, None, waited_ms, None, None, round(block_tokens, 2)),
             self._prefix(prefix),
+            *_question(question),
+            0,
         ]
 
     def _unix_ms(self, now_ns: int) -> float:
@@ -320,6 +341,12 @@ class Recorder(Observer):
             hashed.update(block.to_bytes(8, "little"))
             digests.append(hashed.digest())
         return b"".join(digests).hex()
+
+
+def _question(question: str) -> tuple[str, str]:
+    """Its hash, and why it is not cached."""
+    digest, _, unfit = question.partition(":")
+    return digest, unfit
 
 
 def tenant_hash(name: str) -> str:

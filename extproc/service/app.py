@@ -49,7 +49,7 @@ from extproc.service.scaling import ScalingPart
 from extproc.service.schedule import Schedule
 from extproc.service.spill import SpillPart
 from extproc.service.status import Status
-from extproc.service.tokens import TokensPart
+from extproc.service.tokens import EngineWay, TokensPart
 from extproc.service.tracing import TracingPart
 from extproc.service.tuner import TunerPart
 from extproc.wire.server import BindError, Server
@@ -114,7 +114,7 @@ class App:
         self.caching = CachePart(config, self.processor, tenants=tenants, clock=clock)
         cache_orders = CacheOrders(self.caching, self.processor, tenants=tenants, clock=clock)
         self.measuring.caching = self.caching.seen
-        self.counting = TokensPart(config, scheduler.fleet, keys=lambda: self.processor.engine_keys)
+        self.counting = TokensPart(config, scheduler.fleet, way=self._way)
         self.measuring.tokens = self.counting.seen
         self.scaling = ScalingPart(config, scheduler, clock=clock, failed=failed)
         self.agents.refused = lambda: self.scaling.lost
@@ -216,6 +216,11 @@ class App:
             ],
             failed=failed,
         )
+
+    def _way(self, pool: str, address: str) -> EngineWay:
+        """How a replica is asked."""
+        key = self.processor.engine_keys.get(pool)
+        return EngineWay(f"http://{address}", {"authorization": f"Bearer {key}"} if key else {})
 
     @property
     def _listening(self) -> Server:
@@ -354,6 +359,7 @@ class App:
     def _observe(self) -> None:
         """The scheduler tells of its decisions whoever the configuration wants told."""
         parts = (*self.kept.observers, *self.operating.observers)
+        self.processor.questions = self.record.question if self.record.repeats else None
         self.scheduler.events.observers = (
             self.scheduler.dispatcher.decisions,
             self.stats,

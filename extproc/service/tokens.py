@@ -13,14 +13,15 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from ssl import SSLContext
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from extproc.config.model import Config
 from extproc.config.tokenizers import PoolTokenizer
 from extproc.core.decide import RoutingRequest
 from extproc.core.events import Observer, Settled
 from extproc.core.fleet import Fleet, Pool
-from extproc.core.outcome import End, Routed
+from extproc.core.outcome import End, Reservation, Routed
 from extproc.core.promptcount import PromptCount
 from extproc.engines import traits_of
 from extproc.observe.metrics.snapshot import TokensSeen
@@ -47,6 +48,15 @@ AWAITED_MAX: Final = 50_000
 _Stamp = tuple[int, int]
 
 
+class EngineWay(NamedTuple):
+    """How a replica is asked: where, with which headers, and with TLS by which name."""
+
+    base: str
+    headers: Mapping[str, str]
+    tls: SSLContext | None = None
+    server_name: str = ""
+
+
 class _Source:
     """Where one pool's counts come from."""
 
@@ -60,18 +70,18 @@ class _Source:
 
 
 class TokensPart(Part, Observer):
-    """Counts for every pool that has a tokenizer. `keys` are the engines' own, by pool."""
+    """Counts for every pool that has a tokenizer. `way` is how a pool's replica at an address is asked."""
 
     name = "tokens"
 
-    def __init__(self, config: Config, fleet: Fleet, *, keys: Callable[[], Mapping[str, str]]) -> None:
-        self._fleet, self._keys = fleet, keys
+    def __init__(self, config: Config, fleet: Fleet, *, way: Callable[[str, str], EngineWay]) -> None:
+        self._fleet, self._way = fleet, way
         self._sources: dict[str, _Source] = {}
         self._awaited: OrderedDict[str, PromptCount] = OrderedDict()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._session: aiohttp.ClientSession | None = None
-        self._failed: Callable[[Exception, str], None] | None = None
+        self._running = False
         self.apply(config)
 
     @property
@@ -128,8 +138,6 @@ class TokensPart(Part, Observer):
             await self._session.close()
             self._session = None
 
-    _running = False
-
     def _begin(self) -> None:
         if self._running and self._sources and self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
@@ -151,6 +159,21 @@ class TokensPart(Part, Observer):
         if counted is None or source is None or outcome.end is not End.OK or not outcome.prompt_tokens:
             return
         source.counter.ended(counted, outcome.prompt_tokens)
+
+    def expired(self, reservation: Reservation, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
+        """A request's end never came."""
+        self._awaited.pop(reservation.id, None)
+
+    def left(
+        self,
+        reservation_id: str,
+        routing: RoutingRequest | None,  # noqa: ARG002 (an observer's)
+        *,
+        gave_up: bool,  # noqa: ARG002
+        now_ns: int,  # noqa: ARG002
+    ) -> None:
+        """Its client left before Envoy heard of it."""
+        self._awaited.pop(reservation_id, None)
 
     def status(self) -> dict[str, object]:
         """By pool: whether its tokenizer is gone by, and how far off counts and estimates are."""
@@ -275,15 +298,18 @@ class TokensPart(Part, Observer):
         if self._session is None:
             timeout = aiohttp.ClientTimeout(total=ASK_TIMEOUT_S)
             self._session = aiohttp.ClientSession(timeout=timeout, trust_env=False)
-        headers = {"content-type": "application/json"}
-        if key := self._keys().get(name):
-            headers["authorization"] = f"Bearer {key}"
         source.asked += 1
-        body = question(text, traits_of(pool.engine), pool.models[0])
+        way = self._way(name, address)
+        asking = self._session.post(
+            way.base + TOKENIZE_PATH,
+            data=question(text, traits_of(pool.engine), pool.models[0]),
+            headers={"content-type": "application/json", **way.headers},
+            allow_redirects=False,
+            ssl=way.tls or True,
+            server_hostname=way.server_name or None,
+        )
         try:
-            async with self._session.post(
-                f"http://{address}{TOKENIZE_PATH}", data=body, headers=headers, allow_redirects=False
-            ) as answer:
+            async with asking as answer:
                 return answered(answer.status, await answer.content.read(ANSWER_BYTES_MAX))
         except aiohttp.ClientError as error:
             raise ValueError(f"{address}: {error}") from error

@@ -26,7 +26,8 @@ class Arrival:
     `at_ns` counts from the workload's start and never decreases from one arrival to the next. Tokens
     are at least 1. `output_tokens` is what the model will write: only the replica and the oracle may
     read it; `max_new_tokens` is what the client said (None: nothing). `blocks` are ids of the prompt's
-    full prefix blocks, the workload's `block_tokens` tokens each: equal ids mean equal prefixes.
+    full prefix blocks, the workload's `block_tokens` tokens each: equal ids mean equal prefixes. `ending` is
+    the id of the prompt's last tokens, whether a full block or not; None where nobody knows it.
     """
 
     at_ns: int
@@ -36,6 +37,7 @@ class Arrival:
     max_new_tokens: int | None
     blocks: tuple[int, ...] = ()
     session: str = ""
+    ending: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

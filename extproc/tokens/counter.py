@@ -29,6 +29,11 @@ JUDGED_MIN, SURE_MIN = 16, 8
 #: Answers of a kind that teach its template before its counts are judged.
 TAUGHT_MIN: Final = 3
 
+#: Plain prompts, of which nothing counts but their texts.
+TEXT_KINDS: Final = frozenset(
+    {RouteKind.COMPLETION, RouteKind.GENERATE, RouteKind.GENERATE_STREAM, RouteKind.COMPAT}
+)
+
 _SYSTEM: Final = MESSAGE_MARK + b'"system"'
 
 
@@ -54,7 +59,7 @@ class PoolCounter:
         self.texts: Counter[str] = Counter()
         #: Texts to be counted, by key: of a long text its blocks, which are its parts.
         self._backlog: OrderedDict[bytes, str] = OrderedDict()
-        self._backlog_bytes = 0
+        self._backlog_bytes = self._taken_bytes = 0
         self._parts: OrderedDict[bytes, tuple[bytes, ...]] = OrderedDict()
 
     def begin(self, bias: float, inline: CountTexts | None) -> None:
@@ -69,13 +74,16 @@ class PoolCounter:
         """There is none any more, and why."""
         self.problem, self.inline = problem, None
         self._backlog.clear()
-        self._backlog_bytes = 0
+        self._backlog_bytes = self._taken_bytes = 0
 
     @property
     def distrusted(self) -> str:
         """Why its counts are not gone by; "" where they are."""
         share = self.errors.share
         if self.errors.count < JUDGED_MIN or share is None or share <= self.error_max:
+            return ""
+        # Another model's is off everywhere; a few prompts that hold what nobody counts are not.
+        if self.errors.median <= self.error_max:
             return ""
         return (
             f"its counts are {share:.0%} off those that the engine tells (more than {self.error_max:.0%}): "
@@ -144,17 +152,19 @@ class PoolCounter:
             taken[key] = text
             size += len(text)
             self._backlog_bytes -= len(text)
+        self._taken_bytes = size
         return taken
 
     def counted(self, counts: Mapping[bytes, int]) -> None:
-        """Texts were counted."""
+        """Texts that were taken were counted."""
+        self._taken_bytes = 0
         for key, tokens in counts.items():
             self.known.put(key, tokens)
 
     @property
     def waiting(self) -> int:
-        """Characters that wait to be counted."""
-        return self._backlog_bytes
+        """Characters that wait to be counted, or are being counted."""
+        return self._backlog_bytes + self._taken_bytes
 
     def _count(self, key: bytes, text: str) -> tuple[int, int]:
         """A text's tokens as far as they are known, and of how many of its bytes."""
@@ -222,7 +232,7 @@ PARTS_MAX: Final = 4_096
 def shape_of(request: Request) -> PromptShape:
     """What a template adds tokens for."""
     if request.kind is not RouteKind.CHAT:
-        known = request.images == 0 and request.kind is not RouteKind.VERTEX
+        known = request.images == 0 and request.kind in TEXT_KINDS
         return PromptShape("text", len(request.segments), known=known)
     first = request.marks[0] if request.marks else b""
     tools = b""

@@ -315,6 +315,9 @@ class Exchange:
 
     def _looked_up(self, request: Request, body: bytes) -> Reply:
         """Decide on it; with an answer from the cache, or once an equal request has got one."""
+        if (questions := self._processor.questions) is not None:
+            question = questions(self._complete(request), body, self._asked.tenant.name)
+            request = replace(request, question=question)
         if self._family or not self._responder.caches:
             return self._decide(request)
         wants = self._wants = CacheWants(self._processor, self._asked)

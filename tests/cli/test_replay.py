@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from recorded_traffic import record
 
 from extproc.cli import group
 
@@ -80,3 +81,29 @@ def test_what_is_no_record(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_text("{}\n")
     assert "write one with 'record: {file: …}'" in run(path, code=1).output
+
+
+def test_what_a_cache_would_have_saved(tmp_path: Path) -> None:
+    """By tenant, as a table and as JSON, and that it is simulated."""
+    path = tmp_path / "record.jsonl"
+    record(path, requests=150, per_s=20.0)
+    header, *lines = path.read_text().splitlines()
+    at = json.loads(header)["fields"].index("question")
+    told = []
+    for number, line in enumerate(lines):
+        values = json.loads(line)
+        if isinstance(values, list):
+            values[at] = f"{number % 30:016x}"
+        told.append(json.dumps(values))
+    path.write_text("\n".join([header, *told]) + "\n")
+    options = (path, "--seed", "1,2", "--no-fit", "--cache", "64", "--cache-ttl", "600")
+    said = run(*options).output
+    assert "With a response cache of 64 MiB (600 s, simulated):" in said
+    assert "hit rate" in said
+    assert "without it," in said
+    found = json.loads(run(*options, "--json").stdout)["cache"]
+    assert found["simulated"] is True
+    assert found["all"]["hits"] == sum(each["hits"] for each in found["tenants"].values()) > 50
+    assert found["all"]["gpu_s"] > 0
+    assert found["attainment"]["with"]["mean"] >= found["attainment"]["without"]["mean"]
+    assert run(path, "--cache", "0", code=2)

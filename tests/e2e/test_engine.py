@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gateway import KEYS, Child, Gateway, free_ports, wait_for
@@ -110,3 +111,43 @@ def test_a_real_engine_embeds_and_says_itself_what_it_lacks(engine: str, embedde
         wait_for("the records", gateway.quiet)
         assert gateway.status()["tenants"]["acme"]["refused"] == 4
         assert gateway.endpoint(engine)["health"] == 1.0
+
+
+def test_a_real_engines_tokenizer_counts_what_it_prefills(engine: str) -> None:
+    """With the engine's own /tokenize a prompt that came before is reserved at its tokens there."""
+    tokenizer = {"source": "engine", "cpu_share": 1.0}
+    pools = {
+        "smol": {
+            "models": ["smollm2"],
+            "engine": "llamacpp",
+            "addresses": [engine],
+            "tokenizer": tokenizer,
+        }
+    }
+    system = "You answer in one word, and never say why. " * 12 + "数字: 8317, 99213; naïve façade."
+    with Gateway(pools) as gateway:
+
+        def tokens() -> dict[str, Any]:
+            found = gateway.status()["tokens"]["smol"]
+            assert isinstance(found, dict)
+            return found
+
+        wait_for("the tokenizer", lambda: not tokens()["problem"])
+        client = OpenAI(base_url=f"{gateway.url}/v1", api_key=KEYS["acme"], max_retries=0, timeout=60)
+        for number in range(8):
+            client.chat.completions.create(
+                model="smollm2",
+                messages=[
+                    {"role": "system", "content": system},
+                    {"role": "user", "content": f"Is {number % 4} even?"},
+                ],
+                max_tokens=4,
+            )
+            wait_for("the counts", lambda: not tokens()["waiting"])
+        wait_for("the records", gateway.quiet)
+        found = tokens()
+        # Four questions came again: of those all was counted before.
+        assert found["prompts"]["exact"] >= 3
+        assert found["answers"] >= 4
+        assert found["error"] < 0.01
+        assert found["error"] <= found["estimate_error"]

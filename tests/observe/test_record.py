@@ -322,7 +322,7 @@ def test_what_is_written_is_read(
         strategy="steer",
         arm="b",
     )
-    log._open["one-1"] = (arrived_ns, prefix, 64.0)
+    log._open["one-1"] = (arrived_ns, prefix, 64.0, "")
     outcome = Outcome(reservation=reservation, final=True, end=end, prompt_tokens=prompt, ttft_ns=ttft_ns)
     log.settled(make_settled(outcome), now_ns=arrived_ns + 5 * MS)
     log.flush()

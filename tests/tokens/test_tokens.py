@@ -251,6 +251,21 @@ def test_another_models_tokenizer_is_found_out(tmp_path: Path) -> None:
     assert counter.distrusted == ""
 
 
+def test_a_few_odd_prompts_do_not_discredit_it(llama: FileTokenizer) -> None:
+    """Where some prompts hold what no text shows (documents beside the messages), the rest stays counted."""
+    counter = counter_of(llama)
+    for number in range(60):
+        request = asked(("user", prose()[number * 300 : number * 300 + 900]))
+        counter.count(request, 1, 4.0)
+        catch_up(counter, llama)
+        more = 20_000 if number % 3 == 0 else 0
+        counter.ended(known(counter, request), template(request, llama) + more)
+    assert counter.errors.share is not None
+    assert counter.errors.share > counter.error_max
+    assert counter.distrusted == ""
+    assert known(counter, request).tokens == template(request, llama)
+
+
 def test_a_counter_without_a_tokenizer_knows_nothing() -> None:
     """Until there is a tokenizer, prompts are estimated, and nothing waits for one."""
     counter = PoolCounter(bytes_max=1 << 20, error_max=0.05)
@@ -309,6 +324,22 @@ def test_shapes_of_plain_prompts(llama: FileTokenizer) -> None:
     catch_up(counter, llama)
     assert known(counter, several).shape.messages == 2
     assert known(counter, single).exact
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/rerank", {"query": "what", "texts": ["one", "two"]}),
+        ("/v1/embeddings", {"input": ["one two", "three"]}),
+    ],
+)
+def test_routes_whose_texts_are_not_kept_are_estimated(
+    llama: FileTokenizer, path: str, body: dict[str, object]
+) -> None:
+    """A rerank's query counts with each text, and a batch is many: bytes size them, and nothing waits."""
+    counter = counter_of(llama)
+    assert counter.count(asked(path=path, **body), 1, 4.0) is None
+    assert counter.waiting == 0
 
 
 def counts_of(texts: Sequence[str]) -> list[int]:

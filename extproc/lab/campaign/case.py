@@ -43,6 +43,9 @@ class CampaignRun:
     replicas: int = 0
     permits: int = 0
     parameters: tuple[tuple[str, Value], ...] = ()
+    #: A response cache before the fleet: MiB (0: none), and seconds that its answers live.
+    cache_mib: float = 0.0
+    cache_ttl_s: float = 3_600.0
 
     @property
     def simulated_fleet(self) -> SimFleet:

@@ -25,6 +25,7 @@ from extproc.lab.campaign.case import CampaignRun, Played
 from extproc.lab.campaign.streams import arrivals_of, stood_in
 from extproc.lab.report import SLO_8B, SLO_70B, Cell, figures, ttft_ms
 from extproc.lab.strategies import check_strategy
+from extproc.sim.answers import CacheSize, left_of, repeated, with_hits
 from extproc.sim.world import Setting, run
 from extproc.sim.world.run import registered
 
@@ -67,19 +68,26 @@ def play(case: CampaignRun, folder: Path) -> Played:
     slo = slo_of(case.fleet)
     check_strategy(case.strategy, {})  # this process may be a new one
     setting = Setting(strategy=case.strategy, seed=case.seed, parameters=dict(case.parameters), slo=slo)
-    result = run(workload, fleet, setting)
+    hits: list[bool] = []
+    if case.cache_mib:
+        size = CacheSize(bytes_max=round(case.cache_mib * 1024 * 1024), ttl_s=case.cache_ttl_s)
+        hits = repeated(workload, size)
+    result = run(left_of(workload, hits), fleet, setting)
+    served = with_hits(workload, hits, result.served) if hits else result.served
     found = figures(
-        result.served,
+        served,
         slo=slo,
         busy_s={address: busy / 1e9 for address, busy in result.busy_ns.items()},
         cost_per_hour=fleet.prices(),
         change_known_s=result.change_known_s,
     )
-    first = sorted(ttft_ms(row) for row in result.served if row.outcome == "ok")
+    first = sorted(ttft_ms(row) for row in served if row.outcome == "ok")
     points = min(QUANTILES, len(first))
     name = case.workload
     if stood_in(case.stream, folder):
         name = f"stand-in for {name}"
+    if hits:
+        name += f", {sum(hits) / len(hits):.1%} from a cache"
     return Played(
         case=case,
         cell=Cell(name, case.load, case.strategy, case.seed, found),

@@ -57,13 +57,16 @@ class RecordRow:
     output_tokens: int | None = None
     block_tokens: float = 0.0
     prefix: str = ""
+    question: str = ""
+    unfit: str = ""
+    answer_bytes: int = 0
 
 
 #: What each field may be, so that a damaged line does not surface later.
 _NUMBER, _COUNT = (int, float), (int,)
 _KINDS: Final[dict[str, tuple[type, ...]]] = {
     **dict.fromkeys(("at_ms", "expected_ttft_ms", "held_ms", "duration_ms", "block_tokens"), _NUMBER),
-    **dict.fromkeys(("status", "sequences", "cached_tokens"), _COUNT),
+    **dict.fromkeys(("status", "sequences", "cached_tokens", "answer_bytes"), _COUNT),
     **dict.fromkeys(("expected_input_tokens", "expected_output_tokens"), _COUNT),
     **dict.fromkeys(("max_new_tokens", "input_tokens", "output_tokens"), (int, type(None))),
     "ttft_ms": (int, float, type(None)),
@@ -213,4 +216,6 @@ def _add(log: Log, row: RecordRow, seen: dict[str, int]) -> None:
     ended, other = (row, first) if first.outcome == "expired" else (first, row)
     if other.prefix and not ended.prefix:
         ended = replace(ended, at_ms=other.at_ms, prefix=other.prefix, block_tokens=other.block_tokens)
+    if other.question and not ended.question:
+        ended = replace(ended, question=other.question, unfit=other.unfit)
     log.rows[at] = ended

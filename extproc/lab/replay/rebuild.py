@@ -235,6 +235,9 @@ def _arrivals(
     arrivals: list[Arrival] = []
     left: Counter[str] = Counter()
     for row in rows:
+        if row.outcome == "cached":
+            left["were answered from the cache, and do not come"] += 1
+            continue
         if row.outcome not in ASKED:
             left["were refused by a quota, or left before a decision, and do not come"] += 1
             continue

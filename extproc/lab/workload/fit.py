@@ -25,6 +25,7 @@ class Draw(NamedTuple):
     output_tokens: int
     blocks: tuple[int, ...] = ()
     session: str = ""
+    ending: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +113,7 @@ def assemble(
                 said,
                 draw.blocks,
                 draw.session,
+                draw.ending,
             )
         )
     return Workload(name, tuple(arrivals), block_tokens, tuple(sorted(tenants)), dropped, clipped)

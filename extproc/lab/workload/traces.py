@@ -214,6 +214,7 @@ def _mooncake(path: Path, lines: Lines, tenant: str) -> Iterator[Draw]:
                 "whole numbers; mend or drop the line"
             )
         full = tuple(islice(blocks, max(prompt, 0) // MOONCAKE_BLOCK_TOKENS))
-        draw = Draw(round(at * 1_000_000), tenant, prompt, output, full)
+        ending = blocks[-1] if blocks else None
+        draw = Draw(round(at * 1_000_000), tenant, prompt, output, full, ending=ending)
         before_ns = _ordered(path, number, draw, before_ns).at_ns
         yield draw
