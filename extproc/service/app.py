@@ -356,6 +356,7 @@ class App:
             self.stats,
             self.recent,
             ExpiryLog(),
+            self.processor.responses,
             *parts,
         )
 

@@ -19,6 +19,7 @@ from extproc.core.decide import serving
 from extproc.core.errors import Error
 from extproc.core.outcome import Reject, Routed
 from extproc.core.refusals import RefusalBudget
+from extproc.core.responses import HeldResponses
 from extproc.core.routes import NO_ROUTES, Routes
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Credentials, Directory, Identity, Tenant
@@ -102,6 +103,8 @@ class Processor:
         self.audit: AuditLog | None = None
         #: The response cache; None where there is none.
         self.cache: AnswerCache | None = None
+        #: Which replica holds which response.
+        self.responses = HeldResponses()
         #: Who notes each request's way, for its spans.
         self.request_traces: StreamTraces = NO_TRACES
         self.open_exchanges = 0
