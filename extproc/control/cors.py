@@ -12,7 +12,7 @@ from extproc.config.model import Cors
 from extproc.core import contract
 
 CORS_FILTER = "envoy.filters.http.cors"
-METHODS = "GET, HEAD, POST, OPTIONS"
+METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 #: Response headers that a page may read beside the usual ones.
 EXPOSED = (
     "retry-after",

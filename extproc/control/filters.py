@@ -255,6 +255,7 @@ def first_chunk(*, caches: bool = False) -> Lua:
         ("COMPLETION_TOKENS_KEY", contract.COMPLETION_TOKENS_KEY),
         ("EVENTS_KEY", contract.EVENTS_KEY),
         ("DONE_KEY", contract.DONE_KEY),
+        ("RESPONSE_ID_KEY", contract.RESPONSE_ID_KEY),
         ("USAGE_KEY", contract.USAGE_KEY),
         ("DECISION_NAMESPACE", contract.DECISION_NAMESPACE),
         ("RESERVATION_KEY", contract.RESERVATION_KEY),

@@ -82,6 +82,8 @@ ERROR_KEY = "error"
 #: Events of a stream that held a token, so far; and true once its end was seen (OpenAI's [DONE]).
 EVENTS_KEY = "events"
 DONE_KEY = "done"
+#: The id of an answer that its engine keeps (OpenAI's responses), as far as it is a response's.
+RESPONSE_ID_KEY = "response_id"
 #: The last `index` of a TGI stream: tokens generated so far.
 INDEX_KEY = "index"
 #: OpenAI `usage`, and TGI's `details`, as they were in the body. TGI counts the best sequence alone.

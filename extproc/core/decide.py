@@ -387,7 +387,8 @@ def _no_region(tenant: Tenant, pool: Pool) -> Reject:
 
 def _no_subset(pool: Pool) -> Reject:
     return Error.NO_READY_ENDPOINT.reject(
-        f"no replica of pool {pool.name!r} is among the endpoints that the gateway named"
+        f"no replica of pool {pool.name!r} that is ready is among the endpoints that the gateway named, "
+        "or holds the response before it"
     )
 
 

@@ -102,6 +102,12 @@ class Error(Enum):
         "{what}; GET /v1/models lists what there is",
         "a model that is unknown, or not this tenant's (the same words for both)",
     )
+    RESPONSE_NOT_FOUND = (
+        404,
+        "response_not_found",
+        "there is no response {id!r} here",
+        "a response that this tenant did not make here, or that was forgotten",
+    )
     NOT_FOUND = (404, "not_found", "there is no such route", "an unknown path")
     REQUEST_TIMEOUT = (
         408,

@@ -155,7 +155,10 @@ def metered(outcome: Outcome, meters: Meters | None) -> Outcome:
     """
     reservation = outcome.reservation
     if not reservation.permits:
-        return outcome
+        # It cost nothing: an answer that was made before says again what it cost then.
+        if outcome.prompt_tokens is None and outcome.output_tokens is None:
+            return outcome
+        return replace(outcome, prompt_tokens=None, output_tokens=None, cached_tokens=None)
     most = output_bound(reservation)
     prompt, output = outcome.prompt_tokens, outcome.output_tokens
     if not most and output is None:

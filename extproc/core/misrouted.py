@@ -33,6 +33,7 @@ ADDED: Final[dict[str, Dialect]] = {
     "health": Dialect.TGI,
     "v1/messages": Dialect.ANTHROPIC,
     "v1/messages/count_tokens": Dialect.ANTHROPIC,
+    # Not served, and asked for by the same clients.
     "v1/messages/batches": Dialect.ANTHROPIC,
 }
 #: What engines serve besides, and the route here that does the same.
@@ -41,7 +42,6 @@ INSTEAD: Final = {
     "/detokenize": "",
     "/api/chat": "/v1/chat/completions",
     "/api/generate": "/v1/completions",
-    "/v1/messages": "/v1/chat/completions",
 }
 #: `models/NAME` has one part after it.
 NAMED: Final = "models"

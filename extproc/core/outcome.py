@@ -258,6 +258,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     trace: str = ""
     #: Prompt tokens that the engine says it found cached; None where it does not say.
     cached_tokens: int | None = None
+    #: What its engine calls an answer that it keeps; "" for most, which are not kept.
+    response_id: str = ""
 
 
 def _finite(value: float | None) -> float | None:

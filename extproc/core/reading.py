@@ -38,6 +38,7 @@ from extproc.core.body_messages import (
     too_long,
     unread,
 )
+from extproc.core.body_turns import read_messages, read_responses
 from extproc.core.errors import Error
 from extproc.core.hints import flag, whole
 from extproc.core.outcome import Reject
@@ -50,7 +51,7 @@ from extproc.core.request import (
     UsageAsked,
     bounded,
 )
-from extproc.core.routes import Route, RouteWork
+from extproc.core.routes import BodyKind, Route, RouteWork
 from extproc.core.wrapped import instances, wrapped_kind
 
 #: Quotes of a body whose messages may be lists of texts.
@@ -128,7 +129,7 @@ def parse(route: Route, body: bytes, bounds: BodyBounds = BOUNDS) -> Request | R
     """Decode a body; Reject says why: it is no JSON (400) or no request (422), or it holds too much (413)."""
     body = body.removeprefix(BYTE_ORDER_MARK)
     try:
-        if route.method == "POST" and (refused := refused_unread(body, bounds)):
+        if route.body is BodyKind.JSON and (refused := refused_unread(body, bounds)):
             return refused
         match route.kind:
             case RouteKind.CHAT:
@@ -141,6 +142,10 @@ def parse(route: Route, body: bytes, bounds: BodyBounds = BOUNDS) -> Request | R
                 return read_embeddings(route, body)
             case RouteKind.RERANK | RouteKind.SCORE:
                 return read_pairs(route, body)
+            case RouteKind.RESPONSES:
+                return read_responses(route, body, bounds)
+            case RouteKind.MESSAGES | RouteKind.COUNT_TOKENS:
+                return read_messages(route, body, bounds)
             case RouteKind.TOKENIZE:
                 return _read_tokenize(route, _tokenize.decode(body), bounds)
             case RouteKind.INVOCATIONS:

@@ -119,6 +119,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     #: Where more than one limit is named, or one that is not every engine's (`limited`).
     limits: TokenLimits | None = None
     usage: UsageAsked = UsageAsked.NO_STREAM
+    #: The response before it, which one replica holds.
+    follows: str | None = None
     ttft_ms: int = 0
     tpot_ms: int = 0
     #: For the record: by what hash it shows that it equals another; "" where nobody asks.

@@ -109,6 +109,7 @@ _JSON, _FORM, _NONE = BodyKind.JSON, BodyKind.FORM, BodyKind.NONE
 _ASKED, _NEVER, _ALWAYS = Streams.ASKED, Streams.NEVER, Streams.ALWAYS
 _GENERATES, _PREFILLS, _FREE, _HERE = RouteWork
 _OPENAI = (OPENAI_COUNTS, OPENAI_END)
+_RESPONSES, _MESSAGES = (RESPONSES_COUNTS, RESPONSES_END), (MESSAGES_COUNTS, MESSAGES_END)
 
 # fmt: off
 ROWS: Final = (
@@ -118,7 +119,15 @@ ROWS: Final = (
     Route("POST", "/v1/rerank", RouteKind.RERANK, _O, _JSON, _NEVER, _PREFILLS, PREFILL_COUNTS),
     Route("POST", "/rerank", RouteKind.RERANK, _O, _JSON, _NEVER, _PREFILLS, PREFILL_COUNTS),
     Route("POST", "/v1/score", RouteKind.SCORE, _O, _JSON, _NEVER, _PREFILLS, PREFILL_COUNTS),
+    Route("POST", "/v1/responses", RouteKind.RESPONSES, _O, _JSON, _ASKED, _GENERATES, *_RESPONSES),
+    Route("GET", "/v1/responses/{id}", RouteKind.RESPONSE, _O, _NONE, Streams.QUERY, _FREE),
+    Route("DELETE", "/v1/responses/{id}", RouteKind.RESPONSE, _O, _NONE, _NEVER, _FREE),
+    Route("POST", "/v1/responses/{id}/cancel", RouteKind.RESPONSE, _O, _NONE, _NEVER, _FREE),
+    Route("GET", "/v1/responses/{id}/input_items", RouteKind.RESPONSE, _O, _NONE, _NEVER, _FREE),
+    Route("POST", "/v1/messages", RouteKind.MESSAGES, _A, _JSON, _ASKED, _GENERATES, *_MESSAGES),
+    Route("POST", "/v1/messages/count_tokens", RouteKind.COUNT_TOKENS, _A, _JSON, _NEVER, _FREE),
     Route("GET", "/v1/models", RouteKind.MODELS, _O, _NONE, _NEVER, _HERE),
+    Route("GET", "/v1/models/{id}", RouteKind.MODEL, _O, _NONE, _NEVER, _HERE),
     Route("POST", "/generate", RouteKind.GENERATE, _T, _JSON, _NEVER, _GENERATES, TGI_COUNTS),
     Route("POST", "/generate_stream", RouteKind.GENERATE_STREAM, _T, _JSON, _ALWAYS, _GENERATES, TGI_COUNTS),
     Route("POST", "/", RouteKind.COMPAT, _T, _JSON, _ASKED, _GENERATES, TGI_COUNTS),
@@ -155,6 +164,8 @@ NO_ROUTES: Final[Routes] = by_path(())
 _OF_ITEMS: Final = tuple((row.path.partition(ITEM)[0] + "/", row) for row in ROWS if ITEM in row.path)
 #: Kinds that an engine answers without a permit, and without work worth counting.
 FREE_KINDS: Final = frozenset(row.kind for row in (*ROWS, *EXTRA_ROWS) if row.work is RouteWork.FREE)
+#: Kinds that go where a response is held.
+HELD_KINDS: Final = frozenset({RouteKind.RESPONSES, RouteKind.RESPONSE})
 #: Kinds that the gateway answers.
 HERE_KINDS: Final = frozenset(row.kind for row in (*ROWS, *EXTRA_ROWS) if row.work is RouteWork.HERE)
 

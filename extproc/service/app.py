@@ -365,6 +365,7 @@ class App:
             self.stats,
             self.recent,
             ExpiryLog(),
+            self.processor.responses,
             *parts,
         )
 

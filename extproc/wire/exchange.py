@@ -17,6 +17,7 @@ from extproc.core.outcome import CacheHit, Hold, LocalAnswer, Reject, Routed
 from extproc.core.quota import Granted, Refused
 from extproc.core.reading import BYTE_ORDER_MARK, bare, parse
 from extproc.core.request import Dialect, Request, UsageAsked
+from extproc.core.routes import HELD_KINDS
 from extproc.core.scheduler import AskQuota
 from extproc.core.tenant import Tenant
 from extproc.observe.tracing.request_trace import UNTRACED, StreamTrace
@@ -262,6 +263,9 @@ class Exchange:
             processor.failed(error, "decision")
         if isinstance(request, Reject):
             return self._answer(request)
+        if request is None and route.kind in HELD_KINDS:
+            # Whose response it is about is not known, and no engine may be asked for another's.
+            return self._turned_away(Error.INTERNAL.reject())
         try:
             # What it asks for counts against quota and permits now as well; only what it says is left out.
             plain = bare(route, body) if request is None else _without_text(request)
@@ -273,7 +277,7 @@ class Exchange:
 
     def _parsed(self, body: bytes) -> Request | Reject:
         """The request in a body; the body is kept where it may have to be written anew."""
-        processor, route = self._processor, self._asked.route
+        processor, asked, route = self._processor, self._asked, self._asked.route
         assert route is not None
         # A body without a length was not measured by its headers.
         if len(body) > processor.body_bytes_max:
@@ -281,6 +285,11 @@ class Exchange:
         request = parse(route, body, processor.body_bounds)
         if isinstance(request, Reject):
             return request
+        if request.follows is not None or asked.item:
+            held = self._held_by(request)
+            if isinstance(held, Reject):
+                return held
+            request = held
         self._family = request.model in processor.scheduler.settings.families
         if self._family and (mistake := not_utf8(body)):
             # It goes on with another name in it, which wants every field's own name to be one.
@@ -293,6 +302,15 @@ class Exchange:
         if self._family or self._may_spill or self._usage is not UsageAsked.NO_STREAM:
             self._body = body
         return request
+
+    def _held_by(self, request: Request) -> Request | Reject:
+        """The same for the replica that holds the response that it is about."""
+        asked = self._asked
+        held = self._processor.responses.of(asked.tenant.name, asked.item or request.follows or "")
+        if isinstance(held, Reject):
+            return held
+        only, model = frozenset({held.address}), request.model or asked.model or held.model
+        return replace(request, only=only, model=model, stream=request.stream or asked.streams)
 
     def _refused_read(self, refused: Reject, body: bytes) -> Reply:
         """Refused for what is in its body: it cost what a served one costs to carry and to read."""

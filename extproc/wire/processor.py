@@ -20,6 +20,7 @@ from extproc.core.errors import Error
 from extproc.core.outcome import Reject, Routed
 from extproc.core.refusals import RefusalBudget
 from extproc.core.request import Request
+from extproc.core.responses import HeldResponses
 from extproc.core.routes import NO_ROUTES, Routes
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Credentials, Directory, Identity, Tenant
@@ -105,6 +106,8 @@ class Processor:
         self.cache: AnswerCache | None = None
         #: For the record: what shows that a request equals another of its tenant; None where nobody asks.
         self.questions: Callable[[Request, bytes, str], str] | None = None
+        #: Which replica holds which response.
+        self.responses = HeldResponses()
         #: Who notes each request's way, for its spans.
         self.request_traces: StreamTraces = NO_TRACES
         self.open_exchanges = 0

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final, Protocol
+from urllib.parse import unquote
 
 import msgspec
 
 from extproc.core.cachekeys import CacheDirective
 from extproc.core.contract import CACHE_HEADER, EXPLAIN_HEADER, MODEL_HEADER
-from extproc.core.errors import Error
+from extproc.core.errors import Error, no_model
 from extproc.core.families import members
 from extproc.core.misrouted import advice, dialect_of
 from extproc.core.outcome import LocalAnswer, Reject
 from extproc.core.request import Dialect, RouteKind
-from extproc.core.routes import Route, find_route
+from extproc.core.routes import Route, RouteWork, Streams, find_route, item_of
 from extproc.core.tenant import ANONYMOUS, Tenant
 from extproc.observe.tracing.request_trace import StreamTrace
 from extproc.wire import codec
@@ -44,6 +45,9 @@ class Asked:
     #: What counts where its body names no model.
     model: str | None = None
     request_id: str = ""
+    #: The response that its path names, and whether it is to come as a stream.
+    item: str = ""
+    streams: bool = False
     #: What it asks of the cache; None where it says nothing that we know.
     cache: CacheDirective | None = None
     #: The client is told the reason.
@@ -83,8 +87,12 @@ def screen(
     if route is None:
         scheme, host = values.get(":scheme", ""), values.get(":authority", "")
         return Error.NOT_FOUND.reject(advice(method, bare, scheme=scheme, host=host))
-    if route.kind is RouteKind.MODELS:
-        return _models(processor, tenant)
+    if route.work is RouteWork.HERE:
+        one = route.kind is RouteKind.MODEL
+        return _model(processor, tenant, route, path) if one else _models(processor, tenant)
+    if route.kind is RouteKind.RESPONSE:
+        asked.item = item_of(route, path)
+        asked.streams = route.streams is Streams.QUERY and "stream=true" in path.partition("?")[2]
     asked.model, asked.request_id = values.get(MODEL_HEADER), values.get("x-request-id", "")
     asked.explain = tenant.explain and values.get(EXPLAIN_HEADER, "").strip().lower() == EXPLAIN_REASON
     if processor.cache is not None:
@@ -121,10 +129,21 @@ def _health(processor: Processor) -> LocalAnswer | Reject:
     return Error.NO_READY_ENDPOINT.reject()
 
 
+def _model(processor: Processor, tenant: Tenant, route: Route, path: str) -> LocalAnswer | Reject:
+    """One of those that are listed: its name may hold slashes, written out or not."""
+    name = unquote(item_of(route, path))
+    found = next((each for each in _listed(processor, tenant) if each["id"] == name), None)
+    return no_model(name) if found is None else LocalAnswer(status=200, body=msgspec.json.encode(found))
+
+
 def _models(processor: Processor, tenant: Tenant) -> LocalAnswer:
+    listed = _listed(processor, tenant)
+    return LocalAnswer(status=200, body=msgspec.json.encode({"object": "list", "data": listed}))
+
+
+def _listed(processor: Processor, tenant: Tenant) -> list[dict[str, object]]:
     scheduler = processor.scheduler
     names = [name for name in scheduler.fleet.models_for(tenant.name) if tenant.may(name)]
     families = scheduler.settings.families
     names += [name for name, family in families.items() if members(family, tenant, scheduler.fleet)]
-    listed = [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in names]
-    return LocalAnswer(status=200, body=msgspec.json.encode({"object": "list", "data": listed}))
+    return [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in names]

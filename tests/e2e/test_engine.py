@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from anthropic import Anthropic
 from gateway import KEYS, Child, Gateway, free_ports, wait_for
-from openai import InternalServerError, OpenAI
+from openai import BadRequestError, InternalServerError, NotFoundError, OpenAI
 
 pytestmark = [pytest.mark.envoy, pytest.mark.engine]
 
@@ -82,6 +83,41 @@ def test_a_real_engine_answers_through_envoy_and_its_tokens_are_counted(engine: 
         assert acme["ttft_p50_ms"] > 0
         # The engine's count of this prompt has taught the pool its bytes per token.
         assert status["pools"]["smol"]["bytes_per_token"] != 4.0
+
+
+def test_a_real_engine_answers_responses_and_messages(engine: str) -> None:
+    """OpenAI's and Anthropic's clients, streamed and not: what is counted is what the engine says, a prompt
+    that it had cached included."""
+    pools = {"smol": {"models": ["smollm2"], "engine": "llamacpp", "addresses": [engine]}}
+    with Gateway(pools) as gateway:
+        openai = OpenAI(base_url=f"{gateway.url}/v1", api_key=KEYS["acme"], max_retries=0, timeout=60)
+        anthropic = Anthropic(base_url=gateway.url, api_key=KEYS["acme"], max_retries=0, timeout=60)
+        ask: dict[str, Any] = {"model": "smollm2", "max_tokens": 8}
+        ask["messages"] = [{"role": "user", "content": "Name three colours of the rainbow."}]
+        message = anthropic.messages.create(**ask)
+        with anthropic.messages.stream(**ask) as streamed:
+            last = streamed.get_final_message()
+        response = openai.responses.create(model="smollm2", input="Ahoy!", max_output_tokens=8)
+        *_, end = openai.responses.create(model="smollm2", input="Ahoy!", max_output_tokens=8, stream=True)
+        assert end.type == "response.completed"
+        assert response.usage is not None
+        assert end.response.usage is not None
+        assert anthropic.messages.count_tokens(model="smollm2", messages=ask["messages"]).input_tokens > 8
+        wait_for("the records", gateway.quiet)
+        acme = gateway.status()["tenants"]["acme"]
+        usages = (response.usage, end.response.usage, message.usage, last.usage)
+        cached = sum(each.cache_read_input_tokens or 0 for each in (message.usage, last.usage))
+        assert cached > 0, "the engine has the prompt from the first call"
+        assert acme["ok"] == 5
+        assert acme["output_tokens"] == sum(each.output_tokens for each in usages)
+        assert acme["prompt_tokens"] == cached + sum(each.input_tokens for each in usages)
+        # What it cannot continue it says itself; what nobody made here never reaches it.
+        with pytest.raises(NotFoundError, match="no response 'resp_x' here"):
+            openai.responses.create(model="smollm2", input="x", previous_response_id="resp_x")
+        with pytest.raises(BadRequestError, match="does not support"):
+            openai.responses.create(model="smollm2", input="x", previous_response_id=response.id)
+        anthropic.close()
+        openai.close()
 
 
 def test_a_real_engine_embeds_and_says_itself_what_it_lacks(engine: str, embedder: str) -> None:

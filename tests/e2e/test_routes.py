@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import anthropic as anthropic_errors
 import httpx2 as httpx
 import pytest
+from anthropic import Anthropic
 from gateway import KEYS, Gateway, wait_for
-from openai import BadRequestError, OpenAI
+from openai import BadRequestError, NotFoundError, OpenAI
 from replicas import Replicas, specs
 
 pytestmark = pytest.mark.envoy
@@ -136,3 +138,181 @@ def test_openais_client_raises_what_it_has_for_it(client: OpenAI) -> None:
     """A mistake of the body is its BadRequestError."""
     with pytest.raises(BadRequestError, match="'input' is missing"):
         client.embeddings.create(model="tiny-chat", input=[])
+
+
+def test_a_response_whole_and_streamed(fleet: tuple[Gateway, Replicas], client: OpenAI) -> None:
+    """OpenAI's client gets its events; usage and text are the engine's, and so is what is charged."""
+    metered = Metered(fleet[0])
+    whole = client.responses.create(
+        model="tiny-chat", input="Which way? [[sim:out=9]]", instructions="Be brief.", max_output_tokens=50
+    )
+    assert whole.usage is not None
+    assert (whole.status, whole.usage.output_tokens) == ("completed", 9)
+    events = list(
+        client.responses.create(
+            model="tiny-chat",
+            input=[{"role": "user", "content": [{"type": "input_text", "text": "[[sim:out=12]] Why?"}]}],
+            stream=True,
+        )
+    )
+    assert [each.type for each in events].count("response.output_text.delta") == 12
+    last = events[-1]
+    assert last.type == "response.completed"
+    usage = last.response.usage
+    assert usage is not None
+    assert whole.output_text
+    prompt = whole.usage.input_tokens + usage.input_tokens
+    assert metered.grown() == (2, prompt, 9 + usage.output_tokens)
+
+
+def test_a_response_is_continued_where_it_is_held(fleet: tuple[Gateway, Replicas], client: OpenAI) -> None:
+    """By its id it is had, continued and dropped on the one replica of three that holds it; reading it once
+    more costs nothing more."""
+    gateway = fleet[0]
+    raw = client.responses.with_raw_response
+    made, holders = [], set()
+    for number in range(6):
+        answer = raw.create(model="tiny-chat", input=f"{number} [[sim:out=3]]", stream=False)
+        made.append((answer.parse().id, answer.headers["x-sim-port"]))
+        holders.add(answer.headers["x-sim-port"])
+    assert len(holders) > 1
+    metered = Metered(gateway)
+    for identity, port in made:
+        got = raw.retrieve(identity)
+        assert (got.parse().id, got.headers["x-sim-port"]) == (identity, port)
+    assert metered.grown() == (len(made), 0, 0)
+    for identity, port in made:
+        more = raw.create(model="tiny-chat", input="And then? [[sim:out=2]]", previous_response_id=identity)
+        assert more.headers["x-sim-port"] == port
+        client.responses.delete(identity)
+        with pytest.raises(NotFoundError, match="404"):
+            client.responses.retrieve(identity)
+
+
+def test_a_response_is_known_as_soon_as_its_client_has_it(client: OpenAI) -> None:
+    """Who continues at once what has just come is not told that it is unknown, whole or streamed."""
+    identity = client.responses.create(model="tiny-chat", input="[[sim:out=1]]").id
+    for number in range(40):
+        if number % 2:
+            *_, last = client.responses.create(
+                model="tiny-chat", input="[[sim:out=1]]", previous_response_id=identity, stream=True
+            )
+            assert last.type == "response.completed"
+            identity = last.response.id
+        else:
+            identity = client.responses.create(
+                model="tiny-chat", input="[[sim:out=1]]", previous_response_id=identity
+            ).id
+
+
+def test_another_tenants_response_is_not_there(fleet: tuple[Gateway, Replicas], client: OpenAI) -> None:
+    """Whoever learns an id of another tenant's gets the same 404 as for one that never was."""
+    identity = client.responses.create(model="tiny-chat", input="A secret. [[sim:out=2]]").id
+    with OpenAI(base_url=f"{fleet[0].url}/v1", api_key=KEYS["globex"], max_retries=0) as other:
+        for each in (identity, "resp_never"):
+            calls: list[Any] = [
+                lambda each=each: other.responses.retrieve(each),
+                lambda each=each: other.responses.delete(each),
+                lambda each=each: other.responses.create(
+                    model="tiny-chat", input="x", previous_response_id=each
+                ),
+            ]
+            for call in calls:
+                with pytest.raises(NotFoundError, match=f"no response '{each}' here") as caught:
+                    call()
+                assert caught.value.code == "response_not_found"
+    assert client.responses.retrieve(identity).id == identity
+
+
+@pytest.fixture(scope="module")
+def anthropic(fleet: tuple[Gateway, Replicas]) -> Iterator[Anthropic]:
+    with Anthropic(base_url=fleet[0].url, api_key=KEYS[TENANT], max_retries=0, timeout=60) as client:
+        yield client
+
+
+SAY: list[Any] = [{"role": "user", "content": [{"type": "text", "text": "Ahoy! [[sim:out=11]]"}]}]
+
+
+def test_messages_whole_and_streamed(fleet: tuple[Gateway, Replicas], anthropic: Anthropic) -> None:
+    """Anthropic's client, its key in x-api-key, gets its events; what is charged is the engine's usage."""
+    metered = Metered(fleet[0])
+    whole = anthropic.messages.create(
+        model="tiny-chat", messages=SAY, max_tokens=50, system="You are a mate."
+    )
+    assert (whole.usage.output_tokens, whole.stop_reason) == (11, "end_turn")
+    with anthropic.messages.stream(model="tiny-chat", messages=SAY, max_tokens=5) as stream:
+        pieces = list(stream.text_stream)
+        last = stream.get_final_message()
+    assert (len(pieces), last.usage.output_tokens, last.stop_reason) == (5, 5, "max_tokens")
+    prompt = whole.usage.input_tokens + last.usage.input_tokens
+    assert metered.grown() == (2, prompt, 16)
+
+
+def test_messages_tokens_are_counted_for_nothing(
+    fleet: tuple[Gateway, Replicas], anthropic: Anthropic
+) -> None:
+    """count_tokens takes no place and is charged nothing."""
+    metered = Metered(fleet[0])
+    assert anthropic.messages.count_tokens(model="tiny-chat", messages=SAY).input_tokens > 0
+    assert metered.grown() == (1, 0, 0)
+
+
+def test_anthropics_client_raises_what_it_has_for_it(
+    fleet: tuple[Gateway, Replicas], anthropic: Anthropic
+) -> None:
+    """A wrong key, an unknown model, a body without messages and an unknown path, each in its own shape."""
+    with pytest.raises(anthropic_errors.NotFoundError) as missing:
+        anthropic.messages.create(model="nope", messages=SAY, max_tokens=5)
+    assert missing.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]
+    with Anthropic(base_url=fleet[0].url, api_key="sk-wrong", max_retries=0) as stranger:
+        with pytest.raises(anthropic_errors.AuthenticationError) as unknown:
+            stranger.messages.create(model="tiny-chat", messages=SAY, max_tokens=5)
+        assert unknown.value.body["error"]["type"] == "authentication_error"  # type: ignore[index]
+    answer = post(fleet[0], "/v1/messages", {"model": "tiny-chat", "max_tokens": 5})
+    assert answer.status_code == 400
+    assert answer.json() == {
+        "type": "error",
+        "error": {"type": "invalid_request_error", "message": "'messages' is missing"},
+    }
+    for body, said in ((b"{", "not valid JSON"), (b"", "the body is empty"), (b"[1]", "does not fit")):
+        answer = post(fleet[0], "/v1/messages", body)
+        assert answer.status_code == 400
+        assert said in answer.json()["error"]["message"]
+    with Anthropic(base_url=f"{fleet[0].url}/v1", api_key=KEYS[TENANT], max_retries=0) as twice:
+        with pytest.raises(anthropic_errors.NotFoundError, match="use the base address"):
+            twice.messages.create(model="tiny-chat", messages=SAY, max_tokens=5)
+    # Envoy's own words for what never reaches the service.
+    answer = post(fleet[0], "/v1/messages", b"x" * (4 * 1024 * 1024 + 1))
+    assert answer.status_code == 413
+    assert answer.json()["error"]["type"] == "request_too_large"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"{", "not valid JSON"),
+        ({"model": "tiny-chat"}, "'input' is missing"),
+        ({"input": "x", "previous_response_id": 7}, "no id of a response"),
+        ({"model": [], "input": "x"}, "the body does not fit"),
+    ],
+)
+def test_malformed_responses_are_400(fleet: tuple[Gateway, Replicas], body: Any, said: str) -> None:
+    """In OpenAI's words."""
+    answer = post(fleet[0], "/v1/responses", body)
+    assert answer.status_code == 400, answer.text
+    assert said in answer.json()["error"]["message"]
+
+
+def test_one_model_is_told_like_all(fleet: tuple[Gateway, Replicas], client: OpenAI) -> None:
+    """/v1/models/{id} is the list's own entry; of another there is none."""
+    assert client.models.retrieve("tiny-chat") == client.models.list().data[0]
+    with pytest.raises(NotFoundError, match="no model 'nope' here"):
+        client.models.retrieve("nope")
+
+
+def test_tokenize_in_vllms_shape(fleet: tuple[Gateway, Replicas]) -> None:
+    """`prompt` and `messages` reach a replica, which here takes TGI's `inputs` alone and says so itself."""
+    for body in ({"prompt": "Ahoy!"}, {"messages": [{"role": "user", "content": "Ahoy!"}]}):
+        answer = post(fleet[0], "/tokenize", {"model": "tiny-chat", **body})
+        assert answer.status_code == 422
+        assert answer.headers["x-sim-port"]

@@ -280,6 +280,17 @@ local function usage_asked(handle, streams)
   return asked
 end
 
+-- What an engine calls an answer that it keeps: the first id in it, where that is a response's. What clients
+-- send and engines repeat stands after it.
+local function kept_as(text)
+  local head = text:sub(1, 1024)
+  if not head:find('"resp_', 1, true) then
+    return nil
+  end
+  local id = head:match('"id"%s*:%s*"([%w_-]+)"')
+  return id and #id <= 256 and id:sub(1, 5) == "resp_" and id or nil
+end
+
 function envoy_on_response(handle)
   -- By the route, for us alone.
   local served = handle:headers():get("@SERVED_HEADER@")
@@ -295,7 +306,7 @@ function envoy_on_response(handle)
   -- The pieces of an answer that is gathered, as the client gets them.
   local left = CACHES and well and gathers(handle)
   local parts = left and {}
-  local begun, rest = false, ""
+  local begun, rest, first = false, "", true
   -- Its events have names, and none with a token has come.
   local waits = false
   local found = { count = 0, counts = {}, failure = nil, done = false }
@@ -326,6 +337,13 @@ function envoy_on_response(handle)
           parts[#parts + 1] = shown
         else
           parts = nil
+        end
+      end
+      if first then
+        first = false
+        local id = well and kept_as(text)
+        if id then
+          note("@RESPONSE_ID_KEY@", id)
         end
       end
       -- Events with names: an event that begins here is enough of it to tell.

@@ -41,6 +41,9 @@ OURSELVES: Final = "steersman"
 #: What a path asks for, in the conventions' words; what is not here is no inference.
 OPERATIONS: Final = {
     RouteKind.CHAT: "chat",
+    RouteKind.RESPONSES: "chat",
+    RouteKind.MESSAGES: "chat",
+    RouteKind.EMBEDDINGS: "embeddings",
     RouteKind.COMPLETION: "text_completion",
     RouteKind.GENERATE: "text_completion",
     RouteKind.GENERATE_STREAM: "text_completion",

@@ -1,0 +1,215 @@
+"""Conversations in other words than a chat's: OpenAI's responses and Anthropic's messages.
+
+Owns the reading of their turns as a chat's messages, so that prefixes, images and sizes are told in one way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from extproc.core.bodies import BodyBounds
+from extproc.core.body_fields import (
+    ABSENT,
+    TEXT,
+    USER_CHARACTERS_MAX,
+    count_of,
+    given,
+    limit_of,
+    peek,
+    wants_json,
+)
+from extproc.core.body_messages import (
+    ChatMessage,
+    ContentPart,
+    MessageTexts,
+    bytes_of,
+    flattened,
+    too_long,
+    unread,
+)
+from extproc.core.errors import Error
+from extproc.core.hints import flag
+from extproc.core.outcome import Reject
+from extproc.core.prompts import as_text
+from extproc.core.request import Request, bounded
+from extproc.core.routes import Route, RouteWork
+
+#: The longest id of a response that is looked for.
+RESPONSE_ID_MAX = 256
+
+
+class _Responses(msgspec.Struct):
+    model: str | None = None
+    input: msgspec.Raw = ABSENT
+    instructions: msgspec.Raw = ABSENT
+    previous_response_id: msgspec.Raw = ABSENT
+    max_output_tokens: msgspec.Raw = ABSENT
+    stream: msgspec.Raw = ABSENT
+    tools: msgspec.Raw = ABSENT
+    text: msgspec.Raw = ABSENT
+    user: msgspec.Raw = ABSENT
+
+
+class _TextOptions(msgspec.Struct):
+    format: msgspec.Raw = ABSENT
+
+
+class _Messages(msgspec.Struct):
+    model: str | None = None
+    messages: msgspec.Raw = ABSENT
+    system: msgspec.Raw = ABSENT
+    max_tokens: msgspec.Raw = ABSENT
+    stream: msgspec.Raw = ABSENT
+    tools: msgspec.Raw = ABSENT
+    metadata: msgspec.Raw = ABSENT
+
+
+class _Metadata(msgspec.Struct):
+    user_id: Any = None
+
+
+class _Part(msgspec.Struct):
+    """A part of a turn: a text, an image, a tool's call or its answer, whatever of it is there."""
+
+    text: Any = None
+    thinking: Any = None
+    image_url: msgspec.Raw = ABSENT
+    source: msgspec.Raw = ABSENT
+    input: msgspec.Raw = ABSENT
+    content: msgspec.Raw = ABSENT
+
+
+class _Turn(msgspec.Struct):
+    role: msgspec.Raw = ABSENT
+    content: str | list[_Part] | None = None
+    arguments: msgspec.Raw = ABSENT
+    output: msgspec.Raw = ABSENT
+
+
+_responses = msgspec.json.Decoder(_Responses)
+_messages = msgspec.json.Decoder(_Messages)
+_turns = msgspec.json.Decoder(list[_Turn])
+_blocks = msgspec.json.Decoder(str | list[_Part])
+_text_options = msgspec.json.Decoder(_TextOptions)
+_metadata = msgspec.json.Decoder(_Metadata)
+_NULL_ROLE = msgspec.Raw(b'"system"')
+
+
+def read_responses(route: Route, body: bytes, bounds: BodyBounds) -> Request | Reject:
+    """`input` is a text or items; `instructions` come before them."""
+    fields = _responses.decode(body)
+    follows: str | None = None
+    if given(fields.previous_response_id):
+        follows = peek(TEXT, fields.previous_response_id)
+        if not follows or len(follows) > RESPONSE_ID_MAX:
+            return Error.UNFIT.reject("'previous_response_id' is no id of a response")
+    if not given(fields.input) and follows is None:
+        return Error.UNFIT.reject("'input' is missing")
+    said = _said(fields.instructions, fields.input, fields.tools, bounds)
+    if isinstance(said, Reject):
+        return said
+    options = peek(_text_options, fields.text)
+    return _request(
+        route,
+        said,
+        model=fields.model,
+        limit=fields.max_output_tokens,
+        stream=fields.stream,
+        tools=fields.tools,
+        user=peek(TEXT, fields.user),
+        json_output=options is not None and wants_json(options.format),
+        follows=follows,
+    )
+
+
+def read_messages(route: Route, body: bytes, bounds: BodyBounds) -> Request | Reject:
+    """Anthropic's; `system` comes before them."""
+    fields = _messages.decode(body)
+    if not given(fields.messages):
+        return Error.UNFIT.reject("'messages' is missing")
+    said = _said(fields.system, fields.messages, fields.tools, bounds)
+    if isinstance(said, Reject):
+        return said
+    about = peek(_metadata, fields.metadata)
+    user = about.user_id if about is not None else None
+    return _request(
+        route,
+        said,
+        model=fields.model,
+        limit=fields.max_tokens,
+        stream=fields.stream,
+        tools=fields.tools,
+        user=user if isinstance(user, str) else None,
+    )
+
+
+def _request(
+    route: Route,
+    said: MessageTexts,
+    *,
+    model: str | None,
+    limit: msgspec.Raw,
+    stream: msgspec.Raw,
+    tools: msgspec.Raw,
+    user: str | None,
+    json_output: bool = False,
+    follows: str | None = None,
+) -> Request:
+    generates = route.work is RouteWork.GENERATES
+    return Request(
+        kind=route.kind,
+        dialect=route.dialect,
+        model=model or None,
+        stream=generates and flag(stream),
+        max_new_tokens=bounded(limit_of(limit)) if generates else 0,
+        prompt_bytes=bytes_of(said.segments) + said.bytes_beside,
+        images=said.images,
+        segments=said.segments,
+        marks=said.marks,
+        messages=said.count,
+        tools=count_of(tools),
+        user=user if user and len(user) <= USER_CHARACTERS_MAX else None,
+        json_output=json_output,
+        follows=follows,
+    )
+
+
+def _said(
+    first: msgspec.Raw, turns: msgspec.Raw, tools: msgspec.Raw, bounds: BodyBounds
+) -> MessageTexts | Reject:
+    """What stands before the turns, and the turns, as a chat's messages."""
+    found: list[ChatMessage] = []
+    blocks = peek(_blocks, first) if given(first) else None
+    if blocks is not None:
+        found.append(_message(_Turn(_NULL_ROLE, blocks)))
+    text = peek(TEXT, turns)
+    if text is not None:
+        found.append(ChatMessage(text))
+        return flattened(found, tools)
+    read = peek(_turns, turns)
+    if read is None:
+        # Of a shape that we do not know: its engine will say so, or knows it.
+        return unread(turns)
+    found += map(_message, read)
+    return too_long(found, bounds) or flattened(found, tools)
+
+
+def _message(turn: _Turn) -> ChatMessage:
+    """One turn as a chat's message: what tools are asked and answer is text to a template."""
+    content = turn.content
+    parts = [ContentPart(content)] if isinstance(content, str) else [_part(each) for each in content or ()]
+    parts += [ContentPart(as_text(bytes(raw))[0]) for raw in (turn.arguments, turn.output) if given(raw)]
+    return ChatMessage(list(parts), turn.role)
+
+
+def _part(part: _Part) -> ContentPart:
+    for text in (part.text, part.thinking):
+        if isinstance(text, str):
+            return ContentPart(text)
+    for image in (part.image_url, part.source):
+        if given(image):
+            return ContentPart(None, image)
+    raw = part.content if given(part.content) else part.input
+    return ContentPart(as_text(bytes(raw))[0] if given(raw) else None)
