@@ -99,7 +99,7 @@ soak: $(STAMP)  ## the long tests: kills, incidents, campaigns, every example of
 	exit $$status
 
 lock:  ## remake requirements/dev.lock from pyproject.toml (needs uv)
-	uv pip compile --universal --generate-hashes -p 3.11 --no-header -q pyproject.toml --extra demo --extra encryption --extra forecast --extra kv-events --extra lab --extra otel --extra redis --extra tokenizers --group dev -o requirements/dev.lock
+	uv pip compile --universal --generate-hashes -p 3.11 --no-header -q pyproject.toml --extra demo --extra encryption --extra forecast --extra kv-events --extra lab --extra otel --extra redis --extra semantic --extra tokenizers --group dev -o requirements/dev.lock
 
 clean:  ## remove what was built
 	rm -rf $(VENV) .weights build dist out extproc/_pb .mypy_cache .mypy.log .coverage* coverage.txt .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -15,6 +16,7 @@ import msgspec
 from extproc.cache.flights import Flights
 from extproc.cache.purging import AnswerOrigin, PurgeOrder
 from extproc.cache.purging import wanted as meant
+from extproc.cache.semantic.questions import SemanticCache
 from extproc.cache.store import Absent, AnswerStore, KeptAnswer, packed
 from extproc.core.cachekeys import (
     CACHED_KINDS,
@@ -23,6 +25,7 @@ from extproc.core.cachekeys import (
     CacheDirective,
     CacheRule,
     Uncanonical,
+    Usage,
     WantedAnswer,
     Wrong,
     canonical,
@@ -31,6 +34,7 @@ from extproc.core.cachekeys import (
     marked,
     unfit,
 )
+from extproc.core.cachekeys.asked import asked_of
 from extproc.core.cachekeys.eligible import MARKS, TGI_KINDS
 from extproc.core.request import Request, UsageAsked
 from extproc.core.tenant import Tenant
@@ -92,6 +96,11 @@ class ResponseCache:
         self.filled: Counter[str] = Counter()
         self.saved: dict[str, CacheSaved] = {}
         self.flights = Flights(clock)
+        #: Answers to questions that ask the same in other words; None without them.
+        self.semantic: SemanticCache | None = None
+        #: Requests for which such a question is looked for, by the wait's name.
+        self._asking: dict[str, WantedAnswer] = {}
+        self._asked = 0
         #: The answer that has just come, while those that wait for it are told.
         self._fresh: KeptAnswer | None = None
         #: Hears of each answer that was awaited what became of it.
@@ -154,15 +163,17 @@ class ResponseCache:
         """An answer is given once more."""
         if wanted.marks:
             body = marked(body, stream=kept.stream)
-        self._save(tenant, kept)
+        kept.hits += 1
+        self._save(tenant, kept.usage, kept.gpu_ms)
         age_s = max(0, self._clock() - kept.made_ns) // 1_000_000_000
         return CachedAnswer(
             body=body, stream=kept.stream, age_s=age_s, usage=kept.usage, charge=wanted.charge
         )
 
     def flying(self, wanted: WantedAnswer) -> bool:
-        """Whether an equal request is on its way whose answer this one may wait for."""
-        return wanted.joins and wanted.question in self.flights
+        """Whether there is something to wait for: an equal request on its way, or one in other words."""
+        asks = self.semantic is not None and wanted.asked is not None
+        return asks or (wanted.joins and wanted.question in self.flights)
 
     def join(self, wanted: WantedAnswer, tenant: str, *, until_ns: int, size: int, tell: Told) -> str:
         """Wait for the answer of an equal request; the wait's name, "" where there is none to wait for.
@@ -170,7 +181,38 @@ class ResponseCache:
         `tell` hears of the answer, or None where it is to go on by itself: the first has failed and this one
         is next, or `until_ns` has come. `size` is what waits of its body.
         """
-        if not self.flying(wanted):
+        name = self._fly(wanted, tenant, until_ns=until_ns, size=size, tell=tell)
+        return name or self._ask(wanted, tenant, tell)
+
+    def _ask(self, wanted: WantedAnswer, tenant: str, tell: Told) -> str:
+        """Look for a question that asks the same in other words; the wait's name, "" where there is none."""
+        if self.semantic is None or wanted.asked is None:
+            return ""
+        self._asked += 1
+        name = f"asked-{self._asked}"
+
+        def heard(found: CachedAnswer | None) -> None:
+            if self._asking.pop(name, None) is None:
+                return
+            if found is None:
+                self.flights.late(wanted.question, name)
+            else:
+                self._count(tenant, "semantic")
+                self._save(tenant, found.usage, found.gpu_ms)
+                self.flights.ends(wanted.question, name, answered=False)
+            tell(found)
+
+        if not self.semantic.ask(wanted, tenant, heard):
+            return ""
+        self._asking[name] = wanted
+        if wanted.joins:
+            # Equal ones that come meanwhile wait for this one.
+            self.flights.begins(wanted.question, name)
+        return name
+
+    def _fly(self, wanted: WantedAnswer, tenant: str, *, until_ns: int, size: int, tell: Told) -> str:
+        """Wait for the answer of an equal request that is on its way."""
+        if not (wanted.joins and wanted.question in self.flights):
             return ""
 
         def heard(answered: bool) -> None:
@@ -191,7 +233,11 @@ class ResponseCache:
 
     def leave(self, name: str) -> None:
         """One that waits has left."""
-        self.flights.leave(name)
+        asking = self._asking.pop(name, None)
+        if asking is None:
+            self.flights.leave(name)
+        else:
+            self.flights.ends(asking.question, name, answered=False)
 
     def wanted(
         self, request: Request, body: bytes, rule: CacheRule, *, model: str, pool: str
@@ -210,18 +256,20 @@ class ResponseCache:
             return why.value
         parameters = value.get("parameters")
         details = tgi and isinstance(parameters, dict) and bool(parameters.get("details"))
+        key = partial(
+            digest,
+            scope=rule.scope,
+            model=model,
+            pool=pool,
+            revision=rule.revision,
+            served=rule.served,
+            kind=request.kind,
+            stream=request.stream,
+        )
         return WantedAnswer(
             scope=rule.scope,
-            key=digest(
-                scope=rule.scope,
-                model=model,
-                pool=pool,
-                revision=rule.revision,
-                served=rule.served,
-                kind=request.kind,
-                stream=request.stream,
-                body=text,
-            ),
+            key=key(body=text),
+            asked=asked_of(request.kind, value, key(body=b"question"), rule.semantic),
             model=model,
             pool=pool,
             kind=request.kind,
@@ -285,6 +333,8 @@ class ResponseCache:
             gpu_ms=awaited.gpu_ms,
         )
         self._fresh = answer
+        if self.semantic is not None and wanted.asked is not None:
+            self.semantic.filled(wanted, answer, body)
         return self.store.put(
             wanted.scope,
             wanted.key,
@@ -319,6 +369,8 @@ class ResponseCache:
         """Let time pass: what is too old goes, and what is not awaited any more."""
         self.store.expire(now_ns=now_ns, most=256)
         self.flights.step(now_ns=now_ns)
+        if self.semantic is not None:
+            self.semantic.step(now_ns=now_ns)
         while self._ended:
             reservation_id, late_ns = next(iter(self._ended.items()))
             if late_ns > now_ns:
@@ -348,6 +400,8 @@ class ResponseCache:
         ]
         for reservation_id in coming:
             self.gone(reservation_id)
+        if self.semantic is not None:
+            self.semantic.purge(orders)
 
     @property
     def awaited(self) -> int:
@@ -362,13 +416,12 @@ class ResponseCache:
             self.saved.setdefault(key[0], CacheSaved())
         self.looked[key] += 1
 
-    def _save(self, tenant: str, kept: KeptAnswer) -> None:
-        kept.hits += 1
+    def _save(self, tenant: str, usage: Usage, gpu_ms: float) -> None:
         saved = self.saved.get(tenant) or self.saved.setdefault(OTHER, CacheSaved())
         saved.hits += 1
-        saved.input_tokens += kept.usage.input_tokens
-        saved.output_tokens += kept.usage.output_tokens
-        saved.gpu_ms += kept.gpu_ms
+        saved.input_tokens += usage.input_tokens
+        saved.output_tokens += usage.output_tokens
+        saved.gpu_ms += gpu_ms
 
 
 #: What the client of an OpenAI stream asked to be told of its usage.

@@ -47,6 +47,7 @@ from extproc.service.scale_view import ScaleView
 from extproc.service.scalers import ScalersPart
 from extproc.service.scaling import ScalingPart
 from extproc.service.schedule import Schedule
+from extproc.service.semantic import SemanticPart
 from extproc.service.spill import SpillPart
 from extproc.service.status import Status
 from extproc.service.tokens import EngineWay, TokensPart
@@ -113,7 +114,9 @@ class App:
         self.measuring.firing = self.alerting.firing
         self.caching = CachePart(config, self.processor, tenants=tenants, clock=clock)
         cache_orders = CacheOrders(self.caching, self.processor, tenants=tenants, clock=clock)
-        self.measuring.caching = self.caching.seen
+        self.semantic = SemanticPart(config, self.caching, clock=clock)
+        self.caching.semantic = self.semantic.status
+        self.measuring.caching = lambda: self.caching.seen()._replace(semantic=self.semantic.seen())
         self.counting = TokensPart(config, scheduler.fleet, way=self._way)
         self.measuring.tokens = self.counting.seen
         self.scaling = ScalingPart(config, scheduler, clock=clock, failed=failed)
@@ -208,6 +211,7 @@ class App:
                 self.launching,
                 self.advising,
                 self.caching,
+                self.semantic,
                 self.counting,
                 self.administering,
                 TracingPart(config, scheduler.peers, self.processor, clock=clock),

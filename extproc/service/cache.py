@@ -14,10 +14,10 @@ from extproc.cache.exact import ResponseCache
 from extproc.cache.memory import MemoryAnswers
 from extproc.cache.purging import AnswerOrigin, PurgeOrder
 from extproc.cache.sealed import AnswerSeal
-from extproc.config.cache import CacheConfig, PoolCache, TenantCache
+from extproc.config.cache import CacheConfig, PoolCache, TenantCache, TenantSemantic
 from extproc.config.model import Config
 from extproc.config.secret import answer_keys
-from extproc.core.cachekeys import CacheCharge, CacheRule
+from extproc.core.cachekeys import CacheCharge, CacheRule, SemanticRule
 from extproc.core.decide import RoutingRequest
 from extproc.core.events import Observer, Settled
 from extproc.core.outcome import Reservation
@@ -60,6 +60,8 @@ class CachePart(Part, Observer):
         #: What the replicas say that they run.
         self.revisions = EngineRevisions()
         self._looked_ns = clock() - LOOK_EVERY_NS
+        #: The figures of the semantic cache, where there is one.
+        self.semantic: Callable[[], Mapping[str, Any]] = dict
         self.apply(config)
 
     @property
@@ -203,6 +205,7 @@ class CachePart(Part, Observer):
             bytes_max=own.bytes_max,
             revision=revision,
             served=f"{self._engines.get(pool, '')} {said}",
+            semantic=_semantic(section, own.semantic),
         )
 
     def settled(self, event: Settled, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
@@ -269,6 +272,7 @@ class CachePart(Part, Observer):
             "split": {pool: list(several) for pool, several in self.revisions.split.items()},
             "requests": requests,
             "fills": dict(cache.filled),
+            "semantic": self.semantic(),
             "saved": {tenant: msgspec.to_builtins(saved) for tenant, saved in cache.saved.items()},
         }
 
@@ -293,6 +297,13 @@ class CachePart(Part, Observer):
             away=figures.away,
             on=True,
         )
+
+
+def _semantic(section: CacheConfig, own: TenantSemantic | None) -> SemanticRule | None:
+    """How a tenant's questions are compared; None where they are not."""
+    if own is None:
+        return None
+    return SemanticRule(**own.model_dump(), chars_max=section.semantic.question_chars_max)
 
 
 def _scope_of(tenant: str, own: TenantCache) -> str:

@@ -49,7 +49,7 @@ class AnswerCache(Protocol):
         """It goes to an engine; what Envoy is told of its answer."""
 
     def flying(self, wanted: WantedAnswer) -> bool:
-        """Whether an equal request is on its way whose answer this one may wait for."""
+        """Whether there is something to wait for: an equal request on its way, or one in other words."""
 
     def join(
         self,
@@ -88,10 +88,12 @@ def looked_up(
 def answer_of(hit: CacheHit) -> LocalAnswer:
     """A hit as its client gets it: the body as it was, and how old it is."""
     answer = hit.answer
+    how = "hit" if answer.likely is None else "semantic"
+    sure = "" if answer.likely is None else f"; p={answer.likely:.4f}"
     return LocalAnswer(
         status=200,
         body=answer.body,
         content_type=EVENTS if answer.stream else JSON,
-        headers=(*hit.headers, (CACHE_HEADER, f"hit; age={answer.age_s}")),
+        headers=(*hit.headers, (CACHE_HEADER, f"{how}; age={answer.age_s}{sure}")),
         by="cached",
     )

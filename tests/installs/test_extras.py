@@ -28,6 +28,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 PACKAGES = {"extproc": ROOT / "extproc", "steersman_agent": ROOT / "agents" / "steersman_agent"}
 #: Modules that may need an extra at their import → the extra. Whoever imports one of them does it late.
 BEHIND = {
+    # numpy is of both; whoever serves is told of the extra `semantic` before any of these is imported.
+    "extproc.cache.semantic.index": "lab",
+    "extproc.cache.semantic.learned": "lab",
+    "extproc.cache.semantic.model": "lab",
     "extproc.demo.clients": "demo",
     "extproc.demo.run": "demo",
     "extproc.demo.traffic": "demo",

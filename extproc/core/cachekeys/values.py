@@ -40,6 +40,34 @@ class CacheCharge(Enum):
     TOKENS = "tokens"  # as if an engine had made the answer, less its time
 
 
+class SemanticRule(msgspec.Struct, frozen=True, kw_only=True):
+    """How a tenant is given answers to questions that ask the same in other words.
+
+    `wrong_max`: the share of given answers that may be another question's; `confidence` how sure that must
+    be. `check_share`: of answers that could be given so many are asked for and compared. `history`: messages
+    before the question. `similarity_min` of two questions, `answers_alike` of two answers: cosines.
+    """
+
+    wrong_max: float = 0.005
+    confidence: float = 0.95
+    check_share: float = 0.05
+    history: int = 0
+    similarity_min: float = 0.75
+    answers_alike: float = 0.9
+    chars_max: int = 1_000
+
+
+class SemanticAsk(msgspec.Struct, kw_only=True):
+    """A question of a tenant with the semantic cache; and the entry that its answer is checked against."""
+
+    text: str
+    frame: bytes
+    rule: SemanticRule
+    entry: int = 0
+    similarity: float = 0.0
+    would: bool = False
+
+
 class CacheRule(msgspec.Struct, frozen=True, kw_only=True):
     """How one tenant's requests to one pool are cached.
 
@@ -60,6 +88,8 @@ class CacheRule(msgspec.Struct, frozen=True, kw_only=True):
     marks: bool = False
     #: Whether an equal request that comes while the first is answered waits for that answer.
     joins: bool = True
+    #: None where only equal requests get its answers.
+    semantic: SemanticRule | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -89,6 +119,8 @@ class WantedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     marks: bool = False
     #: It may wait for the answer of an equal one.
     joins: bool = False
+    #: What it asks in words, where questions that ask the same may have its answer.
+    asked: SemanticAsk | None = None
 
     @property
     def question(self) -> tuple[str, bytes]:
@@ -111,6 +143,10 @@ class CachedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     age_s: int
     usage: Usage
     charge: CacheCharge
+    #: How likely it is the answer, where it was another question's; None where the request was equal.
+    likely: float | None = None
+    #: What it took of a replica's time when it was made.
+    gpu_ms: float = 0.0
 
 
 def digest(

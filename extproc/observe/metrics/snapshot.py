@@ -70,6 +70,20 @@ class ScalingSeen(NamedTuple):
     silence_s: float | None = None
 
 
+class SemanticSeen(NamedTuple):
+    """Everything of the semantic cache."""
+
+    #: By tenant and outcome; by kind of guard; by what came of a check.
+    requests: Mapping[tuple[str, str], int] = MappingProxyType({})
+    refused: Mapping[str, int] = MappingProxyType({})
+    checks: Mapping[str, int] = MappingProxyType({})
+    questions: int = 0
+    #: Tenants and groups for which it is off by its own figures; whether its process is there.
+    off: int = 0
+    up: bool = False
+    on: bool = False
+
+
 class CacheSeen(NamedTuple):
     """Everything of the response cache; tenants by their own names, a few hundred of them."""
 
@@ -87,6 +101,7 @@ class CacheSeen(NamedTuple):
     away: bool = False
     #: Whether there is one at all.
     on: bool = False
+    semantic: SemanticSeen = SemanticSeen()
 
 
 class TokensSeen(NamedTuple):
@@ -191,7 +206,12 @@ def _labelled(cache: CacheSeen, counting: Counting) -> CacheSeen:
         label = counting.tenants.of(tenant)
         before = saved.get(label, (0.0, 0.0, 0.0))
         saved[label] = (before[0] + more[0], before[1] + more[1], before[2] + more[2])
-    return cache._replace(requests=requests, saved=saved)
+    questions: Counter[tuple[str, str]] = Counter()
+    for (tenant, outcome), count in cache.semantic.requests.items():
+        questions[counting.tenants.of(tenant), outcome] += count
+    return cache._replace(
+        requests=requests, saved=saved, semantic=cache.semantic._replace(requests=questions)
+    )
 
 
 def _counted(counting: Counting, scheduler: Scheduler, firing: Mapping[str, bool]) -> MetricsSnapshot:

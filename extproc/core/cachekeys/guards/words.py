@@ -270,8 +270,7 @@ MONTHS: Final = words_of(
 )
 _TO_TWENTY: Final = """
 zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
-seventeen
-eighteen nineteen twenty
+seventeen eighteen nineteen twenty
 """
 _TENS: Final = "thirty forty fifty sixty seventy eighty ninety"
 CARDINALS: Final[Mapping[str, str]] = {

@@ -1,0 +1,179 @@
+"""The running service's semantic cache: its process, its settings by the configuration, its figures.
+
+Owns when there is one: where the section `cache` is there and a tenant has `cache.semantic`. Who is answered
+from it is the response cache's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from extproc import extras
+from extproc.cache.purging import PurgeOrder
+from extproc.cache.semantic.questions import SemanticCache
+from extproc.cache.semantic.worker import EmbeddingWorker
+from extproc.config.load import ConfigError, Problem
+from extproc.config.model import Config
+from extproc.observe.metrics.snapshot import SemanticSeen
+from extproc.service.cache import CachePart
+from extproc.service.parts import Part
+
+log = logging.getLogger(__name__)
+
+#: Scopes shown in the status, those with most questions.
+SCOPES_SHOWN_MAX = 100
+
+
+class SemanticPart(Part):
+    """The semantic cache of one service; no process is started before a tenant has it."""
+
+    name = "semantic"
+
+    def __init__(
+        self, config: Config, caching: CachePart, *, clock: Callable[[], int], chance: Random | None = None
+    ) -> None:
+        self._caching, self._clock, self._config = caching, clock, config
+        self._chance = chance or Random()
+        self.worker: EmbeddingWorker | None = None
+        self.questions: SemanticCache | None = None
+        self._old: list[EmbeddingWorker] = []
+        if wanted(config):
+            unmet(config)
+        self.apply(config)
+
+    async def start(self) -> None:
+        """Begin the process: it takes a second or two to load its model."""
+        if self.worker is not None:
+            self.worker.step()
+
+    async def stop(self) -> None:
+        """End it."""
+        for each in (*self._old, *([self.worker] if self.worker is not None else [])):
+            await each.stop()
+        self._old.clear()
+
+    def step(self, *, now_ns: int) -> None:  # noqa: ARG002 (a part's)
+        """Have the process there. Questions are stepped with the cache that they belong to."""
+        for each in self._old:
+            each.retire()
+        self._old.clear()
+        if self.worker is not None:
+            self.worker.step()
+
+    def apply(self, config: Config) -> None:
+        """A new configuration holds: another model is another process; nobody wants it, and it ends."""
+        before, self._config = self._config, config
+        cache = self._caching.cache
+        section = config.cache.semantic if config.cache is not None else None
+        if cache is None or section is None or not wanted(config):
+            self._end()
+        elif self.worker is None or (
+            before.cache is not None
+            and (before.cache.semantic.model, before.cache.semantic.tokenizer)
+            != (section.model, section.tokenizer)
+        ):
+            self._end()
+            self.worker = EmbeddingWorker(model=section.model, tokenizer=section.tokenizer)
+            self.questions = SemanticCache(
+                self.worker,
+                budget_s=section.embed_budget_ms / 1e3,
+                entries_max=section.entries_max,
+                bytes_max=section.bytes_max,
+                keep_ns=int(section.keep_s * 1e9),
+                chance=self._chance,
+                clock=self._clock,
+            )
+            self.questions.turned = _said
+            self.worker.begun = self.questions.begun
+        if self.questions is not None and section is not None:
+            self.questions.budget_s = section.embed_budget_ms / 1e3
+            self.questions.keep_ns = int(section.keep_s * 1e9)
+            self.questions.entries_max, self.questions.bytes_max = section.entries_max, section.bytes_max
+            self._forget(before)
+        if cache is not None:
+            cache.semantic = self.questions
+
+    def _forget(self, before: Config) -> None:
+        """Who does not want it any more leaves nothing behind."""
+        assert self.questions is not None
+        had, has = wanted(before), wanted(self._config)
+        left = had - has
+        if left:
+            self.questions.purge([PurgeOrder(tenant=name) for name in sorted(left)])
+
+    def _end(self) -> None:
+        if self.worker is not None:
+            self._old.append(self.worker)
+        self.worker = self.questions = None
+
+    def status(self) -> dict[str, Any]:
+        """For `steersman status` and `steersman cache stats`; empty where there is none."""
+        questions, worker = self.questions, self.worker
+        if questions is None or worker is None:
+            return {}
+        requests: dict[str, dict[str, int]] = {}
+        for (tenant, outcome), count in sorted(questions.looked.items()):
+            requests.setdefault(tenant, {})[outcome] = count
+        scopes = sorted(questions.figures().items(), key=lambda item: -item[1]["questions"])
+        return {
+            "up": worker.up,
+            "questions": sum(len(scope.entries) for scope in questions.scopes.values()),
+            "bytes": questions.size,
+            "bytes_max": questions.bytes_max,
+            "evicted": questions.evicted,
+            "process": dict(worker.counts),
+            "requests": requests,
+            "refused": dict(questions.refused),
+            "checks": dict(questions.checks),
+            "scopes": dict(scopes[:SCOPES_SHOWN_MAX]),
+        }
+
+    def seen(self) -> SemanticSeen:
+        """For the metrics."""
+        questions, worker = self.questions, self.worker
+        if questions is None or worker is None:
+            return SemanticSeen()
+        return SemanticSeen(
+            requests=dict(questions.looked),
+            refused=dict(questions.refused),
+            checks=dict(questions.checks),
+            questions=sum(len(scope.entries) for scope in questions.scopes.values()),
+            off=sum(scope.off for scope in questions.scopes.values()),
+            up=worker.up,
+            on=True,
+        )
+
+
+def wanted(config: Config) -> set[str]:
+    """The tenants that have it."""
+    if config.cache is None:
+        return set()
+    return {
+        tenant.name
+        for tenant in config.tenants
+        if tenant.cache is not None and tenant.cache.semantic is not None
+    }
+
+
+def unmet(config: Config) -> None:
+    """Raise ConfigError where the extra is not installed."""
+    name = min(wanted(config))
+    if extras.missing("semantic"):
+        line = extras.needed("semantic", by="it")
+        raise ConfigError([Problem("", None, f"tenants[{name}].cache.semantic", line)])
+
+
+def _said(scope: str, off: bool, checks: int, wrong: int) -> None:
+    """A scope's error has passed its bound, or is within it again."""
+    if off:
+        log.warning(
+            "semantic cache: off for %s: of %d answers that would have been given %d were wrong",
+            scope,
+            checks,
+            wrong,
+        )
+    else:
+        log.info("semantic cache: on again for %s (%d wrong of %d)", scope, wrong, checks)
