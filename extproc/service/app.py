@@ -126,6 +126,7 @@ class App:
             self.scaling,
             clock=clock,
             file=lambda: self.experimenting.file,
+            asking=self.requests.upstreams.ask,
         )
         self.advising = AdvicePart(config, scheduler, clock=clock)
         self.measuring.bound = self.alerting.values.bound = self.advising.bound
@@ -195,7 +196,8 @@ class App:
                 self.adjusting,
                 self.experimenting,
                 self.tuned,
-                ProbesPart(config, scheduler.fleet, clock=clock),
+                self.requests.upstreams,
+                ProbesPart(config, scheduler.fleet, clock=clock, asking=self.requests.upstreams.ask),
                 self.measuring,
                 self.picking,
                 self.analysing,
