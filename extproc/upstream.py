@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 #: The system's authorities where Envoy's images, Debian and Alpine have them.
 SYSTEM_CA = "/etc/ssl/certs/ca-certificates.crt"
@@ -62,6 +63,16 @@ class ReplicaAccess:
         if self.context is None or self.certified:
             return ""
         return "TLS: closed after the handshake; it may want a client certificate (upstream.tls.cert)"
+
+    def asking(self, name: str = "") -> dict[str, Any]:
+        """What aiohttp's client is given beside the URL; `name` is the replica's own."""
+        name = self.server_name or name
+        how: dict[str, Any] = {"headers": {**self.headers, **({"host": name} if name else {})}}
+        if self.context is not None:
+            how["ssl"] = self.context
+            if name:
+                how["server_hostname"] = name
+        return how
 
     @property
     def scheme(self) -> str:

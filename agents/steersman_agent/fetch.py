@@ -46,12 +46,7 @@ class Fetcher:
         access: ReplicaAccess = PLAIN,
     ) -> Reply:
         """GET a URL, or POST a JSON body to it; never raises for what a replica does. `access` is how."""
-        how: dict[str, Any] = {"headers": dict(access.headers)}
-        if access.context is not None:
-            how["ssl"] = access.context
-        if access.server_name:
-            how["server_hostname"] = access.server_name
-            how["headers"]["host"] = access.server_name
+        how = access.asking()
         began_s = time.monotonic()
         try:
             async with asyncio.timeout(timeout_s):

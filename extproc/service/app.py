@@ -114,7 +114,7 @@ class App:
         self.caching = CachePart(config, self.processor, tenants=tenants, clock=clock)
         cache_orders = CacheOrders(self.caching, self.processor, tenants=tenants, clock=clock)
         self.measuring.caching = self.caching.seen
-        self.counting = TokensPart(config, scheduler.fleet, keys=lambda: self.processor.engine_keys)
+        self.counting = TokensPart(config, scheduler.fleet, way=self.requests.upstreams.way)
         self.measuring.tokens = self.counting.seen
         self.scaling = ScalingPart(config, scheduler, clock=clock, failed=failed)
         self.scalers = ScalersPart(config, scheduler, self.scaling, clock=clock)

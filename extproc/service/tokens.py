@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +28,7 @@ from extproc.service.parts import Part
 from extproc.tokens.asked import ANSWER_BYTES_MAX, TOKENIZE_PATH, answered, question
 from extproc.tokens.counter import PoolCounter
 from extproc.tokens.tokenizer import PROBES, FileTokenizer, TokenizerError, bias_of, load
+from extproc.upstream import PLAIN, ReplicaAccess, tls_trouble
 
 if TYPE_CHECKING:
     import aiohttp
@@ -60,12 +61,19 @@ class _Source:
 
 
 class TokensPart(Part, Observer):
-    """Counts for every pool that has a tokenizer. `keys` are the engines' own, by pool."""
+    """Counts for every pool that has a tokenizer. `way` is how an address is asked, and by which
+    name."""
 
     name = "tokens"
 
-    def __init__(self, config: Config, fleet: Fleet, *, keys: Callable[[], Mapping[str, str]]) -> None:
-        self._fleet, self._keys = fleet, keys
+    def __init__(
+        self,
+        config: Config,
+        fleet: Fleet,
+        *,
+        way: Callable[[str], tuple[ReplicaAccess, str]] = lambda _: (PLAIN, ""),
+    ) -> None:
+        self._fleet, self._way = fleet, way
         self._sources: dict[str, _Source] = {}
         self._awaited: OrderedDict[str, PromptCount] = OrderedDict()
         self._wake = asyncio.Event()
@@ -275,18 +283,17 @@ class TokensPart(Part, Observer):
         if self._session is None:
             timeout = aiohttp.ClientTimeout(total=ASK_TIMEOUT_S)
             self._session = aiohttp.ClientSession(timeout=timeout, trust_env=False)
-        headers = {"content-type": "application/json"}
-        if key := self._keys().get(name):
-            headers["authorization"] = f"Bearer {key}"
+        access, host = self._way(address)
+        how = access.asking(host)
+        how["headers"]["content-type"] = "application/json"
+        url = f"{access.scheme}://{address}{access.path_prefix}{TOKENIZE_PATH}"
         source.asked += 1
         body = question(text, traits_of(pool.engine), pool.models[0])
         try:
-            async with self._session.post(
-                f"http://{address}{TOKENIZE_PATH}", data=body, headers=headers, allow_redirects=False
-            ) as answer:
+            async with self._session.post(url, data=body, allow_redirects=False, **how) as answer:
                 return answered(answer.status, await answer.content.read(ANSWER_BYTES_MAX))
         except aiohttp.ClientError as error:
-            raise ValueError(f"{address}: {error}") from error
+            raise ValueError(f"{address}: {tls_trouble(error) or error}") from error
 
     def _unusable(self, name: str, source: _Source, problem: str) -> None:
         source.counter.end(problem)

@@ -123,6 +123,10 @@ class Upstreams(Part):
         """How a replica is asked."""
         return self._accesses.get(self._pool_of(address) or "", PLAIN)
 
+    def way(self, address: str) -> tuple[ReplicaAccess, str]:
+        """The same, and the name by which it is asked for."""
+        return self.access(address), self._asked_for(address)
+
     async def ask(self, address: str, path: str, timeout_s: float) -> int | None:
         """As `ask`, in the way of the address's pool."""
         access = self.access(address)
