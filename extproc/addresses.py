@@ -7,6 +7,7 @@ it too.
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 PORT_MAX = 65_535
@@ -58,3 +59,13 @@ def spelled(host: str, port: int) -> str:
 def canonical(address: str) -> str:
     """The same of an `ip:port`. Raises ValueError for anything else."""
     return spelled(*split(address))
+
+
+def is_host_name(value: str) -> bool:
+    """Whether it is a name that DNS may hold, in small letters, and no address."""
+    labels = value.split(".")
+    return (
+        len(value) <= 253
+        and all(re.fullmatch(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", label) for label in labels)
+        and not labels[-1].isdigit()
+    )

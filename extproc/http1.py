@@ -15,6 +15,10 @@ LINE_BYTES_MAX = 4_096
 _PIECE_BYTES = 16 * 1024
 
 
+class NoHttpError(ConnectionError):
+    """What came is no answer of HTTP/1."""
+
+
 async def ask(
     method: str,
     host: str,
@@ -24,12 +28,18 @@ async def ask(
     headers: Mapping[str, str],
     body: bytes = b"",
     tls: SSLContext | None = None,
+    server_name: str = "",
     answer_bytes_max: int = 0,
 ) -> tuple[int, bytes]:
-    """The status, and so much of what follows the first line. Raises OSError where no HTTP answers."""
+    """The status, and so much of what follows the first line. Raises OSError where no HTTP answers.
+
+    `server_name` is what the certificate must have, with `tls`; the host when empty.
+    """
     sent = {**headers, "connection": "close"}
     lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in sent.items())]
-    reader, writer = await asyncio.open_connection(host, port, ssl=tls, limit=LINE_BYTES_MAX)
+    reader, writer = await asyncio.open_connection(
+        host, port, ssl=tls, server_hostname=(server_name or host) if tls else None, limit=LINE_BYTES_MAX
+    )
     try:
         writer.write("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body)
         await writer.drain()
@@ -38,10 +48,10 @@ async def ask(
         while len(rest) < answer_bytes_max and (piece := await reader.read(_PIECE_BYTES)):
             rest += piece
     except ValueError as error:
-        raise ConnectionError("the answer is no HTTP") from error
+        raise NoHttpError("the answer is no HTTP") from error
     finally:
         writer.transport.abort()
     version, _, status = first.partition(b" ")
     if not version.startswith(b"HTTP/1.") or not status[:3].isdigit():
-        raise ConnectionError("the answer is no HTTP" if first else "closed without an answer")
+        raise NoHttpError("the answer is no HTTP" if first else "closed without an answer")
     return int(status[:3]), rest

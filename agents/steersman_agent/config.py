@@ -12,13 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from extproc import addresses
 from extproc.meant import one_of
 from extproc.wording import dotted, wording
 from extproc.yamltext import YamlMistakeError, read
 from steersman_agent import engines
+from steersman_agent.section import AgentSection
+from steersman_agent.upstream import ReplicaUpstream
 
 #: A configuration file above this is refused unread.
 CONFIG_BYTES_MAX = 1024 * 1024
@@ -87,20 +89,10 @@ def _nvml(value: str) -> str:
     raise ValueError(f"{value!r} is not one of 'auto', 'off' or 'fake:PATH'")
 
 
-class AgentSection(BaseModel):
-    """A section of the file: unknown keys are mistakes, values do not change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
 Name = Annotated[str, Field(min_length=1, max_length=253), AfterValidator(_name)]
 Place = Annotated[str, Field(max_length=63)]
 IpPort = Annotated[str, AfterValidator(_ip_port)]
 EngineName = Annotated[str, AfterValidator(_engine)]
-
-
-#: What is read of an engine's key.
-ENGINE_KEY_BYTES_MAX = 4096
 
 
 class TlsSettings(AgentSection):
@@ -138,9 +130,8 @@ class ReplicaSettings(AgentSection):
     url: Annotated[str | None, AfterValidator(_url)] = None
     pool: Name
     engine: EngineName
-    #: The engine's own key (vLLM's --api-key): a file or an environment variable that holds it.
-    engine_key_file: Path | None = Field(default=None, strict=False)
-    engine_key_env: str | None = Field(default=None, min_length=1)
+    #: TLS, a path before its own, headers, the engine's own key: as the pool's `upstream`.
+    upstream: ReplicaUpstream = ReplicaUpstream()
     #: The ids that the engine must answer for, as the engine names them; empty: any.
     models: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(
         default=(), max_length=64, strict=False
@@ -156,20 +147,11 @@ class ReplicaSettings(AgentSection):
     #: Silence that counts as one timeout (two make it hung); the engine's own default when left out.
     timeout_ms: int | None = Field(default=None, ge=50, le=60_000)
 
-    def engine_key(self) -> str:
-        """The engine's own key; empty where it asks for none, or it cannot be read just now."""
-        if self.engine_key_file is not None:
-            try:
-                with self.engine_key_file.open("rb") as file:
-                    return file.read(ENGINE_KEY_BYTES_MAX).decode("latin-1").strip()
-            except OSError:
-                return ""
-        return os.environ.get(self.engine_key_env or "", "").strip()
-
     @property
     def base_url(self) -> str:
         """Where the agent reaches it."""
-        return self.url or f"http://{self.address}"
+        scheme = "http" if self.upstream.tls is None else "https"
+        return (self.url or f"{scheme}://{self.address}") + self.upstream.path_prefix
 
     @property
     def port(self) -> int:
@@ -288,22 +270,19 @@ def _cross_checks(config: AgentConfig, *, needs_services: bool) -> Iterator[tupl
                 f"replicas[{place}].address",
                 f"{replica.address} is replicas[{first}] already; give each replica its own",
             )
-        yield from _key_checks(f"replicas[{place}]", replica)
+        for setting, message in replica.upstream.mistakes():
+            yield f"replicas[{place}].upstream.{setting}", message
+        if replica.url is not None and replica.url.startswith("http://") and replica.upstream.tls is not None:
+            yield (
+                f"replicas[{place}].url",
+                "is in the clear, beside upstream.tls; write https://, or leave tls out",
+            )
         for at, gpu in enumerate(replica.gpus):
             if (isinstance(gpu, int) and gpu < 0) or gpu == "":
                 yield f"replicas[{place}].gpus[{at}]", f"{gpu!r} is no GPU; write its index or its UUID"
     for place, address in enumerate(config.drain):
         if address not in seen:
             yield f"drain[{place}]", f"{address} is none of the replicas; write a replica's address"
-
-
-def _key_checks(where: str, replica: ReplicaSettings) -> Iterator[tuple[str, str]]:
-    if replica.engine_key_file is not None and replica.engine_key_env is not None:
-        yield f"{where}.engine_key_env", "goes with no engine_key_file; keep one of them"
-    if replica.engine_key_file is not None and not replica.engine_key_file.is_file():
-        yield f"{where}.engine_key_file", f"{replica.engine_key_file} is no file; put the engine's key there"
-    if replica.engine_key_env is not None and not os.environ.get(replica.engine_key_env):
-        yield f"{where}.engine_key_env", f"the environment has no {replica.engine_key_env}; set it to the key"
 
 
 def _tls_checks(tls: TlsSettings | None) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import aiohttp
 
+from extproc.upstream import PLAIN, ReplicaAccess, tls_trouble
 from steersman_agent.reply import Failure, PageReply, Reply
 from steersman_agent.state import Symptom
 
@@ -37,24 +38,34 @@ class Fetcher:
         await self._session.close()
 
     async def ask(
-        self, url: str, *, timeout_s: float, body: Mapping[str, Any] | None = None, key: str = ""
+        self,
+        url: str,
+        *,
+        timeout_s: float,
+        body: Mapping[str, Any] | None = None,
+        access: ReplicaAccess = PLAIN,
     ) -> Reply:
-        """GET a URL, or POST a JSON body to it; never raises for what a replica does. `key` is its own."""
-        headers = {"authorization": f"Bearer {key}"} if key else None
+        """GET a URL, or POST a JSON body to it; never raises for what a replica does. `access` is how."""
+        how = access.asking()
         began_s = time.monotonic()
         try:
             async with asyncio.timeout(timeout_s):
                 if body is None:
-                    request = self._session.get(url, headers=headers)
+                    request = self._session.get(url, **how)
                 else:
-                    request = self._session.post(url, json=body, headers=headers)
+                    request = self._session.post(url, json=body, **how)
                 async with request as response:
                     page = await _read_bounded(response.content)
         except TimeoutError:
             return Failure(Symptom.TIMED_OUT, f"no answer within {timeout_s * 1000:.0f} ms")
+        except (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError) as error:
+            return Failure(Symptom.UNWELL, tls_trouble(error) or f"TLS: {error}")
         except aiohttp.ClientConnectorError as error:
             return Failure(Symptom.REFUSED, f"cannot connect: {error.os_error.strerror or error.os_error}")
         except (aiohttp.ClientError, OSError, ValueError) as error:
+            disconnected = isinstance(error, aiohttp.ServerDisconnectedError)
+            if why := tls_trouble(error) or (access.closed() if disconnected else ""):
+                return Failure(Symptom.UNWELL, why)
             return Failure(Symptom.UNWELL, f"broken answer: {error or type(error).__name__}")
         if page is None:
             return Failure(Symptom.UNWELL, f"an answer above {RESPONSE_BYTES_MAX} bytes")

@@ -12,12 +12,17 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
+from extproc.upstream import FileSeen, ReplicaAccess, file_seen
 from steersman_agent.fetch import Fetcher
 from steersman_agent.kv_listen import KvListener
 from steersman_agent.replica import ReplicaBook
-from steersman_agent.reply import PageReply, Reply
+from steersman_agent.reply import Failure, PageReply, Reply
+from steersman_agent.state import Symptom
 
 log = logging.getLogger(__name__)
+
+#: How often the files of keys and certificates are looked at.
+FILES_S = 5.0
 
 
 class ReplicaWatch:
@@ -35,7 +40,9 @@ class ReplicaWatch:
         self._fetcher = fetcher
         self._changed = changed
         self._rng = rng
-        self._key = book.settings.engine_key()
+        self._access: ReplicaAccess | None = None
+        self._files_seen: list[FileSeen | None] = []
+        self._looked_s = float("-inf")
         events = book.settings.kv_events
         self._listeners = [
             KvListener(events, rank, changed=self._heard)
@@ -109,7 +116,24 @@ class ReplicaWatch:
         self._changed(book)
 
     async def _ask(self, url: str, body: Mapping[str, Any] | None = None) -> Reply:
-        return await self._fetcher.ask(url, timeout_s=self.book.timeout_s, body=body, key=self._key)
+        access = self._how()
+        if isinstance(access, Failure):
+            return access
+        return await self._fetcher.ask(url, timeout_s=self.book.timeout_s, body=body, access=access)
+
+    def _how(self) -> ReplicaAccess | Failure:
+        """How it is asked; its files are looked at now and then."""
+        now_s = time.monotonic()
+        if self._access is None or now_s - self._looked_s >= FILES_S:
+            self._looked_s, upstream = now_s, self.book.settings.upstream
+            seen = [file_seen(path) for path in upstream.files()]
+            if self._access is None or seen != self._files_seen:
+                try:
+                    self._access, self._files_seen = upstream.access(), seen
+                except OSError as error:
+                    if self._access is None:
+                        return Failure(Symptom.UNWELL, f"upstream.tls: {error.strerror or error}")
+        return self._access
 
     async def _send_prompts(self) -> None:
         """A prompt, and more at once while its answer leaves a doubt."""

@@ -5,9 +5,11 @@ Pure: values in, text out. Owns how replicas become pools and what the comments 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from extproc.addresses import port_of
 from extproc.doctor.evidence import Backend
@@ -30,6 +32,8 @@ class FoundBackend:
     seen: Backend
     #: The host name that it was given by; "" for an address.
     host: str = ""
+    #: The pool's `upstream`; empty for the clear.
+    upstream: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,6 +46,7 @@ class FirstPool:
     replicas: list[FoundBackend] = field(default_factory=list)
     #: Host name → port, for names that stay names.
     dns: dict[str, int] = field(default_factory=dict)
+    upstream: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +60,13 @@ class Places:
 
 def grouped(replicas: Sequence[FoundBackend], *, keep_names: bool = False) -> list[FirstPool]:
     """A pool for each model, in the order given. Raises GroupingError."""
-    pools: dict[tuple[str, tuple[str, ...]], FirstPool] = {}
+    pools: dict[tuple[str, tuple[str, ...], str], FirstPool] = {}
     owner: dict[str, FirstPool] = {}
     for each in replicas:
         seen = each.seen
         assert seen.engine is not None, "asked for before"
         assert seen.models, "asked for before"
-        key = (seen.engine, seen.models)
+        key = (seen.engine, seen.models, str(each.upstream))
         if key not in pools:
             for model in seen.models:
                 if model in owner:
@@ -74,7 +79,7 @@ def grouped(replicas: Sequence[FoundBackend], *, keep_names: bool = False) -> li
                         "add the other by hand under another model name"
                     )
             name = _name(seen.models[0], {pool.name for pool in pools.values()})
-            pools[key] = FirstPool(name=name, engine=seen.engine, models=seen.models)
+            pools[key] = FirstPool(name=name, engine=seen.engine, models=seen.models, upstream=each.upstream)
             owner.update(dict.fromkeys(seen.models, pools[key]))
         pool = pools[key]
         if keep_names and each.host:
@@ -147,6 +152,9 @@ def _pool(pool: FirstPool) -> list[str]:
         lines.append("    models:    # the names that clients ask for; the first is the usual one")
         lines += [f"      - {written(model)}" for model in pool.models]
     lines.append(f"    engine: {pool.engine}")
+    if pool.upstream:
+        about = "how its replicas are reached: docs/pools.md"
+        lines.append(f"    upstream: {json.dumps(pool.upstream)}    # {about}")
     lines.append("    strategy: steer    # how a replica is chosen: docs/strategies.md")
     budgets = {each.seen.prefill_budget_tokens for each in pool.replicas} - {None, PREFILL_DEFAULT}
     if len(budgets) == 1:

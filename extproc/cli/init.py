@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import click
@@ -27,6 +28,7 @@ from extproc.cli.options import examples, fail, json_option, print_json
 if TYPE_CHECKING:
     from extproc.cli.first_config import FirstPool, FoundBackend, Places
     from extproc.doctor.evidence import Backend, Failed
+    from extproc.upstream import ReplicaAccess
 
 ASK_S_MAX = 5.0
 ASKED_AT_ONCE = 32
@@ -43,10 +45,12 @@ SERVICE_PORTS = (50051, 50061, 50071)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An address to ask; `host` is the name that it was given by."""
+    """An address to ask; `host` is the name that it was given by. With `tls` the address is that name."""
 
     address: str
     host: str
+    tls: bool = False
+    path_prefix: str = ""
 
 
 @click.command(
@@ -54,6 +58,7 @@ class Target:
     epilog=examples(
         "steersman init 10.0.0.1:8080 10.0.0.2:8080",
         "steersman init http://localhost:8000 -o steersman.yaml --tenant acme",
+        "steersman init https://llm.internal/openai --ca ca.pem --engine-key-file key   # TLS and a key",
         "steersman init llama.internal:8000 --dns         # keep the name; its replicas come and go",
         "steersman init 10.0.0.9:8080 --engine tgi --model meta-llama/Llama-3.1-8B-Instruct   # it is not "
         "up yet",
@@ -70,6 +75,17 @@ class Target:
     show_default=True,
     help="The file to write; - prints it.",
 )
+@click.option(
+    "--ca",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The authority of https:// backends; the system's when left out.",
+)
+@click.option(
+    "--engine-key-file",
+    "key_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file with the backends' own key.",
+)
 @click.option("--tenant", default="default", show_default=True, help="The name of the first tenant.")
 @click.option("--engine", type=click.Choice(engines.names()), help="What backends run that do not say it.")
 @click.option("--model", "models", multiple=True, help="What backends serve that do not say it. Repeatable.")
@@ -83,6 +99,8 @@ class Target:
 def command(
     backends: tuple[str, ...],
     file: Path,
+    ca: Path | None,
+    key_file: Path | None,
     tenant: str,
     engine: str | None,
     models: tuple[str, ...],
@@ -116,7 +134,7 @@ def command(
     if file.exists() and not printed and not force:
         fail(f"{file} is there already; choose another file with -o, or write over it with --force")
     targets = _targets(backends)
-    replicas = _ask(targets, engine=engine, models=models)
+    replicas = _ask(targets, Reached(ca=ca, key_file=key_file), engine=engine, models=models)
     try:
         pools = grouped(replicas, keep_names=keep_names)
     except GroupingError as error:
@@ -172,7 +190,11 @@ def _targets(backends: Sequence[str]) -> list[Target]:
     found: dict[str, Target] = {}
     silent = []
     for given in backends:
-        host, port = _parsed(given)
+        host, port, tls, prefix = _parsed(given)
+        if tls:
+            address = joined(host, port)
+            found.setdefault(address, Target(address, host, tls, prefix))
+            continue
         try:
             addresses = [str(ip_address(host))]
             name = ""
@@ -197,32 +219,71 @@ def _targets(backends: Sequence[str]) -> list[Target]:
     return list(found.values())
 
 
-def _parsed(given: str) -> tuple[str, int]:
-    """Host and port of what a person wrote."""
+def _parsed(given: str) -> tuple[str, int, bool, str]:
+    """Host, port, whether by TLS, and path before the engine's own, of what a person wrote."""
     parts = urlsplit(given if "://" in given else f"http://{given}")
-    if parts.scheme == "https":
-        raise click.UsageError(f"{given}: replicas are reached over plain HTTP; give the engine's own port")
+    tls = parts.scheme == "https"
+    if tls and re.fullmatch(r"[0-9.]+|.*:.*", parts.hostname or ""):
+        raise click.UsageError(f"{given}: a certificate has a name; write https://NAME, and not an address")
     try:
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port = None, None
-    if not host or parts.scheme != "http":
-        raise click.UsageError(f"{given!r} is no backend; write ip:port, host:port or http://host:port")
+    if not host or parts.scheme not in ("http", "https"):
+        raise click.UsageError(f"{given!r} is no backend; write ip:port, host:port or http(s)://host:port")
     if port is None:
         if "://" not in given:
             raise click.UsageError(f"{given} has no port; write {given}:8080")
-        port = 80
-    return host, port
+        port = 443 if tls else 80
+    # OpenAI's base address ends so, and it is the path's own beginning.
+    prefix = parts.path.rstrip("/").removesuffix("/v1") if tls else ""
+    return host, port, tls, prefix
 
 
-def _ask(targets: Sequence[Target], *, engine: str | None, models: tuple[str, ...]) -> list[FoundBackend]:
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """How backends are reached."""
+
+    ca: Path | None = None
+    key_file: Path | None = None
+
+    def upstream(self, target: Target) -> dict[str, Any]:
+        """As the file has it."""
+        found: dict[str, Any] = {}
+        if target.tls:
+            found["tls"] = {"ca": str(self.ca.resolve())} if self.ca is not None else {}
+        if target.path_prefix:
+            found["path_prefix"] = target.path_prefix
+        if self.key_file is not None:
+            found["key"] = {"file": str(self.key_file.resolve())}
+        return found
+
+    def access(self, target: Target) -> ReplicaAccess:
+        """The same, read; exits 2 where a file cannot be used."""
+        from extproc.upstream import ReplicaAccess, client_context
+
+        try:
+            context = client_context(ca=str(self.ca) if self.ca is not None else None) if target.tls else None
+        except OSError as error:
+            fail(f"{self.ca}: holds no certificates: {error}; write a PEM file", code=2)
+        key = self.key_file.read_text(errors="replace").strip() if self.key_file is not None else ""
+        if self.key_file is not None and re.fullmatch(r"[!-~]{1,4096}", key) is None:
+            fail(f"{self.key_file}: is not one word of 1 to 4,096 printable ASCII characters", code=2)
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        return ReplicaAccess(
+            context=context, path_prefix=target.path_prefix, headers=headers, keyed=bool(key)
+        )
+
+
+def _ask(
+    targets: Sequence[Target], reached: Reached, *, engine: str | None, models: tuple[str, ...]
+) -> list[FoundBackend]:
     """What each is; exits 1 with every one that cannot be told."""
     from extproc.cli.first_config import FoundBackend
     from extproc.doctor.evidence import Backend, Failed
 
     with ThreadPoolExecutor(min(ASKED_AT_ONCE, len(targets))) as pool:
-        urls = [(f"http://{each.address}", each.address) for each in targets]
-        answers = list(pool.map(lambda one: _look(*one), urls))
+        answers = list(pool.map(lambda one: _look(one.address, reached.access(one)), targets))
     replicas, problems = [], []
     for target, seen in zip(targets, answers, strict=True):
         where = f"{target.host} ({target.address})" if target.host else target.address
@@ -238,7 +299,8 @@ def _ask(targets: Sequence[Target], *, engine: str | None, models: tuple[str, ..
         elif not seen.models:
             problems.append(f"{where} ({seen.engine}) does not say which model it serves")
         else:
-            replicas.append(FoundBackend(seen=seen, host=target.host))
+            way = reached.upstream(target)
+            replicas.append(FoundBackend(seen=seen, host="" if target.tls else target.host, upstream=way))
     if problems:
         fail(
             *problems,
@@ -247,7 +309,7 @@ def _ask(targets: Sequence[Target], *, engine: str | None, models: tuple[str, ..
     return replicas
 
 
-def _look(url: str, address: str) -> Backend | Failed:
+def _look(address: str, access: ReplicaAccess) -> Backend | Failed:
     """What one is; while it answers 503, as engines do while they load their weights, it is waited for."""
     from extproc.doctor.backend import backend
     from extproc.doctor.evidence import Failed
@@ -255,7 +317,8 @@ def _look(url: str, address: str) -> Backend | Failed:
     deadline_s = time.monotonic() + LOADING_S_MAX
     told = False
     while True:
-        seen = backend(url, timeout_s=ASK_S_MAX, address=address)
+        url = f"{access.scheme}://{address}"
+        seen = backend(url, timeout_s=ASK_S_MAX, address=address, access=access)
         loads_yet = not isinstance(seen, Failed) and seen.engine is None and seen.health == LOADING
         if not loads_yet or time.monotonic() > deadline_s:
             return seen

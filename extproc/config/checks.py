@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from extproc.config.check_launcher import launcher_checks
 from extproc.config.check_service import service_checks
 from extproc.config.check_tenants import class_checks, identity_checks
+from extproc.config.check_upstream import upstream_checks
 from extproc.config.experiment_checks import experiment_checks
 from extproc.config.family_checks import family_checks
 from extproc.config.locations import Loc, repeats
@@ -49,12 +50,7 @@ def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
                     ("tenants", i, "model_quotas", model),
                     f"is not among the tenant's models; add it to tenants[{i}].models, or remove the quota",
                 )
-    for i, pool in enumerate(config.pools):
-        if pool.engine_key_file and pool.engine_key_env:
-            yield (
-                ("pools", i, "engine_key_env"),
-                f"stands beside pools[{i}].engine_key_file; keep one of them",
-            )
+    yield from upstream_checks(config)
     if config.gateway.auth == "api_key" and not config.tenants:
         yield (
             ("tenants",),

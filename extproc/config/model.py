@@ -190,7 +190,8 @@ class GatewayConfig(Section):
     """How long a connection may stay open without a request, a new one too. Longer than a balancer in front
     keeps its own, so that none is closed under a request."""
     retries: int = Field(default=2, ge=0, le=8)
-    """How many further endpoints Envoy tries when one refuses, answers 429, 502, 503 or 504, or resets."""
+    """How many further endpoints Envoy tries when one refuses, resets, or answers 401, 403, 429, 502, 503 or
+    504."""
     connect_timeout_ms: int = Field(default=1_000, ge=10, le=60_000)
     """How long a connection to an endpoint may take."""
     first_byte_timeout_ms: int = Field(default=300_000, ge=100, le=3_600_000)

@@ -20,13 +20,14 @@ from extproc.config.types import (
     Parameters,
     StrategyName,
 )
+from extproc.config.upstream import Upstream
 
 
 class EndpointConfig(Section):
     """One model-server replica."""
 
     address: EndpointAddress
-    """Where it listens, as ip:port."""
+    """Where it listens: ip:port, or host:port, whose every A and AAAA record is a replica."""
     zone: str = ""
     """Its availability zone; empty when there is one only."""
     region: str = Field(default="", max_length=63)
@@ -103,13 +104,8 @@ class PoolConfig(Section):
     """The model names that clients ask for; the first is the one told to engines' native routes."""
     engine: EngineName = engines.DEFAULT
     """What the replicas run; packages add engines (docs/plugins.md)."""
-    engine_key_file: Annotated[str | None, RELOADABLE] = Field(default=None, min_length=1)
-    """A file with the engine's own key (vLLM's --api-key), sent to it as 'Authorization: Bearer'. While the
-    service is away nobody sends it."""
-    engine_key_env: Annotated[str | None, RELOADABLE] = Field(
-        default=None, min_length=1, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"
-    )
-    """The environment variable with that key. Either this or engine_key_file."""
+    upstream: Upstream = Upstream()
+    """How its replicas are reached: TLS, HTTP/2, a path before theirs, headers, their own key."""
     ask_usage: bool = True
     """Ask the engine for the token counts of streams whose client did not, and take them out of the answer
     again; without it such streams are charged by an estimate (docs/metering.md)."""

@@ -63,11 +63,16 @@ def _endpoint(value: str) -> str:
         return addresses.spelled(host, port)
     except ValueError:
         if host == "localhost":
-            hint = f"write 127.0.0.1:{port}"
-        else:
-            name = f"{{name: {host}, port: {port}}}"
-            hint = f"write its ip:{port}, or under the pool 'discovery: {{dns: [{name}]}}'"
-        raise ValueError(f"{host!r} is a host name, and Envoy picks endpoints by ip:port; {hint}") from None
+            # Two addresses on most machines, and one engine behind both.
+            raise ValueError(
+                f"{host!r} is two addresses, and each would count as a replica; write 127.0.0.1:{port}"
+            ) from None
+        if _names(value):
+            raise ValueError(f"{value!r} is a URL; write {host}:{port}, without 'http' and path") from None
+        name = host.lower().rstrip(".")
+        if not addresses.is_host_name(name):
+            raise ValueError(f"{host!r} is neither an IP address nor a host name; write ip:port") from None
+        return addresses.joined(name, port)
 
 
 def _names(url: str) -> bool:
@@ -82,8 +87,9 @@ def _host_and_port(value: str) -> tuple[str, int]:
     if mark:
         bare = rest.partition("/")[0]
         if scheme == "https":
+            shown = bare if re.search(r":\d+$", bare) else f"{bare}:443"
             raise ValueError(
-                f"{value!r} is a URL; replicas are reached in the clear, as ip:port of the engine"
+                f"{value!r} is a URL; write {shown}, and under the pool 'upstream: {{tls: {{}}}}'"
             )
         shown = bare if re.search(r":\d+$", bare) else f"{bare}:80"
         raise ValueError(f"{value!r} is a URL; write {shown or 'ip:port'}, without {scheme!r} and path")

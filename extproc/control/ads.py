@@ -4,8 +4,8 @@ Owns who is owed what. Its laws:
 
 - At most one response of a type is unanswered; what changes meanwhile is sent after the answer, and
   then only its newest state. So nothing queues, however slow the Envoy.
-- Clusters go before endpoints. A response with clusters makes Envoy warm what it changes, and it waits
-  for endpoints then that it may not ask for again, so they are all sent anew.
+- Clusters go before endpoints and keys. A response with clusters makes Envoy warm what it changes, and it
+  waits for endpoints and keys then that it may not ask for again, so they are all sent anew.
 - What was refused is not sent again until it has changed; what Envoy had, it keeps. Endpoints that were
   refused together are sent once more one by one, so that one bad pool does not stop the others.
 - A request with another nonce than the last response's is stale and changes nothing: Envoy answers the
@@ -22,7 +22,14 @@ from dataclasses import dataclass, field
 from google.protobuf.message import DecodeError
 
 from extproc._pb import discovery_pb2 as pb
-from extproc.control.snapshot import CLUSTER_TYPE, ENDPOINT_TYPE, TYPES, FleetSnapshot, Resource
+from extproc.control.snapshot import (
+    CLUSTER_TYPE,
+    ENDPOINT_TYPE,
+    SECRET_TYPE,
+    TYPES,
+    FleetSnapshot,
+    Resource,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +41,7 @@ DETAIL_CHARS_MAX = 500
 NODE_CHARS_MAX = 128
 
 WILDCARD = "*"
-SHORT = {CLUSTER_TYPE: "cds", ENDPOINT_TYPE: "eds"}
+SHORT = {CLUSTER_TYPE: "cds", ENDPOINT_TYPE: "eds", SECRET_TYPE: "sds"}
 
 
 class RemoteProtocolError(Exception):
@@ -72,7 +79,7 @@ class AdsStream:
         self._nonces = 0
 
     def receive(self, data: bytes) -> list[bytes]:
-        """Take a serialised DiscoveryRequest; gives what is to be sent, in order, two messages at most.
+        """Take a serialised DiscoveryRequest; gives what is to be sent, in order, one message a type at most.
 
         Raises RemoteProtocolError.
         """
@@ -99,7 +106,7 @@ class AdsStream:
         names = frozenset(request.resource_names)
         if names != subscription.names:
             subscription.names = names
-            if request.type_url == ENDPOINT_TYPE:
+            if request.type_url != CLUSTER_TYPE:
                 # What is not asked for any more may be forgotten; asked for again, it is sent again.
                 subscription.owed &= names
                 subscription.suspect &= names
@@ -108,7 +115,7 @@ class AdsStream:
         return self._due()
 
     def publish(self, snapshot: FleetSnapshot) -> list[bytes]:
-        """Take a newer snapshot; gives what is to be sent now, in order, two messages at most."""
+        """Take a newer snapshot; gives what is to be sent now, in order, one message a type at most."""
         self._snapshot = snapshot
         return self._due()
 
@@ -153,7 +160,7 @@ class AdsStream:
             short,
             subscription.sent_version,
             ", ".join(sorted(sent)[:8]),
-            " ".join(request.error_detail.message[-DETAIL_CHARS_MAX:].split()),
+            _why(request),
         )
 
     def _due(self) -> list[bytes]:
@@ -165,7 +172,7 @@ class AdsStream:
         if subscription is None or subscription.sent is not None or self._snapshot is None:
             return None
         resources = self._snapshot.of(type_url)
-        choose = _clusters if type_url == CLUSTER_TYPE else _endpoints
+        choose = _clusters if type_url == CLUSTER_TYPE else _named
         chosen = choose(subscription, resources.by_name)
         if chosen is None:
             if subscription.held_version and subscription.owed.isdisjoint(resources.by_name):
@@ -174,13 +181,14 @@ class AdsStream:
         self._nonces += 1
         subscription.nonce = str(self._nonces)
         subscription.sent, subscription.sent_version = chosen, resources.version
-        if type_url == ENDPOINT_TYPE:
+        if type_url != CLUSTER_TYPE:
             subscription.owed -= chosen.keys()
         else:
             subscription.owed.clear()
-            if endpoints := self._subscriptions.get(ENDPOINT_TYPE):
-                endpoints.owed = set(endpoints.names)
-                endpoints.refused.clear()
+            for each in (ENDPOINT_TYPE, SECRET_TYPE):
+                if named := self._subscriptions.get(each):
+                    named.owed = set(named.names)
+                    named.refused.clear()
         self.counts["responses"] += 1
         response = pb.DiscoveryResponse(
             version_info=resources.version, type_url=type_url, nonce=subscription.nonce
@@ -189,6 +197,13 @@ class AdsStream:
             response.resources.add(type_url=type_url, value=resource.data)
         data: bytes = response.SerializeToString()
         return data
+
+
+def _why(request: pb.DiscoveryRequest) -> str:
+    """Envoy's reason; of a secret's it is not told, since the secret may stand in it."""
+    if request.type_url == SECRET_TYPE:
+        return "not shown, since keys may stand in it"
+    return " ".join(request.error_detail.message[-DETAIL_CHARS_MAX:].split())
 
 
 def _clusters(subscription: Subscription, by_name: Mapping[str, Resource]) -> dict[str, Resource] | None:
@@ -202,8 +217,8 @@ def _clusters(subscription: Subscription, by_name: Mapping[str, Resource]) -> di
     return None if refused or held else wanted
 
 
-def _endpoints(subscription: Subscription, by_name: Mapping[str, Resource]) -> dict[str, Resource] | None:
-    """The pools' endpoints to send: those that changed. None: nothing is due."""
+def _named(subscription: Subscription, by_name: Mapping[str, Resource]) -> dict[str, Resource] | None:
+    """The pools' endpoints, or keys, to send: those that changed. None: nothing is due."""
     due = {
         name: by_name[name]
         for name in sorted(subscription.names & by_name.keys())

@@ -38,6 +38,7 @@ from extproc.control.services import (
     service_log_clusters,
     tracing_cluster,
 )
+from extproc.control.upstreams import static_secrets
 
 #: Heap beside buffered bodies.
 HEAP_BASE_BYTES = 1024 * 1024 * 1024
@@ -68,7 +69,11 @@ def render_bootstrap(config: Config, mode: Mode = "static") -> Bootstrap:
     bootstrap = Bootstrap(
         node=Node(id="steersman-gateway", cluster="steersman"),
         admin=Admin(address=address(config.gateway.envoy_admin)),
-        static_resources=BootstrapStaticResources(listeners=[listener(config)], clusters=clusters),
+        static_resources=BootstrapStaticResources(
+            listeners=[listener(config)],
+            clusters=clusters,
+            secrets=static_secrets(config) if mode == "static" else [],
+        ),
         overload_manager=_overload_manager(config),
     )
     if mode == "ads":

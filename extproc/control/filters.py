@@ -6,6 +6,7 @@ the first chunk. The service never sees a response; it is told once that the fir
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from importlib import resources
 
@@ -79,6 +80,17 @@ HELD_BYTES = 64 * 1024
 EVENT_TIMEOUT_MS = 250
 #: The same for a whole answer that goes to the service's cache.
 FILL_TIMEOUT_MS = 1_000
+
+#: What a client reads where an engine refuses the gateway's own key: nothing that it could mend.
+ENGINE_KEY_REFUSED = {
+    "error": {
+        "message": "the model server refuses the gateway; its operator must set its key (upstream.key)",
+        "type": "server_error",
+        "param": None,
+        "code": "engine_key_refused",
+    },
+    "error_type": "engine_key_refused",
+}
 
 #: Envoy compares its own list with the whole header; engines add a charset to it.
 JSON_CONTENT_TYPE = r"application/json(\s*;.*)?"
@@ -253,6 +265,8 @@ def first_chunk(*, caches: bool = False) -> Lua:
         ("REFUSED_KEY", contract.REFUSED_KEY),
         ("ERROR_KEY", contract.ERROR_KEY),
         ("COMPLETION_TOKENS_KEY", contract.COMPLETION_TOKENS_KEY),
+        ("KEY_REFUSED_KEY", contract.KEY_REFUSED_KEY),
+        ("KEY_REFUSED_BODY", f"'{json.dumps(ENGINE_KEY_REFUSED)}'"),
         ("EVENTS_KEY", contract.EVENTS_KEY),
         ("DONE_KEY", contract.DONE_KEY),
         ("RESPONSE_ID_KEY", contract.RESPONSE_ID_KEY),

@@ -27,8 +27,6 @@ from envoy_data_plane.envoy.config.core.v3 import (
     AggregatedConfigSource,
     ApiVersion,
     ConfigSource,
-    Http1ProtocolOptions,
-    HttpProtocolOptions,
     Locality,
     TcpKeepalive,
 )
@@ -47,22 +45,18 @@ from envoy_data_plane.envoy.extensions.load_balancing_policies.subset.v3 import 
     Subset,
     SubsetLbSubsetFallbackPolicy,
 )
-from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
-    HttpProtocolOptions as UpstreamProtocolOptions,
-)
-from envoy_data_plane.envoy.extensions.upstreams.http.v3 import HttpProtocolOptionsExplicitHttpConfig
 from envoy_data_plane.envoy.type.metadata.v3 import MetadataKey, MetadataKeyPathSegment
 from envoy_data_plane.envoy.type.v3 import Percent
 
 from extproc.config.away import away_targets
+from extproc.config.check_upstream import is_named
+from extproc.config.load import ConfigError, Problem
 from extproc.config.model import Config, PoolConfig, ServiceClass
 from extproc.config.model import OutlierDetection as OutlierLimits
 from extproc.control.pack import address, extension, ms, packed
+from extproc.control.upstreams import protocol_options, transport_socket
 from extproc.core import contract
 
-#: An idle connection to an engine is closed after this long. vLLM's server (uvicorn) and llama.cpp's
-#: close theirs after 5 s; a request sent into that instant would be reset.
-UPSTREAM_IDLE_S = 3
 #: A dead host is noticed within about KEEPALIVE_IDLE_S + KEEPALIVE_PROBES × KEEPALIVE_INTERVAL_S.
 KEEPALIVE_IDLE_S = 10
 KEEPALIVE_INTERVAL_S = 5
@@ -124,7 +118,12 @@ def pool_cluster(
         load_balancing_policy=_chosen_by_the_decision(),
         circuit_breakers=_circuit_breakers(pool, service_class.share_of_breakers),
         outlier_detection=_outlier_detection(service_class.outlier_detection or pool.outlier_detection),
-        typed_extension_protocol_options={PROTOCOL_OPTIONS: packed(_http1())},
+        typed_extension_protocol_options={
+            PROTOCOL_OPTIONS: packed(
+                protocol_options(pool, keys_from=None if mode == "static" else from_ads())
+            )
+        },
+        transport_socket=transport_socket(pool.upstream),
         upstream_connection_options=tcp_keepalive(),
     )
     if mode == "static":
@@ -151,10 +150,16 @@ def from_ads() -> ConfigSource:
 
 
 def load_assignment(pool: PoolConfig, name: str) -> ClusterLoadAssignment:
-    """A pool's endpoints by zone, zones in the order in which the file first names them."""
+    """A pool's endpoints by zone, zones in the order in which the file first names them.
+
+    Raises ConfigError where one is a host name.
+    """
     zones: dict[str, list[LbEndpoint]] = {}
     for replica in pool.endpoints:
-        zones.setdefault(replica.zone, []).append(lb_endpoint(replica.address))
+        if is_named(replica.address):
+            message = "is a host name, which the service looks up while it runs; render with --mode ads"
+            raise ConfigError([Problem("pool " + pool.name, None, replica.address, message)])
+        zones.setdefault(replica.zone, []).append(lb_endpoint(replica.address, pool.upstream.asked_for()))
     return ClusterLoadAssignment(
         cluster_name=name,
         endpoints=[
@@ -164,9 +169,9 @@ def load_assignment(pool: PoolConfig, name: str) -> ClusterLoadAssignment:
     )
 
 
-def lb_endpoint(where: str) -> LbEndpoint:
-    """One endpoint, given as `ip:port` or `unix:/path`."""
-    return LbEndpoint(endpoint=Endpoint(address=address(where)))
+def lb_endpoint(where: str, name: str = "") -> LbEndpoint:
+    """One endpoint, given as `ip:port` or `unix:/path`; `name` is what it is asked for."""
+    return LbEndpoint(endpoint=Endpoint(address=address(where), hostname=name))
 
 
 def policy(name: str, message: Message) -> LoadBalancingPolicy:
@@ -257,13 +262,4 @@ def _outlier_detection(limits: OutlierLimits) -> OutlierDetection:
         enforcing_local_origin_success_rate=0,
         enforcing_failure_percentage=0,
         enforcing_failure_percentage_local_origin=0,
-    )
-
-
-def _http1() -> UpstreamProtocolOptions:
-    return UpstreamProtocolOptions(
-        common_http_protocol_options=HttpProtocolOptions(idle_timeout=timedelta(seconds=UPSTREAM_IDLE_S)),
-        explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(
-            http_protocol_options=Http1ProtocolOptions()
-        ),
     )

@@ -55,9 +55,10 @@ from extproc.control.pack import ms, packed
 from extproc.core import contract
 
 #: What is tried on another endpoint. `reset` covers refused and lost connections and per-try
-#: timeouts, always before a response has begun: a stream that has begun is never retried.
+#: timeouts, always before a response has begun: a stream that has begun is never retried. 401 and 403 are of
+#: an engine that does not take our key; the client's never went there.
 RETRY_ON = "reset,connect-failure,refused-stream,retriable-status-codes"
-RETRIABLE_STATUS_CODES = (429, 502, 503, 504)
+RETRIABLE_STATUS_CODES = (401, 403, 429, 502, 503, 504)
 #: Hosts are passed over if they were tried before; this many picks are made for that.
 HOST_PICKS_MAX = 16
 #: Another endpoint is free of the first one's trouble, so there is little to wait for.
@@ -135,7 +136,9 @@ def _of_class(service_class: ServiceClass) -> HeaderMatcher:
 def _decided_route(
     config: Config, name: str, match: HeaderMatcher, timing: RetryTiming, *, whole: bool
 ) -> Route:
-    action = RouteAction(cluster_header=contract.CLUSTER_HEADER)
+    # By a header that the decision sets for pools with a prefix; without it the path stays as it is.
+    path = f"%REQ({contract.PATH_PREFIX_HEADER})%%PATH(NQ)%"
+    action = RouteAction(cluster_header=contract.CLUSTER_HEADER, path_rewrite=path, auto_host_rewrite=True)
     marked = [HeaderMatcher(name=contract.WHOLE_HEADER, present_match=True)] if whole else []
     return Route(
         name=name,
@@ -212,7 +215,10 @@ def _away(config: Config, name: str, match: RouteMatch, away: Away) -> Route:
         return route
     service_class = next(each for each in config.classes if each.name == away.service_class)
     cluster = contract.away_cluster_name(away.pool, away.service_class)
-    route.route = _action(RetryTiming.of(config.gateway, service_class), RouteAction(cluster=cluster))
+    action = RouteAction(cluster=cluster, auto_host_rewrite=True)
+    if prefix := next(pool.upstream.path_prefix for pool in config.pools if pool.name == away.pool):
+        action.path_rewrite = f"{prefix}%PATH(NQ)%"
+    route.route = _action(RetryTiming.of(config.gateway, service_class), action)
     # As with a decision: what proves a tenant to us is not the engine's to see.
     route.request_headers_to_remove = [*_ours(config), "authorization", "x-api-key"]
     if away.floor is not None:

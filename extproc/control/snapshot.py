@@ -7,8 +7,9 @@ what did not change is not serialised again. Pure: no stream, no clock. Who is s
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from extproc._pb import discovery_pb2 as pb
 from extproc.addresses import split
@@ -17,8 +18,9 @@ from extproc.core import contract
 
 CLUSTER_TYPE = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 ENDPOINT_TYPE = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
-#: In the order in which changes are sent: a cluster is there before its endpoints are.
-TYPES = (CLUSTER_TYPE, ENDPOINT_TYPE)
+SECRET_TYPE = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105 (a type)
+#: In the order in which changes are sent: a cluster is there before its endpoints and its key are.
+TYPES = (CLUSTER_TYPE, ENDPOINT_TYPE, SECRET_TYPE)
 
 #: Below this health an endpoint is DEGRADED: Envoy's own balancer turns to it when too few others are
 #: healthy. Decisions are not bound by it.
@@ -26,17 +28,20 @@ DEGRADED_BELOW = 0.25
 #: Envoy wants whole weights from 1.
 WEIGHT_MAX = 100
 VERSION_BYTES = 8
+#: What the versions of secrets are made with.
+_OWN = secrets.token_bytes(32)
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointState:
-    """One endpoint as Envoy shall see it: `address` as ip:port, `health` 0 to 1."""
+    """One endpoint as Envoy shall see it: `address` as ip:port, `health` 0 to 1, `host` its name."""
 
     address: str
     zone: str = ""
     region: str = ""
     health: float = 1.0
     draining: bool = False
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,8 @@ class Resource:
     """A serialised resource; `members` are the (pool, address) pairs that it lets decisions name."""
 
     name: str
-    data: bytes
+    #: Never shown: it may be a secret.
+    data: bytes = field(repr=False)
     members: frozenset[tuple[str, str]] = frozenset()
 
 
@@ -56,10 +62,11 @@ class Resources:
     by_name: Mapping[str, Resource]
 
     @classmethod
-    def of(cls, resources: Iterable[Resource]) -> Resources:
-        """Named by the hash of what is in them."""
+    def of(cls, resources: Iterable[Resource], *, secret: bool = False) -> Resources:
+        """Named by the hash of what is in them; of secrets by one that nobody else can work out, since Envoys
+        show versions. Those differ between processes."""
         by_name = {resource.name: resource for resource in resources}
-        digest = hashlib.blake2b(digest_size=VERSION_BYTES)
+        digest = hashlib.blake2b(digest_size=VERSION_BYTES, key=_OWN if secret else b"")
         for name in sorted(by_name):
             data = by_name[name].data
             # The lengths keep two resources from passing for one.
@@ -75,10 +82,11 @@ class FleetSnapshot:
 
     clusters: Resources
     endpoints: Resources
+    secrets: Resources = field(default_factory=lambda: Resources.of(()))
 
     def of(self, type_url: str) -> Resources:
         """The resources of one of TYPES."""
-        return self.clusters if type_url == CLUSTER_TYPE else self.endpoints
+        return {CLUSTER_TYPE: self.clusters, ENDPOINT_TYPE: self.endpoints}.get(type_url, self.secrets)
 
 
 class SnapshotBuilder:
@@ -89,20 +97,27 @@ class SnapshotBuilder:
     With `mark_draining` they stay, as DRAINING: Envoy's own balancer passes them over, a decision that
     names one is obeyed.
 
-    Keeps the serialised bytes of the endpoints of the last snapshot, and no more than those.
+    Keeps the serialised bytes of the endpoints of the last snapshot, and no more than those. `keys` are the
+    engines' own by pool.
     """
 
-    def __init__(self, config: Config, *, mark_draining: bool = False) -> None:
+    def __init__(
+        self, config: Config, *, mark_draining: bool = False, keys: Mapping[str, str] | None = None
+    ) -> None:
         # Late and light: the ADS protocol needs none of Envoy's messages, and this few.
         from extproc.control import light
 
         light.install()
         from extproc.control.resources import pool_clusters
+        from extproc.control.upstreams import told_secrets
 
         self._mark_draining = mark_draining
         self._pools = tuple(pool.name for pool in config.pools)
         self._clusters = Resources.of(
             Resource(cluster.name, bytes(cluster)) for cluster in pool_clusters(config, mode="ads")
+        )
+        self._secrets = Resources.of(
+            (Resource(secret.name, bytes(secret)) for secret in told_secrets(keys or {})), secret=True
         )
         self._built: dict[str, tuple[tuple[EndpointState, ...], Resource]] = {}
         self._pieces: dict[EndpointState, bytes] = {}
@@ -119,7 +134,7 @@ class SnapshotBuilder:
             self._assignment(name, self._shown(pools.get(name, ())), pieces) for name in self._pools
         ]
         self._pieces = pieces
-        return FleetSnapshot(self._clusters, Resources.of(assignments))
+        return FleetSnapshot(self._clusters, Resources.of(assignments), self._secrets)
 
     def _shown(self, states: Sequence[EndpointState]) -> tuple[EndpointState, ...]:
         return tuple(state for state in states if self._mark_draining or not state.draining)
@@ -158,6 +173,7 @@ def lb_endpoint(state: EndpointState) -> bytes:
     message = pb.LbEndpoint(health_status=health_status(state))
     where = message.endpoint.address.socket_address
     where.address, where.port_value = split(state.address)
+    message.endpoint.hostname = state.host
     message.load_balancing_weight.value = weight(state.health)
     data: bytes = message.SerializeToString()
     return data

@@ -77,6 +77,8 @@ OBSERVED_NAMESPACE = "steersman.observed"
 FIRST_CHUNK_KEY = "first_chunk_us"
 #: True when a stream's first chunk said that the engine was overloaded: a refusal inside a 200.
 REFUSED_KEY = "refused"
+#: True when the engine did not take the key that it was shown: 401 or 403.
+KEY_REFUSED_KEY = "key_refused"
 #: What the engine said of an error inside a 200, from its name on, cut.
 ERROR_KEY = "error"
 #: Events of a stream that held a token, so far; and true once its end was seen (OpenAI's [DONE]).
@@ -143,6 +145,8 @@ PEER_ADDRESS_HEADER = "x-steersman-peer-address"
 
 #: The decision says of an answer that it comes whole: Envoy does not try it again for being slow.
 WHOLE_HEADER = "x-steersman-whole"
+#: Set by a decision of ours: what stands before the path at this pool's replicas. Its cluster takes it away.
+PATH_PREFIX_HEADER = "x-steersman-path-prefix"
 
 #: Headers that no client may set: Envoy strips them before any filter runs (law: nothing sent is trusted).
 STRIPPED_HEADERS = (
@@ -159,6 +163,7 @@ STRIPPED_HEADERS = (
     PEER_DNS_HEADER,
     PEER_ADDRESS_HEADER,
     WHOLE_HEADER,
+    PATH_PREFIX_HEADER,
     "x-envoy-retry-on",
     RETRIES_HEADER,
     "x-envoy-retriable-status-codes",
@@ -187,6 +192,11 @@ def cluster_name(pool: str, service_class: str) -> str:
 def away_cluster_name(pool: str, service_class: str) -> str:
     """The same for requests without a decision: Envoy's own balancer chooses there, and there alone."""
     return f"away.{pool}{CLASS_SEPARATOR}{service_class}"
+
+
+def key_name(pool: str) -> str:
+    """What the engines' own key of a pool is called among Envoy's secrets."""
+    return f"key.{pool}"
 
 
 def assignment_name(pool: str) -> str:

@@ -35,6 +35,8 @@ STATE_CAUSES = {
     ReportedState.DEGRADED: Cause(CauseKind.SUSPICION, 0.5, "degraded"),
 }
 PROBE_FACTOR = 0.7
+#: It answers 401 or 403 to what Envoy sends, with the pool's key or without one.
+KEY_REFUSED = Cause(CauseKind.SUSPICION, 0.2, "refuses requests for their key: see the pool's upstream.key")
 #: Half-life of what answers have taught, and how many answers make half a certainty.
 ANSWERS_HALF_LIFE_NS = 10_000_000_000
 ANSWERS_HALF_SURE = 4.0
@@ -124,10 +126,10 @@ class Diagnosis:
         self.newcomer = True
         self.endpoint.health.set("newcomer", Cause(CauseKind.HARD, 0.0, "registered, not yet seen to answer"))
 
-    def looked(self, found: Look, *, now_ns: int, neighbours_reached: bool) -> bool:
+    def looked(self, found: Look, *, now_ns: int, neighbours_reached: bool, why: str = "") -> bool:
         """We have looked at its health page; whether it is back from having been down."""
         health, was_down = self.endpoint.health, self.reach.down
-        cause = self.reach.look(found, now_ns=now_ns, neighbours_reached=neighbours_reached)
+        cause = self.reach.look(found, now_ns=now_ns, neighbours_reached=neighbours_reached, why=why)
         if not self.unspoken:
             return False
         health.set("reach", cause)
@@ -175,6 +177,7 @@ class Diagnosis:
         self._failures += failed
         if not failed:
             self.reach.served(now_ns=now_ns)
+        self.endpoint.health.set("key", KEY_REFUSED if outcome.key_refused and failed else None)
         if outcome.ttft_ns is not None and outcome.end is End.OK and not failed:
             before = self._ttft_ns
             seen = float(outcome.ttft_ns)

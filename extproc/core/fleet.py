@@ -328,11 +328,10 @@ class Fleet:
         diagnosis = self._diagnoses.get(address)
         return diagnosis.reach.last if diagnosis is not None else None
 
-    def looked(self, address: str, found: Look, *, now_ns: int) -> tuple[Look | None, Look | None]:
-        """We have looked at an endpoint's health page; gives what was found before, and now.
-
-        What has left meanwhile is nobody's.
-        """
+    def looked(
+        self, address: str, found: Look, *, now_ns: int, why: str = ""
+    ) -> tuple[Look | None, Look | None]:
+        """We have looked at an endpoint's health page; gives what was found before, and now."""
         endpoint = self._by_address.get(address)
         if endpoint is None:
             return None, None
@@ -342,7 +341,7 @@ class Fleet:
         )
         diagnosis, hard = self._diagnoses[address], endpoint.health.hard
         before = diagnosis.reach.last
-        back = diagnosis.looked(found, now_ns=now_ns, neighbours_reached=reached)
+        back = diagnosis.looked(found, now_ns=now_ns, neighbours_reached=reached, why=why)
         if back and before in (Look.REFUSED, Look.LOADING):
             # Another process: what the one before had cached is gone.
             self._emptied(endpoint)

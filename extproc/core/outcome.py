@@ -246,6 +246,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     refused: bool = False
+    #: The engine did not take the key that Envoy showed it, if it showed one.
+    key_refused: bool = False
     events: int | None = None
     request_bytes: int = 0
     response_bytes: int = 0

@@ -3,8 +3,9 @@
 Owns what each look leads to. Pure: looks come in as values, the time as `now_ns`.
 
 - Refused: nobody listens there, which is certain. Dead at once.
-- Unwell or loading (it says so itself), or silent: down after FAILURES_TO_DOWN looks in a row. Not while its
-  requests are answered well: a long step on a busy engine holds up its health page too.
+- Unwell or loading (it says so itself), silent, without trust or without the right key: down after
+  FAILURES_TO_DOWN looks in a row. Not while its requests are answered well: a long step on a busy engine
+  holds up its health page too.
 - Silent, and neither it nor any neighbour was ever reached: it may be us who may not reach it (a network
   policy lets Envoy through alone). Then it is only suspected, as all of its pool are.
 - Refused to us, and yet it answers what Envoy sends: our way to it is another one, and says nothing.
@@ -33,6 +34,9 @@ class Look(Enum):
     LOADING = "loads its model"
     SILENT = "does not answer"
     REFUSED = "refuses connections"
+    #: TLS: its certificate is not the one asked for, or it does not take ours. Requests find the same.
+    UNTRUSTED = "cannot be trusted"
+    KEY_REFUSED = "does not take the engine's key"
 
 
 #: What shows that somebody is there.
@@ -64,8 +68,8 @@ class Reach:
         if self.last is Look.REFUSED and now_ns > self._bad_since_ns and not self.reached:
             self._misled = True
 
-    def look(self, found: Look, *, now_ns: int, neighbours_reached: bool) -> Cause | None:
-        """Take a look; gives the cause that follows for its health."""
+    def look(self, found: Look, *, now_ns: int, neighbours_reached: bool, why: str = "") -> Cause | None:
+        """Take a look; gives the cause that follows for its health. `why` says more than the look."""
         first, self.last, self.looked_ns = self._bad == 0, found, now_ns
         if found in ALIVE:
             self.reached, self.down, self._misled, self._bad = True, False, False, 0
@@ -78,8 +82,8 @@ class Reach:
             return None
         self.down = self._is_down(found, neighbours_reached=neighbours_reached)
         if self.down:
-            return Cause(CauseKind.HARD, 0.0, found.value)
-        return Cause(CauseKind.SUSPICION, DOUBT_FACTOR, found.value)
+            return Cause(CauseKind.HARD, 0.0, why or found.value)
+        return Cause(CauseKind.SUSPICION, DOUBT_FACTOR, why or found.value)
 
     def _is_down(self, found: Look, *, neighbours_reached: bool) -> bool:
         if found is Look.REFUSED:

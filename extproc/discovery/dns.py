@@ -28,7 +28,7 @@ LOOKUP_S_MAX = 5.0
 #: What a resolver says of a name that does not exist, or has no address.
 NO_SUCH_NAME = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
 #: Names of one pool. Each may keep one of the loop's resolver threads busy.
-NAMES_MAX = 16
+NAMES_MAX = 128
 #: Addresses of one name; the lowest are taken.
 ADDRESSES_MAX = 1024
 
@@ -44,6 +44,7 @@ class DnsName:
     gone_after_s: float = 60.0
     zone: str = ""
     region: str = ""
+    max_concurrent: int | None = None
 
     @property
     def pause_s(self) -> float:
@@ -88,7 +89,9 @@ class DnsNames:
             )
         known.tried, known.failing = True, False
         known.members = tuple(
-            DiscoveredMember(joined(str(address), name.port), name.zone, name.region)
+            DiscoveredMember(
+                joined(str(address), name.port), name.zone, name.region, name.max_concurrent, name.name
+            )
             for address in addresses[:ADDRESSES_MAX]
         )
         return self._changed()

@@ -11,12 +11,16 @@ MEMBERS_MAX = 4096
 
 @dataclass(frozen=True, slots=True, order=True)
 class DiscoveredMember:
-    """One endpoint: `address` as ip:port; empty or None where the source does not say."""
+    """One endpoint: `address` as ip:port, `host` the name that was looked up for it.
+
+    Empty or None where the source does not say.
+    """
 
     address: str
     zone: str = ""
     region: str = ""
     max_concurrent: int | None = None
+    host: str = ""
 
 
 #: Takes (pool, source, members): all members that the source knows of the pool, each address once.

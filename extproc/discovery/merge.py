@@ -82,9 +82,9 @@ def merge(
 
 
 def _filled(strong: DiscoveredMember, weak: DiscoveredMember) -> DiscoveredMember:
-    if strong.zone and strong.region and strong.max_concurrent is not None:
+    if strong.zone and strong.region and strong.max_concurrent is not None and strong.host:
         return strong
     # A zone is a part of its region: they come from one source or not at all.
     place = strong if strong.zone or strong.region else weak
     limit = strong.max_concurrent if strong.max_concurrent is not None else weak.max_concurrent
-    return DiscoveredMember(strong.address, place.zone, place.region, limit)
+    return DiscoveredMember(strong.address, place.zone, place.region, limit, strong.host or weak.host)

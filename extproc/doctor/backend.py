@@ -7,10 +7,12 @@ the agents' adapters' knowledge. Sends no prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from extproc.doctor.evidence import Backend, Failed
 from extproc.doctor.fetch import Fetched, fetch
+from extproc.upstream import PLAIN, ReplicaAccess
 from steersman_agent.engines import EngineAdapter, adapters
 from steersman_agent.engines.base import mapping, served_models
 
@@ -19,27 +21,43 @@ VERSION_PATHS = ("/info", "/version", "/get_server_info")
 VERSION_CHARS_MAX = 64
 
 
-def backend(url: str, *, timeout_s: float, address: str = "") -> Backend | Failed:
-    """Ask `http://host:port` what it is; Failed where nobody answers there."""
-    health = fetch(f"{url}/health", timeout_s=timeout_s)
+def backend(
+    url: str, *, timeout_s: float, address: str = "", access: ReplicaAccess = PLAIN
+) -> Backend | Failed:
+    """Ask `http://host:port` what it is; Failed where nobody answers there. `access` is how it is asked."""
+    asking = partial(
+        fetch,
+        timeout_s=timeout_s,
+        headers={"host": access.server_name, **access.headers} if access.server_name else access.headers,
+        tls=access.context,
+        server_name=access.server_name,
+    )
+    url += access.path_prefix
+    health = asking(f"{url}/health")
     if isinstance(health, Failed):
         return health
     pages: dict[str, Any] = {}
     asked: set[str] = set()
+    refused: list[str] = []
 
     def ask(paths: tuple[str, ...]) -> None:
         for path in paths:
             if path not in asked:
                 asked.add(path)
-                answer = fetch(f"{url}{path}", timeout_s=timeout_s)
+                answer = asking(f"{url}{path}")
                 if isinstance(answer, Fetched) and answer.status == 200:
                     pages[path] = answer.json()
+                elif isinstance(answer, Fetched) and answer.status in (401, 403):
+                    refused.append(path)
 
     for engine in adapters():
         ask(engine.telling_paths)
         if engine.recognises(pages):
             ask(engine.about_paths)
             break
+    if refused and not pages:
+        mend = "has another key than upstream.key says" if access.keyed else "wants a key; write upstream.key"
+        return Failed(f"it {mend} (401 at {refused[0]})")
     return told(address or url.partition("://")[2], pages, health=health.status)
 
 

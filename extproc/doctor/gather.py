@@ -20,11 +20,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from extproc import extras
-from extproc.config.model import Config
+from extproc.config.access import access_of
+from extproc.config.engine_keys import engine_key
+from extproc.config.load import ConfigError
+from extproc.config.model import Config, PoolConfig
 from extproc.config.places import address_of
 from extproc.doctor.backend import backend
 from extproc.doctor.evidence import (
     NO_PROBE,
+    Backend,
     Elsewhere,
     EnvoySeen,
     Evidence,
@@ -86,8 +90,9 @@ async def gather(config: Config, file: Path, wanted: Wanted) -> Evidence:
         )
         endpoints = [each.address for one in config.pools for each in one.endpoints]
         backends = [
-            loop.run_in_executor(pool, partial(backend, f"http://{each}", timeout_s=ASK_S_MAX, address=each))
-            for each in endpoints
+            loop.run_in_executor(pool, partial(_backend, one, each.address))
+            for one in config.pools
+            for each in one.endpoints
         ]
         redis = asyncio.create_task(_redis(config))
         probe = await _probe(config, wanted, url, pool)
@@ -104,6 +109,16 @@ async def gather(config: Config, file: Path, wanted: Wanted) -> Evidence:
             redis=await redis,
             probe=probe,
         )
+
+
+def _backend(pool: PoolConfig, address: str) -> Backend | Failed:
+    """A replica as the service and Envoy ask it; what cannot be read here is the reason."""
+    try:
+        access = access_of(pool, engine_key(pool))
+    except ConfigError as error:
+        problem = error.problems[0]
+        return Failed(f"{problem.path}: {problem.message}")
+    return backend(f"{access.scheme}://{address}", timeout_s=ASK_S_MAX, address=address, access=access)
 
 
 async def _services(config: Config, wanted: Wanted) -> dict[str, ServiceSeen | Failed]:

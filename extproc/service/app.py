@@ -50,7 +50,7 @@ from extproc.service.schedule import Schedule
 from extproc.service.semantic import SemanticPart
 from extproc.service.spill import SpillPart
 from extproc.service.status import Status
-from extproc.service.tokens import EngineWay, TokensPart
+from extproc.service.tokens import TokensPart
 from extproc.service.tracing import TracingPart
 from extproc.service.tuner import TunerPart
 from extproc.wire.server import BindError, Server
@@ -117,7 +117,7 @@ class App:
         self.semantic = SemanticPart(config, self.caching, clock=clock)
         self.caching.semantic = self.semantic.status
         self.measuring.caching = lambda: self.caching.seen()._replace(semantic=self.semantic.seen())
-        self.counting = TokensPart(config, scheduler.fleet, way=self._way)
+        self.counting = TokensPart(config, scheduler.fleet, way=self.requests.upstreams.way)
         self.measuring.tokens = self.counting.seen
         self.scaling = ScalingPart(config, scheduler, clock=clock, failed=failed)
         self.agents.refused = lambda: self.scaling.lost
@@ -131,6 +131,7 @@ class App:
             self.scaling,
             clock=clock,
             file=lambda: self.experimenting.file,
+            asking=self.requests.upstreams.ask,
         )
         self.advising = AdvicePart(config, scheduler, clock=clock)
         self.measuring.bound = self.alerting.values.bound = self.advising.bound
@@ -201,7 +202,8 @@ class App:
                 self.adjusting,
                 self.experimenting,
                 self.tuned,
-                ProbesPart(config, scheduler.fleet, clock=clock),
+                self.requests.upstreams,
+                ProbesPart(config, scheduler.fleet, clock=clock, asking=self.requests.upstreams.ask),
                 self.measuring,
                 self.picking,
                 self.analysing,
@@ -220,11 +222,6 @@ class App:
             ],
             failed=failed,
         )
-
-    def _way(self, pool: str, address: str) -> EngineWay:
-        """How a replica is asked."""
-        key = self.processor.engine_keys.get(pool)
-        return EngineWay(f"http://{address}", {"authorization": f"Bearer {key}"} if key else {})
 
     @property
     def _listening(self) -> Server:

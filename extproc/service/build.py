@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from ipaddress import ip_network
 from typing import Any
 
+from extproc.config.check_upstream import is_named
 from extproc.config.model import Config, EndpointConfig, KeyConfig, PoolConfig, Quota
 from extproc.config.model import TenantConfig as TenantSection
 from extproc.config.secret import key_secret
@@ -37,7 +38,12 @@ def pool_specs(config: Config) -> list[PoolSpec]:
         PoolSpec(
             **{name: getattr(pool, name) for name in _AS_IT_IS},
             models=tuple(pool.models),
-            endpoints=tuple(member_of(pool, endpoint) for endpoint in pool.endpoints),
+            endpoints=tuple(
+                # Names become replicas when they were looked up.
+                member_of(pool, endpoint)
+                for endpoint in pool.endpoints
+                if not is_named(endpoint.address)
+            ),
             parameters=parameters_of(config, pool),
             tenants=None if pool.tenants is None else frozenset(pool.tenants),
             adapters=_adapters(pool),

@@ -27,9 +27,10 @@ from extproc.scaling.process import KeptFolder, KeptProcess
 from extproc.scaling.replica import FleetSide
 from extproc.service.parts import Part
 from extproc.service.pool_facts import kind_name
-from extproc.service.probes import HEALTH_PATH, Ask, ask, found
+from extproc.service.probes import HEALTH_PATH, Ask, found
 from extproc.service.roster import Roster
 from extproc.service.scaling import ScalingPart
+from extproc.service.upstreams import LookFailedError, ask
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +231,7 @@ class LauncherPart(Part):
         pool = self._pool_of(address)
         try:
             status = await self._ask(address, HEALTH_PATH, self._config.probes.timeout_s)
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, LookFailedError):
             return False
         return found(status, pool.engine if pool is not None else "") in ALIVE
 

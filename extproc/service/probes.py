@@ -10,12 +10,11 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from extproc import http1
-from extproc.addresses import split
 from extproc.config.model import Config
 from extproc.core.fleet import Fleet
 from extproc.core.reach import ALIVE, Look
 from extproc.service.parts import Part
+from extproc.service.upstreams import LookFailedError
 from steersman_agent.engines import adapter
 from steersman_agent.state import Symptom
 
@@ -29,18 +28,6 @@ CONCURRENT_MAX = 256
 AGAIN_NS = 200_000_000
 
 Ask = Callable[[str, str, float], Awaitable[int | None]]
-
-
-async def ask(address: str, path: str, timeout_s: float) -> int | None:
-    """The status of a GET; None where no answer comes in time. Raises ConnectionRefusedError."""
-    asked = {"host": address, "user-agent": "steersman"}
-    try:
-        async with asyncio.timeout(timeout_s):
-            return (await http1.ask("GET", *split(address), path, headers=asked))[0]
-    except ConnectionRefusedError:
-        raise
-    except (OSError, TimeoutError):
-        return None
 
 
 def found(status: int | None, engine: str) -> Look:
@@ -59,7 +46,7 @@ class ProbesPart(Part):
 
     name = "probes"
 
-    def __init__(self, config: Config, fleet: Fleet, *, clock: Callable[[], int], asking: Ask = ask) -> None:
+    def __init__(self, config: Config, fleet: Fleet, *, clock: Callable[[], int], asking: Ask) -> None:
         self._fleet, self._clock, self._ask = fleet, clock, asking
         self._settings = config.probes
         self._looking: dict[str, asyncio.Task[None]] = {}
@@ -109,18 +96,21 @@ class ProbesPart(Part):
         except ConnectionRefusedError:
             self._found(address, Look.REFUSED)
             return
+        except LookFailedError as failed:
+            self._found(address, failed.look, failed.why)
+            return
         pool = self._fleet.pools.get(self._fleet.owner(address) or "")
         self._found(address, found(status, pool.engine if pool is not None else ""))
 
-    def _found(self, address: str, look: Look) -> None:
+    def _found(self, address: str, look: Look, why: str = "") -> None:
         self.looks += 1
-        before, after = self._fleet.looked(address, look, now_ns=self._clock())
+        before, after = self._fleet.looked(address, look, now_ns=self._clock(), why=why)
         if before != after:
             log.log(
                 logging.INFO if after is None or after in ALIVE else logging.WARNING,
                 "%s %s%s",
                 address,
-                look.value,
+                why or look.value,
                 f"; before, it {before.value}" if before is not None else "",
             )
 

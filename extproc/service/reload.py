@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from extproc.config.access import accesses
 from extproc.config.engine_keys import engine_keys
 from extproc.config.load import ConfigError, load
 from extproc.config.model import Config
@@ -20,6 +21,7 @@ from extproc.core.policy import SchedulerSettings
 from extproc.core.tenant import Directory
 from extproc.history.changes import Event, changes
 from extproc.service.build import directory_of, settings_of
+from extproc.upstream import ReplicaAccess
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,8 @@ class Reread:
     config: Config
     directory: Directory
     settings: SchedulerSettings
-    engine_keys: dict[str, str]
+    engine_keys: dict[str, str] = field(repr=False)
+    accesses: dict[str, ReplicaAccess]
     events: list[Event] = field(default_factory=list)
 
 
@@ -44,7 +47,8 @@ class Unusable:
 def built(config: Config) -> Reread:
     """Everything that requests go by. Raises ConfigError."""
     answer_keys(config.cache)  # so that a mistake there changes nothing
-    return Reread(config, directory_of(config), settings_of(config), engine_keys(config))
+    keys = engine_keys(config)
+    return Reread(config, directory_of(config), settings_of(config), keys, accesses(config, keys))
 
 
 def read_again(path: Path, old: Config, *, live: bool) -> Reread | Unusable:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import TYPE_CHECKING
 
+from extproc.config.engine_keys import key_headers
 from extproc.config.model import FailedAttempts
 from extproc.control.names import event_cluster
 from extproc.core.experiment import Experiments
@@ -24,6 +25,7 @@ from extproc.service.agents import shared_quotas
 from extproc.service.build import attempts_of, body_bounds, pool_specs, quota_limits
 from extproc.service.reload import Reread
 from extproc.service.roster import Roster
+from extproc.service.upstreams import Upstreams
 from extproc.wire.processor import Processor
 
 if TYPE_CHECKING:
@@ -55,7 +57,13 @@ class Requests:
             # A shadow's chance is its own: it must not move the decisions'.
             experiments=Experiments(rng=Random(f"{instance} shadows")),
         )
-        self.roster = Roster(config, self.scheduler.fleet)
+        self.roster = Roster(config, self.scheduler.fleet, keys=lambda: self.upstreams.keys)
+        self.upstreams = Upstreams(
+            read,
+            pool_of=self.scheduler.fleet.owner,
+            asked_for=self.roster.asked_for,
+            changed=self._rekey,
+        )
         self.processor = Processor(
             self.scheduler,
             read.directory,
@@ -72,9 +80,14 @@ class Requests:
             )
         self.put(read)
 
+    async def _rekey(self, keys: dict[str, str]) -> None:
+        self.processor.engine_keys = key_headers(self._config, keys)
+        await self.roster.rekey()
+
     def put(self, read: Reread) -> None:
         """Go by a configuration."""
         config, processor = read.config, self.processor
+        self.upstreams.put(read)
         self._config = config
         if config.identity.failed_attempts != self._attempts:
             self._attempts = config.identity.failed_attempts
@@ -84,7 +97,10 @@ class Requests:
         processor.extra_routes = {path: EXTRA_ROUTES[path] for path in config.gateway.extra_routes}
         processor.body_rate.bytes_per_second = config.limits.large_bytes_per_second
         processor.directory = read.directory
-        processor.engine_keys = read.engine_keys
+        processor.engine_keys = key_headers(config, read.engine_keys)
+        processor.path_prefixes = {
+            pool.name: pool.upstream.path_prefix for pool in config.pools if pool.upstream.path_prefix
+        }
         processor.decisions_concurrent_max = config.limits.decisions_concurrent_max
         self.quotas.bound(quota_limits(config))
         self.scheduler.apply(read.settings, now_ns=self._clock())

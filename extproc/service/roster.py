@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import msgspec
 
+from extproc.addresses import joined, port_of, split
+from extproc.config.check_upstream import is_named
 from extproc.config.model import Config, EndpointConfig, PoolConfig
 from extproc.control.ads_server import AdsPublisher
 from extproc.control.snapshot import EndpointState, SnapshotBuilder
@@ -46,13 +48,17 @@ FILE_POLL_S = 0.5
 class Roster(Part):
     """Keeps the fleet's members and Envoy's endpoints one."""
 
-    def __init__(self, config: Config, fleet: Fleet) -> None:
+    def __init__(self, config: Config, fleet: Fleet, *, keys: Callable[[], Mapping[str, str]] = dict) -> None:
+        """`keys` are the engines' own, by pool."""
         self.fleet = fleet
         self.publisher = AdsPublisher()
         self.counts: Counter[str] = Counter()
         self._config = config
+        self._keys = keys
         self._membership = Membership(pool.name for pool in config.pools)
         self._registered: dict[str, dict[str, tuple[discovered.DiscoveredMember, int]]] = {}
+        #: The name by which each replica is asked for, where it has one.
+        self._asked_for: dict[str, str] = {}
         #: Who registered an address, and what was refused to whom (told once each).
         self._registrar: dict[str, str] = {}
         self._refused: set[tuple[str, str]] = set()
@@ -178,6 +184,7 @@ class Roster(Part):
                                 health=endpoint.health.value
                                 and max(HEALTH_TOLD_MIN, round(endpoint.health.value, 2)),
                                 draining=endpoint.draining,
+                                host=self.asked_for(endpoint.address),
                             )
                             for endpoint in pool.endpoints
                         ]
@@ -186,6 +193,10 @@ class Roster(Part):
                 )
             )
         self._announce()
+
+    def asked_for(self, address: str) -> str:
+        """The name by which a replica is asked for (SNI, Host); empty for none."""
+        return self._asked_for.get(address, "")
 
     @property
     def complete(self) -> bool:
@@ -267,10 +278,16 @@ class Roster(Part):
 
     def _merged(self) -> dict[str, list[Member]]:
         merged: dict[str, list[Member]] = {}
+        asked: dict[str, str] = {}
         pools = {pool.name: pool for pool in self._config.pools}
         for name, members in self._membership.members.items():
-            known = {endpoint.address: endpoint for endpoint in pools[name].endpoints}
-            merged[name] = [_member(pools[name], known.get(each.address), each) for each in members]
+            pool = pools[name]
+            known = {endpoint.address: endpoint for endpoint in pool.endpoints}
+            merged[name] = [
+                _member(pool, known.get(_listed(each), known.get(each.address)), each) for each in members
+            ]
+            asked |= {each.address: host for each in members if (host := pool.upstream.asked_for(each.host))}
+        self._asked_for = asked
         return merged
 
     def _settle(self) -> None:
@@ -291,10 +308,7 @@ class Roster(Part):
     def _follow(self) -> None:
         for pool in self._config.pools:
             found = pool.discovery
-            if found.dns:
-                names = [
-                    DnsName(each.name, each.port, each.interval_s, each.gone_after_s) for each in found.dns
-                ]
+            if names := _names(pool):
                 self._tasks.append(asyncio.create_task(DnsSource(pool.name, names, self._on_members).run()))
             if found.file:
                 self._tasks.append(
@@ -321,12 +335,17 @@ class Roster(Part):
         await self.publisher.wanted.wait()
         await self._rebuild()
 
+    async def rekey(self) -> None:
+        """An engine's key is another one: tell Envoys."""
+        if self.publisher.wanted.is_set():
+            await self._rebuild()
+
     async def _rebuild(self) -> None:
         # In a thread: envoy-data-plane takes long to import, and decisions go on meanwhile. One at a time: of
         # two threads that import it, one may see classes that the other has not finished.
         async with self._building:
             config = self._config
-            builder = await asyncio.to_thread(SnapshotBuilder, config)
+            builder = await asyncio.to_thread(SnapshotBuilder, config, keys=self._keys())
         if config is not self._config:
             return  # `refresh` renders the newer one
         self._builder = builder
@@ -337,7 +356,7 @@ class Roster(Part):
 def _sources(config: Config) -> Iterator[tuple[str, str]]:
     """Every source that is to be heard of: names and files by their pool, listed nodes by their name."""
     for pool in config.pools:
-        if pool.discovery.dns:
+        if _names(pool):
             yield "dns", pool.name
         if pool.discovery.file:
             yield "file", pool.name
@@ -352,11 +371,28 @@ def _member(pool: PoolConfig, known: EndpointConfig | None, said: discovered.Dis
     """One endpoint: place and permits as its sources say, what it runs on as the configuration says."""
     listed = member_of(pool, known or EndpointConfig(address=said.address))
     limit = said.max_concurrent or MAX_CONCURRENT
-    return listed._replace(zone=said.zone, max_concurrent=limit, region=said.region)
+    return listed._replace(address=said.address, zone=said.zone, max_concurrent=limit, region=said.region)
 
 
 def _static(pool: PoolConfig) -> list[discovered.DiscoveredMember]:
     return [
         discovered.DiscoveredMember(e.address, zone=e.zone, region=e.region, max_concurrent=e.max_concurrent)
         for e in pool.endpoints
+        if not is_named(e.address)
     ]
+
+
+def _names(pool: PoolConfig) -> list[DnsName]:
+    """What is looked up for a pool: its endpoints that are host names, and those of its discovery."""
+    listed = [
+        DnsName(*split(e.address), zone=e.zone, region=e.region, max_concurrent=e.max_concurrent)
+        for e in pool.endpoints
+        if is_named(e.address)
+    ]
+    found = [DnsName(each.name, each.port, each.interval_s, each.gone_after_s) for each in pool.discovery.dns]
+    return [*listed, *found]
+
+
+def _listed(member: discovered.DiscoveredMember) -> str:
+    """The `host:port` by which a member would be listed."""
+    return joined(member.host, port_of(member.address)) if member.host else member.address

@@ -11,10 +11,9 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from ssl import SSLContext
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from extproc.config.model import Config
 from extproc.config.tokenizers import PoolTokenizer
@@ -29,6 +28,7 @@ from extproc.service.parts import Part
 from extproc.tokens.asked import ANSWER_BYTES_MAX, TOKENIZE_PATH, answered, question
 from extproc.tokens.counter import PoolCounter
 from extproc.tokens.tokenizer import PROBES, FileTokenizer, TokenizerError, bias_of, load
+from extproc.upstream import PLAIN, ReplicaAccess, tls_trouble
 
 if TYPE_CHECKING:
     import aiohttp
@@ -48,15 +48,6 @@ AWAITED_MAX: Final = 50_000
 _Stamp = tuple[int, int]
 
 
-class EngineWay(NamedTuple):
-    """How a replica is asked: where, with which headers, and with TLS by which name."""
-
-    base: str
-    headers: Mapping[str, str]
-    tls: SSLContext | None = None
-    server_name: str = ""
-
-
 class _Source:
     """Where one pool's counts come from."""
 
@@ -70,11 +61,18 @@ class _Source:
 
 
 class TokensPart(Part, Observer):
-    """Counts for every pool that has a tokenizer. `way` is how a pool's replica at an address is asked."""
+    """Counts for every pool that has a tokenizer. `way` is how an address is asked, and by which
+    name."""
 
     name = "tokens"
 
-    def __init__(self, config: Config, fleet: Fleet, *, way: Callable[[str, str], EngineWay]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        fleet: Fleet,
+        *,
+        way: Callable[[str], tuple[ReplicaAccess, str]] = lambda _: (PLAIN, ""),
+    ) -> None:
         self._fleet, self._way = fleet, way
         self._sources: dict[str, _Source] = {}
         self._awaited: OrderedDict[str, PromptCount] = OrderedDict()
@@ -299,20 +297,17 @@ class TokensPart(Part, Observer):
             timeout = aiohttp.ClientTimeout(total=ASK_TIMEOUT_S)
             self._session = aiohttp.ClientSession(timeout=timeout, trust_env=False)
         source.asked += 1
-        way = self._way(name, address)
-        asking = self._session.post(
-            way.base + TOKENIZE_PATH,
-            data=question(text, traits_of(pool.engine), pool.models[0]),
-            headers={"content-type": "application/json", **way.headers},
-            allow_redirects=False,
-            ssl=way.tls or True,
-            server_hostname=way.server_name or None,
-        )
+        access, host = self._way(address)
+        how = access.asking(host)
+        how["headers"]["content-type"] = "application/json"
+        url = f"{access.scheme}://{address}{access.path_prefix}{TOKENIZE_PATH}"
+        body = question(text, traits_of(pool.engine), pool.models[0])
+        asking = self._session.post(url, data=body, allow_redirects=False, **how)
         try:
             async with asking as answer:
                 return answered(answer.status, await answer.content.read(ANSWER_BYTES_MAX))
         except aiohttp.ClientError as error:
-            raise ValueError(f"{address}: {error}") from error
+            raise ValueError(f"{address}: {tls_trouble(error) or error}") from error
 
     def _unusable(self, name: str, source: _Source, problem: str) -> None:
         source.counter.end(problem)

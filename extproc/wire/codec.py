@@ -30,6 +30,7 @@ from extproc.core.contract import (
     LB_ENDPOINTS_KEY,
     LB_NAMESPACE,
     MODEL_HEADER,
+    PATH_PREFIX_HEADER,
     POOL_KEY,
     REASON_KEY,
     RESERVATION_KEY,
@@ -253,7 +254,7 @@ def routed(
     body: bytes | None = None,
     as_json: bool = False,
     usage: str = "",
-    engine_key: str = "",
+    path_prefix: str = "",
     cache: str = "",
 ) -> bytes:
     """The decision as the answer to a phase (request_headers or request_body).
@@ -261,14 +262,14 @@ def routed(
     `event_cluster` is the cluster that Envoy tells of the first token; none when empty. `explained`: the
     client is told the reason. `carried` is what of its trace rides along. `body` goes on in place of the
     client's. `as_json` has it declared as what it was read as. `usage` was asked for in its name.
-    `engine_key` opens the engine's door. `cache` has Envoy gather the answer, up to so many bytes.
+    `path_prefix` stands before its path there. `cache` has Envoy gather the answer, up to so many bytes.
     """
     about = told(decision, seal=seal, event_cluster=event_cluster, explained=explained, carried=carried)
     if usage:
         about[USAGE_KEY] = usage
     if cache:
         about[CACHE_KEY] = cache
-    data = _changes(phase, decision.cluster, decision.retries, decision.reservation.stream, engine_key)
+    data = _changes(phase, decision.cluster, decision.retries, decision.reservation.stream, path_prefix)
     response = pb.ProcessingResponse()
     if body is not None or as_json:
         response.MergeFromString(data)
@@ -286,7 +287,7 @@ def routed(
 
 
 @lru_cache(maxsize=CHANGES_KEPT_MAX)
-def _changes(phase: str, cluster: str, retries: int, stream: bool, engine_key: str) -> bytes:
+def _changes(phase: str, cluster: str, retries: int, stream: bool, path_prefix: str) -> bytes:
     """The answer to a phase less what it tells: where the request goes, by its headers. Mostly the same."""
     response = pb.ProcessingResponse()
     common = getattr(response, phase).response
@@ -297,9 +298,11 @@ def _changes(phase: str, cluster: str, retries: int, stream: bool, engine_key: s
     set_header(mutation, RETRIES_HEADER, str(retries))
     if not stream:
         set_header(mutation, WHOLE_HEADER, "1")
-    # The key opened our door; the engine has no use for it, and its logs no right to it.
-    give_key(mutation, engine_key)
-    mutation.remove_headers.extend((API_KEY, ENCODING_HEADER))
+    if path_prefix:
+        set_header(mutation, PATH_PREFIX_HEADER, path_prefix)
+    # The key opened our door; the engine has no use for it, and its logs no right to it. The engine's own is
+    # Envoy's to put in.
+    mutation.remove_headers.extend((AUTHORIZATION, API_KEY, ENCODING_HEADER))
     return response.SerializeToString()
 
 
@@ -328,14 +331,6 @@ def hold(timeout_ms: int) -> bytes:
     response = pb.ProcessingResponse()
     response.override_message_timeout.FromMilliseconds(max(1, timeout_ms))
     return response.SerializeToString()
-
-
-def give_key(mutation: pb.HeaderMutation, engine_key: str) -> None:
-    """The engine's own key in place of the client's."""
-    if engine_key:
-        set_header(mutation, AUTHORIZATION, f"Bearer {engine_key}")
-    else:
-        mutation.remove_headers.append(AUTHORIZATION)
 
 
 def declares_json(content_type: str) -> bool:

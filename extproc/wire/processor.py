@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 #: Bytes of refused bodies a minute for each tenant, where nothing is said.
 REFUSED_BYTES_PER_MINUTE = 64 * 1024 * 1024
 #: No engine asks for a key.
-NO_KEYS: Mapping[str, str] = MappingProxyType({})
+NO_KEYS: Mapping[str, tuple[str, str]] = MappingProxyType({})
 #: Bytes of large bodies a second for each tenant, where nothing is said.
 LARGE_BYTES_PER_SECOND = 32 * 1024 * 1024
 #: Envoy's patience, where nothing is said; and how long a large body may wait for its turn, of which the
@@ -72,7 +72,7 @@ class Processor:
         event_cluster: str = "",
         body_bounds: BodyBounds = BOUNDS,
         refused_bytes_per_minute: int = REFUSED_BYTES_PER_MINUTE,
-        engine_keys: Mapping[str, str] = NO_KEYS,
+        engine_keys: Mapping[str, tuple[str, str]] = NO_KEYS,
         seal: Seal | None = None,
         extra_routes: Routes = NO_ROUTES,
         large_bytes_per_second: int = LARGE_BYTES_PER_SECOND,
@@ -90,8 +90,11 @@ class Processor:
         self.extra_routes = extra_routes
         #: What bodies that are refused may cost, by tenant.
         self.refusals = RefusalBudget(refused_bytes_per_minute)
-        #: The engines' own keys, by pool.
+        #: The engines' own keys by pool, as header and value: for gateways that are not ours. Our own Envoy
+        #: puts them in itself.
         self.engine_keys = engine_keys
+        #: What stands before each path at a pool's replicas, by pool.
+        self.path_prefixes: Mapping[str, str] = {}
         self.clock = clock
         #: Envoy's cluster of this service alone, for first-token events; none when empty.
         self.event_cluster = event_cluster

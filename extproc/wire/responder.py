@@ -125,7 +125,7 @@ class EnvoyResponder:
             as_json=as_json,
             usage=usage,
             cache=cache,
-            engine_key=processor.engine_keys.get(reservation.pool, ""),
+            path_prefix=processor.path_prefixes.get(reservation.pool, ""),
         )
         return Reply(data, end=True, reservation_id=reservation.id)
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -22,6 +25,7 @@ from steersman_agent.figures import Scrape
 from steersman_agent.replica import ReplicaBook
 from steersman_agent.reply import PageReply
 from steersman_agent.state import ReplicaState
+from steersman_agent.upstream import ReplicaKey, ReplicaTls, ReplicaUpstream
 from tests.stand.waits import until
 
 WELL = b'{"data":[{"id":"m"}]}'
@@ -34,7 +38,7 @@ class Engine:
     def __init__(self) -> None:
         self.models = WELL
         self.looks = 0
-        self.key = ""
+        self.key = self.prefix = ""
         self.refused = self.prompts = 0
 
     async def page(self, request: web.Request) -> web.Response:
@@ -43,24 +47,31 @@ class Engine:
             self.refused += 1
             return web.Response(status=401)
         self.prompts += request.method == "POST"
-        if request.path == "/v1/models":
+        path = request.path.removeprefix(self.prefix)
+        if path == request.path and self.prefix:
+            return web.Response(status=404)
+        if path == "/v1/models":
             return web.Response(body=self.models, content_type="application/json")
-        if request.path == "/metrics":
+        if path == "/metrics":
             return web.Response(text="vllm:num_requests_running 0\nvllm:num_requests_waiting 0\n")
         return web.json_response({})
 
 
 @asynccontextmanager
-async def watched(engine: Engine, key_env: str | None = None, **more: Any) -> AsyncIterator[Agent]:
-    """An agent that runs and watches the engine."""
+async def watched(
+    engine: Engine, upstream: ReplicaUpstream | None = None, tls: ssl.SSLContext | None = None, **more: Any
+) -> AsyncIterator[Agent]:
+    """An agent that runs and watches the engine; `tls` is the engine's."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", engine.page)
     runner = web.AppRunner(app)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
     await site.start()
     port = runner.addresses[0][1]
-    replica = ReplicaSettings(address=f"127.0.0.1:{port}", pool="p", engine="vllm", engine_key_env=key_env)
+    replica = ReplicaSettings(
+        address=f"127.0.0.1:{port}", pool="p", engine="vllm", upstream=upstream or ReplicaUpstream()
+    )
     agent = Agent(
         AgentConfig(
             node="n", nvml="off", replicas=(replica,), poll_idle_ms=200, health_ms=200, probe_ms=200, **more
@@ -104,7 +115,7 @@ def test_an_engine_that_wants_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         engine = Engine()
         engine.key = "sk-engine"
-        async with watched(engine, "STEERSMAN_ENGINE") as agent:
+        async with watched(engine, ReplicaUpstream(key=ReplicaKey(env="STEERSMAN_ENGINE"))) as agent:
             await until(lambda: state(agent) is ReplicaState.READY, agent.view)
             await until(lambda: engine.prompts)
         assert engine.refused == 0
@@ -204,3 +215,53 @@ class TestAnyPage:
         page = "".join(f"{metric}{rest}\n" for metric, rest in lines).encode("utf-8", "replace")
         with contextlib.suppress(ValueError):
             assert isinstance(ENGINES[name].scrape(page), Scrape)
+
+
+def issued(folder: Path, name: str, authority: str = "") -> tuple[Path, Path]:
+    """A certificate and its key, signed by an authority or by itself."""
+    certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
+    new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    out = ["-keyout", str(key), "-out", str(certificate), "-subj", f"/CN={name}", "-days", "2"]
+    by = ["-CA", str(folder / f"{authority}.pem"), "-CAkey", str(folder / f"{authority}.key")]
+    san = ["-addext", f"subjectAltName=DNS:{name}", "-addext", "basicConstraints=critical,CA:false"]
+    subprocess.run([*new, *out, *([*by, *san] if authority else [])], check=True, capture_output=True)
+    return certificate, key
+
+
+def test_an_engine_behind_tls(tmp_path: Path) -> None:
+    """By its pool's name, its key, its path and our certificate; a stranger is never believed."""
+    ca, _ = issued(tmp_path, "ca")
+    other, _ = issued(tmp_path, "other-ca")
+    server, client = issued(tmp_path, "llm.test", "ca"), issued(tmp_path, "agent.test", "ca")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(ca))
+    context.load_cert_chain(*server)
+    context.verify_mode = ssl.CERT_REQUIRED
+    (tmp_path / "key").write_text("sk-engine\n")
+
+    def way(ca: Path, name: str = "llm.test", *, cert: bool = True) -> ReplicaUpstream:
+        own = dict(zip(("cert", "key"), client, strict=True)) if cert else {}
+        return ReplicaUpstream(
+            tls=ReplicaTls(ca=ca, server_name=name, **own),
+            key=ReplicaKey(file=tmp_path / "key"),
+            path_prefix="/openai",
+        )
+
+    async def run() -> None:
+        engine = Engine()
+        engine.key, engine.prefix = "sk-engine", "/openai"
+        async with watched(engine, way(ca), context) as agent:
+            await until(lambda: state(agent) is ReplicaState.READY, agent.view)
+            await until(lambda: engine.prompts)
+        assert engine.refused == 0
+        looks = engine.looks
+        for wrong, why in (
+            (way(other), "upstream.tls.ca"),
+            (way(ca, "elsewhere.test"), "another name"),
+            (way(ca, cert=False), "client certificate"),
+        ):
+            async with watched(engine, wrong, context) as agent:
+                await until(lambda agent=agent, why=why: why in agent.view().replicas[0].detail, agent.view)
+                assert state(agent) is not ReplicaState.READY
+        assert engine.looks == looks, "nothing was asked of whom we do not know"
+
+    asyncio.run(run())

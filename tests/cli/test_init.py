@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import socket
+import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -57,12 +59,14 @@ ANONYMOUS: Pages = {"/v1/models": {"data": [{"id": "gpt-oss"}]}}
 
 
 @contextmanager
-def serving(pages: Pages) -> Iterator[str]:
-    """A server of pages; its ip:port."""
+def serving(pages: Pages, *, key: str = "", tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """A server of pages, for who has the key; its ip:port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             page = pages.get(self.path)
+            if key and self.headers["authorization"] != f"Bearer {key}":
+                page = 401
             status = page if isinstance(page, int) else 404 if page is None else 200
             text = "" if page is None or isinstance(page, int) else page
             data = (text if isinstance(text, str) else json.dumps(text)).encode()
@@ -75,6 +79,8 @@ def serving(pages: Pages) -> Iterator[str]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -243,12 +249,60 @@ def test_a_host_name_may_stay_one(
     assert (pool.discovery.dns[0].name, pool.discovery.dns[0].port) == ("gpus.example", port)
 
 
+def test_a_backend_behind_tls_with_a_key(
+    servers: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked as it will be reached, and the file says how; of what is wrong nothing is written."""
+    new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    out = [
+        "-keyout",
+        "key.pem",
+        "-out",
+        "ca.pem",
+        "-subj",
+        "/CN=llm.test",
+        "-addext",
+        "subjectAltName=DNS:llm.test",
+    ]
+    subprocess.run([*new, *out], cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "ca.pem", tmp_path / "key.pem")
+    pages = {f"/openai{path}": page for path, page in VLLM.items()}
+    port = servers.enter_context(serving(pages, key="sk-engine", tls=context)).rpartition(":")[2]
+    (tmp_path / "key").write_text("sk-engine\n")
+    real = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *more, **named: real("127.0.0.1" if host == "llm.test" else host, *more, **named),
+    )
+    file, url = tmp_path / "steersman.yaml", f"https://llm.test:{port}/openai/v1"
+    strange = init(file, url)
+    assert strange.exit_code == 1
+    assert "an authority that upstream.tls.ca does not hold" in strange.stderr
+    keyless = init(file, url, "--ca", str(tmp_path / "ca.pem"))
+    assert keyless.exit_code == 1
+    assert "wants a key" in keyless.stderr
+    assert not file.exists()
+    good = init(file, url, "--ca", str(tmp_path / "ca.pem"), "--engine-key-file", str(tmp_path / "key"))
+    assert good.exit_code == 0, good.stderr
+    (pool,) = load(file).pools
+    assert (pool.endpoints[0].address, pool.engine) == (f"llm.test:{port}", "vllm")
+    assert pool.upstream.tls is not None
+    assert pool.upstream.tls.ca == str(tmp_path / "ca.pem")
+    assert (pool.upstream.path_prefix, pool.upstream.key and pool.upstream.key.file) == (
+        "/openai",
+        str(tmp_path / "key"),
+    )
+    assert "sk-engine" not in file.read_text() + good.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "name the backends"),
         (["10.0.0.1"], "has no port; write 10.0.0.1:8080"),
-        (["https://10.0.0.1:443"], "plain HTTP"),
+        (["https://10.0.0.1:443"], "a certificate has a name; write https://NAME"),
         (["ftp://10.0.0.1"], "is no backend"),
         (["10.0.0.1:99999"], "is no backend"),
         (["http://"], "is no backend"),

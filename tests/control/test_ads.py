@@ -11,7 +11,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from extproc._pb import discovery_pb2 as pb
 from extproc.control.ads import NAMES_MAX, AdsStream, RemoteProtocolError
-from extproc.control.snapshot import CLUSTER_TYPE, ENDPOINT_TYPE, TYPES, FleetSnapshot, Resource, Resources
+from extproc.control.snapshot import (
+    CLUSTER_TYPE,
+    ENDPOINT_TYPE,
+    SECRET_TYPE,
+    TYPES,
+    FleetSnapshot,
+    Resource,
+    Resources,
+)
 from tests.stand.examples import examples
 
 
@@ -60,6 +68,7 @@ def contents(response: pb.DiscoveryResponse) -> set[str]:
 
 ONE = snapshot({"a": "A"}, {"a": "a1"})
 TWO = snapshot({"a": "A"}, {"a": "a2"})
+KEYED = FleetSnapshot(ONE.clusters, ONE.endpoints, resources({"s": "a key"}))
 BOTH = snapshot({"a": "A", "b": "B"}, {"a": "a1", "b": "b1"})
 
 
@@ -90,9 +99,29 @@ def test_a_new_stream_is_told_what_it_asks_for() -> None:
 def test_requests_may_come_before_the_first_snapshot() -> None:
     """They are answered with it, clusters first."""
     stream = AdsStream()
+    assert stream.receive(request(SECRET_TYPE, ["s"])) == []
     assert stream.receive(request(ENDPOINT_TYPE, ["a"])) == []
     assert stream.receive(request(CLUSTER_TYPE)) == []
-    assert [each.type_url for each in responses(stream.publish(ONE))] == list(TYPES)
+    assert [each.type_url for each in responses(stream.publish(KEYED))] == list(TYPES)
+
+
+def test_a_new_key_is_pushed_alone_and_after_clusters_again(caplog: pytest.LogCaptureFixture) -> None:
+    """Envoy warms what changes, and waits for the key that it may not ask for again."""
+    stream, _ = connected(ONE)
+    assert stream.receive(request(SECRET_TYPE, ["s"])) == [], "there is none"
+    key = only(stream.publish(KEYED))
+    assert (key.type_url, contents(key)) == (SECRET_TYPE, {"a key"})
+    assert stream.receive(request(SECRET_TYPE, ["s"], to=key)) == []
+    newer = FleetSnapshot(KEYED.clusters, KEYED.endpoints, resources({"s": "another"}))
+    key = only(stream.publish(newer))
+    assert contents(key) == {"another"}
+    assert stream.receive(request(SECRET_TYPE, ["s"], to=key)) == []
+    changed = FleetSnapshot(BOTH.clusters, ONE.endpoints, newer.secrets)
+    sent = responses(stream.publish(changed))
+    assert [each.type_url for each in sent] == list(TYPES)
+    assert stream.receive(request(SECRET_TYPE, ["s"], to=sent[2], nack="sk-the-key is no key")) == []
+    assert "sk-the-key" not in caplog.text, "Envoy's reason may hold it"
+    assert "refused sds" in caplog.text
 
 
 def test_only_what_changed_is_pushed() -> None:

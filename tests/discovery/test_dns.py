@@ -24,7 +24,8 @@ def test_both_families_sorted_and_once() -> None:
     names = DnsNames([ONE])
     got = names.answered(ONE, ["10.0.0.10", "fd00:0::1", "10.0.0.9", "10.0.0.9"])
     assert got == tuple(
-        DiscoveredMember(address, "a", "eu") for address in ("10.0.0.9:80", "10.0.0.10:80", "[fd00::1]:80")
+        DiscoveredMember(address, "a", "eu", host="one.test")
+        for address in ("10.0.0.9:80", "10.0.0.10:80", "[fd00::1]:80")
     )
     assert names.answered(ONE, ["10.0.0.9", "10.0.0.10", "fd00::1"]) is None, "nothing changed"
 
@@ -46,9 +47,12 @@ def test_a_pool_is_told_when_every_name_was_tried() -> None:
     """Earlier, members would seem to have left."""
     names = DnsNames([ONE, TWO])
     assert names.answered(ONE, ["10.0.0.1"]) is None
-    assert names.failed(TWO, "no such name") == (DiscoveredMember("10.0.0.1:80", "a", "eu"),)
+    assert names.failed(TWO, "no such name") == (DiscoveredMember("10.0.0.1:80", "a", "eu", host="one.test"),)
     both = names.answered(TWO, ["10.0.0.2"])
-    assert both == (DiscoveredMember("10.0.0.1:80", "a", "eu"), DiscoveredMember("10.0.0.2:81"))
+    assert both == (
+        DiscoveredMember("10.0.0.1:80", "a", "eu", host="one.test"),
+        DiscoveredMember("10.0.0.2:81", host="two.test"),
+    )
 
 
 def test_no_answer_at_all_is_no_knowledge() -> None:
@@ -66,7 +70,7 @@ def test_a_name_that_is_gone_leaves_after_its_bound() -> None:
     assert names.failed(name, "no answer within 5 s") is None
     assert names.gone(name, "no such name", now_s=109.0) is None
     assert names.gone(name, "no such name", now_s=110.0) == ()
-    assert names.answered(name, ["10.0.0.1"]) == (DiscoveredMember("10.0.0.1:80"),)
+    assert names.answered(name, ["10.0.0.1"]) == (DiscoveredMember("10.0.0.1:80", host="gone.test"),)
     assert names.gone(name, "no such name", now_s=111.0) is None, "it counts anew"
 
 
@@ -102,13 +106,15 @@ def test_two_names_for_one_address_make_one_member() -> None:
     same = DnsName("same.test", 80)
     names = DnsNames([ONE, same])
     names.answered(ONE, ["10.0.0.1"])
-    assert names.answered(same, ["10.0.0.1"]) == (DiscoveredMember("10.0.0.1:80", "a", "eu"),)
+    assert names.answered(same, ["10.0.0.1"]) == (
+        DiscoveredMember("10.0.0.1:80", "a", "eu", host="one.test"),
+    )
 
 
 def test_bounds(caplog: pytest.LogCaptureFixture) -> None:
     """On names, on addresses, on the interval."""
-    with pytest.raises(ValueError, match="at most 16"):
-        DnsNames([DnsName(f"{i}.test", 80) for i in range(17)])
+    with pytest.raises(ValueError, match=f"at most {dns.NAMES_MAX}"):
+        DnsNames([DnsName(f"{i}.test", 80) for i in range(dns.NAMES_MAX + 1)])
     got = DnsNames([ONE]).answered(ONE, [f"10.0.{i >> 8}.{i & 255}" for i in range(2000)])
     assert got is not None
     assert len(got) == dns.ADDRESSES_MAX

@@ -46,7 +46,12 @@ def gateway(engine: ShapedEngine, tmp_path_factory: pytest.TempPathFactory) -> I
     key.write_text("sk-of-the-engine\n")
     vllm, lcpp, tgi, _ = engine.addresses
     pools = {
-        "vllm": {"models": ["m"], "engine": "vllm", "engine_key_file": str(key), "addresses": [vllm]},
+        "vllm": {
+            "models": ["m"],
+            "engine": "vllm",
+            "upstream": {"key": {"file": str(key)}},
+            "addresses": [vllm],
+        },
         "lcpp": {
             "models": ["g"],
             "engine": "llamacpp",
@@ -102,7 +107,7 @@ def test_what_is_refused_has_the_engines_status(gateway: Gateway, path: str, bod
 
 def test_a_key_taken_at_a_reload(gateway: Gateway, engine: ShapedEngine) -> None:
     """A new key of the engine needs no restart."""
-    Path(gateway.config["pools"][0]["engine_key_file"]).write_text("sk-the-next")
+    Path(gateway.config["pools"][0]["upstream"]["key"]["file"]).write_text("sk-the-next")
     gateway.service.signal(signal.SIGHUP)
 
     def given() -> bool:

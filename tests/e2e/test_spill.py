@@ -87,7 +87,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
                 "models": ["gpt-small"],
                 "addresses": [paid.address],
                 "engine": "vllm",
-                "engine_key_file": str(key_file),
+                "upstream": {"key": {"file": str(key_file)}},
                 "price": PRICE,
             },
         }

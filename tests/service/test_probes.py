@@ -12,7 +12,8 @@ from extproc.core.fleet import Fleet
 from extproc.core.reach import Look
 from extproc.core.reports import ReplicaReport
 from extproc.service.build import pool_specs
-from extproc.service.probes import AGAIN_NS, ProbesPart, ask, found
+from extproc.service.probes import AGAIN_NS, ProbesPart, found
+from extproc.service.upstreams import ask
 
 S = 1_000_000_000
 

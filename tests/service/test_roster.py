@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -61,14 +61,14 @@ def test_one_at_a_time_renders_and_what_failed_is_tried_again(monkeypatch: pytes
     making, most, wrong = [0], [0], [False, True]
     real = SnapshotBuilder
 
-    def slow(config: Config) -> SnapshotBuilder:
+    def slow(config: Config, *, keys: Mapping[str, str]) -> SnapshotBuilder:
         making[0] += 1
         most[0] = max(most[0], making[0])
         try:
             time.sleep(0.05)
             if len(config.pools) == 2 and wrong.pop():
                 raise TypeError("half a class")
-            return real(config)
+            return real(config, keys=keys)
         finally:
             making[0] -= 1
 
@@ -85,7 +85,7 @@ def test_one_at_a_time_renders_and_what_failed_is_tried_again(monkeypatch: pytes
             await roster.refresh()
         assert not roster.publisher.versions
         await roster.refresh()
-        assert set(roster.publisher.versions) == {"cds", "eds"}
+        assert set(roster.publisher.versions) == {"cds", "eds", "sds"}
         await roster.stop()
 
     asyncio.run(run())

@@ -22,8 +22,9 @@ from extproc.core.request import Request
 from extproc.core.tenant import ANONYMOUS
 from extproc.engines import ENGINES
 from extproc.service.build import pool_specs
-from extproc.service.tokens import EngineWay, TokensPart
+from extproc.service.tokens import TokensPart
 from extproc.tokens.asked import answered, question
+from extproc.upstream import PLAIN, ReplicaAccess
 from tests.stand.vocabulary import asked, prose, written
 
 S = 1_000_000_000
@@ -45,12 +46,10 @@ pools:
 class Counting:
     """A fleet whose pool counts, beside a test's event loop."""
 
-    def __init__(self, text: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, text: str, access: ReplicaAccess = PLAIN) -> None:
         self.config = loads(text)
         self.fleet = Fleet(pool_specs(self.config))
-        self.part = TokensPart(
-            self.config, self.fleet, way=lambda pool, at: EngineWay(f"http://{at}", headers or {})
-        )
+        self.part = TokensPart(self.config, self.fleet, way=lambda _: (access, ""))
 
     @property
     def pool(self) -> dict[str, Any]:
@@ -208,7 +207,9 @@ def test_an_engine_counts_in_its_own_words(engine: str) -> None:
         there = Engine(engine)
         async with listening(there) as address:
             text = text_of("tokenizer: {source: engine, cpu_share: 1}", address=address, engine=engine)
-            counting = Counting(text, headers={"authorization": "Bearer secret"})
+            counting = Counting(
+                text, ReplicaAccess(headers={"authorization": "Bearer secret"}, path_prefix="/openai")
+            )
             async with running(counting):
                 await until(lambda: not counting.pool["problem"])
                 estimate = counting.tokens(request)

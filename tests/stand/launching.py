@@ -13,7 +13,8 @@ from extproc.scaling.launcher import PoolLauncher
 from extproc.scaling.places import LocalPlaces
 from extproc.scaling.process import KeptFolder, marked
 from extproc.scaling.replica import FleetSide
-from extproc.service.probes import ALIVE, ask, found
+from extproc.service.probes import ALIVE, found
+from extproc.service.upstreams import ask
 
 ENGINE = [sys.executable, "-I", "-S", str(Path(__file__).with_name("fake_engine.py")), "{port}"]
 

@@ -291,10 +291,33 @@ local function kept_as(text)
   return id and #id <= 256 and id:sub(1, 5) == "resp_" and id or nil
 end
 
+-- What a client reads where the engine did not take our key, in the words of both dialects.
+local KEY_REFUSED = @KEY_REFUSED_BODY@
+
+-- The client's own key never went there, so that 401 or 403 is the operator's fault and not the client's.
+local function refuses_key(handle, served)
+  local status = served and handle:headers():get(":status")
+  return (status == "401" or status == "403") and noted(handle) ~= nil
+end
+
+local function say_key_refused(handle)
+  handle:streamInfo():dynamicMetadata():set("@OBSERVED_NAMESPACE@", "@KEY_REFUSED_KEY@", true)
+  local headers = handle:headers()
+  headers:replace(":status", "502")
+  headers:remove("www-authenticate")
+  headers:remove("content-encoding")
+  headers:replace("content-type", "application/json")
+  headers:replace("content-length", tostring(handle:body(true):setBytes(KEY_REFUSED)))
+end
+
 function envoy_on_response(handle)
   -- By the route, for us alone.
   local served = handle:headers():get("@SERVED_HEADER@")
   handle:headers():remove("@SERVED_HEADER@")
+  if refuses_key(handle, served) then
+    say_key_refused(handle)
+    return
+  end
   local well, stream = answers_well(handle)
   local asked = usage_asked(handle, well and stream)
   -- What has come of an event whose end has not, where something may have to be taken out of it.

@@ -116,7 +116,7 @@ def goes(
     without_keys: bool,
     clear_route_cache: bool,
     as_json: bool,
-    engine_key: str = "",
+    engine_key: tuple[str, str] | None = None,
 ) -> bytes:
     """The decision as the answer to the request's headers.
 
@@ -138,7 +138,7 @@ def goes(
     if without_keys:
         mutation.remove_headers.extend((AUTHORIZATION, API_KEY))
     if engine_key:
-        set_header(mutation, AUTHORIZATION, f"Bearer {engine_key}")
+        set_header(mutation, *engine_key)
     if length is not None:
         set_header(mutation, "content-length", str(length))
     if as_json:

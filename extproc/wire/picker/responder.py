@@ -135,7 +135,7 @@ class PickerResponder:
             without_keys=processor.directory.required,
             clear_route_cache=self._picker.settings.clear_route_cache,
             as_json=as_json,
-            engine_key=processor.engine_keys.get(reservation.pool, ""),
+            engine_key=processor.engine_keys.get(reservation.pool),
         )
         more: list[bytes] = []
         if not head:
