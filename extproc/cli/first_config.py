@@ -126,6 +126,10 @@ def text(
         lines += _pool(pool)
     lines += [
         "",
+        "# Replicas of this machine can be started and stopped by need instead of being listed: in a pool,",
+        '#   scaling: {max_replicas: 2, launcher: {command: [vllm, serve, MODEL, --port, "{port}"]}}',
+        "# in place of endpoints; with min_replicas: 0 none runs while nobody asks (docs/scaling.md).",
+        "",
         "# Tenants are who may ask, each with keys of its own. The file has a key's hash alone.",
         '# Another one: steersman tenant key new TENANT --why "…"',
         "tenants:",

@@ -1,11 +1,12 @@
 """Where replicas of this machine may be: ports, and cards, each given out once.
 
-Owns what is taken, over all pools of a service.
+Owns what is taken, over all pools of a service. Ports that other services have are seen to be taken; the
+cards of their replicas are told by `elsewhere`. Two that take a card in the same moment can both have it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -43,6 +44,8 @@ class LocalPlace:
 class LocalPlaces:
     """What is taken. A port is only given out when nobody listens on it."""
 
+    #: Cards that other services' replicas run on.
+    elsewhere: Callable[[], Collection[int]] = tuple
     _ports: set[int] = field(default_factory=set)
     _cards: set[int] = field(default_factory=set)
     #: The port that was given out last: one that just failed is tried again after all others.
@@ -55,10 +58,13 @@ class LocalPlaces:
 
         `avoid`: cards on which a replica has just failed come last.
         """
-        free = [card for card in cards if card not in self._cards]
+        others = self.elsewhere() if cards else ()
+        free = [card for card in cards if card not in self._cards and card not in others]
         free.sort(key=lambda card: card in avoid)
         if cards and len(free) < cards_each:
-            return f"no card is free: {len(free)} of {len(cards)}, and a replica takes {cards_each}"
+            theirs = ", ".join(str(card) for card in cards if card in others)
+            why = f"; another service's replicas have {theirs}" if theirs else ""
+            return f"no card is free: {len(free)} of {len(cards)}, and a replica takes {cards_each}{why}"
         taken = tuple(sorted(free[:cards_each])) if cards else ()
         first, last = ports
         asked = range(first, last + 1) if first else FREE_PORTS

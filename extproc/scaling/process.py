@@ -121,6 +121,15 @@ class KeptFolder:
         new.write_text(f"{os.getpid()} {started(os.getpid())}", encoding="ascii")
         new.replace(self.path / "owner")
 
+    def cards_elsewhere(self) -> set[int]:
+        """Cards that replicas of this user's other services run on, by the folders beside this one."""
+        held: set[int] = set()
+        for file in self.path.parent.glob(f"*/*{STATE_SUFFIX}"):
+            facts = read_state(file) if file.parent != self.path else {}
+            if facts.get("cards") and KeptProcess(facts).alive:
+                held.update(facts["cards"])
+        return held
+
     def start(
         self,
         command: Sequence[str],

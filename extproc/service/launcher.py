@@ -137,6 +137,7 @@ class LauncherPart(Part):
                 run_folder(listen, service.run_dir) / f"{name_of(listen)}{FOLDER_SUFFIX}"
             )
             self._folder.own()
+            self._places.elsewhere = self._folder.cards_elsewhere
         return self._folder
 
     def _set_up(self) -> None:

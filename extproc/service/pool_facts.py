@@ -14,7 +14,7 @@ from extproc.core.fleet import Fleet, Pool
 from extproc.core.prefix import BLOCK_BYTES
 from extproc.core.reach import Look
 from extproc.core.reports import SERVING, GpuReport, ReportedState
-from extproc.core.scaling.switches import Cards, memory_lost
+from extproc.core.scaling.switches import CardSet, memory_lost
 from extproc.core.scaling.values import ReplicaFact, ReplicaKind, ReplicaStage
 
 #: A replica that was never ready counts as starting for so many load times, and so long at the least.
@@ -121,12 +121,12 @@ def card_bytes(cards: Sequence[GpuReport]) -> tuple[int, int, int]:
     return total, used, room
 
 
-def cards_of(endpoint: Endpoint) -> Cards | None:
+def cards_of(endpoint: Endpoint) -> CardSet | None:
     """The cards of a replica that serves, by its agent's word."""
     report = endpoint.report
     if report is None or not report.node or report.state not in SERVING:
         return None
-    return Cards(report.node, tuple(card.uuid for card in report.gpus) or (endpoint.address,))
+    return CardSet(report.node, tuple(card.uuid for card in report.gpus) or (endpoint.address,))
 
 
 def model_of(endpoint: Endpoint) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from extproc.scaling import keeper
+from extproc.scaling.places import LocalPlace, LocalPlaces
 from extproc.scaling.process import (
     STATE_SUFFIX,
     KeptFolder,
@@ -26,7 +28,7 @@ from tests.stand.waits import until, wait_until
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what is swept up is found in /proc")
 
 
-def started(folder: KeptFolder, *traits: str) -> KeptProcess:
+def started(folder: KeptFolder, *traits: str, cards: Sequence[int] = ()) -> KeptProcess:
     """An engine under a keeper."""
     (port,) = free_ports(1)
     command = [part.replace("{port}", str(port)) for part in ENGINE]
@@ -36,7 +38,7 @@ def started(folder: KeptFolder, *traits: str) -> KeptProcess:
         port=port,
         stop_s=5.0,
         log_dir=None,
-        facts={"pool": "chat", "cards": []},
+        facts={"pool": "chat", "cards": list(cards)},
     )
 
 
@@ -58,6 +60,24 @@ def folder(tmp_path: Path) -> KeptFolder:
 def nothing_left(tmp_path: Path) -> object:
     yield
     kill_marked({mark for mark in marks() if mark.startswith(str(tmp_path))})
+
+
+def test_cards_of_another_service_s_replicas_are_not_given_out(folder: KeptFolder) -> None:
+    """While they run; what is told when none is left says whose they are."""
+    other = KeptFolder(folder.path.with_name("other"))
+    other.own()
+    process = started(other, cards=(0, 1))
+    written(process)
+    places = LocalPlaces(folder.cards_elsewhere)
+    found = places.take((0, 0), (0, 1, 2), cards_each=1)
+    assert isinstance(found, LocalPlace)
+    assert found.cards == (2,)
+    refused = places.take((0, 0), (0, 1, 2), cards_each=1)
+    assert refused == ("no card is free: 0 of 3, and a replica takes 1; another service's replicas have 0, 1")
+    process.terminate()
+    wait_until(lambda: not process.alive, "its end")
+    assert not folder.cards_elsewhere()
+    assert isinstance(places.take((0, 0), (0, 1), cards_each=2), LocalPlace)
 
 
 def test_a_successor_finds_what_runs(folder: KeptFolder) -> None:

@@ -97,10 +97,14 @@ def work_ms(timing: Timing, prompt_tokens: float, cached_tokens: float, output_t
 
     What a step costs in any case is left out: it is shared by whoever is there.
     """
-    each = timing.decode_per_sequence_ms + timing.decode_per_context_token_ms * (
-        prompt_tokens + output_tokens / 2.0
-    )
-    return timing.prefill_ms(prompt_tokens - cached_tokens, cached_tokens) + output_tokens * each
+    prefill_ms = timing.prefill_ms(prompt_tokens - cached_tokens, cached_tokens)
+    return prefill_ms + decode_work_ms(timing, prompt_tokens, output_tokens)
+
+
+def decode_work_ms(timing: Timing, prompt_tokens: float, output_tokens: float) -> float:
+    """Of that, what it adds to each of its steps."""
+    per_token = timing.decode_per_context_token_ms * (prompt_tokens + output_tokens / 2.0)
+    return output_tokens * (timing.decode_per_sequence_ms + per_token)
 
 
 class Shape(NamedTuple):
@@ -137,9 +141,10 @@ def shape(samples: Sequence[WorkSample], kind: ReplicaKind, classes: Mapping[str
         spec = classes.get(service_class, standard)
         cached = min(max(cached_tokens, 0), max(prompt_tokens - 1, 0))
         uncached, tokens = max(1, prompt_tokens - cached), max(1, output_tokens)
-        ms = timing.prefill_ms(uncached, cached) - timing.prefill_base_ms
+        whole = timing.prefill_ms(uncached, cached)
+        ms = whole - timing.prefill_base_ms
         steps = -(-uncached // budget)
-        work += work_ms(timing, prompt_tokens, cached, tokens)
+        work += whole + decode_work_ms(timing, prompt_tokens, tokens)
         own += ms
         square += ms * ms
         loops += steps

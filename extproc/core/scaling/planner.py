@@ -147,6 +147,9 @@ class Planner:
                 for kind in facts.kinds
             ]
             found = self.record.correction(self.scale.target_attainment)
+            if self.margin.share > 0.0:
+                # What is left free makes lower loads look well: that is no reason to take it back.
+                found = min(found, self.correction)
             self.correction += min(max(found - self.correction, -CORRECTION_STEP), CORRECTION_STEP)
             self._bears.clear()
         self._learn(facts)

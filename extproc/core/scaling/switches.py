@@ -26,7 +26,7 @@ SHARED_NS: Final = 60 * NS
 MEMORY_LOST_MIN: Final = 0.02
 
 
-class Cards(NamedTuple):
+class CardSet(NamedTuple):
     """A node's cards that one replica runs on; its address where nobody says which."""
 
     node: str
@@ -49,10 +49,10 @@ class ModelSwitches:
     def __init__(self) -> None:
         self.times = LoadTimes()
         #: When each model was ready last, by cards.
-        self._ready: dict[Cards, dict[str, int]] = {}
-        self._began: dict[Cards, _Began] = {}
+        self._ready: dict[CardSet, dict[str, int]] = {}
+        self._began: dict[CardSet, _Began] = {}
 
-    def saw(self, cards: Cards, *, model: str, pool: str, hardware: str, now_ns: int) -> None:
+    def saw(self, cards: CardSet, *, model: str, pool: str, hardware: str, now_ns: int) -> None:
         """A replica of a model is ready on these cards; called as often as is looked."""
         known = self._ready.get(cards)
         if known is None:

@@ -72,6 +72,21 @@ def test_a_plan_that_falls_short_wants_more_replicas() -> None:
     assert wanted[0.25][0] > wanted[0.0][0]
 
 
+def test_what_a_margin_made_look_well_is_no_reason_to_take_it_back() -> None:
+    """While too few attain, the record's correction may fall and does not rise."""
+    planner = Planner(structs.replace(SCALE, target_attainment=0.98))
+    for load in (0.65, 0.75, 0.85, 0.95, 1.05):
+        planner.record.saw(load, attained=5_000, judged=5_000)
+    planner.margin.recall(0.05)
+    for minute in range(4):
+        planner.step(minute * 60 * NS, facts(30.0, 8))
+    assert planner.correction == 1.0
+    planner.margin.recall(0.0)
+    for minute in range(4, 8):
+        planner.step(minute * 60 * NS, facts(30.0, 8))
+    assert planner.correction > 1.05
+
+
 def test_what_a_bound_costs_is_no_shortfall_of_the_plan() -> None:
     """At `max_replicas` no margin is learnt: more would be wanted in vain."""
     planner = Planner(structs.replace(SCALE, max_replicas=2))

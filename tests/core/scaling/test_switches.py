@@ -6,15 +6,15 @@ import pytest
 
 from extproc.core.scaling.leaving import leaving
 from extproc.core.scaling.planner import Planner
-from extproc.core.scaling.switches import NS, SHARED_NS, Cards, ModelSwitches, chosen_switch, memory_lost
+from extproc.core.scaling.switches import NS, SHARED_NS, CardSet, ModelSwitches, chosen_switch, memory_lost
 from extproc.core.scaling.values import LoadTime, ReplicaFact, SwitchOffer
 from tests.core.scaling.test_planner import SCALE, facts
 
-CARDS = Cards("node-1", ("GPU-a", "GPU-b"))
+CARDS = CardSet("node-1", ("GPU-a", "GPU-b"))
 GIB = 2**30
 
 
-def looked(switches: ModelSwitches, model: str, from_s: int, to_s: int, cards: Cards = CARDS) -> None:
+def looked(switches: ModelSwitches, model: str, from_s: int, to_s: int, cards: CardSet = CARDS) -> None:
     """Every five seconds a replica of a model is ready there."""
     for at in range(from_s, to_s, 5):
         switches.saw(cards, model=model, pool=f"pool-{model}", hardware="a100", now_ns=at * NS)
