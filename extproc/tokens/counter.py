@@ -11,6 +11,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from msgspec.structs import replace
+
 from extproc.core.body_messages import bytes_of
 from extproc.core.prefix import CALLS_MARK, MESSAGE_MARK, TOOLS_MARK
 from extproc.core.promptcount import CountErrors, PromptCount, PromptShape
@@ -102,6 +104,13 @@ class PoolCounter:
         if request.prompt_bytes > HASHED_BYTES_MAX:
             self.prompts["estimated"] += 1
             return None
+        shape = shape_of(request)
+        if not shape.known:
+            # The estimate has learned a little of what stands beside texts; a count has none of it.
+            self.prompts["estimated"] += 1
+            return None
+        if request.images:
+            shape = replace(shape, known=False)
         keys, tokens, known_bytes = [], 0, 0
         for text in request.segments:
             key = self.known.key(text)
@@ -110,19 +119,18 @@ class PoolCounter:
             tokens += count
             known_bytes += size
         left = max(0, request.prompt_bytes - known_bytes)
-        shape = shape_of(request)
         added = self.overhead.of(shape)
         exact = left == 0 and added is not None and shape.known
         expected = max(1, round(tokens + left / bytes_per_token + (added or 0.0)))
-        trusted = not self.distrusted
-        self.prompts["estimated" if not (trusted and known_bytes) else "exact" if exact else "partly"] += 1
+        used = known_bytes > 0 and added is not None and not self.distrusted
+        self.prompts["estimated" if not used else "exact" if exact else "partly"] += 1
         return PromptCount(
-            tokens=expected if trusted and known_bytes else None,
-            exact=exact and trusted,
+            tokens=expected if used else None,
+            exact=exact and used,
             shape=shape,
             texts=tuple(keys),
             estimate=estimate,
-            margin=self.margin if exact and trusted else None,
+            margin=self.margin if exact and used else None,
         )
 
     def ended(self, counted: PromptCount, told: int) -> None:
@@ -232,16 +240,15 @@ PARTS_MAX: Final = 4_096
 def shape_of(request: Request) -> PromptShape:
     """What a template adds tokens for."""
     if request.kind is not RouteKind.CHAT:
-        known = request.images == 0 and request.kind in TEXT_KINDS
-        return PromptShape("text", len(request.segments), known=known)
+        return PromptShape("text", len(request.segments), known=request.kind in TEXT_KINDS)
     first = request.marks[0] if request.marks else b""
     tools = b""
     if first.startswith(TOOLS_MARK):
         tools, _, rest = first.partition(MESSAGE_MARK)
         first = MESSAGE_MARK + rest
-    known = request.images == 0 and not (request.tools and not tools)
     # Messages of a shape that nobody reads are one text without a mark.
-    known = known and first.startswith(MESSAGE_MARK) and not any(CALLS_MARK in mark for mark in request.marks)
+    known = first.startswith(MESSAGE_MARK) and not any(CALLS_MARK in mark for mark in request.marks)
+    known = known and not (request.tools and not tools)
     # Some templates add a message of their own where there is no system message.
     kind = "chat, system" if first.startswith(_SYSTEM) else "chat"
     return PromptShape(kind, max(1, request.messages), tools, known)

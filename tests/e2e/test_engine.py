@@ -151,7 +151,7 @@ def test_a_real_engine_embeds_and_says_itself_what_it_lacks(engine: str, embedde
 
 def test_a_real_engines_tokenizer_counts_what_it_prefills(engine: str) -> None:
     """With the engine's own /tokenize a prompt that came before is reserved at its tokens there."""
-    tokenizer = {"source": "engine", "cpu_share": 1.0}
+    tokenizer = {"source": "engine", "cpu_share": 1.0, "context_tokens": 200}
     pools = {
         "smol": {
             "models": ["smollm2"],
@@ -160,7 +160,7 @@ def test_a_real_engines_tokenizer_counts_what_it_prefills(engine: str) -> None:
             "tokenizer": tokenizer,
         }
     }
-    system = "You answer in one word, and never say why. " * 12 + "数字: 8317, 99213; naïve façade."
+    system = "You answer in one word, and never say why. " * 6 + "数字: 8317, 99213; naïve façade."
     with Gateway(pools) as gateway:
 
         def tokens() -> dict[str, Any]:
@@ -170,20 +170,34 @@ def test_a_real_engines_tokenizer_counts_what_it_prefills(engine: str) -> None:
 
         wait_for("the tokenizer", lambda: not tokens()["problem"])
         client = OpenAI(base_url=f"{gateway.url}/v1", api_key=KEYS["acme"], max_retries=0, timeout=60)
-        for number in range(8):
-            client.chat.completions.create(
+
+        def ask(question: str) -> int:
+            whole = client.chat.completions.create(
                 model="smollm2",
-                messages=[
-                    {"role": "system", "content": system},
-                    {"role": "user", "content": f"Is {number % 4} even?"},
-                ],
-                max_tokens=4,
+                messages=[{"role": "system", "content": system}, {"role": "user", "content": question}],
+                max_tokens=1,
             )
-            wait_for("the counts", lambda: not tokens()["waiting"])
+            assert whole.usage is not None
+            return whole.usage.prompt_tokens
+
+        def counted() -> bool:
+            return not tokens()["waiting"]
+
+        for number in range(4):
+            ask(f"Is {number} even?")
+        wait_for("the counts", counted)
+        for number in range(10):
+            ask(f"Is {number % 4} even?")
         wait_for("the records", gateway.quiet)
         found = tokens()
-        # Four questions came again: of those all was counted before.
-        assert found["prompts"]["exact"] >= 3
-        assert found["answers"] >= 4
+        # Ten questions came again: of those all was counted before.
+        assert found["prompts"]["exact"] >= 9
+        assert found["answers"] >= 8
         assert found["error"] < 0.01
         assert found["error"] <= found["estimate_error"]
+        # Too long for the bound: nobody knows so the first time, and the engine answers.
+        assert ask(system + system) > 200
+        wait_for("its count", counted)
+        with pytest.raises(BadRequestError) as caught:
+            ask(system + system)
+        assert caught.value.code == "context_length_exceeded"

@@ -210,28 +210,34 @@ def test_tools_are_learned_by_their_digest(llama: FileTokenizer) -> None:
     assert not known(counter, other).exact
 
 
+def test_images_are_reckoned_beside_the_counted_text(llama: FileTokenizer) -> None:
+    """A prompt with an image is counted as far as it is text, is never exact, and teaches nothing."""
+    counter = counter_of(llama)
+    parts = [{"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": "x"}}]
+    request = asked(messages=[{"role": "user", "content": parts}])
+    counter.count(request, 1, 4.0)
+    catch_up(counter, llama)
+    counted = known(counter, request)
+    assert counted.tokens is not None
+    assert (counted.exact, counted.margin) == (False, None)
+    counter.ended(counted, 5_000)
+    assert counter.errors.count == 0
+    assert counter.overhead.plain() == {}
+
+
 @pytest.mark.parametrize(
     "message",
     [
-        {
-            "role": "user",
-            "content": [{"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": "x"}}],
-        },
         {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]},
         {"role": "user", "content": {"odd": "shape"}},
     ],
 )
-def test_what_no_count_covers_is_never_exact(llama: FileTokenizer, message: dict[str, object]) -> None:
-    """Images, tool calls and shapes that nobody reads are never called exact, and teach nothing."""
+def test_what_no_count_covers_is_estimated(llama: FileTokenizer, message: dict[str, object]) -> None:
+    """Tool calls and shapes that nobody reads leave a prompt to the estimate; nothing of it is kept."""
     counter = counter_of(llama)
     request = asked(messages=[message, {"role": "user", "content": "go on"}])
-    counter.count(request, 1, 4.0)
-    catch_up(counter, llama)
-    counted = known(counter, request)
-    assert not counted.exact
-    counter.ended(counted, 5_000)
-    assert counter.errors.count == 0
-    assert counter.overhead.plain() == {}
+    assert counter.count(request, 1, 4.0) is None
+    assert counter.waiting == 0
 
 
 def test_another_models_tokenizer_is_found_out(tmp_path: Path) -> None:
