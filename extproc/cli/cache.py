@@ -148,8 +148,31 @@ def show(found: Mapping[str, Any]) -> None:
                 f"  saved {saved['input_tokens']} input and {saved['output_tokens']} output tokens, "
                 f"{saved['gpu_ms'] / 1e3:.1f} s of replicas"
             )
+    if semantic := found.get("semantic"):
+        for line in in_other_words(semantic):
+            click.echo(line)
     fills = ", ".join(f"{count} {outcome}" for outcome, count in sorted(found["fills"].items()))
     click.echo(f"answers that came: {fills or 'none yet'}")
+
+
+def in_other_words(found: Mapping[str, Any]) -> list[str]:
+    """The semantic cache's lines: what is kept, what was asked, and how often it would have been wrong."""
+    there = "" if found["up"] else "; its process is not there"
+    lines = [f"in other words: {found['questions']} questions kept, {found['bytes'] / MIB:.1f} MiB{there}"]
+    for tenant, counts in list(found["requests"].items())[:ROWS_MAX]:
+        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        lines.append(f"  {tenant}: {outcomes}")
+    for scope, each in list(found["scopes"].items())[:ROWS_MAX]:
+        if each["checked_hits"]:
+            off = "; OFF" if each["off"] else ""
+            lines.append(
+                f"  {scope}: {each['wrong']} of {each['checked_hits']} checked answers were wrong, "
+                f"at most {100 * each['wrong_at_most']:.1f} % of all (95 %){off}"
+            )
+    for name, title in (("refused", "guards refused"), ("checks", "compared answers")):
+        if counts := ", ".join(f"{count} {kind}" for kind, count in sorted(found[name].items())):
+            lines.append(f"  {title}: {counts}")
+    return lines
 
 
 def explained(found: Mapping[str, Any]) -> list[str]:

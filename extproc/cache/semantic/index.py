@@ -21,7 +21,7 @@ from extproc.core.cachekeys.guards import GuardSignature, differs, signature
 
 #: The nearest ones whose guards are looked at.
 LOOKED_AT: Final = 8
-#: Embeddings kept by the text's hash, so that a question that is looked for and then kept is embedded once.
+#: Embeddings and signatures kept by the hash of the text: what is looked for is kept a moment later.
 REMEMBERED_MAX: Final = 4_096
 
 #: A text's embedding, of length 1; None where it is longer than the model reads.
@@ -51,12 +51,12 @@ class SemanticIndex:
 
     def __init__(self, embed: Embed) -> None:
         self._embed = embed
-        self._remembered: OrderedDict[bytes, Any] = OrderedDict()
+        self._remembered: OrderedDict[bytes, tuple[Any, GuardSignature | None]] = OrderedDict()
         self.scopes: dict[str, ScopeIndex] = {}
 
     def find(self, job: FindJob) -> FoundEntry:
         """The kept question most like this one that passes the guards."""
-        vector, mark = self._vector(job.text), signature(job.text)
+        vector, mark = self._read(job.text)
         if vector is None or mark is None:
             return FoundEntry(job=job.job, long=True)
         scope = self.scopes.get(job.scope)
@@ -87,7 +87,7 @@ class SemanticIndex:
 
     def add(self, job: AddJob) -> None:
         """Keep a question; nothing where it cannot be compared."""
-        vector, mark = self._vector(job.text), signature(job.text)
+        vector, mark = self._read(job.text)
         if vector is None or mark is None:
             return
         scope = self.scopes.setdefault(job.scope, ScopeIndex())
@@ -138,23 +138,23 @@ class SemanticIndex:
         """
         if plain(one) == plain(other):
             return True
-        first, second = signature(one), signature(other)
+        (here, first), (there, second) = self._read(one), self._read(other)
         if first is None or second is None or first.language != "en" or second.language != "en":
             return False
         if any(getattr(first, kind) != getattr(second, kind) for kind in _TOLD_APART):
             return False
-        here, there = self._vector(one), self._vector(other)
         return here is not None and there is not None and float(here @ there) >= alike
 
-    def _vector(self, text: str) -> Any:
+    def _read(self, text: str) -> tuple[Any, GuardSignature | None]:
+        """A text's embedding and signature; remembered, as what is looked for is kept a moment later."""
         key = sha256(text.encode("utf-8", "surrogatepass")).digest()
         if key in self._remembered:
             self._remembered.move_to_end(key)
             return self._remembered[key]
-        vector = self._remembered[key] = self._embed(text)
+        read = self._remembered[key] = self._embed(text), signature(text)
         if len(self._remembered) > REMEMBERED_MAX:
             self._remembered.popitem(last=False)
-        return vector
+        return read
 
 
 _TOLD_APART: Final = ("numbers", "units", "negation", "names", "code")

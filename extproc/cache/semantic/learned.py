@@ -17,7 +17,6 @@ Pure: no clock, no chance.
 from __future__ import annotations
 
 from collections import deque
-from math import sqrt
 from typing import Any, Final
 
 import msgspec
@@ -44,8 +43,6 @@ OWN_MIN: Final = 2
 WINDOW: Final = 1_000
 #: So many wrong ones, and more than the bound's share, turn a scope off until they are outweighed.
 OFF_MIN: Final = 2
-#: 95 %, one-sided.
-_Z: Final = 1.645
 
 
 class EntryChecks(msgspec.Struct):
@@ -147,12 +144,3 @@ def _wrong(similarity: float) -> Grid:
     """How likely the answers differ at a similarity, by noise and threshold."""
     distance = np.clip(_STEEPNESS * (similarity - np.array(THRESHOLDS)[None, :]), -50.0, 50.0)
     return np.asarray(1.0 - (1.0 - _LAPSE) / (1.0 + np.exp(-distance)))
-
-
-def upper(wrong: int, checks: int) -> float:
-    """The share of wrong ones is below this with 95 % (Wilson's score interval, one-sided); 1 without any."""
-    if not checks:
-        return 1.0
-    share, extra = wrong / checks, _Z * _Z / checks
-    spread = _Z * sqrt(share * (1.0 - share) / checks + extra / (4.0 * checks))
-    return (share + extra / 2.0 + spread) / (1.0 + extra)

@@ -15,6 +15,7 @@ import msgspec
 
 from extproc.cache.purging import AnswerOrigin, PurgeOrder
 from extproc.cache.purging import wanted as meant
+from extproc.cache.semantic.errors import upper
 from extproc.cache.semantic.jobs import (
     AddJob,
     CheckedEntry,
@@ -365,6 +366,7 @@ class SemanticCache:
                 "bytes": scope.size,
                 "checked_hits": scope.sampled,
                 "wrong": scope.wrong,
+                "wrong_at_most": upper(scope.wrong, scope.sampled),
                 "off": scope.off,
             }
             for name, scope in self.scopes.items()

@@ -106,7 +106,7 @@ class EmbeddingWorker:
         self._pending: dict[int, PendingJob] = {}
         self._again = 0.0
         self._pause_s = AGAIN_S
-        self._starting = False
+        self._running = False
         self._stopped = False
         self._number = 0
         self._decoder: msgspec.msgpack.Decoder[SemanticReply] = msgspec.msgpack.Decoder(SemanticReply)
@@ -162,8 +162,8 @@ class EmbeddingWorker:
                 log.warning("semantic cache: the embedding process hangs; it is begun again")
                 self._kill()
             return
-        if not (self._starting or self._stopped) and now >= self._again:
-            self._starting = True
+        if not (self._running or self._stopped) and now >= self._again:
+            self._running = True
             self._reader = asyncio.get_running_loop().create_task(self._run())
 
     def retire(self) -> None:
@@ -201,22 +201,22 @@ class EmbeddingWorker:
             pending.heard(None)
 
     async def _run(self) -> None:
-        """One process, from its start to its end."""
+        """One process, from its start to its end; there is one such task at a time."""
+        process: asyncio.subprocess.Process | None = None
         try:
-            self._process = await asyncio.create_subprocess_exec(
+            process = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 # A terminal's Ctrl-C is for the service: it ends this one itself.
                 start_new_session=True,
             )
-            self._starting = False
-            self.counts["started"] += 1
-            if self._stopped:
-                self._kill()
-            self.begun()
-            assert self._process.stdout is not None
-            await self._listen(self._process.stdout)
+            if not self._stopped:
+                self._process = process
+                self.counts["started"] += 1
+                self.begun()
+                assert process.stdout is not None
+                await self._listen(process.stdout)
         except (OSError, EOFError, asyncio.IncompleteReadError, msgspec.DecodeError) as error:
             if not self._stopped:
                 self.counts["ended"] += 1
@@ -226,15 +226,9 @@ class EmbeddingWorker:
                     self._pause_s,
                 )
         finally:
-            self._starting = False
-            self._kill()
-            if self._process is not None:
-                await self._process.wait()
-                if self._process.stdin is not None:
-                    # Its pipes are closed while there is a loop to do it.
-                    self._process.stdin.close()
-                    with contextlib.suppress(OSError):
-                        await self._process.stdin.wait_closed()
+            self._process = None
+            if process is not None:
+                await _ended(process)
             self._again = asyncio.get_running_loop().time() + self._pause_s
             self._pause_s = min(2.0 * self._pause_s, AGAIN_MAX_S)
             pending, self._pending = self._pending, {}
@@ -242,6 +236,7 @@ class EmbeddingWorker:
                 if each.timer is not None:
                     each.timer.cancel()
                 each.heard(None)
+            self._running = False
 
     async def _listen(self, stdout: asyncio.StreamReader) -> None:
         while True:
@@ -262,6 +257,18 @@ class EmbeddingWorker:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """A process is gone, and its pipes are closed while there is a loop to do it."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    await process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+        with contextlib.suppress(OSError):
+            await process.stdin.wait_closed()
 
 
 if __name__ == "__main__":

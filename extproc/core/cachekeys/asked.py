@@ -47,12 +47,8 @@ def question(
     return AskedText(text, sha256(b"%b\n%b" % (head, _encode(frame))).digest())
 
 
-def asked_of(
-    kind: RouteKind, body: Mapping[str, Any], head: bytes, rule: SemanticRule | None
-) -> SemanticAsk | None:
+def asked_of(kind: RouteKind, body: Mapping[str, Any], head: bytes, rule: SemanticRule) -> SemanticAsk | None:
     """What a request asks in words, where its tenant's rule has it compared."""
-    if rule is None:
-        return None
     found = question(kind, body, head=head, history=rule.history, chars_max=rule.chars_max)
     return None if found is None else SemanticAsk(text=found.text, frame=found.frame, rule=rule)
 

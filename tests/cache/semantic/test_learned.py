@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from extproc.cache.semantic.errors import upper
 from extproc.cache.semantic.learned import (
     OFF_MIN,
     OWN_MIN,
@@ -13,7 +14,6 @@ from extproc.cache.semantic.learned import (
     EntryChecks,
     LikelyWrong,
     ThresholdLearner,
-    upper,
 )
 
 BOUND, CONFIDENCE = 0.005, 0.95

@@ -50,8 +50,8 @@ def candidate(pair: Pair) -> bool:
 
 def test_a_cosine_alone_cannot_tell_them_apart() -> None:
     """Most adversarial pairs are more alike than some paraphrases: no threshold divides the two."""
-    adversarial = [alike(pair) for pair in pairs("adversarial")]
-    least = min(alike(pair) for pair in pairs("paraphrases"))
+    adversarial = [alike(pair) for pair in pairs("adversarial") if pair.held]
+    least = min(alike(pair) for pair in pairs("paraphrases") if pair.held)
     assert sum(each > least for each in adversarial) > 0.7 * len(adversarial)
 
 
@@ -86,20 +86,18 @@ def test_over_a_long_run_the_bound_holds_and_paraphrases_are_answered() -> None:
         answers.setdefault(pair.other, f"answer {len(answers)}")
     same = [pair for pair in pairs("paraphrases") if pair.held]
     apart = [pair for pair in pairs("adversarial") if pair.held]
-    given = wrong = paraphrased = 0
-    for turn in range(6_000):
+    given = wrong = 0
+    for _ in range(2_000):
         # Some questions are asked much more often than others, as they are.
         some = same if chance.random() < 0.7 else apart
         pair = some[int(len(some) * chance.random() ** 2)]
         text = pair.one if chance.random() < 0.5 else pair.other
         wording.forget_exact()
         body, how = wording.ask("acme", body_of(text), answer_of(answers[text]))
-        if turn >= 3_000 and some is same:
-            paraphrased += 1
         if how == "semantic":
             given += 1
             wrong += body != answer_of(answers[text])
     looked = wording.semantic.looked
     print(f"given {given}, wrong {wrong}, {dict(looked)}, checks {dict(wording.semantic.checks)}")
     assert wrong <= WRONG_MAX * given
-    assert given > 500
+    assert given > 300

@@ -12,7 +12,15 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from extproc.cache.semantic import worker as module
-from extproc.cache.semantic.jobs import AddJob, CompareJob, DropJob, FindJob, FoundEntry, SemanticReply
+from extproc.cache.semantic.jobs import (
+    AddJob,
+    CheckedEntry,
+    CompareJob,
+    DropJob,
+    FindJob,
+    FoundEntry,
+    SemanticReply,
+)
 from extproc.cache.semantic.worker import PENDING_MAX, EmbeddingWorker
 from extproc.extras import missing
 
@@ -108,7 +116,7 @@ def test_it_finds_learns_and_begins_anew() -> None:
             alike=0.9,
         )
         checked = await found(worker, check)
-        assert checked == module.CheckedEntry(job=check.job, same=True, sampled=1, wrong=0)
+        assert checked == CheckedEntry(job=check.job, same=True, sampled=1, wrong=0)
         os.kill(worker.pid, signal.SIGKILL)
         await until("its end is seen", lambda: worker.counts["ended"] == 1, worker)
         await until("it is there again", lambda: worker.counts["started"] == 2 and worker.up, worker)
