@@ -147,6 +147,7 @@ class Feedback:
             return
         job = entry.job
         if not plan.sure:
+            self._found(entry, observed_ms)
             return
         if plan.alone:
             endpoint.speed.saw_prefill(plan.uncached_tokens, plan.cached_tokens, observed_ms)
@@ -203,14 +204,35 @@ class Feedback:
         resized(pool.prefixes, endpoint, capacity, each)
         return missed
 
+    def _found(self, entry: InFlight, observed_ms: float) -> None:
+        """A first token too early for what was taken to have left the cache: it is larger by that, at least.
+
+        Nothing else makes a prompt early, so one counts at once, where a hit of what was predicted gives
+        back a hundredth. By a cache that is taken for too small, homes are left for nothing.
+        """
+        endpoint, plan = entry.endpoint, entry.job.plan
+        cache, more = endpoint.cache, plan.given_tokens - plan.cached_tokens
+        pool = self.fleet.pools.get(entry.reservation.pool)
+        if pool is None or more < CACHE_JUDGED_MIN or cache.told or cache.events:
+            return
+        least_ms = plan.ttft_ms - plan.wait_ms
+        uncached = max(0, plan.uncached_tokens - more)
+        spared_ms = plan.prefill_ms - endpoint.speed.prefill_ms(uncached, plan.given_tokens)
+        if spared_ms <= SPARED_SHARE_MIN * least_ms or observed_ms > least_ms - spared_ms / 2.0:
+            return
+        held = pool.prefixes.blocks(endpoint.address) * plan.block_tokens
+        capacity = float(cache_tokens(endpoint))
+        cache.corrections["early"] += 1
+        resized(pool.prefixes, endpoint, max(capacity, min(capacity, held) + more), plan.block_tokens)
+
     def _delayed(self, entry: InFlight, observed_ms: float, spared_ms: float) -> bool:
         """Whether others may have delayed its first token by more than is known.
 
         What all of those ahead would explain says nothing of the cache, whatever is believed of how the
         engine admits: that belief, the speed and the cache's size are learnt of the same first tokens, and
-        in a pool's first seconds each is wrong. (Simulated, engines that take one prompt at a time: of 186 first
-        tokens as late as a miss 180 had found all of their prefix. One that counts takes the cache for smaller
-        than the little that is in it yet.)
+        in a pool's first seconds each is wrong. (Simulated, engines that take one prompt at a time: of 186
+        first tokens as late as a miss 180 had found all of their prefix. One that counts takes the cache for
+        smaller than the little that is in it yet.)
         """
         endpoint, job, plan = entry.endpoint, entry.job, entry.job.plan
         if job.ahead_ms and not (job.ahead and endpoint.admission.known(job.ahead)):
