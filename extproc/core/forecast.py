@@ -136,6 +136,7 @@ def plan(work: Work, endpoint: Endpoint, expected: Forecast, *, given_tokens: in
         # Others' requests wait there, and nobody here knows their prefills.
         and not (endpoint.waiting > queued and (endpoint.foreign or endpoint.peer_permits))
         and not slot_ms(endpoint, work.sequences),
+        given_tokens=given_tokens,
     )
 
 

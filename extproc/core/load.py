@@ -63,6 +63,8 @@ class Plan(NamedTuple):
     #: What its first token waits for is known: what its endpoint holds of its prefix is sure (nothing else of
     #: it was ever given there), and no more wait in its engine than ours.
     sure: bool = True
+    #: Tokens of its prefix that were given to its endpoint before, whatever it is taken to hold of them.
+    given_tokens: int = 0
 
     @property
     def latest_ms(self) -> float:

@@ -121,3 +121,65 @@ def test_a_restart_empties_both_indexes_and_what_was_learnt(
     assert endpoint.cache_tokens == 0
     assert endpoint.cache.source == "guessed"
     assert endpoint.cache.corrections["emptied"] == 1
+
+
+def comes(scene: Scene, reservation: Reservation, after_ms: float) -> None:
+    """Its first token, so long after now; engines of this scene do not tell what they found cached."""
+    scene.now_ns += round(after_ms * 1e6)
+    scene.scheduler.settlement.first_token(reservation.id, now_ns=scene.now_ns)
+
+
+def prompted(scene: Scene, first_block: int) -> Reservation:
+    return scene.routed(1280, prefix=tuple(range(first_block, first_block + 20)), prefix_block_tokens=64.0)
+
+
+def test_a_first_token_too_early_makes_the_cache_larger_at_once() -> None:
+    """What was given there, and is taken to have left, was there: the cache holds that much at least."""
+    scene = Scene()
+    (endpoint,) = scene.scheduler.fleet.endpoints
+    once = prompted(scene, 1000)
+    comes(scene, once, once.ttft_ms)
+    scene.ends(once)
+    endpoint.cache_tokens = 128
+    scene.scheduler.fleet.pools["p"].prefixes.shrink(TELLING, capacity_blocks=2)
+    again = prompted(scene, 1000)
+    assert again.cached_tokens == 128
+    comes(scene, again, 0.3 * again.ttft_ms)
+    assert endpoint.cache_tokens == 1280
+    assert endpoint.cache.corrections == {"early": 1}
+
+
+@pytest.mark.parametrize("share", [0.8, 1.0, 3.0])
+def test_a_first_token_in_time_or_late_says_that_it_had_left(share: float) -> None:
+    """A prompt that is computed anew after its prefix has left the cache makes it no larger."""
+    scene = Scene()
+    (endpoint,) = scene.scheduler.fleet.endpoints
+    once = prompted(scene, 1000)
+    comes(scene, once, once.ttft_ms)
+    scene.ends(once)
+    endpoint.cache_tokens = 128
+    scene.scheduler.fleet.pools["p"].prefixes.shrink(TELLING, capacity_blocks=2)
+    again = prompted(scene, 1000)
+    comes(scene, again, share * again.ttft_ms)
+    assert endpoint.cache_tokens == 128
+
+
+@pytest.mark.parametrize(("beyond", "late"), [(0.4, 0), (0.6, 1)])
+def test_a_miss_is_what_no_wait_explains(beyond: float, late: int) -> None:
+    """Behind a long prompt, whatever is believed of how its engine admits: only what is later than that and
+    half of what the cache spares tells that the cache did not hold it."""
+    scene = Scene()
+    (endpoint,) = scene.scheduler.fleet.endpoints
+    once = prompted(scene, 1000)
+    comes(scene, once, once.ttft_ms)
+    scene.ends(once)
+    for ahead in (1, 2):
+        for _ in range(3):
+            endpoint.admission.saw(ahead, 200.0, 100.0, 0.0)
+    long, again = scene.routed(2000), prompted(scene, 1000)
+    assert again.cached_tokens >= 1216
+    ahead_ms = endpoint.speed.prefill_ms(2000)
+    spared_ms = endpoint.speed.prefill_ms(1280) - endpoint.speed.prefill_ms(1280 - again.cached_tokens)
+    comes(scene, again, again.ttft_ms + ahead_ms + beyond * spared_ms)
+    assert endpoint.cache.corrections["late"] == late
+    assert long.address == again.address

@@ -177,3 +177,14 @@ def test_a_closed_queue_is_tried_ever_less_often() -> None:
     serves(admission, waited=0.0, times=8)
     admission.trials.tried(now_ns)
     assert admission.trials.due(now_ns + TRIAL_FIRST_NS)
+
+
+def test_what_a_prefill_costs_a_stream_is_known_from_evidence_or_from_many() -> None:
+    """Until then a prior stands there, and of the speed nothing may be learnt by it."""
+    admission = Admission(AdmissionModel())
+    assert not admission.stall_known
+    for _ in range(STALLS_KEPT - 1):
+        admission.saw_decode(500.0, 500.0, 0.0)
+        assert not admission.stall_known
+    admission.saw_decode(500.0, 500.0, 0.0)
+    assert admission.stall_known

@@ -128,6 +128,7 @@ class Admission:
         "_waiting",
         "shares",
         "stall",
+        "stall_known",
         "trials",
     )
 
@@ -141,6 +142,8 @@ class Admission:
         self._learnt = list(self.shares)
         #: The share of a prefill that holds up the streams beside it, 0 to 1.
         self.stall = _counted(PRIOR_SHARE)
+        #: Whether that rests on evidence, or on so many streams that the prior counts no more.
+        self.stall_known = False
         #: When a queue that is taken for closed is tried again.
         self.trials = Trials(TRIAL_FIRST_NS, TRIAL_MAX_NS)
         self._answered = False
@@ -186,7 +189,10 @@ class Admission:
         if slope is None:
             # Taken for open at first, as a queue is; for what the forecast's engine does where nothing is
             # told.
-            slope = PRIOR_SHARE if len(self._model.stalls) < STALLS_KEPT else 1.0
+            self.stall_known = len(self._model.stalls) >= STALLS_KEPT
+            slope = 1.0 if self.stall_known else PRIOR_SHARE
+        else:
+            self.stall_known = True
         self.stall = _counted(slope)
 
     def share(self, ahead: int) -> float:

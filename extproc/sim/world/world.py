@@ -34,11 +34,13 @@ ATTEMPTS_MAX = 3
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delays:
     """One-way times and losses. `hop_ms` is decision to replica, `event_ms` replica to service;
-    reports are made each `report_interval_ms` (0: none) and arrive `report_delay_ms` later. Losses are
-    shares, 0 to 1."""
+    each takes up to `event_jitter_ms` more, by chance, so that first tokens, ends and decisions overtake each
+    other, as over several connections or workers. Reports are made each `report_interval_ms` (0: none) and
+    arrive `report_delay_ms` later. Losses are shares, 0 to 1."""
 
     hop_ms: float = 0.5
     event_ms: float = 1.0
+    event_jitter_ms: float = 0.0
     report_interval_ms: float = 100.0
     report_delay_ms: float = 50.0
     event_loss: float = 0.0
@@ -308,7 +310,6 @@ class World:
         replica = self.replicas[address]
         if self._wake.get(address) == self.now_ns:
             del self._wake[address]
-        delay_ns = self._event_ns()
         for event in replica.advance(self.now_ns):
             if isinstance(event, FirstToken):
                 flight = self._flights.get(str(event.request_id))
@@ -316,9 +317,9 @@ class World:
                     flight.first_ns = event.at_ns
                     flight.cached = event.cached_tokens
                     if self._conducts[address].heard and not self._lost(self.delays.event_loss):
-                        self._at(event.at_ns + delay_ns, self._first_token, event.request_id)
+                        self._at(event.at_ns + self._event_ns(), self._first_token, event.request_id)
             elif isinstance(event, Finished):
-                self._at(event.at_ns + delay_ns, self._finished, event)
+                self._at(event.at_ns + self._event_ns(), self._finished, event)
             elif isinstance(event, Cancelled):
                 continue
         self._watch(address)
@@ -421,7 +422,9 @@ class World:
         self._watch(address)
 
     def _event_ns(self) -> int:
-        return int(self.delays.event_ms * MS_NS)
+        jitter_ms = self.delays.event_jitter_ms
+        later_ms = jitter_ms * self._rng.random() if jitter_ms else 0.0
+        return int((self.delays.event_ms + later_ms) * MS_NS)
 
     def _lost(self, share: float) -> bool:
         return share > 0.0 and self._rng.random() < share
