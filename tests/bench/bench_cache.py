@@ -6,9 +6,14 @@ nor a transport is in it. Prompts are all different but for the hits', so that n
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
+import socket
+import subprocess
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -19,6 +24,8 @@ from rows import Row
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.cache.memory import MemoryAnswers
+from extproc.cache.redis.answers import RedisAnswers
+from extproc.cache.sealed import AnswerSeal
 from extproc.cache.store import KeptAnswer, packed
 from extproc.config.model import Config
 from extproc.core.cachekeys import Usage
@@ -109,6 +116,102 @@ def run() -> Iterator[Row]:
         yield Row(f"cache: what a miss adds, {name}", median(missed) - base, "µs", 60.0)
         yield Row(f"cache: a hit over a routed decision, {name}", median(hit) / base, "times", 1.2)
     yield from _memory(rng)
+    yield from _redis(rng)
+
+
+def _redis(rng: Random) -> Iterator[Row]:
+    """What a look into a Redis of this machine takes, one at a time; nothing without a redis-server."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        return
+    with socket.socket() as found, tempfile.TemporaryDirectory() as folder:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+        found.close()
+        given = [
+            "--port",
+            str(port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            folder,
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ]
+        server = subprocess.Popen([binary, *given], stdout=subprocess.DEVNULL)
+        try:
+            for name, keys in (("", []), (", encrypted", [b"k" * 32])):
+                url = f"redis://127.0.0.1:{port}/0"
+                yield from asyncio.run(_looks(url, rng, name, keys))
+        finally:
+            server.kill()
+            server.wait()
+
+
+async def _looks(url: str, rng: Random, name: str, keys: list[bytes]) -> list[Row]:
+    store = RedisAnswers(
+        url,
+        prefix=f"bench{len(keys)}",
+        name="bench",
+        seal=AnswerSeal(keys),
+        bytes_max=1 << 30,
+        clock=time.monotonic_ns,
+        on_purged=lambda _: None,
+        budget_s=1.0,
+    )
+    store.start(lambda *_: False)
+    try:
+        await _until(lambda: store.session.connected)
+        known = [sha256(b"%d" % i).digest() for i in range(REQUESTS)]
+        now_ns = time.monotonic_ns()
+        for key in known:
+            kept = _kept(answer(rng), now_ns + (1 << 50))
+            store.put("tenant:acme", key, kept, scope_bytes_max=1 << 30, begun_ns=now_ns, now_ns=now_ns)
+        await _until(lambda: store.counts["put.kept"] == REQUESTS)
+        took: list[float] = []
+        cpu_ns = 0
+        for _ in range(ROUNDS):
+            for key in known:
+                begun, begun_cpu = time.perf_counter(), time.thread_time_ns()
+                found = await store.ask("tenant:acme", key)
+                took.append((time.perf_counter() - begun) * 1e6)
+                assert isinstance(found, KeptAnswer)
+                found.body()
+                cpu_ns += time.thread_time_ns() - begun_cpu
+        await asyncio.sleep(1.2)
+        size = store.figures().size
+    finally:
+        await store.close()
+    took.sort()
+    return [
+        Row(f"cache: a look in Redis, median{name}", median(took), "µs"),
+        Row(f"cache: a look in Redis, 99th of 100{name}", took[len(took) * 99 // 100], "µs", 5_000.0),
+        Row(f"cache: a look in Redis, CPU of the service{name}", cpu_ns / len(took) / 1e3, "µs"),
+        Row(f"cache: an answer in Redis by its own books{name}", size / REQUESTS, "bytes"),
+    ]
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun < 30, "it did not happen"
+        await asyncio.sleep(0.01)
+
+
+def _kept(whole: bytes, expires_ns: int) -> KeptAnswer:
+    return KeptAnswer(
+        packed=packed(whole),
+        length=len(whole),
+        stream=False,
+        tenant="acme",
+        model="m",
+        pool="chat",
+        usage=Usage(200, ANSWER_WORDS),
+        made_ns=0,
+        expires_ns=expires_ns,
+    )
 
 
 def _fill(made: App, head: bytes, bodies: list[bytes], rng: Random) -> None:
@@ -134,24 +237,14 @@ def _memory(rng: Random) -> Iterator[Row]:
     for i in range(ENTRIES):
         whole = answer(rng)
         length += len(whole)
-        kept = KeptAnswer(
-            packed=packed(whole),
-            length=len(whole),
-            stream=False,
-            tenant="acme",
-            model="m",
-            pool="chat",
-            usage=Usage(200, ANSWER_WORDS),
-            made_ns=0,
-            expires_ns=1 << 60,
-        )
+        kept = _kept(whole, 1 << 60)
         store.put(f"tenant:{i % 100}", sha256(b"%d" % i).digest(), kept, scope_bytes_max=1 << 40, now_ns=0)
     grown = (resident() - before) / 1e6
     name = f"cache: {ENTRIES:,} answers of {length // ENTRIES:,} bytes, the process grows by"
     yield Row(name, grown, "MB", 300.0)
     yield Row("cache: the same by its own books", store.size / 1e6, "MB")
     begun, found = time.perf_counter(), store.get("tenant:0", sha256(b"0").digest(), now_ns=0)
-    assert found is not None
+    assert isinstance(found, KeptAnswer)
     found.body()
     yield Row("cache: one look among them, unpacked", (time.perf_counter() - begun) * 1e6, "µs")
 

@@ -204,6 +204,25 @@ def test_what_is_wrong_with_redis(facts: dict[str, Any], id_: str | None, severi
     assert [(each.id, each.severity.value) for each in found] == ([(id_, severity)] if id_ else [])
 
 
+@pytest.mark.parametrize(("most_mib", "warned"), [(0, False), (128, True), (200, False)])
+def test_answers_leave_room_in_redis(most_mib: int, warned: bool) -> None:
+    """Where it has a bound; quotas are in the same one."""
+    text = f"{TEXT}cache: {{store: redis, bytes_max: {100 << 20}}}"
+    seen = redis(memory_max_bytes=most_mib << 20)
+    there = {"a": service()}
+    assert bool(said(evidence(text, services=there, redis=seen), "redis.room")) is warned
+    small = redis(memory_max_bytes=1 << 20)
+    assert not said(evidence(services=there, redis=small), "redis.room")
+
+
+def test_a_service_whose_answers_redis_does_not_take() -> None:
+    """Connected for quotas, and not for these."""
+    well, away = service(cache={"away": False}), service(cache={"away": True})
+    assert not said(evidence(services={"a": well}, redis=redis()), "redis.connected")
+    (found,) = said(evidence(services={"a": away}, redis=redis()), "redis.connected")
+    assert "cannot keep answers" in found.seen
+
+
 def test_a_service_that_tells_nothing_from_here_is_no_error() -> None:
     """Figures are at its own machine's socket and its admin port; that it serves is seen all the same."""
     (found,) = said(evidence(services={"10.0.0.7:1": Elsewhere("it serves")}), "service.reachable")

@@ -14,6 +14,8 @@ VERSION_MIN: Final = (6, 2)
 LATENCY_MS_MAX: Final = 2.5
 #: From this share of its bound on, writes will soon be refused.
 MEMORY_SHARE_MAX: Final = 0.9
+#: What Redis should have beside the answers of the cache: its own tables, and quotas.
+CACHE_ROOM: Final = 1.5
 
 
 def _missing(evidence: Evidence) -> str:
@@ -62,6 +64,11 @@ def connected(evidence: Evidence) -> Iterator[Said]:
                 f"the service at {address} has not reconciled its books with Redis yet",
                 "look again in a moment",
             )
+        elif seen.later.get("cache", {}).get("away"):
+            yield error(
+                f"the service at {address} cannot keep answers in Redis: nothing is answered from the cache",
+                "see its log for the reason; its user needs rights to keys with sharing.prefix, and scripts",
+            )
 
 
 def version(evidence: Evidence) -> Iterator[Said]:
@@ -100,6 +107,17 @@ def eviction(evidence: Evidence) -> Iterator[Said]:
         )
 
 
+def room(evidence: Evidence) -> Iterator[Said]:
+    """Answers leave room for quotas, which are in the same Redis."""
+    cache, most = evidence.config.cache, _seen(evidence).memory_max_bytes
+    if cache is not None and cache.store == "redis" and most and most < CACHE_ROOM * cache.bytes_max:
+        yield warning(
+            f"answers may take {cache.bytes_max >> 20} MiB (cache.bytes_max) of Redis' {most >> 20} MiB "
+            "(maxmemory): when it is full, quotas are not shared",
+            "lower cache.bytes_max, or raise maxmemory",
+        )
+
+
 def clock(evidence: Evidence) -> Iterator[Said]:
     """Its clock is what shared quotas go by."""
     ahead_ms = _seen(evidence).clock_ahead_ms
@@ -121,5 +139,6 @@ CHECKS: Final = (
     Check(id="redis.version", about="it is new enough", look=version, missing=_not_there),
     Check(id="redis.latency", about="it is near", look=latency, missing=_not_there),
     Check(id="redis.eviction", about="it forgets nothing", look=eviction, missing=_not_there),
+    Check(id="redis.room", about="answers of the cache leave room in it", look=room, missing=_not_there),
     Check(id="redis.clock", about="its clock agrees", look=clock, missing=_not_there),
 )

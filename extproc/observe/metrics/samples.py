@@ -302,9 +302,9 @@ def _cached(read: Callable[[CacheSeen], float]) -> Make:
     return samples
 
 
-def _spilled(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
-    for key, count in snapshot.spilled.items():
-        yield "", key, count
+def _keyed(read: Callable[[MetricsSnapshot], Mapping[Any, float]]) -> Make:
+    """A count by several labels, which are its key."""
+    return lambda snapshot, _: (("", key, count) for key, count in read(snapshot).items())
 
 
 def _spill_spent(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
@@ -324,11 +324,6 @@ def _semantic(read: Callable[[SemanticSeen], float]) -> Make:
 
 def _semantic_requests(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
     for key, count in snapshot.cache.semantic.requests.items():
-        yield "", key, count
-
-
-def _cache_requests(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
-    for key, count in snapshot.cache.requests.items():
         yield "", key, count
 
 
@@ -401,9 +396,9 @@ _MAKE: Mapping[str, Make] = {
     "gpu_temperature_celsius": _gpus(lambda gpu: gpu.temperature_c),
     "gpu_power_watts": _gpus(lambda gpu: gpu.power_w),
     "gpu_lost": _gpus(lambda gpu: gpu.lost),
-    "spilled_total": _spilled,
+    "spilled_total": _keyed(lambda snapshot: snapshot.spilled),
     "spill_spent": _spill_spent,
-    "cache_requests_total": _cache_requests,
+    "cache_requests_total": _keyed(lambda snapshot: snapshot.cache.requests),
     "cache_fills_total": _plain(lambda snapshot: snapshot.cache.fills),
     "cache_answers": _cached(lambda cache: cache.answers),
     "cache_bytes": _cached(lambda cache: cache.bytes),

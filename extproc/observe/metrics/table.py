@@ -179,19 +179,9 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
         Spec("cache_evicted_total", "counter", (), "Answers that went for room."),
         Spec("cache_store_up", "gauge", (), "1 while the store of answers can be asked; memory always."),
         Spec(
-            "cache_refused_total",
-            "counter",
-            ("reason",),
-            "Entries of Redis that were not what had been kept there, and are gone: damaged, unreadable, "
-            "another's, key (no key of ours), encrypted, unencrypted.",
+            "cache_refused_total", "counter", ("reason",), "Entries of Redis that were refused, and are gone."
         ),
-        Spec(
-            "cache_dropped_total",
-            "counter",
-            ("reason",),
-            "Answers that Redis was to keep and does not: dropped.away, bound.errands_max, out_of_memory, "
-            "put.large, and put.purged (purged since they were asked for).",
-        ),
+        Spec("cache_dropped_total", "counter", ("reason",), "Answers that Redis was to keep and does not."),
         Spec(
             "cache_saved_tokens_total",
             "counter",

@@ -18,13 +18,15 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 from prometheus_client.registry import Collector
 
+from extproc.core.adapters import LoadedAdapters, PoolAdapters
 from extproc.core.outcome import Reject
 from extproc.core.reports import GpuReport, KvReport, ReplicaReport
 from extproc.core.scaling.values import PoolPlan
+from extproc.core.spill.values import SpillRule
 from extproc.observe.metrics import exposition
 from extproc.observe.metrics.exposition import PLAIN, SAMPLES_A_PIECE, chosen, render
 from extproc.observe.metrics.samples import families
-from extproc.observe.metrics.snapshot import CacheSeen, ScalingSeen, SeenScaling, TokensSeen
+from extproc.observe.metrics.snapshot import CacheSeen, ScalingSeen, SeenScaling, SemanticSeen, TokensSeen
 from extproc.observe.metrics.table import TABLE
 from tests.stand.examples import examples
 
@@ -104,8 +106,22 @@ def busy(scene: Make) -> Any:
         answers=2,
         bytes=1_300,
         evicted=1,
+        refused={"damaged": 1},
+        dropped={"dropped.away": 2},
+        semantic=SemanticSeen(
+            requests={("acme", "hit"): 1},
+            refused={"numbers": 2},
+            checks={"agreed": 3},
+            questions=4,
+            on=True,
+            up=True,
+        ),
         on=True,
     )
+    lora = PoolAdapters(names=frozenset({"lora"}), loaded_max=1, load_ms=1.0)
+    at.scheduler.fleet.endpoints[0].adapters = LoadedAdapters(lora)
+    at.scheduler.spills.counts["chat", "code", "load"] = 1
+    at.scheduler.spills.rules = {"chat": SpillRule(pool="chat", to="code", budget_per_hour=1.0)}
     at.tokens = TokensSeen(
         errors={("chat", "estimate"): 0.08},
         prompts={("chat", "exact"): 3},
