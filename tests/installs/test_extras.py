@@ -245,11 +245,12 @@ def test_with_its_extra_alone_it_imports(extra: str) -> None:
 
 
 def test_the_table_is_pyprojects() -> None:
-    """The same extras; each one's modules come with its packages and with no other's."""
+    """The same extras; each one's modules come with its packages."""
     assert set(EXTRAS) == set(PROJECT["optional-dependencies"])
     assert not [extra for extra, each in EXTRAS.items() if not each.modules]
     every = [module for each in EXTRAS.values() for module in each.modules]
-    assert len(every) == len(set(every))
+    # One package may be part of two extras; the first of the table is named for its module.
+    assert {module for module in every if every.count(module) > 1} == {"tokenizers"}
     for extra, each in EXTRAS.items():
         brought = tops(closure([*own(""), *own(extra)])) - tops(closure(own("")))
         assert {module.partition(".")[0] for module in each.modules} <= brought, extra

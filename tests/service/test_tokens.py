@@ -187,7 +187,7 @@ class Engine:
 @asynccontextmanager
 async def listening(engine: Engine) -> Any:
     app = web.Application()
-    app.add_routes([web.post("/tokenize", engine.answer)])
+    app.add_routes([web.post(path, engine.answer) for path in ("/tokenize", "/openai/tokenize")])
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -98,9 +98,7 @@ def _decisions(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]
         yield "", (pool, strategy, YES if degraded else NO), count
 
 
-def _plain(
-    read: Callable[[MetricsSnapshot], Mapping[str, int]],
-) -> Make:
+def _plain(read: Callable[[MetricsSnapshot], Mapping[str, int]]) -> Make:
     def samples(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
         for name, count in read(snapshot).items():
             yield "", (name,), count

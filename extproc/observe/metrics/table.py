@@ -216,13 +216,7 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             "How far prompts' expected tokens were off what engines told, of all their tokens over the last "
             "64 answers: of the estimate by bytes (estimate), and of the tokenizer's counts (tokenizer).",
         ),
-        Spec(
-            "prompt_counts_total",
-            "counter",
-            ("pool", "sized"),
-            "Prompts of pools with a tokenizer: exact (all of it was counted before), partly (the rest "
-            "estimated), estimated.",
-        ),
+        Spec("prompt_counts_total", "counter", ("pool", "sized"), "Prompts: exact, partly or estimated."),
         Spec(
             "prompt_texts_total",
             "counter",
@@ -230,12 +224,7 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             "Texts of those prompts: known, new (counted in the background), dropped (too many waited).",
         ),
         Spec("prompt_counts_bytes", "gauge", ("pool",), "Bytes of the counts that are kept."),
-        Spec(
-            "tokenizer_usable",
-            "gauge",
-            ("pool",),
-            "1 where the pool's tokenizer is gone by, 0 where it is missing, damaged or another model's.",
-        ),
+        Spec("tokenizer_usable", "gauge", ("pool",), "1 where the pool's tokenizer is gone by, else 0."),
     ),
     "Endpoints": (
         Spec(
