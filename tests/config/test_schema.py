@@ -101,6 +101,8 @@ BEYOND = frozenset(
         "trusted_proxy",
         "trusted_proxy_header",
         "tuning_pool",
+        "upstream",
+        "upstream_pairs",
     ]
 )
 ALL = {path.stem for path in BAD.glob("*.yaml")}

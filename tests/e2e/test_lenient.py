@@ -59,7 +59,7 @@ def gateway(engine: ShapedEngine, tmp_path_factory: pytest.TempPathFactory) -> I
         },
         "tgi": {"models": ["t"], "engine": "tgi", "addresses": [{"address": tgi, "max_concurrent": 4}]},
     }
-    with Gateway(pools) as gateway:
+    with Gateway(pools, mode="ads") as gateway:
         yield gateway
 
 
@@ -106,7 +106,7 @@ def test_what_is_refused_has_the_engines_status(gateway: Gateway, path: str, bod
 
 
 def test_a_key_taken_at_a_reload(gateway: Gateway, engine: ShapedEngine) -> None:
-    """A new key of the engine needs no restart."""
+    """A new key of the engine needs no restart where the service tells Envoy its pools."""
     Path(gateway.config["pools"][0]["upstream"]["key"]["file"]).write_text("sk-the-next")
     gateway.service.signal(signal.SIGHUP)
 

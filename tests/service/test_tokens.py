@@ -207,9 +207,7 @@ def test_an_engine_counts_in_its_own_words(engine: str) -> None:
         there = Engine(engine)
         async with listening(there) as address:
             text = text_of("tokenizer: {source: engine, cpu_share: 1}", address=address, engine=engine)
-            counting = Counting(
-                text, ReplicaAccess(headers={"authorization": "Bearer secret"}, path_prefix="/openai")
-            )
+            counting = Counting(text, ReplicaAccess(headers={"authorization": "Bearer secret"}))
             async with running(counting):
                 await until(lambda: not counting.pool["problem"])
                 estimate = counting.tokens(request)
