@@ -267,7 +267,7 @@ class Feedback:
         if stalled_ms >= INTERFERENCE_MAX * decoded.elapsed_ms:
             return
         taken_ms = decoded.elapsed_ms - stalled_ms
-        if not known:
+        if not known and decoded.interference_ms > 0.0:
             # Prefills beside it held it up not at all, or wholly: what is within that tells nothing.
             if taken_ms <= steps_ms <= decoded.elapsed_ms:
                 return

@@ -14,8 +14,8 @@ from extproc.sim.world.world import Delays
 
 BLOCK_TOKENS = 16
 TENANTS, REQUESTS, RATE_PER_S = 48, 490, 40.0
-#: Seeds of which chance made the first seconds bad, with events in disorder and without (.72 to .77 found
-#: cached), when learners took each other's priors for evidence.
+#: Seeds whose first seconds chance made bad, with or without disorder, when learners took each other's priors
+#: for evidence: .72 to .77 were found cached.
 SEEDS = (4, 16, 25, 29)
 #: Ends and first tokens are heard of up to so much later.
 JITTER_MS = 2.0

@@ -265,8 +265,9 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             "counter",
             (*AT_POOL, "cause"),
             "What moved the prefix index of this endpoint: usage_found and usage_gone (answers told more or "
-            "fewer cached tokens than believed), late (a first token that came as if nothing was cached), "
-            "events_stored and events_removed (blocks), events_size, emptied (the engine began anew).",
+            "fewer cached tokens than believed), late and early (first tokens that came as if nothing, or "
+            "more, was cached), events_stored and events_removed (blocks), events_size, emptied (the engine "
+            "began anew).",
         ),
         Spec(
             "endpoint_adapter_loads_total",
