@@ -11,13 +11,14 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
+from extproc.core.body_forms import sound_tokens
 from extproc.core.cachekeys import AskAnswer, CachedAnswer
 from extproc.core.errors import Error, as_engine_says
 from extproc.core.outcome import CacheHit, Hold, LocalAnswer, Reject, Routed
 from extproc.core.quota import Granted, Refused
 from extproc.core.reading import BYTE_ORDER_MARK, bare, parse
 from extproc.core.request import Dialect, Request, UsageAsked
-from extproc.core.routes import HELD_KINDS
+from extproc.core.routes import HELD_KINDS, BodyKind
 from extproc.core.scheduler import AskQuota
 from extproc.core.tenant import Tenant
 from extproc.observe.tracing.request_trace import UNTRACED, StreamTrace
@@ -285,6 +286,12 @@ class Exchange:
         request = parse(route, body, processor.body_bounds)
         if isinstance(request, Reject):
             return request
+        if route.body is BodyKind.FORM:
+            if request.model in processor.scheduler.settings.families:
+                return Error.UNFIT.reject("a form cannot ask for a model family: name one of its models")
+            if self._responder.shows_heads:
+                self._phase = codec.FORM_HEAD
+            request = replace(request, prompt_tokens=sound_tokens(asked.length))
         if request.follows is not None or asked.item:
             held = self._held_by(request)
             if isinstance(held, Reject):
