@@ -287,9 +287,9 @@ class Exchange:
         if route.body is BodyKind.FORM:
             self._phase = codec.FORM_HEAD if self._responder.shows_heads else self._phase
             return narrowed.of_form(processor, asked, request)
-        if request.follows is not None or asked.item:
-            if isinstance(request := narrowed.to_holder(processor, asked, request), Reject):
-                return request
+        held = request.follows is not None or asked.item
+        if held and isinstance(request := narrowed.to_holder(processor, asked, request), Reject):
+            return request
         self._family = request.model in processor.scheduler.settings.families
         if self._family and (mistake := not_utf8(body)):
             # It goes on with another name in it, which wants every field's own name to be one.
