@@ -342,7 +342,11 @@ def test_what_envoy_does_without_the_service() -> None:
         "undecided",
     ]
     opened = routes("failure_mode: open, failure_open_outside_regions: true")
-    assert [each["name"] for each in opened if "direct_response" in each] == ["away.c.proxy"]
+    assert [each["name"] for each in opened if "direct_response" in each] == [
+        "away.c.proxy.form",
+        "away.c.proxy.form",
+        "away.c.proxy",
+    ]
     assert opened[-1]["route"]["cluster"] == "away.chat/premium"
 
 
