@@ -63,7 +63,7 @@ from extproc.config.model import Config, Jwt
 from extproc.control.cors import CORS_FILTER
 from extproc.control.identity import IDENTITY_FILTER, asks_first
 from extproc.control.pack import ms, packed
-from extproc.control.routes import FLOOR_FILTER, has_floor
+from extproc.control.routes import BUFFER_FILTER, DECISION_FILTER, FLOOR_FILTER, LUA_FILTER, has_floor
 from extproc.control.services import decision_service
 from extproc.core import contract
 from extproc.core.routes import counts, ends
@@ -113,13 +113,13 @@ def http_filters(config: Config) -> list[HttpFilter]:
         _filter(IDENTITY_FILTER, asks_first(config, decides)),
         # The bound on bodies. The service is asked to decide when a body is whole, so that a slow sender
         # holds no place there; and bodies without a length get one, which some engines insist on.
-        _filter("envoy.filters.http.buffer", Buffer(max_request_bytes=config.gateway.body_bytes_max)),
-        _filter("envoy.filters.http.ext_proc", decides),
+        _filter(BUFFER_FILTER, Buffer(max_request_bytes=config.gateway.body_bytes_max)),
+        _filter(DECISION_FILTER, decides),
         # Does nothing but on the routes of requests without a decision.
         *([_filter(FLOOR_FILTER, LocalRateLimit(stat_prefix="floor"))] if floors else []),
         # On the way back the first chunk is seen before json_to_metadata holds a JSON body back.
         _filter("envoy.filters.http.json_to_metadata", json_counts()),
-        _filter("envoy.filters.http.lua", first_chunk(caches=config.cache is not None)),
+        _filter(LUA_FILTER, first_chunk(caches=config.cache is not None)),
         # Attempts and upstream timings are for the access log, not for clients and engines.
         _filter("envoy.filters.http.router", router()),
     ]

@@ -42,13 +42,13 @@ from extproc.core.request import Dialect
 NOT_THE_SERVICES = "!('content-type' in response.headers)"
 
 
-def _path(regex: str) -> str:
-    return f"request.url_path.matches('{regex}')"
+def _path(*regexes: str) -> str:
+    return "(" + " || ".join(f"request.url_path.matches('{regex}')" for regex in regexes) + ")"
 
 
 #: And on a path where Anthropic's clients read it, or OpenAI's.
-ANTHROPIC = f"{NOT_THE_SERVICES} && {_path(ANTHROPIC_ENDS)}"
-OPENAI = f"{NOT_THE_SERVICES} && ({_path(OPENAI_ENDS)} || ({_path(OPENAI_BEGINS)} && !{_path(TGI_ENDS)}))"
+ANTHROPIC = f"{NOT_THE_SERVICES} && {_path(*ANTHROPIC_ENDS)}"
+OPENAI = f"{NOT_THE_SERVICES} && ({_path(*OPENAI_ENDS)} || ({_path(OPENAI_BEGINS)} && !{_path(*TGI_ENDS)}))"
 #: The first that fits.
 WHERE = {Dialect.ANTHROPIC: ANTHROPIC, Dialect.OPENAI: OPENAI, Dialect.TGI: NOT_THE_SERVICES}
 

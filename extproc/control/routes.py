@@ -38,7 +38,16 @@ from envoy_data_plane.envoy.extensions.common.ratelimit.v3 import (
     LocalRateLimitDescriptor,
     RateLimitDescriptorEntry,
 )
+from envoy_data_plane.envoy.extensions.filters.http.buffer.v3 import BufferPerRoute
+from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
+    ExtProcOverrides,
+    ExtProcPerRoute,
+    ProcessingMode,
+    ProcessingModeBodySendMode,
+    ProcessingModeHeaderSendMode,
+)
 from envoy_data_plane.envoy.extensions.filters.http.local_ratelimit.v3 import LocalRateLimit
+from envoy_data_plane.envoy.extensions.filters.http.lua.v3 import LuaPerRoute
 from envoy_data_plane.envoy.extensions.retry.host.previous_hosts.v3 import PreviousHostsPredicate
 from envoy_data_plane.envoy.type.matcher.v3 import (
     MetadataMatcher,
@@ -53,6 +62,7 @@ from extproc.config.model import Config, GatewayConfig, ServiceClass
 from extproc.control.cors import CORS_FILTER, cors
 from extproc.control.pack import ms, packed
 from extproc.core import contract
+from extproc.core.routes import FORM_PATHS
 
 #: What is tried on another endpoint. `reset` covers refused and lost connections and per-try
 #: timeouts, always before a response has begun: a stream that has begun is never retried. 401 and 403 are of
@@ -78,6 +88,21 @@ FLOOR_FILTER = "envoy.filters.http.local_ratelimit"
 DECIDED_ROUTE = "decided"
 WHOLE_SUFFIX = ".whole"
 UNDECIDED_ROUTE = "undecided"
+FORM_SUFFIX = ".form"
+#: The filters that forms are exempt from, or that see little of them.
+DECISION_FILTER = "envoy.filters.http.ext_proc"
+BUFFER_FILTER = "envoy.filters.http.buffer"
+LUA_FILTER = "envoy.filters.http.lua"
+#: The answer is another route's by then, and with it the script that looks at answers.
+CHOOSES_ANEW = "function envoy_on_request(handle) handle:clearRouteCache() end"
+HEAD_MODE = ProcessingMode(
+    request_header_mode=ProcessingModeHeaderSendMode.SEND,
+    request_body_mode=ProcessingModeBodySendMode.BUFFERED_PARTIAL,
+    request_trailer_mode=ProcessingModeHeaderSendMode.SKIP,
+    response_header_mode=ProcessingModeHeaderSendMode.SKIP,
+    response_body_mode=ProcessingModeBodySendMode.NONE,
+    response_trailer_mode=ProcessingModeHeaderSendMode.SKIP,
+)
 NOWHERE = "nowhere"
 
 
@@ -86,7 +111,7 @@ def route_configuration(config: Config) -> RouteConfiguration:
     host = VirtualHost(
         name="steersman",
         domains=["*"],
-        routes=[*_decided(config), *_known(config), _undecided(config)],
+        routes=[*_decided(config), *_known(config), *_undecided(config)],
         request_body_buffer_limit=buffer_limit_bytes(config),
         typed_per_filter_config={CORS_FILTER: packed(cors(config.gateway.cors))}
         if config.gateway.cors
@@ -175,13 +200,40 @@ def peer_headers(config: Config) -> bool:
 def _known(config: Config) -> list[Route]:
     """The tenants that Envoy itself knows, where the service's absence means something else for them."""
     return [
-        _away(config, f"away.{each.tenant}.{each.proof}", _proven(config, each), each.away)
+        route
         for each in away_routes(config)
+        for route in _both(config, f"away.{each.tenant}.{each.proof}", each.away, each)
     ]
 
 
-def _undecided(config: Config) -> Route:
-    return _away(config, UNDECIDED_ROUTE, RouteMatch(prefix="/"), fallback(config))
+def _undecided(config: Config) -> list[Route]:
+    return _both(config, UNDECIDED_ROUTE, fallback(config))
+
+
+def _both(config: Config, name: str, away: Away, known: AwayRoute | None = None) -> list[Route]:
+    """Those for forms first, then the one for everything else; `known`: of one tenant alone.
+
+    Of a form the service gets the head: what came before the listener's buffer was full. It is not held
+    until it is whole, and its declared length is what the service bounds it by. What there is of it goes on
+    with the decision, before ext_proc would have the route chosen anew: so the script after it does that.
+    """
+
+    def matched() -> RouteMatch:
+        return RouteMatch(prefix="/") if known is None else _proven(config, known)
+
+    found = []
+    for path in FORM_PATHS:
+        match = matched()
+        match.prefix, match.path = None, path
+        route = _away(config, name + FORM_SUFFIX, match, away)
+        route.typed_per_filter_config = {
+            **route.typed_per_filter_config,
+            DECISION_FILTER: packed(ExtProcPerRoute(overrides=ExtProcOverrides(processing_mode=HEAD_MODE))),
+            BUFFER_FILTER: packed(BufferPerRoute(disabled=True)),
+            LUA_FILTER: packed(LuaPerRoute(source_code=DataSource(inline_string=CHOOSES_ANEW))),
+        }
+        found.append(route)
+    return [*found, _away(config, name, matched(), away)]
 
 
 def _proven(config: Config, known: AwayRoute) -> RouteMatch:

@@ -1,4 +1,4 @@
-"""Bodies of what is prefilled and generates nothing: embeddings, reranking, scores.
+"""Bodies of what is prefilled and generates no tokens: embeddings, reranking, scores, speech.
 
 Owns what counts as one of their inputs, and how much of a prompt each is. Nothing is kept of the texts:
 engines that serve these hold no prefix of them worth going back to.
@@ -61,6 +61,15 @@ def read_embeddings(route: Route, body: bytes) -> Request | Reject:
     if inputs is None:
         return Error.UNFIT.reject("'input' is missing")
     return _request(route, fields.model, inputs.count, _bytes_of(inputs), inputs.tokens)
+
+
+def read_speech(route: Route, body: bytes) -> Request | Reject:
+    """A text that is to be spoken; how long the sound will be nobody knows, and it has no tokens."""
+    fields = _embeddings.decode(body)
+    text = peek(TEXT, fields.input)
+    if text is None:
+        return Error.UNFIT.reject("'input' is missing" if not given(fields.input) else "'input' is no text")
+    return _request(route, fields.model, 1, bytes_of((text,)), None)
 
 
 def read_pairs(route: Route, body: bytes) -> Request | Reject:

@@ -115,11 +115,17 @@ class Error(Enum):
         "the request took too long to arrive",
         "the request did not arrive in time: `gateway.upload_timeout_ms`",
     )
+    LENGTH_REQUIRED = (
+        411,
+        "length_required",
+        "say with Content-Length how long the form is; at most {bytes} bytes",
+        "a form, such as an upload of sound, came without its length",
+    )
     BODY_TOO_LARGE = (
         413,
         "body_too_large",
         "the body is too large; at most {bytes} bytes",
-        "the body is larger than `gateway.body_bytes_max`, or holds too many pieces",
+        "the body is above `gateway.body_bytes_max` (a form: `upload_bytes_max`), or holds too many pieces",
     )
     UNSUPPORTED_ENCODING = (
         415,

@@ -26,7 +26,8 @@ from extproc.core.body_fields import (
     user_of,
     wants_json,
 )
-from extproc.core.body_inputs import read_embeddings, read_pairs
+from extproc.core.body_forms import read_form
+from extproc.core.body_inputs import read_embeddings, read_pairs, read_speech
 from extproc.core.body_messages import (
     MESSAGES,
     WIDE_MESSAGES,
@@ -142,6 +143,10 @@ def parse(route: Route, body: bytes, bounds: BodyBounds = BOUNDS) -> Request | R
                 return read_embeddings(route, body)
             case RouteKind.RERANK | RouteKind.SCORE:
                 return read_pairs(route, body)
+            case RouteKind.SPEECH:
+                return read_speech(route, body)
+            case RouteKind.TRANSCRIPTION:
+                return read_form(route, body)
             case RouteKind.RESPONSES:
                 return read_responses(route, body, bounds)
             case RouteKind.MESSAGES | RouteKind.COUNT_TOKENS:

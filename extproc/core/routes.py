@@ -109,6 +109,7 @@ _JSON, _FORM, _NONE = BodyKind.JSON, BodyKind.FORM, BodyKind.NONE
 _ASKED, _NEVER, _ALWAYS = Streams.ASKED, Streams.NEVER, Streams.ALWAYS
 _GENERATES, _PREFILLS, _FREE, _HERE = RouteWork
 _OPENAI = (OPENAI_COUNTS, OPENAI_END)
+_HEARS = (RouteWork.GENERATES, RESPONSES_COUNTS, OPENAI_END)
 _RESPONSES, _MESSAGES = (RESPONSES_COUNTS, RESPONSES_END), (MESSAGES_COUNTS, MESSAGES_END)
 
 # fmt: off
@@ -126,6 +127,9 @@ ROWS: Final = (
     Route("GET", "/v1/responses/{id}/input_items", RouteKind.RESPONSE, _O, _NONE, _NEVER, _FREE),
     Route("POST", "/v1/messages", RouteKind.MESSAGES, _A, _JSON, _ASKED, _GENERATES, *_MESSAGES),
     Route("POST", "/v1/messages/count_tokens", RouteKind.COUNT_TOKENS, _A, _JSON, _NEVER, _FREE),
+    Route("POST", "/v1/audio/transcriptions", RouteKind.TRANSCRIPTION, _O, _FORM, _ASKED, *_HEARS),
+    Route("POST", "/v1/audio/translations", RouteKind.TRANSCRIPTION, _O, _FORM, _ASKED, *_HEARS),
+    Route("POST", "/v1/audio/speech", RouteKind.SPEECH, _O, _JSON, _NEVER, _PREFILLS),
     Route("GET", "/v1/models", RouteKind.MODELS, _O, _NONE, _NEVER, _HERE),
     Route("GET", "/v1/models/{id}", RouteKind.MODEL, _O, _NONE, _NEVER, _HERE),
     Route("POST", "/generate", RouteKind.GENERATE, _T, _JSON, _NEVER, _GENERATES, TGI_COUNTS),
@@ -164,6 +168,8 @@ NO_ROUTES: Final[Routes] = by_path(())
 _OF_ITEMS: Final = tuple((row.path.partition(ITEM)[0] + "/", row) for row in ROWS if ITEM in row.path)
 #: Kinds that an engine answers without a permit, and without work worth counting.
 FREE_KINDS: Final = frozenset(row.kind for row in (*ROWS, *EXTRA_ROWS) if row.work is RouteWork.FREE)
+#: The paths whose bodies are forms: of them Envoy shows their heads alone.
+FORM_PATHS: Final = tuple(row.path for row in ROWS if row.body is BodyKind.FORM)
 #: Kinds that go where a response is held.
 HELD_KINDS: Final = frozenset({RouteKind.RESPONSES, RouteKind.RESPONSE})
 #: Kinds that the gateway answers.

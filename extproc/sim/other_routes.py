@@ -13,7 +13,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 import msgspec
-from aiohttp import BodyPartReader, web
+from aiohttp import BodyPartReader, MultipartReader, web
 
 from extproc.sim.answer import Answers
 from extproc.sim.protocol import Parameters, PlannedAnswer, SimError, invalid, parse
@@ -173,7 +173,7 @@ class OtherRoutes:
     async def transcription(self, request: web.Request) -> web.StreamResponse:
         """Words as many as the sound is long; read piece by piece, as a large file must be."""
         size, model = 0, self._spec.model_id
-        form = await request.multipart()
+        form = MultipartReader(request.headers, request.content)
         while isinstance(part := await form.next(), BodyPartReader):
             if part.name == "model":
                 model = (await part.read()).decode()
@@ -183,12 +183,12 @@ class OtherRoutes:
         if not size:
             raise invalid("`file` is missing")
         seconds = size / SOUND_BYTES_A_TOKEN / 50
-        plans, headers = await self._answers.whole(
+        plans, _ = await self._answers.whole(
             request, [f"sound of {size} bytes"], Parameters(max_new_tokens=max(1, int(4 * seconds)))
         )
         text = plans[0].story.text(plans[0].output_tokens)
         usage = {"type": "duration", "seconds": round(seconds)}
-        return _json({"text": text, "usage": usage, "model": model}, headers=headers)
+        return _json({"text": text, "usage": usage, "model": model})
 
     async def speech(self, request: web.Request) -> web.StreamResponse:
         """Silence, a fifth of a second a token."""

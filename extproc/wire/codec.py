@@ -54,6 +54,8 @@ from extproc.wire.varint import varint
 AUTHORIZATION = "authorization"
 API_KEY = "x-api-key"
 JSON = "application/json"
+#: The phase of a body whose head alone is shown.
+FORM_HEAD = "form_head"
 #: The headers that a decision reads; the rest is not even decoded.
 WANTED = frozenset(
     {
@@ -257,7 +259,7 @@ def routed(
     path_prefix: str = "",
     cache: str = "",
 ) -> bytes:
-    """The decision as the answer to a phase (request_headers or request_body).
+    """The decision as the answer to a phase (request_headers, request_body or FORM_HEAD).
 
     `event_cluster` is the cluster that Envoy tells of the first token; none when empty. `explained`: the
     client is told the reason. `carried` is what of its trace rides along. `body` goes on in place of the
@@ -274,7 +276,7 @@ def routed(
     if body is not None or as_json:
         response.MergeFromString(data)
         data = b""
-        common = getattr(response, phase).response
+        common = getattr(response, _field(phase)).response
         if body is not None:
             common.body_mutation.body = body
             # Envoy answers 500 itself where its own length and the new body's differ.
@@ -286,12 +288,18 @@ def routed(
     return data + response.SerializeToString()
 
 
+def _field(phase: str) -> str:
+    return "request_body" if phase == FORM_HEAD else phase
+
+
 @lru_cache(maxsize=CHANGES_KEPT_MAX)
 def _changes(phase: str, cluster: str, retries: int, stream: bool, path_prefix: str) -> bytes:
     """The answer to a phase less what it tells: where the request goes, by its headers. Mostly the same."""
     response = pb.ProcessingResponse()
-    common = getattr(response, phase).response
-    common.clear_route_cache = True
+    common = getattr(response, _field(phase)).response
+    # Where a body's rest is still to come, the script has it chosen anew (control/routes.py): Envoy sends on
+    # what it has before it would come to that itself.
+    common.clear_route_cache = phase != FORM_HEAD
     mutation = common.header_mutation
     set_header(mutation, CLUSTER_HEADER, cluster)
     # Envoy tries as often as the list has endpoints: the last one's own answer is what the client gets.

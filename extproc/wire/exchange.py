@@ -12,20 +12,20 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from extproc.core.cachekeys import AskAnswer, CachedAnswer
-from extproc.core.errors import Error, as_engine_says
+from extproc.core.errors import Error
 from extproc.core.outcome import CacheHit, Hold, LocalAnswer, Reject, Routed
 from extproc.core.quota import Granted, Refused
 from extproc.core.reading import BYTE_ORDER_MARK, bare, parse
 from extproc.core.request import Dialect, Request, UsageAsked
-from extproc.core.routes import HELD_KINDS
+from extproc.core.routes import HELD_KINDS, BodyKind
 from extproc.core.scheduler import AskQuota
 from extproc.core.tenant import Tenant
 from extproc.observe.tracing.request_trace import UNTRACED, StreamTrace
-from extproc.wire import codec, usage
+from extproc.wire import codec, narrowed, usage
 from extproc.wire.caching import answer_of
 from extproc.wire.joining import CacheWants
 from extproc.wire.processor import Processor
-from extproc.wire.rename import not_utf8, renamed
+from extproc.wire.rename import not_utf8
 from extproc.wire.responder import BODIES_HELD, EnvoyResponder, Reply, Responder
 from extproc.wire.screen import Asked, declared, screen
 from extproc.wire.states import BODY, DONE, HEADERS, JOINED, ROUTED, Joining, Over
@@ -263,12 +263,11 @@ class Exchange:
             processor.failed(error, "decision")
         if isinstance(request, Reject):
             return self._answer(request)
-        if request is None and route.kind in HELD_KINDS:
-            # Whose response it is about is not known, and no engine may be asked for another's.
+        if request is None and route.kind in HELD_KINDS:  # of another's response, for all that is known
             return self._turned_away(Error.INTERNAL.reject())
         try:
             # What it asks for counts against quota and permits now as well; only what it says is left out.
-            plain = bare(route, body) if request is None else _without_text(request)
+            plain = bare(route, body) if request is None else narrowed.without_text(request)
             return self._decide(plain, degraded="internal error")
         except Exception as error:  # noqa: BLE001 (the same law, once more)
             self._undo()
@@ -285,11 +284,12 @@ class Exchange:
         request = parse(route, body, processor.body_bounds)
         if isinstance(request, Reject):
             return request
-        if request.follows is not None or asked.item:
-            held = self._held_by(request)
-            if isinstance(held, Reject):
-                return held
-            request = held
+        if route.body is BodyKind.FORM:
+            self._phase = codec.FORM_HEAD if self._responder.shows_heads else self._phase
+            return narrowed.of_form(processor, asked, request)
+        held = request.follows is not None or asked.item
+        if held and isinstance(request := narrowed.to_holder(processor, asked, request), Reject):
+            return request
         self._family = request.model in processor.scheduler.settings.families
         if self._family and (mistake := not_utf8(body)):
             # It goes on with another name in it, which wants every field's own name to be one.
@@ -303,24 +303,11 @@ class Exchange:
             self._body = body
         return request
 
-    def _held_by(self, request: Request) -> Request | Reject:
-        """The same for the replica that holds the response that it is about."""
-        asked = self._asked
-        held = self._processor.responses.of(asked.tenant.name, asked.item or request.follows or "")
-        if isinstance(held, Reject):
-            return held
-        only, model = frozenset({held.address}), request.model or asked.model or held.model
-        return replace(request, only=only, model=model, stream=request.stream or asked.streams)
-
     def _refused_read(self, refused: Reject, body: bytes) -> Reply:
         """Refused for what is in its body: it cost what a served one costs to carry and to read."""
         processor, asked = self._processor, self._asked
-        assert asked.route is not None
-        if refused.status == Error.UNFIT.status and asked.dialect is not Dialect.TGI:
-            model = bare(asked.route, body).model or asked.model
-            refused = as_engine_says(refused, asked.dialect, processor.engine_for(model, asked.tenant))
         processor.refused(asked.tenant.name, asked.source, len(body))
-        return self._turned_away(refused)
+        return self._turned_away(narrowed.in_its_words(processor, asked, refused, body))
 
     def _decide(self, request: Request, *, degraded: str = "", cached: CachedAnswer | None = None) -> Reply:
         processor, asked = self._processor, self._asked
@@ -424,18 +411,16 @@ class Exchange:
         processor, asked, reservation = self._processor, self._asked, decision.reservation
         self._become(Routed, reservation.id)
         processor.scheduler.dispatcher.decisions.named(asked.request_id, reservation.id)
-        body: bytes | None = None
-        usage_asked = ""
+        body, usage_asked = None, ""
         spilled = bool(reservation.spilled_from) and asked.dialect is Dialect.OPENAI
         if spilled and (mistake := not_utf8(self._body)):
             processor.scheduler.cancel(reservation.id, now_ns=processor.clock())
             return self._turned_away(mistake)
         if self._body:
-            # Engines refuse names that they do not know: a family's is none of theirs.
-            body = renamed(self._body, reservation.model) if self._family or spilled else None
-            pool = processor.scheduler.fleet.pools.get(reservation.pool)
-            if pool is not None and asked.route is not None:
-                usage_asked, body = usage.onward(self._body, body, pool, asked.route.kind, self._usage)
+            anew = self._family or spilled
+            usage_asked, body = narrowed.written_anew(
+                processor, asked, reservation, self._body, self._usage, anew=anew
+            )
         return self._responder.route(
             decision,
             phase=self._phase,
@@ -459,8 +444,3 @@ class Exchange:
         self._become(type(answer))
         self.request_trace.answer(answer)
         return reply
-
-
-def _without_text(request: Request) -> Request:
-    """A request without what it says: prefixes, families' scores and sessions do without."""
-    return replace(request, segments=(), marks=(), prompt_ids=b"", prefix=(), tools=0, user=None)

@@ -37,6 +37,8 @@ REFUSED_BYTES_PER_MINUTE = 64 * 1024 * 1024
 NO_KEYS: Mapping[str, tuple[str, str]] = MappingProxyType({})
 #: Bytes of large bodies a second for each tenant, where nothing is said.
 LARGE_BYTES_PER_SECOND = 32 * 1024 * 1024
+#: The largest form, where nothing is said.
+UPLOAD_BYTES_MAX = 25 * 1024 * 1024
 #: Envoy's patience, where nothing is said; and how long a large body may wait for its turn, of which the
 #: patience must leave as much again.
 DECISION_TIMEOUT_MS = 2_000
@@ -77,12 +79,15 @@ class Processor:
         extra_routes: Routes = NO_ROUTES,
         large_bytes_per_second: int = LARGE_BYTES_PER_SECOND,
         decision_timeout_ms: int = DECISION_TIMEOUT_MS,
+        upload_bytes_max: int = UPLOAD_BYTES_MAX,
     ) -> None:
         self.scheduler = scheduler
         self.directory = directory
         self.decisions_concurrent_max = decisions_concurrent_max
         self.body_bytes_max = body_bytes_max
         self.body_bounds = body_bounds
+        #: The largest form, whose head alone comes here.
+        self.upload_bytes_max = upload_bytes_max
         #: How fast large bodies are taken, and how long one may wait: Envoy waits for our answer meanwhile.
         self.body_rate = BodyRate(large_bytes_per_second)
         self.pace_wait_ns = min(PACE_WAIT_NS_MAX, decision_timeout_ms * 1_000_000 // 2)

@@ -51,6 +51,10 @@ class Responder(Protocol):
     def caches(self) -> bool:
         """Whether its gateway gathers answers for the cache."""
 
+    @property
+    def shows_heads(self) -> bool:
+        """Whether of a form the head alone comes here."""
+
     def let_come(self) -> Reply:
         """The headers are in order; the body is awaited."""
 
@@ -87,6 +91,7 @@ class EnvoyResponder:
     __slots__ = ("_processor",)
 
     asks_usage = True
+    shows_heads = True
     caches = True
 
     def __init__(self, processor: Processor) -> None:

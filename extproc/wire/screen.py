@@ -18,7 +18,7 @@ from extproc.core.families import members
 from extproc.core.misrouted import advice, dialect_of
 from extproc.core.outcome import LocalAnswer, Reject
 from extproc.core.request import Dialect, RouteKind
-from extproc.core.routes import Route, RouteWork, Streams, find_route, item_of
+from extproc.core.routes import BodyKind, Route, RouteWork, Streams, find_route, item_of
 from extproc.core.tenant import ANONYMOUS, Tenant
 from extproc.observe.tracing.request_trace import StreamTrace
 from extproc.wire import codec
@@ -48,6 +48,8 @@ class Asked:
     #: The response that its path names, and whether it is to come as a stream.
     item: str = ""
     streams: bool = False
+    #: What a form says that its size is, of which its head alone comes here.
+    length: int = 0
     #: What it asks of the cache; None where it says nothing that we know.
     cache: CacheDirective | None = None
     #: The client is told the reason.
@@ -106,8 +108,19 @@ def screen(
     # curl and urllib say "form" where they are told nothing, and engines refuse that: TGI with 415, vLLM
     # with 400. A page in a browser says its origin; it may send a form's type to anywhere unasked, but
     # not JSON's, and we are not who lifts that.
-    asked.as_json = "origin" not in values and not codec.declares_json(values.get("content-type", ""))
-    if declared(values.get("content-length", ""), -1) > processor.body_bytes_max:
+    asked.as_json = (
+        route.body is BodyKind.JSON
+        and "origin" not in values
+        and not codec.declares_json(values.get("content-type", ""))
+    )
+    if route.body is BodyKind.FORM:
+        # Its file does not come here: what it is worth is known by its size alone.
+        asked.length = declared(values.get("content-length", ""), -1)
+        if asked.length < 0:
+            return Error.LENGTH_REQUIRED.reject(bytes=processor.upload_bytes_max)
+        if asked.length > processor.upload_bytes_max:
+            return Error.BODY_TOO_LARGE.reject(bytes=processor.upload_bytes_max)
+    elif declared(values.get("content-length", ""), -1) > processor.body_bytes_max:
         return Error.BODY_TOO_LARGE.reject(bytes=processor.body_bytes_max)
     return None
 

@@ -313,6 +313,8 @@ def test_what_envoy_does_without_the_service() -> None:
     """Tenants that it knows by itself go by their class; regions that it could not keep are closed."""
     table = manager(tenants_tree())["route_config"]["virtual_hosts"][0]["routes"]
     served = {route["name"]: route["route"].get("cluster") for route in table if "route" in route}
+    away = [name for name in served if name.startswith("away.") and not name.endswith(".form")]
+    assert all(served.pop(f"{name}.form") == served[name] for name in away), "forms go as all else does"
     assert served == {
         "decided.batch.whole": None,
         "decided.batch": None,
@@ -334,9 +336,17 @@ def test_what_envoy_does_without_the_service() -> None:
 
     # By a key Envoy cannot tell the tenant of the EU from the rest, so that only who is known goes on.
     opened = routes("failure_mode: open")
-    assert [each["name"] for each in opened if "direct_response" in each] == ["undecided"]
+    assert [each["name"] for each in opened if "direct_response" in each] == [
+        "undecided.form",
+        "undecided.form",
+        "undecided",
+    ]
     opened = routes("failure_mode: open, failure_open_outside_regions: true")
-    assert [each["name"] for each in opened if "direct_response" in each] == ["away.c.proxy"]
+    assert [each["name"] for each in opened if "direct_response" in each] == [
+        "away.c.proxy.form",
+        "away.c.proxy.form",
+        "away.c.proxy",
+    ]
     assert opened[-1]["route"]["cluster"] == "away.chat/premium"
 
 

@@ -36,6 +36,7 @@ V1, BARE = "use the base address http://gw:8080/v1", "use the base address http:
         ("GET", "/models/tiny-chat", OPENAI, V1),
         ("POST", "/embeddings", OPENAI, V1),
         ("POST", "/score", OPENAI, V1),
+        ("POST", "/audio/speech", OPENAI, V1),
         ("POST", "/chat/completions/", OPENAI, V1),
         ("POST", "//chat//completions", OPENAI, V1),
         ("POST", "/v1/v1/chat/completions", OPENAI, V1),
@@ -64,7 +65,7 @@ V1, BARE = "use the base address http://gw:8080/v1", "use the base address http:
         ("GET", "/v1/embeddings", OPENAI, "it takes POST"),
         ("POST", "/v1/models/tiny-chat", OPENAI, "it takes GET"),
         ("PUT", "/v1/responses/resp_1", OPENAI, "it takes GET or DELETE"),
-        ("POST", "/v1/audio/translations", OPENAI, ""),
+        ("POST", "/v1/images/generations", OPENAI, ""),
         ("POST", "/GENERATE", TGI, ""),
         ("HEAD", "/nowhere", TGI, ""),
         ("CONNECT", "", TGI, "write /"),
@@ -109,10 +110,12 @@ def test_every_route_without_or_with_v1_leads_back_to_it() -> None:
 def test_expressions_say_the_same(parts: list[str], end: str) -> None:
     """Envoy, which has these alone, answers in the dialect that the service would."""
     path = "/" + "/".join(parts) + end
-    openai = bool(
-        re.search(OPENAI_ENDS, path) or (re.search(OPENAI_BEGINS, path) and not re.search(TGI_ENDS, path))
-    )
-    anthropic = bool(re.search(ANTHROPIC_ENDS, path))
+
+    def ends(expressions: tuple[str, ...]) -> bool:
+        return any(re.search(each, path) for each in expressions)
+
+    openai = ends(OPENAI_ENDS) or bool(re.search(OPENAI_BEGINS, path) and not ends(TGI_ENDS))
+    anthropic = ends(ANTHROPIC_ENDS)
     assert anthropic is (dialect_of(path) is ANTHROPIC), path
     assert (openai and not anthropic) is (dialect_of(path) is OPENAI), path
 

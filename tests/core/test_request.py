@@ -66,6 +66,9 @@ def bad(path: str, body: Any, status: int = 422) -> str:
         ("POST", "/v1/responses/resp_1/cancel", RouteKind.RESPONSE, Dialect.OPENAI),
         ("GET", "/v1/responses/resp_1/input_items", RouteKind.RESPONSE, Dialect.OPENAI),
         ("GET", "/v1/models/org/name", RouteKind.MODEL, Dialect.OPENAI),
+        ("POST", "/v1/audio/transcriptions", RouteKind.TRANSCRIPTION, Dialect.OPENAI),
+        ("POST", "/v1/audio/translations", RouteKind.TRANSCRIPTION, Dialect.OPENAI),
+        ("POST", "/v1/audio/speech", RouteKind.SPEECH, Dialect.OPENAI),
         ("POST", "/generate", RouteKind.GENERATE, Dialect.TGI),
         ("POST", "/generate_stream", RouteKind.GENERATE_STREAM, Dialect.TGI),
         ("POST", "/", RouteKind.COMPAT, Dialect.TGI),
@@ -86,7 +89,7 @@ def test_every_route(method: str, path: str, kind: RouteKind, dialect: Dialect) 
 
 def test_the_route_table_is_covered() -> None:
     """A route added to the table must be added to the test above."""
-    assert len(ROWS) == 23
+    assert len(ROWS) == 26
 
 
 @pytest.mark.parametrize(

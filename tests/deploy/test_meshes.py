@@ -162,6 +162,8 @@ def test_istios_gateway_has_our_way(root: Path) -> None:
     assert [r["name"] for r in manager["route_config"]["virtual_hosts"][0]["routes"]] == [
         "decided.whole",
         "decided",
+        "undecided.form",
+        "undecided.form",
         "undecided",
     ]
     said = json.dumps(manager["early_header_mutation_extensions"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import wave as wave_file
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anthropic as anthropic_errors
@@ -10,7 +13,7 @@ import httpx2 as httpx
 import pytest
 from anthropic import Anthropic
 from gateway import KEYS, Gateway, wait_for
-from openai import BadRequestError, NotFoundError, OpenAI
+from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI
 from replicas import Replicas, specs
 
 pytestmark = pytest.mark.envoy
@@ -316,3 +319,87 @@ def test_tokenize_in_vllms_shape(fleet: tuple[Gateway, Replicas]) -> None:
         answer = post(fleet[0], "/tokenize", {"model": "tiny-chat", **body})
         assert answer.status_code == 422
         assert answer.headers["x-sim-port"]
+
+
+def wave(size: int) -> bytes:
+    """A sound of so many bytes, its header included."""
+    out = io.BytesIO()
+    with wave_file.open(out, "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", "not compressed"))
+        file.writeframes(b"\0" * (size - 44))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("size", [2_000, 60_000, 1_000_000])
+def test_a_sound_is_transcribed(fleet: tuple[Gateway, Replicas], client: OpenAI, size: int) -> None:
+    """The model is read from the form's head, whatever the size; its output is estimated by its bytes."""
+    metered = Metered(fleet[0])
+    made = client.audio.transcriptions.create(model="tiny-chat", file=("a.wav", wave(size)))
+    assert made.text
+    ok, _, output = metered.grown()
+    assert ok == 1
+    assert 0 < output < 50 + len(made.text)
+    with pytest.raises(NotFoundError, match="no model 'nope' here"):
+        client.audio.transcriptions.create(model="nope", file=("a.wav", wave(size)))
+
+
+def resident_peak(pid: int) -> int:
+    """The most memory that a process has had since `reset_peak`, in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
+
+
+def reset_peak(pid: int) -> None:
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def test_a_file_of_25_mb_never_comes_to_the_service(fleet: tuple[Gateway, Replicas], client: OpenAI) -> None:
+    """Its memory stays as it was, at the peak too; what is above the limit, or says no length, is refused."""
+    gateway = fleet[0]
+    sound = wave(24_900_000)
+    client.audio.transcriptions.create(model="tiny-chat", file=("a.wav", wave(50_000)))
+    pid = gateway.service.pid
+    reset_peak(pid)
+    before = resident_peak(pid)
+    for _ in range(3):
+        assert client.audio.transcriptions.create(model="tiny-chat", file=("a.wav", sound)).text
+    assert resident_peak(pid) - before < 4 * 1024 * 1024
+    with pytest.raises(APIStatusError) as caught:
+        client.audio.transcriptions.create(model="tiny-chat", file=("a.wav", sound + sound[:2_000_000]))
+    assert caught.value.status_code == 413
+
+    def pieces() -> Iterator[bytes]:
+        yield b"--b\r\n"
+
+    unsaid = {"authorization": f"Bearer {KEYS[TENANT]}", "content-type": "multipart/form-data; boundary=b"}
+    answer = httpx.post(f"{gateway.url}/v1/audio/transcriptions", content=pieces(), headers=unsaid)
+    assert answer.status_code == 411
+    assert answer.json()["error"]["code"] == "length_required"
+
+
+def test_malformed_forms_and_speech_are_400(fleet: tuple[Gateway, Replicas]) -> None:
+    """No form, no text: each says so in OpenAI's words. A form without a model leaves it to a header."""
+    gateway = fleet[0]
+    answer = post(gateway, "/v1/audio/transcriptions", {"model": "tiny-chat"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+    assert "multipart/form-data" in answer.json()["error"]["message"]
+    for body in ({"model": "tiny-chat"}, {"model": "tiny-chat", "input": []}):
+        answer = post(gateway, "/v1/audio/speech", body)
+        assert answer.status_code == 400
+        assert "'input' is" in answer.json()["error"]["message"]
+    body = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nx\r\n--b--\r\n'
+    form = {"content-type": "multipart/form-data; boundary=b"}
+    assert post(gateway, "/v1/audio/transcriptions", body, **form, **{"x-model": "nope"}).status_code == 404
+    assert (
+        post(gateway, "/v1/audio/transcriptions", body, **form, **{"x-model": "tiny-chat"}).status_code == 200
+    )
+
+
+def test_speech_is_charged_its_text(fleet: tuple[Gateway, Replicas], client: OpenAI) -> None:
+    """The sound comes as it is, and has no tokens."""
+    metered = Metered(fleet[0])
+    sound = client.audio.speech.create(model="tiny-chat", input="All hands on deck!", voice="alloy").read()
+    assert len(sound) > 3_000
+    ok, prompt, output = metered.grown()
+    assert (ok, output) == (1, 0)
+    assert prompt == 0, "the engine counts none; its quota is charged what was reserved"

@@ -191,8 +191,8 @@ def test_who_asks_comes_first() -> None:
         status, body, headers, _ = refused(Exchange(processor).receive(envoy.headers("POST", path)))
         assert (status, body["error"]["type"]) == (401, "authentication_error")
         assert headers["www-authenticate"] == "Bearer"
-    status, body, *_ = refused(Exchange(processor).receive(envoy.headers("POST", "/v1/embeddings?a=b", KEY)))
-    assert (status, body["error"]["message"]) == (404, "no route POST /v1/embeddings")
+    status, body, *_ = refused(Exchange(processor).receive(envoy.headers("POST", "/v1/images?a=b", KEY)))
+    assert (status, body["error"]["message"]) == (404, "no route POST /v1/images")
     status, body, *_ = refused(Exchange(processor).receive(envoy.headers("HEAD", "/nowhere", KEY, end=True)))
     assert (status, body) == (404, {"error": "no route HEAD /nowhere", "error_type": "not_found"})
     assert processor.scheduler.counts["rejected.invalid_api_key"] == 2

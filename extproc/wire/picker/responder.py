@@ -82,6 +82,7 @@ class PickerResponder:
 
     #: Nobody would take it out of the answer again.
     asks_usage = False
+    shows_heads = False
     #: What comes back passes through another gateway, which gathers nothing.
     caches = False
 
