@@ -162,9 +162,9 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             ("tenant", "outcome"),
             "Requests of tenants that have a cache: hit, miss, away (the store cannot be asked), late (it "
             "took longer than its budget), poisoned (what it gave was not what was kept), refresh, joined (a "
-            "miss that got the answer of an equal one), semantic (of one in other words), "
-            "waited (in vain); else why it was not looked up: sampled, tools, several, outside (an image by URL), "
-            "state, large, uncanonical.",
+            "miss that got the answer of an equal one), semantic (of one in other words), waited (in vain); "
+            "else why it was not looked up: sampled, tools, several, outside (an image by URL), state, "
+            "large, uncanonical.",
         ),
         Spec(
             "cache_fills_total",
