@@ -14,7 +14,7 @@ from extproc.core.scaling.reported import reported_milli
 from extproc.core.scaling.values import PoolPlan
 from extproc.observe.metrics.counting import COST, GPU_S, INPUT, OUTPUT, PLACES, POOLS_MAX
 from extproc.observe.metrics.labels import OTHER
-from extproc.observe.metrics.snapshot import CacheSeen, MetricsSnapshot, SeenScaling, SemanticSeen
+from extproc.observe.metrics.snapshot import CacheSeen, MetricsSnapshot, SeenScaling
 from extproc.observe.metrics.table import TABLE, Spec
 from extproc.observe.metrics.text import MetricSample, histogram
 
@@ -310,21 +310,6 @@ def _spill_spent(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSampl
         yield "", (pool,), spent
 
 
-def _semantic(read: Callable[[SemanticSeen], float]) -> Make:
-    """A figure of the semantic cache, where there is one."""
-
-    def samples(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
-        if snapshot.cache.semantic.on:
-            yield "", (), read(snapshot.cache.semantic)
-
-    return samples
-
-
-def _semantic_requests(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
-    for key, count in snapshot.cache.semantic.requests.items():
-        yield "", key, count
-
-
 def _saved_tokens(snapshot: MetricsSnapshot, _spec: Spec) -> Iterator[MetricSample]:
     for place, direction in enumerate(("input", "output")):
         for tenant, saved in snapshot.cache.saved.items():
@@ -406,12 +391,12 @@ _MAKE: Mapping[str, Make] = {
     "cache_dropped_total": _plain(lambda snapshot: snapshot.cache.dropped),
     "cache_saved_tokens_total": _saved_tokens,
     "cache_saved_gpu_seconds_total": _saved_seconds,
-    "semantic_requests_total": _semantic_requests,
+    "semantic_requests_total": _paired(lambda snapshot: snapshot.cache.semantic.requests),
     "semantic_refused_total": _plain(lambda snapshot: snapshot.cache.semantic.refused),
     "semantic_checks_total": _plain(lambda snapshot: snapshot.cache.semantic.checks),
-    "semantic_questions": _semantic(lambda semantic: semantic.questions),
-    "semantic_off": _semantic(lambda semantic: semantic.off),
-    "semantic_up": _semantic(lambda semantic: semantic.up),
+    "semantic_questions": _cached(lambda cache: cache.semantic.questions),
+    "semantic_off": _cached(lambda cache: cache.semantic.off),
+    "semantic_up": _cached(lambda cache: float(cache.semantic.up or not cache.semantic.on)),
     "prompt_error_ratio": _paired(lambda snapshot: snapshot.tokens.errors),
     "prompt_counts_total": _paired(lambda snapshot: snapshot.tokens.prompts),
     "prompt_texts_total": _paired(lambda snapshot: snapshot.tokens.texts),

@@ -162,10 +162,9 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             ("tenant", "outcome"),
             "Requests of tenants that have a cache: hit, miss, away (the store cannot be asked), late (it "
             "took longer than its budget), poisoned (what it gave was not what was kept), refresh, joined (a "
-            "miss that got the answer of an equal one), semantic (a miss that got that of a question that "
-            "asks the same), waited (one that waited in vain); else "
-            "why it was not looked up: sampled, tools, several, outside (an image by URL), state, large, "
-            "uncanonical.",
+            "miss that got the answer of an equal one), semantic (of one in other words), waited (in vain); "
+            "else why it was not looked up: sampled, tools, several, outside (an image by URL), state, "
+            "large, uncanonical.",
         ),
         Spec(
             "cache_fills_total",
@@ -194,19 +193,12 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             ("tenant",),
             "Replica time of hits, as measured when the answer was made.",
         ),
-        Spec(
-            "semantic_requests_total",
-            "counter",
-            ("tenant", "outcome"),
-            "Questions looked for in other words, by what came of it (docs/semantic-cache.md).",
-        ),
-        Spec(
-            "semantic_refused_total", "counter", ("guard",), "Alike questions that a guard refused, by kind."
-        ),
+        Spec("semantic_requests_total", "counter", ("tenant", "outcome"), "Questions in other words."),
+        Spec("semantic_refused_total", "counter", ("guard",), "Alike questions that a guard refused."),
         Spec("semantic_checks_total", "counter", ("outcome",), "Compared answers: same, differing, unmade."),
         Spec("semantic_questions", "gauge", (), "Kept questions."),
         Spec("semantic_off", "gauge", (), "Tenants and groups turned off: too many answers were wrong."),
-        Spec("semantic_up", "gauge", (), "1 while the process that embeds is there."),
+        Spec("semantic_up", "gauge", (), "1 while the process that embeds is there, or not wanted."),
     ),
     "Prompts": (
         Spec(
