@@ -102,7 +102,8 @@ def gateway(request: pytest.FixtureRequest, site: Site) -> Iterator[Gateway]:
     probes = {"interval_s": 0.5}
     (port,) = free_ports(1)
     admin = {"listen": f"127.0.0.1:{port}"}
-    with Gateway(site.pools(), mode=request.param, probes=probes, admin=admin) as gateway:
+    open_to = {"failure_mode": "open", "default_model": "prefixed"}
+    with Gateway(site.pools(), mode=request.param, gateway=open_to, probes=probes, admin=admin) as gateway:
         yield gateway
 
 
@@ -227,3 +228,18 @@ def test_the_key_is_shown_nowhere(gateway: Gateway, site: Site) -> None:
         assert NEXT not in text, where
     assert "TLS" in shown["doctor"], "it says what is wrong with the others"
     assert WRONG["expired"] in shown["doctor"]
+
+
+def test_without_the_service_the_engine_is_reached_in_the_same_way(gateway: Gateway) -> None:
+    """Where the gateway fails open: by TLS, with the path and the key, and without the client's."""
+    wait_for("the pool", lambda: ask(gateway, "prefixed")[0] == 200)
+    gateway.service.stop()
+    try:
+        status, headers, answer = wait_for(
+            "an answer", lambda: (got := ask(gateway, "prefixed"))[0] == 200 and got
+        )
+        assert (status, headers["x-sni"]) == (200, NAME), answer
+        assert (headers["x-path"], headers["x-key-seen"]) == (f"/openai{CHAT}", KEY)
+        assert "x-steersman-pool" not in headers, "nobody decided"
+    finally:
+        gateway.start_service()
