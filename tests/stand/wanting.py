@@ -15,7 +15,7 @@ EXCUSED = {
     r"^no GPU here|^the driver has no GPU|^this card tells of no XID": "cards are lent, and not to CI",
     r"^no helm\b": "a build by Go, of minutes; what it rendered is kept, and tests/deploy checks that",
     r"^the trace \S+ is not in": "other people's, and no part of this repository; `make sim` plays them",
-    r"^no file system of our own\b": "what CI runs in may forbid name spaces; nothing installs them",
+    r"^no file system of our own\b": "a sandbox may forbid name spaces, and nothing can be installed for it",
     r"^CPython has mended it": "there is nothing left to test",
     r"found in /proc$": "not Linux",
 }
