@@ -40,6 +40,7 @@ PURE = {
     "types",
     "typing",
     "weakref",
+    "unicodedata",
 }
 #: What the core takes of the house besides itself: the engines' rows.
 BELOW = {("extproc.engines", "traits_of"), ("extproc.engines", "DEFAULT")}

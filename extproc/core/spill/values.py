@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import msgspec
 
@@ -36,7 +37,7 @@ class SpillRule:
 
 
 #: No pool spills.
-NO_RULES: Mapping[str, SpillRule] = {}
+NO_RULES: Mapping[str, SpillRule] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
