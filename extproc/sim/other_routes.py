@@ -7,13 +7,14 @@ simulated replica has no other work than prompts and tokens after them.
 from __future__ import annotations
 
 import base64
+import re
 import struct
 from collections import OrderedDict
 from typing import Any, Final
 from uuid import uuid4
 
 import msgspec
-from aiohttp import BodyPartReader, MultipartReader, web
+from aiohttp import web
 
 from extproc.sim.answer import Answers
 from extproc.sim.protocol import Parameters, PlannedAnswer, SimError, invalid, parse
@@ -172,15 +173,11 @@ class OtherRoutes:
 
     async def transcription(self, request: web.Request) -> web.StreamResponse:
         """Words as many as the sound is long; read piece by piece, as a large file must be."""
-        size, model = 0, self._spec.model_id
-        form = MultipartReader(request.headers, request.content)
-        while isinstance(part := await form.next(), BodyPartReader):
-            if part.name == "model":
-                model = (await part.read()).decode()
-                continue
-            while chunk := await part.read_chunk(CHUNK_BYTES):
-                size += len(chunk) if part.name == "file" else 0
-        if not size:
+        size, head = 0, b""
+        while chunk := await request.content.read(CHUNK_BYTES):
+            size += len(chunk)
+            head = head if len(head) >= CHUNK_BYTES else head + chunk
+        if b"filename" not in head:
             raise invalid("`file` is missing")
         seconds = size / SOUND_BYTES_A_TOKEN / 50
         plans, _ = await self._answers.whole(
@@ -188,7 +185,7 @@ class OtherRoutes:
         )
         text = plans[0].story.text(plans[0].output_tokens)
         usage = {"type": "duration", "seconds": round(seconds)}
-        return _json({"text": text, "usage": usage, "model": model})
+        return _json({"text": text, "usage": usage, "model": _form_model(head) or self._spec.model_id})
 
     async def speech(self, request: web.Request) -> web.StreamResponse:
         """Silence, a fifth of a second a token."""
@@ -214,6 +211,11 @@ class OtherRoutes:
         while len(self._kept) > RESPONSES_KEPT_MAX:
             self._kept.popitem(last=False)
         return made
+
+
+def _form_model(head: bytes) -> str:
+    found = re.search(rb'name="model"\r\n\r\n([^\r\n]*)', head)
+    return found.group(1).decode("utf-8", "replace") if found is not None else ""
 
 
 def _said(value: Any) -> str:
