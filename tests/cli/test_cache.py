@@ -18,6 +18,10 @@ FOUND = {
     "requests": {"acme": {"hit": 5, "miss": 3, "sampled": 9}, "globex": {"miss": 1}},
     "saved": {"acme": {"hits": 5, "input_tokens": 50, "output_tokens": 60, "gpu_ms": 1_500.0}},
     "fills": {"kept": 3, "cut": 1},
+    "away": False,
+    "refused": {},
+    "split": {},
+    "semantic": {},
 }
 
 

@@ -210,24 +210,22 @@ def test_any_record_with_a_ticket_is_an_outcome(
 
 @given(st.text(), st.sampled_from([400, 401, 403, 404, 413, 415, 429, 503]), st.sampled_from(Dialect))
 def test_error_bodies_are_json(message: str, status: int, dialect: Dialect) -> None:
-    """In both dialects, with the message in them."""
+    """In each dialect, with the message in them."""
     body = msgspec.json.decode(error_body(Reject(status=status, code="c", message=message), dialect))
-    assert message == (body["error"]["message"] if dialect is Dialect.OPENAI else body["error"])
+    assert message == (body["error"] if dialect is Dialect.TGI else body["error"]["message"])
 
 
 def test_a_ticket_of_a_later_version_is_read() -> None:
     """Fields at the end that this version does not know pass; a ticket cut short does not."""
-    whole = (
-        '["i","t","m","p","a",1,2,3,4,true,"k","standard",64,10,1.5,2.5,"steer","arm",0.5,7,"chat",{"new":1}]'
-    )
+    whole = '["i","t","m","p","a",1,2,3,4,true,"k","standard",64,10,1.5,2.5,"steer","arm",0.5,7,"chat","p",{"new":1}]'
     assert opened(whole) is not None
     assert opened('["i","t","m","p","a",1,2,3,4,true,"k","standard"]') is not None, "the version before"
     assert opened('["i","t","m","p","a",1,2,3,4]') is None
     assert opened('["i","t","m","p","a",1,2,3,4,true,' + "[" * 100_000) is None
 
 
-def test_a_ticket_of_before_the_fields_were_one_reads_and_is_written_alike() -> None:
-    """To the byte, seal included: what an earlier release wrote is in flight while this one starts."""
+def test_a_ticket_of_an_earlier_release_is_read() -> None:
+    """Seal included: what an earlier release wrote is in flight while this one starts."""
     written = (
         'a246291ebb2ddb5e8df6261852f9813d["i-7","acme","m","p","10.0.0.1:80",100,10,1,400,true,"k1","premium",'
         'null,16,41.5,8.0,"steer","x/a",0.25,12345678901234567890,"chat"]'
@@ -256,7 +254,7 @@ def test_a_ticket_of_before_the_fields_were_one_reads_and_is_written_alike() -> 
         route="chat",
     )
     assert ticket.read(written, SEAL) == reservation
-    assert ticket.write(reservation, SEAL) == written
+    assert ticket.read(ticket.write(reservation, SEAL), SEAL) == reservation
 
 
 @pytest.mark.parametrize("field", ["input_tokens", "output_tokens", "permits", "prompt_bytes"])

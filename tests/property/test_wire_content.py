@@ -17,7 +17,7 @@ import envoy_messages as envoy
 from extproc.core.families import Family
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.policy import ClassSpec
-from extproc.core.routes import ROUTES
+from extproc.core.routes import ROUTES, BodyKind, find_route
 from extproc.core.scheduler import Policy, Scheduler, SchedulerLimits
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire.exchange import Exchange
@@ -98,7 +98,11 @@ def decided(path: str, data: bytes) -> Processor:
     """One request from its headers to its decision; then its client leaves."""
     processor = processor_of()
     exchange = Exchange(processor)
-    exchange.receive(envoy.headers("POST", path, KEY))
+    route = find_route("POST", path)
+    assert route is not None
+    # A form says how large it is before any of it comes.
+    form = (("content-length", str(len(data))), ("content-type", "multipart/form-data; boundary=x"))
+    exchange.receive(envoy.headers("POST", path, KEY, *(form if route.body is BodyKind.FORM else ())))
     reply = exchange.receive(envoy.body(data))
     assert reply.end
     answer = envoy.response(reply.data)

@@ -53,6 +53,6 @@ def test_what_is_none_of_ours(text: str) -> None:
     assert propagation.read(f'["{"0" * 32}","{"1" * 16}","{"1" * 16}"]') is None
     assert propagation.read(f'["{"1" * 32}","{"1" * 16}","{"0" * 16}"]') is None
     # A kind of a later version is one that is not known here.
-    later = propagation.read(f'["{"1" * 32}","{"1" * 16}","{"1" * 16}","embeddings","m","","",42]')
+    later = propagation.read(f'["{"1" * 32}","{"1" * 16}","{"1" * 16}","telepathy","m","","",42]')
     assert later is not None
     assert later.route_kind is None
