@@ -217,7 +217,10 @@ def test_error_bodies_are_json(message: str, status: int, dialect: Dialect) -> N
 
 def test_a_ticket_of_a_later_version_is_read() -> None:
     """Fields at the end that this version does not know pass; a ticket cut short does not."""
-    whole = '["i","t","m","p","a",1,2,3,4,true,"k","standard",64,10,1.5,2.5,"steer","arm",0.5,7,"chat","p",{"new":1}]'
+    whole = (
+        '["i","t","m","p","a",1,2,3,4,true,"k","standard",64,10,1.5,2.5,"steer","arm",0.5,7,"chat","p",'
+        '{"new":1}]'
+    )
     assert opened(whole) is not None
     assert opened('["i","t","m","p","a",1,2,3,4,true,"k","standard"]') is not None, "the version before"
     assert opened('["i","t","m","p","a",1,2,3,4]') is None
