@@ -14,6 +14,8 @@ PLACES = (
     ("README.md", "What it promises"),
     ("docs/security.md", "What holds, and how far"),
     ("docs/scaling.md", "What it promises"),
+    ("docs/semantic-cache.md", "Promises"),
+    ("docs/spill-over.md", "Promises"),
 )
 _NODE = re.compile(r"`(tests/[\w/]+\.py)((?:::\w+)*)(?:\[([^\]`]+)\])?`")
 

@@ -31,11 +31,12 @@ from extproc.core.scaling.switches import ModelSwitches
 from extproc.core.scaling.values import PoolPlan, ReplicaFact, SwitchOffer, WorkSample
 from extproc.core.scheduler import Scheduler
 from extproc.scaling.events import ScheduledFloors
-from extproc.scaling.kept import KeptScaling, KeptScalingFile
+from extproc.scaling.kept import KeptScaling, kept_file
 from extproc.scaling.pool import ScaledPool
 from extproc.scaling.worker import Job, Worker
 from extproc.service.parts import Part
 from extproc.service.pool_facts import StageBook, cards_of, kinds_of, model_of
+from extproc.state.whole_file import WholeFile
 
 #: Plans kept of each pool, the newest last: four hours of one every five seconds.
 PLANS_KEPT: Final = 2_880
@@ -92,7 +93,7 @@ class ScalingPart(Part, Observer):
         self._due: dict[str, int] = {}
         #: Unix seconds at the clock's zero, as it was at the last step.
         self._zero_s = wall_s() - clock() / 1e9
-        self._file: KeptScalingFile | None = None
+        self._file: WholeFile[KeptScaling] | None = None
         self._to_write: KeptScaling | None = None
         self._written_ns = 0
         self.worker = Worker(clock=clock)
@@ -134,9 +135,9 @@ class ScalingPart(Part, Observer):
         folder = self._config.scaling.dir
         if not self.pools or folder is None:
             return
-        self._file = KeptScalingFile(Path(folder))
+        self._file = kept_file(Path(folder))
         self._written_ns = self._clock()
-        kept, at_s = self._file.load(), self._wall_s()
+        kept, at_s = self._file.load() or KeptScaling(), self._wall_s()
         for name, pool in kept.pools.items():
             if name in self.pools:
                 self.pools[name].recall(pool, at_s=at_s)
