@@ -58,6 +58,9 @@ def ask(gateway: Gateway, text: str, name: str = "acme", **more: object) -> tupl
 def test_what_one_service_keeps_the_other_gives(running: tuple[Gateway, Redis]) -> None:
     """Whichever Envoy asks; nobody else's, and no word of it can be read in Redis."""
     gateway, redis = running
+    for name in ("acme", "globex"):
+        gateway.order("PurgeCache", tenant=name)  # what the other tests have left
+    wait_for("nothing is there", lambda: figure(gateway, "answers") == 0)
     told, first = ask(gateway, "harbour")
     assert told == ""
     wait_for("it is kept", lambda: figure(gateway, "answers") == 1)

@@ -103,6 +103,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture(autouse=True)
 def _logs(request: pytest.FixtureRequest, site: Site) -> Iterator[None]:
     site.paid.status = 200
+    # After a refusal it is left alone for a while.
+    wait_for("the provider", lambda: site.gateway.status()["spill"]["open"].get("paid", True))
     yield from logs_of_failed(request, site.gateway)
 
 
@@ -189,7 +191,6 @@ def test_a_provider_that_refuses_is_left_alone(site: Site) -> None:
 
 def test_another_models_answer_is_not_cached_as_this_ones(site: Site) -> None:
     """What the provider said is given to nobody who asks again at home."""
-    wait_for("the provider", lambda: site.gateway.status()["spill"]["open"]["paid"])
     with site.full():
         _, told, _ = site.ask(temperature=0, seed=77)
         assert told["x-steersman-spilled"] == "load"
@@ -200,10 +201,10 @@ def test_another_models_answer_is_not_cached_as_this_ones(site: Site) -> None:
 def test_the_key_is_in_nothing_that_is_shown(site: Site) -> None:
     """Neither in what Envoy dumps of its configuration, nor in logs, figures or rendered files."""
     admin = f"http://127.0.0.1:{site.gateway.admin_port}"
-    shown = [
-        urllib.request.urlopen(f"{admin}/config_dump", timeout=20).read().decode(),
-        urllib.request.urlopen(f"{admin}/stats", timeout=20).read().decode(),
-        json.dumps(site.gateway.status()),
-        *(file.read_text(errors="replace") for file in site.gateway.folder.rglob("*") if file.is_file()),
-    ]
+    shown = [json.dumps(site.gateway.status())]
+    for page in ("config_dump", "stats"):
+        with urllib.request.urlopen(f"{admin}/{page}", timeout=20) as answer:
+            shown.append(answer.read().decode())
+    files = [each for each in site.gateway.folder.rglob("*") if each.is_file()]
+    shown += [each.read_text(errors="replace") for each in files]
     assert all(PROVIDER_KEY not in each for each in shown)
