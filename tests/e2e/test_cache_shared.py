@@ -61,9 +61,10 @@ def test_what_one_service_keeps_the_other_gives(running: tuple[Gateway, Redis]) 
     for name in ("acme", "globex"):
         gateway.order("PurgeCache", tenant=name)  # what the other tests have left
     wait_for("nothing is there", lambda: figure(gateway, "answers") == 0)
-    told, first = ask(gateway, "harbour")
-    assert told == ""
-    wait_for("it is kept", lambda: figure(gateway, "answers") == 1)
+    # What is asked for in a purge's own moment may count as asked before it: then nothing is kept of it.
+    wait_for("it is kept", lambda: ask(gateway, "harbour")[0] != "")
+    first = ask(gateway, "harbour")[1]
+    wait_for("both know", lambda: figure(gateway, "answers") == 1)
     # Envoy takes turns: both are asked.
     for _ in range(12):
         told, again = ask(gateway, "harbour")
@@ -71,7 +72,8 @@ def test_what_one_service_keeps_the_other_gives(running: tuple[Gateway, Redis]) 
         assert again == first
     assert all(gateway.status(i)["cache"]["requests"]["acme"].get("hit") for i in range(2))
     assert ask(gateway, "harbour", "globex")[0] == ""
-    wait_for("both are kept", lambda: figure(gateway, "answers") == 2)
+    wait_for("its own is kept", lambda: ask(gateway, "harbour", "globex")[0] != "")
+    wait_for("both know", lambda: figure(gateway, "answers") == 2)
     kinds = {name: redis.command("TYPE", name) for name in redis.command("KEYS", "{steersman:cache*")}
     values = [redis.command("GET", name) for name, kind in kinds.items() if kind == b"string"]
     assert len(values) == 2
