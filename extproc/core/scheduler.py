@@ -114,7 +114,7 @@ class Scheduler:
             counts=self.counts,
         )
         #: What went to other pools, and for how much.
-        self.spills = SpillBooks(lambda: self.peers.deciders, self.peers.made)
+        self.spills = SpillBooks(self.settings, self.peers)
         #: Hears of what a step could not do.
         self.failed: Callable[[Exception, str], None] = raises
         self._rng = rng
@@ -329,7 +329,6 @@ class Scheduler:
         self.ledger.ttl_ns = settings.limits.reservation_ttl_ns
         self.ledger.remembered_max = settings.limits.settled_remembered_max
         self.dispatcher.apply(before, now_ns=now_ns)
-        self.spills.apply(settings.spills, settings.rate_limits)
 
     def idle(self, pool_name: str) -> bool:
         """Whether a pool has capacity to lend: nobody waits, and most permits are free."""

@@ -47,7 +47,8 @@ class SpillPart(Part):
         clock: Callable[[], int],
         unix: Callable[[], int] = time.time_ns,
     ) -> None:
-        self._books, self._clock, self._unix = scheduler.spills, clock, unix
+        self._books, self._settings = scheduler.spills, scheduler.settings
+        self._clock, self._unix = clock, unix
         state = config.state
         self._file: WholeFile[KeptSpill] | None = None
         if state.enabled and state.dir is not None:
@@ -109,8 +110,8 @@ class SpillPart(Part):
         """By pool: what was spent in the last hour, what went where and why, and who takes more."""
         books, now_ns = self._books, self._clock()
         return {
-            "spent": {pool: books.spent(pool, now_ns=now_ns) for pool in books.rules},
+            "spent": {pool: books.spent(pool, now_ns=now_ns) for pool in self._settings.spills},
             "under_way": books.under_way,
             "counts": {" ".join(key): count for key, count in sorted(books.counts.items())},
-            "open": {pool: not books.closed(pool, now_ns=now_ns) for pool in books.limits},
+            "open": {pool: not books.closed(pool, now_ns=now_ns) for pool in self._settings.rate_limits},
         }

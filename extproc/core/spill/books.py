@@ -7,12 +7,13 @@ charges are true. Each of several services has its share of budgets and limits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from extproc.core.decide import RoutingRequest
 from extproc.core.events import Observer, Settled
 from extproc.core.outcome import Reject, Reservation, Routed
+from extproc.core.peers import Peers
+from extproc.core.policy import SchedulerSettings
 from extproc.core.slo import NO_ROOM
 from extproc.core.spill.sliding import SlidingSum
 from extproc.core.spill.values import RateLimits, SpillCost, SpillRule
@@ -54,13 +55,10 @@ class _Attained:
 
 
 class SpillBooks(Observer):
-    """The books of one service of `services()`. `limits` and `rules` are the configuration's, by pool."""
+    """The books of one service, beside its peers. Rules and limits are those of the settings now."""
 
-    def __init__(self, services: Callable[[], int], made: Callable[[str], bool]) -> None:
-        """`made` says whether another service of now decided on a request."""
-        self._services, self._made = services, made
-        self.rules: Mapping[str, SpillRule] = {}
-        self.limits: Mapping[str, RateLimits] = {}
+    def __init__(self, settings: SchedulerSettings, peers: Peers) -> None:
+        self._settings, self._peers = settings, peers
         #: Requests that went elsewhere, by (pool, other pool, why).
         self.counts: dict[tuple[str, str, str], int] = {}
         #: How often something was spent.
@@ -73,22 +71,18 @@ class SpillBooks(Observer):
         self._attained: dict[str, _Attained] = {}
         self._closed_until_ns: dict[str, int] = {}
 
-    def apply(self, rules: Mapping[str, SpillRule], limits: Mapping[str, RateLimits]) -> None:
-        """A new configuration; what was spent stays spent."""
-        self.rules, self.limits = rules, limits
-
     def has_room(self, rule: SpillRule, tenant: Tenant, most: SpillCost, *, now_ns: int) -> bool:
         """Whether budgets and rate limits have room for a request."""
         if self.closed(rule.to, now_ns=now_ns):
             return False
         own = None if tenant.spill is None else tenant.spill.budget_per_hour
-        services = self._services()
+        services = self._peers.deciders
         for name, budget in (("", rule.budget_per_hour), (tenant.name, own)):
             if budget is None:
                 continue
             if self.spent(rule.pool, name, now_ns=now_ns) + most.cost > budget / services:
                 return False
-        limits = self.limits.get(rule.to, NO_LIMITS)
+        limits = self._settings.rate_limits.get(rule.to, NO_LIMITS)
         minute = self._minutes.get(rule.to)
         requests = tokens = 0.0
         if minute is not None:
@@ -150,7 +144,7 @@ class SpillBooks(Observer):
 
     def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:
         """It goes: what a provider's minute is used for, spilled or asked for by its own name."""
-        if routing.pool not in self.limits:
+        if routing.pool not in self._settings.rate_limits:
             return
         minute = self._minutes.setdefault(routing.pool, _Minute())
         minute.requests.add(1, now_ns=now_ns)
@@ -162,15 +156,15 @@ class SpillBooks(Observer):
     def settled(self, event: Settled, *, now_ns: int) -> None:
         """It has ended: what it was charged is what it has cost."""
         outcome, reservation = event.outcome, event.outcome.reservation
-        if reservation.pool in self.limits and outcome.status == NO_ROOM:
+        if reservation.pool in self._settings.rate_limits and outcome.status == NO_ROOM:
             self._closed_until_ns[reservation.pool] = now_ns + BACK_OFF_NS
-        if reservation.pool in self.rules and event.sample.attained is not None:
+        if reservation.pool in self._settings.spills and event.sample.attained is not None:
             seen = self._attained.setdefault(reservation.pool, _Attained())
             seen.all.add(1, now_ns=now_ns)
             seen.met.add(event.sample.attained, now_ns=now_ns)
         if reservation.id in self._entered:
             self._leave(reservation.id, event.charged.cost, now_ns)
-        elif reservation.spilled_from and event.charged.cost and not self._made(reservation.id):
+        elif reservation.spilled_from and event.charged.cost and not self._peers.made(reservation.id):
             # Of a process that is no more: nobody else counts it.
             self._pay(reservation.spilled_from, reservation.tenant, event.charged.cost, now_ns)
 

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 from extproc.core.reports import ReplicaReport
 from extproc.core.scaling.values import PoolPlan
 from extproc.core.scheduler import Scheduler
-from extproc.core.spill.books import SpillBooks
 from extproc.observe.metrics.counting import Counting, Counts
 
 #: Endpoints, and tenants with quotas, that are read before the event loop runs again: about a millisecond.
@@ -177,7 +176,7 @@ async def take(
         found.bound[counting.pools.of(pool), resource] = seconds
     found.scaling = scaling()
     found.cache = _labelled(cache(), counting)
-    _spills(found, counting, scheduler.spills, clock())
+    _spills(found, counting, scheduler, clock())
     if tokens is not None:
         found.tokens = tokens().labelled(counting.pools.of)
     for more in extra:
@@ -188,11 +187,12 @@ async def take(
     return found
 
 
-def _spills(found: MetricsSnapshot, counting: Counting, spills: SpillBooks, now_ns: int) -> None:
+def _spills(found: MetricsSnapshot, counting: Counting, scheduler: Scheduler, now_ns: int) -> None:
+    spills = scheduler.spills
     for (pool, to, why), count in spills.counts.items():
         key = counting.pools.of(pool), counting.pools.of(to), why
         found.spilled[key] = found.spilled.get(key, 0) + count
-    for pool in spills.rules:
+    for pool in scheduler.settings.spills:
         found.spill_spent[counting.pools.of(pool)] = spills.spent(pool, now_ns=now_ns)
 
 

@@ -51,9 +51,8 @@ class Fleetlet:
         policy = Policy(classes=(ClassSpec(hold_ns=5 * S),), prices={"paid": PRICE})
         self.scheduler: Scheduler = make_scheduler(own, there, policy=policy)
         settings = self.scheduler.settings
-        settings.spills = {"p": rule}
+        settings.spills, settings.rate_limits = {"p": rule}, {"paid": limits or RateLimits()}
         self.books = self.scheduler.spills
-        self.books.apply(settings.spills, {"paid": limits or RateLimits()})
         self.scheduler.events.observers = (self.books,)
 
     def asked(

@@ -121,7 +121,7 @@ def busy(scene: Make) -> Any:
     lora = PoolAdapters(names=frozenset({"lora"}), loaded_max=1, load_ms=1.0)
     at.scheduler.fleet.endpoints[0].adapters = LoadedAdapters(lora)
     at.scheduler.spills.counts["chat", "code", "load"] = 1
-    at.scheduler.spills.rules = {"chat": SpillRule(pool="chat", to="code", budget_per_hour=1.0)}
+    at.scheduler.settings.spills = {"chat": SpillRule(pool="chat", to="code", budget_per_hour=1.0)}
     at.tokens = TokensSeen(
         errors={("chat", "estimate"): 0.08},
         prompts={("chat", "exact"): 3},
