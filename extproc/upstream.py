@@ -6,6 +6,7 @@ Owns what a failed handshake is called. Knows nothing of the rest.
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -86,6 +87,21 @@ class ReplicaAccess:
 
 #: In the clear, without a key.
 PLAIN = ReplicaAccess()
+
+
+def bare_prefix(value: str) -> str:
+    """What stands before every path, without a slash at its end. Raises ValueError."""
+    bare = value.rstrip("/")
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", bare) or {".", ".."} & set(bare.split("/")):
+        raise ValueError(f"{value!r} is not a path's beginning; write it like /openai")
+    return bare
+
+
+def before_key(header: str, scheme: str | None) -> str:
+    """What stands before a key in its header, with the blank. `scheme` None: what is usual there."""
+    if scheme is None:
+        scheme = "Bearer" if header == "authorization" else ""
+    return f"{scheme} " if scheme else ""
 
 
 #: What tells one state of a file from another: inode, time of change, size.

@@ -13,18 +13,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from extproc.upstream import PLAIN, ReplicaAccess, client_context
+from extproc.upstream import PLAIN, ReplicaAccess, bare_prefix, before_key, client_context
 from steersman_agent.section import AgentSection
 
 #: What is read of an engine's key.
 KEY_BYTES_MAX = 4096
 _KEY = re.compile(r"[!-~]{1,4096}")
-
-
-def _prefix(value: str) -> str:
-    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", value.rstrip("/")):
-        raise ValueError(f"{value!r} is not a path's beginning; write it like /openai")
-    return value.rstrip("/")
 
 
 class ReplicaTls(AgentSection):
@@ -62,10 +56,7 @@ class ReplicaKey(AgentSection):
     @property
     def before(self) -> str:
         """What stands before the key in its header, with the blank."""
-        scheme = self.scheme
-        if scheme is None:
-            scheme = "Bearer" if self.header == "authorization" else ""
-        return f"{scheme} " if scheme else ""
+        return before_key(self.header, self.scheme)
 
 
 class ReplicaHeaders(AgentSection):
@@ -78,7 +69,7 @@ class ReplicaUpstream(AgentSection):
     """How the replica is reached."""
 
     tls: ReplicaTls | None = None
-    path_prefix: Annotated[str, AfterValidator(_prefix)] = ""
+    path_prefix: Annotated[str, AfterValidator(bare_prefix)] = ""
     headers: ReplicaHeaders = ReplicaHeaders()
     key: ReplicaKey | None = None
 

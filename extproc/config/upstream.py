@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from extproc import addresses
+from extproc import addresses, upstream
 from extproc.config.section import Section
 from extproc.config.types import EnvoyFile
 
@@ -36,13 +36,6 @@ def _added_value(value: str) -> str:
     if not _FIELD_VALUE.fullmatch(value):
         raise ValueError("is not 1 to 1,024 printable ASCII characters without blanks around them")
     return value
-
-
-def _prefix(value: str) -> str:
-    bare = value.rstrip("/")
-    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", bare) or {".", ".."} & set(bare.split("/")):
-        raise ValueError(f"{value!r} is not a path's beginning; write it like /openai")
-    return bare
 
 
 def _host(value: str) -> str:
@@ -90,10 +83,7 @@ class UpstreamKey(Section):
     @property
     def before(self) -> str:
         """What stands before the key in its header, with the blank."""
-        scheme = self.scheme
-        if scheme is None:
-            scheme = "Bearer" if self.header == "authorization" else ""
-        return f"{scheme} " if scheme else ""
+        return upstream.before_key(self.header, self.scheme)
 
 
 class UpstreamHeaders(Section):
@@ -112,7 +102,7 @@ class Upstream(Section):
     """TLS; in the clear when left out."""
     http2: bool | Literal["auto"] = False
     """HTTP/2: true has it spoken at once (h2c in the clear), 'auto' where the replica offers it in TLS."""
-    path_prefix: Annotated[str, AfterValidator(_prefix)] | None = None
+    path_prefix: Annotated[str, AfterValidator(upstream.bare_prefix)] | None = None
     """What stands before every path there: /openai asks /openai/v1/chat/completions."""
     headers: UpstreamHeaders = UpstreamHeaders()
     """Headers to add."""
