@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 #: Sure soon: the default bound takes more checks than a test should make.
-SOON = {"wrong_max": 0.05, "confidence": 0.6, "check_share": 0.01}
+SOON = {"wrong_max": 0.05, "confidence": 0.9, "check_share": 0.01}
 ANSWER = {
     "id": "1",
     "object": "chat.completion",
