@@ -21,6 +21,7 @@ from typing import BinaryIO, Final
 
 import msgspec
 
+from extproc.pipes import begun, ended, frame_of, framed, read_frame
 from extproc.scaling.check import Checked, CheckJob, check
 
 log = logging.getLogger(__name__)
@@ -93,25 +94,15 @@ def main(stdin: BinaryIO, stdout: BinaryIO) -> None:
         os.nice(NICE)
     decoder = msgspec.msgpack.Decoder(Job)
     speed = PLAYED_PER_S
-    while (frame := _read(stdin)) is not None:
+    while (frame := read_frame(stdin, most=FRAME_MAX)) is not None:
         job = decoder.decode(frame)
         answer: Answer
         if isinstance(job, CheckJob):
             answer, speed = check(job, requests_per_play_s=speed)
         else:
             answer = fit(job)
-        body = msgspec.msgpack.encode(answer)
-        stdout.write(len(body).to_bytes(4, "big") + body)
+        stdout.write(framed(answer))
         stdout.flush()
-
-
-def _read(stdin: BinaryIO) -> bytes | None:
-    head = stdin.read(4)
-    if len(head) < 4:
-        return None
-    length = int.from_bytes(head, "big")
-    body = stdin.read(length) if length <= FRAME_MAX else b""
-    return body if len(body) == length else None
 
 
 class Worker:
@@ -158,32 +149,19 @@ class Worker:
 
     async def _ask(self, job: Job) -> Answer:
         if self._process is None or self._process.returncode is not None:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                # A terminal's Ctrl-C is for the service: it ends this one itself.
-                start_new_session=True,
-            )
+            self._process = await begun(self._command)
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        body = msgspec.msgpack.encode(job)
-        process.stdin.write(len(body).to_bytes(4, "big") + body)
+        process.stdin.write(framed(job))
         await process.stdin.drain()
-        length = int.from_bytes(await process.stdout.readexactly(4), "big")
-        if length > FRAME_MAX:
-            raise EOFError(f"a frame of {length} bytes")
-        return self._decoder.decode(await process.stdout.readexactly(length))
+        return self._decoder.decode(await frame_of(process.stdout, most=FRAME_MAX))
 
     async def stop(self) -> None:
         """End the process."""
         process, self._process = self._process, None
-        if process is None or process.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        if process is not None:
+            await ended(process)
 
 
 if __name__ == "__main__":

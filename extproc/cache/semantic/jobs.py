@@ -3,7 +3,7 @@ msgpack, on standard input and output."""
 
 from __future__ import annotations
 
-from typing import BinaryIO, Final
+from typing import Final
 
 import msgspec
 
@@ -85,19 +85,3 @@ class CheckedEntry(msgspec.Struct, frozen=True, kw_only=True, tag="checked"):
 
 SemanticJob = FindJob | AddJob | DropJob | CompareJob
 SemanticReply = FoundEntry | CheckedEntry
-
-
-def framed(message: SemanticJob | SemanticReply) -> bytes:
-    """A message with its length before it."""
-    body = msgspec.msgpack.encode(message)
-    return len(body).to_bytes(4, "big") + body
-
-
-def read_frame(stream: BinaryIO) -> bytes | None:
-    """The next frame; None at the end, or where it is too long."""
-    head = stream.read(4)
-    if len(head) < 4:
-        return None
-    length = int.from_bytes(head, "big")
-    body = stream.read(length) if length <= FRAME_MAX else b""
-    return body if len(body) == length else None

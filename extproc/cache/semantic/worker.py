@@ -28,9 +28,8 @@ from extproc.cache.semantic.jobs import (
     FindJob,
     SemanticJob,
     SemanticReply,
-    framed,
-    read_frame,
 )
+from extproc.pipes import begun, ended, frame_of, framed, read_frame
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ def _read_jobs(stdin: BinaryIO, jobs: PriorityQueue[tuple[int, int, SemanticJob 
     """Questions first, the rest in its order; the end is the end of all."""
     decoder = msgspec.msgpack.Decoder(SemanticJob)
     number = 0
-    while (frame := read_frame(stdin)) is not None:
+    while (frame := read_frame(stdin, most=FRAME_MAX)) is not None:
         number += 1
         job: SemanticJob = decoder.decode(frame)
         jobs.put((1 if isinstance(job, FindJob) else 2, number, job))
@@ -204,13 +203,7 @@ class EmbeddingWorker:
         """One process, from its start to its end; there is one such task at a time."""
         process: asyncio.subprocess.Process | None = None
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                # A terminal's Ctrl-C is for the service: it ends this one itself.
-                start_new_session=True,
-            )
+            process = await begun(self._command)
             if not self._stopped:
                 self._process = process
                 self.counts["started"] += 1
@@ -228,7 +221,7 @@ class EmbeddingWorker:
         finally:
             self._process = None
             if process is not None:
-                await _ended(process)
+                await ended(process)
             self._again = asyncio.get_running_loop().time() + self._pause_s
             self._pause_s = min(2.0 * self._pause_s, AGAIN_MAX_S)
             pending, self._pending = self._pending, {}
@@ -240,10 +233,7 @@ class EmbeddingWorker:
 
     async def _listen(self, stdout: asyncio.StreamReader) -> None:
         while True:
-            length = int.from_bytes(await stdout.readexactly(4), "big")
-            if length > FRAME_MAX:
-                raise EOFError(f"a frame of {length} bytes")
-            reply = self._decoder.decode(await stdout.readexactly(length))
+            reply = self._decoder.decode(await frame_of(stdout, most=FRAME_MAX))
             self._pause_s = AGAIN_S
             pending = self._pending.pop(reply.job, None)
             if pending is None:
@@ -257,18 +247,6 @@ class EmbeddingWorker:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
-
-
-async def _ended(process: asyncio.subprocess.Process) -> None:
-    """A process is gone, and its pipes are closed while there is a loop to do it."""
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-    await process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
-        with contextlib.suppress(OSError):
-            await process.stdin.wait_closed()
 
 
 if __name__ == "__main__":
