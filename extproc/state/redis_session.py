@@ -7,6 +7,7 @@ subscription, and a way of its own (redis_share.py).
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import logging
 import secrets
@@ -37,7 +38,7 @@ class SessionWords(NamedTuple):
     again: str
 
 
-class RedisSession:
+class RedisSession(abc.ABC):
     """Sessions one after the other; `connected` says whether one stands.
 
     `work` is set where there is something to say; until `pause_until_ns` nobody asks.
@@ -95,9 +96,9 @@ class RedisSession:
         with suppress(RedisError, OSError, TimeoutError):
             await self.asker.aclose()
 
+    @abc.abstractmethod
     async def session(self, client: Redis) -> None:
         """What is done while it stands; `back` once it may be asked. Ends by an error, or as we close."""
-        raise NotImplementedError
 
     async def _run(self) -> None:
         backoff = redis_client.Backoff(Random(secrets.randbits(64)))
