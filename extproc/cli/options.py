@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -96,3 +96,20 @@ def log_to_stderr(*, verbose: bool = False) -> None:
         format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+
+
+def cache_options(about: str) -> Callable[[Any], Any]:
+    """--cache and --cache-ttl, for commands that play a response cache; `about` says what it does there."""
+
+    def options(command: Any) -> Any:
+        ttl = click.option(
+            "--cache-ttl",
+            type=click.FloatRange(1),
+            default=3_600.0,
+            show_default=True,
+            help="Seconds that answers live.",
+        )
+        size = click.option("--cache", type=click.FloatRange(0, min_open=True), metavar="MIB", help=about)
+        return size(ttl(command))
+
+    return options

@@ -14,7 +14,7 @@ import click
 
 from extproc.cli.completion import complete_pools, complete_strategies
 from extproc.cli.intervals import columns, number, said
-from extproc.cli.options import examples, json_option
+from extproc.cli.options import cache_options, examples, json_option
 from extproc.terminal.progress import steps
 
 if TYPE_CHECKING:
@@ -84,19 +84,7 @@ fit_option = click.option(
 @record_options
 @click.option("--seed", default="1..5", show_default=True, help="1, 1,2 or 1..5; intervals are over seeds.")
 @click.option("--limit", type=click.IntRange(1), help="The first so many requests alone.")
-@click.option(
-    "--cache",
-    type=click.FloatRange(0, min_open=True),
-    metavar="MIB",
-    help="What a response cache of so many MiB would have saved; the record must have 'repeats'.",
-)
-@click.option(
-    "--cache-ttl",
-    type=click.FloatRange(1),
-    default=3_600.0,
-    show_default=True,
-    help="Seconds that answers live.",
-)
+@cache_options("What a response cache of so many MiB would have saved; the record must have 'repeats'.")
 @click.option(
     "--cache-also",
     type=click.Choice(("sampled", "tools")),

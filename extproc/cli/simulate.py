@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from extproc.cli.completion import complete_strategies
-from extproc.cli.options import examples, json_option
+from extproc.cli.options import cache_options, examples, json_option
 from extproc.extras import need
 from extproc.terminal.progress import steps
 
@@ -61,19 +61,7 @@ if TYPE_CHECKING:
 @click.option(
     "--permits", type=click.IntRange(1), help="Requests that an engine takes at once; TGI's are 128."
 )
-@click.option(
-    "--cache",
-    type=click.FloatRange(0, min_open=True),
-    metavar="MIB",
-    help="A response cache before the fleet: what a trace repeats is answered from it.",
-)
-@click.option(
-    "--cache-ttl",
-    type=click.FloatRange(1),
-    default=3_600.0,
-    show_default=True,
-    help="Seconds that answers live.",
-)
+@cache_options("A response cache before the fleet: what a trace repeats is answered from it.")
 @click.option(
     "--param",
     "parameters",
