@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +12,7 @@ from extproc.core.reading import parse
 from extproc.core.request import Request
 from extproc.core.routes import find_route
 from extproc.core.tenant import Tenant
-from tests.admin.test_scaling_page import CHROMIUM
+from tests.admin.browsing import browsed, fits_a_phone, needs_chromium, pictured
 from tests.stand.cached import CHAT, answer_of, body_of
 
 Stand = Callable[..., None]
@@ -71,22 +69,13 @@ def test_live_events_tell_of_the_cache(stand: Stand) -> None:
 @pytest.mark.timeout(180)
 def test_the_page_shows_and_purges(stand: Stand) -> None:
     """In a browser: hits, misses and what they saved by tenant; a purge of one, and of all."""
-    if shutil.which(CHROMIUM) is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("no chromium here; apt-get install chromium")
+    needs_chromium()
 
     async def body(port: Any) -> None:
-        from playwright.async_api import async_playwright
-
         for name in ("anonymous", "<b>b</b>"):
             for text in ("one", "two", "one"):
                 asks(port, text, name)
-        async with async_playwright() as playwright:
-            chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            page = await chromium.new_page(viewport={"width": 1440, "height": 900})
-            wrong: list[str] = []
-            page.on("pageerror", lambda error: wrong.append(str(error)))
-            page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-            await page.goto(port.url)
+        async with browsed(port.url) as page:
             await page.wait_for_selector("#cache tr[data-tenant=anonymous]")
             text = await page.locator("#cache tr[data-tenant=anonymous]").inner_text()
             assert text.split("\t")[:4] == ["anonymous", "1", "33%", "1 hit, 2 miss"]
@@ -99,12 +88,7 @@ def test_the_page_shows_and_purges(stand: Stand) -> None:
             await page.click("#cache-purge")
             await page.click("#dialog button[type=submit]")
             await page.wait_for_selector("#cache-note:has-text('0 answers')")
-            await page.set_viewport_size({"width": 390, "height": 844})
-            await page.wait_for_function("() => document.documentElement.scrollWidth <= 390")
-            if folder := os.environ.get("STEERSMAN_SCREENSHOTS"):
-                await page.set_viewport_size({"width": 1440, "height": 1200})
-                await page.locator("#cache").screenshot(path=f"{folder}/cache.png")
-            assert wrong == []
-            await chromium.close()
+            await fits_a_phone(page)
+            await pictured(page, "cache")
 
     stand(body, ", auth: none", config=CONFIG)

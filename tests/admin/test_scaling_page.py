@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import shutil
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from extproc.core.scaling.values import Band, Demand, LoadTime, PoolPlan
+from tests.admin.browsing import browsed, fits_a_phone, needs_chromium, pictured
 from tests.admin.test_openapi import valid
 
 Stand = Callable[..., None]
@@ -19,7 +17,6 @@ gateway: {auth: none}
 pools:
   - {name: chat, models: [m], endpoints: [{address: "10.0.0.1:80"}], scaling: {max_replicas: 8}}
 """
-CHROMIUM = "/usr/bin/chromium"
 
 
 def plan(port: Any, wanted: int, *, ago_s: float = 0.0, why: str = "because") -> PoolPlan:
@@ -81,19 +78,10 @@ def test_live_events_tell_of_a_new_plan(stand: Stand) -> None:
 @pytest.mark.timeout(180)
 def test_the_page_draws_it(stand: Stand) -> None:
     """In a browser: the pane comes with the first plan, its words and lines follow, and no text is markup."""
-    if shutil.which(CHROMIUM) is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("no chromium here; apt-get install chromium")
+    needs_chromium()
 
     async def body(port: Any) -> None:
-        from playwright.async_api import async_playwright
-
-        async with async_playwright() as playwright:
-            chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            page = await chromium.new_page(viewport={"width": 1440, "height": 900})
-            wrong: list[str] = []
-            page.on("pageerror", lambda error: wrong.append(str(error)))
-            page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-            await page.goto(port.url)
+        async with browsed(port.url) as page:
             await page.wait_for_selector("body[data-connection=live]")
             assert not await page.locator("#scaling").is_visible()
             for i in range(30):
@@ -116,13 +104,7 @@ def test_the_page_draws_it(stand: Stand) -> None:
             label = await page.locator("#scaling .plot").nth(1).get_attribute("aria-label")
             assert label is not None
             assert "6 wanted, 2 ready, 1 loading" in label
-            await page.set_viewport_size({"width": 390, "height": 844})
-            await page.wait_for_function("() => document.documentElement.scrollWidth <= 390")
-            if folder := os.environ.get("STEERSMAN_SCREENSHOTS"):
-                await page.set_viewport_size({"width": 1440, "height": 1200})
-                await asyncio.sleep(1.0)
-                await page.locator("#scaling").screenshot(path=f"{folder}/scaling.png")
-            assert wrong == []
-            await chromium.close()
+            await fits_a_phone(page)
+            await pictured(page, "scaling")
 
     stand(body, config=CONFIG)

@@ -19,9 +19,7 @@ from extproc.extras import missing
 
 pytestmark = [
     pytest.mark.envoy,
-    pytest.mark.skipif(
-        missing("semantic") and not os.environ.get("CI"), reason="the extra `semantic` is not installed"
-    ),
+    pytest.mark.skipif(missing("semantic"), reason="the extra `semantic` is not installed"),
     pytest.mark.timeout(240),
 ]
 

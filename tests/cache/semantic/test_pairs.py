@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import cache
 from random import Random
@@ -16,9 +15,7 @@ from tests.cache.semantic.pairs import Pair, pairs
 from tests.stand.cached import answer_of, body_of
 from tests.stand.semantic import Wording, worded
 
-pytestmark = pytest.mark.skipif(
-    missing("semantic") and not os.environ.get("CI"), reason="the extra `semantic` is not installed"
-)
+pytestmark = pytest.mark.skipif(missing("semantic"), reason="the extra `semantic` is not installed")
 
 #: The default bound: of answers given so many may be another question's.
 WRONG_MAX = 0.005

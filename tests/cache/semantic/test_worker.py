@@ -27,9 +27,7 @@ from extproc.extras import missing
 #: Deadlines for failures alone.
 DEADLINE_S = 120.0
 
-needs_model = pytest.mark.skipif(
-    missing("semantic") and not os.environ.get("CI"), reason="the extra `semantic` is not installed"
-)
+needs_model = pytest.mark.skipif(missing("semantic"), reason="the extra `semantic` is not installed")
 
 
 def find(worker: EmbeddingWorker, text: str, *, scope: str = "tenant:a", frame: bytes = b"f") -> FindJob:
