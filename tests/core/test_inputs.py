@@ -9,23 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.core.outcome import Reject
 from extproc.core.prompts import SEQUENCES_MAX, TOKEN_BYTES
-from extproc.core.reading import bare, parse
+from extproc.core.reading import bare
 from extproc.core.request import Request
 from extproc.core.routes import ROUTES, RouteWork
+from tests.stand.bodies import good, read
 
 EMBEDDINGS, RERANK, SCORE = "/v1/embeddings", "/v1/rerank", "/v1/score"
-
-
-def read(path: str, body: Any) -> Request | Reject:
-    return parse(ROUTES[path][0], json.dumps(body).encode())
-
-
-def good(path: str, body: Any) -> Request:
-    request = read(path, body)
-    assert isinstance(request, Request), request
-    return request
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -10,22 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.core.outcome import Reject
-from extproc.core.reading import parse
 from extproc.core.request import Request, prefix_of
-from extproc.core.routes import ROUTES
+from tests.stand.bodies import good, read
 
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 LONG = "All hands on deck, and look lively about it. " * 40
-
-
-def read(path: str, body: Any) -> Request | Reject:
-    return parse(ROUTES[path][0], json.dumps(body).encode())
-
-
-def good(path: str, body: Any) -> Request:
-    request = read(path, body)
-    assert isinstance(request, Request), request
-    return request
 
 
 def test_a_response() -> None:
