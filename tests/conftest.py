@@ -62,6 +62,15 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same of whole files."""
+    report = yield
+    if why := missed(report):
+        report.outcome, report.longrepr = "failed", why
+    return report
+
+
 @pytest.fixture(scope="module", autouse=True)
 def tidy(request: pytest.FixtureRequest) -> Iterator[None]:
     """What a file left open is told in that file, and not where it happens to be collected."""
