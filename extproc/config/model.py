@@ -290,7 +290,8 @@ class Probes(Section):
     interval_s: float = Field(default=2.0, ge=0.25, le=300.0)
     """How often each is looked at; at once after a request on it failed."""
     timeout_s: float = Field(default=2.0, ge=0.05, le=60.0)
-    """A replica that has not answered by then was silent; three looks in a row take it out."""
+    """A replica that has not answered by then was silent; three looks in a row take it out. Time in which
+    the service itself stalled is not counted (docs/health.md)."""
     per_second_max: int = Field(default=100, ge=1, le=10_000)
     """Looks a second over all replicas; with more of them each is looked at less often."""
 

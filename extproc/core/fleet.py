@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from extproc.core import kv_heard
+from extproc.core.absence import Absence
 from extproc.core.adapters import LoadedAdapters
 from extproc.core.calibrate import Calibration
 from extproc.core.coldstart import ColdStart
@@ -167,6 +168,8 @@ class Fleet:
         self.leaving: dict[str, Endpoint] = {}
         #: Counts the changes that Envoy must hear of: members, readiness, weights.
         self.version = 0
+        #: Times when we did not step it.
+        self.absence = Absence()
         self.apply(specs)
 
     def apply(self, specs: Iterable[PoolSpec]) -> None:
@@ -377,10 +380,11 @@ class Fleet:
 
     def step(self, *, now_ns: int, pools: Iterable[Pool] | None = None) -> None:
         """Let time pass: health follows its causes, telemetry ages, what has left is let go."""
+        as_of_ns = self.absence.as_of_ns(now_ns=now_ns)
         for pool in self.pools.values() if pools is None else pools:
             diagnoses = [self._diagnoses[endpoint.address] for endpoint in pool.endpoints]
             before = [(e.ready, round(e.weight, 2)) for e in pool.endpoints]
-            pool.blind = step_pool(diagnoses, now_ns=now_ns)
+            pool.blind = step_pool(diagnoses, now_ns=now_ns, as_of_ns=as_of_ns)
             if pool.cold.wanted and pool.ready:
                 pool.cold.over()
             after = [(e.ready, round(e.weight, 2)) for e in pool.endpoints]
