@@ -99,7 +99,7 @@ def logs(fleet: Fleet, request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def _shared(load: Load, address: str) -> None:
-    """It comes to have about a fifth of forty (4 to 12); a busy machine may hold a replica back for a while."""
+    """It comes to have about a fifth of forty (4 to 12); a busy machine may hold it back for a while."""
 
     def shared() -> bool:
         share = load.shares(load.more(SHARED // 2)).get(address, 0.0)
