@@ -79,6 +79,7 @@ class App:
         self.audit = self.processor.audit = AuditLog(config.audit)
         self._add_parts()
         self.schedule = Schedule(self.scheduler, clock=clock, failed=self.processor.failed)
+        self.schedule.late = self.measuring.counting.lagged
         self._observe()
 
     def _add_parts(self) -> None:
