@@ -15,7 +15,7 @@ from extproc.cache.purging import AnswerOrigin, PurgeOrder
 from extproc.cache.redis.errands import Errand, PurgeErrand
 from extproc.cache.redis.looks import AnswerLooks
 from extproc.cache.redis.scripts import AnswerScripts
-from extproc.cache.redis.session import AnswerSession
+from extproc.cache.redis.session import AnswerSession, request_age_ms
 from extproc.cache.sealed import AnswerSeal, PoisonedError
 from extproc.cache.store import ENTRY_BYTES, Absent, KeptAnswer, StoreFigures
 from extproc.state.redis_session import ASK_PAUSE_NS, poisonous
@@ -57,6 +57,9 @@ class RedisAnswers:
         )
         self._looks = AnswerLooks(self._scripts, asker=lambda: self.session.asker, ended=self._ended)
 
+        #: Waits for answers that may have been purged.
+        self._confirming: set[asyncio.Task[None]] = set()
+
     @property
     def bytes_max(self) -> int:
         """The bound of all scopes together."""
@@ -73,7 +76,7 @@ class RedisAnswers:
 
     async def close(self) -> None:
         """Tell what there is to tell if Redis is there; ends within two seconds if it is not."""
-        await self.session.close(self._looks.rounds)
+        await self.session.close({*self._looks.rounds, *self._confirming})
 
     def get(self, scope: str, key: bytes, *, now_ns: int) -> KeptAnswer | Absent:  # noqa: ARG002 (the port's)
         """Redis has to be asked, where it may be."""
@@ -107,6 +110,31 @@ class RedisAnswers:
         whose = (answer.tenant, answer.model, answer.pool, answer.gpu_ms)
         said = (key, entry, ttl_ms, size, scope_bytes_max, *whose)
         return "kept" if self._errand(Errand("keep", scope, said, len(entry), begun_ns)) else "away"
+
+    def unless_purged(
+        self, scope: str, key: bytes, answer: KeptAnswer, *, begun_ns: int, tell: Callable[[bool], None]
+    ) -> None:
+        """One round trip: our own ears are half a second behind."""
+        if not self.session.shares(self._clock()) or self._looks.full:
+            tell(True)
+            return
+        task = asyncio.create_task(self._unless_purged(scope, key, answer, begun_ns, tell))
+        self._confirming.add(task)
+        task.add_done_callback(self._confirming.discard)
+
+    async def _unless_purged(
+        self, scope: str, key: bytes, answer: KeptAnswer, begun_ns: int, tell: Callable[[bool], None]
+    ) -> None:
+        purged: Any = 0
+        age_ms = request_age_ms(begun_ns, self._clock())
+        whose = (answer.tenant, answer.model, answer.pool)
+        try:
+            command = self._scripts.of("since", scope, key, age_ms, *whose)
+            purged = await self._looks.ask(command, budget_s=self.budget_s)
+        except Exception:  # noqa: BLE001 (what cannot be asked is not known to be purged)
+            self.counts["unconfirmed"] += 1
+        finally:
+            tell(purged != 1)
 
     def took(self, scope: str, key: bytes, gpu_ms: float) -> None:
         """How much of a replica's time an answer took."""
