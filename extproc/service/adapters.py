@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,6 +39,8 @@ TURN_S: Final = 0.05
 #: How often a replica is asked what it serves, and its patience for that.
 LOOK_S: Final = 10.0
 LOOK_TIMEOUT_S: Final = 2.0
+#: Looks at once, over all pools.
+LOOKS_TOGETHER_MAX: Final = 32
 MODELS_PATH: Final = "/v1/models"
 #: Of an answer that is read, and of an engine's words that are shown.
 ANSWER_BYTES_MAX: Final = 1024 * 1024
@@ -91,8 +93,8 @@ class AdaptersPart(Part, Observer):
         self._coming: dict[str, tuple[str, str]] = {}
         self._looked: dict[str, int] = {}
         self._rests: OrderedDict[tuple[str, str, str], FailedCall] = OrderedDict()
-        #: Requests that were turned away for want of an adapter (pool, name): since when, the last, and one.
-        self._refused: dict[tuple[str, str], tuple[int, int, RoutingRequest]] = {}
+        #: Requests that were turned away for want of an adapter (pool, name): when the last was, and one.
+        self._refused: dict[tuple[str, str], tuple[int, RoutingRequest]] = {}
         #: Replicas whose list of models could not be read, and why: nothing is loaded there.
         self._unseen: dict[str, str] = {}
         #: By pool, call (load, unload, look) and result (ok, failed).
@@ -166,8 +168,8 @@ class AdaptersPart(Part, Observer):
             return
         if routing.model in pool.adapters.names and wanted_room(reject.code):
             key = routing.pool, routing.model
-            since_ns, last_ns, _ = self._refused.get(key, (now_ns, now_ns, routing))
-            self._refused[key] = (since_ns if now_ns - last_ns < REFUSED_NS else now_ns, now_ns, routing)
+            last_ns, first = self._refused.get(key, (now_ns, routing))
+            self._refused[key] = now_ns, first if now_ns - last_ns < REFUSED_NS else routing
 
     def settled(self, event: Settled, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
         """An engine that answers 404 for an adapter may have lost it: it is looked at again."""
@@ -189,37 +191,65 @@ class AdaptersPart(Part, Observer):
                 self.turn(now_ns=self._clock())
             except Exception as error:  # noqa: BLE001 (the next turn is another chance)
                 self._failed(error, "choosing adapters")
+                await asyncio.sleep(PAUSE_S)
 
     def turn(self, *, now_ns: int) -> None:
         """Begin the looks that are due and the calls that are wanted."""
+        first = self._first(now_ns)
         for name, settings in self._settings.items():
             pool = self._scheduler.fleet.pools.get(name)
             if pool is not None and pool.adapters is not None and pool.adapters.by_call:
-                self._turn(pool, settings, now_ns)
+                self._look_around(pool, now_ns)
+                self._call_for(pool, settings, first.get(name, {}), now_ns)
         known = {each.address for each in self._scheduler.fleet.endpoints}
         for address in [each for each in self._looked if each not in known]:
             del self._looked[address]
             self._unseen.pop(address, None)
 
-    def _turn(self, pool: Pool, settings: AdapterLoading, now_ns: int) -> None:
-        unseen = set()
+    def _first(self, now_ns: int) -> dict[str, dict[str, RoutingRequest]]:
+        """By pool and adapter: the first request that waits for it, or was turned away for want of it."""
+        names = {
+            name: pool.adapters.names
+            for name in self._settings
+            if (pool := self._scheduler.fleet.pools.get(name)) is not None and pool.adapters is not None
+        }
+        first: dict[str, dict[str, RoutingRequest]] = {name: {} for name in names}
+        for held in self._scheduler.dispatcher.waiting.values():
+            routing: RoutingRequest = held.payload[0]
+            if routing.model in names.get(routing.pool, ()):
+                known = first[routing.pool].setdefault(routing.model, routing)
+                if routing.arrived_ns < known.arrived_ns:
+                    first[routing.pool][routing.model] = routing
+        for (pool_name, model), (last_ns, routing) in list(self._refused.items()):
+            if now_ns - last_ns > REFUSED_NS:
+                del self._refused[pool_name, model]
+            elif model in names.get(pool_name, ()):
+                first[pool_name].setdefault(model, routing)
+        return first
+
+    def _look_around(self, pool: Pool, now_ns: int) -> None:
         for each in pool.endpoints:
-            seen = each.adapters is not None and each.adapters.served is not None
-            if not seen:
-                unseen.add(each.address)
-            at_ns = self._looked.get(each.address)
-            due = at_ns is None or now_ns - at_ns >= (LOOK_S if seen else LOOK_TIMEOUT_S) * 1e9
+            at_ns, pause_s = self._looked.get(each.address), LOOK_S if _seen(each) else LOOK_TIMEOUT_S
+            if len(self._busy) - len(self._coming) >= LOOKS_TOGETHER_MAX:
+                break
+            due = at_ns is None or now_ns - at_ns >= pause_s * 1e9
             if due and each.ready and each.address not in self._busy:
                 self._looked[each.address] = now_ns
                 self._start(each.address, self._look(pool.name, each.address))
-        wanted = self._wanted(pool, now_ns)
+
+    def _call_for(
+        self, pool: Pool, settings: AdapterLoading, first: Mapping[str, RoutingRequest], now_ns: int
+    ) -> None:
         free = settings.together_max - sum(of == pool.name for of, _ in self._coming.values())
-        if not wanted or free <= 0:
+        if not first or free <= 0:
             return
         calls = adapter_calls(
             pool.endpoints,
-            wanted,
-            busy=unseen.union(self._busy),
+            {
+                name: WantedAdapter((now_ns - each.arrived_ns) / MS_NS, each.needs(each.permits).allows)
+                for name, each in first.items()
+            },
+            busy=self._busy.keys() | {each.address for each in pool.endpoints if not _seen(each)},
             coming={name for of, name in self._coming.values() if of == pool.name},
             rests=lambda address, name: self._resting(pool.name, address, name, now_ns),
             now_ns=now_ns,
@@ -232,26 +262,6 @@ class AdaptersPart(Part, Observer):
                 # Before anything else runs: a request that is placed for it meanwhile would find nothing.
                 endpoint.adapters.goes(call.unload)
             self._start(call.address, self._carry_out(pool, settings, call))
-
-    def _wanted(self, pool: Pool, now_ns: int) -> dict[str, WantedAdapter]:
-        """What requests of the pool wait for, or were just turned away for: the first of each."""
-        names = pool.adapters.names if pool.adapters is not None else frozenset()
-        first: dict[str, tuple[int, RoutingRequest]] = {}
-        for held in self._scheduler.dispatcher.waiting.values():
-            routing: RoutingRequest = held.payload[0]
-            if routing.pool == pool.name and routing.model in names:
-                known = first.get(routing.model)
-                if known is None or routing.arrived_ns < known[0]:
-                    first[routing.model] = routing.arrived_ns, routing
-        for key, (since_ns, last_ns, routing) in list(self._refused.items()):
-            if now_ns - last_ns > REFUSED_NS:
-                del self._refused[key]
-            elif key[0] == pool.name and key[1] in names:
-                first.setdefault(key[1], (since_ns, routing))
-        return {
-            name: WantedAdapter((now_ns - at_ns) / MS_NS, routing.needs(routing.permits).allows)
-            for name, (at_ns, routing) in first.items()
-        }
 
     def _resting(self, pool: str, address: str, name: str, now_ns: int) -> bool:
         """Whether a load failed there, or elsewhere a moment ago: a wrong path is wrong at all replicas."""
@@ -372,6 +382,11 @@ class AdaptersPart(Part, Observer):
                 return answer.status, page
         except (aiohttp.ClientError, OSError) as error:
             raise AdapterCallError(tls_trouble(error) or str(error) or type(error).__name__) from error
+
+
+def _seen(endpoint: Endpoint) -> bool:
+    """Whether it is known what its engine has."""
+    return endpoint.adapters is not None and endpoint.adapters.served is not None
 
 
 def served_names(page: bytes) -> tuple[str, ...] | None:

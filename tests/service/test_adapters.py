@@ -107,12 +107,12 @@ pools:
         assert isinstance(answer, Routed), answer
         return answer
 
-    def ends(self, routed: Routed) -> None:
+    def ends(self, routed: Routed, *, status: int = 200) -> None:
         outcome = Outcome(
             reservation=routed.reservation,
             final=True,
-            status=200,
-            end=End.OK,
+            status=status,
+            end=End.OK if status == 200 else End.ERROR,
             served_by=routed.addresses[0],
             attempts=1,
         )
@@ -205,6 +205,26 @@ def test_a_wrong_path_is_said_with_the_engines_words_and_tried_ever_later() -> N
                 calling.part.apply(Calling([address]).config)
                 await until(lambda: calling.released)
                 assert failing() == []
+
+    asyncio.run(scene())
+
+
+def test_an_adapter_that_an_engine_has_lost_is_found_missing() -> None:
+    """Its 404 leads to a look at once, long before one is due, and the next request to a new load."""
+
+    async def scene() -> None:
+        async with await start_replicas([spec(0)]) as running:
+            [address] = running.addresses
+            async with Calling([address]) as calling:
+                law = await calling.placed("law")
+                async with ClientSession() as session:
+                    order = {"lora_name": "law"}
+                    async with session.post(f"http://{address}/v1/unload_lora_adapter", json=order) as answer:
+                        assert answer.status == 200
+                calling.ends(law, status=404)
+                await until(lambda: calling.has(0) == [])
+                assert (await calling.placed("law")).addresses == (address,)
+                assert (await state(address))["adapter_loads"] == 2
 
     asyncio.run(scene())
 
