@@ -116,6 +116,8 @@ class AdaptersPart(Part, Observer):
             for pool in config.pools
             if pool.adapters is not None and pool.adapters.load is not None
         }
+        #: No other service is named. Without Redis one hears of the others' requests only when they end.
+        self._alone = len(config.gateway.services) <= 1
         self._rests.clear()  # a path may have been mended
         self._begin()
 
@@ -253,7 +255,7 @@ class AdaptersPart(Part, Observer):
             coming={name for of, name in self._coming.values() if of == pool.name},
             rests=lambda address, name: self._resting(pool.name, address, name, now_ns),
             now_ns=now_ns,
-            alone=self._scheduler.peers.deciders == 1,
+            alone=self._alone and self._scheduler.peers.deciders == 1,
         )
         for call in calls[:free]:
             self._coming[call.address] = (pool.name, call.load)

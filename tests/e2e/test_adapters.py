@@ -10,12 +10,14 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from agents_harness import RawAgent, report, telemetry, token
 from gateway import KEYS, Gateway, chat_pool, free_ports, tenants, wait_for
 from one_model import Engine
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 from replicas import Replicas, specs
 
+from extproc._pb import telemetry_pb2 as pb
 from extproc.sim.listening import ReplicaSpec
 
 pytestmark = pytest.mark.envoy
@@ -171,3 +173,38 @@ def test_an_adapters_quota_is_its_own() -> None:
             for model in ["law", "law", "law", "code", "tiny-chat"]
         ]
         assert asked == [200, 200, 429, 200, 200]
+
+
+def test_what_an_agent_says_is_loaded_draws_requests() -> None:
+    """Over the real push: an adapter that an idle engine has is asked for there, without a load; none goes
+    where the engine says that it lacks it."""
+    with ExitStack() as stack:
+        engines = [stack.enter_context(Engine("base", adapters=ADAPTERS)) for _ in range(3)]
+        addresses = [each.address for each in engines]
+        pools: dict[str, dict[str, Any]] = {
+            "chat": {
+                "models": ["base", *ADAPTERS],
+                "addresses": addresses,
+                "engine": "vllm",
+                "adapters": {"names": ADAPTERS, "loaded_max": 1},
+            }
+        }
+        gateway = stack.enter_context(Gateway(pools, telemetry=telemetry(["node"])))
+        agent = RawAgent(gateway, token("node"))
+        stack.callback(agent.close)
+        told = [
+            {"served_adapters": pb.AdapterNames(names=["law"])},
+            {"served_adapters": pb.AdapterNames(names=["code"])},
+            {"loaded_adapters": pb.AdapterNames(names=["law"])},
+        ]
+        message = report("node", 1, [], "chat")
+        for address, facts in zip(addresses, told, strict=True):
+            message.replicas.extend(report("node", 1, [address], "chat", **facts).replicas)
+        assert agent.push(message.SerializeToString()) == ""
+        wait_for("the report", lambda: gateway.endpoint(addresses[2])["adapters"] == ["law"])
+        for model in ["law", "code", "law", "code"]:
+            body = {"model": model, "messages": [{"role": "user", "content": "?"}], "max_tokens": 9}
+            assert gateway.call("/v1/chat/completions", body)[0] == 200
+        seen = [Counter(json.loads(body)["model"] for _, body in each.seen) for each in engines]
+        assert (seen[2]["law"], seen[1]["law"], seen[0]["code"]) == (2, 0, 0)
+        assert gateway.endpoint(addresses[2])["adapter_loads"] == 0

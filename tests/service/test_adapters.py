@@ -51,10 +51,12 @@ class Calling:
         engine: str = "vllm",
         access: ReplicaAccess = PLAIN,
         hold_s: float = 60.0,
+        services: Sequence[str] = (),
     ) -> None:
         listed = ", ".join(f"{{address: '{each}'}}" for each in addresses)
         self.config = loads(f"""
-gateway: {{auth: none}}
+gateway: {{auth: none, services: [{", ".join(services)}]}}
+service: {{listen: [{services[0] if services else "127.0.0.1:9"}]}}
 pools:
   - name: p
     models: [base, law, code, chat, med]
@@ -77,6 +79,13 @@ pools:
             failed=lambda error, _: self.failures.append(error),
         )
         self.scheduler.events.observers = self.part.observers
+        self.turns, turn = 0, self.part.turn
+
+        def counted(*, now_ns: int) -> None:
+            turn(now_ns=now_ns)
+            self.turns += 1
+
+        self.part.turn = counted  # type: ignore[method-assign]
 
     async def __aenter__(self) -> Calling:
         await self.part.start()
@@ -225,6 +234,26 @@ def test_an_adapter_that_an_engine_has_lost_is_found_missing() -> None:
                 await until(lambda: calling.has(0) == [])
                 assert (await calling.placed("law")).addresses == (address,)
                 assert (await state(address))["adapter_loads"] == 2
+
+    asyncio.run(scene())
+
+
+def test_beside_another_service_nothing_warm_is_unloaded() -> None:
+    """Without Redis its requests are not known here until they end: who waits is turned away in the end."""
+
+    async def scene() -> None:
+        async with await start_replicas([spec(0, adapters=("chat", "code"))]) as running:
+            [address] = running.addresses
+            beside = ["127.0.0.1:7001", "127.0.0.1:7002"]
+            async with Calling([address], services=beside) as calling:
+                for name in ("chat", "code"):
+                    calling.ends(await calling.placed(name))
+                held = calling.ask("law")
+                assert isinstance(held, Hold)
+                before = calling.turns
+                await until(lambda: calling.turns > before + 10)
+                assert (await state(address))["adapter_unloads"] == 0
+                assert calling.has(0) == ["chat", "code"]
 
     asyncio.run(scene())
 
