@@ -17,6 +17,7 @@ PLACES = (
     ("docs/scaling.md", "What it promises"),
     ("docs/semantic-cache.md", "Promises"),
     ("docs/spill-over.md", "Promises"),
+    ("docs/adapters.md", "Promises"),
 )
 _NODE = re.compile(r"`(tests/[\w/]+\.py)((?:::\w+)*)(?:\[([^\]`]+)\])?`")
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from extproc.core import kv_heard
 from extproc.core.absence import Absence
-from extproc.core.adapters import LoadedAdapters
+from extproc.core.adapters import AdapterCounts, LoadedAdapters
 from extproc.core.calibrate import Calibration
 from extproc.core.coldstart import ColdStart
 from extproc.core.contract import cluster_name
@@ -39,6 +39,7 @@ class Pool:
 
     __slots__ = (
         "_strategies",
+        "adapter_counts",
         "adapters",
         "ask_usage",
         "blind",
@@ -66,6 +67,8 @@ class Pool:
         self.name = spec.name
         self.models = spec.models
         self.adapters = spec.adapters
+        #: What became of each of them here.
+        self.adapter_counts = AdapterCounts()
         self.strategy = spec.strategy
         self.tenants = spec.tenants
         self.engine = spec.engine
@@ -99,6 +102,7 @@ class Pool:
         self.blind, self.turn = before.blind, before.turn
         self.prefixes, self.coming, self.speeds = before.prefixes, before.coming, before.speeds
         self.cold.learnt(before.cold)
+        self.adapter_counts = before.adapter_counts
         if self.prior == before.prior:
             self.lengths = before.lengths
         self._strategies = {
@@ -284,9 +288,9 @@ class Fleet:
         if pool.adapters is None:
             endpoint.adapters = None
         elif endpoint.adapters is None:
-            endpoint.adapters = LoadedAdapters(pool.adapters)
+            endpoint.adapters = LoadedAdapters(pool.adapters, pool.adapter_counts)
         else:
-            endpoint.adapters.of = pool.adapters
+            endpoint.adapters.of, endpoint.adapters.counts = pool.adapters, pool.adapter_counts
         if not endpoint.kv_capacity_tokens:
             endpoint.kv_capacity_tokens = pool.kv_capacity_tokens
 

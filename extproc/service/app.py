@@ -21,6 +21,7 @@ from extproc.observe.audit import AuditLog
 from extproc.observe.record import Recorder
 from extproc.observe.stats import Stats
 from extproc.observe.what_if import Recent
+from extproc.service.adapters import AdaptersPart
 from extproc.service.adjustment import Adjustment
 from extproc.service.administration import Administration
 from extproc.service.advice import AdvicePart
@@ -120,6 +121,10 @@ class App:
         self.measuring.caching = lambda: self.caching.seen()._replace(semantic=self.semantic.seen())
         self.counting = TokensPart(config, scheduler.fleet, way=self.requests.upstreams.way)
         self.measuring.tokens = self.counting.seen
+        self.adapters = AdaptersPart(
+            config, scheduler, clock=clock, way=self.requests.upstreams.way, failed=failed
+        )
+        self.measuring.adapter_calls = lambda: self.adapters.calls
         self.scaling = ScalingPart(config, scheduler, clock=clock, failed=failed)
         self.agents.refused = lambda: self.scaling.lost
         self.agents.refused_elsewhere = self.scaling.lost_elsewhere
@@ -216,6 +221,7 @@ class App:
                 self.caching,
                 self.semantic,
                 self.counting,
+                self.adapters,
                 self.administering,
                 TracingPart(config, scheduler.peers, self.processor, clock=clock),
                 *([SharedQuotasPart(shared)] if shared is not None else []),
