@@ -14,6 +14,7 @@ PLACES = (
     ("README.md", "What it promises"),
     ("docs/security.md", "What holds, and how far"),
     ("docs/scaling.md", "What it promises"),
+    ("docs/routes.md", "Promises"),
     ("docs/semantic-cache.md", "Promises"),
     ("docs/spill-over.md", "Promises"),
 )

@@ -60,13 +60,14 @@ from envoy_data_plane.google.protobuf import Empty
 from extproc.config.away import away_routes, fallback
 from extproc.config.holds import longest_hold_ms
 from extproc.config.model import Config, Jwt
+from extproc.config.routes import own_routes
 from extproc.control.cors import CORS_FILTER
 from extproc.control.identity import IDENTITY_FILTER, asks_first
 from extproc.control.pack import ms, packed
 from extproc.control.routes import BUFFER_FILTER, DECISION_FILTER, FLOOR_FILTER, LUA_FILTER, has_floor
 from extproc.control.services import decision_service
 from extproc.core import contract
-from extproc.core.routes import counts, ends
+from extproc.core.routes import Counts, counts, ends
 
 JWT_PROVIDER = "tenants"
 
@@ -95,15 +96,14 @@ ENGINE_KEY_REFUSED = {
 #: Envoy compares its own list with the whole header; engines add a charset to it.
 JSON_CONTENT_TYPE = r"application/json(\s*;.*)?"
 
-#: Where counts stand in bodies, and what they are called in metadata. In whole answers json_to_metadata reads
-#: them; in streams the script, which looks at each event anyway. sse_to_metadata would parse each of them.
-COUNTS = counts()
-
 
 def http_filters(config: Config) -> list[HttpFilter]:
     """The whole chain."""
     jwt, floors = config.gateway.jwt, has_floor(config)
     decides = decision(config)
+    # Where counts stand in bodies, and what they are called in metadata. In whole answers json_to_metadata
+    # reads them; in streams the script, which looks at each event anyway. sse_to_metadata would parse each.
+    found = counts(own_routes(config.routes))
     return [
         # Preflights are answered here, and everything that comes back, refusals too, says who may read it.
         *([_filter(CORS_FILTER, CorsFilter())] if config.gateway.cors else []),
@@ -118,8 +118,8 @@ def http_filters(config: Config) -> list[HttpFilter]:
         # Does nothing but on the routes of requests without a decision.
         *([_filter(FLOOR_FILTER, LocalRateLimit(stat_prefix="floor"))] if floors else []),
         # On the way back the first chunk is seen before json_to_metadata holds a JSON body back.
-        _filter("envoy.filters.http.json_to_metadata", json_counts()),
-        _filter(LUA_FILTER, first_chunk(caches=config.cache is not None)),
+        _filter("envoy.filters.http.json_to_metadata", json_counts(found)),
+        _filter(LUA_FILTER, first_chunk(found, caches=config.cache is not None)),
         # Attempts and upstream timings are for the access log, not for clients and engines.
         _filter("envoy.filters.http.router", router()),
     ]
@@ -233,9 +233,9 @@ def tokens(jwt: Jwt, config: Config) -> JwtAuthentication:
     )
 
 
-def json_counts() -> JsonToMetadata:
+def json_counts(found: Counts) -> JsonToMetadata:
     """Counts in whole JSON answers."""
-    rules = [_rule(path, key) for path, key in COUNTS]
+    rules = [_rule(path, key) for path, key in found]
     return JsonToMetadata(
         response_rules=JsonToMetadataMatchRules(
             rules=rules, allow_content_types_regex=RegexMatcher(regex=JSON_CONTENT_TYPE)
@@ -243,14 +243,14 @@ def json_counts() -> JsonToMetadata:
     )
 
 
-def first_chunk(*, caches: bool = False) -> Lua:
+def first_chunk(found: Counts, *, caches: bool = False) -> Lua:
     """When a response began, how many events a stream has had, its counts, what it says of an error.
 
     `caches`: answers are gathered where a decision asks for that; without it nothing is asked of any.
     """
     source = resources.files("extproc.control").joinpath("lua/first_chunk.lua").read_text(encoding="utf-8")
     for name, value in (
-        ("COUNTS", "\n".join(_counted())),
+        ("COUNTS", "\n".join(_counted(found))),
         ("ENDS", ", ".join(f'["{name}"] = true' for name in ends())),
         ("INDEX_KEY", contract.INDEX_KEY),
         ("ERROR_BYTES", ERROR_BYTES),
@@ -283,13 +283,14 @@ def first_chunk(*, caches: bool = False) -> Lua:
     return Lua(default_source_code=DataSource(inline_string=source), stat_prefix="first_chunk")
 
 
-def _counted() -> Iterator[str]:
-    """What the script looks for, an object a line."""
+def _counted(found: Counts) -> Iterator[str]:
+    """What the script looks for, an object a line; what stands in none is in whole answers alone."""
     objects: dict[str, dict[tuple[str, str], None]] = {}
-    for path, key in COUNTS:
-        objects.setdefault(path[0], {})[path[-1], key] = None
-    for name, found in objects.items():
-        inside = ", ".join(f'{{ "{count}", "{key}" }}' for count, key in found)
+    for path, key in found:
+        if len(path) > 1:
+            objects.setdefault(path[0], {})[path[-1], key] = None
+    for name, inner in objects.items():
+        inside = ", ".join(f'{{ "{count}", "{key}" }}' for count, key in inner)
         yield f'  {{ of = "{name}", {inside} }},'
 
 

@@ -96,6 +96,10 @@ GENERATED_TOKENS_KEY = "generated_tokens"
 CACHED_TOKENS_KEY = "cached_tokens"
 #: Prompt and output together, of answers that may say nothing else.
 TOTAL_TOKENS_KEY = "total_tokens"
+#: What answers say on routes of the file's own, in places of its choice. By names of their own, so that no
+#: other route's answer is charged by what stands in such a place: some repeat there what their client sent.
+OWN_INPUT_KEY = "own_input_tokens"
+OWN_OUTPUT_KEY = "own_output_tokens"
 #: Of Anthropic's `usage`, whose `input_tokens` hold neither: what a cache held, and what was put into one.
 CACHE_READ_TOKENS_KEY = "cache_read_tokens"
 CACHE_WRITTEN_TOKENS_KEY = "cache_written_tokens"

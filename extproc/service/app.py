@@ -160,7 +160,9 @@ class App:
                 "Tenant": operators.tenant,
                 "Shadow": operators.what_if,
                 "Credit": operators.credit,
-                "Explain": Explanations(scheduler, tenants=tenants, clock=clock).explain,
+                "Explain": Explanations(
+                    scheduler, tenants=tenants, clock=clock, extra=lambda: self.processor.extra_routes
+                ).explain,
                 "Experiment": self.experimenting.order,
                 "Report": self.analysing.order,
                 "Alerts": self.alerting.order,
