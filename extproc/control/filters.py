@@ -11,11 +11,7 @@ from collections.abc import Iterator
 from importlib import resources
 
 from betterproto2 import Message
-from envoy_data_plane.envoy.config.common.mutation_rules.v3 import (
-    HeaderMutation,
-    HeaderMutationRemoveOnMatch,
-    HeaderMutationRules,
-)
+from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutationRules
 from envoy_data_plane.envoy.config.core.v3 import DataSource
 from envoy_data_plane.envoy.config.route.v3 import RouteMatch
 from envoy_data_plane.envoy.extensions.filters.http.buffer.v3 import Buffer
@@ -31,7 +27,6 @@ from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
 from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import (
     HeaderMutation as HeaderMutationFilter,
 )
-from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import Mutations
 from envoy_data_plane.envoy.extensions.filters.http.json_to_metadata.v3 import (
     JsonToMetadata,
     JsonToMetadataKeyValuePair,
@@ -53,7 +48,7 @@ from envoy_data_plane.envoy.extensions.filters.http.lua.v3 import Lua
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
 from envoy_data_plane.envoy.extensions.filters.http.upstream_codec.v3 import UpstreamCodec
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import HttpFilter
-from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher, StringMatcher
+from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher
 from envoy_data_plane.envoy.type.v3 import HttpStatus, StatusCode
 from envoy_data_plane.google.protobuf import Empty
 
@@ -66,8 +61,10 @@ from extproc.control.identity import IDENTITY_FILTER, asks_first
 from extproc.control.pack import ms, packed
 from extproc.control.routes import BUFFER_FILTER, DECISION_FILTER, FLOOR_FILTER, LUA_FILTER, has_floor
 from extproc.control.services import decision_service
+from extproc.control.upstreams import answer_mutations
 from extproc.core import contract
 from extproc.core.routes import Counts, counts, ends
+from extproc.core.spill.values import GIVES_WAY
 
 JWT_PROVIDER = "tenants"
 
@@ -121,17 +118,17 @@ def http_filters(config: Config) -> list[HttpFilter]:
         _filter("envoy.filters.http.json_to_metadata", json_counts(found)),
         _filter(LUA_FILTER, first_chunk(found, caches=config.cache is not None)),
         # Attempts and upstream timings are for the access log, not for clients and engines.
-        _filter("envoy.filters.http.router", router()),
+        _filter("envoy.filters.http.router", router(config)),
     ]
 
 
-def router() -> Router:
-    """Sends a request on; of the answer it takes what only we may say, before anything of ours is added."""
-    ours = HeaderMutation(
-        remove_on_match=HeaderMutationRemoveOnMatch(key_matcher=StringMatcher(prefix=contract.OUR_PREFIX))
-    )
+def router(config: Config) -> Router:
+    """Sends a request on; of the answer it takes what only we may say, before anything of ours is added.
+
+    Clusters with filters of their own do that themselves.
+    """
     dropped = HeaderMutationFilter(
-        mutations=Mutations(response_mutations=[ours], response_trailers_mutations=[ours])
+        mutations=answer_mutations(provider=any(pool.spill is not None for pool in config.pools))
     )
     return Router(
         suppress_envoy_headers=True,
@@ -278,6 +275,11 @@ def first_chunk(found: Counts, *, caches: bool = False) -> Lua:
         ("RESERVATION_HEADER", contract.RESERVATION_HEADER),
         ("REFUSED_HEADER", contract.REFUSED_HEADER),
         ("SERVED_HEADER", contract.SERVED_HEADER),
+        ("PROVIDER_HEADER", contract.PROVIDER_HEADER),
+        ("PROVIDER_KEY", contract.PROVIDER_KEY),
+        ("SPILLED_HEADER", contract.SPILLED_HEADER),
+        ("GIVES_WAY", ", ".join(f'["{status}"] = true' for status in sorted(GIVES_WAY))),
+        ("PROVIDER_SILENT", contract.PROVIDER_SILENT),
     ):
         source = source.replace(f"@{name}@", str(value))
     return Lua(default_source_code=DataSource(inline_string=source), stat_prefix="first_chunk")

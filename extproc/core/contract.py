@@ -180,6 +180,20 @@ STRIPPED_HEADERS = (
     "x-envoy-hedge-on-per-try-timeout",
 )
 
+#: What a provider says of its rate limits, by the upstream cluster: the client is told its tenant's own under
+#: the same names. The Lua filter takes it away, and notes it.
+PROVIDER_HEADER = "x-steersman-provider"
+PROVIDER_KEY = "provider"
+#: Requests left, their reset, tokens left, their reset, Retry-After; "-" for what is not there.
+PROVIDER_FORMAT = " ".join(
+    f"%RESP({name})%"
+    for name in (
+        *(f"x-ratelimit-{what}-{of}" for of in ("requests", "tokens") for what in ("remaining", "reset")),
+        "retry-after",
+    )
+)
+PROVIDER_SILENT = "- - - - -"
+
 #: The log names of our access log, so that a shared receiver can tell them apart.
 ACCESS_LOG_NAME = "steersman"
 
