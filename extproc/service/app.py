@@ -42,6 +42,7 @@ from extproc.service.probes import ProbesPart
 from extproc.service.records import AuditPart, ExpiryLog, RecordPart
 from extproc.service.reload import Reread, Unusable, built, read_again, uncollected
 from extproc.service.requests import Requests
+from extproc.service.responses import ResponsesPart
 from extproc.service.rpc import RpcPart
 from extproc.service.scale_view import ScaleView
 from extproc.service.scalers import ScalersPart
@@ -195,6 +196,7 @@ class App:
                 RecordPart(self.record, scheduler, clock=clock),
                 self.keeping,
                 SpillPart(config, scheduler, clock=clock),
+                ResponsesPart(config, self.processor.responses, clock=clock),
             ],
             failed=failed,
         )
