@@ -17,6 +17,7 @@ from extproc.config.family_checks import family_checks
 from extproc.config.locations import Loc, repeats
 from extproc.config.model import Config
 from extproc.config.parameters import wrong_with
+from extproc.config.route_checks import route_checks
 from extproc.config.spill_checks import spill_checks
 from extproc.meant import meant
 from extproc.wording import dotted
@@ -71,6 +72,7 @@ def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
     yield from class_checks(config)
     yield from launcher_checks(config)
     yield from spill_checks(config)
+    yield from route_checks(config)
     yield from _sources(config)
     if config.limits.reservation_ttl_s < 3 * config.gateway.heartbeat_s:
         yield (

@@ -23,6 +23,7 @@ from extproc.config.metrics import MetricsConfig
 from extproc.config.picker import PickerConfig
 from extproc.config.pools import Discovery, DnsConfig, EndpointConfig, PoolConfig, PriceConfig
 from extproc.config.recording import Record, Tuning
+from extproc.config.routes import ROUTES_MAX, RouteConfig
 from extproc.config.scaling import Scaling
 from extproc.config.section import RELOADABLE, CircuitBreakers, OutlierDetection, Section
 from extproc.config.state import JournalConfig
@@ -400,6 +401,8 @@ class Config(Section):
     """How replicas become more and fewer, in pools that say so."""
     cache: CacheConfig | None = None
     """Answers that need no replica, for tenants or pools that say so; none are kept when left out."""
+    routes: list[RouteConfig] = Field(default=[], max_length=ROUTES_MAX)
+    """Paths that are served beside the gateway's own."""
     families: list[FamilyConfig] = Field(default=[], max_length=64)
     """Names that stand for several models, of which each request gets the one that it needs."""
     experiments: dict[Name, ExperimentConfig] = Field(default={}, max_length=EXPERIMENTS_MAX)

@@ -43,6 +43,7 @@ from extproc.service.probes import ProbesPart
 from extproc.service.records import AuditPart, ExpiryLog, RecordPart
 from extproc.service.reload import Reread, Unusable, built, read_again, uncollected
 from extproc.service.requests import Requests
+from extproc.service.responses import ResponsesPart
 from extproc.service.rpc import RpcPart
 from extproc.service.scale_view import ScaleView
 from extproc.service.scalers import ScalersPart
@@ -166,7 +167,9 @@ class App:
                 "Tenant": operators.tenant,
                 "Shadow": operators.what_if,
                 "Credit": operators.credit,
-                "Explain": Explanations(scheduler, tenants=tenants, clock=clock).explain,
+                "Explain": Explanations(
+                    scheduler, tenants=tenants, clock=clock, extra=lambda: self.processor.extra_routes
+                ).explain,
                 "Experiment": self.experimenting.order,
                 "Report": self.analysing.order,
                 "Alerts": self.alerting.order,
@@ -199,6 +202,7 @@ class App:
                 RecordPart(self.record, scheduler, clock=clock),
                 self.keeping,
                 SpillPart(config, scheduler, clock=clock),
+                ResponsesPart(config, self.processor.responses, clock=clock),
             ],
             failed=failed,
         )
