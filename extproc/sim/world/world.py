@@ -97,7 +97,8 @@ class World:
         self._wake: dict[str, int] = {}
         self._left = len(workload.arrivals)
         self._arrived = 0
-        self._grace_ns = int(grace_s * 1e9)
+        last_ns = workload.arrivals[-1].at_ns if workload.arrivals else 0
+        self._last_ns = last_ns + int(grace_s * 1e9)
         self.now_ns = 0
         #: Time with a step under way, by address, of what has ended.
         self.busy_ns = dict.fromkeys(replicas, 0)
@@ -150,7 +151,7 @@ class World:
             self._arrive(i, arrivals[i])
             return True
         at_ns, _, call, what = heappop(events)
-        if at_ns > arrivals[-1].at_ns + self._grace_ns:
+        if at_ns > self._last_ns:
             return False
         self.now_ns = at_ns
         call(what)
@@ -187,10 +188,14 @@ class World:
 
     def _arrive(self, index: int, arrival: Arrival) -> None:
         flight = SimFlight(index, arrival)
-        tenant = self._tenants.get(arrival.tenant)
-        if tenant is None:
-            tenant = self._tenants[arrival.tenant] = Tenant(name=arrival.tenant)
+        tenant = self._tenant(arrival.tenant)
         self._admit(flight, self._placed(self._request(arrival), tenant), tenant)
+
+    def _tenant(self, name: str) -> Tenant:
+        tenant = self._tenants.get(name)
+        if tenant is None:
+            tenant = self._tenants[name] = Tenant(name=name)
+        return tenant
 
     def _request(self, arrival: Arrival) -> Request:
         return Request(
