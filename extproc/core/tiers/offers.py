@@ -33,7 +33,8 @@ class SiteDigest(msgspec.Struct, frozen=True):
     """What a pool of a site offers anybody, at one moment. Nanoseconds; nothing of any request in it.
 
     `begins_ns` is what a request waits there. `own_ns[i]` is a prompt of SIZES[i] tokens from its beginning
-    to its first token, `token_ns` each further token. `replicas` are ready, and have `room` permits free.
+    to its first token, `token_ns` each further token. `replicas` are ready, and have `room` permits free;
+    where none is, one begins each `turn_ns`.
     """
 
     ready: bool
@@ -42,6 +43,7 @@ class SiteDigest(msgspec.Struct, frozen=True):
     token_ns: int = 0
     replicas: int = 0
     room: int = 0
+    turn_ns: int = 0
     hot: bool = False
 
     def own_of(self, prompt_tokens: int) -> int:
@@ -57,7 +59,8 @@ class SiteDigest(msgspec.Struct, frozen=True):
         found = []
         if len(self.own_ns) != len(SIZES):
             found.append(f"own_ns must have {len(SIZES)} values, not {len(self.own_ns)}")
-        if min(self.begins_ns, self.token_ns, self.replicas, self.room, *self.own_ns) < 0:
+        counts = (self.begins_ns, self.token_ns, self.replicas, self.room, self.turn_ns)
+        if min(*counts, *self.own_ns) < 0:
             found.append("no time and no count may be negative")
         if self.ready and not self.replicas:
             found.append("a pool without replicas cannot be ready")
@@ -116,6 +119,7 @@ def digest_of(pool: Pool, *, waiting: int = 0, wait_s: float | None = None, now_
         token_ns=round(token_ms * MS_NS),
         replicas=len(may),
         room=sum(max(0, each.max_concurrent - each.load_permits) for each in may),
+        turn_ns=round((UNKNOWN_WAIT_S if wait_s is None else wait_s) * 1e9 / (1 + waiting)),
         hot=_hot(may),
     )
 

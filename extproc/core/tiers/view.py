@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import replace
 from typing import Final
 
-from extproc.core.tiers.offers import UNKNOWN_WAIT_S, SiteDigest
+from extproc.core.tiers.offers import SiteDigest
 from extproc.core.tiers.values import SiteOffer
 
 #: A digest older than this is no fresh word: three that should have come have not.
@@ -105,12 +105,11 @@ class CentreView:
 
     def _told(self, digest: SiteDigest, prompt_tokens: int, now_ns: int) -> SiteOffer:
         """By the digest: its queue, with what came since and less what was served since."""
-        sent_ns = sum(busy_ns for _, busy_ns in self._sent) // max(1, digest.replicas)
+        prompts_ns = sum(busy_ns for _, busy_ns in self._sent) // max(1, digest.replicas)
+        # Those above what had room take the places of others that end.
+        turns_ns = max(0, len(self._sent) - digest.room) * digest.turn_ns
         passed_ns = max(0, now_ns - self._made_ns)
-        queue_ns = max(0, digest.begins_ns + sent_ns - passed_ns)
-        if len(self._sent) >= digest.room:
-            # As many as had room have gone there since.
-            queue_ns = max(queue_ns, round(UNKNOWN_WAIT_S * 1e9))
+        queue_ns = max(0, digest.begins_ns + max(prompts_ns, turns_ns) - passed_ns)
         return SiteOffer(
             ready=digest.ready,
             begins_ns=self.way_ns // 2 + queue_ns,

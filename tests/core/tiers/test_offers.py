@@ -55,7 +55,8 @@ def test_who_waits_here_waits_before_it() -> None:
     assert (known.begins_ns, known.first_ns - idle.first_ns) == (300 * MS, 300 * MS)
     assert offer_of(pool, WORK, waiting=1, now_ns=0).begins_ns == 2 * S
     assert offer_of(pool, WORK, permits=5, wait_s=1.0, now_ns=0).begins_ns == S, "five permits of four"
-    assert digest_of(pool, waiting=1, wait_s=0.3, now_ns=0).begins_ns == 300 * MS
+    digest = digest_of(pool, waiting=1, wait_s=0.3, now_ns=0)
+    assert (digest.begins_ns, digest.turn_ns) == (300 * MS, 150 * MS)
 
 
 def test_who_is_not_ready_suspect_or_elsewhere_offers_nothing() -> None:
@@ -148,12 +149,13 @@ def test_a_queue_drains_and_grows_with_what_was_sent() -> None:
 
 
 def test_as_many_as_had_room_have_gone() -> None:
-    """More find no permit there, however short the queue was."""
+    """Each further one waits for the end of another, however short the queue was."""
     view = CentreView()
-    view.heard(replace(DIGEST, room=1), made_ns=0, way_ns=0)
-    assert offered(view, at_ms=0).begins_ns == 100 * MS
-    view.sent(10, now_ns=0)
-    assert offered(view, at_ms=0).begins_ns == 2 * S
+    view.heard(replace(DIGEST, room=1, turn_ns=300 * MS), made_ns=0, way_ns=0)
+    view.sent(1, now_ns=0)
+    assert offered(view, at_ms=0).begins_ns == 100 * MS + 64 * MS // 10 // 2
+    view.sent(1, now_ns=0)
+    assert offered(view, at_ms=0).begins_ns == 400 * MS
 
 
 def test_an_old_digest_is_no_word() -> None:
