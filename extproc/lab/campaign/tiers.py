@@ -46,7 +46,7 @@ class Layout:
 
 
 def layouts(*, quick: bool) -> list[Layout]:
-    """The fleets, all of one rent but the last two kinds, which have the first's replicas and another choice."""
+    """The fleets, all of one rent; the last two kinds have the replicas of the second, and do not look."""
     ways = WAYS[1:2] if quick else WAYS
     found = [Layout("edge alone", NEAR_ALONE, "")]
     for way in (*ways, *TROUBLED):
@@ -92,8 +92,8 @@ def report(results: Sequence[Played], *, left: int = 0) -> str:
     order = list(names)
     lines = [
         f"Every figure here is {SIMULATED}.",
-        "Attainment in % of all requests, mean over seeds and their range. *There*: answered by the centre, in",
-        "%. *Failed*: broken off or unreachable, in %. Cost in USD of 2026 list prices, for 1,000 in time.",
+        "Attainment in % of all requests, mean over seeds and their range. *There*: answered by the centre,",
+        "in %. *Failed*: broken off or unreachable, in %. Cost: USD of 2026 list prices for 1,000 in time.",
         "",
         "| load | fleet | USD/h | way ms | attained | TTFT p50 / p99 ms | there | shed | failed | cost |",
         "| ---: | --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -121,7 +121,7 @@ def _line(load: float, layout: Layout, own: Sequence[Played]) -> str:
         f"| {fmean(shares):.1f}{spread} | {times} | {100 * fmean(one.there for one in own):.0f} "
         f"| {100 * fmean((each.shed + each.refused) / each.requests for each in figures):.1f} "
         f"| {100 * fmean(each.failed / each.requests for each in figures):.1f} "
-        f"| {fmean(costs) if costs else float('nan'):.3f} |"
+        f"| {f'{fmean(costs):.3f}' if costs else '–'} |"
     )
 
 

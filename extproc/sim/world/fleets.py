@@ -19,7 +19,7 @@ from extproc.sim.capacity import ReplicaShare
 from extproc.sim.slots import ReplicaLimits
 from extproc.sim.timing import HARDWARE, Hardware, hardware_named
 from extproc.sim.world.conduct import Conduct
-from extproc.sim.world.way import Way, described, way_of
+from extproc.sim.world.way import SiteWay, described, way_of
 
 #: What NVML calls the cards of a timing model, how many make a replica, and what one costs an hour: list
 #: prices of 2026 for a card, rounded, in USD; only their ratio matters.
@@ -149,7 +149,7 @@ class SimFleet:
 
     name: str
     groups: tuple[Group, ...]
-    way: Way | None = None
+    way: SiteWay | None = None
     near: int = 0
     first: int = 0
 

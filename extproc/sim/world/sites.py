@@ -36,7 +36,7 @@ from extproc.sim.world.conduct import ORDINARY
 from extproc.sim.world.fleets import SimFleet
 from extproc.sim.world.flight import SimFlight
 from extproc.sim.world.run import Result, Setting, set_up
-from extproc.sim.world.way import Way
+from extproc.sim.world.way import SiteWay
 from extproc.sim.world.world import MS_NS, World
 
 #: The centre as the edge's fleet has it: a pool of one endpoint that takes whatever comes.
@@ -60,7 +60,7 @@ Hears = Callable[[str, int, int], None]
 class Link:
     """The way between the sites. A cut that nobody notices delays what is sent; a longer one loses it."""
 
-    def __init__(self, way: Way, workload: Workload, rng: Random) -> None:
+    def __init__(self, way: SiteWay, workload: Workload, rng: Random) -> None:
         self.way = way
         self._rng = rng
         arrivals = workload.arrivals

@@ -13,7 +13,7 @@ from extproc.core.tiers import TierRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
+class SiteWay:
     """Between two sites. `ms` is the shortest round trip; each direction takes up to the share `jitter` more.
 
     A digest of the centre is made each `digest_s` and comes `late_ms` later than the way makes it. From the
@@ -44,16 +44,16 @@ class Way:
         return found
 
 
-_OWN: Final = {each.name: type(each.default) for each in fields(Way) if each.name not in ("ms", "rule")}
+_OWN: Final = {each.name: type(each.default) for each in fields(SiteWay) if each.name not in ("ms", "rule")}
 _RULE: Final = {
     each.name: type(each.default) for each in fields(TierRule) if isinstance(each.default, int | float)
 }
 
 
-def way_of(part: str) -> Way:
+def way_of(part: str) -> SiteWay:
     """A way from its short form, `way=MS[:KEY=VALUE…]`; keys are its own and the rule's. ValueError."""
     head, *settings = part.split(":")
-    way = Way(ms=_number(head, float))
+    way = SiteWay(ms=_number(head, float))
     known = {**_OWN, **_RULE}
     for setting in settings:
         key = setting.partition("=")[0]
@@ -74,9 +74,9 @@ def _number(setting: str, kind: type) -> Any:
         raise ValueError(f"{setting} is no {kind.__name__}") from None
 
 
-def described(way: Way) -> str:
+def described(way: SiteWay) -> str:
     """A line of it, with what is not as usual."""
-    usual = Way(ms=way.ms)
+    usual = SiteWay(ms=way.ms)
     changes: Sequence[tuple[object, object, dict[str, Any]]] = (
         (way, usual, _OWN),
         (way.rule, usual.rule, _RULE),
