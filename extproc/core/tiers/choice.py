@@ -7,8 +7,8 @@ Owns the order of the rules. The first that applies decides:
 3. The model is only in the centre (`only_there`), or no replica here is ready (`broken`): it goes.
 4. Its service class is served on one side (`class`).
 5. A complex one goes (`complex`), unless the centre is full and this place is sooner (`centre_full`).
-6. The replicas here are throttled (`hot`), or it would wait here longer than `wait_ns` (`full`), and the
-   centre is sooner: it goes.
+6. The replicas here are throttled and the centre is sooner (`hot`), or it would wait here longer than
+   `wait_ns` and begin sooner in the centre (`full`): it goes.
 7. It would miss its targets here and meet them in the centre (`late`): it goes.
 8. A simple one stays (`simple`).
 9. The centre is sooner by the margin and worth its price (`sooner`): it goes. Else it stays (`near`).
@@ -124,10 +124,11 @@ def _leaves(request: TierRequest, here: SiteOffer, there: SiteOffer, rule: TierR
     if is_complex(request, rule):
         bound_ns = rule.wait_ns * (1.0 if out else rule.back_share)
         return "complex" if there.begins_ns <= bound_ns or no_later else None
-    wait_ns = rule.wait_ns * (rule.back_share if out else 1.0)
     if no_later and here.hot:
         return "hot"
-    if no_later and here.begins_ns > wait_ns:
+    # By the beginnings alone: a crowd's first tokens are late, however fast the others come.
+    begins_ns = here.begins_ns + (rule.sooner_ns if out else 0)
+    if here.begins_ns > rule.wait_ns * (rule.back_share if out else 1.0) and there.begins_ns < begins_ns:
         return "full"
     # Half-way between all of the targets and `back_share` of them.
     closer = (1.0 + rule.back_share) / 2

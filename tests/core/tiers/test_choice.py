@@ -76,7 +76,12 @@ def test_every_reason_is_explained() -> None:
         (MIDDLE, offer(1_100), offer(1_050), HERE, "near"),
         (SIMPLE, offer(1_100), offer(400), THERE, "late"),
         (SIMPLE, offer(700, begins_ms=501), offer(400), THERE, "full"),
-        (SIMPLE, offer(700, begins_ms=501), offer(800), HERE, "simple"),
+        (SIMPLE, offer(700, begins_ms=500), offer(400), HERE, "simple"),
+        # As much of a crowd there, however fast: its first token would be as late.
+        (SIMPLE, offer(700, begins_ms=501), offer(600, 2, begins_ms=501), HERE, "simple"),
+        # Who went there last goes on while it begins there no more than the margin later, 250 ms.
+        (replace(SIMPLE, leaning=THERE), offer(400, begins_ms=260), offer(600, begins_ms=500), THERE, "full"),
+        (replace(SIMPLE, leaning=THERE), offer(400, begins_ms=250), offer(600), HERE, "simple"),
         (SIMPLE, offer(300, hot=True), offer(290), THERE, "hot"),
         (SIMPLE, offer(300, hot=True), offer(310), HERE, "simple"),
         (SIMPLE, replace(NEAR, ready=False), FAR, THERE, "broken"),
@@ -244,11 +249,14 @@ def test_noise_below_the_margin_turns_it_once_at_most(
 ) -> None:
     """A link whose time varies by less than the hysteresis does not send the same request to and fro."""
     rule = replace(rule, sooner_share=0.0, back_share=0.5, cost_per_s=None)
-    # The narrowest band: half of the margin, or a quarter of the target.
-    band_ns = min(rule.sooner_ns // 2, request.ttft_ns // 4 or S)
+    # The narrowest band: half of the margin, half of the wait, or a quarter of the target.
+    band_ns = min(rule.sooner_ns // 2, rule.wait_ns // 2, request.ttft_ns // 4 or S)
     sides, leanings = [], Leanings()
     for each in noise:
-        shaken = replace(there, first_ns=max(0, there.first_ns + int(each * (band_ns // 2 - 1))))
+        by_ns = int(each * (band_ns // 2 - 1))
+        shaken = replace(
+            there, first_ns=max(0, there.first_ns + by_ns), begins_ns=max(0, there.begins_ns + by_ns)
+        )
         asked = replace(request, leaning=leanings.of("p", request, rule))
         choice = place(asked, here, shaken, rule)
         leanings.went("p", request, rule, choice)
