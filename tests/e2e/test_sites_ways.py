@@ -25,10 +25,8 @@ def test_nothing_is_lost_that_has_a_place(delay_ms: int, mode: str) -> None:
 
             def client(number: int) -> None:
                 for i in range(EACH):
-                    kind = ("simple", "complex")[(i + number) % 2]
-                    status, _, body = sites.ask(
-                        text=SIMPLE if kind == "simple" else COMPLEX, key=KEYS["globex"]
-                    )
+                    kind, text = (("simple", SIMPLE), ("complex", COMPLEX))[(i + number) % 2]
+                    status, _, body = sites.ask(text=text, key=KEYS["globex"])
                     by = body["choices"][0]["message"]["content"] if status == 200 else ""
                     found[kind, status, by] += 1
 
@@ -48,7 +46,7 @@ def test_nothing_is_lost_that_has_a_place(delay_ms: int, mode: str) -> None:
             over.set()
             cuts.join()
             sites.way.mend()
-            assert {(status) for _, status, _ in found} == {200}, found
+            assert {status for _, status, _ in found} == {200}, found
             assert found["simple", 200, "at the edge"] == CLIENTS * EACH // 2
             wait_for("the edge's books", sites.edge.quiet)
             wait_for("the centre's books", sites.centre.quiet)
@@ -56,7 +54,8 @@ def test_nothing_is_lost_that_has_a_place(delay_ms: int, mode: str) -> None:
             wait_for("the charges", lambda: sites.edge.tenant("globex")["output_tokens"] == before + charged)
             sites.connected()
             assert sites.answered_by(BIG) == "in the centre"
-            assert sites.answered_by(text=COMPLEX) == "in the centre"
+            # Its word may still be of when it was full.
+            wait_for("room there", lambda: sites.answered_by(text=COMPLEX) == "in the centre")
             wait_for("the way", lambda: sites.link["round_trip_ms"] >= 2 * delay_ms)
         except BaseException:
             sites.show_logs()

@@ -93,7 +93,8 @@ class TwoSites:
 def two_sites(
     *, delay_s: float = 0.005, mode: str = "ads", tls: bool = False, **sections: Any
 ) -> Iterator[TwoSites]:
-    """Run them. With `tls` the way is one of TLS. `mode` and `sections` are the edge's, beside its own; `centre` holds those of the centre."""
+    """Run them. With `tls` the way is one of TLS. `mode` and `sections` are the edge's, beside its own;
+    `centre` holds those of the centre."""
     of_centre = sections.pop("centre", {})
     folder = Path(tempfile.mkdtemp(prefix="steersman-sites-"))
     (folder / "clock").write_text("0")
