@@ -54,6 +54,7 @@ class Pool:
         "prefill_budget_tokens",
         "prefixes",
         "prior",
+        "site",
         "speeds",
         "strategy",
         "tenants",
@@ -68,6 +69,7 @@ class Pool:
         self.strategy = spec.strategy
         self.tenants = spec.tenants
         self.engine = spec.engine
+        self.site = spec.site
         self.ask_usage = spec.ask_usage
         self.parameters = spec.parameters
         self.kv_capacity_tokens = spec.kv_capacity_tokens
@@ -193,7 +195,7 @@ class Fleet:
             for model in spec.models:
                 by_model.setdefault(model, []).append(pool)
         for serving in by_model.values():
-            serving.sort(key=lambda pool: pool.tenants is None)
+            serving.sort(key=lambda pool: (pool.tenants is None, pool.site != ""))
         self.pools, self._by_model = pools, by_model
         self._settle_members(members)
 
@@ -209,7 +211,8 @@ class Fleet:
     def pool_for(self, model: str, tenant: str) -> Pool | None:
         """The pool in which a tenant's requests for a model are served.
 
-        One that is reserved for it before everybody's; one that is reserved for others never.
+        One that is reserved for it before everybody's, one here before another site's; one that is reserved
+        for others never.
         """
         return next((pool for pool in self._by_model.get(model, ()) if pool.serves(tenant)), None)
 

@@ -41,6 +41,7 @@ from extproc.service.picker import PickerPart
 from extproc.service.probes import ProbesPart
 from extproc.service.records import AuditPart, ExpiryLog, RecordPart
 from extproc.service.reload import Reread, Unusable, built, read_again, uncollected
+from extproc.service.remote import SitesPart
 from extproc.service.requests import Requests
 from extproc.service.rpc import RpcPart
 from extproc.service.scale_view import ScaleView
@@ -203,6 +204,13 @@ class App:
                 self.experimenting,
                 self.tuned,
                 self.requests.upstreams,
+                SitesPart(
+                    config,
+                    scheduler,
+                    door=lambda: self.processor.sites,
+                    way=self.requests.upstreams.way,
+                    clock=clock,
+                ),
                 ProbesPart(config, scheduler.fleet, clock=clock, asking=self.requests.upstreams.ask),
                 self.measuring,
                 self.picking,
