@@ -23,6 +23,7 @@ from extproc.config.metrics import MetricsConfig
 from extproc.config.picker import PickerConfig
 from extproc.config.pools import Discovery, DnsConfig, EndpointConfig, PoolConfig, PriceConfig
 from extproc.config.recording import Record, Tuning
+from extproc.config.routes import ROUTES_MAX, RouteConfig
 from extproc.config.scaling import Scaling
 from extproc.config.section import RELOADABLE, CircuitBreakers, OutlierDetection, Section
 from extproc.config.sites import SiteConfig
@@ -291,7 +292,8 @@ class Probes(Section):
     interval_s: float = Field(default=2.0, ge=0.25, le=300.0)
     """How often each is looked at; at once after a request on it failed."""
     timeout_s: float = Field(default=2.0, ge=0.05, le=60.0)
-    """A replica that has not answered by then was silent; three looks in a row take it out."""
+    """A replica that has not answered by then was silent; three looks in a row take it out. Time in which
+    the service itself stalled is not counted (docs/health.md)."""
     per_second_max: int = Field(default=100, ge=1, le=10_000)
     """Looks a second over all replicas; with more of them each is looked at less often."""
 
@@ -402,6 +404,8 @@ class Config(Section):
     """How replicas become more and fewer, in pools that say so."""
     cache: CacheConfig | None = None
     """Answers that need no replica, for tenants or pools that say so; none are kept when left out."""
+    routes: list[RouteConfig] = Field(default=[], max_length=ROUTES_MAX)
+    """Paths that are served beside the gateway's own."""
     families: list[FamilyConfig] = Field(default=[], max_length=64)
     """Names that stand for several models, of which each request gets the one that it needs."""
     experiments: dict[Name, ExperimentConfig] = Field(default={}, max_length=EXPERIMENTS_MAX)

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from extproc import engines
+from extproc.config.adapters import AdaptersConfig
 from extproc.config.cache import PoolCache
 from extproc.config.scaling import PoolScaling
 from extproc.config.section import RELOADABLE, CircuitBreakers, OutlierDetection, Section
@@ -72,19 +73,6 @@ class Discovery(Section):
     agents: bool = False
     """Whether node agents may register replicas for this pool: each within the `networks` of its node, and
     served from when the service's own look was answered. What agents say of listed replicas counts anyway."""
-
-
-class AdaptersConfig(Section):
-    """LoRA adapters that a pool's replicas serve beside their base model. Requests go where their adapter is
-    loaded, and to more replicas as more of them come."""
-
-    names: list[ModelName] = Field(min_length=1, max_length=10_000)
-    """Which of the pool's `models` are adapters. TGI's `parameters.adapter_id` names one as well."""
-    loaded_max: int = Field(default=1, ge=1, le=10_000)
-    """How many a replica has loaded at once (vLLM's --max-loras, SGLang's --max-loras-per-batch)."""
-    load_ms: float = Field(default=1_000.0, ge=0.0, le=600_000.0)
-    """How long loading one takes: another replica gets a copy when requests would wait longer than this for
-    those that have it."""
 
 
 class PriceConfig(Section):

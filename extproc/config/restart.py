@@ -8,6 +8,7 @@ from __future__ import annotations
 from extproc.config.away import away_routes, fallback
 from extproc.config.holds import longest_hold_ms
 from extproc.config.model import Config, GatewayConfig, PoolConfig, ServiceClass
+from extproc.config.routes import own_in_envoy
 from extproc.config.section import reloadable
 from extproc.config.site_checks import returning
 
@@ -34,6 +35,8 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
         changed.append("what Envoy does with tenants that it knows by itself (classes, tenants)")
     if _routes(old) != _routes(new):
         changed.append("classes (the retries and timeouts of Envoy's routes)")
+    if own_in_envoy(old.routes) != own_in_envoy(new.routes):
+        changed.append("routes (forms, places of usage and foreign dialects are Envoy's as well)")
     if longest_hold_ms(old) != longest_hold_ms(new):
         changed.append("classes (cold_hold_ms above 240000 is how long Envoy waits)")
     changed += [

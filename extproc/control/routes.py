@@ -59,6 +59,7 @@ from envoy_data_plane.envoy.type.v3 import FractionalPercent, TokenBucket
 
 from extproc.config.away import Away, AwayRoute, away_routes, fallback
 from extproc.config.model import Config, GatewayConfig, ServiceClass
+from extproc.config.routes import form_paths
 from extproc.config.restart import accepts_sites
 from extproc.control.cors import CORS_FILTER, cors
 from extproc.control.pack import ms, packed
@@ -223,7 +224,7 @@ def _both(config: Config, name: str, away: Away, known: AwayRoute | None = None)
         return RouteMatch(prefix="/") if known is None else _proven(config, known)
 
     found = []
-    for path in FORM_PATHS:
+    for path in (*FORM_PATHS, *form_paths(config.routes)):
         match = matched()
         match.prefix, match.path = None, path
         route = _away(config, name + FORM_SUFFIX, match, away)

@@ -12,7 +12,10 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from betterproto2 import Message
-from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutation
+from envoy_data_plane.envoy.config.common.mutation_rules.v3 import (
+    HeaderMutation,
+    HeaderMutationRemoveOnMatch,
+)
 from envoy_data_plane.envoy.config.core.v3 import (
     ConfigSource,
     DataSource,
@@ -121,6 +124,26 @@ def _with_filters(options: UpstreamProtocolOptions, filters: list[HttpFilter]) -
     return options
 
 
+def answer_mutations(*, provider: bool) -> Mutations:
+    """Of each answer: what only we may say is removed.
+
+    With `provider` its rate limits are said once more under a name of ours, since the route says the tenant's
+    own in their place.
+    """
+    ours = HeaderMutation(
+        remove_on_match=HeaderMutationRemoveOnMatch(key_matcher=StringMatcher(prefix=contract.OUR_PREFIX))
+    )
+    said = HeaderMutation(
+        append=HeaderValueOption(
+            header=HeaderValue(key=contract.PROVIDER_HEADER, value=contract.PROVIDER_FORMAT),
+            append_action=HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD,
+        )
+    )
+    return Mutations(
+        response_mutations=[ours, said] if provider else [ours], response_trailers_mutations=[ours]
+    )
+
+
 def transport_socket(upstream: Upstream) -> TransportSocket | None:
     """TLS where the pool has it; None for the clear."""
     if upstream.tls is None:
@@ -175,8 +198,10 @@ def _filters(pool: str, upstream: Upstream, keys_from: ConfigSource | None) -> l
             )
             for name, value in upstream.headers.add.items()
         ]
-    if mutations:
-        changed = HeaderMutationFilter(mutations=Mutations(request_mutations=mutations))
+    if mutations or upstream.key is not None:
+        changes = answer_mutations(provider=True)
+        changes.request_mutations = mutations
+        changed = HeaderMutationFilter(mutations=changes)
         filters.append(_filter("envoy.filters.http.header_mutation", changed))
     if upstream.key is not None:
         secret = SdsSecretConfig(name=contract.key_name(pool))

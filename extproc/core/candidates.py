@@ -108,11 +108,11 @@ def near(
     Those that have it, while the first of them would begin it no later than another could with the load of a
     copy; else those others as well where a copy costs least. So what few ask for is on few replicas, and what
     many ask for spreads. A copy costs twice where it would drop another in use: no two adapters chase each
-    other. `everyone` are all that the request may go to: of an event's few candidates none is taken where one
-    of the rest has it and room.
+    other. Whose engine says that it lacks it is asked only where all of them say so. `everyone` are all that
+    the request may go to: of an event's few candidates none is taken where one of the rest has it and room.
     """
     costs: dict[str, float] = {}
-    for each in everyone:
+    for each in [each for each in everyone if each.answers(name)] or everyone:
         if each.ready and (not permits or each.load_permits + each.standby + permits <= each.max_concurrent):
             cost = 0.0 if each.adapters is None else each.adapters.cost_ms(name, now_ns=now_ns)
             if cost is not None:

@@ -104,6 +104,10 @@ GENERATED_TOKENS_KEY = "generated_tokens"
 CACHED_TOKENS_KEY = "cached_tokens"
 #: Prompt and output together, of answers that may say nothing else.
 TOTAL_TOKENS_KEY = "total_tokens"
+#: What answers say on routes of the file's own, in places of its choice. By names of their own, so that no
+#: other route's answer is charged by what stands in such a place: some repeat there what their client sent.
+OWN_INPUT_KEY = "own_input_tokens"
+OWN_OUTPUT_KEY = "own_output_tokens"
 #: Of Anthropic's `usage`, whose `input_tokens` hold neither: what a cache held, and what was put into one.
 CACHE_READ_TOKENS_KEY = "cache_read_tokens"
 CACHE_WRITTEN_TOKENS_KEY = "cache_written_tokens"
@@ -184,6 +188,20 @@ STRIPPED_HEADERS = (
     "x-envoy-decorator-operation",
     "x-envoy-hedge-on-per-try-timeout",
 )
+
+#: What a provider says of its rate limits, by the upstream cluster: the client is told its tenant's own under
+#: the same names. The Lua filter takes it away, and notes it.
+PROVIDER_HEADER = "x-steersman-provider"
+PROVIDER_KEY = "provider"
+#: Requests left, their reset, tokens left, their reset, Retry-After; "-" for what is not there.
+PROVIDER_FORMAT = " ".join(
+    f"%RESP({name})%"
+    for name in (
+        *(f"x-ratelimit-{what}-{of}" for of in ("requests", "tokens") for what in ("remaining", "reset")),
+        "retry-after",
+    )
+)
+PROVIDER_SILENT = "- - - - -"
 
 #: The log names of our access log, so that a shared receiver can tell them apart.
 ACCESS_LOG_NAME = "steersman"

@@ -264,6 +264,10 @@ def place(
             return FULL
         removed["without the adapter"] = len(candidates) - len(fit)
         candidates = fit
+        if pool.adapters.by_call:
+            suspects = [each for each in suspects if each.answers(routing.model)]
+            if not candidates and not suspects:
+                return FULL
     at = context(routing.work, pool, now_ns=now_ns, patient=patient, deciders=deciders, last=last)
     considered = [*candidates, *suspects] if suspects else candidates
     reason = choose(strategy, candidates, suspects, routing, removed, rng, degraded, at)
@@ -401,6 +405,7 @@ def _alternates(
         and e.suspect_until_ns <= now_ns
         and e.load_permits + routing.permits <= e.max_concurrent
         and needs.allows(e)
+        and e.answers(routing.model)
     ]
     return sorted(fit, key=lambda e: e.load_requests)[:more]
 

@@ -266,6 +266,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int | None = None
     #: What its engine calls an answer that it keeps; "" for most, which are not kept.
     response_id: str = ""
+    #: What a provider said of its rate limits (spill/limits.py); "" where nothing.
+    provider: str = ""
 
 
 def _finite(value: float | None) -> float | None:

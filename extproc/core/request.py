@@ -57,6 +57,8 @@ class RouteKind(Enum):
     METRICS = "metrics"  # the replica's own
     INVOCATIONS = "invocations"  # SageMaker's: a body of any of the others
     VERTEX = "vertex"  # Vertex AI's: a list of them
+    OTHER = "other"  # of the file's own
+    OTHER_FREE = "other_free"  # the same, of no work worth counting
 
 
 class UsageAsked(Enum):

@@ -175,9 +175,8 @@ class Scheduler:
         )
         idle = borrows(account) and self.idle(routing.pool)
         answer = self.quotas.reserve(account, routing.id, amounts, now_ns=now_ns, idle_capacity=idle)
-        if isinstance(answer, Ask):
-            return AskQuota(routing, account, amounts, idle, degraded, cached)
-        return self._go_on(routing, answer, now_ns=now_ns, degraded=degraded, cached=cached)
+        asked = AskQuota(routing, account, amounts, idle, degraded, cached)
+        return asked if isinstance(answer, Ask) else self.answered(asked, answer, now_ns=now_ns)
 
     def resolve(
         self, request: Request, tenant: Tenant, reservation_id: str, *, key: str = "", now_ns: int
@@ -227,8 +226,15 @@ class Scheduler:
     def answered(
         self, asked: AskQuota, answer: Granted | Refused, *, now_ns: int
     ) -> Routed | Reject | Hold | CacheHit:
-        """The shared store has answered: the case goes on, or is refused."""
-        return self._go_on(asked.routing, answer, now_ns=now_ns, degraded=asked.degraded, cached=asked.cached)
+        """The quota has answered: the case goes on, or is refused."""
+        return self._go_on(
+            asked.routing,
+            answer,
+            now_ns=now_ns,
+            degraded=asked.degraded,
+            cached=asked.cached,
+            reserved_of=(asked.account, asked.amounts),
+        )
 
     def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
         """A request was refused before it was a case; `tenant` is empty where nobody knows whose it is."""
@@ -301,6 +307,7 @@ class Scheduler:
         now_ns: int,
         degraded: str,
         cached: CachedAnswer | None = None,
+        reserved_of: tuple[Account, Amounts] | None = None,
     ) -> Routed | Reject | Hold | CacheHit:
         headers = answer.figures.headers() if answer is not None else ()
         if isinstance(answer, Refused):
@@ -308,7 +315,7 @@ class Scheduler:
         if isinstance(answer, Granted) and answer.borrowed:
             self.counts["borrowed"] += 1
         if cached is not None:
-            return self._from_cache(routing, cached, headers, reserved=answer is not None, now_ns=now_ns)
+            return self._from_cache(routing, cached, headers, reserved_of, now_ns=now_ns)
         if routing.spill is not None:
             headers += routing.spill.headers()
         elif routing.choice is not None:
@@ -324,14 +331,13 @@ class Scheduler:
         routing: RoutingRequest,
         cached: CachedAnswer,
         headers: tuple[tuple[str, str], ...],
+        reserved_of: tuple[Account, Amounts] | None,
         *,
-        reserved: bool,
         now_ns: int,
     ) -> CacheHit:
         """It ends as it begins: what was reserved is charged at once, and the ledger never hears of it."""
-        account = self.policy.accounts.of(routing.tenant.name, routing.key, routing.model)
-        charged = spared(cached, self.policy.price(routing.pool))
-        if reserved:
+        if reserved_of is not None:
+            account, charged = reserved_of
             self.quotas.settle(routing.id, charged, now_ns=now_ns, account=account)
         self.counts["cache.hits"] += 1
         self.events.cached(routing, cached, now_ns=now_ns)

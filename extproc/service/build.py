@@ -59,7 +59,12 @@ def _adapters(pool: PoolConfig) -> PoolAdapters | None:
     given = pool.adapters
     if given is None:
         return None
-    return PoolAdapters(names=frozenset(given.names), loaded_max=given.loaded_max, load_ms=given.load_ms)
+    return PoolAdapters(
+        names=frozenset(given.names),
+        loaded_max=given.loaded_max,
+        load_ms=given.load_ms,
+        by_call=given.load is not None,
+    )
 
 
 def _start_of(pool: PoolConfig) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 from extproc.config.engine_keys import key_headers
 from extproc.config.model import FailedAttempts
+from extproc.config.routes import own_routes
 from extproc.control.names import event_cluster
 from extproc.core.experiment import Experiments
 from extproc.core.fleet import Fleet
 from extproc.core.outcome import Outcome
 from extproc.core.quota import ExactBooks
-from extproc.core.routes import EXTRA_ROUTES
+from extproc.core.routes import EXTRA_ROUTES, by_path
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
 from extproc.service.agents import shared_quotas
@@ -97,7 +98,11 @@ class Requests:
             processor.attempts = attempts_of(config)
         processor.body_bounds = body_bounds(config)
         processor.refusals.bytes_per_minute = config.limits.refused_bytes_per_minute
-        processor.extra_routes = {path: EXTRA_ROUTES[path] for path in config.gateway.extra_routes}
+        own = own_routes(config.routes)
+        extra = (row for path in config.gateway.extra_routes for row in EXTRA_ROUTES[path])
+        processor.extra_routes = by_path((*extra, *own))
+        named = (row.own.model_header for row in own if row.own is not None)
+        processor.model_headers = frozenset(filter(None, named))
         processor.body_rate.bytes_per_second = config.limits.large_bytes_per_second
         processor.directory = read.directory
         policy = site_policy(config, read.site_keys)

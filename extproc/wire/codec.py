@@ -121,10 +121,17 @@ class Other:
 Message = Headers | Body | Other
 
 
-def read(data: bytes, *, claim: str | None = None, proxy: ProxyTrust | None = None) -> Message:
+def read(
+    data: bytes,
+    *,
+    claim: str | None = None,
+    proxy: ProxyTrust | None = None,
+    named: frozenset[str] = frozenset(),
+) -> Message:
     """Decode one ProcessingRequest; raises google.protobuf.message.DecodeError on garbage.
 
-    `claim` is the JWT's that names tenants, `proxy` says in which header a trusted proxy does.
+    `claim` is the JWT's that names tenants, `proxy` says in which header a trusted proxy does; in the headers
+    `named` routes of the file find their model.
     """
     if len(data) > LARGE_BYTES and (large := _large_body(data)) is not None:
         return large
@@ -134,7 +141,7 @@ def read(data: bytes, *, claim: str | None = None, proxy: ProxyTrust | None = No
         return Body(message.request_body.body)
     if kind != "request_headers":
         return Other(kind or "")
-    return read_headers(message, claim=claim, proxy=proxy)
+    return read_headers(message, claim=claim, proxy=proxy, trusted=named)
 
 
 def _large_body(data: bytes) -> Body | None:

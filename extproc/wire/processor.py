@@ -94,6 +94,8 @@ class Processor:
         self.pace_wait_ns = min(PACE_WAIT_NS_MAX, decision_timeout_ms * 1_000_000 // 2)
         #: The routes that are served beside the usual ones.
         self.extra_routes = extra_routes
+        #: In which headers the file's routes find their model.
+        self.model_headers: frozenset[str] = frozenset()
         #: What bodies that are refused may cost, by tenant.
         self.refusals = RefusalBudget(refused_bytes_per_minute)
         #: The engines' own keys by pool, as header and value: for gateways that are not ours. Our own Envoy

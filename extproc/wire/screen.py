@@ -74,7 +74,8 @@ def screen(
     values = headers.values
     method, path = values.get(":method", ""), values.get(":path", "")
     route, bare = find_route(method, path, processor.extra_routes), path.partition("?")[0]
-    asked.route, asked.dialect = route, route.dialect if route is not None else dialect_of(bare)
+    asked.route = route
+    asked.dialect = route.dialect if route is not None else dialect_of(bare, processor.extra_routes)
     trace.headers(route.kind if route is not None else None, values)
     if headers.repeated:
         return Error.INVALID_REQUEST.reject(f"the header '{headers.repeated}' was sent twice; send it once")
@@ -95,14 +96,16 @@ def screen(
         return Error.TOO_MANY_REFUSED.reject(retry_after_s=wait_s)
     if route is None or route.kind is RouteKind.SITE:
         scheme, host = values.get(":scheme", ""), values.get(":authority", "")
-        return Error.NOT_FOUND.reject(advice(method, bare, scheme=scheme, host=host))
+        extra = processor.extra_routes
+        return Error.NOT_FOUND.reject(advice(method, bare, scheme=scheme, host=host, extra=extra))
     if route.work is RouteWork.HERE:
         one = route.kind is RouteKind.MODEL
         return _model(processor, tenant, route, path) if one else _models(processor, tenant)
     if route.kind is RouteKind.RESPONSE:
         asked.item = item_of(route, path)
         asked.streams = route.streams is Streams.QUERY and "stream=true" in path.partition("?")[2]
-    asked.model, asked.request_id = values.get(MODEL_HEADER), values.get("x-request-id", "")
+    where = route.own.model_header if route.own is not None else ""
+    asked.model, asked.request_id = values.get(where or MODEL_HEADER), values.get("x-request-id", "")
     asked.explain = tenant.explain and values.get(EXPLAIN_HEADER, "").strip().lower() == EXPLAIN_REASON
     if processor.cache is not None:
         asked.cache = _DIRECTIVES.get(values.get(CACHE_HEADER, "").strip().lower())

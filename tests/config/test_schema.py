@@ -56,6 +56,7 @@ BEYOND = frozenset(
         "class_twice",
         "class_unknown",
         "endpoint_host_name",
+        "routes_across",
         "endpoint_in_two_pools",
         "endpoint_no_port",
         "endpoint_port",

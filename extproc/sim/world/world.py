@@ -21,6 +21,7 @@ from extproc.sim.arrival import Arrival, Workload
 from extproc.sim.events import Accepted, Cancelled, Finished, FirstToken, SimRequest
 from extproc.sim.replica import SimReplica
 from extproc.sim.served import Served
+from extproc.sim.world.adapters import blocks_of, prefix_for, with_adapters
 from extproc.sim.world.conduct import ORDINARY, Conduct
 from extproc.sim.world.flight import SimFlight
 from extproc.sim.world.upsets import Upsets
@@ -79,6 +80,7 @@ class World:
         conducts: Mapping[str, Conduct] | None = None,
         own_share: float = 1.0,
         chance: Random | None = None,
+        adapters_told: bool = False,
     ) -> None:
         self.scheduler = scheduler
         self.replicas = replicas
@@ -86,7 +88,7 @@ class World:
         self.delays = delays
         self.asked_output = 0
         self._model, self._pool = model, pool
-        self._rng = rng
+        self._rng, self._adapters_told = rng, adapters_told
         self._tenants = dict(tenants or {})
         self._names = list(replicas)
         self._served: list[Served | None] = [None] * len(workload.arrivals)
@@ -201,11 +203,11 @@ class World:
         return Request(
             kind=RouteKind.CHAT,
             dialect=Dialect.OPENAI,
-            model=self._model,
+            model=arrival.model or self._model,
             stream=True,
             max_new_tokens=arrival.max_new_tokens,
             prompt_tokens=arrival.prompt_tokens,
-            prefix=arrival.blocks,
+            prefix=prefix_for(arrival, self.scheduler.fleet.pools[self._pool]),
             prefix_block_tokens=float(self.workload.block_tokens),
             user=arrival.session or None,
         )
@@ -274,7 +276,8 @@ class World:
                 prompt_tokens=arrival.prompt_tokens,
                 output_tokens=min(arrival.output_tokens, room),
                 max_new_tokens=min(limit, room),
-                blocks=arrival.blocks,
+                blocks=blocks_of(arrival),
+                adapter=arrival.model,
             ),
             now_ns=self.now_ns,
         )
@@ -410,6 +413,7 @@ class World:
                 kv_used_tokens=replica.kv_used_tokens,
                 kv_capacity_tokens=replica.limits.kv_capacity_tokens,
             )
+            report = with_adapters(report, replica, whole=self._adapters_told)
             delay_ns = int((delays.report_delay_ms + 1e3 * conduct.late_s) * MS_NS)
             self._at(self.now_ns + delay_ns, self._heard, report)
         self._at(self.now_ns + int(delays.report_interval_ms * MS_NS), self._report, None)
