@@ -6,6 +6,7 @@ core/spill's; who may leave at all stands there as well.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -45,6 +46,8 @@ class SiteChoices:
     def __init__(self) -> None:
         self.links = SiteLinks()
         self._leanings = Leanings()
+        #: Requests by the reason of their choice.
+        self.counts: Counter[str] = Counter()
 
     def choose(
         self,
@@ -86,4 +89,5 @@ class SiteChoices:
 
     def went(self, tiered: Tiered) -> None:
         """A request was placed so."""
+        self.counts[tiered.choice.reason] += 1
         self._leanings.went(tiered.home, tiered.asked, tiered.rule, tiered.choice)

@@ -77,9 +77,11 @@ def offer_there(
         return None
     begins_ns = round(word.begins_ms * _MS)
     first_ns = round(word.first_of(work.input_tokens) * _MS)
-    if word.room < work.sequences:
-        # Who waits there is told of in `begins`; with nobody waiting nothing says how long it takes.
-        begins_ns, first_ns = max(begins_ns, UNKNOWN_WAIT_NS), max(first_ns, UNKNOWN_WAIT_NS)
+    if (missing := work.sequences - word.room) > 0:
+        # Who waits there is told of in `begins`; with nobody waiting it takes the next places that are free.
+        turns_ns = round(missing * word.turn_ms * _MS) or UNKNOWN_WAIT_NS
+        more_ns = max(0, turns_ns - begins_ns)
+        begins_ns, first_ns = begins_ns + more_ns, first_ns + more_ns
     told = word.cost(work.input_tokens, work.output_tokens)
     return SiteOffer(
         ready=ready and word.ready > 0,

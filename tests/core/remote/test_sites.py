@@ -155,6 +155,15 @@ def test_a_full_site_gets_nothing_that_can_be_served_here() -> None:
     assert edge.routed(LONG).reservation.pool == "p"
 
 
+def test_a_full_site_whose_places_are_soon_free_is_not_avoided() -> None:
+    """No room there this moment, but one begins each 20 ms: what is complex goes, and waits for a place."""
+    edge = Edge()
+    edge.hears(word(room=0, turn_ms=20.0))
+    assert edge.routed(LONG).reservation.pool == "hub"
+    edge.hears(word(room=0, turn_ms=20_000.0), now_ns=S)
+    assert edge.routed(LONG, now_ns=S).reservation.pool == "p"
+
+
 def test_without_a_fresh_word_it_is_said_that_it_was_missing() -> None:
     """The choice is by what ends have taught, and the explanation says so."""
     edge = Edge()
