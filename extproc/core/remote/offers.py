@@ -85,7 +85,8 @@ def offer_there(
     told = word.cost(work.input_tokens, work.output_tokens)
     return SiteOffer(
         ready=ready and word.ready > 0,
-        begins_ns=begins_ns + link.way_ns,
+        # It begins once it is there; its first token has the way back as well.
+        begins_ns=begins_ns + link.way_ns // 2,
         first_ns=first_ns + link.way_ns,
         token_ns=round(word.token_ms * _MS),
         # What this site's file says of the pool counts; else what the other one says.

@@ -191,6 +191,15 @@ def test_a_long_way_keeps_it_here() -> None:
     assert other.routed(between).reservation.pool == "p"
 
 
+def test_a_long_way_alone_does_not_make_a_site_full() -> None:
+    """150 ms each way: what is complex goes, and goes again after a time in which the site was full."""
+    edge = Edge()
+    for room in (4, 0, 4):
+        for _ in range(WAYS_KEPT):
+            edge.hears(word(room=room, first_ms=(90_000.0,) * len(SIZES)), way_ns=300_000_000)
+        assert edge.routed(LONG).reservation.pool == ("hub" if room else "p")
+
+
 def test_regions_hold_at_the_other_site() -> None:
     """A tenant's regions are not left for a site that is in none of them."""
     edge = Edge()
