@@ -10,7 +10,7 @@ import pytest
 from extproc.lab.report import SLO_8B, Figures, figures
 from extproc.lab.workload import Workload, poisson
 from extproc.sim.capacity import capacity
-from extproc.sim.world import FleetError, Result, Setting, parse_fleet, run
+from extproc.sim.world import ORACLE, FleetError, Result, Setting, parse_fleet, run
 from extproc.sim.world.fleets import describe
 from extproc.sim.world.sites import CENTRE_ADDRESS, Link, play_sites
 from extproc.sim.world.way import SiteWay
@@ -141,6 +141,15 @@ def _cut_of(result: Result, *, cut_s: float) -> int:
     arrivals = tuple(row.arrival for row in result.served)
     workload = replace(made(0.4), arrivals=arrivals)
     return Link(SiteWay(ms=40, cut_s=cut_s), workload, rng=None).cut_from_ns  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("strategy", [ORACLE, "envoy-least-request", "round_robin"])
+def test_every_kind_of_strategy_is_played_on_both_sites(strategy: str) -> None:
+    """The oracle knows the replicas here and those there, a peer holds nothing at either."""
+    fleet = parse_fleet(f"{NEAR},way=40,{FAR}")
+    result = play_sites(made(0.5, requests=60), fleet, Setting(strategy=strategy))
+    assert {row.outcome for row in result.served} == {"ok"}
+    assert set(where(result)) == {"here", "there"}
 
 
 # -- the fleet's form ----------------------------------------------------------------------------------------

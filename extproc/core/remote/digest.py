@@ -63,6 +63,10 @@ class PoolWord(msgspec.Struct, frozen=True):
             return at_low
         return at_low + (at_high - at_low) * (prompt_tokens - low) / (high - low)
 
+    def own_of(self, prompt_tokens: int) -> float:
+        """From a prompt's beginning to its first token, in milliseconds."""
+        return max(0.0, self.first_of(prompt_tokens) - self.begins_ms)
+
     def cost(self, input_tokens: int, output_tokens: int) -> float:
         """What so many tokens cost there."""
         price = Price(input_per_million=self.input_per_million, output_per_million=self.output_per_million)

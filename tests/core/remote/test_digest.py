@@ -21,7 +21,7 @@ from extproc.core.remote.digest import (
     read_digest,
     told,
 )
-from extproc.core.remote.links import AWAY_AFTER, FRESH_NS, SiteLink, SiteLinks
+from extproc.core.remote.links import AWAY_AFTER, FRESH_NS, SENT_MAX, SiteLink, SiteLinks
 from extproc.core.remote.signing import SiteKey, Untrusted, by_id, sign
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.tenant import Tenant
@@ -140,6 +140,20 @@ def test_a_word_counts_while_it_is_fresh() -> None:
     link.heard(HUB, asked_ns=100, way_ns=7, offset_s=0.0)
     assert link.fresh(now_ns=100 + FRESH_NS) is HUB
     assert link.fresh(now_ns=101 + FRESH_NS) is None
+
+
+def test_what_went_there_since_is_known_until_the_next_word() -> None:
+    """What went before a question had come before it; what went after it counts, and is bounded."""
+    link = SiteLink("hub")
+    link.sent(1, 10.0, now_ns=5)
+    link.sent(2, 20.0, now_ns=15)
+    link.heard(HUB, asked_ns=10, way_ns=7, offset_s=0.0)
+    assert link.since(now_ns=10 + 3_000_000) == (2, 20.0, 3.0)
+    link.heard(HUB, asked_ns=20, way_ns=7, offset_s=0.0)
+    assert link.since(now_ns=20) == (0, 0.0, 0.0)
+    for _ in range(2 * SENT_MAX):
+        link.sent(1, 1.0, now_ns=30)
+    assert link.since(now_ns=30) == (SENT_MAX, float(SENT_MAX), 1e-05)
 
 
 def test_away_is_who_is_not_reached_and_not_who_refuses() -> None:

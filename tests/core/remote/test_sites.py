@@ -164,6 +164,19 @@ def test_a_full_site_whose_places_are_soon_free_is_not_avoided() -> None:
     assert edge.routed(LONG, now_ns=S).reservation.pool == "p"
 
 
+def test_what_went_there_since_its_word_waits_there() -> None:
+    """Of many at one moment some stay: each that goes makes the queue longer that the next would find."""
+    edge = Edge(permits=1_000)
+    idle = word(room=1_000, ready=1, first_ms=(400.0,) * len(SIZES))
+    edge.hears(idle)
+    went = [edge.routed(LONG).reservation.pool for _ in range(60)]
+    first = went.index("p")
+    assert 0 < first < 30
+    # Its next word says what has become of them.
+    edge.hears(idle, now_ns=S)
+    assert edge.routed(LONG, now_ns=S).reservation.pool == "hub"
+
+
 def test_without_a_fresh_word_it_is_said_that_it_was_missing() -> None:
     """The choice is by what ends have taught, and the explanation says so."""
     edge = Edge()
