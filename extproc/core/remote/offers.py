@@ -28,8 +28,7 @@ def offer_here(
     pool: Pool, work: Work, tenant: Tenant, queue: FairQueue, *, price: Price, now_ns: int
 ) -> SiteOffer:
     """What the replicas of a pool offer that a tenant may use."""
-    regions = tenant.regions
-    may = [each for each in pool.endpoints if each.ready and (regions is None or each.region in regions)]
+    may = _may(pool, tenant)
     cost = price.of(work.input_tokens, work.output_tokens)
     if not may:
         return SiteOffer(
@@ -75,7 +74,8 @@ def offer_there(
     word = digest.of(model)
     if word is None:
         return None
-    begins_ns = _begins_ns(word, link, work, now_ns)
+    # Nor does it leave before there is a place for it here: that site's gateway is sent so many at once.
+    begins_ns = _wait_ns(pool, _may(pool, tenant), work, queue, now_ns) + _begins_ns(word, link, work, now_ns)
     first_ns = begins_ns + round(word.own_of(work.input_tokens) * _MS)
     told = word.cost(work.input_tokens, work.output_tokens)
     return SiteOffer(
@@ -101,6 +101,12 @@ def _begins_ns(word: PoolWord, link: SiteLink, work: Work, now_ns: int) -> int:
         turns_ms = missing * word.turn_ms or UNKNOWN_WAIT_NS / _MS
         queue_ms = max(queue_ms, turns_ms - passed_ms)
     return round(queue_ms * _MS)
+
+
+def _may(pool: Pool, tenant: Tenant) -> list[Endpoint]:
+    """The pool's endpoints that are ready and in the tenant's regions."""
+    regions = tenant.regions
+    return [each for each in pool.endpoints if each.ready and (regions is None or each.region in regions)]
 
 
 def _wait_ns(pool: Pool, may: list[Endpoint], work: Work, queue: FairQueue, now_ns: int) -> int:

@@ -177,6 +177,14 @@ def test_what_went_there_since_its_word_waits_there() -> None:
     assert edge.routed(LONG, now_ns=S).reservation.pool == "hub"
 
 
+def test_no_more_is_sent_at_once_than_the_file_says() -> None:
+    """With all places of the site's gateway taken from here, what can be served here is, and not held."""
+    edge = Edge()
+    edge.scheduler.fleet.pools["hub"].endpoints[0].max_concurrent = 1
+    assert edge.routed(LONG).reservation.pool == "hub"
+    assert edge.routed(LONG).reservation.pool == "p"
+
+
 def test_without_a_fresh_word_it_is_said_that_it_was_missing() -> None:
     """The choice is by what ends have taught, and the explanation says so."""
     edge = Edge()
