@@ -99,6 +99,7 @@ class Exchange:
         message = codec.read(data, claim=directory.claim, proxy=directory.proxy, named=named)
         try:
             if isinstance(message, codec.Body) and self._state is BODY:
+                self._asked.whole = message.whole
                 return self._on_body(message.data)
             if isinstance(message, codec.Headers) and self._state is HEADERS:
                 return self._on_headers(message)

@@ -105,7 +105,7 @@ def test_each_json_route_says_what_is_wrong(
     for sent, part in UNFIT.values():
         answer = client.post(row.path, content=json.dumps(sent).encode(), headers=headers())
         said = refused(answer, row.dialect, unfit)
-        assert part in said or row.kind is RouteKind.VERTEX and "'instances' must hold" in said, row.path
+        assert part in said or (row.kind is RouteKind.VERTEX and "'instances' must hold" in said), row.path
     assert len(site[1].seen) == seen
 
 
