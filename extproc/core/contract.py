@@ -61,6 +61,14 @@ FAMILY_HEADERS = (ANSWERED_MODEL_HEADER, SHIFTED_HEADER)
 #: Why a request was served by another pool than its model's (core/spill).
 SPILLED_HEADER = "x-steersman-spilled"
 
+#: Whose request another site sends on, signed (core/remote/identity.py); and what its question proves. No
+#: engine sees it, and a client's own is worth nothing.
+SITE_HEADER = "x-steersman-site"
+#: Where it is asked what it offers, at its gateway.
+SITE_PATH = "/steersman/v1/site"
+#: Within a site's pool it was tried already: the next try is at home, where that header is not shown.
+TRIED_HEADER = "x-steersman-tried"
+
 #: A client asks for the decision's reason (`reason`), and is told where its tenant may know.
 EXPLAIN_HEADER = "x-steersman-explain"
 REASON_HEADER = "x-steersman-reason"
@@ -171,6 +179,7 @@ STRIPPED_HEADERS = (
     WHOLE_HEADER,
     ONCE_HEADER,
     PATH_PREFIX_HEADER,
+    TRIED_HEADER,
     "x-envoy-retry-on",
     RETRIES_HEADER,
     "x-envoy-retriable-status-codes",
@@ -213,6 +222,11 @@ def cluster_name(pool: str, service_class: str) -> str:
 def away_cluster_name(pool: str, service_class: str) -> str:
     """The same for requests without a decision: Envoy's own balancer chooses there, and there alone."""
     return f"away.{pool}{CLASS_SEPARATOR}{service_class}"
+
+
+def returning_cluster_name(pool: str, home: str, service_class: str) -> str:
+    """The same where a request that fails in another site's pool is tried in pool `home` after it."""
+    return f"returning.{pool}{CLASS_SEPARATOR}{home}{CLASS_SEPARATOR}{service_class}"
 
 
 def key_name(pool: str) -> str:

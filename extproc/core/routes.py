@@ -172,6 +172,7 @@ ROWS: Final = (
     Route("POST", "/chat_tokenize", RouteKind.TOKENIZE, _T, _JSON, _NEVER, _FREE),
     Route("GET", "/info", RouteKind.INFO, _T, _NONE, _NEVER, _FREE),
     Route("GET", "/health", RouteKind.HEALTH, _T, _NONE, _NEVER, _HERE),
+    Route("GET", contract.SITE_PATH, RouteKind.SITE, _O, _NONE, _NEVER, _HERE),
 )
 #: Served where `gateway.extra_routes` names them.
 EXTRA_ROWS: Final = (

@@ -25,9 +25,11 @@ from extproc.core.tenant import Tenant
 from extproc.service.agents import shared_quotas
 from extproc.service.build import attempts_of, body_bounds, pool_specs, quota_limits
 from extproc.service.reload import Reread
+from extproc.service.remote import site_policy
 from extproc.service.roster import Roster
 from extproc.service.upstreams import Upstreams
 from extproc.wire.processor import Processor
+from extproc.wire.sites import SiteDoor
 
 if TYPE_CHECKING:
     from extproc.state.quota.books import RedisQuota
@@ -103,6 +105,13 @@ class Requests:
         processor.model_headers = frozenset(filter(None, named))
         processor.body_rate.bytes_per_second = config.limits.large_bytes_per_second
         processor.directory = read.directory
+        policy = site_policy(config, read.site_keys)
+        if policy is None:
+            processor.sites = None
+        elif processor.sites is None:
+            processor.sites = SiteDoor(self.scheduler, policy, wall=processor.wall_clock, clock=self._clock)
+        else:
+            processor.sites.policy = policy
         processor.engine_keys = key_headers(config, read.engine_keys)
         processor.path_prefixes = {
             pool.name: pool.upstream.path_prefix for pool in config.pools if pool.upstream.path_prefix

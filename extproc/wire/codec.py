@@ -37,6 +37,7 @@ from extproc.core.contract import (
     RESERVATION_KEY,
     RETRIES_HEADER,
     SAN_ATTRIBUTES,
+    SITE_HEADER,
     SOURCE_ATTRIBUTE,
     SUBJECT_ATTRIBUTE,
     TICKET_KEY,
@@ -73,13 +74,14 @@ WANTED = frozenset(
         EXPLAIN_HEADER,
         MODEL_HEADER,
         "origin",
+        SITE_HEADER,
         "traceparent",
         "tracestate",
         "x-request-id",
     }
 )
 #: Of these a second copy is refused: which one counts would be anybody's guess.
-SINGLE = frozenset({AUTHORIZATION, API_KEY, MODEL_HEADER, "content-length", "content-encoding"})
+SINGLE = frozenset({AUTHORIZATION, API_KEY, MODEL_HEADER, SITE_HEADER, "content-length", "content-encoding"})
 
 #: What requests' headers become, kept written: a pool and class has about six of them.
 CHANGES_KEPT_MAX = 1_024
@@ -267,6 +269,7 @@ def routed(
     usage: str = "",
     path_prefix: str = "",
     cache: str = "",
+    site: str = "",
 ) -> bytes:
     """The decision as the answer to a phase (request_headers, request_body or FORM_HEAD).
 
@@ -274,6 +277,7 @@ def routed(
     client is told the reason. `carried` is what of its trace rides along. `body` goes on in place of the
     client's. `as_json` has it declared as what it was read as. `usage` was asked for in its name.
     `path_prefix` stands before its path there. `cache` has Envoy gather the answer, up to so many bytes.
+    `site` is signed for the other site that it goes to.
     """
     about = told(decision, seal=seal, event_cluster=event_cluster, explained=explained, carried=carried)
     if usage:
@@ -282,7 +286,7 @@ def routed(
         about[CACHE_KEY] = cache
     data = _changes(phase, decision.cluster, decision.retries, decision.reservation.stream, path_prefix)
     response = pb.ProcessingResponse()
-    if body is not None or as_json:
+    if body is not None or as_json or site:
         response.MergeFromString(data)
         data = b""
         common = getattr(response, _field(phase)).response
@@ -292,6 +296,8 @@ def routed(
             set_header(common.header_mutation, "content-length", str(len(body)))
         if as_json:
             set_header(common.header_mutation, "content-type", JSON)
+        if site:
+            set_header(common.header_mutation, SITE_HEADER, site)
     tell(response, ",".join(decision.addresses), about)
     # A message's fields may be written apart: what is told is a field of its own.
     return data + response.SerializeToString()
@@ -321,7 +327,8 @@ def _changes(phase: str, cluster: str, retries: int, stream: bool, path_prefix: 
         set_header(mutation, PATH_PREFIX_HEADER, path_prefix)
     # The key opened our door; the engine has no use for it, and its logs no right to it. The engine's own is
     # Envoy's to put in.
-    mutation.remove_headers.extend((AUTHORIZATION, API_KEY, ENCODING_HEADER))
+    # What is signed for one site is no other's, and no engine's, to see; it is removed before ours is set.
+    mutation.remove_headers.extend((AUTHORIZATION, API_KEY, ENCODING_HEADER, SITE_HEADER))
     return response.SerializeToString()
 
 

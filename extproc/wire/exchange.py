@@ -360,9 +360,10 @@ class Exchange:
 
     def _complete(self, request: Request) -> Request:
         """What is not in the body: the model header counts where the body names none."""
-        if request.model is None and self._asked.model:
-            return replace(request, model=self._asked.model)
-        return request
+        asked = self._asked
+        if request.model is None and asked.model:
+            request = replace(request, model=asked.model)
+        return replace(request, site=asked.site, hops=asked.hops) if asked.site else request
 
     def _rejoin(self, request: Request, found: CachedAnswer | None) -> None:
         """The wait is over: with the answer, or without."""

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import msgspec
 
 from extproc.core.cachekeys import CacheDirective
-from extproc.core.contract import CACHE_HEADER, EXPLAIN_HEADER, MODEL_HEADER
+from extproc.core.contract import CACHE_HEADER, EXPLAIN_HEADER, MODEL_HEADER, SITE_HEADER
 from extproc.core.errors import Error, no_model
 from extproc.core.families import members
 from extproc.core.misrouted import advice, dialect_of
@@ -54,6 +54,9 @@ class Asked:
     whole: bool = True
     #: What it asks of the cache; None where it says nothing that we know.
     cache: CacheDirective | None = None
+    #: The site that sent it on, and how many gateways have.
+    site: str = ""
+    hops: int = 0
     #: The client is told the reason.
     explain: bool = False
     #: Declared as something else, a body that was read as JSON goes on as JSON.
@@ -80,16 +83,20 @@ def screen(
         return Error.INVALID_REQUEST.reject(f"the header '{headers.repeated}' was sent twice; send it once")
     if route is not None and route.kind is RouteKind.HEALTH:
         return _health(processor)
-    identity = processor.identify(headers.evidence)
+    word = values.get(SITE_HEADER, "")
+    if route is not None and route.kind is RouteKind.SITE and (sites := processor.sites) is not None:
+        return sites.answer(word)
+    identity = processor.identify(headers.evidence, site=word, alone=headers.alone)
     if isinstance(identity, Reject):
         return identity
     asked.tenant = tenant = whose(identity.tenant, values)
     trace.identified(tenant)
     asked.key = identity.key.id if identity.key is not None else ""
     asked.source = headers.evidence.source
+    asked.site, asked.hops = identity.site, identity.hops
     if wait_s := processor.refused_too_much(tenant.name, asked.source):
         return Error.TOO_MANY_REFUSED.reject(retry_after_s=wait_s)
-    if route is None:
+    if route is None or route.kind is RouteKind.SITE:
         scheme, host = values.get(":scheme", ""), values.get(":authority", "")
         extra = processor.extra_routes
         return Error.NOT_FOUND.reject(advice(method, bare, scheme=scheme, host=host, extra=extra))

@@ -90,6 +90,7 @@ BEYOND = frozenset(
         "quality_floor",
         "service_listen",
         "service_listen_twice",
+        "sites",
         "spill",
         "spill_nowhere",
         "strategy_parameters",
