@@ -59,8 +59,8 @@ from envoy_data_plane.envoy.type.v3 import FractionalPercent, TokenBucket
 
 from extproc.config.away import Away, AwayRoute, away_routes, fallback
 from extproc.config.model import Config, GatewayConfig, ServiceClass
-from extproc.config.routes import form_paths
 from extproc.config.restart import accepts_sites
+from extproc.config.routes import form_paths
 from extproc.control.cors import CORS_FILTER, cors
 from extproc.control.pack import ms, packed
 from extproc.core import contract
