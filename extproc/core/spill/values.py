@@ -11,13 +11,13 @@ import msgspec
 
 from extproc.core.contract import ANSWERED_MODEL_HEADER, SPILLED_HEADER
 
+if TYPE_CHECKING:
+    from extproc.core.tiers.values import TierRule
+
 #: What a pool answers that others spill to where it refuses or fails (529 is "overloaded" to some): it is
 #: left alone for a while, and the client may ask again at once. A 500 is not among it: a request may bring
 #: its own along.
 GIVES_WAY = frozenset({429, 502, 503, 504, 529})
-if TYPE_CHECKING:
-    from extproc.core.tiers.values import TierRule
-
 #: Why a request did not stay in its own pool.
 UNAVAILABLE, LOAD, ATTAINMENT = "unavailable", "load", "attainment"
 
