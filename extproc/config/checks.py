@@ -17,6 +17,8 @@ from extproc.config.family_checks import family_checks
 from extproc.config.locations import Loc, repeats
 from extproc.config.model import Config
 from extproc.config.parameters import wrong_with
+from extproc.config.route_checks import route_checks
+from extproc.config.site_checks import site_checks
 from extproc.config.spill_checks import spill_checks
 from extproc.meant import meant
 from extproc.wording import dotted
@@ -71,6 +73,8 @@ def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
     yield from class_checks(config)
     yield from launcher_checks(config)
     yield from spill_checks(config)
+    yield from route_checks(config)
+    yield from site_checks(config)
     yield from _sources(config)
     if config.limits.reservation_ttl_s < 3 * config.gateway.heartbeat_s:
         yield (
@@ -91,7 +95,14 @@ def _shared_models(config: Config) -> Iterator[tuple[Loc, str]]:
         (("pools", i, "models", j), model)
         for i, pool in enumerate(config.pools)
         for j, model in enumerate(pool.models)
-        if pool.tenants is None or pool.models.index(model) != j
+        # Another site may serve what is served here: here goes first.
+        if (pool.tenants is None and pool.remote is None) or pool.models.index(model) != j
+    )
+    yield from repeats(
+        (("pools", i, "models", j), model)
+        for i, pool in enumerate(config.pools)
+        for j, model in enumerate(pool.models)
+        if pool.tenants is None and pool.remote is not None and pool.models.index(model) == j
     )
     found: dict[tuple[str, str], str] = {}
     for i, pool in enumerate(config.pools):

@@ -11,6 +11,7 @@ from extproc.config.adapters import AdaptersConfig
 from extproc.config.cache import PoolCache
 from extproc.config.scaling import PoolScaling
 from extproc.config.section import RELOADABLE, CircuitBreakers, OutlierDetection, Section
+from extproc.config.sites import RemotePool
 from extproc.config.spill import RateLimitsConfig, SpillConfig
 from extproc.config.tokenizers import PoolTokenizer
 from extproc.config.types import (
@@ -123,6 +124,8 @@ class PoolConfig(Section):
     """Whether its answers are cached (`cache`); where tenants say so when left out."""
     adapters: Annotated[AdaptersConfig | None, RELOADABLE] = None
     """Which of its models are LoRA adapters of one base; none when left out."""
+    remote: RemotePool | None = None
+    """The pool is another site: its endpoints are that one's gateway; replicas of our own when left out."""
     spill: Annotated[SpillConfig | None, RELOADABLE] = None
     """Where its requests go that it cannot serve in time; they wait when left out."""
     rate_limits: Annotated[RateLimitsConfig | None, RELOADABLE] = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from extproc.core.endpoint import Endpoint
@@ -128,3 +128,10 @@ def near(
             others = [each for each in others if costs[each.address] == least]
     may = {each.address for each in (*have, *others)}
     return [each for each in candidates if each.address in may]
+
+
+def fallbacks(endpoints: Iterable[Endpoint], needs: Needs, most: int, now_ns: int) -> tuple[str, ...]:
+    """Where a request is tried that fails in another pool: the least loaded that are ready, by address."""
+    may = [each for each in endpoints if each.ready and needs.allows(each)]
+    may.sort(key=lambda each: (each.suspect_until_ns > now_ns, each.load_permits))
+    return tuple(each.address for each in may[: max(0, most)])

@@ -42,7 +42,9 @@ from extproc.service.picker import PickerPart
 from extproc.service.probes import ProbesPart
 from extproc.service.records import AuditPart, ExpiryLog, RecordPart
 from extproc.service.reload import Reread, Unusable, built, read_again, uncollected
+from extproc.service.remote import SitesPart
 from extproc.service.requests import Requests
+from extproc.service.responses import ResponsesPart
 from extproc.service.rpc import RpcPart
 from extproc.service.scale_view import ScaleView
 from extproc.service.scalers import ScalersPart
@@ -80,6 +82,7 @@ class App:
         self.audit = self.processor.audit = AuditLog(config.audit)
         self._add_parts()
         self.schedule = Schedule(self.scheduler, clock=clock, failed=self.processor.failed)
+        self.schedule.late = self.measuring.counting.lagged
         self._observe()
 
     def _add_parts(self) -> None:
@@ -165,7 +168,9 @@ class App:
                 "Tenant": operators.tenant,
                 "Shadow": operators.what_if,
                 "Credit": operators.credit,
-                "Explain": Explanations(scheduler, tenants=tenants, clock=clock).explain,
+                "Explain": Explanations(
+                    scheduler, tenants=tenants, clock=clock, extra=lambda: self.processor.extra_routes
+                ).explain,
                 "Experiment": self.experimenting.order,
                 "Report": self.analysing.order,
                 "Alerts": self.alerting.order,
@@ -198,6 +203,7 @@ class App:
                 RecordPart(self.record, scheduler, clock=clock),
                 self.keeping,
                 SpillPart(config, scheduler, clock=clock),
+                ResponsesPart(config, self.processor.responses, clock=clock),
             ],
             failed=failed,
         )
@@ -208,6 +214,13 @@ class App:
                 self.experimenting,
                 self.tuned,
                 self.requests.upstreams,
+                SitesPart(
+                    config,
+                    scheduler,
+                    door=lambda: self.processor.sites,
+                    way=self.requests.upstreams.way,
+                    clock=clock,
+                ),
                 ProbesPart(config, scheduler.fleet, clock=clock, asking=self.requests.upstreams.ask),
                 self.measuring,
                 self.picking,

@@ -433,7 +433,7 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             "event_loop_lag_seconds",
             "histogram",
             (),
-            "How much later than asked for the service's event loop woke, twenty times a second.",
+            "How much later than due the service's event loop woke for its steps, some fifty times a second.",
             LAG_S,
         ),
         Spec("alerts_firing", "gauge", ("rule",), "1 where the alert rule fires, else 0."),

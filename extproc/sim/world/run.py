@@ -97,22 +97,35 @@ class Setting:
 @dataclass(frozen=True, slots=True)
 class Result:
     """What became of each request, the scheduler as it was at the end, how long each replica had work, and
-    how long after each change of speed it was known (None: never)."""
+    how long after each change of speed it was known (None: never). Of two sites the edge's scheduler."""
 
     served: Sequence[Served]
     scheduler: Scheduler
     busy_ns: Mapping[str, int]
     change_known_s: Mapping[str, float | None] = field(default_factory=dict)
+    #: Of two sites: how many requests were placed for each reason (core/tiers).
+    placed: Mapping[str, int] = field(default_factory=dict)
 
 
 def run(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
-    """Play a workload on a fleet under a strategy."""
+    """Play a workload on a fleet under a strategy; `play_sites` where it has two sites."""
+    assert fleet.way is None, fleet
     world = set_up(World, workload, fleet, setting)
     return Result(world.run(), world.scheduler, world.busy_ns, world.upsets.change_known_s)
 
 
-def set_up(kind: type[AnyWorld], workload: Workload, fleet: SimFleet, setting: Setting) -> AnyWorld:
-    """A world that is ready to `run`; of a kind of one's own where more is to happen in it."""
+def set_up(
+    kind: type[AnyWorld],
+    workload: Workload,
+    fleet: SimFleet,
+    setting: Setting,
+    *,
+    beside: Sequence[PoolSpec] = (),
+) -> AnyWorld:
+    """A world that is ready to `run`; of a kind of one's own where more is to happen in it.
+
+    `beside` are pools that its scheduler knows and it has no replicas of.
+    """
     oracle = setting.strategy == ORACLE
     strategy = registered(setting.strategy)
     hold_ns = 0 if setting.peer else int(setting.hold_ms * 1e6)
@@ -144,7 +157,7 @@ def set_up(kind: type[AnyWorld], workload: Workload, fleet: SimFleet, setting: S
         weights=setting.weights,
     )
     scheduler = Scheduler(
-        Fleet([spec]),
+        Fleet([spec, *beside]),
         instance="sim",
         default_model=MODEL,
         limits=SchedulerLimits(reservation_ttl_ns=600_000_000_000, reservations_max=10_000_000),
