@@ -20,7 +20,7 @@ BODY = body_of("the same")
 def test_a_purge_that_is_not_heard_yet_counts_for_those_that_wait(
     redis_server: RedisServer, tenant: str
 ) -> None:
-    """The service that has the answer has heard nothing of it, and asks: of its own tenant's it is told.
+    """The service that has the answer has not heard of it: of its own tenant's purge it hears when it asks.
 
     Another tenant's purge costs nobody an answer.
     """
