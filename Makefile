@@ -15,7 +15,7 @@ LINT := { $(BIN)/ruff check . && $(BIN)/ruff format --check . && \
 # Compiled code is kept, whatever the caller's environment says: each test that starts a command pays for it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test attack check lint types unit busy coverage installs bench bench-balance bench-realtime sim sim-scaling sim-unlike soak lock weights clean help setup
+.PHONY: demo test attack check lint types unit busy coverage installs bench bench-balance bench-realtime sim sim-scaling sim-tiers sim-unlike soak lock weights clean help setup
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -90,6 +90,9 @@ sim: $(STAMP)  ## compare all strategies on simulated replicas; QUICK=1 plays th
 
 sim-scaling: $(STAMP)  ## replicas over days and weeks beside other scalers; QUICK=1, ARGS="--weeks FILE --day FILE"
 	$(if $(TRACES),TRACES=$(TRACES)) $(BIN)/python -m extproc.lab.scaling $(if $(QUICK),--quick) $(ARGS)
+
+sim-tiers: $(STAMP)  ## an edge with a centre beside each alone; QUICK=1, TRACES=folder, ARGS="--loads .8"
+	$(if $(TRACES),TRACES=$(TRACES)) $(BIN)/python -m extproc.lab.campaign.tiers $(if $(QUICK),--quick) $(if $(BUDGET_S),--budget-s $(BUDGET_S)) $(ARGS)
 
 sim-unlike: $(STAMP)  ## all strategies on engines that are not as modelled; QUICK=1, ARGS="--fleets 8b-blind"
 	$(BIN)/python -m extproc.lab.campaign.unlike $(if $(QUICK),--quick) $(if $(BUDGET_S),--budget-s $(BUDGET_S)) $(ARGS)

@@ -23,8 +23,10 @@ from extproc.config.metrics import MetricsConfig
 from extproc.config.picker import PickerConfig
 from extproc.config.pools import Discovery, DnsConfig, EndpointConfig, PoolConfig, PriceConfig
 from extproc.config.recording import Record, Tuning
+from extproc.config.routes import ROUTES_MAX, RouteConfig
 from extproc.config.scaling import Scaling
 from extproc.config.section import RELOADABLE, CircuitBreakers, OutlierDetection, Section
+from extproc.config.sites import SiteConfig
 from extproc.config.state import JournalConfig
 from extproc.config.tenancy import Adjust, KeyConfig, Quota, ServiceClass, TenantConfig
 from extproc.config.tracing import OpenTelemetry
@@ -392,6 +394,8 @@ class Config(Section):
     """Redis between several services; each knows its own work alone when left out."""
     state: JournalConfig = JournalConfig()
     """Quotas on the service's own disk, so that a restart forgets nothing."""
+    site: SiteConfig | None = None
+    """This site among others with a Steersman; there are none when left out."""
     classes: list[ServiceClass] = Field(default=[ServiceClass(name="standard")], min_length=1, max_length=8)
     """Service classes, the first served first."""
     pools: list[PoolConfig] = Field(min_length=1)
@@ -400,6 +404,8 @@ class Config(Section):
     """How replicas become more and fewer, in pools that say so."""
     cache: CacheConfig | None = None
     """Answers that need no replica, for tenants or pools that say so; none are kept when left out."""
+    routes: list[RouteConfig] = Field(default=[], max_length=ROUTES_MAX)
+    """Paths that are served beside the gateway's own."""
     families: list[FamilyConfig] = Field(default=[], max_length=64)
     """Names that stand for several models, of which each request gets the one that it needs."""
     experiments: dict[Name, ExperimentConfig] = Field(default={}, max_length=EXPERIMENTS_MAX)
@@ -426,10 +432,12 @@ class Config(Section):
     def pool_of(self, model: str) -> PoolConfig | None:
         """The pool that serves a model name to everybody; else one that is reserved; or None."""
         serving = [pool for pool in self.pools if model in pool.models]
-        return min(serving, key=lambda pool: pool.tenants is not None, default=None)
+        return min(
+            serving, key=lambda each: (each.tenants is not None, each.remote is not None), default=None
+        )
 
     def pool_for(self, model: str, tenant: str) -> PoolConfig | None:
         """The pool in which a tenant's requests for a model are served, or None."""
         serving = [pool for pool in self.pools if model in pool.models]
         may = [pool for pool in serving if pool.tenants is None or tenant in pool.tenants]
-        return min(may, key=lambda pool: pool.tenants is None, default=None)
+        return min(may, key=lambda each: (each.tenants is None, each.remote is not None), default=None)

@@ -59,6 +59,8 @@ from envoy_data_plane.envoy.type.v3 import FractionalPercent, TokenBucket
 
 from extproc.config.away import Away, AwayRoute, away_routes, fallback
 from extproc.config.model import Config, GatewayConfig, ServiceClass
+from extproc.config.restart import accepts_sites
+from extproc.config.routes import form_paths
 from extproc.control.cors import CORS_FILTER, cors
 from extproc.control.pack import ms, packed
 from extproc.core import contract
@@ -222,7 +224,7 @@ def _both(config: Config, name: str, away: Away, known: AwayRoute | None = None)
         return RouteMatch(prefix="/") if known is None else _proven(config, known)
 
     found = []
-    for path in FORM_PATHS:
+    for path in (*FORM_PATHS, *form_paths(config.routes)):
         match = matched()
         match.prefix, match.path = None, path
         route = _away(config, name + FORM_SUFFIX, match, away)
@@ -272,7 +274,10 @@ def _away(config: Config, name: str, match: RouteMatch, away: Away) -> Route:
         action.path_rewrite = f"{prefix}%PATH(NQ)%"
     route.route = _action(RetryTiming.of(config.gateway, service_class), action)
     # As with a decision: what proves a tenant to us is not the engine's to see.
-    route.request_headers_to_remove = [*_ours(config), "authorization", "x-api-key"]
+    secret = ["authorization", "x-api-key"]
+    if accepts_sites(config):
+        secret.append(contract.SITE_HEADER)
+    route.request_headers_to_remove = [*_ours(config), *secret]
     if away.floor is not None:
         route.typed_per_filter_config = {FLOOR_FILTER: packed(floor(away.floor))}
     return route
@@ -396,7 +401,7 @@ def _decided_headers(config: Config) -> list[HeaderValueOption]:
         return f"%DYNAMIC_METADATA({contract.DECISION_NAMESPACE}:{key})%"
 
     values = {name: decided(name) for name in (*contract.RATE_LIMIT_HEADERS, *contract.FAMILY_HEADERS)}
-    if any(pool.spill is not None for pool in config.pools):
+    if any(pool.spill is not None or pool.remote is not None for pool in config.pools):
         values[contract.SPILLED_HEADER] = decided(contract.SPILLED_HEADER)
     values[contract.REASON_HEADER] = decided(contract.EXPLAINED_KEY)
     # For the Lua filter, which takes it away: after a retry the answer is another's than the first named.

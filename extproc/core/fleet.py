@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from extproc.core import kv_heard
 from extproc.core.absence import Absence
-from extproc.core.adapters import LoadedAdapters
+from extproc.core.adapters import AdapterCounts, LoadedAdapters
 from extproc.core.calibrate import Calibration
 from extproc.core.coldstart import ColdStart
 from extproc.core.contract import cluster_name
@@ -39,6 +39,7 @@ class Pool:
 
     __slots__ = (
         "_strategies",
+        "adapter_counts",
         "adapters",
         "ask_usage",
         "blind",
@@ -55,6 +56,7 @@ class Pool:
         "prefill_budget_tokens",
         "prefixes",
         "prior",
+        "site",
         "speeds",
         "strategy",
         "tenants",
@@ -66,9 +68,12 @@ class Pool:
         self.name = spec.name
         self.models = spec.models
         self.adapters = spec.adapters
+        #: What became of each of them here.
+        self.adapter_counts = AdapterCounts()
         self.strategy = spec.strategy
         self.tenants = spec.tenants
         self.engine = spec.engine
+        self.site = spec.site
         self.ask_usage = spec.ask_usage
         self.parameters = spec.parameters
         self.kv_capacity_tokens = spec.kv_capacity_tokens
@@ -99,6 +104,7 @@ class Pool:
         self.blind, self.turn = before.blind, before.turn
         self.prefixes, self.coming, self.speeds = before.prefixes, before.coming, before.speeds
         self.cold.learnt(before.cold)
+        self.adapter_counts = before.adapter_counts
         if self.prior == before.prior:
             self.lengths = before.lengths
         self._strategies = {
@@ -196,7 +202,7 @@ class Fleet:
             for model in spec.models:
                 by_model.setdefault(model, []).append(pool)
         for serving in by_model.values():
-            serving.sort(key=lambda pool: pool.tenants is None)
+            serving.sort(key=lambda pool: (pool.tenants is None, pool.site != ""))
         self.pools, self._by_model = pools, by_model
         self._settle_members(members)
 
@@ -212,7 +218,8 @@ class Fleet:
     def pool_for(self, model: str, tenant: str) -> Pool | None:
         """The pool in which a tenant's requests for a model are served.
 
-        One that is reserved for it before everybody's; one that is reserved for others never.
+        One that is reserved for it before everybody's, one here before another site's; one that is reserved
+        for others never.
         """
         return next((pool for pool in self._by_model.get(model, ()) if pool.serves(tenant)), None)
 
@@ -284,9 +291,9 @@ class Fleet:
         if pool.adapters is None:
             endpoint.adapters = None
         elif endpoint.adapters is None:
-            endpoint.adapters = LoadedAdapters(pool.adapters)
+            endpoint.adapters = LoadedAdapters(pool.adapters, pool.adapter_counts)
         else:
-            endpoint.adapters.of = pool.adapters
+            endpoint.adapters.of, endpoint.adapters.counts = pool.adapters, pool.adapter_counts
         if not endpoint.kv_capacity_tokens:
             endpoint.kv_capacity_tokens = pool.kv_capacity_tokens
 

@@ -11,6 +11,17 @@ from collections.abc import Awaitable, Callable, Coroutine
 from extproc.core.scheduler import ROUND_NS, Scheduler
 
 Sleep = Callable[[float], Awaitable[object]]
+#: uvloop counts whole milliseconds from where its turn began, and so wakes up to that much too early: for
+#: nothing, since what is due is not due yet.
+TICK_S = 0.001
+
+
+async def _rest(seconds: float) -> None:
+    await asyncio.sleep(seconds + TICK_S if seconds else 0)
+
+
+def _unheard(_seconds: float) -> None:
+    """Nobody asks how late it woke."""
 
 
 class Schedule:
@@ -22,10 +33,12 @@ class Schedule:
         *,
         clock: Callable[[], int],
         failed: Callable[[Exception, str], None],
-        sleep: Sleep = asyncio.sleep,
+        sleep: Sleep = _rest,
     ) -> None:
         self._scheduler, self._clock, self._failed, self._sleep = scheduler, clock, failed, sleep
         scheduler.failed = failed
+        #: Hears by how many seconds each step came too late: the event loop's lag.
+        self.late: Callable[[float], None] = _unheard
         self._due_ns = 0
 
     async def steps(self, *rounds: tuple[str, Callable[[int], object]]) -> None:
@@ -44,6 +57,7 @@ class Schedule:
                     except Exception as error:  # noqa: BLE001 (without this task nothing would expire again)
                         self._failed(error, what)
             await self._sleep(max(0, wake_ns - self._clock()) / 1e9)
+            self.late((self._clock() - wake_ns) / 1e9)
 
     async def beside(self, *works: tuple[str, Callable[[], Coroutine[object, object, object]]]) -> None:
         """As often, until cancelled: what waits for threads or the disk, one after the other."""

@@ -14,6 +14,7 @@ from extproc.control.bootstrap import render_bootstrap, to_json
 from extproc.control.resources import Mode, load_assignment, pool_cluster, pool_clusters
 from extproc.core import contract
 from extproc.core.request import Dialect
+from extproc.core.routes import counts
 
 POOLS = """
 pools:
@@ -240,7 +241,7 @@ def test_every_reply_has_every_dialect() -> None:
 
 def test_lua_comes_with_the_package() -> None:
     """The text is package data, its names the contract's."""
-    source = filters.first_chunk().default_source_code
+    source = filters.first_chunk(counts()).default_source_code
     assert source is not None
     assert source.inline_string is not None
     assert contract.OBSERVED_NAMESPACE in source.inline_string

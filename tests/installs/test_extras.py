@@ -51,6 +51,7 @@ BEHIND = {
     "extproc.lab.scaling.traffic": "lab",
     "extproc.lab.scaling.weeks": "lab",
     "extproc.cache.redis.answers": "redis",
+    "extproc.cache.redis.looks": "redis",
     "extproc.cache.redis.scripts": "redis",
     "extproc.cache.redis.session": "redis",
     "extproc.observe.analytics.redis_store": "redis",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from random import Random
 
 import pytest
+import uvloop
 
 from extproc.core.decide import RoutingRequest
 from extproc.core.events import Observer
@@ -190,3 +192,49 @@ def test_what_waits_is_done_one_after_the_other_and_again_after_a_fault() -> Non
     with pytest.raises(OverError):
         asyncio.run(schedule.beside(("fault", first), ("none", second)))
     assert done == ["first", "fault", "second"] * 2
+
+
+def test_a_step_says_how_late_it_is() -> None:
+    """Whoever watches the event loop hears it of each step."""
+    scheduler, _ = scheduler_of()
+    clock = VirtualClock(scheduler, [], 3 * STEP_NS)
+
+    async def oversleeps(seconds: float) -> None:
+        await clock.sleep(seconds + 0.005)
+
+    def failed(error: Exception, _what: str) -> None:
+        raise error
+
+    schedule = Schedule(scheduler, clock=clock, failed=failed, sleep=oversleeps)
+    heard: list[float] = []
+    schedule.late = heard.append
+    with pytest.raises(OverError):
+        asyncio.run(schedule.steps())
+    assert heard == [pytest.approx(0.005)] * 2
+
+
+def test_no_step_comes_before_it_is_due() -> None:
+    """On the service's event loop, whose timers come up to a millisecond early: no wake is in vain."""
+    scheduler, _ = scheduler_of()
+    early: list[float] = []
+
+    def failed(error: Exception, _what: str) -> None:
+        raise error
+
+    async def ten() -> None:
+        schedule = Schedule(scheduler, clock=time.monotonic_ns, failed=failed)
+        done = asyncio.Event()
+
+        def late(seconds: float) -> None:
+            early.append(-seconds)
+            if len(early) == 10:
+                done.set()
+
+        schedule.late = late
+        stepping = asyncio.create_task(schedule.steps())
+        async with asyncio.timeout(30):
+            await done.wait()
+        stepping.cancel()
+
+    uvloop.run(ten())
+    assert max(early) <= 0.0

@@ -60,7 +60,7 @@ class AnswerScripts:
         self.bytes_key, self.answers_key = f"{root}:bytes", f"{root}:answers"
         self.purges_key = f"{root}:purges"
         self._prefix, self._counts = prefix, counts
-        named = ("keep", "find", "drop", "trim", "took", "purge")
+        named = ("keep", "find", "drop", "trim", "took", "purge", "since")
         self._scripts = {name: _read("common", name) for name in named} | {"report": _read("report")}
         self._texts = {each.sha: each.text for each in self._scripts.values()}
         self._keys: dict[str, tuple[str, ...]] = {}

@@ -149,7 +149,7 @@ class AnswerSession(RedisSession):
             arguments = each.arguments
             if each.script == "keep":
                 # How old its request is: what was purged since it began is not kept.
-                age_ms = max(0, math.ceil((now_ns - each.begun_ns) / 1e6))
+                age_ms = request_age_ms(each.begun_ns, now_ns)
                 arguments = (*arguments[:5], age_ms, *arguments[5:])
             commands.append(self._scripts.of(each.script, each.scope, *arguments))
         results = await self._pipelined(client, commands)
@@ -324,6 +324,11 @@ class AnswerSession(RedisSession):
         # An answer that waited is not worth waiting for; the next one of its kind is kept.
         if dropped := self.errands.forget():
             self._counts["dropped.away"] += dropped
+
+
+def request_age_ms(begun_ns: int, now_ns: int) -> int:
+    """How old a request is for Redis: a purge in its own millisecond counts as after it."""
+    return max(0, math.ceil((now_ns - begun_ns) / 1e6))
 
 
 def _by_origin(

@@ -58,6 +58,12 @@ class CompareJob(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
     alike: float
 
 
+class ReadyReply(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """The model is loaded: the first that a process says. It answers no job."""
+
+    job: int = 0
+
+
 class FoundEntry(msgspec.Struct, frozen=True, kw_only=True, tag="found"):
     """What was found: `entry` 0 where nothing passed. `wrong` is how likely its answer is another one."""
 
@@ -84,4 +90,4 @@ class CheckedEntry(msgspec.Struct, frozen=True, kw_only=True, tag="checked"):
 
 
 SemanticJob = FindJob | AddJob | DropJob | CompareJob
-SemanticReply = FoundEntry | CheckedEntry
+SemanticReply = FoundEntry | CheckedEntry | ReadyReply
