@@ -172,8 +172,6 @@ FREE_KINDS: Final = frozenset(row.kind for row in (*ROWS, *EXTRA_ROWS) if row.wo
 FORM_PATHS: Final = tuple(row.path for row in ROWS if row.body is BodyKind.FORM)
 #: Kinds that go where a response is held.
 HELD_KINDS: Final = frozenset({RouteKind.RESPONSES, RouteKind.RESPONSE})
-#: Kinds that the gateway answers.
-HERE_KINDS: Final = frozenset(row.kind for row in (*ROWS, *EXTRA_ROWS) if row.work is RouteWork.HERE)
 
 
 def find_route(method: str, path: str, extra: Routes = NO_ROUTES) -> Route | None:
