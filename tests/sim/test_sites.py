@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from random import Random
 
 import pytest
 
@@ -99,6 +100,19 @@ def test_the_way_is_paid_once() -> None:
     assert (sum(took[1]) - sum(took[0])) / 100 / MS == pytest.approx(200, abs=10)
 
 
+def test_the_link_takes_its_way_unless_it_is_cut() -> None:
+    """Half of the round trip in each direction and up to the jitter more; nothing is late without a cut."""
+    workload = made(0.4, requests=50)
+    whole = Link(SiteWay(ms=40), workload, Random(1))
+    for at_ns in range(0, 10 * S, S // 100):
+        passed_ns = whole.passes(at_ns)
+        assert passed_ns is not None
+        assert 20 * MS <= passed_ns - at_ns <= 24 * MS
+    cut = Link(SiteWay(ms=40, cut_s=5), workload, Random(1))
+    assert cut.passes(cut.cut_from_ns - 10 * MS) is None
+    assert cut.passes(cut.cut_from_ns + 5 * S) is not None
+
+
 def test_a_cut_loses_streams_alone() -> None:
     """What had begun to answer is broken off; what had not, and what comes meanwhile, is served here."""
     result = played("way=40:cut_s=8", 0.2, requests=200)
@@ -140,7 +154,7 @@ def _cut_of(result: Result, *, cut_s: float) -> int:
     """When the link was cut."""
     arrivals = tuple(row.arrival for row in result.served)
     workload = replace(made(0.4), arrivals=arrivals)
-    return Link(SiteWay(ms=40, cut_s=cut_s), workload, rng=None).cut_from_ns  # type: ignore[arg-type]
+    return Link(SiteWay(ms=40, cut_s=cut_s), workload, Random(1)).cut_from_ns
 
 
 @pytest.mark.parametrize("strategy", [ORACLE, "envoy-least-request", "round_robin"])

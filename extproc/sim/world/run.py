@@ -206,6 +206,6 @@ def _limits(group: Group, workload: Workload, setting: Setting) -> ReplicaLimits
     limits = group.limits(block_tokens=workload.block_tokens)
     if setting.adapters is None:
         return limits
-    return replace(
-        limits, adapter_places=setting.adapters.loaded_max, adapter_load_ms=setting.adapters.load_ms
-    )
+    of = setting.adapters
+    # Loaded by calls, it is there when its first request comes.
+    return replace(limits, adapter_places=of.loaded_max, adapter_load_ms=0.0 if of.by_call else of.load_ms)

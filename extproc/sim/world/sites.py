@@ -62,7 +62,7 @@ class Link:
     def passes(self, at_ns: int) -> int | None:
         """When what is sent at a time arrives; None for never."""
         way_ns = round(self.way.ms / 2 * (1.0 + self.way.jitter * self._rng.random()) * MS_NS)
-        if self.cut_from_ns - way_ns <= at_ns < self._cut_until_ns:
+        if self.way.cut_s and self.cut_from_ns - way_ns <= at_ns < self._cut_until_ns:
             return None if self.noticed else self._cut_until_ns + way_ns
         return at_ns + way_ns
 
