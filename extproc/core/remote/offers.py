@@ -59,12 +59,11 @@ def offer_there(
 ) -> SiteOffer | None:
     """What another site offers for a model that is called so there, as the pool that it is here; None where
     its fresh word has no such model."""
-    taught = offer_here(pool, work, tenant, queue, price=price, now_ns=now_ns)
-    ready = taught.ready and not link.away
     digest = link.fresh(now_ns=now_ns)
     if digest is None:
+        taught = offer_here(pool, work, tenant, queue, price=price, now_ns=now_ns)
         return SiteOffer(
-            ready=ready,
+            ready=taught.ready and not link.away,
             begins_ns=taught.begins_ns,
             first_ns=taught.first_ns,
             token_ns=taught.token_ns,
@@ -75,17 +74,18 @@ def offer_there(
     if word is None:
         return None
     # Nor does it leave before there is a place for it here: that site's gateway is sent so many at once.
-    begins_ns = _wait_ns(pool, _may(pool, tenant), work, queue, now_ns) + _begins_ns(word, link, work, now_ns)
+    may = _may(pool, tenant)
+    begins_ns = _wait_ns(pool, may, work, queue, now_ns) + _begins_ns(word, link, work, now_ns)
     first_ns = begins_ns + round(word.own_of(work.input_tokens) * _MS)
     told = word.cost(work.input_tokens, work.output_tokens)
     return SiteOffer(
-        ready=ready and word.ready > 0,
+        ready=bool(may) and not link.away and word.ready > 0,
         # It begins once it is there; its first token has the way back as well.
         begins_ns=begins_ns + link.way_ns // 2,
         first_ns=first_ns + link.way_ns,
         token_ns=round(word.token_ms * _MS),
         # What this site's file says of the pool counts; else what the other one says.
-        cost=taught.cost or told,
+        cost=price.of(work.input_tokens, work.output_tokens) or told,
         hot=word.hot,
     )
 
