@@ -75,7 +75,7 @@ def offer_there(
         return None
     # Nor does it leave before there is a place for it here: that site's gateway is sent so many at once.
     may = _may(pool, tenant)
-    begins_ns = _wait_ns(pool, may, work, queue, now_ns) + _begins_ns(word, link, work, now_ns)
+    begins_ns = _wait_ns(pool, may, work, queue, now_ns) + _begins_ns(word, link, pool, work, now_ns)
     first_ns = begins_ns + round(word.own_of(work.input_tokens) * _MS)
     told = word.cost(work.input_tokens, work.output_tokens)
     return SiteOffer(
@@ -90,12 +90,14 @@ def offer_there(
     )
 
 
-def _begins_ns(word: PoolWord, link: SiteLink, work: Work, now_ns: int) -> int:
+def _begins_ns(word: PoolWord, link: SiteLink, pool: Pool, work: Work, now_ns: int) -> int:
     """When a request would begin there: after those that waited, with those that went there since, and less
     the time that has passed. Else all of a second's requests would find the same free replica."""
     sequences, prefill_ms, passed_ms = link.since(now_ns=now_ns)
     queue_ms = max(0.0, word.begins_ms + prefill_ms / max(1, word.ready) - passed_ms)
-    missing = sequences + work.sequences - word.room
+    # What went there since and has ended takes no place any more.
+    there = min(sequences, sum(each.permits for each in pool.endpoints))
+    missing = there + work.sequences - word.room
     if missing > 0:
         # Who waits is told of in `begins`; with nobody waiting it takes the next places that are free.
         turns_ms = missing * word.turn_ms or UNKNOWN_WAIT_NS / _MS
