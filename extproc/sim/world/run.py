@@ -194,7 +194,6 @@ def set_up(
         world.happens(int(setting.cold_s * 1e9), lambda: scheduler.fleet.set_members({POOL: members}))
     if oracle:
         enlighten(
-            scheduler.fleet,
             scheduler.fleet.pools[POOL],
             replicas,
             asked=lambda: world.asked_output,
