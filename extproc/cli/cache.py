@@ -194,9 +194,8 @@ def explained(found: Mapping[str, Any]) -> list[str]:
     lines = [head + (f"cached {found['why']}" if found["why"] else "cached")]
     lines.append(f"  key {found['key']}, of {found['scope']}")
     if words := found.get("words"):
-        lines.append(
-            f"  in other words: {words['why'] or 'compared'}; {words['questions']} kept questions like it"
-        )
+        like = f"compared, with {words['questions']} kept questions that differ in the words alone"
+        lines.append(f"  in other words: {words['why'] or like}")
     kept = found["kept"]
     if kept is None:
         lines.append("  no answer is kept")
