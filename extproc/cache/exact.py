@@ -15,7 +15,7 @@ import msgspec
 
 from extproc.cache.counts import CacheCounts
 from extproc.cache.flights import Flights
-from extproc.cache.purging import AnswerOrigin, PurgeOrder
+from extproc.cache.purging import AnswerOrigin, PurgeOrder, both
 from extproc.cache.purging import wanted as meant
 from extproc.cache.semantic.questions import SemanticCache
 from extproc.cache.store import Absent, AnswerStore, KeptAnswer, packed
@@ -346,7 +346,7 @@ class ResponseCache:
         )
         self._fresh = answer
         if self.semantic is not None and wanted.asked is not None:
-            self.semantic.filled(wanted, answer, body)
+            self.semantic.filled(wanted, answer, body, begun_ns=awaited.begun_ns)
         return self.store.put(
             wanted.scope,
             wanted.key,
@@ -395,11 +395,16 @@ class ResponseCache:
 
         Answers that are on their way are not kept then either: they were asked for before.
         """
-        self.forget(orders)
-        return self.store.purge(orders)
+        words = self.forget(orders)
+        purged = self.store.purge(orders)
+        return purged if words is None else both(purged, words)
 
-    def forget(self, orders: Sequence[PurgeOrder]) -> None:
-        """What is meant and on its way is not awaited any more, and nobody waits for it."""
+    def forget(self, orders: Sequence[PurgeOrder], *, elsewhere: bool = False) -> Awaitable[int] | None:
+        """What is meant and on its way is not awaited any more, and nobody waits for it.
+
+        Nor is it known in other words: that this is so for all, where there is a store of those. `elsewhere`:
+        the orders are another service's.
+        """
         coming = [
             (reservation_id, each.wanted.question)
             for reservation_id, each in {**self._unsure, **self._awaited}.items()
@@ -414,8 +419,7 @@ class ResponseCache:
             self._unsure.pop(reservation_id, None)
             self.gone(reservation_id)
             self.flights.ends(question, reservation_id, answered=False)
-        if self.semantic is not None:
-            self.semantic.purge(orders)
+        return None if self.semantic is None else self.semantic.purge(orders, elsewhere=elsewhere)
 
     @property
     def awaited(self) -> int:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from extproc.config.section import Section
 from extproc.config.types import ModelName
+from extproc.core.adapter_calls import TOGETHER_MAX
 
 #: Where an adapter's name stands in a path.
 NAME_PLACE = "{name}"
@@ -25,7 +26,7 @@ class AdapterLoading(Section):
     """The same by adapter, for those that are elsewhere."""
     timeout_s: float = Field(default=60.0, ge=1.0, le=3_600.0)
     """How long one call may take."""
-    together_max: int = Field(default=4, ge=1, le=256)
+    together_max: int = Field(default=TOGETHER_MAX, ge=1, le=256)
     """Calls at once in the pool; at one replica there is one at most."""
 
 

@@ -2,19 +2,30 @@
 
 Owns the choice; the calls are made by the service (service/adapters.py). Pure.
 
-An adapter that nobody has is loaded at once where a place is free or a cold one can go. A copy elsewhere is
-loaded when requests have waited for those that have it as long as its load takes (to rent until that has cost
-as much as to buy: at most twice what who knows the future would pay). A load that drops one which was used a
-moment ago costs twice, so that adapters do not chase each other. None with a request is dropped.
+An adapter that nobody has is loaded at once where a place is free, or a cold one can go, or one that another
+replica has too. A copy elsewhere is loaded when requests have waited for those that have it as long as its
+load takes (to rent until that has cost as much as to buy: at most twice what who knows the future would pay).
+To drop one that was used a moment ago costs twice, and the last copy of such a one goes for an adapter that
+nobody has alone: so adapters do not chase each other. None with a request is dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Final, NamedTuple
 
+from extproc.core.adapters import LoadedAdapters
+from extproc.core.decide import RoutingRequest
 from extproc.core.endpoint import Endpoint
 from extproc.core.forecast import start_ms
+from extproc.core.load import MS_NS
+
+#: How often it is seen who waits, and how many calls a pool has at once where its file does not say.
+TURN_NS: Final = 50_000_000
+TOGETHER_MAX: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +45,27 @@ class WantedAdapter:
     allows: Callable[[Endpoint], bool]
 
 
+def first_waiting(
+    waiting: Iterable[RoutingRequest], names: Mapping[str, Collection[str]]
+) -> dict[str, dict[str, RoutingRequest]]:
+    """By pool and adapter, of these `names`: the first request that waits for it."""
+    first: dict[str, dict[str, RoutingRequest]] = {name: {} for name in names}
+    for routing in waiting:
+        if routing.model in names.get(routing.pool, ()):
+            known = first[routing.pool].setdefault(routing.model, routing)
+            if routing.arrived_ns < known.arrived_ns:
+                first[routing.pool][routing.model] = routing
+    return first
+
+
+def wanted(first: Mapping[str, RoutingRequest], *, now_ns: int) -> dict[str, WantedAdapter]:
+    """What the first of those that wait for each adapter ask for."""
+    return {
+        name: WantedAdapter((now_ns - each.arrived_ns) / MS_NS, each.needs(each.permits).allows)
+        for name, each in first.items()
+    }
+
+
 def adapter_calls(
     endpoints: Sequence[Endpoint],
     wanted: Mapping[str, WantedAdapter],
@@ -51,55 +83,71 @@ def adapter_calls(
     is dropped: their requests are not known here.
     """
     taken, found = set(busy), []
+    copies = Counter(name for each in endpoints if each.ready for name in _loaded(each))
     for name, want in sorted(wanted.items(), key=lambda item: -item[1].waited_ms):
         if name in coming:
             continue
         may = [each for each in endpoints if each.ready and each.adapters is not None and want.allows(each)]
-        call = _one(may, name, want.waited_ms, taken=taken, rests=rests, now_ns=now_ns, alone=alone)
-        if call is not None:
-            taken.add(call.address)
-            found.append(call)
+        open_to = [each for each in may if each.address not in taken and not rests(each.address, name)]
+        having = [each for each in may if name in _loaded(each)]
+        makes = partial(_made, copies=copies, again=bool(having), now_ns=now_ns, alone=alone)
+        best = _best([each for each in open_to if each not in having and not _full(each)], makes)
+        if best is None:
+            continue
+        endpoint, place = best
+        home_ms = min((start_ms(each) for each in having if not _full(each)), default=None)
+        if home_ms is not None and home_ms <= start_ms(endpoint) + place.cost_ms:
+            continue
+        if want.waited_ms < place.cost_ms - (0.0 if having else place.load_ms):
+            continue
+        taken.add(endpoint.address)
+        copies[place.drops] -= 1
+        found.append(AdapterCall(endpoint.address, name, place.drops))
     return found
 
 
-def _one(
-    may: Sequence[Endpoint],
-    name: str,
-    waited_ms: float,
-    *,
-    taken: Collection[str],
-    rests: Callable[[str, str], bool],
-    now_ns: int,
-    alone: bool,
-) -> AdapterCall | None:
-    best: tuple[float, int, str] | None = None
-    costs: dict[str, float] = {}
-    having = []
+class MadePlace(NamedTuple):
+    """A place for an adapter: what it costs with the load, the load alone, who is dropped ("": nobody)."""
+
+    cost_ms: float
+    load_ms: float
+    drops: str = ""
+
+
+def _best(
+    may: Sequence[Endpoint], makes: Callable[[LoadedAdapters], MadePlace | None]
+) -> tuple[Endpoint, MadePlace] | None:
+    """Where a request could begin the soonest, and the place there."""
+    best: tuple[tuple[float, int, str], Endpoint, MadePlace] | None = None
     for each in may:
-        adapters = each.adapters
-        assert adapters is not None, each
-        if name in adapters:
-            having.append(each)
-            continue
-        if each.address in taken or _full(each) or rests(each.address, name):
-            continue
-        cost = adapters.load_cost_ms(now_ns=now_ns, alone=alone)
-        if cost is not None:
-            costs[each.address] = cost
-            place = (start_ms(each) + cost, len(adapters), each.address)
-            best = place if best is None else min(best, place)
-    if best is None:
-        return None
-    soonest_ms, _, address = best
-    open_starts = [start_ms(each) for each in having if not _full(each)]
-    if open_starts and min(open_starts) <= soonest_ms:
-        return None
-    chosen = next(each for each in may if each.address == address).adapters
-    assert chosen is not None
-    if waited_ms < costs[address] - (0.0 if having else chosen.of.load_ms):
-        return None
-    room = len(chosen) < chosen.of.loaded_max
-    return AdapterCall(address, name, "" if room else chosen.victim(now_ns=now_ns, alone=alone) or "")
+        place = makes(each.adapters) if each.adapters is not None else None
+        if place is not None:
+            rank = (start_ms(each) + place.cost_ms, len(_loaded(each)), each.address)
+            if best is None or rank < best[0]:
+                best = rank, each, place
+    return best and best[1:]
+
+
+def _made(
+    adapters: LoadedAdapters, *, copies: Mapping[str, int], again: bool, now_ns: int, alone: bool
+) -> MadePlace | None:
+    """A place on a replica; `again`: for a copy of one that others have."""
+    load_ms = adapters.of.load_ms
+    if len(adapters) < adapters.of.loaded_max:
+        return MadePlace(load_ms, load_ms)
+    warm = 2 * load_ms
+    last = ""
+    for name in adapters.droppable(now_ns=now_ns, alone=alone):
+        if not adapters.warm(name, now_ns=now_ns):
+            return MadePlace(load_ms, load_ms, name)
+        if copies[name] > 1:
+            return MadePlace(warm if again else load_ms, load_ms, name)
+        last = last or name
+    return MadePlace(warm, load_ms, last) if last and not again else None
+
+
+def _loaded(endpoint: Endpoint) -> Sequence[str]:
+    return endpoint.adapters.names if endpoint.adapters is not None else ()
 
 
 def _full(endpoint: Endpoint) -> bool:

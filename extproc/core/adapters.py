@@ -9,7 +9,7 @@ only of those at work, the rest is reckoned here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 #: One that was used within this time will be asked for again: dropping it costs a load as well.
@@ -129,27 +129,27 @@ class LoadedAdapters:
             return 0.0
         return None if self.of.by_call else self.load_cost_ms(now_ns=now_ns)
 
-    def load_cost_ms(self, *, now_ns: int, alone: bool = True) -> float | None:
-        """What a load of another costs; None where no place can be made. `alone` as for `victim`."""
+    def load_cost_ms(self, *, now_ns: int) -> float | None:
+        """What it costs that the engine loads another; None where no place can be made."""
         load_ms = self.of.load_ms
         if len(self._used) < self.of.loaded_max:
             return load_ms
-        victim = self.victim(now_ns=now_ns, alone=alone)
-        if victim is None:
-            return None
-        return load_ms if now_ns - self._used[victim] > WARM_NS else 2 * load_ms
+        victim = next(self.droppable(now_ns=now_ns), None)
+        return None if victim is None else 2 * load_ms if self.warm(victim, now_ns=now_ns) else load_ms
 
-    def victim(self, *, now_ns: int, alone: bool = True) -> str | None:
-        """The one to drop for another: the least recently used without a request. None where all have some.
+    def warm(self, name: str, *, now_ns: int) -> bool:
+        """Whether one that is loaded was used a moment ago."""
+        return now_ns - self._used[name] <= WARM_NS
 
-        Beside other services (not `alone`) it must be cold as well, and without requests by its agent's word.
+    def droppable(self, *, now_ns: int, alone: bool = True) -> Iterator[str]:
+        """Those without a request, the least recently used first.
+
+        Beside other services (not `alone`) they are cold as well, and without requests by their agent's word.
         """
-        for name, used_ns in self._used.items():
-            if self._running[name] or (self.of.by_call and name in self._at_work):
-                continue
-            if alone or now_ns - used_ns > WARM_NS:
-                return name
-        return None
+        for name in self._used:
+            idle = not self._running[name] and not (self.of.by_call and name in self._at_work)
+            if idle and (alone or not self.warm(name, now_ns=now_ns)):
+                yield name
 
     # What calls to the engine lead to.
 

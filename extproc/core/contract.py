@@ -157,6 +157,8 @@ PEER_ADDRESS_HEADER = "x-steersman-peer-address"
 
 #: The decision says of an answer that it comes whole: Envoy does not try it again for being slow.
 WHOLE_HEADER = "x-steersman-whole"
+#: And of a request that it cannot be sent again: a form of which the head alone was looked at.
+ONCE_HEADER = "x-steersman-once"
 #: Set by a decision of ours: what stands before the path at this pool's replicas. Its cluster takes it away.
 PATH_PREFIX_HEADER = "x-steersman-path-prefix"
 
@@ -175,6 +177,7 @@ STRIPPED_HEADERS = (
     PEER_DNS_HEADER,
     PEER_ADDRESS_HEADER,
     WHOLE_HEADER,
+    ONCE_HEADER,
     PATH_PREFIX_HEADER,
     TRIED_HEADER,
     "x-envoy-retry-on",

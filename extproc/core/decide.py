@@ -198,7 +198,7 @@ def resolve(
         choice=choice,
         only=request.only,
         route=request.kind.value,
-        tries=spec.retries + 1,
+        tries=1 if request.once else spec.retries + 1,
         spill=spill,
         question=request.question,
         site=request.site,

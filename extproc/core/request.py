@@ -122,6 +122,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     #: Where more than one limit is named, or one that is not every engine's (`limited`).
     limits: TokenLimits | None = None
     usage: UsageAsked = UsageAsked.NO_STREAM
+    #: It cannot be sent a second time.
+    once: bool = False
     #: The response before it, which one replica holds.
     follows: str | None = None
     ttft_ms: int = 0

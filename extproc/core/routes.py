@@ -209,8 +209,6 @@ FORM_PATHS: Final = tuple(row.path for row in ROWS if row.body is BodyKind.FORM)
 HELD_KINDS: Final = frozenset({RouteKind.RESPONSES, RouteKind.RESPONSE})
 #: Kinds of which nothing is known, not even the model, where reading failed.
 UNKNOWN_UNREAD: Final = HELD_KINDS | {RouteKind.OTHER, RouteKind.OTHER_FREE}
-#: Kinds that the gateway answers.
-HERE_KINDS: Final = frozenset(row.kind for row in (*ROWS, *EXTRA_ROWS) if row.work is RouteWork.HERE)
 
 
 def find_route(method: str, path: str, extra: Routes = NO_ROUTES) -> Route | None:

@@ -158,7 +158,7 @@ class Scheduler:
             self.turned_away(tenant.name, routing, now_ns=now_ns)
             return routing
         if routing.tier is not None:
-            self.sites.went(routing.tier)
+            self.sites.went(routing.tier, now_ns=now_ns)
         if routing.spill is not None:
             self.spills.enter(routing)
         # Who sends it on has reserved its tenant's quota, and charges it.

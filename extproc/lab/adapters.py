@@ -3,7 +3,8 @@
 Owns the traffic (conversations, each with an adapter by Zipf's law) and the table. Placements differ in what
 they know: `round robin` and `least request` spread every adapter everywhere, `sticky home` sends an adapter
 where it went first for ever, `steer, blind` is ours without `adapters`, `steer` is ours with vLLM's reports
-of today (adapters at work), `steer, told` with those to come (adapters loaded).
+of today (adapters at work), `steer, told` with those to come (adapters loaded), `steer, by calls` loads them
+itself.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from extproc.sim.capacity import capacity
 from extproc.sim.lora_replica import LoraReplica
 from extproc.sim.served import met, ttft_ms
 from extproc.sim.world import parse_fleet
+from extproc.sim.world.calling import CallingWorld
 from extproc.sim.world.run import Setting, set_up
 from extproc.sim.world.world import World
 
@@ -57,6 +59,8 @@ class AdapterPlacement:
     told: bool = False
     #: The adapter is the session that a sticky strategy keeps.
     sticky: bool = False
+    #: The gateway loads and unloads by calls (`pools[].adapters.load`).
+    by_call: bool = False
 
 
 PLACEMENTS: Final = (
@@ -66,6 +70,7 @@ PLACEMENTS: Final = (
     AdapterPlacement("steer, blind", "steer"),
     AdapterPlacement("steer", "steer", known=True),
     AdapterPlacement("steer, told", "steer", known=True, told=True),
+    AdapterPlacement("steer, by calls", "steer", known=True, by_call=True),
 )
 
 
@@ -117,21 +122,34 @@ def played(case: AdapterCase, placement: AdapterPlacement, seed: int) -> Adapter
         adapters_told=placement.told,
     )
     fleet = parse_fleet(case.fleet).scaled(case.replicas)
-    world = set_up(World, workload, fleet, setting)
+    kind: type[World] = CallingWorld if placement.by_call else World
+    world = set_up(kind, workload, fleet, setting)
     served = world.run()
-    places = [each.adapters for each in world.replicas.values() if isinstance(each, LoraReplica)]
+    loads, drops = _by_call(world) if placement.by_call else _by_engines(world)
     firsts = sorted(ttft_ms(each) for each in served if each.first_ns >= 0) or [0.0]
     count = len(served)
     return AdapterRow(
         placement.name,
         count,
-        sum(each.loads for each in places),
-        sum(each.drops for each in places),
+        loads,
+        drops,
         quantile(firsts, 0.5),
         quantile(firsts, 0.99),
         sum(met(each, setting.slo) for each in served) / count,
         sum(each.outcome != "ok" for each in served) / count,
     )
+
+
+def _by_engines(world: World) -> tuple[int, int]:
+    """Loads and drops as the engines made them."""
+    places = [each.adapters for each in world.replicas.values() if isinstance(each, LoraReplica)]
+    return sum(each.loads for each in places), sum(each.drops for each in places)
+
+
+def _by_call(world: World) -> tuple[int, int]:
+    """The same as the gateway called for them."""
+    counts = [pool.adapter_counts for pool in world.scheduler.fleet.pools.values()]
+    return sum(each.loads.total() for each in counts), sum(each.drops.total() for each in counts)
 
 
 def mean(rows: Sequence[AdapterRow]) -> AdapterRow:

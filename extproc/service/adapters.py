@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from extproc import engines
 from extproc.config.adapters import AdapterLoading, path_of
 from extproc.config.model import Config
-from extproc.core.adapter_calls import AdapterCall, WantedAdapter, adapter_calls
+from extproc.core.adapter_calls import TURN_NS, AdapterCall, adapter_calls, first_waiting, wanted
 from extproc.core.decide import RoutingRequest
 from extproc.core.endpoint import Endpoint
 from extproc.core.errors import wanted_room
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: How often it is seen who waits.
-TURN_S: Final = 0.05
 #: How often a replica is asked what it serves, and its patience for that.
 LOOK_S: Final = 10.0
 LOOK_TIMEOUT_S: Final = 2.0
@@ -53,7 +51,6 @@ PAUSE_S, PAUSE_S_MAX = 1.0, 60.0
 FAILED_MAX: Final = 1_000
 #: A request that could not wait stands for demand so long.
 REFUSED_NS: Final = 2_000_000_000
-MS_NS: Final = 1_000_000
 NOT_FOUND: Final = 404
 
 
@@ -188,7 +185,7 @@ class AdaptersPart(Part, Observer):
 
     async def _follow(self) -> None:
         while True:
-            await asyncio.sleep(TURN_S)
+            await asyncio.sleep(TURN_NS / 1e9)
             try:
                 self.turn(now_ns=self._clock())
             except Exception as error:  # noqa: BLE001 (the next turn is another chance)
@@ -215,13 +212,8 @@ class AdaptersPart(Part, Observer):
             for name in self._settings
             if (pool := self._scheduler.fleet.pools.get(name)) is not None and pool.adapters is not None
         }
-        first: dict[str, dict[str, RoutingRequest]] = {name: {} for name in names}
-        for held in self._scheduler.dispatcher.waiting.values():
-            routing: RoutingRequest = held.payload[0]
-            if routing.model in names.get(routing.pool, ()):
-                known = first[routing.pool].setdefault(routing.model, routing)
-                if routing.arrived_ns < known.arrived_ns:
-                    first[routing.pool][routing.model] = routing
+        waiting = (held.payload[0] for held in self._scheduler.dispatcher.waiting.values())
+        first = first_waiting(waiting, names)
         for (pool_name, model), (last_ns, routing) in list(self._refused.items()):
             if now_ns - last_ns > REFUSED_NS:
                 del self._refused[pool_name, model]
@@ -247,10 +239,7 @@ class AdaptersPart(Part, Observer):
             return
         calls = adapter_calls(
             pool.endpoints,
-            {
-                name: WantedAdapter((now_ns - each.arrived_ns) / MS_NS, each.needs(each.permits).allows)
-                for name, each in first.items()
-            },
+            wanted(first, now_ns=now_ns),
             busy=self._busy.keys() | {each.address for each in pool.endpoints if not _seen(each)},
             coming={name for of, name in self._coming.values() if of == pool.name},
             rests=lambda address, name: self._resting(pool.name, address, name, now_ns),

@@ -118,7 +118,7 @@ class App:
         self.measuring.firing = self.alerting.firing
         self.caching = CachePart(config, self.processor, tenants=tenants, clock=clock)
         cache_orders = CacheOrders(self.caching, self.processor, tenants=tenants, clock=clock)
-        self.semantic = SemanticPart(config, self.caching, clock=clock)
+        self.semantic = SemanticPart(config, self.caching, instance=scheduler.instance, clock=clock)
         self.caching.semantic = self.semantic.status
         self.measuring.caching = lambda: self.caching.seen()._replace(semantic=self.semantic.seen())
         self.counting = TokensPart(config, scheduler.fleet, way=self.requests.upstreams.way)

@@ -30,6 +30,7 @@ from extproc.core.contract import (
     LB_ENDPOINTS_KEY,
     LB_NAMESPACE,
     MODEL_HEADER,
+    ONCE_HEADER,
     PATH_PREFIX_HEADER,
     POOL_KEY,
     REASON_KEY,
@@ -105,9 +106,10 @@ class Headers(msgspec.Struct, frozen=True):
 
 
 class Body(msgspec.Struct, frozen=True):
-    """The request's whole body (BUFFERED mode delivers it in one message)."""
+    """The request's whole body (BUFFERED mode delivers it in one message), or a form's head."""
 
     data: bytes
+    whole: bool = True
     kind: ClassVar = "request_body"
 
 
@@ -138,7 +140,7 @@ def read(
     message = pb.ProcessingRequest.FromString(data)
     kind = message.WhichOneof("request")
     if kind == "request_body":
-        return Body(message.request_body.body)
+        return Body(message.request_body.body, message.request_body.end_of_stream)
     if kind != "request_headers":
         return Other(kind or "")
     return read_headers(message, claim=claim, proxy=proxy, trusted=named)
@@ -164,7 +166,7 @@ def _large_body(data: bytes) -> Body | None:
     others = pb.ProcessingRequest.FromString(data[outer_end:])
     if rest.body or others.WhichOneof("request") is not None:
         return None
-    return Body(data[start:end])
+    return Body(data[start:end], rest.end_of_stream)
 
 
 def read_headers(
@@ -319,6 +321,8 @@ def _changes(phase: str, cluster: str, retries: int, stream: bool, path_prefix: 
     set_header(mutation, RETRIES_HEADER, str(retries))
     if not stream:
         set_header(mutation, WHOLE_HEADER, "1")
+    if phase == FORM_HEAD and not retries:
+        set_header(mutation, ONCE_HEADER, "1")
     if path_prefix:
         set_header(mutation, PATH_PREFIX_HEADER, path_prefix)
     # The key opened our door; the engine has no use for it, and its logs no right to it. The engine's own is

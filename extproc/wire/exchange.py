@@ -94,11 +94,11 @@ class Exchange:
 
     def receive(self, data: bytes) -> Reply:
         """Answer one message. Raises only on bytes that are no ProcessingRequest."""
-        processor = self._processor
-        directory, named = processor.directory, processor.model_headers
+        directory, named = self._processor.directory, self._processor.model_headers
         message = codec.read(data, claim=directory.claim, proxy=directory.proxy, named=named)
         try:
             if isinstance(message, codec.Body) and self._state is BODY:
+                self._asked.whole = message.whole
                 return self._on_body(message.data)
             if isinstance(message, codec.Headers) and self._state is HEADERS:
                 return self._on_headers(message)

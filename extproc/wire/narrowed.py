@@ -23,7 +23,8 @@ def of_form(processor: Processor, asked: Asked, request: Request) -> Request | R
     """A form's request, by the size that its sender declared; nobody can write another name into it."""
     if request.model in processor.scheduler.settings.families:
         return no_family("a form")
-    return replace(request, prompt_tokens=sound_tokens(asked.length))
+    # Where its head alone is here there is no other try (control/routes.py).
+    return replace(request, prompt_tokens=sound_tokens(asked.length), once=not asked.whole)
 
 
 def no_family(what: str) -> Reject:

@@ -50,6 +50,8 @@ class Asked:
     streams: bool = False
     #: What a form says that its size is, of which its head alone comes here.
     length: int = 0
+    #: All of its body came here.
+    whole: bool = True
     #: What it asks of the cache; None where it says nothing that we know.
     cache: CacheDirective | None = None
     #: The site that sent it on, and how many gateways have.

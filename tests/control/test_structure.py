@@ -317,8 +317,12 @@ def test_what_envoy_does_without_the_service() -> None:
     away = [name for name in served if name.startswith("away.") and not name.endswith(".form")]
     assert all(served.pop(f"{name}.form") == served[name] for name in away), "forms go as all else does"
     assert served == {
+        "decided.batch.once.whole": None,
+        "decided.batch.once": None,
         "decided.batch.whole": None,
         "decided.batch": None,
+        "decided.once.whole": None,
+        "decided.once": None,
         "decided.whole": None,
         "decided": None,
         "away.a.proxy": "away.chat/premium",
@@ -326,6 +330,8 @@ def test_what_envoy_does_without_the_service() -> None:
         "away.a.dns": "away.chat/premium",
         "away.a.jwt": "away.chat/premium",
     }
+    once = [each for each in table if ".once" in each["name"] or each["name"].endswith(".form")]
+    assert not any("retry_policy" in each["route"] for each in once if "route" in each)
     batch = next(each for each in table if each["name"] == "decided.batch")
     assert batch["route"]["retry_policy"]["num_retries"] == 0
     assert table[-1]["direct_response"]["status"] == 503

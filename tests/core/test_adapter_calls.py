@@ -93,6 +93,29 @@ def test_a_copy_is_loaded_when_its_home_is_full_for_as_long_as_a_load_takes() ->
     assert called([home, other], law=10_000.0) == [], "a copy where there is no room helps nobody"
 
 
+def test_a_spare_copy_goes_at_once_and_the_last_one_stays() -> None:
+    """Of two replicas that have the same two, two others can take a place each: both of the first stay."""
+    one, two = replica(1, "chat", "code"), replica(2, "chat", "code")
+    calls = called([one, two], law=1.0, med=0.0)
+    assert calls == [AdapterCall(one.address, "law", "chat"), AdapterCall(two.address, "med", "code")]
+
+
+def test_no_copy_takes_the_last_place_of_another() -> None:
+    """However long its requests wait; once that one is cold, it goes."""
+    home, other = replica(1, "law", "med", permits=1), replica(2, "chat", "code")
+    home.permits = 1
+    assert called([home, other], law=1e6) == []
+    assert called([home, other], now_ns=WARM_NS + 1, law=500.0) == [AdapterCall(other.address, "law", "chat")]
+
+
+def test_a_copy_that_drops_a_warm_copy_waits_twice_as_long() -> None:
+    """Two hot adapters do not take each other's place in turn."""
+    home, other, third = replica(1, "law", permits=1), replica(2, "chat", "code"), replica(3, "chat", "code")
+    home.permits, third.permits = 1, 8
+    assert called([home, other, third], law=999.0) == []
+    assert called([home, other, third], law=1_000.0) == [AdapterCall(other.address, "law", "chat")]
+
+
 def test_one_load_of_an_adapter_and_one_call_at_a_replica_at_once() -> None:
     """Who has waited longest goes first; what is being loaded is waited for."""
     one, two = replica(1), replica(2)

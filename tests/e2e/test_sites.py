@@ -255,8 +255,8 @@ def test_keys_change_without_a_stop(sites: TwoSites) -> None:
     assert sites.key.id == "second"
 
 
-def test_it_is_explained(sites: TwoSites) -> None:
-    """What would be done with a request says where and why; the status says how the way is."""
+def test_the_way_is_measured(sites: TwoSites) -> None:
+    """The status says how the way is."""
     link = sites.link
     assert (link["site"], link["trouble"], link["away"]) == ("hub", "", False)
     assert link["round_trip_ms"] >= 10.0  # twice the way's 5 ms

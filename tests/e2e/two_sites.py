@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from gateway import KEYS, Gateway, tenants, wait_for
+from identity import Authority
 from one_model import Engine
 from otlp import Receiver
 from slow_way import SlowWay
+from tls_engine import TlsFronts
 
 from extproc.core.remote.signing import SiteKey, read_keys
 
@@ -87,8 +90,11 @@ class TwoSites:
 
 
 @contextlib.contextmanager
-def two_sites(*, delay_s: float = 0.005, mode: str = "ads", **sections: Any) -> Iterator[TwoSites]:
-    """Run them. `mode` and `sections` are the edge's, beside its own; `centre` holds those of the centre."""
+def two_sites(
+    *, delay_s: float = 0.005, mode: str = "ads", tls: bool = False, **sections: Any
+) -> Iterator[TwoSites]:
+    """Run them. With `tls` the way is one of TLS. `mode` and `sections` are the edge's, beside its own;
+    `centre` holds those of the centre."""
     of_centre = sections.pop("centre", {})
     folder = Path(tempfile.mkdtemp(prefix="steersman-sites-"))
     (folder / "clock").write_text("0")
@@ -121,7 +127,16 @@ def two_sites(*, delay_s: float = 0.005, mode: str = "ads", **sections: Any) -> 
                 **{"tenants": tenants(), **of_centre},
             )
             stack.enter_context(centre)
-            way = stack.enter_context(SlowWay(f"127.0.0.1:{centre.port}", delay_s=delay_s))
+            entrance, upstream = f"127.0.0.1:{centre.port}", {}
+            if tls:
+                authority = Authority(folder)
+                certificate, key = authority.issue("hub", "DNS:hub.test")
+                front = {"certificate": certificate, "key": key}
+                fronts = TlsFronts(folder, entrance, {"hub": front}, {})
+                entrance = stack.enter_context(fronts).address("hub")
+                trust = {"ca": str(authority.certificate), "server_name": "hub.test"}
+                upstream = {"upstream": {"tls": trust}}
+            way = stack.enter_context(SlowWay(entrance, delay_s=delay_s))
             edge = Gateway(
                 {
                     "near": {
@@ -135,6 +150,7 @@ def two_sites(*, delay_s: float = 0.005, mode: str = "ads", **sections: Any) -> 
                         "addresses": [way.address],
                         "engine": "vllm",
                         "strategy": "least_request",
+                        **upstream,
                         "remote": {"site": "hub"},
                     },
                 },
@@ -154,6 +170,4 @@ def two_sites(*, delay_s: float = 0.005, mode: str = "ads", **sections: Any) -> 
             del os.environ["STEERSMAN_TEST_CLOCK"]
         else:
             os.environ["STEERSMAN_TEST_CLOCK"] = before
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)

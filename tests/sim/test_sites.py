@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from random import Random
 
 import pytest
 
 from extproc.lab.report import SLO_8B, Figures, figures
 from extproc.lab.workload import Workload, poisson
 from extproc.sim.capacity import capacity
-from extproc.sim.world import FleetError, Result, Setting, parse_fleet, run
+from extproc.sim.world import ORACLE, FleetError, Result, Setting, parse_fleet, run
 from extproc.sim.world.fleets import describe
 from extproc.sim.world.sites import CENTRE_ADDRESS, Link, play_sites
 from extproc.sim.world.way import SiteWay
@@ -99,6 +100,19 @@ def test_the_way_is_paid_once() -> None:
     assert (sum(took[1]) - sum(took[0])) / 100 / MS == pytest.approx(200, abs=10)
 
 
+def test_the_link_takes_its_way_unless_it_is_cut() -> None:
+    """Half of the round trip in each direction and up to the jitter more; nothing is late without a cut."""
+    workload = made(0.4, requests=50)
+    whole = Link(SiteWay(ms=40), workload, Random(1))
+    for at_ns in range(0, 10 * S, S // 100):
+        passed_ns = whole.passes(at_ns)
+        assert passed_ns is not None
+        assert 20 * MS <= passed_ns - at_ns <= 24 * MS
+    cut = Link(SiteWay(ms=40, cut_s=5), workload, Random(1))
+    assert cut.passes(cut.cut_from_ns - 10 * MS) is None
+    assert cut.passes(cut.cut_from_ns + 5 * S) is not None
+
+
 def test_a_cut_loses_streams_alone() -> None:
     """What had begun to answer is broken off; what had not, and what comes meanwhile, is served here."""
     result = played("way=40:cut_s=8", 0.2, requests=200)
@@ -116,11 +130,11 @@ def test_a_cut_loses_streams_alone() -> None:
 
 
 def test_a_centre_alone_has_nobody_else_in_a_cut() -> None:
-    """The same cut without replicas here: what comes meanwhile fails."""
+    """The same cut without replicas here: what comes meanwhile fails, or is turned away."""
     result = played("way=40:cut_s=8", 0.4, near="")
     cut_ns = _cut_of(result, cut_s=8)
     meanwhile = [row for row in result.served if cut_ns < row.arrival.at_ns < cut_ns + 5 * S]
-    assert {row.outcome for row in meanwhile} == {"failed"}
+    assert {row.outcome for row in meanwhile} == {"failed", "shed"}
 
 
 def test_a_cut_that_nobody_notices_delays() -> None:
@@ -140,7 +154,16 @@ def _cut_of(result: Result, *, cut_s: float) -> int:
     """When the link was cut."""
     arrivals = tuple(row.arrival for row in result.served)
     workload = replace(made(0.4), arrivals=arrivals)
-    return Link(SiteWay(ms=40, cut_s=cut_s), workload, rng=None).cut_from_ns  # type: ignore[arg-type]
+    return Link(SiteWay(ms=40, cut_s=cut_s), workload, Random(1)).cut_from_ns
+
+
+@pytest.mark.parametrize("strategy", [ORACLE, "envoy-least-request", "round_robin"])
+def test_every_kind_of_strategy_is_played_on_both_sites(strategy: str) -> None:
+    """The oracle knows the replicas here and those there, a peer holds nothing at either."""
+    fleet = parse_fleet(f"{NEAR},way=40,{FAR}")
+    result = play_sites(made(0.5, requests=60), fleet, Setting(strategy=strategy))
+    assert {row.outcome for row in result.served} == {"ok"}
+    assert set(where(result)) == {"here", "there"}
 
 
 # -- the fleet's form ----------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from extproc.cache.purging import AnswerOrigin, PurgeOrder
 from extproc.cache.redis.errands import Errand, PurgeErrand
 from extproc.cache.redis.looks import AnswerLooks
 from extproc.cache.redis.scripts import AnswerScripts
-from extproc.cache.redis.session import AnswerSession, request_age_ms
+from extproc.cache.redis.session import AnswerSession
 from extproc.cache.sealed import AnswerSeal, PoisonedError
 from extproc.cache.store import ENTRY_BYTES, Absent, KeptAnswer, StoreFigures
 from extproc.state.redis_session import ASK_PAUSE_NS, poisonous
@@ -126,10 +126,10 @@ class RedisAnswers:
         self, scope: str, key: bytes, answer: KeptAnswer, begun_ns: int, tell: Callable[[bool], None]
     ) -> None:
         purged: Any = 0
-        age_ms = request_age_ms(begun_ns, self._clock())
+        began_ms = self.session.began_ms(begun_ns)
         whose = (answer.tenant, answer.model, answer.pool)
         try:
-            command = self._scripts.of("since", scope, key, age_ms, *whose)
+            command = self._scripts.of("since", scope, key, began_ms, *whose)
             purged = await self._looks.ask(command, budget_s=self.budget_s)
         except Exception:  # noqa: BLE001 (what cannot be asked is not known to be purged)
             self.counts["unconfirmed"] += 1

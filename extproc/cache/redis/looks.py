@@ -13,7 +13,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
-from extproc.cache.redis.scripts import AnswerScripts
+from extproc.cache.redis.scripts import ScriptBook
 from extproc.state.redis_client import OPERATION_TIMEOUT_S
 
 #: Looks under way, those that are late among them; above it nothing is looked up.
@@ -28,7 +28,7 @@ class AnswerLooks:
 
     def __init__(
         self,
-        scripts: AnswerScripts,
+        scripts: ScriptBook,
         *,
         asker: Callable[[], Redis],
         ended: Callable[[Exception | None], None],

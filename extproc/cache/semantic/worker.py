@@ -26,9 +26,11 @@ from extproc.cache.semantic.jobs import (
     CompareJob,
     DropJob,
     FindJob,
+    LearnJob,
     ReadyReply,
     SemanticJob,
     SemanticReply,
+    ToldJob,
 )
 from extproc.pipes import begun, ended, frame_of, framed, read_frame
 
@@ -73,8 +75,12 @@ def main(stdin: BinaryIO, stdout: BinaryIO, model: str, tokenizer: str) -> None:
             reply = index.check(job)
         elif isinstance(job, AddJob):
             index.add(job)
-        else:
+        elif isinstance(job, DropJob):
             index.drop(job)
+        elif isinstance(job, LearnJob):
+            index.learn(job)
+        else:
+            index.window(job)
         if reply is not None:
             _say(stdout, reply)
 
@@ -163,7 +169,7 @@ class EmbeddingWorker:
         self._pending[job.job] = PendingJob(heard, asyncio.get_running_loop().time())
         return True
 
-    def tell(self, job: AddJob | DropJob) -> bool:
+    def tell(self, job: ToldJob) -> bool:
         """Have something kept or forgotten. False where it cannot be done now."""
         return self._send(job)
 

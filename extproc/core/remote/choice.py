@@ -6,6 +6,7 @@ core/spill's; who may leave at all stands there as well.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -45,6 +46,8 @@ class SiteChoices:
     def __init__(self) -> None:
         self.links = SiteLinks()
         self._leanings = Leanings()
+        #: Requests by the reason of their choice.
+        self.counts: Counter[str] = Counter()
 
     def choose(
         self,
@@ -82,8 +85,14 @@ class SiteChoices:
         far = offer_there(
             link, there, called, work, tenant, offers.queue, price=offers.there_price, now_ns=now_ns
         )
-        return Tiered(name, asked, rule, place(asked, here, far, rule, smaller=smaller))
+        choice = place(asked, here, far, rule, smaller=smaller)
+        word = None if link.digest is None else link.digest.of(called)
+        prefill_ms = 0.0 if word is None else word.own_of(work.input_tokens)
+        return Tiered(name, there.name, work.sequences, prefill_ms, asked, rule, choice)
 
-    def went(self, tiered: Tiered) -> None:
+    def went(self, tiered: Tiered, *, now_ns: int) -> None:
         """A request was placed so."""
+        if tiered.choice.where == THERE and (link := self.links.by_pool.get(tiered.there)) is not None:
+            link.sent(tiered.sequences, tiered.prefill_ms, now_ns=now_ns)
+        self.counts[tiered.choice.reason] += 1
         self._leanings.went(tiered.home, tiered.asked, tiered.rule, tiered.choice)

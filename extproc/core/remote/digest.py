@@ -40,6 +40,7 @@ DIGEST: Final = "steersman-digest"
 class PoolWord(msgspec.Struct, frozen=True):
     """One pool's offer: `ready` replicas, requests that it has `room` for, when one would begin, its first
     token by the prompt's size (SIZES) and each further one (milliseconds), its price. `hot`: all throttled.
+    While there is no room one begins each `turn_ms`, 0 where too few have waited to know.
     """
 
     models: tuple[str, ...]
@@ -51,6 +52,7 @@ class PoolWord(msgspec.Struct, frozen=True):
     input_per_million: float = 0.0
     output_per_million: float = 0.0
     hot: bool = False
+    turn_ms: float = 0.0
 
     def first_of(self, prompt_tokens: int) -> float:
         """The first token of a prompt of so many tokens, in milliseconds: straight lines between SIZES."""
@@ -60,6 +62,10 @@ class PoolWord(msgspec.Struct, frozen=True):
         if prompt_tokens <= low:
             return at_low
         return at_low + (at_high - at_low) * (prompt_tokens - low) / (high - low)
+
+    def own_of(self, prompt_tokens: int) -> float:
+        """From a prompt's beginning to its first token, in milliseconds."""
+        return max(0.0, self.first_of(prompt_tokens) - self.begins_ms)
 
     def cost(self, input_tokens: int, output_tokens: int) -> float:
         """What so many tokens cost there."""
@@ -123,7 +129,7 @@ def read_digest(
 
 
 def _believable(word: PoolWord) -> bool:
-    times = (word.begins_ms, word.token_ms, *word.first_ms)
+    times = (word.begins_ms, word.token_ms, word.turn_ms, *word.first_ms)
     return (
         len(word.first_ms) == len(SIZES)
         and 0 < len(word.models) <= MODELS_MAX
@@ -140,8 +146,8 @@ def _word(pool: Pool, models: tuple[str, ...], queue: FairQueue, price: Price, n
     ready = [each for each in pool.endpoints if each.ready]
     waiting = queue.by_pool_count(pool.name)
     # Of a class that waits behind nobody: what it waits for is the queue as it is.
-    wait_s = queue.wait_s(pool.name, 0, now_ns=now_ns) if waiting else 0.0
-    wait_ms = 0.0 if wait_s is None else wait_s * 1e3
+    one_more_ms = 1e3 * (queue.wait_s(pool.name, 0, now_ns=now_ns) or 0.0)
+    wait_ms = one_more_ms if waiting else 0.0
     free = sum(max(0, each.max_concurrent - each.load_permits) for each in ready)
     firsts, tokens = _times(ready)
     begins = min((start_ms(each) for each in ready), default=0.0)
@@ -155,6 +161,7 @@ def _word(pool: Pool, models: tuple[str, ...], queue: FairQueue, price: Price, n
         input_per_million=price.input_per_million,
         output_per_million=price.output_per_million,
         hot=bool(ready) and all(hot(each) for each in ready),
+        turn_ms=_bounded(one_more_ms / (1 + waiting)),
     )
 
 

@@ -16,6 +16,8 @@ from extproc.core.remote.digest import Digest
 FRESH_NS: Final = 3_500_000_000
 #: Questions in a row that reached nobody.
 AWAY_AFTER: Final = 2
+#: Requests remembered that went there after the last question; at the bound the oldest is forgotten.
+SENT_MAX: Final = 4_096
 #: The way is the shortest of so many: what a busy site adds to an answer is not the way.
 WAYS_KEPT: Final = 8
 
@@ -23,7 +25,20 @@ WAYS_KEPT: Final = 8
 class SiteLink:
     """One other site, as one pool here."""
 
-    __slots__ = ("_asked_ns", "_ways", "answers", "digest", "lost", "offset_s", "refusals", "site", "trouble")
+    __slots__ = (
+        "_asked_ns",
+        "_sent",
+        "_sent_ms",
+        "_sent_sequences",
+        "_ways",
+        "answers",
+        "digest",
+        "lost",
+        "offset_s",
+        "refusals",
+        "site",
+        "trouble",
+    )
 
     def __init__(self, site: str) -> None:
         self.site = site
@@ -37,6 +52,9 @@ class SiteLink:
         self.answers = self.refusals = 0
         self._asked_ns = 0
         self._ways: deque[int] = deque(maxlen=WAYS_KEPT)
+        #: When a request went there, its sequences, and how long its prompt keeps a replica.
+        self._sent: deque[tuple[int, int, float]] = deque()
+        self._sent_sequences, self._sent_ms = 0, 0.0
 
     def heard(self, digest: Digest, *, asked_ns: int, way_ns: int, offset_s: float) -> None:
         """A word came; `way_ns` from the question on an open connection to its answer."""
@@ -44,6 +62,9 @@ class SiteLink:
         self._ways.append(max(0, way_ns))
         self.trouble, self.lost = "", 0
         self.answers += 1
+        # What went before the question was there before it.
+        while self._sent and self._sent[0][0] <= asked_ns:
+            self._forget()
 
     def refused(self, why: str) -> None:
         """Somebody answered, and not with a word that can be believed."""
@@ -54,6 +75,25 @@ class SiteLink:
         """Nobody was reached."""
         self.trouble = why
         self.lost += 1
+
+    def sent(self, sequences: int, prefill_ms: float, *, now_ns: int) -> None:
+        """A request goes there, which its next word will know of."""
+        self._sent.append((now_ns, sequences, prefill_ms))
+        self._sent_sequences += sequences
+        self._sent_ms += prefill_ms
+        if len(self._sent) > SENT_MAX:
+            self._forget()
+
+    def since(self, *, now_ns: int) -> tuple[int, float, float]:
+        """What its word does not know: sequences and milliseconds of prefill that went there after it was
+        asked, and the milliseconds that have passed. Both go the same way, so none of it need be known."""
+        return self._sent_sequences, self._sent_ms, max(0, now_ns - self._asked_ns) / 1e6
+
+    def _forget(self) -> None:
+        _, sequences, prefill_ms = self._sent.popleft()
+        self._sent_sequences -= sequences
+        # What rounding has left is nothing.
+        self._sent_ms = self._sent_ms - prefill_ms if self._sent else 0.0
 
     @property
     def away(self) -> bool:

@@ -13,7 +13,7 @@ from extproc.core.endpoint import Endpoint
 from extproc.core.fairqueue import FairQueue
 from extproc.core.fleet import Pool
 from extproc.core.forecast import forecasts, start_ms
-from extproc.core.remote.digest import hot
+from extproc.core.remote.digest import PoolWord, hot
 from extproc.core.remote.links import SiteLink
 from extproc.core.tenant import Tenant
 from extproc.core.tiers import SiteOffer
@@ -75,21 +75,32 @@ def offer_there(
     word = digest.of(model)
     if word is None:
         return None
-    begins_ns = round(word.begins_ms * _MS)
-    first_ns = round(word.first_of(work.input_tokens) * _MS)
-    if word.room < work.sequences:
-        # Who waits there is told of in `begins`; with nobody waiting nothing says how long it takes.
-        begins_ns, first_ns = max(begins_ns, UNKNOWN_WAIT_NS), max(first_ns, UNKNOWN_WAIT_NS)
+    begins_ns = _begins_ns(word, link, work, now_ns)
+    first_ns = begins_ns + round(word.own_of(work.input_tokens) * _MS)
     told = word.cost(work.input_tokens, work.output_tokens)
     return SiteOffer(
         ready=ready and word.ready > 0,
-        begins_ns=begins_ns + link.way_ns,
+        # It begins once it is there; its first token has the way back as well.
+        begins_ns=begins_ns + link.way_ns // 2,
         first_ns=first_ns + link.way_ns,
         token_ns=round(word.token_ms * _MS),
         # What this site's file says of the pool counts; else what the other one says.
         cost=taught.cost or told,
         hot=word.hot,
     )
+
+
+def _begins_ns(word: PoolWord, link: SiteLink, work: Work, now_ns: int) -> int:
+    """When a request would begin there: after those that waited, with those that went there since, and less
+    the time that has passed. Else all of a second's requests would find the same free replica."""
+    sequences, prefill_ms, passed_ms = link.since(now_ns=now_ns)
+    queue_ms = max(0.0, word.begins_ms + prefill_ms / max(1, word.ready) - passed_ms)
+    missing = sequences + work.sequences - word.room
+    if missing > 0:
+        # Who waits is told of in `begins`; with nobody waiting it takes the next places that are free.
+        turns_ms = missing * word.turn_ms or UNKNOWN_WAIT_NS / _MS
+        queue_ms = max(queue_ms, turns_ms - passed_ms)
+    return round(queue_ms * _MS)
 
 
 def _wait_ns(pool: Pool, may: list[Endpoint], work: Work, queue: FairQueue, now_ns: int) -> int:

@@ -384,6 +384,8 @@ _MAKE: Mapping[str, Make] = {
     "adapter_calls_total": _keyed(lambda snapshot: snapshot.adapter_calls),
     "spilled_total": _keyed(lambda snapshot: snapshot.spilled),
     "spill_spent": _spill_spent,
+    "site_up": _keyed(lambda snapshot: snapshot.site_up),
+    "site_round_trip_seconds": _keyed(lambda snapshot: snapshot.site_way_s),
     "cache_requests_total": _keyed(lambda snapshot: snapshot.cache.requests),
     "cache_fills_total": _plain(lambda snapshot: snapshot.cache.fills),
     "cache_answers": _cached(lambda cache: cache.answers),

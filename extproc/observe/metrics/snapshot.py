@@ -151,6 +151,9 @@ class MetricsSnapshot:
     #: Spilled requests by pool, other pool and why; what they cost in the last hour, by pool.
     spilled: dict[tuple[str, str, str], int] = field(default_factory=dict)
     spill_spent: dict[str, float] = field(default_factory=dict)
+    #: Other sites by the pool that they are: whether each answered, and the seconds there and back.
+    site_up: dict[tuple[str], int] = field(default_factory=dict)
+    site_way_s: dict[tuple[str], float] = field(default_factory=dict)
     #: LoRA adapters by pool and name: what became of them, and how many replicas have each; by pool, call and
     #: result: the calls that load them.
     adapter_events: Counter[tuple[str, str, str]] = field(default_factory=Counter)
@@ -183,6 +186,9 @@ async def take(
     found.scaling = scaling()
     found.cache = _labelled(cache(), counting)
     _spills(found, counting, scheduler, clock())
+    for name, link in scheduler.sites.links.by_pool.items():
+        label = (counting.pools.of(name),)
+        found.site_up[label], found.site_way_s[label] = int(not link.trouble), link.way_ns / 1e9
     _adapters(found, counting, scheduler)
     for (pool, call, result), count in adapter_calls().items():
         found.adapter_calls[counting.pools.of(pool), call, result] += count

@@ -155,6 +155,10 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             "What they cost in the last hour, those that run with the most that they can cost.",
         ),
     ),
+    "Sites": (
+        Spec("site_up", "gauge", ("pool",), "Whether the other site answered the last question."),
+        Spec("site_round_trip_seconds", "gauge", ("pool",), "The way there and back."),
+    ),
     "LoRA adapters": (
         Spec(
             "adapter_events_total",

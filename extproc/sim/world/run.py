@@ -194,7 +194,6 @@ def set_up(
         world.happens(int(setting.cold_s * 1e9), lambda: scheduler.fleet.set_members({POOL: members}))
     if oracle:
         enlighten(
-            scheduler.fleet,
             scheduler.fleet.pools[POOL],
             replicas,
             asked=lambda: world.asked_output,
@@ -207,6 +206,6 @@ def _limits(group: Group, workload: Workload, setting: Setting) -> ReplicaLimits
     limits = group.limits(block_tokens=workload.block_tokens)
     if setting.adapters is None:
         return limits
-    return replace(
-        limits, adapter_places=setting.adapters.loaded_max, adapter_load_ms=setting.adapters.load_ms
-    )
+    of = setting.adapters
+    # Loaded by calls, it is there when its first request comes.
+    return replace(limits, adapter_places=of.loaded_max, adapter_load_ms=0.0 if of.by_call else of.load_ms)

@@ -1,41 +1,28 @@
 """Two sites: the worlds of an edge and of its centre, and the link between them.
 
-Owns what a message on the way takes, what a cut of the link does, and what the edge does with a request that
-comes back without an answer: it is served here after all, where there is a replica. Where a request goes is
-the service's own choice (core/tiers). A digest is taken to be as old as half of the way, though it is later.
+Owns what a message on the way takes, and what a cut of the link does. Where a request goes is the edge's own
+scheduler's choice (core/tiers, core/remote), by what the centre's answers to its questions.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 from typing import Any, Final
 
-from msgspec.structs import replace as changed
-
 from extproc.core.fleet import Member, PoolSpec
 from extproc.core.outcome import End, Reservation
-from extproc.core.request import Request
-from extproc.core.sizing import predict
-from extproc.core.tenant import Tenant
-from extproc.core.tiers import (
-    THERE,
-    CentreView,
-    Leanings,
-    SiteDigest,
-    TierRequest,
-    digest_of,
-    offer_of,
-    place,
-)
+from extproc.core.remote.digest import Digest, PoolWord, told
+from extproc.core.remote.links import SiteLink
+from extproc.core.slo import NO_ROOM
+from extproc.core.spill.values import SpillRule
 from extproc.sim.arrival import Arrival, Workload
 from extproc.sim.events import Finished
 from extproc.sim.world.conduct import ORDINARY
 from extproc.sim.world.fleets import SimFleet
 from extproc.sim.world.flight import SimFlight
-from extproc.sim.world.run import Result, Setting, set_up
+from extproc.sim.world.run import MODEL, POOL, Result, Setting, set_up
 from extproc.sim.world.way import SiteWay
 from extproc.sim.world.world import MS_NS, World
 
@@ -43,15 +30,17 @@ from extproc.sim.world.world import MS_NS, World
 CENTRE, CENTRE_ADDRESS = "centre", "10.255.0.1:80"
 CENTRE_POOL: Final = PoolSpec(
     name=CENTRE,
-    models=(CENTRE,),
+    models=(MODEL,),
     strategy="least_request",
+    site=CENTRE,
     endpoints=(Member(CENTRE_ADDRESS, max_concurrent=1_000_000),),
 )
 #: Whose the requests of other sites are.
 OTHERS: Final = "other-sites"
 #: Of news of a request in the centre: its first token, and the end of one that was answered.
 FIRST, OK = "first", "ok"
-NO_ROOM, UNREACHABLE = 429, 503
+#: A question that nobody has answered for so long has reached nobody (service/remote.py).
+MISSED_NS: Final = 1_500_000_000
 
 #: Told of a request in the centre: FIRST, or how it ended; when; and the prompt's tokens that were cached.
 Hears = Callable[[str, int, int], None]
@@ -73,7 +62,7 @@ class Link:
     def passes(self, at_ns: int) -> int | None:
         """When what is sent at a time arrives; None for never."""
         way_ns = round(self.way.ms / 2 * (1.0 + self.way.jitter * self._rng.random()) * MS_NS)
-        if self.cut_from_ns - way_ns <= at_ns < self._cut_until_ns:
+        if self.way.cut_s and self.cut_from_ns - way_ns <= at_ns < self._cut_until_ns:
             return None if self.noticed else self._cut_until_ns + way_ns
         return at_ns + way_ns
 
@@ -112,13 +101,14 @@ class CentreWorld(World):
     def _other(self, arrival: Arrival) -> None:
         self.ask(arrival, None)
 
-    def digest(self) -> SiteDigest:
+    def words(self) -> tuple[PoolWord, ...]:
         """What it offers now."""
-        queue = self.scheduler.dispatcher.queue
-        return digest_of(
-            self.scheduler.fleet.pools[self._pool],
-            waiting=queue.by_pool_count(self._pool),
-            wait_s=queue.wait_s(self._pool, 0, now_ns=self.now_ns),
+        scheduler = self.scheduler
+        return told(
+            scheduler.fleet,
+            scheduler.dispatcher.queue,
+            scheduler.policy.price,
+            but={},
             now_ns=self.now_ns,
         )
 
@@ -134,65 +124,57 @@ class CentreWorld(World):
 
 
 class EdgeWorld(World):
-    """The site that decides. `placed` counts requests by the reason of the choice; `returned` came back."""
+    """The site that decides. What fails in the centre is tried here, by the decision's list, as by Envoy."""
 
     def connect(self, centre: CentreWorld, link: Link) -> None:
         """Join it to its centre, before it is run."""
         self._centre, self._link = centre, link
-        self._view, self._leanings = CentreView(), Leanings()
-        self.placed: Counter[str] = Counter()
-        self.returned = 0
         self._coming[CENTRE_ADDRESS] = 0
         self._conducts[CENTRE_ADDRESS] = ORDINARY
-        centre.watch(round(link.way.digest_s * 1e9), self._digested)
+        settings, rule = self.scheduler.settings, link.way.rule
+        settings.spills = {POOL: SpillRule(pool=POOL, to=CENTRE, tiers=rule, returns=True)}
+        settings.hops_max = rule.hops_max
+        self.scheduler.sites.links.put({CENTRE: CENTRE})
+        self._ask_digest(None)
         if link.noticed:
             self.happens(link.cut_from_ns + link.notice_ns, self._noticed)
 
-    def _digested(self) -> None:
-        digest, arrives_ns = self._centre.digest(), self._link.passes(self._centre.now_ns)
-        if arrives_ns is not None:
-            self._at(arrives_ns + round(self._link.way.late_ms * MS_NS), self._heard_digest, digest)
+    # -- what the centre offers ------------------------------------------------------------------------------
 
-    def _heard_digest(self, digest: SiteDigest) -> None:
-        way = self._link.way
-        way_ns = round(way.ms * (1.0 + way.jitter / 2) * MS_NS)
-        self._view.heard(digest, made_ns=self.now_ns - way_ns // 2, way_ns=way_ns)
+    def _ask_digest(self, _: None) -> None:
+        """A question; its answer is made when it arrives."""
+        asked_ns, arrives_ns = self.now_ns, self._link.passes(self.now_ns)
+        self._at(asked_ns + round(self._link.way.digest_s * 1e9), self._ask_digest, None)
+        if arrives_ns is None:
+            self._at(asked_ns + MISSED_NS, self._missed, None)
+        else:
+            self._centre.happens(arrives_ns, lambda: self._answered(asked_ns))
 
-    def _placed(self, request: Request, tenant: Tenant) -> Request:
-        """The choice: the request as it is for the replicas here, or for the centre."""
-        scheduler, now_ns = self.scheduler, self.now_ns
-        pools, queue, policy = scheduler.fleet.pools, scheduler.dispatcher.queue, scheduler.policy
-        rank = policy.rank(tenant.service_class)
-        work = predict(
-            request, pools[self._pool], tenant.name, self._model, spec=policy.classes[rank], now_ns=now_ns
-        )
-        here = None
-        if self.replicas:
-            here = offer_of(
-                pools[self._pool],
-                work,
-                waiting=queue.by_pool_count(self._pool),
-                wait_s=queue.wait_s(self._pool, rank, now_ns=now_ns),
-                now_ns=now_ns,
-            )
-        taught = offer_of(pools[CENTRE], work, now_ns=now_ns)
-        there = self._view.offer(work.input_tokens, taught, now_ns=now_ns)
-        rule = self._link.way.rule
-        asked = TierRequest(
-            prompt_tokens=work.input_tokens,
-            output_tokens=work.output_tokens,
-            service_class=tenant.service_class,
-            ttft_ns=round(work.ttft_ms * MS_NS),
-            tpot_ns=round(work.tpot_ms * MS_NS),
-        )
-        asked = replace(asked, leaning=self._leanings.of(self._pool, asked, rule))
-        choice = place(asked, here, there, rule)
-        self._leanings.went(self._pool, asked, rule, choice)
-        self.placed[choice.reason] += 1
-        if choice.where != THERE:
-            return request
-        self._view.sent(work.input_tokens, now_ns=now_ns)
-        return changed(request, model=CENTRE)
+    def _answered(self, asked_ns: int) -> None:
+        """The centre's word leaves it now."""
+        centre = self._centre
+        words = centre.words()
+        arrives_ns = self._link.passes(centre.now_ns)
+        if arrives_ns is None:
+            self._at(asked_ns + MISSED_NS, self._missed, None)
+        else:
+            late_ns = round(self._link.way.late_ms * MS_NS)
+            self._at(arrives_ns + late_ns, self._heard_digest, (asked_ns, words))
+
+    def _heard_digest(self, what: tuple[int, tuple[PoolWord, ...]]) -> None:
+        asked_ns, words = what
+        digest = Digest(iss=CENTRE, aud=POOL, nonce="", at=0.0, pools=words)
+        way_ns = self.now_ns - asked_ns
+        self._site.heard(digest, asked_ns=asked_ns, way_ns=way_ns, offset_s=0.0)
+
+    def _missed(self, _: None) -> None:
+        self._site.missed("the link is cut")
+
+    @property
+    def _site(self) -> SiteLink:
+        return self.scheduler.sites.links.by_pool[CENTRE]
+
+    # -- requests on the way ---------------------------------------------------------------------------------
 
     def _submit(self, reservation: Reservation) -> None:
         flight = self._flights[reservation.id]
@@ -217,13 +199,17 @@ class EdgeWorld(World):
         arrival = flight.arrival
         self._centre.happens(arrives_ns, lambda: self._centre.ask(arrival, hears))
 
+    def _there(self, reservation: Reservation) -> SimFlight | None:
+        """Its flight, while it waits for the centre."""
+        flight = self._flights.get(reservation.id)
+        return flight if flight is not None and flight.at == CENTRE_ADDRESS else None
+
     def _news(self, what: tuple[Reservation, str, int]) -> None:
         """Something of an answer is here."""
         reservation, news, cached_tokens = what
-        flight = self._flights.get(reservation.id)
+        flight = self._there(reservation)
         if flight is None:
             return
-        self._view.succeeded()
         if news == FIRST:
             self._first(flight, self.now_ns, cached_tokens)
             self._at(self.now_ns + self._event_ns(), self._first_token, reservation.id)
@@ -241,7 +227,7 @@ class EdgeWorld(World):
             )
             self._at(self.now_ns + self._event_ns(), self._finished, ended)
         else:
-            self._back(reservation, End.REFUSED, NO_ROOM)
+            self._failed(reservation, status=NO_ROOM)
 
     def _noticed(self) -> None:
         """The link is cut for some time: what had gone over it by then has no answer."""
@@ -251,28 +237,16 @@ class EdgeWorld(World):
                 self._broken(flight.reservation)
 
     def _broken(self, reservation: Reservation) -> None:
-        flight = self._flights.get(reservation.id)
+        flight = self._there(reservation)
         if flight is None:
             return
-        self._view.failed(now_ns=self.now_ns)
         if flight.first_ns < 0:
-            self._back(reservation, End.ERROR, UNREACHABLE)
+            self._failed(reservation)
             return
         # Its client has seen a part of the answer.
         del self._flights[reservation.id]
         self._record(flight, reservation, End.ERROR, 0)
         self._end(flight, "failed", flight.at)
-
-    def _back(self, reservation: Reservation, end: End, status: int) -> None:
-        """Nothing of an answer was seen: it is served here, where there is a replica."""
-        flight = self._flights.pop(reservation.id)
-        self._record(flight, reservation, end, 0, status=status)
-        if not self.replicas:
-            self._end(flight, "shed" if status == NO_ROOM else "failed", flight.at)
-            return
-        self.returned += 1
-        flight.reservation, flight.first_ns, flight.attempts = None, -1, 0
-        self._admit(flight, self._request(flight.arrival), self._tenant(flight.arrival.tenant))
 
 
 def play_sites(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
@@ -297,5 +271,5 @@ def play_sites(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
         edge.scheduler,
         {**edge.busy_ns, **centre.busy_ns},
         {**edge.upsets.change_known_s, **centre.upsets.change_known_s},
-        dict(edge.placed),
+        dict(edge.scheduler.sites.counts),
     )

@@ -16,7 +16,7 @@ from extproc.core.tiers import TierRule
 class SiteWay:
     """Between two sites. `ms` is the shortest round trip; each direction takes up to the share `jitter` more.
 
-    A digest of the centre is made each `digest_s` and comes `late_ms` later than the way makes it. From the
+    The centre is asked each `digest_s` what it offers, and takes `late_ms` to answer. From the
     share `cut_at` of the workload's time on nothing passes for `cut_s`, which either side notices after
     `notice_s`. `others` are requests that other sites send to the centre, for each request that comes here,
     of like lengths. `rule` is the edge's.
@@ -25,7 +25,7 @@ class SiteWay:
     ms: float
     jitter: float = 0.2
     digest_s: float = 1.0
-    late_ms: float = 50.0
+    late_ms: float = 5.0
     cut_at: float = 0.5
     cut_s: float = 0.0
     notice_s: float = 2.0

@@ -16,6 +16,7 @@ from extproc.core.outcome import CacheHit, End, Hold, Outcome, Reject, Reservati
 from extproc.core.reports import ReplicaReport
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import AskQuota, Scheduler
+from extproc.core.slo import NO_ROOM
 from extproc.core.tenant import Tenant
 from extproc.sim.arrival import Arrival, Workload
 from extproc.sim.events import Accepted, Cancelled, Finished, FirstToken, SimRequest
@@ -191,7 +192,7 @@ class World:
     def _arrive(self, index: int, arrival: Arrival) -> None:
         flight = SimFlight(index, arrival)
         tenant = self._tenant(arrival.tenant)
-        self._admit(flight, self._placed(self._request(arrival), tenant), tenant)
+        self._admit(flight, self._request(arrival), tenant)
 
     def _tenant(self, name: str) -> Tenant:
         tenant = self._tenants.get(name)
@@ -211,10 +212,6 @@ class World:
             prefix_block_tokens=float(self.workload.block_tokens),
             user=arrival.session or None,
         )
-
-    def _placed(self, request: Request, tenant: Tenant) -> Request:  # noqa: ARG002 (a world of two sites asks)
-        """The request for the pool that serves it; there is one."""
-        return request
 
     def _admit(self, flight: SimFlight, request: Request, tenant: Tenant) -> None:
         self.asked_output = flight.arrival.output_tokens
@@ -287,15 +284,16 @@ class World:
             return
         self._watch(flight.at)
 
-    def _failed(self, reservation: Reservation) -> None:
-        """An attempt was answered 503: the next address, or the end."""
+    def _failed(self, reservation: Reservation, *, status: int = 503) -> None:
+        """An attempt was answered so: the next address, or the end."""
         flight = self._flights[reservation.id]
         if flight.attempts < min(len(flight.addresses), ATTEMPTS_MAX):
             self._try(reservation)
             return
         del self._flights[reservation.id]
-        self._record(flight, reservation, End.ERROR, 0, status=503)
-        self._end(flight, "failed", flight.at)
+        end = End.REFUSED if status == NO_ROOM else End.ERROR
+        self._record(flight, reservation, end, 0, status=status)
+        self._end(flight, "shed" if status == NO_ROOM else "failed", flight.at)
 
     def _refused(self, reservation: Reservation) -> None:
         flight = self._flights.pop(reservation.id)

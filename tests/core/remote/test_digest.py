@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from extproc.core.fairqueue import FairQueue, QueueBounds
 from extproc.core.fleet import Fleet
-from extproc.core.policy import FREE
+from extproc.core.outcome import Hold, Outcome, Reject, Routed
+from extproc.core.policy import FREE, ClassSpec, Policy
 from extproc.core.remote.digest import (
     DIGEST_BYTES_MAX,
     MODELS_MAX,
@@ -20,12 +21,15 @@ from extproc.core.remote.digest import (
     read_digest,
     told,
 )
-from extproc.core.remote.links import AWAY_AFTER, FRESH_NS, SiteLink, SiteLinks
+from extproc.core.remote.links import AWAY_AFTER, FRESH_NS, SENT_MAX, SiteLink, SiteLinks
 from extproc.core.remote.signing import SiteKey, Untrusted, by_id, sign
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.tenant import Tenant
 from tests.core.remote.stand import HUB, WORD, word
 from tests.stand.changed import replace
-from tests.stand.schedulers import make_pool
+from tests.stand.schedulers import make_pool, make_scheduler
 
+S = 1_000_000_000
 KEY = SiteKey("k1", b"a" * 64)
 KNOWN = by_id({"hub": (KEY,)})
 
@@ -48,6 +52,35 @@ def test_what_a_fleet_offers() -> None:
     assert (found[0].ready, found[0].room) == (2, 6)
     assert list(found[0].first_ms) == sorted(found[0].first_ms)
     assert 0 < found[0].first_ms[0] < found[0].first_ms[-1]
+
+
+def test_how_soon_a_place_is_free() -> None:
+    """Three wait, and ten a second have been dispatched: four tenths for one more, a tenth for each place."""
+    scheduler = make_scheduler(
+        make_pool("10.0.0.1:80", permits=1), policy=Policy(classes=(ClassSpec(hold_ns=60 * S),))
+    )
+    asked = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, model="m", stream=True, prompt_tokens=8)
+    running: list[Routed] = []
+
+    def released(_: str, decision: Routed | Reject) -> None:
+        assert isinstance(decision, Routed)
+        running.append(decision)
+
+    scheduler.dispatcher.on_release = released
+    first = scheduler.admit(asked, Tenant(name="t"), now_ns=0)
+    assert isinstance(first, Routed)
+    running.append(first)
+    for _ in range(8):
+        assert isinstance(scheduler.admit(asked, Tenant(name="t"), now_ns=0), Hold)
+    for step in range(1, 6):
+        ended = Outcome(
+            reservation=running.pop().reservation, final=True, status=200, served_by="10.0.0.1:80"
+        )
+        scheduler.settlement.settle(ended, now_ns=step * S // 10)
+    (found,) = told(scheduler.fleet, scheduler.dispatcher.queue, lambda _: FREE, but={}, now_ns=S // 2)
+    assert found.room == 0
+    assert found.turn_ms == pytest.approx(100.0)
+    assert found.begins_ms >= 400.0
 
 
 def test_it_is_bounded() -> None:
@@ -79,6 +112,7 @@ def test_an_answer_to_another_question_is_none() -> None:
         {"begins_ms": 1e12},
         {"token_ms": -1.0},
         {"room": -1},
+        {"turn_ms": -1.0},
         {"ready": -1},
         {"models": ()},
         {"input_per_million": -1.0},
@@ -106,6 +140,20 @@ def test_a_word_counts_while_it_is_fresh() -> None:
     link.heard(HUB, asked_ns=100, way_ns=7, offset_s=0.0)
     assert link.fresh(now_ns=100 + FRESH_NS) is HUB
     assert link.fresh(now_ns=101 + FRESH_NS) is None
+
+
+def test_what_went_there_since_is_known_until_the_next_word() -> None:
+    """What went before a question had come before it; what went after it counts, and is bounded."""
+    link = SiteLink("hub")
+    link.sent(1, 10.0, now_ns=5)
+    link.sent(2, 20.0, now_ns=15)
+    link.heard(HUB, asked_ns=10, way_ns=7, offset_s=0.0)
+    assert link.since(now_ns=10 + 3_000_000) == (2, 20.0, 3.0)
+    link.heard(HUB, asked_ns=20, way_ns=7, offset_s=0.0)
+    assert link.since(now_ns=20) == (0, 0.0, 0.0)
+    for _ in range(2 * SENT_MAX):
+        link.sent(1, 1.0, now_ns=30)
+    assert link.since(now_ns=30) == (SENT_MAX, float(SENT_MAX), 1e-05)
 
 
 def test_away_is_who_is_not_reached_and_not_who_refuses() -> None:

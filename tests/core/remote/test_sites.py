@@ -155,6 +155,28 @@ def test_a_full_site_gets_nothing_that_can_be_served_here() -> None:
     assert edge.routed(LONG).reservation.pool == "p"
 
 
+def test_a_full_site_whose_places_are_soon_free_is_not_avoided() -> None:
+    """No room there this moment, but one begins each 20 ms: what is complex goes, and waits for a place."""
+    edge = Edge()
+    edge.hears(word(room=0, turn_ms=20.0))
+    assert edge.routed(LONG).reservation.pool == "hub"
+    edge.hears(word(room=0, turn_ms=20_000.0), now_ns=S)
+    assert edge.routed(LONG, now_ns=S).reservation.pool == "p"
+
+
+def test_what_went_there_since_its_word_waits_there() -> None:
+    """Of many at one moment some stay: each that goes makes the queue longer that the next would find."""
+    edge = Edge(permits=1_000)
+    idle = word(room=1_000, ready=1, first_ms=(400.0,) * len(SIZES))
+    edge.hears(idle)
+    went = [edge.routed(LONG).reservation.pool for _ in range(60)]
+    first = went.index("p")
+    assert 0 < first < 30
+    # Its next word says what has become of them.
+    edge.hears(idle, now_ns=S)
+    assert edge.routed(LONG, now_ns=S).reservation.pool == "hub"
+
+
 def test_without_a_fresh_word_it_is_said_that_it_was_missing() -> None:
     """The choice is by what ends have taught, and the explanation says so."""
     edge = Edge()
@@ -180,6 +202,15 @@ def test_a_long_way_keeps_it_here() -> None:
     for _ in range(WAYS_KEPT):
         other.hears(word(first_ms=(0.0,) * len(SIZES), token_ms=0.0), way_ns=3_600 * S)
     assert other.routed(between).reservation.pool == "p"
+
+
+def test_a_long_way_alone_does_not_make_a_site_full() -> None:
+    """150 ms each way: what is complex goes, and goes again after a time in which the site was full."""
+    edge = Edge()
+    for room in (4, 0, 4):
+        for _ in range(WAYS_KEPT):
+            edge.hears(word(room=room, first_ms=(90_000.0,) * len(SIZES)), way_ns=300_000_000)
+        assert edge.routed(LONG).reservation.pool == ("hub" if room else "p")
 
 
 def test_regions_hold_at_the_other_site() -> None:
