@@ -60,6 +60,12 @@ def chain_ids(ids: bytes) -> tuple[int, ...]:
     return _chain(ids, _IDS_SEED)
 
 
+def of_adapter(blocks: Sequence[int], name: str) -> tuple[int, ...]:
+    """A prompt's hashes under a LoRA adapter: what one has cached is of no use to another or to the base."""
+    own = xxh3_64_intdigest(name.encode("utf-8", "replace"))
+    return tuple([block ^ own for block in blocks])
+
+
 def _chain(text: bytes, seed: int) -> tuple[int, ...]:
     blocks = min(len(text) // BLOCK_BYTES, BLOCKS_MAX)
     hashed = seed

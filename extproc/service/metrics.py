@@ -55,6 +55,8 @@ class MetricsPart(Part):
         self.caching: Callable[[], CacheSeen] = CacheSeen
         #: How prompts are counted; set by who counts them.
         self.tokens: Callable[[], TokensSeen] = TokensSeen
+        #: The calls that load LoRA adapters, by pool, call and result; set by who makes them.
+        self.adapter_calls: Callable[[], Mapping[tuple[str, str, str], int]] = dict
         #: What other parts show beside: prometheus_client's metrics, asked for on the event loop.
         self.extra: list[Callable[[], Iterable[Any]]] = []
         #: For how long what binds a pool has bound it; set by who watches.
@@ -110,6 +112,7 @@ class MetricsPart(Part):
                 scaling=self.scaling,
                 cache=self.caching,
                 tokens=self.tokens,
+                adapter_calls=self.adapter_calls,
                 extra=self.extra,
             )
             answer = await asyncio.to_thread(_render, snapshot, accept)

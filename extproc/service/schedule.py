@@ -43,8 +43,11 @@ class Schedule:
 
     async def steps(self, *rounds: tuple[str, Callable[[int], object]]) -> None:
         """Step the scheduler until cancelled; after each of its rounds do what takes `now_ns` and no time."""
+        wake_ns = self._clock()
         while True:
             now_ns = self._clock()
+            # Late here, nobody else's silence is a sign: what they said lies unread.
+            self._scheduler.fleet.absence.away(since_ns=wake_ns, now_ns=now_ns)
             wake_ns = self._scheduler.step(now_ns=now_ns)
             if now_ns >= self._due_ns:
                 self._due_ns = now_ns + ROUND_NS

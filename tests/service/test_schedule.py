@@ -157,6 +157,24 @@ def test_a_fault_stops_nothing_else_that_time_brings(monkeypatch: pytest.MonkeyP
     assert heard.told == []
 
 
+def test_a_service_that_stalled_doubts_no_agent_before_it_could_be_heard() -> None:
+    """Each sleep but one is punctual; the late one is made allowance for, from when it was due."""
+    scheduler, _ = scheduler_of()
+    clock = VirtualClock(scheduler, [], 30 * S)
+    due: list[int] = []
+
+    async def sleep(seconds: float) -> None:
+        due.append(clock.now_ns + round(seconds * 1e9))
+        await clock.sleep(10.0 if len(due) == 50 else seconds)
+
+    schedule = Schedule(scheduler, clock=clock, failed=lambda error, _: None, sleep=sleep)
+    with pytest.raises(OverError):
+        asyncio.run(schedule.steps())
+    absence, back_ns = scheduler.fleet.absence, due[48] + 10 * S
+    assert absence.count == 1
+    assert absence.as_of_ns(now_ns=back_ns) == due[49]
+
+
 def test_what_waits_is_done_one_after_the_other_and_again_after_a_fault() -> None:
     """As often as rounds, each time from the first."""
     scheduler, _ = scheduler_of()

@@ -155,6 +155,25 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             "What they cost in the last hour, those that run with the most that they can cost.",
         ),
     ),
+    "Sites": (
+        Spec("site_up", "gauge", ("pool",), "Whether the other site answered the last question."),
+        Spec("site_round_trip_seconds", "gauge", ("pool",), "The way there and back."),
+    ),
+    "LoRA adapters": (
+        Spec(
+            "adapter_events_total",
+            "counter",
+            ("pool", "adapter", "what"),
+            "What became of an adapter: requests placed for it, loads, drops for another.",
+        ),
+        Spec("adapter_replicas", "gauge", ("pool", "adapter"), "Replicas that have it loaded."),
+        Spec(
+            "adapter_calls_total",
+            "counter",
+            ("pool", "call", "result"),
+            "Calls to engines (load, unload, look), and what came of them (ok, failed).",
+        ),
+    ),
     "Cache": (
         Spec(
             "cache_requests_total",
