@@ -238,7 +238,7 @@ def test_poison_is_refused_counted_and_moves_nothing(fleet: Fleet) -> None:
                 stranger.push(good(500))
             assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
             stranger.close()
-        # A busy machine's answers may be slow, what is no longer told old, and a look at it unanswered: none of
+        # On a busy machine answers are slow, what is no longer told is old, and looks go unanswered. None of
         # that is what was refused.
         found = {cause for address in pool for cause in causes(fleet, address)}
         assert found <= {"latency", "telemetry", "reach"}
