@@ -9,14 +9,13 @@ from __future__ import annotations
 from functools import partial
 
 from extproc.core.adapter_calls import (
-    TOGETHER_MAX,
     TURN_NS,
     AdapterCall,
     adapter_calls,
     first_waiting,
     wanted,
 )
-from extproc.core.adapters import LoadedAdapters
+from extproc.core.adapters import TOGETHER_MAX, LoadedAdapters
 from extproc.sim.served import Served
 from extproc.sim.world.world import World
 
