@@ -20,6 +20,7 @@ from extproc.core.remote.digest import DIGEST_BYTES_MAX, read_digest
 from extproc.core.remote.links import SiteLink
 from extproc.core.remote.signing import Untrusted
 from extproc.core.scheduler import Scheduler
+from extproc.patience import patient
 from extproc.service.parts import Part
 from extproc.upstream import ReplicaAccess, file_seen, tls_trouble
 from extproc.wire.sites import SiteDoor, SitePolicy
@@ -192,14 +193,15 @@ class SitesPart(Part):
         if not addresses:
             raise OSError("its pool has no endpoint")
         if self._session is None:
-            timeout = aiohttp.ClientTimeout(total=ASK_TIMEOUT_S)
-            self._session = aiohttp.ClientSession(timeout=timeout, trust_env=False)
+            # The time is our own (`patient`): while we stall, no site is away.
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None), trust_env=False)
         # Where the last one was not reached, another may be.
         address = addresses[link.lost % len(addresses)]
         access, name = self._way(address)
         token, nonce = door.question(link.site)
         asked_ns, asked_s = self._clock(), self._wall()
-        text, way_ns = await fetch(self._session, address, token, access, name)
+        async with patient(ASK_TIMEOUT_S):
+            text, way_ns = await fetch(self._session, address, token, access, name)
         policy = door.policy
         word = read_digest(text, policy.known, own=policy.own, of=link.site, nonce=nonce)
         middle_s = (asked_s + self._wall()) / 2
