@@ -10,10 +10,12 @@ WEIGHTS := .weights/SmolLM2-135M-Instruct.Q4_1.gguf
 
 # One run of all tests; every second worker takes the files that wait (tests/stand/sharing.py).
 PYTEST := $(BIN)/pytest -n $(WORKERS) --max-worker-restart 20
+LINT := { $(BIN)/ruff check . && $(BIN)/ruff format --check . && \
+	{ $(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports; }; }
 # Compiled code is kept, whatever the caller's environment says: each test that starts a command pays for it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test attack check lint types unit busy coverage installs bench bench-balance bench-realtime sim sim-scaling sim-unlike soak lock weights clean help setup
+.PHONY: demo test attack check lint types unit busy coverage installs bench bench-balance bench-realtime sim sim-scaling sim-tiers sim-unlike soak lock weights clean help setup
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -38,9 +40,12 @@ weights: $(WEIGHTS)  ## fetch the small real model that the engine test uses
 demo: $(STAMP)  ## run everything on simulated replicas; SMOKE=1 sends 200 requests and ends
 	$(BIN)/steersman demo
 
+# A fresh clone is compiled once, beside the linters: else each worker does that for itself (6 s of CPU).
 # mypy works while the tests wait: nearly a minute of one core where it has no cache.
-test: lint $(WEIGHTS)  ## set up, lint, type-check, test; WORKERS=1 for one process, ARGS="-p no:randomly -k name"
-	@set +e; $(BIN)/mypy >.mypy.log 2>&1 & types=$$!; \
+test: $(STAMP) $(WEIGHTS)  ## set up, lint, type-check, test; WORKERS=1 for one process, ARGS="-p no:randomly -k name"
+	@[ -d tests/__pycache__ ] || $(BIN)/pytest --collect-only -q >/dev/null 2>&1 & compiled=$$!; \
+	$(LINT) || exit; wait $$compiled; \
+	set +e; $(BIN)/mypy >.mypy.log 2>&1 & types=$$!; \
 	echo '$(PYTEST) $(ARGS)'; $(PYTEST) $(ARGS); status=$$?; \
 	wait $$types; typed=$$?; echo '$(BIN)/mypy'; cat .mypy.log; rm -f .mypy.log; \
 	[ $$status -ne 0 ] || status=$$typed; exit $$status
@@ -48,9 +53,7 @@ test: lint $(WEIGHTS)  ## set up, lint, type-check, test; WORKERS=1 for one proc
 check: lint types  ## lint and type-check alone
 
 lint: $(STAMP)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	@$(LINT)
 
 types: $(STAMP)
 	$(BIN)/mypy
@@ -87,6 +90,9 @@ sim: $(STAMP)  ## compare all strategies on simulated replicas; QUICK=1 plays th
 
 sim-scaling: $(STAMP)  ## replicas over days and weeks beside other scalers; QUICK=1, ARGS="--weeks FILE --day FILE"
 	$(if $(TRACES),TRACES=$(TRACES)) $(BIN)/python -m extproc.lab.scaling $(if $(QUICK),--quick) $(ARGS)
+
+sim-tiers: $(STAMP)  ## an edge with a centre beside each alone; QUICK=1, TRACES=folder, ARGS="--loads .8"
+	$(if $(TRACES),TRACES=$(TRACES)) $(BIN)/python -m extproc.lab.campaign.tiers $(if $(QUICK),--quick) $(if $(BUDGET_S),--budget-s $(BUDGET_S)) $(ARGS)
 
 sim-unlike: $(STAMP)  ## all strategies on engines that are not as modelled; QUICK=1, ARGS="--fleets 8b-blind"
 	$(BIN)/python -m extproc.lab.campaign.unlike $(if $(QUICK),--quick) $(if $(BUDGET_S),--budget-s $(BUDGET_S)) $(ARGS)

@@ -42,6 +42,9 @@ class EngineRow:
     unfit_status: int = 400
     #: The field in which its /tokenize takes a text.
     tokenize_field: Literal["inputs", "prompt", "content"] = "prompt"
+    #: Its two calls that load and unload a LoRA adapter, by path; "" where it has none.
+    load_adapter: str = ""
+    unload_adapter: str = ""
     #: Its flag for the requests it runs at once, where none of its pages tells the number.
     limit_flag: str = ""
 
@@ -64,10 +67,20 @@ ENGINES: Final[Mapping[str, EngineRow]] = {
             obeys="max_completion_tokens",
             usage_each=True,
             strict_models=True,
+            load_adapter="/v1/load_lora_adapter",
+            unload_adapter="/v1/unload_lora_adapter",
             limit_flag="--max-num-seqs",
         ),
         # It took over vLLM's option for the usage.
-        EngineRow(name="sglang", title="SGLang", obeys="max_tokens", usage_each=True, strict_models=True),
+        EngineRow(
+            name="sglang",
+            title="SGLang",
+            obeys="max_tokens",
+            usage_each=True,
+            strict_models=True,
+            load_adapter="/load_lora_adapter",
+            unload_adapter="/unload_lora_adapter",
+        ),
         EngineRow(name="llamacpp", title="llama.cpp", n_predict=True, tokenize_field="content"),
     )
 }

@@ -20,6 +20,7 @@ PURE = {
     "abc",
     "__future__",
     "array",
+    "base64",
     "bisect",
     "collections",
     "dataclasses",

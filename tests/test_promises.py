@@ -13,9 +13,12 @@ from documents import ROOT
 PLACES = (
     ("README.md", "What it promises"),
     ("docs/security.md", "What holds, and how far"),
+    ("docs/health.md", "Promises"),
     ("docs/scaling.md", "What it promises"),
+    ("docs/routes.md", "Promises"),
     ("docs/semantic-cache.md", "Promises"),
     ("docs/spill-over.md", "Promises"),
+    ("docs/adapters.md", "Promises"),
 )
 _NODE = re.compile(r"`(tests/[\w/]+\.py)((?:::\w+)*)(?:\[([^\]`]+)\])?`")
 

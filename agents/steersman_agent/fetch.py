@@ -5,13 +5,13 @@ Owns the client session and what a failure is evidence of. Knows no engine.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any, Final
 
 import aiohttp
 
+from extproc.patience import patient
 from extproc.upstream import PLAIN, ReplicaAccess, tls_trouble
 from steersman_agent.reply import Failure, PageReply, Reply
 from steersman_agent.state import Symptom
@@ -45,11 +45,14 @@ class Fetcher:
         body: Mapping[str, Any] | None = None,
         access: ReplicaAccess = PLAIN,
     ) -> Reply:
-        """GET a URL, or POST a JSON body to it; never raises for what a replica does. `access` is how."""
+        """GET a URL, or POST a JSON body to it; never raises for what a replica does. `access` is how.
+
+        The time is the agent's own: while it stalls itself, no replica is late.
+        """
         how = access.asking()
         began_s = time.monotonic()
         try:
-            async with asyncio.timeout(timeout_s):
+            async with patient(timeout_s):
                 if body is None:
                     request = self._session.get(url, **how)
                 else:

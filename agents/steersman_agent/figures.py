@@ -24,7 +24,9 @@ class Scrape:
     running: int | None = None
     kv_used_tokens: int | None = None
     kv_capacity_tokens: int | None = None
+    #: The adapters with requests, and those on its cards whether asked for or not.
     adapters: tuple[str, ...] | None = None
+    loaded_adapters: tuple[str, ...] | None = None
     prompt_tokens: float | None = None
     output_tokens: float | None = None
     prefix_queried_tokens: int | None = None
@@ -42,6 +44,7 @@ class About:
     """What an engine says about itself: the models it answers for and its limits."""
 
     models: tuple[str, ...] = ()
+    #: Those of the models that are adapters.
     adapters: tuple[str, ...] | None = None
     max_concurrent: int | None = None
     kv_capacity_tokens: int | None = None
@@ -103,6 +106,9 @@ class ReplicaView:
     prefix_hit_tokens: int | None = None
     #: What its engine runs, in its own words.
     revision: str = ""
+    #: The adapters on its cards, and those that it answers for; None where it does not say.
+    loaded_adapters: tuple[str, ...] | None = None
+    served_adapters: tuple[str, ...] | None = None
     kv: KvView | None = None
 
 

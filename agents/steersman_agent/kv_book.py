@@ -11,8 +11,9 @@ prompts of token ids. For prompts of text only sums: how many tokens are cached,
 went, how often all were dropped. A request is not tied to the blocks that appeared while it ran: several run
 at once, and a guess would be said as truth.
 
-Blocks of an adapter, with extra keys (images, a salt) or of another KV group than the first have no digest:
-equal tokens mean another cache there. Blocks in a tier below the GPU's memory are not counted.
+Equal tokens under a LoRA adapter are another cache: the digests of its blocks have its name in them, as the
+index's own do. Blocks of an adapter that only has a number, with extra keys (images, a salt) or of another KV
+group than the first have no digest. Blocks in a tier below the GPU's memory are not counted.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from xxhash import xxh3_64_intdigest
 
 from steersman_agent.figures import KvView
 
-#: As extproc/core/prefix.py hashes token ids (a test holds the two equal).
+#: As extproc/core/prefix.py hashes token ids, and those under an adapter (a test holds the two equal).
 OWN_BLOCK_TOKENS, IDS_SEED = 64, 2
 _OWN_BYTES: Final = 4 * OWN_BLOCK_TOKENS
 #: Blocks of one rank that are remembered, about 300 bytes each; what comes beyond is not known to be held.
@@ -147,16 +148,14 @@ class KvBook:
         if not isinstance(size, int) or not 0 < size <= EVENT_BLOCKS_MAX:
             return
         packed: bytes | None = None
-        others = (told.get("lora_id"), told.get("lora_name"))
-        extra = told.get("extra_keys")
-        plain = others == (None, None) and not (isinstance(extra, list) and any(extra))
-        if plain and isinstance(ids, list) and len(ids) == size * len(hashes):
+        adapter = _adapter(told)
+        if adapter is not None and isinstance(ids, list) and len(ids) == size * len(hashes):
             try:
                 packed = struct.pack(f"<{len(ids)}I", *ids)
             except struct.error:
                 packed = None  # SGLang's pairs of tokens, for one
         before = self._blocks.get(parent) if isinstance(parent, _HASH_TYPES) else None
-        chain = None
+        chain, own = None, xxh3_64_intdigest(adapter.encode("utf-8", "replace")) if adapter else 0
         if packed is not None:
             chain = IDS_SEED if parent is None else before.chain if before is not None else None
         tail = before.tail if before is not None else b""
@@ -166,7 +165,7 @@ class KvBook:
                 tail += packed[4 * size * place : 4 * size * (place + 1)]
                 while len(tail) >= _OWN_BYTES:
                     chain = xxh3_64_intdigest(tail[:_OWN_BYTES], chain)
-                    digests.append(chain)
+                    digests.append(chain ^ own)
                     tail = tail[_OWN_BYTES:]
             if name in self._blocks:
                 continue
@@ -220,6 +219,18 @@ class KvBook:
         self._sums = replace(
             self._sums, **{name: getattr(self._sums, name) + count for name, count in counts.items()}
         )
+
+
+def _adapter(told: Mapping[str, Any]) -> str | None:
+    """The adapter whose blocks were stored; "" for the base's, None where more than tokens and its name tell
+    them apart. vLLM repeats the name in each block's extra keys; older versions tell a number alone."""
+    name, number, extra = told.get("lora_name"), told.get("lora_id"), told.get("extra_keys")
+    if not (name is None or (isinstance(name, str) and name)) or (name is None and number is not None):
+        return None
+    keys = extra if isinstance(extra, list) else []
+    own = (name, number)
+    plain = all(not each or (isinstance(each, list) and all(key in own for key in each)) for each in keys)
+    return name or "" if plain else None
 
 
 def merged(books: Iterable[KvBook], now_s: float) -> KvView | None:

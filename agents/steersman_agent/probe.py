@@ -84,15 +84,18 @@ class Prober:
     def observe(self, progress: tuple[float, ...], now_s: float, *, work: bool) -> bool:
         """Take a reading of the counters; whether they moved."""
         moved = bool(progress) and bool(self._progress) and progress != self._progress
+        # What arrived since the last reading has not stood still since then.
+        arrived = work and not self._work
         self._progress, self._work = progress, work
         if moved:
             self._moves += 1
             self._evidence_s = now_s
             self.channel.feed(Symptom.MOVED, now_s)
-        if moved or not work or not progress or self._still_since_s is None:
+        if moved or arrived or not work or not progress or self._still_since_s is None:
             self._still_since_s = now_s
         elif now_s - self._still_since_s >= self._timeout_s:
-            self._still_since_s += self._timeout_s
+            # A reading tells of one silence at most, however long we have not looked.
+            self._still_since_s = now_s
             self.channel.feed(
                 Symptom.TIMED_OUT,
                 now_s,

@@ -199,7 +199,6 @@ class ReplicaBook:
         """The replica as it is reported."""
         settings, scrape, about = self.settings, self._scrape or Scrape(), self._about
         state, detail = self._judge()
-        adapters = scrape.adapters if scrape.adapters is not None else about.adapters
         capacity = settings.kv_capacity_tokens or scrape.kv_capacity_tokens or about.kv_capacity_tokens
         return ReplicaView(
             address=settings.address,
@@ -211,7 +210,9 @@ class ReplicaBook:
             detail=detail,
             models=about.models or settings.models,
             revision=about.revision,
-            adapters=adapters or (),
+            adapters=scrape.adapters or (),
+            loaded_adapters=scrape.loaded_adapters,
+            served_adapters=about.adapters,
             waiting=scrape.waiting,
             running=scrape.running,
             kv_used_tokens=scrape.kv_used_tokens,

@@ -78,6 +78,8 @@ def _identity(view: ReplicaView) -> tuple[object, ...]:
         view.models,
         view.revision,
         view.adapters,
+        view.loaded_adapters,
+        view.served_adapters,
         view.kv_capacity_tokens,
         view.max_concurrent,
         view.gpu_uuids,
@@ -156,8 +158,14 @@ def _replica(view: ReplicaView) -> pb.Replica:
         prefix_queried_tokens=view.prefix_queried_tokens,
         prefix_hit_tokens=view.prefix_hit_tokens,
         revision=view.revision,
+        loaded_adapters=_names(view.loaded_adapters),
+        served_adapters=_names(view.served_adapters),
         kv=None if view.kv is None else pb.KvCache(**asdict(view.kv)),
     )
+
+
+def _names(told: tuple[str, ...] | None) -> pb.AdapterNames | None:
+    return None if told is None else pb.AdapterNames(names=told)
 
 
 def describe(view: NodeView, now_s: float) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from typing import Final
 
 import msgspec
 
+from extproc.cache.counts import CacheCounts
 from extproc.cache.flights import Flights
-from extproc.cache.purging import AnswerOrigin, PurgeOrder
+from extproc.cache.purging import AnswerOrigin, PurgeOrder, both
 from extproc.cache.purging import wanted as meant
 from extproc.cache.semantic.questions import SemanticCache
 from extproc.cache.store import Absent, AnswerStore, KeptAnswer, packed
@@ -25,7 +26,6 @@ from extproc.core.cachekeys import (
     CacheDirective,
     CacheRule,
     Uncanonical,
-    Usage,
     WantedAnswer,
     Wrong,
     canonical,
@@ -43,23 +43,11 @@ from extproc.core.tenant import Tenant
 AWAITED_MAX: Final = 20_000
 #: An answer comes before its request's record or right after it; what has not come by then never will.
 LATE_NS: Final = 10_000_000_000
-#: Tenants that are counted by name; those beyond are one.
-COUNTED_TENANTS_MAX: Final = 1_000
-OTHER: Final = "(other)"
 
 #: Hears what became of a wait.
 Told = Callable[[CachedAnswer | None], None]
 #: By which rule a tenant's requests to a pool are cached; None where they are not.
 RuleFor = Callable[[Tenant, str], CacheRule | None]
-
-
-class CacheSaved(msgspec.Struct):
-    """What a tenant's hits did not ask of an engine: tokens by its counts, and replica time as measured."""
-
-    hits: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    gpu_ms: float = 0.0
 
 
 class Awaited(msgspec.Struct):
@@ -90,11 +78,11 @@ class ResponseCache:
         self._awaited: OrderedDict[str, Awaited] = OrderedDict()
         #: Requests that have ended: from when their answers do not come any more.
         self._ended: OrderedDict[str, int] = OrderedDict()
-        #: By tenant and outcome: hit, miss, or why neither was looked for.
-        self.looked: Counter[tuple[str, str]] = Counter()
+        #: What came of looks, and what hits saved.
+        self.counts = CacheCounts()
+        self.looked, self.saved = self.counts.looked, self.counts.saved
         #: By what became of answers that came: kept, or why not.
         self.filled: Counter[str] = Counter()
-        self.saved: dict[str, CacheSaved] = {}
         self.flights = Flights(clock)
         #: Answers to questions that ask the same in other words; None without them.
         self.semantic: SemanticCache | None = None
@@ -103,6 +91,8 @@ class ResponseCache:
         self._asked = 0
         #: The answer that has just come, while those that wait for it are told.
         self._fresh: KeptAnswer | None = None
+        #: Answers that have come, and of which the store is asked whether they were purged meanwhile.
+        self._unsure: dict[str, Awaited] = {}
         #: Hears of each answer that was awaited what became of it.
         self.on_filled: Callable[[str, str], None] = _nobody
 
@@ -127,10 +117,10 @@ class ResponseCache:
             return None
         wanted = self.wanted(request, body, rule, model=model, pool=pool)
         if isinstance(wanted, str):
-            self._count(tenant.name, wanted)
+            self.counts.count(tenant.name, wanted)
             return None
         if directive is CacheDirective.REFRESH:
-            self._count(tenant.name, "refresh")
+            self.counts.count(tenant.name, "refresh")
             return wanted
         kept = self.store.get(wanted.scope, wanted.key, now_ns=self._clock())
         if kept is Absent.ASK:
@@ -145,7 +135,7 @@ class ResponseCache:
     def _found(self, wanted: WantedAnswer, tenant: str, kept: KeptAnswer | Absent) -> CachedAnswer | None:
         """What the store gave, counted, and refused where it is not what was kept."""
         if isinstance(kept, Absent):
-            self._count(tenant, kept.value)
+            self.counts.count(tenant, kept.value)
             return None
         try:
             # The stream and the model are of the key already; a store that others write to is not trusted.
@@ -154,9 +144,9 @@ class ResponseCache:
             answer = kept.body()
         except ValueError:
             self.store.drop(wanted.scope, wanted.key)
-            self._count(tenant, "poisoned")
+            self.counts.count(tenant, "poisoned")
             return None
-        self._count(tenant, "hit")
+        self.counts.count(tenant, "hit")
         return self._given(tenant, kept, answer, wanted)
 
     def _given(self, tenant: str, kept: KeptAnswer, body: bytes, wanted: WantedAnswer) -> CachedAnswer:
@@ -164,7 +154,7 @@ class ResponseCache:
         if wanted.marks:
             body = marked(body, stream=kept.stream)
         kept.hits += 1
-        self._save(tenant, kept.usage, kept.gpu_ms)
+        self.counts.save(tenant, kept.usage, kept.gpu_ms)
         age_s = max(0, self._clock() - kept.made_ns) // 1_000_000_000
         return CachedAnswer(
             body=body, stream=kept.stream, age_s=age_s, usage=kept.usage, charge=wanted.charge
@@ -197,8 +187,8 @@ class ResponseCache:
             if found is None:
                 self.flights.late(wanted.question, name)
             else:
-                self._count(tenant, "semantic")
-                self._save(tenant, found.usage, found.gpu_ms)
+                self.counts.count(tenant, "semantic")
+                self.counts.save(tenant, found.usage, found.gpu_ms)
                 self.flights.ends(wanted.question, name, answered=False)
             tell(found)
 
@@ -218,7 +208,7 @@ class ResponseCache:
         def heard(answered: bool) -> None:
             found = self._joined(wanted, tenant) if answered else None
             if found is None:
-                self._count(tenant, "waited")
+                self.counts.count(tenant, "waited")
             tell(found)
 
         return self.flights.join(wanted.question, heard, until_ns=until_ns, size=size)
@@ -228,7 +218,7 @@ class ResponseCache:
         kept = self._fresh
         if kept is None:
             return None
-        self._count(tenant, "joined")
+        self.counts.count(tenant, "joined")
         return self._given(tenant, kept, kept.body(), wanted)
 
     def leave(self, name: str) -> None:
@@ -305,12 +295,33 @@ class ResponseCache:
         became = self._kept(awaited, body)
         self.filled[became] += 1
         self.on_filled(reservation_id, became)
-        answered = self._fresh is not None
-        self.flights.ends(awaited.wanted.question, reservation_id, answered=answered)
-        self._fresh = None
+        fresh, self._fresh = self._fresh, None
+        if fresh is None or not self.flights.waited_for(awaited.wanted.question):
+            self._land(reservation_id, awaited, fresh)
+        else:
+            self._unsure[reservation_id] = awaited
+            wanted = awaited.wanted
+            self.store.unless_purged(
+                wanted.scope,
+                wanted.key,
+                fresh,
+                begun_ns=awaited.begun_ns,
+                tell=partial(self._sure, reservation_id, awaited, fresh),
+            )
         if reservation_id in self._ended:
             del self._ended[reservation_id], self._awaited[reservation_id]
         return True
+
+    def _sure(self, reservation_id: str, awaited: Awaited, fresh: KeptAnswer, good: bool) -> None:
+        """Whether it was purged is known. Where we have heard of the purge meanwhile, its flight is over."""
+        if self._unsure.pop(reservation_id, None) is not None:
+            self._land(reservation_id, awaited, fresh if good else None)
+
+    def _land(self, reservation_id: str, awaited: Awaited, fresh: KeptAnswer | None) -> None:
+        """Tell those that wait: an answer, or that the next one goes."""
+        self._fresh = fresh
+        self.flights.ends(awaited.wanted.question, reservation_id, answered=fresh is not None)
+        self._fresh = None
 
     def _kept(self, awaited: Awaited, body: bytes) -> str:
         """Keep it; what became of it. `_fresh` is it where it is a good one, kept or not."""
@@ -335,7 +346,7 @@ class ResponseCache:
         )
         self._fresh = answer
         if self.semantic is not None and wanted.asked is not None:
-            self.semantic.filled(wanted, answer, body)
+            self.semantic.filled(wanted, answer, body, begun_ns=awaited.begun_ns)
         return self.store.put(
             wanted.scope,
             wanted.key,
@@ -384,14 +395,19 @@ class ResponseCache:
 
         Answers that are on their way are not kept then either: they were asked for before.
         """
-        self.forget(orders)
-        return self.store.purge(orders)
+        words = self.forget(orders)
+        purged = self.store.purge(orders)
+        return purged if words is None else both(purged, words)
 
-    def forget(self, orders: Sequence[PurgeOrder]) -> None:
-        """What is meant and on its way is not awaited any more, and nobody waits for it."""
+    def forget(self, orders: Sequence[PurgeOrder], *, elsewhere: bool = False) -> Awaitable[int] | None:
+        """What is meant and on its way is not awaited any more, and nobody waits for it.
+
+        Nor is it known in other words: that this is so for all, where there is a store of those. `elsewhere`:
+        the orders are another service's.
+        """
         coming = [
-            reservation_id
-            for reservation_id, each in self._awaited.items()
+            (reservation_id, each.wanted.question)
+            for reservation_id, each in {**self._unsure, **self._awaited}.items()
             if meant(
                 orders,
                 each.wanted.scope,
@@ -399,30 +415,16 @@ class ResponseCache:
                 AnswerOrigin(each.tenant, each.wanted.model, each.wanted.pool),
             )
         ]
-        for reservation_id in coming:
+        for reservation_id, question in coming:
+            self._unsure.pop(reservation_id, None)
             self.gone(reservation_id)
-        if self.semantic is not None:
-            self.semantic.purge(orders)
+            self.flights.ends(question, reservation_id, answered=False)
+        return None if self.semantic is None else self.semantic.purge(orders, elsewhere=elsewhere)
 
     @property
     def awaited(self) -> int:
         """Answers that may still come."""
         return len(self._awaited)
-
-    def _count(self, tenant: str, outcome: str) -> None:
-        key = (tenant, outcome)
-        if key not in self.looked and tenant not in self.saved:
-            if len(self.saved) >= COUNTED_TENANTS_MAX:
-                key = (OTHER, outcome)
-            self.saved.setdefault(key[0], CacheSaved())
-        self.looked[key] += 1
-
-    def _save(self, tenant: str, usage: Usage, gpu_ms: float) -> None:
-        saved = self.saved.get(tenant) or self.saved.setdefault(OTHER, CacheSaved())
-        saved.hits += 1
-        saved.input_tokens += usage.input_tokens
-        saved.output_tokens += usage.output_tokens
-        saved.gpu_ms += gpu_ms
 
 
 #: What the client of an OpenAI stream asked to be told of its usage.

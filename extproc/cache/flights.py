@@ -58,6 +58,11 @@ class Flights:
         """Whether it is being answered."""
         return question in self._flights
 
+    def waited_for(self, question: Question) -> bool:
+        """Whether somebody waits for its answer."""
+        flight = self._flights.get(question)
+        return flight is not None and bool(flight.joined)
+
     def begins(self, question: Question, leader: str) -> None:
         """A request goes to an engine; it is the first, unless another one is."""
         flight = self._flights.setdefault(question, Flight(leader))

@@ -100,6 +100,18 @@ class MemoryAnswers:
             self._retime()
         return "kept" if key in shelf.answers else "large"
 
+    def unless_purged(
+        self,
+        scope: str,  # noqa: ARG002 (a purge here takes what is awaited along)
+        key: bytes,  # noqa: ARG002
+        answer: KeptAnswer,  # noqa: ARG002
+        *,
+        begun_ns: int,  # noqa: ARG002
+        tell: Callable[[bool], None],
+    ) -> None:
+        """It may: nobody else purges."""
+        tell(True)
+
     def took(self, scope: str, key: bytes, gpu_ms: float) -> None:
         """How much of a replica's time an answer took; the first word stands."""
         shelf = self.shelves.get(scope)

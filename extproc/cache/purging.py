@@ -5,7 +5,8 @@ Owns what an order means. Who carries it out is a store's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Awaitable, Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -54,3 +55,16 @@ class PurgeOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 def wanted(orders: Iterable[PurgeOrder], scope: str, key: bytes, whose: AnswerOrigin) -> bool:
     """Whether one of the orders means this answer."""
     return any(order.wants(scope, key, whose) for order in orders)
+
+
+def both(purged: int | Awaitable[int], words: Awaitable[int]) -> Awaitable[int]:
+    """How many answers were purged, once what is known in other words is as well. Begun within a loop."""
+    done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    rest = [words] if isinstance(purged, int) else [purged, words]
+
+    def told(all_of_them: asyncio.Future[list[int]]) -> None:
+        if not done.done() and not all_of_them.cancelled() and all_of_them.exception() is None:
+            done.set_result(purged if isinstance(purged, int) else all_of_them.result()[0])
+
+    asyncio.gather(*rest).add_done_callback(told)
+    return done

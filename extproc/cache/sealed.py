@@ -84,7 +84,15 @@ class AnswerSeal:
             answer.usage.output_tokens,
             answer.packed,
         )
-        payload = self._encode(said)
+        return self.lock(scope, key, self._encode(said))
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether it has keys."""
+        return bool(self._first)
+
+    def lock(self, scope: str, key: bytes, payload: bytes) -> bytes:
+        """Any entry of a scope and a key of 32 bytes."""
         if not self._first:
             return PLAIN + _check(payload) + payload
         nonce = os.urandom(NONCE_BYTES)
@@ -94,7 +102,7 @@ class AnswerSeal:
 
     def read(self, scope: str, key: bytes, entry: bytes) -> KeptAnswer:
         """The answer in an entry, with no times. Raises PoisonedError."""
-        payload = self._opened(scope, key, entry)
+        payload = self.unlock(scope, key, entry)
         try:
             said = self._decode(payload)
         except (msgspec.MsgspecError, ValueError):
@@ -115,7 +123,8 @@ class AnswerSeal:
             expires_ns=0,
         )
 
-    def _opened(self, scope: str, key: bytes, entry: bytes) -> bytes:
+    def unlock(self, scope: str, key: bytes, entry: bytes) -> bytes:
+        """What was locked for this scope and key. Raises PoisonedError."""
         head, rest = entry[:4], entry[4:]
         if not self._ciphers:
             if head == ENCRYPTED:

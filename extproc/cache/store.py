@@ -7,7 +7,7 @@ from a store is either that answer or refused.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from typing import Final, Protocol
 
@@ -114,6 +114,14 @@ class AnswerStore(Protocol):
         """Keep an answer, in place of an older one; others go for it. What became of it: `kept`, or why not.
 
         `begun_ns`: when its request went to an engine; what was purged since is not kept.
+        """
+
+    def unless_purged(
+        self, scope: str, key: bytes, answer: KeptAnswer, *, begun_ns: int, tell: Callable[[bool], None]
+    ) -> None:
+        """Tell, at once or within the budget, whether an answer may be given to those that wait for it.
+
+        False where another service has purged it since `begun_ns`. True where that cannot be asked.
         """
 
     def took(self, scope: str, key: bytes, gpu_ms: float) -> None:

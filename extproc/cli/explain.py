@@ -157,6 +157,8 @@ def facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
     if (spilled := found.get("spilled")) is not None:
         lines.append(("spilled", f"from pool {_plain(spilled['from'])}: {spilled['why']}"))
+    if found.get("site"):
+        lines.append(("site", _plain(found["site"])))
     if (family := found["family"]) is not None:
         told = ", ".join(f"{name} {value:g}" for name, value in family["features"].items() if value)
         shifted = (

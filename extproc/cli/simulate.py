@@ -44,7 +44,11 @@ if TYPE_CHECKING:
     "--fleet",
     default="8b",
     show_default=True,
-    help="A named fleet, or COUNT*HARDWARE[:slowdown=3:permits=64],…; `list` shows the names.",
+    help="A named fleet, or COUNT*HARDWARE[:slowdown=3:permits=64],…; `list` shows the names. Two sites: "
+    "EDGE,way=MS[:cut_s=20:others=0.5],CENTRE.",
+)
+@click.option(
+    "--load-of", metavar="FLEET", default="", help="Load 1 is this fleet's: fleets at equal requests/s."
 )
 @click.option(
     "--strategy",
@@ -90,6 +94,7 @@ if TYPE_CHECKING:
 def command(
     streams: tuple[str, ...],
     fleet: str,
+    load_of: str,
     strategies: str,
     load: str,
     seed: str,
@@ -116,9 +121,10 @@ def command(
     from extproc.lab.campaign.__main__ import OUT, teller
     from extproc.lab.campaign.__main__ import campaign as play_campaign
     from extproc.lab.campaign.streams import stood_in, traces_folder
+    from extproc.lab.campaign.tiers import placed_line
     from extproc.lab.report import table, to_json
     from extproc.lab.workload import WorkloadError
-    from extproc.sim.world import FleetError
+    from extproc.sim.world import FleetError, parse_fleet
 
     if "list" in (*streams, fleet, strategies):
         _list()
@@ -144,9 +150,14 @@ def command(
     if out is not None:
         need("lab", by="--out (its plots)", instead="leave it out, with --json > cells.json")
     cases = [
-        replace(case, cache_mib=cache or 0.0, cache_ttl_s=cache_ttl)
+        replace(case, cache_mib=cache or 0.0, cache_ttl_s=cache_ttl, load_of=load_of)
         for case in _cases(streams, fleet, strategies, load, seed, limit, replicas, permits, parameters)
     ]
+    if load_of:
+        try:
+            parse_fleet(load_of)
+        except FleetError as error:
+            raise click.UsageError(f"--load-of: {error}") from error
     for stream in streams:
         if (made := stood_in(stream, folder)) is not None:
             click.echo(f"no trace {stream} in {folder}: {made} stands in (set TRACES)", err=True)
@@ -176,6 +187,9 @@ def command(
         click.echo(to_json(cells), nl=False)
     else:
         table(cells)
+    for one in results:
+        if one.placed:
+            click.echo(placed_line(one), err=True)
     if out is not None:
         from extproc.lab.campaign.account import first_tokens
         from extproc.lab.campaign.play import slo_of

@@ -56,12 +56,14 @@ class CacheConfig(Section):
     ttl_s: float = Field(default=3_600.0, ge=1.0, le=2_592_000.0)
     """How long an answer may be given again, where its tenant says nothing."""
     store: Literal["memory", "redis"] = "memory"
-    """Where answers are kept: in this service's memory, or in the Redis of `sharing`, for all services."""
+    """Where answers are kept, and questions of the semantic cache: in this service's memory, or in the Redis
+    of `sharing`, for all services."""
     store_budget_ms: int = Field(default=5, ge=1, le=1_000)
     """How long a request waits for Redis; what takes longer is a miss."""
     keys_file: str | None = Field(default=None, min_length=1)
     """A file with keys that answers in Redis are encrypted with (AES-256-GCM), one a line, of 64 hex digits:
-    from 'openssl rand -hex 32'. The first encrypts, each of them decrypts. Not encrypted when left out."""
+    from 'openssl rand -hex 32'. The first encrypts, each of them decrypts. Not encrypted when left out. With
+    `store: memory` it is for the semantic cache's questions, which are kept in `state.dir` only with keys."""
     keys_env: str | None = Field(default=None, min_length=1, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """The environment variable with those keys, blanks between them. Either this or keys_file."""
     semantic: SemanticConfig = Field(default_factory=SemanticConfig)
@@ -116,7 +118,8 @@ class TenantCache(Section):
     """Bytes for its answers; above it the least recently used go."""
     semantic: TenantSemantic | None = None
     """Whether a question that asks the same in other words gets a kept answer, and how sure that must be;
-    `{}` takes the defaults, nobody is given one when left out. Its prompts are kept in memory then."""
+    `{}` takes the defaults, nobody is given one when left out. Its prompts are kept then, where `cache.store`
+    keeps answers."""
 
 
 class PoolCache(Section):

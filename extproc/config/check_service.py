@@ -53,10 +53,11 @@ def _cache_checks(config: Config) -> Iterator[tuple[Loc, str]]:
         )
     if cache.keys_file and cache.keys_env:
         yield ("cache", "keys_env"), "stands beside cache.keys_file; keep one of them"
-    if cache.store == "memory" and (name := _keys_name(cache)):
+    in_words = any(each.cache is not None and each.cache.semantic is not None for each in config.tenants)
+    if cache.store == "memory" and not in_words and (name := _keys_name(cache)):
         yield (
             ("cache", name),
-            "encrypts nothing: answers are in memory; write cache.store: redis, or leave it out",
+            "encrypts nothing: answers are in memory, and no tenant has cache.semantic; leave it out",
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from extproc.config.adapter_checks import adapter_checks
 from extproc.config.check_launcher import launcher_checks
 from extproc.config.check_service import service_checks
 from extproc.config.check_tenants import class_checks, identity_checks
@@ -14,8 +15,10 @@ from extproc.config.check_upstream import upstream_checks
 from extproc.config.experiment_checks import experiment_checks
 from extproc.config.family_checks import family_checks
 from extproc.config.locations import Loc, repeats
-from extproc.config.model import Config, PoolConfig
+from extproc.config.model import Config
 from extproc.config.parameters import wrong_with
+from extproc.config.route_checks import route_checks
+from extproc.config.site_checks import site_checks
 from extproc.config.spill_checks import spill_checks
 from extproc.meant import meant
 from extproc.wording import dotted
@@ -60,7 +63,7 @@ def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
             ),
         )
     for i, pool in enumerate(config.pools):
-        yield from _adapters(i, pool)
+        yield from adapter_checks(i, pool)
     yield from _strategies(config)
     yield from _tuning(config)
     yield from experiment_checks(config)
@@ -70,6 +73,8 @@ def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
     yield from class_checks(config)
     yield from launcher_checks(config)
     yield from spill_checks(config)
+    yield from route_checks(config)
+    yield from site_checks(config)
     yield from _sources(config)
     if config.limits.reservation_ttl_s < 3 * config.gateway.heartbeat_s:
         yield (
@@ -84,25 +89,20 @@ def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
         yield ("gateway", "envoy_admin"), f"{config.gateway.listen} is gateway.listen's too; use another port"
 
 
-def _adapters(i: int, pool: PoolConfig) -> Iterator[tuple[Loc, str]]:
-    """Adapters that clients could not ask for, or that leave no base."""
-    names = pool.adapters.names if pool.adapters is not None else []
-    at: Loc = ("pools", i, "adapters", "names")
-    yield from repeats(((*at, j), name) for j, name in enumerate(names))
-    for j, name in enumerate(names):
-        if name not in pool.models:
-            yield (*at, j), f"{name!r} is not among pools[{i}].models; add it there{meant(name, pool.models)}"
-    if names and set(pool.models) <= set(names):
-        yield at, f"every model of the pool is an adapter; put their base first into pools[{i}].models"
-
-
 def _shared_models(config: Config) -> Iterator[tuple[Loc, str]]:
     """Models that a tenant would find in two pools; one of everybody's and one of its own are told apart."""
     yield from repeats(
         (("pools", i, "models", j), model)
         for i, pool in enumerate(config.pools)
         for j, model in enumerate(pool.models)
-        if pool.tenants is None or pool.models.index(model) != j
+        # Another site may serve what is served here: here goes first.
+        if (pool.tenants is None and pool.remote is None) or pool.models.index(model) != j
+    )
+    yield from repeats(
+        (("pools", i, "models", j), model)
+        for i, pool in enumerate(config.pools)
+        for j, model in enumerate(pool.models)
+        if pool.tenants is None and pool.remote is not None and pool.models.index(model) == j
     )
     found: dict[tuple[str, str], str] = {}
     for i, pool in enumerate(config.pools):

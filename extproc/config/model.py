@@ -23,8 +23,10 @@ from extproc.config.metrics import MetricsConfig
 from extproc.config.picker import PickerConfig
 from extproc.config.pools import Discovery, DnsConfig, EndpointConfig, PoolConfig, PriceConfig
 from extproc.config.recording import Record, Tuning
+from extproc.config.routes import ROUTES_MAX, RouteConfig
 from extproc.config.scaling import Scaling
 from extproc.config.section import RELOADABLE, CircuitBreakers, OutlierDetection, Section
+from extproc.config.sites import SiteConfig
 from extproc.config.state import JournalConfig
 from extproc.config.tenancy import Adjust, KeyConfig, Quota, ServiceClass, TenantConfig
 from extproc.config.tracing import OpenTelemetry
@@ -180,8 +182,8 @@ class GatewayConfig(Section):
     body_bytes_max: int = Field(default=4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
     """The largest request body; above it 413."""
     upload_bytes_max: int = Field(default=25 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
-    """The largest form (/v1/audio/transcriptions); above it 413. Its file passes through Envoy, which keeps
-    it for retries; the service sees the fields before it."""
+    """The largest form (/v1/audio/transcriptions); above it 413. Its file passes through Envoy, which keeps a
+    small one for retries; the service sees the fields before it."""
     upload_timeout_ms: int = Field(default=60_000, ge=100, le=3_600_000)
     """How long a request may take to arrive, its body included; above it 408."""
     body_bytes_unasked_max: int = Field(default=64 * 1024, ge=0, le=1024 * 1024)
@@ -290,7 +292,8 @@ class Probes(Section):
     interval_s: float = Field(default=2.0, ge=0.25, le=300.0)
     """How often each is looked at; at once after a request on it failed."""
     timeout_s: float = Field(default=2.0, ge=0.05, le=60.0)
-    """A replica that has not answered by then was silent; three looks in a row take it out."""
+    """A replica that has not answered by then was silent; three looks in a row take it out. Time in which
+    the service itself stalled is not counted (docs/health.md)."""
     per_second_max: int = Field(default=100, ge=1, le=10_000)
     """Looks a second over all replicas; with more of them each is looked at less often."""
 
@@ -391,6 +394,8 @@ class Config(Section):
     """Redis between several services; each knows its own work alone when left out."""
     state: JournalConfig = JournalConfig()
     """Quotas on the service's own disk, so that a restart forgets nothing."""
+    site: SiteConfig | None = None
+    """This site among others with a Steersman; there are none when left out."""
     classes: list[ServiceClass] = Field(default=[ServiceClass(name="standard")], min_length=1, max_length=8)
     """Service classes, the first served first."""
     pools: list[PoolConfig] = Field(min_length=1)
@@ -399,6 +404,8 @@ class Config(Section):
     """How replicas become more and fewer, in pools that say so."""
     cache: CacheConfig | None = None
     """Answers that need no replica, for tenants or pools that say so; none are kept when left out."""
+    routes: list[RouteConfig] = Field(default=[], max_length=ROUTES_MAX)
+    """Paths that are served beside the gateway's own."""
     families: list[FamilyConfig] = Field(default=[], max_length=64)
     """Names that stand for several models, of which each request gets the one that it needs."""
     experiments: dict[Name, ExperimentConfig] = Field(default={}, max_length=EXPERIMENTS_MAX)
@@ -425,10 +432,12 @@ class Config(Section):
     def pool_of(self, model: str) -> PoolConfig | None:
         """The pool that serves a model name to everybody; else one that is reserved; or None."""
         serving = [pool for pool in self.pools if model in pool.models]
-        return min(serving, key=lambda pool: pool.tenants is not None, default=None)
+        return min(
+            serving, key=lambda each: (each.tenants is not None, each.remote is not None), default=None
+        )
 
     def pool_for(self, model: str, tenant: str) -> PoolConfig | None:
         """The pool in which a tenant's requests for a model are served, or None."""
         serving = [pool for pool in self.pools if model in pool.models]
         may = [pool for pool in serving if pool.tenants is None or tenant in pool.tenants]
-        return min(may, key=lambda pool: pool.tenants is None, default=None)
+        return min(may, key=lambda each: (each.tenants is None, each.remote is not None), default=None)

@@ -7,9 +7,11 @@ from typing import Annotated
 from pydantic import Field
 
 from extproc import engines
+from extproc.config.adapters import AdaptersConfig
 from extproc.config.cache import PoolCache
 from extproc.config.scaling import PoolScaling
 from extproc.config.section import RELOADABLE, CircuitBreakers, OutlierDetection, Section
+from extproc.config.sites import RemotePool
 from extproc.config.spill import RateLimitsConfig, SpillConfig
 from extproc.config.tokenizers import PoolTokenizer
 from extproc.config.types import (
@@ -73,19 +75,6 @@ class Discovery(Section):
     served from when the service's own look was answered. What agents say of listed replicas counts anyway."""
 
 
-class AdaptersConfig(Section):
-    """LoRA adapters that a pool's replicas serve beside their base model. Requests go where their adapter is
-    loaded, and to more replicas as more of them come."""
-
-    names: list[ModelName] = Field(min_length=1, max_length=10_000)
-    """Which of the pool's `models` are adapters. TGI's `parameters.adapter_id` names one as well."""
-    loaded_max: int = Field(default=1, ge=1, le=10_000)
-    """How many a replica has loaded at once (vLLM's --max-loras, SGLang's --max-loras-per-batch)."""
-    load_ms: float = Field(default=1_000.0, ge=0.0, le=600_000.0)
-    """How long loading one takes: another replica gets a copy when requests would wait longer than this for
-    those that have it."""
-
-
 class PriceConfig(Section):
     """What a pool's work costs, in the currency of the budgets."""
 
@@ -135,6 +124,8 @@ class PoolConfig(Section):
     """Whether its answers are cached (`cache`); where tenants say so when left out."""
     adapters: Annotated[AdaptersConfig | None, RELOADABLE] = None
     """Which of its models are LoRA adapters of one base; none when left out."""
+    remote: RemotePool | None = None
+    """The pool is another site: its endpoints are that one's gateway; replicas of our own when left out."""
     spill: Annotated[SpillConfig | None, RELOADABLE] = None
     """Where its requests go that it cannot serve in time; they wait when left out."""
     rate_limits: Annotated[RateLimitsConfig | None, RELOADABLE] = None

@@ -8,7 +8,9 @@ from __future__ import annotations
 from extproc.config.away import away_routes, fallback
 from extproc.config.holds import longest_hold_ms
 from extproc.config.model import Config, GatewayConfig, PoolConfig, ServiceClass
+from extproc.config.routes import own_in_envoy
 from extproc.config.section import reloadable
+from extproc.config.site_checks import returning
 
 #: What a reload may change of the gateway, and of a pool.
 _OF_GATEWAY, _OF_POOL = reloadable(GatewayConfig), reloadable(PoolConfig)
@@ -33,6 +35,8 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
         changed.append("what Envoy does with tenants that it knows by itself (classes, tenants)")
     if _routes(old) != _routes(new):
         changed.append("classes (the retries and timeouts of Envoy's routes)")
+    if own_in_envoy(old.routes) != own_in_envoy(new.routes):
+        changed.append("routes (forms, places of usage and foreign dialects are Envoy's as well)")
     if longest_hold_ms(old) != longest_hold_ms(new):
         changed.append("classes (cold_hold_ms above 240000 is how long Envoy waits)")
     changed += [
@@ -58,10 +62,14 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
         changed.append("cache.store")
     if _admin_port(old) != _admin_port(new):
         changed.append("admin.listen or admin.tls")
+    if accepts_sites(old) != accepts_sites(new):
+        changed.append("site.peers (whether any of them forwards: Envoy lets their header through)")
     if live:
         return changed
     if [_cluster(each) for each in old.classes] != [_cluster(each) for each in new.classes]:
         changed.append("classes (their names, order and shares are Envoy's clusters)")
+    if _returning(old) != _returning(new):
+        changed.append("pools[].spill (Envoy knows where requests come back to from a site)")
     if [pool.name for pool in old.pools] != [pool.name for pool in new.pools]:
         return [*changed, "pools (their names and order)"]
     changed += [
@@ -71,6 +79,16 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
         if name not in _OF_POOL and getattr(before, name) != getattr(after, name)
     ]
     return changed
+
+
+def accepts_sites(config: Config) -> bool:
+    """Whether another site may send requests on to this one."""
+    return config.site is not None and any(peer.forwards for peer in config.site.peers)
+
+
+def _returning(config: Config) -> list[tuple[str, str]]:
+    """The clusters in which what fails at another site is tried at home."""
+    return [(there.name, pool.name) for there, pool in returning(config)]
 
 
 def _routes(config: Config) -> list[tuple[object, ...]]:

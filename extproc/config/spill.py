@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from extproc.config.section import Section
+from extproc.config.sites import TiersConfig
 from extproc.config.types import ModelName, Name
 
 #: More than anybody pays in an hour.
@@ -30,6 +31,9 @@ class SpillConfig(Section):
     Several services have equal shares of it."""
     output_tokens_max: int = Field(default=4_096, ge=1, le=1_000_000)
     """What a request counts as before its end that sets no limit on its output."""
+    tiers: TiersConfig = TiersConfig()
+    """Where the other pool is a site's (`remote`) and this one's `site.tier` is edge: when a request goes, in
+    place of the times above, and of every tenant (docs/sites.md)."""
 
 
 class TenantSpill(Section):

@@ -11,7 +11,8 @@ from extproc.config.section import Section
 
 class JournalConfig(Section):
     """A journal of quotas on disk, so that a restart forgets nothing: what was used of every limit and
-    budget, reservations of requests that still run, credits, and what `adjust` has learnt."""
+    budget, reservations of requests that still run, credits, and what `adjust` has learnt. Beside it stand
+    which replica holds which response (/v1/responses), and what was spilled in the last hour."""
 
     enabled: bool = True
     """Whether it is kept. `false` switches it off under 'steersman up' too."""

@@ -156,6 +156,9 @@ class TenantConfig(Section):
     spill: TenantSpill | None = None
     """Lets its requests go to other pools, such as a provider's, where their own has `spill` (`spill: {}`);
     they stay when left out."""
+    away_model: ModelName | None = None
+    """The model that serves its requests for one that is only at another site, while that is away; they wait
+    and fail when left out."""
     jwt_subject: str | None = Field(default=None, min_length=1, max_length=256)
     """The value of the gateway's JWT claim (gateway.jwt) that is this tenant's."""
     certificate_sans: list[Annotated[str, Field(min_length=1, max_length=256)]] = []

@@ -11,11 +11,7 @@ from collections.abc import Iterator
 from importlib import resources
 
 from betterproto2 import Message
-from envoy_data_plane.envoy.config.common.mutation_rules.v3 import (
-    HeaderMutation,
-    HeaderMutationRemoveOnMatch,
-    HeaderMutationRules,
-)
+from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutationRules
 from envoy_data_plane.envoy.config.core.v3 import DataSource
 from envoy_data_plane.envoy.config.route.v3 import RouteMatch
 from envoy_data_plane.envoy.extensions.filters.http.buffer.v3 import Buffer
@@ -31,7 +27,6 @@ from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
 from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import (
     HeaderMutation as HeaderMutationFilter,
 )
-from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import Mutations
 from envoy_data_plane.envoy.extensions.filters.http.json_to_metadata.v3 import (
     JsonToMetadata,
     JsonToMetadataKeyValuePair,
@@ -53,20 +48,23 @@ from envoy_data_plane.envoy.extensions.filters.http.lua.v3 import Lua
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
 from envoy_data_plane.envoy.extensions.filters.http.upstream_codec.v3 import UpstreamCodec
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import HttpFilter
-from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher, StringMatcher
+from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher
 from envoy_data_plane.envoy.type.v3 import HttpStatus, StatusCode
 from envoy_data_plane.google.protobuf import Empty
 
 from extproc.config.away import away_routes, fallback
 from extproc.config.holds import longest_hold_ms
 from extproc.config.model import Config, Jwt
+from extproc.config.routes import own_routes
 from extproc.control.cors import CORS_FILTER
 from extproc.control.identity import IDENTITY_FILTER, asks_first
 from extproc.control.pack import ms, packed
 from extproc.control.routes import BUFFER_FILTER, DECISION_FILTER, FLOOR_FILTER, LUA_FILTER, has_floor
 from extproc.control.services import decision_service
+from extproc.control.upstreams import answer_mutations
 from extproc.core import contract
-from extproc.core.routes import counts, ends
+from extproc.core.routes import Counts, counts, ends
+from extproc.core.spill.values import GIVES_WAY
 
 JWT_PROVIDER = "tenants"
 
@@ -95,15 +93,14 @@ ENGINE_KEY_REFUSED = {
 #: Envoy compares its own list with the whole header; engines add a charset to it.
 JSON_CONTENT_TYPE = r"application/json(\s*;.*)?"
 
-#: Where counts stand in bodies, and what they are called in metadata. In whole answers json_to_metadata reads
-#: them; in streams the script, which looks at each event anyway. sse_to_metadata would parse each of them.
-COUNTS = counts()
-
 
 def http_filters(config: Config) -> list[HttpFilter]:
     """The whole chain."""
     jwt, floors = config.gateway.jwt, has_floor(config)
     decides = decision(config)
+    # Where counts stand in bodies, and what they are called in metadata. In whole answers json_to_metadata
+    # reads them; in streams the script, which looks at each event anyway. sse_to_metadata would parse each.
+    found = counts(own_routes(config.routes))
     return [
         # Preflights are answered here, and everything that comes back, refusals too, says who may read it.
         *([_filter(CORS_FILTER, CorsFilter())] if config.gateway.cors else []),
@@ -118,20 +115,20 @@ def http_filters(config: Config) -> list[HttpFilter]:
         # Does nothing but on the routes of requests without a decision.
         *([_filter(FLOOR_FILTER, LocalRateLimit(stat_prefix="floor"))] if floors else []),
         # On the way back the first chunk is seen before json_to_metadata holds a JSON body back.
-        _filter("envoy.filters.http.json_to_metadata", json_counts()),
-        _filter(LUA_FILTER, first_chunk(caches=config.cache is not None)),
+        _filter("envoy.filters.http.json_to_metadata", json_counts(found)),
+        _filter(LUA_FILTER, first_chunk(found, caches=config.cache is not None)),
         # Attempts and upstream timings are for the access log, not for clients and engines.
-        _filter("envoy.filters.http.router", router()),
+        _filter("envoy.filters.http.router", router(config)),
     ]
 
 
-def router() -> Router:
-    """Sends a request on; of the answer it takes what only we may say, before anything of ours is added."""
-    ours = HeaderMutation(
-        remove_on_match=HeaderMutationRemoveOnMatch(key_matcher=StringMatcher(prefix=contract.OUR_PREFIX))
-    )
+def router(config: Config) -> Router:
+    """Sends a request on; of the answer it takes what only we may say, before anything of ours is added.
+
+    Clusters with filters of their own do that themselves.
+    """
     dropped = HeaderMutationFilter(
-        mutations=Mutations(response_mutations=[ours], response_trailers_mutations=[ours])
+        mutations=answer_mutations(provider=any(pool.spill is not None for pool in config.pools))
     )
     return Router(
         suppress_envoy_headers=True,
@@ -233,9 +230,9 @@ def tokens(jwt: Jwt, config: Config) -> JwtAuthentication:
     )
 
 
-def json_counts() -> JsonToMetadata:
+def json_counts(found: Counts) -> JsonToMetadata:
     """Counts in whole JSON answers."""
-    rules = [_rule(path, key) for path, key in COUNTS]
+    rules = [_rule(path, key) for path, key in found]
     return JsonToMetadata(
         response_rules=JsonToMetadataMatchRules(
             rules=rules, allow_content_types_regex=RegexMatcher(regex=JSON_CONTENT_TYPE)
@@ -243,14 +240,14 @@ def json_counts() -> JsonToMetadata:
     )
 
 
-def first_chunk(*, caches: bool = False) -> Lua:
+def first_chunk(found: Counts, *, caches: bool = False) -> Lua:
     """When a response began, how many events a stream has had, its counts, what it says of an error.
 
     `caches`: answers are gathered where a decision asks for that; without it nothing is asked of any.
     """
     source = resources.files("extproc.control").joinpath("lua/first_chunk.lua").read_text(encoding="utf-8")
     for name, value in (
-        ("COUNTS", "\n".join(_counted())),
+        ("COUNTS", "\n".join(_counted(found))),
         ("ENDS", ", ".join(f'["{name}"] = true' for name in ends())),
         ("INDEX_KEY", contract.INDEX_KEY),
         ("ERROR_BYTES", ERROR_BYTES),
@@ -278,18 +275,24 @@ def first_chunk(*, caches: bool = False) -> Lua:
         ("RESERVATION_HEADER", contract.RESERVATION_HEADER),
         ("REFUSED_HEADER", contract.REFUSED_HEADER),
         ("SERVED_HEADER", contract.SERVED_HEADER),
+        ("PROVIDER_HEADER", contract.PROVIDER_HEADER),
+        ("PROVIDER_KEY", contract.PROVIDER_KEY),
+        ("SPILLED_HEADER", contract.SPILLED_HEADER),
+        ("GIVES_WAY", ", ".join(f'["{status}"] = true' for status in sorted(GIVES_WAY))),
+        ("PROVIDER_SILENT", contract.PROVIDER_SILENT),
     ):
         source = source.replace(f"@{name}@", str(value))
     return Lua(default_source_code=DataSource(inline_string=source), stat_prefix="first_chunk")
 
 
-def _counted() -> Iterator[str]:
-    """What the script looks for, an object a line."""
+def _counted(found: Counts) -> Iterator[str]:
+    """What the script looks for, an object a line; what stands in none is in whole answers alone."""
     objects: dict[str, dict[tuple[str, str], None]] = {}
-    for path, key in COUNTS:
-        objects.setdefault(path[0], {})[path[-1], key] = None
-    for name, found in objects.items():
-        inside = ", ".join(f'{{ "{count}", "{key}" }}' for count, key in found)
+    for path, key in found:
+        if len(path) > 1:
+            objects.setdefault(path[0], {})[path[-1], key] = None
+    for name, inner in objects.items():
+        inside = ", ".join(f'{{ "{count}", "{key}" }}' for count, key in inner)
         yield f'  {{ of = "{name}", {inside} }},'
 
 

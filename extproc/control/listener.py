@@ -59,6 +59,7 @@ from envoy_data_plane.envoy.type.v3 import Percent
 
 from extproc.config.holds import longest_hold_ms
 from extproc.config.model import Config, GatewayTls, TracingConfig
+from extproc.config.restart import accepts_sites
 from extproc.control.accesslog import access_logs
 from extproc.control.filters import http_filters
 from extproc.control.pack import address, extension, ms, packed
@@ -258,6 +259,8 @@ def _stripped(config: Config, peer: Peer) -> EarlyHeaderMutation:
         for prefix in STRIPPED_PREFIXES
     ]
     names = [*contract.STRIPPED_HEADERS, REQUEST_ID_HEADER]
+    if not accepts_sites(config):
+        names.append(contract.SITE_HEADER)
     if config.gateway.trusted_proxy is not None and not peer.trusted:
         names.append(config.gateway.trusted_proxy.header)
     said = [_peer(name, value) for name, value in PEER_HEADERS] if peer_headers(config) else []

@@ -34,9 +34,10 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
 from envoy_data_plane.google.protobuf import Struct
 
 from extproc.config.model import Config
+from extproc.config.routes import own_routes
 from extproc.control.pack import packed
 from extproc.core.errors import GATEWAY_ERROR, OPENAI_TYPES, Error, told
-from extproc.core.misrouted import ANTHROPIC_ENDS, OPENAI_BEGINS, OPENAI_ENDS, TGI_ENDS
+from extproc.core.misrouted import ANTHROPIC_ENDS, OPENAI_BEGINS, OPENAI_ENDS, TGI_ENDS, dialect_of
 from extproc.core.request import Dialect
 
 NOT_THE_SERVICES = "!('content-type' in response.headers)"
@@ -51,6 +52,21 @@ ANTHROPIC = f"{NOT_THE_SERVICES} && {_path(*ANTHROPIC_ENDS)}"
 OPENAI = f"{NOT_THE_SERVICES} && ({_path(*OPENAI_ENDS)} || ({_path(OPENAI_BEGINS)} && !{_path(*TGI_ENDS)}))"
 #: The first that fits.
 WHERE = {Dialect.ANTHROPIC: ANTHROPIC, Dialect.OPENAI: OPENAI, Dialect.TGI: NOT_THE_SERVICES}
+
+
+def where(config: Config) -> dict[Dialect, str]:
+    """The same with the file's routes, whose dialect may be another than their path says."""
+    found = dict(WHERE)
+    own: dict[Dialect, list[str]] = {}
+    for row in own_routes(config.routes):
+        if row.dialect is not dialect_of(row.path):
+            same = f"request.url_path == '{row.path}'"
+            own.setdefault(row.dialect, []).append(same)
+    for dialect, paths in own.items():
+        here = f"{NOT_THE_SERVICES} && ({' || '.join(dict.fromkeys(paths))})"
+        for other, said in found.items():
+            found[other] = f"({said}) || ({here})" if other is dialect else f"({said}) && !({here})"
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +115,14 @@ def replies(body_bytes_max: int) -> list[LocalReply]:
 def local_reply_config(config: Config) -> LocalReplyConfig:
     """Three mappers a row: Anthropic's routes first, then OpenAI's, then the rest."""
     mappers: list[ResponseMapper] = []
+    expressions = where(config)
     for reply in replies(config.gateway.body_bytes_max):
-        mappers += [_mapper(reply, dialect) for dialect in WHERE]
+        mappers += [_mapper(reply, dialect, said) for dialect, said in expressions.items()]
     return LocalReplyConfig(mappers=mappers)
 
 
-def _mapper(reply: LocalReply, dialect: Dialect) -> ResponseMapper:
-    filters = [_which(WHERE[dialect])]
+def _mapper(reply: LocalReply, dialect: Dialect, expression: str) -> ResponseMapper:
+    filters = [_which(expression)]
     if reply.statuses is not None:
         first, last = reply.statuses
         same = first == last

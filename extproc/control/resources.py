@@ -16,8 +16,10 @@ from envoy_data_plane.envoy.config.cluster.v3 import (
     CircuitBreakersThresholds,
     Cluster,
     ClusterCommonLbConfig,
+    ClusterCustomClusterType,
     ClusterDiscoveryType,
     ClusterEdsClusterConfig,
+    ClusterLbPolicy,
     LoadBalancingPolicy,
     LoadBalancingPolicyPolicy,
     OutlierDetection,
@@ -36,6 +38,10 @@ from envoy_data_plane.envoy.config.endpoint.v3 import (
     LbEndpoint,
     LocalityLbEndpoints,
 )
+from envoy_data_plane.envoy.extensions.clusters.composite.v3 import ClusterConfig as Composite
+from envoy_data_plane.envoy.extensions.clusters.composite.v3 import (
+    ClusterConfigClusterEntry as CompositeClusterEntry,
+)
 from envoy_data_plane.envoy.extensions.load_balancing_policies.least_request.v3 import LeastRequest
 from envoy_data_plane.envoy.extensions.load_balancing_policies.override_host.v3 import (
     OverrideHost,
@@ -53,8 +59,9 @@ from extproc.config.check_upstream import is_named
 from extproc.config.load import ConfigError, Problem
 from extproc.config.model import Config, PoolConfig, ServiceClass
 from extproc.config.model import OutlierDetection as OutlierLimits
+from extproc.config.site_checks import returning
 from extproc.control.pack import address, extension, ms, packed
-from extproc.control.upstreams import protocol_options, transport_socket
+from extproc.control.upstreams import protocol_options, returning_options, transport_socket
 from extproc.core import contract
 
 #: A dead host is noticed within about KEEPALIVE_IDLE_S + KEEPALIVE_PROBES × KEEPALIVE_INTERVAL_S.
@@ -78,11 +85,42 @@ PROTOCOL_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
 def pool_clusters(config: Config, *, mode: Mode = "static") -> list[Cluster]:
-    """One cluster a pool and class, in the order of the file; then those for requests without a decision."""
+    """One cluster a pool and class, in the order of the file; then those that try at home what fails at
+    another site, and those for requests without a decision."""
     decided = [
         pool_cluster(config, pool, each, mode=mode) for pool in config.pools for each in config.classes
     ]
-    return [*decided, *away_clusters(config, mode=mode)]
+    return [*decided, *returning_clusters(config), *away_clusters(config, mode=mode)]
+
+
+def returning_clusters(config: Config) -> list[Cluster]:
+    """Of each site's pool whose requests can come back, a class each: the first try there, the next at home.
+
+    Envoy chooses by the try alone; which endpoint it is then is the decision's list, as anywhere. Filters are
+    this cluster's and not those of its parts (Envoy 1.40), so it has none of theirs; connections are theirs.
+    """
+    clusters = []
+    for there, home in returning(config):
+        for each in config.classes:
+            retries = config.gateway.retries if each.retries is None else each.retries
+            own = contract.cluster_name(home.name, each.name)
+            names = [contract.cluster_name(there.name, each.name), *[own] * max(1, retries)]
+            clusters.append(
+                Cluster(
+                    name=contract.returning_cluster_name(there.name, home.name, each.name),
+                    connect_timeout=ms(config.gateway.connect_timeout_ms),
+                    lb_policy=ClusterLbPolicy.CLUSTER_PROVIDED,
+                    cluster_type=ClusterCustomClusterType(
+                        name="envoy.clusters.composite",
+                        typed_config=packed(
+                            Composite(clusters=[CompositeClusterEntry(name=name) for name in names])
+                        ),
+                    ),
+                    circuit_breakers=_circuit_breakers(there, each.share_of_breakers),
+                    typed_extension_protocol_options={PROTOCOL_OPTIONS: packed(returning_options(there))},
+                )
+            )
+    return clusters
 
 
 def away_clusters(config: Config, *, mode: Mode = "static") -> list[Cluster]:

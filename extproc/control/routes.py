@@ -59,6 +59,8 @@ from envoy_data_plane.envoy.type.v3 import FractionalPercent, TokenBucket
 
 from extproc.config.away import Away, AwayRoute, away_routes, fallback
 from extproc.config.model import Config, GatewayConfig, ServiceClass
+from extproc.config.restart import accepts_sites
+from extproc.config.routes import form_paths
 from extproc.control.cors import CORS_FILTER, cors
 from extproc.control.pack import ms, packed
 from extproc.core import contract
@@ -87,6 +89,7 @@ FLOOR_FILTER = "envoy.filters.http.local_ratelimit"
 
 DECIDED_ROUTE = "decided"
 WHOLE_SUFFIX = ".whole"
+ONCE_SUFFIX = ".once"
 UNDECIDED_ROUTE = "undecided"
 FORM_SUFFIX = ".form"
 #: The filters that forms are exempt from, or that see little of them.
@@ -145,10 +148,11 @@ def _decided(config: Config) -> list[Route]:
         ),
         (DECIDED_ROUTE, present, RetryTiming.of(config.gateway)),
     ]
-    # What comes whole first, of each: the rest are streams.
+    # What cannot be sent again first, then what comes whole, of each: the rest are streams.
     return [
-        _decided_route(config, name + suffix, match, timing, whole=whole)
+        _decided_route(config, name + again + suffix, match, timing, whole=whole, once=once)
         for name, match, timing in kinds
+        for again, once in ((ONCE_SUFFIX, True), ("", False))
         for suffix, whole in ((WHOLE_SUFFIX, True), ("", False))
     ]
 
@@ -159,16 +163,26 @@ def _of_class(service_class: ServiceClass) -> HeaderMatcher:
 
 
 def _decided_route(
-    config: Config, name: str, match: HeaderMatcher, timing: RetryTiming, *, whole: bool
+    config: Config, name: str, match: HeaderMatcher, timing: RetryTiming, *, whole: bool, once: bool
 ) -> Route:
+    """`once`: the service has decided by a form's head.
+
+    Envoy (1.40) keeps what is sent for another try, and then sends the kept head on once more, before the
+    rest: so there must be no retry policy at all.
+    """
     # By a header that the decision sets for pools with a prefix; without it the path stays as it is.
     path = f"%REQ({contract.PATH_PREFIX_HEADER})%%PATH(NQ)%"
     action = RouteAction(cluster_header=contract.CLUSTER_HEADER, path_rewrite=path, auto_host_rewrite=True)
-    marked = [HeaderMatcher(name=contract.WHOLE_HEADER, present_match=True)] if whole else []
+    marks = [name for name, said in ((contract.ONCE_HEADER, once), (contract.WHOLE_HEADER, whole)) if said]
+    action = _whole(timing, action) if whole else _action(timing, action)
+    if once:
+        action.retry_policy = None
     return Route(
         name=name,
-        match=RouteMatch(prefix="/", headers=[match, *marked]),
-        route=_whole(timing, action) if whole else _action(timing, action),
+        match=RouteMatch(
+            prefix="/", headers=[match, *(HeaderMatcher(name=mark, present_match=True) for mark in marks)]
+        ),
+        route=action,
         request_headers_to_remove=_ours(config),
         response_headers_to_add=_decided_headers(config),
     )
@@ -177,7 +191,7 @@ def _decided_route(
 def _ours(config: Config) -> list[str]:
     """What no engine is to see."""
     names = [contract.CLUSTER_HEADER, contract.EXPLAIN_HEADER, "x-envoy-internal", contract.ENCODING_HEADER]
-    names.append(contract.WHOLE_HEADER)
+    names += [contract.WHOLE_HEADER, contract.ONCE_HEADER]
     if peer_address_header(config):
         names.append(contract.PEER_ADDRESS_HEADER)
     if config.gateway.trusted_proxy is not None:
@@ -222,10 +236,12 @@ def _both(config: Config, name: str, away: Away, known: AwayRoute | None = None)
         return RouteMatch(prefix="/") if known is None else _proven(config, known)
 
     found = []
-    for path in FORM_PATHS:
+    for path in (*FORM_PATHS, *form_paths(config.routes)):
         match = matched()
         match.prefix, match.path = None, path
         route = _away(config, name + FORM_SUFFIX, match, away)
+        if route.route is not None:
+            route.route.retry_policy = None  # as where it is decided, by its head
         route.typed_per_filter_config = {
             **route.typed_per_filter_config,
             DECISION_FILTER: packed(ExtProcPerRoute(overrides=ExtProcOverrides(processing_mode=HEAD_MODE))),
@@ -272,7 +288,10 @@ def _away(config: Config, name: str, match: RouteMatch, away: Away) -> Route:
         action.path_rewrite = f"{prefix}%PATH(NQ)%"
     route.route = _action(RetryTiming.of(config.gateway, service_class), action)
     # As with a decision: what proves a tenant to us is not the engine's to see.
-    route.request_headers_to_remove = [*_ours(config), "authorization", "x-api-key"]
+    secret = ["authorization", "x-api-key"]
+    if accepts_sites(config):
+        secret.append(contract.SITE_HEADER)
+    route.request_headers_to_remove = [*_ours(config), *secret]
     if away.floor is not None:
         route.typed_per_filter_config = {FLOOR_FILTER: packed(floor(away.floor))}
     return route
@@ -396,7 +415,7 @@ def _decided_headers(config: Config) -> list[HeaderValueOption]:
         return f"%DYNAMIC_METADATA({contract.DECISION_NAMESPACE}:{key})%"
 
     values = {name: decided(name) for name in (*contract.RATE_LIMIT_HEADERS, *contract.FAMILY_HEADERS)}
-    if any(pool.spill is not None for pool in config.pools):
+    if any(pool.spill is not None or pool.remote is not None for pool in config.pools):
         values[contract.SPILLED_HEADER] = decided(contract.SPILLED_HEADER)
     values[contract.REASON_HEADER] = decided(contract.EXPLAINED_KEY)
     # For the Lua filter, which takes it away: after a retry the answer is another's than the first named.

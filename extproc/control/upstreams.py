@@ -12,7 +12,10 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from betterproto2 import Message
-from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutation
+from envoy_data_plane.envoy.config.common.mutation_rules.v3 import (
+    HeaderMutation,
+    HeaderMutationRemoveOnMatch,
+)
 from envoy_data_plane.envoy.config.core.v3 import (
     ConfigSource,
     DataSource,
@@ -29,6 +32,7 @@ from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import (
     HeaderMutation as HeaderMutationFilter,
 )
 from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import Mutations
+from envoy_data_plane.envoy.extensions.filters.http.lua.v3 import Lua
 from envoy_data_plane.envoy.extensions.filters.http.upstream_codec.v3 import UpstreamCodec
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import HttpFilter
 from envoy_data_plane.envoy.extensions.http.injected_credentials.generic.v3 import Generic
@@ -65,6 +69,19 @@ from extproc.upstream import SYSTEM_CA
 #: close theirs after 5 s; a request sent into that instant would be reset.
 UPSTREAM_IDLE_S = 3
 
+#: What a try changes of the request stays so for the next one (Envoy 1.40): the first leaves a mark.
+SHOWN_ONCE = f"""function envoy_on_request(handle)
+  local headers = handle:headers()
+  if headers:get("{contract.SITE_HEADER}") == nil then return end
+  if headers:get("{contract.TRIED_HEADER}") == nil then
+    headers:replace("{contract.TRIED_HEADER}", "1")
+  else
+    headers:remove("{contract.SITE_HEADER}")
+    headers:remove("{contract.TRIED_HEADER}")
+  end
+end
+"""
+
 _VERSIONS = {"1.2": TlsParametersTlsProtocol.TLSv1_2, "1.3": TlsParametersTlsProtocol.TLSv1_3}
 
 
@@ -72,6 +89,17 @@ def protocol_options(pool: PoolConfig, *, keys_from: ConfigSource | None) -> Ups
     """The versions of HTTP, and what is done to each request on its way. `keys_from` tells the pool's key;
     None: it stands among the bootstrap's secrets."""
     upstream = pool.upstream
+    return _with_filters(_versions(upstream), _filters(pool.name, upstream, keys_from))
+
+
+def returning_options(pool: PoolConfig) -> UpstreamProtocolOptions:
+    """The same where what fails at another site is tried at home: what proves its tenant there is not shown
+    here, whatever failed."""
+    script = Lua(default_source_code=DataSource(inline_string=SHOWN_ONCE))
+    return _with_filters(_versions(pool.upstream), [_filter("envoy.filters.http.lua", script)])
+
+
+def _versions(upstream: Upstream) -> UpstreamProtocolOptions:
     common = HttpProtocolOptions(idle_timeout=timedelta(seconds=UPSTREAM_IDLE_S))
     options = UpstreamProtocolOptions(common_http_protocol_options=common)
     if upstream.http2 == "auto":
@@ -86,11 +114,34 @@ def protocol_options(pool: PoolConfig, *, keys_from: ConfigSource | None) -> Ups
         options.explicit_http_config = HttpProtocolOptionsExplicitHttpConfig(
             http_protocol_options=Http1ProtocolOptions()
         )
-    filters = _filters(pool.name, upstream, keys_from)
+    return options
+
+
+def _with_filters(options: UpstreamProtocolOptions, filters: list[HttpFilter]) -> UpstreamProtocolOptions:
     if filters:
         # What sends a request on is the last of these.
         options.http_filters = [*filters, _filter("envoy.filters.http.upstream_codec", UpstreamCodec())]
     return options
+
+
+def answer_mutations(*, provider: bool) -> Mutations:
+    """Of each answer: what only we may say is removed.
+
+    With `provider` its rate limits are said once more under a name of ours, since the route says the tenant's
+    own in their place.
+    """
+    ours = HeaderMutation(
+        remove_on_match=HeaderMutationRemoveOnMatch(key_matcher=StringMatcher(prefix=contract.OUR_PREFIX))
+    )
+    said = HeaderMutation(
+        append=HeaderValueOption(
+            header=HeaderValue(key=contract.PROVIDER_HEADER, value=contract.PROVIDER_FORMAT),
+            append_action=HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD,
+        )
+    )
+    return Mutations(
+        response_mutations=[ours, said] if provider else [ours], response_trailers_mutations=[ours]
+    )
 
 
 def transport_socket(upstream: Upstream) -> TransportSocket | None:
@@ -147,8 +198,10 @@ def _filters(pool: str, upstream: Upstream, keys_from: ConfigSource | None) -> l
             )
             for name, value in upstream.headers.add.items()
         ]
-    if mutations:
-        changed = HeaderMutationFilter(mutations=Mutations(request_mutations=mutations))
+    if mutations or upstream.key is not None:
+        changes = answer_mutations(provider=True)
+        changes.request_mutations = mutations
+        changed = HeaderMutationFilter(mutations=changes)
         filters.append(_filter("envoy.filters.http.header_mutation", changed))
     if upstream.key is not None:
         secret = SdsSecretConfig(name=contract.key_name(pool))

@@ -33,6 +33,20 @@ def read_form(route: Route, body: bytes) -> Request | Reject:
 
     Refuses what is no form: one begins with its boundary.
     """
+    fields = form_fields(body)
+    if isinstance(fields, Reject):
+        return fields
+    model = fields.get("model", b"").decode("utf-8", "replace").strip()
+    return Request(
+        kind=route.kind,
+        dialect=route.dialect,
+        model=model or None,
+        stream=flag(b'"%b"' % word if (word := fields.get("stream", b"").strip().lower()) else b""),
+    )
+
+
+def form_fields(body: bytes) -> dict[str, bytes] | Reject:
+    """The fields before the file, by name, as far as a form's head holds them; Reject where it is no form."""
     head = body[:HEAD_BYTES_MAX]
     line, end, _ = head.partition(b"\r\n")
     boundary = line.rstrip(b" \t")
@@ -43,13 +57,7 @@ def read_form(route: Route, body: bytes) -> Request | Reject:
     fields = _fields(head, boundary)
     if fields is None:
         return Error.INVALID_REQUEST.reject("a part of the form has no name")
-    model = fields.get("model", b"").decode("utf-8", "replace").strip()
-    return Request(
-        kind=route.kind,
-        dialect=route.dialect,
-        model=model or None,
-        stream=flag(b'"%b"' % word if (word := fields.get("stream", b"").strip().lower()) else b""),
-    )
+    return fields
 
 
 def sound_tokens(size: int) -> int:

@@ -57,10 +57,10 @@ def read_embeddings(route: Route, body: bytes) -> Request | Reject:
     """OpenAI's `input`, vLLM's `messages`, llama.cpp's `content`."""
     fields = _embeddings.decode(body)
     raw = next((each for each in (fields.input, fields.messages, fields.content) if given(each)), None)
-    inputs = None if raw is None else _inputs(raw)
+    inputs = None if raw is None else inputs_of(raw)
     if inputs is None:
         return Error.UNFIT.reject("'input' is missing")
-    return _request(route, fields.model, inputs.count, _bytes_of(inputs), inputs.tokens)
+    return _request(route, fields.model, inputs.count, size_of(inputs), inputs.tokens)
 
 
 def read_speech(route: Route, body: bytes) -> Request | Reject:
@@ -84,12 +84,12 @@ def read_pairs(route: Route, body: bytes) -> Request | Reject:
         return Error.UNFIT.reject("'query' is missing (vLLM's scores: 'text_1' or 'queries')")
     if other is None:
         return Error.UNFIT.reject("'documents' is missing (vLLM's scores: 'text_2'; SGLang's: 'items')")
-    queries, documents = _inputs(one), _inputs(other)
+    queries, documents = inputs_of(one), inputs_of(other)
     if queries is None or documents is None:
         return Error.UNFIT.reject("there is nothing to compare: a list is empty")
     # One query with each of many documents, or as many of the one as of the other.
     count = max(queries.count, documents.count)
-    size = _bytes_of(queries) * count // queries.count + _bytes_of(documents) * count // documents.count
+    size = size_of(queries) * count // queries.count + size_of(documents) * count // documents.count
     return _request(route, fields.model, count, size, None)
 
 
@@ -106,11 +106,12 @@ def _request(route: Route, model: str | None, count: int, size: int, tokens: int
     )
 
 
-def _bytes_of(inputs: Prompts) -> int:
+def size_of(inputs: Prompts) -> int:
+    """What inputs count as, in bytes of text."""
     return bytes_of(inputs.texts) + inputs.bytes_beside + TOKEN_BYTES * (inputs.tokens or 0)
 
 
-def _inputs(raw: msgspec.Raw) -> Prompts | None:
+def inputs_of(raw: msgspec.Raw) -> Prompts | None:
     """A text, texts, documents with a text, token ids, lists of those; None for an empty list.
 
     Unlike prompts there may be any number: what an engine takes of them is its own to say.

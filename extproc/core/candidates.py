@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from extproc.core.endpoint import Endpoint
@@ -108,11 +108,11 @@ def near(
     Those that have it, while the first of them would begin it no later than another could with the load of a
     copy; else those others as well where a copy costs least. So what few ask for is on few replicas, and what
     many ask for spreads. A copy costs twice where it would drop another in use: no two adapters chase each
-    other. `everyone` are all that the request may go to: of an event's few candidates none is taken where one
-    of the rest has it and room.
+    other. Whose engine says that it lacks it is asked only where all of them say so. `everyone` are all that
+    the request may go to: of an event's few candidates none is taken where one of the rest has it and room.
     """
     costs: dict[str, float] = {}
-    for each in everyone:
+    for each in [each for each in everyone if each.answers(name)] or everyone:
         if each.ready and (not permits or each.load_permits + each.standby + permits <= each.max_concurrent):
             cost = 0.0 if each.adapters is None else each.adapters.cost_ms(name, now_ns=now_ns)
             if cost is not None:
@@ -128,3 +128,10 @@ def near(
             others = [each for each in others if costs[each.address] == least]
     may = {each.address for each in (*have, *others)}
     return [each for each in candidates if each.address in may]
+
+
+def fallbacks(endpoints: Iterable[Endpoint], needs: Needs, most: int, now_ns: int) -> tuple[str, ...]:
+    """Where a request is tried that fails in another pool: the least loaded that are ready, by address."""
+    may = [each for each in endpoints if each.ready and needs.allows(each)]
+    may.sort(key=lambda each: (each.suspect_until_ns > now_ns, each.load_permits))
+    return tuple(each.address for each in may[: max(0, most)])

@@ -61,6 +61,14 @@ FAMILY_HEADERS = (ANSWERED_MODEL_HEADER, SHIFTED_HEADER)
 #: Why a request was served by another pool than its model's (core/spill).
 SPILLED_HEADER = "x-steersman-spilled"
 
+#: Whose request another site sends on, signed (core/remote/identity.py); and what its question proves. No
+#: engine sees it, and a client's own is worth nothing.
+SITE_HEADER = "x-steersman-site"
+#: Where it is asked what it offers, at its gateway.
+SITE_PATH = "/steersman/v1/site"
+#: Within a site's pool it was tried already: the next try is at home, where that header is not shown.
+TRIED_HEADER = "x-steersman-tried"
+
 #: A client asks for the decision's reason (`reason`), and is told where its tenant may know.
 EXPLAIN_HEADER = "x-steersman-explain"
 REASON_HEADER = "x-steersman-reason"
@@ -96,6 +104,10 @@ GENERATED_TOKENS_KEY = "generated_tokens"
 CACHED_TOKENS_KEY = "cached_tokens"
 #: Prompt and output together, of answers that may say nothing else.
 TOTAL_TOKENS_KEY = "total_tokens"
+#: What answers say on routes of the file's own, in places of its choice. By names of their own, so that no
+#: other route's answer is charged by what stands in such a place: some repeat there what their client sent.
+OWN_INPUT_KEY = "own_input_tokens"
+OWN_OUTPUT_KEY = "own_output_tokens"
 #: Of Anthropic's `usage`, whose `input_tokens` hold neither: what a cache held, and what was put into one.
 CACHE_READ_TOKENS_KEY = "cache_read_tokens"
 CACHE_WRITTEN_TOKENS_KEY = "cache_written_tokens"
@@ -145,6 +157,8 @@ PEER_ADDRESS_HEADER = "x-steersman-peer-address"
 
 #: The decision says of an answer that it comes whole: Envoy does not try it again for being slow.
 WHOLE_HEADER = "x-steersman-whole"
+#: And of a request that it cannot be sent again: a form of which the head alone was looked at.
+ONCE_HEADER = "x-steersman-once"
 #: Set by a decision of ours: what stands before the path at this pool's replicas. Its cluster takes it away.
 PATH_PREFIX_HEADER = "x-steersman-path-prefix"
 
@@ -163,7 +177,9 @@ STRIPPED_HEADERS = (
     PEER_DNS_HEADER,
     PEER_ADDRESS_HEADER,
     WHOLE_HEADER,
+    ONCE_HEADER,
     PATH_PREFIX_HEADER,
+    TRIED_HEADER,
     "x-envoy-retry-on",
     RETRIES_HEADER,
     "x-envoy-retriable-status-codes",
@@ -175,6 +191,20 @@ STRIPPED_HEADERS = (
     "x-envoy-decorator-operation",
     "x-envoy-hedge-on-per-try-timeout",
 )
+
+#: What a provider says of its rate limits, by the upstream cluster: the client is told its tenant's own under
+#: the same names. The Lua filter takes it away, and notes it.
+PROVIDER_HEADER = "x-steersman-provider"
+PROVIDER_KEY = "provider"
+#: Requests left, their reset, tokens left, their reset, Retry-After; "-" for what is not there.
+PROVIDER_FORMAT = " ".join(
+    f"%RESP({name})%"
+    for name in (
+        *(f"x-ratelimit-{what}-{of}" for of in ("requests", "tokens") for what in ("remaining", "reset")),
+        "retry-after",
+    )
+)
+PROVIDER_SILENT = "- - - - -"
 
 #: The log names of our access log, so that a shared receiver can tell them apart.
 ACCESS_LOG_NAME = "steersman"
@@ -192,6 +222,11 @@ def cluster_name(pool: str, service_class: str) -> str:
 def away_cluster_name(pool: str, service_class: str) -> str:
     """The same for requests without a decision: Envoy's own balancer chooses there, and there alone."""
     return f"away.{pool}{CLASS_SEPARATOR}{service_class}"
+
+
+def returning_cluster_name(pool: str, home: str, service_class: str) -> str:
+    """The same where a request that fails in another site's pool is tried in pool `home` after it."""
+    return f"returning.{pool}{CLASS_SEPARATOR}{home}{CLASS_SEPARATOR}{service_class}"
 
 
 def key_name(pool: str) -> str:

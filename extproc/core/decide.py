@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from extproc.core.candidates import Needs, eligible, near, standing_by
+from extproc.core.candidates import Needs, eligible, fallbacks, near, standing_by
+from extproc.core.contract import returning_cluster_name
 from extproc.core.endpoint import Endpoint, places
 from extproc.core.errors import Error, no_model
 from extproc.core.families import NONE, Family, FamilyChoice, pick
@@ -29,6 +31,9 @@ from extproc.core.strategies.base import lowest
 from extproc.core.tenant import Tenant
 from extproc.core.trace import PlacementTrace
 from extproc.engines import traits_of
+
+if TYPE_CHECKING:
+    from extproc.core.remote.values import Tiered
 
 #: Endpoints named in a decision where nothing is said of retries: the choice and two more.
 ENDPOINTS_NAMED = 3
@@ -76,6 +81,11 @@ class RoutingRequest(msgspec.Struct, frozen=True):
     spill: Spilled | None = None
     #: As the request has it.
     question: str = ""
+    #: Where another site might serve it: what was chosen.
+    tier: Tiered | None = None
+    #: The site that sent it on, and how many gateways have.
+    site: str = ""
+    hops: int = 0
 
     @property
     def input_tokens(self) -> int:
@@ -188,9 +198,11 @@ def resolve(
         choice=choice,
         only=request.only,
         route=request.kind.value,
-        tries=spec.retries + 1,
+        tries=1 if request.once else spec.retries + 1,
         spill=spill,
         question=request.question,
+        site=request.site,
+        hops=request.hops,
     )
 
 
@@ -252,6 +264,10 @@ def place(
             return FULL
         removed["without the adapter"] = len(candidates) - len(fit)
         candidates = fit
+        if pool.adapters.by_call:
+            suspects = [each for each in suspects if each.answers(routing.model)]
+            if not candidates and not suspects:
+                return FULL
     at = context(routing.work, pool, now_ns=now_ns, patient=patient, deciders=deciders, last=last)
     considered = [*candidates, *suspects] if suspects else candidates
     reason = choose(strategy, candidates, suspects, routing, removed, rng, degraded, at)
@@ -270,12 +286,23 @@ def place(
             trace.removed(everyone, considered, routing.needs(permits))
     trace.ranked(strategy, reason, considered, named, found, routing.work, at)
     first, addresses = named[0], tuple(endpoint.address for endpoint in named)
+    cluster = pool.cluster_for(tenant.service_class)
+    if pool.site:
+        # What is signed for a request is taken there once: it is not sent a second time.
+        addresses = addresses[:1]
+    spill = routing.spill
+    if spill is not None and spill.returns and (home := fleet.pools.get(spill.pool)) is not None:
+        # What fails there is tried at home: Envoy takes each next address from there (control/resources.py).
+        back = fallbacks(home.endpoints, routing.needs(0), routing.tries - 1, now_ns)
+        if back:
+            addresses = (addresses[0], *back)
+            cluster = returning_cluster_name(pool.name, home.name, tenant.service_class)
     expected = FREE
     if not routing.free:
         given_tokens = at.coming.get(first.address, 0)
         expected = plan(routing.work, first, Forecast._make(found[0]), given_tokens=given_tokens)
     return Routed(
-        cluster=pool.cluster_for(tenant.service_class),
+        cluster=cluster,
         addresses=addresses,
         reason=reason,
         plan=expected,
@@ -303,6 +330,8 @@ def place(
             route=routing.route,
             spilled_from="" if routing.spill is None else routing.spill.pool,
             held_ms=round(max(0, now_ns - routing.arrived_ns) / 1e6, 3),
+            site=routing.site,
+            hops=routing.hops,
         ),
     )
 
@@ -376,6 +405,7 @@ def _alternates(
         and e.suspect_until_ns <= now_ns
         and e.load_permits + routing.permits <= e.max_concurrent
         and needs.allows(e)
+        and e.answers(routing.model)
     ]
     return sorted(fit, key=lambda e: e.load_requests)[:more]
 

@@ -196,8 +196,8 @@ class Diagnosis:
         """The moving mean of its times to first token, None before there are enough."""
         return self._ttft_ns if self._answers >= SLOW_SAMPLES_MIN else None
 
-    def age(self, *, now_ns: int, neighbours_report: bool) -> None:
-        """What the passing of time does: confidence falls, answers fade."""
+    def age(self, *, now_ns: int, neighbours_report: bool, as_of_ns: int | None = None) -> None:
+        """What the passing of time does: confidence falls, answers fade. `as_of_ns` is telemetry's."""
         endpoint, health = self.endpoint, self.endpoint.health
         if self._answers > 0.0:
             self._fade(now_ns)
@@ -208,7 +208,7 @@ class Diagnosis:
             )
             health.set("telemetry", unseen)
             return
-        age_ns = now_ns - endpoint.reported_ns
+        age_ns = (now_ns if as_of_ns is None else as_of_ns) - endpoint.reported_ns
         if age_ns <= FRESH_NS:
             endpoint.stale = False
             health.set("telemetry", None)
@@ -312,18 +312,20 @@ class Diagnosis:
                     self._answers = self._failures = 0.0
 
 
-def step_pool(diagnoses: Sequence[Diagnosis], *, now_ns: int) -> bool:
+def step_pool(diagnoses: Sequence[Diagnosis], *, now_ns: int, as_of_ns: int | None = None) -> bool:
     """Let time pass over a pool; true when its telemetry is stale everywhere it ever was.
 
-    Called a few times a second: decisions read the results.
+    Called a few times a second: decisions read the results. Telemetry is aged as of `as_of_ns` where that is
+    given (absence.py).
     """
+    as_of_ns = now_ns if as_of_ns is None else as_of_ns
     reported = [ns for d in diagnoses if (ns := d.endpoint.reported_ns) is not None]
-    fresh = bool(reported) and now_ns - max(reported) <= STALE_NS
+    fresh = bool(reported) and as_of_ns - max(reported) <= STALE_NS
     means = [mean for d in diagnoses if (mean := d.mean_ttft_ns) is not None]
     pool_ttft_ns = median_low(means) if len(means) > 1 else None
     ratio_max = SLOW_RATIO if len(means) > 2 else SLOW_RATIO_OF_TWO
     for diagnosis in diagnoses:
-        diagnosis.age(now_ns=now_ns, neighbours_report=fresh)
+        diagnosis.age(now_ns=now_ns, neighbours_report=fresh, as_of_ns=as_of_ns)
         diagnosis.compare(pool_ttft_ns, ratio_max=ratio_max)
     follow_pool([d.endpoint.health for d in diagnoses], now_ns=now_ns)
     for diagnosis in diagnoses:

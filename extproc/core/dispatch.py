@@ -363,12 +363,13 @@ class Dispatcher:
             return None
         return placed if isinstance(placed, Routed) else None
 
-    def _idle(self, routing: RoutingRequest) -> bool:
+    def _idle(self, routing: RoutingRequest, now_ns: int) -> bool:
         """Whether a replica that may serve it has nothing to do, by everybody's account."""
-        pool, allows = self._fleet.pools.get(routing.pool), routing.needs(routing.permits).allows
-        return pool is not None and any(
-            each.ready and not each.load_permits and allows(each) for each in pool.endpoints
+        pool, needs = self._fleet.pools.get(routing.pool), routing.needs(routing.permits)
+        idle = (
+            [] if pool is None else [each for each in pool.endpoints if each.ready and not each.load_permits]
         )
+        return any(needs.allows(each) and each.starts(routing.model, now_ns=now_ns) for each in idle)
 
     def _place(
         self,
@@ -411,7 +412,7 @@ class Dispatcher:
     def _shed_one(self, shed: Shed, now_ns: int) -> Reject:
         held = shed.held
         self._counts["shed"] += 1
-        if self._idle(held.payload[0]):
+        if self._idle(held.payload[0], now_ns):
             # Never, by law (bind late, waste nothing): shown, so that nobody has to believe it.
             self._counts["shed.idle"] += 1
         self._waiting.pop(held.id, None)

@@ -206,7 +206,8 @@ class Endpoint:
         self.report, self.reported_ns, self.stale = report, now_ns, False
         self._bound()
         if self.adapters is not None:
-            self.adapters.heard(report.adapters, now_ns=now_ns)
+            loaded, served = report.loaded_adapters, report.served_adapters
+            self.adapters.heard(report.adapters, loaded=loaded, served=served, now_ns=now_ns)
         if report.running is None and report.waiting is None:
             self.forget_foreign()
             return
@@ -216,6 +217,14 @@ class Endpoint:
         surplus = max(0, seen - self.permits - self.peer_permits)
         self._surplus = [*self._surplus[1 - FOREIGN_SAMPLES :], surplus]
         self.foreign = min(self._surplus) if len(self._surplus) == FOREIGN_SAMPLES else 0
+
+    def answers(self, model: str) -> bool:
+        """Whether its engine answers for a model: not for an adapter that it is known to lack."""
+        return self.adapters is None or self.adapters.answers(model)
+
+    def starts(self, model: str, *, now_ns: int) -> bool:
+        """Whether its engine would begin a request for a model now, as far as adapters go."""
+        return self.adapters is None or self.adapters.starts(model, now_ns=now_ns)
 
     def peer_ended(self, permits: int, tokens: int) -> None:
         """A peer's request here is over, and the peer will not put another in its place."""

@@ -84,6 +84,12 @@ class Error(Enum):
         "{proofs} prove different tenants; send one",
         "two proofs of different tenants, such as a key and a certificate",
     )
+    SITE_NOT_TRUSTED = (
+        401,
+        "site_not_trusted",
+        "the other site's word is not taken: {why}",
+        "`x-steersman-site` is forged, expired, used before, for another site, or its site may not forward",
+    )
     REGION_NOT_ALLOWED = (
         403,
         "region_not_allowed",
@@ -208,6 +214,12 @@ class Error(Enum):
         "gateway_timeout",
         "the gateway took too long to decide",
         "the service did not decide in time, and `failure_mode` is `closed`",
+    )
+    LOOP = (
+        508,
+        "loop_detected",
+        "{hops} gateways have sent this request on, and its model is only at another site",
+        "sites name each other for a model that none of them serves, or `site.hops_max` is too small",
     )
 
     def __init__(

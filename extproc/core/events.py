@@ -6,7 +6,7 @@ observer returns within microseconds, raises nothing and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -89,51 +89,25 @@ class EventEmitter(Observer):
     @observers.setter
     def observers(self, observers: tuple[Observer, ...]) -> None:
         self._observers = observers
-        # Most hear of few events: only those who do something at one are called.
-        self._hearers = {
-            event: tuple(
+        for event in _EVENTS:
+            # Most hear of few events: only those who do something at one are called, and nothing is between.
+            hearers = [
                 getattr(each, event)
                 for each in observers
                 if getattr(type(each), event) is not getattr(Observer, event)
-            )
-            for event in _EVENTS
-        }
+            ]
+            setattr(self, event, self._teller(hearers))
 
-    def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:
-        self._tell("placed", routing, routed, now_ns=now_ns)
+    def _teller(self, hearers: Sequence[Callable[..., None]]) -> Callable[..., None]:
+        def tell(*what: object, **facts: object) -> None:
+            for hears in hearers:
+                try:
+                    hears(*what, **facts)
+                except Exception as error:  # noqa: BLE001 (who watches a request must not lose it)
+                    who: object = getattr(hears, "__self__", None)
+                    self.failed(error, f"telling {type(who).__name__}")
 
-    def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:
-        self._tell("refused", routing, reject, now_ns=now_ns)
-
-    def cached(self, routing: RoutingRequest, answer: CachedAnswer, *, now_ns: int) -> None:
-        self._tell("cached", routing, answer, now_ns=now_ns)
-
-    def left(
-        self, reservation_id: str, routing: RoutingRequest | None, *, gave_up: bool, now_ns: int
-    ) -> None:
-        self._tell("left", reservation_id, routing, gave_up=gave_up, now_ns=now_ns)
-
-    def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
-        self._tell("turned_away", tenant, reject, now_ns=now_ns)
-
-    def decided(self, elapsed_ns: int, *, now_ns: int) -> None:
-        self._tell("decided", elapsed_ns, now_ns=now_ns)
-
-    def first_token(self, reservation_id: str, *, refused: bool, now_ns: int) -> None:
-        self._tell("first_token", reservation_id, refused=refused, now_ns=now_ns)
-
-    def settled(self, event: Settled, *, now_ns: int) -> None:
-        self._tell("settled", event, now_ns=now_ns)
-
-    def expired(self, reservation: Reservation, *, now_ns: int) -> None:
-        self._tell("expired", reservation, now_ns=now_ns)
-
-    def _tell(self, event: str, *what: object, **facts: object) -> None:
-        for tell in self._hearers[event]:
-            try:
-                tell(*what, **facts)
-            except Exception as error:  # noqa: BLE001 (who watches a request must not lose it)
-                self.failed(error, f"telling {type(tell.__self__).__name__}")
+        return tell
 
 
 def raises(error: Exception, _what: str) -> None:

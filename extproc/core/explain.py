@@ -58,6 +58,8 @@ class Explanation:
     work: Mapping[str, float | None] = field(default_factory=dict)
     choice: FamilyChoice | None = None
     spill: Spilled | None = None
+    #: Where another site might serve it: what was chosen, and why.
+    site: str = ""
     wait: Wait | None = None
     age_ms: float = 0.0
     rows: Sequence[EndpointRow] = ()
@@ -84,6 +86,7 @@ class Explanation:
             "work": dict(self.work),
             "family": self.choice.plain() if self.choice is not None else None,
             "spilled": {"from": self.spill.pool, "why": self.spill.why} if self.spill is not None else None,
+            "site": self.site or None,
             "held": {name: getattr(wait, name) for name in Wait.__slots__} if wait is not None else None,
             "endpoints": [row.plain() for row in self.rows],
             "now": {"outcome": self.now, "endpoints": [row.plain() for row in self.now_rows]}
@@ -189,6 +192,7 @@ def _about(routing: RoutingRequest, outcome: str, of: str) -> Explanation:
         arm=routing.arm,
         choice=routing.choice,
         spill=routing.spill,
+        site="" if routing.tier is None else routing.tier.choice.text(),
         work={
             "input_tokens": routing.input_tokens,
             "output_tokens": routing.output_tokens,

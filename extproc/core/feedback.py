@@ -43,8 +43,6 @@ class Feedback:
         self.fleet = fleet
         self.ttft = Errors()
         self.completion = Errors()
-        #: First tokens that came as late as if nothing had been cached, though something should have been.
-        self.misses = 0
         self.blame = Blame()
 
     def slot(self, entry: InFlight, *, now_ns: int) -> bool:
@@ -210,7 +208,6 @@ class Feedback:
         capacity = float(cache_tokens(endpoint))
         if missed:
             capacity = min(capacity, pool.prefixes.blocks(endpoint.address) * each) * (1.0 - CACHE_SHRINK)
-            self.misses += 1
             endpoint.cache.corrections["late"] += 1
         else:
             capacity = min(float(endpoint.kv_tokens or KV_TOKENS_ASSUMED), capacity * (1.0 + CACHE_GROW))

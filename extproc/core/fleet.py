@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from extproc.core import kv_heard
-from extproc.core.adapters import LoadedAdapters
+from extproc.core.absence import Absence
+from extproc.core.adapters import AdapterCounts, LoadedAdapters
 from extproc.core.calibrate import Calibration
 from extproc.core.coldstart import ColdStart
 from extproc.core.contract import cluster_name
@@ -38,6 +39,7 @@ class Pool:
 
     __slots__ = (
         "_strategies",
+        "adapter_counts",
         "adapters",
         "ask_usage",
         "blind",
@@ -54,6 +56,7 @@ class Pool:
         "prefill_budget_tokens",
         "prefixes",
         "prior",
+        "site",
         "speeds",
         "strategy",
         "tenants",
@@ -65,9 +68,12 @@ class Pool:
         self.name = spec.name
         self.models = spec.models
         self.adapters = spec.adapters
+        #: What became of each of them here.
+        self.adapter_counts = AdapterCounts()
         self.strategy = spec.strategy
         self.tenants = spec.tenants
         self.engine = spec.engine
+        self.site = spec.site
         self.ask_usage = spec.ask_usage
         self.parameters = spec.parameters
         self.kv_capacity_tokens = spec.kv_capacity_tokens
@@ -98,6 +104,7 @@ class Pool:
         self.blind, self.turn = before.blind, before.turn
         self.prefixes, self.coming, self.speeds = before.prefixes, before.coming, before.speeds
         self.cold.learnt(before.cold)
+        self.adapter_counts = before.adapter_counts
         if self.prior == before.prior:
             self.lengths = before.lengths
         self._strategies = {
@@ -167,6 +174,8 @@ class Fleet:
         self.leaving: dict[str, Endpoint] = {}
         #: Counts the changes that Envoy must hear of: members, readiness, weights.
         self.version = 0
+        #: Times when we did not step it.
+        self.absence = Absence()
         self.apply(specs)
 
     def apply(self, specs: Iterable[PoolSpec]) -> None:
@@ -193,7 +202,7 @@ class Fleet:
             for model in spec.models:
                 by_model.setdefault(model, []).append(pool)
         for serving in by_model.values():
-            serving.sort(key=lambda pool: pool.tenants is None)
+            serving.sort(key=lambda pool: (pool.tenants is None, pool.site != ""))
         self.pools, self._by_model = pools, by_model
         self._settle_members(members)
 
@@ -209,7 +218,8 @@ class Fleet:
     def pool_for(self, model: str, tenant: str) -> Pool | None:
         """The pool in which a tenant's requests for a model are served.
 
-        One that is reserved for it before everybody's; one that is reserved for others never.
+        One that is reserved for it before everybody's, one here before another site's; one that is reserved
+        for others never.
         """
         return next((pool for pool in self._by_model.get(model, ()) if pool.serves(tenant)), None)
 
@@ -281,9 +291,9 @@ class Fleet:
         if pool.adapters is None:
             endpoint.adapters = None
         elif endpoint.adapters is None:
-            endpoint.adapters = LoadedAdapters(pool.adapters)
+            endpoint.adapters = LoadedAdapters(pool.adapters, pool.adapter_counts)
         else:
-            endpoint.adapters.of = pool.adapters
+            endpoint.adapters.of, endpoint.adapters.counts = pool.adapters, pool.adapter_counts
         if not endpoint.kv_capacity_tokens:
             endpoint.kv_capacity_tokens = pool.kv_capacity_tokens
 
@@ -377,10 +387,11 @@ class Fleet:
 
     def step(self, *, now_ns: int, pools: Iterable[Pool] | None = None) -> None:
         """Let time pass: health follows its causes, telemetry ages, what has left is let go."""
+        as_of_ns = self.absence.as_of_ns(now_ns=now_ns)
         for pool in self.pools.values() if pools is None else pools:
             diagnoses = [self._diagnoses[endpoint.address] for endpoint in pool.endpoints]
             before = [(e.ready, round(e.weight, 2)) for e in pool.endpoints]
-            pool.blind = step_pool(diagnoses, now_ns=now_ns)
+            pool.blind = step_pool(diagnoses, now_ns=now_ns, as_of_ns=as_of_ns)
             if pool.cold.wanted and pool.ready:
                 pool.cold.over()
             after = [(e.ready, round(e.weight, 2)) for e in pool.endpoints]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from extproc.core.request import Dialect
-from extproc.core.routes import ROUTES, of_item
+from extproc.core.routes import NO_ROUTES, ROUTES, Routes, of_item
 
 #: The base addresses, after `http://HOST`, that each dialect's clients are given.
 BASES: Final = {Dialect.OPENAI: "/v1", Dialect.TGI: "", Dialect.ANTHROPIC: ""}
@@ -80,26 +80,31 @@ class Meant:
     base: str
 
 
-def dialect_of(path: str) -> Dialect:
-    """In whose dialect an error about this path (without its query) is read."""
+def dialect_of(path: str, extra: Routes = NO_ROUTES) -> Dialect:
+    """In whose dialect an error about this path (without its query) is read.
+
+    `extra` are the routes that are served beside the usual ones.
+    """
+    if found := extra.get(path):
+        return found[0].dialect
     meant = _meant(_tidy(path))
     if meant is not None:
         return meant.dialect
     return Dialect.OPENAI if path.startswith("/v1/") and _tidy(path) != "/v1" else Dialect.TGI
 
 
-def advice(method: str, path: str, *, scheme: str = "http", host: str = "") -> str:
+def advice(method: str, path: str, *, scheme: str = "http", host: str = "", extra: Routes = NO_ROUTES) -> str:
     """`no route GET /models: use the base address …`; `path` without its query, `host` the client's."""
     if not _HOST.fullmatch(host):
         host = "HOST"
     root = f"{scheme if scheme in ('http', 'https') else 'http'}://{host}"
     said = path if len(path) <= PATH_SAID_MAX else path[:PATH_SAID_MAX] + "…"
-    what = _advice(path, root)
+    what = _advice(path, root, extra)
     return f"no route {method[:16]} {said}" + (f": {what}" if what else "")
 
 
-def _advice(path: str, root: str) -> str:
-    if routes := ROUTES.get(path) or of_item(path):
+def _advice(path: str, root: str, extra: Routes) -> str:
+    if routes := ROUTES.get(path) or extra.get(path) or of_item(path):
         return "it takes " + " or ".join(dict.fromkeys(route.method for route in routes))
     tidy = _tidy(path)
     if tidy == "/v1":

@@ -154,6 +154,10 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     route: str = ""
     #: The pool that should have served it, where another does.
     spilled_from: str = ""
+    #: The site that sent it on, where one did, which keeps its tenant's quota; and through how many gateways
+    #: it came.
+    site: str = ""
+    hops: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +266,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int | None = None
     #: What its engine calls an answer that it keeps; "" for most, which are not kept.
     response_id: str = ""
+    #: What a provider said of its rate limits (spill/limits.py); "" where nothing.
+    provider: str = ""
 
 
 def _finite(value: float | None) -> float | None:

@@ -64,6 +64,8 @@ class SchedulerSettings:
     #: By pool, where its requests may go; and what a pool's provider lets our account do.
     spills: Mapping[str, SpillRule] = field(default_factory=lambda: NO_RULES)
     rate_limits: Mapping[str, RateLimits] = field(default_factory=dict)
+    #: How many gateways may send a request on, one after the other.
+    hops_max: int = 1
     #: Where we are; endpoints elsewhere carry their pool's handicap.
     zone: str = ""
 
@@ -72,3 +74,4 @@ class SchedulerSettings:
         self.default_model, self.limits = other.default_model, other.limits
         self.policy, self.families = other.policy, other.families
         self.spills, self.rate_limits = other.spills, other.rate_limits
+        self.hops_max = other.hops_max

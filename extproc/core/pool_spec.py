@@ -38,6 +38,8 @@ class PoolSpec:
     tenants: frozenset[str] | None = None
     #: Which of its models are LoRA adapters of one base.
     adapters: PoolAdapters | None = None
+    #: The other site that it is, whose gateway its endpoints are; "" for a pool of replicas.
+    site: str = ""
     #: Whether a replica can be started where none is ready, and how long it takes: to react, and to load.
     starts: bool = False
     load_ns: int = 0

@@ -11,7 +11,7 @@ misleads the placing of its own requests, never their answers.
 from __future__ import annotations
 
 import struct
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 from itertools import compress
@@ -36,6 +36,8 @@ _TEXT_SEED, _IDS_SEED = 1, 2
 _block_of = struct.Struct(f"{BLOCK_BYTES}s").iter_unpack
 # With more bits than this, and more than one slot in so many, a mask reads quicker as text than by bits.
 _FEW, _DENSE = 32, 8
+#: Calls all that a `map` has to call.
+_run = deque[None](maxlen=0).extend
 _DIGITS = bytes.maketrans(b"01", b"\x00\x01")
 
 
@@ -56,6 +58,12 @@ def chain(segments: Sequence[str], marks: Sequence[bytes] = ()) -> tuple[int, ..
 def chain_ids(ids: bytes) -> tuple[int, ...]:
     """The hashes of a prompt of token ids, 4 bytes each, BLOCK_TOKENS a block."""
     return _chain(ids, _IDS_SEED)
+
+
+def of_adapter(blocks: Sequence[int], name: str) -> tuple[int, ...]:
+    """A prompt's hashes under a LoRA adapter: what one has cached is of no use to another or to the base."""
+    own = xxh3_64_intdigest(name.encode("utf-8", "replace"))
+    return tuple([block ^ own for block in blocks])
 
 
 def _chain(text: bytes, seed: int) -> tuple[int, ...]:
@@ -153,10 +161,16 @@ class PrefixIndex:
         before, after = 0, bit  # the last change of a mask: neighbours share it, as a value and in memory
         changed = False
         # From the tail to the head, so that the head is the most recent.
-        for block in reversed(prefix):
+        rest = iter(reversed(prefix))
+        for block in rest:
             if block in held:
                 held.move_to_end(block)
-                continue
+                try:
+                    # So are all before it: a loop in C moves them. One that was dropped alone is new.
+                    _run(map(held.move_to_end, rest))
+                    break
+                except KeyError as dropped:
+                    block = dropped.args[0]
             held[block] = None
             mask = holders.get(block, 0)
             if mask != before:

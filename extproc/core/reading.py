@@ -39,6 +39,7 @@ from extproc.core.body_messages import (
     too_long,
     unread,
 )
+from extproc.core.body_own import read_own
 from extproc.core.body_turns import read_messages, read_responses
 from extproc.core.errors import Error
 from extproc.core.hints import flag, whole
@@ -157,6 +158,8 @@ def parse(route: Route, body: bytes, bounds: BodyBounds = BOUNDS) -> Request | R
                 return parse(_unwrapped(route, body), body, bounds)
             case RouteKind.VERTEX:
                 return _read_vertex(route, body, bounds)
+            case RouteKind.OTHER | RouteKind.OTHER_FREE:
+                return read_own(route, body)
             case _:
                 return Request(kind=route.kind, dialect=route.dialect)
     except msgspec.ValidationError as error:

@@ -89,7 +89,11 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     state: ReportedState = ReportedState.READY
     detail: str = ""
     models: tuple[str, ...] = ()
+    #: The LoRA adapters with requests; those on its cards, and those that it answers for by name: all of
+    #: them, or None where nobody says.
     adapters: tuple[str, ...] = ()
+    loaded_adapters: tuple[str, ...] | None = None
+    served_adapters: tuple[str, ...] | None = None
     #: What the engine runs, in its own words; "" where it does not say.
     revision: str = ""
     waiting: int | None = None

@@ -53,9 +53,12 @@ class RouteKind(Enum):
     MODELS = "models"
     INFO = "info"
     HEALTH = "health"
+    SITE = "site"  # what there is here, told to another site's Steersman
     METRICS = "metrics"  # the replica's own
     INVOCATIONS = "invocations"  # SageMaker's: a body of any of the others
     VERTEX = "vertex"  # Vertex AI's: a list of them
+    OTHER = "other"  # of the file's own
+    OTHER_FREE = "other_free"  # the same, of no work worth counting
 
 
 class UsageAsked(Enum):
@@ -119,10 +122,15 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     #: Where more than one limit is named, or one that is not every engine's (`limited`).
     limits: TokenLimits | None = None
     usage: UsageAsked = UsageAsked.NO_STREAM
+    #: It cannot be sent a second time.
+    once: bool = False
     #: The response before it, which one replica holds.
     follows: str | None = None
     ttft_ms: int = 0
     tpot_ms: int = 0
+    #: The site that sent it on, and how many gateways have ("" and 0: it came from a client).
+    site: str = ""
+    hops: int = 0
     #: For the record: by what hash it shows that it equals another; "" where nobody asks.
     question: str = ""
 

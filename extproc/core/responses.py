@@ -39,6 +39,8 @@ class HeldResponses(Observer):
         self._responses_max, self._per_tenant_max = responses_max, per_tenant_max
         self._held: OrderedDict[str, HeldResponse] = OrderedDict()
         self._of_tenant: dict[str, OrderedDict[str, None]] = {}
+        #: What has come since somebody took it; None where nobody does.
+        self.fresh: list[tuple[str, HeldResponse]] | None = None
 
     def __len__(self) -> int:
         return len(self._held)
@@ -56,6 +58,8 @@ class HeldResponses(Observer):
         if identity in self._held:
             return
         self._held[identity] = held
+        if self.fresh is not None:
+            self.fresh.append((identity, held))
         mine = self._of_tenant.setdefault(held.tenant, OrderedDict())
         mine[identity] = None
         if len(mine) > self._per_tenant_max:

@@ -84,6 +84,36 @@ RESPONSES_END: Final = ("response.completed", "response.incomplete", "response.f
 MESSAGES_END: Final = ("message_stop",)
 
 
+#: A field of a body, from its outermost object inwards.
+FieldPath = tuple[str, ...]
+#: Where a body names its model and whether it streams, where nothing else is said.
+MODEL_FIELD: Final[FieldPath] = ("model",)
+STREAM_FIELD: Final[FieldPath] = ("stream",)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnReading:
+    """How a request is read on a route of the file's own.
+
+    Of `model_field`, `model_header`, `model_part` (a form's) and `model` (the same for every request) one is
+    set. `inputs` are the fields that are worked on, the whole body where there are none; `limit` is the field
+    that bounds the output.
+    """
+
+    model_field: FieldPath = ()
+    model_header: str = ""
+    model_part: str = ""
+    model: str = ""
+    inputs: tuple[FieldPath, ...] = ()
+    stream: FieldPath = STREAM_FIELD
+    limit: FieldPath = ()
+
+    @property
+    def renames(self) -> bool:
+        """Whether a body can go on with another model's name in it."""
+        return self.model_field == MODEL_FIELD
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """A path the gateway serves."""
@@ -97,6 +127,8 @@ class Route:
     work: RouteWork = RouteWork.GENERATES
     counts: Counts = ()
     ends: tuple[str, ...] = ()
+    #: Of the file's routes alone.
+    own: OwnReading | None = None
 
     @property
     def named(self) -> str:
@@ -140,6 +172,7 @@ ROWS: Final = (
     Route("POST", "/chat_tokenize", RouteKind.TOKENIZE, _T, _JSON, _NEVER, _FREE),
     Route("GET", "/info", RouteKind.INFO, _T, _NONE, _NEVER, _FREE),
     Route("GET", "/health", RouteKind.HEALTH, _T, _NONE, _NEVER, _HERE),
+    Route("GET", contract.SITE_PATH, RouteKind.SITE, _O, _NONE, _NEVER, _HERE),
 )
 #: Served where `gateway.extra_routes` names them.
 EXTRA_ROWS: Final = (
@@ -167,13 +200,15 @@ NO_ROUTES: Final[Routes] = by_path(())
 #: The routes of one of several, by what stands before its name.
 _OF_ITEMS: Final = tuple((row.path.partition(ITEM)[0] + "/", row) for row in ROWS if ITEM in row.path)
 #: Kinds that an engine answers without a permit, and without work worth counting.
-FREE_KINDS: Final = frozenset(row.kind for row in (*ROWS, *EXTRA_ROWS) if row.work is RouteWork.FREE)
+FREE_KINDS: Final = frozenset(
+    {RouteKind.OTHER_FREE, *(row.kind for row in (*ROWS, *EXTRA_ROWS) if row.work is RouteWork.FREE)}
+)
 #: The paths whose bodies are forms: of them Envoy shows their heads alone.
 FORM_PATHS: Final = tuple(row.path for row in ROWS if row.body is BodyKind.FORM)
 #: Kinds that go where a response is held.
 HELD_KINDS: Final = frozenset({RouteKind.RESPONSES, RouteKind.RESPONSE})
-#: Kinds that the gateway answers.
-HERE_KINDS: Final = frozenset(row.kind for row in (*ROWS, *EXTRA_ROWS) if row.work is RouteWork.HERE)
+#: Kinds of which nothing is known, not even the model, where reading failed.
+UNKNOWN_UNREAD: Final = HELD_KINDS | {RouteKind.OTHER, RouteKind.OTHER_FREE}
 
 
 def find_route(method: str, path: str, extra: Routes = NO_ROUTES) -> Route | None:
@@ -219,6 +254,6 @@ def ends() -> tuple[str, ...]:
     return tuple(dict.fromkeys(named))
 
 
-def counts() -> Counts:
-    """Where any route's answers say what they cost, each once."""
-    return tuple(dict.fromkeys(each for row in (*ROWS, *EXTRA_ROWS) for each in row.counts))
+def counts(own: Iterable[Route] = ()) -> Counts:
+    """Where any route's answers say what they cost, each once; `own` are the file's routes."""
+    return tuple(dict.fromkeys(each for row in (*ROWS, *EXTRA_ROWS, *own) for each in row.counts))

@@ -15,7 +15,7 @@ from random import Random
 
 from extproc.core.accounts import borrows, reserved, spared
 from extproc.core.cachekeys.values import CacheCharge, CachedAnswer
-from extproc.core.decide import RoutingRequest, resolve, serving
+from extproc.core.decide import RoutingRequest
 from extproc.core.dispatch import Dispatcher
 from extproc.core.errors import Error
 from extproc.core.events import EventEmitter, raises
@@ -27,15 +27,17 @@ from extproc.core.outcome import CacheHit, Hold, Reject, Routed
 from extproc.core.peers import Peers
 from extproc.core.policy import ClassSpec, Policy, SchedulerLimits, SchedulerSettings
 from extproc.core.quota import Account, Amounts, Ask, ExactBooks, Granted, QuotaBooks, Refused
+from extproc.core.remote.choice import SiteChoices
 from extproc.core.request import Request
+from extproc.core.resolving import Resolver
 from extproc.core.settlement import Settlement
 from extproc.core.spill.books import SpillBooks
-from extproc.core.spill.choice import elsewhere
-from extproc.core.spill.values import Spilled
 from extproc.core.tenant import Tenant
 
 __all__ = ["AskQuota", "ClassSpec", "Policy", "Scheduler", "SchedulerLimits"]
 
+#: Of what is charged elsewhere.
+NO_ACCOUNT = Account("", "", "", ())
 #: A pool is idle, and its capacity may be lent, while no more than this share of its permits is taken.
 IDLE_BELOW = 0.5
 #: How often who is held is tried again without an event, who waited too long is turned away, and overdue
@@ -115,6 +117,11 @@ class Scheduler:
         )
         #: What went to other pools, and for how much.
         self.spills = SpillBooks(self.settings, self.peers)
+        #: What is known of other sites, and which requests they get.
+        self.sites = SiteChoices()
+        self.resolver = Resolver(
+            fleet, self.ledger, self.settings, self.dispatcher, spills=self.spills, sites=self.sites
+        )
         #: Hears of what a step could not do.
         self.failed: Callable[[Exception, str], None] = raises
         self._rng = rng
@@ -150,9 +157,12 @@ class Scheduler:
         if isinstance(routing, Reject):
             self.turned_away(tenant.name, routing, now_ns=now_ns)
             return routing
+        if routing.tier is not None:
+            self.sites.went(routing.tier, now_ns=now_ns)
         if routing.spill is not None:
             self.spills.enter(routing)
-        account = self.policy.accounts.of(tenant.name, key, routing.model)
+        # Who sends it on has reserved its tenant's quota, and charges it.
+        account = NO_ACCOUNT if routing.site else self.policy.accounts.of(tenant.name, key, routing.model)
         price = self.policy.price(routing.pool)
         if cached is None:
             routing = self.experiments.assign(routing, request)
@@ -165,80 +175,18 @@ class Scheduler:
         )
         idle = borrows(account) and self.idle(routing.pool)
         answer = self.quotas.reserve(account, routing.id, amounts, now_ns=now_ns, idle_capacity=idle)
-        if isinstance(answer, Ask):
-            return AskQuota(routing, account, amounts, idle, degraded, cached)
-        return self._go_on(routing, answer, now_ns=now_ns, degraded=degraded, cached=cached)
+        asked = AskQuota(routing, account, amounts, idle, degraded, cached)
+        return asked if isinstance(answer, Ask) else self.answered(asked, answer, now_ns=now_ns)
 
     def resolve(
         self, request: Request, tenant: Tenant, reservation_id: str, *, key: str = "", now_ns: int
     ) -> RoutingRequest | Reject:
-        """What a request is here and now (`decide.resolve`); changes nothing."""
-        routing = self._resolved(request, tenant, reservation_id, key=key, now_ns=now_ns)
-        if not self.settings.spills or isinstance(routing, Reject):
-            return routing
-        rule = self.settings.spills.get(routing.pool)
-        if rule is None or tenant.spill is None:
-            return routing
-        spill = elsewhere(
-            request,
-            routing.model,
-            tenant,
-            self.fleet,
-            rule,
-            self.spills,
-            self.dispatcher.queue,
-            price=self.policy.price(rule.to),
-            rank=routing.work.rank,
-            now_ns=now_ns,
-        )
-        if spill is None:
-            return routing
-        there = self._resolved(
-            request, tenant, reservation_id, key=key, now_ns=now_ns, spill=spill, to=rule.to
-        )
-        return there if isinstance(there, RoutingRequest) else routing
-
-    def _resolved(
-        self,
-        request: Request,
-        tenant: Tenant,
-        reservation_id: str,
-        *,
-        key: str,
-        now_ns: int,
-        spill: Spilled | None = None,
-        to: str = "",
-    ) -> RoutingRequest | Reject:
-        settings, policy = self.settings, self.policy
-        rank = policy.rank(tenant.service_class)
-        return resolve(
-            request,
-            tenant,
-            self.fleet,
-            self.ledger,
-            id=reservation_id,
-            default_model=settings.default_model,
-            reservations_max=settings.limits.reservations_max,
-            zone=settings.zone,
-            key=key,
-            rank=rank,
-            spec=policy.classes[rank],
-            now_ns=now_ns,
-            families=settings.families,
-            waiting=self.dispatcher.queue.by_pool_count,
-            spill=spill,
-            to=to,
-        )
+        """What a request is here and now (`decide.resolve`), and which pool serves it; changes nothing."""
+        return self.resolver.resolve(request, tenant, reservation_id, key=key, now_ns=now_ns)
 
     def may_rename(self, model: str | None, tenant: Tenant) -> bool:
         """Whether a request for a model may go on under another name: its pool may send it elsewhere."""
-        settings = self.settings
-        if tenant.spill is None:
-            return False
-        if model in settings.families:
-            return True
-        pool = serving(model or tenant.default_model or settings.default_model, tenant, self.fleet)
-        return pool is not None and pool.name in settings.spills
+        return self.resolver.may_rename(model, tenant)
 
     def explain(self, request: Request, tenant: Tenant, *, now_ns: int, key: str = "") -> Explanation:
         """What would be done with a request now, endpoint by endpoint; changes nothing, asks no quota."""
@@ -278,8 +226,15 @@ class Scheduler:
     def answered(
         self, asked: AskQuota, answer: Granted | Refused, *, now_ns: int
     ) -> Routed | Reject | Hold | CacheHit:
-        """The shared store has answered: the case goes on, or is refused."""
-        return self._go_on(asked.routing, answer, now_ns=now_ns, degraded=asked.degraded, cached=asked.cached)
+        """The quota has answered: the case goes on, or is refused."""
+        return self._go_on(
+            asked.routing,
+            answer,
+            now_ns=now_ns,
+            degraded=asked.degraded,
+            cached=asked.cached,
+            reserved_of=(asked.account, asked.amounts),
+        )
 
     def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
         """A request was refused before it was a case; `tenant` is empty where nobody knows whose it is."""
@@ -326,6 +281,8 @@ class Scheduler:
         """A new configuration holds; who waits goes on waiting."""
         before = self.settings.policy
         self.settings.take(settings)
+        sites = {pool.name: pool.site for pool in self.fleet.pools.values() if pool.site}
+        self.sites.links.put(sites)
         self.ledger.ttl_ns = settings.limits.reservation_ttl_ns
         self.ledger.remembered_max = settings.limits.settled_remembered_max
         self.dispatcher.apply(before, now_ns=now_ns)
@@ -350,6 +307,7 @@ class Scheduler:
         now_ns: int,
         degraded: str,
         cached: CachedAnswer | None = None,
+        reserved_of: tuple[Account, Amounts] | None = None,
     ) -> Routed | Reject | Hold | CacheHit:
         headers = answer.figures.headers() if answer is not None else ()
         if isinstance(answer, Refused):
@@ -357,7 +315,7 @@ class Scheduler:
         if isinstance(answer, Granted) and answer.borrowed:
             self.counts["borrowed"] += 1
         if cached is not None:
-            return self._from_cache(routing, cached, headers, reserved=answer is not None, now_ns=now_ns)
+            return self._from_cache(routing, cached, headers, reserved_of, now_ns=now_ns)
         if routing.spill is not None:
             headers += routing.spill.headers()
         elif routing.choice is not None:
@@ -373,14 +331,13 @@ class Scheduler:
         routing: RoutingRequest,
         cached: CachedAnswer,
         headers: tuple[tuple[str, str], ...],
+        reserved_of: tuple[Account, Amounts] | None,
         *,
-        reserved: bool,
         now_ns: int,
     ) -> CacheHit:
         """It ends as it begins: what was reserved is charged at once, and the ledger never hears of it."""
-        account = self.policy.accounts.of(routing.tenant.name, routing.key, routing.model)
-        charged = spared(cached, self.policy.price(routing.pool))
-        if reserved:
+        if reserved_of is not None:
+            account, charged = reserved_of
             self.quotas.settle(routing.id, charged, now_ns=now_ns, account=account)
         self.counts["cache.hits"] += 1
         self.events.cached(routing, cached, now_ns=now_ns)

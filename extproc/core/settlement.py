@@ -141,13 +141,17 @@ class Settlement:
 
     def _moved(self, entry: InFlight, served_by: str, now_ns: int) -> None:
         """Another endpoint answers than the one that it is entered on, if so: its load goes along."""
-        serving = self._fleet.endpoint(entry.reservation.pool, served_by)
+        reservation = entry.reservation
+        serving = self._fleet.endpoint(reservation.pool, served_by)
+        if serving is None and reservation.spilled_from:
+            # What failed at another site was tried at home.
+            serving = self._fleet.endpoint(reservation.spilled_from, served_by)
         if serving is None or serving is entry.endpoint:
             return
         moved(entry, entry.endpoint)
-        self._ledger.move(entry.reservation.id, serving, now_ns=now_ns)
+        self._ledger.move(reservation.id, serving, now_ns=now_ns)
         self._counts["moved"] += 1
-        pool = self._fleet.pools.get(entry.reservation.pool)
+        pool = self._fleet.pools.get(serving.pool)
         if pool is not None:
             coming(pool, serving, entry.job.plan)
 
@@ -164,7 +168,8 @@ class Settlement:
         gpu_ms = outcome.duration_ns / 1e6 / neighbours if outcome.duration_ns else None
         amounts = used(outcome, pool, policy.price(reservation.pool), gpu_ms=gpu_ms)
         account = policy.accounts.of(reservation.tenant, reservation.key, reservation.model)
-        if account.scopes:
+        # The site that has sent it on charges its tenant.
+        if account.scopes and not reservation.site:
             self._quotas.settle(reservation.id, amounts, now_ns=now_ns, account=account)
         if not reservation.permits:
             return amounts

@@ -12,7 +12,7 @@ from xxhash import xxh3_64_intdigest
 
 from extproc.core.fleet import Pool
 from extproc.core.load import MS_NS
-from extproc.core.prefix import BLOCK_BYTES, PrefixIndex
+from extproc.core.prefix import BLOCK_BYTES, PrefixIndex, of_adapter
 from extproc.core.request import IMAGE_TOKENS, Request, prefix_of
 from extproc.core.slo import ClassSpec
 from extproc.core.work import NOTHING, SchedulingContext, Work
@@ -39,12 +39,11 @@ def _held(index: PrefixIndex, work: Work) -> Mapping[str, int]:
 
 
 def _prefix(request: Request, pool: Pool, model: str) -> tuple[int, ...]:
-    """What a prompt begins with, by blocks; what one adapter has cached is of no use to another."""
+    """What a prompt begins with, by blocks."""
     blocks = prefix_of(request)
     if pool.adapters is None or model not in pool.adapters.names:
         return blocks
-    own = xxh3_64_intdigest(model.encode())
-    return tuple(each ^ own for each in blocks)
+    return of_adapter(blocks, model)
 
 
 def predict(

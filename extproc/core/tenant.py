@@ -54,6 +54,8 @@ class Tenant:
     trace_prompts: bool = False
     #: Whether, and for how much, its requests may go to another pool that is no better but has room.
     spill: SpillAllowance | None = None
+    #: The model that its requests get for one that is only at another site, while that is away.
+    away_model: str | None = None
 
     def may(self, model: str) -> bool:
         """Whether its requests may go to a model, where there is such a one."""
@@ -107,11 +109,16 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who asks, how that was proven ("key", "jwt", "certificate", "proxy"), and with which key."""
+    """Who asks, how that was proven ("key", "jwt", "certificate", "proxy", "site"), and with which key.
+
+    `site` is another Steersman that says so, and `hops` how many have sent it on.
+    """
 
     tenant: Tenant
     methods: tuple[str, ...] = ()
     key: ApiKey | None = None
+    site: str = ""
+    hops: int = 0
 
 
 def hash_key(key: str, secret: bytes | None = None) -> str:

@@ -60,11 +60,6 @@ class Check:
     look: Callable[[Evidence], Sayings]
     missing: Callable[[Evidence], str] = lambda _: ""
 
-    @property
-    def area(self) -> str:
-        """What of the deployment it looks at."""
-        return self.id.partition(".")[0]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from random import Random
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 from extproc.core.series import quantile
 from extproc.core.strategies.parameter import Value
@@ -24,7 +24,6 @@ from extproc.sim.served import Served, Slo, met, ttft_ms
 from extproc.tuning.space import Axis, checked, space
 
 Objective = Literal["attainment", "ttft_p99", "goodput"]
-OBJECTIVES: Final[tuple[Objective, ...]] = get_args(Objective)
 #: The part of the requests that is searched on.
 TRAIN_SHARE: Final = 0.65
 #: What a request that was never answered counts for in the first token's 99th percentile: who sheds must not

@@ -21,6 +21,7 @@ from extproc.observe.audit import AuditLog
 from extproc.observe.record import Recorder
 from extproc.observe.stats import Stats
 from extproc.observe.what_if import Recent
+from extproc.service.adapters import AdaptersPart
 from extproc.service.adjustment import Adjustment
 from extproc.service.administration import Administration
 from extproc.service.advice import AdvicePart
@@ -41,7 +42,9 @@ from extproc.service.picker import PickerPart
 from extproc.service.probes import ProbesPart
 from extproc.service.records import AuditPart, ExpiryLog, RecordPart
 from extproc.service.reload import Reread, Unusable, built, read_again, uncollected
+from extproc.service.remote import SitesPart
 from extproc.service.requests import Requests
+from extproc.service.responses import ResponsesPart
 from extproc.service.rpc import RpcPart
 from extproc.service.scale_view import ScaleView
 from extproc.service.scalers import ScalersPart
@@ -79,6 +82,7 @@ class App:
         self.audit = self.processor.audit = AuditLog(config.audit)
         self._add_parts()
         self.schedule = Schedule(self.scheduler, clock=clock, failed=self.processor.failed)
+        self.schedule.late = self.measuring.counting.lagged
         self._observe()
 
     def _add_parts(self) -> None:
@@ -114,11 +118,15 @@ class App:
         self.measuring.firing = self.alerting.firing
         self.caching = CachePart(config, self.processor, tenants=tenants, clock=clock)
         cache_orders = CacheOrders(self.caching, self.processor, tenants=tenants, clock=clock)
-        self.semantic = SemanticPart(config, self.caching, clock=clock)
+        self.semantic = SemanticPart(config, self.caching, instance=scheduler.instance, clock=clock)
         self.caching.semantic = self.semantic.status
         self.measuring.caching = lambda: self.caching.seen()._replace(semantic=self.semantic.seen())
         self.counting = TokensPart(config, scheduler.fleet, way=self.requests.upstreams.way)
         self.measuring.tokens = self.counting.seen
+        self.adapters = AdaptersPart(
+            config, scheduler, clock=clock, way=self.requests.upstreams.way, failed=failed
+        )
+        self.measuring.adapter_calls = lambda: self.adapters.calls
         self.scaling = ScalingPart(config, scheduler, clock=clock, failed=failed)
         self.agents.refused = lambda: self.scaling.lost
         self.agents.refused_elsewhere = self.scaling.lost_elsewhere
@@ -160,7 +168,9 @@ class App:
                 "Tenant": operators.tenant,
                 "Shadow": operators.what_if,
                 "Credit": operators.credit,
-                "Explain": Explanations(scheduler, tenants=tenants, clock=clock).explain,
+                "Explain": Explanations(
+                    scheduler, tenants=tenants, clock=clock, extra=lambda: self.processor.extra_routes
+                ).explain,
                 "Experiment": self.experimenting.order,
                 "Report": self.analysing.order,
                 "Alerts": self.alerting.order,
@@ -193,6 +203,7 @@ class App:
                 RecordPart(self.record, scheduler, clock=clock),
                 self.keeping,
                 SpillPart(config, scheduler, clock=clock),
+                ResponsesPart(config, self.processor.responses, clock=clock),
             ],
             failed=failed,
         )
@@ -203,6 +214,13 @@ class App:
                 self.experimenting,
                 self.tuned,
                 self.requests.upstreams,
+                SitesPart(
+                    config,
+                    scheduler,
+                    door=lambda: self.processor.sites,
+                    way=self.requests.upstreams.way,
+                    clock=clock,
+                ),
                 ProbesPart(config, scheduler.fleet, clock=clock, asking=self.requests.upstreams.ask),
                 self.measuring,
                 self.picking,
@@ -215,6 +233,7 @@ class App:
                 self.caching,
                 self.semantic,
                 self.counting,
+                self.adapters,
                 self.administering,
                 TracingPart(config, scheduler.peers, self.processor, clock=clock),
                 *([SharedQuotasPart(shared)] if shared is not None else []),

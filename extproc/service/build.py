@@ -10,6 +10,7 @@ from extproc.config.check_upstream import is_named
 from extproc.config.model import Config, EndpointConfig, KeyConfig, PoolConfig, Quota
 from extproc.config.model import TenantConfig as TenantSection
 from extproc.config.secret import key_secret
+from extproc.config.site_checks import returns, tier_rule
 from extproc.config.weights import family_weights
 from extproc.core.accounts import Accounts, Price
 from extproc.core.adapters import PoolAdapters
@@ -47,6 +48,7 @@ def pool_specs(config: Config) -> list[PoolSpec]:
             parameters=parameters_of(config, pool),
             tenants=None if pool.tenants is None else frozenset(pool.tenants),
             adapters=_adapters(pool),
+            site="" if pool.remote is None else pool.remote.site,
             **_start_of(pool),
         )
         for pool in config.pools
@@ -57,7 +59,12 @@ def _adapters(pool: PoolConfig) -> PoolAdapters | None:
     given = pool.adapters
     if given is None:
         return None
-    return PoolAdapters(names=frozenset(given.names), loaded_max=given.loaded_max, load_ms=given.load_ms)
+    return PoolAdapters(
+        names=frozenset(given.names),
+        loaded_max=given.loaded_max,
+        load_ms=given.load_ms,
+        by_call=given.load is not None,
+    )
 
 
 def _start_of(pool: PoolConfig) -> dict[str, Any]:
@@ -127,6 +134,7 @@ def _tenant(tenant: TenantSection) -> Tenant:
         explain=tenant.explain,
         trace_prompts=tenant.trace_prompts,
         spill=None if tenant.spill is None else SpillAllowance(budget_per_hour=tenant.spill.budget_per_hour),
+        away_model=tenant.away_model,
     )
 
 
@@ -159,6 +167,10 @@ def families_of(config: Config) -> dict[str, Family]:
 
 def spills_of(config: Config) -> dict[str, SpillRule]:
     """Where pools' requests may go, by pool."""
+    pools = {pool.name: pool for pool in config.pools}
+    site = config.site
+    edge = site is not None and site.tier == "edge"
+    hops_max = 1 if site is None else site.hops_max
     return {
         pool.name: SpillRule(
             pool=pool.name,
@@ -168,6 +180,10 @@ def spills_of(config: Config) -> dict[str, SpillRule]:
             attained_min=pool.spill.attained_min,
             budget_per_hour=pool.spill.budget_per_hour,
             output_tokens_max=pool.spill.output_tokens_max,
+            tiers=tier_rule(pool.spill.tiers, hops_max=hops_max)
+            if edge and pools[pool.spill.to].remote is not None
+            else None,
+            returns=returns(pool, pools[pool.spill.to]),
         )
         for pool in config.pools
         if pool.spill is not None
@@ -279,4 +295,5 @@ def settings_of(config: Config) -> SchedulerSettings:
         spills=spills_of(config),
         rate_limits=rate_limits_of(config),
         zone=config.service.zone,
+        hops_max=1 if config.site is None else config.site.hops_max,
     )

@@ -153,7 +153,7 @@ class CachePart(Part, Observer):
     def _purged_elsewhere(self, orders: Sequence[PurgeOrder]) -> None:
         """Another service has purged: what is on its way here is not kept either."""
         if self.cache is not None:
-            self.cache.forget(orders)
+            self.cache.forget(orders, elsewhere=True)
 
     async def start(self) -> None:
         """Connect, where answers are in Redis; what nobody may be given any more goes there."""

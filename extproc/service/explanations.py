@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from extproc.core.decisions import DECISIONS_KEPT_MAX
 from extproc.core.outcome import Reject
 from extproc.core.reading import parse
-from extproc.core.routes import RouteWork, find_route
+from extproc.core.routes import NO_ROUTES, Routes, RouteWork, find_route
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
 
@@ -26,10 +26,16 @@ class Explanations:
     """Answers for one scheduler."""
 
     def __init__(
-        self, scheduler: Scheduler, *, tenants: Callable[[], Mapping[str, Tenant]], clock: Callable[[], int]
+        self,
+        scheduler: Scheduler,
+        *,
+        tenants: Callable[[], Mapping[str, Tenant]],
+        clock: Callable[[], int],
+        extra: Callable[[], Routes] = lambda: NO_ROUTES,
     ) -> None:
+        """`extra` are the routes that are served beside the usual ones."""
         self.scheduler = scheduler
-        self._tenants, self._clock = tenants, clock
+        self._tenants, self._clock, self._extra = tenants, clock, extra
 
     def explain(self, body: bytes) -> bytes:
         """`{"id": …}`, or `{"tenant", "path", "body", "model"}`; answers `core.explain.Explanation.plain`.
@@ -49,7 +55,7 @@ class Explanations:
             return msgspec.json.encode(found.plain())
         tenant = self._tenant(order.tenant)
         method = "POST" if order.body else "GET"
-        route = find_route(method, order.path)
+        route = find_route(method, order.path, self._extra())
         if route is None or route.work is RouteWork.HERE:
             raise ValueError(f"nothing is decided for {method} {order.path[:ID_SHOWN_MAX]}")
         request = parse(route, order.body.encode())

@@ -1,4 +1,4 @@
-"""The metrics of the running service: counts, watches the event loop, and answers scrapes.
+"""The metrics of the running service: counts, and answers scrapes.
 
 Owns when figures are read and rendered. The admin port serves what `exposition` gives.
 """
@@ -6,7 +6,6 @@ Owns when figures are read and rendered. The admin port serves what `exposition`
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,9 +17,6 @@ from extproc.core.tenant import Tenant
 from extproc.observe.metrics.counting import Counting
 from extproc.observe.metrics.snapshot import CacheSeen, MetricsSnapshot, ScalingSeen, TokensSeen, take
 from extproc.service.parts import Part
-
-#: How often the event loop is asked to wake, to see how late it is.
-LAG_EVERY_S = 0.05
 
 
 def _no_rules() -> Mapping[str, bool]:
@@ -59,6 +55,8 @@ class MetricsPart(Part):
         self.caching: Callable[[], CacheSeen] = CacheSeen
         #: How prompts are counted; set by who counts them.
         self.tokens: Callable[[], TokensSeen] = TokensSeen
+        #: The calls that load LoRA adapters, by pool, call and result; set by who makes them.
+        self.adapter_calls: Callable[[], Mapping[tuple[str, str, str], int]] = dict
         #: What other parts show beside: prometheus_client's metrics, asked for on the event loop.
         self.extra: list[Callable[[], Iterable[Any]]] = []
         #: For how long what binds a pool has bound it; set by who watches.
@@ -68,23 +66,11 @@ class MetricsPart(Part):
         self._reading = asyncio.Lock()
         #: Scrapes that have not begun, by what they accept: who comes meanwhile shares them.
         self._next: dict[str, asyncio.Task[tuple[bytes, str]]] = {}
-        self._watch: asyncio.Task[None] | None = None
 
     @property
     def observers(self) -> tuple[Observer, ...]:
         """The counters."""
         return (self.counting,)
-
-    async def start(self) -> None:
-        """Begin to watch the event loop."""
-        self._watch = asyncio.create_task(self._watch_loop())
-
-    async def stop(self) -> None:
-        """Watch no more."""
-        if self._watch is not None:
-            self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
 
     def apply(self, config: Config) -> None:
         """Other bounds hold for new names."""
@@ -126,16 +112,10 @@ class MetricsPart(Part):
                 scaling=self.scaling,
                 cache=self.caching,
                 tokens=self.tokens,
+                adapter_calls=self.adapter_calls,
                 extra=self.extra,
             )
             answer = await asyncio.to_thread(_render, snapshot, accept)
             self.scrapes += 1
             self._scrape_ms = (time.perf_counter() - begun) * 1e3
             return answer
-
-    async def _watch_loop(self) -> None:
-        clock = asyncio.get_running_loop().time
-        while True:
-            begun = clock()
-            await asyncio.sleep(LAG_EVERY_S)
-            self.counting.lagged(clock() - begun - LAG_EVERY_S)

@@ -17,6 +17,7 @@ from extproc.config.load import ConfigError, load
 from extproc.config.model import Config
 from extproc.config.restart import restart_needed
 from extproc.config.secret import answer_keys
+from extproc.config.site_keys import SiteKeys, site_keys
 from extproc.core.policy import SchedulerSettings
 from extproc.core.tenant import Directory
 from extproc.history.changes import Event, changes
@@ -33,6 +34,7 @@ class Reread:
     settings: SchedulerSettings
     engine_keys: dict[str, str] = field(repr=False)
     accesses: dict[str, ReplicaAccess]
+    site_keys: SiteKeys = field(default_factory=SiteKeys, repr=False)
     events: list[Event] = field(default_factory=list)
 
 
@@ -48,7 +50,14 @@ def built(config: Config) -> Reread:
     """Everything that requests go by. Raises ConfigError."""
     answer_keys(config.cache)  # so that a mistake there changes nothing
     keys = engine_keys(config)
-    return Reread(config, directory_of(config), settings_of(config), keys, accesses(config, keys))
+    return Reread(
+        config,
+        directory_of(config),
+        settings_of(config),
+        keys,
+        accesses(config, keys),
+        site_keys=site_keys(config),
+    )
 
 
 def read_again(path: Path, old: Config, *, live: bool) -> Reread | Unusable:

@@ -13,20 +13,23 @@ from typing import TYPE_CHECKING
 
 from extproc.config.engine_keys import key_headers
 from extproc.config.model import FailedAttempts
+from extproc.config.routes import own_routes
 from extproc.control.names import event_cluster
 from extproc.core.experiment import Experiments
 from extproc.core.fleet import Fleet
 from extproc.core.outcome import Outcome
 from extproc.core.quota import ExactBooks
-from extproc.core.routes import EXTRA_ROUTES
+from extproc.core.routes import EXTRA_ROUTES, by_path
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
 from extproc.service.agents import shared_quotas
 from extproc.service.build import attempts_of, body_bounds, pool_specs, quota_limits
 from extproc.service.reload import Reread
+from extproc.service.remote import site_policy
 from extproc.service.roster import Roster
 from extproc.service.upstreams import Upstreams
 from extproc.wire.processor import Processor
+from extproc.wire.sites import SiteDoor
 
 if TYPE_CHECKING:
     from extproc.state.quota.books import RedisQuota
@@ -95,9 +98,20 @@ class Requests:
             processor.attempts = attempts_of(config)
         processor.body_bounds = body_bounds(config)
         processor.refusals.bytes_per_minute = config.limits.refused_bytes_per_minute
-        processor.extra_routes = {path: EXTRA_ROUTES[path] for path in config.gateway.extra_routes}
+        own = own_routes(config.routes)
+        extra = (row for path in config.gateway.extra_routes for row in EXTRA_ROUTES[path])
+        processor.extra_routes = by_path((*extra, *own))
+        named = (row.own.model_header for row in own if row.own is not None)
+        processor.model_headers = frozenset(filter(None, named))
         processor.body_rate.bytes_per_second = config.limits.large_bytes_per_second
         processor.directory = read.directory
+        policy = site_policy(config, read.site_keys)
+        if policy is None:
+            processor.sites = None
+        elif processor.sites is None:
+            processor.sites = SiteDoor(self.scheduler, policy, wall=processor.wall_clock, clock=self._clock)
+        else:
+            processor.sites.policy = policy
         processor.engine_keys = key_headers(config, read.engine_keys)
         processor.path_prefixes = {
             pool.name: pool.upstream.path_prefix for pool in config.pools if pool.upstream.path_prefix

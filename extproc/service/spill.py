@@ -113,5 +113,6 @@ class SpillPart(Part):
             "spent": {pool: books.spent(pool, now_ns=now_ns) for pool in self._settings.spills},
             "under_way": books.under_way,
             "counts": {" ".join(key): count for key, count in sorted(books.counts.items())},
+            "left": {pool: books.provider_left(pool, now_ns=now_ns) for pool in self._settings.rate_limits},
             "open": {pool: not books.closed(pool, now_ns=now_ns) for pool in self._settings.rate_limits},
         }

@@ -16,6 +16,7 @@ from extproc.config.engine_keys import engine_keys
 from extproc.config.load import ConfigError
 from extproc.config.model import Config
 from extproc.core.reach import Look
+from extproc.patience import patient
 from extproc.service.parts import Part
 from extproc.service.reload import Reread
 from extproc.upstream import PLAIN, FileSeen, ReplicaAccess, file_seen, tls_trouble
@@ -44,11 +45,11 @@ async def ask(
 ) -> int | None:
     """The status of a GET at a replica; None where no answer comes in time.
 
-    `name` is what it is asked for. Raises ConnectionRefusedError, and LookFailedError where TLS or the key is
-    what is wrong.
+    `name` is what it is asked for. The time is our own: while we stall, nobody is late. Raises
+    ConnectionRefusedError, and LookFailedError where TLS or the key is what is wrong.
     """
     try:
-        async with asyncio.timeout(timeout_s):
+        async with patient(timeout_s):
             status = await _get(access, address, name, path)
             keyed = access.keyed and status < 500
             if keyed and await _get(access, address, name, KEYED_PATH) in KEY_REFUSED:

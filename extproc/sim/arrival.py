@@ -27,7 +27,8 @@ class Arrival:
     are at least 1. `output_tokens` is what the model will write: only the replica and the oracle may
     read it; `max_new_tokens` is what the client said (None: nothing). `blocks` are ids of the prompt's
     full prefix blocks, the workload's `block_tokens` tokens each: equal ids mean equal prefixes. `ending` is
-    the id of the prompt's last tokens, whether a full block or not; None where nobody knows it.
+    the id of the prompt's last tokens, whether a full block or not; None where nobody knows it. `model` is
+    asked for, such as an adapter of the base ("": the simulation's own).
     """
 
     at_ns: int
@@ -38,6 +39,7 @@ class Arrival:
     blocks: tuple[int, ...] = ()
     session: str = ""
     ending: int | None = None
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from extproc.sim.engine import SimEngine
+from extproc.sim.lora_routes import LoraRoutes
 from extproc.sim.spec import ReplicaSpec
 from extproc.sim.timing import TIMING_LABEL
 
@@ -84,7 +85,7 @@ def info(spec: ReplicaSpec) -> dict[str, Any]:
     }
 
 
-def state(engine: SimEngine, faults: HttpFaults, port: int) -> dict[str, Any]:
+def state(engine: SimEngine, faults: HttpFaults, lora: LoraRoutes, port: int) -> dict[str, Any]:
     """`GET /sim/state`: exact gauges, for tests to compare telemetry with. Tokens, requests, ratios."""
     spec, replica = engine.spec, engine.replica
     return {
@@ -110,4 +111,8 @@ def state(engine: SimEngine, faults: HttpFaults, port: int) -> dict[str, Any]:
         "slowdown": replica.slowdown,
         "hung": replica.hung,
         "healthy": not faults.unhealthy,
+        "adapters": sorted(lora.loaded),
+        "adapter_loads": lora.loads,
+        "adapter_unloads": lora.unloads,
+        "adapters_unloaded_in_use": lora.unloaded_in_use,
     }

@@ -18,6 +18,7 @@ class SimRequest:
     `prompt_tokens` ≥ 1; `output_tokens` in 1..`max_new_tokens` is what the model would write (the
     scheduler must not look ahead at it: reservations use `max_new_tokens`). `blocks` are the prompt's
     full blocks, at most `prompt_tokens // block_tokens` of them; none means nothing is cacheable.
+    `adapter` is the LoRA adapter that it needs ("": the base alone).
     `sliced` says whether a generation longer than a slice reserves, runs and re-queues slice by slice.
     """
 
@@ -27,6 +28,7 @@ class SimRequest:
     max_new_tokens: int
     blocks: Sequence[Hashable] = ()
     sliced: bool = True
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,15 @@ class Fifo:
         self._entries.popleft()
         self.live -= 1
 
+    def first(self, fits: Callable[[Slot], bool]) -> Slot | None:
+        """The first that fits and whose client is still there; those before it stay."""
+        return next((each for each in self._entries if not each.cancelled and fits(each)), None)
+
+    def take(self, sequence: Slot) -> None:
+        """Take out what `first` returned."""
+        self._entries.remove(sequence)
+        self.live -= 1
+
     def forsake(self) -> None:
         """The client of one entry, marked `cancelled`, left; entries stay at most twice the live, plus 64."""
         self.live -= 1

@@ -25,6 +25,7 @@ from extproc.sim.events import (
     Stepped,
 )
 from extproc.sim.fifo import put, rank
+from extproc.sim.lora_replica import LoraReplica
 from extproc.sim.replica import SimReplica
 from extproc.sim.slots import ReplicaLimits
 from extproc.sim.timing import Hardware
@@ -210,4 +211,6 @@ def replica_of(
 ) -> SimReplica:
     """The replica that these limits describe."""
     kind = ParallelReplica if limits.prefill_parallel > 1 else SimReplica
+    if limits.adapter_places:
+        kind = LoraReplica
     return kind(hardware, limits, rng=rng, noise=noise, slowdown=slowdown, step_events=step_events)

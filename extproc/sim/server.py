@@ -19,6 +19,7 @@ from extproc.observe.metrics.text import PLAIN
 from extproc.sim import control, sse
 from extproc.sim.answer import Answers
 from extproc.sim.engine import SimEngine, validation_error
+from extproc.sim.lora_routes import LoadAdapterRequest, LoraRoutes, UnloadAdapterRequest
 from extproc.sim.other_routes import OtherRoutes
 from extproc.sim.protocol import (
     BodyError,
@@ -45,6 +46,7 @@ class ReplicaServer:
         self.engine = SimEngine(spec)
         self.answers = Answers(self.engine)
         self.others = OtherRoutes(spec, self.answers)
+        self.lora = LoraRoutes(spec)
         self.faults = control.HttpFaults(f"{spec.seed}/{spec.name}/faults")
         self.port = spec.port
 
@@ -80,11 +82,28 @@ class ReplicaServer:
                 web.get("/info", self._info),
                 web.get("/metrics", self._metrics),
                 web.get("/v1/models", self._models),
+                *self._lora_calls(),
                 web.post("/sim/fault", self._guard(self._fault, faulty=False)),
                 web.get("/sim/state", self._state),
             ]
         )
         return app
+
+    def _lora_calls(self) -> list[web.RouteDef]:
+        """The two calls, where it was started with leave for them (vLLM has no such routes otherwise)."""
+        if not self.spec.adapter_calls:
+            return []
+
+        async def load(request: web.Request) -> web.StreamResponse:
+            return await self.lora.load(await _body(request, LoadAdapterRequest))
+
+        async def unload(request: web.Request) -> web.StreamResponse:
+            return await self.lora.unload(await _body(request, UnloadAdapterRequest))
+
+        return [
+            web.post("/v1/load_lora_adapter", self._guard(load)),
+            web.post("/v1/unload_lora_adapter", self._guard(unload)),
+        ]
 
     async def _sign(self, _request: web.Request, response: web.StreamResponse) -> None:
         response.headers["x-sim-replica"] = self.spec.name
@@ -165,7 +184,11 @@ class ReplicaServer:
         return payload, headers
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._chat_body(request, await _body(request, ChatRequest))
+        body = await _body(request, ChatRequest)
+        if (unknown := self.lora.unknown(body.model)) is not None:
+            return unknown
+        with self.lora.serving(body.model):
+            return await self._chat_body(request, body)
 
     async def _chat_body(self, request: web.Request, body: ChatRequest) -> web.StreamResponse:
         try:
@@ -182,7 +205,11 @@ class ReplicaServer:
         return _json(sse.chat_body(plans[0], model=model, created_s=created_s), headers=headers)
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._completions_body(request, await _body(request, CompletionRequest))
+        body = await _body(request, CompletionRequest)
+        if (unknown := self.lora.unknown(body.model)) is not None:
+            return unknown
+        with self.lora.serving(body.model):
+            return await self._completions_body(request, body)
 
     async def _completions_body(self, request: web.Request, body: CompletionRequest) -> web.StreamResponse:
         prompts = body.prompts()
@@ -269,7 +296,9 @@ class ReplicaServer:
     async def _models(self, _request: web.Request) -> web.Response:
         model = self.spec.model_id
         entry = {"id": model, "object": "model", "created": 0, "owned_by": model}
-        return _json({"object": "list", "data": [entry]})
+        if self.lora.on:
+            entry = {**entry, "root": model, "parent": None}
+        return _json({"object": "list", "data": [entry, *self.lora.models()]})
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         engine = self.engine
@@ -288,7 +317,7 @@ class ReplicaServer:
 
     async def _state(self, _request: web.Request) -> web.Response:
         self.engine.settle()
-        return _json(control.state(self.engine, self.faults, self.port))
+        return _json(control.state(self.engine, self.faults, self.lora, self.port))
 
 
 async def _raw(request: web.Request) -> bytes:

@@ -27,7 +27,8 @@ class ReplicaLimits:
     What follows makes an engine unlike TGI. `prefill_interference` (0..1) is what each other lane's prefill
     under way adds to a prefill that begins: 0 nothing, 1 its whole length, as where they share one card.
     `queue_order` is one of `ORDERS`. The prefix cache keeps `cache_share` (0..1) of the KV memory at
-    most, and forgets by `eviction` (prefix_cache.EVICTIONS).
+    most, and forgets by `eviction` (prefix_cache.EVICTIONS). With `adapter_places` it serves so many LoRA
+    adapters at once, each loaded in `adapter_load_ms` (lora_replica.py); 0: no request needs a place.
     """
 
     kv_capacity_tokens: int
@@ -42,6 +43,8 @@ class ReplicaLimits:
     queue_order: str = "fifo"
     cache_share: float = 1.0
     eviction: str = "lru"
+    adapter_places: int = 0
+    adapter_load_ms: float = 0.0
 
     def __post_init__(self) -> None:
         for name in (
@@ -56,6 +59,8 @@ class ReplicaLimits:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.adapter_places and self.prefill_parallel > 1:
+            raise ValueError("adapters are simulated on replicas of one lane; set prefill_parallel to 1")
         if problems := unlike_problems(self):
             raise ValueError("; ".join(problems))
 

@@ -28,6 +28,8 @@ class ReplicaSpec:
     `slice_explicit_limits` re-queues long generations every 1,024 tokens also where the request named
     its limit (our contract's reading of TGI 3.3; its validation code of early 2025 slices only
     requests without a limit: set False for that).
+    With `adapters_max` (places for LoRA adapters; 0: none) it knows `adapters` beside its model, answers 404
+    for other names, and takes vLLM's calls where `adapter_calls`; one load takes `adapter_load_s`.
     What makes an engine unlike TGI is `ReplicaLimits`'; besides, `hidden_queue` tells nobody what waits, and
     each `stall_every_s` seconds of simulated time nothing moves for `stall_s` (0: never).
     """
@@ -55,6 +57,10 @@ class ReplicaSpec:
     queue_order: str = "fifo"
     cache_share: float = 1.0
     eviction: str = "lru"
+    adapters_max: int = 0
+    adapters: tuple[str, ...] = ()
+    adapter_calls: bool = False
+    adapter_load_s: float = 1.0
     hidden_queue: bool = False
     stall_s: float = 0.0
     stall_every_s: float = 60.0
@@ -107,6 +113,10 @@ class ReplicaSpec:
         found += unlike_problems(self)
         if not 0 <= self.stall_s < self.stall_every_s:
             found.append(f"stall_s ({self.stall_s}) must be below stall_every_s ({self.stall_every_s})")
+        if self.adapters_max < 0 or self.adapter_load_s < 0:
+            found.append("adapters_max and adapter_load_s must not be negative")
+        if len(self.adapters) > self.adapters_max:
+            found.append(f"{len(self.adapters)} adapters have no more than {self.adapters_max} places")
         if not 0 <= self.noise <= 0.3:
             found.append(f"noise must lie in 0..0.3, not {self.noise}")
         if self.output_sigma < 0:

@@ -356,7 +356,9 @@ class RedisShare:
         while not self._closing:
             self.peers.expire(now_ns=self._clock())
             self._tell_soon()
+            due_ns = self._clock() + round(EXPIRE_EVERY_S * 1e9)
             await self._pause(EXPIRE_EVERY_S)
+            self.peers.absence.away(since_ns=due_ns, now_ns=self._clock())
 
     def _lost(self, why: str) -> None:
         self.connected = False

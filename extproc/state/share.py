@@ -13,6 +13,7 @@ from itertools import islice
 from types import MappingProxyType
 from typing import NamedTuple
 
+from extproc.core.absence import Absence
 from extproc.core.turns import TurnRow
 from extproc.state import messages
 from extproc.state.messages import (
@@ -148,6 +149,8 @@ class PeerLoads:
         self._refused: Counter[str] = Counter()
         self._peers: dict[str, _Peer] = {}
         self._gone: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        #: Times when we did not listen.
+        self.absence = Absence()
         self._sums: dict[Key, Load] = {}
         self._entries = 0
 
@@ -215,8 +218,9 @@ class PeerLoads:
         return None
 
     def expire(self, *, now_ns: int) -> list[str]:
-        """Forget every peer not heard of for `PEER_SILENT_NS`; returns their ids."""
-        silent = [name for name, peer in self._peers.items() if now_ns - peer.heard_ns >= PEER_SILENT_NS]
+        """Forget every peer not heard of for `PEER_SILENT_NS` while we listened; returns their ids."""
+        as_of_ns = self.absence.as_of_ns(now_ns=now_ns)
+        silent = [name for name, peer in self._peers.items() if as_of_ns - peer.heard_ns >= PEER_SILENT_NS]
         for name in silent:
             self._forget(name, self._peers[name].sequence, now_ns)
             self.counts["peers_expired"] += 1

@@ -214,9 +214,11 @@ class Child:
         began_s = answered_s = ask_s = loop.time()
         with _end_of(process) as ended:
             while (code := process.poll()) is None:
-                if loop.time() >= ask_s:
+                if (asked_s := loop.time()) >= ask_s:
                     answers = await self._answers()
                     now_s = loop.time()
+                    # While we stalled ourselves, or the machine slept, nobody could answer us.
+                    answered_s += asked_s - ask_s + max(0.0, now_s - asked_s - ASK_S_MAX)
                     if answers:
                         answered_s = now_s
                         self._now_ready(process, now_s - began_s)

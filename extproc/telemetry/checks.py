@@ -63,6 +63,7 @@ def _replica(replica: pb.Replica, gpus: dict[str, GpuReport], report: pb.Report)
     models, adapters, uuids = tuple(replica.models), tuple(replica.adapters), replica.gpu_uuids
     if len(models) > NAMES_MAX or len(adapters) > NAMES_MAX or len(uuids) > GPUS_MAX:
         raise ImplausibleError("too_many")
+    loaded, served = _whole(replica, "loaded_adapters"), _whole(replica, "served_adapters")
     for text in (
         replica.pool,
         replica.zone,
@@ -95,6 +96,8 @@ def _replica(replica: pb.Replica, gpus: dict[str, GpuReport], report: pb.Report)
         models=models,
         revision=replica.revision,
         adapters=adapters,
+        loaded_adapters=loaded,
+        served_adapters=served,
         waiting=_count(replica, "waiting", REQUESTS_MAX),
         running=_count(replica, "running", REQUESTS_MAX),
         kv_used_tokens=used,
@@ -110,6 +113,18 @@ def _replica(replica: pb.Replica, gpus: dict[str, GpuReport], report: pb.Report)
         kv=_kv(replica.kv) if replica.HasField("kv") else None,
         gpus=tuple([gpus[uuid] for uuid in dict.fromkeys(uuids) if uuid in gpus]),
     )
+
+
+def _whole(replica: pb.Replica, field: str) -> tuple[str, ...] | None:
+    """A list that is told as a whole, or not at all."""
+    if not replica.HasField(field):
+        return None
+    names = tuple(getattr(replica, field).names)
+    if len(names) > NAMES_MAX:
+        raise ImplausibleError("too_many")
+    for name in names:
+        _text(name)
+    return names
 
 
 def _kv(kv: pb.KvCache) -> KvReport:

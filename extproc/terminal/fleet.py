@@ -53,6 +53,9 @@ def fleet_view(status: Figures, *, width: int, height: int) -> RenderableType:
     caches = [each for each in endpoints if _tells_cache(each)]
     if caches:
         parts += ["", caches_table(caches, width=width, rows=rows)]
+    adapted = [each for each in endpoints if each.get("adapters") is not None]
+    if adapted:
+        parts += ["", adapters_table(adapted, width=width, rows=rows)]
     if any(endpoint["gpus"] for endpoint in endpoints):
         parts += ["", gpus_table(endpoints, width=width, rows=rows)]
     return Group(*parts)
@@ -126,6 +129,22 @@ def caches_table(endpoints: Sequence[Figures], *, width: int, rows: int) -> Tabl
         cells += [_number(kv.get(what)) for what in ("events", "unreadable", "gaps", "replays")]
         incomplete = bool(kv) and not kv["complete"]
         table.add_row(*cells, Text("incomplete" if incomplete else "", style=ODD))
+    more(table, len(endpoints) - rows)
+    return table
+
+
+def adapters_table(endpoints: Sequence[Figures], *, width: int, rows: int) -> Table:
+    """LoRA adapters that replicas have loaded, the one used last first, and how often one was loaded."""
+    columns = [("", "name"), ("loads", "number"), ("has", "number"), ("", "text gives")]
+    table = plain_table("LoRA adapters", columns)
+    for endpoint in endpoints[:rows]:
+        names = [str(name) for name in reversed(endpoint["adapters"])]
+        table.add_row(
+            _address(endpoint, wide=width >= WIDEST),
+            _number(endpoint["adapter_loads"]),
+            _number(len(names)),
+            _text(", ".join(names)),
+        )
     more(table, len(endpoints) - rows)
     return table
 

@@ -26,8 +26,11 @@ from extproc.core.contract import (
     INDEX_KEY,
     KEY_REFUSED_KEY,
     OBSERVED_NAMESPACE,
+    OWN_INPUT_KEY,
+    OWN_OUTPUT_KEY,
     PROMPT_TOKENS_HEADER,
     PROMPT_TOKENS_KEY,
+    PROVIDER_KEY,
     REFUSED_KEY,
     RESPONSE_ID_KEY,
     TICKET_KEY,
@@ -35,6 +38,7 @@ from extproc.core.contract import (
     TRACE_KEY,
 )
 from extproc.core.outcome import End, Outcome, Reservation
+from extproc.core.request import RouteKind
 from extproc.wire import ticket
 from extproc.wire.ended import ErrorOrigin, end_of, fault_of
 from extproc.wire.records import entries
@@ -128,12 +132,17 @@ def _outcome(entry: pb.HttpAccessLogEntry, reservation: Reservation, decided: Ma
     status = response.response_code.value
     upstream = common.upstream_remote_address.socket_address
     start_ns = common.start_time.ToNanoseconds()
-    output = _count(seen, COMPLETION_TOKENS_KEY)
+    own = reservation.route == RouteKind.OTHER.value
+    output = _count(seen, OWN_OUTPUT_KEY) if own else None
+    if output is None:
+        output = _count(seen, COMPLETION_TOKENS_KEY)
     if output is None:
         output = _best_of(seen, headers, reservation.permits)
     if output is None:
         output = _count(seen, INDEX_KEY)
-    prompt = _count(seen, PROMPT_TOKENS_KEY)
+    prompt = _count(seen, OWN_INPUT_KEY) if own else None
+    if prompt is None:
+        prompt = _count(seen, PROMPT_TOKENS_KEY)
     if prompt is None:
         prompt = _header_count(headers, PROMPT_TOKENS_HEADER)
     if prompt is None and reservation.max_new_tokens == 0:
@@ -162,6 +171,7 @@ def _outcome(entry: pb.HttpAccessLogEntry, reservation: Reservation, decided: Ma
         output_tokens=output,
         cached_tokens=cached,
         response_id=_text(seen, RESPONSE_ID_KEY),
+        provider=_text(seen, PROVIDER_KEY),
         refused=fault is ErrorOrigin.FULL,
         key_refused=_true(seen, KEY_REFUSED_KEY),
         events=events,

@@ -30,12 +30,14 @@ from extproc.core.contract import (
     LB_ENDPOINTS_KEY,
     LB_NAMESPACE,
     MODEL_HEADER,
+    ONCE_HEADER,
     PATH_PREFIX_HEADER,
     POOL_KEY,
     REASON_KEY,
     RESERVATION_KEY,
     RETRIES_HEADER,
     SAN_ATTRIBUTES,
+    SITE_HEADER,
     SOURCE_ATTRIBUTE,
     SUBJECT_ATTRIBUTE,
     TICKET_KEY,
@@ -72,13 +74,14 @@ WANTED = frozenset(
         EXPLAIN_HEADER,
         MODEL_HEADER,
         "origin",
+        SITE_HEADER,
         "traceparent",
         "tracestate",
         "x-request-id",
     }
 )
 #: Of these a second copy is refused: which one counts would be anybody's guess.
-SINGLE = frozenset({AUTHORIZATION, API_KEY, MODEL_HEADER, "content-length", "content-encoding"})
+SINGLE = frozenset({AUTHORIZATION, API_KEY, MODEL_HEADER, SITE_HEADER, "content-length", "content-encoding"})
 
 #: What requests' headers become, kept written: a pool and class has about six of them.
 CHANGES_KEPT_MAX = 1_024
@@ -103,9 +106,10 @@ class Headers(msgspec.Struct, frozen=True):
 
 
 class Body(msgspec.Struct, frozen=True):
-    """The request's whole body (BUFFERED mode delivers it in one message)."""
+    """The request's whole body (BUFFERED mode delivers it in one message), or a form's head."""
 
     data: bytes
+    whole: bool = True
     kind: ClassVar = "request_body"
 
 
@@ -119,20 +123,27 @@ class Other:
 Message = Headers | Body | Other
 
 
-def read(data: bytes, *, claim: str | None = None, proxy: ProxyTrust | None = None) -> Message:
+def read(
+    data: bytes,
+    *,
+    claim: str | None = None,
+    proxy: ProxyTrust | None = None,
+    named: frozenset[str] = frozenset(),
+) -> Message:
     """Decode one ProcessingRequest; raises google.protobuf.message.DecodeError on garbage.
 
-    `claim` is the JWT's that names tenants, `proxy` says in which header a trusted proxy does.
+    `claim` is the JWT's that names tenants, `proxy` says in which header a trusted proxy does; in the headers
+    `named` routes of the file find their model.
     """
     if len(data) > LARGE_BYTES and (large := _large_body(data)) is not None:
         return large
     message = pb.ProcessingRequest.FromString(data)
     kind = message.WhichOneof("request")
     if kind == "request_body":
-        return Body(message.request_body.body)
+        return Body(message.request_body.body, message.request_body.end_of_stream)
     if kind != "request_headers":
         return Other(kind or "")
-    return read_headers(message, claim=claim, proxy=proxy)
+    return read_headers(message, claim=claim, proxy=proxy, trusted=named)
 
 
 def _large_body(data: bytes) -> Body | None:
@@ -155,7 +166,7 @@ def _large_body(data: bytes) -> Body | None:
     others = pb.ProcessingRequest.FromString(data[outer_end:])
     if rest.body or others.WhichOneof("request") is not None:
         return None
-    return Body(data[start:end])
+    return Body(data[start:end], rest.end_of_stream)
 
 
 def read_headers(
@@ -258,6 +269,7 @@ def routed(
     usage: str = "",
     path_prefix: str = "",
     cache: str = "",
+    site: str = "",
 ) -> bytes:
     """The decision as the answer to a phase (request_headers, request_body or FORM_HEAD).
 
@@ -265,6 +277,7 @@ def routed(
     client is told the reason. `carried` is what of its trace rides along. `body` goes on in place of the
     client's. `as_json` has it declared as what it was read as. `usage` was asked for in its name.
     `path_prefix` stands before its path there. `cache` has Envoy gather the answer, up to so many bytes.
+    `site` is signed for the other site that it goes to.
     """
     about = told(decision, seal=seal, event_cluster=event_cluster, explained=explained, carried=carried)
     if usage:
@@ -273,7 +286,7 @@ def routed(
         about[CACHE_KEY] = cache
     data = _changes(phase, decision.cluster, decision.retries, decision.reservation.stream, path_prefix)
     response = pb.ProcessingResponse()
-    if body is not None or as_json:
+    if body is not None or as_json or site:
         response.MergeFromString(data)
         data = b""
         common = getattr(response, _field(phase)).response
@@ -283,6 +296,8 @@ def routed(
             set_header(common.header_mutation, "content-length", str(len(body)))
         if as_json:
             set_header(common.header_mutation, "content-type", JSON)
+        if site:
+            set_header(common.header_mutation, SITE_HEADER, site)
     tell(response, ",".join(decision.addresses), about)
     # A message's fields may be written apart: what is told is a field of its own.
     return data + response.SerializeToString()
@@ -306,11 +321,14 @@ def _changes(phase: str, cluster: str, retries: int, stream: bool, path_prefix: 
     set_header(mutation, RETRIES_HEADER, str(retries))
     if not stream:
         set_header(mutation, WHOLE_HEADER, "1")
+    if phase == FORM_HEAD and not retries:
+        set_header(mutation, ONCE_HEADER, "1")
     if path_prefix:
         set_header(mutation, PATH_PREFIX_HEADER, path_prefix)
     # The key opened our door; the engine has no use for it, and its logs no right to it. The engine's own is
     # Envoy's to put in.
-    mutation.remove_headers.extend((AUTHORIZATION, API_KEY, ENCODING_HEADER))
+    # What is signed for one site is no other's, and no engine's, to see; it is removed before ours is set.
+    mutation.remove_headers.extend((AUTHORIZATION, API_KEY, ENCODING_HEADER, SITE_HEADER))
     return response.SerializeToString()
 
 

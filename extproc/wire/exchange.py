@@ -17,7 +17,7 @@ from extproc.core.outcome import CacheHit, Hold, LocalAnswer, Reject, Routed
 from extproc.core.quota import Granted, Refused
 from extproc.core.reading import BYTE_ORDER_MARK, bare, parse
 from extproc.core.request import Dialect, Request, UsageAsked
-from extproc.core.routes import HELD_KINDS, BodyKind
+from extproc.core.routes import UNKNOWN_UNREAD, BodyKind
 from extproc.core.scheduler import AskQuota
 from extproc.core.tenant import Tenant
 from extproc.observe.tracing.request_trace import UNTRACED, StreamTrace
@@ -94,10 +94,11 @@ class Exchange:
 
     def receive(self, data: bytes) -> Reply:
         """Answer one message. Raises only on bytes that are no ProcessingRequest."""
-        directory = self._processor.directory
-        message = codec.read(data, claim=directory.claim, proxy=directory.proxy)
+        directory, named = self._processor.directory, self._processor.model_headers
+        message = codec.read(data, claim=directory.claim, proxy=directory.proxy, named=named)
         try:
             if isinstance(message, codec.Body) and self._state is BODY:
+                self._asked.whole = message.whole
                 return self._on_body(message.data)
             if isinstance(message, codec.Headers) and self._state is HEADERS:
                 return self._on_headers(message)
@@ -263,7 +264,7 @@ class Exchange:
             processor.failed(error, "decision")
         if isinstance(request, Reject):
             return self._answer(request)
-        if request is None and route.kind in HELD_KINDS:  # of another's response, for all that is known
+        if request is None and route.kind in UNKNOWN_UNREAD:  # of another's response, for all that is known
             return self._turned_away(Error.INTERNAL.reject())
         try:
             # What it asks for counts against quota and permits now as well; only what it says is left out.
@@ -291,6 +292,8 @@ class Exchange:
         if held and isinstance(request := narrowed.to_holder(processor, asked, request), Reject):
             return request
         self._family = request.model in processor.scheduler.settings.families
+        if self._family and route.own is not None and not route.own.renames:
+            return narrowed.no_family("this route")
         if self._family and (mistake := not_utf8(body)):
             # It goes on with another name in it, which wants every field's own name to be one.
             return mistake
@@ -356,9 +359,10 @@ class Exchange:
 
     def _complete(self, request: Request) -> Request:
         """What is not in the body: the model header counts where the body names none."""
-        if request.model is None and self._asked.model:
-            return replace(request, model=self._asked.model)
-        return request
+        asked = self._asked
+        if request.model is None and asked.model:
+            request = replace(request, model=asked.model)
+        return replace(request, site=asked.site, hops=asked.hops) if asked.site else request
 
     def _rejoin(self, request: Request, found: CachedAnswer | None) -> None:
         """The wait is over: with the answer, or without."""

@@ -22,8 +22,14 @@ from extproc.wire.screen import Asked
 def of_form(processor: Processor, asked: Asked, request: Request) -> Request | Reject:
     """A form's request, by the size that its sender declared; nobody can write another name into it."""
     if request.model in processor.scheduler.settings.families:
-        return Error.UNFIT.reject("a form cannot ask for a model family: name one of its models")
-    return replace(request, prompt_tokens=sound_tokens(asked.length))
+        return no_family("a form")
+    # Where its head alone is here there is no other try (control/routes.py).
+    return replace(request, prompt_tokens=sound_tokens(asked.length), once=not asked.whole)
+
+
+def no_family(what: str) -> Reject:
+    """What to say where nobody can write another model's name into a request."""
+    return Error.UNFIT.reject(f"{what} cannot ask for a model family: name one of its models")
 
 
 def to_holder(processor: Processor, asked: Asked, request: Request) -> Request | Reject:

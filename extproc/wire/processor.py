@@ -28,6 +28,7 @@ from extproc.observe.audit import AuditLog, offered
 from extproc.observe.tracing.request_trace import NO_TRACES, StreamTraces
 from extproc.wire.caching import AnswerCache
 from extproc.wire.seal import Seal
+from extproc.wire.sites import SiteDoor
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,8 @@ class Processor:
         self.pace_wait_ns = min(PACE_WAIT_NS_MAX, decision_timeout_ms * 1_000_000 // 2)
         #: The routes that are served beside the usual ones.
         self.extra_routes = extra_routes
+        #: In which headers the file's routes find their model.
+        self.model_headers: frozenset[str] = frozenset()
         #: What bodies that are refused may cost, by tenant.
         self.refusals = RefusalBudget(refused_bytes_per_minute)
         #: The engines' own keys by pool, as header and value: for gateways that are not ours. Our own Envoy
@@ -112,6 +115,8 @@ class Processor:
         self.audit: AuditLog | None = None
         #: The response cache; None where there is none.
         self.cache: AnswerCache | None = None
+        #: Other sites; None where there are none.
+        self.sites: SiteDoor | None = None
         #: For the record: what shows that a request equals another of its tenant; None where nobody asks.
         self.questions: Callable[[Request, bytes, str], str] | None = None
         #: Which replica holds which response.
@@ -180,10 +185,11 @@ class Processor:
         """A decision was not delivered."""
         self.scheduler.cancel(reservation_id, now_ns=self.clock())
 
-    def identify(self, evidence: Credentials) -> Identity | Reject:
+    def identify(self, evidence: Credentials, *, site: str = "", alone: bool = False) -> Identity | Reject:
         """Who asks. Failures of a source that has failed too often are told to wait; a proof is never.
 
-        Many share an address (NAT, balancers): one's wrong keys must keep nobody else out.
+        Many share an address (NAT, balancers): one's wrong keys must keep nobody else out. `site` is another
+        site's word, before which nothing else counts; `alone` as in `SiteDoor.identify`.
         """
         directory, attempts, source = self.directory, self.attempts, evidence.source
         # Behind a trusted proxy are many clients; one of them must not lock the others out. Where it says
@@ -191,7 +197,11 @@ class Processor:
         counted = attempts is not None and source != "" and evidence.guesses and directory.required
         if counted and directory.proxy is not None and directory.proxy.covers(source):
             counted = False
-        identity = directory.identify(evidence, now_s=self.wall_clock())
+        sites = self.sites
+        if site and sites is not None and sites.accepts:
+            identity, counted = sites.identify(site, directory, alone=alone), False
+        else:
+            identity = directory.identify(evidence, now_s=self.wall_clock())
         if isinstance(identity, Reject):
             if (
                 counted

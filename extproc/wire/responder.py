@@ -131,6 +131,7 @@ class EnvoyResponder:
             usage=usage,
             cache=cache,
             path_prefix=processor.path_prefixes.get(reservation.pool, ""),
+            site="" if processor.sites is None else processor.sites.token(reservation),
         )
         return Reply(data, end=True, reservation_id=reservation.id)
 

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import msgspec
 
 from extproc.core.cachekeys import CacheDirective
-from extproc.core.contract import CACHE_HEADER, EXPLAIN_HEADER, MODEL_HEADER
+from extproc.core.contract import CACHE_HEADER, EXPLAIN_HEADER, MODEL_HEADER, SITE_HEADER
 from extproc.core.errors import Error, no_model
 from extproc.core.families import members
 from extproc.core.misrouted import advice, dialect_of
@@ -50,8 +50,13 @@ class Asked:
     streams: bool = False
     #: What a form says that its size is, of which its head alone comes here.
     length: int = 0
+    #: All of its body came here.
+    whole: bool = True
     #: What it asks of the cache; None where it says nothing that we know.
     cache: CacheDirective | None = None
+    #: The site that sent it on, and how many gateways have.
+    site: str = ""
+    hops: int = 0
     #: The client is told the reason.
     explain: bool = False
     #: Declared as something else, a body that was read as JSON goes on as JSON.
@@ -71,31 +76,38 @@ def screen(
     values = headers.values
     method, path = values.get(":method", ""), values.get(":path", "")
     route, bare = find_route(method, path, processor.extra_routes), path.partition("?")[0]
-    asked.route, asked.dialect = route, route.dialect if route is not None else dialect_of(bare)
+    asked.route = route
+    asked.dialect = route.dialect if route is not None else dialect_of(bare, processor.extra_routes)
     trace.headers(route.kind if route is not None else None, values)
     if headers.repeated:
         return Error.INVALID_REQUEST.reject(f"the header '{headers.repeated}' was sent twice; send it once")
     if route is not None and route.kind is RouteKind.HEALTH:
         return _health(processor)
-    identity = processor.identify(headers.evidence)
+    word = values.get(SITE_HEADER, "")
+    if route is not None and route.kind is RouteKind.SITE and (sites := processor.sites) is not None:
+        return sites.answer(word)
+    identity = processor.identify(headers.evidence, site=word, alone=headers.alone)
     if isinstance(identity, Reject):
         return identity
     asked.tenant = tenant = whose(identity.tenant, values)
     trace.identified(tenant)
     asked.key = identity.key.id if identity.key is not None else ""
     asked.source = headers.evidence.source
+    asked.site, asked.hops = identity.site, identity.hops
     if wait_s := processor.refused_too_much(tenant.name, asked.source):
         return Error.TOO_MANY_REFUSED.reject(retry_after_s=wait_s)
-    if route is None:
+    if route is None or route.kind is RouteKind.SITE:
         scheme, host = values.get(":scheme", ""), values.get(":authority", "")
-        return Error.NOT_FOUND.reject(advice(method, bare, scheme=scheme, host=host))
+        extra = processor.extra_routes
+        return Error.NOT_FOUND.reject(advice(method, bare, scheme=scheme, host=host, extra=extra))
     if route.work is RouteWork.HERE:
         one = route.kind is RouteKind.MODEL
         return _model(processor, tenant, route, path) if one else _models(processor, tenant)
     if route.kind is RouteKind.RESPONSE:
         asked.item = item_of(route, path)
         asked.streams = route.streams is Streams.QUERY and "stream=true" in path.partition("?")[2]
-    asked.model, asked.request_id = values.get(MODEL_HEADER), values.get("x-request-id", "")
+    where = route.own.model_header if route.own is not None else ""
+    asked.model, asked.request_id = values.get(where or MODEL_HEADER), values.get("x-request-id", "")
     asked.explain = tenant.explain and values.get(EXPLAIN_HEADER, "").strip().lower() == EXPLAIN_REASON
     if processor.cache is not None:
         asked.cache = _DIRECTIVES.get(values.get(CACHE_HEADER, "").strip().lower())

@@ -58,6 +58,27 @@ vllm:lora_requests_info{max_lora="4",running_lora_adapters="sql,chat",waiting_lo
 vllm:cache_config_info{block_size="16",cache_dtype="auto",engine="0",num_gpu_blocks="27000"} 1.0
 """
 
+#: As vLLM's pull request 54830 writes them: a series for each adapter that is there, and no others.
+VLLM_LOADED = (
+    VLLM
+    + """\
+# HELP vllm:num_gpu_loaded_lora_adapters Number of LoRA adapters activated into GPU slots.
+# TYPE vllm:num_gpu_loaded_lora_adapters gauge
+vllm:num_gpu_loaded_lora_adapters{engine="0",model_name="meta-llama/Llama-3.1-8B-Instruct"} 2.0
+# TYPE vllm:num_cpu_loaded_lora_adapters gauge
+vllm:num_cpu_loaded_lora_adapters{engine="0",model_name="meta-llama/Llama-3.1-8B-Instruct"} 3.0
+# TYPE vllm:lora_adapter_loaded gauge
+vllm:lora_adapter_loaded{adapter_name="sql",engine="0",level="gpu",model_name="m",pinned="true"} 1.0
+vllm:lora_adapter_loaded{adapter_name="idle",engine="0",level="gpu",model_name="m",pinned="false"} 1.0
+vllm:lora_adapter_loaded{adapter_name="legal",engine="0",level="cpu",model_name="m",pinned="false"} 1.0
+"""
+)
+VLLM_MODELS = b"""{"object":"list","data":[
+{"id":"llama","object":"model","created":1764500000,"owned_by":"vllm","root":"/models/llama-3.1-8b",
+ "parent":null,"max_model_len":8192,"permission":[]},
+{"id":"sql","object":"model","created":1764500000,"owned_by":"vllm","root":"/adapters/sql",
+ "parent":"llama","max_model_len":null,"permission":[]}]}"""
+
 SGLANG = """\
 # TYPE sglang:num_running_reqs gauge
 sglang:num_running_reqs{engine_type="unified",model_name="qwen",tp_rank="0"} 4.0

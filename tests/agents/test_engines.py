@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -58,6 +59,36 @@ def test_vllm_turns_the_fraction_into_tokens_and_knows_its_adapters() -> None:
     assert scrape.adapters == ("sql", "chat", "legal")
     assert (scrape.prompt_tokens, scrape.output_tokens) == (1_203_450.0, 88_123.0)
     assert scrape.progress == (1_203_450.0, 88_123.0, 9014.0, 7.0, 0.25)
+
+
+def test_vllm_tells_the_adapters_on_its_card() -> None:
+    """Those at the level of the GPU, used or not; without these metrics nothing is told, and none is none."""
+    vllm = ENGINES["vllm"]
+    assert vllm.scrape(PAGES.VLLM_LOADED.encode()).loaded_adapters == ("sql", "idle")
+    assert vllm.scrape(PAGES.VLLM.encode()).loaded_adapters is None
+    assert vllm.scrape(b"vllm:num_gpu_loaded_lora_adapters 0\n").loaded_adapters == ()
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_the_model_list_tells_which_adapters_are_served(engine: str) -> None:
+    """Those with a parent; the base counts as a model alone, and adapters count as models too."""
+    about = ENGINES[engine].about({"/v1/models": json.loads(PAGES.VLLM_MODELS)})
+    assert (about.models, about.adapters) == (("llama", "sql"), ("sql",))
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ([{"id": "m", "object": "model"}], None),
+        ([{"id": "m", "parent": None}], ()),
+        ([{"id": f"a{i}", "parent": "m"} for i in range(257)], None),
+        ([{"id": "a" * 200 + str(i), "parent": "m"} for i in range(20)], None),
+        ([{"id": 7, "parent": "m"}], None),
+    ],
+)
+def test_a_list_of_adapters_is_whole_or_not_told(data: list[Any], told: tuple[str, ...] | None) -> None:
+    """An engine that names no parents says nothing of adapters; what no report can hold is not cut short."""
+    assert ENGINES["vllm"].about({"/v1/models": {"data": data}}).adapters == told
 
 
 @pytest.mark.parametrize("names", ["prefix_cache", "gpu_prefix_cache"])
@@ -181,7 +212,7 @@ def test_junk_is_nothing_or_a_value_error(name: str, junk: bytes) -> None:
                     ]
                 }
             },
-            About(models=("m", "lora"), revision="/models/m@1"),
+            About(models=("m", "lora"), adapters=("lora",), revision="/models/m@1"),
         ),
         (
             "vllm",

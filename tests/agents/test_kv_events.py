@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.core.prefix import chain_ids
+from extproc.core.prefix import chain_ids, of_adapter
 from steersman_agent import kv_book
 from steersman_agent.config import AgentConfigError, KvEventsSettings, loads
 from steersman_agent.figures import KvView
@@ -60,14 +60,41 @@ def test_digests_are_the_indexes_own(ids: list[int], size: int, data: st.DataObj
 
 
 @pytest.mark.parametrize(
-    "more", [{"lora_id": 3}, {"lora_name": "a"}, {"extra_keys": [["image"]]}, {"parent": 99}]
+    "more",
+    [
+        {"lora_id": 3},
+        {"lora_name": 7},
+        {"lora_name": "a", "extra_keys": [["a", "salt"], ["a"], ["a"], ["a"]]},
+        {"extra_keys": [["a"], None, None, None]},
+        {"extra_keys": [["image"]]},
+        {"parent": 99},
+    ],
 )
 def test_what_is_not_plainly_the_prompts_has_no_digest(more: dict[str, object]) -> None:
-    """Blocks of an adapter, with extra keys, or whose beginning nobody knows are counted and not named."""
+    """Blocks of an adapter without a name, with extra keys, or whose beginning nobody knows only count."""
     book = KvBook()
     book.take(0, batch(stored([1, 2, 3, 4], IDS[:64], **more)), 1.0)  # type: ignore[arg-type]
     view = book.view(1.0)
     assert (view.cached_tokens, view.stored) == (64, ())
+
+
+@pytest.mark.parametrize("form", [ARRAYS, MAPS])
+@pytest.mark.parametrize("extra", [None, [["law"]] * 4])
+def test_an_adapters_blocks_are_its_own(form: str, extra: list[list[str]] | None) -> None:
+    """The same tokens under two adapters and the base have three sets of digests, each the index's own, and
+    what the engine drops of one leaves the others."""
+    book, ids = KvBook(), IDS[:128]
+    book.take(0, batch(stored(list(range(4)), ids, size=32), form=form), 1.0)
+    law = {"lora_id": 1, "lora_name": "law", "extra_keys": extra}
+    book.take(1, batch(stored([10, 11], ids[:64], size=32, **law), at_s=2.0, form=form), 1.0)
+    # The rest of its prompt, in an event of its own.
+    book.take(2, batch(stored([12, 13], ids[64:], parent=11, size=32, **law), at_s=3.0, form=form), 1.0)
+    code = {"lora_id": 2, "lora_name": "code"}
+    book.take(3, batch(stored([20, 21], ids[:64], size=32, **code), at_s=4.0, form=form), 1.0)
+    base = ours(ids)
+    assert book.view(1.0).stored == (*base, *of_adapter(base, "law"), *of_adapter(base[:1], "code"))
+    book.take(4, batch(removed(12, 13), at_s=5.0, form=form), 2.0)
+    assert book.view(2.0).removed == of_adapter(base, "law")[1:]
 
 
 def test_the_unknown_and_the_broken_do_no_harm() -> None:

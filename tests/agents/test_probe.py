@@ -80,6 +80,19 @@ def test_work_without_progress_is_hung_after_two_timeouts_without_a_prompt() -> 
     assert one.channel.state is ReplicaState.READY
 
 
+def test_what_was_not_looked_at_has_not_stood_still() -> None:
+    """The agent stalled for a minute; the request that it finds then has just come, and is answered late."""
+    one = prober(interval_s=0)
+    one.observe((1.0,), 0.0, work=False)
+    for now_s in (60.0, 60.1, 60.2):
+        one.observe((1.0,), now_s, work=True)
+    assert not one.channel.heading
+    one.observe((1.0,), 120.0, work=True)
+    assert one.channel.state is not ReplicaState.HUNG, "a long silence between two looks is one silence"
+    one.observe((1.0,), 120.1, work=True)
+    assert one.channel.state is not ReplicaState.HUNG
+
+
 def test_standing_still_without_work_is_no_trouble() -> None:
     """Idle is not hung."""
     one = prober(interval_s=0)

@@ -49,6 +49,8 @@ def node(**changes: Any) -> NodeView:
         ({"kv_used_tokens": 11_000}, True),
         ({"state": ReplicaState.HUNG}, True),
         ({"models": ("other",)}, True),
+        ({"loaded_adapters": ()}, True),
+        ({"served_adapters": ("a",)}, True),
         ({"probe_failures": 1}, True),
         ({"utilization_percent": 90}, False),
         ({"temperature_c": 90}, False),
@@ -148,6 +150,8 @@ def test_every_field_of_a_replica_reaches_the_wire() -> None:
         prefix_queried_tokens=5,
         prefix_hit_tokens=4,
         revision="m@1",
+        loaded_adapters=("lora",),
+        served_adapters=("lora",),
         kv=KvView(**counts, complete=True, stored=(2,), removed=(2**64 - 1,)),
     )
     wire = encode(NodeView(node="n", replicas=(full,)), boot_id=1, sequence=1, unix_ms=0).replicas[0]

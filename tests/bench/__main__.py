@@ -38,6 +38,7 @@ import bench_prefix
 import bench_quota
 import bench_reload
 import bench_replica
+import bench_routes
 import bench_scaling
 import bench_sim
 import bench_telemetry
@@ -54,6 +55,7 @@ BENCHES = {
     "idle": bench_idle.run,
     "prefix": bench_prefix.run,
     "bodies": bench_bodies.run,
+    "routes": bench_routes.run,
     "cache": bench_cache.run,
     "gateway": bench_gateway.run,
     "filters": bench_filters.run,

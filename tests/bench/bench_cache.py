@@ -19,6 +19,7 @@ from pathlib import Path
 from random import Random
 from statistics import median
 
+import uvloop
 from bench_decide import headers_message
 from rows import Row
 
@@ -28,7 +29,7 @@ from extproc.cache.redis.answers import RedisAnswers
 from extproc.cache.sealed import AnswerSeal
 from extproc.cache.store import KeptAnswer, packed
 from extproc.config.model import Config
-from extproc.core.cachekeys import Usage
+from extproc.core.cachekeys import AskAnswer, Usage
 from extproc.service.app import App
 from extproc.wire.exchange import Exchange
 
@@ -144,16 +145,17 @@ def _redis(rng: Random) -> Iterator[Row]:
         try:
             for name, keys in (("", []), (", encrypted", [b"k" * 32])):
                 url = f"redis://127.0.0.1:{port}/0"
-                yield from asyncio.run(_looks(url, rng, name, keys))
+                yield from uvloop.run(_looks(url, rng, name, keys))
+            yield from uvloop.run(_hits(url, rng))
         finally:
             server.kill()
             server.wait()
 
 
-async def _looks(url: str, rng: Random, name: str, keys: list[bytes]) -> list[Row]:
-    store = RedisAnswers(
+def _store(url: str, prefix: str, keys: list[bytes]) -> RedisAnswers:
+    return RedisAnswers(
         url,
-        prefix=f"bench{len(keys)}",
+        prefix=prefix,
         name="bench",
         seal=AnswerSeal(keys),
         bytes_max=1 << 30,
@@ -161,6 +163,72 @@ async def _looks(url: str, rng: Random, name: str, keys: list[bytes]) -> list[Ro
         on_purged=lambda _: None,
         budget_s=1.0,
     )
+
+
+async def _hits(url: str, rng: Random) -> list[Row]:
+    """Hits from Redis, one at a time and sixteen at once, beside decisions that are routed."""
+    head = headers_message(KEY).SerializeToString()
+    plain, caching = app(cache=False), app(cache=True)
+    cache, store = caching.caching.cache, _store(url, "hits", [])
+    assert cache is not None
+    store.start(lambda *_: False)
+    try:
+        await _until(lambda: store.session.connected)
+        cache.store = store
+        known = [body(rng, 1_000) for _ in range(REQUESTS)]
+        await _fill_there(caching, head, known, rng, store)
+        routed: list[float] = []
+        took: dict[int, list[float]] = {1: [], 16: []}
+        for _ in range(ROUNDS):
+            routed += timed(plain, head, [body(rng, 1_000) for _ in range(REQUESTS)])
+            for at_once, each in took.items():
+                for start in range(0, REQUESTS, at_once):
+                    some = known[start : start + at_once]
+                    begun = time.thread_time_ns()
+                    if at_once == 1:
+                        await _hit(caching, head, some[0])
+                    else:
+                        await asyncio.gather(*(_hit(caching, head, one) for one in some))
+                    each.append((time.thread_time_ns() - begun) / 1e3 / len(some))
+        assert cache.looked["acme", "hit"] == 2 * ROUNDS * REQUESTS
+    finally:
+        await store.close()
+    base = median(routed)
+    return [
+        Row("cache: a hit from Redis over a routed decision, 1 KB", median(took[1]) / base, "times", 1.2),
+        Row("cache: the same, sixteen at once", median(took[16]) / base, "times", 1.2),
+    ]
+
+
+async def _hit(made: App, head: bytes, message: bytes) -> None:
+    """One request, answered from the store."""
+    exchange = Exchange(made.processor)
+    exchange.receive(head)
+    asked = exchange.receive(message).ask
+    assert isinstance(asked, AskAnswer)
+    assert made.processor.cache is not None
+    exchange.looked(await made.processor.cache.ask(asked))
+    exchange.close()
+
+
+async def _fill_there(made: App, head: bytes, bodies: list[bytes], rng: Random, store: RedisAnswers) -> None:
+    """Have every one of these answered once; the wire's clock stands still, the store's does not."""
+    cache = made.caching.cache
+    assert cache is not None
+    cache._clock = time.monotonic_ns
+    for each in bodies:
+        exchange = Exchange(made.processor)
+        exchange.receive(head)
+        asked = exchange.receive(each).ask
+        assert isinstance(asked, AskAnswer)
+        exchange.looked(await cache.ask(asked))
+        cache.fill(next(reversed(cache._awaited)), answer(rng))
+        exchange.close()
+    await _until(lambda: store.counts["put.kept"] == len(bodies))
+
+
+async def _looks(url: str, rng: Random, name: str, keys: list[bytes]) -> list[Row]:
+    store = _store(url, f"bench{len(keys)}", keys)
     store.start(lambda *_: False)
     try:
         await _until(lambda: store.session.connected)

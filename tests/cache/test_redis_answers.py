@@ -137,6 +137,35 @@ def test_it_goes_on_after_its_scripts_and_data_are_forgotten(redis_server: Redis
     asyncio.run(check())
 
 
+def test_looks_at_one_time_are_one_round_trip_and_each_gets_its_own(redis_server: RedisServer) -> None:
+    """What stands in one's place there is refused for that one alone; and all of them take one connection."""
+
+    async def check() -> None:
+        prefix = next(prefixes)
+        async with standing(redis_server.url, prefix=prefix) as store:
+            for number in range(40):
+                await put(store, "tenant:a", key_of(number), b"of %d" % number)
+            [spoilt] = [each for each in raw_keys(redis_server, prefix, "a:") if each.endswith(key_of(7))]
+            redis_server.command("DEL", spoilt)
+            redis_server.command("RPUSH", spoilt, "none of ours")
+            await find(store, "tenant:a", K)
+            clients = redis_server.command("CLIENT", "LIST").count(b"\n")
+            keys = [key_of(number) for number in range(50)]
+            found = await asyncio.gather(*(find(store, "tenant:a", key) for key in keys))
+            assert redis_server.command("CLIENT", "LIST").count(b"\n") == clients
+            for number, each in enumerate(found):
+                if number == 7:
+                    assert each is Absent.POISONED
+                elif number < 40:
+                    assert isinstance(each, KeptAnswer)
+                    assert each.body() == b"of %d" % number
+                else:
+                    assert each is Absent.MISS
+            assert store.refused == {"unreadable": 1}
+
+    asyncio.run(check())
+
+
 @pytest.mark.parametrize("keys", [(), (ONE,)], ids=["plain", "encrypted"])
 @pytest.mark.parametrize(
     "harm",

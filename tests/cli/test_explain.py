@@ -13,10 +13,12 @@ from rich.console import Console
 
 from extproc.cli import group
 from extproc.cli.explain import ROWS_MAX, show
+from extproc.config.routes import RouteConfig, RouteModel, own_routes
 from extproc.core.families import Family
 from extproc.core.fleet import PoolSpec
 from extproc.core.outcome import Routed
 from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.routes import by_path
 from extproc.core.scheduler import Scheduler
 from extproc.core.tenant import Tenant
 from extproc.service.explanations import Explanations
@@ -60,6 +62,19 @@ def test_a_given_request_is_read_as_the_service_reads_it() -> None:
     tgi = answered(one, path="/generate", body='{"inputs": "x"}')
     assert (tgi["model"], tgi["pool"], len(tgi["endpoints"])) == ("m", "p", 2)
     assert answered(one, path="/info")["work"]["permits"] == 0
+
+
+def test_a_route_of_the_file_is_read_as_it_says() -> None:
+    """Where its model is named, and what of it is work."""
+    (row,) = own_routes([RouteConfig(path="/own", work="embedding", model=RouteModel(field="o.m"))])
+    explaining = Explanations(
+        scheduler_of(),
+        tenants=lambda: {"a": Tenant(name="a")},
+        clock=lambda: 10**9,
+        extra=lambda: by_path([row]),
+    )
+    found = answered(explaining, path="/own", body='{"o": {"m": "n"}}')
+    assert (found["model"], found["work"]["output_tokens"]) == ("n", 0)
 
 
 @pytest.mark.parametrize(

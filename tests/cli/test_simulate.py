@@ -72,9 +72,27 @@ def test_replicas_scale_the_fleet() -> None:
     assert "×3" in result.stdout
 
 
+def test_two_sites_say_who_went_where() -> None:
+    """The reasons are said beside the table, and the load may be another fleet's."""
+    fleet = "1*a100-80g/llama-3-8b,way=40,1*h100-80g/llama-3-8b"
+    arguments = ("--strategy", "steer", "--load", ".5", "--json")
+    result = simulate(*arguments, "--fleet", fleet)
+    assert result.exit_code == 0, result.output
+    assert "% answered by the centre; " in result.stderr
+    assert "simple" in result.stderr
+    of_eight = simulate(*arguments, "--fleet", fleet, "--load-of", "8b")
+
+    def span_s(result: Result) -> float:
+        return float(json.loads(result.stdout)["cells"][0]["figures"]["duration_s"])
+
+    assert span_s(of_eight) < span_s(result)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--load-of", "9b"], "--load-of: fleet '9b': unknown hardware"),
+        (["--fleet", "way=40"], "--fleet: fleet 'way=40' is empty"),
         (["--trace", "nothing.csv"], "--trace: no trace 'nothing.csv'"),
         (["--fleet", "9b"], "--fleet: fleet '9b': unknown hardware"),
         (["--fleet", "8b-mixed", "--replicas", "1"], "--replicas: fleet '8b-mixed' cannot have 1 replicas"),

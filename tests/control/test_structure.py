@@ -14,6 +14,7 @@ from extproc.control.bootstrap import render_bootstrap, to_json
 from extproc.control.resources import Mode, load_assignment, pool_cluster, pool_clusters
 from extproc.core import contract
 from extproc.core.request import Dialect
+from extproc.core.routes import counts
 
 POOLS = """
 pools:
@@ -240,7 +241,7 @@ def test_every_reply_has_every_dialect() -> None:
 
 def test_lua_comes_with_the_package() -> None:
     """The text is package data, its names the contract's."""
-    source = filters.first_chunk().default_source_code
+    source = filters.first_chunk(counts()).default_source_code
     assert source is not None
     assert source.inline_string is not None
     assert contract.OBSERVED_NAMESPACE in source.inline_string
@@ -316,8 +317,12 @@ def test_what_envoy_does_without_the_service() -> None:
     away = [name for name in served if name.startswith("away.") and not name.endswith(".form")]
     assert all(served.pop(f"{name}.form") == served[name] for name in away), "forms go as all else does"
     assert served == {
+        "decided.batch.once.whole": None,
+        "decided.batch.once": None,
         "decided.batch.whole": None,
         "decided.batch": None,
+        "decided.once.whole": None,
+        "decided.once": None,
         "decided.whole": None,
         "decided": None,
         "away.a.proxy": "away.chat/premium",
@@ -325,6 +330,8 @@ def test_what_envoy_does_without_the_service() -> None:
         "away.a.dns": "away.chat/premium",
         "away.a.jwt": "away.chat/premium",
     }
+    once = [each for each in table if ".once" in each["name"] or each["name"].endswith(".form")]
+    assert not any("retry_policy" in each["route"] for each in once if "route" in each)
     batch = next(each for each in table if each["name"] == "decided.batch")
     assert batch["route"]["retry_policy"]["num_retries"] == 0
     assert table[-1]["direct_response"]["status"] == 503

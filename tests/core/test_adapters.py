@@ -13,6 +13,7 @@ from extproc.core.fleet import Fleet
 from extproc.core.outcome import End, Hold, Outcome, Reject, Routed
 from extproc.core.policy import ClassSpec, Policy
 from extproc.core.reading import parse
+from extproc.core.reports import ReplicaReport
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.routes import find_route
 from extproc.core.scheduler import Scheduler
@@ -173,6 +174,51 @@ def test_what_engines_report_counts() -> None:
     assert site.at("law", now_ns=1) == third.address
     third.adapters.emptied()
     assert third.adapters.names == []
+
+
+def says(site: Site, at: int, *, now_ns: int, **told: Any) -> None:
+    """An agent's report of one replica."""
+    address = site.pool.endpoints[at].address
+    report = ReplicaReport(address=address, pool="p", waiting=0, running=0, **told)
+    assert site.scheduler.fleet.heard(report, now_ns=now_ns)
+
+
+def test_an_engine_that_says_what_is_loaded_is_believed() -> None:
+    """Idle adapters draw requests too, what is gone draws none; what was placed just now is on its way."""
+    site = Site(replicas=3)
+    says(site, 2, now_ns=0, loaded_adapters=("law", "not ours"))
+    assert site.at("law", now_ns=1) == site.pool.endpoints[2].address
+    assert site.loads() == 0
+    says(site, 2, now_ns=2, loaded_adapters=())
+    assert site.loaded("law") == [site.pool.endpoints[2].address], "a request for it runs there"
+    first = site.placed("code", now_ns=3)
+    site.ends(first, now_ns=4)
+    home = next(i for i, each in enumerate(site.pool.endpoints) if each.address == first.addresses[0])
+    says(site, home, now_ns=5, loaded_adapters=())
+    assert site.loaded("code") == []
+
+
+def test_what_an_engine_has_and_nobody_used_goes_first() -> None:
+    """A place that an unused adapter takes is free for another at the price of one load."""
+    site = Site(replicas=1)
+    says(site, 0, now_ns=0, loaded_adapters=("chat", "med"))
+    loaded = site.pool.endpoints[0].adapters
+    assert loaded is not None
+    assert loaded.cost_ms("law", now_ns=0) == ADAPTERS.load_ms
+    site.ends(site.placed("law", now_ns=1), now_ns=2)
+    assert loaded.names == ["med", "law"]
+
+
+def test_no_request_goes_where_the_engine_lacks_its_adapter() -> None:
+    """It would answer 404: others are asked, for retries too; where all lack it the engines say so."""
+    site = Site(replicas=3)
+    for at in (0, 1):
+        says(site, at, now_ns=0, served_adapters=("code",))
+    third = site.pool.endpoints[2].address
+    assert {site.placed("law", now_ns=i).addresses for i in range(3)} == {(third,)}
+    assert site.placed("base", now_ns=4).addresses[0] != third
+    says(site, 2, now_ns=5, served_adapters=())
+    assert site.placed("law", now_ns=6).addresses[0] in {each.address for each in site.pool.endpoints}
 
 
 def test_prompts_of_two_adapters_share_no_cache() -> None:

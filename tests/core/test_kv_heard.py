@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from extproc.core.adapters import PoolAdapters
 from extproc.core.diagnosis import STALE_NS
 from extproc.core.fleet import Fleet, Member, Pool, PoolSpec
+from extproc.core.prefix import chain_ids, of_adapter
 from extproc.core.reports import KvReport, ReplicaReport
+from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.sizing import predict
 
 ONE, TWO = "10.0.0.1:80", "10.0.0.2:80"
 
@@ -92,3 +96,26 @@ def test_an_incomplete_set_does_not_tell_the_size() -> None:
     endpoint = fleet.endpoint("p", ONE)
     assert endpoint is not None
     assert endpoint.cache.source == "guessed"
+
+
+def test_an_adapters_digests_are_apart_from_the_bases() -> None:
+    """Blocks that a replica stored under an adapter count for requests to that adapter alone."""
+    adapters = PoolAdapters(names=frozenset({"law"}), loaded_max=1, load_ms=1.0)
+    spec = PoolSpec(
+        name="p",
+        models=("m", "law"),
+        strategy="steer",
+        endpoints=(Member(ONE), Member(TWO)),
+        adapters=adapters,
+    )
+    fleet = Fleet([spec])
+    pool = fleet.pools["p"]
+    ids = b"".join(i.to_bytes(4, "little") for i in range(256))
+    asked = Request(kind=RouteKind.COMPLETION, dialect=Dialect.OPENAI, prompt_tokens=256, prompt_ids=ids)
+    base, law = (predict(asked, pool, "t", model).prefix for model in ("m", "law"))
+    assert (base, law) == (chain_ids(ids), of_adapter(chain_ids(ids), "law"))
+    pool.prefixes.insert(TWO, base, capacity_blocks=100)
+    pool.prefixes.insert(TWO, law, capacity_blocks=100)
+    says(fleet, stored=law)
+    assert pool.prefixes.match(law) == {ONE: 4, TWO: 4}
+    assert pool.prefixes.match(base) == {TWO: 4}

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -216,13 +215,11 @@ def test_a_drain_waits_for_what_runs(server: Any) -> None:
 
 
 def test_a_drain_of_nobody_ends(server: Any) -> None:
-    """An Envoy that is gone is drained."""
+    """An Envoy that is gone is drained: it is not waited for, which would be an hour."""
     port = server.server_port
     server.shutdown()
     server.server_close()
-    began = time.monotonic()
-    script(f"{BIN}/drain.py").drain(f"127.0.0.1:{port}", 30.0, forget_s=0.0)
-    assert time.monotonic() - began < 5
+    script(f"{BIN}/drain.py").drain(f"127.0.0.1:{port}", 3_600.0, forget_s=0.0)
 
 
 def test_names_become_addresses(tmp_path: Path) -> None:

@@ -160,6 +160,8 @@ def test_istios_gateway_has_our_way(root: Path) -> None:
     ours = ["identity", "buffer", "ext_proc", "json_to_metadata", "lua"]
     assert names == ["stand_in", *ours, "router"]
     assert [r["name"] for r in manager["route_config"]["virtual_hosts"][0]["routes"]] == [
+        "decided.once.whole",
+        "decided.once",
         "decided.whole",
         "decided",
         "undecided.form",

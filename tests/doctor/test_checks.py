@@ -80,7 +80,7 @@ def redis(**facts: Any) -> RedisSeen:
 def test_ids_are_unique_and_each_says_what_it_is_about() -> None:
     """`--list` and docs/cli.md show them."""
     assert len({each.id for each in CHECKS}) == len(CHECKS)
-    assert all(each.about and each.area for each in CHECKS)
+    assert all(each.about and each.id for each in CHECKS)
 
 
 def test_what_could_not_be_seen_is_left_out_with_the_reason() -> None:
@@ -325,3 +325,35 @@ def test_a_tokenizer_that_is_not_gone_by() -> None:
     (found,) = said(evidence(services={"a": service(tokens=wrong)}), "service.tokenizers")
     assert found.severity == "warning"
     assert "/m/tokenizer.json" in found.seen
+
+
+SITES = (
+    TEXT
+    + """
+  - {name: far, models: [m], endpoints: [{address: "10.9.0.1:80"}], remote: {site: hub}}
+site: {name: shop, peers: [{name: hub, keys_file: /etc/hub.keys}]}
+"""
+)
+LINK = {"site": "hub", "away": False, "trouble": "", "clock_ahead_s": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("link", "check", "mend"),
+    [
+        ({"trouble": "Cannot connect", "away": True}, "sites.linked", "gateway runs"),
+        ({"trouble": "it answers 401: it expired 500 s ago by this clock"}, "sites.linked", "NTP"),
+        ({"trouble": "it answers 401: its key is unknown here"}, "sites.linked", "keys_file"),
+        ({"trouble": "its signature is wrong"}, "sites.linked", "keys_file"),
+        ({"trouble": "it answers 404: no such route"}, "sites.linked", "'site' section"),
+        ({"trouble": "it answers 401: that site may not"}, "sites.linked", "forwards"),
+        ({"clock_ahead_s": -60.0}, "sites.clocks", "NTP"),
+    ],
+)
+def test_what_is_wrong_with_another_site(link: dict[str, Any], check: str, mend: str) -> None:
+    """It is said with the mend; a site that is well is not spoken of, nor called no engine."""
+    well = evidence(SITES, services={"a": service(sites={"links": {"far": LINK}})})
+    assert said(well, check) == []
+    found = said(evidence(SITES, services={"a": service(sites={"links": {"far": {**LINK, **link}}})}), check)
+    assert [each.mend for each in found if mend in each.mend] == [found[0].mend]
+    gateway = Backend(address="10.9.0.1:80")
+    assert said(evidence(SITES, backends={"10.9.0.1:80": gateway}), "replicas.engine") == []

@@ -115,20 +115,27 @@ class Agent:
         self.touch()
         secret = processes.folder / f"{node}-token"
         secret.write_text(token(node))
+        self._pool, self._timeout_ms = pool, timeout_ms
         self.config: dict[str, Any] = {
             "node": node,
             "token_file": str(secret),
             "nvml": f"fake:{self._script}",
-            "replicas": [
-                # Two silences make it hung; a replica of these tests answers late where the machine is busy.
-                {"address": address, "pool": pool, "engine": "tgi", "gpus": [i], "timeout_ms": timeout_ms}
-                for i, address in enumerate(addresses)
-            ],
+            "replicas": [self._replica(address, gpus=[i]) for i, address in enumerate(addresses)],
             **settings,
         }
         self._file = processes.folder / f"{node}.yaml"
         self.write()
         self.child = processes.start(f"agent-{node}", "-m", "steersman_agent", "-f", str(self._file))
+
+    def _replica(self, address: str, **more: Any) -> dict[str, Any]:
+        # Two silences make it hung; a replica of these tests answers late where the machine is busy.
+        named = {"address": address, "pool": self._pool, "engine": "tgi", "timeout_ms": self._timeout_ms}
+        return {**named, **more}
+
+    def join(self, address: str) -> None:
+        """One more replica of the same pool is configured."""
+        self.config["replicas"].append(self._replica(address))
+        self.write()
 
     def write(self) -> None:
         """Write the configuration as it stands; the agent looks at it each second."""

@@ -18,6 +18,9 @@ class Engine:
         self.seen: list[tuple[dict[str, str], bytes]] = []
         self.open = threading.Event()
         self.open.set()
+        #: A stream stops after its first event while this is clear.
+        self.flows = threading.Event()
+        self.flows.set()
         self.status = 200
         #: What it counts of each request, and the words that it streams.
         self.usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
@@ -62,6 +65,7 @@ class Engine:
                 for i in range(engine.usage["completion_tokens"]):
                     choice = {"index": 0, "delta": {"content": f"w{i} "}, "finish_reason": None}
                     self._event({**told, "choices": [choice]})
+                    engine.flows.wait(20)
                 self._event({**told, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
                 if (asked.get("stream_options") or {}).get("include_usage"):
                     self._event({**told, "choices": [], "usage": engine.usage})
@@ -86,6 +90,7 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.open.set()
+        self.flows.set()
         self._server.shutdown()
         self._thread.join(5)
         self._server.server_close()

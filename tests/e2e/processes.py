@@ -55,8 +55,9 @@ class ForkServer:
                 [sys.executable, str(SERVER), str(theirs.fileno()), *preloaded],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                # A Ctrl-C is for pytest, which ends the children in their order.
-                start_new_session=True,
+                # A Ctrl-C is for pytest, which ends the children in their order. No session of its own:
+                # Linux shares the cores by session (autogroup), and ten children would have what one has.
+                process_group=0,
             )
         self._link = ours
         self._lines = ours.makefile("rwb")

@@ -67,15 +67,34 @@ def ask(gateway: Gateway, text: str, name: str = "acme") -> tuple[str, Any]:
     return headers.get("x-steersman-cache", ""), answer
 
 
-#: The exact cache knows what was asked before: no wording is asked twice.
-NUMBERS = itertools.count()
+def judged(gateway: Gateway, text: str, name: str = "acme") -> tuple[str, Any]:
+    """The same, of which the semantic cache has said something: on a busy machine its word may be late.
+
+    The exact cache knows what was asked before: each time it is written with more blanks.
+    """
+    while True:
+        before = late(gateway, name)
+        how, answer = ask(gateway, text.replace(" ", " " * next(GAPS), 1), name)
+        if late(gateway, name) == before:
+            return how, answer
+
+
+def late(gateway: Gateway, name: str) -> int:
+    """A tenant's questions of which nothing was heard in time, or that could not be asked."""
+    found = words(gateway)["requests"].get(name, {})
+    return sum(found.get(why, 0) for why in ("late", "busy", "away"))
+
+
+#: No two wordings are written with the same blanks.
+GAPS = itertools.count(1)
 
 
 def wording() -> str:
-    """The same question, each time written in another way."""
-    number = next(NUMBERS)
-    verb, gap = ("do", "can")[number % 2], " " * (1 + number // 2)
-    return f"How {verb} I reset{gap}my password?"
+    """The same question in another way than the last time."""
+    return f"How {('do', 'can')[next(TURNS) % 2]} I reset my password?"
+
+
+TURNS = itertools.count()
 
 
 def taught(gateway: Gateway) -> tuple[str, Any]:
@@ -83,7 +102,7 @@ def taught(gateway: Gateway) -> tuple[str, Any]:
     for _ in range(TRIES_MAX):
         kept = words(gateway)
         before = sum(kept["checks"].values()) + kept["questions"]
-        how, answer = ask(gateway, wording())
+        how, answer = judged(gateway, wording())
         if how.startswith("semantic"):
             return how, answer
         wait_for(
@@ -106,14 +125,16 @@ def test_a_question_in_other_words_is_answered_once_it_was_checked(
     assert int(age.removeprefix("age=")) >= 0
     assert 0.95 <= float(likely.removeprefix("p=")) <= 1.0
     assert answer == ANSWER
-    for text, name in (
+    others = (
         ("How do I reset my phone?", "acme"),
         ("How do I not reset my password?", "acme"),
         ("How do I reset my 2 passwords?", "acme"),
-        ("How can I reset my password?  ", "globex"),
-    ):
-        assert ask(gateway, text, name)[0] == "", text
-    assert engine.requests == asked + 4
+        ("How can I reset my password?", "globex"),
+    )
+    for text, name in others:
+        assert judged(gateway, text, name)[0] == "", text
+    # Each of them, and as often again as nothing was heard of one in time.
+    assert engine.requests >= asked + len(others)
     found = words(gateway)
     assert found["requests"]["acme"]["hit"] >= 1
     assert found["checks"]["same"] >= 3
@@ -136,7 +157,7 @@ def test_a_process_that_is_killed_costs_nobody_an_answer(stand: tuple[Gateway, C
     wait_for("it is up", lambda: words(gateway)["up"], timeout_s=120.0)
     wait_for(
         "it knows what was known",
-        lambda: ask(gateway, wording())[0].startswith("semantic"),
+        lambda: judged(gateway, wording())[0].startswith("semantic"),
         timeout_s=120.0,
     )
 
@@ -148,8 +169,8 @@ def test_a_purge_leaves_nothing_in_other_words(stand: tuple[Gateway, CacheEngine
     gateway.order("PurgeCache", tenant="acme")
     assert "tenant:acme" not in words(gateway)["scopes"]
     before = engine.requests
-    assert ask(gateway, wording())[0] == ""
-    assert engine.requests == before + 1
+    assert judged(gateway, wording())[0] == ""
+    assert engine.requests > before
 
 
 def embedding(gateway: Gateway) -> list[int]:

@@ -86,6 +86,11 @@ def causes(fleet: Fleet, address: str) -> dict[str, dict[str, object]]:
     return found
 
 
+def gpu_causes(fleet: Fleet, address: str) -> list[str]:
+    """Those of its card: what a busy machine answers late is another cause."""
+    return [cause for cause in causes(fleet, address) if cause.startswith("gpu ")]
+
+
 def test_a_stopped_replica_loses_its_traffic_and_comes_back_slowly(fleet: Fleet) -> None:
     """SIGSTOP: what was sent to it waits, no other stream fails. SIGCONT: that ends whole; slow start."""
     gateway, pool = fleet.gateway, fleet.pools["hang"]
@@ -126,9 +131,14 @@ def test_a_fatal_xid_drains_noise_does_not_and_an_operator_clears_it(fleet: Flee
         agent.gpus[1]["xids"] = [13, 31]
         agent.touch()
         wait_for("the noise", told(13, 31))
-        noise_s = load.more(40)
-        assert gateway.endpoint(pool[1])["health"] == 1.0
-        assert load.shares(noise_s)[pool[1]] == pytest.approx(0.25, rel=0.3)
+
+        def untouched() -> bool:
+            """About a quarter of forty; a busy machine's slow answers may move it for a while."""
+            share = load.shares(load.more(40)).get(pool[1], 0.0)
+            return bool(share == pytest.approx(0.25, rel=0.3))
+
+        wait_for("its share, noise or not", untouched)
+        assert not gpu_causes(fleet, pool[1])
         agent.gpus[1]["xids"].append(79)
         agent.touch()
         wait_for("the XID", told(13, 31, 79))
@@ -140,7 +150,7 @@ def test_a_fatal_xid_drains_noise_does_not_and_an_operator_clears_it(fleet: Flee
         assert cleared == {"found": True, "cleared": ["xid 79 on GPU-node-xid-1"]}
         cleared_s = time.monotonic()
         wait_for("its traffic", lambda: pool[1] in load.shares(cleared_s))
-        assert not causes(fleet, pool[1])
+        assert not gpu_causes(fleet, pool[1])
     assert not load.failed
     assert gateway.order("ClearFaults", address="127.0.0.1:1") == {"found": False, "cleared": []}
 

@@ -7,7 +7,6 @@ import http.client
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -238,7 +237,7 @@ def test_streams_are_followed_to_their_end() -> None:
     """First token, TTFT, who served, tokens; a client that leaves frees its entry and is charged."""
     with (
         Replicas(specs(2, time_scale=1.0)) as replicas,
-        PickerGateway(chat_pool(replicas.addresses)) as gateway,
+        PickerGateway(chat_pool(replicas.addresses), limits={"reservation_ttl_s": 3_600}) as gateway,
     ):
         readers = [Reading(gateway, 40) for _ in range(4)]
         assert [reader.end() for reader in readers] == [40] * 4
@@ -254,10 +253,9 @@ def test_streams_are_followed_to_their_end() -> None:
         assert leaver.began.wait(60)
         assert gateway.status()["picker"]["following"] == 1
         leaver.leave()
-        left = time.monotonic()
-        wait_for("release", gateway.quiet)
-        assert time.monotonic() - left < 2
+        wait_for("release", gateway.quiet)  # nothing else would, within an hour
         assert gateway.status()["tenants"]["acme"]["client_gone"] == 1
+        assert "expired" not in gateway.counts
         wait_for("the engine", lambda: sum(replicas.state(i)["running"] for i in (0, 1)) == 0)
 
 
@@ -304,9 +302,9 @@ def test_a_slow_body_and_a_long_hold_meet_the_deadline() -> None:
     with Replicas(specs(1, time_scale=0.2)) as replicas:
         endpoint = {"address": replicas.addresses[0], "max_concurrent": 1}
         with PickerGateway(chat_pool([endpoint]), picker={"deadline_ms": 500}) as gateway:
-            began = time.monotonic()
-            assert raw(gateway, chunked(prompt(), 5)[:-20]).startswith(b"HTTP/1.1 408")
-            assert 0.4 < time.monotonic() - began < 5
+            answer = raw(gateway, chunked(prompt(), 5)[:-20])
+            assert answer.startswith(b"HTTP/1.1 408")
+            assert b"took too long to arrive" in answer, answer
             running = Reading(gateway, 400)
             assert running.began.wait(60)
             status, headers, _ = gateway.call("/generate", {"inputs": "[[sim:out=5]]"})

@@ -13,7 +13,7 @@ from extproc.core.fleet import PoolSpec
 from extproc.service.build import member_of
 
 #: Of a pool's specification what is made of its settings, and not one of them as it stands.
-MADE = {"models", "endpoints", "tenants", "parameters", "starts", "load_ns", "reaction_ns"}
+MADE = {"models", "endpoints", "tenants", "parameters", "starts", "load_ns", "reaction_ns", "site"}
 
 
 def test_a_pools_setting_reaches_the_core_by_its_name() -> None:

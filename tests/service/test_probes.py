@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -148,6 +149,25 @@ def test_asking_over_a_socket(said: bytes, status: int | None) -> None:
             assert await ask(f"{host}:{port}", "/health", 20.0) == status
         with pytest.raises(ConnectionRefusedError):
             await ask(f"{host}:{port}", "/health", 20.0)
+
+    play(scene)
+
+
+def test_a_stall_of_ours_is_no_silence() -> None:
+    """Our loop stands for five times the timeout while a replica answers at once: it has answered."""
+
+    async def scene() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readline()
+            loop.call_soon(time.sleep, 1.0)
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            writer.close()
+
+        loop = asyncio.get_running_loop()
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        async with server:
+            assert await ask(f"{host}:{port}", "/health", 0.2) == 200
 
     play(scene)
 

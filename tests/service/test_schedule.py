@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from random import Random
 
 import pytest
+import uvloop
 
 from extproc.core.decide import RoutingRequest
 from extproc.core.events import Observer
@@ -155,6 +157,24 @@ def test_a_fault_stops_nothing_else_that_time_brings(monkeypatch: pytest.MonkeyP
     assert heard.told == []
 
 
+def test_a_service_that_stalled_doubts_no_agent_before_it_could_be_heard() -> None:
+    """Each sleep but one is punctual; the late one is made allowance for, from when it was due."""
+    scheduler, _ = scheduler_of()
+    clock = VirtualClock(scheduler, [], 30 * S)
+    due: list[int] = []
+
+    async def sleep(seconds: float) -> None:
+        due.append(clock.now_ns + round(seconds * 1e9))
+        await clock.sleep(10.0 if len(due) == 50 else seconds)
+
+    schedule = Schedule(scheduler, clock=clock, failed=lambda error, _: None, sleep=sleep)
+    with pytest.raises(OverError):
+        asyncio.run(schedule.steps())
+    absence, back_ns = scheduler.fleet.absence, due[48] + 10 * S
+    assert absence.count == 1
+    assert absence.as_of_ns(now_ns=back_ns) == due[49]
+
+
 def test_what_waits_is_done_one_after_the_other_and_again_after_a_fault() -> None:
     """As often as rounds, each time from the first."""
     scheduler, _ = scheduler_of()
@@ -172,3 +192,49 @@ def test_what_waits_is_done_one_after_the_other_and_again_after_a_fault() -> Non
     with pytest.raises(OverError):
         asyncio.run(schedule.beside(("fault", first), ("none", second)))
     assert done == ["first", "fault", "second"] * 2
+
+
+def test_a_step_says_how_late_it_is() -> None:
+    """Whoever watches the event loop hears it of each step."""
+    scheduler, _ = scheduler_of()
+    clock = VirtualClock(scheduler, [], 3 * STEP_NS)
+
+    async def oversleeps(seconds: float) -> None:
+        await clock.sleep(seconds + 0.005)
+
+    def failed(error: Exception, _what: str) -> None:
+        raise error
+
+    schedule = Schedule(scheduler, clock=clock, failed=failed, sleep=oversleeps)
+    heard: list[float] = []
+    schedule.late = heard.append
+    with pytest.raises(OverError):
+        asyncio.run(schedule.steps())
+    assert heard == [pytest.approx(0.005)] * 2
+
+
+def test_no_step_comes_before_it_is_due() -> None:
+    """On the service's event loop, whose timers come up to a millisecond early: no wake is in vain."""
+    scheduler, _ = scheduler_of()
+    early: list[float] = []
+
+    def failed(error: Exception, _what: str) -> None:
+        raise error
+
+    async def ten() -> None:
+        schedule = Schedule(scheduler, clock=time.monotonic_ns, failed=failed)
+        done = asyncio.Event()
+
+        def late(seconds: float) -> None:
+            early.append(-seconds)
+            if len(early) == 10:
+                done.set()
+
+        schedule.late = late
+        stepping = asyncio.create_task(schedule.steps())
+        async with asyncio.timeout(30):
+            await done.wait()
+        stepping.cancel()
+
+    uvloop.run(ten())
+    assert max(early) <= 0.0

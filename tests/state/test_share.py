@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.core.absence import HEARING_NS
 from extproc.state import messages, share
 from extproc.state.messages import NEEDS_MAX, Bye, Delta, FullLoads, Hello, Load, Reports, decode, encode
 from extproc.state.share import ENDPOINTS_MAX, PEER_SILENT_NS, PEERS_MAX, REFRESH_NS, OwnLoad, PeerLoads
 from tests.stand.examples import examples
 
-MS = 1_000_000
+S, MS = 1_000_000_000, 1_000_000
 A, B = ("p", "10.0.0.1:80"), ("p", "10.0.0.2:80")
 
 
@@ -91,6 +92,16 @@ def test_sums_are_over_peers_and_named_when_they_change() -> None:
     peers.take(encode("b", Delta(3, {"p": {B[1]: (0, 0, 0)}})), now_ns=0)
     assert peers.changed == {B}
     assert peers.sums == {A: (5, 7, 90)}
+
+
+def test_a_peer_is_not_silent_while_we_did_not_listen() -> None:
+    """After a stall of ours it keeps its load until it could be heard; then silence counts."""
+    peers = PeerLoads("me")
+    peers.take(encode("a", FullLoads(1, {})), now_ns=S)
+    back_ns = 60 * S
+    peers.absence.away(since_ns=2 * S, now_ns=back_ns)
+    assert peers.expire(now_ns=back_ns) == []
+    assert peers.expire(now_ns=back_ns + HEARING_NS) == ["a"]
 
 
 def test_a_silent_peer_vanishes_with_all_its_load() -> None:

@@ -130,6 +130,29 @@ def test_one_that_is_never_ready_is_killed(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_stall_of_ours_kills_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """We stand for longer than a child may be silent, then a question fails: it is asked again, and lives."""
+    monkeypatch.setattr("extproc.supervise.child.SILENT_S_MAX", 2.0)
+    asked = 0
+
+    async def answers() -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            asyncio.get_running_loop().call_later(0.2, time.sleep, 3.0)  # over the next question's time
+        return asked != 2
+
+    async def main() -> None:
+        it, lines = child(SLEEPER, tmp_path / "mark", ready=answers)
+        it.begin()
+        await until(lambda: any("answers again" in line for line in lines), "it answers again")
+        assert asked >= 3
+        assert it.starts == 1
+        await it.stop()
+
+    asyncio.run(main())
+
+
 def test_a_stop_drains_first_and_kills_last(tmp_path: Path) -> None:
     """The drain runs while the process lives; one that ignores SIGTERM is killed after stop_s_max."""
 

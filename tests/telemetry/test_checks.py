@@ -88,6 +88,8 @@ def test_a_state_that_nobody_knows_yet_is_in_doubt() -> None:
         ({"models": ["x" * (TEXT_BYTES_MAX + 1)]}, "text_too_long"),
         ({"models": ["x"] * (NAMES_MAX + 1)}, "too_many"),
         ({"adapters": ["x"] * (NAMES_MAX + 1)}, "too_many"),
+        ({"loaded_adapters": pb.AdapterNames(names=["x"] * (NAMES_MAX + 1))}, "too_many"),
+        ({"served_adapters": pb.AdapterNames(names=["x" * (TEXT_BYTES_MAX + 1)])}, "text_too_long"),
         ({"gpu_uuids": ["x"] * (GPUS_MAX + 1)}, "too_many"),
     ],
 )
@@ -95,6 +97,16 @@ def test_what_no_replica_can_be(fields: dict[str, Any], code: str) -> None:
     """One implausible field and the report is not believed; the code names it."""
     with pytest.raises(ImplausibleError, match=f"^{code}$"):
         replicas(replica(**fields))
+
+
+def test_no_adapter_and_no_word_of_adapters_are_two_things() -> None:
+    """An empty list says that there is none; a field that is not there says nothing."""
+    [report] = replicas(
+        replica(loaded_adapters=pb.AdapterNames(), served_adapters=pb.AdapterNames(names=["a"]))
+    )
+    assert (report.loaded_adapters, report.served_adapters) == ((), ("a",))
+    [report] = replicas(replica())
+    assert (report.loaded_adapters, report.served_adapters) == (None, None)
 
 
 @pytest.mark.parametrize(

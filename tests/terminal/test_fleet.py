@@ -156,6 +156,17 @@ def test_what_nobody_says_is_a_dash_and_no_nought(width: int) -> None:
     assert "Prefix caches" not in text
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_adapters_stand_in_a_table_of_their_own(width: int) -> None:
+    """Of pools that have some: the one used last first, how many, how often one was loaded; else no table."""
+    told = endpoint(adapters=["law", "code"], adapter_loads=7)
+    text = drawn({**STATUS, "endpoints": [told, endpoint(adapters=[], adapter_loads=0)]}, width=width)
+    lines = text.partition("LoRA adapters")[2].splitlines()
+    rows = [line.split()[1:] for line in lines if "10.0.0.11" in line]
+    assert rows == [["7", "2", "code,", "law"], ["0", "0", "–"]]
+    assert "LoRA" not in drawn(STATUS, width=width)
+
+
 def test_much_is_summed_up_within_the_height() -> None:
     """A thousand endpoints with a cause and a card each fit a terminal."""
     many = [{**FLEET[3], "address": f"10.0.{n // 250}.{n % 250}:8000"} for n in range(1000)]

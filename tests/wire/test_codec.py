@@ -160,7 +160,7 @@ def test_a_large_body_is_read_as_protobuf_reads_it(
         return
     ours = codec.read(data)
     if theirs.WhichOneof("request") == "request_body":
-        assert ours == codec.Body(theirs.request_body.body)
+        assert ours == codec.Body(theirs.request_body.body, theirs.request_body.end_of_stream)
     else:
         assert not isinstance(ours, codec.Body)
 

@@ -129,7 +129,7 @@ def test_a_decision() -> None:
         # It comes whole: Envoy does not try it again for being slow.
         "x-steersman-whole": "1",
     }
-    removed = ["authorization", "x-api-key", "accept-encoding"]
+    removed = ["authorization", "x-api-key", "accept-encoding", "x-steersman-site"]
     assert list(common.header_mutation.remove_headers) == removed
     assert envoy.metadata(answer, LB_NAMESPACE) == {"x-gateway-destination-endpoint": f"{A},{B}"}
     about = envoy.metadata(answer, DECISION_NAMESPACE)

@@ -84,7 +84,7 @@ def broken_twice(monkeypatch: pytest.MonkeyPatch) -> Processor:
     def broken(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("a fault of ours")
 
-    monkeypatch.setattr("extproc.core.scheduler.resolve", broken)
+    monkeypatch.setattr("extproc.core.resolving.resolve", broken)
     return processor_of()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any, ClassVar, Final
 
-from steersman_agent.engines.exposition import names
+from steersman_agent.engines.exposition import names, whole
 from steersman_agent.figures import About, Scrape
 from steersman_agent.state import Symptom
 
@@ -41,7 +41,11 @@ class EngineAdapter(ABC):
     def about(self, pages: Mapping[str, Any]) -> About:
         """Read the decoded JSON of those of `about_paths` that were answered."""
         models = pages.get("/v1/models")
-        return About(models=served_models(models), revision=revision_of(*roots(models)))
+        return About(
+            models=served_models(models),
+            adapters=served_adapters(models),
+            revision=revision_of(*roots(models)),
+        )
 
     def health(self, status: int) -> Symptom:
         """What an answer of `/health` says."""
@@ -61,6 +65,15 @@ class EngineAdapter(ABC):
 def served_models(page: Any) -> tuple[str, ...]:
     """The ids in OpenAI's model list; a LoRA adapter (vLLM gives it a parent) counts as a model too."""
     return names(mapping(entry).get("id") for entry in listed(mapping(page).get("data")))
+
+
+def served_adapters(page: Any) -> tuple[str, ...] | None:
+    """The LoRA adapters in OpenAI's model list: those with a parent. None where no entry says whether it has
+    one (TGI, llama.cpp), or there are too many."""
+    entries = [mapping(entry) for entry in listed(mapping(page).get("data"))]
+    if not any("parent" in entry for entry in entries):
+        return None
+    return whole(entry.get("id") for entry in entries if entry.get("parent"))
 
 
 def roots(page: Any) -> tuple[str, ...]:

@@ -16,6 +16,10 @@ from typing import Final
 LINES_MAX: Final = 4096
 #: Names (models, adapters) from an engine: so many, so long.
 NAMES_MAX, NAME_CHARACTERS_MAX = 64, 256
+#: A list that counts only where it is whole (the adapters that are loaded, or served): so many names, so long
+#: together. The lists of 64 replicas fit into one report.
+WHOLE_NAMES_MAX: Final = 256
+WHOLE_BYTES_MAX: Final = 3_072
 
 _U32, _U64 = 2**32 - 1, 2**64 - 1
 
@@ -87,6 +91,19 @@ def names(values: Iterable[object]) -> tuple[str, ...]:
         if len(kept) == NAMES_MAX:
             break
     return tuple(kept)
+
+
+def whole(values: Iterable[object]) -> tuple[str, ...] | None:
+    """Distinct names in order, all of them; None for more than a report may hold."""
+    kept: dict[str, None] = {}
+    for value in values:
+        if not isinstance(value, str) or not value or len(value) > NAME_CHARACTERS_MAX:
+            return None
+        kept[value] = None
+        if len(kept) > WHOLE_NAMES_MAX:
+            return None
+    size = sum(len(name.encode("utf-8", "replace")) for name in kept)
+    return tuple(kept) if size <= WHOLE_BYTES_MAX else None
 
 
 def known(*values: float | None) -> tuple[float, ...]:

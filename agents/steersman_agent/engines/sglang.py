@@ -12,7 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from steersman_agent.engines.base import EngineAdapter, listed, mapping, revision_of, served_models
+from steersman_agent.engines.base import (
+    EngineAdapter,
+    listed,
+    mapping,
+    revision_of,
+    served_adapters,
+    served_models,
+)
 from steersman_agent.engines.exposition import PageSamples, WantedSamples, count, known, names, tokens
 from steersman_agent.figures import About, Scrape
 from steersman_agent.state import Symptom
@@ -90,6 +97,7 @@ class SGLang(EngineAdapter):
         known_limits = [limit for limit in limits if limit]
         return About(
             models=served_models(pages.get("/v1/models")) or names([model.get("model_path")]),
+            adapters=served_adapters(pages.get("/v1/models")),
             max_concurrent=sum(known_limits)
             if len(known_limits) == ranks
             else count(server.get("max_running_requests")),

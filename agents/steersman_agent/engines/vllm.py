@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from steersman_agent.engines.base import EngineAdapter, mapping
-from steersman_agent.engines.exposition import PageSamples, WantedSamples, count, known, names, tokens
+from steersman_agent.engines.exposition import PageSamples, WantedSamples, count, known, names, tokens, whole
 from steersman_agent.figures import Scrape
 
 _USAGE: Final = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
@@ -25,6 +25,8 @@ _WANTED: Final = WantedSamples(
     *_HIT,
     "vllm:cache_config_info",
     "vllm:lora_requests_info",
+    "vllm:lora_adapter_loaded",
+    "vllm:num_gpu_loaded_lora_adapters",
     "vllm:prompt_tokens_total",
     "vllm:generation_tokens_total",
     "vllm:iteration_tokens_total_count",
@@ -56,6 +58,7 @@ class Vllm(EngineAdapter):
             kv_used_tokens=tokens(used),
             kv_capacity_tokens=tokens(capacity),
             adapters=_adapters(found),
+            loaded_adapters=_loaded(found),
             prompt_tokens=prompt,
             output_tokens=output,
             prefix_queried_tokens=tokens(found.total(*_QUERIED)),
@@ -83,6 +86,18 @@ def _kv_tokens(found: PageSamples) -> tuple[float | None, float | None]:
     share = total / len(usage)
     used = sum(fraction * capacity.get(labels.get("engine", ""), share) for labels, fraction in usage)
     return used, total
+
+
+def _loaded(found: PageSamples) -> tuple[str, ...] | None:
+    """The LoRA adapters on its cards (vLLM's pull request 54830): a series each while it is there.
+
+    Those in the machine's memory are not counted. None of a version without these metrics: with them a number
+    is told also where there is no adapter.
+    """
+    if not found.of("vllm:num_gpu_loaded_lora_adapters"):
+        return None
+    series = found.of("vllm:lora_adapter_loaded")
+    return whole(labels.get("adapter_name") for labels, on in series if on and labels.get("level") == "gpu")
 
 
 def _adapters(found: PageSamples) -> tuple[str, ...] | None:

@@ -13,14 +13,13 @@ from typing import Any, Final
 
 from extproc.cache.purging import AnswerOrigin, PurgeOrder
 from extproc.cache.redis.errands import Errand, PurgeErrand
+from extproc.cache.redis.looks import AnswerLooks
 from extproc.cache.redis.scripts import AnswerScripts
 from extproc.cache.redis.session import AnswerSession
 from extproc.cache.sealed import AnswerSeal, PoisonedError
 from extproc.cache.store import ENTRY_BYTES, Absent, KeptAnswer, StoreFigures
 from extproc.state.redis_session import ASK_PAUSE_NS, poisonous
 
-#: Questions under way; above it nothing is looked up.
-ASKS_MAX: Final = 64
 #: How long an answer may take, where nothing is said.
 BUDGET_S: Final = 0.005
 MS: Final = 1_000_000
@@ -56,7 +55,10 @@ class RedisAnswers:
             clock=clock,
             on_purged=on_purged,
         )
-        self._asks: set[asyncio.Task[Any]] = set()
+        self._looks = AnswerLooks(self._scripts, asker=lambda: self.session.asker, ended=self._ended)
+
+        #: Waits for answers that may have been purged.
+        self._confirming: set[asyncio.Task[None]] = set()
 
     @property
     def bytes_max(self) -> int:
@@ -74,11 +76,11 @@ class RedisAnswers:
 
     async def close(self) -> None:
         """Tell what there is to tell if Redis is there; ends within two seconds if it is not."""
-        await self.session.close(self._asks)
+        await self.session.close({*self._looks.rounds, *self._confirming})
 
     def get(self, scope: str, key: bytes, *, now_ns: int) -> KeptAnswer | Absent:  # noqa: ARG002 (the port's)
         """Redis has to be asked, where it may be."""
-        return Absent.ASK if self.session.shares(now_ns) and len(self._asks) < ASKS_MAX else Absent.AWAY
+        return Absent.ASK if self.session.shares(now_ns) and not self._looks.full else Absent.AWAY
 
     async def ask(self, scope: str, key: bytes) -> KeptAnswer | Absent:
         """One round trip; LATE when it takes longer than the budget: then nobody asks for a while."""
@@ -108,6 +110,31 @@ class RedisAnswers:
         whose = (answer.tenant, answer.model, answer.pool, answer.gpu_ms)
         said = (key, entry, ttl_ms, size, scope_bytes_max, *whose)
         return "kept" if self._errand(Errand("keep", scope, said, len(entry), begun_ns)) else "away"
+
+    def unless_purged(
+        self, scope: str, key: bytes, answer: KeptAnswer, *, begun_ns: int, tell: Callable[[bool], None]
+    ) -> None:
+        """One round trip: our own ears are half a second behind."""
+        if not self.session.shares(self._clock()) or self._looks.full:
+            tell(True)
+            return
+        task = asyncio.create_task(self._unless_purged(scope, key, answer, begun_ns, tell))
+        self._confirming.add(task)
+        task.add_done_callback(self._confirming.discard)
+
+    async def _unless_purged(
+        self, scope: str, key: bytes, answer: KeptAnswer, begun_ns: int, tell: Callable[[bool], None]
+    ) -> None:
+        purged: Any = 0
+        began_ms = self.session.began_ms(begun_ns)
+        whose = (answer.tenant, answer.model, answer.pool)
+        try:
+            command = self._scripts.of("since", scope, key, began_ms, *whose)
+            purged = await self._looks.ask(command, budget_s=self.budget_s)
+        except Exception:  # noqa: BLE001 (what cannot be asked is not known to be purged)
+            self.counts["unconfirmed"] += 1
+        finally:
+            tell(purged != 1)
 
     def took(self, scope: str, key: bytes, gpu_ms: float) -> None:
         """How much of a replica's time an answer took."""
@@ -153,24 +180,18 @@ class RedisAnswers:
 
     async def _within(self, scope: str, key: bytes, *, uses: bool) -> KeptAnswer | Absent:
         command = self._scripts.of("find", scope, key, "1" if uses else "0")
-        task = asyncio.create_task(self._scripts.call(self.session.asker, command))
-        self._asks.add(task)
-        task.add_done_callback(self._answered)
-        # Not cancelled when it is late: that would cost the connection.
-        done, _ = await asyncio.wait({task}, timeout=self.budget_s)
-        if not done:
+        try:
+            found = await self._looks.ask(command, budget_s=self.budget_s)
+        except TimeoutError:
             self.session.pause_until_ns = self._clock() + ASK_PAUSE_NS
             return Absent.LATE
-        if task.cancelled():
+        except Exception as error:  # noqa: BLE001 (whatever went wrong there is a miss here)
+            if poisonous(error):
+                # What stands in its place there is none of ours.
+                return self._refuse(scope, key, "unreadable")
+            self.session.pause_until_ns = self._clock() + ASK_PAUSE_NS
             return Absent.AWAY
-        error = task.exception()
-        if error is None:
-            return self._read(scope, key, task.result())
-        if poisonous(error):
-            # What stands in its place there is none of ours.
-            return self._refuse(scope, key, "unreadable")
-        self.session.pause_until_ns = self._clock() + ASK_PAUSE_NS
-        return Absent.AWAY
+        return self._read(scope, key, found)
 
     def _read(self, scope: str, key: bytes, found: Any) -> KeptAnswer | Absent:
         """What was found, with its times by our clock; each number there may be anybody's."""
@@ -198,7 +219,7 @@ class RedisAnswers:
         self.drop(scope, key)
         return Absent.POISONED
 
-    def _answered(self, task: asyncio.Task[Any]) -> None:
-        self._asks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.session.failed(error)
+    def _ended(self, wrong: Exception | None) -> None:
+        """A round trip is over."""
+        if wrong is not None:
+            self.session.failed(wrong)

@@ -7,7 +7,7 @@ keys, so that no name can be another's, a pattern or a slot's tag.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha1, sha256
 from importlib.resources import files
 from typing import Any, Final, NamedTuple
@@ -31,7 +31,8 @@ class AnswerScript(NamedTuple):
     sha: str
 
 
-def _read(*names: str) -> AnswerScript:
+def read(*names: str) -> AnswerScript:
+    """The script of these files together, of lua/."""
     folder = files("extproc.cache.redis") / "lua"
     text = "".join((folder / f"{name}.lua").read_text(encoding="utf-8") for name in names)
     return AnswerScript(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
@@ -49,7 +50,29 @@ class ScopeMeta(msgspec.Struct):
     hits: int = 0
 
 
-class AnswerScripts:
+class ScriptBook:
+    """Scripts by their names; `counts` counts those that a server had forgotten."""
+
+    def __init__(self, scripts: Mapping[str, AnswerScript], counts: Counter[str]) -> None:
+        self._scripts, self._counts = scripts, counts
+        self._texts = {each.sha: each.text for each in scripts.values()}
+
+    async def load(self, client: Redis) -> None:
+        """Have the server know all of them."""
+        for text in self._texts.values():
+            await client.script_load(text)
+
+    async def call(self, client: Redis, command: tuple[Any, ...]) -> Any:
+        """The answer to one command, whether or not the server knows its script."""
+        try:
+            return await client.execute_command(*command)  # type: ignore[no-untyped-call]
+        except NoScriptError:
+            self._counts["script_reloaded"] += 1
+            text = self._texts[command[1]]
+            return await client.execute_command("EVAL", text, *command[2:])  # type: ignore[no-untyped-call]
+
+
+class AnswerScripts(ScriptBook):
     """The commands that run the scripts, for one prefix."""
 
     def __init__(self, prefix: str, counts: Counter[str]) -> None:
@@ -59,10 +82,9 @@ class AnswerScripts:
         #: hashes: bytes and answers by scope. list: purges, for what is on its way elsewhere.
         self.bytes_key, self.answers_key = f"{root}:bytes", f"{root}:answers"
         self.purges_key = f"{root}:purges"
-        self._prefix, self._counts = prefix, counts
-        named = ("keep", "find", "drop", "trim", "took", "purge")
-        self._scripts = {name: _read("common", name) for name in named} | {"report": _read("report")}
-        self._texts = {each.sha: each.text for each in self._scripts.values()}
+        self._prefix = prefix
+        named = ("keep", "find", "drop", "trim", "took", "purge", "since")
+        super().__init__({name: read("common", name) for name in named} | {"report": read("report")}, counts)
         self._keys: dict[str, tuple[str, ...]] = {}
 
     def of(self, name: str, scope: str, *arguments: Any) -> tuple[Any, ...]:
@@ -82,20 +104,6 @@ class AnswerScripts:
     def meta_key(self, scope: str) -> str:
         """The index of a scope, for who walks it."""
         return self._keys_of(scope)[0]
-
-    async def load(self, client: Redis) -> None:
-        """Have the server know all of them."""
-        for text in self._texts.values():
-            await client.script_load(text)
-
-    async def call(self, client: Redis, command: tuple[Any, ...]) -> Any:
-        """The answer to one command, whether or not the server knows its script."""
-        try:
-            return await client.execute_command(*command)  # type: ignore[no-untyped-call]
-        except NoScriptError:
-            self._counts["script_reloaded"] += 1
-            text = self._texts[command[1]]
-            return await client.execute_command("EVAL", text, *command[2:])  # type: ignore[no-untyped-call]
 
     def _keys_of(self, scope: str) -> tuple[str, ...]:
         keys = self._keys.get(scope)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -16,14 +15,15 @@ from typing import Any, Final
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, OutOfMemoryError
+from redis.exceptions import OutOfMemoryError
 
 from extproc.cache.purging import AnswerOrigin, PurgeOrder, wanted
 from extproc.cache.redis.errands import Errand, Errands, PurgeErrand, resolved
+from extproc.cache.redis.scripted import ScriptedSession
 from extproc.cache.redis.scripts import AnswerScripts, ScopeMeta
 from extproc.cache.store import ScopeHeld
 from extproc.state import redis_client
-from extproc.state.redis_session import RedisSession, SessionWords, poisonous
+from extproc.state.redis_session import SessionWords, poisonous
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ _meta = msgspec.msgpack.Decoder(ScopeMeta)
 _orders = msgspec.msgpack.Decoder(tuple[str, tuple[PurgeOrder, ...]])
 
 
-class AnswerSession(RedisSession):
+class AnswerSession(ScriptedSession):
     """`on_purged` hears what other services purge; `bytes_max` is the bound of all scopes together."""
 
     def __init__(
@@ -64,7 +64,16 @@ class AnswerSession(RedisSession):
         clock: Callable[[], int],
         on_purged: Callable[[Sequence[PurgeOrder]], None],
     ) -> None:
-        super().__init__(url, name=name, words=WORDS, counts=counts, clock=clock, log=log)
+        super().__init__(
+            url,
+            name=name,
+            words=WORDS,
+            counts=counts,
+            clock=clock,
+            log=log,
+            scripts=scripts,
+            clock_key=scripts.scopes_key,
+        )
         self.bytes_max = bytes_max
         self.errands = Errands(counts)
         #: By scope, as last heard.
@@ -96,6 +105,7 @@ class AnswerSession(RedisSession):
         # What was known to a server may not be known to this one.
         self._expecting |= self._expected.keys()
         await self._hear(client, first=True)
+        await self.look_at_clock(client)
         async with asyncio.timeout(redis_client.OPERATION_TIMEOUT_S):
             # So that the first question finds its connection and its script.
             await self._scripts.load(self.asker)
@@ -138,19 +148,13 @@ class AnswerSession(RedisSession):
             self._expecting |= scopes
             raise
 
-    async def _now_ms(self, client: Redis) -> int:
-        async with asyncio.timeout(redis_client.OPERATION_TIMEOUT_S):
-            return await redis_client.server_time_ms(client, self._scripts.scopes_key)
-
     async def _run_errands(self, client: Redis, batch: list[Errand]) -> None:
-        now_ns = self._clock()
         commands = []
         for each in batch:
             arguments = each.arguments
             if each.script == "keep":
-                # How old its request is: what was purged since it began is not kept.
-                age_ms = max(0, math.ceil((now_ns - each.begun_ns) / 1e6))
-                arguments = (*arguments[:5], age_ms, *arguments[5:])
+                # When its request began: what was purged since is not kept.
+                arguments = (*arguments[:5], self.began_ms(each.begun_ns), *arguments[5:])
             commands.append(self._scripts.of(each.script, each.scope, *arguments))
         results = await self._pipelined(client, commands)
         for each, result in zip(batch, results, strict=True):
@@ -168,26 +172,6 @@ class AnswerSession(RedisSession):
                 self._told[each.scope] = (size, answers)
             elif each.script == "drop":
                 self._told[each.scope] = (result[1], result[2])
-
-    async def _pipelined(self, client: Redis, commands: list[tuple[Any, ...]]) -> list[Any]:
-        """The commands' answers, errors of the server among them."""
-        pipeline = client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        async with asyncio.timeout(redis_client.OPERATION_TIMEOUT_S):
-            results: list[Any] = await pipeline.execute(raise_on_error=False)
-        if any(isinstance(result, NoScriptError) for result in results):
-            for at, result in enumerate(results):
-                if isinstance(result, NoScriptError):
-                    results[at] = await self._called(client, commands[at])
-        return results
-
-    async def _called(self, client: Redis, command: tuple[Any, ...]) -> Any:
-        async with asyncio.timeout(redis_client.OPERATION_TIMEOUT_S):
-            try:
-                return await self._scripts.call(client, command)
-            except OutOfMemoryError as error:
-                return error
 
     async def _report(self, client: Redis) -> None:
         """Tell what scopes hold now, and make room where all of them hold too much."""

@@ -14,7 +14,16 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from extproc.cache.semantic.jobs import AddJob, CheckedEntry, CompareJob, DropJob, FindJob, FoundEntry
+from extproc.cache.semantic.jobs import (
+    AddJob,
+    CheckedEntry,
+    CompareJob,
+    DropJob,
+    FindJob,
+    FoundEntry,
+    LearnJob,
+    WindowJob,
+)
 from extproc.cache.semantic.learned import EntryChecks, ThresholdLearner
 from extproc.core.cachekeys.asked import plain
 from extproc.core.cachekeys.guards import GuardSignature, differs, signature
@@ -118,17 +127,28 @@ class SemanticIndex:
     def check(self, job: CompareJob) -> CheckedEntry:
         """Compare two answers, and learn from it."""
         same = self.same_answer(job.kept, job.come, alike=job.alike)
+        self.learn(
+            LearnJob(scope=job.scope, entry=job.entry, similarity=job.similarity, same=same, would=job.would)
+        )
+        return CheckedEntry(job=job.job, same=same)
+
+    def learn(self, job: LearnJob) -> None:
+        """Learn from a check."""
         scope = self.scopes.get(job.scope)
-        if scope is None:
-            return CheckedEntry(job=job.job, same=same)
-        frame = scope.where.get(job.entry)
-        if frame is not None:
-            kept = scope.frames[frame][job.entry]
-            kept.checks = scope.learner.observe(kept.checks, job.similarity, same=same)
-            if job.would:
-                scope.learner.checked(same=same)
-        sampled, wrong = scope.learner.sampled
-        return CheckedEntry(job=job.job, same=same, sampled=sampled, wrong=wrong)
+        frame = scope.where.get(job.entry) if scope is not None else None
+        if scope is None or frame is None:
+            return
+        kept = scope.frames[frame][job.entry]
+        kept.checks = scope.learner.observe(kept.checks, job.similarity, same=job.same)
+        if job.would:
+            scope.learner.checked(same=job.same)
+
+    def window(self, job: WindowJob) -> None:
+        """Know a scope's checks of what could have been given."""
+        learner = self.scopes.setdefault(job.scope, ScopeIndex()).learner
+        learner.forget_checked()
+        for same in job.same:
+            learner.checked(same=same)
 
     def same_answer(self, one: str, other: str, *, alike: float) -> bool:
         """Whether two answers say the same. What cannot be told is no.

@@ -58,6 +58,30 @@ class CompareJob(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
     alike: float
 
 
+class LearnJob(msgspec.Struct, frozen=True, kw_only=True, tag="learn"):
+    """Two answers were compared elsewhere: learn from it, as of `CompareJob`."""
+
+    scope: str
+    entry: int
+    similarity: float
+    same: bool
+    would: bool
+
+
+class WindowJob(msgspec.Struct, frozen=True, kw_only=True, tag="window"):
+    """The checks of a scope's answers that could have been given, the oldest first; they stand for all
+    before."""
+
+    scope: str
+    same: list[bool]
+
+
+class ReadyReply(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """The model is loaded: the first that a process says. It answers no job."""
+
+    job: int = 0
+
+
 class FoundEntry(msgspec.Struct, frozen=True, kw_only=True, tag="found"):
     """What was found: `entry` 0 where nothing passed. `wrong` is how likely its answer is another one."""
 
@@ -74,14 +98,13 @@ class FoundEntry(msgspec.Struct, frozen=True, kw_only=True, tag="found"):
 
 
 class CheckedEntry(msgspec.Struct, frozen=True, kw_only=True, tag="checked"):
-    """Whether two answers are the same; and of the scope, checks of answers that would have been given, and
-    how many of those were wrong."""
+    """Whether two answers are the same."""
 
     job: int
     same: bool
-    sampled: int = 0
-    wrong: int = 0
 
 
-SemanticJob = FindJob | AddJob | DropJob | CompareJob
-SemanticReply = FoundEntry | CheckedEntry
+SemanticJob = FindJob | AddJob | DropJob | CompareJob | LearnJob | WindowJob
+#: Of those, what is told and not answered.
+ToldJob = AddJob | DropJob | LearnJob | WindowJob
+SemanticReply = FoundEntry | CheckedEntry | ReadyReply

@@ -22,6 +22,8 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from extproc.cache.semantic.entries import WINDOW
+
 Grid = np.ndarray[Any, np.dtype[np.float64]]
 
 #: Thresholds of the grid; the last one is never reached.
@@ -39,8 +41,6 @@ _LAPSE: Final = np.array([[lapse] for _, lapse in NOISE])
 PRIOR_ENTRIES: Final = 10.0
 #: Agreeing checks of its own that an entry needs, whatever the others say.
 OWN_MIN: Final = 2
-#: Checks of answers that would have been given, of which the share of wrong ones is told.
-WINDOW: Final = 1_000
 #: So many wrong ones, and more than the bound's share, turn a scope off until they are outweighed.
 OFF_MIN: Final = 2
 
@@ -113,6 +113,10 @@ class ThresholdLearner:
     def checked(self, *, same: bool) -> None:
         """An answer that would have been given was checked instead."""
         self._window.append(same)
+
+    def forget_checked(self) -> None:
+        """Know of none of those any more."""
+        self._window.clear()
 
     def off(self, bound: float) -> bool:
         """Whether too many of those were wrong."""

@@ -26,8 +26,11 @@ from extproc.cache.semantic.jobs import (
     CompareJob,
     DropJob,
     FindJob,
+    LearnJob,
+    ReadyReply,
     SemanticJob,
     SemanticReply,
+    ToldJob,
 )
 from extproc.pipes import begun, ended, frame_of, framed, read_frame
 
@@ -40,8 +43,9 @@ UNREAD_MAX: Final = 4 * 1024 * 1024
 #: After an end that was not asked for it is begun again after so long, twice as long each time.
 AGAIN_S: Final = 1.0
 AGAIN_MAX_S: Final = 300.0
-#: A job that takes so long: the process hangs. Loading the model counts.
+#: A job that takes so long: the process hangs. So does one that takes so long to load its model.
 HANGS_S: Final = 30.0
+LOADS_S: Final = 120.0
 #: It gives way to whoever serves.
 NICE: Final = 10
 #: What is told of a job; None where nothing came of it.
@@ -57,7 +61,11 @@ def main(stdin: BinaryIO, stdout: BinaryIO, model: str, tokenizer: str) -> None:
 
     jobs: PriorityQueue[tuple[int, int, SemanticJob | None]] = PriorityQueue()
     threading.Thread(target=_read_jobs, args=(stdin, jobs), daemon=True).start()
-    index = SemanticIndex(SentenceModel(model, tokenizer).embed)
+    embedding = SentenceModel(model, tokenizer)
+    # The first run of a model takes longer than those after it.
+    embedding.embed("ready")
+    index = SemanticIndex(embedding.embed)
+    _say(stdout, ReadyReply())
     while (job := jobs.get()[2]) is not None:
         reply: SemanticReply | None = None
         if isinstance(job, FindJob):
@@ -67,11 +75,19 @@ def main(stdin: BinaryIO, stdout: BinaryIO, model: str, tokenizer: str) -> None:
             reply = index.check(job)
         elif isinstance(job, AddJob):
             index.add(job)
-        else:
+        elif isinstance(job, DropJob):
             index.drop(job)
+        elif isinstance(job, LearnJob):
+            index.learn(job)
+        else:
+            index.window(job)
         if reply is not None:
-            stdout.write(framed(reply))
-            stdout.flush()
+            _say(stdout, reply)
+
+
+def _say(stdout: BinaryIO, reply: SemanticReply) -> None:
+    stdout.write(framed(reply))
+    stdout.flush()
 
 
 def _read_jobs(stdin: BinaryIO, jobs: PriorityQueue[tuple[int, int, SemanticJob | None]]) -> None:
@@ -95,13 +111,16 @@ class PendingJob(msgspec.Struct):
 
 class EmbeddingWorker:
     """The service's end, within its event loop. `begun` is called whenever a new process, which knows
-    nothing, has been started."""
+    nothing, is ready."""
 
     def __init__(self, *, model: str = "", tokenizer: str = "", command: tuple[str, ...] = ()) -> None:
         own = (sys.executable, "-m", "extproc.cache.semantic.worker", model, tokenizer)
         self._command = command or own
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
+        #: Its model is loaded: what is asked before would only be late.
+        self._ready = False
+        self._begun_at = 0.0
         self._pending: dict[int, PendingJob] = {}
         self._again = 0.0
         self._pause_s = AGAIN_S
@@ -115,13 +134,14 @@ class EmbeddingWorker:
 
     @property
     def up(self) -> bool:
-        """Whether a process is there to be asked."""
-        return self._process is not None and self._process.returncode is None
+        """Whether a process is there that answers."""
+        return self._ready and self.pid > 0
 
     @property
     def pid(self) -> int:
         """Its process; 0 where there is none."""
-        return self._process.pid if self._process is not None and self.up else 0
+        process = self._process
+        return process.pid if process is not None and process.returncode is None else 0
 
     @property
     def full(self) -> bool:
@@ -149,15 +169,16 @@ class EmbeddingWorker:
         self._pending[job.job] = PendingJob(heard, asyncio.get_running_loop().time())
         return True
 
-    def tell(self, job: AddJob | DropJob) -> bool:
+    def tell(self, job: ToldJob) -> bool:
         """Have something kept or forgotten. False where it cannot be done now."""
         return self._send(job)
 
     def step(self) -> None:
         """Begin it where it is not there, and end it where it hangs."""
         now = asyncio.get_running_loop().time()
-        if self.up:
-            if any(now - each.since > HANGS_S for each in self._pending.values()):
+        if self.pid:
+            loading = not self._ready and now - self._begun_at > LOADS_S
+            if loading or any(now - each.since > HANGS_S for each in self._pending.values()):
                 log.warning("semantic cache: the embedding process hangs; it is begun again")
                 self._kill()
             return
@@ -179,7 +200,7 @@ class EmbeddingWorker:
 
     def _send(self, job: SemanticJob) -> bool:
         process = self._process
-        if process is None or process.returncode is not None or process.stdin is None:
+        if not self.up or process is None or process.stdin is None:
             self.counts["away"] += 1
             return False
         body = framed(job)
@@ -205,9 +226,8 @@ class EmbeddingWorker:
         try:
             process = await begun(self._command)
             if not self._stopped:
-                self._process = process
+                self._process, self._begun_at = process, asyncio.get_running_loop().time()
                 self.counts["started"] += 1
-                self.begun()
                 assert process.stdout is not None
                 await self._listen(process.stdout)
         except (OSError, EOFError, asyncio.IncompleteReadError, msgspec.DecodeError) as error:
@@ -219,7 +239,7 @@ class EmbeddingWorker:
                     self._pause_s,
                 )
         finally:
-            self._process = None
+            self._process, self._ready = None, False
             if process is not None:
                 await ended(process)
             self._again = asyncio.get_running_loop().time() + self._pause_s
@@ -234,6 +254,10 @@ class EmbeddingWorker:
     async def _listen(self, stdout: asyncio.StreamReader) -> None:
         while True:
             reply = self._decoder.decode(await frame_of(stdout, most=FRAME_MAX))
+            if isinstance(reply, ReadyReply):
+                self._ready = True
+                self.begun()
+                continue
             self._pause_s = AGAIN_S
             pending = self._pending.pop(reply.job, None)
             if pending is None:

@@ -310,10 +310,32 @@ local function say_key_refused(handle)
   headers:replace("content-length", tostring(handle:body(true):setBytes(KEY_REFUSED)))
 end
 
+-- What other pools that requests spill to answer where they refuse or fail.
+local GIVES_WAY = {@GIVES_WAY@}
+
+-- The next try of a request that was sent elsewhere is served at home: nothing is to be waited for, whatever the
+-- provider says of itself. OpenAI's clients heed both.
+local function ask_again(handle)
+  local headers = handle:headers()
+  local decision = GIVES_WAY[headers:get(":status")] and noted(handle)
+  if decision and decision["@SPILLED_HEADER@"] then
+    headers:replace("retry-after", "1")
+    headers:replace("x-should-retry", "true")
+  end
+end
+
 function envoy_on_response(handle)
   -- By the route, for us alone.
   local served = handle:headers():get("@SERVED_HEADER@")
   handle:headers():remove("@SERVED_HEADER@")
+  local provider = handle:headers():get("@PROVIDER_HEADER@")
+  if provider then
+    handle:headers():remove("@PROVIDER_HEADER@")
+    if provider ~= "@PROVIDER_SILENT@" then
+      handle:streamInfo():dynamicMetadata():set("@OBSERVED_NAMESPACE@", "@PROVIDER_KEY@", provider:sub(1, 256))
+    end
+  end
+  ask_again(handle)
   if refuses_key(handle, served) then
     say_key_refused(handle)
     return

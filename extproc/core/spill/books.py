@@ -11,18 +11,18 @@ from typing import NamedTuple
 
 from extproc.core.decide import RoutingRequest
 from extproc.core.events import Observer, Settled
-from extproc.core.outcome import Reject, Reservation, Routed
+from extproc.core.outcome import Outcome, Reject, Reservation, Routed
 from extproc.core.peers import Peers
 from extproc.core.policy import SchedulerSettings
-from extproc.core.slo import NO_ROOM
+from extproc.core.spill.limits import ProviderAccount, told_limits
 from extproc.core.spill.sliding import SlidingSum
-from extproc.core.spill.values import RateLimits, SpillCost, SpillRule
+from extproc.core.spill.values import GIVES_WAY, RateLimits, SpillCost, SpillRule
 from extproc.core.tenant import Tenant
 
 HOUR_NS, MINUTE_NS = 3_600 * 1_000_000_000, 60 * 1_000_000_000
 #: Requests of the last minute below which their share in time says nothing.
 ATTAINED_REQUESTS_MIN = 20
-#: How long a provider is left alone that has answered 429.
+#: How long a provider is left alone, at the least, that has refused or failed.
 BACK_OFF_NS = 5 * 1_000_000_000
 NO_LIMITS = RateLimits()
 
@@ -70,6 +70,8 @@ class SpillBooks(Observer):
         self._minutes: dict[str, _Minute] = {}
         self._attained: dict[str, _Attained] = {}
         self._closed_until_ns: dict[str, int] = {}
+        #: What providers say themselves, by pool.
+        self._accounts: dict[str, ProviderAccount] = {}
 
     def has_room(self, rule: SpillRule, tenant: Tenant, most: SpillCost, *, now_ns: int) -> bool:
         """Whether budgets and rate limits have room for a request."""
@@ -77,6 +79,9 @@ class SpillBooks(Observer):
             return False
         own = None if tenant.spill is None else tenant.spill.budget_per_hour
         services = self._peers.deciders
+        account = self._accounts.get(rule.to)
+        if account is not None and not account.has_room(most.tokens, share=services, now_ns=now_ns):
+            return False
         for name, budget in (("", rule.budget_per_hour), (tenant.name, own)):
             if budget is None:
                 continue
@@ -146,18 +151,19 @@ class SpillBooks(Observer):
         """It goes: what a provider's minute is used for, spilled or asked for by its own name."""
         if routing.pool not in self._settings.rate_limits:
             return
+        reservation = routed.reservation
+        most = routing.spill.most.tokens if routing.spill is not None else None
+        tokens = reservation.input_tokens + reservation.output_tokens if most is None else most
+        self._accounts.setdefault(routing.pool, ProviderAccount()).went(routing.id, tokens)
         minute = self._minutes.setdefault(routing.pool, _Minute())
         minute.requests.add(1, now_ns=now_ns)
-        most = None if routing.spill is None else routing.spill.most.tokens
-        reservation = routed.reservation
-        tokens = reservation.input_tokens + reservation.output_tokens if most is None else most
         minute.tokens.add(tokens, now_ns=now_ns)
 
     def settled(self, event: Settled, *, now_ns: int) -> None:
         """It has ended: what it was charged is what it has cost."""
         outcome, reservation = event.outcome, event.outcome.reservation
-        if reservation.pool in self._settings.rate_limits and outcome.status == NO_ROOM:
-            self._closed_until_ns[reservation.pool] = now_ns + BACK_OFF_NS
+        if reservation.pool in self._settings.rate_limits:
+            self._told(outcome, now_ns)
         if reservation.pool in self._settings.spills and event.sample.attained is not None:
             seen = self._attained.setdefault(reservation.pool, _Attained())
             seen.all.add(1, now_ns=now_ns)
@@ -167,6 +173,23 @@ class SpillBooks(Observer):
         elif reservation.spilled_from and event.charged.cost and not self._peers.made(reservation.id):
             # Of a process that is no more: nobody else counts it.
             self._pay(reservation.spilled_from, reservation.tenant, event.charged.cost, now_ns)
+
+    def _told(self, outcome: Outcome, now_ns: int) -> None:
+        """What the answer says of its provider: its limits, that it refuses, or fails."""
+        pool = outcome.reservation.pool
+        told = told_limits(outcome.provider) if outcome.provider else None
+        account = self._accounts.setdefault(pool, ProviderAccount())
+        account.gone(outcome.reservation.id, told, now_ns=now_ns)
+        if outcome.status in GIVES_WAY:
+            after_s = None if told is None else told.retry_after_s
+            rest_ns = BACK_OFF_NS if after_s is None else int(after_s * 1e9)
+            until_ns = now_ns + max(rest_ns, BACK_OFF_NS)
+            self._closed_until_ns[pool] = max(until_ns, self._closed_until_ns.get(pool, 0))
+
+    def provider_left(self, pool: str, *, now_ns: int) -> dict[str, float | None]:
+        """Requests and tokens that a provider has left by its own word; None where it says nothing."""
+        account = self._accounts.get(pool)
+        return {"requests": None, "tokens": None} if account is None else account.left(now_ns=now_ns)
 
     def refused(self, routing: RoutingRequest, reject: Reject, *, now_ns: int) -> None:  # noqa: ARG002
         """It was turned away after all."""
@@ -185,6 +208,9 @@ class SpillBooks(Observer):
 
     def expired(self, reservation: Reservation, *, now_ns: int) -> None:
         """Nobody has heard of its end: it may have cost all that it could."""
+        account = self._accounts.get(reservation.pool)
+        if account is not None:
+            account.gone(reservation.id, None, now_ns=now_ns)
         entered = self._entered.get(reservation.id)
         if entered is not None:
             self._leave(reservation.id, entered.most.cost, now_ns)

@@ -10,7 +10,8 @@ Owns the order of the rules. A request stays unless all of these hold:
 4. There is room in the other pool's rate limits, and in the budgets of the hour, for the most that the
    request can cost.
 
-Each request is asked anew, so the first that finds room at home stays there.
+Each request is asked anew, so the first that finds room at home stays there. Where the other pool is a
+centre's, core/tiers says in the place of 2 and 3 when it goes (`SpillRule.tiers`), and every tenant's may.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.spill.books import SpillBooks
 from extproc.core.spill.values import ATTAINMENT, LOAD, UNAVAILABLE, SpillCost, Spilled, SpillRule
 from extproc.core.tenant import Tenant
+from extproc.core.tiers import THERE, TierChoice
 
 #: What one model can do in another's place.
 KINDS = frozenset({RouteKind.CHAT, RouteKind.COMPLETION, RouteKind.GENERATE, RouteKind.GENERATE_STREAM})
+#: What the same model can do at another site beside them.
+SITE_KINDS = KINDS | {RouteKind.MESSAGES, RouteKind.EMBEDDINGS, RouteKind.RERANK, RouteKind.SCORE}
 #: Tokens that a chat's template may add to each message, and to the whole: more than any that is known.
 MESSAGE_TOKENS, REQUEST_TOKENS = 16, 64
 
@@ -41,6 +45,17 @@ def may_spill(request: Request, pool: Pool, tenant: Tenant, there: Pool) -> bool
     )
 
 
+def may_cross(request: Request, pool: Pool, there: Pool, rule: SpillRule) -> bool:
+    """Whether a request of a pool may be served by another site's pool at all."""
+    kinds = KINDS if rule.renames else SITE_KINDS
+    return (
+        request.kind in kinds
+        and (request.dialect is not Dialect.TGI or pool.engine == there.engine)
+        and (request.prompt_tokens is None or not rule.renames)
+        and request.only is None
+    )
+
+
 def elsewhere(
     request: Request,
     model: str,
@@ -52,29 +67,35 @@ def elsewhere(
     *,
     price: Price,
     rank: int = 0,
+    tier: TierChoice | None = None,
     now_ns: int,
 ) -> Spilled | None:
     """Where a request for a model of the rule's pool goes instead; None where it stays. Changes nothing.
 
-    `price` is the other pool's, `rank` the tenant's class among the classes.
+    `price` is the other pool's, `rank` the tenant's class among the classes, `tier` what was chosen where the
+    other pool is a centre's.
     """
     pool, there = fleet.pools[rule.pool], fleet.pools.get(rule.to)
-    if there is None or tenant.spill is None or not may_spill(request, pool, tenant, there):
+    if there is None:
         return None
-    why = _why(pool, tenant, request.sequences, rank, rule, books, queue, now_ns)
-    if (
-        not why
-        or queue.by_pool_count(there.name)
-        or not begins(there, tenant, request.sequences, rule.wait_ms)
-    ):
+    if tier is not None:
+        why = str(tier.reason) if tier.where == THERE else ""
+    elif not may_spill(request, pool, tenant, there):
         return None
-    budgets = (rule.budget_per_hour, tenant.spill.budget_per_hour)
+    else:
+        why = _why(pool, tenant, request.sequences, rank, rule, books, queue, now_ns)
+        if queue.by_pool_count(there.name) or not begins(there, tenant, request.sequences, rule.wait_ms):
+            return None
+    if not why:
+        return None
+    own = None if tenant.spill is None else tenant.spill.budget_per_hour
+    budgets = (rule.budget_per_hour, own)
     if request.images and budgets != (None, None):
         return None  # what an image costs there nobody can say beforehand
     most = most_of(request, rule, price)
     if not books.has_room(rule, tenant, most, now_ns=now_ns):
         return None
-    return Spilled(pool.name, rule.model(model), why, most)
+    return Spilled(pool.name, rule.model(model), why, most, rule.returns)
 
 
 def most_of(request: Request, rule: SpillRule, price: Price) -> SpillCost:

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from extproc.core.contract import ANSWERED_MODEL_HEADER, SPILLED_HEADER
 
+if TYPE_CHECKING:
+    from extproc.core.tiers.values import TierRule
+
+#: What a pool answers that others spill to where it refuses or fails (529 is "overloaded" to some): it is
+#: left alone for a while, and the client may ask again at once. A 500 is not among it: a request may bring
+#: its own along.
+GIVES_WAY = frozenset({429, 502, 503, 504, 529})
 #: Why a request did not stay in its own pool.
 UNAVAILABLE, LOAD, ATTAINMENT = "unavailable", "load", "attainment"
 
@@ -20,7 +28,8 @@ class SpillRule:
 
     `models` are the other pool's by this pool's; a model that is not in it keeps its name. `wait_ms` and
     `attained_min` (0 to 1) None never spill for that cause. Budgets are in the currency of prices, None where
-    there is none. `output_tokens_max` is what a request is reckoned to generate that sets no limit.
+    there is none. `output_tokens_max` is what a request is reckoned to generate that sets no limit. With
+    `tiers` the other pool is a centre's, and that rule says when; `returns`: what fails there is tried here.
     """
 
     pool: str
@@ -30,6 +39,13 @@ class SpillRule:
     attained_min: float | None = None
     budget_per_hour: float | None = None
     output_tokens_max: int = 4_096
+    tiers: TierRule | None = None
+    returns: bool = False
+
+    @property
+    def renames(self) -> bool:
+        """Whether any model is called otherwise there."""
+        return any(model != called for model, called in self.models.items())
 
     def model(self, model: str) -> str:
         """What a model is called there."""
@@ -63,12 +79,16 @@ class SpillCost(msgspec.Struct, frozen=True):
 
 
 class Spilled(msgspec.Struct, frozen=True):
-    """A request that goes elsewhere: from which pool, the model there, why, and the most that it can cost."""
+    """A request that goes elsewhere: from which pool, the model there, why, and the most that it can cost.
+
+    `returns`: its own pool's replicas are tried where it fails there.
+    """
 
     pool: str
     model: str
     why: str
     most: SpillCost
+    returns: bool = False
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """What the client is told."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from extproc.doctor.checks import agents, backends, config, envoy, machine, redis, routing, service
+from extproc.doctor.checks import agents, backends, config, envoy, machine, redis, routing, service, sites
 from extproc.doctor.finding import Check
 
 #: In the order in which a person would look: the file, Envoy, the service, what stands behind.
@@ -13,6 +13,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     *envoy.CHECKS,
     *routing.CHECKS,
     *service.CHECKS,
+    *sites.CHECKS,
     *backends.CHECKS,
     *agents.CHECKS,
     *redis.CHECKS,

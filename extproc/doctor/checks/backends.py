@@ -13,6 +13,8 @@ from extproc.engines import traits_of
 
 def _answering(evidence: Evidence) -> Iterator[tuple[PoolConfig, EndpointConfig, Backend]]:
     for pool in evidence.config.pools:
+        if pool.remote is not None:
+            continue  # another site's gateway, which is no engine (checks/sites.py)
         for endpoint in pool.endpoints:
             seen = evidence.backends.get(endpoint.address)
             if isinstance(seen, Backend):

@@ -6,7 +6,7 @@ Owns the values, their checks and the reading of `0.5..1.2` and `1..3`. Plays no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from json import dumps
 from typing import Final
@@ -32,7 +32,10 @@ class CaseError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CampaignRun:
-    """One run to be played. `limit` 0 is the whole trace; `permits` and `replicas` 0 are the fleet's own."""
+    """One run to be played. `limit` 0 is the whole trace; `permits` and `replicas` 0 are the fleet's own.
+
+    `load_of` is the fleet whose load it is ("": its own), so that fleets are compared at equal requests/s.
+    """
 
     stream: str
     fleet: str
@@ -46,6 +49,12 @@ class CampaignRun:
     #: A response cache before the fleet: MiB (0: none), and seconds that its answers live.
     cache_mib: float = 0.0
     cache_ttl_s: float = 3_600.0
+    load_of: str = ""
+
+    @property
+    def loaded_fleet(self) -> SimFleet:
+        """The fleet that load 1 is of; FleetError."""
+        return parse_fleet(self.load_of) if self.load_of else self.simulated_fleet
 
     @property
     def simulated_fleet(self) -> SimFleet:
@@ -69,12 +78,18 @@ class CampaignRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Played:
-    """A case and its cell; `ttft_ms` are up to 200 quantiles of the first-token times of those answered."""
+    """A case and its cell; `ttft_ms` are up to 200 quantiles of the first-token times of those answered.
+
+    Of two sites `placed` says for which reasons requests went where they went, `there` which share of them
+    the centre answered, 0 to 1.
+    """
 
     case: CampaignRun
     cell: Cell
     ttft_ms: tuple[float, ...]
     requests_per_s: float
+    placed: Mapping[str, int] = field(default_factory=dict)
+    there: float = 0.0
 
 
 def check_strategy(name: str, given: Mapping[str, Value]) -> None:

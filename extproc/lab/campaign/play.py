@@ -28,6 +28,7 @@ from extproc.lab.strategies import check_strategy
 from extproc.sim.answers import CacheSize, left_of, repeated, with_hits
 from extproc.sim.world import Setting, run
 from extproc.sim.world.run import registered
+from extproc.sim.world.sites import CENTRE_ADDRESS, play_sites
 
 QUANTILES = 200
 #: What a result depends on, under the package.
@@ -72,7 +73,7 @@ def play(case: CampaignRun, folder: Path) -> Played:
     if case.cache_mib:
         size = CacheSize(bytes_max=round(case.cache_mib * 1024 * 1024), ttl_s=case.cache_ttl_s)
         hits = repeated(workload, size)
-    result = run(left_of(workload, hits), fleet, setting)
+    result = (run if fleet.way is None else play_sites)(left_of(workload, hits), fleet, setting)
     served = with_hits(workload, hits, result.served) if hits else result.served
     found = figures(
         served,
@@ -93,6 +94,8 @@ def play(case: CampaignRun, folder: Path) -> Played:
         cell=Cell(name, case.load, case.strategy, case.seed, found),
         ttft_ms=tuple(round(quantile(first, (at + 0.5) / points), 3) for at in range(points)),
         requests_per_s=rate,
+        placed=result.placed,
+        there=sum(row.endpoint == CENTRE_ADDRESS for row in served) / len(served),
     )
 
 

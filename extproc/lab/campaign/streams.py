@@ -122,7 +122,7 @@ def arrivals_of(case: CampaignRun, folder: Path) -> tuple[Workload, float]:
     The load is of the capacity with TGI's permits, whatever the fleet's: cells that differ in permits
     alone get the same arrivals. What is not ours of a fleet's load is left to those whose it is.
     """
-    fleet = case.simulated_fleet.permitting(LOAD_PERMITS)
+    fleet = case.loaded_fleet.permitting(LOAD_PERMITS)
     shares, cache, count = tuple(fleet.shares), fleet.cache_tokens, len(fleet.replicas)
     workload, rate = _drawn(case.stream, case.seed, case.limit, str(folder), shares, cache, count)
     rate = case.load * rate * fleet.own_share

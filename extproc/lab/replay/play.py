@@ -120,7 +120,7 @@ def world_of(scene: Scene, choice: Choice, *, seed: int, speed_error: float = SP
     )
     if strategy == ORACLE:
         pool = scheduler.fleet.pools[scene.pool]
-        enlighten(scheduler.fleet, pool, replicas, asked=lambda: world.asked_output, prefix_caching=True)
+        enlighten(pool, replicas, asked=lambda: world.asked_output, prefix_caching=True)
     return world
 
 

@@ -23,6 +23,7 @@ from extproc.observe.metrics.table import DECISION_S, HOLD_S, LAG_S, REQUEST_S, 
 
 #: Values of the other labels; what comes beyond is `other`. A configuration may name more over its reloads.
 POOLS_MAX, CLASSES_MAX, STRATEGIES_MAX, CODES_MAX, EVENTS_MAX = 256, 16, 64, 64, 256
+ADAPTERS_MAX = 256
 #: Combinations of tenant, pool and class, and of tenant and code; beyond, all labels are `other`.
 CELLS_MAX, REFUSALS_MAX = 50_000, 20_000
 #: Tokens that weigh as much as a request, where tenants compete for a name.
@@ -87,7 +88,7 @@ class Counting(Observer):
         self.tenants = Tenants(tenants_max, expected=len(tenants()))
         self.pools, self.classes = Labels(POOLS_MAX), Labels(CLASSES_MAX)
         self._strategies, self._codes = Labels(STRATEGIES_MAX), Labels(CODES_MAX)
-        self._events = Labels(EVENTS_MAX)
+        self._events, self.adapters = Labels(EVENTS_MAX), Labels(ADAPTERS_MAX)
         self._cells: dict[Key, CounterCell] = {}
         #: By tenant, pool and class; by tenant and class.
         self.traffic, self.slo = Rows(8), Rows(2)

@@ -151,6 +151,14 @@ class MetricsSnapshot:
     #: Spilled requests by pool, other pool and why; what they cost in the last hour, by pool.
     spilled: dict[tuple[str, str, str], int] = field(default_factory=dict)
     spill_spent: dict[str, float] = field(default_factory=dict)
+    #: Other sites by the pool that they are: whether each answered, and the seconds there and back.
+    site_up: dict[tuple[str], int] = field(default_factory=dict)
+    site_way_s: dict[tuple[str], float] = field(default_factory=dict)
+    #: LoRA adapters by pool and name: what became of them, and how many replicas have each; by pool, call and
+    #: result: the calls that load them.
+    adapter_events: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    adapter_replicas: Counter[tuple[str, str]] = field(default_factory=Counter)
+    adapter_calls: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     cache: CacheSeen = field(default_factory=CacheSeen)
     tokens: TokensSeen = field(default_factory=TokensSeen)
     #: What other parts show: prometheus_client's metrics.
@@ -169,6 +177,7 @@ async def take(
     extra: Iterable[Callable[[], Iterable[Any]]] = (),
     cache: Callable[[], CacheSeen] = CacheSeen,
     tokens: Callable[[], TokensSeen] | None = None,
+    adapter_calls: Callable[[], Mapping[tuple[str, str, str], int]] = dict,
 ) -> MetricsSnapshot:
     """Take everything; on the event loop that owns the scheduler."""
     found = _counted(counting, scheduler, firing())
@@ -177,6 +186,12 @@ async def take(
     found.scaling = scaling()
     found.cache = _labelled(cache(), counting)
     _spills(found, counting, scheduler, clock())
+    for name, link in scheduler.sites.links.by_pool.items():
+        label = (counting.pools.of(name),)
+        found.site_up[label], found.site_way_s[label] = int(not link.trouble), link.way_ns / 1e9
+    _adapters(found, counting, scheduler)
+    for (pool, call, result), count in adapter_calls().items():
+        found.adapter_calls[counting.pools.of(pool), call, result] += count
     if tokens is not None:
         found.tokens = tokens().labelled(counting.pools.of)
     for more in extra:
@@ -194,6 +209,24 @@ def _spills(found: MetricsSnapshot, counting: Counting, scheduler: Scheduler, no
         found.spilled[key] = found.spilled.get(key, 0) + count
     for pool in scheduler.settings.spills:
         found.spill_spent[counting.pools.of(pool)] = spills.spent(pool, now_ns=now_ns)
+
+
+def _adapters(found: MetricsSnapshot, counting: Counting, scheduler: Scheduler) -> None:
+    of_pool, of_adapter = counting.pools.of, counting.adapters.of
+    for pool in scheduler.fleet.pools.values():
+        if pool.adapters is None:
+            continue
+        counts = pool.adapter_counts
+        for what, by_name in (
+            ("requests", counts.requests),
+            ("loads", counts.loads),
+            ("drops", counts.drops),
+        ):
+            for name, count in by_name.items():
+                found.adapter_events[of_pool(pool.name), of_adapter(name), what] += count
+        for each in pool.endpoints:
+            for name in each.adapters.names if each.adapters is not None else ():
+                found.adapter_replicas[of_pool(pool.name), of_adapter(name)] += 1
 
 
 def _labelled(cache: CacheSeen, counting: Counting) -> CacheSeen:

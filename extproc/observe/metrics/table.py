@@ -155,6 +155,25 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             "What they cost in the last hour, those that run with the most that they can cost.",
         ),
     ),
+    "Sites": (
+        Spec("site_up", "gauge", ("pool",), "Whether the other site answered the last question."),
+        Spec("site_round_trip_seconds", "gauge", ("pool",), "The way there and back."),
+    ),
+    "LoRA adapters": (
+        Spec(
+            "adapter_events_total",
+            "counter",
+            ("pool", "adapter", "what"),
+            "What became of an adapter: requests placed for it, loads, drops for another.",
+        ),
+        Spec("adapter_replicas", "gauge", ("pool", "adapter"), "Replicas that have it loaded."),
+        Spec(
+            "adapter_calls_total",
+            "counter",
+            ("pool", "call", "result"),
+            "Calls to engines (load, unload, look), and what came of them (ok, failed).",
+        ),
+    ),
     "Cache": (
         Spec(
             "cache_requests_total",
@@ -418,7 +437,7 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             "event_loop_lag_seconds",
             "histogram",
             (),
-            "How much later than asked for the service's event loop woke, twenty times a second.",
+            "How much later than due the service's event loop woke for its steps, some fifty times a second.",
             LAG_S,
         ),
         Spec("alerts_firing", "gauge", ("rule",), "1 where the alert rule fires, else 0."),

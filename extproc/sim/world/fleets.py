@@ -1,5 +1,8 @@
 """Which replicas a simulation has: `8*a100-80g/llama-3-8b,1*a100-80g/llama-3-8b:slowdown=3`.
 
+Two sites are written with the way between them: `2*a100-80g/llama-3-8b,way=40,6*h100-80g/llama-3-8b` has two
+replicas at the edge and six in the centre.
+
 Owns the short form, the named fleets and what the gateway is told of each replica (its card, its memory,
 its price). Pure.
 """
@@ -16,6 +19,7 @@ from extproc.sim.capacity import ReplicaShare
 from extproc.sim.slots import ReplicaLimits
 from extproc.sim.timing import HARDWARE, Hardware, hardware_named
 from extproc.sim.world.conduct import Conduct
+from extproc.sim.world.way import SiteWay, described, way_of
 
 #: What NVML calls the cards of a timing model, how many make a replica, and what one costs an hour: list
 #: prices of 2026 for a card, rounded, in USD; only their ratio matters.
@@ -68,6 +72,7 @@ NAMED = {
     "8b-mixed": "5*a100-80g/llama-3-8b,3*h100-80g/llama-3-8b",
     "8b-straggler": "7*a100-80g/llama-3-8b,1*a100-80g/llama-3-8b:slowdown=3",
     **UNLIKE,
+    "8b-tiers": "2*a100-80g/llama-3-8b,way=40,6*h100-80g/llama-3-8b",
     "70b": "8*a100-tp4/llama-2-70b",
     "70b-mixed": "5*a100-tp4/llama-2-70b,3*h100-tp4/llama-2-70b",
     "70b-straggler": "7*a100-tp4/llama-2-70b,1*a100-tp4/llama-2-70b:slowdown=3",
@@ -84,7 +89,8 @@ class Group(Conduct):
     runs of them (0: all), in `parallel` lanes side by side, whose prefills cost each other `interference`
     (0..1). `budget` are the prompt tokens of a step. `order`, `cache` and `evict` are `ReplicaLimits`'
     queue_order, cache_share and eviction. `told` is the hardware that the gateway is told of ("": its own).
-    How it behaves besides is `Conduct`'s."""
+    `price` is what a replica costs an hour (0: its cards' list price). How it behaves besides is
+    `Conduct`'s."""
 
     hardware: str
     count: int = 1
@@ -100,6 +106,7 @@ class Group(Conduct):
     told: str = ""
     kv_tokens: int = 0
     spot: bool = False
+    price: float = 0.0
 
     @property
     def timing(self) -> Hardware:
@@ -134,16 +141,34 @@ class Group(Conduct):
 
 @dataclass(frozen=True, slots=True)
 class SimFleet:
-    """Groups of replicas; addresses are 10.0.0.1:80 and on, in the order of the groups."""
+    """Groups of replicas; addresses are 10.0.0.1:80 and on, in the order of the groups.
+
+    With a `way` the first `near` groups are the edge's, the others the centre's. `first` is the place of its
+    first replica where it is a part of another fleet.
+    """
 
     name: str
     groups: tuple[Group, ...]
+    way: SiteWay | None = None
+    near: int = 0
+    first: int = 0
+
+    @property
+    def edge(self) -> SimFleet:
+        """The edge's part, which may be empty."""
+        return SimFleet(self.name, self.groups[: self.near])
+
+    @property
+    def centre(self) -> SimFleet:
+        """The centre's part."""
+        here = sum(group.count for group in self.groups[: self.near])
+        return SimFleet(self.name, self.groups[self.near :], first=self.first + here)
 
     @property
     def replicas(self) -> list[tuple[str, Group]]:
         """Every replica with its address."""
         each = [group for group in self.groups for _ in range(group.count)]
-        return [(f"10.0.{i // 250}.{i % 250 + 1}:80", group) for i, group in enumerate(each)]
+        return [(f"10.0.{i // 250}.{i % 250 + 1}:80", group) for i, group in enumerate(each, self.first)]
 
     @property
     def shares(self) -> list[ReplicaShare]:
@@ -164,6 +189,7 @@ class SimFleet:
         members = []
         for address, group in self.replicas:
             card, count, price = CARDS.get((group.told or group.hardware).partition("/")[0], ("", 1, 0.0))
+            price = group.price or price * count * (SPOT_SHARE if group.spot else 1.0)
             members.append(
                 Member(
                     address,
@@ -171,7 +197,7 @@ class SimFleet:
                     hardware=card,
                     gpus=count,
                     kv_capacity_tokens=group.kv,
-                    price_per_hour=price * count * (SPOT_SHARE if group.spot else 1.0),
+                    price_per_hour=price,
                     spot=group.spot,
                 )
             )
@@ -198,7 +224,7 @@ class SimFleet:
             counts[at] += 1 if missing > 0 else -1
             rest[at] -= 1.0 if missing > 0 else -1.0
         groups = (replace(group, count=count) for group, count in zip(self.groups, counts, strict=True))
-        return SimFleet(self.name, tuple(groups))
+        return replace(self, groups=tuple(groups))
 
     @property
     def cache_tokens(self) -> int:
@@ -208,11 +234,11 @@ class SimFleet:
     @property
     def own_share(self) -> float:
         """Which part of its load is the gateway's own, 0 to 1."""
-        return 1.0 - sum(group.foreign * group.count for group in self.groups) / len(self.replicas)
+        return 1.0 - sum(group.foreign * group.count for group in self.groups) / max(1, len(self.replicas))
 
     def permitting(self, permits: int) -> SimFleet:
         """The same fleet whose engines take so many requests at once."""
-        return SimFleet(self.name, tuple(replace(group, permits=permits) for group in self.groups))
+        return replace(self, groups=tuple(replace(group, permits=permits) for group in self.groups))
 
     def model_error(self, rng: Random, sigma: float) -> dict[str, float]:
         """A factor for each replica by which it is really slower than its kind."""
@@ -222,12 +248,21 @@ class SimFleet:
 def parse_fleet(text: str) -> SimFleet:
     """A fleet from its name or its short form. Raises FleetError."""
     spec = NAMED.get(text, text)
-    groups = tuple(_group(part.strip(), text) for part in spec.split(",") if part.strip())
+    parts = [part.strip() for part in spec.split(",") if part.strip()]
+    ways = [at for at, part in enumerate(parts) if part.startswith("way=")]
+    groups = tuple(_group(part, text) for at, part in enumerate(parts) if at not in ways)
     if not groups:
         raise FleetError(f"fleet {text!r} is empty; write COUNT*HARDWARE[:KEY=VALUE…], or {_names()}")
     if sum(group.count for group in groups) > REPLICAS_MAX:
         raise FleetError(f"fleet {text!r}: at most {REPLICAS_MAX} replicas")
-    return SimFleet(text, groups)
+    if not ways:
+        return SimFleet(text, groups)
+    if len(ways) > 1 or ways[0] == len(parts) - 1:
+        raise FleetError(f"fleet {text!r}: write one way, and the centre's replicas after it")
+    try:
+        return SimFleet(text, groups, way_of(parts[ways[0]]), near=ways[0])
+    except ValueError as error:
+        raise FleetError(f"fleet {text!r}: {error}") from None
 
 
 def _group(part: str, text: str) -> Group:
@@ -261,8 +296,8 @@ def _problems(group: Group) -> list[str]:
     found = group.problems()
     if min(group.slowdown, group.permits, group.parallel, group.budget) <= 0 or group.batch < 0:
         found.append("slowdown, permits, parallel and budget must be positive")
-    if group.kv_tokens < 0:
-        found.append("kv_tokens must be positive")
+    if min(group.kv_tokens, group.price) < 0:
+        found.append("kv_tokens and price must not be negative")
     if group.told and group.told not in HARDWARE:
         found.append(f"told: unknown hardware {group.told!r}; there are {', '.join(sorted(HARDWARE))}")
     if not found:
@@ -281,9 +316,9 @@ def _names() -> str:
 
 
 def describe(fleet: SimFleet) -> Sequence[str]:
-    """A line for each group."""
+    """A line for each group, and one for the way where it has two sites."""
     ordinary = {f.name: f.default for f in fields(Group)}
-    return [
+    lines = [
         f"{g.count} × {g.hardware}"
         + (f", {g.slowdown:g}× slower" if g.slowdown != 1.0 else "")
         + "".join(
@@ -293,3 +328,6 @@ def describe(fleet: SimFleet) -> Sequence[str]:
         )
         for g in fleet.groups
     ]
+    if fleet.way is not None:
+        lines.insert(fleet.near, described(fleet.way))
+    return lines

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from extproc.core.fleet import Fleet, Pool
+from extproc.core.fleet import Pool
 from extproc.core.predict.lengths import OutputLengths
 from extproc.core.predict.prior import Prior
 from extproc.core.predict.speed import Speed, SpeedModel
@@ -82,18 +82,17 @@ def true_timing(hardware: Hardware, slowdown: float) -> Timing:
 
 
 def enlighten(
-    fleet: Fleet,
     pool: Pool,
     replicas: Mapping[str, SimReplica],
     *,
     asked: Callable[[], int],
     prefix_caching: bool,
 ) -> None:
-    """Give a scheduler's fleet the truth instead of what would be learnt."""
+    """Give a pool the truth instead of what would be learnt."""
     pool.lengths = KnownLengths(asked)
     if prefix_caching:
         pool.prefixes = KnownPrefixes(replicas)
-    for endpoint in fleet.endpoints:
+    for endpoint in pool.endpoints:
         replica = replicas[endpoint.address]
         timing = true_timing(replica.hardware, replica.slowdown)
         endpoint.speed = KnownSpeed(SpeedModel(Prior(timing, endpoint.kv_tokens, known=True)))

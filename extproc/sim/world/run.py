@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, TypeVar
 
+from extproc.core.adapters import PoolAdapters
 from extproc.core.fairqueue import QueueBounds
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.policy import ClassSpec, Policy, SchedulerLimits
@@ -21,7 +22,8 @@ from extproc.core.tenant import Tenant
 from extproc.sim.arrival import Workload
 from extproc.sim.parallel import replica_of
 from extproc.sim.served import SLO_8B, Served
-from extproc.sim.world.fleets import SimFleet
+from extproc.sim.slots import ReplicaLimits
+from extproc.sim.world.fleets import Group, SimFleet
 from extproc.sim.world.oracle import ORACLE, enlighten
 from extproc.sim.world.world import Delays, World, WorldFault
 
@@ -79,6 +81,11 @@ class Setting:
     hold_long_ms: float = 9_000.0
     #: When the first replicas are ready; until then the pool is at zero, and its requests may wait so long.
     cold_s: float = 0.0
+    #: LoRA adapters of the replicas' base; whether the gateway knows of them, and whether engines tell all
+    #: that are loaded, or those at work alone.
+    adapters: PoolAdapters | None = None
+    adapters_known: bool = True
+    adapters_told: bool = False
     cold_hold_ms: float = 120_000.0
 
     @property
@@ -90,29 +97,43 @@ class Setting:
 @dataclass(frozen=True, slots=True)
 class Result:
     """What became of each request, the scheduler as it was at the end, how long each replica had work, and
-    how long after each change of speed it was known (None: never)."""
+    how long after each change of speed it was known (None: never). Of two sites the edge's scheduler."""
 
     served: Sequence[Served]
     scheduler: Scheduler
     busy_ns: Mapping[str, int]
     change_known_s: Mapping[str, float | None] = field(default_factory=dict)
+    #: Of two sites: how many requests were placed for each reason (core/tiers).
+    placed: Mapping[str, int] = field(default_factory=dict)
 
 
 def run(workload: Workload, fleet: SimFleet, setting: Setting) -> Result:
-    """Play a workload on a fleet under a strategy."""
+    """Play a workload on a fleet under a strategy; `play_sites` where it has two sites."""
+    assert fleet.way is None, fleet
     world = set_up(World, workload, fleet, setting)
     return Result(world.run(), world.scheduler, world.busy_ns, world.upsets.change_known_s)
 
 
-def set_up(kind: type[AnyWorld], workload: Workload, fleet: SimFleet, setting: Setting) -> AnyWorld:
-    """A world that is ready to `run`; of a kind of one's own where more is to happen in it."""
+def set_up(
+    kind: type[AnyWorld],
+    workload: Workload,
+    fleet: SimFleet,
+    setting: Setting,
+    *,
+    beside: Sequence[PoolSpec] = (),
+) -> AnyWorld:
+    """A world that is ready to `run`; of a kind of one's own where more is to happen in it.
+
+    `beside` are pools that its scheduler knows and it has no replicas of.
+    """
     oracle = setting.strategy == ORACLE
     strategy = registered(setting.strategy)
     hold_ns = 0 if setting.peer else int(setting.hold_ms * 1e6)
     members = tuple(fleet.members(permits=UNBOUNDED_PERMITS if setting.peer else None))
     spec = PoolSpec(
         name=POOL,
-        models=(MODEL,),
+        models=(MODEL, *sorted(setting.adapters.names)) if setting.adapters is not None else (MODEL,),
+        adapters=setting.adapters if setting.adapters_known else None,
         strategy=strategy,
         parameters={strategy: setting.parameters},
         endpoints=() if setting.cold_s else members,
@@ -136,7 +157,7 @@ def set_up(kind: type[AnyWorld], workload: Workload, fleet: SimFleet, setting: S
         weights=setting.weights,
     )
     scheduler = Scheduler(
-        Fleet([spec]),
+        Fleet([spec, *beside]),
         instance="sim",
         default_model=MODEL,
         limits=SchedulerLimits(reservation_ttl_ns=600_000_000_000, reservations_max=10_000_000),
@@ -147,7 +168,7 @@ def set_up(kind: type[AnyWorld], workload: Workload, fleet: SimFleet, setting: S
     replicas = {
         address: replica_of(
             group.timing,
-            group.limits(block_tokens=workload.block_tokens),
+            _limits(group, workload, setting),
             rng=Random(f"{setting.seed}/{address}"),
             noise=setting.step_noise,
             slowdown=group.slowdown * errors[address],
@@ -167,15 +188,24 @@ def set_up(kind: type[AnyWorld], workload: Workload, fleet: SimFleet, setting: S
         conducts=dict(fleet.replicas),
         own_share=fleet.own_share,
         chance=Random(f"{setting.seed}/conduct"),
+        adapters_told=setting.adapters_told,
     )
     if setting.cold_s:
         world.happens(int(setting.cold_s * 1e9), lambda: scheduler.fleet.set_members({POOL: members}))
     if oracle:
         enlighten(
-            scheduler.fleet,
             scheduler.fleet.pools[POOL],
             replicas,
             asked=lambda: world.asked_output,
             prefix_caching=setting.prefix_caching,
         )
     return world
+
+
+def _limits(group: Group, workload: Workload, setting: Setting) -> ReplicaLimits:
+    limits = group.limits(block_tokens=workload.block_tokens)
+    if setting.adapters is None:
+        return limits
+    of = setting.adapters
+    # Loaded by calls, it is there when its first request comes.
+    return replace(limits, adapter_places=of.loaded_max, adapter_load_ms=0.0 if of.by_call else of.load_ms)

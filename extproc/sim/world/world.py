@@ -16,12 +16,15 @@ from extproc.core.outcome import CacheHit, End, Hold, Outcome, Reject, Reservati
 from extproc.core.reports import ReplicaReport
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import AskQuota, Scheduler
+from extproc.core.slo import NO_ROOM
 from extproc.core.tenant import Tenant
 from extproc.sim.arrival import Arrival, Workload
 from extproc.sim.events import Accepted, Cancelled, Finished, FirstToken, SimRequest
 from extproc.sim.replica import SimReplica
 from extproc.sim.served import Served
+from extproc.sim.world.adapters import blocks_of, prefix_for, with_adapters
 from extproc.sim.world.conduct import ORDINARY, Conduct
+from extproc.sim.world.flight import SimFlight
 from extproc.sim.world.upsets import Upsets
 
 MS_NS = 1_000_000
@@ -59,36 +62,6 @@ class WorldFault:
     refuse: bool | None = None
 
 
-class _Flight:
-    """A request between its decision and its end."""
-
-    __slots__ = (
-        "addresses",
-        "arrival",
-        "at",
-        "attempts",
-        "cached",
-        "decided_ns",
-        "first_ns",
-        "idle",
-        "index",
-        "reservation",
-        "room",
-    )
-
-    def __init__(self, index: int, arrival: Arrival) -> None:
-        self.index = index
-        self.arrival = arrival
-        self.reservation: Reservation | None = None
-        self.decided_ns = self.first_ns = -1
-        self.cached = 0
-        #: Where it may be tried, how often it was, and where it is.
-        self.addresses: tuple[str, ...] = ()
-        self.attempts = 0
-        self.at = ""
-        self.idle = self.room = False
-
-
 class World:
     """Runs one workload to its end; `run` gives what became of each request, in order of arrival."""
 
@@ -108,6 +81,7 @@ class World:
         conducts: Mapping[str, Conduct] | None = None,
         own_share: float = 1.0,
         chance: Random | None = None,
+        adapters_told: bool = False,
     ) -> None:
         self.scheduler = scheduler
         self.replicas = replicas
@@ -115,17 +89,19 @@ class World:
         self.delays = delays
         self.asked_output = 0
         self._model, self._pool = model, pool
-        self._rng = rng
+        self._rng, self._adapters_told = rng, adapters_told
         self._tenants = dict(tenants or {})
         self._names = list(replicas)
         self._served: list[Served | None] = [None] * len(workload.arrivals)
         self._events: list[tuple[int, int, Any, Any]] = []
         self._serial = 0
-        self._held: dict[str, _Flight] = {}
-        self._flights: dict[str, _Flight] = {}
+        self._held: dict[str, SimFlight] = {}
+        self._flights: dict[str, SimFlight] = {}
         self._wake: dict[str, int] = {}
         self._left = len(workload.arrivals)
-        self._grace_ns = int(grace_s * 1e9)
+        self._arrived = 0
+        last_ns = workload.arrivals[-1].at_ns if workload.arrivals else 0
+        self._last_ns = last_ns + int(grace_s * 1e9)
         self.now_ns = 0
         #: Time with a step under way, by address, of what has ended.
         self.busy_ns = dict.fromkeys(replicas, 0)
@@ -150,23 +126,42 @@ class World:
 
     def run(self) -> list[Served]:
         """Play everything. What has not ended `grace_s` after the last arrival counts as failed."""
-        arrivals = self.workload.arrivals
+        self.begin()
+        while self.turn():
+            pass
+        return self.finish()
+
+    def begin(self) -> None:
+        """Start what happens at its own times."""
         if self.delays.report_interval_ms:
             self._at(0, self._report, None)
         self._at(0, self._step, None)
-        last_ns = arrivals[-1].at_ns + self._grace_ns if arrivals else 0
-        events, i, count = self._events, 0, len(arrivals)
-        while self._left:
-            if i < count and (not events or arrivals[i].at_ns <= events[0][0]):
-                self.now_ns = arrivals[i].at_ns
-                self._arrive(i, arrivals[i])
-                i += 1
-                continue
-            at_ns, _, call, what = heappop(events)
-            if at_ns > last_ns:
-                break
-            self.now_ns = at_ns
-            call(what)
+
+    @property
+    def next_ns(self) -> int:
+        """When the next thing happens: an arrival, or an event. Time steps are events, so there is one."""
+        arrivals, at_ns = self.workload.arrivals, self._events[0][0]
+        return min(at_ns, arrivals[self._arrived].at_ns) if self._arrived < len(arrivals) else at_ns
+
+    def turn(self) -> bool:
+        """Have the next thing happen; false, and nothing does, when everything has ended or is overdue."""
+        if not self._left:
+            return False
+        arrivals, events, i = self.workload.arrivals, self._events, self._arrived
+        if i < len(arrivals) and arrivals[i].at_ns <= events[0][0]:
+            self.now_ns = arrivals[i].at_ns
+            self._arrived += 1
+            self._arrive(i, arrivals[i])
+            return True
+        at_ns, _, call, what = heappop(events)
+        if at_ns > self._last_ns:
+            return False
+        self.now_ns = at_ns
+        call(what)
+        return True
+
+    def finish(self) -> list[Served]:
+        """What became of each request; those that have not ended have failed."""
         for flight in [*self._flights.values(), *self._held.values()]:
             self._end(flight, "failed", "")
         for address, since_ns in self._busy_since.items():
@@ -195,22 +190,31 @@ class World:
         self._at(at_ns, lambda told: call(told, self.now_ns), what)
 
     def _arrive(self, index: int, arrival: Arrival) -> None:
-        flight = _Flight(index, arrival)
-        self.asked_output = arrival.output_tokens
-        request = Request(
+        flight = SimFlight(index, arrival)
+        tenant = self._tenant(arrival.tenant)
+        self._admit(flight, self._request(arrival), tenant)
+
+    def _tenant(self, name: str) -> Tenant:
+        tenant = self._tenants.get(name)
+        if tenant is None:
+            tenant = self._tenants[name] = Tenant(name=name)
+        return tenant
+
+    def _request(self, arrival: Arrival) -> Request:
+        return Request(
             kind=RouteKind.CHAT,
             dialect=Dialect.OPENAI,
-            model=self._model,
+            model=arrival.model or self._model,
             stream=True,
             max_new_tokens=arrival.max_new_tokens,
             prompt_tokens=arrival.prompt_tokens,
-            prefix=arrival.blocks,
+            prefix=prefix_for(arrival, self.scheduler.fleet.pools[self._pool]),
             prefix_block_tokens=float(self.workload.block_tokens),
             user=arrival.session or None,
         )
-        tenant = self._tenants.get(arrival.tenant)
-        if tenant is None:
-            tenant = self._tenants[arrival.tenant] = Tenant(name=arrival.tenant)
+
+    def _admit(self, flight: SimFlight, request: Request, tenant: Tenant) -> None:
+        self.asked_output = flight.arrival.output_tokens
         decision = self.scheduler.admit(request, tenant, now_ns=self.now_ns)
         assert not isinstance(decision, AskQuota | CacheHit), "a simulation keeps quotas here, and no answers"
         if isinstance(decision, Hold):
@@ -227,10 +231,10 @@ class World:
         else:
             self._go(flight, decision)
 
-    def _shed(self, flight: _Flight) -> None:
+    def _shed(self, flight: SimFlight) -> None:
         """Turned away: note whether a replica stood idle, by the truth and not by what the gateway knows."""
         arrival = flight.arrival
-        for endpoint in self.scheduler.fleet.endpoints:
+        for endpoint in self.scheduler.fleet.pools[self._pool].endpoints:
             replica = self.replicas[endpoint.address]
             fits = arrival.prompt_tokens + arrival.output_tokens <= replica.limits.kv_capacity_tokens
             suspect = endpoint.suspect_until_ns > self.now_ns
@@ -239,7 +243,7 @@ class World:
                 flight.room = flight.room or replica.has_room
         self._end(flight, "shed", "")
 
-    def _go(self, flight: _Flight, decision: Routed) -> None:
+    def _go(self, flight: SimFlight, decision: Routed) -> None:
         flight.reservation = decision.reservation
         flight.decided_ns = self.now_ns
         self._flights[decision.reservation.id] = flight
@@ -269,7 +273,8 @@ class World:
                 prompt_tokens=arrival.prompt_tokens,
                 output_tokens=min(arrival.output_tokens, room),
                 max_new_tokens=min(limit, room),
-                blocks=arrival.blocks,
+                blocks=blocks_of(arrival),
+                adapter=arrival.model,
             ),
             now_ns=self.now_ns,
         )
@@ -279,15 +284,16 @@ class World:
             return
         self._watch(flight.at)
 
-    def _failed(self, reservation: Reservation) -> None:
-        """An attempt was answered 503: the next address, or the end."""
+    def _failed(self, reservation: Reservation, *, status: int = 503) -> None:
+        """An attempt was answered so: the next address, or the end."""
         flight = self._flights[reservation.id]
         if flight.attempts < min(len(flight.addresses), ATTEMPTS_MAX):
             self._try(reservation)
             return
         del self._flights[reservation.id]
-        self._record(flight, reservation, End.ERROR, 0, status=503)
-        self._end(flight, "failed", flight.at)
+        end = End.REFUSED if status == NO_ROOM else End.ERROR
+        self._record(flight, reservation, end, 0, status=status)
+        self._end(flight, "shed" if status == NO_ROOM else "failed", flight.at)
 
     def _refused(self, reservation: Reservation) -> None:
         flight = self._flights.pop(reservation.id)
@@ -314,8 +320,7 @@ class World:
             if isinstance(event, FirstToken):
                 flight = self._flights.get(str(event.request_id))
                 if flight is not None:
-                    flight.first_ns = event.at_ns
-                    flight.cached = event.cached_tokens
+                    self._first(flight, event.at_ns, event.cached_tokens)
                     if self._conducts[address].heard and not self._lost(self.delays.event_loss):
                         self._at(event.at_ns + self._event_ns(), self._first_token, event.request_id)
             elif isinstance(event, Finished):
@@ -323,6 +328,10 @@ class World:
             elif isinstance(event, Cancelled):
                 continue
         self._watch(address)
+
+    def _first(self, flight: SimFlight, at_ns: int, cached_tokens: int) -> None:
+        """Its first token was made, or is there."""
+        flight.first_ns, flight.cached = at_ns, cached_tokens
 
     def _first_token(self, reservation_id: str) -> None:
         flight = self._flights.get(reservation_id)
@@ -339,7 +348,7 @@ class World:
 
     def _record(
         self,
-        flight: _Flight,
+        flight: SimFlight,
         reservation: Reservation,
         end: End,
         output: int,
@@ -366,7 +375,7 @@ class World:
         )
         self.scheduler.settlement.settle(outcome, now_ns=self.now_ns)
 
-    def _end(self, flight: _Flight, outcome: str, endpoint: str, *, at_ns: int | None = None) -> None:
+    def _end(self, flight: SimFlight, outcome: str, endpoint: str, *, at_ns: int | None = None) -> None:
         tenant = self._tenants.get(flight.arrival.tenant)
         self._served[flight.index] = Served(
             flight.arrival,
@@ -402,6 +411,7 @@ class World:
                 kv_used_tokens=replica.kv_used_tokens,
                 kv_capacity_tokens=replica.limits.kv_capacity_tokens,
             )
+            report = with_adapters(report, replica, whole=self._adapters_told)
             delay_ns = int((delays.report_delay_ms + 1e3 * conduct.late_s) * MS_NS)
             self._at(self.now_ns + delay_ns, self._heard, report)
         self._at(self.now_ns + int(delays.report_interval_ms * MS_NS), self._report, None)

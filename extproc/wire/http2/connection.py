@@ -31,6 +31,8 @@ STREAM_WINDOW_BYTES, CONNECTION_WINDOW_BYTES = 1024 * 1024, 64 * 1024 * 1024
 HEADER_BYTES_MAX, HEADERS_MAX = 16 * 1024, 256
 #: A connection on which nothing comes is asked whether it lives, and let go where it does not say so.
 KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 10.0, 5.0
+#: Our own turn came so much too late: what the peer answered is unread, and it has one more timeout.
+LATE_S = 0.5
 #: Bytes that are taken out of the session at once: what the peer's socket does not take stays in there.
 OUT_BYTES_MAX = 256 * 1024
 #: Envoy ends each stream that we end early with a reset, by design; nghttp2 would take that for an attack
@@ -84,7 +86,8 @@ class Http2Connection(asyncio.Protocol):
         self._blocked: dict[int, GrpcStream] = {}
         #: In a read or a flush, whose end flushes; a flush that is to come; the peer takes nothing just now.
         self._busy = self._scheduled = self._paused = False
-        self._heard, self._pinged = False, False
+        #: Something came; asked whether it is there; waited for once more, for we were late ourselves.
+        self._heard = self._pinged = self._spared = False
         self._keepalive: asyncio.TimerHandle | None = None
         self._closing = False
 
@@ -109,7 +112,7 @@ class Http2Connection(asyncio.Protocol):
             }
         )
         self.session.set_local_window_size(settings.connection_window_bytes)
-        self._keepalive = self._loop.call_later(settings.keepalive_s, self._ask_after)
+        self._ask_in(settings.keepalive_s)
         self._flush()
 
     def data_received(self, data: bytes) -> None:
@@ -349,7 +352,9 @@ class Http2Connection(asyncio.Protocol):
                 stream.give_up()
             self._flush()
         if self._heard:
-            self._heard = self._pinged = False
+            self._heard = self._pinged = self._spared = False
+        elif self._pinged and self._loop.time() - self._due_s > LATE_S and not self._spared:
+            self._spared = True  # late ourselves, we have not read its answer yet
         elif self._pinged:
             log.info("a gateway's connection was silent for %.0f s and is let go", settings.keepalive_s)
             self.abort()
@@ -358,8 +363,11 @@ class Http2Connection(asyncio.Protocol):
             self._pinged = True
             self._attempt(self.session.ping)
             self._flush()
-        wait_s = settings.keepalive_timeout_s if self._pinged else settings.keepalive_s
-        self._keepalive = self._loop.call_later(wait_s, self._ask_after)
+        self._ask_in(settings.keepalive_timeout_s if self._pinged else settings.keepalive_s)
+
+    def _ask_in(self, wait_s: float) -> None:
+        self._due_s = self._loop.time() + wait_s
+        self._keepalive = self._loop.call_at(self._due_s, self._ask_after)
 
 
 def _session() -> ngh2.Connection:

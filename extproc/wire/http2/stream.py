@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -17,6 +18,9 @@ from extproc.wire.calls import Begin, GrpcStatus, RpcHandler
 from extproc.wire.http2 import framing
 
 log = logging.getLogger(__name__)
+
+#: Smaller ones are put together as they come: each has a few dozen bytes of Python's own.
+PIECE_BYTES_MIN = 1024
 
 
 class Carrier(Protocol):
@@ -40,14 +44,16 @@ class GrpcStream:
     """The `RpcCall` of one stream."""
 
     __slots__ = (
-        "_buffer",
         "_carrier",
         "_failing",
         "_flushed",
         "_headers",
         "_held",
         "_lingers",
+        "_need",
         "_peer_done",
+        "_pieces",
+        "_size",
         "_started",
         "_timer",
         "ended",
@@ -59,9 +65,12 @@ class GrpcStream:
     def __init__(self, carrier: Carrier, id_: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self._carrier, self.id, self._headers = carrier, id_, headers
         self.handler: RpcHandler | None = None
-        #: Bytes that are no whole message yet, or whose turn has not come; how many are unacknowledged.
-        self._buffer = bytearray()
-        self._held = 0
+        #: Bytes that are no whole message yet, or whose turn has not come, as they came; how many they are,
+        #: and how many of them are unacknowledged.
+        self._pieces: deque[bytes | bytearray | memoryview] = deque()
+        self._size = self._held = 0
+        #: The size of the message that has begun; None before its prefix.
+        self._need: int | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._started = self._peer_done = False
         #: It ends other than well; all of its end has left; and that was so a while ago.
@@ -174,7 +183,8 @@ class GrpcStream:
         self._acknowledge(len(data))
         whole = len(data) - framing.PREFIX_BYTES
         if (
-            not self._buffer
+            not self._size
+            and self._need is None
             and 0 <= whole <= self._carrier.message_bytes_max
             and int.from_bytes(data[: framing.PREFIX_BYTES], "big") == whole
         ):
@@ -187,6 +197,8 @@ class GrpcStream:
                 return
         elif data:
             self._keep(data)
+            if self._need is not None and self._size < self._need and not self._peer_done:
+                return
         self._guarded(self._parse)
 
     def flushed(self) -> None:
@@ -207,7 +219,7 @@ class GrpcStream:
                 # No reset behind a good end: an Envoy that puts off reading takes one for a failure, even of
                 # what has come whole. It closes its own side by itself.
                 self._flushed = True
-        elif self._buffer or self._peer_done:
+        elif self._size or self._peer_done:
             self._guarded(self._parse)
 
     def lingers(self) -> bool:
@@ -233,9 +245,10 @@ class GrpcStream:
         """It is over for its handler, and nothing of it is kept; its caller's side may still be open."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._buffer:
-            self._carrier.buffered(-len(self._buffer))
-            self._buffer.clear()
+        if self._size:
+            self._carrier.buffered(-self._size)
+            self._pieces.clear()
+            self._size = 0
         self._acknowledge(self._held)
         self._held = 0
         handler, self.handler = self.handler, None
@@ -247,37 +260,57 @@ class GrpcStream:
         self.fail(GrpcStatus.DEADLINE_EXCEEDED, "the caller's deadline has passed")
 
     def _keep(self, data: bytes) -> None:
-        self._buffer += data
+        pieces = self._pieces
+        if len(data) >= PIECE_BYTES_MIN:
+            pieces.append(data)
+        elif pieces and isinstance(pieces[-1], bytearray):
+            pieces[-1] += data
+        else:
+            pieces.append(bytearray(data))
+        self._size += len(data)
         if not self._carrier.buffered(len(data)):
             self.fail(GrpcStatus.RESOURCE_EXHAUSTED, "the service holds as many bytes as it may")
 
+    def _cut(self, size: int) -> bytes:
+        """Take so many of the bytes that are kept, copied once."""
+        self._size -= size
+        self._carrier.buffered(-size)
+        pieces, parts = self._pieces, list[bytes | bytearray | memoryview]()
+        while size:
+            piece = pieces.popleft()
+            if len(piece) > size:
+                view = memoryview(piece)
+                pieces.appendleft(view[size:])
+                piece = view[:size]
+            parts.append(piece)
+            size -= len(piece)
+        return b"".join(parts)
+
     def _parse(self) -> None:
         """Give the handler what is whole, while it takes it."""
-        buffer, handler = self._buffer, self.handler
+        handler = self.handler
         assert handler is not None
         while not handler.busy and not self.ended:
             if self._held:
                 self._acknowledge(self._held)
                 self._held = 0
-            if len(buffer) < framing.PREFIX_BYTES:
+            if self._need is None:
+                if self._size < framing.PREFIX_BYTES:
+                    break
+                prefix = self._cut(framing.PREFIX_BYTES)
+                if prefix[0]:
+                    self.fail(GrpcStatus.UNIMPLEMENTED, "messages are taken uncompressed alone")
+                    return
+                self._need = length = int.from_bytes(prefix[1:], "big")
+                if length > self._carrier.message_bytes_max:
+                    self.fail(GrpcStatus.RESOURCE_EXHAUSTED, f"a message of {length} bytes is too large")
+                    return
+            if self._size < self._need:
                 break
-            if buffer[0]:
-                self.fail(GrpcStatus.UNIMPLEMENTED, "messages are taken uncompressed alone")
-                return
-            length = int.from_bytes(buffer[1 : framing.PREFIX_BYTES], "big")
-            if length > self._carrier.message_bytes_max:
-                self.fail(GrpcStatus.RESOURCE_EXHAUSTED, f"a message of {length} bytes is too large")
-                return
-            end = framing.PREFIX_BYTES + length
-            if len(buffer) < end:
-                break
-            with memoryview(buffer) as view:
-                message = bytes(view[framing.PREFIX_BYTES : end])
-            del buffer[:end]
-            self._carrier.buffered(-end)
+            message, self._need = self._cut(self._need), None
             handler.message(message)
         if self._peer_done and not handler.busy and not self.ended:
-            if buffer:
+            if self._size or self._need is not None:
                 self.fail(GrpcStatus.INTERNAL, "the stream ended within a message")
             else:
                 handler.sent_all()

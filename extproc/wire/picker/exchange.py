@@ -107,7 +107,8 @@ class PickerExchange(Exchange):
             message,
             claim=directory.claim,
             proxy=directory.proxy,
-            trusted=codec.TRUSTED if self._picker.settings.trust_headers else frozenset(),
+            trusted=self._processor.model_headers
+            | (codec.TRUSTED if self._picker.settings.trust_headers else frozenset()),
         )
         self._values, self._only = headers.values, codec.subset(message)
         return self._on_headers(headers)

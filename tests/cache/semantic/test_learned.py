@@ -6,11 +6,11 @@ from random import Random
 
 import pytest
 
+from extproc.cache.semantic.entries import WINDOW
 from extproc.cache.semantic.errors import upper
 from extproc.cache.semantic.learned import (
     OFF_MIN,
     OWN_MIN,
-    WINDOW,
     EntryChecks,
     LikelyWrong,
     ThresholdLearner,

@@ -114,7 +114,7 @@ def test_it_finds_learns_and_begins_anew() -> None:
             alike=0.9,
         )
         checked = await found(worker, check)
-        assert checked == CheckedEntry(job=check.job, same=True, sampled=1, wrong=0)
+        assert checked == CheckedEntry(job=check.job, same=True)
         os.kill(worker.pid, signal.SIGKILL)
         await until("its end is seen", lambda: worker.counts["ended"] == 1, worker)
         await until("it is there again", lambda: worker.counts["started"] == 2 and worker.up, worker)
@@ -139,7 +139,37 @@ def test_what_is_dropped_is_not_found() -> None:
     played(run)
 
 
-SILENT = (sys.executable, "-c", "import sys; sys.stdin.read()")
+#: Says that it is ready, and nothing more.
+SILENT = (
+    sys.executable,
+    "-c",
+    (
+        "import sys; from extproc.cache.semantic.jobs import ReadyReply; from extproc.pipes import framed;"
+        "sys.stdout.buffer.write(framed(ReadyReply())); sys.stdout.flush(); sys.stdin.read()"
+    ),
+)
+#: Never ready.
+LOADING = (sys.executable, "-c", "import sys; sys.stdin.read()")
+
+
+def test_nothing_is_asked_of_a_process_that_loads_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question is a miss at once, not after its budget; what loads for ever is begun again."""
+
+    async def run() -> None:
+        worker = EmbeddingWorker(command=LOADING)
+        try:
+            await until("the process is there", lambda: worker.pid > 0, worker)
+            for _ in range(50):
+                worker.step()
+            assert not worker.up
+            assert not worker.find(find(worker, "x"), lambda _: None, budget_s=DEADLINE_S)
+            assert worker.counts == {"started": 1, "away": 1}
+            monkeypatch.setattr(module, "LOADS_S", 0.0)
+            await until("it is begun again", lambda: worker.counts["started"] >= 2, worker)
+        finally:
+            await worker.stop()
+
+    asyncio.run(run())
 
 
 def test_whoever_waits_hears_nothing_after_its_budget() -> None:

@@ -346,3 +346,40 @@ class Budgets(RuleBasedStateMachine):
 
 
 TestBudgets = Budgets.TestCase
+
+
+@pytest.mark.parametrize(
+    ("facts", "closed_s"),
+    [
+        ({"status": 429}, 5),
+        ({"status": 429, "provider": "- - - - 90"}, 90),
+        ({"status": 503, "provider": "- - - - 1"}, 5),
+        ({"status": 529}, 5),
+        ({"status": 500}, 0),
+        ({"status": 200, "provider": "- - - - 90"}, 0),
+    ],
+)
+def test_how_long_a_provider_is_left_alone(facts: dict[str, Any], closed_s: int) -> None:
+    """As long as it says with a refusal, five seconds at the least; a request's own 500 closes nothing."""
+    fleet = Fleetlet()
+    fleet.asked()
+    routed = fleet.asked()
+    assert isinstance(routed, Routed)
+    assert routed.reservation.pool == "paid"
+    fleet.ended(routed, now_ns=S, end=End.ERROR, **facts)
+    assert fleet.books.closed("paid", now_ns=S + closed_s * S - 1) is (closed_s > 0)
+    assert not fleet.books.closed("paid", now_ns=S + closed_s * S)
+
+
+def test_what_a_provider_says_bounds_what_goes_there() -> None:
+    """Without a limit in the file too; requests for its own model by name count against it."""
+    fleet = Fleetlet()
+    fleet.asked()
+    routed = fleet.asked()
+    assert isinstance(routed, Routed)
+    fleet.ended(routed, now_ns=S, provider="2 30s - - -")
+    assert fleet.books.provider_left("paid", now_ns=S)["requests"] == 2
+    assert fleet.pool(replace(ASKED, model="gpt"), now_ns=S) == "paid"
+    assert fleet.pool(now_ns=S) == "paid"
+    assert fleet.pool(now_ns=S) == "held"
+    assert fleet.books.provider_left("paid", now_ns=31 * S)["requests"] is None

@@ -73,6 +73,7 @@ class Scene:
         self.cache = CacheSeen()
         self.tokens = TokensSeen()
         self.bound: dict[tuple[str, str], float] = {}
+        self.adapter_calls: dict[tuple[str, str, str], int] = {}
 
     def admit(self, tenant: str = "acme", **facts: Any) -> Routed | Reject | Hold:
         """Decide on a request."""
@@ -125,6 +126,7 @@ class Scene:
                 cache=lambda: self.cache,
                 tokens=lambda: self.tokens,
                 bound=lambda: self.bound,
+                adapter_calls=lambda: self.adapter_calls,
             )
         )
 

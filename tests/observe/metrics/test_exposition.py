@@ -118,7 +118,11 @@ def busy(scene: Make) -> Any:
         on=True,
     )
     lora = PoolAdapters(names=frozenset({"lora"}), loaded_max=1, load_ms=1.0)
-    at.scheduler.fleet.endpoints[0].adapters = LoadedAdapters(lora)
+    pool = at.scheduler.fleet.pools["chat"]
+    pool.adapters, pool.endpoints[0].adapters = lora, LoadedAdapters(lora, pool.adapter_counts)
+    pool.endpoints[0].adapters.begins("lora", now_ns=at.now_ns)
+    at.adapter_calls = {("chat", "load", "ok"): 1}
+    at.scheduler.sites.links.put({"code": "hub"})
     at.scheduler.spills.counts["chat", "code", "load"] = 1
     at.scheduler.settings.spills = {"chat": SpillRule(pool="chat", to="code", budget_per_hour=1.0)}
     at.tokens = TokensSeen(

@@ -1,16 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import envoy_messages as envoy
 import ngh2
 import serving
-from peer import PROCESS, Port, one_peer
+from peer import PING, PROCESS, Port, frames, one_peer
 
 from extproc.wire.http2 import connection as connection_module
-from extproc.wire.http2.connection import ConnectionSettings
+from extproc.wire.http2.connection import LATE_S, ConnectionSettings
 from tests.stand.waits import until
 
 
@@ -225,6 +226,29 @@ def test_a_peer_that_is_silent_is_let_go() -> None:
         dead.lose()
         port.nothing_is_left()
         alive.lose()
+
+    play(test)
+
+
+def test_a_stall_of_ours_lets_nobody_go() -> None:
+    """The answer to our ping lies unread when its time is over: the peer has the same time once more."""
+
+    async def test() -> None:
+        settings = ConnectionSettings(keepalive_s=0.05, keepalive_timeout_s=0.5)
+        port = Port(settings=settings)
+        peer = port.peer()
+
+        def pings() -> int:
+            return sum(kind == PING for kind, *_ in frames(b"".join(peer.wire.writes)))
+
+        await until(pings)
+        time.sleep(settings.keepalive_timeout_s + 2 * LATE_S)  # noqa: ASYNC251 (our loop stands)
+        await asyncio.sleep(0.01)
+        assert not peer.wire.closed
+        peer.pump()
+        await until(lambda: pings() > 1)
+        await until(lambda: peer.wire.closed, "one that stays silent is let go")
+        peer.lose()
 
     play(test)
 

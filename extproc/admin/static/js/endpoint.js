@@ -35,6 +35,7 @@ export async function endpointDialog(address) {
       ["TTFT", `p50 ${ms(found.ttft_p50_ms)}, p99 ${ms(found.ttft_p99_ms)}`],
       ["since the start", `${count(found.ok)} ok, ${count(found.failed)} failed, ${count(found.refused)} refused by it, ${count(found.client_gone)} left by clients`],
       ["models", found.models.join(", ")],
+      ...(found.adapters ? [["LoRA adapters", `${found.adapters.join(", ") || "none loaded"} (${count(found.adapter_loads)} loads)`]] : []),
     ]),
     causes.length ? h("h3", { text: "What lowers its health" }) : null,
     causes.length ? table(["cause", "kind", "factor", "detail"], causes, "Causes") : null,

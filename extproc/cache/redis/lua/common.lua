@@ -60,3 +60,17 @@ local function evict(most)
   end
   return gone
 end
+
+local function meant(said, its) return not said or said == '' or said == its end
+
+-- Whether an answer whose request began then was purged since.
+local function purged_since(began_ms, tenant, model, pool, key)
+  for _, raw in ipairs(redis.call('LRANGE', P, 0, -1)) do
+    local fine, order = pcall(cmsgpack.unpack, raw)
+    if fine and type(order) == 'table' and tonumber(order.at) and began_ms <= order.at and meant(order.tenant, tenant)
+      and meant(order.model, model) and meant(order.pool, pool) and meant(order.key, key) then
+      return true
+    end
+  end
+  return false
+end

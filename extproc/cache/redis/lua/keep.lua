@@ -1,18 +1,10 @@
--- ARGV: BASE, key, answer, ttl_ms, size, bytes_max, age_ms of its request, tenant, model, pool, gpu_ms.
+-- ARGV: BASE, key, answer, ttl_ms, size, bytes_max, began_ms (when its request began), tenant, model, pool, gpu_ms.
 -- Answers { what became of it, bytes, answers, how many went for it }.
 local key, answer, ttl_ms, size, bytes_max = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local began_ms = now_ms - tonumber(ARGV[7])
+local began_ms = tonumber(ARGV[7])
 local tenant, model, pool = ARGV[8], ARGV[9], ARGV[10]
 
-local function meant(said, its) return not said or said == '' or said == its end
-
-for _, raw in ipairs(redis.call('LRANGE', P, 0, -1)) do
-  local fine, order = pcall(cmsgpack.unpack, raw)
-  if fine and type(order) == 'table' and tonumber(order.at) and began_ms <= order.at and meant(order.tenant, tenant) and meant(order.model, model) and meant(order.pool, pool)
-    and meant(order.key, key) then
-    return { 'purged', total(), count(), 0 }
-  end
-end
+if purged_since(began_ms, tenant, model, pool, key) then return { 'purged', total(), count(), 0 } end
 sweep()
 if size > bytes_max then return { 'large', total(), count(), 0 } end
 drop(key)

@@ -1,0 +1,65 @@
+"""A session that runs scripts: one, or many in a round trip, errors of the server among their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, OutOfMemoryError
+
+from extproc.cache.redis.scripts import ScriptBook
+from extproc.state import redis_client
+from extproc.state.redis_session import RedisSession
+
+#: Of so many looks at the server's clock the one that took the shortest counts.
+CLOCK_LOOKS: Final = 4
+
+
+class ScriptedSession(RedisSession):
+    """`scripts` are those that it runs; the server that has `clock_key` tells the time."""
+
+    def __init__(self, url: str, *, scripts: ScriptBook, clock_key: str, **of_session: Any) -> None:
+        super().__init__(url, **of_session)
+        self._book, self._clock_key = scripts, clock_key
+        #: How far the server's clock is ahead of ours at least, ms, by the last looks.
+        self._ahead_ms: deque[int] = deque(maxlen=CLOCK_LOOKS)
+
+    def began_ms(self, begun_ns: int) -> int:
+        """When a request began by the server's clock, rather too early: a purge in doubt counts."""
+        return begun_ns // 1_000_000 + max(self._ahead_ms, default=0)
+
+    async def look_at_clock(self, client: Redis) -> None:
+        """Know the server's clock anew: it may be another server."""
+        self._ahead_ms.clear()
+        for _ in range(CLOCK_LOOKS):
+            await self._now_ms(client)
+
+    async def _now_ms(self, client: Redis) -> int:
+        """The server's clock."""
+        async with asyncio.timeout(redis_client.OPERATION_TIMEOUT_S):
+            now_ms = await redis_client.server_time_ms(client, self._clock_key)
+        self._ahead_ms.append(now_ms - math.ceil(self._clock() / 1e6))
+        return now_ms
+
+    async def _pipelined(self, client: Redis, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """The commands' answers, errors of the server among them."""
+        pipeline = client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        async with asyncio.timeout(redis_client.OPERATION_TIMEOUT_S):
+            results: list[Any] = await pipeline.execute(raise_on_error=False)
+        if any(isinstance(result, NoScriptError) for result in results):
+            for at, result in enumerate(results):
+                if isinstance(result, NoScriptError):
+                    results[at] = await self._called(client, commands[at])
+        return results
+
+    async def _called(self, client: Redis, command: tuple[Any, ...]) -> Any:
+        async with asyncio.timeout(redis_client.OPERATION_TIMEOUT_S):
+            try:
+                return await self._book.call(client, command)
+            except OutOfMemoryError as error:
+                return error

@@ -1,0 +1,115 @@
+"""What is wrong with a file's sites, across its sections; and whose requests come back from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from extproc.config.locations import Loc, repeats
+from extproc.config.sites import TiersConfig
+from extproc.core.tiers import TierRule
+from extproc.meant import meant
+
+if TYPE_CHECKING:
+    from extproc.config.model import Config
+    from extproc.config.pools import PoolConfig
+
+_MS = 1_000_000
+
+
+def tier_rule(tiers: TiersConfig, *, hops_max: int) -> TierRule:
+    """The rule by which requests leave the edge."""
+    same = ("prompt_tokens", "output_tokens", "complexity")
+    bounds = {
+        f"{name}_{kind}": getattr(tiers, f"{name}_{kind}") for name in same for kind in ("simple", "complex")
+    }
+    return TierRule(
+        **bounds,
+        sooner_ns=round(tiers.sooner_ms * _MS),
+        sooner_share=tiers.sooner_share,
+        back_share=tiers.back_share,
+        wait_ns=round(tiers.wait_ms * _MS),
+        cost_per_s=tiers.cost_per_s,
+        stays=frozenset(tiers.stays),
+        goes=frozenset(tiers.goes),
+        hops_max=hops_max,
+    )
+
+
+def returns(pool: PoolConfig, there: PoolConfig) -> bool:
+    """Whether what fails at another site can be tried at home: Envoy sends the same request once more, and
+    changes nothing of it for another pool."""
+    mine, theirs = pool.upstream, there.upstream
+    plain = all(
+        each.key is None and each.path_prefix is None and not each.headers.add and each.http2 != "auto"
+        for each in (mine, theirs)
+    )
+    spill = pool.spill
+    same = spill is not None and all(spill.models.get(model, model) == model for model in pool.models)
+    return there.remote is not None and plain and same and mine.http2 == theirs.http2
+
+
+def returning(config: Config) -> list[tuple[PoolConfig, PoolConfig]]:
+    """The pools that are another site's, with the pools whose requests come back from there."""
+    pools = {pool.name: pool for pool in config.pools}
+    return [
+        (pools[pool.spill.to], pool)
+        for pool in config.pools
+        if pool.spill is not None and pool.spill.to in pools and returns(pool, pools[pool.spill.to])
+    ]
+
+
+def site_checks(config: Config) -> Iterator[tuple[Loc, str]]:
+    """Yield (location, message)."""
+    site, pools = config.site, {pool.name: pool for pool in config.pools}
+    peers = [] if site is None else [peer.name for peer in site.peers]
+    if site is not None:
+        tenants = [tenant.name for tenant in config.tenants]
+        yield from repeats((("site", "peers", i, "name"), name) for i, name in enumerate(peers))
+        for i, peer in enumerate(site.peers):
+            if peer.name == site.name:
+                yield ("site", "peers", i, "name"), "is this site itself; name another one, or remove it"
+            if peer.tenant is not None and peer.tenant not in tenants:
+                known = ", ".join(tenants) or "none"
+                message = f"no tenant {peer.tenant!r}; there are {known}{meant(peer.tenant, tenants)}"
+                yield ("site", "peers", i, "tenant"), message
+    for i, pool in enumerate(config.pools):
+        remote = pool.remote
+        if remote is not None and remote.site not in peers:
+            known = ", ".join(peers) or "none"
+            message = (
+                f"no site {remote.site!r} among site.peers; there are {known}{meant(remote.site, peers)}"
+            )
+            yield ("pools", i, "remote", "site"), message
+        if remote is not None and pool.scaling is not None:
+            yield ("pools", i, "scaling"), "does nothing here: that site scales its own replicas; remove it"
+        if pool.spill is not None:
+            yield from _tiers(config, i, pool, pools.get(pool.spill.to))
+    local = sorted({model for pool in config.pools if pool.remote is None for model in pool.models})
+    for i, tenant in enumerate(config.tenants):
+        name = tenant.away_model
+        if name is None:
+            continue
+        at: Loc = ("tenants", i, "away_model")
+        if not any(pool.remote is not None for pool in config.pools):
+            yield at, "does nothing while no pool is another site's (pools[].remote); remove it"
+        elif name not in local:
+            yield at, f"no pool here serves {name!r}; they serve {', '.join(local)}{meant(name, local)}"
+        elif tenant.models is not None and name not in tenant.models:
+            yield at, f"{name!r} is not among the tenant's models; add it to tenants[{i}].models"
+
+
+def _tiers(config: Config, i: int, pool: PoolConfig, there: PoolConfig | None) -> Iterator[tuple[Loc, str]]:
+    assert pool.spill is not None
+    tiers = pool.spill.tiers
+    at: Loc = ("pools", i, "spill", "tiers")
+    edge = config.site is not None and config.site.tier == "edge"
+    if tiers != TiersConfig() and (there is None or there.remote is None or not edge):
+        message = "does nothing: it is for an edge (site.tier: edge) whose pool spills to a site (remote)"
+        yield at, message
+    yield from ((at, problem) for problem in tier_rule(tiers, hops_max=1).problems())
+    names = [each.name for each in config.classes]
+    for side in ("stays", "goes"):
+        for j, name in enumerate(getattr(tiers, side)):
+            if name not in names:
+                yield (*at, side, j), f"no class {name!r}; there are {', '.join(names)}{meant(name, names)}"

@@ -1,0 +1,193 @@
+"""What a request is, and which pool serves it: its own, another where it cannot wait, or another site's.
+
+Owns the order of these questions. What a request may have is decide.py's, when it leaves its pool is
+core/spill's, which of two sites serves it core/tiers'. Pure, and changes nothing.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from extproc.core.decide import RoutingRequest, resolve, serving
+from extproc.core.dispatch import Dispatcher
+from extproc.core.errors import Error
+from extproc.core.fleet import Fleet
+from extproc.core.ledger import Ledger
+from extproc.core.outcome import Reject
+from extproc.core.policy import SchedulerSettings
+from extproc.core.remote.choice import Offers, SiteChoices
+from extproc.core.remote.offers import offer_here
+from extproc.core.remote.values import Tiered
+from extproc.core.request import Request
+from extproc.core.spill.books import SpillBooks
+from extproc.core.spill.choice import elsewhere, may_cross
+from extproc.core.spill.values import SpillCost, Spilled, SpillRule
+from extproc.core.tenant import Tenant
+from extproc.core.tiers import SMALLER, TierChoice, TierRule
+
+
+class Resolver:
+    """Of one scheduler. Who waits is its dispatcher's; what may be spent elsewhere is in `spills`."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        ledger: Ledger,
+        settings: SchedulerSettings,
+        dispatcher: Dispatcher,
+        *,
+        spills: SpillBooks,
+        sites: SiteChoices,
+    ) -> None:
+        self._fleet, self._ledger, self._settings = fleet, ledger, settings
+        # Its queue is another one after a change of classes.
+        self._dispatcher, self._spills, self._sites = dispatcher, spills, sites
+
+    def resolve(
+        self, request: Request, tenant: Tenant, reservation_id: str, *, key: str = "", now_ns: int
+    ) -> RoutingRequest | Reject:
+        """What a request is here and now (`decide.resolve`); changes nothing."""
+        routing = self._resolved(request, tenant, reservation_id, key=key, now_ns=now_ns)
+        if isinstance(routing, Reject) or not (self._settings.spills or self._sites.links.by_pool):
+            return routing
+        if routing.pool in self._sites.links.by_pool:
+            return self._only_there(request, tenant, routing, key=key, now_ns=now_ns)
+        rule = self._settings.spills.get(routing.pool)
+        if rule is None or (tenant.spill is None and rule.tiers is None):
+            return routing
+        tiered: Tiered | None = None
+        choice: TierChoice | None = None
+        if rule.tiers is not None and rule.to in self._sites.links.by_pool:
+            tiered = self._tiered(request, tenant, routing, rule, rule.tiers, now_ns=now_ns)
+            choice = tiered.choice
+            routing = replace(routing, tier=tiered)
+        elif rule.to in self._sites.links.by_pool and request.hops >= self._settings.hops_max:
+            return routing
+        spill = elsewhere(
+            request,
+            routing.model,
+            tenant,
+            self._fleet,
+            rule,
+            self._spills,
+            self._dispatcher.queue,
+            price=self._settings.policy.price(rule.to),
+            rank=routing.work.rank,
+            tier=choice,
+            now_ns=now_ns,
+        )
+        if spill is None:
+            return routing
+        there = self._resolved(
+            request, tenant, reservation_id, key=key, now_ns=now_ns, spill=spill, to=rule.to
+        )
+        return replace(there, tier=tiered) if isinstance(there, RoutingRequest) else routing
+
+    def _tiered(
+        self,
+        request: Request,
+        tenant: Tenant,
+        routing: RoutingRequest,
+        rule: SpillRule,
+        tiers: TierRule,
+        *,
+        now_ns: int,
+    ) -> Tiered:
+        """Whether a request that is served here goes to the centre that its pool's rule names."""
+        home, there = self._fleet.pools[rule.pool], self._fleet.pools[rule.to]
+        price = self._settings.policy.price
+        return self._sites.choose(
+            request,
+            routing.work,
+            tenant,
+            home=home,
+            there=there,
+            called=rule.model(routing.model),
+            rule=tiers,
+            offers=Offers(self._dispatcher.queue, price(home.name), price(there.name)),
+            may_leave=may_cross(request, home, there, rule),
+            now_ns=now_ns,
+        )
+
+    def _only_there(
+        self, request: Request, tenant: Tenant, routing: RoutingRequest, *, key: str, now_ns: int
+    ) -> RoutingRequest | Reject:
+        """A model that is only at another site: sent on; by a smaller one here while that is away, where the
+        tenant says so."""
+        price, queue = self._settings.policy.price, self._dispatcher.queue
+        smaller = None
+        home = None if tenant.away_model is None else serving(tenant.away_model, tenant, self._fleet)
+        if home is not None and not home.site:
+            smaller = offer_here(home, routing.work, tenant, queue, price=price(home.name), now_ns=now_ns)
+        there = self._fleet.pools[routing.pool]
+        tiered = self._sites.choose(
+            request,
+            routing.work,
+            tenant,
+            home=None,
+            there=there,
+            called=routing.model,
+            rule=TierRule(hops_max=self._settings.hops_max),
+            offers=Offers(queue, price(there.name), price(there.name)),
+            smaller=smaller,
+            now_ns=now_ns,
+        )
+        where, reason = tiered.choice.where, tiered.choice.reason
+        if where == SMALLER and home is not None and tenant.away_model is not None:
+            spill = Spilled(there.name, tenant.away_model, reason, SpillCost(0, 0.0))
+            found = self._resolved(
+                request, tenant, routing.id, key=key, now_ns=now_ns, spill=spill, to=home.name
+            )
+            if isinstance(found, RoutingRequest):
+                return replace(found, tier=tiered)
+        if reason == "hops":
+            return Error.LOOP.reject(hops=request.hops)
+        return replace(routing, tier=tiered)
+
+    def _resolved(
+        self,
+        request: Request,
+        tenant: Tenant,
+        reservation_id: str,
+        *,
+        key: str,
+        now_ns: int,
+        spill: Spilled | None = None,
+        to: str = "",
+    ) -> RoutingRequest | Reject:
+        settings = self._settings
+        policy = settings.policy
+        rank = policy.rank(tenant.service_class)
+        return resolve(
+            request,
+            tenant,
+            self._fleet,
+            self._ledger,
+            id=reservation_id,
+            default_model=settings.default_model,
+            reservations_max=settings.limits.reservations_max,
+            zone=settings.zone,
+            key=key,
+            rank=rank,
+            spec=policy.classes[rank],
+            now_ns=now_ns,
+            families=settings.families,
+            waiting=self._dispatcher.queue.by_pool_count,
+            spill=spill,
+            to=to,
+        )
+
+    def may_rename(self, model: str | None, tenant: Tenant) -> bool:
+        """Whether a request for a model may go on under another name: its pool may send it elsewhere."""
+        settings = self._settings
+        if tenant.spill is None and tenant.away_model is None and not self._sites.links.by_pool:
+            return False
+        if model in settings.families:
+            return True
+        pool = serving(model or tenant.default_model or settings.default_model, tenant, self._fleet)
+        if pool is None:
+            return False
+        rule = settings.spills.get(pool.name)
+        if rule is None:
+            return bool(pool.site) and tenant.away_model is not None
+        return rule.renames if rule.tiers is not None else tenant.spill is not None
