@@ -53,7 +53,8 @@ def once(seed: int, workers: int, arguments: list[str], log: Path, s_max: float)
         *arguments,
     ]
     with log.open("wb") as out:
-        run = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
+        # In the loops' own session: Linux shares the cores by session first (autogroup).
+        run = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, process_group=0)
         try:
             status = run.wait(s_max)
         except BaseException as error:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -17,6 +17,8 @@ from extproc.cli.tenants import asked
 
 #: Scopes and tenants shown; all are in --json.
 ROWS_MAX = 20
+#: Where questions in other words are.
+KEPT: Final = {"memory": "in memory", "file": "in memory and on the disk", "redis": "in Redis"}
 MIB = 1024 * 1024
 _file = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 
@@ -158,7 +160,11 @@ def show(found: Mapping[str, Any]) -> None:
 def in_other_words(found: Mapping[str, Any]) -> list[str]:
     """The semantic cache's lines: what is kept, what was asked, and how often it would have been wrong."""
     there = "" if found["up"] else "; its process is not there"
-    lines = [f"in other words: {found['questions']} questions kept, {found['bytes'] / MIB:.1f} MiB{there}"]
+    there += "; the store is away: nothing is given" if found["away"] else ""
+    place = KEPT[found["kept"]]
+    lines = [
+        f"in other words: {found['questions']} questions kept {place}, {found['bytes'] / MIB:.1f} MiB{there}"
+    ]
     for tenant, counts in list(found["requests"].items())[:ROWS_MAX]:
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
         lines.append(f"  {tenant}: {outcomes}")
@@ -169,7 +175,12 @@ def in_other_words(found: Mapping[str, Any]) -> list[str]:
                 f"  {scope}: {each['wrong']} of {each['checked_hits']} checked answers were wrong, "
                 f"at most {100 * each['wrong_at_most']:.1f} % of all (95 %){off}"
             )
-    for name, title in (("refused", "guards refused"), ("checks", "compared answers")):
+    titles = {
+        "refused": "guards refused",
+        "checks": "compared answers",
+        "store_refused": "refused of the store",
+    }
+    for name, title in titles.items():
         if counts := ", ".join(f"{count} {kind}" for kind, count in sorted(found[name].items())):
             lines.append(f"  {title}: {counts}")
     return lines
@@ -182,6 +193,9 @@ def explained(found: Mapping[str, Any]) -> list[str]:
         return [f"{head}not cached: {found['why']}"]
     lines = [head + (f"cached {found['why']}" if found["why"] else "cached")]
     lines.append(f"  key {found['key']}, of {found['scope']}")
+    if words := found.get("words"):
+        like = f"compared, with {words['questions']} kept questions that differ in the words alone"
+        lines.append(f"  in other words: {words['why'] or like}")
     kept = found["kept"]
     if kept is None:
         lines.append("  no answer is kept")

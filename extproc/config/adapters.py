@@ -9,7 +9,7 @@ from pydantic import Field
 
 from extproc.config.section import Section
 from extproc.config.types import ModelName
-from extproc.core.adapter_calls import TOGETHER_MAX
+from extproc.core.adapters import TOGETHER_MAX
 
 #: Where an adapter's name stands in a path.
 NAME_PLACE = "{name}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from extproc.config.away import away_routes, fallback
 from extproc.config.holds import longest_hold_ms
 from extproc.config.model import Config, GatewayConfig, PoolConfig, ServiceClass
-from extproc.config.routes import own_in_envoy
+from extproc.config.own_routes import own_in_envoy
 from extproc.config.section import reloadable
 from extproc.config.site_checks import returning
 

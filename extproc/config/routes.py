@@ -1,6 +1,6 @@
 """`routes`: paths that are served beside the gateway's own, and how a request is read there.
 
-Owns the section, which paths nobody may give away, and the rows of core/routes.py that are made of it.
+Owns the section, and which paths nobody may give away. The rows that are made of it are own_routes.py's.
 """
 
 from __future__ import annotations
@@ -14,23 +14,6 @@ from pydantic import AfterValidator, Field
 from extproc.config.section import Section
 from extproc.config.types import HeaderName, ModelName
 from extproc.core import contract
-from extproc.core.misrouted import dialect_of
-from extproc.core.request import Dialect, RouteKind
-from extproc.core.routes import (
-    EXTRA_ROUTES,
-    OPENAI_COUNTS,
-    OPENAI_END,
-    PREFILL_COUNTS,
-    ROUTES,
-    BodyKind,
-    Counts,
-    FieldPath,
-    OwnReading,
-    Route,
-    RouteWork,
-    Streams,
-    of_item,
-)
 
 #: Routes of the file, and parts of a field's path.
 ROUTES_MAX: Final = 64
@@ -57,12 +40,6 @@ _PART: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TAKEN_HEADERS: Final = frozenset({"x-api-key", "x-request-id", contract.MODEL_HEADER})
 _TAKEN_BEGINNINGS: Final = (contract.OUR_PREFIX, "x-envoy-", "x-forwarded-", "x-gateway-", "x-ratelimit-")
 
-_WORKS: Final = {
-    "generation": RouteWork.GENERATES,
-    "embedding": RouteWork.PREFILLS,
-    "none": RouteWork.FREE,
-}
-
 
 def _path(value: str) -> str:
     if value == "/":
@@ -78,6 +55,9 @@ def _path(value: str) -> str:
         raise ValueError(
             f"{value!r} manages an engine, for all its tenants: call the engine itself, not the gateway"
         )
+    # Who writes no route imports nothing of the table, and nothing that decides.
+    from extproc.core.routes import EXTRA_ROUTES, ROUTES, of_item
+
     if value in ROUTES or of_item(value):
         raise ValueError(f"{value!r} is served already, as docs/api.md says; remove this route")
     if value in EXTRA_ROUTES:
@@ -159,60 +139,6 @@ class RouteConfig(Section):
     usage: RouteUsage = RouteUsage()
     """Where answers say their usage; besides usage.prompt_tokens and usage.completion_tokens, which always
     count."""
-
-
-def own_routes(routes: Iterable[RouteConfig]) -> tuple[Route, ...]:
-    """The file's routes as rows of the table."""
-    return tuple(map(_row, routes))
-
-
-def own_in_envoy(routes: Iterable[RouteConfig]) -> list[tuple[object, ...]]:
-    """What of the file's routes Envoy's filters know: their forms, the places of their usage, and their
-    dialect where it is not what their path says."""
-    found: list[tuple[object, ...]] = []
-    for route in routes:
-        dialect = "" if Dialect(route.dialect) is dialect_of(route.path) else route.dialect
-        about = (route.body == "form", dialect, route.usage.input, route.usage.output)
-        if about != (False, "", None, None):
-            found.append((route.path, *about))
-    return found
-
-
-def _row(route: RouteConfig) -> Route:
-    named = route.model
-    return Route(
-        route.method,
-        route.path,
-        RouteKind.OTHER_FREE if route.work == "none" else RouteKind.OTHER,
-        Dialect(route.dialect),
-        BodyKind(route.body),
-        Streams(route.streams),
-        _WORKS[route.work],
-        () if route.work == "none" else _counts(route),
-        OPENAI_END if route.streams != "never" else (),
-        OwnReading(
-            model_field=_parts(named.field),
-            model_header=named.header or "",
-            model_part=named.form or "",
-            model=named.fixed or "",
-            inputs=tuple(map(_parts, route.input)),
-            stream=_parts(route.stream_field),
-            limit=_parts(route.output_limit),
-        ),
-    )
-
-
-def _parts(field: str | None) -> FieldPath:
-    return tuple(field.split(".")) if field else ()
-
-
-def _counts(route: RouteConfig) -> Counts:
-    places = (
-        (route.usage.input, contract.OWN_INPUT_KEY),
-        (route.usage.output, contract.OWN_OUTPUT_KEY),
-    )
-    own = tuple((_parts(place), key) for place, key in places if place is not None)
-    return (*own, *(OPENAI_COUNTS if route.work == "generation" else PREFILL_COUNTS))
 
 
 def form_paths(routes: Iterable[RouteConfig]) -> list[str]:

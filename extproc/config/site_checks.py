@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING
 
 from extproc.config.locations import Loc, repeats
 from extproc.config.sites import TiersConfig
-from extproc.core.tiers import TierRule
 from extproc.meant import meant
 
 if TYPE_CHECKING:
     from extproc.config.model import Config
     from extproc.config.pools import PoolConfig
+    from extproc.core.tiers import TierRule
 
 _MS = 1_000_000
 
 
 def tier_rule(tiers: TiersConfig, *, hops_max: int) -> TierRule:
     """The rule by which requests leave the edge."""
+    # A check of a file imports nothing that decides.
+    from extproc.core.tiers import TierRule
+
     same = ("prompt_tokens", "output_tokens", "complexity")
     bounds = {
         f"{name}_{kind}": getattr(tiers, f"{name}_{kind}") for name in same for kind in ("simple", "complex")

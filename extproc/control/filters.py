@@ -55,7 +55,7 @@ from envoy_data_plane.google.protobuf import Empty
 from extproc.config.away import away_routes, fallback
 from extproc.config.holds import longest_hold_ms
 from extproc.config.model import Config, Jwt
-from extproc.config.routes import own_routes
+from extproc.config.own_routes import own_routes
 from extproc.control.cors import CORS_FILTER
 from extproc.control.identity import IDENTITY_FILTER, asks_first
 from extproc.control.pack import ms, packed

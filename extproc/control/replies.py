@@ -34,7 +34,7 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
 from envoy_data_plane.google.protobuf import Struct
 
 from extproc.config.model import Config
-from extproc.config.routes import own_routes
+from extproc.config.own_routes import own_routes
 from extproc.control.pack import packed
 from extproc.core.errors import GATEWAY_ERROR, OPENAI_TYPES, Error, told
 from extproc.core.misrouted import ANTHROPIC_ENDS, OPENAI_BEGINS, OPENAI_ENDS, TGI_ENDS, dialect_of

@@ -23,9 +23,8 @@ from extproc.core.endpoint import Endpoint
 from extproc.core.forecast import start_ms
 from extproc.core.load import MS_NS
 
-#: How often it is seen who waits, and how many calls a pool has at once where its file does not say.
+#: How often it is seen who waits.
 TURN_NS: Final = 50_000_000
-TOGETHER_MAX: Final = 4
 
 
 @dataclass(frozen=True, slots=True)

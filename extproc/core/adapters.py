@@ -11,9 +11,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 #: One that was used within this time will be asked for again: dropping it costs a load as well.
 WARM_NS = 30 * 1_000_000_000
+
+#: How many adapters a pool loads at once where its file does not say.
+TOGETHER_MAX: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,11 +39,13 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class KeptHit(NamedTuple):
-    """A request that the cache answered: how old the answer was, and when (clock) it was given."""
+    """A request that the cache answered: how old the answer was, when (clock) it was given, and how likely it
+    is its own where it was made for a question in other words."""
 
     routing: RoutingRequest
     age_s: int
     at_ns: int
+    likely: float | None = None
 
 
 class Noted(NamedTuple):
@@ -97,7 +99,7 @@ class Decisions(Observer):
 
     def cached(self, routing: RoutingRequest, answer: CachedAnswer, *, now_ns: int) -> None:
         """A request was answered from the cache."""
-        self._hits[routing.id] = KeptHit(routing, answer.age_s, now_ns)
+        self._hits[routing.id] = KeptHit(routing, answer.age_s, now_ns, answer.likely)
         if len(self._hits) > HITS_KEPT_MAX:
             self._hits.popitem(last=False)
         self._note("cached", routing, None, now_ns)

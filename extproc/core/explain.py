@@ -170,7 +170,10 @@ def explain_kept(
 
 def explain_hit(hit: KeptHit, *, now_ns: int) -> Explanation:
     """A request that the cache answered: no endpoint was looked at."""
-    outcome = f"was answered from the cache; the answer was {hit.age_s} s old, and no replica was asked"
+    words = "" if hit.likely is None else f", as a question in other words was (right with {hit.likely:.4f})"
+    outcome = (
+        f"was answered from the cache{words}; the answer was {hit.age_s} s old, and no replica was asked"
+    )
     return replace(_about(hit.routing, outcome, THEN), age_ms=_ms(now_ns - hit.at_ns))
 
 

@@ -37,7 +37,8 @@ _HIT_SHARE: Final = 0.3
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterCase:
     """What is played: `adapters` by Zipf's law (`skew` is its exponent), `places` at each of the `replicas`,
-    loads of `load_ms`, `requests` at `load` (1 is what the fleet can bear without adapters)."""
+    loads of `load_ms`, `requests` at `load` (1 is what the fleet can bear without adapters). `beside`: a load
+    by a call goes on beside the replica's steps, and does not stop them."""
 
     adapters: int = 24
     places: int = 8
@@ -47,6 +48,7 @@ class AdapterCase:
     skew: float = 1.0
     requests: int = 1_500
     fleet: str = "8b"
+    beside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,8 @@ def played(case: AdapterCase, placement: AdapterPlacement, seed: int) -> Adapter
     fleet = parse_fleet(case.fleet).scaled(case.replicas)
     kind: type[World] = CallingWorld if placement.by_call else World
     world = set_up(kind, workload, fleet, setting)
+    if isinstance(world, CallingWorld):
+        world.stops = not case.beside
     served = world.run()
     loads, drops = _by_call(world) if placement.by_call else _by_engines(world)
     firsts = sorted(ttft_ms(each) for each in served if each.first_ns >= 0) or [0.0]
@@ -190,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("load-ms", "load", "skew"):
         parser.add_argument(f"--{name}", type=float, default=getattr(case, name.replace("-", "_")))
     parser.add_argument("--fleet", default=case.fleet)
+    parser.add_argument("--beside", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)
     given = vars(parser.parse_args(arguments))
     seeds = range(1, given.pop("seeds") + 1)

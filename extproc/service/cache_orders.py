@@ -14,7 +14,7 @@ import msgspec
 
 from extproc.cache.purging import PurgeOrder
 from extproc.cache.store import Absent
-from extproc.core.cachekeys import CACHED_KINDS
+from extproc.core.cachekeys import CACHED_KINDS, CacheRule, WantedAnswer
 from extproc.core.decide import serving
 from extproc.core.outcome import Reject
 from extproc.core.reading import parse
@@ -35,6 +35,9 @@ WHY: Final = {
     "large": "it is larger than cache.request_bytes_max",
     "uncanonical": "its JSON can be read in two ways, or in none",
 }
+NO_QUESTION: Final = (
+    "not compared: it is no single question (tools, several parts, too long, more turns than history)"
+)
 NO_CACHE = "there is no cache: the configuration has no section `cache`"
 
 
@@ -104,6 +107,7 @@ class CacheOrders:
             "why": "only with the header x-steersman-cache: use" if rule.asks else "",
             "scope": wanted.scope,
             "key": wanted.key.hex(),
+            "words": self._words(rule, wanted),
             "kept": None
             if isinstance(kept, Absent)
             else {
@@ -115,6 +119,15 @@ class CacheOrders:
                 "made_for": kept.tenant,
             },
         }
+
+    def _words(self, rule: CacheRule, wanted: WantedAnswer) -> dict[str, Any]:
+        """Whether it is compared with questions in other words; empty where its tenant has not that."""
+        cache = self._part.cache
+        if rule.semantic is None or cache is None or cache.semantic is None:
+            return {}
+        if wanted.asked is None:
+            return {"why": NO_QUESTION, "questions": 0}
+        return {"why": "", "questions": cache.semantic.framed(wanted.scope, wanted.asked.frame)}
 
     async def purge(self, body: bytes) -> bytes:
         """`{"tenant", "model", "pool", "key", "older_s", "all"}`: answers `{"purged": 3, "later": false}`.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from extproc.config.engine_keys import key_headers
 from extproc.config.model import FailedAttempts
-from extproc.config.routes import own_routes
+from extproc.config.own_routes import own_routes
 from extproc.control.names import event_cluster
 from extproc.core.experiment import Experiments
 from extproc.core.fleet import Fleet

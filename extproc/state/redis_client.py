@@ -96,6 +96,11 @@ async def server_time_s(client: Redis, key: str) -> int:
 
 async def server_time_ms(client: Redis, key: str) -> int:
     """Milliseconds of the clock of the server that holds a key."""
+    return await server_time_us(client, key) // 1_000
+
+
+async def server_time_us(client: Redis, key: str) -> int:
+    """The same in microseconds."""
     cluster: Any = client
     if isinstance(cluster, RedisCluster):
         await cluster.initialize()
@@ -103,7 +108,7 @@ async def server_time_ms(client: Redis, key: str) -> int:
         answer = next(iter(answer.values())) if isinstance(answer, dict) else answer
     else:
         answer = await client.time()
-    return int(answer[0]) * 1_000 + int(answer[1]) // 1_000
+    return int(answer[0]) * 1_000_000 + int(answer[1])
 
 
 def place(url: str) -> str:

@@ -370,7 +370,7 @@ class Exchange:
             return
         self._processor.joined -= 1
         self._state, self._id = BODY, ""
-        self.request_trace.cache("told")
+        self.request_trace.cache("told", None if self._wants is None else self._wants.words)
         self._now_ready(self._after("a wait", lambda: self._decide(request, cached=found)))
 
     def _now_ready(self, reply: Reply) -> None:

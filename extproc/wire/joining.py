@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from extproc.core.cachekeys import AskAnswer, CachedAnswer, CacheDirective, WantedAnswer
+from extproc.core.cachekeys import AskAnswer, CachedAnswer, CacheDirective, SemanticAsk, WantedAnswer
 from extproc.core.outcome import Reservation
 from extproc.core.request import Request
 from extproc.wire.caching import looked_up
@@ -50,6 +50,11 @@ class CacheWants:
             return found
         self.wanted = found
         return None
+
+    @property
+    def words(self) -> SemanticAsk | None:
+        """Its question in other words; None where it is not compared."""
+        return None if self.wanted is None else self.wanted.asked
 
     def join(self, size: int, tell: Tell) -> tuple[str, int]:
         """Wait for the answer of an equal request that is on its way; "" where there is none.

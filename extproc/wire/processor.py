@@ -194,12 +194,13 @@ class Processor:
         directory, attempts, source = self.directory, self.attempts, evidence.source
         # Behind a trusted proxy are many clients; one of them must not lock the others out. Where it says
         # which of them it is, that one is counted.
-        counted = attempts is not None and source != "" and evidence.guesses and directory.required
+        sites = self.sites if site and self.sites is not None and self.sites.accepts else None
+        guesses = sites is not None or (evidence.guesses and directory.required)
+        counted = attempts is not None and source != "" and guesses
         if counted and directory.proxy is not None and directory.proxy.covers(source):
             counted = False
-        sites = self.sites
-        if site and sites is not None and sites.accepts:
-            identity, counted = sites.identify(site, directory, alone=alone), False
+        if sites is not None:
+            identity = sites.identify(site, directory, alone=alone)
         else:
             identity = directory.identify(evidence, now_s=self.wall_clock())
         if isinstance(identity, Reject):

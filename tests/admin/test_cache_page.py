@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
+from extproc.cache.semantic.entries import SemanticEntry
 from extproc.core.cachekeys import AskAnswer, CachedAnswer
 from extproc.core.reading import parse
 from extproc.core.request import Request
 from extproc.core.routes import find_route
 from extproc.core.tenant import Tenant
+from extproc.extras import missing
 from tests.admin.browsing import browsed, fits_a_phone, needs_chromium, pictured
 from tests.stand.cached import CHAT, answer_of, body_of
+from tests.stand.redis_answers import answer as answer_at
 
 Stand = Callable[..., None]
 CONFIG = """
@@ -92,3 +95,52 @@ def test_the_page_shows_and_purges(stand: Stand) -> None:
             await pictured(page, "cache")
 
     stand(body, ", auth: none", config=CONFIG)
+
+
+WORDED = """
+gateway: {auth: none}
+cache: {}
+tenants:
+  - name: acme
+    keys: [{sha256: "0000000000000000000000000000000000000000000000000000000000000001"}]
+    cache: {semantic: {}}
+pools:
+  - {name: chat, models: [m], endpoints: [{address: "10.0.0.1:80"}], cache: {mode: 'on'}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_page_shows_questions_in_other_words(stand: Stand) -> None:
+    """By tenant what is kept, what was checked and how many were wrong, who is off; what came of them."""
+    pytest.importorskip("numpy")
+    if missing("semantic"):
+        pytest.skip("the extra `semantic` is not installed")
+    needs_chromium()
+
+    async def body(port: Any) -> None:
+        questions = port.app.semantic.questions
+        questions.looked["acme", "unsure"] = 3
+        questions.refused["numbers"] = 2
+        for name in ("acme", "<i>b</i>"):
+            answer = answer_at(now_ns=port.app.semantic._clock(), tenant=name)
+            entry = SemanticEntry(f"tenant:{name}", b"f", b"k" * 32, "Why?", answer, "So.", b"v" * 12)
+            questions.take(entry)
+        questions.scopes["tenant:acme"].window.extend([True] * 18 + [False] * 2)
+        questions.scopes["tenant:acme"].off = True
+        async with browsed(port.url) as page:
+            await page.wait_for_selector("#cache-words-table tr[data-scope='tenant:acme']")
+            row = await page.locator("#cache-words-table tr[data-scope='tenant:acme']").inner_text()
+            assert row.split("\t")[:4] == ["tenant:acme", "1", "20", "2"]
+            assert "off" in row
+            assert "<i>b</i>" in await page.locator("#cache-words-table").inner_text()
+            note = await page.locator("#cache-words-note").inner_text()
+            assert note.startswith("2 questions, ")
+            assert "in memory" in note
+            came = await page.locator("#cache-words-came").inner_text()
+            assert "asked: 3 unsure" in came
+            assert "refused by guards: 2 numbers" in came
+            await fits_a_phone(page)
+            await pictured(page, "cache-words")
+
+    stand(body, config=WORDED)

@@ -41,6 +41,38 @@ def test_without_a_cache_that_is_said(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out.startswith("there is no cache")
 
 
+def test_questions_in_other_words_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where they are, what came of them, how many would have been wrong; an explanation says it too."""
+    scope = {"questions": 4, "checked_hits": 20, "wrong": 1, "wrong_at_most": 0.2, "off": True}
+    words = {
+        "up": False,
+        "kept": "redis",
+        "away": True,
+        "store_refused": {"key": 2},
+        "questions": 4,
+        "bytes": 1_048_576,
+        "requests": {"acme": {"hit": 1, "unsure": 2}},
+        "refused": {"numbers": 3},
+        "checks": {"same": 5},
+        "scopes": {"tenant:acme": scope},
+    }
+    show({**FOUND, "semantic": words})
+    lines = capsys.readouterr().out.splitlines()
+    first = "in other words: 4 questions kept in Redis, 1.0 MiB; its process is not there; the store is away"
+    assert lines[-7].startswith(first)
+    assert lines[-6:-1] == [
+        "  acme: 1 hit, 2 unsure",
+        "  tenant:acme: 1 of 20 checked answers were wrong, at most 20.0 % of all (95 %); OFF",
+        "  guards refused: 3 numbers",
+        "  compared answers: 5 same",
+        "  refused of the store: 2 key",
+    ]
+    about = {"tenant": "acme", "model": "m", "pool": "p", "cached": True, "why": "", "key": "ab"}
+    said = {**about, "scope": "tenant:acme", "kept": None}
+    assert "compared, with 4 kept" in explained({**said, "words": {"why": "", "questions": 4}})[2]
+    assert explained({**said, "words": {"why": "not compared", "questions": 0}})[2].endswith(": not compared")
+
+
 def test_an_explanation_says_why_not_or_what_is_kept() -> None:
     """One line, or with the key and the answer's age."""
     about = {"tenant": "acme", "model": "m", "pool": "p"}

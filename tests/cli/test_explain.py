@@ -13,7 +13,8 @@ from rich.console import Console
 
 from extproc.cli import group
 from extproc.cli.explain import ROWS_MAX, show
-from extproc.config.routes import RouteConfig, RouteModel, own_routes
+from extproc.config.own_routes import own_routes
+from extproc.config.routes import RouteConfig, RouteModel
 from extproc.core.families import Family
 from extproc.core.fleet import PoolSpec
 from extproc.core.outcome import Routed

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.config.load import loads
+from extproc.config.own_routes import own_routes
 from extproc.config.restart import restart_needed
-from extproc.config.routes import own_routes
 from extproc.core.outcome import Reject
 from extproc.core.reading import parse
 from extproc.core.request import Request, RouteKind

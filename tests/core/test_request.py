@@ -77,6 +77,7 @@ def bad(path: str, body: Any, status: int = 422) -> str:
         ("POST", "/chat_tokenize", RouteKind.TOKENIZE, Dialect.TGI),
         ("GET", "/info", RouteKind.INFO, Dialect.TGI),
         ("GET", "/health", RouteKind.HEALTH, Dialect.TGI),
+        ("GET", "/steersman/v1/site", RouteKind.SITE, Dialect.OPENAI),
     ],
 )
 def test_every_route(method: str, path: str, kind: RouteKind, dialect: Dialect) -> None:
@@ -89,7 +90,7 @@ def test_every_route(method: str, path: str, kind: RouteKind, dialect: Dialect) 
 
 def test_the_route_table_is_covered() -> None:
     """A route added to the table must be added to the test above."""
-    assert len(ROWS) == 26
+    assert len(ROWS) == 27
 
 
 @pytest.mark.parametrize(

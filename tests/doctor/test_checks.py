@@ -357,3 +357,5 @@ def test_what_is_wrong_with_another_site(link: dict[str, Any], check: str, mend:
     assert [each.mend for each in found if mend in each.mend] == [found[0].mend]
     gateway = Backend(address="10.9.0.1:80")
     assert said(evidence(SITES, backends={"10.9.0.1:80": gateway}), "replicas.engine") == []
+    refuses = evidence(SITES, backends={"10.9.0.1:80": Failed("it wants a key")})
+    assert said(refuses, "replicas.reachable") == []

@@ -238,9 +238,10 @@ def test_poison_is_refused_counted_and_moves_nothing(fleet: Fleet) -> None:
                 stranger.push(good(500))
             assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
             stranger.close()
-        # A busy machine's answers may be slow, and what is no longer told old: neither is what was refused.
+        # On a busy machine answers are slow, what is no longer told is old, and looks go unanswered. None of
+        # that is what was refused.
         found = {cause for address in pool for cause in causes(fleet, address)}
-        assert found <= {"latency", "telemetry"}
+        assert found <= {"latency", "telemetry", "reach"}
         shares = load.shares(began_s)
     assert not load.failed
     # A quarter each, of some thirty requests.

@@ -12,9 +12,11 @@ from typing import Any
 
 import openai
 import pytest
-from gateway import KEYS, logs_of_failed, tenants, wait_for
-from two_sites import BIG, COMPLEX, NOWHERE, SMALL, TwoSites, two_sites
+from click.testing import CliRunner
+from gateway import KEYS, Gateway, logs_of_failed, tenants, wait_for
+from two_sites import BIG, COMPLEX, NOWHERE, PLACES, SMALL, TwoSites, two_sites
 
+from extproc.cli import group
 from extproc.core.contract import SITE_HEADER, SITE_PATH
 from extproc.core.remote.identity import QUESTION, issue
 from extproc.core.remote.signing import SiteKey
@@ -152,11 +154,11 @@ def test_the_link_is_cut_in_mid_stream(sites: TwoSites) -> None:
 def test_the_centre_is_full(sites: TwoSites) -> None:
     """What is complex stays while all places there are taken, and goes when one is free."""
     sites.far.open.clear()
-    taking = [threading.Thread(target=sites.ask, args=(BIG,)) for _ in range(2)]
+    taking = [threading.Thread(target=sites.ask, args=(BIG,)) for _ in range(PLACES)]
     try:
         for each in taking:
             each.start()
-        wait_for("that it is full", lambda: sites.centre.status()["in_flight"] == 2)
+        wait_for("that it is full", lambda: sites.centre.status()["in_flight"] == PLACES)
         age = sites.link["answers"]
         wait_for("a word of it", lambda: sites.link["answers"] > age + 1)
         assert sites.answered_by(text=COMPLEX) == "at the edge"
@@ -260,3 +262,27 @@ def test_the_way_is_measured(sites: TwoSites) -> None:
     link = sites.link
     assert (link["site"], link["trouble"], link["away"]) == ("hub", "", False)
     assert link["round_trip_ms"] >= 10.0  # twice the way's 5 ms
+
+
+def errors(gateway: Gateway) -> list[str]:
+    """Doctor's errors about a gateway."""
+    done = CliRunner().invoke(group, ["doctor", "-f", str(gateway.config_file), "--json"])
+    findings = json.loads(done.output)["findings"]
+    return [each["id"] for each in findings if each["severity"] == "error"]
+
+
+def test_doctor_finds_both_well_and_says_what_is_wrong_with_the_way(sites: TwoSites) -> None:
+    """Neither the gateway there nor the clusters that come home are taken for a mistake."""
+    for gateway in (sites.edge, sites.centre):
+        wait_for("links that are well", lambda gateway=gateway: not errors(gateway))
+    sites.clock(-600)
+    wait_for("that it says so", lambda: "clock" in sites.link["trouble"])
+    assert errors(sites.edge) == ["sites.linked"]
+
+
+def test_it_is_explained(sites: TwoSites) -> None:
+    """What was done with a request says which place was chosen, and why."""
+    _, told, _ = sites.ask(text=COMPLEX)
+    address = sites.edge.service_address
+    done = CliRunner().invoke(group, ["explain", "--address", address, told["x-request-id"], "--json"])
+    assert json.loads(done.output)["site"].startswith("centre: "), done.output

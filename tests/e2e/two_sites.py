@@ -24,6 +24,8 @@ from extproc.core.remote.signing import SiteKey, read_keys
 #: Models: `small` at both sites, `big` in the centre alone.
 SMALL, BIG, NOWHERE = "small", "big", "nowhere"
 SIMPLE = "hello"
+#: Requests that the centre takes at once. A second's requests are counted there until its next word.
+PLACES = 12
 #: Longer than the tests' bound on simple and complex prompts.
 COMPLEX = "why " * 400
 TIERS = {"prompt_tokens_simple": 100, "prompt_tokens_complex": 200, "output_tokens_simple": 300}
@@ -108,7 +110,7 @@ def two_sites(
             far = stack.enter_context(Engine("in the centre", adapters=[SMALL, BIG]))
             receiver = stack.enter_context(Receiver())
             traced = {"endpoint": receiver.grpc_url, "export_interval_ms": 50}
-            place = {"address": far.address, "max_concurrent": 2}
+            place = {"address": far.address, "max_concurrent": PLACES}
             back = SlowWay("127.0.0.1:1")
             stack.enter_context(back)
             centre = Gateway(

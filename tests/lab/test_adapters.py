@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -47,6 +48,13 @@ def test_no_storm_of_evictions(name: str, load: float) -> None:
     found = row(name, AdapterCase(adapters=12, places=4, replicas=4, requests=300, load=load))
     assert found.loads <= 2.5 * CASE.adapters
     assert found.drops <= CASE.adapters
+
+
+def test_a_call_that_stops_nobody_costs_less() -> None:
+    """The other placements are not touched by it: their loads are the engine's own."""
+    beside = replace(CASE, beside=True)
+    assert row("steer, by calls", beside).attained > row("steer, by calls").attained
+    assert row("steer", beside) == row("steer")
 
 
 def test_the_same_seed_gives_the_same_rows() -> None:

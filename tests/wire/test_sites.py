@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
+from extproc.core.attempts import AttemptLimiter
 from extproc.core.outcome import LocalAnswer, Reject
 from extproc.core.policy import ClassSpec, Policy
 from extproc.core.remote.digest import read_digest
 from extproc.core.remote.identity import issue
 from extproc.core.remote.signing import SiteKey, by_id
-from extproc.core.tenant import Directory, Identity, Tenant
+from extproc.core.tenant import Credentials, Directory, Identity, Tenant
 from extproc.wire.sites import SiteDoor, SitePolicy
-from tests.stand.schedulers import make_pool, make_reservation, make_scheduler
+from tests.stand.schedulers import make_pool, make_processor, make_reservation, make_scheduler
 
 KEY = SiteKey("k1", b"a" * 64)
 SHOP = by_id({"shop": (KEY,)})
@@ -116,3 +117,15 @@ def test_nobody_else_is_answered(token: str) -> None:
     refused = centre().answer(token)
     assert isinstance(refused, Reject)
     assert refused.status == 401
+
+
+def test_words_that_are_guessed_are_told_to_wait() -> None:
+    """As wrong keys are, so that none of them costs more than a look; a right one is taken all the while."""
+    door = centre()
+    limiter = AttemptLimiter(per_minute=1, burst=2, sources_max=10)
+    processor = make_processor(make_scheduler(make_pool("10.0.0.1:80")), KNOWN, attempts=limiter)
+    processor.sites = door
+    stranger = Credentials(source="192.0.2.7")
+    said = [processor.identify(stranger, site="x.y.z") for _ in range(4)]
+    assert [each.status for each in said if isinstance(each, Reject)] == [401, 401, 429, 429]
+    assert isinstance(processor.identify(stranger, site=word()), Identity)

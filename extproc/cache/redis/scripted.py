@@ -24,25 +24,25 @@ class ScriptedSession(RedisSession):
     def __init__(self, url: str, *, scripts: ScriptBook, clock_key: str, **of_session: Any) -> None:
         super().__init__(url, **of_session)
         self._book, self._clock_key = scripts, clock_key
-        #: How far the server's clock is ahead of ours at least, ms, by the last looks.
-        self._ahead_ms: deque[int] = deque(maxlen=CLOCK_LOOKS)
+        #: How far the server's clock is ahead of ours at least, microseconds, by the last looks.
+        self._ahead_us: deque[int] = deque(maxlen=CLOCK_LOOKS)
 
     def began_ms(self, begun_ns: int) -> int:
         """When a request began by the server's clock, rather too early: a purge in doubt counts."""
-        return begun_ns // 1_000_000 + max(self._ahead_ms, default=0)
+        return (begun_ns // 1_000 + max(self._ahead_us, default=0)) // 1_000
 
     async def look_at_clock(self, client: Redis) -> None:
         """Know the server's clock anew: it may be another server."""
-        self._ahead_ms.clear()
+        self._ahead_us.clear()
         for _ in range(CLOCK_LOOKS):
             await self._now_ms(client)
 
     async def _now_ms(self, client: Redis) -> int:
         """The server's clock."""
         async with asyncio.timeout(redis_client.OPERATION_TIMEOUT_S):
-            now_ms = await redis_client.server_time_ms(client, self._clock_key)
-        self._ahead_ms.append(now_ms - math.ceil(self._clock() / 1e6))
-        return now_ms
+            now_us = await redis_client.server_time_us(client, self._clock_key)
+        self._ahead_us.append(now_us - math.ceil(self._clock() / 1e3))
+        return now_us // 1_000
 
     async def _pipelined(self, client: Redis, commands: list[tuple[Any, ...]]) -> list[Any]:
         """The commands' answers, errors of the server among them."""

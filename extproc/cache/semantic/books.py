@@ -207,6 +207,11 @@ class QuestionBooks:
         if not scope.entries:
             del self.scopes[name]
 
+    def framed(self, name: str, frame: bytes) -> int:
+        """Kept questions that differ in the words alone."""
+        scope = self.scopes.get(name)
+        return 0 if scope is None else sum(entry.frame == frame for entry in scope.entries.values())
+
     def figures(self) -> dict[str, Any]:
         """What is kept, by scope."""
         return {

@@ -98,7 +98,7 @@ class SemanticCache(QuestionBooks):
         """Tell the answer that may be given; None, with a check noted where there was one to check."""
         asked = wanted.asked
         if asked is None or not isinstance(reply, FoundEntry):
-            self.looked[tenant, "late"] += 1
+            self._came(wanted, tenant, "late")
             tell(None)
             return
         self.refused.update(reply.refused)
@@ -106,7 +106,7 @@ class SemanticCache(QuestionBooks):
         entry = scope.entries.get(reply.entry) if scope is not None else None
         if scope is None or entry is None or entry.frame != asked.frame:
             outcome = "long" if reply.long else "refused" if reply.refused else "unknown"
-            self.looked[tenant, outcome] += 1
+            self._came(wanted, tenant, outcome)
             tell(None)
             return
         scope.entries.move_to_end(reply.entry)
@@ -114,7 +114,7 @@ class SemanticCache(QuestionBooks):
         rule = asked.rule
         if entry.answer.expires_ns <= self._clock():
             # Too old to be given; its next answer renews it, with all that was learned, if it is the same.
-            self.looked[tenant, "stale"] += 1
+            self._came(wanted, tenant, "stale")
             asked.entry, asked.similarity = reply.entry, reply.similarity
             tell(None)
             return
@@ -127,19 +127,19 @@ class SemanticCache(QuestionBooks):
 
             def heard(kept: bool) -> None:
                 if not kept:
-                    self.looked[tenant, "gone"] += 1
+                    self._came(wanted, tenant, "gone")
                 tell(self._hit(wanted, tenant, entry, likely) if kept else None)
 
             # Others may have purged it.
             self.store.confirm(entry, heard)
             return
         outcome = "off" if reply.within and reply.off else "check" if reply.within else "unsure"
-        self.looked[tenant, outcome] += 1
+        self._came(wanted, tenant, outcome)
         asked.entry, asked.similarity, asked.would = reply.entry, reply.similarity, reply.within
         tell(None)
 
     def _hit(self, wanted: WantedAnswer, tenant: str, entry: SemanticEntry, likely: float) -> CachedAnswer:
-        self.looked[tenant, "hit"] += 1
+        self._came(wanted, tenant, "hit")
         entry.answer.hits += 1
         return CachedAnswer(
             body=entry.answer.body(),
@@ -150,6 +150,12 @@ class SemanticCache(QuestionBooks):
             likely=likely,
             gpu_ms=entry.answer.gpu_ms,
         )
+
+    def _came(self, wanted: WantedAnswer, tenant: str, outcome: str) -> None:
+        """What came of a question."""
+        self.looked[tenant, outcome] += 1
+        if wanted.asked is not None:
+            wanted.asked.outcome = outcome
 
     def filled(self, wanted: WantedAnswer, answer: KeptAnswer, body: bytes, *, begun_ns: int) -> None:
         """A question was answered by an engine: check it against what would have been given, and keep it.

@@ -58,7 +58,8 @@ class SemanticRule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SemanticAsk(msgspec.Struct, kw_only=True):
-    """A question of a tenant with the semantic cache; and the entry that its answer is checked against."""
+    """A question of a tenant with the semantic cache, the entry that its answer is checked against, and what
+    came of it."""
 
     text: str
     frame: bytes
@@ -66,6 +67,7 @@ class SemanticAsk(msgspec.Struct, kw_only=True):
     entry: int = 0
     similarity: float = 0.0
     would: bool = False
+    outcome: str = ""
 
 
 class CacheRule(msgspec.Struct, frozen=True, kw_only=True):

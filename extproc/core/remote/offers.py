@@ -28,8 +28,7 @@ def offer_here(
     pool: Pool, work: Work, tenant: Tenant, queue: FairQueue, *, price: Price, now_ns: int
 ) -> SiteOffer:
     """What the replicas of a pool offer that a tenant may use."""
-    regions = tenant.regions
-    may = [each for each in pool.endpoints if each.ready and (regions is None or each.region in regions)]
+    may = _may(pool, tenant)
     cost = price.of(work.input_tokens, work.output_tokens)
     if not may:
         return SiteOffer(
@@ -60,12 +59,11 @@ def offer_there(
 ) -> SiteOffer | None:
     """What another site offers for a model that is called so there, as the pool that it is here; None where
     its fresh word has no such model."""
-    taught = offer_here(pool, work, tenant, queue, price=price, now_ns=now_ns)
-    ready = taught.ready and not link.away
     digest = link.fresh(now_ns=now_ns)
     if digest is None:
+        taught = offer_here(pool, work, tenant, queue, price=price, now_ns=now_ns)
         return SiteOffer(
-            ready=ready,
+            ready=taught.ready and not link.away,
             begins_ns=taught.begins_ns,
             first_ns=taught.first_ns,
             token_ns=taught.token_ns,
@@ -75,32 +73,42 @@ def offer_there(
     word = digest.of(model)
     if word is None:
         return None
-    begins_ns = _begins_ns(word, link, work, now_ns)
+    # Nor does it leave before there is a place for it here: that site's gateway is sent so many at once.
+    may = _may(pool, tenant)
+    begins_ns = _wait_ns(pool, may, work, queue, now_ns) + _begins_ns(word, link, pool, work, now_ns)
     first_ns = begins_ns + round(word.own_of(work.input_tokens) * _MS)
     told = word.cost(work.input_tokens, work.output_tokens)
     return SiteOffer(
-        ready=ready and word.ready > 0,
+        ready=bool(may) and not link.away and word.ready > 0,
         # It begins once it is there; its first token has the way back as well.
         begins_ns=begins_ns + link.way_ns // 2,
         first_ns=first_ns + link.way_ns,
         token_ns=round(word.token_ms * _MS),
         # What this site's file says of the pool counts; else what the other one says.
-        cost=taught.cost or told,
+        cost=price.of(work.input_tokens, work.output_tokens) or told,
         hot=word.hot,
     )
 
 
-def _begins_ns(word: PoolWord, link: SiteLink, work: Work, now_ns: int) -> int:
+def _begins_ns(word: PoolWord, link: SiteLink, pool: Pool, work: Work, now_ns: int) -> int:
     """When a request would begin there: after those that waited, with those that went there since, and less
     the time that has passed. Else all of a second's requests would find the same free replica."""
     sequences, prefill_ms, passed_ms = link.since(now_ns=now_ns)
     queue_ms = max(0.0, word.begins_ms + prefill_ms / max(1, word.ready) - passed_ms)
-    missing = sequences + work.sequences - word.room
+    # What went there since and has ended takes no place any more.
+    there = min(sequences, sum(each.permits for each in pool.endpoints))
+    missing = there + work.sequences - word.room
     if missing > 0:
         # Who waits is told of in `begins`; with nobody waiting it takes the next places that are free.
         turns_ms = missing * word.turn_ms or UNKNOWN_WAIT_NS / _MS
         queue_ms = max(queue_ms, turns_ms - passed_ms)
     return round(queue_ms * _MS)
+
+
+def _may(pool: Pool, tenant: Tenant) -> list[Endpoint]:
+    """The pool's endpoints that are ready and in the tenant's regions."""
+    regions = tenant.regions
+    return [each for each in pool.endpoints if each.ready and (regions is None or each.region in regions)]
 
 
 def _wait_ns(pool: Pool, may: list[Endpoint], work: Work, queue: FairQueue, now_ns: int) -> int:

@@ -14,7 +14,7 @@ from extproc.engines import traits_of
 def _answering(evidence: Evidence) -> Iterator[tuple[PoolConfig, EndpointConfig, Backend]]:
     for pool in evidence.config.pools:
         if pool.remote is not None:
-            continue  # another site's gateway, which is no engine (checks/sites.py)
+            continue
         for endpoint in pool.endpoints:
             seen = evidence.backends.get(endpoint.address)
             if isinstance(seen, Backend):
@@ -24,6 +24,8 @@ def _answering(evidence: Evidence) -> Iterator[tuple[PoolConfig, EndpointConfig,
 def reachable(evidence: Evidence) -> Iterator[Said]:
     """Each listed replica answers from here, and says that it is well."""
     for pool in evidence.config.pools:
+        if pool.remote is not None:
+            continue  # another site's gateway lets in whom it knows: the service asks it (checks/sites.py)
         for endpoint in pool.endpoints:
             seen = evidence.backends.get(endpoint.address)
             if isinstance(seen, Failed):

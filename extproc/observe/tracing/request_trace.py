@@ -17,6 +17,7 @@ from random import Random
 from typing import NamedTuple
 
 from extproc.config.tracing import OpenTelemetry
+from extproc.core.cachekeys import SemanticAsk
 from extproc.core.events import Observer, Settled
 from extproc.core.outcome import CacheHit, LocalAnswer, Outcome, Reject, Reservation, Routed
 from extproc.core.prefix import CALLS_MARK, IMAGE_MARK, MESSAGE_MARK, TOOLS_MARK
@@ -94,8 +95,8 @@ class StreamTrace:
     def released(self) -> None:
         """It was held, and is decided on."""
 
-    def cache(self, what: str) -> None:
-        """Of the cache: `asks` the store, which `answered`; `miss`; `joins` an equal one, is `told`."""
+    def cache(self, what: str, words: SemanticAsk | None = None) -> None:
+        """Of the cache: `asks` the store, which `answered`; `miss`; `joins` a flight or a look, is `told`."""
 
     def hit(self, hit: CacheHit) -> None:
         """It is answered from the cache."""
@@ -165,6 +166,7 @@ class RequestTrace(StreamTrace):
         "tenant",
         "trace_id",
         "user",
+        "words",
     )
 
     def __init__(self, request_traces: RequestTraces, arrived_ns: int) -> None:
@@ -185,6 +187,7 @@ class RequestTrace(StreamTrace):
         #: When what came of the cache; None where it was not asked.
         self.cache_marks: dict[str, int] | None = None
         self.hit_of: CacheHit | None = None
+        self.words: SemanticAsk | None = None
         #: What became of its answer there.
         self.filled = ""
         self.prompt: tuple[tuple[str, str], ...] = ()
@@ -227,8 +230,9 @@ class RequestTrace(StreamTrace):
         """It was held, and is decided on."""
         self.released_ns = self._request_traces.clock()
 
-    def cache(self, what: str) -> None:
-        """Of the cache: `asks` the store, which `answered`; `miss`; `joins` an equal one, is `told`."""
+    def cache(self, what: str, words: SemanticAsk | None = None) -> None:
+        """The same, and what came of it in other words."""
+        self.words = words or self.words
         if self.cache_marks is None:
             self.cache_marks = {}
         self.cache_marks[what] = self._request_traces.clock()

@@ -17,7 +17,7 @@ from random import Random
 
 import msgspec
 
-from extproc.core.outcome import REASON_SCORES_SHOWN, End, Outcome, Reservation, Routed
+from extproc.core.outcome import REASON_SCORES_SHOWN, CacheHit, End, Outcome, Reservation, Routed
 from extproc.core.request import RouteKind
 from extproc.observe.tracing import propagation, semconv
 from extproc.observe.tracing.propagation import Carried
@@ -131,9 +131,15 @@ class Spans:
         if marks is None and hit is None:
             return []
         marks, about = marks or {}, span.attributes
-        about["steersman.cache"] = "miss" if hit is None else "joined" if "joins" in marks else "hit"
+        about["steersman.cache"] = "miss" if hit is None else _hit(hit, joined="joins" in marks)
         if hit is not None:
             about["steersman.cache.age_s"] = hit.answer.age_s
+            if hit.answer.likely is not None:
+                about["steersman.cache.likely"] = hit.answer.likely
+        if (words := request_trace.words) is not None and words.outcome:
+            about["steersman.cache.words"] = words.outcome
+            if words.similarity:
+                about["steersman.cache.similarity"] = words.similarity
         spans = []
         for name, begins, ends in (
             ("steersman.look", "asks", "answered"),
@@ -173,7 +179,7 @@ class Spans:
             span.error = request_trace.reject.message[:TEXT_MAX]
         elif request_trace.hit_of is not None and not request_trace.gone:
             about[semconv.HTTP_STATUS] = 200
-            about["steersman.cache"] = "hit"
+            about["steersman.cache"] = _hit(request_trace.hit_of, joined=False)
         elif request_trace.gone:
             about[semconv.ERROR_TYPE] = CLIENT_GONE
             span.error = "the client left before it was served"
@@ -286,6 +292,11 @@ class Spans:
 
     def _id(self) -> int:
         return self._rng.getrandbits(64) or 1
+
+
+def _hit(hit: CacheHit, *, joined: bool) -> str:
+    """How the cache answered: with an equal request's answer, one that was waited for, or in other words."""
+    return "semantic" if hit.answer.likely is not None else "joined" if joined else "hit"
 
 
 def _tell(span: Span, routed: Routed, at_ns: int) -> None:

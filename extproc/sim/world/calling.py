@@ -1,7 +1,7 @@
 """A world in which adapters are loaded by calls, as service/adapters.py makes them.
 
 Owns when calls begin and end. What to call is the core's (adapter_calls.py). An engine makes no step while it
-loads, and nothing fails.
+loads, unless that is beside its steps, and nothing fails.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 from functools import partial
 
 from extproc.core.adapter_calls import (
-    TOGETHER_MAX,
     TURN_NS,
     AdapterCall,
     adapter_calls,
     first_waiting,
     wanted,
 )
-from extproc.core.adapters import LoadedAdapters
+from extproc.core.adapters import TOGETHER_MAX, LoadedAdapters
 from extproc.sim.served import Served
 from extproc.sim.world.world import World
 
 
 class CallingWorld(World):
-    """One world; its pool's adapters are `by_call`."""
+    """One world; its pool's adapters are `by_call`. `stops`: a load stops its replica's steps."""
+
+    stops = True
 
     def run(self) -> list[Served]:
         """Play everything."""
@@ -63,8 +64,9 @@ class CallingWorld(World):
         self.scheduler.dispatcher.pump(self._pool, now_ns=self.now_ns, at=endpoint)
 
     def _hang(self, address: str, *, hang: bool) -> None:
-        self.replicas[address].set_fault(now_ns=self.now_ns, hang=hang)
-        self._changed(address)
+        if self.stops:
+            self.replicas[address].set_fault(now_ns=self.now_ns, hang=hang)
+            self._changed(address)
 
     def _adapters(self, call: AdapterCall) -> LoadedAdapters:
         endpoint = self.scheduler.fleet.endpoint(self._pool, call.address)

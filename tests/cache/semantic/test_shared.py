@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from redis_harness import Redis as RedisServer
+from redis_several import Cluster
 
 from extproc.cache.purging import PurgeOrder
 from extproc.cache.semantic.entries import ENTRY_BYTES
@@ -333,5 +334,59 @@ def test_another_model_takes_nothing(redis_server: RedisServer) -> None:
         async with wording_there(redis_server.url, RULES, prefix=prefix, model_id="another") as two:
             assert not two.semantic.scopes
             assert two.store_of.refused == {"model": 1}
+
+    asyncio.run(check())
+
+
+@pytest.mark.soak
+def test_a_cluster_of_three(tmp_path: Path) -> None:
+    """All of it is in one slot: what one service learned another knows, and a purge is one for both."""
+
+    async def check(url: str) -> None:
+        async with (
+            wording_there(url, RULES, prefix="several", name="one") as one,
+            wording_there(url, RULES, prefix="several", name="two") as two,
+        ):
+            await teach(one)
+            await two.heard()
+            assert known(two) == known(one)
+            assert await how(two, WAYS[0]) == "semantic"
+            purged = two.semantic.purge([PurgeOrder(tenant="acme")])
+            assert purged is not None
+            assert await purged > 0
+            assert await how(one, WAYS[0]) == "engine"
+
+    with Cluster(tmp_path) as cluster:
+        asyncio.run(check(cluster.url))
+
+
+#: Names that begin, end or look like one another, like groups, keys of Redis, patterns, tags and paths.
+HOSTILE = (
+    *("a", "a:b", "a*", "group:a", "tenant:a", "a\x00b", "A", "а", "{a}", "a}", "a\r\nDEL x"),
+    "x" * 5_000,
+)
+
+
+def test_no_name_is_anothers(redis_server: RedisServer, keys: tuple[bytes, ...]) -> None:
+    """Each tenant has its own answer to one question, also for a service that reads all of them."""
+
+    async def check() -> None:
+        prefix = next(prefixes)
+        rules = {name: worded(f"tenant:{name}", **SURE) for name in HOSTILE}
+        at: dict[str, Any] = {"prefix": prefix, "keys": keys}
+        async with wording_there(redis_server.url, rules, name="one", **at) as one:
+            for name in HOSTILE:
+                await one.ask_it(name, body_of(ONE), answer_of(f"of {name[:20]}"))
+        async with wording_there(redis_server.url, rules, name="two", **at) as two:
+            assert len(two.semantic.scopes) == len(HOSTILE)
+            for name in HOSTILE:
+                [entry] = two.semantic.scopes[f"tenant:{name}"].entries.values()
+                assert (entry.scope, entry.answer.tenant) == (f"tenant:{name}", name)
+                assert entry.said == f"of {name[:20]}"
+            purged = two.semantic.purge([PurgeOrder(tenant="a")])
+            assert purged is not None
+            assert await purged == 1
+            assert set(two.semantic.scopes) == {f"tenant:{name}" for name in HOSTILE if name != "a"}
+            assert not two.store_of.refused
 
     asyncio.run(check())

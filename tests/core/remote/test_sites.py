@@ -177,6 +177,28 @@ def test_what_went_there_since_its_word_waits_there() -> None:
     assert edge.routed(LONG, now_ns=S).reservation.pool == "hub"
 
 
+def test_no_more_is_sent_at_once_than_the_file_says() -> None:
+    """With all places of the site's gateway taken from here, what can be served here is, and not held."""
+    edge = Edge()
+    edge.scheduler.fleet.pools["hub"].endpoints[0].max_concurrent = 1
+    assert edge.routed(LONG).reservation.pool == "hub"
+    assert edge.routed(LONG).reservation.pool == "p"
+
+
+def test_what_has_ended_since_its_word_takes_no_place_there() -> None:
+    """Five one after the other, with room for two: each finds the place that the one before it has left."""
+    edge = Edge()
+    edge.hears(word(room=2))
+    for step in range(1, 6):
+        gone = edge.routed(LONG, now_ns=step * S // 100)
+        assert gone.reservation.pool == "hub"
+        ended = Outcome(reservation=gone.reservation, final=True, status=200, served_by=SITE)
+        edge.scheduler.settlement.settle(ended, now_ns=step * S // 100)
+    for _ in range(2):
+        assert edge.routed(LONG, now_ns=S // 10).reservation.pool == "hub"
+    assert edge.routed(LONG, now_ns=S // 10).reservation.pool == "p"
+
+
 def test_without_a_fresh_word_it_is_said_that_it_was_missing() -> None:
     """The choice is by what ends have taught, and the explanation says so."""
     edge = Edge()

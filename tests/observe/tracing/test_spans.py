@@ -19,6 +19,7 @@ from extproc.observe.tracing import semconv
 from extproc.observe.tracing.request_trace import RequestTrace
 from extproc.wire.responder import Reply
 from tests.stand.cached import answer_of
+from tests.stand.semantic import Wording, worded
 
 METADATA = ("traceparent", SAMPLED)
 
@@ -377,6 +378,38 @@ def test_the_waits_of_a_cache_are_spans() -> None:
     assert look.parent_id == join.parent_id == spans["steersman.decide"].span_id
     assert (join.end_ns - join.start_ns, look.end_ns - look.start_ns) == (30 * MS_NS, 6 * MS_NS)
     assert reply.ask is not None
+
+
+def test_an_answer_in_other_words_says_how_likely_it_is() -> None:
+    """Its span; one of a question that is still checked says so, and how alike the kept one is."""
+    pytest.importorskip("numpy")
+    trips = Trips(hold_ms=9_000, permits=99)
+    sure = {"wrong_max": 0.05, "confidence": 0.6, "check_share": 0.01}
+    wording = Wording({"acme": worded("tenant:a", **sure)})
+    trips.processor.cache, trips.processor.event_cluster = wording.cache, "events"
+    ways = ("How can I reset my password?", "How do I reset my password please", "how to reset my password")
+    seen: list[dict[str, Any]] = []
+    while not seen or seen[-1]["steersman.cache"] == "miss":
+        assert len(seen) < 60
+        body = {**SURE, "messages": [{"role": "user", "content": ways[len(seen) % 3]}]}
+        exchange, reply = trips.ask(METADATA, body=body, deliver=False)
+        assert reply.wait
+        replies: list[Reply] = []
+        exchange.when_ready(replies.append)
+        wording.port.deliver()
+        assert replies
+        trips.notes.clear()
+        trips.deliver(exchange)
+        seen.append(dict(trips.spans()["steersman.decide"].attributes))
+        if placed := replies[0].reservation_id:
+            wording.cache.fill(placed, answer_of("Click on it."))
+        wording.port.deliver()
+        wording.forget_exact()
+    assert (seen[0]["steersman.cache.words"], "steersman.cache.similarity" in seen[0]) == ("unknown", False)
+    assert seen[-2]["steersman.cache.words"] == "unsure"
+    assert 0.75 <= float(seen[-2]["steersman.cache.similarity"]) <= 1.0
+    assert (seen[-1]["steersman.cache"], seen[-1]["steersman.cache.words"]) == ("semantic", "hit")
+    assert 0.9 < float(seen[-1]["steersman.cache.likely"]) <= 1.0
 
 
 def test_a_request_that_is_not_looked_up_says_nothing_of_the_cache() -> None:

@@ -26,15 +26,21 @@ SAMPLED, UNSAMPLED = f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00"
 
 
 class Trips:
-    """One service: two replicas of a place each, requests of tenant acme."""
+    """One service: two replicas of `permits` places each, requests of tenant acme."""
 
     def __init__(
-        self, *, names: str = "0.1/dup", hold_ms: int = 0, lives: bool = True, **settings: Any
+        self,
+        *,
+        names: str = "0.1/dup",
+        hold_ms: int = 0,
+        lives: bool = True,
+        permits: int = 1,
+        **settings: Any,
     ) -> None:
         self.now_ns = 10_000 * MS_NS
         self.notes: list[Note] = []
         self.lives = lives
-        pool = make_pool("10.0.0.1:80", "10.0.0.2:80", permits=1)
+        pool = make_pool("10.0.0.1:80", "10.0.0.2:80", permits=permits)
         self.scheduler = make_scheduler(pool, policy=Policy(classes=(ClassSpec(hold_ns=hold_ms * MS_NS),)))
         tenants = [
             (Tenant(name="acme"), [hash_key("key")]),

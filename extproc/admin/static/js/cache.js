@@ -37,6 +37,30 @@ export function take(data) {
   $("cache-table").tBodies[0].replaceChildren(...tenants.slice(0, ROWS).map((each) => each.element));
   $("cache-table").tHead.replaceChildren(h("tr", {}, HEADS.map((text, i) => h("th", { scope: "col", class: [1, 2, 4, 5].includes(i) ? "number" : null, text }))));
   $("cache-empty").hidden = tenants.length > 0;
+  words(data.semantic);
+}
+
+// The semantic cache: by scope what is kept and how often it would have been wrong; what came of questions.
+function words(data) {
+  const on = Boolean(data && data.questions !== undefined);
+  $("cache-words").hidden = !on;
+  if (!on) return;
+  const wrong = [data.up ? "" : "its process is not there", data.away ? "the store is away: nothing is given" : ""].filter(Boolean);
+  const kept = { redis: "in Redis", file: "in memory and on the disk", memory: "in memory" }[data.kept] ?? data.kept;
+  say($("cache-words-note"), [`${plural(data.questions, "question")}, ${mib(data.bytes)} of ${mib(data.bytes_max)}, ${kept}`, ...wrong].join("; "));
+  const heads = ["of", "questions", "checked answers", "wrong", "wrong at most (95 %)", ""];
+  const number = (i) => (i > 0 && i < 5 ? "number" : null);
+  const rows = Object.entries(data.scopes).slice(0, ROWS).map(([scope, each]) => {
+    const checked = each.checked_hits ? [count(each.checked_hits), count(each.wrong), `${(100 * each.wrong_at_most).toFixed(1)}%`] : ["", "", ""];
+    return h("tr", { "data-scope": scope }, [scope, count(each.questions), ...checked, each.off ? "off: too many were wrong" : ""].map((text, i) => h("td", { class: i === 5 ? "bad" : number(i), text })));
+  });
+  $("cache-words-table").tHead.replaceChildren(h("tr", {}, heads.map((text, i) => h("th", { scope: "col", class: number(i), text }))));
+  $("cache-words-table").tBodies[0].replaceChildren(...rows);
+  const sums = {};
+  for (const found of Object.values(data.requests)) for (const [outcome, n] of Object.entries(found)) sums[outcome] = (sums[outcome] || 0) + n;
+  const listed = (found) => Object.entries(found).sort((a, b) => b[1] - a[1]).map(([what, n]) => `${count(n)} ${what}`).join(", ");
+  const parts = [["asked", sums], ["refused by guards", data.refused], ["compared answers", data.checks], ["of the store refused", data.store_refused]];
+  say($("cache-words-came"), parts.filter(([, found]) => Object.keys(found).length).map(([title, found]) => `${title}: ${listed(found)}`).join(" · "));
 }
 
 function row(name, found, saved) {
