@@ -32,6 +32,8 @@ CACHE_SHRINK, CACHE_GROW = 0.1, 0.01
 DECODE_TOKENS_MIN = 8
 #: A step that others' prefill shared is taken to be this much of the time between tokens at most.
 INTERFERENCE_MAX = 0.7
+#: A first token in time may still have waited for an end, by this share of its own time and so long.
+START_SHARE, START_MS = 0.3, 5.0
 
 
 class Feedback:
@@ -54,11 +56,21 @@ class Feedback:
             return False
         load = endpoint.load
         load.heard(job)
-        waited = False
-        if load.left_ns >= job.placed_ns and not entry.moved and job.permits == 1:
-            observed_ms, since_ms = (now_ns - job.placed_ns) / MS_NS, (now_ns - load.left_ns) / MS_NS
+        taken, waited = endpoint.load_permits - load.silent, False
+        if entry.moved or job.permits != 1:
+            return endpoint.slots.saw(taken, waited=False, now_ns=now_ns)
+        observed_ms = (now_ns - job.placed_ns) / MS_NS
+        if load.left_ns >= job.placed_ns:
+            since_ms = (now_ns - load.left_ns) / MS_NS
             waited = after_end(observed_ms, _expected_ms(entry), since_ms, job.plan.prefill_ms)
-        return endpoint.slots.saw(endpoint.load_permits - load.silent, waited=waited, now_ns=now_ns)
+        side_by_side = endpoint.admission.known(1) and endpoint.admission.share(1) < SIDE_BY_SIDE
+        if side_by_side and job.plan.sure:
+            # One that is in time may have waited a little as well.
+            own_ms = _scale(entry) * (job.plan.ttft_ms - job.plan.wait_ms)
+            start_ms = own_ms if waited else (1.0 - START_SHARE) * own_ms - START_MS
+            beside = load.beside(job, int(now_ns - start_ms * MS_NS), at_end=waited)
+            taken = max(taken, beside + endpoint.load_permits - load.taken + 1)
+        return endpoint.slots.saw(taken, waited=waited, now_ns=now_ns, about=side_by_side)
 
     def first_token(self, entry: InFlight, *, now_ns: int, waited: bool = False) -> None:
         """The first token of a request in flight was seen now; `waited`: for another's end (`slot`)."""
@@ -154,11 +166,12 @@ class Feedback:
             _waited(entry, observed_ms)
         if self._joined(entry, observed_ms):
             return
-        predicted_ms = _expected_ms(entry)
+        scale = _scale(entry)
+        predicted_ms = scale * _expected_ms(entry)
         if job.ahead_ms and not (job.ahead and endpoint.admission.known(job.ahead)):
             # It waits not at all, or for all of them: what is within that tells nothing.
-            least_ms = plan.ttft_ms - plan.wait_ms
-            predicted_ms = min(max(observed_ms, least_ms), least_ms + job.ahead_ms)
+            least_ms = scale * (plan.ttft_ms - plan.wait_ms)
+            predicted_ms = min(max(observed_ms, least_ms), least_ms + scale * job.ahead_ms)
             if predicted_ms == observed_ms:
                 return
         endpoint.speed.saw_first_token(predicted_ms, observed_ms)
@@ -319,6 +332,17 @@ def _expected_ms(entry: InFlight) -> float:
     )
 
 
+def _scale(entry: InFlight) -> float:
+    """What is known of its endpoint's speed now, over what was known when it was placed.
+
+    Several that were placed by one wrong speed tell of one error, and not each of them of another.
+    """
+    plan, speed = entry.job.plan, entry.endpoint.speed
+    if plan.prefill_ms <= 0.0:
+        return 1.0
+    return speed.prefill_ms(plan.uncached_tokens, plan.cached_tokens) / plan.prefill_ms
+
+
 def _waited(entry: InFlight, observed_ms: float) -> None:
     """What a first token says of how its engine admits.
 
@@ -328,7 +352,7 @@ def _waited(entry: InFlight, observed_ms: float) -> None:
     speed = endpoint.speed
     if plan.prefill_ms <= 0.0:
         return
-    scale = speed.prefill_ms(plan.uncached_tokens, plan.cached_tokens) / plan.prefill_ms
+    scale = _scale(entry)
     own_ms = scale * (plan.ttft_ms - plan.wait_ms)
     waited_ms = observed_ms - own_ms
     # A speed that nobody knows yet looks like waiting.
@@ -344,7 +368,7 @@ def late(entry: InFlight, *, now_ns: int) -> None:
     speed, plan = entry.endpoint.speed, entry.job.plan
     if entry.reservation.stream and not entry.moved and speed.model.admission.heard:
         before = speed.factor
-        speed.saw_first_token(plan.latest_ms, (now_ns - entry.job.placed_ns) / MS_NS)
+        speed.saw_first_token(_scale(entry) * plan.latest_ms, (now_ns - entry.job.placed_ns) / MS_NS)
         entry.late = speed.factor / before
 
 

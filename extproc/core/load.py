@@ -79,6 +79,7 @@ class Job:
         "ahead",
         "ahead_ms",
         "batch_mark",
+        "behind",
         "context_mark",
         "context_tokens",
         "entered",
@@ -102,6 +103,8 @@ class Job:
         self.ahead = 0
         self.ahead_ms = 0.0
         self.permits = permits
+        #: Sequences that were there when it was placed.
+        self.behind = 0
         self.placed_ns = now_ns
         self.queued = True
         #: Its first token is to be heard of, and was not, however late it is.
@@ -137,6 +140,7 @@ class Load:
     __slots__ = (
         "_batch_ns",
         "_context_ns",
+        "_ended",
         "_integrated_ns",
         "_pending",
         "_placed_ns",
@@ -157,6 +161,7 @@ class Load:
         "reserved_tokens",
         "silent",
         "streaming",
+        "taken",
     )
 
     def __init__(self) -> None:
@@ -166,6 +171,8 @@ class Load:
         self.queued_tokens = 0
         self.queued_ms = 0.0
         self.streaming = 0
+        #: Sequences that are here, whether they wait or decode.
+        self.taken = 0
         #: Sequences whose first token is to be heard of; and when the last of the others ended.
         self.silent = 0
         self.left_ns = -1
@@ -179,8 +186,9 @@ class Load:
         self._prefilling_ns = 0
         #: Those of them that may take less than was planned, or more.
         self._unsure = 0
-        #: When the last ones were placed.
+        #: When the last ones were placed; when the last ones ended, and of how many sequences.
         self._placed_ns: deque[int] = deque(maxlen=PLACED_KEPT)
+        self._ended: deque[tuple[int, int]] = deque(maxlen=PLACED_KEPT)
         self._batch_ns = self._context_ns = 0
         self._integrated_ns = 0
         self._tightest_ms = math.inf
@@ -193,6 +201,8 @@ class Load:
         job = Job(plan, permits, now_ns)
         self.entered += 1
         job.entered = self.entered
+        job.behind = self.taken
+        self.taken += permits
         self._placed_ns.append(now_ns)
         if self._pending:
             head = next(iter(self._pending))
@@ -244,6 +254,8 @@ class Load:
     def leave(self, id: str, job: Job, *, now_ns: int) -> Decoded | None:  # noqa: A002
         """It is over, or moved; how its decode went, None where it had no first token."""
         self.reserved_tokens -= job.plan.kv_tokens
+        self.taken -= job.permits
+        self._ended.append((now_ns, job.permits))
         self._tight_until_ns = -1
         if job.silent:
             # It stays so: its end tells that nobody heard of it.
@@ -305,6 +317,20 @@ class Load:
         if later >= PLACED_KEPT:
             return True
         return later > 0 and self._placed_ns[-later] <= until_ns
+
+    def beside(self, job: Job, start_ns: int, *, at_end: bool) -> int:
+        """The sequences that were placed here before it and had not ended when its prefill began.
+
+        An engine starts them in order: each of them had a slot then. `at_end`: one of those that ended since
+        it was placed made room for it, the one next to `start_ns`. 0 where it is not known: of more than
+        PLACED_KEPT ends since.
+        """
+        since = [each for each in self._ended if each[0] > job.placed_ns]
+        if len(since) == PLACED_KEPT:
+            return 0
+        if at_end and since:
+            start_ns = min(since, key=lambda each: abs(each[0] - start_ns))[0]
+        return job.behind - sum(permits for ended_ns, permits in since if ended_ns <= start_ns)
 
     def _leave_queue(self, job: Job) -> None:
         del self._pending[job]

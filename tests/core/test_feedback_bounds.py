@@ -43,3 +43,22 @@ def test_a_first_token_behind_a_prompt_that_may_be_cached_teaches_no_speed_betwe
     ahead_ms = 2 * endpoint.speed.prefill_ms(1280)
     comes(scene, last, last.ttft_ms + share * ahead_ms)
     assert (endpoint.speed.factor != before) == moves
+
+
+def test_prompts_that_were_placed_by_one_wrong_speed_tell_of_one_error() -> None:
+    """Each is judged by the speed that is known when its first token comes: three that take 2.5 times as long
+    as was planned make it about 2.5 times slower, and not 2.5 times for each."""
+    scene = Scene()
+    (endpoint,) = scene.scheduler.fleet.endpoints
+    endpoint.speed.model.admission.heard = True
+    before_ms = endpoint.speed.prefill_ms(1_000)
+    for _ in range(8):
+        endpoint.admission.saw(1, 200.0, 100.0, 0.0)
+        endpoint.admission.saw(2, 200.0, 100.0, 0.0)
+    placed = [scene.routed(1_000) for _ in range(3)]
+    began_ns = scene.now_ns
+    for each in placed:
+        scene.now_ns = began_ns + round(2.5 * placed[0].ttft_ms * 1e6)
+        scene.scheduler.settlement.first_token(each.id, now_ns=scene.now_ns)
+    assert endpoint.speed.observations >= 2
+    assert 1.5 <= endpoint.speed.prefill_ms(1_000) / before_ms <= 3.0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.core.load import MS_NS, UNHEARD_MIN_NS, Job, Load, Plan, unheard_ns
+from extproc.core.load import MS_NS, PLACED_KEPT, UNHEARD_MIN_NS, Job, Load, Plan, unheard_ns
 from tests.stand.examples import examples
 
 S = 1_000_000_000
@@ -106,6 +106,23 @@ def test_a_stream_that_outlives_its_prediction_is_expected_to_go_on() -> None:
 def test_how_long_a_first_token_is_waited_for(ttft_ms: float, times: float, expected_ns: int) -> None:
     """So many times the prediction, never next to nothing."""
     assert unheard_ns(plan_of(ttft_ms=ttft_ms), times=times) == expected_ns
+
+
+def test_who_was_there_when_a_prefill_began() -> None:
+    """All that were placed before it, without those that had ended by then."""
+    load = Load()
+    jobs = [load.enter(plan_of(), 1, now_ns=0) for _ in range(3)]
+    last = load.enter(plan_of(), 2, now_ns=1 * S)
+    load.enter(plan_of(), 1, now_ns=1 * S)
+    load.leave("a", jobs[0], now_ns=2 * S)
+    load.leave("b", jobs[1], now_ns=4 * S)
+    assert load.taken == 4
+    assert [load.beside(last, at_s * S, at_end=False) for at_s in (1, 2, 3, 4)] == [3, 2, 2, 1]
+    # One of the ends made room for it: the nearest.
+    assert [load.beside(last, at_ms * MS_NS, at_end=True) for at_ms in (1_000, 2_900, 3_100)] == [2, 2, 1]
+    for _ in range(PLACED_KEPT):
+        load.leave("c", load.enter(plan_of(), 1, now_ns=5 * S), now_ns=5 * S)
+    assert load.beside(last, 3 * S, at_end=False) == 0, "not known any more"
 
 
 @given(

@@ -53,6 +53,19 @@ def test_waiting_below_the_most_tells_nothing() -> None:
     assert slots.limit == 0
 
 
+def test_what_is_known_about_so_far_counts_about_so_far() -> None:
+    """One in six more or less is an error of the count, and no other limit; the middle of three counts."""
+    slots = Slots(SlotsModel())
+    slots.saw(9, waited=False, now_ns=0)
+    for taken in (8, 9, 8):
+        assert slots.saw(taken, waited=True, now_ns=0, about=True)
+    assert slots.limit == 8
+    slots.saw(9, waited=False, now_ns=0, about=True)
+    assert slots.limit == 8
+    slots.saw(10, waited=False, now_ns=0, about=True)
+    assert slots.limit == 0
+
+
 def test_one_in_time_at_the_most_begins_the_count_anew() -> None:
     """An engine that gives a first token beside as many as ever may well give one more."""
     slots = Slots(SlotsModel())

@@ -164,6 +164,25 @@ def test_prefill_and_step_are_told_apart_where_nothing_is_prefilled_alone(seed: 
     assert step < 0.35
 
 
+def test_who_has_shown_nothing_goes_by_the_others() -> None:
+    """What the prior is wrong of it is wrong of all; what its agent said counts besides, and is its own."""
+    model, (first, second, silent, told) = pool(4)
+    told.saw_rates(prefill_tokens_per_s=None, decode_tokens_per_s=1.0, batch=1.0)
+    ahead = told.factor
+    assert ahead > 1.0
+    for speed in (first, second):
+        speed.saw_first_token(50.0, 150.0)
+    typical = min(first.factor, second.factor)
+    assert typical > 2.0
+    assert silent.factor == typical
+    assert told.factor == pytest.approx(ahead * typical)
+    # Both go back with it: what it was taken for was not measured.
+    for speed in (first, second):
+        speed.takes_back(speed.factor)
+    assert silent.factor == 1.0
+    assert model.timing == A100_8B.timing
+
+
 def test_a_short_prefill_among_streams_teaches_nothing() -> None:
     """Its first token's time is the step's, whatever was learnt of either."""
     model, (speed,) = pool(1)

@@ -2,12 +2,16 @@
 
 An engine with S slots (llama.cpp's `--parallel`, a batch of one, a queue of its own before the engine)
 accepts more requests than it runs. What it accepts beyond S has its first token only once one of the S has
-ended: such a first token is late, it comes within a prefill of an end, and then as many decode as ever did.
-`BLOCKED_MIN` of those in a row tell S: the most that were ever seen to decode at once. One that decodes as
-one more refutes it.
+ended: such a first token is late, it comes within a prefill of an end, and then S are taken. `BLOCKED_MIN` of
+those in a row, beside as many as ever were, tell S. One beside more of them refutes it.
+
+How many were taken when its prefill began: at least those that decode when its first token comes. Where the
+engine is known to prefill side by side it is all that were placed there before it and had not ended by then
+(core/load.py): an engine starts them in order. That is known to about one in ONE_IN, and shows S sooner,
+since of the S some prefill while the others decode (simulated, after 100 prompts: of 48 engines 40 for 12).
 
 An engine that is slow, or computes prompts one at a time, has late first tokens as well, but not as a rule
-with the most streams that it ever had, and right after an end.
+beside the most that it ever had, and right after an end.
 
 Owns what is learnt of this for one endpoint, and when one more than that is tried. In sequences.
 """
@@ -15,11 +19,14 @@ Owns what is learnt of this for one endpoint, and when one more than that is tri
 from __future__ import annotations
 
 import weakref
+from collections import deque
 
 from extproc.core.predict.trials import Trials
 
 #: First tokens in a row that waited for another's end, from which the slots count as known.
 BLOCKED_MIN = 3
+#: What was taken is known to one in so many: an end may fall just before a start, or just after it.
+ONE_IN = 6
 #: How late one is to be for that: by this share of what was expected, and by so many milliseconds.
 LATE_SHARE, LATE_MS = 0.5, 10.0
 #: And how long after an end it comes at most: so many of its prefills, and so many milliseconds.
@@ -77,7 +84,7 @@ class Slots:
         self.own = 0
         self.limit = 0
         self.life_ms = 0.0
-        self._blocked = 0
+        self._blocked = deque[int](maxlen=BLOCKED_MIN)
         self._peak = self._peak_before = 0
         self._peak_ns = 0
         #: When one more than the limit is tried.
@@ -85,41 +92,46 @@ class Slots:
         model.join(self)
         self.refresh()
 
-    def saw(self, running: int, *, waited: bool, now_ns: int) -> bool:
-        """A first token came, and so many decode now, it included; whether it waited for another's end.
+    def saw(self, taken: int, *, waited: bool, now_ns: int, about: bool = False) -> bool:
+        """A first token came whose prefill began beside so many, it included; whether it waited for an end.
 
-        `waited`: it was late, and came right after an end (`after_end`). True where it waited for a slot.
+        `waited`: it was late, and came right after an end (`after_end`). `about`: `taken` is known to one in
+        ONE_IN. True where it waited for a slot.
         """
         most = max(self._peak, self._peak_before)
+        slack = most // ONE_IN if about else 0
         if now_ns - self._peak_ns >= PEAK_NS:
             self._peak_before, self._peak, self._peak_ns = self._peak, 0, now_ns
-        self._peak = max(self._peak, running)
-        if running > most:
+        self._peak = max(self._peak, taken)
+        if taken > self.limit + slack and self.limit:
+            self.trials.succeeded()
+            if self.own:
+                self.own = 0
+                self._model.learnt()
+            self.refresh()
+        if taken > most + slack:
             # More than ever: no limit that was thought to be there.
-            self._blocked = 0
-            if running > self.limit > 0:
-                self.trials.succeeded()
-                if self.own:
-                    self.own = 0
-                    self._model.learnt()
-                self.refresh()
+            self._blocked.clear()
             return False
         if not waited:
-            if running >= most:
-                self._blocked = 0
+            if taken >= most:
+                self._blocked.clear()
             return False
-        if running < most:
+        if taken < most - slack:
             return False
-        self._blocked += 1
-        if self._blocked >= BLOCKED_MIN and self.own != most:
-            self.own = most
-            self._model.learnt()
+        self._blocked.append(taken)
+        if len(self._blocked) == BLOCKED_MIN:
+            own = sorted(self._blocked)[BLOCKED_MIN // 2]
+            if own != self.own:
+                self.own = own
+                self._model.learnt()
         return True
 
     def refresh(self) -> None:
         """Take what the pool has learnt since: its limit counts where nothing speaks against it here."""
         pool = self._model.limit
-        self.limit = self.own or (pool if pool >= max(self._peak, self._peak_before) else 0)
+        most = max(self._peak, self._peak_before)
+        self.limit = self.own or (pool if pool + pool // ONE_IN >= most else 0)
 
     def ended(self, life_ms: float) -> None:
         """A request was over, and had its slot so long."""

@@ -60,6 +60,7 @@ class SpeedModel:
 
     __slots__ = (
         "_decode",
+        "_moves",
         "_prefill",
         "_speeds",
         "_unsettled",
@@ -85,7 +86,7 @@ class SpeedModel:
         self._prefill = Affine(at.prefill_base_ms, at.prefill_per_token_ms, at.prefill_per_square_ms)
         self.context_per_sequence = CONTEXT_TOKENS_PER_SEQUENCE
         self._speeds: list[weakref.ref[Speed]] = []
-        self._unsettled = 0
+        self._unsettled = self._moves = 0
 
     def saw_prefill(self, tokens: float, cached: float, observed_ms: float) -> None:
         """A prefill of `tokens` behind `cached` ones took so long with nothing else in the way."""
@@ -130,12 +131,32 @@ class SpeedModel:
     def settle(self) -> None:
         """Now and then moves what the endpoints' factors share into the model; predictions stay."""
         self._unsettled += 1
+        self._moves += 1
         if self._unsettled < SETTLE_EVERY or self._unsettled < len(self._speeds):
+            # The first ones count at once, and ever more together.
+            if not self._moves & (self._moves - 1):
+                self.presume()
             return
         self._unsettled = 0
+        self._typical()
+        self.presume()
+
+    def presume(self) -> None:
+        """Who has shown nothing yet goes by the others: the prior was wrong of it as well."""
+        speeds = self._living()
+        if seen := sorted(speed.factor for speed in speeds if speed.observations):
+            for speed in speeds:
+                if not speed.observations:
+                    speed.factor = seen[(len(seen) - 1) // 2] * exp(speed.rates)
+
+    def _living(self) -> list[Speed]:
         speeds = [speed for held in self._speeds if (speed := held()) is not None]
         if len(speeds) < len(self._speeds):
             self._speeds = [weakref.ref(speed) for speed in speeds]
+        return speeds
+
+    def _typical(self) -> None:
+        speeds = self._living()
         factors = sorted(speed.factor for speed in speeds if speed.observations >= TYPICAL_OBSERVATIONS_MIN)
         if not factors:
             return
@@ -160,7 +181,7 @@ class SpeedModel:
 class Speed:
     """The speed of one endpoint: its pool's model times a factor of its own."""
 
-    __slots__ = ("__weakref__", "_rates", "_run", "_timing", "errors", "factor", "model", "observations")
+    __slots__ = ("__weakref__", "_run", "_timing", "errors", "factor", "model", "observations", "rates")
 
     def __init__(self, model: SpeedModel) -> None:
         self.model = model
@@ -172,7 +193,7 @@ class Speed:
         #: Observations that moved the factor.
         self.observations = 0
         #: What its agent's rates have moved it by, a logarithm; large errors in a row, slow ones positive.
-        self._rates = 0.0
+        self.rates = 0.0
         self._run = 0
         model.join(self)
 
@@ -191,6 +212,8 @@ class Speed:
     def takes_back(self, moved_by: float) -> None:
         """What multiplied the factor by `moved_by` was not measured here."""
         self.factor = min(max(self.factor / moved_by, FACTOR_MIN), FACTOR_MAX)
+        if moved_by != 1.0:
+            self.model.presume()
 
     def saw_prefill(self, tokens: float, cached: float, observed_ms: float) -> None:
         """A prefill here took so long with nothing else in the way: teaches factor and model."""
@@ -250,9 +273,9 @@ class Speed:
                 errors.append(log(observed / predicted))
         gain = RATES_GAIN / (1.0 + self.observations / RATES_SETTLED)
         for error in errors:
-            to = _clipped(self._rates + gain * _clipped(error, ERROR_CLIP / 2.0), RATES_TOTAL_MAX)
-            self.factor = min(max(self.factor * exp(to - self._rates), FACTOR_MIN), FACTOR_MAX)
-            self._rates = to
+            to = _clipped(self.rates + gain * _clipped(error, ERROR_CLIP / 2.0), RATES_TOTAL_MAX)
+            self.factor = min(max(self.factor * exp(to - self.rates), FACTOR_MIN), FACTOR_MAX)
+            self.rates = to
 
     @property
     def _teaches(self) -> bool:

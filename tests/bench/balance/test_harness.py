@@ -28,6 +28,7 @@ from scenario import (  # noqa: E402
     asks,
     most_output,
 )
+from virtual import fleet_of, virtually, workload_of  # noqa: E402
 
 from extproc.sim.text import forced_output_tokens  # noqa: E402
 
@@ -204,3 +205,18 @@ def test_a_peer_that_cannot_be_installed_tells_why(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PeerMissingError, match=r"uv ended with 3: no network here"):
         install("smg", tmp_path / "peers")
+
+
+def test_the_virtual_clock_plays_the_same() -> None:
+    """The bench's prompts at its times; four replicas, the odd one as the shape says; everybody is served."""
+    mock = ENGINES["serial"]
+    wanted = asks(mock, seed=1, shape="hetero", rate_per_s=mock.rate_per_s, requests=mock.requests)
+    workload = workload_of("serial", "hetero", 1)
+    assert [each.prompt_tokens for each in workload.arrivals] == [ask.prompt_tokens for ask in wanted]
+    assert [each.at_ns for each in workload.arrivals] == [int(ask.at_s * 1e9) for ask in wanted]
+    groups = fleet_of("serial", "hetero").groups
+    assert [(group.count, round(group.slowdown / mock.slowdown)) for group in groups] == [(3, 1), (1, 3)]
+    assert [group.errors for group in fleet_of("parallel", "flaky").groups] == [0.0, 0.5]
+    p50_ms, p99_ms, hit, lost = virtually(("serial", "uniform", "steer", 1))
+    assert (0.0 < p50_ms < p99_ms, lost) == (True, 0.0)
+    assert 0.7 < hit < 0.9
