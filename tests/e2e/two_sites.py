@@ -65,7 +65,12 @@ class TwoSites:
 
     def connected(self) -> None:
         """Wait until the edge has a fresh word of the centre, and requests would go there."""
-        wait_for("a word of the centre", lambda: self.link["fresh"] and not self.link["away"])
+
+        def well() -> bool:
+            link = self.link
+            return bool(link["fresh"]) and not link["away"] and not link["trouble"]
+
+        wait_for("a word of the centre", well)
         hub = self.way.address
         wait_for("the centre's place", lambda: self.edge.endpoint(hub)["ready"])
 

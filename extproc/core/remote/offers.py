@@ -94,9 +94,11 @@ def _begins_ns(word: PoolWord, link: SiteLink, pool: Pool, work: Work, now_ns: i
     """When a request would begin there: after those that waited, with those that went there since, and less
     the time that has passed. Else all of a second's requests would find the same free replica."""
     sequences, prefill_ms, passed_ms = link.since(now_ns=now_ns)
-    queue_ms = max(0.0, word.begins_ms + prefill_ms / max(1, word.ready) - passed_ms)
-    # What went there since and has ended takes no place any more.
+    # What went there since and has ended takes no place any more, and no time: which it was is not known, so
+    # each is taken for a like share.
     there = min(sequences, sum(each.permits for each in pool.endpoints))
+    prefill_ms *= there / max(1, sequences)
+    queue_ms = max(0.0, word.begins_ms + prefill_ms / max(1, word.ready) - passed_ms)
     missing = there + work.sequences - word.room
     if missing > 0:
         # Who waits is told of in `begins`; with nobody waiting it takes the next places that are free.

@@ -199,6 +199,18 @@ def test_what_has_ended_since_its_word_takes_no_place_there() -> None:
     assert edge.routed(LONG, now_ns=S // 10).reservation.pool == "p"
 
 
+def test_what_has_ended_since_its_word_takes_no_time_there() -> None:
+    """A long prompt that is answered makes nobody wait; one that is not does."""
+    edge = Edge(permits=1_000)
+    edge.hears(word(room=1_000, ready=1, first_ms=(60_000.0,) * len(SIZES)))
+    gone = edge.routed(LONG)
+    assert gone.reservation.pool == "hub"
+    assert edge.routed(LONG).reservation.pool == "p"
+    ended = Outcome(reservation=gone.reservation, final=True, status=200, served_by=SITE)
+    edge.scheduler.settlement.settle(ended, now_ns=S // 100)
+    assert edge.routed(LONG, now_ns=S // 100).reservation.pool == "hub"
+
+
 def test_without_a_fresh_word_it_is_said_that_it_was_missing() -> None:
     """The choice is by what ends have taught, and the explanation says so."""
     edge = Edge()
