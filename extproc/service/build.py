@@ -191,13 +191,21 @@ def spills_of(config: Config) -> dict[str, SpillRule]:
 
 
 def rate_limits_of(config: Config) -> dict[str, RateLimits]:
-    """What is known of the minutes of pools that others spill to."""
-    given = {pool.name: pool.rate_limits for pool in config.pools}
+    """What is known of the minutes of pools that others spill to.
+
+    Not of another site's, unless the file says so: its word of each second tells whether it has room, and
+    what fails there comes home, so that one refusal need not close it.
+    """
+    pools = {pool.name: pool for pool in config.pools}
     found = {}
     for pool in config.pools:
         if pool.spill is not None:
-            limits = given[pool.spill.to]
-            found[pool.spill.to] = RateLimits() if limits is None else RateLimits(**limits.model_dump())
+            there = pools[pool.spill.to]
+            limits = there.rate_limits
+            if limits is not None:
+                found[there.name] = RateLimits(**limits.model_dump())
+            elif there.remote is None:
+                found[there.name] = RateLimits()
     return found
 
 
