@@ -362,10 +362,11 @@ def test_kill_nine_of_up_leaves_nothing_behind_and_sigterm_cuts_nothing(tmp_path
 def test_a_taken_port_is_named_with_its_setting(tmp_path: Path) -> None:
     """Nothing is started when an address is taken; the message names the setting and what to do."""
     config = stand_config({"chat": ["127.0.0.1:9"]}, keys={"acme": KEY})
-    host, _, port = config["gateway"]["listen"].rpartition(":")
     with socket.socket() as taken:
-        taken.bind((host, int(port)))
+        taken.bind(("127.0.0.1", 0))
         taken.listen()
+        host, port = taken.getsockname()
+        config["gateway"]["listen"] = f"{host}:{port}"
         gateway = Up(tmp_path, config)
         assert asyncio.run(gateway.wait()) == 1
     assert f"gateway.listen: {host}:{port} is taken by another process" in gateway.said()

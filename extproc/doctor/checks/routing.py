@@ -23,6 +23,11 @@ def _decided(evidence: Evidence) -> list[dump.Json]:
     ]
 
 
+def _of_uploads(route: dump.Json) -> bool:
+    """Whether a route is of requests whose body passes while they are decided."""
+    return any(each.get("name") == contract.ONCE_HEADER for each in route.get("match", {}).get("headers", ()))
+
+
 def route(evidence: Evidence) -> Iterator[Said]:
     """A route that goes where the decision says."""
     if not _decided(evidence):
@@ -38,6 +43,8 @@ def retries(evidence: Evidence) -> Iterator[Said]:
     if evidence.config.gateway.retries == 0:
         return
     for each in _decided(evidence):
+        if _of_uploads(each):
+            continue  # no try but the first has their whole body
         name = each.get("name", "(without a name)")
         policy = each["route"].get("retry_policy")
         if not policy or not int(policy.get("num_retries", 1)):
