@@ -11,7 +11,10 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aiohttp import StreamReader
 
 #: The system's authorities where Envoy's images, Debian and Alpine have them.
 SYSTEM_CA = "/etc/ssl/certs/ca-certificates.crt"
@@ -141,3 +144,14 @@ def tls_trouble(error: BaseException) -> str | None:
             return f"TLS: {known or here.reason or 'the handshake failed'}"
         here = here.__cause__ or getattr(here, "os_error", None) or here.__context__
     return None
+
+
+async def read_bounded(content: StreamReader, bytes_max: int) -> bytes | None:
+    """A whole answer, in however many pieces it comes; None where it is longer. Raises what reads raise."""
+    parts, size = [], 0
+    async for part in content.iter_any():
+        size += len(part)
+        if size > bytes_max:
+            return None
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -12,7 +12,7 @@ from typing import Any, Final
 import aiohttp
 
 from extproc.patience import patient
-from extproc.upstream import PLAIN, ReplicaAccess, tls_trouble
+from extproc.upstream import PLAIN, ReplicaAccess, read_bounded, tls_trouble
 from steersman_agent.reply import Failure, PageReply, Reply
 from steersman_agent.state import Symptom
 
@@ -58,7 +58,7 @@ class Fetcher:
                 else:
                     request = self._session.post(url, json=body, **how)
                 async with request as response:
-                    page = await _read_bounded(response.content)
+                    page = await read_bounded(response.content, RESPONSE_BYTES_MAX)
         except TimeoutError:
             return Failure(Symptom.TIMED_OUT, f"no answer within {timeout_s * 1000:.0f} ms")
         except (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError) as error:
@@ -73,14 +73,3 @@ class Fetcher:
         if page is None:
             return Failure(Symptom.UNWELL, f"an answer above {RESPONSE_BYTES_MAX} bytes")
         return PageReply(response.status, page, time.monotonic() - began_s)
-
-
-async def _read_bounded(content: aiohttp.StreamReader) -> bytes | None:
-    """The whole body; None where it is above the bound."""
-    parts, size = [], 0
-    async for part in content.iter_any():
-        size += len(part)
-        if size > RESPONSE_BYTES_MAX:
-            return None
-        parts.append(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)

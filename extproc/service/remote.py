@@ -22,7 +22,7 @@ from extproc.core.remote.signing import Untrusted
 from extproc.core.scheduler import Scheduler
 from extproc.patience import patient
 from extproc.service.parts import Part
-from extproc.upstream import ReplicaAccess, file_seen, tls_trouble
+from extproc.upstream import ReplicaAccess, file_seen, read_bounded, tls_trouble
 from extproc.wire.sites import SiteDoor, SitePolicy
 
 if TYPE_CHECKING:
@@ -68,11 +68,9 @@ async def fetch(
     try:
         async with session.get(url, allow_redirects=False, **how) as answer:
             took_ns = time.perf_counter_ns() - begun_ns
-            data = b""
-            async for piece in answer.content.iter_chunked(16 * 1024):
-                data += piece
-                if len(data) > DIGEST_BYTES_MAX:
-                    raise NoDigestError(f"its digest has more than {DIGEST_BYTES_MAX} bytes")
+            data = await read_bounded(answer.content, DIGEST_BYTES_MAX)
+            if data is None:
+                raise NoDigestError(f"its digest has more than {DIGEST_BYTES_MAX} bytes")
             text = data.decode("utf-8", "replace")
     except aiohttp.ClientError as error:
         raise OSError(tls_trouble(error) or str(error)) from error

@@ -28,7 +28,7 @@ from extproc.service.parts import Part
 from extproc.tokens.asked import ANSWER_BYTES_MAX, TOKENIZE_PATH, answered, question
 from extproc.tokens.counter import PoolCounter
 from extproc.tokens.tokenizer import PROBES, FileTokenizer, TokenizerError, bias_of, load
-from extproc.upstream import PLAIN, ReplicaAccess, tls_trouble
+from extproc.upstream import PLAIN, ReplicaAccess, read_bounded, tls_trouble
 
 if TYPE_CHECKING:
     import aiohttp
@@ -305,7 +305,10 @@ class TokensPart(Part, Observer):
         asking = self._session.post(url, data=body, allow_redirects=False, **how)
         try:
             async with asking as answer:
-                return answered(answer.status, await answer.content.read(ANSWER_BYTES_MAX))
+                found = await read_bounded(answer.content, ANSWER_BYTES_MAX)
+                if found is None:
+                    raise ValueError(f"answers more than {ANSWER_BYTES_MAX} bytes")
+                return answered(answer.status, found)
         except aiohttp.ClientError as error:
             raise ValueError(f"{address}: {tls_trouble(error) or error}") from error
 

@@ -18,6 +18,7 @@ from extproc.supervise.asking import (
     ServiceRefusedError,
     ServiceSilentError,
 )
+from extproc.upstream import read_bounded
 
 if TYPE_CHECKING:
     import aiohttp
@@ -79,12 +80,10 @@ class AdminLink:
             async with self._session.request(
                 how, f"{self.address}{path}", json=body, allow_redirects=False
             ) as answer:
-                raw = bytearray()
-                async for piece in answer.content.iter_any():
-                    raw += piece
-                    if len(raw) > STATUS_BYTES_MAX:
-                        raise ServiceSilentError(f"{self.address} answers more than {STATUS_BYTES_MAX} bytes")
-                return answer.status, msgspec.json.decode(bytes(raw), type=dict[str, Any])
+                raw = await read_bounded(answer.content, STATUS_BYTES_MAX)
+                if raw is None:
+                    raise ServiceSilentError(f"{self.address} answers more than {STATUS_BYTES_MAX} bytes")
+                return answer.status, msgspec.json.decode(raw, type=dict[str, Any])
         except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
             why = f": {error}" if isinstance(error, aiohttp.ClientConnectorCertificateError) else ""
             raise ServiceSilentError(f"no Steersman's admin port answers at {self.address}{why}") from None

@@ -169,8 +169,23 @@ class Engine:
         self.asked: list[dict[str, Any]] = []
         self.headers: list[str | None] = []
         self.status = 200
+        #: The answer comes in two pieces, the second a while later.
+        self.pieces = False
 
-    async def answer(self, request: web.Request) -> web.Response:
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        whole = await self._whole(request)
+        if not self.pieces:
+            return whole
+        body = whole.body
+        assert isinstance(body, bytes)
+        answer = web.StreamResponse(status=whole.status)
+        await answer.prepare(request)
+        await answer.write(body[:9])
+        await asyncio.sleep(0.02)
+        await answer.write(body[9:])
+        return answer
+
+    async def _whole(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.asked.append(body)
         self.headers.append(request.headers.get("authorization"))
@@ -219,6 +234,22 @@ def test_an_engine_counts_in_its_own_words(engine: str) -> None:
                 assert len(there.asked) == before
                 assert set(there.headers) == {"Bearer secret"}
                 assert all(there.field in each for each in there.asked)
+
+    play(scene)
+
+
+def test_an_answer_may_come_in_pieces() -> None:
+    """That of a long text does."""
+
+    async def scene() -> None:
+        there = Engine("vllm")
+        there.pieces = True
+        async with listening(there) as address:
+            counting = Counting(text_of("tokenizer: {source: engine, cpu_share: 1}", address=address))
+            async with running(counting):
+                await until(lambda: not counting.pool["problem"])
+                counting.tokens(asked(("user", "one two three four five")))
+                await until(lambda: counting.pool["known"])
 
     play(scene)
 
