@@ -58,7 +58,8 @@ def test_a_ranking_is_well_formed(
 ) -> None:
     """A score for each candidate, never NaN or negative; as many distinct best as asked for, best first.
 
-    Only who binds late may name none; what it does not give out now scores as later.
+    Only who binds late may name none; what it does not give out now scores as later. Where none takes it, one
+    that was long not tried gets it all the same and stands first: the others are in their order behind it.
     """
     count = min(wanted, len(candidates))
     ranking = taught(name, candidates, work).rank(candidates, work, count=count, rng=Random(seed), at=at)
@@ -72,6 +73,8 @@ def test_a_ranking_is_well_formed(
     assert len(ranking.best) == len(set(ranking.best)) == count
     assert all(0 <= i < len(candidates) for i in ranking.best)
     ordered = [ranking.scores[i] for i in ranking.best]
+    if name in HOLDING and min(ranking.scores) >= LATER_MS:
+        ordered = ordered[1:]
     assert name in SAMPLING or ordered == sorted(ordered)
 
 
