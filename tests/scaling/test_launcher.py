@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -99,8 +100,10 @@ def test_a_taken_port_is_passed_over(tmp_path: Path, play: Play) -> None:
         assert split(stand.members[0])[1] == taken + 1
         assert stand.launcher.problem.startswith("steersman.yaml: pools[0].scaling.launcher: no port from")
 
-    with socket.socket() as other:
+    with contextlib.ExitStack() as stack:
         while True:
+            # A bound one cannot be bound again; those before it keep their ports, so that another is tried.
+            other = stack.enter_context(socket.socket())
             other.bind(("127.0.0.1", 0))
             other.listen()
             taken = other.getsockname()[1]
