@@ -6,14 +6,13 @@ is late, away or refused is a miss. What is kept or forgotten is an errand of th
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from extproc.cache.purging import AnswerOrigin, PurgeOrder
-from extproc.cache.redis.errands import Errand, PurgeErrand
-from extproc.cache.redis.looks import AnswerLooks
+from extproc.cache.redis.asked import AskedStore
+from extproc.cache.redis.errands import Errand
 from extproc.cache.redis.scripts import AnswerScripts
 from extproc.cache.redis.session import AnswerSession
 from extproc.cache.sealed import AnswerSeal, PoisonedError
@@ -25,7 +24,7 @@ BUDGET_S: Final = 0.005
 MS: Final = 1_000_000
 
 
-class RedisAnswers:
+class RedisAnswers(AskedStore[AnswerSession]):
     """An AnswerStore under a prefix. Raises ValueError for a URL that names no Redis."""
 
     def __init__(
@@ -40,25 +39,19 @@ class RedisAnswers:
         on_purged: Callable[[Sequence[PurgeOrder]], None],
         budget_s: float = BUDGET_S,
     ) -> None:
-        self.counts: Counter[str] = Counter()
-        #: Entries that were not what had been kept, by what was wrong.
-        self.refused: Counter[str] = Counter()
-        self.budget_s, self.seal = budget_s, seal
-        self._clock = clock
-        self._scripts = AnswerScripts(prefix, self.counts)
-        self.session = AnswerSession(
+        counts: Counter[str] = Counter()
+        self.seal, self._clock = seal, clock
+        self._scripts = AnswerScripts(prefix, counts)
+        session = AnswerSession(
             url,
             name=name,
             scripts=self._scripts,
             bytes_max=bytes_max,
-            counts=self.counts,
+            counts=counts,
             clock=clock,
             on_purged=on_purged,
         )
-        self._looks = AnswerLooks(self._scripts, asker=lambda: self.session.asker, ended=self._ended)
-
-        #: Waits for answers that may have been purged.
-        self._confirming: set[asyncio.Task[None]] = set()
+        super().__init__(session, self._scripts, counts=counts, refused=Counter(), budget_s=budget_s)
 
     @property
     def bytes_max(self) -> int:
@@ -74,13 +67,9 @@ class RedisAnswers:
         self.session.unwanted = unwanted
         self.session.start()
 
-    async def close(self) -> None:
-        """Tell what there is to tell if Redis is there; ends within two seconds if it is not."""
-        await self.session.close({*self._looks.rounds, *self._confirming})
-
     def get(self, scope: str, key: bytes, *, now_ns: int) -> KeptAnswer | Absent:  # noqa: ARG002 (the port's)
         """Redis has to be asked, where it may be."""
-        return Absent.ASK if self.session.shares(now_ns) and not self._looks.full else Absent.AWAY
+        return Absent.ASK if self._may_ask(now_ns) else Absent.AWAY
 
     async def ask(self, scope: str, key: bytes) -> KeptAnswer | Absent:
         """One round trip; LATE when it takes longer than the budget: then nobody asks for a while."""
@@ -115,12 +104,10 @@ class RedisAnswers:
         self, scope: str, key: bytes, answer: KeptAnswer, *, begun_ns: int, tell: Callable[[bool], None]
     ) -> None:
         """One round trip: our own ears are half a second behind."""
-        if not self.session.shares(self._clock()) or self._looks.full:
+        if not self._may_ask(self._clock()):
             tell(True)
             return
-        task = asyncio.create_task(self._unless_purged(scope, key, answer, begun_ns, tell))
-        self._confirming.add(task)
-        task.add_done_callback(self._confirming.discard)
+        self._in_background(self._unless_purged(scope, key, answer, begun_ns, tell))
 
     async def _unless_purged(
         self, scope: str, key: bytes, answer: KeptAnswer, begun_ns: int, tell: Callable[[bool], None]
@@ -145,13 +132,6 @@ class RedisAnswers:
         """Forget one, soon."""
         self._errand(Errand("drop", scope, (key,)))
 
-    def purge(self, orders: Sequence[PurgeOrder]) -> Awaitable[int]:
-        """Forget what is meant, as soon as Redis is there; its number."""
-        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.session.errands.purge(PurgeErrand(tuple(orders), done))
-        self.session.work.set()
-        return done
-
     def expire(self, *, now_ns: int, most: int) -> int:  # noqa: ARG002 (the port's)
         """Redis does."""
         return 0
@@ -171,12 +151,6 @@ class RedisAnswers:
             refused=dict(self.refused),
             dropped={name: counts[name] for name in names if counts[name]},
         )
-
-    def _errand(self, errand: Errand) -> bool:
-        if not self.session.connected or not self.session.errands.put(errand):
-            return False
-        self.session.work.set()
-        return True
 
     async def _within(self, scope: str, key: bytes, *, uses: bool) -> KeptAnswer | Absent:
         command = self._scripts.of("find", scope, key, "1" if uses else "0")
@@ -218,8 +192,3 @@ class RedisAnswers:
         self.refused[reason] += 1
         self.drop(scope, key)
         return Absent.POISONED
-
-    def _ended(self, wrong: Exception | None) -> None:
-        """A round trip is over."""
-        if wrong is not None:
-            self.session.failed(wrong)

@@ -10,22 +10,10 @@ from collections import Counter
 from hashlib import sha256
 from typing import Any, Final
 
-import msgspec
-
 from extproc.cache.purging import PurgeOrder
 from extproc.cache.redis.scripts import DIGITS, ScriptBook, read
 
 NAMES: Final = ("keep", "check", "give", "drop", "list", "read", "purge")
-
-
-class QuestionMeta(msgspec.Struct):
-    """What a scope's index says of one question, but for its version. Times in milliseconds of the server."""
-
-    size: int
-    born: int
-    tenant: str
-    model: str
-    pool: str
 
 
 class QuestionScripts(ScriptBook):

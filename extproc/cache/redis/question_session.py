@@ -10,17 +10,16 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 from typing import Any, Final
 
-import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
 from extproc.cache.purging import AnswerOrigin, PurgeOrder, wanted
-from extproc.cache.redis.errands import Errand, Errands, resolved
-from extproc.cache.redis.question_scripts import QuestionMeta, QuestionScripts
-from extproc.cache.redis.scripted import ScriptedSession
+from extproc.cache.redis.errands import Errand, PurgeErrand
+from extproc.cache.redis.question_scripts import QuestionScripts
+from extproc.cache.redis.scripted import ScriptedSession, chunks
+from extproc.cache.redis.scripts import read_meta
 from extproc.cache.sealed import PoisonedError
 from extproc.cache.semantic.books import QuestionBooks
 from extproc.cache.semantic.entries import QuestionSeal, SemanticEntry
@@ -41,8 +40,6 @@ WORDS = SessionWords(
     "questions", "nothing is answered in other words", "questions in other words are answered again"
 )
 START: Final = b"0-0"
-
-_meta = msgspec.msgpack.Decoder(QuestionMeta)
 
 
 class QuestionSession(ScriptedSession):
@@ -70,10 +67,9 @@ class QuestionSession(ScriptedSession):
             scripts=scripts,
             clock_key=scripts.names_key,
         )
-        self.errands = Errands(counts)
         #: What nobody may be given by the configuration.
         self.unwanted: Callable[[str, AnswerOrigin], bool] = lambda *_: False
-        self._scripts, self._counts, self._refused = scripts, counts, refused
+        self._scripts, self._refused = scripts, refused
         self._seal, self._books = seal, books
         self._heard, self._timed_ns = START, 0
         #: Times that all that waited was told, and what there was to hear was heard.
@@ -141,22 +137,17 @@ class QuestionSession(ScriptedSession):
         self._counts["reads"] += 1
         for name in names:
             scope = name.decode("utf-8", "surrogatepass")
-            found = await self._called(client, self._scripts.of("list", scope))
-            if isinstance(found, Exception):
-                raise found
-            metas, samples = found
+            metas, samples = await self._done(client, self._scripts.of("list", scope))
             gone = [key for key, raw in _pairs(metas) if self._unwanted(scope, raw)]
-            for some in _chunks(gone):
+            for some in chunks(gone, BATCH_MAX):
                 await self._called(client, self._scripts.of("drop", scope, *some))
             left = set(gone)
-            for some in _chunks([key for key, _ in _pairs(metas) if key not in left]):
+            for some in chunks([key for key, _ in _pairs(metas) if key not in left], BATCH_MAX):
                 await self._read(client, scope, some)
             self._books.take_window(scope, self._samples(scope, samples))
 
     async def _read(self, client: Redis, scope: str, keys: Sequence[bytes]) -> None:
-        found = await self._called(client, self._scripts.of("read", scope, *keys))
-        if isinstance(found, Exception):
-            raise found
+        found = await self._done(client, self._scripts.of("read", scope, *keys))
         now_ns, refused = self._clock(), []
         for key, row in zip(keys, found, strict=True):
             if not row:
@@ -191,11 +182,8 @@ class QuestionSession(ScriptedSession):
         return list(found.values())
 
     def _unwanted(self, scope: str, raw: bytes) -> bool:
-        try:
-            meta = _meta.decode(raw)
-        except (msgspec.MsgspecError, ValueError):
-            return True
-        return self.unwanted(scope, AnswerOrigin(meta.tenant, meta.model, meta.pool))
+        meta = read_meta(raw)
+        return meta is None or self.unwanted(scope, meta.origin())
 
     async def _hear(self, client: Redis) -> None:
         """What other services have kept, checked and forgotten since."""
@@ -229,7 +217,7 @@ class QuestionSession(ScriptedSession):
                 self._heed_check(entry, row.get(b"v", b""), row.get(b"w", b""))
         # Read as they are now, with all their checks.
         for scope, keys in kept.items():
-            for some in _chunks(keys):
+            for some in chunks(keys, BATCH_MAX):
                 await self._read(client, scope, some)
 
     def _heed_check(self, entry: SemanticEntry, raw: bytes, sample: bytes) -> None:
@@ -241,23 +229,12 @@ class QuestionSession(ScriptedSession):
         else:
             self._books.learn(entry, check, would=would)
 
-    async def _purge_all(self, client: Redis) -> None:
-        """Carry out the purges that wait; one that fails is tried again in the next session."""
-        purges = self.errands.purges
-        while purges:
-            errand = purges[0]
-            count = await self._purge(client, errand.orders)
-            if purges and purges[0] is errand:
-                purges.popleft()
-            resolved(errand, count)
-
-    async def _purge(self, client: Redis, orders: Sequence[PurgeOrder]) -> int:
+    async def _purge(self, client: Redis, errand: PurgeErrand) -> int:
+        orders = errand.orders
         self._counts["purges"] += 1
         for order in orders:
             if not order.older_ns:
-                result = await self._called(client, self._scripts.purge(order))
-                if isinstance(result, Exception):
-                    raise result
+                await self._done(client, self._scripts.purge(order))
         now_ms = await self._now_ms(client)
         async with asyncio.timeout(redis_client.OPERATION_TIMEOUT_S):
             names: Any = await client.hvals(self._scripts.names_key)
@@ -267,38 +244,20 @@ class QuestionSession(ScriptedSession):
             meant = [order for order in orders if order.concerns(scope)]
             if not meant:
                 continue
-            found = await self._called(client, self._scripts.of("list", scope))
-            if isinstance(found, Exception):
-                raise found
+            found = await self._done(client, self._scripts.of("list", scope))
             gone = [key for key, raw in _pairs(found[0]) if _goes(meant, scope, key, raw, now_ms)]
-            for some in _chunks(gone):
-                count += await self._called(client, self._scripts.of("drop", scope, *some))
+            for some in chunks(gone, BATCH_MAX):
+                count += await self._done(client, self._scripts.of("drop", scope, *some))
         return count
-
-    def _lost(self, why: str) -> None:
-        super()._lost(why)
-        # What was not told is not known to others: all is read anew when Redis is back.
-        if dropped := self.errands.forget():
-            self._counts["dropped.away"] += dropped
 
 
 def _goes(orders: Sequence[PurgeOrder], scope: str, key: bytes, raw: bytes, now_ms: int) -> bool:
-    try:
-        meta = _meta.decode(raw)
-    except (msgspec.MsgspecError, ValueError):
-        return True
-    age_ns = max(0, now_ms - meta.born) * 1_000_000
-    return wanted(orders, scope, key, AnswerOrigin(meta.tenant, meta.model, meta.pool, age_ns))
+    meta = read_meta(raw)
+    return meta is None or wanted(orders, scope, key, meta.origin(now_ms=now_ms))
 
 
 def _pairs(flat: Any) -> list[tuple[bytes, bytes]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _chunks(keys: Iterable[bytes]) -> Iterable[list[bytes]]:
-    rest = iter(keys)
-    while some := list(islice(rest, BATCH_MAX)):
-        yield some
 
 
 def _at(name: bytes) -> tuple[int, int]:

@@ -6,15 +6,14 @@ not there: each service's own process has them, and finds.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from extproc.cache.purging import AnswerOrigin, PurgeOrder
-from extproc.cache.redis.errands import Errand, PurgeErrand
-from extproc.cache.redis.looks import AnswerLooks
+from extproc.cache.purging import AnswerOrigin
+from extproc.cache.redis.asked import AskedStore
+from extproc.cache.redis.errands import Errand
 from extproc.cache.redis.question_scripts import QuestionScripts
 from extproc.cache.redis.question_session import QuestionSession
 from extproc.cache.sealed import AnswerSeal
@@ -23,7 +22,7 @@ from extproc.cache.semantic.entries import QuestionSeal, SemanticCheck, Semantic
 from extproc.state.redis_session import ASK_PAUSE_NS, poisonous
 
 
-class RedisQuestions:
+class RedisQuestions(AskedStore[QuestionSession]):
     """A QuestionStore under a prefix, for one service's books. Raises ValueError for a URL of no Redis."""
 
     def __init__(
@@ -39,27 +38,24 @@ class RedisQuestions:
         budget_s: float,
         clock: Callable[[], int],
     ) -> None:
-        self.counts: Counter[str] = Counter()
-        #: Questions and checks that were not what had been kept, by what was wrong.
-        self.refused: Counter[str] = Counter()
-        self.budget_s, self.keep_s = budget_s, keep_s
+        counts: Counter[str] = Counter()
+        refused: Counter[str] = Counter()
+        self.keep_s = keep_s
         self._books, self._clock = books, clock
         self._seal = QuestionSeal(seal, model_id=model_id)
-        self._scripts = QuestionScripts(prefix, self.counts, name=name)
-        self.session = QuestionSession(
+        self._scripts = QuestionScripts(prefix, counts, name=name)
+        session = QuestionSession(
             url,
             name=name,
             scripts=self._scripts,
-            counts=self.counts,
-            refused=self.refused,
+            counts=counts,
+            refused=refused,
             seal=self._seal,
             books=books,
             clock=clock,
         )
-        self._looks = AnswerLooks(self._scripts, asker=lambda: self.session.asker, ended=self._ended)
+        super().__init__(session, self._scripts, counts=counts, refused=refused, budget_s=budget_s)
         self._started = False
-        #: Confirmations under way.
-        self._confirming: set[asyncio.Task[None]] = set()
 
     @property
     def seal(self) -> AnswerSeal:
@@ -86,10 +82,6 @@ class RedisQuestions:
         self.session.unwanted = unwanted
         self.session.start()
 
-    async def close(self) -> None:
-        """Tell what there is to tell if Redis is there; ends within two seconds if it is not."""
-        await self.session.close({*self._looks.rounds, *self._confirming})
-
     def keep(self, entry: SemanticEntry, *, begun_ns: int) -> None:
         """Have it kept, soon."""
         data, answer, books = self._seal.write(entry), entry.answer, self._books
@@ -107,12 +99,10 @@ class RedisQuestions:
 
     def confirm(self, entry: SemanticEntry, tell: Callable[[bool], None]) -> None:
         """One round trip; what is late or away is not given."""
-        if not self.session.shares(self._clock()) or self._looks.full:
+        if not self._may_ask(self._clock()):
             tell(False)
             return
-        task = asyncio.create_task(self._confirm(entry, tell))
-        self._confirming.add(task)
-        task.add_done_callback(self._confirming.discard)
+        self._in_background(self._confirm(entry, tell))
 
     async def _confirm(self, entry: SemanticEntry, tell: Callable[[bool], None]) -> None:
         kept: Any = 0
@@ -131,19 +121,8 @@ class RedisQuestions:
         if keys:
             self._errand(Errand("drop", scope, tuple(keys)))
 
-    def purge(self, orders: Sequence[PurgeOrder]) -> Awaitable[int]:
-        """Forget what is meant, as soon as Redis is there; its number."""
-        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.session.errands.purge(PurgeErrand(tuple(orders), done))
-        self.session.work.set()
-        return done
-
-    def _errand(self, errand: Errand) -> None:
-        if self.session.connected and self.session.errands.put(errand):
-            self.session.work.set()
-        else:
+    def _errand(self, errand: Errand) -> bool:
+        put = super()._errand(errand)
+        if not put:
             self.counts["dropped.away"] += 1
-
-    def _ended(self, wrong: Exception | None) -> None:
-        if wrong is not None:
-            self.session.failed(wrong)
+        return put

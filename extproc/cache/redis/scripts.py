@@ -16,7 +16,7 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-from extproc.cache.purging import PurgeOrder
+from extproc.cache.purging import AnswerOrigin, PurgeOrder
 
 #: Keys of scopes kept ready; above it they are made anew.
 SCOPES_MAX: Final = 100_000
@@ -39,7 +39,7 @@ def read(*names: str) -> AnswerScript:
 
 
 class ScopeMeta(msgspec.Struct):
-    """What the index of a scope says of one answer. Times in milliseconds by the server's clock."""
+    """What the index of a scope says of one answer or question. Times in ms by the server's clock."""
 
     size: int
     born: int
@@ -48,6 +48,22 @@ class ScopeMeta(msgspec.Struct):
     pool: str
     gpu: float = 0.0
     hits: int = 0
+
+    def origin(self, *, now_ms: int | None = None) -> AnswerOrigin:
+        """Whose it is; without the time as if it were of now."""
+        age_ms = 0 if now_ms is None else max(0, now_ms - self.born)
+        return AnswerOrigin(self.tenant, self.model, self.pool, age_ms * 1_000_000)
+
+
+_meta = msgspec.msgpack.Decoder(ScopeMeta)
+
+
+def read_meta(raw: bytes) -> ScopeMeta | None:
+    """None for what cannot be read."""
+    try:
+        return _meta.decode(raw)
+    except (msgspec.MsgspecError, ValueError):
+        return None
 
 
 class ScriptBook:

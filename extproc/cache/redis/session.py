@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -18,9 +17,9 @@ from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
 from extproc.cache.purging import AnswerOrigin, PurgeOrder, wanted
-from extproc.cache.redis.errands import Errand, Errands, PurgeErrand, resolved
-from extproc.cache.redis.scripted import ScriptedSession
-from extproc.cache.redis.scripts import AnswerScripts, ScopeMeta
+from extproc.cache.redis.errands import Errand, PurgeErrand
+from extproc.cache.redis.scripted import ScriptedSession, chunks
+from extproc.cache.redis.scripts import AnswerScripts, read_meta
 from extproc.cache.store import ScopeHeld
 from extproc.state import redis_client
 from extproc.state.redis_session import SessionWords, poisonous
@@ -46,7 +45,6 @@ HEARD_S: Final = 60
 SCOPES_MAX: Final = 100_000
 WORDS = SessionWords("answers", "nothing is answered from the cache", "answers are looked up again")
 
-_meta = msgspec.msgpack.Decoder(ScopeMeta)
 _orders = msgspec.msgpack.Decoder(tuple[str, tuple[PurgeOrder, ...]])
 
 
@@ -75,12 +73,11 @@ class AnswerSession(ScriptedSession):
             clock_key=scripts.scopes_key,
         )
         self.bytes_max = bytes_max
-        self.errands = Errands(counts)
         #: By scope, as last heard.
         self.figures: dict[str, ScopeHeld] = {}
         #: What nobody may be given by the configuration: looked for once, when Redis is first there.
         self.unwanted: Callable[[str, AnswerOrigin], bool] | None = None
-        self._scripts, self._counts, self._on_purged = scripts, counts, on_purged
+        self._scripts, self._on_purged = scripts, on_purged
         self._expected: dict[str, int] = {}
         self._expecting: set[str] = set()
         self._told: dict[str, tuple[int, int]] = {}
@@ -214,16 +211,6 @@ class AnswerSession(ScriptedSession):
         if not whose.startswith(f"{self._name} "):
             self._on_purged(orders)
 
-    async def _purge_all(self, client: Redis) -> None:
-        """Carry out the purges that wait; one that fails is tried again in the next session."""
-        purges = self.errands.purges
-        while purges:
-            errand = purges[0]
-            count = await self._purge(client, errand)
-            if purges and purges[0] is errand:
-                purges.popleft()
-            resolved(errand, count)
-
     async def _purge(self, client: Redis, errand: PurgeErrand) -> int:
         orders = errand.orders
         self._counts["purges"] += 1
@@ -247,9 +234,7 @@ class AnswerSession(ScriptedSession):
 
     async def _refusing(self, client: Redis, scope: str, order: PurgeOrder) -> None:
         """What began before is not kept there, whichever service it comes to."""
-        result = await self._called(client, self._scripts.purge(scope, order))
-        if isinstance(result, Exception):
-            raise result
+        await self._done(client, self._scripts.purge(scope, order))
 
     async def _tidy(self, client: Redis) -> None:
         """Forget what nobody may be given by the configuration that this service began with."""
@@ -272,10 +257,8 @@ class AnswerSession(ScriptedSession):
                 found: Any = await client.hscan(self._scripts.meta_key(scope), cursor, count=WALK_COUNT)
             cursor, rows = found
             keys = [key for key, raw in rows.items() if key != b"t" and _goes(key, raw, now_ms, unwanted)]
-            for some in _chunks(keys, WALK_COUNT):
-                result = await self._called(client, self._scripts.of("drop", scope, *some))
-                if isinstance(result, Exception):
-                    raise result
+            for some in chunks(keys, WALK_COUNT):
+                result = await self._done(client, self._scripts.of("drop", scope, *some))
                 gone += result[0]
                 self._told[scope] = (result[1], result[2])
             if not cursor:
@@ -303,12 +286,6 @@ class AnswerSession(ScriptedSession):
                 size, count, _ = found
                 await self._called(client, scripts.report([(self._swept, size, count)]))
 
-    def _lost(self, why: str) -> None:
-        super()._lost(why)
-        # An answer that waited is not worth waiting for; the next one of its kind is kept.
-        if dropped := self.errands.forget():
-            self._counts["dropped.away"] += dropped
-
 
 def _by_origin(
     unwanted: Callable[[str, AnswerOrigin], bool], scope: str, _key: bytes, whose: AnswerOrigin
@@ -317,15 +294,5 @@ def _by_origin(
 
 
 def _goes(key: bytes, raw: bytes, now_ms: int, unwanted: Callable[[bytes, AnswerOrigin], bool]) -> bool:
-    try:
-        meta = _meta.decode(raw)
-    except (msgspec.MsgspecError, ValueError):
-        return True
-    age_ns = max(0, now_ms - meta.born) * 1_000_000
-    return unwanted(key, AnswerOrigin(meta.tenant, meta.model, meta.pool, age_ns))
-
-
-def _chunks(keys: Iterable[bytes], most: int) -> Iterable[list[bytes]]:
-    rest = iter(keys)
-    while some := list(islice(rest, most)):
-        yield some
+    meta = read_meta(raw)
+    return meta is None or unwanted(key, meta.origin(now_ms=now_ms))
