@@ -14,12 +14,10 @@ from statistics import fmean
 from typing import Final
 
 from extproc.extras import one_line
-from extproc.lab.campaign.__main__ import teller
 from extproc.lab.campaign.case import CampaignRun, CaseError, Played, load_values, seed_values
+from extproc.lab.campaign.comparison import add_options, compare
 from extproc.lab.campaign.plan import OURS, SEEDS
-from extproc.lab.campaign.play import ResultStore, play_all
-from extproc.lab.campaign.streams import check_stream, traces_folder
-from extproc.lab.report import to_json
+from extproc.lab.campaign.streams import check_stream
 from extproc.lab.report.text import SIMULATED
 from extproc.sim.world import parse_fleet
 
@@ -144,13 +142,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 done, 2 bad usage."""
     parser = argparse.ArgumentParser(prog="python -m extproc.lab.campaign.tiers", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one seed, one load, one way, 1,000 requests")
-    parser.add_argument("--out", type=Path, default=OUT, help=f"report and cells/ (default {OUT})")
+    add_options(parser, out=OUT)
     parser.add_argument("--stream", default=STREAM, help=f"a trace or a made-up workload (default {STREAM})")
-    parser.add_argument("--loads", help=".5,.9 or 0.5..1.1:0.2")
-    parser.add_argument("--seeds", help="1..3 or 1,2")
-    parser.add_argument("--limit", type=int, default=0, help="arrivals a cell")
-    parser.add_argument("--workers", type=int, help="processes (default one a core)")
-    parser.add_argument("--budget-s", type=float, default=0.0, help="start no cell after so many seconds")
     given = parser.parse_args(arguments)
     try:
         check_stream(given.stream)
@@ -163,21 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     except CaseError as error:
         parser.error(str(error))
-    results, left = play_all(
-        cases,
-        traces_folder(),
-        store=ResultStore(given.out / "cells"),
-        workers=given.workers,
-        budget_s=given.budget_s,
-        progress=teller(),
-    )
-    if not results:
-        print("nothing was played in the time given", file=sys.stderr)
-        return 0
-    path: Path = given.out / "report.md"
-    path.write_text("# An edge and a centre\n\n" + report(results, left=len(left)))
-    (given.out / "cells.json").write_text(to_json(one.cell for one in results))
-    print(path)
+    compare(given, cases, lambda results, left: "# An edge and a centre\n\n" + report(results, left=left))
     return 0
 
 

@@ -15,13 +15,11 @@ from statistics import fmean
 from typing import Final
 
 from extproc.extras import one_line
-from extproc.lab.campaign.__main__ import teller
 from extproc.lab.campaign.case import CampaignRun, CaseError, Played, check_strategy, load_values, seed_values
+from extproc.lab.campaign.comparison import add_options, compare
 from extproc.lab.campaign.judge import chosen
 from extproc.lab.campaign.plan import OURS, RIVALS, SEEDS, STRATEGIES, permits_of
-from extproc.lab.campaign.play import ResultStore, play_all
-from extproc.lab.campaign.streams import traces_folder
-from extproc.lab.report import METRICS, Figures, to_json
+from extproc.lab.report import METRICS, Figures
 from extproc.lab.report.text import SIMULATED
 from extproc.sim.world import ORACLE
 from extproc.sim.world.fleets import UNLIKE
@@ -176,14 +174,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="one seed, two loads, eight strategies, 500 requests"
     )
-    parser.add_argument("--out", type=Path, default=OUT, help=f"report and cells/ (default {OUT})")
+    add_options(parser, out=OUT)
     parser.add_argument("--fleets", help="a,b,c (default all)")
     parser.add_argument("--strategies", help="a,b,c (default all)")
-    parser.add_argument("--loads", help=".5,.9 or 0.5..1.1:0.2")
-    parser.add_argument("--seeds", help="1..3 or 1,2")
-    parser.add_argument("--limit", type=int, default=0, help="arrivals a cell")
-    parser.add_argument("--workers", type=int, help="processes (default one a core)")
-    parser.add_argument("--budget-s", type=float, default=0.0, help="start no cell after so many seconds")
     given = parser.parse_args(arguments)
     fleets = tuple(given.fleets.split(",")) if given.fleets else FLEETS
     strategies = tuple(given.strategies.split(",")) if given.strategies else ()
@@ -202,21 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     except CaseError as error:
         parser.error(str(error))
-    results, left = play_all(
-        cases,
-        traces_folder(),
-        store=ResultStore(given.out / "cells"),
-        workers=given.workers,
-        budget_s=given.budget_s,
-        progress=teller(),
-    )
-    if not results:
-        print("nothing was played in the time given", file=sys.stderr)
-        return 0
-    path: Path = given.out / "report.md"
-    path.write_text(report(results, left=len(left)))
-    (given.out / "cells.json").write_text(to_json(one.cell for one in chosen(results)))
-    print(path)
+    compare(given, cases, lambda results, left: report(results, left=left), cells=chosen)
     return 0
 
 
