@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 import urllib.request
@@ -14,6 +13,7 @@ import openai
 import pytest
 from gateway import KEYS, Gateway, logs_of_failed, wait_for
 from one_model import Engine
+from spill_site import SpillSite
 
 from extproc.core.tenant import hash_key
 
@@ -34,38 +34,12 @@ TENANTS = [
 ]
 
 
-class Site:
-    """A gateway before one place of our own, and a provider."""
-
-    def __init__(self, gateway: Gateway, own: Engine, paid: Engine) -> None:
-        self.gateway, self.own, self.paid = gateway, own, paid
-
-    @contextlib.contextmanager
-    def full(self) -> Iterator[None]:
-        """The own place is taken by somebody's request, until the end of the block."""
-        before = len(self.own.seen)
-        self.own.open.clear()
-        taking = threading.Thread(target=self.ask, kwargs={"key": KEYS["globex"]})
-        taking.start()
-        try:
-            wait_for("a full pool", lambda: len(self.own.seen) > before)
-            yield
-        finally:
-            self.own.open.set()
-            taking.join()
-            wait_for("quiet", self.gateway.quiet)
-
-    def ask(self, *, key: str = KEYS["acme"], **more: Any) -> tuple[int, dict[str, str], Any]:
-        body = {
-            "model": "small",
-            "max_tokens": 50,
-            "messages": [{"role": "user", "content": "hello"}],
-            **more,
-        }
-        return self.gateway.call("/v1/chat/completions", body, key=key)
+class Site(SpillSite[Engine]):
+    """One whose budget is looked at."""
 
     def spent(self) -> float:
-        spent: float = self.gateway.status()["spill"]["spent"]["little"]
+        """Of the own pool, in the last hour."""
+        spent: float = self.spill()["spent"]["little"]
         return spent
 
 
@@ -151,13 +125,7 @@ def test_a_stream_by_the_official_client(site: Site) -> None:
 def test_who_does_not_allow_it_waits_at_home(site: Site) -> None:
     """No prompt of such a tenant is ever at the provider."""
     seen = len(site.paid.seen)
-    found: list[Any] = []
-    with site.full():
-        waiting = threading.Thread(target=lambda: found.append(site.ask(key=KEYS["globex"])))
-        waiting.start()
-        wait_for("a held request", lambda: site.gateway.status()["held"] == 1)
-    waiting.join()
-    status, told, body = found[0]
+    status, told, body = site.waits_at_home(lambda: site.ask(key=KEYS["globex"]))
     assert (status, body["model"], "x-steersman-spilled" in told) == (200, "small", False)
     assert len(site.paid.seen) == seen
 

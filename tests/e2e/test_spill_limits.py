@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -12,6 +10,7 @@ import openai
 import pytest
 from gateway import KEYS, Gateway, logs_of_failed, tenants, wait_for
 from scripted_engine import Script, ScriptedEngine
+from spill_site import SpillSite
 
 pytestmark = pytest.mark.envoy
 
@@ -27,49 +26,10 @@ def chat(model: str, headers: dict[str, str] | None = None, status: int = 200) -
     return Script({**about, "model": model, "choices": choices, "usage": usage}, 200, headers or {})
 
 
-class Site:
-    """One place of our own, and a provider that says what the test has it say."""
-
-    def __init__(self, gateway: Gateway, own: ScriptedEngine, paid: ScriptedEngine) -> None:
-        self.gateway, self.own, self.paid = gateway, own, paid
-
-    def ask(self, key: str = KEYS["acme"], **more: Any) -> tuple[int, dict[str, str], Any]:
-        messages = [{"role": "user", "content": "hello"}]
-        body = {"model": "small", "max_tokens": 50, "messages": messages, **more}
-        return self.gateway.call("/v1/chat/completions", body, key=key)
-
-    @contextlib.contextmanager
-    def full(self) -> Iterator[None]:
-        """The own place is taken until the end of the block."""
-        before = len(self.own.seen)
-        self.own.open.clear()
-        taking = threading.Thread(target=self.ask, kwargs={"key": KEYS["globex"]})
-        taking.start()
-        try:
-            wait_for("a full pool", lambda: len(self.own.seen) > before)
-            yield
-        finally:
-            self.own.open.set()
-            taking.join()
-            wait_for("quiet", self.gateway.quiet)
-
-    def spill(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.gateway.status()["spill"]
-        return found
-
-    def waits_at_home(self, ask: Any) -> Any:
-        """What a request is answered that is held in a full pool: its place is freed then."""
-        found: list[Any] = []
-        with self.full():
-            waiting = threading.Thread(target=lambda: found.append(ask()))
-            waiting.start()
-            wait_for("a held request", lambda: self.gateway.status()["held"] == 1)
-        waiting.join()
-        return found[0]
-
-
 @pytest.fixture
-def site(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Site]:
+def site(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[SpillSite[ScriptedEngine]]:
     key_file = tmp_path_factory.mktemp("keys") / "provider"
     key_file.write_text("sk-of-the-operator")
     with ExitStack() as stack:
@@ -93,10 +53,12 @@ def site(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
         people = tenants(acme={"spill": {}, "quota": {"requests_per_minute": 1_000}})
         classes = [{"name": "standard", "hold_ms": 20_000}]
         gateway = stack.enter_context(Gateway(pools, tenants=people, classes=classes))
-        yield from _logged(request, Site(gateway, own, paid))
+        yield from _logged(request, SpillSite(gateway, own, paid))
 
 
-def _logged(request: pytest.FixtureRequest, site: Site) -> Iterator[Site]:
+def _logged(
+    request: pytest.FixtureRequest, site: SpillSite[ScriptedEngine]
+) -> Iterator[SpillSite[ScriptedEngine]]:
     logs = logs_of_failed(request, site.gateway)
     next(logs)
     yield site
@@ -104,7 +66,7 @@ def _logged(request: pytest.FixtureRequest, site: Site) -> Iterator[Site]:
 
 
 @pytest.mark.parametrize("site", [True], indirect=True, ids=["keyed"])
-def test_what_a_provider_has_left_is_heeded_before_it_hits(site: Site) -> None:
+def test_what_a_provider_has_left_is_heeded_before_it_hits(site: SpillSite[ScriptedEngine]) -> None:
     """One request is left: one goes, the next waits at home. The client reads its tenant's own figures, and
     nothing of what only the gateway may say."""
     site.paid.answer = lambda _: chat(
@@ -134,7 +96,7 @@ def test_what_a_provider_has_left_is_heeded_before_it_hits(site: Site) -> None:
 
 
 @pytest.mark.parametrize("site", [False], indirect=True, ids=["bare"])
-def test_a_clients_next_try_is_served_at_home(site: Site) -> None:
+def test_a_clients_next_try_is_served_at_home(site: SpillSite[ScriptedEngine]) -> None:
     """A refusal says so as OpenAI's clients read it, though the provider says half an hour; nothing more goes
     there."""
     refused: list[openai.APIStatusError] = []
