@@ -27,6 +27,7 @@ from steersman_agent.reply import PageReply
 from steersman_agent.state import ReplicaState
 from steersman_agent.upstream import ReplicaKey, ReplicaTls, ReplicaUpstream
 from tests.stand.waits import until
+from tests.stand.web_server import listening, one_page
 
 WELL = b'{"data":[{"id":"m"}]}'
 DEEP = b"[" * 100_000
@@ -62,30 +63,29 @@ async def watched(
     engine: Engine, upstream: ReplicaUpstream | None = None, tls: ssl.SSLContext | None = None, **more: Any
 ) -> AsyncIterator[Agent]:
     """An agent that runs and watches the engine; `tls` is the engine's."""
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", engine.page)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
-    await site.start()
-    port = runner.addresses[0][1]
-    replica = ReplicaSettings(
-        address=f"127.0.0.1:{port}", pool="p", engine="vllm", upstream=upstream or ReplicaUpstream()
-    )
-    agent = Agent(
-        AgentConfig(
-            node="n", nvml="off", replicas=(replica,), poll_idle_ms=200, health_ms=200, probe_ms=200, **more
+    async with listening(one_page(engine.page), tls=tls) as address:
+        replica = ReplicaSettings(
+            address=address, pool="p", engine="vllm", upstream=upstream or ReplicaUpstream()
         )
-    )
-    stop = asyncio.Event()
-    task = asyncio.create_task(agent.run(stop))
-    try:
-        await until(lambda: agent.view().replicas)
-        yield agent
-    finally:
-        stop.set()
-        await task
-        await runner.cleanup()
+        agent = Agent(
+            AgentConfig(
+                node="n",
+                nvml="off",
+                replicas=(replica,),
+                poll_idle_ms=200,
+                health_ms=200,
+                probe_ms=200,
+                **more,
+            )
+        )
+        stop = asyncio.Event()
+        task = asyncio.create_task(agent.run(stop))
+        try:
+            await until(lambda: agent.view().replicas)
+            yield agent
+        finally:
+            stop.set()
+            await task
 
 
 def state(agent: Agent) -> ReplicaState:

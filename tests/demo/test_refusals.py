@@ -11,6 +11,7 @@ import pytest
 
 from extproc.demo.clients import WAYS, Call, ClientSample, TenantClients, Way
 from extproc.demo.refusals import Refusal, refusal
+from tests.stand.web_server import listening, one_page
 
 OPENAI = {"error": {"message": "spent", "type": "rate_limit_error", "param": None, "code": "quota_exceeded"}}
 TGI = {"error": "spent", "error_type": "quota_exceeded"}
@@ -24,16 +25,8 @@ async def refusing(status: int) -> AsyncIterator[str]:
         body = OPENAI if request.path.startswith("/v1/") else TGI
         return aiohttp.web.json_response(body, status=status, headers={"retry-after": "7"})
 
-    app = aiohttp.web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    runner = aiohttp.web.AppRunner(app)
-    await runner.setup()
-    site = aiohttp.web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    async with listening(one_page(answer)) as address:
+        yield f"http://{address}"
 
 
 async def raised(way: Way, status: int) -> Exception:

@@ -15,6 +15,7 @@ from extproc.config.scaling import ScalingWebhook
 from extproc.core.scaling.values import PoolPlan
 from extproc.scaling.webhook import ScalingNotices
 from tests.stand.waits import until
+from tests.stand.web_server import listening
 
 
 def plan(wanted: int, pool: str = "llama", *, at_ns: int = 5_000_000_000) -> PoolPlan:
@@ -57,16 +58,9 @@ async def receiver() -> AsyncIterator[Receiver]:
     found = Receiver()
     app = web.Application()
     app.router.add_post("/hook", found.take)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    assert site._server is not None
-    found.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}/hook"  # type: ignore[attr-defined]
-    try:
+    async with listening(app) as address:
+        found.url = f"http://{address}/hook"
         yield found
-    finally:
-        await runner.cleanup()
 
 
 def driven(run: Any) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -27,6 +26,7 @@ from extproc.sim.listening import ReplicaSpec, start_replicas
 from extproc.upstream import PLAIN, ReplicaAccess
 from tests.stand.schedulers import make_scheduler
 from tests.stand.waits import until
+from tests.stand.web_server import listening, one_page
 
 S = 1_000_000_000
 T = Tenant(name="t")
@@ -303,21 +303,6 @@ def test_another_process_of_the_engine_is_looked_at_before_anything_goes_there()
     asyncio.run(scene())
 
 
-@asynccontextmanager
-async def engine(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
-    """A server of one handler."""
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", handler)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
-
-
 def test_sglangs_calls_with_the_pools_own_way() -> None:
     """Other paths, a path before them, and the engine's key; its words are `error_message`."""
     seen: list[tuple[str, str, dict[str, Any]]] = []
@@ -333,7 +318,10 @@ def test_sglangs_calls_with_the_pools_own_way() -> None:
 
     async def scene() -> None:
         access = ReplicaAccess(path_prefix="/engine", headers={"authorization": "Bearer k"}, keyed=True)
-        async with engine(handler) as address, Calling([address], engine="sglang", access=access) as calling:
+        async with (
+            listening(one_page(handler)) as address,
+            Calling([address], engine="sglang", access=access) as calling,
+        ):
             held = calling.ask("law")
             assert isinstance(held, Hold)
             failing = await until(lambda: calling.part.status()["failing"])
@@ -357,7 +345,7 @@ def test_an_engine_that_says_nothing_of_its_models_gets_no_call(monkeypatch: pyt
         return web.Response(status=500, text="no")
 
     async def scene() -> None:
-        async with engine(handler) as address, Calling([address]) as calling:
+        async with listening(one_page(handler)) as address, Calling([address]) as calling:
             assert isinstance(calling.ask("law"), Hold)
             await until(lambda: len(paths) > 2)
             unseen = calling.part.status()["unseen"]
@@ -379,7 +367,7 @@ def test_a_call_that_takes_too_long_is_given_up() -> None:
 
     async def scene() -> None:
         slow = ADAPTERS.replace("load: {", "load: {timeout_s: 1, ")
-        async with engine(handler) as address, Calling([address], slow) as calling:
+        async with listening(one_page(handler)) as address, Calling([address], slow) as calling:
             assert isinstance(calling.ask("law"), Hold)
             failing = await until(lambda: calling.part.status()["failing"])
             assert failing[0]["said"] == "load: no answer within 1 s (adapters.load.timeout_s)"

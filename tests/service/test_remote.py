@@ -21,6 +21,7 @@ from extproc.upstream import PLAIN
 from extproc.wire.sites import SiteDoor, SitePolicy
 from tests.stand.schedulers import make_pool, make_scheduler
 from tests.stand.waits import until
+from tests.stand.web_server import listening
 
 NEW, OLD = f"new {'n' * 32}\n", f"old {'o' * 32}\n"
 
@@ -52,19 +53,14 @@ async def asked(folder: Path, answer: Callable[[web.Request], Awaitable[web.Stre
     """What the link says once a site has answered so."""
     app = web.Application()
     app.router.add_get(SITE_PATH, answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    scheduler, _, part = parts(folder, f"127.0.0.1:{port}")
-    link = scheduler.sites.links.by_pool["far"]
-    await part.start()
-    try:
-        await until(lambda: link.trouble != "not asked yet")
-    finally:
-        await part.stop()
-        await runner.cleanup()
+    async with listening(app) as address:
+        scheduler, _, part = parts(folder, address)
+        link = scheduler.sites.links.by_pool["far"]
+        await part.start()
+        try:
+            await until(lambda: link.trouble != "not asked yet")
+        finally:
+            await part.stop()
     return link
 
 

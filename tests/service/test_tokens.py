@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from extproc.service.tokens import TokensPart
 from extproc.tokens.asked import answered, question
 from extproc.upstream import PLAIN, ReplicaAccess
 from tests.stand.vocabulary import asked, prose, written
+from tests.stand.web_server import listening
 
 S = 1_000_000_000
 
@@ -199,18 +200,11 @@ class Engine:
         return web.json_response({"count": len(words), "tokens": list(range(len(words)))})
 
 
-@asynccontextmanager
-async def listening(engine: Engine) -> Any:
+def tokenizing(engine: Engine) -> AbstractAsyncContextManager[str]:
+    """Its address, while it listens."""
     app = web.Application()
     app.add_routes([web.post(path, engine.answer) for path in ("/tokenize", "/openai/tokenize")])
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    return listening(app)
 
 
 @pytest.mark.parametrize("engine", ["tgi", "vllm", "sglang", "llamacpp"])
@@ -220,7 +214,7 @@ def test_an_engine_counts_in_its_own_words(engine: str) -> None:
 
     async def scene() -> None:
         there = Engine(engine)
-        async with listening(there) as address:
+        async with tokenizing(there) as address:
             text = text_of("tokenizer: {source: engine, cpu_share: 1}", address=address, engine=engine)
             counting = Counting(text, ReplicaAccess(headers={"authorization": "Bearer secret"}))
             async with running(counting):
@@ -244,7 +238,7 @@ def test_an_answer_may_come_in_pieces() -> None:
     async def scene() -> None:
         there = Engine("vllm")
         there.pieces = True
-        async with listening(there) as address:
+        async with tokenizing(there) as address:
             counting = Counting(text_of("tokenizer: {source: engine, cpu_share: 1}", address=address))
             async with running(counting):
                 await until(lambda: not counting.pool["problem"])
@@ -261,7 +255,7 @@ def test_an_engine_that_cannot_count_is_said_and_asked_again(monkeypatch: pytest
     async def scene() -> None:
         there = Engine("vllm")
         there.status = 404
-        async with listening(there) as address:
+        async with tokenizing(there) as address:
             counting = Counting(text_of("tokenizer: {source: engine, cpu_share: 1}", address=address))
             async with running(counting):
                 await until(lambda: "answers 404" in counting.pool["problem"])

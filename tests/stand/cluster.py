@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from extproc.scaling.pods import COST
+from tests.stand.web_server import listening
 
 
 def pod(name: str, ip: str = "", **annotations: str) -> dict[str, Any]:
@@ -63,13 +64,6 @@ async def cluster(*pods: dict[str, Any]) -> AsyncIterator[ClusterApi]:
     app = web.Application()
     app.router.add_get("/api/v1/namespaces/llm/pods", found.list)
     app.router.add_patch("/api/v1/namespaces/llm/pods/{name}", found.patch)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    assert site._server is not None
-    found.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
-    try:
+    async with listening(app) as address:
+        found.url = f"http://{address}"
         yield found
-    finally:
-        await runner.cleanup()
