@@ -111,12 +111,16 @@ class Wording(Asking):
         if told and told[0] is not None:
             assert told[0].likely is not None
             return told[0].body, "semantic"
+        self.filled(tenant, found, answer)
+        return answer, "engine"
+
+    def filled(self, tenant: str, wanted: WantedAnswer, answer: bytes) -> None:
+        """An engine has answered."""
         self.number += 1
-        self.cache.flagged(f"r{self.number}", tenant, found)
+        self.cache.flagged(f"r{self.number}", tenant, wanted)
         self.cache.fill(f"r{self.number}", answer)
         self.cache.settled(f"r{self.number}", gpu_ms=10.0)
         self.port.deliver()
-        return answer, "engine"
 
 
 def worded(scope: str, **more: Any) -> CacheRule:

@@ -41,11 +41,7 @@ class SharedWording(Wording):
             await until(lambda: bool(told))
         if told and told[0] is not None:
             return told[0].body, "semantic"
-        self.number += 1
-        self.cache.flagged(f"r{self.number}", tenant, found)
-        self.cache.fill(f"r{self.number}", answer)
-        self.cache.settled(f"r{self.number}", gpu_ms=10.0)
-        self.port.deliver()
+        self.filled(tenant, found, answer)
         await self.heard()
         return answer, "engine"
 

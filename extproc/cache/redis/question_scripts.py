@@ -13,14 +13,16 @@ from typing import Any, Final
 from extproc.cache.purging import PurgeOrder
 from extproc.cache.redis.scripts import DIGITS, ScriptBook, read
 
-NAMES: Final = ("keep", "check", "give", "drop", "list", "read", "purge")
+NAMES: Final = ("keep", "check", "give", "drop", "list", "read")
 
 
 class QuestionScripts(ScriptBook):
     """The commands that run them, for one prefix; `name` is who says so."""
 
     def __init__(self, prefix: str, counts: Counter[str], *, name: str) -> None:
-        super().__init__({each: read("words/common", f"words/{each}") for each in NAMES}, counts)
+        scripts = {each: read("words/common", f"words/{each}") for each in NAMES}
+        scripts["purge"] = read("words/common", "note_purge", "words/purge")
+        super().__init__(scripts, counts)
         self._root, self._name = f"{{{prefix}:cache:words}}", name
         #: hash: scopes by their hashes. stream: what has changed.
         self.names_key, self.log_key = f"{self._root}:names", f"{self._root}:log"

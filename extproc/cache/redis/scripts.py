@@ -99,8 +99,9 @@ class AnswerScripts(ScriptBook):
         self.bytes_key, self.answers_key = f"{root}:bytes", f"{root}:answers"
         self.purges_key = f"{root}:purges"
         self._prefix = prefix
-        named = ("keep", "find", "drop", "trim", "took", "purge", "since")
-        super().__init__({name: read("common", name) for name in named} | {"report": read("report")}, counts)
+        named = ("keep", "find", "drop", "trim", "took", "since")
+        others = {"report": read("report"), "purge": read("common", "note_purge", "purge")}
+        super().__init__({name: read("common", name) for name in named} | others, counts)
         self._keys: dict[str, tuple[str, ...]] = {}
 
     def of(self, name: str, scope: str, *arguments: Any) -> tuple[Any, ...]:
