@@ -104,6 +104,8 @@ def test_without_redis_every_look_is_a_miss(running: tuple[Gateway, Redis]) -> N
     wait_for("it is seen", lambda: figure(gateway, "away") is True)
     for _ in range(4):
         assert ask(gateway, "away")[0] == ""
+        # Who comes while it is under way waits for its answer: that is no look.
+        wait_for("its answer", lambda: figure(gateway, "joined") == 0)
     assert total(gateway, "away") >= 4
     redis.start()
     wait_for("it is back", lambda: figure(gateway, "away") is False)

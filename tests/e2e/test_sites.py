@@ -151,8 +151,16 @@ def test_the_link_is_cut_in_mid_stream(sites: TwoSites) -> None:
     assert sites.answered_by(BIG) == "in the centre"
 
 
-def test_the_centre_is_full(sites: TwoSites) -> None:
-    """What is complex stays while all places there are taken, and goes when one is free."""
+def test_the_centre_is_full() -> None:
+    """What is complex stays while all places there are taken, and goes when one is free.
+
+    Of a centre where nobody has waited yet: of one whose queue drains fast a place is expected at once.
+    """
+    with two_sites() as sites:
+        _full_and_not(sites)
+
+
+def _full_and_not(sites: TwoSites) -> None:
     sites.far.open.clear()
     taking = [threading.Thread(target=sites.ask, args=(BIG,)) for _ in range(PLACES)]
     try:
