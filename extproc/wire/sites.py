@@ -76,7 +76,7 @@ class SiteDoor:
             tenant = replace(tenant, service_class=claims.service_class)
         if not alone:
             self._scheduler.counts["site.forwarded"] += 1
-        return Identity(tenant, ("site",), None, claims.iss, claims.hops)
+        return Identity(tenant, ("site",), None, claims.iss, claims.hops, claims.place)
 
     def answer(self, token: str) -> LocalAnswer | Reject:
         """What this site offers, to another that asks in `token`."""
@@ -118,6 +118,7 @@ class SiteDoor:
             tenant=reservation.tenant,
             service_class=reservation.service_class,
             hops=reservation.hops + 1,
+            place=reservation.place,
         )
 
     def _accept(self, token: str, kind: str, *, alone: bool = False) -> SiteClaims:

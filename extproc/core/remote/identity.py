@@ -28,7 +28,7 @@ REQUEST, QUESTION = "steersman-request", "steersman-question"
 
 class SiteClaims(msgspec.Struct, frozen=True, omit_defaults=True):
     """From which site, for which, from when until when, called how; whose request, of which service class,
-    and how many gateways have sent it on, this one included."""
+    how many gateways have sent it on, this one included, and where its client is."""
 
     iss: str
     aud: str
@@ -38,6 +38,7 @@ class SiteClaims(msgspec.Struct, frozen=True, omit_defaults=True):
     tenant: str = ""
     service_class: str = ""
     hops: int = 1
+    place: str = ""
 
 
 _claims = msgspec.json.Decoder(SiteClaims)
@@ -54,6 +55,7 @@ def issue(
     tenant: str = "",
     service_class: str = "",
     hops: int = 1,
+    place: str = "",
 ) -> str:
     """A token of site `own` for site `to`; `name` must never be used twice."""
     claims = SiteClaims(
@@ -65,6 +67,7 @@ def issue(
         tenant=tenant,
         service_class=service_class,
         hops=hops,
+        place=place,
     )
     return sign(claims, key, kind=kind)
 
