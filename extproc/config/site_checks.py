@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from extproc.config.check_tenants import TAKEN_PREFIXES
 from extproc.config.locations import Loc, repeats
+from extproc.config.pools import Discovery
 from extproc.config.sites import TiersConfig
 from extproc.meant import meant
 
@@ -125,6 +126,8 @@ def _places(config: Config) -> Iterator[tuple[Loc, str]]:
             for j, value in enumerate(getattr(each, kind))
         )
     regions = sorted({each.region for pool in config.pools for each in pool.endpoints if each.region})
+    # Endpoints that come by themselves bring their regions.
+    found = config.telemetry is not None or any(pool.discovery != Discovery() for pool in config.pools)
     spills = any(pool.spill is not None for pool in config.pools)
     for i, each in enumerate(known):
         if each.values and places.header is None:
@@ -136,7 +139,7 @@ def _places(config: Config) -> Iterator[tuple[Loc, str]]:
             message = "does nothing: it is for an edge (site.tier: edge) with a pool that spills to a site"
             yield (*at, "known", i, "tier"), message
         for j, name in enumerate(each.regions or ()):
-            if name not in regions:
+            if name not in regions and not found:
                 message = f"no endpoint has region {name!r}; there are {', '.join(regions) or 'none'}"
                 yield (*at, "known", i, "regions", j), f"{message}{meant(name, regions)}"
 

@@ -26,6 +26,7 @@ import msgspec
 
 from extproc.core.errors import Error
 from extproc.core.outcome import Reject
+from extproc.core.remote.identity import AskTaken
 from extproc.core.spill.values import SpillAllowance
 
 #: A longer key is refused unread.
@@ -124,6 +125,8 @@ class Identity(msgspec.Struct, frozen=True):
     site: str = ""
     hops: int = 0
     place: str = ""
+    #: Its token, where other services are to be asked whether they took it.
+    taken: AskTaken | None = None
 
 
 def hash_key(key: str, secret: bytes | None = None) -> str:

@@ -17,6 +17,7 @@ from extproc.core.errors import Error, no_model
 from extproc.core.families import members
 from extproc.core.misrouted import advice, dialect_of
 from extproc.core.outcome import LocalAnswer, Reject
+from extproc.core.remote.identity import AskTaken
 from extproc.core.request import Dialect, RouteKind
 from extproc.core.routes import BodyKind, Route, RouteWork, Streams, find_route, item_of
 from extproc.core.tenant import ANONYMOUS, Identity, Tenant
@@ -57,6 +58,8 @@ class Asked:
     #: The site that sent it on, and how many gateways have.
     site: str = ""
     hops: int = 0
+    #: Its token, of which other services are asked first.
+    taken: AskTaken | None = None
     #: The client is told the reason.
     explain: bool = False
     #: Declared as something else, a body that was read as JSON goes on as JSON.
@@ -93,7 +96,7 @@ def screen(
     trace.identified(tenant)
     asked.key = identity.key.id if identity.key is not None else ""
     asked.source = headers.evidence.source
-    asked.site, asked.hops = identity.site, identity.hops
+    asked.site, asked.hops, asked.taken = identity.site, identity.hops, identity.taken
     if wait_s := processor.refused_too_much(tenant.name, asked.source):
         return Error.TOO_MANY_REFUSED.reject(retry_after_s=wait_s)
     if route is None or route.kind is RouteKind.SITE:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -39,6 +39,15 @@ class SiteClaims(msgspec.Struct, frozen=True, omit_defaults=True):
     service_class: str = ""
     hops: int = 1
     place: str = ""
+
+
+class AskTaken(NamedTuple):
+    """Whether another service here took a site's token before: of which site, its name, and for how many
+    seconds it may hold yet."""
+
+    site: str
+    name: str
+    life_s: float
 
 
 _claims = msgspec.json.Decoder(SiteClaims)
