@@ -86,9 +86,9 @@ def test_short_stays_and_long_goes() -> None:
 def test_a_prompt_that_goes_there_is_known_by_its_beginning() -> None:
     """The next one with that beginning finds the site, as it would find a replica here."""
     edge, prompt = Edge(), replace(LONG, segments=("words " * 2_000,))
-    gone, blocks = edge.routed(prompt), prefix_of(prompt)
-    edge.scheduler.settlement.first_token(gone.reservation.id, now_ns=S, served_by=SITE)
-    assert edge.scheduler.fleet.pools["hub"].prefixes.match(blocks) == {SITE: len(blocks)}
+    assert edge.routed(prompt).reservation.pool == "hub"
+    blocks = prefix_of(prompt)
+    assert edge.scheduler.fleet.pools["hub"].coming.match(blocks) == {SITE: len(blocks)}
 
 
 def test_what_fails_there_is_tried_at_home() -> None:
