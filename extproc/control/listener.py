@@ -60,7 +60,7 @@ from envoy_data_plane.envoy.type.v3 import Percent
 
 from extproc.config.holds import longest_hold_ms
 from extproc.config.model import Config, GatewayTls, TracingConfig
-from extproc.config.restart import accepts_sites
+from extproc.config.restart import accepts_sites, place_header
 from extproc.control.accesslog import access_logs
 from extproc.control.filters import http_filters
 from extproc.control.pack import address, extension, ms, packed
@@ -270,6 +270,9 @@ def _stripped(config: Config, peer: Peer) -> EarlyHeaderMutation:
         names.append(contract.SITE_HEADER)
     if config.gateway.trusted_proxy is not None and not peer.trusted:
         names.append(config.gateway.trusted_proxy.header)
+    # Who may say a client's address may say where it is.
+    if (header := place_header(config)) is not None and not peer.hops:
+        names.append(header)
     said = [_peer(name, value) for name, value in PEER_HEADERS] if peer_headers(config) else []
     if peer_address_header(config):
         said.append(_peer(contract.PEER_ADDRESS_HEADER, "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"))
