@@ -82,3 +82,29 @@ def test_what_went_there_for_its_work_is_not_kept_here(sites: TwoSites) -> None:
     assert simple == ("at the edge", "")
     wait_for("its answer", lambda: answers(sites) == before + 1)
     assert ask(sites, SMALL, "simple") == ("at the edge", "hit")
+
+
+def test_what_a_client_says_of_caches_holds_at_both() -> None:
+    """`off` and `refresh` go along to a centre that keeps answers too; a hit there is an answer as any."""
+    own = {"cache": {"mode": "on"}}
+    both = {"tenants": tenants(acme=own), "cache": {}}
+    with two_sites(centre=both) as made:
+
+        def asked(how: str) -> str:
+            told = made.ask(BIG, "of both", temperature=0, headers={"x-steersman-cache": how} if how else {})[
+                1
+            ]
+            return told.get("x-steersman-cache", "").partition(";")[0]
+
+        def there() -> int:
+            count: int = figures(made.centre)["answers"]
+            return count
+
+        assert asked("") == ""
+        wait_for("its answer in the centre", lambda: there() == 1)
+        seen = len(made.far.seen)
+        assert asked("") == ""
+        assert len(made.far.seen) == seen
+        for how in ("off", "refresh"):
+            assert asked(how) == ""
+        assert len(made.far.seen) == seen + 2
