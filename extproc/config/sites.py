@@ -16,8 +16,9 @@ class SitePeer(Section):
     name: Name
     """What that site calls itself (its `site.name`)."""
     keys_file: str = Field(min_length=1)
-    """The keys that this site and that one share, and nobody else: 'ID SECRET' a line, at most 8; the first
-    signs, all are taken. Read again when it changes, so that keys can be changed without a stop."""
+    """The keys between this site and that one: 'ID SECRET' a line, which both have and nobody else; or this
+    site's 'ID ed25519-private KEY' and that one's 'ID ed25519-public KEY' (docs/sites.md). At most 8; the
+    first that can signs. Read again when it changes, so that keys can be changed without a stop."""
     forwards: bool = False
     """Whether it may send its tenants' requests on to this one, and ask what there is here."""
     tenant: Name | None = None

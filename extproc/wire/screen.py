@@ -15,7 +15,7 @@ from extproc.core.cachekeys import CacheDirective
 from extproc.core.contract import CACHE_HEADER, EXPLAIN_HEADER, MODEL_HEADER, SITE_HEADER
 from extproc.core.errors import Error, no_model
 from extproc.core.families import members
-from extproc.core.misrouted import advice, dialect_of
+from extproc.core.misrouted import advice, dialect_of, methods_of
 from extproc.core.outcome import LocalAnswer, Reject
 from extproc.core.request import Dialect, RouteKind
 from extproc.core.routes import BodyKind, Route, RouteWork, Streams, find_route, item_of
@@ -99,7 +99,10 @@ def screen(
     if route is None or route.kind is RouteKind.SITE:
         scheme, host = values.get(":scheme", ""), values.get(":authority", "")
         extra = processor.extra_routes
-        return Error.NOT_FOUND.reject(advice(method, bare, scheme=scheme, host=host, extra=extra))
+        what = advice(method, bare, scheme=scheme, host=host, extra=extra)
+        if methods := methods_of(bare, extra):
+            return Error.METHOD_NOT_ALLOWED.reject(what, headers=(("allow", ", ".join(methods)),))
+        return Error.NOT_FOUND.reject(what)
     if route.work is RouteWork.HERE:
         one = route.kind is RouteKind.MODEL
         return _model(processor, tenant, route, path) if one else _models(processor, tenant)
