@@ -175,7 +175,7 @@ def _full_and_not(sites: TwoSites) -> None:
         wait_for("words of it", lambda: sites.link["answers"] > age + 2)
         _, told, body = sites.ask(text=COMPLEX)
         by = body["choices"][0]["message"]["content"]
-        assert by == "at the edge", (told, sites.link, sites.centre.status()["held"])
+        assert by == "at the edge", (told, sites.link, sites.centre.status()["in_flight"])
     finally:
         sites.far.open.set()
         for each in taking:
