@@ -89,6 +89,12 @@ def site_checks(config: Config) -> Iterator[tuple[Loc, str]]:
                 f"no site {remote.site!r} among site.peers; there are {known}{meant(remote.site, peers)}"
             )
             yield ("pools", i, "remote", "site"), message
+        if remote is not None and config.picker.enabled:
+            message = (
+                "picker.enabled: other gateways send the clients' own keys there, and nothing signed; "
+                "let a service of its own be their picker, or take this pool out"
+            )
+            yield ("pools", i, "remote"), message
         if remote is not None and pool.scaling is not None:
             yield ("pools", i, "scaling"), "does nothing here: that site scales its own replicas; remove it"
         if pool.spill is not None:
