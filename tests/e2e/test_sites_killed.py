@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.envoy
 UNDER_WAY = 6
 #: What the edge may hold of a request that is cut: its `max_tokens`.
 TOKENS = 20
+CLIENTS, EACH = 4, 100
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +132,45 @@ def test_killed_in_mid_stream(sites: TwoSites, where: str, what: str) -> None:
     # A new service begins to count anew.
     before = 0 if (where, what) == ("edge", "service") else before
     assert before <= sites.edge.tenant("acme")["output_tokens"] <= before + 2 * TOKENS
+
+
+@pytest.mark.soak
+def test_the_centre_is_killed_again_and_again(sites: TwoSites) -> None:
+    """Simple and complex requests go on all the while: each is answered, but for answers that had begun, and
+    charged once."""
+    before = sites.edge.tenant("globex")["output_tokens"]
+    found: Counter[tuple[str, int]] = Counter()
+    over = threading.Event()
+    kills = 0
+
+    def client(number: int) -> None:
+        for i in range(EACH):
+            kind, text = (("simple", SIMPLE), ("complex", COMPLEX))[(i + number) % 2]
+            try:
+                status, _, _ = sites.ask(text=text, key=KEYS["globex"])
+            except (OSError, http.client.HTTPException, ValueError):
+                status = 0  # it broke off
+            found[kind, status] += 1
+            over.wait(0.05)
+
+    clients = [threading.Thread(target=client, args=(i,)) for i in range(CLIENTS)]
+    for each in clients:
+        each.start()
+    for what in itertools.cycle(("service", "envoy", "both")):
+        if not any(each.is_alive() for each in clients):
+            break
+        killed(sites.centre, what)
+        kills += 1
+        over.wait(0.3)
+        back(sites.centre, what)
+        over.wait(0.5)
+    broken = found.pop(("complex", 0), 0)
+    assert kills >= 3
+    assert set(found) == {("simple", 200), ("complex", 200)}, found
+    assert found["simple", 200] == CLIENTS * EACH // 2
+    assert broken <= kills
+    goes_there(sites)
+    wait_for("the edge's books", sites.edge.quiet)
+    wait_for("the centre's books", sites.centre.quiet)
+    least = before + 3 * (CLIENTS * EACH - broken)
+    assert least <= sites.edge.tenant("globex")["output_tokens"] <= least + TOKENS * broken
