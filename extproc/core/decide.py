@@ -290,13 +290,14 @@ def place(
     if pool.site:
         # What is signed for a request is taken there once: it is not sent a second time.
         addresses = addresses[:1]
-    spill = routing.spill
+    spill, home_model = routing.spill, ""
     if spill is not None and spill.returns and (home := fleet.pools.get(spill.pool)) is not None:
         # What fails there is tried at home: Envoy takes each next address from there (control/resources.py).
-        back = fallbacks(home.endpoints, routing.needs(0), routing.tries - 1, now_ns)
+        back = fallbacks(home.endpoints, spill.home_model, routing.needs(0), routing.tries - 1, now_ns)
         if back:
             addresses = (addresses[0], *back)
             cluster = returning_cluster_name(pool.name, home.name, tenant.service_class)
+            home_model = spill.home_model if spill.home_model != spill.model else ""
     expected = FREE
     if not routing.free:
         given_tokens = at.coming.get(first.address, 0)
@@ -307,6 +308,7 @@ def place(
         reason=reason,
         plan=expected,
         trace=trace,
+        home_model=home_model,
         reservation=Reservation(
             id=routing.id,
             tenant=tenant.name,

@@ -81,7 +81,7 @@ class SpillCost(msgspec.Struct, frozen=True):
 class Spilled(msgspec.Struct, frozen=True):
     """A request that goes elsewhere: from which pool, the model there, why, and the most that it can cost.
 
-    `returns`: its own pool's replicas are tried where it fails there.
+    `returns`: its own pool's replicas are tried where it fails there, under the name `home_model`.
     """
 
     pool: str
@@ -89,6 +89,7 @@ class Spilled(msgspec.Struct, frozen=True):
     why: str
     most: SpillCost
     returns: bool = False
+    home_model: str = ""
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """What the client is told."""
