@@ -295,9 +295,8 @@ def place(
         # What fails there is tried at home: Envoy takes each next address from there (control/resources.py).
         back = fallbacks(home.endpoints, spill.home_model, routing.needs(0), routing.tries - 1, now_ns)
         if back:
-            addresses = (addresses[0], *back)
+            addresses, home_model = (addresses[0], *back), spill.other_name
             cluster = returning_cluster_name(pool.name, home.name, tenant.service_class)
-            home_model = spill.home_model if spill.home_model != spill.model else ""
     expected = FREE
     if not routing.free:
         given_tokens = at.coming.get(first.address, 0)
@@ -334,6 +333,7 @@ def place(
             held_ms=round(max(0, now_ns - routing.arrived_ns) / 1e6, 3),
             site=routing.site,
             hops=routing.hops,
+            place=routing.tenant.place,
         ),
     )
 
