@@ -157,7 +157,7 @@ def tried_in_its_own_way(site: Site) -> None:
     """One request and one answer, of the own model; neither pool sees the other's key, path, header or name,
     and the rest of the body is the client's to the letter."""
     site.paid.answer = lambda _: refusal(429, {"retry-after": "2"})
-    text = 'named "model": "gpt-large" \u2603 ' + "x" * 300_000
+    text = 'named "model": "gpt-large" \u2603 ' + "x" * 3_000_000
     messages = [{"role": "user", "content": text}]
     more: dict[str, Any] = {
         "seed": 12345678901234567890,
