@@ -44,20 +44,14 @@ def tier_rule(tiers: TiersConfig, *, hops_max: int) -> TierRule:
 
 
 def returns(pool: PoolConfig, there: PoolConfig) -> bool:
-    """Whether what fails at another site can be tried at home: Envoy sends the same request once more, and
-    changes nothing of it for another pool."""
+    """Whether what fails in another pool can be tried at home: Envoy sends the same request once more, in the
+    same version of HTTP."""
     mine, theirs = pool.upstream, there.upstream
-    plain = all(
-        each.key is None and each.path_prefix is None and not each.headers.add and each.http2 != "auto"
-        for each in (mine, theirs)
-    )
-    spill = pool.spill
-    same = spill is not None and all(spill.models.get(model, model) == model for model in pool.models)
-    return there.remote is not None and plain and same and mine.http2 == theirs.http2
+    return pool.spill is not None and "auto" not in (mine.http2, theirs.http2) and mine.http2 == theirs.http2
 
 
 def returning(config: Config) -> list[tuple[PoolConfig, PoolConfig]]:
-    """The pools that are another site's, with the pools whose requests come back from there."""
+    """The pools to which others spill, with the pools whose requests come back from there."""
     pools = {pool.name: pool for pool in config.pools}
     return [
         (pools[pool.spill.to], pool)
