@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from extproc.config.section import Section
-from extproc.config.types import Name
+from extproc.config.types import Name, Network
 
 
 class SitePeer(Section):
@@ -26,6 +26,33 @@ class SitePeer(Section):
     out."""
 
 
+class PlaceConfig(Section):
+    """Where clients are."""
+
+    name: Name
+    """What it is called, in figures as well."""
+    values: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(default=[], max_length=256)
+    """What the header says of clients there, such as country codes; the case does not count."""
+    networks: list[Network] = Field(default=[], max_length=4096)
+    """The addresses of clients there; of several that hold an address the narrowest counts."""
+    regions: list[Name] | None = Field(default=None, min_length=1, max_length=64)
+    """The only `endpoints[].region` that serve clients there, of those that their tenant may use; any when
+    left out."""
+    tier: Literal["edge", "centre"] | None = None
+    """The tier that serves clients there while it can (of an edge's pool that spills to a site); as
+    `spill.tiers` says when left out."""
+
+
+class PlacesConfig(Section):
+    """Where clients are, by a header or by their address."""
+
+    header: str | None = Field(default=None, pattern="^[a-z0-9-]{1,64}$")
+    """A header in which proxies of `gateway.client_address.networks` say it, such as a CDN's `cf-ipcountry`;
+    what others say in it is taken away. It counts before the address."""
+    known: list[PlaceConfig] = Field(min_length=1, max_length=64)
+    """The places. What is in none is bound to nothing."""
+
+
 class SiteConfig(Section):
     """This site among others, each with a Steersman of its own."""
 
@@ -40,6 +67,8 @@ class SiteConfig(Section):
     """How far the other sites' clocks may differ from this one's; what is signed holds for 30 s and this."""
     peers: list[SitePeer] = Field(default=[], max_length=64)
     """The other sites."""
+    places: PlacesConfig | None = None
+    """Where clients are, and what follows of it; nobody asks when left out."""
 
 
 class RemotePool(Section):

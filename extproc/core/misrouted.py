@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from extproc.core.request import Dialect
-from extproc.core.routes import NO_ROUTES, ROUTES, RouteKind, Routes, of_item
+from extproc.core.request import Dialect, RouteKind
+from extproc.core.routes import NO_ROUTES, ROUTES, Routes, of_item
 
 #: The base addresses, after `http://HOST`, that each dialect's clients are given.
 BASES: Final = {Dialect.OPENAI: "/v1", Dialect.TGI: "", Dialect.ANTHROPIC: ""}

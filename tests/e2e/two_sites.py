@@ -28,6 +28,16 @@ SIMPLE = "hello"
 PLACES = 12
 #: Longer than the tests' bound on simple and complex prompts.
 COMPLEX = "why " * 400
+#: Who may say where clients are.
+PROXY = "127.0.0.2"
+PLACES_KNOWN = {
+    "header": "x-client-country",
+    "known": [
+        {"name": "home", "values": ["HM"], "tier": "edge"},
+        {"name": "abroad", "values": ["AB"], "tier": "centre"},
+        {"name": "strict", "values": ["ST"], "regions": ["here"]},
+    ],
+}
 TIERS = {"prompt_tokens_simple": 100, "prompt_tokens_complex": 200, "output_tokens_simple": 300}
 
 
@@ -144,7 +154,12 @@ def two_sites(
                         "remote": {"site": "shop"},
                     },
                 },
-                site={"name": "hub", "tier": "centre", "peers": [peer("shop", "hub")]},
+                site={
+                    "name": "hub",
+                    "tier": "centre",
+                    "peers": [peer("shop", "hub")],
+                    "places": {"known": [{"name": "abroad"}]},
+                },
                 otel=traced,
                 **{"tenants": tenants(), **of_centre},
             )
@@ -163,7 +178,7 @@ def two_sites(
                 {
                     "near": {
                         "models": [SMALL],
-                        "addresses": [near.address],
+                        "addresses": [{"address": near.address, "region": "here"}],
                         "engine": "vllm",
                         "spill": {"to": "hub", "tiers": TIERS},
                     },
@@ -176,7 +191,8 @@ def two_sites(
                         "remote": {"site": "hub"},
                     },
                 },
-                site={"name": "shop", "tier": "edge", "peers": [peer("hub", "shop")]},
+                site={"name": "shop", "tier": "edge", "peers": [peer("hub", "shop")], "places": PLACES_KNOWN},
+                gateway={"client_address": {"networks": [f"{PROXY}/32"]}},
                 otel=traced,
                 mode=mode,
                 service_script=Path(__file__).with_name("clocked_service.py"),
