@@ -115,6 +115,16 @@ def wait_for(
         pause_s = min(1.5 * pause_s, LOOK_S_MAX)
 
 
+def logs_of_failed(request: pytest.FixtureRequest, *owners: Any) -> Iterator[None]:
+    """The body of an autouse fixture: when its test fails, what is shared by many tells its logs, also of what
+    does not run any more. What runs is in pytest's own report (tests/conftest.py)."""
+    failed = request.session.testsfailed
+    yield
+    if request.session.testsfailed > failed:
+        for owner in owners:
+            owner.show_logs()
+
+
 def chat_pool(
     addresses: Sequence[Any], *, endpoint: Mapping[str, Any] | None = None, **pool: Any
 ) -> dict[str, dict[str, Any]]:
