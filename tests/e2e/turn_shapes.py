@@ -54,9 +54,13 @@ def _response_token() -> dict[str, Any]:
 
 def _response_ended(prompt: int, tokens: int) -> Events:
     usage = {"input_tokens": prompt, "output_tokens": tokens, "total_tokens": prompt + tokens}
+    # The last event repeats the whole text, and what it cost stands behind that.
+    said = {"type": "output_text", "text": "as it came " * 2_000, "annotations": []}
+    ended = _response("completed", output=[{"type": "message", "role": "assistant", "content": [said]}])
+    del ended["usage"]
     return [
         {"type": "response.output_text.done", "item_id": "msg_1", "text": "(as it came)"},
-        {"type": "response.completed", "response": _response("completed", usage=usage)},
+        {"type": "response.completed", "response": {**ended, "usage": usage, "user": None}},
     ]
 
 
