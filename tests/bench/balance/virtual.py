@@ -42,16 +42,18 @@ DELAYS = Delays(hop_ms=1.0, event_ms=1.0, event_jitter_ms=1.0)
 
 @dataclass(frozen=True, slots=True)
 class UntoldFleet(SimFleet):
-    """One of which the gateway is told no card and no memory, as in the bench."""
+    """One of which the gateway is told no card and no memory, as in the bench; `slots` where it is (0: not)."""
+
+    slots: int = 0
 
     def members(self, *, permits: int | None = None) -> list[Member]:
         """What it is told of each."""
-        told = SimFleet.members(self, permits=permits)
+        told = SimFleet.members(self, permits=self.slots or permits)
         return [member._replace(hardware="", kv_capacity_tokens=0) for member in told]
 
 
-def fleet_of(engine: str, shape: str) -> UntoldFleet:
-    """The bench's replicas; the odd one is the last."""
+def fleet_of(engine: str, shape: str, *, slots: int = 0) -> UntoldFleet:
+    """The bench's replicas; the odd one is the last. `slots`: the `max_concurrent` that is configured."""
     mock = ENGINES[engine]
     base = f"{mock.hardware}:parallel={mock.parallel}:batch={SLOTS}:kv_tokens={mock.kv_tokens}:agent=false"
     plain = f"{base}:slowdown={mock.slowdown}"
@@ -60,7 +62,7 @@ def fleet_of(engine: str, shape: str) -> UntoldFleet:
         "flaky": f"{plain}:errors={FLAKY_SHARE}",
     }.get(shape, plain)
     fleet = parse_fleet(f"{REPLICAS - 1}*{plain},1*{odd}")
-    return UntoldFleet(fleet.name, fleet.groups)
+    return UntoldFleet(fleet.name, fleet.groups, slots=slots)
 
 
 def workload_of(engine: str, shape: str, seed: int) -> Workload:
@@ -78,11 +80,12 @@ def workload_of(engine: str, shape: str, seed: int) -> Workload:
     return Workload(f"{engine} {shape}", found, BLOCK_TOKENS, ("acme",))
 
 
-def virtually(case: tuple[str, str, str, int]) -> tuple[float, float, float, float]:
-    """One run of (engine, shape, strategy, seed): p50 and p99 in ms, the hit share, how many got nothing."""
-    engine, shape, strategy, seed = case
+def virtually(case: tuple[str, str, str, int, int]) -> tuple[float, float, float, float]:
+    """One run of (engine, shape, strategy, seed, slots that are configured, 0 for none): p50 and p99 in ms,
+    the hit share, how many got nothing."""
+    engine, shape, strategy, seed, slots = case
     setting = Setting(strategy=strategy, seed=seed, model_error=0.0, delays=DELAYS)
-    served = run(workload_of(engine, shape, seed), fleet_of(engine, shape), setting).served
+    served = run(workload_of(engine, shape, seed), fleet_of(engine, shape, slots=slots), setting).served
     good = [each for each in served if each.outcome == "ok"]
     ttft = sorted((each.first_ns - each.arrival.at_ns) / 1e6 for each in good)
     hit = sum(each.cached_tokens for each in good) / sum(each.arrival.prompt_tokens for each in good)
@@ -96,12 +99,13 @@ def main() -> None:
     parser.add_argument("--engine", choices=ENGINES)
     parser.add_argument("--shape", choices=[shape for shape in SHAPES if shape != "hard"])
     parser.add_argument("--strategy", default="steer")
+    parser.add_argument("--slots", type=int, default=0, help="configured as max_concurrent; 0: not")
     parser.add_argument("--workers", type=int, default=2)
     asked = parser.parse_args()
     cells = [(asked.engine or "parallel", asked.shape or "uniform")] if asked.engine or asked.shape else CELLS
     with Pool(asked.workers) as pool:
         for engine, shape in cells:
-            cases = [(engine, shape, asked.strategy, seed) for seed in range(1, asked.seeds + 1)]
+            cases = [(engine, shape, asked.strategy, seed, asked.slots) for seed in range(1, asked.seeds + 1)]
             rows = list(zip(*pool.map(virtually, cases, chunksize=1), strict=True))
             told = [
                 f"{name} {fmean(row):.{digits}f}"
