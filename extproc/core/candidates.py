@@ -10,6 +10,8 @@ from extproc.core.forecast import start_ms
 
 #: What `Needs.standing` calls an endpoint.
 REMOVED, SUSPECT, CANDIDATE = "removed", "suspect", "candidate"
+#: In pools of up to so many endpoints a request may wait for one that is full.
+WAITED_FOR_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,20 @@ def eligible(
     if len(candidates) < len(free):
         suspects = [endpoint for endpoint in free if endpoint.suspect_until_ns > now_ns]
     return candidates, suspects, {"not ready": len(endpoints) - len(ready), "full": len(ready) - len(free)}
+
+
+def full_ones(endpoints: Sequence[Endpoint], needs: Needs, now_ns: int) -> Sequence[Endpoint]:
+    """Those that would take it but for their permits; none in a pool that is too large to look at each."""
+    if not needs.permits or len(endpoints) > WAITED_FOR_MAX:
+        return ()
+    return [
+        e
+        for e in endpoints
+        if e.ready
+        and e.load_permits + e.standby + needs.permits > e.max_concurrent
+        and e.suspect_until_ns <= now_ns
+        and needs.allows(e)
+    ]
 
 
 def standing_by(chosen: Sequence[Endpoint], permits: int) -> list[Endpoint]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from extproc.core.candidates import Needs, eligible, fallbacks, near, standing_by
+from extproc.core.candidates import Needs, eligible, fallbacks, full_ones, near, standing_by
 from extproc.core.contract import returning_cluster_name
 from extproc.core.endpoint import Endpoint, places
 from extproc.core.errors import Error, no_model
@@ -232,7 +232,8 @@ def place(
     everyone: Sequence[Endpoint] = pool.endpoints if among is None else among
     endpoints = everyone
     permits = routing.permits
-    if permits > 1 and traits_of(pool.engine).queues:
+    queues = traits_of(pool.engine).queues
+    if permits > 1 and queues:
         allows = routing.needs(permits).allows
         permits = places(permits, [e for e in pool.endpoints if allows(e)])
     strategy, degraded = strategy_of(routing, pool, degraded)
@@ -268,7 +269,12 @@ def place(
             suspects = [each for each in suspects if each.answers(routing.model)]
             if not candidates and not suspects:
                 return FULL
-    at = context(routing.work, pool, now_ns=now_ns, patient=patient, deciders=deciders, last=last)
+    lacking: Sequence[Endpoint] = ()
+    if routing.waits and not last and (among is not None or removed["full"]):
+        lacking = full_ones(pool.endpoints, routing.needs(permits), now_ns)
+    at = context(
+        routing.work, pool, now_ns=now_ns, patient=patient, deciders=deciders, last=last, full=lacking
+    )
     considered = [*candidates, *suspects] if suspects else candidates
     reason = choose(strategy, candidates, suspects, routing, removed, rng, degraded, at)
     if not reason.best:
@@ -276,9 +282,9 @@ def place(
             trace.ranked(strategy, reason, considered, (), (), routing.work, at)
         return WAITS if patient and min(reason.scores) < LATER_MS else FULL
     chosen = [considered[i] for i in reason.best]
-    if among is not None or pool.adapters is not None:
+    if among is not None or pool.adapters is not None or queues:
         chosen += _alternates(routing, pool, tuple(chosen), now_ns, rng)
-    named = standing_by(chosen, routing.permits)
+    named = chosen if queues else standing_by(chosen, routing.permits)
     found = forecasts(named, routing.work, cached=at.cached)
     if trace is None:
         trace = PlacementTrace()
@@ -391,11 +397,15 @@ def choose(
 def _alternates(
     routing: RoutingRequest, pool: Pool, named: tuple[Endpoint, ...], now_ns: int, rng: Random
 ) -> list[Endpoint]:
-    """Retries for a choice that was made among a few: of a handful drawn, the least in flight."""
+    """Retries for a choice that was made among a few: of a handful drawn, the least in flight.
+
+    An engine that queues what is above its limit is asked even where it is full: a retry that waits in it is
+    better than none.
+    """
     more = routing.tries - len(named)
     if more <= 0 or len(pool.endpoints) <= len(named):
         return []
-    needs = routing.needs(routing.permits)
+    needs, queues = routing.needs(routing.permits), traits_of(pool.engine).queues
     drawn = rng.sample(pool.endpoints, min(ALTERNATES_DRAWN, len(pool.endpoints)))
     fit = [
         e
@@ -403,7 +413,7 @@ def _alternates(
         if e.ready
         and e not in named
         and e.suspect_until_ns <= now_ns
-        and e.load_permits + routing.permits <= e.max_concurrent
+        and (queues or e.load_permits + routing.permits <= e.max_concurrent)
         and needs.allows(e)
         and e.answers(routing.model)
     ]

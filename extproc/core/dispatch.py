@@ -28,6 +28,7 @@ from extproc.core.policy import Policy, SchedulerSettings
 from extproc.core.quota import QuotaBooks
 from extproc.core.shortlist import Shortlist
 from extproc.core.strategies import SchedulingContext, Work
+from extproc.engines import traits_of
 
 #: Requests released to a freed replica in one go; the rest at the next event.
 RELEASES_MAX = 64
@@ -443,7 +444,9 @@ class Dispatcher:
         if placed.plan is not None:
             coming(pool, endpoint, placed.plan)
         others = [self._fleet.endpoint(reservation.pool, each) for each in placed.addresses[1:]]
-        standby = [each for each in others if each is not None]
+        # An engine that queues is not overfilled by a retry: nothing need be kept free for it.
+        keeps = not traits_of(pool.engine).queues
+        standby = [each for each in others if each is not None and keeps]
         self._ledger.enter(reservation, endpoint, now_ns=now_ns, plan=placed.plan, standby=standby)
         self.decisions.note(routing, placed, now_ns=now_ns)
         self._events.placed(routing, placed, now_ns=now_ns)

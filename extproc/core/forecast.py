@@ -145,6 +145,13 @@ def slot_ms(endpoint: Endpoint, sequences: int) -> float:
     return endpoint.slots.wait_ms(endpoint.load_permits + sequences - 1) if endpoint.requests else 0.0
 
 
+def permit_ms(endpoint: Endpoint, permits: int) -> float:
+    """How long so many permits would be waited for there, in the mean: each end gives back one. 0 with so many
+    free, or with nothing known of how long its requests take."""
+    missing = endpoint.load_permits + endpoint.standby + permits - endpoint.max_concurrent
+    return max(0, missing) * endpoint.slots.life_ms / endpoint.max_concurrent
+
+
 def waits(endpoint: Endpoint) -> float:
     """The share of the prefills queued there that a prompt placed there now would wait for, 0 to 1."""
     return endpoint.admission.share(endpoint.load.queued)

@@ -59,6 +59,7 @@ from extproc.core.forecast import (
     forecast,
     forecasts,
     growth_tokens,
+    permit_ms,
     reserved_tokens,
     slot_ms,
     step_ms,
@@ -247,6 +248,8 @@ class Steer(Strategy):
         wishes = at.patient and cached_of and self.affinity_ms
         if wishes and self._waits(candidates, work, scores, best[0], at):
             return Ranking(scores, ())
+        if at.full and cached_of and self._waits_at_home(work, scores[best[0]], soon_ms, at):
+            return Ranking(scores, ())
         return Ranking(scores, best)
 
     def _trial(
@@ -308,6 +311,21 @@ class Steer(Strategy):
                 continue
             cheaper = e.speed.prefill_ms(max(1, tokens - there), there)
             if own - cheaper > self.affinity_ms and scores[i] - LATER_MS < left_ms:
+                return True
+        return False
+
+    def _waits_at_home(self, work: Work, score: float, soon_ms: float, at: SchedulingContext) -> bool:
+        """Whether one that has no permit free, but holds more than half of it, answers sooner than what would
+        take it now, the price of a copy included, and soon enough.
+
+        What goes into an engine's own queue where no limit is configured waits here where one is.
+        """
+        tokens = max(1, work.input_tokens)
+        if work.deadline_ns:
+            soon_ms -= work.ttft_ms - (work.deadline_ns - at.now_ns) / 1e6
+        homes = [e for e in at.full if 2 * at.cached.get(e.address, 0) > tokens and e.slots.life_ms]
+        for e, expected in zip(homes, forecasts(homes, work, cached=at.cached), strict=True):
+            if permit_ms(e, work.sequences) + expected[0] <= min(score, soon_ms):
                 return True
         return False
 

@@ -28,7 +28,7 @@ from scenario import (  # noqa: E402
     asks,
     most_output,
 )
-from virtual import fleet_of, virtually, workload_of  # noqa: E402
+from virtual import VirtualCase, fleet_of, virtually, workload_of  # noqa: E402
 
 from extproc.sim.text import forced_output_tokens  # noqa: E402
 
@@ -217,6 +217,6 @@ def test_the_virtual_clock_plays_the_same() -> None:
     groups = fleet_of("serial", "hetero").groups
     assert [(group.count, round(group.slowdown / mock.slowdown)) for group in groups] == [(3, 1), (1, 3)]
     assert [group.errors for group in fleet_of("parallel", "flaky").groups] == [0.0, 0.5]
-    p50_ms, p99_ms, hit, lost = virtually(("serial", "uniform", "steer", 1))
+    p50_ms, p99_ms, hit, lost = virtually(VirtualCase(engine="serial"))
     assert (0.0 < p50_ms < p99_ms, lost) == (True, 0.0)
     assert 0.7 < hit < 0.9

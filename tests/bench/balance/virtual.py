@@ -30,6 +30,7 @@ from scenario import (  # noqa: E402 (its folder comes onto sys.path first)
 
 from extproc.core.endpoint import Member  # noqa: E402
 from extproc.core.series import quantile  # noqa: E402
+from extproc.engines import DEFAULT  # noqa: E402
 from extproc.sim.arrival import Arrival, Workload  # noqa: E402
 from extproc.sim.world import Setting, parse_fleet, run  # noqa: E402
 from extproc.sim.world.fleets import SimFleet  # noqa: E402
@@ -80,12 +81,25 @@ def workload_of(engine: str, shape: str, seed: int) -> Workload:
     return Workload(f"{engine} {shape}", found, BLOCK_TOKENS, ("acme",))
 
 
-def virtually(case: tuple[str, str, str, int, int]) -> tuple[float, float, float, float]:
-    """One run of (engine, shape, strategy, seed, slots that are configured, 0 for none): p50 and p99 in ms,
-    the hit share, how many got nothing."""
-    engine, shape, strategy, seed, slots = case
-    setting = Setting(strategy=strategy, seed=seed, model_error=0.0, delays=DELAYS)
-    served = run(workload_of(engine, shape, seed), fleet_of(engine, shape, slots=slots), setting).served
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VirtualCase:
+    """One run: `slots` are configured as the replicas' `max_concurrent` (0: not), `kind` as their engine."""
+
+    engine: str = "parallel"
+    shape: str = "uniform"
+    strategy: str = "steer"
+    seed: int = 1
+    slots: int = 0
+    kind: str = DEFAULT
+
+
+def virtually(case: VirtualCase) -> tuple[float, float, float, float]:
+    """p50 and p99 in ms, the hit share, how many got nothing."""
+    fleet = fleet_of(case.engine, case.shape, slots=case.slots)
+    setting = Setting(
+        strategy=case.strategy, seed=case.seed, model_error=0.0, delays=DELAYS, engine=case.kind
+    )
+    served = run(workload_of(case.engine, case.shape, case.seed), fleet, setting).served
     good = [each for each in served if each.outcome == "ok"]
     ttft = sorted((each.first_ns - each.arrival.at_ns) / 1e6 for each in good)
     hit = sum(each.cached_tokens for each in good) / sum(each.arrival.prompt_tokens for each in good)
@@ -100,12 +114,23 @@ def main() -> None:
     parser.add_argument("--shape", choices=[shape for shape in SHAPES if shape != "hard"])
     parser.add_argument("--strategy", default="steer")
     parser.add_argument("--slots", type=int, default=0, help="configured as max_concurrent; 0: not")
+    parser.add_argument("--kind", default=DEFAULT, help="as which the pool's engine is configured")
     parser.add_argument("--workers", type=int, default=2)
     asked = parser.parse_args()
     cells = [(asked.engine or "parallel", asked.shape or "uniform")] if asked.engine or asked.shape else CELLS
     with Pool(asked.workers) as pool:
         for engine, shape in cells:
-            cases = [(engine, shape, asked.strategy, seed, asked.slots) for seed in range(1, asked.seeds + 1)]
+            cases = [
+                VirtualCase(
+                    engine=engine,
+                    shape=shape,
+                    strategy=asked.strategy,
+                    seed=seed,
+                    slots=asked.slots,
+                    kind=asked.kind,
+                )
+                for seed in range(1, asked.seeds + 1)
+            ]
             rows = list(zip(*pool.map(virtually, cases, chunksize=1), strict=True))
             told = [
                 f"{name} {fmean(row):.{digits}f}"
