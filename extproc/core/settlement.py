@@ -66,7 +66,11 @@ class Settlement:
         else:
             self._ledger.answering(reservation_id)
             news = self._ledger.first_token(reservation_id, now_ns=now_ns) is not None
+            silent = entry.job.silent
             waited = self.feedback.slot(entry, now_ns=now_ns)
+            if silent and not news:
+                # It was overdue, and counted as running since: how late it was is known now, not at its end.
+                self.feedback.first_token(entry, now_ns=now_ns, waited=waited)
             if news:
                 self._counts["first_token"] += 1
                 entry.heard_first = True
