@@ -323,7 +323,7 @@ class Steer(Strategy):
         tokens = max(1, work.input_tokens)
         if work.deadline_ns:
             soon_ms -= work.ttft_ms - (work.deadline_ns - at.now_ns) / 1e6
-        homes = [e for e in at.full if 2 * at.cached.get(e.address, 0) > tokens and e.slots.life_ms]
+        homes = [e for e in at.full if 2 * at.cached.get(e.address, 0) > tokens]
         for e, expected in zip(homes, forecasts(homes, work, cached=at.cached), strict=True):
             if permit_ms(e, work.sequences) + expected[0] <= min(score, soon_ms):
                 return True
