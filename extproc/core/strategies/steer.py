@@ -86,6 +86,8 @@ TRIALS = 3
 SLOT_WAIT_MS = 100.0
 #: A closed queue is tried again with no more than so many times its bound in it: a trial may be in vain.
 TRIAL_DEPTHS = 4
+#: A copy has no price where its first token comes so many times sooner than at home.
+COPIES_AT = 2.0
 #: How the conditions on an endpoint's queue and slots begin in `holds_back`.
 QUEUE, SLOTS = "queue", "slots"
 
@@ -181,10 +183,17 @@ class Steer(Strategy):
         soon_ms = JOINS_SHARE * work.ttft_ms
         scores: list[float] = []
         takers = 0
-        for e, expected in zip(candidates, forecasts(candidates, work, cached=cached_of), strict=True):
+        found = forecasts(candidates, work, cached=cached_of)
+        home_ms = 0.0
+        if home:
+            home_ms = min(
+                (each[0] for e, each in zip(candidates, found, strict=True) if 2 * coming_of.get(e.address, 0) > home),
+                default=0.0,
+            )
+        for e, expected in zip(candidates, found, strict=True):
             alone, _, step, own, u, cached, streaming, _ = expected
             load, ttft = e.load, alone
-            if coming_of:
+            if coming_of and alone * COPIES_AT > home_ms:
                 ttft += price * (home - coming_of.get(e.address, 0))
             elif most_given:
                 ttft += token_ms * tokens * given_of.get(e.address, 0) / most_given
