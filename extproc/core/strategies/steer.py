@@ -257,8 +257,21 @@ class Steer(Strategy):
         wishes = at.patient and cached_of and self.affinity_ms
         if wishes and self._waits(candidates, work, scores, best[0], at):
             return Ranking(scores, ())
-        if at.full and cached_of and self._waits_at_home(work, scores[best[0]], soon_ms, at):
-            return Ranking(scores, ())
+        if not at.last and work.deadline_ns:
+            alone_ms = found[best[0]][0]
+            if takers < len(candidates) or at.full:
+                closed = [
+                    e
+                    for e, score, each in zip(candidates, scores, found, strict=True)
+                    if score >= LATER_MS
+                    and COPIES_AT * each[0] <= alone_ms
+                    and all(
+                        why.startswith((QUEUE, SLOTS))
+                        for why in self.holds_back(e, candidates, work, at=at)
+                    )
+                ]
+                if self._waits_for(closed, work, scores[best[0]], alone_ms, soon_ms, at):
+                    return Ranking(scores, ())
         return Ranking(scores, best)
 
     def _trial(
@@ -323,18 +336,31 @@ class Steer(Strategy):
                 return True
         return False
 
-    def _waits_at_home(self, work: Work, score: float, soon_ms: float, at: SchedulingContext) -> bool:
+    def _waits_for(
+        self,
+        closed: list[Endpoint],
+        work: Work,
+        score: float,
+        alone_ms: float,
+        soon_ms: float,
+        at: SchedulingContext,
+    ) -> bool:
         """Whether one that has no permit free, but holds more than half of it, answers sooner than what would
         take it now, the price of a copy included, and soon enough.
 
         What goes into an engine's own queue where no limit is configured waits here where one is.
         """
         tokens = max(1, work.input_tokens)
-        if work.deadline_ns:
-            soon_ms -= work.ttft_ms - (work.deadline_ns - at.now_ns) / 1e6
-        homes = [e for e in at.full if 2 * at.cached.get(e.address, 0) > tokens]
-        for e, expected in zip(homes, forecasts(homes, work, cached=at.cached), strict=True):
-            if permit_ms(e, work.sequences) + expected[0] <= min(score, soon_ms):
+        waited_ms = work.ttft_ms - (work.deadline_ns - at.now_ns) / 1e6
+        soon_ms -= waited_ms
+        among = [*closed, *at.full]
+        for e, expected in zip(among, forecasts(among, work, cached=at.cached), strict=True):
+            there_ms = permit_ms(e, work.sequences) + expected[0]
+            if there_ms > soon_ms:
+                continue
+            if 2 * at.cached.get(e.address, 0) > tokens and there_ms <= score:
+                return True
+            if COPIES_AT * there_ms <= alone_ms and waited_ms + there_ms <= alone_ms:
                 return True
         return False
 
