@@ -148,8 +148,10 @@ def slot_ms(endpoint: Endpoint, sequences: int) -> float:
 
 
 def permit_ms(endpoint: Endpoint, permits: int) -> float:
-    """How long so many permits would be waited for there, in the mean: each end gives back one. 0 with so many
-    free, or with nothing known of how long its requests take."""
+    """How long so many permits are waited for there, in the mean: each end gives back one.
+
+    0 with so many free, or with nothing known of how long its requests take.
+    """
     missing = endpoint.load_permits + endpoint.standby + permits - endpoint.max_concurrent
     life_ms = endpoint.slots.expected_life_ms(endpoint.speed.factor)
     return max(0, missing) * life_ms / endpoint.max_concurrent

@@ -62,7 +62,7 @@ class Settlement:
             self._moved(entry, served_by, now_ns)
         if refused:
             self._counts["refused_in_stream"] += 1
-            entry.endpoint.failed(now_ns)
+            entry.endpoint.failed(now_ns, refused=True)
         else:
             self._ledger.answering(reservation_id)
             news = self._ledger.first_token(reservation_id, now_ns=now_ns) is not None

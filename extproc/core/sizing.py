@@ -32,9 +32,9 @@ def context(
     last: bool = False,
     full: Sequence[Endpoint] = (),
 ) -> SchedulingContext:
-    """The moment of a choice in a pool; `full` as in `work.SchedulingContext`."""
+    """The moment of a choice in a pool; all else as in `work.SchedulingContext`."""
     if not work.prefix:
-        return SchedulingContext(now_ns, NOTHING, patient, deciders, last)
+        return SchedulingContext(now_ns, NOTHING, patient, deciders, last, full=full)
     coming = _held(pool.coming, work)
     given = NOTHING if coming else pool.coming.counts()
     held = _held(pool.prefixes, work)

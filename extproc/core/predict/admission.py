@@ -232,10 +232,10 @@ class Admission:
 
     @property
     def side_by_side(self) -> bool:
-        """Whether it is known to prefill side by side: where it does behind many, it does behind few as well."""
+        """Whether it is known to prefill side by side: who does behind many does behind few as well."""
         shares, seen = self.shares, self._model.seen
         return any(
-            shares[start] < SIDE_BY_SIDE and len(seen[i]) >= KNOWN_MIN for i, start in enumerate(LEVEL_STARTS)
+            shares[at] < SIDE_BY_SIDE and len(seen[i]) >= KNOWN_MIN for i, at in enumerate(LEVEL_STARTS)
         )
 
     def known(self, ahead: int) -> bool:

@@ -15,7 +15,8 @@ its speed. To that is added:
 
     copies   `copy_price` prefills of the part of the prefix that would be computed, and kept, away from home.
              Home is where most of the prefix went last. A prefix without a home pays a part of that for each
-             block given to an endpoint, so that homes spread.
+             block given to an endpoint, so that homes spread. Where the first token comes at least twice as
+             soon as at home a copy costs nothing.
     health   the sum is divided by the endpoint's health weight
     zone     the zone's handicap
 
@@ -33,7 +34,9 @@ Scores within 4 % and 4 ms of the least count as equal. An endpoint *takes* the 
 If only queues or slots keep it from all of them, one that was long not tried gets it all the same, to learn
 whether its engine takes one prefill at a time still, or no more streams (a *trial*: each endpoint after 1
 s, or 2, and twice as long after each that finds nothing new). Else the request waits (an empty `best`), in
-the fair queue, which is ordered feasible first (fairqueue/order.py). With others waiting it also waits for
+the fair queue, which is ordered feasible first (fairqueue/order.py). It waits as well, within half of its
+target, for a home that has no permit free and answers sooner than the others with the price of a copy, and
+for one that is closed and answers twice as soon (strategies/waiting.py). With others waiting it also waits for
 a replica that holds more of its prefix, if that is cheaper by `affinity_ms` and still meets its deadline.
 
 Inputs: our own ledger (peers' and foreign requests count as running streams), the predictor, the prefix
@@ -59,7 +62,6 @@ from extproc.core.forecast import (
     forecast,
     forecasts,
     growth_tokens,
-    permit_ms,
     reserved_tokens,
     slot_ms,
     step_ms,
@@ -68,6 +70,7 @@ from extproc.core.forecast import (
 from extproc.core.outcome import LATER_MS
 from extproc.core.predict.admission import AHEAD_MAX
 from extproc.core.strategies.base import Ranking, Strategy, lowest, zone_ms
+from extproc.core.strategies.waiting import COPIES_AT, worth_waiting
 from extproc.core.work import NOW, SchedulingContext, Work
 
 #: Predictions that differ by no more than this are alike, and the least recently picked goes first: or all
@@ -86,8 +89,6 @@ TRIALS = 3
 SLOT_WAIT_MS = 100.0
 #: A closed queue is tried again with no more than so many times its bound in it: a trial may be in vain.
 TRIAL_DEPTHS = 4
-#: A copy has no price where its first token comes so many times sooner than at home.
-COPIES_AT = 2.0
 #: How the conditions on an endpoint's queue and slots begin in `holds_back`.
 QUEUE, SLOTS = "queue", "slots"
 
@@ -187,7 +188,11 @@ class Steer(Strategy):
         home_ms = 0.0
         if home:
             home_ms = min(
-                (each[0] for e, each in zip(candidates, found, strict=True) if 2 * coming_of.get(e.address, 0) > home),
+                (
+                    each[0]
+                    for e, each in zip(candidates, found, strict=True)
+                    if 2 * coming_of.get(e.address, 0) > home
+                ),
                 default=0.0,
             )
         for e, expected in zip(candidates, found, strict=True):
@@ -257,21 +262,17 @@ class Steer(Strategy):
         wishes = at.patient and cached_of and self.affinity_ms
         if wishes and self._waits(candidates, work, scores, best[0], at):
             return Ranking(scores, ())
-        if not at.last and work.deadline_ns:
+        if work.deadline_ns and not at.last and (takers < len(candidates) or at.full):
             alone_ms = found[best[0]][0]
-            if takers < len(candidates) or at.full:
-                closed = [
-                    e
-                    for e, score, each in zip(candidates, scores, found, strict=True)
-                    if score >= LATER_MS
-                    and COPIES_AT * each[0] <= alone_ms
-                    and all(
-                        why.startswith((QUEUE, SLOTS))
-                        for why in self.holds_back(e, candidates, work, at=at)
-                    )
-                ]
-                if self._waits_for(closed, work, scores[best[0]], alone_ms, soon_ms, at):
-                    return Ranking(scores, ())
+            closed = [
+                e
+                for e, score, each in zip(candidates, scores, found, strict=True)
+                if score >= LATER_MS
+                and COPIES_AT * each[0] <= alone_ms
+                and self._shuts(e, candidates, work, at)
+            ]
+            if worth_waiting(closed, work, scores[best[0]], alone_ms, soon_ms, at):
+                return Ranking(scores, ())
         return Ranking(scores, best)
 
     def _trial(
@@ -292,10 +293,21 @@ class Steer(Strategy):
             if (
                 open_to
                 and (found is None or scores[i] < scores[found])
-                and all(why.startswith(tuple(open_to)) for why in self.holds_back(e, candidates, work, at=at))
+                and self._shuts(e, candidates, work, at, tuple(open_to))
             ):
                 found = i
         return found
+
+    def _shuts(
+        self,
+        endpoint: Endpoint,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        at: SchedulingContext,
+        by: tuple[str, ...] = (QUEUE, SLOTS),
+    ) -> bool:
+        """Whether nothing but its queue or slots keeps an endpoint from it."""
+        return all(why.startswith(by) for why in self.holds_back(endpoint, candidates, work, at=at))
 
     def picked(
         self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: SchedulingContext
@@ -333,34 +345,6 @@ class Steer(Strategy):
                 continue
             cheaper = e.speed.prefill_ms(max(1, tokens - there), there)
             if own - cheaper > self.affinity_ms and scores[i] - LATER_MS < left_ms:
-                return True
-        return False
-
-    def _waits_for(
-        self,
-        closed: list[Endpoint],
-        work: Work,
-        score: float,
-        alone_ms: float,
-        soon_ms: float,
-        at: SchedulingContext,
-    ) -> bool:
-        """Whether one that has no permit free, but holds more than half of it, answers sooner than what would
-        take it now, the price of a copy included, and soon enough.
-
-        What goes into an engine's own queue where no limit is configured waits here where one is.
-        """
-        tokens = max(1, work.input_tokens)
-        waited_ms = work.ttft_ms - (work.deadline_ns - at.now_ns) / 1e6
-        soon_ms -= waited_ms
-        among = [*closed, *at.full]
-        for e, expected in zip(among, forecasts(among, work, cached=at.cached), strict=True):
-            there_ms = permit_ms(e, work.sequences) + expected[0]
-            if there_ms > soon_ms:
-                continue
-            if 2 * at.cached.get(e.address, 0) > tokens and there_ms <= score:
-                return True
-            if COPIES_AT * there_ms <= alone_ms and waited_ms + there_ms <= alone_ms:
                 return True
         return False
 

@@ -43,7 +43,7 @@ DELAYS = Delays(hop_ms=1.0, event_ms=1.0, event_jitter_ms=1.0)
 
 @dataclass(frozen=True, slots=True)
 class UntoldFleet(SimFleet):
-    """One of which the gateway is told no card and no memory, as in the bench; `slots` where it is (0: not)."""
+    """One of which the gateway is told no card and no memory, as in the bench; `slots` if any (0: none)."""
 
     slots: int = 0
 
