@@ -13,6 +13,7 @@ import click
 from extproc.cli.options import examples, load_or_exit
 from extproc.cli.status import address_option
 from extproc.cli.tenants import asked
+from extproc.config.places import FILE_VARIABLE
 
 #: How alerts are drawn, by severity.
 COLORS = {"critical": "red", "warning": "yellow", "info": "cyan"}
@@ -78,7 +79,7 @@ def test(group_address: str | None, webhook: str | None, address: str | None, as
     "--file",
     "file",
     type=click.Path(dir_okay=False, exists=True, path_type=Path),
-    envvar="STEERSMAN_CONFIG",
+    envvar=FILE_VARIABLE,
     help="A configuration whose rules are exported; the built-in rules alone when left out.",
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write here.")

@@ -54,5 +54,10 @@ def command(file: Path, as_json: bool, schema: bool) -> None:
     for warning in warnings:
         click.echo(f"{file}: warning: {warning}", err=True)
     click.echo(
-        f"{file}: {len(config.pools)} pools, {endpoints} endpoints, {len(config.tenants)} tenants: good"
+        f"{file}: {_count(len(config.pools), 'pool')}, {_count(endpoints, 'endpoint')}, "
+        f"{_count(len(config.tenants), 'tenant')}: good"
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -6,7 +6,6 @@ endpoints. A Tab must not wait and never fails: a file that cannot be read offer
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,28 +14,12 @@ import click
 from click.shell_completion import CompletionItem
 
 from extproc.cli.options import examples, fail
+from extproc.config.plain import own_file, plain
 
 #: The environment variable by which a shell asks this program for completions (click's way).
 VARIABLE = "_STEERSMAN_COMPLETE"
-#: A file above this is not read for a Tab.
-FILE_BYTES_MAX = 2 * 1024 * 1024
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
-
-
-def _configuration(ctx: click.Context) -> Mapping[str, Any]:
-    """The file that the command line names, else the environment's, else the one in this folder."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    file = Path(ctx.params.get("file") or os.environ.get("STEERSMAN_CONFIG") or "steersman.yaml")
-    try:
-        if file.stat().st_size > FILE_BYTES_MAX:
-            return {}
-        found = yaml.load(file.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 (both are safe loaders)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _entries(section: Any) -> Iterator[Mapping[str, Any]]:
@@ -51,7 +34,7 @@ def _of(names: Callable[[Mapping[str, Any]], list[str]]) -> Complete:
     """A completion of names in the file."""
 
     def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        found = names(_configuration(ctx))
+        found = names(plain(Path(ctx.params["file"]) if ctx.params.get("file") else own_file()))
         return [CompletionItem(name) for name in dict.fromkeys(found) if name.startswith(incomplete)]
 
     return complete

@@ -24,6 +24,7 @@ import click
 from extproc import engines
 from extproc.addresses import joined, port_of
 from extproc.cli.options import examples, fail, json_option, print_json
+from extproc.config.places import DEFAULT_FILE, FILE_VARIABLE
 
 if TYPE_CHECKING:
     from extproc.cli.first_config import FirstPool, FoundBackend, Places
@@ -71,7 +72,7 @@ class Target:
     "--output",
     "file",
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
-    default="steersman.yaml",
+    default=DEFAULT_FILE,
     show_default=True,
     help="The file to write; - prints it.",
 )
@@ -387,7 +388,7 @@ def _told(pools: Sequence[FirstPool]) -> list[str]:
 def _next(file: Path, places: Places, pools: Sequence[FirstPool], *, tenant: str, key: str) -> list[str]:
     model = pools[0].models[0]
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-    flag = "" if str(file) == "steersman.yaml" else f" -f {file}"
+    flag = "" if str(file) == DEFAULT_FILE else f" -f {file}"
     return [
         f"{file} is written",
         f"key of tenant {tenant}, shown once: {click.style(key, bold=True)}",
@@ -398,7 +399,7 @@ def _next(file: Path, places: Places, pools: Sequence[FirstPool], *, tenant: str
         f"  steersman doctor{flag}",
         *(
             []
-            if places.service.endswith(f":{SERVICE_PORTS[0]}")
-            else ["", f"its port is not the usual one: export STEERSMAN_ADDRESS={places.service}"]
+            if not flag or places.service.endswith(f":{SERVICE_PORTS[0]}")
+            else ["", f"its port is not the usual one: export {FILE_VARIABLE}={file}"]
         ),
     ]

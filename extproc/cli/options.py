@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from extproc.config.places import DEFAULT_FILE, FILE_VARIABLE
+
 if TYPE_CHECKING:
     from extproc.config.load import Problem
     from extproc.config.model import Config
@@ -56,9 +58,9 @@ config_option = click.option(
     "--file",
     "file",
     type=click.Path(dir_okay=False, path_type=Path),
-    default="steersman.yaml",
+    default=DEFAULT_FILE,
     show_default=True,
-    envvar="STEERSMAN_CONFIG",
+    envvar=FILE_VARIABLE,
     show_envvar=True,
     help="The configuration.",
 )

@@ -22,8 +22,8 @@ address_option = click.option(
     envvar="STEERSMAN_ADDRESS",
     show_envvar=True,
     help="On this machine its service.listen (ip:port or unix:/path), from elsewhere its admin port "
-    "(https://host:9090, with a token in STEERSMAN_TOKEN).  [default: 127.0.0.1:50051, else a running "
-    "demo's]",
+    "(https://host:9090, with a token in STEERSMAN_TOKEN).  [default: that of steersman.yaml here, "
+    "else 127.0.0.1:50051, else a running demo's]",
 )
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from extproc.addresses import ip_of
 
+#: The configuration that commands read where none is named, and the variable that names another.
+DEFAULT_FILE, FILE_VARIABLE = "steersman.yaml", "STEERSMAN_CONFIG"
 #: A user's own folder, where a service listens on ports.
 FOLDER = "steersman"
 ORDERS_SUFFIX, KEY_SUFFIX = ".orders.sock", ".key"

@@ -125,7 +125,7 @@ def standing_by(chosen: Sequence[Endpoint], permits: int) -> list[Endpoint]:
 
 
 def kept_free(pool: Pool, named: Iterable[Endpoint | None]) -> list[Endpoint]:
-    """Those named for a retry that keep its permits free: none where the engine queues what is above its limit.
+    """Those named for a retry that keep its permits free: none where the engine queues what it cannot run.
 
     A retry does not overfill such a one.
     """

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from extproc.config.places import loopback, orders_at, private_folder
+from extproc.config.plain import own_file, service_of
 from extproc.supervise.admin_link import AdminLink, Link
 from extproc.supervise.asking import ServiceLink, ServiceSilentError
 
@@ -202,7 +203,8 @@ def _loopback(address: str) -> bool:
 
 
 async def link_to(address: str | None) -> Link:
-    """A service: at the address given, else at the default one, else the running demo's.
+    """A service: at the address given; else the configuration's of this folder, the default one's or the
+    running demo's, whichever answers first in that order.
 
     `http://…` and `https://…` are an admin port's, and so is an ip:port at which no service of this machine
     takes orders.
@@ -212,17 +214,32 @@ async def link_to(address: str | None) -> Link:
             return AdminLink(address)
         here = address.startswith("unix:") or orders_at(address) is not None or _loopback(address)
         return ServiceLink(address) if here else AdminLink(f"http://{address}")
-    link = ServiceLink(DEFAULT_ADDRESS)
-    try:
-        await link.status()
-    except ServiceSilentError:
+    first: ServiceLink | None = None
+    for each in _usual():
+        link = ServiceLink(each)
         try:
-            demo = find()
-        except NoDemoError:
+            await link.status()
+        except ServiceSilentError:
+            if first is None:
+                first = link  # whose silence is told, where nobody answers
+            else:
+                await link.close()
+        else:
+            if first is not None:
+                await first.close()
             return link
-        await link.close()
-        return ServiceLink(demo.service)
-    return link
+    assert first is not None  # the default address is always tried
+    return first
+
+
+def _usual() -> Iterator[str]:
+    """Where a service is looked for when no address is given."""
+    configured = service_of(own_file())
+    if configured is not None and configured != DEFAULT_ADDRESS:
+        yield configured
+    yield DEFAULT_ADDRESS
+    with contextlib.suppress(NoDemoError):
+        yield find().service
 
 
 def _read(path: Path) -> RunningDemo | None:

@@ -85,7 +85,7 @@ def test_sigterm_ends_it_in_order(tmp_path: Path) -> None:
         assert process.stderr is not None
         assert "replicas, to 127.0.0.1:1" in process.stderr.readline()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE_S) == 0
 
 
 def test_the_fakes_keys_are_all_documented() -> None:

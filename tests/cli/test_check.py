@@ -23,7 +23,7 @@ def test_a_good_file(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(GOOD, encoding="utf-8")
     result = CliRunner().invoke(group, ["check", "-f", str(path)])
-    assert (result.exit_code, result.stdout) == (0, f"{path}: 1 pools, 1 endpoints, 0 tenants: good\n")
+    assert (result.exit_code, result.stdout) == (0, f"{path}: 1 pool, 1 endpoint, 0 tenants: good\n")
     assert result.stderr == ""
 
 

@@ -27,6 +27,7 @@ from extproc.cli.top import KEYS, decoded
 from extproc.terminal.top_panes import PANES
 from extproc.terminal.top_view import Rates, Shown, ViewState, frame, sparkline
 from tests.stand.examples import examples
+from tests.stand.waits import PATIENCE_S
 
 ADDRESS = "127.0.0.1:50051"
 
@@ -272,7 +273,7 @@ class Terminal:
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(10)
+        self.process.wait(PATIENCE_S)
         os.close(self.master)
         os.close(self.slave)
 
@@ -300,7 +301,7 @@ def test_top_lives_in_a_terminal_and_puts_it_back(terminal: Terminal) -> None:
     assert len(terminal.until("q quit").split("\r\n")) == 30
     terminal.send("q")
     terminal.until("\x1b[?1049l")
-    assert terminal.process.wait(10) == 0
+    assert terminal.process.wait(PATIENCE_S) == 0
     assert termios.tcgetattr(terminal.slave)[3] == terminal.before[3]
 
 
@@ -309,7 +310,7 @@ def test_a_signal_ends_top_and_the_terminal_is_put_back(terminal: Terminal) -> N
     terminal.until("q quit")
     terminal.process.send_signal(signal.SIGTERM)
     terminal.until("\x1b[?1049l")
-    assert terminal.process.wait(10) == 0
+    assert terminal.process.wait(PATIENCE_S) == 0
     assert termios.tcgetattr(terminal.slave)[3] == terminal.before[3]
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from extproc.demo import running
 from extproc.demo.running import NoDemoError, Notes, RunningDemo, announce, announced, began, find
+from extproc.supervise.asking import ServiceSilentError
 
 
 @pytest.fixture(autouse=True)
@@ -115,3 +118,66 @@ def test_notes_come_once(tmp_path: Path) -> None:
     assert notes.new() == ["one", "two"]
     assert notes.new() == []
     assert (tmp_path / running.NOTES).exists()
+
+
+class AService:
+    """Stands for a service that answers where it is said to."""
+
+    answering: ClassVar[set[str]] = set()
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.closed = False
+
+    async def status(self) -> dict[str, object]:
+        if self.address not in self.answering:
+            raise ServiceSilentError(f"no Steersman answers at {self.address}")
+        return {}
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize(
+    ("file", "answering", "found"),
+    [
+        ("service: {listen: ['127.0.0.1:7']}", {"127.0.0.1:7", running.DEFAULT_ADDRESS}, "127.0.0.1:7"),
+        ("service: {listen: 'unix:/run/x.sock'}", {"unix:/run/x.sock"}, "unix:/run/x.sock"),
+        (
+            "service: {listen: ['127.0.0.1:7'], run_dir: /run/s}",
+            {"unix:/run/s/127.0.0.1_7.orders.sock"},
+            "unix:/run/s/127.0.0.1_7.orders.sock",
+        ),
+        ("service: {listen: ['127.0.0.1:7']}", {running.DEFAULT_ADDRESS}, running.DEFAULT_ADDRESS),
+        ("service: {listen: ['127.0.0.1:7']}", set(), "127.0.0.1:7"),
+        ("pools: []", {running.DEFAULT_ADDRESS}, running.DEFAULT_ADDRESS),
+        ("service: {listen: [7]}", set(), running.DEFAULT_ADDRESS),
+        ("service: [", set(), running.DEFAULT_ADDRESS),
+        (None, set(), running.DEFAULT_ADDRESS),
+    ],
+)
+def test_a_service_is_looked_for_where_the_configuration_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str | None, answering: set[str], found: str
+) -> None:
+    """A port of its own is written once, in the file; the usual one and a demo's come after."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STEERSMAN_CONFIG", raising=False)
+    monkeypatch.setattr(running, "ServiceLink", AService)
+    monkeypatch.setattr(AService, "answering", answering)
+    if file is not None:
+        (tmp_path / "steersman.yaml").write_text(file, encoding="utf-8")
+    link = asyncio.run(running.link_to(None))
+    assert isinstance(link, AService)
+    assert (link.address, link.closed) == (found, False)
+
+
+def test_the_configuration_may_be_named_by_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As everywhere: STEERSMAN_CONFIG stands in for -f."""
+    (tmp_path / "mine.yaml").write_text("service: {listen: ['127.0.0.1:9']}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STEERSMAN_CONFIG", "mine.yaml")
+    monkeypatch.setattr(running, "ServiceLink", AService)
+    monkeypatch.setattr(AService, "answering", {"127.0.0.1:9"})
+    assert asyncio.run(running.link_to(None)).address == "127.0.0.1:9"

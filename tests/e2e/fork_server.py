@@ -39,6 +39,7 @@ def main(link: socket.socket, preloaded: list[str]) -> None:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # the children share these pages: no collection may write into them
+    own = os.getpid()
     with link.makefile("rwb") as lines:
         for line in lines:
             order = json.loads(line)
@@ -53,12 +54,14 @@ def main(link: socket.socket, preloaded: list[str]) -> None:
         else:
             return
     link.close()
-    become(order)
+    become(order, own)
 
 
-def become(order: dict[str, Any]) -> None:
-    """Run the command in this process."""
+def become(order: dict[str, Any], parent: int) -> None:
+    """Run the command in this process, which ends with its parent."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before it was asked for
+        os._exit(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(order["cwd"])
     for descriptor, path in ((1, order["out"]), (2, order["errors"])):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import shutil
 import socket
 import sys
@@ -27,6 +28,8 @@ from processes import Child, show_logs, stop_all
 from extproc.config.places import orders_at
 from extproc.core.tenant import hash_key
 from extproc.supervise.envoy import EnvoyMissingError, find_envoy
+from extproc.supervise.ports import tcp_problem
+from tests.stand.waits import told
 
 KEYS = {"acme": "sk-test-acme", "globex": "sk-test-globex"}
 #: How long a process may take to start, on a machine that does much else.
@@ -48,22 +51,39 @@ def envoy_binary() -> str:
         pytest.skip(str(error))
 
 
-#: Ports that were given out: the system may name one again before its listener is up.
-_GIVEN: set[int] = set()
+#: Ports that tests give out: below Linux's for outgoing connections (32768 and up), which would take one
+#: before its listener is there or while that is stopped, and below those that `up` and `init` choose from.
+PORTS, PORTS_PER_BLOCK = range(10_000, 20_000), 50
+#: Sockets that hold this process's blocks until it ends; and the ports of these that were not given.
+_blocks: list[socket.socket] = []
+_ports: list[int] = []
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different, and from those of every earlier call."""
-    ports: list[int] = []
-    with contextlib.ExitStack() as stack:
-        while len(ports) < count:
-            each = stack.enter_context(socket.socket())
-            each.bind(("127.0.0.1", 0))
-            port = each.getsockname()[1]
-            if port not in _GIVEN:
-                _GIVEN.add(port)
-                ports.append(port)
-    return ports
+    """Ports on loopback that nobody listens on, all different, and from those of every other call here and in
+    other processes."""
+    found: list[int] = []
+    while len(found) < count:
+        port = _ports.pop() if _ports else _block()
+        if not tcp_problem(f"127.0.0.1:{port}"):
+            found.append(port)
+    return found
+
+
+def _block() -> int:
+    """Take a block of ports that is no other process's; its first port."""
+    firsts = PORTS[::PORTS_PER_BLOCK]
+    for first in random.SystemRandom().sample(firsts, len(firsts)):
+        mine = socket.socket(socket.AF_UNIX)
+        try:
+            mine.bind(f"\0steersman-test-ports-{first}")
+        except OSError:
+            mine.close()
+            continue
+        _blocks.append(mine)
+        _ports.extend(range(first + PORTS_PER_BLOCK - 1, first, -1))
+        return first
+    raise OSError(f"other processes' tests have all ports from {PORTS.start} to {PORTS.stop - 1}")
 
 
 def listens(port: int) -> bool:
@@ -72,16 +92,21 @@ def listens(port: int) -> bool:
         return True
 
 
-def wait_for(what: str, condition: Callable[[], Any], *, timeout_s: float = 60.0) -> Any:
-    """Poll until the condition gives something true; raises with what was waited for."""
+def wait_for(what: object, condition: Callable[[], Any], *, timeout_s: float = 60.0) -> Any:
+    """Poll until the condition gives something true; raises with what was waited for, a name or a function
+    that says how things stand, and what the last look gave."""
     deadline = time.monotonic() + timeout_s
     pause_s = LOOK_S_MIN
+    last: object
     while True:
-        with contextlib.suppress(OSError, grpc.RpcError):
+        try:
             if value := condition():
                 return value
+            last = value
+        except (OSError, grpc.RpcError) as error:
+            last = error
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} did not come within {timeout_s} s")
+            raise TimeoutError(f"{told(what)} did not come within {timeout_s:g} s; the last look: {last!r}")
         time.sleep(pause_s)
         pause_s = min(1.5 * pause_s, LOOK_S_MAX)
 

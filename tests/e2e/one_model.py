@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+#: How long it waits for a test that has shut it, should that end without a word.
+WAIT_S = 120.0
+
 
 class Engine:
     """It answers while `open` is set, with `status` where that is not 200; it may want a `key`."""
@@ -36,7 +39,7 @@ class Engine:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 headers = {k.lower(): v for k, v in self.headers.items()}
                 engine.seen.append((headers, body))
-                engine.open.wait(20)
+                engine.open.wait(WAIT_S)
                 asked = json.loads(body)
                 if engine.key and headers.get("authorization") != f"Bearer {engine.key}":
                     self._answer(401, {"error": {"message": "wrong key"}})
@@ -68,7 +71,7 @@ class Engine:
                 for i in range(engine.usage["completion_tokens"]):
                     choice = {"index": 0, "delta": {"content": f"w{i} "}, "finish_reason": None}
                     self._event({**told, "choices": [choice]})
-                    engine.flows.wait(20)
+                    engine.flows.wait(WAIT_S)
                 self._event({**told, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
                 if (asked.get("stream_options") or {}).get("include_usage"):
                     self._event({**told, "choices": [], "usage": engine.usage})

@@ -7,9 +7,10 @@ import json
 import threading
 import urllib.request
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from gateway import ASK_S
+from gateway import ASK_S, free_ports
 
 from extproc.sim.listening import ReplicaSpec, RunningReplicas, start_replicas
 
@@ -18,7 +19,8 @@ class Replicas:
     """Context manager: the replicas of some specs, and their control routes."""
 
     def __init__(self, specs: Sequence[ReplicaSpec]) -> None:
-        self._specs = specs
+        # While one is dead no outgoing connection may take its port.
+        self._specs = [replace(spec, port=spec.port or free_ports(1)[0]) for spec in specs]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="replicas", daemon=True)
         self._running: RunningReplicas | None = None

@@ -18,6 +18,8 @@ import json
 import threading
 from typing import Any
 
+from tests.stand.waits import PATIENCE_S
+
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\ntransfer-encoding: chunked\r\n%s\r\n"
 PROMPT_TOKENS = 11
 PORTS = 4
@@ -40,7 +42,7 @@ class ShapedEngine:
 
     def __enter__(self) -> ShapedEngine:
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(PATIENCE_S)
         return self
 
     async def _start(self) -> None:
@@ -48,7 +50,7 @@ class ShapedEngine:
         self.addresses = [f"127.0.0.1:{s.sockets[0].getsockname()[1]}" for s in self._servers]
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(PATIENCE_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
         self._loop.close()

@@ -7,6 +7,8 @@ import contextlib
 import threading
 from typing import Any
 
+from gateway import free_ports
+
 from extproc.addresses import split
 
 PIECE_BYTES = 64 * 1024
@@ -22,7 +24,8 @@ class SlowWay:
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.port = 0
+        #: No outgoing connection may take it while the way is cut.
+        (self.port,) = free_ports(1)
 
     @property
     def address(self) -> str:
@@ -58,7 +61,6 @@ class SlowWay:
     async def _listen(self) -> None:
         if self._server is None:
             self._server = await asyncio.start_server(self._pass, "127.0.0.1", self.port)
-            self.port = self._server.sockets[0].getsockname()[1]
 
     async def _cut(self, *, listening: bool) -> None:
         if self._server is not None and not listening:

@@ -56,6 +56,13 @@ def test_children_end_with_the_tests(tmp_path: Path, number: signal.Signals) -> 
     wait_for("their end", lambda: not any(alive(pid) for pid in pids))
 
 
+def test_a_child_whose_server_ended_before_it_could_ask_to_end_with_it_ends() -> None:
+    """The kernel tells it of no end that came before it asked."""
+    code = "import fork_server; fork_server.become({}, parent=0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=False)
+    assert done.returncode == 1
+
+
 def test_a_command_is_run_as_it_would_be(tmp_path: Path) -> None:
     """Its code, both outputs, its environment; a program that is no Python as well."""
     assert steersman("--version").startswith("steersman")

@@ -5,12 +5,9 @@ What a reader puts in is put in here too: the key that was printed, and ports th
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import random
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,17 +86,11 @@ def through(folder: Path, path: str, blocks: list[str]) -> list[str]:
 
 
 def _ports() -> tuple[str, str, str]:
-    """One for the gateway, two that follow each other for the replicas.
-
-    Below those that the system gives to clients: it may be minutes until the replicas listen.
-    """
-    (listen,) = free_ports(1)
+    """One for the gateway, two that follow each other for the replicas."""
     while True:
-        first = random.randrange(12_000, 20_000)
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in (first, first + 1):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return str(listen), str(first), str(first + 1)
+        listen, first, second = free_ports(3)
+        if second == first + 1:
+            return str(listen), str(first), str(second)
 
 
 def answered(said: str) -> str:

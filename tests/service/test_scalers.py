@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,15 @@ class World:
         self.app = App(config, clock=lambda: self.now_ns)
         self.part = self.app.scalers
 
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """The part runs, and ends however a test does: a server that is left behind takes others along."""
+        await self.part.start()
+        try:
+            yield
+        finally:
+            await self.part.stop()
+
     def publish(self, wanted: int, ready: int = 1, **more: Any) -> None:
         given: dict[str, Any] = {"loading": 0, "draining": 0, "why": "a test", **more}
         plan = PoolPlan(pool="llama", at_ns=self.now_ns, wanted=wanted, ready=ready, **given)
@@ -99,31 +109,30 @@ def test_keda_is_told_of_plans_and_of_who_waits() -> None:
     world = World(config_of(**KEDA))
 
     async def run() -> None:
-        await world.part.start()
-        assert world.part.scaler is not None
-        async with (
-            KedaClient(world.part.scaler.address, pool="llama") as keda,
-            aclosing(keda.stream_active()) as said,
-        ):
-            name, _ = await keda.metric_spec()
-            with pytest.raises(grpc.aio.AioRpcError, match="no plan yet"):
-                await keda.metrics(name)
-            world.publish(3)
-            assert await keda.metrics(name) == 3_000
-            assert await anext(said)
-            world.publish(0, ready=0)
-            assert not await anext(said)
-            await until(lambda: world.part.scaler is not None and world.part.scaler.sleeping)
-            routing = type("Routing", (), {"pool": "llama"})()
-            world.part.refused(routing, Error.OVERLOADED.reject("full"), now_ns=world.now_ns)
-            assert not await keda.is_active()
-            world.part.refused(routing, Error.NO_READY_ENDPOINT.reject(), now_ns=world.now_ns)
-            assert await anext(said)
-            assert await keda.is_active()
-            world.now_ns += 61 * S
-            with pytest.raises(grpc.aio.AioRpcError, match="none that is fresh"):
-                await keda.is_active()
-        await world.part.stop()
+        async with world.run():
+            assert world.part.scaler is not None
+            async with (
+                KedaClient(world.part.scaler.address, pool="llama") as keda,
+                aclosing(keda.stream_active()) as said,
+            ):
+                name, _ = await keda.metric_spec()
+                with pytest.raises(grpc.aio.AioRpcError, match="no plan yet"):
+                    await keda.metrics(name)
+                world.publish(3)
+                assert await keda.metrics(name) == 3_000
+                assert await anext(said)
+                world.publish(0, ready=0)
+                assert not await anext(said)
+                await until(lambda: world.part.scaler is not None and world.part.scaler.sleeping)
+                routing = type("Routing", (), {"pool": "llama"})()
+                world.part.refused(routing, Error.OVERLOADED.reject("full"), now_ns=world.now_ns)
+                assert not await keda.is_active()
+                world.part.refused(routing, Error.NO_READY_ENDPOINT.reject(), now_ns=world.now_ns)
+                assert await anext(said)
+                assert await keda.is_active()
+                world.now_ns += 61 * S
+                with pytest.raises(grpc.aio.AioRpcError, match="none that is fresh"):
+                    await keda.is_active()
 
     asyncio.run(asyncio.wait_for(run(), 60))
     assert world.part.status()["external"]["calls"]["GetMetrics"] == 2  # type: ignore[index]
@@ -139,25 +148,27 @@ def test_a_request_that_finds_nobody_ready_wakes_keda(where: str) -> None:
     scheduler = world.app.scheduler
 
     async def run() -> None:
-        await world.part.start()
-        scaler = world.part.scaler
-        assert scaler is not None
-        world.publish(0, ready=0)
-        scheduler.fleet.set_members({"llama": []})
-        async with KedaClient(scaler.address, pool="llama") as keda, aclosing(keda.stream_active()) as said:
-            assert not await anext(said)
-            await until(lambda: scaler.sleeping == {"llama"})
-            world.part.step(now_ns=world.now_ns)
-            assert scaler.sleeping
-            if where == "held elsewhere":
-                scheduler.peers.hear(["other"], {"other": {"llama": [TurnRow("acme", 0, 1, 0)]}})
+        async with world.run():
+            scaler = world.part.scaler
+            assert scaler is not None
+            world.publish(0, ready=0)
+            scheduler.fleet.set_members({"llama": []})
+            async with (
+                KedaClient(scaler.address, pool="llama") as keda,
+                aclosing(keda.stream_active()) as said,
+            ):
+                assert not await anext(said)
+                await until(lambda: scaler.sleeping == {"llama"})
                 world.part.step(now_ns=world.now_ns)
-            else:
-                decision = scheduler.admit(CHAT, ACME, now_ns=world.now_ns)
-                assert isinstance(decision, Hold if where == "held here" else Reject)
-            assert await anext(said)
-            assert await keda.is_active()
-        await world.part.stop()
+                assert scaler.sleeping
+                if where == "held elsewhere":
+                    scheduler.peers.hear(["other"], {"other": {"llama": [TurnRow("acme", 0, 1, 0)]}})
+                    world.part.step(now_ns=world.now_ns)
+                else:
+                    decision = scheduler.admit(CHAT, ACME, now_ns=world.now_ns)
+                    assert isinstance(decision, Hold if where == "held here" else Reject)
+                assert await anext(said)
+                assert await keda.is_active()
 
     asyncio.run(asyncio.wait_for(run(), 30))
 
@@ -227,19 +238,18 @@ def test_fewer_are_told_when_kubernetes_knows_who_goes(tmp_path: Path) -> None:
     world = World(config_of(pod_deletion_cost=cost))
 
     async def run() -> None:
-        await world.part.start()
-        world.publish(1, ready=3, leaving=("10.0.0.2:8000", "10.0.0.1:8000"))
-        plan = world.part.plan("llama")
-        assert plan is not None
-        assert plan.wanted == 3
-        world.now_ns += 9 * S
-        world.publish(1, ready=3, leaving=("10.0.0.2:8000", "10.0.0.1:8000"))
-        assert world.part.plan("llama").wanted == 3  # type: ignore[union-attr]
-        world.now_ns += 2 * S
-        assert world.part.plan("llama").wanted == 1  # type: ignore[union-attr]
-        world.publish(4, ready=3)
-        assert world.part.plan("llama").wanted == 4  # type: ignore[union-attr]
-        await world.part.stop()
+        async with world.run():
+            world.publish(1, ready=3, leaving=("10.0.0.2:8000", "10.0.0.1:8000"))
+            plan = world.part.plan("llama")
+            assert plan is not None
+            assert plan.wanted == 3
+            world.now_ns += 9 * S
+            world.publish(1, ready=3, leaving=("10.0.0.2:8000", "10.0.0.1:8000"))
+            assert world.part.plan("llama").wanted == 3  # type: ignore[union-attr]
+            world.now_ns += 2 * S
+            assert world.part.plan("llama").wanted == 1  # type: ignore[union-attr]
+            world.publish(4, ready=3)
+            assert world.part.plan("llama").wanted == 4  # type: ignore[union-attr]
 
     asyncio.run(asyncio.wait_for(run(), 60))
 
@@ -254,21 +264,22 @@ def test_who_leaves_is_marked_before_fewer_are_told(tmp_path: Path, monkeypatch:
         async with cluster(*(pod(f"llama-{i}", f"10.0.0.{i}") for i in range(3))) as api:
             monkeypatch.setenv("KUBERNETES_API", api.url)
             world = World(config_of(**cost, **KEDA))
-            await world.part.start()
-            scaler, costs = world.part.scaler, world.part.costs
-            assert scaler is not None
-            assert costs is not None
-            async with KedaClient(scaler.address, pool="llama") as keda:
-                name, _ = await keda.metric_spec()
-                world.publish(1, ready=3, leaving=("10.0.0.2:8000", "10.0.0.0:8000"))
-                assert await keda.metrics(name) == 3_000
-                await until(lambda: costs.written("llama"))
-                assert api.costs() == {"llama-2": "-2", "llama-0": "-1"}
-                assert await keda.metrics(name) == 1_000
-                world.publish(3, ready=3)
-                await until(lambda: costs.written("llama"))
-                assert api.costs() == {}
-            await world.part.stop()
+            async with world.run():
+                scaler, costs = world.part.scaler, world.part.costs
+                assert scaler is not None
+                assert costs is not None
+                async with KedaClient(scaler.address, pool="llama") as keda:
+                    name, _ = await keda.metric_spec()
+                    api.open.clear()
+                    world.publish(1, ready=3, leaving=("10.0.0.2:8000", "10.0.0.0:8000"))
+                    assert await keda.metrics(name) == 3_000
+                    api.open.set()
+                    await until(lambda: costs.written("llama"))
+                    assert api.costs() == {"llama-2": "-2", "llama-0": "-1"}
+                    assert await keda.metrics(name) == 1_000
+                    world.publish(3, ready=3)
+                    await until(lambda: costs.written("llama"))
+                    assert api.costs() == {}
 
     asyncio.run(asyncio.wait_for(run(), 60))
 
@@ -298,20 +309,19 @@ def test_a_reload_changes_who_is_told(tmp_path: Path) -> None:
     world = World(config_of())
 
     async def run() -> None:
-        await world.part.start()
-        world.publish(2)
-        assert world.part.notices is None
-        hooked = config_of(webhook={"url": "http://127.0.0.1:1/x"})
-        world.part.apply(hooked)
-        notices = world.part.notices
-        assert notices is not None
-        assert notices.status()["waiting"] == 1
-        world.part.apply(hooked)
-        assert world.part.notices is notices
-        world.part.apply(config_of(scaled=False))
-        assert world.part.notices is None
-        assert not world.part.pools()
-        await world.part.stop()
+        async with world.run():
+            world.publish(2)
+            assert world.part.notices is None
+            hooked = config_of(webhook={"url": "http://127.0.0.1:1/x"})
+            world.part.apply(hooked)
+            notices = world.part.notices
+            assert notices is not None
+            assert notices.status()["waiting"] == 1
+            world.part.apply(hooked)
+            assert world.part.notices is notices
+            world.part.apply(config_of(scaled=False))
+            assert world.part.notices is None
+            assert not world.part.pools()
 
     asyncio.run(asyncio.wait_for(run(), 60))
     assert restart_needed(config_of(), config_of(**KEDA)) == ["scaling.external_scaler"]

@@ -66,7 +66,7 @@ def serving(*specs: ReplicaSpec) -> Iterator[RunningReplicas]:
 
     thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()
-    assert ready.wait(10), "the replicas did not start"
+    assert ready.wait(PATIENCE_S), "the replicas did not start"
     try:
         yield box["running"]
     finally:

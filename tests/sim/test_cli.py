@@ -32,7 +32,7 @@ def test_runs_until_interrupted_and_exits_0(number: signal.Signals) -> None:
             with urllib.request.urlopen(line.split()[1] + "/health", timeout=PATIENCE_S) as answer:
                 assert answer.status == 200
         process.send_signal(number)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE_S) == 0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,10 +26,14 @@ class ClusterApi:
         self.asked: list[str] = []
         self.status = 200
         self.page = 2
+        #: Who asks waits while this is clear.
+        self.open = asyncio.Event()
+        self.open.set()
         self.url = ""
 
     async def list(self, request: web.Request) -> web.Response:
         assert request.headers["authorization"] == "Bearer the-account"
+        await self.open.wait()
         self.asked.append(f"list {request.query['labelSelector']}")
         begin = int(request.query.get("continue", "0"))
         items = list(self.pods.values())

@@ -36,8 +36,8 @@ whether its engine takes one prefill at a time still, or no more streams (a *tri
 s, or 2, and twice as long after each that finds nothing new). Else the request waits (an empty `best`), in
 the fair queue, which is ordered feasible first (fairqueue/order.py). It waits as well, within half of its
 target, for a home that has no permit free and answers sooner than the others with the price of a copy, and
-for one that is closed and answers twice as soon (strategies/waiting.py). With others waiting it also waits for
-a replica that holds more of its prefix, if that is cheaper by `affinity_ms` and still meets its deadline.
+for one that is closed and answers twice as soon (strategies/waiting.py). With others waiting it also waits
+for a replica that holds more of its prefix, if that is cheaper by `affinity_ms` and still meets its deadline.
 
 Inputs: our own ledger (peers' and foreign requests count as running streams), the predictor, the prefix
 index. Unknown KV capacity: no bound by memory. Unknown hardware: a prior, corrected by the learned factor.
