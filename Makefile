@@ -6,6 +6,7 @@ STAMP  := $(VENV)/.installed
 # Half of the tests' time is waiting: three of these wait (tests/stand/sharing.py), two keep two cores busy.
 WORKERS ?= 5
 HAMMER_S ?= 60
+STEADY_S ?= 1800
 WEIGHTS := .weights/SmolLM2-135M-Instruct.Q4_1.gguf
 
 # One run of all tests; every second worker takes the files that wait (tests/stand/sharing.py).
@@ -15,7 +16,7 @@ LINT := { $(BIN)/ruff check . && $(BIN)/ruff format --check . && \
 # Compiled code is kept, whatever the caller's environment says: each test that starts a command pays for it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test attack check lint types unit busy coverage installs bench bench-balance bench-realtime sim sim-scaling sim-tiers sim-unlike soak lock weights clean help setup
+.PHONY: demo test attack check lint types unit busy coverage installs bench bench-balance bench-realtime sim sim-scaling sim-tiers sim-unlike soak steady lock weights clean help setup
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -103,6 +104,9 @@ soak: $(STAMP)  ## the long tests: kills, incidents, campaigns, every example of
 	STEERSMAN_HAMMER_S=$(HAMMER_S) $(BIN)/pytest -m soak --timeout 300 || status=$$?; \
 	$(PYTEST) -m "hypothesis and not soak" --hypothesis-profile full --timeout 900 || status=$$?; \
 	exit $$status
+
+steady: $(STAMP)  ## half of the best rate for STEADY_S=1800 seconds: memory, files and streams do not grow
+	STEERSMAN_STEADY_S=$(STEADY_S) $(BIN)/pytest -m soak -s tests/e2e/test_steady_load.py
 
 lock:  ## remake requirements/dev.lock from pyproject.toml (needs uv)
 	uv pip compile --universal --generate-hashes -p 3.11 --no-header -q pyproject.toml --extra demo --extra encryption --extra forecast --extra kv-events --extra lab --extra otel --extra redis --extra semantic --extra tokenizers --group dev -o requirements/dev.lock

@@ -29,7 +29,7 @@ class Extra:
 
 EXTRAS: Final[Mapping[str, Extra]] = {
     "envoy": Extra("Envoy itself", ("envoy",)),
-    "encryption": Extra("encrypting answers in Redis", ("cryptography",)),
+    "encryption": Extra("encrypting answers in Redis, and Ed25519 between sites", ("cryptography",)),
     "redis": Extra("sharing between several services", ("redis",)),
     "otel": Extra(
         "OpenTelemetry",

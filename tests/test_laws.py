@@ -23,6 +23,7 @@ PURE = {
     "base64",
     "bisect",
     "collections",
+    "cryptography",  # Ed25519, where it is installed: reckons like hmac
     "dataclasses",
     "enum",
     "functools",

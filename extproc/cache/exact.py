@@ -251,7 +251,7 @@ class ResponseCache:
             scope=rule.scope,
             model=model,
             pool=pool,
-            revision=rule.revision,
+            revision=f"{rule.revision}\n{path}" if (path := rule.adapters.get(model)) else rule.revision,
             served=rule.served,
             kind=request.kind,
             stream=request.stream,

@@ -46,8 +46,10 @@ def command(file: Path, kept_of: Path | None, verbose: bool) -> None:
     gc.disable()
     from extproc.config.load import ConfigError
     from extproc.service.app import App
+    from extproc.service.heap import keep_heap
     from extproc.wire.server import BindError
 
+    keep_heap()
     log_to_stderr(verbose=verbose)
     config = load_or_exit(file)
 

@@ -64,6 +64,8 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
         changed.append("admin.listen or admin.tls")
     if accepts_sites(old) != accepts_sites(new):
         changed.append("site.peers (whether any of them forwards: Envoy lets their header through)")
+    if place_header(old) != place_header(new):
+        changed.append("site.places.header (Envoy takes it away from who may not say it)")
     if live:
         return changed
     if [_cluster(each) for each in old.classes] != [_cluster(each) for each in new.classes]:
@@ -84,6 +86,12 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
 def accepts_sites(config: Config) -> bool:
     """Whether another site may send requests on to this one."""
     return config.site is not None and any(peer.forwards for peer in config.site.peers)
+
+
+def place_header(config: Config) -> str | None:
+    """In which header a trusted proxy says where its clients are."""
+    places = None if config.site is None else config.site.places
+    return None if places is None else places.header
 
 
 def _returning(config: Config) -> list[tuple[str, str]]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from ipaddress import ip_network
+from typing import TYPE_CHECKING, Literal
 
+from extproc.config.check_tenants import TAKEN_PREFIXES
 from extproc.config.locations import Loc, repeats
+from extproc.config.pools import Discovery
 from extproc.config.sites import TiersConfig
 from extproc.meant import meant
 
 if TYPE_CHECKING:
     from extproc.config.model import Config
     from extproc.config.pools import PoolConfig
+    from extproc.core.places import ClientPlaces
     from extproc.core.tiers import TierRule
 
 _MS = 1_000_000
@@ -69,6 +73,7 @@ def site_checks(config: Config) -> Iterator[tuple[Loc, str]]:
     if site is not None:
         tenants = [tenant.name for tenant in config.tenants]
         yield from repeats((("site", "peers", i, "name"), name) for i, name in enumerate(peers))
+        yield from _places(config)
         for i, peer in enumerate(site.peers):
             if peer.name == site.name:
                 yield ("site", "peers", i, "name"), "is this site itself; name another one, or remove it"
@@ -100,6 +105,64 @@ def site_checks(config: Config) -> Iterator[tuple[Loc, str]]:
             yield at, f"no pool here serves {name!r}; they serve {', '.join(local)}{meant(name, local)}"
         elif tenant.models is not None and name not in tenant.models:
             yield at, f"{name!r} is not among the tenant's models; add it to tenants[{i}].models"
+
+
+def _places(config: Config) -> Iterator[tuple[Loc, str]]:
+    site, client = config.site, config.gateway.client_address
+    if site is None or site.places is None:
+        return
+    places, at = site.places, ("site", "places")
+    if places.header is not None and (client is None or client.source != "x-forwarded-for"):
+        message = "nobody may say it; name the proxies that do in gateway.client_address (x-forwarded-for)"
+        yield (*at, "header"), message
+    if places.header is not None and places.header.startswith(TAKEN_PREFIXES):
+        yield (*at, "header"), f"{places.header!r} is the gateway's own; let the proxy use another one"
+    known = places.known
+    yield from repeats(((*at, "known", i, "name"), each.name) for i, each in enumerate(known))
+    for kind in ("values", "networks"):
+        yield from repeats(
+            ((*at, "known", i, kind, j), value.casefold())
+            for i, each in enumerate(known)
+            for j, value in enumerate(getattr(each, kind))
+        )
+    regions = sorted({each.region for pool in config.pools for each in pool.endpoints if each.region})
+    # Endpoints that come by themselves bring their regions.
+    found = config.telemetry is not None or any(pool.discovery != Discovery() for pool in config.pools)
+    spills = any(pool.spill is not None for pool in config.pools)
+    for i, each in enumerate(known):
+        if each.values and places.header is None:
+            yield (*at, "known", i, "values"), "nothing says them; set site.places.header"
+        # What another site sends on comes with its place's name.
+        if not each.values and not each.networks and not any(peer.forwards for peer in site.peers):
+            yield (*at, "known", i), "nobody is there; give it values of the header, or networks"
+        if each.tier is not None and (site.tier != "edge" or not spills):
+            message = "does nothing: it is for an edge (site.tier: edge) with a pool that spills to a site"
+            yield (*at, "known", i, "tier"), message
+        for j, name in enumerate(each.regions or ()):
+            if name not in regions and not found:
+                message = f"no endpoint has region {name!r}; there are {', '.join(regions) or 'none'}"
+                yield (*at, "known", i, "regions", j), f"{message}{meant(name, regions)}"
+
+
+def places_of(config: Config) -> ClientPlaces:
+    """Where clients are, as the file says."""
+    from extproc.core.places import NOWHERE, ClientPlaces, Place
+
+    places = None if config.site is None else config.site.places
+    if places is None:
+        return NOWHERE
+    sides: dict[str | None, Literal["", "here", "there"]] = {None: "", "edge": "here", "centre": "there"}
+    return ClientPlaces(
+        (
+            (
+                Place(each.name, None if each.regions is None else frozenset(each.regions), sides[each.tier]),
+                each.values,
+                map(ip_network, each.networks),
+            )
+            for each in places.known
+        ),
+        header=places.header or "",
+    )
 
 
 def _tiers(config: Config, i: int, pool: PoolConfig, there: PoolConfig | None) -> Iterator[tuple[Loc, str]]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from extproc.config.load import ConfigError, Problem
 from extproc.config.model import Config
-from extproc.core.remote.signing import SiteKey, by_id, read_keys
+from extproc.core.remote.signing import KeyKind, SiteKey, by_id, read_keys, signing_key
+from extproc.extras import missing, needed
 
 #: What is read of a file; more is no file of keys.
 FILE_BYTES_MAX = 16 * 1024
@@ -39,13 +40,15 @@ def site_keys(config: Config) -> SiteKeys:
             if len(text) > FILE_BYTES_MAX:
                 raise ValueError(f"has more than {FILE_BYTES_MAX} bytes; it is no file of keys")
             found[peer.name] = read_keys(text.decode("utf-8", "replace"))
+            if any(key.kind is not KeyKind.SHARED for key in found[peer.name]) and missing("encryption"):
+                raise ValueError(needed("encryption", by="an Ed25519 key", instead="use shared secrets"))
         except OSError as error:
             message = f"cannot be read: {error.strerror}; write 'ID SECRET' there, as at site {peer.name!r}"
             raise ConfigError([Problem(peer.keys_file, None, where, message)]) from error
         except ValueError as error:
             raise ConfigError([Problem(peer.keys_file, None, where, str(error))]) from error
     try:
-        return SiteKeys(by_id(found), {site: keys[0] for site, keys in found.items()})
+        return SiteKeys(by_id(found), {site: signing_key(keys) for site, keys in found.items()})
     except ValueError as error:
         raise ConfigError([Problem("", None, "site.peers", str(error))]) from error
 

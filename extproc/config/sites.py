@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from extproc.config.section import Section
-from extproc.config.types import Name
+from extproc.config.types import Name, Network
 
 
 class SitePeer(Section):
@@ -16,13 +16,41 @@ class SitePeer(Section):
     name: Name
     """What that site calls itself (its `site.name`)."""
     keys_file: str = Field(min_length=1)
-    """The keys that this site and that one share, and nobody else: 'ID SECRET' a line, at most 8; the first
-    signs, all are taken. Read again when it changes, so that keys can be changed without a stop."""
+    """The keys between this site and that one: 'ID SECRET' a line, which both have and nobody else; or this
+    site's 'ID ed25519-private KEY' and that one's 'ID ed25519-public KEY' (docs/sites.md). At most 8; the
+    first that can signs. Read again when it changes, so that keys can be changed without a stop."""
     forwards: bool = False
     """Whether it may send its tenants' requests on to this one, and ask what there is here."""
     tenant: Name | None = None
     """The tenant here whose its requests are that name one that is not known here; they get 401 when left
     out."""
+
+
+class PlaceConfig(Section):
+    """Where clients are."""
+
+    name: Name
+    """What it is called, in figures as well."""
+    values: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(default=[], max_length=256)
+    """What the header says of clients there, such as country codes; the case does not count."""
+    networks: list[Network] = Field(default=[], max_length=4096)
+    """The addresses of clients there; of several that hold an address the narrowest counts."""
+    regions: list[Name] | None = Field(default=None, min_length=1, max_length=64)
+    """The only `endpoints[].region` that serve clients there, of those that their tenant may use; any when
+    left out."""
+    tier: Literal["edge", "centre"] | None = None
+    """The tier that serves clients there while it can (of an edge's pool that spills to a site); as
+    `spill.tiers` says when left out."""
+
+
+class PlacesConfig(Section):
+    """Where clients are, by a header or by their address."""
+
+    header: str | None = Field(default=None, pattern="^[a-z0-9-]{1,64}$")
+    """A header in which proxies of `gateway.client_address.networks` say it, such as a CDN's `cf-ipcountry`;
+    what others say in it is taken away. It counts before the address."""
+    known: list[PlaceConfig] = Field(min_length=1, max_length=64)
+    """The places. What is in none is bound to nothing."""
 
 
 class SiteConfig(Section):
@@ -39,6 +67,8 @@ class SiteConfig(Section):
     """How far the other sites' clocks may differ from this one's; what is signed holds for 30 s and this."""
     peers: list[SitePeer] = Field(default=[], max_length=64)
     """The other sites."""
+    places: PlacesConfig | None = None
+    """Where clients are, and what follows of it; nobody asks when left out."""
 
 
 class RemotePool(Section):

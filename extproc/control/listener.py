@@ -20,6 +20,7 @@ from envoy_data_plane.envoy.config.core.v3 import (
     HeaderValue,
     HeaderValueOption,
     HeaderValueOptionHeaderAppendAction,
+    Http1ProtocolOptions,
     Http2ProtocolOptions,
     HttpProtocolOptions,
     HttpProtocolOptionsHeadersWithUnderscoresAction,
@@ -59,7 +60,7 @@ from envoy_data_plane.envoy.type.v3 import Percent
 
 from extproc.config.holds import longest_hold_ms
 from extproc.config.model import Config, GatewayTls, TracingConfig
-from extproc.config.restart import accepts_sites
+from extproc.config.restart import accepts_sites, place_header
 from extproc.control.accesslog import access_logs
 from extproc.control.filters import http_filters
 from extproc.control.pack import address, extension, ms, packed
@@ -70,6 +71,8 @@ from extproc.core import contract
 
 #: A client that opens a connection must have sent its headers within this.
 REQUEST_HEADERS_TIMEOUT_S = 15
+#: The host of a request in HTTP/1.0, which need not name one.
+HTTP_10_HOST = "gateway"
 #: What is read of a connection while its request's headers are looked at, and kept for a slow reader.
 CONNECTION_BUFFER_BYTES = 64 * 1024
 DRAIN_S = 5
@@ -198,7 +201,7 @@ def _tls(tls: GatewayTls) -> TransportSocket:
 
 
 def connection_manager(config: Config, peer: Peer = Peer()) -> HttpConnectionManager:
-    """HTTP/1.1 and HTTP/2, told apart by the first bytes (or by TLS); no upgrades."""
+    """HTTP/1.0, HTTP/1.1 and HTTP/2, told apart by the first bytes (or by TLS); no upgrades."""
     gateway = config.gateway
     return HttpConnectionManager(
         stat_prefix="gateway",
@@ -226,6 +229,10 @@ def connection_manager(config: Config, peer: Peer = Peer()) -> HttpConnectionMan
             max_headers_count=HEADERS_COUNT_MAX,
             # Some libraries read `x_tenant` as `x-tenant`. Clients send their own, which nobody needs here.
             headers_with_underscores_action=HttpProtocolOptionsHeadersWithUnderscoresAction.DROP_HEADER,
+        ),
+        # nginx asks its backends so by default, as ApacheBench and old probes do; engines take it as well.
+        http_protocol_options=Http1ProtocolOptions(
+            accept_http_10=True, default_host_for_http_10=HTTP_10_HOST
         ),
         http2_protocol_options=Http2ProtocolOptions(
             max_concurrent_streams=HTTP2_STREAMS_MAX,
@@ -263,6 +270,9 @@ def _stripped(config: Config, peer: Peer) -> EarlyHeaderMutation:
         names.append(contract.SITE_HEADER)
     if config.gateway.trusted_proxy is not None and not peer.trusted:
         names.append(config.gateway.trusted_proxy.header)
+    # Who may say a client's address may say where it is.
+    if (header := place_header(config)) is not None and not peer.hops:
+        names.append(header)
     said = [_peer(name, value) for name, value in PEER_HEADERS] if peer_headers(config) else []
     if peer_address_header(config):
         said.append(_peer(contract.PEER_ADDRESS_HEADER, "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"))

@@ -6,15 +6,13 @@ engines that serve these hold no prefix of them worth going back to.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
-from extproc.core.body_fields import ABSENT, TEXT, given, peek
+from extproc.core.body_fields import ABSENT, TEXT, given, peek, text_of
 from extproc.core.body_messages import bytes_of
 from extproc.core.errors import Error
 from extproc.core.outcome import Reject
-from extproc.core.prompts import SEQUENCES_MAX, TOKEN_BYTES, Prompts, TooManyError, read_prompts
+from extproc.core.prompts import SEQUENCES_MAX, TOKEN_BYTES, Prompts, TooManyError, elements, read_prompts
 from extproc.core.request import Request
 from extproc.core.routes import Route
 
@@ -43,8 +41,11 @@ class _Pairs(msgspec.Struct):
 
 
 class _Document(msgspec.Struct):
-    text: Any = None
+    text: msgspec.Raw = ABSENT
 
+
+#: Texts of one list that are read one by one; of more the size alone counts.
+TEXTS_MAX = 32_768
 
 _embeddings = msgspec.json.Decoder(_Embeddings)
 _pairs = msgspec.json.Decoder(_Pairs)
@@ -119,13 +120,17 @@ def inputs_of(raw: msgspec.Raw) -> Prompts | None:
     data = bytes(raw)
     if data[:1] != b"[":
         document = peek(_document, raw) if data[:1] == b"{" else None
-        text = document.text if document is not None else peek(TEXT, raw)
-        return Prompts((text,)) if isinstance(text, str) else Prompts(bytes_beside=len(data))
+        text = text_of(document.text) if document is not None else peek(TEXT, raw)
+        return Prompts((text,)) if text is not None else Prompts(bytes_beside=len(data))
+    quotes = data.count(b'"')
+    if quotes > 2 * TEXTS_MAX and elements(data) >= SEQUENCES_MAX:
+        # A million texts are dear to build, and their size is what stands between their quotes.
+        return Prompts(count=SEQUENCES_MAX, bytes_beside=max(SEQUENCES_MAX, len(data) - quotes // 2 * 3))
     texts = peek(_texts, raw)
     if texts is None:
-        found = peek(_documents, raw)
-        if found is not None and all(isinstance(each.text, str) for each in found):
-            texts = [each.text for each in found]
+        found = [text_of(each.text) for each in peek(_documents, raw) or ()]
+        known = [text for text in found if text is not None]
+        texts = known if known and len(known) == len(found) else None
     if texts is not None:
         return Prompts(tuple(texts), count=len(texts)) if texts else None
     try:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
 from extproc.core.bodies import BodyBounds, too_many
-from extproc.core.body_fields import ABSENT, count_of, digest, given
+from extproc.core.body_fields import ABSENT, count_of, digest, given, text_of
 from extproc.core.outcome import Reject
 from extproc.core.prefix import CALLS_MARK, IMAGE_MARK, MESSAGE_MARK, TOOLS_MARK
 from extproc.core.prompts import as_text
 
 
 class ContentPart(msgspec.Struct):
-    text: Any = None
+    text: msgspec.Raw = ABSENT
     image_url: msgspec.Raw = ABSENT
 
 
@@ -65,8 +64,8 @@ def flattened(messages: Sequence[ChatMessage | WideChatMessage], tools: msgspec.
             pending.clear()
         elif content is not None:
             for part in content:
-                text = part if isinstance(part, str) else part.text
-                if isinstance(text, str):
+                text = part if isinstance(part, str) else text_of(part.text)
+                if text is not None:
                     segments.append(text)
                     marks.append(b"".join(pending))
                     pending.clear()

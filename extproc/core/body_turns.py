@@ -5,8 +5,6 @@ Owns the reading of their turns as a chat's messages, so that prefixes, images a
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from extproc.core.bodies import BodyBounds
@@ -21,9 +19,9 @@ from extproc.core.body_fields import (
     wants_json,
 )
 from extproc.core.body_messages import (
-    ChatMessage,
     ContentPart,
     MessageTexts,
+    WideChatMessage,
     bytes_of,
     flattened,
     too_long,
@@ -67,14 +65,14 @@ class _Messages(msgspec.Struct):
 
 
 class _Metadata(msgspec.Struct):
-    user_id: Any = None
+    user_id: msgspec.Raw = ABSENT
 
 
 class _Part(msgspec.Struct):
     """A part of a turn: a text, an image, a tool's call or its answer, whatever of it is there."""
 
-    text: Any = None
-    thinking: Any = None
+    text: msgspec.Raw = ABSENT
+    thinking: msgspec.Raw = ABSENT
     image_url: msgspec.Raw = ABSENT
     source: msgspec.Raw = ABSENT
     input: msgspec.Raw = ABSENT
@@ -133,7 +131,6 @@ def read_messages(route: Route, body: bytes, bounds: BodyBounds) -> Request | Re
     if isinstance(said, Reject):
         return said
     about = peek(_metadata, fields.metadata)
-    user = about.user_id if about is not None else None
     return _request(
         route,
         said,
@@ -141,7 +138,7 @@ def read_messages(route: Route, body: bytes, bounds: BodyBounds) -> Request | Re
         limit=fields.max_tokens,
         stream=fields.stream,
         tools=fields.tools,
-        user=user if isinstance(user, str) else None,
+        user=None if about is None else peek(TEXT, about.user_id),
     )
 
 
@@ -180,13 +177,13 @@ def _said(
     first: msgspec.Raw, turns: msgspec.Raw, tools: msgspec.Raw, bounds: BodyBounds
 ) -> MessageTexts | Reject:
     """What stands before the turns, and the turns, as a chat's messages."""
-    found: list[ChatMessage] = []
+    found: list[WideChatMessage] = []
     blocks = peek(_blocks, first) if given(first) else None
     if blocks is not None:
         found.append(_message(_Turn(_NULL_ROLE, blocks)))
     text = peek(TEXT, turns)
     if text is not None:
-        found.append(ChatMessage(text))
+        found.append(WideChatMessage(text))
         return flattened(found, tools)
     read = peek(_turns, turns)
     if read is None:
@@ -196,20 +193,22 @@ def _said(
     return too_long(found, bounds) or flattened(found, tools)
 
 
-def _message(turn: _Turn) -> ChatMessage:
+def _message(turn: _Turn) -> WideChatMessage:
     """One turn as a chat's message: what tools are asked and answer is text to a template."""
     content = turn.content
-    parts = [ContentPart(content)] if isinstance(content, str) else [_part(each) for each in content or ()]
-    parts += [ContentPart(as_text(bytes(raw))[0]) for raw in (turn.arguments, turn.output) if given(raw)]
-    return ChatMessage(list(parts), turn.role)
+    parts: list[ContentPart | str] = (
+        [content] if isinstance(content, str) else [_part(each) for each in content or ()]
+    )
+    parts += [as_text(bytes(raw))[0] for raw in (turn.arguments, turn.output) if given(raw)]
+    return WideChatMessage(parts, turn.role)
 
 
-def _part(part: _Part) -> ContentPart:
-    for text in (part.text, part.thinking):
-        if isinstance(text, str):
-            return ContentPart(text)
+def _part(part: _Part) -> ContentPart | str:
+    for text in (peek(TEXT, part.text), peek(TEXT, part.thinking)):
+        if text is not None:
+            return text
     for image in (part.image_url, part.source):
         if given(image):
-            return ContentPart(None, image)
+            return ContentPart(image_url=image)
     raw = part.content if given(part.content) else part.input
-    return ContentPart(as_text(bytes(raw))[0] if given(raw) else None)
+    return as_text(bytes(raw))[0] if given(raw) else ContentPart()

@@ -332,6 +332,7 @@ def place(
             held_ms=round(max(0, now_ns - routing.arrived_ns) / 1e6, 3),
             site=routing.site,
             hops=routing.hops,
+            place=routing.tenant.place,
         ),
     )
 

@@ -115,6 +115,12 @@ class Error(Enum):
         "a response that this tenant did not make here, or that was forgotten",
     )
     NOT_FOUND = (404, "not_found", "there is no such route", "an unknown path")
+    METHOD_NOT_ALLOWED = (
+        405,
+        "method_not_allowed",
+        "this route takes another method",
+        "a path that is served, with another method; `allow` names those it takes",
+    )
     REQUEST_TIMEOUT = (
         408,
         "request_timeout",

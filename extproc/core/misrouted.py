@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from extproc.core.request import Dialect
+from extproc.core.request import Dialect, RouteKind
 from extproc.core.routes import NO_ROUTES, ROUTES, Routes, of_item
 
 #: The base addresses, after `http://HOST`, that each dialect's clients are given.
@@ -93,6 +93,12 @@ def dialect_of(path: str, extra: Routes = NO_ROUTES) -> Dialect:
     return Dialect.OPENAI if path.startswith("/v1/") and _tidy(path) != "/v1" else Dialect.TGI
 
 
+def methods_of(path: str, extra: Routes = NO_ROUTES) -> tuple[str, ...]:
+    """What may be asked at a path, query taken off; empty where nothing is served."""
+    routes = ROUTES.get(path) or extra.get(path) or of_item(path)
+    return tuple(dict.fromkeys(route.method for route in routes if route.kind is not RouteKind.SITE))
+
+
 def advice(method: str, path: str, *, scheme: str = "http", host: str = "", extra: Routes = NO_ROUTES) -> str:
     """`no route GET /models: use the base address …`; `path` without its query, `host` the client's."""
     if not _HOST.fullmatch(host):
@@ -104,8 +110,8 @@ def advice(method: str, path: str, *, scheme: str = "http", host: str = "", extr
 
 
 def _advice(path: str, root: str, extra: Routes) -> str:
-    if routes := ROUTES.get(path) or extra.get(path) or of_item(path):
-        return "it takes " + " or ".join(dict.fromkeys(route.method for route in routes))
+    if methods := methods_of(path, extra):
+        return "it takes " + " or ".join(methods)
     tidy = _tidy(path)
     if tidy == "/v1":
         return (

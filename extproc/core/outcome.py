@@ -158,6 +158,8 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     #: it came.
     site: str = ""
     hops: int = 0
+    #: Where its client is; "" where nothing says.
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,7 +64,7 @@ class Prompts:
 
 
 class _Object(msgspec.Struct):
-    prompt_string: Any = None
+    prompt_string: msgspec.Raw = msgspec.Raw()
     multimodal_data: msgspec.Raw = msgspec.Raw()
 
 
@@ -142,8 +142,8 @@ def _of(prompts: list[bytes]) -> Prompts:
         if each[:1] == b"{":
             found = _object.decode(each)
             images += elements(found.multimodal_data) if bytes(found.multimodal_data)[:1] == b"[" else 0
-            text = found.prompt_string
-            texts.append(text if isinstance(text, str) else each.decode("utf-8", "replace"))
+            text = bytes(found.prompt_string)
+            texts.append(_text_of(text if text[:1] == b'"' else each))
         else:
             texts.append(_text_of(each))
     return Prompts(tuple(texts), count=len(texts), images=images)

@@ -133,35 +133,7 @@ def parse(route: Route, body: bytes, bounds: BodyBounds = BOUNDS) -> Request | R
     try:
         if route.body is BodyKind.JSON and (refused := refused_unread(body, bounds)):
             return refused
-        match route.kind:
-            case RouteKind.CHAT:
-                return _read_chat(route, body, bounds)
-            case RouteKind.COMPLETION:
-                return _read_completion(route, _completion.decode(body))
-            case RouteKind.GENERATE | RouteKind.GENERATE_STREAM | RouteKind.COMPAT:
-                return _read_generate(route, _generate.decode(body))
-            case RouteKind.EMBEDDINGS:
-                return read_embeddings(route, body)
-            case RouteKind.RERANK | RouteKind.SCORE:
-                return read_pairs(route, body)
-            case RouteKind.SPEECH:
-                return read_speech(route, body)
-            case RouteKind.TRANSCRIPTION:
-                return read_form(route, body)
-            case RouteKind.RESPONSES:
-                return read_responses(route, body, bounds)
-            case RouteKind.MESSAGES | RouteKind.COUNT_TOKENS:
-                return read_messages(route, body, bounds)
-            case RouteKind.TOKENIZE:
-                return _read_tokenize(route, _tokenize.decode(body), bounds)
-            case RouteKind.INVOCATIONS:
-                return parse(_unwrapped(route, body), body, bounds)
-            case RouteKind.VERTEX:
-                return _read_vertex(route, body, bounds)
-            case RouteKind.OTHER | RouteKind.OTHER_FREE:
-                return read_own(route, body)
-            case _:
-                return Request(kind=route.kind, dialect=route.dialect)
+        return _read(route, body, bounds)
     except msgspec.ValidationError as error:
         return Error.UNFIT.reject(f"the body does not fit: {error}")
     except msgspec.DecodeError as error:
@@ -171,6 +143,39 @@ def parse(route: Route, body: bytes, bounds: BodyBounds = BOUNDS) -> Request | R
         return Error.INVALID_REQUEST.reject(f"the body is not UTF-8: {error.reason}")
     except RecursionError:
         return Error.INVALID_REQUEST.reject("the body is nested too deeply")
+
+
+def _read(route: Route, body: bytes, bounds: BodyBounds) -> Request | Reject:
+    """What a body of its route says. Its pieces were counted. Raises msgspec's errors."""
+    match route.kind:
+        case RouteKind.CHAT:
+            return _read_chat(route, body, bounds)
+        case RouteKind.COMPLETION:
+            return _read_completion(route, _completion.decode(body))
+        case RouteKind.GENERATE | RouteKind.GENERATE_STREAM | RouteKind.COMPAT:
+            return _read_generate(route, _generate.decode(body))
+        case RouteKind.EMBEDDINGS:
+            return read_embeddings(route, body)
+        case RouteKind.RERANK | RouteKind.SCORE:
+            return read_pairs(route, body)
+        case RouteKind.SPEECH:
+            return read_speech(route, body)
+        case RouteKind.TRANSCRIPTION:
+            return read_form(route, body)
+        case RouteKind.RESPONSES:
+            return read_responses(route, body, bounds)
+        case RouteKind.MESSAGES | RouteKind.COUNT_TOKENS:
+            return read_messages(route, body, bounds)
+        case RouteKind.TOKENIZE:
+            return _read_tokenize(route, _tokenize.decode(body), bounds)
+        case RouteKind.INVOCATIONS:
+            return _read(_unwrapped(route, body), body, bounds)
+        case RouteKind.VERTEX:
+            return _read_vertex(route, body, bounds)
+        case RouteKind.OTHER | RouteKind.OTHER_FREE:
+            return read_own(route, body)
+        case _:
+            return Request(kind=route.kind, dialect=route.dialect)
 
 
 def bare(route: Route, body: bytes) -> Request:
@@ -312,11 +317,11 @@ def _unwrapped(route: Route, body: bytes | msgspec.Raw) -> Route:
 def _read_vertex(route: Route, body: bytes, bounds: BodyBounds) -> Request | Reject:
     """All its instances as one request: as many sequences, one after another in one prompt's place."""
     found = instances(body)
-    if not 1 <= len(found) <= SEQUENCES_MAX:
-        return Error.UNFIT.reject(f"'instances' must hold 1 to {SEQUENCES_MAX} requests")
+    if not found:
+        return Error.UNFIT.reject(f"'instances' must hold 1 to {SEQUENCES_MAX - 1} requests")
     each: list[Request] = []
     for raw in found:
-        request = parse(_unwrapped(route, raw), bytes(raw), bounds)
+        request = _read(_unwrapped(route, raw), bytes(raw), bounds)
         if isinstance(request, Reject):
             return request
         each.append(request)

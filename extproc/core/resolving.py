@@ -18,7 +18,7 @@ from extproc.core.policy import SchedulerSettings
 from extproc.core.remote.choice import Offers, SiteChoices
 from extproc.core.remote.offers import offer_here
 from extproc.core.remote.values import Tiered
-from extproc.core.request import Request
+from extproc.core.request import Request, prefix_of
 from extproc.core.spill.books import SpillBooks
 from extproc.core.spill.choice import elsewhere, may_cross
 from extproc.core.spill.values import SpillCost, Spilled, SpillRule
@@ -47,8 +47,12 @@ class Resolver:
         self, request: Request, tenant: Tenant, reservation_id: str, *, key: str = "", now_ns: int
     ) -> RoutingRequest | Reject:
         """What a request is here and now (`decide.resolve`); changes nothing."""
+        leaves = self._settings.spills or self._sites.links.by_pool
+        if leaves:
+            # It may be resolved for a second pool as well, and is hashed once for both.
+            request = replace(request, prefix=prefix_of(request))
         routing = self._resolved(request, tenant, reservation_id, key=key, now_ns=now_ns)
-        if isinstance(routing, Reject) or not (self._settings.spills or self._sites.links.by_pool):
+        if isinstance(routing, Reject) or not leaves:
             return routing
         if routing.pool in self._sites.links.by_pool:
             return self._only_there(request, tenant, routing, key=key, now_ns=now_ns)

@@ -20,11 +20,13 @@ import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
+from typing import Literal
 
 import msgspec
 
 from extproc.core.errors import Error
 from extproc.core.outcome import Reject
+from extproc.core.remote.identity import AskTaken
 from extproc.core.spill.values import SpillAllowance
 
 #: A longer key is refused unread.
@@ -56,6 +58,9 @@ class Tenant:
     spill: SpillAllowance | None = None
     #: The model that its requests get for one that is only at another site, while that is away.
     away_model: str | None = None
+    #: Of a request's tenant: where its client is, and which of two sites serves those ("": as everybody).
+    place: str = ""
+    side: Literal["", "here", "there"] = ""
 
     def may(self, model: str) -> bool:
         """Whether its requests may go to a model, where there is such a one."""
@@ -111,7 +116,7 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
 class Identity(msgspec.Struct, frozen=True):
     """Who asks, how that was proven ("key", "jwt", "certificate", "proxy", "site"), and with which key.
 
-    `site` is another Steersman that says so, and `hops` how many have sent it on.
+    `site` is another Steersman that says so, `hops` how many have sent it on, `place` where its client is.
     """
 
     tenant: Tenant
@@ -119,6 +124,9 @@ class Identity(msgspec.Struct, frozen=True):
     key: ApiKey | None = None
     site: str = ""
     hops: int = 0
+    place: str = ""
+    #: Its token, where other services are to be asked whether they took it.
+    taken: AskTaken | None = None
 
 
 def hash_key(key: str, secret: bytes | None = None) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from extproc.core.prompts import SEQUENCES_MAX, elements
+
 _NOTHING = (msgspec.Raw(), msgspec.Raw(b"null"))
 
 
@@ -19,10 +21,11 @@ class _Fields(msgspec.Struct):
 
 
 class _Instances(msgspec.Struct):
-    instances: list[msgspec.Raw] | None = None
+    instances: msgspec.Raw = msgspec.Raw()
 
 
 _fields = msgspec.json.Decoder(_Fields)
+_raws = msgspec.json.Decoder(list[msgspec.Raw])
 _instances = msgspec.json.Decoder(_Instances)
 
 
@@ -37,6 +40,13 @@ def wrapped_kind(body: Any) -> str:
     return "generate"
 
 
-def instances(body: bytes) -> list[msgspec.Raw]:
-    """The requests in a body of Vertex's; empty where it has none."""
-    return _instances.decode(body).instances or []
+def instances(body: bytes) -> list[msgspec.Raw] | None:
+    """The requests in a body of Vertex's; empty where it has none, None for more than anybody may ask for.
+
+    Raises msgspec.MsgspecError on what is no list.
+    """
+    raw = _instances.decode(body).instances
+    if raw in _NOTHING:
+        return []
+    # Counted first: a body holds two million of them.
+    return _raws.decode(raw) if elements(raw) < SEQUENCES_MAX else None

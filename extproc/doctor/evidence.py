@@ -124,6 +124,8 @@ class MachineSeen:
     """Of the machine that this runs on."""
 
     files_open_max: int
+    #: What a process may have: of the machine, or of the control group where that is less; 0 where unknown.
+    memory_bytes: int = 0
     #: File that is written to → bytes free there, or what is wrong with the place.
     disks: Mapping[str, int | Failed] = field(default_factory=dict)
 

@@ -52,6 +52,8 @@ READINGS_APART_S: Final = 2.2
 #: A settled end is known this soon.
 SETTLED_S_MAX: Final = 5.0
 BACKENDS_AT_ONCE: Final = 32
+#: Bytes that this control group may have, or `max`.
+CGROUP_LIMITS: Final = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 #: Envoy's counters that checks look at.
 STATS: Final = (
     "^(access_logs|http\\.gateway\\.(ext_proc|lua)|.*\\.(ext_proc|lua)\\.|listener_manager|server\\.)"
@@ -304,8 +306,18 @@ def _machine(config: Config) -> MachineSeen:
     files = {each for each in (config.audit.file, config.record.file) if each}
     return MachineSeen(
         files_open_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        memory_bytes=_memory(),
         disks={each: _free(Path(each)) for each in sorted(files)},
     )
+
+
+def _memory() -> int:
+    """Bytes that a process here may have: the machine's, or its control group's where that is less."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(Path(file).read_text(encoding="ascii")))
+    return max(0, min(found))
 
 
 def _free(file: Path) -> int | Failed:

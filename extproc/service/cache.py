@@ -14,8 +14,9 @@ from extproc.cache.exact import ResponseCache
 from extproc.cache.memory import MemoryAnswers
 from extproc.cache.purging import AnswerOrigin, PurgeOrder
 from extproc.cache.sealed import AnswerSeal
+from extproc.config.adapters import path_of
 from extproc.config.cache import CacheConfig, PoolCache, TenantCache, TenantSemantic
-from extproc.config.model import Config
+from extproc.config.model import Config, PoolConfig
 from extproc.config.secret import answer_keys
 from extproc.core.cachekeys import CacheCharge, CacheRule, SemanticRule
 from extproc.core.decide import RoutingRequest
@@ -77,6 +78,7 @@ class CachePart(Part, Observer):
         self._pools = {pool.name: pool.cache for pool in config.pools}
         self.revisions.keep(set(self._pools))
         self._engines = {pool.name: pool.engine for pool in config.pools}
+        self._adapters = {pool.name: _adapter_paths(pool) for pool in config.pools}
         section = config.cache
         if section is None:
             self.cache = self.store = self._processor.cache = None
@@ -120,8 +122,17 @@ class CachePart(Part, Observer):
             and tenant.cache.share is not None
             and tenant.cache.share != (self._tenants.get(tenant.name) or NO_TENANT).share
         }
+        told = {
+            (pool.name, adapter)
+            for pool in self._config.pools
+            if (was := old.get(pool.name)) is not None
+            for adapter, path in _adapter_paths(was).items()
+            if self._adapters[pool.name].get(adapter) != path
+        }
         orders = [
             *(PurgeOrder(pool=name) for name in sorted(pools)),
+            # An adapter from another place has other weights.
+            *(PurgeOrder(pool=name, model=adapter) for name, adapter in sorted(told)),
             *(PurgeOrder(tenant=name) for name in sorted(tenants)),
             # Who leaves a group takes its answers along.
             *(PurgeOrder(tenant=name, shared=True) for name in sorted(left)),
@@ -205,6 +216,7 @@ class CachePart(Part, Observer):
             bytes_max=own.bytes_max,
             revision=revision,
             served=f"{self._engines.get(pool, '')} {said}",
+            adapters=self._adapters.get(pool, {}),
             semantic=_semantic(section, own.semantic),
         )
 
@@ -297,6 +309,14 @@ class CachePart(Part, Observer):
             away=figures.away,
             on=True,
         )
+
+
+def _adapter_paths(pool: PoolConfig) -> dict[str, str]:
+    """Where a pool's engines are told to find each adapter; empty where they are not told."""
+    adapters = pool.adapters
+    if adapters is None or adapters.load is None:
+        return {}
+    return {name: path_of(adapters.load, name) for name in adapters.names}
 
 
 def _semantic(section: CacheConfig, own: TenantSemantic | None) -> SemanticRule | None:

@@ -28,6 +28,8 @@ from extproc.wire.sites import SiteDoor, SitePolicy
 if TYPE_CHECKING:
     from aiohttp import ClientSession
 
+    from extproc.state.taken import SharedTaken
+
 log = logging.getLogger(__name__)
 
 ASK_EVERY_S: Final = 1.0
@@ -103,6 +105,7 @@ class SitesPart(Part):
         self._seen = [file_seen(path) for path in files(config)]
         self._unusable = ""
         self.reread = 0
+        self._shared: SharedTaken | None = None
 
     def apply(self, config: Config) -> None:
         """Another configuration; its keys were read with it."""
@@ -111,6 +114,11 @@ class SitesPart(Part):
 
     async def start(self) -> None:
         """Begin to ask."""
+        if (sharing := self._config.sharing) is not None:
+            from extproc.state.taken import SharedTaken
+
+            self._shared = SharedTaken(sharing.redis, prefix=sharing.prefix, clock=self._clock)
+            self._share()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
@@ -121,6 +129,13 @@ class SitesPart(Part):
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
+        if self._shared is not None:
+            await self._shared.close()
+
+    def _share(self) -> None:
+        """A door that came with a reload goes by what others took as well."""
+        if (door := self._door()) is not None:
+            door.shared = self._shared
 
     def status(self) -> object:
         """What is known of each site, by the pool that it is here."""
@@ -130,6 +145,7 @@ class SitesPart(Part):
             "own": "" if door is None else door.policy.own,
             "links": {pool: link.plain(now_ns=now_ns) for pool, link in links.items()},
             "tokens_remembered": 0 if door is None else len(door.taken),
+            "tokens_shared": None if self._shared is None else dict(self._shared.counts),
             "reread": self.reread,
             "unusable": self._unusable,
         }
@@ -137,6 +153,7 @@ class SitesPart(Part):
     async def _run(self) -> None:
         while True:
             try:
+                self._share()
                 await self._reread()
                 self._ask_all()
             except Exception as error:

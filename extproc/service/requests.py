@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from extproc.config.engine_keys import key_headers
 from extproc.config.model import FailedAttempts
 from extproc.config.own_routes import own_routes
+from extproc.config.site_checks import places_of
 from extproc.control.names import event_cluster
 from extproc.core.experiment import Experiments
 from extproc.core.fleet import Fleet
@@ -102,7 +103,8 @@ class Requests:
         extra = (row for path in config.gateway.extra_routes for row in EXTRA_ROUTES[path])
         processor.extra_routes = by_path((*extra, *own))
         named = (row.own.model_header for row in own if row.own is not None)
-        processor.model_headers = frozenset(filter(None, named))
+        processor.places = places_of(config)
+        processor.model_headers = frozenset(filter(None, (*named, processor.places.header)))
         processor.body_rate.bytes_per_second = config.limits.large_bytes_per_second
         processor.directory = read.directory
         policy = site_policy(config, read.site_keys)

@@ -12,6 +12,7 @@ from functools import partial
 from google.protobuf.message import DecodeError
 
 from extproc.core.cachekeys import AskAnswer
+from extproc.core.remote.identity import AskTaken
 from extproc.core.scheduler import AskQuota
 from extproc.wire.calls import GrpcStatus, RpcCall
 from extproc.wire.exchange import Exchange
@@ -96,7 +97,12 @@ class DecisionCall:
         if reply.ask is not None:
             self.busy = True
             asked = reply.ask
-            asks = self._look(exchange, asked) if isinstance(asked, AskAnswer) else self._ask(exchange, asked)
+            if isinstance(asked, AskTaken):
+                asks = self._first(exchange, asked, reply)
+            elif isinstance(asked, AskAnswer):
+                asks = self._look(exchange, asked)
+            else:
+                asks = self._ask(exchange, asked)
             self._waiting = asyncio.get_running_loop().create_task(asks)
         elif reply.after_s:
             self.busy = True
@@ -125,6 +131,16 @@ class DecisionCall:
             reply = exchange.answered(asked, answer)
         self._waiting = None
         self._take(exchange, reply)
+
+    async def _first(self, exchange: Exchange, asked: AskTaken, reply: Reply) -> None:
+        processor, refused = self._processor, None
+        try:
+            if processor.sites is not None:
+                refused = await processor.sites.first(asked)
+        except Exception as error:  # noqa: BLE001 (what this service knows alone has let it in)
+            processor.failed(error, "asking for a site's token")
+        self._waiting = None
+        self._send(reply if refused is None else exchange.turned_away(refused))
 
     async def _look(self, exchange: Exchange, asked: AskAnswer) -> None:
         processor, found = self._processor, None

@@ -122,14 +122,14 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 (law: every exception becomes a decision)
             self._undo()
             self._processor.failed(error, f"decision after {what}")
-            return self._turned_away(Error.INTERNAL.reject())
+            return self.turned_away(Error.INTERNAL.reject())
 
     def unanswered(self, error: Exception) -> Reply:
         """The shared store could not be asked at all: nobody said that the quota allows it."""
         self._processor.failed(error, "asking the quota")
         try:
             self._undo()
-            return self._turned_away(Error.INTERNAL.reject())
+            return self.turned_away(Error.INTERNAL.reject())
         except Exception as another:  # noqa: BLE001 (law: every exception becomes a decision)
             return self._failed(another)
 
@@ -169,7 +169,7 @@ class Exchange:
         else:
             refused = Error.OVERLOADED.reject("no replica had room before the gateway's deadline")
         self._undo()
-        return self._turned_away(refused)
+        return self.turned_away(refused)
 
     def _become(self, said: type, id_: str = "") -> None:
         """The next state, by what was said; `id_` is what it asks for, holds or has reserved."""
@@ -210,7 +210,7 @@ class Exchange:
             processor.failed(error, "screening")
             answer = Error.INTERNAL.reject("the gateway could not read this request")
         if isinstance(answer, Reject):
-            return self._turned_away(answer)
+            return self.turned_away(answer)
         if answer is not None:
             return self._answer(answer)
         if headers.alone:
@@ -221,7 +221,7 @@ class Exchange:
         if headers.end_of_stream:
             self._phase = "request_headers"
             return self._on_body(b"")
-        return self._responder.let_come()
+        return replace(self._responder.let_come(), ask=asked.taken)
 
     def _whose(self, proven: Tenant, _values: dict[str, str], /) -> Tenant:
         """Whose request it is, by what was proven."""
@@ -233,7 +233,7 @@ class Exchange:
         expected = declared(length, processor.body_bytes_max)
         wait_s = processor.paced(asked.tenant.name, asked.source, expected)
         if isinstance(wait_s, Reject):
-            return self._turned_away(wait_s)
+            return self.turned_away(wait_s)
         self._become(Over)
         return Reply(codec.CONTINUE["request_headers"], end=True, after_s=wait_s)
 
@@ -265,7 +265,7 @@ class Exchange:
         if isinstance(request, Reject):
             return self._answer(request)
         if request is None and route.kind in UNKNOWN_UNREAD:  # of another's response, for all that is known
-            return self._turned_away(Error.INTERNAL.reject())
+            return self.turned_away(Error.INTERNAL.reject())
         try:
             # What it asks for counts against quota and permits now as well; only what it says is left out.
             plain = bare(route, body) if request is None else narrowed.without_text(request)
@@ -273,7 +273,7 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 (the same law, once more)
             self._undo()
             processor.failed(error, "degraded decision")
-        return self._turned_away(Error.INTERNAL.reject())
+        return self.turned_away(Error.INTERNAL.reject())
 
     def _parsed(self, body: bytes) -> Request | Reject:
         """The request in a body; the body is kept where it may have to be written anew."""
@@ -310,7 +310,7 @@ class Exchange:
         """Refused for what is in its body: it cost what a served one costs to carry and to read."""
         processor, asked = self._processor, self._asked
         processor.refused(asked.tenant.name, asked.source, len(body))
-        return self._turned_away(narrowed.in_its_words(processor, asked, refused, body))
+        return self.turned_away(narrowed.in_its_words(processor, asked, refused, body))
 
     def _decide(self, request: Request, *, degraded: str = "", cached: CachedAnswer | None = None) -> Reply:
         processor, asked = self._processor, self._asked
@@ -404,7 +404,7 @@ class Exchange:
             if self._family or processor.scheduler.dispatcher.goes_elsewhere(hold.id):
                 processor.scheduler.counts["bound.bodies_bytes_max"] += 1
                 processor.scheduler.leave(hold.id, now_ns=processor.clock())
-                return self._turned_away(Error.OVERLOADED.reject(BODIES_HELD))
+                return self.turned_away(Error.OVERLOADED.reject(BODIES_HELD))
             self._body = b""  # it goes on as it came
         self._become(Hold, hold.id)
         processor.hold(hold.id, self)
@@ -419,7 +419,7 @@ class Exchange:
         spilled = bool(reservation.spilled_from) and asked.dialect is Dialect.OPENAI
         if spilled and (mistake := not_utf8(self._body)):
             processor.scheduler.cancel(reservation.id, now_ns=processor.clock())
-            return self._turned_away(mistake)
+            return self.turned_away(mistake)
         if self._body:
             anew = self._family or spilled
             usage_asked, body = narrowed.written_anew(
@@ -437,7 +437,7 @@ class Exchange:
             cache="" if self._wants is None or reservation.spilled_from else self._wants.flag(reservation),
         )
 
-    def _turned_away(self, refused: Reject) -> Reply:
+    def turned_away(self, refused: Reject) -> Reply:
         """Refused before it was a request that may be served; a stranger's is nobody's."""
         whose = "" if refused.status == 401 else self._asked.tenant.name
         self._processor.scheduler.turned_away(whose, refused, now_ns=self._processor.clock())

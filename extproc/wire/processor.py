@@ -18,6 +18,7 @@ from extproc.core.body_rate import BodyRate
 from extproc.core.decide import serving
 from extproc.core.errors import Error
 from extproc.core.outcome import Reject, Routed
+from extproc.core.places import NOWHERE
 from extproc.core.refusals import RefusalBudget
 from extproc.core.request import Request
 from extproc.core.responses import HeldResponses
@@ -94,7 +95,7 @@ class Processor:
         self.pace_wait_ns = min(PACE_WAIT_NS_MAX, decision_timeout_ms * 1_000_000 // 2)
         #: The routes that are served beside the usual ones.
         self.extra_routes = extra_routes
-        #: In which headers the file's routes find their model.
+        #: In which headers the file's routes find their model, and a trusted proxy says where clients are.
         self.model_headers: frozenset[str] = frozenset()
         #: What bodies that are refused may cost, by tenant.
         self.refusals = RefusalBudget(refused_bytes_per_minute)
@@ -117,6 +118,8 @@ class Processor:
         self.cache: AnswerCache | None = None
         #: Other sites; None where there are none.
         self.sites: SiteDoor | None = None
+        #: Where clients are.
+        self.places = NOWHERE
         #: For the record: what shows that a request equals another of its tenant; None where nobody asks.
         self.questions: Callable[[Request, bytes, str], str] | None = None
         #: Which replica holds which response.

@@ -11,6 +11,7 @@ import msgspec
 
 from extproc.core.cachekeys import AskAnswer
 from extproc.core.outcome import LocalAnswer, Reject, Routed
+from extproc.core.remote.identity import AskTaken
 from extproc.core.request import Dialect
 from extproc.core.scheduler import AskQuota
 from extproc.wire import codec
@@ -36,8 +37,8 @@ class Reply(msgspec.Struct, frozen=True):
     #: It is sent only so much later.
     after_s: float = 0.0
     #: Nothing to send yet: the quota's shared store must be asked, and `Exchange.answered` told; or the store
-    #: of answers, and `Exchange.looked`.
-    ask: AskQuota | AskAnswer | None = None
+    #: of answers, and `Exchange.looked`. It is sent once other services have been asked of a site's token.
+    ask: AskQuota | AskAnswer | AskTaken | None = None
 
 
 class Responder(Protocol):

@@ -5,7 +5,7 @@ Owns the order of the looks: the cheapest and the nearest to who asks come first
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 from urllib.parse import unquote
 
@@ -15,11 +15,12 @@ from extproc.core.cachekeys import CacheDirective
 from extproc.core.contract import CACHE_HEADER, EXPLAIN_HEADER, MODEL_HEADER, SITE_HEADER
 from extproc.core.errors import Error, no_model
 from extproc.core.families import members
-from extproc.core.misrouted import advice, dialect_of
+from extproc.core.misrouted import advice, dialect_of, methods_of
 from extproc.core.outcome import LocalAnswer, Reject
+from extproc.core.remote.identity import AskTaken
 from extproc.core.request import Dialect, RouteKind
 from extproc.core.routes import BodyKind, Route, RouteWork, Streams, find_route, item_of
-from extproc.core.tenant import ANONYMOUS, Tenant
+from extproc.core.tenant import ANONYMOUS, Identity, Tenant
 from extproc.observe.tracing.request_trace import StreamTrace
 from extproc.wire import codec
 from extproc.wire.processor import Processor
@@ -57,6 +58,8 @@ class Asked:
     #: The site that sent it on, and how many gateways have.
     site: str = ""
     hops: int = 0
+    #: Its token, of which other services are asked first.
+    taken: AskTaken | None = None
     #: The client is told the reason.
     explain: bool = False
     #: Declared as something else, a body that was read as JSON goes on as JSON.
@@ -89,17 +92,20 @@ def screen(
     identity = processor.identify(headers.evidence, site=word, alone=headers.alone)
     if isinstance(identity, Reject):
         return identity
-    asked.tenant = tenant = whose(identity.tenant, values)
+    asked.tenant = tenant = _placed(processor, whose(identity.tenant, values), identity, headers)
     trace.identified(tenant)
     asked.key = identity.key.id if identity.key is not None else ""
     asked.source = headers.evidence.source
-    asked.site, asked.hops = identity.site, identity.hops
+    asked.site, asked.hops, asked.taken = identity.site, identity.hops, identity.taken
     if wait_s := processor.refused_too_much(tenant.name, asked.source):
         return Error.TOO_MANY_REFUSED.reject(retry_after_s=wait_s)
     if route is None or route.kind is RouteKind.SITE:
         scheme, host = values.get(":scheme", ""), values.get(":authority", "")
         extra = processor.extra_routes
-        return Error.NOT_FOUND.reject(advice(method, bare, scheme=scheme, host=host, extra=extra))
+        what = advice(method, bare, scheme=scheme, host=host, extra=extra)
+        if methods := methods_of(bare, extra):
+            return Error.METHOD_NOT_ALLOWED.reject(what, headers=(("allow", ", ".join(methods)),))
+        return Error.NOT_FOUND.reject(what)
     if route.work is RouteWork.HERE:
         one = route.kind is RouteKind.MODEL
         return _model(processor, tenant, route, path) if one else _models(processor, tenant)
@@ -135,6 +141,20 @@ def screen(
     elif declared(values.get("content-length", ""), -1) > processor.body_bytes_max:
         return Error.BODY_TOO_LARGE.reject(bytes=processor.body_bytes_max)
     return None
+
+
+def _placed(processor: Processor, tenant: Tenant, identity: Identity, headers: codec.Headers) -> Tenant:
+    """The tenant as it is served where its client is; another site has said where, of what it sends on."""
+    places = processor.places
+    if identity.site:
+        place = places.by_name.get(identity.place)
+    else:
+        place = places.of(headers.values, headers.evidence.source)
+    if place is None:
+        return tenant
+    if not headers.alone:
+        processor.scheduler.counts[f"place.{place.name}"] += 1
+    return replace(tenant, place=place.name, regions=place.bound(tenant.regions), side=place.side)
 
 
 def declared(length: str, otherwise: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Final
+from typing import Final, Protocol
 
 from extproc.core.errors import Error
 from extproc.core.outcome import LocalAnswer, Reject, Reservation
@@ -18,6 +18,7 @@ from extproc.core.remote.identity import (
     LEEWAY_S,
     QUESTION,
     REQUEST,
+    AskTaken,
     SiteClaims,
     TakenClaims,
     accept,
@@ -43,6 +44,13 @@ class SitePolicy:
     leeway_s: float = LEEWAY_S
 
 
+class SharedMemory(Protocol):
+    """Names of tokens that several services have taken."""
+
+    async def first(self, site: str, name: str, *, life_s: float) -> bool:
+        """Whether nobody took a site's token of that name before; true where it cannot be known."""
+
+
 class SiteDoor:
     """One service's. `wall` is unix time in seconds, `clock` the scheduler's."""
 
@@ -51,6 +59,8 @@ class SiteDoor:
     ) -> None:
         self.policy = policy
         self.taken = TakenClaims()
+        #: What other services here took; None where none shares with this one.
+        self.shared: SharedMemory | None = None
         self._scheduler, self._wall, self._clock = scheduler, wall, clock
         self._numbers = count(1)
 
@@ -76,7 +86,19 @@ class SiteDoor:
             tenant = replace(tenant, service_class=claims.service_class)
         if not alone:
             self._scheduler.counts["site.forwarded"] += 1
-        return Identity(tenant, ("site",), None, claims.iss, claims.hops)
+        taken = None
+        if self.shared is not None and not alone:
+            life_s = claims.exp + self.policy.leeway_s - self._wall()
+            taken = AskTaken(claims.iss, claims.jti, life_s)
+        return Identity(tenant, ("site",), None, claims.iss, claims.hops, claims.place, taken)
+
+    async def first(self, asked: AskTaken) -> Reject | None:
+        """Whether no other service took that token before; None where none did, as far as is known."""
+        shared = self.shared
+        if shared is None or await shared.first(asked.site, asked.name, life_s=asked.life_s):
+            return None
+        self._scheduler.counts["site.refused"] += 1
+        return Error.SITE_NOT_TRUSTED.reject(why="it was used before, at another service")
 
     def answer(self, token: str) -> LocalAnswer | Reject:
         """What this site offers, to another that asks in `token`."""
@@ -118,6 +140,7 @@ class SiteDoor:
             tenant=reservation.tenant,
             service_class=reservation.service_class,
             hops=reservation.hops + 1,
+            place=reservation.place,
         )
 
     def _accept(self, token: str, kind: str, *, alone: bool = False) -> SiteClaims:

@@ -15,6 +15,8 @@ BODY_BYTES = 4 * 1024 * 1024 - 64
 AIM_MS = 20.0
 #: The path, and how a body of it is filled.
 BODIES = {
+    "embeddings": ("/v1/embeddings", b'{"input":[', b'""', b"]}"),
+    "long numbers": ("/v1/messages", b'{"messages":[{"content":[{"text":[', b"1" * 4000, b"]}]}]}"),
     "messages": ("/v1/chat/completions", b'{"messages":[', b"{}", b"]}"),
     "parts": ("/v1/chat/completions", b'{"messages":[{"content":[', b'{"text":""}', b"]}]}"),
     "lists of ids": ("/v1/completions", b'{"prompt":[', b"[]", b"]}"),

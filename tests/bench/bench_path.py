@@ -38,7 +38,6 @@ from extproc.core.contract import (
     RESERVATION_HEADER,
     RESERVATION_KEY,
 )
-from extproc.core.events import EventEmitter
 from extproc.core.scheduler import Scheduler
 from extproc.core.settlement import Settlement
 from extproc.service.app import App
@@ -290,8 +289,9 @@ TIMED = (
     (Player, "_record", "record"),
     (FirstTokens, "take", "event"),
     (Settlement, "settle", "settling"),
-    *((EventEmitter, name, "observers") for name in ("placed", "decided", "first_token", "settled")),
 )
+#: What observers hear of a request that is served.
+EVENTS = ("placed", "decided", "first_token", "settled")
 
 
 def _parts(player: Player) -> dict[str, list[float]]:
@@ -299,7 +299,9 @@ def _parts(player: Player) -> dict[str, list[float]]:
     clock = Clock()
     found: dict[str, list[float]] = {part: [] for part in PARTS}
     with ExitStack() as stack:
-        for owner, name, part in TIMED:
+        # The emitter's own, not its class's: it makes them for those who hear of each.
+        told = ((player.app.scheduler.events, name, "observers") for name in EVENTS)
+        for owner, name, part in (*TIMED, *told):
             stack.enter_context(clock.on(owner, name, part))
         for _ in player.play(REQUESTS):
             for part, spent in clock.ns.items():

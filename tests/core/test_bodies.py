@@ -18,12 +18,14 @@ from extproc.core.bodies import BOUNDS, ESCAPES_MAX, BodyBounds, refused_unread
 from extproc.core.outcome import Reject
 from extproc.core.reading import parse
 from extproc.core.request import Request, prefix_of
-from extproc.core.routes import ROUTES
+from extproc.core.routes import EXTRA_ROUTES, ROUTES
 
 MEBI = 1024 * 1024
 #: A quarter of what is allowed: what grows faster than the body is found here as well.
 BODY_BYTES = MEBI - 64
 CHAT, COMPLETION, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
+EMBEDDINGS, RERANK, TURNS, VERTEX = "/v1/embeddings", "/v1/rerank", "/v1/messages", "/vertex"
+EVERY = {**ROUTES, **EXTRA_ROUTES}
 
 
 def filled(before: bytes, unit: bytes, after: bytes) -> bytes:
@@ -52,6 +54,15 @@ WORST: dict[str, tuple[str, tuple[bytes, bytes, bytes]]] = {
     "floats": (COMPLETION, (b'{"prompt":[', b"1e9", b"]}")),
     "fields": (GENERATE, (b'{"inputs":"x",', b'"a":1', b"}")),
     "deep": (GENERATE, (b'{"inputs":"x","a":[', b"[" * 400 + b"]" * 400, b"]}")),
+    "embeddings": (EMBEDDINGS, (b'{"input":[', b'""', b"]}")),
+    "documents": (RERANK, (b'{"query":"x","documents":[', '"é"'.encode(), b"]}")),
+    "instances": (VERTEX, (b'{"instances":[', b"1", b"]}")),
+    "long numbers for texts": (CHAT, (b'{"messages":[{"content":[{"text":[', b"1" * 4000, b"]}]}]}")),
+    "long numbers in a turn": (TURNS, (b'{"messages":[{"content":[{"text":[', b"1" * 4000, b"]}]}]}")),
+    "long numbers in options": (CHAT, (b'{"messages":[],"response_format":{"type":[', b"1" * 4000, b"]}}")),
+    "documents of numbers": (RERANK, (b'{"query":"x","documents":[{"text":[', b"1" * 4000, b"]}]}")),
+    "prompts of numbers": (COMPLETION, (b'{"prompt":[{"prompt_string":[', b"1" * 4000, b"]}]}")),
+    "a user of numbers": (TURNS, (b'{"messages":"x","metadata":{"user_id":[', b"1" * 4000, b"]}}")),
     "escaped quotes": (GENERATE, (b'{"inputs":"{', b'\\"[', b'"}')),
 }
 
@@ -66,7 +77,7 @@ LOOKS = 40
 
 def read_through(path: str, body: bytes) -> None:
     """All that a service reads of it."""
-    request = parse(ROUTES[path][0], body)
+    request = parse(EVERY[path][0], body)
     if isinstance(request, Request):
         prefix_of(request)
 
@@ -112,7 +123,7 @@ def test_the_worst_body_is_not_built(name: str) -> None:
 def test_the_worst_body_is_refused_or_read(name: str) -> None:
     """Never an exception; what is refused says 400, 413 or 422."""
     path, shape = WORST[name]
-    answer = parse(ROUTES[path][0], filled(*shape))
+    answer = parse(EVERY[path][0], filled(*shape))
     if isinstance(answer, Reject):
         assert answer.status in (400, 413, 422)
         assert (answer.status == 413) == (answer.code == "body_too_large")

@@ -36,9 +36,9 @@ pools:
 SHA = "a" * 64
 
 
-def evidence(text: str = TEXT, **seen: Any) -> Evidence:
+def evidence(text: str = TEXT, *, memory_bytes: int = 0, **seen: Any) -> Evidence:
     """What was seen, with nobody asked unless told."""
-    machine = MachineSeen(files_open_max=65536)
+    machine = MachineSeen(files_open_max=65536, memory_bytes=memory_bytes)
     return Evidence(config=loads(text), file=Path("s.yaml"), now=NOW, machine=machine, **seen)
 
 
@@ -213,6 +213,43 @@ def test_answers_leave_room_in_redis(most_mib: int, warned: bool) -> None:
     assert bool(said(evidence(text, services=there, redis=seen), "redis.room")) is warned
     small = redis(memory_max_bytes=1 << 20)
     assert not said(evidence(services=there, redis=small), "redis.room")
+
+
+QUESTIONS = """tenants:
+  - name: acme
+    cache: {mode: 'on', semantic: {}}
+    keys: [{sha256: "%s"}]
+""" % ("a" * 64)
+
+
+@pytest.mark.parametrize(("tenants", "warned"), [("", False), (QUESTIONS, True)])
+def test_questions_of_the_semantic_cache_count_in_redis(tenants: str, warned: bool) -> None:
+    """Where a tenant has it they take as much again; the message names both bounds."""
+    own = f"cache: {{store: redis, bytes_max: {100 << 20}, semantic: {{bytes_max: {64 << 20}}}}}\n"
+    given = evidence(TEXT + own + tenants, services={"a": service()}, redis=redis(memory_max_bytes=200 << 20))
+    found = said(given, "redis.room")
+    assert bool(found) is warned
+    if warned:
+        assert "164 MiB (cache.bytes_max + cache.semantic.bytes_max) of Redis' 200 MiB" in found[0].seen
+
+
+@pytest.mark.parametrize(
+    ("store", "memory_mib", "warned"),
+    [
+        ("memory", 400, False),
+        ("memory", 300, True),
+        ("redis", 300, False),
+        ("redis", 100, True),
+        ("redis", 0, False),
+    ],
+)
+def test_what_the_caches_keep_fits_into_the_memory(store: str, memory_mib: int, warned: bool) -> None:
+    """With answers in Redis the questions are in the service's memory too; unknown warns of nothing."""
+    own = f"cache: {{store: {store}, bytes_max: {100 << 20}, semantic: {{bytes_max: {64 << 20}}}}}\n"
+    found = said(evidence(TEXT + own + QUESTIONS, memory_bytes=memory_mib << 20), "machine.memory")
+    assert bool(found) is warned
+    if warned and store == "redis":
+        assert "64 MiB (cache.semantic.bytes_max)" in found[0].seen
 
 
 def test_a_service_whose_answers_redis_does_not_take() -> None:

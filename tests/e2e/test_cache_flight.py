@@ -99,6 +99,31 @@ def test_who_waits_and_leaves_is_forgotten(stand: tuple[Gateway, CacheEngine]) -
     assert engine.requests == 1
 
 
+def test_a_first_whose_client_leaves_lets_the_next_one_go(stand: tuple[Gateway, CacheEngine]) -> None:
+    """One of those that wait is served, and the rest get its answer; nothing of the first stays."""
+    gateway, engine = stand
+    engine.tell(whole("one"), b" ", holds_at=1)
+    body = {"model": "tiny-chat", "messages": [{"role": "user", "content": "first leaves"}], "temperature": 0}
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
+    headers = {"content-type": "application/json", "authorization": f"Bearer {KEYS['acme']}"}
+    connection.request("POST", "/v1/chat/completions", json.dumps({**body, "stream": False}), headers)
+    wait_for("the first to be there", engine.holding.is_set)
+    release = engine.goes_on
+    with ThreadPoolExecutor(3) as threads:
+        others = [threads.submit(ask, gateway, "first leaves") for _ in range(3)]
+        wait_for("three to wait", lambda: joined(gateway) == 3)
+        engine.told = type(engine.told)()
+        engine.told.pieces = (whole("good"),)
+        connection.close()
+        assert [each.result(60) for each in others] == [whole("good")] * 3
+    release.set()
+    assert engine.requests == 2
+    wait_for("quiet", gateway.quiet)
+    assert looked(gateway, "joined") == 2
+    assert ask(gateway, "first leaves") == whole("good")
+    assert engine.requests == 2
+
+
 def test_one_that_waited_in_vain_may_be_held_after_that() -> None:
     """The replica has one place, and another request is before it: Envoy waits a second time as well."""
     with (

@@ -129,7 +129,7 @@ def test_tgi_clients_with_v1_are_told_the_base_address(fleet: tuple[Gateway, Rep
         ("POST", "/generate/", 404, "no route POST /generate/: write /generate"),
         ("GET", "/v1/models/", 404, "no route GET /v1/models/: write /v1/models"),
         ("GET", "/models", 404, "no route GET /models: use the base address {url}/v1"),
-        ("GET", "/v1/chat/completions", 404, "no route GET /v1/chat/completions: it takes POST"),
+        ("GET", "/v1/chat/completions", 405, "no route GET /v1/chat/completions: it takes POST"),
         ("POST", "//v1//chat/completions", 200, None),
         ("GET", "/v1//models", 200, None),
     ],

@@ -192,7 +192,7 @@ def test_a_well_deployment_has_no_error_and_a_prompt_passes(fresh: Gateway) -> N
     except TimeoutError:
         raise AssertionError(last["findings"]) from None
     assert {"service.probe", "redis.eviction", "agents.refused", "envoy.filter-order"} <= set(last["passed"])
-    assert set(last["left_out"]) == {"machine.disks"}
+    assert set(last["left_out"]) == {"machine.disks", "machine.memory"}
 
 
 def test_the_text_names_what_is_well_and_ends_with_a_count(fresh: Gateway) -> None:

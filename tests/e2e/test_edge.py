@@ -312,3 +312,21 @@ class ProxiedGateway(Gateway):
         lines = [f"GET {path} HTTP/1.1", "host: gw", f"authorization: Bearer {key}", *headers]
         connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
         return answered(connection)
+
+
+@pytest.mark.parametrize("host", ["", "host: gw\r\n"])
+def test_http_10_as_proxies_speak_it(gateway: Gateway, host: str) -> None:
+    """nginx asks so by default: whole answers and streams come, and the connection ends with them."""
+    for stream, last in ((False, b"}"), (True, b"data: [DONE]")):
+        body = json.dumps({**CHAT, "model": "tiny-chat", "stream": stream}).encode()
+        head = (
+            f"POST /v1/chat/completions HTTP/1.0\r\n{host}content-type: application/json\r\n"
+            f"authorization: Bearer {KEYS['acme']}\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as connection:
+            connection.sendall(head.encode() + body)
+            answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+        top, _, text = answer.partition(b"\r\n\r\n")
+        assert b" 200 OK" in top.splitlines()[0], answer
+        assert b"transfer-encoding" not in top.lower()
+        assert text.strip().endswith(last), answer

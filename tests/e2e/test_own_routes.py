@@ -164,7 +164,7 @@ def test_malformed_bodies_are_400_or_422_in_its_dialect(site: Site) -> None:
     status, _, answer = gateway.call("/v1/ocr", {"model": "other"})
     assert "multipart/form-data" in answer["error"]["message"]
     status, _, answer = gateway.call("/custom/write", method="GET")
-    assert (status, answer["error"]) == (404, "no route GET /custom/write: it takes POST")
+    assert (status, answer["error"]) == (405, "no route GET /custom/write: it takes POST")
 
 
 def test_what_envoy_says_itself_is_in_its_dialect(site: Site) -> None:

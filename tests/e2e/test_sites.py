@@ -5,16 +5,19 @@ from __future__ import annotations
 import http.client
 import json
 import secrets
+import subprocess
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import openai
 import pytest
 from click.testing import CliRunner
 from gateway import KEYS, Gateway, logs_of_failed, tenants, wait_for
-from two_sites import BIG, COMPLEX, NOWHERE, PLACES, SMALL, TwoSites, two_sites
+from two_sites import BIG, COMPLEX, NOWHERE, PLACES, PROXY, SMALL, TwoSites, two_sites
 
 from extproc.cli import group
 from extproc.core.contract import SITE_HEADER, SITE_PATH
@@ -170,7 +173,9 @@ def _full_and_not(sites: TwoSites) -> None:
         # Some of them may have waited for a moment before they began: what waits now must have waited longer.
         age = sites.link["answers"]
         wait_for("words of it", lambda: sites.link["answers"] > age + 2)
-        assert sites.answered_by(text=COMPLEX) == "at the edge"
+        _, told, body = sites.ask(text=COMPLEX)
+        by = body["choices"][0]["message"]["content"]
+        assert by == "at the edge", (told, sites.link, sites.centre.status()["in_flight"])
     finally:
         sites.far.open.set()
         for each in taking:
@@ -252,18 +257,42 @@ def test_sites_that_name_each_other(sites: TwoSites) -> None:
 
 
 def test_keys_change_without_a_stop(sites: TwoSites) -> None:
-    """The new key is added, then signs, then is the only one; requests go on all the while."""
-    file, old = sites.folder / "keys", (sites.folder / "keys").read_text()
+    """The new key is added, then signs, then is the only one; requests go on all the while. So does a change
+    to pairs, after which neither site has what the other one signs with."""
+    old = (sites.folder / "shop.keys").read_text()
     new = f"second {secrets.token_hex(32)}\n"
-    for text in (old + new, new + old, new):
-        reread = [each.status()["sites"]["reread"] for each in (sites.edge, sites.centre)]
-        fresh = file.with_name("keys.new")
-        fresh.write_text(text)
-        fresh.replace(file)
-        for each, before in zip((sites.edge, sites.centre), reread, strict=True):
-            wait_for("the keys", lambda each=each, before=before: each.status()["sites"]["reread"] > before)
-            assert sites.answered_by(BIG) == "in the centre"
-    assert sites.key.id == "second"
+    (shop, of_shop), (hub, of_hub) = _pair("shop-1"), _pair("hub-1")
+    for at_shop, at_hub in (
+        (old + new, old + new),
+        (new + old, new + old),
+        (new, new),
+        (new + of_hub, new + of_shop),
+        (shop + of_hub + new, hub + of_shop + new),
+        (shop + of_hub, hub + of_shop),
+    ):
+        sites.keys(at_shop, at_hub)
+        assert sites.answered_by(BIG) == "in the centre"
+    assert sites.key.id == "shop-1"
+    before = sites.link["answers"]
+    wait_for("a word by the centre's own key", lambda: sites.link["answers"] > before and sites.link["fresh"])
+
+
+def _pair(name: str) -> tuple[str, str]:
+    """A site's line of a private key, and the other one's of its public half, as the docs have openssl make
+    them."""
+    made = {}
+    key = subprocess.run(
+        ["openssl", "genpkey", "-algorithm", "ed25519", "-outform", "DER"], capture_output=True, check=True
+    ).stdout
+    public = subprocess.run(
+        ["openssl", "pkey", "-inform", "DER", "-pubout", "-outform", "DER"],
+        input=key,
+        capture_output=True,
+        check=True,
+    ).stdout
+    for kind, der in (("private", key), ("public", public)):
+        made[kind] = f"{name} ed25519-{kind} {b64encode(der[-32:]).decode()}\n"
+    return made["private"], made["public"]
 
 
 def test_the_way_is_measured(sites: TwoSites) -> None:
@@ -287,6 +316,32 @@ def test_doctor_finds_both_well_and_says_what_is_wrong_with_the_way(sites: TwoSi
     sites.clock(-600)
     wait_for("that it says so", lambda: "clock" in sites.link["trouble"])
     assert errors(sites.edge) == ["sites.linked"]
+
+
+def _place_served(sites: TwoSites, text: str, country: str, *, by: str = PROXY) -> tuple[str, str]:
+    """Whose engine serves a client there, and why it went; `by` is who says where it is."""
+    body = {"model": SMALL, "max_tokens": 20, "messages": [{"role": "user", "content": text}]}
+    headers = {"authorization": f"Bearer {KEYS['acme']}", "content-type": "application/json"}
+    connection = http.client.HTTPConnection("127.0.0.1", sites.edge.port, timeout=30, source_address=(by, 0))
+    with closing(connection):
+        headers |= {"x-client-country": country, "x-forwarded-for": "198.51.100.7"}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+        answer = connection.getresponse()
+        said = json.loads(answer.read())
+    assert answer.status == 200, said
+    return said["choices"][0]["message"]["content"], answer.getheader("x-steersman-spilled", "")
+
+
+def test_where_clients_are_says_which_site_serves_them(sites: TwoSites) -> None:
+    """By the trusted proxy alone: on one side, or in their regions; the centre is told of the place."""
+    assert _place_served(sites, COMPLEX, "hm") == ("at the edge", "")
+    assert _place_served(sites, "hello", "AB") == ("in the centre", "place")
+    assert _place_served(sites, COMPLEX, "ST") == ("at the edge", "")
+    assert _place_served(sites, COMPLEX, "XX") == ("in the centre", "complex")
+    assert _place_served(sites, COMPLEX, "HM", by="127.0.0.1") == ("in the centre", "complex")
+    counts = sites.edge.status()["counts"]
+    assert (counts["place.home"], counts["place.abroad"], counts["place.strict"]) == (1, 1, 1)
+    assert sites.centre.status()["counts"]["place.abroad"] == 1
 
 
 def test_it_is_explained(sites: TwoSites) -> None:

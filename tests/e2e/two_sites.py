@@ -19,7 +19,7 @@ from otlp import Receiver
 from slow_way import SlowWay
 from tls_engine import TlsFronts
 
-from extproc.core.remote.signing import SiteKey, read_keys
+from extproc.core.remote.signing import SiteKey, read_keys, signing_key
 
 #: Models: `small` at both sites, `big` in the centre alone.
 SMALL, BIG, NOWHERE = "small", "big", "nowhere"
@@ -28,6 +28,16 @@ SIMPLE = "hello"
 PLACES = 12
 #: Longer than the tests' bound on simple and complex prompts.
 COMPLEX = "why " * 400
+#: Who may say where clients are.
+PROXY = "127.0.0.2"
+PLACES_KNOWN = {
+    "header": "x-client-country",
+    "known": [
+        {"name": "home", "values": ["HM"], "tier": "edge"},
+        {"name": "abroad", "values": ["AB"], "tier": "centre"},
+        {"name": "strict", "values": ["ST"], "regions": ["here"]},
+    ],
+}
 TIERS = {"prompt_tokens_simple": 100, "prompt_tokens_complex": 200, "output_tokens_simple": 300}
 
 
@@ -54,8 +64,18 @@ class TwoSites:
 
     @property
     def key(self) -> SiteKey:
-        """The key that both sites sign with."""
-        return read_keys((self.folder / "keys").read_text())[0]
+        """The key that the edge signs with."""
+        return signing_key(read_keys((self.folder / "shop.keys").read_text()))
+
+    def keys(self, shop: str, hub: str) -> None:
+        """What stands in each site's file of keys, and is read there."""
+        reread = [each.status()["sites"]["reread"] for each in (self.edge, self.centre)]
+        for name, text in (("shop.keys", shop), ("hub.keys", hub)):
+            fresh = self.folder / f"{name}.new"
+            fresh.write_text(text)
+            fresh.replace(self.folder / name)
+        for each, before in zip((self.edge, self.centre), reread, strict=True):
+            wait_for("the keys", lambda each=each, before=before: each.status()["sites"]["reread"] > before)
 
     @property
     def link(self) -> dict[str, Any]:
@@ -105,8 +125,13 @@ def two_sites(
     of_centre = sections.pop("centre", {})
     folder = Path(tempfile.mkdtemp(prefix="steersman-sites-"))
     (folder / "clock").write_text("0")
-    (folder / "keys").write_text(f"first {secrets.token_hex(32)}\n")
-    peer = {"keys_file": str(folder / "keys")}
+    first = f"first {secrets.token_hex(32)}\n"
+    for name in ("shop", "hub"):
+        (folder / f"{name}.keys").write_text(first)
+
+    def peer(name: str, own: str) -> dict[str, Any]:
+        return {"name": name, "forwards": True, "keys_file": str(folder / f"{own}.keys")}
+
     before = os.environ.get("STEERSMAN_TEST_CLOCK")
     os.environ["STEERSMAN_TEST_CLOCK"] = str(folder / "clock")
     try:
@@ -129,7 +154,12 @@ def two_sites(
                         "remote": {"site": "shop"},
                     },
                 },
-                site={"name": "hub", "tier": "centre", "peers": [{"name": "shop", "forwards": True, **peer}]},
+                site={
+                    "name": "hub",
+                    "tier": "centre",
+                    "peers": [peer("shop", "hub")],
+                    "places": {"known": [{"name": "abroad"}]},
+                },
                 otel=traced,
                 **{"tenants": tenants(), **of_centre},
             )
@@ -148,7 +178,7 @@ def two_sites(
                 {
                     "near": {
                         "models": [SMALL],
-                        "addresses": [near.address],
+                        "addresses": [{"address": near.address, "region": "here"}],
                         "engine": "vllm",
                         "spill": {"to": "hub", "tiers": TIERS},
                     },
@@ -161,7 +191,8 @@ def two_sites(
                         "remote": {"site": "hub"},
                     },
                 },
-                site={"name": "shop", "tier": "edge", "peers": [{"name": "hub", "forwards": True, **peer}]},
+                site={"name": "shop", "tier": "edge", "peers": [peer("hub", "shop")], "places": PLACES_KNOWN},
+                gateway={"client_address": {"networks": [f"{PROXY}/32"]}},
                 otel=traced,
                 mode=mode,
                 service_script=Path(__file__).with_name("clocked_service.py"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from extproc.config.load import loads
 from extproc.config.model import Config
 from extproc.core.cachekeys import AskAnswer, CacheCharge, CachedAnswer, WantedAnswer
 from extproc.core.reading import parse
@@ -57,7 +58,7 @@ class Serving:
         self.number = 0
 
     def look(
-        self, tenant: str, body: bytes = body_of(), *, model: str = "m"
+        self, tenant: str, body: bytes = body_of(), *, model: str = "m", pool: str = ""
     ) -> CachedAnswer | WantedAnswer | None:
         cache, route = self.part.cache, find_route("POST", CHAT)
         assert cache is not None
@@ -65,12 +66,12 @@ class Serving:
         request = parse(route, body)
         assert isinstance(request, Request)
         whose = self.app.processor.directory.tenants[tenant]
-        found = cache.look(request, body, whose, model=model, pool=model, directive=None)
+        found = cache.look(request, body, whose, model=model, pool=pool or model, directive=None)
         assert not isinstance(found, AskAnswer)
         return found
 
-    def fill(self, tenant: str, body: bytes = body_of(), *, model: str = "m") -> None:
-        found = self.look(tenant, body, model=model)
+    def fill(self, tenant: str, body: bytes = body_of(), *, model: str = "m", pool: str = "") -> None:
+        found = self.look(tenant, body, model=model, pool=pool)
         assert isinstance(found, WantedAnswer)
         assert self.part.cache is not None
         self.number += 1
@@ -156,6 +157,58 @@ def test_a_reload_forgets_what_is_no_more(after: Config, left: int) -> None:
     serving.fill("a", model="n")
     serving.reload(after)
     assert serving.part.status()["answers"] == left
+
+
+def with_adapters(base: str, paths: dict[str, str]) -> Config:
+    """A pool `m` whose engines are told to load `base` and `other` as adapters, from these places."""
+    text = f"""
+pools:
+  - name: m
+    models: [m, base, other]
+    engine: vllm
+    endpoints: [{{address: "10.0.0.1:80"}}]
+    cache: {{mode: 'on'}}
+    adapters: {{names: [base, other], load: {{path: {json.dumps(base)}, paths: {json.dumps(paths)}}}}}
+tenants:
+  - {{name: a, keys: [{{sha256: "{"a" * 64}"}}]}}
+cache: {{}}
+"""
+    return loads(text)
+
+
+@pytest.mark.parametrize(
+    ("after", "known"),
+    [
+        (with_adapters("/v1/{name}", {}), {"m", "base", "other"}),
+        (with_adapters("/v1/{name}", {"base": "/v2/base"}), {"m", "other"}),
+        (with_adapters("/v2/{name}", {}), {"m"}),
+    ],
+    ids=["the same", "one elsewhere", "all elsewhere"],
+)
+@pytest.mark.parametrize("reloads", [True, False])
+def test_an_adapter_from_another_place_is_another_model(
+    after: Config, known: set[str], reloads: bool
+) -> None:
+    """Its answers are gone at a reload, and not found where a store has outlived the service; the base
+    model's and other adapters' stay."""
+    before = Serving(with_adapters("/v1/{name}", {}))
+    for model in ("m", "base", "other"):
+        before.fill("a", model=model, pool="m")
+    serving = before
+    if reloads:
+        serving.reload(after)
+        assert serving.part.status()["answers"] == len(known)
+    else:
+        serving = Serving(after)
+        assert serving.part.cache is not None
+        assert before.part.store is not None
+        serving.part.cache.store = before.part.store
+    found = {
+        model
+        for model in ("m", "base", "other")
+        if isinstance(serving.look("a", model=model, pool="m"), CachedAnswer)
+    }
+    assert found == known
 
 
 def test_who_leaves_a_group_takes_its_answers_along() -> None:

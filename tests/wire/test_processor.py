@@ -195,8 +195,17 @@ def test_who_asks_comes_first() -> None:
     assert (status, body["error"]["message"]) == (404, "no route POST /v1/images")
     status, body, *_ = refused(Exchange(processor).receive(envoy.headers("HEAD", "/nowhere", KEY, end=True)))
     assert (status, body) == (404, {"error": "no route HEAD /nowhere", "error_type": "not_found"})
+    for method, path, allowed in (
+        ("GET", "/v1/chat/completions?a=b", "POST"),
+        ("PUT", "/v1/responses/resp_1", "GET, DELETE"),
+        ("DELETE", "/", "POST, GET"),
+    ):
+        status, body, headers, _ = refused(
+            Exchange(processor).receive(envoy.headers(method, path, KEY, end=True))
+        )
+        assert (status, headers["allow"]) == (405, allowed), body
     assert processor.scheduler.counts["rejected.invalid_api_key"] == 2
-    assert stats.tenants["acme"].rejected == 2
+    assert stats.tenants["acme"].rejected == 5
     assert "anonymous" not in stats.tenants
 
 

@@ -61,7 +61,6 @@ class AskedStore(Generic[S]):
         self.session.work.set()
         return True
 
-    def _ended(self, wrong: Exception | None) -> None:
-        """A round trip is over."""
-        if wrong is not None:
-            self.session.failed(wrong)
+    def _ended(self, wrong: Exception) -> None:
+        """A look came to nothing, or its connection ended."""
+        self.session.failed(wrong)

@@ -1,46 +1,53 @@
-"""Looks for answers in Redis: what comes in one turn of the loop, or while one waits, is one round trip.
+"""Looks for answers in Redis: what comes in one turn of the loop is one round trip, on one connection.
 
 Owns the wait of each and the bound of all. A look that is late costs its request the budget and no more; its
-round trip goes on, since to cancel it would cost the connection.
+answer is still read, since to cancel it would cost the connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
+from extproc.cache.redis.line import AnswerLine
 from extproc.cache.redis.scripts import ScriptBook
 from extproc.state.redis_client import OPERATION_TIMEOUT_S
 
 #: Looks under way, those that are late among them; above it nothing is looked up.
 LOOKS_MAX: Final = 64
+#: Words of commands kept as they are spelled (keys of scopes, scripts, tenants); above it they are made anew.
+WORDS_MAX: Final = 10_000
 
 Command = tuple[Any, ...]
+#: A command, and who waits for its answer.
+Gathered = tuple[Command, asyncio.Future[Any]]
 
 
 class AnswerLooks:
-    """Commands that wait for their answers. `asker` is whom to ask now; `ended` hears of each round trip that
-    is over, with what went wrong."""
+    """Commands that wait for their answers. `asker` is whom to ask now; `ended` hears what went wrong."""
 
     def __init__(
         self,
         scripts: ScriptBook,
         *,
         asker: Callable[[], Redis],
-        ended: Callable[[Exception | None], None],
+        ended: Callable[[Exception], None],
     ) -> None:
         self._scripts, self._asker, self._ended = scripts, asker, ended
-        self._gathered: list[tuple[Command, asyncio.Future[Any]]] = []
-        #: The task that asks, while there is something to ask.
+        self._gathered: list[Gathered] = []
+        #: Those that ask where there is no line yet.
         self.rounds: set[asyncio.Task[None]] = set()
-        self._busy = False
-        #: Whom to ask, and the connection to it.
-        self._held: tuple[Any, Any] | None = None
+        #: Whom the line asks, and its connection.
+        self._pool: Any = None
+        self._connection: Any = None
+        self._line: AnswerLine | None = None
         self._under_way = 0
+        self._words: dict[Any, bytes] = {}
 
     @property
     def full(self) -> bool:
@@ -51,95 +58,125 @@ class AnswerLooks:
         """The answer to one command. Raises TimeoutError after the budget, or what the server said."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
+        if not self._gathered:
+            # In the loop's next turn: whoever asks in this one comes along.
+            loop.call_soon(self._go)
         self._gathered.append((command, answer))
         self._under_way += 1
-        if not self._busy:
-            # Its first step is the loop's next turn: whoever asks in this one comes along.
-            self._busy = True
-            task = loop.create_task(self._work())
-            self.rounds.add(task)
-            task.add_done_callback(self.rounds.discard)
         timer = loop.call_later(budget_s, _late, answer)
         try:
             return await answer
         finally:
             timer.cancel()
 
-    async def _work(self) -> None:
-        """Ask all that was gathered; what comes until that is answered is in the round trip after it."""
-        try:
-            while self._gathered:
-                gathered, self._gathered = self._gathered, []
-                await self._round(gathered)
-        finally:
-            self._busy = False
+    def _go(self) -> None:
+        """Ask all that was gathered, at once where there is a line."""
+        gathered, self._gathered = self._gathered, []
+        line = self._line
+        pool = getattr(self._asker(), "connection_pool", None)
+        if line is not None and line.open and not self.rounds and pool is self._pool:
+            self._send(line, gathered)
+            return
+        task = asyncio.get_running_loop().create_task(self._round(gathered))
+        self.rounds.add(task)
+        task.add_done_callback(self.rounds.discard)
 
-    async def _round(self, gathered: list[tuple[Command, asyncio.Future[Any]]]) -> None:
+    def _send(self, line: AnswerLine, gathered: list[Gathered]) -> None:
+        spelled = b"".join([self._spelled(command) for command, _ in gathered])
+        line.send(spelled, [partial(self._heard, command, answer) for command, answer in gathered])
+
+    def _heard(self, command: Command, answer: asyncio.Future[Any], result: Any) -> None:
+        """One answer is there."""
+        self._under_way -= 1
+        if isinstance(result, NoScriptError):
+            self._under_way += 1
+            task = asyncio.get_running_loop().create_task(self._again(command, answer))
+            self.rounds.add(task)
+            task.add_done_callback(self.rounds.discard)
+            return
+        if isinstance(result, ResponseError):
+            self._ended(result)
+        _tell(answer, result)
+
+    async def _again(self, command: Command, answer: asyncio.Future[Any]) -> None:
+        """The server had forgotten the script."""
         wrong: Exception | None = None
-        results: list[Any] = [ConnectionError("it is closed")] * len(gathered)
         try:
             async with asyncio.timeout(OPERATION_TIMEOUT_S):
-                results = await self._results([command for command, _ in gathered])
-            wrong = next((each for each in results if isinstance(each, Exception)), None)
-        except Exception as error:  # noqa: BLE001 (told to all that wait, and to the session)
-            wrong, results = error, [error] * len(gathered)
+                _tell(answer, await self._scripts.call(self._asker(), command))
+        except Exception as error:  # noqa: BLE001 (told to who waits, and to the session)
+            wrong = error
         finally:
-            self._under_way -= len(gathered)
-            for (_, answer), result in zip(gathered, results, strict=True):
-                _tell(answer, result)
-        self._ended(wrong)
+            self._under_way -= 1
+            _tell(answer, wrong or ConnectionError("it is closed"))
+        if wrong is not None:
+            self._ended(wrong)
 
-    async def _results(self, commands: list[Command]) -> list[Any]:
-        """Their answers, errors of the server among them."""
+    async def _round(self, gathered: list[Gathered]) -> None:
+        """The same without a line: connect first, or ask a cluster."""
+        wrong: Exception | None = None
         client = self._asker()
         pool: Any = getattr(client, "connection_pool", None)
-        if pool is not None:
-            results = await self._piped(pool, commands)
-        else:
-            # A cluster's: each scope may be on another node.
-            pipeline = client.pipeline(transaction=False)
-            for command in commands:
-                pipeline.execute_command(*command)
-            results = await pipeline.execute(raise_on_error=False)
-        for at, result in enumerate(results):
-            if isinstance(result, NoScriptError):
-                results[at] = await self._scripts.call(client, commands[at])
-        return results
-
-    async def _piped(self, pool: Any, commands: list[Command]) -> list[Any]:
-        """Answers on our connection to one server, for a third of what a client's own commands cost."""
-        connection = await self._connected(pool)
-        results: list[Any] = []
         try:
-            await connection.send_packed_command(b"".join(map(_spelled, commands)), check_health=False)
-            for _ in commands:
-                try:
-                    results.append(await connection.read_response())
-                except ResponseError as error:
-                    results.append(error)
-        except BaseException:
-            # What is not read yet must not be the answer to the next one.
-            await connection.disconnect(nowait=True)
-            raise
-        return results
+            async with asyncio.timeout(OPERATION_TIMEOUT_S):
+                if pool is not None:
+                    line = await self._connected(pool)
+                    some, gathered = gathered, []
+                    self._send(line, some)
+                    return
+                await self._clustered(client, gathered)
+        except Exception as error:  # noqa: BLE001 (told to all that wait, and to the session)
+            wrong = error
+        finally:
+            for _, answer in gathered:
+                self._under_way -= 1
+                _tell(answer, wrong or ConnectionError("it is closed"))
+        if wrong is not None:
+            self._ended(wrong)
 
-    async def _connected(self, pool: Any) -> Any:
-        """Its connection, for as long as the pool is whom to ask: a pool that is closed closes it."""
-        if self._held is None or self._held[0] is not pool:
-            connection = await pool.get_connection()
-            # One timeout for all instead of one for each write and read, of which each costs a tenth.
-            connection.socket_timeout = None
-            self._held = pool, connection
-        return self._held[1]
+    async def _clustered(self, client: Redis, gathered: list[Gathered]) -> None:
+        """Of a cluster: each scope may be on another node."""
+        pipeline = client.pipeline(transaction=False)
+        for command, _ in gathered:
+            pipeline.execute_command(*command)
+        results = await pipeline.execute(raise_on_error=False)
+        waiting = gathered.copy()
+        gathered.clear()
+        for (command, answer), result in zip(waiting, results, strict=True):
+            self._heard(command, answer, result)
 
+    async def _connected(self, pool: Any) -> AnswerLine:
+        """The line to one server, for as long as the pool is whom to ask: a pool that is closed closes it."""
+        line = self._line
+        if line is not None and line.open and pool is self._pool:
+            return line
+        if pool is not self._pool:
+            self._connection = await pool.get_connection()
+            self._pool = pool
+        else:
+            await self._connection.disconnect(nowait=True)
+        await self._connection.connect()
+        self._line = AnswerLine(self._connection, lost=self._ended)
+        return self._line
 
-def _spelled(command: Command) -> bytes:
-    """A command as RESP has it: an array of strings."""
-    parts = [b"*%d\r\n" % len(command)]
-    for each in command:
-        word = each if isinstance(each, bytes) else str(each).encode()
-        parts.append(b"$%d\r\n%b\r\n" % (len(word), word))
-    return b"".join(parts)
+    def _spelled(self, command: Command) -> bytes:
+        """A command as RESP has it: an array of strings."""
+        words, parts = self._words, [b"*%d\r\n" % len(command)]
+        for each in command:
+            if isinstance(each, bytes):
+                parts.append(b"$%d\r\n%b\r\n" % (len(each), each))
+                continue
+            word = words.get(each)
+            if word is None:
+                raw = str(each).encode()
+                word = b"$%d\r\n%b\r\n" % (len(raw), raw)
+                # Of numbers there are ever new ones.
+                if isinstance(each, str):
+                    if len(words) >= WORDS_MAX:
+                        words.clear()
+                    words[each] = word
+            parts.append(word)
+        return b"".join(parts)
 
 
 def _late(answer: asyncio.Future[Any]) -> None:

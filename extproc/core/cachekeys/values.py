@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from hashlib import sha256
 from typing import Final
@@ -86,6 +87,8 @@ class CacheRule(msgspec.Struct, frozen=True, kw_only=True):
     bytes_max: int = 64 * 1024 * 1024
     revision: str = ""
     served: str = ""
+    #: Where engines are told to find the adapters that they load, by name: other weights are there.
+    adapters: Mapping[str, str] = {}
     #: A hit's usage says that its prompt tokens were cached.
     marks: bool = False
     #: Whether an equal request that comes while the first is answered waits for that answer.

@@ -71,6 +71,7 @@ class SiteChoices:
             complexity=complexity_of(request),
             service_class=tenant.service_class,
             hops=request.hops,
+            side=tenant.side,
             may_leave=may_leave,
             ttft_ns=round(work.ttft_ms * MS_NS),
             tpot_ns=round(work.tpot_ms * MS_NS),

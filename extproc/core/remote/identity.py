@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -28,7 +28,7 @@ REQUEST, QUESTION = "steersman-request", "steersman-question"
 
 class SiteClaims(msgspec.Struct, frozen=True, omit_defaults=True):
     """From which site, for which, from when until when, called how; whose request, of which service class,
-    and how many gateways have sent it on, this one included."""
+    how many gateways have sent it on, this one included, and where its client is."""
 
     iss: str
     aud: str
@@ -38,6 +38,16 @@ class SiteClaims(msgspec.Struct, frozen=True, omit_defaults=True):
     tenant: str = ""
     service_class: str = ""
     hops: int = 1
+    place: str = ""
+
+
+class AskTaken(NamedTuple):
+    """Whether another service here took a site's token before: of which site, its name, and for how many
+    seconds it may hold yet."""
+
+    site: str
+    name: str
+    life_s: float
 
 
 _claims = msgspec.json.Decoder(SiteClaims)
@@ -54,6 +64,7 @@ def issue(
     tenant: str = "",
     service_class: str = "",
     hops: int = 1,
+    place: str = "",
 ) -> str:
     """A token of site `own` for site `to`; `name` must never be used twice."""
     claims = SiteClaims(
@@ -65,6 +76,7 @@ def issue(
         tenant=tenant,
         service_class=service_class,
         hops=hops,
+        place=place,
     )
     return sign(claims, key, kind=kind)
 

@@ -5,7 +5,7 @@ Owns the order of the rules. The first that applies decides:
 1. What may not leave stays (`hops`, `tenant`).
 2. The centre does not have the model (`only_here`), or cannot take it (`centre_away`): it stays.
 3. The model is only in the centre (`only_there`), or no replica here is ready (`broken`): it goes.
-4. Its service class is served on one side (`class`).
+4. Its client's place (`place`) or its service class is served on one side (`class`).
 5. A complex one goes (`complex`), unless the centre is full and this place is sooner (`centre_full`).
 6. The replicas here are throttled and the centre is sooner (`hot`), or it would wait here longer than
    `wait_ns` and begin sooner in the centre (`full`): it goes.
@@ -67,6 +67,8 @@ def place(
         return TierChoice(THERE, "only_there", unsure)
     if not here.ready:
         return TierChoice(THERE, "broken", unsure)
+    if request.side:
+        return TierChoice(request.side, "place", unsure)
     if request.service_class in rule.stays:
         return TierChoice(HERE, "class", unsure)
     if request.service_class in rule.goes:

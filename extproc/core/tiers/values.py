@@ -20,6 +20,7 @@ TierReason = Literal[
     "simple",
     "near",
     "class",
+    "place",
     "tenant",
     "hops",
     "only_here",
@@ -39,6 +40,7 @@ REASONS: Final[Mapping[TierReason, str]] = MappingProxyType(
         "simple": "short and simple enough to stay",
         "near": "the centre is not sooner by the margin",
         "class": "the service class is served on this side",
+        "place": "clients of this place are served on this side",
         "tenant": "the tenant does not let it leave",
         "hops": "it has passed as many gateways as it may",
         "only_here": "the centre does not have the model",
@@ -137,7 +139,8 @@ class TierRequest:
     `output_tokens` are expected, at most what it asks for, of one sequence. `complexity` is the score of
     families (0 simple, 1 complex), None where nobody can read the text. `hops` gateways have sent it on.
     `ttft_ns` and `tpot_ns` are its targets, 0 for none. `may_leave` false: its tenant, its data or its route
-    keeps it here, whatever happens. `leaning` is where requests of its kind went last (`Leanings`).
+    keeps it here, whatever happens. `side` is where its client's place is
+    served ("": as for everybody), `leaning` where requests of its kind went last (`Leanings`).
     """
 
     prompt_tokens: int
@@ -149,6 +152,7 @@ class TierRequest:
     ttft_ns: int = 0
     tpot_ns: int = 0
     leaning: Literal["here", "there"] = HERE
+    side: Literal["", "here", "there"] = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from extproc.config.model import Config
 from extproc.doctor.evidence import Evidence, Failed
 from extproc.doctor.finding import Check, Said, error, warning
 
@@ -13,6 +14,8 @@ FILES_OPEN_MIN: Final = 4096
 FREE_BYTES_MIN: Final = 256 * 1024 * 1024
 #: Files that are kept of each log, the one being written included.
 FILES_KEPT: Final = 5
+#: Of the memory so much may be for what the caches keep: the service, Envoy and others need the rest.
+CACHED_SHARE_MAX: Final = 0.5
 
 
 def files_open(evidence: Evidence) -> Iterator[Said]:
@@ -44,11 +47,40 @@ def disks(evidence: Evidence) -> Iterator[Said]:
             )
 
 
+def cached_bytes(config: Config, *, store: bool = True) -> tuple[int, str]:
+    """What the caches may keep, bytes, and by which settings: answers, and questions of the semantic cache
+    where a tenant has it. Without `store`, the service's own memory is meant: what is in Redis is not there,
+    but questions are in both places."""
+    cache = config.cache
+    if cache is None:
+        return 0, ""
+    some = {"cache.bytes_max": cache.bytes_max if store or cache.store == "memory" else 0}
+    if any(tenant.cache is not None and tenant.cache.semantic is not None for tenant in config.tenants):
+        some["cache.semantic.bytes_max"] = cache.semantic.bytes_max
+    return sum(some.values()), " + ".join(name for name, size in some.items() if size)
+
+
+def memory(evidence: Evidence) -> Iterator[Said]:
+    """What the caches may keep fits in."""
+    (wanted, named), most = cached_bytes(evidence.config, store=False), evidence.machine.memory_bytes
+    if most and wanted > CACHED_SHARE_MAX * most:
+        yield warning(
+            f"the caches may take {wanted >> 20} MiB ({named}) in the service's memory; a process here may "
+            f"have {most >> 20} MiB: when they are full, the system ends it",
+            f"lower {named.replace(' + ', ' or ')}, have cache.store redis, or give it more memory",
+        )
+
+
+def _no_cache(evidence: Evidence) -> str:
+    return "" if evidence.config.cache is not None else "the configuration has no 'cache' section"
+
+
 def _no_logs(evidence: Evidence) -> str:
     return "" if evidence.machine.disks else "no file is written (audit.file, record.file)"
 
 
 CHECKS: Final = (
     Check(id="machine.files-open", about="enough open files are allowed", look=files_open),
+    Check(id="machine.memory", about="what the caches keep fits in", look=memory, missing=_no_cache),
     Check(id="machine.disks", about="there is room for logs", look=disks, missing=_no_logs),
 )

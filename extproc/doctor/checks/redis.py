@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from extproc.doctor.checks.machine import cached_bytes
 from extproc.doctor.checks.service import CLOCK_MS_MAX, without_service
 from extproc.doctor.evidence import Evidence, Failed, RedisSeen
 from extproc.doctor.finding import Check, Said, error, note, warning
@@ -108,13 +109,16 @@ def eviction(evidence: Evidence) -> Iterator[Said]:
 
 
 def room(evidence: Evidence) -> Iterator[Said]:
-    """Answers leave room for quotas, which are in the same Redis."""
+    """Answers and questions leave room for quotas, which are in the same Redis."""
     cache, most = evidence.config.cache, _seen(evidence).memory_max_bytes
-    if cache is not None and cache.store == "redis" and most and most < CACHE_ROOM * cache.bytes_max:
+    if cache is None or cache.store != "redis" or not most:
+        return
+    wanted, named = cached_bytes(evidence.config)
+    if most < CACHE_ROOM * wanted:
         yield warning(
-            f"answers may take {cache.bytes_max >> 20} MiB (cache.bytes_max) of Redis' {most >> 20} MiB "
+            f"answers may take {wanted >> 20} MiB ({named}) of Redis' {most >> 20} MiB "
             "(maxmemory): when it is full, quotas are not shared",
-            "lower cache.bytes_max, or raise maxmemory",
+            f"lower {named.replace(' + ', ' or ')}, or raise maxmemory",
         )
 
 
@@ -139,6 +143,6 @@ CHECKS: Final = (
     Check(id="redis.version", about="it is new enough", look=version, missing=_not_there),
     Check(id="redis.latency", about="it is near", look=latency, missing=_not_there),
     Check(id="redis.eviction", about="it forgets nothing", look=eviction, missing=_not_there),
-    Check(id="redis.room", about="answers of the cache leave room in it", look=room, missing=_not_there),
+    Check(id="redis.room", about="what the caches keep leaves room in it", look=room, missing=_not_there),
     Check(id="redis.clock", about="its clock agrees", look=clock, missing=_not_there),
 )

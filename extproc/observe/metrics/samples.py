@@ -386,6 +386,8 @@ _MAKE: Mapping[str, Make] = {
     "spill_spent": _spill_spent,
     "site_up": _keyed(lambda snapshot: snapshot.site_up),
     "site_round_trip_seconds": _keyed(lambda snapshot: snapshot.site_way_s),
+    "site_choices_total": _keyed(lambda snapshot: snapshot.site_choices),
+    "client_places_total": _keyed(lambda snapshot: snapshot.client_places),
     "cache_requests_total": _keyed(lambda snapshot: snapshot.cache.requests),
     "cache_fills_total": _plain(lambda snapshot: snapshot.cache.fills),
     "cache_answers": _cached(lambda cache: cache.answers),

@@ -154,6 +154,9 @@ class MetricsSnapshot:
     #: Other sites by the pool that they are: whether each answered, and the seconds there and back.
     site_up: dict[tuple[str], int] = field(default_factory=dict)
     site_way_s: dict[tuple[str], float] = field(default_factory=dict)
+    #: Requests by why they stay or go, and by where their clients are.
+    site_choices: dict[tuple[str], int] = field(default_factory=dict)
+    client_places: dict[tuple[str], int] = field(default_factory=dict)
     #: LoRA adapters by pool and name: what became of them, and how many replicas have each; by pool, call and
     #: result: the calls that load them.
     adapter_events: Counter[tuple[str, str, str]] = field(default_factory=Counter)
@@ -189,6 +192,12 @@ async def take(
     for name, link in scheduler.sites.links.by_pool.items():
         label = (counting.pools.of(name),)
         found.site_up[label], found.site_way_s[label] = int(not link.trouble), link.way_ns / 1e9
+    found.site_choices = {(reason,): count for reason, count in scheduler.sites.counts.items()}
+    found.client_places = {
+        (name.removeprefix("place."),): count
+        for name, count in scheduler.counts.items()
+        if name.startswith("place.")
+    }
     _adapters(found, counting, scheduler)
     for (pool, call, result), count in adapter_calls().items():
         found.adapter_calls[counting.pools.of(pool), call, result] += count

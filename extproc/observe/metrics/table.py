@@ -12,7 +12,6 @@ from typing import Literal
 
 #: What every name begins with.
 PREFIX = "steersman_"
-
 #: Upper bounds of the histograms' buckets, in seconds; each has one more, without a bound.
 TTFT_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0)
 TPOT_S = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
@@ -158,6 +157,10 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
     "Sites": (
         Spec("site_up", "gauge", ("pool",), "Whether the other site answered the last question."),
         Spec("site_round_trip_seconds", "gauge", ("pool",), "The way there and back."),
+        Spec(
+            "site_choices_total", "counter", ("reason",), "Requests of two sites, by why which serves them."
+        ),
+        Spec("client_places_total", "counter", ("place",), "Requests by where their clients are."),
     ),
     "LoRA adapters": (
         Spec(

@@ -116,7 +116,7 @@ class PickerExchange(Exchange):
     def _on_piece(self, piece: pb.HttpBody) -> Reply:
         body = self._side.body
         if (refused := body.add(piece.body)) is not None:
-            return self._turned_away(refused)
+            return self.turned_away(refused)
         return self._on_body(body.end()) if piece.end_of_stream else Reply(b"", end=False)
 
     def _whose(self, proven: Tenant, values: dict[str, str], /) -> Tenant:

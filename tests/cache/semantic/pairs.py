@@ -22,9 +22,11 @@ class Pair(NamedTuple):
 
 
 def pairs(name: str) -> Iterator[Pair]:
-    """The pairs of a file, `adversarial` or `paraphrases`. Their hash says which half is held out."""
-    for line in (HERE / f"{name}.tsv").read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            kind, one, other = line.split("\t")
-            odd = bool(sha256(f"{one}\t{other}".encode()).digest()[0] & 1)
-            yield Pair(kind, one, other, odd and kind != SEEN)
+    """The pairs of the files of a name, `adversarial` or `paraphrases`, the second sets among them; or of
+    one second set, as `adversarial_second`. Their hash says which half is held out."""
+    for file in sorted(HERE.glob(f"{name}*.tsv")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("#"):
+                kind, one, other = line.split("\t")
+                odd = bool(sha256(f"{one}\t{other}".encode()).digest()[0] & 1)
+                yield Pair(kind, one, other, odd and kind != SEEN)

@@ -22,7 +22,7 @@ WRONG_MAX = 0.005
 #: Similarity from which a candidate is looked at, by default.
 LEAST = 0.75
 #: Of held-out paraphrases at least so many are candidates that pass.
-FOUND_MIN = 0.4
+FOUND_MIN = 0.5
 
 
 @cache

@@ -13,7 +13,7 @@ from tests.cache.semantic.pairs import Pair, pairs
 #: Of pairs with different answers so many may pass, of those that were never looked at as of all.
 WRONG_MAX = 0.005
 #: Of pairs that mean the same at least so many pass: the guards refuse what they do not know.
-PASSED_MIN = 0.4
+PASSED_MIN = 0.5
 
 
 def refused(text: str, another: str) -> str:
@@ -48,11 +48,31 @@ def test_paraphrases_pass_in_part(held: bool) -> None:
 
 
 def test_there_are_as_many_pairs_as_promised() -> None:
-    """200 of each and more, and no pair stands twice."""
+    """Of two sets 450 of each and more, of the second 250, and no pair stands twice."""
     for name in ("adversarial", "paraphrases"):
         found = list(pairs(name))
-        assert len(found) >= 200
-        assert len({frozenset((pair.one, pair.other)) for pair in found if pair.one != pair.other}) >= 200
+        assert len(found) >= 450
+        assert len(list(pairs(f"{name}_second"))) >= 250
+        assert len({frozenset((pair.one, pair.other)) for pair in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Who built the Taj Mahal?", "By whom was the Taj Mahal built?"),
+        ("Hello! How do I boil eggs?", "How do I boil eggs?"),
+        ("How much is the premium plan?", "What does the premium plan cost?"),
+        ("How many people live in Chile?", "How many inhabitants does Chile have?"),
+        ("Why isn't the sky green?", "Why is the sky not green?"),
+        ("How does HTTP differ from HTTPS?", "What is the difference between HTTP and HTTPS?"),
+        ("Explain what a black hole is", "What is a black hole?"),
+        ("5 kg in pounds", "How many pounds are 5 kg?"),
+        ("At what temperature does iron melt?", "What is the melting point of iron?"),
+    ],
+)
+def test_known_rewordings_are_one(one: str, other: str) -> None:
+    """One of each form that is known beyond single words."""
+    assert not refused(one, other)
 
 
 ALL = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
 from typing import Any
 
 import pytest
@@ -21,11 +21,24 @@ from extproc.core.remote.identity import (
     accept,
     issue,
 )
-from extproc.core.remote.signing import KEYS_MAX, SiteKey, Untrusted, by_id, read_keys, sign
+from extproc.core.remote.signing import (
+    KEYS_MAX,
+    KeyKind,
+    SiteKey,
+    Untrusted,
+    by_id,
+    read_keys,
+    sign,
+    signing_key,
+)
+from tests.core.remote.stand import pair
 
 KEY, OTHER = SiteKey("k1", b"a" * 64), SiteKey("k2", b"b" * 64)
-KNOWN = by_id({"shop": (KEY,), "stranger": (OTHER,)})
+#: Of a site that signs with Ed25519: what it has, and what the others have of it.
+PRIVATE, PUBLIC = pair("e1", b"e" * 32)
+KNOWN = by_id({"shop": (KEY, PUBLIC), "stranger": (OTHER,)})
 NOW_S = 1_000_000.0
+BOTH = pytest.mark.parametrize("key", [KEY, PRIVATE], ids=["HS256", "EdDSA"])
 
 
 def token(key: SiteKey = KEY, to: str = "hub", **given: Any) -> str:
@@ -38,9 +51,10 @@ def taken(
     return accept(word, KNOWN, TakenClaims() if memory is None else memory, own="hub", now_s=now_s, kind=kind)
 
 
-def test_what_is_signed_is_taken_with_what_it_claims() -> None:
+@BOTH
+def test_what_is_signed_is_taken_with_what_it_claims(key: SiteKey) -> None:
     """Tenant, class and hops come as they were given."""
-    claims = taken(token(service_class="gold", hops=2))
+    claims = taken(token(key, service_class="gold", hops=2))
     assert (claims.iss, claims.aud, claims.tenant) == ("shop", "hub", "acme")
     assert (claims.service_class, claims.hops) == ("gold", 2)
 
@@ -50,6 +64,10 @@ def test_what_is_signed_is_taken_with_what_it_claims() -> None:
     [
         (token(OTHER), "another site than its key's"),
         (token(SiteKey("k1", b"c" * 64)), "signature is wrong"),
+        (token(pair("e1", b"f" * 32)[0]), "signature is wrong"),
+        # By HMAC with what everybody may know as the secret; and a shared secret's name on an Ed25519 mark.
+        (token(SiteKey("e1", PUBLIC.secret)), "another algorithm"),
+        (token(SiteKey("k1", PRIVATE.secret, KeyKind.PRIVATE)), "another algorithm"),
         (token(SiteKey("k9", b"a" * 64)), "key is unknown"),
         (token(to="elsewhere"), "another site"),
         (token(kind=QUESTION), "no token of kind"),
@@ -75,10 +93,11 @@ def test_a_life_that_is_too_long_is_not_believed() -> None:
         taken(sign(claims, KEY, kind=REQUEST))
 
 
-@pytest.mark.parametrize("algorithm", ["none", "HS384", "RS256"])
-def test_the_algorithm_is_ours(algorithm: str) -> None:
+@BOTH
+@pytest.mark.parametrize("algorithm", ["none", "HS384", "RS256", "ES256", "Ed25519", "hs256", ""])
+def test_the_algorithm_is_ours(algorithm: str, key: SiteKey) -> None:
     """What a token says of it is not obeyed."""
-    head, claims, mark = token().split(".")
+    head, claims, mark = token(key).split(".")
     header = {**json.loads(urlsafe_b64decode(head + "==")), "alg": algorithm}
     new = urlsafe_b64encode(json.dumps(header).encode()).rstrip(b"=").decode()
     for end in (mark, ""):
@@ -86,10 +105,10 @@ def test_the_algorithm_is_ours(algorithm: str) -> None:
             taken(f"{new}.{claims}.{end}")
 
 
-@given(st.data())
-def test_no_byte_can_be_changed(data: st.DataObject) -> None:
+@given(st.data(), st.sampled_from([KEY, PRIVATE]))
+def test_no_byte_can_be_changed(data: st.DataObject, key: SiteKey) -> None:
     """Whatever is changed of a token, it is not taken."""
-    word = token()
+    word = token(key)
     at = data.draw(st.integers(0, len(word) - 1))
     other = data.draw(st.characters(min_codepoint=33, max_codepoint=126).filter(lambda c: c != word[at]))
     with pytest.raises(Untrusted):
@@ -133,10 +152,37 @@ def test_a_file_of_keys() -> None:
     assert "s" * 32 not in repr(keys)
 
 
+def _line(key: SiteKey) -> str:
+    return f"{key.id} {key.kind.value} {b64encode(key.secret).decode()}\n"
+
+
+def test_a_file_of_pairs() -> None:
+    """The first that can sign does, which a public key is not. A secret may stand beside them."""
+    keys = read_keys(_line(PUBLIC) + _line(PRIVATE._replace(id="mine")) + f"old {'s' * 32}\n")
+    assert [(key.id, key.signs, key.verifies) for key in keys] == [
+        ("e1", False, True),
+        ("mine", True, False),
+        ("old", True, True),
+    ]
+    assert signing_key(keys).id == "mine"
+    assert repr(keys[1]) == "SiteKey('mine')"
+
+
+def test_what_this_site_signs_is_nobody_elses_word() -> None:
+    """Its own private key verifies nothing, and may sign for several sites."""
+    known = by_id({"a": (PRIVATE, pair("a1", b"1" * 32)[1]), "b": (PRIVATE, pair("b1", b"2" * 32)[1])})
+    assert sorted(known) == ["a1", "b1"]
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
         ("", "holds no key"),
+        (_line(PUBLIC), "ed25519-private"),
+        (_line(PRIVATE), "ed25519-public"),
+        ("k ed25519-public short\n", "32 bytes in base64"),
+        (f"k ed25519-public {'ü' * 44}\n", "32 bytes in base64"),
+        (f"k rsa-public {'a' * 43}=\n", "line 1"),
         ("one\n", "line 1"),
         ("a b c\n", "line 1"),
         ("k short\n", "32"),
@@ -157,3 +203,5 @@ def test_no_site_can_speak_for_another() -> None:
         by_id({"a": (KEY,), "b": (SiteKey("k1", b"z" * 64),)})
     with pytest.raises(ValueError, match="its own"):
         by_id({"a": (KEY,), "b": (SiteKey("k3", KEY.secret),)})
+    with pytest.raises(ValueError, match="its own"):
+        by_id({"a": (PUBLIC,), "b": (PUBLIC._replace(id="e3"),)})

@@ -14,7 +14,7 @@ from extproc.core.policy import ClassSpec, Policy
 from extproc.core.quota import limits
 from extproc.core.remote.digest import SIZES, PoolWord
 from extproc.core.remote.links import AWAY_AFTER, FRESH_NS, WAYS_KEPT
-from extproc.core.request import Dialect, Request, RouteKind
+from extproc.core.request import Dialect, Request, RouteKind, prefix_of
 from extproc.core.scheduler import Scheduler
 from extproc.core.spill.values import SpillRule
 from extproc.core.tenant import Tenant
@@ -81,6 +81,14 @@ def test_short_stays_and_long_goes() -> None:
     gone = edge.routed(LONG)
     assert (gone.reservation.pool, told(gone)) == ("hub", "complex")
     assert gone.reservation.spilled_from == "p"
+
+
+def test_a_prompt_that_goes_there_is_known_by_its_beginning() -> None:
+    """The next one with that beginning finds the site, as it would find a replica here."""
+    edge, prompt = Edge(), replace(LONG, segments=("words " * 2_000,))
+    assert edge.routed(prompt).reservation.pool == "hub"
+    blocks = prefix_of(prompt)
+    assert edge.scheduler.fleet.pools["hub"].coming.match(blocks) == {SITE: len(blocks)}
 
 
 def test_what_fails_there_is_tried_at_home() -> None:

@@ -123,6 +123,8 @@ def busy(scene: Make) -> Any:
     pool.endpoints[0].adapters.begins("lora", now_ns=at.now_ns)
     at.adapter_calls = {("chat", "load", "ok"): 1}
     at.scheduler.sites.links.put({"code": "hub"})
+    at.scheduler.sites.counts["complex"] = 1
+    at.scheduler.counts["place.eu"] = 1
     at.scheduler.spills.counts["chat", "code", "load"] = 1
     at.scheduler.settings.spills = {"chat": SpillRule(pool="chat", to="code", budget_per_hour=1.0)}
     at.tokens = TokensSeen(

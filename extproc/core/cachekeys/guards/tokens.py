@@ -38,6 +38,14 @@ _SHORT: Final = {
     "can't": ("can", "not"),
     "cannot": ("can", "not"),
     "let's": ("let", "us"),
+    "whats": ("what", "is"),
+    "whos": ("who", "is"),
+    "hows": ("how", "is"),
+    "wheres": ("where", "is"),
+}
+#: Contractions as they are typed in a hurry; what is a word of its own (cant, wont) is not among them.
+_HASTY: Final = {
+    f"{each}nt": f"{each}n't" for each in words_of("do does did is are was were has have should would could")
 }
 
 #: Bits, which are no bytes.
@@ -47,13 +55,14 @@ _BITS: Final = frozenset({"Kb", "Mb", "Gb", "Tb"})
 class GuardToken(msgspec.Struct, frozen=True):
     """One token: `text` as it is compared. `kind` is word, number, unit, literal or symbol; `named` says that
     it begins large within a sentence; `owns` that a possessive stood on it, `sign` that it is a
-    currency's or unit's sign."""
+    currency's or unit's sign, `short` that it is a `not` which was contracted."""
 
     text: str
     kind: str = "word"
     named: bool = False
     owns: bool = False
     sign: bool = False
+    short: bool = False
 
 
 def tokens(text: str) -> list[GuardToken]:
@@ -95,7 +104,7 @@ def _number(raw: str) -> str:
 
 
 def _words(raw: str, *, begins: bool) -> list[GuardToken]:
-    low = raw.lower()
+    low = _HASTY.get(raw.lower(), raw.lower())
     # What is all large (US, TCP) is a name at the beginning too.
     named = (raw[0].isupper() and not begins and low != "i") or (len(raw) > 1 and raw.isupper())
     if raw in ("US", "U.S", "USA", "U.S.A"):
@@ -105,7 +114,7 @@ def _words(raw: str, *, begins: bool) -> list[GuardToken]:
     if low in _SHORT:
         return [GuardToken(each) for each in _SHORT[low]]
     if low.endswith("n't"):
-        return [GuardToken(low[:-3]), GuardToken("not")]
+        return [GuardToken(low[:-3]), GuardToken("not", short=True)]
     head, mark, tail = low.rpartition("'")
     if mark:
         if tail == "s" and head in _IS:

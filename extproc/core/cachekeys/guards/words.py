@@ -45,6 +45,15 @@ FOREIGN: Final = words_of(
     """
 )
 
+#: They begin a question.
+QUESTION_WORDS: Final = words_of("what which who whom whose when where why how")
+#: `on` before them says nothing.
+DAYS: Final = words_of(
+    """
+    monday tuesday wednesday thursday friday saturday sunday mondays tuesdays wednesdays thursdays
+    fridays saturdays sundays
+    """
+)
 #: The first of them in a question says nothing.
 DOES: Final = frozenset({"do", "does", "did"})
 #: Their past is as their present: who does it and to whom it is done differ by "is" alone.
@@ -210,11 +219,16 @@ height tall
 length long
 age old
 distance far
-speed fast
+speed fast quickly
 weight heavy weigh weighs
 depth deep
 width wide
 people humans
+phone telephone
+folder directory
+folders directories
+repo repository
+repos repositories
 organise organize
 analyse analyze
 centre center
