@@ -327,7 +327,9 @@ local GIVES_WAY = {@GIVES_WAY@}
 local function ask_again(handle)
   local headers = handle:headers()
   local decision = GIVES_WAY[headers:get(":status")] and noted(handle)
-  if decision and decision["@SPILLED_HEADER@"] then
+  local spilled = decision and decision["@SPILLED_HEADER@"]
+  -- Empty once it was tried at home as well.
+  if spilled and spilled ~= "" then
     headers:replace("retry-after", "1")
     headers:replace("x-should-retry", "true")
   end
