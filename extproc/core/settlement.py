@@ -62,11 +62,15 @@ class Settlement:
             self._moved(entry, served_by, now_ns)
         if refused:
             self._counts["refused_in_stream"] += 1
-            entry.endpoint.failed(now_ns)
+            entry.endpoint.failed(now_ns, refused=True)
         else:
             self._ledger.answering(reservation_id)
             news = self._ledger.first_token(reservation_id, now_ns=now_ns) is not None
+            silent = entry.job.silent
             waited = self.feedback.slot(entry, now_ns=now_ns)
+            if silent and not news:
+                # It was overdue, and counted as running since: how late it was is known now, not at its end.
+                self.feedback.first_token(entry, now_ns=now_ns, waited=waited)
             if news:
                 self._counts["first_token"] += 1
                 entry.heard_first = True

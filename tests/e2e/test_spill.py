@@ -11,7 +11,7 @@ from typing import Any
 
 import openai
 import pytest
-from gateway import KEYS, Gateway, logs_of_failed, wait_for
+from gateway import KEYS, Gateway, wait_for
 from one_model import Engine
 from spill_site import SpillSite
 
@@ -75,11 +75,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 @pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest, site: Site) -> Iterator[None]:
+def _provided(site: Site) -> None:
     site.paid.status = 200
     # After a refusal it is left alone for a while.
     wait_for("the provider", lambda: site.gateway.status()["spill"]["open"].get("paid", True))
-    yield from logs_of_failed(request, site.gateway)
 
 
 def test_home_first_and_the_provider_while_it_is_full(site: Site) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from gateway import KEYS, Gateway, logs_of_failed, tenants, wait_for
+from gateway import KEYS, Gateway, tenants, wait_for
 from scripted_engine import Script, ScriptedEngine
 from spill_site import SpillSite
 
@@ -55,16 +55,7 @@ def site(
         # With retries what is refused comes home by itself (test_spill_returns.py).
         tries = {} if request.param else {"retries": 0}
         gateway = stack.enter_context(Gateway(pools, gateway=tries, tenants=people, classes=classes))
-        yield from _logged(request, SpillSite(gateway, own, paid))
-
-
-def _logged(
-    request: pytest.FixtureRequest, site: SpillSite[ScriptedEngine]
-) -> Iterator[SpillSite[ScriptedEngine]]:
-    logs = logs_of_failed(request, site.gateway)
-    next(logs)
-    yield site
-    next(logs, None)
+        yield SpillSite(gateway, own, paid)
 
 
 @pytest.mark.parametrize("site", [True], indirect=True, ids=["keyed"])
