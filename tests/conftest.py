@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
+from processes import logs_of_running
 
 from extproc.control import light
 from tests.stand import examples, parsing
@@ -55,10 +56,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """In CI what is skipped for want of a part has failed."""
+    """In CI what is skipped for want of a part has failed. What failed has the logs of what still runs beside
+    it: a gateway that many tests share; one of its own has printed them at its end."""
     report = yield
     if why := missed(report):
         report.outcome, report.longrepr = "failed", why
+    elif report.failed:
+        report.sections.extend(logs_of_running())
     return report
 
 

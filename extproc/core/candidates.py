@@ -187,8 +187,10 @@ def near(
     return [each for each in candidates if each.address in may]
 
 
-def fallbacks(endpoints: Iterable[Endpoint], needs: Needs, most: int, now_ns: int) -> tuple[str, ...]:
+def fallbacks(
+    endpoints: Iterable[Endpoint], model: str, needs: Needs, most: int, now_ns: int
+) -> tuple[str, ...]:
     """Where a request is tried that fails in another pool: the least loaded that are ready, by address."""
-    may = [each for each in endpoints if each.ready and needs.allows(each)]
+    may = [each for each in endpoints if each.ready and needs.allows(each) and each.answers(model)]
     may.sort(key=lambda each: (each.suspect_until_ns > now_ns, each.load_permits))
     return tuple(each.address for each in may[: max(0, most)])

@@ -302,12 +302,12 @@ def place(
     if pool.site:
         # What is signed for a request is taken there once: it is not sent a second time.
         addresses = addresses[:1]
-    spill = routing.spill
+    spill, home_model = routing.spill, ""
     if spill is not None and spill.returns and (home := fleet.pools.get(spill.pool)) is not None:
         # What fails there is tried at home: Envoy takes each next address from there (control/resources.py).
-        back = fallbacks(home.endpoints, routing.needs(0), routing.tries - 1, now_ns)
+        back = fallbacks(home.endpoints, spill.home_model, routing.needs(0), routing.tries - 1, now_ns)
         if back:
-            addresses = (addresses[0], *back)
+            addresses, home_model = (addresses[0], *back), spill.other_name
             cluster = returning_cluster_name(pool.name, home.name, tenant.service_class)
     expected = FREE
     if not routing.free:
@@ -319,6 +319,7 @@ def place(
         reason=reason,
         plan=expected,
         trace=trace,
+        home_model=home_model,
         reservation=Reservation(
             id=routing.id,
             tenant=tenant.name,

@@ -85,6 +85,11 @@ class Feedback:
         pool = self.fleet.pools.get(reservation.pool)
         if pool is None or outcome.end is not End.OK or not reservation.permits:
             return
+        if outcome.failed_there:
+            # Another pool's replica answered: what was expected of this one is undone, and nothing is learnt.
+            if entry is not None and not entry.adopted and entry.endpoint.pool == reservation.pool:
+                moved(entry, entry.endpoint)
+            return
         pool.calibration.meters.saw(outcome)
         if outcome.prompt_tokens is not None:
             pool.calibration.saw_prompt(reservation.prompt_bytes, outcome.prompt_tokens)

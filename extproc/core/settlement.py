@@ -112,6 +112,9 @@ class Settlement:
         if mine:
             self._dispatcher.pump(reservation.pool, now_ns=now_ns, at=at)
             self._peers.spent(reservation.pool)
+        if outcome.failed_there:
+            self._counts["settled.at_home_after_all"] += 1
+            self._dispatcher.pump(reservation.spilled_from, now_ns=now_ns, at=at)
         here = self._peers.ours(reservation.id)
         self._events.settled(Settled(outcome, charged, sample, here), now_ns=now_ns)
         return True
@@ -148,7 +151,7 @@ class Settlement:
         reservation = entry.reservation
         serving = self._fleet.endpoint(reservation.pool, served_by)
         if serving is None and reservation.spilled_from:
-            # What failed at another site was tried at home.
+            # What failed in another pool was tried at home.
             serving = self._fleet.endpoint(reservation.spilled_from, served_by)
         if serving is None or serving is entry.endpoint:
             return
@@ -168,9 +171,11 @@ class Settlement:
 
     def _charge(self, outcome: Outcome, neighbours: int, now_ns: int) -> Amounts:
         reservation, policy = outcome.reservation, self._settings.policy
-        pool = self._fleet.pools.get(reservation.pool)
+        # By whoever has served it.
+        name = reservation.spilled_from if outcome.failed_there else reservation.pool
+        pool = self._fleet.pools.get(name)
         gpu_ms = outcome.duration_ns / 1e6 / neighbours if outcome.duration_ns else None
-        amounts = used(outcome, pool, policy.price(reservation.pool), gpu_ms=gpu_ms)
+        amounts = used(outcome, pool, policy.price(name), gpu_ms=gpu_ms)
         account = policy.accounts.of(reservation.tenant, reservation.key, reservation.model)
         # The site that has sent it on charges its tenant.
         if account.scopes and not reservation.site:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gateway import logs_of_failed
 
 from tests.attack import admin_port as _admin_port  # noqa: F401 (they register themselves)
 from tests.attack import attacks as _attacks  # noqa: F401
@@ -23,12 +22,6 @@ pytestmark = pytest.mark.envoy
 def stand() -> Iterator[Stand]:
     with standing() as stand:
         yield stand
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
-    owners = [request.getfixturevalue("stand").gateway] if "stand" in request.fixturenames else []
-    yield from logs_of_failed(request, *owners)
 
 
 QUICK = [each for each in ATTACKS if each.quick]

@@ -68,7 +68,7 @@ class Processes:
 
     def show_logs(self) -> None:
         """Print the ends of the logs, for a test that has failed."""
-        show_logs(self.children, characters=3000)
+        show_logs(self.children)
 
     def start(self, name: str, *arguments: str) -> Child:
         """Start `python ARGUMENTS…`."""

@@ -92,9 +92,11 @@ def listens(port: int) -> bool:
         return True
 
 
-def wait_for(what: object, condition: Callable[[], Any], *, timeout_s: float = 60.0) -> Any:
+def wait_for(
+    what: object, condition: Callable[[], Any], *, timeout_s: float = 60.0, runs: Child | None = None
+) -> Any:
     """Poll until the condition gives something true; raises with what was waited for, a name or a function
-    that says how things stand, and what the last look gave."""
+    that says how things stand, and what the last look gave; at once where what `runs` has ended."""
     deadline = time.monotonic() + timeout_s
     pause_s = LOOK_S_MIN
     last: object
@@ -105,6 +107,8 @@ def wait_for(what: object, condition: Callable[[], Any], *, timeout_s: float = 6
             last = value
         except (OSError, grpc.RpcError) as error:
             last = error
+        if runs is not None and runs.process is not None and (code := runs.process.poll()) is not None:
+            raise RuntimeError(f"{told(what)} will not come: {runs.name} has ended with {code}")
         if time.monotonic() > deadline:
             raise TimeoutError(f"{told(what)} did not come within {timeout_s:g} s; the last look: {last!r}")
         time.sleep(pause_s)
@@ -112,7 +116,8 @@ def wait_for(what: object, condition: Callable[[], Any], *, timeout_s: float = 6
 
 
 def logs_of_failed(request: pytest.FixtureRequest, *owners: Any) -> Iterator[None]:
-    """The body of an autouse fixture: when its test fails, what is shared by many tells its logs."""
+    """The body of an autouse fixture: when its test fails, what is shared by many tells its logs, also of
+    what does not run any more. What runs is in pytest's own report (tests/conftest.py)."""
     failed = request.session.testsfailed
     yield
     if request.session.testsfailed > failed:
@@ -247,10 +252,10 @@ class Gateway:
         try:
             for service in self.services:
                 service.start()
-            for i in range(len(self.services)):
-                wait_for("the service", lambda i=i: self.status(i), timeout_s=START_S)
+            for i, service in enumerate(self.services):
+                wait_for("the service", lambda i=i: self.status(i), timeout_s=START_S, runs=service)
             self.envoy.start()
-            wait_for("Envoy", self.ready, timeout_s=START_S)
+            wait_for("Envoy", self.ready, timeout_s=START_S, runs=self.envoy)
         except BaseException:
             self.__exit__(*sys.exc_info())
             raise

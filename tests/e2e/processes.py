@@ -191,6 +191,10 @@ def steersman(*arguments: str, code: int = 0, environment: Mapping[str, str] | N
     return done.stdout
 
 
+#: Children that were started and not stopped.
+_started: dict[Child, None] = {}
+
+
 class Child:
     """A command that can be started again, with its output in a file."""
 
@@ -203,6 +207,7 @@ class Child:
     def start(self) -> None:
         """Start it (again)."""
         self.process = Process(self.arguments, self.log)
+        _started[self] = None
 
     @property
     def pid(self) -> int:
@@ -224,6 +229,7 @@ class Child:
     def stop(self, timeout_s: float = STOP_S) -> int:
         """SIGTERM, then -9 when that is not enough; returns the exit code."""
         assert self.process is not None
+        _started.pop(self, None)
         self.process.send_signal(signal.SIGTERM)
         self.process.send_signal(signal.SIGCONT)  # a stopped one would not hear it
         try:
@@ -242,10 +248,21 @@ def stop_all(children: Sequence[Child]) -> None:
         child.stop()
 
 
-def show_logs(children: Sequence[Child], *, characters: int = 8000) -> None:
-    """Print the ends of their logs, less what Envoy says of work in progress at each start."""
+def show_logs(children: Sequence[Child]) -> None:
+    """Print the ends of their logs."""
     for child in children:
-        if child.log.exists():
-            lines = child.log.read_text(errors="replace").splitlines()
-            text = "\n".join(line for line in lines if "work-in-progress" not in line)
-            print(f"--- {child.name}\n{text[-characters:]}")
+        if end := log_end(child):
+            print(f"--- {child.name}\n{end}")
+
+
+def logs_of_running() -> list[tuple[str, str]]:
+    """The ends of the logs of what runs now, by its name: what a failed test's report has beside it."""
+    return [(f"log of {child.name}", end) for child in _started if (end := log_end(child))]
+
+
+def log_end(child: Child, *, characters: int = 8000) -> str:
+    """The end of its log, less what Envoy says of work in progress at each start."""
+    if not child.log.exists():
+        return ""
+    lines = child.log.read_text(errors="replace").splitlines()
+    return "\n".join(line for line in lines if "work-in-progress" not in line)[-characters:]

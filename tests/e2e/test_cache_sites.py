@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cache_gateway import figures
-from gateway import logs_of_failed, tenants, wait_for
+from gateway import tenants, wait_for
 from two_sites import BIG, COMPLEX, SMALL, TwoSites, two_sites
 
 pytestmark = pytest.mark.envoy
@@ -21,9 +21,8 @@ def sites() -> Iterator[TwoSites]:
 
 
 @pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest, sites: TwoSites) -> Iterator[None]:
+def _connected(sites: TwoSites) -> None:
     sites.connected()
-    yield from logs_of_failed(request, sites)
 
 
 def ask(sites: TwoSites, model: str, text: str) -> tuple[str, str]:

@@ -36,7 +36,7 @@ from doctor_plants import (
     unretried,
     without_metadata,
 )
-from gateway import ASK_S, KEYS, Gateway, logs_of_failed, wait_for
+from gateway import ASK_S, KEYS, Gateway, wait_for
 from redis_harness import Redis
 from replicas import Replicas, specs
 
@@ -97,11 +97,6 @@ def fresh(deployment: Gateway) -> Gateway:
     deployment.start_service()
     complete(deployment)
     return deployment
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest, deployment: Gateway, processes: Processes) -> Iterator[None]:
-    yield from logs_of_failed(request, deployment, processes)
 
 
 def diagnose(gateway: Gateway, *arguments: str) -> tuple[int, dict[str, Any]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from agents_harness import Load, Processes, telemetry
-from gateway import ASK_S, Gateway, free_ports, logs_of_failed, wait_for
+from gateway import ASK_S, Gateway, free_ports, wait_for
 
 pytestmark = pytest.mark.envoy
 
@@ -65,12 +65,6 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             wait_for("the agent", lambda: agent.reported(fleet.gateway))
             wait_for("Envoy's members", lambda: fleet.hosts() == set(fleet.pool))
             yield fleet
-
-
-@pytest.fixture(autouse=True)
-def logs(fleet: Fleet, request: pytest.FixtureRequest) -> Iterator[None]:
-    """On failure only."""
-    yield from logs_of_failed(request, fleet.gateway, fleet.processes)
 
 
 def test_what_envoy_refuses_is_logged_counted_and_not_kept(fleet: Fleet) -> None:

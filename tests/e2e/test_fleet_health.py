@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 from agents_harness import Agent, Load, Processes, RawAgent, report, telemetry, token
-from gateway import Gateway, free_ports, logs_of_failed, wait_for
+from gateway import Gateway, free_ports, wait_for
 
 pytestmark = pytest.mark.envoy
 
@@ -73,12 +73,6 @@ def fleet() -> Iterator[Fleet]:
         fleet.start()
         with fleet.gateway:
             yield fleet
-
-
-@pytest.fixture(autouse=True)
-def logs(fleet: Fleet, request: pytest.FixtureRequest) -> Iterator[None]:
-    """On failure only."""
-    yield from logs_of_failed(request, fleet.gateway, fleet.processes)
 
 
 def causes(fleet: Fleet, address: str) -> dict[str, dict[str, object]]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from agents_harness import Load, Processes, telemetry
-from gateway import KEYS, Gateway, free_ports, logs_of_failed, wait_for
+from gateway import KEYS, Gateway, free_ports, wait_for
 
 from extproc.core.tenant import hash_key
 
@@ -91,12 +91,6 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         fleet.start()
         with fleet.gateway:
             yield fleet
-
-
-@pytest.fixture(autouse=True)
-def logs(fleet: Fleet, request: pytest.FixtureRequest) -> Iterator[None]:
-    """On failure only."""
-    yield from logs_of_failed(request, fleet.gateway, fleet.processes)
 
 
 def _shared(load: Load, address: str) -> None:

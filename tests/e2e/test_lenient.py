@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway import Gateway, logs_of_failed, wait_for
+from gateway import Gateway, wait_for
 from shaped_engine import ShapedEngine
 
 #: By conftest.py: the last test changes the key.
@@ -61,11 +61,6 @@ def gateway(engine: ShapedEngine, tmp_path_factory: pytest.TempPathFactory) -> I
     }
     with Gateway(pools, mode="ads") as gateway:
         yield gateway
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest, gateway: Gateway) -> Iterator[None]:
-    yield from logs_of_failed(request, gateway)
 
 
 @pytest.mark.parametrize("name", TAKEN)

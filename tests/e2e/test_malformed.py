@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
-from gateway import KEYS, Gateway, logs_of_failed
+from gateway import KEYS, Gateway
 from scripted_engine import Script, ScriptedEngine
 
 from extproc.core.request import Dialect, RouteKind
@@ -50,11 +50,6 @@ def site() -> Iterator[tuple[Gateway, ScriptedEngine]]:
         extra = {"extra_routes": ["/invocations", "/vertex"]}
         with Gateway(pools, gateway=extra, routes=OWN) as gateway:
             yield gateway, engine
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest, site: tuple[Gateway, ScriptedEngine]) -> Iterator[None]:
-    yield from logs_of_failed(request, site[0])
 
 
 @pytest.fixture(scope="module")

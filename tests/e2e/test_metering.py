@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway import Gateway, logs_of_failed, wait_for
+from gateway import Gateway, wait_for
 from shaped_engine import DEAD, ShapedEngine
 
 from extproc.core.tenant import hash_key
@@ -79,11 +79,6 @@ def gateway(
     audit = {"file": str(tmp_path_factory.mktemp("audit") / "audit.jsonl")}
     with Gateway(pools, tenants=tenants, audit=audit) as gateway:
         yield gateway
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest, gateway: Gateway) -> Iterator[None]:
-    yield from logs_of_failed(request, gateway)
 
 
 def charged(gateway: Gateway, tenant: str) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
-from gateway import KEYS, Gateway, logs_of_failed, tenants, wait_for
+from gateway import KEYS, Gateway, tenants, wait_for
 from scripted_engine import Script, ScriptedEngine, SeenRequest
 
 pytestmark = pytest.mark.envoy
@@ -81,11 +81,6 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
         people = tenants(acme={"quota": {"requests_per_minute": 10_000}}, globex={"models": ["tiny-chat"]})
         gateway = Gateway(pools, mode=request.param, routes=ROUTES, tenants=people)
         yield Site(stack.enter_context(gateway), engine, other)
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest, site: Site) -> Iterator[None]:
-    yield from logs_of_failed(request, site.gateway)
 
 
 def test_an_embedding_is_charged_where_the_file_says(site: Site) -> None:

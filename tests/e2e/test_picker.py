@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from echo import KEY, Echo, chunked, head, prompt, raw
-from gateway import ASK_S, Gateway, chat_pool, logs_of_failed, wait_for
+from gateway import ASK_S, Gateway, chat_pool, wait_for
 from picker_gateway import PickerGateway, asks, connections, models_cluster
 from replicas import Replicas, specs
 
@@ -66,11 +66,6 @@ def gateway(echo: Echo) -> Iterator[PickerGateway]:
     """Two endpoints, a third that Envoy knows and the service does not."""
     with PickerGateway(chat_pool(echo.addresses), change=hints) as gateway:
         yield gateway
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest, gateway: PickerGateway) -> Iterator[None]:
-    yield from logs_of_failed(request, gateway)
 
 
 def test_a_body_of_one_byte_chunks_arrives_whole(gateway: PickerGateway, echo: Echo) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from gateway import wait_for
-from processes import Child, run, steersman
+from processes import Child, logs_of_running, run, steersman
 
 #: A test process that starts children, says their numbers, and has its fork server import nothing.
 STARTS = """
@@ -92,3 +93,57 @@ def test_a_child_is_stopped_killed_and_started_again(tmp_path: Path) -> None:
         sleeper.start()
         sleeper.signal(signal.SIGSTOP)
         assert sleeper.stop() == -signal.SIGTERM
+
+
+#: A test file with a child that lives on, as a gateway does that a module's tests share.
+FAILS = """
+import sys
+import processes
+from gateway import wait_for
+
+def test_it(tmp_path):
+    child = processes.Child("speaker", ["sh", "-c", "echo what it said; sleep 600"], tmp_path)
+    child.start()
+    wait_for("its word", child.log.read_text)
+    assert False
+"""
+
+
+def test_what_failed_is_reported_with_the_logs_of_what_runs(tmp_path: Path) -> None:
+    """By pytest itself, so that no fixture has to; what was stopped says nothing any more."""
+    (tmp_path / "test_fails.py").write_text(FAILS)
+    root = Path(__file__).parents[2]
+    options = ("-p", "tests.conftest", "-p", "no:cacheprovider", "-c", str(root / "pyproject.toml"))
+    # Not by the fork server: pytest's options are read from what is there when it starts.
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "--rootdir", str(root), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout
+    assert re.search(r"-+ log of speaker -+\nwhat it said", done.stdout), done.stdout
+    child = Child("quiet", ["sh", "-c", "echo so; exec sleep 600"], tmp_path)
+    child.start()
+    wait_for("its word", child.log.read_text)
+    assert ("log of quiet", "so") in logs_of_running()
+    child.stop()
+    assert not [name for name, _ in logs_of_running() if name == "log of quiet"]
+
+
+def test_a_wait_that_fails_says_what_it_saw(tmp_path: Path) -> None:
+    """What was waited for, how things stand and the last look; at once where it cannot come any more."""
+    with pytest.raises(TimeoutError, match=r"it, now 3 did not come within 0 s; the last look: \[\]"):
+        wait_for(lambda: f"it, now {1 + 2}", list, timeout_s=0)
+
+    def refused() -> bool:
+        raise ConnectionRefusedError(111, "nobody listens")
+
+    with pytest.raises(TimeoutError, match="nobody listens"):
+        wait_for("it", refused, timeout_s=0)
+    child = Child("brief", ["sh", "-c", "exit 3"], tmp_path)
+    child.start()
+    with pytest.raises(RuntimeError, match="it will not come: brief has ended with 3"):
+        wait_for("it", lambda: False, runs=child)
+    child.stop()

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import openai
 import pytest
-from gateway import KEYS, Gateway, logs_of_failed, tenants, wait_for
+from gateway import KEYS, Gateway, tenants, wait_for
 from replicas import Replicas, specs
 from scripted_engine import Script, ScriptedEngine, SeenRequest
 
@@ -39,11 +39,6 @@ def site() -> Iterator[tuple[Gateway, ScriptedEngine]]:
         }
         people = tenants(globex={"quota": {"input_tokens_per_hour": 100}})
         yield stack.enter_context(Gateway(pools, tenants=people)), engine
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest, site: tuple[Gateway, ScriptedEngine]) -> Iterator[None]:
-    yield from logs_of_failed(request, site[0])
 
 
 def test_embeddings_spend_a_tenants_tokens(site: tuple[Gateway, ScriptedEngine]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import openai
 import pytest
 from click.testing import CliRunner
-from gateway import KEYS, Gateway, logs_of_failed, tenants, wait_for
+from gateway import KEYS, Gateway, tenants, wait_for
 from two_sites import BIG, COMPLEX, NOWHERE, PLACES, PROXY, SMALL, TwoSites, two_sites
 
 from extproc.cli import group
@@ -37,10 +37,9 @@ def sites() -> Iterator[TwoSites]:
 
 
 @pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest, sites: TwoSites) -> Iterator[None]:
+def _connected(sites: TwoSites) -> None:
     sites.clock(0)
     sites.connected()
-    yield from logs_of_failed(request, sites)
 
 
 def test_simple_stays_and_complex_goes(sites: TwoSites) -> None:

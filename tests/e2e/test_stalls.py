@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from agents_harness import Load, Processes, telemetry
-from gateway import Gateway, free_ports, logs_of_failed, wait_for
+from gateway import Gateway, free_ports, wait_for
 
 pytestmark = pytest.mark.envoy
 
@@ -19,7 +19,7 @@ WATCHED_S = 1.0
 
 
 @pytest.fixture
-def running(request: pytest.FixtureRequest) -> Iterator[tuple[Gateway, Processes]]:
+def running() -> Iterator[tuple[Gateway, Processes]]:
     """Two replicas of which an agent speaks, two at which the service looks itself."""
     ports = free_ports(4)
     addresses = [f"127.0.0.1:{port}" for port in ports]
@@ -35,7 +35,7 @@ def running(request: pytest.FixtureRequest) -> Iterator[tuple[Gateway, Processes
         agent = processes.agent(gateway, "node", "told", addresses[:2], probe_ms=0)
         with gateway:
             wait_for("the agent", lambda: agent.reported(gateway))
-            yield from ((gateway, processes) for _ in logs_of_failed(request, gateway, processes))
+            yield gateway, processes
 
 
 def test_a_service_that_stood_still_doubts_nobody(running: tuple[Gateway, Processes]) -> None:

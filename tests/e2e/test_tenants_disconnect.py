@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from random import Random
 
 import pytest
-from gateway import KEYS, Gateway, logs_of_failed, wait_for
+from gateway import KEYS, Gateway, wait_for
 from replicas import Replicas, specs
 
 from extproc.core.tenant import hash_key
@@ -54,11 +54,6 @@ def fleet() -> Iterator[tuple[Gateway, Replicas]]:
         ) as gateway,
     ):
         yield gateway, replicas
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest, fleet: tuple[Gateway, Replicas]) -> Iterator[None]:
-    yield from logs_of_failed(request, fleet[0])
 
 
 class Client:

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from gateway import KEYS, Gateway, logs_of_failed, wait_for
+from gateway import KEYS, Gateway, wait_for
 from otlp import Receiver, Span, tree
 from replicas import Replicas, specs
 
@@ -67,9 +67,6 @@ class Traced:
 
     def __init__(self, gateway: Gateway, receiver: Receiver, upstream: Upstream, replicas: Replicas) -> None:
         self.gateway, self.receiver, self.upstream, self.replicas = gateway, receiver, upstream, replicas
-
-    def show_logs(self) -> None:
-        self.gateway.show_logs()
 
     def ask(
         self, path: str, body: Any, *, sampled: bool = True, key: str | None = KEYS["acme"]
@@ -136,11 +133,6 @@ def traced() -> Iterator[Traced]:
             ],
         ) as gateway:
             yield Traced(gateway, receiver, upstream, replicas)
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest, traced: Traced) -> Iterator[None]:
-    yield from logs_of_failed(request, traced)
 
 
 def chat(model: str, tokens: int = 5, **fields: Any) -> dict[str, Any]:

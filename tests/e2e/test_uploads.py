@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import httpx2 as httpx
 import pytest
-from gateway import KEYS, Gateway, logs_of_failed, tenants, wait_for
+from gateway import KEYS, Gateway, tenants, wait_for
 from scripted_engine import Script, ScriptedEngine, SeenRequest
 
 pytestmark = pytest.mark.envoy
@@ -54,12 +54,12 @@ def fleet() -> Iterator[Fleet]:
 
 
 @pytest.fixture(autouse=True)
-def _fresh(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[None]:
+def _fresh(fleet: Fleet) -> Iterator[None]:
     for each in fleet.replicas:
         each.seen.clear()
         each.answer = lambda _: Script(TEXT)
         fleet.gateway.order("ClearFaults", address=each.address)
-    yield from logs_of_failed(request, fleet.gateway)
+    yield
     wait_for("quiet", fleet.gateway.quiet)
 
 

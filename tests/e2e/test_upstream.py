@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway import KEYS, Gateway, free_ports, logs_of_failed, wait_for
+from gateway import KEYS, Gateway, free_ports, wait_for
 from identity import Authority
 from processes import run, steersman
 from shaped_engine import ShapedEngine
@@ -105,11 +105,6 @@ def gateway(request: pytest.FixtureRequest, site: Site) -> Iterator[Gateway]:
     open_to = {"failure_mode": "open", "default_model": "prefixed"}
     with Gateway(site.pools(), mode=request.param, gateway=open_to, probes=probes, admin=admin) as gateway:
         yield gateway
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest, gateway: Gateway, site: Site) -> Iterator[None]:
-    yield from logs_of_failed(request, gateway)
 
 
 def ask(gateway: Gateway, model: str, **more: Any) -> tuple[int, dict[str, str], Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway import Gateway, logs_of_failed, wait_for
+from gateway import Gateway, wait_for
 from identity import Authority
 from shaped_engine import ShapedEngine
 from tls_engine import TlsFronts
@@ -55,11 +55,6 @@ def gateway(names: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
             pools, mode="ads", service_script=HERE / "named_service.py", probes={"enabled": False}
         ) as gateway:
             yield gateway
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest, gateway: Gateway) -> Iterator[None]:
-    yield from logs_of_failed(request, gateway)
 
 
 def ask(gateway: Gateway, model: str, **more: Any) -> tuple[int, dict[str, str], Any]:
