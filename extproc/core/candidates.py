@@ -150,7 +150,7 @@ def alternates(
         if e.ready
         and e not in chosen
         and e.suspect_until_ns <= now_ns
-        and (queues or e.load_permits + needs.permits <= e.max_concurrent)
+        and (needs.permits if queues else e.load_permits + needs.permits) <= e.max_concurrent
         and needs.allows(e)
         and e.answers(model)
     ]

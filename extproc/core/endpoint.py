@@ -297,7 +297,7 @@ class Endpoint:
     def failed(self, now_ns: int, *, refused: bool = False) -> None:
         """An attempt on it failed: last in order for a while, twice as long each time.
 
-        `refused`: inside an answer, where no other could be tried.
+        `refused`: inside an answer, or by what an answer said, where no other could be tried.
 
         Failures while it is suspect are the same trouble seen by many requests and count once.
         """

@@ -138,13 +138,13 @@ class Feedback:
         failed = outcome.end is End.ERROR or outcome.impossible
         failed_here = failed and outcome.served_by in ("", chosen)
         if failed and served is not None and served is not first:
-            served.failed(now_ns)
+            served.failed(now_ns, refused=outcome.impossible)
             fleet.answered(served, outcome, now_ns=now_ns, failed=True)
         if first is not None and (retried_elsewhere or failed_here):
             tenant = outcome.reservation.tenant
             if own_error(outcome) and not self.blame.failed(pool, chosen, tenant, now_ns=now_ns):
                 return
-            first.failed(now_ns)
+            first.failed(now_ns, refused=outcome.impossible and not retried_elsewhere)
             fleet.answered(first, outcome, now_ns=now_ns, failed=True)
 
     def _ttft(self, entry: InFlight, observed_ms: float, now_ns: int) -> None:
