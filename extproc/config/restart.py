@@ -71,7 +71,7 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
     if [_cluster(each) for each in old.classes] != [_cluster(each) for each in new.classes]:
         changed.append("classes (their names, order and shares are Envoy's clusters)")
     if _returning(old) != _returning(new):
-        changed.append("pools[].spill (Envoy knows where requests come back to from a site)")
+        changed.append("pools[].spill (Envoy knows where requests come back to)")
     if [pool.name for pool in old.pools] != [pool.name for pool in new.pools]:
         return [*changed, "pools (their names and order)"]
     changed += [
@@ -95,7 +95,7 @@ def place_header(config: Config) -> str | None:
 
 
 def _returning(config: Config) -> list[tuple[str, str]]:
-    """The clusters in which what fails at another site is tried at home."""
+    """The clusters in which what fails in another pool is tried at home."""
     return [(there.name, pool.name) for there, pool in returning(config)]
 
 

@@ -44,20 +44,14 @@ def tier_rule(tiers: TiersConfig, *, hops_max: int) -> TierRule:
 
 
 def returns(pool: PoolConfig, there: PoolConfig) -> bool:
-    """Whether what fails at another site can be tried at home: Envoy sends the same request once more, and
-    changes nothing of it for another pool."""
+    """Whether what fails in another pool can be tried at home: Envoy sends the same request once more, in the
+    same version of HTTP."""
     mine, theirs = pool.upstream, there.upstream
-    plain = all(
-        each.key is None and each.path_prefix is None and not each.headers.add and each.http2 != "auto"
-        for each in (mine, theirs)
-    )
-    spill = pool.spill
-    same = spill is not None and all(spill.models.get(model, model) == model for model in pool.models)
-    return there.remote is not None and plain and same and mine.http2 == theirs.http2
+    return pool.spill is not None and "auto" not in (mine.http2, theirs.http2) and mine.http2 == theirs.http2
 
 
 def returning(config: Config) -> list[tuple[PoolConfig, PoolConfig]]:
-    """The pools that are another site's, with the pools whose requests come back from there."""
+    """The pools to which others spill, with the pools whose requests come back from there."""
     pools = {pool.name: pool for pool in config.pools}
     return [
         (pools[pool.spill.to], pool)
@@ -89,6 +83,12 @@ def site_checks(config: Config) -> Iterator[tuple[Loc, str]]:
                 f"no site {remote.site!r} among site.peers; there are {known}{meant(remote.site, peers)}"
             )
             yield ("pools", i, "remote", "site"), message
+        if remote is not None and config.picker.enabled:
+            message = (
+                "picker.enabled: other gateways send the clients' own keys there, and nothing signed; "
+                "let a service of its own be their picker, or take this pool out"
+            )
+            yield ("pools", i, "remote"), message
         if remote is not None and pool.scaling is not None:
             yield ("pools", i, "scaling"), "does nothing here: that site scales its own replicas; remove it"
         if pool.spill is not None:

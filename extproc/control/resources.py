@@ -61,6 +61,7 @@ from extproc.config.model import Config, PoolConfig, ServiceClass
 from extproc.config.model import OutlierDetection as OutlierLimits
 from extproc.config.site_checks import returning
 from extproc.control.pack import address, extension, ms, packed
+from extproc.control.routes import RetryTiming
 from extproc.control.upstreams import protocol_options, returning_options, transport_socket
 from extproc.core import contract
 
@@ -86,25 +87,26 @@ PROTOCOL_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 def pool_clusters(config: Config, *, mode: Mode = "static") -> list[Cluster]:
     """One cluster a pool and class, in the order of the file; then those that try at home what fails at
-    another site, and those for requests without a decision."""
+    another pool, and those for requests without a decision."""
     decided = [
         pool_cluster(config, pool, each, mode=mode) for pool in config.pools for each in config.classes
     ]
-    return [*decided, *returning_clusters(config), *away_clusters(config, mode=mode)]
+    return [*decided, *returning_clusters(config, mode=mode), *away_clusters(config, mode=mode)]
 
 
-def returning_clusters(config: Config) -> list[Cluster]:
-    """Of each site's pool whose requests can come back, a class each: the first try there, the next at home.
+def returning_clusters(config: Config, *, mode: Mode = "static") -> list[Cluster]:
+    """Of each pool whose requests can come back, a class each: the first try there, the next at home.
 
     Envoy chooses by the try alone; which endpoint it is then is the decision's list, as anywhere. Filters are
-    this cluster's and not those of its parts (Envoy 1.40), so it has none of theirs; connections are theirs.
+    this cluster's and not those of its parts (Envoy 1.40); connections are theirs.
     """
+    keys_from = None if mode == "static" else from_ads()
     clusters = []
     for there, home in returning(config):
         for each in config.classes:
-            retries = config.gateway.retries if each.retries is None else each.retries
+            timing = RetryTiming.of(config.gateway, each)
             own = contract.cluster_name(home.name, each.name)
-            names = [contract.cluster_name(there.name, each.name), *[own] * max(1, retries)]
+            names = [contract.cluster_name(there.name, each.name), *[own] * max(1, timing.retries)]
             clusters.append(
                 Cluster(
                     name=contract.returning_cluster_name(there.name, home.name, each.name),
@@ -117,7 +119,16 @@ def returning_clusters(config: Config) -> list[Cluster]:
                         ),
                     ),
                     circuit_breakers=_circuit_breakers(there, each.share_of_breakers),
-                    typed_extension_protocol_options={PROTOCOL_OPTIONS: packed(returning_options(there))},
+                    typed_extension_protocol_options={
+                        PROTOCOL_OPTIONS: packed(
+                            returning_options(
+                                there,
+                                home,
+                                first_byte_ms=timing.first_byte_timeout_ms,
+                                keys_from=keys_from,
+                            )
+                        )
+                    },
                 )
             )
     return clusters

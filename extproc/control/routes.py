@@ -70,7 +70,7 @@ from extproc.core.routes import FORM_PATHS
 #: timeouts, always before a response has begun: a stream that has begun is never retried. 401 and 403 are of
 #: an engine that does not take our key; the client's never went there.
 RETRY_ON = "reset,connect-failure,refused-stream,retriable-status-codes"
-RETRIABLE_STATUS_CODES = (401, 403, 429, 502, 503, 504)
+RETRIABLE_STATUS_CODES = (401, 403, 429, 502, 503, 504, 529)
 #: Hosts are passed over if they were tried before; this many picks are made for that.
 HOST_PICKS_MAX = 16
 #: Another endpoint is free of the first one's trouble, so there is little to wait for.

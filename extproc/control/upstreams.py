@@ -8,8 +8,10 @@ a new one is told when it changes. Envoy's dumps show it in neither mode (`[reda
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import timedelta
+from importlib import resources
 
 from betterproto2 import Message
 from envoy_data_plane.envoy.config.common.mutation_rules.v3 import (
@@ -60,7 +62,7 @@ from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 
 from extproc.config.model import Config
 from extproc.config.pools import PoolConfig
-from extproc.config.upstream import Upstream, UpstreamTls
+from extproc.config.upstream import Upstream, UpstreamKey, UpstreamTls
 from extproc.control.pack import extension, packed
 from extproc.core import contract
 from extproc.upstream import SYSTEM_CA
@@ -68,19 +70,6 @@ from extproc.upstream import SYSTEM_CA
 #: An idle connection to an engine is closed after this long. vLLM's server (uvicorn) and llama.cpp's
 #: close theirs after 5 s; a request sent into that instant would be reset.
 UPSTREAM_IDLE_S = 3
-
-#: What a try changes of the request stays so for the next one (Envoy 1.40): the first leaves a mark.
-SHOWN_ONCE = f"""function envoy_on_request(handle)
-  local headers = handle:headers()
-  if headers:get("{contract.SITE_HEADER}") == nil then return end
-  if headers:get("{contract.TRIED_HEADER}") == nil then
-    headers:replace("{contract.TRIED_HEADER}", "1")
-  else
-    headers:remove("{contract.SITE_HEADER}")
-    headers:remove("{contract.TRIED_HEADER}")
-  end
-end
-"""
 
 _VERSIONS = {"1.2": TlsParametersTlsProtocol.TLSv1_2, "1.3": TlsParametersTlsProtocol.TLSv1_3}
 
@@ -92,11 +81,64 @@ def protocol_options(pool: PoolConfig, *, keys_from: ConfigSource | None) -> Ups
     return _with_filters(_versions(upstream), _filters(pool.name, upstream, keys_from))
 
 
-def returning_options(pool: PoolConfig) -> UpstreamProtocolOptions:
-    """The same where what fails at another site is tried at home: what proves its tenant there is not shown
-    here, whatever failed."""
-    script = Lua(default_source_code=DataSource(inline_string=SHOWN_ONCE))
-    return _with_filters(_versions(pool.upstream), [_filter("envoy.filters.http.lua", script)])
+def returning_options(
+    there: PoolConfig, home: PoolConfig, *, first_byte_ms: int, keys_from: ConfigSource | None
+) -> UpstreamProtocolOptions:
+    """The same of a cluster whose first try is in one pool and whose next ones are at home in another.
+
+    Both pools' keys are put in under names of ours, and a script leaves the one that is wanted: a key and a
+    header of one pool are not shown to the other, whatever failed.
+    """
+    filters = [
+        _injector(pool.name, pool.upstream.key, keys_from, header=header)
+        for pool, header in ((there, contract.KEY_THERE_HEADER), (home, contract.KEY_HOME_HEADER))
+        if pool.upstream.key is not None
+    ]
+    script = Lua(default_source_code=DataSource(inline_string=_returning_script(there, home, first_byte_ms)))
+    answers = HeaderMutationFilter(mutations=answer_mutations(provider=there.remote is None))
+    filters += [
+        _filter("envoy.filters.http.lua", script),
+        _filter("envoy.filters.http.header_mutation", answers),
+    ]
+    return _with_filters(_versions(there.upstream), filters)
+
+
+def _returning_script(there: PoolConfig, home: PoolConfig, first_byte_ms: int) -> str:
+    source = resources.files("extproc.control").joinpath("lua/returning.lua").read_text(encoding="utf-8")
+    for name, value in (
+        ("FIRST_BYTE_MS", str(first_byte_ms)),
+        ("THERE", _side(there.upstream)),
+        ("HOME", _side(home.upstream)),
+        *(
+            (name, getattr(contract, name))
+            for name in (
+                "OBSERVED_NAMESPACE",
+                "DECISION_NAMESPACE",
+                "SITE_HEADER",
+                "KEY_THERE_HEADER",
+                "KEY_HOME_HEADER",
+                "PATH_PREFIX_HEADER",
+                "PROVIDER_HEADER",
+                "PROVIDER_SILENT",
+                "PROVIDER_THERE_KEY",
+                "FAILED_THERE_KEY",
+                "FAILED_LATE",
+                "FAILED_LOST",
+                "SPILLED_HEADER",
+                "ANSWERED_MODEL_HEADER",
+                "HOME_MODEL_KEY",
+            )
+        ),
+    ):
+        source = source.replace(f"@{name}@", value)
+    return source
+
+
+def _side(upstream: Upstream) -> str:
+    """How a pool is reached, as a Lua table. Names and values are printable ASCII, and are quoted alike."""
+    key = "nil" if upstream.key is None else json.dumps(upstream.key.header)
+    added = ", ".join(f"[{json.dumps(n)}] = {json.dumps(v)}" for n, v in upstream.headers.add.items())
+    return f"{{ key = {key}, prefix = {json.dumps(upstream.path_prefix or '')}, headers = {{{added}}} }}"
 
 
 def _versions(upstream: Upstream) -> UpstreamProtocolOptions:
@@ -204,17 +246,19 @@ def _filters(pool: str, upstream: Upstream, keys_from: ConfigSource | None) -> l
         changed = HeaderMutationFilter(mutations=changes)
         filters.append(_filter("envoy.filters.http.header_mutation", changed))
     if upstream.key is not None:
-        secret = SdsSecretConfig(name=contract.key_name(pool))
-        if keys_from is not None:
-            secret.sds_config = keys_from
-        generic = Generic(
-            credential=secret, header=upstream.key.header, header_value_prefix=upstream.key.before
-        )
-        injector = CredentialInjector(
-            overwrite=True, credential=extension("envoy.http.injected_credentials.generic", generic)
-        )
-        filters.append(_filter("envoy.filters.http.credential_injector", injector))
+        filters.append(_injector(pool, upstream.key, keys_from, header=upstream.key.header))
     return filters
+
+
+def _injector(pool: str, key: UpstreamKey, keys_from: ConfigSource | None, *, header: str) -> HttpFilter:
+    secret = SdsSecretConfig(name=contract.key_name(pool))
+    if keys_from is not None:
+        secret.sds_config = keys_from
+    generic = Generic(credential=secret, header=header, header_value_prefix=key.before)
+    injector = CredentialInjector(
+        overwrite=True, credential=extension("envoy.http.injected_credentials.generic", generic)
+    )
+    return _filter("envoy.filters.http.credential_injector", injector)
 
 
 def _tls(tls: UpstreamTls, http2: object) -> UpstreamTlsContext:

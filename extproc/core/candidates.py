@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.forecast import start_ms
+from extproc.engines import traits_of
+
+if TYPE_CHECKING:
+    from extproc.core.fleet import Pool
 
 #: What `Needs.standing` calls an endpoint.
 REMOVED, SUSPECT, CANDIDATE = "removed", "suspect", "candidate"
+#: Endpoints that are drawn to find retries for a choice among a few.
+ALTERNATES_DRAWN = 8
+#: In pools of up to so many endpoints a request may wait for one that is full.
+WAITED_FOR_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +99,20 @@ def eligible(
     return candidates, suspects, {"not ready": len(endpoints) - len(ready), "full": len(ready) - len(free)}
 
 
+def full_ones(endpoints: Sequence[Endpoint], needs: Needs, now_ns: int) -> Sequence[Endpoint]:
+    """Those that would take it but for their permits; none in a pool that is too large to look at each."""
+    if not needs.permits or len(endpoints) > WAITED_FOR_MAX:
+        return ()
+    return [
+        e
+        for e in endpoints
+        if e.ready
+        and e.load_permits + e.standby + needs.permits > e.max_concurrent
+        and e.suspect_until_ns <= now_ns
+        and needs.allows(e)
+    ]
+
+
 def standing_by(chosen: Sequence[Endpoint], permits: int) -> list[Endpoint]:
     """The choice and those of its alternates that may be named.
 
@@ -98,6 +122,39 @@ def standing_by(chosen: Sequence[Endpoint], permits: int) -> list[Endpoint]:
         return list(chosen)
     address = chosen[0].address
     return [each for i, each in enumerate(chosen) if not i or each.may_stand_by(address, permits)]
+
+
+def kept_free(pool: Pool, named: Iterable[Endpoint | None]) -> list[Endpoint]:
+    """Those named for a retry that keep its permits free: none where the engine queues what it cannot run.
+
+    A retry does not overfill such a one.
+    """
+    return [] if traits_of(pool.engine).queues else [each for each in named if each is not None]
+
+
+def alternates(
+    pool: Pool, needs: Needs, chosen: Sequence[Endpoint], more: int, model: str, now_ns: int, rng: Random
+) -> list[Endpoint]:
+    """Up to `more` retries for a choice that was made among a few: of a handful drawn, the least in flight.
+
+    An engine that queues what is above its limit is asked even where it is full: a retry that waits in it is
+    better than none.
+    """
+    if more <= 0 or len(pool.endpoints) <= len(chosen):
+        return []
+    queues = traits_of(pool.engine).queues
+    drawn = rng.sample(pool.endpoints, min(ALTERNATES_DRAWN, len(pool.endpoints)))
+    fit = [
+        e
+        for e in drawn
+        if e.ready
+        and e not in chosen
+        and e.suspect_until_ns <= now_ns
+        and (queues or e.load_permits + needs.permits <= e.max_concurrent)
+        and needs.allows(e)
+        and e.answers(model)
+    ]
+    return sorted(fit, key=lambda e: e.load_requests)[:more]
 
 
 def near(
@@ -130,8 +187,10 @@ def near(
     return [each for each in candidates if each.address in may]
 
 
-def fallbacks(endpoints: Iterable[Endpoint], needs: Needs, most: int, now_ns: int) -> tuple[str, ...]:
+def fallbacks(
+    endpoints: Iterable[Endpoint], model: str, needs: Needs, most: int, now_ns: int
+) -> tuple[str, ...]:
     """Where a request is tried that fails in another pool: the least loaded that are ready, by address."""
-    may = [each for each in endpoints if each.ready and needs.allows(each)]
+    may = [each for each in endpoints if each.ready and needs.allows(each) and each.answers(model)]
     may.sort(key=lambda each: (each.suspect_until_ns > now_ns, each.load_permits))
     return tuple(each.address for each in may[: max(0, most)])

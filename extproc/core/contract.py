@@ -66,8 +66,11 @@ SPILLED_HEADER = "x-steersman-spilled"
 SITE_HEADER = "x-steersman-site"
 #: Where it is asked what it offers, at its gateway.
 SITE_PATH = "/steersman/v1/site"
-#: Within a site's pool it was tried already: the next try is at home, where that header is not shown.
-TRIED_HEADER = "x-steersman-tried"
+#: For a request that failed in another pool and is tried at home: where its model's name begins in its body,
+#: how many bytes that takes, and the name at home as JSON; blanks between. Not said where names are equal.
+HOME_MODEL_KEY = "home_model"
+#: The keys of both pools, until it is known which try it is. No engine sees these headers.
+KEY_THERE_HEADER, KEY_HOME_HEADER = "x-steersman-key-there", "x-steersman-key-home"
 
 #: A client asks for the decision's reason (`reason`), and is told where its tenant may know.
 EXPLAIN_HEADER = "x-steersman-explain"
@@ -179,7 +182,8 @@ STRIPPED_HEADERS = (
     WHOLE_HEADER,
     ONCE_HEADER,
     PATH_PREFIX_HEADER,
-    TRIED_HEADER,
+    KEY_THERE_HEADER,
+    KEY_HOME_HEADER,
     "x-envoy-retry-on",
     RETRIES_HEADER,
     "x-envoy-retriable-status-codes",
@@ -205,6 +209,11 @@ PROVIDER_FORMAT = " ".join(
     )
 )
 PROVIDER_SILENT = "- - - - -"
+#: A request was tried in another pool in vain, and then at home: the status there; "lost" where nothing was
+#: answered, "late" where that was for want of time. And what that pool said of its rate limits.
+FAILED_THERE_KEY = "failed_there"
+FAILED_LOST, FAILED_LATE = "lost", "late"
+PROVIDER_THERE_KEY = "provider_there"
 
 #: The log names of our access log, so that a shared receiver can tell them apart.
 ACCESS_LOG_NAME = "steersman"

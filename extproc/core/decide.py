@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from extproc.core.candidates import Needs, eligible, fallbacks, near, standing_by
+from extproc.core.candidates import Needs, alternates, eligible, fallbacks, full_ones, near, standing_by
 from extproc.core.contract import returning_cluster_name
 from extproc.core.endpoint import Endpoint, places
 from extproc.core.errors import Error, no_model
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 #: Endpoints named in a decision where nothing is said of retries: the choice and two more.
 ENDPOINTS_NAMED = 3
-#: Endpoints that are drawn to find retries for a choice among a few.
-ALTERNATES_DRAWN = 8
 #: The beginning by which prompts are of one group: a system prompt's worth, not a question's.
 AFFINITY_CHARACTERS = 256
 
@@ -232,7 +230,8 @@ def place(
     everyone: Sequence[Endpoint] = pool.endpoints if among is None else among
     endpoints = everyone
     permits = routing.permits
-    if permits > 1 and traits_of(pool.engine).queues:
+    queues = traits_of(pool.engine).queues
+    if permits > 1 and queues:
         allows = routing.needs(permits).allows
         permits = places(permits, [e for e in pool.endpoints if allows(e)])
     strategy, degraded = strategy_of(routing, pool, degraded)
@@ -268,7 +267,12 @@ def place(
             suspects = [each for each in suspects if each.answers(routing.model)]
             if not candidates and not suspects:
                 return FULL
-    at = context(routing.work, pool, now_ns=now_ns, patient=patient, deciders=deciders, last=last)
+    lacking: Sequence[Endpoint] = ()
+    if routing.waits and not last and (among is not None or removed["full"]):
+        lacking = full_ones(pool.endpoints, routing.needs(permits), now_ns)
+    at = context(
+        routing.work, pool, now_ns=now_ns, patient=patient, deciders=deciders, last=last, full=lacking
+    )
     considered = [*candidates, *suspects] if suspects else candidates
     reason = choose(strategy, candidates, suspects, routing, removed, rng, degraded, at)
     if not reason.best:
@@ -276,9 +280,17 @@ def place(
             trace.ranked(strategy, reason, considered, (), (), routing.work, at)
         return WAITS if patient and min(reason.scores) < LATER_MS else FULL
     chosen = [considered[i] for i in reason.best]
-    if among is not None or pool.adapters is not None:
-        chosen += _alternates(routing, pool, tuple(chosen), now_ns, rng)
-    named = standing_by(chosen, routing.permits)
+    if among is not None or pool.adapters is not None or queues:
+        more = routing.tries - len(chosen)
+        chosen += alternates(pool, routing.needs(routing.permits), chosen, more, routing.model, now_ns, rng)
+    named = chosen if queues else standing_by(chosen, routing.permits)
+    alone = len(named) == 1 and routing.tries > 1 and not last and routing.waits and bool(routing.permits)
+    if alone and named[0].failed_lately(now_ns) and any(e.ready and e not in named for e in pool.endpoints):
+        # Should it fail again nothing could be done: another that would take it, or the first that has room.
+        best = [i for i in reason.best if not considered[i].failed_lately(now_ns)]
+        if not best:
+            return FULL
+        reason, named = reason._replace(best=best), [considered[best[0]]]
     found = forecasts(named, routing.work, cached=at.cached)
     if trace is None:
         trace = PlacementTrace()
@@ -290,12 +302,12 @@ def place(
     if pool.site:
         # What is signed for a request is taken there once: it is not sent a second time.
         addresses = addresses[:1]
-    spill = routing.spill
+    spill, home_model = routing.spill, ""
     if spill is not None and spill.returns and (home := fleet.pools.get(spill.pool)) is not None:
         # What fails there is tried at home: Envoy takes each next address from there (control/resources.py).
-        back = fallbacks(home.endpoints, routing.needs(0), routing.tries - 1, now_ns)
+        back = fallbacks(home.endpoints, spill.home_model, routing.needs(0), routing.tries - 1, now_ns)
         if back:
-            addresses = (addresses[0], *back)
+            addresses, home_model = (addresses[0], *back), spill.other_name
             cluster = returning_cluster_name(pool.name, home.name, tenant.service_class)
     expected = FREE
     if not routing.free:
@@ -307,6 +319,7 @@ def place(
         reason=reason,
         plan=expected,
         trace=trace,
+        home_model=home_model,
         reservation=Reservation(
             id=routing.id,
             tenant=tenant.name,
@@ -387,28 +400,6 @@ def choose(
     if suspects:
         removed = {**removed, "suspect": len(suspects)}
     return Reason(strategy.name, considered, scores, best, removed, degraded, strategy.defers)
-
-
-def _alternates(
-    routing: RoutingRequest, pool: Pool, named: tuple[Endpoint, ...], now_ns: int, rng: Random
-) -> list[Endpoint]:
-    """Retries for a choice that was made among a few: of a handful drawn, the least in flight."""
-    more = routing.tries - len(named)
-    if more <= 0 or len(pool.endpoints) <= len(named):
-        return []
-    needs = routing.needs(routing.permits)
-    drawn = rng.sample(pool.endpoints, min(ALTERNATES_DRAWN, len(pool.endpoints)))
-    fit = [
-        e
-        for e in drawn
-        if e.ready
-        and e not in named
-        and e.suspect_until_ns <= now_ns
-        and e.load_permits + routing.permits <= e.max_concurrent
-        and needs.allows(e)
-        and e.answers(routing.model)
-    ]
-    return sorted(fit, key=lambda e: e.load_requests)[:more]
 
 
 def _no_region(tenant: Tenant, pool: Pool) -> Reject:

@@ -11,6 +11,7 @@ from random import Random
 
 from msgspec.structs import replace
 
+from extproc.core.candidates import kept_free
 from extproc.core.decide import WAITS, Full, RoutingRequest, cold, full, place
 from extproc.core.decisions import Decisions
 from extproc.core.endpoint import Endpoint
@@ -29,7 +30,7 @@ from extproc.core.quota import QuotaBooks
 from extproc.core.shortlist import Shortlist
 from extproc.core.strategies import SchedulingContext, Work
 
-#: Requests released to a freed replica in one go; the rest at the next event.
+#: Requests released to a freed replica in one go.
 RELEASES_MAX = 64
 #: In pools of up to so many endpoints a request may wait for the one that holds more of its prefix.
 AFFINITY_ENDPOINTS_MAX = 64
@@ -442,8 +443,7 @@ class Dispatcher:
         strategy.picked(pool.endpoints, endpoint, routing.work, at=at)
         if placed.plan is not None:
             coming(pool, endpoint, placed.plan)
-        others = [self._fleet.endpoint(reservation.pool, each) for each in placed.addresses[1:]]
-        standby = [each for each in others if each is not None]
+        standby = kept_free(pool, (self._fleet.endpoint(pool.name, each) for each in placed.addresses[1:]))
         self._ledger.enter(reservation, endpoint, now_ns=now_ns, plan=placed.plan, standby=standby)
         self.decisions.note(routing, placed, now_ns=now_ns)
         self._events.placed(routing, placed, now_ns=now_ns)

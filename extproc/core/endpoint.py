@@ -26,6 +26,8 @@ from extproc.core.reports import ReplicaReport
 #: short: what fails now and then costs its requests a retry of some 10 ms, while without it the others have
 #: its work, and its cache is no use (half of all answered 503, simulated: hit .775 with 1 s, .788 with .1 s).
 SUSPECT_FIRST_NS, SUSPECT_MAX_NS = 100_000_000, 30_000_000_000
+#: For so long after a failed attempt a request goes to an endpoint only with another to be tried on.
+FAILED_LATELY_NS = 10_000_000_000
 #: Reports over which the smallest surplus counts as foreign: a request that has just ended here may
 #: still be in the engine's figures.
 FOREIGN_SAMPLES = 3
@@ -74,6 +76,7 @@ class Endpoint:
         "cache_tokens",
         "configured_max_concurrent",
         "draining",
+        "failed_ns",
         "failures",
         "foreign",
         "gpus",
@@ -147,6 +150,8 @@ class Endpoint:
         #: Its place in the weighted rotation (round_robin).
         self.turn = 0.0
         self.failures = 0
+        #: When an attempt on it failed last; None never.
+        self.failed_ns: int | None = None
         self.suspect_until_ns = 0
         self.hardware = ""
         self.gpus = 1
@@ -289,16 +294,24 @@ class Endpoint:
         if before == self.standby:
             self.standby = max(self._promised.values(), default=0)
 
-    def failed(self, now_ns: int) -> None:
+    def failed(self, now_ns: int, *, refused: bool = False) -> None:
         """An attempt on it failed: last in order for a while, twice as long each time.
+
+        `refused`: inside an answer, where no other could be tried.
 
         Failures while it is suspect are the same trouble seen by many requests and count once.
         """
+        if not refused:
+            self.failed_ns = now_ns
         if now_ns < self.suspect_until_ns:
             return
         self.failures += 1
         pause = min(SUSPECT_FIRST_NS << min(self.failures - 1, 16), SUSPECT_MAX_NS)
         self.suspect_until_ns = now_ns + pause
+
+    def failed_lately(self, now_ns: int) -> bool:
+        """Whether an attempt on it failed within FAILED_LATELY_NS, whatever it has answered since."""
+        return self.failed_ns is not None and now_ns - self.failed_ns < FAILED_LATELY_NS
 
     def succeeded(self) -> None:
         """It answered: trusted again."""

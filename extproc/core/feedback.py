@@ -24,8 +24,6 @@ MS_NS = 1_000_000
 CACHE_JUDGED_MIN, SPARED_SHARE_MIN = 128, 0.3
 #: From so many observations of its speed on, an endpoint's late first tokens tell of waiting.
 SPEED_KNOWN = 1
-#: Below this share of waiting prompts are prefilled side by side: who comes later delays nobody.
-SIDE_BY_SIDE = 0.3
 #: How fast a cache is taken for smaller, and for larger again.
 CACHE_SHRINK, CACHE_GROW = 0.1, 0.01
 #: A decode of fewer tokens says more of its first than of a step.
@@ -63,7 +61,7 @@ class Feedback:
         if load.left_ns >= job.placed_ns:
             since_ms = (now_ns - load.left_ns) / MS_NS
             waited = after_end(observed_ms, _expected_ms(entry), since_ms, job.plan.prefill_ms)
-        side_by_side = endpoint.admission.known(1) and endpoint.admission.share(1) < SIDE_BY_SIDE
+        side_by_side = endpoint.admission.side_by_side
         if side_by_side and job.plan.sure:
             # One that is in time may have waited a little as well.
             own_ms = _scale(entry) * (job.plan.ttft_ms - job.plan.wait_ms)
@@ -74,6 +72,7 @@ class Feedback:
 
     def first_token(self, entry: InFlight, *, now_ns: int, waited: bool = False) -> None:
         """The first token of a request in flight was seen now; `waited`: for another's end (`slot`)."""
+        entry.timed = True
         if not entry.adopted and not waited:
             self._ttft(entry, (now_ns - entry.job.placed_ns) / MS_NS, now_ns)
         pool = self.fleet.pools.get(entry.reservation.pool)
@@ -85,6 +84,11 @@ class Feedback:
         reservation, entry = outcome.reservation, ended.entry
         pool = self.fleet.pools.get(reservation.pool)
         if pool is None or outcome.end is not End.OK or not reservation.permits:
+            return
+        if outcome.failed_there:
+            # Another pool's replica answered: what was expected of this one is undone, and nothing is learnt.
+            if entry is not None and not entry.adopted and entry.endpoint.pool == reservation.pool:
+                moved(entry, entry.endpoint)
             return
         pool.calibration.meters.saw(outcome)
         if outcome.prompt_tokens is not None:
@@ -111,7 +115,7 @@ class Feedback:
             return
         if ended.decoded is not None:
             entry.endpoint.slots.ended(ended.decoded.elapsed_ms + entry.job.plan.prefill_ms)
-        if outcome.ttft_ns is not None and not heard:
+        if outcome.ttft_ns is not None and not entry.timed:
             # From the request's start, the hold included; what was held is known.
             self._ttft(entry, outcome.ttft_ns / MS_NS - reservation.held_ms, now_ns)
         took_ms = (now_ns - entry.job.placed_ns) / MS_NS
@@ -254,7 +258,7 @@ class Feedback:
     def _joined(self, entry: InFlight, observed_ms: float) -> bool:
         """Whether somebody came after it who may have been prefilled with it: then its time says nothing."""
         job, endpoint = entry.job, entry.endpoint
-        if endpoint.admission.known(1) and endpoint.admission.share(1) < SIDE_BY_SIDE:
+        if endpoint.admission.side_by_side:
             return False
         return endpoint.load.joined(job, job.placed_ns + int(observed_ms * MS_NS))
 

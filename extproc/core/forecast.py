@@ -142,7 +142,19 @@ def plan(work: Work, endpoint: Endpoint, expected: Forecast, *, given_tokens: in
 
 def slot_ms(endpoint: Endpoint, sequences: int) -> float:
     """How long so many sequences would wait for a slot there: 0 with nothing there, or no limit known."""
-    return endpoint.slots.wait_ms(endpoint.load_permits + sequences - 1) if endpoint.requests else 0.0
+    if not endpoint.requests:
+        return 0.0
+    return endpoint.slots.wait_ms(endpoint.load_permits + sequences - 1, factor=endpoint.speed.factor)
+
+
+def permit_ms(endpoint: Endpoint, permits: int) -> float:
+    """How long so many permits are waited for there, in the mean: each end gives back one.
+
+    0 with so many free, or with nothing known of how long its requests take.
+    """
+    missing = endpoint.load_permits + endpoint.standby + permits - endpoint.max_concurrent
+    life_ms = endpoint.slots.expected_life_ms(endpoint.speed.factor)
+    return max(0, missing) * life_ms / endpoint.max_concurrent
 
 
 def waits(endpoint: Endpoint) -> float:

@@ -41,6 +41,8 @@ class InFlight:
     adopted: bool = False
     #: Its first token was heard of, not only taken for come.
     heard_first: bool = False
+    #: The time of its first token was learnt from, when it came.
+    timed: bool = False
     #: What its first token's lateness multiplied its endpoint's factor by.
     late: float = 1.0
     #: Where it may be tried next, its permits kept there; nowhere once it is answered.

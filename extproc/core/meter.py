@@ -201,9 +201,9 @@ def prompt_bound(outcome: Outcome) -> int:
 
 def _estimate(outcome: Outcome, meters: Meters | None) -> int | None:
     """Tokens by what was seen of the answer; None where nothing tells."""
-    if meters is None or outcome.status != 200 or outcome.end is End.REFUSED:
+    if meters is None or outcome.status != 200:
         return None
-    if outcome.end is End.ERROR and not outcome.events:
+    if outcome.end in (End.ERROR, End.REFUSED) and not outcome.events:
         # What came was the error alone, or nothing says otherwise.
         return None
     return meters.estimate(outcome)

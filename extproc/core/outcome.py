@@ -189,6 +189,8 @@ class Routed(msgspec.Struct, frozen=True, kw_only=True):
     trace: Told | None = None
     #: For the client: the rate limits' figures.
     headers: tuple[tuple[str, str], ...] = ()
+    #: What its model is called where it is tried after the first address; "" where its name stays.
+    home_model: str = ""
 
     @property
     def retries(self) -> int:
@@ -270,6 +272,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     response_id: str = ""
     #: What a provider said of its rate limits (spill/limits.py); "" where nothing.
     provider: str = ""
+    #: It failed in the pool that it was sent to, and was tried in its own: the status there, "lost" or "late"
+    #: (contract.FAILED_THERE_KEY); "" where not.
+    failed_there: str = ""
 
 
 def _finite(value: float | None) -> float | None:

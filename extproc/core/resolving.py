@@ -23,7 +23,7 @@ from extproc.core.spill.books import SpillBooks
 from extproc.core.spill.choice import elsewhere, may_cross
 from extproc.core.spill.values import SpillCost, Spilled, SpillRule
 from extproc.core.tenant import Tenant
-from extproc.core.tiers import SMALLER, TierChoice, TierRule
+from extproc.core.tiers import HERE, SMALLER, THERE, TierChoice, TierRule
 
 
 class Resolver:
@@ -80,12 +80,17 @@ class Resolver:
             tier=choice,
             now_ns=now_ns,
         )
+        stays = routing
+        if tiered is not None and tiered.choice.where == THERE:
+            # Whatever keeps it here is what it is told and counted by, and nothing is on its way there.
+            here = TierChoice(HERE, "budget", tiered.choice.unsure)
+            stays = replace(routing, tier=tiered._replace(choice=here))
         if spill is None:
-            return routing
+            return stays
         there = self._resolved(
             request, tenant, reservation_id, key=key, now_ns=now_ns, spill=spill, to=rule.to
         )
-        return replace(there, tier=tiered) if isinstance(there, RoutingRequest) else routing
+        return replace(there, tier=tiered) if isinstance(there, RoutingRequest) else stays
 
     def _tiered(
         self,

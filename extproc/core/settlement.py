@@ -62,11 +62,15 @@ class Settlement:
             self._moved(entry, served_by, now_ns)
         if refused:
             self._counts["refused_in_stream"] += 1
-            entry.endpoint.failed(now_ns)
+            entry.endpoint.failed(now_ns, refused=True)
         else:
             self._ledger.answering(reservation_id)
             news = self._ledger.first_token(reservation_id, now_ns=now_ns) is not None
+            silent = entry.job.silent
             waited = self.feedback.slot(entry, now_ns=now_ns)
+            if silent and not news:
+                # It was overdue, and counted as running since: how late it was is known now, not at its end.
+                self.feedback.first_token(entry, now_ns=now_ns, waited=waited)
             if news:
                 self._counts["first_token"] += 1
                 entry.heard_first = True
@@ -108,6 +112,9 @@ class Settlement:
         if mine:
             self._dispatcher.pump(reservation.pool, now_ns=now_ns, at=at)
             self._peers.spent(reservation.pool)
+        if outcome.failed_there:
+            self._counts["settled.at_home_after_all"] += 1
+            self._dispatcher.pump(reservation.spilled_from, now_ns=now_ns, at=at)
         here = self._peers.ours(reservation.id)
         self._events.settled(Settled(outcome, charged, sample, here), now_ns=now_ns)
         return True
@@ -144,7 +151,7 @@ class Settlement:
         reservation = entry.reservation
         serving = self._fleet.endpoint(reservation.pool, served_by)
         if serving is None and reservation.spilled_from:
-            # What failed at another site was tried at home.
+            # What failed in another pool was tried at home.
             serving = self._fleet.endpoint(reservation.spilled_from, served_by)
         if serving is None or serving is entry.endpoint:
             return
@@ -164,9 +171,11 @@ class Settlement:
 
     def _charge(self, outcome: Outcome, neighbours: int, now_ns: int) -> Amounts:
         reservation, policy = outcome.reservation, self._settings.policy
-        pool = self._fleet.pools.get(reservation.pool)
+        # By whoever has served it.
+        name = reservation.spilled_from if outcome.failed_there else reservation.pool
+        pool = self._fleet.pools.get(name)
         gpu_ms = outcome.duration_ns / 1e6 / neighbours if outcome.duration_ns else None
-        amounts = used(outcome, pool, policy.price(reservation.pool), gpu_ms=gpu_ms)
+        amounts = used(outcome, pool, policy.price(name), gpu_ms=gpu_ms)
         account = policy.accounts.of(reservation.tenant, reservation.key, reservation.model)
         # The site that has sent it on charges its tenant.
         if account.scopes and not reservation.site:

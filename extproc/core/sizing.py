@@ -6,10 +6,11 @@ load and chooses nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from xxhash import xxh3_64_intdigest
 
+from extproc.core.endpoint import Endpoint
 from extproc.core.fleet import Pool
 from extproc.core.load import MS_NS
 from extproc.core.prefix import BLOCK_BYTES, PrefixIndex, of_adapter
@@ -22,14 +23,22 @@ STANDARD = ClassSpec()
 
 
 def context(
-    work: Work, pool: Pool, *, now_ns: int, patient: bool = False, deciders: int = 1, last: bool = False
+    work: Work,
+    pool: Pool,
+    *,
+    now_ns: int,
+    patient: bool = False,
+    deciders: int = 1,
+    last: bool = False,
+    full: Sequence[Endpoint] = (),
 ) -> SchedulingContext:
-    """The moment of a choice in a pool."""
+    """The moment of a choice in a pool; all else as in `work.SchedulingContext`."""
     if not work.prefix:
-        return SchedulingContext(now_ns, NOTHING, patient, deciders, last)
+        return SchedulingContext(now_ns, NOTHING, patient, deciders, last, full=full)
     coming = _held(pool.coming, work)
     given = NOTHING if coming else pool.coming.counts()
-    return SchedulingContext(now_ns, _held(pool.prefixes, work), patient, deciders, last, coming, given)
+    held = _held(pool.prefixes, work)
+    return SchedulingContext(now_ns, held, patient, deciders, last, coming, given, full)
 
 
 def _held(index: PrefixIndex, work: Work) -> Mapping[str, int]:

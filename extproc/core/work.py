@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 import msgspec
 
+from extproc.core.endpoint import Endpoint
 from extproc.core.promptcount import PromptCount
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
@@ -66,6 +67,8 @@ class SchedulingContext(msgspec.Struct, frozen=True):
     coming: Mapping[str, int] = NOTHING
     #: For a prompt whose beginning nobody was given yet: prefix blocks given to each endpoint, by address.
     given: Mapping[str, int] = NOTHING
+    #: Endpoints that only a lack of permits keeps from it, where it may wait for one of them.
+    full: Sequence[Endpoint] = ()
 
 
 NOW = SchedulingContext()

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -39,6 +40,11 @@ FITTED_MAX: Final = 1_440
 FITTED_MIN: Final = 60
 #: It gives way to whoever serves.
 NICE: Final = 15
+#: It may hold so much memory of its own, in bytes: six times what a fit takes. Above it the job fails and the
+#: process ends, long before the machine's memory does.
+MEMORY_MAX: Final = 2 * 1024**3
+#: Libraries of linear algebra begin a thread a core otherwise, each with tens of megabytes set aside.
+THREADS: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class FitJob(msgspec.Struct, frozen=True, kw_only=True, tag="fit"):
@@ -88,10 +94,19 @@ def fit(job: FitJob) -> Fitted:
     )  # fmt: skip
 
 
+def bounded() -> None:
+    """Hold this process to MEMORY_MAX and one thread; a stricter bound that it was given stays."""
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_MAX, hard))
+
+
 def main(stdin: BinaryIO, stdout: BinaryIO) -> None:
     """Answer jobs until nobody asks any more."""
     with contextlib.suppress(OSError):
         os.nice(NICE)
+    bounded()
     decoder = msgspec.msgpack.Decoder(Job)
     speed = PLAYED_PER_S
     while (frame := read_frame(stdin, most=FRAME_MAX)) is not None:

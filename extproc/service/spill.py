@@ -113,6 +113,7 @@ class SpillPart(Part):
             "spent": {pool: books.spent(pool, now_ns=now_ns) for pool in self._settings.spills},
             "under_way": books.under_way,
             "counts": {" ".join(key): count for key, count in sorted(books.counts.items())},
+            "returned": {pool: books.returned.get(pool, 0) for pool in self._settings.spills},
             "left": {pool: books.provider_left(pool, now_ns=now_ns) for pool in self._settings.rate_limits},
             "open": {pool: not books.closed(pool, now_ns=now_ns) for pool in self._settings.rate_limits},
         }

@@ -20,6 +20,7 @@ from extproc.core.contract import (
     DONE_KEY,
     ERROR_KEY,
     EVENTS_KEY,
+    FAILED_THERE_KEY,
     FIRST_CHUNK_KEY,
     GENERATED_TOKENS_HEADER,
     GENERATED_TOKENS_KEY,
@@ -31,6 +32,7 @@ from extproc.core.contract import (
     PROMPT_TOKENS_HEADER,
     PROMPT_TOKENS_KEY,
     PROVIDER_KEY,
+    PROVIDER_THERE_KEY,
     REFUSED_KEY,
     RESPONSE_ID_KEY,
     TICKET_KEY,
@@ -156,6 +158,7 @@ def _outcome(entry: pb.HttpAccessLogEntry, reservation: Reservation, decided: Ma
     if events is None and FIRST_CHUNK_KEY in seen and _streams(headers):
         events = 0  # counted, and there were none
     fault = ErrorOrigin.FULL if _true(seen, REFUSED_KEY) else fault_of(_text(seen, ERROR_KEY))
+    failed_there = _text(seen, FAILED_THERE_KEY)
     output_seen = status == 200 and (fault is ErrorOrigin.NONE or bool(events))
     return Outcome(
         reservation=reservation,
@@ -171,7 +174,8 @@ def _outcome(entry: pb.HttpAccessLogEntry, reservation: Reservation, decided: Ma
         output_tokens=output,
         cached_tokens=cached,
         response_id=_text(seen, RESPONSE_ID_KEY),
-        provider=_text(seen, PROVIDER_KEY),
+        provider=_text(seen, PROVIDER_THERE_KEY if failed_there else PROVIDER_KEY),
+        failed_there=failed_there,
         refused=fault is ErrorOrigin.FULL,
         key_refused=_true(seen, KEY_REFUSED_KEY),
         events=events,

@@ -19,6 +19,22 @@ def renamed(body: bytes, model: str) -> bytes:
     return msgspec.json.encode(fields)
 
 
+def home_model(body: bytes, model: str) -> str:
+    """What Envoy writes `model` in place of, in a body that `renamed` or usage.with_usage has written: where
+    its model stands in bytes, how many it has, and the new one as JSON; blanks between.
+
+    Raises ValueError on a body that was written otherwise.
+    """
+    fields, at = _fields.decode(body), 1
+    for name, value in fields.items():
+        at += len(msgspec.json.encode(name)) + 1
+        told = bytes(value)
+        if name == "model" and body[at : at + len(told)] == told:
+            return f"{at} {len(told)} {msgspec.json.encode(model).decode()}"
+        at += len(told) + 1
+    raise ValueError("no model stands where it was written")
+
+
 def not_utf8(body: bytes) -> Reject | None:
     """What to say of a body that is not; None where it is."""
     if body.isascii():

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from extproc.core.routes import ends
+
 #: So much of what an engine says of an error is kept.
 ERROR_BYTES = 512
 #: Of a line that is longer only its head and its last bytes are kept until it is whole.
@@ -20,6 +22,9 @@ _ROLE = re.compile(rb'"role"\s*:\s*"')
 _EMPTY = re.compile(rb'"content"\s*:\s*(?:""|null)')
 _OUTPUT = re.compile(rb'"finish_reason"\s*:\s*"|"reasoning[A-Za-z_]*"\s*:\s*"[^"]|"arguments"\s*:\s*"[^"]')
 _DONE = re.compile(rb"data:\s*\[DONE\]")
+_NAME = re.compile(rb"event:\s*([A-Za-z0-9_.]+)")
+#: The names of the last events of streams whose events have names.
+_ENDS = frozenset(name.encode() for name in ends())
 
 
 def error_in(text: bytes) -> str:
@@ -33,7 +38,7 @@ def error_in(text: bytes) -> str:
 class StreamEvents:
     """Counts one stream's events."""
 
-    __slots__ = ("_rest", "count", "done", "error")
+    __slots__ = ("_name", "_rest", "count", "done", "error")
 
     def __init__(self) -> None:
         self.count = 0
@@ -41,6 +46,8 @@ class StreamEvents:
         self.done = False
         #: What has come of a line that is not whole.
         self._rest = b""
+        #: The last event's name, where events have names; b"" where they have none.
+        self._name = b""
 
     def saw(self, piece: bytes) -> None:
         """The next piece of the body."""
@@ -52,11 +59,26 @@ class StreamEvents:
         for line in lines:
             if not self.error and (said := error_in(line)):
                 self.error = said
+            elif line.startswith(b"event:"):
+                found = _NAME.match(line)
+                self._name = b"" if found is None else found[1]
+            elif line.startswith(b"data:") and self._name:
+                self._named(line)
             elif line.startswith(b"data:"):
                 if not (_is_bare if self.count == 0 else _is_bare_later)(line):
                     self.count += 1
                 elif _DONE.match(line):
                     self.done = True
+
+    def _named(self, line: bytes) -> None:
+        """One event with a name, as OpenAI's responses and Anthropic's messages have them."""
+        if self._name == b"error":
+            # OpenAI's own error event has no object of that name: what it says is the event.
+            self.error = self.error or line[5 : 5 + ERROR_BYTES].decode("utf-8", "replace")
+        elif self._name.endswith(b"delta") and self._name != b"message_delta":
+            self.count += 1
+        elif self._name in _ENDS:
+            self.done = True
 
 
 def _is_bare(event: bytes) -> bool:

@@ -56,21 +56,28 @@ def test_the_next_try_is_at_home() -> None:
     assert parts == ["pool.hub/standard", *["pool.near/standard"] * 2]
 
 
-@pytest.mark.parametrize(
-    "upstream",
-    [
-        {"key": {"file": "/etc/key"}},
-        {"path_prefix": "/v2"},
-        {"headers": {"add": {"x-a": "b"}}},
-        {"http2": True},
-    ],
-)
+@pytest.mark.parametrize("http2", [True, "auto"])
 @pytest.mark.parametrize("pool", [0, 1])
-def test_what_is_reached_otherwise_does_not_come_back(upstream: dict[str, Any], pool: int) -> None:
-    """Envoy sends the same request once more, and would show one pool's key, path or headers to the other."""
+def test_another_version_of_http_does_not_come_back(http2: object, pool: int) -> None:
+    """Envoy sends the same request once more as it sent the first: one version of HTTP is a cluster's."""
     pools = [dict(each) for each in EDGE["pools"]]
-    pools[pool]["upstream"] = upstream
+    pools[pool]["upstream"] = {**pools[pool].get("upstream", {}), "tls": {"server_name": "hub.example"}}
+    pools[pool]["upstream"]["http2"] = http2
     assert "returning." not in rendered({**EDGE, "pools": pools})
+
+
+def test_no_key_stands_in_a_script() -> None:
+    """What reaches each pool is named there; the keys are Envoy's to put in, under names of ours."""
+    pools = [dict(each) for each in EDGE["pools"]]
+    for i, name in enumerate(("near", "hub")):
+        key = {"file": f"/etc/{name}.key", "header": "x-api-key"}
+        pools[i]["upstream"] = {"key": key, "path_prefix": f"/{name}", "headers": {"add": {"x-a": 'b"\\'}}}
+    found = yaml.safe_load(rendered({**EDGE, "pools": pools}))["static_resources"]["clusters"]
+    cluster = next(each for each in found if each["name"].startswith("returning."))
+    (options,) = cluster["typed_extension_protocol_options"].values()
+    script = options["http_filters"][2]["typed_config"]["default_source_code"]["inline_string"]
+    assert 'local HOME = { key = "x-api-key", prefix = "/near", headers = {["x-a"] = "b\\"\\\\"} }' in script
+    assert "@" not in script
 
 
 def test_an_example_of_the_page_is_one() -> None:

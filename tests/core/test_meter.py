@@ -100,7 +100,8 @@ def test_an_error_before_any_token_produced_nothing() -> None:
     """After some it produced them."""
     assert metered(outcome(end=End.ERROR, events=0, response_bytes=90), Meters()).output_tokens is None
     assert metered(outcome(end=End.ERROR, events=7, response_bytes=900), Meters()).output_tokens == 7
-    assert metered(outcome(end=End.REFUSED, events=7, response_bytes=900), Meters()).output_tokens is None
+    assert metered(outcome(end=End.REFUSED, events=0, response_bytes=90), Meters()).output_tokens is None
+    assert metered(outcome(end=End.REFUSED, events=7, response_bytes=900), Meters()).output_tokens == 7
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.core.endpoint import Endpoint
+from extproc.core.endpoint import FAILED_LATELY_NS, Endpoint
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.ledger import STANDBY_NS
 from extproc.core.outcome import Hold, Outcome, Reject, Routed
@@ -20,10 +20,10 @@ from tests.stand.schedulers import step
 ASK = Request(kind=RouteKind.GENERATE, dialect=Dialect.TGI, prompt_bytes=40, max_new_tokens=5)
 
 
-def scheduler_of(*limits: int, retries: int = 2) -> Scheduler:
+def scheduler_of(*limits: int, retries: int = 2, engine: str = "tgi", hold_ns: int = 0) -> Scheduler:
     members = tuple((f"10.0.0.{i}:80", "", limit) for i, limit in enumerate(limits))
-    spec = PoolSpec(name="p", models=("m",), strategy="least_request", endpoints=members)
-    policy = Policy(classes=(ClassSpec(hold_ns=0, retries=retries),))
+    spec = PoolSpec(name="p", models=("m",), strategy="least_request", endpoints=members, engine=engine)
+    policy = Policy(classes=(ClassSpec(hold_ns=hold_ns, retries=retries),))
     return Scheduler(
         Fleet([spec]), instance="i", default_model="m", limits=SchedulerLimits(), rng=Random(1), policy=policy
     )
@@ -143,3 +143,33 @@ def test_what_is_kept_is_given_back_after_a_while() -> None:
     assert sum(each.standby for each in endpoints) == 1
     scheduler.step(now_ns=STANDBY_NS)
     assert [(each.permits, each.standby) for each in endpoints] in ([(1, 0), (0, 0)], [(0, 0), (1, 0)])
+
+
+def test_an_engine_that_queues_is_named_when_full() -> None:
+    """A retry waits in it: nothing is kept free for that, and the list is as long as it may be."""
+    scheduler = scheduler_of(2, 2, engine="vllm")
+    routed = [scheduler.admit(ASK, ANONYMOUS, now_ns=0) for _ in range(4)]
+    assert all(isinstance(each, Routed) and len(each.addresses) == 2 for each in routed)
+    assert [(e.permits, e.standby) for e in scheduler.fleet.pools["p"].endpoints] == [(2, 0), (2, 0)]
+
+
+def test_what_failed_lately_is_no_only_choice() -> None:
+    """Where no other can keep a permit for its retry, another takes it, or it waits for one."""
+    scheduler = scheduler_of(8, 1, hold_ns=10**9)
+    bad, other = scheduler.fleet.pools["p"].endpoints
+    bad.failed(0)
+    now_ns = bad.suspect_until_ns + 1
+    first = scheduler.admit(ASK, ANONYMOUS, now_ns=now_ns)
+    assert isinstance(first, Routed)
+    assert first.addresses == (other.address,)
+    assert isinstance(scheduler.admit(ASK, ANONYMOUS, now_ns=now_ns), Hold)
+    later_ns = bad.failed_ns + FAILED_LATELY_NS if bad.failed_ns is not None else 0
+    assert not bad.failed_lately(later_ns)
+
+
+def test_a_refusal_inside_an_answer_is_no_failed_attempt() -> None:
+    """No other could have been tried: it makes an endpoint suspect, and no worse a choice after that."""
+    endpoint = Endpoint(address="x", pool="p")
+    endpoint.failed(5, refused=True)
+    assert endpoint.suspect_until_ns > 5
+    assert not endpoint.failed_lately(5)

@@ -116,8 +116,8 @@ def wait_for(
 
 
 def logs_of_failed(request: pytest.FixtureRequest, *owners: Any) -> Iterator[None]:
-    """The body of an autouse fixture: when its test fails, what is shared by many tells its logs, also those
-    of what does not run any more. What runs is in pytest's own report (tests/conftest.py)."""
+    """The body of an autouse fixture: when its test fails, what is shared by many tells its logs, also of
+    what does not run any more. What runs is in pytest's own report (tests/conftest.py)."""
     failed = request.session.testsfailed
     yield
     if request.session.testsfailed > failed:

@@ -57,7 +57,7 @@ class ScriptedEngine:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 body = self._read(headers)
                 request = SeenRequest(self.command, self.path, headers, body)
-                if self.path == "/health":
+                if self.path.endswith("/health"):
                     return self._whole(WELL)
                 engine.seen.append(request)
                 engine.open.wait(30)

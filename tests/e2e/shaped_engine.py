@@ -18,6 +18,8 @@ import json
 import threading
 from typing import Any
 
+from turn_shapes import TURNS, written
+
 from tests.stand.waits import PATIENCE_S
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\ntransfer-encoding: chunked\r\n%s\r\n"
@@ -98,6 +100,8 @@ class ShapedEngine:
         if not streams:
             answer = json.dumps(said if said is not None else whole(headers, tokens)).encode()
             _chunk(writer, gzip.compress(answer) if packed else answer)
+        elif path in TURNS:
+            await self._turns(path, headers, reader, writer, tokens, said)
         else:
             await self._stream(headers, body, reader, writer, tokens, said)
         writer.write(b"0\r\n\r\n")
@@ -144,6 +148,31 @@ class ShapedEngine:
             if options.get("include_usage"):
                 _event(writer, {**chunk(shape, {}), "choices": [], "usage": usage(tokens)})
         _chunk(writer, b"data: [DONE]\n\n")
+
+    async def _turns(
+        self,
+        path: str,
+        headers: dict[str, str],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        tokens: int,
+        said: list[Any] | None,
+    ) -> None:
+        name, gap_s = headers.get("x-name", ""), float(headers.get("x-gap-ms", "0")) / 1e3
+        opening, token, closing = TURNS[path]
+        self.written[name] = 0
+        for event in opening(PROMPT_TOKENS):
+            _chunk(writer, written(event))
+        for made in range(1, tokens + 1):
+            _chunk(writer, written(token()))
+            await writer.drain()
+            if reader.at_eof():
+                raise ConnectionError
+            self.written[name] = made
+            if gap_s:
+                await asyncio.sleep(gap_s)
+        for event in closing(PROMPT_TOKENS, tokens) if said is None else said:
+            _chunk(writer, written(event))
 
 
 DEAD = {"error": {"message": "EngineCore is dead", "type": "InternalServerError", "code": 500}}

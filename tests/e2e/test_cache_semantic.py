@@ -24,7 +24,8 @@ pytestmark = [
 ]
 
 #: Sure soon: the default bound takes more checks than a test should make.
-SOON = {"wrong_max": 0.05, "confidence": 0.9, "check_share": 0.01}
+#: And questions that are less alike are refused by guards, whether or not a closer one is kept by then.
+SOON = {"wrong_max": 0.05, "confidence": 0.9, "check_share": 0.01, "similarity_min": 0.5}
 ANSWER = {
     "id": "1",
     "object": "chat.completion",

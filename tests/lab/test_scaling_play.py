@@ -15,7 +15,7 @@ from extproc.lab.scaling.oracle import OraclePoint
 from extproc.lab.scaling.ours import PlannedLane, ShippedPlanner, kind_of
 from extproc.lab.scaling.play import CaseResult, ScalingRow, play_case
 from extproc.lab.scaling.rates import RateCurve
-from extproc.lab.scaling.report import hours_at, judged, markdown_report
+from extproc.lab.scaling.report import hours_at, judged, markdown_report, one_setting
 from extproc.lab.scaling.requests import play_requests
 from extproc.lab.scaling.service import KNOWN
 from extproc.lab.scaling.traffic import counted, listed, made_up, mean_work_s
@@ -142,6 +142,29 @@ def test_a_cell_is_judged_by_the_aims() -> None:
     assert cell.less["kpa"] is None
     assert cell.missed == ["hours"]
     assert "never reaches it" in markdown_report(results, [])
+
+
+def test_a_peer_has_one_setting_for_all_cells_the_cheapest_that_is_enough() -> None:
+    """.7 is enough in both cells, .9 is cheaper and enough in one; ours is enough in both, then in one."""
+    oracle = (OraclePoint(1.0, 0.9, 90.0, 4.0), OraclePoint(2.0, 0.98, 100.0, 8.0))
+
+    def result(name: str, ours: float, cheap: float) -> CaseResult:
+        return CaseResult(
+            case=ScalingCase(name=name, seed=1, load_times_s=(60.0,)),
+            rows=(
+                row("HPA", 0.7, 0.99, 140.0),
+                row("HPA", 0.9, cheap, 105.0, usual=False),
+                row("fixed at peak", 12.0, 1.0, 300.0),
+                row("steersman", 0.98, ours, 110.0),
+            ),
+            oracle=(oracle,),
+        )
+
+    own, hpa = one_setting([result("ramp", 0.981, 0.982), result("step", 0.98, 0.95)])
+    assert (own.scaler, own.enough, own.cells, own.to_oracle) == ("steersman", 2, 2, pytest.approx(1.1))
+    assert (hpa.setting, hpa.enough, hpa.to_oracle) == (0.7, 2, pytest.approx(1.4))
+    own, hpa = one_setting([result("ramp", 0.981, 0.982), result("step", 0.97, 0.95)])
+    assert (own.enough, hpa.setting, hpa.attainment) == (1, 0.9, pytest.approx(0.966))
 
 
 def test_points_of_a_curve_only_worsen() -> None:

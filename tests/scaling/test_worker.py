@@ -13,7 +13,7 @@ from extproc.core.predict.timing import Timing
 from extproc.core.scaling.values import ReplicaKind, WorkSample
 from extproc.core.slo import ClassSpec
 from extproc.scaling.check import Checked, CheckJob, check, play
-from extproc.scaling.worker import FITTED_MIN, FitJob, Fitted, Worker, fit
+from extproc.scaling.worker import AGAIN_MAX_S, AGAIN_S, FITTED_MIN, FitJob, Fitted, Worker, fit
 
 A100 = ReplicaKind(
     name="a100",
@@ -83,15 +83,18 @@ def test_a_past_that_says_nothing_is_fitted_to_nothing(rates: list[float]) -> No
 
 
 def test_the_process_answers_and_goes_when_it_is_stopped() -> None:
-    """A simulation comes back from a process of its own, which is gone afterwards."""
+    """A simulation and a fit come back from a process of its own, which is gone afterwards."""
 
     async def go() -> None:
         worker = Worker(clock=time.monotonic_ns)
         answer = await worker.ask(job(2.0, 1), timeout_s=DEADLINE_S)
+        rates = [5.0 + i % 7 for i in range(FITTED_MIN)]
+        fitted = await worker.ask(FitJob(rates=rates), timeout_s=DEADLINE_S)
         process = worker._process
         assert process is not None
         await worker.stop()
         assert isinstance(answer, Checked)
+        assert isinstance(fitted, Fitted)
         assert set(answer.attained) == {1}
         assert process.returncode is not None
 
@@ -122,5 +125,73 @@ def test_a_worker_that_dies_lies_or_is_late_is_left_alone_for_a_while(
         assert worker.counts.total() == 1
         now_ns = 10_000_000_000
         assert worker.free
+
+    asyncio.run(go())
+
+
+#: One that answers three jobs and dies over the fourth.
+MORTAL = """
+import sys
+from extproc.pipes import framed, read_frame
+from extproc.scaling.worker import Fitted
+for _ in range(3):
+    read_frame(sys.stdin.buffer, most=1_000_000)
+    sys.stdout.buffer.write(framed(Fitted()))
+    sys.stdout.buffer.flush()
+read_frame(sys.stdin.buffer, most=1_000_000)
+sys.exit(1)
+"""
+#: One whose job takes more memory than it may have.
+GREEDY = """
+import sys
+from extproc.pipes import framed, read_frame
+from extproc.scaling import worker
+worker.bounded()
+read_frame(sys.stdin.buffer, most=1_000_000)
+held = bytearray(worker.MEMORY_MAX)
+sys.stdout.buffer.write(framed(worker.Fitted()))
+"""
+
+
+def test_a_worker_that_takes_too_much_memory_ends_and_nothing_else_does() -> None:
+    """The job fails at the bound, the service hears no answer and goes on by the model."""
+
+    async def go() -> None:
+        worker = Worker(clock=lambda: 0, command=(sys.executable, "-c", GREEDY))
+        assert await worker.ask(FitJob(rates=[]), timeout_s=DEADLINE_S) is None
+        assert worker.counts == {"ended": 1}
+        assert worker._process is None
+
+    asyncio.run(go())
+
+
+def test_a_worker_that_dies_again_and_again_is_started_again_each_time() -> None:
+    """Five lives of three answers: each end costs one job and one pause, and no pause grows over the last."""
+
+    async def go() -> None:
+        now_ns = 0
+        worker = Worker(clock=lambda: now_ns, command=(sys.executable, "-c", MORTAL))
+        for life in range(1, 6):
+            answers = [await worker.ask(FitJob(rates=[]), timeout_s=DEADLINE_S) for _ in range(4)]
+            assert answers == [Fitted()] * 3 + [None]
+            assert worker.counts == {"answered": 3 * life, "ended": life}
+            assert not worker.free
+            now_ns += round(AGAIN_S * 1e9)
+            assert worker.free
+
+    asyncio.run(go())
+
+
+def test_one_that_never_answers_is_asked_less_and_less_often() -> None:
+    """Ends without an answer between them: each pause is twice the last, up to an hour."""
+
+    async def go() -> None:
+        now_ns, pauses = 0, []
+        worker = Worker(clock=lambda: now_ns, command=("/nowhere/worker",))
+        for _ in range(12):
+            assert await worker.ask(FitJob(rates=[]), timeout_s=DEADLINE_S) is None
+            pauses.append((worker._again_ns - now_ns) / 1e9)
+            now_ns = worker._again_ns
+        assert pauses == [min(AGAIN_S * 2.0**n, AGAIN_MAX_S) for n in range(12)]
 
     asyncio.run(go())

@@ -87,6 +87,33 @@ def test_events_are_counted_however_they_are_cut(step: int) -> None:
     assert (events.error, events.done) == ("", True)
 
 
+NAMED = (
+    b'event: response.created\ndata: {"type":"response.created","response":{"error":null}}\n\n'
+    b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":" a"}\n\n'
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"text":" b"}}\n\n'
+    b'event: message_delta\ndata: {"type":"message_delta","usage":{"output_tokens":2}}\n\n'
+)
+
+
+@pytest.mark.parametrize("step", [1, 7, 4096])
+@pytest.mark.parametrize(
+    ("last", "done", "fault"),
+    [
+        (b'event: message_stop\ndata: {"type":"message_stop"}\n\n', True, ErrorOrigin.NONE),
+        (b'event: response.completed\ndata: {"response":{"error":null}}\n\n', True, ErrorOrigin.NONE),
+        (b'event: error\ndata: {"type":"error","code":"server_error"}\n\n', False, ErrorOrigin.ENGINE),
+        (b'event: error\ndata: {"error":{"type":"overloaded_error"}}\n\n', False, ErrorOrigin.FULL),
+    ],
+)
+def test_events_with_names_are_told_by_them(last: bytes, done: bool, fault: ErrorOrigin, step: int) -> None:
+    """Of messages and responses the deltas hold tokens, and an event called an error is one."""
+    events, stream = StreamEvents(), NAMED + last
+    for at in range(0, len(stream), step):
+        events.saw(stream[at : at + step])
+    assert (events.count, events.done) == (2, done)
+    assert fault_of(events.error) is fault
+
+
 def test_an_error_after_tokens_is_seen() -> None:
     """Wherever it comes in the stream."""
     events = StreamEvents()

@@ -8,12 +8,28 @@ from typing import Any
 import envoy_messages as envoy
 import pytest
 from google.protobuf.message import DecodeError
-from picker_world import BODY_BYTES_MAX, CHAT, KEY, PATH, A, B, World, body_of, head, piece, refused, said
+from picker_world import (
+    BODY_BYTES_MAX,
+    CHAT,
+    KEY,
+    OTHER,
+    PATH,
+    A,
+    B,
+    World,
+    body_of,
+    head,
+    piece,
+    refused,
+    said,
+)
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.config.picker import PickerConfig as Settings
 from extproc.core.contract import DECISION_NAMESPACE, LB_ENDPOINTS_KEY, LB_NAMESPACE
 from extproc.core.families import Family
+from extproc.core.spill.values import SpillAllowance, SpillRule
+from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire import ticket
 from extproc.wire.picker.codec import CHUNK_BYTES_MAX
 from extproc.wire.picker.exchange import PickerExchange
@@ -63,6 +79,24 @@ def test_a_decision() -> None:
     assert rest[-1].request_body.response.body_mutation.streamed_response.end_of_stream
     assert (world.picker.bodies_bytes, world.processor.deciding) == (0, 0)
     exchange.close()
+
+
+def test_what_goes_to_another_pool_is_not_tried_at_home() -> None:
+    """No filter of ours gives it its model's own name again: the list is the other pool's alone."""
+    world = World(limit=1)
+    allowed = Tenant(name="acme", spill=SpillAllowance())
+    world.processor.directory = Directory([(allowed, [hash_key("key")])], required=True)
+    names = {"m": "other", "big": "other"}
+    world.scheduler.settings.spills = {
+        "p": SpillRule(pool="p", to="q", models=names, wait_ms=100.0, returns=True)
+    }
+    lists = []
+    for _ in range(3):
+        _, (first, *rest) = world.decide()
+        lists.append(envoy.metadata(first, LB_NAMESPACE)[LB_ENDPOINTS_KEY])
+    assert lists[-1] == OTHER
+    assert json.loads(body_of(rest))["model"] == "other"
+    assert OTHER not in "".join(lists[:-1])
 
 
 def test_a_body_of_json_that_declares_no_type_goes_on_as_json() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import envoy_messages as envoy
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from extproc.core.contract import DECISION_NAMESPACE
 from extproc.core.families import Family
@@ -18,7 +20,8 @@ from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire import exchange as exchange_module
 from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
-from extproc.wire.rename import renamed
+from extproc.wire.rename import home_model, renamed
+from extproc.wire.usage import with_usage
 from tests.stand.schedulers import make_pool, make_processor, make_scheduler
 
 AUTO = json.dumps({"model": "auto", "messages": [{"content": "hello"}], "max_tokens": 5}).encode()
@@ -134,3 +137,24 @@ def test_the_reason_is_told_who_may_ask() -> None:
         answer = envoy.response(ask(Exchange(processor_of(explain=allowed)), *extra).data)
         about = envoy.metadata(answer, DECISION_NAMESPACE)
         assert (about.get("explained") == about["reason"]) == told
+
+
+@given(
+    st.dictionaries(st.text(max_size=9), st.integers() | st.text(max_size=9) | st.just({"model": "gpt"})),
+    st.text(max_size=9),
+    st.booleans(),
+)
+def test_the_name_at_home_takes_the_others_place(fields: dict[str, Any], own: str, usage: bool) -> None:
+    """The name is where it is said to stand, whatever else there is; nothing else is changed."""
+    body = renamed(json.dumps({**fields, "model": own}).encode(), "gpt")
+    body = with_usage(body, every=False) if usage else body
+    at, length, name = home_model(body, own).split(" ", 2)
+    assert body[int(at) : int(at) + int(length)] == b'"gpt"'
+    back = body[: int(at)] + name.encode() + body[int(at) + int(length) :]
+    assert json.loads(back) == {**json.loads(body), "model": own}
+
+
+def test_a_body_that_was_written_otherwise() -> None:
+    """It is nobody's to guess where its name stands."""
+    with pytest.raises(ValueError, match="no model stands"):
+        home_model(b'{ "model": "gpt" }', "own")

@@ -72,6 +72,12 @@ local function error_in(text)
   return at and text:sub(at, at + ERROR_BYTES - 1)
 end
 
+-- What an event says that is called an error, where the first one is: OpenAI's own has no object of that name.
+local function error_event(text)
+  local at = text:match("^event:%s*error%s*\ndata:()")
+  return at and text:sub(at, at + ERROR_BYTES - 1)
+end
+
 -- An event that holds no token: usage, the end, or what opens a choice before its first token.
 local function is_bare(event)
   if event:find("^data:%s*%[DONE%]") or event:find('"choices"%s*:%s*%[%s*%]') then
@@ -185,6 +191,9 @@ local function look_through(found, text)
         found.failure = failure
       elseif line:sub(1, 6) == "event:" then
         found.event = line:match("^event:%s*([%w_.]+)")
+      elseif line:sub(1, 5) == "data:" and found.event == "error" then
+        -- OpenAI's own error event has no object of that name: what it says is the event.
+        found.failure = found.failure or line:sub(6, 5 + ERROR_BYTES)
       elseif line:sub(1, 5) == "data:" and found.event then
         named_event(found, line)
       elseif line:sub(1, 5) == "data:" then
@@ -318,7 +327,9 @@ local GIVES_WAY = {@GIVES_WAY@}
 local function ask_again(handle)
   local headers = handle:headers()
   local decision = GIVES_WAY[headers:get(":status")] and noted(handle)
-  if decision and decision["@SPILLED_HEADER@"] then
+  local spilled = decision and decision["@SPILLED_HEADER@"]
+  -- Empty once it was tried at home as well.
+  if spilled and spilled ~= "" then
     headers:replace("retry-after", "1")
     headers:replace("x-should-retry", "true")
   end
@@ -397,7 +408,7 @@ function envoy_on_response(handle)
       if not begun and (waits and tokens_begin(text) or not waits and (text:sub(1, 1) ~= ":" or text:find("\ndata:", 1, true))) then
         begun = true
         note("@FIRST_CHUNK_KEY@", handle:timestampString(EnvoyTimestampResolution.MICROSECOND))
-        local failure = well and error_in(text)
+        local failure = well and (error_in(text) or error_event(text))
         if not (well and stream) then
           if failure then
             note("@ERROR_KEY@", failure)

@@ -45,6 +45,8 @@ _LEVEL_OF = tuple(
 PRIOR_SHARE = 0.08
 #: From this on an engine counts as one that takes one prefill at a time.
 SERIAL_SHARE = 0.6
+#: Below this share prompts are prefilled side by side: who comes later delays nobody.
+SIDE_BY_SIDE = 0.3
 #: Of the observations in order, the one that counts.
 QUANTILE = 1 / 3
 #: Observations that are remembered at a level, of a pool and of an endpoint; and how many of its own an
@@ -227,6 +229,14 @@ class Admission:
             least = waiting / ahead if waiting < ahead else 1.0
             if shares[ahead] < least:
                 shares[ahead] = least
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether it is known to prefill side by side: who does behind many does behind few as well."""
+        shares, seen = self.shares, self._model.seen
+        return any(
+            shares[at] < SIDE_BY_SIDE and len(seen[i]) >= KNOWN_MIN for i, at in enumerate(LEVEL_STARTS)
+        )
 
     def known(self, ahead: int) -> bool:
         """Whether the share with so many ahead rests on evidence, and not on the prior.

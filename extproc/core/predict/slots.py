@@ -42,10 +42,12 @@ LIFE_GAIN = 0.1
 class SlotsModel:
     """What one pool's engines on one hardware have shown: the prior of each of them."""
 
-    __slots__ = ("_members", "limit")
+    __slots__ = ("_members", "life_ms", "limit")
 
     def __init__(self) -> None:
         self.limit = 0
+        #: How long a request has its slot, in the mean of all that ended.
+        self.life_ms = 0.0
         self._members: weakref.WeakSet[Slots] = weakref.WeakSet()
 
     def join(self, member: Slots) -> None:
@@ -136,10 +138,21 @@ class Slots:
     def ended(self, life_ms: float) -> None:
         """A request was over, and had its slot so long."""
         self.life_ms += (LIFE_GAIN if self.life_ms else 1.0) * (life_ms - self.life_ms)
+        model = self._model
+        model.life_ms += (LIFE_GAIN if model.life_ms else 1.0) * (life_ms - model.life_ms)
 
-    def wait_ms(self, taken: int) -> float:
-        """How long one more waits for its slot, with so many sequences there: each end makes room for one."""
-        return (taken + 1 - self.limit) * self.life_ms / self.limit if self.full(taken) else 0.0
+    def expected_life_ms(self, factor: float) -> float:
+        """How long a request has its slot; before any ended here, as in its pool, `factor` times as long."""
+        return self.life_ms or factor * self._model.life_ms
+
+    def wait_ms(self, taken: int, *, factor: float = 1.0) -> float:
+        """How long one more waits for its slot, with so many sequences there: each end makes room for one.
+
+        `factor` is how many times slower than its pool's typical engine this one is.
+        """
+        if not self.full(taken):
+            return 0.0
+        return (taken + 1 - self.limit) * self.expected_life_ms(factor) / self.limit
 
     def full(self, taken: int) -> bool:
         """Whether so many sequences there, waiting or decoding, are all that it decodes at once."""

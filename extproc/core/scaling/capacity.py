@@ -49,6 +49,8 @@ CORRECTION_MAX: Final = 3.0
 EDGE: Final = 0.95
 #: Answers that are kept of one shape: the next step asks about the same rates and numbers.
 ANSWERS_MAX: Final = 256
+#: A rate is looked for within this share of the last one first.
+NEAR: Final = 0.02
 #: Nothing is asked about more.
 REPLICAS_MAX: Final = 1_000
 #: Fewer requests a second are none: one in thirty years.
@@ -372,17 +374,24 @@ class Capacity:
         return over, which, min(1.0, max(full for _, full, _ in found))
 
 
-def rate_max(capacity: Capacity, replicas: int, target: float) -> float:
-    """The largest rate, all told, that so many replicas bear at a share `target` (0..1); 0 for none."""
+def rate_max(capacity: Capacity, replicas: int, target: float, *, near: float = 0.0) -> float:
+    """The largest rate, all told, that so many replicas bear at a share `target` (0..1), to a thousandth; 0
+    for none. It is looked for about `near`, a replica's rate, first where that is given."""
     if replicas <= 0:
         return 0.0
     at = capacity.at if target < EDGE else capacity.within
+
+    def borne(each: float) -> bool:
+        return at(each * replicas, replicas).attainment >= target
+
     low, high = 0.0, 1.0
-    while high < 1e7 and at(high * replicas, replicas).attainment >= target:
+    if near > 0.0 and borne(near * (1.0 - NEAR)):
+        low, high = near * (1.0 - NEAR), near * (1.0 + NEAR)
+    while high < 1e7 and borne(high):
         low, high = high, high * 2.0
     for _ in range(24):
         middle = (low + high) / 2.0
-        if at(middle * replicas, replicas).attainment >= target:
+        if borne(middle):
             low = middle
         else:
             high = middle

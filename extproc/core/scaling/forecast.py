@@ -48,6 +48,10 @@ BETTER: Final = 0.03
 #: replica is there: following each costs 5 % more hours for the same attainment (ServeGen, simulated).
 LEVEL_S: Final = 120.0
 LEVEL_MIN_S: Final = 30.0
+#: Where replicas are ready soon a burst is worth following: the window is no longer than so many horizons,
+#: and not below this. A minute for a load time of 5 s has 1 % fewer hours for the same attainment.
+LEVEL_HORIZONS: Final = 3.0
+LEVEL_SOON_S: Final = 60.0
 LEVEL_DEVIATIONS: Final = 6.0
 BURST_S: Final = 3_600.0
 #: What is forecast is the mean of so long: what peaks within it cost is in the record of ends.
@@ -85,6 +89,7 @@ class Forecaster:
         self._recent: deque[tuple[int, float]] = deque(maxlen=max(8, int(1800.0 / bucket_s)))
         self._pending: deque[_Pending] = deque()
         self._ahead = 1
+        self._level_s = LEVEL_S
         self._next = 0
         self._errors: dict[str, deque[float]] = {name: deque(maxlen=ERRORS_MAX) for name in METHODS}
         self._sorted: dict[str, list[float]] = {name: [] for name in METHODS}
@@ -145,6 +150,7 @@ class Forecaster:
         """How far ahead the plan looks from now on; errors at another horizon say little, and are forgotten
         where it moves by more than a quarter."""
         ahead = max(1, round(ahead_s / self.bucket_s))
+        self._level_s = min(LEVEL_S, max(LEVEL_SOON_S, LEVEL_HORIZONS * ahead_s))
         if abs(ahead - self._ahead) > max(1, self._ahead // 4):
             self._ahead = ahead
             self._pending.clear()
@@ -201,7 +207,7 @@ class Forecaster:
                 mean = total / many
                 deviation = sqrt(max(self.dispersion, 1.0) * max(mean, 1.0) * (1.0 + 1.0 / many))
                 far = max(LEVEL_DEVIATIONS * deviation, self._burst * sqrt(max(mean, 1.0)))
-                if abs(count - mean) > far or many * self.bucket_s >= LEVEL_S:
+                if abs(count - mean) > far or many * self.bucket_s >= self._level_s:
                     break
             total += count
             many += 1

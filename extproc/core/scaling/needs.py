@@ -42,7 +42,7 @@ def mixed_need(
     by_name = {each.kind.name: each for each in capacities}
     had = [by_name.get(each.kind, capacities[0]) for each in facts.replicas if each.stage in HAD]
     size = max(1, len(had))
-    bears = {each.kind.name: rate_max(each, size, scale.target_attainment) / size for each in capacities}
+    bears = {each.kind.name: rate_max(each, size, scale.aimed) / size for each in capacities}
 
     def worth(each: Capacity) -> float:
         return each.kind.price_per_hour / max(bears[each.kind.name], 1e-9)
@@ -60,7 +60,7 @@ def mixed_need(
         return (
             Need(
                 replicas=count,
-                attainment=scale.target_attainment,
+                attainment=scale.aimed,
                 utilization=rate / borne,
                 binding=used.binding,
             ),
@@ -79,7 +79,7 @@ def mixed_need(
     return (
         Need(
             replicas=total,
-            attainment=scale.target_attainment if enough else scale.target_attainment * borne / rate,
+            attainment=scale.aimed if enough else scale.aimed * borne / rate,
             utilization=min(1.0, rate / borne) if borne > 0.0 else 1.0,
             binding=chosen.at(rate, max(1, total)).binding,
         ),

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Final
 
-from extproc.core.scaling.capacity import Capacity, blended, need, rate_max, shape
+from extproc.core.scaling.capacity import Capacity, Shape, blended, need, rate_max, shape
 from extproc.core.scaling.leaving import HAD, leaving
 from extproc.core.scaling.margin import AttainmentMargin
 from extproc.core.scaling.needs import ENDED_FEW, first_need, mixed_need
@@ -31,6 +31,7 @@ from extproc.core.scaling.values import (
     PoolPlan,
     PoolScale,
     ReplicaKind,
+    WorkSample,
 )
 from extproc.core.slo import ClassSpec
 
@@ -68,12 +69,17 @@ class Planner:
         self._shaped_of = 0
         self._shaped: tuple[ReplicaKind, ...] = ()
         self._capacities: list[Capacity] = []
+        #: The samples that the shapes of late were of, and those by kind: each takes milliseconds.
+        self._shapes_of: tuple[Sequence[WorkSample], Mapping[str, ClassSpec]] | None = None
+        self._shapes: list[tuple[ReplicaKind, Shape]] = []
         #: What replicas were seen to bear, and by how much that differs from the model.
         self.record = ServedRecord()
         self.correction = 1.0
         #: What of that is left free, since fewer attained than are to.
         self.margin = AttainmentMargin()
         self._bears: dict[int, float] = {}
+        #: The newest of these, of one replica: where the next is looked for.
+        self._bore = 0.0
 
     def horizon_s(self, load_time: LoadTime, interval_s: float) -> float:
         """How far ahead is to be looked: until a replica that is wanted at the next step is ready."""
@@ -101,7 +107,7 @@ class Planner:
                 now_ns,
                 attained=facts.attained,
                 judged=facts.judged,
-                target=scale.target_attainment,
+                target=scale.aimed,
                 most=scale.margin_max,
             )
         per_token = capacities[0].kind.timing.prefill_per_token_ms if capacities else 0.0
@@ -141,12 +147,10 @@ class Planner:
             shapes = {} if few else {each.kind.name: each.work for each in self._capacities}
             self._shaped_of = samples
             self._capacities = [
-                Capacity(
-                    blended(shapes.get(kind.name), shape(facts.demand.samples, kind, self.classes)), kind
-                )
+                Capacity(blended(shapes.get(kind.name), self._shape(facts.demand.samples, kind)), kind)
                 for kind in facts.kinds
             ]
-            found = self.record.correction(self.scale.target_attainment)
+            found = self.record.correction(self.scale.aimed)
             if self.margin.share > 0.0:
                 # What is left free makes lower loads look well: that is no reason to take it back.
                 found = min(found, self.correction)
@@ -161,6 +165,19 @@ class Planner:
                 correction=facts.correction * self.correction * (1.0 - self.margin.share),
             )
         return self._capacities
+
+    def _shape(self, samples: Sequence[WorkSample], kind: ReplicaKind) -> Shape:
+        """What the samples ask of a kind; the very same ones are looked through once."""
+        of = self._shapes_of
+        if of is None or of[0] is not samples or of[1] is not self.classes:
+            self._shapes_of = (samples, self.classes)
+            self._shapes.clear()
+        for known, found in self._shapes:
+            if known == kind:
+                return found
+        found = shape(samples, kind, self.classes)
+        self._shapes.append((kind, found))
+        return found
 
     def _weight(self, facts: PoolFacts) -> float:
         """How many of the samples' requests one that counts as one is."""
@@ -177,7 +194,8 @@ class Planner:
         if bears is None:
             usual = self._capacities[0]
             usual.told(dispersion=1.0, correction=facts.correction)
-            bears = self._bears[ready] = rate_max(usual, ready, self.scale.target_attainment)
+            bears = rate_max(usual, ready, self.scale.aimed, near=self._bore)
+            self._bears[ready], self._bore = bears, bears / ready
         if bears > 0.0:
             self.record.saw(rate / bears, attained=facts.attained, judged=facts.judged)
 
@@ -188,7 +206,7 @@ class Planner:
             name = capacities[0].kind.name if capacities else ""
             return Need(replicas=0, attainment=1.0, utilization=0.0, binding="none"), name
         if len(capacities) == 1:
-            most, target = scale.max_replicas, scale.target_attainment
+            most, target = scale.max_replicas, scale.aimed
             found = need(capacities[0], rate, target, most=most, near=self.wanted or 0)
             return first_need(found, facts, capacities[0].kind), capacities[0].kind.name
         return mixed_need(capacities, facts, rate, scale)
@@ -274,7 +292,7 @@ class Planner:
             return False
         _, high = _rates(facts, 1, self._weight(facts))
         found = self._capacities[0].at(high, self.scale.max_replicas)
-        return len(self._capacities) == 1 and found.attainment < self.scale.target_attainment
+        return len(self._capacities) == 1 and found.attainment < self.scale.aimed
 
 
 def _rates(facts: PoolFacts, ready: int, weight: float) -> tuple[float, float]:

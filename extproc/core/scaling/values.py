@@ -5,7 +5,7 @@ Owns the shapes that cross the rooms of scaling (core, service, external scaler,
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -14,6 +14,10 @@ from extproc.core.predict.timing import Timing
 #: What keeps a replica from bearing more: first tokens come late, tokens come slowly, no request permit or no
 #: KV memory is left; or nothing does.
 Binding = Literal["ttft", "tpot", "permits", "kv", "none"]
+
+#: Of the requests that may miss their targets so many (a share) are aimed at: the target is the least, and
+#: what is aimed at is met from both sides. Without it 7 of 15 simulated cells ended below, most by .02 to .2.
+AIMED_MISSES: Final = 0.92
 
 #: A replica's life, as scaling counts it.
 ReplicaStage = Literal["starting", "loading", "ready", "draining", "failed", "gone"]
@@ -106,6 +110,11 @@ class PoolScale(msgspec.Struct, frozen=True, kw_only=True):
     budget_per_hour: float = 0.0
     #: A pool whose last replica may go waits so long without a request before it does.
     zero_after_s: float = 900.0
+
+    @property
+    def aimed(self) -> float:
+        """The share (0..1) that is aimed at: a little above the target, which is the least."""
+        return 1.0 - AIMED_MISSES * (1.0 - self.target_attainment)
 
 
 class ReplicaFact(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from extproc.core.contract import FAILED_LATE
 from extproc.core.decide import RoutingRequest
 from extproc.core.events import Observer, Settled
 from extproc.core.outcome import Outcome, Reject, Reservation, Routed
@@ -61,6 +62,8 @@ class SpillBooks(Observer):
         self._settings, self._peers = settings, peers
         #: Requests that went elsewhere, by (pool, other pool, why).
         self.counts: dict[tuple[str, str, str], int] = {}
+        #: Those that failed there and were tried in their own pool, by it.
+        self.returned: dict[str, int] = {}
         #: How often something was spent.
         self.changes = 0
         self._entered: dict[str, _Entered] = {}
@@ -168,8 +171,16 @@ class SpillBooks(Observer):
             seen = self._attained.setdefault(reservation.pool, _Attained())
             seen.all.add(1, now_ns=now_ns)
             seen.met.add(event.sample.attained, now_ns=now_ns)
-        if reservation.id in self._entered:
+        entered = self._entered.get(reservation.id)
+        if entered is not None and outcome.failed_there:
+            # It was served at home. Who did not wait for the answer does not know what it has cost there.
+            self.returned[entered.pool] = self.returned.get(entered.pool, 0) + 1
+            unknown = outcome.failed_there == FAILED_LATE
+            self._leave(reservation.id, entered.most.cost if unknown else 0.0, now_ns)
+        elif entered is not None:
             self._leave(reservation.id, event.charged.cost, now_ns)
+        elif outcome.failed_there:
+            pass
         elif reservation.spilled_from and event.charged.cost and not self._peers.made(reservation.id):
             # Of a process that is no more: nobody else counts it.
             self._pay(reservation.spilled_from, reservation.tenant, event.charged.cost, now_ns)
@@ -180,7 +191,7 @@ class SpillBooks(Observer):
         told = told_limits(outcome.provider) if outcome.provider else None
         account = self._accounts.setdefault(pool, ProviderAccount())
         account.gone(outcome.reservation.id, told, now_ns=now_ns)
-        if outcome.status in GIVES_WAY:
+        if outcome.failed_there or outcome.status in GIVES_WAY:
             after_s = None if told is None else told.retry_after_s
             rest_ns = BACK_OFF_NS if after_s is None else int(after_s * 1e9)
             until_ns = now_ns + max(rest_ns, BACK_OFF_NS)

@@ -95,7 +95,7 @@ def elsewhere(
     most = most_of(request, rule, price)
     if not books.has_room(rule, tenant, most, now_ns=now_ns):
         return None
-    return Spilled(pool.name, rule.model(model), why, most, rule.returns)
+    return Spilled(pool.name, rule.model(model), why, most, rule.returns, model)
 
 
 def most_of(request: Request, rule: SpillRule, price: Price) -> SpillCost:

@@ -81,7 +81,7 @@ class SpillCost(msgspec.Struct, frozen=True):
 class Spilled(msgspec.Struct, frozen=True):
     """A request that goes elsewhere: from which pool, the model there, why, and the most that it can cost.
 
-    `returns`: its own pool's replicas are tried where it fails there.
+    `returns`: its own pool's replicas are tried where it fails there, under the name `home_model`.
     """
 
     pool: str
@@ -89,6 +89,12 @@ class Spilled(msgspec.Struct, frozen=True):
     why: str
     most: SpillCost
     returns: bool = False
+    home_model: str = ""
+
+    @property
+    def other_name(self) -> str:
+        """The model's name at home, where it is another than there; else empty."""
+        return self.home_model if self.home_model != self.model else ""
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """What the client is told."""

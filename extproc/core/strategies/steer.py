@@ -15,7 +15,8 @@ its speed. To that is added:
 
     copies   `copy_price` prefills of the part of the prefix that would be computed, and kept, away from home.
              Home is where most of the prefix went last. A prefix without a home pays a part of that for each
-             block given to an endpoint, so that homes spread.
+             block given to an endpoint, so that homes spread. Where the first token comes at least twice as
+             soon as at home a copy costs nothing.
     health   the sum is divided by the endpoint's health weight
     zone     the zone's handicap
 
@@ -33,8 +34,10 @@ Scores within 4 % and 4 ms of the least count as equal. An endpoint *takes* the 
 If only queues or slots keep it from all of them, one that was long not tried gets it all the same, to learn
 whether its engine takes one prefill at a time still, or no more streams (a *trial*: each endpoint after 1
 s, or 2, and twice as long after each that finds nothing new). Else the request waits (an empty `best`), in
-the fair queue, which is ordered feasible first (fairqueue/order.py). With others waiting it also waits for
-a replica that holds more of its prefix, if that is cheaper by `affinity_ms` and still meets its deadline.
+the fair queue, which is ordered feasible first (fairqueue/order.py). It waits as well, within half of its
+target, for a home that has no permit free and answers sooner than the others with the price of a copy, and
+for one that is closed and answers twice as soon (strategies/waiting.py). With others waiting it also waits
+for a replica that holds more of its prefix, if that is cheaper by `affinity_ms` and still meets its deadline.
 
 Inputs: our own ledger (peers' and foreign requests count as running streams), the predictor, the prefix
 index. Unknown KV capacity: no bound by memory. Unknown hardware: a prior, corrected by the learned factor.
@@ -67,6 +70,7 @@ from extproc.core.forecast import (
 from extproc.core.outcome import LATER_MS
 from extproc.core.predict.admission import AHEAD_MAX
 from extproc.core.strategies.base import Ranking, Strategy, lowest, zone_ms
+from extproc.core.strategies.waiting import COPIES_AT, worth_waiting
 from extproc.core.work import NOW, SchedulingContext, Work
 
 #: Predictions that differ by no more than this are alike, and the least recently picked goes first: or all
@@ -180,10 +184,21 @@ class Steer(Strategy):
         soon_ms = JOINS_SHARE * work.ttft_ms
         scores: list[float] = []
         takers = 0
-        for e, expected in zip(candidates, forecasts(candidates, work, cached=cached_of), strict=True):
+        found = forecasts(candidates, work, cached=cached_of)
+        home_ms = 0.0
+        if home:
+            home_ms = min(
+                (
+                    each[0]
+                    for e, each in zip(candidates, found, strict=True)
+                    if 2 * coming_of.get(e.address, 0) > home
+                ),
+                default=0.0,
+            )
+        for e, expected in zip(candidates, found, strict=True):
             alone, _, step, own, u, cached, streaming, _ = expected
             load, ttft = e.load, alone
-            if coming_of:
+            if coming_of and alone * COPIES_AT > home_ms:
                 ttft += price * (home - coming_of.get(e.address, 0))
             elif most_given:
                 ttft += token_ms * tokens * given_of.get(e.address, 0) / most_given
@@ -247,6 +262,17 @@ class Steer(Strategy):
         wishes = at.patient and cached_of and self.affinity_ms
         if wishes and self._waits(candidates, work, scores, best[0], at):
             return Ranking(scores, ())
+        if work.deadline_ns and not at.last and (takers < len(candidates) or at.full):
+            alone_ms = found[best[0]][0]
+            closed = [
+                e
+                for e, score, each in zip(candidates, scores, found, strict=True)
+                if score >= LATER_MS
+                and COPIES_AT * each[0] <= alone_ms
+                and self._shuts(e, candidates, work, at)
+            ]
+            if worth_waiting(closed, work, scores[best[0]], alone_ms, soon_ms, at):
+                return Ranking(scores, ())
         return Ranking(scores, best)
 
     def _trial(
@@ -267,10 +293,21 @@ class Steer(Strategy):
             if (
                 open_to
                 and (found is None or scores[i] < scores[found])
-                and all(why.startswith(tuple(open_to)) for why in self.holds_back(e, candidates, work, at=at))
+                and self._shuts(e, candidates, work, at, tuple(open_to))
             ):
                 found = i
         return found
+
+    def _shuts(
+        self,
+        endpoint: Endpoint,
+        candidates: Sequence[Endpoint],
+        work: Work,
+        at: SchedulingContext,
+        by: tuple[str, ...] = (QUEUE, SLOTS),
+    ) -> bool:
+        """Whether nothing but its queue or slots keeps an endpoint from it."""
+        return all(why.startswith(by) for why in self.holds_back(endpoint, candidates, work, at=at))
 
     def picked(
         self, endpoints: Sequence[Endpoint], endpoint: Endpoint, work: Work, *, at: SchedulingContext

@@ -14,7 +14,7 @@ from typing import Final
 from extproc.extras import need, one_line
 
 OUT: Final = Path("out/sim-scaling")
-#: Extrapolated from one day: two weeks take about two hours of CPU for three seeds, four days half an hour.
+#: Two weeks, all load times and all curves take about 11 minutes of CPU a seed; four days about a third.
 DAYS: Final = 4.0
 QUICK_DAYS: Final = 0.25
 

@@ -19,6 +19,7 @@ from extproc.core.policy import ClassSpec, Policy, SchedulerLimits
 from extproc.core.scheduler import Scheduler
 from extproc.core.strategies import PEERS
 from extproc.core.tenant import Tenant
+from extproc.engines import DEFAULT
 from extproc.sim.arrival import Workload
 from extproc.sim.parallel import replica_of
 from extproc.sim.served import SLO_8B, Served
@@ -77,6 +78,8 @@ class Setting:
     tenants: Mapping[str, Tenant] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
     prefix_caching: bool = True
+    #: As which the gateway knows the engines (extproc/engines.py).
+    engine: str = DEFAULT
     hold_ms: float = 5_000.0
     hold_long_ms: float = 9_000.0
     #: When the first replicas are ready; until then the pool is at zero, and its requests may wait so long.
@@ -134,6 +137,7 @@ def set_up(
         name=POOL,
         models=(MODEL, *sorted(setting.adapters.names)) if setting.adapters is not None else (MODEL,),
         adapters=setting.adapters if setting.adapters_known else None,
+        engine=setting.engine,
         strategy=strategy,
         parameters={strategy: setting.parameters},
         endpoints=() if setting.cold_s else members,

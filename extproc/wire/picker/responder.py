@@ -123,8 +123,10 @@ class PickerResponder:
         processor, kept, reservation = self._picker.processor, self.body, decision.reservation
         onward = kept.whole if body is None else body
         head = phase == "request_headers"
+        # Nobody here writes its model's own name back, so what goes to another pool is not tried at home.
+        addresses = decision.addresses[:1] if reservation.spilled_from else decision.addresses
         data = codec.goes(
-            decision.addresses,
+            addresses,
             told(
                 decision,
                 seal=processor.seal,

@@ -30,6 +30,7 @@ from scenario import (  # noqa: E402 (its folder comes onto sys.path first)
 
 from extproc.core.endpoint import Member  # noqa: E402
 from extproc.core.series import quantile  # noqa: E402
+from extproc.engines import DEFAULT  # noqa: E402
 from extproc.sim.arrival import Arrival, Workload  # noqa: E402
 from extproc.sim.world import Setting, parse_fleet, run  # noqa: E402
 from extproc.sim.world.fleets import SimFleet  # noqa: E402
@@ -42,16 +43,18 @@ DELAYS = Delays(hop_ms=1.0, event_ms=1.0, event_jitter_ms=1.0)
 
 @dataclass(frozen=True, slots=True)
 class UntoldFleet(SimFleet):
-    """One of which the gateway is told no card and no memory, as in the bench."""
+    """One of which the gateway is told no card and no memory, as in the bench; `slots` if any (0: none)."""
+
+    slots: int = 0
 
     def members(self, *, permits: int | None = None) -> list[Member]:
         """What it is told of each."""
-        told = SimFleet.members(self, permits=permits)
+        told = SimFleet.members(self, permits=self.slots or permits)
         return [member._replace(hardware="", kv_capacity_tokens=0) for member in told]
 
 
-def fleet_of(engine: str, shape: str) -> UntoldFleet:
-    """The bench's replicas; the odd one is the last."""
+def fleet_of(engine: str, shape: str, *, slots: int = 0) -> UntoldFleet:
+    """The bench's replicas; the odd one is the last. `slots`: the `max_concurrent` that is configured."""
     mock = ENGINES[engine]
     base = f"{mock.hardware}:parallel={mock.parallel}:batch={SLOTS}:kv_tokens={mock.kv_tokens}:agent=false"
     plain = f"{base}:slowdown={mock.slowdown}"
@@ -60,7 +63,7 @@ def fleet_of(engine: str, shape: str) -> UntoldFleet:
         "flaky": f"{plain}:errors={FLAKY_SHARE}",
     }.get(shape, plain)
     fleet = parse_fleet(f"{REPLICAS - 1}*{plain},1*{odd}")
-    return UntoldFleet(fleet.name, fleet.groups)
+    return UntoldFleet(fleet.name, fleet.groups, slots=slots)
 
 
 def workload_of(engine: str, shape: str, seed: int) -> Workload:
@@ -78,11 +81,25 @@ def workload_of(engine: str, shape: str, seed: int) -> Workload:
     return Workload(f"{engine} {shape}", found, BLOCK_TOKENS, ("acme",))
 
 
-def virtually(case: tuple[str, str, str, int]) -> tuple[float, float, float, float]:
-    """One run of (engine, shape, strategy, seed): p50 and p99 in ms, the hit share, how many got nothing."""
-    engine, shape, strategy, seed = case
-    setting = Setting(strategy=strategy, seed=seed, model_error=0.0, delays=DELAYS)
-    served = run(workload_of(engine, shape, seed), fleet_of(engine, shape), setting).served
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VirtualCase:
+    """One run: `slots` are configured as the replicas' `max_concurrent` (0: not), `kind` as their engine."""
+
+    engine: str = "parallel"
+    shape: str = "uniform"
+    strategy: str = "steer"
+    seed: int = 1
+    slots: int = 0
+    kind: str = DEFAULT
+
+
+def virtually(case: VirtualCase) -> tuple[float, float, float, float]:
+    """p50 and p99 in ms, the hit share, how many got nothing."""
+    fleet = fleet_of(case.engine, case.shape, slots=case.slots)
+    setting = Setting(
+        strategy=case.strategy, seed=case.seed, model_error=0.0, delays=DELAYS, engine=case.kind
+    )
+    served = run(workload_of(case.engine, case.shape, case.seed), fleet, setting).served
     good = [each for each in served if each.outcome == "ok"]
     ttft = sorted((each.first_ns - each.arrival.at_ns) / 1e6 for each in good)
     hit = sum(each.cached_tokens for each in good) / sum(each.arrival.prompt_tokens for each in good)
@@ -96,12 +113,24 @@ def main() -> None:
     parser.add_argument("--engine", choices=ENGINES)
     parser.add_argument("--shape", choices=[shape for shape in SHAPES if shape != "hard"])
     parser.add_argument("--strategy", default="steer")
+    parser.add_argument("--slots", type=int, default=0, help="configured as max_concurrent; 0: not")
+    parser.add_argument("--kind", default=DEFAULT, help="as which the pool's engine is configured")
     parser.add_argument("--workers", type=int, default=2)
     asked = parser.parse_args()
     cells = [(asked.engine or "parallel", asked.shape or "uniform")] if asked.engine or asked.shape else CELLS
     with Pool(asked.workers) as pool:
         for engine, shape in cells:
-            cases = [(engine, shape, asked.strategy, seed) for seed in range(1, asked.seeds + 1)]
+            cases = [
+                VirtualCase(
+                    engine=engine,
+                    shape=shape,
+                    strategy=asked.strategy,
+                    seed=seed,
+                    slots=asked.slots,
+                    kind=asked.kind,
+                )
+                for seed in range(1, asked.seeds + 1)
+            ]
             rows = list(zip(*pool.map(virtually, cases, chunksize=1), strict=True))
             told = [
                 f"{name} {fmean(row):.{digits}f}"

@@ -88,6 +88,40 @@ def test_another_word_makes_it_another_question(text: str, data: st.DataObject) 
     assert refused(text, " ".join([*words[:at], "zyzzyva", *words[at:]]))
 
 
+#: What may be left out of some question and leave it the same: what says nothing, and what belongs to a form.
+LEFT_OUT = STOP | {
+    *(
+        "to",
+        "into",
+        "do",
+        "does",
+        "me",
+        "on",
+        "year",
+        "convert",
+        "explain",
+        "what",
+        "best",
+        "from",
+        "have",
+        "for",
+    ),
+    *("hello", "hi", "hey", "thanks", ""),
+}
+
+
+def test_a_word_less_makes_it_another_question() -> None:
+    """Each word of every question is left out once: where that is overlooked, it is known to say nothing."""
+    overlooked = set()
+    for text in set(ALL):
+        words = text.split(" ")
+        for at, word in enumerate(words):
+            one, other = signature(text), signature(" ".join([*words[:at], *words[at + 1 :]]))
+            if one is not None and other is not None and not differs(one, other):
+                overlooked.add(word.lower().strip("?,.!: "))
+    assert overlooked <= LEFT_OUT
+
+
 @given(st.sampled_from(ALL), st.data())
 def test_a_negation_makes_it_another_question(text: str, data: st.DataObject) -> None:
     """`not` put anywhere between two words is never overlooked."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from extproc.core.accounts import Accounts
+from extproc.core.accounts import Accounts, Price
 from extproc.core.contract import returning_cluster_name
 from extproc.core.fleet import Fleet
 from extproc.core.outcome import End, Hold, Outcome, Reject, Routed
@@ -301,3 +301,24 @@ def test_what_is_signed_goes_to_one_address() -> None:
     hub = edge.scheduler.fleet.pools["hub"]
     assert edge.routed(replace(SHORT, model="big")).addresses == (SITE,)
     assert hub.site == "hub"
+
+
+def test_what_a_budget_keeps_is_told_so() -> None:
+    """It stays, is explained and counted by that, and nothing is reckoned to be on its way there."""
+    edge = Edge(
+        replace(RULE, budget_per_hour=1e-9),
+        prices={"hub": Price(input_per_million=1.0, output_per_million=1.0)},
+    )
+    for _ in range(3):
+        assert edge.routed(LONG).reservation.pool == "p"
+    assert edge.scheduler.sites.counts == {"budget": 3}
+    assert edge.link.since(now_ns=0)[0] == 0
+
+
+@pytest.mark.parametrize(("side", "pool", "why"), [("here", "p", ""), ("there", "hub", "place")])
+def test_a_place_is_served_on_its_side(side: str, pool: str, why: str) -> None:
+    """Whatever the size of the request."""
+    tenant = replace(ACME, place="branch", side=side)
+    for request in (SHORT, LONG):
+        routed = Edge().routed(request, tenant)
+        assert (routed.reservation.pool, told(routed), routed.reservation.place) == (pool, why, "branch")

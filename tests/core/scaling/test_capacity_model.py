@@ -142,3 +142,13 @@ def test_it_is_near_the_simulator_where_arrivals_are_at_random() -> None:
         attained, judged, _ = play(job, 2, 800)
         assert judged > 400
         assert attained >= least
+
+
+@pytest.mark.parametrize("target", [0.9, 0.98, 0.999])
+@pytest.mark.parametrize("away", [0.2, 0.97, 1.0, 1.03, 5.0])
+def test_a_rate_that_is_looked_for_near_another_is_the_same(target: float, away: float) -> None:
+    """Wherever it is begun, the largest rate is found to a thousandth."""
+    capacity = model()
+    alone = rate_max(capacity, 4, target)
+    near = rate_max(capacity, 4, target, near=away * alone / 4)
+    assert near == pytest.approx(alone, rel=3e-3)

@@ -42,6 +42,18 @@ def test_a_step_is_followed_within_half_a_minute() -> None:
     assert known.rate == pytest.approx(60.0, rel=0.1)
 
 
+def test_where_replicas_are_ready_soon_a_rise_is_followed_sooner() -> None:
+    """A slow rise: the level of a horizon of 20 s is of the last minute, that of 85 s of the last two."""
+    rising = [10.0 + 0.02 * i * BUCKET_S for i in range(60)]
+    soon, late = Forecaster(BUCKET_S), Forecaster(BUCKET_S)
+    for known, ahead_s in ((soon, 20.0), (late, 85.0)):
+        known.look(ahead_s)
+        known.replay((i, rate * BUCKET_S) for i, rate in enumerate(rising))
+    now = rising[-1] + 0.01 * BUCKET_S
+    assert now - soon.rate == pytest.approx(0.02 * 30.0)
+    assert now - late.rate == pytest.approx(0.02 * 60.0)
+
+
 def test_noise_alone_is_averaged() -> None:
     """While counts agree the level is their mean over minutes, steadier than any one of them."""
     rng, known = Random(1), Forecaster(BUCKET_S)

@@ -6,11 +6,13 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
 from extproc.core.predict.timing import Timing
+from extproc.core.scaling.capacity import Capacity, rate_max, shape
 from extproc.core.scaling.planner import NS, Planner
 from extproc.core.scaling.values import (
     Band,
@@ -59,6 +61,32 @@ def test_more_are_wanted_as_soon_as_the_upper_bound_needs_them() -> None:
     plan = planner.step(5 * NS, facts(4.0, high=30.0))
     assert plan.wanted == plan.need_high.replicas > plan.need.replicas == 1
     assert plan.need_high.attainment >= SCALE.target_attainment
+
+
+def test_a_little_above_the_target_is_aimed_at() -> None:
+    """Where four replicas just bear a rate at the target a fifth is wanted; at what is aimed at four are
+    enough."""
+    scale = structs.replace(SCALE, target_attainment=0.9)
+    capacity = Capacity(shape(SAMPLES, A100, {}), A100)
+    least, aimed = (rate_max(capacity, 4, share) for share in (scale.target_attainment, scale.aimed))
+    assert scale.aimed == pytest.approx(0.908)
+    assert Planner(scale).step(0, facts(0.999 * least, 4)).wanted == 5
+    assert Planner(scale).step(0, facts(0.999 * aimed, 4)).wanted == 4
+
+
+def test_the_very_same_samples_are_looked_through_once_and_others_anew() -> None:
+    """Plans from samples that are the same object are those from equal ones; longer requests are seen."""
+    same, equal = Planner(SCALE), Planner(SCALE)
+    for at in range(0, 200, 5):
+        other = Demand(requests_per_s=20.0, samples=(*SAMPLES[:1], *SAMPLES[1:]))
+        assert same.step(at * NS, facts(20.0, 4)) == equal.step(at * NS, facts(20.0, 4, demand=other))
+    longer = Demand(
+        requests_per_s=20.0,
+        samples=tuple(each._replace(output_tokens=4 * each.output_tokens) for each in SAMPLES),
+    )
+    before = same.step(200 * NS, facts(20.0, 4)).need.replicas
+    after = [same.step(at * NS, facts(20.0, 4, demand=longer)).need.replicas for at in range(230, 530, 30)]
+    assert after[-1] > before
 
 
 def test_fewer_are_wanted_only_when_fewer_were_enough_for_a_load_time_and_the_hold() -> None:

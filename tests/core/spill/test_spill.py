@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from extproc.core.accounts import Price
+from extproc.core.events import Observer, Settled
 from extproc.core.families import Family
 from extproc.core.fleet import Member
 from extproc.core.outcome import End, Hold, Outcome, Reject, Routed
@@ -42,6 +43,16 @@ MOST = 300.0
 OWN, PAID = "10.0.0.1:80", "10.0.9.9:443"
 
 
+class Charges(Observer):
+    """What ended requests were charged."""
+
+    def __init__(self, found: list[float]) -> None:
+        self._found = found
+
+    def settled(self, event: Settled, *, now_ns: int) -> None:
+        self._found.append(event.charged.cost)
+
+
 class Fleetlet:
     """A pool of one place, and one that is paid for."""
 
@@ -69,11 +80,10 @@ class Fleetlet:
 
     def ended(self, routed: Routed, *, now_ns: int, **facts: Any) -> None:
         usual: dict[str, Any] = {"status": 200, "end": End.OK, "prompt_tokens": 10, "output_tokens": 5}
-        usual |= {"duration_ns": S // 10, "ttft_ns": S // 20}
+        usual |= {"duration_ns": S // 10, "ttft_ns": S // 20, "served_by": routed.addresses[0]}
         outcome = Outcome(
             reservation=routed.reservation,
             final=True,
-            served_by=routed.addresses[0],
             attempts=1,
             **{**usual, **facts},
         )
@@ -182,6 +192,42 @@ def test_the_budget_counts_the_most_that_a_request_can_cost_until_it_ends() -> N
     assert made.books.spent("p", now_ns=S) == MOST + 20.0
     assert made.pool(now_ns=S) == "paid"
     assert made.pool(now_ns=S) == "held"
+
+
+@pytest.mark.parametrize(("said", "spent"), [("503", 0.0), ("lost", 0.0), ("late", MOST)])
+def test_what_failed_there_costs_nothing_but_where_nobody_knows(said: str, spent: float) -> None:
+    """Served at home after all, it is charged by that price, which is none here; who was given up for want of
+    time may charge all of it. The provider is left alone, and what it says of itself is not the home's."""
+    made = full(rule=replace(RULE, budget_per_hour=700.0))
+    first = made.asked()
+    assert isinstance(first, Routed)
+    charged: list[float] = []
+    made.scheduler.events.observers = (*made.scheduler.events.observers, Charges(charged))
+    made.ended(first, now_ns=S, prompt_tokens=100, output_tokens=100, failed_there=said, served_by=OWN)
+    assert (made.books.spent("p", now_ns=S), charged) == (spent, [0.0])
+    assert made.books.returned == {"p": 1}
+    assert made.books.closed("paid", now_ns=S)
+    assert not made.books.closed("paid", now_ns=S + BACK_OFF_NS)
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_the_own_replicas_stand_behind_the_provider(returns: bool) -> None:
+    """With their model's name; those of other regions do not."""
+    made = full(rule=replace(RULE, returns=returns))
+    routed = made.asked()
+    assert isinstance(routed, Routed)
+    assert routed.addresses == ((PAID, OWN) if returns else (PAID,))
+    assert routed.home_model == ("m" if returns else "")
+    eu = replace(ACME, regions=frozenset({"eu"}))
+    made.scheduler.fleet.set_members(
+        {
+            "p": [Member(OWN, region="us", max_concurrent=1)],
+            "paid": [Member(PAID, region="eu", max_concurrent=100)],
+        }
+    )
+    kept = made.asked(tenant=eu)
+    assert isinstance(kept, Routed)
+    assert kept.addresses == (PAID,)
 
 
 def test_a_tenants_own_budget() -> None:

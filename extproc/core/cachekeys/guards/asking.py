@@ -207,8 +207,8 @@ def _what(low: list[str], rest: list[GuardToken]) -> tuple[str, list[GuardToken]
         return "explain", rest[2:-1]
     if len(low) > 3 and low[1] in DOES and low[-1] == "cost":
         return "price", rest[2:-1]
-    of_it = low[2:5] in (["the", "price", "of"], ["the", "cost", "of"])
-    if of_it and low[1] in ("is", "was") and len(low) > 5:
+    # Of a cost: what it costs to make is not what it is sold for.
+    if low[2:5] == ["the", "price", "of"] and low[1] in ("is", "was") and len(low) > 5:
         return "price", rest[5:]
     if (low[1:2], low[-1]) in ((["does"], "do"), (["is"], "for")):
         code = [token for token in rest[2:-1] if token.text not in STOP]

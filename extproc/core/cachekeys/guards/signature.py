@@ -16,6 +16,7 @@ from extproc.core.cachekeys.guards.asking import asked
 from extproc.core.cachekeys.guards.rewording import reworded, without_greeting
 from extproc.core.cachekeys.guards.tokens import GuardToken, tokens
 from extproc.core.cachekeys.guards.words import (
+    ARTICLES,
     ATTRIBUTES,
     BEING,
     COMPARATIVES,
@@ -33,7 +34,9 @@ from extproc.core.cachekeys.guards.words import (
     SAME,
     SETTINGS,
     STOP,
+    STRANDED,
     UNCHANGED,
+    WITH_IN,
 )
 
 #: Why two questions are not the same, in the order in which they are looked at. `docs/semantic-cache.md` says
@@ -53,6 +56,8 @@ GUARD_KINDS: Final = (
     "words",
     "order",
 )
+#: Variables, where a question has one: then `a` may be one too.
+_LETTERS: Final = frozenset("bcdefghjklmnopqrstuvwxyz")
 #: More tokens than these are no question that is compared.
 TOKENS_MAX: Final = 400
 
@@ -94,8 +99,13 @@ def signature(text: str) -> GuardSignature | None:
     does = next((token for token in found if token.text in DOES), None)
     plural = question in ("how", "why", "explain", "how-to", "whether")
     directed = any(token.text == "from" for token in rest)
-    for token in _possessed(rest):
+    said = _possessed(rest)
+    for index, token in enumerate(said):
         text = _spelled(token, plural=plural)
+        if _tells(said, index, question):
+            # Of its place nothing is known: some say it behind, some before what it is about.
+            kinds.setdefault("words", []).append("in" if text == "into" else text)
+            continue
         kind = _kind(token, text)
         if kind == "words" and (text in STOP or token is does) and not (bare and text in BEING):
             continue
@@ -137,6 +147,28 @@ def _english(found: Sequence[GuardToken]) -> bool:
             return False
         known += token.text in ENGLISH or token.text in STOP
     return known > 0
+
+
+def _tells(said: Sequence[GuardToken], index: int, question: str) -> bool:
+    """Whether a word that otherwise says nothing says something where it stands."""
+    text = said[index].text
+    before = said[index - 1] if index else None
+    after = said[index + 1] if index + 1 < len(said) else None
+    if text in ARTICLES:
+        # No article: a variable, a letter.
+        letters = text == "a" and any(token.text in _LETTERS and not token.named for token in said)
+        return letters or after is None or after.kind in ("symbol", "literal")
+    if text not in STRANDED:
+        return False
+    if after is None:
+        return True
+    if text not in ("in", "into"):
+        return False
+    # What is in pesto is not what pesto is.
+    if before is None:
+        return question == "explain"
+    stands = question in ("what", "who", "explain") and before.text in BEING | PAST
+    return before.text in WITH_IN or (text == "in" and stands)
 
 
 def _literal(token: GuardToken) -> str:

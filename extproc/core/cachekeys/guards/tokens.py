@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from extproc.core.cachekeys.guards.words import CARDINALS, MONTHS, PER, RATES, UNITS, words_of
+from extproc.core.cachekeys.guards.words import CARDINALS, MONTHS, PER, RATES, STOP, UNITS, words_of
 
 _TOKEN: Final = re.compile(
     r"""
@@ -107,6 +107,9 @@ def _words(raw: str, *, begins: bool) -> list[GuardToken]:
     low = _HASTY.get(raw.lower(), raw.lower())
     # What is all large (US, TCP) is a name at the beginning too.
     named = (raw[0].isupper() and not begins and low != "i") or (len(raw) > 1 and raw.isupper())
+    if named and raw.isupper() and low in STOP:
+        # Hepatitis A, SQL's AND: a name, and no article.
+        return [GuardToken(raw, named=True)]
     if raw in ("US", "U.S", "USA", "U.S.A"):
         return [GuardToken("usa", named=True)]
     if raw in _BITS:

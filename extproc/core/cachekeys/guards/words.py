@@ -23,7 +23,7 @@ def _table(groups: str) -> dict[str, str]:
 #: They say nothing of their own. Of prepositions only those whose place another one would take.
 STOP: Final = words_of(
     """
-    a an the of in and that there these those this please exactly actually really located is are am be
+    a an the of in and that there these those this please actually really located is are am be
     been being was were
     """
 )
@@ -45,6 +45,16 @@ FOREIGN: Final = words_of(
     """
 )
 
+ARTICLES: Final = frozenset({"a", "an", "the"})
+#: At the end of a question they belong to its verb: "who did he sell to" is not "who did he sell".
+STRANDED: Final = frozenset({"in", "of", "to", "into"})
+#: `in` behind one of these is a part of it: to break in is not to break.
+WITH_IN: Final = words_of(
+    """
+    log sign break check believe fill hand turn cash come came go get let move bring brought give kick
+    plug tune drop trade fit step opt take took call phone dial write stay set put type key lock rub
+    """
+)
 #: They begin a question.
 QUESTION_WORDS: Final = words_of("what which who whom whose when where why how")
 #: `on` before them says nothing.
