@@ -45,6 +45,8 @@ class EngineRow:
     #: Its two calls that load and unload a LoRA adapter, by path; "" where it has none.
     load_adapter: str = ""
     unload_adapter: str = ""
+    #: Its routes want an adapter as BASE:ADAPTER, and serve the base for the adapter's name alone.
+    adapters_by_base: bool = False
     #: Its flag for the requests it runs at once, where none of its pages tells the number.
     limit_flag: str = ""
 
@@ -78,6 +80,7 @@ ENGINES: Final[Mapping[str, EngineRow]] = {
             obeys="max_tokens",
             usage_each=True,
             strict_models=True,
+            adapters_by_base=True,
             load_adapter="/load_lora_adapter",
             unload_adapter="/unload_lora_adapter",
         ),

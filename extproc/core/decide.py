@@ -307,7 +307,8 @@ def place(
         # What fails there is tried at home: Envoy takes each next address from there (control/resources.py).
         back = fallbacks(home.endpoints, spill.home_model, routing.needs(0), routing.tries - 1, now_ns)
         if back:
-            addresses, home_model = (addresses[0], *back), spill.other_name
+            there, back_home = pool.told_as(spill.model), home.told_as(spill.home_model)
+            addresses, home_model = (addresses[0], *back), back_home if back_home != there else ""
             cluster = returning_cluster_name(pool.name, home.name, tenant.service_class)
     expected = FREE
     if not routing.free:

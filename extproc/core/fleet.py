@@ -27,6 +27,7 @@ from extproc.core.prefix import PrefixIndex
 from extproc.core.reach import Look
 from extproc.core.reports import ReplicaReport, began_anew
 from extproc.core.strategies import Strategy, build
+from extproc.engines import traits_of
 
 __all__ = ["Endpoint", "Fleet", "Member", "Pool", "PoolSpec"]
 
@@ -41,6 +42,7 @@ class Pool:
         "_strategies",
         "adapter_counts",
         "adapters",
+        "adapters_by_base",
         "ask_usage",
         "blind",
         "calibration",
@@ -73,6 +75,7 @@ class Pool:
         self.strategy = spec.strategy
         self.tenants = spec.tenants
         self.engine = spec.engine
+        self.adapters_by_base = spec.adapters is not None and traits_of(spec.engine).adapters_by_base
         self.site = spec.site
         self.ask_usage = spec.ask_usage
         self.parameters = spec.parameters
@@ -156,6 +159,12 @@ class Pool:
             found = self.speeds[hardware, gpus] = SpeedModel(prior(hardware, self.models[0], gpus=gpus))
         return found
 
+    def told_as(self, model: str) -> str:
+        """A model's name as the engines here read it: an adapter's may have its base's before it."""
+        if self.adapters_by_base and self.adapters is not None and model in self.adapters.names:
+            return f"{self.models[0]}:{model}"
+        return model
+
     def cluster_for(self, service_class: str) -> str:
         """The upstream cluster in which a service class sees this pool."""
         return cluster_name(self.name, service_class)
@@ -204,6 +213,8 @@ class Fleet:
         for serving in by_model.values():
             serving.sort(key=lambda pool: (pool.tenants is None, pool.site != ""))
         self.pools, self._by_model = pools, by_model
+        #: Whether some pool's engines read an adapter's name otherwise than clients write it.
+        self.adapters_by_base = any(pool.adapters_by_base for pool in pools.values())
         self._settle_members(members)
 
     def set_members(self, members: Mapping[str, Sequence[Member]]) -> None:

@@ -187,15 +187,21 @@ class Resolver:
         )
 
     def may_rename(self, model: str | None, tenant: Tenant) -> bool:
-        """Whether a request for a model may go on under another name: its pool may send it elsewhere."""
+        """Whether a request for a model may go on under another name: its pool may send it elsewhere, or its
+        engines have their own for an adapter."""
         settings = self._settings
-        if tenant.spill is None and tenant.away_model is None and not self._sites.links.by_pool:
+        stays = not settings.spills or (
+            tenant.spill is None and tenant.away_model is None and not self._sites.links.by_pool
+        )
+        if stays and not self._fleet.adapters_by_base:
             return False
         if model in settings.families:
             return True
         pool = serving(model or tenant.default_model or settings.default_model, tenant, self._fleet)
         if pool is None:
             return False
+        if pool.adapters_by_base or stays:
+            return pool.adapters_by_base
         rule = settings.spills.get(pool.name)
         if rule is None:
             return bool(pool.site) and tenant.away_model is not None

@@ -185,7 +185,7 @@ class Scheduler:
         return self.resolver.resolve(request, tenant, reservation_id, key=key, now_ns=now_ns)
 
     def may_rename(self, model: str | None, tenant: Tenant) -> bool:
-        """Whether a request for a model may go on under another name: its pool may send it elsewhere."""
+        """Whether a request for a model may go on under another name (`Resolver.may_rename`)."""
         return self.resolver.may_rename(model, tenant)
 
     def explain(self, request: Request, tenant: Tenant, *, now_ns: int, key: str = "") -> Explanation:

@@ -16,7 +16,7 @@ from extproc.core.errors import Error
 from extproc.core.outcome import CacheHit, Hold, LocalAnswer, Reject, Routed
 from extproc.core.quota import Granted, Refused
 from extproc.core.reading import BYTE_ORDER_MARK, bare, parse
-from extproc.core.request import Dialect, Request, UsageAsked
+from extproc.core.request import Request, UsageAsked
 from extproc.core.routes import UNKNOWN_UNREAD, BodyKind
 from extproc.core.scheduler import AskQuota
 from extproc.core.tenant import Tenant
@@ -46,7 +46,6 @@ class Exchange:
         "_family",
         "_id",
         "_looking",
-        "_may_spill",
         "_on_ready",
         "_phase",
         "_processor",
@@ -74,7 +73,6 @@ class Exchange:
         self._body = b""
         self._family = False
         #: It may go on under another model's name, though its own is no family's.
-        self._may_spill = False
         self._usage = UsageAsked.NO_STREAM
         self._wants: CacheWants | None = None
         #: What is decided on once the store of answers was asked, and the size of its body.
@@ -299,10 +297,8 @@ class Exchange:
             return mistake
         if self._responder.asks_usage and len(body) <= usage.BODY_BYTES_MAX:
             self._usage = request.usage
-        self._may_spill = bool(processor.scheduler.settings.spills) and processor.scheduler.may_rename(
-            request.model or self._asked.model, self._asked.tenant
-        )
-        if self._family or self._may_spill or self._usage is not UsageAsked.NO_STREAM:
+        renames = processor.scheduler.may_rename(request.model or asked.model, asked.tenant)
+        if self._family or renames or self._usage is not UsageAsked.NO_STREAM:
             self._body = body
         return request
 
@@ -416,12 +412,11 @@ class Exchange:
         self._become(Routed, reservation.id)
         processor.scheduler.dispatcher.decisions.named(asked.request_id, reservation.id)
         body, usage_asked = None, ""
-        spilled = bool(reservation.spilled_from) and asked.dialect is Dialect.OPENAI
-        if spilled and (mistake := not_utf8(self._body)):
+        anew = self._family or narrowed.other_name(processor, asked, reservation)
+        if anew and (mistake := not_utf8(self._body)):
             processor.scheduler.cancel(reservation.id, now_ns=processor.clock())
             return self.turned_away(mistake)
         if self._body:
-            anew = self._family or spilled
             usage_asked, body = narrowed.written_anew(
                 processor, asked, reservation, self._body, self._usage, anew=anew
             )

@@ -49,6 +49,14 @@ def in_its_words(processor: Processor, asked: Asked, refused: Reject, body: byte
     return as_engine_says(refused, asked.dialect, processor.engine_for(model, asked.tenant))
 
 
+def other_name(processor: Processor, asked: Asked, reservation: Reservation) -> bool:
+    """Whether what serves a request knows its model by another name than its client wrote."""
+    if reservation.spilled_from and asked.dialect is Dialect.OPENAI:
+        return True
+    pool = processor.scheduler.fleet.pools.get(reservation.pool)
+    return pool is not None and pool.told_as(reservation.model) != reservation.model
+
+
 def written_anew(
     processor: Processor,
     asked: Asked,
@@ -63,8 +71,9 @@ def written_anew(
     `anew`: with another model's name in it. Engines refuse names that they do not know: a family's is none of
     theirs.
     """
-    new = renamed(body, reservation.model) if anew else None
     pool = processor.scheduler.fleet.pools.get(reservation.pool)
+    name = reservation.model if pool is None else pool.told_as(reservation.model)
+    new = renamed(body, name) if anew else None
     if pool is None or asked.route is None:
         return "", new
     return usage.onward(body, new, pool, asked.route.kind, said)

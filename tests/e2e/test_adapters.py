@@ -175,6 +175,33 @@ def test_an_adapters_quota_is_its_own() -> None:
         assert asked == [200, 200, 429, 200, 200]
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/messages"])
+def test_sglang_reads_an_adapters_name_after_its_bases(path: str) -> None:
+    """SGLang serves the base for an adapter's name alone; clients write that name all the same, whole and
+    streamed, and the base's stays as it is."""
+    with ExitStack() as stack:
+        engine = stack.enter_context(Engine("base", adapters=["base:law"]))
+        pool = {
+            "models": ["base", "law"],
+            "addresses": [engine.address],
+            "engine": "sglang",
+            "adapters": {"names": ["law"], "loaded_max": 1},
+        }
+        gateway = stack.enter_context(Gateway({"chat": pool}))
+        wait_for("the replica", lambda: gateway.endpoint(engine.address)["ready"])
+        for model, stream in (("law", False), ("law", True), ("base", False)):
+            body = {
+                "messages": [{"role": "user", "content": "café?"}],
+                "prompt": "café?",
+                "max_tokens": 9,
+                "model": model,
+                "stream": stream,
+            }
+            status, _, said = gateway.call(path, body)
+            assert status == 200, said
+        assert [json.loads(body)["model"] for _, body in engine.seen] == ["base:law", "base:law", "base"]
+
+
 def test_what_an_agent_says_is_loaded_draws_requests() -> None:
     """Over the real push: an adapter that an idle engine has is asked for there, without a load; none goes
     where the engine says that it lacks it."""

@@ -91,11 +91,6 @@ class Spilled(msgspec.Struct, frozen=True):
     returns: bool = False
     home_model: str = ""
 
-    @property
-    def other_name(self) -> str:
-        """The model's name at home, where it is another than there; else empty."""
-        return self.home_model if self.home_model != self.model else ""
-
     def headers(self) -> tuple[tuple[str, str], ...]:
         """What the client is told."""
         return ((ANSWERED_MODEL_HEADER, self.model), (SPILLED_HEADER, self.why))
