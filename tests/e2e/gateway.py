@@ -99,18 +99,20 @@ def wait_for(
     that says how things stand, and what the last look gave; at once where what `runs` has ended."""
     deadline = time.monotonic() + timeout_s
     pause_s = LOOK_S_MIN
-    last: object
     while True:
         try:
             if value := condition():
                 return value
-            last = value
+            last = repr(value)
         except (OSError, grpc.RpcError) as error:
-            last = error
+            # Its words alone: the error would keep open what its look had open.
+            last = repr(error)
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
         if runs is not None and runs.process is not None and (code := runs.process.poll()) is not None:
             raise RuntimeError(f"{told(what)} will not come: {runs.name} has ended with {code}")
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{told(what)} did not come within {timeout_s:g} s; the last look: {last!r}")
+            raise TimeoutError(f"{told(what)} did not come within {timeout_s:g} s; the last look: {last}")
         time.sleep(pause_s)
         pause_s = min(1.5 * pause_s, LOOK_S_MAX)
 
@@ -278,9 +280,12 @@ class Gateway:
 
     def ready(self) -> bool:
         """Envoy lets a request through to the service."""
-        with contextlib.suppress(urllib.error.HTTPError):
-            return bool(urllib.request.urlopen(f"{self.url}/health", timeout=2).status == 200)
-        return False
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except urllib.error.HTTPError as error:
+            error.close()
+            return False
 
     def orders_at(self, index: int = 0) -> str:
         """A service's operators' socket; where there is none nobody answers."""

@@ -202,8 +202,9 @@ def test_what_curl_declares_by_default_is_served(
     """`curl -d` says it sends a form, which TGI answers 415: what was read as JSON goes on as JSON."""
     gateway, replicas = fleet
     direct = urllib.request.Request(f"http://{replicas.addresses[0]}{path}", json.dumps(body).encode())
-    with pytest.raises(urllib.error.HTTPError, match="415"):
+    with pytest.raises(urllib.error.HTTPError, match="415") as refused:
         urllib.request.urlopen(direct, timeout=30)
+    refused.value.close()
     assert gateway.call(path, body, headers={"content-type": FORM})[0] == 200
 
 

@@ -193,19 +193,24 @@ def test_a_key_that_the_engine_refuses_is_no_fault_of_the_client(gateway: Gatewa
     wait_for("no cause", lambda: "key" not in gateway.endpoint(site.fronts.address("h2c"))["causes"])
 
 
+def page(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        return str(answer.read().decode())
+
+
 def test_the_key_is_shown_nowhere(gateway: Gateway, site: Site) -> None:
     """Not by Envoy's dumps, the service's answers, any log, the rendered file, `doctor` or the history."""
     wait_for("the pool", lambda: ask(gateway, "good")[0] == 200)
     envoy = f"http://127.0.0.1:{gateway.admin_port}"
     shown = {
-        path: urllib.request.urlopen(f"{envoy}{path}", timeout=20).read().decode()
+        path: page(f"{envoy}{path}")
         for path in ("/config_dump?include_eds", "/clusters?format=json", "/stats", "/server_info", "/certs")
     }
     assert "key.good" in shown["/config_dump?include_eds"], "the secret itself is there"
     admin = f"http://{gateway.config['admin']['listen']}"
     for path in ("/", "/api/v1/status", "/api/v1/fleet", "/api/v1/decisions", "/metrics", "/api/v1/history"):
         try:
-            shown[path] = urllib.request.urlopen(f"{admin}{path}", timeout=20).read().decode()
+            shown[path] = page(f"{admin}{path}")
         except urllib.error.HTTPError as error:
             with error:
                 shown[path] = error.read().decode()

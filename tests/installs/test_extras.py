@@ -52,6 +52,7 @@ BEHIND = {
     "extproc.lab.scaling.weeks": "lab",
     "extproc.cache.redis.answers": "redis",
     "extproc.cache.redis.asked": "redis",
+    "extproc.cache.redis.line": "redis",
     "extproc.cache.redis.looks": "redis",
     "extproc.cache.redis.question_scripts": "redis",
     "extproc.cache.redis.question_session": "redis",
