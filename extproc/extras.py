@@ -30,7 +30,7 @@ class Extra:
 EXTRAS: Final[Mapping[str, Extra]] = {
     "envoy": Extra("Envoy itself", ("envoy",)),
     "encryption": Extra("encrypting answers in Redis, and Ed25519 between sites", ("cryptography",)),
-    "redis": Extra("sharing between several services", ("redis",)),
+    "redis": Extra("sharing between several services", ("redis", "hiredis")),
     "otel": Extra(
         "OpenTelemetry",
         (

@@ -72,6 +72,7 @@ BEHIND = {
     "extproc.state.redis_session": "redis",
     "extproc.state.redis_share": "redis",
     "extproc.state.shared_key": "redis",
+    "extproc.state.taken": "redis",
 }
 #: Seconds for a child process on a busy machine; a quiet one takes about ten.
 CHILD_S_MAX = 240
