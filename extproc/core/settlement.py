@@ -68,7 +68,7 @@ class Settlement:
             news = self._ledger.first_token(reservation_id, now_ns=now_ns) is not None
             silent = entry.job.silent
             waited = self.feedback.slot(entry, now_ns=now_ns)
-            if silent and not news:
+            if silent and not news and not self._loads_adapters(entry):
                 # It was overdue, and counted as running since: how late it was is known now, not at its end.
                 self.feedback.first_token(entry, now_ns=now_ns, waited=waited)
             if news:
@@ -78,6 +78,11 @@ class Settlement:
                 self._dispatcher.pump(entry.reservation.pool, now_ns=now_ns, at=entry.endpoint)
         self._events.first_token(reservation_id, refused=refused, now_ns=now_ns)
         return True
+
+    def _loads_adapters(self, entry: InFlight) -> bool:
+        """Whether it may have waited for an adapter's load, which says nothing of a speed."""
+        pool = self.feedback.fleet.pools.get(entry.reservation.pool)
+        return pool is not None and pool.adapters is not None
 
     def settle(self, outcome: Outcome, *, now_ns: int) -> bool:
         """Take a record into the books; true when it ended a request for the first time.

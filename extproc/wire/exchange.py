@@ -297,7 +297,9 @@ class Exchange:
             return mistake
         if self._responder.asks_usage and len(body) <= usage.BODY_BYTES_MAX:
             self._usage = request.usage
-        renames = processor.scheduler.may_rename(request.model or asked.model, asked.tenant)
+        scheduler, renames = processor.scheduler, False
+        if scheduler.settings.spills or scheduler.fleet.adapters_by_base:
+            renames = scheduler.may_rename(request.model or asked.model, asked.tenant)
         if self._family or renames or self._usage is not UsageAsked.NO_STREAM:
             self._body = body
         return request
