@@ -443,7 +443,7 @@ class Dispatcher:
         strategy.picked(pool.endpoints, endpoint, routing.work, at=at)
         if placed.plan is not None:
             coming(pool, endpoint, placed.plan)
-        standby = kept_free(pool, (self._fleet.endpoint(pool.name, each) for each in placed.addresses[1:]))
+        standby = kept_free(pool, [self._fleet.endpoint(pool.name, each) for each in placed.addresses[1:]])
         self._ledger.enter(reservation, endpoint, now_ns=now_ns, plan=placed.plan, standby=standby)
         self.decisions.note(routing, placed, now_ns=now_ns)
         self._events.placed(routing, placed, now_ns=now_ns)
