@@ -93,7 +93,10 @@ def test_the_centre_is_killed(sites: TwoSites, what: str) -> None:
     try:
         for each in waiting:
             each.start()
-        wait_for("all of them there", lambda: len(sites.far.seen) == asked + UNDER_WAY)
+        # Most are there; the more are, the sooner one that comes late is served at home.
+        wait_for("each its place", lambda: len(sites.far.seen) - asked + len(found) == UNDER_WAY)
+        home = len(found)
+        assert home < UNDER_WAY
         killed(sites.centre, what)
         for text in (SIMPLE, COMPLEX, COMPLEX):
             assert sites.answered_by(text=text) == "at the edge"
@@ -103,8 +106,8 @@ def test_the_centre_is_killed(sites: TwoSites, what: str) -> None:
             each.join()
         back(sites.centre, what)
     # Where only the service went its Envoy has their way, and they are answered there.
-    by = "in the centre" if what == "service" else "at the edge"
-    assert found == [(200, by)] * UNDER_WAY
+    there = UNDER_WAY - home if what == "service" else 0
+    assert sorted(found) == [(200, "at the edge")] * (UNDER_WAY - there) + [(200, "in the centre")] * there
     goes_there(sites)
     charged = before + 3 * UNDER_WAY
     wait_for("the charges", lambda: sites.edge.tenant("globex")["output_tokens"] == charged)
