@@ -146,8 +146,9 @@ class Pod:
         for part in parts:
             for variable, value in environment.items():
                 part = part.replace(f"$({variable})", value)
-            part = part.replace("/opt/steersman/", f"{ROOT}/deploy/docker/bin/")
-            done.append(self.cluster.mapped(self._path(container, part), self.ports))
+            # Ours last: this repository may itself lie in a folder that the container mounts (/tmp).
+            part = self._path(container, part).replace("/opt/steersman/", f"{ROOT}/deploy/docker/bin/")
+            done.append(self.cluster.mapped(part, self.ports))
         return ["env", f"PATH={path}", *(f"{k}={v}" for k, v in environment.items()), *done]
 
     def _value(self, entry: dict[str, Any]) -> str:

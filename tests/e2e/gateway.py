@@ -5,6 +5,7 @@ Everything listens on free ports of 127.0.0.1. Logs are shown only when a test f
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import random
@@ -81,6 +82,7 @@ def _block() -> int:
             mine.close()
             continue
         _blocks.append(mine)
+        atexit.register(mine.close)
         _ports.extend(range(first + PORTS_PER_BLOCK - 1, first, -1))
         return first
     raise OSError(f"other processes' tests have all ports from {PORTS.start} to {PORTS.stop - 1}")
