@@ -15,7 +15,7 @@ from extproc.meant import meant
 if TYPE_CHECKING:
     from extproc.config.model import Config
     from extproc.config.pools import PoolConfig
-    from extproc.core.places import ClientPlaces
+    from extproc.core.client_places import ClientPlaces
     from extproc.core.tiers import TierRule
 
 _MS = 1_000_000
@@ -146,7 +146,7 @@ def _places(config: Config) -> Iterator[tuple[Loc, str]]:
 
 def places_of(config: Config) -> ClientPlaces:
     """Where clients are, as the file says."""
-    from extproc.core.places import NOWHERE, ClientPlaces, Place
+    from extproc.core.client_places import NOWHERE, ClientPlaces, Place
 
     places = None if config.site is None else config.site.places
     if places is None:

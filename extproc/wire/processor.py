@@ -15,10 +15,10 @@ from typing import Protocol
 from extproc.core.attempts import AttemptLimiter, network_of
 from extproc.core.bodies import BOUNDS, BodyBounds
 from extproc.core.body_rate import BodyRate
+from extproc.core.client_places import NOWHERE
 from extproc.core.decide import serving
 from extproc.core.errors import Error
 from extproc.core.outcome import Reject, Routed
-from extproc.core.places import NOWHERE
 from extproc.core.refusals import RefusalBudget
 from extproc.core.request import Request
 from extproc.core.responses import HeldResponses

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.core.places import NOWHERE, ClientPlaces, Place
+from extproc.core.client_places import NOWHERE, ClientPlaces, Place
 
 EU, US, OFFICE = Place("eu", frozenset({"eu-west"})), Place("us"), Place("office")
 KNOWN = ClientPlaces(
