@@ -132,12 +132,7 @@ class ShapedEngine:
             if options.get("continuous_usage_stats") and shape in ("vllm", "sglang"):
                 event["usage"] = usage(made)
             _event(writer, event)
-            await writer.drain()
-            if reader.at_eof():
-                raise ConnectionError
-            self.written[name] = made
-            if gap_s:
-                await asyncio.sleep(gap_s)
+            await self._sent(name, made, reader, writer, gap_s)
             if made == holds_at:
                 await asyncio.to_thread(self.goes_on.wait)
         for event in said or ():
@@ -148,6 +143,17 @@ class ShapedEngine:
             if options.get("include_usage"):
                 _event(writer, {**chunk(shape, {}), "choices": [], "usage": usage(tokens)})
         _chunk(writer, b"data: [DONE]\n\n")
+
+    async def _sent(
+        self, name: str, made: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gap_s: float
+    ) -> None:
+        """So many tokens of a stream were written. Raises ConnectionError where its reader has left."""
+        await writer.drain()
+        if reader.at_eof():
+            raise ConnectionError
+        self.written[name] = made
+        if gap_s:
+            await asyncio.sleep(gap_s)
 
     async def _turns(
         self,
@@ -165,12 +171,7 @@ class ShapedEngine:
             _chunk(writer, written(event))
         for made in range(1, tokens + 1):
             _chunk(writer, written(token()))
-            await writer.drain()
-            if reader.at_eof():
-                raise ConnectionError
-            self.written[name] = made
-            if gap_s:
-                await asyncio.sleep(gap_s)
+            await self._sent(name, made, reader, writer, gap_s)
         for event in closing(PROMPT_TOKENS, tokens) if said is None else said:
             _chunk(writer, written(event))
 

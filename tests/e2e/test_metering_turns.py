@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from gateway import Gateway, logs_of_failed, wait_for
+from gateway import Gateway, wait_for
 from shaped_engine import ShapedEngine
 from test_metering import MONTH, ask, assert_charged, charged, together
 from turn_shapes import failed, whole_response
@@ -72,11 +72,6 @@ def gateway(engine: ShapedEngine) -> Iterator[Gateway]:
     }
     with Gateway(pools, tenants=tenants) as gateway:
         yield gateway
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest, gateway: Gateway) -> Iterator[None]:
-    yield from logs_of_failed(request, gateway)
 
 
 @pytest.fixture(scope="module")

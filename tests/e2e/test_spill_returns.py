@@ -11,7 +11,7 @@ from typing import Any
 
 import openai
 import pytest
-from gateway import KEYS, Gateway, logs_of_failed, tenants, wait_for
+from gateway import KEYS, Gateway, tenants, wait_for
 from scripted_engine import WELL, Script, ScriptedEngine, SeenRequest
 from spill_site import SpillSite
 
@@ -102,14 +102,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 @pytest.fixture
-def site(place: Site, request: pytest.FixtureRequest) -> Iterator[Site]:
+def site(place: Site) -> Site:
     place.own.answer = place.paid.answer = answer
     # After a refusal it is left alone for a while.
     wait_for("the provider", lambda: place.spill()["open"].get("paid", True))
-    logs = logs_of_failed(request, place.gateway)
-    next(logs)
-    yield place
-    next(logs, None)
+    return place
 
 
 def posts(engine: ScriptedEngine) -> list[SeenRequest]:
