@@ -81,7 +81,7 @@ class Settlement:
 
     def _loads_adapters(self, entry: InFlight) -> bool:
         """Whether it may have waited for an adapter's load, which says nothing of a speed."""
-        pool = self.feedback.fleet.pools.get(entry.reservation.pool)
+        pool = self._fleet.pools.get(entry.reservation.pool)
         return pool is not None and pool.adapters is not None
 
     def settle(self, outcome: Outcome, *, now_ns: int) -> bool:

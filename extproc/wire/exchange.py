@@ -72,7 +72,6 @@ class Exchange:
         #: Kept where it names a family, or where usage may be asked for in its name.
         self._body = b""
         self._family = False
-        #: It may go on under another model's name, though its own is no family's.
         self._usage = UsageAsked.NO_STREAM
         self._wants: CacheWants | None = None
         #: What is decided on once the store of answers was asked, and the size of its body.
@@ -219,7 +218,8 @@ class Exchange:
         if headers.end_of_stream:
             self._phase = "request_headers"
             return self._on_body(b"")
-        return replace(self._responder.let_come(), ask=asked.taken)
+        reply = self._responder.let_come()
+        return reply if asked.taken is None else replace(reply, ask=asked.taken)
 
     def _whose(self, proven: Tenant, _values: dict[str, str], /) -> Tenant:
         """Whose request it is, by what was proven."""

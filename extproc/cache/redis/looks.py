@@ -7,7 +7,7 @@ answer is still read, since to cancel it would cost the connection.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final
 
@@ -77,7 +77,10 @@ class AnswerLooks:
         if line is not None and line.open and not self.rounds and pool is self._pool:
             self._send(line, gathered)
             return
-        task = asyncio.get_running_loop().create_task(self._round(gathered))
+        self._begin(self._round(gathered))
+
+    def _begin(self, asking: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(asking)
         self.rounds.add(task)
         task.add_done_callback(self.rounds.discard)
 
@@ -87,13 +90,10 @@ class AnswerLooks:
 
     def _heard(self, command: Command, answer: asyncio.Future[Any], result: Any) -> None:
         """One answer is there."""
-        self._under_way -= 1
         if isinstance(result, NoScriptError):
-            self._under_way += 1
-            task = asyncio.get_running_loop().create_task(self._again(command, answer))
-            self.rounds.add(task)
-            task.add_done_callback(self.rounds.discard)
+            self._begin(self._again(command, answer))  # it is under way until that ends
             return
+        self._under_way -= 1
         if isinstance(result, ResponseError):
             self._ended(result)
         _tell(answer, result)

@@ -168,12 +168,12 @@ class FairQueue:
         due: list[QueuedRequest] = []
         while (timer := self._last.pop_due(now_ns)) is not None:
             due.append(self._shed(timer[1]))
-        return [self.turned_away(held, now_ns) for held in due]
+        return [self._turned_away(held, now_ns) for held in due]
 
     def close(self, pool: str, *, now_ns: int) -> list[Shed]:
         """The pool is no more: shed who waits for it and forget its counters."""
         due = [self._shed(entry) for entry in list(self._entries.values()) if entry.held.pool == pool]
-        sheds = [self.turned_away(held, now_ns) for held in due]
+        sheds = [self._turned_away(held, now_ns) for held in due]
         self._pool_queues.pop(pool, None)
         return sheds
 
@@ -293,7 +293,7 @@ class FairQueue:
         while len(self._entries) > bounds.held_max:
             lowest = next(drop_policy for drop_policy in reversed(self._drop_policies) if drop_policy.size)
             sheds.append(self._shed(lowest.newest_of_fullest()))
-        return [self.turned_away(held, now_ns) for held in sheds]
+        return [self._turned_away(held, now_ns) for held in sheds]
 
     def _shed(self, entry: FlowEntry) -> QueuedRequest:
         self._pool_queue(entry.held.pool).leave(entry)
@@ -301,7 +301,7 @@ class FairQueue:
         self.waits[entry.held.klass].shed += 1
         return entry.held
 
-    def turned_away(self, held: QueuedRequest, now_ns: int) -> Shed:
+    def _turned_away(self, held: QueuedRequest, now_ns: int) -> Shed:
         last_ns = self._order_of(held).last_ns(held)
         return Shed(held, self._pool_queue(held.pool).retry_after_s(held, last_ns=last_ns, now_ns=now_ns))
 

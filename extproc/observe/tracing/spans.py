@@ -65,7 +65,7 @@ class Spans:
         if isinstance(note, Decided):
             spans = self._decision(note)
             if note.last:
-                spans.append(self.turned_away(note))
+                spans.append(self._turned_away(note))
             return spans
         if isinstance(note, Expired):
             return [self._expired(note)]
@@ -154,7 +154,7 @@ class Spans:
         start, end = start_ns + offset_ns, end_ns + offset_ns
         return Span(name, span.trace_id, self._id(), span.span_id, start, end, {}, span.state)
 
-    def turned_away(self, note: Decided) -> Span:
+    def _turned_away(self, note: Decided) -> Span:
         """A request that never had an endpoint, or whose client left before one could answer."""
         request_trace, offset_ns = note.request_trace, note.offset_ns
         model = request_trace.asked
