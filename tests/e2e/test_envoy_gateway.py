@@ -80,7 +80,7 @@ def replicas() -> Iterator[Replicas]:
 
 
 @pytest.fixture(scope="module")
-def gateway(replicas: Replicas) -> Iterator[EnvoyGateways]:
+def gateway(replicas: Replicas) -> Iterator[PickerGateway]:
     """One replica in the EU and two in the US; acme's requests stay in the EU, globex's do not."""
     listed = [
         {"address": address, "region": region}
@@ -88,9 +88,10 @@ def gateway(replicas: Replicas) -> Iterator[EnvoyGateways]:
     ]
     tenants = [{"name": name, "keys": [{"sha256": hash_key(key)}]} for name, key in KEYS.items()]
     tenants[0]["regions"] = ["eu"]
-    with EnvoyGateways(
+    gateway = EnvoyGateways(
         {"chat": {"models": ["tiny-chat"], "addresses": listed}}, picker={"tries": 3}, tenants=tenants
-    ) as gateway:
+    )
+    with gateway:
         yield gateway
 
 
@@ -100,7 +101,7 @@ BODY = {"inputs": "[[sim:out=5]]"}
 
 
 @pytest.mark.envoy
-def test_requests_go_through_it(gateway: EnvoyGateways, replicas: Replicas) -> None:
+def test_requests_go_through_it(gateway: PickerGateway, replicas: Replicas) -> None:
     """Its health check, whose :authority is its cluster's name, is answered; requests go where the picker
     says, whatever a client says; without a key 401."""
     for who in KEYS:
@@ -113,7 +114,7 @@ def test_requests_go_through_it(gateway: EnvoyGateways, replicas: Replicas) -> N
 
 
 @pytest.mark.envoy
-def test_its_retries_leave_no_region(gateway: EnvoyGateways, replicas: Replicas) -> None:
+def test_its_retries_leave_no_region(gateway: PickerGateway, replicas: Replicas) -> None:
     """The only replica of the EU refuses. The list has least request behind it, which no retry comes to: acme
     gets the refusal, globex another replica."""
     replicas.fault(0, refuse_share=1.0, status=503)
