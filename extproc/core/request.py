@@ -126,6 +126,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     once: bool = False
     #: The response before it, which one replica holds.
     follows: str | None = None
+    #: Its engine reads more than its body says: a response before it, what tools of the engine's own find.
+    beside: bool = False
     ttft_ms: int = 0
     tpot_ms: int = 0
     #: The site that sent it on, and how many gateways have ("" and 0: it came from a client).
