@@ -45,6 +45,10 @@ def _nobody(_id: str, _decision: Routed | Reject) -> None:
     """Nobody waits for releases yet."""
 
 
+def _nowhere(_held: QueuedRequest, _now_ns: int) -> None:
+    """No request goes to another pool."""
+
+
 class Dispatcher:
     """The fair queue before one fleet. `on_release` hears what became of a held request."""
 
@@ -78,6 +82,8 @@ class Dispatcher:
             rng=rng,
         )
         self.on_release: Callable[[str, Routed | Reject], None] = _nobody
+        #: Finds a place in another pool for a held request that its own refuses.
+        self.elsewhere: Callable[[QueuedRequest, int], Routed | None] = _nowhere
         #: Hear at once of a pool that a request has found without a ready replica, once until there is one.
         self.on_cold: list[Callable[[str, int], None]] = []
         #: How many requests have been admitted.
@@ -95,6 +101,38 @@ class Dispatcher:
         """Whether a held request will be served by another pool than its model's."""
         held = self._waiting.get(reservation_id)
         return held is not None and held.payload[0].spill is not None
+
+    def stays(self, reservation_id: str) -> None:
+        """A held request can be served by its own pool alone: its body is not kept."""
+        held = self._waiting.get(reservation_id)
+        if held is not None:
+            routing, headers = held.payload
+            held.payload = (replace(routing, asked=None), headers)
+
+    def move(
+        self,
+        held: QueuedRequest,
+        routing: RoutingRequest,
+        headers: tuple[tuple[str, str], ...],
+        *,
+        now_ns: int,
+        before: Callable[[], None],
+    ) -> Routed | None:
+        """Place a held request in another pool, as `routing` has it; None where it goes on waiting.
+
+        `before` is called once it has a place, before anybody hears of that.
+        """
+        placed = self._placer.surely(routing, now_ns)
+        if not isinstance(placed, Routed):
+            return None
+        before()
+        self.queue.remove(held.id)
+        self._waiting.pop(held.id, None)
+        self.charge(routing.tenant.name, routing.tenant.service_class, pool=routing.pool, work=routing.work)
+        self._placer.enter(placed, routing, now_ns, number=self.number)
+        self._counts["routed"] += 1
+        self._counts["released.elsewhere"] += 1
+        return replace(placed, headers=headers) if headers else placed
 
     def go(
         self,
@@ -360,6 +398,8 @@ class Dispatcher:
         self._waiting.pop(held.id, None)
         routing: RoutingRequest = held.payload[0]
         if isinstance(placed, Reject):
+            if wanted_room(placed.code) and (moved := self.elsewhere(held, now_ns)) is not None:
+                return moved
             self._quotas.cancel(held.id, now_ns=now_ns)
             return self.refuse(placed, routing, now_ns=now_ns)
         self._placer.enter(placed, routing, now_ns, number=self.number)
