@@ -426,6 +426,11 @@ class Config(Section):
         """Where Envoy is told of pools and endpoints, where that is apart from its service(s); else none."""
         return self.gateway.ads_services or self.service.ads_at(self.gateway.services)
 
+    @property
+    def transport(self) -> Literal["http2", "grpcio"]:
+        """`service.transport`; what is left out is gRPC's own where gateways of others ask."""
+        return self.service.transport or ("grpcio" if self.picker.enabled else "http2")
+
     def pool_of(self, model: str) -> PoolConfig | None:
         """The pool that serves a model name to everybody; else one that is reserved; or None."""
         serving = [pool for pool in self.pools if model in pool.models]

@@ -33,6 +33,7 @@ from extproc.core.request import Request
 from extproc.core.resolving import Resolver
 from extproc.core.settlement import Settlement
 from extproc.core.spill.books import SpillBooks
+from extproc.core.spill.moving import Mover
 from extproc.core.tenant import Tenant
 
 __all__ = ["AskQuota", "ClassSpec", "Policy", "Scheduler", "SchedulerLimits"]
@@ -129,6 +130,17 @@ class Scheduler:
         self.resolver = Resolver(
             fleet, self.ledger, self.settings, self.dispatcher, spills=self.spills, sites=self.sites
         )
+        #: Who waits and goes on to another pool.
+        self.mover = Mover(
+            fleet,
+            self.quotas,
+            self.settings,
+            self.dispatcher,
+            resolver=self.resolver,
+            experiments=self.experiments,
+            spills=self.spills,
+        )
+        self.dispatcher.elsewhere = self.mover.moved
         #: Hears of what a step could not do.
         self.failed: Callable[[Exception, str], None] = raises
         self._rng = rng
@@ -266,16 +278,17 @@ class Scheduler:
     def step(self, *, now_ns: int) -> int:
         """Let time pass; returns when to step again at the latest. The service and the simulator do alike.
 
-        Who waits is tried again, and overdue first tokens count as come; every ROUND_NS health follows, and
-        what nobody has heard of expires. The room that this made first: who has waited as long as its class
-        allows is turned away last. Where nobody waits, the next step is due with the next timer or round;
-        `next_step` tells of what comes meanwhile and is due sooner.
+        Who waits is tried again, here and then elsewhere, and overdue first tokens count as come; every
+        ROUND_NS health follows, and what nobody has heard of expires. The room that this made first: who has
+        waited as long as its class allows is turned away last. Where nobody waits, the next step is due with
+        the next timer or round; `next_step` tells of what comes meanwhile and is due sooner.
         """
         if now_ns >= self._round_ns:
             self._round_ns = now_ns + ROUND_NS
             self._guarded("expiry", self.settlement.expire, now_ns)
             self._guarded("stepping the fleet", self.fleet.step, now_ns)
         self._guarded("pumping", self.dispatcher.try_again, now_ns)
+        self._guarded("sending on", self.mover.step, now_ns)
         self._guarded("shedding", self.dispatcher.shed, now_ns)
         self.next_step.due_ns = due_ns = min(self._round_ns, self._busy_ns(now_ns))
         return due_ns

@@ -275,7 +275,7 @@ class App:
             ready=lambda: self.roster.complete,
             tokens=[token.encode() for token in self._tokens],
             tls=tls_of(self.config),
-            transport=self.config.service.transport,
+            transport=self.config.transport,
             ads_listen=self.config.service.ads_listen,
         )
         self.addresses = await self.server.start(self.config.service.listen)

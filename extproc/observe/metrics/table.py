@@ -193,7 +193,7 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             "counter",
             ("outcome",),
             "Answers that came for the cache: kept, or why not (error, empty, refused, cut, uncounted, "
-            "unreadable, large, unknown, away), and none where the request ended without.",
+            "unreadable, large, unknown, away, outdated), and none where the request ended without.",
         ),
         Spec("cache_answers", "gauge", (), "Answers in the cache."),
         Spec("cache_bytes", "gauge", (), "Bytes that they count as, packed."),
