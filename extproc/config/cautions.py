@@ -41,6 +41,7 @@ def cautions(config: Config) -> Iterator[str]:
                     "give a pool 'scaling: {max_replicas: …}'"
                 )
     yield from _open_and_closed(config)
+    yield from _left_on_retries(config)
     yield from _forgotten(config)
 
 
@@ -50,6 +51,17 @@ def _open_and_closed(config: Config) -> Iterator[str]:
         yield (
             "gateway.failure_mode: open, and still 503 while the service is away to whoever has an API key, "
             f"since Envoy cannot tell whose it is: {why}"
+        )
+
+
+def _left_on_retries(config: Config) -> Iterator[str]:
+    """Regions and reserved pools that hang on another's gateway."""
+    bound = any(tenant.regions is not None for tenant in config.tenants)
+    bound = bound or any(pool.tenants is not None for pool in config.pools)
+    if bound and config.picker.enabled and config.picker.tries == 1:
+        yield (
+            "picker.tries: is 1, and a gateway that retries on its own account leaves tenants' regions and "
+            "reserved pools; set it to the gateway's retries and one"
         )
 
 

@@ -43,10 +43,11 @@ class Service(Section):
 
     listen: list[Listen] = Field(default=["127.0.0.1:50051"], min_length=1)
     """Where it serves gRPC to Envoy: ip:port or unix:/path, several allowed. Orders are not taken here."""
-    transport: Literal["http2", "grpcio"] = "http2"
+    transport: Literal["http2", "grpcio"] | None = None
     """What carries the calls of Envoy there. 'http2' is libnghttp2 on the service's own event loop, and takes
-    about a third of the service's CPU off; 'grpcio' is gRPC's own, which is also taken where the package ngh2
-    cannot be imported."""
+    about a third of the service's CPU off; 'grpcio' is gRPC's own. When left out it is http2, but grpcio with
+    picker.enabled, and where the package ngh2 cannot be imported. For libnghttp2 takes no :authority with a /
+    or a |, and Envoy says its cluster's name there, which Envoy Gateway and Istio write with them."""
     run_dir: str | None = Field(default=None, pattern=r"^/")
     """The folder of the operators' socket (mode 0600) and of the key of its tickets. When left out it is the
     folder of the first of listen where that is a unix socket, else a private one of the user:

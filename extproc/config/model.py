@@ -429,6 +429,11 @@ class Config(Section):
         """Where Envoy finds the service(s), as `ip:port` or `unix:/path`."""
         return self.gateway.services or self.service.listen[:1]
 
+    @property
+    def transport(self) -> Literal["http2", "grpcio"]:
+        """`service.transport`; what is left out is gRPC's own where gateways of others ask."""
+        return self.service.transport or ("grpcio" if self.picker.enabled else "http2")
+
     def pool_of(self, model: str) -> PoolConfig | None:
         """The pool that serves a model name to everybody; else one that is reserved; or None."""
         serving = [pool for pool in self.pools if model in pool.models]

@@ -270,7 +270,7 @@ class App:
             ready=lambda: self.roster.complete,
             tokens=[token.encode() for token in self._tokens],
             tls=tls_of(self.config),
-            transport=self.config.service.transport,
+            transport=self.config.transport,
         )
         self.addresses = await self.server.start(self.config.service.listen)
         try:

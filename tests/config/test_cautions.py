@@ -40,6 +40,35 @@ def test_who_may_ask_for_decisions(listen: str, more: str, gateway: str, expecte
     assert said(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("picker", "regions", "expected"),
+    [
+        ("{enabled: true}", "[eu]", ["picker.tries"]),
+        ("{enabled: true, tries: 3}", "[eu]", []),
+        ("{enabled: true}", "null", []),
+        ("{enabled: false}", "[eu]", []),
+    ],
+)
+def test_a_gateway_that_retries_on_its_own(picker: str, regions: str, expected: list[str]) -> None:
+    """Regions behind a picker that does not know how often its gateway tries."""
+    tenant = f"{{name: acme, keys: [{{sha256: {'1f' * 32}}}], regions: {regions}}}"
+    assert said(f"picker: {picker}\n{POOLS}\ntenants: [{tenant}]") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "http2"),
+        ("picker: {enabled: true}", "grpcio"),
+        ("picker: {enabled: true}\nservice: {transport: http2}", "http2"),
+        ("service: {transport: grpcio}", "grpcio"),
+    ],
+)
+def test_what_carries_the_calls(text: str, expected: str) -> None:
+    """Gateways of others name their clusters as they like, which libnghttp2 does not."""
+    assert loads(f"{text}\ngateway: {{auth: none}}\n{POOLS}").transport == expected
+
+
 REGIONS = f"""
 {POOLS}
 gateway: {{failure_mode: open}}
