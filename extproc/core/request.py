@@ -165,6 +165,11 @@ def bounded(limit: int | None) -> int | None:
     return None if limit is None or limit < 0 else min(limit, NEW_TOKENS_MAX)
 
 
+def without_text(request: Request) -> Request:
+    """The request without what it says; the hashes of its prefix stay."""
+    return replace(request, segments=(), marks=(), prompt_ids=b"")
+
+
 def prefix_of(request: Request) -> tuple[int, ...]:
     """The chained hashes of the (first) prompt's blocks: those that came with it, else our own."""
     if request.prefix:

@@ -13,7 +13,7 @@ from extproc.core.errors import Error, as_engine_says
 from extproc.core.families import members
 from extproc.core.outcome import Reject, Reservation
 from extproc.core.reading import bare
-from extproc.core.request import Dialect, Request, UsageAsked
+from extproc.core.request import Dialect, Request, UsageAsked, without_text
 from extproc.wire import usage
 from extproc.wire.processor import Processor
 from extproc.wire.rename import renamed
@@ -88,6 +88,6 @@ def written_anew(
     return usage.onward(body, new, pool, asked.route.kind, said)
 
 
-def without_text(request: Request) -> Request:
+def bare_of_text(request: Request) -> Request:
     """A request without what it says: prefixes, families' scores and sessions do without."""
-    return replace(request, segments=(), marks=(), prompt_ids=b"", prefix=(), tools=0, user=None)
+    return replace(without_text(request), prefix=(), tools=0, user=None)

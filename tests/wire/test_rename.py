@@ -15,6 +15,7 @@ from extproc.core.contract import DECISION_NAMESPACE
 from extproc.core.families import Family
 from extproc.core.policy import ClassSpec
 from extproc.core.scheduler import Policy
+from extproc.core.spill.values import SpillAllowance, SpillRule
 from extproc.core.strategies import Strategy
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire import exchange as exchange_module
@@ -117,6 +118,30 @@ def test_bodies_of_held_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
     assert ask(gone).wait
     gone.close()
     assert processor.bodies_bytes == 0
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_who_waits_without_its_body_stays_at_home(monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
+    """Above the bound nobody could write the other pool's name into it: room there is not for it."""
+    processor = processor_of(permits=1, hold_ns=10**10, spill=SpillAllowance())
+    scheduler = processor.scheduler
+    scheduler.settings.spills = {
+        "small": SpillRule(pool="small", to="large", models={"small": "large"}, wait_ms=0.0)
+    }
+    exchanges = {name: Exchange(processor) for name in ("home", "there", "waits")}
+    monkeypatch.setattr(exchange_module, "BODIES_BYTES_MAX", 10_000 if kept else 0)
+    bodies = {name: AUTO.replace(b"auto", b"large" if name == "there" else b"small") for name in exchanges}
+    assert [ask(each, data=bodies[name]).wait for name, each in exchanges.items()] == [False, False, True]
+    replies: list[Any] = []
+    exchanges["waits"].when_ready(replies.append)
+    exchanges["there"].close()
+    scheduler.step(now_ns=6_000_000_000)
+    assert len(replies) == kept
+    if kept:
+        response = envoy.response(replies[0].data).request_body.response
+        assert json.loads(response.body_mutation.body)["model"] == "large"
+    assert processor.bodies_bytes == 0
+    exchanges["waits"].close()
 
 
 def test_a_field_whose_name_is_no_text_is_refused() -> None:

@@ -64,6 +64,8 @@ class SpillBooks(Observer):
         self.counts: dict[tuple[str, str, str], int] = {}
         #: Those that failed there and were tried in their own pool, by it.
         self.returned: dict[str, int] = {}
+        #: Those that went there after they had waited at home, by their own pool.
+        self.moved: dict[str, int] = {}
         #: How often something was spent.
         self.changes = 0
         self._entered: dict[str, _Entered] = {}
