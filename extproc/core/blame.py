@@ -1,9 +1,9 @@
 """Whose fault an engine's own error is: the replica's, or the request's.
 
 Owns the rule for answers that the engine itself gave with a 500, or with an error inside a 200. Resets,
-refusals and timeouts are the replica's. An engine answers so to an image that it cannot decode as well as when
-its card is broken; a client that repeats such a request must not take the replica away from everybody. It is
-held against it when
+refusals and timeouts are the replica's. An engine answers so to an image that it cannot decode as well as
+when its card is broken; a client that repeats such a request must not take the replica away from everybody.
+It is held against it when
 
 - two tenants have met it there within WINDOW_NS, or
 - FAILURES_IN_A_ROW came with no good answer between them, and the tenant has not met it elsewhere too.
