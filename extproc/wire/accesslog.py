@@ -187,6 +187,7 @@ def _outcome(entry: pb.HttpAccessLogEntry, reservation: Reservation, decided: Ma
         provider=_text(seen, PROVIDER_THERE_KEY if failed_there else PROVIDER_KEY),
         failed_there=failed_there,
         refused=fault is ErrorOrigin.FULL,
+        error_said=fault is ErrorOrigin.ENGINE,
         key_refused=_true(seen, KEY_REFUSED_KEY),
         events=events,
         request_bytes=entry.request.request_body_bytes,
