@@ -171,8 +171,8 @@ def resolve(
         pool=pool.name,
         work=work,
         permits=0 if free else request.sequences,
-        # Images are in the engine's token count but not in the text: such a pair teaches nothing.
-        prompt_bytes=0 if request.images else request.prompt_bytes,
+        # What is in the engine's count but not in the text, such as images: such a pair teaches nothing.
+        prompt_bytes=0 if request.more_than_text else request.prompt_bytes,
         stream=request.stream,
         free=free,
         strategy=tenant.strategy or "",

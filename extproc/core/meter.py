@@ -20,10 +20,13 @@ from extproc.core.outcome import Counted, End, Outcome, Reservation
 
 #: The longest answer of one sequence, where a client set no limit: the longest context served today.
 OUTPUT_TOKENS_MAX: Final = 131_072
-#: A prompt has at most so many tokens beside one for each byte of its request: templates, and images by name.
+#: A text has at most so many tokens beside one for each byte of its request: templates, tools.
 PROMPT_TOKENS_BESIDE: Final = 32_768
-#: And so many times what was predicted: images again.
+#: And so many times what was predicted.
 PROMPT_TIMES: Final = 32
+#: Where the engine reads more than the request holds (things by their address, a response before it): the
+#: longest context served today.
+PROMPT_NAMED_TOKENS: Final = 1_048_576
 #: Engines may count the end's own token on top of the limit.
 SLACK_TOKENS: Final = 1
 
@@ -193,8 +196,11 @@ def output_bound(reservation: Reservation) -> int:
 
 
 def prompt_bound(outcome: Outcome) -> int:
-    """The most tokens that a prompt can have: one for each byte, and what templates and images add."""
+    """The most tokens that a prompt can have: one for each byte, and what templates add; a whole context's
+    where it is more than a text (`prompt_bytes` is 0)."""
     reservation = outcome.reservation
+    if not reservation.prompt_bytes:
+        return PROMPT_NAMED_TOKENS
     size = outcome.request_bytes or reservation.prompt_bytes
     return max(size, PROMPT_TIMES * reservation.input_tokens) + PROMPT_TOKENS_BESIDE
 

@@ -25,6 +25,7 @@ from extproc.core.experiment import Experiments
 from extproc.core.explain import Explanation, explain, explain_held, explain_hit, explain_kept, refused
 from extproc.core.fleet import Fleet
 from extproc.core.ledger import Ledger
+from extproc.core.next_step import NextStep
 from extproc.core.outcome import CacheHit, Hold, Reject, Routed
 from extproc.core.peers import Peers
 from extproc.core.policy import ClassSpec, Policy, SchedulerLimits, SchedulerSettings
@@ -43,8 +44,8 @@ __all__ = ["AskQuota", "ClassSpec", "Policy", "Scheduler", "SchedulerLimits"]
 NO_ACCOUNT = Account("", "", "", ())
 #: A pool is idle, and its capacity may be lent, while no more than this share of its permits is taken.
 IDLE_BELOW = 0.5
-#: How often who is held is tried again without an event, who waited too long is turned away, and overdue
-#: first tokens count as come.
+#: How often who is held is tried again without an event, and who waited too long is turned away. Steps are no
+#: closer, so that an overdue first token counts as come so much later at the most.
 STEP_NS = 20_000_000
 #: How often health follows, and what nobody has heard of expires.
 ROUND_NS = 250_000_000
@@ -89,7 +90,13 @@ class Scheduler:
         self.settings = SchedulerSettings(
             default_model=default_model, limits=limits, policy=policy, zone=zone
         )
-        self.ledger = Ledger(ttl_ns=limits.reservation_ttl_ns, remembered_max=limits.settled_remembered_max)
+        #: When `step` is due.
+        self.next_step = NextStep()
+        self.ledger = Ledger(
+            ttl_ns=limits.reservation_ttl_ns,
+            remembered_max=limits.settled_remembered_max,
+            next_step=self.next_step,
+        )
         self.quotas: QuotaBooks = quotas if quotas is not None else ExactBooks()
         self.experiments = experiments or Experiments(rng=rng)
         self.peers = Peers(instance, fleet, self.ledger, self.settings)
@@ -280,7 +287,8 @@ class Scheduler:
 
         Who waits is tried again, here and then elsewhere, and overdue first tokens count as come; every
         ROUND_NS health follows, and what nobody has heard of expires. The room that this made first: who has
-        waited as long as its class allows is turned away last.
+        waited as long as its class allows is turned away last. Where nobody waits, the next step is due with
+        the next timer or round; `next_step` tells of what comes meanwhile and is due sooner.
         """
         if now_ns >= self._round_ns:
             self._round_ns = now_ns + ROUND_NS
@@ -289,7 +297,15 @@ class Scheduler:
         self._guarded("pumping", self.dispatcher.try_again, now_ns)
         self._guarded("sending on", self.mover.step, now_ns)
         self._guarded("shedding", self.dispatcher.shed, now_ns)
-        return min(now_ns + STEP_NS, self._round_ns)
+        self.next_step.due_ns = due_ns = min(self._round_ns, self._busy_ns(now_ns))
+        return due_ns
+
+    def _busy_ns(self, now_ns: int) -> int:
+        """When who waits, or a first token, needs a step."""
+        if len(self.dispatcher.queue):
+            return now_ns + STEP_NS
+        timer_ns = self.ledger.next_timer_ns()
+        return self._round_ns if timer_ns is None else max(now_ns + STEP_NS, timer_ns)
 
     def _guarded(self, what: str, work: Callable[..., object], now_ns: int) -> None:
         try:
@@ -341,10 +357,13 @@ class Scheduler:
         elif routing.choice is not None:
             headers += routing.choice.headers()
         try:
-            return self.dispatcher.go(routing, headers, now_ns=now_ns, degraded=degraded)
+            decision = self.dispatcher.go(routing, headers, now_ns=now_ns, degraded=degraded)
         except Exception:
             self.spills.gave_up(routing.id, now_ns=now_ns)
             raise
+        if isinstance(decision, Hold):
+            self.next_step.by(now_ns + STEP_NS)
+        return decision
 
     def _from_cache(
         self,

@@ -289,7 +289,7 @@ class Exchange:
         held = request.follows is not None or asked.item
         if held and isinstance(request := narrowed.to_holder(processor, asked, request), Reject):
             return request
-        self._family = request.model in processor.scheduler.settings.families
+        self._family = narrowed.asks_family(processor, asked, request.model)
         if self._family and route.own is not None and not route.own.renames:
             return narrowed.no_family("this route")
         if self._family and (mistake := not_utf8(body)):

@@ -29,7 +29,16 @@ from extproc.wire.processor import Processor
 LENGTH_DIGITS_MAX: Final = 18
 #: The value of the header with which a client asks for the reason.
 EXPLAIN_REASON: Final = "reason"
-_DIRECTIVES: Final = {each.value: each for each in CacheDirective}
+#: The strictest first.
+_DIRECTIVES: Final = (CacheDirective.OFF, CacheDirective.REFRESH, CacheDirective.USE)
+
+
+def directive_of(value: str) -> CacheDirective | None:
+    """What a client asks of the cache; the strictest of several, None where it says nothing that we know."""
+    if not value:
+        return None
+    said = {each.strip() for each in value.lower().split(",")}
+    return next((each for each in _DIRECTIVES if each.value in said), None)
 
 
 @dataclass(slots=True)
@@ -116,7 +125,7 @@ def screen(
     asked.model, asked.request_id = values.get(where or MODEL_HEADER), values.get("x-request-id", "")
     asked.explain = tenant.explain and values.get(EXPLAIN_HEADER, "").strip().lower() == EXPLAIN_REASON
     if processor.cache is not None:
-        asked.cache = _DIRECTIVES.get(values.get(CACHE_HEADER, "").strip().lower())
+        asked.cache = directive_of(values.get(CACHE_HEADER, ""))
     if processor.deciding > processor.decisions_concurrent_max:
         processor.scheduler.counts["bound.decisions_concurrent_max"] += 1
         return Error.OVERLOADED.reject("the gateway decides as many requests as it may")

@@ -42,8 +42,17 @@ ERRORS: list[tuple[str, bool, Any, int, str]] = [
     (RESPONSES, False, whole_response(status="failed", error=DEAD), 0, "error"),
     (EMBEDDINGS, False, {"error": {**DEAD, "type": "InternalServerError", "code": 500}}, 0, "error"),
 ]
+HELD = "resp_held"
+FILM = {"type": "video_url", "video_url": {"url": "https://x/film"}}
+#: What stands for more than it is: where, the body, and what its engine calls the prompt's tokens.
+NAMED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "continued": (RESPONSES, {"input": "go on", "previous_response_id": HELD}, "input_tokens"),
+    "searched": (RESPONSES, {"input": "look it up", "tools": [{"type": "web_search"}]}, "input_tokens"),
+    "film": ("/v1/chat/completions", {"messages": [{"role": "user", "content": [FILM]}]}, "prompt_tokens"),
+    "pictured": ("/v1/rerank", {"query": "a cat", "documents": [{"image": "https://x"}]}, "prompt_tokens"),
+}
 NAMES = [f"{path.rpartition('/')[2]}-{left}".lower() for path, left in CASES]
-PEOPLE = [*NAMES, *(f"error-{n}" for n in range(len(ERRORS))), "liar", "vectors", "packed", "plain"]
+PEOPLE = [*NAMES, *(f"error-{n}" for n in range(len(ERRORS))), "liar", "vectors", "packed", "plain", *NAMED]
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +142,26 @@ def test_an_engines_claim_of_an_embedding_is_bounded(gateway: Gateway) -> None:
     wait_for("quiet", gateway.quiet)
     assert charged(gateway, "vectors") <= 100
     assert gateway.status()["counts"]["metered.impossible"] == impossible + 1
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_a_body_only_names_is_charged_as_counted(gateway: Gateway, name: str) -> None:
+    """A conversation that its engine holds, a film by its address: 100,000 tokens of a prompt of a few words.
+
+    The replica is no liar for it.
+    """
+    path, body, prompt = NAMED[name]
+    impossible = gateway.status()["counts"].get("metered.impossible", 0)
+    before = whole_response(usage={"input_tokens": 5, "output_tokens": 5, "total_tokens": 10})
+    if name == "continued":
+        ask(gateway, name, {**BODIES[RESPONSES]}, path=RESPONSES, say=json.dumps({**before, "id": HELD}))
+        wait_for("the response is known", lambda: gateway.status()["responses"]["known"])
+    paid = gateway.tenant(name)["prompt_tokens"]
+    said = {"object": "x", "usage": {prompt: 100_000, "total_tokens": 100_000}}
+    ask(gateway, name, body, path=path, say=json.dumps(said))
+    wait_for("quiet", gateway.quiet)
+    wait_for("its charge", lambda: gateway.tenant(name)["prompt_tokens"] - paid == 100_000)
+    assert gateway.status()["counts"].get("metered.impossible", 0) == impossible
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,7 @@ class PickerResponder:
             without_keys=processor.directory.required,
             clear_route_cache=self._picker.settings.clear_route_cache,
             as_json=as_json,
+            tries=self._picker.settings.tries,
             engine_key=processor.engine_keys.get(reservation.pool),
         )
         more: list[bytes] = []

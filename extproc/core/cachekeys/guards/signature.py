@@ -14,7 +14,7 @@ import msgspec
 
 from extproc.core.cachekeys.guards.asking import asked
 from extproc.core.cachekeys.guards.rewording import reworded, without_greeting
-from extproc.core.cachekeys.guards.tokens import GuardToken, tokens
+from extproc.core.cachekeys.guards.tokens import GuardToken, tokens, ungrouped
 from extproc.core.cachekeys.guards.words import (
     ARTICLES,
     ATTRIBUTES,
@@ -88,7 +88,7 @@ def signature(text: str) -> GuardSignature | None:
     if not _english(found):
         # Nothing is known of its words: each counts, in its place.
         return GuardSignature(language="other", order=tuple(_literal(token) for token in found))
-    found = reworded(found)
+    found = reworded(ungrouped(found))
     question, rest = asked(found)
     tense = _tense(found)
     kinds: dict[str, list[str]] = {}
