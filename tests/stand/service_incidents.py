@@ -77,9 +77,9 @@ class ServicesInTrouble(Services):
         if self._alive[index]:
             super()._hear(index, frame)
 
-    def _step(self, index: int) -> None:
+    def _step(self, index: int, due_ns: int) -> None:
         if self._alive[index]:
-            super()._step(index)
+            super()._step(index, due_ns)
 
     def _record(self, scheduler: Scheduler, outcome: Outcome) -> None:
         if scheduler in self.schedulers:
@@ -101,7 +101,7 @@ class ServicesInTrouble(Services):
             client, asked_ns = self._waiting.pop(name)
             # Its wait goes on where it asks next.
             self._at(AGAIN_NS, self._ask, client, asked_ns)
-        self.schedulers[0] = self._scheduler(self.names[0])
+        self.schedulers[0] = self._scheduler(0)
 
     def _begin_again(self) -> None:
         self._lives += 1
@@ -109,4 +109,4 @@ class ServicesInTrouble(Services):
         self.own[0], self.peers[0] = OwnLoad(f"{name}-x"), PeerLoads(f"{name}-x")
         self._alive[0] = True
         self._tell(0)
-        self._step(0)
+        self._step_at(0, self.schedulers[0].step(now_ns=self.now_ns))
