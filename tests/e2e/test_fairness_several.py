@@ -65,7 +65,7 @@ def alone() -> Run:
 
 @pytest.mark.parametrize("services", [2, 4])
 def test_several_services_serve_tenants_as_one_does(alone: Run, services: int, tmp_path: Path) -> None:
-    """Who sends six times as much has no more of the replica than the other; at the 99th percentile the calm one
+    """Who sends six times as much has no more of the replica than the other; at its p99 the calm one
     waits for no more than 1.5 times the turns that it waits for at one service."""
     with Redis(tmp_path) as redis:
         found = measured(services, redis, seconds=SECONDS)
