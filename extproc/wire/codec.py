@@ -24,7 +24,6 @@ from extproc.core.contract import (
     EVENT_CLUSTER_KEY,
     EXPLAIN_HEADER,
     EXPLAINED_KEY,
-    HOME_MODEL_KEY,
     JWT_FAILURE_KEY,
     JWT_NAMESPACE,
     JWT_PAYLOAD_KEY,
@@ -38,6 +37,7 @@ from extproc.core.contract import (
     RESERVATION_KEY,
     RETRIES_HEADER,
     SAN_ATTRIBUTES,
+    SECOND_MODEL_KEY,
     SITE_HEADER,
     SOURCE_ATTRIBUTE,
     SUBJECT_ATTRIBUTE,
@@ -51,7 +51,7 @@ from extproc.core.outcome import LocalAnswer, Reject, Routed
 from extproc.core.request import Dialect
 from extproc.core.tenant import Credentials, ProxyTrust
 from extproc.wire import ticket
-from extproc.wire.rename import home_model
+from extproc.wire.rename import second_model
 from extproc.wire.seal import EVENT, Seal
 from extproc.wire.varint import varint
 
@@ -288,8 +288,8 @@ def routed(
         about[USAGE_KEY] = usage
     if cache:
         about[CACHE_KEY] = cache
-    if body is not None and decision.home_model:
-        about[HOME_MODEL_KEY] = home_model(body, decision.home_model)
+    if body is not None and decision.second_model:
+        about[SECOND_MODEL_KEY] = second_model(body, decision.second_model)
     data = _changes(phase, decision.cluster, decision.retries, decision.reservation.stream, path_prefix)
     response = pb.ProcessingResponse()
     if body is not None or as_json or site:
