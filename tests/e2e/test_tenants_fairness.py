@@ -49,9 +49,9 @@ class Run:
         ordered = sorted(value for tenant in tenants for value in self.ttft_s[tenant])
         return ordered[int(0.99 * len(ordered))]
 
-    def turns_p99(self, tenant: str) -> int:
+    def turns_at(self, share: float, tenant: str) -> int:
         ordered = sorted(self.turns[tenant])
-        return ordered[int(0.99 * len(ordered))]
+        return ordered[int(share * len(ordered))]
 
     @property
     def jain(self) -> float:
