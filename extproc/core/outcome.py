@@ -256,6 +256,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     refused: bool = False
+    #: The engine said an error of its own, be it inside a 200.
+    error_said: bool = False
     #: The engine did not take the key that Envoy showed it, if it showed one.
     key_refused: bool = False
     events: int | None = None

@@ -182,9 +182,11 @@ def read_headers(
     values: dict[str, str] = {}
     repeated = ""
     proxy_header, peer_header = (proxy.header, proxy.peer_header) if proxy is not None else (None, None)
+    # Most gateways trust nobody's word: then nothing is made anew for each request.
+    wanted = WANTED if proxy is None and not trusted else WANTED.union(trusted, (proxy_header, peer_header))
     for header in message.request_headers.headers.headers:
         key = header.key
-        if key in WANTED or key in (proxy_header, peer_header) or key in trusted:
+        if key in wanted:
             if key in values and (key in SINGLE or key == proxy_header or key in trusted):
                 repeated = key
             values[key] = header.raw_value.decode("latin-1") or header.value
