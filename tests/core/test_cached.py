@@ -61,8 +61,8 @@ def test_more_than_predicted_makes_the_cache_larger_again() -> None:
 
 
 def test_a_response_that_is_continued_tells_nothing_of_the_cache() -> None:
-    """What it begins with is its replica's to know: the index does not hold its words as a beginning, and learns
-    no size from what was found of the conversation."""
+    """What it begins with is its replica's to know: its words are no beginning, and what was found of the
+    conversation is no size."""
     scene = Scene(engine="vllm", kv_capacity_tokens=100_000)
     (endpoint,) = scene.scheduler.fleet.pools["p"].endpoints
     endpoint.cache_tokens = 64
