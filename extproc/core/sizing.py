@@ -48,7 +48,9 @@ def _held(index: PrefixIndex, work: Work) -> Mapping[str, int]:
 
 
 def _prefix(request: Request, pool: Pool, model: str) -> tuple[int, ...]:
-    """What a prompt begins with, by blocks."""
+    """What a prompt begins with, by blocks; nothing where that is a response which its replica holds."""
+    if request.follows is not None:
+        return ()
     blocks = prefix_of(request)
     if pool.adapters is None or model not in pool.adapters.names:
         return blocks
