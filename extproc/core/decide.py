@@ -170,7 +170,7 @@ def resolve(
         work=work,
         permits=0 if free else request.sequences,
         # What is in the engine's count but not in the text, such as images: such a pair teaches nothing.
-        prompt_bytes=0 if request.images or request.beside else request.prompt_bytes,
+        prompt_bytes=0 if request.more_than_text else request.prompt_bytes,
         stream=request.stream,
         free=free,
         strategy=tenant.strategy or "",

@@ -96,8 +96,8 @@ def elsewhere(
         return None
     own = None if tenant.spill is None else tenant.spill.budget_per_hour
     budgets = (rule.budget_per_hour, own)
-    if request.images and budgets != (None, None):
-        return None  # what an image costs there nobody can say beforehand
+    if request.more_than_text and budgets != (None, None):
+        return None  # what an image or a search costs there nobody can say beforehand
     most = most_of(request, rule, price)
     if not books.has_room(rule, tenant, most, now_ns=now_ns):
         return None

@@ -252,6 +252,7 @@ def test_what_has_no_bound_of_its_own() -> None:
     made = full(rule=replace(RULE, budget_per_hour=1_000.0, output_tokens_max=500))
     assert made.pool(replace(ASKED, max_new_tokens=None)) == "held"
     assert made.pool(replace(ASKED, images=1)) == "held"
+    assert made.pool(replace(ASKED, beside=True)) == "held"
     assert made.pool() == "paid"
 
 
