@@ -70,6 +70,8 @@ class RoutingRequest(msgspec.Struct, frozen=True):
     tries: int = ENDPOINTS_NAMED
     #: Where another pool serves it than its model's.
     spill: Spilled | None = None
+    #: Where another pool serves it if its own fails.
+    then: Spilled | None = None
     #: The request without its text, where its pool's requests may go on while they wait (spill/moving.py).
     asked: Request | None = None
     #: As the request has it.
