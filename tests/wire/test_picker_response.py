@@ -250,10 +250,9 @@ def test_an_error_inside_a_200_is_an_error(tokens: int, charged: int | None) -> 
     exchange.receive(piece(b"data: [DONE]\n\n", end=True, phase="response_body"))
     outcome = metered(world.outcomes[-1], world.meters)
     assert (outcome.end, outcome.refused, outcome.output_tokens) == (End.ERROR, False, charged)
+    # It may be the request's own; a second tenant's would be the replica's (core/blame.py).
+    assert outcome.error_said
     assert world.first_tokens == ([("i-1", False, "")] if tokens else [])
-    engine = world.scheduler.fleet.endpoint("p", A)
-    assert engine is not None
-    assert engine.suspect_until_ns > world.now_ns
 
 
 def test_a_client_that_has_all_may_close_before_the_end_is_said() -> None:

@@ -337,8 +337,8 @@ local function ask_again(handle)
   local headers = handle:headers()
   local decision = GIVES_WAY[headers:get(":status")] and noted(handle)
   local spilled = decision and decision["@SPILLED_HEADER@"]
-  -- Empty once it was tried at home as well.
-  if spilled and spilled ~= "" then
+  -- Empty once it was tried at home as well; or home has failed before.
+  if spilled and spilled ~= "" and spilled ~= "@SPILL_FAILED@" then
     headers:replace("retry-after", "1")
     headers:replace("x-should-retry", "true")
   end

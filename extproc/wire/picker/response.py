@@ -174,6 +174,7 @@ class Followed:
             output_tokens=_bounded(output),
             cached_tokens=_bounded(cached),
             refused=self.refused,
+            error_said=self._fault is ErrorOrigin.ENGINE,
             events=self._events.count if self.streams else None,
             request_bytes=self._request_bytes,
             response_bytes=self._bytes if self.status == 200 else 0,
