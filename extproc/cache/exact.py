@@ -46,8 +46,8 @@ LATE_NS: Final = 10_000_000_000
 
 #: Hears what became of a wait.
 Told = Callable[[CachedAnswer | None], None]
-#: By which rule a tenant's requests to a pool are cached; None where they are not.
-RuleFor = Callable[[Tenant, str], CacheRule | None]
+#: By which rule a tenant's requests to a pool are cached, by their names; None where they are not.
+RuleFor = Callable[[str, str], CacheRule | None]
 
 
 class Awaited(msgspec.Struct):
@@ -110,7 +110,7 @@ class ResponseCache:
 
         AskAnswer where the store has to be asked: `ask`.
         """
-        rule = self.rule_for(tenant, pool)
+        rule = self.rule_for(tenant.name, pool)
         if rule is None or request.kind not in CACHED_KINDS:
             return None
         if directive is CacheDirective.OFF or (rule.asks and directive is None):
@@ -242,7 +242,7 @@ class ResponseCache:
             value, text = canonical(body)
         except Uncanonical:
             return "uncanonical"
-        if (why := unfit(request, value, sampled=rule.sampled, tools=rule.tools)) is not None:
+        if (why := unfit(request, value, text, sampled=rule.sampled, tools=rule.tools)) is not None:
             return why.value
         parameters = value.get("parameters")
         details = tgi and isinstance(parameters, dict) and bool(parameters.get("details"))
@@ -272,10 +272,18 @@ class ResponseCache:
             tools=rule.tools,
             joins=rule.joins,
             marks=rule.marks and not tgi,
+            rule=rule,
         )
 
     def flagged(self, reservation_id: str, tenant: str, wanted: WantedAnswer) -> str:
-        """It goes to an engine, its answer is awaited. What Envoy is told: how much of it to gather."""
+        """It goes to an engine, its answer is awaited. What Envoy is told: how much of it to gather.
+
+        Nothing where another rule holds since it was looked up: its tenant has left the group or the file, or
+        its pool runs another thing. The purge that came with that has not seen it, as it was held.
+        """
+        if wanted.rule is not None and self.rule_for(tenant, wanted.pool) != wanted.rule:
+            self.filled["outdated"] += 1
+            return ""
         self._awaited[reservation_id] = Awaited(wanted, tenant, self._clock())
         self.store.expects(wanted.scope)
         self.flights.begins(wanted.question, reservation_id)

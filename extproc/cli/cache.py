@@ -3,6 +3,7 @@ in it."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,6 +79,12 @@ def purge(
     """
     order = {"tenant": tenant, "model": model, "pool": pool, "key": key, "older_s": older}
     order = {name: value for name, value in order.items() if value is not None}
+    for name, value in order.items():
+        if value == "":
+            # An unset variable of a script must not purge more than was meant.
+            raise click.UsageError(f"--{name} is empty; leave it out to purge those of every {name}")
+    if older is not None and not math.isfinite(older):
+        raise click.UsageError("--older is a number of seconds")
     if not order and not everything:
         raise click.UsageError("say what: --tenant, --model, --pool, --key, --older, or --all")
     found = _ask(address, "PurgeCache", {**order, "all": everything})
@@ -115,7 +122,14 @@ def explain(
 
     FILE is the request's JSON body; - reads stdin. Nothing is sent anywhere.
     """
-    body = sys.stdin.read() if str(body_file) == "-" else body_file.read_text(encoding="utf-8")
+    raw = sys.stdin.buffer.read() if str(body_file) == "-" else body_file.read_bytes()
+    shown = "stdin" if str(body_file) == "-" else str(body_file)
+    try:
+        body = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{shown} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    if not body.strip():
+        raise click.UsageError(f"{shown} is empty; give it the request's JSON body")
     found = _ask(address, "Cache", {"tenant": tenant, "model": model, "path": path, "body": body})
     if as_json:
         print_json(found)

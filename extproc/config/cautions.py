@@ -12,19 +12,23 @@ from extproc.config.model import Config, Quota
 from extproc.config.places import loopback
 
 
-def port_is_open(config: Config) -> list[str]:
-    """Where the decision port listens beyond this machine and asks nobody for proof."""
+def open_ports(config: Config) -> list[tuple[str, str]]:
+    """Where the service listens for Envoy beyond this machine and asks nobody for proof: the setting, the
+    address."""
     service = config.service
     if service.token_file or service.token_env or (service.tls is not None and service.tls.client_ca):
         return []
-    return [where for where in service.listen if not loopback(where)]
+    told = [("listen", each) for each in service.listen]
+    told += [("ads_listen", each) for each in service.ads_listen]
+    return [(f"service.{name}", where) for name, where in told if not loopback(where)]
 
 
 def cautions(config: Config) -> Iterator[str]:
     """Each as `PATH: what is so; what to do`."""
-    for where in port_is_open(config):
+    for setting, where in open_ports(config):
+        gets = "endpoints" if setting == "service.ads_listen" else "decisions and endpoints"
         yield (
-            f"service.listen: {where} is not loopback, and whoever reaches it gets decisions and endpoints; "
+            f"{setting}: {where} is not loopback, and whoever reaches it gets {gets}; "
             "set service.token_file (or token_env), or service.tls with client_ca"
         )
     service, several = config.service, len(config.service_addresses) > 1
@@ -41,6 +45,7 @@ def cautions(config: Config) -> Iterator[str]:
                     "give a pool 'scaling: {max_replicas: …}'"
                 )
     yield from _open_and_closed(config)
+    yield from _left_on_retries(config)
     yield from _forgotten(config)
 
 
@@ -50,6 +55,17 @@ def _open_and_closed(config: Config) -> Iterator[str]:
         yield (
             "gateway.failure_mode: open, and still 503 while the service is away to whoever has an API key, "
             f"since Envoy cannot tell whose it is: {why}"
+        )
+
+
+def _left_on_retries(config: Config) -> Iterator[str]:
+    """Regions and reserved pools that hang on another's gateway."""
+    bound = any(tenant.regions is not None for tenant in config.tenants)
+    bound = bound or any(pool.tenants is not None for pool in config.pools)
+    if bound and config.picker.enabled and config.picker.tries == 1:
+        yield (
+            "picker.tries: is 1, and a gateway that retries on its own account leaves tenants' regions and "
+            "reserved pools; set it to the gateway's retries and one"
         )
 
 

@@ -39,5 +39,10 @@ class PickerConfig(Section):
     discover: bool = False
     """Whether an endpoint that the gateway names in its subset, and that is in no pool, joins the pool of the
     request's model."""
+    tries: int = Field(default=1, ge=1, le=8)
+    """How often the gateway tries a request (its retries and one), where it does not let a decision say
+    (mutation_rules for x-envoy-max-retries). Above 1 endpoints are named again and again, so that no try
+    comes to the list's end. There Envoy would take any endpoint of the cluster, out of tenants' regions and
+    above permits."""
     forget_s: int = Field(default=60, ge=3, le=86_400)
     """An endpoint that joined so is forgotten when no subset named it for this long."""

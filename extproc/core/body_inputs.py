@@ -6,10 +6,12 @@ engines that serve these hold no prefix of them worth going back to.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 
 from extproc.core.body_fields import ABSENT, TEXT, given, peek, text_of
-from extproc.core.body_messages import bytes_of
+from extproc.core.body_messages import ContentPart, bytes_of, medium_of
 from extproc.core.errors import Error
 from extproc.core.outcome import Reject
 from extproc.core.prompts import SEQUENCES_MAX, TOKEN_BYTES, Prompts, TooManyError, elements, read_prompts
@@ -42,6 +44,7 @@ class _Pairs(msgspec.Struct):
 
 class _Document(msgspec.Struct):
     text: msgspec.Raw = ABSENT
+    content: msgspec.Raw = ABSENT
 
 
 #: Texts of one list that are read one by one; of more the size alone counts.
@@ -51,6 +54,7 @@ _embeddings = msgspec.json.Decoder(_Embeddings)
 _pairs = msgspec.json.Decoder(_Pairs)
 _texts = msgspec.json.Decoder(list[str])
 _document = msgspec.json.Decoder(_Document)
+_parts = msgspec.json.Decoder(list[ContentPart | str])
 _documents = msgspec.json.Decoder(list[_Document])
 
 
@@ -61,7 +65,7 @@ def read_embeddings(route: Route, body: bytes) -> Request | Reject:
     inputs = None if raw is None else inputs_of(raw)
     if inputs is None:
         return Error.UNFIT.reject("'input' is missing")
-    return _request(route, fields.model, inputs.count, size_of(inputs), inputs.tokens)
+    return _request(route, fields.model, inputs.count, size_of(inputs), inputs.tokens, inputs.images)
 
 
 def read_speech(route: Route, body: bytes) -> Request | Reject:
@@ -91,10 +95,12 @@ def read_pairs(route: Route, body: bytes) -> Request | Reject:
     # One query with each of many documents, or as many of the one as of the other.
     count = max(queries.count, documents.count)
     size = size_of(queries) * count // queries.count + size_of(documents) * count // documents.count
-    return _request(route, fields.model, count, size, None)
+    return _request(route, fields.model, count, size, None, queries.images + documents.images)
 
 
-def _request(route: Route, model: str | None, count: int, size: int, tokens: int | None) -> Request:
+def _request(
+    route: Route, model: str | None, count: int, size: int, tokens: int | None, images: int = 0
+) -> Request:
     return Request(
         kind=route.kind,
         dialect=route.dialect,
@@ -104,6 +110,7 @@ def _request(route: Route, model: str | None, count: int, size: int, tokens: int
         sequences=max(1, min(count, SEQUENCES_MAX)),
         prompt_bytes=size,
         prompt_tokens=tokens,
+        images=images,
     )
 
 
@@ -121,19 +128,33 @@ def inputs_of(raw: msgspec.Raw) -> Prompts | None:
     if data[:1] != b"[":
         document = peek(_document, raw) if data[:1] == b"{" else None
         text = text_of(document.text) if document is not None else peek(TEXT, raw)
-        return Prompts((text,)) if text is not None else Prompts(bytes_beside=len(data))
+        images = 0 if document is None else _images(document)
+        return Prompts((text,)) if text is not None else Prompts(bytes_beside=len(data), images=images)
     quotes = data.count(b'"')
     if quotes > 2 * TEXTS_MAX and elements(data) >= SEQUENCES_MAX:
         # A million texts are dear to build, and their size is what stands between their quotes.
         return Prompts(count=SEQUENCES_MAX, bytes_beside=max(SEQUENCES_MAX, len(data) - quotes // 2 * 3))
     texts = peek(_texts, raw)
+    images = 0
     if texts is None:
-        found = [text_of(each.text) for each in peek(_documents, raw) or ()]
+        listed = peek(_documents, raw) or ()
+        found, images = [text_of(each.text) for each in listed], sum(map(_images, listed))
         known = [text for text in found if text is not None]
         texts = known if known and len(known) == len(found) else None
     if texts is not None:
         return Prompts(tuple(texts), count=len(texts)) if texts else None
     try:
-        return read_prompts(raw)
+        prompts = read_prompts(raw)
     except TooManyError:
-        return Prompts(count=SEQUENCES_MAX, bytes_beside=len(data))
+        return Prompts(count=SEQUENCES_MAX, bytes_beside=len(data), images=images)
+    return prompts if prompts is None or not images else replace(prompts, images=images)
+
+
+def _images(document: _Document) -> int:
+    """How many images (sounds, films, files) an object holds; one without a text or content is one."""
+    if given(document.text):
+        return 0
+    if not given(document.content):
+        return 1
+    parts = peek(_parts, document.content) or ()
+    return sum(1 for part in parts if isinstance(part, ContentPart) and medium_of(part))

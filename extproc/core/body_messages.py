@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import msgspec
 
@@ -16,6 +17,16 @@ from extproc.core.prompts import as_text
 class ContentPart(msgspec.Struct):
     text: msgspec.Raw = ABSENT
     image_url: msgspec.Raw = ABSENT
+    video_url: msgspec.Raw = ABSENT
+    audio_url: msgspec.Raw = ABSENT
+    input_audio: msgspec.Raw = ABSENT
+    file: msgspec.Raw = ABSENT
+    image_embeds: msgspec.Raw = ABSENT
+    audio_embeds: msgspec.Raw = ABSENT
+
+
+#: What a part may hold in place of a text.
+_media = attrgetter(*(name for name in ContentPart.__struct_fields__ if name != "text"))
 
 
 class ChatMessage(msgspec.Struct):
@@ -36,7 +47,8 @@ WIDE_MESSAGES = msgspec.json.Decoder(list[WideChatMessage])
 
 
 class MessageTexts(msgspec.Struct, frozen=True):
-    """What messages say: texts, what stands before each, images, how many there are, and bytes unread."""
+    """What messages say: texts, what stands before each, images (sounds, films and files as well), how many
+    messages there are, and bytes unread."""
 
     segments: tuple[str, ...] = ()
     marks: tuple[bytes, ...] = ()
@@ -69,12 +81,17 @@ def flattened(messages: Sequence[ChatMessage | WideChatMessage], tools: msgspec.
                     segments.append(text)
                     marks.append(b"".join(pending))
                     pending.clear()
-                elif not isinstance(part, str) and part.image_url:
+                elif not isinstance(part, str) and (medium := medium_of(part)):
                     images += 1
-                    pending += (IMAGE_MARK, digest(part.image_url))
+                    pending += (IMAGE_MARK, digest(medium))
         if given(message.tool_calls):
             pending += (CALLS_MARK, digest(message.tool_calls))
     return MessageTexts(tuple(segments), tuple(marks), images, len(messages))
+
+
+def medium_of(part: ContentPart) -> msgspec.Raw:
+    """The image, sound, film or file that is a part; nothing where there is none."""
+    return next((raw for raw in _media(part) if given(raw)), part.image_url)
 
 
 def unread(messages: msgspec.Raw) -> MessageTexts:

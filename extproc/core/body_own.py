@@ -64,6 +64,7 @@ def read_own(route: Route, body: bytes) -> Request | Reject:
         sequences=max(1, min(max(each.count for each in inputs), SEQUENCES_MAX)),
         prompt_bytes=sum(map(size_of, inputs)),
         prompt_tokens=ids,
+        images=sum(each.images for each in inputs),
         # What generates may find its beginning cached.
         segments=texts,
     )

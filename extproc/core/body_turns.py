@@ -5,6 +5,8 @@ Owns the reading of their turns as a chat's messages, so that prefixes, images a
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import msgspec
 
 from extproc.core.bodies import BodyBounds
@@ -50,6 +52,10 @@ class _Responses(msgspec.Struct):
     user: msgspec.Raw = ABSENT
 
 
+class _Tool(msgspec.Struct):
+    type: msgspec.Raw = ABSENT
+
+
 class _TextOptions(msgspec.Struct):
     format: msgspec.Raw = ABSENT
 
@@ -69,14 +75,21 @@ class _Metadata(msgspec.Struct):
 
 
 class _Part(msgspec.Struct):
-    """A part of a turn: a text, an image, a tool's call or its answer, whatever of it is there."""
+    """A part of a turn: a text, an image or file, a tool's call or its answer, whatever of it is there."""
 
     text: msgspec.Raw = ABSENT
     thinking: msgspec.Raw = ABSENT
     image_url: msgspec.Raw = ABSENT
     source: msgspec.Raw = ABSENT
+    file_id: msgspec.Raw = ABSENT
+    file_url: msgspec.Raw = ABSENT
+    file_data: msgspec.Raw = ABSENT
+    input_audio: msgspec.Raw = ABSENT
     input: msgspec.Raw = ABSENT
     content: msgspec.Raw = ABSENT
+
+
+_media = attrgetter("image_url", "source", "file_id", "file_url", "file_data", "input_audio")
 
 
 class _Turn(msgspec.Struct):
@@ -92,6 +105,9 @@ _turns = msgspec.json.Decoder(list[_Turn])
 _blocks = msgspec.json.Decoder(str | list[_Part])
 _text_options = msgspec.json.Decoder(_TextOptions)
 _metadata = msgspec.json.Decoder(_Metadata)
+_tools = msgspec.json.Decoder(list[_Tool])
+#: Tools that clients run themselves.
+_CLIENTS_TOOLS = frozenset({b'"function"', b'"custom"'})
 _NULL_ROLE = msgspec.Raw(b'"system"')
 
 
@@ -109,16 +125,19 @@ def read_responses(route: Route, body: bytes, bounds: BodyBounds) -> Request | R
     if isinstance(said, Reject):
         return said
     options = peek(_text_options, fields.text)
+    works = _engine_works(fields.tools)
     return _request(
         route,
         said,
         model=fields.model,
-        limit=fields.max_output_tokens,
+        # With tools of its own an engine generates several times, and the limit is that of one.
+        limit=ABSENT if works else fields.max_output_tokens,
         stream=fields.stream,
         tools=fields.tools,
         user=peek(TEXT, fields.user),
         json_output=options is not None and wants_json(options.format),
         follows=follows,
+        beside=works or follows is not None,
     )
 
 
@@ -153,6 +172,7 @@ def _request(
     user: str | None,
     json_output: bool = False,
     follows: str | None = None,
+    beside: bool = False,
 ) -> Request:
     generates = route.work is RouteWork.GENERATES
     return Request(
@@ -170,7 +190,13 @@ def _request(
         user=user if user and len(user) <= USER_CHARACTERS_MAX else None,
         json_output=json_output,
         follows=follows,
+        beside=beside,
     )
+
+
+def _engine_works(tools: msgspec.Raw) -> bool:
+    """Whether a tool is offered that the engine runs: what it finds is read by the model as well."""
+    return any(bytes(tool.type) not in _CLIENTS_TOOLS for tool in peek(_tools, tools) or () if tool.type)
 
 
 def _said(
@@ -207,8 +233,8 @@ def _part(part: _Part) -> ContentPart | str:
     for text in (peek(TEXT, part.text), peek(TEXT, part.thinking)):
         if text is not None:
             return text
-    for image in (part.image_url, part.source):
-        if given(image):
-            return ContentPart(image_url=image)
+    for medium in _media(part):
+        if given(medium):
+            return ContentPart(image_url=medium)
     raw = part.content if given(part.content) else part.input
     return as_text(bytes(raw))[0] if given(raw) else ContentPart()

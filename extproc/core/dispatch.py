@@ -1,30 +1,31 @@
-"""Dispatch: who waits, where a request goes when there is room, and what is entered for it there.
+"""Dispatch: who waits, and who goes when there is room.
 
-Owns the fair queue, the requests in it, and the one way into the ledger. No I/O; its caller brings time.
+Owns the fair queue and the requests in it. Where they go is placing.py's. No I/O; its caller brings time.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from random import Random
 
 from msgspec.structs import replace
 
-from extproc.core.candidates import kept_free
-from extproc.core.decide import WAITS, Full, RoutingRequest, cold, full, place
+from extproc.core.decide import RoutingRequest
 from extproc.core.decisions import Decisions
 from extproc.core.endpoint import Endpoint
 from extproc.core.errors import Error, wanted_room
 from extproc.core.events import EventEmitter
 from extproc.core.experiment import Experiments
 from extproc.core.fairqueue import FairQueue, QueuedRequest, Shed
-from extproc.core.feedback import MS_NS, coming, late
+from extproc.core.feedback import MS_NS, late
 from extproc.core.fleet import Fleet
 from extproc.core.forecast import fastest_prefill_ms
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import Hold, Reject, Reservation, Routed
 from extproc.core.peers import Peers
+from extproc.core.placement import WAITS, Full, cold, full
+from extproc.core.placing import Placer
 from extproc.core.policy import Policy, SchedulerSettings
 from extproc.core.quota import QuotaBooks
 from extproc.core.shortlist import Shortlist
@@ -44,6 +45,10 @@ def _nobody(_id: str, _decision: Routed | Reject) -> None:
     """Nobody waits for releases yet."""
 
 
+def _nowhere(_held: QueuedRequest, _now_ns: int) -> None:
+    """No request goes to another pool."""
+
+
 class Dispatcher:
     """The fair queue before one fleet. `on_release` hears what became of a held request."""
 
@@ -61,12 +66,24 @@ class Dispatcher:
         rng: Random,
     ) -> None:
         self._fleet, self._ledger, self._quotas, self._settings = fleet, ledger, quotas, settings
-        self._peers, self._experiments, self._rng = peers, experiments, rng
+        self._peers, self._experiments = peers, experiments
         self._events, self._counts = events, counts
         self.queue = FairQueue(settings.policy.bounds)
         #: The last decisions, for who asks why.
         self.decisions = Decisions()
+        self._placer = Placer(
+            fleet,
+            ledger,
+            decisions=self.decisions,
+            peers=peers,
+            experiments=experiments,
+            events=events,
+            counts=counts,
+            rng=rng,
+        )
         self.on_release: Callable[[str, Routed | Reject], None] = _nobody
+        #: Finds a place in another pool for a held request that its own refuses.
+        self.elsewhere: Callable[[QueuedRequest, int], Routed | None] = _nowhere
         #: Hear at once of a pool that a request has found without a ready replica, once until there is one.
         self.on_cold: list[Callable[[str, int], None]] = []
         #: How many requests have been admitted.
@@ -85,6 +102,38 @@ class Dispatcher:
         held = self._waiting.get(reservation_id)
         return held is not None and held.payload[0].spill is not None
 
+    def stays(self, reservation_id: str) -> None:
+        """A held request can be served by its own pool alone: its body is not kept."""
+        held = self._waiting.get(reservation_id)
+        if held is not None:
+            routing, headers = held.payload
+            held.payload = (replace(routing, asked=None, then=None), headers)
+
+    def move(
+        self,
+        held: QueuedRequest,
+        routing: RoutingRequest,
+        headers: tuple[tuple[str, str], ...],
+        *,
+        now_ns: int,
+        before: Callable[[], None],
+    ) -> Routed | None:
+        """Place a held request in another pool, as `routing` has it; None where it goes on waiting.
+
+        `before` is called once it has a place, before anybody hears of that.
+        """
+        placed = self._placer.surely(routing, now_ns)
+        if not isinstance(placed, Routed):
+            return None
+        before()
+        self.queue.remove(held.id)
+        self._waiting.pop(held.id, None)
+        self.charge(routing.tenant.name, routing.tenant.service_class, pool=routing.pool, work=routing.work)
+        self._placer.enter(placed, routing, now_ns, number=self.number)
+        self._counts["routed"] += 1
+        self._counts["released.elsewhere"] += 1
+        return replace(placed, headers=headers) if headers else placed
+
     def go(
         self,
         routing: RoutingRequest,
@@ -100,7 +149,7 @@ class Dispatcher:
         ):
             return self._hold(routing, headers, now_ns)
         try:
-            placed = self._place(routing, now_ns, degraded=degraded)
+            placed = self._placer.place(routing, now_ns, degraded=degraded)
         except Exception:
             # Decided again with less, or not at all: under another id in either routing.
             self._quotas.cancel(routing.id, now_ns=now_ns)
@@ -114,7 +163,7 @@ class Dispatcher:
             self.charge(
                 routing.tenant.name, routing.tenant.service_class, pool=routing.pool, work=routing.work
             )
-        self._enter(placed, routing, now_ns)
+        self._placer.enter(placed, routing, now_ns, number=self.number)
         self._counts["routed.degraded" if degraded else "routed"] += 1
         return replace(placed, headers=headers) if headers else placed
 
@@ -288,7 +337,7 @@ class Dispatcher:
                 if patient and routing.work.prefix and len(shortlist) <= AFFINITY_ENDPOINTS_MAX:
                     # A replica that cannot take it now may be the one worth waiting for.
                     among = None
-            placed = self._placed(routing, now_ns, among=among, patient=patient)
+            placed = self._placer.surely(routing, now_ns, among=among, patient=patient)
             if placed is WAITS:
                 waited = True
             return None if isinstance(placed, Full) else placed
@@ -320,7 +369,7 @@ class Dispatcher:
 
         def fits(other: QueuedRequest) -> Routed | None:
             routing: RoutingRequest = other.payload[0]
-            there = self._placed(routing, now_ns, among=[endpoint] if endpoint is not None else None)
+            there = self._placer.surely(routing, now_ns, among=[endpoint] if endpoint is not None else None)
             return there if isinstance(there, Routed) else None
 
         while endpoint is not None and len(released) < most:
@@ -335,28 +384,9 @@ class Dispatcher:
             released.append((taken[0].id, self._release(taken[0], taken[1], now_ns)))
         return released
 
-    def _placed(
-        self,
-        routing: RoutingRequest,
-        now_ns: int,
-        *,
-        among: Sequence[Endpoint] | None = None,
-        patient: bool = False,
-        last: bool = False,
-    ) -> Routed | Reject | Full:
-        """Where a held request goes; a fault must lose neither it nor the others of the same event."""
-        for degraded in ("", "internal error"):
-            try:
-                return self._place(
-                    routing, now_ns, degraded=degraded, among=among, patient=patient, last=last
-                )
-            except Exception:  # noqa: BLE001 (law: every exception becomes a decision)
-                self._counts["exception.release"] += 1
-        return Error.INTERNAL.reject("the gateway could not release this request")
-
     def _last(self, held: QueuedRequest, now_ns: int) -> Routed | None:
         """A place for one that would be turned away: where nothing but a prior says that it must wait."""
-        placed = self._placed(held.payload[0], now_ns, last=True)
+        placed = self._placer.surely(held.payload[0], now_ns, last=True)
         at = self._fleet.endpoint(held.pool, placed.addresses[0]) if isinstance(placed, Routed) else None
         # Another service's turn is its own; but an idle replica it has left to nobody.
         asks = at is not None and at.load_permits > 0
@@ -364,43 +394,15 @@ class Dispatcher:
             return None
         return placed if isinstance(placed, Routed) else None
 
-    def _idle(self, routing: RoutingRequest, now_ns: int) -> bool:
-        """Whether a replica that may serve it has nothing to do, by everybody's account."""
-        pool, needs = self._fleet.pools.get(routing.pool), routing.needs(routing.permits)
-        idle = (
-            [] if pool is None else [each for each in pool.endpoints if each.ready and not each.load_permits]
-        )
-        return any(needs.allows(each) and each.starts(routing.model, now_ns=now_ns) for each in idle)
-
-    def _place(
-        self,
-        routing: RoutingRequest,
-        now_ns: int,
-        *,
-        degraded: str,
-        among: Sequence[Endpoint] | None = None,
-        patient: bool = False,
-        last: bool = False,
-    ) -> Routed | Reject | Full:
-        return place(
-            routing,
-            self._fleet,
-            now_ns=now_ns,
-            rng=self._rng,
-            degraded=degraded,
-            among=among,
-            patient=patient,
-            deciders=self._peers.deciders,
-            last=last,
-        )
-
     def _release(self, held: QueuedRequest, placed: Routed | Reject, now_ns: int) -> Routed | Reject:
         self._waiting.pop(held.id, None)
         routing: RoutingRequest = held.payload[0]
         if isinstance(placed, Reject):
+            if wanted_room(placed.code) and (moved := self.elsewhere(held, now_ns)) is not None:
+                return moved
             self._quotas.cancel(held.id, now_ns=now_ns)
             return self.refuse(placed, routing, now_ns=now_ns)
-        self._enter(placed, routing, now_ns)
+        self._placer.enter(placed, routing, now_ns, number=self.number)
         self._counts["routed"] += 1
         self._counts["released"] += 1
         headers: tuple[tuple[str, str], ...] = held.payload[1]
@@ -413,7 +415,7 @@ class Dispatcher:
     def _shed_one(self, shed: Shed, now_ns: int) -> Reject:
         held = shed.held
         self._counts["shed"] += 1
-        if self._idle(held.payload[0], now_ns):
+        if self._placer.idle(held.payload[0], now_ns):
             # Never, by law (bind late, waste nothing): shown, so that nobody has to believe it.
             self._counts["shed.idle"] += 1
         self._waiting.pop(held.id, None)
@@ -425,25 +427,3 @@ class Dispatcher:
         message = f"no replica of pool {held.pool!r} had room within {waited_s:.1f} s"
         reject = Error.OVERLOADED.reject(message, retry_after_s=max(1, shed.retry_after_s))
         return self.refuse(reject, held.payload[0], now_ns=now_ns)
-
-    def _enter(self, placed: Routed, routing: RoutingRequest, now_ns: int) -> None:
-        reservation, deciders = placed.reservation, self._peers.deciders
-        endpoint = self._fleet.endpoint(reservation.pool, reservation.address)
-        assert endpoint is not None, reservation.address
-        pool = self._fleet.pools[reservation.pool]
-        self._experiments.placed(routing, placed, pool, endpoint, now_ns=now_ns, deciders=deciders)
-        endpoint.picked = self.number
-        pool.turn = max(pool.turn, endpoint.turn)
-        endpoint.turn = pool.turn + 1.0 / endpoint.weight
-        # An arm's own instance hears of its own picks; what took its place, by the plain name.
-        own = "#" in routing.strategy and routing.strategy.startswith(f"{reservation.strategy}#")
-        strategy = pool.strategy_named(routing.strategy if own else reservation.strategy)
-        held = {} if placed.plan is None else {endpoint.address: placed.plan.cached_tokens}
-        at = SchedulingContext(now_ns=now_ns, cached=held, deciders=deciders)
-        strategy.picked(pool.endpoints, endpoint, routing.work, at=at)
-        if placed.plan is not None:
-            coming(pool, endpoint, placed.plan)
-        standby = kept_free(pool, [self._fleet.endpoint(pool.name, each) for each in placed.addresses[1:]])
-        self._ledger.enter(reservation, endpoint, now_ns=now_ns, plan=placed.plan, standby=standby)
-        self.decisions.note(routing, placed, now_ns=now_ns)
-        self._events.placed(routing, placed, now_ns=now_ns)

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from extproc.core.decide import COLD, Full, RoutingRequest, place
+from extproc.core.decide import RoutingRequest
 from extproc.core.decisions import Kept, KeptHit
 from extproc.core.fairqueue import QueuedRequest
 from extproc.core.families import FamilyChoice
 from extproc.core.fleet import Fleet
 from extproc.core.outcome import EndpointRow, Reject, Routed
+from extproc.core.placement import COLD, Full, place
 from extproc.core.spill.values import Spilled
 from extproc.core.trace import PlacementTrace
 

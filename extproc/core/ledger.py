@@ -17,6 +17,7 @@ import msgspec
 
 from extproc.core.endpoint import Endpoint
 from extproc.core.load import UNHEARD_OTHER, Decoded, Job, Plan, unheard_ns
+from extproc.core.next_step import NextStep
 from extproc.core.outcome import Reservation
 from extproc.core.reservations import Reservations
 
@@ -65,8 +66,10 @@ class Ledger(Reservations[InFlight]):
     An id that has lapsed is not remembered as ended: should its record still come, it counts.
     """
 
-    def __init__(self, *, ttl_ns: int, remembered_max: int) -> None:
+    def __init__(self, *, ttl_ns: int, remembered_max: int, next_step: NextStep | None = None) -> None:
         super().__init__(ttl_ns=ttl_ns, remembered_max=remembered_max)
+        #: Hears by when somebody must ask what is overdue.
+        self._next_step = next_step or NextStep()
         #: Requests in flight by tenant.
         self.by_tenant: Counter[str] = Counter()
         #: And by pool: (tenant, service class), those that take a place.
@@ -139,6 +142,15 @@ class Ledger(Reservations[InFlight]):
             if entry is not None:
                 late.append(entry)
         return late
+
+    def next_timer_ns(self) -> int | None:
+        """When `past_retries` or `overdue` has something to do next; None where nothing is waited for."""
+        standing, unheard = self._standing, self._unheard
+        while standing and ((entry := self.get(standing[0][1])) is None or not entry.standby):
+            standing.popleft()
+        while unheard and ((entry := self.get(unheard[0][1])) is None or not entry.job.queued):
+            heappop(unheard)
+        return min((timers[0][0] for timers in (standing, unheard) if timers), default=None)
 
     def move(self, reservation_id: str, endpoint: Endpoint, *, now_ns: int) -> None:
         """A retry took the request to another endpoint: its load goes along, and its prefill begins anew."""
@@ -234,6 +246,7 @@ class Ledger(Reservations[InFlight]):
             entry.endpoint.load.awaits(entry.job)
         due_ns = entry.job.placed_ns + unheard_ns(entry.job.plan, times=_patience(entry))
         heappush(self._unheard, (due_ns, reservation.id))
+        self._next_step.by(due_ns)
         if len(self._unheard) > 2 * len(self) + DEAD_TIMERS_MAX:
             queued = {name for name, entry in self.items() if entry.job.queued}
             self._unheard = [timer for timer in self._unheard if timer[1] in queued]
@@ -244,6 +257,7 @@ class Ledger(Reservations[InFlight]):
         _stand_by(entry, standby)
         if entry.standby:
             self._standing.append((now_ns + STANDBY_NS, entry.reservation.id))
+            self._next_step.by(now_ns + STANDBY_NS)
 
 
 def _patience(entry: InFlight) -> float:

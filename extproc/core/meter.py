@@ -20,10 +20,13 @@ from extproc.core.outcome import Counted, End, Outcome, Reservation
 
 #: The longest answer of one sequence, where a client set no limit: the longest context served today.
 OUTPUT_TOKENS_MAX: Final = 131_072
-#: A prompt has at most so many tokens beside one for each byte of its request: templates, and images by name.
+#: A text has at most so many tokens beside one for each byte of its request: templates, tools.
 PROMPT_TOKENS_BESIDE: Final = 32_768
-#: And so many times what was predicted: images again.
+#: And so many times what was predicted.
 PROMPT_TIMES: Final = 32
+#: Where the engine reads more than the request holds (things by their address, a response before it): the
+#: longest context served today.
+PROMPT_NAMED_TOKENS: Final = 1_048_576
 #: Engines may count the end's own token on top of the limit.
 SLACK_TOKENS: Final = 1
 
@@ -42,6 +45,9 @@ SURE_ERROR: Final = 0.02
 #: Answers of fewer tokens say little of the error, whose mean moves by this at each other.
 JUDGED_TOKENS: Final = 32
 ERROR_RATE: Final = 0.1
+#: Where more events had tokens than these, a count of none is no count: some engines, and proxies before
+#: them, write zeros in their usage.
+EVENTS_OF_NONE: Final = 4
 #: No estimate has fewer tokens than this share of the events.
 EVENT_SHARE_MIN: Final = 0.5
 
@@ -151,7 +157,8 @@ def metered(outcome: Outcome, meters: Meters | None) -> Outcome:
     """The outcome with every count judged, and what was not counted estimated; the same again when metered.
 
     A count above what was asked for is no count: it is estimated as if the engine had said nothing, and
-    `impossible` says so. What was not counted, and of which nothing was seen, stays unknown.
+    `impossible` says so. Nor is one of no tokens where a stream of them was seen. What was not counted, and of
+    which nothing was seen, stays unknown.
     """
     reservation = outcome.reservation
     if not reservation.permits:
@@ -161,6 +168,8 @@ def metered(outcome: Outcome, meters: Meters | None) -> Outcome:
         return replace(outcome, prompt_tokens=None, output_tokens=None, cached_tokens=None)
     most = output_bound(reservation)
     prompt, output = outcome.prompt_tokens, outcome.output_tokens
+    if output == 0 and (outcome.events or 0) > EVENTS_OF_NONE:
+        output = None
     if not most and output is None:
         output = 0  # it generates nothing, and engines mostly do not say so
     impossible = False
@@ -193,8 +202,11 @@ def output_bound(reservation: Reservation) -> int:
 
 
 def prompt_bound(outcome: Outcome) -> int:
-    """The most tokens that a prompt can have: one for each byte, and what templates and images add."""
+    """The most tokens that a prompt can have: one for each byte, and what templates add; a whole context's
+    where it is more than a text (`prompt_bytes` is 0)."""
     reservation = outcome.reservation
+    if not reservation.prompt_bytes:
+        return PROMPT_NAMED_TOKENS
     size = outcome.request_bytes or reservation.prompt_bytes
     return max(size, PROMPT_TIMES * reservation.input_tokens) + PROMPT_TOKENS_BESIDE
 

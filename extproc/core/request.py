@@ -126,6 +126,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     once: bool = False
     #: The response before it, which one replica holds.
     follows: str | None = None
+    #: Its engine reads more than its body says: a response before it, what tools of the engine's own find.
+    beside: bool = False
     ttft_ms: int = 0
     tpot_ms: int = 0
     #: The site that sent it on, and how many gateways have ("" and 0: it came from a client).
@@ -133,6 +135,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     hops: int = 0
     #: For the record: by what hash it shows that it equals another; "" where nobody asks.
     question: str = ""
+
+    @property
+    def more_than_text(self) -> bool:
+        """Whether its engine counts tokens of which no text of it tells."""
+        return self.images > 0 or self.beside
 
 
 def limited(request: Request, engine: str) -> Request:
@@ -156,6 +163,11 @@ def limited(request: Request, engine: str) -> Request:
 def bounded(limit: int | None) -> int | None:
     """A limit as it is reckoned with: None where it bounds nothing."""
     return None if limit is None or limit < 0 else min(limit, NEW_TOKENS_MAX)
+
+
+def without_text(request: Request) -> Request:
+    """The request without what it says; the hashes of its prefix stay."""
+    return replace(request, segments=(), marks=(), prompt_ids=b"")
 
 
 def prefix_of(request: Request) -> tuple[int, ...]:

@@ -18,9 +18,9 @@ from extproc.core.policy import SchedulerSettings
 from extproc.core.remote.choice import Offers, SiteChoices
 from extproc.core.remote.offers import offer_here
 from extproc.core.remote.values import Tiered
-from extproc.core.request import Request, prefix_of
+from extproc.core.request import Request, prefix_of, without_text
 from extproc.core.spill.books import SpillBooks
-from extproc.core.spill.choice import elsewhere, may_cross
+from extproc.core.spill.choice import after_failure, elsewhere, may_cross, may_spill
 from extproc.core.spill.values import SpillCost, Spilled, SpillRule
 from extproc.core.tenant import Tenant
 from extproc.core.tiers import HERE, SMALLER, THERE, TierChoice, TierRule
@@ -86,11 +86,59 @@ class Resolver:
             here = TierChoice(HERE, "budget", tiered.choice.unsure)
             stays = replace(routing, tier=tiered._replace(choice=here))
         if spill is None:
-            return stays
+            return self._may_go_on(request, tenant, stays, rule, now_ns=now_ns)
         there = self._resolved(
             request, tenant, reservation_id, key=key, now_ns=now_ns, spill=spill, to=rule.to
         )
         return replace(there, tier=tiered) if isinstance(there, RoutingRequest) else stays
+
+    def _may_go_on(
+        self, request: Request, tenant: Tenant, routing: RoutingRequest, rule: SpillRule, *, now_ns: int
+    ) -> RoutingRequest:
+        """One that stays, with what sends it on while it waits or when home fails, if it may go."""
+        to = self._fleet.pools.get(rule.to)
+        if rule.tiers is not None or to is None:
+            return routing
+        if not may_spill(request, self._fleet.pools[rule.pool], tenant, to):
+            return routing
+        price = self._settings.policy.price(rule.to)
+        then = after_failure(
+            request, routing.model, tenant, self._fleet, rule, self._spills, price=price, now_ns=now_ns
+        )
+        return replace(routing, asked=without_text(request), then=then)
+
+    def onward(self, routing: RoutingRequest, *, now_ns: int) -> RoutingRequest | None:
+        """One that waits at home as the other pool has it, if it has waited too long and may go there."""
+        request, rule = routing.asked, self._settings.spills.get(routing.pool)
+        if request is None or rule is None or rule.tiers is not None:
+            return None
+        spill = elsewhere(
+            request,
+            routing.model,
+            routing.tenant,
+            self._fleet,
+            rule,
+            self._spills,
+            self._dispatcher.queue,
+            price=self._settings.policy.price(rule.to),
+            rank=routing.work.rank,
+            waited_ns=now_ns - routing.arrived_ns,
+            own_id=routing.id,
+            now_ns=now_ns,
+        )
+        if spill is None:
+            return None
+        # As of when it came: its targets and what it has waited are counted from there.
+        found = self._resolved(
+            request,
+            routing.tenant,
+            routing.id,
+            key=routing.key,
+            now_ns=routing.arrived_ns,
+            spill=spill,
+            to=rule.to,
+        )
+        return found if isinstance(found, RoutingRequest) else None
 
     def _tiered(
         self,

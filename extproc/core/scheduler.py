@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from msgspec.structs import replace
+
 from extproc.core.accounts import borrows, reserved, spared
 from extproc.core.cachekeys.values import CacheCharge, CachedAnswer
 from extproc.core.decide import RoutingRequest
@@ -23,6 +25,7 @@ from extproc.core.experiment import Experiments
 from extproc.core.explain import Explanation, explain, explain_held, explain_hit, explain_kept, refused
 from extproc.core.fleet import Fleet
 from extproc.core.ledger import Ledger
+from extproc.core.next_step import NextStep
 from extproc.core.outcome import CacheHit, Hold, Reject, Routed
 from extproc.core.peers import Peers
 from extproc.core.policy import ClassSpec, Policy, SchedulerLimits, SchedulerSettings
@@ -32,6 +35,7 @@ from extproc.core.request import Request
 from extproc.core.resolving import Resolver
 from extproc.core.settlement import Settlement
 from extproc.core.spill.books import SpillBooks
+from extproc.core.spill.moving import Mover
 from extproc.core.tenant import Tenant
 
 __all__ = ["AskQuota", "ClassSpec", "Policy", "Scheduler", "SchedulerLimits"]
@@ -40,8 +44,8 @@ __all__ = ["AskQuota", "ClassSpec", "Policy", "Scheduler", "SchedulerLimits"]
 NO_ACCOUNT = Account("", "", "", ())
 #: A pool is idle, and its capacity may be lent, while no more than this share of its permits is taken.
 IDLE_BELOW = 0.5
-#: How often who is held is tried again without an event, who waited too long is turned away, and overdue
-#: first tokens count as come.
+#: How often who is held is tried again without an event, and who waited too long is turned away. Steps are no
+#: closer, so that an overdue first token counts as come so much later at the most.
 STEP_NS = 20_000_000
 #: How often health follows, and what nobody has heard of expires.
 ROUND_NS = 250_000_000
@@ -86,7 +90,13 @@ class Scheduler:
         self.settings = SchedulerSettings(
             default_model=default_model, limits=limits, policy=policy, zone=zone
         )
-        self.ledger = Ledger(ttl_ns=limits.reservation_ttl_ns, remembered_max=limits.settled_remembered_max)
+        #: When `step` is due.
+        self.next_step = NextStep()
+        self.ledger = Ledger(
+            ttl_ns=limits.reservation_ttl_ns,
+            remembered_max=limits.settled_remembered_max,
+            next_step=self.next_step,
+        )
         self.quotas: QuotaBooks = quotas if quotas is not None else ExactBooks()
         self.experiments = experiments or Experiments(rng=rng)
         self.peers = Peers(instance, fleet, self.ledger, self.settings)
@@ -122,6 +132,17 @@ class Scheduler:
         self.resolver = Resolver(
             fleet, self.ledger, self.settings, self.dispatcher, spills=self.spills, sites=self.sites
         )
+        #: Who waits and goes on to another pool.
+        self.mover = Mover(
+            fleet,
+            self.quotas,
+            self.settings,
+            self.dispatcher,
+            resolver=self.resolver,
+            experiments=self.experiments,
+            spills=self.spills,
+        )
+        self.dispatcher.elsewhere = self.mover.moved
         #: Hears of what a step could not do.
         self.failed: Callable[[Exception, str], None] = raises
         self._rng = rng
@@ -161,6 +182,8 @@ class Scheduler:
             self.sites.went(routing.tier, now_ns=now_ns)
         if routing.spill is not None:
             self.spills.enter(routing)
+        elif routing.then is not None:
+            self.spills.keep_free(routing, routing.then)
         # Who sends it on has reserved its tenant's quota, and charges it.
         account = NO_ACCOUNT if routing.site else self.policy.accounts.of(tenant.name, key, routing.model)
         price = self.policy.price(routing.pool)
@@ -173,6 +196,9 @@ class Scheduler:
             if cached is None
             else spared(cached, price)
         )
+        if routing.then is not None and cached is None:
+            there = self.policy.price(routing.then.to).of(routing.input_tokens, routing.output_tokens)
+            amounts = replace(amounts, cost=max(amounts.cost, there))
         idle = borrows(account) and self.idle(routing.pool)
         answer = self.quotas.reserve(account, routing.id, amounts, now_ns=now_ns, idle_capacity=idle)
         asked = AskQuota(routing, account, amounts, idle, degraded, cached)
@@ -259,17 +285,27 @@ class Scheduler:
     def step(self, *, now_ns: int) -> int:
         """Let time pass; returns when to step again at the latest. The service and the simulator do alike.
 
-        Who waits is tried again, and overdue first tokens count as come; every ROUND_NS health follows, and
-        what nobody has heard of expires. The room that this made first: who has waited as long as its class
-        allows is turned away last.
+        Who waits is tried again, here and then elsewhere, and overdue first tokens count as come; every
+        ROUND_NS health follows, and what nobody has heard of expires. The room that this made first: who has
+        waited as long as its class allows is turned away last. Where nobody waits, the next step is due with
+        the next timer or round; `next_step` tells of what comes meanwhile and is due sooner.
         """
         if now_ns >= self._round_ns:
             self._round_ns = now_ns + ROUND_NS
             self._guarded("expiry", self.settlement.expire, now_ns)
             self._guarded("stepping the fleet", self.fleet.step, now_ns)
         self._guarded("pumping", self.dispatcher.try_again, now_ns)
+        self._guarded("sending on", self.mover.step, now_ns)
         self._guarded("shedding", self.dispatcher.shed, now_ns)
-        return min(now_ns + STEP_NS, self._round_ns)
+        self.next_step.due_ns = due_ns = min(self._round_ns, self._busy_ns(now_ns))
+        return due_ns
+
+    def _busy_ns(self, now_ns: int) -> int:
+        """When who waits, or a first token, needs a step."""
+        if len(self.dispatcher.queue):
+            return now_ns + STEP_NS
+        timer_ns = self.ledger.next_timer_ns()
+        return self._round_ns if timer_ns is None else max(now_ns + STEP_NS, timer_ns)
 
     def _guarded(self, what: str, work: Callable[..., object], now_ns: int) -> None:
         try:
@@ -321,10 +357,13 @@ class Scheduler:
         elif routing.choice is not None:
             headers += routing.choice.headers()
         try:
-            return self.dispatcher.go(routing, headers, now_ns=now_ns, degraded=degraded)
+            decision = self.dispatcher.go(routing, headers, now_ns=now_ns, degraded=degraded)
         except Exception:
             self.spills.gave_up(routing.id, now_ns=now_ns)
             raise
+        if isinstance(decision, Hold):
+            self.next_step.by(now_ns + STEP_NS)
+        return decision
 
     def _from_cache(
         self,
@@ -339,6 +378,7 @@ class Scheduler:
         if reserved_of is not None:
             account, charged = reserved_of
             self.quotas.settle(routing.id, charged, now_ns=now_ns, account=account)
+        self.spills.gave_up(routing.id, now_ns=now_ns)
         self.counts["cache.hits"] += 1
         self.events.cached(routing, cached, now_ns=now_ns)
         return CacheHit(id=routing.id, answer=cached, headers=headers)

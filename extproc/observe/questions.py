@@ -41,15 +41,15 @@ class QuestionHash:
             each = part.encode("utf-8", "replace")
             hashed.update(len(each).to_bytes(4, "little") + each)
         hashed.update(text)
-        why = ",".join(_unfit(request, value))
+        why = ",".join(_unfit(request, value, text))
         return f"{hashed.hexdigest()}:{why}" if why else hashed.hexdigest()
 
 
-def _unfit(request: Request, value: dict[str, Any]) -> list[str]:
+def _unfit(request: Request, value: dict[str, Any], text: bytes) -> list[str]:
     """All that stands against its being cached: what a tenant may set aside, and at last what it may not."""
     found: list[str] = []
     sampled = tools = False
-    while (why := unfit(request, value, sampled=sampled, tools=tools)) is not None:
+    while (why := unfit(request, value, text, sampled=sampled, tools=tools)) is not None:
         found.append(why.value)
         sampled, tools = sampled or why is Unfit.SAMPLED, tools or why is Unfit.TOOLS
         if why not in (Unfit.SAMPLED, Unfit.TOOLS):

@@ -185,19 +185,21 @@ class CachePart(Part, Observer):
             return True
         return scope != _scope_of(whose.tenant, named or NO_TENANT)
 
-    def rule_for(self, tenant: Tenant, pool: str) -> CacheRule | None:
+    def rule_for(self, tenant: str, pool: str) -> CacheRule | None:
         """By which rule a tenant's requests to a pool are cached; None where they are not."""
-        key = (tenant.name, pool)
+        key = (tenant, pool)
         if key not in self._rules:
             if len(self._rules) >= RULES_MAX:
                 self._rules.clear()
-            self._rules[key] = self._rule(tenant.name, pool)
+            self._rules[key] = self._rule(tenant, pool)
         return self._rules[key]
 
     def _rule(self, name: str, pool: str) -> CacheRule | None:
         section, own, there = self._config.cache, self._tenants.get(name) or NO_TENANT, self._pools.get(pool)
         mode = own.mode or (there.mode if there is not None else "off")
         if section is None or mode == "off" or (there is not None and there.mode == "off"):
+            return None
+        if name not in self._tenants and name not in self._tenants_of():
             return None
         # A revision in the file is somebody's word who knows: what replicas say (a path) may differ then.
         revision = there.revision if there is not None else ""

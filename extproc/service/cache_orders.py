@@ -38,6 +38,8 @@ WHY: Final = {
 NO_QUESTION: Final = (
     "not compared: it is no single question (tools, several parts, too long, more turns than history)"
 )
+#: The longest age that is asked for: no answer is kept longer than `ttl_s` may be.
+OLDER_S_MAX: Final = 31_536_000.0
 NO_CACHE = "there is no cache: the configuration has no section `cache`"
 
 
@@ -85,7 +87,7 @@ class CacheOrders:
         if pool is None:
             raise ValueError(f"tenant {name!r} has no model {model[:80]!r}")
         cache, store = self._part.cache, self._part.store
-        rule = self._part.rule_for(tenant, pool.name)
+        rule = self._part.rule_for(tenant.name, pool.name)
         about: dict[str, Any] = {"tenant": name, "model": model, "pool": pool.name, "cached": False}
         several = self._part.revisions.split.get(pool.name)
         if rule is None and several is not None:
@@ -136,20 +138,17 @@ class CacheOrders:
         it is purged when it is back. Raises ValueError.
         """
         order = msgspec.json.decode(body, type=CachePurge)
+        order.check()
         # Nothing can be purged where there is nothing.
         if self._part.cache is None:
             return msgspec.json.encode({"purged": 0, "later": False})
-        if not (
-            order.all or order.tenant or order.model or order.pool or order.key or order.older_s is not None
-        ):
-            raise ValueError("say what is to be purged: a tenant, a model, a pool, a key, an age, or all")
-        key = _key(order.key)
+        key = _key(order.key or "")
         purged = self._part.cache.purge(
             [
                 PurgeOrder(
-                    tenant=order.tenant,
-                    model=order.model,
-                    pool=order.pool,
+                    tenant=order.tenant or "",
+                    model=order.model or "",
+                    pool=order.pool or "",
                     key=key,
                     older_ns=int((order.older_s or 0.0) * 1e9),
                 )
@@ -174,15 +173,27 @@ def _key(text: str) -> bytes:
         raise ValueError(f"{text[:80]!r} is no key; `steersman cache explain` shows them, in hex") from None
 
 
-class CachePurge(msgspec.Struct):
+class CachePurge(msgspec.Struct, forbid_unknown_fields=True):
     """What is to go: all that fits every one that is said."""
 
-    tenant: str = ""
-    model: str = ""
-    pool: str = ""
-    key: str = ""
+    tenant: str | None = None
+    model: str | None = None
+    pool: str | None = None
+    key: str | None = None
     older_s: float | None = None
     all: bool = False
+
+    def check(self) -> None:
+        """Raises ValueError where it says nothing, or something that would be taken for nothing: what is not
+        said is no bound, and more would go than was meant."""
+        named = {"tenant": self.tenant, "model": self.model, "pool": self.pool, "key": self.key}
+        for name, value in named.items():
+            if value == "":
+                raise ValueError(f"the {name} is empty; leave it out to purge those of every {name}")
+        if self.older_s is not None and not 0.0 <= self.older_s <= OLDER_S_MAX:
+            raise ValueError(f"an age is 0 to {OLDER_S_MAX:.0f} seconds")
+        if not self.all and self.older_s is None and all(value is None for value in named.values()):
+            raise ValueError("say what is to be purged: a tenant, a model, a pool, a key, an age, or all")
 
 
 class CacheQuestion(msgspec.Struct):

@@ -27,7 +27,8 @@ class EngineRevisions:
         self.split: dict[str, tuple[str, ...]] = {}
 
     def look(self, fleet: Fleet) -> tuple[set[str], set[str]]:
-        """Look at all reports. The pools of which anything is new, and those that run another thing now.
+        """Look at all reports. The pools of which anything is new, and those that run another thing now, or
+        several.
 
         A first word is new, and no other thing: who began just now has only not heard it before.
         """
@@ -42,6 +43,8 @@ class EngineRevisions:
                 if self.split.get(pool) != (several := tuple(sorted(found))):
                     self.split[pool] = several
                     new.add(pool)
+                    # Whoever has just begun to run another thing has answered since, unheard, as the others.
+                    other.add(pool)
                     shown = ", ".join(each[:SHOWN_CHARACTERS] for each in several[:SHOWN_MAX])
                     log.warning(
                         "the replicas of pool %s run different things, so none is cached: %s", pool, shown

@@ -114,6 +114,7 @@ class SpillPart(Part):
             "under_way": books.under_way,
             "counts": {" ".join(key): count for key, count in sorted(books.counts.items())},
             "returned": {pool: books.returned.get(pool, 0) for pool in self._settings.spills},
+            "moved": {pool: books.moved.get(pool, 0) for pool in self._settings.spills},
             "left": {pool: books.provider_left(pool, now_ns=now_ns) for pool in self._settings.rate_limits},
             "open": {pool: not books.closed(pool, now_ns=now_ns) for pool in self._settings.rate_limits},
         }

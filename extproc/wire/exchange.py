@@ -266,7 +266,7 @@ class Exchange:
             return self.turned_away(Error.INTERNAL.reject())
         try:
             # What it asks for counts against quota and permits now as well; only what it says is left out.
-            plain = bare(route, body) if request is None else narrowed.without_text(request)
+            plain = bare(route, body) if request is None else narrowed.bare_of_text(request)
             return self._decide(plain, degraded="internal error")
         except Exception as error:  # noqa: BLE001 (the same law, once more)
             self._undo()
@@ -289,7 +289,7 @@ class Exchange:
         held = request.follows is not None or asked.item
         if held and isinstance(request := narrowed.to_holder(processor, asked, request), Reject):
             return request
-        self._family = request.model in processor.scheduler.settings.families
+        self._family = narrowed.asks_family(processor, asked, request.model)
         if self._family and route.own is not None and not route.own.renames:
             return narrowed.no_family("this route")
         if self._family and (mistake := not_utf8(body)):
@@ -403,7 +403,8 @@ class Exchange:
                 processor.scheduler.counts["bound.bodies_bytes_max"] += 1
                 processor.scheduler.leave(hold.id, now_ns=processor.clock())
                 return self.turned_away(Error.OVERLOADED.reject(BODIES_HELD))
-            self._body = b""  # it goes on as it came
+            self._body = b""  # it goes on as it came, and nowhere that knows its model by another name
+            processor.scheduler.dispatcher.stays(hold.id)
         self._become(Hold, hold.id)
         processor.hold(hold.id, self)
         self.request_trace.waits()

@@ -10,9 +10,10 @@ from msgspec.structs import replace
 
 from extproc.core.body_forms import sound_tokens
 from extproc.core.errors import Error, as_engine_says
+from extproc.core.families import members
 from extproc.core.outcome import Reject, Reservation
 from extproc.core.reading import bare
-from extproc.core.request import Dialect, Request, UsageAsked
+from extproc.core.request import Dialect, Request, UsageAsked, without_text
 from extproc.wire import usage
 from extproc.wire.processor import Processor
 from extproc.wire.rename import renamed
@@ -21,10 +22,18 @@ from extproc.wire.screen import Asked
 
 def of_form(processor: Processor, asked: Asked, request: Request) -> Request | Reject:
     """A form's request, by the size that its sender declared; nobody can write another name into it."""
-    if request.model in processor.scheduler.settings.families:
+    if asks_family(processor, asked, request.model):
         return no_family("a form")
     # Where its head alone is here there is no other try (control/routes.py).
     return replace(request, prompt_tokens=sound_tokens(asked.length), once=not asked.whole)
+
+
+def asks_family(processor: Processor, asked: Asked, model: str | None) -> bool:
+    """Whether a name is a family's. One of which the tenant may have no model is to it as a name of nothing:
+    no refusal of ours may tell them apart."""
+    scheduler = processor.scheduler
+    family = scheduler.settings.families.get(model or "")
+    return family is not None and bool(members(family, asked.tenant, scheduler.fleet))
 
 
 def no_family(what: str) -> Reject:
@@ -51,7 +60,7 @@ def in_its_words(processor: Processor, asked: Asked, refused: Reject, body: byte
 
 def other_name(processor: Processor, asked: Asked, reservation: Reservation) -> bool:
     """Whether what serves a request knows its model by another name than its client wrote."""
-    if reservation.spilled_from and asked.dialect is Dialect.OPENAI:
+    if (reservation.spilled_from or reservation.then) and asked.dialect is Dialect.OPENAI:
         return True
     pool = processor.scheduler.fleet.pools.get(reservation.pool)
     return pool is not None and pool.told_as(reservation.model) != reservation.model
@@ -79,6 +88,6 @@ def written_anew(
     return usage.onward(body, new, pool, asked.route.kind, said)
 
 
-def without_text(request: Request) -> Request:
+def bare_of_text(request: Request) -> Request:
     """A request without what it says: prefixes, families' scores and sessions do without."""
-    return replace(request, segments=(), marks=(), prompt_ids=b"", prefix=(), tools=0, user=None)
+    return replace(without_text(request), prefix=(), tools=0, user=None)

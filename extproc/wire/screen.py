@@ -5,7 +5,7 @@ Owns the order of the looks: the cheapest and the nearest to who asks come first
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Protocol
 from urllib.parse import unquote
 
@@ -29,7 +29,16 @@ from extproc.wire.processor import Processor
 LENGTH_DIGITS_MAX: Final = 18
 #: The value of the header with which a client asks for the reason.
 EXPLAIN_REASON: Final = "reason"
-_DIRECTIVES: Final = {each.value: each for each in CacheDirective}
+#: The strictest first.
+_DIRECTIVES: Final = (CacheDirective.OFF, CacheDirective.REFRESH, CacheDirective.USE)
+
+
+def directive_of(value: str) -> CacheDirective | None:
+    """What a client asks of the cache; the strictest of several, None where it says nothing that we know."""
+    if not value:
+        return None
+    said = {each.strip() for each in value.lower().split(",")}
+    return next((each for each in _DIRECTIVES if each.value in said), None)
 
 
 @dataclass(slots=True)
@@ -116,7 +125,7 @@ def screen(
     asked.model, asked.request_id = values.get(where or MODEL_HEADER), values.get("x-request-id", "")
     asked.explain = tenant.explain and values.get(EXPLAIN_HEADER, "").strip().lower() == EXPLAIN_REASON
     if processor.cache is not None:
-        asked.cache = _DIRECTIVES.get(values.get(CACHE_HEADER, "").strip().lower())
+        asked.cache = directive_of(values.get(CACHE_HEADER, ""))
     if processor.deciding > processor.decisions_concurrent_max:
         processor.scheduler.counts["bound.decisions_concurrent_max"] += 1
         return Error.OVERLOADED.reject("the gateway decides as many requests as it may")
@@ -154,7 +163,7 @@ def _placed(processor: Processor, tenant: Tenant, identity: Identity, headers: c
         return tenant
     if not headers.alone:
         processor.scheduler.counts[f"place.{place.name}"] += 1
-    return replace(tenant, place=place.name, regions=place.bound(tenant.regions), side=place.side)
+    return places.served(tenant, place)
 
 
 #: A model in the fields of both clients' libraries. When it was made is not known: both take the epoch then.

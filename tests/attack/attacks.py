@@ -43,6 +43,23 @@ BOMBS = (
     (CHAT, b'{"model":"m","messages":[{"content":"x"}],"tools":[', b"1", b"]}"),
     ("/generate", b'{"inputs":"x","a":[', b"[" * 400 + b"]" * 400, b"]}"),
 )
+JSON, FORM = "application/json", "multipart/form-data; boundary=b"
+SOUND = (
+    b'--b\r\ncontent-disposition: form-data; name="model"\r\n\r\n?\r\n'
+    b'--b\r\ncontent-disposition: form-data; name="file"; filename="x"\r\n\r\nx\r\n--b--\r\n'
+)
+#: Requests that name a model, which is "?" here: path, type and body.
+NAMING = (
+    (CHAT, JSON, b'{"model":"?","messages":[{"role":"user","content":"x"}]}'),
+    (CHAT, JSON, b'{"model":"?"}'),
+    (CHAT, JSON, b'{"model":"?","i\xf1puts":1,"messages":[{"role":"user","content":"x"}]}'),
+    ("/tokenize", JSON, b'{"model":"?","prompt":"x"}'),
+    ("/v1/messages", JSON, b'{"model":"?","max_tokens":3,"messages":[{"role":"user","content":"x"}]}'),
+    ("/v1/responses", JSON, b'{"model":"?","input":"x"}'),
+    ("/v1/embeddings", JSON, b'{"model":"?","input":"x"}'),
+    ("/v1/rerank", JSON, b'{"model":"?","query":"x","documents":["x"]}'),
+    ("/v1/audio/transcriptions", FORM, SOUND),
+)
 #: What a client sees that sends on after it was answered.
 CUT_OFF = ("ConnectionResetError", "BrokenPipeError")
 
@@ -175,18 +192,15 @@ def quota_dodging(stand: Stand, full: bool) -> Report:
 @attack("a tenant cannot find out which models others have, and a stranger nothing at all")
 def names_of_others(stand: Stand, full: bool) -> Report:
     report = Report()
-    said: dict[tuple[str, str], set[Any]] = {}
-    for model in ("big", "none"):
-        bodies: list[tuple[str, dict[str, Any]]] = [
-            (CHAT, say(model)),
-            (CHAT, {"model": model}),
-            ("/tokenize", {"model": model, "prompt": "x"}),
-        ]
-        for path, body in bodies:
-            status, headers, answer = stand.ask(path, body, CURIOUS)
+    said: dict[tuple[str, bytes], set[Any]] = {}
+    # A model of others, a family of such models, and what is nowhere.
+    for model in ("big", "large", "none"):
+        for path, kind, asks in NAMING:
+            body = asks.replace(b"?", model.encode())
+            status, headers, answer = stand.ask(path, body, CURIOUS, content_type=kind)
             report.answer(status)
             told = sorted(name for name in headers if name not in ("date", "x-request-id", "content-length"))
-            said.setdefault((path, json.dumps(body).replace(model, "?")), set()).add(
+            said.setdefault((path, asks), set()).add(
                 (status, answer.replace(model.encode(), b"?").replace(b'"?"', b"'?'"), *told)
             )
     report.holds(404 in report.answered, "no model was asked for")
@@ -194,10 +208,10 @@ def names_of_others(stand: Stand, full: bool) -> Report:
     report.holds(not differing, f"a model of others is answered otherwise than none: {said}")
     connection = http.client.HTTPConnection("127.0.0.1", stand.gateway.port, timeout=10)
     connection.request("GET", "/health")
-    answer = connection.getresponse()
-    health = answer.read()
+    said_health = connection.getresponse()
+    health = said_health.read()
     connection.close()
-    report.answer(answer.status)
+    report.answer(said_health.status)
     report.holds(health == b'{"status":"ok"}', f"/health tells strangers {health!r}")
     return report
 

@@ -106,7 +106,7 @@ class Beside:
 
 @contextlib.contextmanager
 def standing() -> Iterator[Stand]:
-    """Two engines of pool `chat`, one of them outside the EU; another model; a family; failure mode open."""
+    """Two engines of pool `chat`, one of them outside the EU; others' models; families; failure mode open."""
     with ShapedEngine() as engine, ShapedEngine() as outside:
         inside, hidden, _, _ = engine.addresses
         admin = f"127.0.0.1:{free_ports(1)[0]}"
@@ -124,7 +124,7 @@ def standing() -> Iterator[Stand]:
                     {"address": outside.addresses[0], "region": "us"},
                 ],
             },
-            "hidden": {"models": ["big"], "engine": "tgi", "addresses": [hidden]},
+            "hidden": {"models": ["big", "bigger"], "engine": "tgi", "addresses": [hidden]},
         }
         quotas: dict[str, dict[str, int]] = {
             SPENT: {"requests_per_minute": SPENT_REQUESTS},
@@ -144,7 +144,10 @@ def standing() -> Iterator[Stand]:
         with Gateway(
             pools,
             gateway={"failure_mode": "open", "decision_timeout_ms": 2_000},
-            families=[{"name": "auto", "models": ["m", "big"]}],
+            families=[
+                {"name": "auto", "models": ["m", "big"]},
+                {"name": "large", "models": ["big", "bigger"]},
+            ],
             telemetry=nodes,
             admin={
                 "listen": admin,

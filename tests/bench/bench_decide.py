@@ -10,9 +10,10 @@ from random import Random
 from rows import Row, best_us
 
 from extproc._pb import ext_proc_pb2 as pb
-from extproc.core.decide import place, resolve
+from extproc.core.decide import resolve
 from extproc.core.fleet import Fleet, PoolSpec
 from extproc.core.outcome import Outcome, Reject, Routed
+from extproc.core.placement import place
 from extproc.core.reading import parse
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.routes import find_route

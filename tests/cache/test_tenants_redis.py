@@ -36,7 +36,7 @@ class OneOfTwo:
         self.store = store
         self.cache = ResponseCache(
             store,
-            lambda tenant, _: CacheRule(scope=scope_of(tenant.name)),
+            lambda tenant, _: CacheRule(scope=scope_of(tenant)),
             answer_bytes_max=4_096,
             request_bytes_max=4_096,
             clock=time.monotonic_ns,

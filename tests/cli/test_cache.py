@@ -90,3 +90,30 @@ def test_a_purge_of_nothing_is_wrong_usage() -> None:
     found = CliRunner().invoke(command, ["purge"])
     assert found.exit_code == 2
     assert "--all" in found.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tenant", "", "--model", "m"], "--tenant is empty"),
+        (["--tenant", "acme", "--key", ""], "--key is empty"),
+        (["--older", "nan", "--tenant", "acme"], "number of seconds"),
+        (["--older", "inf", "--all"], "number of seconds"),
+    ],
+)
+def test_a_purge_with_an_unset_variable_is_wrong_usage(arguments: list[str], said: str) -> None:
+    """It would purge more than was meant."""
+    found = CliRunner().invoke(command, ["purge", *arguments])
+    assert found.exit_code == 2
+    assert said in found.output
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(b"", "stdin is empty"), (b" \n", "stdin is empty"), (b"\xff\xfe{", "is not UTF-8 text")],
+)
+def test_what_is_no_text_is_not_explained(given: bytes, said: str) -> None:
+    """An empty file or one in another encoding is wrong usage, and says which."""
+    found = CliRunner().invoke(command, ["explain", "-"], input=given)
+    assert found.exit_code == 2
+    assert said in found.output

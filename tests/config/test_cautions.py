@@ -30,6 +30,8 @@ def said(text: str) -> list[str]:
         ("10.0.0.5:50051", TLS.replace(", client_ca: a", ""), CLIENT, ["service.listen"]),
         ("127.0.0.1:50051", "", "", []),
         ("unix:/run/s.sock", "", "", []),
+        ("127.0.0.1:1", ", ads_listen: ['0.0.0.0:2', '127.0.0.1:2', 'unix:/a']", "", ["service.ads_listen"]),
+        ("127.0.0.1:1", ", ads_listen: ['0.0.0.0:2'], token_env: T", "", []),
         ("127.0.0.1:1", "", ", services: ['127.0.0.1:1', '127.0.0.1:2']", ["gateway.services"]),
         ("127.0.0.1:1", ", token_env: T", ", services: ['127.0.0.1:1', '127.0.0.1:2']", []),
     ],
@@ -38,6 +40,35 @@ def test_who_may_ask_for_decisions(listen: str, more: str, gateway: str, expecte
     """Beyond loopback without proof, and several services that do not know each other."""
     text = f"service: {{listen: ['{listen}']{more}}}\ngateway: {{auth: none{gateway}}}\n{POOLS}"
     assert said(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("picker", "regions", "expected"),
+    [
+        ("{enabled: true}", "[eu]", ["picker.tries"]),
+        ("{enabled: true, tries: 3}", "[eu]", []),
+        ("{enabled: true}", "null", []),
+        ("{enabled: false}", "[eu]", []),
+    ],
+)
+def test_a_gateway_that_retries_on_its_own(picker: str, regions: str, expected: list[str]) -> None:
+    """Regions behind a picker that does not know how often its gateway tries."""
+    tenant = f"{{name: acme, keys: [{{sha256: {'1f' * 32}}}], regions: {regions}}}"
+    assert said(f"picker: {picker}\n{POOLS}\ntenants: [{tenant}]") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "http2"),
+        ("picker: {enabled: true}", "grpcio"),
+        ("picker: {enabled: true}\nservice: {transport: http2}", "http2"),
+        ("service: {transport: grpcio}", "grpcio"),
+    ],
+)
+def test_what_carries_the_calls(text: str, expected: str) -> None:
+    """Gateways of others name their clusters as they like, which libnghttp2 does not."""
+    assert loads(f"{text}\ngateway: {{auth: none}}\n{POOLS}").transport == expected
 
 
 REGIONS = f"""
@@ -76,6 +107,9 @@ def test_open_that_is_closed(change: tuple[str, str], expected: list[str]) -> No
             "certificate",
         ),
         ("drain_s: 1", "service_tls: {ca: /a, server_name: s, key: /k}", "certificate"),
+        ("drain_s: 1", "ads_services: ['10.0.0.1:2']", "gateway.ads_services"),
+        ("ads_listen: ['unix:/s']", "service_tls: {ca: /a, server_name: s}", "gateway.service_tls"),
+        ("listen: ['127.0.0.1:1'], ads_listen: ['127.0.0.1:1']", "", "service.ads_listen[0]"),
         ("listen: ['unix:/s']", "service_tls: {ca: /a, server_name: s}", "gateway.service_tls"),
     ],
 )

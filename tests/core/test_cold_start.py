@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from extproc.core import dispatch
+from extproc.core import placing
 from extproc.core.coldstart import OVERDUE_S, ColdStart
 from extproc.core.fleet import Member
 from extproc.core.outcome import Reject, Routed
@@ -150,7 +150,7 @@ def test_waiting_costs_nothing_while_nobody_is_ready(monkeypatch: pytest.MonkeyP
     for i in range(50):
         scene.held(replace(ACME, name=f"t{i}"), now_ns=i)
     asked: list[object] = []
-    monkeypatch.setattr(dispatch, "place", lambda routing, *_, **__: asked.append(routing))
+    monkeypatch.setattr(placing, "place", lambda routing, *_, **__: asked.append(routing))
     scene.scheduler.step(now_ns=S)
     assert asked == []
 

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 
-from extproc.core.decide import place, resolve
+from extproc.core.decide import resolve
 from extproc.core.endpoint import Endpoint
 from extproc.core.fleet import Member, PoolSpec
 from extproc.core.forecast import FOREIGN_CONTEXT_TOKENS, Forecast, forecast, forecasts, plan, start_ms
 from extproc.core.load import MS_NS, Load
 from extproc.core.outcome import LATER_MS, Outcome, Routed
+from extproc.core.placement import place
 from extproc.core.predict.prior import Prior
 from extproc.core.predict.speed import Speed, SpeedModel
 from extproc.core.predict.timing import Timing

@@ -37,6 +37,30 @@ def test_inputs(given_input: Any, sequences: int, size: int, tokens: int | None)
     assert (request.max_new_tokens, request.stream, request.model) == (0, False, "m")
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "images"),
+    [
+        (EMBEDDINGS, {"input": [{"text": "a"}, {"image": "https://x"}]}, 1),
+        (EMBEDDINGS, {"messages": [{"role": "user", "content": "a"}]}, 0),
+        (
+            EMBEDDINGS,
+            {"messages": [{"role": "user", "content": [{"image_url": {"url": "https://x"}}, "a"]}]},
+            1,
+        ),
+        (RERANK, {"query": "a", "documents": ["b"]}, 0),
+        (RERANK, {"query": {"image": "https://x"}, "documents": [{"image": "https://y"}, {"text": "b"}]}, 2),
+        (
+            SCORE,
+            {"text_1": "a", "text_2": {"content": [{"video_url": {"url": "https://x"}}, {"text": "b"}]}},
+            1,
+        ),
+    ],
+)
+def test_images_among_inputs_are_counted(path: str, body: Any, images: int) -> None:
+    """Engines that embed them count their tokens, of which no text tells."""
+    assert good(path, body).images == images
+
+
 def test_a_batch_of_token_ids_beyond_any_bound_is_read_as_its_size() -> None:
     """Lists of ids that nobody counts one by one still have a size."""
     lists = [[1]] * (SEQUENCES_MAX + 5)

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from extproc.core.fleet import Fleet, PoolSpec
-from extproc.core.meter import SURE_ERROR, Meter, Meters, metered, output_bound, prompt_bound
+from extproc.core.meter import (
+    PROMPT_NAMED_TOKENS,
+    SURE_ERROR,
+    Meter,
+    Meters,
+    metered,
+    output_bound,
+    prompt_bound,
+)
 from extproc.core.outcome import Counted, End, Outcome, Reservation
 from extproc.core.scheduler import Scheduler, SchedulerLimits
 
@@ -139,6 +147,35 @@ def test_a_prompt_has_no_more_tokens_than_bytes_and_templates() -> None:
     )
     lied = metered(outcome(request_bytes=500, prompt_tokens=most + 1, output_tokens=1), Meters())
     assert (lied.prompt_tokens, lied.output_tokens, lied.impossible) == (None, 1, True)
+
+
+@pytest.mark.parametrize(
+    ("said", "impossible"), [(100_000, False), (PROMPT_NAMED_TOKENS, False), (PROMPT_NAMED_TOKENS + 1, True)]
+)
+def test_a_prompt_that_is_more_than_its_text_has_a_contexts_tokens(said: int, impossible: bool) -> None:
+    """An image by its address or a response before it is no engine's fault: `prompt_bytes` is 0."""
+    reservation = structs.replace(RESERVATION, prompt_bytes=0)
+    found = metered(
+        outcome(reservation=reservation, request_bytes=200, prompt_tokens=said, output_tokens=1), Meters()
+    )
+    assert found.impossible is impossible
+    assert found.prompt_tokens == (None if impossible else said)
+
+
+@pytest.mark.parametrize(
+    ("events", "charged", "counted"),
+    [(40, 40, Counted.ESTIMATED), (1, 0, Counted.ENGINE), (None, 0, Counted.ENGINE)],
+)
+@pytest.mark.parametrize("final", [True, False])
+def test_zeros_of_an_engine_that_streamed_are_no_count(
+    events: int | None, charged: int, counted: Counted, final: bool
+) -> None:
+    """One that ends at once may have an event without a token; one that wrote forty had some."""
+    said = outcome(
+        end=End.OK, final=final, events=events, response_bytes=8_000, output_tokens=0, counted=Counted.ENGINE
+    )
+    judged = metered(said, Meters())
+    assert (judged.output_tokens, judged.counted, judged.impossible) == (charged, counted, False)
 
 
 def test_estimates_teach_nothing() -> None:

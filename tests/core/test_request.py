@@ -181,16 +181,24 @@ def test_max_completion_tokens_wins() -> None:
 
 
 def test_chat_parts() -> None:
-    """Text parts are the prompt, image parts are counted, and other parts pass."""
+    """Text parts are the prompt; images, sounds, films and files are counted, and other parts pass."""
     parts = [
         {"type": "text", "text": "what is "},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 1000}},
         {"type": "input_audio", "input_audio": {"data": "AAAA"}},
+        {"type": "video_url", "image_url": None, "video_url": {"url": "https://x/film"}},
+        {"type": "file", "file": {"file_id": "f"}},
+        {"type": "refusal", "refusal": "no"},
         {"type": "text", "text": "this?"},
     ]
     request = good(CHAT, {"messages": [{"role": "system", "content": "Be kind."}, {"content": parts}]})
     assert request.segments == ("Be kind.", "what is ", "this?")
-    assert (request.images, request.prompt_bytes) == (1, 21)
+    assert (request.images, request.prompt_bytes) == (4, 21)
+    other = [
+        {**part, "video_url": {"url": "https://x/another"}} if "video_url" in part else part for part in parts
+    ]
+    again = good(CHAT, {"messages": [{"role": "system", "content": "Be kind."}, {"content": other}]})
+    assert again.marks != request.marks  # another film, another prefix
 
 
 def test_chat_messages_without_content() -> None:

@@ -60,7 +60,7 @@ def test_a_fault_at_the_release_is_a_degraded_decision(broken: str) -> None:
 
 def test_a_fault_twice_at_the_release_is_503(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Told, refunded, and not in the way of the next."""
-    monkeypatch.setattr("extproc.core.decide.FALLBACK", STRATEGIES[broken])
+    monkeypatch.setattr("extproc.core.placement.FALLBACK", STRATEGIES[broken])
     scene = Scene()
     first = scene.routed()
     holds = [scene.held(), scene.held(GLOBEX)]

@@ -55,6 +55,29 @@ def test_a_message() -> None:
     assert (request.user, request.prompt_bytes, request.segments) == ("u", 5, ("de", "abc"))
 
 
+@pytest.mark.parametrize(
+    ("more", "beside", "limit"),
+    [
+        ({}, False, 7),
+        ({"previous_response_id": "resp_1"}, True, 7),
+        ({"tools": [{"type": "function", "name": "f"}, {"type": "custom", "name": "g"}]}, False, 7),
+        ({"tools": [{"type": "function", "name": "f"}, {"type": "web_search"}]}, True, None),
+    ],
+)
+def test_what_an_engine_reads_beside_a_response(more: Any, beside: bool, limit: int | None) -> None:
+    """What came before, and what its own tools find: with these it generates several times to the limit."""
+    request = good(RESPONSES, {"input": "abc", "max_output_tokens": 7, **more})
+    assert (request.beside, request.max_new_tokens) == (beside, limit)
+
+
+@pytest.mark.parametrize(
+    "part", [{"type": "input_file", "file_id": "f"}, {"type": "input_audio", "input_audio": {"data": "AAAA"}}]
+)
+def test_files_and_sounds_count_as_images(part: Any) -> None:
+    """An engine reads what a name stands for."""
+    assert good(RESPONSES, {"input": [{"role": "user", "content": [part]}]}).images == 1
+
+
 def test_images_and_tools_are_told() -> None:
     """An image of either dialect counts as one; what tools are asked and answer counts as text."""
     image = {"type": "image", "source": {"type": "base64", "data": "AAAA"}}

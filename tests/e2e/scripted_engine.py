@@ -37,6 +37,8 @@ class Script:
     cut: bool = False
 
 
+#: The status of an answer that never comes: the connection ends.
+LOST = 0
 #: TGI's, vLLM's and llama.cpp's page of health.
 WELL = Script({"status": "ok"})
 
@@ -64,6 +66,9 @@ class ScriptedEngine:
                 engine.seen.append(request)
                 engine.open.wait(30)
                 said = engine.answer(request)
+                if said.status == LOST:
+                    self.close_connection = True
+                    return None
                 return self._stream(said) if said.events is not None else self._whole(said)
 
             do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _served  # noqa: N815 (the server looks for them)

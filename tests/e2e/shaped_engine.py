@@ -33,6 +33,7 @@ class ShapedEngine:
     def __init__(self, *, fails: bool = False) -> None:
         """`fails`: it answers everything at once with an error inside a 200."""
         self._fails = fails
+        #: What came through Envoy; the service's own looks came by themselves.
         self.requests = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -88,7 +89,7 @@ class ShapedEngine:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        self.requests += 1
+        self.requests += "x-request-id" in headers
         if self._fails:
             headers["x-say"], headers["x-tokens"] = json.dumps([DEAD]), "0"
         streams = bool(body.get("stream")) or path == "/generate_stream"

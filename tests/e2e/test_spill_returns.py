@@ -5,94 +5,18 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from gateway import KEYS, Gateway, tenants, wait_for
-from scripted_engine import WELL, Script, ScriptedEngine, SeenRequest
-from spill_site import SpillSite
-
-from extproc.core.tenant import hash_key
+from gateway import KEYS, wait_for
+from scripted_engine import Script, ScriptedEngine, SeenRequest
+from spill_site import OWN_KEY, PROVIDER_KEY, SpillSite, answer, body_at, posts, refusal, two_pools
 
 pytestmark = pytest.mark.envoy
 
-PROVIDER_KEY, OWN_KEY = "sk-of-the-operator-at-the-provider", "sk-of-our-own-engines"
-PRICE = {"input_per_million": 100_000, "output_per_million": 200_000}
 Site = SpillSite[ScriptedEngine]
-
-
-def chat(model: str, headers: dict[str, str] | None = None) -> Script:
-    """A chat completion."""
-    message = {"role": "assistant", "content": model}
-    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-    usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-    about = {"id": "x", "object": "chat.completion", "created": 0}
-    return Script({**about, "model": model, "choices": choices, "usage": usage}, 200, headers or {})
-
-
-def answer(request: SeenRequest) -> Script:
-    """As it is asked: whole, or in events with usage; a look finds it well."""
-    if request.method != "POST":
-        return WELL
-    model = request.json["model"]
-    if not request.json.get("stream"):
-        return chat(model)
-    about: dict[str, Any] = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": model}
-    pieces = [
-        {**about, "choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]}
-        for word in ("a ", "b ", "c ")
-    ]
-    usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-    return Script(events=[("", each) for each in (*pieces, {**about, "choices": [], "usage": usage})])
-
-
-def refusal(status: int, headers: dict[str, str] | None = None) -> Script:
-    """What a provider says that does not serve."""
-    return Script({"error": {"message": "not now"}}, status, headers or {})
-
-
-@contextmanager
-def two_pools(folder: Path, mode: str) -> Iterator[Site]:
-    """One of our own and a provider's, each reached in its own way."""
-    for name, key in (("provider", PROVIDER_KEY), ("own", OWN_KEY)):
-        (folder / name).write_text(key)
-    with ExitStack() as stack:
-        own = stack.enter_context(ScriptedEngine(answer))
-        paid = stack.enter_context(ScriptedEngine(answer))
-        pools: dict[str, dict[str, Any]] = {
-            "little": {
-                "models": ["small"],
-                "addresses": [{"address": own.address, "max_concurrent": 1}],
-                "engine": "vllm",
-                "spill": {"to": "paid", "models": {"small": "gpt-large"}, "wait_ms": 100},
-                "upstream": {
-                    "key": {"file": str(folder / "own"), "header": "x-api-key"},
-                    "path_prefix": "/engine",
-                    "headers": {"add": {"x-rack": 'seven "7"'}},
-                },
-            },
-            "paid": {
-                "models": ["gpt-large"],
-                "addresses": [paid.address],
-                "engine": "vllm",
-                "price": PRICE,
-                "upstream": {
-                    "key": {"file": str(folder / "provider")},
-                    "path_prefix": "/openai",
-                    "headers": {"add": {"x-project": "ours"}},
-                },
-            },
-        }
-        people = tenants(acme={"spill": {}, "quota": {"requests_per_minute": 1_000}})
-        people.append(
-            {"name": "poor", "keys": [{"sha256": hash_key("sk-poor")}], "spill": {"budget_per_hour": 50}}
-        )
-        classes = [{"name": "standard", "hold_ms": 20_000}]
-        gateway = Gateway(pools, tenants=people, classes=classes, mode=mode)
-        yield SpillSite(stack.enter_context(gateway), own, paid)
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +33,6 @@ def site(place: Site) -> Site:
     return place
 
 
-def posts(engine: ScriptedEngine) -> list[SeenRequest]:
-    """What was sent to an engine but for looks."""
-    return [each for each in engine.seen if each.method == "POST"]
-
-
 def served_at_home(site: Site, ask: Any) -> Any:
     """What is answered while the own place is taken, which takes one more for want of another."""
     found: list[Any] = []
@@ -125,12 +44,6 @@ def served_at_home(site: Site, ask: Any) -> Any:
         wait_for("the try at home", lambda: len(posts(site.own)) == before + 2)
     asking.join()
     return found[0]
-
-
-def body_at(request: SeenRequest) -> Any:
-    """What a body says, whose length is the one that is declared."""
-    assert int(request.headers["content-length"]) == len(request.body)
-    return request.json
 
 
 def test_a_refusal_is_tried_at_home_under_its_own_name(site: Site) -> None:

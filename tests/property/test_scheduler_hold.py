@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from extproc.core.accounts import Accounts, Price
-from extproc.core.decide import Full, place
 from extproc.core.fairqueue import QueueBounds
 from extproc.core.fleet import Member, PoolSpec
 from extproc.core.outcome import End, Hold, Outcome, Reject, Reservation, Routed
+from extproc.core.placement import Full, place
 from extproc.core.quota import ExactBooks, QuotaLimits, limits
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import ClassSpec, Policy, SchedulerLimits

@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from extproc.config.load import loads
@@ -128,8 +129,7 @@ def test_a_rule_holds_what_the_file_says() -> None:
     """The tenant's own time, the cache's where it says none; its charge, its group, its pool's revision."""
     own = {"mode": "on", "ttl_s": 5, "charge": "tokens", "share": "g", "sampled": True, "tools": True}
     serving = Serving(config({"a": own, "b": {"mode": "on"}}, {"m": {"revision": "7"}}, {"ttl_s": 60}))
-    tenants = serving.app.processor.directory.tenants
-    first, second = (serving.part.rule_for(tenants[name], "m") for name in "ab")
+    first, second = (serving.part.rule_for(name, "m") for name in "ab")
     assert first is not None
     assert second is not None
     assert (first.scope, first.charge, first.ttl_ns) == ("group:g", CacheCharge.TOKENS, 5_000_000_000)
@@ -224,6 +224,34 @@ def test_who_leaves_a_group_takes_its_answers_along() -> None:
     assert isinstance(serving.look("b", body_of("of b")), CachedAnswer)
 
 
+@pytest.mark.parametrize(
+    "after",
+    [
+        config({"a": {"mode": "on", "share": "h"}}),
+        config({"a": {"mode": "on"}}),
+        config({"a": {"mode": "off"}}),
+        config({"b": {"mode": "on"}}, {"m": {}}),
+        config({"a": {"mode": "on", "share": "g"}}, {"m": {"revision": "2"}}),
+    ],
+    ids=["another group", "no group", "off", "gone", "another revision"],
+)
+def test_what_was_looked_up_under_another_rule_is_not_kept(after: Config) -> None:
+    """A request was held while its tenant left the group or the file, or its pool changed: it was on its way
+    to nobody when that was purged."""
+    serving = Serving(config({"a": {"mode": "on", "share": "g"}}))
+    found = serving.look("a")
+    assert isinstance(found, WantedAnswer)
+    serving.reload(after)
+    # The tenants that the service itself knows are those of the file.
+    serving.part._tenants_of = dict
+    cache = serving.part.cache
+    assert cache is not None
+    assert cache.flagged("r1", "a", found) == ""
+    assert not cache.fill("r1", answer_of())
+    assert serving.part.status()["answers"] == 0
+    assert serving.part.status()["fills"]["outdated"] == 1
+
+
 def test_explain_says_whether_and_why_not() -> None:
     """With the key, and what is kept under it."""
     serving = Serving(config({"a": ON, "b": None}))
@@ -265,6 +293,29 @@ def test_a_purge_takes_what_fits_all_that_is_said() -> None:
         serving.purge()
     with pytest.raises(ValueError, match="is no key"):
         serving.purge(key="xyz")
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        {"tenant": "", "model": "m"},
+        {"model": "", "tenant": "a"},
+        {"pool": "", "tenant": "a"},
+        {"key": "", "all": True},
+        {"tenat": "a", "model": "m"},
+        {"tenant": "a", "older_s": -1.0},
+        {"tenant": "a", "older_s": 1e300},
+        {"tenant": "a", "older_s": float("nan")},
+    ],
+)
+def test_what_is_said_wrongly_never_purges_more_than_was_meant(order: dict[str, Any]) -> None:
+    """An empty name, one that nobody knows, no age: a mistake, and nothing is gone."""
+    serving = Serving(config({"a": ON, "b": ON}))
+    serving.fill("a")
+    serving.fill("b")
+    with pytest.raises((ValueError, msgspec.MsgspecError)):
+        serving.purge(**order)
+    assert serving.part.status()["answers"] == 2
 
 
 def test_an_answer_that_is_on_its_way_is_purged_too() -> None:
@@ -324,7 +375,10 @@ def test_another_model_behind_a_pool_empties_it() -> None:
 
 
 def test_replicas_that_disagree_are_not_cached() -> None:
-    """Until they agree again; the log, the figures and the explanation say so."""
+    """Until they agree again; the log, the figures and the explanation say so.
+
+    What was kept is gone: who runs another thing now answered before that was heard of.
+    """
     serving = Serving(two_replicas())
     told(serving, "m@1", "m@1")
     serving.fill("a")
@@ -333,8 +387,9 @@ def test_replicas_that_disagree_are_not_cached() -> None:
     assert serving.part.status()["split"] == {"m": ["m@1", "m@2"]}
     assert "different things: m@1, m@2" in serving.order(tenant="a", body=body_of().decode())["why"]
     told(serving, "m@1", "m@1")
-    assert isinstance(serving.look("a"), CachedAnswer)
+    assert isinstance(serving.look("a"), WantedAnswer)
     assert serving.part.status()["split"] == {}
+    serving.fill("a")
     told(serving, "m@1", "m@2")
     told(serving, "m@2", "m@2")
     assert isinstance(serving.look("a"), WantedAnswer)

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from extproc.config.load import loads
 from extproc.core.outcome import Outcome, Routed
 from extproc.core.request import Dialect, Request, RouteKind
-from extproc.core.scheduler import STEP_NS
+from extproc.core.scheduler import ROUND_NS
 from extproc.service.app import App
 
 S = 1_000_000_000
@@ -118,7 +118,7 @@ def test_the_event_loops_lag_is_seen() -> None:
     async def scene(app: App) -> None:
         stepping = asyncio.create_task(app.schedule.steps())
         await asyncio.sleep(0)
-        time.sleep(STEP_NS / S + 0.15)  # noqa: ASYNC251 (this is the fault that is to be seen)
+        time.sleep(ROUND_NS / S + 0.15)  # noqa: ASYNC251 (this is the fault that is to be seen)
         async with asyncio.timeout(30):
             while True:
                 text, _ = await app.measuring.exposition()

@@ -12,12 +12,12 @@ import uvloop
 
 from extproc.core.decide import RoutingRequest
 from extproc.core.events import Observer
-from extproc.core.outcome import Reject, Reservation, Routed
+from extproc.core.outcome import Hold, Reject, Reservation, Routed
 from extproc.core.policy import Policy, SchedulerLimits
-from extproc.core.request import Request
+from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import ROUND_NS, STEP_NS, Scheduler
 from extproc.core.slo import ClassSpec
-from extproc.core.tenant import Tenant
+from extproc.core.tenant import ANONYMOUS, Tenant
 from extproc.service.schedule import Schedule
 from extproc.sim.arrival import Arrival, Workload
 from extproc.sim.replica import SimReplica
@@ -49,6 +49,7 @@ class VirtualClock:
         while self.asked and self.asked[0][0] <= wake_ns:
             self.now_ns, request, tenant = self.asked.popleft()
             self.scheduler.admit(request, tenant, now_ns=self.now_ns)
+            wake_ns = min(wake_ns, self.scheduler.next_step.due_ns)
         self.now_ns = wake_ns
         if self.now_ns > self.until_ns:
             raise OverError
@@ -197,7 +198,7 @@ def test_what_waits_is_done_one_after_the_other_and_again_after_a_fault() -> Non
 def test_a_step_says_how_late_it_is() -> None:
     """Whoever watches the event loop hears it of each step."""
     scheduler, _ = scheduler_of()
-    clock = VirtualClock(scheduler, [], 3 * STEP_NS)
+    clock = VirtualClock(scheduler, [], 3 * ROUND_NS)
 
     async def oversleeps(seconds: float) -> None:
         await clock.sleep(seconds + 0.005)
@@ -211,6 +212,69 @@ def test_a_step_says_how_late_it_is() -> None:
     with pytest.raises(OverError):
         asyncio.run(schedule.steps())
     assert heard == [pytest.approx(0.005)] * 2
+
+
+def test_what_holds_the_loop_after_a_step_is_lag_too() -> None:
+    """Others wait for it as long, whenever the next step is due."""
+    scheduler, _ = scheduler_of()
+    clock = VirtualClock(scheduler, [], ROUND_NS)
+
+    def dawdles(_now_ns: int) -> None:
+        clock.now_ns += 5 * STEP_NS
+
+    schedule = Schedule(scheduler, clock=clock, failed=lambda _error, _what: None, sleep=clock.sleep)
+    heard: list[float] = []
+    schedule.late = heard.append
+    with pytest.raises(OverError):
+        asyncio.run(schedule.steps(("slow", dawdles)))
+    assert heard == [pytest.approx(4 * STEP_NS / 1e9)]
+
+
+def test_nobody_asks_and_the_service_sleeps() -> None:
+    """It wakes for its rounds alone."""
+    scheduler, _ = scheduler_of()
+    clock = VirtualClock(scheduler, [], 4 * ROUND_NS)
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        await clock.sleep(seconds)
+
+    schedule = Schedule(scheduler, clock=clock, failed=lambda _error, _what: None, sleep=sleep)
+    with pytest.raises(OverError):
+        asyncio.run(schedule.steps())
+    assert slept == [ROUND_NS / 1e9] * 5
+
+
+def test_who_is_held_wakes_the_service() -> None:
+    """On the service's event loop: it sleeps until the next round, and is stepped within a step instead."""
+    scheduler, _ = scheduler_of()
+    clock_ns = 0
+    stepped: list[int] = []
+
+    def failed(error: Exception, _what: str) -> None:
+        raise error
+
+    async def scene() -> None:
+        nonlocal clock_ns
+        schedule = Schedule(scheduler, clock=lambda: clock_ns, failed=failed)
+        heard = asyncio.Event()
+        schedule.late = lambda _: heard.set()
+        # The clock stands still and the round is an hour away by it: nothing but a request ends the sleep.
+        scheduler.step(now_ns=0)
+        scheduler.next_step.due_ns = scheduler._round_ns = 3_600 * S
+        stepping = asyncio.create_task(schedule.steps())
+        await asyncio.sleep(0)
+        request = Request(kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=40, max_new_tokens=5)
+        while not isinstance(scheduler.admit(request, ANONYMOUS, now_ns=clock_ns), Hold):
+            pass
+        async with asyncio.timeout(30):
+            await heard.wait()
+        stepped.append(scheduler.next_step.due_ns)
+        stepping.cancel()
+
+    uvloop.run(scene())
+    assert stepped == [STEP_NS]
 
 
 def test_no_step_comes_before_it_is_due() -> None:

@@ -38,7 +38,7 @@ class Asking:
         self.store = MemoryAnswers(bytes_max, clock=lambda: self.now_ns)
         self.cache = ResponseCache(
             self.store,
-            lambda tenant, _: self.rules.get(tenant.name),
+            lambda tenant, _: self.rules.get(tenant),
             answer_bytes_max=4_096,
             request_bytes_max=4_096,
             clock=lambda: self.now_ns,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from extproc.core.decide import Full, full, place, resolve
+from extproc.core.decide import resolve
 from extproc.core.events import Observer, Settled
 from extproc.core.fleet import Fleet, Member, PoolSpec
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import Outcome, Reject, Reservation, Routed
+from extproc.core.placement import Full, full, place
 from extproc.core.policy import ClassSpec
 from extproc.core.quota import NOTHING, Amounts
 from extproc.core.request import Request

@@ -11,6 +11,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -100,8 +101,9 @@ class Services:
         self._warm_ns = 0
         self._used_ns = 0
         self.now_ns = S
-        for scheduler in self.schedulers:
+        for index, scheduler in enumerate(self.schedulers):
             scheduler.dispatcher.on_release = self._decided
+            scheduler.next_step.sooner = partial(self._step_at, index)
 
     def run(self, seconds: float, *, warm_s: float = 10.0) -> Figures:
         """Play; the figures leave out the warm-up."""
@@ -112,7 +114,7 @@ class Services:
         for index in range(len(self.schedulers)):
             if self.shared:
                 self._at(index * MESSAGE_NS // len(self.schedulers), self._tell, index)
-            self._at(index * STEP_NS // len(self.schedulers), self._step, index)
+            self._at(index * STEP_NS // len(self.schedulers), self._step, index, 0)
         ends_ns = self._warm_ns + int(seconds * S)
         while self._events[0][0] < ends_ns:
             at_ns, _, call, what = heapq.heappop(self._events)
@@ -202,9 +204,13 @@ class Services:
     def _record(self, scheduler: Scheduler, outcome: Outcome) -> None:
         scheduler.settlement.settle(outcome, now_ns=self.now_ns)
 
-    def _step(self, index: int) -> None:
-        wake_ns = self.schedulers[index].step(now_ns=self.now_ns)
-        self._at(wake_ns - self.now_ns, self._step, index)
+    def _step(self, index: int, due_ns: int) -> None:
+        scheduler = self.schedulers[index]
+        if due_ns == scheduler.next_step.due_ns:  # otherwise one came sooner
+            self._step_at(index, scheduler.step(now_ns=self.now_ns))
+
+    def _step_at(self, index: int, due_ns: int) -> None:
+        self._at(due_ns - self.now_ns, self._step, index, due_ns)
 
     def _tell(self, index: int) -> None:
         scheduler = self.schedulers[index]

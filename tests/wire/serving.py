@@ -80,6 +80,7 @@ def build(
     transport: TransportName = "http2",
     scheduler: Scheduler | None = None,
     tokens: Collection[bytes] = (),
+    **more: Any,
 ) -> tuple[Server, Processor, list[Outcome]]:
     endpoints = (("10.0.0.1:80", "", 64), ("10.0.0.2:80", "", 64))
     pool = PoolSpec(name="p", models=("m",), strategy="least_work", endpoints=endpoints)
@@ -103,6 +104,7 @@ def build(
         ready=ready,
         transport=transport,
         tokens=tokens,
+        **more,
     )
     return server, processor, settled
 

@@ -46,7 +46,7 @@ def caching(processor: Processor | None = None) -> tuple[Processor, MemoryAnswer
     processor.event_cluster = "events"
     processor.cache = ResponseCache(
         store,
-        lambda tenant, _: CacheRule(scope=f"tenant:{tenant.name}"),
+        lambda tenant, _: CacheRule(scope=f"tenant:{tenant}"),
         answer_bytes_max=BOUND,
         request_bytes_max=BOUND,
         clock=lambda: 0,

@@ -56,7 +56,7 @@ def caching(it: Running) -> tuple[Remote, ResponseCache]:
     store = Remote()
     cache = ResponseCache(
         store,
-        lambda tenant, _: CacheRule(scope=f"tenant:{tenant.name}"),
+        lambda tenant, _: CacheRule(scope=f"tenant:{tenant}"),
         answer_bytes_max=4_096,
         request_bytes_max=4_096,
         clock=lambda: 0,

@@ -36,6 +36,17 @@ from extproc.wire.picker.exchange import PickerExchange
 from tests.stand.seals import SEAL
 
 
+def test_a_list_for_a_gateway_that_tries_by_itself() -> None:
+    """Named again until its tries, with five further looks each, end on it; in header and metadata alike."""
+    world = World()
+    world.picker.settings = Settings(enabled=True, tries=3)
+    _, (first, *_) = world.decide(KEY)
+    mutated = envoy.mutated(first.request_headers.response.header_mutation)
+    assert mutated[LB_ENDPOINTS_KEY].split(",") == [A, B] * 6 + [A]
+    assert mutated["x-envoy-max-retries"] == "1"
+    assert envoy.metadata(first, LB_NAMESPACE) == {LB_ENDPOINTS_KEY: mutated[LB_ENDPOINTS_KEY]}
+
+
 def test_which_streams_speak_it() -> None:
     """Those that say so; those that say nothing only where that is assumed; none where it is off."""
     silent, duplex = envoy.headers("POST", PATH), head()

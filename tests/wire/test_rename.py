@@ -15,12 +15,13 @@ from extproc.core.contract import DECISION_NAMESPACE
 from extproc.core.families import Family
 from extproc.core.policy import ClassSpec
 from extproc.core.scheduler import Policy
+from extproc.core.spill.values import SpillAllowance, SpillRule
 from extproc.core.strategies import Strategy
 from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire import exchange as exchange_module
 from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
-from extproc.wire.rename import home_model, renamed
+from extproc.wire.rename import renamed, second_model
 from extproc.wire.usage import with_usage
 from tests.stand.schedulers import make_pool, make_processor, make_scheduler
 
@@ -119,6 +120,30 @@ def test_bodies_of_held_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
     assert processor.bodies_bytes == 0
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_who_waits_without_its_body_stays_at_home(monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
+    """Above the bound nobody could write the other pool's name into it: room there is not for it."""
+    processor = processor_of(permits=1, hold_ns=10**10, spill=SpillAllowance())
+    scheduler = processor.scheduler
+    scheduler.settings.spills = {
+        "small": SpillRule(pool="small", to="large", models={"small": "large"}, wait_ms=0.0)
+    }
+    exchanges = {name: Exchange(processor) for name in ("home", "there", "waits")}
+    monkeypatch.setattr(exchange_module, "BODIES_BYTES_MAX", 10_000 if kept else 0)
+    bodies = {name: AUTO.replace(b"auto", b"large" if name == "there" else b"small") for name in exchanges}
+    assert [ask(each, data=bodies[name]).wait for name, each in exchanges.items()] == [False, False, True]
+    replies: list[Any] = []
+    exchanges["waits"].when_ready(replies.append)
+    exchanges["there"].close()
+    scheduler.step(now_ns=6_000_000_000)
+    assert len(replies) == kept
+    if kept:
+        response = envoy.response(replies[0].data).request_body.response
+        assert json.loads(response.body_mutation.body)["model"] == "large"
+    assert processor.bodies_bytes == 0
+    exchanges["waits"].close()
+
+
 def test_a_field_whose_name_is_no_text_is_refused() -> None:
     """It could not go on under another model's name: 400, nothing reserved, no exception."""
     processor = processor_of()
@@ -148,7 +173,7 @@ def test_the_name_at_home_takes_the_others_place(fields: dict[str, Any], own: st
     """The name is where it is said to stand, whatever else there is; nothing else is changed."""
     body = renamed(json.dumps({**fields, "model": own}).encode(), "gpt")
     body = with_usage(body, every=False) if usage else body
-    at, length, name = home_model(body, own).split(" ", 2)
+    at, length, name = second_model(body, own).split(" ", 2)
     assert body[int(at) : int(at) + int(length)] == b'"gpt"'
     back = body[: int(at)] + name.encode() + body[int(at) + int(length) :]
     assert json.loads(back) == {**json.loads(body), "model": own}
@@ -157,4 +182,4 @@ def test_the_name_at_home_takes_the_others_place(fields: dict[str, Any], own: st
 def test_a_body_that_was_written_otherwise() -> None:
     """It is nobody's to guess where its name stands."""
     with pytest.raises(ValueError, match="no model stands"):
-        home_model(b'{ "model": "gpt" }', "own")
+        second_model(b'{ "model": "gpt" }', "own")

@@ -205,6 +205,28 @@ def test_a_token_is_asked_for(transport: TransportName) -> None:
     asyncio.run(play())
 
 
+def test_a_clusters_name_as_authority() -> None:
+    """Envoy's health checks say their cluster's name, which Envoy Gateway writes with a / and Istio with a |.
+
+    libnghttp2 takes neither, so that pickers are served by grpcio; on the day it does, they need not be.
+    """
+
+    async def asked(transport: TransportName, authority: str) -> bool:
+        async with running(transport=transport) as it:
+            options = [("grpc.default_authority", authority)]
+            async with grpc.aio.insecure_channel(it.address, options=options) as channel:
+                check = channel.unary_unary(f"/{HEALTH}/Check")
+                try:
+                    return bool(await check(b"", timeout=TIMEOUT_S))
+                except grpc.RpcError:
+                    return False
+
+    for authority in ("envoyextensionpolicy/llm/steersman/extproc/0", "outbound|9002||steersman.llm.svc"):
+        assert asyncio.run(asked("grpcio", authority))
+        assert not asyncio.run(asked("http2", authority))
+    assert asyncio.run(asked("http2", "steersman.llm.svc:9002"))
+
+
 def test_methods_that_are_not_served(transport: TransportName) -> None:
     """UNIMPLEMENTED, whatever the service."""
 

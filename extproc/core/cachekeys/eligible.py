@@ -5,6 +5,7 @@ Owns the rules of each dialect. When in doubt a request is not cached.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final
@@ -18,15 +19,28 @@ TGI_KINDS: Final = frozenset({RouteKind.GENERATE, RouteKind.GENERATE_STREAM, Rou
 MARKS: Final = (b'"temperature"', b'"seed"', b'"top_k"')
 #: What makes TGI sample, where it is set (its router's `do_sample` follows from them).
 SAMPLES: Final = ("temperature", "top_k", "top_p", "typical_p")
-#: What lets an engine or a model act, or asks the world outside.
-TOOLS: Final = frozenset({"tools", "functions", "web_search_options", "mcp_servers"})
-#: Fields of an engine's own memory: the answer follows from more than the request.
-STATEFUL: Final = frozenset({"id_slot", "previous_response_id", "conversation", "session_params"})
+#: The same beside `parameters`, where TGI reads none of it and another engine may.
+SAMPLES_BESIDE: Final = frozenset({*SAMPLES, "do_sample", "sampling_params"})
+#: What lets an engine, a model or a gateway before it act, or asks the world outside.
+TOOLS: Final = frozenset(
+    {
+        *("tools", "functions", "mcp_servers", "plugins", "data_sources"),
+        *("web_search_options", "web_search", "search_parameters", "enable_search"),
+    }
+)
+#: Fields of an engine's own memory, or of another's: the answer follows from more than the request.
+STATEFUL: Final = frozenset(
+    {
+        *("id_slot", "previous_response_id", "conversation", "session_params"),
+        # Prefill and decoding apart: where vLLM and SGLang find what another replica has read.
+        *("kv_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room"),
+    }
+)
 #: Parts of a message that are what they say, in themselves.
 PLAIN_PARTS: Final = frozenset({"text", "input_text", "refusal"})
-
-
-_NOTHING: Final[tuple[Any, ...]] = (None, [], {}, "", False)
+#: Where the URL of an image begins that TGI finds in the prompt that its template makes, of whatever text:
+#: ![](URL). A `data:` URL is the image itself. What is between is not looked at, which would take n² steps.
+_URL: Final = re.compile(rb"\]\((?!data:)")
 
 
 class Unfit(Enum):
@@ -40,11 +54,12 @@ class Unfit(Enum):
 
 
 def unfit(
-    request: Request, body: Mapping[str, Any], *, sampled: bool = False, tools: bool = False
+    request: Request, body: Mapping[str, Any], text: bytes, *, sampled: bool = False, tools: bool = False
 ) -> Unfit | None:
     """Why a request may not be answered from a cache, None where it may.
 
-    `body` is the decoded body. `sampled` and `tools`: its tenant takes those as well.
+    `body` is the decoded body, `text` its canonical spelling. `sampled` and `tools`: its tenant takes those
+    as well.
     """
     parameters = body.get("parameters") if request.kind in TGI_KINDS else body
     if not isinstance(parameters, Mapping):
@@ -55,9 +70,10 @@ def unfit(
         return Unfit.STATE
     if not tools and _says(body, TOOLS):
         return Unfit.TOOLS
-    if _outside(request, body):
+    if _outside(body, text):
         return Unfit.OUTSIDE
-    if not sampled and not _greedy(request.kind, parameters):
+    beside = request.kind in TGI_KINDS and _samples_beside(body)
+    if not sampled and (beside or not _greedy(request.kind, parameters)):
         return Unfit.SAMPLED
     return None
 
@@ -73,25 +89,35 @@ def _greedy(kind: RouteKind, given: Mapping[str, Any]) -> bool:
     return _is(given.get("temperature"), 0) or _is(given.get("top_k"), 1)
 
 
+def _samples_beside(body: Mapping[str, Any]) -> bool:
+    """Whether a body of TGI's dialect asks for sampling where its parameters do not stand."""
+    greedy = _is(body.get("temperature"), 0) or _is(body.get("top_k"), 1)
+    return not greedy and _says(body, SAMPLES_BESIDE)
+
+
 def _is(value: Any, number: int) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == number
 
 
 def _says(body: Mapping[str, Any], names: frozenset[str]) -> bool:
     """Whether it sets one of these fields; an empty one is as good as none, 0 is a slot."""
-    return not names.isdisjoint(body) and any(body.get(name) not in _NOTHING for name in names)
+    return not names.isdisjoint(body) and not all(_nothing(body.get(name)) for name in names)
+
+
+def _nothing(value: Any) -> bool:
+    """Whether a field says as much as if it were not there. 0 equals False, and is a number."""
+    return value is None or value is False or value in ("", [], {})
 
 
 def _many(value: Any) -> bool:
     return value is not None and not _is(value, 1)
 
 
-def _outside(request: Request, body: Mapping[str, Any]) -> bool:
+def _outside(body: Mapping[str, Any], text: bytes) -> bool:
     """Whether something that it speaks of is elsewhere, and may be another thing tomorrow."""
-    if request.kind in TGI_KINDS:
-        # TGI takes images out of the prompt's own text: ![](URL).
-        inputs = body.get("inputs")
-        return isinstance(inputs, str) and "![" in inputs
+    image = text.find(b"![")
+    if image >= 0 and _URL.search(text, image) is not None:
+        return True
     messages = body.get("messages")
     for message in messages if isinstance(messages, list) else ():
         content = message.get("content") if isinstance(message, Mapping) else None

@@ -124,6 +124,8 @@ class WantedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     marks: bool = False
     #: It may wait for the answer of an equal one.
     joins: bool = False
+    #: The rule that held when it was looked up; None where that is not asked again.
+    rule: CacheRule | None = None
     #: What it asks in words, where questions that ask the same may have its answer.
     asked: SemanticAsk | None = None
 

@@ -252,6 +252,12 @@ class FairQueue:
             else {t: flow.counter for t, flow in pool_queue.bands[klass].flows.items()}
         )
 
+    def counter(self, pool: str, klass: int, tenant: str) -> float:
+        """One of those counters; 0 of who is not known there."""
+        pool_queue = self._pool_queues.get(pool)
+        flow = None if pool_queue is None else pool_queue.bands[klass].flows.get(tenant)
+        return 0.0 if flow is None else flow.counter
+
     def _order_of(self, held: QueuedRequest) -> Order:
         order: Order = held.order or self.order
         return order

@@ -5,7 +5,8 @@ Owns the order of the rules. A request stays unless all of these hold:
 1. Its pool says where to (`SpillRule`), its tenant allows it, and the other pool can read it: an OpenAI
    route, or the same engine; no token ids, which are another tokenizer's there.
 2. Its own pool has no ready replica (`unavailable`), would begin later than `wait_ms` (`load`), or has met
-   the targets of too few of its requests in the last minute (`attainment`).
+   the targets of too few of its requests in the last minute (`attainment`). One that waits already goes on
+   for the first cause, or once it has waited for `wait_ms`.
 3. The other pool would begin at once, in a region that the tenant allows.
 4. There is room in the other pool's rate limits, and in the budgets of the hour, for the most that the
    request can cost.
@@ -20,9 +21,10 @@ from extproc.core.accounts import Price
 from extproc.core.fairqueue import FairQueue
 from extproc.core.families import begins
 from extproc.core.fleet import Fleet, Pool
+from extproc.core.load import MS_NS
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.spill.books import SpillBooks
-from extproc.core.spill.values import ATTAINMENT, LOAD, UNAVAILABLE, SpillCost, Spilled, SpillRule
+from extproc.core.spill.values import ATTAINMENT, FAILED, LOAD, UNAVAILABLE, SpillCost, Spilled, SpillRule
 from extproc.core.tenant import Tenant
 from extproc.core.tiers import THERE, TierChoice
 
@@ -68,12 +70,15 @@ def elsewhere(
     price: Price,
     rank: int = 0,
     tier: TierChoice | None = None,
+    waited_ns: int | None = None,
+    own_id: str = "",
     now_ns: int,
 ) -> Spilled | None:
     """Where a request for a model of the rule's pool goes instead; None where it stays. Changes nothing.
 
     `price` is the other pool's, `rank` the tenant's class among the classes, `tier` what was chosen where the
-    other pool is a centre's.
+    other pool is a centre's. One that waits at home has done so for `waited_ns`;
+    what is kept free for it already, by its reservation's id `own_id`, is its own.
     """
     pool, there = fleet.pools[rule.pool], fleet.pools.get(rule.to)
     if there is None:
@@ -83,19 +88,49 @@ def elsewhere(
     elif not may_spill(request, pool, tenant, there):
         return None
     else:
-        why = _why(pool, tenant, request.sequences, rank, rule, books, queue, now_ns)
+        if waited_ns is None:
+            why = _why(pool, tenant, request.sequences, rank, rule, books, queue, now_ns)
+        else:
+            why = _why_not_wait(pool, tenant, rule, waited_ns)
         if queue.by_pool_count(there.name) or not begins(there, tenant, request.sequences, rule.wait_ms):
             return None
     if not why:
         return None
     own = None if tenant.spill is None else tenant.spill.budget_per_hour
     budgets = (rule.budget_per_hour, own)
-    if request.images and budgets != (None, None):
-        return None  # what an image costs there nobody can say beforehand
+    if request.more_than_text and budgets != (None, None):
+        return None  # what an image or a search costs there nobody can say beforehand
     most = most_of(request, rule, price)
-    if not books.has_room(rule, tenant, most, now_ns=now_ns):
+    if not books.has_room(rule, tenant, most, own_id=own_id, now_ns=now_ns):
         return None
     return Spilled(pool.name, rule.model(model), why, most, rule.returns, model)
+
+
+def after_failure(
+    request: Request,
+    model: str,
+    tenant: Tenant,
+    fleet: Fleet,
+    rule: SpillRule,
+    books: SpillBooks,
+    *,
+    price: Price,
+    now_ns: int,
+) -> Spilled | None:
+    """Where a request goes that is served at home, should home fail; None where nowhere. Changes nothing.
+
+    It is asked nothing of load; budgets must have room for the most that it can cost, as if it went.
+    """
+    there = fleet.pools.get(rule.to)
+    if not rule.after_failure or there is None or request.once:
+        return None
+    own = None if tenant.spill is None else tenant.spill.budget_per_hour
+    if request.images and (rule.budget_per_hour, own) != (None, None):
+        return None
+    most = most_of(request, rule, price)
+    if not begins(there, tenant, 0, None) or not books.has_room(rule, tenant, most, now_ns=now_ns):
+        return None
+    return Spilled(rule.pool, rule.model(model), FAILED, most, to=rule.to)
 
 
 def most_of(request: Request, rule: SpillRule, price: Price) -> SpillCost:
@@ -104,6 +139,13 @@ def most_of(request: Request, rule: SpillRule, price: Price) -> SpillCost:
     tokens_in = request.prompt_bytes + MESSAGE_TOKENS * request.messages + REQUEST_TOKENS
     tokens_out = (rule.output_tokens_max if limit is None else limit) * request.sequences
     return SpillCost(tokens_in + tokens_out, price.of(tokens_in, tokens_out))
+
+
+def _why_not_wait(pool: Pool, tenant: Tenant, rule: SpillRule, waited_ns: int) -> str:
+    """Why a request should not wait any longer; empty where it should."""
+    if not begins(pool, tenant, 0, None):
+        return UNAVAILABLE
+    return LOAD if rule.wait_ms is not None and waited_ns >= rule.wait_ms * MS_NS else ""
 
 
 def _why(

@@ -1,6 +1,6 @@
 """The strategies: one policy a file, one registry.
 
-A strategy ranks candidates; it filters nothing (decide.py does). Most keep nothing but their parameters;
+A strategy ranks candidates; it filters nothing (placement.py does). Most keep nothing but their parameters;
 those of the peers (hyphenated names) have an index of their own, so a pool builds its own instance.
 
 What another distribution adds (config/plugins.py) is registered here by the name of its entry point. It

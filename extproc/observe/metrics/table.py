@@ -193,7 +193,7 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             "counter",
             ("outcome",),
             "Answers that came for the cache: kept, or why not (error, empty, refused, cut, uncounted, "
-            "unreadable, large, unknown, away), and none where the request ended without.",
+            "unreadable, large, unknown, away, outdated), and none where the request ended without.",
         ),
         Spec("cache_answers", "gauge", (), "Answers in the cache."),
         Spec("cache_bytes", "gauge", (), "Bytes that they count as, packed."),
@@ -440,7 +440,7 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
             "event_loop_lag_seconds",
             "histogram",
             (),
-            "How much later than due the service's event loop woke for its steps, some fifty times a second.",
+            "How much later than due the event loop woke: four times a second, fifty where requests wait.",
             LAG_S,
         ),
         Spec("alerts_firing", "gauge", ("rule",), "1 where the alert rule fires, else 0."),

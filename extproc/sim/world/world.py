@@ -135,7 +135,9 @@ class World:
         """Start what happens at its own times."""
         if self.delays.report_interval_ms:
             self._at(0, self._report, None)
-        self._at(0, self._step, None)
+        self.scheduler.next_step.sooner = self._step_at
+        self.scheduler.next_step.due_ns = 0
+        self._step_at(0)
 
     @property
     def next_ns(self) -> int:
@@ -393,8 +395,12 @@ class World:
         )
         self._left -= 1
 
-    def _step(self, _: None) -> None:
-        self._at(self.scheduler.step(now_ns=self.now_ns), self._step, None)
+    def _step(self, due_ns: int) -> None:
+        if due_ns == self.scheduler.next_step.due_ns:  # otherwise one came sooner
+            self._step_at(self.scheduler.step(now_ns=self.now_ns))
+
+    def _step_at(self, due_ns: int) -> None:
+        self._at(due_ns, self._step, due_ns)
 
     def _report(self, _: None) -> None:
         """Every replica's figures leave now and arrive later."""

@@ -5,9 +5,10 @@ Owns the protobuf of FULL_DUPLEX_STREAMED streams. What the pieces mean is picke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import cycle, islice
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.config.types import ip_port
@@ -32,6 +33,9 @@ from extproc.wire.codec import API_KEY, AUTHORIZATION, JSON, set_header, tell
 CHUNK_BYTES_MAX = 62_000
 #: Endpoints of a subset that are read; what is beyond is not chosen.
 SUBSET_MAX = 10_000
+#: How far a retry goes on in the list at the most: Envoy looks again where it meets an endpoint that it has
+#: tried (the predicate previous_hosts), five times with Envoy Gateway, and each look takes the list's next.
+LOOKS_PER_TRY = 6
 #: Spellings of addresses whose reading is kept: each request names a pool's endpoints anew.
 ADDRESSES_KEPT = 4 * SUBSET_MAX
 #: What a gateway that is trusted says of a request.
@@ -108,6 +112,13 @@ def served_by(message: pb.ProcessingRequest) -> str:
     return ""
 
 
+def _for_tries(addresses: tuple[str, ...], tries: int) -> Iterable[str]:
+    """The list, named again and again until that many tries end on it."""
+    if tries == 1:
+        return addresses
+    return islice(cycle(addresses), max(len(addresses), 1 + (tries - 1) * LOOKS_PER_TRY))
+
+
 def goes(
     addresses: tuple[str, ...],
     about: dict[str, str],
@@ -116,9 +127,12 @@ def goes(
     without_keys: bool,
     clear_route_cache: bool,
     as_json: bool,
+    tries: int = 1,
     engine_key: tuple[str, str] | None = None,
 ) -> bytes:
     """The decision as the answer to the request's headers.
+
+    `tries` is how often the gateway tries whatever this says: `picker.tries`.
 
     `length` is the body's that goes on, None where none does or where trailers follow it (then it has
     none). `without_keys` takes our API keys away. `as_json` has the body declared as what it was
@@ -128,7 +142,7 @@ def goes(
     common = response.request_headers.response
     common.clear_route_cache = clear_route_cache
     mutation = common.header_mutation
-    endpoints = ",".join(addresses)
+    endpoints = ",".join(_for_tries(addresses, tries))
     set_header(mutation, LB_ENDPOINTS_KEY, endpoints)
     # Where the gateway's rules allow it, it tries as often as the list has endpoints.
     set_header(mutation, RETRIES_HEADER, str(len(addresses) - 1))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from extproc.core.cachekeys import Unfit, unfit
+from extproc.core.cachekeys import Unfit, canonical, unfit
 from extproc.core.reading import parse
 from extproc.core.request import Request
 from extproc.core.routes import find_route
@@ -26,7 +26,7 @@ def request_of(path: str, body: dict[str, Any]) -> Request:
 
 def said(path: str, body: dict[str, Any], **rule: bool) -> Unfit | None:
     body = {"messages": ASK, **body} if path == CHAT else {"prompt": "x", "inputs": "x", **body}
-    return unfit(request_of(path, body), body, **rule)
+    return unfit(request_of(path, body), *canonical(json.dumps(body).encode()), **rule)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,9 @@ def said(path: str, body: dict[str, Any], **rule: bool) -> Unfit | None:
         (GENERATE, {"parameters": None}),
         (GENERATE, {"parameters": {"do_sample": False, "temperature": None, "best_of": 1}}),
         (GENERATE, {"parameters": {"do_sample": True, "seed": 4}}),
+        (GENERATE, {"inputs": "![](data:image/png;base64,A) what is it"}),
+        (CHAT, {"temperature": 0, "enable_search": False, "plugins": [], "kv_transfer_params": None}),
+        (CHAT, {"temperature": 0, "messages": [{"content": "wow![1] (see below)"}]}),
         (
             CHAT,
             {
@@ -85,6 +88,26 @@ def test_what_is_deterministic_by_itself_may_be_cached(path: str, body: dict[str
         (CHAT, {"temperature": 0, "web_search_options": {"a": 1}}, Unfit.TOOLS),
         (CHAT, {"temperature": 0, "previous_response_id": "r"}, Unfit.STATE),
         (CHAT, {"temperature": 0, "id_slot": 3}, Unfit.STATE),
+        (CHAT, {"temperature": 0, "id_slot": 0}, Unfit.STATE),
+        (CHAT, {"temperature": 0, "kv_transfer_params": {"do_remote_prefill": True}}, Unfit.STATE),
+        (CHAT, {"temperature": 0, "bootstrap_room": 0}, Unfit.STATE),
+        (CHAT, {"temperature": 0, "plugins": [{"id": "web"}]}, Unfit.TOOLS),
+        (CHAT, {"temperature": 0, "data_sources": [{"type": "search"}]}, Unfit.TOOLS),
+        (CHAT, {"temperature": 0, "search_parameters": {"mode": "on"}}, Unfit.TOOLS),
+        (CHAT, {"temperature": 0, "enable_search": True}, Unfit.TOOLS),
+        (CHAT, {"temperature": 0, "messages": [{"content": "![](http://a/b.png)"}]}, Unfit.OUTSIDE),
+        (
+            CHAT,
+            {
+                "temperature": 0,
+                "messages": [{"content": [{"type": "text", "text": "![a](https://b)"}]}],
+            },
+            Unfit.OUTSIDE,
+        ),
+        (COMPLETION, {"temperature": 0, "prompt": "see ![](http://a/b.png)"}, Unfit.OUTSIDE),
+        (GENERATE, {"sampling_params": {"temperature": 1}}, Unfit.SAMPLED),
+        (GENERATE, {"temperature": 0.7}, Unfit.SAMPLED),
+        (GENERATE, {"do_sample": True, "parameters": {}}, Unfit.SAMPLED),
         (GENERATE, {"parameters": {"do_sample": True}}, Unfit.SAMPLED),
         (GENERATE, {"parameters": {"temperature": 0.7}}, Unfit.SAMPLED),
         (GENERATE, {"parameters": {"top_p": 0.9}}, Unfit.SAMPLED),
@@ -117,7 +140,7 @@ def test_a_part_that_is_elsewhere_or_not_known_is_never_cached(part: Any) -> Non
     """An image by URL, a file by its name, and any part that we do not know may be another thing tomorrow."""
     body = {"temperature": 0, "messages": [{"role": "user", "content": [part]}]}
     request = request_of(CHAT, {"messages": ASK})
-    assert unfit(request, body) is Unfit.OUTSIDE
+    assert unfit(request, *canonical(json.dumps(body).encode())) is Unfit.OUTSIDE
 
 
 def test_a_tenant_may_have_more_cached() -> None:

@@ -315,7 +315,7 @@ def cached(trips: Trips, *, store: MemoryAnswers | None = None) -> ResponseCache
     """Its processor has a cache, whose fills its traces hear of."""
     cache = ResponseCache(
         MemoryAnswers(1 << 20, clock=lambda: trips.now_ns) if store is None else store,
-        lambda tenant, _: CacheRule(scope=f"tenant:{tenant.name}"),
+        lambda tenant, _: CacheRule(scope=f"tenant:{tenant}"),
         answer_bytes_max=4_096,
         request_bytes_max=4_096,
         clock=lambda: trips.now_ns,

@@ -13,8 +13,9 @@ from typing import Final
 import msgspec
 
 from extproc.core.cachekeys.guards.asking import asked
+from extproc.core.cachekeys.guards.phrasing import phrased
 from extproc.core.cachekeys.guards.rewording import reworded, without_greeting
-from extproc.core.cachekeys.guards.tokens import GuardToken, tokens
+from extproc.core.cachekeys.guards.tokens import GuardToken, tokens, ungrouped
 from extproc.core.cachekeys.guards.words import (
     ARTICLES,
     ATTRIBUTES,
@@ -82,13 +83,13 @@ class GuardSignature(msgspec.Struct, frozen=True, kw_only=True):
 
 def signature(text: str) -> GuardSignature | None:
     """What is compared of a text; None where it holds nothing, or too much, to compare."""
-    found = tokens(without_greeting(text))
+    found = tokens(phrased(without_greeting(text)))
     if not found or len(found) > TOKENS_MAX:
         return None
     if not _english(found):
         # Nothing is known of its words: each counts, in its place.
         return GuardSignature(language="other", order=tuple(_literal(token) for token in found))
-    found = reworded(found)
+    found = reworded(ungrouped(found))
     question, rest = asked(found)
     tense = _tense(found)
     kinds: dict[str, list[str]] = {}

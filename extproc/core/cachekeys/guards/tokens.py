@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from extproc.core.cachekeys.guards.words import CARDINALS, MONTHS, PER, RATES, STOP, UNITS, words_of
+from extproc.core.cachekeys.guards.words import CARDINALS, MONTHS, ORDINALS, PER, RATES, STOP, UNITS, words_of
 
 _TOKEN: Final = re.compile(
     r"""
@@ -48,6 +48,8 @@ _HASTY: Final = {
     f"{each}nt": f"{each}n't" for each in words_of("do does did is are was were has have should would could")
 }
 
+#: Thousands as English groups them, and lakhs: 12,345 and 1,00,000.
+_GROUPED: Final = re.compile(r"-?\d{1,3}(?:,\d{2,3})*,\d{3}(?![\d,])")
 #: Bits, which are no bytes.
 _BITS: Final = frozenset({"Kb", "Mb", "Gb", "Tb"})
 
@@ -99,8 +101,21 @@ def _inner(raw: str) -> str:
 
 
 def _number(raw: str) -> str:
-    """Digits without their commas. What stands behind a point stays as it is: version 3.10 is not 3.1."""
-    return raw.replace(",", "").replace("−", "-").lstrip("+").lower()
+    """Digits as they stand: version 3.10 is not 3.1. A comma behind them is the sentence's."""
+    return raw.rstrip(",").replace("−", "-").lstrip("+").lower()
+
+
+def ungrouped(found: list[GuardToken]) -> list[GuardToken]:
+    """English thousands without their commas: 1,000 is 1000. In other places, and in most other languages, a
+    comma says something else: 1,5 kg are not 15, and 1,2,3 are three numbers."""
+    if not any("," in token.text for token in found):
+        return found
+    return [
+        GuardToken(token.text.replace(",", ""), "number")
+        if token.kind == "number" and _GROUPED.match(token.text)
+        else token
+        for token in found
+    ]
 
 
 def _words(raw: str, *, begins: bool) -> list[GuardToken]:
@@ -129,6 +144,8 @@ def _words(raw: str, *, begins: bool) -> list[GuardToken]:
             return [GuardToken(head), GuardToken(whole)]
     if low in CARDINALS:
         return [GuardToken(CARDINALS[low], "number")]
+    if low in ORDINALS:
+        return [GuardToken(ORDINALS[low], "number", named=named)]
     # One capital letter is a name (C, R, A), m may be anything: only behind a number it is a unit.
     if low in UNITS and not (len(low) == 1 and raw.isupper()) and not named:
         return [GuardToken(UNITS[low], "unit")]
