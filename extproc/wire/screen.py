@@ -198,7 +198,7 @@ def _model(processor: Processor, tenant: Tenant, route: Route, path: str) -> Loc
 def _models(processor: Processor, tenant: Tenant) -> LocalAnswer:
     listed = _listed(processor, tenant)
     # Anthropic's client pages by these, and has all of them in one.
-    page = {"has_more": False, "first_id": None, "last_id": None}
+    page: dict[str, object] = {"has_more": False, "first_id": None, "last_id": None}
     if listed:
         page |= {"first_id": listed[0]["id"], "last_id": listed[-1]["id"]}
     return LocalAnswer(status=200, body=msgspec.json.encode({"object": "list", "data": listed, **page}))
