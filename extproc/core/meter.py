@@ -157,8 +157,8 @@ def metered(outcome: Outcome, meters: Meters | None) -> Outcome:
     """The outcome with every count judged, and what was not counted estimated; the same again when metered.
 
     A count above what was asked for is no count: it is estimated as if the engine had said nothing, and
-    `impossible` says so. Nor is one of no tokens where a stream of them was seen. What was not counted, and of
-    which nothing was seen, stays unknown.
+    `impossible` says so. Nor is one of no tokens where a stream of them was seen. What was not counted,
+    and of which nothing was seen, stays unknown.
     """
     reservation = outcome.reservation
     if not reservation.permits:

@@ -123,10 +123,13 @@ async def running(
     server, processor, settled = build(settle, first_token, picker, ready, transport, scheduler, tokens)
     it = Running(server, processor, settled)
     (it.address,) = await server.start([address])
-    async with grpc.aio.insecure_channel(it.address) as channel:
-        it.channel = channel
-        yield it
-    await server.drain(0)
+    try:
+        async with grpc.aio.insecure_channel(it.address) as channel:
+            it.channel = channel
+            yield it
+    finally:
+        # Also after a failed test: what is left of a server fails whoever runs when it is collected.
+        await server.drain(0)
 
 
 def ended(answer: Any) -> bytes:
