@@ -12,6 +12,8 @@ import msgspec
 
 #: Characters of a number that are looked at; a longer one is as large as its first ones say.
 _NUMBER_CHARACTERS_MAX = 64
+#: Bytes of a value that are decoded; of a longer one it is asked alone whether it is all digits, in one pass.
+_VALUE_BYTES_MAX = 4_096
 #: What is larger counts as this much: nothing here counts as far, and floats must hold it.
 WHOLE_MAX = 2**62
 _TRUE = frozenset({b"true", b"1", b"1.0", b'"true"', b'"1"', b'"t"', b'"y"', b'"yes"', b'"on"'})
@@ -24,6 +26,8 @@ def whole(raw: bytes | msgspec.Raw) -> int | None:
     data = bytes(raw)
     if data.isdigit() and len(data) < 19:
         return int(data)
+    if len(data) > _VALUE_BYTES_MAX:
+        return _endless(data)
     word = data.decode("utf-8", "replace")
     if word[:1] == '"':
         # Digits may be written as escapes too.
@@ -59,6 +63,15 @@ def _any(data: bytes) -> object:
 
 def _digits(word: str) -> bool:
     return word.lstrip("+-").isdecimal()
+
+
+def _endless(data: bytes) -> int | None:
+    """The same of more bytes than are decoded: escapes and blanks are no digits then."""
+    inner = data[1:-1] if data[:1] == b'"' else data
+    sign = inner[:1]
+    if not (inner[1:] if sign in (b"+", b"-") else inner).isdigit():
+        return None
+    return -WHOLE_MAX if sign == b"-" else WHOLE_MAX
 
 
 def _long(word: str) -> int | None:

@@ -58,6 +58,8 @@ from extproc.core.wrapped import instances, wrapped_kind
 
 #: Quotes of a body whose messages may be lists of texts.
 QUOTES_MAX = 65_536
+#: Bytes of a body that is one text: a larger one is refused by its first byte, as by the decoder at its end.
+TEXT_BYTES_MAX = 65_536
 #: What some clients write before their JSON, and readers of JSON pass over.
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -133,6 +135,8 @@ def parse(route: Route, body: bytes, bounds: BodyBounds = BOUNDS) -> Request | R
     try:
         if route.body is BodyKind.JSON and (refused := refused_unread(body, bounds)):
             return refused
+        if len(body) > TEXT_BYTES_MAX and route.own is None and body[:64].lstrip()[:1] == b'"':
+            return Error.UNFIT.reject("the body does not fit: Expected `object`, got `str`")
         return _read(route, body, bounds)
     except msgspec.ValidationError as error:
         return Error.UNFIT.reject(f"the body does not fit: {error}")

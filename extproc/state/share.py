@@ -35,6 +35,9 @@ REFRESH_NS = 1_000_000_000
 URGENT_NS = 25_000_000
 #: A peer that has said nothing for this long is gone and its load with it.
 PEER_SILENT_NS = 3_000_000_000
+#: Where somebody waits a peer tells it each `URGENT_NS`. Who has said nothing for so long fills no places:
+#: nobody keeps them for it until it is gone. Calls to Redis may take half of that.
+NEEDS_SILENT_NS = 500_000_000
 #: Of one pool in one message no more are believed: what is said is bounded.
 REFUSED_AT_ONCE_MAX = 100_000
 #: Peers beside us; further ones are counted and not heard.
@@ -134,6 +137,11 @@ class _Peer:
         #: What it has refused since it began, by pool; None until it said so once.
         self.refused: dict[str, int] | None = None
 
+    @property
+    def waits(self) -> bool:
+        """Whether somebody waits there, by its last word."""
+        return any(row.held for rows in self.needs.values() for row in rows)
+
 
 class PeerLoads:
     """What all live peers together have in flight, by endpoint; work per message is what it changes."""
@@ -218,8 +226,15 @@ class PeerLoads:
         return None
 
     def expire(self, *, now_ns: int) -> list[str]:
-        """Forget every peer not heard of for `PEER_SILENT_NS` while we listened; returns their ids."""
+        """Forget every peer not heard of for `PEER_SILENT_NS` while we listened; returns their ids.
+
+        Before that what it needs is forgotten, after `NEEDS_SILENT_NS`, where somebody waited there.
+        """
         as_of_ns = self.absence.as_of_ns(now_ns=now_ns)
+        for peer in self._peers.values():
+            if as_of_ns - peer.heard_ns >= NEEDS_SILENT_NS and peer.waits:
+                peer.needs = {}
+                self._membership_changed = True
         silent = [name for name, peer in self._peers.items() if as_of_ns - peer.heard_ns >= PEER_SILENT_NS]
         for name in silent:
             self._forget(name, self._peers[name].sequence, now_ns)

@@ -129,6 +129,30 @@ def test_the_worst_body_is_refused_or_read(name: str) -> None:
         assert (answer.status == 413) == (answer.code == "body_too_large")
 
 
+@pytest.mark.parametrize(
+    ("before", "unit", "after", "times"),
+    [
+        (b'{"messages":[{"content":"x"}],"n":', b"1", b"}", 1.5),
+        (b'{"messages":[{"content":"x"}],"n":"', b"1", b'"}', 2.5),
+        (b'"', b"\\n", b'"', 0.1),
+    ],
+    ids=["a number", "a number as a text", "a text alone"],
+)
+def test_one_long_value_is_not_decoded(before: bytes, unit: bytes, after: bytes, times: float) -> None:
+    """A number of a million digits is as many sequences as nobody may ask for, and a text is no request: said
+    without a copy for each step of reading it."""
+    body = before + unit * ((BODY_BYTES - len(before) - len(after)) // len(unit)) + after
+    tracemalloc.start()
+    try:
+        answer = parse(EVERY[CHAT][0], body)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(answer, Reject)
+    assert answer.status == 422
+    assert peak_bytes < times * len(body)
+
+
 def test_a_text_full_of_brackets_is_read() -> None:
     """What stands in a string is no piece: code and JSON are prompts as any other."""
     text = json.dumps({"a": [[{"b": ":"}]] * 10, "c": 'say "{[:" \\'}) * 5_000

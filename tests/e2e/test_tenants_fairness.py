@@ -33,14 +33,24 @@ FIRST_COME_HURTS = 1.5
 
 @dataclass
 class Run:
-    """What came of a run: times to first token, and weighted tokens, of the measured part."""
+    """What came of a run: times to first token, and weighted tokens, of the measured part.
+
+    `turns` are how many others' first tokens came between a request and its own: a wait that no busy machine
+    makes longer.
+    """
 
     ttft_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    turns: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    firsts: int = 0
     tokens: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     failed: list[str] = field(default_factory=list)
 
     def p99(self, *tenants: str) -> float:
         ordered = sorted(value for tenant in tenants for value in self.ttft_s[tenant])
+        return ordered[int(0.99 * len(ordered))]
+
+    def turns_p99(self, tenant: str) -> int:
+        ordered = sorted(self.turns[tenant])
         return ordered[int(0.99 * len(ordered))]
 
     @property
@@ -69,7 +79,7 @@ async def run(
             tokens_in, tokens_out = rng.randrange(20, 120), rng.randrange(10, 30)
             text = f"{rng.random()} [[sim:out={tokens_out}]] ".ljust(4 * tokens_in, "x")
             body = {"inputs": text, "parameters": {"max_new_tokens": tokens_out}}
-            sent = time.monotonic()
+            sent, before = time.monotonic(), result.firsts
             headers = {"authorization": f"Bearer {key}"}
             async with session.post(f"{gateway.url}/generate_stream", json=body, headers=headers) as answer:
                 if answer.status != 200:
@@ -79,8 +89,11 @@ async def run(
                 async for line in answer.content:
                     if not line.startswith(b"data:"):
                         continue
-                    if not came and begins <= sent:
-                        result.ttft_s[tenant].append(time.monotonic() - sent)
+                    if not came:
+                        if begins <= sent:
+                            result.ttft_s[tenant].append(time.monotonic() - sent)
+                            result.turns[tenant].append(result.firsts - before)
+                        result.firsts += 1
                     came += 1
                     if begins <= time.monotonic() <= ends:
                         result.tokens[tenant] += 2.0 + (tokens_in if came == 1 else 0)

@@ -83,10 +83,8 @@ class Services:
             classes=(ClassSpec(hold_ns=HOLD_NS, ttft_ns=600 * S),), bounds=bounds, weights=dict(weights or {})
         )
         self.names = [f"s{i}" for i in range(count)]
-        self.schedulers: list[Scheduler] = [
-            make_scheduler(make_pool(*addresses, permits=permits), instance=name, policy=policy)
-            for name in self.names
-        ]
+        self._policy, self._addresses = policy, addresses
+        self.schedulers: list[Scheduler] = []
         self.rng, self.token_ms, self.permits = Random(seed), token_ms, permits
         self.own = [OwnLoad(f"{name}-x") for name in self.names]
         self.peers = [PeerLoads(f"{name}-x") for name in self.names]
@@ -101,9 +99,14 @@ class Services:
         self._warm_ns = 0
         self._used_ns = 0
         self.now_ns = S
-        for index, scheduler in enumerate(self.schedulers):
-            scheduler.dispatcher.on_release = self._decided
-            scheduler.next_step.sooner = partial(self._step_at, index)
+        self.schedulers += [self._scheduler(index) for index in range(count)]
+
+    def _scheduler(self, index: int) -> Scheduler:
+        pool = make_pool(*self._addresses, permits=self.permits)
+        made = make_scheduler(pool, instance=self.names[index], policy=self._policy)
+        made.dispatcher.on_release = self._decided
+        made.next_step.sooner = partial(self._step_at, index)
+        return made
 
     def run(self, seconds: float, *, warm_s: float = 10.0) -> Figures:
         """Play; the figures leave out the warm-up."""
@@ -133,17 +136,21 @@ class Services:
         self._serial += 1
         heapq.heappush(self._events, (self.now_ns + in_ns, self._serial, call, what))
 
-    def _ask(self, client: Client) -> None:
-        index = self.rng.randrange(len(self.schedulers))
+    def _chosen(self, client: Client) -> int:
+        """The service that Envoy asks."""
+        return self.rng.randrange(len(self.schedulers))
+
+    def _ask(self, client: Client, asked_ns: int = 0) -> None:
+        asked_ns, index = asked_ns or self.now_ns, self._chosen(client)
         request = Request(
             kind=RouteKind.CHAT, dialect=Dialect.OPENAI, prompt_bytes=40, max_new_tokens=client.output
         )
         scheduler = self.schedulers[index]
         decision = scheduler.admit(request, Tenant(name=client.tenant), now_ns=self.now_ns)
         if isinstance(decision, Hold):
-            self._waiting[decision.id] = (client, self.now_ns)
+            self._waiting[decision.id] = (client, asked_ns)
         elif isinstance(decision, Routed):
-            self._placed(decision, client, self.now_ns)
+            self._placed(decision, client, asked_ns)
         else:
             assert isinstance(decision, Reject)
             self._refused(client)
@@ -227,12 +234,23 @@ class Services:
         if publication is not None:
             for other in range(len(self.schedulers)):
                 if other != index:
-                    self._at(MS, self._hear, other, publication.frame)
-        self._at(max(MS, self.own[index].due_ns - self.now_ns), self._tell, index)
+                    self._sent(other, publication.frame)
+        self._at(self._pause_ns(index), self._tell, index)
+
+    def _sent(self, other: int, frame: bytes) -> None:
+        self._at(MS, self._hear, other, frame)
+
+    def _pause_ns(self, index: int) -> int:
+        """Until a service tells the next time."""
+        return max(MS, self.own[index].due_ns - self.now_ns)
 
     def _hear(self, index: int, frame: bytes) -> None:
+        self.peers[index].take(frame, now_ns=self.now_ns)
+        self._told(index)
+
+    def _told(self, index: int) -> None:
+        """What is known of peers is another."""
         peers, scheduler = self.peers[index], self.schedulers[index]
-        peers.take(frame, now_ns=self.now_ns)
         scheduler.peers.hear(map(owner_of, peers.names), peers.needs)
         for each in scheduler.fleet.endpoints:
             each.peer_requests, each.peer_permits, each.peer_tokens = peers.load(each.pool, each.address)

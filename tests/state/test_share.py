@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from extproc.core.absence import HEARING_NS
 from extproc.state import messages, share
 from extproc.state.messages import NEEDS_MAX, Bye, Delta, FullLoads, Hello, Load, Reports, decode, encode
-from extproc.state.share import ENDPOINTS_MAX, PEER_SILENT_NS, PEERS_MAX, REFRESH_NS, OwnLoad, PeerLoads
+from extproc.state.share import (
+    ENDPOINTS_MAX,
+    NEEDS_SILENT_NS,
+    PEER_SILENT_NS,
+    PEERS_MAX,
+    REFRESH_NS,
+    OwnLoad,
+    PeerLoads,
+)
 from tests.stand.examples import examples
 
 S, MS = 1_000_000_000, 1_000_000
@@ -119,6 +127,20 @@ def test_a_silent_peer_vanishes_with_all_its_load() -> None:
     assert peers.deciders == 1
     peers.take(encode("a", FullLoads(8, {})), now_ns=PEER_SILENT_NS)
     assert peers.deciders == 2
+
+
+def test_who_has_fallen_silent_while_somebody_waited_there_fills_no_places() -> None:
+    """Half a second after its last word nobody keeps places for it; where nobody waited it may be silent."""
+    peers = PeerLoads("me")
+    peers.take(encode("a-1", FullLoads(1, {}, {"p": {"t": [(0, 3, 1, 9)]}})), now_ns=0)
+    peers.take(encode("b-1", FullLoads(1, {}, {"p": {"t": [(0, 0, 1, 0)]}})), now_ns=0)
+    peers.told()
+    assert peers.expire(now_ns=NEEDS_SILENT_NS - 1) == []
+    assert not peers.news
+    assert peers.expire(now_ns=NEEDS_SILENT_NS) == []
+    assert peers.news
+    assert (peers.needs["a"], list(peers.needs["b"])) == ({}, ["p"])
+    assert peers.deciders == 3
 
 
 def test_a_peer_without_load_is_news_as_well() -> None:
