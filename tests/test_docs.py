@@ -11,6 +11,7 @@ import pytest
 from documents import PAGES, name_of, with_contents
 
 from extproc.cli import COMMANDS
+from extproc.control.cors import EXPOSED
 from extproc.core.errors import Error
 from extproc.core.strategies import OWN, PEERS, STRATEGIES, Strategy, parameters
 
@@ -174,3 +175,14 @@ def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text)
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing, f"{page.name} links to {missing}"
+
+
+def test_web_pages_may_read_every_header_that_is_documented() -> None:
+    """The table of response headers, and what clients' libraries read beside."""
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    rows = page.partition("## Response headers")[2].split("\n## ")[0]
+    firsts = re.findall(r"^\| (`[^|]+`) \|", rows, re.MULTILINE)
+    named = [name for first in firsts for name in re.findall(r"`([^`]+)`", first)]
+    headers = {name if name.startswith("x-") else f"x-ratelimit{name}" for name in named}
+    assert len(headers) > 8
+    assert set(EXPOSED) == headers | {"retry-after", "x-request-id"}

@@ -64,6 +64,8 @@ def command(file: Path, kept_of: Path | None, verbose: bool) -> None:
         gc.enable()
         for address in addresses:
             log.info("listening on %s", address)
+        for address in app.ads_addresses:
+            log.info("telling Envoy of endpoints on %s", address)
         for address in app.telemetry_addresses:
             log.info("listening for agents on %s", address)
         await app.run(config_file=file, kept_of=kept_of)

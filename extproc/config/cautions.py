@@ -12,19 +12,23 @@ from extproc.config.model import Config, Quota
 from extproc.config.places import loopback
 
 
-def port_is_open(config: Config) -> list[str]:
-    """Where the decision port listens beyond this machine and asks nobody for proof."""
+def open_ports(config: Config) -> list[tuple[str, str]]:
+    """Where the service listens for Envoy beyond this machine and asks nobody for proof: the setting, the
+    address."""
     service = config.service
     if service.token_file or service.token_env or (service.tls is not None and service.tls.client_ca):
         return []
-    return [where for where in service.listen if not loopback(where)]
+    told = [("listen", each) for each in service.listen]
+    told += [("ads_listen", each) for each in service.ads_listen]
+    return [(f"service.{name}", where) for name, where in told if not loopback(where)]
 
 
 def cautions(config: Config) -> Iterator[str]:
     """Each as `PATH: what is so; what to do`."""
-    for where in port_is_open(config):
+    for setting, where in open_ports(config):
+        gets = "endpoints" if setting == "service.ads_listen" else "decisions and endpoints"
         yield (
-            f"service.listen: {where} is not loopback, and whoever reaches it gets decisions and endpoints; "
+            f"{setting}: {where} is not loopback, and whoever reaches it gets {gets}; "
             "set service.token_file (or token_env), or service.tls with client_ca"
         )
     service, several = config.service, len(config.service_addresses) > 1

@@ -18,6 +18,8 @@ def service_checks(config: Config) -> Iterator[tuple[Loc, str]]:
     if client is not None and (client.certificate is None) != (client.key is None):
         missing = "certificate" if client.certificate is None else "key"
         yield ("gateway", "service_tls", missing), "is missing; a certificate and its key go together"
+    if config.gateway.ads_services and not service.ads_listen:
+        yield ("gateway", "ads_services"), "is where nobody listens; set service.ads_listen, or take it out"
     if service.tls is not None and client is None and not config.picker.enabled:
         yield (
             ("gateway", "service_tls"),
@@ -33,7 +35,8 @@ def service_checks(config: Config) -> Iterator[tuple[Loc, str]]:
             ("gateway", "service_tls", "certificate"),
             "is missing, and service.tls.client_ca asks for one; name certificate and key",
         )
-    unix = [where for where in config.service_addresses if where.startswith("unix:")]
+    told = (*config.service_addresses, *config.ads_addresses)
+    unix = [where for where in told if where.startswith("unix:")]
     if unix:
         yield (
             ("gateway", "service_tls"),

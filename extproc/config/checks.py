@@ -84,7 +84,11 @@ def cross_checks(config: Config) -> Iterator[tuple[Loc, str]]:
                 f"expire. Write {3 * config.gateway.heartbeat_s} or more, or lower gateway.heartbeat_s"
             ),
         )
-    yield from repeats((("service", "listen", i), where) for i, where in enumerate(config.service.listen))
+    yield from repeats(
+        (("service", name, i), where)
+        for name in ("listen", "ads_listen")
+        for i, where in enumerate(getattr(config.service, name))
+    )
     if config.gateway.listen == config.gateway.envoy_admin:
         yield ("gateway", "envoy_admin"), f"{config.gateway.listen} is gateway.listen's too; use another port"
 

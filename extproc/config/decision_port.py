@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from extproc.addresses import port_of
 from extproc.config.section import Section
 from extproc.config.types import EnvoyFile, Listen
 
@@ -43,6 +44,10 @@ class Service(Section):
 
     listen: list[Listen] = Field(default=["127.0.0.1:50051"], min_length=1)
     """Where it serves gRPC to Envoy: ip:port or unix:/path, several allowed. Orders are not taken here."""
+    ads_listen: list[Listen] = Field(default=[])
+    """Where it tells Envoy of pools and endpoints (ADS), with the same token and TLS: ip:port or unix:/path,
+    several allowed. At listen when left out. With it nothing but decisions, records, events and health is
+    served at listen."""
     transport: Literal["http2", "grpcio"] | None = None
     """What carries the calls of Envoy there. 'http2' is libnghttp2 on the service's own event loop, and takes
     about a third of the service's CPU off; 'grpcio' is gRPC's own. When left out it is http2, but grpcio with
@@ -66,3 +71,11 @@ class Service(Section):
     """How long open streams may take to end after SIGTERM."""
     drain_quiet_s: float = Field(default=1.0, ge=0.0, le=60.0)
     """After SIGTERM it ends when nobody has asked for so long: Envoy's health check must notice first."""
+
+    def ads_at(self, services: list[str]) -> list[str]:
+        """Where Envoy finds ADS of the services that it finds at `services`; none where it is at listen."""
+        first = self.ads_listen[:1]
+        if not first or first[0].startswith("unix:"):
+            return first
+        hosts = [where.rpartition(":")[0] for where in services if not where.startswith("unix:")]
+        return [f"{host}:{port_of(first[0])}" for host in dict.fromkeys(hosts)] or first

@@ -1,4 +1,4 @@
-"""`gateway.client_address` and `gateway.cors`: who stands in front, and which web pages may ask."""
+"""`gateway.trusted_proxy`, `client_address` and `cors`: who stands in front, and which web pages may ask."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from extproc.config.section import Section
-from extproc.config.types import Network
+from extproc.config.types import HeaderName, Network
 
 _ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:-]{1,253}")
 _HEADER = re.compile(r"\*|[A-Za-z0-9-]{1,128}")
@@ -27,6 +27,16 @@ def _header(value: str) -> str:
     if not _HEADER.fullmatch(value):
         raise ValueError(f"{value!r} is no header's name; write its letters, digits and '-', or '*'")
     return value
+
+
+class TrustedProxy(Section):
+    """A proxy in front that has proven its clients' identity and names the tenant in a header."""
+
+    networks: list[Network] = Field(min_length=1, max_length=64)
+    """Where it connects from (10.0.0.0/24), seen as the connection's own address. From anywhere else the
+    header is removed."""
+    header: HeaderName = "x-forwarded-tenant"
+    """The header; its value is a tenant's name."""
 
 
 class ClientAddress(Section):

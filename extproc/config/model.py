@@ -16,7 +16,7 @@ from extproc.config.alerts import Alerts
 from extproc.config.analytics import Analytics
 from extproc.config.cache import CacheConfig
 from extproc.config.decision_port import Service, ServiceClientTls, ServiceTls
-from extproc.config.edge import ClientAddress, Cors
+from extproc.config.edge import ClientAddress, Cors, TrustedProxy
 from extproc.config.experiments import EXPERIMENTS_MAX, ExperimentConfig
 from extproc.config.families import FamilyConfig, ShiftDown
 from extproc.config.metrics import MetricsConfig
@@ -32,7 +32,6 @@ from extproc.config.tenancy import Adjust, KeyConfig, Quota, ServiceClass, Tenan
 from extproc.config.tracing import OpenTelemetry
 from extproc.config.types import (
     EnvoyFile,
-    HeaderName,
     IpPort,
     Listen,
     ModelName,
@@ -133,16 +132,6 @@ class GatewayTls(Section):
     """Whether a client without a certificate is refused."""
 
 
-class TrustedProxy(Section):
-    """A proxy in front that has proven its clients' identity and names the tenant in a header."""
-
-    networks: list[Network] = Field(min_length=1, max_length=64)
-    """Where it connects from (10.0.0.0/24), seen as the connection's own address. From anywhere else the
-    header is removed."""
-    header: HeaderName = "x-forwarded-tenant"
-    """The header; its value is a tenant's name."""
-
-
 class GatewayConfig(Section):
     """What clients connect to: Envoy."""
 
@@ -152,6 +141,9 @@ class GatewayConfig(Section):
     """Envoy's own admin port; keep it on loopback."""
     services: list[Listen] = []
     """Where Envoy finds this service; service.listen's first when left out."""
+    ads_services: list[Listen] = []
+    """Where Envoy finds service.ads_listen of each service. When left out: the hosts of services with the
+    port of ads_listen's first; that itself where services names no host."""
     service_tls: ServiceClientTls | None = None
     """TLS from Envoy to the service, where that has service.tls; in the clear when left out."""
     auth: Annotated[Literal["api_key", "none"], RELOADABLE] = "api_key"
@@ -428,6 +420,11 @@ class Config(Section):
     def service_addresses(self) -> list[str]:
         """Where Envoy finds the service(s), as `ip:port` or `unix:/path`."""
         return self.gateway.services or self.service.listen[:1]
+
+    @property
+    def ads_addresses(self) -> list[str]:
+        """Where Envoy is told of pools and endpoints, where that is apart from its service(s); else none."""
+        return self.gateway.ads_services or self.service.ads_at(self.gateway.services)
 
     @property
     def transport(self) -> Literal["http2", "grpcio"]:

@@ -71,7 +71,7 @@ def restart_needed(old: Config, new: Config, *, live: bool = False) -> list[str]
     if [_cluster(each) for each in old.classes] != [_cluster(each) for each in new.classes]:
         changed.append("classes (their names, order and shares are Envoy's clusters)")
     if _returning(old) != _returning(new):
-        changed.append("pools[].spill (Envoy knows where requests come back to)")
+        changed.append("pools[].spill (Envoy knows where requests come back to, and go on to)")
     if [pool.name for pool in old.pools] != [pool.name for pool in new.pools]:
         return [*changed, "pools (their names and order)"]
     changed += [
@@ -94,9 +94,12 @@ def place_header(config: Config) -> str | None:
     return None if places is None else places.header
 
 
-def _returning(config: Config) -> list[tuple[str, str]]:
-    """The clusters in which what fails in another pool is tried at home."""
-    return [(there.name, pool.name) for there, pool in returning(config)]
+def _returning(config: Config) -> list[tuple[str, str, bool]]:
+    """The clusters in which what fails in one pool is tried in another."""
+    return [
+        (there.name, pool.name, pool.spill is not None and pool.spill.after_failure)
+        for there, pool in returning(config)
+    ]
 
 
 def _routes(config: Config) -> list[tuple[object, ...]]:

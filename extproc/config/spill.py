@@ -29,6 +29,9 @@ class SpillConfig(Section):
     budget_per_hour: float | None = Field(default=None, gt=0.0, le=BUDGET_MAX)
     """What spilled requests may cost in any hour, by the other pool's `price`; no bound when left out.
     Several services have equal shares of it."""
+    after_failure: bool = False
+    """Whether a request that all replicas tried here refuse or fail is tried there, as the last of its tries.
+    What it can cost there is kept free in the budgets for each request that is served here, until its end."""
     output_tokens_max: int = Field(default=4_096, ge=1, le=1_000_000)
     """What a request counts as before its end that sets no limit on its output."""
     tiers: TiersConfig = TiersConfig()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from extproc.config.locations import Loc
+from extproc.config.site_checks import returns
 from extproc.meant import meant
 
 if TYPE_CHECKING:
@@ -57,6 +58,17 @@ def spill_checks(config: Config) -> Iterator[tuple[Loc, str]]:
                 (*at, "budget_per_hour"),
                 f"counts nothing while pool {there.name!r} has no price; add price to it",
             )
+        if spill.after_failure and there.remote is not None:
+            message = (
+                f"pool {there.name!r} is at another site, whose token is taken once; remove after_failure"
+            )
+            yield (*at, "after_failure"), message
+        elif spill.after_failure and not returns(pool, there):
+            message = (
+                f"needs the same upstream.http2 here and in pool {there.name!r}, and not auto: Envoy sends "
+                "the same request once more"
+            )
+            yield (*at, "after_failure"), message
         if there.tenants is not None:
             message = f"pool {there.name!r} is reserved for tenants; remove its tenants, or spill elsewhere"
             yield (*at, "to"), message

@@ -33,6 +33,7 @@ from extproc.control.listener import listener
 from extproc.control.pack import address, ms, packed
 from extproc.control.resources import Mode, from_ads, pool_clusters
 from extproc.control.services import (
+    ads_clusters,
     ads_source,
     service_cluster,
     service_log_clusters,
@@ -62,8 +63,7 @@ def render_bootstrap(config: Config, mode: Mode = "static") -> Bootstrap:
     tell; without it Envoy goes on with what it was told last.
     """
     clusters = [service_cluster(config), *service_log_clusters(config)]
-    if mode == "static":
-        clusters += pool_clusters(config)
+    clusters += pool_clusters(config) if mode == "static" else ads_clusters(config)
     if config.gateway.tracing:
         clusters.append(tracing_cluster(config.gateway.tracing))
     bootstrap = Bootstrap(

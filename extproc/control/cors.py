@@ -20,6 +20,7 @@ EXPOSED = (
     *contract.RATE_LIMIT_HEADERS,
     *contract.FAMILY_HEADERS,
     contract.SPILLED_HEADER,
+    contract.CACHE_HEADER,
     contract.REASON_HEADER,
 )
 

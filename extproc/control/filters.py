@@ -64,7 +64,7 @@ from extproc.control.services import decision_service
 from extproc.control.upstreams import answer_mutations
 from extproc.core import contract
 from extproc.core.routes import Counts, counts, ends
-from extproc.core.spill.values import GIVES_WAY
+from extproc.core.spill.values import FAILED, GIVES_WAY
 
 JWT_PROVIDER = "tenants"
 
@@ -278,6 +278,7 @@ def first_chunk(found: Counts, *, caches: bool = False) -> Lua:
         ("PROVIDER_HEADER", contract.PROVIDER_HEADER),
         ("PROVIDER_KEY", contract.PROVIDER_KEY),
         ("SPILLED_HEADER", contract.SPILLED_HEADER),
+        ("SPILL_FAILED", FAILED),
         ("GIVES_WAY", ", ".join(f'["{status}"] = true' for status in sorted(GIVES_WAY))),
         ("PROVIDER_SILENT", contract.PROVIDER_SILENT),
     ):

@@ -11,6 +11,8 @@ from extproc.addresses import Ip, ip_of, port_of
 from extproc.config.model import Config
 
 SERVICE_CLUSTER = "steersman"
+#: Where pools and endpoints are told of, where that is apart.
+ADS_CLUSTER = "steersman.ads"
 
 
 def log_clusters(config: Config) -> list[str]:

@@ -62,7 +62,7 @@ from extproc.config.model import OutlierDetection as OutlierLimits
 from extproc.config.site_checks import returning
 from extproc.control.pack import address, extension, ms, packed
 from extproc.control.routes import RetryTiming
-from extproc.control.upstreams import protocol_options, returning_options, transport_socket
+from extproc.control.upstreams import crossing_options, protocol_options, transport_socket
 from extproc.core import contract
 
 #: A dead host is noticed within about KEEPALIVE_IDLE_S + KEEPALIVE_PROBES × KEEPALIVE_INTERVAL_S.
@@ -86,52 +86,68 @@ PROTOCOL_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
 def pool_clusters(config: Config, *, mode: Mode = "static") -> list[Cluster]:
-    """One cluster a pool and class, in the order of the file; then those that try at home what fails at
-    another pool, and those for requests without a decision."""
+    """One cluster a pool and class, in the order of the file; then those whose requests are tried in two
+    pools, and those for requests without a decision."""
     decided = [
         pool_cluster(config, pool, each, mode=mode) for pool in config.pools for each in config.classes
     ]
-    return [*decided, *returning_clusters(config, mode=mode), *away_clusters(config, mode=mode)]
+    return [*decided, *crossing_clusters(config, mode=mode), *away_clusters(config, mode=mode)]
 
 
-def returning_clusters(config: Config, *, mode: Mode = "static") -> list[Cluster]:
-    """Of each pool whose requests can come back, a class each: the first try there, the next at home.
+def crossing_clusters(config: Config, *, mode: Mode = "static") -> list[Cluster]:
+    """Of each pool whose requests can come back, a class each: the first try there, the next at home. Of each
+    whose requests go on, for each number of tries at home: those, and one there.
 
     Envoy chooses by the try alone; which endpoint it is then is the decision's list, as anywhere. Filters are
     this cluster's and not those of its parts (Envoy 1.40); connections are theirs.
     """
-    keys_from = None if mode == "static" else from_ads()
     clusters = []
     for there, home in returning(config):
+        onward = home.spill is not None and home.spill.after_failure
         for each in config.classes:
-            timing = RetryTiming.of(config.gateway, each)
-            own = contract.cluster_name(home.name, each.name)
-            names = [contract.cluster_name(there.name, each.name), *[own] * max(1, timing.retries)]
-            clusters.append(
-                Cluster(
-                    name=contract.returning_cluster_name(there.name, home.name, each.name),
-                    connect_timeout=ms(config.gateway.connect_timeout_ms),
-                    lb_policy=ClusterLbPolicy.CLUSTER_PROVIDED,
-                    cluster_type=ClusterCustomClusterType(
-                        name="envoy.clusters.composite",
-                        typed_config=packed(
-                            Composite(clusters=[CompositeClusterEntry(name=name) for name in names])
-                        ),
-                    ),
-                    circuit_breakers=_circuit_breakers(there, each.share_of_breakers),
-                    typed_extension_protocol_options={
-                        PROTOCOL_OPTIONS: packed(
-                            returning_options(
-                                there,
-                                home,
-                                first_byte_ms=timing.first_byte_timeout_ms,
-                                keys_from=keys_from,
-                            )
-                        )
-                    },
-                )
-            )
+            tries = max(1, RetryTiming.of(config.gateway, each).retries)
+            clusters.append(_crossing_cluster(config, there, home, each, 0, mode))
+            if onward:
+                clusters += [
+                    _crossing_cluster(config, there, home, each, at_home, mode)
+                    for at_home in range(1, tries + 1)
+                ]
     return clusters
+
+
+def _crossing_cluster(
+    config: Config,
+    there: PoolConfig,
+    home: PoolConfig,
+    service_class: ServiceClass,
+    tries_at_home: int,
+    mode: Mode,
+) -> Cluster:
+    timing = RetryTiming.of(config.gateway, service_class)
+    own = contract.cluster_name(home.name, service_class.name)
+    other = contract.cluster_name(there.name, service_class.name)
+    if tries_at_home:
+        names = [*[own] * tries_at_home, other]
+        name = contract.onward_cluster_name(home.name, there.name, tries_at_home, service_class.name)
+    else:
+        names = [other, *[own] * max(1, timing.retries)]
+        name = contract.returning_cluster_name(there.name, home.name, service_class.name)
+    options = crossing_options(
+        there,
+        home,
+        tries_at_home=tries_at_home,
+        first_byte_ms=timing.first_byte_timeout_ms,
+        keys_from=None if mode == "static" else from_ads(),
+    )
+    parts = Composite(clusters=[CompositeClusterEntry(name=each) for each in names])
+    return Cluster(
+        name=name,
+        connect_timeout=ms(config.gateway.connect_timeout_ms),
+        lb_policy=ClusterLbPolicy.CLUSTER_PROVIDED,
+        cluster_type=ClusterCustomClusterType(name="envoy.clusters.composite", typed_config=packed(parts)),
+        circuit_breakers=_circuit_breakers(home if tries_at_home else there, service_class.share_of_breakers),
+        typed_extension_protocol_options={PROTOCOL_OPTIONS: packed(options)},
+    )
 
 
 def away_clusters(config: Config, *, mode: Mode = "static") -> list[Cluster]:

@@ -51,7 +51,7 @@ from envoy_data_plane.envoy.type.v3 import Percent
 
 from extproc.config.model import Config, ServiceClientTls, TracingConfig
 from extproc.config.secret import service_tokens
-from extproc.control.names import SERVICE_CLUSTER, log_clusters
+from extproc.control.names import ADS_CLUSTER, SERVICE_CLUSTER, log_clusters
 from extproc.control.pack import ms, packed
 from extproc.control.resources import PROTOCOL_OPTIONS, lb_endpoint, least_request, tcp_keepalive
 
@@ -84,10 +84,30 @@ SERVICE_REQUESTS_MARGIN = 1024
 
 def service_cluster(config: Config) -> Cluster:
     """The deciding service(s): decisions and access logs go here."""
-    limits, alone = config.limits, len(config.service_addresses) == 1
+    limits = config.limits
     requests_max = 2 * limits.decisions_concurrent_max + limits.held_max + SERVICE_REQUESTS_MARGIN
-    cluster = _service_cluster(config, SERVICE_CLUSTER, config.service_addresses)
+    cluster = _watched_cluster(config, SERVICE_CLUSTER, config.service_addresses)
     cluster.per_connection_buffer_limit_bytes = SERVICE_BUFFER_BYTES
+    cluster.circuit_breakers = CircuitBreakers(
+        thresholds=[
+            CircuitBreakersThresholds(
+                max_requests=requests_max, max_pending_requests=requests_max, track_remaining=True
+            )
+        ]
+    )
+    return cluster
+
+
+def ads_clusters(config: Config) -> list[Cluster]:
+    """The cluster of the services' ADS, where that has addresses of its own; left as fast as the deciding
+    one where a service is unwell."""
+    addresses = config.ads_addresses
+    return [_watched_cluster(config, ADS_CLUSTER, addresses)] if addresses else []
+
+
+def _watched_cluster(config: Config, name: str, addresses: list[str]) -> Cluster:
+    alone = len(addresses) == 1
+    cluster = _service_cluster(config, name, addresses)
     cluster.health_checks = [
         HealthCheck(
             timeout=ms(HEALTH_TIMEOUT_ALONE_MS if alone else HEALTH_TIMEOUT_MS),
@@ -105,13 +125,6 @@ def service_cluster(config: Config) -> Cluster:
     # several is well, whichever still answers is better than none: the dead ones refuse at once.
     panic = 0.0 if alone else NONE_WELL_PERCENT
     cluster.common_lb_config = ClusterCommonLbConfig(healthy_panic_threshold=Percent(value=panic))
-    cluster.circuit_breakers = CircuitBreakers(
-        thresholds=[
-            CircuitBreakersThresholds(
-                max_requests=requests_max, max_pending_requests=requests_max, track_remaining=True
-            )
-        ]
-    )
     return cluster
 
 
@@ -171,7 +184,7 @@ def decision_service(config: Config) -> GrpcService:
 
 def ads_source(config: Config) -> ApiConfigSource:
     """The service as ADS server: one stream for everything that changes while Envoy runs."""
-    service = own_service(config, SERVICE_CLUSTER)
+    service = own_service(config, ADS_CLUSTER if config.ads_addresses else SERVICE_CLUSTER)
     assert service.envoy_grpc is not None
     # Of a stream that lasts, this is how it is opened again; calls take the policy beside envoy_grpc.
     service.envoy_grpc.retry_policy = RetryPolicy(

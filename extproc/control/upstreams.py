@@ -65,6 +65,7 @@ from extproc.config.pools import PoolConfig
 from extproc.config.upstream import Upstream, UpstreamKey, UpstreamTls
 from extproc.control.pack import extension, packed
 from extproc.core import contract
+from extproc.core.spill.values import FAILED
 from extproc.upstream import SYSTEM_CA
 
 #: An idle connection to an engine is closed after this long. vLLM's server (uvicorn) and llama.cpp's
@@ -81,10 +82,16 @@ def protocol_options(pool: PoolConfig, *, keys_from: ConfigSource | None) -> Ups
     return _with_filters(_versions(upstream), _filters(pool.name, upstream, keys_from))
 
 
-def returning_options(
-    there: PoolConfig, home: PoolConfig, *, first_byte_ms: int, keys_from: ConfigSource | None
+def crossing_options(
+    there: PoolConfig,
+    home: PoolConfig,
+    *,
+    tries_at_home: int = 0,
+    first_byte_ms: int,
+    keys_from: ConfigSource | None,
 ) -> UpstreamProtocolOptions:
-    """The same of a cluster whose first try is in one pool and whose next ones are at home in another.
+    """The same of a cluster whose tries are in two pools: the first there and the next ones at home; or, with
+    `tries_at_home`, so many at home and then one there.
 
     Both pools' keys are put in under names of ours, and a script leaves the one that is wanted: a key and a
     header of one pool are not shown to the other, whatever failed.
@@ -94,7 +101,20 @@ def returning_options(
         for pool, header in ((there, contract.KEY_THERE_HEADER), (home, contract.KEY_HOME_HEADER))
         if pool.upstream.key is not None
     ]
-    script = Lua(default_source_code=DataSource(inline_string=_returning_script(there, home, first_byte_ms)))
+    sides = (
+        _side(there.upstream, contract.KEY_THERE_HEADER),
+        _side(home.upstream, contract.KEY_HOME_HEADER),
+    )
+    values = {
+        "FIRST": sides[1 if tries_at_home else 0],
+        "SECOND": sides[0 if tries_at_home else 1],
+        "TRIES": str(tries_at_home or 1),
+        "FAILED": contract.FAILED_HOME_KEY if tries_at_home else contract.FAILED_THERE_KEY,
+        "NOTES_PROVIDER": "false" if tries_at_home else "true",
+        "SPILLED": FAILED if tries_at_home else "",
+        "FIRST_BYTE_MS": str(first_byte_ms),
+    }
+    script = Lua(default_source_code=DataSource(inline_string=_crossing_script(values)))
     answers = HeaderMutationFilter(mutations=answer_mutations(provider=there.remote is None))
     filters += [
         _filter("envoy.filters.http.lua", script),
@@ -103,42 +123,37 @@ def returning_options(
     return _with_filters(_versions(there.upstream), filters)
 
 
-def _returning_script(there: PoolConfig, home: PoolConfig, first_byte_ms: int) -> str:
-    source = resources.files("extproc.control").joinpath("lua/returning.lua").read_text(encoding="utf-8")
-    for name, value in (
-        ("FIRST_BYTE_MS", str(first_byte_ms)),
-        ("THERE", _side(there.upstream)),
-        ("HOME", _side(home.upstream)),
-        *(
-            (name, getattr(contract, name))
-            for name in (
-                "OBSERVED_NAMESPACE",
-                "DECISION_NAMESPACE",
-                "SITE_HEADER",
-                "KEY_THERE_HEADER",
-                "KEY_HOME_HEADER",
-                "PATH_PREFIX_HEADER",
-                "PROVIDER_HEADER",
-                "PROVIDER_SILENT",
-                "PROVIDER_THERE_KEY",
-                "FAILED_THERE_KEY",
-                "FAILED_LATE",
-                "FAILED_LOST",
-                "SPILLED_HEADER",
-                "ANSWERED_MODEL_HEADER",
-                "HOME_MODEL_KEY",
-            )
-        ),
-    ):
+def _crossing_script(values: Mapping[str, str]) -> str:
+    source = resources.files("extproc.control").joinpath("lua/crossing.lua").read_text(encoding="utf-8")
+    ours = {
+        name: getattr(contract, name)
+        for name in (
+            "OBSERVED_NAMESPACE",
+            "DECISION_NAMESPACE",
+            "SITE_HEADER",
+            "PATH_PREFIX_HEADER",
+            "PROVIDER_HEADER",
+            "PROVIDER_SILENT",
+            "PROVIDER_THERE_KEY",
+            "FAILED_LATE",
+            "FAILED_LOST",
+            "SPILLED_HEADER",
+            "ANSWERED_MODEL_HEADER",
+            "SECOND_MODEL_KEY",
+        )
+    }
+    for name, value in {**ours, **values}.items():
         source = source.replace(f"@{name}@", value)
     return source
 
 
-def _side(upstream: Upstream) -> str:
-    """How a pool is reached, as a Lua table. Names and values are printable ASCII, and are quoted alike."""
+def _side(upstream: Upstream, told: str) -> str:
+    """How a pool is reached, as a Lua table; its key comes as the header `told`. Names and values are
+    printable ASCII, and are quoted alike."""
     key = "nil" if upstream.key is None else json.dumps(upstream.key.header)
     added = ", ".join(f"[{json.dumps(n)}] = {json.dumps(v)}" for n, v in upstream.headers.add.items())
-    return f"{{ key = {key}, prefix = {json.dumps(upstream.path_prefix or '')}, headers = {{{added}}} }}"
+    prefix = json.dumps(upstream.path_prefix or "")
+    return f'{{ key = {key}, told = "{told}", prefix = {prefix}, headers = {{{added}}} }}'
 
 
 def _versions(upstream: Upstream) -> UpstreamProtocolOptions:

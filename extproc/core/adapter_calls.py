@@ -4,7 +4,8 @@ Owns the choice; the calls are made by the service (service/adapters.py). Pure.
 
 An adapter that nobody has is loaded at once where a place is free, or a cold one can go, or one that another
 replica has too. A copy elsewhere is loaded when requests have waited for those that have it as long as its
-load takes (to rent until that has cost as much as to buy: at most twice what who knows the future would pay).
+load takes (to rent until that has cost as much as to buy: at most twice what who knows the future would pay),
+and as long as those who wait for that replica already: where all are full, a copy makes no room.
 To drop one that was used a moment ago costs twice, and the last copy of such a one goes for an adapter that
 nobody has alone: so adapters do not chase each other. None with a request is dropped.
 """
@@ -90,14 +91,15 @@ def adapter_calls(
         open_to = [each for each in may if each.address not in taken and not rests(each.address, name)]
         having = [each for each in may if name in _loaded(each)]
         makes = partial(_made, copies=copies, again=bool(having), now_ns=now_ns, alone=alone)
-        best = _best([each for each in open_to if each not in having and not _full(each)], makes)
+        queued_ms = partial(_queued_ms, wanted=wanted, but=name)
+        best = _best([each for each in open_to if each not in having and not _full(each)], makes, queued_ms)
         if best is None:
             continue
         endpoint, place = best
         home_ms = min((start_ms(each) for each in having if not _full(each)), default=None)
         if home_ms is not None and home_ms <= start_ms(endpoint) + place.cost_ms:
             continue
-        if want.waited_ms < place.cost_ms - (0.0 if having else place.load_ms):
+        if want.waited_ms < place.cost_ms + (queued_ms(endpoint) if having else -place.load_ms):
             continue
         taken.add(endpoint.address)
         copies[place.drops] -= 1
@@ -114,17 +116,32 @@ class MadePlace(NamedTuple):
 
 
 def _best(
-    may: Sequence[Endpoint], makes: Callable[[LoadedAdapters], MadePlace | None]
+    may: Sequence[Endpoint],
+    makes: Callable[[LoadedAdapters], MadePlace | None],
+    queued_ms: Callable[[Endpoint], float],
 ) -> tuple[Endpoint, MadePlace] | None:
     """Where a request could begin the soonest, and the place there."""
     best: tuple[tuple[float, int, str], Endpoint, MadePlace] | None = None
     for each in may:
         place = makes(each.adapters) if each.adapters is not None else None
         if place is not None:
-            rank = (start_ms(each) + place.cost_ms, len(_loaded(each)), each.address)
+            rank = (start_ms(each) + queued_ms(each) + place.cost_ms, len(_loaded(each)), each.address)
             if best is None or rank < best[0]:
                 best = rank, each, place
     return best and best[1:]
+
+
+def _queued_ms(endpoint: Endpoint, *, wanted: Mapping[str, WantedAdapter], but: str) -> float:
+    """How long requests have waited that it could serve as it is, those for one adapter left out."""
+    loaded = _loaded(endpoint)
+    return max(
+        (
+            want.waited_ms
+            for name, want in wanted.items()
+            if name != but and name in loaded and want.allows(endpoint)
+        ),
+        default=0.0,
+    )
 
 
 def _made(

@@ -1,8 +1,9 @@
 """Whose fault an engine's own error is: the replica's, or the request's.
 
-Owns the rule for answers that the engine itself gave with a 500. Resets, refusals and timeouts are the
-replica's. An engine answers 500 to an image that it cannot decode as well as when its card is broken; a
-client that repeats such a request must not take the replica away from everybody. It is held against it when
+Owns the rule for answers that the engine itself gave with a 500, or with an error inside a 200. Resets,
+refusals and timeouts are the replica's. An engine answers so to an image that it cannot decode as well as
+when its card is broken; a client that repeats such a request must not take the replica away from everybody.
+It is held against it when
 
 - two tenants have met it there within WINDOW_NS, or
 - FAILURES_IN_A_ROW came with no good answer between them, and the tenant has not met it elsewhere too.
@@ -23,14 +24,16 @@ WINDOW_NS = 60_000_000_000
 FAILURES_IN_A_ROW = 3
 #: Replicas and tenants remembered, and how many of the one for each of the other; the oldest give way.
 REPLICAS_MAX, TENANTS_MAX, EACH_MAX = 8_192, 8_192, 16
-#: Statuses of errors that an engine gives of its own; Envoy's own are 502 to 504, and 501 is no error of it
-#: (wire/ended.py).
-OWN_STATUSES = frozenset({500})
+#: The status of errors that an engine gives of its own; Envoy's own are 502 to 504, and 501 is no error of it
+#: (wire/ended.py). What has begun to stream has 200.
+OWN_STATUS, BEGUN_STATUS = 500, 200
 
 
 def own_error(outcome: Outcome) -> bool:
     """Whether the engine itself answered with an error, at the first attempt."""
-    return outcome.end is End.ERROR and outcome.status in OWN_STATUSES and outcome.attempts <= 1
+    if outcome.end is not End.ERROR or outcome.attempts > 1:
+        return False
+    return outcome.status == OWN_STATUS or (outcome.status == BEGUN_STATUS and outcome.error_said)
 
 
 class Blame:

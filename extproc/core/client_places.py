@@ -7,9 +7,14 @@ address that is in several networks is in the narrowest.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Literal
+
+from extproc.core.tenant import Tenant
+
+#: Tenants at places that are kept; above it all are made anew.
+SERVED_MAX = 4096
 
 Network = IPv4Network | IPv6Network
 
@@ -33,7 +38,7 @@ class Place:
 class ClientPlaces:
     """The places of a file. `header` is what a trusted proxy says them in, lower-case; "" for none."""
 
-    __slots__ = ("_by_network", "_by_value", "by_name", "header")
+    __slots__ = ("_by_network", "_by_value", "_served", "by_name", "header")
 
     def __init__(
         self,
@@ -43,6 +48,8 @@ class ClientPlaces:
     ) -> None:
         """Each with the header's values for it, whatever their case, and its networks."""
         self.header = header
+        #: Tenants as they are served at places: (a tenant, the same there), by both names.
+        self._served: dict[tuple[str, str], tuple[Tenant, Tenant]] = {}
         self.by_name: dict[str, Place] = {}
         self._by_value: dict[str, Place] = {}
         by_length: dict[tuple[int, int], dict[int, Place]] = {}
@@ -54,6 +61,18 @@ class ClientPlaces:
                 by_length.setdefault((each.version, bits), {})[int(each.network_address) >> bits] = place
         #: The narrowest first: at most 33 and 129 lengths, whatever the number of networks.
         self._by_network = sorted(by_length.items(), key=lambda item: item[0][1])
+
+    def served(self, tenant: Tenant, place: Place) -> Tenant:
+        """A tenant as it is served at one of these places; made once, as long as the tenant is the same."""
+        name = (tenant.name, place.name)
+        kept = self._served.get(name)
+        if kept is not None and kept[0] is tenant:
+            return kept[1]
+        there = replace(tenant, place=place.name, regions=place.bound(tenant.regions), side=place.side)
+        if len(self._served) >= SERVED_MAX:
+            self._served.clear()
+        self._served[name] = tenant, there
+        return there
 
     def of(self, values: Mapping[str, str], source: str) -> Place | None:
         """Where the client of a request with these headers is, of this address; None where nothing says."""

@@ -66,9 +66,9 @@ SPILLED_HEADER = "x-steersman-spilled"
 SITE_HEADER = "x-steersman-site"
 #: Where it is asked what it offers, at its gateway.
 SITE_PATH = "/steersman/v1/site"
-#: For a request that failed in another pool and is tried at home: where its model's name begins in its body,
-#: how many bytes that takes, and the name at home as JSON; blanks between. Not said where names are equal.
-HOME_MODEL_KEY = "home_model"
+#: For a request that failed in one pool and is tried in another: where its model's name begins in its body,
+#: how many bytes that takes, and the name in the second as JSON; blanks between. Not said of equal names.
+SECOND_MODEL_KEY = "second_model"
 #: The keys of both pools, until it is known which try it is. No engine sees these headers.
 KEY_THERE_HEADER, KEY_HOME_HEADER = "x-steersman-key-there", "x-steersman-key-home"
 
@@ -213,6 +213,8 @@ PROVIDER_SILENT = "- - - - -"
 #: answered, "late" where that was for want of time. And what that pool said of its rate limits.
 FAILED_THERE_KEY = "failed_there"
 FAILED_LOST, FAILED_LATE = "lost", "late"
+#: The same of one that was tried at home in vain, and then in another pool.
+FAILED_HOME_KEY = "failed_home"
 PROVIDER_THERE_KEY = "provider_there"
 
 #: The log names of our access log, so that a shared receiver can tell them apart.
@@ -234,8 +236,14 @@ def away_cluster_name(pool: str, service_class: str) -> str:
 
 
 def returning_cluster_name(pool: str, home: str, service_class: str) -> str:
-    """The same where a request that fails in another site's pool is tried in pool `home` after it."""
+    """The same where a request that fails in another pool is tried in pool `home` after it."""
     return f"returning.{pool}{CLASS_SEPARATOR}{home}{CLASS_SEPARATOR}{service_class}"
+
+
+def onward_cluster_name(home: str, pool: str, tries: int, service_class: str) -> str:
+    """The same where a request that fails so often at home is tried in another pool."""
+    parts = (f"onward.{home}", pool, str(tries), service_class)
+    return CLASS_SEPARATOR.join(parts)
 
 
 def key_name(pool: str) -> str:

@@ -70,6 +70,8 @@ class RoutingRequest(msgspec.Struct, frozen=True):
     tries: int = ENDPOINTS_NAMED
     #: Where another pool serves it than its model's.
     spill: Spilled | None = None
+    #: Where another pool serves it if its own fails.
+    then: Spilled | None = None
     #: The request without its text, where its pool's requests may go on while they wait (spill/moving.py).
     asked: Request | None = None
     #: As the request has it.
@@ -170,7 +172,7 @@ def resolve(
         work=work,
         permits=0 if free else request.sequences,
         # What is in the engine's count but not in the text, such as images: such a pair teaches nothing.
-        prompt_bytes=0 if request.images or request.beside else request.prompt_bytes,
+        prompt_bytes=0 if request.more_than_text else request.prompt_bytes,
         stream=request.stream,
         free=free,
         strategy=tenant.strategy or "",

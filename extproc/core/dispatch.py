@@ -107,7 +107,7 @@ class Dispatcher:
         held = self._waiting.get(reservation_id)
         if held is not None:
             routing, headers = held.payload
-            held.payload = (replace(routing, asked=None), headers)
+            held.payload = (replace(routing, asked=None, then=None), headers)
 
     def move(
         self,

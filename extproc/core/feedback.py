@@ -85,7 +85,7 @@ class Feedback:
         pool = self.fleet.pools.get(reservation.pool)
         if pool is None or outcome.end is not End.OK or not reservation.permits:
             return
-        if outcome.failed_there:
+        if outcome.served_in != reservation.pool:
             # Another pool's replica answered: what was expected of this one is undone, and nothing is learnt.
             if entry is not None and not entry.adopted and entry.endpoint.pool == reservation.pool:
                 moved(entry, entry.endpoint)

@@ -45,6 +45,9 @@ SURE_ERROR: Final = 0.02
 #: Answers of fewer tokens say little of the error, whose mean moves by this at each other.
 JUDGED_TOKENS: Final = 32
 ERROR_RATE: Final = 0.1
+#: Where more events had tokens than these, a count of none is no count: some engines, and proxies before
+#: them, write zeros in their usage.
+EVENTS_OF_NONE: Final = 4
 #: No estimate has fewer tokens than this share of the events.
 EVENT_SHARE_MIN: Final = 0.5
 
@@ -154,7 +157,8 @@ def metered(outcome: Outcome, meters: Meters | None) -> Outcome:
     """The outcome with every count judged, and what was not counted estimated; the same again when metered.
 
     A count above what was asked for is no count: it is estimated as if the engine had said nothing, and
-    `impossible` says so. What was not counted, and of which nothing was seen, stays unknown.
+    `impossible` says so. Nor is one of no tokens where a stream of them was seen. What was not counted,
+    and of which nothing was seen, stays unknown.
     """
     reservation = outcome.reservation
     if not reservation.permits:
@@ -164,6 +168,8 @@ def metered(outcome: Outcome, meters: Meters | None) -> Outcome:
         return replace(outcome, prompt_tokens=None, output_tokens=None, cached_tokens=None)
     most = output_bound(reservation)
     prompt, output = outcome.prompt_tokens, outcome.output_tokens
+    if output == 0 and (outcome.events or 0) > EVENTS_OF_NONE:
+        output = None
     if not most and output is None:
         output = 0  # it generates nothing, and engines mostly do not say so
     impossible = False

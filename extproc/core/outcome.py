@@ -160,6 +160,8 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     hops: int = 0
     #: Where its client is; "" where nothing says.
     place: str = ""
+    #: The pool that is tried where its own has failed; "" where none is.
+    then: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,8 +191,8 @@ class Routed(msgspec.Struct, frozen=True, kw_only=True):
     trace: Told | None = None
     #: For the client: the rate limits' figures.
     headers: tuple[tuple[str, str], ...] = ()
-    #: What its model is called where it is tried after the first address; "" where its name stays.
-    home_model: str = ""
+    #: What its model is called in the pool that is tried second; "" where its name stays.
+    second_model: str = ""
 
     @property
     def retries(self) -> int:
@@ -254,6 +256,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     refused: bool = False
+    #: The engine said an error of its own, be it inside a 200.
+    error_said: bool = False
     #: The engine did not take the key that Envoy showed it, if it showed one.
     key_refused: bool = False
     events: int | None = None
@@ -275,6 +279,15 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     #: It failed in the pool that it was sent to, and was tried in its own: the status there, "lost" or "late"
     #: (contract.FAILED_THERE_KEY); "" where not.
     failed_there: str = ""
+    #: It failed in its own pool, and was tried in `reservation.then`: likewise (contract.FAILED_HOME_KEY).
+    failed_home: str = ""
+
+    @property
+    def served_in(self) -> str:
+        """The pool that answered, or was tried last."""
+        if self.failed_there:
+            return self.reservation.spilled_from
+        return self.reservation.then if self.failed_home else self.reservation.pool
 
 
 def _finite(value: float | None) -> float | None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from random import Random
 
 from extproc.core.candidates import alternates, eligible, fallbacks, full_ones, near, standing_by
-from extproc.core.contract import returning_cluster_name
+from extproc.core.contract import onward_cluster_name, returning_cluster_name
 from extproc.core.decide import RoutingRequest, no_subset
 from extproc.core.endpoint import Endpoint, places
 from extproc.core.errors import Error
@@ -133,14 +133,23 @@ def place(
     if pool.site:
         # What is signed for a request is taken there once: it is not sent a second time.
         addresses = addresses[:1]
-    spill, home_model = routing.spill, ""
+    spill, second_model = routing.spill, ""
     if spill is not None and spill.returns and (home := fleet.pools.get(spill.pool)) is not None:
         # What fails there is tried at home: Envoy takes each next address from there (control/resources.py).
         back = fallbacks(home.endpoints, spill.home_model, routing.needs(0), routing.tries - 1, now_ns)
         if back:
             there, back_home = pool.told_as(spill.model), home.told_as(spill.home_model)
-            addresses, home_model = (addresses[0], *back), back_home if back_home != there else ""
+            addresses, second_model = (addresses[0], *back), back_home if back_home != there else ""
             cluster = returning_cluster_name(pool.name, home.name, tenant.service_class)
+    then = ""
+    if (after := routing.then) is not None and routing.tries > 1 and (other := fleet.pools.get(after.to)):
+        # The other way round: the last try is elsewhere.
+        onward = fallbacks(other.endpoints, after.model, routing.needs(0), 1, now_ns)
+        if onward:
+            then, mine = other.name, addresses[: routing.tries - 1]
+            told, told_there = pool.told_as(routing.model), other.told_as(after.model)
+            addresses, second_model = (*mine, *onward), told_there if told_there != told else ""
+            cluster = onward_cluster_name(pool.name, then, len(mine), tenant.service_class)
     expected = FREE
     if not routing.free:
         given_tokens = at.coming.get(first.address, 0)
@@ -151,7 +160,7 @@ def place(
         reason=reason,
         plan=expected,
         trace=trace,
-        home_model=home_model,
+        second_model=second_model,
         reservation=Reservation(
             id=routing.id,
             tenant=tenant.name,
@@ -178,6 +187,7 @@ def place(
             site=routing.site,
             hops=routing.hops,
             place=routing.tenant.place,
+            then=then,
         ),
     )
 

@@ -136,6 +136,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     #: For the record: by what hash it shows that it equals another; "" where nobody asks.
     question: str = ""
 
+    @property
+    def more_than_text(self) -> bool:
+        """Whether its engine counts tokens of which no text of it tells."""
+        return self.images > 0 or self.beside
+
 
 def limited(request: Request, engine: str) -> Request:
     """The request with the limit that an engine obeys of several (`EngineRow.obeys`)."""

@@ -20,7 +20,7 @@ from extproc.core.remote.offers import offer_here
 from extproc.core.remote.values import Tiered
 from extproc.core.request import Request, prefix_of, without_text
 from extproc.core.spill.books import SpillBooks
-from extproc.core.spill.choice import elsewhere, may_cross, may_spill
+from extproc.core.spill.choice import after_failure, elsewhere, may_cross, may_spill
 from extproc.core.spill.values import SpillCost, Spilled, SpillRule
 from extproc.core.tenant import Tenant
 from extproc.core.tiers import HERE, SMALLER, THERE, TierChoice, TierRule
@@ -86,21 +86,26 @@ class Resolver:
             here = TierChoice(HERE, "budget", tiered.choice.unsure)
             stays = replace(routing, tier=tiered._replace(choice=here))
         if spill is None:
-            return self._may_go_on(request, tenant, stays, rule)
+            return self._may_go_on(request, tenant, stays, rule, now_ns=now_ns)
         there = self._resolved(
             request, tenant, reservation_id, key=key, now_ns=now_ns, spill=spill, to=rule.to
         )
         return replace(there, tier=tiered) if isinstance(there, RoutingRequest) else stays
 
     def _may_go_on(
-        self, request: Request, tenant: Tenant, routing: RoutingRequest, rule: SpillRule
+        self, request: Request, tenant: Tenant, routing: RoutingRequest, rule: SpillRule, *, now_ns: int
     ) -> RoutingRequest:
-        """One that stays, with what is needed to send it on while it waits, if it may go at all."""
+        """One that stays, with what sends it on while it waits or when home fails, if it may go."""
         to = self._fleet.pools.get(rule.to)
         if rule.tiers is not None or to is None:
             return routing
-        may = may_spill(request, self._fleet.pools[rule.pool], tenant, to)
-        return replace(routing, asked=without_text(request)) if may else routing
+        if not may_spill(request, self._fleet.pools[rule.pool], tenant, to):
+            return routing
+        price = self._settings.policy.price(rule.to)
+        then = after_failure(
+            request, routing.model, tenant, self._fleet, rule, self._spills, price=price, now_ns=now_ns
+        )
+        return replace(routing, asked=without_text(request), then=then)
 
     def onward(self, routing: RoutingRequest, *, now_ns: int) -> RoutingRequest | None:
         """One that waits at home as the other pool has it, if it has waited too long and may go there."""
@@ -118,6 +123,7 @@ class Resolver:
             price=self._settings.policy.price(rule.to),
             rank=routing.work.rank,
             waited_ns=now_ns - routing.arrived_ns,
+            own_id=routing.id,
             now_ns=now_ns,
         )
         if spill is None:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from msgspec.structs import replace
+
 from extproc.core.accounts import borrows, reserved, spared
 from extproc.core.cachekeys.values import CacheCharge, CachedAnswer
 from extproc.core.decide import RoutingRequest
@@ -180,6 +182,8 @@ class Scheduler:
             self.sites.went(routing.tier, now_ns=now_ns)
         if routing.spill is not None:
             self.spills.enter(routing)
+        elif routing.then is not None:
+            self.spills.keep_free(routing, routing.then)
         # Who sends it on has reserved its tenant's quota, and charges it.
         account = NO_ACCOUNT if routing.site else self.policy.accounts.of(tenant.name, key, routing.model)
         price = self.policy.price(routing.pool)
@@ -192,6 +196,9 @@ class Scheduler:
             if cached is None
             else spared(cached, price)
         )
+        if routing.then is not None and cached is None:
+            there = self.policy.price(routing.then.to).of(routing.input_tokens, routing.output_tokens)
+            amounts = replace(amounts, cost=max(amounts.cost, there))
         idle = borrows(account) and self.idle(routing.pool)
         answer = self.quotas.reserve(account, routing.id, amounts, now_ns=now_ns, idle_capacity=idle)
         asked = AskQuota(routing, account, amounts, idle, degraded, cached)
@@ -371,6 +378,7 @@ class Scheduler:
         if reserved_of is not None:
             account, charged = reserved_of
             self.quotas.settle(routing.id, charged, now_ns=now_ns, account=account)
+        self.spills.gave_up(routing.id, now_ns=now_ns)
         self.counts["cache.hits"] += 1
         self.events.cached(routing, cached, now_ns=now_ns)
         return CacheHit(id=routing.id, answer=cached, headers=headers)

@@ -120,6 +120,9 @@ class Settlement:
         if outcome.failed_there:
             self._counts["settled.at_home_after_all"] += 1
             self._dispatcher.pump(reservation.spilled_from, now_ns=now_ns, at=at)
+        if outcome.failed_home:
+            self._counts["settled.elsewhere_after_all"] += 1
+            self._dispatcher.pump(reservation.then, now_ns=now_ns, at=at)
         here = self._peers.ours(reservation.id)
         self._events.settled(Settled(outcome, charged, sample, here), now_ns=now_ns)
         return True
@@ -158,6 +161,8 @@ class Settlement:
         if serving is None and reservation.spilled_from:
             # What failed in another pool was tried at home.
             serving = self._fleet.endpoint(reservation.spilled_from, served_by)
+        elif serving is None and reservation.then:
+            serving = self._fleet.endpoint(reservation.then, served_by)
         if serving is None or serving is entry.endpoint:
             return
         moved(entry, entry.endpoint)
@@ -177,7 +182,7 @@ class Settlement:
     def _charge(self, outcome: Outcome, neighbours: int, now_ns: int) -> Amounts:
         reservation, policy = outcome.reservation, self._settings.policy
         # By whoever has served it.
-        name = reservation.spilled_from if outcome.failed_there else reservation.pool
+        name = outcome.served_in
         pool = self._fleet.pools.get(name)
         gpu_ms = outcome.duration_ns / 1e6 / neighbours if outcome.duration_ns else None
         amounts = used(outcome, pool, policy.price(name), gpu_ms=gpu_ms)

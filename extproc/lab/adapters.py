@@ -119,7 +119,12 @@ def played(case: AdapterCase, placement: AdapterPlacement, seed: int) -> Adapter
     setting = Setting(
         strategy=placement.strategy,
         seed=seed,
-        adapters=PoolAdapters(names=frozenset(names_of(case)), loaded_max=case.places, load_ms=case.load_ms),
+        adapters=PoolAdapters(
+            names=frozenset(names_of(case)),
+            loaded_max=case.places,
+            load_ms=case.load_ms,
+            by_call=placement.by_call,
+        ),
         adapters_known=placement.known,
         adapters_told=placement.told,
     )

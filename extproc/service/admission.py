@@ -45,7 +45,8 @@ def refusal(config: Config, node: str, address: str) -> str:
 
 def _on_loopback(config: Config) -> bool:
     """Whether the service, and where agents reach it, are on loopback alone."""
-    told = [*config.service.listen, *(config.telemetry.listen if config.telemetry is not None else ())]
+    told = [*config.service.listen, *config.service.ads_listen]
+    told += config.telemetry.listen if config.telemetry is not None else ()
     return all(each.startswith("unix:") or ip_of(each).is_loopback for each in told)
 
 
@@ -54,6 +55,8 @@ def _listeners(config: Config) -> Iterator[str]:
     yield config.gateway.envoy_admin
     yield from config.service.listen
     yield from config.gateway.services
+    yield from config.service.ads_listen
+    yield from config.ads_addresses
     if config.telemetry is not None:
         yield from config.telemetry.listen
     if config.admin is not None:

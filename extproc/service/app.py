@@ -248,6 +248,11 @@ class App:
         return self.server
 
     @property
+    def ads_addresses(self) -> list[str]:
+        """Where Envoy is told of endpoints, where that is apart."""
+        return self._listening.ads_addresses
+
+    @property
     def telemetry_addresses(self) -> list[str]:
         """Where agents are listened for."""
         return self.agents.addresses
@@ -271,6 +276,7 @@ class App:
             tokens=[token.encode() for token in self._tokens],
             tls=tls_of(self.config),
             transport=self.config.transport,
+            ads_listen=self.config.service.ads_listen,
         )
         self.addresses = await self.server.start(self.config.service.listen)
         try:

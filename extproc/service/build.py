@@ -184,6 +184,7 @@ def spills_of(config: Config) -> dict[str, SpillRule]:
             if edge and pools[pool.spill.to].remote is not None
             else None,
             returns=returns(pool, pools[pool.spill.to]),
+            after_failure=pool.spill.after_failure,
         )
         for pool in config.pools
         if pool.spill is not None

@@ -27,6 +27,8 @@ def addresses_of(config: Config) -> Iterator[tuple[str, str]]:
     yield "gateway.envoy_admin", config.gateway.envoy_admin
     for index, address in enumerate(config.service.listen):
         yield f"service.listen[{index}]", address
+    for index, address in enumerate(config.service.ads_listen):
+        yield f"service.ads_listen[{index}]", address
     for index, address in enumerate(config.telemetry.listen if config.telemetry is not None else ()):
         yield f"telemetry.listen[{index}]", address
     if config.admin is not None:

@@ -109,7 +109,7 @@ class PoolCounter:
             # The estimate has learned a little of what stands beside texts; a count has none of it.
             self.prompts["estimated"] += 1
             return None
-        if request.images:
+        if request.more_than_text:
             shape = replace(shape, known=False)
         keys, tokens, known_bytes = [], 0, 0
         for text in request.segments:

@@ -20,6 +20,7 @@ from extproc.core.contract import (
     DONE_KEY,
     ERROR_KEY,
     EVENTS_KEY,
+    FAILED_HOME_KEY,
     FAILED_THERE_KEY,
     FIRST_CHUNK_KEY,
     GENERATED_TOKENS_HEADER,
@@ -39,10 +40,10 @@ from extproc.core.contract import (
     TOTAL_TOKENS_KEY,
     TRACE_KEY,
 )
-from extproc.core.outcome import End, Outcome, Reservation
+from extproc.core.outcome import Outcome, Reservation
 from extproc.core.request import RouteKind
 from extproc.wire import ticket
-from extproc.wire.ended import ErrorOrigin, end_of, fault_of
+from extproc.wire.ended import ErrorOrigin, came_to_nothing, end_of, fault_of
 from extproc.wire.records import entries
 from extproc.wire.seal import Seal
 
@@ -159,12 +160,22 @@ def _outcome(entry: pb.HttpAccessLogEntry, reservation: Reservation, decided: Ma
         events = 0  # counted, and there were none
     fault = ErrorOrigin.FULL if _true(seen, REFUSED_KEY) else fault_of(_text(seen, ERROR_KEY))
     failed_there = _text(seen, FAILED_THERE_KEY)
+    said = {field.name for field, _ in common.response_flags.ListFields()}
+    final = common.access_log_type in _FINAL_TYPES
+    size = response.response_body_bytes
+    empty = final and FIRST_CHUNK_KEY not in seen and came_to_nothing(status, reservation, size=size)
     output_seen = status == 200 and (fault is ErrorOrigin.NONE or bool(events))
     return Outcome(
         reservation=reservation,
-        final=common.access_log_type in _FINAL_TYPES,
+        final=final,
         status=status,
-        end=_end(common.response_flags, status, fault, done=_true(seen, DONE_KEY)),
+        end=end_of(
+            status,
+            fault,
+            # Who has seen a stream's last event may close at once, and has left nothing.
+            gone=not _true(seen, DONE_KEY) and not said.isdisjoint(_ENDED_BY_CLIENT),
+            broke=not said.isdisjoint(_ENDED_BY_FAULT) or empty,
+        ),
         served_by=_ip_port(upstream),
         attempts=common.upstream_request_attempt_count,
         duration_ns=common.duration.ToNanoseconds(),
@@ -176,21 +187,16 @@ def _outcome(entry: pb.HttpAccessLogEntry, reservation: Reservation, decided: Ma
         response_id=_text(seen, RESPONSE_ID_KEY),
         provider=_text(seen, PROVIDER_THERE_KEY if failed_there else PROVIDER_KEY),
         failed_there=failed_there,
+        failed_home=_text(seen, FAILED_HOME_KEY),
         refused=fault is ErrorOrigin.FULL,
+        error_said=fault is ErrorOrigin.ENGINE,
         key_refused=_true(seen, KEY_REFUSED_KEY),
         events=events,
         request_bytes=entry.request.request_body_bytes,
-        response_bytes=response.response_body_bytes if status == 200 else 0,
+        response_bytes=size if status == 200 else 0,
         start_unix_ns=start_ns,
         trace=decided[TRACE_KEY].string_value if TRACE_KEY in decided else "",
     )
-
-
-def _end(flags: pb.ResponseFlags, status: int, fault: ErrorOrigin, *, done: bool) -> End:
-    said = {field.name for field, _ in flags.ListFields()}
-    # Who has seen a stream's last event may close at once, and has left nothing.
-    gone = not done and not said.isdisjoint(_ENDED_BY_CLIENT)
-    return end_of(status, fault, gone=gone, broke=not said.isdisjoint(_ENDED_BY_FAULT))
 
 
 def _best_of(seen: Seen, headers: Mapping[str, str], sequences: int) -> int | None:

@@ -25,7 +25,10 @@ _CODES: Mapping[int, Any] = {each.value[0]: each for each in grpc.StatusCode}
 
 
 class AioTransport:
-    """One grpc.aio server. `handlers` are further generic RPC handlers, of grpc's own kind."""
+    """One grpc.aio server. `handlers` are further generic RPC handlers, of grpc's own kind.
+
+    `setting` is where its addresses are from, for errors.
+    """
 
     def __init__(
         self,
@@ -35,7 +38,9 @@ class AioTransport:
         tokens: TokenCheck | None,
         tls: TlsFiles | None,
         handlers: Sequence[Any] = (),
+        setting: str = "service.listen",
     ) -> None:
+        self._setting = setting
         self._credentials = None if tls is None else tls.for_grpc()
         self._server = grpc.aio.server(
             interceptors=[TokenInterceptor(tokens)] if tokens is not None else [],
@@ -55,7 +60,10 @@ class AioTransport:
     async def start(self, addresses: Sequence[str]) -> list[str]:
         """Listen; returns the addresses with the real ports. Raises BindError."""
         try:
-            bound = [bind(self._server, each, credentials=self._credentials) for each in addresses]
+            bound = [
+                bind(self._server, each, credentials=self._credentials, setting=self._setting)
+                for each in addresses
+            ]
         except BindError:
             await self._server.stop(None)  # lets go of the addresses bound before
             raise

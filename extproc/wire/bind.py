@@ -20,12 +20,19 @@ class BindError(OSError):
     """An address cannot be listened on; the message names it and the mend."""
 
 
-def bind(server: Any, address: str, *, credentials: Any = None, private: bool = False) -> str:
-    """Listen; returns the address with its real port. Raises BindError.
+def bind(
+    server: Any,
+    address: str,
+    *,
+    credentials: Any = None,
+    private: bool = False,
+    setting: str = "service.listen",
+) -> str:
+    """Listen; returns the address with its real port. Raises BindError, which names the `setting`.
 
     `credentials` are TLS's, for ports. A `private` socket is its owner's alone from the first moment.
     """
-    unix, setting = address.startswith("unix:"), "service.run_dir" if private else "service.listen"
+    unix = address.startswith("unix:")
     if unix:
         _checked(address, setting)
     masked = os.umask(0o177) if private else None

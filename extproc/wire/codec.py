@@ -24,7 +24,6 @@ from extproc.core.contract import (
     EVENT_CLUSTER_KEY,
     EXPLAIN_HEADER,
     EXPLAINED_KEY,
-    HOME_MODEL_KEY,
     JWT_FAILURE_KEY,
     JWT_NAMESPACE,
     JWT_PAYLOAD_KEY,
@@ -38,6 +37,7 @@ from extproc.core.contract import (
     RESERVATION_KEY,
     RETRIES_HEADER,
     SAN_ATTRIBUTES,
+    SECOND_MODEL_KEY,
     SITE_HEADER,
     SOURCE_ATTRIBUTE,
     SUBJECT_ATTRIBUTE,
@@ -51,7 +51,7 @@ from extproc.core.outcome import LocalAnswer, Reject, Routed
 from extproc.core.request import Dialect
 from extproc.core.tenant import Credentials, ProxyTrust
 from extproc.wire import ticket
-from extproc.wire.rename import home_model
+from extproc.wire.rename import second_model
 from extproc.wire.seal import EVENT, Seal
 from extproc.wire.varint import varint
 
@@ -182,9 +182,11 @@ def read_headers(
     values: dict[str, str] = {}
     repeated = ""
     proxy_header, peer_header = (proxy.header, proxy.peer_header) if proxy is not None else (None, None)
+    # Most gateways trust nobody's word: then nothing is made anew for each request.
+    wanted = WANTED if proxy is None and not trusted else WANTED.union(trusted, (proxy_header, peer_header))
     for header in message.request_headers.headers.headers:
         key = header.key
-        if key in WANTED or key in (proxy_header, peer_header) or key in trusted:
+        if key in wanted:
             if key in values and (key in SINGLE or key == proxy_header or key in trusted):
                 repeated = key
             values[key] = header.raw_value.decode("latin-1") or header.value
@@ -286,8 +288,8 @@ def routed(
         about[USAGE_KEY] = usage
     if cache:
         about[CACHE_KEY] = cache
-    if body is not None and decision.home_model:
-        about[HOME_MODEL_KEY] = home_model(body, decision.home_model)
+    if body is not None and decision.second_model:
+        about[SECOND_MODEL_KEY] = second_model(body, decision.second_model)
     data = _changes(phase, decision.cluster, decision.retries, decision.reservation.stream, path_prefix)
     response = pb.ProcessingResponse()
     if body is not None or as_json or site:

@@ -10,7 +10,7 @@ import re
 from enum import Enum
 from typing import Final
 
-from extproc.core.outcome import End
+from extproc.core.outcome import End, Reservation
 
 _CODE = re.compile(r'"(?:code|status|status_code)"\s*:\s*"?(\d{3})\b')
 #: The kinds and messages with which engines refuse what only the request is to blame for. TGI says 422 of
@@ -48,8 +48,14 @@ def fault_of(said: str) -> ErrorOrigin:
     return ErrorOrigin.ENGINE
 
 
+def came_to_nothing(status: int, reservation: Reservation, *, size: int) -> bool:
+    """Whether an answer that came whole, of so many bytes, is none: something was to be generated."""
+    return not size and status == 200 and bool(reservation.permits) and reservation.max_new_tokens != 0
+
+
 def end_of(status: int, fault: ErrorOrigin, *, gone: bool, broke: bool) -> End:
-    """How it ended; `gone`: the client left before the end, `broke`: the connection to the engine did.
+    """How it ended; `gone`: the client left before the end, `broke`: the connection to the engine did, or its
+    answer came to nothing.
 
     An error that was said counts before whatever came after: a client mostly hangs up on it.
     """

@@ -60,7 +60,7 @@ def in_its_words(processor: Processor, asked: Asked, refused: Reject, body: byte
 
 def other_name(processor: Processor, asked: Asked, reservation: Reservation) -> bool:
     """Whether what serves a request knows its model by another name than its client wrote."""
-    if reservation.spilled_from and asked.dialect is Dialect.OPENAI:
+    if (reservation.spilled_from or reservation.then) and asked.dialect is Dialect.OPENAI:
         return True
     pool = processor.scheduler.fleet.pools.get(reservation.pool)
     return pool is not None and pool.told_as(reservation.model) != reservation.model

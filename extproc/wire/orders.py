@@ -44,7 +44,7 @@ class OrdersServer:
 
     async def start(self, path: Path) -> None:
         """Listen. Raises wire.bind.BindError."""
-        bind(self._server, f"unix:{path}", private=True)
+        bind(self._server, f"unix:{path}", private=True, setting="service.run_dir")
         self._path = path
         await self._server.start()
 

@@ -176,7 +176,7 @@ class Processor:
 
     def forgo_quota(self, reservation_id: str) -> None:
         """Who left had its quota asked for: a reservation is refunded, an unknown one is nothing."""
-        self.scheduler.quotas.cancel(reservation_id, now_ns=self.clock())
+        self.scheduler.cancel(reservation_id, now_ns=self.clock())
 
     def left_flight(self, name: str) -> None:
         """A request that waited for an equal one's answer is given up."""

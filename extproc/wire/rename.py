@@ -19,7 +19,7 @@ def renamed(body: bytes, model: str) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def home_model(body: bytes, model: str) -> str:
+def second_model(body: bytes, model: str) -> str:
     """What Envoy writes `model` in place of, in a body that `renamed` or usage.with_usage has written: where
     its model stands in bytes, how many it has, and the new one as JSON; blanks between.
 

@@ -5,7 +5,7 @@ Owns the order of the looks: the cheapest and the nearest to who asks come first
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Protocol
 from urllib.parse import unquote
 
@@ -163,7 +163,7 @@ def _placed(processor: Processor, tenant: Tenant, identity: Identity, headers: c
         return tenant
     if not headers.alone:
         processor.scheduler.counts[f"place.{place.name}"] += 1
-    return replace(tenant, place=place.name, regions=place.bound(tenant.regions), side=place.side)
+    return places.served(tenant, place)
 
 
 def declared(length: str, otherwise: int) -> int:

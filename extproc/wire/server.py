@@ -56,10 +56,11 @@ class Transport(Protocol):
 class Server:
     """What Envoy needs, no more.
 
-    `handlers` are further generic RPC handlers of grpc's kind (ADS). `picker` serves the endpoint-picker
-    protocol on the same port; `ready` says whether whoever is told of endpoints has told all, for its health
-    name. `tokens`: one of them has to be shown, where there are any. `transport` falls back to grpcio where
-    ngh2 cannot be imported, which is said.
+    `handlers` are further generic RPC handlers of grpc's kind (ADS), served on the same port, or at
+    `ads_listen` alone where that names addresses. `picker` serves the endpoint-picker protocol on the same
+    port; `ready` says whether whoever is told of endpoints has told all, for its health name. `tokens`: one
+    of them has to be shown, where there are any. `transport` falls back to grpcio where ngh2 cannot be
+    imported, which is said.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Server:
         tokens: Collection[bytes] = (),
         tls: TlsFiles | None = None,
         transport: TransportName = "http2",
+        ads_listen: Sequence[str] = (),
     ) -> None:
         self.processor = processor
         self.health = HealthService((EXT_PROC,), ready)
@@ -90,6 +92,20 @@ class Server:
         }
         message_bytes_max += MESSAGE_SLACK_BYTES
         check = TokenCheck(tokens, open_to_all=OPEN_TO_ALL, refused=self._refused) if tokens else None
+        self._ads_listen = ads_listen
+        #: Where the handlers are found, if they have addresses of their own.
+        self.ads_addresses: list[str] = []
+        self._ads: Transport | None = None
+        if ads_listen:
+            self._ads = AioTransport(
+                self.health.methods,
+                message_bytes_max=MESSAGE_SLACK_BYTES,
+                tokens=check,
+                tls=tls,
+                handlers=handlers,
+                setting="service.ads_listen",
+            )
+            handlers = ()
         http2 = _http2() if transport == "http2" else None
         self._transport: Transport
         if http2 is None:
@@ -110,7 +126,14 @@ class Server:
 
     async def start(self, addresses: Sequence[str]) -> list[str]:
         """Listen; returns the addresses with the real ports. Raises BindError."""
-        return await self._transport.start(addresses)
+        bound = await self._transport.start(addresses)
+        if self._ads is not None:
+            try:
+                self.ads_addresses = await self._ads.start(self._ads_listen)
+            except BindError:
+                await self._transport.stop(0.0)
+                raise
+        return bound
 
     async def drain(self, timeout_s: float, *, quiet_s: float = 0.0) -> None:
         """Say NOT_SERVING, serve what still comes, stop when it was quiet for so long or time is up."""
@@ -125,7 +148,9 @@ class Server:
                 break
             await asyncio.sleep(0.02)
         # What remains are Envoy's standing streams (access log, health watch): nothing is cut.
-        await self._transport.stop(0.2)
+        for each in (self._ads, self._transport):
+            if each is not None:
+                await each.stop(0.2)
 
     def take_records(self, data: bytes) -> None:
         """Settle what a message of the access log tells."""

@@ -22,7 +22,9 @@ _ROLE = re.compile(rb'"role"\s*:\s*"')
 _EMPTY = re.compile(rb'"content"\s*:\s*(?:""|null)')
 _OUTPUT = re.compile(rb'"finish_reason"\s*:\s*"|"reasoning[A-Za-z_]*"\s*:\s*"[^"]|"arguments"\s*:\s*"[^"]')
 _DONE = re.compile(rb"data:\s*\[DONE\]")
-_NAME = re.compile(rb"event:\s*([A-Za-z0-9_.]+)")
+# A name of one word, but for "error" and "ping", is SSE's own "message" or an engine's: such an event is read
+# as one without a name. Those of responses and messages have parts.
+_NAME = re.compile(rb"event:\s*((?:error|ping)\b(?![_.])|[A-Za-z0-9]*[_.][A-Za-z0-9_.]*)")
 #: The names of the last events of streams whose events have names.
 _ENDS = frozenset(name.encode() for name in ends())
 
@@ -57,7 +59,10 @@ class StreamEvents:
         long = len(rest) > LINE_BYTES
         self._rest = rest[:LINE_HEAD_BYTES] + rest[-LINE_TAIL_BYTES:] if long else rest
         for line in lines:
-            if not self.error and (said := error_in(line)):
+            if line in (b"", b"\r"):
+                # An event ends with an empty line, and its name with it.
+                self._name = b""
+            elif not self.error and (said := error_in(line)):
                 self.error = said
             elif line.startswith(b"event:"):
                 found = _NAME.match(line)

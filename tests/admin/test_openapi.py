@@ -65,6 +65,7 @@ def test_answers_are_as_described(stand: Stand) -> None:
             "order_ClearFaults": {"address": waiting.address},
             "order_Scaling": {"what": "advice"},
             "order_Credit": {"tenant": "acme", "why": "a test", "everything": True},
+            "order_PurgeCache": {"all": True},
         }
         seen = set()
         for path, methods in paths.items():

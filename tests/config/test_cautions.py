@@ -30,6 +30,8 @@ def said(text: str) -> list[str]:
         ("10.0.0.5:50051", TLS.replace(", client_ca: a", ""), CLIENT, ["service.listen"]),
         ("127.0.0.1:50051", "", "", []),
         ("unix:/run/s.sock", "", "", []),
+        ("127.0.0.1:1", ", ads_listen: ['0.0.0.0:2', '127.0.0.1:2', 'unix:/a']", "", ["service.ads_listen"]),
+        ("127.0.0.1:1", ", ads_listen: ['0.0.0.0:2'], token_env: T", "", []),
         ("127.0.0.1:1", "", ", services: ['127.0.0.1:1', '127.0.0.1:2']", ["gateway.services"]),
         ("127.0.0.1:1", ", token_env: T", ", services: ['127.0.0.1:1', '127.0.0.1:2']", []),
     ],
@@ -105,6 +107,9 @@ def test_open_that_is_closed(change: tuple[str, str], expected: list[str]) -> No
             "certificate",
         ),
         ("drain_s: 1", "service_tls: {ca: /a, server_name: s, key: /k}", "certificate"),
+        ("drain_s: 1", "ads_services: ['10.0.0.1:2']", "gateway.ads_services"),
+        ("ads_listen: ['unix:/s']", "service_tls: {ca: /a, server_name: s}", "gateway.service_tls"),
+        ("listen: ['127.0.0.1:1'], ads_listen: ['127.0.0.1:1']", "", "service.ads_listen[0]"),
         ("listen: ['unix:/s']", "service_tls: {ca: /a, server_name: s}", "gateway.service_tls"),
     ],
 )

@@ -9,6 +9,7 @@ import yaml
 
 from extproc import yamltext
 from extproc.config.load import CONFIG_BYTES_MAX, ConfigError, load, loads
+from extproc.config.model import Config
 from extproc.meant import nearest
 
 BAD = sorted((Path(__file__).parent / "bad").glob("*.yaml"))
@@ -57,6 +58,33 @@ def test_a_good_file(tmp_path: Path) -> None:
     assert pool is not None
     assert (pool.strategy, pool.endpoints[0].max_concurrent, pool.bytes_per_token) == ("steer", 128, 4.0)
     assert config.pool_of("x") is None
+
+
+@pytest.mark.parametrize(
+    ("listen", "services", "ads_services", "expected"),
+    [
+        ([], ["10.0.0.1:1"], [], []),
+        (["127.0.0.1:2"], [], [], ["127.0.0.1:2"]),
+        (["unix:/run/ads.sock", "0.0.0.0:2"], ["10.0.0.1:1"], [], ["unix:/run/ads.sock"]),
+        (["0.0.0.0:2"], ["10.0.0.1:1", "[fd00::1]:7", "unix:/s"], [], ["10.0.0.1:2", "[fd00::1]:2"]),
+        (["0.0.0.0:2"], ["10.0.0.1:1", "10.0.0.1:7"], [], ["10.0.0.1:2"]),
+        (
+            ["0.0.0.0:2"],
+            ["10.0.0.1:1", "10.0.0.1:7"],
+            ["10.0.0.1:8", "[::1]:9"],
+            ["10.0.0.1:8", "[::1]:9"],
+        ),
+        (["0.0.0.0:2"], ["unix:/s"], [], ["0.0.0.0:2"]),
+    ],
+)
+def test_where_envoy_is_told_of_endpoints(
+    listen: list[str], services: list[str], ads_services: list[str], expected: list[str]
+) -> None:
+    """At the services' hosts with the port of service.ads_listen, or where gateway.ads_services says."""
+    gateway = {"auth": "none", "services": services, "ads_services": ads_services}
+    pools = [{"name": "p", "models": ["m"], "endpoints": [{"address": "127.0.0.1:9"}]}]
+    config = {"gateway": gateway, "service": {"ads_listen": listen}, "pools": pools}
+    assert Config.model_validate(config).ads_addresses == expected
 
 
 def test_anchors_and_merge_keys() -> None:

@@ -92,6 +92,7 @@ BEYOND = frozenset(
         "service_listen_twice",
         "sites",
         "spill",
+        "spill_after_failure",
         "spill_nowhere",
         "strategy_parameters",
         "telemetry_network",

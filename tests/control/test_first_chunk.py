@@ -91,6 +91,9 @@ DEAD = 'data: {"choices":[],"error":{"message":"dead","code":500}}\\n\\n'
         DEAD,
         TOKEN + 'error: {"code":500}\\n\\n',
         TOKEN.replace("data: {", "data:{") * 2 + "data: [DONE]\\n\\n",
+        "event: message\\nid: 7\\n" + TOKEN + "event: completion\\n" + TOKEN,
+        "event: ping\\ndata: {}\\n\\n" + "event: response.output_text.delta\\n" + TOKEN,
+        "event: message\\n" + TOKEN + 'event: error\\ndata: {"message":"dead"}\\n\\n',
         TOKEN + "data: " + "x" * 6_000 + "\\n\\n" + TOKEN,
     ],
 )

@@ -76,7 +76,8 @@ def test_no_key_stands_in_a_script() -> None:
     cluster = next(each for each in found if each["name"].startswith("returning."))
     (options,) = cluster["typed_extension_protocol_options"].values()
     script = options["http_filters"][2]["typed_config"]["default_source_code"]["inline_string"]
-    assert 'local HOME = { key = "x-api-key", prefix = "/near", headers = {["x-a"] = "b\\"\\\\"} }' in script
+    second = 'key = "x-api-key", told = "x-steersman-key-home", prefix = "/near"'
+    assert f'local SECOND = {{ {second}, headers = {{["x-a"] = "b\\"\\\\"}} }}' in script
     assert "@" not in script
 
 

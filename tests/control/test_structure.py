@@ -28,6 +28,35 @@ pools:
 """
 
 
+ADS = "{listen: ['127.0.0.1:1'], ads_listen: ['127.0.0.1:2'], token_env: ADS_TOKEN}"
+
+
+def test_pools_may_be_told_at_an_address_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Envoy asks there, with the token and over the same TLS, and as soon leaves one that is unwell.
+
+    Decisions go where they went. In mode static nobody is asked.
+    """
+    monkeypatch.setenv("ADS_TOKEN", "a-token-of-this-test")
+    text = f"gateway: {{auth: none, service_tls: {{ca: /ca, server_name: s}}}}\nservice: {ADS}\n{POOLS}"
+    rendered = json.loads(to_json(render_bootstrap(loads(text), "ads")))
+    clusters = {each["name"]: each for each in rendered["static_resources"]["clusters"]}
+    assert set(clusters) == {"steersman", "steersman.ads"}
+    deciding, telling = clusters["steersman"], clusters["steersman.ads"]
+    ports = [
+        each["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
+        for each in (deciding, telling)
+    ]
+    assert [each["port_value"] for each in ports] == [1, 2]
+    for same in ("transport_socket", "health_checks", "typed_extension_protocol_options"):
+        assert deciding[same] == telling[same], same
+    [source] = rendered["dynamic_resources"]["ads_config"]["grpc_services"]
+    assert source["envoy_grpc"]["cluster_name"] == "steersman.ads"
+    assert source["initial_metadata"][0]["value"] == "Bearer a-token-of-this-test"
+    assert decides(rendered)["grpc_service"]["envoy_grpc"]["cluster_name"] == "steersman"
+    static = json.loads(to_json(render_bootstrap(loads(text), "static")))
+    assert "steersman.ads" not in {each["name"] for each in static["static_resources"]["clusters"]}
+
+
 def tree(gateway: str = "", service: str = "{}") -> dict[str, Any]:
     """What a gateway section (flow style, without its braces) is rendered to."""
     text = f"gateway: {{auth: none, {gateway}}}\nservice: {service}\n{POOLS}"

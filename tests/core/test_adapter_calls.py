@@ -93,6 +93,28 @@ def test_a_copy_is_loaded_when_its_home_is_full_for_as_long_as_a_load_takes() ->
     assert called([home, other], law=10_000.0) == [], "a copy where there is no room helps nobody"
 
 
+def test_where_others_wait_too_a_copy_waits_for_them() -> None:
+    """Who waits where all are full gains nothing by a load: it goes where nobody waits, or once it has waited
+    longer than they by the load."""
+    home, other = replica(1, "law", permits=1), replica(2, "chat")
+    home.permits = 1
+    assert called([home, other], law=600.0, chat=200.0) == []
+    assert called([home, other], law=700.0, chat=200.0) == [AdapterCall(other.address, "law")]
+    third = replica(3, "code")
+    assert called([home, other, third], law=600.0, chat=200.0) == [AdapterCall(third.address, "law")]
+    assert called([other, third], med=0.0, chat=200.0) == [AdapterCall(third.address, "med")]
+    elsewhere = WantedAdapter(200.0, lambda each: each is not other)
+    calls = adapter_calls(
+        [home, other],
+        {"law": WantedAdapter(500.0, lambda _: True), "chat": elsewhere},
+        busy=(),
+        coming=(),
+        rests=lambda _address, _name: False,
+        now_ns=0,
+    )
+    assert calls == [AdapterCall(other.address, "law")], "those who may not go there do not count"
+
+
 def test_a_spare_copy_goes_at_once_and_the_last_one_stays() -> None:
     """Of two replicas that have the same two, two others can take a place each: both of the first stay."""
     one, two = replica(1, "chat", "code"), replica(2, "chat", "code")

@@ -62,22 +62,32 @@ def test_its_memory_is_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "end", "attempts", "own"),
+    ("status", "end", "attempts", "said", "own"),
     [
-        (500, End.ERROR, 1, True),
-        (503, End.ERROR, 1, False),
-        (500, End.ERROR, 2, False),
-        (0, End.ERROR, 1, False),
-        (400, End.REFUSED, 1, False),
+        (500, End.ERROR, 1, False, True),
+        (500, End.ERROR, 1, True, True),
+        (503, End.ERROR, 1, True, False),
+        (500, End.ERROR, 2, True, False),
+        (0, End.ERROR, 1, False, False),
+        (400, End.REFUSED, 1, False, False),
+        (200, End.ERROR, 1, True, True),  # an error inside a stream
+        (200, End.ERROR, 1, False, False),  # a stream that was cut
+        (200, End.OK, 1, False, False),
     ],
 )
 def test_only_an_answer_of_the_engine_may_be_the_requests_fault(
-    status: int, end: End, attempts: int, own: bool
+    status: int, end: End, attempts: int, said: bool, own: bool
 ) -> None:
     """What Envoy answers for want of one, and resets, are the replica's."""
     reservation = make_reservation(address=A, stream=False)
     outcome = Outcome(
-        reservation=reservation, final=True, status=status, end=end, served_by=A, attempts=attempts
+        reservation=reservation,
+        final=True,
+        status=status,
+        end=end,
+        served_by=A,
+        attempts=attempts,
+        error_said=said,
     )
     assert own_error(outcome) is own
 

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.core import client_places
 from extproc.core.client_places import NOWHERE, ClientPlaces, Place
+from extproc.core.tenant import Tenant
 
 EU, US, OFFICE = Place("eu", frozenset({"eu-west"})), Place("us"), Place("office")
 KNOWN = ClientPlaces(
@@ -63,3 +65,20 @@ def test_regions_are_a_tenants_and_the_places() -> None:
     assert EU.bound(frozenset({"eu-west", "us-east"})) == {"eu-west"}
     assert EU.bound(frozenset({"us-east"})) == frozenset()
     assert US.bound(frozenset({"us-east"})) == {"us-east"}
+
+
+def test_a_tenant_at_a_place_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all its requests, until the tenant is another; never for another place or tenant."""
+    acme = Tenant(name="acme", regions=frozenset({"eu-west", "us-east"}))
+    there = KNOWN.served(acme, EU)
+    assert (there.name, there.place, there.regions) == ("acme", "eu", frozenset({"eu-west"}))
+    assert KNOWN.served(acme, EU) is there
+    assert (KNOWN.served(acme, US).place, KNOWN.served(acme, US).regions) == ("us", acme.regions)
+    changed = Tenant(name="acme", explain=True)
+    assert KNOWN.served(changed, EU) == Tenant(
+        name="acme", explain=True, place="eu", regions=frozenset({"eu-west"})
+    )
+    assert KNOWN.served(Tenant(name="other"), EU).name == "other"
+    monkeypatch.setattr(client_places, "SERVED_MAX", 1)
+    assert KNOWN.served(acme, EU) == there
+    assert KNOWN.served(acme, OFFICE).place == "office"

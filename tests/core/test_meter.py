@@ -162,6 +162,22 @@ def test_a_prompt_that_is_more_than_its_text_has_a_contexts_tokens(said: int, im
     assert found.prompt_tokens == (None if impossible else said)
 
 
+@pytest.mark.parametrize(
+    ("events", "charged", "counted"),
+    [(40, 40, Counted.ESTIMATED), (1, 0, Counted.ENGINE), (None, 0, Counted.ENGINE)],
+)
+@pytest.mark.parametrize("final", [True, False])
+def test_zeros_of_an_engine_that_streamed_are_no_count(
+    events: int | None, charged: int, counted: Counted, final: bool
+) -> None:
+    """One that ends at once may have an event without a token; one that wrote forty had some."""
+    said = outcome(
+        end=End.OK, final=final, events=events, response_bytes=8_000, output_tokens=0, counted=Counted.ENGINE
+    )
+    judged = metered(said, Meters())
+    assert (judged.output_tokens, judged.counted, judged.impossible) == (charged, counted, False)
+
+
 def test_estimates_teach_nothing() -> None:
     """Only what an engine counted does, of whole answers."""
     meters = Meters()

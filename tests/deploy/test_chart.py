@@ -281,6 +281,31 @@ def test_a_shared_service_knows_itself(chart: Chart) -> None:
     assert [f"{name}.yaml" for name in given[1].split(",")] == names
 
 
+def test_envoy_reaches_what_tells_it_of_endpoints(chart: Chart) -> None:
+    """The port of service.ads_listen is open in pods, Services and policies, as that of decisions
+    is; without the setting nowhere."""
+    mode, documents = chart
+    pods = {name: spec for name, spec in _pods(documents) if name == "steersman-service"}
+    opened = [
+        {port["containerPort"] for c in _containers(spec) for port in c.get("ports", [])}
+        for spec in pods.values()
+    ]
+    opened += [
+        {port["port"] for port in each["spec"]["ports"]}
+        for each in _of(documents, "Service")
+        if re.fullmatch(r"steersman-service-\d", each["metadata"]["name"])
+    ]
+    opened += [
+        {port["port"] for rule in each["spec"].get(way, []) for port in rule.get("ports", [])}
+        for each in _of(documents, "NetworkPolicy")
+        for name, way in (("steersman-service", "ingress"), ("steersman-gateway", "egress"))
+        if each["metadata"]["name"] == name and mode == "shared"
+    ]
+    assert len(opened) == {"sidecar": 0, "shared": 6, "picker": 1}[mode]
+    for each in opened:
+        assert (50054 in each) == (mode == "shared" and 50051 in each)
+
+
 def test_references_hold(any_chart: Chart) -> None:
     """Volumes, config maps, accounts, ports, selectors and scaled workloads that are named exist."""
     _, documents = any_chart
@@ -336,7 +361,7 @@ def test_orders_are_not_open(chart: Chart) -> None:
     for policy in _of(documents, "NetworkPolicy"):
         assert policy["spec"]["policyTypes"][0] == "Ingress"
         for rule in policy["spec"]["ingress"]:
-            if {p["port"] for p in rule["ports"]} & {50051, 50052, 9002, 9090}:
+            if {p["port"] for p in rule["ports"]} & {50051, 50052, 50054, 9002, 9090}:
                 assert rule["from"], f"{mode} {policy['metadata']['name']}"
     guarded = {
         p["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"]

@@ -36,7 +36,7 @@ PROBE_KEY = "sk-steer-probe-of-the-test"
 NODE_TOKEN = "sk-steer-node-of-the-test"
 KEY_SECRET = "a secret of sixteen bytes and more"
 #: Ports of the manifests that something listens on.
-PORTS = (8080, 9901, 50051, 50052, 9090, 9002)
+PORTS = (8080, 9901, 50051, 50052, 50054, 9090, 9002)
 
 
 class Cluster:
@@ -299,7 +299,8 @@ def test_shared(stand_ins: tuple[str, str], tmp_path: Path) -> None:
             services.append(pod)
         for pod in services:
             pod.ready("steersman")
-        ports = _ports()
+        # All are on one host here, where the port alone tells whose endpoints Envoy takes.
+        ports = {**_ports(), 50054: services[0].ports[50054]}
         gateway = cluster.pod("steersman-gateway", ports=ports)
         gateway.remap_files("config", "render")
         render = gateway.command("render")

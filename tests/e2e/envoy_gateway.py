@@ -10,7 +10,7 @@ import yaml
 
 MANIFESTS = Path(__file__).parents[2] / "deploy" / "envoy-gateway" / "gateway.yaml"
 #: Kept, so that a machine without `egctl` checks it too: building that takes minutes.
-GOLDEN = Path(__file__).parents[1] / "deploy" / "golden" / "envoy-gateway.yaml"
+GOLDEN = Path(__file__).with_suffix(".yaml")
 LISTENER = "llm/llm/http"
 REPLICAS = "httproute/llm/llama/rule/0"
 SERVICE = "envoyextensionpolicy/llm/steersman/extproc/0"

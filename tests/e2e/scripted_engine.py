@@ -27,14 +27,18 @@ class SeenRequest:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """One answer: `events` are a stream's, each with its name or "" before its data; else `body` is JSON."""
+    """One answer: `events` are a stream's, each with its name or "" before its data; else `body` is JSON, or
+    bytes as they are. A stream that is `cut` ends without its end."""
 
     body: Any = field(default_factory=dict)
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     events: Sequence[tuple[str, Any]] | None = None
+    cut: bool = False
 
 
+#: The status of an answer that never comes: the connection ends.
+LOST = 0
 #: TGI's, vLLM's and llama.cpp's page of health.
 WELL = Script({"status": "ok"})
 
@@ -62,6 +66,9 @@ class ScriptedEngine:
                 engine.seen.append(request)
                 engine.open.wait(30)
                 said = engine.answer(request)
+                if said.status == LOST:
+                    self.close_connection = True
+                    return None
                 return self._stream(said) if said.events is not None else self._whole(said)
 
             do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _served  # noqa: N815 (the server looks for them)
@@ -83,16 +90,18 @@ class ScriptedEngine:
                 self.end_headers()
 
             def _whole(self, said: Script) -> None:
-                data = json.dumps(said.body).encode()
+                data = said.body if isinstance(said.body, bytes) else json.dumps(said.body).encode()
                 self._begin(said, "application/json", {"content-length": str(len(data))})
                 self.wfile.write(data)
 
             def _stream(self, said: Script) -> None:
-                self._begin(said, "text/event-stream", {"connection": "close"})
+                ends = {"transfer-encoding": "chunked"} if said.cut else {"connection": "close"}
+                self._begin(said, "text/event-stream", ends)
                 for name, event in said.events or ():
                     named = f"event: {name}\n".encode() if name else b""
                     data = event if isinstance(event, str) else json.dumps(event)
-                    self.wfile.write(named + b"data: " + data.encode() + b"\n\n")
+                    piece = named + b"data: " + data.encode() + b"\n\n"
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if said.cut else piece)
                     self.wfile.flush()
                 self.close_connection = True
 

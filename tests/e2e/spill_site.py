@@ -103,8 +103,11 @@ def refusal(status: int, headers: dict[str, str] | None = None) -> Script:
 
 
 @contextlib.contextmanager
-def two_pools(folder: Path, mode: str, *, places: int = 64) -> Iterator[SpillSite[ScriptedEngine]]:
-    """One of our own and a provider's with so many places, each reached in its own way."""
+def two_pools(
+    folder: Path, mode: str, *, places: int = 64, **spill: Any
+) -> Iterator[SpillSite[ScriptedEngine]]:
+    """One of our own and a provider's with so many places, each reached in its own way;
+    `spill` is said of spill-over besides."""
     for name, key in (("provider", PROVIDER_KEY), ("own", OWN_KEY)):
         (folder / name).write_text(key)
     with contextlib.ExitStack() as stack:
@@ -115,7 +118,7 @@ def two_pools(folder: Path, mode: str, *, places: int = 64) -> Iterator[SpillSit
                 "models": ["small"],
                 "addresses": [{"address": own.address, "max_concurrent": 1}],
                 "engine": "vllm",
-                "spill": {"to": "paid", "models": {"small": "gpt-large"}, "wait_ms": 100},
+                "spill": {"to": "paid", "models": {"small": "gpt-large"}, "wait_ms": 100, **spill},
                 "upstream": {
                     "key": {"file": str(folder / "own"), "header": "x-api-key"},
                     "path_prefix": "/engine",

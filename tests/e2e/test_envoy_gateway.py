@@ -13,7 +13,8 @@ import envoy_gateway
 import pytest
 import yaml
 from deploy_harness import example
-from gateway import KEYS
+from echo import Echo
+from gateway import KEYS, free_ports, wait_for
 from picker_gateway import PickerGateway
 from replicas import Replicas, specs
 
@@ -89,7 +90,10 @@ def gateway(replicas: Replicas) -> Iterator[PickerGateway]:
     tenants = [{"name": name, "keys": [{"sha256": hash_key(key)}]} for name, key in KEYS.items()]
     tenants[0]["regions"] = ["eu"]
     gateway = EnvoyGateways(
-        {"chat": {"models": ["tiny-chat"], "addresses": listed}}, picker={"tries": 3}, tenants=tenants
+        {"chat": {"models": ["tiny-chat"], "addresses": listed}},
+        picker={"tries": 3},
+        tenants=tenants,
+        classes=[{"name": "standard", "hold_ms": 0}],
     )
     with gateway:
         yield gateway
@@ -124,3 +128,21 @@ def test_its_retries_leave_no_region(gateway: PickerGateway, replicas: Replicas)
     assert replicas.state(0)["struck"] == 5 * 3
     for _ in range(5):
         assert gateway.call("/generate", BODY, key=KEYS["globex"])[0] == 200
+
+
+@pytest.mark.envoy
+def test_a_long_prompt_is_tried_elsewhere() -> None:
+    """Envoy keeps 400 KB for a retry, which is far above its default; the replica named first is dead."""
+    dead = f"127.0.0.1:{free_ports(1)[0]}"
+    with Echo(1) as echo:
+        pools = {"chat": {"models": ["m"], "engine": "vllm", "addresses": [dead, *echo.addresses]}}
+        picker, unseen = {"tries": 3}, {"enabled": False}
+        with EnvoyGateways(pools, picker=picker, probes=unseen) as gateway:
+            for number in range(20):
+                body = {"model": "m", "prompt": f"{number} " + "word" * 100_000, "max_tokens": 3}
+                assert gateway.call("/v1/completions", body)[0] == 200
+                assert len(echo.last()[2]) > 400_000
+                wait_for("its end", gateway.quiet)
+                if gateway.counts.get("moved"):
+                    break
+            assert gateway.counts["moved"] >= 1, "the dead one was named first"

@@ -18,6 +18,7 @@ from extproc.core.tenant import hash_key
 pytestmark = pytest.mark.envoy
 
 MESSAGES, RESPONSES, EMBEDDINGS = "/v1/messages", "/v1/responses", "/v1/embeddings"
+CHAT = "/v1/chat/completions"
 TOKENS, GAP_MS = 160, 15
 LEAVES = (20, 100, None)
 CASES = [(path, left) for path in (MESSAGES, RESPONSES) for left in LEAVES]
@@ -25,6 +26,7 @@ BODIES: dict[str, dict[str, Any]] = {
     MESSAGES: {"max_tokens": 2_000, "messages": [{"role": "user", "content": "a story"}]},
     RESPONSES: {"max_output_tokens": 2_000, "input": "a story"},
     EMBEDDINGS: {"input": "a story"},
+    CHAT: {"messages": [{"role": "user", "content": "a story"}]},
 }
 OVERLOADED = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
 MISTAKEN = {"type": "error", "error": {"type": "invalid_request_error", "message": "no such image"}}
@@ -48,11 +50,21 @@ FILM = {"type": "video_url", "video_url": {"url": "https://x/film"}}
 NAMED: dict[str, tuple[str, dict[str, Any], str]] = {
     "continued": (RESPONSES, {"input": "go on", "previous_response_id": HELD}, "input_tokens"),
     "searched": (RESPONSES, {"input": "look it up", "tools": [{"type": "web_search"}]}, "input_tokens"),
-    "film": ("/v1/chat/completions", {"messages": [{"role": "user", "content": [FILM]}]}, "prompt_tokens"),
+    "film": (CHAT, {"messages": [{"role": "user", "content": [FILM]}]}, "prompt_tokens"),
     "pictured": ("/v1/rerank", {"query": "a cat", "documents": [{"image": "https://x"}]}, "prompt_tokens"),
 }
 NAMES = [f"{path.rpartition('/')[2]}-{left}".lower() for path, left in CASES]
-PEOPLE = [*NAMES, *(f"error-{n}" for n in range(len(ERRORS))), "liar", "vectors", "packed", "plain", *NAMED]
+PEOPLE = [
+    *NAMES,
+    *(f"error-{n}" for n in range(len(ERRORS))),
+    "liar",
+    "vectors",
+    "packed",
+    "plain",
+    *NAMED,
+    "broken",
+    "well",
+]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +81,7 @@ def gateway(engine: ShapedEngine) -> Iterator[Gateway]:
         for name in PEOPLE
     ]
     pool: dict[str, Any] = {"engine": "vllm", "price": {"output_per_million": 1_000_000}}
-    chat, vectors, *_ = engine.addresses
+    chat, vectors, apart, _ = engine.addresses
     pools = {
         "chat": {**pool, "models": ["m"], "addresses": [{"address": chat, "max_concurrent": 256}]},
         "vectors": {
@@ -78,6 +90,7 @@ def gateway(engine: ShapedEngine) -> Iterator[Gateway]:
             "price": {"input_per_million": 1_000_000},
             "addresses": [vectors],
         },
+        "apart": {**pool, "models": ["apart"], "addresses": [apart]},
     }
     with Gateway(pools, tenants=tenants) as gateway:
         yield gateway
@@ -142,6 +155,26 @@ def test_an_engines_claim_of_an_embedding_is_bounded(gateway: Gateway) -> None:
     wait_for("quiet", gateway.quiet)
     assert charged(gateway, "vectors") <= 100
     assert gateway.status()["counts"]["metered.impossible"] == impossible + 1
+
+
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize(
+    ("path", "said"), [(RESPONSES, BROKEN), (CHAT, {"error": {"message": "x", "code": 500}})]
+)
+def test_a_tenants_errors_inside_a_200_leave_the_replica_whole(
+    gateway: Gateway, path: str, said: dict[str, Any], streams: bool
+) -> None:
+    """An image that no engine can decode, as long as others are answered well between them."""
+    body = {**BODIES[path], "model": "apart", "stream": streams}
+    errors = gateway.status()["counts"].get("settled.error", 0)
+    shown = failed(DEAD)["response"] if path == RESPONSES and not streams else said
+    for _ in range(5):
+        ask(gateway, "broken", body, path=path, say=json.dumps([shown] if streams else shown))
+        ask(gateway, "well", body, path=path, tokens=3)
+    wait_for("quiet", gateway.quiet)
+    wait_for("five errors", lambda: gateway.status()["counts"]["settled.error"] == errors + 5)
+    (replica,) = (each for each in gateway.status()["endpoints"] if each["pool"] == "apart")
+    assert (replica["health"], replica["causes"]) == (1.0, {})
 
 
 @pytest.mark.parametrize("name", NAMED)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from gateway import Gateway, chat_pool, wait_for
+from gateway import Gateway, chat_pool, free_ports, wait_for
 from replicas import Replicas, specs
 
 from extproc.wire.orders import STATUS
@@ -40,9 +40,10 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def gateway(certificates: Path) -> Iterator[Gateway]:
-    """One service behind TLS and a token, and an Envoy that takes its pools from it."""
+@pytest.fixture(scope="module", params=["one port", "apart"])
+def gateway(certificates: Path, request: pytest.FixtureRequest) -> Iterator[Gateway]:
+    """One service behind TLS and a token, and an Envoy that takes its pools from it: at the decision port,
+    or at an address of their own."""
     (certificates / "token").write_text(TOKEN)
     server = {
         name: str(certificates / file)
@@ -62,6 +63,8 @@ def gateway(certificates: Path) -> Iterator[Gateway]:
             "tls": {**server, "client_ca": authority},
             "token_file": str(certificates / "token"),
         }
+        if request.param == "apart":
+            opened.config["service"]["ads_listen"] = [f"127.0.0.1:{free_ports(1)[0]}"]
         opened.write_config()
         with opened:
             yield opened
@@ -91,13 +94,17 @@ def test_a_stranger_at_the_port_gets_nothing(gateway: Gateway, certificates: Pat
     authority = (certificates / "ca.pem").read_bytes()
     envoys = (certificates / "envoy.key").read_bytes(), (certificates / "envoy.pem").read_bytes()
     named = [("grpc.ssl_target_name_override", NAME)]
-    where = gateway.service_address
-    channels = {
-        "in the clear": grpc.insecure_channel(where),
-        "no certificate": grpc.secure_channel(where, grpc.ssl_channel_credentials(authority), named),
-        "no token": grpc.secure_channel(where, grpc.ssl_channel_credentials(authority, *envoys), named),
-    }
-    for how, channel in channels.items():
+    addresses = [gateway.service_address, *gateway.config["service"].get("ads_listen", [])]
+    channels = [
+        (how, channel)
+        for where in addresses
+        for how, channel in (
+            ("in the clear", grpc.insecure_channel(where)),
+            ("no certificate", grpc.secure_channel(where, grpc.ssl_channel_credentials(authority), named)),
+            ("no token", grpc.secure_channel(where, grpc.ssl_channel_credentials(authority, *envoys), named)),
+        )
+    ]
+    for how, channel in channels:
         with channel:
             for method in (
                 f"{EXT_PROC}/Process",
@@ -110,8 +117,25 @@ def test_a_stranger_at_the_port_gets_nothing(gateway: Gateway, certificates: Pat
                 assert caught.value.code().name == expected, (how, method)
             with pytest.raises(grpc.RpcError):
                 channel.unary_unary(f"/{STATUS}/Drain")(b"{}", timeout=20)
-    host, _, port = where.rpartition(":")
-    assert ssl.get_server_certificate((host, int(port))).startswith("-----BEGIN")
+    for where in addresses:
+        host, _, port = where.rpartition(":")
+        assert ssl.get_server_certificate((host, int(port))).startswith("-----BEGIN")
+
+
+def test_each_port_serves_its_own_alone(gateway: Gateway, certificates: Path) -> None:
+    """Whoever may call: where pools have an address of their own, decisions are made at the other alone."""
+    told = gateway.config["service"].get("ads_listen", [])
+    files = (certificates / "ca.pem", certificates / "envoy.key", certificates / "envoy.pem")
+    credentials = grpc.ssl_channel_credentials(*(file.read_bytes() for file in files))
+    named = [("grpc.ssl_target_name_override", NAME)]
+    proof = (("authorization", f"Bearer {TOKEN}"),)
+    elsewhere = [(where, f"{EXT_PROC}/Process") for where in told]
+    elsewhere += [(gateway.service_address, f"{ADS if told else STATUS}/StreamAggregatedResources")]
+    for where, method in elsewhere:
+        with grpc.secure_channel(where, credentials, named) as channel:
+            with pytest.raises(grpc.RpcError) as caught:
+                list(channel.stream_stream(f"/{method}")(iter([b""]), timeout=20, metadata=proof))
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_the_token_is_in_no_file_that_others_read(gateway: Gateway, tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def build(
     transport: TransportName = "http2",
     scheduler: Scheduler | None = None,
     tokens: Collection[bytes] = (),
+    **more: Any,
 ) -> tuple[Server, Processor, list[Outcome]]:
     endpoints = (("10.0.0.1:80", "", 64), ("10.0.0.2:80", "", 64))
     pool = PoolSpec(name="p", models=("m",), strategy="least_work", endpoints=endpoints)
@@ -103,6 +104,7 @@ def build(
         ready=ready,
         transport=transport,
         tokens=tokens,
+        **more,
     )
     return server, processor, settled
 
@@ -121,10 +123,13 @@ async def running(
     server, processor, settled = build(settle, first_token, picker, ready, transport, scheduler, tokens)
     it = Running(server, processor, settled)
     (it.address,) = await server.start([address])
-    async with grpc.aio.insecure_channel(it.address) as channel:
-        it.channel = channel
-        yield it
-    await server.drain(0)
+    try:
+        async with grpc.aio.insecure_channel(it.address) as channel:
+            it.channel = channel
+            yield it
+    finally:
+        # Also after a failed test: what is left of a server fails whoever runs when it is collected.
+        await server.drain(0)
 
 
 def ended(answer: Any) -> bytes:

@@ -13,7 +13,7 @@ from msgspec import structs
 from extproc._pb import access_log_pb2 as pb
 from extproc.core.accounts import Price, used
 from extproc.core.contract import DECISION_NAMESPACE, OBSERVED_NAMESPACE
-from extproc.core.outcome import End, Outcome
+from extproc.core.outcome import End, Outcome, Reservation
 from extproc.core.quota import Amounts
 from extproc.wire import accesslog, ticket
 from tests.stand.schedulers import make_reservation
@@ -32,10 +32,12 @@ def record(
     kind: int = pb.DOWNSTREAM_END,
     stream: bool = True,
     upstream: tuple[str, int] | None = ("10.0.0.2", 80),
+    size: int = 100,
+    reservation: Reservation = RESERVATION,
 ) -> bytes:
     message, entry = envoy.record()
     common = entry.common_properties
-    reservation = structs.replace(RESERVATION, stream=stream)
+    reservation = structs.replace(reservation, stream=stream)
     common.metadata.filter_metadata[DECISION_NAMESPACE].update({"ticket": ticket.write(reservation, SEAL)})
     if seen is not None:
         common.metadata.filter_metadata[OBSERVED_NAMESPACE].update(seen)
@@ -49,6 +51,7 @@ def record(
     common.start_time.FromNanoseconds(START_NS)
     common.duration.FromNanoseconds(1_500_000_000)
     entry.response.response_code.value = status
+    entry.response.response_body_bytes = size
     entry.response.response_headers.update(headers or {})
     data: bytes = message.SerializeToString()
     return data
@@ -74,7 +77,25 @@ def test_a_whole_record() -> None:
         ttft_ns=250_000_000,
         prompt_tokens=9,
         output_tokens=12,
+        response_bytes=100,
     )
+
+
+@pytest.mark.parametrize(
+    ("generates", "kind", "end"),
+    [
+        (True, pb.DOWNSTREAM_END, End.ERROR),
+        (False, pb.DOWNSTREAM_END, End.OK),
+        (True, pb.DOWNSTREAM_PERIODIC, End.OK),
+    ],
+)
+def test_a_200_without_a_byte_is_no_answer(generates: bool, kind: int, end: End) -> None:
+    """Where something was to be generated it is the engine's fault, and costs no tokens."""
+    reservation = structs.replace(RESERVATION, max_new_tokens=None if generates else 0)
+    outcome = read(record(size=0, kind=kind, reservation=reservation))
+    assert outcome.end is end
+    if end is End.ERROR:
+        assert used(outcome, None, Price(), gpu_ms=None).output_tokens == 0
 
 
 @pytest.mark.parametrize(

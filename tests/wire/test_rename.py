@@ -21,7 +21,7 @@ from extproc.core.tenant import Directory, Tenant, hash_key
 from extproc.wire import exchange as exchange_module
 from extproc.wire.exchange import Exchange
 from extproc.wire.processor import Processor
-from extproc.wire.rename import home_model, renamed
+from extproc.wire.rename import renamed, second_model
 from extproc.wire.usage import with_usage
 from tests.stand.schedulers import make_pool, make_processor, make_scheduler
 
@@ -173,7 +173,7 @@ def test_the_name_at_home_takes_the_others_place(fields: dict[str, Any], own: st
     """The name is where it is said to stand, whatever else there is; nothing else is changed."""
     body = renamed(json.dumps({**fields, "model": own}).encode(), "gpt")
     body = with_usage(body, every=False) if usage else body
-    at, length, name = home_model(body, own).split(" ", 2)
+    at, length, name = second_model(body, own).split(" ", 2)
     assert body[int(at) : int(at) + int(length)] == b'"gpt"'
     back = body[: int(at)] + name.encode() + body[int(at) + int(length) :]
     assert json.loads(back) == {**json.loads(body), "model": own}
@@ -182,4 +182,4 @@ def test_the_name_at_home_takes_the_others_place(fields: dict[str, Any], own: st
 def test_a_body_that_was_written_otherwise() -> None:
     """It is nobody's to guess where its name stands."""
     with pytest.raises(ValueError, match="no model stands"):
-        home_model(b'{ "model": "gpt" }', "own")
+        second_model(b'{ "model": "gpt" }', "own")

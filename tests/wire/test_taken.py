@@ -15,6 +15,7 @@ from extproc.core.remote.identity import LEEWAY_S, LIFE_S, issue
 from extproc.core.remote.signing import SiteKey, by_id
 from extproc.wire.server import TransportName
 from extproc.wire.sites import SiteDoor, SitePolicy
+from tests.stand.waits import until
 
 KEY = SiteKey("k1", b"a" * 64)
 NOW_S = 1_000_000.0
@@ -75,7 +76,7 @@ def test_a_token_is_taken_once_among_services(transport: TransportName) -> None:
             assert await sent_on(one, token) == 200
             assert await sent_on(other, token) == 401
             assert other.processor.scheduler.counts["site.refused"] == 1
-            assert other.processor.open_exchanges == 0
+            await until(lambda: other.processor.open_exchanges == 0)
             assert shared.lives == [LIFE_S + LEEWAY_S] * 2
 
     asyncio.run(play())

@@ -128,6 +128,12 @@ local function counts_in(found, line)
   end
 end
 
+-- The name of an event, where it says what the event is. One of a single word is SSE's own "message", or an engine's, but for
+-- these two: such an event is read as one without a name.
+local function own_name(name)
+  return name and (name == "error" or name == "ping" or name:find("[_.]")) and name or nil
+end
+
 -- One event with a name, as OpenAI's responses and Anthropic's messages have them: what holds a token is
 -- called so, and the last one's name is known. Of the rest some may say counts.
 local function named_event(found, line)
@@ -146,7 +152,7 @@ end
 -- no more than that it has begun.
 local function tokens_begin(text)
   for name in text:gmatch("event:%s*([%w_.]+)") do
-    if name == "error" or ENDS[name] or (name:find("delta$") and name ~= "message_delta") then
+    if name == "error" or not own_name(name) or ENDS[name] or (name:find("delta$") and name ~= "message_delta") then
       return true
     end
   end
@@ -190,7 +196,7 @@ local function look_through(found, text)
       if failure then
         found.failure = failure
       elseif line:sub(1, 6) == "event:" then
-        found.event = line:match("^event:%s*([%w_.]+)")
+        found.event = own_name(line:match("^event:%s*([%w_.]+)"))
       elseif line:sub(1, 5) == "data:" and found.event == "error" then
         -- OpenAI's own error event has no object of that name: what it says is the event.
         found.failure = found.failure or line:sub(6, 5 + ERROR_BYTES)
@@ -204,6 +210,9 @@ local function look_through(found, text)
         end
         counts_in(found, line)
       end
+    elseif line_end <= at + 1 then
+      -- An event ends with an empty line, and its name with it.
+      found.event = nil
     end
     at = line_end + 1
   end
@@ -328,8 +337,8 @@ local function ask_again(handle)
   local headers = handle:headers()
   local decision = GIVES_WAY[headers:get(":status")] and noted(handle)
   local spilled = decision and decision["@SPILLED_HEADER@"]
-  -- Empty once it was tried at home as well.
-  if spilled and spilled ~= "" then
+  -- Empty once it was tried at home as well; or home has failed before.
+  if spilled and spilled ~= "" and spilled ~= "@SPILL_FAILED@" then
     headers:replace("retry-after", "1")
     headers:replace("x-should-retry", "true")
   end

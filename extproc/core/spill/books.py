@@ -17,7 +17,7 @@ from extproc.core.peers import Peers
 from extproc.core.policy import SchedulerSettings
 from extproc.core.spill.limits import ProviderAccount, told_limits
 from extproc.core.spill.sliding import SlidingSum
-from extproc.core.spill.values import GIVES_WAY, RateLimits, SpillCost, SpillRule
+from extproc.core.spill.values import FAILED, GIVES_WAY, RateLimits, SpillCost, Spilled, SpillRule
 from extproc.core.tenant import Tenant
 
 HOUR_NS, MINUTE_NS = 3_600 * 1_000_000_000, 60 * 1_000_000_000
@@ -35,6 +35,8 @@ class _Entered(NamedTuple):
     to: str
     tenant: str
     most: SpillCost
+    #: It goes only where its own pool fails.
+    kept_free: bool = False
 
 
 class _Minute:
@@ -78,8 +80,11 @@ class SpillBooks(Observer):
         #: What providers say themselves, by pool.
         self._accounts: dict[str, ProviderAccount] = {}
 
-    def has_room(self, rule: SpillRule, tenant: Tenant, most: SpillCost, *, now_ns: int) -> bool:
-        """Whether budgets and rate limits have room for a request."""
+    def has_room(
+        self, rule: SpillRule, tenant: Tenant, most: SpillCost, *, own_id: str = "", now_ns: int
+    ) -> bool:
+        """Whether budgets and rate limits have room for a request; what is kept free for it already, by its
+        reservation's id `own_id`, is its own."""
         if self.closed(rule.to, now_ns=now_ns):
             return False
         own = None if tenant.spill is None else tenant.spill.budget_per_hour
@@ -87,10 +92,12 @@ class SpillBooks(Observer):
         account = self._accounts.get(rule.to)
         if account is not None and not account.has_room(most.tokens, share=services, now_ns=now_ns):
             return False
+        entered = self._entered.get(own_id)
+        kept = 0.0 if entered is None else entered.most.cost
         for name, budget in (("", rule.budget_per_hour), (tenant.name, own)):
             if budget is None:
                 continue
-            if self.spent(rule.pool, name, now_ns=now_ns) + most.cost > budget / services:
+            if self.spent(rule.pool, name, now_ns=now_ns) - kept + most.cost > budget / services:
                 return False
         limits = self._settings.rate_limits.get(rule.to, NO_LIMITS)
         minute = self._minutes.get(rule.to)
@@ -133,18 +140,29 @@ class SpillBooks(Observer):
         """A spilled request goes on its way; every event that can end it gives back what it did not cost."""
         spill = routing.spill
         assert spill is not None, routing
-        entered = _Entered(spill.pool, routing.pool, routing.tenant.name, spill.most)
-        self._entered[routing.id] = entered
-        key = (spill.pool, routing.pool, spill.why)
+        self._enter(routing.id, _Entered(spill.pool, routing.pool, routing.tenant.name, spill.most))
+        self._count(spill.pool, routing.pool, spill.why)
+
+    def keep_free(self, routing: RoutingRequest, then: Spilled) -> None:
+        """A request is served at home, and elsewhere if that fails: what that can cost is kept free until its
+        end."""
+        entered = _Entered(then.pool, then.to, routing.tenant.name, then.most, kept_free=True)
+        self._enter(routing.id, entered)
+
+    def _count(self, pool: str, to: str, why: str) -> None:
+        key = (pool, to, why)
         self.counts[key] = self.counts.get(key, 0) + 1
+
+    def _enter(self, reservation_id: str, entered: _Entered) -> None:
+        self._entered[reservation_id] = entered
         for of in ("", entered.tenant):
             where = (entered.pool, of)
-            self._under_way[where] = self._under_way.get(where, 0.0) + spill.most.cost
+            self._under_way[where] = self._under_way.get(where, 0.0) + entered.most.cost
 
     @property
     def under_way(self) -> int:
         """Spilled requests whose end has not come."""
-        return len(self._entered)
+        return sum(not each.kept_free for each in self._entered.values())
 
     def gave_up(self, reservation_id: str, *, now_ns: int) -> None:
         """It went nowhere."""
@@ -159,16 +177,23 @@ class SpillBooks(Observer):
         reservation = routed.reservation
         most = routing.spill.most.tokens if routing.spill is not None else None
         tokens = reservation.input_tokens + reservation.output_tokens if most is None else most
-        self._accounts.setdefault(routing.pool, ProviderAccount()).went(routing.id, tokens)
-        minute = self._minutes.setdefault(routing.pool, _Minute())
+        self._went(routing.pool, routing.id, tokens, now_ns)
+
+    def _went(self, pool: str, reservation_id: str, tokens: float, now_ns: int) -> None:
+        self._accounts.setdefault(pool, ProviderAccount()).went(reservation_id, tokens)
+        minute = self._minutes.setdefault(pool, _Minute())
         minute.requests.add(1, now_ns=now_ns)
         minute.tokens.add(tokens, now_ns=now_ns)
 
     def settled(self, event: Settled, *, now_ns: int) -> None:
         """It has ended: what it was charged is what it has cost."""
         outcome, reservation = event.outcome, event.outcome.reservation
-        if reservation.pool in self._settings.rate_limits:
-            self._told(outcome, now_ns)
+        if outcome.failed_home and reservation.then in self._settings.rate_limits:
+            tokens = reservation.input_tokens + reservation.output_tokens
+            self._went(reservation.then, reservation.id, tokens, now_ns)
+            self._told(reservation.then, outcome, now_ns)
+        elif reservation.pool in self._settings.rate_limits:
+            self._told(reservation.pool, outcome, now_ns)
         if reservation.pool in self._settings.spills and event.sample.attained is not None:
             seen = self._attained.setdefault(reservation.pool, _Attained())
             seen.all.add(1, now_ns=now_ns)
@@ -179,17 +204,21 @@ class SpillBooks(Observer):
             self.returned[entered.pool] = self.returned.get(entered.pool, 0) + 1
             unknown = outcome.failed_there == FAILED_LATE
             self._leave(reservation.id, entered.most.cost if unknown else 0.0, now_ns)
-        elif entered is not None:
+        elif outcome.failed_home:
+            self._count(reservation.pool, reservation.then, FAILED)
             self._leave(reservation.id, event.charged.cost, now_ns)
+            if entered is None and event.charged.cost and not self._peers.made(reservation.id):
+                self._pay(reservation.pool, reservation.tenant, event.charged.cost, now_ns)
+        elif entered is not None:
+            self._leave(reservation.id, 0.0 if entered.kept_free else event.charged.cost, now_ns)
         elif outcome.failed_there:
             pass
         elif reservation.spilled_from and event.charged.cost and not self._peers.made(reservation.id):
             # Of a process that is no more: nobody else counts it.
             self._pay(reservation.spilled_from, reservation.tenant, event.charged.cost, now_ns)
 
-    def _told(self, outcome: Outcome, now_ns: int) -> None:
+    def _told(self, pool: str, outcome: Outcome, now_ns: int) -> None:
         """What the answer says of its provider: its limits, that it refuses, or fails."""
-        pool = outcome.reservation.pool
         told = told_limits(outcome.provider) if outcome.provider else None
         account = self._accounts.setdefault(pool, ProviderAccount())
         account.gone(outcome.reservation.id, told, now_ns=now_ns)
@@ -226,6 +255,7 @@ class SpillBooks(Observer):
             account.gone(reservation.id, None, now_ns=now_ns)
         entered = self._entered.get(reservation.id)
         if entered is not None:
+            # At home most likely, but nobody knows.
             self._leave(reservation.id, entered.most.cost, now_ns)
 
     def _leave(self, reservation_id: str, cost: float, now_ns: int) -> None:

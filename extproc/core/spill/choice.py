@@ -24,7 +24,7 @@ from extproc.core.fleet import Fleet, Pool
 from extproc.core.load import MS_NS
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.spill.books import SpillBooks
-from extproc.core.spill.values import ATTAINMENT, LOAD, UNAVAILABLE, SpillCost, Spilled, SpillRule
+from extproc.core.spill.values import ATTAINMENT, FAILED, LOAD, UNAVAILABLE, SpillCost, Spilled, SpillRule
 from extproc.core.tenant import Tenant
 from extproc.core.tiers import THERE, TierChoice
 
@@ -71,12 +71,14 @@ def elsewhere(
     rank: int = 0,
     tier: TierChoice | None = None,
     waited_ns: int | None = None,
+    own_id: str = "",
     now_ns: int,
 ) -> Spilled | None:
     """Where a request for a model of the rule's pool goes instead; None where it stays. Changes nothing.
 
     `price` is the other pool's, `rank` the tenant's class among the classes, `tier` what was chosen where the
-    other pool is a centre's. One that waits at home has done so for `waited_ns`.
+    other pool is a centre's. One that waits at home has done so for `waited_ns`;
+    what is kept free for it already, by its reservation's id `own_id`, is its own.
     """
     pool, there = fleet.pools[rule.pool], fleet.pools.get(rule.to)
     if there is None:
@@ -96,12 +98,39 @@ def elsewhere(
         return None
     own = None if tenant.spill is None else tenant.spill.budget_per_hour
     budgets = (rule.budget_per_hour, own)
-    if request.images and budgets != (None, None):
-        return None  # what an image costs there nobody can say beforehand
+    if request.more_than_text and budgets != (None, None):
+        return None  # what an image or a search costs there nobody can say beforehand
     most = most_of(request, rule, price)
-    if not books.has_room(rule, tenant, most, now_ns=now_ns):
+    if not books.has_room(rule, tenant, most, own_id=own_id, now_ns=now_ns):
         return None
     return Spilled(pool.name, rule.model(model), why, most, rule.returns, model)
+
+
+def after_failure(
+    request: Request,
+    model: str,
+    tenant: Tenant,
+    fleet: Fleet,
+    rule: SpillRule,
+    books: SpillBooks,
+    *,
+    price: Price,
+    now_ns: int,
+) -> Spilled | None:
+    """Where a request goes that is served at home, should home fail; None where nowhere. Changes nothing.
+
+    It is asked nothing of load; budgets must have room for the most that it can cost, as if it went.
+    """
+    there = fleet.pools.get(rule.to)
+    if not rule.after_failure or there is None or request.once:
+        return None
+    own = None if tenant.spill is None else tenant.spill.budget_per_hour
+    if request.images and (rule.budget_per_hour, own) != (None, None):
+        return None
+    most = most_of(request, rule, price)
+    if not begins(there, tenant, 0, None) or not books.has_room(rule, tenant, most, now_ns=now_ns):
+        return None
+    return Spilled(rule.pool, rule.model(model), FAILED, most, to=rule.to)
 
 
 def most_of(request: Request, rule: SpillRule, price: Price) -> SpillCost:

@@ -100,6 +100,7 @@ class Mover:
         going = found
 
         def enter() -> None:
+            self._spills.gave_up(going.id, now_ns=now_ns)  # what was kept free for another cause
             self._spills.enter(going)
             self._spills.moved[routing.pool] = self._spills.moved.get(routing.pool, 0) + 1
             # It is charged what it costs there; until then that much is reserved.

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 GIVES_WAY = frozenset({429, 502, 503, 504, 529})
 #: Why a request did not stay in its own pool.
 UNAVAILABLE, LOAD, ATTAINMENT = "unavailable", "load", "attainment"
+#: It failed there first.
+FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +31,8 @@ class SpillRule:
     `models` are the other pool's by this pool's; a model that is not in it keeps its name. `wait_ms` and
     `attained_min` (0 to 1) None never spill for that cause. Budgets are in the currency of prices, None where
     there is none. `output_tokens_max` is what a request is reckoned to generate that sets no limit. With
-    `tiers` the other pool is a centre's, and that rule says when; `returns`: what fails there is tried here.
+    `tiers` the other pool is a centre's, and that rule says when; `returns`: what fails there is tried here,
+    `after_failure`: what fails here is tried there.
     """
 
     pool: str
@@ -41,6 +44,7 @@ class SpillRule:
     output_tokens_max: int = 4_096
     tiers: TierRule | None = None
     returns: bool = False
+    after_failure: bool = False
 
     @property
     def renames(self) -> bool:
@@ -81,7 +85,8 @@ class SpillCost(msgspec.Struct, frozen=True):
 class Spilled(msgspec.Struct, frozen=True):
     """A request that goes elsewhere: from which pool, the model there, why, and the most that it can cost.
 
-    `returns`: its own pool's replicas are tried where it fails there, under the name `home_model`.
+    `returns`: its own pool's replicas are tried where it fails there, under the name `home_model`. `to` is
+    the other pool where it goes only if its own fails.
     """
 
     pool: str
@@ -90,6 +95,7 @@ class Spilled(msgspec.Struct, frozen=True):
     most: SpillCost
     returns: bool = False
     home_model: str = ""
+    to: str = ""
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """What the client is told."""

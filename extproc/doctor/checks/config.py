@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from extproc.config.away import closed_by
-from extproc.config.cautions import port_is_open
+from extproc.config.cautions import open_ports
 from extproc.config.model import Config, KeyConfig
 from extproc.config.places import loopback
 from extproc.doctor.evidence import Evidence
@@ -29,10 +29,11 @@ def admin_exposed(evidence: Evidence) -> Iterator[Said]:
 
 
 def service_exposed(evidence: Evidence) -> Iterator[Said]:
-    """The service's port gives decisions and endpoints without asking who."""
-    for where in port_is_open(evidence.config):
+    """The service's ports give decisions and endpoints without asking who."""
+    for setting, where in open_ports(evidence.config):
+        gives = "endpoints" if setting == "service.ads_listen" else "decisions and endpoints"
         yield warning(
-            f"service.listen {where} is not loopback, and it gives decisions and endpoints to anyone",
+            f"{setting} {where} is not loopback, and it gives {gives} to anyone",
             "set service.token_file or token_env, or service.tls with client_ca; or listen on 127.0.0.1 or a "
             "unix: socket beside Envoy",
         )

@@ -125,6 +125,8 @@ class PickerResponder:
         head = phase == "request_headers"
         # Nobody here writes its model's own name back, so what goes to another pool is not tried at home.
         addresses = decision.addresses[:1] if reservation.spilled_from else decision.addresses
+        if reservation.then:
+            addresses = addresses[:-1]
         data = codec.goes(
             addresses,
             told(

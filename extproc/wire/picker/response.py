@@ -11,8 +11,9 @@ import re
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.core.contract import GENERATED_TOKENS_HEADER, PROMPT_TOKENS_HEADER
 from extproc.core.outcome import End, Outcome, Reservation
+from extproc.core.request import RouteKind
 from extproc.wire.accesslog import TOKENS_MAX
-from extproc.wire.ended import ErrorOrigin, end_of, fault_of
+from extproc.wire.ended import ErrorOrigin, came_to_nothing, end_of, fault_of
 from extproc.wire.stream_events import StreamEvents, error_in
 
 #: So much of a body's end is looked through for counts: an OpenAI usage object, TGI's details.
@@ -22,6 +23,17 @@ HEAD_BYTES = 4 * 1024
 
 # In generated text quotes are escaped, so that no text can look like these.
 _PROMPT = re.compile(rb'"(?:prompt_tokens|input_length)"\s*:\s*(\d{1,9})\b')
+#: The sum, which is the prompts' where nothing is generated: some rerankers say no other number.
+_TOTAL = re.compile(rb'"total_tokens"\s*:\s*(\d{1,9})\b')
+#: Of OpenAI's responses and Anthropic's messages, by their own names. Of the latter's prompt this is what no
+#: cache held; what one held, and what was put into one, are said beside it.
+_TURN_PROMPT = re.compile(rb'"input_tokens"\s*:\s*(\d{1,9})\b')
+_TURN_OUTPUT = re.compile(rb'"output_tokens"\s*:\s*(\d{1,9})\b')
+_CACHE_READ = re.compile(rb'"cache_read_input_tokens"\s*:\s*(\d{1,9})\b')
+_CACHE_WRITTEN = re.compile(rb'"cache_creation_input_tokens"\s*:\s*(\d{1,9})\b')
+#: What it says of the output is what a message begins with.
+_STARTS = b'"message_start"'
+_TURNS = frozenset({RouteKind.MESSAGES.value, RouteKind.RESPONSES.value})
 _CACHED = re.compile(rb'"(?:cached_tokens|cache_n)"\s*:\s*(\d{1,9})\b')
 _OUTPUT = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,9})\b')
 #: TGI's own count, which is of the best sequence alone.
@@ -44,11 +56,13 @@ class Followed:
 
     __slots__ = (
         "_begun_ns",
+        "_bodied",
         "_bytes",
         "_events",
         "_fault",
         "_headers",
         "_index",
+        "_opening",
         "_request_bytes",
         "_reservation",
         "_start_unix_ns",
@@ -77,7 +91,11 @@ class Followed:
         self._bytes, self._request_bytes = 0, request_bytes
         self._events = StreamEvents()
         self._fault = ErrorOrigin.NONE
+        #: Whether its body passes here, or there is none: only then no byte of it means an empty one.
+        self._bodied = False
         self._index: int | None = None
+        #: The event that a message begins with, where it came in one piece: it alone may say the prompt.
+        self._opening = b""
         #: 0 until the headers came.
         self.status = 0
         #: Whether it is a stream of events, answered well.
@@ -98,7 +116,7 @@ class Followed:
 
     def headers(self, message: pb.HttpHeaders, *, served_by: str) -> None:
         """The response's headers."""
-        self.served_by = served_by
+        self.served_by, self._bodied = served_by, message.end_of_stream
         for header in message.headers.headers:
             if header.key in _WANTED:
                 self._headers[header.key] = header.raw_value.decode("latin-1") or header.value
@@ -112,6 +130,7 @@ class Followed:
 
         Lines that begin with ":" keep a connection alive and are no output.
         """
+        self._bodied = True
         first = self.first_ns is None and piece != b"" and (piece[:1] != b":" or b"\ndata:" in piece)
         if first:
             self.first_ns = now_ns
@@ -119,6 +138,8 @@ class Followed:
         self._bytes += len(piece)
         self._tail = (self._tail + piece)[-TAIL_BYTES:] if len(piece) < TAIL_BYTES else piece[-TAIL_BYTES:]
         if self.streams:
+            if not self._events.count and not self._opening and _STARTS in piece:
+                self._opening = piece[piece.index(_STARTS) :].partition(b"\n")[0][:HEAD_BYTES]
             found = _last(_INDEX, piece)
             self._index = self._index if found is None else found
         return first and self.streams and (self.refused or self._fault is ErrorOrigin.NONE)
@@ -138,16 +159,7 @@ class Followed:
         """
         made = self._fault is ErrorOrigin.NONE or self._events.count > 0
         seen = self.first_ns is not None and self._reservation.stream and self.status == 200 and made
-        output = _last(_OUTPUT, self._tail)
-        if output is None:
-            best = _last(_BEST, self._tail)
-            best = self._counted(GENERATED_TOKENS_HEADER) if best is None else best
-            output = None if best is None else best * max(1, self._reservation.permits)
-        if output is None:
-            output = self._index
-        prompt = _last(_PROMPT, self._tail)
-        if prompt is None:
-            prompt = self._counted(PROMPT_TOKENS_HEADER)
+        prompt, output, cached = self._turn() if self._reservation.route in _TURNS else self._usual()
         return Outcome(
             reservation=self._reservation,
             final=True,
@@ -160,14 +172,44 @@ class Followed:
             ttft_ns=self.first_ns - self._begun_ns if seen and self.first_ns is not None else None,
             prompt_tokens=_bounded(prompt),
             output_tokens=_bounded(output),
-            cached_tokens=_bounded(_last(_CACHED, self._tail)),
+            cached_tokens=_bounded(cached),
             refused=self.refused,
+            error_said=self._fault is ErrorOrigin.ENGINE,
             events=self._events.count if self.streams else None,
             request_bytes=self._request_bytes,
             response_bytes=self._bytes if self.status == 200 else 0,
             start_unix_ns=self._start_unix_ns,
             trace=self._trace,
         )
+
+    def _usual(self) -> tuple[int | None, int | None, int | None]:
+        """What the engine counted, prompt, output and cached, by OpenAI's names and TGI's."""
+        output = _last(_OUTPUT, self._tail)
+        if output is None:
+            best = _last(_BEST, self._tail)
+            best = self._counted(GENERATED_TOKENS_HEADER) if best is None else best
+            output = None if best is None else best * max(1, self._reservation.permits)
+        if output is None:
+            output = self._index
+        prompt = _last(_PROMPT, self._tail)
+        if prompt is None:
+            prompt = self._counted(PROMPT_TOKENS_HEADER)
+        if prompt is None and self._reservation.max_new_tokens == 0:
+            prompt = _last(_TOTAL, self._tail)
+        return prompt, output, _last(_CACHED, self._tail)
+
+    def _turn(self) -> tuple[int | None, int | None, int | None]:
+        """The same of responses and messages."""
+        *_, tail = self._tail.rpartition(_STARTS)
+        if len(tail) < len(self._tail):
+            *_, tail = tail.partition(b"\n")
+        said = self._opening + b"\n" + tail
+        prompt, read = _last(_TURN_PROMPT, said), _last(_CACHE_READ, said)
+        written = _last(_CACHE_WRITTEN, said)
+        if prompt is not None:
+            prompt += (read or 0) + (written or 0)
+        cached = read if read is not None or written is not None else _last(_CACHED, tail)
+        return prompt, _last(_TURN_OUTPUT, tail), cached
 
     def heartbeat(self, *, now_ns: int) -> Outcome:
         """It still runs."""
@@ -199,7 +241,8 @@ class Followed:
 
     def _end(self, *, complete: bool) -> End:
         gone = not complete and not self._whole
-        return end_of(self.status, self._fault, gone=gone, broke=False)
+        empty = self._bodied and came_to_nothing(self.status, self._reservation, size=self._bytes)
+        return end_of(self.status, self._fault, gone=gone, broke=empty)
 
     def _counted(self, name: str) -> int | None:
         text = self._headers.get(name, "")

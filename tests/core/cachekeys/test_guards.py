@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.core.cachekeys.guards import GUARD_KINDS, differs, signature
+from extproc.core.cachekeys.guards.phrasing import phrased
 from extproc.core.cachekeys.guards.words import FOREIGN, SAME, STOP, UNITS
 from tests.cache.semantic.pairs import Pair, pairs
 
@@ -76,6 +77,68 @@ def test_known_rewordings_are_one(one: str, other: str) -> None:
     assert not refused(one, other)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Compare Java and C#.", "Compare C# and Java."),
+        (
+            "What is the difference between a frog and a toad?",
+            "What's the difference between a toad and a frog?",
+        ),
+        ("How do frogs and toads differ?", "How do toads differ from frogs?"),
+        ("Who wrote Dracula?", "Who is the author of Dracula?"),
+        ("I was wondering why leaves fall.", "Why do leaves fall?"),
+        ("Quick question: what is AI?", "What is AI?"),
+        ("Any idea who the mayor of Rome is?", "Who is the mayor of Rome?"),
+        ("can u tell me how magnets work pls", "How do magnets work?"),
+        ("Tell me what I should see in Rome.", "What should I see in Rome?"),
+        ("Who was the third king of Rome?", "Who was the 3rd king of Rome?"),
+        ("How hot is 37 °C?", "How hot is 37 degrees Celsius?"),
+        ("How long is a 5-minute walk?", "How long is a 5 minute walk?"),
+        ("Who rules the U.S.?", "Who rules the US?"),
+        ("Is 7 p.m. late?", "Is 7 pm late?"),
+    ],
+)
+def test_known_phrasings_are_one(one: str, other: str) -> None:
+    """Whole forms, politeness, spellings; of two that are compared either may stand first."""
+    assert not refused(one, other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Compare tea from India and China.", "Compare China and tea from India."),
+        ("Compare the price of tea and coffee.", "Compare coffee and the price of tea."),
+        ("What is the difference between a or b and c?", "What is the difference between c and a or b?"),
+        ("Compare Java and C# for games.", "Compare C# and Java for beginners."),
+        ("Compare Java and C#.", "Compare Java and C."),
+        ("Who wrote to Dracula?", "Who wrote Dracula?"),
+        ("Who wrote about Rome?", "Who is the author of Rome?"),
+        ("Who was the third king of Rome?", "Who was the thirteenth king of Rome?"),
+        ("Who was the second king of Rome?", "Who was the 2 king of Rome?"),
+        ("How hot is 37 °C?", "How hot is 37 °F?"),
+        ("How hot is 37 degrees?", "How hot is 37 degrees Celsius?"),
+        ("How long is a 5-minute walk?", "How long is a 5-hour walk?"),
+        ("What is 20-minute?", "What is 2 0-minute?"),
+        ("How far is it to Rome from Paris?", "How far is it from Rome to Paris?"),
+        ("What is AI short for?", "What does IA stand for?"),
+        ("I was wondering why leaves fall.", "I was wondering when leaves fall."),
+        ("I want you to write a poem.", "You want me to write a poem."),
+        ("Is 7 p.m. late?", "Is 7 a.m. late?"),
+        ("How long exactly is a marathon?", "How long is a marathon?"),
+    ],
+)
+def test_what_is_near_a_known_phrasing_is_not_taken_for_it(one: str, other: str) -> None:
+    """What belongs to one of two, another preposition, another number or unit: another question."""
+    assert refused(one, other)
+
+
+def test_a_long_text_is_not_looked_through_for_phrasings() -> None:
+    """It is compared as it stands, and takes no time by its length squared."""
+    text = "How do " + "a and " * 200 + "b differ?"
+    assert phrased(text) == text
+
+
 ALL = [
     text for name in ("adversarial", "paraphrases") for pair in pairs(name) for text in (pair.one, pair.other)
 ]
@@ -107,7 +170,9 @@ LEFT_OUT = STOP | {
         "have",
         "for",
     ),
-    *("hello", "hi", "hey", "thanks", ""),
+    *("hello", "hi", "hey", "thanks", "pls", ""),
+    # Behind a comma at the end, and before Celsius.
+    *("exactly", "degrees"),
 }
 
 

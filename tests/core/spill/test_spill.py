@@ -80,11 +80,10 @@ class Fleetlet:
 
     def ended(self, routed: Routed, *, now_ns: int, **facts: Any) -> None:
         usual: dict[str, Any] = {"status": 200, "end": End.OK, "prompt_tokens": 10, "output_tokens": 5}
-        usual |= {"duration_ns": S // 10, "ttft_ns": S // 20, "served_by": routed.addresses[0]}
+        usual |= {"attempts": 1, "duration_ns": S // 10, "ttft_ns": S // 20, "served_by": routed.addresses[0]}
         outcome = Outcome(
             reservation=routed.reservation,
             final=True,
-            attempts=1,
             **{**usual, **facts},
         )
         self.scheduler.settlement.settle(outcome, now_ns=now_ns)
@@ -217,7 +216,7 @@ def test_the_own_replicas_stand_behind_the_provider(returns: bool) -> None:
     routed = made.asked()
     assert isinstance(routed, Routed)
     assert routed.addresses == ((PAID, OWN) if returns else (PAID,))
-    assert routed.home_model == ("m" if returns else "")
+    assert routed.second_model == ("m" if returns else "")
     eu = replace(ACME, regions=frozenset({"eu"}))
     made.scheduler.fleet.set_members(
         {
@@ -252,6 +251,7 @@ def test_what_has_no_bound_of_its_own() -> None:
     made = full(rule=replace(RULE, budget_per_hour=1_000.0, output_tokens_max=500))
     assert made.pool(replace(ASKED, max_new_tokens=None)) == "held"
     assert made.pool(replace(ASKED, images=1)) == "held"
+    assert made.pool(replace(ASKED, beside=True)) == "held"
     assert made.pool() == "paid"
 
 

@@ -148,6 +148,13 @@ checksum/config: {{ include (print .Template.BasePath "/config.yaml") . | sha256
 {{ join "," $names }}
 {{- end }}
 
+{{/* The port of service.ads_listen in the configuration, where Envoy is told of pools and endpoints apart from
+     decisions; empty where it is not, or is a socket. */}}
+{{- define "steersman.adsPort" -}}
+{{- $service := .Values.config.service | default dict -}}
+{{- with $service.ads_listen -}}{{- if not (hasPrefix "unix:" (first .)) -}}{{ last (splitList ":" (first .)) }}{{- end -}}{{- end -}}
+{{- end }}
+
 {{/* Where agents push. */}}
 {{- define "steersman.agentTargets" -}}
 {{- $full := include "steersman.fullname" . -}}

@@ -17,6 +17,7 @@ env:
   {{- end }}
 {{- $ports := list }}
 {{- if .grpcPort }}{{ $ports = append $ports (dict "name" "grpc" "containerPort" .grpcPort) }}{{ end }}
+{{- if .grpcPort }}{{ with include "steersman.adsPort" . }}{{ $ports = append $ports (dict "name" "ads" "containerPort" (int .)) }}{{ end }}{{ end }}
 {{- if .Values.agents.enabled }}{{ $ports = append $ports (dict "name" "telemetry" "containerPort" 50052) }}{{ end }}
 {{- if .Values.metrics.enabled }}{{ $ports = append $ports (dict "name" "metrics" "containerPort" (int .Values.metrics.port)) }}{{ end }}
 {{- if include "steersman.scaler" . }}{{ $ports = append $ports (dict "name" "scaler" "containerPort" (int .Values.scaling.port)) }}{{ end }}

@@ -15,6 +15,7 @@ from extproc.core.cachekeys.guards.words import (
     DOES,
     MEASURES,
     MODALS,
+    PRONOUNS,
     QUESTION_WORDS,
     STOP,
     TAUGHT,
@@ -196,7 +197,9 @@ def _held(rest: list[GuardToken]) -> list[GuardToken]:
 
 
 def _is_first(rest: list[GuardToken]) -> list[GuardToken]:
-    """`what a black hole is` as `what is a black hole`."""
+    """`what a black hole is` as `what is a black hole`, `what I should see` as `what should I see`."""
+    if len(rest) > 3 and rest[1].text in PRONOUNS and rest[2].text in MODALS:
+        return [rest[0], rest[2], rest[1], *rest[3:]]
     if len(rest) > 2 and rest[0].text in ("what", "who") and rest[-1].text in ("is", "are"):
         return [rest[0], rest[-1], *rest[1:-1]]
     return rest

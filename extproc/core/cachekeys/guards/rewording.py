@@ -10,7 +10,15 @@ import re
 from typing import Final
 
 from extproc.core.cachekeys.guards.tokens import GuardToken
-from extproc.core.cachekeys.guards.words import AUXILIARY, BEING, DAYS, MODALS, QUESTION_WORDS, words_of
+from extproc.core.cachekeys.guards.words import (
+    AUXILIARY,
+    BEING,
+    DAYS,
+    MODALS,
+    PRONOUNS,
+    QUESTION_WORDS,
+    words_of,
+)
 
 _GREETING: Final = re.compile(
     r"(?:hi|hello|hey|good (?:morning|evening|afternoon))(?: there)?\s*[,!.]\s*(?=(\w+))", re.IGNORECASE
@@ -24,7 +32,6 @@ _THANKS: Final = re.compile(
 #: What a greeting stands before; `Hello, world` is none.
 _BEGINS: Final = QUESTION_WORDS | AUXILIARY | MODALS | {"i", "please"}
 _DETERMINERS: Final = words_of("the my your his her its our their this that")
-_PRONOUNS: Final = words_of("i you he she it we they")
 _WAS: Final = frozenset({"was", "were"})
 _ASK_WHO: Final = frozenset({"who", "whom", "what"})
 
@@ -70,7 +77,7 @@ def _not_behind_its_subject(found: list[GuardToken]) -> list[GuardToken]:
         if not token.short or index == 0 or [each.text for each in found[: index - 1]] not in ([], ["why"]):
             continue
         first = found[index + 1].text if index + 1 < len(found) else ""
-        size = 1 if first in _PRONOUNS else 2 if first in _DETERMINERS else 0
+        size = 1 if first in PRONOUNS else 2 if first in _DETERMINERS else 0
         if size and len(found) > index + size:
             behind = index + 1 + size
             return [*found[:index], *found[index + 1 : behind], GuardToken("not"), *found[behind:]]

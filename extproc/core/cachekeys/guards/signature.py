@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from extproc.core.cachekeys.guards.asking import asked
+from extproc.core.cachekeys.guards.phrasing import phrased
 from extproc.core.cachekeys.guards.rewording import reworded, without_greeting
 from extproc.core.cachekeys.guards.tokens import GuardToken, tokens, ungrouped
 from extproc.core.cachekeys.guards.words import (
@@ -82,7 +83,7 @@ class GuardSignature(msgspec.Struct, frozen=True, kw_only=True):
 
 def signature(text: str) -> GuardSignature | None:
     """What is compared of a text; None where it holds nothing, or too much, to compare."""
-    found = tokens(without_greeting(text))
+    found = tokens(phrased(without_greeting(text)))
     if not found or len(found) > TOKENS_MAX:
         return None
     if not _english(found):

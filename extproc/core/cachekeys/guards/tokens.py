@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from extproc.core.cachekeys.guards.words import CARDINALS, MONTHS, PER, RATES, STOP, UNITS, words_of
+from extproc.core.cachekeys.guards.words import CARDINALS, MONTHS, ORDINALS, PER, RATES, STOP, UNITS, words_of
 
 _TOKEN: Final = re.compile(
     r"""
@@ -144,6 +144,8 @@ def _words(raw: str, *, begins: bool) -> list[GuardToken]:
             return [GuardToken(head), GuardToken(whole)]
     if low in CARDINALS:
         return [GuardToken(CARDINALS[low], "number")]
+    if low in ORDINALS:
+        return [GuardToken(ORDINALS[low], "number", named=named)]
     # One capital letter is a name (C, R, A), m may be anything: only behind a number it is a unit.
     if low in UNITS and not (len(low) == 1 and raw.isupper()) and not named:
         return [GuardToken(UNITS[low], "unit")]

@@ -15,6 +15,11 @@ def words_of(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+def words_in_order(text: str) -> list[str]:
+    """The words of a text, as they stand."""
+    return text.split()
+
+
 def _table(groups: str) -> dict[str, str]:
     """Each word of a line is its first one."""
     return {word: line.split()[0] for line in groups.strip().splitlines() for word in line.split()}
@@ -55,6 +60,7 @@ WITH_IN: Final = words_of(
     plug tune drop trade fit step opt take took call phone dial write stay set put type key lock rub
     """
 )
+PRONOUNS: Final = words_of("i you he she it we they")
 #: They begin a question.
 QUESTION_WORDS: Final = words_of("what which who whom whose when where why how")
 #: `on` before them says nothing.
@@ -242,6 +248,10 @@ repos repositories
 organise organize
 analyse analyze
 centre center
+email e-mail
+emails e-mails
+bike bicycle
+bikes bicycles
 """
 #: What may stand for one another in nearly every question; the first of a line is compared.
 SAME: Final[Mapping[str, str]] = _table(_SAME)
@@ -300,6 +310,22 @@ _TENS: Final = "thirty forty fifty sixty seventy eighty ninety"
 CARDINALS: Final[Mapping[str, str]] = {
     **{word: str(number) for number, word in enumerate(_TO_TWENTY.split())},
     **{word: str(10 * number) for number, word in enumerate(_TENS.split(), start=3)},
+}
+#: As 3rd is written: not first, which orders, and not second, which is a unit.
+ORDINALS: Final[Mapping[str, str]] = {
+    "third": "3rd",
+    **{
+        word: f"{number}th"
+        for number, word in enumerate(
+            words_in_order(
+                """
+                fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth
+                fifteenth sixteenth seventeenth eighteenth nineteenth twentieth
+                """
+            ),
+            start=4,
+        )
+    },
 }
 NUMBER_WORDS: Final = words_of(
     """
