@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from extproc.config.locations import Loc
 from extproc.config.model import Config
 from extproc.config.routes import RouteConfig, RouteModel
+from extproc.core.own_paths import is_pattern, same
 from extproc.meant import meant
 
 
@@ -17,7 +18,11 @@ def route_checks(config: Config) -> Iterator[tuple[Loc, str]]:
     kinds: dict[str, bool] = {}
     for i, route in enumerate(config.routes):
         at: Loc = ("routes", i)
-        if (route.method, route.path) in seen:
+        twin = (route.method, route.path) in seen
+        if is_pattern(route.path):
+            twin = any(method == route.method and same(route.path, path) for method, path in seen)
+            yield from (((*at, *where), said) for where, said in _open(route))
+        if twin:
             yield (*at, "path"), f"{route.method} {route.path!r} is a route above already; remove one of them"
         seen.add((route.method, route.path))
         # Envoy tells forms by their path alone, before anybody looks at the method.
@@ -33,6 +38,21 @@ def route_checks(config: Config) -> Iterator[tuple[Loc, str]]:
                 (*at, "model", "fixed"),
                 f"no pool serves {fixed!r}; pools serve {known}{meant(fixed, served)}",
             )
+
+
+def _open(route: RouteConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What a path that stands for several cannot have: Envoy would have to match it too."""
+    if route.body == "form":
+        yield (
+            ("body",),
+            f"a form needs a whole path, and {route.path!r} stands for several; write each",
+        )
+    # A check of a file imports nothing that decides.
+    from extproc.core.misrouted import dialect_of
+
+    usual = dialect_of(route.path).value
+    if route.dialect != usual:
+        yield ("dialect",), f"of {route.path!r}, which stands for several paths, is {usual}; write that"
 
 
 def _wrong(route: RouteConfig) -> Iterator[tuple[tuple[str, ...], str]]:

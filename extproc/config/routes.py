@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 from extproc.config.section import Section
 from extproc.config.types import HeaderName, ModelName
 from extproc.core import contract
+from extproc.core.own_paths import MANAGES, PARTS_MAX, is_pattern
 
 #: Routes of the file, and parts of a field's path.
 ROUTES_MAX: Final = 64
@@ -21,20 +22,10 @@ FIELD_PARTS_MAX: Final = 8
 INPUTS_MAX: Final = 16
 #: Gives a path's beginning away to calls of the service and of Envoy.
 RESERVED_BEGINNINGS: Final = ("/steersman.", "/envoy.", "/grpc.", "/sim/")
-#: What a path ends with by which an engine is managed: whoever may call it takes it from everybody.
-MANAGES: Final = frozenset(
-    {
-        *("load_lora_adapter", "unload_lora_adapter", "lora-adapters", "load", "unload"),
-        *("sleep", "wake_up", "pause", "resume", "shutdown", "abort_request", "abort_requests"),
-        *("reset_prefix_cache", "reset_mm_cache", "reset_encoder_cache", "flush_cache", "freeze_gc"),
-        *("collective_rpc", "start_profile", "stop_profile", "configure_logging", "set_internal_state"),
-        *("update_weights", "update_weights_from_disk", "update_weights_from_tensor"),
-        *("update_weights_from_distributed", "init_weights_update_group"),
-        *("release_memory_occupation", "resume_memory_occupation", "slots", "props", "metrics"),
-        *("server_info", "get_server_info", "scale_elastic_ep", "slow_down"),
-    }
+#: Its first part is written out; the others may be a name in braces, the last one `*`.
+_PATH: Final = re.compile(
+    r"/[A-Za-z0-9._~-]{1,64}(?:/(?:[A-Za-z0-9._~-]{1,64}|\{[A-Za-z_][A-Za-z0-9_]{0,63}\})){0,7}(?:/\*)?"
 )
-_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~-]{1,64}){1,8}")
 _PART: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 #: Headers that say something else already; what begins so is ours, Envoy's or a proxy's.
 _TAKEN_HEADERS: Final = frozenset({"x-api-key", "x-request-id", contract.MODEL_HEADER})
@@ -44,14 +35,16 @@ _TAKEN_BEGINNINGS: Final = (contract.OUR_PREFIX, "x-envoy-", "x-forwarded-", "x-
 def _path(value: str) -> str:
     if value == "/":
         raise ValueError("'/' is TGI's own route, and everybody's: write a longer path")
-    if not _PATH.fullmatch(value) or any(part in (".", "..") for part in value.split("/")):
+    parts = value[1:].split("/")
+    if not _PATH.fullmatch(value) or len(parts) > PARTS_MAX or any(part in (".", "..") for part in parts):
         raise ValueError(
             f"{value!r} is no path here; write one such as /v1/classify: up to 8 parts of letters, digits, "
-            "'.', '_', '~' and '-', without a query and without a slash at the end"
+            "'.', '_', '~' and '-', without a query and without a slash at the end; after the first "
+            "a part may be a name in braces, and the last one '*'"
         )
     if value.startswith(RESERVED_BEGINNINGS):
         raise ValueError(f"{value!r} is the gateway's own, or its engines' control; write another path")
-    if value.rpartition("/")[2] in MANAGES:
+    if any(part in MANAGES for part in (parts if is_pattern(value) else parts[-1:])):
         raise ValueError(
             f"{value!r} manages an engine, for all its tenants: call the engine itself, not the gateway"
         )
@@ -113,7 +106,8 @@ class RouteConfig(Section):
     any other; its requests go on as they came."""
 
     path: Annotated[str, AfterValidator(_path)] = Field(max_length=256)
-    """The whole path, such as /v1/classify; none that is served already."""
+    """The whole path, such as /v1/classify; none that is served already. A name in braces stands for one part
+    (/v1/things/{id}), * at the end for one or more."""
     method: Literal["POST", "GET", "PUT", "PATCH", "DELETE"] = "POST"
     """The method. What answers GET answers HEAD."""
     body: Literal["json", "form", "none"] = "json"

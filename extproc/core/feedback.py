@@ -9,7 +9,7 @@ from __future__ import annotations
 from extproc.core.blame import Blame, own_error
 from extproc.core.endpoint import Endpoint
 from extproc.core.fleet import Fleet, Pool
-from extproc.core.forecast import others, running
+from extproc.core.forecast import first_token_ms, others, running, scale_of
 from extproc.core.kv_heard import KV_TOKENS_ASSUMED, cache_tokens, resized
 from extproc.core.ledger import EndedRequest, InFlight
 from extproc.core.load import Plan
@@ -325,26 +325,11 @@ def _told(pool: Pool, entry: InFlight, outcome: Outcome) -> None:
 
 
 def _expected_ms(entry: InFlight) -> float:
-    """When its first token was to come, by what is known now of its waiting for the prefills ahead.
-
-    What was wrong with that when it was placed is no error of the speed, and no sign of a cache that misses.
-    """
-    job, plan = entry.job, entry.job.plan
-    expected_ms = plan.ttft_ms - plan.wait_ms
-    return (
-        expected_ms + entry.endpoint.admission.share(job.ahead) * job.ahead_ms if job.ahead else expected_ms
-    )
+    return first_token_ms(entry.endpoint, entry.job)
 
 
 def _scale(entry: InFlight) -> float:
-    """What is known of its endpoint's speed now, over what was known when it was placed.
-
-    Several that were placed by one wrong speed tell of one error, and not each of them of another.
-    """
-    plan, speed = entry.job.plan, entry.endpoint.speed
-    if plan.prefill_ms <= 0.0:
-        return 1.0
-    return speed.prefill_ms(plan.uncached_tokens, plan.cached_tokens) / plan.prefill_ms
+    return scale_of(entry.endpoint, entry.job)
 
 
 def _waited(entry: InFlight, observed_ms: float) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.load import SLICE_TOKENS, Plan
+from extproc.core.load import SLICE_TOKENS, Job, Plan
 from extproc.core.predict.admission import AHEAD_MAX
 from extproc.core.predict.speed import SpeedModel
 from extproc.core.work import NOTHING, Work
@@ -138,6 +138,27 @@ def plan(work: Work, endpoint: Endpoint, expected: Forecast, *, given_tokens: in
         and not slot_ms(endpoint, work.sequences),
         given_tokens=given_tokens,
     )
+
+
+def scale_of(endpoint: Endpoint, job: Job) -> float:
+    """What is known of an endpoint's speed now, over what was known when a request was placed there.
+
+    Several that were placed by one wrong speed tell of one error, and not each of them of another.
+    """
+    plan, speed = job.plan, endpoint.speed
+    if plan.prefill_ms <= 0.0:
+        return 1.0
+    return speed.prefill_ms(plan.uncached_tokens, plan.cached_tokens) / plan.prefill_ms
+
+
+def first_token_ms(endpoint: Endpoint, job: Job) -> float:
+    """When a request's first token was to come, by what is known now of its waiting for the prefills ahead.
+
+    In milliseconds from its placing, by the speed as it was known then (`scale_of`). What was wrong with the
+    wait when it was placed is no error of the speed, and no sign of a cache that misses.
+    """
+    expected_ms = job.plan.ttft_ms - job.plan.wait_ms
+    return expected_ms + endpoint.admission.share(job.ahead) * job.ahead_ms if job.ahead else expected_ms
 
 
 def slot_ms(endpoint: Endpoint, sequences: int) -> float:

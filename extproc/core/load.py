@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from itertools import chain, islice
 from typing import NamedTuple
 
 import msgspec
@@ -28,6 +29,8 @@ SPARE_SHARE = 0.5
 UNHEARD_OTHER = 1.0
 #: The least that is waited for a first token before that.
 UNHEARD_MIN_NS = 100_000_000
+#: Requests of an endpoint that are looked through for one that computes a prefix.
+SHARERS_LOOKED_AT_MAX = 64
 #: Placements whose times are remembered: who came while another waited for its first token.
 PLACED_KEPT = 64
 
@@ -250,6 +253,19 @@ class Load:
         if job.silent:
             job.silent = False
             self.silent -= job.permits
+
+    def computing(self, prefix: Sequence[int], blocks: int) -> Job | None:
+        """The oldest request here whose prompt begins with so many blocks of a prefix; None without one.
+
+        Of the first SHARERS_LOOKED_AT_MAX: those that wait for their first token, then those that decode.
+        """
+        last = blocks - 1
+        for job in islice(chain(self._pending, self._streams.values()), SHARERS_LOOKED_AT_MAX):
+            own = job.plan.prefix
+            # Hashes are chained: where one is equal, so are all before it.
+            if last < len(own) and own[last] == prefix[last]:
+                return job
+        return None
 
     def leave(self, id: str, job: Job, *, now_ns: int) -> Decoded | None:  # noqa: A002
         """It is over, or moved; how its decode went, None where it had no first token."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from extproc.core.request import Dialect, RouteKind
-from extproc.core.routes import NO_ROUTES, ROUTES, Routes, of_item
+from extproc.core.routes import NO_ROUTES, ROUTES, Routes, of_item, open_routes
 
 #: The base addresses, after `http://HOST`, that each dialect's clients are given.
 BASES: Final = {Dialect.OPENAI: "/v1", Dialect.TGI: "", Dialect.ANTHROPIC: ""}
@@ -85,7 +85,7 @@ def dialect_of(path: str, extra: Routes = NO_ROUTES) -> Dialect:
 
     `extra` are the routes that are served beside the usual ones.
     """
-    if found := extra.get(path):
+    if found := extra.get(path) or open_routes(path, extra):
         return found[0].dialect
     meant = _meant(_tidy(path))
     if meant is not None:
@@ -95,7 +95,7 @@ def dialect_of(path: str, extra: Routes = NO_ROUTES) -> Dialect:
 
 def methods_of(path: str, extra: Routes = NO_ROUTES) -> tuple[str, ...]:
     """What may be asked at a path, query taken off; empty where nothing is served."""
-    routes = ROUTES.get(path) or extra.get(path) or of_item(path)
+    routes = ROUTES.get(path) or extra.get(path) or of_item(path) or open_routes(path, extra)
     return tuple(dict.fromkeys(route.method for route in routes if route.kind is not RouteKind.SITE))
 
 

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 from extproc.core import contract
+from extproc.core.own_paths import is_pattern, matches, precedence, same
 from extproc.core.request import Dialect, RouteKind
 
 #: What stands in a row's path for one part of it: a response's id, or a model's name.
@@ -186,11 +187,18 @@ EXTRA_ROWS: Final = (
 Routes = Mapping[str, tuple[Route, ...]]
 
 
+#: No path.
+PATTERNS: Final = "*"
+
+
 def by_path(rows: Iterable[Route]) -> Routes:
-    """The rows by their path."""
+    """The rows by their path; those that stand for several paths together, in their order, as PATTERNS."""
     found: dict[str, tuple[Route, ...]] = {}
     for row in rows:
-        found[row.path] = (*found.get(row.path, ()), row)
+        path = PATTERNS if is_pattern(row.path) and row.own is not None else row.path
+        found[path] = (*found.get(path, ()), row)
+    if PATTERNS in found:
+        found[PATTERNS] = tuple(sorted(found[PATTERNS], key=lambda row: precedence(row.path)))
     return MappingProxyType(found)
 
 
@@ -221,9 +229,17 @@ def find_route(method: str, path: str, extra: Routes = NO_ROUTES) -> Route | Non
     for route in ROUTES.get(bare) or extra.get(bare, ()):
         if route.method == wanted:
             return route
-    if not bare.startswith("/v1/"):
-        return None
-    return next((row for row in of_item(bare) if row.method == wanted), None)
+    items = of_item(bare) if bare.startswith("/v1/") else []
+    # What the gateway serves itself no pattern takes from it, by whatever method.
+    if not items and PATTERNS in extra and bare not in ROUTES and bare not in extra:
+        items = open_routes(bare, extra)
+    return next((row for row in items if row.method == wanted), None)
+
+
+def open_routes(bare: str, extra: Routes) -> list[Route]:
+    """Of the file's routes that stand for several paths, those of the first pattern that matches this one."""
+    found = [row for row in extra.get(PATTERNS, ()) if matches(row.path, bare)]
+    return [row for row in found if same(row.path, found[0].path)]
 
 
 def of_item(bare: str) -> list[Route]:

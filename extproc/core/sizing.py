@@ -17,6 +17,7 @@ from extproc.core.prefix import BLOCK_BYTES, PrefixIndex, of_adapter
 from extproc.core.request import IMAGE_TOKENS, Request, prefix_of
 from extproc.core.slo import ClassSpec
 from extproc.core.work import NOTHING, SchedulingContext, Work
+from extproc.engines import traits_of
 
 #: What a class aims at that says nothing of it.
 STANDARD = ClassSpec()
@@ -38,7 +39,8 @@ def context(
     coming = _held(pool.coming, work)
     given = NOTHING if coming else pool.coming.counts()
     held = _held(pool.prefixes, work)
-    return SchedulingContext(now_ns, held, patient, deciders, last, coming, given, full)
+    early = traits_of(pool.engine).caches_at_prefill
+    return SchedulingContext(now_ns, held, patient, deciders, last, coming, given, full, early)
 
 
 def _held(index: PrefixIndex, work: Work) -> Mapping[str, int]:
@@ -48,7 +50,9 @@ def _held(index: PrefixIndex, work: Work) -> Mapping[str, int]:
 
 
 def _prefix(request: Request, pool: Pool, model: str) -> tuple[int, ...]:
-    """What a prompt begins with, by blocks."""
+    """What a prompt begins with, by blocks; nothing where that is a response which its replica holds."""
+    if request.follows is not None:
+        return ()
     blocks = prefix_of(request)
     if pool.adapters is None or model not in pool.adapters.names:
         return blocks

@@ -69,6 +69,8 @@ class SchedulingContext(msgspec.Struct, frozen=True):
     given: Mapping[str, int] = NOTHING
     #: Endpoints that only a lack of permits keeps from it, where it may wait for one of them.
     full: Sequence[Endpoint] = ()
+    #: Whether the pool's engine caches a prompt when it is prefilled, not when its request ends.
+    caches_at_prefill: bool = True
 
 
 NOW = SchedulingContext()

@@ -18,6 +18,8 @@ from extproc.config.model import Config
 
 #: Local addresses remembered.
 HOSTS_MAX = 4096
+#: Prefixes of IPv6 addresses whose last 32 bits are an IPv4 one (RFC 6052, RFC 4291).
+NAT64, COMPATIBLE = ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96")
 
 
 def refusal(config: Config, node: str, address: str) -> str:
@@ -29,7 +31,8 @@ def refusal(config: Config, node: str, address: str) -> str:
     if telemetry is None:
         return "off"
     ip, port = ip_of(address), port_of(address)
-    ip = getattr(ip, "ipv4_mapped", None) or ip
+    named = getattr(ip, "ipv4_mapped", None) or ip
+    ip = _meant(ip)
     if ip.is_link_local or ip.is_multicast or ip.is_unspecified or str(ip) == "255.255.255.255":
         return "not_a_host"
     if ip.is_loopback and not _on_loopback(config):
@@ -38,9 +41,19 @@ def refusal(config: Config, node: str, address: str) -> str:
         return "own_listener"
     networks = next((each.networks for each in telemetry.nodes if each.name == node), [])
     if networks:
-        return "" if any(ip in ipaddress.ip_network(each) for each in networks) else "outside_networks"
+        return "" if any(named in ipaddress.ip_network(each) for each in networks) else "outside_networks"
     # Without any proof of who speaks only this machine's own: that is what `auth: none` is for.
-    return "" if telemetry.auth == "none" and ip.is_loopback else "no_networks"
+    return "" if telemetry.auth == "none" and named.is_loopback else "no_networks"
+
+
+def _meant(ip: Ip) -> Ip:
+    """The IPv4 address that an IPv6 one leads to: mapped, compatible, by NAT64's usual prefix or 6to4."""
+    if ip.version == 4:
+        return ip
+    if ip.ipv4_mapped or ip.sixtofour:
+        return ip.ipv4_mapped or ip.sixtofour or ip
+    inside = int(ip) & 0xFFFF_FFFF
+    return ipaddress.IPv4Address(inside) if ip in NAT64 or (ip in COMPATIBLE and inside > 1) else ip
 
 
 def _on_loopback(config: Config) -> bool:

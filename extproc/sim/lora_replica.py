@@ -8,11 +8,11 @@ request for another one stays in the queue, and those behind it go on. The least
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from random import Random
+from typing import Unpack
 
 from extproc.sim.events import Accepted, Overloaded, RequestId, SimRequest
 from extproc.sim.replica import SimReplica
-from extproc.sim.slots import ReplicaLimits, Slot, SlotState
+from extproc.sim.slots import ReplicaConduct, ReplicaLimits, Slot, SlotState
 from extproc.sim.timing import Hardware
 
 
@@ -67,17 +67,8 @@ class AdapterPlaces:
 class LoraReplica(SimReplica):
     """See the module; `limits.adapter_places` of them, each loaded in `limits.adapter_load_ms`."""
 
-    def __init__(
-        self,
-        hardware: Hardware,
-        limits: ReplicaLimits,
-        *,
-        rng: Random,
-        noise: float = 0.0,
-        slowdown: float = 1.0,
-        step_events: bool = False,
-    ) -> None:
-        super().__init__(hardware, limits, rng=rng, noise=noise, slowdown=slowdown, step_events=step_events)
+    def __init__(self, hardware: Hardware, limits: ReplicaLimits, **conduct: Unpack[ReplicaConduct]) -> None:
+        super().__init__(hardware, limits, **conduct)
         self.adapters = AdapterPlaces(limits.adapter_places)
         self._holding: dict[RequestId, str] = {}
         self._load_ns = 0

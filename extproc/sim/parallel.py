@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import replace
 from functools import partial
 from random import Random
+from typing import Unpack
 
 from extproc.sim.events import (
     Accepted,
@@ -27,7 +28,7 @@ from extproc.sim.events import (
 from extproc.sim.fifo import put, rank
 from extproc.sim.lora_replica import LoraReplica
 from extproc.sim.replica import SimReplica
-from extproc.sim.slots import ReplicaLimits
+from extproc.sim.slots import ReplicaConduct, ReplicaLimits
 from extproc.sim.timing import Hardware
 
 
@@ -38,31 +39,12 @@ class ParallelReplica(SimReplica):
     first served. Where it is not set each request goes to the lane with the fewest.
     """
 
-    def __init__(
-        self,
-        hardware: Hardware,
-        limits: ReplicaLimits,
-        *,
-        rng: Random,
-        noise: float = 0.0,
-        slowdown: float = 1.0,
-        step_events: bool = False,
-    ) -> None:
-        super().__init__(hardware, limits, rng=rng, noise=noise, slowdown=slowdown, step_events=step_events)
+    def __init__(self, hardware: Hardware, limits: ReplicaLimits, **conduct: Unpack[ReplicaConduct]) -> None:
+        super().__init__(hardware, limits, **conduct)
         count, most = limits.prefill_parallel, limits.max_batch_size
         lane_limits = replace(limits, prefill_parallel=1, max_batch_size=most and max(1, most // count))
         self._lane_max = lane_limits.max_batch_size
-        self._lanes = [
-            SimReplica(
-                hardware,
-                lane_limits,
-                rng=Random(rng.random()),
-                noise=noise,
-                slowdown=slowdown,
-                step_events=step_events,
-            )
-            for _ in range(count)
-        ]
+        self._lanes = [SimReplica(hardware, lane_limits, **_own(conduct)) for _ in range(count)]
         for lane in self._lanes:
             lane.memory, lane.cache = self.memory, self.cache
             if limits.prefill_interference:
@@ -214,3 +196,8 @@ def replica_of(
     if limits.adapter_places:
         kind = LoraReplica
     return kind(hardware, limits, rng=rng, noise=noise, slowdown=slowdown, step_events=step_events)
+
+
+def _own(conduct: ReplicaConduct) -> ReplicaConduct:
+    """A lane's, with chance of its own."""
+    return {**conduct, "rng": Random(conduct["rng"].random())}

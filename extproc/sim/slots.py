@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Protocol
+from random import Random
+from typing import Final, NotRequired, Protocol, TypedDict
 
 from extproc.sim.events import SimRequest
 from extproc.sim.prefix_cache import EVICTIONS, Lease
@@ -155,3 +156,12 @@ class Slot:
         full, known = self.input_tokens // block_tokens, len(self.blocks)
         own = ((self.request.request_id, "generated", index) for index in range(known, full))
         self.blocks = (*self.blocks, *own)  # nobody else's
+
+
+class ReplicaConduct(TypedDict):
+    """What every kind of replica is made with beside its hardware and limits (see SimReplica)."""
+
+    rng: Random
+    noise: NotRequired[float]
+    slowdown: NotRequired[float]
+    step_events: NotRequired[bool]

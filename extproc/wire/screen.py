@@ -166,6 +166,11 @@ def _placed(processor: Processor, tenant: Tenant, identity: Identity, headers: c
     return places.served(tenant, place)
 
 
+#: A model in the fields of both clients' libraries. When it was made is not known: both take the epoch then.
+_OPENAI_MODEL: Final = {"object": "model", "created": 0, "owned_by": "steersman"}
+_ANTHROPIC_MODEL: Final = {"type": "model", "created_at": "1970-01-01T00:00:00Z"}
+
+
 def declared(length: str, otherwise: int) -> int:
     """What a Content-Length says, as far as numbers go here; what is no number says `otherwise`."""
     if not (length.isascii() and length.isdigit()):
@@ -192,7 +197,11 @@ def _model(processor: Processor, tenant: Tenant, route: Route, path: str) -> Loc
 
 def _models(processor: Processor, tenant: Tenant) -> LocalAnswer:
     listed = _listed(processor, tenant)
-    return LocalAnswer(status=200, body=msgspec.json.encode({"object": "list", "data": listed}))
+    # Anthropic's client pages by these, and has all of them in one.
+    page: dict[str, object] = {"has_more": False, "first_id": None, "last_id": None}
+    if listed:
+        page |= {"first_id": listed[0]["id"], "last_id": listed[-1]["id"]}
+    return LocalAnswer(status=200, body=msgspec.json.encode({"object": "list", "data": listed, **page}))
 
 
 def _listed(processor: Processor, tenant: Tenant) -> list[dict[str, object]]:
@@ -200,4 +209,4 @@ def _listed(processor: Processor, tenant: Tenant) -> list[dict[str, object]]:
     names = [name for name in scheduler.fleet.models_for(tenant.name) if tenant.may(name)]
     families = scheduler.settings.families
     names += [name for name, family in families.items() if members(family, tenant, scheduler.fleet)]
-    return [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in names]
+    return [{"id": name, **_OPENAI_MODEL, **_ANTHROPIC_MODEL, "display_name": name} for name in names]

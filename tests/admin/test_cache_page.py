@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from extproc.cache.semantic.entries import SemanticEntry
+from extproc.config.cache import TenantCache
 from extproc.core.cachekeys import AskAnswer, CachedAnswer
 from extproc.core.reading import parse
 from extproc.core.request import Request
@@ -75,6 +76,8 @@ def test_the_page_shows_and_purges(stand: Stand) -> None:
     needs_chromium()
 
     async def body(port: Any) -> None:
+        # A name that no file could have.
+        port.app.caching._tenants["<b>b</b>"] = TenantCache()
         for name in ("anonymous", "<b>b</b>"):
             for text in ("one", "two", "one"):
                 asks(port, text, name)

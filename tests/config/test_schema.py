@@ -92,6 +92,8 @@ BEYOND = frozenset(
         "service_listen_twice",
         "sites",
         "spill",
+        "routes_open",
+        "routes_open_path",
         "spill_after_failure",
         "spill_nowhere",
         "strategy_parameters",

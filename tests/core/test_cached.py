@@ -60,6 +60,22 @@ def test_more_than_predicted_makes_the_cache_larger_again() -> None:
     assert endpoint.cache.corrections["usage_found"] == 1
 
 
+def test_a_response_that_is_continued_tells_nothing_of_the_cache() -> None:
+    """What it begins with is its replica's to know: its words are no beginning, and what was found of the
+    conversation is no size."""
+    scene = Scene(engine="vllm", kv_capacity_tokens=100_000)
+    (endpoint,) = scene.scheduler.fleet.pools["p"].endpoints
+    endpoint.cache_tokens = 64
+    prefix = tuple(range(20))
+    reservation = scene.routed(1280, prefix=prefix, prefix_block_tokens=64.0, follows="resp_1", beside=True)
+    scene.now_ns += 100_000_000
+    scene.scheduler.settlement.first_token(reservation.id, now_ns=scene.now_ns)
+    scene.ends(reservation, cached_tokens=1280)
+    assert endpoint.cache_tokens == 64
+    assert not endpoint.cache.corrections
+    assert not scene.scheduler.fleet.pools["p"].prefixes.blocks(endpoint.address)
+
+
 def test_what_is_as_predicted_leaves_the_index_alone() -> None:
     """Engines' blocks are other than ours: a difference of a block is none."""
     scene = Scene(engine="vllm", kv_capacity_tokens=100_000)

@@ -14,6 +14,7 @@ import pytest
 import text_generation
 from gateway import KEYS, Gateway
 from huggingface_hub import InferenceClient
+from pydantic import BaseModel
 from scripted_engine import ScriptedEngine
 
 MODEL = "tiny-chat"
@@ -70,3 +71,12 @@ def others_sockets() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+
+
+def plain(found: Any) -> Any:
+    """An object of a client's as values that compare."""
+    if isinstance(found, BaseModel):
+        return type(found).__name__, found.model_dump()
+    if isinstance(found, list | tuple):
+        return [plain(each) for each in found]
+    return found

@@ -11,13 +11,15 @@ import clients_engine
 import httpx2 as httpx
 import openai
 import pytest
-from clients_places import KEY, MODEL, SAY, Both, Place
+from clients_places import KEY, MODEL, SAY, Both, Place, others_sockets, plain
 from gateway import Gateway, chat_pool
 from huggingface_hub import InferenceClient
 from pydantic import BaseModel
 from scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.envoy
+
+__all__ = ["others_sockets"]
 
 DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 SEE: Any = [
@@ -55,15 +57,6 @@ def both() -> Iterator[Both]:
     with ScriptedEngine(clients_engine.answer) as engine:
         with Gateway(chat_pool([engine.address], engine="vllm")) as gateway:
             yield Both(engine, gateway)
-
-
-def plain(found: Any) -> Any:
-    """An object of a client's as values that compare."""
-    if isinstance(found, BaseModel):
-        return type(found).__name__, found.model_dump()
-    if isinstance(found, list | tuple):
-        return [plain(each) for each in found]
-    return found
 
 
 OPENAI: dict[str, Callable[[openai.OpenAI], Any]] = {

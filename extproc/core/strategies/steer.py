@@ -35,14 +35,13 @@ If only queues or slots keep it from all of them, one that was long not tried ge
 whether its engine takes one prefill at a time still, or no more streams (a *trial*: each endpoint after 1
 s, or 2, and twice as long after each that finds nothing new). Else the request waits (an empty `best`), in
 the fair queue, which is ordered feasible first (fairqueue/order.py). It waits as well, within half of its
-target, for a home that has no permit free and answers sooner than the others with the price of a copy, and
-for one that is closed and answers twice as soon (strategies/waiting.py). With others waiting it also waits
-for a replica that holds more of its prefix, if that is cheaper by `affinity_ms` and still meets its deadline.
+target, for a home that has no permit free and answers sooner than the others with the price of a copy, for
+one that is closed and answers twice as soon, or computes its prefix now (strategies/waiting.py). With others
+waiting it also waits for a replica that holds more of its prefix, if that is cheaper by `affinity_ms`.
 
 Inputs: our own ledger (peers' and foreign requests count as running streams), the predictor, the prefix
-index. Unknown KV capacity: no bound by memory. Unknown hardware: a prior, corrected by the learned factor.
-No first tokens heard of: they are taken for come after their prediction, where others are heard of after
-three times that (ledger.py).
+index. Unknown KV capacity: no bound by memory. Unknown hardware: a prior, corrected by the learned factor. No
+first tokens heard of: they count as come when predicted, where others are heard of at three times that.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ from extproc.core.forecast import (
 from extproc.core.outcome import LATER_MS
 from extproc.core.predict.admission import AHEAD_MAX
 from extproc.core.strategies.base import Ranking, Strategy, lowest, zone_ms
-from extproc.core.strategies.waiting import COPIES_AT, worth_waiting
+from extproc.core.strategies.waiting import COPIES_AT, computed_soon, worth_waiting
 from extproc.core.work import NOW, SchedulingContext, Work
 
 #: Predictions that differ by no more than this are alike, and the least recently picked goes first: or all
@@ -262,8 +261,10 @@ class Steer(Strategy):
         wishes = at.patient and cached_of and self.affinity_ms
         if wishes and self._waits(candidates, work, scores, best[0], at):
             return Ranking(scores, ())
-        if work.deadline_ns and not at.last and (takers < len(candidates) or at.full):
-            alone_ms = found[best[0]][0]
+        alone_ms, waits_now = found[best[0]][0], work.deadline_ns and not at.last
+        if waits_now and coming_of and computed_soon(candidates, work, alone_ms, soon_ms, at):
+            return Ranking(scores, ())
+        if waits_now and (takers < len(candidates) or at.full):
             closed = [
                 e
                 for e, score, each in zip(candidates, scores, found, strict=True)

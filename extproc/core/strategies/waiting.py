@@ -1,4 +1,4 @@
-"""Whether to wait for an endpoint that does not take a request now, though another would. Pure.
+"""Whether to wait for an endpoint that would answer sooner later than now. Pure.
 
 Late binding holds what nobody would start. Here somebody would, and it is still better to wait: for a home
 that has no permit free but holds most of the prompt, or for an endpoint that is closed and answers much
@@ -12,11 +12,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from extproc.core.endpoint import Endpoint
-from extproc.core.forecast import forecasts, permit_ms
+from extproc.core.forecast import first_token_ms, forecasts, permit_ms, scale_of
+from extproc.core.load import MS_NS, Job
 from extproc.core.work import SchedulingContext, Work
 
 #: A first token that comes so many times sooner is worth a wait, and a copy of a prefix away from its home.
 COPIES_AT = 2.0
+#: A prefix that is being computed is waited for where the first token comes no later than so many times what
+#: computing it once more takes: that prefill is spared to everybody.
+SHARES_AT = 1.3
+#: So many tokens of it at least, and more than half of the prompt.
+SHARED_TOKENS_MIN = 128
+#: What is late is expected after this share more of the time that it has taken, up to so many times what was
+#: expected: then something else is wrong there.
+LATE_REST, LATE_MAX = 0.25, 3.0
 
 
 def worth_waiting(
@@ -50,3 +59,59 @@ def worth_waiting(
         if COPIES_AT * there_ms <= alone_ms and waited_ms + there_ms <= alone_ms:
             return True
     return False
+
+
+def computed_soon(
+    candidates: Sequence[Endpoint], work: Work, alone_ms: float, soon_ms: float, at: SchedulingContext
+) -> bool:
+    """Whether a candidate is computing the prompt's prefix now, so that waiting for that is worth it.
+
+    Requests that begin alike and come together would each compute the beginning, side by side, where the
+    engine starts them at once: each cold prefix several times over, when a pool has least to spare. (One that
+    takes one prompt at a time has cached it when the next one's turn comes.) The first token of who waits
+    comes within `soon_ms` of its arrival, and no later than SHARES_AT times `alone_ms`, what it takes to
+    compute the prefix once more.
+    """
+    tokens = max(1, work.input_tokens)
+    waited_ms = work.ttft_ms - (work.deadline_ns - at.now_ns) / MS_NS
+    for e in candidates:
+        coming = at.coming.get(e.address, 0)
+        more = coming - at.cached.get(e.address, 0)
+        if more < SHARED_TOKENS_MIN or 2 * coming <= tokens or e.admission.share(1) >= 1.0:
+            continue
+        job = e.load.computing(work.prefix, min(len(work.prefix), round(coming / work.block_tokens)))
+        if job is None:
+            continue
+        found = _cached_after(e, job, at)
+        if found is None:
+            continue
+        rest_ms, slower = found
+        there_ms = rest_ms + slower * e.speed.prefill_ms(max(1, tokens - coming), coming)
+        if waited_ms + there_ms <= soon_ms and there_ms <= SHARES_AT * slower * alone_ms:
+            return True
+    return False
+
+
+def _cached_after(endpoint: Endpoint, job: Job, at: SchedulingContext) -> tuple[float, float] | None:
+    """In how many milliseconds an endpoint has cached a request's prompt, and how many times as slow as
+    expected it turns out to be so far (1 and more); None where that is over, or nobody can say.
+
+    Where the prior was wrong of one replica, it is of the others, and of a prefill done anew.
+    """
+    decode_ms = 0.0
+    if not at.caches_at_prefill:
+        step_ms = max(job.plan.tpot_ms, endpoint.speed.step_ms(1, job.plan.uncached_tokens))
+        decode_ms = job.length * step_ms
+    if not job.queued and not job.silent:
+        spent_ms = (at.now_ns - job.first_ns) / MS_NS
+        if spent_ms >= LATE_MAX * decode_ms:
+            return None
+        return max(decode_ms - spent_ms, LATE_REST * decode_ms), 1.0
+    expected_ms = scale_of(endpoint, job) * first_token_ms(endpoint, job)
+    elapsed_ms = (at.now_ns - job.placed_ns) / MS_NS
+    if elapsed_ms > LATE_MAX * expected_ms:
+        return None
+    if elapsed_ms <= expected_ms:
+        return expected_ms - elapsed_ms + decode_ms, 1.0
+    slower = elapsed_ms / expected_ms
+    return LATE_REST * elapsed_ms + slower * decode_ms, slower
