@@ -52,8 +52,8 @@ def answered(status: int, body: bytes) -> int:
 
 
 def believed(count: int, text: str) -> int:
-    """A count that a text may have. Raises ValueError where no tokenizer makes so many, or none, of it: nobody's
-    quota is reserved by such a number."""
+    """A count that a text may have. Raises ValueError where no tokenizer makes so many of it, or none:
+    nobody's quota is reserved by such a number."""
     size = len(text.encode("utf-8", "replace"))
     least = int(any(each.isalnum() for each in text))
     if not least <= count <= TOKENS_PER_BYTE_MAX * size + ADDED_MAX:
