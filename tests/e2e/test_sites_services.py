@@ -20,7 +20,7 @@ from two_sites import BIG, COMPLEX, SMALL, TwoSites, two_sites
 from extproc.core.contract import SITE_HEADER
 from extproc.core.remote.identity import issue
 
-pytestmark = pytest.mark.envoy
+pytestmark = [pytest.mark.envoy, pytest.mark.slow]
 
 SERVICES = 2
 #: What the engine says that each answer has.
