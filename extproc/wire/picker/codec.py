@@ -45,7 +45,7 @@ LOOKS_PER_TRY = 6
 ADDRESSES_KEPT = 4 * SUBSET_MAX
 
 
-class Names(NamedTuple):
+class HeaderNames(NamedTuple):
     """The headers in which a gateway that is trusted says whose a request is, and how urgent."""
 
     fairness: str
@@ -56,8 +56,8 @@ class Names(NamedTuple):
 
 #: By `picker.header_names`. Those of the other are a client's word, and not read.
 NAMES = {
-    "llm-d": Names(FAIRNESS_HEADER, OBJECTIVE_HEADER, SLO_TTFT_HEADER, SLO_TPOT_HEADER),
-    "gateway": Names(
+    "llm-d": HeaderNames(FAIRNESS_HEADER, OBJECTIVE_HEADER, SLO_TTFT_HEADER, SLO_TPOT_HEADER),
+    "gateway": HeaderNames(
         GATEWAY_FAIRNESS_HEADER, GATEWAY_OBJECTIVE_HEADER, GATEWAY_SLO_TTFT_HEADER, GATEWAY_SLO_TPOT_HEADER
     ),
 }

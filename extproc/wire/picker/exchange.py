@@ -41,7 +41,7 @@ class PickerExchange(Exchange):
         self._only: tuple[str, ...] | None = None
 
     @property
-    def _names(self) -> codec.Names:
+    def _names(self) -> codec.HeaderNames:
         """The headers of a gateway that is trusted."""
         return codec.NAMES[self._picker.settings.header_names]
 
