@@ -126,6 +126,7 @@ class At:
             access_log_pb2.DOWNSTREAM_END if final else access_log_pb2.DOWNSTREAM_PERIODIC
         )
         entry.response.response_code.value = 200
+        entry.response.response_body_bytes = 40
         call = self.channel.stream_unary(f"/{ACCESS_LOG}/StreamAccessLogs")(timeout=PATIENCE_S)
         await call.write(message.SerializeToString())
         await call.done_writing()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from extproc.core.predict import OutputLengths, Speed, SpeedModel, prior
@@ -40,6 +40,14 @@ def test_any_name_gives_a_usable_prior(gpu: str, model: str, gpus: int, memory: 
     assert 1 <= guess.kv_capacity_tokens < 10**13
 
 
+# Who has shown nothing goes by the others times what its agent said, which may be past the bound.
+@example(
+    [("first", 0, 0.0, 0.0, 0.0)] * 3 + [("rates", 1, 14_571.0, 0.0, 0.0), ("prefill", 0, 0.0, 0.0, 1.0)],
+    0.0,
+    0.0,
+    0.0,
+    0.0,
+)
 @given(seen, work, work, work, work)
 def test_predictions_survive_any_history(
     history: list[tuple[str, int, float, float, float]], u: float, more: float, off: float, k: float

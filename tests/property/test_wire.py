@@ -218,7 +218,7 @@ def test_error_bodies_are_json(message: str, status: int, dialect: Dialect) -> N
 def test_a_ticket_of_a_later_version_is_read() -> None:
     """Fields at the end that this version does not know pass; a ticket cut short does not."""
     whole = (
-        '["i","t","m","p","a",1,2,3,4,true,"k","standard",64,10,1.5,2.5,"steer","arm",0.5,7,"chat","p","",0,"",'
+        '["i","t","m","p","a",1,2,3,4,true,"k","standard",64,10,1.5,2.5,"steer","arm",0.5,7,"chat","p","",0,"","",'
         '{"new":1}]'
     )
     assert opened(whole) is not None

@@ -147,7 +147,8 @@ class SpeedModel:
         if seen := sorted(speed.factor for speed in speeds if speed.observations):
             for speed in speeds:
                 if not speed.observations:
-                    speed.factor = seen[(len(seen) - 1) // 2] * exp(speed.rates)
+                    factor = seen[(len(seen) - 1) // 2] * exp(speed.rates)
+                    speed.factor = min(max(factor, FACTOR_MIN), FACTOR_MAX)
 
     def _living(self) -> list[Speed]:
         speeds = [speed for held in self._speeds if (speed := held()) is not None]
