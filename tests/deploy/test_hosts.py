@@ -82,6 +82,6 @@ def test_every_program_of_the_units_is_where_the_commands_put_it() -> None:
 
 def test_quotas_outlive_a_restart_of_the_service() -> None:
     """In the folder that its unit makes."""
-    config = loads(FILE.read_text(encoding="utf-8").replace(HASH_PLACEHOLDER, "8" * 64))
+    config = loads(FILE.read_text(encoding="utf-8").replace(HASH_PLACEHOLDER, "ab" * 32))
     service = unit(next(path for path in UNITS if "envoy" not in path.name))
     assert config.state.dir == f"/var/lib/{service['StateDirectory']}"
