@@ -61,7 +61,7 @@ from extproc.config.model import Config, PoolConfig, ServiceClass
 from extproc.config.model import OutlierDetection as OutlierLimits
 from extproc.config.site_checks import returning
 from extproc.control.pack import address, extension, ms, packed
-from extproc.control.routes import RetryTiming
+from extproc.control.tries import RetryTiming
 from extproc.control.upstreams import crossing_options, protocol_options, transport_socket
 from extproc.core import contract
 
