@@ -66,7 +66,7 @@ def dynamic(*filters: dict[str, Any], **fields: Any) -> dict[str, Any]:
 
 
 def test_the_order_of_filters_is_the_one_that_is_rendered() -> None:
-    """Every filter of a configuration that has them all; floors, and what is off but for forms, have no place."""
+    """Every filter of a configuration that has them all; not floors, nor what is off but for forms."""
     config = load(ROOT / "envoy/examples/tenants.yaml")
     rendered = [each for each in http_filters(config) if each.name != FLOOR_FILTER and not each.disabled]
     kinds = [each.typed_config.type_url for each in rendered if each.typed_config is not None]
