@@ -195,7 +195,7 @@ def test_who_refuses_without_a_word_is_no_admin_port() -> None:
     """Such as the gateway itself, whose 401 is in its clients' words."""
     link = AdminLink("http://127.0.0.1:8080")
     with pytest.raises(
-        ServiceSilentError, match="no Steersman's admin port answers at http://127.0.0.1:8080"
+        ServiceSilentError, match=r"no Steersman's admin port answers at http://127\.0\.0\.1:8080"
     ):
         link._told(401, {"error": {}})
     with pytest.raises(ServiceRefusedError, match=r"8080: the token is not known here; its token"):
