@@ -66,7 +66,9 @@ def command(file: Path | None, once: bool, as_json: bool, check_only: bool, verb
     if any(replica.kv_events is not None for replica in config.replicas) and not once:
         need("kv-events", by="kv_events in agent.yaml", instead="leave it out")
     if check_only:
-        click.echo(f"{file}: good: {len(config.replicas)} replicas, {len(config.services)} services")
+        counts = [(len(config.replicas), "replica"), (len(config.services), "service")]
+        told = ", ".join(f"{count} {what}{'s' * (count != 1)}" for count, what in counts)
+        click.echo(f"{file}: good: {told}")
     elif once:
         _look_once(config, as_json=as_json)
     else:

@@ -121,12 +121,15 @@ class LazyGroup(click.Group):
 
 
 def _file_named(error: click.UsageError) -> click.UsageError:
-    """`check my.yaml`: a command that takes its file with -f says so beside "unexpected extra argument"."""
+    """How a file is named, to `check my.yaml` (with -f) and to `status -f my.yaml` (by the environment)."""
+    names = {each.name for each in error.ctx.command.params} if error.ctx is not None else set()
     found = _UNEXPECTED.search(error.message)
-    takes = error.ctx is not None and any(each.name == "file" for each in error.ctx.command.params)
-    if found is None or not takes:
-        return error
-    return click.UsageError(f"{error.message}; name the file with -f {found[1]}", ctx=error.ctx)
+    if found is not None and "file" in names:
+        return click.UsageError(f"{error.message}; name the file with -f {found[1]}", ctx=error.ctx)
+    if isinstance(error, click.NoSuchOption) and error.option_name in ("-f", "--file") and "address" in names:
+        way = "it asks a running service: give --address, or the file as STEERSMAN_CONFIG=FILE"
+        return click.UsageError(f"No such option {error.option_name!r}; {way}", ctx=error.ctx)
+    return error
 
 
 def _readable(arguments: list[str]) -> None:

@@ -94,7 +94,7 @@ def purge(
         click.echo(
             "the store is away; it is purged when it is back"
             if found["later"]
-            else f"{found['purged']} answers purged"
+            else f"{_answers(found['purged'])} purged"
         )
 
 
@@ -144,11 +144,11 @@ def show(found: Mapping[str, Any]) -> None:
         click.echo("there is no cache: the configuration has no section cache (docs/caching.md)")
         return
     click.echo(
-        f"{found['answers']} answers, {found['bytes'] / MIB:.1f} of {found['bytes_max'] / MIB:.0f} MiB; "
+        f"{_answers(found['answers'])}, {found['bytes'] / MIB:.1f} of {found['bytes_max'] / MIB:.0f} MiB; "
         f"{found['evicted']} went for room, {found['awaited']} are awaited"
     )
     for scope, each in list(found["scopes"].items())[:ROWS_MAX]:
-        click.echo(f"  {scope}: {each['answers']} answers, {each['bytes'] / MIB:.1f} MiB")
+        click.echo(f"  {scope}: {_answers(each['answers'])}, {each['bytes'] / MIB:.1f} MiB")
     if found["away"]:
         click.echo("the store is away: nothing is answered from it, and nothing kept")
     for reason, count in found["refused"].items():
@@ -169,6 +169,10 @@ def show(found: Mapping[str, Any]) -> None:
             click.echo(line)
     fills = ", ".join(f"{count} {outcome}" for outcome, count in sorted(found["fills"].items()))
     click.echo(f"answers that came: {fills or 'none yet'}")
+
+
+def _answers(count: int) -> str:
+    return f"{count} answer{'s' * (count != 1)}"
 
 
 def in_other_words(found: Mapping[str, Any]) -> list[str]:

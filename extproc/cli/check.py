@@ -24,8 +24,9 @@ def command(file: Path, as_json: bool, schema: bool) -> None:
     """Check a configuration.
 
     Prints every mistake at once as FILE:LINE: PATH: what to write instead, and exits 2; exits 0 with
-    one line when there is none. What is good and may not be meant is said on standard error as a warning.
-    Tokenizers' files are read. Nobody is asked: what runs is `steersman doctor`'s to check.
+    one line when there is none. What is good and may not be meant is said on standard error as a warning, and
+    so is an extra that is needed and not installed here. Tokenizers' files are read. Nobody is asked: what
+    runs is `steersman doctor`'s to check.
     """
     if schema:
         from extproc.config.schema import schema as made
@@ -33,10 +34,11 @@ def command(file: Path, as_json: bool, schema: bool) -> None:
         print_json(made())
         return
     from extproc.config.cautions import cautions
+    from extproc.config.installed import lacking
     from extproc.tokens.check import wrong_tokenizers
 
     config = load_or_exit(file, as_json=as_json)
-    warnings = [*cautions(config), *wrong_tokenizers(config)]
+    warnings = [*cautions(config), *lacking(config), *wrong_tokenizers(config)]
     endpoints = sum(len(pool.endpoints) for pool in config.pools)
     if as_json:
         print_json(

@@ -173,12 +173,19 @@ def show(found: Mapping[str, Any], console: Console, *, chargeback: bool) -> Non
         console.print("nothing was asked in this time")
         return
     columns = [] if chargeback else list(_COLUMNS)
-    table = _table(found, rows, columns)
+    charges, left_out = list(CHARGES), list(_CHARGES_GO)
+    table = _table(found, rows, columns, charges)
     roomy = console.options.update(width=ROOMY)
+    while chargeback and left_out and console.measure(table, options=roomy).maximum > console.width:
+        charges.remove(left_out.pop(0))
+        table = _table(found, rows, columns, charges)
     while len(columns) > 1 and console.measure(table, options=roomy).maximum > console.width:
         columns.remove(min(columns, key=lambda each: _IMPORTANCE.get(each[0], len(_IMPORTANCE))))
-        table = _table(found, rows, columns)
+        table = _table(found, rows, columns, charges)
     console.print(table, highlight=False)
+    if chargeback and len(charges) < len(CHARGES):
+        missing = ", ".join(name.replace("_", " ") for name in CHARGES if name not in charges)
+        console.print(f"[dim]not shown for want of room: {missing}[/]")
     if len(columns) < len(_COLUMNS) and not chargeback:
         missing = ", ".join(name for name, _ in _COLUMNS if name not in dict(columns))
         console.print(f"[dim]not shown for want of room: {missing}[/]")
@@ -187,29 +194,39 @@ def show(found: Mapping[str, Any], console: Console, *, chargeback: bool) -> Non
         console.print(f"[dim]… and {more} more; --json and --csv have all of {len(rows)}[/]")
 
 
-def _table(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], columns: Sequence[_Column]) -> Table:
+def _table(
+    found: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[_Column],
+    charges: Sequence[str],
+) -> Table:
     from rich.table import Table
 
     chargeback = not columns
     table = Table(box=None, pad_edge=False, header_style="dim")
-    names = list(CHARGES) if chargeback else [*found["by"], *(name for name, _ in columns)]
+    names = charges if chargeback else [*found["by"], *(name for name, _ in columns)]
     left = 3 if chargeback else len(found["by"])
     for number, name in enumerate(names):
         justify: Literal["left", "right"] = "left" if number < left else "right"
-        table.add_column(name.replace("_", " "), justify=justify, overflow="fold")
+        # Names fold where there is no room; of a day or a sum that is charged a part would be another.
+        whole = chargeback and name not in ("tenant", "model")
+        head = name.replace("_", "\n" if chargeback else " ")
+        table.add_column(head, justify=justify, overflow="fold", no_wrap=whole)
     for row in rows[:ROWS_MAX]:
-        table.add_row(*_cells(row, found["by"], columns))
+        table.add_row(*_cells(row, found["by"], columns, charges))
     if not chargeback and len(rows) > 1:
         heads = ["[bold]all[/]", *[""] * (left - 1)][:left]
         table.add_row(*heads, *(text(found["total"]) for _, text in columns))
     return table
 
 
-def _cells(row: Mapping[str, Any], by: Iterable[str], columns: Sequence[_Column]) -> list[str]:
+def _cells(
+    row: Mapping[str, Any], by: Iterable[str], columns: Sequence[_Column], charges: Iterable[str]
+) -> list[str]:
     from rich.markup import escape
 
     if not columns:
-        return [escape(_number(row[name])) for name in CHARGES]
+        return [escape(_number(row[name])) for name in charges]
     return [*(escape(row["group"][name] or "–") for name in by), *(text(row) for _, text in columns)]
 
 
@@ -243,6 +260,8 @@ def _large(value: float) -> str:
     return f"{value:,.6g}"
 
 
+#: What a narrow table of charges does without, the first first; --csv and --json have all.
+_CHARGES_GO = ("cached_tokens", "gpu_seconds", "requests")
 #: Columns of the table: what stands above, and what stands in it.
 _COLUMNS: tuple[_Column, ...] = (
     ("requests", lambda line: f"{line['requests']:,}"),

@@ -70,7 +70,7 @@ def command(
     address that is printed, unless the configuration's `admin` says where. Exits 0 after a stop, 1 when
     something cannot be kept running, 2 on a wrong configuration.
     """
-    from extproc.supervise.envoy import find_envoy
+    from extproc.supervise.envoy import find_envoy, too_old
     from extproc.supervise.gateway import GatewayFailedError, GatewayOptions
     from extproc.supervise.page import opened_page
     from extproc.supervise.rundir import run_directory
@@ -95,6 +95,8 @@ def command(
             asyncio.run(_up(config, file, options, pictured=pictured))
     except GatewayFailedError as error:
         click.echo(str(error), err=True)
+        if str(error).startswith("envoy ") and (old := too_old(envoy)):
+            click.echo(old, err=True)
         sys.exit(1)
     except OSError as error:
         click.echo(f"{error.filename or '--run-dir'}: {error.strerror or error}", err=True)

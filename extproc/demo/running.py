@@ -212,6 +212,8 @@ async def link_to(address: str | None) -> Link:
     if address is not None:
         if address.startswith(("http://", "https://")):
             return AdminLink(address)
+        if address.startswith("localhost:"):
+            address = f"127.0.0.1:{address.removeprefix('localhost:')}"
         here = address.startswith("unix:") or orders_at(address) is not None or _loopback(address)
         return ServiceLink(address) if here else AdminLink(f"http://{address}")
     first: ServiceLink | None = None

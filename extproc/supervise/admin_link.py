@@ -62,7 +62,7 @@ class AdminLink:
         said = str(error.get("message", "")) if isinstance(error, dict) else ""
         if status == 400:
             raise ValueError(said)
-        if status in (401, 403, 421, 429):
+        if said and status in (401, 403, 421, 429):
             raise ServiceRefusedError(f"{self.address}: {said}; its token is taken from ${TOKEN_ENV}")
         raise ServiceSilentError(f"no Steersman's admin port answers at {self.address}")
 

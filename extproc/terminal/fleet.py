@@ -262,7 +262,10 @@ def summary(status: Mapping[str, Any]) -> str:
     endpoints = status["endpoints"]
     ready = sum(endpoint["ready"] for endpoint in endpoints)
     streams = status["telemetry"]["streams"]
-    parts = [f"{ready} of {len(endpoints)} endpoints ready", f"{streams} agents connected"]
+    parts = [
+        f"{ready} of {len(endpoints)} endpoints ready",
+        f"{streams} agent{'s' * (streams != 1)} connected",
+    ]
     if status["sharing"]["connected"]:
         parts.append(f"{status['sharing']['deciders']} services share")
     return "[dim]" + " · ".join(parts) + "[/]"

@@ -235,9 +235,10 @@ def screen(
 ) -> RenderableType:
     """A whole picture: a head line, notes under it, the tables, and what happened last."""
     head = Table.grid(expand=True, padding=(0, 2, 0, 0))
-    head.add_column(no_wrap=True, overflow="ellipsis")
+    # What may wrap is what shrinks: of the two the title is cut.
+    head.add_column()
     head.add_column(justify="right", no_wrap=True)
-    head.add_row(Text.from_markup(title), Text(right, style=QUIET))
+    head.add_row(_note(title), Text(right, style=QUIET))
     parts: list[RenderableType] = [head]
     parts += [_note(note) for note in notes]
     parts += ["", body, ""]

@@ -222,3 +222,19 @@ def test_up_in_a_folder_whose_name_is_not_utf_8(tmp_path: Path) -> None:
     assert done.returncode == 2
     [line] = done.stderr.decode().splitlines()
     assert "/steersman.yaml: the folder's name is not UTF-8; rename it, or set a locale of UTF-8" in line
+
+
+TAKES_ADDRESS = [
+    pytest.param(each.values[0], id=each.id)
+    for each in LEAVES
+    if {"address"} <= {option.name for option in each.values[1].params}
+    and not any("-f" in option.opts for option in each.values[1].params)
+]
+
+
+@pytest.mark.parametrize("names", TAKES_ADDRESS)
+def test_who_asks_a_service_is_told_how_to_name_its_file(names: tuple[str, ...]) -> None:
+    """After `up -f my.yaml` comes `status -f my.yaml`."""
+    result = CliRunner().invoke(group, [*names, "-f", "my.yaml"])
+    assert result.exit_code == 2
+    assert "give --address, or the file as STEERSMAN_CONFIG=FILE" in result.stderr

@@ -116,3 +116,17 @@ def test_wrong_usage(arguments: tuple[str, ...], message: str) -> None:
     result = CliRunner().invoke(group, ["report", "--address", "127.0.0.1:1", *arguments])
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_charges_are_whole_in_a_narrow_terminal(width: int) -> None:
+    """Days and sums stand on one line each, whole; what there is no room for is said."""
+    found = answer(chargeback=True, day="today")
+    text = drawn(found, width=width, chargeback=True)
+    assert len(found["charges"]) == 2
+    for charge, cost in zip(found["charges"], ("0.000000001", "0.000000002"), strict=True):
+        [row] = [line for line in text.splitlines() if line.rstrip().endswith(cost)]
+        assert row.startswith(charge["day"])
+        assert str(charge["input_tokens"]) in row.split()
+    assert ("not shown for want of room: " in text) is (width < 120)
+    assert max(map(len, text.splitlines())) <= width

@@ -14,6 +14,7 @@ import pytest
 
 from extproc.demo import running
 from extproc.demo.running import NoDemoError, Notes, RunningDemo, announce, announced, began, find
+from extproc.supervise.admin_link import AdminLink, ServiceRefusedError
 from extproc.supervise.asking import ServiceSilentError
 
 
@@ -181,3 +182,21 @@ def test_the_configuration_may_be_named_by_the_environment(
     monkeypatch.setattr(running, "ServiceLink", AService)
     monkeypatch.setattr(AService, "answering", {"127.0.0.1:9"})
     assert asyncio.run(running.link_to(None)).address == "127.0.0.1:9"
+
+
+def test_localhost_is_this_machine() -> None:
+    """As a person writes it; another name is an admin port's elsewhere."""
+    assert isinstance(asyncio.run(running.link_to("localhost:50051")), running.ServiceLink)
+    assert asyncio.run(running.link_to("localhost:50051")).address == "127.0.0.1:50051"
+    assert asyncio.run(running.link_to("gateway.internal:9090")).address == "http://gateway.internal:9090"
+
+
+def test_who_refuses_without_a_word_is_no_admin_port() -> None:
+    """Such as the gateway itself, whose 401 is in its clients' words."""
+    link = AdminLink("http://127.0.0.1:8080")
+    with pytest.raises(
+        ServiceSilentError, match=r"no Steersman's admin port answers at http://127\.0\.0\.1:8080"
+    ):
+        link._told(401, {"error": {}})
+    with pytest.raises(ServiceRefusedError, match=r"8080: the token is not known here; its token"):
+        link._told(401, {"error": {"message": "the token is not known here"}})

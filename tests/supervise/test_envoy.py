@@ -43,3 +43,28 @@ def test_the_run_folder_is_private_and_gone_afterwards_unless_it_is_kept(tmp_pat
         assert kept.stat().st_mode & 0o777 == 0o700
         (kept / "x").touch()
     assert (kept / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("says", "said"),
+    [
+        ("echo envoy version: abc/1.30.1/Clean/RELEASE/BoringSSL", "it is Envoy 1.30.1; use 1.40 or newer"),
+        ("echo envoy version: abc/1.9.0/Clean/RELEASE/BoringSSL", "it is Envoy 1.9.0; use 1.40 or newer"),
+        ("echo envoy version: abc/1.40.0/Clean/RELEASE/BoringSSL", ""),
+        ("echo envoy version: abc/2.0.1/Clean/RELEASE/BoringSSL", ""),
+        ("echo hello", ""),
+        ("exit 1", ""),
+    ],
+)
+def test_one_that_is_too_old_is_told_apart(tmp_path: Path, says: str, said: str) -> None:
+    """By its own word; one that says nothing of itself is not accused."""
+    binary = tmp_path / "envoy"
+    binary.write_text(f"#!/bin/sh\n{says}\n")
+    binary.chmod(0o755)
+    assert envoy.too_old(str(binary)).startswith(said)
+    assert bool(envoy.too_old(str(binary))) is bool(said)
+
+
+def test_what_cannot_be_run_is_not_too_old(tmp_path: Path) -> None:
+    """It is something else that is wrong with it."""
+    assert envoy.too_old(str(tmp_path / "nothing")) == ""

@@ -179,4 +179,6 @@ def test_the_summary_counts() -> None:
     """In one line; services that share only where they do."""
     assert summary(STATUS) == "[dim]2 of 4 endpoints ready · 2 agents connected · 3 services share[/]"
     alone = {**STATUS, "sharing": {"connected": False, "deciders": 1}}
+    one = {**alone, "telemetry": {**STATUS["telemetry"], "streams": 1}}
+    assert summary(one) == "[dim]2 of 4 endpoints ready · 1 agent connected[/]"
     assert summary(alone) == "[dim]2 of 4 endpoints ready · 2 agents connected[/]"

@@ -11,11 +11,10 @@ from extproc.core import contract
 from extproc.doctor import dump
 from extproc.doctor.evidence import NOT_ASKED, EnvoySeen, Evidence, Failed
 from extproc.doctor.finding import Check, Said, error, note, warning
+from extproc.supervise.envoy import VERSION_TRIED
 
 #: override_host by metadata, and the Lua filter's calls, as this project uses them.
 VERSION_MIN: Final = (1, 37)
-#: What the end-to-end tests run.
-VERSION_TRIED: Final = (1, 40)
 #: What an answer's headers tell of tokens and queues (control/accesslog.py's list).
 RESPONSE_HEADERS: Final = (contract.PROMPT_TOKENS_HEADER, contract.GENERATED_TOKENS_HEADER)
 #: A record waits in Envoy for no more than this before it is sent.
