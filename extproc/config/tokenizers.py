@@ -25,7 +25,8 @@ class PoolTokenizer(Section):
     least recently used go."""
     inline_bytes: int = Field(default=0, ge=0, le=4_096)
     """Texts of at most so many characters are counted at once, on the decision's way (with a file; about 1 µs
-    a character); 0 counts all in the background, for the next time."""
+    a character); 0 counts all in the background, for the next time. The file is read in the service then, and
+    decisions wait while it is."""
     cpu_share: float = Field(default=0.25, gt=0.0, le=1.0)
     """The share of one core that the counting may take; of an engine, of the time that it may be asked."""
     error_max: float = Field(default=0.05, gt=0.0, le=1.0)

@@ -27,6 +27,7 @@ from extproc.observe.metrics.snapshot import TokensSeen
 from extproc.service.parts import Part
 from extproc.tokens.asked import ANSWER_BYTES_MAX, TOKENIZE_PATH, answered, believed, question
 from extproc.tokens.counter import PoolCounter
+from extproc.tokens.process import TokenizerProcess
 from extproc.tokens.tokenizer import PROBES, FileTokenizer, TokenizerError, bias_of, load
 from extproc.upstream import PLAIN, ReplicaAccess, read_bounded, tls_trouble
 
@@ -54,7 +55,7 @@ class _Source:
     def __init__(self, settings: PoolTokenizer, counter: PoolCounter) -> None:
         self.settings, self.counter = settings, counter
         self.stamp: _Stamp | None = None
-        self.tokenizer: FileTokenizer | None = None
+        self.tokenizer: FileTokenizer | TokenizerProcess | None = None
         self.looked = -LOOK_S
         self.told = ""
         self.asked = 0
@@ -79,6 +80,8 @@ class TokensPart(Part, Observer):
     ) -> None:
         self._fleet, self._way = fleet, way
         self._sources: dict[str, _Source] = {}
+        #: They end what they began to count with.
+        self._leaving: set[asyncio.Task[None]] = set()
         self._awaited: OrderedDict[str, PromptCount] = OrderedDict()
         self._session: aiohttp.ClientSession | None = None
         self._running = False
@@ -108,6 +111,9 @@ class TokensPart(Part, Observer):
                 source = _Source(
                     settings, PoolCounter(bytes_max=settings.bytes_max, error_max=settings.error_max)
                 )
+            if bool(settings.inline_bytes) != bool(source.settings.inline_bytes):
+                # Counted at once is what is read here, all else beside.
+                source.stamp = None
             source.settings, source.looked = settings, -LOOK_S
             counter = source.counter
             counter.error_max, counter.inline_bytes = settings.error_max, settings.inline_bytes
@@ -119,6 +125,8 @@ class TokensPart(Part, Observer):
         for name, source in before.items():
             if self._sources.get(name) is not source and source.task is not None:
                 source.task.cancel()
+                self._leaving.add(source.task)
+                source.task.add_done_callback(self._leaving.discard)
         if not self._sources:
             self._awaited.clear()
         self._begin()
@@ -131,12 +139,12 @@ class TokensPart(Part, Observer):
     async def stop(self) -> None:
         """Count no more."""
         self._running = False
+        tasks = [source.task for source in self._sources.values() if source.task is not None]
         for source in self._sources.values():
-            task, source.task = source.task, None
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            source.task = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, *self._leaving, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -225,6 +233,12 @@ class TokensPart(Part, Observer):
         )
 
     async def _run(self, name: str, source: _Source) -> None:
+        try:
+            await self._count(name, source)
+        finally:
+            await _ended(source)
+
+    async def _count(self, name: str, source: _Source) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
@@ -254,7 +268,12 @@ class TokensPart(Part, Observer):
             told = await self._counts(name, source, list(texts.values()))
         except (OSError, ValueError, TimeoutError) as error:
             # The texts are met again, or are not worth it.
-            self._unusable(name, source, f"its engine's {TOKENIZE_PATH} cannot be used: {error}")
+            if source.settings.path is None:
+                self._unusable(name, source, f"its engine's {TOKENIZE_PATH} cannot be used: {error}")
+                return
+            await _ended(source)
+            source.stamp = None
+            self._unusable(name, source, f"{source.settings.path}: {error or 'counting takes too long'}")
             return
         if self._sources.get(name) is source:
             counter.counted(dict(zip(texts, told, strict=True)))
@@ -277,15 +296,21 @@ class TokensPart(Part, Observer):
             return
         source.stamp = stamp
         try:
-            source.tokenizer = await asyncio.to_thread(load, Path(path))
+            await _ended(source)
+            if source.settings.inline_bytes:
+                source.tokenizer = await asyncio.to_thread(load, Path(path))
+            else:
+                source.tokenizer = await TokenizerProcess.of(Path(path))
         except TokenizerError as error:
-            source.tokenizer = None
             self._unusable(name, source, str(error))
             return
         if self._sources.get(name) is source:
-            source.counter.begin(source.tokenizer.bias, source.tokenizer.counts)
+            inline = source.tokenizer.counts if isinstance(source.tokenizer, FileTokenizer) else None
+            source.counter.begin(source.tokenizer.bias, inline)
 
     async def _counts(self, name: str, source: _Source, texts: Sequence[str]) -> list[int]:
+        if isinstance(source.tokenizer, TokenizerProcess):
+            return await source.tokenizer.counts(texts)
         if source.tokenizer is not None:
             return await asyncio.to_thread(source.tokenizer.counts, texts)
         return [await self._ask(name, source, text) for text in texts]
@@ -329,6 +354,13 @@ class TokensPart(Part, Observer):
             log.warning("pool %s: prompts are estimated, its tokenizer is not gone by: %s", name, problem)
         else:
             log.info("pool %s: prompts are counted with its tokenizer", name)
+
+
+async def _ended(source: _Source) -> None:
+    """Its tokenizer is let go."""
+    before, source.tokenizer = source.tokenizer, None
+    if isinstance(before, TokenizerProcess):
+        await before.end()
 
 
 def _stamp(path: Path) -> _Stamp | None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,87 +14,16 @@ from click.testing import CliRunner
 
 from extproc.config.load import loads
 from extproc.core.decide import resolve
-from extproc.core.fleet import Fleet
 from extproc.core.ledger import Ledger
 from extproc.core.outcome import Reject
-from extproc.core.request import Request
 from extproc.core.tenant import ANONYMOUS
 from extproc.engines import ENGINES
-from extproc.service.build import pool_specs
-from extproc.service.tokens import TokensPart
-from extproc.tokens.asked import answered, believed, question
-from extproc.upstream import PLAIN, ReplicaAccess
+from extproc.tokens.asked import answered, question
+from extproc.tokens.tokenizer import FileTokenizer
+from extproc.upstream import ReplicaAccess
+from tests.stand.counting import Counting, S, play, running, text_of, until
 from tests.stand.vocabulary import asked, prose, written
 from tests.stand.web_server import listening
-
-S = 1_000_000_000
-
-
-def text_of(tokenizer: str, *, address: str = "127.0.0.1:9", engine: str = "vllm", more: str = "") -> str:
-    return f"""
-gateway: {{auth: none}}
-pools:
-  - name: p
-    models: [m]
-    engine: {engine}
-    endpoints: [{{address: "{address}"}}]
-    {tokenizer}
-    {more}
-"""
-
-
-class Counting:
-    """A fleet whose pool counts, beside a test's event loop."""
-
-    def __init__(self, text: str, access: ReplicaAccess = PLAIN) -> None:
-        self.config = loads(text)
-        self.fleet = Fleet(pool_specs(self.config))
-        self.part = TokensPart(self.config, self.fleet, way=lambda _: (access, ""))
-
-    @property
-    def pool(self) -> dict[str, Any]:
-        found = self.part.status()["p"]
-        assert isinstance(found, dict)
-        return found
-
-    def tokens(self, request: Request) -> int:
-        found = resolve(
-            request,
-            ANONYMOUS,
-            self.fleet,
-            Ledger(ttl_ns=S, remembered_max=10),
-            id="i",
-            default_model="m",
-            reservations_max=10,
-        )
-        assert not isinstance(found, Reject)
-        return found.input_tokens
-
-    def reload(self, text: str) -> None:
-        self.config = loads(text)
-        self.fleet.apply(pool_specs(self.config))
-        self.part.apply(self.config)
-
-
-@asynccontextmanager
-async def running(counting: Counting) -> Any:
-    for endpoint in counting.fleet.endpoints:
-        endpoint.refresh()
-    await counting.part.start()
-    try:
-        yield counting
-    finally:
-        await counting.part.stop()
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not true():  # noqa: ASYNC110 (threads and a server set no event of ours)
-            await asyncio.sleep(0.005)
-
-
-def play(scene: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(scene())  # type: ignore[arg-type]
 
 
 def test_prompts_are_counted_with_the_file(tmp_path: Path) -> None:
@@ -265,65 +193,6 @@ def test_an_engine_that_cannot_count_is_said_and_asked_again(monkeypatch: pytest
     play(scene)
 
 
-def test_an_engine_that_hangs_keeps_no_other_pool_waiting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each counts by itself: one's engine takes a question and never answers, the other's file counts on."""
-    monkeypatch.setattr("extproc.service.tokens.ASK_TIMEOUT_S", 3_600.0)
-
-    async def scene() -> None:
-        asked_it = asyncio.Event()
-
-        async def hang(_: web.Request) -> web.Response:
-            asked_it.set()
-            await asyncio.sleep(3_600)
-            raise AssertionError
-
-        app = web.Application()
-        app.add_routes([web.post("/tokenize", hang)])
-        async with listening(app) as address:
-            hangs = f'''
-  - name: a
-    models: [other]
-    tokenizer: {{source: engine}}
-    endpoints: [{{address: "{address}"}}]
-'''
-            text = text_of(f"tokenizer: {{path: {written(tmp_path)}, cpu_share: 1}}")
-            counting = Counting(text.replace("pools:\n", "pools:" + hangs, 1))
-            async with running(counting):
-                await asked_it.wait()
-                await until(lambda: not counting.pool["problem"])
-                counting.tokens(asked(("user", prose()[:20_000])))
-                await until(lambda: counting.pool["known"] >= 15 and not counting.pool["waiting"])
-
-    play(scene)
-
-
-@pytest.mark.parametrize("lie", [-5, 0, 10**6, 10**30])
-def test_a_number_that_no_text_has_is_no_count(lie: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine that lies reserves nobody's quota: the estimate stays, and what it said is told."""
-    monkeypatch.setattr("extproc.service.tokens.LOOK_S", 0.01)
-
-    async def scene() -> None:
-        async def answer(_: web.Request) -> web.Response:
-            return web.Response(text=json.dumps({"count": lie}), content_type="application/json")
-
-        app = web.Application()
-        app.add_routes([web.post("/tokenize", answer)])
-        async with listening(app) as address:
-            counting = Counting(text_of("tokenizer: {source: engine, cpu_share: 1}", address=address))
-            async with running(counting):
-                await until(lambda: "tokens for a text of" in counting.pool["problem"])
-
-    play(scene)
-
-
-def test_what_a_text_may_have_is_believed() -> None:
-    """A token a byte, what normalising makes of a ligature, nothing for a blank."""
-    for count, text in [(0, ""), (0, " "), (1, "a"), (17, "a"), (33, "\ufdfa")]:
-        assert believed(count, text) == count
-
-
 @pytest.mark.parametrize(
     ("status", "body"),
     [
@@ -359,6 +228,7 @@ def test_what_does_not_fit_the_context_is_refused_exactly(tmp_path: Path) -> Non
             await until(lambda: not counting.pool["problem"])
             counter = counting.part._sources["p"].counter
             tokenizer = counting.part._sources["p"].tokenizer
+            assert isinstance(tokenizer, FileTokenizer)
             assert tokenizer is not None
             long = asked(("user", prose()[:3_500]), max_tokens=16)
             # Nobody has confirmed the counts yet: the engine decides.
