@@ -97,6 +97,18 @@ ENGINE_KEY_REFUSED = {
     "error_type": "engine_key_refused",
 }
 
+#: And where another site does, which has its operators and its own words in its log.
+SITE_REFUSED = {
+    "error": {
+        "message": "the other site does not take this request: keys, clocks or the lists of tenants differ;"
+        " steersman doctor at this site and the log at that one say which",
+        "type": "server_error",
+        "param": None,
+        "code": "site_refused",
+    },
+    "error_type": "site_refused",
+}
+
 #: Envoy compares its own list with the whole header; engines add a charset to it.
 JSON_CONTENT_TYPE = r"application/json(\s*;.*)?"
 
@@ -280,6 +292,8 @@ def first_chunk(found: Counts, *, caches: bool = False) -> Lua:
         ("COMPLETION_TOKENS_KEY", contract.COMPLETION_TOKENS_KEY),
         ("KEY_REFUSED_KEY", contract.KEY_REFUSED_KEY),
         ("KEY_REFUSED_BODY", f"'{json.dumps(ENGINE_KEY_REFUSED)}'"),
+        ("SITE_KEY", contract.SITE_KEY),
+        ("SITE_REFUSED_BODY", f"'{json.dumps(SITE_REFUSED)}'"),
         ("EVENTS_KEY", contract.EVENTS_KEY),
         ("DONE_KEY", contract.DONE_KEY),
         ("RESPONSE_ID_KEY", contract.RESPONSE_ID_KEY),

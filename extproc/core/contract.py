@@ -70,6 +70,8 @@ SITE_PATH = "/steersman/v1/site"
 #: For a request that failed in one pool and is tried in another: where its model's name begins in its body,
 #: how many bytes that takes, and the name in the second as JSON; blanks between. Not said of equal names.
 SECOND_MODEL_KEY = "second_model"
+#: "1" where the request goes to another site, whose 401 is about the word that goes along.
+SITE_KEY = "to_site"
 #: The keys of both pools, until it is known which try it is. No engine sees these headers.
 KEY_THERE_HEADER, KEY_HOME_HEADER = "x-steersman-key-there", "x-steersman-key-home"
 

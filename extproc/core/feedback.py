@@ -19,6 +19,8 @@ from extproc.core.predict.slots import after_end
 from extproc.engines import traits_of
 
 MS_NS = 1_000_000
+#: What a site answers to a word that it does not take.
+UNTRUSTED_STATUS = "401"
 #: A first token tells of the cache where so many tokens should have been cached, and their prefill would have
 #: taken this share of what was predicted.
 CACHE_JUDGED_MIN, SPARED_SHARE_MIN = 128, 0.3
@@ -141,6 +143,8 @@ class Feedback:
             served.failed(now_ns, refused=outcome.impossible)
             fleet.answered(served, outcome, now_ns=now_ns, failed=True)
         if first is not None and (retried_elsewhere or failed_here):
+            if _untrusted(fleet, outcome):
+                return
             tenant = outcome.reservation.tenant
             if own_error(outcome) and not self.blame.failed(pool, chosen, tenant, now_ns=now_ns):
                 return
@@ -359,6 +363,14 @@ def late(entry: InFlight, *, now_ns: int) -> None:
         before = speed.factor
         speed.saw_first_token(_scale(entry) * plan.latest_ms, (now_ns - entry.job.placed_ns) / MS_NS)
         entry.late = speed.factor / before
+
+
+def _untrusted(fleet: Fleet, outcome: Outcome) -> bool:
+    """Whether another site did not take the word for a request: that is about its tenant, or our keys and
+    clock, of which the link's own questions tell. The site is no worse for others by it."""
+    pool = fleet.pools.get(outcome.reservation.pool)
+    refused = outcome.key_refused or outcome.failed_there == UNTRUSTED_STATUS
+    return refused and pool is not None and bool(pool.site)
 
 
 def moved(entry: InFlight, failed: Endpoint) -> None:

@@ -39,6 +39,7 @@ from extproc.core.contract import (
     SAN_ATTRIBUTES,
     SECOND_MODEL_KEY,
     SITE_HEADER,
+    SITE_KEY,
     SOURCE_ATTRIBUTE,
     SUBJECT_ATTRIBUTE,
     TICKET_KEY,
@@ -79,6 +80,7 @@ WANTED = frozenset(
         MODEL_HEADER,
         "origin",
         SITE_HEADER,
+        SITE_KEY,
         "traceparent",
         "tracestate",
         "x-request-id",
@@ -290,6 +292,8 @@ def routed(
         about[USAGE_KEY] = usage
     if cache:
         about[CACHE_KEY] = cache
+    if site:
+        about[SITE_KEY] = "1"
     if body is not None and decision.second_model:
         about[SECOND_MODEL_KEY] = second_model(body, decision.second_model)
     data = _changes(phase, decision.cluster, decision.retries, decision.reservation.stream, path_prefix)

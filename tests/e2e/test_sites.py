@@ -24,16 +24,21 @@ from extproc.cli import group
 from extproc.core.contract import SITE_HEADER, SITE_PATH
 from extproc.core.remote.identity import QUESTION, issue
 from extproc.core.remote.signing import SiteKey
+from extproc.core.tenant import hash_key
 
 pytestmark = pytest.mark.envoy
 
 #: In the centre a tenant's quota is spent by one request of its own.
 QUOTA = {"quota": {"requests_per_minute": 1}}
+#: The key of a tenant that the edge alone knows.
+LOCAL = "sk-test-local"
 
 
 @pytest.fixture(scope="module")
 def sites() -> Iterator[TwoSites]:
-    with two_sites(centre={"tenants": tenants(globex=QUOTA)}) as made:
+    local = {"name": "local", "keys": [{"sha256": hash_key(LOCAL)}]}
+    of_edge = [*tenants(acme={"away_model": SMALL}), local]
+    with two_sites(centre={"tenants": tenants(globex=QUOTA)}, tenants=of_edge) as made:
         yield made
 
 
@@ -241,6 +246,25 @@ def test_a_word_that_is_not_to_be_believed(sites: TwoSites, wrong: str) -> None:
     seen = len(sites.far.seen)
     assert ask(token) == (401, "site_not_trusted")
     assert len(sites.far.seen) == seen
+
+
+def test_a_tenant_that_the_centre_does_not_know(sites: TwoSites) -> None:
+    """It is served at home, and told whose mistake it is of what is only there; the centre is no worse for
+    the others by it."""
+    hub = sites.way.address
+    # Of what tests before this one have done to it.
+    wait_for(
+        "a centre in good health", lambda: sites.answered_by(BIG) and not sites.edge.endpoint(hub)["causes"]
+    )
+    for _ in range(4):
+        status, _, body = sites.ask(BIG, key=LOCAL)
+        assert (status, body["error"]["code"]) == (502, "site_refused")
+        assert "tenants" in body["error"]["message"]
+        assert sites.answered_by(text=COMPLEX, key=LOCAL) == "at the edge"
+    assert sites.answered_by(BIG) == "in the centre"
+    wait_for("the edge's books", sites.edge.quiet)
+    assert not sites.edge.endpoint(hub)["causes"]
+    assert sites.edge.tenant("local")["failed"] == 4
 
 
 def test_nobody_else_is_told_what_there_is(sites: TwoSites) -> None:

@@ -310,7 +310,7 @@ local function kept_as(text)
 end
 
 -- What a client reads where the engine did not take our key, in the words of both dialects.
-local KEY_REFUSED = @KEY_REFUSED_BODY@
+local KEY_REFUSED, SITE_REFUSED = @KEY_REFUSED_BODY@, @SITE_REFUSED_BODY@
 
 -- The client's own key never went there, so that 401 or 403 is the operator's fault and not the client's.
 local function refuses_key(handle, served)
@@ -319,13 +319,16 @@ local function refuses_key(handle, served)
 end
 
 local function say_key_refused(handle)
+  local decision = noted(handle)
+  -- What was tried at home as well has an empty word here, and home's answer.
+  local by_site = decision["@SITE_KEY@"] and decision["@SPILLED_HEADER@"] ~= ""
   handle:streamInfo():dynamicMetadata():set("@OBSERVED_NAMESPACE@", "@KEY_REFUSED_KEY@", true)
   local headers = handle:headers()
   headers:replace(":status", "502")
   headers:remove("www-authenticate")
   headers:remove("content-encoding")
   headers:replace("content-type", "application/json")
-  headers:replace("content-length", tostring(handle:body(true):setBytes(KEY_REFUSED)))
+  headers:replace("content-length", tostring(handle:body(true):setBytes(by_site and SITE_REFUSED or KEY_REFUSED)))
 end
 
 -- What other pools that requests spill to answer where they refuse or fail.

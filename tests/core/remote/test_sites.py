@@ -322,3 +322,22 @@ def test_a_place_is_served_on_its_side(side: str, pool: str, why: str) -> None:
     for request in (SHORT, LONG):
         routed = Edge().routed(request, tenant)
         assert (routed.reservation.pool, told(routed), routed.reservation.place) == (pool, why, "branch")
+
+
+@pytest.mark.parametrize("tried_at_home", [False, True])
+def test_a_word_that_is_not_taken_is_not_held_against_the_site(tried_at_home: bool) -> None:
+    """It is about a tenant or keys, of which the link tells; a 502 of that site's is held against it."""
+    edge = Edge()
+    there = edge.scheduler.fleet.endpoint("hub", SITE)
+    assert there is not None
+
+    def ended(**facts: Any) -> None:
+        gone = edge.routed(LONG)
+        facts |= {"attempts": 2, "served_by": OWN} if tried_at_home else {"end": End.ERROR, "served_by": SITE}
+        end = Outcome(**{"reservation": gone.reservation, "final": True, "status": 200, **facts})
+        edge.scheduler.settlement.settle(end, now_ns=S)
+
+    ended(**({"failed_there": "401"} if tried_at_home else {"status": 502, "key_refused": True}))
+    assert (there.failures, there.health.causes) == (0, {})
+    ended(**({"failed_there": "502"} if tried_at_home else {"status": 502}))
+    assert there.failures > 0
