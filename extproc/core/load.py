@@ -157,6 +157,7 @@ class Load:
         "context_tokens",
         "entered",
         "left_ns",
+        "next_tightest_ms",
         "prefilled_ms",
         "queued",
         "queued_ms",
@@ -195,6 +196,8 @@ class Load:
         self._batch_ns = self._context_ns = 0
         self._integrated_ns = 0
         self._tightest_ms = math.inf
+        #: The same of the stream that has second least to spare, as of the last `tightest_ms`.
+        self.next_tightest_ms = math.inf
         self._tight_until_ns = -1
         self._tight_step_ms = 0.0
         self._tight_stall = 1.0
@@ -312,7 +315,7 @@ class Load:
             and stall == self._tight_stall
         ):
             return self._tightest_ms
-        least = math.inf
+        least = second = math.inf
         done_ms = self.prefilled_ms + self.queued_ms
         for job in self._streams.values():
             if now_ns - job.length_ns > LENGTH_REFRESH_NS:
@@ -320,8 +323,10 @@ class Load:
             slack_ms = SPARE_SHARE * (job.plan.tpot_target_ms - step_ms) * job.length
             slack_ms -= stall * (done_ms - job.interference_mark)
             if 0.0 <= slack_ms < least:
-                least = slack_ms
-        self._tightest_ms = least
+                least, second = slack_ms, least
+            elif least <= slack_ms < second:
+                second = slack_ms
+        self._tightest_ms, self.next_tightest_ms = least, second
         self._tight_step_ms = step_ms
         self._tight_stall = stall
         self._tight_until_ns = now_ns + LENGTH_REFRESH_NS

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from extproc.core.fleet import Member, PoolSpec
+from extproc.core.forecast import FREE
 from extproc.core.outcome import End, Hold, Outcome, Reject, Reservation, Routed
 from extproc.core.request import Dialect, Request, RouteKind
 from extproc.core.scheduler import ClassSpec, Policy
@@ -117,6 +118,43 @@ def test_the_guard_keeps_a_running_streams_tokens_in_time() -> None:
     assert isinstance(held, Hold)
     scene.now_ns = S
     scene.ends(running)
+    assert [name for name, _ in scene.released] == [held.id]
+
+
+@pytest.mark.parametrize(("tight", "yields"), [(1, True), (2, False)])
+def test_the_guard_yields_to_who_would_be_late_and_can_be_in_time(*, tight: int, yields: bool) -> None:
+    """After a quarter of its target a prompt goes beside one stream without time to spare, not beside two.
+
+    Held until streams end, prompts were late while no replica prefilled anything. One that is late anyway
+    spoils nobody's stream.
+    """
+    scene = Scene()
+    running = [scene.routed(100)]
+    scene.scheduler.settlement.first_token(running[0].id, now_ns=0)
+    for _ in range(tight - 1):
+        running.append(scene.routed(100))
+        scene.scheduler.settlement.first_token(running[-1].id, now_ns=0)
+    (endpoint,) = scene.scheduler.fleet.endpoints
+    step_ms = endpoint.speed.step_ms(tight, 200 * tight)
+    # What others' prefills have cost their streams: 10 ms are left to spare.
+    endpoint.load.prefilled_ms += endpoint.load.tightest_ms(step_ms, now_ns=0) - 10.0
+    endpoint.load.leave("", endpoint.load.enter(FREE, 1, now_ns=0), now_ns=0)
+    held, hopeless = scene.ask(3000), scene.ask(100_000)
+    assert isinstance(held, Hold)
+    assert isinstance(hopeless, Hold)
+    scene.now_ns = 240 * MS
+    scene.scheduler.step(now_ns=scene.now_ns)
+    assert not scene.released
+    scene.now_ns = 260 * MS
+    scene.scheduler.step(now_ns=scene.now_ns)
+    assert [name for name, _ in scene.released] == [held.id] * yields
+    if not yields:
+        return
+    scene.now_ns = 1300 * MS
+    ((_, decision),) = scene.released
+    assert isinstance(decision, Routed)
+    scene.scheduler.settlement.first_token(decision.reservation.id, now_ns=scene.now_ns)
+    scene.scheduler.step(now_ns=scene.now_ns)
     assert [name for name, _ in scene.released] == [held.id]
 
 

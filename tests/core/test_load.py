@@ -80,6 +80,15 @@ def test_the_guard_counts_what_is_still_to_be_prefilled() -> None:
     assert load.tightest_ms(20.0, now_ns=0) == 2500.0
 
 
+def test_who_has_second_least_to_spare_is_known_beside() -> None:
+    """Whatever their order; infinite for one alone, or where the others are lost."""
+    load = Load()
+    for at, output in enumerate((300.0, 100.0, 200.0)):
+        load.first(str(at), load.enter(plan_of(prefill_ms=0.0, output=output), 1, now_ns=0), now_ns=0)
+        assert load.tightest_ms(20.0, now_ns=0) == (12_000.0, 4_000.0, 4_000.0)[at]
+        assert load.next_tightest_ms == (math.inf, 12_000.0, 8_000.0)[at]
+
+
 def test_a_stream_that_is_lost_guards_nothing() -> None:
     """Its target cannot be met any more, so it is no reason to keep others waiting."""
     load = Load()

@@ -29,7 +29,9 @@ Scores within 4 % and 4 ms of the least count as equal. An endpoint *takes* the 
                                 the first token comes soon enough
     memory:                     reserved + u + min(limit, 1024) − 1 ≤ .98 · KV capacity, or it is empty
     the guard:                  no running stream that can still meet its TPOT has less slack than the prefill
-                                would hold it up (learnt too: an engine may decode on beside it)
+                                would hold it up (learnt too: an engine may decode on beside it). It yields
+                                to who has waited a quarter of its target and can still be in time, where
+                                all streams but one can spare three such prefills
 
 If only queues or slots keep it from all of them, one that was long not tried gets it all the same, to learn
 whether its engine takes one prefill at a time still, or no more streams (a *trial*: each endpoint after 1
@@ -63,13 +65,18 @@ from extproc.core.forecast import (
     growth_tokens,
     reserved_tokens,
     slot_ms,
-    step_ms,
     waits,
 )
 from extproc.core.outcome import LATER_MS
 from extproc.core.predict.admission import AHEAD_MAX
 from extproc.core.strategies.base import Ranking, Strategy, lowest, zone_ms
-from extproc.core.strategies.waiting import COPIES_AT, computed_soon, worth_waiting
+from extproc.core.strategies.waiting import (
+    COPIES_AT,
+    YIELDS_ROOM,
+    computed_soon,
+    guard_yields_ms,
+    worth_waiting,
+)
 from extproc.core.work import NOW, SchedulingContext, Work
 
 #: Predictions that differ by no more than this are alike, and the least recently picked goes first: or all
@@ -113,8 +120,7 @@ class Steer(Strategy):
     copy_price: float = 5.0
 
     def opens(self, endpoints: Sequence[Endpoint], *, at: SchedulingContext = NOW) -> list[Endpoint]:
-        """Those that may take anything at all now: ready, with a permit, a shallow queue and slack for the
-        shortest of prefills."""
+        """Those that may take anything at all now: ready, with a permit and a shallow queue."""
         depth = self.queue_tokens // at.deciders
         return [
             e
@@ -126,7 +132,6 @@ class Steer(Strategy):
             )
             and e.ready
             and e.permits + e.peer_permits + e.foreign < e.max_concurrent
-            and not (self.guard and e.load.streaming and _tight(e, at.now_ns))
         ]
 
     def may(self, work: Work, among: Sequence[Endpoint], *, at: SchedulingContext = NOW) -> bool:
@@ -175,7 +180,7 @@ class Steer(Strategy):
         zone, penalty = work.zone, work.zone_penalty_tokens
         depth = self.queue_tokens // at.deciders
         cached_of, coming_of, given_of, now_ns = at.cached, at.coming, at.given, at.now_ns
-        guard, share = self.guard, self.kv_share
+        guard, share, yields_ms = self.guard, self.kv_share, guard_yields_ms(work, now_ns)
         home = max(coming_of.values()) if coming_of else 0
         most_given = max(given_of.values()) if given_of else 0
         token_ms = _token_ms(candidates) if home or most_given else 0.0
@@ -231,6 +236,7 @@ class Steer(Strategy):
                     and load.streaming
                     and (stall := e.admission.stall)
                     and load.tightest_ms(step, now_ns=now_ns, stall=stall) < stall * own
+                    and not (alone <= yields_ms and load.next_tightest_ms >= YIELDS_ROOM * stall * own)
                 )
             ):
                 ttft += LATER_MS
@@ -398,7 +404,8 @@ class Steer(Strategy):
         if self.guard and load.streaming and stall:
             slack_ms = load.tightest_ms(expected.step_ms, now_ns=at.now_ns, stall=stall)
             own_ms *= stall
-            if slack_ms < own_ms:
+            yields = expected.ttft_ms <= guard_yields_ms(work, at.now_ns)
+            if slack_ms < own_ms and not (yields and load.next_tightest_ms >= YIELDS_ROOM * own_ms):
                 found.append(
                     f"guard: a stream has {slack_ms:.0f} ms to spare, the prefill takes {own_ms:.0f}"
                 )
@@ -439,12 +446,3 @@ def _drawn(candidates: Sequence[Endpoint], cached: Mapping[str, int], rng: Rando
 def _near(endpoint: Endpoint, zone: str) -> bool:
     """Whether an endpoint is here, and nobody waits there: worth a trial where nothing is known of it."""
     return (not zone or endpoint.zone == zone) and not endpoint.load.queued
-
-
-def _tight(endpoint: Endpoint, now_ns: int) -> bool:
-    """Whether even a prefill of one token would spoil a running stream."""
-    stall = endpoint.admission.stall
-    if not stall:
-        return False
-    tightest_ms = endpoint.load.tightest_ms(step_ms(endpoint), now_ns=now_ns, stall=stall)
-    return tightest_ms < stall * endpoint.speed.prefill_ms(1)

@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -225,13 +226,16 @@ def test_the_virtual_clock_plays_the_same() -> None:
 
 @pytest.mark.parametrize(("shape", "kind"), [("uniform", "tgi"), ("hetero", "tgi"), ("flaky", "vllm")])
 def test_true_slots_make_nothing_worse(shape: str, kind: str) -> None:
-    """`max_concurrent` as the engines' slots: as much is served and found cached, within a seed's noise.
+    """`max_concurrent` as the engines' slots: as much is served, and found cached in the mean of the seeds.
 
-    Before homes without a free permit were waited for, the hit share fell by .1 to .25, and flaky lost 7 %.
+    One seed's share moves by .024 with any change of what is placed first. Before homes without a free permit
+    were waited for, it fell by .1 to .25, and flaky lost 7 %.
     """
-    for seed in (1, 2):
+    falls = []
+    for seed in (1, 2, 3, 4):
         untold, told = (
             virtually(VirtualCase(shape=shape, seed=seed, kind=kind, slots=slots)) for slots in (0, SLOTS)
         )
         assert told[3] == untold[3] == 0.0
-        assert told[2] >= untold[2] - 0.06
+        falls.append(untold[2] - told[2])
+    assert fmean(falls) <= 0.06
