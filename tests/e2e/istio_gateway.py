@@ -45,15 +45,21 @@ def patches(documents: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def dumped(
-    dump: str, folder: Path, *, manifests: Path | None = None, objects: Path | None = None, **proxy: Any
+    dump: str,
+    folder: Path,
+    manifests: Path,
+    *,
+    namespace: str,
+    labels: dict[str, str],
+    pickers: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What istiod sends the gateway's proxy of `namespace` with `labels`: listeners, routes, clusters."""
+    """What istiod sends a gateway's proxy: listeners, routes, clusters; `pickers` are of routes, by name."""
     out = folder / "istiod.json"
     asked = {
-        "MANIFESTS": str(manifests or ""),
-        "OBJECTS": str(objects or ""),
-        "NAMESPACE": proxy["namespace"],
-        "LABELS": json.dumps(proxy["labels"]),
+        "MANIFESTS": str(manifests),
+        "NAMESPACE": namespace,
+        "LABELS": json.dumps(labels),
+        "PICKERS": json.dumps(pickers or {}),
         "OUT": str(out),
     }
     done = subprocess.run(
@@ -72,9 +78,7 @@ def dumped(
 
 def translated(dump: str, folder: Path) -> dict[str, Any]:
     """Its answer to our manifests, with our patches by name; raises where it did not take one whole."""
-    made = dumped(
-        dump, folder, manifests=MANIFESTS, namespace="istio-system", labels={"istio": "llm-gateway"}
-    )
+    made = dumped(dump, folder, MANIFESTS, namespace="istio-system", labels={"istio": "llm-gateway"})
     named = patches(list(yaml.load_all(MANIFESTS.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)))
     taken: set[str] = set()
 
@@ -122,7 +126,7 @@ def bootstrap(
 
     Istio's own filters are left out, which this Envoy does not have; nothing else is changed.
     """
-    whole = _filled(made, patches(documents))
+    whole = _filled(made, patches(documents) if documents else {})
     listener = {**whole["listener"], "address": _address(port)}
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     manager.pop("rds")
