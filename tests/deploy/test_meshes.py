@@ -161,14 +161,16 @@ def test_istios_gateway_has_our_way(root: Path) -> None:
     bootstrap = _patched(_istio_bootstrap(8080, 9901), patches)
     manager = bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     names = [each["name"].rpartition(".")[2] for each in manager["http_filters"]]
-    ours = ["identity", "buffer", "ext_proc", "json_to_metadata", "lua"]
+    ours = ["identity", "buffer", "ext_proc", "keeping", "json_to_metadata", "lua"]
     assert names == ["stand_in", *ours, "router"]
     assert [r["name"] for r in manager["route_config"]["virtual_hosts"][0]["routes"]] == [
         "decided.once.whole",
         "decided.once",
         "decided.whole",
         "decided",
+        "undecided.form.kept",
         "undecided.form",
+        "undecided.form.kept",
         "undecided.form",
         "undecided",
     ]
