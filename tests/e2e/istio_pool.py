@@ -60,10 +60,12 @@ spec:
 """
 
 
-def translated(dump: str, folder: Path) -> dict[str, Any]:
-    """The listener, its routes, and the clusters of the replicas and of the picker."""
+def translated(dump: str, folder: Path, *, about_route: str = "") -> dict[str, Any]:
+    """The listener, its routes, and the clusters of the replicas and of the picker; `about_route` is what a
+    filter of the HTTPRoute adds to the route."""
     manifests = folder / "manifests.yaml"
-    manifests.write_text(MANIFESTS, encoding="utf-8")
+    named = f"  - name: {ROUTE}\n"
+    manifests.write_text(MANIFESTS.replace(named, f"{named}{about_route}"), encoding="utf-8")
     made = istio_gateway.dumped(
         dump,
         folder,

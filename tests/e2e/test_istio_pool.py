@@ -42,6 +42,17 @@ def test_its_translation_is_fresh(tmp_path: Path) -> None:
     assert made == golden()
 
 
+def test_a_cors_filter_takes_the_picker_away(tmp_path: Path) -> None:
+    """Of this istiod, as the documentation warns: the day that this fails the warning may go."""
+    dump = os.environ.get("ISTIOD_DUMP")
+    if dump is None:
+        pytest.skip("no istiod: tests/e2e/istio_gateway.py says how to build what asks it (ISTIOD_DUMP)")
+    cors = '    corsPolicy: {allowOrigins: [{exact: "https://app.example.com"}]}\n'
+    made = istio_pool.translated(dump, tmp_path, about_route=cors)
+    (route,) = made["routes"]["virtual_hosts"][0]["routes"]
+    assert list(route["typed_per_filter_config"]) == ["envoy.filters.http.cors"]
+
+
 def test_what_the_documentation_says_of_it() -> None:
     """It asks in the clear what has no sidecar, tries twice more, and has round robin behind the list."""
     made = golden()
