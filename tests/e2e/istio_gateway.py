@@ -1,8 +1,8 @@
 """What the real istiod makes of deploy/istio/envoyfilter.yaml, and a bootstrap from it.
 
-What istiod makes is kept with each of our patches by its name, so that a patch's content may change without
-istiod at hand: that it takes a patch whole, and where it puts it, is what it is asked. To build what asks it
-(Go, some minutes):
+What istiod makes is kept with a mark where our patches stand, so that these may change without istiod at
+hand: that it takes each whole, and where it puts it, is what it is asked. To build what asks it (Go, some
+minutes):
 
     mkdir /tmp/istiod && cp tests/e2e/istiod/dump_test.go /tmp/istiod && cd /tmp/istiod
     version=v0.0.0-20260827124520-eed52ebb66ad            # master, for 1.31
@@ -24,36 +24,40 @@ import yaml
 MANIFESTS = Path(__file__).parents[2] / "deploy" / "istio" / "envoyfilter.yaml"
 #: Kept, so that a machine without istiod checks it too.
 GOLDEN = Path(__file__).with_suffix(".yaml")
-#: A patch stands there whole.
-PATCH = "$patch"
+#: There stand all patches of a kind, whole and in their order.
+PATCHES = "$patches"
 #: Istio's own builds of Envoy have these filters; none of them acts on what is tested here.
 ISTIOS_OWN = ("istio.metadata_exchange", "istio.alpn")
 
 
-def patches(documents: list[dict[str, Any]]) -> dict[str, Any]:
-    """An EnvoyFilter's patches by name: their kind, their place among these, and what they are called."""
+def patches(documents: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """An EnvoyFilter's patches by what they are applied to, in their order; of a MERGE its fields."""
     (found,) = (each for each in documents if each["kind"] == "EnvoyFilter")
-    named: dict[str, Any] = {}
+    by_kind: dict[str, list[Any]] = {}
     for each in found["spec"]["configPatches"]:
         kind, value = each["applyTo"], each["patch"]["value"]
         if kind == "NETWORK_FILTER":
-            named |= {f"{kind} {key}": said for key, said in value["typed_config"].items() if key != "@type"}
-        else:
-            place = sum(name.startswith(kind) for name in named)
-            named[f"{kind} {place} {value.get('name', '')}".rstrip()] = value
-    return named
+            value = {key: said for key, said in value["typed_config"].items() if key != "@type"}
+        by_kind.setdefault(kind, []).append(value)
+    return by_kind
 
 
 def dumped(
-    dump: str, folder: Path, *, manifests: Path | None = None, objects: Path | None = None, **proxy: Any
+    dump: str,
+    folder: Path,
+    manifests: Path,
+    *,
+    namespace: str,
+    labels: dict[str, str],
+    pickers: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What istiod sends the gateway's proxy of `namespace` with `labels`: listeners, routes, clusters."""
+    """What istiod sends a gateway's proxy: listeners, routes, clusters; `pickers` are of routes, by name."""
     out = folder / "istiod.json"
     asked = {
-        "MANIFESTS": str(manifests or ""),
-        "OBJECTS": str(objects or ""),
-        "NAMESPACE": proxy["namespace"],
-        "LABELS": json.dumps(proxy["labels"]),
+        "MANIFESTS": str(manifests),
+        "NAMESPACE": namespace,
+        "LABELS": json.dumps(labels),
+        "PICKERS": json.dumps(pickers or {}),
         "OUT": str(out),
     }
     done = subprocess.run(
@@ -71,36 +75,37 @@ def dumped(
 
 
 def translated(dump: str, folder: Path) -> dict[str, Any]:
-    """Its answer to our manifests, with our patches by name; raises where it did not take one whole."""
-    made = dumped(
-        dump, folder, manifests=MANIFESTS, namespace="istio-system", labels={"istio": "llm-gateway"}
-    )
-    named = patches(list(yaml.load_all(MANIFESTS.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)))
-    taken: set[str] = set()
+    """Its answer to our manifests, with marks where our patches stand; raises where it took one not whole."""
+    made = dumped(dump, folder, MANIFESTS, namespace="istio-system", labels={"istio": "llm-gateway"})
+    by_kind = patches(list(yaml.load_all(MANIFESTS.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)))
 
-    def known(kind: str, value: Any, title: str) -> Any:
-        for name, patch in named.items():
-            ours = name.startswith(f"{kind} ") and name.rpartition(" ")[2] == title and name not in taken
-            if ours and same(patch, value):
-                taken.add(name)
-                return {PATCH: name}
-        return value
+    def marked(kind: str, found: list[Any]) -> list[Any]:
+        """With one mark in place of all that were put in, side by side and in their order."""
+        ours = by_kind.pop(kind)
+        for at in range(len(found) - len(ours) + 1):
+            if all(map(same, ours, found[at : at + len(ours)])):
+                return [*found[:at], {PATCHES: kind}, *found[at + len(ours) :]]
+        raise AssertionError(f"{kind}: istiod did not take these as they are: {ours}")
 
-    clusters = [known("CLUSTER", each, each["name"]) for each in made["clusters"]]
+    def merged(kind: str, into: dict[str, Any]) -> dict[str, Any]:
+        """With a mark in place of the fields that were merged in."""
+        (ours,) = by_kind.pop(kind)
+        lost = [key for key, said in ours.items() if not same(said, into.get(key))]
+        assert lost == [], f"{kind}: istiod did not take these as they are: {lost}"
+        return {**{key: said for key, said in into.items() if key not in ours}, PATCHES: kind}
+
     (listener,), (routes,) = made["listeners"], made["routes"]
     ((chain,),) = (each["filters"] for each in listener["filter_chains"])
-    manager = chain["typed_config"]
-    for key in list(manager):
-        manager[key] = known("NETWORK_FILTER", manager[key], key)
-    manager["http_filters"] = [known("HTTP_FILTER", each, each["name"]) for each in manager["http_filters"]]
-    for host in routes["virtual_hosts"]:
-        host["routes"] = [known("HTTP_ROUTE", each, each["name"]) for each in host["routes"]]
-    # These two are merged into what is Istio's: each of their fields.
-    for name, value in named.items():
-        place = {"LISTENER": listener, "VIRTUAL_HOST": routes["virtual_hosts"][0]}.get(name.partition(" ")[0])
-        if place is not None and all(same(said, place.get(key)) for key, said in value.items()):
-            taken.add(name)
-    assert set(named) == taken, f"istiod did not take these whole: {sorted(set(named) - taken)}"
+    manager = merged("NETWORK_FILTER", chain["typed_config"])
+    manager["http_filters"] = marked("HTTP_FILTER", manager["http_filters"])
+    chain["typed_config"] = manager
+    (host,) = routes["virtual_hosts"]
+    host = merged("VIRTUAL_HOST", host)
+    host["routes"] = marked("HTTP_ROUTE", host["routes"])
+    routes["virtual_hosts"] = [host]
+    listener = merged("LISTENER", listener)
+    clusters = marked("CLUSTER", made["clusters"])
+    assert by_kind == {}, f"kinds of patches that nobody looks for: {list(by_kind)}"
     return {"listener": listener, "routes": routes, "clusters": clusters}
 
 
@@ -122,7 +127,7 @@ def bootstrap(
 
     Istio's own filters are left out, which this Envoy does not have; nothing else is changed.
     """
-    whole = _filled(made, patches(documents))
+    whole = _filled(made, patches(documents) if documents else {})
     listener = {**whole["listener"], "address": _address(port)}
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     manager.pop("rds")
@@ -135,13 +140,18 @@ def bootstrap(
     }
 
 
-def _filled(made: Any, named: dict[str, Any]) -> Any:
-    """With each patch in its place."""
+def _filled(made: Any, by_kind: dict[str, list[Any]]) -> Any:
+    """With our patches in their places."""
     if isinstance(made, dict):
-        return (
-            named[made[PATCH]] if PATCH in made else {key: _filled(each, named) for key, each in made.items()}
-        )
-    return [_filled(each, named) for each in made] if isinstance(made, list) else made
+        filled = {key: _filled(each, by_kind) for key, each in made.items() if key != PATCHES}
+        return filled | (by_kind[made[PATCHES]][0] if PATCHES in made else {})
+    if not isinstance(made, list):
+        return made
+    filled = []
+    for each in made:
+        alone = isinstance(each, dict) and list(each) == [PATCHES]
+        filled += by_kind[each[PATCHES]] if alone else [_filled(each, by_kind)]
+    return filled
 
 
 def _address(port: int) -> dict[str, Any]:

@@ -33,14 +33,6 @@ def golden() -> dict[str, Any]:
     return made
 
 
-def placed(made: Any) -> list[str]:
-    """The patches that stand in what was made, in its order."""
-    if isinstance(made, dict):
-        found = [made[istio_gateway.PATCH]] if istio_gateway.PATCH in made else []
-        return found + [name for each in made.values() for name in placed(each)]
-    return [name for each in made for name in placed(each)] if isinstance(made, list) else []
-
-
 def test_its_translation_is_fresh(tmp_path: Path) -> None:
     """The file that is kept is what the real istiod makes; STEERSMAN_UPDATE_GOLDEN=1 writes it."""
     dump = os.environ.get("ISTIOD_DUMP")
@@ -53,25 +45,25 @@ def test_its_translation_is_fresh(tmp_path: Path) -> None:
     assert made == golden()
 
 
-def test_it_takes_each_patch_once() -> None:
-    """Every patch of the manifests stands in what istiod made, whole, once, and where it is meant."""
+def test_each_kind_of_patch_has_its_place() -> None:
+    """Filters stand right before the router, behind all of Istio's; routes before its own, the last."""
     text = istio_gateway.MANIFESTS.read_text(encoding="utf-8")
-    named = istio_gateway.patches(list(yaml.load_all(text, Loader=yaml.CSafeLoader)))
+    kinds = istio_gateway.patches(list(yaml.load_all(text, Loader=yaml.CSafeLoader)))
     made = golden()
-    merged = {name: said for name, said in named.items() if name.startswith(("LISTENER", "VIRTUAL_HOST"))}
-    assert sorted(placed(made)) == sorted(set(named) - set(merged))
+    manager = made["listener"]["filter_chains"][0]["filters"][0]["typed_config"]
     (host,) = made["routes"]["virtual_hosts"]
-    for name, said in merged.items():
-        into = made["listener"] if name.startswith("LISTENER") else host
-        for key, value in said.items():
-            assert istio_gateway.same(value, into[key]), (name, key)
-    *ours, last = host["routes"]
-    assert placed(ours) == [name for name in named if name.startswith("HTTP_ROUTE")]
-    assert last["name"] == "undecided"
-    filters = made["listener"]["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
-    assert placed(filters) == [name for name in named if name.startswith("HTTP_FILTER")]
-    # Right before the router, behind all that Istio puts there.
-    assert [istio_gateway.PATCH in each for each in filters[-6:]] == [True] * 5 + [False]
+    mark = istio_gateway.PATCHES
+    assert manager["http_filters"][-2] == {mark: "HTTP_FILTER"}
+    assert manager["http_filters"][-1]["name"] == "envoy.filters.http.router"
+    assert host["routes"][0] == {mark: "HTTP_ROUTE"}
+    assert [each["name"] for each in host["routes"][1:]] == ["undecided"]
+    assert made["clusters"][-1] == {mark: "CLUSTER"}
+    assert [each[mark] for each in (manager, host, made["listener"])] == [
+        *("NETWORK_FILTER", "VIRTUAL_HOST", "LISTENER")
+    ]
+    assert set(kinds) == {
+        *("CLUSTER", "LISTENER", "NETWORK_FILTER", "HTTP_FILTER", "VIRTUAL_HOST", "HTTP_ROUTE")
+    }
 
 
 class IstioGateway(Gateway):
