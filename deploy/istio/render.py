@@ -101,8 +101,9 @@ def manifests(
     # Without a port: the workload is a gateway for this alone, and a Service's port is not its pods'.
     in_chain = {"filterChain": {"filter": {"name": MANAGER}}}
     in_manager = {"filterChain": {"filter": {"name": MANAGER, "subFilter": {"name": ROUTER}}}}
-    # The VirtualService's one route, by which ours find their virtual host.
-    undecided_route = {"gateway": f"{namespace}/steersman", "vhost": {"route": {"name": undecided["name"]}}}
+    # The VirtualService's one route, by which ours find their virtual host. Not by `gateway`: of a server
+    # without TLS Istio names its routes by the port alone (http.80), and then no gateway's name matches.
+    undecided_route = {"vhost": {"route": {"name": undecided["name"]}}}
 
     def patch(kind: str, operation: str, value: Any, **match: Any) -> dict[str, Any]:
         return {
@@ -113,6 +114,7 @@ def manifests(
 
     limit = {"per_connection_buffer_limit_bytes": listener["per_connection_buffer_limit_bytes"]}
     managed = {"@type": manager["@type"]} | {name: manager[name] for name in MANAGED if name in manager}
+    # Of the virtual host, as with us: until it is decided on, a body is the route's that Istio makes.
     kept = {"request_body_buffer_limit": virtual_host["request_body_buffer_limit"]}
     patches = [
         *(patch("CLUSTER", "ADD", cluster) for cluster in _clusters(config, resources["clusters"], services)),
@@ -124,10 +126,8 @@ def manifests(
             for each in manager["http_filters"]
             if each["name"] != ROUTER
         ),
-        *(
-            patch("HTTP_ROUTE", "INSERT_BEFORE", each | kept, routeConfiguration=undecided_route)
-            for each in decided
-        ),
+        patch("VIRTUAL_HOST", "MERGE", kept),
+        *(patch("HTTP_ROUTE", "INSERT_BEFORE", each, routeConfiguration=undecided_route) for each in decided),
     ]
     meta = {"name": "steersman", "namespace": namespace}
     said = undecided.get("direct_response")
