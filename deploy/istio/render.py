@@ -55,9 +55,8 @@ def _dns_endpoints(name: str, hosts: list[tuple[str, int]]) -> dict[str, Any]:
     return {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]}
 
 
-def _clusters(config: Config, rendered: list[dict[str, Any]], services: list[tuple[str, int]]) -> Any:
-    """Our clusters; services and pools are looked up by name instead of listed by address."""
-    pools = {pool.name: pool for pool in config.pools}
+def _clusters(rendered: list[dict[str, Any]], services: list[tuple[str, int]]) -> Any:
+    """Our clusters; services are looked up by name instead of listed by address."""
     for cluster in rendered:
         name = cluster["name"]
         if name == "steersman":
@@ -65,8 +64,7 @@ def _clusters(config: Config, rendered: list[dict[str, Any]], services: list[tup
         elif name.startswith("steersman.log."):
             hosts = [services[int(name.rpartition(".")[2])]]
         else:
-            pool = pools[name.removeprefix("pool.").rpartition("/")[0]]
-            hosts = [(dns.name, dns.port) for dns in pool.discovery.dns]
+            hosts = []
         if hosts:
             cluster |= {
                 "type": "STRICT_DNS",
@@ -117,7 +115,7 @@ def manifests(
     # Of the virtual host, as with us: until it is decided on, a body is the route's that Istio makes.
     kept = {"request_body_buffer_limit": virtual_host["request_body_buffer_limit"]}
     patches = [
-        *(patch("CLUSTER", "ADD", cluster) for cluster in _clusters(config, resources["clusters"], services)),
+        *(patch("CLUSTER", "ADD", cluster) for cluster in _clusters(resources["clusters"], services)),
         patch("LISTENER", "MERGE", limit),
         patch("NETWORK_FILTER", "MERGE", {"name": MANAGER, "typed_config": managed}, listener=in_chain),
         # Each goes right before the router, and each route right before Istio's own: they keep their order.
