@@ -56,7 +56,7 @@ def _dns_endpoints(name: str, hosts: list[tuple[str, int]]) -> dict[str, Any]:
 
 
 def _clusters(rendered: list[dict[str, Any]], services: list[tuple[str, int]]) -> Any:
-    """Our clusters; services are looked up by name instead of listed by address."""
+    """Our clusters; services are looked up by name instead of listed by address, as pools are already."""
     for cluster in rendered:
         name = cluster["name"]
         if name == "steersman":
