@@ -158,7 +158,9 @@ def facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("pool", f"{found['pool']}, model {_plain(found['model'])}, by {found['strategy']}{arm}")
         )
     if (spilled := found.get("spilled")) is not None:
-        lines.append(("spilled", f"from pool {_plain(spilled['from'])}: {spilled['why']}"))
+        waited_ms = spilled.get("waited_ms")
+        after = "" if waited_ms is None else f", after waiting there for {waited_ms / 1e3:.1f} s"
+        lines.append(("spilled", f"from pool {_plain(spilled['from'])}: {spilled['why']}{after}"))
     if found.get("site"):
         lines.append(("site", _plain(found["site"])))
     if (family := found["family"]) is not None:

@@ -18,8 +18,10 @@ from envoy_data_plane.envoy.config.cluster.v3 import (
     ClusterCommonLbConfig,
     ClusterCustomClusterType,
     ClusterDiscoveryType,
+    ClusterDnsLookupFamily,
     ClusterEdsClusterConfig,
     ClusterLbPolicy,
+    ClusterRefreshRate,
     LoadBalancingPolicy,
     LoadBalancingPolicyPolicy,
     OutlierDetection,
@@ -40,12 +42,10 @@ from envoy_data_plane.envoy.config.endpoint.v3 import (
     LbEndpoint,
     LocalityLbEndpoints,
 )
-from envoy_data_plane.envoy.extensions.clusters.common.dns.v3 import DnsLookupFamily
 from envoy_data_plane.envoy.extensions.clusters.composite.v3 import ClusterConfig as Composite
 from envoy_data_plane.envoy.extensions.clusters.composite.v3 import (
     ClusterConfigClusterEntry as CompositeClusterEntry,
 )
-from envoy_data_plane.envoy.extensions.clusters.dns.v3 import DnsCluster, DnsClusterRefreshRate
 from envoy_data_plane.envoy.extensions.load_balancing_policies.least_request.v3 import LeastRequest
 from envoy_data_plane.envoy.extensions.load_balancing_policies.override_host.v3 import (
     OverrideHost,
@@ -203,9 +203,7 @@ def pool_cluster(
     if mode == "static":
         cluster.load_assignment = load_assignment(pool, cluster.name)
         if pause_s := looked_up_every(pool):
-            cluster.cluster_type = ClusterCustomClusterType(
-                name="envoy.clusters.dns", typed_config=packed(_by_name(pause_s))
-            )
+            _by_name(cluster, timedelta(seconds=pause_s))
             cluster.health_checks = [_there()]
         else:
             cluster.type = ClusterDiscoveryType.STATIC
@@ -256,15 +254,12 @@ def looked_up_every(pool: PoolConfig) -> float:
     return min(pauses, default=0.0)
 
 
-def _by_name(pause_s: float) -> DnsCluster:
+def _by_name(cluster: Cluster, pause: timedelta) -> None:
     """Every address of each name is a member, as the service has them. A failing resolver changes nothing."""
-    return DnsCluster(
-        dns_refresh_rate=timedelta(seconds=pause_s),
-        dns_lookup_family=DnsLookupFamily.ALL,
-        dns_failure_refresh_rate=DnsClusterRefreshRate(
-            base_interval=timedelta(seconds=pause_s), max_interval=timedelta(seconds=pause_s)
-        ),
-    )
+    cluster.type = ClusterDiscoveryType.STRICT_DNS
+    cluster.dns_refresh_rate = pause
+    cluster.dns_failure_refresh_rate = ClusterRefreshRate(base_interval=pause, max_interval=pause)
+    cluster.dns_lookup_family = ClusterDnsLookupFamily.ALL
 
 
 def _there() -> HealthCheck:

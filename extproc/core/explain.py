@@ -89,7 +89,7 @@ class Explanation:
             "age_ms": round(self.age_ms, 1),
             "work": dict(self.work),
             "family": self.choice.plain() if self.choice is not None else None,
-            "spilled": {"from": self.spill.pool, "why": self.spill.why} if self.spill is not None else None,
+            "spilled": _spilled(self.spill) if self.spill is not None else None,
             "site": self.site or None,
             "held": {name: getattr(wait, name) for name in Wait.__slots__} if wait is not None else None,
             "endpoints": [row.plain() for row in self.rows],
@@ -211,6 +211,12 @@ def _about(routing: RoutingRequest, outcome: str, of: str) -> Explanation:
             "prefix_blocks": len(work.prefix),
         },
     )
+
+
+def _spilled(spill: Spilled) -> dict[str, Any]:
+    """Where from, why, and how long it had waited there; None where it went at once."""
+    waited_ms = None if spill.waited_ms is None else round(spill.waited_ms, 1)
+    return {"from": spill.pool, "why": spill.why, "waited_ms": waited_ms}
 
 
 def _ms(duration_ns: int) -> float:

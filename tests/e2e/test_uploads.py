@@ -12,12 +12,15 @@ from gateway import KEYS, Gateway, tenants, wait_for
 from scripted_engine import LOST, Script, ScriptedEngine, SeenRequest
 
 pytestmark = pytest.mark.envoy
+#: By conftest.py: the last tests stop the service.
+IN_ORDER = True
 
 TEXT = {"text": "Ahoy", "usage": {"type": "tokens", "input_tokens": 40, "output_tokens": 3}}
 #: From less than Envoy's buffer for a connection (64 KiB) to the largest upload.
 SIZES = [2_000, 60_000, 80_000, 130_000, 1_000_000, 24_000_000]
 #: The largest that Envoy keeps for another try here, and sizes up to it.
 KEPT_MAX = 6 * 1024 * 1024
+GATEWAY = {"upload_kept_bytes_max": KEPT_MAX, "failure_mode": "open", "default_model": "tiny-chat"}
 KEPT = [2_000, 60_000, 80_000, 130_000, 1_000_000, 6_000_000]
 
 
@@ -30,6 +33,19 @@ class Fleet:
     @property
     def seen(self) -> list[SeenRequest]:
         return [each for replica in self.replicas for each in replica.seen]
+
+    def fail_first(self, trouble: Script) -> None:
+        """Whoever is asked first has this trouble, and nobody after it."""
+        failed: list[SeenRequest] = []
+
+        def once(request: SeenRequest) -> Script:
+            if failed:
+                return Script(TEXT)
+            failed.append(request)
+            return trouble
+
+        for each in self.replicas:
+            each.answer = once
 
     def upload(self, size: int, key: str = KEYS["acme"]) -> tuple[bytes, httpx.Response]:
         """One sound of so many bytes, after the model's name: the form as it was sent, and its answer."""
@@ -57,7 +73,7 @@ def fleet() -> Iterator[Fleet]:
             tenants=people,
             classes=classes,
             probes={"enabled": False},
-            gateway={"upload_kept_bytes_max": KEPT_MAX},
+            gateway=GATEWAY,
         )
         yield Fleet(stack.enter_context(gateway), replicas)
 
@@ -91,16 +107,7 @@ TROUBLE = {"503": Script({"error": "not now"}, 503), "reset": Script(status=LOST
 @pytest.mark.parametrize("size", KEPT)
 def test_an_upload_that_is_kept_is_sent_to_the_next_replica(fleet: Fleet, size: int, trouble: str) -> None:
     """Whoever is asked first fails; the other gets the same form, to the byte, and answers."""
-    failed: list[SeenRequest] = []
-
-    def once(request: SeenRequest) -> Script:
-        if not failed:
-            failed.append(request)
-            return TROUBLE[trouble]
-        return Script(TEXT)
-
-    for each in fleet.replicas:
-        each.answer = once
+    fleet.fail_first(TROUBLE[trouble])
     sent, answer = fleet.upload(size)
     assert (answer.status_code, answer.json()["text"]) == (200, "Ahoy")
     assert [each.body == sent for each in fleet.seen] == [True, True]
@@ -150,3 +157,19 @@ def test_uploads_spend_a_tenants_tokens(fleet: Fleet) -> None:
     assert int(told.headers["retry-after"]) >= 1
     assert 19 <= int(told.headers["x-ratelimit-remaining-tokens"]) <= 21
     assert len(fleet.seen) == 2
+
+
+@pytest.mark.parametrize("size", [2_000, 1_000_000])
+def test_without_the_service_it_is_the_same(fleet: Fleet, size: int) -> None:
+    """Where the gateway fails open an upload that is kept is sent to the next replica."""
+    fleet.gateway.service.stop()
+    try:
+        wait_for("an answer without it", lambda: fleet.upload(2_000)[1].status_code == 200)
+        for each in fleet.replicas:
+            each.seen.clear()
+        fleet.fail_first(TROUBLE["503"])
+        sent, answer = fleet.upload(size)
+        assert answer.status_code == 200
+        assert [each.body == sent for each in fleet.seen] == [True, True]
+    finally:
+        fleet.gateway.start_service()

@@ -103,7 +103,8 @@ def elsewhere(
     most = most_of(request, rule, price)
     if not books.has_room(rule, tenant, most, own_id=own_id, now_ns=now_ns):
         return None
-    return Spilled(pool.name, rule.model(model), why, most, rule.returns, model)
+    waited_ms = None if waited_ns is None else waited_ns / MS_NS
+    return Spilled(pool.name, rule.model(model), why, most, rule.returns, model, waited_ms=waited_ms)
 
 
 def after_failure(

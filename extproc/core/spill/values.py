@@ -85,8 +85,9 @@ class SpillCost(msgspec.Struct, frozen=True):
 class Spilled(msgspec.Struct, frozen=True):
     """A request that goes elsewhere: from which pool, the model there, why, and the most that it can cost.
 
-    `returns`: its own pool's replicas are tried where it fails there, under the name `home_model`. `to` is
-    the other pool where it goes only if its own fails.
+    `waited_ms` it had waited there when it went; None where it went at once. `returns`: its own pool's
+    replicas are tried where it fails there, under the name `home_model`. `to` is the other pool where it
+    goes only if its own fails.
     """
 
     pool: str
@@ -96,6 +97,7 @@ class Spilled(msgspec.Struct, frozen=True):
     returns: bool = False
     home_model: str = ""
     to: str = ""
+    waited_ms: float | None = None
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """What the client is told."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from extproc.cli.explain import facts
 from extproc.core.accounts import Accounts
 from extproc.core.fairqueue import QueueBounds
 from extproc.core.fleet import Member
@@ -16,6 +17,7 @@ from extproc.core.spill.books import BACK_OFF_NS
 from extproc.core.spill.moving import LOOK_NS, MOVES_MAX
 from extproc.core.spill.values import RateLimits, SpillAllowance, SpillRule
 from extproc.core.tenant import Tenant
+from extproc.core.tiers import TierRule
 from tests.core.spill.test_spill import ACME, ASKED, MOST, OWN, PAID, PRICE, PRIVATE, RULE, Fleetlet, S
 from tests.stand.changed import replace
 
@@ -74,6 +76,11 @@ def test_who_has_waited_as_long_as_the_bound_goes_on() -> None:
     assert made.scheduler.dispatcher.waiting == {}
     assert len(made.scheduler.dispatcher.queue) == 0
     assert made.books.spent("p", now_ns=S) == MOST
+    explained = made.scheduler.explained(reservation.id, now_ns=S)
+    assert explained is not None
+    said = explained.plain()
+    assert said["spilled"] == {"from": "p", "why": "load", "waited_ms": 1_100.0}
+    assert ("spilled", "from pool p: load, after waiting there for 1.1 s") in facts(said)
     made.ended(routed, now_ns=2 * S)
     assert (made.books.spent("p", now_ns=2 * S), made.books.under_way) == (20.0, 0)
 
@@ -203,3 +210,13 @@ def test_a_client_that_leaves_owes_nothing() -> None:
     made.room(10)
     assert made.step(2 * S) == {}
     assert made.books.under_way == 0
+
+
+def test_nothing_that_waits_is_sent_on_to_a_site() -> None:
+    """Where the other pool is a centre's, whatever room there is: it waits until its hold ends."""
+    made = Waiting(replace(RULE, tiers=TierRule()))
+    first = made.held()
+    made.room(10)
+    assert made.step(2 * S) == {}
+    assert made.step(6 * S) == {first: "overloaded"}
+    assert made.books.moved == {}

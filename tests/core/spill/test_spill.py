@@ -320,7 +320,7 @@ def test_explain_says_where_from_and_changes_nothing() -> None:
     """The table is of the pool that would serve it; no budget is taken."""
     made = full()
     told = made.scheduler.explain(ASKED, ACME, now_ns=0)
-    assert (told.pool, told.plain()["spilled"]) == ("paid", {"from": "p", "why": "load"})
+    assert (told.pool, told.plain()["spilled"]) == ("paid", {"from": "p", "why": "load", "waited_ms": None})
     assert made.books.under_way == 0
     kept = made.scheduler.explain(ASKED, PRIVATE, now_ns=0)
     assert (kept.pool, kept.plain()["spilled"]) == ("p", None)
