@@ -15,6 +15,7 @@ EXCUSED = {
     r"^no GPU here|^the driver has no GPU|^this card tells of no XID": "cards are lent, and not to CI",
     r"^no helm\b": "a build by Go, of minutes; what it rendered is kept, and tests/deploy checks that",
     r"^no egctl\b": "a build by Go, of minutes; what it made is kept, and tests/e2e runs that",
+    r"^no istiod\b": "a build by Go, of minutes; what it made is kept, and tests/e2e runs that",
     r"^no vllm\b": "gigabytes, and a start of minutes; its forms are kept in tests/agents and tests/e2e",
     r"^the trace \S+ is not in": "other people's, and no part of this repository; `make sim` plays them",
     r"^no file system of our own\b": "a sandbox may forbid name spaces, and nothing can be installed for it",
