@@ -12,6 +12,7 @@ from typing import Any
 
 from extproc.meant import meant, nearest
 
+_A_TIME = "a time with its zone, such as 2026-12-01T00:00:00Z"
 #: Pydantic's kinds of error as what should stand there instead.
 _WANTED = {
     "model_type": "a section with settings of its own, 'name: value'",
@@ -31,11 +32,15 @@ _WANTED = {
     "less_than": "below {lt}",
     "less_than_equal": "{le} or less",
     "string_pattern_mismatch": "text like {pattern}",
-    "timezone_aware": "a time with its zone, such as 2026-12-01T00:00:00Z",
+    "timezone_aware": _A_TIME,
     "string_too_short": "at least {min_length} long",
     "string_too_long": "at most {max_length} characters long",
     "invalid_key": "text, as every setting's name is",
     "tuple_type": "a list; begin each entry with '- '",
+    "too_short": "a list of {min_length} or more",
+    "datetime_parsing": _A_TIME,
+    "datetime_from_date_parsing": _A_TIME,
+    "datetime_type": _A_TIME,
     "too_long": "at most {max_length} entries long",
     "path_type": "the path of a file",
 }

@@ -26,6 +26,10 @@ _FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _BRACKETS = re.compile(r"[\[\]{}]")
 #: What opens nested blocks on one line: blanks and the marks of entries and keys.
 _OPENING = re.compile(rf"^[ \-?:]{{{DEPTH_FAST_MAX},}}", re.MULTILINE)
+#: An address as it has to be written, without the quotes that YAML wants of it.
+_BARE_IPV6 = re.compile(r"(?<=[\s,\[])\[[0-9A-Fa-f:.]*::?[0-9A-Fa-f:.]*\]:\d+")
+_INT = "tag:yaml.org,2002:int"
+_ODD_INT = re.compile(r"[-+]?(?:(0_*[0-7_]+)$|\d[\d_]*:)")
 _TAB = re.compile(r"^ *\t")
 #: Where it is not the text's last line, a line without an end of its own is not UTF-8's business.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -59,7 +63,8 @@ class YamlMistakeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text's nodes (None of an empty one), its data with aliases shared, and the keys written twice."""
+    """A text's nodes (None of an empty one), its data with aliases shared, and what YAML reads
+    otherwise than it looks: keys written twice, numbers of other bases."""
 
     tree: yaml.Node | None
     data: Any
@@ -75,7 +80,7 @@ def read(text: str) -> Document:
             return Document(None, None, [])
         _bounded(node)
         # Before merge keys ('<<') are put in place, which writes into the nodes.
-        repeated = list(_repeated_keys(node, (), set()))
+        repeated = list(_read_otherwise(node, (), set()))
         return Document(node, loader.construct_document(node), repeated)
     except yaml.YAMLError as error:
         raise _mistake(error, text) from None
@@ -158,6 +163,12 @@ def _mistake(error: yaml.YAMLError, text: str) -> YamlMistakeError:
         lines = text.split("\n")
         line = min(line, len(lines))  # a text without a last line's end is read as if it had one
         stands = lines[line - 1]
+        if found := _BARE_IPV6.search(stands):
+            what = f"an IPv6 address begins with a bracket and needs quotes; write '{found[0]}'"
+            return YamlMistakeError(f"is not YAML: {what}", line)
+        if "{{" in stands:
+            what = "'{{' begins a template's place that nothing has filled in; write the value itself"
+            return YamlMistakeError(f"is not YAML: {what}", line)
         if _TAB.match(stands):
             return YamlMistakeError("is not YAML: a tab stands in the indentation; write blanks", line)
         if line > 1 and not stands.strip():
@@ -175,11 +186,15 @@ def _last_written(lines: list[str], line: int) -> int:
     return line
 
 
-def _repeated_keys(node: yaml.Node | None, location: Loc, visited: set[int]) -> Iterable[tuple[Loc, str]]:
-    """A key written twice: YAML keeps the last in silence, which loses what the first said."""
+def _read_otherwise(node: yaml.Node | None, location: Loc, visited: set[int]) -> Iterable[tuple[Loc, str]]:
+    """What YAML takes in silence for something else than what a person reads: a key written twice, of which
+    it keeps the last, and numbers of other bases (010 is 8, 1:30 is 90)."""
     if id(node) in visited:
         return  # an alias, possibly of what it stands in
     visited.add(id(node))
+    if isinstance(node, yaml.ScalarNode) and node.tag == _INT and (found := _ODD_INT.match(node.value)):
+        kind = "an octal number" if found[1] else "a number of base 60"
+        yield location, f"is {kind} to YAML; write it without a leading 0 or ':', or quote the text"
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
@@ -188,7 +203,7 @@ def _repeated_keys(node: yaml.Node | None, location: Loc, visited: set[int]) -> 
             if key.value in seen:
                 yield (*location, key.value), "stands here a second time; keep one of them"
             seen.add(key.value)
-            yield from _repeated_keys(value, (*location, key.value), visited)
+            yield from _read_otherwise(value, (*location, key.value), visited)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            yield from _repeated_keys(value, (*location, index), visited)
+            yield from _read_otherwise(value, (*location, index), visited)

@@ -37,3 +37,12 @@ def test_a_shell_that_ignores_it_is_obeyed() -> None:
     done = run("signal.signal(signal.SIGINT, signal.SIG_IGN)")
     assert done.returncode == 0
     assert done.stdout.startswith("steersman, version")
+
+
+def test_nothing_else_is_imported_before_it() -> None:
+    """What is takes as long as a key takes to press."""
+    before = "import sys; before = set(sys.modules)"
+    script = f"{before}; import extproc.start; print(*sorted(set(sys.modules) - before))"
+    argv = [sys.executable, "-c", script]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+    assert set(done.stdout.split()) <= {"__future__", "_signal", "extproc", "extproc.start"}

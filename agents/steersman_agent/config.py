@@ -41,6 +41,8 @@ def _ip_port(value: str) -> str:
     """Canonical `ip:port`: the service and Envoy know a replica by this very string."""
     try:
         host, port = addresses.split(value)
+        if ":" in host and not value.startswith("["):
+            raise ValueError("an IPv6 address without brackets: where does its port begin?")
     except ValueError:
         raise ValueError(f"{value!r} is not ip:port; write it such as 10.0.0.5:8080") from None
     try:

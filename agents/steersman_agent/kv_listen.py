@@ -98,11 +98,12 @@ class KvListener:
             for count in range(REPLAY_BATCHES_MAX):
                 async with asyncio.timeout(REPLAY_S):
                     frames = await socket.recv_multipart()
-                if len(frames) != 3 or frames[1] == _END:
+                # vLLM 0.32 puts the topic before the number; SGLang and older vLLM do not.
+                if len(frames) not in (3, 4) or frames[-2] == _END:
                     return
-                sequence = int.from_bytes(frames[1], "big")
+                sequence = int.from_bytes(frames[-2], "big")
                 if sequence < before:
-                    self.book.take(sequence, frames[2], time.monotonic())
+                    self.book.take(sequence, frames[-1], time.monotonic())
                 if count % BURST == 0:
                     await asyncio.sleep(0)
         except TimeoutError:

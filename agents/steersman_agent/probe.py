@@ -4,7 +4,9 @@ Owns when to send the light prompt, what its answer means, and the replica's own
 Pure: seconds are handed in, replies come as values.
 
 With work in flight a counter that stands still for a timeout is as good as a prompt that is not
-answered, and costs the engine nothing; prompts are for idle replicas and for those found wanting.
+answered, and costs the engine nothing; prompts are for idle replicas and for those found wanting. How long
+an engine's counters may stand still is learnt from those that went on: a step with a long prompt's prefill
+in it takes seconds (a real vLLM on a busy machine was called hung six times in a minute).
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ BASELINE_WEIGHT, BASELINE_WEIGHT_SLOW = 0.2, 0.01
 #: While a replica is degraded or hung: the first and the longest pause between prompts. A hung engine
 #: may hold a permit for every prompt that we gave up on, so the pause grows.
 RETRY_FIRST_S, RETRY_MAX_S = 0.5, 5.0
+#: A stillness that ended by itself is this engine's way (the prefill of a long prompt is one step): shorter
+#: ones say nothing. It counts up to so many seconds, and with each further move for this share of it.
+STILL_S_MAX, STILL_KEPT = 10.0, 0.999
 #: 4xx that do tell of the engine's health: timeout, failed generation (TGI), overload. The others say
 #: that it will not have such a prompt (a key is wanted, no such route): that is our business.
 TELLING_4XX: Final = frozenset({408, 424, 429})
@@ -72,34 +77,40 @@ class Prober:
         self._moves_at_begin: int | None = None  # not None: a prompt is in flight
         self._evidence_s = float("-inf")
         self._still_since_s: float | None = None
+        #: When its counters last moved or its work arrived, and how long they have stood still and gone on.
+        self._moved_s: float | None = None
+        self._stood_s = 0.0
         self._not_before_s = 0.0
         self._pause_s = RETRY_FIRST_S
 
     def reset(self, now_s: float) -> None:
         """The process is another one now; its custom stays, as the hardware does."""
         self.channel.reset(now_s)
-        self._progress, self._work, self._still_since_s = (), False, None
+        self._progress, self._work = (), False
+        self._still_since_s = self._moved_s = None
         self._evidence_s, self._not_before_s, self._pause_s = float("-inf"), 0.0, RETRY_FIRST_S
 
     def observe(self, progress: tuple[float, ...], now_s: float, *, work: bool) -> bool:
         """Take a reading of the counters; whether they moved."""
         moved = bool(progress) and bool(self._progress) and progress != self._progress
         # What arrived since the last reading has not stood still since then.
-        arrived = work and not self._work
+        arrived, had_work = work and not self._work, self._work
         self._progress, self._work = progress, work
         if moved:
             self._moves += 1
             self._evidence_s = now_s
             self.channel.feed(Symptom.MOVED, now_s)
+            if had_work and self._moved_s is not None:
+                stood_s = min(now_s - self._moved_s, STILL_S_MAX)
+                self._stood_s = max(STILL_KEPT * self._stood_s, stood_s)
         if moved or arrived or not work or not progress or self._still_since_s is None:
-            self._still_since_s = now_s
-        elif now_s - self._still_since_s >= self._timeout_s:
+            self._still_since_s = self._moved_s = now_s
+        elif now_s - self._still_since_s >= max(self._timeout_s, self._stood_s):
             # A reading tells of one silence at most, however long we have not looked.
             self._still_since_s = now_s
+            still_ms = (now_s - (self._moved_s if self._moved_s is not None else now_s)) * 1000
             self.channel.feed(
-                Symptom.TIMED_OUT,
-                now_s,
-                f"work in flight, and no counter moved for {2 * self._timeout_s * 1000:.0f} ms",
+                Symptom.TIMED_OUT, now_s, f"work in flight, and no counter moved for {still_ms:.0f} ms"
             )
         return moved
 

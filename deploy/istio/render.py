@@ -55,9 +55,8 @@ def _dns_endpoints(name: str, hosts: list[tuple[str, int]]) -> dict[str, Any]:
     return {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]}
 
 
-def _clusters(config: Config, rendered: list[dict[str, Any]], services: list[tuple[str, int]]) -> Any:
-    """Our clusters; services and pools are looked up by name instead of listed by address."""
-    pools = {pool.name: pool for pool in config.pools}
+def _clusters(rendered: list[dict[str, Any]], services: list[tuple[str, int]]) -> Any:
+    """Our clusters; services are looked up by name instead of listed by address, as pools are already."""
     for cluster in rendered:
         name = cluster["name"]
         if name == "steersman":
@@ -65,8 +64,7 @@ def _clusters(config: Config, rendered: list[dict[str, Any]], services: list[tup
         elif name.startswith("steersman.log."):
             hosts = [services[int(name.rpartition(".")[2])]]
         else:
-            pool = pools[name.removeprefix("pool.").rpartition("/")[0]]
-            hosts = [(dns.name, dns.port) for dns in pool.discovery.dns]
+            hosts = []
         if hosts:
             cluster |= {
                 "type": "STRICT_DNS",
@@ -101,8 +99,9 @@ def manifests(
     # Without a port: the workload is a gateway for this alone, and a Service's port is not its pods'.
     in_chain = {"filterChain": {"filter": {"name": MANAGER}}}
     in_manager = {"filterChain": {"filter": {"name": MANAGER, "subFilter": {"name": ROUTER}}}}
-    # The VirtualService's one route, by which ours find their virtual host.
-    undecided_route = {"gateway": f"{namespace}/steersman", "vhost": {"route": {"name": undecided["name"]}}}
+    # The VirtualService's one route, by which ours find their virtual host. Not by `gateway`: of a server
+    # without TLS Istio names its routes by the port alone (http.80), and then no gateway's name matches.
+    undecided_route = {"vhost": {"route": {"name": undecided["name"]}}}
 
     def patch(kind: str, operation: str, value: Any, **match: Any) -> dict[str, Any]:
         return {
@@ -113,9 +112,10 @@ def manifests(
 
     limit = {"per_connection_buffer_limit_bytes": listener["per_connection_buffer_limit_bytes"]}
     managed = {"@type": manager["@type"]} | {name: manager[name] for name in MANAGED if name in manager}
+    # Of the virtual host, as with us: until it is decided on, a body is the route's that Istio makes.
     kept = {"request_body_buffer_limit": virtual_host["request_body_buffer_limit"]}
     patches = [
-        *(patch("CLUSTER", "ADD", cluster) for cluster in _clusters(config, resources["clusters"], services)),
+        *(patch("CLUSTER", "ADD", cluster) for cluster in _clusters(resources["clusters"], services)),
         patch("LISTENER", "MERGE", limit),
         patch("NETWORK_FILTER", "MERGE", {"name": MANAGER, "typed_config": managed}, listener=in_chain),
         # Each goes right before the router, and each route right before Istio's own: they keep their order.
@@ -124,10 +124,8 @@ def manifests(
             for each in manager["http_filters"]
             if each["name"] != ROUTER
         ),
-        *(
-            patch("HTTP_ROUTE", "INSERT_BEFORE", each | kept, routeConfiguration=undecided_route)
-            for each in decided
-        ),
+        patch("VIRTUAL_HOST", "MERGE", kept),
+        *(patch("HTTP_ROUTE", "INSERT_BEFORE", each, routeConfiguration=undecided_route) for each in decided),
     ]
     meta = {"name": "steersman", "namespace": namespace}
     said = undecided.get("direct_response")

@@ -155,6 +155,7 @@ SCHEMAS: Final[dict[str, Any]] = {
             "id": TEXT,
             "tenant": TEXT,
             "class": TEXT,
+            "place": TEXT,
             "model": TEXT,
             "pool": TEXT,
             "reason": TEXT,

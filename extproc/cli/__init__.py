@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -49,6 +51,9 @@ COMMANDS = {
     "tune": ("tune", "Search a strategy's parameters over recorded traffic."),
 }
 
+#: What click says of an argument that a command does not take.
+_UNEXPECTED = re.compile(r"^Got unexpected extra argument \((\S+)\)$")
+
 #: Headings of `steersman --help` → their commands; one that stands nowhere comes last, under "Other".
 GROUPS = {
     "Run": ("init", "up", "serve", "agent", "demo", "demo-fault", "sim-replica"),
@@ -60,6 +65,17 @@ GROUPS = {
 
 class LazyGroup(click.Group):
     """Loads a command's module when the command is asked for."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """An unknown one is told with the nearest; click would look among what was loaded, which is none."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as error:
+            raise click.exceptions.NoSuchCommand(
+                error.command_name, possibilities=list(COMMANDS), ctx=ctx
+            ) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's)
         """In the order of COMMANDS: the main job first."""
@@ -75,8 +91,11 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an extra that it lacks is said in one line."""
-        with one_line():
-            return super().invoke(ctx)
+        try:
+            with one_line():
+                return super().invoke(ctx)
+        except click.UsageError as error:
+            raise _file_named(error) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 (click's)
         """List the commands from the table, so that help imports none of them."""
@@ -99,6 +118,28 @@ class LazyGroup(click.Group):
             if name.startswith(incomplete)
         ]
         return found or click.Command.shell_complete(self, ctx, incomplete)
+
+
+def _file_named(error: click.UsageError) -> click.UsageError:
+    """`check my.yaml`: a command that takes its file with -f says so beside "unexpected extra argument"."""
+    found = _UNEXPECTED.search(error.message)
+    takes = error.ctx is not None and any(each.name == "file" for each in error.ctx.command.params)
+    if found is None or not takes:
+        return error
+    return click.UsageError(f"{error.message}; name the file with -f {found[1]}", ctx=error.ctx)
+
+
+def _readable(arguments: list[str]) -> None:
+    """Arguments must be text: what is not UTF-8 could be written nowhere. Exits 2."""
+    for each in arguments:
+        try:
+            each.encode()
+        except UnicodeEncodeError:
+            shown = each.encode(errors="surrogateescape").decode(errors="replace")
+            click.echo(
+                f"{shown!r} is not UTF-8; write it so, in a locale of UTF-8 (LC_ALL=C.UTF-8)", err=True
+            )
+            sys.exit(2)
 
 
 EPILOG = """\b
@@ -126,4 +167,5 @@ def group(context: click.Context) -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """The console script. Exit codes: 0 done, 1 failed, 2 bad usage or configuration (options.EXIT_CODES)."""
+    _readable(sys.argv[1:] if arguments is None else arguments)
     return group(args=arguments, prog_name="steersman", complete_var="_STEERSMAN_COMPLETE")

@@ -53,6 +53,7 @@ def command(file: Path, mode: Literal["static", "ads"], form: str, output: Path 
     config = load_or_exit(file)
 
     # Late: other commands need none of it. Light: a thousand pydantic validators take a second.
+    from extproc.config.cautions import left_out
     from extproc.config.load import ConfigError
     from extproc.control import light
 
@@ -63,6 +64,9 @@ def command(file: Path, mode: Literal["static", "ads"], form: str, output: Path 
         bootstrap = render_bootstrap(config, mode)
     except ConfigError as error:
         fail(*map(str, error.problems), code=EXIT_CONFIG)
+    if mode == "static":
+        for each in left_out(config):
+            click.echo(f"{file}: warning: {each}", err=True)
     text = to_json(bootstrap) if form == "json" else to_yaml(bootstrap)
     if output is None:
         click.echo(text, nl=False)

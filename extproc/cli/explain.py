@@ -149,6 +149,8 @@ def facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = [("request", f"{found['id'] or 'as if it came now'}  tenant {_plain(found['tenant'])}")]
     if found["age_ms"]:
         lines[0] = ("request", f"{lines[0][1]}, {found['age_ms'] / 1e3:.1f} s ago")
+    if found.get("place"):
+        lines.append(("place", _plain(found["place"])))
     lines.append(("outcome", f"[bold]{_plain(found['outcome'])}[/]"))
     if found["pool"]:
         arm = f", arm {found['arm']}" if found["arm"] else ""

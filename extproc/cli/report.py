@@ -43,7 +43,7 @@ CHARGES = (
 #: What stands above a column, and what stands in it.
 _Column = tuple[str, Callable[[Mapping[str, Any]], str]]
 
-_FILTERS = ("tenant", "pool", "model", "strategy", "arm")
+_FILTERS = ("tenant", "pool", "model", "strategy", "arm", "place")
 
 
 @click.command(
@@ -62,7 +62,8 @@ _FILTERS = ("tenant", "pool", "model", "strategy", "arm")
     default="tenant",
     show_default=True,
     metavar="NAME[,NAME…]",
-    help="What lines are told apart by: tenant, pool, model, strategy, arm, and one of minute, hour, day.",
+    help="What lines are told apart by: tenant, pool, model, strategy, arm, place, and one of minute, hour,"
+    " day.",
 )
 @click.option(
     "--since",
@@ -75,6 +76,7 @@ _FILTERS = ("tenant", "pool", "model", "strategy", "arm")
 @click.option("--model", metavar="NAME", help="This model alone.")
 @click.option("--strategy", metavar="NAME", help="This strategy alone.")
 @click.option("--arm", metavar="EXPERIMENT/ARM", help="This arm of an experiment alone.")
+@click.option("--place", metavar="NAME", help="Clients of this place alone (site.places).")
 @click.option("--chargeback", is_flag=True, help="What is charged: by day, tenant and model.")
 @click.option("--day", metavar="DATE", help="With --chargeback: this day (UTC).  [default: yesterday]")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="So many lines.")

@@ -6,13 +6,14 @@ Owns the options and exit codes; the processes are `supervise`'s, the picture is
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from extproc.cli.options import config_option, examples, load_or_exit, log_to_stderr
+from extproc.cli.options import EXIT_CONFIG, config_option, examples, fail, load_or_exit, log_to_stderr
 from extproc.config.model import Config
 
 
@@ -76,6 +77,7 @@ def command(
 
     log_to_stderr(verbose=verbose)
     config = load_or_exit(file)
+    _nameable(file.absolute())
     pictured = sys.stdout.isatty() if table is None else table
     try:
         envoy = find_envoy(envoy_path)
@@ -97,6 +99,16 @@ def command(
     except OSError as error:
         click.echo(f"{error.filename or '--run-dir'}: {error.strerror or error}", err=True)
         sys.exit(1)
+
+
+def _nameable(path: Path) -> None:
+    """The service is told where the file lies, in a text: exits 2 where the path is none."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="replace")
+        way = "rename it, or set a locale of UTF-8 (LC_ALL=C.UTF-8)"
+        fail(f"{shown}: the folder's name is not UTF-8; {way}", code=EXIT_CONFIG)
 
 
 def _state_directory(config: Config, file: Path, run_dir: Path | None) -> Path | None:

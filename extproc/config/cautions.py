@@ -49,6 +49,19 @@ def cautions(config: Config) -> Iterator[str]:
     yield from _forgotten(config)
 
 
+def left_out(config: Config) -> Iterator[str]:
+    """Replicas that a rendered Envoy of mode static does not know, each as `PATH: what is so; what to do`."""
+    mend = "render with --mode ads, or list them under endpoints as well"
+    for i, pool in enumerate(config.pools):
+        if pool.discovery.file:
+            yield f"pools[{i}].discovery.file: its replicas are unknown to an Envoy of mode static; {mend}"
+        if pool.discovery.agents and config.telemetry is not None:
+            yield (
+                f"pools[{i}].discovery.agents: replicas that agents register are unknown to an Envoy of mode "
+                f"static; {mend}"
+            )
+
+
 def _open_and_closed(config: Config) -> Iterator[str]:
     """A failure mode `open` that is closed, since a tenant was promised more."""
     if (why := closed_by(config)) is not None:

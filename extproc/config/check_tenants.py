@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from extproc.config.away import known_by, mode_of
 from extproc.config.locations import Loc, repeats
 from extproc.config.model import Config, KeyConfig
+from extproc.core.contract import GATEWAY_FAIRNESS_HEADER
 from extproc.meant import meant
 
 #: Headers that the service reads itself.
@@ -104,7 +105,8 @@ def _gateway(config: Config) -> Iterator[tuple[Loc, str]]:
         yield ("gateway", "tls", "require_client_certificate"), message
     if gateway.trusted_proxy is not None:
         header = gateway.trusted_proxy.header
-        if header in TAKEN_HEADERS or header.startswith(TAKEN_PREFIXES):
+        taken = header in TAKEN_HEADERS or header.startswith(TAKEN_PREFIXES)
+        if taken and header != GATEWAY_FAIRNESS_HEADER:
             message = f"{header!r} has another meaning here; choose another, such as x-forwarded-tenant"
             yield ("gateway", "trusted_proxy", "header"), message
 

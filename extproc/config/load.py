@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from extproc.config.checks import Loc, cross_checks
 from extproc.config.model import Config
 from extproc.wording import dotted, wording
-from extproc.yamltext import YamlMistakeError, read, read_json
+from extproc.yamltext import Document, YamlMistakeError, read, read_json
 
 #: A configuration file above this is refused unread.
 CONFIG_BYTES_MAX = 16 * 1024 * 1024
@@ -92,9 +92,19 @@ def loads(text: str, *, name: str = "<string>") -> Config:
         # JSON has no lines; whoever wants to know of a mistake wants them.
         try:
             return checked(data, None, [], name=name)
-        except ConfigError:
-            document = read(text)
+        except ConfigError as error:
+            document = _with_lines(text)
+            if document is None:
+                raise error from None
     return checked(document.data, document.tree, document.repeated, name=name)
+
+
+def _with_lines(text: str) -> Document | None:
+    """JSON read as YAML; None where it is none, such as with a character as an escaped pair of surrogates."""
+    try:
+        return None if "\\ud" in text.lower() else read(text)
+    except YamlMistakeError:
+        return None
 
 
 def checked(data: Any, tree: yaml.Node | None, again: list[tuple[Loc, str]], *, name: str) -> Config:

@@ -174,8 +174,11 @@ class GatewayConfig(Section):
     body_bytes_max: int = Field(default=4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
     """The largest request body; above it 413."""
     upload_bytes_max: int = Field(default=25 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
-    """The largest form (/v1/audio/transcriptions); above it 413. Its file passes through Envoy, which keeps a
-    small one for retries; the service sees the fields before it."""
+    """The largest form (/v1/audio/transcriptions); above it 413. Its file passes through Envoy alone; the
+    service sees the fields before it."""
+    upload_kept_bytes_max: int = Field(default=4 * 1024 * 1024, ge=0, le=256 * 1024 * 1024)
+    """Forms up to this are kept whole in Envoy's memory until they are answered, and are retried as other
+    requests are. A larger one is sent to one replica, piece by piece as it comes."""
     upload_timeout_ms: int = Field(default=60_000, ge=100, le=3_600_000)
     """How long a request may take to arrive, its body included; above it 408."""
     body_bytes_unasked_max: int = Field(default=64 * 1024, ge=0, le=1024 * 1024)

@@ -32,6 +32,10 @@ class PickerConfig(Section):
     """Whether x-llm-d-inference-fairness-id names the tenant (with gateway.auth none),
     x-llm-d-inference-objective the service class, and x-llm-d-slo-ttft-ms and x-llm-d-slo-tpot-ms the
     targets. Only for a gateway that sets or strips them: clients could choose their class."""
+    header_names: Literal["llm-d", "gateway"] = "llm-d"
+    """How those four are called: as above, or 'gateway', as the inference extension's own picker reads them
+    (x-gateway-inference-fairness-id, x-gateway-inference-objective, x-slo-ttft-ms, x-slo-tpot-ms). The other
+    names are a client's word."""
     objectives: dict[Annotated[str, Field(min_length=1, max_length=253)], Name] = Field(
         default={}, max_length=256
     )

@@ -95,6 +95,9 @@ def _host_and_port(value: str) -> tuple[str, int]:
         raise ValueError(f"{value!r} is a URL; write {shown or 'ip:port'}, without {scheme!r} and path")
     if "%" in (host := value.rpartition(":")[0]):
         raise ValueError(f"{host!r} has a zone id, which Envoy does not take; write the address without it")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        # '2001:db8::11' would else be port 11 of 2001:db8::.
+        raise ValueError(f"{value!r} is an IPv6 address without brackets; write '[ADDRESS]:PORT', in quotes")
     try:
         return addresses.split(value)
     except addresses.NoPortError:

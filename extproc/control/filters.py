@@ -59,7 +59,14 @@ from extproc.config.own_routes import own_routes
 from extproc.control.cors import CORS_FILTER
 from extproc.control.identity import IDENTITY_FILTER, asks_first
 from extproc.control.pack import ms, packed
-from extproc.control.routes import BUFFER_FILTER, DECISION_FILTER, FLOOR_FILTER, LUA_FILTER, has_floor
+from extproc.control.routes import (
+    BUFFER_FILTER,
+    DECISION_FILTER,
+    FLOOR_FILTER,
+    KEEPING_FILTER,
+    LUA_FILTER,
+    has_floor,
+)
 from extproc.control.services import decision_service
 from extproc.control.upstreams import answer_mutations
 from extproc.core import contract
@@ -112,6 +119,7 @@ def http_filters(config: Config) -> list[HttpFilter]:
         # holds no place there; and bodies without a length get one, which some engines insist on.
         _filter(BUFFER_FILTER, Buffer(max_request_bytes=config.gateway.body_bytes_max)),
         _filter(DECISION_FILTER, decides),
+        *([keeping(config)] if config.gateway.upload_kept_bytes_max else []),
         # Does nothing but on the routes of requests without a decision.
         *([_filter(FLOOR_FILTER, LocalRateLimit(stat_prefix="floor"))] if floors else []),
         # On the way back the first chunk is seen before json_to_metadata holds a JSON body back.
@@ -120,6 +128,14 @@ def http_filters(config: Config) -> list[HttpFilter]:
         # Attempts and upstream timings are for the access log, not for clients and engines.
         _filter("envoy.filters.http.router", router(config)),
     ]
+
+
+def keeping(config: Config) -> HttpFilter:
+    """Forms are kept whole here where their route says so: the service saw the head, and Envoy sends on what
+    it can send again."""
+    found = _filter(KEEPING_FILTER, Buffer(max_request_bytes=config.gateway.upload_kept_bytes_max))
+    found.disabled = True
+    return found
 
 
 def router(config: Config) -> Router:

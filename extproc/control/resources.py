@@ -29,6 +29,8 @@ from envoy_data_plane.envoy.config.core.v3 import (
     AggregatedConfigSource,
     ApiVersion,
     ConfigSource,
+    HealthCheck,
+    HealthCheckTcpHealthCheck,
     Locality,
     TcpKeepalive,
 )
@@ -38,10 +40,12 @@ from envoy_data_plane.envoy.config.endpoint.v3 import (
     LbEndpoint,
     LocalityLbEndpoints,
 )
+from envoy_data_plane.envoy.extensions.clusters.common.dns.v3 import DnsLookupFamily
 from envoy_data_plane.envoy.extensions.clusters.composite.v3 import ClusterConfig as Composite
 from envoy_data_plane.envoy.extensions.clusters.composite.v3 import (
     ClusterConfigClusterEntry as CompositeClusterEntry,
 )
+from envoy_data_plane.envoy.extensions.clusters.dns.v3 import DnsCluster, DnsClusterRefreshRate
 from envoy_data_plane.envoy.extensions.load_balancing_policies.least_request.v3 import LeastRequest
 from envoy_data_plane.envoy.extensions.load_balancing_policies.override_host.v3 import (
     OverrideHost,
@@ -54,14 +58,14 @@ from envoy_data_plane.envoy.extensions.load_balancing_policies.subset.v3 import 
 from envoy_data_plane.envoy.type.metadata.v3 import MetadataKey, MetadataKeyPathSegment
 from envoy_data_plane.envoy.type.v3 import Percent
 
+from extproc.addresses import joined, split
 from extproc.config.away import away_targets
 from extproc.config.check_upstream import is_named
-from extproc.config.load import ConfigError, Problem
 from extproc.config.model import Config, PoolConfig, ServiceClass
 from extproc.config.model import OutlierDetection as OutlierLimits
 from extproc.config.site_checks import returning
 from extproc.control.pack import address, extension, ms, packed
-from extproc.control.routes import RetryTiming
+from extproc.control.tries import RetryTiming
 from extproc.control.upstreams import crossing_options, protocol_options, transport_socket
 from extproc.core import contract
 
@@ -74,6 +78,11 @@ OUTLIER_INTERVAL_S = 1
 #: Connections refused or timed out in a row before an endpoint is ejected; a crashed engine's
 #: refusals cost a retry each, so fewer are borne than of answers with 5xx.
 LOCAL_FAILURES_MAX = 3
+
+#: How often a static Envoy looks names up that are listed as endpoints; the service does every 10 s.
+NAMES_INTERVAL_S = 5.0
+#: How often it is seen whether an address of a name is there, and so many times in a row it is not.
+NAMES_CHECK_S, NAMES_CHECKS = 5, 3
 
 #: How long Envoy waits for what the ADS server shall tell it, at its start and for a new cluster, before
 #: it goes on without. Until then a starting Envoy does not listen.
@@ -192,8 +201,14 @@ def pool_cluster(
         upstream_connection_options=tcp_keepalive(),
     )
     if mode == "static":
-        cluster.type = ClusterDiscoveryType.STATIC
         cluster.load_assignment = load_assignment(pool, cluster.name)
+        if pause_s := looked_up_every(pool):
+            cluster.cluster_type = ClusterCustomClusterType(
+                name="envoy.clusters.dns", typed_config=packed(_by_name(pause_s))
+            )
+            cluster.health_checks = [_there()]
+        else:
+            cluster.type = ClusterDiscoveryType.STATIC
         return cluster
     cluster.type = ClusterDiscoveryType.EDS
     # The service's name, not the cluster's: Envoy asks once for all classes, and is sent them once.
@@ -215,22 +230,52 @@ def from_ads() -> ConfigSource:
 
 
 def load_assignment(pool: PoolConfig, name: str) -> ClusterLoadAssignment:
-    """A pool's endpoints by zone, zones in the order in which the file first names them.
-
-    Raises ConfigError where one is a host name.
-    """
+    """A pool's endpoints by zone, zones in the order in which the file names them first."""
     zones: dict[str, list[LbEndpoint]] = {}
+    asked_for = pool.upstream.asked_for
     for replica in pool.endpoints:
-        if is_named(replica.address):
-            message = "is a host name, which the service looks up while it runs; render with --mode ads"
-            raise ConfigError([Problem("pool " + pool.name, None, replica.address, message)])
-        zones.setdefault(replica.zone, []).append(lb_endpoint(replica.address, pool.upstream.asked_for()))
+        host = split(replica.address)[0] if is_named(replica.address) else ""
+        zones.setdefault(replica.zone, []).append(lb_endpoint(replica.address, asked_for(host)))
+    for each in pool.discovery.dns:
+        found = lb_endpoint(joined(each.name, each.port), asked_for(each.name))
+        zones.setdefault("", []).append(found)
     return ClusterLoadAssignment(
         cluster_name=name,
         endpoints=[
             LocalityLbEndpoints(locality=Locality(zone=zone) if zone else None, lb_endpoints=endpoints)
             for zone, endpoints in zones.items()
         ],
+    )
+
+
+def looked_up_every(pool: PoolConfig) -> float:
+    """The seconds after which Envoy itself looks a pool's names up again; 0 where it has none."""
+    pauses = [each.interval_s for each in pool.discovery.dns]
+    if any(is_named(each.address) for each in pool.endpoints):
+        pauses.append(NAMES_INTERVAL_S)
+    return min(pauses, default=0.0)
+
+
+def _by_name(pause_s: float) -> DnsCluster:
+    """Every address of each name is a member, as the service has them. A failing resolver changes nothing."""
+    return DnsCluster(
+        dns_refresh_rate=timedelta(seconds=pause_s),
+        dns_lookup_family=DnsLookupFamily.ALL,
+        dns_failure_refresh_rate=DnsClusterRefreshRate(
+            base_interval=timedelta(seconds=pause_s), max_interval=timedelta(seconds=pause_s)
+        ),
+    )
+
+
+def _there() -> HealthCheck:
+    """Whether an address takes connections. One that its name no longer has is a member for as long as it
+    does: how long it is chosen is the service's to say, and Envoy alone would leave it at once."""
+    return HealthCheck(
+        timeout=timedelta(seconds=NAMES_CHECK_S),
+        interval=timedelta(seconds=NAMES_CHECK_S),
+        unhealthy_threshold=NAMES_CHECKS,
+        healthy_threshold=1,
+        tcp_health_check=HealthCheckTcpHealthCheck(),
     )
 
 

@@ -3,13 +3,12 @@
 A class with retries or timeouts of its own has a route of its own. While the service is away, tenants that
 Envoy knows by itself go by their class's failure mode, everybody else by the gateway's (config/away.py).
 
-Owns retries and the timeouts of a stream. `clear_route_cache` in the decision makes Envoy choose
+How often each is tried is tries.py's. `clear_route_cache` in the decision makes Envoy choose
 again here, now with the cluster header set.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import timedelta
 
 from envoy_data_plane.envoy.config.core.v3 import (
@@ -25,9 +24,6 @@ from envoy_data_plane.envoy.config.route.v3 import (
     RateLimit,
     RateLimitAction,
     RateLimitActionRemoteAddress,
-    RetryPolicy,
-    RetryPolicyRetryBackOff,
-    RetryPolicyRetryHostPredicate,
     Route,
     RouteAction,
     RouteConfiguration,
@@ -38,7 +34,7 @@ from envoy_data_plane.envoy.extensions.common.ratelimit.v3 import (
     LocalRateLimitDescriptor,
     RateLimitDescriptorEntry,
 )
-from envoy_data_plane.envoy.extensions.filters.http.buffer.v3 import BufferPerRoute
+from envoy_data_plane.envoy.extensions.filters.http.buffer.v3 import Buffer, BufferPerRoute
 from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
     ExtProcOverrides,
     ExtProcPerRoute,
@@ -48,36 +44,24 @@ from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
 )
 from envoy_data_plane.envoy.extensions.filters.http.local_ratelimit.v3 import LocalRateLimit
 from envoy_data_plane.envoy.extensions.filters.http.lua.v3 import LuaPerRoute
-from envoy_data_plane.envoy.extensions.retry.host.previous_hosts.v3 import PreviousHostsPredicate
 from envoy_data_plane.envoy.type.matcher.v3 import (
     MetadataMatcher,
     MetadataMatcherPathSegment,
     StringMatcher,
     ValueMatcher,
 )
-from envoy_data_plane.envoy.type.v3 import FractionalPercent, TokenBucket
+from envoy_data_plane.envoy.type.v3 import FractionalPercent, Int64Range, TokenBucket
 
 from extproc.config.away import Away, AwayRoute, away_routes, fallback
-from extproc.config.model import Config, GatewayConfig, ServiceClass
+from extproc.config.model import Config, ServiceClass
 from extproc.config.restart import accepts_sites
 from extproc.config.routes import form_paths
+from extproc.control import tries
 from extproc.control.cors import CORS_FILTER, cors
-from extproc.control.pack import ms, packed
+from extproc.control.pack import packed
+from extproc.control.tries import RetryTiming
 from extproc.core import contract
 from extproc.core.routes import FORM_PATHS
-
-#: What is tried on another endpoint. `reset` covers refused and lost connections and per-try
-#: timeouts, always before a response has begun: a stream that has begun is never retried. 401 and 403 are of
-#: an engine that does not take our key; the client's never went there.
-RETRY_ON = "reset,connect-failure,refused-stream,retriable-status-codes"
-RETRIABLE_STATUS_CODES = (401, 403, 429, 502, 503, 504, 529)
-#: Hosts are passed over if they were tried before; this many picks are made for that.
-HOST_PICKS_MAX = 16
-#: Another endpoint is free of the first one's trouble, so there is little to wait for.
-BACK_OFF_MS = 10
-BACK_OFF_MS_MAX = 100
-#: Room above the sum of the tries, so that a try's own timeout always fires first.
-IDLE_MARGIN_MS = 1_000
 
 #: json_to_metadata holds a whole JSON answer back to read its counts; an answer above this ends as 500.
 #: Streams are not held back, and requests have their own, smaller bound (the buffer filter's).
@@ -91,13 +75,25 @@ DECIDED_ROUTE = "decided"
 WHOLE_SUFFIX = ".whole"
 ONCE_SUFFIX = ".once"
 UNDECIDED_ROUTE = "undecided"
-FORM_SUFFIX = ".form"
+FORM_SUFFIX, KEPT_SUFFIX = ".form", ".form.kept"
 #: The filters that forms are exempt from, or that see little of them.
 DECISION_FILTER = "envoy.filters.http.ext_proc"
 BUFFER_FILTER = "envoy.filters.http.buffer"
+#: Keeps a form whole after the decision, so that Envoy can send it again. On no other route.
+KEEPING_FILTER = "steersman.keeping"
 LUA_FILTER = "envoy.filters.http.lua"
 #: The answer is another route's by then, and with it the script that looks at answers.
 CHOOSES_ANEW = "function envoy_on_request(handle) handle:clearRouteCache() end"
+#: What was decided by its head is whole by then. The filter that keeps it was shown the head twice (Envoy
+#: 1.40: by ext_proc, and by the chain that goes on) and has said so much too long a length.
+CHOOSES_KEPT = f"""
+function envoy_on_request(handle)
+  local body, headers = handle:body(), handle:headers()
+  if body then headers:replace("content-length", tostring(body:length())) end
+  headers:remove("{contract.ONCE_HEADER}")
+  handle:clearRouteCache()
+end
+"""
 HEAD_MODE = ProcessingMode(
     request_header_mode=ProcessingModeHeaderSendMode.SEND,
     request_body_mode=ProcessingModeBodySendMode.BUFFERED_PARTIAL,
@@ -130,7 +126,8 @@ def buffer_limit_bytes(config: Config) -> int:
     For a JSON answer and for the body that is kept for retries. A route only raises the limit; until the
     router meets it the listener's holds, and from the buffer filter on that filter's own.
     """
-    return max(JSON_ANSWER_BYTES_MAX, config.gateway.body_bytes_max)
+    gateway = config.gateway
+    return max(JSON_ANSWER_BYTES_MAX, gateway.body_bytes_max, gateway.upload_kept_bytes_max)
 
 
 def _decided(config: Config) -> list[Route]:
@@ -174,7 +171,7 @@ def _decided_route(
     path = f"%REQ({contract.PATH_PREFIX_HEADER})%%PATH(NQ)%"
     action = RouteAction(cluster_header=contract.CLUSTER_HEADER, path_rewrite=path, auto_host_rewrite=True)
     marks = [name for name, said in ((contract.ONCE_HEADER, once), (contract.WHOLE_HEADER, whole)) if said]
-    action = _whole(timing, action) if whole else _action(timing, action)
+    action = tries.whole(timing, action) if whole else tries.streamed(timing, action)
     if once:
         action.retry_policy = None
     return Route(
@@ -236,20 +233,34 @@ def _both(config: Config, name: str, away: Away, known: AwayRoute | None = None)
         return RouteMatch(prefix="/") if known is None else _proven(config, known)
 
     found = []
+    kept = config.gateway.upload_kept_bytes_max
     for path in (*FORM_PATHS, *form_paths(config.routes)):
-        match = matched()
-        match.prefix, match.path = None, path
-        route = _away(config, name + FORM_SUFFIX, match, away)
-        if route.route is not None:
-            route.route.retry_policy = None  # as where it is decided, by its head
-        route.typed_per_filter_config = {
-            **route.typed_per_filter_config,
-            DECISION_FILTER: packed(ExtProcPerRoute(overrides=ExtProcOverrides(processing_mode=HEAD_MODE))),
-            BUFFER_FILTER: packed(BufferPerRoute(disabled=True)),
-            LUA_FILTER: packed(LuaPerRoute(source_code=DataSource(inline_string=CHOOSES_ANEW))),
-        }
-        found.append(route)
+        for keeps in (True, False) if kept else (False,):
+            match = matched()
+            match.prefix, match.path = None, path
+            if keeps:
+                small = Int64Range(start=0, end=kept + 1)
+                match.headers = [*match.headers, HeaderMatcher(name="content-length", range_match=small)]
+            found.append(_form(config, name, match, away, keeps=keeps))
     return [*found, _away(config, name, matched(), away)]
+
+
+def _form(config: Config, name: str, match: RouteMatch, away: Away, *, keeps: bool) -> Route:
+    """One path of forms: those that are kept whole for another try, or those of which each piece goes on."""
+    route = _away(config, name + (KEPT_SUFFIX if keeps else FORM_SUFFIX), match, away)
+    if route.route is not None and not keeps:
+        route.route.retry_policy = None  # as where it is decided, by its head
+    script = CHOOSES_KEPT if keeps else CHOOSES_ANEW
+    route.typed_per_filter_config = {
+        **route.typed_per_filter_config,
+        DECISION_FILTER: packed(ExtProcPerRoute(overrides=ExtProcOverrides(processing_mode=HEAD_MODE))),
+        BUFFER_FILTER: packed(BufferPerRoute(disabled=True)),
+        LUA_FILTER: packed(LuaPerRoute(source_code=DataSource(inline_string=script))),
+    }
+    if keeps:
+        whole = Buffer(max_request_bytes=config.gateway.upload_kept_bytes_max)
+        route.typed_per_filter_config[KEEPING_FILTER] = packed(BufferPerRoute(buffer=whole))
+    return route
 
 
 def _proven(config: Config, known: AwayRoute) -> RouteMatch:
@@ -286,7 +297,7 @@ def _away(config: Config, name: str, match: RouteMatch, away: Away) -> Route:
     action = RouteAction(cluster=cluster, auto_host_rewrite=True)
     if prefix := next(pool.upstream.path_prefix for pool in config.pools if pool.name == away.pool):
         action.path_rewrite = f"{prefix}%PATH(NQ)%"
-    route.route = _action(RetryTiming.of(config.gateway, service_class), action)
+    route.route = tries.streamed(RetryTiming.of(config.gateway, service_class), action)
     # As with a decision: what proves a tenant to us is not the engine's to see.
     secret = ["authorization", "x-api-key"]
     if accepts_sites(config):
@@ -328,84 +339,6 @@ def floor(per_second: int) -> LocalRateLimit:
 def has_floor(config: Config) -> bool:
     """Whether any route has one."""
     return any(away.floor is not None for away in (fallback(config), *(r.away for r in away_routes(config))))
-
-
-@dataclass(frozen=True, slots=True)
-class RetryTiming:
-    """How often and how long a request's tries last: the class's own, else the gateway's."""
-
-    retries: int
-    first_byte_timeout_ms: int
-    stream_idle_timeout_ms: int
-
-    @classmethod
-    def of(cls, gateway: GatewayConfig, own: ServiceClass | None = None) -> RetryTiming:
-        """The class's settings over the gateway's."""
-        names = ("retries", "first_byte_timeout_ms", "stream_idle_timeout_ms")
-        told = {name: getattr(own, name, None) for name in names}
-        return cls(**{n: getattr(gateway, n) if value is None else value for n, value in told.items()})
-
-
-def _action(timing: RetryTiming, action: RouteAction) -> RouteAction:
-    # No bound on the whole: a stream may run for hours, as long as it is not silent.
-    action.timeout = timedelta(0)
-    action.idle_timeout = ms(_idle_ms(timing))
-    action.retry_policy = _retry_policy(timing)
-    return action
-
-
-def _whole(timing: RetryTiming, action: RouteAction) -> RouteAction:
-    """For an answer that comes whole: its first byte is its last, and to wait for it longer is to wait.
-
-    A try that times out would be tried again by `reset`, and generated once more on each endpoint. So no
-    timer of a try: the route's idle timeout ends them together (504).
-    """
-    action = _action(timing, action)
-    action.idle_timeout = ms(timing.first_byte_timeout_ms)
-    assert action.retry_policy is not None
-    action.retry_policy.per_try_timeout = action.retry_policy.per_try_idle_timeout = None
-    return action
-
-
-def _tries_by_idling(timing: RetryTiming) -> bool:
-    """Whether one idle timer bounds both the first byte and a stream's silence.
-
-    Envoy has two timers for a try. The plain one counts to the response headers; the idle one counts
-    silence, before the headers too. They do not work together: once the plain one has gone off in a
-    running stream (and been ignored, since a stream is never retried) the idle one is dead.
-    So the idle one alone serves where the first byte may take as long as a silence; the silence
-    allowed is then the first byte's. Otherwise the plain one bounds a try, and the route's idle
-    timeout the silence.
-    """
-    return timing.first_byte_timeout_ms >= timing.stream_idle_timeout_ms
-
-
-def _idle_ms(timing: RetryTiming) -> int:
-    """The route's idle timeout; it runs on across tries, so that it must outlast all of them."""
-    tries_ms = (timing.retries + 1) * (timing.first_byte_timeout_ms + IDLE_MARGIN_MS)
-    return max(timing.stream_idle_timeout_ms, tries_ms)
-
-
-def _retry_policy(timing: RetryTiming) -> RetryPolicy:
-    first_byte = ms(timing.first_byte_timeout_ms)
-    idling = _tries_by_idling(timing)
-    return RetryPolicy(
-        retry_on=RETRY_ON,
-        retriable_status_codes=list(RETRIABLE_STATUS_CODES),
-        num_retries=timing.retries,
-        per_try_timeout=None if idling else first_byte,
-        per_try_idle_timeout=first_byte if idling else None,
-        retry_host_predicate=[
-            RetryPolicyRetryHostPredicate(
-                name="envoy.retry_host_predicates.previous_hosts",
-                typed_config=packed(PreviousHostsPredicate()),
-            )
-        ],
-        host_selection_retry_max_attempts=HOST_PICKS_MAX,
-        retry_back_off=RetryPolicyRetryBackOff(
-            base_interval=ms(BACK_OFF_MS), max_interval=ms(BACK_OFF_MS_MAX)
-        ),
-    )
 
 
 def _decided_headers(config: Config) -> list[HeaderValueOption]:

@@ -21,11 +21,12 @@ RETRIES_HEADER = "x-envoy-max-retries"
 SUBSET_NAMESPACE = "envoy.lb.subset_hint"
 SUBSET_KEY = "x-gateway-destination-endpoint-subset"
 
-#: Request headers of llm-d's gateways: who shares fairly, the service class, targets in milliseconds.
-FAIRNESS_HEADER = "x-llm-d-inference-fairness-id"
-OBJECTIVE_HEADER = "x-llm-d-inference-objective"
-SLO_TTFT_HEADER = "x-llm-d-slo-ttft-ms"
-SLO_TPOT_HEADER = "x-llm-d-slo-tpot-ms"
+#: Request headers of a gateway that asks a picker: who shares fairly, the service class, targets in
+#: milliseconds. llm-d's names, and those of the inference extension's own picker (its release 1.5).
+FAIRNESS_HEADER, GATEWAY_FAIRNESS_HEADER = "x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id"
+OBJECTIVE_HEADER, GATEWAY_OBJECTIVE_HEADER = "x-llm-d-inference-objective", "x-gateway-inference-objective"
+SLO_TTFT_HEADER, GATEWAY_SLO_TTFT_HEADER = "x-llm-d-slo-ttft-ms", "x-slo-ttft-ms"
+SLO_TPOT_HEADER, GATEWAY_SLO_TPOT_HEADER = "x-llm-d-slo-tpot-ms", "x-slo-tpot-ms"
 #: Response header of a request that a picker dropped: why.
 DROPPED_HEADER = "x-llm-d-request-dropped-reason"
 

@@ -57,6 +57,8 @@ class Noted(NamedTuple):
     id: str
     tenant: str
     service_class: str
+    #: Where its client is; "" where nothing says.
+    place: str
     model: str
     pool: str
     reject: Reject | None
@@ -65,7 +67,7 @@ class Noted(NamedTuple):
 
 
 #: As it waits to be asked for: all but what is kept.
-_Noted = tuple[int, int, str, str, str, str, str, str, Reject | None]
+_Noted = tuple[int, int, str, str, str, str, str, str, str, Reject | None]
 
 
 class Decisions(Observer):
@@ -111,7 +113,7 @@ class Decisions(Observer):
     def turned_away(self, tenant: str, reject: Reject, *, now_ns: int) -> None:
         """The same before it was routed."""
         self.count += 1
-        self._noted.append((self.count, now_ns, "refused", "", tenant, "", "", "", reject))
+        self._noted.append((self.count, now_ns, "refused", "", tenant, "", "", "", "", reject))
 
     def left(
         self,
@@ -126,7 +128,7 @@ class Decisions(Observer):
             self._note("left", routing, None, now_ns)
         else:
             self.count += 1
-            self._noted.append((self.count, now_ns, "left", reservation_id, "", "", "", "", None))
+            self._noted.append((self.count, now_ns, "left", reservation_id, "", "", "", "", "", None))
 
     def named(self, name: str, reservation_id: str) -> None:
         """A request has another name; of two with one name the later counts."""
@@ -162,9 +164,8 @@ class Decisions(Observer):
     def _note(self, kind: str, routing: RoutingRequest, reject: Reject | None, now_ns: int) -> None:
         self.count += 1
         of, model, pool = routing.tenant, routing.model, routing.pool
-        self._noted.append(
-            (self.count, now_ns, kind, routing.id, of.name, of.service_class, model, pool, reject)
-        )
+        whose = (of.name, of.service_class, of.place)
+        self._noted.append((self.count, now_ns, kind, routing.id, *whose, model, pool, reject))
 
     def _read(self, noted: _Noted) -> Noted:
         return Noted(*noted, kept=self._kept.get(noted[3]) if noted[2] == "placed" else None)

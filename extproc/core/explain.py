@@ -49,6 +49,8 @@ class Explanation:
     outcome: str
     of: str
     service_class: str = ""
+    #: Where its client is; "" where nothing says.
+    place: str = ""
     model: str = ""
     pool: str = ""
     strategy: str = ""
@@ -74,6 +76,7 @@ class Explanation:
             "id": self.id,
             "tenant": self.tenant,
             "class": self.service_class,
+            "place": self.place or None,
             "model": self.model,
             "pool": self.pool,
             "strategy": self.strategy,
@@ -189,6 +192,7 @@ def _about(routing: RoutingRequest, outcome: str, of: str) -> Explanation:
         id=routing.id,
         tenant=routing.tenant.name,
         service_class=routing.tenant.service_class,
+        place=routing.tenant.place,
         model=routing.model,
         pool=routing.pool,
         outcome=outcome,

@@ -15,7 +15,7 @@ from extproc.history.versions import (
     locked,
     read_text,
     user,
-    write_whole,
+    written_aside,
 )
 
 #: What takes a text and the configuration that it reads as, and gives the new text.
@@ -35,8 +35,9 @@ def change(file: Path, rewrite: Rewrite, *, why: str, command: str, who: str = "
     """Rewrite a configuration; None when that changes nothing.
 
     Raises ConfigError (every mistake of the new text; the file is as it was), HistoryError, and what
-    `rewrite` raises. The version is recorded before the file is written: should that fail, the next
-    command finds the old text and records it as changed outside.
+    `rewrite` raises. The new text lies on the disk beside the file before the version is recorded, so that
+    a folder or a disk that takes none leaves no version behind. The file changes after that: should even
+    the renaming fail, the next command finds the old text and records it as changed outside.
     """
     load(file)  # for its wording of what cannot be read
     with locked(file):
@@ -78,9 +79,10 @@ def _write(
     history = ConfigHistory(file)
     if before is not None:
         history.note(text)
-    entry = history.append(new, who=who or user(), why=why, command=command)
     try:
-        write_whole(file, new)
+        with written_aside(file, new) as put:
+            entry = history.append(new, who=who or user(), why=why, command=command)
+            put()
     except OSError as error:
         raise HistoryError(f"{file}: cannot be written: {error.strerror}") from error
     return Change(before, after, entry)

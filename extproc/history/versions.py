@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -206,10 +206,29 @@ def read_text(file: Path) -> str:
 
 def write_whole(file: Path, text: str) -> None:
     """Write a file whole or not at all; its mode and owner stay, a link stays one."""
+    with written_aside(file, text) as put:
+        put()
+
+
+@contextlib.contextmanager
+def written_aside(file: Path, text: str) -> Iterator[Callable[[], None]]:
+    """The text on the disk beside a file, and what puts it into the file's place; gone if that is not called.
+
+    The file's mode and owner stay, a link stays one. Raises OSError.
+    """
     target = file.resolve()
     before = target.stat()
     fd, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     new = Path(name)
+
+    def put() -> None:
+        new.replace(target)
+        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
     try:
         try:
             _write_all(fd, text.encode())
@@ -220,15 +239,9 @@ def write_whole(file: Path, text: str) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-        new.replace(target)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
+        yield put
     finally:
-        os.close(folder)
+        new.unlink(missing_ok=True)
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -36,6 +36,7 @@ def plain(noted: Noted, *, unix_s: float) -> dict[str, Any]:
         "id": noted.id,
         "tenant": noted.tenant,
         "class": noted.service_class,
+        "place": noted.place,
         "model": noted.model,
         "pool": noted.pool,
     }

@@ -51,7 +51,7 @@ FIELDS: Final = (
     *("endpoint", "strategy", "arm", "stream", "sequences", "max_new_tokens"),
     *("expected_input_tokens", "expected_output_tokens", "cached_tokens", "expected_ttft_ms"),
     *("held_ms", "ttft_ms", "duration_ms", "input_tokens", "output_tokens", "block_tokens", "prefix"),
-    *("question", "unfit", "answer_bytes"),
+    *("question", "unfit", "answer_bytes", "place"),
 )
 #: Of a replica in a fleet line, and of a timing (milliseconds; predict/timing.py's a, b, c, pa, pb, pc).
 MEMBER_FIELDS: Final = (
@@ -257,7 +257,7 @@ class Recorder(Observer):
                     routing.stream,
                 ),
                 *(max(1, routing.permits), work.max_new_tokens, routing.input_tokens, routing.output_tokens),
-                *(work.block_tokens, prefix, routing.question),
+                *(work.block_tokens, prefix, routing.question, routing.tenant.place),
             )
         )
 
@@ -292,6 +292,7 @@ class Recorder(Observer):
             *(outcome.prompt_tokens, outcome.output_tokens, round(block_tokens, 2), self._prefix(prefix)),
             *_question(question),
             outcome.response_bytes,
+            r.place,
         ]
 
     def _of_case(
@@ -316,6 +317,7 @@ class Recorder(Observer):
         block_tokens: float,
         prefix: Sequence[int],
         question: str,
+        place: str,
     ) -> list[Any]:
         waited_ms = round((now_ns - arrived_ns) / 1e6, 3)
         return [
@@ -325,7 +327,7 @@ class Recorder(Observer):
             *(0, 0.0, waited_ms, None, waited_ms, None, None, round(block_tokens, 2)),
             self._prefix(prefix),
             *_question(question),
-            0,
+            *(0, place),
         ]
 
     def _unix_ms(self, now_ns: int) -> float:

@@ -215,6 +215,7 @@ class SitesPart(Part):
         access, name = self._way(address)
         token, nonce = door.question(link.site)
         asked_ns, asked_s = self._clock(), self._wall()
+        link.asks(now_ns=asked_ns)
         async with patient(ASK_TIMEOUT_S):
             text, way_ns = await fetch(self._session, address, token, access, name)
         policy = door.policy

@@ -74,6 +74,7 @@ class Requests:
             decisions_concurrent_max=config.limits.decisions_concurrent_max,
             body_bytes_max=config.gateway.body_bytes_max,
             upload_bytes_max=config.gateway.upload_bytes_max,
+            upload_kept_bytes_max=0 if config.picker.enabled else config.gateway.upload_kept_bytes_max,
             clock=clock,
             event_cluster=event_cluster(config),
             decision_timeout_ms=config.gateway.decision_timeout_ms,

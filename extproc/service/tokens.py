@@ -25,7 +25,7 @@ from extproc.core.promptcount import PromptCount
 from extproc.engines import traits_of
 from extproc.observe.metrics.snapshot import TokensSeen
 from extproc.service.parts import Part
-from extproc.tokens.asked import ANSWER_BYTES_MAX, TOKENIZE_PATH, answered, question
+from extproc.tokens.asked import ANSWER_BYTES_MAX, TOKENIZE_PATH, answered, believed, question
 from extproc.tokens.counter import PoolCounter
 from extproc.tokens.tokenizer import PROBES, FileTokenizer, TokenizerError, bias_of, load
 from extproc.upstream import PLAIN, ReplicaAccess, read_bounded, tls_trouble
@@ -58,6 +58,10 @@ class _Source:
         self.looked = -LOOK_S
         self.told = ""
         self.asked = 0
+        self.wake = asyncio.Event()
+        #: Each counts by itself: one whose engine hangs keeps nobody else waiting.
+        self.task: asyncio.Task[None] | None = None
+        counter.wake = self.wake.set
 
 
 class TokensPart(Part, Observer):
@@ -76,8 +80,6 @@ class TokensPart(Part, Observer):
         self._fleet, self._way = fleet, way
         self._sources: dict[str, _Source] = {}
         self._awaited: OrderedDict[str, PromptCount] = OrderedDict()
-        self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
         self._session: aiohttp.ClientSession | None = None
         self._running = False
         self.apply(config)
@@ -106,7 +108,6 @@ class TokensPart(Part, Observer):
                 source = _Source(
                     settings, PoolCounter(bytes_max=settings.bytes_max, error_max=settings.error_max)
                 )
-                source.counter.wake = self._wake.set
             source.settings, source.looked = settings, -LOOK_S
             counter = source.counter
             counter.error_max, counter.inline_bytes = settings.error_max, settings.inline_bytes
@@ -114,10 +115,13 @@ class TokensPart(Part, Observer):
             counter.known.bytes_max = settings.bytes_max
             self._sources[pool.name] = source
             there.calibration.counter = counter
+            source.wake.set()
+        for name, source in before.items():
+            if self._sources.get(name) is not source and source.task is not None:
+                source.task.cancel()
         if not self._sources:
             self._awaited.clear()
         self._begin()
-        self._wake.set()
 
     async def start(self) -> None:
         """Begin to count."""
@@ -127,18 +131,20 @@ class TokensPart(Part, Observer):
     async def stop(self) -> None:
         """Count no more."""
         self._running = False
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        for source in self._sources.values():
+            task, source.task = source.task, None
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         if self._session is not None:
             await self._session.close()
             self._session = None
 
     def _begin(self) -> None:
-        if self._running and self._sources and self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
+        for name, source in self._sources.items() if self._running else ():
+            if source.task is None:
+                source.task = asyncio.get_running_loop().create_task(self._run(name, source))
 
     def placed(self, routing: RoutingRequest, routed: Routed, *, now_ns: int) -> None:  # noqa: ARG002 (an observer's)
         """It goes to an engine, which may tell what it counted."""
@@ -218,19 +224,18 @@ class TokensPart(Part, Observer):
             {name: each.counter.known.size for name, each in self._sources.items()},
         )
 
-    async def _run(self) -> None:
+    async def _run(self, name: str, source: _Source) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
-                    await self._wake.wait()
-            self._wake.clear()
-            for name, source in list(self._sources.items()):
-                try:
-                    await self._turn(name, source)
-                except Exception as error:  # noqa: BLE001 (without this task nothing would be counted again)
-                    self._unusable(name, source, f"counting failed: {error!r}")
-            if any(each.counter.waiting for each in self._sources.values()):
-                self._wake.set()
+                    await source.wake.wait()
+            source.wake.clear()
+            try:
+                await self._turn(name, source)
+            except Exception as error:  # noqa: BLE001 (without this task nothing would be counted again)
+                self._unusable(name, source, f"counting failed: {error!r}")
+            if source.counter.waiting:
+                source.wake.set()
 
     async def _turn(self, name: str, source: _Source) -> None:
         """One pool's turn: its tokenizer is looked at now and then, and a few of its texts are counted."""
@@ -308,7 +313,7 @@ class TokensPart(Part, Observer):
                 found = await read_bounded(answer.content, ANSWER_BYTES_MAX)
                 if found is None:
                     raise ValueError(f"answers more than {ANSWER_BYTES_MAX} bytes")
-                return answered(answer.status, found)
+                return believed(answered(answer.status, found), text)
         except aiohttp.ClientError as error:
             raise ValueError(f"{address}: {tls_trouble(error) or error}") from error
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from aiohttp import web
 
+from extproc.addresses import joined
 from extproc.sim.server import ReplicaServer
 from extproc.sim.spec import ReplicaSpec
 
@@ -33,7 +34,7 @@ class RunningReplicas:
     @property
     def addresses(self) -> list[str]:
         """`host:port` of each, in the order of the specs."""
-        return [f"{spec.host}:{self._ports[name]}" for name, spec in self._specs.items()]
+        return [joined(spec.host, self._ports[name]) for name, spec in self._specs.items()]
 
     @property
     def servers(self) -> list[ReplicaServer]:

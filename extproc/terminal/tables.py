@@ -16,7 +16,7 @@ from rich.text import Text
 
 ACCENT, BAD, ODD, QUIET = "cyan", "bold red", "yellow", "dim"
 #: A narrower terminal gets fewer columns, a wider one all of them.
-WIDE, WIDEST = 104, 128
+NARROW, PLENTY, WIDE, WIDEST = 76, 88, 104, 128
 #: Health above this is shown as whole.
 WHOLE: Final = 0.995
 #: Rows of the tables that grow; the rest is summed up in a line.
@@ -94,7 +94,8 @@ def tenants_table(status: Figures, *, width: int, seen: Mapping[str, Figures] | 
     columns += [("ok", "number")] if wide else []
     columns += [("failed", "number"), ("rejected", "number"), ("held", "number")]
     columns += [("left early", "number"), ("running", "number")] if wide else []
-    columns += [("tokens/s", "number"), ("TTFT p50", "number"), ("p99 ms", "number")]
+    columns += [("tokens/s", "number"), ("TTFT p50", "number")] if width >= NARROW else []
+    columns += [("p99 ms", "number")]
     table = plain_table("Tenants", columns)
     for name, line in list(tenants.items())[:TENANTS_SHOWN]:
         ended = line["ok"] + line["failed"] + line["refused"] + line["client_gone"]
@@ -109,7 +110,8 @@ def tenants_table(status: Figures, *, width: int, seen: Mapping[str, Figures] | 
         cells += [_alarm(failed), _alarm(line["rejected"], style=ODD if times.get("meant") else BAD)]
         cells += [_alarm(use.get(name, {}).get("held", 0), style=ODD)]
         cells += [whole(line["client_gone"]), whole(max(0, line["decided"] - ended))] if wide else []
-        cells += [whole(line["tokens_per_s"]), ms(times["ttft_p50_ms"]), ms(times["ttft_p99_ms"])]
+        cells += [whole(line["tokens_per_s"]), ms(times["ttft_p50_ms"])] if width >= NARROW else []
+        cells += [ms(times["ttft_p99_ms"])]
         table.add_row(*cells)
     more(table, len(tenants) - TENANTS_SHOWN)
     return table
@@ -120,24 +122,34 @@ def endpoints_table(status: Figures, *, width: int, labels: Mapping[str, str] | 
     endpoints: Sequence[Figures] = status["endpoints"]
     wide, widest = width >= WIDE, width >= WIDEST
     columns = [] if labels and not wide else [("", "name")]
-    columns += [("", "name" if not columns else "text")] if labels else [("pool", "text")]
+    narrow, plenty = width < NARROW, width >= PLENTY
+    columns += [("", "name" if not columns else "text")] if labels else [("pool", "text")] * (not narrow)
     columns += [("health", "number"), ("in flight", "number")]
     columns += [("tokens", "number")] if wide else []
     columns += [("", "text")] if widest else []
-    columns += [("ok", "number"), ("failed", "number"), ("tokens/s", "number"), ("TTFT p50", "number")]
+    columns += [] if narrow else [("ok", "number")]
+    columns += [("failed", "number")]
+    columns += [("tokens/s", "number")] if plenty else []
+    columns += [] if narrow else [("TTFT p50", "number")]
     columns += [("p99 ms", "number")] if wide else []
     columns += [("", "text gives")]
     table = plain_table("Endpoints", columns)
     most = max((endpoint["in_flight_tokens"] for endpoint in endpoints), default=0)
     for endpoint in endpoints[:ENDPOINTS_SHOWN]:
         cells: list[RenderableType] = [] if labels and not wide else [endpoint["address"]]
-        cells += [(labels or {}).get(endpoint["address"], "")] if labels else [escape(endpoint["pool"])]
+        cells += (
+            [(labels or {}).get(endpoint["address"], "")]
+            if labels
+            else [escape(endpoint["pool"])] * (not narrow)
+        )
         cells += [health(endpoint), whole(endpoint["in_flight"])]
         tokens = endpoint["in_flight_tokens"]
         cells += [whole(tokens)] if wide else []
         cells += [Text(bar(tokens, most), style=ACCENT)] if widest else []
-        cells += [whole(endpoint["ok"]), _alarm(endpoint["failed"]), whole(endpoint["tokens_per_s"])]
-        cells += [ms(endpoint["ttft_p50_ms"])]
+        cells += [] if narrow else [whole(endpoint["ok"])]
+        cells += [_alarm(endpoint["failed"])]
+        cells += [whole(endpoint["tokens_per_s"])] if plenty else []
+        cells += [] if narrow else [ms(endpoint["ttft_p50_ms"])]
         cells += [ms(endpoint["ttft_p99_ms"])] if wide else []
         table.add_row(*cells, state(endpoint))
     more(table, len(endpoints) - ENDPOINTS_SHOWN)
@@ -222,7 +234,7 @@ def screen(
     body: RenderableType, *, title: str, right: str, notes: Sequence[str] = (), events: Sequence[str] = ()
 ) -> RenderableType:
     """A whole picture: a head line, notes under it, the tables, and what happened last."""
-    head = Table.grid(expand=True)
+    head = Table.grid(expand=True, padding=(0, 2, 0, 0))
     head.add_column(no_wrap=True, overflow="ellipsis")
     head.add_column(justify="right", no_wrap=True)
     head.add_row(Text.from_markup(title), Text(right, style=QUIET))

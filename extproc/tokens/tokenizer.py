@@ -7,6 +7,7 @@ lock, so that decisions go on beside; one text of a batch takes microseconds a t
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -68,7 +69,11 @@ def load(path: Path) -> FileTokenizer:
     from tokenizers import Tokenizer
 
     try:
-        size = path.stat().st_size
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            # A pipe or a device may never end.
+            raise TokenizerError(f"{path}: is no file; write the path of the model's tokenizer.json")
+        size = found.st_size
         if size > FILE_BYTES_MAX:
             raise TokenizerError(f"{path}: has {size} bytes; at most {FILE_BYTES_MAX} are read")
         data = path.read_bytes()

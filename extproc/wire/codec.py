@@ -60,6 +60,8 @@ API_KEY = "x-api-key"
 JSON = "application/json"
 #: The phase of a body whose head alone is shown.
 FORM_HEAD = "form_head"
+#: The same of a form whose rest is still to come.
+FORM_PART = "form_part"
 #: The headers that a decision reads; the rest is not even decoded.
 WANTED = frozenset(
     {
@@ -275,7 +277,7 @@ def routed(
     cache: str = "",
     site: str = "",
 ) -> bytes:
-    """The decision as the answer to a phase (request_headers, request_body or FORM_HEAD).
+    """The decision as the answer to a phase (request_headers, request_body, FORM_HEAD or FORM_PART).
 
     `event_cluster` is the cluster that Envoy tells of the first token; none when empty. `explained`: the
     client is told the reason. `carried` is what of its trace rides along. `body` goes on in place of the
@@ -310,7 +312,7 @@ def routed(
 
 
 def _field(phase: str) -> str:
-    return "request_body" if phase == FORM_HEAD else phase
+    return "request_body" if phase in (FORM_HEAD, FORM_PART) else phase
 
 
 @lru_cache(maxsize=CHANGES_KEPT_MAX)
@@ -320,14 +322,15 @@ def _changes(phase: str, cluster: str, retries: int, stream: bool, path_prefix: 
     common = getattr(response, _field(phase)).response
     # Where a body's rest is still to come, the script has it chosen anew (control/routes.py): Envoy sends on
     # what it has before it would come to that itself.
-    common.clear_route_cache = phase != FORM_HEAD
+    common.clear_route_cache = _field(phase) == phase
     mutation = common.header_mutation
     set_header(mutation, CLUSTER_HEADER, cluster)
     # Envoy tries as often as the list has endpoints: the last one's own answer is what the client gets.
     set_header(mutation, RETRIES_HEADER, str(retries))
     if not stream:
         set_header(mutation, WHOLE_HEADER, "1")
-    if phase == FORM_HEAD and not retries:
+    # Where Envoy keeps it whole, its route takes that away.
+    if phase == FORM_PART or (phase == FORM_HEAD and not retries):
         set_header(mutation, ONCE_HEADER, "1")
     if path_prefix:
         set_header(mutation, PATH_PREFIX_HEADER, path_prefix)

@@ -284,7 +284,8 @@ class Exchange:
         if isinstance(request, Reject):
             return request
         if route.body is BodyKind.FORM:
-            self._phase = codec.FORM_HEAD if self._responder.shows_heads else self._phase
+            head = codec.FORM_HEAD if self._asked.whole else codec.FORM_PART
+            self._phase = head if self._responder.shows_heads else self._phase
             return narrowed.of_form(processor, asked, request)
         held = request.follows is not None or asked.item
         if held and isinstance(request := narrowed.to_holder(processor, asked, request), Reject):

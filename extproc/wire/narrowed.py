@@ -24,8 +24,9 @@ def of_form(processor: Processor, asked: Asked, request: Request) -> Request | R
     """A form's request, by the size that its sender declared; nobody can write another name into it."""
     if asks_family(processor, asked, request.model):
         return no_family("a form")
-    # Where its head alone is here there is no other try (control/routes.py).
-    return replace(request, prompt_tokens=sound_tokens(asked.length), once=not asked.whole)
+    # Where its head alone is here, and Envoy keeps no more, there is no other try (control/routes.py).
+    once = not asked.whole and asked.length > processor.upload_kept_bytes_max
+    return replace(request, prompt_tokens=sound_tokens(asked.length), once=once)
 
 
 def asks_family(processor: Processor, asked: Asked, model: str | None) -> bool:

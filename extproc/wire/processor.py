@@ -82,6 +82,7 @@ class Processor:
         large_bytes_per_second: int = LARGE_BYTES_PER_SECOND,
         decision_timeout_ms: int = DECISION_TIMEOUT_MS,
         upload_bytes_max: int = UPLOAD_BYTES_MAX,
+        upload_kept_bytes_max: int = 0,
     ) -> None:
         self.scheduler = scheduler
         self.directory = directory
@@ -90,6 +91,8 @@ class Processor:
         self.body_bounds = body_bounds
         #: The largest form, whose head alone comes here.
         self.upload_bytes_max = upload_bytes_max
+        #: And the largest that our own Envoy keeps whole, and so can send again.
+        self.upload_kept_bytes_max = upload_kept_bytes_max
         #: How fast large bodies are taken, and how long one may wait: Envoy waits for our answer meanwhile.
         self.body_rate = BodyRate(large_bytes_per_second)
         self.pace_wait_ns = min(PACE_WAIT_NS_MAX, decision_timeout_ms * 1_000_000 // 2)

@@ -51,11 +51,16 @@ def batch(*events: dict[str, Any], at_s: float = 1.0, form: str = MAPS) -> bytes
 
 
 class KvPublisher:
-    """`send` publishes; `lose` takes a number without publishing; `kept` bounds what is replayed."""
+    """`send` publishes; `lose` takes a number without publishing; `kept` bounds what is replayed.
 
-    def __init__(self, *, form: str, kept: int = 100, first: int = 0) -> None:
+    `topics`: replayed batches have their topic before the number, as vLLM 0.32 has it.
+    """
+
+    def __init__(self, *, form: str, kept: int = 100, first: int = 0, topics: bool = False) -> None:
         import zmq
 
+        self._topic: tuple[bytes, ...] = (b"kv",) if topics else ()
+        self._no_topic: tuple[bytes, ...] = (b"",) if topics else ()
         self._zmq, self.form, self.next = zmq, form, first
         self._buffer: deque[tuple[int, bytes]] = deque(maxlen=kept)
         self._context = zmq.Context()
@@ -95,6 +100,8 @@ class KvPublisher:
             client, _, first = self._router.recv_multipart()
             for number, payload in list(self._buffer):
                 if number >= int.from_bytes(first, "big"):
-                    self._router.send_multipart((client, b"", number.to_bytes(8, "big"), payload))
-            self._router.send_multipart((client, b"", (-1).to_bytes(8, "big", signed=True), b""))
+                    number_bytes = number.to_bytes(8, "big")
+                    self._router.send_multipart((client, b"", *self._topic, number_bytes, payload))
+            end = (-1).to_bytes(8, "big", signed=True)
+            self._router.send_multipart((client, b"", *self._no_topic, end, b""))
         self._router.close(linger=0)

@@ -46,6 +46,7 @@ def test_the_node_is_the_host_where_none_is_named() -> None:
     [
         (("engine: tgi", "engine: tgl"), "replicas[0].engine: 'tgl' is not one of 'tgi', 'vllm', "),
         (("10.0.0.5:8080, pool", "gpu7:8080, pool"), "replicas[0].address: 'gpu7' is not an IP address; "),
+        (('"[::1]:8081"', '"2001:db8::11"'), "replicas[1].address: '2001:db8::11' is not ip:port; "),
         (("10.0.0.5:8080, pool", "10.0.0.5, pool"), "replicas[0].address: '10.0.0.5' is not ip:port; "),
         (
             ("kv_capacity_tokens: 400000", "kv_capacity: 4"),

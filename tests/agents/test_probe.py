@@ -80,6 +80,43 @@ def test_work_without_progress_is_hung_after_two_timeouts_without_a_prompt() -> 
     assert one.channel.state is ReplicaState.READY
 
 
+def test_an_engine_whose_steps_take_seconds_is_hung_later() -> None:
+    """Stillness that went on by itself is its way; what is longer than twice that is no step of its own."""
+    one = prober()
+    readings = 0.0
+
+    def step(now_s: float) -> None:
+        nonlocal readings
+        readings += 1.0
+        one.observe((readings,), now_s, work=True)
+
+    step(0.0)
+    step(0.9)  # seen soon enough: not hung, and learnt
+    step(3.5)  # a long prompt's prefill
+    for tenths in range(36, 85):
+        one.observe((readings,), tenths / 10, work=True)
+    assert one.channel.state is not ReplicaState.HUNG, "4.9 s, after 2.6 s that went on"
+    for tenths in range(85, 92):
+        one.observe((readings,), tenths / 10, work=True)
+    assert one.channel.state is ReplicaState.HUNG
+    assert "no counter moved for 5" in one.channel.detail
+
+
+def test_patience_is_bounded_and_wears_off() -> None:
+    """A minute of standing still is not waited for again; with quick steps the next hang is seen soon."""
+    one = prober()
+    one.observe((0.0,), 0.0, work=True)
+    one.observe((1.0,), 60.0, work=True)
+    for tenths in range(600, 801):
+        one.observe((1.0,), tenths / 10, work=True)
+    assert one.channel.state is ReplicaState.HUNG, "at most twice 10 s"
+    for step in range(5_000):
+        one.observe((2.0 + step,), 81.0 + step / 10, work=True)
+    for tenths in range(15):
+        one.observe((5_001.0,), 581.0 + tenths / 10, work=True)
+    assert one.channel.state is ReplicaState.HUNG, "1.4 s"
+
+
 def test_what_was_not_looked_at_has_not_stood_still() -> None:
     """The agent stalled for a minute; the request that it finds then has just come, and is answered late."""
     one = prober(interval_s=0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -143,3 +145,80 @@ def test_the_exit_codes_are_three() -> None:
     """What docs/cli.md says; scripts rely on them."""
     assert sorted(EXIT_CODES) == [0, 1, 2]
     assert examples("a", "b") == "\b\nExamples:\n  a\n  b"
+
+
+def mistyped(name: str) -> str:
+    """A name with its last two letters the other way round, or one too many."""
+    return name[:-2] + name[-1] + name[-2] if name[-1] != name[-2] else name + name[-1]
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if len(name) > 2])
+def test_a_mistyped_command_is_told_with_the_nearest(name: str) -> None:
+    """At the top as below it, although no command is loaded then."""
+    result = CliRunner().invoke(group, [mistyped(name)])
+    assert result.exit_code == 2
+    assert f"No such command {mistyped(name)!r}" in result.stderr
+    assert f"'{name}'" in result.stderr.partition("Did you mean")[2]
+
+
+def test_a_word_like_no_command_has_no_nearest() -> None:
+    """Nothing is made up."""
+    result = CliRunner().invoke(group, ["xyzzy"])
+    assert result.exit_code == 2
+    assert "Did you mean" not in result.stderr
+
+
+TAKES_FILE = [
+    pytest.param(each.values[0], id=each.id)
+    for each in LEAVES
+    if any(option.name == "file" and "-f" in option.opts for option in each.values[1].params)
+    and not any(isinstance(argument, click.Argument) for argument in each.values[1].params)
+]
+
+
+@pytest.mark.parametrize("names", TAKES_FILE)
+def test_a_file_without_its_option_is_told_the_option(names: tuple[str, ...]) -> None:
+    """`steersman check my.yaml` is what most would write first."""
+    result = CliRunner().invoke(group, [*names, "my.yaml"])
+    assert result.exit_code == 2
+    assert "unexpected extra argument (my.yaml); name the file with -f my.yaml" in result.stderr
+
+
+def test_there_are_commands_that_take_a_file() -> None:
+    """So that the test above is one."""
+    assert {("check",), ("up",), ("serve",), ("doctor",)} <= {each.values[0] for each in TAKES_FILE}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [b"tenant", b"set", b"acme", b"--weight", b"2", b"--why", b"f\xfcr"],
+        [b"init", b"127.0.0.1:9", b"-o", b"f\xfcr.yaml"],
+        [b"tenant", b"key", b"new", b"acme", b"--name", b"f\xfcr", b"--why", b"x"],
+    ],
+    ids=["set", "init", "new"],
+)
+def test_an_argument_that_is_not_utf_8_is_said_in_one_line(arguments: list[bytes]) -> None:
+    """Such as from a terminal in Latin-1; it could be written nowhere."""
+    done = subprocess.run(
+        [sys.executable.encode(), b"-m", b"extproc.start", *arguments],
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    [wrong] = [each.decode(errors="replace") for each in arguments if b"\xfc" in each]
+    way = "write it so, in a locale of UTF-8 (LC_ALL=C.UTF-8)"
+    assert (done.returncode, done.stderr.decode()) == (2, f"'{wrong}' is not UTF-8; {way}\n")
+
+
+def test_up_in_a_folder_whose_name_is_not_utf_8(tmp_path: Path) -> None:
+    """The service could not be told of it: one line, before anything is started."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/f\xfcr"))
+    folder.mkdir()
+    pool = "{name: a, models: [m], endpoints: [{address: '127.0.0.1:9'}]}"
+    (folder / "steersman.yaml").write_text(f"gateway: {{auth: none}}\npools: [{pool}]\n", encoding="utf-8")
+    argv = [sys.executable, "-m", "extproc.start", "up"]
+    done = subprocess.run(argv, cwd=folder, capture_output=True, check=False, timeout=60)
+    assert done.returncode == 2
+    [line] = done.stderr.decode().splitlines()
+    assert "/steersman.yaml: the folder's name is not UTF-8; rename it, or set a locale of UTF-8" in line

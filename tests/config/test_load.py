@@ -172,6 +172,19 @@ def test_an_address_has_one_spelling(written: str, canonical: str) -> None:
     assert config.pools[0].endpoints[0].address == canonical
 
 
+def test_the_header_of_a_gateways_fairness_may_name_tenants() -> None:
+    """Of the names that gateways write themselves one is a tenant's; who may say it is asked all the same."""
+    text = (
+        "gateway: {trusted_proxy: {networks: [10.0.0.0/24], header: x-gateway-inference-%s}}\n"
+        "pools: [{name: chat, models: [m], endpoints: [{address: '127.0.0.1:8000'}]}]\n"
+        "tenants: [{name: acme}]\n"
+    )
+    read = loads(text % "fairness-id")
+    assert read.gateway.trusted_proxy is not None
+    with pytest.raises(ConfigError, match="has another meaning here"):
+        loads(text % "objective")
+
+
 def test_a_hash_may_say_what_it_is() -> None:
     """`sha256:` before it, and capitals, as tools print them."""
     digest = "AB" * 32

@@ -22,6 +22,9 @@ BAD = Path(__file__).parent / "bad"
 #: Files that a schema has nothing to say of: no YAML at all, or names that stand there twice.
 NO_YAML = frozenset(
     [
+        "address_ipv6_unquoted",
+        "numbers_of_other_bases",
+        "template",
         "alias_bomb",
         "alias_of_itself",
         "alias_unknown",
@@ -45,6 +48,8 @@ NO_YAML = frozenset(
 #: stands for; and texts that validators read with more sense than a pattern has (addresses, networks, times).
 BEYOND = frozenset(
     [
+        "address_ipv6_without_brackets",
+        "key_expires",
         "adapters",
         "admin",
         "auth_none_with_proofs",

@@ -51,3 +51,39 @@ def test_ads_leaves_the_pools_to_the_service() -> None:
     tree = yaml.load(result.stdout, Loader=yaml.CSafeLoader)
     assert [cluster["name"] for cluster in tree["static_resources"]["clusters"]] == ["steersman"]
     assert "ads" in tree["dynamic_resources"]["cds_config"]
+
+
+def test_what_a_static_envoy_does_not_know_is_said(tmp_path: Path) -> None:
+    """Replicas of a file; names are in it, and over ADS everything is told."""
+    file = tmp_path / "steersman.yaml"
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "pools": [
+                    {
+                        "name": "chat",
+                        "models": ["m"],
+                        "endpoints": [{"address": "llm.test:8000", "zone": "a"}],
+                        "discovery": {"file": "/etc/more.yaml", "dns": [{"name": "x.test", "port": 9000}]},
+                    }
+                ],
+                "gateway": {"auth": "none"},
+            }
+        )
+    )
+    result = CliRunner().invoke(command, ["-f", str(file)])
+    assert result.exit_code == 0, result.stderr
+    assert "pools[0].discovery.file" in result.stderr
+    assert "--mode ads" in result.stderr
+    clusters = yaml.load(result.stdout, Loader=yaml.CSafeLoader)["static_resources"]["clusters"]
+    (named,) = (each for each in clusters if each["name"].startswith("pool.chat"))
+    assignment = named["load_assignment"]
+    assert assignment["cluster_name"] == named["name"]
+    found = {
+        zone.get("locality", {}).get("zone", ""): [
+            each["endpoint"]["hostname"] for each in zone["lb_endpoints"]
+        ]
+        for zone in assignment["endpoints"]
+    }
+    assert found == {"a": ["llm.test"], "": ["x.test"]}
+    assert CliRunner().invoke(command, ["-f", str(file), "--mode", "ads"]).stderr == ""

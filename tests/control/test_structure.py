@@ -110,7 +110,7 @@ def test_every_header_of_the_contract_is_stripped_first() -> None:
 def test_filters_stand_in_the_order_that_the_response_needs() -> None:
     """Backwards: usage is read before it is taken out, and a JSON body is timed before it is held back."""
     names = [each["name"].rpartition(".")[2] for each in manager(tree())["http_filters"]]
-    assert names == ["identity", "buffer", "ext_proc", "json_to_metadata", "lua", "router"]
+    assert names == ["identity", "buffer", "ext_proc", "keeping", "json_to_metadata", "lua", "router"]
 
 
 def test_no_response_byte_goes_to_the_service() -> None:
@@ -343,8 +343,9 @@ def test_what_envoy_does_without_the_service() -> None:
     """Tenants that it knows by itself go by their class; regions that it could not keep are closed."""
     table = manager(tenants_tree())["route_config"]["virtual_hosts"][0]["routes"]
     served = {route["name"]: route["route"].get("cluster") for route in table if "route" in route}
-    away = [name for name in served if name.startswith("away.") and not name.endswith(".form")]
-    assert all(served.pop(f"{name}.form") == served[name] for name in away), "forms go as all else does"
+    away = [name for name in served if name.startswith("away.") and ".form" not in name]
+    for kind in (".form", ".form.kept"):
+        assert all(served.pop(name + kind) == served[name] for name in away), "forms go as all else does"
     assert served == {
         "decided.batch.once.whole": None,
         "decided.batch.once": None,
@@ -373,13 +374,17 @@ def test_what_envoy_does_without_the_service() -> None:
     # By a key Envoy cannot tell the tenant of the EU from the rest, so that only who is known goes on.
     opened = routes("failure_mode: open")
     assert [each["name"] for each in opened if "direct_response" in each] == [
+        "undecided.form.kept",
         "undecided.form",
+        "undecided.form.kept",
         "undecided.form",
         "undecided",
     ]
     opened = routes("failure_mode: open, failure_open_outside_regions: true")
     assert [each["name"] for each in opened if "direct_response" in each] == [
+        "away.c.proxy.form.kept",
         "away.c.proxy.form",
+        "away.c.proxy.form.kept",
         "away.c.proxy.form",
         "away.c.proxy",
     ]
@@ -407,7 +412,7 @@ def test_a_proxys_header_stays_in_its_own_chain() -> None:
 def test_a_token_is_verified_but_refused_by_the_service_alone() -> None:
     """So that API keys share its header and failed attempts are counted."""
     names = [each["name"].rpartition(".")[2] for each in manager(tenants_tree())["http_filters"]]
-    assert names[:5] == ["jwt_authn", "identity", "buffer", "ext_proc", "local_ratelimit"]
+    assert names[:6] == ["jwt_authn", "identity", "buffer", "ext_proc", "keeping", "local_ratelimit"]
     tokens = manager(tenants_tree())["http_filters"][0]["typed_config"]
     (provider,) = tokens["providers"].values()
     assert provider["from_headers"] == [{"name": "Authorization", "value_prefix": "Bearer "}]

@@ -65,7 +65,7 @@ def test_what_people_see() -> None:
     """A placement with its reason, a refusal with its code, who left; a flood costs no placement."""
     scheduler = scheduler_of()
     scheduler.events.observers = (scheduler.dispatcher.decisions,)
-    routed = scheduler.admit(CHAT, ANONYMOUS, now_ns=0)
+    routed = scheduler.admit(CHAT, replace(ANONYMOUS, place="eu"), now_ns=0)
     assert isinstance(routed, Routed)
     case = scheduler.dispatcher.decisions.get(routed.reservation.id)
     assert case is not None
@@ -76,6 +76,7 @@ def test_what_people_see() -> None:
     assert [(each["number"], each["kind"], each["id"]) for each in shown] == [
         (1, "placed", "i-1"), (2, "refused", "i-1"), (3, "left", "i-1"), (4, "left", "i-3")
     ]  # fmt: skip
+    assert [each["place"] for each in shown] == ["eu", "eu", "eu", ""]
     assert shown[0]["endpoint"] == routed.reservation.address
     assert shown[0]["reason"] == routed.reason.text()
     assert (shown[1]["status"], shown[1]["code"], shown[1]["reason"]) == (429, "quota_exceeded", "no more")

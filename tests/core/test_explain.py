@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from extproc.cli.explain import facts
 from extproc.core.explain import Explanation
 from extproc.core.families import Family
 from extproc.core.fleet import Member, PoolSpec
@@ -256,6 +257,15 @@ def test_a_family_is_told() -> None:
     plain = found.plain()
     assert (plain["model"], plain["family"]["family"], plain["family"]["model"]) == ("m", "auto", "m")
     assert set(plain["family"]["features"]) >= {"length", "code"}
+
+
+def test_where_its_client_is_is_told() -> None:
+    """By its name; null where nothing says."""
+    scheduler = scheduler_of()
+    found = scheduler.explain(CHAT, replace(ANONYMOUS, place="eu"), now_ns=0)
+    assert (found.plain()["place"], ("place", "eu") in facts(found.plain())) == ("eu", True)
+    nowhere = scheduler.explain(CHAT, ANONYMOUS, now_ns=0).plain()
+    assert (nowhere["place"], "place" in dict(facts(nowhere))) == (None, False)
 
 
 def test_plain_values_are_json() -> None:

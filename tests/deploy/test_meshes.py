@@ -105,12 +105,16 @@ def _patched(bootstrap: dict[str, Any], patches: list[dict[str, Any]]) -> dict[s
         elif (kind, operation) == ("NETWORK_FILTER", "MERGE"):
             assert value["name"] == MANAGER
             _merge(manager, value["typed_config"])
+        elif (kind, operation) == ("VIRTUAL_HOST", "MERGE"):
+            _merge(host, value)
         elif (kind, operation) == ("HTTP_FILTER", "INSERT_BEFORE"):
             before = each["match"]["listener"]["filterChain"]["filter"]["subFilter"]["name"]
             names = [f["name"] for f in manager["http_filters"]]
             manager["http_filters"].insert(names.index(before), value)
         else:
             assert (kind, operation) == ("HTTP_ROUTE", "INSERT_BEFORE")
+            # The routes of a server without TLS have no gateway in their name: none would match.
+            assert list(each["match"]["routeConfiguration"]) == ["vhost"]
             before = each["match"]["routeConfiguration"]["vhost"]["route"]["name"]
             host["routes"].insert([r["name"] for r in host["routes"]].index(before), value)
     return bootstrap
@@ -157,14 +161,16 @@ def test_istios_gateway_has_our_way(root: Path) -> None:
     bootstrap = _patched(_istio_bootstrap(8080, 9901), patches)
     manager = bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     names = [each["name"].rpartition(".")[2] for each in manager["http_filters"]]
-    ours = ["identity", "buffer", "ext_proc", "json_to_metadata", "lua"]
+    ours = ["identity", "buffer", "ext_proc", "keeping", "json_to_metadata", "lua"]
     assert names == ["stand_in", *ours, "router"]
     assert [r["name"] for r in manager["route_config"]["virtual_hosts"][0]["routes"]] == [
         "decided.once.whole",
         "decided.once",
         "decided.whole",
         "decided",
+        "undecided.form.kept",
         "undecided.form",
+        "undecided.form.kept",
         "undecided.form",
         "undecided",
     ]

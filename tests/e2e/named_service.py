@@ -1,6 +1,7 @@
 """`steersman serve` where names of the tests' own lead to this machine, as a resolver of a site would say.
 
-The file named by STEERSMAN_TEST_NAMES has a line a name; while it is away the resolver itself fails.
+The file named by STEERSMAN_TEST_NAMES has a line a name, with its addresses after a = where they are others
+than 127.0.0.1; while it is away the resolver itself fails.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from extproc.discovery import dns
 _real = dns.resolve
 
 
-def _known() -> list[str] | None:
+def _known() -> dict[str, list[str]] | None:
     file = Path(os.environ["STEERSMAN_TEST_NAMES"])
-    return file.read_text().split() if file.exists() else None
+    if not file.exists():
+        return None
+    lines = (line.partition("=") for line in file.read_text().split())
+    return {name: (found or "127.0.0.1").split(",") for name, _, found in lines}
 
 
 async def _resolved(name: str, port: int) -> list[str]:
@@ -29,7 +33,7 @@ async def _resolved(name: str, port: int) -> list[str]:
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
     if name not in known:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-    return ["127.0.0.1"]
+    return known[name]
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ WELL = Script({"status": "ok"})
 class ScriptedEngine:
     """Context manager; `seen` are its requests in order, without looks at its health."""
 
-    def __init__(self, answer: Callable[[SeenRequest], Script]) -> None:
+    def __init__(
+        self, answer: Callable[[SeenRequest], Script], *, host: str = "127.0.0.1", port: int = 0
+    ) -> None:
         self.answer = answer
         self.seen: list[SeenRequest] = []
         #: Answers wait for it.
@@ -108,9 +110,9 @@ class ScriptedEngine:
             def log_message(self, *_: object) -> None:
                 """Nothing: the tests read `seen`."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((host, port), Handler)
         self._server.daemon_threads = True
-        self.address = f"127.0.0.1:{self._server.server_address[1]}"
+        self.address = f"{host}:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     def __enter__(self) -> ScriptedEngine:

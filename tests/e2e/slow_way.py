@@ -1,4 +1,4 @@
-"""A way between two sites: a TCP proxy that takes its time, and can be cut in mid-stream or for good."""
+"""A way between two sites: a TCP proxy that takes its time, stalls, and is cut in mid-stream or for good."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class SlowWay:
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._flows = asyncio.Event()
+        self._flows.set()
         #: No outgoing connection may take it while the way is cut.
         (self.port,) = free_ports(1)
 
@@ -54,6 +56,14 @@ class SlowWay:
     def mend(self) -> None:
         """Let through what comes, at the same place as before."""
         self._await(self._listen())
+
+    def stall(self) -> None:
+        """Nothing arrives any more, and nothing breaks: packets are on their way."""
+        self._loop.call_soon_threadsafe(self._flows.clear)
+
+    def flow(self) -> None:
+        """What has waited arrives, and what comes."""
+        self._loop.call_soon_threadsafe(self._flows.set)
 
     def _await(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
@@ -108,6 +118,7 @@ class SlowWay:
         while True:
             at, piece = await due.get()
             await asyncio.sleep(max(0.0, at - self._loop.time()))
+            await self._flows.wait()
             with contextlib.suppress(OSError):
                 if not piece:
                     writer.write_eof()

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -341,10 +342,27 @@ def test_where_clients_are_says_which_site_serves_them(sites: TwoSites) -> None:
     counts = sites.edge.status()["counts"]
     assert (counts["place.home"], counts["place.abroad"], counts["place.strict"]) == (1, 1, 1)
     assert sites.centre.status()["counts"]["place.abroad"] == 1
+    # Where each of them is seen: the report of both sites, the spans, and what is said of one request.
+    wait_for("the edge's report", lambda: _by_place(sites.edge) == {"home": 1, "abroad": 1, "strict": 1})
+    wait_for("the centre's report", lambda: _by_place(sites.centre) == {"abroad": 1})
+    wait_for("the spans", lambda: _spans_by_place(sites) == {"home": 2, "abroad": 4, "strict": 2})
+
+
+def _spans_by_place(sites: TwoSites) -> Counter[str]:
+    """Both sites' spans that say where their client is."""
+    said = (span.attributes.get("steersman.place") for span in sites.receiver.spans)
+    return Counter(place for place in said if place)
+
+
+def _by_place(gateway: Gateway) -> dict[str, int]:
+    """Requests that ended well, by where their clients are; not of those that are nowhere known."""
+    command = ["report", "--address", gateway.service_address, "--by", "place", "--json"]
+    lines = json.loads(CliRunner().invoke(group, command).output)["lines"]
+    return {line["group"]["place"]: line["ok"] for line in lines if line["group"]["place"]}
 
 
 def test_it_is_explained(sites: TwoSites) -> None:
-    """What was done with a request says which place was chosen, and why."""
+    """What was done with a request says which site was chosen, and why."""
     _, told, _ = sites.ask(text=COMPLEX)
     address = sites.edge.service_address
     done = CliRunner().invoke(group, ["explain", "--address", address, told["x-request-id"], "--json"])

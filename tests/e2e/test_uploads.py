@@ -9,13 +9,16 @@ from contextlib import ExitStack
 import httpx2 as httpx
 import pytest
 from gateway import KEYS, Gateway, tenants, wait_for
-from scripted_engine import Script, ScriptedEngine, SeenRequest
+from scripted_engine import LOST, Script, ScriptedEngine, SeenRequest
 
 pytestmark = pytest.mark.envoy
 
 TEXT = {"text": "Ahoy", "usage": {"type": "tokens", "input_tokens": 40, "output_tokens": 3}}
 #: From less than Envoy's buffer for a connection (64 KiB) to the largest upload.
 SIZES = [2_000, 60_000, 80_000, 130_000, 1_000_000, 24_000_000]
+#: The largest that Envoy keeps for another try here, and sizes up to it.
+KEPT_MAX = 6 * 1024 * 1024
+KEPT = [2_000, 60_000, 80_000, 130_000, 1_000_000, 6_000_000]
 
 
 class Fleet:
@@ -49,7 +52,13 @@ def fleet() -> Iterator[Fleet]:
         pools = {"chat": {"models": ["tiny-chat"], "engine": "vllm", "addresses": listed}}
         people = tenants(globex={"quota": {"input_tokens_per_hour": 100}})
         classes = [{"name": "standard", "hold_ms": 30_000}]
-        gateway = Gateway(pools, tenants=people, classes=classes, probes={"enabled": False})
+        gateway = Gateway(
+            pools,
+            tenants=people,
+            classes=classes,
+            probes={"enabled": False},
+            gateway={"upload_kept_bytes_max": KEPT_MAX},
+        )
         yield Fleet(stack.enter_context(gateway), replicas)
 
 
@@ -74,31 +83,37 @@ def test_an_upload_arrives_to_the_byte(fleet: Fleet, size: int) -> None:
             each.seen.clear()
 
 
-def test_a_small_upload_is_sent_to_the_next_replica(fleet: Fleet) -> None:
-    """Whoever is asked first answers 503; the other gets the same form, to the byte, and answers."""
-    refusing: list[SeenRequest] = []
+#: How a replica fails that has read all of an upload.
+TROUBLE = {"503": Script({"error": "not now"}, 503), "reset": Script(status=LOST)}
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+@pytest.mark.parametrize("size", KEPT)
+def test_an_upload_that_is_kept_is_sent_to_the_next_replica(fleet: Fleet, size: int, trouble: str) -> None:
+    """Whoever is asked first fails; the other gets the same form, to the byte, and answers."""
+    failed: list[SeenRequest] = []
 
     def once(request: SeenRequest) -> Script:
-        if not refusing:
-            refusing.append(request)
-            return Script({"error": "not now"}, 503)
+        if not failed:
+            failed.append(request)
+            return TROUBLE[trouble]
         return Script(TEXT)
 
     for each in fleet.replicas:
         each.answer = once
-    sent, answer = fleet.upload(2_000)
+    sent, answer = fleet.upload(size)
     assert (answer.status_code, answer.json()["text"]) == (200, "Ahoy")
-    assert [each.body for each in fleet.seen] == [sent, sent]
+    assert [each.body == sent for each in fleet.seen] == [True, True]
     assert [len(each.seen) for each in fleet.replicas] == [1, 1]
 
 
-def test_a_large_upload_is_not_sent_again(fleet: Fleet) -> None:
+def test_a_larger_upload_is_not_sent_again(fleet: Fleet) -> None:
     """Envoy could not send it as it was: the replica's own answer is the client's."""
     for each in fleet.replicas:
-        each.answer = lambda _: Script({"error": "not now"}, 503)
-    sent, answer = fleet.upload(1_000_000)
+        each.answer = lambda _: TROUBLE["503"]
+    sent, answer = fleet.upload(KEPT_MAX + 1_000_000)
     assert (answer.status_code, answer.json()) == (503, {"error": "not now"})
-    assert [each.body for each in fleet.seen] == [sent]
+    assert [each.body == sent for each in fleet.seen] == [True]
 
 
 def test_an_upload_waits_for_a_place(fleet: Fleet) -> None:

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from extproc.history.change import change
 from extproc.history.versions import FILES_KEPT, ConfigHistory, HistoryError, digest, write_whole
+
+SMALL = "gateway: {auth: none}\npools: [{name: a, models: [m], endpoints: [{address: '127.0.0.1:9'}]}]\n"
 
 
 def history(tmp_path: Path, *, bytes_max: int = 1 << 20) -> ConfigHistory:
@@ -113,3 +119,38 @@ def test_a_file_is_written_whole(tmp_path: Path) -> None:
     assert link.is_symlink()
     assert real.stat().st_mode & 0o777 == 0o604
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("wrong", [errno.EACCES, errno.ENOSPC, errno.EROFS])
+def test_a_folder_that_takes_no_file_has_no_version_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: int
+) -> None:
+    """A history that tells of a change that nobody made would be believed."""
+    file = tmp_path / "steersman.yaml"
+    file.write_text(SMALL)
+
+    def none(**_: object) -> tuple[int, str]:
+        raise OSError(wrong, os.strerror(wrong))
+
+    monkeypatch.setattr(tempfile, "mkstemp", none)
+    with pytest.raises(HistoryError, match=f"cannot be written: {os.strerror(wrong)}"):
+        change(file, lambda text, _: text + "# more\n", why="x", command="y")
+    assert file.read_text() == SMALL
+    assert [each.text for each in ConfigHistory(file).read().entries] in ([], [SMALL])
+
+
+def test_a_history_that_takes_no_version_leaves_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it was, and nothing beside it."""
+    file = tmp_path / "steersman.yaml"
+    file.write_text(SMALL)
+
+    def none(*_: object, **__: object) -> None:
+        raise HistoryError("no room")
+
+    monkeypatch.setattr(ConfigHistory, "append", none)
+    with pytest.raises(HistoryError, match="no room"):
+        change(file, lambda text, _: text + "# more\n", why="x", command="y")
+    assert file.read_text() == SMALL
+    assert sorted(each.name for each in tmp_path.iterdir()) == [file.name, f"{file.name}.history.jsonl"]

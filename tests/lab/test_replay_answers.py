@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,32 @@ def test_what_may_not_be_cached_is_counted_by_reason(there: Scene) -> None:
     assert not any(hits_of(scene_of, LARGE))
     assert saving(scene_of, LARGE, seeds=(1,)).unfit == {"sampled": 51, "tools,sampled": 51, "several": 48}
     assert sum(hits_of(scene_of, LARGE, ("sampled", "tools"))) > sum(hits_of(scene_of, LARGE, ("sampled",)))
+
+
+def test_what_is_left_out_of_a_record_with_two_pools_is_said(tmp_path: Path) -> None:
+    """The table tells the larger pool's figures, and how many requests of the other are in none of them."""
+    path = tmp_path / "record.jsonl"
+    record(path, requests=120, per_s=20.0)
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        if isinstance(line, list):
+            number = int(line[1].split("-")[1])
+            if number % 4 == 0:
+                line[2], line[3] = "other", "n"
+            line[-4] = f"{number % 10:016x}"
+        elif "fleet" in line:
+            (pool,) = line["fleet"]["pools"]
+            line["fleet"]["pools"].append({**pool, "name": "other", "models": ["n"]})
+        lines.append(json.dumps(line))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    counted = Counter(row.pool for row in read(path).rows)
+    assert counted["chat"] > counted["other"] > 10
+    ask = ["replay", str(path), "--cache", "64", "--seed", "1", "--no-fit"]
+    for pool, other in [("chat", "other"), ("other", "chat")]:
+        result = CliRunner().invoke(group, [*ask, "--pool", pool])
+        assert result.exit_code == 0, result.output
+        assert f"not played: {counted[other]} of {other}" in result.output
 
 
 def test_a_failed_answer_is_not_kept(there: Scene) -> None:

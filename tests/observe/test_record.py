@@ -321,6 +321,7 @@ def test_what_is_written_is_read(
         held_ms=0.25,
         strategy="steer",
         arm="b",
+        place="eu",
     )
     log._open["one-1"] = (arrived_ns, prefix, 64.0, "")
     outcome = Outcome(reservation=reservation, final=True, end=end, prompt_tokens=prompt, ttft_ns=ttft_ns)
@@ -338,6 +339,7 @@ def test_what_is_written_is_read(
         expected_ttft_ms=12.5,
         held_ms=0.25,
         arm="b",
+        place="eu",
         duration_ms=5.0,
     )
     assert row.at_ms == pytest.approx((UNIX_NS + arrived_ns) / MS, abs=0.001)

@@ -23,7 +23,7 @@ from extproc.core.tenant import ANONYMOUS
 from extproc.engines import ENGINES
 from extproc.service.build import pool_specs
 from extproc.service.tokens import TokensPart
-from extproc.tokens.asked import answered, question
+from extproc.tokens.asked import answered, believed, question
 from extproc.upstream import PLAIN, ReplicaAccess
 from tests.stand.vocabulary import asked, prose, written
 from tests.stand.web_server import listening
@@ -263,6 +263,65 @@ def test_an_engine_that_cannot_count_is_said_and_asked_again(monkeypatch: pytest
                 await until(lambda: not counting.pool["problem"])
 
     play(scene)
+
+
+def test_an_engine_that_hangs_keeps_no_other_pool_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each counts by itself: one's engine takes a question and never answers, the other's file counts on."""
+    monkeypatch.setattr("extproc.service.tokens.ASK_TIMEOUT_S", 3_600.0)
+
+    async def scene() -> None:
+        asked_it = asyncio.Event()
+
+        async def hang(_: web.Request) -> web.Response:
+            asked_it.set()
+            await asyncio.sleep(3_600)
+            raise AssertionError
+
+        app = web.Application()
+        app.add_routes([web.post("/tokenize", hang)])
+        async with listening(app) as address:
+            hangs = f'''
+  - name: a
+    models: [other]
+    tokenizer: {{source: engine}}
+    endpoints: [{{address: "{address}"}}]
+'''
+            text = text_of(f"tokenizer: {{path: {written(tmp_path)}, cpu_share: 1}}")
+            counting = Counting(text.replace("pools:\n", "pools:" + hangs, 1))
+            async with running(counting):
+                await asked_it.wait()
+                await until(lambda: not counting.pool["problem"])
+                counting.tokens(asked(("user", prose()[:20_000])))
+                await until(lambda: counting.pool["known"] >= 15 and not counting.pool["waiting"])
+
+    play(scene)
+
+
+@pytest.mark.parametrize("lie", [-5, 0, 10**6, 10**30])
+def test_a_number_that_no_text_has_is_no_count(lie: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that lies reserves nobody's quota: the estimate stays, and what it said is told."""
+    monkeypatch.setattr("extproc.service.tokens.LOOK_S", 0.01)
+
+    async def scene() -> None:
+        async def answer(_: web.Request) -> web.Response:
+            return web.Response(text=json.dumps({"count": lie}), content_type="application/json")
+
+        app = web.Application()
+        app.add_routes([web.post("/tokenize", answer)])
+        async with listening(app) as address:
+            counting = Counting(text_of("tokenizer: {source: engine, cpu_share: 1}", address=address))
+            async with running(counting):
+                await until(lambda: "tokens for a text of" in counting.pool["problem"])
+
+    play(scene)
+
+
+def test_what_a_text_may_have_is_believed() -> None:
+    """A token a byte, what normalising makes of a ligature, nothing for a blank."""
+    for count, text in [(0, ""), (0, " "), (1, "a"), (17, "a"), (33, "\ufdfa")]:
+        assert believed(count, text) == count
 
 
 @pytest.mark.parametrize(

@@ -210,3 +210,14 @@ def test_a_bad_spec_names_every_problem() -> None:
         ValueError, match=r"unknown hardware 'x'.*time_scale must be above 0.*max_total_tokens"
     ):
         ReplicaSpec(name="a", hardware="x", time_scale=0, max_total_tokens=5)
+
+
+def test_an_ipv6_address_is_told_in_brackets() -> None:
+    """As everything that takes one wants it."""
+
+    async def told() -> tuple[list[str], int]:
+        async with await start_replicas([ReplicaSpec(name="six", host="::1", port=0)]) as running:
+            return running.addresses, running.ports[0]
+
+    addresses, port = asyncio.run(told())
+    assert addresses == [f"[::1]:{port}"]

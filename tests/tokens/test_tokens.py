@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -314,7 +315,9 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     damaged, foreign = tmp_path / "damaged.json", tmp_path / "config.json"
     damaged.write_text(written(tmp_path).read_text()[:5_000])
     foreign.write_text('{"model_type": "llama"}')
-    for path in (tmp_path / "none.json", damaged, foreign, tmp_path):
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    for path in (tmp_path / "none.json", damaged, foreign, tmp_path, pipe, Path("/dev/zero")):
         with pytest.raises(TokenizerError, match=str(path)) as caught:
             load(path)
         assert "tokenizer.json" in str(caught.value)

@@ -92,6 +92,28 @@ def test_headers_of_a_trusted_gateway() -> None:
     assert refused(PickerExchange(world.picker).receive(head(*twice)))[0] == 400
 
 
+def test_headers_by_the_extensions_own_names() -> None:
+    """A gateway that speaks to the extension's picker has other names; llm-d's are nobody's then."""
+    world = World(required=False, trust_headers=True, header_names="gateway", objectives={"chat": "premium"})
+    exchange, (first, *_) = world.decide(
+        ("x-gateway-inference-fairness-id", "acme"),
+        ("x-gateway-inference-objective", "chat"),
+        ("x-slo-ttft-ms", "250"),
+        ("x-slo-tpot-ms", "70"),
+    )
+    reservation = ticket.read(envoy.metadata(first, DECISION_NAMESPACE)["ticket"], SEAL)
+    assert reservation is not None
+    assert (reservation.tenant, reservation.service_class) == ("acme", "premium")
+    entry = world.scheduler.ledger.get(reservation.id)
+    assert entry is not None
+    assert entry.job.plan.tpot_target_ms == 70
+    exchange.close()
+    _, (first, *_) = world.decide(("x-llm-d-inference-fairness-id", "acme"))
+    reservation = ticket.read(envoy.metadata(first, DECISION_NAMESPACE)["ticket"], SEAL)
+    assert reservation is not None
+    assert reservation.tenant == "anonymous"
+
+
 def test_headers_of_anybody_else_are_not_read() -> None:
     """Law 7: without the configuration's word a client's class and tenant are nothing."""
     for world in (World(required=False), World(trust_headers=True)):

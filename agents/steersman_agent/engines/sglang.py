@@ -43,6 +43,8 @@ class SGLang(EngineAdapter):
     """See the module."""
 
     name = "sglang"
+    #: Its pages wait for a server in Python, which also tokenizes.
+    timeout_ms = 3000
     about_paths = ("/v1/models", "/get_model_info", "/get_server_info")
     telling_paths = ("/get_server_info", "/get_model_info")
 

@@ -37,6 +37,8 @@ class Vllm(EngineAdapter):
     """See the module."""
 
     name = "vllm"
+    #: Its pages wait for a server in Python, which also tokenizes.
+    timeout_ms = 3000
     #: It is the one with `/version`; SGLang has it not.
     telling_paths = ("/version", "/v1/models")
     told_weakly = True

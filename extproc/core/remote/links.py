@@ -20,6 +20,8 @@ AWAY_AFTER: Final = 2
 SENT_MAX: Final = 4_096
 #: The way is the shortest of so many: what a busy site adds to an answer is not the way.
 WAYS_KEPT: Final = 8
+#: An answer that is later than the way by no more than this is not overdue: the other site had work to do.
+OVERDUE_SLACK_NS: Final = 100_000_000
 
 
 class SiteLink:
@@ -30,6 +32,7 @@ class SiteLink:
         "_sent",
         "_sent_ms",
         "_sent_sequences",
+        "_unanswered_ns",
         "_ways",
         "answers",
         "digest",
@@ -51,16 +54,23 @@ class SiteLink:
         self.lost = 0
         self.answers = self.refusals = 0
         self._asked_ns = 0
+        #: When the first of the questions was asked that nobody has answered; None where none is open.
+        self._unanswered_ns: int | None = None
         self._ways: deque[int] = deque(maxlen=WAYS_KEPT)
         #: When a request went there, its sequences, and how long its prompt keeps a replica.
         self._sent: deque[tuple[int, int, float]] = deque()
         self._sent_sequences, self._sent_ms = 0, 0.0
 
+    def asks(self, *, now_ns: int) -> None:
+        """A question goes there."""
+        if self._unanswered_ns is None:
+            self._unanswered_ns = now_ns
+
     def heard(self, digest: Digest, *, asked_ns: int, way_ns: int, offset_s: float) -> None:
         """A word came; `way_ns` from the question on an open connection to its answer."""
         self.digest, self._asked_ns, self.offset_s = digest, asked_ns, offset_s
         self._ways.append(max(0, way_ns))
-        self.trouble, self.lost = "", 0
+        self.trouble, self.lost, self._unanswered_ns = "", 0, None
         self.answers += 1
         # What went before the question was there before it.
         while self._sent and self._sent[0][0] <= asked_ns:
@@ -68,7 +78,7 @@ class SiteLink:
 
     def refused(self, why: str) -> None:
         """Somebody answered, and not with a word that can be believed."""
-        self.trouble, self.lost = why, 0
+        self.trouble, self.lost, self._unanswered_ns = why, 0, None
         self.refusals += 1
 
     def missed(self, why: str) -> None:
@@ -105,6 +115,15 @@ class SiteLink:
         """There and back; 0 while nothing was measured."""
         return min(self._ways, default=0)
 
+    def overdue_ns(self, *, now_ns: int) -> int:
+        """By how much an answer is later than the way: what is sent now is no sooner there than it.
+
+        0 where none is late.
+        """
+        if self._unanswered_ns is None:
+            return 0
+        return max(0, now_ns - self._unanswered_ns - self.way_ns - OVERDUE_SLACK_NS)
+
     def age_ns(self, *, now_ns: int) -> int | None:
         """How old its word is; None where there is none."""
         return None if self.digest is None else now_ns - self._asked_ns
@@ -123,6 +142,7 @@ class SiteLink:
             "fresh": self.fresh(now_ns=now_ns) is not None,
             "age_s": None if age_ns is None else round(age_ns / 1e9, 1),
             "round_trip_ms": round(self.way_ns / 1e6, 2),
+            "overdue_ms": round(self.overdue_ns(now_ns=now_ns) / 1e6, 2),
             "clock_ahead_s": round(self.offset_s, 3),
             "answers": self.answers,
             "refusals": self.refusals,

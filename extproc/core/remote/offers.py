@@ -60,12 +60,14 @@ def offer_there(
     """What another site offers for a model that is called so there, as the pool that it is here; None where
     its fresh word has no such model."""
     digest = link.fresh(now_ns=now_ns)
+    # A link that has stopped has not told so: its answer is late, and so is all that goes there now.
+    overdue_ns = link.overdue_ns(now_ns=now_ns)
     if digest is None:
         taught = offer_here(pool, work, tenant, queue, price=price, now_ns=now_ns)
         return SiteOffer(
             ready=taught.ready and not link.away,
-            begins_ns=taught.begins_ns,
-            first_ns=taught.first_ns,
+            begins_ns=taught.begins_ns + overdue_ns,
+            first_ns=taught.first_ns + overdue_ns,
             token_ns=taught.token_ns,
             cost=taught.cost,
             confident=False,
@@ -76,6 +78,7 @@ def offer_there(
     # Nor does it leave before there is a place for it here: that site's gateway is sent so many at once.
     may = _may(pool, tenant)
     begins_ns = _wait_ns(pool, may, work, queue, now_ns) + _begins_ns(word, link, pool, work, now_ns)
+    begins_ns += overdue_ns
     first_ns = begins_ns + round(word.own_of(work.input_tokens) * _MS)
     told = word.cost(work.input_tokens, work.output_tokens)
     return SiteOffer(

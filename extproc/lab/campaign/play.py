@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from hashlib import sha256
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from time import monotonic
 
@@ -25,6 +24,7 @@ from extproc.lab.campaign.case import CampaignRun, Played
 from extproc.lab.campaign.streams import arrivals_of, stood_in
 from extproc.lab.report import SLO_8B, SLO_70B, Cell, figures, ttft_ms
 from extproc.lab.strategies import check_strategy
+from extproc.lab.workers import worker_pool
 from extproc.sim.answers import CacheSize, left_of, repeated, with_hits
 from extproc.sim.world import Setting, run
 from extproc.sim.world.run import registered
@@ -179,7 +179,7 @@ def _played(due: Iterator[tuple[CampaignRun, str]], workers: int) -> Iterator[Pl
     if workers == 1:
         yield from map(_task, due)
         return
-    with get_context("spawn").Pool(workers) as pool:
+    with worker_pool(workers) as pool:
         waiting = [pool.apply_async(_task, (task,)) for task in islice(due, workers)]
         while waiting:
             ready = [one for one in waiting if one.ready()]

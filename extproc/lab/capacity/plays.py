@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, Final, Self
 
 from extproc.lab.capacity.choice import FleetChoice, planned
 from extproc.lab.capacity.figures import FleetFigures, PlayedFleet, gathered, play_fleet
 from extproc.lab.replay.rebuild import Scene
+from extproc.lab.workers import worker_pool
 
 if TYPE_CHECKING:
     from multiprocessing.pool import Pool
@@ -48,7 +48,7 @@ class FleetPlays:
 
     def __enter__(self) -> Self:
         if self._workers > 1:
-            self._pool = get_context("spawn").Pool(self._workers, _take, (self.scene, self.prices))
+            self._pool = worker_pool(self._workers, _take, (self.scene, self.prices))
         return self
 
     def __exit__(self, *_: object) -> None:

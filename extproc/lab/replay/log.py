@@ -60,6 +60,7 @@ class RecordRow:
     question: str = ""
     unfit: str = ""
     answer_bytes: int = 0
+    place: str = ""
 
 
 #: What each field may be, so that a damaged line does not surface later.

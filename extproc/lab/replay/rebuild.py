@@ -124,6 +124,9 @@ def scene(log: Log, *, pool: str = "", limit: int = 0) -> Scene:
     notes = [f"replicas' timings are those that the service had learned ({_learned(told)})"]
     if changed:
         notes.append(f"replicas changed {changed} times meanwhile; played with {len(machines)} throughout")
+    if beside := {other: count for other, count in counted.items() if other != name}:
+        told_of = ", ".join(f"{count} of {other}" for other, count in sorted(beside.items()))
+        notes.append(f"requests of other pools are not played: {told_of} (--pool)")
     kept, arrivals, block_tokens = _arrivals(rows, machines, limit, notes)
     if not kept:
         raise LogError(f"no request for pool {name!r} can be played")

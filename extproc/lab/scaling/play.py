@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +27,7 @@ from extproc.lab.scaling.replicas import Scaler
 from extproc.lab.scaling.service import KNOWN, ServiceCurve
 from extproc.lab.scaling.traffic import STEP_S, CountedTraffic
 from extproc.lab.scaling.weeks import REPLICAS_MAX, LaneOutcome, WeeksTraffic, play
+from extproc.lab.workers import worker_pool
 from extproc.sim.timing import hardware_named
 
 #: What is aimed at, of all requests.
@@ -179,7 +179,7 @@ def play_all_cases(
             results.append(play_case(case, store))
             told(results[-1])
         return results
-    with get_context("spawn").Pool(workers) as pool:
+    with worker_pool(workers) as pool:
         for result in pool.imap(_task, [(case, folder) for case in wanted]):
             results.append(result)
             told(result)

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from extproc.observe.analytics.row import ALL_OTHER, AnalyticsRow, RowKey, decoded
+from extproc.observe.analytics.row import ALL_OTHER, OTHER, AnalyticsRow, RowKey, decoded
 from extproc.observe.analytics.spans import DAY, LENGTHS, MINUTE, TimeSpan, span_of
 from extproc.observe.analytics.store import StoredRow
 
@@ -23,6 +23,8 @@ from extproc.observe.analytics.store import StoredRow
 ROWS_MAX, DAY_ROWS_MAX = 2_000, 20_000
 #: Rows for what has none, by pool, model and strategy; beyond those there is one.
 OTHER_ROWS_MAX = 256
+#: The share of a span's rows from which on places have none of their own: tenants are charged by theirs.
+PLACED_SHARE = 0.5
 #: Rows that collect what is new; above it they are added up early.
 FRESH_MAX = 5_000
 #: Rows that wait for a store that cannot be written; the oldest minutes are given up above it, then hours.
@@ -137,6 +139,9 @@ class OpenSpans:
 
     def _add(self, to: _Open, length_s: int, key: RowKey, row: AnalyticsRow) -> None:
         rows_max = self.day_rows_max if length_s == DAY else self.rows_max
+        if key.place and key not in to.rows and len(to.rows) >= rows_max * PLACED_SHARE:
+            self.counts["places_merged"] += 1
+            key = key._replace(place=OTHER)
         if key not in to.rows and len(to.rows) >= rows_max:
             self.counts["overflowed"] += 1
             key = key.other()
@@ -170,5 +175,5 @@ class OpenSpans:
 
 
 def encoded(key: RowKey) -> bytes:
-    """A key as the store keeps it."""
-    return msgspec.json.encode(key)
+    """A key as the store keeps it; without a place as services before there were places write and read it."""
+    return msgspec.json.encode(key if key.place else key[:-1])

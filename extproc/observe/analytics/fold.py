@@ -14,7 +14,7 @@ from extproc.observe.analytics.row import AnalyticsRow, RowKey, count_in
 def key_of(reservation: Reservation) -> RowKey:
     """Where a placed request is counted."""
     r = reservation
-    return RowKey(r.tenant, r.pool, r.model, r.strategy, r.arm)
+    return RowKey(r.tenant, r.pool, r.model, r.strategy, r.arm, r.place)
 
 
 def settled(row: AnalyticsRow, event: Settled) -> None:

@@ -154,4 +154,5 @@ class Listener(Observer):
         strategy = routing.strategy.partition("#")[0]
         if not strategy and (pool := self._fleet.pools.get(routing.pool)) is not None:
             strategy = pool.strategy
-        return RowKey(routing.tenant.name, routing.pool, routing.model, strategy, routing.arm)
+        tenant = routing.tenant
+        return RowKey(tenant.name, routing.pool, routing.model, strategy, routing.arm, tenant.place)

@@ -31,10 +31,10 @@ class Query(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     `by` is names of WHO and WHEN with commas between: what lines are told apart by. `since` and `until` are
     24h (so long ago), a date (UTC) or a time, today, yesterday, now, or seconds since 1970; both are moved
-    outwards to whole minutes, or what is still kept. `tenant`, `pool`, `model`, `strategy` and `arm` leave
-    out all others. `chargeback` asks for lines by day, tenant and model, of `day` (a date, today or
-    yesterday) or, where that is left out, of the days that `since` and `until` touch. `limit` is how many
-    lines, the ones with most requests first (in order of time where `by` names one).
+    outwards to whole minutes, or what is still kept. `tenant`, `pool`, `model`, `strategy`, `arm` and
+    `place` leave out all others. `chargeback` asks for lines by day, tenant and model, of `day` (a date,
+    today or yesterday) or, where that is left out, of the days that `since` and `until` touch. `limit` is
+    how many lines, the ones with most requests first (in order of time where `by` names one).
     """
 
     by: str = "tenant"
@@ -45,6 +45,7 @@ class Query(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     model: str = ""
     strategy: str = ""
     arm: str = ""
+    place: str = ""
     chargeback: bool = False
     day: str = ""
     limit: int = LINES_MAX

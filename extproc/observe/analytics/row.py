@@ -26,6 +26,8 @@ class RowKey(NamedTuple):
     strategy: str = ""
     #: An experiment's and its arm's name, EXPERIMENT/ARM.
     arm: str = ""
+    #: Where its client is; "" where nothing says.
+    place: str = ""
 
     def other(self) -> RowKey:
         """The key of the tenants that have no row of their own."""
@@ -33,7 +35,7 @@ class RowKey(NamedTuple):
 
 
 #: When even those are too many.
-ALL_OTHER = RowKey(OTHER, OTHER, OTHER, OTHER, OTHER)
+ALL_OTHER = RowKey(*[OTHER] * len(RowKey._fields))
 
 
 class AnalyticsRow(msgspec.Struct, array_like=True, gc=False):

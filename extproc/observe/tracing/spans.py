@@ -87,6 +87,8 @@ class Spans:
             "steersman.tenant": request_trace.tenant.name,
             "steersman.class": request_trace.tenant.service_class,
         }
+        if request_trace.tenant.place:
+            about["steersman.place"] = request_trace.tenant.place
         read_ns, decided_ns = (
             request_trace.body_ns or request_trace.done_ns,
             request_trace.decided_ns or request_trace.done_ns,
@@ -169,6 +171,8 @@ class Spans:
         about = span.attributes
         about["steersman.tenant"] = request_trace.tenant.name
         about["steersman.class"] = request_trace.tenant.service_class
+        if request_trace.tenant.place:
+            about["steersman.place"] = request_trace.tenant.place
         if self.names.stream and request_trace.stream:
             about[self.names.stream] = True
         if request_trace.max_tokens is not None:
@@ -277,6 +281,8 @@ class Spans:
                 about[semconv.CHOICES] = reservation.permits
         about["steersman.tenant"] = reservation.tenant
         about["steersman.class"] = reservation.service_class
+        if reservation.place:
+            about["steersman.place"] = reservation.place
         about["steersman.pool"] = reservation.pool
         about["steersman.reservation"] = reservation.id
         about["steersman.strategy"] = reservation.strategy

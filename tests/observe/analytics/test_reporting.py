@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,7 +52,7 @@ def asked(
 
 ACME = RowKey("acme", "chat", "m", "steer")
 GLOBEX = RowKey("globex", "chat", "m", "steer")
-CODE = RowKey("acme", "code", "c", "least_work", "trial/b")
+CODE = RowKey("acme", "code", "c", "least_work", "trial/b", "eu")
 EVENTS = [
     (NOW - 60, ACME, row(output_tokens=3, input_tokens=10, cost_nano=5, gpu_us=2_000_000)),
     (NOW - 2 * HOUR, ACME, row(output_tokens=1, slo_met=1)),
@@ -98,6 +99,23 @@ def test_by_and_only_each_part_of_a_key(name: str) -> None:
         if line.group[name]:
             alone = asked(EVENTS, by=name, **{name: line.group[name]})
             assert alone.lines == [line]
+
+
+def test_rows_of_services_that_know_less_or_more_of_a_request() -> None:
+    """Before there were places and after there is something else: each counts, by what both know."""
+    data = row().encoded()
+
+    def read(stretch: Stretch) -> Iterator[StoredRow]:
+        for key in (
+            ["a", "p", "m", "s", ""],
+            ["a", "p", "m", "s", "", "eu"],
+            ["a", "p", "m", "s", "", "eu", "new"],
+        ):
+            yield StoredRow(stretch.length_s, stretch.begin_s, "w", json.dumps(key).encode(), data)
+
+    found = report(query_of({"by": "place", "since": "1m"}), read, KEPT, now_s=NOW, store="memory")
+    counts = {line.group["place"]: line.ok for line in found.lines}
+    assert counts["eu"] == 2 * counts[""] > 0
 
 
 @pytest.mark.parametrize("by", ["minute", "hour", "day"])
@@ -168,7 +186,7 @@ def test_a_limit_leaves_out_and_says_how_many() -> None:
     [
         (
             {"by": "tenant,what"},
-            "by: 'what' is none of tenant, pool, model, strategy, arm, minute, hour, day",
+            "by: 'what' is none of tenant, pool, model, strategy, arm, place, minute, hour, day",
         ),
         ({"by": "hour,day"}, "by: name one of minute, hour, day"),
         ({"since": "soon"}, "since: 'soon' is no time; write 24h"),

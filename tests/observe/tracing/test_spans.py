@@ -12,6 +12,7 @@ from extproc.cache.memory import MemoryAnswers
 from extproc.cache.store import Absent
 from extproc.core.accounts import Accounts
 from extproc.core.cachekeys import CacheRule
+from extproc.core.client_places import ClientPlaces, Place
 from extproc.core.outcome import End
 from extproc.core.quota import ExactBooks, Granted, Refused
 from extproc.core.quota.values import ASK, RateFigures, ScopeLimits
@@ -60,6 +61,28 @@ def test_a_request_and_its_decision() -> None:
     assert (about["server.address"], about["server.port"]) == ("10.0.0.9", 8080)
     assert (about["gen_ai.usage.input_tokens"], about["gen_ai.usage.output_tokens"]) == (11, 5)
     assert about["steersman.reservation"] == reply.reservation_id
+
+
+def test_where_its_client_is() -> None:
+    """One attribute on all spans that name its tenant, served or refused; none where nothing says."""
+    trips = Trips()
+    trips.processor.places = ClientPlaces([(Place("eu"), ["DE"], ())], header="x-country")
+    trips.processor.model_headers = frozenset({"x-country"})
+    headers = (("x-country", "DE"),)
+    _, reply = trips.ask(METADATA, headers=headers)
+    trips.end(reply)
+    refused = Trips()
+    refused.processor.places = trips.processor.places
+    refused.processor.model_headers = frozenset({"x-country"})
+    refused.ask(METADATA, headers=headers, body={"model": "nobody", "messages": []})
+    for found in (trips.spans(), refused.spans()):
+        assert [span.attributes["steersman.place"] for span in found.values()] == ["eu", "eu"]
+    elsewhere = Trips()
+    elsewhere.processor.places = trips.processor.places
+    elsewhere.processor.model_headers = frozenset({"x-country"})
+    _, reply = elsewhere.ask(METADATA, headers=(("x-country", "XX"),))
+    elsewhere.end(reply)
+    assert not [span for span in elsewhere.spans().values() if "steersman.place" in span.attributes]
 
 
 OUTCOMES: list[tuple[dict[str, Any], str]] = [

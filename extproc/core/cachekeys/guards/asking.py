@@ -60,7 +60,7 @@ _WHOSE: Final = frozenset({"", "my", "your", "his", "her", "its", "our", "their"
 def asked(found: Sequence[GuardToken]) -> tuple[str, list[GuardToken]]:
     """What is asked for, and the tokens that say of what.
 
-    how-to, how, many, price, who, when, where, why, what, explain, whether, or task.
+    how-to, how, many, price, who, when, where, why, what, explain, meaning, whether, or task.
     """
     rest = _setting_last(_unwrapped(list(found)))
     low = [token.text for token in rest]
@@ -72,7 +72,8 @@ def asked(found: Sequence[GuardToken]) -> tuple[str, list[GuardToken]]:
         if _begins(low, way):
             return "how-to", rest[len(way) :]
     for years in _YEARS:
-        if _begins(low, years):
+        # What year it is, is not when it is.
+        if _begins(low, years) and low[len(years) : len(years) + 1] in (["did"], ["was"], ["were"]):
             return "when", rest[len(years) :]
     first = low[0]
     second = low[1] if len(low) > 1 else ""
@@ -119,7 +120,7 @@ def _unwrapped(rest: list[GuardToken]) -> list[GuardToken]:
             then = 3 if low[2] == "please" else 2
             if low[then] in _ASKED_OF_YOU:
                 rest, changed = rest[then:], True
-        if len(rest) > 1 and rest[-1].text == "please":
+        if len(rest) > 1 and rest[-1].text == "please" and all(token.text != ":" for token in rest):
             rest, changed = rest[:-1], True
     low = [token.text for token in rest]
     for summary in (["give", "me", "a", "summary", "of"], ["give", "a", "summary", "of"]):
@@ -130,7 +131,7 @@ def _unwrapped(rest: list[GuardToken]) -> list[GuardToken]:
         low = [token.text for token in rest]
     if low[:1] and low[0] in ("write", "explain", "give", "show") and low[1:2] == ["me"]:
         rest = [rest[0], *rest[2:]]
-    if low[-2:] == ["to", "me"] and low[0] in ("explain", "describe"):
+    if low[-2:] == ["to", "me"] and low[0] in ("explain", "describe") and low[1] not in QUESTION_WORDS:
         rest = rest[:-2]
     return rest
 
@@ -207,7 +208,7 @@ def _is_first(rest: list[GuardToken]) -> list[GuardToken]:
 
 def _what(low: list[str], rest: list[GuardToken]) -> tuple[str, list[GuardToken]]:
     if len(low) > 3 and low[1] in _NOW and low[-1] == "mean":
-        return "explain", rest[2:-1]
+        return _meaning(rest[2:-1])
     if len(low) > 3 and low[1] in DOES and low[-1] == "cost":
         return "price", rest[2:-1]
     # Of a cost: what it costs to make is not what it is sold for.
@@ -219,7 +220,7 @@ def _what(low: list[str], rest: list[GuardToken]) -> tuple[str, list[GuardToken]
         if len(code) == 1 and code[0].kind == "literal" and not code[0].text.startswith('"'):
             return "explain", code
     if low[1:5] == ["is", "the", "meaning", "of"]:
-        return "explain", rest[5:]
+        return _meaning(rest[5:])
     if low[1:2] in (["is"], ["are"]) and low[2:3] != ["the"]:
         left = [token.text for token in rest[2:] if token.text not in STOP]
         if len(left) <= 2 and ATTRIBUTES.isdisjoint(left):
@@ -227,6 +228,13 @@ def _what(low: list[str], rest: list[GuardToken]) -> tuple[str, list[GuardToken]
     if low[1:2] not in (["do"], ["does"]):
         rest = [rest[0], *_had(rest[1:], said=False)]
     return "what", _superlative_first(low, rest)
+
+
+def _meaning(said: list[GuardToken]) -> tuple[str, list[GuardToken]]:
+    """What my name, Adele or life means is not what it is; of a common or quoted word it is one."""
+    of = [token for token in said if token.text not in STOP]
+    common = len(of) == 1 and not of[0].named and of[0].text not in ("life", "existence")
+    return "explain" if common else "meaning", said
 
 
 def _superlative_first(low: list[str], rest: list[GuardToken]) -> list[GuardToken]:

@@ -34,6 +34,8 @@ _FORMS: Final = (
     (_form(r"^(?:(?:a )?quick question|one question)\s*[:,]\s*(?=\w)"), ""),
     (_form(rf"^i(?: was|'m| am) (?:just )?wondering {_QUESTION}"), "tell me "),
     (_form(rf"^(?:(?:do you have )?any idea) {_QUESTION}"), "tell me "),
+    (_form(r"^(?:sorry to bother you,? but|thanks in advance\s*[:,.]) (?=\w)"), ""),
+    (_form(r"\?{2,}$"), "?"),
     (_form(rf"^help me (?:to )?understand\s*[:,]?\s*{_QUESTION}"), "explain "),
     (_form(rf"^i(?:'d like| would like| want) you to {_TASK}"), ""),
     (_form(r"^((?:what|who) (?:is|are) .+?), exactly(?=[?.]*$)"), r"\1"),
@@ -44,14 +46,36 @@ _FORMS: Final = (
         _form(r"^who wrote (?!(?:to|about|in|for|that|this|it|down|off|on|with|and|his|her|their|back)\b)"),
         "who is the author of ",
     ),
+    (_form(r"^(?:by whom (?:was|were) )(.+) written(?=[?]*$)"), r"who is the author of \1"),
+    (_form(r"^(.+) (?:was|were) written by whom(?=[?]*$)"), r"who is the author of \1"),
+    (_form(r"^is (\S+) or (\S+) (better|worse|\w+er)(?=[?]*$)"), r"which is \3, \1 or \2"),
+    (_form(r"^explain (?:to me )?what (.+) does(?=[.?]*$)"), r"what does \1 do"),
     (_form(r"^what is (\S+) short for(?=[?.]*$)"), r"what does \1 stand for"),
-    (_form(r"^what is meant by (?:the (?:word|term) )?(?=\w+[?.]*$)"), "what is "),
+    (_form(r"^what is meant by (?:the (?:word|term) )?(\w+)(?=[?.]*$)"), r"what does \1 mean"),
     (_form(r"^give me (?:a|the) definition of "), "define "),
     (
         _form(r"^how (?:do|does) (.+?) differ from (.+?)(?=[?.!]*$)"),
         r"what is the difference between \1 and \2",
     ),
     (_form(r"^how do (.+?) and (.+?) differ(?=[?.!]*$)"), r"what is the difference between \1 and \2"),
+)
+#: The same of other languages, of which no more is known: politeness, and whole forms of one question.
+_FOREIGN_FORMS: Final = (
+    (_form(r"^([^:]*\w),\s*(?:bitte|por favor|s'il (?:te|vous) pla[iî]t)(?=\s*[.?!]*$)"), r"\1"),
+    (_form(r"^(?:por favor|bitte)[\s,]+(?=\w)"), ""),
+    (_form(r"^erkläre? (mir )?(?:bitte )?(?=\w)"), r"erkläre \1"),
+    (_form(r"^wieso (?=\w)"), "warum "),
+    (_form(r"^was versteht man unter (?=\S+$)"), "was ist "),
+    (_form(r"^wie heißt die hauptstadt (?=\w)"), "was ist die Hauptstadt "),
+    (_form(r"^c'est quoi,? (?=\w)"), "qu'est-ce que "),
+    (_form(r"^comment puis-je (?=\w+(?:er|ir|re)\b)"), "comment "),
+    (_form(r"^où est situ(?:é|ée) (?=\w)"), "où se trouve "),
+    (re.compile(r"^请(?=解释|告诉|帮|写|列|翻译|说明|介绍)"), ""),
+    (re.compile(r"^如何"), "怎么"),
+    (re.compile(r"^什么是([^\s，,。？?]+)(?=\s?[？?]?$)"), r"\1是什么"),
+    (re.compile(r"(?:需要|要)多(?:久|长时间)"), "要多久"),
+    (re.compile(r"(?<=して|えて)ください(?=[。！!]?$)"), ""),
+    (re.compile(r"(?<=とは)何ですか(?=[？?。]?$)"), ""),
 )
 #: Two that differ from each other, whichever is said first.
 _BOTH: Final = _form(r"^(what(?:'s| is) the difference between|compare) (.+?) and (.+?)([?.!]*)$")
@@ -73,7 +97,7 @@ def phrased(text: str) -> str:
     text = text.replace("’", "'").strip()
     if len(text) > CHARS_MAX:
         return text
-    for form, said in _FORMS:
+    for form, said in _FORMS if text.isascii() else _FORMS + _FOREIGN_FORMS:
         text = form.sub(said, text)
     both = _BOTH.match(text)
     if both is None:

@@ -44,7 +44,8 @@ def without_greeting(text: str) -> str:
     asks = _HELP.match(text)
     if asks is not None:
         text = text[asks.end() :]
-    return _THANKS.sub("", text)
+    # Behind a colon stands what is to be translated or corrected, and thanks are a part of it.
+    return text if ":" in text else _THANKS.sub("", text)
 
 
 def reworded(found: list[GuardToken]) -> list[GuardToken]:

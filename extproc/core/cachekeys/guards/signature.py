@@ -25,19 +25,26 @@ from extproc.core.cachekeys.guards.words import (
     ENGLISH,
     FOREIGN,
     FUTURE,
+    HELPING,
+    MADE_FOR,
     MODALS,
     NEGATIONS,
     NOT_COMPARED,
+    NOT_FINITE,
     NOT_PLURAL,
     NUMBER_WORDS,
     PAST,
     QUANTIFIERS,
     SAME,
     SETTINGS,
+    SHARED,
+    SHOWN,
     STOP,
     STRANDED,
     UNCHANGED,
+    WAS,
     WITH_IN,
+    WITH_OF,
 )
 
 #: Why two questions are not the same, in the order in which they are looked at. `docs/semantic-cache.md` says
@@ -59,6 +66,11 @@ GUARD_KINDS: Final = (
 )
 #: Variables, where a question has one: then `a` may be one too.
 _LETTERS: Final = frozenset("bcdefghjklmnopqrstuvwxyz")
+#: Questions that are others with `do`, and such that are others with `be`.
+_DONE: Final = frozenset({"what", "where", "when"})
+_BEING: Final = frozenset({"who", "whose", "why", "how", "whether"})
+#: By one of these a text is known to be English.
+_KNOWN: Final = ENGLISH | STOP | MODALS | NEGATIONS | QUANTIFIERS | COMPARATIVES
 #: More tokens than these are no question that is compared.
 TOKENS_MAX: Final = 400
 
@@ -97,22 +109,29 @@ def signature(text: str) -> GuardSignature | None:
     setting = _setting(rest)
     attributes = sum(token.text in ATTRIBUTES for token in rest)
     bare = any(token.text in UNCHANGED for token in rest)
+    helping = next((token for token in rest if token.text in HELPING), None)
     does = next((token for token in found if token.text in DOES), None)
     plural = question in ("how", "why", "explain", "how-to", "whether")
-    directed = any(token.text == "from" for token in rest)
     said = _possessed(rest)
     for index, token in enumerate(said):
+        if token.kind == "pause":
+            order.append(token.text)
+            continue
         text = _spelled(token, plural=plural)
         if _tells(said, index, question):
             # Of its place nothing is known: some say it behind, some before what it is about.
             kinds.setdefault("words", []).append("in" if text == "into" else text)
             continue
         kind = _kind(token, text)
-        if kind == "words" and (text in STOP or token is does) and not (bare and text in BEING):
+        behind = said[index + 1].text if index + 1 < len(said) else ""
+        if text in BEING | WAS and (
+            text in NOT_FINITE or token is not helping or behind.endswith(("ed", "en"))
+        ):
+            # Who is served does not serve, and what has been done has not done it.
+            text = text if text in NOT_FINITE else "is"
+        elif kind == "words" and (text in STOP or token is does) and not (bare and text in BEING):
             continue
-        if kind == "comparison" and text in ("to", "into"):
-            if not directed:
-                continue
+        if text == "into":
             text = "to"
         kinds.setdefault(kind, []).append(text)
         if token.named:
@@ -121,7 +140,7 @@ def signature(text: str) -> GuardSignature | None:
             order.append(text)
     return GuardSignature(
         language="en",
-        question=question,
+        question=_helped(question, helping),
         tense=tense,
         order=tuple(order),
         **{kind: tuple(sorted(some)) for kind, some in kinds.items()},
@@ -136,6 +155,16 @@ def differs(one: GuardSignature, other: GuardSignature) -> str:
     return ""
 
 
+def _helped(question: str, helping: GuardToken | None) -> str:
+    """A kind of question with the auxiliary that makes it: `does it like` is not `is it like`."""
+    if helping is None:
+        return question
+    # Of what is said within a sentence (`tell me why it falls`) the `do` is missing.
+    if question in _DONE:
+        return f"{question} do" if helping.text in DOES else question
+    return f"{question} be" if question in _BEING and helping.text not in DOES else question
+
+
 def _english(found: Sequence[GuardToken]) -> bool:
     """Whether its words are known: some of English, none of another language, all in Latin letters."""
     known = 0
@@ -146,7 +175,7 @@ def _english(found: Sequence[GuardToken]) -> bool:
             return False
         if token.text in FOREIGN and not token.named:
             return False
-        known += token.text in ENGLISH or token.text in STOP
+        known += (token.text in _KNOWN or token.kind == "unit") and token.text not in SHARED
     return known > 0
 
 
@@ -159,10 +188,15 @@ def _tells(said: Sequence[GuardToken], index: int, question: str) -> bool:
         # No article: a variable, a letter.
         letters = text == "a" and any(token.text in _LETTERS and not token.named for token in said)
         return letters or after is None or after.kind in ("symbol", "literal")
+    if text in SHOWN:
+        # This year is not that year.
+        return after is not None and after.kind == "unit"
     if text not in STRANDED:
         return False
-    if after is None:
+    if after is None or after.kind == "pause":
         return True
+    if text == "of":
+        return before is not None and before.text in WITH_OF
     if text not in ("in", "into"):
         return False
     # What is in pesto is not what pesto is.
@@ -173,7 +207,9 @@ def _tells(said: Sequence[GuardToken], index: int, question: str) -> bool:
 
 
 def _literal(token: GuardToken) -> str:
-    return f"{token.text}'s" if token.owns else token.text
+    """A token of another language: Sie is not sie, and der Gefangene is not der gefangene."""
+    text = f"^{token.text}" if token.named else token.text
+    return f"{text}'s" if token.owns else text
 
 
 def _tense(found: Sequence[GuardToken]) -> str:
@@ -210,7 +246,7 @@ def _setting(rest: Sequence[GuardToken]) -> GuardToken | None:
         return None
     index = places[0]
     before = rest[index - 1].text if index else ""
-    followed = index + 1 < len(rest) and rest[index + 1].text not in STOP
+    followed = index + 1 < len(rest) and rest[index + 1].text not in STOP | MADE_FOR
     if before in ("in", "on", "using", "with") or (before in ("a", "the") and followed):
         return rest[index]
     return None
@@ -233,7 +269,7 @@ def _singular(text: str) -> str:
         return text[:-3] + "y"
     if text.endswith(("shes", "ches", "sses", "xes")):
         return text[:-2]
-    return text if text.endswith(("ss", "us", "is")) else text[:-1]
+    return text if text.endswith(("ss", "us", "is", "ics")) else text[:-1]
 
 
 def _kind(token: GuardToken, text: str) -> str:

@@ -12,19 +12,32 @@ from typing import Final
 
 import msgspec
 
-from extproc.core.cachekeys.guards.words import CARDINALS, MONTHS, ORDINALS, PER, RATES, STOP, UNITS, words_of
+from extproc.core.cachekeys.guards.words import (
+    AUXILIARY,
+    CARDINALS,
+    MODALS,
+    MONTHS,
+    ORDINALS,
+    PER,
+    QUESTION_WORDS,
+    RATES,
+    STOP,
+    UNITS,
+    words_of,
+)
 
 _TOKEN: Final = re.compile(
     r"""
-    (?P<quoted>```.*?```|`[^`]*`|"[^"]*"|“[^”]*”|«[^»]*»|(?<!\w)'[^'\s](?:[^']*[^'\s])?'(?!\w))
+    (?P<line>\n[\ \t]*(?=\S))
+  | (?P<quoted>```.*?```|`[^`]*`|"[^"]*"|“[^”]*”|«[^»]*»|(?<!\w)'[^'\s](?:[^']*[^'\s])?'(?!\w))
   | (?P<url>[a-z]+://\S+|www\.\S+)
   | (?P<date>\d{4}-\d{1,2}-\d{1,2}(?!\w)|\d{1,2}[/.]\d{1,2}[/.]\d{2,4}(?!\w))
   | (?P<meridiem>\d{1,2}(?::\d{2})?(?=\s?[ap]\.?m\b))
   | (?P<code>\w*[_$@\\]\w[\w.]*(?:\(\))?|\w+(?:\.\w+)*\(\)
       |\w+(?:\.[a-z_]\w*)+(?=\W|$)(?<!\bu\.s)(?<!\be\.g)(?<!\bi\.e)
       |\w+\[[^\]]*\]|[a-z]+[A-Z]\w*|\w+(?:::\w+)+|C\+\+|[CF]\#|--?[a-zA-Z]\w*(?<!\w-\w)|\.\w+)
-  | (?P<number>(?<![\w)])[-−+]?\d[\d,]*(?:[.:/]\d+)*(?:st|nd|rd|th|s|x)?(?![\w]))
-  | (?P<measured>(?<![\w])[-−+]?\d[\d,]*(?:\.\d+)?(?=[A-Za-z°%]{1,3}(?!\w)))
+  | (?P<number>(?<![\w)])[-−+]?\d+(?:,\d+)*(?:[.:/]\d+)*(?:st|nd|rd|th|s|x)?(?![\w]))
+  | (?P<measured>(?<![\w])[-−+]?\d+(?:,\d+)*(?:\.\d+)?(?=[A-Za-z°%]{1,3}(?!\w)))
   | (?P<word>km/h|\d*[^\W\d_]+(?:['’\-.][^\W\d_]+)*\d*|\w+)
   | (?P<symbol>[^\s\w])
     """,
@@ -32,6 +45,9 @@ _TOKEN: Final = re.compile(
 )
 #: Ends and joins of sentences: they say nothing where a blank or the end follows.
 _ENDS: Final = frozenset(".,?!:;…。？！、，¿¡")
+_SAID: Final = re.compile(r"\w")
+_OPENS: Final = frozenset("([{")
+_CLOSES: Final = frozenset(")]}")
 _IS: Final = words_of("what who where when how why it that there here he she let")
 _SHORT: Final = {
     "won't": ("will", "not"),
@@ -52,12 +68,27 @@ _HASTY: Final = {
 _GROUPED: Final = re.compile(r"-?\d{1,3}(?:,\d{2,3})*,\d{3}(?![\d,])")
 #: Bits, which are no bytes.
 _BITS: Final = frozenset({"Kb", "Mb", "Gb", "Tb"})
+#: Units that are no other word's abbreviation and nobody's name, however they are written. Of the others (HR,
+#: MS, SEC, Miles) what is large is a name, unless a number stands before it.
+_UNITS_ALONE: Final = words_of(
+    """
+    celsius fahrenheit kelvin dollar dollars euro euros yen franc francs rupee rupees eur gbp jpy chf inr
+    utc gmt kg km cm gb mb tb kb kw kwh mph
+    """
+)
+#: A pause before one of these, or behind one, says nothing.
+_JOINED: Final = words_of("and or but please thanks")
+_CALLED: Final = words_of("please hello hi hey thanks")
+#: What begins with one of these, and ends before a question, may have a comma there or none.
+_ADVERBIAL: Final = words_of("in on at for with after before during if when since while under as")
+_ASKS: Final = QUESTION_WORDS | AUXILIARY | MODALS
 
 
 class GuardToken(msgspec.Struct, frozen=True):
-    """One token: `text` as it is compared. `kind` is word, number, unit, literal or symbol; `named` says that
-    it begins large within a sentence; `owns` that a possessive stood on it, `sign` that it is a
-    currency's or unit's sign, `short` that it is a `not` which was contracted."""
+    """One token: `text` as it is compared. `kind` is word, number, unit, literal, symbol or pause (a mark
+    between two parts of a text). `named` says that it begins large within a sentence, `owns` that a
+    possessive stood on it, `sign` that it is a currency's or unit's sign, `short` that it is a `not` which
+    was contracted."""
 
     text: str
     kind: str = "word"
@@ -72,11 +103,25 @@ def tokens(text: str) -> list[GuardToken]:
     text = unicodedata.normalize("NFC", text).replace("’", "'").strip()
     found: list[GuardToken] = []
     begins = True
+    indented = "\n " in text or "\n\t" in text
+    ends = max((match.end() for match in _SAID.finditer(text)), default=0)
+    depth = 0
     for match in _TOKEN.finditer(text):
         kind, raw = str(match.lastgroup), match.group()
+        if kind == "line":
+            # Where lines are indented it says what belongs to what.
+            if indented:
+                found.append(GuardToken(raw, "literal"))
+            continue
         if kind == "symbol":
+            depth = max(0, depth + (raw in _OPENS) - (raw in _CLOSES))
             after = text[match.end() : match.end() + 1]
             if raw in _ENDS and (not after or after.isspace() or raw in "¿¡。？！、，"):
+                if raw == "!" and found and (found[-1].kind == "number" or len(found[-1].text) == 1):
+                    found.append(GuardToken("!", "symbol"))  # a factorial
+                elif match.end() <= ends and found and raw not in "¿¡":
+                    # In brackets it is code: {1: 2} is not {1, 2}.
+                    found.append(GuardToken(raw, "symbol") if depth else GuardToken(_pause(raw), "pause"))
                 begins = begins or raw in ".?!:。？！"
                 continue
             found.append(_symbol(raw))
@@ -85,9 +130,35 @@ def tokens(text: str) -> list[GuardToken]:
         elif kind in ("quoted", "url", "code"):
             found.append(GuardToken(_inner(raw) if kind == "quoted" else raw, "literal"))
         else:
-            found += _words(raw, begins=begins)
+            behind = bool(found) and found[-1].kind == "number"
+            found += _words(raw, begins=begins, amount=behind)
         begins = False
-    return _dated(found)
+    return _dated(_paused(found))
+
+
+def _pause(raw: str) -> str:
+    """A colon says what the rest is of; the others only divide."""
+    return ":" if raw == ":" else ","
+
+
+def _paused(found: list[GuardToken]) -> list[GuardToken]:
+    """Without the pauses that may be there or not: before `and`, behind a greeting, between day and
+    year, behind what stands before a question. The others divide: `eat, Grandma` is not `eat Grandma`."""
+    out: list[GuardToken] = []
+    for index, token in enumerate(found):
+        if token.kind != "pause":
+            out.append(token)
+            continue
+        after = found[index + 1] if index + 1 < len(found) else None
+        if after is None or not out or out[-1].kind == "pause":
+            continue
+        before = out[-1]
+        dated = before.kind == after.kind == "number" and len(before.text) <= 2 and len(after.text) == 4
+        first = all(each.kind != "pause" for each in out) and out[0].text in _ADVERBIAL
+        told = after.text in _JOINED or before.text in _CALLED or (first and after.text in _ASKS)
+        if not (told or dated):
+            out.append(token)
+    return out
 
 
 def _symbol(raw: str) -> GuardToken:
@@ -101,8 +172,8 @@ def _inner(raw: str) -> str:
 
 
 def _number(raw: str) -> str:
-    """Digits as they stand: version 3.10 is not 3.1. A comma behind them is the sentence's."""
-    return raw.rstrip(",").replace("−", "-").lstrip("+").lower()
+    """Digits as they stand: version 3.10 is not 3.1."""
+    return raw.replace("−", "-").lower()
 
 
 def ungrouped(found: list[GuardToken]) -> list[GuardToken]:
@@ -118,12 +189,15 @@ def ungrouped(found: list[GuardToken]) -> list[GuardToken]:
     ]
 
 
-def _words(raw: str, *, begins: bool) -> list[GuardToken]:
+def _words(raw: str, *, begins: bool, amount: bool) -> list[GuardToken]:
     low = _HASTY.get(raw.lower(), raw.lower())
     # What is all large (US, TCP) is a name at the beginning too.
     named = (raw[0].isupper() and not begins and low != "i") or (len(raw) > 1 and raw.isupper())
     if named and raw.isupper() and low in STOP:
         # Hepatitis A, SQL's AND: a name, and no article.
+        return [GuardToken(raw, named=True)]
+    if raw == "WHO":
+        # It asks for nobody.
         return [GuardToken(raw, named=True)]
     if raw in ("US", "U.S", "USA", "U.S.A"):
         return [GuardToken("usa", named=True)]
@@ -146,6 +220,8 @@ def _words(raw: str, *, begins: bool) -> list[GuardToken]:
         return [GuardToken(CARDINALS[low], "number")]
     if low in ORDINALS:
         return [GuardToken(ORDINALS[low], "number", named=named)]
+    if low in UNITS and named and not amount and low not in _UNITS_ALONE and low not in MONTHS:
+        return [GuardToken(low, named=True)]
     # One capital letter is a name (C, R, A), m may be anything: only behind a number it is a unit.
     if low in UNITS and not (len(low) == 1 and raw.isupper()) and not named:
         return [GuardToken(UNITS[low], "unit")]

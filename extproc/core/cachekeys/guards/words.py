@@ -28,7 +28,7 @@ def _table(groups: str) -> dict[str, str]:
 #: They say nothing of their own. Of prepositions only those whose place another one would take.
 STOP: Final = words_of(
     """
-    a an the of in and that there these those this please actually really located is are am be
+    a an the of in and that there these those this actually really located is are am be
     been being was were
     """
 )
@@ -36,7 +36,8 @@ STOP: Final = words_of(
 ENGLISH: Final = words_of(
     """
     the of and for with to is are what which who whom how why when where does do did can could should
-    would my your you it i me from explain write list name give tell show define describe translate
+    would my your you it i me from solve calculate compare about recommend suggest compose explain write
+    list name give tell show define describe translate
     convert
     """
 )
@@ -46,11 +47,31 @@ FOREIGN: Final = words_of(
     ist der das und nicht wie wer wo warum wann welche welcher ein eine einen ich sie wir mit von zu im
     est le la les des du et une pas qui que quoi quel quelle comment pourquoi combien où je vous nous
     dans el los las una por para cómo qué cuál quién dónde cuándo y del se il lo gli che chi perché dove
-    quando di è são não como qual onde het een niet wat hoe waarom van och är inte vad hur
+    sind hat haben kann auf aus bei nach mit auch oder wenn mir mich uns gibt kostet avec sont fait tiene
+    naar ook maar mijn zijn thee koffie quando di è são não como qual onde het een niet wat hoe waarom
+    van och är inte vad hur
     """
 )
 
 ARTICLES: Final = frozenset({"a", "an", "the"})
+#: They are words of other languages too: of a text that has no other English one nothing is left out.
+SHARED: Final = words_of("a an in is was am of me do to i it list name and are be that")
+#: Before a unit of time they say which.
+SHOWN: Final = words_of("this that these those")
+#: `of` behind one of these is a part of it: to hear of somebody is not to hear him.
+WITH_OF: Final = words_of(
+    """
+    hear heard hears think thought know knew known knows dream dreamed approve approved become became
+    becomes speak spoke complain beware ask asked learn learned read talk talked tell told
+    """
+)
+#: A `Python parser` is one for Python, and may be written in anything.
+MADE_FOR: Final = words_of(
+    """
+    parser parsers compiler compilers interpreter interpreters linter linters formatter formatters lexer
+    tokenizer debugger editor ide client driver drivers wrapper plugin plugins extension emulator
+    """
+)
 #: At the end of a question they belong to its verb: "who did he sell to" is not "who did he sell".
 STRANDED: Final = frozenset({"in", "of", "to", "into"})
 #: `in` behind one of these is a part of it: to break in is not to break.
@@ -58,6 +79,7 @@ WITH_IN: Final = words_of(
     """
     log sign break check believe fill hand turn cash come came go get let move bring brought give kick
     plug tune drop trade fit step opt take took call phone dial write stay set put type key lock rub
+    succeed succeeded engage engaged join joined count share major follow followed end ended
     """
 )
 PRONOUNS: Final = words_of("i you he she it we they")
@@ -78,6 +100,11 @@ UNCHANGED: Final = words_of(
     cut put hurt hit let set shut beat cost read spread split bet bid burst cast quit rid
     """
 )
+WAS: Final = frozenset({"was", "were"})
+#: They are of a passive or of another verb, and never the whole of a question's auxiliary.
+NOT_FINITE: Final = frozenset({"be", "been", "being"})
+#: They make a question of a sentence.
+HELPING: Final = frozenset({"is", "are", "am", "was", "were", "do", "does", "did"})
 BEING: Final = frozenset({"is", "are", "am", "be", "been", "being"})
 PAST: Final = frozenset({"was", "were", "did", "had"})
 PRESENT: Final = frozenset({"is", "are", "am", "do", "does", "has", "have"})
@@ -204,6 +231,8 @@ tires tyres
 large big
 largest biggest
 small little
+wifi wi-fi
+golang go
 film movie
 films movies
 recommend suggest
@@ -288,6 +317,9 @@ NOT_PLURAL: Final = words_of(
     news physics mathematics politics economics goods glasses customs arms series species less means
     always perhaps thanks yes us plus versus gas bus class pass process access address loss process this
     its does was is has as jeans pants scissors lens mass gross
+    damages securities rights manners contents savings earnings terms woods aids compasses
+    premises spirits forces arms times letters braces spectacles odds stakes minutes
+    quarters headquarters outskirts belongings surroundings proceeds funds
     """
 )
 #: "How do you …" with one of these asks how anybody does it.
