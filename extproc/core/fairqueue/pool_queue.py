@@ -168,8 +168,9 @@ class PoolQueue:
             guess_s = self.drain_rate.guess_s(least_s, now_ns=now_ns, held=waiting)
             turn_s = guess_s * weights / held.weight
         if flow is not None:
-            told_s = (flow.told_ns - now_ns) / 1e9
-            wait_s = min(max(wait_s, told_s + TURN_SLACK * turn_s), float(RETRY_AFTER_MAX_S))
+            if flow.told_ns:
+                wait_s = max(wait_s, (flow.told_ns - now_ns) / 1e9 + TURN_SLACK * turn_s)
+            wait_s = min(wait_s, float(RETRY_AFTER_MAX_S))
             flow.told_ns = now_ns + int(wait_s * 1e9)
         return retry_after_s(wait_s)
 
