@@ -36,6 +36,10 @@ from extproc.core.attempts import network_of
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+#: Connections at once; further ones are closed unread.
+CONNECTIONS_MAX = 1_024
+#: How long one may have nothing to say, between requests or in one's head.
+IDLE_S = 30.0
 #: A comment is sent on a stream that has had nothing to say for this long, so that proxies keep it.
 BEAT_S = 10.0
 #: How long one event may take to be written before its page is let go.
@@ -91,7 +95,11 @@ class AdminServer:
     """One listener. `failed` hears of exceptions, with where they came from."""
 
     def __init__(
-        self, settings: Admin, sources: Sources, *, failed: Callable[[Exception, str], None]
+        self,
+        settings: Admin,
+        sources: Sources,
+        *,
+        failed: Callable[[Exception, str], None],
     ) -> None:
         self.settings = settings
         self.guard = AccessGuard(settings)
@@ -103,6 +111,7 @@ class AdminServer:
         #: Those that each client has: a token, or an address.
         self._followed: Counter[str] = Counter()
         self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
 
     async def start(self) -> str:
         """Listen; returns the URL. Raises OSError where it cannot (ssl.SSLError is one)."""
@@ -114,10 +123,12 @@ class AdminServer:
         app.router.add_get("/static/{path:.+}", self._plain(self._files.static))
         app.router.add_route("*", "/{rest:.*}", self._plain(_nowhere))
         host, port = split(self.settings.listen)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_S, keepalive_timeout=30.0)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_S, keepalive_timeout=IDLE_S)
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, host, port, ssl_context=_tls(self.settings)).start()
+            self._listener = await asyncio.get_running_loop().create_server(
+                self._connection, host, port, ssl=_tls(self.settings)
+            )
         except BaseException:
             await self._runner.cleanup()
             raise
@@ -127,8 +138,16 @@ class AdminServer:
     async def stop(self) -> None:
         """Let the pages go, and the port."""
         await self.hub.stop()
+        if self._listener is not None:
+            self._listener.close()
         if self._runner is not None:
             await self._runner.cleanup()
+
+    def _connection(self) -> asyncio.BaseProtocol:
+        assert self._runner is not None
+        server = self._runner.server
+        assert server is not None
+        return _Refused() if len(server.connections) >= CONNECTIONS_MAX else server()
 
     def apply(self, settings: Admin) -> None:
         """Other tokens, names and bounds hold; the address and TLS stay as they are."""
@@ -284,6 +303,15 @@ class AdminServer:
         finally:
             self.hub.leave(client)
         return answer
+
+
+class _Refused(asyncio.Protocol):
+    """One connection too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It ends unread."""
+        assert isinstance(transport, asyncio.Transport)
+        transport.abort()
 
 
 async def _next(queue: asyncio.Queue[bytes], gone: asyncio.Event) -> bytes:

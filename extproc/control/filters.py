@@ -289,6 +289,7 @@ def first_chunk(found: Counts, *, caches: bool = False) -> Lua:
         ("FIRST_CHUNK_KEY", contract.FIRST_CHUNK_KEY),
         ("REFUSED_KEY", contract.REFUSED_KEY),
         ("ERROR_KEY", contract.ERROR_KEY),
+        ("NO_ANSWER", contract.NO_ANSWER),
         ("COMPLETION_TOKENS_KEY", contract.COMPLETION_TOKENS_KEY),
         ("KEY_REFUSED_KEY", contract.KEY_REFUSED_KEY),
         ("KEY_REFUSED_BODY", f"'{json.dumps(ENGINE_KEY_REFUSED)}'"),

@@ -50,6 +50,10 @@ class _Document(msgspec.Struct):
 #: Texts of one list that are read one by one; of more the size alone counts.
 TEXTS_MAX = 32_768
 
+#: Above so many bytes what has no shape of an input is not read for what one engine might make of it.
+READ_BYTES_MAX = 65_536
+_NUMBERS_AND_LISTS = b"0123456789,[] \t\r\n"
+
 _embeddings = msgspec.json.Decoder(_Embeddings)
 _pairs = msgspec.json.Decoder(_Pairs)
 _texts = msgspec.json.Decoder(list[str])
@@ -141,6 +145,9 @@ def inputs_of(raw: msgspec.Raw) -> Prompts | None:
         found, images = [text_of(each.text) for each in listed], sum(map(_images, listed))
         known = [text for text in found if text is not None]
         texts = known if known and len(known) == len(found) else None
+        if texts is None and len(data) > READ_BYTES_MAX and data.translate(None, _NUMBERS_AND_LISTS):
+            # Neither texts nor ids: its size is what counts, and what else it may be is not worth more looks.
+            return Prompts(count=max(1, elements(data)), bytes_beside=len(data), images=images)
     if texts is not None:
         return Prompts(tuple(texts), count=len(texts)) if texts else None
     try:
@@ -156,5 +163,8 @@ def _images(document: _Document) -> int:
         return 0
     if not given(document.content):
         return 1
+    if bytes(document.content).count(b'"') > 2 * TEXTS_MAX and elements(document.content) >= SEQUENCES_MAX:
+        # A million texts are dear to build, and the bound on a body's pieces leaves no such number of images.
+        return 0
     parts = peek(_parts, document.content) or ()
     return sum(1 for part in parts if isinstance(part, ContentPart) and medium_of(part))

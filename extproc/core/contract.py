@@ -95,6 +95,8 @@ REFUSED_KEY = "refused"
 KEY_REFUSED_KEY = "key_refused"
 #: What the engine said of an error inside a 200, from its name on, cut.
 ERROR_KEY = "error"
+#: What stands before it where no error was named: a page, or another's words, in an answer's place.
+NO_ANSWER = "no answer: "
 #: Events of a stream that held a token, so far; and true once its end was seen (OpenAI's [DONE]).
 EVENTS_KEY = "events"
 DONE_KEY = "done"

@@ -137,16 +137,18 @@ def embedded(raw: msgspec.Raw) -> Prompts | None:
 def _of(prompts: list[bytes]) -> Prompts:
     """Each a prompt of its own: texts, lists (of ids, or mixed), and llama.cpp's objects."""
     texts: list[str] = []
-    images = 0
+    images = beside = 0
     for each in prompts:
+        said = each
         if each[:1] == b"{":
             found = _object.decode(each)
             images += elements(found.multimodal_data) if bytes(found.multimodal_data)[:1] == b"[" else 0
             text = bytes(found.prompt_string)
-            texts.append(_text_of(text if text[:1] == b'"' else each))
-        else:
-            texts.append(_text_of(each))
-    return Prompts(tuple(texts), count=len(texts), images=images)
+            said = text if text[:1] == b'"' else each
+        text_of, rest = (_text_of(said), 0) if said[:1] == b'"' else as_text(said)
+        texts.append(text_of)
+        beside += rest
+    return Prompts(tuple(texts), count=len(texts), bytes_beside=beside, images=images)
 
 
 def _mixed(parts: list[bytes]) -> Prompts:

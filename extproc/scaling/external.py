@@ -21,6 +21,7 @@ from extproc._pb import externalscaler_pb2 as pb
 from extproc.config.scaling import ScalerConfig, ScalerTls
 from extproc.core.scaling.reported import reported_milli
 from extproc.core.scaling.values import PoolPlan
+from extproc.grpc_peers import PeerBounds
 from extproc.scaling.trigger import ScalerTrigger, TriggerError, UnknownPoolError, trigger_of
 from extproc.wire.tls import TlsFiles
 
@@ -33,6 +34,8 @@ MESSAGE_BYTES_MAX: Final = 64 * 1024
 STREAMS_MAX: Final = 256
 #: Calls at once, streams among them.
 CALLS_MAX: Final = 1_024
+#: KEDA has one for each trigger's address; who asks the port otherwise is a stranger.
+PEERS: Final = PeerBounds(connections_max=1_024)
 #: How often "active" is said again while the pool has no replica: KEDA may have failed to start one.
 AGAIN_S: Final = 10.0
 #: Mistakes of triggers that are told in the log, once each.
@@ -63,7 +66,15 @@ class ExternalScaler:
     Raises OSError from `start` where the address or TLS's files are no good.
     """
 
-    def __init__(self, settings: ScalerConfig, source: ScalerSource, *, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        settings: ScalerConfig,
+        source: ScalerSource,
+        *,
+        clock: Callable[[], int],
+        peers: PeerBounds = PEERS,
+    ) -> None:
+        self._peers = peers
         self.settings, self._source, self._clock = settings, source, clock
         self.address = ""
         #: Calls by method, and answers that were errors, since the start.
@@ -93,8 +104,7 @@ class ExternalScaler:
             options=[
                 ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
                 ("grpc.so_reuseport", 0),
-                ("grpc.keepalive_time_ms", 30_000),
-                ("grpc.keepalive_timeout_ms", 10_000),
+                *self._peers.options(),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ],
             maximum_concurrent_rpcs=CALLS_MAX,

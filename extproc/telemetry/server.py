@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 
+from extproc.grpc_peers import PeerBounds
 from extproc.telemetry.ingest import Ingest
 
 log = logging.getLogger(__name__)
@@ -29,8 +30,8 @@ TOKEN_BYTES_MAX = 4096
 STREAMS_MAX = 20_000
 #: A stream is read no faster than this: an agent that floods waits in its own window, not in our loop.
 SPACING_S = 0.01
-#: A peer that has vanished without a word is noticed after so long.
-KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 30_000, 10_000
+#: An agent has one connection.
+PEERS = PeerBounds(connections_max=STREAMS_MAX)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,7 @@ class TelemetryServer:
         tls: Tls | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         unix_clock: Callable[[], float] = time.time,
+        peers: PeerBounds = PEERS,
     ) -> None:
         self.ingest = ingest
         self.tokens = tokens
@@ -64,8 +66,7 @@ class TelemetryServer:
             options=[
                 ("grpc.max_receive_message_length", REPORT_BYTES_MAX),
                 ("grpc.so_reuseport", 0),
-                ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-                ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+                *peers.options(),
             ],
             maximum_concurrent_rpcs=STREAMS_MAX,
         )

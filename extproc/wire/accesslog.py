@@ -27,6 +27,7 @@ from extproc.core.contract import (
     GENERATED_TOKENS_KEY,
     INDEX_KEY,
     KEY_REFUSED_KEY,
+    NO_ANSWER,
     OBSERVED_NAMESPACE,
     OWN_INPUT_KEY,
     OWN_OUTPUT_KEY,
@@ -158,9 +159,12 @@ def _outcome(entry: pb.HttpAccessLogEntry, reservation: Reservation, decided: Ma
     events = _count(seen, EVENTS_KEY)
     if events is None and FIRST_CHUNK_KEY in seen and _streams(headers):
         events = 0  # counted, and there were none
-    fault = ErrorOrigin.FULL if _true(seen, REFUSED_KEY) else fault_of(_text(seen, ERROR_KEY))
+    said = _text(seen, ERROR_KEY)
+    if own and said.startswith(NO_ANSWER):
+        said = ""  # what its answers look like is theirs to say
+    fault = ErrorOrigin.FULL if _true(seen, REFUSED_KEY) else fault_of(said)
     failed_there = _text(seen, FAILED_THERE_KEY)
-    said = {field.name for field, _ in common.response_flags.ListFields()}
+    flags = {field.name for field, _ in common.response_flags.ListFields()}
     final = common.access_log_type in _FINAL_TYPES
     size = response.response_body_bytes
     empty = final and FIRST_CHUNK_KEY not in seen and came_to_nothing(status, reservation, size=size)
@@ -173,8 +177,8 @@ def _outcome(entry: pb.HttpAccessLogEntry, reservation: Reservation, decided: Ma
             status,
             fault,
             # Who has seen a stream's last event may close at once, and has left nothing.
-            gone=not _true(seen, DONE_KEY) and not said.isdisjoint(_ENDED_BY_CLIENT),
-            broke=not said.isdisjoint(_ENDED_BY_FAULT) or empty,
+            gone=not _true(seen, DONE_KEY) and not flags.isdisjoint(_ENDED_BY_CLIENT),
+            broke=not flags.isdisjoint(_ENDED_BY_FAULT) or empty,
         ),
         served_by=_ip_port(upstream),
         attempts=common.upstream_request_attempt_count,

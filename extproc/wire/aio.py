@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 
+from extproc.grpc_peers import PeerBounds
 from extproc.wire.bind import BindError, bind
 from extproc.wire.calls import Begin, GrpcStatus, Methods
 from extproc.wire.gate import TokenCheck, TokenInterceptor
@@ -22,6 +23,9 @@ from extproc.wire.tls import TlsFiles
 log = logging.getLogger(__name__)
 
 _CODES: Mapping[int, Any] = {each.value[0]: each for each in grpc.StatusCode}
+
+#: An Envoy that hangs is let go, and with it what decisions wait for it to accept.
+PEERS = PeerBounds(connections_max=4_096, ping_ms=10_000, answer_ms=5_000)
 
 
 class AioTransport:
@@ -39,6 +43,7 @@ class AioTransport:
         tls: TlsFiles | None,
         handlers: Sequence[Any] = (),
         setting: str = "service.listen",
+        peers: PeerBounds = PEERS,
     ) -> None:
         self._setting = setting
         self._credentials = None if tls is None else tls.for_grpc()
@@ -50,9 +55,7 @@ class AioTransport:
                 ("grpc.so_reuseport", 0),
                 # Envoy keeps one connection for long; its keepalive pings are no attack.
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-                # An Envoy that hangs is let go, and with it what decisions wait for it to accept.
-                ("grpc.keepalive_time_ms", 10_000),
-                ("grpc.keepalive_timeout_ms", 5_000),
+                *peers.options(),
             ],
         )
         self._server.add_generic_rpc_handlers((*generic_handlers(methods), *handlers))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from extproc.core.contract import NO_ANSWER
 from extproc.core.routes import ends
 
 #: So much of what an engine says of an error is kept.
@@ -16,7 +17,15 @@ ERROR_BYTES = 512
 LINE_BYTES, LINE_HEAD_BYTES, LINE_TAIL_BYTES = 4096, 512, 1024
 
 # In generated text quotes and line ends are escaped, so that no text can look like these.
-_ERROR = re.compile(rb'"error"\s*:\s*[{"]|"object"\s*:\s*"error"|^error: ')
+_ERROR = re.compile(
+    rb'"error"\s*:\s*[{"]|"(?:object|finish_reason)"\s*:\s*"error"|^error: |'
+    # SGLang's own streams say so of what they gave up, with a status.
+    rb'"finish_reason"\s*:\s*\{\s*"type"\s*:\s*"abort"'
+)
+#: What FastAPI's own errors look like, and a page.
+_NO_ANSWER = re.compile(rb'\s*(?:\{\s*"detail"\s*:|<)')
+#: Engines write a choice an event; a gateway before them may put several together.
+_CHOICE = b'"finish_reason"'
 _NO_CHOICE = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _ROLE = re.compile(rb'"role"\s*:\s*"')
 _EMPTY = re.compile(rb'"content"\s*:\s*(?:""|null)')
@@ -37,10 +46,18 @@ def error_in(text: bytes) -> str:
     )
 
 
+def no_answer_in(text: bytes, kind: str) -> str:
+    """What stands in a whole answer's place, by its content type; empty where it may be one."""
+    page = kind.startswith("text/html")
+    if not page and not (kind.startswith("application/json") and _NO_ANSWER.match(text)):
+        return ""
+    return NO_ANSWER + text[:ERROR_BYTES].decode("utf-8", "replace")
+
+
 class StreamEvents:
     """Counts one stream's events."""
 
-    __slots__ = ("_name", "_rest", "count", "done", "error")
+    __slots__ = ("_data", "_name", "_rest", "count", "done", "error")
 
     def __init__(self) -> None:
         self.count = 0
@@ -50,6 +67,12 @@ class StreamEvents:
         self._rest = b""
         #: The last event's name, where events have names; b"" where they have none.
         self._name = b""
+        #: The data of an event that has not ended; empty where there is none.
+        self._data = b""
+
+    def ended(self) -> None:
+        """The body ends: its last line may have no end, and its last event no empty line."""
+        self.saw(b"\n\n")
 
     def saw(self, piece: bytes) -> None:
         """The next piece of the body."""
@@ -61,26 +84,47 @@ class StreamEvents:
         for line in lines:
             if line in (b"", b"\r"):
                 # An event ends with an empty line, and its name with it.
+                self._event()
                 self._name = b""
-            elif not self.error and (said := error_in(line)):
-                self.error = said
+            elif line.startswith(b"data:"):
+                self._line(line)
             elif line.startswith(b"event:"):
                 found = _NAME.match(line)
                 self._name = b"" if found is None else found[1]
-            elif line.startswith(b"data:") and self._name:
-                self._named(line)
-            elif line.startswith(b"data:"):
-                if not (_is_bare if self.count == 0 else _is_bare_later)(line):
-                    self.count += 1
-                elif _DONE.match(line):
-                    self.done = True
+            else:
+                self.error = self.error or error_in(line)
 
-    def _named(self, line: bytes) -> None:
-        """One event with a name, as OpenAI's responses and Anthropic's messages have them."""
-        if self._name == b"error":
+    def _line(self, line: bytes) -> None:
+        """An event's first line of data, or what goes on in it. Some write no empty line between two events:
+        what was whole before this line is an event of its own."""
+        if self._data and not self._data.rstrip().endswith(b"}"):
+            data = self._data + line[5:]
+            self._data = data if len(data) <= LINE_BYTES else data[:LINE_HEAD_BYTES] + data[-LINE_TAIL_BYTES:]
+            return
+        self._event()
+        self._data = line
+        if _DONE.match(line):
+            self._event()
+
+    def _event(self) -> None:
+        """An event is whole: what its data comes to."""
+        data, self._data = self._data, b""
+        if not data:
+            return
+        said = error_in(data)
+        if said or self._name == b"error":
             # OpenAI's own error event has no object of that name: what it says is the event.
-            self.error = self.error or line[5 : 5 + ERROR_BYTES].decode("utf-8", "replace")
-        elif self._name.endswith(b"delta") and self._name != b"message_delta":
+            self.error = self.error or said or data[5 : 5 + ERROR_BYTES].decode("utf-8", "replace")
+        elif self._name:
+            self._named()
+        elif not (_is_bare if self.count == 0 else _is_bare_later)(data):
+            self.count += max(1, data.count(_CHOICE))
+        elif _DONE.match(data):
+            self.done = True
+
+    def _named(self) -> None:
+        """One event with a name, as OpenAI's responses and Anthropic's messages have them."""
+        if self._name.endswith(b"delta") and self._name != b"message_delta":
             self.count += 1
         elif self._name in _ENDS:
             self.done = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import ssl
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from extproc.admin import server as admin_server
 from extproc.admin.answers import BODY_BYTES_MAX
 from extproc.admin.server import METRICS, OPEN, ROUTES, AdminRoute
 from extproc.config.load import loads
@@ -238,3 +240,30 @@ def test_tls(stand: Stand, tmp_path: Path) -> None:
     stand(body, f", tls: {{certificate: '{certificate}', key: '{key}'}}")
     with pytest.raises(BindError, match=r"admin\.tls"):
         stand(body, f", tls: {{certificate: '{key}', key: '{key}'}}")
+
+
+def test_connections_are_bounded_and_silent_ones_end(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a line, half a head or nothing: further connections are closed unread, these when their time is
+    over, and then the next is served."""
+    monkeypatch.setattr(admin_server, "CONNECTIONS_MAX", 10)
+    monkeypatch.setattr(admin_server, "IDLE_S", 1.0)
+    head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+
+    async def ended(reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(65_536):
+                pass
+
+    async def body(port: Any) -> None:
+        host, _, number = port.url.removeprefix("http://").rstrip("/").rpartition(":")
+        opened = [await asyncio.open_connection(host, int(number)) for _ in range(30)]
+        waits = [asyncio.create_task(ended(reader)) for reader, _ in opened]
+        for at, (_, writer) in enumerate(opened):
+            writer.write((b"", b"GET /he", head)[at % 3])
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.gather(*waits)
+        assert (await port.get("healthz"))[0] == 200
+        for _, writer in opened:
+            writer.close()
+
+    stand(body)

@@ -16,6 +16,8 @@ AIM_MS = 20.0
 #: The path, and how a body of it is filled.
 BODIES = {
     "embeddings": ("/v1/embeddings", b'{"input":[', b'""', b"]}"),
+    "texts in a document": ("/v1/rerank", b'{"query":"x","documents":[{"content":[', b'""', b"]}]}"),
+    "no documents": ("/v1/rerank", b'{"query":"x","texts":[{"messages":[', b"1", b"]}]}"),
     "long numbers": ("/v1/messages", b'{"messages":[{"content":[{"text":[', b"1" * 4000, b"]}]}]}"),
     "messages": ("/v1/chat/completions", b'{"messages":[', b"{}", b"]}"),
     "parts": ("/v1/chat/completions", b'{"messages":[{"content":[', b'{"text":""}', b"]}]}"),

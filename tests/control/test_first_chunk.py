@@ -95,6 +95,13 @@ DEAD = 'data: {"choices":[],"error":{"message":"dead","code":500}}\\n\\n'
         "event: ping\\ndata: {}\\n\\n" + "event: response.output_text.delta\\n" + TOKEN,
         "event: message\\n" + TOKEN + 'event: error\\ndata: {"message":"dead"}\\n\\n',
         TOKEN + "data: " + "x" * 6_000 + "\\n\\n" + TOKEN,
+        TOKEN + 'data: {"error":\\ndata: {"code":500}}\\n\\n',
+        TOKEN + 'data: {"choices":[\\r\\ndata: {"finish_reason":null}]}\\r\\n\\r\\n' + TOKEN,
+        TOKEN + 'data: {"error":{"code":500}}',
+        TOKEN + 'data: {"choices":[{"finish_reason":null},{"finish_reason":null}]}\\n\\n' + TOKEN,
+        TOKEN + 'data: {"choices":[{"finish_reason":"error"}]}\\n\\n',
+        TOKEN + 'data: {"meta_info":{"finish_reason":{"type":"abort","status_code":400}}}\\n\\n',
+        'data: {"a":1}\\ndata: {"a":2}\\ndata: {"a":3}\\n\\n' + TOKEN,
     ],
 )
 @pytest.mark.parametrize("tokens", [0, 4])
@@ -105,6 +112,7 @@ def test_envoy_counts_as_the_picker_does(gateway: Gateway, said: str, tokens: in
     found = StreamEvents()
     for chunk in (answer.body[at : at + 100] for at in range(0, len(answer.body), 100)):
         found.saw(chunk)
+    found.ended()
     observed = gateway.record(answer.request_id).observed
     assert observed.get(contract.EVENTS_KEY, 0) == found.count
     assert observed.get(contract.ERROR_KEY, "") == found.error

@@ -24,6 +24,7 @@ MEBI = 1024 * 1024
 #: A quarter of what is allowed: what grows faster than the body is found here as well.
 BODY_BYTES = MEBI - 64
 CHAT, COMPLETION, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
+SCORE = "/v1/score"
 EMBEDDINGS, RERANK, TURNS, VERTEX = "/v1/embeddings", "/v1/rerank", "/v1/messages", "/vertex"
 EVERY = {**ROUTES, **EXTRA_ROUTES}
 
@@ -63,6 +64,11 @@ WORST: dict[str, tuple[str, tuple[bytes, bytes, bytes]]] = {
     "documents of numbers": (RERANK, (b'{"query":"x","documents":[{"text":[', b"1" * 4000, b"]}]}")),
     "prompts of numbers": (COMPLETION, (b'{"prompt":[{"prompt_string":[', b"1" * 4000, b"]}]}")),
     "a user of numbers": (TURNS, (b'{"messages":"x","metadata":{"user_id":[', b"1" * 4000, b"]}}")),
+    "texts in a document": (RERANK, (b'{"query":"x","documents":[{"content":[', b'""', b"]}]}")),
+    "texts in a score": (SCORE, (b'{"text_1":"x","text_2":[{"content":[', '"é"'.encode(), b"]}]}")),
+    "no documents": (RERANK, (b'{"query":"x","texts":[{"messages":[', b"1", b"]}]}")),
+    "no input": (EMBEDDINGS, (b'{"input":[{"content":[{"content":[', b"1.0", b"]}]}]}")),
+    "lists of signs": (RERANK, (b'{"query":"x","texts":[[', '"😀"'.encode(), b"]]}")),
     "escaped quotes": (GENERATE, (b'{"inputs":"{', b'\\"[', b'"}')),
 }
 

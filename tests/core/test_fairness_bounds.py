@@ -157,10 +157,18 @@ class TestRetryAfter:
 
     def test_unknown_pace_is_the_hold_time(self) -> None:
         """And never more than a minute nor less than a second."""
-        queue = FairQueue(replace(BOUNDS, tenant_held_max=0))
-        assert queue.push(held("a", shed_at_ns=8 * S), now_ns=0)[0].retry_after_s == 8
-        assert queue.push(held("b", shed_at_ns=0), now_ns=0)[0].retry_after_s == 1
-        assert queue.push(held("c", shed_at_ns=900 * S), now_ns=0)[0].retry_after_s == 60
+        for shed_at_ns, told_s in ((8 * S, 8), (0, 1), (900 * S, 60)):
+            queue = FairQueue(replace(BOUNDS, tenant_held_max=0))
+            assert queue.push(held("a", shed_at_ns=shed_at_ns), now_ns=0)[0].retry_after_s == told_s
+
+    def test_unknown_pace_tells_each_a_time_of_its_own(self) -> None:
+        """As if those who wait were served within the hold: four in 8 s, so one in 2, and a little slack."""
+        queue = FairQueue(replace(BOUNDS, tenant_held_max=4))
+        for number in range(4):
+            assert not queue.push(held(f"w{number}", shed_at_ns=8 * S), now_ns=0)
+        told = [queue.push(held(f"a{number}", shed_at_ns=8 * S), now_ns=0)[0] for number in range(3)]
+        # 8, 8 + 2.6, 8 + 5.2, rounded up.
+        assert [each.retry_after_s for each in told] == [8, 11, 14]
 
 
 class TestMemory:

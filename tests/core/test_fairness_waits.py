@@ -188,6 +188,57 @@ def test_who_comes_back_when_told_finds_room(burst: int, tenants: tuple[str, ...
     assert seen["served on return"] == seen["turned away"]
 
 
+def young(burst: int, *, places: int, mean_s: float, queue_max: int) -> Counter[str]:
+    """The same of a service that nobody has waited for yet: a burst is all that it has ever seen."""
+    queue = FairQueue(bounds(queue_max), order=FeasibleFirst())
+    rng, number, free, seen = Random(1), 0, places, Counter[str]()
+    events: list[tuple[int, int, str, int]] = []
+    tried: dict[str, int] = {}
+
+    def later(at_s: float, what: str, tries: int = 0) -> None:
+        nonlocal number
+        number += 1
+        heapq.heappush(events, (int(at_s * S), number, what, tries))
+
+    for each in range(burst):
+        later(1.0 + each / 1_000, "comes")
+    while events:
+        now_ns, at, what, tries = heapq.heappop(events)
+        now_s, sheds = now_ns / S, []
+        free += what == "ends"
+        if what == "comes" and free and not len(queue):
+            free -= 1
+            seen["served"] += 1
+            later(now_s + rng.expovariate(1 / mean_s), "ends")
+        elif what == "comes":
+            tried[f"r{at}"] = tries
+            sheds = queue.push(held(at, now_ns, hold_s=5), now_ns=now_ns)
+            later(now_s + 5.0, "is shed")
+        while free and queue.take("p", lambda _: True, now_ns=now_ns) is not None:
+            free -= 1
+            seen["served"] += 1
+            later(now_s + rng.expovariate(1 / mean_s), "ends")
+        for shed in (*sheds, *queue.expire(now_ns=now_ns)):
+            before = tried[shed.held.id]
+            seen["in vain" if before else "turned away"] += 1
+            if before < 3:
+                later(now_s + shed.retry_after_s + rng.random() / 5, "comes", before + 1)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("burst", "places", "mean_s", "queue_max"),
+    [(12, 1, 2.0, 3), (16, 4, 2.0, 4), (16, 4, 8.0, 4), (100, 4, 0.5, 20), (100, 4, 2.0, 20)],
+)
+def test_a_young_service_tells_each_a_time_of_its_own(
+    burst: int, places: int, mean_s: float, queue_max: int
+) -> None:
+    """Before it knows how fast its queue drains, too: few come in vain, and all are served."""
+    seen = young(burst, places=places, mean_s=mean_s, queue_max=queue_max)
+    assert seen["in vain"] <= 0.3 * seen["turned away"], seen
+    assert seen["served"] == burst, seen
+
+
 def test_nobody_is_told_more_than_a_minute_and_the_past_is_no_debt() -> None:
     """However many were told: a bound; and after a pause the next is told of what waits alone."""
     queue = FairQueue(bounds(10), order=FeasibleFirst())

@@ -6,6 +6,9 @@ Raw HTTP/1.1 on an event loop in a thread, so that what was written when a clien
 - `x-tokens`, `x-gap-ms`    how many tokens, and the time between two events
 - `x-per-event`             tokens in one event
 - `x-say`                   JSON: what is written in place of tokens, event by event, or a whole body
+- `x-choices`               in each event so many choices, of so many tokens each
+- `x-raw`                   JSON: texts that are written as they are after the tokens, in place of an end
+- `x-kind`                  the answer's content type
 - `x-after`                 so many tokens come before what is said
 - `x-holds-at`              after so many tokens it waits for `goes_on`
 """
@@ -94,11 +97,16 @@ class ShapedEngine:
             headers["x-say"], headers["x-tokens"] = json.dumps([DEAD]), "0"
         streams = bool(body.get("stream")) or path == "/generate_stream"
         kind = b"text/event-stream" if streams else b"application/json"
+        kind = headers.get("x-kind", "").encode() or kind
         packed = b"content-encoding: gzip\r\n" if "gzip" in headers.get("accept-encoding", "") else b""
         extra = "".join(f"{n}: {v}\r\n" for n, v in json.loads(headers.get("x-answer-headers", "{}")).items())
         writer.write(HEAD % (kind, packed + extra.encode()))
         tokens, said = int(headers.get("x-tokens", "0")), json.loads(headers.get("x-say", "null"))
-        if not streams:
+        if not tokens and "x-raw" in headers:
+            for text in json.loads(headers["x-raw"]):
+                _chunk(writer, text.encode())
+                await writer.drain()
+        elif not streams:
             answer = json.dumps(said if said is not None else whole(headers, tokens)).encode()
             _chunk(writer, gzip.compress(answer) if packed else answer)
         elif path in TURNS:
@@ -118,6 +126,7 @@ class ShapedEngine:
         said: list[Any] | None,
     ) -> None:
         name, shape = headers.get("x-name", ""), headers.get("x-shape", "vllm")
+        choices, raw = int(headers.get("x-choices", "1")), json.loads(headers.get("x-raw", "null"))
         each, gap_s = int(headers.get("x-per-event", "1")), float(headers.get("x-gap-ms", "0")) / 1e3
         holds_at = int(headers.get("x-holds-at", "0"))
         options = body.get("stream_options") or {}
@@ -132,12 +141,18 @@ class ShapedEngine:
             event = chunk(shape, TOKEN[shape], " word" * step, last=last)
             if options.get("continuous_usage_stats") and shape in ("vllm", "sglang"):
                 event["usage"] = usage(made)
+            event["choices"] *= choices
             _event(writer, event)
-            await self._sent(name, made, reader, writer, gap_s)
+            await self._sent(name, made * choices, reader, writer, gap_s)
             if made == holds_at:
                 await asyncio.to_thread(self.goes_on.wait)
         for event in said or ():
             _event(writer, event)
+        if raw is not None:
+            for text in raw:
+                _chunk(writer, text.encode())
+                await writer.drain()
+            return
         if said is None:
             for event in CLOSING[shape]:
                 _event(writer, chunk(shape, event, last=True))

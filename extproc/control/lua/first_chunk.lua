@@ -62,14 +62,48 @@ local function error_in(text)
     if text:find('^%s*:%s*[{"]', at + 7) then
       return text:sub(at, at + ERROR_BYTES - 1)
     end
-    local before = text:sub(math.max(1, at - 16), at - 1)
-    if before:find('"object"%s*:%s*$') then
-      return text:sub(at - #before, at - #before + ERROR_BYTES - 1)
+    local before = text:sub(math.max(1, at - 24), at - 1)
+    local named = before:find('"object"%s*:%s*$') or before:find('"finish_reason"%s*:%s*$')
+    if named then
+      local from = at - #before + named - 1
+      return text:sub(from, from + ERROR_BYTES - 1)
     end
     at = text:find('"error"', at + 7, true)
   end
+  -- SGLang's own streams say so of what they gave up, with a status.
+  at = text:find('"abort"', 1, true)
+  local before = at and text:sub(math.max(1, at - 48), at - 1)
+  local named = before and before:find('"finish_reason"%s*:%s*{%s*"type"%s*:%s*$')
+  if named then
+    local from = at - #before + named - 1
+    return text:sub(from, from + ERROR_BYTES - 1)
+  end
   at = text:find("\nerror:", 1, true)
   return at and text:sub(at, at + ERROR_BYTES - 1)
+end
+
+-- What stands in a whole answer's place: a page, or what FastAPI's own errors look like.
+local function no_answer(handle, text)
+  local type = (handle:headers():get("content-type") or ""):lower()
+  local json = type:find("^application/json")
+  if type:find("^text/html") or json and (text:find("^%s*<") or text:find('^%s*{%s*"detail"%s*:')) then
+    return "@NO_ANSWER@" .. text:sub(1, ERROR_BYTES)
+  end
+end
+
+-- An event's data may stand in several lines: here they are one.
+local function joined(text)
+  return (text:gsub("([^\r\n])\r?\ndata: ?", "%1"))
+end
+
+-- How many choices an event holds: engines write one each, and a gateway before them may put several together.
+-- Each says how it ended, or that it has not.
+local function choices_in(text)
+  local count, at = 0, text:find('"finish_reason"', 1, true)
+  while at do
+    count, at = count + 1, text:find('"finish_reason"', at + 15, true)
+  end
+  return count
 end
 
 -- What an event says that is called an error, where the first one is: OpenAI's own has no object of that name.
@@ -169,6 +203,7 @@ end
 local function is_usual(text)
   return text:find('"choices"', 1, true)
     and not text:find("error", 1, true)
+    and not text:find('"abort"', 1, true)
     and not text:find("[DONE]", 1, true)
     and not text:find('"choices":[]', 1, true)
     and not text:find('"choices": []', 1, true)
@@ -176,48 +211,87 @@ local function is_usual(text)
     and not has(text, '"timings"', '"timings"%s*:%s*{')
 end
 
+-- An event is whole: what its data comes to.
+local function ended_event(found)
+  local data = found.data
+  found.data = nil
+  if not data then
+    return
+  end
+  local failure = error_in(data)
+  if failure or found.event == "error" then
+    -- OpenAI's own error event has no object of that name: what it says is the event.
+    found.failure = found.failure or failure or data:sub(6, 5 + ERROR_BYTES)
+  elseif found.event then
+    named_event(found, data)
+  else
+    if not (found.count == 0 and is_bare or is_bare_later)(data) then
+      found.count = found.count + math.max(1, choices_in(data))
+    elseif data:find("^data:%s*%[DONE%]") then
+      found.done = true
+    end
+    counts_in(found, data)
+  end
+end
+
+-- Of what is longer than may be kept, its head and its last bytes.
+local function cut(text)
+  return #text > LINE_BYTES and text:sub(1, LINE_HEAD_BYTES) .. text:sub(-LINE_TAIL_BYTES) or text
+end
+
+-- One line of data: an event's first, or what goes on in it. Some write no empty line between two events: what was whole
+-- before this line is an event of its own.
+local function data_line(found, line)
+  if found.data and not found.data:sub(-4):find("}%s*$") then
+    found.data = cut(found.data .. line:sub(6))
+    return
+  end
+  ended_event(found)
+  found.data = line
+  if line:find("^data:%s*%[DONE%]") then
+    ended_event(found)
+  end
+end
+
 -- Looks through the lines that are whole; answers what has come of one that is not. `found` is the stream's:
--- its events that held a token, its counts, its error and its end.
+-- its events that held a token, its counts, its error, its end, and the data of an event that has not ended.
 local function look_through(found, text)
   local at = 1
-  local usual = found.count > 0 and not found.event and is_usual(text)
+  local usual = found.count > 0 and not found.event and not found.data and is_usual(text)
+  local events, open = 0, false
   while true do
     local line_end = text:find("\n", at, true)
     if not line_end then
       break
     end
-    if usual then
-      if line_end > at + 5 and text:find("^data:", at) then
-        found.count = found.count + 1
-      end
-    elseif line_end > at + 5 then
-      local line = text:sub(at, line_end - 1)
-      local failure = not found.failure and error_in(line)
-      if failure then
-        found.failure = failure
-      elseif line:sub(1, 6) == "event:" then
-        found.event = own_name(line:match("^event:%s*([%w_.]+)"))
-      elseif line:sub(1, 5) == "data:" and found.event == "error" then
-        -- OpenAI's own error event has no object of that name: what it says is the event.
-        found.failure = found.failure or line:sub(6, 5 + ERROR_BYTES)
-      elseif line:sub(1, 5) == "data:" and found.event then
-        named_event(found, line)
-      elseif line:sub(1, 5) == "data:" then
-        if not (found.count == 0 and is_bare or is_bare_later)(line) then
-          found.count = found.count + 1
-        elseif line:find("^data:%s*%[DONE%]") then
-          found.done = true
-        end
-        counts_in(found, line)
-      end
-    elseif line_end <= at + 1 then
+    if line_end <= at + 1 then
       -- An event ends with an empty line, and its name with it.
+      open = false
+      ended_event(found)
       found.event = nil
+    elseif line_end > at + 5 then
+      if usual then
+        if text:find("^data:", at) then
+          events = open and events or events + 1
+          open = true
+        end
+      else
+        local line = text:sub(at, line_end - 1)
+        if line:sub(1, 5) == "data:" then
+          data_line(found, line)
+        elseif line:sub(1, 6) == "event:" then
+          found.event = own_name(line:match("^event:%s*([%w_.]+)"))
+        else
+          found.failure = found.failure or error_in(line)
+        end
+      end
     end
     at = line_end + 1
   end
-  local rest = at > 1 and text:sub(at) or text
-  return #rest > LINE_BYTES and rest:sub(1, LINE_HEAD_BYTES) .. rest:sub(-LINE_TAIL_BYTES) or rest
+  if events > 0 then
+    found.count = found.count + math.max(events, choices_in(at > #text and text or text:sub(1, at - 1)))
+  end
+  return cut(at > 1 and text:sub(at) or text)
 end
 
 -- What the decision has noted for us; nil where there was none.
@@ -378,6 +452,24 @@ function envoy_on_response(handle)
   -- Its events have names, and none with a token has come.
   local waits = false
   local found = { count = 0, counts = {}, failure = nil, done = false }
+  -- Looks through what came, and notes what is new of it.
+  local function see(text)
+    local count, failed, done = found.count, found.failure, found.done
+    rest = look_through(found, text)
+    if found.count > count then
+      note("@EVENTS_KEY@", found.count)
+    end
+    for key, value in pairs(found.counts) do
+      note(key, value)
+      found.counts[key] = nil
+    end
+    if found.failure and not failed then
+      note("@ERROR_KEY@", found.failure)
+    end
+    if found.done and not done then
+      note("@DONE_KEY@", true)
+    end
+  end
   for chunk in handle:bodyChunks() do
     local length = chunk:length()
     local text = length > 0 and chunk:getBytes(0, length) or ""
@@ -420,7 +512,12 @@ function envoy_on_response(handle)
       if not begun and (waits and tokens_begin(text) or not waits and (text:sub(1, 1) ~= ":" or text:find("\ndata:", 1, true))) then
         begun = true
         note("@FIRST_CHUNK_KEY@", handle:timestampString(EnvoyTimestampResolution.MICROSECOND))
-        local failure = well and (error_in(text) or error_event(text))
+        local failure
+        if well and stream then
+          failure = error_in(joined(text)) or error_event(text)
+        elseif well then
+          failure = error_in(text) or no_answer(handle, text)
+        end
         if not (well and stream) then
           if failure then
             note("@ERROR_KEY@", failure)
@@ -438,22 +535,8 @@ function envoy_on_response(handle)
         end
       end
       if well and stream then
-        local count, failed, done = found.count, found.failure, found.done
-        rest = look_through(found, rest == "" and text or rest .. text)
         -- Each time: a client that leaves takes the loop with it.
-        if found.count > count then
-          note("@EVENTS_KEY@", found.count)
-        end
-        for key, value in pairs(found.counts) do
-          note(key, value)
-          found.counts[key] = nil
-        end
-        if found.failure and not failed then
-          note("@ERROR_KEY@", found.failure)
-        end
-        if found.done and not done then
-          note("@DONE_KEY@", true)
-        end
+        see(rest == "" and text or rest .. text)
         -- Some clients leave at the end that their dialect has, before the connection's own.
         if found.done and parts and not found.failure and parts[#parts]:sub(-2) == "\n\n" then
           fill(handle, parts)
@@ -463,6 +546,10 @@ function envoy_on_response(handle)
         break
       end
     end
+  end
+  -- An engine's last line may have no end, and its last event no empty line.
+  if well and stream and (rest ~= "" or found.data) then
+    see(rest .. "\n\n")
   end
   -- Only here at the answer's own end: who leaves, or is cut off, takes the loop with it.
   if parts and not found.failure then

@@ -44,6 +44,11 @@ class DrainRate:
         busy_ns = self._busy_ns + (max(0, now_ns - self._since_ns) if held else 0)
         return ahead * busy_ns / self._done / 1e9
 
+    def guess_s(self, least_s: float, *, now_ns: int, held: bool) -> float:
+        """Seconds a dispatch while too few were to know: `least_s`, and no less than what was seen of one."""
+        busy_ns = self._busy_ns + (max(0, now_ns - self._since_ns) if held else 0)
+        return max(least_s, busy_ns / (self._done + 1.0) / 1e9)
+
 
 def retry_after_s(wait_s: float) -> int:
     """Whole seconds, rounded up, 1 to RETRY_AFTER_MAX_S."""

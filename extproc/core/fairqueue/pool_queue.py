@@ -146,7 +146,8 @@ class PoolQueue:
 
         Ahead of it are the better bands and, at its own, for each of its tenant's n + 1 what their
         weights give the others: (n + 1) · W / w, or all who wait there if they are fewer. Over the
-        measured drain; the time a request is held at most while that is not known.
+        measured drain; the time a request is held at most while that is not known, and then as if all who
+        wait were served in that time.
 
         Who is turned away is told a time of its own: each of a tenant's one turn of it later than the one
         before. Told the same, a burst of them would come back as one, and find room for the first alone.
@@ -160,11 +161,16 @@ class PoolQueue:
         waiting = bool(self._rotation)
         wait_s = self.drain_rate.wait_s(ahead, now_ns=now_ns, held=waiting)
         turn_s = self.drain_rate.wait_s(weights / held.weight, now_ns=now_ns, held=waiting)
-        if wait_s is None:
+        if wait_s is None or turn_s is None:
+            # Young: whoever waits now is taken to be served within the time that a request is held.
             wait_s = (last_ns - held.arrived_ns) / 1e9
-        if flow is not None and turn_s is not None:
-            told_s = (flow.told_ns - now_ns) / 1e9
-            wait_s = min(max(wait_s, told_s + TURN_SLACK * turn_s), float(RETRY_AFTER_MAX_S))
+            least_s = wait_s / max(1, len(self._rotation))
+            guess_s = self.drain_rate.guess_s(least_s, now_ns=now_ns, held=waiting)
+            turn_s = guess_s * weights / held.weight
+        if flow is not None:
+            if flow.told_ns:
+                wait_s = max(wait_s, (flow.told_ns - now_ns) / 1e9 + TURN_SLACK * turn_s)
+            wait_s = min(wait_s, float(RETRY_AFTER_MAX_S))
             flow.told_ns = now_ns + int(wait_s * 1e9)
         return retry_after_s(wait_s)
 

@@ -14,7 +14,7 @@ from extproc.core.outcome import End, Outcome, Reservation
 from extproc.core.request import RouteKind
 from extproc.wire.accesslog import TOKENS_MAX
 from extproc.wire.ended import ErrorOrigin, came_to_nothing, end_of, fault_of
-from extproc.wire.stream_events import StreamEvents, error_in
+from extproc.wire.stream_events import StreamEvents, error_in, no_answer_in
 
 #: So much of a body's end is looked through for counts: an OpenAI usage object, TGI's details.
 TAIL_BYTES = 16 * 1024
@@ -149,14 +149,23 @@ class Followed:
         if self.streams:
             self._events.saw(piece)
         if self._fault is ErrorOrigin.NONE and self.status == 200:
-            said = self._events.error if self.streams else error_in(piece[:HEAD_BYTES]) if first else ""
-            self._fault = fault_of(said)
+            self._fault = fault_of(self._events.error if self.streams else self._said(piece) if first else "")
+
+    def _said(self, piece: bytes) -> str:
+        """What a whole answer says of an error; of the file's own routes nobody knows what is none."""
+        head = piece[:HEAD_BYTES]
+        own = self._reservation.route == RouteKind.OTHER.value
+        kind = self._headers.get("content-type", "").lower()
+        return error_in(head) or ("" if own else no_answer_in(head, kind))
 
     def outcome(self, *, now_ns: int, complete: bool) -> Outcome:
         """How the request ended; `complete` is false where the response was cut.
 
         Who cut it does not show here: a client that left is by far the commonest.
         """
+        if self.streams and complete:
+            self._events.ended()
+            self._judge(b"", first=False)
         made = self._fault is ErrorOrigin.NONE or self._events.count > 0
         seen = self.first_ns is not None and self._reservation.stream and self.status == 200 and made
         prompt, output, cached = self._turn() if self._reservation.route in _TURNS else self._usual()
