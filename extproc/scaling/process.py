@@ -27,6 +27,8 @@ LOG_BYTES_MAX, OWN_LOG_BYTES_MAX = 8 * 1024 * 1024, 256 * 1024
 TAIL_BYTES, TAIL_LINES = 8 * 1024, 12
 #: Looks for what is left of a replica until it is given up: what starts children goes on while it is killed.
 SWEEPS_MAX, SWEEP_PAUSE_S = 100, 0.02
+#: Looks where a keeper is gone: a process in the middle of an exec shows no mark for that moment.
+LOOKS_LOST: Final = 3
 STATE_SUFFIX: Final = ".replica.json"
 
 
@@ -170,17 +172,20 @@ class KeptFolder:
     def found(self) -> Iterator[KeptProcess]:
         """What a predecessor has left running. What is left of replicas whose keeper is gone is killed."""
         alive: list[KeptProcess] = []
+        lost = False
         for file in sorted(self.path.glob(f"*{STATE_SUFFIX}")):
             facts = read_state(file)
             if facts.get("state") == str(file) and (process := KeptProcess(facts)).alive:
                 alive.append(process)
             else:
+                lost = True
                 with contextlib.suppress(OSError):
                     file.unlink()
-        kill_marked(
-            {mark for mark in marks() if mark.startswith(f"{self.path}/")}
-            - {str(process.facts["state"]) for process in alive}
-        )
+        ours = {str(process.facts["state"]) for process in alive}
+        for look in range(LOOKS_LOST if lost else 1):
+            if look:
+                time.sleep(SWEEP_PAUSE_S)
+            kill_marked({mark for mark in marks() if mark.startswith(f"{self.path}/")} - ours)
         yield from alive
 
 

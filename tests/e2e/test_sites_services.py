@@ -116,15 +116,22 @@ def test_a_token_is_taken_once_by_the_site_with_redis_and_once_by_each_service_w
     sites: TwoSites, shared: bool
 ) -> None:
     """Whoever repeats it gets 401, and the engine hears nothing of it."""
+    # A service that is late to a health check on a busy machine gets nothing until the next.
+    both_take(sites, lambda: sites.ask(BIG))
     chat = {"model": SMALL, "max_tokens": 5, "messages": [{"role": "user", "content": "hello"}]}
     token = issue("shop", "hub", sites.key, name=secrets.token_hex(8), now_s=time.time(), tenant="acme")
     seen = len(sites.far.seen)
     statuses: Counter[int] = Counter()
-    for _ in range(SHOWN):
-        headers = {SITE_HEADER: token}
-        statuses[sites.centre.call("/v1/chat/completions", chat, key=None, headers=headers)[0]] += 1
     taken = 1 if shared else SERVICES
-    assert statuses == {200: taken, 401: SHOWN - taken}
+
+    def shown() -> bool:
+        for _ in range(SHOWN):
+            headers = {SITE_HEADER: token}
+            statuses[sites.centre.call("/v1/chat/completions", chat, key=None, headers=headers)[0]] += 1
+        return statuses[200] >= taken
+
+    wait_for("each that takes it", shown, timeout_s=20)
+    assert statuses == {200: taken, 401: statuses.total() - taken}
     assert len(sites.far.seen) == seen + taken
 
 
