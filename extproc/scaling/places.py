@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from random import SystemRandom
 
 from extproc.supervise.ports import FREE_PORTS, tcp_problem
 
@@ -69,6 +70,9 @@ class LocalPlaces:
         first, last = ports
         asked = range(first, last + 1) if first else FREE_PORTS
         wrong = "has a replica"
+        if not first and not self._last:
+            # Not where every launcher of this machine begins: two would give out one port at one moment.
+            self._last = SystemRandom().choice(asked)
         after = max(asked[0], min(self._last + 1, asked[-1] + 1))
         for port in chain(range(after, asked[-1] + 1), range(asked[0], after)):
             if port in self._ports:

@@ -80,6 +80,12 @@ def test_cards_of_another_service_s_replicas_are_not_given_out(folder: KeptFolde
     assert isinstance(places.take((0, 0), (0, 1), cards_each=2), LocalPlace)
 
 
+def test_two_launchers_do_not_begin_at_one_port() -> None:
+    """Else both would give it out in the moment before a replica listens there."""
+    taken = [LocalPlaces().take((0, 0), (), cards_each=1) for _ in range(4)]
+    assert len({place.port for place in taken if isinstance(place, LocalPlace)}) > 1
+
+
 def test_a_successor_finds_what_runs(folder: KeptFolder) -> None:
     """By its state file, with its facts; what it is told to end it ends, though it is no child of its own."""
     process = started(folder)
