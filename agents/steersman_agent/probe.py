@@ -78,7 +78,7 @@ class Prober:
         self._evidence_s = float("-inf")
         self._still_since_s: float | None = None
         #: When its counters last moved or its work arrived, and how long they have stood still and gone on.
-        self._moved_s: float | None = None
+        self._moved_s = 0.0
         self._stood_s = 0.0
         self._not_before_s = 0.0
         self._pause_s = RETRY_FIRST_S
@@ -86,8 +86,7 @@ class Prober:
     def reset(self, now_s: float) -> None:
         """The process is another one now; its custom stays, as the hardware does."""
         self.channel.reset(now_s)
-        self._progress, self._work = (), False
-        self._still_since_s = self._moved_s = None
+        self._progress, self._work, self._still_since_s = (), False, None
         self._evidence_s, self._not_before_s, self._pause_s = float("-inf"), 0.0, RETRY_FIRST_S
 
     def observe(self, progress: tuple[float, ...], now_s: float, *, work: bool) -> bool:
@@ -100,7 +99,7 @@ class Prober:
             self._moves += 1
             self._evidence_s = now_s
             self.channel.feed(Symptom.MOVED, now_s)
-            if had_work and self._moved_s is not None:
+            if had_work:
                 stood_s = min(now_s - self._moved_s, STILL_S_MAX)
                 self._stood_s = max(STILL_KEPT * self._stood_s, stood_s)
         if moved or arrived or not work or not progress or self._still_since_s is None:
@@ -108,7 +107,7 @@ class Prober:
         elif now_s - self._still_since_s >= max(self._timeout_s, self._stood_s):
             # A reading tells of one silence at most, however long we have not looked.
             self._still_since_s = now_s
-            still_ms = (now_s - (self._moved_s if self._moved_s is not None else now_s)) * 1000
+            still_ms = (now_s - self._moved_s) * 1000
             self.channel.feed(
                 Symptom.TIMED_OUT, now_s, f"work in flight, and no counter moved for {still_ms:.0f} ms"
             )
