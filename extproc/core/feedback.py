@@ -62,11 +62,13 @@ class Feedback:
         observed_ms = (now_ns - job.placed_ns) / MS_NS
         if load.left_ns >= job.placed_ns:
             since_ms = (now_ns - load.left_ns) / MS_NS
-            waited = after_end(observed_ms, _expected_ms(entry), since_ms, job.plan.prefill_ms)
+            waited = after_end(
+                observed_ms, first_token_ms(entry.endpoint, entry.job), since_ms, job.plan.prefill_ms
+            )
         side_by_side = endpoint.admission.side_by_side
         if side_by_side and job.plan.sure:
             # One that is in time may have waited a little as well.
-            own_ms = _scale(entry) * (job.plan.ttft_ms - job.plan.wait_ms)
+            own_ms = scale_of(entry.endpoint, entry.job) * (job.plan.ttft_ms - job.plan.wait_ms)
             start_ms = own_ms if waited else (1.0 - START_SHARE) * own_ms - START_MS
             beside = load.beside(job, int(now_ns - start_ms * MS_NS), at_end=waited)
             taken = max(taken, beside + endpoint.load_permits - load.taken + 1)
@@ -174,8 +176,8 @@ class Feedback:
             _waited(entry, observed_ms)
         if self._joined(entry, observed_ms):
             return
-        scale = _scale(entry)
-        predicted_ms = scale * _expected_ms(entry)
+        scale = scale_of(entry.endpoint, entry.job)
+        predicted_ms = scale * first_token_ms(entry.endpoint, entry.job)
         if job.ahead_ms and not (job.ahead and endpoint.admission.known(job.ahead)):
             # It waits not at all, or for all of them: what is within that tells nothing.
             least_ms = scale * (plan.ttft_ms - plan.wait_ms)
@@ -205,7 +207,7 @@ class Feedback:
         endpoint, plan = entry.endpoint, entry.job.plan
         pool = self.fleet.pools.get(entry.reservation.pool)
         spared_ms = endpoint.speed.prefill_ms(plan.uncached_tokens + plan.cached_tokens) - plan.prefill_ms
-        expected_ms = _expected_ms(entry)
+        expected_ms = first_token_ms(entry.endpoint, entry.job)
         if pool is None or spared_ms <= SPARED_SHARE_MIN * expected_ms:
             return False
         missed = observed_ms > expected_ms + spared_ms / 2.0
@@ -328,14 +330,6 @@ def _told(pool: Pool, entry: InFlight, outcome: Outcome) -> None:
         resized(pool.prefixes, endpoint, capacity, plan.block_tokens)
 
 
-def _expected_ms(entry: InFlight) -> float:
-    return first_token_ms(entry.endpoint, entry.job)
-
-
-def _scale(entry: InFlight) -> float:
-    return scale_of(entry.endpoint, entry.job)
-
-
 def _waited(entry: InFlight, observed_ms: float) -> None:
     """What a first token says of how its engine admits.
 
@@ -345,7 +339,7 @@ def _waited(entry: InFlight, observed_ms: float) -> None:
     speed = endpoint.speed
     if plan.prefill_ms <= 0.0:
         return
-    scale = _scale(entry)
+    scale = scale_of(entry.endpoint, entry.job)
     own_ms = scale * (plan.ttft_ms - plan.wait_ms)
     waited_ms = observed_ms - own_ms
     # A speed that nobody knows yet looks like waiting.
@@ -361,7 +355,9 @@ def late(entry: InFlight, *, now_ns: int) -> None:
     speed, plan = entry.endpoint.speed, entry.job.plan
     if entry.reservation.stream and not entry.moved and speed.model.admission.heard:
         before = speed.factor
-        speed.saw_first_token(_scale(entry) * plan.latest_ms, (now_ns - entry.job.placed_ns) / MS_NS)
+        speed.saw_first_token(
+            scale_of(entry.endpoint, entry.job) * plan.latest_ms, (now_ns - entry.job.placed_ns) / MS_NS
+        )
         entry.late = speed.factor / before
 
 
