@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from cache_engine import CacheEngine
 from gateway import KEYS, Gateway, chat_pool, wait_for
 from replicas import Replicas, specs
 
@@ -35,6 +36,22 @@ def caching(
         Gateway(chat_pool(running.addresses), tenants=listed, cache=cache or {}) as gateway,
     ):
         yield gateway, running
+
+
+@contextlib.contextmanager
+def over_an_engine(**sections: Any) -> Iterator[tuple[Gateway, CacheEngine]]:
+    """A started gateway over one engine whose answers a test writes; nothing is retried unless told."""
+    sections = {"gateway": {"retries": 0}, **sections}
+    with (
+        CacheEngine() as engine,
+        Gateway(
+            chat_pool([engine.address], ask_usage=False),
+            tenants=[tenant("acme"), tenant("globex")],
+            cache={},
+            **sections,
+        ) as gateway,
+    ):
+        yield gateway, engine
 
 
 def figures(gateway: Gateway) -> dict[str, Any]:

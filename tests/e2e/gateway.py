@@ -137,6 +137,12 @@ def chat_pool(
     return {"chat": {"models": ["tiny-chat"], "addresses": listed, **pool}}
 
 
+def in_two_regions(addresses: Sequence[str]) -> list[dict[str, Any]]:
+    """Three endpoints: the first in the EU, the others in the US."""
+    regions = ("eu", "us", "us")
+    return [{"address": at, "region": region} for at, region in zip(addresses, regions, strict=True)]
+
+
 def tenants(**more: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The tenants of KEYS, each with what is given for it."""
     return [

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from cache_engine import CacheEngine
-from cache_gateway import figures, judged, kept, looked, tenant
-from gateway import KEYS, Gateway, chat_pool, wait_for
+from cache_gateway import figures, judged, kept, looked, over_an_engine
+from gateway import KEYS, Gateway, wait_for
 
 pytestmark = pytest.mark.envoy
 
@@ -22,16 +22,8 @@ EVENTS = "text/event-stream"
 
 @pytest.fixture
 def stand() -> Iterator[tuple[Gateway, CacheEngine]]:
-    with (
-        CacheEngine() as engine,
-        Gateway(
-            chat_pool([engine.address], ask_usage=False),
-            tenants=[tenant("acme"), tenant("globex")],
-            cache={},
-            gateway={"retries": 0},
-        ) as gateway,
-    ):
-        yield gateway, engine
+    with over_an_engine() as running:
+        yield running
 
 
 def ask(gateway: Gateway, text: str, *, stream: bool = False, read: int | None = None) -> bytes:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cache_engine import CacheEngine
-from cache_gateway import figures, looked, tenant
+from cache_gateway import figures, looked, over_an_engine, tenant
 from gateway import KEYS, Gateway, chat_pool, wait_for
 from test_cache_answers import DONE, EVENTS, ask, piece, whole
 
@@ -20,18 +20,10 @@ pytestmark = pytest.mark.envoy
 @pytest.fixture
 def stand() -> Iterator[tuple[Gateway, CacheEngine]]:
     classes = [{"name": "standard", "hold_ms": 60_000}]
-    with (
-        CacheEngine() as engine,
-        Gateway(
-            chat_pool([engine.address], ask_usage=False),
-            tenants=[tenant("acme"), tenant("globex")],
-            cache={},
-            classes=classes,
-            # A wait for an equal request is no wait for a decision.
-            gateway={"retries": 0, "decision_timeout_ms": 2_000},
-        ) as gateway,
-    ):
-        yield gateway, engine
+    # A wait for an equal request is no wait for a decision.
+    quick = {"retries": 0, "decision_timeout_ms": 2_000}
+    with over_an_engine(classes=classes, gateway=quick) as running:
+        yield running
 
 
 def joined(gateway: Gateway) -> int:

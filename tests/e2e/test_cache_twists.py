@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from cache_engine import CacheEngine
-from cache_gateway import figures, kept, looked, tenant
-from gateway import KEYS, Gateway, chat_pool, wait_for
+from cache_gateway import figures, kept, looked, over_an_engine
+from gateway import KEYS, Gateway, wait_for
 from test_cache_answers import whole
 
 pytestmark = pytest.mark.envoy
@@ -23,16 +23,8 @@ CHAT = "/v1/chat/completions"
 
 @pytest.fixture(scope="module")
 def stand() -> Iterator[tuple[Gateway, CacheEngine]]:
-    with (
-        CacheEngine() as engine,
-        Gateway(
-            chat_pool([engine.address], ask_usage=False),
-            tenants=[tenant("acme"), tenant("globex")],
-            cache={},
-            gateway={"retries": 0},
-        ) as gateway,
-    ):
-        yield gateway, engine
+    with over_an_engine() as running:
+        yield running
 
 
 def body(text: str = "hi", **more: Any) -> dict[str, Any]:

@@ -15,11 +15,19 @@ import pytest
 import yaml
 from deploy_harness import script
 from echo import Echo
-from gateway import ASK_S, HEALTH_TIMEOUT, KEYS, Gateway, free_ports, wait_for
+from gateway import (
+    ASK_S,
+    HEALTH_TIMEOUT,
+    KEYS,
+    Gateway,
+    free_ports,
+    in_two_regions,
+    tenants,
+    wait_for,
+)
 from replicas import Replicas, specs
 
 from extproc.config.load import load
-from extproc.core.tenant import hash_key
 
 HOST = "llm.example.com"
 #: By conftest.py: later tests break what earlier ones use.
@@ -106,10 +114,10 @@ class IstioGateway(Gateway):
 
 def istio(addresses: list[Any], **about: Any) -> IstioGateway:
     """A gateway before one pool, named as in the manifests; acme's requests stay in the EU."""
-    tenants = [{"name": name, "keys": [{"sha256": hash_key(key)}]} for name, key in KEYS.items()]
-    tenants[0]["regions"] = ["eu"]
     pools = {"llama": {"models": ["tiny-chat"], "addresses": addresses, **about.pop("pool", {})}}
-    return IstioGateway(pools, **{"tenants": tenants, "classes": [{"name": "standard"}], **about})
+    return IstioGateway(
+        pools, **{"tenants": tenants(acme={"regions": ["eu"]}), "classes": [{"name": "standard"}], **about}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -121,11 +129,7 @@ def replicas() -> Iterator[Replicas]:
 @pytest.fixture(scope="module")
 def gateway(replicas: Replicas) -> Iterator[IstioGateway]:
     """One replica in the EU and two in the US."""
-    listed = [
-        {"address": address, "region": region}
-        for address, region in zip(replicas.addresses, ("eu", "us", "us"), strict=True)
-    ]
-    with istio(listed) as gateway:
+    with istio(in_two_regions(replicas.addresses)) as gateway:
         yield gateway
 
 

@@ -12,11 +12,9 @@ import istio_pool
 import pytest
 import yaml
 from echo import Echo
-from gateway import KEYS, free_ports, wait_for
+from gateway import KEYS, free_ports, in_two_regions, tenants, wait_for
 from picker_gateway import PickerGateway
 from replicas import Replicas, specs
-
-from extproc.core.tenant import hash_key
 
 #: By conftest.py: the last test leaves a replica dead.
 IN_ORDER = True
@@ -105,16 +103,10 @@ def replicas() -> Iterator[Replicas]:
 @pytest.fixture(scope="module")
 def gateway(replicas: Replicas) -> Iterator[PickerGateway]:
     """One replica in the EU and two in the US; acme's requests stay in the EU, globex's do not."""
-    listed = [
-        {"address": address, "region": region}
-        for address, region in zip(replicas.addresses, ("eu", "us", "us"), strict=True)
-    ]
-    tenants = [{"name": name, "keys": [{"sha256": hash_key(key)}]} for name, key in KEYS.items()]
-    tenants[0]["regions"] = ["eu"]
     gateway = IstioPool(
-        {"chat": {"models": ["tiny-chat"], "addresses": listed}},
+        {"chat": {"models": ["tiny-chat"], "addresses": in_two_regions(replicas.addresses)}},
         picker={"tries": 3},
-        tenants=tenants,
+        tenants=tenants(acme={"regions": ["eu"]}),
         classes=[{"name": "standard", "hold_ms": 0}],
         probes={"enabled": False},
     )
